@@ -1,0 +1,67 @@
+# The verbs of this project. `make run` and `make test` install what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PLUGINS := $(sort $(wildcard plugins/*))
+EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
+PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
+
+.PHONY: run test check protos lock docs clean help
+
+help:  ## Show the verbs
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "python 3.11 or newer is needed, this is " + sys.version'
+	$(PYTHON) -m venv $(VENV)
+
+# Our own distributions come last and without their dependencies: the lock has installed those already.
+$(VENV)/.run: requirements/run.lock $(PROJECT_FILES) | $(BIN)/python
+	@echo "Installing into $(VENV) (about a minute the first time) ..."
+	$(PIP_INSTALL) --require-hashes --requirement requirements/run.lock
+	$(PIP_INSTALL) --no-deps --no-build-isolation $(EDITABLE)
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.run
+	@echo "Installing the development tools into $(VENV) ..."
+	$(PIP_INSTALL) --require-hashes --requirement requirements/dev.lock
+	@touch $@
+
+# Two small environments of their own, because they need other versions than the service.
+.venv-protos/.ready: requirements/protos.lock
+	$(PYTHON) -m venv .venv-protos
+	.venv-protos/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/protos.lock
+	@touch $@
+
+.venv-oldest/.ready: requirements/oldest.lock
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/oldest.lock
+	@touch $@
+
+run: $(VENV)/.run  ## Install and serve the demo (REDIS=1: with a Redis-compatible server as the cache)
+	@exec $(BIN)/exchange-service demo $(if $(REDIS),--redis)
+
+test: $(VENV)/.dev .venv-oldest/.ready  ## Install and run every test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint
+	scripts/protos --check
+
+protos: .venv-protos/.ready  ## Generate exchange_service/v1 from protos/
+	scripts/protos
+
+docs: $(VENV)/.dev  ## Rewrite the generated pages of docs/
+	$(BIN)/python -m tests.generated_docs --write
+
+lock:  ## Compile requirements/*.lock again
+	@test -x .venv-lock/bin/uv || ($(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv)
+	scripts/lock
+
+clean:  ## Remove everything that was installed or built here
+	rm -rf .venv .venv-protos .venv-oldest .venv-lock build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,289 @@
+"""Everything that can go wrong, as one tree. The status table in `grpc_server/status.py` has a row for each leaf.
+
+    ServiceError                        something a caller is told about, with a reason and a sentence
+    ├── RequestError                    the call itself
+    │   ├── FieldInvalid                a field is missing or malformed
+    │   ├── ExchangeUnknown             no plugin serves this id
+    │   ├── CredentialMissing           nothing is stored for this account
+    │   ├── CallerUnknown               the caller did not prove who he is
+    │   ├── UserForbidden               the caller may not read this user
+    │   ├── DeadlinePassed              too little time is left
+    │   └── SubscriberTooSlow           the subscriber does not read
+    ├── VenueError                      what a plugin may raise
+    │   ├── CredentialInvalid           the stored credential lacks a field or holds one that is not taken
+    │   ├── CredentialRejected          the venue refuses the key
+    │   ├── PermissionMissing           the key lacks the right to read
+    │   ├── AddressNotAllowed           the venue refuses our address
+    │   ├── ClockSkew                   the venue refuses our time
+    │   ├── RegionRestricted            the venue refuses our region
+    │   ├── AccountUnknown              the venue knows no such account
+    │   ├── FeatureNotEnabled           the account lacks a feature
+    │   ├── VenueRateLimited            the venue limits us
+    │   ├── VenueUnavailable            the venue is down
+    │   ├── VenueMaintenance            the venue says it is in maintenance
+    │   ├── VenueTimeout                the venue is too slow
+    │   ├── VenueMalformed              the venue answered nonsense
+    │   ├── NotSupported                the venue has no such thing
+    │   └── RequestRefused              the venue calls our request wrong
+    └── HostError                       this service
+        ├── CredentialUnreadable        a stored credential cannot be opened
+        ├── CallerRateLimited           the caller asks too often
+        ├── ServiceOverloaded           we are full
+        ├── StoreUnavailable            the credential store is down
+        ├── ShuttingDown                this replica ends
+        ├── StreamLifetimeReached       the stream has lived long enough
+        ├── PluginFailed                a plugin broke
+        └── ServiceFailed               we broke
+
+The message is a sentence for a person: what happened, where, and what to do next. It never holds a secret, a URL with
+a query, or another exception's text: raise with `from None` at the edge where a venue's or library's error ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+class ServiceError(Exception):
+    """Something that a caller is told about: a stable `reason`, a sentence, and perhaps a delay in seconds."""
+
+    reason = ""
+    # Whether the last good balance is a fair answer in its place: the trouble says nothing about the account.
+    transient = False
+    # The delay to recommend when nobody gave one. None: waiting does not help.
+    default_retry_after: float | None = None
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after = self.default_retry_after if retry_after is None else retry_after
+
+
+class RequestError(ServiceError):
+    """The call itself is at fault."""
+
+
+class VenueError(ServiceError):
+    """What a plugin may raise: the venue, or what the user stored for it, is at fault."""
+
+
+class HostError(ServiceError):
+    """This service is at fault."""
+
+
+class FieldInvalid(RequestError):
+    """A request's field is missing or malformed; `field` is its path."""
+
+    reason = "FIELD_INVALID"
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.description = message
+
+
+class ExchangeUnknown(RequestError):
+    """No loaded plugin serves this exchange id."""
+
+    reason = "EXCHANGE_UNKNOWN"
+
+
+class CredentialMissing(RequestError):
+    """No credential is stored for this account."""
+
+    reason = "CREDENTIAL_MISSING"
+
+
+class CallerUnknown(RequestError):
+    """The caller did not prove who he is."""
+
+    reason = "CALLER_UNKNOWN"
+
+
+class UserForbidden(RequestError):
+    """The caller is known, but may not read this user's accounts."""
+
+    reason = "USER_FORBIDDEN"
+
+
+class DeadlinePassed(RequestError):
+    """The caller's deadline has passed or leaves too little time."""
+
+    reason = "DEADLINE_PASSED"
+
+
+class SubscriberTooSlow(RequestError):
+    """A subscriber did not read for too long."""
+
+    reason = "SUBSCRIBER_TOO_SLOW"
+
+
+class CredentialInvalid(VenueError):
+    """The stored credential lacks a field, or holds one that the plugin does not take."""
+
+    reason = "CREDENTIAL_INVALID"
+
+
+class CredentialRejected(VenueError):
+    """The venue refuses the key, token or signature."""
+
+    reason = "CREDENTIAL_REJECTED"
+
+
+class PermissionMissing(VenueError):
+    """The key is good, but lacks the right to read balances."""
+
+    reason = "PERMISSION_MISSING"
+
+
+class AddressNotAllowed(VenueError):
+    """The venue does not take this key from our network address."""
+
+    reason = "ADDRESS_NOT_ALLOWED"
+
+
+class ClockSkew(VenueError):
+    """The venue refuses the time of our request."""
+
+    reason = "CLOCK_SKEW"
+
+
+class RegionRestricted(VenueError):
+    """The venue does not serve the region we call from."""
+
+    reason = "REGION_RESTRICTED"
+
+
+class AccountUnknown(VenueError):
+    """The venue knows no such account."""
+
+    reason = "ACCOUNT_UNKNOWN"
+
+
+class FeatureNotEnabled(VenueError):
+    """The account exists, but lacks the feature asked for."""
+
+    reason = "FEATURE_NOT_ENABLED"
+
+
+class VenueRateLimited(VenueError):
+    """The venue limits us; `retry_after` is the venue's own delay where it gives one."""
+
+    reason = "VENUE_RATE_LIMITED"
+    transient = True
+    default_retry_after = 10.0
+
+
+class VenueUnavailable(VenueError):
+    """The venue cannot be reached, or answers with a server error."""
+
+    reason = "VENUE_UNAVAILABLE"
+    transient = True
+    default_retry_after = 5.0
+
+
+class VenueMaintenance(VenueError):
+    """The venue says that it is in maintenance."""
+
+    reason = "VENUE_MAINTENANCE"
+    transient = True
+    default_retry_after = 60.0
+
+
+class VenueTimeout(VenueError):
+    """The venue did not answer in time."""
+
+    reason = "VENUE_TIMEOUT"
+    transient = True
+    default_retry_after = 5.0
+
+
+class VenueMalformed(VenueError):
+    """The venue answered, but not with a balance."""
+
+    reason = "VENUE_MALFORMED"
+    transient = True
+
+
+class NotSupported(VenueError):
+    """The venue, or the plugin for it, has no such thing."""
+
+    reason = "NOT_SUPPORTED"
+
+
+class RequestRefused(VenueError):
+    """The venue calls our request wrong."""
+
+    reason = "REQUEST_REFUSED"
+
+
+class CredentialUnreadable(HostError):
+    """A stored credential is sealed and cannot be opened."""
+
+    reason = "CREDENTIAL_UNREADABLE"
+
+
+class CallerRateLimited(HostError):
+    """The caller asks too often."""
+
+    reason = "CALLER_RATE_LIMITED"
+    default_retry_after = 1.0
+
+
+class ServiceOverloaded(HostError):
+    """This service is full."""
+
+    reason = "SERVICE_OVERLOADED"
+    default_retry_after = 1.0
+
+
+class StoreUnavailable(HostError):
+    """The store of credentials cannot be reached."""
+
+    reason = "STORE_UNAVAILABLE"
+    default_retry_after = 2.0
+
+
+class ShuttingDown(HostError):
+    """This replica ends; another one will answer."""
+
+    reason = "SHUTTING_DOWN"
+    default_retry_after = 1.0
+
+
+class StreamLifetimeReached(HostError):
+    """A stream has lived as long as streams may."""
+
+    reason = "STREAM_LIFETIME_REACHED"
+    default_retry_after = 0.0
+
+
+class PluginFailed(HostError):
+    """A plugin broke; the message names it and nothing more."""
+
+    reason = "PLUGIN_FAILED"
+    transient = True
+
+
+class ServiceFailed(HostError):
+    """This service broke; the message gives a reference to the log."""
+
+    reason = "SERVICE_FAILED"
+
+
+def leaves(root: type[ServiceError] = ServiceError) -> Iterator[type[ServiceError]]:
+    """Every class of the tree that has a reason."""
+    for child in root.__subclasses__():
+        if child.reason:
+            yield child
+        yield from leaves(child)
+
+
+def from_reason(reason: str, message: str, retry_after: float | None = None) -> ServiceError:
+    """The error that a reason on the wire stands for; an unknown reason gives a plain `ServiceError`."""
+    for leaf in leaves():
+        if leaf.reason == reason:
+            error = leaf.__new__(leaf)
+            ServiceError.__init__(error, message, retry_after=retry_after)
+            return error
+    return ServiceError(message, retry_after=retry_after)

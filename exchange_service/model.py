@@ -1,0 +1,262 @@
+"""The nouns of the service: frozen values that every part of it, and every plugin, shares.
+
+Amounts are `Decimal`, and `None` where the venue does not say; nothing here ever stands for "unknown" with a zero.
+Times are aware `datetime`s in UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from decimal import Decimal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exchange_service.errors import ServiceError
+
+PRODUCTION = "production"
+SANDBOX = "sandbox"
+
+# The catalogue's asset classes, as the owner's application shows them.
+ASSET_CLASSES = ("Crypto", "Forex", "Stocks", "Options", "Futures", "Multi-Asset")
+
+
+class Secret:
+    """A text that does not show itself: neither printing nor formatting nor pickling gives it away."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The text itself. Call it where it is used, and keep the result in no attribute."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._value))
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Secret is not pickled")
+
+
+_EMPTY = Secret("")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Account:
+    """What one stored credential opens: a user, an exchange and an environment."""
+
+    user_id: str
+    exchange_id: str
+    environment: str = PRODUCTION
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What a user gave to connect an account. Every text may be empty.
+
+    `metadata` is the stored JSON object, for example `{"account_id": "..."}`; its values may be secrets too,
+    so it is not shown either.
+    """
+
+    api_key: Secret = _EMPTY
+    api_secret: Secret = _EMPTY
+    passphrase: Secret = _EMPTY
+    metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialField:
+    """One thing that a user gives: `name` is api_key, api_secret, passphrase or a key of the metadata."""
+
+    name: str
+    label: str
+    required: bool = True
+    secret: bool = True
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the service can do with an exchange."""
+
+    balance: bool = True
+    push: bool = False
+    sandbox: bool = False
+    several_accounts: bool = False
+    read_without_secret: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """One of the separate worlds of a venue: its addresses by name, and the venue's own words for it.
+
+    The hosts of `urls` are the only ones that the plugin can reach through the session it is given.
+    """
+
+    name: str
+    urls: Mapping[str, str]
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeMetadata:
+    """One listing: plain data that is known before any of the plugin's code for the venue has run."""
+
+    id: str
+    name: str
+    asset_class: str
+    asset_types: str
+    market_hours: str
+    environments: tuple[Environment, ...]
+    credential_fields: tuple[CredentialField, ...] = ()
+    icon: str = ""
+    logo: str = ""
+    color_class: str = ""
+    requires_passphrase: bool = False
+    requires_account_id: bool = False
+    instructions: str = ""
+    ip_whitelist: str = ""
+    account_types: tuple[str, ...] = ()
+    capabilities: Capabilities = Capabilities()
+    documentation_url: str = ""
+    credential_url: str = ""
+    countries: tuple[str, ...] = ()
+    credential_of: str = ""
+    is_ccxt: bool = False
+    # Why `capabilities.balance` is false, a sentence.
+    unsupported_reason: str = ""
+
+    def environment(self, name: str) -> Environment | None:
+        """The environment of this name or alias, case ignored; an empty name is production."""
+        wanted = name.strip().lower() or PRODUCTION
+        for environment in self.environments:
+            if wanted == environment.name or wanted in environment.aliases:
+                return environment
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """How a plugin introduces itself.
+
+    `api_version` is the `API_VERSION` that the plugin was written against, as a literal number.
+    `notes` are sentences that the plugin list shows, for example that its catalogue is older than its library.
+    """
+
+    api_version: int
+    exchanges: tuple[ExchangeMetadata, ...]
+    notes: tuple[str, ...] = ()
+
+
+def _check_amounts(value: Any, *, skip: frozenset[str]) -> None:
+    """Refuse what is not an exact, finite number: a float has already lost digits."""
+    for item in fields(value):
+        amount = getattr(value, item.name)
+        if item.name in skip or amount is None:
+            continue
+        where = f"{type(value).__name__}.{item.name}"
+        if not isinstance(amount, Decimal):
+            raise TypeError(f"{where} must be a Decimal or None, not {type(amount).__name__}")
+        if not amount.is_finite():
+            raise ValueError(f"{where} must be a finite number")
+
+
+@dataclass(frozen=True, slots=True)
+class AssetBalance:
+    """One asset in one venue account, with the three numbers as the venue states them.
+
+    `used` is never made up as `total - free`: on margin venues the three need not add up.
+    `venue_asset` is the venue's own code, where it differs from `asset`.
+    """
+
+    asset: str
+    total: Decimal | None = None
+    free: Decimal | None = None
+    used: Decimal | None = None
+    debt: Decimal | None = None
+    venue_asset: str = ""
+
+    def __post_init__(self) -> None:
+        _check_amounts(self, skip=frozenset({"asset", "venue_asset"}))
+
+    def is_zero(self) -> bool:
+        """Whether every amount that is known is zero, and at least one is known."""
+        known = [amount for amount in (self.total, self.free, self.used, self.debt) if amount is not None]
+        return bool(known) and not any(known)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Figures for an account as a whole, all in `currency`; the field comments stand in balance.proto."""
+
+    currency: str
+    total: Decimal | None = None
+    available: Decimal | None = None
+    equity: Decimal | None = None
+    margin_used: Decimal | None = None
+    unrealised_pnl: Decimal | None = None
+    cash: Decimal | None = None
+    buying_power: Decimal | None = None
+
+    def __post_init__(self) -> None:
+        _check_amounts(self, skip=frozenset({"currency"}))
+
+
+@dataclass(frozen=True, slots=True)
+class VenueAccount:
+    """One account as the venue keeps it: its rows and its summary, or the error that kept it from being read."""
+
+    id: str = ""
+    type: str = ""
+    sub_account: str = ""
+    label: str = ""
+    assets: tuple[AssetBalance, ...] = ()
+    summary: Summary | None = None
+    error: ServiceError | None = None
+    venue_time: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.error is not None and (self.assets or self.summary):
+            raise ValueError("a VenueAccount has either figures or an error")
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What tells it from the other accounts behind the same credential."""
+        return (self.id, self.type, self.sub_account)
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What a plugin answers: every account that the credential shows.
+
+    `summary` is only given where one currency holds for all of them, all could be read and nothing overlaps.
+    """
+
+    venue_accounts: tuple[VenueAccount, ...]
+    summary: Summary | None = None
+    venue_time: datetime | None = None
+    notes: tuple[str, ...] = ()
+
+    def rows(self) -> Iterator[tuple[VenueAccount, AssetBalance]]:
+        """Every row with the account that holds it."""
+        for account in self.venue_accounts:
+            for asset in account.assets:
+                yield account, asset

@@ -1,0 +1,93 @@
+"""State that a plugin keeps between calls, with a lifetime that the host manages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Entry:
+    task: asyncio.Task[Any]
+    close: Callable[[Any], Awaitable[None]] | None
+    expires: float | None = None
+
+
+class State:
+    """Named values, each made once: markets, a token, a clock offset, a client with open sockets.
+
+    The host closes it, and so every value that was given a `close`, when the account is idle, its credential
+    changes, or the service ends.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, _Entry] = {}
+        self._closed = False
+
+    async def get(
+        self,
+        name: str,
+        make: Callable[[], Awaitable[T]],
+        *,
+        max_age: float | None = None,
+        close: Callable[[T], Awaitable[None]] | None = None,
+    ) -> T:
+        """The value called `name`, made by `make` when there is none or it is older than `max_age` seconds.
+
+        Callers at the same time share one making. A caller that is cancelled, or whose deadline passes, does not
+        stop it for the others; what it makes is there for the next call. A failure is raised to all who wait and
+        not kept.
+        """
+        if self._closed:
+            raise RuntimeError("this state is closed")
+        loop = asyncio.get_running_loop()
+        entry = self._entries.get(name)
+        if entry is not None and entry.expires is not None and loop.time() >= entry.expires:
+            self.forget(name)
+            entry = None
+        if entry is None:
+            entry = _Entry(loop.create_task(_run(make), name=f"state {name}"), close)
+            self._entries[name] = entry
+            entry.task.add_done_callback(lambda task: self._made(name, entry, max_age))
+        value: T = await asyncio.shield(entry.task)
+        return value
+
+    def _made(self, name: str, entry: _Entry, max_age: float | None) -> None:
+        if entry.task.cancelled() or entry.task.exception() is not None:
+            if self._entries.get(name) is entry:
+                del self._entries[name]
+        elif max_age is not None:
+            entry.expires = asyncio.get_running_loop().time() + max_age
+
+    def forget(self, name: str) -> None:
+        """Drop the value called `name`, for example a token that the venue refused; the next `get` makes another."""
+        entry = self._entries.pop(name, None)
+        if entry is not None and entry.close is not None:
+            asyncio.get_running_loop().create_task(_close(entry))
+
+    async def close(self) -> None:
+        """Close every value; called by the host."""
+        self._closed = True
+        entries, self._entries = list(self._entries.values()), {}
+        for entry in entries:
+            await _close(entry)
+
+
+async def _run(make: Callable[[], Awaitable[T]]) -> T:
+    return await make()
+
+
+async def _close(entry: _Entry) -> None:
+    if not entry.task.done():
+        entry.task.cancel()
+    await asyncio.wait({entry.task})
+    if entry.close is None or entry.task.cancelled() or entry.task.exception() is not None:
+        return
+    # A value that cannot be closed must not keep the others from being closed.
+    with contextlib.suppress(Exception):
+        await entry.close(entry.task.result())

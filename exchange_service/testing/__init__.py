@@ -1,0 +1,9 @@
+"""For tests of the service and of plugins: venues on loopback, and what a plugin needs to be called without a service.
+
+Nothing here imports pytest; the contract suite, which does, stands in `exchange_service.testing.contract`.
+"""
+
+from exchange_service.testing.calls import venue_call
+from exchange_service.testing.venue import DemoVenue, Fault, LoopbackVenue, RecordedRequest
+
+__all__ = ["DemoVenue", "Fault", "LoopbackVenue", "RecordedRequest", "venue_call"]

@@ -1,0 +1,56 @@
+"""Calling a plugin without a service around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from exchange_service.plugin_api import Account, Credential, ExchangeMetadata, Secret, State, VenueCall
+from exchange_service.venue_http import VenueHttpPool
+
+
+@asynccontextmanager
+async def venue_call(
+    exchange: ExchangeMetadata,
+    *,
+    override: str = "",
+    environment: str = "production",
+    api_key: str = "",
+    api_secret: str = "",
+    passphrase: str = "",
+    metadata: Mapping[str, Any] | None = None,
+    timeout: float = 5.0,
+    plugin_state: State | None = None,
+) -> AsyncIterator[VenueCall]:
+    """What the service would hand the plugin for this credential, with a real guarded session.
+
+    `override` is the simulator's URL. State and sessions are closed at the end.
+    """
+    venue_environment = exchange.environment(environment)
+    if venue_environment is None:
+        raise ValueError(f"{exchange.id} has no environment {environment!r}")
+    pool = VenueHttpPool(timeout=timeout)
+    account_state = State()
+    own_plugin_state = plugin_state or State()
+    deadline = asyncio.get_running_loop().time() + timeout
+    where = (exchange, venue_environment, override)
+    try:
+        yield VenueCall(
+            exchange=exchange,
+            account=Account("somebody", exchange.id, venue_environment.name),
+            environment=venue_environment,
+            credential=Credential(Secret(api_key), Secret(api_secret), Secret(passphrase), dict(metadata or {})),
+            http=pool.http(*where).for_call(deadline),
+            public_http=pool.http(*where, public=True).for_call(deadline),
+            deadline=deadline,
+            plugin_state=own_plugin_state,
+            account_state=account_state,
+            override=override,
+        )
+    finally:
+        await account_state.close()
+        if plugin_state is None:
+            await own_plugin_state.close()
+        await pool.close()

@@ -1,0 +1,204 @@
+"""A venue on loopback: real HTTP, the venue's own shapes, and every fault that a venue has shown.
+
+A simulator subclasses `LoopbackVenue` (or `DemoVenue`, to play in the demo too), adds its routes, and says whose
+account a request belongs to. Faults apply before the route's handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRequest:
+    """One request that the venue saw."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+    account: str
+
+
+@dataclass(slots=True)
+class Fault:
+    """How a venue misbehaves. `times`: for so many requests, None for all. `account`, `path`: only these."""
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    # Seconds before the answer; `silent` never answers, `reset` ends the connection, `drip` sends a byte a second.
+    delay: float = 0.0
+    silent: bool = False
+    reset: bool = False
+    drip: bool = False
+    # Let the true answer follow the delay, instead of `body`.
+    pass_on: bool = False
+    times: int | None = None
+    account: str | None = None
+    path: str | None = None
+
+    @staticmethod
+    def html(status: int = 200) -> Fault:
+        """A page for people, as gateways send it in maintenance."""
+        page = b"<!DOCTYPE html><html><body><h1>We'll be back soon</h1></body></html>"
+        return Fault(status=status, body=page, content_type="text/html")
+
+    @staticmethod
+    def redirect(location: str) -> Fault:
+        """A redirect to another place."""
+        return Fault(status=302, headers={"Location": location})
+
+    @staticmethod
+    def rate_limited(retry_after: str = "7") -> Fault:
+        """A 429, with a Retry-After header unless it is empty."""
+        return Fault(status=429, body=b"{}", headers={"Retry-After": retry_after} if retry_after else {})
+
+    @staticmethod
+    def gzip_bomb(size: int) -> Fault:
+        """A small compressed body that expands to `size` bytes of JSON."""
+        body = gzip.compress(b'{"padding":"' + b"0" * size + b'"}')
+        return Fault(body=body, headers={"Content-Encoding": "gzip"})
+
+
+class LoopbackVenue:
+    """An HTTP server on 127.0.0.1 that plays a venue."""
+
+    def __init__(self) -> None:
+        self.requests: list[RecordedRequest] = []
+        self.faults: list[Fault] = []
+        self._runner: web.AppRunner | None = None
+        self._port = 0
+        self._stopping = asyncio.Event()
+
+    def routes(self) -> list[web.RouteDef]:
+        """The venue's endpoints."""
+        raise NotImplementedError
+
+    def account_of(self, request: web.Request, body: bytes) -> str:
+        """Whose account a request belongs to, for `Fault.account` and the record; empty where nobody's."""
+        return ""
+
+    @property
+    def url(self) -> str:
+        """Where the venue listens, for example "http://127.0.0.1:40321"."""
+        return f"http://127.0.0.1:{self._port}"
+
+    async def start(self, port: int = 0) -> str:
+        """Listen, on a free port unless one is named, and return the URL."""
+        app = web.Application(middlewares=[self._middleware], client_max_size=1024 * 1024)
+        app.add_routes(self.routes())
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", port)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+        return self.url
+
+    async def stop(self) -> None:
+        """Stop listening and end every request that is being answered."""
+        self._stopping.set()
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def __aenter__(self) -> LoopbackVenue:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def fail(self, fault: Fault) -> Fault:
+        """From now on misbehave so; the newest fitting fault counts. `recover` ends it."""
+        self.faults.append(fault)
+        return fault
+
+    def recover(self, fault: Fault | None = None) -> None:
+        """End one fault, or all."""
+        if fault is None:
+            self.faults.clear()
+        elif fault in self.faults:
+            self.faults.remove(fault)
+
+    def _fault_for(self, account: str, path: str) -> Fault | None:
+        for fault in reversed(self.faults):
+            if fault.account not in (None, account) or fault.path not in (None, path):
+                continue
+            if fault.times is not None:
+                fault.times -= 1
+                if fault.times <= 0:
+                    self.faults.remove(fault)
+            return fault
+        return None
+
+    @web.middleware
+    async def _middleware(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        body = await request.read()
+        account = self.account_of(request, body)
+        self.requests.append(
+            RecordedRequest(request.method, request.path, dict(request.query), request.headers, body, account)
+        )
+        fault = self._fault_for(account, request.path)
+        if fault is None:
+            response: web.StreamResponse = await handler(request)
+            return response
+        return await self._misbehave(fault, request, handler)
+
+    async def _misbehave(self, fault: Fault, request: web.Request, handler: Any) -> web.StreamResponse:
+        if fault.silent:
+            await self._stopping.wait()
+        if fault.delay:
+            await self._pause(fault.delay)
+        if fault.pass_on:
+            answer: web.StreamResponse = await handler(request)
+            return answer
+        if fault.reset:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        if fault.drip:
+            return await self._drip(fault, request)
+        headers = {"Content-Type": fault.content_type, **fault.headers}
+        return web.Response(status=fault.status, body=fault.body, headers=headers)
+
+    async def _drip(self, fault: Fault, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=fault.status, headers={"Content-Type": fault.content_type})
+        await response.prepare(request)
+        for byte in fault.body or b" " * 600:
+            await response.write(bytes([byte]))
+            await self._pause(1.0)
+        return response
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+
+
+# What the demo's users show, one user a situation.
+SITUATIONS = ("moving", "empty", "refused", "limited", "slow", "stale", "partly")
+
+
+class DemoVenue(LoopbackVenue):
+    """A simulator that also plays in the demo."""
+
+    # The listing that it plays, for example "oanda".
+    exchange_id = ""
+
+    def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
+        """Set up an account in this situation, one of SITUATIONS, and return the row to store for it: any of
+        `api_key`, `api_secret`, `passphrase`, `extra_metadata`. None: this venue does not show that situation."""
+        raise NotImplementedError
+
+    def move(self) -> None:
+        """Change the moving accounts' figures a little, as a market would. Called every few seconds."""

@@ -1,0 +1,245 @@
+"""The guarded HTTP session that plugins receive.
+
+What it keeps a plugin, a venue and the other users safe from: a redirect that carries a key to another host, a body
+or a compressed bomb that fills the memory, cookies that one user's answer sets and another's request sends, a proxy
+that the environment names, a host that the manifest does not, and waiting without end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from exchange_service.errors import (
+    AccountUnknown,
+    CredentialRejected,
+    PermissionMissing,
+    PluginFailed,
+    RegionRestricted,
+    RequestRefused,
+    VenueMaintenance,
+    VenueMalformed,
+    VenueRateLimited,
+    VenueTimeout,
+    VenueUnavailable,
+)
+from exchange_service.model import Environment, ExchangeMetadata
+from exchange_service.payload import parse_json
+
+ACCOUNT_BODY_LIMIT = 8 * 1024 * 1024
+PUBLIC_BODY_LIMIT = 64 * 1024 * 1024
+CONNECT_TIMEOUT = 3.0
+# A venue that asks for a longer pause than this is asked again all the same; it will repeat itself.
+MAX_RETRY_AFTER = 300.0
+_USER_AGENT = "exchange-service"
+_CHUNK = 64 * 1024
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """The delay that a Retry-After header asks for, in seconds, as a number or as a date; None without a usable one."""
+    value = headers.get("Retry-After", "").strip()
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            when = parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER) if seconds == seconds else None
+
+
+@dataclass(frozen=True, slots=True)
+class VenueResponse:
+    """A venue's answer, read in full; see `plugin_api.Response`."""
+
+    venue: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body as JSON with exact numbers, or VenueMalformed."""
+        try:
+            return parse_json(self.body)
+        except VenueMalformed as malformed:
+            raise VenueMalformed(f"{self.venue}: {malformed.message}") from None
+
+    def raise_for_status(self) -> None:
+        """Raise what a status of 300 or more usually means; the table stands in `plugin_api.Response`."""
+        status, venue = self.status, self.venue
+        if status < 300:
+            return
+        if status < 400:
+            raise VenueMalformed(f"{venue} answered with a redirect, which is not followed.")
+        if status == 401:
+            raise CredentialRejected(f"{venue} refuses the key (HTTP 401). Check it, or store a new one.")
+        if status == 403:
+            raise PermissionMissing(f"{venue} forbids the request (HTTP 403). Give the key the right to read balances.")
+        if status == 404:
+            raise AccountUnknown(f"{venue} knows no such account (HTTP 404). Check the stored account id.")
+        if status in (408, 504):
+            raise VenueTimeout(f"{venue} did not answer in time (HTTP {status}).")
+        if status in (418, 429):
+            raise VenueRateLimited(f"{venue} limits our requests.", retry_after=retry_after(self.headers))
+        if status == 451:
+            raise RegionRestricted(f"{venue} does not serve this region (HTTP 451).")
+        if status < 500:
+            raise RequestRefused(f"{venue} calls our request wrong (HTTP {status}).")
+        if status == 503 and b"maintenance" in self.body[:4096].lower():
+            raise VenueMaintenance(f"{venue} is in maintenance.", retry_after=retry_after(self.headers))
+        raise VenueUnavailable(f"{venue} has trouble (HTTP {status}).", retry_after=retry_after(self.headers))
+
+
+def _origin(url: URL) -> str:
+    return str(url.origin())
+
+
+def _bounded_response(venue: str, limit: int) -> type[aiohttp.ClientResponse]:
+    """A response class whose every way to the body goes through a `read` that stops at `limit` bytes."""
+
+    class BoundedResponse(aiohttp.ClientResponse):
+        async def read(self) -> bytes:
+            if self._body is None:
+                chunks, size = [], 0
+                async for chunk in self.content.iter_chunked(_CHUNK):
+                    size += len(chunk)
+                    if size > limit:
+                        self.close()
+                        raise VenueMalformed(f"{venue} answered with more than {limit // (1024 * 1024)} MiB.")
+                    chunks.append(chunk)
+                self._body = b"".join(chunks)
+            return await super().read()
+
+    return BoundedResponse
+
+
+def _guard(venue: str, origins: frozenset[str]) -> aiohttp.ClientMiddlewareType:
+    async def guard(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        if _origin(request.url) not in origins:
+            raise PluginFailed(
+                f"The plugin for {venue} asked for a host that its manifest does not name: {request.url.host}."
+            )
+        response = await handler(request)
+        if 300 <= response.status < 400 and response.status != 304:
+            # Not followed: the headers that hold the key would go along.
+            response.close()
+            raise VenueMalformed(f"{venue} answered with a redirect, which is not followed.")
+        return response
+
+    return guard
+
+
+@contextmanager
+def _named_failures(venue: str) -> Iterator[None]:
+    """Turn what fails below HTTP into our errors, without the exception's text: it may hold a signed URL."""
+    try:
+        yield
+    except TimeoutError:
+        raise VenueTimeout(f"{venue} did not answer in time.") from None
+    except aiohttp.ClientConnectionError as error:
+        if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError):
+            raise VenueUnavailable(f"{venue} cannot be reached, or ended the connection.") from None
+        raise VenueUnavailable(f"{venue} cannot be reached.") from None
+    except aiohttp.ClientPayloadError:
+        raise VenueMalformed(f"{venue} answered with a broken body.") from None
+    except aiohttp.InvalidURL:
+        raise PluginFailed(f"The plugin for {venue} asked for an address that is none.") from None
+    except aiohttp.ClientError:
+        raise VenueMalformed(f"{venue} answered with something that is not HTTP.") from None
+
+
+class VenueHttp:
+    """The guarded session of one exchange and environment; `for_call` bounds it by a call's deadline."""
+
+    def __init__(self, venue: str, session: aiohttp.ClientSession, deadline: float | None = None) -> None:
+        self._venue = venue
+        self._session = session
+        self._deadline = deadline
+
+    def for_call(self, deadline: float) -> VenueHttp:
+        """The same session for one call that ends at `deadline`, in the event loop's time."""
+        return VenueHttp(self._venue, self._session, deadline)
+
+    @property
+    def client_session(self) -> aiohttp.ClientSession:
+        """The guarded aiohttp session itself."""
+        return self._session
+
+    async def get(
+        self, url: str, *, params: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
+    ) -> VenueResponse:
+        """GET `url`."""
+        return await self._request("GET", url, params=params, headers=headers)
+
+    async def post(
+        self,
+        url: str,
+        *,
+        json: Any = None,
+        data: bytes | Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> VenueResponse:
+        """POST to `url`."""
+        return await self._request("POST", url, params=params, headers=headers, json=json, data=data)
+
+    async def _request(self, method: str, url: str, **options: Any) -> VenueResponse:
+        if self._deadline is not None:
+            left = self._deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                raise VenueTimeout(f"{self._venue} did not answer in time.")
+            configured = self._session.timeout
+            total = left if configured.total is None else min(left, configured.total)
+            options["timeout"] = aiohttp.ClientTimeout(total=total, sock_connect=configured.sock_connect)
+        with _named_failures(self._venue):
+            async with self._session.request(method, url, allow_redirects=False, **options) as response:
+                body = await response.read()
+                return VenueResponse(self._venue, response.status, response.headers, body)
+
+
+class VenueHttpPool:
+    """One guarded session for each exchange and environment, made when first asked for."""
+
+    def __init__(self, *, timeout: float) -> None:
+        self._timeout = timeout
+        self._sessions: dict[tuple[str, str, bool], VenueHttp] = {}
+
+    def http(
+        self, exchange: ExchangeMetadata, environment: Environment, override: str = "", *, public: bool = False
+    ) -> VenueHttp:
+        """The session that reaches the environment's hosts, or only the operator's `override` where one is set.
+
+        `public`: for market data, with the larger size limit.
+        """
+        key = (exchange.id, environment.name, public)
+        if key not in self._sessions:
+            urls = [override] if override else environment.urls.values()
+            origins = frozenset(_origin(URL(url)) for url in urls)
+            limit = PUBLIC_BODY_LIMIT if public else ACCOUNT_BODY_LIMIT
+            session = aiohttp.ClientSession(
+                middlewares=(_guard(exchange.name, origins),),
+                response_class=_bounded_response(exchange.name, limit),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+                timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=CONNECT_TIMEOUT),
+                headers={"User-Agent": _USER_AGENT},
+            )
+            self._sessions[key] = VenueHttp(exchange.name, session)
+        return self._sessions[key]
+
+    async def close(self) -> None:
+        """Close every session."""
+        sessions, self._sessions = list(self._sessions.values()), {}
+        for http in sessions:
+            await http.client_session.close()

@@ -1,0 +1,76 @@
+"""OANDA: the balances of v20 accounts, read with a personal access token."""
+
+from __future__ import annotations
+
+from exchange_service.plugin_api import (
+    Balance,
+    Capabilities,
+    CredentialField,
+    Environment,
+    ExchangeMetadata,
+    Manifest,
+    VenueAccount,
+    VenueCall,
+    combined_summary,
+    gather_accounts,
+    hookimpl,
+)
+from exchange_service_oanda import parse
+from exchange_service_oanda.client import OandaClient
+
+OANDA = ExchangeMetadata(
+    id="oanda",
+    name="OANDA",
+    asset_class="Forex",
+    asset_types="Forex",
+    market_hours="24/5 Trading",
+    icon="i-heroicons-currency-dollar",
+    logo="/oanda_logo.png",
+    color_class="bg-green-500/20 text-green-500",
+    requires_account_id=True,
+    instructions=(
+        "In OANDA's account hub open Manage API Access and generate a personal access token. "
+        "A token belongs either to live or to practice accounts."
+    ),
+    credential_fields=(
+        CredentialField("api_key", "Personal access token"),
+        CredentialField(
+            "account_id",
+            "Account ID",
+            required=False,
+            secret=False,
+            description="Such as 101-004-7654321-001. Left empty, every account of the token is read.",
+        ),
+    ),
+    account_types=("forex",),
+    capabilities=Capabilities(sandbox=True, several_accounts=True),
+    environments=(
+        Environment("production", {"api": "https://api-fxtrade.oanda.com"}, aliases=("live",)),
+        Environment("sandbox", {"api": "https://api-fxpractice.oanda.com"}, aliases=("practice",)),
+    ),
+    documentation_url="https://developer.oanda.com/rest-live-v20/introduction/",
+    credential_url="https://www.oanda.com/account/tpa/personal_token",
+)
+
+# The accounts of a token change seldom; asking for the list each time would double the requests.
+_ACCOUNT_LIST_AGE = 600.0
+
+
+@hookimpl
+def exchange_manifest() -> Manifest:
+    return Manifest(api_version=1, exchanges=(OANDA,))
+
+
+@hookimpl
+async def fetch_balance(call: VenueCall) -> Balance:
+    client = OandaClient(call)
+
+    async def read(account_id: str) -> VenueAccount:
+        return parse.account(await client.summary(account_id), account_id)
+
+    if client.account_id:
+        accounts: tuple[VenueAccount, ...] = (await read(client.account_id),)
+    else:
+        ids = await call.account_state.get("account ids", client.account_ids, max_age=_ACCOUNT_LIST_AGE)
+        accounts = await gather_accounts(ids, read, type="forex")
+    return Balance(venue_accounts=accounts, summary=combined_summary(accounts))

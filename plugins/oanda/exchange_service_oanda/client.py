@@ -1,0 +1,75 @@
+"""OANDA over HTTP: addresses, the token, and OANDA's errors as ours."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from exchange_service.plugin_api import (
+    AccountUnknown,
+    CredentialInvalid,
+    CredentialRejected,
+    Response,
+    VenueCall,
+    VenueMalformed,
+    as_object,
+    read_metadata,
+    required_text,
+)
+from exchange_service_oanda import parse
+
+
+class OandaClient:
+    """The two reads that a balance needs."""
+
+    def __init__(self, call: VenueCall) -> None:
+        token = required_text(call.credential, "api_key")
+        if not token.isascii() or not token.isprintable():
+            raise CredentialInvalid("api_key is no personal access token: it holds other than plain characters.")
+        self.account_id: str = read_metadata(call.credential, account_id=str).get("account_id", "")
+        if self.account_id.isdigit():
+            raise CredentialInvalid(
+                "extra_metadata.account_id is of the retired v1 interface; a v20 id looks like 101-004-7654321-001."
+            )
+        self._http = call.http
+        self._base = call.url()
+        self._other_environment = "practice" if call.environment.name == "production" else "live"
+        self._headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+
+    async def account_ids(self) -> list[str]:
+        """The ids of all accounts that the token may read."""
+        return parse.account_ids(await self._get("/v3/accounts"))
+
+    async def summary(self, account_id: str) -> Any:
+        """One account's summary, as OANDA sends it."""
+        return await self._get(f"/v3/accounts/{quote(account_id, safe='')}/summary")
+
+    async def _get(self, path: str) -> Any:
+        response = await self._http.get(self._base + path, headers=self._headers)
+        self._raise_for_error(response)
+        return response.json()
+
+    def _raise_for_error(self, response: Response) -> None:
+        if response.status == 200:
+            return
+        message = _error_message(response)
+        if response.status in (401, 403) and "forbidden" in message:
+            # The token is good, and the account is somebody else's.
+            raise AccountUnknown("OANDA: the token may not read this account. Check the stored account_id.")
+        if response.status in (401, 403):
+            raise CredentialRejected(
+                f"OANDA refuses the token. Check first whether it is one for {self._other_environment} accounts: "
+                "a token works in one environment only."
+            )
+        if response.status == 404 or (response.status == 400 and "accountid" in message):
+            raise AccountUnknown("OANDA knows no such account. Check the stored account_id.")
+        response.raise_for_status()
+        raise VenueMalformed(f"OANDA answered with an unexpected status (HTTP {response.status}).")
+
+
+def _error_message(response: Response) -> str:
+    """OANDA's own words, in lower case, to decide by; never passed on. Empty where it sent none."""
+    try:
+        return str(as_object(response.json(), "the error").get("errorMessage", "")).lower()
+    except VenueMalformed:
+        return ""

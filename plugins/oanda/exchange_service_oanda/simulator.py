@@ -1,0 +1,135 @@
+"""OANDA on loopback: the v20 answers and errors. It uses nothing of the client, so that no mistake hides in both."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from aiohttp import web
+
+from exchange_service.testing import DemoVenue, Fault
+
+
+@dataclass(slots=True)
+class SimulatedAccount:
+    """One v20 account; amounts in its currency."""
+
+    id: str
+    currency: str = "EUR"
+    alias: str = "Primary"
+    balance: Decimal = Decimal("25310.4426")
+    unrealized: Decimal = Decimal("-127.9300")
+    margin_used: Decimal = Decimal("1940.2271")
+    margin_available: Decimal = Decimal("23246.1055")
+    # Listed, but its summary is refused, as for accounts of another platform.
+    refused: bool = False
+    moving: bool = False
+
+
+@dataclass(slots=True)
+class SimulatedToken:
+    """A token and the accounts that it reads."""
+
+    accounts: dict[str, SimulatedAccount] = field(default_factory=dict)
+
+
+class OandaSimulator(DemoVenue):
+    """Plays api-fxtrade.oanda.com."""
+
+    exchange_id = "oanda"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens: dict[str, SimulatedToken] = {}
+        self._random = random.Random(20)
+
+    def add_token(self, token: str, *accounts: SimulatedAccount) -> None:
+        """Let `token` read these accounts."""
+        self.tokens[token] = SimulatedToken({account.id: account for account in accounts})
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v3/accounts", self._list),
+            web.get("/v3/accounts/{id}/summary", self._summary),
+        ]
+
+    def account_of(self, request: web.Request, body: bytes) -> str:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        return token if scheme == "Bearer" else ""
+
+    def _token(self, request: web.Request) -> SimulatedToken:
+        token = self.tokens.get(self.account_of(request, b""))
+        if token is None:
+            raise _error(web.HTTPUnauthorized, "Insufficient authorization to perform request.")
+        return token
+
+    async def _list(self, request: web.Request) -> web.Response:
+        accounts = [{"id": account.id, "tags": []} for account in self._token(request).accounts.values()]
+        return web.json_response({"accounts": accounts}, headers={"RequestID": "42"})
+
+    async def _summary(self, request: web.Request) -> web.Response:
+        account = self._token(request).accounts.get(request.match_info["id"])
+        if account is None or account.refused:
+            raise _error(web.HTTPForbidden, "The provided request was forbidden.")
+        return web.json_response({"account": _summary(account), "lastTransactionID": "2417"})
+
+    def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
+        token = f"demo-{situation}-token"
+        first = SimulatedAccount("101-004-7654321-001", moving=situation == "moving")
+        if situation == "empty":
+            zero = Decimal("0.0000")
+            self.add_token(token, SimulatedAccount("101-004-7654321-009", "EUR", "Empty", zero, zero, zero, zero))
+        elif situation == "partly":
+            second = SimulatedAccount("101-004-7654321-002", "USD", "Second", Decimal("912.5000"), Decimal(0))
+            self.add_token(token, first, second, SimulatedAccount("101-004-7654321-003", refused=True))
+        elif situation != "refused":
+            self.add_token(token, first)
+        if situation == "limited":
+            self.fail(Fault.rate_limited("30")).account = token
+        elif situation == "slow":
+            self.fail(Fault(delay=3.0, pass_on=True, account=token))
+        elif situation == "stale":
+            # One good answer for the list and one for the summary, then trouble.
+            self.fail(Fault.html(503)).account = token
+            self.fail(Fault(pass_on=True, account=token, times=2))
+        return {"api_key": token}
+
+    def move(self) -> None:
+        for token in self.tokens.values():
+            for account in token.accounts.values():
+                if account.moving:
+                    account.unrealized += Decimal(self._random.randint(-4000, 4200)).scaleb(-4)
+
+
+def _summary(account: SimulatedAccount) -> dict[str, Any]:
+    nav = account.balance + account.unrealized
+    return {
+        "id": account.id,
+        "alias": account.alias,
+        "currency": account.currency,
+        "createdTime": "2024-02-11T09:14:52.118340297Z",
+        "createdByUserID": 7654321,
+        "hedgingEnabled": False,
+        "balance": str(account.balance),
+        "openTradeCount": 3,
+        "openPositionCount": 2,
+        "pendingOrderCount": 1,
+        "pl": "310.4426",
+        "financing": "-18.2210",
+        "dividendAdjustment": "0",
+        "unrealizedPL": str(account.unrealized),
+        "NAV": str(nav),
+        "marginUsed": str(account.margin_used),
+        "marginAvailable": str(account.margin_available),
+        "positionValue": "58265.0790",
+        "marginCloseoutPercent": "0.03852",
+        "withdrawalLimit": str(account.margin_available),
+        "lastTransactionID": "2417",
+    }
+
+
+def _error(kind: type[web.HTTPError], message: str) -> web.HTTPError:
+    return kind(text='{"errorMessage": "' + message + '"}', content_type="application/json")

@@ -1,0 +1,179 @@
+"""The composition: settings in, running service out. Everything is joined here and closed in reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from exchange_service.balances import Balances
+from exchange_service.cache import Cache, open_cache
+from exchange_service.cache.memory import MemoryCache
+from exchange_service.catalogue import Catalogue
+from exchange_service.credentials.references import CachedReferences
+from exchange_service.credentials.sql import SqlCredentialStore, open_store
+from exchange_service.feeds import Feeds
+from exchange_service.grpc_server.server import Server, credentials, listen
+from exchange_service.grpc_server.servicer import Servicer
+from exchange_service.registry import Registry, load_registry
+from exchange_service.sessions import Sessions
+from exchange_service.settings import Settings
+from exchange_service.venue_http import VenueHttpPool
+
+log = structlog.get_logger(__name__)
+
+
+class UnsafeSettings(Exception):
+    """Settings that would open the service to others; the text says which to change."""
+
+
+@dataclass(slots=True)
+class Service:
+    """A running service. Stop it with `stop`, or wait in `run_until_signal`."""
+
+    settings: Settings
+    server: Server
+    registry: Registry
+    store: SqlCredentialStore
+    cache: Cache
+    balances: Balances
+    feeds: Feeds
+    _stack: AsyncExitStack
+
+    @property
+    def address(self) -> str:
+        """Where it listens, with the port that was taken."""
+        return self.server.address
+
+    async def stop(self) -> None:
+        """Say NOT_SERVING, end the streams with a reason, give calls their grace, then close everything."""
+        await self.server.set_serving(False)
+        await self.feeds.close()
+        await self.server.stop(self.settings.shutdown_grace)
+        await self._stack.aclose()
+
+    async def run_until_signal(self) -> None:
+        """Serve until SIGTERM or SIGINT, then stop."""
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, stopping.set)
+        try:
+            await stopping.wait()
+        finally:
+            # A second signal ends the process at once.
+            for name in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(name)
+            await self.stop()
+
+
+async def start_service(settings: Settings, *, registry: Registry | None = None) -> Service:
+    """Join all parts and listen. Raises UnsafeSettings or BindError with a sentence for the operator."""
+    _check_safety(settings)
+    stack = AsyncExitStack()
+    try:
+        return await _join(settings, registry or load_registry(choices=settings.exchange_plugins), stack)
+    except BaseException:
+        await stack.aclose()
+        raise
+
+
+async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -> Service:
+    """Make each part from the ones before it, and put its closing on the stack."""
+    hash_key = _hash_key(settings)
+    stack.push_async_callback(registry.close)
+    store = await open_store(settings.database_url, hash_key)
+    stack.push_async_callback(store.close)
+    cache = await open_cache(settings.cache_url, prefix=settings.cache_prefix)
+    stack.push_async_callback(cache.close)
+    http = VenueHttpPool(timeout=settings.venue_timeout)
+    stack.push_async_callback(http.close)
+    references = CachedReferences(store)
+    sessions = Sessions(references.open, http, overrides=settings.venue_urls, idle_timeout=settings.session_idle)
+    stack.push_async_callback(sessions.close)
+    balances = Balances(
+        registry,
+        references,
+        sessions,
+        cache,
+        hash_key=hash_key,
+        max_age=settings.max_age,
+        stale_grace=settings.stale_grace,
+        venue_timeout=settings.venue_timeout,
+    )
+    stack.push_async_callback(balances.close)
+    feeds = Feeds(
+        registry,
+        balances,
+        store.accounts,
+        interval=settings.poll_interval,
+        heartbeat_interval=settings.heartbeat_interval,
+        lifetime=settings.stream_lifetime,
+        venue_timeout=settings.venue_timeout,
+    )
+    # The catalogue is made of this process's own plugins, so its answers stay in the process.
+    catalogue = Catalogue(registry, MemoryCache())
+    servicer = Servicer(registry, catalogue, balances, feeds, settings.call_timeout, settings.write_timeout)
+    server = await _listen(settings, servicer)
+    stack.push_async_callback(_end, asyncio.create_task(registry.refresh(), name="newer manifests"))
+    await server.set_serving(True)
+    log.info("service.listening", address=server.address, exchanges=len(registry.listings))
+    return Service(settings, server, registry, store, cache, balances, feeds, stack)
+
+
+def _check_safety(settings: Settings) -> None:
+    if bool(settings.tls_certificate) != bool(settings.tls_key):
+        raise UnsafeSettings("Set both tls_certificate and tls_key, or neither.")
+    if not settings.loopback and not settings.tls_certificate and not settings.insecure:
+        raise UnsafeSettings(
+            f"{settings.address} can be reached by others and TLS is not set: set tls_certificate and tls_key, "
+            "or insecure=true to serve anybody who reaches the port."
+        )
+
+
+def _hash_key(settings: Settings) -> bytes:
+    if settings.hash_key is not None:
+        return settings.hash_key.get_secret_value().encode()
+    if not settings.cache_url.startswith("memory:"):
+        log.warning("settings.hash_key_unset", effect="this process shares no kept balances with other replicas")
+    return secrets.token_bytes(32)
+
+
+async def _listen(settings: Settings, servicer: Servicer) -> Server:
+    tls = None
+    if settings.tls_certificate and settings.tls_key:
+        tls = credentials(settings.tls_certificate, settings.tls_key)
+    reflect = settings.loopback if settings.reflection is None else settings.reflection
+    return await listen(servicer, settings.address, tls=tls, reflect=reflect)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def configure_logging(settings: Settings) -> None:
+    """Structured lines on standard error, for people on a terminal and as JSON otherwise."""
+    for_people = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    # Other libraries' own lines are not ours to redact: only their warnings are shown.
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    renderer: Any = structlog.dev.ConsoleRenderer() if for_people else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )

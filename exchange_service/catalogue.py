@@ -1,0 +1,135 @@
+"""ListExchanges: every listing of every plugin, filtered, searched, in pages, and marked with an etag."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from exchange_service.cache import Cache
+from exchange_service.errors import FieldInvalid
+from exchange_service.model import ExchangeMetadata
+from exchange_service.registry import PluginInfo, Registry
+from exchange_service.wire import (
+    PluginLabel,
+    catalogue_entry,
+    list_exchanges_etag,
+    list_exchanges_reply,
+    not_modified_reply,
+)
+
+MAX_PAGE_SIZE = 500
+CUSTOM = "custom"
+CCXT = "ccxt"
+# How long an answer is kept; a change in the set of plugins or of a version counts at once.
+_TTL = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What ListExchanges was asked; `source` is "", "custom" or "ccxt". See ListExchangesRequest."""
+
+    asset_class: str = ""
+    source: str = ""
+    search: str = ""
+    page_size: int = 0
+    page_token: str = ""
+
+    def filters(self) -> str:
+        """A mark of the filters alone, so that a page's token is not used with others."""
+        text = "\n".join((self.asset_class.lower(), self.source, self.search.lower()))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Catalogue:
+    """The merged catalogue as ready bytes, one answer for each query that was asked."""
+
+    def __init__(self, registry: Registry, cache: Cache) -> None:
+        self._registry = registry
+        self._cache = cache
+        self._generation = -1
+        self._entries: list[_Entry] = []
+
+    async def answer(self, query: Query, etag: str = "") -> bytes:
+        """A serialised ListExchangesResponse; FieldInvalid for a page size or token that is none."""
+        key = self._key(query)
+        reply = await self._cache.get(key)
+        if reply is None:
+            reply = self._build(query)
+            await self._cache.set(key, reply, _TTL)
+        if etag and etag == list_exchanges_etag(reply):
+            return not_modified_reply(etag)
+        return reply
+
+    def _key(self, query: Query) -> str:
+        text = json.dumps({"generation": self._registry.generation, **asdict(query)}, sort_keys=True)
+        return "catalogue:" + hashlib.sha256(text.encode()).hexdigest()
+
+    def _build(self, query: Query) -> bytes:
+        if not 0 <= query.page_size <= MAX_PAGE_SIZE:
+            raise FieldInvalid("page_size", f"it should be from 0 to {MAX_PAGE_SIZE}.")
+        entries = self._all()
+        matching = [entry for entry in entries if _matches(entry.metadata, query)]
+        start = _position(query, matching)
+        page = matching[start : start + (query.page_size or MAX_PAGE_SIZE)]
+        more = start + len(page) < len(matching)
+        ccxt = sum(entry.metadata.is_ccxt for entry in entries)
+        return list_exchanges_reply(
+            (entry.data for entry in page),
+            next_page_token=_token(query, page[-1]) if more and page else "",
+            matching_count=len(matching),
+            custom=len(entries) - ccxt,
+            ccxt=ccxt,
+            problems=[(_label(problem.plugin), problem.reason) for problem in self._registry.problems],
+        )
+
+    def _all(self) -> list[_Entry]:
+        """Every listing with its bytes, in the catalogue's order; built anew when the registry has changed."""
+        if self._generation != self._registry.generation:
+            self._entries = [
+                _Entry(listing.metadata, catalogue_entry(listing.metadata, _label(listing.plugin.info)))
+                for listing in self._registry.listings.values()
+            ]
+            self._generation = self._registry.generation
+        return self._entries
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    metadata: ExchangeMetadata
+    data: bytes
+
+    @property
+    def sort_key(self) -> tuple[str, str]:
+        return (self.metadata.name.lower(), self.metadata.id)
+
+
+def _label(info: PluginInfo) -> PluginLabel:
+    return PluginLabel(info.name, info.version, info.distribution)
+
+
+def _matches(metadata: ExchangeMetadata, query: Query) -> bool:
+    if query.asset_class and metadata.asset_class.lower() != query.asset_class.lower():
+        return False
+    if query.source and metadata.is_ccxt != (query.source == CCXT):
+        return False
+    wanted = query.search.lower()
+    return any(wanted in text.lower() for text in (metadata.name, metadata.id, metadata.asset_types))
+
+
+def _token(query: Query, last: _Entry) -> str:
+    """The last entry of a page, so that a listing that comes or goes meanwhile shifts nothing."""
+    return base64.urlsafe_b64encode(json.dumps([query.filters(), *last.sort_key]).encode()).decode()
+
+
+def _position(query: Query, matching: list[_Entry]) -> int:
+    if not query.page_token:
+        return 0
+    try:
+        filters, name, exchange_id = json.loads(base64.urlsafe_b64decode(query.page_token.encode()))
+    except (ValueError, TypeError):
+        raise FieldInvalid("page_token", "it is not one that this service gave.") from None
+    if filters != query.filters():
+        raise FieldInvalid("page_token", "it belongs to a call with other filters; start again without it.")
+    return sum(entry.sort_key <= (str(name), str(exchange_id)) for entry in matching)

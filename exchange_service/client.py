@@ -1,0 +1,223 @@
+"""A typed async client: what the command line and the tests use, and any Python program can.
+
+    async with ExchangeServiceClient("127.0.0.1:50051") as client:
+        reply = await client.get_balance("alice", "oanda")
+        print(reply.balance.summary.equity, reply.freshness.age.ToTimedelta())
+
+It needs grpcio, protobuf and googleapis-common-protos, and runs on their older releases too. A failed call raises the
+error of `exchange_service.errors` that the server's reason stands for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+
+from exchange_service.errors import (
+    ServiceError,
+    ShuttingDown,
+    StoreUnavailable,
+    StreamLifetimeReached,
+    from_reason,
+)
+from exchange_service.v1 import exchange_pb2, exchange_service_pb2, exchange_service_pb2_grpc
+from exchange_service.v1.exchange_service_pb2 import (
+    AccountSelector,
+    GetBalanceRequest,
+    GetBalanceResponse,
+    ListExchangesRequest,
+    ListExchangesResponse,
+    StreamBalancesRequest,
+    StreamBalancesResponse,
+)
+
+__all__ = ["ExchangeServiceClient", "ServiceUnreachable"]
+
+_OPTIONS = (
+    # A connection that died without a word is noticed within 40 seconds, and not at all by default.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+)
+_RESUMABLE = (ShuttingDown, StreamLifetimeReached, StoreUnavailable)
+_LONGEST_PAUSE = 30.0
+
+
+class ServiceUnreachable(ServiceError):
+    """Nobody answers at the service's address, or it is not this service that does."""
+
+
+class ExchangeServiceClient:
+    """One channel to the service. `metadata` goes with every call; `timeout` is in seconds, for the unary ones."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+        timeout: float = 10.0,
+    ) -> None:
+        self._address = address
+        self._metadata = tuple(metadata)
+        self._timeout = timeout
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, options=list(_OPTIONS))
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials, options=list(_OPTIONS))
+        self._stub: Any = exchange_service_pb2_grpc.ExchangeServiceStub(self._channel)
+
+    async def __aenter__(self) -> ExchangeServiceClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The channel, for the health service and others on it."""
+        return self._channel
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+    async def list_exchanges(
+        self,
+        *,
+        asset_class: str = "",
+        source: str = "",
+        search: str = "",
+        page_size: int = 0,
+        page_token: str = "",
+        etag: str = "",
+    ) -> ListExchangesResponse:
+        """One page of the catalogue; `source` is "", "custom" or "ccxt"."""
+        sources = {
+            "": exchange_service_pb2.EXCHANGE_SOURCE_UNSPECIFIED,
+            "custom": exchange_service_pb2.EXCHANGE_SOURCE_CUSTOM,
+            "ccxt": exchange_service_pb2.EXCHANGE_SOURCE_CCXT,
+        }
+        request = ListExchangesRequest(
+            asset_class=asset_class,
+            source=sources[source],
+            search=search,
+            page_size=page_size,
+            page_token=page_token,
+            etag=etag,
+        )
+        reply: ListExchangesResponse = await self._call(self._stub.ListExchanges, request)
+        return reply
+
+    async def all_exchanges(
+        self, *, asset_class: str = "", source: str = "", search: str = ""
+    ) -> list[exchange_pb2.Exchange]:
+        """Every entry that the filters select, over all pages."""
+        entries: list[exchange_pb2.Exchange] = []
+        token = ""
+        while True:
+            reply = await self.list_exchanges(asset_class=asset_class, source=source, search=search, page_token=token)
+            entries.extend(reply.exchanges)
+            token = reply.next_page_token
+            if not token:
+                return entries
+
+    async def get_balance(
+        self,
+        user_id: str,
+        exchange_id: str,
+        *,
+        environment: str = "",
+        max_age: float | None = None,
+        include_zero: bool = False,
+    ) -> GetBalanceResponse:
+        """One account's balance, at most `max_age` seconds old: None as the service is set, 0 asks the venue now."""
+        request = GetBalanceRequest(
+            user_id=user_id, exchange_id=exchange_id, environment=environment, include_zero=include_zero
+        )
+        if max_age is not None:
+            duration = Duration()
+            duration.FromTimedelta(timedelta(seconds=max_age))
+            request.max_age.CopyFrom(duration)
+        reply: GetBalanceResponse = await self._call(self._stub.GetBalance, request)
+        return reply
+
+    async def stream_balances(
+        self, user_id: str, accounts: Sequence[AccountSelector] = (), *, resume: bool = False
+    ) -> AsyncIterator[StreamBalancesResponse]:
+        """Follow the user's accounts; none selected means all. Ends by an error or when the caller stops iterating.
+
+        `resume`: open the stream again when it ends in a way that passes, as when the service restarts, and ask only
+        for what has changed meanwhile.
+        """
+        versions = {
+            (selector.exchange_id, selector.environment or "production"): selector.known_version
+            for selector in accounts
+        }
+        pause = 0.0
+        while True:
+            selectors = [
+                AccountSelector(exchange_id=exchange_id, environment=environment, known_version=version)
+                for (exchange_id, environment), version in versions.items()
+            ]
+            try:
+                async for event in self._events(StreamBalancesRequest(user_id=user_id, accounts=selectors)):
+                    pause = 0.0
+                    balance = event.balance.balance
+                    if accounts and event.HasField("balance"):
+                        key = (balance.exchange_id, balance.environment)
+                        versions[key] = max(versions.get(key, 0), balance.version)
+                    yield event
+                raise ServiceUnreachable(f"The service at {self._address} ended the stream without a reason.")
+            except (*_RESUMABLE, ServiceUnreachable) as error:
+                if not resume:
+                    raise
+                pause = min(max(error.retry_after or 0.0, pause * 2, 0.2), _LONGEST_PAUSE)
+                await asyncio.sleep(pause)
+
+    async def _events(self, request: StreamBalancesRequest) -> AsyncIterator[StreamBalancesResponse]:
+        call = self._stub.StreamBalances(request, metadata=self._metadata)
+        try:
+            async for event in call:
+                yield event
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(error) from None
+        finally:
+            # Dropping the iterator alone would leave the call open at the server.
+            call.cancel()
+
+    async def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return await method(request, timeout=self._timeout, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(error) from None
+
+    def _translated(self, error: grpc.aio.AioRpcError) -> ServiceError:
+        for key, value in error.trailing_metadata() or ():
+            if key == "grpc-status-details-bin":
+                return _from_status(status_pb2.Status.FromString(value))
+        text = error.details() or ""
+        return ServiceUnreachable(
+            f"The service at {self._address} did not answer ({error.code().name}: {text[:200]}). "
+            "Is it running? Start it with `exchange-service serve` or `exchange-service demo`."
+        )
+
+
+def _from_status(status: status_pb2.Status) -> ServiceError:
+    reason, retry_after = "", None
+    for detail in status.details:
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            reason = error_details_pb2.ErrorInfo.FromString(detail.value).reason
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            delay = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay
+            retry_after = delay.seconds + delay.nanos / 1e9
+    return from_reason(reason, status.message, retry_after)

@@ -1,0 +1,74 @@
+"""The outermost boundary: our errors leave by the status table, every other exception without its text.
+
+grpc.aio would send an unhandled exception's text to the client, and a venue library's text can hold a signed URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import structlog
+
+from exchange_service.errors import ServiceError, ServiceFailed
+from exchange_service.grpc_server.status import outcome
+
+log = structlog.get_logger(__name__)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of our own service; health and reflection keep their own manners."""
+
+    def __init__(self, service: str) -> None:
+        self._prefix = f"/{service}/"
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith(self._prefix):
+            return handler
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                _bounded(handler.unary_stream), handler.request_deserializer, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            _bounded(handler.unary_unary), handler.request_deserializer, handler.response_serializer
+        )
+
+
+def _bounded(inner: Handler) -> Handler:
+    async def handle(request: Any, context: Context) -> Any:
+        try:
+            return await inner(request, context)
+        except ServiceError as error:
+            await _abort(context, error)
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            # A cancelled call must end as one: returning instead leaks what grpc keeps for it.
+            raise
+        except Exception as error:
+            reference = uuid.uuid4().hex[:12]
+            log.error("call.failed", reference=reference, error=type(error).__name__, at=_frames(error))
+            await _abort(context, ServiceFailed(f"The service failed; its log has more under {reference}."))
+
+    return handle
+
+
+async def _abort(context: Context, error: ServiceError) -> NoReturn:
+    end = outcome(error)
+    await context.abort(end.code, end.message, end.trailers)
+
+
+def _frames(error: BaseException) -> list[str]:
+    """The places that the exception passed, without its text or any value."""
+    frames, trace = [], error.__traceback__
+    while trace is not None:
+        frames.append(f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return frames[-8:]

@@ -1,0 +1,89 @@
+"""The grpc.aio server: options, TLS, health and reflection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from exchange_service.grpc_server.boundary import Boundary
+from exchange_service.grpc_server.servicer import SERVICE, Servicer
+
+# Our requests are tiny; a larger one is an attack or a mistake.
+_MAX_REQUEST = 64 * 1024
+_MAX_REPLY = 4 * 1024 * 1024
+
+_OPTIONS: Sequence[tuple[str, int]] = (
+    # On by default, and then a second process binds the same port and takes half of the connections.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", _MAX_REQUEST),
+    ("grpc.max_send_message_length", _MAX_REPLY),
+    # Thousands of streams may come over few connections.
+    ("grpc.max_concurrent_streams", 10_000),
+    # A client that vanished is noticed only by these together; the ping timeout alone is a minute by default.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_connection_age_ms", 70 * 60 * 1000),
+    ("grpc.max_connection_age_grace_ms", 60 * 1000),
+    # The defaults refuse a part of a few thousand subscribers who come back at once.
+    ("grpc.max_pending_requests", 100_000),
+    ("grpc.max_pending_requests_hard_limit", 200_000),
+)
+
+
+class BindError(Exception):
+    """The address cannot be listened on; the text is a sentence for the operator."""
+
+
+@dataclass(slots=True)
+class Server:
+    """A listening server; `address` has the port that was taken."""
+
+    address: str
+    grpc_server: grpc.aio.Server
+    health: HealthServicer
+
+    async def set_serving(self, serving: bool) -> None:
+        """What the health service says of us."""
+        state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", SERVICE):
+            await self.health.set(name, state)
+
+    async def stop(self, grace: float) -> None:
+        """Take no new calls, and give those in progress `grace` seconds."""
+        await self.health.enter_graceful_shutdown()
+        await self.grpc_server.stop(grace)
+
+
+def credentials(certificate: Path, key: Path) -> grpc.ServerCredentials:
+    """The server's TLS identity from PEM files."""
+    return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+
+
+async def listen(servicer: Servicer, address: str, *, tls: grpc.ServerCredentials | None, reflect: bool) -> Server:
+    """Start to listen on `address`; BindError where that cannot be."""
+    server = grpc.aio.server(interceptors=(Boundary(SERVICE),), options=list(_OPTIONS))
+    server.add_generic_rpc_handlers((servicer.handlers(),))
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    if reflect:
+        names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+    host = address.rpartition(":")[0]
+    try:
+        port = server.add_secure_port(address, tls) if tls else server.add_insecure_port(address)
+    except RuntimeError:
+        port = 0
+    if not port and not address.startswith("unix:"):
+        raise BindError(f"Cannot listen on {address}: the address is taken or not one of this machine.")
+    await server.start()
+    return Server(address if address.startswith("unix:") else f"{host}:{port}", server, health)

@@ -1,0 +1,252 @@
+"""A venue session per account: its opened credential and its state, made on demand, closed when idle.
+
+This is where the host calls a plugin, so it is also where a plugin is kept honest: within its deadline, with only its
+own errors, and with an answer of the promised shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from exchange_service.credentials import CredentialReference
+from exchange_service.errors import NotSupported, PluginFailed, ServiceError, VenueError, VenueTimeout
+from exchange_service.model import (
+    SANDBOX,
+    Account,
+    AssetBalance,
+    Balance,
+    Credential,
+    Environment,
+    ExchangeMetadata,
+    Summary,
+    VenueAccount,
+)
+from exchange_service.plugin_api import VenueCall
+from exchange_service.registry import Listing
+from exchange_service.state import State
+from exchange_service.venue_http import VenueHttpPool
+
+# More rows than any venue lists assets; a plugin that answers more is broken.
+MAX_ROWS = 20_000
+_SWEEP_INTERVAL = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Session:
+    """One account's opened credential and state, while it is in use or was lately."""
+
+    version: str
+    opened: asyncio.Task[Credential]
+    state: State = field(default_factory=State)
+    users: int = 0
+    idle_since: float = 0.0
+    # Another version has taken its place; it is closed when its last call ends.
+    retired: bool = False
+
+    async def retire(self) -> None:
+        """Close it, now or when the last call that uses it ends."""
+        self.retired = True
+        if not self.users:
+            await self.state.close()
+
+
+class Sessions:
+    """Fetches balances through plugins, one session for each account."""
+
+    def __init__(
+        self,
+        open_credential: Callable[[CredentialReference], Awaitable[Credential]],
+        http: VenueHttpPool,
+        *,
+        overrides: Mapping[str, str] | None = None,
+        idle_timeout: float = 300.0,
+    ) -> None:
+        self._open_credential = open_credential
+        self._http = http
+        self._overrides = dict(overrides or {})
+        self._idle_timeout = idle_timeout
+        self._sessions: dict[Account, _Session] = {}
+        self._sweeper: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Future[None]] = set()
+
+    async def fetch(self, reference: CredentialReference, listing: Listing, deadline: float) -> Balance:
+        """Ask the venue for the account's balance; `deadline` is in the event loop's time.
+
+        Raises a VenueError, PluginFailed, or what opening the credential raises.
+        """
+        session = self._session(reference)
+        session.users += 1
+        try:
+            credential = await asyncio.shield(session.opened)
+            call = self._call(listing, reference.account, credential, session.state, deadline)
+            return await _bounded(listing, call)
+        finally:
+            session.users -= 1
+            session.idle_since = asyncio.get_running_loop().time()
+            if session.retired:
+                await session.retire()
+
+    def _session(self, reference: CredentialReference) -> _Session:
+        session = self._sessions.get(reference.account)
+        failed = session is not None and session.opened.done() and not _succeeded(session.opened)
+        if session is not None and session.version == reference.version and not failed:
+            return session
+        self._start_sweeper()
+        opening = asyncio.ensure_future(self._open_credential(reference))
+        opening.add_done_callback(_succeeded)
+        self._sessions[reference.account] = new = _Session(reference.version, opening)
+        if session is not None:
+            # A credential that has changed must not be used through an old token or client any more.
+            self._retiring.add(task := asyncio.ensure_future(session.retire()))
+            task.add_done_callback(self._retiring.discard)
+        return new
+
+    def _call(
+        self, listing: Listing, account: Account, credential: Credential, state: State, deadline: float
+    ) -> VenueCall:
+        metadata = listing.metadata
+        environment = venue_environment(metadata, account, credential)
+        override = self._overrides.get(f"{metadata.id}.{environment.name}") or self._overrides.get(metadata.id, "")
+        return VenueCall(
+            exchange=metadata,
+            account=account,
+            environment=environment,
+            credential=credential,
+            http=self._http.http(metadata, environment, override).for_call(deadline),
+            public_http=self._http.http(metadata, environment, override, public=True).for_call(deadline),
+            deadline=deadline,
+            plugin_state=listing.plugin.state,
+            account_state=state,
+            override=override,
+        )
+
+    async def forget(self, account: Account) -> None:
+        """Close the account's session, for example because its credential is gone."""
+        session = self._sessions.pop(account, None)
+        if session is not None:
+            await session.retire()
+
+    def _start_sweeper(self) -> None:
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="idle sessions")
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_INTERVAL)
+            limit = asyncio.get_running_loop().time() - self._idle_timeout
+            for account, session in list(self._sessions.items()):
+                if not session.users and session.idle_since < limit:
+                    await self.forget(account)
+
+    async def close(self) -> None:
+        """Close every session."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait({self._sweeper})
+        if self._retiring:
+            await asyncio.wait(self._retiring)
+        for account in list(self._sessions):
+            await self.forget(account)
+
+
+def venue_environment(metadata: ExchangeMetadata, account: Account, credential: Credential) -> Environment:
+    """The venue's environment: the account's, or the one that the stored metadata choose within production."""
+    chosen = account.environment
+    stored = credential.metadata
+    if stored.get("sandbox") is True:
+        chosen = SANDBOX
+    elif account.environment == "production" and isinstance(stored.get("environment"), str):
+        chosen = stored["environment"]
+    environment = metadata.environment(chosen)
+    if environment is None:
+        raise NotSupported(f"{metadata.name} has no environment {chosen[:40]!r}, which the stored metadata choose.")
+    return environment
+
+
+def _succeeded(task: asyncio.Future[Credential]) -> bool:
+    return not task.cancelled() and task.exception() is None
+
+
+async def _bounded(listing: Listing, call: VenueCall) -> Balance:
+    """The plugin's answer within the deadline. A plugin that ignores its cancellation is left behind, not awaited."""
+    task = asyncio.get_running_loop().create_task(_guarded(listing, call), name=f"fetch {call.exchange.id}")
+    try:
+        done, _ = await asyncio.wait({task}, timeout=call.remaining())
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if not done:
+        task.cancel()
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        raise VenueTimeout(f"{call.exchange.name} did not answer in time.")
+    if task.cancelled():
+        raise PluginFailed(f"The plugin {listing.plugin.info.name} cancelled its own call.")
+    return task.result()
+
+
+async def _guarded(listing: Listing, call: VenueCall) -> Balance:
+    """Call the hook and let only our own errors out: another exception's text may hold a signed URL."""
+    name = listing.plugin.info.name
+    try:
+        return _checked(await listing.plugin.hook.fetch_balance(call=call), name)
+    except (VenueError, PluginFailed):
+        raise
+    except TimeoutError:
+        raise VenueTimeout(f"{call.exchange.name} did not answer in time.") from None
+    except asyncio.CancelledError:
+        raise
+    # SystemExit would end the service if it left the task.
+    except BaseException as error:
+        log.error("plugin.failed", plugin=name, exchange=call.exchange.id, error=type(error).__name__, at=_place(error))
+        raise PluginFailed(
+            f"The plugin {name} ({listing.plugin.info.distribution}) failed with {type(error).__name__}. "
+            "Report it to the plugin's author; the service's log says where."
+        ) from None
+
+
+def _place(error: BaseException) -> str:
+    """Where the exception was raised, without its text or any value."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+
+
+def _checked(balance: object, plugin: str) -> Balance:
+    """The plugin's answer, if it has the promised shape; the amounts checked themselves when they were made."""
+    if not isinstance(balance, Balance):
+        raise PluginFailed(f"The plugin {plugin} answered with {type(balance).__name__} in place of a Balance.")
+    problem = _misshapen(balance)
+    if problem:
+        raise PluginFailed(f"The plugin {plugin} answered with a wrong balance: {problem}.")
+    return balance
+
+
+def _misshapen(balance: Balance) -> str:
+    places = set()
+    count = 0
+    for account in balance.venue_accounts:
+        if not isinstance(account, VenueAccount) or not all(isinstance(part, str) for part in account.identity):
+            return "an account is no VenueAccount, or named by something else than texts"
+        if account.identity in places:
+            return "two accounts have the same id, type and sub-account"
+        places.add(account.identity)
+        if not isinstance(account.summary, Summary | None) or not isinstance(account.error, ServiceError | None):
+            return "an account's summary or error is of another type"
+        assets = set()
+        for row in account.assets:
+            if not isinstance(row, AssetBalance) or not isinstance(row.asset, str) or not row.asset:
+                return "a row is no AssetBalance, or has no asset"
+            assets.add((row.asset, row.venue_asset))
+        if len(assets) != len(account.assets):
+            return "an account has two rows for one asset"
+        count += len(account.assets)
+    if not isinstance(balance.summary, Summary | None):
+        return "its summary is of another type"
+    return f"{count} rows are more than {MAX_ROWS}" if count > MAX_ROWS else ""

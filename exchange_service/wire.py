@@ -1,0 +1,395 @@
+"""Model to messages to bytes, and back. Bytes are what the cache keeps, the feeds hand on and the replies carry.
+
+A protobuf message is the concatenation of its fields, so a reply is the stored balance's bytes behind a tag and a
+length, and the few fields that change per call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from exchange_service.errors import ServiceError
+from exchange_service.model import Account, AssetBalance, Balance, ExchangeMetadata, Summary, VenueAccount
+from exchange_service.payload import format_amount
+from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_pb2, exchange_service_pb2
+
+# The first byte of every kept value. Another one is a value of another release, and counts as missing.
+_CACHE_FORMAT = b"\x01"
+AmountName: TypeAlias = Literal["total", "free", "used", "debt"]
+_AMOUNTS: tuple[AmountName, ...] = ("total", "free", "used", "debt")
+# What tells a row from the others of its balance: venue account's id, type, sub-account, asset, venue's own code.
+RowIdentity: TypeAlias = tuple[str, str, str, str, str]
+
+
+class Source(Enum):
+    """Where a balance comes from; see BalanceSource in balance.proto."""
+
+    VENUE = balance_pb2.BALANCE_SOURCE_VENUE
+    CACHE = balance_pb2.BALANCE_SOURCE_CACHE
+    LAST_GOOD = balance_pb2.BALANCE_SOURCE_LAST_GOOD
+
+
+@dataclass(frozen=True)
+class StoredBalance:
+    """A balance as bytes, with what the core needs to know of it without reading them again.
+
+    `data` is a serialised `Balance` with every row, zero rows too. `fetch_time` is in seconds since the epoch.
+    """
+
+    account: Account
+    data: bytes
+    fetch_time: float
+    version: int
+
+    @cached_property
+    def compact(self) -> bytes:
+        """The same without the rows whose amounts are all zero."""
+        message = balance_pb2.Balance.FromString(self.data)
+        for account in message.venue_accounts:
+            kept = [row for row in account.assets if not _is_zero(row)]
+            if len(kept) != len(account.assets):
+                del account.assets[:]
+                account.assets.extend(kept)
+        return message.SerializeToString(deterministic=True)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """A hash of the content: equal for two balances that differ in no figure, note or error."""
+        message = balance_pb2.Balance.FromString(self.data)
+        for name in ("fetch_time", "venue_time", "version"):
+            message.ClearField(name)
+        for account in message.venue_accounts:
+            account.ClearField("venue_time")
+        return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
+
+    def encoded(self) -> bytes:
+        """As the cache keeps it; `decode_stored` reads it."""
+        return _CACHE_FORMAT + self.data
+
+
+def store_balance(
+    account: Account, balance: Balance, fetch_time: float, previous: StoredBalance | None
+) -> StoredBalance:
+    """The balance as bytes, with the version that follows `previous`: the same for the same content, else the greater
+    of the previous one plus one and the fetch time in microseconds, so that it rises on every replica."""
+    message = _balance_message(account, balance, fetch_time)
+    draft = StoredBalance(account, message.SerializeToString(deterministic=True), fetch_time, 0)
+    if previous is None:
+        version = int(fetch_time * 1_000_000)
+    elif previous.digest == draft.digest:
+        version = previous.version
+    else:
+        version = max(previous.version + 1, int(fetch_time * 1_000_000))
+    message.version = version
+    return StoredBalance(account, message.SerializeToString(deterministic=True), fetch_time, version)
+
+
+def decode_stored(account: Account, raw: bytes) -> StoredBalance | None:
+    """What `encoded` wrote, or None for anything else: another format, garbage, or another account's balance."""
+    if raw[:1] != _CACHE_FORMAT:
+        return None
+    data = raw[1:]
+    try:
+        message = balance_pb2.Balance.FromString(data)
+    except DecodeError:
+        return None
+    if (message.user_id, message.exchange_id, message.environment) != (
+        account.user_id,
+        account.exchange_id,
+        account.environment,
+    ) or not message.version:
+        return None
+    fetch_time = message.fetch_time.seconds + message.fetch_time.nanos / 1e9
+    return StoredBalance(account, data, fetch_time, message.version)
+
+
+def with_known_rows(
+    stored: StoredBalance, known: Mapping[RowIdentity, Iterable[AmountName]]
+) -> tuple[bytes, dict[RowIdentity, tuple[AmountName, ...]]]:
+    """For a feed: the balance without zero rows, but with those that the feed has reported before, and the rows that
+    it has reported now (identity to the names of the amounts that were known).
+
+    A row that the venue's answer no longer holds stands at "0" for each amount that it had, while its venue account
+    is there and readable; an account that is gone or refused says nothing about what it holds.
+    """
+    message = balance_pb2.Balance.FromString(stored.data)
+    reported: dict[RowIdentity, tuple[AmountName, ...]] = {}
+    for account in message.venue_accounts:
+        place = (account.id, account.type, account.sub_account)
+        kept = []
+        for row in account.assets:
+            identity = (*place, row.asset, row.venue_asset)
+            if not _is_zero(row) or identity in known:
+                kept.append(row)
+                reported[identity] = tuple(name for name in _AMOUNTS if row.HasField(name))
+        gone = [identity for identity in known if identity[:3] == place and identity not in reported]
+        if account.HasField("error"):
+            # Keep in mind what was reported, without saying anything about it now.
+            reported.update({identity: tuple(known[identity]) for identity in gone})
+            gone = []
+        del account.assets[:]
+        account.assets.extend(kept)
+        for identity in gone:
+            account.assets.append(_zero_row(identity, known[identity]))
+            reported[identity] = tuple(known[identity])
+    return message.SerializeToString(deterministic=True), reported
+
+
+def get_balance_reply(data: bytes, source: Source, age: float, stale: ServiceError | None) -> bytes:
+    """A serialised GetBalanceResponse: the stored bytes as field 1, the freshness as field 2."""
+    freshness = exchange_service_pb2.GetBalanceResponse(freshness=_freshness(source, age, stale))
+    return _length_delimited(1, data) + freshness.SerializeToString()
+
+
+def balance_event(data: bytes, source: Source, age: float, stale: ServiceError | None) -> bytes:
+    """A serialised StreamBalancesResponse that holds a BalanceEvent."""
+    freshness = exchange_service_pb2.BalanceEvent(freshness=_freshness(source, age, stale))
+    return _length_delimited(1, _length_delimited(1, data) + freshness.SerializeToString())
+
+
+def account_error_event(account: Account, error: ServiceError, last_version: int) -> bytes:
+    """A serialised StreamBalancesResponse that holds an AccountErrorEvent."""
+    event = exchange_service_pb2.AccountErrorEvent(
+        exchange_id=account.exchange_id,
+        environment=account.environment,
+        error=fault_message(error),
+        last_version=last_version,
+    )
+    return exchange_service_pb2.StreamBalancesResponse(account_error=event).SerializeToString()
+
+
+@dataclass(frozen=True, slots=True)
+class AccountState:
+    """How one account of a stream is: see AccountState in exchange_service.proto. `age` is in seconds."""
+
+    account: Account
+    version: int
+    age: float | None
+    error: ServiceError | None
+
+
+def heartbeat_event(now: float, states: Iterable[AccountState]) -> bytes:
+    """A serialised StreamBalancesResponse that holds a HeartbeatEvent."""
+    event = exchange_service_pb2.HeartbeatEvent(server_time=_timestamp(now))
+    for state in states:
+        entry = event.accounts.add(
+            exchange_id=state.account.exchange_id, environment=state.account.environment, version=state.version
+        )
+        if state.age is not None:
+            entry.age.CopyFrom(_duration(state.age))
+        if state.error is not None:
+            entry.error.CopyFrom(fault_message(state.error))
+    return exchange_service_pb2.StreamBalancesResponse(heartbeat=event).SerializeToString()
+
+
+def fault_message(error: ServiceError) -> balance_pb2.AccountFault:
+    """An error beside data: reason, sentence and delay."""
+    name = f"ERROR_REASON_{error.reason or 'UNSPECIFIED'}"
+    fault = balance_pb2.AccountFault(reason=error_reason_pb2.ErrorReason.Value(name), message=error.message)
+    if error.retry_after is not None:
+        fault.retry_delay.CopyFrom(_duration(error.retry_after))
+    return fault
+
+
+@dataclass(frozen=True, slots=True)
+class PluginLabel:
+    """A plugin as the catalogue names it."""
+
+    name: str
+    version: str
+    distribution: str
+
+
+def catalogue_entry(metadata: ExchangeMetadata, plugin: PluginLabel) -> bytes:
+    """A serialised Exchange; a listing that cannot be served yet says so in its status."""
+    supported = metadata.capabilities.balance
+    return exchange_pb2.Exchange(
+        **{name: getattr(metadata, name) for name in _PLAIN_LISTING_FIELDS},
+        is_custom=not metadata.is_ccxt,
+        plugin=_plugin_message(plugin),
+        capabilities=exchange_pb2.Capabilities(
+            **{item.name: getattr(metadata.capabilities, item.name) for item in fields(metadata.capabilities)}
+        ),
+        credential_fields=[
+            exchange_pb2.CredentialField(**{item.name: getattr(entry, item.name) for item in fields(entry)})
+            for entry in metadata.credential_fields
+        ],
+        environments=[
+            exchange_pb2.Environment(name=entry.name, aliases=entry.aliases) for entry in metadata.environments
+        ],
+        status=exchange_pb2.ExchangeStatus(
+            availability=exchange_pb2.AVAILABILITY_AVAILABLE if supported else exchange_pb2.AVAILABILITY_UNAVAILABLE,
+            reason="" if supported else metadata.unsupported_reason,
+        ),
+    ).SerializeToString(deterministic=True)
+
+
+def list_exchanges_reply(
+    entries: Iterable[bytes],
+    *,
+    next_page_token: str,
+    matching_count: int,
+    custom: int,
+    ccxt: int,
+    problems: Iterable[tuple[PluginLabel, str]],
+) -> bytes:
+    """A serialised ListExchangesResponse of serialised entries, marked with an etag of all of it."""
+    page = b"".join(_length_delimited(1, entry) for entry in entries)
+    rest = exchange_service_pb2.ListExchangesResponse(
+        next_page_token=next_page_token,
+        stats=exchange_service_pb2.CatalogueStats(total=custom + ccxt, custom=custom, ccxt=ccxt),
+        matching_count=matching_count,
+        problems=[
+            exchange_service_pb2.PluginProblem(plugin=_plugin_message(plugin), reason=reason)
+            for plugin, reason in problems
+        ],
+    )
+    content = page + rest.SerializeToString(deterministic=True)
+    etag = hashlib.sha256(content).hexdigest()[:24]
+    return content + exchange_service_pb2.ListExchangesResponse(etag=etag).SerializeToString()
+
+
+def list_exchanges_etag(reply: bytes) -> str:
+    """The etag of a serialised ListExchangesResponse."""
+    return exchange_service_pb2.ListExchangesResponse.FromString(reply).etag
+
+
+def not_modified_reply(etag: str) -> bytes:
+    """A serialised ListExchangesResponse that says the caller's copy is current."""
+    return exchange_service_pb2.ListExchangesResponse(etag=etag, not_modified=True).SerializeToString()
+
+
+def _plugin_message(plugin: PluginLabel) -> exchange_pb2.Plugin:
+    return exchange_pb2.Plugin(name=plugin.name, version=plugin.version, distribution=plugin.distribution)
+
+
+_PLAIN_LISTING_FIELDS = (
+    "id",
+    "name",
+    "asset_class",
+    "asset_types",
+    "market_hours",
+    "icon",
+    "logo",
+    "color_class",
+    "is_ccxt",
+    "requires_passphrase",
+    "requires_account_id",
+    "instructions",
+    "ip_whitelist",
+    "account_types",
+    "documentation_url",
+    "credential_url",
+    "countries",
+    "credential_of",
+)
+
+
+def _balance_message(account: Account, balance: Balance, fetch_time: float) -> balance_pb2.Balance:
+    message = balance_pb2.Balance(
+        user_id=account.user_id,
+        exchange_id=account.exchange_id,
+        environment=account.environment,
+        fetch_time=_timestamp(fetch_time),
+        venue_accounts=[_venue_account_message(entry) for entry in balance.venue_accounts],
+        notes=balance.notes,
+    )
+    if balance.venue_time is not None:
+        message.venue_time.FromDatetime(balance.venue_time)
+    if balance.summary is not None:
+        message.summary.CopyFrom(_summary_message(balance.summary))
+    return message
+
+
+def _venue_account_message(account: VenueAccount) -> balance_pb2.VenueAccount:
+    message = balance_pb2.VenueAccount(
+        id=account.id,
+        type=account.type,
+        sub_account=account.sub_account,
+        label=account.label,
+        assets=[_row_message(account, row) for row in account.assets],
+    )
+    if account.summary is not None:
+        message.summary.CopyFrom(_summary_message(account.summary))
+    if account.error is not None:
+        message.error.CopyFrom(fault_message(account.error))
+    if account.venue_time is not None:
+        message.venue_time.FromDatetime(account.venue_time)
+    return message
+
+
+def _row_message(account: VenueAccount, row: AssetBalance) -> balance_pb2.AssetBalance:
+    message = balance_pb2.AssetBalance(
+        asset=row.asset,
+        venue_asset=row.venue_asset or row.asset,
+        account_type=account.type,
+        sub_account=account.sub_account,
+    )
+    for name in _AMOUNTS:
+        value = getattr(row, name)
+        if value is not None:
+            setattr(message, name, format_amount(value))
+    return message
+
+
+def _summary_message(summary: Summary) -> balance_pb2.Summary:
+    message = balance_pb2.Summary(currency=summary.currency)
+    for item in fields(summary):
+        value = getattr(summary, item.name)
+        if item.name != "currency" and value is not None:
+            setattr(message, item.name, format_amount(value))
+    return message
+
+
+def _zero_row(identity: RowIdentity, amounts: Iterable[AmountName]) -> balance_pb2.AssetBalance:
+    _, account_type, sub_account, asset, venue_asset = identity
+    row = balance_pb2.AssetBalance(
+        asset=asset, venue_asset=venue_asset, account_type=account_type, sub_account=sub_account
+    )
+    for name in amounts:
+        setattr(row, name, "0")
+    return row
+
+
+def _is_zero(row: balance_pb2.AssetBalance) -> bool:
+    known = [getattr(row, name) for name in _AMOUNTS if row.HasField(name)]
+    return bool(known) and not any(digit in value for value in known for digit in "123456789")
+
+
+def _freshness(source: Source, age: float, stale: ServiceError | None) -> balance_pb2.Freshness:
+    freshness = balance_pb2.Freshness(source=source.value, age=_duration(age))
+    if stale is not None:
+        freshness.stale.CopyFrom(fault_message(stale))
+    return freshness
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=max(0.0, seconds)))
+    return duration
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(datetime.fromtimestamp(seconds, UTC))
+    return timestamp
+
+
+def _length_delimited(number: int, payload: bytes) -> bytes:
+    """A field of wire type 2: tag, length, bytes."""
+    length, size = bytearray(), len(payload)
+    while size >= 0x80:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    length.append(size)
+    return bytes([number << 3 | 2]) + bytes(length) + payload

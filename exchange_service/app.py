@@ -76,7 +76,7 @@ class Service:
 
 async def start_service(settings: Settings, *, registry: Registry | None = None) -> Service:
     """Join all parts and listen. Raises UnsafeSettings or BindError with a sentence for the operator."""
-    _check_safety(settings)
+    check_safety(settings)
     stack = AsyncExitStack()
     try:
         return await _join(settings, registry or load_registry(choices=settings.exchange_plugins), stack)
@@ -128,7 +128,8 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -
     return Service(settings, server, registry, store, cache, balances, feeds, stack)
 
 
-def _check_safety(settings: Settings) -> None:
+def check_safety(settings: Settings) -> None:
+    """Raise UnsafeSettings for settings that would open the service to others unprotected."""
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise UnsafeSettings("Set both tls_certificate and tls_key, or neither.")
     if not settings.loopback and not settings.tls_certificate and not settings.insecure:

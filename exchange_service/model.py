@@ -81,6 +81,12 @@ class Credential:
     passphrase: Secret = _EMPTY
     metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
 
+    @classmethod
+    def from_texts(cls, texts: Mapping[str, str | None], metadata: Mapping[str, Any] | None = None) -> Credential:
+        """A credential of plain texts by name; a name that is absent or None gives an empty secret."""
+        key, secret, passphrase = (Secret(texts.get(name) or "") for name in ("api_key", "api_secret", "passphrase"))
+        return cls(key, secret, passphrase, metadata=dict(metadata or {}))
+
 
 @dataclass(frozen=True, slots=True)
 class CredentialField:

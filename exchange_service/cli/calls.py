@@ -1,0 +1,310 @@
+"""The commands that call a running service: exchanges, balance, watch, health, version."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rich.console import Group
+from rich.live import Live
+
+from exchange_service import __version__
+from exchange_service.cli import tables
+from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, run
+from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
+from exchange_service.settings import ENVIRONMENT_PREFIX
+from exchange_service.v1 import balance_pb2, error_reason_pb2
+from exchange_service.v1.exchange_service_pb2 import AccountSelector, StreamBalancesResponse
+
+AddressOption = Annotated[
+    str, typer.Option(envvar=f"{ENVIRONMENT_PREFIX}ADDRESS", help="Where the service listens, host:port.")
+]
+PlaintextOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--plaintext/--tls",
+        envvar=f"{ENVIRONMENT_PREFIX}PLAINTEXT",
+        help="Without or with TLS. Default: without on loopback, with elsewhere.",
+    ),
+]
+TlsCaOption = Annotated[
+    Path | None,
+    typer.Option(envvar=f"{ENVIRONMENT_PREFIX}TLS_CA", help="PEM file with the certificate to trust.", exists=True),
+]
+HeaderOption = Annotated[
+    list[str] | None,
+    typer.Option(envvar=f"{ENVIRONMENT_PREFIX}HEADER", help="Metadata for each call, name=value; can be repeated."),
+]
+TimeoutOption = Annotated[
+    float, typer.Option(envvar=f"{ENVIRONMENT_PREFIX}TIMEOUT", min=0.001, help="Seconds that a call may take.")
+]
+OutputOption = Annotated[
+    Output,
+    typer.Option("--output", "-o", envvar=f"{ENVIRONMENT_PREFIX}OUTPUT", help="For people, or for programs."),
+]
+UserOption = Annotated[str, typer.Option("--user", "-u", envvar=f"{ENVIRONMENT_PREFIX}USER", help="Whose account.")]
+
+_DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where and how to call."""
+
+    address: str
+    plaintext: bool | None
+    tls_ca: Path | None
+    headers: Sequence[str]
+    timeout: float
+
+    def client(self) -> ExchangeServiceClient:
+        """A client for it."""
+        host = self.address.rpartition(":")[0].strip("[]")
+        loopback = host in ("localhost", "::1") or host.startswith("127.") or self.address.startswith("unix:")
+        plaintext = self.plaintext if self.plaintext is not None else (loopback and self.tls_ca is None)
+        certificate = self.tls_ca.read_bytes() if self.tls_ca else None
+        credentials = None if plaintext else grpc.ssl_channel_credentials(certificate)
+        return ExchangeServiceClient(
+            self.address, credentials=credentials, metadata=_metadata(self.headers), timeout=self.timeout
+        )
+
+
+def _metadata(headers: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for header in headers:
+        name, equals, value = header.partition("=")
+        if not equals or not name:
+            # The value may be a token, so it is not repeated.
+            fail("--header should be name=value", ExitCode.USAGE)
+        pairs.append((name.strip().lower(), value))
+    return pairs
+
+
+@asynccontextmanager
+async def _waiting(output: Output, what: str) -> AsyncIterator[None]:
+    """A spinner for people while something takes long; nothing for programs."""
+    if output is Output.TABLE and messages.is_terminal:
+        with messages.status(what):
+            yield
+    else:
+        yield
+
+
+def exchanges(
+    asset_class: Annotated[str, typer.Option(help="Only this asset class, such as forex.")] = "",
+    search: Annotated[str, typer.Option(help="Only with this text in name, id or asset types.")] = "",
+    source: Annotated[str, typer.Option(help="Only custom, or only ccxt.")] = "",
+    address: AddressOption = _DEFAULT_ADDRESS,
+    plaintext: PlaintextOption = None,
+    tls_ca: TlsCaOption = None,
+    header: HeaderOption = None,
+    timeout: TimeoutOption = 10.0,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List the exchanges and brokers that the service can connect to."""
+    if source not in ("", "custom", "ccxt"):
+        fail("--source should be custom or ccxt", ExitCode.USAGE)
+    target = Target(address, plaintext, tls_ca, header or (), timeout)
+    run(_exchanges(target, asset_class, search, source, output), output)
+
+
+async def _exchanges(target: Target, asset_class: str, search: str, source: str, output: Output) -> None:
+    async with target.client() as client, _waiting(output, "Listing exchanges ..."):
+        reply = await client.list_exchanges(asset_class=asset_class, search=search, source=source)
+        entries = list(reply.exchanges)
+        token = reply.next_page_token
+        while token:
+            page = await client.list_exchanges(asset_class=asset_class, search=search, source=source, page_token=token)
+            entries.extend(page.exchanges)
+            token = page.next_page_token
+    if output is Output.JSON:
+        tables.print_json([tables.as_dict(entry) for entry in entries])
+    elif output is Output.JSONL:
+        for entry in entries:
+            tables.print_line(tables.as_dict(entry))
+    else:
+        console.print(tables.exchanges(entries))
+        stats = reply.stats
+        console.print(f"[dim]{len(entries)} of {stats.total} exchanges ({stats.custom} custom, {stats.ccxt} ccxt)[/]")
+        for problem in reply.problems:
+            messages.print(f"[yellow]{problem.plugin.name}:[/] {problem.reason}", soft_wrap=True)
+
+
+def balance(
+    user: UserOption,
+    exchange: Annotated[str, typer.Option("--exchange", "-e", help="The exchange's id, such as oanda.")],
+    environment: Annotated[str, typer.Option(help="production or sandbox, or the venue's own word.")] = "",
+    max_age: Annotated[
+        float | None, typer.Option(min=0, help="How many seconds old it may be; 0 asks the venue now.")
+    ] = None,
+    include_zero: Annotated[bool, typer.Option(help="Also rows that are all zero.")] = False,
+    address: AddressOption = _DEFAULT_ADDRESS,
+    plaintext: PlaintextOption = None,
+    tls_ca: TlsCaOption = None,
+    header: HeaderOption = None,
+    timeout: TimeoutOption = 15.0,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Read one account's balance."""
+    target = Target(address, plaintext, tls_ca, header or (), timeout)
+    run(_balance(target, user, exchange, environment, max_age, include_zero, output), output)
+
+
+async def _balance(
+    target: Target,
+    user: str,
+    exchange: str,
+    environment: str,
+    max_age: float | None,
+    include_zero: bool,
+    output: Output,
+) -> None:
+    async with target.client() as client, _waiting(output, f"Reading {exchange} ..."):
+        reply = await client.get_balance(
+            user, exchange, environment=environment, max_age=max_age, include_zero=include_zero
+        )
+    if output is Output.JSON:
+        tables.print_json(tables.as_dict(reply))
+    elif output is Output.JSONL:
+        tables.print_line(tables.as_dict(reply))
+    else:
+        console.print(tables.balance(reply.balance))
+        line = tables.summary(reply.balance)
+        if line:
+            console.print(line)
+        console.print(f"[dim]{tables.freshness(reply.freshness)}[/]")
+        for note in reply.balance.notes:
+            messages.print(f"[yellow]note:[/] {note}", soft_wrap=True)
+
+
+def watch(
+    user: UserOption,
+    exchange: Annotated[
+        list[str] | None, typer.Option("--exchange", "-e", help="Only this one; can be repeated. Default: all.")
+    ] = None,
+    environment: Annotated[str, typer.Option(help="The environment of the named exchanges.")] = "",
+    events: Annotated[int, typer.Option(min=0, help="End after so many events; 0: never.")] = 0,
+    address: AddressOption = _DEFAULT_ADDRESS,
+    plaintext: PlaintextOption = None,
+    tls_ca: TlsCaOption = None,
+    header: HeaderOption = None,
+    timeout: TimeoutOption = 10.0,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Follow a user's balances live, until interrupted."""
+    target = Target(address, plaintext, tls_ca, header or (), timeout)
+    accounts = [AccountSelector(exchange_id=name, environment=environment) for name in exchange or ()]
+    run(_watch(target, user, accounts, events, output), output)
+
+
+async def _watch(target: Target, user: str, accounts: Sequence[AccountSelector], limit: int, output: Output) -> None:
+    view = _LiveView() if output is Output.TABLE and console.is_terminal else None
+    count = 0
+    async with target.client() as client:
+        with Live(console=console, auto_refresh=False) if view else _Nothing() as live:
+            async for event in client.stream_balances(user, accounts, resume=True):
+                if view is not None and isinstance(live, Live):
+                    live.update(view.after(event), refresh=True)
+                elif output is Output.TABLE:
+                    _print_event(event)
+                else:
+                    tables.print_line(tables.as_dict(event))
+                count += 1
+                if limit and count >= limit:
+                    return
+
+
+class _Nothing:
+    """Stands in for the live display where there is no terminal."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+class _LiveView:
+    """The newest balance of each account, as one table that is drawn again at each event."""
+
+    def __init__(self) -> None:
+        self._balances: dict[tuple[str, str], balance_pb2.Balance] = {}
+        self._trouble: dict[tuple[str, str], str] = {}
+        self._heard = ""
+
+    def after(self, event: StreamBalancesResponse) -> Group:
+        """The display after one more event."""
+        self._heard = datetime.now().astimezone().strftime("%H:%M:%S")
+        kind = event.WhichOneof("event")
+        if kind == "balance":
+            message = event.balance.balance
+            key = (message.exchange_id, message.environment)
+            self._balances[key] = message
+            self._trouble.pop(key, None)
+        elif kind == "account_error":
+            key = (event.account_error.exchange_id, event.account_error.environment)
+            self._trouble[key] = _trouble(event)
+        lines = [f"[red]{text}[/]" for text in self._trouble.values()]
+        footer = f"[dim]last event {self._heard}; interrupt to end[/]"
+        return Group(tables.balances(self._balances[key] for key in sorted(self._balances)), *lines, footer)
+
+
+def _print_event(event: StreamBalancesResponse) -> None:
+    now = datetime.now().astimezone().strftime("%H:%M:%S")
+    kind = event.WhichOneof("event")
+    if kind == "balance":
+        for line in tables.balance_lines(event.balance.balance):
+            exchange, account, asset, total, free, used = line
+            console.print(f"{now} {exchange} {account} {asset} total {total} free {free} used {used}", soft_wrap=True)
+    elif kind == "account_error":
+        console.print(f"{now} {_trouble(event)}", soft_wrap=True)
+    elif kind == "heartbeat":
+        console.print(f"[dim]{now} alive, {len(event.heartbeat.accounts)} accounts[/]")
+
+
+def _trouble(event: StreamBalancesResponse) -> str:
+    error = event.account_error
+    reason = error_reason_pb2.ErrorReason.Name(error.error.reason).removeprefix("ERROR_REASON_")
+    return f"{error.exchange_id} {error.environment} {reason}: {error.error.message}"
+
+
+def health(
+    address: AddressOption = _DEFAULT_ADDRESS,
+    plaintext: PlaintextOption = None,
+    tls_ca: TlsCaOption = None,
+    header: HeaderOption = None,
+    timeout: TimeoutOption = 5.0,
+) -> None:
+    """Ask whether the service is serving."""
+    run(_health(Target(address, plaintext, tls_ca, header or (), timeout)))
+
+
+async def _health(target: Target) -> None:
+    async with target.client() as client:
+        stub = health_pb2_grpc.HealthStub(client.channel)
+        try:
+            reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=target.timeout)
+        except grpc.aio.AioRpcError as error:
+            raise ServiceUnreachable(f"The service at {target.address} did not answer: {error.code().name}.") from None
+    name = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+    console.print(name)
+    if reply.status != health_pb2.HealthCheckResponse.SERVING:
+        raise typer.Exit(ExitCode.AGAIN)
+
+
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"exchange-service {__version__}")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (exchanges, balance, watch, health, version):
+        app.command()(command)

@@ -1,0 +1,153 @@
+"""Storing what connects an account: secrets are prompted for or read from standard input, and never shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from exchange_service.cli import tables
+from exchange_service.cli.flags import with_settings
+from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, run
+from exchange_service.model import Account, Credential, ExchangeMetadata
+from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+
+app = typer.Typer(help="Store, list and remove what connects users' accounts.", no_args_is_help=True)
+
+_SECRETS = ("api_key", "api_secret", "passphrase")
+_UserOption = Annotated[str, typer.Option("--user", "-u", help="Whose account.")]
+_ExchangeOption = Annotated[str, typer.Option("--exchange", "-e", help="The exchange's id, such as oanda.")]
+_EnvironmentOption = Annotated[str, typer.Option(help="production or sandbox, or the venue's own word.")]
+
+
+@app.command()
+@with_settings("database_url", "exchange_plugins")
+def add(
+    settings: Settings,
+    user: _UserOption,
+    exchange: _ExchangeOption,
+    environment: _EnvironmentOption = "production",
+    stdin: Annotated[
+        bool, typer.Option("--stdin", help="Read one JSON object: api_key, api_secret, passphrase, extra_metadata.")
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace what is stored without asking.")] = False,
+) -> None:
+    """Store a credential. Secrets are prompted for, or read from standard input; they are never arguments."""
+    run(_add(settings, user, exchange, environment, stdin, replace))
+
+
+async def _add(settings: Settings, user: str, exchange: str, environment: str, stdin: bool, replace: bool) -> None:
+    from exchange_service.doctor import missing_fields
+    from exchange_service.registry import load_registry
+
+    registry = load_registry(choices=settings.exchange_plugins)
+    account, listing = registry.account(user, exchange, environment)
+    metadata = listing.metadata
+    credential = _from_stdin() if stdin else _prompted(metadata)
+    problem = missing_fields(metadata, credential)
+    if problem:
+        fail(f"nothing was stored: {problem}", ExitCode.USAGE)
+
+    async def store_it(store: Any) -> None:
+        if not replace and account in await store.accounts(user):
+            if stdin or not sys.stdin.isatty():
+                fail("one is stored already; add --replace to replace it", ExitCode.USAGE)
+            typer.confirm(f"Replace the stored credential of {user} at {metadata.name}?", abort=True)
+        new = await store.put(account, credential)
+        word = "Stored" if new else "Replaced"
+        messages.print(f"{word} the credential of {user} at {metadata.name} ({account.environment}).")
+
+    await _with_store(settings, store_it)
+
+
+def _prompted(metadata: ExchangeMetadata) -> Credential:
+    if metadata.instructions:
+        messages.print(metadata.instructions)
+    if not sys.stdin.isatty():
+        fail("standard input is no terminal; add --stdin and pass a JSON object", ExitCode.USAGE)
+    values: dict[str, str] = {}
+    for field in metadata.credential_fields:
+        label = field.label if field.required else f"{field.label} (may be left empty)"
+        default = None if field.required else ""
+        values[field.name] = typer.prompt(label, hide_input=field.secret, default=default, show_default=False).strip()
+    metadata_values = {name: value for name, value in values.items() if value and name not in _SECRETS}
+    return Credential.from_texts(values, metadata_values)
+
+
+def _from_stdin() -> Credential:
+    try:
+        value = json.load(sys.stdin)
+    except ValueError:
+        # The parser's own text would repeat a piece of the input.
+        fail("standard input is not one JSON object", ExitCode.USAGE)
+    if not isinstance(value, dict) or value.keys() - {*_SECRETS, "extra_metadata"}:
+        fail("the JSON object may have api_key, api_secret, passphrase and extra_metadata, and no more", ExitCode.USAGE)
+    metadata = value.pop("extra_metadata", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(entry, str) for entry in value.values()):
+        fail("api_key, api_secret and passphrase should be texts, and extra_metadata an object", ExitCode.USAGE)
+    return Credential.from_texts({name: text.strip() for name, text in value.items()}, metadata)
+
+
+@app.command("list")
+@with_settings("database_url")
+def list_stored(
+    settings: Settings,
+    user: Annotated[str, typer.Option("--user", "-u", help="Only this user's.")] = "",
+    output: Annotated[Output, typer.Option("--output", "-o", envvar=f"{ENVIRONMENT_PREFIX}OUTPUT")] = Output.TABLE,
+) -> None:
+    """List whose credentials are stored, and for which exchange; never what they hold."""
+
+    async def show(store: Any) -> None:
+        accounts = await (store.accounts(user) if user else store.all_accounts())
+        entries = [
+            {"user_id": account.user_id, "exchange_id": account.exchange_id, "environment": account.environment}
+            for account in accounts
+        ]
+        if output is Output.JSON:
+            tables.print_json(entries)
+        elif output is Output.JSONL:
+            for entry in entries:
+                tables.print_line(entry)
+        else:
+            table = Table("user", "exchange", "environment", box=None, pad_edge=False)
+            for entry in entries:
+                table.add_row(*entry.values())
+            console.print(table)
+
+    run(_with_store(settings, show), output)
+
+
+@app.command()
+@with_settings("database_url")
+def remove(
+    settings: Settings,
+    user: _UserOption,
+    exchange: _ExchangeOption,
+    environment: _EnvironmentOption = "production",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove a stored credential."""
+    if not yes:
+        typer.confirm(f"Remove the credential of {user} at {exchange} ({environment})?", abort=True)
+
+    async def remove_it(store: Any) -> None:
+        if not await store.remove(Account(user, exchange.strip().lower(), environment)):
+            fail(f"no credential is stored for {user} at {exchange} ({environment})", ExitCode.MISSING)
+        messages.print(f"Removed the credential of {user} at {exchange} ({environment}).")
+
+    run(_with_store(settings, remove_it))
+
+
+async def _with_store(settings: Settings, work: Callable[[Any], Awaitable[None]]) -> None:
+    from exchange_service.credentials.sql import open_store
+
+    # Versions are not used here, so the key of their hash does not matter.
+    store = await open_store(settings.database_url, b"command line")
+    try:
+        await work(store)
+    finally:
+        await store.close()

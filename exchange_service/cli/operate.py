@@ -1,0 +1,155 @@
+"""The operator's commands: serve, demo, plugins, doctor."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from exchange_service.cli import tables
+from exchange_service.cli.flags import with_settings
+from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, run
+from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+
+
+@with_settings()
+def serve(settings: Settings) -> None:
+    """Serve until interrupted. Each setting is a flag, an environment variable, or a line of the settings file."""
+    run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    from exchange_service.app import UnsafeSettings, configure_logging, start_service
+    from exchange_service.grpc_server.server import BindError
+
+    configure_logging(settings)
+    try:
+        service = await start_service(settings)
+    except (UnsafeSettings, BindError) as error:
+        fail(str(error), ExitCode.ACT)
+    if settings.loopback:
+        messages.print(f"Serving on {service.address}, to every program on this machine. Interrupt to end.")
+    await service.run_until_signal()
+
+
+@with_settings()
+def demo(
+    settings: Settings,
+    redis: Annotated[bool, typer.Option("--redis", help="Keep balances in a Redis-compatible server.")] = False,
+) -> None:
+    """Serve simulated accounts on loopback, to try everything without a key. Nothing leaves this machine."""
+    given = settings.model_fields_set
+    # Livelier than in earnest, unless said otherwise.
+    quick = {"poll_interval": 2.0, "log_level": "warning", "max_age": 5.0}
+    run(_demo(settings.model_copy(update={name: quick[name] for name in quick.keys() - given}), redis))
+
+
+async def _demo(settings: Settings, redis: bool) -> None:
+    from exchange_service.app import UnsafeSettings, configure_logging
+    from exchange_service.demo import running_demo
+    from exchange_service.grpc_server.server import BindError
+
+    configure_logging(settings)
+    started = time.monotonic()
+    try:
+        async with running_demo(settings, redis=redis) as running:
+            _print_welcome(running, time.monotonic() - started)
+            await running.service.run_until_signal()
+    except (UnsafeSettings, BindError) as error:
+        fail(f"{error} Another one may be running; choose a port with --address 127.0.0.1:50052.", ExitCode.ACT)
+    messages.print("Stopped.")
+
+
+def _print_welcome(running: object, seconds: float) -> None:
+    from exchange_service.demo import MAIN_USER, SITUATION_NOTES, Demo, user_of
+
+    assert isinstance(running, Demo)
+    address = running.service.address
+    console.print(f"[bold]exchange-service[/] listens on {address} (gRPC, plaintext), ready in {seconds:.1f} s")
+    console.print(f"cache      {running.cache}")
+    for name, url in running.venues.items():
+        console.print(f"simulated  {name} at {url}")
+    console.print("[yellow]The venues are simulated on this machine: no real account, no real money.[/]\n")
+    users = Table("demo user", "exchanges", "what it shows", box=None, pad_edge=False)
+    for situation, note in SITUATION_NOTES.items():
+        user = user_of(situation)
+        if user in running.users:
+            users.add_row(user, ", ".join(running.users[user]), note)
+    console.print(users)
+    flag = "" if address == "127.0.0.1:50051" else f" --address {address}"
+    console.print("\nTry next, in a second terminal (`. .venv/bin/activate` first):")
+    for command in ("exchanges", f"balance --user {MAIN_USER} --exchange oanda", f"watch --user {MAIN_USER}"):
+        console.print(f"  exchange-service {command}{flag}", soft_wrap=True)
+    console.print("\nInterrupt (Ctrl-C) to end.")
+
+
+def plugins(
+    output: Annotated[Output, typer.Option("--output", "-o", envvar=f"{ENVIRONMENT_PREFIX}OUTPUT")] = Output.TABLE,
+) -> None:
+    """Show the installed plugins, what they serve, and why one is not loaded."""
+    from exchange_service.registry import load_registry
+
+    registry = load_registry()
+    rows = []
+    for plugin in registry.plugins:
+        served = [item.metadata for item in registry.listings.values() if item.plugin is plugin]
+        supported = sum(metadata.capabilities.balance for metadata in served)
+        rows.append(
+            {
+                "name": plugin.info.name,
+                "distribution": plugin.info.distribution,
+                "version": plugin.info.version,
+                "exchanges": len(served),
+                "with_balances": supported,
+            }
+        )
+    problems = [{"name": problem.plugin.name, "reason": problem.reason} for problem in registry.problems]
+    if output is Output.TABLE:
+        table = Table("plugin", "distribution", "version", "exchanges", "with balances", box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*(str(value) for value in row.values()))
+        console.print(table)
+        for problem in problems:
+            console.print(f"[yellow]{problem['name']}:[/] {problem['reason']}", soft_wrap=True)
+    elif output is Output.JSON:
+        tables.print_json({"plugins": rows, "problems": problems})
+    else:
+        for row in rows:
+            tables.print_line(row)
+
+
+@with_settings()
+def doctor(
+    settings: Settings,
+    output: Annotated[Output, typer.Option("--output", "-o", envvar=f"{ENVIRONMENT_PREFIX}OUTPUT")] = Output.TABLE,
+) -> None:
+    """Check settings, database, cache, plugins and the shape of stored credentials, and say what to do."""
+    from exchange_service.doctor import Severity, examine
+
+    findings = asyncio.run(examine(settings))
+    if output is Output.TABLE:
+        colours = {Severity.WELL: "green", Severity.WARNING: "yellow", Severity.ERROR: "red"}
+        for finding in findings:
+            colour = colours[finding.severity]
+            console.print(f"[{colour}]{finding.severity.value:8}[/] {finding.subject}: {finding.text}", soft_wrap=True)
+    else:
+        entries = [
+            {"severity": finding.severity.value, "subject": finding.subject, "text": finding.text}
+            for finding in findings
+        ]
+        if output is Output.JSON:
+            tables.print_json(entries)
+        else:
+            for entry in entries:
+                tables.print_line(entry)
+    if any(finding.severity is Severity.ERROR for finding in findings):
+        raise typer.Exit(ExitCode.ACT)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (serve, demo, plugins, doctor):
+        app.command()(command)

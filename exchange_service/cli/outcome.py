@@ -1,0 +1,99 @@
+"""Running a command: its result as output, its failure as a sentence and an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from enum import IntEnum, StrEnum
+from typing import Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from exchange_service import errors
+from exchange_service.client import ServiceUnreachable
+
+console = Console()
+# Messages for people, so that standard output stays what programs read.
+messages = Console(stderr=True)
+
+
+class Output(StrEnum):
+    """How a command prints its result."""
+
+    TABLE = "table"
+    JSON = "json"
+    JSONL = "jsonl"
+
+
+class ExitCode(IntEnum):
+    """What the exit code of every command means."""
+
+    BUG = 1
+    USAGE = 2
+    MISSING = 3
+    ACT = 4
+    AGAIN = 5
+
+
+_MISSING = (errors.ExchangeUnknown, errors.CredentialMissing, errors.NotSupported)
+_AGAIN = (
+    errors.VenueRateLimited,
+    errors.CallerRateLimited,
+    errors.ServiceOverloaded,
+    errors.VenueUnavailable,
+    errors.VenueMaintenance,
+    errors.VenueTimeout,
+    errors.VenueMalformed,
+    errors.StoreUnavailable,
+    errors.ShuttingDown,
+    errors.StreamLifetimeReached,
+    errors.DeadlinePassed,
+    errors.SubscriberTooSlow,
+    ServiceUnreachable,
+)
+_BUG = (errors.ServiceFailed, errors.PluginFailed, errors.RequestRefused)
+
+
+def exit_code(error: errors.ServiceError) -> ExitCode:
+    """The exit code for a failure: what is left when nothing else fits is that a person must act."""
+    if isinstance(error, errors.FieldInvalid):
+        return ExitCode.USAGE
+    if isinstance(error, _MISSING):
+        return ExitCode.MISSING
+    if isinstance(error, _AGAIN):
+        return ExitCode.AGAIN
+    return ExitCode.BUG if isinstance(error, _BUG) else ExitCode.ACT
+
+
+def fail(message: str, code: ExitCode) -> NoReturn:
+    """Print a sentence and exit."""
+    messages.print(f"[bold red]error:[/] {_escaped(message)}", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def run(work: Coroutine[Any, Any, None], output: Output = Output.TABLE) -> None:
+    """Run a command to its end; a failure becomes a sentence, or one JSON object for programs, and an exit code."""
+    try:
+        asyncio.run(work)
+    except errors.ServiceError as error:
+        if output is Output.TABLE:
+            fail(error.message, exit_code(error))
+        fault = {"reason": error.reason, "message": error.message, "retry_after": error.retry_after}
+        typer.echo(json.dumps({"error": fault}, ensure_ascii=False), err=True)
+        raise typer.Exit(exit_code(error)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def describe(invalid: ValidationError) -> str:
+    """What is wrong with the settings, by name and without their values."""
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in invalid.errors(include_input=False)
+    )

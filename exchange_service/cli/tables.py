@@ -1,0 +1,123 @@
+"""Replies as tables for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from rich.table import Table
+
+from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_pb2
+
+_AVAILABILITY = {
+    exchange_pb2.AVAILABILITY_AVAILABLE: "[green]available[/]",
+    exchange_pb2.AVAILABILITY_DEGRADED: "[yellow]degraded[/]",
+    exchange_pb2.AVAILABILITY_UNAVAILABLE: "[red]unavailable[/]",
+}
+_SOURCES = {
+    balance_pb2.BALANCE_SOURCE_VENUE: "from the venue",
+    balance_pb2.BALANCE_SOURCE_CACHE: "kept",
+    balance_pb2.BALANCE_SOURCE_LAST_GOOD: "last good value",
+}
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """A message as JSON values, with the names of the protos."""
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value, indented."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_line(value: Any) -> None:
+    """One JSON value on a line."""
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def exchanges(entries: Iterable[exchange_pb2.Exchange]) -> Table:
+    """The catalogue."""
+    table = Table("id", "name", "asset class", "asset types", "credential", "status", box=None, pad_edge=False)
+    for entry in entries:
+        needed = ", ".join(field.name + ("" if field.required else "?") for field in entry.credential_fields)
+        status = _AVAILABILITY.get(entry.status.availability, "unknown")
+        table.add_row(entry.id, entry.name, entry.asset_class, entry.asset_types, needed, status)
+    return table
+
+
+def balance(message: balance_pb2.Balance) -> Table:
+    """A balance: a line for each row, and one for each account that could not be read."""
+    table = _balance_table()
+    for line in balance_lines(message):
+        table.add_row(*line)
+    return table
+
+
+def balances(messages: Iterable[balance_pb2.Balance]) -> Table:
+    """Several balances in one table."""
+    table = _balance_table()
+    for message in messages:
+        for line in balance_lines(message):
+            table.add_row(*line)
+    return table
+
+
+def _balance_table() -> Table:
+    table = Table("exchange", "account", "asset", box=None, pad_edge=False)
+    for name in ("total", "free", "used"):
+        table.add_column(name, justify="right")
+    return table
+
+
+def balance_lines(message: balance_pb2.Balance) -> Iterator[tuple[str, ...]]:
+    """The lines of a balance's table; "-" where the venue does not say."""
+    for account in message.venue_accounts:
+        place = " ".join(part for part in (account.type, _short(account.id), account.sub_account) if part)
+        if account.HasField("error"):
+            reason = error_reason_pb2.ErrorReason.Name(account.error.reason).removeprefix("ERROR_REASON_")
+            yield (message.exchange_id, place, f"[red]{reason}[/]", "", "", "")
+        elif not account.assets:
+            yield (message.exchange_id, place, "[dim]nothing held[/]", "", "", "")
+        for row in account.assets:
+            yield (message.exchange_id, place, row.asset, *_amounts(row))
+        if account.HasField("summary") and account.summary.HasField("equity"):
+            figures = account.summary
+            available = figures.available if figures.HasField("available") else "-"
+            used = figures.margin_used if figures.HasField("margin_used") else "-"
+            yield (message.exchange_id, place, f"[dim]equity {figures.currency}[/]", figures.equity, available, used)
+
+
+def _amounts(row: balance_pb2.AssetBalance) -> tuple[str, str, str]:
+    return (
+        row.total if row.HasField("total") else "-",
+        row.free if row.HasField("free") else "-",
+        row.used if row.HasField("used") else "-",
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 24 else f"{text[:6]}…{text[-4:]}"
+
+
+def summary(message: balance_pb2.Balance) -> str:
+    """The summary in a line; empty where there is none."""
+    if not message.HasField("summary"):
+        return ""
+    figures = as_dict(message.summary)
+    currency = figures.pop("currency", "")
+    return f"{currency}  " + "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items())
+
+
+def freshness(value: balance_pb2.Freshness) -> str:
+    """Where a balance comes from and how old it is, in a line."""
+    age = value.age.seconds + value.age.nanos / 1e9
+    line = f"{_SOURCES.get(value.source, 'unknown')}, {age:.1f} s old"
+    if value.HasField("stale"):
+        reason = error_reason_pb2.ErrorReason.Name(value.stale.reason).removeprefix("ERROR_REASON_")
+        line += f"; [yellow]stale, {reason}: {value.stale.message}[/]"
+    return line

@@ -1,0 +1,142 @@
+"""`exchange-service doctor`: what is wrong with an installation, and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from exchange_service.app import UnsafeSettings, check_safety
+from exchange_service.cache import open_cache
+from exchange_service.credentials.sql import SqlCredentialStore, open_store
+from exchange_service.errors import CredentialInvalid, ServiceError
+from exchange_service.model import Account, Credential, ExchangeMetadata
+from exchange_service.registry import Registry, load_registry
+from exchange_service.settings import Settings
+
+
+class Severity(Enum):
+    """How much a finding matters."""
+
+    WELL = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at, and a sentence on it."""
+
+    severity: Severity
+    subject: str
+    text: str
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Look at everything; nothing is changed, but that a missing credential table is created."""
+    registry = load_registry(choices=settings.exchange_plugins)
+    findings = [*_settings(settings), *_plugins(registry), *await _cache(settings)]
+    # The hash key only marks versions here, so any will do.
+    store = await open_store(settings.database_url, b"doctor")
+    try:
+        findings += await _database(store)
+        if findings[-1].severity is not Severity.ERROR:
+            findings += await _credentials(store, registry)
+    finally:
+        await store.close()
+        await registry.close()
+    return findings
+
+
+def _settings(settings: Settings) -> list[Finding]:
+    findings = []
+    try:
+        check_safety(settings)
+        findings.append(Finding(Severity.WELL, "settings", f"the service would listen on {settings.address}."))
+    except UnsafeSettings as unsafe:
+        findings.append(Finding(Severity.ERROR, "settings", str(unsafe)))
+    if settings.hash_key is None and not settings.cache_url.startswith("memory:"):
+        text = "hash_key is unset, so replicas share no kept balances; give all of them the same one."
+        findings.append(Finding(Severity.WARNING, "settings", text))
+    for exchange_id in settings.venue_urls:
+        text = f"venue_urls replaces the address of {exchange_id}; right for a simulator or a proxy only."
+        findings.append(Finding(Severity.WARNING, "settings", text))
+    return findings
+
+
+def _plugins(registry: Registry) -> list[Finding]:
+    findings = [Finding(Severity.ERROR, f"plugin {item.plugin.name}", item.reason) for item in registry.problems]
+    text = f"{len(registry.plugins)} loaded, serving {len(registry.listings)} exchanges."
+    if not registry.listings:
+        text = "no exchange is served; install a plugin, such as exchange-service-oanda."
+        return [*findings, Finding(Severity.ERROR, "plugins", text)]
+    return [Finding(Severity.WELL, "plugins", text), *findings]
+
+
+async def _cache(settings: Settings) -> list[Finding]:
+    cache = await open_cache(settings.cache_url, prefix=settings.cache_prefix)
+    try:
+        problem = await cache.problem()
+    finally:
+        await cache.close()
+    if problem:
+        text = f"{problem} The service works without it, and asks the venues more often. Check cache_url."
+        return [Finding(Severity.ERROR, "cache", text)]
+    kind = "in the process" if settings.cache_url.startswith("memory:") else "Redis answers"
+    return [Finding(Severity.WELL, "cache", f"{kind}.")]
+
+
+async def _database(store: SqlCredentialStore) -> list[Finding]:
+    problem = await store.problem()
+    if problem:
+        return [Finding(Severity.ERROR, "database", f"{problem} Check database_url.")]
+    warnings = [Finding(Severity.WARNING, "database", text) for text in await store.warnings()]
+    return [*warnings, Finding(Severity.WELL, "database", "it answers, and the table is there.")]
+
+
+async def _credentials(store: SqlCredentialStore, registry: Registry) -> list[Finding]:
+    accounts = await store.all_accounts()
+    findings = []
+    for stored in accounts:
+        subject = f"credential {stored.user_id} {stored.exchange_id} {stored.environment}"
+        text = await _credential_problem(store, registry, stored)
+        if text:
+            findings.append(Finding(Severity.ERROR, subject, text))
+    if not findings:
+        findings.append(Finding(Severity.WELL, "credentials", f"{len(accounts)} stored, each with its fields."))
+    return findings
+
+
+async def _credential_problem(store: SqlCredentialStore, registry: Registry, stored: Account) -> str:
+    try:
+        account, listing = registry.account(stored.user_id, stored.exchange_id, stored.environment)
+        environment = listing.metadata.environment(account.environment)
+        reference = await store.find(account, aliases=environment.aliases if environment else ())
+        if reference is None:
+            return "the row is not found under its own names; check its environment."
+        return missing_fields(listing.metadata, await store.open(reference))
+    except CredentialInvalid as invalid:
+        return invalid.message
+    except ServiceError as error:
+        return error.message
+
+
+def missing_fields(metadata: ExchangeMetadata, credential: Credential) -> str:
+    """Which required fields a credential lacks, a sentence; empty where it has all."""
+    missing = []
+    for field in metadata.credential_fields:
+        if not field.required:
+            continue
+        if field.name in ("api_key", "api_secret", "passphrase"):
+            held = bool(getattr(credential, field.name))
+        elif field.name == "wallet_address":
+            # A wallet's address is also taken from other names, and from the key.
+            held = any(credential.metadata.get(name) for name in ("wallet_address", "l1_address", "user")) or bool(
+                credential.api_key
+            )
+        else:
+            held = bool(credential.metadata.get(field.name))
+        if not held:
+            missing.append(field.name)
+    if not missing:
+        return ""
+    return f"{', '.join(missing)} missing; store it again with `exchange-service credentials add`."

@@ -133,9 +133,9 @@ class ExchangeMetadata:
     market_hours: str
     environments: tuple[Environment, ...]
     credential_fields: tuple[CredentialField, ...] = ()
-    icon: str = ""
+    icon: str = "i-heroicons-building-library"
     logo: str = ""
-    color_class: str = ""
+    color_class: str = "bg-gray-500/20 text-gray-500"
     requires_passphrase: bool = False
     requires_account_id: bool = False
     instructions: str = ""

@@ -41,6 +41,7 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.model import (
+    ASSET_CLASSES,
     PRODUCTION,
     SANDBOX,
     Account,
@@ -61,6 +62,7 @@ from exchange_service.state import State
 
 __all__ = [
     "API_VERSION",
+    "ASSET_CLASSES",
     "PRODUCTION",
     "SANDBOX",
     "Account",

@@ -26,7 +26,12 @@ async def gather_accounts(
         except VenueError as error:
             return error
 
-    results = await asyncio.gather(*(one(account_id) for account_id in ids))
+    # All are waited for, also where one breaks: none may go on reading after this call has ended.
+    results: list[VenueAccount | VenueError] = []
+    for outcome in await asyncio.gather(*(one(account_id) for account_id in ids), return_exceptions=True):
+        if isinstance(outcome, BaseException) and not isinstance(outcome, VenueError):
+            raise outcome
+        results.append(outcome)
     failures = [result for result in results if isinstance(result, VenueError)]
     refused = [failure for failure in failures if isinstance(failure, CredentialRejected)]
     if refused or (failures and len(failures) == len(results)):

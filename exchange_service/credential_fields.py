@@ -25,7 +25,7 @@ def read_metadata(credential: Credential, **allowed: type) -> dict[str, Any]:
     """The stored metadata, checked against a plugin's allow-list of names and types (str, bool, int).
 
     An unknown name, another type or an overlong text is CredentialInvalid: nothing is ever passed on unchecked.
-    An account number stored as a JSON number is taken where a text is allowed.
+    An account number stored as a JSON number is taken where a text is allowed, and digits where a number is.
     """
     result: dict[str, Any] = {}
     expected = {**_HOST_KEYS, **allowed}
@@ -40,6 +40,8 @@ def read_metadata(credential: Credential, **allowed: type) -> dict[str, Any]:
             continue
         if kind is str and isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
+        elif kind is int and isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+            value = int(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise CredentialInvalid(f"extra_metadata.{name} should be of type {kind.__name__}.")
         if isinstance(value, str):

@@ -75,6 +75,9 @@ class FieldInvalid(RequestError):
     """A request's field is missing or malformed; `field` is its path."""
 
     reason = "FIELD_INVALID"
+    # Empty where the error was read from the wire: there the details name the field.
+    field = ""
+    description = ""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")

@@ -27,6 +27,8 @@ class State:
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
+        # Forgotten values that are being closed; held here, because the event loop holds tasks only weakly.
+        self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def get(
@@ -54,7 +56,14 @@ class State:
             entry = _Entry(loop.create_task(_run(make), name=f"state {name}"), close)
             self._entries[name] = entry
             entry.task.add_done_callback(lambda task: self._made(name, entry, max_age))
-        value: T = await asyncio.shield(entry.task)
+        try:
+            value: T = await asyncio.shield(entry.task)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if entry.task.cancelled() and caller is not None and not caller.cancelling():
+                # The state was closed meanwhile. The caller was not cancelled, and must not seem so.
+                raise RuntimeError("this state is closed") from None
+            raise
         return value
 
     def _made(self, name: str, entry: _Entry, max_age: float | None) -> None:
@@ -65,10 +74,18 @@ class State:
             entry.expires = asyncio.get_running_loop().time() + max_age
 
     def forget(self, name: str) -> None:
-        """Drop the value called `name`, for example a token that the venue refused; the next `get` makes another."""
-        entry = self._entries.pop(name, None)
-        if entry is not None and entry.close is not None:
-            asyncio.get_running_loop().create_task(_close(entry))
+        """Drop the value called `name`, for example a token that the venue refused; the next `get` makes another.
+
+        One that is just being made is the other already, and stays: others wait for it.
+        """
+        entry = self._entries.get(name)
+        if entry is None or not entry.task.done():
+            return
+        del self._entries[name]
+        if entry.close is not None:
+            task = asyncio.get_running_loop().create_task(_close(entry), name=f"state {name} closing")
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
         """Close every value; called by the host."""
@@ -76,6 +93,8 @@ class State:
         entries, self._entries = list(self._entries.values()), {}
         for entry in entries:
             await _close(entry)
+        if self._closing:
+            await asyncio.wait(self._closing)
 
 
 async def _run(make: Callable[[], Awaitable[T]]) -> T:

@@ -53,7 +53,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         try:
             when = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()
     return min(max(seconds, 0.0), MAX_RETRY_AFTER) if seconds == seconds else None
@@ -153,7 +153,7 @@ def _named_failures(venue: str) -> Iterator[None]:
         raise VenueUnavailable(f"{venue} cannot be reached.") from None
     except aiohttp.ClientPayloadError:
         raise VenueMalformed(f"{venue} answered with a broken body.") from None
-    except aiohttp.InvalidURL:
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
         raise PluginFailed(f"The plugin for {venue} asked for an address that is none.") from None
     except aiohttp.ClientError:
         raise VenueMalformed(f"{venue} answered with something that is not HTTP.") from None

@@ -10,7 +10,7 @@ import asyncio
 import gzip
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from aiohttp import web
 
@@ -109,7 +109,7 @@ class LoopbackVenue:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    async def __aenter__(self) -> LoopbackVenue:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 

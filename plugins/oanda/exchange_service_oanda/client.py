@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +19,8 @@ from exchange_service.plugin_api import (
 )
 from exchange_service_oanda import parse
 
+_ACCOUNT_ID = re.compile(r"[0-9A-Za-z]+(-[0-9A-Za-z]+)*\Z", re.ASCII)
+
 
 class OandaClient:
     """The two reads that a balance needs."""
@@ -31,6 +34,8 @@ class OandaClient:
             raise CredentialInvalid(
                 "extra_metadata.account_id is of the retired v1 interface; a v20 id looks like 101-004-7654321-001."
             )
+        if self.account_id and not _ACCOUNT_ID.match(self.account_id):
+            raise CredentialInvalid("extra_metadata.account_id is no account id, such as 101-004-7654321-001.")
         self._http = call.http
         self._base = call.url()
         self._other_environment = "practice" if call.environment.name == "production" else "live"

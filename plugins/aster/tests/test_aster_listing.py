@@ -1,0 +1,51 @@
+"""Aster's listing."""
+
+from __future__ import annotations
+
+import exchange_service_aster
+import pytest
+from exchange_service_aster import ASTER
+
+from exchange_service.plugin_api import Environment
+from exchange_service.testing.contract import ListingContract
+
+
+class TestAster(ListingContract):
+    plugin = exchange_service_aster
+    exchange_id = "aster"
+
+
+def test_it_has_the_values_that_the_application_shows() -> None:
+    assert (ASTER.name, ASTER.asset_class, ASTER.asset_types) == ("Aster", "Crypto", "Crypto Futures")
+    assert ASTER.market_hours == "24/7 Trading"
+    assert ASTER.icon == "i-simple-icons-bitcoin"
+    assert ASTER.logo == "/aster_logo.png"
+    assert ASTER.color_class == "bg-orange-500/20 text-orange-500"
+    assert not ASTER.requires_passphrase
+    assert not ASTER.requires_account_id
+    assert not ASTER.is_ccxt
+
+
+@pytest.mark.parametrize(
+    ("word", "futures", "spot"),
+    [
+        ("production", "https://fapi.asterdex.com", "https://sapi.asterdex.com"),
+        ("Live", "https://fapi.asterdex.com", "https://sapi.asterdex.com"),
+        ("sandbox", "https://fapi.asterdex-testnet.com", "https://sapi.asterdex-testnet.com"),
+        ("testnet", "https://fapi.asterdex-testnet.com", "https://sapi.asterdex-testnet.com"),
+    ],
+)
+def test_an_environment_names_the_futures_and_the_spot_host(word: str, futures: str, spot: str) -> None:
+    environment = ASTER.environment(word)
+    assert isinstance(environment, Environment)
+    assert dict(environment.urls) == {"api": futures, "spot": spot}
+
+
+def test_the_user_is_warned_of_the_wallets_own_key() -> None:
+    assert "Never give the private key of the wallet" in ASTER.instructions
+
+
+def test_the_wallet_address_is_no_secret_and_the_agents_key_is() -> None:
+    secret = {field.name: field.secret for field in ASTER.credential_fields}
+    assert secret["api_secret"]
+    assert not secret["wallet_address"]

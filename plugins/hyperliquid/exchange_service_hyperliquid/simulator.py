@@ -1,0 +1,305 @@
+"""Hyperliquid on loopback: what POST /info answers. It uses nothing of the client: no mistake hides in both."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from aiohttp import web
+
+from exchange_service.testing import DemoVenue, Fault
+
+_TIME = 1764000000123
+_UNREADABLE = "Failed to deserialize the JSON body into the target type"
+
+
+@dataclass(slots=True)
+class SimulatedPosition:
+    """A perpetual position; `size` is negative for a short one."""
+
+    coin: str
+    size: Decimal
+    entry: Decimal
+    mark: Decimal
+    leverage: int
+
+    @property
+    def notional(self) -> Decimal:
+        return abs(self.size) * self.mark
+
+    @property
+    def unrealized(self) -> Decimal:
+        return self.size * (self.mark - self.entry)
+
+    @property
+    def margin(self) -> Decimal:
+        return self.notional / self.leverage
+
+
+@dataclass(slots=True)
+class SimulatedPerps:
+    """One dex's state: what was paid in, and the positions. `lag` is what withdrawals lack besides margin."""
+
+    deposit: Decimal = Decimal(0)
+    positions: list[SimulatedPosition] = field(default_factory=list)
+    lag: Decimal = Decimal(0)
+    time: int = _TIME
+
+
+@dataclass(slots=True)
+class SimulatedWallet:
+    """One address. `spot` has a (coin, token, total, hold) for each row; `sub_accounts` an address by name."""
+
+    mode: str = "default"
+    role: Mapping[str, Any] = field(default_factory=lambda: {"role": "user"})
+    perps: dict[str, SimulatedPerps] = field(default_factory=dict)
+    spot: list[tuple[str, int | None, str, str]] = field(default_factory=list)
+    sub_accounts: dict[str, str] = field(default_factory=dict)
+    vaults: dict[str, str] = field(default_factory=dict)
+    staked: tuple[str, str, str] = ("0.0", "0.0", "0.0")
+    # What to answer to a question of this type in place of the above: JSON, or bytes as they are.
+    answers: dict[str, Any] = field(default_factory=dict)
+    moving: bool = False
+
+
+class HyperliquidSimulator(DemoVenue):
+    """Plays api.hyperliquid.xyz. An address that was not added answers as an unknown one does: with zeros."""
+
+    exchange_id = "hyperliquid"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wallets: dict[str, SimulatedWallet] = {}
+        # The collateral token's number by builder dex, and the tokens' codes by number.
+        self.dexs: dict[str, int] = {"xyz": 0, "flx": 360}
+        self.tokens: dict[int, str] = {0: "USDC", 150: "HYPE", 197: "UBTC", 360: "USDH"}
+        self._random = random.Random(6)
+
+    def add_wallet(self, address: str, wallet: SimulatedWallet | None = None) -> SimulatedWallet:
+        """Let `address` have this state, an empty one of role "user" unless one is given."""
+        self.wallets[address.lower()] = wallet or SimulatedWallet()
+        return self.wallets[address.lower()]
+
+    def add_agent(self, address: str, master: str) -> None:
+        """Let `address` be an API wallet of `master`."""
+        self.add_wallet(address, SimulatedWallet(role={"role": "agent", "data": {"user": master.lower()}}))
+
+    def questions(self, type: str) -> list[Mapping[str, Any]]:
+        """The bodies of this type that were asked so far, in order."""
+        bodies = [_body(request.body) for request in self.requests]
+        return [body for body in bodies if body.get("type") == type]
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.post("/info", self._info)]
+
+    def account_of(self, request: web.Request, body: bytes) -> str:
+        user = _body(body).get("user", "")
+        return user.lower() if isinstance(user, str) else ""
+
+    async def _info(self, request: web.Request) -> web.Response:
+        if request.content_type != "application/json":
+            return web.Response(status=415, text="Expected request with `Content-Type: application/json`")
+        body = _body(await request.read())
+        wanted = body.get("type")
+        if wanted in ("perpDexs", "meta", "spotMeta"):
+            return web.json_response(self._market(wanted, body.get("dex", "")))
+        answer = _ANSWERS.get(wanted) if isinstance(wanted, str) else None
+        if answer is None or not _is_address(body.get("user")):
+            return web.Response(status=422, text=_UNREADABLE)
+        wallet = self.wallets.get(body["user"].lower(), _UNKNOWN)
+        if wanted in wallet.answers:
+            return _verbatim(wallet.answers[wanted])
+        if wanted == "clearinghouseState" and body.get("dex", "") not in ("", *self.dexs):
+            # What the venue does here is not known; no client should come to find out.
+            return web.Response(status=500, text="unknown dex")
+        return web.json_response(answer(self, wallet, body))
+
+    def _market(self, wanted: str, dex: str) -> Any:
+        if wanted == "perpDexs":
+            return [None, *({"name": name, "fullName": name.upper(), "deployer": _DEPLOYER} for name in self.dexs)]
+        if wanted == "spotMeta":
+            return {"universe": [], "tokens": [{"name": name, "index": index} for index, name in self.tokens.items()]}
+        if dex and dex not in self.dexs:
+            return None
+        return {"universe": [], "marginTables": [], "collateralToken": self.dexs.get(dex, 0)}
+
+    def _mode(self, wallet: SimulatedWallet, body: Mapping[str, Any]) -> Any:
+        return wallet.mode
+
+    def _role(self, wallet: SimulatedWallet, body: Mapping[str, Any]) -> Any:
+        return wallet.role
+
+    def _perps(self, wallet: SimulatedWallet, body: Mapping[str, Any]) -> Any:
+        return _clearinghouse_state(wallet.perps.get(body.get("dex", ""), SimulatedPerps()))
+
+    def _spot(self, wallet: SimulatedWallet, body: Mapping[str, Any]) -> Any:
+        return _spot_state(wallet)
+
+    def _sub_accounts(self, wallet: SimulatedWallet, body: Mapping[str, Any]) -> Any:
+        return [self._sub_account(body["user"], *item) for item in wallet.sub_accounts.items()] or None
+
+    def _sub_account(self, master: str, name: str, address: str) -> dict[str, Any]:
+        wallet = self.wallets.get(address.lower(), _UNKNOWN)
+        return {
+            "name": name,
+            "subAccountUser": address,
+            "master": master,
+            "clearinghouseState": _clearinghouse_state(wallet.perps.get("", SimulatedPerps())),
+            "spotState": _spot_state(wallet),
+        }
+
+    def _vaults(self, wallet: SimulatedWallet, body: Mapping[str, Any]) -> Any:
+        return [
+            {"vaultAddress": address, "equity": equity, "lockedUntilTimestamp": _TIME}
+            for address, equity in wallet.vaults.items()
+        ]
+
+    def _staking(self, wallet: SimulatedWallet, body: Mapping[str, Any]) -> Any:
+        delegated, undelegated, leaving = wallet.staked
+        return {
+            "delegated": delegated,
+            "undelegated": undelegated,
+            "totalPendingWithdrawal": leaving,
+            "nPendingWithdrawals": int(bool(Decimal(leaving))),
+        }
+
+    def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
+        if situation == "refused":
+            # Nothing is secret here, so there is nothing to refuse.
+            return None
+        address = _demo_address(situation)
+        metadata = {"wallet_address": address}
+        self.add_wallet(address, SimulatedWallet() if situation == "empty" else _demo_wallet(situation == "moving"))
+        if situation == "limited":
+            self.fail(Fault(status=429, body=b"null", headers={"Retry-After": "30"}, account=address))
+        elif situation == "slow":
+            self.fail(Fault(delay=3.0, pass_on=True, account=address))
+        elif situation == "stale":
+            # One good answer each for the mode and the two states, then trouble.
+            self.fail(Fault.html(503)).account = address
+            self.fail(Fault(pass_on=True, account=address, times=3))
+        elif situation == "partly":
+            # The second dex is one that was taken down since it was stored.
+            metadata["dexs"] = "xyz,gone"
+        return {"extra_metadata": metadata}
+
+    def move(self) -> None:
+        for wallet in self.wallets.values():
+            if wallet.moving:
+                for position in (position for perps in wallet.perps.values() for position in perps.positions):
+                    position.mark += position.entry * Decimal(self._random.randint(-40, 42)).scaleb(-5)
+
+
+_DEPLOYER = "0x88806a71d74ad0a510b350545c9ae490912f0888"
+_UNKNOWN = SimulatedWallet(role={"role": "missing"})
+_ANSWERS = {
+    "userAbstraction": HyperliquidSimulator._mode,
+    "userRole": HyperliquidSimulator._role,
+    "clearinghouseState": HyperliquidSimulator._perps,
+    "spotClearinghouseState": HyperliquidSimulator._spot,
+    "subAccounts": HyperliquidSimulator._sub_accounts,
+    "userVaultEquities": HyperliquidSimulator._vaults,
+    "delegatorSummary": HyperliquidSimulator._staking,
+}
+
+
+def _body(body: bytes) -> Mapping[str, Any]:
+    """The JSON object of a request; empty for anything else, which then has no type."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _is_address(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 42 and value[:2] == "0x" and set(value[2:]) <= set(string.hexdigits)
+
+
+def _verbatim(answer: Any) -> web.Response:
+    if isinstance(answer, bytes):
+        return web.Response(body=answer, content_type="application/json")
+    return web.json_response(answer)
+
+
+def _clearinghouse_state(perps: SimulatedPerps) -> dict[str, Any]:
+    """Account value is raw USD plus the signed notional, as at the venue."""
+    value = perps.deposit + sum((position.unrealized for position in perps.positions), Decimal(0))
+    signed = sum((position.size * position.mark for position in perps.positions), Decimal(0))
+    margin = sum((position.margin for position in perps.positions), Decimal(0))
+    summary = {
+        "accountValue": _text(value),
+        "totalNtlPos": _text(sum((position.notional for position in perps.positions), Decimal(0))),
+        "totalRawUsd": _text(value - signed),
+        "totalMarginUsed": _text(margin),
+    }
+    return {
+        "marginSummary": summary,
+        "crossMarginSummary": summary,
+        "crossMaintenanceMarginUsed": _text(margin / 2),
+        "withdrawable": _text(max(Decimal(0), value - margin - perps.lag)),
+        "assetPositions": [_position(position) for position in perps.positions],
+        "time": perps.time,
+    }
+
+
+def _position(position: SimulatedPosition) -> dict[str, Any]:
+    return {
+        "type": "oneWay",
+        "position": {
+            "coin": position.coin,
+            "szi": _text(position.size),
+            "leverage": {"type": "cross", "value": position.leverage},
+            "entryPx": _text(position.entry),
+            "positionValue": _text(position.notional),
+            "unrealizedPnl": _text(position.unrealized),
+            "returnOnEquity": "0.25",
+            "liquidationPx": None,
+            "marginUsed": _text(position.margin),
+            "maxLeverage": 40,
+            "cumFunding": {"allTime": "0.0", "sinceOpen": "0.0", "sinceChange": "0.0"},
+        },
+    }
+
+
+def _spot_state(wallet: SimulatedWallet) -> dict[str, Any]:
+    rows = [
+        {"coin": coin, "token": token, "total": total, "hold": hold, "entryNtl": "0.0"}
+        for coin, token, total, hold in wallet.spot
+    ]
+    if wallet.mode in ("unifiedAccount", "portfolioMargin"):
+        return {"balances": rows, "tokenToAvailableAfterMaintenance": [[0, "4810.334120"]]}
+    return {"balances": rows}
+
+
+def _text(value: Decimal) -> str:
+    """As the venue writes amounts: at least one digit after the point, no exponent."""
+    plain = format(value.normalize(), "f")
+    return plain if "." in plain else plain + ".0"
+
+
+def _demo_address(situation: str) -> str:
+    return "0x" + situation.encode().hex().rjust(40, "0")
+
+
+def _demo_wallet(moving: bool) -> SimulatedWallet:
+    """The worked example of the payloads: 8420.118264 in perpetuals, USDC alone on spot."""
+    main = SimulatedPerps(
+        deposit=Decimal("8098.618264"),
+        positions=[
+            SimulatedPosition("BTC", Decimal("0.1"), Decimal(90000), Decimal(92310), 20),
+            SimulatedPosition("ETH", Decimal(-1), Decimal(3500), Decimal("3409.5"), 10),
+        ],
+        lag=Decimal("5.714151"),
+    )
+    stocks = SimulatedPerps(Decimal("500"), [SimulatedPosition("xyz:NVDA", Decimal(2), Decimal(180), Decimal(184), 5)])
+    return SimulatedWallet(
+        perps={"": main, "xyz": stocks},
+        spot=[("USDC", 0, "1250.44", "100.0"), ("UBTC", 197, "0.0", "0.0")],
+        moving=moving,
+    )

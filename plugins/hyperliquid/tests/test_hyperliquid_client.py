@@ -1,0 +1,487 @@
+"""How Hyperliquid is asked, and what its answers and its trouble become."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exchange_service_hyperliquid import HYPERLIQUID, fetch_balance
+from exchange_service_hyperliquid.simulator import HyperliquidSimulator, SimulatedPerps, SimulatedWallet
+
+from exchange_service.plugin_api import (
+    AccountUnknown,
+    AddressNotAllowed,
+    AssetBalance,
+    Balance,
+    CredentialInvalid,
+    RequestRefused,
+    State,
+    VenueCall,
+    VenueError,
+    VenueMaintenance,
+    VenueMalformed,
+    VenueRateLimited,
+    VenueTimeout,
+    VenueUnavailable,
+    parse_json,
+)
+from exchange_service.testing import Fault, LoopbackVenue, venue_call
+
+PAYLOADS = Path(__file__).parents[1] / "payloads"
+MASTER = "0x8c967e73e6b15087c42a10d344cff4c96d877f1d"
+AGENT = "0x00000000000000000000000000000000000a6e47"
+SUB = "0x035605fc2f24d65300227189025e90a0d947f16c"
+SECOND_SUB = "0x035605fc2f24d65300227189025e90a0d947f16d"
+VAULT = "0xdfc24b077bc1425ad1dea75bcb6f8158e10df303"
+
+
+@asynccontextmanager
+async def venue() -> AsyncIterator[HyperliquidSimulator]:
+    """A venue with one wallet, which has 1000 in the main dex and 40 USDC on spot."""
+    simulator = HyperliquidSimulator()
+    simulator.add_wallet(
+        MASTER, SimulatedWallet(perps={"": SimulatedPerps(Decimal(1000))}, spot=[("USDC", 0, "40.0", "15.5")])
+    )
+    async with simulator:
+        yield simulator
+
+
+def calling(simulator: HyperliquidSimulator, address: str = MASTER, **metadata: Any) -> Any:
+    return venue_call(HYPERLIQUID, override=simulator.url, metadata={"wallet_address": address, **metadata})
+
+
+async def read(simulator: HyperliquidSimulator, address: str = MASTER, **metadata: Any) -> Balance:
+    async with calling(simulator, address, **metadata) as call:
+        return await fetch_balance(call)
+
+
+def kinds(simulator: HyperliquidSimulator) -> list[str]:
+    """The types of all questions so far, sorted: their order says nothing."""
+    return sorted(parse_json(request.body)["type"] for request in simulator.requests)
+
+
+async def test_a_plain_address_gives_main_dex_and_spot() -> None:
+    async with venue() as simulator:
+        balance = await read(simulator)
+        asked = kinds(simulator)
+    assert [account.identity for account in balance.venue_accounts] == [(MASTER, "perpetual", ""), (MASTER, "spot", "")]
+    assert [account.assets for account in balance.venue_accounts] == [
+        (AssetBalance("USDC", Decimal(1000), Decimal(1000), Decimal(0)),),
+        (AssetBalance("USDC", Decimal("40.0"), Decimal("24.5"), Decimal("15.5")),),
+    ]
+    assert balance.summary is not None
+    assert (balance.summary.total, balance.summary.available) == (Decimal(1040), Decimal("1024.5"))
+    assert balance.venue_time == datetime(2025, 11, 24, 16, 0, 0, 123000, tzinfo=UTC)
+    assert balance.notes == ()
+    assert asked == ["clearinghouseState", "spotClearinghouseState", "userAbstraction"]
+
+
+async def test_the_recorded_payloads_come_through_whole() -> None:
+    async with venue() as simulator:
+        simulator.wallets[MASTER].mode = "unifiedAccount"
+        simulator.wallets[MASTER].answers = {
+            "clearinghouseState": (PAYLOADS / "clearinghouse_state.json").read_bytes(),
+            "spotClearinghouseState": (PAYLOADS / "spot_state_unified.json").read_bytes(),
+        }
+        balance = await read(simulator)
+    assert [account.type for account in balance.venue_accounts] == ["spot"]
+    assert balance.summary is not None
+    assert balance.summary.equity == Decimal("5230.118264")
+    assert balance.summary.available == Decimal("4387.618264")
+    assert balance.summary.margin_used == Decimal("842.5")
+    assert balance.summary.unrealised_pnl == Decimal("321.5")
+
+
+async def test_the_mode_is_asked_for_once() -> None:
+    async with venue() as simulator, calling(simulator) as call:
+        for _ in range(3):
+            await fetch_balance(call)
+        assert len(simulator.questions("userAbstraction")) == 1
+        assert len(simulator.questions("clearinghouseState")) == 3
+
+
+async def test_a_failed_mode_is_asked_for_again() -> None:
+    async with venue() as simulator, calling(simulator) as call:
+        simulator.wallets[MASTER].answers["userAbstraction"] = None
+        with pytest.raises(VenueMalformed):
+            await fetch_balance(call)
+        simulator.wallets[MASTER].answers.clear()
+        assert (await fetch_balance(call)).summary is not None
+
+
+async def test_an_unknown_mode_gives_rows_and_a_remark() -> None:
+    async with venue() as simulator:
+        simulator.wallets[MASTER].mode = "someNewMode"
+        balance = await read(simulator)
+    assert balance.summary is None
+    assert [account.summary for account in balance.venue_accounts] == [None, None]
+    assert all(account.assets for account in balance.venue_accounts)
+    assert "someNewMode" in balance.notes[0]
+
+
+async def test_an_unknown_mode_is_not_kept() -> None:
+    async with venue() as simulator, calling(simulator) as call:
+        simulator.wallets[MASTER].mode = "someNewMode"
+        assert (await fetch_balance(call)).summary is None
+        simulator.wallets[MASTER].mode = "default"
+        assert (await fetch_balance(call)).summary is not None
+
+
+async def test_the_balance_is_as_old_as_its_oldest_dex() -> None:
+    async with venue() as simulator:
+        simulator.wallets[MASTER].perps["xyz"] = SimulatedPerps(Decimal(7), time=1763999999000)
+        balance = await read(simulator, dexs="xyz")
+    assert balance.venue_time == datetime(2025, 11, 24, 15, 59, 59, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("key", ["wallet_address", "l1_address", "user"])
+async def test_the_address_is_taken_from_any_of_its_names_and_asked_in_lower_case(key: str) -> None:
+    shouted = "0x" + MASTER[2:].upper()
+    async with venue() as simulator:
+        async with venue_call(HYPERLIQUID, override=simulator.url, metadata={key: shouted}) as call:
+            balance = await fetch_balance(call)
+        assert {question["user"] for question in simulator.questions("clearinghouseState")} == {MASTER}
+    assert balance.venue_accounts[0].id == MASTER
+
+
+async def test_an_address_in_the_key_is_taken() -> None:
+    async with venue() as simulator, venue_call(HYPERLIQUID, override=simulator.url, api_key=MASTER) as call:
+        assert (await fetch_balance(call)).venue_accounts[0].id == MASTER
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {"wallet_address": "0x12"},
+        {"wallet_address": "0x" + "g" * 40},
+        {"wallet_address": MASTER, "private_key": "0x1"},
+        {"wallet_address": MASTER, "sub_accounts": "yes"},
+        {"wallet_address": MASTER, "dexs": "xyz,../info"},
+        {"wallet_address": MASTER, "dexs": "x" * 33},
+        {"wallet_address": MASTER, "dexs": ",".join(f"d{number}" for number in range(21))},
+    ],
+)
+async def test_metadata_that_are_not_taken_are_refused_before_anything_is_asked(metadata: dict[str, Any]) -> None:
+    async with venue() as simulator:
+        async with venue_call(HYPERLIQUID, override=simulator.url, metadata=metadata) as call:
+            with pytest.raises(CredentialInvalid):
+                await fetch_balance(call)
+        assert not simulator.requests
+
+
+async def test_an_api_wallets_address_shows_its_main_wallet_and_says_so() -> None:
+    async with venue() as simulator, calling(simulator, AGENT) as call:
+        simulator.add_agent(AGENT, MASTER)
+        balance, again = await fetch_balance(call), await fetch_balance(call)
+        assert len(simulator.questions("userRole")) == 1
+    assert {account.id for account in balance.venue_accounts} == {MASTER}
+    assert balance.summary is not None
+    assert balance.summary.total == Decimal(1040)
+    assert any("API wallet" in note for note in balance.notes)
+    assert again == balance
+
+
+async def test_an_address_that_was_never_seen_is_unknown() -> None:
+    async with venue() as simulator:
+        with pytest.raises(AccountUnknown, match="wallet_address"):
+            await read(simulator, AGENT)
+
+
+@pytest.mark.parametrize("role", ["user", "vault", "subAccount", "somethingNew"])
+async def test_an_account_that_is_truly_empty_is_a_balance(role: str) -> None:
+    async with venue() as simulator:
+        simulator.add_wallet(AGENT, SimulatedWallet(role={"role": role}))
+        balance = await read(simulator, AGENT)
+    assert [account.type for account in balance.venue_accounts] == ["perpetual", "spot"]
+    assert balance.summary is not None
+    assert (balance.summary.equity, balance.summary.available) == (0, 0)
+    assert balance.notes == ()
+
+
+async def test_the_dear_question_is_not_asked_where_something_is_held() -> None:
+    async with venue() as simulator:
+        await read(simulator)
+        simulator.wallets[MASTER].perps.clear()
+        await read(simulator)
+        assert not simulator.questions("userRole")
+        simulator.wallets[MASTER].spot.clear()
+        await read(simulator)
+        assert len(simulator.questions("userRole")) == 1
+
+
+async def test_a_builder_dex_is_read_in_its_own_collateral() -> None:
+    async with venue() as simulator:
+        simulator.wallets[MASTER].perps.update({"xyz": SimulatedPerps(Decimal(7)), "flx": SimulatedPerps(Decimal(5))})
+        balance = await read(simulator, dexs=" xyz, flx,,xyz")
+        assert [question["dex"] for question in simulator.questions("clearinghouseState")].count("xyz") == 1
+    rows = {account.sub_account: account.assets[0] for account in balance.venue_accounts if account.type != "spot"}
+    assert {dex: (found.asset, found.total) for dex, found in rows.items()} == {
+        "": ("USDC", Decimal(1000)),
+        "xyz": ("USDC", Decimal(7)),
+        "flx": ("USDH", Decimal(5)),
+    }
+    assert balance.summary is None
+    assert any("USDC" in note for note in balance.notes)
+
+
+async def test_dexs_in_usdc_are_summed() -> None:
+    async with venue() as simulator:
+        simulator.wallets[MASTER].perps["xyz"] = SimulatedPerps(Decimal(7))
+        balance = await read(simulator, dexs="xyz,flx")
+    assert balance.summary is not None
+    assert balance.summary.total == Decimal(1047)
+
+
+async def test_a_dex_that_does_not_exist_stands_with_its_error_beside_the_others() -> None:
+    async with venue() as simulator:
+        balance = await read(simulator, dexs="gone")
+        assert [question["dex"] for question in simulator.questions("clearinghouseState")] == [""]
+    failed = {account.sub_account: account.error for account in balance.venue_accounts if account.error}
+    assert list(failed) == ["gone"]
+    assert isinstance(failed["gone"], CredentialInvalid)
+    assert len(balance.venue_accounts) == 3
+    assert balance.summary is None
+
+
+@pytest.mark.parametrize("table", ["dexs", "tokens"])
+async def test_a_dex_whose_collateral_is_not_known_is_not_guessed_at(table: str) -> None:
+    async with venue() as simulator:
+        simulator.wallets[MASTER].perps["flx"] = SimulatedPerps(Decimal(5))
+        if table == "dexs":
+            simulator.dexs["flx"] = 999
+        else:
+            del simulator.tokens[360]
+        balance = await read(simulator, dexs="flx")
+    errors = [account.error for account in balance.venue_accounts if account.sub_account == "flx"]
+    assert isinstance(errors[0], VenueMalformed)
+
+
+async def test_the_market_tables_are_shared_by_all_accounts_of_an_environment() -> None:
+    shared = State()
+    async with venue() as simulator:
+        simulator.add_wallet(SUB, SimulatedWallet(perps={"xyz": SimulatedPerps(Decimal(3))}))
+        for address in (MASTER, SUB):
+            metadata = {"wallet_address": address, "dexs": "xyz"}
+            async with venue_call(HYPERLIQUID, override=simulator.url, metadata=metadata, plugin_state=shared) as call:
+                await fetch_balance(call)
+        for table in ("perpDexs", "meta", "spotMeta"):
+            assert len(simulator.questions(table)) == 1
+    await shared.close()
+
+
+async def test_sub_accounts_are_kept_apart() -> None:
+    async with venue() as simulator, calling(simulator, sub_accounts=True) as call:
+        simulator.wallets[MASTER].sub_accounts = {"Hedge": SUB, "Idle": SECOND_SUB}
+        unified = SimulatedWallet(mode="unifiedAccount", spot=[("USDC", 0, "60.0", "10.0")])
+        unified.perps[""] = SimulatedPerps(Decimal(60))
+        simulator.add_wallet(SUB, unified)
+        balance = await fetch_balance(call)
+        await fetch_balance(call)
+        assert len(simulator.questions("subAccounts")) == 1
+    assert [account.identity for account in balance.venue_accounts] == [
+        (MASTER, "perpetual", ""),
+        (MASTER, "spot", ""),
+        (SUB, "spot", "Hedge"),
+        (SECOND_SUB, "perpetual", "Idle"),
+        (SECOND_SUB, "spot", "Idle"),
+    ]
+    assert balance.summary is not None
+    # The unified sub-account's 60 are counted once.
+    assert balance.summary.total == Decimal(1100)
+
+
+async def test_sub_accounts_are_not_asked_for_unless_wanted() -> None:
+    async with venue() as simulator:
+        simulator.wallets[MASTER].sub_accounts = {"Hedge": SUB}
+        balance = await read(simulator)
+        assert not simulator.questions("subAccounts")
+    assert len(balance.venue_accounts) == 2
+
+
+async def test_a_sub_account_that_fails_stands_with_its_error() -> None:
+    async with venue() as simulator:
+        simulator.wallets[MASTER].sub_accounts = {"Hedge": SUB}
+        simulator.fail(Fault.html(503)).account = SUB
+        balance = await read(simulator, sub_accounts=True)
+    failed = balance.venue_accounts[-1]
+    assert (failed.id, failed.sub_account) == (SUB, "Hedge")
+    assert isinstance(failed.error, VenueUnavailable)
+    assert balance.summary is None
+
+
+async def test_vaults_and_staking_are_shown_when_wanted() -> None:
+    async with venue() as simulator:
+        simulator.wallets[MASTER].vaults = {VAULT: "742.500082"}
+        simulator.wallets[MASTER].staked = ("10.0", "2.0", "0.5")
+        balance = await read(simulator, vaults=True, staking=True)
+    vault, staking = balance.venue_accounts[2:]
+    assert (vault.id, vault.type, vault.assets[0].total) == (VAULT, "vault", Decimal("742.500082"))
+    assert (staking.id, staking.type, staking.assets[0].total) == (MASTER, "staking", Decimal("12.5"))
+    assert balance.summary is None
+
+
+async def test_an_empty_staking_account_does_not_take_the_summary_away() -> None:
+    async with venue() as simulator:
+        balance = await read(simulator, vaults=True, staking=True)
+    assert balance.summary is not None
+    assert balance.summary.total == Decimal(1040)
+
+
+@pytest.mark.parametrize(("wanted", "question"), [("vaults", "userVaultEquities"), ("staking", "delegatorSummary")])
+async def test_an_extra_that_fails_does_not_hide_the_wallet(wanted: str, question: str) -> None:
+    async with venue() as simulator:
+        simulator.wallets[MASTER].answers[question] = None
+        balance = await read(simulator, **{wanted: True})
+    assert isinstance(balance.venue_accounts[-1].error, VenueMalformed)
+    assert balance.venue_accounts[0].assets[0].total == Decimal(1000)
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (Fault(status=422, body=b"Failed to deserialize the JSON body", content_type="text/plain"), RequestRefused),
+        (Fault(status=400), RequestRefused),
+        (Fault(status=401), RequestRefused),
+        (Fault(status=403), AddressNotAllowed),
+        (Fault(status=404), RequestRefused),
+        (Fault(status=429, body=b"null"), VenueRateLimited),
+        (Fault(status=500, body=b"null"), VenueUnavailable),
+        (Fault.html(502), VenueUnavailable),
+        (Fault.html(503), VenueUnavailable),
+        (Fault(status=503, body=b"under maintenance"), VenueMaintenance),
+        (Fault(status=504), VenueTimeout),
+        (Fault(status=204), VenueMalformed),
+        (Fault(reset=True), VenueUnavailable),
+        (Fault.redirect("http://127.0.0.1:1/info"), VenueMalformed),
+        (Fault.gzip_bomb(9 * 1024 * 1024), VenueMalformed),
+    ],
+)
+async def test_the_venues_trouble_has_our_name(fault: Fault, expected: type[VenueError]) -> None:
+    async with venue() as simulator:
+        simulator.fail(fault)
+        with pytest.raises(expected) as raised:
+            await read(simulator)
+    assert type(raised.value) is expected
+    assert raised.value.message.endswith(".")
+
+
+async def test_an_unreadable_request_points_to_the_stored_address() -> None:
+    async with venue() as simulator:
+        simulator.fail(Fault(status=422, body=b"Failed to deserialize the JSON body", content_type="text/plain"))
+        with pytest.raises(RequestRefused, match="wallet_address"):
+            await read(simulator)
+
+
+async def test_a_status_that_is_no_error_is_no_answer_either() -> None:
+    async with venue() as simulator:
+        simulator.fail(Fault(status=202, body=b'"default"'))
+        with pytest.raises(VenueMalformed, match="HTTP 202"):
+            await read(simulator)
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("25", 25.0), ("", 10.0)])
+async def test_a_limit_names_the_venues_delay_or_ten_seconds(header: str, seconds: float) -> None:
+    async with venue() as simulator:
+        simulator.fail(Fault(status=429, body=b"null", headers={"Retry-After": header} if header else {}))
+        with pytest.raises(VenueRateLimited) as raised:
+            await read(simulator)
+    assert raised.value.retry_after == seconds
+
+
+MALFORMED = {
+    "null": b"null",
+    "html": b"<html>We'll be back soon</html>",
+    "list": b"[]",
+    "object": b"{}",
+    "empty": b"",
+    "text": b'"ok"',
+    "truncated": b'{"marginSummary": {"accountValue": "1',
+    "nan": b'{"marginSummary": {"accountValue": NaN}}',
+    "error": b'{"error": "try again"}',
+}
+
+
+@pytest.mark.parametrize("question", ["clearinghouseState", "spotClearinghouseState"])
+@pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED.keys())
+async def test_nonsense_in_either_state_is_never_a_balance(question: str, body: bytes) -> None:
+    async with venue() as simulator:
+        simulator.wallets[MASTER].answers[question] = body
+        with pytest.raises(VenueMalformed):
+            await read(simulator)
+
+
+@pytest.mark.parametrize("body", [body for name, body in MALFORMED.items() if name != "text"])
+@pytest.mark.parametrize("question", ["userAbstraction", "userRole"])
+async def test_nonsense_about_the_wallet_is_never_a_balance(question: str, body: bytes) -> None:
+    async with venue() as simulator:
+        simulator.add_wallet(AGENT, SimulatedWallet(answers={question: body}))
+        with pytest.raises(VenueMalformed):
+            await read(simulator, AGENT)
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    async with venue() as simulator, venue() as elsewhere:
+        simulator.fail(Fault(status=307, headers={"Location": elsewhere.url + "/info"}))
+        with pytest.raises(VenueMalformed):
+            await read(simulator)
+        assert not elsewhere.requests
+
+
+async def test_a_silent_venue_is_given_up_at_the_deadline() -> None:
+    async with venue() as simulator:
+        simulator.fail(Fault(silent=True))
+        metadata = {"wallet_address": MASTER}
+        async with venue_call(HYPERLIQUID, override=simulator.url, metadata=metadata, timeout=0.3) as call:
+            began = asyncio.get_running_loop().time()
+            with pytest.raises(VenueTimeout):
+                await fetch_balance(call)
+            assert asyncio.get_running_loop().time() - began < 2.0
+
+
+async def test_one_failure_ends_the_other_questions() -> None:
+    async with venue() as simulator, calling(simulator) as call:
+        simulator.fail(Fault(silent=True))
+        simulator.fail(Fault(status=500, times=1))
+        with pytest.raises(VenueUnavailable):
+            await asyncio.wait_for(fetch_balance(call), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        ("production", "https://api.hyperliquid.xyz"),
+        ("live", "https://api.hyperliquid.xyz"),
+        ("mainnet", "https://api.hyperliquid.xyz"),
+        ("sandbox", "https://api.hyperliquid-testnet.xyz"),
+        ("testnet", "https://api.hyperliquid-testnet.xyz"),
+    ],
+)
+async def test_each_environment_is_its_own_host(name: str, host: str) -> None:
+    call: VenueCall
+    async with venue_call(HYPERLIQUID, environment=name) as call:
+        assert call.url() == host
+
+
+async def test_the_listing_has_the_owners_values() -> None:
+    shown = (HYPERLIQUID.name, HYPERLIQUID.asset_class, HYPERLIQUID.asset_types, HYPERLIQUID.market_hours)
+    assert shown == ("Hyperliquid", "Crypto", "Crypto Perps", "24/7 Trading")
+    look = (HYPERLIQUID.icon, HYPERLIQUID.logo, HYPERLIQUID.color_class)
+    assert look == ("i-simple-icons-bitcoin", "/hyperliquid_logo.png", "bg-cyan-500/20 text-cyan-500")
+    assert not HYPERLIQUID.requires_passphrase
+    assert not HYPERLIQUID.requires_account_id
+    required = [(field.name, field.secret) for field in HYPERLIQUID.credential_fields if field.required]
+    assert required == [("wallet_address", False)]
+    assert HYPERLIQUID.capabilities.read_without_secret
+    assert not HYPERLIQUID.capabilities.push
+
+
+def test_it_is_a_loopback_venue_of_this_exchange() -> None:
+    assert issubclass(HyperliquidSimulator, LoopbackVenue)
+    assert HyperliquidSimulator.exchange_id == HYPERLIQUID.id

@@ -1,0 +1,340 @@
+"""What Hyperliquid's payloads mean, read from recorded shapes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exchange_service_hyperliquid import parse
+
+from exchange_service.plugin_api import (
+    AssetBalance,
+    Summary,
+    VenueAccount,
+    VenueMalformed,
+    VenueUnavailable,
+    parse_json,
+)
+
+PAYLOADS = Path(__file__).parents[1] / "payloads"
+ADDRESS = "0x8c967e73e6b15087c42a10d344cff4c96d877f1d"
+UNIFIED = ["unifiedAccount", "portfolioMargin"]
+STANDARD = ["disabled", "default", "dexAbstraction"]
+
+
+def payload(name: str) -> Any:
+    return parse_json((PAYLOADS / f"{name}.json").read_bytes())
+
+
+def perps(name: str = "clearinghouse_state", dex: str = "", collateral: str = "USDC") -> parse.PerpState:
+    return parse.perp_state(payload(name), dex, collateral)
+
+
+def spot(name: str) -> parse.SpotState:
+    return parse.spot_state(payload(name))
+
+
+def wallet(mode: str, spot_name: str, *states: parse.PerpState, **options: Any) -> parse.Wallet:
+    return parse.wallet(ADDRESS, mode, spot(spot_name), states or (perps(),), **options)
+
+
+def row(asset: str, total: str, free: str, used: str) -> AssetBalance:
+    return AssetBalance(asset, Decimal(total), Decimal(free), Decimal(used))
+
+
+PERP_FIGURES = Summary(
+    "USDC",
+    total=Decimal("8420.118264"),
+    equity=Decimal("8420.118264"),
+    available=Decimal("7611.904113"),
+    margin_used=Decimal("802.5"),
+    unrealised_pnl=Decimal("321.5"),
+)
+
+
+@pytest.mark.parametrize("mode", STANDARD)
+def test_a_standard_wallet_has_its_perpetuals_to_the_digit(mode: str) -> None:
+    account = wallet(mode, "spot_state_empty").accounts[0]
+    assert account.identity == (ADDRESS, "perpetual", "")
+    assert account.assets == (row("USDC", "8420.118264", "7611.904113", "802.5"),)
+    assert account.summary == PERP_FIGURES
+    assert account.venue_time == datetime(2025, 11, 24, 16, 0, 0, 123000, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("mode", STANDARD)
+def test_a_standard_wallet_keeps_spot_apart(mode: str) -> None:
+    account = wallet(mode, "spot_state_standard").accounts[1]
+    assert account.identity == (ADDRESS, "spot", "")
+    assert account.assets == (
+        row("USDC", "1250.4399999999998", "1150.4399999999997", "100.0000000000001"),
+        row("HYPE", "31.25", "31.25", "0.0"),
+    )
+    assert account.summary is None
+
+
+def test_free_is_exact_beyond_the_usual_precision() -> None:
+    entry = {"coin": "PURR", "token": 1, "total": "12345678901234567890.123456789012345678", "hold": "0.1"}
+    state = parse.spot_state({"balances": [entry]})
+    assert state.rows[0].free == Decimal("12345678901234567890.023456789012345678")
+
+
+def test_unrealised_profit_is_summed_exactly() -> None:
+    state = payload("clearinghouse_state")
+    first, second = (entry["position"] for entry in state["assetPositions"])
+    first["unrealizedPnl"], second["unrealizedPnl"] = "100000000000000000000.1", "-0.000000000000000001"
+    assert parse.perp_state(state).unrealised_pnl == Decimal("100000000000000000000.099999999999999999")
+
+
+@pytest.mark.parametrize("mode", UNIFIED)
+def test_a_unified_wallet_counts_its_equity_once(mode: str) -> None:
+    found = wallet(mode, "spot_state_unified")
+    assert [account.identity for account in found.accounts] == [(ADDRESS, "spot", "")]
+    assert found.accounts[0].assets == (
+        row("USDC", "5230.118264", "4387.618264", "842.5"),
+        row("HYPE", "31.25", "31.25", "0.0"),
+        row("UBTC", "0.0", "0.0", "0.0"),
+    )
+    assert found.accounts[0].summary == Summary(
+        "USDC",
+        total=Decimal("5230.118264"),
+        equity=Decimal("5230.118264"),
+        available=Decimal("4387.618264"),
+        margin_used=Decimal("842.5"),
+        unrealised_pnl=Decimal("321.5"),
+    )
+    assert any("USDC part" in note for note in found.notes)
+    assert parse.overall_summary(found.accounts) == (found.accounts[0].summary, ())
+
+
+def test_a_unified_wallet_with_nothing_but_usdc_needs_no_remark() -> None:
+    state = parse.spot_state({"balances": [payload("spot_state_unified")["balances"][0]]})
+    assert parse.wallet(ADDRESS, "unifiedAccount", state, (perps(),)).notes == ()
+
+
+def test_a_unified_wallet_without_a_usdc_row_holds_none() -> None:
+    summary = wallet("unifiedAccount", "spot_state_empty").accounts[0].summary
+    assert summary is not None
+    assert (summary.total, summary.available, summary.margin_used) == (0, 0, 0)
+
+
+def test_unrealised_profit_in_another_collateral_is_not_added_to_usdc() -> None:
+    gold = perps("clearinghouse_state_builder_dex", "flx", "USDH")
+    summary = wallet("unifiedAccount", "spot_state_unified", perps(), gold).accounts[0].summary
+    assert summary is not None
+    assert summary.unrealised_pnl is None
+    in_usdc = wallet("unifiedAccount", "spot_state_unified", perps(), perps("clearinghouse_state_builder_dex", "xyz"))
+    assert in_usdc.accounts[0].summary is not None
+    assert in_usdc.accounts[0].summary.unrealised_pnl == Decimal("342.0")
+
+
+def test_a_dex_that_could_not_be_read_leaves_unified_profit_unknown() -> None:
+    failed = VenueAccount(ADDRESS, "perpetual", "flx", error=VenueUnavailable("down"))
+    found = wallet("unifiedAccount", "spot_state_unified", unread=(failed,))
+    assert found.accounts[0].summary is not None
+    assert found.accounts[0].summary.unrealised_pnl is None
+    assert found.accounts[1] == failed
+
+
+def test_an_unknown_mode_is_shown_without_equity_and_says_so() -> None:
+    found = wallet("someNewMode", "spot_state_unified")
+    assert [account.type for account in found.accounts] == ["perpetual", "spot"]
+    assert [account.summary for account in found.accounts] == [None, None]
+    assert found.accounts[0].assets == (row("USDC", "8420.118264", "7611.904113", "802.5"),)
+    assert "someNewMode" in found.notes[0]
+    assert parse.overall_summary(found.accounts) == (None, ())
+
+
+def test_each_dex_is_an_account_in_its_own_collateral() -> None:
+    found = wallet(
+        "default", "spot_state_empty", perps(), perps("clearinghouse_state_builder_dex", dex="flx", collateral="USDH")
+    )
+    account = found.accounts[1]
+    assert account.identity == (ADDRESS, "perpetual", "flx")
+    assert account.assets == (row("USDH", "310.2499999999998", "248.1999999999998", "62.05"),)
+    assert account.summary is not None
+    assert account.summary.currency == "USDH"
+    assert found.venue_times == (
+        datetime(2025, 11, 24, 16, 0, 0, 123000, tzinfo=UTC),
+        datetime(2025, 11, 24, 15, 59, 59, 876000, tzinfo=UTC),
+    )
+
+
+def test_a_sub_accounts_dex_is_named_after_both() -> None:
+    found = wallet("default", "spot_state_empty", perps(), perps(dex="xyz"), name="Hedge")
+    assert [account.sub_account for account in found.accounts] == ["Hedge", "Hedge/xyz", "Hedge"]
+
+
+def test_perpetuals_and_spot_usdc_have_one_figure() -> None:
+    state = parse.spot_state({"balances": [payload("spot_state_standard")["balances"][0]]})
+    found = parse.wallet(ADDRESS, "default", state, (perps(),))
+    summary, notes = parse.overall_summary(found.accounts)
+    assert notes == ()
+    assert summary == Summary(
+        "USDC",
+        total=Decimal("9670.5582639999998"),
+        equity=Decimal("9670.5582639999998"),
+        available=Decimal("8762.3441129999997"),
+        margin_used=Decimal("802.5"),
+        unrealised_pnl=Decimal("321.5"),
+    )
+
+
+def test_perpetuals_alone_are_the_figure_for_everything() -> None:
+    assert parse.overall_summary(wallet("default", "spot_state_empty").accounts) == (PERP_FIGURES, ())
+
+
+def test_other_tokens_beside_standard_perpetuals_leave_no_single_figure() -> None:
+    summary, notes = parse.overall_summary(wallet("default", "spot_state_standard").accounts)
+    assert summary is None
+    assert notes
+
+
+def test_an_empty_dex_in_another_collateral_does_not_hinder_the_figure() -> None:
+    empty = perps("clearinghouse_state_empty", "flx", "USDH")
+    found = wallet("default", "spot_state_empty", perps(), empty)
+    assert parse.overall_summary(found.accounts) == (PERP_FIGURES, ())
+
+
+def test_an_unread_account_leaves_no_single_figure() -> None:
+    failed = VenueAccount(ADDRESS, "perpetual", "flx", error=VenueUnavailable("down"))
+    assert parse.overall_summary(wallet("default", "spot_state_empty", unread=(failed,)).accounts) == (None, ())
+
+
+def test_an_empty_wallet_is_worth_zero() -> None:
+    found = wallet("default", "spot_state_empty", perps("clearinghouse_state_empty"))
+    assert found.is_empty
+    summary, _ = parse.overall_summary(found.accounts)
+    assert summary is not None
+    assert (summary.currency, summary.equity) == ("USDC", 0)
+
+
+def test_a_wallet_with_nothing_but_outcomes_is_not_empty() -> None:
+    state = parse.spot_state({"balances": [{"coin": "+12345", "token": None, "total": "10.0", "hold": "0.0"}]})
+    assert not parse.wallet(ADDRESS, "default", state, (perps("clearinghouse_state_empty"),)).is_empty
+
+
+@pytest.mark.parametrize("name", ["spot_state_unified", "spot_state_outcomes"])
+def test_a_wallet_that_holds_something_is_not_empty(name: str) -> None:
+    assert not wallet("default", name, perps("clearinghouse_state_empty")).is_empty
+    assert not wallet("default", "spot_state_empty", perps()).is_empty
+
+
+def test_outcome_rows_are_left_out_and_told_of() -> None:
+    state = spot("spot_state_outcomes")
+    assert [entry.asset for entry in state.rows] == ["USDC"]
+    assert state.outcomes == 1
+    found = parse.wallet(ADDRESS, "default", state, (perps(),))
+    assert any("Outcome" in note for note in found.notes)
+    assert found.accounts[1].summary is None
+
+
+def test_a_hold_that_is_not_said_leaves_free_unknown() -> None:
+    assert parse.spot_state({"balances": [{"coin": "HYPE", "total": "3"}]}).rows == (
+        AssetBalance("HYPE", total=Decimal(3)),
+    )
+
+
+def test_a_state_without_a_time_has_none() -> None:
+    state = payload("clearinghouse_state")
+    del state["time"], state["crossMaintenanceMarginUsed"]
+    for entry in state["assetPositions"]:
+        del entry["position"]["cumFunding"]
+    assert parse.perp_state(state).venue_time is None
+
+
+def test_vault_deposits_are_accounts_of_their_own() -> None:
+    (account,) = parse.vault_accounts(payload("vault_equities"))
+    assert account.identity == ("0xdfc24b077bc1425ad1dea75bcb6f8158e10df303", "vault", "")
+    assert account.assets == (AssetBalance("USDC", total=Decimal("742.500082")),)
+    assert account.summary == Summary("USDC", total=Decimal("742.500082"), equity=Decimal("742.500082"))
+
+
+def test_staked_hype_is_an_account_without_a_figure_in_usdc() -> None:
+    account = parse.staking_account(payload("delegator_summary"), ADDRESS)
+    assert account.assets == (row("HYPE", "12073.91529862", "3.5", "12060.16529862"),)
+    assert account.summary is None
+
+
+def test_sub_accounts_are_read_in_lower_case_and_may_be_none() -> None:
+    assert parse.sub_accounts(payload("sub_accounts")) == [
+        parse.SubAccount("0x035605fc2f24d65300227189025e90a0d947f16c", "Hedge")
+    ]
+    assert parse.sub_accounts(None) == []
+
+
+def test_an_agent_names_its_main_wallet() -> None:
+    assert parse.role(payload("user_role_agent")) == parse.Role("agent", ADDRESS)
+    assert parse.role({"role": "subAccount", "data": {"master": ADDRESS}}) == parse.Role("subAccount")
+
+
+def test_the_tables_give_a_dexs_collateral() -> None:
+    assert parse.dex_names(payload("perp_dexs")) == {"xyz", "flx"}
+    token = parse.collateral_token(payload("meta_builder_dex"))
+    assert parse.token_names(payload("spot_meta"))[token] == "USDH"
+
+
+def without(name: str, *path: Any) -> Any:
+    """The payload without the field at `path`."""
+    value = copy.deepcopy(payload(name))
+    holder = value
+    for key in path[:-1]:
+        holder = holder[key]
+    del holder[path[-1]]
+    return value
+
+
+def changed(name: str, to: Any, *path: Any) -> Any:
+    """The payload with `to` at `path`."""
+    value = copy.deepcopy(payload(name))
+    holder = value
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = to
+    return value
+
+
+PERP, SPOT = "clearinghouse_state", "spot_state_unified"
+NONSENSE: list[tuple[Callable[[Any], Any], Any]] = [
+    *((parse.perp_state, value) for value in (None, [], {}, "ok", 0, {"marginSummary": {}, "assetPositions": []})),
+    (parse.perp_state, without(PERP, "marginSummary")),
+    (parse.perp_state, without(PERP, "marginSummary", "accountValue")),
+    (parse.perp_state, without(PERP, "marginSummary", "totalMarginUsed")),
+    (parse.perp_state, without(PERP, "withdrawable")),
+    (parse.perp_state, without(PERP, "assetPositions")),
+    (parse.perp_state, without(PERP, "assetPositions", 0, "position")),
+    (parse.perp_state, without(PERP, "assetPositions", 0, "position", "unrealizedPnl")),
+    (parse.perp_state, changed(PERP, "NaN", "marginSummary", "accountValue")),
+    (parse.perp_state, changed(PERP, True, "withdrawable")),
+    (parse.perp_state, changed(PERP, "1764000000123", "time")),
+    (parse.perp_state, changed(PERP, True, "time")),
+    (parse.perp_state, changed(PERP, 10**18, "time")),
+    (parse.perp_state, changed(PERP, -1, "time")),
+    *((parse.spot_state, value) for value in (None, [], {}, "ok", {"balances": None}, {"balances": {}})),
+    (parse.spot_state, changed(SPOT, [None], "balances")),
+    (parse.spot_state, without(SPOT, "balances", 0, "coin")),
+    (parse.spot_state, without(SPOT, "balances", 0, "total")),
+    (parse.spot_state, changed(SPOT, "Infinity", "balances", 0, "total")),
+    (parse.spot_state, changed(SPOT, "much", "balances", 1, "hold")),
+    (parse.spot_state, changed(SPOT, "USDC", "balances", 1, "coin")),
+    *((parse.mode, value) for value in (None, "", [], {}, 0, True)),
+    *((parse.role, value) for value in (None, [], {}, "user", {"role": None}, {"role": "agent"})),
+    (parse.role, {"role": "agent", "data": {"user": "0x12"}}),
+    (parse.role, {"role": "agent", "data": {"user": "0x" + "g" * 40}}),
+    *((parse.sub_accounts, value) for value in ({}, "ok", [None], [{"name": "Hedge"}], [{"subAccountUser": "me"}])),
+    *((parse.vault_accounts, value) for value in (None, {}, [None], [{"vaultAddress": ADDRESS}], [{"equity": "1"}])),
+    *((lambda value: parse.staking_account(value, ADDRESS), value) for value in (None, [], {}, {"delegated": "1"})),
+    *((parse.dex_names, value) for value in (None, {}, [], ["xyz"], [None, {}], [None, None, 3])),
+    *((parse.collateral_token, value) for value in (None, {}, {"collateralToken": "360"}, {"collateralToken": True})),
+    *((parse.token_names, value) for value in (None, {}, {"tokens": []}, {"tokens": [{"name": "USDC"}]})),
+]
+
+
+@pytest.mark.parametrize(("read", "value"), NONSENSE)
+def test_what_lacks_the_expected_shape_is_malformed(read: Callable[[Any], Any], value: Any) -> None:
+    with pytest.raises(VenueMalformed):
+        read(value)

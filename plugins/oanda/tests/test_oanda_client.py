@@ -1,0 +1,283 @@
+"""OANDA over HTTP: which accounts are read, from which host, and OANDA's errors as ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import exchange_service_oanda
+import pytest
+from exchange_service_oanda import OANDA
+from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
+
+from exchange_service.plugin_api import (
+    AccountUnknown,
+    Balance,
+    CredentialInvalid,
+    CredentialRejected,
+    RequestRefused,
+    Response,
+    VenueCall,
+    VenueError,
+    VenueMaintenance,
+    VenueMalformed,
+    VenueRateLimited,
+    VenueTimeout,
+    VenueUnavailable,
+)
+from exchange_service.testing import Fault, venue_call
+
+TOKEN = "a-token-for-tests"
+FIRST, SECOND, THIRD = (f"101-004-7654321-00{number}" for number in (1, 2, 3))
+LIST = "/v3/accounts"
+
+
+@asynccontextmanager
+async def venue_with(*accounts: SimulatedAccount) -> AsyncIterator[OandaSimulator]:
+    async with OandaSimulator() as venue:
+        venue.add_token(TOKEN, *accounts)
+        yield venue
+
+
+async def balance_of(
+    venue: OandaSimulator, *, token: str = TOKEN, environment: str = "production", **metadata: Any
+) -> Balance:
+    async with venue_call(OANDA, override=venue.url, environment=environment, api_key=token, metadata=metadata) as call:
+        return await exchange_service_oanda.fetch_balance(call)
+
+
+async def refusal_of(fault: Fault, *, environment: str = "production", **metadata: Any) -> VenueError:
+    async with venue_with(SimulatedAccount(FIRST)) as venue:
+        venue.fail(fault)
+        with pytest.raises(VenueError) as refusal:
+            await balance_of(venue, environment=environment, **metadata)
+    return refusal.value
+
+
+def saying(status: int, message: str) -> Fault:
+    return Fault(status=status, body=json.dumps({"errorMessage": message}).encode())
+
+
+def paths(venue: OandaSimulator) -> list[str]:
+    return [request.path for request in venue.requests]
+
+
+async def test_every_account_of_the_token_is_an_account_of_the_balance() -> None:
+    async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND)) as venue:
+        balance = await balance_of(venue)
+    assert [account.id for account in balance.venue_accounts] == [FIRST, SECOND]
+    assert paths(venue)[0] == LIST
+    assert sorted(paths(venue)[1:]) == [f"{LIST}/{FIRST}/summary", f"{LIST}/{SECOND}/summary"]
+
+
+async def test_the_token_goes_as_a_bearer_and_json_is_asked_for() -> None:
+    async with venue_with(SimulatedAccount(FIRST)) as venue:
+        await balance_of(venue, token=f"  {TOKEN}\n")
+    for request in venue.requests:
+        assert request.headers["Authorization"] == f"Bearer {TOKEN}"
+        assert request.headers["Accept"] == "application/json"
+
+
+async def test_one_currency_has_one_summary_over_all_accounts() -> None:
+    second = SimulatedAccount(SECOND, "EUR", "Second", Decimal("0.0001"), Decimal(0), Decimal(1), Decimal(2))
+    async with venue_with(SimulatedAccount(FIRST), second) as venue:
+        balance = await balance_of(venue)
+    assert balance.summary is not None
+    assert balance.summary.currency == "EUR"
+    assert balance.summary.total == Decimal("25310.4427")
+    assert balance.summary.available == Decimal("23248.1055")
+
+
+async def test_different_currencies_are_never_summed() -> None:
+    async with venue_with(SimulatedAccount(FIRST, "EUR"), SimulatedAccount(SECOND, "JPY")) as venue:
+        balance = await balance_of(venue)
+    assert balance.summary is None
+    summaries = [account.summary for account in balance.venue_accounts]
+    assert [summary.currency for summary in summaries if summary] == ["EUR", "JPY"]
+
+
+async def test_an_account_that_refuses_its_summary_stands_beside_the_others_with_its_error() -> None:
+    async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND, refused=True)) as venue:
+        balance = await balance_of(venue)
+    good, refused = balance.venue_accounts
+    assert good.error is None
+    assert good.assets
+    assert isinstance(refused.error, AccountUnknown)
+    assert (refused.id, refused.type, refused.assets) == (SECOND, "forex", ())
+    assert balance.summary is None
+
+
+async def test_a_limit_on_one_account_leaves_the_others_readable() -> None:
+    async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND)) as venue:
+        venue.fail(Fault.rate_limited("7")).path = f"{LIST}/{SECOND}/summary"
+        balance = await balance_of(venue)
+    errors = [account.error for account in balance.venue_accounts]
+    assert errors[0] is None
+    assert isinstance(errors[1], VenueRateLimited)
+    assert errors[1].retry_after == 7
+
+
+async def test_where_every_account_refuses_there_is_no_balance() -> None:
+    async with venue_with(SimulatedAccount(FIRST, refused=True), SimulatedAccount(SECOND, refused=True)) as venue:
+        with pytest.raises(AccountUnknown):
+            await balance_of(venue)
+
+
+async def test_a_token_that_dies_between_two_requests_is_refused_as_a_whole() -> None:
+    async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND)) as venue:
+        dead = saying(401, "Insufficient authorization to perform request.")
+        venue.fail(replace(dead, path=f"{LIST}/{SECOND}/summary"))
+        with pytest.raises(CredentialRejected):
+            await balance_of(venue)
+
+
+async def test_a_token_without_accounts_gives_no_rows_and_no_summary_of_zero() -> None:
+    async with venue_with() as venue:
+        balance = await balance_of(venue)
+    assert balance.venue_accounts == ()
+    assert balance.summary is None
+
+
+async def test_a_stored_account_id_is_the_only_one_read() -> None:
+    async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND, "USD")) as venue:
+        balance = await balance_of(venue, account_id=SECOND)
+    assert [account.id for account in balance.venue_accounts] == [SECOND]
+    assert paths(venue) == [f"{LIST}/{SECOND}/summary"]
+    assert balance.summary is not None
+    assert balance.summary.currency == "USD"
+
+
+async def test_somebody_elses_account_id_is_an_unknown_account_and_not_a_bad_token() -> None:
+    async with venue_with(SimulatedAccount(FIRST)) as venue:
+        with pytest.raises(AccountUnknown, match="account_id"):
+            await balance_of(venue, account_id=THIRD)
+
+
+@pytest.mark.parametrize("account_id", ["7654321", 7654321])
+async def test_an_account_id_of_the_retired_interface_is_refused_before_oanda_is_asked(account_id: Any) -> None:
+    async with venue_with(SimulatedAccount(FIRST)) as venue:
+        with pytest.raises(CredentialInvalid, match="retired v1 interface"):
+            await balance_of(venue, account_id=account_id)
+    assert venue.requests == []
+
+
+@pytest.mark.parametrize("account_id", ["a/b", "a?b=c", "a#b", "a b", ".."])
+async def test_an_account_id_that_could_leave_its_place_in_the_path_is_refused(account_id: str) -> None:
+    async with venue_with(SimulatedAccount(FIRST)) as venue:
+        with pytest.raises(CredentialInvalid, match="no account id"):
+            await balance_of(venue, account_id=account_id)
+    assert venue.requests == []
+
+
+@pytest.mark.parametrize("token", ["", "   ", "tökén", "two\r\nlines"])
+async def test_a_token_that_cannot_be_one_is_refused_before_oanda_is_asked(token: str) -> None:
+    async with venue_with(SimulatedAccount(FIRST)) as venue:
+        with pytest.raises(CredentialInvalid, match="api_key"):
+            await balance_of(venue, token=token)
+    assert venue.requests == []
+
+
+async def test_the_account_list_is_read_once_for_many_balances() -> None:
+    async with (
+        venue_with(SimulatedAccount(FIRST)) as venue,
+        venue_call(OANDA, override=venue.url, api_key=TOKEN) as call,
+    ):
+        for _ in range(3):
+            await exchange_service_oanda.fetch_balance(call)
+    assert paths(venue).count(LIST) == 1
+    assert paths(venue).count(f"{LIST}/{FIRST}/summary") == 3
+
+
+async def test_a_list_that_failed_is_asked_for_again() -> None:
+    async with (
+        venue_with(SimulatedAccount(FIRST)) as venue,
+        venue_call(OANDA, override=venue.url, api_key=TOKEN) as call,
+    ):
+        venue.fail(replace(Fault.html(502), times=1))
+        with pytest.raises(VenueUnavailable):
+            await exchange_service_oanda.fetch_balance(call)
+        balance = await exchange_service_oanda.fetch_balance(call)
+    assert [account.id for account in balance.venue_accounts] == [FIRST]
+
+
+class AskedUrl(Exception):
+    """The address that a plugin asked for."""
+
+
+class TellingHttp:
+    """A session that reaches nothing and tells where it was sent."""
+
+    client_session = None
+
+    async def get(self, url: str, **options: Any) -> Response:
+        raise AskedUrl(url)
+
+    async def post(self, url: str, **options: Any) -> Response:
+        raise AskedUrl(url)
+
+
+@pytest.mark.parametrize(
+    ("environment", "host"),
+    [
+        ("production", "https://api-fxtrade.oanda.com"),
+        ("live", "https://api-fxtrade.oanda.com"),
+        ("sandbox", "https://api-fxpractice.oanda.com"),
+        ("practice", "https://api-fxpractice.oanda.com"),
+    ],
+)
+async def test_the_environment_chooses_the_host(environment: str, host: str) -> None:
+    async with venue_call(OANDA, environment=environment, api_key=TOKEN) as call:
+        told: VenueCall = replace(call, http=TellingHttp())
+        with pytest.raises(AskedUrl, match=f"^{host}/v3/accounts$"):
+            await exchange_service_oanda.fetch_balance(told)
+
+
+@pytest.mark.parametrize(("environment", "other"), [("production", "practice"), ("sandbox", "live")])
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refused_token_comes_with_the_hint_to_try_the_other_environment(
+    environment: str, other: str, status: int
+) -> None:
+    fault = saying(status, "Insufficient authorization to perform request.")
+    error = await refusal_of(fault, environment=environment)
+    assert isinstance(error, CredentialRejected)
+    assert f"{other} accounts" in error.message
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_forbidden_request_means_that_the_account_is_somebody_elses(status: int) -> None:
+    error = await refusal_of(saying(status, "The provided request was forbidden."), account_id=FIRST)
+    assert isinstance(error, AccountUnknown)
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (saying(400, "Invalid value specified for 'accountID'"), AccountUnknown),
+        (saying(400, "Invalid value specified for 'count'"), RequestRefused),
+        (Fault(status=401), CredentialRejected),
+        (saying(404, "No such account"), AccountUnknown),
+        (Fault.html(404), AccountUnknown),
+        (Fault(status=405), RequestRefused),
+        (Fault(status=416), RequestRefused),
+        (Fault(status=429), VenueRateLimited),
+        (Fault(status=500), VenueUnavailable),
+        (Fault.html(502), VenueUnavailable),
+        (Fault.html(503), VenueUnavailable),
+        (Fault(status=503, body=b"<html>Scheduled Maintenance</html>"), VenueMaintenance),
+        (Fault.html(504), VenueTimeout),
+        (Fault(status=206, body=b"{}"), VenueMalformed),
+        (Fault.html(200), VenueMalformed),
+    ],
+    ids=lambda value: f"{value.status} {value.body[:40]!r}" if isinstance(value, Fault) else value.__name__,
+)
+async def test_each_of_oandas_errors_is_told_as_what_it_is(fault: Fault, expected: type[VenueError]) -> None:
+    assert type(await refusal_of(fault)) is expected
+
+
+async def test_oandas_own_words_are_not_passed_on() -> None:
+    error = await refusal_of(saying(400, "accountID of Jane Doe, card 4111"))
+    assert "Jane" not in error.message

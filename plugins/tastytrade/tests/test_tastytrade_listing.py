@@ -1,0 +1,53 @@
+"""tastytrade's listing."""
+
+from __future__ import annotations
+
+import exchange_service_tastytrade
+import pytest
+from exchange_service_tastytrade import TASTYTRADE
+
+from exchange_service.plugin_api import Environment
+from exchange_service.testing.contract import ListingContract
+
+
+class TestTastytrade(ListingContract):
+    plugin = exchange_service_tastytrade
+    exchange_id = "tastytrade"
+
+
+def test_it_has_the_values_that_the_application_shows() -> None:
+    shown = (TASTYTRADE.name, TASTYTRADE.asset_class, TASTYTRADE.asset_types)
+    assert shown == ("Tasty Trade", "Futures", "Futures • Options")
+    assert TASTYTRADE.market_hours == "Extended Hours"
+    assert TASTYTRADE.icon == "i-heroicons-chart-line"
+    assert TASTYTRADE.logo == "/tastytrade_logo.jpg"
+    assert TASTYTRADE.color_class == "bg-indigo-500/20 text-indigo-500"
+    assert TASTYTRADE.requires_passphrase
+    assert TASTYTRADE.requires_account_id
+    assert not TASTYTRADE.is_ccxt
+
+
+@pytest.mark.parametrize(
+    ("word", "address"),
+    [
+        ("production", "https://api.tastyworks.com"),
+        ("live", "https://api.tastyworks.com"),
+        ("sandbox", "https://api.cert.tastyworks.com"),
+        ("cert", "https://api.cert.tastyworks.com"),
+    ],
+)
+def test_an_environment_is_found_by_its_name_and_by_the_venues_word(word: str, address: str) -> None:
+    environment = TASTYTRADE.environment(word)
+    assert isinstance(environment, Environment)
+    assert environment.urls["api"] == address
+
+
+def test_the_refresh_token_is_the_passphrase_that_the_sheet_asks_for() -> None:
+    fields = {field.name: field for field in TASTYTRADE.credential_fields}
+    assert fields["passphrase"].label == "Refresh token"
+    assert fields["passphrase"].required
+    assert fields["passphrase"].secret
+
+
+def test_the_user_is_told_that_the_right_to_read_is_enough() -> None:
+    assert "the scope read alone" in TASTYTRADE.instructions

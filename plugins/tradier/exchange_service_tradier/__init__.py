@@ -1,0 +1,92 @@
+"""Tradier: one brokerage account in two listings, as a whole and with its options figures first.
+
+For now the listings alone: reading balances is not yet written.
+"""
+
+from __future__ import annotations
+
+from exchange_service.plugin_api import (
+    Balance,
+    Capabilities,
+    CredentialField,
+    Environment,
+    ExchangeMetadata,
+    Manifest,
+    NotSupported,
+    VenueCall,
+    hookimpl,
+)
+
+_ENVIRONMENTS = (
+    Environment("production", {"api": "https://api.tradier.com/v1"}, aliases=("live",)),
+    # Its accounts and tokens are its own; its market data comes a quarter of an hour late.
+    Environment("sandbox", {"api": "https://sandbox.tradier.com/v1"}, aliases=("paper",)),
+)
+_CREDENTIAL_FIELDS = (
+    CredentialField("api_key", "Access token"),
+    CredentialField(
+        "account_id",
+        "Account number",
+        required=False,
+        secret=False,
+        description="Such as 6YA00000, or VA00000000 in the sandbox. May be left empty: the token shows its accounts.",
+    ),
+)
+_INSTRUCTIONS = (
+    "In Tradier's dashboard open Settings, API Access, and copy the access token of the environment that you connect. "
+    "The sandbox has a token and an account number of its own."
+)
+_DOCUMENTATION = "https://documentation.tradier.com/brokerage-api"
+_CREDENTIAL_PAGE = "https://dash.tradier.com/settings/api"
+
+TRADIER = ExchangeMetadata(
+    id="tradier",
+    name="Tradier",
+    asset_class="Stocks",
+    asset_types="Stocks • Options",
+    market_hours="Market Hours",
+    icon="i-heroicons-chart-bar",
+    logo="/tradier_logo.png",
+    color_class="bg-blue-500/20 text-blue-500",
+    requires_account_id=True,
+    instructions=_INSTRUCTIONS,
+    credential_fields=_CREDENTIAL_FIELDS,
+    account_types=("cash", "margin"),
+    capabilities=Capabilities(balance=False, sandbox=True),
+    environments=_ENVIRONMENTS,
+    documentation_url=_DOCUMENTATION,
+    credential_url=_CREDENTIAL_PAGE,
+    unsupported_reason="Tradier is listed, but reading its balances is not yet written.",
+)
+
+TRADIER_OPTIONS = ExchangeMetadata(
+    id="tradier_options",
+    name="Tradier Options",
+    asset_class="Options",
+    asset_types="Options",
+    market_hours="Market Hours",
+    icon="i-heroicons-chart-bar",
+    logo="/tradier_logo.png",
+    color_class="bg-blue-500/20 text-blue-500",
+    requires_account_id=True,
+    instructions=_INSTRUCTIONS,
+    credential_fields=_CREDENTIAL_FIELDS,
+    account_types=("options",),
+    capabilities=Capabilities(balance=False, sandbox=True),
+    environments=_ENVIRONMENTS,
+    documentation_url=_DOCUMENTATION,
+    credential_url=_CREDENTIAL_PAGE,
+    # The same accounts, so the same token: nobody should have to store it twice.
+    credential_of="tradier",
+    unsupported_reason="Tradier's options view is listed, but reading its balances is not yet written.",
+)
+
+
+@hookimpl
+def exchange_manifest() -> Manifest:
+    return Manifest(api_version=1, exchanges=(TRADIER, TRADIER_OPTIONS))
+
+
+@hookimpl
+async def fetch_balance(call: VenueCall) -> Balance:
+    raise NotSupported(call.exchange.unsupported_reason)

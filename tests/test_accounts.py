@@ -1,0 +1,164 @@
+"""Several accounts behind one credential: each on its own, and one figure where there is one."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exchange_service.accounts import combined_summary, gather_accounts
+from exchange_service.errors import AccountUnknown, CredentialRejected, VenueError, VenueTimeout
+from exchange_service.model import AssetBalance, Summary, VenueAccount
+
+
+def account(id: str, total: str = "1", currency: str = "EUR") -> VenueAccount:
+    amount = Decimal(total)
+    return VenueAccount(id=id, assets=(AssetBalance(currency, total=amount),), summary=Summary(currency, total=amount))
+
+
+async def gather(**outcomes: VenueAccount | Exception) -> tuple[VenueAccount, ...]:
+    async def read(account_id: str) -> VenueAccount:
+        outcome = outcomes[account_id]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return await gather_accounts(list(outcomes), read, type="cash")
+
+
+async def test_accounts_come_in_the_order_of_their_ids() -> None:
+    async def read(account_id: str) -> VenueAccount:
+        await asyncio.sleep(0.02 if account_id == "slow" else 0)
+        return account(account_id)
+
+    accounts = await gather_accounts(["slow", "quick"], read)
+    assert [found.id for found in accounts] == ["slow", "quick"]
+
+
+async def test_accounts_are_read_at_the_same_time() -> None:
+    together = asyncio.Barrier(3)
+
+    async def read(account_id: str) -> VenueAccount:
+        async with asyncio.timeout(2):
+            await together.wait()
+        return account(account_id)
+
+    assert len(await gather_accounts(["1", "2", "3"], read)) == 3
+
+
+async def test_one_that_fails_stands_with_its_error_beside_the_others() -> None:
+    error = AccountUnknown("No such account.")
+    good, failed = await gather(good=account("good"), failed=error)
+    assert good.error is None
+    assert failed == VenueAccount(id="failed", type="cash", error=error)
+
+
+async def test_where_all_fail_the_first_error_is_raised() -> None:
+    first = VenueTimeout("Too slow.")
+    with pytest.raises(VenueTimeout) as raised:
+        await gather(one=first, two=AccountUnknown("No such account."))
+    assert raised.value is first
+
+
+async def test_a_refused_key_is_raised_whatever_the_others_gave() -> None:
+    with pytest.raises(CredentialRejected):
+        await gather(one=account("one"), two=VenueTimeout("Too slow."), three=CredentialRejected("No."))
+
+
+async def test_no_ids_are_no_accounts() -> None:
+    assert await gather() == ()
+
+
+async def test_a_plugins_own_failure_is_not_taken_for_the_venues() -> None:
+    with pytest.raises(ZeroDivisionError):
+        await gather(one=account("one"), two=ZeroDivisionError())
+
+
+async def test_when_one_reader_breaks_none_goes_on_afterwards() -> None:
+    going_on = []
+
+    async def read(account_id: str) -> VenueAccount:
+        if account_id == "broken":
+            raise ZeroDivisionError
+        await asyncio.sleep(0.02)
+        going_on.append(account_id)
+        return account(account_id)
+
+    before = asyncio.all_tasks()
+    with pytest.raises(ZeroDivisionError):
+        await gather_accounts(["slow", "broken"], read)
+    assert asyncio.all_tasks() == before
+    assert going_on == ["slow"]
+
+
+async def test_a_cancelled_gathering_cancels_every_reader() -> None:
+    cancelled = []
+
+    async def read(account_id: str) -> VenueAccount:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(account_id)
+            raise
+        return account(account_id)
+
+    task = asyncio.create_task(gather_accounts(["1", "2"], read))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert sorted(cancelled) == ["1", "2"]
+
+
+def test_one_accounts_summary_is_the_summary_of_all() -> None:
+    only = account("one", "12.50")
+    assert combined_summary([only]) is only.summary
+
+
+amounts = st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**30), max_value=10**30, places=18)
+
+
+@given(st.lists(amounts, min_size=2, max_size=6))
+def test_a_sum_over_accounts_is_exact(totals: list[Decimal]) -> None:
+    summary = combined_summary([account(str(number), str(total)) for number, total in enumerate(totals)])
+    assert summary is not None
+    assert summary.total is not None
+    assert _units(summary.total) == sum(map(_units, totals))
+
+
+def _units(number: Decimal) -> int:
+    """The number in units of its eighteenth digit, by whole numbers alone."""
+    sign, digits, exponent = number.as_tuple()
+    assert isinstance(exponent, int)
+    value = int("".join(map(str, digits))) * 10 ** (exponent + 18)
+    return -value if sign else value
+
+
+def test_a_figure_that_one_account_does_not_state_is_not_summed() -> None:
+    one = VenueAccount(id="1", summary=Summary("EUR", total=Decimal(1), equity=Decimal(2)))
+    two = VenueAccount(id="2", summary=Summary("EUR", total=Decimal(3)))
+    assert combined_summary([one, two]) == Summary("EUR", total=Decimal(4))
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [account("2", currency="USD")],
+        [VenueAccount(id="2", error=VenueTimeout("Too slow."))],
+        [VenueAccount(id="2", assets=(AssetBalance("EUR", total=Decimal(1)),))],
+    ],
+    ids=["another currency", "an error", "no summary"],
+)
+def test_there_is_no_summary_where_it_would_leave_something_out(others: list[VenueAccount]) -> None:
+    assert combined_summary([account("1"), *others]) is None
+
+
+def test_no_account_has_no_summary() -> None:
+    assert combined_summary([]) is None
+
+
+def test_what_a_plugin_may_raise_is_a_venue_error() -> None:
+    assert issubclass(AccountUnknown, VenueError)

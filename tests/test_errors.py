@@ -1,0 +1,79 @@
+"""The error tree and the reasons on the wire are one and the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from exchange_service import errors
+from exchange_service.errors import ServiceError, from_reason, leaves
+from exchange_service.v1 import error_reason_pb2
+
+PREFIX = "ERROR_REASON_"
+LEAVES = list(leaves())
+
+
+def test_every_leaf_has_a_reason_of_its_own() -> None:
+    reasons = [leaf.reason for leaf in LEAVES]
+    assert len(set(reasons)) == len(reasons)
+
+
+def test_the_reasons_are_exactly_those_of_the_proto() -> None:
+    of_the_proto = {name.removeprefix(PREFIX) for name, _ in error_reason_pb2.ErrorReason.items()}
+    assert {leaf.reason for leaf in LEAVES} == of_the_proto - {"UNSPECIFIED"}
+
+
+def test_a_reason_is_its_classs_name_in_capitals() -> None:
+    for leaf in LEAVES:
+        assert leaf.reason.replace("_", "") == leaf.__name__.upper()
+
+
+def test_a_class_is_a_leaf_or_a_branch() -> None:
+    for leaf in LEAVES:
+        assert leaf.__subclasses__() == [], f"{leaf.__name__} has a reason and classes below it"
+
+
+def test_the_drawing_shows_every_class_of_the_tree() -> None:
+    assert errors.__doc__ is not None
+    drawn = {word for line in errors.__doc__.splitlines() for word in line.split()}
+    assert {leaf.__name__ for leaf in LEAVES} <= drawn
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.reason)
+def test_an_error_comes_back_from_its_reason(leaf: type[ServiceError]) -> None:
+    error = from_reason(leaf.reason, "What happened.", 7.5)
+    assert type(error) is leaf
+    assert error.message == str(error) == "What happened."
+    assert error.retry_after == 7.5
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.reason)
+def test_without_a_delay_the_errors_own_is_recommended(leaf: type[ServiceError]) -> None:
+    assert from_reason(leaf.reason, "What happened.").retry_after == leaf.default_retry_after
+
+
+def test_an_unknown_reason_is_a_plain_error_with_the_message() -> None:
+    error = from_reason("OF_TOMORROW", "What happened.", 3)
+    assert type(error) is ServiceError
+    assert (error.message, error.retry_after) == ("What happened.", 3)
+
+
+def test_a_delay_of_zero_is_a_delay() -> None:
+    assert errors.VenueRateLimited("Wait.", retry_after=0).retry_after == 0
+
+
+def test_what_says_nothing_about_the_account_is_transient() -> None:
+    transient = {leaf.reason for leaf in LEAVES if leaf.transient}
+    assert transient == {
+        "VENUE_RATE_LIMITED",
+        "VENUE_UNAVAILABLE",
+        "VENUE_MAINTENANCE",
+        "VENUE_TIMEOUT",
+        "VENUE_MALFORMED",
+        "PLUGIN_FAILED",
+    }
+
+
+def test_a_field_error_names_the_field() -> None:
+    error = errors.FieldInvalid("page_size", "must not be negative.")
+    assert (error.field, error.description) == ("page_size", "must not be negative.")
+    assert error.message == "page_size: must not be negative."

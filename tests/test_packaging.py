@@ -1,0 +1,157 @@
+"""What is built is what works: wheels in a clean environment, without the tree around them."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+_PINNED = re.compile(r"^([A-Za-z0-9_.-]+==\S+)", re.MULTILINE)
+_DOCUMENTED_FILE = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)```\n", re.DOTALL)
+
+
+def run(*command: object, **options: Any) -> str:
+    """Run a command; its output, or a failure that shows what it said."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=110, **options)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout
+
+
+def build_wheel(project: Path, folder: Path) -> Path:
+    """The wheel of a project, built with the tools that are installed here."""
+    before = set(folder.glob("*.whl"))
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, project)
+    (wheel,) = set(folder.glob("*.whl")) - before
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The core's wheel as "core", and each plugin's by its folder's name."""
+    folder = tmp_path_factory.mktemp("wheels")
+    projects = {"core": ROOT, **{path.parent.name: path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml")}}
+    return {name: build_wheel(project, folder) for name, project in sorted(projects.items())}
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory, wheels: dict[str, Path]) -> Path:
+    """A new environment with the core and OANDA's plugin alone; the folder of its programs."""
+    folder = tmp_path_factory.mktemp("clean")
+    venv.create(folder / "venv", with_pip=True)
+    constraints = folder / "constraints.txt"
+    constraints.write_text("\n".join(_PINNED.findall((ROOT / "requirements" / "run.lock").read_text())))
+    programs = folder / "venv" / "bin"
+    run(programs / "python", "-m", "pip", "install", "-q", "-c", constraints, wheels["core"], wheels["oanda"])
+    return programs
+
+
+class Installed:
+    """The command line of the clean environment, with a database of its own."""
+
+    def __init__(self, programs: Path, home: Path) -> None:
+        self.program = programs / "exchange-service"
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "LANG": "C.UTF-8",
+            "EXCHANGE_SERVICE_DATABASE_URL": f"sqlite:///{home / 'data' / 'service.db'}",
+        }
+
+    async def call(self, *arguments: str, stdin: str = "", code: int = 0) -> str:
+        """Run a command to its end and return its output."""
+        process = await self._start(*arguments)
+        out, err = await asyncio.wait_for(process.communicate(stdin.encode()), timeout=30)
+        assert process.returncode == code, err.decode()
+        return out.decode()
+
+    async def _start(self, *arguments: str) -> asyncio.subprocess.Process:
+        pipe = subprocess.PIPE
+        return await asyncio.create_subprocess_exec(
+            str(self.program), *arguments, env=self.environment, stdin=pipe, stdout=pipe, stderr=pipe
+        )
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        """`serve` on a free port; its address."""
+        process = await self._start("serve", "--address", "127.0.0.1:0")
+        assert process.stderr is not None
+        try:
+            while line := (await asyncio.wait_for(process.stderr.readline(), timeout=20)).decode():
+                if found := re.search(r"Serving on (127\.0\.0\.1:\d+)", line):
+                    break
+            else:
+                raise AssertionError("serve ended before it listened")
+            yield found[1]
+        finally:
+            process.terminate()
+            await asyncio.wait_for(process.communicate(), timeout=20)
+        assert process.returncode == 0
+
+
+def test_every_project_builds_a_wheel_with_its_data(wheels: dict[str, Path]) -> None:
+    assert set(wheels) == {"core", "aster", "ccxt_generic", "hyperliquid", "lighter", "oanda", "tastytrade", "tradier"}
+    listing = run(sys.executable, "-m", "zipfile", "-l", wheels["ccxt_generic"])
+    assert "exchange_service_ccxt_generic/snapshot.json" in listing
+    listing = run(sys.executable, "-m", "zipfile", "-l", wheels["core"])
+    assert "exchange_service/v1/exchange_service_pb2.py" in listing
+    assert "exchange_service/py.typed" in listing
+    assert "tests/" not in listing
+
+
+async def test_the_core_and_one_plugin_serve_without_ccxt(clean: Path, tmp_path: Path) -> None:
+    missing = run(clean / "python", "-c", "import importlib.util; print(importlib.util.find_spec('ccxt'))")
+    assert missing.strip() == "None"
+    installed = Installed(clean, tmp_path)
+    async with installed.serving() as address:
+        listed = json.loads(await installed.call("exchanges", "-o", "json", "--address", address))
+        assert [entry["id"] for entry in listed] == ["oanda"]
+        assert "SERVING" in await installed.call("health", "--address", address)
+        await installed.call("balance", "-u", "nobody", "-e", "oanda", "--address", address, code=3)
+
+
+async def test_a_strangers_plugin_from_the_guide_is_installed_listed_and_gives_a_balance(
+    clean: Path, tmp_path: Path
+) -> None:
+    project = tmp_path / "acme"
+    for match in _DOCUMENTED_FILE.finditer((ROOT / "docs" / "plugins.md").read_text()):
+        path = project / match["name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(match["text"])
+    run(clean / "python", "-m", "pip", "install", "-q", "--no-deps", build_wheel(project, tmp_path))
+    installed = Installed(clean, tmp_path)
+    simulator = load_simulator(project / "exchange_service_acme" / "simulator.py")
+    async with simulator() as venue:
+        installed.environment["EXCHANGE_SERVICE_VENUE_URLS"] = json.dumps({"acme": venue.url})
+        row = json.dumps({"api_key": "good-token-0123456789"})
+        await installed.call("credentials", "add", "-u", "alice", "-e", "acme", "--stdin", stdin=row)
+        async with installed.serving() as address:
+            listed = json.loads(await installed.call("exchanges", "-o", "json", "--address", address))
+            assert [entry["id"] for entry in listed] == ["acme", "oanda"]
+            reply = json.loads(
+                await installed.call("balance", "-u", "alice", "-e", "acme", "-o", "json", "--address", address)
+            )
+    (account,) = reply["balance"]["venue_accounts"]
+    assert [(row["asset"], row["total"]) for row in account["assets"]] == [("ACME", "12.50")]
+    assert len(venue.requests) == 1
+
+
+def load_simulator(path: Path) -> Any:
+    """The guide's simulator class, straight from its file."""
+    spec = importlib.util.spec_from_file_location("acme_simulator", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.AcmeSimulator

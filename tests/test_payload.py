@@ -1,0 +1,204 @@
+"""Reading a venue's answer: exact numbers, the expected shape, or an error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exchange_service.errors import VenueMalformed
+from exchange_service.payload import (
+    amount,
+    as_list,
+    as_object,
+    format_amount,
+    parse_amount,
+    parse_json,
+    required_amount,
+    text,
+)
+
+ON_THE_WIRE = re.compile(r"-?\d+(\.\d+)?")
+
+whole_digits = st.text("0123456789", min_size=1, max_size=15).map(lambda digits: digits.lstrip("0") or "0")
+amount_texts = st.builds(
+    lambda sign, whole, fraction: sign + whole + ("." + fraction if fraction else ""),
+    st.sampled_from(["", "-"]),
+    whole_digits,
+    st.text("0123456789", max_size=15),
+)
+finite_decimals = st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**40), max_value=10**40, places=None)
+
+
+@given(amount_texts)
+def test_every_digit_of_a_text_survives(written: str) -> None:
+    number = parse_amount(written, "here")
+    assert number is not None
+    assert format_amount(number) == written
+
+
+@given(amount_texts)
+def test_every_digit_of_a_bare_number_survives(written: str) -> None:
+    source = parse_json(f'{{"total": {written}}}')
+    number = required_amount(source, "total", "account")
+    # JSON has no integer "-0" other than 0.
+    assert format_amount(number) == (written if written != "-0" else "0")
+
+
+@given(finite_decimals)
+def test_an_amount_is_written_without_exponent_and_without_plus(number: Decimal) -> None:
+    written = format_amount(number)
+    assert ON_THE_WIRE.fullmatch(written)
+    assert Decimal(written) == number
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [("1E+3", "1000"), ("1e-18", "0.000000000000000001"), ("-2.50e1", "-25.0"), ("0E-8", "0.00000000"), ("+7", "7")],
+)
+def test_an_exponent_becomes_plain_digits(written: str, expected: str) -> None:
+    number = parse_amount(written, "here")
+    assert number is not None
+    assert format_amount(number) == expected
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_an_amount_or_is_refused(written: str) -> None:
+    try:
+        number = parse_amount(written, "here")
+    except VenueMalformed:
+        return
+    assert number is None or number.is_finite()
+    assert (number is None) == (written == "")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(json_values)
+def test_whatever_a_venue_sends_reading_it_ends_in_a_value_or_in_malformed(value: Any) -> None:
+    try:
+        read = parse_json(json.dumps(value))
+        parse_amount(read, "here")
+    except VenueMalformed:
+        return
+    assert read is None or read == "" or isinstance(read, str | int | Decimal)
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_json_or_malformed(body: bytes) -> None:
+    # Any other exception fails the test.
+    with contextlib.suppress(VenueMalformed):
+        parse_json(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"  ",
+        b"<html></html>",
+        b"OK",
+        b'{"a": 1',
+        b'{"a": 1}}',
+        b"{'a': 1}",
+        b"NaN",
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": -Infinity}',
+        b'{"a": 1, "a": 2}',
+        b'{"a": {"b": 1, "b": 1}}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"9" * 5000,
+        b"1e99999999999999999999",
+    ],
+    ids=lambda body: repr(body[:20]),
+)
+def test_what_is_not_one_json_value_with_true_numbers_is_malformed(body: bytes) -> None:
+    with pytest.raises(VenueMalformed):
+        parse_json(body)
+
+
+def test_a_byte_order_mark_does_no_harm() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
+
+
+def test_bare_numbers_are_exact() -> None:
+    read = parse_json(b'{"a": 18450.2700000000000000, "b": 0.1, "c": 7}')
+    assert str(read["a"]) == "18450.2700000000000000"
+    assert read["b"] == Decimal("0.1")
+    assert type(read["c"]) is int
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_an_amount_that_is_not_given_is_none_and_not_zero(value: Any) -> None:
+    assert amount({"total": value}, "total", "account") is None
+    assert amount({}, "total", "account") is None
+
+
+@pytest.mark.parametrize("source", [{}, {"total": None}, {"total": ""}])
+def test_a_required_amount_must_be_given(source: dict[str, Any]) -> None:
+    with pytest.raises(VenueMalformed, match=r"account\.total"):
+        required_amount(source, "total", "account")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, False, 1.5, [], {}, "NaN", "-Infinity", "1,5", "1_000", "0x10", " 1", "1\n", "١", "1e400", "1e-61", "1e61"],
+    ids=repr,
+)
+def test_what_is_no_amount_is_malformed_and_says_where(value: Any) -> None:
+    with pytest.raises(VenueMalformed, match=r"account\.total"):
+        amount({"total": value}, "total", "account")
+
+
+@pytest.mark.parametrize("value", [Decimal("NaN"), Decimal("Infinity"), Decimal("1e100"), Decimal("9" * 101)])
+def test_a_decimal_that_is_no_amount_is_malformed_too(value: Decimal) -> None:
+    with pytest.raises(VenueMalformed):
+        parse_amount(value, "here")
+
+
+def test_the_message_does_not_repeat_the_value() -> None:
+    with pytest.raises(VenueMalformed) as malformed:
+        parse_amount("card 4111 1111", "here")
+    assert "4111" not in malformed.value.message
+
+
+def test_an_object_is_an_object() -> None:
+    assert as_object({"a": 1}, "here") == {"a": 1}
+    for value in (None, [], "", 0, True):
+        with pytest.raises(VenueMalformed, match="here should be an object"):
+            as_object(value, "here")
+
+
+def test_a_missing_list_is_not_an_empty_one() -> None:
+    assert as_list([], "here") == []
+    for value in (None, {}, "", 0, True):
+        with pytest.raises(VenueMalformed, match="here should be a list"):
+            as_list(value, "here")
+
+
+def test_a_text_is_a_text() -> None:
+    assert text({"id": "7"}, "id", "account") == "7"
+    for source in ({}, {"id": None}, {"id": ""}, {"id": 7}, {"id": ["7"]}):
+        with pytest.raises(VenueMalformed, match=r"account\.id"):
+            text(source, "id", "account")
+
+
+def test_a_text_that_is_not_required_may_be_missing_but_not_be_something_else() -> None:
+    assert text({}, "alias", "account", required=False) == ""
+    assert text({"alias": None}, "alias", "account", required=False) == ""
+    assert text({"alias": ""}, "alias", "account", required=False) == ""
+    with pytest.raises(VenueMalformed):
+        text({"alias": 7}, "alias", "account", required=False)

@@ -1,0 +1,424 @@
+"""The guarded HTTP session, against real servers on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from multidict import CIMultiDict
+
+from exchange_service.errors import (
+    AccountUnknown,
+    CredentialRejected,
+    PermissionMissing,
+    PluginFailed,
+    RegionRestricted,
+    RequestRefused,
+    ServiceError,
+    VenueMaintenance,
+    VenueMalformed,
+    VenueRateLimited,
+    VenueTimeout,
+    VenueUnavailable,
+)
+from exchange_service.model import Environment, ExchangeMetadata
+from exchange_service.testing import Fault, LoopbackVenue
+from exchange_service.venue_http import (
+    ACCOUNT_BODY_LIMIT,
+    MAX_RETRY_AFTER,
+    PUBLIC_BODY_LIMIT,
+    VenueHttp,
+    VenueHttpPool,
+    VenueResponse,
+    retry_after,
+)
+
+
+class EchoVenue(LoopbackVenue):
+    """Answers with what it was asked, and tries to leave a cookie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.route("*", "/{path:.*}", self._answer)]
+
+    def account_of(self, request: web.Request, body: bytes) -> str:
+        self.asked.set()
+        return ""
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        seen = {"method": request.method, "query": dict(request.query), "body": (await request.read()).decode()}
+        response = web.json_response(seen)
+        response.set_cookie("session", "of-somebody-else")
+        return response
+
+
+def listing(url: str, id: str = "echo") -> ExchangeMetadata:
+    return ExchangeMetadata(
+        id=id,
+        name="Echo",
+        asset_class="Crypto",
+        asset_types="Spot",
+        market_hours="24/7 Trading",
+        environments=(Environment("production", {"api": url}),),
+    )
+
+
+@asynccontextmanager
+async def opened(
+    url: str, *, timeout: float = 5.0, override: str = "", public: bool = False
+) -> AsyncIterator[VenueHttp]:
+    """A session that may reach `url`, or only `override`."""
+    pool = VenueHttpPool(timeout=timeout)
+    exchange = listing(url)
+    try:
+        yield pool.http(exchange, exchange.environments[0], override, public=public)
+    finally:
+        await pool.close()
+
+
+async def refusal(url: str, fault: Fault, *, timeout: float = 5.0, public: bool = False) -> ServiceError:
+    async with EchoVenue() as venue, opened(venue.url, timeout=timeout, public=public) as http:
+        venue.fail(fault)
+        with pytest.raises(ServiceError) as raised:
+            (await http.get(venue.url + url)).raise_for_status()
+    return raised.value
+
+
+async def test_a_get_and_a_post_reach_the_venue_as_they_are() -> None:
+    async with EchoVenue() as venue, opened(venue.url) as http:
+        got = await http.get(f"{venue.url}/a", params={"x": "1"}, headers={"X-Key": "k"})
+        sent = await http.post(f"{venue.url}/b", json={"type": "state"})
+        form = await http.post(f"{venue.url}/c", data={"grant": "refresh"})
+    assert got.json() == {"method": "GET", "query": {"x": "1"}, "body": ""}
+    assert venue.requests[0].headers["X-Key"] == "k"
+    assert sent.json()["body"] == '{"type": "state"}'
+    assert form.json()["body"] == "grant=refresh"
+
+
+async def test_the_venue_is_told_who_asks() -> None:
+    async with EchoVenue() as venue, opened(venue.url) as http:
+        await http.get(venue.url)
+    assert venue.requests[0].headers["User-Agent"] == "exchange-service"
+
+
+@pytest.mark.parametrize("through", ["get", "post", "session_get"])
+async def test_a_host_that_the_manifest_does_not_name_is_never_asked(through: str) -> None:
+    async with EchoVenue() as venue, EchoVenue() as stranger, opened(venue.url) as http:
+        asked = http.client_session if through == "session_get" else http
+        method = "get" if through == "session_get" else through
+        with pytest.raises(PluginFailed, match=r"a host that its manifest does not name: 127\.0\.0\.1"):
+            await getattr(asked, method)(f"{stranger.url}/steal?key=1")
+        assert stranger.requests == []
+
+
+@pytest.mark.parametrize("url", ["http://localhost:{port}/", "https://127.0.0.1:{port}/", "http://127.0.0.2:{port}/"])
+async def test_another_name_scheme_or_port_is_another_host(url: str) -> None:
+    async with EchoVenue() as venue, opened(venue.url) as http:
+        with pytest.raises(PluginFailed):
+            await http.get(url.format(port=venue.url.rpartition(":")[2]))
+        assert venue.requests == []
+
+
+@pytest.mark.parametrize("url", ["nowhere", "file:///etc/hosts", "ftp://127.0.0.1/", "http://", "/v1/balance"])
+async def test_an_address_that_is_none_is_the_plugins_failure(url: str) -> None:
+    async with opened("https://venue.example") as http:
+        with pytest.raises(PluginFailed):
+            await http.get(url)
+
+
+async def test_an_override_is_the_only_host_that_is_left() -> None:
+    async with EchoVenue() as venue, EchoVenue() as simulator:
+        async with opened(venue.url, override=simulator.url) as http:
+            await http.get(f"{simulator.url}/balance")
+            with pytest.raises(PluginFailed):
+                await http.get(f"{venue.url}/balance")
+        assert venue.requests == []
+        assert len(simulator.requests) == 1
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+@pytest.mark.parametrize("through", ["get", "client_session"])
+async def test_no_redirect_is_followed_not_even_on_the_same_host(status: int, through: str) -> None:
+    async with EchoVenue() as venue, opened(venue.url) as http:
+        venue.fail(Fault(status=status, headers={"Location": f"{venue.url}/other"}, path="/balance"))
+        ask = http.get if through == "get" else http.client_session.get
+        with pytest.raises(VenueMalformed, match="redirect"):
+            await ask(f"{venue.url}/balance", headers={"X-Key": "k"})
+        assert [request.path for request in venue.requests] == ["/balance"]
+
+
+async def test_a_body_up_to_the_limit_is_read() -> None:
+    async with EchoVenue() as venue, opened(venue.url) as http:
+        venue.fail(Fault(body=b" " * ACCOUNT_BODY_LIMIT))
+        assert len((await http.get(venue.url)).body) == ACCOUNT_BODY_LIMIT
+
+
+async def test_a_body_above_the_limit_is_cut() -> None:
+    error = await refusal("/", Fault(body=b" " * (ACCOUNT_BODY_LIMIT + 1)))
+    assert isinstance(error, VenueMalformed)
+    assert "more than 8 MiB" in error.message
+
+
+async def test_public_market_data_may_be_larger() -> None:
+    async with EchoVenue() as venue, opened(venue.url, public=True) as http:
+        venue.fail(Fault(body=b" " * (ACCOUNT_BODY_LIMIT + 1)))
+        assert len((await http.get(venue.url)).body) == ACCOUNT_BODY_LIMIT + 1
+    error = await refusal("/", Fault(body=b" " * (PUBLIC_BODY_LIMIT + 1)), public=True)
+    assert isinstance(error, VenueMalformed)
+
+
+async def test_the_limit_holds_for_libraries_that_use_the_session_itself() -> None:
+    async with EchoVenue() as venue, opened(venue.url) as http:
+        venue.fail(Fault(body=b" " * (ACCOUNT_BODY_LIMIT + 1)))
+        for read in ("read", "text", "json"):
+            async with http.client_session.get(venue.url) as response:
+                with pytest.raises(VenueMalformed):
+                    await getattr(response, read)()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_compressed_bomb_is_cut(encoding: str) -> None:
+    zeros = b"0" * (80 * 1024 * 1024)
+    body = gzip.compress(zeros, 1) if encoding == "gzip" else zlib.compress(zeros, 1)
+    error = await refusal("/", Fault(body=body, headers={"Content-Encoding": encoding}))
+    assert isinstance(error, VenueMalformed)
+
+
+async def test_an_honest_compressed_body_is_read() -> None:
+    async with EchoVenue() as venue, opened(venue.url) as http:
+        venue.fail(Fault(body=gzip.compress(b'{"total": "1.50"}'), headers={"Content-Encoding": "gzip"}))
+        assert (await http.get(venue.url)).json() == {"total": "1.50"}
+
+
+async def test_a_body_that_is_not_compressed_as_it_says_is_malformed() -> None:
+    error = await refusal("/", Fault(body=b"plain", headers={"Content-Encoding": "gzip"}))
+    assert isinstance(error, VenueMalformed)
+
+
+async def test_no_cookie_is_kept_for_the_next_request() -> None:
+    async with EchoVenue() as venue, opened(venue.url) as http:
+        first = await http.get(venue.url)
+        await http.get(venue.url)
+        assert "Set-Cookie" in first.headers
+        assert "Cookie" not in venue.requests[1].headers
+
+
+async def test_a_proxy_in_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with EchoVenue() as venue, EchoVenue() as proxy, opened(venue.url) as http:
+        for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        await http.get(venue.url)
+        assert len(venue.requests) == 1
+        assert proxy.requests == []
+
+
+@pytest.mark.parametrize("fault", [Fault(silent=True), Fault(drip=True)], ids=["silence", "a byte a second"])
+@pytest.mark.parametrize("bound", ["session", "call"])
+async def test_waiting_ends_with_the_sessions_time_or_the_calls_deadline(fault: Fault, bound: str) -> None:
+    loop = asyncio.get_running_loop()
+    async with EchoVenue() as venue, opened(venue.url, timeout=0.2 if bound == "session" else 30) as http:
+        venue.fail(fault)
+        began = loop.time()
+        bounded = http.for_call(began + (0.2 if bound == "call" else 30))
+        with pytest.raises(VenueTimeout):
+            await bounded.get(venue.url)
+        assert 0.15 < loop.time() - began < 1.5
+
+
+async def test_a_call_whose_deadline_has_passed_does_not_ask() -> None:
+    async with EchoVenue() as venue, opened(venue.url) as http:
+        late = http.for_call(asyncio.get_running_loop().time())
+        with pytest.raises(VenueTimeout):
+            await late.get(venue.url)
+        assert venue.requests == []
+
+
+async def test_a_call_that_is_cancelled_is_cancelled() -> None:
+    async with EchoVenue() as venue, opened(venue.url) as http:
+        venue.fail(Fault(silent=True))
+        task = asyncio.create_task(http.get(venue.url))
+        async with asyncio.timeout(5):
+            await venue.asked.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_nobody_listening_is_unavailable() -> None:
+    async with EchoVenue() as venue:
+        url = venue.url
+    async with opened(url) as http:
+        with pytest.raises(VenueUnavailable, match="cannot be reached"):
+            await http.get(f"{url}/balance?signature=5ec7e7")
+
+
+async def test_an_ended_connection_is_unavailable() -> None:
+    assert isinstance(await refusal("/", Fault(reset=True)), VenueUnavailable)
+
+
+async def test_a_server_that_speaks_no_http_is_malformed() -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"220 mail.example ESMTP\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, opened(url) as http:
+        with pytest.raises(VenueMalformed):
+            await http.get(url)
+
+
+async def test_a_body_shorter_than_promised_is_malformed() -> None:
+    async def promise(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"total": "1"}')
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(promise, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, opened(url) as http:
+        with pytest.raises(VenueMalformed):
+            await http.get(url)
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(reset=True), Fault(silent=True), Fault.redirect("/x"), Fault.html(503), Fault(status=401)]
+)
+async def test_no_error_tells_the_query_or_a_header(fault: Fault) -> None:
+    async with EchoVenue() as venue, opened(venue.url, timeout=0.2) as http:
+        venue.fail(fault)
+        with pytest.raises(ServiceError) as raised:
+            (await http.get(f"{venue.url}/b?signature=5ec7e7", headers={"X-Key": "5ec7e7"})).raise_for_status()
+    assert "5ec7e7" not in str(raised.value) + repr(raised.value)
+    # Nothing of aiohttp's own error, which holds the URL, would be logged with it.
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None
+
+
+async def test_one_session_serves_an_exchange_and_environment_and_is_closed_with_the_pool() -> None:
+    pool = VenueHttpPool(timeout=1)
+    one, other = listing("https://one.example", "one"), listing("https://other.example", "other")
+    first = pool.http(one, one.environments[0])
+    assert pool.http(one, one.environments[0]) is first
+    assert pool.http(one, one.environments[0], public=True) is not first
+    assert pool.http(other, other.environments[0]) is not first
+    await pool.close()
+    assert first.client_session.closed
+
+
+def answer(status: int, body: bytes = b"", **headers: str) -> VenueResponse:
+    return VenueResponse("Echo", status, CIMultiDict({k.replace("_", "-"): v for k, v in headers.items()}), body)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (304, VenueMalformed),
+        (400, RequestRefused),
+        (401, CredentialRejected),
+        (403, PermissionMissing),
+        (404, AccountUnknown),
+        (408, VenueTimeout),
+        (418, VenueRateLimited),
+        (422, RequestRefused),
+        (429, VenueRateLimited),
+        (451, RegionRestricted),
+        (500, VenueUnavailable),
+        (502, VenueUnavailable),
+        (503, VenueUnavailable),
+        (504, VenueTimeout),
+        (520, VenueUnavailable),
+    ],
+)
+def test_a_status_means_what_the_plugins_page_says(status: int, expected: type[ServiceError]) -> None:
+    with pytest.raises(ServiceError) as raised:
+        answer(status).raise_for_status()
+    assert type(raised.value) is expected
+    assert raised.value.message.startswith("Echo ")
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 206])
+def test_a_status_below_300_raises_nothing(status: int) -> None:
+    answer(status).raise_for_status()
+
+
+def test_a_503_that_speaks_of_maintenance_is_maintenance() -> None:
+    with pytest.raises(VenueMaintenance) as raised:
+        answer(503, b"<h1>Scheduled Maintenance</h1>", Retry_After="120").raise_for_status()
+    assert raised.value.retry_after == 120
+
+
+def test_a_rate_limit_takes_the_venues_delay_or_else_its_own() -> None:
+    with pytest.raises(VenueRateLimited) as raised:
+        answer(429, Retry_After="7").raise_for_status()
+    assert raised.value.retry_after == 7
+    with pytest.raises(VenueRateLimited) as raised:
+        answer(429).raise_for_status()
+    assert raised.value.retry_after == VenueRateLimited.default_retry_after
+
+
+def test_a_body_that_is_not_json_is_malformed_and_names_the_venue() -> None:
+    with pytest.raises(VenueMalformed, match=r"^Echo: "):
+        answer(200, b"<html>").json()
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7.0),
+        (" 7 ", 7.0),
+        ("0", 0.0),
+        ("1.5", 1.5),
+        ("-5", 0.0),
+        ("86400", MAX_RETRY_AFTER),
+        ("inf", MAX_RETRY_AFTER),
+    ],
+)
+def test_a_delay_in_seconds_is_kept_within_bounds(value: str, seconds: float) -> None:
+    assert retry_after({"Retry-After": value}) == seconds
+
+
+def test_a_delay_as_a_date_counts_from_now() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    delay = retry_after({"Retry-After": soon})
+    assert delay is not None
+    assert 55 < delay <= 60
+
+
+def test_a_date_in_the_past_is_no_delay() -> None:
+    assert retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "soon", "nan", "7 seconds", "Wed, 99 Foo 2015", "Wed, 21 Oct 99999999999999999999 07:28:00 GMT"],
+)
+def test_a_delay_that_cannot_be_read_is_none(value: str) -> None:
+    assert retry_after({"Retry-After": value}) is None
+    assert retry_after({}) is None
+
+
+async def test_the_plugins_page_and_the_session_agree() -> None:
+    from exchange_service.plugin_api import Http, Response
+
+    async with EchoVenue() as venue, opened(venue.url) as session:
+        http: Http = session
+        response: Response = await http.get(venue.url)
+        assert response.status == 200
+        assert isinstance(http.client_session, aiohttp.ClientSession)
+        content: Any = response.json()
+    assert content["method"] == "GET"

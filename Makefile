@@ -57,7 +57,7 @@ protos: .venv-protos/.ready  ## Generate exchange_service/v1 from protos/
 	scripts/protos
 
 docs: $(VENV)/.dev  ## Rewrite the generated pages of docs/
-	$(BIN)/python -m tests.generated_docs --write
+	$(BIN)/python scripts/docs.py
 
 lock:  ## Compile requirements/*.lock again
 	@test -x .venv-lock/bin/uv || ($(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv)

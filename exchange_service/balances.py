@@ -21,6 +21,7 @@ from exchange_service.errors import (
     DeadlinePassed,
     NotSupported,
     PermissionMissing,
+    PluginFailed,
     ServiceError,
     ShuttingDown,
     VenueRateLimited,
@@ -203,7 +204,7 @@ class Balances:
             del self._flights[key]
         error = None if flight.task.cancelled() else flight.task.exception()
         if isinstance(error, (*_REFUSALS, VenueRateLimited)):
-            pause = error.retry_after or _REFUSAL_MEMORY
+            pause = _REFUSAL_MEMORY if error.retry_after is None else error.retry_after
             self._remember(key, _Refusal(error, asyncio.get_running_loop().time() + pause))
 
     def _remember(self, key: str, refusal: _Refusal) -> None:
@@ -219,7 +220,12 @@ class Balances:
         self, key: str, reference: CredentialReference, listing: Listing, kept: StoredBalance | None, deadline: float
     ) -> StoredBalance:
         balance = await self._sessions.fetch(reference, listing, deadline)
-        stored = store_balance(reference.account, balance, self._now(), kept)
+        try:
+            stored = store_balance(reference.account, balance, self._now(), kept)
+        except (TypeError, ValueError, ArithmeticError):
+            # A label that is no text, half of a surrogate pair, a time without a zone.
+            name = listing.plugin.info.name
+            raise PluginFailed(f"The plugin {name} answered with a balance that cannot be written down.") from None
         self._refusals.pop(key, None)
         await self._cache.set(key, stored.encoded(), max(self._stale_grace, self._max_age))
         return stored

@@ -165,7 +165,10 @@ class Registry:
             return None if newer is None else _checked(newer)
         except _Unfit as unfit:
             log.warning("plugin.refresh_refused", plugin=plugin.info.name, reason=str(unfit))
-        except Exception as error:
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            raise
+        # SystemExit would end the service if it left the task.
+        except BaseException as error:
             log.warning("plugin.refresh_failed", plugin=plugin.info.name, error=type(error).__name__)
         return None
 

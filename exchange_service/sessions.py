@@ -7,13 +7,14 @@ own errors, and with an answer of the promised shape.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
 
 from exchange_service.credentials import CredentialReference
-from exchange_service.errors import NotSupported, PluginFailed, ServiceError, VenueError, VenueTimeout
+from exchange_service.errors import NotSupported, PluginFailed, ServiceError, VenueError, VenueTimeout, leaves
 from exchange_service.model import (
     SANDBOX,
     Account,
@@ -32,7 +33,11 @@ from exchange_service.venue_http import VenueHttpPool
 
 # More rows than any venue lists assets; a plugin that answers more is broken.
 MAX_ROWS = 20_000
+# A number beyond this power of ten is nonsense, and writing it out in full would fill the memory.
+_MAX_POWER = 200
 _SWEEP_INTERVAL = 30.0
+# Collected before any plugin is imported, so that these are ours alone.
+_VENUE_LEAVES = frozenset(leaves(VenueError))
 
 log = structlog.get_logger(__name__)
 
@@ -195,8 +200,10 @@ async def _guarded(listing: Listing, call: VenueCall) -> Balance:
     name = listing.plugin.info.name
     try:
         return _checked(await listing.plugin.hook.fetch_balance(call=call), name)
-    except (VenueError, PluginFailed):
+    except PluginFailed:
         raise
+    except VenueError as error:
+        raise _as_ours(error, name) from None
     except TimeoutError:
         raise VenueTimeout(f"{call.exchange.name} did not answer in time.") from None
     except asyncio.CancelledError:
@@ -208,6 +215,18 @@ async def _guarded(listing: Listing, call: VenueCall) -> Balance:
             f"The plugin {name} ({listing.plugin.info.distribution}) failed with {type(error).__name__}. "
             "Report it to the plugin's author; the service's log says where."
         ) from None
+
+
+def _as_ours(error: VenueError, plugin: str) -> ServiceError:
+    """A plugin's error as the status table has it: a plugin may derive classes of its own, and give any delay."""
+    leaf = next((kind for kind in type(error).__mro__ if kind in _VENUE_LEAVES), None)
+    if leaf is None or not isinstance(error.message, str):
+        return PluginFailed(f"The plugin {plugin} failed with {type(error).__name__}, which says nothing.")
+    delay = error.retry_after
+    usable = delay is None or (isinstance(delay, int | float) and math.isfinite(delay) and delay >= 0)
+    if type(error) is leaf and usable:
+        return error
+    return leaf(error.message, retry_after=delay if usable else None)
 
 
 def _place(error: BaseException) -> str:
@@ -243,6 +262,12 @@ def _misshapen(balance: Balance) -> str:
         for row in account.assets:
             if not isinstance(row, AssetBalance) or not isinstance(row.asset, str) or not row.asset:
                 return "a row is no AssetBalance, or has no asset"
+            if any(
+                abs(part.adjusted()) > _MAX_POWER
+                for part in (row.total, row.free, row.used, row.debt)
+                if part is not None
+            ):
+                return "an amount is too large or too small to be one"
             assets.add((row.asset, row.venue_asset))
         if len(assets) != len(account.assets):
             return "an account has two rows for one asset"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,83 @@ def test_the_documented_plugin_is_about_thirty_lines() -> None:
 def test_every_link_to_a_file_of_the_project_leads_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text()):
         assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_what_is_generated_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("docs_generator", ROOT / "scripts" / "docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    for path, text in generator.generated().items():
+        assert path.read_text() == text, f"{path.name} is not current: run `make docs`"
+
+
+_DEMO_BLOCK = re.compile(r"<!-- runs against the demo -->\n```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def demo_address() -> Iterator[str]:
+    """A demo in a process of its own, as `make run` starts it, on a free port."""
+    command = [sys.executable, "-m", "exchange_service", "demo", "--address", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        found = re.search(r"listens on (127\.0\.0\.1:\d+)", first)
+        assert found, first
+        yield found[1]
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def shape(text: str) -> list[str]:
+    """Output without what differs from run to run: digits, and blanks that depend on their width."""
+    return [re.sub(r"\s+", " ", re.sub(r"[\d.:-]+", "#", line)).strip() for line in text.strip().splitlines()]
+
+
+def documented_commands() -> list[tuple[str, str]]:
+    """The commands of the README that run against the demo, with the output that it shows."""
+    pairs = []
+    for match in _DEMO_BLOCK.finditer((ROOT / "README.md").read_text()):
+        if match["kind"] != "console":
+            continue
+        for part in re.split(r"^\$ ", match["text"], flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            if command.startswith("exchange-service"):
+                pairs.append((command, output))
+    return pairs
+
+
+@pytest.mark.parametrize(("command", "output"), documented_commands(), ids=lambda value: value.splitlines()[0][:60])
+def test_the_commands_of_the_readme_print_what_it_shows(demo_address: str, command: str, output: str) -> None:
+    arguments = [sys.executable, "-m", *command.replace("exchange-service", "exchange_service", 1).split()]
+    done = subprocess.run([*arguments, "--address", demo_address], capture_output=True, text=True, timeout=60)
+    assert shape(done.stdout + done.stderr) == shape(output)
+
+
+def test_the_python_example_of_the_readme_runs(demo_address: str) -> None:
+    (program,) = (m["text"] for m in _DEMO_BLOCK.finditer((ROOT / "README.md").read_text()) if m["kind"] == "python")
+    program = program.replace("127.0.0.1:50051", demo_address)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert re.match(r"EUR \d+\.\d{4} 0:00:\d\d", first)
+    assert re.match(r"(oanda|hyperliquid|binance) \d{16}", second)
+
+
+@pytest.mark.parametrize("reason", sorted(re.findall(r"^## (\w+)$", (ROOT / "docs" / "errors.md").read_text(), re.M)))
+def test_the_demo_shows_the_reasons_that_the_error_page_says_it_does(demo_address: str, reason: str) -> None:
+    page = (ROOT / "docs" / "errors.md").read_text()
+    section = re.search(rf"^## {reason}\n(.*?)(?=^## |\Z)", page, re.M | re.DOTALL)
+    assert section
+    shown = re.search(
+        r"see it in the demo: `exchange-service ([^`,]*)(, twice, the second time with (.*))?`", section[1]
+    )
+    if shown is None:
+        return
+    command = [sys.executable, "-m", "exchange_service", *shown[1].split(), "--address", demo_address]
+    if shown[2]:
+        subprocess.run(command, capture_output=True, timeout=60)
+        command += shown[3].split()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert reason in done.stdout + done.stderr

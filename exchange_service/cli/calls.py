@@ -178,7 +178,7 @@ async def _balance(
         console.print(tables.balance(reply.balance))
         line = tables.summary(reply.balance)
         if line:
-            console.print(line)
+            console.print(f"\n{line}", soft_wrap=True)
         console.print(f"[dim]{tables.freshness(reply.freshness)}[/]")
         for note in reply.balance.notes:
             messages.print(f"[yellow]note:[/] {note}", soft_wrap=True)

@@ -13,6 +13,7 @@ from rich.table import Table
 from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, run
+from exchange_service.errors import ServiceError
 from exchange_service.model import Account, Credential, ExchangeMetadata
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
@@ -53,15 +54,24 @@ async def _add(settings: Settings, user: str, exchange: str, environment: str, s
         fail(f"nothing was stored: {problem}", ExitCode.USAGE)
 
     async def store_it(store: Any) -> None:
-        if not replace and account in await store.accounts(user):
+        held = _stored_under(await store.accounts(user), account, metadata)
+        if held is not None and not replace:
             if stdin or not sys.stdin.isatty():
                 fail("one is stored already; add --replace to replace it", ExitCode.USAGE)
             typer.confirm(f"Replace the stored credential of {user} at {metadata.name}?", abort=True)
-        new = await store.put(account, credential)
+        new = await store.put(held or account, credential)
         word = "Stored" if new else "Replaced"
         messages.print(f"{word} the credential of {user} at {metadata.name} ({account.environment}).")
 
     await _with_store(settings, store_it)
+
+
+def _stored_under(stored: list[Account], account: Account, metadata: ExchangeMetadata) -> Account | None:
+    """The row that serves the account already, also where it names the environment by another word."""
+    environment = metadata.environment(account.environment)
+    names = {account.environment, *(environment.aliases if environment else ())}
+    rows = (row for row in stored if row.exchange_id == account.exchange_id and row.environment in names)
+    return next(rows, None)
 
 
 def _prompted(metadata: ExchangeMetadata) -> Credential:
@@ -122,7 +132,7 @@ def list_stored(
 
 
 @app.command()
-@with_settings("database_url")
+@with_settings("database_url", "exchange_plugins")
 def remove(
     settings: Settings,
     user: _UserOption,
@@ -135,11 +145,22 @@ def remove(
         typer.confirm(f"Remove the credential of {user} at {exchange} ({environment})?", abort=True)
 
     async def remove_it(store: Any) -> None:
-        if not await store.remove(Account(user, exchange.strip().lower(), environment)):
+        if not await store.remove(await _row_to_remove(settings, store, user, exchange, environment)):
             fail(f"no credential is stored for {user} at {exchange} ({environment})", ExitCode.MISSING)
         messages.print(f"Removed the credential of {user} at {exchange} ({environment}).")
 
     run(_with_store(settings, remove_it))
+
+
+async def _row_to_remove(settings: Settings, store: Any, user: str, exchange: str, environment: str) -> Account:
+    """The row as it is stored. An exchange that no plugin serves any more can still be removed, by its own words."""
+    from exchange_service.registry import load_registry
+
+    try:
+        account, listing = load_registry(choices=settings.exchange_plugins).account(user, exchange, environment)
+    except ServiceError:
+        return Account(user, exchange.strip().lower(), environment)
+    return _stored_under(await store.accounts(user), account, listing.metadata) or account
 
 
 async def _with_store(settings: Settings, work: Callable[[Any], Awaitable[None]]) -> None:

@@ -15,9 +15,18 @@ from rich.console import Console
 from exchange_service import errors
 from exchange_service.client import ServiceUnreachable
 
-console = Console()
+# Into a file or a pipe nothing is cut to the width of a terminal that is not there.
+_WIDE = 160
+
+
+def _console(*, stderr: bool = False) -> Console:
+    found = Console(stderr=stderr)
+    return found if found.is_terminal else Console(stderr=stderr, width=_WIDE)
+
+
+console = _console()
 # Messages for people, so that standard output stays what programs read.
-messages = Console(stderr=True)
+messages = _console(stderr=True)
 
 
 class Output(StrEnum):

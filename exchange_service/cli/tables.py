@@ -51,26 +51,26 @@ def exchanges(entries: Iterable[exchange_pb2.Exchange]) -> Table:
 
 
 def balance(message: balance_pb2.Balance) -> Table:
-    """A balance: a line for each row, and one for each account that could not be read."""
-    table = _balance_table()
-    for line in balance_lines(message):
+    """One balance: a line for each row and account's worth, and one for each account that could not be read."""
+    table = _amount_table("account", "asset")
+    for _, *line in balance_lines(message):
         table.add_row(*line)
     return table
 
 
 def balances(messages: Iterable[balance_pb2.Balance]) -> Table:
     """Several balances in one table."""
-    table = _balance_table()
+    table = _amount_table("exchange", "account", "asset")
     for message in messages:
         for line in balance_lines(message):
             table.add_row(*line)
     return table
 
 
-def _balance_table() -> Table:
-    table = Table("exchange", "account", "asset", box=None, pad_edge=False)
+def _amount_table(*names: str) -> Table:
+    table = Table(*names, box=None, pad_edge=False)
     for name in ("total", "free", "used"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 

@@ -53,16 +53,24 @@ def _bounded(inner: Handler) -> Handler:
             # A cancelled call must end as one: returning instead leaks what grpc keeps for it.
             raise
         except Exception as error:
-            reference = uuid.uuid4().hex[:12]
-            log.error("call.failed", reference=reference, error=type(error).__name__, at=_frames(error))
-            await _abort(context, ServiceFailed(f"The service failed; its log has more under {reference}."))
+            await _abort(context, _logged(error))
 
     return handle
 
 
 async def _abort(context: Context, error: ServiceError) -> NoReturn:
-    end = outcome(error)
+    try:
+        end = outcome(error)
+    except Exception as failure:
+        # An error that the table does not have, or that cannot be written: what failed here would leave with its text.
+        end = outcome(_logged(failure))
     await context.abort(end.code, end.message, end.trailers)
+
+
+def _logged(error: Exception) -> ServiceFailed:
+    reference = uuid.uuid4().hex[:12]
+    log.error("call.failed", reference=reference, error=type(error).__name__, at=_frames(error))
+    return ServiceFailed(f"The service failed; its log has more under {reference}.")
 
 
 def _frames(error: BaseException) -> list[str]:

@@ -24,8 +24,14 @@ class Row:
     who: str
     next_step: str
 
+    @property
+    def retry(self) -> bool:
+        """Whether the same call can succeed later without anybody's doing."""
+        return self.code in _PASSING
+
 
 _C = grpc.StatusCode
+_PASSING = (_C.UNAVAILABLE, _C.RESOURCE_EXHAUSTED, _C.DEADLINE_EXCEEDED, _C.ABORTED)
 _CALLER, _USER, _OPERATOR, _NOBODY = "caller", "user", "operator", "nobody: try again"
 
 TABLE: dict[type[errors.ServiceError], Row] = {

@@ -1,0 +1,582 @@
+"""The stored credentials in the owner's table `bot_credentials`, on SQLite or PostgreSQL.
+
+The table belongs to other programs too: its column types are taken as they are, columns that are not ours are left
+alone, and it is created only where there is none.
+
+Exceptions of the drivers hold statements, parameters and so secrets. None leaves this file, not even as the context
+of ours: an error is made inside the handler and raised after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import os
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.schema import CreateTable
+
+from exchange_service.credentials import CredentialReference
+from exchange_service.errors import CredentialInvalid, CredentialMissing, ServiceError, StoreUnavailable
+from exchange_service.model import PRODUCTION, Account, Credential, Secret
+
+T = TypeVar("T")
+
+TABLE = "bot_credentials"
+COLUMNS = ("user_id", "exchange", "environment", "api_key", "api_secret", "passphrase", "extra_metadata")
+
+# One call as a whole: waiting for a connection, connecting, and the statements.
+CALL_LIMIT = 2.5
+# The statements end before the call is given up, so that the server's own word is what we report.
+STATEMENT_LIMIT_MS = 2000
+SQLITE_BUSY_SECONDS = 1.5
+POOL_WAIT = 1.0
+CONNECT_SECONDS = 2
+CLOSE_LIMIT = 2.0
+
+# The roles that Supabase's public Data API acts as.
+_API_ROLES = ("anon", "authenticated")
+
+_NEW_TABLE = sa.Table(
+    TABLE,
+    sa.MetaData(),
+    sa.Column("user_id", sa.Text, primary_key=True),
+    sa.Column("exchange", sa.Text, primary_key=True),
+    sa.Column("environment", sa.Text, primary_key=True, server_default=PRODUCTION),
+    sa.Column("api_key", sa.Text),
+    sa.Column("api_secret", sa.Text),
+    sa.Column("passphrase", sa.Text),
+    sa.Column("extra_metadata", sa.JSON),
+)
+
+_POSTGRES_COLUMNS = sa.text(
+    "SELECT attname, format_type(atttypid, NULL), attnotnull FROM pg_attribute"
+    " WHERE attrelid = to_regclass(:table) AND attnum > 0 AND NOT attisdropped"
+)
+
+_POSTGRES_RIGHTS = sa.text(
+    "SELECT role.name,"
+    " has_any_column_privilege(role.name, relation.oid, 'SELECT'),"
+    " has_table_privilege(role.name, relation.oid, 'INSERT, UPDATE, DELETE')"
+    " FROM pg_class AS relation,"
+    " (SELECT 'public' AS name UNION ALL SELECT rolname::text FROM pg_roles WHERE rolname = ANY(:roles)) AS role"
+    " WHERE relation.oid = to_regclass(:table)"
+)
+
+
+async def open_store(url: str, hash_key: bytes) -> SqlCredentialStore:
+    """The store at `url`: postgresql://…, postgres://… or sqlite:///path. ValueError where it is none of these.
+
+    Nothing is connected yet: a database that is down is reported by the first call, and later calls try again.
+    """
+    return SqlCredentialStore(_engine(_address(url)), hash_key)
+
+
+def _address(url: str) -> sa.URL:
+    """The URL with the driver that we use. The message of a refusal holds no part of it: it may have a password."""
+    parsed: sa.URL | None = None
+    with suppress(Exception):
+        parsed = sa.make_url(url)
+    family = parsed.drivername.partition("+")[0] if parsed is not None else ""
+    if parsed is not None and family in ("postgres", "postgresql"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed is not None and family == "sqlite":
+        path = parsed.database
+        if path and path != ":memory:":
+            parsed = parsed.set(database=os.path.expanduser(path))
+        return parsed.set(drivername="sqlite+aiosqlite")
+    raise ValueError("the credential database must be postgresql://user:password@host/database or sqlite:///path")
+
+
+def _engine(url: sa.URL) -> AsyncEngine:
+    options: dict[str, Any] = {"hide_parameters": True, "echo": False}
+    if url.get_backend_name() == "sqlite":
+        options["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
+        if _sqlite_file(url) is None:
+            return create_async_engine(url, **options)
+    else:
+        # Poolers that hand a connection on after each transaction lose prepared statements.
+        arguments: dict[str, Any] = {"prepare_threshold": None}
+        if "connect_timeout" not in url.query:
+            arguments["connect_timeout"] = CONNECT_SECONDS
+        options |= {"connect_args": arguments, "pool_pre_ping": True}
+    engine = create_async_engine(url, pool_size=5, max_overflow=5, pool_timeout=POOL_WAIT, **options)
+    if url.get_backend_name() == "sqlite":
+        sa.event.listen(engine.sync_engine, "connect", _write_ahead)
+    return engine
+
+
+def _write_ahead(connection: Any, _record: Any) -> None:
+    """With a write-ahead log, a writer does not keep readers out."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.close()
+
+
+def _sqlite_file(url: sa.URL) -> Path | None:
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        return None
+    if url.database.startswith("file:"):
+        return None
+    return Path(url.database)
+
+
+def _prepare_file(path: Path) -> None:
+    """Make the file, and the folders that it lacks, for our user alone. What exists keeps its rights."""
+    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The table as it is: our seven columns with the types and the nullability that they have."""
+
+    clause: sa.TableClause
+    nullable: frozenset[str]
+
+    def as_text(self) -> list[sa.ColumnElement[Any]]:
+        """Every column as text, so that one reader serves every column type."""
+        return [sa.cast(self.clause.c[name], sa.Text).label(name) for name in COLUMNS]
+
+    def user(self, user_id: str) -> Any | None:
+        """The value to compare the user column with; None where the column cannot hold this id."""
+        if not _storable(user_id):
+            return None
+        if not isinstance(self.clause.c.user_id.type, sa.Uuid):
+            return user_id
+        with suppress(ValueError):
+            return uuid.UUID(user_id)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row, every value as text or null."""
+
+    user_id: str
+    exchange: str
+    environment: str | None
+    api_key: str | None
+    api_secret: str | None
+    passphrase: str | None
+    extra_metadata: str | None
+
+    @property
+    def account(self) -> Account:
+        """The row's own account: the environment as it says, null or empty as production."""
+        return Account(self.user_id, self.exchange, self.environment or PRODUCTION)
+
+    def serves(self, environments: frozenset[str]) -> bool:
+        return _environment(self.environment) in environments
+
+    def version(self, hash_key: bytes) -> str:
+        """A keyed hash of all values. A JSON list keeps them apart whatever characters they hold."""
+        values = [
+            self.user_id,
+            self.exchange,
+            self.environment,
+            self.api_key,
+            self.api_secret,
+            self.passphrase,
+            _canonical(self.extra_metadata),
+        ]
+        return hmac.new(hash_key, json.dumps(values).encode(), hashlib.sha256).hexdigest()
+
+
+def _environment(name: str | None) -> str:
+    return (name or "").strip().lower() or PRODUCTION
+
+
+def _storable(text: str) -> bool:
+    """Whether a database can hold this text at all: PostgreSQL takes no NUL, nobody takes half a character."""
+    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError("not a JSON number")
+
+
+def _parsed(text: str) -> tuple[bool, Any]:
+    """Whether the text is JSON, and its value."""
+    with suppress(ValueError, RecursionError):
+        return True, json.loads(text, parse_constant=_refuse_constant)
+    return False, None
+
+
+def _canonical(text: str | None) -> list[str] | None:
+    """The same for every spelling of the same JSON: programs and column types differ in blanks and in order."""
+    if text is None:
+        return None
+    is_json, value = _parsed(text)
+    if not is_json:
+        return ["text", text]
+    return ["json", json.dumps(value, sort_keys=True, separators=(",", ":"))]
+
+
+def _metadata(row: _Row) -> Mapping[str, Any]:
+    if row.extra_metadata is None or not row.extra_metadata.strip():
+        return MappingProxyType({})
+    is_json, value = _parsed(row.extra_metadata)
+    if is_json and value is None:
+        return MappingProxyType({})
+    if not isinstance(value, dict):
+        raise CredentialInvalid(
+            f"extra_metadata of the stored {row.exchange} credential is not a JSON object; store it again"
+        )
+    return MappingProxyType(value)
+
+
+def _credential(row: _Row) -> Credential:
+    return Credential(
+        api_key=Secret(row.api_key or ""),
+        api_secret=Secret(row.api_secret or ""),
+        passphrase=Secret(row.passphrase or ""),
+        metadata=_metadata(row),
+    )
+
+
+def _one(rows: Sequence[_Row], account: Account) -> _Row | None:
+    if len(rows) > 1:
+        raise CredentialInvalid(
+            f"more than one credential is stored for {account.exchange_id} in the environment {account.environment};"
+            " remove all but one"
+        )
+    return rows[0] if rows else None
+
+
+def _failure(error: Exception) -> ServiceError:
+    """What we say instead of a driver's exception: its kind and, where there is one, the SQLSTATE."""
+    if isinstance(error, ServiceError):
+        return error
+    original = getattr(error, "orig", None) or error
+    state = getattr(original, "sqlstate", None)
+    kind = f"{type(original).__name__} {state}" if isinstance(state, str) else type(original).__name__
+    if isinstance(error, sa.exc.TimeoutError):
+        return StoreUnavailable("every connection to the credential database is in use; try again")
+    if isinstance(error, sa.exc.ProgrammingError | sa.exc.IntegrityError | sa.exc.DataError):
+        return StoreUnavailable(f"the credential database refused a statement ({kind}); see the operator")
+    return StoreUnavailable(f"the credential database cannot be used ({kind}); try again")
+
+
+class SqlCredentialStore:
+    """The CredentialStore over `bot_credentials`. Make it with `open_store`, and close it: SQLite has a thread."""
+
+    def __init__(self, engine: AsyncEngine, hash_key: bytes) -> None:
+        self._engine = engine
+        self._hash_key = hash_key
+        self._table: _Table | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    @property
+    def _is_postgres(self) -> bool:
+        return self._engine.dialect.name == "postgresql"
+
+    async def find(
+        self, account: Account, *, aliases: Sequence[str] = (), credential_of: str = ""
+    ) -> CredentialReference | None:
+        """The credential of `account`, or None; see the protocol. CredentialInvalid where several rows match."""
+        own, other = account.exchange_id.lower(), credential_of.lower()
+        environments = frozenset(map(_environment, (account.environment, *aliases)))
+        exchanges = [own, other] if other else [own]
+        rows = await self._call(lambda connection, table: _rows(connection, table, account.user_id, exchanges))
+        matching = [row for row in rows if row.serves(environments)]
+        for exchange in exchanges:
+            row = _one([row for row in matching if row.exchange == exchange], account)
+            if row is not None:
+                return CredentialReference(account, row.account, row.version(self._hash_key))
+        return None
+
+    async def open(self, reference: CredentialReference) -> Credential:
+        """What the row holds; null columns as empty texts."""
+        stored = reference.stored_as
+        row = _one(await self._rows_of(stored), stored)
+        if row is None:
+            raise CredentialMissing(f"the {stored.exchange_id} credential is stored no more")
+        return _credential(row)
+
+    async def accounts(self, user_id: str) -> list[Account]:
+        """Every stored account of the user, sorted; environments as the rows say, null as production."""
+        return await self._call(lambda connection, table: _accounts(connection, table, user_id))
+
+    async def all_accounts(self) -> list[Account]:
+        """Every stored account of every user, sorted."""
+        return await self._call(lambda connection, table: _accounts(connection, table, None))
+
+    async def put(self, account: Account, credential: Credential) -> bool:
+        """Store or replace; True where there was none before. Columns that are not ours keep what they hold."""
+        exchange = account.exchange_id.lower()
+        account = Account(account.user_id, exchange, account.environment.strip() or PRODUCTION)
+        try:
+            metadata = json.dumps(dict(credential.metadata), allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            metadata = ""
+        texts = (credential.api_key, credential.api_secret, credential.passphrase)
+        written = [account.user_id, exchange, account.environment, metadata, *(text.reveal() for text in texts)]
+        if not metadata or not all(map(_storable, written)):
+            raise CredentialInvalid(f"the {exchange} credential holds what a database cannot store")
+        return await self._call(lambda connection, table: _put(connection, table, account, credential))
+
+    async def remove(self, account: Account) -> bool:
+        """Remove; False where there was none."""
+        return await self._call(lambda connection, table: _remove(connection, table, account))
+
+    async def problem(self) -> str:
+        """Why the store does not work right now, a sentence for the operator; empty when it does."""
+        try:
+            await self._call(_touch)
+        except StoreUnavailable as error:
+            return error.message
+        return ""
+
+    async def warnings(self) -> list[str]:
+        """What an operator should change, though the store works: who else can read the credentials."""
+        if self._is_postgres:
+            return await self._call(_postgres_warnings)
+        path = _sqlite_file(self._engine.url)
+        if path is None or not path.exists() or not path.stat().st_mode & 0o077:
+            return []
+        return [f"other users of this machine have rights on the credential file: chmod 600 {path}"]
+
+    async def close(self) -> None:
+        """End what is under way and release every connection; bounded, whatever state the database is in."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        disposal = asyncio.ensure_future(self._engine.dispose())
+        disposal.add_done_callback(_retrieve)
+        await asyncio.wait({disposal, *self._tasks}, timeout=CLOSE_LIMIT)
+
+    async def _rows_of(self, account: Account) -> list[_Row]:
+        """The rows whose own account is this one; several only where null and 'production' stand side by side."""
+        environments = frozenset({_environment(account.environment)})
+        exchange = account.exchange_id.lower()
+        rows = await self._call(lambda connection, table: _rows(connection, table, account.user_id, [exchange]))
+        return [row for row in rows if row.serves(environments)]
+
+    async def _call(self, work: Callable[[AsyncConnection, _Table], Awaitable[T]]) -> T:
+        """`work` in one transaction, in bounded time. Drivers shield their clean-up from cancellation, for seconds
+        when the server hangs: so the work is a task of its own, cancelled but not waited for."""
+        if self._closed:
+            raise StoreUnavailable("the credential store is closed")
+        task = asyncio.create_task(self._transaction(work), name="credential store")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_retrieve)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=CALL_LIMIT)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not done:
+            task.cancel()
+            raise StoreUnavailable(f"the credential database did not answer within {CALL_LIMIT} seconds; try again")
+        if task.cancelled():
+            raise StoreUnavailable("the credential store is closed")
+        outcome = task.result()
+        if isinstance(outcome, ServiceError):
+            raise outcome
+        return outcome
+
+    async def _transaction(self, work: Callable[[AsyncConnection, _Table], Awaitable[T]]) -> T | ServiceError:
+        """The work's result, or what to raise. It is returned because an error raised here, while another one is
+        handled, would carry that one along as its context."""
+        try:
+            path = _sqlite_file(self._engine.url)
+            if path is not None and self._table is None:
+                _prepare_file(path)
+            async with self._engine.begin() as connection:
+                if self._is_postgres:
+                    # By transaction: poolers refuse it as a connection's option and lose it as a session's.
+                    await connection.execute(sa.text(f"SET LOCAL statement_timeout = {STATEMENT_LIMIT_MS}"))
+                if self._table is None:
+                    table = await self._reflect(connection)
+                else:
+                    table = self._table
+                result = await work(connection, table)
+            self._table = table
+            return result
+        except Exception as error:
+            # The owner may have changed the table: look at it again before the next call.
+            self._table = None
+            return _failure(error)
+
+    async def _reflect(self, connection: AsyncConnection) -> _Table:
+        """The table as it is, created where it is missing."""
+        columns = await _columns(connection)
+        if not columns:
+            await _create(connection)
+            columns = await _columns(connection)
+        missing = [name for name in COLUMNS if name not in columns]
+        if missing:
+            raise StoreUnavailable(f"the table {TABLE} lacks the column {', '.join(missing)}; see the operator")
+        kinds = {name: kind for name, (kind, _) in columns.items()}
+        return _Table(
+            sa.table(TABLE, *(sa.column(name, _column_type(kinds[name])) for name in COLUMNS)),
+            frozenset(name for name, (_, nullable) in columns.items() if nullable),
+        )
+
+
+def _retrieve(task: asyncio.Future[Any]) -> None:
+    """Take the outcome of a task that nobody waits for any more, or asyncio would log it."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _column_type(kind: str) -> sa.types.TypeEngine[Any]:
+    if kind == "uuid":
+        return sa.Uuid()
+    if kind == "jsonb":
+        return postgresql.JSONB()
+    if kind == "json":
+        return sa.JSON()
+    return sa.Text()
+
+
+async def _columns(connection: AsyncConnection) -> dict[str, tuple[str, bool]]:
+    """Type and nullability by column name; empty where there is no such table. A plain query instead of the
+    library's reflection, which warns about every type of the owner's other columns that it does not know."""
+    if connection.dialect.name == "postgresql":
+        result = await connection.execute(_POSTGRES_COLUMNS, {"table": TABLE})
+        return {name: (kind, not required) for name, kind, required in result}
+    result = await connection.execute(sa.text(f"PRAGMA table_info({TABLE})"))
+    # SQLite has no uuid, and its JSON is text under another name.
+    return {row.name: ("text", not row.notnull) for row in result}
+
+
+async def _create(connection: AsyncConnection) -> None:
+    """Our own table; on PostgreSQL closed to everybody else, as Supabase would offer it to the public."""
+    if connection.dialect.name != "postgresql":
+        await connection.execute(CreateTable(_NEW_TABLE, if_not_exists=True))
+        return
+    # "IF NOT EXISTS" is no protection against another replica that creates it at the same moment.
+    await _lock_for_writing(connection)
+    if await _columns(connection):
+        return
+    await connection.execute(CreateTable(_NEW_TABLE))
+    await connection.execute(sa.text(f"ALTER TABLE {TABLE} ENABLE ROW LEVEL SECURITY"))
+    await connection.execute(sa.text(f"REVOKE ALL ON {TABLE} FROM PUBLIC"))
+    present = await connection.scalars(
+        sa.text("SELECT rolname::text FROM pg_roles WHERE rolname = ANY(:roles)"), {"roles": list(_API_ROLES)}
+    )
+    for role in present.all():
+        await connection.execute(sa.text(f"REVOKE ALL ON {TABLE} FROM {role}"))
+
+
+async def _rows(connection: AsyncConnection, table: _Table, user_id: str, exchanges: Sequence[str]) -> list[_Row]:
+    user = table.user(user_id)
+    if user is None or not all(map(_storable, exchanges)):
+        return []
+    columns = table.clause.c
+    query = sa.select(*table.as_text()).where(columns.user_id == user, columns.exchange.in_(exchanges))
+    return [_Row(*row) for row in await connection.execute(query)]
+
+
+async def _accounts(connection: AsyncConnection, table: _Table, user_id: str | None) -> list[Account]:
+    columns = table.clause.c
+    texts = [sa.cast(columns[name], sa.Text) for name in ("user_id", "exchange", "environment")]
+    query = sa.select(*texts).where(columns.user_id.is_not(None), columns.exchange.is_not(None))
+    if user_id is not None:
+        user = table.user(user_id)
+        if user is None:
+            return []
+        query = query.where(columns.user_id == user)
+    rows = (await connection.execute(query)).all()
+    return sorted({Account(row[0], row[1], row[2] or PRODUCTION) for row in rows})
+
+
+def _this_row(table: _Table, user: Any, row: _Row) -> list[sa.ColumnElement[bool]]:
+    columns = table.clause.c
+    environment = sa.cast(columns.environment, sa.Text)
+    return [
+        columns.user_id == user,
+        columns.exchange == row.exchange,
+        environment.is_not_distinct_from(row.environment),
+    ]
+
+
+def _values(table: _Table, credential: Credential) -> dict[str, Any]:
+    """Our columns' new values: what is empty is null where the column takes it, as other programs know it."""
+    values: dict[str, Any] = {}
+    for name in ("api_key", "api_secret", "passphrase"):
+        text = getattr(credential, name).reveal()
+        values[name] = text or (None if name in table.nullable else "")
+    metadata = dict(credential.metadata)
+    is_json = isinstance(table.clause.c.extra_metadata.type, sa.JSON)
+    values["extra_metadata"] = metadata if is_json else json.dumps(metadata)
+    return values
+
+
+async def _lock_for_writing(connection: AsyncConnection) -> None:
+    """Let one of our writers at a time look and then write. Reading never waits for it.
+
+    SQLite's busy timeout would not hold for a transaction that begins with reading and then wants to write.
+    """
+    if connection.dialect.name == "postgresql":
+        await connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": TABLE})
+    else:
+        await connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+async def _matching(connection: AsyncConnection, table: _Table, account: Account) -> list[_Row]:
+    rows = await _rows(connection, table, account.user_id, [account.exchange_id.lower()])
+    return [row for row in rows if row.serves(frozenset({_environment(account.environment)}))]
+
+
+async def _put(connection: AsyncConnection, table: _Table, account: Account, credential: Credential) -> bool:
+    user = table.user(account.user_id)
+    if user is None:
+        raise CredentialInvalid(f"the table {TABLE} takes only a UUID as user_id")
+    values = _values(table, credential)
+    await _lock_for_writing(connection)
+    row = _one(await _matching(connection, table, account), account)
+    if row is not None:
+        changed = await connection.execute(sa.update(table.clause).where(*_this_row(table, user, row)).values(values))
+        if changed.rowcount:
+            return False
+    keys = {"user_id": user, "exchange": account.exchange_id, "environment": account.environment}
+    await connection.execute(sa.insert(table.clause).values({**keys, **values}))
+    return True
+
+
+async def _remove(connection: AsyncConnection, table: _Table, account: Account) -> bool:
+    await _lock_for_writing(connection)
+    rows = await _matching(connection, table, account)
+    for row in rows:
+        await connection.execute(sa.delete(table.clause).where(*_this_row(table, table.user(account.user_id), row)))
+    return bool(rows)
+
+
+async def _touch(connection: AsyncConnection, table: _Table) -> None:
+    """Read nothing, but prove that it could be read."""
+    await connection.execute(sa.select(*table.as_text()).limit(0))
+
+
+async def _postgres_warnings(connection: AsyncConnection, _table: _Table) -> list[str]:
+    warnings = []
+    query = sa.text("SELECT relrowsecurity FROM pg_class WHERE oid = to_regclass(:table)")
+    if not await connection.scalar(query, {"table": TABLE}):
+        warnings.append(
+            f"row-level security is off on {TABLE}, so a public Data API would show it:"
+            f" ALTER TABLE {TABLE} ENABLE ROW LEVEL SECURITY"
+        )
+    rights = await connection.execute(_POSTGRES_RIGHTS, {"table": TABLE, "roles": list(_API_ROLES)})
+    for role, reads, writes in rights:
+        if reads or writes:
+            verb = "read" if reads else "changed"
+            name = role.upper() if role == "public" else role
+            warnings.append(f"{TABLE} can be {verb} by {name}: REVOKE ALL ON {TABLE} FROM {name}")
+    return warnings

@@ -1,0 +1,62 @@
+"""Servers that the tests share. A fixture that cannot give its server fails with a sentence; none ever skips."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from tests.servers import PostgresServer, RedisServer, postgres_address, redis_address
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The address of a Redis that tests share: use keys of your own, and never flush or stop it."""
+    with redis_address() as address:
+        yield address
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis process of the test's own, to kill, freeze and start again."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL of this test process, to freeze and stop; who does so brings it back."""
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a PostgreSQL that tests share; its user may create databases and roles."""
+    with postgres_address(lambda: request.getfixturevalue("postgres_server")) as address:
+        yield address
+
+
+@pytest.fixture
+def postgres_database(postgres_url: str) -> Iterator[str]:
+    """The address of an empty database of the test's own."""
+    yield from _database(postgres_url)
+
+
+@pytest.fixture
+def own_postgres_database(postgres_server: PostgresServer) -> Iterator[str]:
+    """The same in the server that the test may freeze and stop."""
+    yield from _database(postgres_server.url)
+
+
+def _database(server: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield make_url(server).set(database=name).render_as_string(hide_password=False)
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

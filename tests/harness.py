@@ -1,0 +1,371 @@
+"""What the tests of the running service share: a service with its client, venues of their own making, and the whole of
+what a failed call carries."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from exchange_service.app import Service, start_service
+from exchange_service.balances import Balances, Reading
+from exchange_service.cache.memory import MemoryCache
+from exchange_service.client import ExchangeServiceClient
+from exchange_service.credentials.sql import SqlCredentialStore, open_store
+from exchange_service.plugin_api import (
+    Account,
+    AssetBalance,
+    Balance,
+    Credential,
+    Environment,
+    ExchangeMetadata,
+    Manifest,
+    VenueAccount,
+    VenueCall,
+    hookimpl,
+)
+from exchange_service.registry import LoadedPlugin, PluginInfo, Registry, load_plugin
+from exchange_service.sessions import Sessions
+from exchange_service.settings import Settings
+from exchange_service.v1 import exchange_service_pb2 as messages
+from exchange_service.v1 import exchange_service_pb2_grpc
+from exchange_service.venue_http import VenueHttpPool
+
+USER = "alice"
+# Longer than anything here takes, on a busy machine too; only a failing test waits for it.
+PATIENCE = 15.0
+
+Answer = Callable[[VenueCall], Awaitable[Any]]
+
+
+def listing(exchange_id: str = "paper", **changes: Any) -> ExchangeMetadata:
+    """A listing with a production environment alone, unless `changes` say otherwise."""
+    plain: dict[str, Any] = {
+        "id": exchange_id,
+        "name": exchange_id.title(),
+        "asset_class": "Crypto",
+        "asset_types": "Crypto Spot",
+        "market_hours": "24/7 Trading",
+        "environments": (Environment("production", {}, aliases=("live",)),),
+    }
+    return ExchangeMetadata(**(plain | changes))
+
+
+def holding(*rows: tuple[str, str], **changes: Any) -> Balance:
+    """A balance of one venue account that holds these assets, each with its total."""
+    assets = tuple(AssetBalance(asset, total=Decimal(total)) for asset, total in rows)
+    return Balance((VenueAccount(id="1", type="spot", assets=assets),), **changes)
+
+
+class ScriptedPlugin:
+    """A plugin that answers as the test says; `calls` are those that reached it."""
+
+    def __init__(self, *listings: ExchangeMetadata, answer: Answer | None = None, api_version: int = 1) -> None:
+        self.manifest = Manifest(api_version, listings or (listing(),))
+        self.calls: list[VenueCall] = []
+        self.answer = answer or returning(holding(("BTC", "1.50")))
+
+    @hookimpl
+    def exchange_manifest(self) -> Manifest:
+        return self.manifest
+
+    @hookimpl
+    async def fetch_balance(self, call: VenueCall) -> Balance:
+        self.calls.append(call)
+        balance: Balance = await self.answer(call)
+        return balance
+
+
+def returning(value: Any) -> Answer:
+    """A venue that always answers this."""
+
+    async def answer(_: VenueCall) -> Any:
+        return value
+
+    return answer
+
+
+def raising(error: BaseException) -> Answer:
+    """A venue, or a plugin, that always fails so."""
+
+    async def answer(_: VenueCall) -> Any:
+        raise error
+
+    return answer
+
+
+@dataclass
+class Gate:
+    """An answer that waits until the test lets it go."""
+
+    value: Any = field(default_factory=lambda: holding(("BTC", "1.50")))
+    entered: asyncio.Event = field(default_factory=asyncio.Event)
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __call__(self, _: VenueCall) -> Any:
+        self.entered.set()
+        try:
+            await self.opened.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return self.value
+
+
+def info(name: str = "paper", distribution: str = "", version: str = "0.1.0") -> PluginInfo:
+    return PluginInfo(name, version, distribution or f"exchange-service-{name}")
+
+
+def loaded(plugin: object, name: str = "paper", distribution: str = "") -> LoadedPlugin:
+    return load_plugin(plugin, info(name, distribution))
+
+
+def registry_of(*plugins: object) -> Registry:
+    """These plugins and no others, named paper, paper2, …"""
+    names = ["paper", *(f"paper{number}" for number in range(2, len(plugins) + 1))]
+    return Registry([loaded(plugin, name) for plugin, name in zip(plugins, names, strict=True)])
+
+
+@dataclass(slots=True)
+class Running:
+    """A service and a client of it."""
+
+    service: Service
+    client: ExchangeServiceClient
+
+    @property
+    def stub(self) -> Any:
+        """The calls as gRPC makes them, with status, details and trailers."""
+        return exchange_service_pb2_grpc.ExchangeServiceStub(self.client.channel)
+
+    async def store(
+        self,
+        exchange_id: str = "paper",
+        *,
+        user: str = USER,
+        environment: str = "production",
+        metadata: Mapping[str, Any] | None = None,
+        **texts: str,
+    ) -> None:
+        """Store a credential; an API key is made up where none is given."""
+        credential = Credential.from_texts(texts or {"api_key": "a-key-for-tests"}, metadata)
+        await self.service.store.put(Account(user, exchange_id, environment), credential)
+
+    async def remove(self, exchange_id: str = "paper", *, user: str = USER) -> None:
+        await self.service.store.remove(Account(user, exchange_id))
+
+
+def settings_for(folder: Path, **changes: Any) -> Settings:
+    plain = {"address": "127.0.0.1:0", "database_url": f"sqlite:///{folder / 'credentials.db'}", "shutdown_grace": 1.0}
+    return Settings(**(plain | changes))
+
+
+@asynccontextmanager
+async def serving(folder: Path, *, registry: Registry | None = None, **changes: Any) -> AsyncIterator[Running]:
+    """A service on a free port of loopback, with the installed plugins unless others are given."""
+    service = await start_service(settings_for(folder, **changes), registry=registry)
+    try:
+        async with ExchangeServiceClient(service.address) as client:
+            yield Running(service, client)
+    finally:
+        await service.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """All that a failed call carries."""
+
+    code: grpc.StatusCode
+    message: str
+    details: tuple[Message, ...]
+    trailers: Mapping[str, Any]
+
+    def every(self, kind: type[Message]) -> list[Any]:
+        return [detail for detail in self.details if isinstance(detail, kind)]
+
+    @property
+    def reason(self) -> str:
+        (found,) = self.every(error_details_pb2.ErrorInfo)
+        assert found.domain == "exchange-service"
+        return str(found.reason)
+
+    @property
+    def retry_delay(self) -> float | None:
+        found = self.every(error_details_pb2.RetryInfo)
+        return found[0].retry_delay.ToTimedelta().total_seconds() if found else None
+
+    @property
+    def fields(self) -> list[str]:
+        return [item.field for found in self.every(error_details_pb2.BadRequest) for item in found.field_violations]
+
+
+_DETAILS = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo)
+
+
+def failure_of(error: grpc.aio.AioRpcError) -> Failure:
+    trailers = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(trailers.get("grpc-status-details-bin", b""))
+    return Failure(error.code(), error.details() or "", unpacked(status), trailers)
+
+
+def unpacked(status: status_pb2.Status) -> tuple[Message, ...]:
+    details: list[Message] = []
+    for packed in status.details:
+        kind = next(kind for kind in _DETAILS if packed.Is(kind.DESCRIPTOR))
+        details.append(kind.FromString(packed.value))
+    return tuple(details)
+
+
+async def failure(call: Awaitable[Any]) -> Failure:
+    """How the call fails; that it does not is an error of the test."""
+    try:
+        reply = await call
+    except grpc.aio.AioRpcError as error:
+        return failure_of(error)
+    raise AssertionError(f"the call should fail, and answered {reply}")
+
+
+def balance_request(exchange_id: str = "paper", **changes: Any) -> messages.GetBalanceRequest:
+    return messages.GetBalanceRequest(**({"user_id": USER, "exchange_id": exchange_id} | changes))
+
+
+async def until(check: Callable[[], Any], what: str = "it") -> None:
+    """Wait for something that no event announces."""
+    deadline = time.monotonic() + PATIENCE
+    while not check():
+        assert time.monotonic() < deadline, f"{what} did not come true in time"
+        await asyncio.sleep(0.01)
+
+
+class Stream:
+    """An open StreamBalances call, read event by event."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+
+    async def next(self) -> Any:
+        """The next event of any kind; what the call ends with is raised."""
+        async with asyncio.timeout(PATIENCE):
+            event = await self.call.read()
+        if event is grpc.aio.EOF:
+            raise AssertionError(f"the stream ended with {await self.call.code()}")
+        return event
+
+    async def next_of(self, kind: str) -> Any:
+        """The next "balance", "account_error" or "heartbeat"; events of other kinds are passed over."""
+        while True:
+            event = await self.next()
+            if event.WhichOneof("event") == kind:
+                return getattr(event, kind)
+
+    async def failure(self) -> Failure:
+        """How the stream ends."""
+        try:
+            while True:
+                await self.next()
+        except grpc.aio.AioRpcError as error:
+            return failure_of(error)
+
+
+@asynccontextmanager
+async def streaming(
+    running: Running, *accounts: messages.AccountSelector | str, user: str = USER
+) -> AsyncIterator[Stream]:
+    """A stream of these accounts, of all where none is named; it is cancelled at the end."""
+    selectors = [
+        messages.AccountSelector(exchange_id=account) if isinstance(account, str) else account for account in accounts
+    ]
+    call = running.stub.StreamBalances(messages.StreamBalancesRequest(user_id=user, accounts=selectors))
+    try:
+        yield Stream(call)
+    finally:
+        call.cancel()
+
+
+def totals(balance: Any) -> dict[str, str]:
+    """Asset to total, over all venue accounts."""
+    return {row.asset: row.total for account in balance.venue_accounts for row in account.assets}
+
+
+@dataclass(slots=True)
+class Clock:
+    """A wall clock that moves when it is told to."""
+
+    now: float = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Shifted:
+    """The running event loop's clock, which `by` moves ahead: what waits for a minute need not be waited for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop = asyncio.get_running_loop()
+        true_time = loop.time
+        self.seconds = 0.0
+        monkeypatch.setattr(loop, "time", lambda: true_time() + self.seconds)
+
+    def by(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+@dataclass(slots=True)
+class Bench:
+    """Balances with a store, sessions and a cache, as the service joins them, but without its server.
+
+    References come from the store itself, so that a changed credential is seen at once.
+    """
+
+    store: SqlCredentialStore
+    sessions: Sessions
+    balances: Balances
+    registry: Registry
+    cache: MemoryCache
+    clock: Clock
+
+    async def put(
+        self, exchange_id: str = "paper", *, user: str = USER, metadata: Mapping[str, Any] | None = None, **texts: str
+    ) -> Account:
+        account = Account(user, exchange_id)
+        await self.store.put(account, Credential.from_texts(texts or {"api_key": "a-key-for-tests"}, metadata))
+        return account
+
+    async def get(
+        self, exchange_id: str = "paper", *, user: str = USER, max_age: float | None = None, timeout: float = 10.0
+    ) -> Reading:
+        account, found = self.registry.account(user, exchange_id, "")
+        deadline = asyncio.get_running_loop().time() + timeout
+        return await self.balances.get(account, found, max_age=max_age, deadline=deadline)
+
+
+@asynccontextmanager
+async def bench(
+    folder: Path, *plugins: object, overrides: Mapping[str, str] | None = None, **options: Any
+) -> AsyncIterator[Bench]:
+    registry = registry_of(*plugins)
+    store = await open_store(f"sqlite:///{folder / 'credentials.db'}", b"0123456789abcdef")
+    http = VenueHttpPool(timeout=5.0)
+    sessions = Sessions(store.open, http, overrides=overrides)
+    cache, clock = MemoryCache(), Clock()
+    balances = Balances(registry, store, sessions, cache, hash_key=b"0123456789abcdef", wall_clock=clock, **options)
+    try:
+        yield Bench(store, sessions, balances, registry, cache, clock)
+    finally:
+        await balances.close()
+        await sessions.close()
+        await http.close()
+        await cache.close()
+        await store.close()
+        await registry.close()

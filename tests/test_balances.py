@@ -1,0 +1,528 @@
+"""GetBalance without its server: freshness, one fetch for all who ask, the last good value, and what is remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exchange_service.cache.memory import MemoryCache
+from exchange_service.errors import (
+    AccountUnknown,
+    AddressNotAllowed,
+    CredentialInvalid,
+    CredentialMissing,
+    CredentialRejected,
+    DeadlinePassed,
+    NotSupported,
+    PermissionMissing,
+    PluginFailed,
+    ServiceError,
+    ShuttingDown,
+    VenueMaintenance,
+    VenueMalformed,
+    VenueRateLimited,
+    VenueTimeout,
+    VenueUnavailable,
+)
+from exchange_service.plugin_api import AssetBalance, Balance, Capabilities, VenueAccount, VenueCall
+from exchange_service.v1 import balance_pb2
+from exchange_service.wire import Source, store_balance
+from tests.harness import (
+    USER,
+    Bench,
+    Gate,
+    ScriptedPlugin,
+    Shifted,
+    bench,
+    holding,
+    listing,
+    raising,
+    returning,
+    totals,
+    until,
+)
+
+
+def figures(reading: Any) -> dict[str, str]:
+    return totals(balance_pb2.Balance.FromString(reading.stored.data))
+
+
+@pytest.fixture
+def plugin() -> ScriptedPlugin:
+    return ScriptedPlugin()
+
+
+@pytest.fixture
+async def paper(tmp_path: Path, plugin: ScriptedPlugin) -> AsyncIterator[Bench]:
+    """One venue, and the user's stored credential for it."""
+    async with bench(tmp_path, plugin) as made:
+        await made.put()
+        yield made
+
+
+@pytest.fixture
+async def shifted(monkeypatch: pytest.MonkeyPatch, paper: Bench) -> Shifted:
+    return Shifted(monkeypatch)
+
+
+class TestFreshness:
+    async def test_a_kept_balance_is_given_while_it_is_fresh(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        first = await paper.get()
+        paper.clock.now += 29
+        second = await paper.get()
+        assert (first.source, second.source) == (Source.VENUE, Source.CACHE)
+        assert second.age == pytest.approx(29)
+        assert len(plugin.calls) == 1
+
+    async def test_the_venue_is_asked_again_when_it_is_not(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        await paper.get()
+        paper.clock.now += 31
+        assert (await paper.get()).source is Source.VENUE
+        assert len(plugin.calls) == 2
+
+    async def test_the_caller_chooses_how_fresh(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        await paper.get()
+        paper.clock.now += 100
+        assert (await paper.get(max_age=200)).source is Source.CACHE
+        assert (await paper.get(max_age=99)).source is Source.VENUE
+        assert len(plugin.calls) == 2
+
+    async def test_zero_asks_the_venue_now(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        await paper.get()
+        assert (await paper.get(max_age=0)).source is Source.VENUE
+        assert len(plugin.calls) == 2
+
+    async def test_a_configured_age_of_zero_asks_each_time(self, tmp_path: Path, plugin: ScriptedPlugin) -> None:
+        async with bench(tmp_path, plugin, max_age=0.0) as made:
+            await made.put()
+            await made.get()
+            await made.get()
+        assert len(plugin.calls) == 2
+
+    async def test_the_version_rises_with_the_content_alone(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        first = await paper.get(max_age=0)
+        paper.clock.now += 5
+        same = await paper.get(max_age=0)
+        plugin.answer = returning(holding(("BTC", "1.51")))
+        changed = await paper.get(max_age=0)
+        paper.clock.now -= 3600
+        plugin.answer = returning(holding(("BTC", "1.52")))
+        after_the_clock_went_back = await paper.get(max_age=0)
+        assert same.stored.version == first.stored.version
+        assert same.stored.fetch_time == first.stored.fetch_time + 5
+        assert changed.stored.version > same.stored.version
+        assert after_the_clock_went_back.stored.version > changed.stored.version
+
+    async def test_users_never_see_each_others_balances(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        async def by_key(call: VenueCall) -> Balance:
+            return holding(("BTC", call.credential.api_key.reveal()))
+
+        plugin.answer = by_key
+        await paper.put(api_key="1")
+        await paper.put(user="bob", api_key="2")
+        assert figures(await paper.get()) == {"BTC": "1"}
+        assert figures(await paper.get(user="bob")) == {"BTC": "2"}
+        assert figures(await paper.get()) == {"BTC": "1"}
+
+    async def test_the_keys_of_the_cache_tell_nobody_who_the_user_is(self, paper: Bench) -> None:
+        await paper.get()
+        (key,) = paper.cache._entries
+        assert USER not in key
+        assert "a-key" not in key
+
+
+class TestOneFetchForAll:
+    async def test_callers_at_the_same_time_cost_one_request(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        plugin.answer = gate = Gate()
+        callers = [asyncio.ensure_future(paper.get(max_age=0)) for _ in range(200)]
+        await gate.entered.wait()
+        gate.opened.set()
+        readings = await asyncio.gather(*callers)
+        assert len(plugin.calls) == 1
+        assert {reading.stored.version for reading in readings} == {readings[0].stored.version}
+
+    async def test_they_share_a_failure_too(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        gate = Gate()
+
+        async def fail(call: VenueCall) -> Balance:
+            await gate(call)
+            raise VenueUnavailable("It is down.")
+
+        plugin.answer = fail
+        callers = [asyncio.ensure_future(paper.get()) for _ in range(20)]
+        await gate.entered.wait()
+        gate.opened.set()
+        outcomes = await asyncio.gather(*callers, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {VenueUnavailable}
+        assert len(plugin.calls) == 1
+
+    async def test_one_who_leaves_does_not_end_it_for_the_others(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        plugin.answer = gate = Gate()
+        leaver, stayer = (asyncio.ensure_future(paper.get()) for _ in range(2))
+        await gate.entered.wait()
+        await until(lambda: [flight.waiting for flight in paper.balances._flights.values()] == [2])
+        leaver.cancel()
+        await asyncio.wait({leaver})
+        gate.opened.set()
+        assert figures(await stayer) == {"BTC": "1.50"}
+        assert not gate.cancelled.is_set()
+
+    async def test_the_last_who_leaves_ends_it(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        plugin.answer = gate = Gate()
+        callers = [asyncio.ensure_future(paper.get()) for _ in range(3)]
+        await gate.entered.wait()
+        await until(lambda: [flight.waiting for flight in paper.balances._flights.values()] == [3])
+        for caller in callers:
+            caller.cancel()
+        await asyncio.wait(callers)
+        await asyncio.wait_for(gate.cancelled.wait(), 5)
+
+    async def test_who_comes_right_after_the_last_has_left_is_answered(
+        self, paper: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        plugin.answer = gate = Gate()
+        leaver = asyncio.ensure_future(paper.get())
+        await gate.entered.wait()
+        leaver.cancel()
+        # In the very same turn of the loop, when the fetch is still being cancelled.
+        comer = asyncio.ensure_future(paper.get())
+        gate.opened.set()
+        assert figures(await comer) == {"BTC": "1.50"}
+        with pytest.raises(asyncio.CancelledError):
+            await leaver
+
+    async def test_a_caller_with_a_short_deadline_is_told_while_the_fetch_goes_on(
+        self, paper: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        plugin.answer = gate = Gate()
+        patient = asyncio.ensure_future(paper.get())
+        await gate.entered.wait()
+        started = time.monotonic()
+        with pytest.raises(VenueTimeout):
+            await paper.get(timeout=0.3)
+        assert time.monotonic() - started < 0.3
+        gate.opened.set()
+        assert figures(await patient) == {"BTC": "1.50"}
+        assert len(plugin.calls) == 1
+
+    async def test_what_comes_after_the_only_caller_gave_up_is_kept_for_the_next(
+        self, paper: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        plugin.answer = gate = Gate()
+        with pytest.raises(VenueTimeout):
+            await paper.get(timeout=0.2)
+        gate.opened.set()
+        await until(lambda: not paper.balances._flights)
+        assert (await paper.get()).source is Source.CACHE
+        assert len(plugin.calls) == 1
+
+    async def test_the_venue_has_its_own_time_limit(self, tmp_path: Path, plugin: ScriptedPlugin) -> None:
+        plugin.answer = gate = Gate()
+        async with bench(tmp_path, plugin, venue_timeout=0.2) as made:
+            await made.put()
+            with pytest.raises(VenueTimeout):
+                await made.get()
+            assert gate.cancelled.is_set()
+
+    async def test_a_deadline_that_has_passed_costs_no_request(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        for timeout in (-1.0, 0.0, 0.005):
+            with pytest.raises(DeadlinePassed):
+                await paper.get(timeout=timeout)
+        assert plugin.calls == []
+
+    async def test_the_end_of_the_service_ends_it_with_a_reason(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        plugin.answer = gate = Gate()
+        caller = asyncio.ensure_future(paper.get())
+        await gate.entered.wait()
+        await paper.balances.close()
+        with pytest.raises(ShuttingDown):
+            await caller
+
+
+TRANSIENT = [VenueUnavailable, VenueMaintenance, VenueTimeout, VenueMalformed, VenueRateLimited, PluginFailed]
+LASTING = [CredentialRejected, PermissionMissing, AddressNotAllowed, CredentialInvalid, AccountUnknown, NotSupported]
+
+
+class TestLastGood:
+    @pytest.mark.parametrize("kind", TRANSIENT)
+    async def test_it_is_given_for_trouble_that_says_nothing_of_the_account(
+        self, paper: Bench, plugin: ScriptedPlugin, kind: type[ServiceError]
+    ) -> None:
+        await paper.get()
+        paper.clock.now += 100
+        plugin.answer = raising(kind("Something happened."))
+        reading = await paper.get()
+        assert reading.source is Source.LAST_GOOD
+        assert isinstance(reading.stale, kind)
+        assert reading.age == pytest.approx(100)
+        assert figures(reading) == {"BTC": "1.50"}
+
+    @pytest.mark.parametrize("kind", LASTING)
+    async def test_it_is_not_given_for_what_the_user_must_mend(
+        self, paper: Bench, plugin: ScriptedPlugin, kind: type[ServiceError]
+    ) -> None:
+        await paper.get()
+        paper.clock.now += 100
+        plugin.answer = raising(kind("Something is wrong."))
+        with pytest.raises(kind):
+            await paper.get()
+
+    async def test_it_is_not_given_to_who_forces(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        await paper.get()
+        plugin.answer = raising(VenueUnavailable("It is down."))
+        with pytest.raises(VenueUnavailable):
+            await paper.get(max_age=0)
+
+    async def test_it_is_not_given_beyond_the_grace(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        await paper.get()
+        plugin.answer = raising(VenueUnavailable("It is down."))
+        paper.clock.now += 300
+        assert (await paper.get()).source is Source.LAST_GOOD
+        paper.clock.now += 1
+        with pytest.raises(VenueUnavailable):
+            await paper.get()
+
+    async def test_it_is_given_to_who_cannot_wait_for_a_slow_venue(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        await paper.get()
+        paper.clock.now += 100
+        plugin.answer = Gate()
+        reading = await paper.get(timeout=0.3)
+        assert isinstance(reading.stale, VenueTimeout)
+        assert figures(reading) == {"BTC": "1.50"}
+
+    async def test_there_is_none_where_there_never_was_a_balance(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        plugin.answer = raising(VenueMalformed("Nonsense."))
+        with pytest.raises(VenueMalformed):
+            await paper.get()
+
+
+REMEMBERED = [CredentialRejected, PermissionMissing, AddressNotAllowed, CredentialInvalid]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("kind", REMEMBERED)
+    async def test_a_refused_key_is_not_shown_to_the_venue_again_for_a_minute(
+        self, paper: Bench, plugin: ScriptedPlugin, shifted: Shifted, kind: type[ServiceError]
+    ) -> None:
+        plugin.answer = raising(kind("No."))
+        for _ in range(5):
+            with pytest.raises(kind):
+                await paper.get()
+        assert len(plugin.calls) == 1
+        shifted.by(59)
+        with pytest.raises(kind):
+            await paper.get()
+        assert len(plugin.calls) == 1
+        shifted.by(2)
+        with pytest.raises(kind):
+            await paper.get()
+        assert len(plugin.calls) == 2
+
+    async def test_who_forces_asks_the_venue_all_the_same(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        plugin.answer = raising(CredentialRejected("No."))
+        with pytest.raises(CredentialRejected):
+            await paper.get()
+        plugin.answer = returning(holding(("BTC", "2")))
+        assert figures(await paper.get(max_age=0)) == {"BTC": "2"}
+        # And with that it is forgotten for everybody.
+        paper.clock.now += 31
+        assert figures(await paper.get()) == {"BTC": "2"}
+        assert len(plugin.calls) == 3
+
+    async def test_a_new_key_is_tried_at_once(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        plugin.answer = raising(CredentialRejected("No."))
+        with pytest.raises(CredentialRejected):
+            await paper.get()
+        await paper.put(api_key="another-key")
+        plugin.answer = returning(holding(("BTC", "2")))
+        assert figures(await paper.get()) == {"BTC": "2"}
+
+    async def test_one_users_refused_key_is_nobody_elses_trouble(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        plugin.answer = raising(CredentialRejected("No."))
+        with pytest.raises(CredentialRejected):
+            await paper.get()
+        await paper.put(user="bob")
+        plugin.answer = returning(holding(("BTC", "2")))
+        assert figures(await paper.get(user="bob")) == {"BTC": "2"}
+
+    async def test_other_trouble_is_not_remembered(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        plugin.answer = raising(VenueUnavailable("It is down."))
+        for _ in range(3):
+            with pytest.raises(VenueUnavailable):
+                await paper.get()
+        assert len(plugin.calls) == 3
+
+    async def test_a_venue_that_limits_us_is_left_alone_for_its_delay_whoever_forces(
+        self, paper: Bench, plugin: ScriptedPlugin, shifted: Shifted
+    ) -> None:
+        plugin.answer = raising(VenueRateLimited("Too many.", retry_after=7.0))
+        with pytest.raises(VenueRateLimited) as first:
+            await paper.get()
+        assert first.value.retry_after == 7.0
+        shifted.by(4)
+        for max_age in (None, 0.0):
+            with pytest.raises(VenueRateLimited) as later:
+                await paper.get(max_age=max_age)
+            assert later.value.retry_after is not None
+            assert 2.0 < later.value.retry_after < 3.01
+        assert len(plugin.calls) == 1
+        shifted.by(3)
+        plugin.answer = returning(holding(("BTC", "2")))
+        assert figures(await paper.get()) == {"BTC": "2"}
+
+    async def test_while_it_limits_us_the_last_good_balance_is_given(
+        self, paper: Bench, plugin: ScriptedPlugin, shifted: Shifted
+    ) -> None:
+        await paper.get()
+        paper.clock.now += 31
+        plugin.answer = raising(VenueRateLimited("Too many.", retry_after=7.0))
+        await paper.get()
+        shifted.by(5)
+        reading = await paper.get()
+        assert isinstance(reading.stale, VenueRateLimited)
+        assert reading.stale.retry_after is not None
+        assert reading.stale.retry_after < 2.01
+        assert len(plugin.calls) == 2
+
+    async def test_a_delay_of_zero_is_none_at_all(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        plugin.answer = raising(VenueRateLimited("Too many.", retry_after=0.0))
+        with pytest.raises(VenueRateLimited):
+            await paper.get()
+        plugin.answer = returning(holding(("BTC", "2")))
+        assert figures(await paper.get()) == {"BTC": "2"}
+
+
+class TestCredentials:
+    async def test_without_one_the_answer_says_how_to_add_it(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        with pytest.raises(CredentialMissing, match="credentials add --exchange paper"):
+            await paper.get(user="nobody")
+        assert plugin.calls == []
+
+    async def test_a_changed_key_gets_a_fetch_of_its_own_and_not_the_kept_balance(
+        self, paper: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        await paper.get()
+        await paper.put(api_key="another-key")
+        assert (await paper.get()).source is Source.VENUE
+        assert [call.credential.api_key.reveal() for call in plugin.calls] == ["a-key-for-tests", "another-key"]
+
+    async def test_a_removed_key_opens_nothing_any_more(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        account = await paper.put()
+        await paper.get()
+        await paper.store.remove(account)
+        with pytest.raises(CredentialMissing):
+            await paper.get()
+
+    async def test_a_listing_without_balances_says_why_before_anything_is_read(self, tmp_path: Path) -> None:
+        metadata = listing(capabilities=Capabilities(balance=False), unsupported_reason="Not yet written.")
+        plugin = ScriptedPlugin(metadata)
+        async with bench(tmp_path, plugin) as made:
+            with pytest.raises(NotSupported, match=r"^Not yet written\.$"):
+                await made.get()
+        assert plugin.calls == []
+
+
+SECRET = "https://api.example/balance?signature=48be"
+
+
+class TestBrokenPlugins:
+    @pytest.mark.parametrize(
+        "error", [ValueError(SECRET), SystemExit(SECRET), KeyError(SECRET), RecursionError(SECRET)]
+    )
+    async def test_what_one_raises_is_named_and_never_quoted(
+        self, paper: Bench, plugin: ScriptedPlugin, error: BaseException
+    ) -> None:
+        plugin.answer = raising(error)
+        with pytest.raises(PluginFailed) as failed:
+            await paper.get()
+        assert "paper" in failed.value.message
+        assert type(error).__name__ in failed.value.message
+        assert "signature" not in failed.value.message
+        assert failed.value.__cause__ is None
+        # The service goes on.
+        plugin.answer = returning(holding(("BTC", "2")))
+        assert figures(await paper.get()) == {"BTC": "2"}
+
+    @pytest.mark.parametrize(
+        "balance",
+        [
+            Balance((VenueAccount(id="1", label=7),)),  # type: ignore[arg-type]
+            Balance((VenueAccount(id="\ud800"),)),
+            Balance((), notes=(None,)),  # type: ignore[arg-type]
+            Balance((), venue_time="today"),  # type: ignore[arg-type]
+            Balance((VenueAccount(error=VenueUnavailable("It is down.", retry_after=math.inf)),)),
+        ],
+        ids=["a number as label", "half of a surrogate pair", "a note that is none", "a text as time", "endless delay"],
+    )
+    async def test_a_balance_that_cannot_be_written_down_is_its_failure(
+        self, paper: Bench, plugin: ScriptedPlugin, balance: Balance
+    ) -> None:
+        plugin.answer = returning(balance)
+        with pytest.raises(PluginFailed, match="paper"):
+            await paper.get()
+        assert len(paper.cache) == 0
+
+    async def test_a_time_without_a_zone_is_taken_as_utc(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        plugin.answer = returning(holding(("BTC", "1"), venue_time=datetime(2026, 1, 2, 3, 4, 5)))  # noqa: DTZ001
+        stored = (await paper.get()).stored
+        assert balance_pb2.Balance.FromString(stored.data).venue_time.ToJsonString() == "2026-01-02T03:04:05Z"
+
+
+class TestTheCachesBytes:
+    async def only_key(self, paper: Bench) -> str:
+        await paper.get()
+        (key,) = paper.cache._entries
+        return key
+
+    @pytest.mark.parametrize("raw", [b"", b"\x02", b"\x01\xff\xff\xff", b"junk", b"\x01"])
+    async def test_foreign_ones_are_no_balance_and_are_overwritten(
+        self, paper: Bench, plugin: ScriptedPlugin, raw: bytes
+    ) -> None:
+        key = await self.only_key(paper)
+        good = await paper.cache.get(key)
+        await paper.cache.set(key, raw, 100)
+        reading = await paper.get()
+        assert reading.source is Source.VENUE
+        assert figures(reading) == {"BTC": "1.50"}
+        assert await paper.cache.get(key) == good
+
+    async def test_they_are_removed_even_where_the_venue_fails(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        key = await self.only_key(paper)
+        await paper.cache.set(key, b"junk", 100)
+        plugin.answer = raising(VenueUnavailable("It is down."))
+        with pytest.raises(VenueUnavailable):
+            await paper.get()
+        assert await paper.cache.get(key) is None
+
+    async def test_another_accounts_under_the_key_are_refused(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        key = await self.only_key(paper)
+        bob = await paper.put(user="bob")
+        foreign = store_balance(bob, holding(("BTC", "999")), paper.clock(), None)
+        await paper.cache.set(key, foreign.encoded(), 100)
+        reading = await paper.get()
+        assert figures(reading) == {"BTC": "1.50"}
+        assert reading.source is Source.VENUE
+
+    async def test_a_cache_that_keeps_nothing_loses_no_call(self, tmp_path: Path, plugin: ScriptedPlugin) -> None:
+        async with bench(tmp_path, plugin) as made:
+            made.balances._cache = MemoryCache(max_entries=0)
+            await made.put()
+            for _ in range(3):
+                assert figures(await made.get()) == {"BTC": "1.50"}
+        assert len(plugin.calls) == 3
+
+
+async def test_amounts_keep_every_digit(paper: Bench, plugin: ScriptedPlugin) -> None:
+    row = AssetBalance("WEI", total=Decimal("123456789012345678901234567890.123456789012345678"), free=Decimal("1E+3"))
+    plugin.answer = returning(Balance((VenueAccount(assets=(row,)),)))
+    (account,) = balance_pb2.Balance.FromString((await paper.get()).stored.data).venue_accounts
+    assert account.assets[0].total == "123456789012345678901234567890.123456789012345678"
+    assert account.assets[0].free == "1000"

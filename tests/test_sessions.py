@@ -1,0 +1,430 @@
+"""Sessions: one opened credential and one state for each account, and a plugin that is kept honest."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from exchange_service_oanda import OANDA
+from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
+
+from exchange_service.credentials import CredentialReference
+from exchange_service.errors import (
+    CredentialRejected,
+    NotSupported,
+    PluginFailed,
+    ServiceError,
+    StoreUnavailable,
+    VenueRateLimited,
+    VenueTimeout,
+    VenueUnavailable,
+)
+from exchange_service.plugin_api import (
+    Account,
+    AssetBalance,
+    Balance,
+    Credential,
+    Environment,
+    Secret,
+    Summary,
+    VenueAccount,
+    VenueCall,
+    VenueError,
+)
+from exchange_service.registry import Listing
+from exchange_service.sessions import MAX_ROWS, Sessions, venue_environment
+from exchange_service.venue_http import VenueHttpPool
+from tests.harness import USER, Gate, ScriptedPlugin, Shifted, holding, listing, loaded, raising, returning
+
+ACCOUNT = Account(USER, "paper")
+
+
+def reference(version: str = "v1", account: Account = ACCOUNT) -> CredentialReference:
+    return CredentialReference(account, account, version)
+
+
+class Vault:
+    """Opens credentials: the key is the version's name. `opened` are those that were asked for."""
+
+    def __init__(self) -> None:
+        self.opened: list[CredentialReference] = []
+        self.metadata: dict[str, Any] = {}
+        self.error: ServiceError | None = None
+
+    async def open(self, asked: CredentialReference) -> Credential:
+        self.opened.append(asked)
+        if self.error is not None:
+            raise self.error
+        return Credential(api_key=Secret(asked.version), metadata=self.metadata)
+
+
+@pytest.fixture
+def vault() -> Vault:
+    return Vault()
+
+
+@pytest.fixture
+async def sessions(vault: Vault) -> AsyncIterator[Sessions]:
+    http = VenueHttpPool(timeout=5.0)
+    made = Sessions(vault.open, http, overrides={"paper.sandbox": "http://127.0.0.1:9", "oanda": "http://127.0.0.1:8"})
+    yield made
+    await made.close()
+    await http.close()
+
+
+async def fetch(
+    sessions: Sessions, plugin: ScriptedPlugin, asked: CredentialReference | None = None, timeout: float = 5.0
+) -> Balance:
+    found = Listing(plugin.manifest.exchanges[0], loaded(plugin))
+    return await sessions.fetch(asked or reference(), found, asyncio.get_running_loop().time() + timeout)
+
+
+class Closable:
+    """A client as a plugin keeps it in its account's state."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.closed = False
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def keeping(clients: list[Closable]) -> ScriptedPlugin:
+    """A plugin that keeps a client for each account, and answers with the key that it was made with."""
+
+    async def answer(call: VenueCall) -> Balance:
+        async def make() -> Closable:
+            clients.append(Closable(call.credential.api_key.reveal()))
+            return clients[-1]
+
+        client = await call.account_state.get("client", make, close=Closable.close)
+        assert not client.closed
+        return holding(("BTC", "1"), notes=(client.key,))
+
+    return ScriptedPlugin(answer=answer)
+
+
+class TestLife:
+    async def test_a_credential_is_opened_once_for_many_calls(self, sessions: Sessions, vault: Vault) -> None:
+        clients: list[Closable] = []
+        plugin = keeping(clients)
+        for _ in range(3):
+            await fetch(sessions, plugin)
+        assert len(vault.opened) == len(clients) == 1
+
+    async def test_a_changed_credential_closes_the_old_session_and_is_used_at_once(
+        self, sessions: Sessions, vault: Vault
+    ) -> None:
+        clients: list[Closable] = []
+        plugin = keeping(clients)
+        await fetch(sessions, plugin)
+        balance = await fetch(sessions, plugin, reference("v2"))
+        assert balance.notes == ("v2",)
+        assert [(client.key, client.closed) for client in clients] == [("v1", True), ("v2", False)]
+
+    async def test_a_call_in_progress_keeps_its_session_until_it_ends(self, sessions: Sessions) -> None:
+        clients: list[Closable] = []
+        plugin = keeping(clients)
+        await fetch(sessions, plugin)
+        inner, gate = plugin.answer, Gate()
+
+        async def slow(call: VenueCall) -> Balance:
+            await gate(call)
+            balance: Balance = await inner(call)
+            return balance
+
+        plugin.answer = slow
+        old = asyncio.ensure_future(fetch(sessions, plugin))
+        await gate.entered.wait()
+        plugin.answer = inner
+        await fetch(sessions, plugin, reference("v2"))
+        assert not clients[0].closed
+        gate.opened.set()
+        assert (await old).notes == ("v1",)
+        assert clients[0].closed
+
+    async def test_accounts_never_share_a_session(self, sessions: Sessions) -> None:
+        clients: list[Closable] = []
+        plugin = keeping(clients)
+        bob = Account("bob", "paper")
+        assert (await fetch(sessions, plugin, reference("alices"))).notes == ("alices",)
+        assert (await fetch(sessions, plugin, reference("bobs", bob))).notes == ("bobs",)
+        assert (await fetch(sessions, plugin, reference("alices"))).notes == ("alices",)
+        assert len(clients) == 2
+
+    async def test_a_credential_that_could_not_be_opened_is_tried_again(self, sessions: Sessions, vault: Vault) -> None:
+        vault.error = StoreUnavailable("The database is down.")
+        with pytest.raises(StoreUnavailable):
+            await fetch(sessions, ScriptedPlugin())
+        vault.error = None
+        assert (await fetch(sessions, ScriptedPlugin())).venue_accounts
+
+    async def test_an_idle_session_is_closed_and_a_used_one_is_not(
+        self, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clients: list[Closable] = []
+        plugin = keeping(clients)
+        shifted = Shifted(monkeypatch)
+        await fetch(sessions, plugin)
+        closed = asyncio.Event()
+
+        async def announce(client: Closable) -> None:
+            closed.set()
+
+        monkeypatch.setattr(Closable, "close", announce)
+        await fetch(sessions, plugin, reference("bobs", Account("bob", "paper")))
+        shifted.by(290)
+        await asyncio.sleep(0.01)
+        await fetch(sessions, plugin, reference())
+        shifted.by(290)
+        await asyncio.wait_for(closed.wait(), 5)
+        assert set(sessions._sessions) == {ACCOUNT}
+
+    async def test_a_forgotten_account_is_closed(self, sessions: Sessions) -> None:
+        clients: list[Closable] = []
+        await fetch(sessions, keeping(clients))
+        await sessions.forget(ACCOUNT)
+        await sessions.forget(Account("nobody", "paper"))
+        assert clients[0].closed
+
+    async def test_the_end_closes_every_session(self, vault: Vault) -> None:
+        http = VenueHttpPool(timeout=5.0)
+        sessions = Sessions(vault.open, http)
+        clients: list[Closable] = []
+        plugin = keeping(clients)
+        for user in ("a", "b", "c"):
+            await fetch(sessions, plugin, reference(user, Account(user, "paper")))
+        await sessions.close()
+        await http.close()
+        assert [client.closed for client in clients] == [True] * 3
+
+
+class TestEnvironment:
+    with_sandbox = listing(
+        environments=(
+            Environment("production", {"api": "https://api.paper.example"}),
+            Environment("sandbox", {"api": "https://test.paper.example"}, aliases=("practice",)),
+        )
+    )
+
+    @pytest.mark.parametrize(
+        ("asked", "metadata", "expected"),
+        [
+            ("production", {}, "production"),
+            ("sandbox", {}, "sandbox"),
+            ("production", {"sandbox": True}, "sandbox"),
+            ("production", {"sandbox": False}, "production"),
+            ("production", {"sandbox": "true"}, "production"),
+            ("production", {"environment": "practice"}, "sandbox"),
+            ("sandbox", {"environment": "production"}, "sandbox"),
+        ],
+    )
+    def test_the_stored_metadata_may_choose_the_test_host_and_never_the_live_one(
+        self, asked: str, metadata: dict[str, Any], expected: str
+    ) -> None:
+        account = Account(USER, "paper", asked)
+        assert venue_environment(self.with_sandbox, account, Credential(metadata=metadata)).name == expected
+
+    def test_a_sandbox_that_the_venue_has_not_is_not_supported(self) -> None:
+        with pytest.raises(NotSupported, match="sandbox"):
+            venue_environment(listing(), ACCOUNT, Credential(metadata={"sandbox": True}))
+
+    async def test_the_plugin_gets_the_environments_address_or_the_operators(
+        self, sessions: Sessions, vault: Vault
+    ) -> None:
+        plugin = ScriptedPlugin(self.with_sandbox)
+        await fetch(sessions, plugin)
+        vault.metadata = {"sandbox": True}
+        await fetch(sessions, plugin, reference("v2"))
+        production, sandbox = plugin.calls
+        assert production.url() == "https://api.paper.example"
+        assert (sandbox.environment.name, sandbox.url()) == ("sandbox", "http://127.0.0.1:9")
+        assert (production.account, production.exchange.id) == (ACCOUNT, "paper")
+
+    async def test_a_plugin_reaches_the_operators_host_and_no_other(self, vault: Vault) -> None:
+        async with OandaSimulator() as venue, OandaSimulator() as other:
+            venue.add_token("v1", SimulatedAccount("101-004-7654321-001"))
+
+            async def elsewhere(call: VenueCall) -> Balance:
+                await call.http.get(other.url + "/v3/accounts")
+                raise AssertionError("it should not be reached")
+
+            http = VenueHttpPool(timeout=5.0)
+            sessions = Sessions(vault.open, http, overrides={"oanda": venue.url})
+            asked = reference("v1", Account(USER, "oanda"))
+            with pytest.raises(PluginFailed, match="does not name"):
+                await fetch(sessions, ScriptedPlugin(OANDA, answer=elsewhere), asked)
+            await sessions.close()
+            await http.close()
+            assert other.requests == []
+
+
+class _Fancy(CredentialRejected):
+    """A class of a plugin's own, derived from one of ours."""
+
+
+class _Own(VenueError):
+    reason = "MY_OWN_REASON"
+
+
+class TestErrors:
+    @pytest.mark.parametrize("error", [CredentialRejected("No."), VenueRateLimited("Too many.", retry_after=3.0)])
+    async def test_our_errors_pass_as_they_are(self, sessions: Sessions, error: ServiceError) -> None:
+        with pytest.raises(ServiceError) as raised:
+            await fetch(sessions, ScriptedPlugin(answer=raising(error)))
+        assert raised.value is error
+
+    async def test_a_class_of_the_plugins_own_counts_as_the_one_it_derives_from(self, sessions: Sessions) -> None:
+        with pytest.raises(CredentialRejected) as raised:
+            await fetch(sessions, ScriptedPlugin(answer=raising(_Fancy("No."))))
+        assert type(raised.value) is CredentialRejected
+        assert raised.value.message == "No."
+
+    @pytest.mark.parametrize("error", [VenueError("No."), _Own("No."), VenueUnavailable(ValueError("signature=48be"))])  # type: ignore[arg-type]
+    async def test_one_that_the_table_does_not_know_is_the_plugins_failure(
+        self, sessions: Sessions, error: ServiceError
+    ) -> None:
+        with pytest.raises(PluginFailed) as raised:
+            await fetch(sessions, ScriptedPlugin(answer=raising(error)))
+        assert "signature" not in raised.value.message
+
+    @pytest.mark.parametrize("delay", [float("nan"), float("inf"), -5.0, "7"])
+    async def test_a_delay_that_is_none_is_left_out(self, sessions: Sessions, delay: Any) -> None:
+        error = VenueRateLimited("Too many.", retry_after=delay)
+        with pytest.raises(VenueRateLimited) as raised:
+            await fetch(sessions, ScriptedPlugin(answer=raising(error)))
+        assert raised.value.retry_after == VenueRateLimited.default_retry_after
+
+    @pytest.mark.parametrize(
+        "error",
+        [ValueError("signature=48be"), SystemExit("signature=48be"), GeneratorExit("signature=48be"), MemoryError()],
+    )
+    async def test_whatever_else_escapes_is_named_and_not_quoted(
+        self, sessions: Sessions, error: BaseException
+    ) -> None:
+        with pytest.raises(PluginFailed) as raised:
+            await fetch(sessions, ScriptedPlugin(answer=raising(error)))
+        assert type(error).__name__ in raised.value.message
+        assert "exchange-service-paper" in raised.value.message
+        assert "signature" not in raised.value.message
+
+    async def test_a_timeout_of_the_plugins_own_is_the_venues(self, sessions: Sessions) -> None:
+        with pytest.raises(VenueTimeout):
+            await fetch(sessions, ScriptedPlugin(answer=raising(TimeoutError())))
+
+    async def test_a_plugin_that_cancels_itself_has_failed(self, sessions: Sessions) -> None:
+        with pytest.raises(PluginFailed, match="cancelled its own call"):
+            await fetch(sessions, ScriptedPlugin(answer=raising(asyncio.CancelledError())))
+
+
+class TestTime:
+    async def test_a_plugin_is_cancelled_at_its_deadline(self, sessions: Sessions) -> None:
+        gate = Gate()
+        with pytest.raises(VenueTimeout):
+            await fetch(sessions, ScriptedPlugin(answer=gate), timeout=0.1)
+        await asyncio.wait_for(gate.cancelled.wait(), 5)
+
+    async def test_a_plugin_that_ignores_its_cancellation_keeps_nobody_waiting(self, sessions: Sessions) -> None:
+        released, ended = asyncio.Event(), asyncio.Event()
+
+        async def stubborn(_: VenueCall) -> Balance:
+            while not released.is_set():
+                try:
+                    await released.wait()
+                except asyncio.CancelledError:
+                    continue
+            ended.set()
+            return holding()
+
+        started = time.monotonic()
+        with pytest.raises(VenueTimeout):
+            await fetch(sessions, ScriptedPlugin(answer=stubborn), timeout=0.2)
+        assert time.monotonic() - started < 1.0
+        assert not ended.is_set()
+        released.set()
+        await asyncio.wait_for(ended.wait(), 5)
+
+    async def test_who_gives_up_cancels_the_plugins_call(self, sessions: Sessions) -> None:
+        gate = Gate()
+        caller = asyncio.ensure_future(fetch(sessions, ScriptedPlugin(answer=gate)))
+        await gate.entered.wait()
+        caller.cancel()
+        await asyncio.wait_for(gate.cancelled.wait(), 5)
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+
+
+def _row(asset: Any = "BTC", **amounts: Any) -> AssetBalance:
+    return AssetBalance(asset, **(amounts or {"total": Decimal(1)}))
+
+
+def _smuggled(value: Any) -> AssetBalance:
+    """A row whose own check was passed by: what another process or a careless plugin might hand over."""
+    row = _row()
+    object.__setattr__(row, "total", value)
+    return row
+
+
+MISSHAPEN = {
+    "nothing": (None, "NoneType"),
+    "a dictionary": ({"total": {"BTC": 1.5}}, "dict"),
+    "a float": (1.5, "float"),
+    "accounts that are none": (Balance(("BTC",)), "VenueAccount"),  # type: ignore[arg-type]
+    "accounts in a number": (Balance(7), "TypeError"),  # type: ignore[arg-type]
+    "an id that is no text": (Balance((VenueAccount(id=7),)), "texts"),  # type: ignore[arg-type]
+    "two accounts of one identity": (Balance((VenueAccount("1"), VenueAccount("1"))), "same id"),
+    "a row that is none": (Balance((VenueAccount(assets=("BTC",)),)), "AssetBalance"),  # type: ignore[arg-type]
+    "a row without an asset": (Balance((VenueAccount(assets=(_row(""),)),)), "asset"),
+    "a row with a number as asset": (Balance((VenueAccount(assets=(_row(7),)),)), "asset"),
+    "two rows for one asset": (Balance((VenueAccount(assets=(_row(), _row(free=Decimal(0)))),)), "two rows"),
+    "a summary that is none": (Balance((), summary={"total": 1}), "summary"),  # type: ignore[arg-type]
+    "an account's summary that is none": (Balance((VenueAccount(summary=1.5),)), "summary"),  # type: ignore[arg-type]
+    "an account's error that is none": (Balance((VenueAccount(error=ValueError()),)), "error"),  # type: ignore[arg-type]
+    "too many rows": (
+        Balance((VenueAccount(assets=tuple(_row(f"A{number}") for number in range(MAX_ROWS + 1))),)),
+        f"more than {MAX_ROWS}",
+    ),
+    "an amount of a billion digits": (Balance((VenueAccount(assets=(_row(total=Decimal("1E+999999")),)),)), "amount"),
+    "a zero of a billion digits": (Balance((VenueAccount(assets=(_row(total=Decimal("0E-999999")),)),)), "amount"),
+    "a float past the check": (Balance((VenueAccount(assets=(_smuggled(1.5),)),)), "AttributeError"),
+}
+
+
+class TestShape:
+    @pytest.mark.parametrize("name", MISSHAPEN)
+    async def test_an_answer_of_another_shape_is_the_plugins_failure(self, sessions: Sessions, name: str) -> None:
+        answer, word = MISSHAPEN[name]
+        with pytest.raises(PluginFailed, match=word):
+            await fetch(sessions, ScriptedPlugin(answer=returning(answer)))
+
+    @pytest.mark.parametrize("amount", [1.5, float("nan"), Decimal("NaN"), Decimal("Infinity"), "1.5", True])
+    async def test_an_amount_that_is_not_exact_and_finite_never_gets_into_a_balance(
+        self, sessions: Sessions, amount: Any
+    ) -> None:
+        async def careless(_: VenueCall) -> Balance:
+            return Balance((VenueAccount(assets=(AssetBalance("BTC", total=amount),)),))
+
+        with pytest.raises(PluginFailed):
+            await fetch(sessions, ScriptedPlugin(answer=careless))
+
+    async def test_figures_beside_an_error_are_refused(self, sessions: Sessions) -> None:
+        async def careless(_: VenueCall) -> Balance:
+            return Balance((VenueAccount(summary=Summary("USD"), error=VenueUnavailable("Down.")),))
+
+        with pytest.raises(PluginFailed):
+            await fetch(sessions, ScriptedPlugin(answer=careless))
+
+    async def test_as_many_rows_as_are_allowed_pass(self, sessions: Sessions) -> None:
+        rows = tuple(_row(f"A{number}") for number in range(MAX_ROWS))
+        balance = await fetch(sessions, ScriptedPlugin(answer=returning(Balance((VenueAccount(assets=rows),)))))
+        assert len(balance.venue_accounts[0].assets) == MAX_ROWS
+
+    async def test_one_asset_under_two_codes_of_the_venue_is_two_rows(self, sessions: Sessions) -> None:
+        rows = (_row(total=Decimal(1), venue_asset="XXBT"), _row(total=Decimal(2), venue_asset="XBT.F"))
+        balance = await fetch(sessions, ScriptedPlugin(answer=returning(Balance((VenueAccount(assets=rows),)))))
+        assert len(balance.venue_accounts[0].assets) == 2

@@ -79,7 +79,7 @@ async def _cache(settings: Settings) -> list[Finding]:
     finally:
         await cache.close()
     if problem:
-        text = f"{problem} The service works without it, and asks the venues more often. Check cache_url."
+        text = f"{problem.rstrip('.')}. The service works without it, and asks the venues more often. Check cache_url."
         return [Finding(Severity.ERROR, "cache", text)]
     kind = "in the process" if settings.cache_url.startswith("memory:") else "Redis answers"
     return [Finding(Severity.WELL, "cache", f"{kind}.")]
@@ -88,7 +88,7 @@ async def _cache(settings: Settings) -> list[Finding]:
 async def _database(store: SqlCredentialStore) -> list[Finding]:
     problem = await store.problem()
     if problem:
-        return [Finding(Severity.ERROR, "database", f"{problem} Check database_url.")]
+        return [Finding(Severity.ERROR, "database", f"{problem.rstrip('.')}. Check database_url.")]
     warnings = [Finding(Severity.WARNING, "database", text) for text in await store.warnings()]
     return [*warnings, Finding(Severity.WELL, "database", "it answers, and the table is there.")]
 

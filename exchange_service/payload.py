@@ -7,9 +7,12 @@ not a number, and a bare JSON number keeps every digit. `where` is the path in t
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
+from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
 from exchange_service.errors import VenueMalformed
@@ -18,6 +21,8 @@ from exchange_service.errors import VenueMalformed
 _MAX_DIGITS = 100
 # Beyond this size an amount is nonsense, and writing it out in full would be a way to fill memory.
 _MAX_EXPONENT = 60
+# A venue that asks for a longer pause than this is asked again all the same; it will repeat itself.
+_MAX_RETRY_AFTER = 300.0
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?\Z", re.ASCII)
 
 
@@ -116,6 +121,25 @@ def parse_amount(value: Any, where: str) -> Decimal | None:
 def format_amount(number: Decimal) -> str:
     """An amount as the wire writes it: optional minus, digits, optional point and digits; never an exponent."""
     return format(number, "f")
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """The delay that a Retry-After header asks for, in seconds, at most five minutes; None without a usable one.
+
+    The header may hold a number or a date; its name is found in any case.
+    """
+    value = next((text.strip() for name, text in headers.items() if name.lower() == "retry-after"), "")
+    try:
+        seconds = float(value)
+        if seconds < 0:
+            return None
+    except ValueError:
+        try:
+            when = parsedate_to_datetime(value)
+            seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()
+        except (ValueError, OverflowError):
+            return None
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), _MAX_RETRY_AFTER)
 
 
 def _kind(value: Any) -> str:

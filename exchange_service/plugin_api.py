@@ -57,7 +57,16 @@ from exchange_service.model import (
     Summary,
     VenueAccount,
 )
-from exchange_service.payload import amount, as_list, as_object, parse_amount, parse_json, required_amount, text
+from exchange_service.payload import (
+    amount,
+    as_list,
+    as_object,
+    parse_amount,
+    parse_json,
+    required_amount,
+    retry_after,
+    text,
+)
 from exchange_service.state import State
 
 __all__ = [
@@ -109,6 +118,7 @@ __all__ = [
     "read_metadata",
     "required_amount",
     "required_text",
+    "retry_after",
     "text",
     "wallet_address",
 ]

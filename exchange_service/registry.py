@@ -221,8 +221,12 @@ def load_plugin(module: object, info: PluginInfo) -> LoadedPlugin:
         manager.register(module, info.name)
         manager.check_pending()
     except (pluggy.PluginValidationError, ValueError) as error:
-        # pluggy's text names the hook and the arguments, nothing of a user's.
-        raise _Unfit(f"A hook does not fit the plugin page: {' '.join(str(error).split())[:300]}") from None
+        # Of pluggy's text only the hook's name: the rest holds the paths of this machine, and callers read this.
+        named = re.search(r"hook '(\w+)'", str(error))
+        hook = f"The hook {named[1]}" if named else "A hook"
+        raise _Unfit(
+            f"{hook} is not on the plugin page, or takes other arguments there; see docs/plugins.md."
+        ) from None
     for name in ("exchange_manifest", "fetch_balance"):
         if not getattr(manager.hook, name).get_hookimpls():
             raise _Unfit(f"The hook {name} is missing; see docs/plugins.md.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -122,7 +123,13 @@ class Settings(BaseSettings):
     def loopback(self) -> bool:
         """Whether the service can be reached from this machine only."""
         host = self.address.rpartition(":")[0].strip("[]")
-        return host in ("localhost", "::1") or host.startswith("127.") or self.address.startswith("unix:")
+        if host == "localhost" or self.address.startswith("unix:"):
+            return True
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            # Another name, "127.example.com" too: it may lead anywhere.
+            return False
 
 
 def load_settings(**flags: Any) -> Settings:

@@ -11,8 +11,6 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -32,31 +30,13 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.model import Environment, ExchangeMetadata
-from exchange_service.payload import parse_json
+from exchange_service.payload import parse_json, retry_after
 
 ACCOUNT_BODY_LIMIT = 8 * 1024 * 1024
 PUBLIC_BODY_LIMIT = 64 * 1024 * 1024
 CONNECT_TIMEOUT = 3.0
-# A venue that asks for a longer pause than this is asked again all the same; it will repeat itself.
-MAX_RETRY_AFTER = 300.0
 _USER_AGENT = "exchange-service"
 _CHUNK = 64 * 1024
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The delay that a Retry-After header asks for, in seconds, as a number or as a date; None without a usable one."""
-    value = headers.get("Retry-After", "").strip()
-    if not value:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            when = parsedate_to_datetime(value)
-        except (ValueError, OverflowError):
-            return None
-        seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER) if seconds == seconds else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "catalogue": {"cache", "errors", "model", "registry", "wire"},
     "cli": {
         *{"__init__", "app", "client", "credentials", "demo", "doctor", "errors", "grpc_server", "model"},
-        *{"registry", "settings", "v1"},
+        *{"logs", "registry", "settings", "v1"},
     },
     "client": {"errors", "v1"},
     "credential_fields": {"errors", "model"},
@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "feeds": {"balances", "errors", "model", "registry", "wire"},
     "grpc_server": {"balances", "catalogue", "errors", "feeds", "registry", "v1", "wire"},
+    "logs": set(),
     "model": {"errors"},
     "payload": {"errors"},
     "plugin_api": {"accounts", "credential_fields", "errors", "model", "payload", "state"},

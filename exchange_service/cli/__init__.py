@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from exchange_service.cli import calls, credentials, operate
+from exchange_service.logs import configure_logging
 
 app = typer.Typer(
     name="exchange-service",
@@ -20,4 +21,5 @@ app.add_typer(credentials.app, name="credentials")
 
 def main() -> None:
     """Run the command line."""
+    configure_logging()
     app()

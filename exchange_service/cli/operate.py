@@ -12,6 +12,7 @@ from rich.table import Table
 from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, run
+from exchange_service.logs import configure_logging
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
 
@@ -22,10 +23,10 @@ def serve(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    from exchange_service.app import UnsafeSettings, configure_logging, start_service
+    from exchange_service.app import UnsafeSettings, start_service
     from exchange_service.grpc_server.server import BindError
 
-    configure_logging(settings)
+    configure_logging(settings.log_level, settings.log_format)
     try:
         service = await start_service(settings)
     except (UnsafeSettings, BindError) as error:
@@ -48,11 +49,11 @@ def demo(
 
 
 async def _demo(settings: Settings, redis: bool) -> None:
-    from exchange_service.app import UnsafeSettings, configure_logging
+    from exchange_service.app import UnsafeSettings
     from exchange_service.demo import running_demo
     from exchange_service.grpc_server.server import BindError
 
-    configure_logging(settings)
+    configure_logging(settings.log_level, settings.log_format)
     started = time.monotonic()
     try:
         async with running_demo(settings, redis=redis) as running:

@@ -1,0 +1,150 @@
+"""The listings of every CCXT exchange, from a snapshot that is read without importing CCXT.
+
+The snapshot belongs to one version of CCXT. With another one installed it is served all the same, with a note, until
+a child process has built a new one: importing CCXT takes seconds and would stall the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata, resources
+from typing import Any
+
+from exchange_service.plugin_api import (
+    PRODUCTION,
+    SANDBOX,
+    Capabilities,
+    CredentialField,
+    Environment,
+    ExchangeMetadata,
+    Manifest,
+)
+
+# Building takes one to three seconds; on a busy machine several times that.
+BUILD_TIMEOUT = 60.0
+# The words that venues use for their test hosts.
+_SANDBOX_ALIASES = ("testnet", "demo", "practice", "paper")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The listings of one CCXT version, as plain JSON data."""
+
+    ccxt_version: str
+    exchanges: tuple[Mapping[str, Any], ...]
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Snapshot:
+        """The snapshot that `to_json` wrote; ValueError or KeyError for anything else."""
+        data = json.loads(text)
+        return Snapshot(str(data["ccxt_version"]), tuple(data["exchanges"]))
+
+    def to_json(self) -> str:
+        """One exchange a line, so that a change of one reads as one."""
+        lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in self.exchanges)
+        return f'{{"ccxt_version": {json.dumps(self.ccxt_version)}, "exchanges": [\n{lines}\n]}}\n'
+
+    def manifest(self, *notes: str) -> Manifest:
+        """The listings as the host wants them."""
+        return Manifest(api_version=1, exchanges=tuple(listing(entry) for entry in self.exchanges), notes=notes)
+
+
+def shipped() -> Snapshot:
+    """The snapshot in this package."""
+    return Snapshot.from_json(resources.files(__package__).joinpath("snapshot.json").read_bytes())
+
+
+def installed_version() -> str:
+    """The version of the installed CCXT, read without importing it; empty where there is none."""
+    try:
+        return metadata.version("ccxt")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def shipped_manifest() -> Manifest:
+    """The shipped listings, with a note where they are not of the installed CCXT."""
+    snapshot, installed = shipped(), installed_version()
+    if installed == snapshot.ccxt_version:
+        return snapshot.manifest()
+    return snapshot.manifest(
+        f"The listings are of CCXT {snapshot.ccxt_version}, and {installed or 'none'} is installed: "
+        "they are renewed as soon as a child process has read the installed one."
+    )
+
+
+async def newer_manifest(timeout: float = BUILD_TIMEOUT) -> Manifest | None:
+    """The listings of the installed CCXT where the shipped ones are of another version, built in a child process.
+
+    None where the versions agree, or where building fails or takes longer than `timeout` seconds.
+    """
+    installed = installed_version()
+    if not installed or installed == shipped().ccxt_version:
+        return None
+    try:
+        async with asyncio.timeout(timeout):
+            return Snapshot.from_json(await _build_in_child()).manifest()
+    except (TimeoutError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+async def _build_in_child() -> bytes:
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        f"{__package__}.snapshot",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        answer, _ = await child.communicate()
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
+    return answer
+
+
+def listing(entry: Mapping[str, Any]) -> ExchangeMetadata:
+    """One entry of the snapshot as a listing."""
+    sandbox: Mapping[str, str] | None = entry["sandbox"]
+    environments = [Environment(PRODUCTION, entry["production"], aliases=("live",))]
+    if sandbox:
+        environments.append(Environment(SANDBOX, sandbox, aliases=_SANDBOX_ALIASES))
+    fields = tuple(CredentialField(**field) for field in entry["credential_fields"])
+    reason: str = entry["unsupported_reason"]
+    return ExchangeMetadata(
+        id=entry["id"],
+        name=entry["name"],
+        asset_class=entry["asset_class"],
+        asset_types=entry["asset_types"],
+        market_hours="24/7 Trading",
+        environments=tuple(environments),
+        credential_fields=fields,
+        icon="i-simple-icons-bitcoin",
+        logo=entry["logo"],
+        color_class="bg-gray-500/20 text-gray-500",
+        requires_passphrase=entry["requires_passphrase"],
+        requires_account_id=entry["requires_account_id"],
+        instructions=entry["instructions"],
+        account_types=tuple(entry["account_types"]),
+        capabilities=Capabilities(
+            balance=not reason,
+            sandbox=bool(sandbox),
+            read_without_secret=not any(field.secret for field in fields),
+        ),
+        documentation_url=entry["documentation_url"],
+        credential_url=entry["credential_url"],
+        countries=tuple(entry["countries"]),
+        is_ccxt=True,
+        unsupported_reason=reason,
+    )

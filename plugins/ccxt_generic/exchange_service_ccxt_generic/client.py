@@ -1,0 +1,252 @@
+"""Reading one account through CCXT: CCXT's classes, the markets that accounts share, one instance for each account."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from exchange_service.plugin_api import (
+    SANDBOX,
+    Balance,
+    CredentialInvalid,
+    NotSupported,
+    VenueCall,
+    VenueError,
+    VenueMalformed,
+    VenueTimeout,
+)
+from exchange_service_ccxt_generic import parse
+from exchange_service_ccxt_generic.credentials import StoredCredential, read_credential
+from exchange_service_ccxt_generic.describe import environment_urls, required_credentials
+from exchange_service_ccxt_generic.empty import proves_empty
+from exchange_service_ccxt_generic.exact import RECORD, Exact, Guarded, Record, laid_over
+from exchange_service_ccxt_generic.failures import translated
+from exchange_service_ccxt_generic.refusals import SAFE_OPTIONS, unsupported_reason
+
+# Milliseconds for one request; the host ends the call at the caller's deadline, which may be earlier.
+_ACCOUNT_TIMEOUT = 10_000
+# Lists of markets are megabytes, and loading them goes on when the caller's deadline has passed.
+_MARKETS_TIMEOUT = 30_000
+# Seconds. New assets keep their venue's code until the markets are loaded anew.
+_MARKETS_AGE = 24 * 3600.0
+_CCXT_LOGGER = "ccxt.base.exchange"
+
+# Here even the public lists are only given to a key, so each account loads its own.
+_KEY_FOR_MARKETS = frozenset({"alpaca", "mudrex"})
+
+
+@dataclass(frozen=True, slots=True)
+class Untouched:
+    """What an instance in the call's environment is like before any user's data has touched it."""
+
+    # CCXT's names of the credentials that it needs.
+    required: tuple[str, ...]
+    urls: Mapping[str, str]
+
+
+class CcxtClient:
+    """One call for one account."""
+
+    def __init__(self, call: VenueCall) -> None:
+        reason = unsupported_reason(call.exchange.id)
+        if reason:
+            raise NotSupported(f"{call.exchange.name}: {reason}")
+        self._call = call
+        self._id = call.exchange.id
+        self._venue = call.exchange.name
+
+    async def balance(self) -> Balance:
+        """The account's balance, or a VenueError; an answer that proves nothing is VenueMalformed, never zero."""
+        try:
+            # CCXT has a time limit for each request, and a balance may take several.
+            async with asyncio.timeout_at(self._call.deadline):
+                return await self._balance()
+        except TimeoutError:
+            raise VenueTimeout(f"{self._venue} did not answer in time.") from None
+
+    async def _balance(self) -> Balance:
+        call = self._call
+        ccxt = await call.plugin_state.get("ccxt", _import_ccxt)
+        where = f"{self._id} {call.environment.name} {call.override}"
+        untouched = await call.plugin_state.get(f"untouched {where}", partial(self._untouched, ccxt))
+        stored = read_credential(call.credential, self._id, untouched.required, call.exchange.account_types)
+        source = None
+        if self._id not in _KEY_FOR_MARKETS:
+            source = await call.plugin_state.get(
+                f"markets {where}", partial(self._load_markets, ccxt), max_age=_MARKETS_AGE
+            )
+        instance = await call.account_state.get(
+            "instance", partial(self._account_instance, ccxt, stored, untouched), close=_close
+        )
+        if source is not None and instance.markets is not source.markets:
+            instance.set_markets_from_exchange(source)
+        return await self._read(ccxt, instance, stored)
+
+    async def _untouched(self, ccxt: Any) -> Untouched:
+        instance = self._construct(ccxt, Guarded, self._call.public_http.client_session, _MARKETS_TIMEOUT)
+        await instance.close()
+        required = required_credentials(self._id, instance.requiredCredentials)
+        return Untouched(required, environment_urls(instance.urls, instance.hostname))
+
+    async def _load_markets(self, ccxt: Any) -> Any:
+        """An instance without a key that has loaded the markets. It is made in a task of its own, for every caller that
+        waits for it, whether or not the first one's deadline passes."""
+        instance = self._construct(ccxt, Guarded, self._call.public_http.client_session, _MARKETS_TIMEOUT)
+        self._rebase(instance)
+        with self._recorded(ccxt):
+            await instance.load_markets()
+        await instance.close()
+        if not instance.markets:
+            raise VenueMalformed(f"{self._venue} lists no markets, so nothing of its answer is believed.")
+        return instance
+
+    async def _account_instance(self, ccxt: Any, stored: StoredCredential, untouched: Untouched) -> Any:
+        session = self._call.http.client_session
+        instance = self._construct(ccxt, Exact, session, _ACCOUNT_TIMEOUT, credentials=stored.constructor)
+        if environment_urls(instance.urls, instance.hostname) != untouched.urls:
+            raise RuntimeError("an instance's addresses differ from its exchange's")
+        self._rebase(instance)
+        return instance
+
+    def _construct(
+        self,
+        ccxt: Any,
+        layer: type[Guarded],
+        session: Any,
+        timeout: int,
+        credentials: Mapping[str, str] | None = None,
+    ) -> Any:
+        """An instance in the call's environment. CCXT sets an attribute for every key that its constructor is given,
+        so the keys are these and no others."""
+        ccxt_class = getattr(ccxt, self._id, None) if self._id in ccxt.exchanges else None
+        if ccxt_class is None:
+            raise NotSupported(f"The installed CCXT has no exchange {self._id}.")
+        instance = laid_over(layer, ccxt_class)(
+            {
+                **(credentials or {}),
+                "session": session,
+                "timeout": timeout,
+                "enableRateLimit": True,
+                "aiohttp_trust_env": False,
+                "verbose": False,
+                "enableLastHttpResponse": False,
+                "enableLastResponseHeaders": False,
+                # The test host for Binance's futures still answers, and CCXT refuses it unless told so.
+                "options": {**SAFE_OPTIONS, "disableFuturesSandboxWarning": True},
+            }
+        )
+        if self._call.environment.name == SANDBOX:
+            # Elsewhere CCXT's own switch breaks half-way, with the live addresses in place.
+            if not instance.urls.get("test"):
+                raise NotSupported(f"{self._venue} has no test environment.")
+            instance.set_sandbox_mode(True)
+        return instance
+
+    def _rebase(self, instance: Any) -> None:
+        """Put the operator's address, if there is one, in the place of every address of the exchange."""
+        if self._call.override:
+            # Some classes look up the test hosts by themselves.
+            for name in ("api", "test"):
+                instance.urls[name] = self._rebased(instance.urls.get(name))
+
+    def _rebased(self, urls: Any) -> Any:
+        if isinstance(urls, Mapping):
+            return {name: self._rebased(below) for name, below in urls.items()}
+        return self._call.rebased(urls) if isinstance(urls, str) else urls
+
+    async def _read(self, ccxt: Any, instance: Any, stored: StoredCredential) -> Balance:
+        try:
+            with self._recorded(ccxt) as record:
+                result = await instance.fetch_balance(dict(stored.wish.parameters))
+            self._raise_what_was_swallowed(ccxt, record)
+        except VenueError as error:
+            if error.transient:
+                # What a class found out about the account while the venue had trouble is not to be kept.
+                self._call.account_state.forget("instance")
+            raise
+        return self._believed(result, record, stored.wish.account_type)
+
+    def _raise_what_was_swallowed(self, ccxt: Any, record: Record) -> None:
+        """Some classes ask first which kind of account it is, and take any trouble for the plain kind: they would then
+        read another wallet. An answer such as "no unified account" is no trouble and passes."""
+        for answer in record.answers:
+            if answer.error is not None:
+                failure = self._named(ccxt, answer.error, record)
+                if failure.transient:
+                    raise failure from None
+
+    def _believed(self, result: Any, record: Record, account_type: str) -> Balance:
+        """The balance, if there are rows, or if the raw answer proves that there are none."""
+        answer = record.last_json()
+        try:
+            assets = parse.rows(result, record.venue_codes)
+        except VenueMalformed as malformed:
+            raise self._of_venue(malformed) from None
+        if not assets and not proves_empty(self._id, account_type, answer.value()):
+            raise VenueMalformed(
+                f"{self._venue} answered without a balance, and not as it answers for an empty account."
+            )
+        notes = parse.collision_notes(assets, record.venue_codes)
+        return parse.balance(assets, account_type, parse.venue_time(result), notes)
+
+    @contextmanager
+    def _recorded(self, ccxt: Any) -> Iterator[Record]:
+        """Record the answers of what runs inside, and turn what CCXT raises there into our errors."""
+        record = Record()
+        token = RECORD.set(record)
+        try:
+            yield record
+        except VenueMalformed as malformed:
+            raise self._of_venue(malformed) from None
+        except ccxt.BaseError as error:
+            raise self._named(ccxt, error, record) from None
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            if not record.answers and isinstance(error, ValueError):
+                # Before any request only what the user stored can have been read.
+                raise CredentialInvalid(
+                    f"What is stored for {self._venue} is no key that CCXT can use. Check that it was copied whole."
+                ) from None
+            if not record.answers:
+                raise
+            # CCXT's classes trip over an answer of another shape than theirs.
+            raise VenueMalformed(f"{self._venue} answered in a shape that cannot be read.") from None
+        finally:
+            RECORD.reset(token)
+
+    def _of_venue(self, malformed: VenueMalformed) -> VenueMalformed:
+        """The same, saying whose answer it was."""
+        if malformed.message.startswith(self._venue):
+            return malformed
+        return VenueMalformed(f"{self._venue}: {malformed.message}")
+
+    def _named(self, ccxt: Any, error: Exception, record: Record) -> VenueError:
+        if isinstance(error, VenueError):
+            return error
+        if isinstance(error, ccxt.BaseError):
+            return translated(error, record.of(error), self._id, self._venue)
+        return VenueMalformed(f"{self._venue} answered in a shape that cannot be read.")
+
+
+async def _close(instance: Any) -> None:
+    await instance.close()
+
+
+async def _import_ccxt() -> Any:
+    """CCXT's module. Importing takes seconds, so it happens in a thread."""
+    module = await asyncio.to_thread(importlib.import_module, "ccxt.async_support")
+    # At DEBUG CCXT logs keys, signed addresses and whole bodies; the filter holds whatever level is set later.
+    logger = logging.getLogger(_CCXT_LOGGER)
+    logger.addFilter(_no_debug)
+    if logger.getEffectiveLevel() < logging.INFO:
+        logger.setLevel(logging.INFO)
+    return module
+
+
+def _no_debug(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.INFO

@@ -1,0 +1,64 @@
+"""Build the snapshot of the installed CCXT: `python -m exchange_service_ccxt_generic.snapshot [--write]`.
+
+It imports CCXT, so it runs in a process of its own. Without `--write` the snapshot goes to standard output.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from exchange_service_ccxt_generic.catalogue import Snapshot
+from exchange_service_ccxt_generic.describe import entry, environment_urls
+
+# Poloniex's test addresses lack a section that CCXT's own code asks for before anything else; WEEX's sandbox has only
+# another account than the one asked for.
+_BROKEN_SANDBOX = frozenset({"poloniex", "weex"})
+
+
+def build() -> Snapshot:
+    """Every exchange of the installed CCXT; an alias of another one is left out."""
+    import ccxt.async_support as ccxt
+
+    entries = []
+    for exchange_id in ccxt.exchanges:
+        exchange = getattr(ccxt, exchange_id)()
+        if not exchange.alias:
+            entries.append(_entry(exchange))
+    return Snapshot(ccxt.__version__, tuple(entries))
+
+
+def _entry(exchange: Any) -> dict[str, Any]:
+    described = {
+        "id": exchange.id,
+        "name": exchange.name,
+        "urls": exchange.urls,
+        "has": exchange.has,
+        "requiredCredentials": exchange.requiredCredentials,
+        "countries": exchange.countries,
+    }
+    production = environment_urls(exchange.urls, exchange.hostname)
+    return entry(described, production, _sandbox_urls(exchange))
+
+
+def _sandbox_urls(exchange: Any) -> dict[str, str] | None:
+    """The addresses after CCXT's own switch to the test hosts; None where it has none."""
+    if not exchange.urls.get("test") or exchange.id in _BROKEN_SANDBOX:
+        return None
+    exchange.set_sandbox_mode(True)
+    urls = {name: value for name, value in exchange.urls.items() if name != "hostnames"}
+    return environment_urls(urls, exchange.hostname)
+
+
+def main() -> None:
+    """Write the snapshot into the package, or print it."""
+    text = build().to_json()
+    if "--write" in sys.argv[1:]:
+        Path(__file__).with_name("snapshot.json").write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.buffer.write(text.encode())
+
+
+if __name__ == "__main__":
+    main()

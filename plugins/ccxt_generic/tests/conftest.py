@@ -1,0 +1,90 @@
+"""What the tests of this plugin share: the listings, a simulated Binance, and a venue that answers as it is told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import exchange_service_ccxt_generic as plugin
+import pytest
+from aiohttp import web
+from exchange_service_ccxt_generic.simulator import BinanceSimulator, SimulatedWallet
+
+from exchange_service.plugin_api import Balance, ExchangeMetadata
+from exchange_service.testing import LoopbackVenue, venue_call
+
+Read = Callable[..., Awaitable[Balance]]
+
+
+@pytest.fixture(scope="session")
+def listings() -> Mapping[str, ExchangeMetadata]:
+    """Every listing by its id."""
+    return {listing.id: listing for listing in plugin.exchange_manifest().exchanges}
+
+
+@pytest.fixture
+async def binance() -> AsyncIterator[BinanceSimulator]:
+    """A simulated Binance with one wallet, key "alicekey"."""
+    async with BinanceSimulator() as venue:
+        assert isinstance(venue, BinanceSimulator)
+        spot = {"BTC": ("0.48210000", "0.01000000"), "USDT": ("1.50000000", "2.00000000")}
+        linear = {"USDT": ("50.5", "40.25", "10.25")}
+        venue.add_wallet(SimulatedWallet("alicekey", "alicesecret", spot, linear))
+        yield venue
+
+
+@pytest.fixture
+def read(listings: Mapping[str, ExchangeMetadata], binance: BinanceSimulator) -> Read:
+    """Read the simulated wallet through the plugin, as the service would."""
+
+    async def read_balance(exchange_id: str = "binance", **options: Any) -> Balance:
+        options = {"api_key": "alicekey", "api_secret": "alicesecret", "timeout": 20.0, **options}
+        async with venue_call(listings[exchange_id], override=binance.url, **options) as call:
+            return await plugin.fetch_balance(call)
+
+    return read_balance
+
+
+class ToldVenue(LoopbackVenue):
+    """A venue that answers each path with the body it is told, and every other path with `default`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: dict[str, bytes] = {}
+        self.default = b"{}"
+        self.content_type = "application/json"
+        self.status = 200
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.route("*", "/{tail:.*}", self._answer)]
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        body = self.answers.get(request.path, self.default)
+        return web.Response(body=body, content_type=self.content_type, status=self.status)
+
+
+@pytest.fixture
+async def told() -> AsyncIterator[ToldVenue]:
+    async with ToldVenue() as venue:
+        assert isinstance(venue, ToldVenue)
+        yield venue
+
+
+@pytest.fixture
+def without_markets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the loading of markets and CCXT's pauses: what is tested is the account's own answer."""
+    from exchange_service_ccxt_generic.client import CcxtClient
+    from exchange_service_ccxt_generic.exact import Guarded
+
+    async def no_markets(self: CcxtClient, ccxt: Any) -> Any:
+        instance = self._construct(ccxt, Guarded, None, 1000)
+        instance.set_markets([])
+        for name in instance.options.get("marketHelperProps", []):
+            instance.options.setdefault(name, {})
+        return instance
+
+    async def no_pause(self: Guarded, cost: Any = None) -> None:
+        return None
+
+    monkeypatch.setattr(CcxtClient, "_load_markets", no_markets)
+    monkeypatch.setattr(Guarded, "throttle", no_pause, raising=False)

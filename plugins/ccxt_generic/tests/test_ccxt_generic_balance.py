@@ -1,0 +1,267 @@
+"""Balances through CCXT's own classes, against venues on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import warnings
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import exchange_service_ccxt_generic as plugin
+import pytest
+from exchange_service_ccxt_generic.simulator import BinanceSimulator, SimulatedWallet
+
+from exchange_service.plugin_api import Balance, ExchangeMetadata, NotSupported, State, VenueError, VenueMalformed
+from exchange_service.testing import Fault, venue_call
+
+Read = Callable[..., Awaitable[Balance]]
+Listings = Mapping[str, ExchangeMetadata]
+
+RECORDED: Mapping[str, Any] = json.loads((Path(__file__).parent.parent / "payloads" / "balances.json").read_bytes())
+MARKET_PATHS = ["/api/v3/exchangeInfo", "/fapi/v1/exchangeInfo", "/dapi/v1/exchangeInfo"]
+
+
+def spot_answer(balances: str) -> bytes:
+    """Binance's answer for a spot account with these balances, as JSON text."""
+    return b'{"canTrade":true,"accountType":"SPOT","updateTime":1730419200000,"balances":' + balances.encode() + b"}"
+
+
+def row(balance: Balance, asset: str) -> tuple[Decimal | None, Decimal | None, Decimal | None]:
+    """Total, free and used of one asset."""
+    found = {entry.asset: entry for _, entry in balance.rows()}[asset]
+    return found.total, found.free, found.used
+
+
+async def test_a_spot_account_is_read(read: Read) -> None:
+    balance = await read()
+    (account,) = balance.venue_accounts
+    assert account.type == "spot"
+    assert row(balance, "BTC") == (Decimal("0.4921"), Decimal("0.4821"), Decimal("0.01"))
+    assert balance.summary is not None
+    assert (balance.summary.currency, balance.summary.total, balance.summary.available) == (
+        "USDT",
+        Decimal("3.5"),
+        Decimal("1.5"),
+    )
+    assert balance.venue_time == datetime(2024, 11, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("environment", ["production", "sandbox"])
+async def test_the_owners_row_for_futures_reads_the_futures_account(read: Read, environment: str) -> None:
+    metadata = {"sandbox": True, "options": {"defaultType": "future"}}
+    balance = await read(environment=environment, metadata=metadata)
+    assert balance.venue_accounts[0].type == "future"
+    assert row(balance, "USDT") == (Decimal("50.5"), Decimal("40.25"), Decimal("10.25"))
+
+
+@pytest.mark.parametrize("quote", ['"', ""])
+async def test_thirty_digits_arrive_as_text_and_as_bare_numbers(
+    read: Read, binance: BinanceSimulator, quote: str
+) -> None:
+    digits = "123456789012.345678901234567891"
+    body = spot_answer(f'[{{"asset":"BTC","free":{quote}{digits}{quote},"locked":{quote}0{quote}}}]')
+    binance.fail(Fault(body=body, path="/api/v3/account"))
+    assert row(await read(), "BTC")[:2] == (Decimal(digits), Decimal(digits))
+
+
+async def test_an_account_without_assets_is_truly_empty(read: Read, binance: BinanceSimulator) -> None:
+    binance.wallets["alicekey"].spot.clear()
+    balance = await read()
+    assert balance.venue_accounts[0].assets == ()
+    assert balance.summary is None
+
+
+async def test_rows_of_zeros_are_passed_on(read: Read, binance: BinanceSimulator) -> None:
+    binance.wallets["alicekey"].spot = {"BNB": ("0.00000000", "0.00000000")}
+    assert row(await read(), "BNB") == (Decimal(0), Decimal(0), Decimal(0))
+
+
+async def test_without_a_dollar_row_there_is_no_summary(read: Read, binance: BinanceSimulator) -> None:
+    binance.wallets["alicekey"].spot = {"BTC": ("1", "0")}
+    assert (await read()).summary is None
+
+
+async def test_two_accounts_share_one_loading_of_markets(listings: Listings, binance: BinanceSimulator) -> None:
+    binance.add_wallet(SimulatedWallet("bobkey", "bobsecret", {"ETH": ("1", "0")}))
+    shared = State()
+
+    async def one(name: str) -> Balance:
+        options: dict[str, Any] = {"api_key": f"{name}key", "api_secret": f"{name}secret", "plugin_state": shared}
+        async with venue_call(listings["binance"], override=binance.url, timeout=20.0, **options) as call:
+            await plugin.fetch_balance(call)
+            return await plugin.fetch_balance(call)
+
+    alice, bob = await asyncio.gather(one("alice"), one("bob"))
+    await shared.close()
+    assert [entry.asset for _, entry in bob.rows()] == ["ETH"]
+    assert len(list(alice.rows())) == 2
+    paths = [request.path for request in binance.requests]
+    assert sorted(path for path in paths if path != "/api/v3/account") == sorted(MARKET_PATHS)
+    assert not any(request.account for request in binance.requests if request.path in MARKET_PATHS)
+
+
+async def test_a_cancelled_caller_does_not_stop_the_markets_for_others(
+    listings: Listings, binance: BinanceSimulator
+) -> None:
+    binance.fail(Fault(delay=0.5, pass_on=True, path="/api/v3/exchangeInfo"))
+    options: dict[str, Any] = {"api_key": "alicekey", "api_secret": "alicesecret", "timeout": 20.0}
+    async with venue_call(listings["binance"], override=binance.url, **options) as call:
+        await plugin.fetch_balance(call)
+        call.plugin_state.forget("markets binance production " + binance.url)
+        binance.requests.clear()
+        first = asyncio.create_task(plugin.fetch_balance(call))
+        await asyncio.sleep(0.1)
+        second = asyncio.create_task(plugin.fetch_balance(call))
+        await asyncio.sleep(0.1)
+        first.cancel()
+        assert len(list((await second).rows())) == 2
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert [request.path for request in binance.requests].count("/api/v3/exchangeInfo") == 1
+
+
+async def test_a_call_cancelled_at_the_venue_leaves_the_account_readable(
+    listings: Listings, binance: BinanceSimulator
+) -> None:
+    options: dict[str, Any] = {"api_key": "alicekey", "api_secret": "alicesecret", "timeout": 20.0}
+    async with venue_call(listings["binance"], override=binance.url, **options) as call:
+        await plugin.fetch_balance(call)
+        silence = binance.fail(Fault(silent=True, path="/api/v3/account"))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(plugin.fetch_balance(call), 0.5)
+        binance.recover(silence)
+        assert len(list((await plugin.fetch_balance(call)).rows())) == 2
+
+
+async def test_nothing_is_left_open_or_warned_of(read: Read, caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings(), caplog.at_level(logging.DEBUG):
+        warnings.simplefilter("error")
+        start = asyncio.get_running_loop().time()
+        await read()
+        gc.collect()
+    assert asyncio.get_running_loop().time() - start < 15
+    logged = [record for record in caplog.records if record.name.startswith("ccxt")]
+    assert logged == []
+
+
+async def read_told(listing: ExchangeMetadata, url: str, metadata: Mapping[str, Any] | None = None) -> Balance:
+    """Read any exchange with credentials of a plausible form."""
+    secret = "MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI="
+    key = "account-abcdefgh" if listing.id == "gemini" else "abcdef0123456789"
+    options: dict[str, Any] = {"api_key": key, "api_secret": secret, "passphrase": "words"}
+    async with venue_call(listing, override=url, metadata=metadata, timeout=20.0, **options) as call:
+        return await plugin.fetch_balance(call)
+
+
+def tell(told: Any, recorded: Mapping[str, Any], answer: Any) -> None:
+    """Let the venue give the recorded answers, and `answer` for the balance itself: JSON, or its text where the numbers
+    are bare and have more digits than JSON would keep in the file."""
+    told.answers = {path: json.dumps(body).encode() for path, body in recorded["before"].items()}
+    text = json.dumps(answer) if isinstance(answer, (dict, list)) else answer
+    told.answers[recorded["path"]] = text.encode()
+
+
+@pytest.mark.usefixtures("without_markets")
+@pytest.mark.parametrize("exchange_id", RECORDED)
+async def test_recorded_answers_are_read_as_the_venue_means_them(
+    listings: Listings, told: Any, exchange_id: str
+) -> None:
+    recorded = RECORDED[exchange_id]
+    tell(told, recorded, recorded["answer"])
+    balance = await read_told(listings[exchange_id], told.url)
+    expected = {asset: tuple(map(Decimal, amounts)) for asset, amounts in recorded["rows"].items()}
+    assert {entry.asset: row(balance, entry.asset) for _, entry in balance.rows()} == expected
+
+
+@pytest.mark.usefixtures("without_markets")
+@pytest.mark.parametrize("exchange_id", [name for name, recorded in RECORDED.items() if recorded["empty"] is not None])
+async def test_the_recorded_empty_account_is_believed(listings: Listings, told: Any, exchange_id: str) -> None:
+    recorded = RECORDED[exchange_id]
+    tell(told, recorded, recorded["empty"])
+    balance = await read_told(listings[exchange_id], told.url)
+    assert list(balance.rows()) == []
+
+
+@pytest.mark.usefixtures("without_markets")
+async def test_the_venues_own_code_stands_beside_ccxts(listings: Listings, told: Any) -> None:
+    told.answers["/v2/auth/r/wallets"] = b'[["exchange","UST",1.5,0,1.5,"",null]]'
+    balance = await read_told(listings["bitfinex"], told.url)
+    assert [(entry.asset, entry.venue_asset.upper()) for _, entry in balance.rows()] == [("USDT", "UST")]
+
+
+@pytest.mark.usefixtures("without_markets")
+async def test_the_venues_own_code_is_left_out_where_it_is_the_same(listings: Listings, told: Any) -> None:
+    tell(told, RECORDED["bitget"], RECORDED["bitget"]["answer"])
+    balance = await read_told(listings["bitget"], told.url)
+    assert [(entry.asset, entry.venue_asset) for _, entry in balance.rows()] == [("USDT", "")]
+
+
+@pytest.mark.usefixtures("without_markets")
+async def test_two_assets_that_ccxt_names_alike_are_said_to_be(listings: Listings, told: Any) -> None:
+    told.answers["/v2/auth/r/wallets"] = b'[["exchange","UST",1.5,0,1.5,"",null],["exchange","USDT",2,0,2,"",null]]'
+    balance = await read_told(listings["bitfinex"], told.url)
+    assert len(balance.notes) == 1
+    assert "USDT" in balance.notes[0]
+
+
+@pytest.mark.usefixtures("without_markets")
+@pytest.mark.parametrize("exchange_id", ["bitget", "gate"])
+async def test_trouble_while_asking_for_the_kind_of_account_is_not_taken_for_a_kind(
+    listings: Listings, told: Any, exchange_id: str
+) -> None:
+    recorded = RECORDED[exchange_id]
+    tell(told, recorded, recorded["empty"])
+    probe = next(iter(recorded["before"]))
+    told.answers[probe] = b"<html>maintenance</html>"
+    with pytest.raises(VenueMalformed):
+        await read_told(listings[exchange_id], told.url)
+
+
+@pytest.mark.usefixtures("without_markets")
+async def test_exchanges_that_sign_in_or_approve_something_are_refused_before_a_request(
+    listings: Listings, told: Any
+) -> None:
+    for exchange_id in ("aster", "bullish", "grvt", "paradex", "polymarket"):
+        with pytest.raises(NotSupported):
+            await read_told(listings[exchange_id], told.url)
+    assert told.requests == []
+
+
+async def test_a_request_that_may_change_something_is_refused_before_it_leaves(
+    listings: Listings, binance: BinanceSimulator
+) -> None:
+    from ccxt.async_support import binance as ccxt_binance
+    from exchange_service_ccxt_generic.exact import Exact, laid_over
+
+    async with venue_call(listings["binance"], override=binance.url) as call:
+        instance = laid_over(Exact, ccxt_binance)({"session": call.http.client_session, "apiKey": "a", "secret": "b"})
+        for change in (instance.privatePostOrder, instance.privateDeleteOrder, instance.sapiPostCapitalWithdrawApply):
+            with pytest.raises(NotSupported):
+                await change({"symbol": "BTCUSDT"})
+        with pytest.raises(NotSupported):
+            await instance.sign_in()
+        await instance.close()
+    assert binance.requests == []
+
+
+@pytest.mark.usefixtures("without_markets")
+async def test_the_first_account_type_of_a_listing_is_the_one_that_is_read_without_a_wish(
+    listings: Listings, told: Any
+) -> None:
+    several = [listing for listing in listings.values() if len(listing.account_types) > 1]
+    assert len(several) > 20
+    for listing in several:
+        paths = []
+        for metadata in ({}, {"defaultType": listing.account_types[0]}):
+            told.requests.clear()
+            with contextlib.suppress(VenueError):
+                await read_told(listing, told.url, metadata)
+            paths.append([request.path for request in told.requests])
+        assert paths[0] == paths[1], listing.id

@@ -1,0 +1,307 @@
+"""The command line, as a person and as a program meets it: processes, exit codes, output."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CANARY = "canary-secret-5f1c9a"
+REMOVE = ("credentials", "remove", "-u", "alice", "-e", "oanda", "--environment", "practice", "--yes")
+
+
+def environment(home: Path, **extra: str) -> dict[str, str]:
+    """A process environment with its own home and database, and nothing of ours."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "LANG": "C.UTF-8",
+        "EXCHANGE_SERVICE_DATABASE_URL": f"sqlite:///{home / 'service.db'}",
+        **extra,
+    }
+
+
+def call(home: Path, *arguments: str, stdin: str = "", **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    command = [sys.executable, "-m", "exchange_service", *arguments]
+    return subprocess.run(
+        command, input=stdin, env=environment(home, **extra), capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A demo on a free port; its address."""
+    home = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "exchange_service", "demo", "--address", "127.0.0.1:0"]
+    with subprocess.Popen(command, env=environment(home), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = re.search(r"listens on (\S+)", process.stdout.readline())
+        assert found
+        yield found[1]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def ask(demo: str, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return call(tmp_path, *arguments, "--address", demo)
+
+
+def test_a_balance_for_programs_is_one_json_object_with_the_names_of_the_protos(demo: str, tmp_path: Path) -> None:
+    done = ask(demo, tmp_path, "balance", "-u", "demo", "-e", "oanda", "-o", "json")
+    reply = json.loads(done.stdout)
+    assert reply["balance"]["venue_accounts"][0]["assets"][0]["total"] == "25310.4426"
+    assert set(reply["freshness"]) == {"source", "age"}
+
+
+def test_a_list_for_programs_is_empty_brackets_when_nothing_is_found(demo: str, tmp_path: Path) -> None:
+    assert json.loads(ask(demo, tmp_path, "exchanges", "--search", "zzzz", "-o", "json").stdout) == []
+    assert ask(demo, tmp_path, "exchanges", "--search", "zzzz", "-o", "jsonl").stdout == ""
+
+
+def test_the_output_format_and_the_address_have_environment_twins(demo: str, tmp_path: Path) -> None:
+    done = call(
+        tmp_path,
+        *("exchanges", "--asset-class", "FOREX"),
+        EXCHANGE_SERVICE_ADDRESS=demo,
+        EXCHANGE_SERVICE_OUTPUT="jsonl",
+    )
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ["oanda"]
+
+
+def test_watch_shows_a_change_and_ends_after_the_events_it_was_asked_for(demo: str, tmp_path: Path) -> None:
+    done = ask(demo, tmp_path, "watch", "-u", "demo", "-e", "oanda", "--events", "3", "-o", "jsonl")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    equities = [event["balance"]["balance"]["summary"]["equity"] for event in events if "balance" in event]
+    assert len(events) == 3
+    assert len(set(equities)) >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        (("balance", "-u", "demo", "-e", "oanda", "--environment", "mars"), 2, "FIELD_INVALID"),
+        (("balance", "-u", "demo", "-e", "onada"), 3, "EXCHANGE_UNKNOWN"),
+        (("balance", "-u", "nobody", "-e", "oanda"), 3, "CREDENTIAL_MISSING"),
+        (("balance", "-u", "demo", "-e", "tastytrade"), 3, "NOT_SUPPORTED"),
+        (("balance", "-u", "demo-refused", "-e", "oanda"), 4, "CREDENTIAL_REJECTED"),
+        (("balance", "-u", "demo-limited", "-e", "oanda"), 5, "VENUE_RATE_LIMITED"),
+    ],
+)
+def test_failures_have_an_exit_code_a_sentence_and_for_programs_an_object(
+    demo: str, tmp_path: Path, arguments: tuple[str, ...], code: int, reason: str
+) -> None:
+    for_people = ask(demo, tmp_path, *arguments)
+    assert (for_people.returncode, for_people.stdout) == (code, "")
+    assert for_people.stderr.startswith(f"error: {reason}: ")
+    for_programs = ask(demo, tmp_path, *arguments, "-o", "json")
+    assert (for_programs.returncode, for_programs.stdout) == (code, "")
+    assert json.loads(for_programs.stderr)["error"]["reason"] == reason
+
+
+def test_a_service_that_is_not_there_is_said_so_with_the_command_to_start_it(tmp_path: Path) -> None:
+    done = call(tmp_path, "exchanges", "--address", "127.0.0.1:1", "--timeout", "5")
+    assert done.returncode == 5
+    assert "exchange-service demo" in done.stderr
+    assert call(tmp_path, "health", "--address", "127.0.0.1:1").returncode == 5
+
+
+def test_wrong_usage_is_exit_code_two(demo: str, tmp_path: Path) -> None:
+    assert ask(demo, tmp_path, "exchanges", "--source", "both").returncode == 2
+    assert ask(demo, tmp_path, "balance", "-u", "demo").returncode == 2
+    assert ask(demo, tmp_path, "balans").returncode == 2
+    refused = ask(demo, tmp_path, "exchanges", "--header", CANARY)
+    assert refused.returncode == 2
+    assert CANARY not in refused.stderr
+
+
+def add(home: Path, row: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
+    text = row if isinstance(row, str) else json.dumps(row)
+    return call(home, "credentials", "add", "-u", "alice", "-e", "oanda", "--stdin", *arguments, stdin=text)
+
+
+def listed(home: Path) -> list[dict[str, str]]:
+    entries: list[dict[str, str]] = json.loads(call(home, "credentials", "list", "-o", "json").stdout)
+    return entries
+
+
+def test_credentials_are_added_listed_and_removed_and_never_shown(tmp_path: Path) -> None:
+    assert listed(tmp_path) == []
+    added = add(tmp_path, {"api_key": CANARY}, "--environment", "practice")
+    assert (added.returncode, added.stdout) == (0, "")
+    assert listed(tmp_path) == [{"user_id": "alice", "exchange_id": "oanda", "environment": "sandbox"}]
+    removed = call(tmp_path, *REMOVE)
+    assert removed.returncode == 0
+    again = call(tmp_path, *REMOVE)
+    assert again.returncode == 3
+    assert listed(tmp_path) == []
+    assert CANARY not in added.stderr + removed.stderr
+
+
+def test_a_stored_credential_is_replaced_only_when_that_is_asked_for(tmp_path: Path) -> None:
+    assert add(tmp_path, {"api_key": "first"}).returncode == 0
+    refused = add(tmp_path, {"api_key": "second"})
+    assert refused.returncode == 2
+    assert "--replace" in refused.stderr
+    assert add(tmp_path, {"api_key": "second"}, "--replace").returncode == 0
+    assert len(listed(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        f'{{"api_key": "{CANARY}"',
+        [CANARY],
+        {"api_key": "", "passphrase": CANARY},
+        {"api_key": CANARY, "apiSecret": CANARY},
+        {"api_key": CANARY, "extra_metadata": [CANARY]},
+        {"api_key": {"value": CANARY}},
+    ],
+)
+def test_input_that_is_no_credential_is_refused_without_repeating_it(tmp_path: Path, row: Any) -> None:
+    done = add(tmp_path, row)
+    assert done.returncode == 2
+    assert CANARY not in done.stdout + done.stderr
+    assert listed(tmp_path) == []
+
+
+def read_until(terminal: int, text: str, shown: str = "") -> str:
+    """What a terminal shows, until it shows `text`."""
+    while text not in shown:
+        ready, _, _ = select.select([terminal], [], [], 20)
+        assert ready, f"the terminal shows no {text!r}: {shown!r}"
+        shown += os.read(terminal, 4096).decode()
+    return shown
+
+
+def test_secrets_are_prompted_for_on_a_terminal_and_not_echoed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "exchange_service", "credentials", "add", "-u", "alice", "-e", "oanda"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(sys.executable, command, environment(tmp_path, TERM="dumb"))
+    # The blank behind the colon comes when the echo is off; what is typed before that is thrown away.
+    shown = read_until(terminal, "Personal access token: ")
+    os.write(terminal, CANARY.encode() + b"\n")
+    shown = read_until(terminal, "Account ID", shown)
+    os.write(terminal, b"\n")
+    shown = read_until(terminal, "Stored the credential", shown)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    os.close(terminal)
+    assert "Manage API Access" in shown
+    assert CANARY not in shown
+    assert [entry["user_id"] for entry in listed(tmp_path)] == ["alice"]
+
+
+def test_doctor_finds_a_credential_that_lacks_a_field_and_says_what_to_do(tmp_path: Path) -> None:
+    assert call(tmp_path, "doctor").returncode == 0
+    add(tmp_path, {"api_key": "token"})
+    # Another program stored this one.
+    database = tmp_path / "service.db"
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sqlite3; c = sqlite3.connect({str(database)!r}); "
+            'c.execute("insert into bot_credentials (user_id, exchange, environment, api_key) '
+            "values ('bob', 'binance', 'production', 'k')\"); c.commit(); c.close()",
+        ],
+        check=True,
+    )
+    done = call(tmp_path, "doctor", "-o", "json")
+    assert done.returncode == 4
+    (finding,) = [entry for entry in json.loads(done.stdout) if entry["severity"] == "error"]
+    assert finding["subject"] == "credential bob binance production"
+    assert "api_secret missing" in finding["text"]
+
+
+def test_doctor_names_a_database_and_a_cache_that_do_not_answer(tmp_path: Path) -> None:
+    done = call(
+        tmp_path,
+        *("doctor", "-o", "json"),
+        EXCHANGE_SERVICE_DATABASE_URL=f"postgresql://u:{CANARY}@127.0.0.1:1/x",
+        EXCHANGE_SERVICE_CACHE_URL=f"redis://:{CANARY}@127.0.0.1:1/0",
+    )
+    errors = {entry["subject"] for entry in json.loads(done.stdout) if entry["severity"] == "error"}
+    assert done.returncode == 4
+    assert errors == {"cache", "database"}
+    assert CANARY not in done.stdout + done.stderr
+
+
+def test_plugins_shows_what_each_serves(tmp_path: Path) -> None:
+    shown = json.loads(call(tmp_path, "plugins", "-o", "json").stdout)
+    served = {plugin["name"]: plugin["exchanges"] for plugin in shown["plugins"]}
+    assert served["oanda"] == 1
+    assert served["tradier"] == 2
+    assert served["ccxt_generic"] > 90
+    assert shown["problems"] == []
+
+
+def test_serve_refuses_an_address_that_others_reach_without_tls(tmp_path: Path) -> None:
+    done = call(tmp_path, "serve", "--address", "0.0.0.0:0")
+    assert done.returncode == 4
+    assert "tls_certificate" in done.stderr
+
+
+def test_serve_and_demo_refuse_a_port_that_is_taken(demo: str, tmp_path: Path) -> None:
+    for command in ("serve", "demo"):
+        done = ask(demo, tmp_path, command)
+        assert done.returncode == 4
+        assert demo in done.stderr
+
+
+def test_a_wrong_setting_is_named_and_its_value_is_not_shown(tmp_path: Path) -> None:
+    done = call(tmp_path, "serve", EXCHANGE_SERVICE_HASH_KEY=CANARY[:9], EXCHANGE_SERVICE_POLL_INTERVAL="-3")
+    assert done.returncode == 2
+    assert "hash_key" in done.stderr
+    assert "poll_interval" in done.stderr
+    assert CANARY[:9] not in done.stderr
+
+
+def test_the_help_of_serve_names_every_setting(tmp_path: Path) -> None:
+    from exchange_service.settings import Settings
+
+    # Wide, so that no name is cut.
+    text = call(tmp_path, "serve", "--help", COLUMNS="220", TERMINAL_WIDTH="220").stdout
+    for name in Settings.model_fields:
+        assert f"EXCHANGE_SERVICE_{name.upper()}" in text
+        assert name == "hash_key" or f"--{name.replace('_', '-')}" in text
+
+
+def test_a_settings_file_is_read_and_a_flag_wins_over_it(tmp_path: Path) -> None:
+    file = tmp_path / "service.toml"
+    file.write_text('address = "0.0.0.0:0"\npoll_interval = 3\n')
+    refused = call(tmp_path, "serve", "--config", str(file))
+    assert (refused.returncode, "0.0.0.0:0" in refused.stderr) == (4, True)
+    file.write_text("pol_interval = 3\n")
+    unknown = call(tmp_path, "serve", "--config", str(file))
+    assert (unknown.returncode, "pol_interval" in unknown.stderr) == (2, True)
+    assert call(tmp_path, "serve", "--config", str(tmp_path / "none.toml")).returncode == 2
+
+
+def test_the_demo_with_redis_keeps_balances_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "exchange_service", "demo", "--redis", "--address", "127.0.0.1:0"]
+    with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2)]
+        address = lines[0].split("listens on ")[1].split()[0]
+        assert "redis://127.0.0.1:" in lines[1]
+        first = call(tmp_path, "balance", "-u", "demo", "-e", "oanda", "-o", "json", "--address", address)
+        second = call(
+            tmp_path, "balance", "-u", "demo", "-e", "oanda", "-o", "json", "--max-age", "60", "--address", address
+        )
+        process.terminate()
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+    sources = [json.loads(done.stdout)["freshness"]["source"] for done in (first, second)]
+    assert sources == ["BALANCE_SOURCE_VENUE", "BALANCE_SOURCE_CACHE"]

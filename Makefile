@@ -14,18 +14,18 @@ help:  ## Show the verbs
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "python 3.11 or newer is needed, this is " + sys.version'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 # Our own distributions come last and without their dependencies: the lock has installed those already.
 $(VENV)/.run: requirements/run.lock $(PROJECT_FILES) | $(BIN)/python
 	@echo "Installing into $(VENV) (about a minute the first time) ..."
-	$(PIP_INSTALL) --require-hashes --requirement requirements/run.lock
-	$(PIP_INSTALL) --no-deps --no-build-isolation $(EDITABLE)
+	@$(PIP_INSTALL) --require-hashes --requirement requirements/run.lock
+	@$(PIP_INSTALL) --no-deps --no-build-isolation $(EDITABLE)
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.lock $(VENV)/.run
 	@echo "Installing the development tools into $(VENV) ..."
-	$(PIP_INSTALL) --require-hashes --requirement requirements/dev.lock
+	@$(PIP_INSTALL) --require-hashes --requirement requirements/dev.lock
 	@touch $@
 
 # Two small environments of their own, because they need other versions than the service.

@@ -168,7 +168,8 @@ class Balances:
             # Also for who forces: asking again would only lengthen the venue's pause.
             raise VenueRateLimited(refusal.error.message, retry_after=left)
         elif not forced:
-            raise refusal.error
+            # Raised again and again, an error would gather a longer traceback each time.
+            raise refusal.error.with_traceback(None)
 
     async def _fetch(
         self, key: str, reference: CredentialReference, listing: Listing, kept: StoredBalance | None, deadline: float

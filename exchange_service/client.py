@@ -175,7 +175,9 @@ class ExchangeServiceClient:
                     balance = event.balance.balance
                     if accounts and event.HasField("balance"):
                         key = (balance.exchange_id, balance.environment)
-                        versions[key] = max(versions.get(key, 0), balance.version)
+                        if key in versions:
+                            # Not under an alias that the caller used: a second entry would count as one more account.
+                            versions[key] = max(versions[key], balance.version)
                     yield event
                 raise ServiceUnreachable(f"The service at {self._address} ended the stream without a reason.")
             except (*_RESUMABLE, ServiceUnreachable) as error:

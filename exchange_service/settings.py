@@ -99,6 +99,35 @@ class Settings(BaseSettings):
                 raise ValueError(f"the address for {exchange!r} should begin with http:// or https://")
         return value
 
+    @field_validator("database_url")
+    @classmethod
+    def _database(cls, value: str) -> str:
+        if not value.startswith(("sqlite://", "sqlite+", "postgresql://", "postgresql+", "postgres://")):
+            raise ValueError("it should be sqlite:///path or postgresql://user:password@host/name")
+        return value
+
+    @field_validator("cache_url")
+    @classmethod
+    def _cache(cls, value: str) -> str:
+        if not value.startswith(("memory:", "redis://", "rediss://", "unix://")):
+            raise ValueError("it should be memory:// or redis://host:6379/0")
+        return value
+
+    @field_validator("address")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if not value.startswith("unix:") and not (host and colon and port.isdigit() and int(port) < 65536):
+            raise ValueError("it should be host:port, such as 127.0.0.1:50051")
+        return value
+
+    @field_validator("tls_certificate", "tls_key")
+    @classmethod
+    def _file(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError("there is no such file")
+        return value
+
     @field_validator("hash_key")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:

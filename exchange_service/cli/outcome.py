@@ -103,6 +103,8 @@ def run(work: Coroutine[Any, Any, None], output: Output = Output.TABLE) -> None:
 
 def describe(invalid: ValidationError) -> str:
     """What is wrong with the settings, by name and without their values."""
-    return "; ".join(
-        f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in invalid.errors(include_input=False)
-    )
+    faults = []
+    for item in invalid.errors(include_input=False):
+        text = item["msg"].removeprefix("Value error, ")
+        faults.append(f"{'.'.join(map(str, item['loc']))}: {text}")
+    return "; ".join(faults)

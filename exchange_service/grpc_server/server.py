@@ -84,6 +84,9 @@ async def listen(servicer: Servicer, address: str, *, tls: grpc.ServerCredential
     except RuntimeError:
         port = 0
     if not port and not address.startswith("unix:"):
-        raise BindError(f"Cannot listen on {address}: the address is taken or not one of this machine.")
+        reason = "the address is taken or not one of this machine"
+        if tls:
+            reason += ", or the certificate and key do not fit each other"
+        raise BindError(f"Cannot listen on {address}: {reason}.")
     await server.start()
     return Server(address if address.startswith("unix:") else f"{host}:{port}", server, health)

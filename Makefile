@@ -1,5 +1,7 @@
 # The verbs of this project. `make run` and `make test` install what they need.
 PYTHON ?= python3
+# For pytest: a file's tests stay on one worker, which starts its servers once.
+ARGS ?= -n 2 --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -43,7 +45,7 @@ run: $(VENV)/.run  ## Install and serve the demo (REDIS=1: with a Redis-compatib
 	@exec $(BIN)/exchange-service demo $(if $(REDIS),--redis)
 
 test: $(VENV)/.dev .venv-oldest/.ready  ## Install and run every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -q $(ARGS)
 
 check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos
 	$(BIN)/ruff check .

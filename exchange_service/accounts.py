@@ -25,6 +25,9 @@ async def gather_accounts(
             return await read(account_id)
         except VenueError as error:
             return error
+        except SystemExit:
+            # Out of a task it would end the event loop, and with it the service.
+            raise RuntimeError("reading an account wanted to exit") from None
 
     # All are waited for, also where one breaks: none may go on reading after this call has ended.
     results: list[VenueAccount | VenueError] = []

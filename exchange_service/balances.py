@@ -178,6 +178,8 @@ class Balances:
         does not fail it for the others; it is cancelled when the last who waits for it goes away."""
         loop = asyncio.get_running_loop()
         flight = self._flights.get(key)
+        if deadline - loop.time() < _ANSWER_MARGIN + _LEAST_TIME:
+            raise DeadlinePassed("The deadline leaves too little time to ask the venue.")
         if flight is None:
             work = self._refresh(key, reference, listing, kept, loop.time() + self._venue_timeout)
             flight = self._flights[key] = _Flight(loop.create_task(work, name=f"refresh {listing.metadata.id}"))

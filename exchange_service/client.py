@@ -21,6 +21,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
 from exchange_service.errors import (
+    DeadlinePassed,
     ServiceError,
     ShuttingDown,
     StoreUnavailable,
@@ -207,6 +208,8 @@ class ExchangeServiceClient:
         for key, value in error.trailing_metadata() or ():
             if key == "grpc-status-details-bin":
                 return _from_status(status_pb2.Status.FromString(value))
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlinePassed(f"The service at {self._address} did not answer in time. Give the call more time.")
         text = error.details() or ""
         return ServiceUnreachable(
             f"The service at {self._address} did not answer ({error.code().name}: {text[:200]}). "

@@ -98,7 +98,11 @@ class State:
 
 
 async def _run(make: Callable[[], Awaitable[T]]) -> T:
-    return await make()
+    try:
+        return await make()
+    except SystemExit:
+        # Out of a task it would end the event loop, and with it the service.
+        raise RuntimeError("the making of a value wanted to exit") from None
 
 
 async def _close(entry: _Entry) -> None:

@@ -21,6 +21,7 @@ from exchange_service.app import Service, start_service
 from exchange_service.balances import Balances, Reading
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.client import ExchangeServiceClient
+from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore, open_store
 from exchange_service.plugin_api import (
     Account,
@@ -167,7 +168,11 @@ class Running:
 
 
 def settings_for(folder: Path, **changes: Any) -> Settings:
-    plain = {"address": "127.0.0.1:0", "database_url": f"sqlite:///{folder / 'credentials.db'}", "shutdown_grace": 1.0}
+    plain: dict[str, Any] = {
+        "address": "127.0.0.1:0",
+        "database_url": f"sqlite:///{folder / 'credentials.db'}",
+        "shutdown_grace": 1.0,
+    }
     return Settings(**(plain | changes))
 
 
@@ -248,6 +253,14 @@ async def until(check: Callable[[], Any], what: str = "it") -> None:
         await asyncio.sleep(0.01)
 
 
+async def eventually(check: Callable[[], Awaitable[Any]], what: str = "it") -> None:
+    """The same for what has to be asked for."""
+    deadline = time.monotonic() + PATIENCE
+    while not await check():
+        assert time.monotonic() < deadline, f"{what} did not come true in time"
+        await asyncio.sleep(0.02)
+
+
 class Stream:
     """An open StreamBalances call, read event by event."""
 
@@ -300,12 +313,13 @@ def totals(balance: Any) -> dict[str, str]:
 
 @dataclass(slots=True)
 class Clock:
-    """A wall clock that moves when it is told to."""
+    """A wall clock that moves when it is told to, and by itself only where it is `ticking`."""
 
     now: float = 1_800_000_000.0
+    ticking: bool = False
 
     def __call__(self) -> float:
-        return self.now
+        return self.now + (time.monotonic() if self.ticking else 0.0)
 
 
 class Shifted:
@@ -325,7 +339,7 @@ class Shifted:
 class Bench:
     """Balances with a store, sessions and a cache, as the service joins them, but without its server.
 
-    References come from the store itself, so that a changed credential is seen at once.
+    References are asked for each time, so that a changed credential is seen at once, unless the test says otherwise.
     """
 
     store: SqlCredentialStore
@@ -352,14 +366,21 @@ class Bench:
 
 @asynccontextmanager
 async def bench(
-    folder: Path, *plugins: object, overrides: Mapping[str, str] | None = None, **options: Any
+    folder: Path,
+    *plugins: object,
+    overrides: Mapping[str, str] | None = None,
+    reference_ttl: float = 0.0,
+    **options: Any,
 ) -> AsyncIterator[Bench]:
     registry = registry_of(*plugins)
     store = await open_store(f"sqlite:///{folder / 'credentials.db'}", b"0123456789abcdef")
     http = VenueHttpPool(timeout=5.0)
     sessions = Sessions(store.open, http, overrides=overrides)
     cache, clock = MemoryCache(), Clock()
-    balances = Balances(registry, store, sessions, cache, hash_key=b"0123456789abcdef", wall_clock=clock, **options)
+    references = CachedReferences(store, ttl=reference_ttl)
+    balances = Balances(
+        registry, references, sessions, cache, hash_key=b"0123456789abcdef", wall_clock=clock, **options
+    )
     try:
         yield Bench(store, sessions, balances, registry, cache, clock)
     finally:

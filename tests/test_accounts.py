@@ -162,3 +162,11 @@ def test_no_account_has_no_summary() -> None:
 
 def test_what_a_plugin_may_raise_is_a_venue_error() -> None:
     assert issubclass(AccountUnknown, VenueError)
+
+
+async def test_a_reader_that_wants_to_exit_does_not_end_the_service() -> None:
+    async def read(account_id: str) -> VenueAccount:
+        raise SystemExit(3)
+
+    with pytest.raises(RuntimeError, match="exit"):
+        await gather_accounts(["1", "2"], read)

@@ -201,3 +201,13 @@ async def test_no_task_is_left_behind() -> None:
     await state.close()
     await soon()
     assert asyncio.all_tasks() == before
+
+
+async def test_a_making_that_wants_to_exit_does_not_end_the_service() -> None:
+    async def make() -> str:
+        raise SystemExit(3)
+
+    state = State()
+    with pytest.raises(RuntimeError, match="exit"):
+        await state.get("name", make)
+    await state.close()

@@ -201,7 +201,7 @@ class TestRefusals:
         assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
     async def test_an_unknown_method_is_unimplemented(self, running: Running) -> None:
-        call = running.client.channel.unary_unary(f"/{SERVICE}/Withdraw")
+        call: Any = running.client.channel.unary_unary(f"/{SERVICE}/Withdraw")
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await call(b"")
         assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -430,9 +430,10 @@ class TestAddresses:
                 assert (await client.list_exchanges()).stats.total == 1
 
     async def test_a_certificate_without_its_key_is_refused(self, tmp_path: Path) -> None:
+        certificate, _ = _certificate(tmp_path)
         with pytest.raises(UnsafeSettings, match="both"):
             await start_service(
-                settings_for(tmp_path, tls_certificate=tmp_path / "c.pem"), registry=registry_of(ScriptedPlugin())
+                settings_for(tmp_path, tls_certificate=certificate), registry=registry_of(ScriptedPlugin())
             )
 
     async def test_an_address_without_a_service_is_named_by_the_client(self, tmp_path: Path) -> None:
@@ -505,7 +506,7 @@ class TestBoundary:
     async def stub(self) -> AsyncIterator[Any]:
         broken = _BrokenHandlers()
         server = grpc.aio.server(interceptors=(Boundary(SERVICE),))
-        handlers = {
+        handlers: dict[str, Any] = {
             "GetBalance": grpc.unary_unary_rpc_method_handler(broken.unary),
             "StreamBalances": grpc.unary_stream_rpc_method_handler(broken.stream),
         }

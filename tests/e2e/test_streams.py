@@ -1,0 +1,529 @@
+"""StreamBalances as its subscribers meet it: a snapshot, then changes, errors beside balances, and every way to end."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
+
+from exchange_service.app import start_service
+from exchange_service.client import ExchangeServiceClient
+from exchange_service.errors import StreamLifetimeReached
+from exchange_service.plugin_api import (
+    AssetBalance,
+    Balance,
+    CredentialRejected,
+    VenueAccount,
+    VenueCall,
+    VenueUnavailable,
+)
+from exchange_service.testing import Fault
+from exchange_service.v1 import balance_pb2, error_reason_pb2
+from exchange_service.v1 import exchange_service_pb2 as messages
+from tests.harness import (
+    USER,
+    Gate,
+    Running,
+    ScriptedPlugin,
+    holding,
+    listing,
+    raising,
+    registry_of,
+    returning,
+    serving,
+    settings_for,
+    streaming,
+    totals,
+    until,
+)
+
+TOKEN = "a-token-for-tests"
+QUICK: dict[str, Any] = {"poll_interval": 0.1, "heartbeat_interval": 0.15}
+# Long enough that none comes within a test that does not wait for it.
+CALM: dict[str, Any] = {"poll_interval": 0.1, "heartbeat_interval": 600.0}
+
+
+@pytest.fixture
+def paper() -> ScriptedPlugin:
+    return ScriptedPlugin(listing("paper"))
+
+
+@pytest.fixture
+def pencil() -> ScriptedPlugin:
+    return ScriptedPlugin(listing("pencil"), answer=returning(holding(("ETH", "7"))))
+
+
+@pytest.fixture
+async def running(tmp_path: Path, paper: ScriptedPlugin, pencil: ScriptedPlugin) -> AsyncIterator[Running]:
+    """Two venues; the user has a credential for the first."""
+    async with serving(tmp_path, registry=registry_of(paper, pencil), **CALM) as made:
+        await made.store("paper")
+        yield made
+
+
+@pytest.fixture
+async def quick(tmp_path: Path, paper: ScriptedPlugin, pencil: ScriptedPlugin) -> AsyncIterator[Running]:
+    """The same with frequent heartbeats."""
+    async with serving(tmp_path, registry=registry_of(paper, pencil), **QUICK) as made:
+        await made.store("paper")
+        yield made
+
+
+async def polled(plugin: ScriptedPlugin, times: int) -> None:
+    """Wait until the venue was asked so many times more."""
+    wanted = len(plugin.calls) + times
+    await until(lambda: len(plugin.calls) >= wanted, "a poll")
+
+
+class TestChanges:
+    async def test_first_comes_what_there_is_and_then_only_what_changes(
+        self, running: Running, paper: ScriptedPlugin
+    ) -> None:
+        async with streaming(running, "paper") as stream:
+            first = (await stream.next()).balance
+            assert totals(first.balance) == {"BTC": "1.50"}
+            assert first.balance.version > 0
+            await polled(paper, 3)
+            paper.answer = returning(holding(("BTC", "1.75")))
+            # The next event of any kind: nothing came for the polls that found no change.
+            second = (await stream.next()).balance
+            assert totals(second.balance) == {"BTC": "1.75"}
+            assert second.balance.version > first.balance.version
+            assert second.freshness.source == balance_pb2.BALANCE_SOURCE_VENUE
+
+    async def test_a_real_venues_change_arrives_with_all_its_digits(self, tmp_path: Path) -> None:
+        async with (
+            OandaSimulator() as venue,
+            serving(tmp_path, venue_urls={"oanda": venue.url}, **CALM) as running,
+        ):
+            account = SimulatedAccount("101-004-7654321-001")
+            venue.add_token(TOKEN, account)
+            await running.store("oanda", api_key=TOKEN)
+            async with streaming(running, "oanda") as stream:
+                assert (await stream.next_of("balance")).balance.summary.unrealised_pnl == "-127.9300"
+                account.unrealized = Decimal("-127.9299")
+                assert (await stream.next_of("balance")).balance.summary.unrealised_pnl == "-127.9299"
+
+    async def test_a_row_once_reported_stays_at_zero(self, running: Running, paper: ScriptedPlugin) -> None:
+        paper.answer = returning(holding(("BTC", "1.50"), ("ETH", "2")))
+        async with streaming(running, "paper") as stream:
+            assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50", "ETH": "2"}
+            paper.answer = returning(holding(("BTC", "1.50")))
+            assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50", "ETH": "0"}
+            paper.answer = returning(holding(("BTC", "1.60")))
+            assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.60", "ETH": "0"}
+
+    async def test_a_zero_row_that_was_never_reported_is_left_out(
+        self, running: Running, paper: ScriptedPlugin
+    ) -> None:
+        paper.answer = returning(holding(("BTC", "1.50"), ("DUST", "0.000")))
+        async with streaming(running, "paper") as stream:
+            assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50"}
+
+    async def test_an_account_that_turns_unreadable_says_nothing_of_what_it_holds(
+        self, running: Running, paper: ScriptedPlugin
+    ) -> None:
+        good = VenueAccount("1", "spot", assets=(AssetBalance("BTC", total=Decimal(1)),))
+        other = VenueAccount("2", "spot", assets=(AssetBalance("ETH", total=Decimal(2)),))
+        refused = VenueAccount("2", "spot", error=VenueUnavailable("Down."))
+        paper.answer = returning(Balance((good, other)))
+        async with streaming(running, "paper") as stream:
+            await stream.next_of("balance")
+            paper.answer = returning(Balance((good, refused)))
+            partly = (await stream.next_of("balance")).balance.venue_accounts
+            assert [row.asset for row in partly[0].assets] == ["BTC"]
+            assert partly[1].HasField("error")
+            assert not partly[1].assets
+            paper.answer = returning(Balance((good, VenueAccount("2", "spot"))))
+            # It is back, and what it held is gone: the row stands at zero and is not forgotten.
+            assert totals((await stream.next_of("balance")).balance) == {"BTC": "1", "ETH": "0"}
+
+    async def test_a_known_version_spares_the_snapshot_and_not_the_next_change(
+        self, running: Running, paper: ScriptedPlugin
+    ) -> None:
+        held = (await running.client.get_balance(USER, "paper")).balance
+        selector = messages.AccountSelector(exchange_id="paper", known_version=held.version)
+        async with streaming(running, selector) as stream:
+            await polled(paper, 2)
+            paper.answer = returning(holding(("BTC", "9")))
+            first = await stream.next()
+            assert totals(first.balance.balance) == {"BTC": "9"}
+
+    async def test_an_old_version_brings_the_snapshot(self, running: Running) -> None:
+        selector = messages.AccountSelector(exchange_id="paper", known_version=7)
+        async with streaming(running, selector) as stream:
+            assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50"}
+
+    async def test_who_joins_a_running_feed_gets_its_state_at_once(
+        self, running: Running, paper: ScriptedPlugin
+    ) -> None:
+        async with streaming(running, "paper") as first:
+            await first.next_of("balance")
+            gate = Gate()
+            paper.answer = gate
+            await gate.entered.wait()
+            # The venue hangs, and still the second subscriber has something to show.
+            async with streaming(running, "paper") as second:
+                assert totals((await second.next_of("balance")).balance) == {"BTC": "1.50"}
+
+
+class TestErrors:
+    async def test_one_accounts_error_comes_beside_the_others_balance(
+        self, running: Running, paper: ScriptedPlugin
+    ) -> None:
+        await running.store("pencil")
+        paper.answer = raising(CredentialRejected("The key is refused."))
+        async with streaming(running, "paper", "pencil") as stream:
+            events = [await stream.next() for _ in range(2)]
+        kinds = {event.WhichOneof("event"): event for event in events}
+        error = kinds["account_error"].account_error
+        assert (error.exchange_id, error.environment, error.last_version) == ("paper", "production", 0)
+        assert error.error.reason == error_reason_pb2.ERROR_REASON_CREDENTIAL_REJECTED
+        assert totals(kinds["balance"].balance.balance) == {"ETH": "7"}
+
+    async def test_an_error_is_told_once_and_its_end_by_a_balance(
+        self, running: Running, paper: ScriptedPlugin
+    ) -> None:
+        async with streaming(running, "paper") as stream:
+            good = (await stream.next_of("balance")).balance
+            paper.answer = raising(VenueUnavailable("It is down.", retry_after=0.1))
+            error = await stream.next_of("account_error")
+            assert error.error.reason == error_reason_pb2.ERROR_REASON_VENUE_UNAVAILABLE
+            assert error.error.retry_delay.ToTimedelta().total_seconds() == pytest.approx(0.1)
+            assert error.last_version == good.version
+            await polled(paper, 3)
+            paper.answer = returning(holding(("BTC", "1.50")))
+            # No further error in between, and a balance though nothing has changed.
+            recovery = (await stream.next()).balance
+            assert recovery.balance.version == good.version
+            assert not recovery.freshness.HasField("stale")
+
+    async def test_who_joins_in_the_middle_of_trouble_is_told_of_it(
+        self, running: Running, paper: ScriptedPlugin
+    ) -> None:
+        async with streaming(running, "paper") as first:
+            await first.next_of("balance")
+            paper.answer = raising(VenueUnavailable("It is down."))
+            await first.next_of("account_error")
+            async with streaming(running, "paper") as second:
+                balance = (await second.next()).balance
+                assert balance.freshness.source == balance_pb2.BALANCE_SOURCE_LAST_GOOD
+                assert balance.freshness.stale.reason == error_reason_pb2.ERROR_REASON_VENUE_UNAVAILABLE
+                assert (await second.next()).WhichOneof("event") == "account_error"
+
+    async def test_an_unknown_exchange_is_an_error_of_its_own_and_the_others_go_on(self, running: Running) -> None:
+        async with streaming(running, "papre", "paper") as stream:
+            error = await stream.next_of("account_error")
+            assert (error.exchange_id, error.error.reason) == (
+                "papre",
+                error_reason_pb2.ERROR_REASON_EXCHANGE_UNKNOWN,
+            )
+            assert "Did you mean 'paper'?" in error.error.message
+            assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50"}
+
+    async def test_an_account_without_a_credential_is_told_and_works_once_it_has_one(self, running: Running) -> None:
+        async with streaming(running, "pencil") as stream:
+            error = await stream.next_of("account_error")
+            assert error.error.reason == error_reason_pb2.ERROR_REASON_CREDENTIAL_MISSING
+            await running.store("pencil")
+            assert totals((await stream.next_of("balance")).balance) == {"ETH": "7"}
+
+    async def test_nonsense_of_a_venue_never_replaces_a_balance(self, tmp_path: Path) -> None:
+        async with (
+            OandaSimulator() as venue,
+            serving(tmp_path, venue_urls={"oanda": venue.url}, **CALM) as running,
+        ):
+            venue.add_token(TOKEN, SimulatedAccount("101-004-7654321-001"))
+            await running.store("oanda", api_key=TOKEN)
+            async with streaming(running, "oanda") as stream:
+                await stream.next_of("balance")
+                venue.fail(Fault.html(200))
+                error = (await stream.next()).account_error
+                assert error.error.reason == error_reason_pb2.ERROR_REASON_VENUE_MALFORMED
+
+    async def test_a_plugin_that_breaks_does_not_end_the_stream(self, running: Running, paper: ScriptedPlugin) -> None:
+        paper.answer = raising(SystemExit("signature=48be"))
+        async with streaming(running, "paper") as stream:
+            error = await stream.next_of("account_error")
+            assert error.error.reason == error_reason_pb2.ERROR_REASON_PLUGIN_FAILED
+            assert "signature" not in error.error.message
+            paper.answer = returning(holding(("BTC", "2")))
+            assert totals((await stream.next_of("balance")).balance) == {"BTC": "2"}
+
+
+class TestHeartbeats:
+    async def test_they_have_the_state_of_each_account(
+        self, quick: Running, paper: ScriptedPlugin, pencil: ScriptedPlugin
+    ) -> None:
+        await quick.store("pencil")
+        pencil.answer = raising(CredentialRejected("No."))
+        async with streaming(quick, "paper", "pencil", "papre") as stream:
+            balance = (await stream.next_of("balance")).balance
+
+            def complete(beat: Any) -> bool:
+                return all(state.version or state.HasField("error") for state in beat.accounts)
+
+            beat = await stream.next_of("heartbeat")
+            while not complete(beat):
+                beat = await stream.next_of("heartbeat")
+        states = {state.exchange_id: state for state in beat.accounts}
+        assert set(states) == {"paper", "pencil", "papre"}
+        assert states["paper"].version == balance.version
+        assert states["paper"].HasField("age")
+        assert not states["paper"].HasField("error")
+        assert states["pencil"].error.reason == error_reason_pb2.ERROR_REASON_CREDENTIAL_REJECTED
+        assert (states["pencil"].version, states["pencil"].HasField("age")) == (0, False)
+        assert states["papre"].error.reason == error_reason_pb2.ERROR_REASON_EXCHANGE_UNKNOWN
+        assert beat.server_time.seconds > 0
+
+    async def test_they_come_where_nothing_else_happens(self, quick: Running) -> None:
+        async with streaming(quick, user="nobody") as stream:
+            for _ in range(3):
+                beat = (await stream.next()).heartbeat
+                assert list(beat.accounts) == []
+
+
+class TestAllAccounts:
+    async def test_an_empty_selection_follows_every_stored_account(self, running: Running) -> None:
+        await running.store("pencil")
+        await running.store("pencil", user="bob")
+        async with streaming(running) as stream:
+            balances = [(await stream.next_of("balance")).balance for _ in range(2)]
+        assert {(balance.user_id, balance.exchange_id) for balance in balances} == {(USER, "paper"), (USER, "pencil")}
+
+    async def test_one_added_later_joins_and_one_removed_leaves(self, quick: Running) -> None:
+        async with streaming(quick) as stream:
+            assert (await stream.next_of("balance")).balance.exchange_id == "paper"
+            await quick.store("pencil")
+            assert (await stream.next_of("balance")).balance.exchange_id == "pencil"
+            await quick.remove("paper")
+            while [state.exchange_id for state in (await stream.next_of("heartbeat")).accounts] != ["pencil"]:
+                continue
+            assert quick.service.feeds.counts() == (1, 1)
+
+    async def test_a_stored_exchange_that_nobody_serves_is_told_of_and_the_others_go_on(self, running: Running) -> None:
+        await running.store("vanished")
+        async with streaming(running) as stream:
+            events = [await stream.next() for _ in range(2)]
+        assert {event.WhichOneof("event") for event in events} == {"account_error", "balance"}
+
+
+class TestCost:
+    async def test_many_subscribers_cost_the_venue_one_poll_loop(self, running: Running, paper: ScriptedPlugin) -> None:
+        streams = [streaming(running, "paper") for _ in range(30)]
+        opened = [await stream.__aenter__() for stream in streams]
+        await asyncio.gather(*(stream.next_of("balance") for stream in opened))
+        assert running.service.feeds.counts() == (1, 30)
+        amounts = itertools.count(2)
+
+        async def rising(_: VenueCall) -> Balance:
+            return holding(("BTC", str(next(amounts))))
+
+        paper.answer = rising
+        before = len(paper.calls)
+        seen = [(await stream.next_of("balance")).balance for stream in opened for _ in range(3)]
+        distinct = {totals(balance)["BTC"] for balance in seen}
+        assert len(seen) == 90
+        # Each value that was seen cost one request, and no request was made for each subscriber.
+        assert len(distinct) <= len(paper.calls) - before + 1
+        assert len(paper.calls) - before < 45
+        for stream in streams:
+            await stream.__aexit__(None, None, None)
+
+    async def test_a_stream_and_a_call_share_one_request(self, running: Running, paper: ScriptedPlugin) -> None:
+        paper.answer = gate = Gate()
+        async with streaming(running, "paper") as stream:
+            await gate.entered.wait()
+            call = asyncio.ensure_future(running.client.get_balance(USER, "paper"))
+            gate.opened.set()
+            assert totals((await stream.next_of("balance")).balance) == totals((await call).balance)
+        assert len(paper.calls) <= 2
+
+
+class TestEnds:
+    async def left(self, running: Running) -> None:
+        await until(lambda: running.service.feeds.counts() == (0, 0), "the end of the feed")
+
+    async def test_a_feed_ends_with_its_last_subscriber(self, running: Running, paper: ScriptedPlugin) -> None:
+        async with streaming(running, "paper") as first:
+            await first.next_of("balance")
+            async with streaming(running, "paper") as second:
+                await second.next_of("balance")
+                assert running.service.feeds.counts() == (1, 2)
+            await until(lambda: running.service.feeds.counts() == (1, 1))
+        await self.left(running)
+        asked = len(paper.calls)
+        await asyncio.sleep(0.3)
+        assert len(paper.calls) == asked
+
+    async def test_who_leaves_while_the_venue_is_asked_ends_that_too(
+        self, running: Running, paper: ScriptedPlugin
+    ) -> None:
+        paper.answer = gate = Gate()
+        async with streaming(running, "paper"):
+            await gate.entered.wait()
+        await asyncio.wait_for(gate.cancelled.wait(), 5)
+        await self.left(running)
+
+    async def test_a_client_that_stops_iterating_leaves(self, running: Running) -> None:
+        async with aclosing(running.client.stream_balances(USER)) as events:  # type: ignore[type-var]
+            async for event in events:
+                assert event.WhichOneof("event") == "balance"
+                break
+        await self.left(running)
+
+    async def test_a_client_that_breaks_off_without_closing_leaves_too(self, running: Running) -> None:
+        async for _ in running.client.stream_balances(USER):
+            break
+        await self.left(running)
+
+    async def test_a_client_whose_connection_ends_leaves(self, running: Running) -> None:
+        async with ExchangeServiceClient(running.service.address) as client:
+            events = client.stream_balances(USER).__aiter__()
+            await events.__anext__()
+            assert running.service.feeds.counts() == (1, 1)
+        await self.left(running)
+
+    async def test_a_refused_subscription_leaves_nothing_behind(self, running: Running) -> None:
+        async with streaming(running, *["paper"] * 201) as stream:
+            await stream.failure()
+        assert running.service.feeds.counts() == (0, 0)
+
+    async def test_a_stream_ends_after_its_life_with_a_delay_of_zero(
+        self, tmp_path: Path, paper: ScriptedPlugin
+    ) -> None:
+        async with serving(tmp_path, registry=registry_of(paper), stream_lifetime=1.0, **CALM) as running:
+            await running.store()
+            async with streaming(running, "paper") as stream:
+                failed = await stream.failure()
+            assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "STREAM_LIFETIME_REACHED")
+            assert failed.retry_delay == 0.0
+            assert failed.trailers["grpc-retry-pushback-ms"] == "0"
+            await self.left(running)
+
+    async def test_a_client_that_resumes_goes_on_without_a_second_snapshot(
+        self, tmp_path: Path, paper: ScriptedPlugin
+    ) -> None:
+        async with serving(tmp_path, registry=registry_of(paper), stream_lifetime=1.0, **CALM) as running:
+            await running.store()
+            selected = [messages.AccountSelector(exchange_id="paper")]
+            events = running.client.stream_balances(USER, selected, resume=True)
+            async with aclosing(events) as stream:  # type: ignore[type-var]
+                first = (await anext(stream)).balance.balance
+                # Over the end of the first stream and the beginning of the second, nothing comes until this.
+                following = asyncio.ensure_future(_first_balance(stream))
+                await until(lambda: running.service.feeds.counts()[1] == 0, "the end of the first stream")
+                await until(lambda: running.service.feeds.counts()[1] == 1, "the second stream")
+                await polled(paper, 2)
+                paper.answer = returning(holding(("BTC", "2")))
+                second = (await following).balance.balance
+        assert (totals(first), totals(second)) == ({"BTC": "1.50"}, {"BTC": "2"})
+
+    async def test_a_client_that_resumes_under_another_word_names_no_account_twice(
+        self, tmp_path: Path, paper: ScriptedPlugin
+    ) -> None:
+        async with serving(tmp_path, registry=registry_of(paper), stream_lifetime=1.0, **CALM) as running:
+            await running.store()
+            # As many as a stream may follow: one more, and the second stream would be refused.
+            selected = [messages.AccountSelector(exchange_id="PAPER", environment="live")]
+            selected += [messages.AccountSelector(exchange_id=f"none{number}") for number in range(199)]
+            events = running.client.stream_balances(USER, selected, resume=True)
+            async with aclosing(events) as stream:  # type: ignore[type-var]
+                assert totals((await _first_balance(stream)).balance.balance) == {"BTC": "1.50"}
+                assert totals((await _first_balance(stream)).balance.balance) == {"BTC": "1.50"}
+
+    async def test_a_client_that_does_not_resume_is_told(self, tmp_path: Path, paper: ScriptedPlugin) -> None:
+        async with serving(tmp_path, registry=registry_of(paper), stream_lifetime=1.0, **CALM) as running:
+            await running.store()
+            with pytest.raises(StreamLifetimeReached):
+                await _to_the_end(running.client.stream_balances(USER))
+
+    async def test_the_stop_of_the_service_ends_it_with_a_reason(self, tmp_path: Path, paper: ScriptedPlugin) -> None:
+        service = await start_service(settings_for(tmp_path, **CALM), registry=registry_of(paper))
+        async with ExchangeServiceClient(service.address) as client:
+            running = Running(service, client)
+            await running.store()
+            async with streaming(running, "paper") as stream:
+                await stream.next_of("balance")
+                stopping = asyncio.ensure_future(service.stop())
+                failed = await stream.failure()
+                await stopping
+        assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+        assert failed.retry_delay is not None
+
+    async def test_a_service_that_is_about_to_stop_takes_no_new_stream(self, running: Running) -> None:
+        await running.service.feeds.close()
+        async with streaming(running, "paper") as late:
+            assert (await late.failure()).reason == "SHUTTING_DOWN"
+
+
+async def _to_the_end(events: AsyncIterator[Any]) -> None:
+    async for _ in events:
+        continue
+
+
+async def _first_balance(events: AsyncIterator[Any]) -> Any:
+    async for event in events:
+        if event.HasField("balance"):
+            return event
+    raise AssertionError("the stream ended")
+
+
+class TestSlowReaders:
+    async def test_one_gets_the_latest_whole_state_and_not_every_step(self, tmp_path: Path) -> None:
+        # So large that a few of them fill what the connection takes unread.
+        padding = tuple(f"{'x' * 1000}{number}" for number in range(2000))
+        amounts = itertools.count(1)
+
+        async def rising(_: VenueCall) -> Balance:
+            return holding(("BTC", str(next(amounts))), notes=padding)
+
+        plugin = ScriptedPlugin(answer=rising)
+        async with serving(tmp_path, registry=registry_of(plugin), poll_interval=0.1, max_age=0.0) as running:
+            await running.store()
+            async with streaming(running, "paper") as slow, streaming(running, "paper") as quick:
+                seen = [int(totals((await quick.next_of("balance")).balance)["BTC"]) for _ in range(12)]
+                read: list[int] = []
+                while not read or read[-1] < seen[-1]:
+                    read.append(int(totals((await slow.next_of("balance")).balance)["BTC"]))
+        assert read == sorted(set(read))
+        assert len(read) < read[-1] - read[0] + 1, "nothing was skipped"
+
+    async def test_one_who_does_not_read_at_all_is_ended_and_nobody_else(self, tmp_path: Path) -> None:
+        amounts = itertools.count(1)
+        padding = tuple(f"{'x' * 1000}{number}" for number in range(2000))
+
+        async def rising(_: VenueCall) -> Balance:
+            return holding(("BTC", str(next(amounts))), notes=padding)
+
+        plugin = ScriptedPlugin(answer=rising)
+        async with serving(
+            tmp_path, registry=registry_of(plugin), poll_interval=0.1, max_age=0.0, write_timeout=0.3
+        ) as running:
+            await running.store()
+            async with streaming(running, "paper") as reader:
+                await reader.next_of("balance")
+                frozen = ExchangeServiceClient(running.service.address)
+                call = Running(running.service, frozen).stub.StreamBalances(
+                    messages.StreamBalancesRequest(user_id=USER)
+                )
+                await call.read()
+                await until(lambda: running.service.feeds.counts() == (1, 2))
+
+                async def read_on() -> None:
+                    while running.service.feeds.counts() == (1, 2):
+                        await reader.next_of("balance")
+
+                await asyncio.wait_for(read_on(), 20)
+                assert running.service.feeds.counts() == (1, 1)
+                assert (await reader.next_of("balance")).balance
+                call.cancel()
+                await frozen.close()

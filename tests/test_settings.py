@@ -1,0 +1,143 @@
+"""The settings: flags before environment before file, and a wrong one is named and never shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from exchange_service.settings import ENVIRONMENT_PREFIX, Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in os.environ:
+        if name.startswith(ENVIRONMENT_PREFIX):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "settings.toml"
+    path.write_text("")
+    monkeypatch.setenv("EXCHANGE_SERVICE_CONFIG", str(path))
+    return path
+
+
+class TestPrecedence:
+    def test_a_flag_comes_before_the_environment_before_the_file_before_the_default(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert load_settings().max_age == 30.0
+        file.write_text("max_age = 1.0\nstale_grace = 1.0\nvenue_timeout = 1.0\n")
+        monkeypatch.setenv("EXCHANGE_SERVICE_STALE_GRACE", "2")
+        monkeypatch.setenv("EXCHANGE_SERVICE_VENUE_TIMEOUT", "2")
+        settings = load_settings(venue_timeout=3.0, call_timeout=None)
+        assert (settings.max_age, settings.stale_grace, settings.venue_timeout) == (1.0, 2.0, 3.0)
+        assert settings.call_timeout == 10.0
+
+    def test_addresses_of_simulators_come_as_json_or_as_a_table(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file.write_text('[venue_urls]\noanda = "http://127.0.0.1:1"\n')
+        assert load_settings().venue_urls == {"oanda": "http://127.0.0.1:1"}
+        monkeypatch.setenv("EXCHANGE_SERVICE_VENUE_URLS", '{"oanda": "http://127.0.0.1:2"}')
+        assert load_settings().venue_urls["oanda"] == "http://127.0.0.1:2"
+
+    def test_a_named_file_that_is_not_there_is_an_error(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("EXCHANGE_SERVICE_CONFIG", str(tmp_path / "nowhere.toml"))
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.toml.*EXCHANGE_SERVICE_CONFIG"):
+            load_settings()
+
+    def test_without_a_file_there_are_defaults(self) -> None:
+        settings = load_settings()
+        assert settings.address == "127.0.0.1:50051"
+        assert settings.database_url.startswith("sqlite:///")
+        assert settings.cache_url == "memory://"
+
+
+WRONG: dict[str, Any] = {
+    "max_age": "hunter2",
+    "stale_grace": -1,
+    "venue_timeout": 0,
+    "poll_interval": 0.01,
+    "log_level": "hunter2",
+    "venue_urls": {"oanda": "ftp://hunter2"},
+    "hash_key": "hunter2",
+    "insecure": "hunter2",
+    "address": "hunter2",
+    "database_url": "hunter2",
+    "cache_url": "hunter2",
+    "tls_key": "hunter2",
+}
+
+
+class TestWrongValues:
+    @pytest.mark.parametrize("name", WRONG)
+    def test_one_is_named_and_not_shown(self, name: str) -> None:
+        with pytest.raises(ValidationError) as refusal:
+            load_settings(**{name: WRONG[name]})
+        assert name in str(refusal.value)
+        assert "hunter2" not in str(refusal.value)
+
+    def test_one_from_the_environment_is_named_and_not_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("EXCHANGE_SERVICE_HASH_KEY", "hunter2")
+        with pytest.raises(ValidationError) as refusal:
+            load_settings()
+        assert "hash_key" in str(refusal.value)
+        assert "hunter2" not in str(refusal.value)
+
+    def test_broken_json_in_the_environment_is_named_and_not_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("EXCHANGE_SERVICE_VENUE_URLS", "{hunter2")
+        with pytest.raises(ValueError, match="venue_urls") as refusal:
+            load_settings()
+        assert "hunter2" not in str(refusal.value)
+
+    def test_a_key_of_the_file_that_is_no_setting_is_refused(self, file: Path) -> None:
+        file.write_text('max_agee = 5\ndatabase_password = "hunter2"\n')
+        with pytest.raises(ValidationError) as refusal:
+            load_settings()
+        assert "max_agee" in str(refusal.value)
+        assert "hunter2" not in str(refusal.value)
+
+    def test_a_flag_that_is_no_setting_is_refused(self) -> None:
+        with pytest.raises(ValidationError, match="max_agee"):
+            load_settings(max_agee=5)
+
+    def test_a_file_that_is_no_toml_is_an_error(self, file: Path) -> None:
+        file.write_text("max_age: 5")
+        with pytest.raises(ValueError, match="line 1"):
+            load_settings()
+
+
+def test_the_hash_key_does_not_show_itself() -> None:
+    assert "only for this test" not in repr(load_settings(hash_key="only for this test"))
+
+
+@pytest.mark.parametrize(
+    ("address", "loopback"),
+    [
+        ("127.0.0.1:50051", True),
+        ("127.8.9.1:0", True),
+        ("localhost:50051", True),
+        ("[::1]:50051", True),
+        ("unix:/run/exchange.sock", True),
+        ("0.0.0.0:50051", False),
+        ("[::]:50051", False),
+        ("192.0.2.7:50051", False),
+        ("127.example.com:50051", False),
+        ("localhost.example.com:50051", False),
+    ],
+)
+def test_loopback_is_told_from_the_rest(address: str, loopback: bool) -> None:
+    assert load_settings(address=address).loopback is loopback
+
+
+def test_every_setting_says_what_it_is_for() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith((".", "}.")), name

@@ -1,0 +1,130 @@
+"""The status table: every leaf of the error tree has its row, and leaves with exactly the promised details."""
+
+from __future__ import annotations
+
+import pytest
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from exchange_service import errors
+from exchange_service.errors import FieldInvalid, ServiceError
+from exchange_service.grpc_server.status import DETAILS_KEY, PUSHBACK_KEY, TABLE, outcome
+from exchange_service.v1 import error_reason_pb2
+from tests.harness import unpacked
+
+# As the wire style says it: code, reason, and whether there is always a delay to respect.
+EXPECTED = """
+INVALID_ARGUMENT     FIELD_INVALID            -
+NOT_FOUND            EXCHANGE_UNKNOWN         -
+NOT_FOUND            CREDENTIAL_MISSING       -
+UNAUTHENTICATED      CALLER_UNKNOWN           -
+PERMISSION_DENIED    USER_FORBIDDEN           -
+FAILED_PRECONDITION  CREDENTIAL_INVALID       -
+FAILED_PRECONDITION  CREDENTIAL_UNREADABLE    -
+FAILED_PRECONDITION  CREDENTIAL_REJECTED      -
+FAILED_PRECONDITION  PERMISSION_MISSING       -
+FAILED_PRECONDITION  ADDRESS_NOT_ALLOWED      -
+FAILED_PRECONDITION  CLOCK_SKEW               -
+FAILED_PRECONDITION  REGION_RESTRICTED        -
+FAILED_PRECONDITION  ACCOUNT_UNKNOWN          -
+FAILED_PRECONDITION  FEATURE_NOT_ENABLED      -
+RESOURCE_EXHAUSTED   VENUE_RATE_LIMITED       delay
+RESOURCE_EXHAUSTED   CALLER_RATE_LIMITED      delay
+RESOURCE_EXHAUSTED   SERVICE_OVERLOADED       delay
+UNAVAILABLE          VENUE_UNAVAILABLE        delay
+UNAVAILABLE          VENUE_MAINTENANCE        delay
+UNAVAILABLE          VENUE_TIMEOUT            delay
+UNAVAILABLE          VENUE_MALFORMED          -
+UNAVAILABLE          STORE_UNAVAILABLE        delay
+UNAVAILABLE          SHUTTING_DOWN            delay
+UNAVAILABLE          STREAM_LIFETIME_REACHED  delay
+DEADLINE_EXCEEDED    DEADLINE_PASSED          -
+ABORTED              SUBSCRIBER_TOO_SLOW      -
+UNIMPLEMENTED        NOT_SUPPORTED            -
+INTERNAL             REQUEST_REFUSED          -
+INTERNAL             PLUGIN_FAILED            -
+INTERNAL             SERVICE_FAILED           -
+"""
+ROWS = [line.split() for line in EXPECTED.split("\n") if line]
+
+
+def _leaf(reason: str) -> type[ServiceError]:
+    """The class of our own with this reason."""
+    (found,) = [
+        leaf for leaf in errors.leaves() if leaf.reason == reason and leaf.__module__ == "exchange_service.errors"
+    ]
+    return found
+
+
+def _made(reason: str, message: str = "Something happened.", retry_after: float | None = None) -> ServiceError:
+    leaf = _leaf(reason)
+    if leaf is FieldInvalid:
+        return FieldInvalid("user_id", "it is required.")
+    return leaf(message, retry_after=retry_after)
+
+
+def _status(error: ServiceError) -> status_pb2.Status:
+    return status_pb2.Status.FromString(bytes(dict(outcome(error).trailers)[DETAILS_KEY]))  # type: ignore[arg-type]
+
+
+def test_the_table_and_the_tree_have_the_same_leaves() -> None:
+    ours = {leaf for leaf in errors.leaves() if leaf.__module__ == "exchange_service.errors"}
+    assert set(TABLE) == ours
+
+
+def test_the_tree_the_table_here_and_the_enum_have_the_same_reasons() -> None:
+    reasons = {reason for _, reason, _ in ROWS}
+    assert {leaf.reason for leaf in TABLE} == reasons
+    enum = {
+        name.removeprefix("ERROR_REASON_")
+        for name in error_reason_pb2.DESCRIPTOR.enum_types_by_name["ErrorReason"].values_by_name
+    }
+    assert enum == reasons | {"UNSPECIFIED"}
+    assert len(ROWS) == len(reasons)
+
+
+@pytest.mark.parametrize(("code", "reason", "delay"), ROWS, ids=[row[1] for row in ROWS])
+class TestEach:
+    def test_it_leaves_with_its_code_and_one_error_info(self, code: str, reason: str, delay: str) -> None:
+        end = outcome(_made(reason))
+        assert end.code.name == code
+        assert end.message.startswith(f"{reason}: ")
+        status = _status(_made(reason))
+        assert (status.code, status.message) == (code_pb2.Code.Value(code), end.message)
+        (info,) = [found for found in unpacked(status) if isinstance(found, error_details_pb2.ErrorInfo)]
+        assert (info.reason, info.domain) == (reason, "exchange-service")
+
+    def test_a_delay_is_there_where_waiting_helps(self, code: str, reason: str, delay: str) -> None:
+        found = [type(detail).__name__ for detail in unpacked(_status(_made(reason)))]
+        pushback = dict(outcome(_made(reason)).trailers).get(PUSHBACK_KEY)
+        assert ("RetryInfo" in found) == (delay == "delay") == (pushback is not None)
+        assert found.count("RetryInfo") <= 1
+        assert ("BadRequest" in found) == (reason == "FIELD_INVALID")
+
+    def test_it_says_who_acts_and_how(self, code: str, reason: str, delay: str) -> None:
+        row = TABLE[_leaf(reason)]
+        assert row.who
+        assert row.next_step.endswith(".")
+        if reason != "FIELD_INVALID":
+            assert outcome(_made(reason, "It happened.")).message == f"{reason}: It happened. {row.next_step}"
+
+
+def test_the_given_delay_stands_in_all_three_places() -> None:
+    error = errors.VenueRateLimited("Too many.", retry_after=7.25)
+    (retry,) = [found for found in unpacked(_status(error)) if isinstance(found, error_details_pb2.RetryInfo)]
+    assert retry.retry_delay.ToTimedelta().total_seconds() == 7.25
+    assert dict(outcome(error).trailers)[PUSHBACK_KEY] == "7250"
+
+
+def test_a_bad_field_is_named_with_its_path() -> None:
+    (bad,) = [
+        found
+        for found in unpacked(_status(FieldInvalid("accounts[3].exchange_id", "it is required.")))
+        if isinstance(found, error_details_pb2.BadRequest)
+    ]
+    (violation,) = bad.field_violations
+    assert (violation.field, violation.description) == ("accounts[3].exchange_id", "it is required.")
+
+
+def test_a_message_that_says_what_to_do_is_not_given_another_step() -> None:
+    error = errors.CredentialMissing("Nothing is stored. Add it.")
+    assert outcome(error).message == "CREDENTIAL_MISSING: Nothing is stored. Add it."

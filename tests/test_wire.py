@@ -1,0 +1,381 @@
+"""Model to bytes to messages: every digit is kept, unknown is never zero, and foreign bytes are no balance."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exchange_service.errors import CredentialRejected, VenueRateLimited, VenueUnavailable
+from exchange_service.model import Account, AssetBalance, Balance, Summary, VenueAccount
+from exchange_service.v1 import balance_pb2, error_reason_pb2
+from exchange_service.v1 import exchange_service_pb2 as messages
+from exchange_service.wire import (
+    AccountState,
+    RowIdentity,
+    Source,
+    StoredBalance,
+    account_error_event,
+    balance_event,
+    decode_stored,
+    get_balance_reply,
+    heartbeat_event,
+    store_balance,
+    with_known_rows,
+)
+
+ALICE = Account("alice", "paper")
+NOW = 1_800_000_000.25
+AMOUNT = re.compile(r"-?\d+(\.\d+)?\Z", re.ASCII)
+NAMES: tuple[Any, ...] = ("total", "free", "used", "debt")
+
+
+def stored(balance: Balance, at: float = NOW, previous: StoredBalance | None = None) -> StoredBalance:
+    return store_balance(ALICE, balance, at, previous)
+
+
+def message(data: bytes) -> Any:
+    return balance_pb2.Balance.FromString(data)
+
+
+def row(asset: str, total: str | None = None, **amounts: str) -> AssetBalance:
+    texts = ({"total": total} if total is not None else {}) | amounts
+    known: dict[str, Any] = {name: Decimal(text) for name, text in texts.items()}
+    return AssetBalance(asset, **known)
+
+
+def one(*rows: AssetBalance, **changes: Any) -> Balance:
+    return Balance((VenueAccount("1", "spot", "main", assets=rows),), **changes)
+
+
+class TestAmounts:
+    @pytest.mark.parametrize(
+        ("amount", "text"),
+        [
+            ("1E+3", "1000"),
+            ("1E-8", "0.00000001"),
+            ("-3.50", "-3.50"),
+            ("0.000", "0.000"),
+            ("0E-8", "0.00000000"),
+            ("123456789012345678901234567890.123456789012345678", "123456789012345678901234567890.123456789012345678"),
+        ],
+    )
+    def test_one_is_written_without_an_exponent_and_with_its_digits(self, amount: str, text: str) -> None:
+        (account,) = message(stored(one(row("BTC", amount))).data).venue_accounts
+        assert account.assets[0].total == text
+
+    def test_an_unknown_amount_is_absent_and_zero_is_there(self) -> None:
+        (account,) = message(stored(one(row("BTC", "0"))).data).venue_accounts
+        found = account.assets[0]
+        assert found.HasField("total")
+        assert found.total == "0"
+        assert not any(found.HasField(name) for name in ("free", "used", "debt"))
+
+    def test_an_unknown_figure_of_a_summary_is_absent_and_zero_is_there(self) -> None:
+        balance = Balance((), Summary("USD", total=Decimal(0), equity=Decimal("-1.5")))
+        summary = message(stored(balance).data).summary
+        known = {name for name in ("total", "available", "equity", "margin_used", "cash") if summary.HasField(name)}
+        assert known == {"total", "equity"}
+        assert (summary.currency, summary.total, summary.equity) == ("USD", "0", "-1.5")
+
+    def test_without_a_summary_there_is_none(self) -> None:
+        assert not message(stored(one(row("BTC", "1"))).data).HasField("summary")
+
+
+class TestBalance:
+    def test_every_field_of_the_model_arrives(self) -> None:
+        when = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
+        balance = Balance(
+            (
+                VenueAccount(
+                    "101-004",
+                    "margin",
+                    "sub",
+                    "My account",
+                    (AssetBalance("BTC", Decimal(4), Decimal(3), Decimal(2), Decimal(1), venue_asset="XXBT"),),
+                    Summary("USD", *(Decimal(number) for number in range(1, 8))),
+                    venue_time=when,
+                ),
+                VenueAccount("102", error=VenueRateLimited("Wait.", retry_after=2.5)),
+            ),
+            Summary("EUR", total=Decimal(9)),
+            venue_time=when,
+            notes=("one", "two"),
+        )
+        found = message(stored(balance).data)
+        assert (found.user_id, found.exchange_id, found.environment) == ("alice", "paper", "production")
+        assert found.fetch_time.ToJsonString() == "2027-01-15T08:00:00.250Z"
+        assert found.venue_time.ToDatetime(UTC) == when
+        assert list(found.notes) == ["one", "two"]
+        assert (found.summary.currency, found.summary.total) == ("EUR", "9")
+        first, second = found.venue_accounts
+        assert (first.id, first.type, first.sub_account, first.label) == ("101-004", "margin", "sub", "My account")
+        assert first.venue_time.ToDatetime(UTC) == when
+        (asset,) = first.assets
+        assert (asset.asset, asset.venue_asset) == ("BTC", "XXBT")
+        assert (asset.account_type, asset.sub_account) == ("margin", "sub")
+        assert (asset.total, asset.free, asset.used, asset.debt) == ("4", "3", "2", "1")
+        figures = [item.name for item in fields(Summary) if item.name != "currency"]
+        assert [getattr(first.summary, name) for name in figures] == [str(number) for number in range(1, 8)]
+        assert second.error.reason == error_reason_pb2.ERROR_REASON_VENUE_RATE_LIMITED
+        assert second.error.message == "Wait."
+        assert second.error.retry_delay.ToTimedelta().total_seconds() == 2.5
+        assert not second.HasField("summary")
+
+    def test_the_venues_code_is_the_assets_own_where_it_has_no_other(self) -> None:
+        (account,) = message(stored(one(row("EUR", "1"))).data).venue_accounts
+        assert account.assets[0].venue_asset == "EUR"
+
+    def test_compact_drops_only_the_rows_whose_every_known_amount_is_zero(self) -> None:
+        rows = (
+            row("ALL-ZERO", "0.000", free="0", used="-0"),
+            row("ONLY-TOTAL", "0"),
+            row("DEBT", "0", debt="0.1"),
+            row("UNKNOWN"),
+            row("NEGATIVE", "-1"),
+            row("TINY", "0.000000000000000001"),
+        )
+        found = stored(one(*rows))
+        kept = [asset.asset for asset in message(found.compact).venue_accounts[0].assets]
+        assert kept == ["DEBT", "UNKNOWN", "NEGATIVE", "TINY"]
+        assert len(message(found.data).venue_accounts[0].assets) == len(rows)
+        rest = message(found.compact)
+        for side in (rest, whole := message(found.data)):
+            for account in side.venue_accounts:
+                del account.assets[:]
+        assert rest == whole
+
+    @pytest.mark.parametrize("digit", "123456789")
+    def test_one_digit_is_enough_to_keep_a_row(self, digit: str) -> None:
+        found = message(stored(one(row("BTC", f"0.000{digit}"), row("ETH", "0.0000"))).compact)
+        assert [asset.asset for asset in found.venue_accounts[0].assets] == ["BTC"]
+
+
+class TestVersion:
+    balance = one(row("BTC", "1"))
+
+    def test_the_first_is_the_time_in_microseconds(self) -> None:
+        assert stored(self.balance).version == 1_800_000_000_250_000
+        assert message(stored(self.balance).data).version == 1_800_000_000_250_000
+
+    def test_equal_content_keeps_it_whatever_the_times_say(self) -> None:
+        first = stored(self.balance)
+        when = datetime(2026, 1, 1, tzinfo=UTC)
+        later = replace(
+            self.balance,
+            venue_time=when,
+            venue_accounts=(replace(self.balance.venue_accounts[0], venue_time=when),),
+        )
+        second = stored(later, NOW + 10, first)
+        assert second.version == first.version
+        assert second.fetch_time == NOW + 10
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            one(row("BTC", "1.0")),
+            one(row("BTC", "1", free="1")),
+            one(row("BTC", "1"), notes=("news",)),
+            one(row("BTC", "1"), summary=Summary("USD")),
+            one(),
+            Balance((VenueAccount("1", "spot", "main", error=VenueUnavailable("Down.")),)),
+        ],
+    )
+    def test_any_other_content_raises_it(self, changed: Balance) -> None:
+        first = stored(self.balance)
+        assert stored(changed, NOW + 10, first).version == 1_800_000_010_250_000
+
+    def test_a_clock_that_went_back_raises_it_by_one(self) -> None:
+        first = stored(self.balance)
+        assert stored(one(row("BTC", "2")), NOW - 3600, first).version == first.version + 1
+
+
+class TestKept:
+    good = stored(one(row("BTC", "1.50")))
+
+    def test_what_was_encoded_is_decoded(self) -> None:
+        found = decode_stored(ALICE, self.good.encoded())
+        assert found == self.good
+
+    @pytest.mark.parametrize(
+        "raw",
+        [
+            b"",
+            b"\x00" + good.data,
+            b"\x02" + good.data,
+            good.data,
+            b"\x01",
+            b"\x01" + good.data[:-1],
+            b"\x01\xff" + good.data,
+            b"null",
+            b'\x01{"total": {}}',
+            bytes(range(256)),
+        ],
+    )
+    def test_anything_else_is_nothing(self, raw: bytes) -> None:
+        assert decode_stored(ALICE, raw) is None
+
+    @pytest.mark.parametrize(
+        "other",
+        [Account("bob", "paper"), Account("alice", "pencil"), Account("alice", "paper", "sandbox")],
+    )
+    def test_another_accounts_is_nothing(self, other: Account) -> None:
+        assert decode_stored(other, self.good.encoded()) is None
+
+    @given(st.binary(max_size=200))
+    def test_no_bytes_at_all_raise(self, raw: bytes) -> None:
+        assert decode_stored(ALICE, b"\x01" + raw) is None or message(raw).user_id == "alice"
+
+
+class TestKnownRows:
+    def feed(self, *balances: Balance) -> list[dict[str, dict[str, str]]]:
+        """What a feed sends for each: asset to its known amounts."""
+        known: dict[RowIdentity, Any] = {}
+        sent = []
+        for balance in balances:
+            data, known = with_known_rows(stored(balance), known)
+            sent.append(
+                {
+                    f"{account.id}:{asset.asset}": {
+                        name: getattr(asset, name) for name in NAMES if asset.HasField(name)
+                    }
+                    for account in message(data).venue_accounts
+                    for asset in account.assets
+                }
+            )
+        return sent
+
+    def test_a_row_that_is_gone_stands_at_zero_for_each_amount_that_it_had(self) -> None:
+        both = one(row("BTC", "1"), row("ETH", "2", free="1.5"))
+        sent = self.feed(both, one(row("BTC", "1")), one(row("BTC", "1")), both)
+        zero = {"1:BTC": {"total": "1"}, "1:ETH": {"total": "0", "free": "0"}}
+        assert sent[1:3] == [zero, zero]
+        assert sent[3] == sent[0] == {"1:BTC": {"total": "1"}, "1:ETH": {"total": "2", "free": "1.5"}}
+
+    def test_a_row_that_the_venue_itself_calls_zero_stays_as_the_venue_writes_it(self) -> None:
+        sent = self.feed(one(row("BTC", "1")), one(row("BTC", "0.00")))
+        assert sent[1] == {"1:BTC": {"total": "0.00"}}
+
+    def test_a_zero_row_that_was_never_reported_stays_out(self) -> None:
+        assert self.feed(one(row("BTC", "0"))) == [{}]
+
+    def test_an_account_with_an_error_says_nothing_and_is_not_forgotten(self) -> None:
+        good = one(row("BTC", "1"), row("ETH", "2"))
+        refused = Balance((VenueAccount("1", "spot", "main", error=CredentialRejected("No.")),))
+        sent = self.feed(good, refused, one(row("BTC", "1")))
+        assert sent[1] == {}
+        assert sent[2] == {"1:BTC": {"total": "1"}, "1:ETH": {"total": "0"}}
+
+    def test_an_account_that_is_gone_says_nothing(self) -> None:
+        other = VenueAccount("2", "spot", assets=(row("ETH", "2"),))
+        first = one(row("BTC", "1")).venue_accounts[0]
+        sent = self.feed(Balance((first, other)), Balance((first,)))
+        assert sent[1] == {"1:BTC": {"total": "1"}}
+
+    def test_one_asset_in_two_accounts_is_two_rows(self) -> None:
+        def both(*assets: tuple[AssetBalance, ...]) -> Balance:
+            return Balance(tuple(VenueAccount(str(number), assets=held) for number, held in enumerate(assets)))
+
+        sent = self.feed(both((row("BTC", "1"),), (row("BTC", "2"),)), both((), (row("BTC", "2"),)))
+        assert sent[1] == {"0:BTC": {"total": "0"}, "1:BTC": {"total": "2"}}
+
+    def test_the_zero_row_has_the_place_of_the_one_that_is_gone(self) -> None:
+        held = AssetBalance("BTC", total=Decimal(1), venue_asset="XXBT")
+        _, known = with_known_rows(stored(one(held)), {})
+        data, _ = with_known_rows(stored(one()), known)
+        (asset,) = message(data).venue_accounts[0].assets
+        assert (asset.venue_asset, asset.account_type, asset.sub_account) == ("XXBT", "spot", "main")
+
+
+class TestReplies:
+    good = stored(one(row("BTC", "1.50"), notes=("x" * 300,)))
+
+    def test_a_reply_is_the_stored_balance_and_its_freshness(self) -> None:
+        error = VenueUnavailable("It is down.", retry_after=5)
+        reply = messages.GetBalanceResponse.FromString(get_balance_reply(self.good.data, Source.LAST_GOOD, 12.5, error))
+        assert reply.balance == message(self.good.data)
+        assert reply.freshness.source == balance_pb2.BALANCE_SOURCE_LAST_GOOD
+        assert reply.freshness.age.ToTimedelta().total_seconds() == 12.5
+        assert reply.freshness.stale.reason == error_reason_pb2.ERROR_REASON_VENUE_UNAVAILABLE
+        assert reply.freshness.stale.message == "It is down."
+
+    def test_without_trouble_there_is_no_stale(self) -> None:
+        reply = messages.GetBalanceResponse.FromString(get_balance_reply(self.good.data, Source.CACHE, -1.0, None))
+        assert not reply.freshness.HasField("stale")
+        assert reply.freshness.age.ToTimedelta().total_seconds() == 0
+
+    def test_a_balance_event_is_the_same_in_a_stream(self) -> None:
+        event = messages.StreamBalancesResponse.FromString(balance_event(self.good.data, Source.VENUE, 1.0, None))
+        assert event.WhichOneof("event") == "balance"
+        assert event.balance.balance == message(self.good.data)
+        assert event.balance.freshness.source == balance_pb2.BALANCE_SOURCE_VENUE
+
+    def test_an_error_event_names_its_account(self) -> None:
+        event = messages.StreamBalancesResponse.FromString(account_error_event(ALICE, CredentialRejected("No."), 7))
+        assert event.account_error.exchange_id == "paper"
+        assert event.account_error.error.reason == error_reason_pb2.ERROR_REASON_CREDENTIAL_REJECTED
+        assert not event.account_error.error.HasField("retry_delay")
+        assert event.account_error.last_version == 7
+
+    def test_a_heartbeat_has_the_clock_and_the_states(self) -> None:
+        states = [
+            AccountState(ALICE, 7, 1.5, None),
+            AccountState(Account("alice", "pencil"), 0, None, CredentialRejected("No.")),
+        ]
+        beat = messages.StreamBalancesResponse.FromString(heartbeat_event(NOW, states)).heartbeat
+        assert beat.server_time.ToJsonString() == "2027-01-15T08:00:00.250Z"
+        first, second = beat.accounts
+        assert (first.version, first.age.ToTimedelta().total_seconds(), first.HasField("error")) == (7, 1.5, False)
+        assert (second.version, second.HasField("age")) == (0, False)
+        assert second.error.message == "No."
+
+    @pytest.mark.parametrize("size", [0, 1, 100, 127, 128, 16_383, 16_384, 300_000])
+    def test_balances_of_every_length_are_framed_right(self, size: int) -> None:
+        found = stored(Balance((), notes=("x" * size,)))
+        reply = messages.GetBalanceResponse.FromString(get_balance_reply(found.data, Source.CACHE, 0, None))
+        event = messages.StreamBalancesResponse.FromString(balance_event(found.data, Source.CACHE, 0, None))
+        assert len(reply.balance.notes[0]) == len(event.balance.balance.notes[0]) == size
+
+
+amounts = st.none() | st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**40), max_value=10**40).filter(
+    lambda amount: abs(amount.adjusted()) <= 60
+)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+rows = st.lists(
+    st.builds(AssetBalance, texts.filter(bool), amounts, amounts, amounts, amounts, venue_asset=texts),
+    max_size=4,
+    unique_by=lambda held: (held.asset, held.venue_asset),
+)
+accounts = st.lists(
+    st.builds(VenueAccount, texts, texts, texts, texts, rows.map(tuple)),
+    max_size=3,
+    unique_by=lambda account: account.identity,
+)
+
+
+@given(accounts.map(tuple).map(Balance))
+def test_from_model_to_bytes_to_message_every_digit_is_kept(balance: Balance) -> None:
+    made = stored(balance)
+    again = decode_stored(ALICE, made.encoded())
+    assert again is not None
+    reply = messages.GetBalanceResponse.FromString(get_balance_reply(again.data, Source.CACHE, 0, None))
+    assert len(reply.balance.venue_accounts) == len(balance.venue_accounts)
+    for account, sent in zip(balance.venue_accounts, reply.balance.venue_accounts, strict=True):
+        assert (sent.id, sent.type, sent.sub_account, sent.label) == (*account.identity, account.label)
+        for held, arrived in zip(account.assets, sent.assets, strict=True):
+            assert arrived.asset == held.asset
+            for name in NAMES:
+                amount = getattr(held, name)
+                assert arrived.HasField(name) == (amount is not None)
+                if amount is not None:
+                    text = getattr(arrived, name)
+                    assert AMOUNT.match(text), text
+                    assert Decimal(text) == amount
+                    # Not the value alone: the digits after the point are the venue's.
+                    assert len(text.partition(".")[2]) == max(0, -amount.as_tuple().exponent)

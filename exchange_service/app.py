@@ -53,6 +53,8 @@ class Service:
         """Say NOT_SERVING, end the streams with a reason, give calls their grace, then close everything."""
         await self.server.set_serving(False)
         await self.feeds.close()
+        # Shortly before the grace is over, what still waits for a venue is told why, instead of being cut off.
+        asyncio.get_running_loop().call_later(max(0.0, self.settings.shutdown_grace - 0.3), self.balances.end)
         await self.server.stop(self.settings.shutdown_grace)
         await self._stack.aclose()
 
@@ -85,6 +87,7 @@ async def start_service(settings: Settings, *, registry: Registry | None = None)
 async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -> Service:
     """Make each part from the ones before it, and put its closing on the stack."""
     hash_key = _hash_key(settings)
+    overrides = check_overrides(settings, registry)
     stack.push_async_callback(registry.close)
     store = await open_store(settings.database_url, hash_key)
     stack.push_async_callback(store.close)
@@ -93,7 +96,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -
     http = VenueHttpPool(timeout=settings.venue_timeout)
     stack.push_async_callback(http.close)
     references = CachedReferences(store)
-    sessions = Sessions(references.open, http, overrides=settings.venue_urls, idle_timeout=settings.session_idle)
+    sessions = Sessions(references.open, http, overrides=overrides, idle_timeout=settings.session_idle)
     stack.push_async_callback(sessions.close)
     balances = Balances(
         registry,
@@ -134,6 +137,24 @@ def check_safety(settings: Settings) -> None:
             f"{settings.address} can be reached by others and TLS is not set: set tls_certificate and tls_key, "
             "or insecure=true to serve anybody who reaches the port."
         )
+
+
+def check_overrides(settings: Settings, registry: Registry) -> dict[str, str]:
+    """The operator's addresses by "id" or "id.environment". One for nothing that is served is refused: a slip of the
+    pen would otherwise send real keys to the real venue."""
+    found = {}
+    for name, url in settings.venue_urls.items():
+        exchange_id, dot, environment = name.partition(".")
+        listing = registry.listings.get(exchange_id)
+        known = listing.metadata.environment(environment) if listing and environment else None
+        if listing is None or (dot and known is None):
+            raise UnsafeSettings(f"venue_urls names {name!r}, which no plugin serves. It should be an exchange's id.")
+        found[f"{exchange_id}.{known.name}" if known else exchange_id] = url
+    installed = {plugin.info.distribution for plugin in registry.plugins}
+    for exchange_id, distribution in settings.exchange_plugins.items():
+        if distribution not in installed:
+            raise UnsafeSettings(f"exchange_plugins gives {exchange_id!r} to {distribution!r}, which is not installed.")
+    return found
 
 
 def _hash_key(settings: Settings) -> bytes:

@@ -37,6 +37,8 @@ _REFUSAL_MEMORY = 60.0
 _REFUSALS = (CredentialRejected, PermissionMissing, AddressNotAllowed, CredentialInvalid)
 # The caller must still get our answer after we have given up waiting.
 _ANSWER_MARGIN = 0.1
+# Seconds by which replicas' clocks may differ.
+_CLOCK_TOLERANCE = 2.0
 # With less than this left there is no use in asking a venue.
 _LEAST_TIME = 0.02
 
@@ -113,14 +115,14 @@ class Balances:
         reference = await self._reference(account, listing)
         key = self._key(reference)
         kept = await self._kept(key, account)
-        limit = self._max_age if max_age is None else max_age
-        if kept is not None and limit > 0 and self._age(kept) <= limit:
+        forced = max_age == 0
+        if kept is not None and not forced and self._fresh(kept, self._max_age if max_age is None else max_age):
             return Reading(kept, Source.CACHE, self._age(kept))
         try:
-            self._raise_known_refusal(key, forced=limit == 0)
-            stored = await self._fetch(key, reference, listing, kept, deadline)
+            self._raise_known_refusal(key, forced=forced)
+            stored = await self._fetch(key, reference, listing, deadline)
         except ServiceError as error:
-            if limit > 0 and error.transient and kept is not None and self._age(kept) <= self._stale_grace:
+            if not forced and error.transient and kept is not None and self.within_grace(kept):
                 return Reading(kept, Source.LAST_GOOD, self._age(kept), error)
             raise
         return Reading(stored, Source.VENUE, self._age(stored))
@@ -131,7 +133,7 @@ class Balances:
         aliases = environment.aliases if environment else ()
         reference = await self._references.find(account, aliases=aliases, credential_of=metadata.credential_of)
         if reference is None:
-            await self._sessions.forget(account)
+            self._sessions.forget(account)
             raise CredentialMissing(
                 f"No credential is stored for this user at {metadata.name} ({account.environment}). "
                 f"Add one with `exchange-service credentials add --exchange {metadata.id}`."
@@ -157,6 +159,14 @@ class Balances:
     def _age(self, stored: StoredBalance) -> float:
         return max(0.0, self._now() - stored.fetch_time)
 
+    def _fresh(self, stored: StoredBalance, limit: float) -> bool:
+        """Whether it is young enough. One from the future says that a clock is wrong, and nothing about its age."""
+        return limit > 0 and -_CLOCK_TOLERANCE <= self._now() - stored.fetch_time <= limit
+
+    def within_grace(self, stored: StoredBalance) -> bool:
+        """Whether it may still be given in place of a venue's passing trouble."""
+        return self._age(stored) <= self._stale_grace
+
     def _raise_known_refusal(self, key: str, *, forced: bool) -> None:
         refusal = self._refusals.get(key)
         if refusal is None:
@@ -172,16 +182,17 @@ class Balances:
             raise refusal.error.with_traceback(None)
 
     async def _fetch(
-        self, key: str, reference: CredentialReference, listing: Listing, kept: StoredBalance | None, deadline: float
+        self, key: str, reference: CredentialReference, listing: Listing, deadline: float
     ) -> StoredBalance:
         """Join the fetch in progress, or begin one. It has its own time limit, so that one caller's short deadline
-        does not fail it for the others; it is cancelled when the last who waits for it goes away."""
+        does not fail it for the others: it goes on, and the next call finds its answer. It is cancelled when the last
+        who waits for it is."""
         loop = asyncio.get_running_loop()
         flight = self._flights.get(key)
         if deadline - loop.time() < _ANSWER_MARGIN + _LEAST_TIME:
             raise DeadlinePassed("The deadline leaves too little time to ask the venue.")
         if flight is None:
-            work = self._refresh(key, reference, listing, kept, loop.time() + self._venue_timeout)
+            work = self._refresh(key, reference, listing, loop.time() + self._venue_timeout)
             flight = self._flights[key] = _Flight(loop.create_task(work, name=f"refresh {listing.metadata.id}"))
             flight.task.add_done_callback(partial(self._landed, key, flight))
         flight.waiting += 1
@@ -197,7 +208,7 @@ class Balances:
         finally:
             flight.waiting -= 1
         if not done:
-            raise VenueTimeout(f"{listing.metadata.name} did not answer in time.")
+            raise VenueTimeout(f"{listing.metadata.name} did not answer in the time that the call had.")
         if flight.task.cancelled():
             raise ShuttingDown("The service is shutting down; call again, another replica will answer.")
         return flight.task.result()
@@ -220,23 +231,32 @@ class Balances:
         self._refusals[key] = refusal
 
     async def _refresh(
-        self, key: str, reference: CredentialReference, listing: Listing, kept: StoredBalance | None, deadline: float
+        self, key: str, reference: CredentialReference, listing: Listing, deadline: float
     ) -> StoredBalance:
+        started = self._now()
         balance = await self._sessions.fetch(reference, listing, deadline)
+        # Read anew: another replica may have written meanwhile, and the version must rise from its.
+        kept = await self._kept(key, reference.account)
+        if kept is not None and kept.fetch_time > started and self._fresh(kept, self._venue_timeout):
+            return kept
         try:
             stored = store_balance(reference.account, balance, self._now(), kept)
         except (TypeError, ValueError, ArithmeticError):
-            # A label that is no text, half of a surrogate pair, a time without a zone.
+            # A label that is no text, half of a surrogate pair, a time without a zone, more than can be sent.
             name = listing.plugin.info.name
             raise PluginFailed(f"The plugin {name} answered with a balance that cannot be written down.") from None
         self._refusals.pop(key, None)
         await self._cache.set(key, stored.encoded(), max(self._stale_grace, self._max_age))
         return stored
 
+    def end(self) -> None:
+        """Cancel every fetch in progress; who waits for one gets SHUTTING_DOWN."""
+        for flight in self._flights.values():
+            flight.task.cancel()
+
     async def close(self) -> None:
         """End every fetch in progress."""
         tasks = [flight.task for flight in self._flights.values()]
-        for task in tasks:
-            task.cancel()
+        self.end()
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from exchange_service.app import UnsafeSettings, check_safety
+from exchange_service.app import UnsafeSettings, check_overrides, check_safety
 from exchange_service.cache import open_cache
 from exchange_service.credentials.sql import SqlCredentialStore, open_store
 from exchange_service.errors import CredentialInvalid, ServiceError
@@ -34,7 +34,7 @@ class Finding:
 async def examine(settings: Settings) -> list[Finding]:
     """Look at everything; nothing is changed, but that a missing credential table is created."""
     registry = load_registry(choices=settings.exchange_plugins)
-    findings = [*_settings(settings), *_plugins(registry), *await _cache(settings)]
+    findings = [*_settings(settings, registry), *_plugins(registry), *await _cache(settings)]
     # The hash key only marks versions here, so any will do.
     store = await open_store(settings.database_url, b"doctor")
     try:
@@ -47,10 +47,11 @@ async def examine(settings: Settings) -> list[Finding]:
     return findings
 
 
-def _settings(settings: Settings) -> list[Finding]:
+def _settings(settings: Settings, registry: Registry) -> list[Finding]:
     findings = []
     try:
         check_safety(settings)
+        check_overrides(settings, registry)
         findings.append(Finding(Severity.WELL, "settings", f"the service would listen on {settings.address}."))
     except UnsafeSettings as unsafe:
         findings.append(Finding(Severity.ERROR, "settings", str(unsafe)))

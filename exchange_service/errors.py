@@ -41,6 +41,7 @@ a query, or another exception's text: raise with `from None` at the edge where a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 
@@ -54,9 +55,30 @@ class ServiceError(Exception):
     default_retry_after: float | None = None
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.retry_after = self.default_retry_after if retry_after is None else retry_after
+        self.message = _writable(message)
+        super().__init__(self.message)
+        delay = _delay(retry_after)
+        self.retry_after = self.default_retry_after if delay is None else delay
+
+
+# A longer text does not fit into a call's trailers, and no reader needs it.
+_LONGEST_MESSAGE = 1000
+_LONGEST_DELAY = 3600.0
+
+
+def _writable(message: str) -> str:
+    """The text as it can be sent: without halves of characters, and not endless."""
+    if not isinstance(message, str):
+        # Most often another exception, whose text is nobody's business.
+        raise TypeError(f"an error's message is a text, not {type(message).__name__}")
+    return message[:_LONGEST_MESSAGE].encode("utf-8", "replace").decode()
+
+
+def _delay(seconds: float | None) -> float | None:
+    """A delay that can be sent and waited for; None for none, and for what is none."""
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds < 0:
+        return None
+    return min(float(seconds), _LONGEST_DELAY)
 
 
 class RequestError(ServiceError):

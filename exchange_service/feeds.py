@@ -17,7 +17,14 @@ from dataclasses import dataclass, field
 import structlog
 
 from exchange_service.balances import Balances, Reading
-from exchange_service.errors import FieldInvalid, ServiceError, ServiceFailed, ShuttingDown, StreamLifetimeReached
+from exchange_service.errors import (
+    CredentialMissing,
+    FieldInvalid,
+    ServiceError,
+    ServiceFailed,
+    ShuttingDown,
+    StreamLifetimeReached,
+)
 from exchange_service.model import Account
 from exchange_service.registry import Listing, Registry
 from exchange_service.wire import (
@@ -34,6 +41,8 @@ from exchange_service.wire import (
 
 # Feeds of many accounts that were started together drift apart by this share of the interval.
 _JITTER = 0.1
+# Seconds within which the subscribers of a replica that ends are told to come back.
+_COMEBACK = (0.2, 3.0)
 
 log = structlog.get_logger(__name__)
 
@@ -47,11 +56,21 @@ class Selector:
     known_version: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """A balance to hand out: the bytes are shared by all subscribers, its age is reckoned when it is handed out."""
+
+    data: bytes
+    fetch_time: float
+    source: Source
+    stale: ServiceError | None
+
+
 @dataclass(slots=True)
 class _Pending:
     """What a subscriber has not read yet of one account; a newer balance replaces the one that waits."""
 
-    balance: bytes | None = None
+    update: _Update | None = None
     error: bytes | None = None
 
 
@@ -74,7 +93,8 @@ class _Feed:
             try:
                 self._receive(await self._feeds.read(self.account, self.listing, first=self.current is None))
             except ServiceError as error:
-                self._fail(error)
+                # Without its traceback, which holds everything that the failed call had in its hands.
+                self._fail(error.with_traceback(None))
             except Exception as error:
                 log.error("feed.failed", exchange=self.account.exchange_id, error=type(error).__name__)
                 self._fail(ServiceFailed("The service failed to read this account; its log says why."))
@@ -92,9 +112,9 @@ class _Feed:
             return
         self.error = stale
         if changed or recovered:
-            event = balance_event(self._data, reading.source, reading.age, stale)
+            update = _Update(self._data, stored.fetch_time, reading.source, stale)
             for subscriber in self.subscribers:
-                subscriber.put_balance(self.account, event)
+                subscriber.put_balance(self.account, update)
         if stale is not None:
             self._announce(stale)
 
@@ -102,6 +122,9 @@ class _Feed:
         """Say it once: a venue that stays down is not news each time."""
         news = self.error is None or self.error.reason != error.reason
         self.error = error
+        if isinstance(error, CredentialMissing):
+            # Nobody who comes now is to see what was held while there was a key.
+            self.current, self._data, self._rows = None, b"", {}
         if news:
             self._announce(error)
 
@@ -118,12 +141,15 @@ class _Feed:
     def join(self, subscriber: Subscription) -> None:
         """Add a subscriber, and give him the state that there is."""
         self.subscribers.add(subscriber)
-        if self.current is not None:
-            age = self._feeds.age(self.current)
+        if self.current is not None and self._presentable(self.current):
             source = Source.LAST_GOOD if self.error else Source.CACHE
-            subscriber.put_balance(self.account, balance_event(self._data, source, age, self.error))
+            subscriber.put_balance(self.account, _Update(self._data, self.current.fetch_time, source, self.error))
         if self.error is not None:
             subscriber.put_error(self.account, account_error_event(self.account, self.error, self.version))
+
+    def _presentable(self, stored: StoredBalance) -> bool:
+        """The rule of GetBalance: in trouble a last good value is given only if that passes, and not for ever."""
+        return self.error is None or (self.error.transient and self._feeds.balances.within_grace(stored))
 
     def state(self) -> AccountState:
         """For the heartbeat."""
@@ -151,18 +177,21 @@ class Subscription:
         self._followed: set[Account] = set()
         # Accounts that were asked for and cannot be followed: an unknown exchange, a wrong environment.
         self._unfollowable: dict[Account, ServiceError] = {}
+        self._reload: asyncio.Task[None] | None = None
 
-    def put_balance(self, account: Account, event: bytes) -> None:
+    def put_balance(self, account: Account, update: _Update) -> None:
         """A new whole state; it takes the place of what has not been read yet."""
         if self._known.pop(account, 0) == self._feeds.version(account) and self._feeds.healthy(account):
             # The first state of a stream that resumes, and the subscriber has it already.
             return
-        self._pending[account] = _Pending(balance=event)
+        self._pending[account] = _Pending(update)
         self._wake.set()
 
     def put_error(self, account: Account, event: bytes) -> None:
         """The account's trouble; a balance that has not been read yet stays before it."""
         self._pending.setdefault(account, _Pending()).error = event
+        # After an error the recovery is news, also where the balance is the one that the subscriber has.
+        self._known.pop(account, None)
         self._wake.set()
 
     def end(self, error: ServiceError) -> None:
@@ -179,6 +208,8 @@ class Subscription:
 
     def close(self) -> None:
         """Leave every feed; one that nobody follows any more ends."""
+        if self._reload is not None:
+            self._reload.cancel()
         for account in list(self._followed):
             self._leave(account)
 
@@ -205,18 +236,20 @@ class Subscription:
 
     async def _follow_all(self) -> None:
         """Follow every stored account of the user; called again now and then, for those that come and go."""
-        try:
-            stored = await self._feeds.accounts_of(self._user_id)
-        except ServiceError as error:
-            if not self._followed:
-                raise
-            log.warning("stream.accounts_unknown", reason=error.reason)
-            return
-        wanted = {self._follow(account.exchange_id, account.environment) for account in stored}
+        stored = await self._feeds.accounts_of(self._user_id)
+        wanted = {
+            self._follow(account.exchange_id, account.environment) for account in stored[: self._feeds.max_accounts]
+        }
         for account in self._followed - wanted:
             self._leave(account)
         for account in self._unfollowable.keys() - wanted:
             del self._unfollowable[account]
+
+    async def _reload_accounts(self) -> None:
+        try:
+            await self._follow_all()
+        except ServiceError as error:
+            log.warning("stream.accounts_unknown", reason=error.reason)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._events()
@@ -230,8 +263,9 @@ class Subscription:
                 raise StreamLifetimeReached("The stream has lived as long as streams may; open it again.")
             if loop.time() >= self._next_heartbeat:
                 self._next_heartbeat = loop.time() + self._feeds.heartbeat_interval
-                if not self._selectors:
-                    await self._follow_all()
+                if not self._selectors and (self._reload is None or self._reload.done()):
+                    # Beside the events: a store that is slow must not hold them up.
+                    self._reload = loop.create_task(self._reload_accounts(), name="accounts of a stream")
                 yield self._heartbeat()
             elif self._pending:
                 for event in self._take():
@@ -242,7 +276,14 @@ class Subscription:
     def _take(self) -> list[bytes]:
         account = next(iter(self._pending))
         pending = self._pending.pop(account)
-        return [event for event in (pending.balance, pending.error) if event is not None]
+        events = []
+        if pending.update is not None:
+            update = pending.update
+            age = max(0.0, self._feeds.now() - update.fetch_time)
+            events.append(balance_event(update.data, update.source, age, update.stale))
+        if pending.error is not None:
+            events.append(pending.error)
+        return events
 
     async def _wait(self, seconds: float) -> None:
         self._wake.clear()
@@ -350,7 +391,8 @@ class Feeds:
         """End every stream with SHUTTING_DOWN and stop the feeds."""
         self._closed = True
         for subscription in list(self._subscriptions):
-            subscription.end(_shutting_down())
+            # Not all at once: the subscribers of a replica come back to another one.
+            subscription.end(_shutting_down(random.uniform(*_COMEBACK)))  # noqa: S311
         tasks = [feed.task for feed in self._feeds.values()]
         for task in tasks:
             task.cancel()
@@ -358,5 +400,7 @@ class Feeds:
             await asyncio.wait(tasks)
 
 
-def _shutting_down() -> ShuttingDown:
-    return ShuttingDown("This replica is shutting down; open the stream again, another one will answer.")
+def _shutting_down(delay: float | None = None) -> ShuttingDown:
+    return ShuttingDown(
+        "This replica is shutting down. Open the stream again, another one will answer.", retry_after=delay
+    )

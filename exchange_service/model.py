@@ -172,6 +172,11 @@ class Manifest:
     notes: tuple[str, ...] = ()
 
 
+# Written out in full, an amount beyond these would fill the memory; no venue states one.
+_LARGEST_POWER = 100
+_MOST_DIGITS = 250
+
+
 def _check_amounts(value: Any, *, skip: frozenset[str]) -> None:
     """Refuse what is not an exact, finite number: a float has already lost digits."""
     for item in fields(value):
@@ -183,6 +188,8 @@ def _check_amounts(value: Any, *, skip: frozenset[str]) -> None:
             raise TypeError(f"{where} must be a Decimal or None, not {type(amount).__name__}")
         if not amount.is_finite():
             raise ValueError(f"{where} must be a finite number")
+        if abs(amount.adjusted()) > _LARGEST_POWER or len(amount.as_tuple().digits) > _MOST_DIGITS:
+            raise ValueError(f"{where} is too large, too small or too long to be an amount")
 
 
 @dataclass(frozen=True, slots=True)

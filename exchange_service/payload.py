@@ -120,6 +120,9 @@ def parse_amount(value: Any, where: str) -> Decimal | None:
 
 def format_amount(number: Decimal) -> str:
     """An amount as the wire writes it: optional minus, digits, optional point and digits; never an exponent."""
+    if not isinstance(number, Decimal):
+        # A float can be formatted too, and has lost its digits before.
+        raise TypeError(f"an amount is a Decimal, not {type(number).__name__}")
     return format(number, "f")
 
 

@@ -108,6 +108,15 @@ class Registry:
                 elif held.metadata.is_ccxt == metadata.is_ccxt:
                     listings[metadata.id], problem = self._settle(held, new)
                     problems.append(problem)
+        for exchange_id, listing in list(listings.items()):
+            owner = listing.metadata.credential_of
+            if owner and listings[owner].plugin is not listing.plugin:
+                # Claimed, but served by another plugin: its users' credentials are not this one's to use.
+                del listings[exchange_id]
+                reason = (
+                    f"{exchange_id!r} is not listed: it uses the credential of {owner!r}, which another plugin serves."
+                )
+                problems.append(Problem(listing.plugin.info, reason))
         self.listings = dict(sorted(listings.items(), key=lambda item: (item[1].metadata.name.lower(), item[0])))
         self.problems = tuple(problems)
         self.generation += 1

@@ -7,14 +7,21 @@ own errors, and with an answer of the promised shape.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
 from exchange_service.credentials import CredentialReference
-from exchange_service.errors import NotSupported, PluginFailed, ServiceError, VenueError, VenueTimeout, leaves
+from exchange_service.errors import (
+    CredentialInvalid,
+    NotSupported,
+    PluginFailed,
+    ServiceError,
+    VenueError,
+    VenueTimeout,
+    leaves,
+)
 from exchange_service.model import (
     SANDBOX,
     Account,
@@ -32,9 +39,7 @@ from exchange_service.state import State
 from exchange_service.venue_http import VenueHttpPool
 
 # More rows than any venue lists assets; a plugin that answers more is broken.
-MAX_ROWS = 20_000
-# A number beyond this power of ten is nonsense, and writing it out in full would fill the memory.
-_MAX_POWER = 200
+MAX_ROWS = 10_000
 _SWEEP_INTERVAL = 30.0
 # Collected before any plugin is imported, so that these are ours alone.
 _VENUE_LEAVES = frozenset(leaves(VenueError))
@@ -51,14 +56,8 @@ class _Session:
     state: State = field(default_factory=State)
     users: int = 0
     idle_since: float = 0.0
-    # Another version has taken its place; it is closed when its last call ends.
+    # Another version has taken its place, or it was forgotten; it is closed when its last call ends.
     retired: bool = False
-
-    async def retire(self) -> None:
-        """Close it, now or when the last call that uses it ends."""
-        self.retired = True
-        if not self.users:
-            await self.state.close()
 
 
 class Sessions:
@@ -78,7 +77,7 @@ class Sessions:
         self._idle_timeout = idle_timeout
         self._sessions: dict[Account, _Session] = {}
         self._sweeper: asyncio.Task[None] | None = None
-        self._retiring: set[asyncio.Future[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def fetch(self, reference: CredentialReference, listing: Listing, deadline: float) -> Balance:
         """Ask the venue for the account's balance; `deadline` is in the event loop's time.
@@ -90,12 +89,26 @@ class Sessions:
         try:
             credential = await asyncio.shield(session.opened)
             call = self._call(listing, reference.account, credential, session.state, deadline)
-            return await _bounded(listing, call)
-        finally:
-            session.users -= 1
-            session.idle_since = asyncio.get_running_loop().time()
-            if session.retired:
-                await session.retire()
+        except BaseException:
+            self._release(session)
+            raise
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(_guarded(listing, call), name=f"fetch {call.exchange.id}")
+        # Not before the hook has ended: one that was left behind at its deadline still uses the state.
+        task.add_done_callback(lambda _: self._release(session))
+        return await _bounded(task, listing, call)
+
+    def _release(self, session: _Session) -> None:
+        session.users -= 1
+        session.idle_since = asyncio.get_running_loop().time()
+        self._close_if_done(session)
+
+    def _close_if_done(self, session: _Session) -> None:
+        """Close a retired session that nobody uses, beside the call: a plugin's closing may take its time."""
+        if session.retired and not session.users:
+            task = asyncio.get_running_loop().create_task(session.state.close(), name="session closing")
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     def _session(self, reference: CredentialReference) -> _Session:
         session = self._sessions.get(reference.account)
@@ -108,8 +121,7 @@ class Sessions:
         self._sessions[reference.account] = new = _Session(reference.version, opening)
         if session is not None:
             # A credential that has changed must not be used through an old token or client any more.
-            self._retiring.add(task := asyncio.ensure_future(session.retire()))
-            task.add_done_callback(self._retiring.discard)
+            self._retire(session)
         return new
 
     def _call(
@@ -131,11 +143,15 @@ class Sessions:
             override=override,
         )
 
-    async def forget(self, account: Account) -> None:
-        """Close the account's session, for example because its credential is gone."""
+    def _retire(self, session: _Session) -> None:
+        session.retired = True
+        self._close_if_done(session)
+
+    def forget(self, account: Account) -> None:
+        """Close the account's session, for example because its credential is gone; soon, and beside the caller."""
         session = self._sessions.pop(account, None)
         if session is not None:
-            await session.retire()
+            self._retire(session)
 
     def _start_sweeper(self) -> None:
         if self._sweeper is None:
@@ -147,17 +163,17 @@ class Sessions:
             limit = asyncio.get_running_loop().time() - self._idle_timeout
             for account, session in list(self._sessions.items()):
                 if not session.users and session.idle_since < limit:
-                    await self.forget(account)
+                    self.forget(account)
 
     async def close(self) -> None:
         """Close every session."""
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.wait({self._sweeper})
-        if self._retiring:
-            await asyncio.wait(self._retiring)
         for account in list(self._sessions):
-            await self.forget(account)
+            self.forget(account)
+        if self._closing:
+            await asyncio.wait(self._closing)
 
 
 def venue_environment(metadata: ExchangeMetadata, account: Account, credential: Credential) -> Environment:
@@ -170,7 +186,9 @@ def venue_environment(metadata: ExchangeMetadata, account: Account, credential: 
         chosen = stored["environment"]
     environment = metadata.environment(chosen)
     if environment is None:
-        raise NotSupported(f"{metadata.name} has no environment {chosen[:40]!r}, which the stored metadata choose.")
+        if chosen == SANDBOX:
+            raise NotSupported(f"{metadata.name} has no sandbox that this service can reach.")
+        raise CredentialInvalid(f"extra_metadata.environment names none that {metadata.name} has.")
     return environment
 
 
@@ -178,9 +196,8 @@ def _succeeded(task: asyncio.Future[Credential]) -> bool:
     return not task.cancelled() and task.exception() is None
 
 
-async def _bounded(listing: Listing, call: VenueCall) -> Balance:
+async def _bounded(task: asyncio.Task[Balance], listing: Listing, call: VenueCall) -> Balance:
     """The plugin's answer within the deadline. A plugin that ignores its cancellation is left behind, not awaited."""
-    task = asyncio.get_running_loop().create_task(_guarded(listing, call), name=f"fetch {call.exchange.id}")
     try:
         done, _ = await asyncio.wait({task}, timeout=call.remaining())
     except asyncio.CancelledError:
@@ -199,7 +216,11 @@ async def _guarded(listing: Listing, call: VenueCall) -> Balance:
     """Call the hook and let only our own errors out: another exception's text may hold a signed URL."""
     name = listing.plugin.info.name
     try:
-        return _checked(await listing.plugin.hook.fetch_balance(call=call), name)
+        balance = _checked(await listing.plugin.hook.fetch_balance(call=call), name)
+        if call.environment.name != call.account.environment:
+            note = f"Read from {call.exchange.name}'s {call.environment.name}, which the stored metadata choose."
+            balance = replace(balance, notes=(*balance.notes, note))
+        return balance
     except PluginFailed:
         raise
     except VenueError as error:
@@ -220,13 +241,9 @@ async def _guarded(listing: Listing, call: VenueCall) -> Balance:
 def _as_ours(error: VenueError, plugin: str) -> ServiceError:
     """A plugin's error as the status table has it: a plugin may derive classes of its own, and give any delay."""
     leaf = next((kind for kind in type(error).__mro__ if kind in _VENUE_LEAVES), None)
-    if leaf is None or not isinstance(error.message, str):
+    if leaf is None:
         return PluginFailed(f"The plugin {plugin} failed with {type(error).__name__}, which says nothing.")
-    delay = error.retry_after
-    usable = delay is None or (isinstance(delay, int | float) and math.isfinite(delay) and delay >= 0)
-    if type(error) is leaf and usable:
-        return error
-    return leaf(error.message, retry_after=delay if usable else None)
+    return error if type(error) is leaf else leaf(error.message, retry_after=error.retry_after)
 
 
 def _place(error: BaseException) -> str:
@@ -262,12 +279,6 @@ def _misshapen(balance: Balance) -> str:
         for row in account.assets:
             if not isinstance(row, AssetBalance) or not isinstance(row.asset, str) or not row.asset:
                 return "a row is no AssetBalance, or has no asset"
-            if any(
-                abs(part.adjusted()) > _MAX_POWER
-                for part in (row.total, row.free, row.used, row.debt)
-                if part is not None
-            ):
-                return "an amount is too large or too small to be one"
             assets.add((row.asset, row.venue_asset))
         if len(assets) != len(account.assets):
             return "an account has two rows for one asset"

@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# Seconds that the values of one state have to be closed.
+_CLOSE_LIMIT = 2.0
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -91,10 +94,14 @@ class State:
         """Close every value; called by the host."""
         self._closed = True
         entries, self._entries = list(self._entries.values()), {}
-        for entry in entries:
-            await _close(entry)
-        if self._closing:
-            await asyncio.wait(self._closing)
+        loop = asyncio.get_running_loop()
+        closing = {*self._closing, *(loop.create_task(_close(entry), name="state closing") for entry in entries)}
+        if not closing:
+            return
+        # A value whose closing hangs is left behind: it must keep neither the service nor the others.
+        _, hanging = await asyncio.wait(closing, timeout=_CLOSE_LIMIT)
+        for task in hanging:
+            task.cancel()
 
 
 async def _run(make: Callable[[], Awaitable[T]]) -> T:
@@ -111,6 +118,6 @@ async def _close(entry: _Entry) -> None:
     await asyncio.wait({entry.task})
     if entry.close is None or entry.task.cancelled() or entry.task.exception() is not None:
         return
-    # A value that cannot be closed must not keep the others from being closed.
-    with contextlib.suppress(Exception):
+    # A value that cannot be closed is as good as closed; an exit out of a task would end the service.
+    with contextlib.suppress(Exception, SystemExit):
         await entry.close(entry.task.result())

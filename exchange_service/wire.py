@@ -25,6 +25,8 @@ from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_pb2, exc
 
 # The first byte of every kept value. Another one is a value of another release, and counts as missing.
 _CACHE_FORMAT = b"\x01"
+# Half of what the server sends at the most, so that the rows which a feed remembers fit too.
+_MAX_BALANCE = 2 * 1024 * 1024
 AmountName: TypeAlias = Literal["total", "free", "used", "debt"]
 _AMOUNTS: tuple[AmountName, ...] = ("total", "free", "used", "debt")
 # What tells a row from the others of its balance: venue account's id, type, sub-account, asset, venue's own code.
@@ -70,6 +72,9 @@ class StoredBalance:
             message.ClearField(name)
         for account in message.venue_accounts:
             account.ClearField("venue_time")
+            # A delay that counts down is no news.
+            if account.HasField("error"):
+                account.error.ClearField("retry_delay")
         return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
 
     def encoded(self) -> bytes:
@@ -91,7 +96,10 @@ def store_balance(
     else:
         version = max(previous.version + 1, int(fetch_time * 1_000_000))
     message.version = version
-    return StoredBalance(account, message.SerializeToString(deterministic=True), fetch_time, version)
+    data = message.SerializeToString(deterministic=True)
+    if len(data) > _MAX_BALANCE:
+        raise ValueError("a balance larger than a reply can be")
+    return StoredBalance(account, data, fetch_time, version)
 
 
 def decode_stored(account: Account, raw: bytes) -> StoredBalance | None:
@@ -334,6 +342,7 @@ def _row_message(account: VenueAccount, row: AssetBalance) -> balance_pb2.AssetB
         venue_asset=row.venue_asset or row.asset,
         account_type=account.type,
         sub_account=account.sub_account,
+        venue_account_id=account.id,
     )
     for name in _AMOUNTS:
         value = getattr(row, name)
@@ -352,9 +361,13 @@ def _summary_message(summary: Summary) -> balance_pb2.Summary:
 
 
 def _zero_row(identity: RowIdentity, amounts: Iterable[AmountName]) -> balance_pb2.AssetBalance:
-    _, account_type, sub_account, asset, venue_asset = identity
+    account_id, account_type, sub_account, asset, venue_asset = identity
     row = balance_pb2.AssetBalance(
-        asset=asset, venue_asset=venue_asset, account_type=account_type, sub_account=sub_account
+        asset=asset,
+        venue_asset=venue_asset,
+        account_type=account_type,
+        sub_account=sub_account,
+        venue_account_id=account_id,
     )
     for name in amounts:
         setattr(row, name, "0")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 
 from exchange_service import errors
@@ -29,7 +32,8 @@ def test_a_reason_is_its_classs_name_in_capitals() -> None:
 
 def test_a_class_is_a_leaf_or_a_branch() -> None:
     for leaf in LEAVES:
-        assert leaf.__subclasses__() == [], f"{leaf.__name__} has a reason and classes below it"
+        below = [kind for kind in leaf.__subclasses__() if kind.__module__ == errors.__name__]
+        assert below == [], f"{leaf.__name__} has a reason and classes below it"
 
 
 def test_the_drawing_shows_every_class_of_the_tree() -> None:
@@ -77,3 +81,22 @@ def test_a_field_error_names_the_field() -> None:
     error = errors.FieldInvalid("page_size", "must not be negative.")
     assert (error.field, error.description) == ("page_size", "must not be negative.")
     assert error.message == "page_size: must not be negative."
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [(7, 7.0), (0, 0.0), (1e300, 3600.0), (-1, 5.0), (math.inf, 5.0), ("x", 5.0)]
+)
+def test_a_delay_is_one_that_can_be_sent_and_waited_for(given: Any, kept: float) -> None:
+    assert errors.VenueUnavailable("It is down.", retry_after=given).retry_after == kept
+
+
+def test_a_message_is_one_that_can_be_sent() -> None:
+    error = errors.VenueUnavailable("half \ud800 of a character" + "x" * 20_000)
+    assert len(error.message.encode()) < 4096
+    assert str(error) == error.message
+
+
+def test_another_exception_is_no_message() -> None:
+    with pytest.raises(TypeError) as raised:
+        errors.VenueUnavailable(ValueError("signature=48be"))  # type: ignore[arg-type]
+    assert "signature" not in str(raised.value)

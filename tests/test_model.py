@@ -160,3 +160,10 @@ def test_the_nouns_do_not_change() -> None:
     row: Any = AssetBalance("EUR", total=Decimal(1))
     with pytest.raises(FrozenInstanceError):
         row.total = Decimal(2)
+
+
+@pytest.mark.parametrize("text", ["1E+999999", "0E-999999", "1E+101", "1E-101", "1" * 251])
+@pytest.mark.parametrize("kind", [AssetBalance, Summary])
+def test_an_amount_that_would_fill_the_memory_when_written_out_is_refused(kind: Any, text: str) -> None:
+    with pytest.raises(ValueError, match="amount"):
+        kind("USD", total=Decimal(text))

@@ -202,3 +202,8 @@ def test_a_text_that_is_not_required_may_be_missing_but_not_be_something_else() 
     assert text({"alias": ""}, "alias", "account", required=False) == ""
     with pytest.raises(VenueMalformed):
         text({"alias": 7}, "alias", "account", required=False)
+
+
+def test_a_float_is_never_written_as_an_amount() -> None:
+    with pytest.raises(TypeError, match="float"):
+        format_amount(1.5)  # type: ignore[arg-type]

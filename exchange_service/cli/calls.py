@@ -17,7 +17,7 @@ from rich.live import Live
 
 from exchange_service import __version__
 from exchange_service.cli import tables
-from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, run
+from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, plain, run
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
 from exchange_service.settings import ENVIRONMENT_PREFIX
 from exchange_service.v1 import balance_pb2, error_reason_pb2
@@ -134,7 +134,7 @@ async def _exchanges(target: Target, asset_class: str, search: str, source: str,
         stats = reply.stats
         console.print(f"[dim]{len(entries)} of {stats.total} exchanges ({stats.custom} custom, {stats.ccxt} ccxt)[/]")
         for problem in reply.problems:
-            messages.print(f"[yellow]{problem.plugin.name}:[/] {problem.reason}", soft_wrap=True)
+            messages.print(f"[yellow]{plain(problem.plugin.name)}:[/] {plain(problem.reason)}", soft_wrap=True)
 
 
 def balance(
@@ -181,7 +181,7 @@ async def _balance(
             console.print(f"\n{line}", soft_wrap=True)
         console.print(f"[dim]{tables.freshness(reply.freshness)}[/]")
         for note in reply.balance.notes:
-            messages.print(f"[yellow]note:[/] {note}", soft_wrap=True)
+            messages.print(f"[yellow]note:[/] {plain(note)}", soft_wrap=True)
 
 
 def watch(
@@ -272,7 +272,7 @@ def _print_event(event: StreamBalancesResponse) -> None:
 def _trouble(event: StreamBalancesResponse) -> str:
     error = event.account_error
     reason = error_reason_pb2.ErrorReason.Name(error.error.reason).removeprefix("ERROR_REASON_")
-    return f"{error.exchange_id} {error.environment} {reason}: {error.error.message}"
+    return plain(f"{error.exchange_id} {error.environment} {reason}: {error.error.message}")
 
 
 def health(

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
-from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, run
+from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, plain, run
 from exchange_service.logs import configure_logging
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
@@ -114,7 +114,7 @@ def plugins(
             table.add_row(*(str(value) for value in row.values()))
         console.print(table)
         for problem in problems:
-            console.print(f"[yellow]{problem['name']}:[/] {problem['reason']}", soft_wrap=True)
+            console.print(f"[yellow]{plain(problem['name'])}:[/] {plain(problem['reason'])}", soft_wrap=True)
     elif output is Output.JSON:
         tables.print_json({"plugins": rows, "problems": problems})
     else:
@@ -135,7 +135,10 @@ def doctor(
         colours = {Severity.WELL: "green", Severity.WARNING: "yellow", Severity.ERROR: "red"}
         for finding in findings:
             colour = colours[finding.severity]
-            console.print(f"[{colour}]{finding.severity.value:8}[/] {finding.subject}: {finding.text}", soft_wrap=True)
+            console.print(
+                f"[{colour}]{finding.severity.value:8}[/] {plain(finding.subject)}: {plain(finding.text)}",
+                soft_wrap=True,
+            )
     else:
         entries = [
             {"severity": finding.severity.value, "subject": finding.subject, "text": finding.text}

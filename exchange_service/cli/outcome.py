@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from exchange_service import errors
 from exchange_service.client import ServiceUnreachable
@@ -79,12 +80,13 @@ def exit_code(error: errors.ServiceError) -> ExitCode:
 
 def fail(message: str, code: ExitCode) -> NoReturn:
     """Print a sentence and exit."""
-    messages.print(f"[bold red]error:[/] {_escaped(message)}", soft_wrap=True)
+    messages.print(f"[bold red]error:[/] {plain(message)}", soft_wrap=True)
     raise typer.Exit(code)
 
 
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")
+def plain(text: str) -> str:
+    """A text from elsewhere as it can be shown: no markup of ours, and nothing that moves a terminal's cursor."""
+    return escape("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text))
 
 
 def run(work: Coroutine[Any, Any, None], output: Output = Output.TABLE) -> None:

@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.table import Table
 
+from exchange_service.cli.outcome import plain
 from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_pb2
 
 _AVAILABILITY = {
@@ -46,7 +47,8 @@ def exchanges(entries: Iterable[exchange_pb2.Exchange]) -> Table:
     for entry in entries:
         needed = ", ".join(field.name + ("" if field.required else "?") for field in entry.credential_fields)
         status = _AVAILABILITY.get(entry.status.availability, "unknown")
-        table.add_row(entry.id, entry.name, entry.asset_class, entry.asset_types, needed, status)
+        texts = (entry.id, entry.name, entry.asset_class, entry.asset_types, needed)
+        table.add_row(*(plain(text) for text in texts), status)
     return table
 
 
@@ -77,19 +79,26 @@ def _amount_table(*names: str) -> Table:
 def balance_lines(message: balance_pb2.Balance) -> Iterator[tuple[str, ...]]:
     """The lines of a balance's table; "-" where the venue does not say."""
     for account in message.venue_accounts:
-        place = " ".join(part for part in (account.type, _short(account.id), account.sub_account) if part)
+        place = plain(" ".join(part for part in (account.type, _short(account.id), account.sub_account) if part))
         if account.HasField("error"):
             reason = error_reason_pb2.ErrorReason.Name(account.error.reason).removeprefix("ERROR_REASON_")
             yield (message.exchange_id, place, f"[red]{reason}[/]", "", "", "")
         elif not account.assets:
             yield (message.exchange_id, place, "[dim]nothing held[/]", "", "", "")
         for row in account.assets:
-            yield (message.exchange_id, place, row.asset, *_amounts(row))
+            yield (message.exchange_id, place, plain(row.asset), *_amounts(row))
         if account.HasField("summary") and account.summary.HasField("equity"):
             figures = account.summary
             available = figures.available if figures.HasField("available") else "-"
             used = figures.margin_used if figures.HasField("margin_used") else "-"
-            yield (message.exchange_id, place, f"[dim]equity {figures.currency}[/]", figures.equity, available, used)
+            yield (
+                message.exchange_id,
+                place,
+                f"[dim]equity {plain(figures.currency)}[/]",
+                figures.equity,
+                available,
+                used,
+            )
 
 
 def _amounts(row: balance_pb2.AssetBalance) -> tuple[str, str, str]:
@@ -110,7 +119,7 @@ def summary(message: balance_pb2.Balance) -> str:
         return ""
     figures = as_dict(message.summary)
     currency = figures.pop("currency", "")
-    return f"{currency}  " + "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items())
+    return f"{plain(currency)}  " + "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items())
 
 
 def freshness(value: balance_pb2.Freshness) -> str:
@@ -119,5 +128,5 @@ def freshness(value: balance_pb2.Freshness) -> str:
     line = f"{_SOURCES.get(value.source, 'unknown')}, {age:.1f} s old"
     if value.HasField("stale"):
         reason = error_reason_pb2.ErrorReason.Name(value.stale.reason).removeprefix("ERROR_REASON_")
-        line += f"; [yellow]stale, {reason}: {value.stale.message}[/]"
+        line += f"; [yellow]stale, {reason}: {plain(value.stale.message)}[/]"
     return line

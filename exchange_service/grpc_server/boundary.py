@@ -27,6 +27,12 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def __init__(self, service: str) -> None:
         self._prefix = f"/{service}/"
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def drained(self, timeout: float) -> None:
+        """Wait until no handler runs any more, for at most `timeout` seconds: grpc's own stop does not."""
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=timeout)
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -36,26 +42,30 @@ class Boundary(grpc.aio.ServerInterceptor):
             return handler
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _bounded(handler.unary_stream), handler.request_deserializer, handler.response_serializer
+                self._bounded(handler.unary_stream), handler.request_deserializer, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
-            _bounded(handler.unary_unary), handler.request_deserializer, handler.response_serializer
+            self._bounded(handler.unary_unary), handler.request_deserializer, handler.response_serializer
         )
 
+    def _bounded(self, inner: Handler) -> Handler:
+        async def handle(request: Any, context: Context) -> Any:
+            task = asyncio.current_task()
+            assert task is not None
+            self._running.add(task)
+            try:
+                return await inner(request, context)
+            except ServiceError as error:
+                await _abort(context, error)
+            except (grpc.aio.AbortError, asyncio.CancelledError):
+                # A cancelled call must end as one: returning instead leaks what grpc keeps for it.
+                raise
+            except Exception as error:
+                await _abort(context, _logged(error))
+            finally:
+                self._running.discard(task)
 
-def _bounded(inner: Handler) -> Handler:
-    async def handle(request: Any, context: Context) -> Any:
-        try:
-            return await inner(request, context)
-        except ServiceError as error:
-            await _abort(context, error)
-        except (grpc.aio.AbortError, asyncio.CancelledError):
-            # A cancelled call must end as one: returning instead leaks what grpc keeps for it.
-            raise
-        except Exception as error:
-            await _abort(context, _logged(error))
-
-    return handle
+        return handle
 
 
 async def _abort(context: Context, error: ServiceError) -> NoReturn:

@@ -17,6 +17,8 @@ from exchange_service.grpc_server.servicer import SERVICE, Servicer
 # Our requests are tiny; a larger one is an attack or a mistake.
 _MAX_REQUEST = 64 * 1024
 _MAX_REPLY = 4 * 1024 * 1024
+# Seconds that cancelled handlers have to clean up.
+_DRAIN = 2.0
 
 _OPTIONS: Sequence[tuple[str, int]] = (
     # On by default, and then a second process binds the same port and takes half of the connections.
@@ -51,6 +53,7 @@ class Server:
     address: str
     grpc_server: grpc.aio.Server
     health: HealthServicer
+    boundary: Boundary
 
     async def set_serving(self, serving: bool) -> None:
         """What the health service says of us."""
@@ -62,6 +65,7 @@ class Server:
         """Take no new calls, and give those in progress `grace` seconds."""
         await self.health.enter_graceful_shutdown()
         await self.grpc_server.stop(grace)
+        await self.boundary.drained(_DRAIN)
 
 
 def credentials(certificate: Path, key: Path) -> grpc.ServerCredentials:
@@ -71,7 +75,8 @@ def credentials(certificate: Path, key: Path) -> grpc.ServerCredentials:
 
 async def listen(servicer: Servicer, address: str, *, tls: grpc.ServerCredentials | None, reflect: bool) -> Server:
     """Start to listen on `address`; BindError where that cannot be."""
-    server = grpc.aio.server(interceptors=(Boundary(SERVICE),), options=list(_OPTIONS))
+    boundary = Boundary(SERVICE)
+    server = grpc.aio.server(interceptors=(boundary,), options=list(_OPTIONS))
     server.add_generic_rpc_handlers((servicer.handlers(),))
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
@@ -89,4 +94,4 @@ async def listen(servicer: Servicer, address: str, *, tls: grpc.ServerCredential
             reason += ", or the certificate and key do not fit each other"
         raise BindError(f"Cannot listen on {address}: {reason}.")
     await server.start()
-    return Server(address if address.startswith("unix:") else f"{host}:{port}", server, health)
+    return Server(address if address.startswith("unix:") else f"{host}:{port}", server, health, boundary)

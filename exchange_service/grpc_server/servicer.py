@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 
 from exchange_service.balances import Balances
 from exchange_service.catalogue import CCXT, CUSTOM, Catalogue, Query
@@ -19,6 +21,8 @@ from exchange_service.wire import get_balance_reply
 
 SERVICE = messages.DESCRIPTOR.services_by_name["ExchangeService"].full_name
 _MAX_TEXT = 256
+_Request = TypeVar("_Request", bound=Message)
+_Reply = TypeVar("_Reply")
 _SOURCES = {
     messages.EXCHANGE_SOURCE_UNSPECIFIED: "",
     messages.EXCHANGE_SOURCE_CUSTOM: CUSTOM,
@@ -95,21 +99,30 @@ class Servicer:
         return asyncio.get_running_loop().time() + (self.call_timeout if remaining is None else remaining)
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """The handlers for the server. They return bytes, so there is no response serializer."""
+        """The handlers for the server. They take and return bytes: a request that cannot be parsed is then refused
+        like any other bad one, and what is stored as bytes goes out as it is."""
+        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "ListExchanges": grpc.unary_unary_rpc_method_handler(
-                    self.list_exchanges, messages.ListExchangesRequest.FromString
-                ),
-                "GetBalance": grpc.unary_unary_rpc_method_handler(
-                    self.get_balance, messages.GetBalanceRequest.FromString
-                ),
-                "StreamBalances": grpc.unary_stream_rpc_method_handler(
-                    self.stream_balances, messages.StreamBalancesRequest.FromString
-                ),
+                "ListExchanges": unary(_parsing(messages.ListExchangesRequest, self.list_exchanges)),
+                "GetBalance": unary(_parsing(messages.GetBalanceRequest, self.get_balance)),
+                "StreamBalances": stream(_parsing(messages.StreamBalancesRequest, self.stream_balances)),
             },
         )
+
+
+def _parsing(
+    kind: type[_Request], handler: Callable[[_Request, Context], Awaitable[_Reply]]
+) -> Callable[[bytes, Context], Awaitable[_Reply]]:
+    async def handle(data: bytes, context: Context) -> _Reply:
+        try:
+            request = kind.FromString(data)
+        except DecodeError:
+            raise FieldInvalid("request", f"it is no {kind.DESCRIPTOR.full_name}.") from None
+        return await handler(request, context)
+
+    return handle
 
 
 def _text(message: Any, field: str, *, where: str = "", limit: int = _MAX_TEXT) -> str:

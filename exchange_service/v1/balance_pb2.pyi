@@ -79,7 +79,9 @@ class Balance(google.protobuf.message.Message):
     """The environment, "production" or "sandbox"."""
     version: builtins.int
     """Opaque and rising for each account: of two balances of an account the one with the greater version is the newer.
-    It rises when the content changes, not with each fetch, so equal versions mean equal content.
+    It stays while fetches find nothing changed, so equal versions mean equal content, but for rows that are all zero,
+    which a reply leaves out or a stream still reports. It may also rise without a change, for example when nothing
+    was kept to compare with.
     """
     @property
     def fetch_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -97,8 +99,9 @@ class Balance(google.protobuf.message.Message):
 
     @property
     def summary(self) -> Global___Summary:
-        """The figures for all venue accounts together. Present only where one currency holds for all of them,
-        all of them could be read and nothing overlaps.
+        """The one figure to show, in one currency. Present where all venue accounts could be read, none overlaps and their
+        figures are in that currency. It says nothing about assets in other currencies: beside crypto assets it is the
+        part that is held in the currency it names, for example the USDT of a wallet that also holds BTC.
         """
 
     @property
@@ -186,8 +189,8 @@ Global___VenueAccount: typing_extensions.TypeAlias = VenueAccount
 
 @typing.final
 class AssetBalance(google.protobuf.message.Message):
-    """AssetBalance is one asset held in one venue account. Its identity within a Balance is the venue account's `id`,
-    `account_type`, `sub_account` and `asset`.
+    """AssetBalance is one asset held in one venue account. Its identity within a Balance is `venue_account_id`,
+    `account_type`, `sub_account`, `asset` and `venue_asset`.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -200,6 +203,7 @@ class AssetBalance(google.protobuf.message.Message):
     FREE_FIELD_NUMBER: builtins.int
     USED_FIELD_NUMBER: builtins.int
     DEBT_FIELD_NUMBER: builtins.int
+    VENUE_ACCOUNT_ID_FIELD_NUMBER: builtins.int
     asset: builtins.str
     """The asset's code, for example "BTC" or "EUR"."""
     venue_asset: builtins.str
@@ -209,13 +213,17 @@ class AssetBalance(google.protobuf.message.Message):
     sub_account: builtins.str
     """The sub-account that holds it, repeated so that a row can stand alone. Empty: the main one."""
     total: builtins.str
-    """All of it, as the venue states it. Absent: the venue does not say."""
+    """All of it. Absent: the venue does not say. This and the next two are the venue's own figures; where its interface
+    gives two of the three and defines the third by them, the third is computed exactly.
+    """
     free: builtins.str
-    """What can be used at once, as the venue states it. On margin venues `free` and `used` need not add up to `total`."""
+    """What can be used at once. On margin venues `free` and `used` need not add up to `total`."""
     used: builtins.str
-    """What is bound by orders or positions, as the venue states it."""
+    """What is bound by orders or positions."""
     debt: builtins.str
     """What is owed, for venues that lend. Absent: the venue does not say."""
+    venue_account_id: builtins.str
+    """The `id` of the venue account that holds it, repeated so that a row can stand alone."""
     def __init__(
         self,
         *,
@@ -227,9 +235,10 @@ class AssetBalance(google.protobuf.message.Message):
         free: builtins.str | None = ...,
         used: builtins.str | None = ...,
         debt: builtins.str | None = ...,
+        venue_account_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_debt", b"_debt", "_free", b"_free", "_total", b"_total", "_used", b"_used", "debt", b"debt", "free", b"free", "total", b"total", "used", b"used"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_debt", b"_debt", "_free", b"_free", "_total", b"_total", "_used", b"_used", "account_type", b"account_type", "asset", b"asset", "debt", b"debt", "free", b"free", "sub_account", b"sub_account", "total", b"total", "used", b"used", "venue_asset", b"venue_asset"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_debt", b"_debt", "_free", b"_free", "_total", b"_total", "_used", b"_used", "account_type", b"account_type", "asset", b"asset", "debt", b"debt", "free", b"free", "sub_account", b"sub_account", "total", b"total", "used", b"used", "venue_account_id", b"venue_account_id", "venue_asset", b"venue_asset"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_debt", b"_debt"]) -> typing.Literal["debt"] | None: ...
     @typing.overload
@@ -346,7 +355,7 @@ class Freshness(google.protobuf.message.Message):
     """Where it comes from."""
     @property
     def age(self) -> google.protobuf.duration_pb2.Duration:
-        """How old the venue's answer was when this was sent: now minus Balance.fetch_time."""
+        """How old the venue's answer was when this was handed to the connection: now minus Balance.fetch_time."""
 
     @property
     def stale(self) -> Global___AccountFault:

@@ -297,7 +297,7 @@ Global___Plugin: typing_extensions.TypeAlias = Plugin
 
 @typing.final
 class ExchangeStatus(google.protobuf.message.Message):
-    """ExchangeStatus is what the service has seen of a venue and its plugin."""
+    """ExchangeStatus is what is known of a venue and its plugin."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -208,8 +208,8 @@ class GetBalanceRequest(google.protobuf.message.Message):
     """True: also give the rows whose amounts are all zero."""
     @property
     def max_age(self) -> google.protobuf.duration_pb2.Duration:
-        """How old a kept answer may be. Unset: 30 seconds, or what the operator has set. Zero: ask the venue now,
-        and fail rather than give the last good answer.
+        """How old a kept answer may be. Unset: 30 seconds, or what the operator has set. Zero: ask the venue now, or share
+        the answer to a request that is already under way, and fail rather than give the last good answer.
         """
 
     def __init__(
@@ -345,8 +345,9 @@ Global___StreamBalancesResponse: typing_extensions.TypeAlias = StreamBalancesRes
 
 @typing.final
 class BalanceEvent(google.protobuf.message.Message):
-    """BalanceEvent is an account's whole state. A row once reported stays in it, at "0" if the asset is gone,
-    so that skipping an event loses nothing.
+    """BalanceEvent is an account's whole state, so that skipping an event loses nothing. While the stream lasts, a row once
+    reported stays in it, at "0" if the asset is gone from a venue account that is still there and readable. A venue
+    account that is no longer listed is gone with its rows.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -20,8 +20,7 @@ from exchange_service_hyperliquid import parse
 T = TypeVar("T")
 
 # All limits are per network address: 1200 weight a minute, of which most questions cost 20 and a role costs 60,
-# while a state costs 2. So all but the states is kept. The mode is kept shorter than the rest of the day's facts,
-# because a wallet that changes it is read wrongly until it is asked for again.
+# while a state costs 2. So all but the states is kept. The mode may be, because a spot state tells when it has changed.
 _MODE_AGE = 3600.0
 _ROLE_AGE = 600.0
 _SUB_ACCOUNT_LIST_AGE = 600.0
@@ -65,6 +64,11 @@ class HyperliquidClient:
             # It may as well be a slip of the venue's, and then it should not last.
             self._call.account_state.forget(f"mode {address}")
         return mode
+
+    async def mode_anew(self, address: str) -> str:
+        """The account mode as it is now, where a state contradicts the one that `mode` gave."""
+        self._call.account_state.forget(f"mode {address}")
+        return await self.mode(address)
 
     async def role(self, address: str) -> parse.Role:
         """What the venue knows an address as. Costs as much as thirty states: ask only where the states say nothing."""

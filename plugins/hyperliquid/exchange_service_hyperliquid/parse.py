@@ -34,6 +34,10 @@ _EXACT = Context(prec=250)
 
 _USDC_PART = "The summary of a wallet is its USDC part: Hyperliquid reckons no value for its other tokens here."
 _NO_SINGLE_FIGURE = "There is no summary for everything, because not everything held is in USDC."
+_DOUBTFUL_MODE = (
+    "Hyperliquid says one mode of a wallet and answers as in another: its accounts may overlap, so they are shown "
+    "without equity and without a summary."
+)
 _OUTCOMES_LEFT_OUT = "Outcome-market positions are held, and left out."
 
 
@@ -57,10 +61,14 @@ class PerpState:
 
 @dataclass(frozen=True, slots=True)
 class SpotState:
-    """The spot tokens of one address. `outcomes` counts held outcome-market rows, which are no assets."""
+    """The spot tokens of one address. `outcomes` counts held outcome-market rows, which are no assets.
+
+    `unified` is whether the answer has what only those of UNIFIED_MODES have.
+    """
 
     rows: tuple[AssetBalance, ...]
     outcomes: int
+    unified: bool
 
     def is_empty(self) -> bool:
         """Whether nothing is held here."""
@@ -135,16 +143,15 @@ def perp_state(payload: Any, dex: str = "", collateral: str = USDC) -> PerpState
 
 def spot_state(payload: Any) -> SpotState:
     """`spotClearinghouseState`. Outcome-market rows are counted and dropped: they are positions without a token."""
-    entries = [
-        as_object(entry, "balances[]")
-        for entry in as_list(as_object(payload, "the answer").get("balances"), "balances")
-    ]
+    found = as_object(payload, "the answer")
+    entries = [as_object(entry, "balances[]") for entry in as_list(found.get("balances"), "balances")]
     outcomes = [entry for entry in entries if _is_outcome(entry)]
     if len({text(entry, "coin", "balances[]") for entry in entries}) != len(entries):
         raise VenueMalformed("Hyperliquid lists a coin twice.")
     return SpotState(
         rows=tuple(_spot_row(entry) for entry in entries if not _is_outcome(entry)),
         outcomes=sum(1 for entry in outcomes if required_amount(entry, "total", "balances[]")),
+        unified=found.get("tokenToAvailableAfterMaintenance") is not None,
     )
 
 
@@ -201,6 +208,11 @@ def token_names(payload: Any) -> dict[int, str]:
     return names
 
 
+def contradicts(mode: str, spot: SpotState) -> bool:
+    """Whether an answer is one that a wallet of this mode does not get. Of an unknown mode nothing is expected."""
+    return mode in (STANDARD_MODES if spot.unified else UNIFIED_MODES)
+
+
 def wallet(
     address: str,
     mode: str,
@@ -211,16 +223,18 @@ def wallet(
     unread: tuple[VenueAccount, ...] = (),
 ) -> Wallet:
     """What one address holds, by its mode. `name` is that of a sub-account; `unread` are dexs that failed."""
-    if mode in UNIFIED_MODES:
+    # Without anything in perpetuals there is nothing that could count twice, whatever the mode.
+    doubtful = contradicts(mode, spot) and not all(perp.is_empty() for perp in perps)
+    if mode in UNIFIED_MODES and not doubtful:
         accounts: tuple[VenueAccount, ...] = (_unified_account(address, name, spot, perps, complete=not unread),)
         notes = [_USDC_PART] if spot.holds_other_than_usdc() else []
     else:
-        known = mode in STANDARD_MODES
+        known = mode in STANDARD_MODES and not doubtful
         accounts = (
             *(_perp_account(address, name, perp, with_summary=known) for perp in perps),
             _spot_account(address, name, spot, with_summary=known),
         )
-        notes = [] if known else [_unknown_mode(mode)]
+        notes = [] if known else [_DOUBTFUL_MODE if doubtful else _unknown_mode(mode)]
     if spot.outcomes:
         notes.append(_OUTCOMES_LEFT_OUT)
     return Wallet(

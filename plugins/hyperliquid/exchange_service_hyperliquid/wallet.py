@@ -60,6 +60,9 @@ async def _wallet(client: HyperliquidClient, address: str, name: str = "") -> pa
         client.perp_state(address),
         *(_builder_dex(client, address, name, dex) for dex in client.dexs),
     )
+    if parse.contradicts(mode, spot):
+        # Nearly always the wallet changed its mode since it was asked for. By the old one, money may count twice.
+        mode = await client.mode_anew(address)
     perps = [main, *(dex for dex in dexs if isinstance(dex, parse.PerpState))]
     unread = tuple(dex for dex in dexs if isinstance(dex, VenueAccount))
     return parse.wallet(address, mode, spot, perps, name=name, unread=unread)

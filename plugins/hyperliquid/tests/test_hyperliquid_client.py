@@ -133,6 +133,87 @@ async def test_an_unknown_mode_is_not_kept() -> None:
         assert (await fetch_balance(call)).summary is not None
 
 
+def keep(simulator: HyperliquidSimulator, mode: str) -> None:
+    """The wallet in this mode, worth 1040 in each: unified, its spot USDC holds the 1000 of the main dex too."""
+    simulator.wallets[MASTER].mode = mode
+    total = "1040.0" if mode in ("unifiedAccount", "portfolioMargin") else "40.0"
+    simulator.wallets[MASTER].spot = [("USDC", 0, total, "15.5")]
+
+
+@pytest.mark.parametrize("standard", ["disabled", "default", "dexAbstraction"])
+@pytest.mark.parametrize("unified", ["unifiedAccount", "portfolioMargin"])
+async def test_a_wallet_that_changes_its_mode_counts_its_money_once_at_once(standard: str, unified: str) -> None:
+    async with venue() as simulator, calling(simulator) as call:
+        costs = []
+        for mode in (standard, standard, unified, unified, standard, standard):
+            keep(simulator, mode)
+            before = len(simulator.requests)
+            balance = await fetch_balance(call)
+            costs.append(len(simulator.requests) - before)
+            assert balance.summary is not None
+            assert (balance.summary.total, balance.summary.equity) == (1040, 1040)
+            assert balance.notes == ()
+            types = [account.type for account in balance.venue_accounts]
+            assert types == (["spot"] if mode == unified else ["perpetual", "spot"])
+        # The mode is asked for with the first read, and where it was changed.
+        assert costs == [3, 2, 3, 2, 3, 2]
+
+
+async def test_a_mode_that_changed_and_changed_back_between_two_reads_is_not_asked_for() -> None:
+    async with venue() as simulator, calling(simulator) as call:
+        for modes in (("default",), ("unifiedAccount", "default")):
+            for mode in modes:
+                keep(simulator, mode)
+            balance = await fetch_balance(call)
+            assert balance.summary is not None
+            assert balance.summary.total == 1040
+        assert len(simulator.questions("userAbstraction")) == 1
+
+
+@pytest.mark.parametrize(("played", "said"), [("unifiedAccount", "default"), ("default", "unifiedAccount")])
+async def test_a_mode_that_fits_no_answer_gives_no_figure_until_it_does(played: str, said: str) -> None:
+    async with venue() as simulator, calling(simulator) as call:
+        keep(simulator, played)
+        simulator.wallets[MASTER].answers["userAbstraction"] = said
+        for questions in (2, 3):
+            balance = await fetch_balance(call)
+            assert len(simulator.questions("userAbstraction")) == questions
+            assert balance.summary is None
+            assert [account.type for account in balance.venue_accounts] == ["perpetual", "spot"]
+            assert [account.summary for account in balance.venue_accounts] == [None, None]
+            assert len(balance.notes) == 1
+        simulator.wallets[MASTER].answers.clear()
+        balance = await fetch_balance(call)
+        assert balance.summary is not None
+        assert balance.summary.total == 1040
+
+
+async def test_where_the_changed_mode_cannot_be_read_there_is_no_balance_by_the_old_one() -> None:
+    async with venue() as simulator, calling(simulator) as call:
+        await fetch_balance(call)
+        keep(simulator, "unifiedAccount")
+        simulator.wallets[MASTER].answers["userAbstraction"] = None
+        for _ in range(2):
+            with pytest.raises(VenueMalformed):
+                await fetch_balance(call)
+        simulator.wallets[MASTER].answers.clear()
+        balance = await fetch_balance(call)
+        assert balance.summary is not None
+        assert balance.summary.total == 1040
+
+
+async def test_a_sub_account_that_changes_its_mode_is_asked_about_alone() -> None:
+    async with venue() as simulator, calling(simulator, sub_accounts=True) as call:
+        simulator.wallets[MASTER].sub_accounts = {"Hedge": SUB}
+        sub = simulator.add_wallet(SUB, SimulatedWallet(perps={"": SimulatedPerps(Decimal(60))}))
+        await fetch_balance(call)
+        sub.mode, sub.spot = "unifiedAccount", [("USDC", 0, "60.0", "0.0")]
+        balance = await fetch_balance(call)
+        assert [question["user"] for question in simulator.questions("userAbstraction")] == [MASTER, SUB, SUB]
+    assert balance.summary is not None
+    assert balance.summary.total == 1100
+
+
 async def test_the_balance_is_as_old_as_its_oldest_dex() -> None:
     async with venue() as simulator:
         simulator.wallets[MASTER].perps["xyz"] = SimulatedPerps(Decimal(7), time=1763999999000)

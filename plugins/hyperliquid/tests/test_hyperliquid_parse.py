@@ -112,12 +112,14 @@ def test_a_unified_wallet_counts_its_equity_once(mode: str) -> None:
 
 
 def test_a_unified_wallet_with_nothing_but_usdc_needs_no_remark() -> None:
-    state = parse.spot_state({"balances": [payload("spot_state_unified")["balances"][0]]})
+    listed = payload("spot_state_unified")
+    state = parse.spot_state({**listed, "balances": listed["balances"][:1]})
     assert parse.wallet(ADDRESS, "unifiedAccount", state, (perps(),)).notes == ()
 
 
 def test_a_unified_wallet_without_a_usdc_row_holds_none() -> None:
-    summary = wallet("unifiedAccount", "spot_state_empty").accounts[0].summary
+    state = parse.spot_state({"balances": [], "tokenToAvailableAfterMaintenance": []})
+    summary = parse.wallet(ADDRESS, "unifiedAccount", state, (perps(),)).accounts[0].summary
     assert summary is not None
     assert (summary.total, summary.available, summary.margin_used) == (0, 0, 0)
 
@@ -147,6 +149,35 @@ def test_an_unknown_mode_is_shown_without_equity_and_says_so() -> None:
     assert found.accounts[0].assets == (row("USDC", "8420.118264", "7611.904113", "802.5"),)
     assert "someNewMode" in found.notes[0]
     assert parse.overall_summary(found.accounts) == (None, ())
+
+
+@pytest.mark.parametrize("mode", [*STANDARD, *UNIFIED])
+@pytest.mark.parametrize("name", ["spot_state_unified", "spot_state_standard", "spot_state_empty"])
+def test_a_mode_and_an_answer_that_do_not_fit_give_rows_and_no_figure(mode: str, name: str) -> None:
+    found = wallet(mode, name)
+    fits = (mode in UNIFIED) == (name == "spot_state_unified")
+    assert parse.contradicts(mode, spot(name)) is not fits
+    assert any("answers as in another" in note for note in found.notes) is not fits
+    if not fits:
+        assert [account.type for account in found.accounts] == ["perpetual", "spot"]
+        assert [account.summary for account in found.accounts] == [None, None]
+        assert parse.overall_summary(found.accounts) == (None, ())
+
+
+@pytest.mark.parametrize("mode", [*STANDARD, *UNIFIED])
+@pytest.mark.parametrize("field", [{}, {"tokenToAvailableAfterMaintenance": [[0, "40.0"]]}], ids=["without", "with"])
+def test_without_perpetuals_no_mode_is_doubtful(mode: str, field: dict[str, Any]) -> None:
+    state = parse.spot_state({"balances": [{"coin": "USDC", "total": "40.0", "hold": "0.0"}], **field})
+    found = parse.wallet(ADDRESS, mode, state, (perps("clearinghouse_state_empty"),))
+    summary, _ = parse.overall_summary(found.accounts)
+    assert found.notes == ()
+    assert summary is not None
+    assert (summary.total, summary.equity) == (40, 40)
+
+
+def test_an_unknown_mode_contradicts_nothing() -> None:
+    assert not parse.contradicts("someNewMode", spot("spot_state_unified"))
+    assert not parse.contradicts("someNewMode", spot("spot_state_standard"))
 
 
 def test_each_dex_is_an_account_in_its_own_collateral() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from exchange_service_hyperliquid import HYPERLIQUID, fetch_balance
-from exchange_service_hyperliquid.simulator import HyperliquidSimulator
+from exchange_service_hyperliquid.simulator import HyperliquidSimulator, SimulatedWallet
 
 from exchange_service.plugin_api import Balance, CredentialInvalid, VenueRateLimited, VenueUnavailable
 from exchange_service.testing import venue_call
@@ -70,6 +70,15 @@ async def test_a_request_belongs_to_the_address_in_its_body() -> None:
         body = '{"type": "spotClearinghouseState", "user": "' + ADDRESS.replace("c", "C") + '"}'
         assert await post(simulator, body.encode()) == (200, '{"balances": []}')
         assert [request.account for request in simulator.requests] == [ADDRESS]
+
+
+@pytest.mark.parametrize("mode", ["disabled", "default", "dexAbstraction", "unifiedAccount", "portfolioMargin"])
+async def test_only_a_unified_wallet_is_told_what_is_left_after_maintenance(mode: str) -> None:
+    async with HyperliquidSimulator() as simulator:
+        assert isinstance(simulator, HyperliquidSimulator)
+        simulator.add_wallet(ADDRESS, SimulatedWallet(mode=mode))
+        _, text = await post(simulator, b'{"type": "spotClearinghouseState", "user": "' + ADDRESS.encode() + b'"}')
+    assert ("tokenToAvailableAfterMaintenance" in text) == (mode in ("unifiedAccount", "portfolioMargin"))
 
 
 async def test_the_moving_wallet_moves_and_stays_consistent() -> None:

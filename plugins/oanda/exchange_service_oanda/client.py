@@ -42,8 +42,12 @@ class OandaClient:
         self._headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
 
     async def account_ids(self) -> list[str]:
-        """The ids of all accounts that the token may read."""
-        return parse.account_ids(await self._get("/v3/accounts"))
+        """The ids of all accounts that the token may read; AccountUnknown where there is none."""
+        ids = parse.account_ids(await self._get("/v3/accounts"))
+        if not ids:
+            # Raised here and not by the caller: a failure is not kept, and the first account may be opened any time.
+            raise AccountUnknown("OANDA: the token is good but reads no account. Check that its login has a v20 one.")
+        return ids
 
     async def summary(self, account_id: str) -> Any:
         """One account's summary, as OANDA sends it."""

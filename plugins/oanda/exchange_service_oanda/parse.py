@@ -20,7 +20,11 @@ from exchange_service.plugin_api import (
 def account_ids(payload: Any) -> list[str]:
     """The ids of `GET /v3/accounts`."""
     accounts = as_list(as_object(payload, "the answer").get("accounts"), "accounts")
-    return [text(as_object(entry, "accounts[]"), "id", "accounts[]") for entry in accounts]
+    ids = [text(as_object(entry, "accounts[]"), "id", "accounts[]") for entry in accounts]
+    if len(set(ids)) != len(ids):
+        # Read twice, its money would be in the summary twice.
+        raise VenueMalformed("OANDA lists an account twice.")
+    return ids
 
 
 def account(payload: Any, account_id: str) -> VenueAccount:

@@ -135,11 +135,14 @@ async def test_a_token_that_dies_between_two_requests_is_refused_as_a_whole() ->
             await balance_of(venue)
 
 
-async def test_a_token_without_accounts_gives_no_rows_and_no_summary_of_zero() -> None:
-    async with venue_with() as venue:
-        balance = await balance_of(venue)
-    assert balance.venue_accounts == ()
-    assert balance.summary is None
+async def test_a_token_that_reads_no_account_is_told_so_and_its_list_is_not_kept() -> None:
+    async with venue_with() as venue, venue_call(OANDA, override=venue.url, api_key=TOKEN) as call:
+        with pytest.raises(AccountUnknown, match="reads no account"):
+            await exchange_service_oanda.fetch_balance(call)
+        venue.add_token(TOKEN, SimulatedAccount(FIRST))
+        balance = await exchange_service_oanda.fetch_balance(call)
+    assert [account.id for account in balance.venue_accounts] == [FIRST]
+    assert paths(venue).count(LIST) == 2
 
 
 async def test_a_stored_account_id_is_the_only_one_read() -> None:

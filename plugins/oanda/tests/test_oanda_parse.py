@@ -116,6 +116,11 @@ def test_an_empty_account_list_is_one() -> None:
     assert parse.account_ids({"accounts": []}) == []
 
 
+def test_an_account_list_that_names_one_twice_is_malformed() -> None:
+    with pytest.raises(VenueMalformed, match="twice"):
+        parse.account_ids({"accounts": [{"id": ACCOUNT_ID}, {"id": "101-004-7654321-002"}, {"id": ACCOUNT_ID}]})
+
+
 @pytest.mark.parametrize(
     "answer",
     [None, [], {}, "accounts", {"accounts": None}, {"accounts": {}}, {"accounts": [None]}, {"accounts": [{"id": 7}]}],

@@ -21,7 +21,7 @@ from exchange_service.grpc_server.server import Server, credentials, listen
 from exchange_service.grpc_server.servicer import Servicer
 from exchange_service.registry import Registry, load_registry
 from exchange_service.sessions import Sessions
-from exchange_service.settings import Settings
+from exchange_service.settings import Settings, unknown_variables
 from exchange_service.venue_http import VenueHttpPool
 
 log = structlog.get_logger(__name__)
@@ -76,6 +76,8 @@ class Service:
 async def start_service(settings: Settings, *, registry: Registry | None = None) -> Service:
     """Join all parts and listen. Raises UnsafeSettings or BindError with a sentence for the operator."""
     check_safety(settings)
+    for name in unknown_variables():
+        log.warning("settings.unknown_variable", name=name)
     stack = AsyncExitStack()
     try:
         return await _join(settings, registry or load_registry(choices=settings.exchange_plugins), stack)
@@ -88,6 +90,8 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -
     """Make each part from the ones before it, and put its closing on the stack."""
     hash_key = _hash_key(settings)
     overrides = check_overrides(settings, registry)
+    for problem in registry.problems:
+        log.warning("plugin.problem", plugin=problem.plugin.name, reason=problem.reason)
     stack.push_async_callback(registry.close)
     store = await open_store(settings.database_url, hash_key)
     stack.push_async_callback(store.close)

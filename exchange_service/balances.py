@@ -27,7 +27,7 @@ from exchange_service.errors import (
     VenueRateLimited,
     VenueTimeout,
 )
-from exchange_service.model import Account
+from exchange_service.model import PRODUCTION, Account
 from exchange_service.registry import Listing, Registry
 from exchange_service.sessions import Sessions
 from exchange_service.wire import Source, StoredBalance, decode_stored, store_balance
@@ -136,7 +136,8 @@ class Balances:
             self._sessions.forget(account)
             raise CredentialMissing(
                 f"No credential is stored for this user at {metadata.name} ({account.environment}). "
-                f"Add one with `exchange-service credentials add --exchange {metadata.id}`."
+                f"Add one with `exchange-service credentials add --user USER --exchange {metadata.id}"
+                f"{'' if account.environment == PRODUCTION else ' --environment ' + account.environment}`."
             )
         return reference
 

@@ -11,7 +11,7 @@ error of `exchange_service.errors` that the server's reason stands for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -153,12 +153,17 @@ class ExchangeServiceClient:
         return reply
 
     async def stream_balances(
-        self, user_id: str, accounts: Sequence[AccountSelector] = (), *, resume: bool = False
+        self,
+        user_id: str,
+        accounts: Sequence[AccountSelector] = (),
+        *,
+        resume: bool = False,
+        on_interruption: Callable[[ServiceError], None] | None = None,
     ) -> AsyncIterator[StreamBalancesResponse]:
         """Follow the user's accounts; none selected means all. Ends by an error or when the caller stops iterating.
 
         `resume`: open the stream again when it ends in a way that passes, as when the service restarts, and ask only
-        for what has changed meanwhile.
+        for what has changed meanwhile. `on_interruption` is then called with what ended it.
         """
         versions = {
             (selector.exchange_id, selector.environment or "production"): selector.known_version
@@ -184,6 +189,8 @@ class ExchangeServiceClient:
             except (*_RESUMABLE, ServiceUnreachable) as error:
                 if not resume:
                     raise
+                if on_interruption is not None:
+                    on_interruption(error)
                 pause = min(max(error.retry_after or 0.0, pause * 2, 0.2), _LONGEST_PAUSE)
                 await asyncio.sleep(pause)
 

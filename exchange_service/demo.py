@@ -34,7 +34,7 @@ SITUATION_NOTES = {
     "refused": "a key that the venue refuses",
     "limited": "a venue that limits our requests",
     "slow": "a venue that takes three seconds",
-    "stale": "a venue that answered once and is down since: the last good value, marked",
+    "stale": "a venue that answers once and is then down: ask again after 5 s for the last good value, marked",
     "partly": "several accounts behind one key, of which one is refused",
 }
 
@@ -54,6 +54,7 @@ class Demo:
     venues: Mapping[str, str]
     users: Mapping[str, tuple[str, ...]]
     cache: str
+    database: str
 
 
 @asynccontextmanager
@@ -75,7 +76,13 @@ async def running_demo(settings: Settings, *, redis: bool = False) -> AsyncItera
         users = await _store_users(service, venues)
         mover = asyncio.create_task(_move(list(venues.values())), name="moving balances")
         stack.callback(mover.cancel)
-        yield Demo(service, {name: venue.url for name, venue in venues.items()}, users, service.settings.cache_url)
+        yield Demo(
+            service,
+            {name: venue.url for name, venue in venues.items()},
+            users,
+            service.settings.cache_url,
+            service.settings.database_url,
+        )
 
 
 async def _start_venues(stack: AsyncExitStack) -> dict[str, DemoVenue]:

@@ -61,7 +61,8 @@ class ServiceError(Exception):
         self.retry_after = self.default_retry_after if delay is None else delay
 
 
-# A longer text does not fit into a call's trailers, and no reader needs it.
+# In bytes. A longer text does not fit into a call's trailers, which hold it twice and spell out what is not ASCII; and no
+# reader needs it.
 _LONGEST_MESSAGE = 1000
 _LONGEST_DELAY = 3600.0
 
@@ -71,7 +72,7 @@ def _writable(message: str) -> str:
     if not isinstance(message, str):
         # Most often another exception, whose text is nobody's business.
         raise TypeError(f"an error's message is a text, not {type(message).__name__}")
-    return message[:_LONGEST_MESSAGE].encode("utf-8", "replace").decode()
+    return message[:_LONGEST_MESSAGE].encode("utf-8", "replace")[:_LONGEST_MESSAGE].decode("utf-8", "ignore")
 
 
 def _delay(seconds: float | None) -> float | None:

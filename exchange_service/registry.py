@@ -110,7 +110,9 @@ class Registry:
                     problems.append(problem)
         for exchange_id, listing in list(listings.items()):
             owner = listing.metadata.credential_of
-            if owner and listings[owner].plugin is not listing.plugin:
+            lender = listings.get(owner)
+            # None: the owner itself was just left out, for the same reason.
+            if owner and (lender is None or lender.plugin is not listing.plugin):
                 # Claimed, but served by another plugin: its users' credentials are not this one's to use.
                 del listings[exchange_id]
                 reason = (
@@ -198,7 +200,6 @@ def load_registry(*, choices: Mapping[str, str] | None = None, found: Iterable[E
             plugins.append(_load(point, info))
         except _Unfit as unfit:
             problems.append(Problem(info, str(unfit)))
-            log.warning("plugin.not_loaded", plugin=info.name, distribution=info.distribution, reason=str(unfit))
     return Registry(plugins, problems, choices)
 
 

@@ -231,7 +231,9 @@ async def _guarded(listing: Listing, call: VenueCall) -> Balance:
         raise
     # SystemExit would end the service if it left the task.
     except BaseException as error:
-        log.error("plugin.failed", plugin=name, exchange=call.exchange.id, error=type(error).__name__, at=_place(error))
+        log.error(
+            "plugin.failed", plugin=name, exchange=call.exchange.id, error=type(error).__name__, at=_places(error)
+        )
         raise PluginFailed(
             f"The plugin {name} ({listing.plugin.info.distribution}) failed with {type(error).__name__}. "
             "Report it to the plugin's author; the service's log says where."
@@ -246,20 +248,23 @@ def _as_ours(error: VenueError, plugin: str) -> ServiceError:
     return error if type(error) is leaf else leaf(error.message, retry_after=error.retry_after)
 
 
-def _place(error: BaseException) -> str:
-    """Where the exception was raised, without its text or any value."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+def _places(error: BaseException) -> list[str]:
+    """The last places that the exception passed, without its text or any value: the plugin's own line among them."""
+    places, trace = [], error.__traceback__
+    while trace is not None:
+        places.append(f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}")
         trace = trace.tb_next
-    return "" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+    return places[-4:]
 
 
 def _checked(balance: object, plugin: str) -> Balance:
     """The plugin's answer, if it has the promised shape; the amounts checked themselves when they were made."""
     if not isinstance(balance, Balance):
+        log.error("plugin.failed", plugin=plugin, answer=type(balance).__name__)
         raise PluginFailed(f"The plugin {plugin} answered with {type(balance).__name__} in place of a Balance.")
     problem = _misshapen(balance)
     if problem:
+        log.error("plugin.failed", plugin=plugin, problem=problem)
         raise PluginFailed(f"The plugin {plugin} answered with a wrong balance: {problem}.")
     return balance
 

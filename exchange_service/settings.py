@@ -161,6 +161,17 @@ class Settings(BaseSettings):
             return False
 
 
+# Variables with our prefix that are no settings: the command line's, and the tests'.
+_OTHER_VARIABLES = ("CONFIG", "PLAINTEXT", "TLS_CA", "HEADER", "TIMEOUT", "OUTPUT", "USER")
+
+
+def unknown_variables() -> list[str]:
+    """Environment variables with our prefix that mean nothing, most often a slip of the pen."""
+    known = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in (*Settings.model_fields, *_OTHER_VARIABLES)}
+    ours = (name for name in os.environ if name.upper().startswith(ENVIRONMENT_PREFIX))
+    return sorted(name for name in ours if name.upper() not in known and "_TEST_" not in name)
+
+
 def load_settings(**flags: Any) -> Settings:
     """The settings, with `flags` (None: not given) before the environment before the file.
 

@@ -83,8 +83,11 @@ def _meanings() -> dict[str, str]:
 def with_settings(text: str) -> str:
     """A document with the settings table between its marks."""
     begin, end = "<!-- settings: begin -->\n", "\n<!-- settings: end -->"
-    head, _, rest = text.partition(begin)
-    return head + begin + settings_table() + end + rest.partition(end)[2]
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end.lstrip())
+    if not found or not closed:
+        raise ValueError("operations.md has lost the marks around its settings")
+    return head + begin + settings_table() + end + tail
 
 
 def generated() -> dict[Path, str]:

@@ -47,6 +47,17 @@ def test_every_link_to_a_file_of_the_project_leads_somewhere(document: Path) -> 
         assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+@pytest.mark.parametrize("document", sorted(ROOT.glob("docs/*.md")), ids=lambda path: path.name)
+def test_every_link_within_a_page_leads_to_a_heading(document: Path) -> None:
+    text = document.read_text()
+    headings = {
+        re.sub(r"[^a-z0-9 -]", "", line.lower()).strip().replace(" ", "-")
+        for line in text.splitlines()
+        if line.startswith("#")
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+
+
 def test_what_is_generated_is_current() -> None:
     spec = importlib.util.spec_from_file_location("docs_generator", ROOT / "scripts" / "docs.py")
     assert spec is not None

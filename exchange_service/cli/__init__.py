@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# gRPC's own lines on standard error repeat in its words what we say in ours; it reads this when it is imported.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 import typer
 
 from exchange_service.cli import calls, credentials, operate
@@ -12,6 +17,8 @@ app = typer.Typer(
     help="List exchanges and brokers, read balances there, and follow them live.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Panels cut the names of environment variables at the width of a terminal.
+    rich_markup_mode=None,
     epilog="Exit codes: 0 well, 1 a bug, 2 wrong usage, 3 unknown or missing, 4 a person must act, 5 try again later.",
 )
 calls.add_to(app)
@@ -19,7 +26,24 @@ operate.add_to(app)
 app.add_typer(credentials.app, name="credentials")
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        calls.version()
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """List exchanges and brokers, read balances there, and follow them live."""
+
+
 def main() -> None:
     """Run the command line."""
     configure_logging()
-    app()
+    try:
+        app()
+    except BrokenPipeError:
+        # Whoever read our output has enough of it. What is left of it must not fail again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

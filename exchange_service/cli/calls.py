@@ -19,6 +19,7 @@ from exchange_service import __version__
 from exchange_service.cli import tables
 from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, plain, run
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
+from exchange_service.errors import ServiceError
 from exchange_service.settings import ENVIRONMENT_PREFIX
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.exchange_service_pb2 import AccountSelector, StreamBalancesResponse
@@ -130,11 +131,12 @@ async def _exchanges(target: Target, asset_class: str, search: str, source: str,
         for entry in entries:
             tables.print_line(tables.as_dict(entry))
     else:
-        console.print(tables.exchanges(entries))
+        if entries:
+            console.print(tables.exchanges(entries))
         stats = reply.stats
         console.print(f"[dim]{len(entries)} of {stats.total} exchanges ({stats.custom} custom, {stats.ccxt} ccxt)[/]")
-        for problem in reply.problems:
-            messages.print(f"[yellow]{plain(problem.plugin.name)}:[/] {plain(problem.reason)}", soft_wrap=True)
+        if reply.problems:
+            messages.print(f"[yellow]{len(reply.problems)} problems with plugins; see `exchange-service plugins`.[/]")
 
 
 def balance(
@@ -180,6 +182,8 @@ async def _balance(
         if line:
             console.print(f"\n{line}", soft_wrap=True)
         console.print(f"[dim]{tables.freshness(reply.freshness)}[/]")
+        for fault in tables.faults(reply.balance):
+            messages.print(f"[red]not read:[/] {fault}", soft_wrap=True)
         for note in reply.balance.notes:
             messages.print(f"[yellow]note:[/] {plain(note)}", soft_wrap=True)
 
@@ -190,7 +194,7 @@ def watch(
         list[str] | None, typer.Option("--exchange", "-e", help="Only this one; can be repeated. Default: all.")
     ] = None,
     environment: Annotated[str, typer.Option(help="The environment of the named exchanges.")] = "",
-    events: Annotated[int, typer.Option(min=0, help="End after so many events; 0: never.")] = 0,
+    events: Annotated[int, typer.Option(min=0, help="End after so many balances and errors; 0: never.")] = 0,
     address: AddressOption = _DEFAULT_ADDRESS,
     plaintext: PlaintextOption = None,
     tls_ca: TlsCaOption = None,
@@ -207,16 +211,21 @@ def watch(
 async def _watch(target: Target, user: str, accounts: Sequence[AccountSelector], limit: int, output: Output) -> None:
     view = _LiveView() if output is Output.TABLE and console.is_terminal else None
     count = 0
+
+    def interrupted(error: ServiceError) -> None:
+        messages.print(f"[yellow]interrupted:[/] {plain(error.message)} Trying again.", soft_wrap=True)
+
     async with target.client() as client:
+        events = client.stream_balances(user, accounts, resume=True, on_interruption=interrupted)
         with Live(console=console, auto_refresh=False) if view else _Nothing() as live:
-            async for event in client.stream_balances(user, accounts, resume=True):
+            async for event in events:
                 if view is not None and isinstance(live, Live):
                     live.update(view.after(event), refresh=True)
                 elif output is Output.TABLE:
                     _print_event(event)
                 else:
                     tables.print_line(tables.as_dict(event))
-                count += 1
+                count += event.WhichOneof("event") in ("balance", "account_error")
                 if limit and count >= limit:
                     return
 
@@ -260,13 +269,20 @@ def _print_event(event: StreamBalancesResponse) -> None:
     now = datetime.now().astimezone().strftime("%H:%M:%S")
     kind = event.WhichOneof("event")
     if kind == "balance":
-        for line in tables.balance_lines(event.balance.balance):
-            exchange, account, asset, total, free, used = line
-            console.print(f"{now} {exchange} {account} {asset} total {total} free {free} used {used}", soft_wrap=True)
+        balance = event.balance.balance
+        stale = f" ({tables.freshness(event.balance.freshness)})" if event.balance.freshness.HasField("stale") else ""
+        for exchange, account, asset, *figures in tables.balance_lines(balance):
+            named = zip(("total", "free", "used"), figures, strict=True)
+            amounts = "".join(f" {name} {figure}" for name, figure in named if figure)
+            console.print(f"{now} {exchange} {account} {asset}{amounts}{stale}", soft_wrap=True)
+        for fault in tables.faults(balance):
+            console.print(f"{now} {balance.exchange_id} not read: {fault}", soft_wrap=True)
     elif kind == "account_error":
         console.print(f"{now} {_trouble(event)}", soft_wrap=True)
     elif kind == "heartbeat":
-        console.print(f"[dim]{now} alive, {len(event.heartbeat.accounts)} accounts[/]")
+        count = len(event.heartbeat.accounts)
+        state = f"{count} account{'' if count == 1 else 's'}" if count else "no account is stored for this user yet"
+        console.print(f"[dim]{now} alive, {state}[/]")
 
 
 def _trouble(event: StreamBalancesResponse) -> str:
@@ -292,7 +308,10 @@ async def _health(target: Target) -> None:
         try:
             reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=target.timeout)
         except grpc.aio.AioRpcError as error:
-            raise ServiceUnreachable(f"The service at {target.address} did not answer: {error.code().name}.") from None
+            raise ServiceUnreachable(
+                f"The service at {target.address} did not answer ({error.code().name}). "
+                "Is it running? Start it with `exchange-service serve` or `exchange-service demo`."
+            ) from None
     name = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
     console.print(name)
     if reply.status != health_pb2.HealthCheckResponse.SERVING:

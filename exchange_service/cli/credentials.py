@@ -12,13 +12,15 @@ from rich.table import Table
 
 from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
-from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, run
+from exchange_service.cli.outcome import ExitCode, Output, console, exit_code, fail, messages, plain, run
 from exchange_service.errors import ServiceError
 from exchange_service.model import Account, Credential, ExchangeMetadata
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
 app = typer.Typer(help="Store, list and remove what connects users' accounts.", no_args_is_help=True)
 
+# What a shell gives for a command that Ctrl-C has ended.
+_INTERRUPTED = 130
 _SECRETS = ("api_key", "api_secret", "passphrase")
 _UserOption = Annotated[str, typer.Option("--user", "-u", help="Whose account.")]
 _ExchangeOption = Annotated[str, typer.Option("--exchange", "-e", help="The exchange's id, such as oanda.")]
@@ -38,32 +40,57 @@ def add(
     replace: Annotated[bool, typer.Option("--replace", help="Replace what is stored without asking.")] = False,
 ) -> None:
     """Store a credential. Secrets are prompted for, or read from standard input; they are never arguments."""
-    run(_add(settings, user, exchange, environment, stdin, replace))
-
-
-async def _add(settings: Settings, user: str, exchange: str, environment: str, stdin: bool, replace: bool) -> None:
     from exchange_service.doctor import missing_fields
     from exchange_service.registry import load_registry
 
-    registry = load_registry(choices=settings.exchange_plugins)
-    account, listing = registry.account(user, exchange, environment)
+    try:
+        account, listing = load_registry(choices=settings.exchange_plugins).account(user, exchange, environment)
+    except ServiceError as error:
+        fail(error.message, exit_code(error))
     metadata = listing.metadata
+    if not metadata.capabilities.balance:
+        messages.print(f"[yellow]note:[/] {plain(metadata.unsupported_reason)}", soft_wrap=True)
+    held = _held(settings, account, metadata)
+    if held is not None and not replace:
+        if stdin or not sys.stdin.isatty():
+            fail("one is stored already; add --replace to replace it", ExitCode.USAGE)
+        _confirm(f"Replace the stored credential of {user} at {metadata.name}?")
     credential = _from_stdin() if stdin else _prompted(metadata)
     problem = missing_fields(metadata, credential)
     if problem:
         fail(f"nothing was stored: {problem}", ExitCode.USAGE)
 
     async def store_it(store: Any) -> None:
-        held = _stored_under(await store.accounts(user), account, metadata)
-        if held is not None and not replace:
-            if stdin or not sys.stdin.isatty():
-                fail("one is stored already; add --replace to replace it", ExitCode.USAGE)
-            typer.confirm(f"Replace the stored credential of {user} at {metadata.name}?", abort=True)
         new = await store.put(held or account, credential)
         word = "Stored" if new else "Replaced"
-        messages.print(f"{word} the credential of {user} at {metadata.name} ({account.environment}).")
+        where = f"{user} at {metadata.name} ({account.environment})"
+        messages.print(f"{word} the credential of {plain(where)} in {plain(_place(settings))}.", soft_wrap=True)
 
-    await _with_store(settings, store_it)
+    run(_with_store(settings, store_it))
+
+
+def _held(settings: Settings, account: Account, metadata: ExchangeMetadata) -> Account | None:
+    found: list[Account | None] = []
+
+    async def look(store: Any) -> None:
+        found.append(_stored_under(await store.accounts(account.user_id), account, metadata))
+
+    run(_with_store(settings, look))
+    return found[0]
+
+
+def _place(settings: Settings) -> str:
+    """The database, without what may be a password."""
+    family, _, rest = settings.database_url.partition("://")
+    return f"{family}://{rest.rpartition('@')[2]}"
+
+
+def _confirm(question: str) -> None:
+    """Ask, outside of any event loop: there an interrupt would not reach the prompt."""
+    try:
+        typer.confirm(question, abort=True)
+    except typer.Abort:
+        raise typer.Exit(_INTERRUPTED) from None
 
 
 def _stored_under(stored: list[Account], account: Account, metadata: ExchangeMetadata) -> Account | None:
@@ -83,7 +110,11 @@ def _prompted(metadata: ExchangeMetadata) -> Credential:
     for field in metadata.credential_fields:
         label = field.label if field.required else f"{field.label} (may be left empty)"
         default = None if field.required else ""
-        values[field.name] = typer.prompt(label, hide_input=field.secret, default=default, show_default=False).strip()
+        try:
+            value = typer.prompt(label, hide_input=field.secret, default=default, show_default=False)
+        except typer.Abort:
+            raise typer.Exit(_INTERRUPTED) from None
+        values[field.name] = value.strip()
     metadata_values = {name: value for name, value in values.items() if value and name not in _SECRETS}
     return Credential.from_texts(values, metadata_values)
 
@@ -141,26 +172,37 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a stored credential."""
+    where = f"{user} at {exchange} ({environment})"
+    row = _row(settings, user, exchange, environment)
+    if row is None:
+        fail(f"no credential is stored for {where}", ExitCode.MISSING)
     if not yes:
-        typer.confirm(f"Remove the credential of {user} at {exchange} ({environment})?", abort=True)
+        _confirm(f"Remove the credential of {where}?")
 
     async def remove_it(store: Any) -> None:
-        if not await store.remove(await _row_to_remove(settings, store, user, exchange, environment)):
-            fail(f"no credential is stored for {user} at {exchange} ({environment})", ExitCode.MISSING)
-        messages.print(f"Removed the credential of {user} at {exchange} ({environment}).")
+        if not await store.remove(row):
+            fail(f"no credential is stored for {where}", ExitCode.MISSING)
+        messages.print(f"Removed the credential of {plain(where)}.", soft_wrap=True)
 
     run(_with_store(settings, remove_it))
 
 
-async def _row_to_remove(settings: Settings, store: Any, user: str, exchange: str, environment: str) -> Account:
-    """The row as it is stored. An exchange that no plugin serves any more can still be removed, by its own words."""
+def _row(settings: Settings, user: str, exchange: str, environment: str) -> Account | None:
+    """The row as it is stored. One of an exchange that no plugin serves any more is found by its own words."""
     from exchange_service.registry import load_registry
 
     try:
         account, listing = load_registry(choices=settings.exchange_plugins).account(user, exchange, environment)
     except ServiceError:
-        return Account(user, exchange.strip().lower(), environment)
-    return _stored_under(await store.accounts(user), account, listing.metadata) or account
+        found: list[Account] = []
+
+        async def look(store: Any) -> None:
+            found.extend(await store.accounts(user))
+
+        run(_with_store(settings, look))
+        wanted = Account(user, exchange.strip().lower(), environment)
+        return wanted if wanted in found else None
+    return _held(settings, account, listing.metadata)
 
 
 async def _with_store(settings: Settings, work: Callable[[Any], Awaitable[None]]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 from typing import Annotated
 
@@ -34,6 +36,23 @@ async def _serve(settings: Settings) -> None:
     if settings.loopback:
         messages.print(f"Serving on {service.address}, to every program on this machine. Interrupt to end.")
     await service.run_until_signal()
+    messages.print("Stopped.")
+    await _leave()
+
+
+async def _leave() -> None:
+    """End the process although a plugin ignores that it is cancelled: Python would wait for its task for ever."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if not others:
+        return
+    _, left = await asyncio.wait(others, timeout=1.0)
+    if left:
+        names = ", ".join(sorted(task.get_name() for task in left))
+        messages.print(f"[yellow]left behind, because it ignores its cancellation:[/] {plain(names)}")
+        sys.stdout.flush()
+        os._exit(0)
 
 
 @with_settings()
@@ -62,6 +81,7 @@ async def _demo(settings: Settings, redis: bool) -> None:
     except (UnsafeSettings, BindError) as error:
         fail(f"{error} Another one may be running; choose a port with --address 127.0.0.1:50052.", ExitCode.ACT)
     messages.print("Stopped.")
+    await _leave()
 
 
 def _print_welcome(running: object, seconds: float) -> None:
@@ -71,6 +91,7 @@ def _print_welcome(running: object, seconds: float) -> None:
     address = running.service.address
     console.print(f"[bold]exchange-service[/] listens on {address} (gRPC, plaintext), ready in {seconds:.1f} s")
     console.print(f"cache      {running.cache}")
+    console.print(f"database   {running.database}", soft_wrap=True)
     for name, url in running.venues.items():
         console.print(f"simulated  {name} at {url}")
     console.print("[yellow]The venues are simulated on this machine: no real account, no real money.[/]\n")

@@ -95,7 +95,8 @@ def run(work: Coroutine[Any, Any, None], output: Output = Output.TABLE) -> None:
         asyncio.run(work)
     except errors.ServiceError as error:
         if output is Output.TABLE:
-            fail(error.message, exit_code(error))
+            wait = f" (Wait {error.retry_after:.3g} s.)" if error.retry_after else ""
+            fail(error.message + wait, exit_code(error))
         fault = {"reason": error.reason, "message": error.message, "retry_after": error.retry_after}
         typer.echo(json.dumps({"error": fault}, ensure_ascii=False), err=True)
         raise typer.Exit(exit_code(error)) from None
@@ -108,5 +109,7 @@ def describe(invalid: ValidationError) -> str:
     faults = []
     for item in invalid.errors(include_input=False):
         text = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            text = "there is no such setting"
         faults.append(f"{'.'.join(map(str, item['loc']))}: {text}")
     return "; ".join(faults)

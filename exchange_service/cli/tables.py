@@ -90,15 +90,8 @@ def balance_lines(message: balance_pb2.Balance) -> Iterator[tuple[str, ...]]:
         if account.HasField("summary") and account.summary.HasField("equity"):
             figures = account.summary
             available = figures.available if figures.HasField("available") else "-"
-            used = figures.margin_used if figures.HasField("margin_used") else "-"
-            yield (
-                message.exchange_id,
-                place,
-                f"[dim]equity {plain(figures.currency)}[/]",
-                figures.equity,
-                available,
-                used,
-            )
+            name = f"[dim]equity {plain(figures.currency)}[/]"
+            yield (message.exchange_id, place, name, figures.equity, available, "")
 
 
 def _amounts(row: balance_pb2.AssetBalance) -> tuple[str, str, str]:
@@ -111,6 +104,14 @@ def _amounts(row: balance_pb2.AssetBalance) -> tuple[str, str, str]:
 
 def _short(text: str) -> str:
     return text if len(text) <= 24 else f"{text[:6]}…{text[-4:]}"
+
+
+def faults(message: balance_pb2.Balance) -> Iterator[str]:
+    """A sentence for each venue account that could not be read."""
+    for account in message.venue_accounts:
+        if account.HasField("error"):
+            place = " ".join(part for part in (account.type, account.id, account.sub_account) if part)
+            yield plain(f"{place}: {account.error.message}")
 
 
 def summary(message: balance_pb2.Balance) -> str:

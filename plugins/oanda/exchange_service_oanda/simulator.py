@@ -83,7 +83,8 @@ class OandaSimulator(DemoVenue):
             zero = Decimal("0.0000")
             self.add_token(token, SimulatedAccount("101-004-7654321-009", "EUR", "Empty", zero, zero, zero, zero))
         elif situation == "partly":
-            second = SimulatedAccount("101-004-7654321-002", "USD", "Second", Decimal("912.5000"), Decimal(0))
+            flat, held = Decimal("0.0000"), Decimal("912.5000")
+            second = SimulatedAccount("101-004-7654321-002", "USD", "Second", held, flat, flat, held)
             self.add_token(token, first, second, SimulatedAccount("101-004-7654321-003", refused=True))
         elif situation != "refused":
             self.add_token(token, first)

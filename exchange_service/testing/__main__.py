@@ -1,0 +1,27 @@
+"""`python -m exchange_service.testing PACKAGE.MODULE:SIMULATOR [PORT]` plays a venue on loopback until interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import sys
+
+
+async def _play(name: str, port: int) -> None:
+    module, _, attribute = name.partition(":")
+    venue = getattr(importlib.import_module(module), attribute)()
+    url = await venue.start(port)
+    try:
+        sys.stdout.write(f"{attribute} plays at {url}; interrupt to end.\n")
+        sys.stdout.flush()
+        await asyncio.Event().wait()
+    finally:
+        await venue.stop()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_play(sys.argv[1], int(sys.argv[2]) if len(sys.argv) == 3 else 0))

@@ -305,3 +305,57 @@ def test_the_demo_with_redis_keeps_balances_there(tmp_path: Path) -> None:
     assert process.returncode == 0
     sources = [json.loads(done.stdout)["freshness"]["source"] for done in (first, second)]
     assert sources == ["BALANCE_SOURCE_VENUE", "BALANCE_SOURCE_CACHE"]
+
+
+def test_the_process_ends_although_a_task_ignores_that_it_is_cancelled(tmp_path: Path) -> None:
+    program = """
+import asyncio
+from exchange_service.cli.operate import _leave
+
+async def stubborn():
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except BaseException:
+            pass
+
+async def main():
+    asyncio.create_task(stubborn(), name="fetch stubborn")
+    await asyncio.sleep(0)
+    await _leave()
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(tmp_path), capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 0
+    assert "fetch stubborn" in done.stderr
+
+
+def test_an_interrupt_at_a_prompt_ends_the_command_and_stores_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "exchange_service", "credentials", "add", "-u", "alice", "-e", "oanda"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(sys.executable, command, environment(tmp_path, TERM="dumb"))
+    read_until(terminal, "Personal access token: ")
+    os.write(terminal, b"\x03")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    os.close(terminal)
+    assert listed(tmp_path) == []
+
+
+def test_a_reader_that_has_enough_of_the_output_is_no_failure(demo: str, tmp_path: Path) -> None:
+    command = (
+        f"{sys.executable} -m exchange_service exchanges -o jsonl --address {demo} | head -1; echo ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", command], env=environment(tmp_path), capture_output=True, text=True, timeout=60
+    )
+    first, code = done.stdout.splitlines()
+    assert json.loads(first)["id"]
+    assert (code, done.stderr) == ("0", "")
+
+
+def test_the_version_is_an_option_and_a_command(tmp_path: Path) -> None:
+    assert call(tmp_path, "--version").stdout == call(tmp_path, "version").stdout

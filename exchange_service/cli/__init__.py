@@ -42,8 +42,4 @@ def _options(
 def main() -> None:
     """Run the command line."""
     configure_logging()
-    try:
-        app()
-    except BrokenPipeError:
-        # Whoever read our output has enough of it. What is left of it must not fail again at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    app()

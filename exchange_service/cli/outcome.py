@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Coroutine
 from enum import IntEnum, StrEnum
 from typing import Any, NoReturn
@@ -20,9 +21,28 @@ from exchange_service.client import ServiceUnreachable
 _WIDE = 160
 
 
+def _reader_left() -> typer.Exit:
+    """Whoever read our output has enough of it, as `head` has. What is left of it must not fail again at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return typer.Exit(0)
+
+
+class _Pipeable(Console):
+    def on_broken_pipe(self) -> None:
+        raise _reader_left()
+
+
 def _console(*, stderr: bool = False) -> Console:
-    found = Console(stderr=stderr)
-    return found if found.is_terminal else Console(stderr=stderr, width=_WIDE)
+    found = _Pipeable(stderr=stderr)
+    return found if found.is_terminal else _Pipeable(stderr=stderr, width=_WIDE)
+
+
+def echo(text: str) -> None:
+    """Print a line for programs."""
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        raise _reader_left() from None
 
 
 console = _console()

@@ -6,12 +6,11 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.table import Table
 
-from exchange_service.cli.outcome import plain
+from exchange_service.cli.outcome import echo, plain
 from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_pb2
 
 _AVAILABILITY = {
@@ -33,12 +32,12 @@ def as_dict(message: Message) -> dict[str, Any]:
 
 def print_json(value: Any) -> None:
     """One JSON value, indented."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def print_line(value: Any) -> None:
     """One JSON value on a line."""
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    echo(json.dumps(value, ensure_ascii=False))
 
 
 def exchanges(entries: Iterable[exchange_pb2.Exchange]) -> Table:

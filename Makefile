@@ -53,6 +53,8 @@ check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint
+	@if [ -f protos/released.binpb ]; then cd protos && ../$(BIN)/buf breaking --against released.binpb; \
+	else echo "buf breaking: skipped, nothing has been released yet"; fi
 	scripts/protos --check
 
 protos: .venv-protos/.ready  ## Generate exchange_service/v1 from protos/

@@ -354,6 +354,8 @@ class SqlCredentialStore:
     async def close(self) -> None:
         """End what is under way and release every connection; bounded, whatever state the database is in."""
         self._closed = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_LIMIT)
         for task in self._tasks:
             task.cancel()
         disposal = asyncio.ensure_future(self._engine.dispose())
@@ -369,7 +371,8 @@ class SqlCredentialStore:
 
     async def _call(self, work: Callable[[AsyncConnection, _Table], Awaitable[T]]) -> T:
         """`work` in one transaction, in bounded time. Drivers shield their clean-up from cancellation, for seconds
-        when the server hangs: so the work is a task of its own, cancelled but not waited for."""
+        when the server hangs: so the work is a task of its own, which is not waited for when its time is over. A caller
+        that goes away leaves it to its end: a driver that is cancelled half-way may never come back."""
         if self._closed:
             raise StoreUnavailable("the credential store is closed")
         task = asyncio.create_task(self._transaction(work), name="credential store")
@@ -379,7 +382,7 @@ class SqlCredentialStore:
         try:
             done, _ = await asyncio.wait({task}, timeout=CALL_LIMIT)
         except asyncio.CancelledError:
-            task.cancel()
+            asyncio.get_running_loop().call_later(CALL_LIMIT, task.cancel)
             raise
         if not done:
             task.cancel()

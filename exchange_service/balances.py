@@ -242,7 +242,7 @@ class Balances:
             return kept
         try:
             stored = store_balance(reference.account, balance, self._now(), kept)
-        except (TypeError, ValueError, ArithmeticError):
+        except (TypeError, ValueError, ArithmeticError, AttributeError):
             # A label that is no text, half of a surrogate pair, a time without a zone, more than can be sent.
             name = listing.plugin.info.name
             raise PluginFailed(f"The plugin {name} answered with a balance that cannot be written down.") from None

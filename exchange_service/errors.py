@@ -61,7 +61,7 @@ class ServiceError(Exception):
         self.retry_after = self.default_retry_after if delay is None else delay
 
 
-# In bytes. A longer text does not fit into a call's trailers, which hold it twice and spell out what is not ASCII; and no
+# In bytes. A longer text does not fit into a call's trailers, which hold it twice and spell out what is not ASCII; no
 # reader needs it.
 _LONGEST_MESSAGE = 1000
 _LONGEST_DELAY = 3600.0

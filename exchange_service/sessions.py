@@ -245,7 +245,13 @@ def _as_ours(error: VenueError, plugin: str) -> ServiceError:
     leaf = next((kind for kind in type(error).__mro__ if kind in _VENUE_LEAVES), None)
     if leaf is None:
         return PluginFailed(f"The plugin {plugin} failed with {type(error).__name__}, which says nothing.")
-    return error if type(error) is leaf else leaf(error.message, retry_after=error.retry_after)
+    try:
+        ours = leaf(error.message, retry_after=error.retry_after)
+    except (AttributeError, TypeError):
+        return PluginFailed(f"The plugin {plugin} failed with {type(error).__name__}, which holds no text.")
+    # One that was changed after it was made may hold what cannot be sent.
+    same = type(error) is leaf and (error.message, error.retry_after) == (ours.message, ours.retry_after)
+    return error if same else ours
 
 
 def _places(error: BaseException) -> list[str]:

@@ -27,6 +27,9 @@ from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_pb2, exc
 _CACHE_FORMAT = b"\x01"
 # Half of what the server sends at the most, so that the rows which a feed remembers fit too.
 _MAX_BALANCE = 2 * 1024 * 1024
+# Rows at "0" that a feed remembers for one account. No venue comes near; one that renamed its assets at every answer
+# would otherwise fill the events.
+_MOST_GONE = 2000
 AmountName: TypeAlias = Literal["total", "free", "used", "debt"]
 _AMOUNTS: tuple[AmountName, ...] = ("total", "free", "used", "debt")
 # What tells a row from the others of its balance: venue account's id, type, sub-account, asset, venue's own code.
@@ -140,7 +143,7 @@ def with_known_rows(
             if not _is_zero(row) or identity in known:
                 kept.append(row)
                 reported[identity] = tuple(name for name in _AMOUNTS if row.HasField(name))
-        gone = [identity for identity in known if identity[:3] == place and identity not in reported]
+        gone = [identity for identity in known if identity[:3] == place and identity not in reported][:_MOST_GONE]
         if account.HasField("error"):
             # Keep in mind what was reported, without saying anything about it now.
             reported.update({identity: tuple(known[identity]) for identity in gone})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import uuid
 from collections.abc import Iterator
 
@@ -10,6 +11,13 @@ import pytest
 from sqlalchemy import make_url
 
 from tests.servers import PostgresServer, RedisServer, postgres_address, redis_address
+
+
+@pytest.fixture
+def silent_address() -> Iterator[str]:
+    """An address that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 @pytest.fixture(scope="session")

@@ -388,5 +388,8 @@ async def bench(
         await sessions.close()
         await http.close()
         await cache.close()
+        # SQLite's driver complains of a connection whose opening is cancelled.
+        if references._questions:
+            await asyncio.wait(set(references._questions.values()))
         await store.close()
         await registry.close()

@@ -10,8 +10,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import exchange_service_oanda
 import pytest
+from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
+from exchange_service.balances import Balances, Reading
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.errors import (
     AccountUnknown,
@@ -37,6 +40,7 @@ from exchange_service.wire import Source, store_balance
 from tests.harness import (
     USER,
     Bench,
+    Clock,
     Gate,
     ScriptedPlugin,
     Shifted,
@@ -141,6 +145,143 @@ class TestFreshness:
         (key,) = paper.cache._entries
         assert USER not in key
         assert "a-key" not in key
+
+
+class TestClocks:
+    """A kept balance from the future says that a clock is wrong, and nothing about its age."""
+
+    async def test_after_the_clock_was_set_back_a_kept_balance_is_not_fresh(
+        self, paper: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        before = await paper.get()
+        paper.clock.now -= 200
+        plugin.answer = returning(holding(("BTC", "2")))
+        for max_age in (None, 86_400.0):
+            reading = await paper.get(max_age=max_age)
+        assert (await paper.get()).source is Source.CACHE, "what was fetched since is as good as ever"
+        assert len(plugin.calls) == 2
+        assert figures(reading) == {"BTC": "2"}
+        assert reading.stored.fetch_time == before.stored.fetch_time - 200
+        assert reading.stored.version > before.stored.version
+
+    async def test_what_a_replica_whose_clock_is_ahead_has_kept_is_not_fresh(
+        self, paper: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        other, clock = replica(paper)
+        clock.now += 120
+        ahead = await get_from(other, paper)
+        reading = await paper.get()
+        assert reading.source is Source.VENUE
+        assert len(plugin.calls) == 2
+        # Nothing has changed at the venue, so the version stays, though each clock says something else.
+        assert reading.stored.version == ahead.stored.version
+
+    async def test_clocks_that_differ_as_clocks_do_share_what_is_kept(
+        self, paper: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        other, clock = replica(paper)
+        clock.now += 1.5
+        await get_from(other, paper)
+        reading = await paper.get()
+        assert (reading.source, reading.age) == (Source.CACHE, 0.0)
+        assert len(plugin.calls) == 1
+
+    async def test_it_may_serve_as_the_last_good_one_and_is_marked(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+        await paper.get()
+        paper.clock.now -= 200
+        plugin.answer = raising(VenueUnavailable("It is down."))
+        reading = await paper.get()
+        assert reading.source is Source.LAST_GOOD
+        assert isinstance(reading.stale, VenueUnavailable)
+        assert reading.age == 0.0
+        assert len(plugin.calls) == 2
+
+
+def replica(paper: Bench) -> tuple[Balances, Clock]:
+    """Another replica: the same store and the same cache, and its own flights and its own clock."""
+    clock = Clock(paper.clock.now)
+    other = Balances(
+        paper.registry,
+        paper.balances._references,
+        paper.sessions,
+        paper.cache,
+        hash_key=b"0123456789abcdef",
+        wall_clock=clock,
+    )
+    return other, clock
+
+
+async def get_from(balances: Balances, paper: Bench, *, max_age: float | None = None) -> Reading:
+    account, found = paper.registry.account(USER, "paper", "")
+    deadline = asyncio.get_running_loop().time() + 10
+    return await balances.get(account, found, max_age=max_age, deadline=deadline)
+
+
+class TestReplicas:
+    async def test_a_newer_balance_that_another_one_wrote_during_our_fetch_is_kept_and_handed_out(
+        self, paper: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        other, clock = replica(paper)
+        plugin.answer = gate = Gate(holding(("BTC", "1")))
+        slow = asyncio.ensure_future(paper.get())
+        await gate.entered.wait()
+        clock.now += 1
+        plugin.answer = returning(holding(("BTC", "2")))
+        newer = await get_from(other, paper)
+        paper.clock.now += 2
+        gate.opened.set()
+        ours = await slow
+        assert figures(ours) == {"BTC": "2"}
+        assert ours.stored.version == newer.stored.version
+        assert figures(await paper.get()) == figures(await get_from(other, paper)) == {"BTC": "2"}
+
+    async def test_an_older_one_does_not_stand_in_the_way_of_our_fetch(
+        self, paper: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        other, _ = replica(paper)
+        older = await get_from(other, paper)
+        paper.clock.now += 40
+        plugin.answer = returning(holding(("BTC", "2")))
+        ours = await paper.get()
+        assert figures(ours) == {"BTC": "2"}
+        assert ours.stored.version > older.stored.version
+
+    @pytest.mark.parametrize("ahead", [1.0, 120.0, -200.0])
+    async def test_versions_never_go_back_whatever_the_clocks_say(
+        self, paper: Bench, plugin: ScriptedPlugin, ahead: float
+    ) -> None:
+        other, clock = replica(paper)
+        clock.now += ahead
+        versions = []
+        for number in range(1, 7):
+            # The other one always writes while ours is being fetched.
+            plugin.answer = gate = Gate(holding(("BTC", f"{number}.1")))
+            slow = asyncio.ensure_future(paper.get(max_age=0))
+            await gate.entered.wait()
+            plugin.answer = returning(holding(("BTC", f"{number}.2")))
+            theirs = await get_from(other, paper, max_age=0)
+            gate.opened.set()
+            ours = await slow
+            versions += [theirs.stored.version, ours.stored.version]
+            paper.clock.now += 3
+            clock.now += 3
+        assert versions == sorted(versions)
+        assert len(set(versions)) >= 6
+
+    async def test_the_same_content_keeps_the_version_that_another_one_gave_it(
+        self, paper: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        other, clock = replica(paper)
+        clock.now += 120
+        plugin.answer = gate = Gate(holding(("BTC", "1")))
+        slow = asyncio.ensure_future(paper.get())
+        await gate.entered.wait()
+        plugin.answer = returning(holding(("BTC", "1")))
+        theirs = await get_from(other, paper)
+        gate.opened.set()
+        ours = await slow
+        assert ours.stored.version == theirs.stored.version
+        assert ours.stored.fetch_time == theirs.stored.fetch_time - 120
 
 
 class TestOneFetchForAll:
@@ -413,7 +554,7 @@ class TestRefusals:
 
 class TestCredentials:
     async def test_without_one_the_answer_says_how_to_add_it(self, paper: Bench, plugin: ScriptedPlugin) -> None:
-        with pytest.raises(CredentialMissing, match="credentials add --exchange paper"):
+        with pytest.raises(CredentialMissing, match="credentials add --user USER --exchange paper"):
             await paper.get(user="nobody")
         assert plugin.calls == []
 
@@ -444,6 +585,44 @@ class TestCredentials:
 SECRET = "https://api.example/balance?signature=48be"
 
 
+class TestEnvironments:
+    async def test_one_in_the_metadata_that_the_venue_has_not_costs_no_request(
+        self, paper: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        await paper.put(metadata={"environment": "moon"})
+        for max_age in (None, 0.0):
+            with pytest.raises(CredentialInvalid, match=r"extra_metadata\.environment"):
+                await paper.get(max_age=max_age)
+        assert plugin.calls == []
+        await paper.put(metadata={"environment": "live"})
+        assert figures(await paper.get()) == {"BTC": "1.50"}
+
+    async def test_a_sandbox_in_the_metadata_is_asked_and_told_of_in_a_note(self, tmp_path: Path) -> None:
+        async with OandaSimulator() as live, OandaSimulator() as practice:
+            for venue in (live, practice):
+                venue.add_token("a-token-for-tests", SimulatedAccount("101-004-7654321-001"))
+            overrides = {"oanda.production": live.url, "oanda.sandbox": practice.url}
+            async with bench(tmp_path, exchange_service_oanda, overrides=overrides) as made:
+                await made.put("oanda", api_key="a-token-for-tests", metadata={"sandbox": True})
+                sandbox = balance_pb2.Balance.FromString((await made.get("oanda")).stored.data)
+                assert (bool(practice.requests), live.requests) == (True, [])
+                assert list(sandbox.notes) == ["Read from OANDA's sandbox, which the stored metadata choose."]
+                assert sandbox.environment == "production"
+                await made.put("oanda", api_key="a-token-for-tests")
+                production = balance_pb2.Balance.FromString((await made.get("oanda")).stored.data)
+                assert live.requests
+                assert list(production.notes) == []
+
+    async def test_an_exchange_reads_with_the_credential_of_another_of_its_plugin(self, tmp_path: Path) -> None:
+        plugin = ScriptedPlugin(listing("paper"), listing("paper_options", credential_of="paper"))
+        async with bench(tmp_path, plugin) as made:
+            await made.put("paper", api_key="the-papers-key")
+            assert figures(await made.get("paper_options")) == {"BTC": "1.50"}
+        (call,) = plugin.calls
+        assert call.exchange.id == "paper_options"
+        assert call.credential.api_key.reveal() == "the-papers-key"
+
+
 class TestBrokenPlugins:
     @pytest.mark.parametrize(
         "error", [ValueError(SECRET), SystemExit(SECRET), KeyError(SECRET), RecursionError(SECRET)]
@@ -469,8 +648,9 @@ class TestBrokenPlugins:
             Balance((VenueAccount(id="\ud800"),)),
             Balance((), notes=(None,)),  # type: ignore[arg-type]
             Balance((), venue_time="today"),  # type: ignore[arg-type]
+            Balance((VenueAccount(error=VenueUnavailable.__new__(VenueUnavailable)),)),
         ],
-        ids=["a number as label", "half of a surrogate pair", "a note that is none", "a text as time"],
+        ids=["a number as label", "half of a surrogate pair", "a note that is none", "a text as time", "a bare error"],
     )
     async def test_a_balance_that_cannot_be_written_down_is_its_failure(
         self, paper: Bench, plugin: ScriptedPlugin, balance: Balance

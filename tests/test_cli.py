@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
 import pty
@@ -11,10 +13,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+
+from exchange_service.cli import tables
+from exchange_service.cli.calls import _LiveView
+from exchange_service.plugin_api import AssetBalance, Balance, Summary, VenueAccount, VenueUnavailable
+from exchange_service.v1 import balance_pb2, error_reason_pb2
+from exchange_service.v1 import exchange_service_pb2 as messages
+from tests.harness import USER, Running, ScriptedPlugin, raising, registry_of, returning, serving
 
 CANARY = "canary-secret-5f1c9a"
 REMOVE = ("credentials", "remove", "-u", "alice", "-e", "oanda", "--environment", "practice", "--yes")
@@ -115,6 +126,96 @@ def test_a_service_that_is_not_there_is_said_so_with_the_command_to_start_it(tmp
     assert done.returncode == 5
     assert "exchange-service demo" in done.stderr
     assert call(tmp_path, "health", "--address", "127.0.0.1:1").returncode == 5
+
+
+def test_a_service_that_never_answers_is_worth_another_try(silent_address: str, tmp_path: Path) -> None:
+    for_people = call(tmp_path, "exchanges", "--address", silent_address, "--timeout", "0.5")
+    assert for_people.returncode == 5
+    assert f"{silent_address} did not answer in time" in for_people.stderr
+    for_programs = call(
+        tmp_path, *("balance", "-u", "demo", "-e", "oanda", "-o", "json"), "--address", silent_address, "--timeout=0.5"
+    )
+    assert for_programs.returncode == 5
+    assert json.loads(for_programs.stderr)["error"]["reason"] == "DEADLINE_PASSED"
+
+
+# Markup that ends a style which was never begun, one that begins one, the sequence that clears a terminal, and one
+# that names its window.
+HOSTILE = "[/x][red]\x1b[2J\x1b]0;owned\x07"
+
+
+def harmless(shown: str) -> bool:
+    """Whether the markup is shown as text, and nothing of the sequences but their printable letters."""
+    return "[/x][red]\N{REPLACEMENT CHARACTER}[2J" in shown and not re.search(r"\x1b\[2J|\x1b\]|\x07", shown)
+
+
+def hostile_balance() -> Balance:
+    """Every text of it is a venue's or a user's, and tries to do something to a terminal."""
+    rows = (AssetBalance(HOSTILE, total=Decimal(1)),)
+    return Balance(
+        (
+            VenueAccount(HOSTILE[:20], "spot", HOSTILE, assets=rows, summary=Summary(HOSTILE, equity=Decimal(1))),
+            VenueAccount("2", HOSTILE, error=VenueUnavailable(f"{HOSTILE} is down.")),
+            VenueAccount("3", "spot", HOSTILE),
+        ),
+        summary=Summary(HOSTILE, equity=Decimal(1)),
+        notes=(f"A note: {HOSTILE}", HOSTILE),
+    )
+
+
+async def ask_running(running: Running, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(call, folder, *arguments, "--address", running.service.address)
+
+
+async def test_texts_of_a_venue_are_shown_and_do_nothing_to_the_terminal(tmp_path: Path) -> None:
+    plugin = ScriptedPlugin(answer=returning(hostile_balance()))
+    async with serving(tmp_path, registry=registry_of(plugin), poll_interval=0.1) as running:
+        await running.store()
+        # What others store is not printed as it is either.
+        once = await ask_running(running, tmp_path, "balance", "-u", USER, "-e", "paper")
+        live = await ask_running(running, tmp_path, "watch", "-u", USER, "-e", "paper", "--events", "1")
+        plugin.answer = raising(VenueUnavailable(f"{HOSTILE} is down."))
+        await running.store(user="bob")
+        failed = await ask_running(running, tmp_path, "balance", "-u", "bob", "-e", "paper")
+        trouble = await ask_running(running, tmp_path, "watch", "-u", "bob", "-e", "paper", "--events", "1")
+    assert (once.returncode, live.returncode, trouble.returncode) == (0, 0, 0), once.stderr + live.stderr
+    assert failed.returncode == 5
+    assert harmless(once.stdout)
+    assert harmless(once.stderr), "the notes"
+    assert harmless(live.stdout)
+    assert harmless(failed.stderr)
+    assert harmless(trouble.stdout)
+
+
+def shown_on_a_terminal(*things: Any) -> str:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, color_system=None, width=400)
+    for thing in things:
+        console.print(thing)
+    return screen.getvalue()
+
+
+def test_a_live_table_shows_them_as_texts_too() -> None:
+    row = balance_pb2.AssetBalance(asset=HOSTILE, total="1")
+    account = balance_pb2.VenueAccount(id="1", type="spot", sub_account=HOSTILE, assets=[row])
+    account.summary.CopyFrom(balance_pb2.Summary(currency=HOSTILE, equity="1"))
+    balance = balance_pb2.Balance(exchange_id="paper", environment="production", venue_accounts=[account])
+    balance.summary.CopyFrom(account.summary)
+    fault = balance_pb2.AccountFault(reason=error_reason_pb2.ERROR_REASON_VENUE_UNAVAILABLE, message=HOSTILE)
+    view = _LiveView()
+    first = messages.StreamBalancesResponse(balance=messages.BalanceEvent(balance=balance))
+    second = messages.StreamBalancesResponse(
+        account_error=messages.AccountErrorEvent(exchange_id="paper", environment="production", error=fault)
+    )
+    freshness = balance_pb2.Freshness(source=balance_pb2.BALANCE_SOURCE_LAST_GOOD, stale=fault)
+    for shown in (
+        shown_on_a_terminal(view.after(first)),
+        shown_on_a_terminal(view.after(second)),
+        shown_on_a_terminal(tables.balance(balance)),
+        shown_on_a_terminal(tables.summary(balance)),
+        shown_on_a_terminal(f"[dim]{tables.freshness(freshness)}[/]"),
+    ):
+        assert harmless(shown), shown
 
 
 def test_wrong_usage_is_exit_code_two(demo: str, tmp_path: Path) -> None:
@@ -223,6 +324,35 @@ def test_doctor_finds_a_credential_that_lacks_a_field_and_says_what_to_do(tmp_pa
     (finding,) = [entry for entry in json.loads(done.stdout) if entry["severity"] == "error"]
     assert finding["subject"] == "credential bob binance production"
     assert "api_secret missing" in finding["text"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("VENUE_URLS", {"onada": "http://127.0.0.1:1"}, "'onada'"),
+        ("VENUE_URLS", {"oanda.moon": "http://127.0.0.1:1"}, "'oanda.moon'"),
+        ("EXCHANGE_PLUGINS", {"oanda": "exchange-service-onada"}, "'exchange-service-onada'"),
+    ],
+)
+def test_a_setting_for_what_is_not_served_is_doctors_error_and_no_start(
+    tmp_path: Path, name: str, value: dict[str, str], named: str
+) -> None:
+    variable = {f"EXCHANGE_SERVICE_{name}": json.dumps(value)}
+    done = call(tmp_path, "doctor", "-o", "json", **variable)
+    errors = [entry for entry in json.loads(done.stdout) if entry["severity"] == "error"]
+    assert done.returncode == 4
+    assert [entry["subject"] for entry in errors] == ["settings"]
+    assert named in errors[0]["text"]
+    refused = call(tmp_path, "serve", "--address", "127.0.0.1:0", **variable)
+    assert refused.returncode == 4
+    assert named in refused.stderr
+
+
+def test_a_venues_own_word_for_its_sandbox_is_no_error_of_doctors(tmp_path: Path) -> None:
+    variable = {"EXCHANGE_SERVICE_VENUE_URLS": json.dumps({"oanda.practice": "http://127.0.0.1:1"})}
+    done = call(tmp_path, "doctor", "-o", "json", **variable)
+    assert done.returncode == 0
+    assert {entry["severity"] for entry in json.loads(done.stdout)} == {"ok", "warning"}
 
 
 def test_doctor_names_a_database_and_a_cache_that_do_not_answer(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from exchange_service.errors import (
+    CredentialRejected,
     FieldInvalid,
     ServiceError,
     ShuttingDown,
@@ -21,7 +22,8 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.feeds import Feeds, Selector, Subscription
-from exchange_service.plugin_api import Balance, VenueCall
+from exchange_service.plugin_api import Account, Balance, VenueAccount, VenueCall
+from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.exchange_service_pb2 import StreamBalancesResponse
 from tests.harness import (
     USER,
@@ -55,6 +57,20 @@ class Reader:
         event = await self.next()
         assert event.WhichOneof("event") == "balance", event
         return totals(event.balance.balance)
+
+    async def reason(self) -> str:
+        """The reason of the account error that comes next."""
+        event = await self.next()
+        assert event.WhichOneof("event") == "account_error", event
+        name: str = error_reason_pb2.ErrorReason.Name(event.account_error.error.reason)
+        return name.removeprefix("ERROR_REASON_")
+
+    async def until_heartbeat(self) -> list[Any]:
+        """Every event before the next heartbeat."""
+        events: list[Any] = []
+        while not events or events[-1].WhichOneof("event") != "heartbeat":
+            events.append(await self.next())
+        return events[:-1]
 
 
 @asynccontextmanager
@@ -140,6 +156,204 @@ class TestMailbox:
             seen = [(await reader.next()).balance.balance.exchange_id for _ in range(20)]
         assert min(seen.count("paper"), seen.count("pencil")) >= 5
 
+    async def test_its_age_is_reckoned_when_it_is_handed_out(self, made: Bench, plugin: ScriptedPlugin) -> None:
+        async with feeds_of(made) as feeds, feeds.subscribe(USER, [PAPER]) as subscription:
+            await until(lambda: subscription._pending, "the first balance")
+            made.clock.now += 50
+            # More polls without a change must not make it younger either.
+            await polled(plugin, 2)
+            event = (await Reader(subscription).next()).balance
+        age = event.freshness.age.ToTimedelta().total_seconds()
+        assert 50 <= age < 60
+        assert event.freshness.source == balance_pb2.BALANCE_SOURCE_VENUE
+
+    async def test_so_is_that_of_the_state_that_a_newcomer_gets(self, made: Bench, plugin: ScriptedPlugin) -> None:
+        async with feeds_of(made) as feeds, feeds.subscribe(USER, [PAPER]) as first:
+            await Reader(first).balance()
+            plugin.answer = Gate()
+            async with feeds.subscribe(USER, [PAPER]) as second:
+                made.clock.now += 50
+                event = (await Reader(second).next()).balance
+        assert event.freshness.source == balance_pb2.BALANCE_SOURCE_CACHE
+        assert event.freshness.age.seconds >= 50
+
+
+BEAT: dict[str, Any] = {"heartbeat_interval": 0.3}
+
+
+class TestNewcomers:
+    """Who subscribes to a feed in trouble gets what GetBalance would give him."""
+
+    async def test_a_refused_key_shows_no_old_balance(self, made: Bench, plugin: ScriptedPlugin) -> None:
+        async with feeds_of(made, **BEAT) as feeds, feeds.subscribe(USER, [PAPER]) as first:
+            reader = Reader(first)
+            await reader.balance()
+            plugin.answer = raising(CredentialRejected("The key is refused."))
+            assert await reader.reason() == "CREDENTIAL_REJECTED"
+            async with feeds.subscribe(USER, [PAPER]) as second:
+                newcomer = Reader(second)
+                assert await newcomer.reason() == "CREDENTIAL_REJECTED"
+                assert await newcomer.until_heartbeat() == []
+
+    async def test_a_removed_key_shows_none_either(self, made: Bench, plugin: ScriptedPlugin) -> None:
+        async with feeds_of(made, **BEAT) as feeds, feeds.subscribe(USER, [PAPER]) as first:
+            reader = Reader(first)
+            await reader.balance()
+            await made.store.remove(Account(USER, "paper"))
+            assert await reader.reason() == "CREDENTIAL_MISSING"
+            async with feeds.subscribe(USER, [PAPER]) as second:
+                newcomer = Reader(second)
+                event = (await newcomer.next()).account_error
+                assert event.error.reason == error_reason_pb2.ERROR_REASON_CREDENTIAL_MISSING
+                assert event.last_version == 0
+                assert await newcomer.until_heartbeat() == []
+            # Nor does it come back by another way: trouble of the venue, once there is a key again.
+            plugin.answer = raising(VenueUnavailable("It is down.", retry_after=0.0))
+            await made.put("paper", api_key="another-key")
+            await until(lambda: feeds._feeds[Account(USER, "paper")].error.reason == "VENUE_UNAVAILABLE")
+            async with feeds.subscribe(USER, [PAPER]) as third:
+                newcomer = Reader(third)
+                assert await newcomer.reason() == "VENUE_UNAVAILABLE"
+                assert await newcomer.until_heartbeat() == []
+
+    async def test_passing_trouble_shows_the_last_good_one_marked_and_then_the_error(
+        self, made: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        async with feeds_of(made, **BEAT) as feeds, feeds.subscribe(USER, [PAPER]) as first:
+            reader = Reader(first)
+            await reader.balance()
+            plugin.answer = raising(VenueUnavailable("It is down.", retry_after=0.0))
+            assert await reader.reason() == "VENUE_UNAVAILABLE"
+            made.clock.now += 100
+            async with feeds.subscribe(USER, [PAPER]) as second:
+                newcomer = Reader(second)
+                event = (await newcomer.next()).balance
+                assert totals(event.balance) == {"BTC": "1.50"}
+                assert event.freshness.source == balance_pb2.BALANCE_SOURCE_LAST_GOOD
+                assert event.freshness.stale.reason == error_reason_pb2.ERROR_REASON_VENUE_UNAVAILABLE
+                assert event.freshness.age.seconds >= 100
+                assert await newcomer.reason() == "VENUE_UNAVAILABLE"
+                assert await newcomer.until_heartbeat() == []
+
+    async def test_beyond_the_grace_it_shows_the_error_alone(self, made: Bench, plugin: ScriptedPlugin) -> None:
+        async with feeds_of(made, **BEAT) as feeds, feeds.subscribe(USER, [PAPER]) as first:
+            reader = Reader(first)
+            await reader.balance()
+            plugin.answer = raising(VenueUnavailable("It is down.", retry_after=0.0))
+            assert await reader.reason() == "VENUE_UNAVAILABLE"
+            made.clock.now += 301
+            async with feeds.subscribe(USER, [PAPER]) as second:
+                newcomer = Reader(second)
+                assert await newcomer.reason() == "VENUE_UNAVAILABLE"
+                assert await newcomer.until_heartbeat() == []
+
+
+class TestResuming:
+    async def held(self, made: Bench, feeds: Feeds) -> int:
+        """The version that a subscriber has when his stream ends."""
+        async with feeds.subscribe(USER, [PAPER]) as subscription:
+            version: int = (await Reader(subscription).next()).balance.balance.version
+            return version
+
+    async def test_who_has_the_version_already_gets_nothing(self, made: Bench) -> None:
+        async with feeds_of(made, **BEAT) as feeds:
+            selector = Selector("paper", known_version=await self.held(made, feeds))
+            async with feeds.subscribe(USER, [selector]) as subscription:
+                assert await Reader(subscription).until_heartbeat() == []
+
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [
+            (CredentialRejected("The key is refused."), "CREDENTIAL_REJECTED"),
+            (StoreUnavailable("The database is down."), "PLUGIN_FAILED"),
+        ],
+    )
+    async def test_after_an_error_the_recovery_is_told_though_the_balance_is_the_known_one(
+        self, made: Bench, plugin: ScriptedPlugin, monkeypatch: pytest.MonkeyPatch, error: ServiceError, reason: str
+    ) -> None:
+        # A refused key would be left alone for a minute.
+        monkeypatch.setattr("exchange_service.balances._REFUSAL_MEMORY", 0.0)
+        good = plugin.answer
+        async with feeds_of(made, **BEAT) as feeds:
+            version = await self.held(made, feeds)
+            plugin.answer = raising(error)
+            # What is kept is too old to be given in its place.
+            made.clock.now += 301
+            async with feeds.subscribe(USER, [Selector("paper", known_version=version)]) as subscription:
+                reader = Reader(subscription)
+                assert await reader.reason() == reason
+                plugin.answer = good
+                event = (await reader.next()).balance
+        assert event.balance.version == version
+        assert not event.freshness.HasField("stale")
+
+    async def test_so_is_it_where_the_error_is_still_unread(
+        self, made: Bench, plugin: ScriptedPlugin, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("exchange_service.balances._REFUSAL_MEMORY", 0.0)
+        good = plugin.answer
+        async with feeds_of(made, **BEAT) as feeds:
+            version = await self.held(made, feeds)
+            plugin.answer = raising(CredentialRejected("The key is refused."))
+            made.clock.now += 301
+            async with feeds.subscribe(USER, [Selector("paper", known_version=version)]) as subscription:
+                await until(lambda: subscription._pending, "the error")
+                plugin.answer = good
+                await until(lambda: feeds.healthy(Account(USER, "paper")), "the recovery")
+                event = (await Reader(subscription).next()).balance
+        assert event.balance.version == version
+
+
+# None of these texts and delays could be sent as they are.
+UNSENDABLE = {
+    "half of a character": lambda: VenueUnavailable("It \ud800 is down.", retry_after=0.0),
+    "20 kB": lambda: VenueUnavailable("x" * 20_000, retry_after=0.0),
+    "20,000 letters of three bytes": lambda: VenueUnavailable("貨" * 20_000, retry_after=0.0),
+    "longer than a year can say": lambda: VenueUnavailable("It is down.", retry_after=1e300),
+    "no number": lambda: VenueUnavailable("It is down.", retry_after=float("nan")),
+    "before now": lambda: VenueUnavailable("It is down.", retry_after=-1e300),
+}
+
+
+class TestUnsendableErrors:
+    @pytest.mark.parametrize("name", UNSENDABLE)
+    async def test_one_reaches_the_subscriber_and_the_feed_lives_on(
+        self, made: Bench, plugin: ScriptedPlugin, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        async with feeds_of(made, **BEAT) as feeds:
+            # However long the venue wants to be left alone.
+            monkeypatch.setattr(feeds, "pause", lambda _: 0.02)
+            plugin.answer = _raising_anew(UNSENDABLE[name])
+            async with feeds.subscribe(USER, [PAPER]) as subscription:
+                reader = Reader(subscription)
+                event = (await reader.next()).account_error
+                assert event.error.reason == error_reason_pb2.ERROR_REASON_VENUE_UNAVAILABLE
+                assert event.error.message
+                assert 0 <= event.error.retry_delay.ToTimedelta().total_seconds() <= 3600
+                plugin.answer = returning(holding(("BTC", "2")))
+                assert await reader.balance() == {"BTC": "2"}
+
+    @pytest.mark.parametrize("name", UNSENDABLE)
+    async def test_one_of_a_single_venue_account_stands_in_the_balance(
+        self, made: Bench, plugin: ScriptedPlugin, name: str
+    ) -> None:
+        async def partly(_: VenueCall) -> Balance:
+            return Balance((*holding(("BTC", "1")).venue_accounts, VenueAccount("2", error=UNSENDABLE[name]())))
+
+        plugin.answer = partly
+        async with feeds_of(made) as feeds, feeds.subscribe(USER, [PAPER]) as subscription:
+            event = (await Reader(subscription).next()).balance
+        readable, unreadable = event.balance.venue_accounts
+        assert readable.assets[0].total == "1"
+        assert unreadable.error.reason == error_reason_pb2.ERROR_REASON_VENUE_UNAVAILABLE
+
+
+def _raising_anew(make: Any) -> Any:
+    async def answer(_: VenueCall) -> Any:
+        raise make()
+
+    return answer
+
 
 class TestPause:
     @pytest.mark.parametrize(
@@ -215,6 +429,62 @@ class TestLife:
             for _ in range(3):
                 beat = (await reader.next()).heartbeat
                 assert [account.exchange_id for account in beat.accounts] == ["paper"]
+        await feeds.close()
+
+    async def test_a_store_that_is_slow_later_holds_up_neither_balances_nor_heartbeats(
+        self, made: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        asked, answered, slow = asyncio.Event(), asyncio.Event(), False
+
+        async def accounts(user_id: str) -> list[Any]:
+            if slow:
+                asked.set()
+                await answered.wait()
+            return await made.store.accounts(user_id)
+
+        feeds = Feeds(made.registry, made.balances, accounts, interval=0.02, heartbeat_interval=0.1, now=made.clock)
+        async with feeds.subscribe(USER) as subscription:
+            reader = Reader(subscription)
+            await reader.balance()
+            slow = True
+            beats = 0
+            while not asked.is_set():
+                await reader.next()
+            for number in range(2, 6):
+                plugin.answer = returning(holding(("BTC", str(number))))
+                while (event := await reader.next()).WhichOneof("event") == "heartbeat":
+                    beats += 1
+                assert totals(event.balance.balance) == {"BTC": str(number)}
+            while beats < 3:
+                beats += (await reader.next()).WhichOneof("event") == "heartbeat"
+            assert not answered.is_set()
+            # And once it answers, what was added meanwhile joins.
+            await made.put("pencil")
+            slow = False
+            answered.set()
+            while (event := await reader.next()).balance.balance.exchange_id != "pencil":
+                continue
+        await feeds.close()
+        assert feeds.counts() == (0, 0)
+
+    async def test_who_leaves_while_the_store_is_asked_again_leaves_nothing_behind(self, made: Bench) -> None:
+        asked, slow = asyncio.Event(), False
+
+        async def accounts(user_id: str) -> list[Any]:
+            if slow:
+                asked.set()
+                await asyncio.Event().wait()
+            return await made.store.accounts(user_id)
+
+        before = asyncio.all_tasks()
+        feeds = Feeds(made.registry, made.balances, accounts, interval=0.02, heartbeat_interval=0.1, now=made.clock)
+        async with feeds.subscribe(USER) as subscription:
+            reader = Reader(subscription)
+            slow = True
+            while not asked.is_set():
+                await reader.next()
+        await until(lambda: not [task for task in asyncio.all_tasks() - before if "accounts" in task.get_name()])
+        assert feeds.counts() == (0, 0)
         await feeds.close()
 
     async def test_nobody_subscribes_to_feeds_that_have_ended(self, made: Bench) -> None:

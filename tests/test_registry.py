@@ -181,6 +181,58 @@ class TestPrecedence:
         registry = Registry([first, second])
         assert registry.find("pencil").plugin is second
 
+    def test_an_exchange_is_not_listed_whose_credential_another_plugin_won(self) -> None:
+        first = loaded(ScriptedPlugin(), "first")
+        second = loaded(ScriptedPlugin(listing("paper"), listing("paper_options", credential_of="paper")), "second")
+        registry = Registry([first, second])
+        assert list(registry.listings) == ["paper"]
+        assert registry.find("paper").plugin is first
+        lost, unlisted = registry.problems
+        assert lost.plugin is unlisted.plugin is second.info
+        assert "'paper_options' is not listed" in unlisted.reason
+        assert "'paper', which another plugin serves" in unlisted.reason
+
+    def test_the_operators_choice_lists_it_again(self) -> None:
+        first = loaded(ScriptedPlugin(), "first")
+        second = loaded(ScriptedPlugin(listing("paper"), listing("paper_options", credential_of="paper")), "second")
+        registry = Registry([first, second], choices={"paper": "exchange-service-second"})
+        assert {name: found.plugin for name, found in registry.listings.items()} == {
+            "paper": second,
+            "paper_options": second,
+        }
+        (problem,) = registry.problems
+        assert problem.plugin is first.info
+
+    def test_a_custom_plugin_that_takes_an_id_from_ccxt_takes_no_credential_with_it(self) -> None:
+        generic = loaded(
+            ScriptedPlugin(
+                listing("paper", is_ccxt=True), listing("paper_options", is_ccxt=True, credential_of="paper")
+            ),
+            "ccxt_generic",
+        )
+        registry = Registry([generic, loaded(ScriptedPlugin(), "custom")])
+        assert list(registry.listings) == ["paper"]
+        assert [problem.plugin for problem in registry.problems] == [generic.info]
+
+    def test_a_chain_of_borrowed_credentials_breaks_where_its_first_link_is_lost(self) -> None:
+        second = loaded(
+            ScriptedPlugin(
+                listing("paper"),
+                listing("paper_options", credential_of="paper"),
+                listing("paper_futures", credential_of="paper_options"),
+            ),
+            "second",
+        )
+        registry = Registry([loaded(ScriptedPlugin(), "first"), second])
+        assert list(registry.listings) == ["paper"]
+        assert len(registry.problems) == 3
+
+    def test_an_installed_plugins_own_credential_of_serves(self) -> None:
+        registry = load_registry()
+        options = registry.find("tradier_options")
+        assert options.metadata.credential_of == "tradier"
+        assert options.plugin is registry.find("tradier").plugin
+
     def test_listings_are_sorted_by_name_ignoring_case_and_then_by_id(self) -> None:
         plugin = ScriptedPlugin(
             listing("c", name="beta"), listing("b", name="Beta"), listing("a", name="gamma"), listing("d", name="ALPHA")

@@ -14,6 +14,7 @@ from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import (
+    CredentialInvalid,
     CredentialRejected,
     NotSupported,
     PluginFailed,
@@ -280,6 +281,23 @@ class TestEnvironment:
         with pytest.raises(NotSupported, match="sandbox"):
             venue_environment(listing(), ACCOUNT, Credential(metadata={"sandbox": True}))
 
+    @pytest.mark.parametrize("word", ["moon", "production2", "pro duction"])
+    def test_an_environment_in_the_metadata_that_the_venue_has_not_is_the_credentials_fault(self, word: str) -> None:
+        with pytest.raises(CredentialInvalid, match=r"extra_metadata\.environment names none that Paper has"):
+            venue_environment(self.with_sandbox, ACCOUNT, Credential(metadata={"environment": word}))
+
+    async def test_another_environment_than_the_one_asked_for_is_told_of_in_a_note(
+        self, sessions: Sessions, vault: Vault
+    ) -> None:
+        plugin = ScriptedPlugin(self.with_sandbox, answer=returning(holding(("BTC", "1"), notes=("Its own.",))))
+        assert (await fetch(sessions, plugin)).notes == ("Its own.",)
+        for version, metadata in (("v2", {"sandbox": True}), ("v3", {"environment": "practice"})):
+            vault.metadata = metadata
+            balance = await fetch(sessions, plugin, reference(version))
+            assert balance.notes == ("Its own.", "Read from Paper's sandbox, which the stored metadata choose.")
+        asked = reference("v4", Account(USER, "paper", "sandbox"))
+        assert (await fetch(sessions, plugin, asked)).notes == ("Its own.",)
+
     async def test_the_plugin_gets_the_environments_address_or_the_operators(
         self, sessions: Sessions, vault: Vault
     ) -> None:
@@ -314,6 +332,21 @@ class _Fancy(CredentialRejected):
     """A class of a plugin's own, derived from one of ours."""
 
 
+class _Wordless(VenueUnavailable):
+    """One that forgets to say anything."""
+
+    def __init__(self) -> None:
+        return
+
+
+def _changed(**attributes: Any) -> VenueUnavailable:
+    """One of ours that a plugin changed after it was made."""
+    error = VenueUnavailable("It is down.")
+    for name, value in attributes.items():
+        setattr(error, name, value)
+    return error
+
+
 class _Own(VenueError):
     reason = "MY_OWN_REASON"
 
@@ -330,6 +363,22 @@ class TestErrors:
             await fetch(sessions, ScriptedPlugin(answer=raising(_Fancy("No."))))
         assert type(raised.value) is CredentialRejected
         assert raised.value.message == "No."
+
+    @pytest.mark.parametrize(
+        "changes", [{"message": "\ud800"}, {"message": "x" * 20_000}, {"retry_after": 1e300}, {"retry_after": "soon"}]
+    )
+    async def test_what_a_plugin_made_of_one_can_be_sent_all_the_same(
+        self, sessions: Sessions, changes: dict[str, Any]
+    ) -> None:
+        with pytest.raises(VenueUnavailable) as raised:
+            await fetch(sessions, ScriptedPlugin(answer=raising(_changed(**changes))))
+        assert 0 < len(raised.value.message.encode()) <= 1000
+        assert raised.value.retry_after in (3600.0, VenueUnavailable.default_retry_after)
+
+    @pytest.mark.parametrize("error", [_Wordless(), _changed(message=7), _changed(message=None)])
+    async def test_one_without_a_text_is_the_plugins_failure(self, sessions: Sessions, error: ServiceError) -> None:
+        with pytest.raises(PluginFailed, match="paper"):
+            await fetch(sessions, ScriptedPlugin(answer=raising(error)))
 
     @pytest.mark.parametrize("error", [VenueError("No."), _Own("No.")])
     async def test_one_that_the_table_does_not_know_is_the_plugins_failure(

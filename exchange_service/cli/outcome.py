@@ -33,8 +33,8 @@ class _Pipeable(Console):
 
 
 def _console(*, stderr: bool = False) -> Console:
-    found = _Pipeable(stderr=stderr)
-    return found if found.is_terminal else _Pipeable(stderr=stderr, width=_WIDE)
+    found = _Pipeable(stderr=stderr, emoji=False)
+    return found if found.is_terminal else _Pipeable(stderr=stderr, emoji=False, width=_WIDE)
 
 
 def echo(text: str) -> None:

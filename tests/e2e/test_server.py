@@ -7,7 +7,7 @@ import datetime
 import ipaddress
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,23 +29,34 @@ from structlog.testing import capture_logs
 
 from exchange_service.app import UnsafeSettings, start_service
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
-from exchange_service.errors import CredentialMissing, CredentialRejected, ExchangeUnknown, FieldInvalid
+from exchange_service.errors import (
+    CredentialMissing,
+    CredentialRejected,
+    DeadlinePassed,
+    ExchangeUnknown,
+    FieldInvalid,
+    VenueUnavailable,
+)
 from exchange_service.grpc_server.boundary import Boundary
 from exchange_service.grpc_server.server import BindError
 from exchange_service.grpc_server.servicer import SERVICE
-from exchange_service.plugin_api import VenueError
+from exchange_service.plugin_api import Balance, Environment, VenueCall, VenueError
 from exchange_service.testing import Fault, LoopbackVenue
 from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_service_pb2_grpc
 from exchange_service.v1 import exchange_service_pb2 as messages
 from tests.harness import (
     USER,
+    Answer,
     Gate,
     Running,
     ScriptedPlugin,
     balance_request,
     failure,
+    holding,
+    listing,
     raising,
     registry_of,
+    returning,
     serving,
     settings_for,
     streaming,
@@ -130,6 +141,13 @@ class TestBalance:
         assert full.freshness.source == balance_pb2.BALANCE_SOURCE_CACHE
 
 
+def _value(text: str) -> Callable[[], Awaitable[str]]:
+    async def make() -> str:
+        return text
+
+    return make
+
+
 def _of(max_age: float) -> Duration:
     return Duration(seconds=int(max_age), nanos=0)
 
@@ -151,6 +169,16 @@ BAD_LIST_REQUESTS = {
     "a page too large": (messages.ListExchangesRequest(page_size=501), "page_size"),
     "a token that is none": (messages.ListExchangesRequest(page_token="nonsense"), "page_token"),
     "a search that is too long": (messages.ListExchangesRequest(search="a" * 257), "search"),
+}
+
+
+# The first field of each request is a text.
+NO_MESSAGES = {
+    "bytes of nothing": b"\xff\xff\xff\xff",
+    "a text that ends too early": b"\x0a\x7fabc",
+    "a wire type that there is not": b"\x0f",
+    "a text that is no UTF-8": b"\x0a\x04\xff\xfe\xfa\xc0",
+    "half of a character as text": b"\x0a\x03\xed\xa0\x80",
 }
 
 
@@ -194,6 +222,22 @@ class TestRefusals:
         failed = await failure(running.stub.GetBalance(balance_request()))
         assert (failed.code, failed.reason) == (grpc.StatusCode.NOT_FOUND, "CREDENTIAL_MISSING")
         assert "credentials add" in failed.message
+
+    @pytest.mark.parametrize("name", NO_MESSAGES)
+    @pytest.mark.parametrize("method", ["ListExchanges", "GetBalance", "StreamBalances"])
+    async def test_bytes_that_are_no_message_are_refused_like_any_bad_field(
+        self, running: Running, method: str, name: str
+    ) -> None:
+        open_call: Any = running.client.channel.unary_unary
+        if method == "StreamBalances":
+            open_call = running.client.channel.unary_stream
+        call = open_call(f"/{SERVICE}/{method}")(NO_MESSAGES[name])
+        failed = await failure(call.read() if method == "StreamBalances" else call)
+        assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
+        assert failed.fields == ["request"]
+        assert failed.message.startswith("FIELD_INVALID: request: it is no exchange_service.v1.")
+        # And nobody else has anything of it.
+        assert (await running.client.list_exchanges()).stats.total == 1
 
     async def test_an_oversize_request_is_refused_unread(self, running: Running) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
@@ -263,6 +307,66 @@ class TestVenueFailures:
         assert not bad.HasField("summary")
         # A figure for all of them would leave the refused one out without a word.
         assert not balance.HasField("summary")
+
+
+# None of these texts and delays could be sent as they are.
+UNSENDABLE = {
+    "half of a character": ("It \ud800 is down.", 1.0),
+    "20 kB": ("x" * 20_000, 1.0),
+    "20,000 letters of four bytes": ("\N{GRINNING FACE}" * 20_000, 1.0),
+    "line breaks without end": ("\n" * 20_000, 1.0),
+    "longer than a year can say": ("It is down.", 1e300),
+    "no number": ("It is down.", float("nan")),
+}
+
+
+class TestUnsendableErrors:
+    @pytest.mark.parametrize("name", UNSENDABLE)
+    async def test_one_arrives_with_its_reason_and_a_delay_that_can_be_waited_for(
+        self, tmp_path: Path, name: str
+    ) -> None:
+        text, delay = UNSENDABLE[name]
+        plugin = ScriptedPlugin(answer=raising(VenueUnavailable(text, retry_after=delay)))
+        async with serving(tmp_path, registry=registry_of(plugin)) as running:
+            await running.store()
+            # More than once: of trailers that are a little too large gRPC drops a part, by chance.
+            for _ in range(8):
+                failed = await failure(running.stub.GetBalance(balance_request()))
+                assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "VENUE_UNAVAILABLE")
+                assert failed.retry_delay is not None
+                assert 0 < failed.retry_delay <= 3600
+
+    async def test_a_balance_too_large_to_send_is_the_failure_of_its_plugin_and_account_alone(
+        self, tmp_path: Path
+    ) -> None:
+        plugin = ScriptedPlugin(listing("paper"), listing("pencil"), answer=_too_much_for("paper"))
+        async with serving(tmp_path, registry=registry_of(plugin)) as running:
+            await running.store("paper")
+            await running.store("pencil")
+            failed = await failure(running.stub.GetBalance(balance_request()))
+            assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "PLUGIN_FAILED")
+            assert "cannot be written down" in failed.message
+            assert totals((await running.client.get_balance(USER, "pencil")).balance) == {"BTC": "1.50"}
+
+    async def test_as_much_as_may_be_kept_can_be_sent(self, tmp_path: Path) -> None:
+        plugin = ScriptedPlugin(answer=returning(_long_codes(7_000)))
+        async with serving(tmp_path, registry=registry_of(plugin)) as running:
+            await running.store()
+            reply = await running.client.get_balance(USER, "paper")
+            assert len(totals(reply.balance)) == 7_000
+            assert reply.ByteSize() > 1_900_000
+
+
+def _long_codes(rows: int) -> Balance:
+    """A balance of rows of about 280 bytes each."""
+    return holding(*((f"{'X' * 128}{number:05}", "1") for number in range(rows)))
+
+
+def _too_much_for(exchange_id: str) -> Answer:
+    async def answer(call: VenueCall) -> Balance:
+        return _long_codes(9_000) if call.exchange.id == exchange_id else holding(("BTC", "1.50"))
+
+    return answer
 
 
 NONSENSE = {
@@ -436,12 +540,89 @@ class TestAddresses:
                 settings_for(tmp_path, tls_certificate=certificate), registry=registry_of(ScriptedPlugin())
             )
 
+    async def test_an_address_that_takes_a_connection_and_never_answers_costs_the_deadline(
+        self, silent_address: str
+    ) -> None:
+        async with ExchangeServiceClient(silent_address, timeout=0.3) as client:
+            for call in (client.list_exchanges(), client.get_balance(USER, "paper")):
+                with pytest.raises(DeadlinePassed, match=f"{silent_address} did not answer in time"):
+                    await call
+
+    async def test_a_call_that_takes_longer_than_its_client_waits_passed_its_deadline(self, tmp_path: Path) -> None:
+        async def slow(*_: Any) -> bytes:
+            await asyncio.sleep(30)
+            return b""
+
+        server = grpc.aio.server()
+        handlers: dict[str, Any] = {"ListExchanges": grpc.unary_unary_rpc_method_handler(slow)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with ExchangeServiceClient(f"127.0.0.1:{port}", timeout=0.3) as client:
+            with pytest.raises(DeadlinePassed):
+                await client.list_exchanges()
+        await server.stop(0)
+
     async def test_an_address_without_a_service_is_named_by_the_client(self, tmp_path: Path) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
             address = running.service.address
         async with ExchangeServiceClient(address) as client:
             with pytest.raises(ServiceUnreachable, match=address):
                 await client.list_exchanges()
+
+
+WITH_SANDBOX = (Environment("production", {}, aliases=("live",)), Environment("sandbox", {}, aliases=("practice",)))
+WRONG_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown exchange": ({"venue_urls": {"papre": "http://127.0.0.1:1"}}, "'papre'"),
+    "an unknown exchange's sandbox": ({"venue_urls": {"papre.sandbox": "http://127.0.0.1:1"}}, "'papre.sandbox'"),
+    "an unknown environment": ({"venue_urls": {"paper.moon": "http://127.0.0.1:1"}}, "'paper.moon'"),
+    "an environment without a name": ({"venue_urls": {"paper.": "http://127.0.0.1:1"}}, "'paper.'"),
+    "a distribution that is not installed": ({"exchange_plugins": {"paper": "exchange-service-papre"}}, "-papre'"),
+}
+
+
+class TestOverrides:
+    @pytest.fixture
+    def plugin(self) -> ScriptedPlugin:
+        return ScriptedPlugin(listing("paper", environments=WITH_SANDBOX))
+
+    @pytest.mark.parametrize("name", WRONG_SETTINGS)
+    async def test_one_for_what_is_not_served_is_refused_by_its_name(
+        self, tmp_path: Path, plugin: ScriptedPlugin, name: str
+    ) -> None:
+        settings, named = WRONG_SETTINGS[name]
+        with pytest.raises(UnsafeSettings, match=named):
+            await start_service(settings_for(tmp_path, **settings), registry=registry_of(plugin))
+
+    @pytest.mark.parametrize("name", ["paper.sandbox", "paper.practice", "paper.PRACTICE"])
+    async def test_an_alias_stands_for_its_environment_and_for_no_other(
+        self, tmp_path: Path, plugin: ScriptedPlugin, name: str
+    ) -> None:
+        async with serving(tmp_path, registry=registry_of(plugin), venue_urls={name: "http://127.0.0.1:1"}) as running:
+            await running.store(environment="sandbox")
+            await running.store()
+            await running.client.get_balance(USER, "paper", environment="practice")
+            await running.client.get_balance(USER, "paper")
+        assert [(call.environment.name, call.override) for call in plugin.calls] == [
+            ("sandbox", "http://127.0.0.1:1"),
+            ("production", ""),
+        ]
+
+    async def test_a_real_venues_own_word_leads_to_its_sandbox(self, tmp_path: Path) -> None:
+        async with (
+            OandaSimulator() as practice,
+            serving(tmp_path, venue_urls={"oanda.practice": practice.url, "oanda": "http://127.0.0.1:1"}) as running,
+        ):
+            fill(practice)
+            await running.store("oanda", environment="sandbox", api_key=OANDA_TOKEN)
+            reply = await running.client.get_balance(USER, "oanda", environment="practice")
+        assert reply.balance.environment == "sandbox"
+        assert totals(reply.balance) == {"EUR": "25310.4426"}
+
+    async def test_a_distribution_that_is_installed_may_be_chosen(self, tmp_path: Path, plugin: ScriptedPlugin) -> None:
+        chosen = {"paper": "exchange-service-paper"}
+        async with serving(tmp_path, registry=registry_of(plugin), exchange_plugins=chosen) as running:
+            assert (await running.client.list_exchanges()).stats.total == 1
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:
@@ -553,6 +734,58 @@ class TestStop:
             gate.opened.set()
             assert (await call).balance.venue_accounts
             await stopping
+
+    async def test_a_call_that_waits_for_a_silent_venue_is_told_of_the_stop_within_the_grace(
+        self, tmp_path: Path
+    ) -> None:
+        async with OandaSimulator() as venue:
+            fill(venue)
+            venue.fail(Fault(silent=True))
+            settings = settings_for(tmp_path, venue_urls={"oanda": venue.url}, shutdown_grace=1.0)
+            service = await start_service(settings)
+            async with ExchangeServiceClient(service.address) as client:
+                running = Running(service, client)
+                await running.store("oanda", api_key=OANDA_TOKEN)
+                call = asyncio.ensure_future(failure(running.stub.GetBalance(balance_request("oanda"))))
+                await until(lambda: venue.requests, "the request to the venue")
+                began = time.monotonic()
+                stopping = asyncio.ensure_future(service.stop())
+                failed = await call
+                told = time.monotonic() - began
+                await stopping
+                took = time.monotonic() - began
+        assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+        assert failed.retry_delay is not None
+        # Not at once: until then the venue may yet answer.
+        assert 0.5 < told < 1.0
+        assert took < 3.0
+
+    async def test_a_closing_of_a_plugins_that_hangs_does_not_hold_up_the_stop(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("exchange_service.state._CLOSE_LIMIT", 0.3)
+        closing: list[str] = []
+
+        async def answer(call: VenueCall) -> Balance:
+            async def hang(value: str) -> None:
+                closing.append(value)
+                await asyncio.Event().wait()
+
+            await call.account_state.get("client", _value("the account's"), close=hang)
+            await call.plugin_state.get("markets", _value("the plugin's"), close=hang)
+            return holding(("BTC", "1.50"))
+
+        service = await start_service(
+            settings_for(tmp_path, shutdown_grace=1.0), registry=registry_of(ScriptedPlugin(answer=answer))
+        )
+        async with ExchangeServiceClient(service.address) as client:
+            running = Running(service, client)
+            for user in ("alice", "bob", "carol"):
+                await running.store(user=user)
+                await client.get_balance(user, "paper")
+        async with asyncio.timeout(5):
+            await service.stop()
+        assert sorted(closing) == ["the account's"] * 3 + ["the plugin's"]
 
     async def test_a_venue_error_of_a_kind_without_a_reason_is_the_plugins_failure(self, tmp_path: Path) -> None:
         plugin = ScriptedPlugin(answer=raising(VenueError("something")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -249,6 +249,24 @@ class TestErrors:
                 error = (await stream.next()).account_error
                 assert error.error.reason == error_reason_pb2.ERROR_REASON_VENUE_MALFORMED
 
+    async def test_a_balance_too_large_to_send_is_one_accounts_trouble_and_the_stream_goes_on(
+        self, running: Running, paper: ScriptedPlugin, pencil: ScriptedPlugin
+    ) -> None:
+        await running.store("pencil")
+        codes = (f"{'X' * 128}{number:05}" for number in range(9_000))
+        paper.answer = returning(holding(*((code, "1") for code in codes)))
+        async with streaming(running, "paper", "pencil") as stream:
+            kinds = {event.WhichOneof("event"): event for event in [await stream.next() for _ in range(2)]}
+            error = kinds["account_error"].account_error
+            assert (error.exchange_id, error.last_version) == ("paper", 0)
+            assert error.error.reason == error_reason_pb2.ERROR_REASON_PLUGIN_FAILED
+            assert totals(kinds["balance"].balance.balance) == {"ETH": "7"}
+            for amount in ("8", "9"):
+                pencil.answer = returning(holding(("ETH", amount)))
+                assert totals((await stream.next()).balance.balance) == {"ETH": amount}
+            paper.answer = returning(holding(("BTC", "1")))
+            assert totals((await stream.next()).balance.balance) == {"BTC": "1"}
+
     async def test_a_plugin_that_breaks_does_not_end_the_stream(self, running: Running, paper: ScriptedPlugin) -> None:
         paper.answer = raising(SystemExit("signature=48be"))
         async with streaming(running, "paper") as stream:
@@ -458,6 +476,25 @@ class TestEnds:
                 await stopping
         assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
         assert failed.retry_delay is not None
+
+    async def test_the_subscribers_of_a_replica_that_stops_come_back_one_after_the_other(
+        self, tmp_path: Path, paper: ScriptedPlugin
+    ) -> None:
+        service = await start_service(settings_for(tmp_path, **CALM), registry=registry_of(paper))
+        async with ExchangeServiceClient(service.address) as client, AsyncExitStack() as stack:
+            running = Running(service, client)
+            await running.store()
+            streams = [await stack.enter_async_context(streaming(running, "paper")) for _ in range(20)]
+            for stream in streams:
+                await stream.next_of("balance")
+            stopping = asyncio.ensure_future(service.stop())
+            ends = [await stream.failure() for stream in streams]
+            await stopping
+        assert {end.reason for end in ends} == {"SHUTTING_DOWN"}
+        delays = [end.retry_delay or 0.0 for end in ends]
+        assert 0.2 <= min(delays) < max(delays) <= 3.0
+        assert len(set(delays)) > 10
+        assert [int(end.trailers["grpc-retry-pushback-ms"]) / 1000 for end in ends] == delays
 
     async def test_a_service_that_is_about_to_stop_takes_no_new_stream(self, running: Running) -> None:
         await running.service.feeds.close()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import grpc
 import typer
@@ -17,6 +18,7 @@ from rich.live import Live
 
 from exchange_service import __version__
 from exchange_service.cli import tables
+from exchange_service.cli.flags import replacing
 from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, plain, run
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
 from exchange_service.errors import ServiceError
@@ -24,28 +26,6 @@ from exchange_service.settings import ENVIRONMENT_PREFIX
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.exchange_service_pb2 import AccountSelector, StreamBalancesResponse
 
-AddressOption = Annotated[
-    str, typer.Option(envvar=f"{ENVIRONMENT_PREFIX}ADDRESS", help="Where the service listens, host:port.")
-]
-PlaintextOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--plaintext/--tls",
-        envvar=f"{ENVIRONMENT_PREFIX}PLAINTEXT",
-        help="Without or with TLS. Default: without on loopback, with elsewhere.",
-    ),
-]
-TlsCaOption = Annotated[
-    Path | None,
-    typer.Option(envvar=f"{ENVIRONMENT_PREFIX}TLS_CA", help="PEM file with the certificate to trust.", exists=True),
-]
-HeaderOption = Annotated[
-    list[str] | None,
-    typer.Option(envvar=f"{ENVIRONMENT_PREFIX}HEADER", help="Metadata for each call, name=value; can be repeated."),
-]
-TimeoutOption = Annotated[
-    float, typer.Option(envvar=f"{ENVIRONMENT_PREFIX}TIMEOUT", min=0.001, help="Seconds that a call may take.")
-]
 OutputOption = Annotated[
     Output,
     typer.Option("--output", "-o", envvar=f"{ENVIRONMENT_PREFIX}OUTPUT", help="For people, or for programs."),
@@ -77,6 +57,35 @@ class Target:
         )
 
 
+def _flag(name: str, kind: Any, default: Any, text: str, *declarations: str, **more: Any) -> inspect.Parameter:
+    option = typer.Option(*declarations, envvar=f"{ENVIRONMENT_PREFIX}{name.upper()}", help=text, **more)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+_TARGET_FLAGS = (
+    _flag("address", str, _DEFAULT_ADDRESS, "Where the service listens, host:port."),
+    _flag(
+        "plaintext",
+        bool | None,
+        None,
+        "Without or with TLS. Default: without on loopback, with elsewhere.",
+        "--plaintext/--tls",
+    ),
+    _flag("tls_ca", Path | None, None, "PEM file with the certificate to trust.", exists=True),
+    _flag("header", list[str] | None, None, "Metadata for each call, name=value; can be repeated."),
+    _flag("timeout", float, 15.0, "Seconds that a call may take.", min=0.001),
+)
+
+
+def _target(values: dict[str, Any]) -> Target:
+    headers = values.pop("header") or ()
+    return Target(headers=headers, **values)
+
+
+# For a command that calls the service: flags for where and how, in place of its `target`.
+_calling = replacing("target", _TARGET_FLAGS, _target)
+
+
 def _metadata(headers: Sequence[str]) -> list[tuple[str, str]]:
     pairs = []
     for header in headers:
@@ -98,21 +107,17 @@ async def _waiting(output: Output, what: str) -> AsyncIterator[None]:
         yield
 
 
+@_calling
 def exchanges(
+    target: Target,
     asset_class: Annotated[str, typer.Option(help="Only this asset class, such as forex.")] = "",
     search: Annotated[str, typer.Option(help="Only with this text in name, id or asset types.")] = "",
     source: Annotated[str, typer.Option(help="Only custom, or only ccxt.")] = "",
-    address: AddressOption = _DEFAULT_ADDRESS,
-    plaintext: PlaintextOption = None,
-    tls_ca: TlsCaOption = None,
-    header: HeaderOption = None,
-    timeout: TimeoutOption = 10.0,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List the exchanges and brokers that the service can connect to."""
     if source not in ("", "custom", "ccxt"):
         fail("--source should be custom or ccxt", ExitCode.USAGE)
-    target = Target(address, plaintext, tls_ca, header or (), timeout)
     run(_exchanges(target, asset_class, search, source, output), output)
 
 
@@ -139,7 +144,9 @@ async def _exchanges(target: Target, asset_class: str, search: str, source: str,
             messages.print(f"[yellow]{len(reply.problems)} problems with plugins; see `exchange-service plugins`.[/]")
 
 
+@_calling
 def balance(
+    target: Target,
     user: UserOption,
     exchange: Annotated[str, typer.Option("--exchange", "-e", help="The exchange's id, such as oanda.")],
     environment: Annotated[str, typer.Option(help="production or sandbox, or the venue's own word.")] = "",
@@ -147,15 +154,9 @@ def balance(
         float | None, typer.Option(min=0, help="How many seconds old it may be; 0 asks the venue now.")
     ] = None,
     include_zero: Annotated[bool, typer.Option(help="Also rows that are all zero.")] = False,
-    address: AddressOption = _DEFAULT_ADDRESS,
-    plaintext: PlaintextOption = None,
-    tls_ca: TlsCaOption = None,
-    header: HeaderOption = None,
-    timeout: TimeoutOption = 15.0,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Read one account's balance."""
-    target = Target(address, plaintext, tls_ca, header or (), timeout)
     run(_balance(target, user, exchange, environment, max_age, include_zero, output), output)
 
 
@@ -188,22 +189,18 @@ async def _balance(
             messages.print(f"[yellow]note:[/] {plain(note)}", soft_wrap=True)
 
 
+@_calling
 def watch(
+    target: Target,
     user: UserOption,
     exchange: Annotated[
         list[str] | None, typer.Option("--exchange", "-e", help="Only this one; can be repeated. Default: all.")
     ] = None,
     environment: Annotated[str, typer.Option(help="The environment of the named exchanges.")] = "",
     events: Annotated[int, typer.Option(min=0, help="End after so many balances and errors; 0: never.")] = 0,
-    address: AddressOption = _DEFAULT_ADDRESS,
-    plaintext: PlaintextOption = None,
-    tls_ca: TlsCaOption = None,
-    header: HeaderOption = None,
-    timeout: TimeoutOption = 10.0,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Follow a user's balances live, until interrupted."""
-    target = Target(address, plaintext, tls_ca, header or (), timeout)
     accounts = [AccountSelector(exchange_id=name, environment=environment) for name in exchange or ()]
     run(_watch(target, user, accounts, events, output), output)
 
@@ -291,15 +288,10 @@ def _trouble(event: StreamBalancesResponse) -> str:
     return plain(f"{error.exchange_id} {error.environment} {reason}: {error.error.message}")
 
 
-def health(
-    address: AddressOption = _DEFAULT_ADDRESS,
-    plaintext: PlaintextOption = None,
-    tls_ca: TlsCaOption = None,
-    header: HeaderOption = None,
-    timeout: TimeoutOption = 5.0,
-) -> None:
+@_calling
+def health(target: Target) -> None:
     """Ask whether the service is serving."""
-    run(_health(Target(address, plaintext, tls_ca, header or (), timeout)))
+    run(_health(target))
 
 
 async def _health(target: Target) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,29 +53,35 @@ def with_settings(*only: str) -> Callable[[Callable[..., None]], Callable[..., N
     A secret has no flag, because a command line can be seen by others: it comes from the environment or the file.
     """
 
+    names = [
+        name for name, field in Settings.model_fields.items() if (not only or name in only) and not _is_secret(field)
+    ]
+    file = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption)
+    flags = [file, *(_parameter(name, Settings.model_fields[name]) for name in names)]
+
+    def make(values: dict[str, Any]) -> Settings:
+        return read_settings(values.pop("config"), values)
+
+    return replacing("settings", flags, make, "" if only else _secret_settings())
+
+
+def replacing(
+    parameter: str, flags: Sequence[inspect.Parameter], make: Callable[[dict[str, Any]], Any], more_help: str = ""
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command `flags` in place of one parameter, whose value is made of theirs."""
+
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        names = [
-            name
-            for name, field in Settings.model_fields.items()
-            if (not only or name in only) and not _is_secret(field)
-        ]
+        def wrapper(**arguments: Any) -> None:
+            values = {flag.name: arguments.pop(flag.name) for flag in flags}
+            command(**{parameter: make(values)}, **arguments)
 
-        def wrapper(config: Path | None = None, **arguments: Any) -> None:
-            flags = {name: arguments.pop(name) for name in names}
-            command(settings=read_settings(config, flags), **arguments)
-
-        signature = inspect.signature(command, eval_str=True)
-        own = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
-        flags = [_parameter(name, Settings.model_fields[name]) for name in names]
-        file = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption)
-        keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-        parameters = [*keyword, file, *flags]
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        kept = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own if item.name != parameter]
+        parameters = [*kept, *flags]
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        wrapper.__annotations__ = {item.name: item.annotation for item in parameters}
         wrapper.__name__ = command.__name__
-        wrapper.__doc__ = inspect.cleandoc(command.__doc__ or "")
-        if not only:
-            wrapper.__doc__ += f"\n\n{_secret_settings()}"
+        wrapper.__doc__ = "\n\n".join(part for part in (inspect.cleandoc(command.__doc__ or ""), more_help) if part)
         return wrapper
 
     return decorate

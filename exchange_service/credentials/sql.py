@@ -10,26 +10,23 @@ of ours: an error is made inside the handler and raised after it.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import json
-import os
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateTable
 
 from exchange_service.credentials import CredentialReference
+from exchange_service.credentials.engine import database_address, make_engine, prepare_file, sqlite_file
+from exchange_service.credentials.rows import Row, credential_in, environment_name, is_storable, only_one
 from exchange_service.errors import CredentialInvalid, CredentialMissing, ServiceError, StoreUnavailable
-from exchange_service.model import PRODUCTION, Account, Credential, Secret
+from exchange_service.model import PRODUCTION, Account, Credential
 
 T = TypeVar("T")
 
@@ -40,9 +37,6 @@ COLUMNS = ("user_id", "exchange", "environment", "api_key", "api_secret", "passp
 CALL_LIMIT = 2.5
 # The statements end before the call is given up, so that the server's own word is what we report.
 STATEMENT_LIMIT_MS = 2000
-SQLITE_BUSY_SECONDS = 1.5
-POOL_WAIT = 1.0
-CONNECT_SECONDS = 2
 CLOSE_LIMIT = 2.0
 
 # The roles that Supabase's public Data API acts as.
@@ -80,64 +74,7 @@ async def open_store(url: str, hash_key: bytes) -> SqlCredentialStore:
 
     Nothing is connected yet: a database that is down is reported by the first call, and later calls try again.
     """
-    return SqlCredentialStore(_engine(_address(url)), hash_key)
-
-
-def _address(url: str) -> sa.URL:
-    """The URL with the driver that we use. The message of a refusal holds no part of it: it may have a password."""
-    parsed: sa.URL | None = None
-    with suppress(Exception):
-        parsed = sa.make_url(url)
-    family = parsed.drivername.partition("+")[0] if parsed is not None else ""
-    if parsed is not None and family in ("postgres", "postgresql"):
-        return parsed.set(drivername="postgresql+psycopg")
-    if parsed is not None and family == "sqlite":
-        path = parsed.database
-        if path and path != ":memory:":
-            parsed = parsed.set(database=os.path.expanduser(path))
-        return parsed.set(drivername="sqlite+aiosqlite")
-    raise ValueError("the credential database must be postgresql://user:password@host/database or sqlite:///path")
-
-
-def _engine(url: sa.URL) -> AsyncEngine:
-    options: dict[str, Any] = {"hide_parameters": True, "echo": False}
-    if url.get_backend_name() == "sqlite":
-        options["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
-        if _sqlite_file(url) is None:
-            return create_async_engine(url, **options)
-    else:
-        # Poolers that hand a connection on after each transaction lose prepared statements.
-        arguments: dict[str, Any] = {"prepare_threshold": None}
-        if "connect_timeout" not in url.query:
-            arguments["connect_timeout"] = CONNECT_SECONDS
-        options |= {"connect_args": arguments, "pool_pre_ping": True}
-    engine = create_async_engine(url, pool_size=5, max_overflow=5, pool_timeout=POOL_WAIT, **options)
-    if url.get_backend_name() == "sqlite":
-        sa.event.listen(engine.sync_engine, "connect", _write_ahead)
-    return engine
-
-
-def _write_ahead(connection: Any, _record: Any) -> None:
-    """With a write-ahead log, a writer does not keep readers out."""
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.close()
-
-
-def _sqlite_file(url: sa.URL) -> Path | None:
-    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
-        return None
-    if url.database.startswith("file:"):
-        return None
-    return Path(url.database)
-
-
-def _prepare_file(path: Path) -> None:
-    """Make the file, and the folders that it lacks, for our user alone. What exists keeps its rights."""
-    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
-    for folder in reversed(missing):
-        folder.mkdir(mode=0o700, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    return SqlCredentialStore(make_engine(database_address(url)), hash_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,108 +90,13 @@ class _Table:
 
     def user(self, user_id: str) -> Any | None:
         """The value to compare the user column with; None where the column cannot hold this id."""
-        if not _storable(user_id):
+        if not is_storable(user_id):
             return None
         if not isinstance(self.clause.c.user_id.type, sa.Uuid):
             return user_id
         with suppress(ValueError):
             return uuid.UUID(user_id)
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One row, every value as text or null."""
-
-    user_id: str
-    exchange: str
-    environment: str | None
-    api_key: str | None
-    api_secret: str | None
-    passphrase: str | None
-    extra_metadata: str | None
-
-    @property
-    def account(self) -> Account:
-        """The row's own account: the environment as it says, null or empty as production."""
-        return Account(self.user_id, self.exchange, self.environment or PRODUCTION)
-
-    def serves(self, environments: frozenset[str]) -> bool:
-        return _environment(self.environment) in environments
-
-    def version(self, hash_key: bytes) -> str:
-        """A keyed hash of all values. A JSON list keeps them apart whatever characters they hold."""
-        values = [
-            self.user_id,
-            self.exchange,
-            self.environment,
-            self.api_key,
-            self.api_secret,
-            self.passphrase,
-            _canonical(self.extra_metadata),
-        ]
-        return hmac.new(hash_key, json.dumps(values).encode(), hashlib.sha256).hexdigest()
-
-
-def _environment(name: str | None) -> str:
-    return (name or "").strip().lower() or PRODUCTION
-
-
-def _storable(text: str) -> bool:
-    """Whether a database can hold this text at all: PostgreSQL takes no NUL, nobody takes half a character."""
-    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError("not a JSON number")
-
-
-def _parsed(text: str) -> tuple[bool, Any]:
-    """Whether the text is JSON, and its value."""
-    with suppress(ValueError, RecursionError):
-        return True, json.loads(text, parse_constant=_refuse_constant)
-    return False, None
-
-
-def _canonical(text: str | None) -> list[str] | None:
-    """The same for every spelling of the same JSON: programs and column types differ in blanks and in order."""
-    if text is None:
-        return None
-    is_json, value = _parsed(text)
-    if not is_json:
-        return ["text", text]
-    return ["json", json.dumps(value, sort_keys=True, separators=(",", ":"))]
-
-
-def _metadata(row: _Row) -> Mapping[str, Any]:
-    if row.extra_metadata is None or not row.extra_metadata.strip():
-        return MappingProxyType({})
-    is_json, value = _parsed(row.extra_metadata)
-    if is_json and value is None:
-        return MappingProxyType({})
-    if not isinstance(value, dict):
-        raise CredentialInvalid(
-            f"extra_metadata of the stored {row.exchange} credential is not a JSON object; store it again"
-        )
-    return MappingProxyType(value)
-
-
-def _credential(row: _Row) -> Credential:
-    return Credential(
-        api_key=Secret(row.api_key or ""),
-        api_secret=Secret(row.api_secret or ""),
-        passphrase=Secret(row.passphrase or ""),
-        metadata=_metadata(row),
-    )
-
-
-def _one(rows: Sequence[_Row], account: Account) -> _Row | None:
-    if len(rows) > 1:
-        raise CredentialInvalid(
-            f"more than one credential is stored for {account.exchange_id} in the environment {account.environment};"
-            " remove all but one"
-        )
-    return rows[0] if rows else None
 
 
 def _failure(error: Exception) -> ServiceError:
@@ -290,12 +132,12 @@ class SqlCredentialStore:
     ) -> CredentialReference | None:
         """The credential of `account`, or None; see the protocol. CredentialInvalid where several rows match."""
         own, other = account.exchange_id.lower(), credential_of.lower()
-        environments = frozenset(map(_environment, (account.environment, *aliases)))
+        environments = frozenset(map(environment_name, (account.environment, *aliases)))
         exchanges = [own, other] if other else [own]
         rows = await self._call(lambda connection, table: _rows(connection, table, account.user_id, exchanges))
         matching = [row for row in rows if row.serves(environments)]
         for exchange in exchanges:
-            row = _one([row for row in matching if row.exchange == exchange], account)
+            row = only_one([row for row in matching if row.exchange == exchange], account)
             if row is not None:
                 return CredentialReference(account, row.account, row.version(self._hash_key))
         return None
@@ -303,10 +145,10 @@ class SqlCredentialStore:
     async def open(self, reference: CredentialReference) -> Credential:
         """What the row holds; null columns as empty texts."""
         stored = reference.stored_as
-        row = _one(await self._rows_of(stored), stored)
+        row = only_one(await self._rows_of(stored), stored)
         if row is None:
             raise CredentialMissing(f"the {stored.exchange_id} credential is stored no more")
-        return _credential(row)
+        return credential_in(row)
 
     async def accounts(self, user_id: str) -> list[Account]:
         """Every stored account of the user, sorted; environments as the rows say, null as production."""
@@ -326,7 +168,7 @@ class SqlCredentialStore:
             metadata = ""
         texts = (credential.api_key, credential.api_secret, credential.passphrase)
         written = [account.user_id, exchange, account.environment, metadata, *(text.reveal() for text in texts)]
-        if not metadata or not all(map(_storable, written)):
+        if not metadata or not all(map(is_storable, written)):
             raise CredentialInvalid(f"the {exchange} credential holds what a database cannot store")
         return await self._call(lambda connection, table: _put(connection, table, account, credential))
 
@@ -346,7 +188,7 @@ class SqlCredentialStore:
         """What an operator should change, though the store works: who else can read the credentials."""
         if self._is_postgres:
             return await self._call(_postgres_warnings)
-        path = _sqlite_file(self._engine.url)
+        path = sqlite_file(self._engine.url)
         if path is None or not path.exists() or not path.stat().st_mode & 0o077:
             return []
         return [f"other users of this machine have rights on the credential file: chmod 600 {path}"]
@@ -362,9 +204,9 @@ class SqlCredentialStore:
         disposal.add_done_callback(_retrieve)
         await asyncio.wait({disposal, *self._tasks}, timeout=CLOSE_LIMIT)
 
-    async def _rows_of(self, account: Account) -> list[_Row]:
+    async def _rows_of(self, account: Account) -> list[Row]:
         """The rows whose own account is this one; several only where null and 'production' stand side by side."""
-        environments = frozenset({_environment(account.environment)})
+        environments = frozenset({environment_name(account.environment)})
         exchange = account.exchange_id.lower()
         rows = await self._call(lambda connection, table: _rows(connection, table, account.user_id, [exchange]))
         return [row for row in rows if row.serves(environments)]
@@ -398,9 +240,9 @@ class SqlCredentialStore:
         """The work's result, or what to raise. It is returned because an error raised here, while another one is
         handled, would carry that one along as its context."""
         try:
-            path = _sqlite_file(self._engine.url)
+            path = sqlite_file(self._engine.url)
             if path is not None and self._table is None:
-                _prepare_file(path)
+                prepare_file(path)
             async with self._engine.begin() as connection:
                 if self._is_postgres:
                     # By transaction: poolers refuse it as a connection's option and lose it as a session's.
@@ -479,13 +321,13 @@ async def _create(connection: AsyncConnection) -> None:
         await connection.execute(sa.text(f"REVOKE ALL ON {TABLE} FROM {role}"))
 
 
-async def _rows(connection: AsyncConnection, table: _Table, user_id: str, exchanges: Sequence[str]) -> list[_Row]:
+async def _rows(connection: AsyncConnection, table: _Table, user_id: str, exchanges: Sequence[str]) -> list[Row]:
     user = table.user(user_id)
-    if user is None or not all(map(_storable, exchanges)):
+    if user is None or not all(map(is_storable, exchanges)):
         return []
     columns = table.clause.c
     query = sa.select(*table.as_text()).where(columns.user_id == user, columns.exchange.in_(exchanges))
-    return [_Row(*row) for row in await connection.execute(query)]
+    return [Row(*row) for row in await connection.execute(query)]
 
 
 async def _accounts(connection: AsyncConnection, table: _Table, user_id: str | None) -> list[Account]:
@@ -501,7 +343,7 @@ async def _accounts(connection: AsyncConnection, table: _Table, user_id: str | N
     return sorted({Account(row[0], row[1], row[2] or PRODUCTION) for row in rows})
 
 
-def _this_row(table: _Table, user: Any, row: _Row) -> list[sa.ColumnElement[bool]]:
+def _this_row(table: _Table, user: Any, row: Row) -> list[sa.ColumnElement[bool]]:
     columns = table.clause.c
     environment = sa.cast(columns.environment, sa.Text)
     return [
@@ -534,9 +376,9 @@ async def _lock_for_writing(connection: AsyncConnection) -> None:
         await connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-async def _matching(connection: AsyncConnection, table: _Table, account: Account) -> list[_Row]:
+async def _matching(connection: AsyncConnection, table: _Table, account: Account) -> list[Row]:
     rows = await _rows(connection, table, account.user_id, [account.exchange_id.lower()])
-    return [row for row in rows if row.serves(frozenset({_environment(account.environment)}))]
+    return [row for row in rows if row.serves(frozenset({environment_name(account.environment)}))]
 
 
 async def _put(connection: AsyncConnection, table: _Table, account: Account, credential: Credential) -> bool:
@@ -545,7 +387,7 @@ async def _put(connection: AsyncConnection, table: _Table, account: Account, cre
         raise CredentialInvalid(f"the table {TABLE} takes only a UUID as user_id")
     values = _values(table, credential)
     await _lock_for_writing(connection)
-    row = _one(await _matching(connection, table, account), account)
+    row = only_one(await _matching(connection, table, account), account)
     if row is not None:
         changed = await connection.execute(sa.update(table.clause).where(*_this_row(table, user, row)).values(values))
         if changed.rowcount:

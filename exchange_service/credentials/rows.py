@@ -1,0 +1,113 @@
+"""One row of the table as it is read: its identity, its version, and the credential that it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from exchange_service.errors import CredentialInvalid
+from exchange_service.model import PRODUCTION, Account, Credential, Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row, every value as text or null."""
+
+    user_id: str
+    exchange: str
+    environment: str | None
+    api_key: str | None
+    api_secret: str | None
+    passphrase: str | None
+    extra_metadata: str | None
+
+    @property
+    def account(self) -> Account:
+        """The row's own account: the environment as it says, null or empty as production."""
+        return Account(self.user_id, self.exchange, self.environment or PRODUCTION)
+
+    def serves(self, environments: frozenset[str]) -> bool:
+        return environment_name(self.environment) in environments
+
+    def version(self, hash_key: bytes) -> str:
+        """A keyed hash of all values. A JSON list keeps them apart whatever characters they hold."""
+        values = [
+            self.user_id,
+            self.exchange,
+            self.environment,
+            self.api_key,
+            self.api_secret,
+            self.passphrase,
+            _canonical(self.extra_metadata),
+        ]
+        return hmac.new(hash_key, json.dumps(values).encode(), hashlib.sha256).hexdigest()
+
+
+def environment_name(name: str | None) -> str:
+    """The environment that a row names, to compare by; null and empty are production."""
+    return (name or "").strip().lower() or PRODUCTION
+
+
+def is_storable(text: str) -> bool:
+    """Whether a database can hold this text at all: PostgreSQL takes no NUL, nobody takes half a character."""
+    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError("not a JSON number")
+
+
+def _parsed(text: str) -> tuple[bool, Any]:
+    """Whether the text is JSON, and its value."""
+    with suppress(ValueError, RecursionError):
+        return True, json.loads(text, parse_constant=_refuse_constant)
+    return False, None
+
+
+def _canonical(text: str | None) -> list[str] | None:
+    """The same for every spelling of the same JSON: programs and column types differ in blanks and in order."""
+    if text is None:
+        return None
+    is_json, value = _parsed(text)
+    if not is_json:
+        return ["text", text]
+    return ["json", json.dumps(value, sort_keys=True, separators=(",", ":"))]
+
+
+def _metadata(row: Row) -> Mapping[str, Any]:
+    if row.extra_metadata is None or not row.extra_metadata.strip():
+        return MappingProxyType({})
+    is_json, value = _parsed(row.extra_metadata)
+    if is_json and value is None:
+        return MappingProxyType({})
+    if not isinstance(value, dict):
+        raise CredentialInvalid(
+            f"extra_metadata of the stored {row.exchange} credential is not a JSON object; store it again"
+        )
+    return MappingProxyType(value)
+
+
+def credential_in(row: Row) -> Credential:
+    """What a row holds; CredentialInvalid where its metadata are no JSON object."""
+    return Credential(
+        api_key=Secret(row.api_key or ""),
+        api_secret=Secret(row.api_secret or ""),
+        passphrase=Secret(row.passphrase or ""),
+        metadata=_metadata(row),
+    )
+
+
+def only_one(rows: Sequence[Row], account: Account) -> Row | None:
+    """The row, or None; CredentialInvalid where there are several, because nothing says which one is meant."""
+    if len(rows) > 1:
+        raise CredentialInvalid(
+            f"more than one credential is stored for {account.exchange_id} in the environment {account.environment};"
+            " remove all but one"
+        )
+    return rows[0] if rows else None

@@ -84,7 +84,9 @@ class _Feed:
         self.current: StoredBalance | None = None
         self.error: ServiceError | None = None
         self._feeds = feeds
+        # `current` as bytes with the rows that were reported before, and which balance they were made of.
         self._data = b""
+        self._made_of: StoredBalance | None = None
         self._rows: dict[RowIdentity, tuple[AmountName, ...]] = {}
         self.task = asyncio.get_running_loop().create_task(self._run(), name=f"feed {account.exchange_id}")
 
@@ -104,19 +106,24 @@ class _Feed:
         stored, stale = reading.stored, reading.stale
         changed = self.current is None or stored.version != self.current.version
         recovered = self.error is not None and stale is None
-        if changed:
-            self._data, self._rows = with_known_rows(stored, self._rows)
         self.current = stored
         if stale is not None and not changed:
             self._fail(stale)
             return
         self.error = stale
         if changed or recovered:
-            update = _Update(self._data, stored.fetch_time, reading.source, stale)
+            update = self._update(stored, reading.source, stale)
             for subscriber in self.subscribers:
                 subscriber.put_balance(self.account, update)
         if stale is not None:
             self._announce(stale)
+
+    def _update(self, stored: StoredBalance, source: Source, stale: ServiceError | None) -> _Update:
+        """The current balance to hand out, made into bytes once for each fetch that somebody is told of."""
+        if self._made_of is not stored:
+            self._data, self._rows = with_known_rows(stored, self._rows)
+            self._made_of = stored
+        return _Update(self._data, stored.fetch_time, source, stale)
 
     def _fail(self, error: ServiceError) -> None:
         """Say it once: a venue that stays down is not news each time."""
@@ -124,7 +131,7 @@ class _Feed:
         self.error = error
         if isinstance(error, CredentialMissing):
             # Nobody who comes now is to see what was held while there was a key.
-            self.current, self._data, self._rows = None, b"", {}
+            self.current, self._made_of, self._rows = None, None, {}
         if news:
             self._announce(error)
 
@@ -143,7 +150,7 @@ class _Feed:
         self.subscribers.add(subscriber)
         if self.current is not None and self._presentable(self.current):
             source = Source.LAST_GOOD if self.error else Source.CACHE
-            subscriber.put_balance(self.account, _Update(self._data, self.current.fetch_time, source, self.error))
+            subscriber.put_balance(self.account, self._update(self.current, source, self.error))
         if self.error is not None:
             subscriber.put_error(self.account, account_error_event(self.account, self.error, self.version))
 

@@ -177,6 +177,21 @@ class TestMailbox:
         assert event.freshness.source == balance_pb2.BALANCE_SOURCE_CACHE
         assert event.freshness.age.seconds >= 50
 
+    async def test_the_fetch_time_that_a_newcomer_gets_is_that_of_the_newest_fetch(
+        self, made: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        async with feeds_of(made) as feeds, feeds.subscribe(USER, [PAPER]) as first:
+            before = (await Reader(first).next()).balance.balance
+            made.clock.now += 500
+            # Nothing has changed, so the first subscriber hears nothing of these.
+            await polled(plugin, 2)
+            plugin.answer = Gate()
+            async with feeds.subscribe(USER, [PAPER]) as second:
+                event = (await Reader(second).next()).balance
+        assert event.balance.version == before.version
+        assert event.balance.fetch_time.seconds - before.fetch_time.seconds >= 500
+        assert event.freshness.age.seconds < 100
+
 
 BEAT: dict[str, Any] = {"heartbeat_interval": 0.3}
 

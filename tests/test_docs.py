@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,6 +110,16 @@ def test_the_commands_of_the_readme_print_what_it_shows(demo_address: str, comma
     arguments = [sys.executable, "-m", *command.replace("exchange-service", "exchange_service", 1).split()]
     done = subprocess.run([*arguments, "--address", demo_address], capture_output=True, text=True, timeout=60)
     assert shape(done.stdout + done.stderr) == shape(output)
+
+
+def test_the_shell_example_of_the_readme_gets_a_balance(demo_address: str, tmp_path: Path) -> None:
+    found = re.search(r"^\$ (buf curl .*?)```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert found
+    command = shlex.split(found[1].replace("\\\n", " ").replace("127.0.0.1:50051", demo_address))
+    command[0] = str(Path(sys.executable).with_name("buf"))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["balance"]["userId"] == "demo"
 
 
 def test_the_python_example_of_the_readme_runs(demo_address: str) -> None:

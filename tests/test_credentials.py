@@ -253,7 +253,7 @@ class TestEnvironments:
     async def test_two_rows_for_one_environment_are_refused(self, lite: SqlCredentialStore) -> None:
         await lite.put(Account(USER, "oanda", "practice"), FULL)
         await lite.put(Account(USER, "oanda", SANDBOX), FULL)
-        with pytest.raises(CredentialInvalid, match="more than one credential is stored for oanda"):
+        with pytest.raises(CredentialInvalid, match="More than one credential is stored for oanda"):
             await lite.find(Account(USER, "oanda", SANDBOX), aliases=("practice",))
 
     async def test_two_rows_of_null_and_production_are_refused(self, lite: SqlCredentialStore, sqlite_url: str) -> None:
@@ -261,7 +261,7 @@ class TestEnvironments:
         for environment in (None, "production"):
             Database(sqlite_url).insert(environment=environment)
         for work in (lite.find(OANDA), lite.put(OANDA, FULL)):
-            with pytest.raises(CredentialInvalid, match="more than one"):
+            with pytest.raises(CredentialInvalid, match="More than one"):
                 await work
 
     async def test_another_exchange_of_the_plugin_lends_its_credential(self, lite: SqlCredentialStore) -> None:
@@ -293,7 +293,7 @@ class TestMalformed:
         await lite.problem()
         Database(sqlite_url).insert(extra_metadata=metadata)
         reference = await found(lite, OANDA)
-        with pytest.raises(CredentialInvalid, match="not a JSON object") as caught:
+        with pytest.raises(CredentialInvalid, match="no JSON object") as caught:
             await lite.open(reference)
         assert CANARY not in everything_of(caught.value)
         assert caught.value.__context__ is None

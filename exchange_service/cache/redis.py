@@ -185,11 +185,13 @@ class RedisCache:
         try:
             await self._bounded(self._command(self._redis.ping))
         except _NoAnswer as failure:
-            return f"Redis at {self._server} does not answer ({failure.kind}); each replica uses its own memory"
+            return f"Redis at {self._server} does not answer ({failure.kind}). Each replica uses its own memory."
         try:
             await self._bounded(self._command(lambda: self._redis.set(f"{self._prefix}doctor", b"1", px=1000)))
         except _NoAnswer as failure:
-            return f"Redis at {self._server} answers but stores nothing ({failure.kind}); check its memory and its role"
+            return (
+                f"Redis at {self._server} answers but stores nothing ({failure.kind}). Check its memory and role."
+            )
         return ""
 
     async def close(self) -> None:

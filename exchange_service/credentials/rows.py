@@ -87,9 +87,7 @@ def _metadata(row: Row) -> Mapping[str, Any]:
     if is_json and value is None:
         return MappingProxyType({})
     if not isinstance(value, dict):
-        raise CredentialInvalid(
-            f"extra_metadata of the stored {row.exchange} credential is not a JSON object; store it again"
-        )
+        raise CredentialInvalid(f"The extra_metadata of the stored {row.exchange} credential is no JSON object.")
     return MappingProxyType(value)
 
 
@@ -107,7 +105,7 @@ def only_one(rows: Sequence[Row], account: Account) -> Row | None:
     """The row, or None; CredentialInvalid where there are several, because nothing says which one is meant."""
     if len(rows) > 1:
         raise CredentialInvalid(
-            f"more than one credential is stored for {account.exchange_id} in the environment {account.environment};"
-            " remove all but one"
+            f"More than one credential is stored for {account.exchange_id} in the environment {account.environment}. "
+            "Remove all but one."
         )
     return rows[0] if rows else None

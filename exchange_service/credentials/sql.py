@@ -107,10 +107,10 @@ def _failure(error: Exception) -> ServiceError:
     state = getattr(original, "sqlstate", None)
     kind = f"{type(original).__name__} {state}" if isinstance(state, str) else type(original).__name__
     if isinstance(error, sa.exc.TimeoutError):
-        return StoreUnavailable("every connection to the credential database is in use; try again")
+        return StoreUnavailable("Every connection to the credential database is in use.")
     if isinstance(error, sa.exc.ProgrammingError | sa.exc.IntegrityError | sa.exc.DataError):
-        return StoreUnavailable(f"the credential database refused a statement ({kind}); see the operator")
-    return StoreUnavailable(f"the credential database cannot be used ({kind}); try again")
+        return StoreUnavailable(f"The credential database refused a statement ({kind}).")
+    return StoreUnavailable(f"The credential database cannot be used ({kind}).")
 
 
 class SqlCredentialStore:
@@ -147,7 +147,7 @@ class SqlCredentialStore:
         stored = reference.stored_as
         row = only_one(await self._rows_of(stored), stored)
         if row is None:
-            raise CredentialMissing(f"the {stored.exchange_id} credential is stored no more")
+            raise CredentialMissing(f"The {stored.exchange_id} credential is stored no more.")
         return credential_in(row)
 
     async def accounts(self, user_id: str) -> list[Account]:
@@ -169,7 +169,7 @@ class SqlCredentialStore:
         texts = (credential.api_key, credential.api_secret, credential.passphrase)
         written = [account.user_id, exchange, account.environment, metadata, *(text.reveal() for text in texts)]
         if not metadata or not all(map(is_storable, written)):
-            raise CredentialInvalid(f"the {exchange} credential holds what a database cannot store")
+            raise CredentialInvalid(f"The {exchange} credential holds what a database cannot store.")
         return await self._call(lambda connection, table: _put(connection, table, account, credential))
 
     async def remove(self, account: Account) -> bool:
@@ -216,7 +216,7 @@ class SqlCredentialStore:
         when the server hangs: so the work is a task of its own, which is not waited for when its time is over. A caller
         that goes away leaves it to its end: a driver that is cancelled half-way may never come back."""
         if self._closed:
-            raise StoreUnavailable("the credential store is closed")
+            raise StoreUnavailable("The credential store is closed.")
         task = asyncio.create_task(self._transaction(work), name="credential store")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -228,9 +228,9 @@ class SqlCredentialStore:
             raise
         if not done:
             task.cancel()
-            raise StoreUnavailable(f"the credential database did not answer within {CALL_LIMIT} seconds; try again")
+            raise StoreUnavailable(f"The credential database did not answer within {CALL_LIMIT} seconds.")
         if task.cancelled():
-            raise StoreUnavailable("the credential store is closed")
+            raise StoreUnavailable("The credential store is closed.")
         outcome = task.result()
         if isinstance(outcome, ServiceError):
             raise outcome
@@ -267,7 +267,7 @@ class SqlCredentialStore:
             columns = await _columns(connection)
         missing = [name for name in COLUMNS if name not in columns]
         if missing:
-            raise StoreUnavailable(f"the table {TABLE} lacks the column {', '.join(missing)}; see the operator")
+            raise StoreUnavailable(f"The table {TABLE} lacks the column {', '.join(missing)}.")
         kinds = {name: kind for name, (kind, _) in columns.items()}
         return _Table(
             sa.table(TABLE, *(sa.column(name, _column_type(kinds[name])) for name in COLUMNS)),
@@ -384,7 +384,7 @@ async def _matching(connection: AsyncConnection, table: _Table, account: Account
 async def _put(connection: AsyncConnection, table: _Table, account: Account, credential: Credential) -> bool:
     user = table.user(account.user_id)
     if user is None:
-        raise CredentialInvalid(f"the table {TABLE} takes only a UUID as user_id")
+        raise CredentialInvalid(f"The table {TABLE} takes only a UUID as user_id.")
     values = _values(table, credential)
     await _lock_for_writing(connection)
     row = only_one(await _matching(connection, table, account), account)

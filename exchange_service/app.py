@@ -23,6 +23,7 @@ from exchange_service.registry import Registry, load_registry
 from exchange_service.sessions import Sessions
 from exchange_service.settings import Settings, unknown_variables
 from exchange_service.venue_http import VenueHttpPool
+from exchange_service.venue_status import VenueStatus
 
 log = structlog.get_logger(__name__)
 
@@ -102,12 +103,14 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -
     references = CachedReferences(store)
     sessions = Sessions(references.open, http, overrides=overrides, idle_timeout=settings.session_idle)
     stack.push_async_callback(sessions.close)
+    status = VenueStatus()
     balances = Balances(
         registry,
         references,
         sessions,
         cache,
         hash_key=hash_key,
+        status=status,
         max_age=settings.max_age,
         stale_grace=settings.stale_grace,
         venue_timeout=settings.venue_timeout,
@@ -123,10 +126,11 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -
         venue_timeout=settings.venue_timeout,
     )
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
-    catalogue = Catalogue(registry, MemoryCache())
+    catalogue = Catalogue(registry, MemoryCache(), status)
     servicer = Servicer(registry, catalogue, balances, feeds, settings.call_timeout, settings.write_timeout)
     server = await _listen(settings, servicer)
-    stack.push_async_callback(_end, asyncio.create_task(registry.refresh(), name="newer manifests"))
+    for work, name in ((registry.refresh(), "newer manifests"), (_look_at(store), "first look at the database")):
+        stack.push_async_callback(_end, asyncio.create_task(work, name=name))
     await server.set_serving(True)
     log.info("service.listening", address=server.address, exchanges=len(registry.listings))
     return Service(settings, server, registry, store, cache, balances, feeds, stack)
@@ -175,6 +179,13 @@ async def _listen(settings: Settings, servicer: Servicer) -> Server:
         tls = credentials(settings.tls_certificate, settings.tls_key)
     reflect = settings.loopback if settings.reflection is None else settings.reflection
     return await listen(servicer, settings.address, tls=tls, reflect=reflect)
+
+
+async def _look_at(store: SqlCredentialStore) -> None:
+    """Say at once that the database does not answer, and not only when somebody needs it."""
+    problem = await store.problem()
+    if problem:
+        log.warning("database.out_of_reach", problem=problem)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

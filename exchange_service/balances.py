@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import structlog
+
 from exchange_service.cache import Cache
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import (
@@ -30,7 +32,10 @@ from exchange_service.errors import (
 from exchange_service.model import PRODUCTION, Account
 from exchange_service.registry import Listing, Registry
 from exchange_service.sessions import Sessions
+from exchange_service.venue_status import VenueStatus
 from exchange_service.wire import Source, StoredBalance, decode_stored, store_balance
+
+log = structlog.get_logger(__name__)
 
 # A refused key stays refused until somebody acts: the venue is not asked again for this long, unless a caller forces.
 _REFUSAL_MEMORY = 60.0
@@ -87,6 +92,7 @@ class Balances:
         cache: Cache,
         *,
         hash_key: bytes,
+        status: VenueStatus | None = None,
         max_age: float = 30.0,
         stale_grace: float = 300.0,
         venue_timeout: float = 8.0,
@@ -97,6 +103,7 @@ class Balances:
         self._sessions = sessions
         self._cache = cache
         self._hash_key = hash_key
+        self._status = status or VenueStatus()
         self._max_age = max_age
         self._stale_grace = stale_grace
         self._venue_timeout = venue_timeout
@@ -195,7 +202,7 @@ class Balances:
         if flight is None:
             work = self._refresh(key, reference, listing, loop.time() + self._venue_timeout)
             flight = self._flights[key] = _Flight(loop.create_task(work, name=f"refresh {listing.metadata.id}"))
-            flight.task.add_done_callback(partial(self._landed, key, flight))
+            flight.task.add_done_callback(partial(self._landed, key, listing.metadata.id, flight))
         flight.waiting += 1
         try:
             timeout = max(0.0, deadline - loop.time() - _ANSWER_MARGIN)
@@ -214,10 +221,17 @@ class Balances:
             raise ShuttingDown("The service is shutting down; call again, another replica will answer.")
         return flight.task.result()
 
-    def _landed(self, key: str, flight: _Flight, _: asyncio.Task[StoredBalance]) -> None:
+    def _landed(self, key: str, exchange_id: str, flight: _Flight, _: asyncio.Task[StoredBalance]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
-        error = None if flight.task.cancelled() else flight.task.exception()
+        if flight.task.cancelled():
+            return
+        error = flight.task.exception()
+        if error is None:
+            self._status.answered(exchange_id)
+        elif isinstance(error, ServiceError):
+            self._status.failed(exchange_id, error, self._now())
+            log.debug("fetch.failed", exchange=exchange_id, reason=error.reason)
         if isinstance(error, (*_REFUSALS, VenueRateLimited)):
             pause = _REFUSAL_MEMORY if error.retry_after is None else error.retry_after
             self._remember(key, _Refusal(error, asyncio.get_running_loop().time() + pause))

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from exchange_service.cache import Cache
 from exchange_service.errors import FieldInvalid
 from exchange_service.model import ExchangeMetadata
-from exchange_service.registry import PluginInfo, Registry
+from exchange_service.registry import Listing, PluginInfo, Registry
+from exchange_service.venue_status import VenueStatus
 from exchange_service.wire import (
     PluginLabel,
     catalogue_entry,
@@ -45,10 +46,11 @@ class Query:
 class Catalogue:
     """The merged catalogue as ready bytes, one answer for each query that was asked."""
 
-    def __init__(self, registry: Registry, cache: Cache) -> None:
+    def __init__(self, registry: Registry, cache: Cache, status: VenueStatus | None = None) -> None:
         self._registry = registry
         self._cache = cache
-        self._generation = -1
+        self._status = status or VenueStatus()
+        self._built_at = (-1, -1)
         self._entries: list[_Entry] = []
 
     async def answer(self, query: Query, etag: str = "") -> bytes:
@@ -63,7 +65,7 @@ class Catalogue:
         return reply
 
     def _key(self, query: Query) -> str:
-        text = json.dumps({"generation": self._registry.generation, **asdict(query)}, sort_keys=True)
+        text = json.dumps({"generation": self._generation(), **asdict(query)}, sort_keys=True)
         return "catalogue:" + hashlib.sha256(text.encode()).hexdigest()
 
     def _build(self, query: Query) -> bytes:
@@ -85,14 +87,20 @@ class Catalogue:
         )
 
     def _all(self) -> list[_Entry]:
-        """Every listing with its bytes, in the catalogue's order; built anew when the registry has changed."""
-        if self._generation != self._registry.generation:
-            self._entries = [
-                _Entry(listing.metadata, catalogue_entry(listing.metadata, _label(listing.plugin.info)))
-                for listing in self._registry.listings.values()
-            ]
-            self._generation = self._registry.generation
+        """Every listing with its bytes, in the catalogue's order; built anew when a plugin or a status has changed."""
+        if self._built_at != self._generation():
+            self._entries = [self._entry(listing) for listing in self._registry.listings.values()]
+            self._built_at = self._generation()
         return self._entries
+
+    def _generation(self) -> tuple[int, int]:
+        return (self._registry.generation, self._status.generation)
+
+    def _entry(self, listing: Listing) -> _Entry:
+        metadata = listing.metadata
+        trouble = self._status.troubles.get(metadata.id)
+        reason, since = (trouble.reason, trouble.since) if trouble else ("", None)
+        return _Entry(metadata, catalogue_entry(metadata, _label(listing.plugin.info), reason, since))
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,6 +212,9 @@ class Subscription:
             self._follow(selector.exchange_id, selector.environment, selector.known_version)
         if not self._selectors:
             await self._follow_all()
+            if not self._followed and not self._unfollowable:
+                # There is nothing to wait for, and the subscriber should know it.
+                self._next_heartbeat = asyncio.get_running_loop().time()
 
     def close(self) -> None:
         """Leave every feed; one that nobody follows any more ends."""

@@ -221,9 +221,10 @@ class PluginLabel:
     distribution: str
 
 
-def catalogue_entry(metadata: ExchangeMetadata, plugin: PluginLabel) -> bytes:
-    """A serialised Exchange; a listing that cannot be served yet says so in its status."""
-    supported = metadata.capabilities.balance
+def catalogue_entry(
+    metadata: ExchangeMetadata, plugin: PluginLabel, trouble: str = "", since: float | None = None
+) -> bytes:
+    """A serialised Exchange. Its status tells of a listing that cannot be served yet, or of the venue's `trouble`."""
     return exchange_pb2.Exchange(
         **{name: getattr(metadata, name) for name in _PLAIN_LISTING_FIELDS},
         is_custom=not metadata.is_ccxt,
@@ -238,11 +239,20 @@ def catalogue_entry(metadata: ExchangeMetadata, plugin: PluginLabel) -> bytes:
         environments=[
             exchange_pb2.Environment(name=entry.name, aliases=entry.aliases) for entry in metadata.environments
         ],
-        status=exchange_pb2.ExchangeStatus(
-            availability=exchange_pb2.AVAILABILITY_AVAILABLE if supported else exchange_pb2.AVAILABILITY_UNAVAILABLE,
-            reason="" if supported else metadata.unsupported_reason,
-        ),
+        status=_status_message(metadata, trouble, since),
     ).SerializeToString(deterministic=True)
+
+
+def _status_message(metadata: ExchangeMetadata, trouble: str, since: float | None) -> exchange_pb2.ExchangeStatus:
+    if not metadata.capabilities.balance:
+        reason = metadata.unsupported_reason
+        return exchange_pb2.ExchangeStatus(availability=exchange_pb2.AVAILABILITY_UNAVAILABLE, reason=reason)
+    if not trouble:
+        return exchange_pb2.ExchangeStatus(availability=exchange_pb2.AVAILABILITY_AVAILABLE)
+    status = exchange_pb2.ExchangeStatus(availability=exchange_pb2.AVAILABILITY_DEGRADED, reason=trouble)
+    if since is not None:
+        status.since_time.CopyFrom(_timestamp(since))
+    return status
 
 
 def list_exchanges_reply(

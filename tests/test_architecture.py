@@ -21,11 +21,11 @@ ALLOWED: dict[str, set[str]] = {
     "accounts": {"errors", "model"},
     "app": {
         *{"balances", "cache", "catalogue", "credentials", "feeds", "grpc_server", "registry", "sessions"},
-        *{"settings", "venue_http"},
+        *{"settings", "venue_http", "venue_status"},
     },
-    "balances": {"cache", "credentials", "errors", "model", "registry", "sessions", "wire"},
+    "balances": {"cache", "credentials", "errors", "model", "registry", "sessions", "venue_status", "wire"},
     "cache": {"errors", "model", "wire"},
-    "catalogue": {"cache", "errors", "model", "registry", "wire"},
+    "catalogue": {"cache", "errors", "model", "registry", "venue_status", "wire"},
     "cli": {
         *{"__init__", "app", "client", "credentials", "demo", "doctor", "errors", "grpc_server", "model"},
         *{"logs", "registry", "settings", "v1"},
@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "testing": {"plugin_api", "venue_http", "client"},
     "v1": set(),
     "venue_http": {"errors", "model", "payload"},
+    "venue_status": {"errors"},
     "wire": {"errors", "model", "payload", "v1"},
 }
 # Where each of the heavy libraries may be imported.

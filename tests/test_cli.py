@@ -489,3 +489,13 @@ def test_a_reader_that_has_enough_of_the_output_is_no_failure(demo: str, tmp_pat
 
 def test_the_version_is_an_option_and_a_command(tmp_path: Path) -> None:
     assert call(tmp_path, "--version").stdout == call(tmp_path, "version").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(("-u", "demo-refused", "-e", "oanda"), 4), (("-u", "demo", "-e", "nope"), 3), (("-u", "demo", "-e", "oanda"), 0)],
+)
+def test_a_watch_that_saw_nothing_but_errors_ends_with_their_exit_code(
+    demo: str, tmp_path: Path, arguments: tuple[str, ...], code: int
+) -> None:
+    assert ask(demo, tmp_path, "watch", *arguments, "--events", "1").returncode == code

@@ -189,9 +189,7 @@ class RedisCache:
         try:
             await self._bounded(self._command(lambda: self._redis.set(f"{self._prefix}doctor", b"1", px=1000)))
         except _NoAnswer as failure:
-            return (
-                f"Redis at {self._server} answers but stores nothing ({failure.kind}). Check its memory and role."
-            )
+            return f"Redis at {self._server} answers but stores nothing ({failure.kind}). Check its memory and role."
         return ""
 
     async def close(self) -> None:

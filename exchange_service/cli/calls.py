@@ -19,9 +19,9 @@ from rich.live import Live
 from exchange_service import __version__
 from exchange_service.cli import tables
 from exchange_service.cli.flags import replacing
-from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, plain, run
+from exchange_service.cli.outcome import ExitCode, Output, console, exit_code, fail, messages, plain, run
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
-from exchange_service.errors import ServiceError
+from exchange_service.errors import ServiceError, from_reason
 from exchange_service.settings import ENVIRONMENT_PREFIX
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.exchange_service_pb2 import AccountSelector, StreamBalancesResponse
@@ -207,7 +207,8 @@ def watch(
 
 async def _watch(target: Target, user: str, accounts: Sequence[AccountSelector], limit: int, output: Output) -> None:
     view = _LiveView() if output is Output.TABLE and console.is_terminal else None
-    count = 0
+    count = balances = 0
+    refusal: ServiceError | None = None
 
     def interrupted(error: ServiceError) -> None:
         messages.print(f"[yellow]interrupted:[/] {plain(error.message)} Trying again.", soft_wrap=True)
@@ -222,9 +223,17 @@ async def _watch(target: Target, user: str, accounts: Sequence[AccountSelector],
                     _print_event(event)
                 else:
                     tables.print_line(tables.as_dict(event))
-                count += event.WhichOneof("event") in ("balance", "account_error")
+                kind = event.WhichOneof("event")
+                count += kind in ("balance", "account_error")
+                if kind == "balance":
+                    balances += 1
+                elif kind == "account_error":
+                    refusal = from_reason(_reason(event), event.account_error.error.message)
                 if limit and count >= limit:
-                    return
+                    break
+    if refusal is not None and not balances:
+        # Nothing but errors came; it has been said which.
+        raise typer.Exit(exit_code(refusal))
 
 
 class _Nothing:
@@ -282,9 +291,13 @@ def _print_event(event: StreamBalancesResponse) -> None:
         console.print(f"[dim]{now} alive, {state}[/]")
 
 
+def _reason(event: StreamBalancesResponse) -> str:
+    return error_reason_pb2.ErrorReason.Name(event.account_error.error.reason).removeprefix("ERROR_REASON_")
+
+
 def _trouble(event: StreamBalancesResponse) -> str:
     error = event.account_error
-    reason = error_reason_pb2.ErrorReason.Name(error.error.reason).removeprefix("ERROR_REASON_")
+    reason = _reason(event)
     return plain(f"{error.exchange_id} {error.environment} {reason}: {error.error.message}")
 
 

@@ -297,7 +297,7 @@ Global___Plugin: typing_extensions.TypeAlias = Plugin
 
 @typing.final
 class ExchangeStatus(google.protobuf.message.Message):
-    """ExchangeStatus is what is known of a venue and its plugin."""
+    """ExchangeStatus is what is known of a venue and its plugin: what the replica that answers has seen of it."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

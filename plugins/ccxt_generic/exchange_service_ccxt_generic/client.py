@@ -24,7 +24,7 @@ from exchange_service.plugin_api import (
 from exchange_service_ccxt_generic import parse
 from exchange_service_ccxt_generic.credentials import StoredCredential, read_credential
 from exchange_service_ccxt_generic.describe import environment_urls, required_credentials
-from exchange_service_ccxt_generic.empty import proves_empty
+from exchange_service_ccxt_generic.empty import lost_row, proves_empty
 from exchange_service_ccxt_generic.exact import RECORD, Exact, Guarded, Record, laid_over
 from exchange_service_ccxt_generic.failures import translated
 from exchange_service_ccxt_generic.refusals import SAFE_OPTIONS, unsupported_reason
@@ -36,6 +36,9 @@ _MARKETS_TIMEOUT = 30_000
 # Seconds. New assets keep their venue's code until the markets are loaded anew.
 _MARKETS_AGE = 24 * 3600.0
 _CCXT_LOGGER = "ccxt.base.exchange"
+
+# What CCXT gives as the time of the balance is here the time when the account last changed, perhaps years ago.
+_TIME_OF_LAST_CHANGE = frozenset({"binance", "binancecoinm", "binanceus", "binanceusdm"})
 
 # Here even the public lists are only given to a key, so each account loads its own.
 _KEY_FOR_MARKETS = frozenset({"alpaca", "mudrex"})
@@ -188,12 +191,16 @@ class CcxtClient:
             assets = parse.rows(result, record.venue_codes)
         except VenueMalformed as malformed:
             raise self._of_venue(malformed) from None
+        lost = lost_row(self._id, account_type, answer.value())
+        if lost:
+            raise VenueMalformed(f"{self._venue} answered with {lost}.")
         if not assets and not proves_empty(self._id, account_type, answer.value()):
             raise VenueMalformed(
                 f"{self._venue} answered without a balance, and not as it answers for an empty account."
             )
         notes = parse.collision_notes(assets, record.venue_codes)
-        return parse.balance(assets, account_type, parse.venue_time(result), notes)
+        when = None if self._id in _TIME_OF_LAST_CHANGE else parse.venue_time(result)
+        return parse.balance(assets, account_type, when, notes)
 
     @contextmanager
     def _recorded(self, ccxt: Any) -> Iterator[Record]:

@@ -166,6 +166,37 @@ _FORMS: Mapping[str, Form] = {
 }
 
 
+# Where the rows of an answer lie, and a row's asset and amounts: CCXT leaves out an entry that it cannot read without a
+# word, and the rest would pass for the whole.
+_ROWS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
+    "binance spot": ("balances", "asset", ("free", "locked")),
+    "binanceus spot": ("balances", "asset", ("free", "locked")),
+    "mexc spot": ("balances", "asset", ("free", "locked")),
+}
+
+
+def lost_row(exchange_id: str, account_type: str, raw: Any) -> str:
+    """What is wrong with a row of the raw answer that CCXT would drop or overwrite, in words; empty where nothing is,
+    or where the exchange's rows are not known here."""
+    known = _ROWS.get(f"{exchange_id} {account_type}")
+    if known is None:
+        return ""
+    path, asset, amounts = known
+    rows, seen = _at(raw, path), set()
+    if not isinstance(rows, list):
+        return "no list of assets"
+    for row in rows:
+        name = row.get(asset) if isinstance(row, dict) else None
+        if not isinstance(name, str) or not name:
+            return "a row without an asset"
+        if name in seen:
+            return "two rows for one asset"
+        seen.add(name)
+        if any(type(row.get(amount)) not in (str, int) or row[amount] == "" for amount in amounts):
+            return "a row without its amounts"
+    return ""
+
+
 def proves_empty(exchange_id: str, account_type: str, raw: Any) -> bool:
     """Whether the raw answer is what this exchange sends for an account of this type without assets."""
     form = _FORMS.get(f"{exchange_id} {account_type}") or _FORMS.get(exchange_id)

@@ -17,6 +17,8 @@ Read = Callable[..., Awaitable[Balance]]
 ACCOUNT = "/api/v3/account"
 MIB = 1024 * 1024
 
+_BESIDE_BTC = b'{"canTrade":true,"accountType":"SPOT","balances":[{"asset":"BTC","free":"1","locked":"0"},%s]}'
+
 BROKEN = {
     "a page": Fault.html(),
     "a list": Fault(body=b"[]"),
@@ -35,6 +37,14 @@ BROKEN = {
     "no balances": Fault(body=b'{"canTrade":true,"accountType":"SPOT"}'),
     "balances that are none": Fault(body=b'{"canTrade":true,"accountType":"SPOT","balances":null}'),
     "entries that are none": Fault(body=b'{"canTrade":true,"accountType":"SPOT","balances":[null,{}]}'),
+    "a row without amounts": Fault(body=_BESIDE_BTC % b'{"asset":"ETH"}'),
+    "a row with null amounts": Fault(body=_BESIDE_BTC % b'{"asset":"ETH","free":null,"locked":null}'),
+    "a row without an asset": Fault(body=_BESIDE_BTC % b'{"free":"5","locked":"0"}'),
+    "a row that is a list": Fault(body=_BESIDE_BTC % b"[]"),
+    "a row that is a text": Fault(body=_BESIDE_BTC % b'"x"'),
+    "an asset twice": Fault(body=_BESIDE_BTC % b'{"asset":"BTC","free":"2","locked":"0"}'),
+    "a truth value for an amount": Fault(body=_BESIDE_BTC % b'{"asset":"ETH","free":true,"locked":"0"}'),
+    "an empty amount": Fault(body=_BESIDE_BTC % b'{"asset":"ETH","free":"","locked":"0"}'),
     "a redirect": Fault.redirect("https://example.org/"),
     "plain text": Fault(body=b"OK", content_type="text/plain"),
     "bytes": Fault(body=b"\xff\xfe\x00", content_type="application/octet-stream"),

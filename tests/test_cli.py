@@ -178,7 +178,7 @@ async def test_texts_of_a_venue_are_shown_and_do_nothing_to_the_terminal(tmp_pat
         await running.store(user="bob")
         failed = await ask_running(running, tmp_path, "balance", "-u", "bob", "-e", "paper")
         trouble = await ask_running(running, tmp_path, "watch", "-u", "bob", "-e", "paper", "--events", "1")
-    assert (once.returncode, live.returncode, trouble.returncode) == (0, 0, 0), once.stderr + live.stderr
+    assert (once.returncode, live.returncode, trouble.returncode) == (0, 0, 5), once.stderr + live.stderr
     assert failed.returncode == 5
     assert harmless(once.stdout)
     assert harmless(once.stderr), "the notes"

@@ -13,8 +13,15 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 
-# A refused key or a rate limit speaks of one account; these speak of the venue, or of its plugin.
-_OF_THE_VENUE = (PluginFailed, VenueMaintenance, VenueMalformed, VenueTimeout, VenueUnavailable)
+# A refused key or a rate limit speaks of one account; these speak of the venue, or of its plugin. The sentences are
+# ours: an error's own message was made for one user, and the catalogue is for everybody.
+_SENTENCES: dict[type[ServiceError], str] = {
+    PluginFailed: "The plugin failed when the venue was last asked.",
+    VenueMaintenance: "The venue said that it is in maintenance when last asked.",
+    VenueMalformed: "The venue answered with something that is no balance when last asked.",
+    VenueTimeout: "The venue did not answer in time when last asked.",
+    VenueUnavailable: "The venue could not be reached, or had trouble, when last asked.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +43,10 @@ class VenueStatus:
     def failed(self, exchange_id: str, error: ServiceError, now: float) -> None:
         """A fetch has failed."""
         known = self.troubles.get(exchange_id)
-        if not isinstance(error, _OF_THE_VENUE) or (known is not None and known.reason == error.message):
+        reason = _SENTENCES.get(type(error))
+        if reason is None or (known is not None and known.reason == reason):
             return
-        self.troubles[exchange_id] = Trouble(error.message, known.since if known else now)
+        self.troubles[exchange_id] = Trouble(reason, known.since if known else now)
         self.generation += 1
 
     def answered(self, exchange_id: str) -> None:

@@ -330,7 +330,7 @@ class TestOneFetchForAll:
         for caller in callers:
             caller.cancel()
         await asyncio.wait(callers)
-        await asyncio.wait_for(gate.cancelled.wait(), 5)
+        assert await asyncio.wait_for(gate.cancelled.wait(), 5)
 
     @pytest.mark.parametrize("turns", range(8))
     async def test_who_comes_right_after_the_last_has_left_is_answered(

@@ -48,7 +48,7 @@ async def test_a_venue_that_is_down_is_listed_as_degraded_with_the_reason_until_
             await client.get_balance("demo", "oanda", max_age=0)
         status = await status_of(client)
         assert status.availability == exchange_pb2.AVAILABILITY_DEGRADED
-        assert "OANDA" in status.reason
+        assert status.reason == "The venue could not be reached, or had trouble, when last asked."
         assert status.HasField("since_time")
         assert not (await client.list_exchanges(etag=before)).not_modified
         venue.recover()
@@ -68,12 +68,20 @@ def test_a_trouble_keeps_the_time_when_it_began_and_the_newest_reason() -> None:
     status = VenueStatus()
     status.failed("oanda", VenueTimeout("OANDA did not answer in time."), 100.0)
     status.failed("oanda", VenueUnavailable("OANDA has trouble."), 200.0)
-    assert (status.troubles["oanda"].reason, status.troubles["oanda"].since) == ("OANDA has trouble.", 100.0)
+    assert status.troubles["oanda"].reason.startswith("The venue could not be reached")
+    assert status.troubles["oanda"].since == 100.0
     generation = status.generation
     status.failed("oanda", VenueUnavailable("OANDA has trouble."), 300.0)
     assert status.generation == generation
     status.answered("oanda")
     assert (status.troubles, status.generation) == ({}, generation + 1)
+
+
+def test_what_was_said_to_one_user_is_not_shown_to_all() -> None:
+    status = VenueStatus()
+    status.failed("oanda", VenueUnavailable("Account 101-004-7654321-001 of alice cannot be read."), 1.0)
+    assert "alice" not in status.troubles["oanda"].reason
+    assert "7654321" not in status.troubles["oanda"].reason
 
 
 def test_a_broken_plugin_is_a_trouble_of_its_venue_and_a_rate_limit_is_not() -> None:

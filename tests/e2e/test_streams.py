@@ -388,7 +388,7 @@ class TestEnds:
         paper.answer = gate = Gate()
         async with streaming(running, "paper"):
             await gate.entered.wait()
-        await asyncio.wait_for(gate.cancelled.wait(), 5)
+        assert await asyncio.wait_for(gate.cancelled.wait(), 5)
         await self.left(running)
 
     async def test_a_client_that_stops_iterating_leaves(self, running: Running) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import fields
-from decimal import Context, Decimal
+from decimal import Decimal
 
+from exchange_service.arithmetic import exact_sum
 from exchange_service.errors import CredentialRejected, VenueError
 from exchange_service.model import Summary, VenueAccount
-
-# Sums of venue amounts are exact: the precision is far above what two amounts can need.
-_EXACT = Context(prec=250)
 
 
 async def gather_accounts(
@@ -61,8 +59,5 @@ def combined_summary(accounts: Sequence[VenueAccount]) -> Summary | None:
         values = [getattr(summary, item.name) for summary in known]
         if item.name == "currency" or None in values:
             continue
-        total = Decimal(0)
-        for value in values:
-            total = _EXACT.add(total, value)
-        figures[item.name] = total
+        figures[item.name] = exact_sum(values)
     return Summary(currency=known[0].currency, **figures)

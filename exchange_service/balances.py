@@ -120,14 +120,14 @@ class Balances:
         if not listing.metadata.capabilities.balance:
             raise NotSupported(listing.metadata.unsupported_reason or f"{listing.metadata.name} is not yet supported.")
         reference = await self._reference(account, listing)
-        key = self._key(reference)
+        key = self._key(account, reference)
         kept = await self._kept(key, account)
         forced = max_age == 0
         if kept is not None and not forced and self._fresh(kept, self._max_age if max_age is None else max_age):
             return Reading(kept, Source.CACHE, self._age(kept))
         try:
             self._raise_known_refusal(key, forced=forced)
-            stored = await self._fetch(key, reference, listing, deadline)
+            stored = await self._fetch(key, account, reference, listing, deadline)
         except ServiceError as error:
             if not forced and error.transient and kept is not None and self.within_grace(kept):
                 return Reading(kept, Source.LAST_GOOD, self._age(kept), error)
@@ -138,9 +138,10 @@ class Balances:
         metadata = listing.metadata
         environment = metadata.environment(account.environment)
         aliases = environment.aliases if environment else ()
-        reference = await self._references.find(account, aliases=aliases, credential_of=metadata.credential_of)
+        stored_for = account.stored()
+        reference = await self._references.find(stored_for, aliases=aliases, credential_of=metadata.credential_of)
         if reference is None:
-            self._sessions.forget(account)
+            self._sessions.forget(stored_for)
             raise CredentialMissing(
                 f"No credential is stored for this user at {metadata.name} ({account.environment}). "
                 f"Add one with `exchange-service credentials add --user USER --exchange {metadata.id}"
@@ -148,10 +149,10 @@ class Balances:
             )
         return reference
 
-    def _key(self, reference: CredentialReference) -> str:
+    def _key(self, account: Account, reference: CredentialReference) -> str:
         """The cache's key: it tells nobody who the user is, and no value outlives a change of the credential."""
-        account = reference.account
-        text = "\0".join((account.user_id, account.exchange_id, account.environment, reference.version))
+        names = (account.user_id, account.exchange_id, account.environment, account.account_type)
+        text = "\0".join((*names, reference.version))
         return "balance:" + hmac.new(self._hash_key, text.encode(), hashlib.sha256).hexdigest()
 
     async def _kept(self, key: str, account: Account) -> StoredBalance | None:
@@ -190,7 +191,7 @@ class Balances:
             raise refusal.error.with_traceback(None)
 
     async def _fetch(
-        self, key: str, reference: CredentialReference, listing: Listing, deadline: float
+        self, key: str, account: Account, reference: CredentialReference, listing: Listing, deadline: float
     ) -> StoredBalance:
         """Join the fetch in progress, or begin one. It has its own time limit, so that one caller's short deadline
         does not fail it for the others: it goes on, and the next call finds its answer. It is cancelled when the last
@@ -200,7 +201,7 @@ class Balances:
         if deadline - loop.time() < _ANSWER_MARGIN + _LEAST_TIME:
             raise DeadlinePassed("The deadline leaves too little time to ask the venue.")
         if flight is None:
-            work = self._refresh(key, reference, listing, loop.time() + self._venue_timeout)
+            work = self._refresh(key, account, reference, listing, loop.time() + self._venue_timeout)
             flight = self._flights[key] = _Flight(loop.create_task(work, name=f"refresh {listing.metadata.id}"))
             flight.task.add_done_callback(partial(self._landed, key, listing.metadata.id, flight))
         flight.waiting += 1
@@ -246,16 +247,16 @@ class Balances:
         self._refusals[key] = refusal
 
     async def _refresh(
-        self, key: str, reference: CredentialReference, listing: Listing, deadline: float
+        self, key: str, account: Account, reference: CredentialReference, listing: Listing, deadline: float
     ) -> StoredBalance:
         started = self._now()
-        balance = await self._sessions.fetch(reference, listing, deadline)
+        balance = await self._sessions.fetch(reference, listing, deadline, account_type=account.account_type)
         # Read anew: another replica may have written meanwhile, and the version must rise from its.
-        kept = await self._kept(key, reference.account)
+        kept = await self._kept(key, account)
         if kept is not None and kept.fetch_time > started and self._fresh(kept, self._venue_timeout):
             return kept
         try:
-            stored = store_balance(reference.account, balance, self._now(), kept)
+            stored = store_balance(account, balance, self._now(), kept)
         except (TypeError, ValueError, ArithmeticError, AttributeError):
             # A label that is no text, half of a surrogate pair, a time without a zone, more than can be sent.
             name = listing.plugin.info.name

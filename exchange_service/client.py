@@ -138,12 +138,18 @@ class ExchangeServiceClient:
         exchange_id: str,
         *,
         environment: str = "",
+        account_type: str = "",
         max_age: float | None = None,
         include_zero: bool = False,
     ) -> GetBalanceResponse:
-        """One account's balance, at most `max_age` seconds old: None as the service is set, 0 asks the venue now."""
+        """One account's balance, at most `max_age` seconds old: None as the service is set, 0 asks the venue now.
+        `account_type` is one of the exchange's, "all" for each of them, or empty for its default."""
         request = GetBalanceRequest(
-            user_id=user_id, exchange_id=exchange_id, environment=environment, include_zero=include_zero
+            user_id=user_id,
+            exchange_id=exchange_id,
+            environment=environment,
+            account_type=account_type,
+            include_zero=include_zero,
         )
         if max_age is not None:
             duration = Duration()
@@ -166,21 +172,23 @@ class ExchangeServiceClient:
         for what has changed meanwhile. `on_interruption` is then called with what ended it.
         """
         versions = {
-            (selector.exchange_id, selector.environment or "production"): selector.known_version
+            (selector.exchange_id, selector.environment or "production", selector.account_type): selector.known_version
             for selector in accounts
         }
         pause = 0.0
         while True:
             selectors = [
-                AccountSelector(exchange_id=exchange_id, environment=environment, known_version=version)
-                for (exchange_id, environment), version in versions.items()
+                AccountSelector(
+                    exchange_id=exchange_id, environment=environment, account_type=account_type, known_version=version
+                )
+                for (exchange_id, environment, account_type), version in versions.items()
             ]
             try:
                 async for event in self._events(StreamBalancesRequest(user_id=user_id, accounts=selectors)):
                     pause = 0.0
                     balance = event.balance.balance
                     if accounts and event.HasField("balance"):
-                        key = (balance.exchange_id, balance.environment)
+                        key = (balance.exchange_id, balance.environment, balance.account_type)
                         if key in versions:
                             # Not under an alias that the caller used: a second entry would count as one more account.
                             versions[key] = max(versions[key], balance.version)

@@ -54,6 +54,7 @@ class Selector:
     exchange_id: str
     environment: str = ""
     known_version: int = 0
+    account_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,7 @@ class Subscription:
     async def open(self) -> None:
         """Follow the accounts that were selected."""
         for selector in self._selectors:
-            self._follow(selector.exchange_id, selector.environment, selector.known_version)
+            self._follow(selector)
         if not self._selectors:
             await self._follow_all()
             if not self._followed and not self._unfollowable:
@@ -223,19 +224,20 @@ class Subscription:
         for account in list(self._followed):
             self._leave(account)
 
-    def _follow(self, exchange_id: str, environment: str, known_version: int = 0) -> Account:
+    def _follow(self, selector: Selector) -> Account:
+        exchange_id, environment, account_type = selector.exchange_id, selector.environment, selector.account_type
         try:
-            account, listing = self._feeds.registry.account(self._user_id, exchange_id, environment)
+            account, listing = self._feeds.registry.account(self._user_id, exchange_id, environment, account_type)
         except ServiceError as error:
-            account = Account(self._user_id, exchange_id, environment)
+            account = Account(self._user_id, exchange_id, environment, account_type)
             if account not in self._unfollowable:
                 self._unfollowable[account] = error
                 self.put_error(account, account_error_event(account, error, 0))
             return account
         if account not in self._followed:
             self._followed.add(account)
-            if known_version:
-                self._known[account] = known_version
+            if selector.known_version:
+                self._known[account] = selector.known_version
             self._feeds.join(account, listing, self)
         return account
 
@@ -248,7 +250,8 @@ class Subscription:
         """Follow every stored account of the user; called again now and then, for those that come and go."""
         stored = await self._feeds.accounts_of(self._user_id)
         wanted = {
-            self._follow(account.exchange_id, account.environment) for account in stored[: self._feeds.max_accounts]
+            self._follow(Selector(account.exchange_id, account.environment))
+            for account in stored[: self._feeds.max_accounts]
         }
         for account in self._followed - wanted:
             self._leave(account)

@@ -7,11 +7,13 @@ Times are aware `datetime`s in UTC.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from exchange_service.arithmetic import exact_sum
 
 if TYPE_CHECKING:
     from exchange_service.errors import ServiceError
@@ -59,13 +61,25 @@ class Secret:
 _EMPTY = Secret("")
 
 
+# The word by which every kind of account is asked for, each in rows of its own.
+ALL_ACCOUNT_TYPES = "all"
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Account:
-    """What one stored credential opens: a user, an exchange and an environment."""
+    """What one stored credential opens: a user, an exchange and an environment.
+
+    `account_type` narrows what is read of it: one of the listing's, ALL_ACCOUNT_TYPES, or empty for its default.
+    """
 
     user_id: str
     exchange_id: str
     environment: str = PRODUCTION
+    account_type: str = ""
+
+    def stored(self) -> Account:
+        """The same without an account type: what a credential is stored for."""
+        return replace(self, account_type="") if self.account_type else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +154,9 @@ class ExchangeMetadata:
     requires_account_id: bool = False
     instructions: str = ""
     ip_whitelist: str = ""
+    # The kinds of account that can be read, and those of them that a call reads which asks for none; empty: all.
     account_types: tuple[str, ...] = ()
+    default_account_types: tuple[str, ...] = ()
     capabilities: Capabilities = Capabilities()
     documentation_url: str = ""
     credential_url: str = ""
@@ -149,6 +165,12 @@ class ExchangeMetadata:
     is_ccxt: bool = False
     # Why `capabilities.balance` is false, a sentence.
     unsupported_reason: str = ""
+
+    def reads(self, account_type: str, asked: str) -> bool:
+        """Whether a call that asks for `asked` (see Account.account_type) reads accounts of this type."""
+        if asked == ALL_ACCOUNT_TYPES:
+            return True
+        return account_type == asked if asked else account_type in (self.default_account_types or self.account_types)
 
     def environment(self, name: str) -> Environment | None:
         """The environment of this name or alias, case ignored; an empty name is production."""
@@ -209,6 +231,12 @@ class AssetBalance:
 
     def __post_init__(self) -> None:
         _check_amounts(self, skip=frozenset({"asset", "venue_asset"}))
+
+    def mismatch(self) -> bool:
+        """Whether all three numbers are known and free and used do not add up to the total."""
+        if self.total is None or self.free is None or self.used is None:
+            return False
+        return exact_sum((self.free, self.used)) != self.total
 
     def is_zero(self) -> bool:
         """Whether every amount that is known is zero, and at least one is known."""
@@ -273,3 +301,16 @@ class Balance:
         for account in self.venue_accounts:
             for asset in account.assets:
                 yield account, asset
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRights:
+    """What the venue says that a key may do besides reading, and until when; None where it does not say.
+
+    `notes` are sentences for the key's owner.
+    """
+
+    trade: bool | None = None
+    withdraw: bool | None = None
+    expires: datetime | None = None
+    notes: tuple[str, ...] = ()

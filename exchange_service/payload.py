@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
@@ -23,6 +23,9 @@ _MAX_DIGITS = 100
 _MAX_EXPONENT = 60
 # A venue that asks for a longer pause than this is asked again all the same; it will repeat itself.
 _MAX_RETRY_AFTER = 300.0
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# The end of the year 9999, the last that a datetime can hold.
+_LAST_MILLISECOND = 253_402_300_799_999
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?\Z", re.ASCII)
 
 
@@ -116,6 +119,21 @@ def parse_amount(value: Any, where: str) -> Decimal | None:
     if number.adjusted() > _MAX_EXPONENT or not isinstance(exponent, int) or exponent < -_MAX_EXPONENT:
         raise VenueMalformed(f"{where} is too large or too small to be an amount.")
     return number
+
+
+def milliseconds(source: Mapping[str, Any], key: str, where: str) -> datetime | None:
+    """The instant at `key`, counted in milliseconds since 1970; None where the venue does not say: missing, null, 0.
+
+    Takes numbers and texts of digits. One of another unit or size is VenueMalformed: it is no time of today.
+    """
+    value = source.get(key)
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+        value = int(value)
+    if value is None or value == "" or (type(value) is int and value == 0):
+        return None
+    if type(value) is not int or not 0 < value <= _LAST_MILLISECOND:
+        raise VenueMalformed(f"{where}.{key} should be a time in milliseconds, and is {_kind(value)}.")
+    return _EPOCH + timedelta(milliseconds=value)
 
 
 def format_amount(number: Decimal) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import pluggy
 
 from exchange_service.accounts import combined_summary, gather_accounts
+from exchange_service.arithmetic import exact_difference, exact_sum
 from exchange_service.credential_fields import read_metadata, required_text, wallet_address
 from exchange_service.errors import (
     AccountUnknown,
@@ -41,6 +42,7 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.model import (
+    ALL_ACCOUNT_TYPES,
     ASSET_CLASSES,
     PRODUCTION,
     SANDBOX,
@@ -52,6 +54,7 @@ from exchange_service.model import (
     CredentialField,
     Environment,
     ExchangeMetadata,
+    KeyRights,
     Manifest,
     Secret,
     Summary,
@@ -61,6 +64,7 @@ from exchange_service.payload import (
     amount,
     as_list,
     as_object,
+    milliseconds,
     parse_amount,
     parse_json,
     required_amount,
@@ -70,6 +74,7 @@ from exchange_service.payload import (
 from exchange_service.state import State
 
 __all__ = [
+    "ALL_ACCOUNT_TYPES",
     "API_VERSION",
     "ASSET_CLASSES",
     "PRODUCTION",
@@ -89,6 +94,7 @@ __all__ = [
     "ExchangeMetadata",
     "FeatureNotEnabled",
     "Http",
+    "KeyRights",
     "Manifest",
     "NotSupported",
     "PermissionMissing",
@@ -110,9 +116,12 @@ __all__ = [
     "as_list",
     "as_object",
     "combined_summary",
+    "exact_difference",
+    "exact_sum",
     "gather_accounts",
     "hookimpl",
     "hookspec",
+    "milliseconds",
     "parse_amount",
     "parse_json",
     "read_metadata",
@@ -204,6 +213,11 @@ class VenueCall:
     # Set by the operator: an address to use in place of the venue's, for simulators and proxies.
     override: str = ""
 
+    def wants(self, account_type: str) -> bool:
+        """Whether accounts of this type are asked for; what is not need not be read. `account.account_type` holds the
+        caller's own word: one of the listing's types, ALL_ACCOUNT_TYPES, or empty for the listing's default."""
+        return self.exchange.reads(account_type, self.account.account_type)
+
     def url(self, name: str = "api") -> str:
         """The environment's address of this name, without a slash at its end."""
         return self.rebased(self.environment.urls[name]).rstrip("/")
@@ -238,8 +252,9 @@ def watch_balance(call: VenueCall) -> AsyncIterator[Balance]:  # type: ignore[em
 
 
 @hookspec(firstresult=True)
-def check_credential(call: VenueCall) -> Awaitable[tuple[str, ...]]:  # type: ignore[empty-body]
-    """Optional: say in sentences what the stored credential may do, for example that it may also withdraw."""
+def check_credential(call: VenueCall) -> Awaitable[KeyRights]:  # type: ignore[empty-body]
+    """Optional, for venues that tell: what the stored key may do besides reading. Called by `credentials check`, after
+    a balance could be read with it. Raises as `fetch_balance` does."""
 
 
 @hookspec(firstresult=True)

@@ -20,7 +20,7 @@ import structlog
 
 from exchange_service import plugin_api
 from exchange_service.errors import ExchangeUnknown, FieldInvalid, NotSupported
-from exchange_service.model import PRODUCTION, SANDBOX, Account, ExchangeMetadata, Manifest
+from exchange_service.model import ALL_ACCOUNT_TYPES, PRODUCTION, SANDBOX, Account, ExchangeMetadata, Manifest
 from exchange_service.plugin_api import API_VERSION
 from exchange_service.state import State
 
@@ -144,16 +144,19 @@ class Registry:
         hint = f"Did you mean {near[0]!r}?" if near else "See `exchange-service exchanges` for all ids."
         raise ExchangeUnknown(f"No exchange has the id {exchange_id[:64]!r}. {hint}")
 
-    def account(self, user_id: str, exchange_id: str, environment: str) -> tuple[Account, Listing]:
+    def account(
+        self, user_id: str, exchange_id: str, environment: str, account_type: str = ""
+    ) -> tuple[Account, Listing]:
         """The account that a request names, with the environment's own name for an alias, and its listing.
 
-        ExchangeUnknown, NotSupported for a sandbox that the venue has not, FieldInvalid for any other environment.
+        ExchangeUnknown, NotSupported for a sandbox that the venue has not, FieldInvalid for any other environment and
+        for an account type that the exchange has not.
         """
         listing = self.find(exchange_id)
         metadata = listing.metadata
         found = metadata.environment(environment)
         if found is not None:
-            return Account(user_id, metadata.id, found.name), listing
+            return Account(user_id, metadata.id, found.name, _known_type(metadata, account_type)), listing
         if environment.strip().lower() == SANDBOX:
             raise NotSupported(f"{metadata.name} has no sandbox that this service can reach.")
         names = ", ".join(name for item in metadata.environments for name in (item.name, *item.aliases))
@@ -187,6 +190,16 @@ class Registry:
         """Close the plugins' shared state."""
         for plugin in self.plugins:
             await plugin.state.close()
+
+
+def _known_type(metadata: ExchangeMetadata, asked: str) -> str:
+    """The listing's word for the account type that was asked for, or empty where none was."""
+    word = asked.strip().lower()
+    known = {name.lower(): name for name in (*metadata.account_types, ALL_ACCOUNT_TYPES)}
+    if word and word not in known:
+        names = ", ".join((*metadata.account_types, ALL_ACCOUNT_TYPES))
+        raise FieldInvalid("account_type", f"{metadata.name} has no accounts of this type; ask for one of {names}.")
+    return known[word] if word else ""
 
 
 def load_registry(*, choices: Mapping[str, str] | None = None, found: Iterable[EntryPoint] | None = None) -> Registry:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import structlog
 
+from exchange_service.accounts import combined_summary
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import (
     CredentialInvalid,
+    FeatureNotEnabled,
     NotSupported,
     PluginFailed,
     ServiceError,
@@ -23,6 +26,7 @@ from exchange_service.errors import (
     leaves,
 )
 from exchange_service.model import (
+    ALL_ACCOUNT_TYPES,
     SANDBOX,
     Account,
     AssetBalance,
@@ -30,6 +34,7 @@ from exchange_service.model import (
     Credential,
     Environment,
     ExchangeMetadata,
+    KeyRights,
     Summary,
     VenueAccount,
 )
@@ -37,6 +42,8 @@ from exchange_service.plugin_api import VenueCall
 from exchange_service.registry import Listing
 from exchange_service.state import State
 from exchange_service.venue_http import VenueHttpPool
+
+T = TypeVar("T")
 
 # More rows than any venue lists assets; a plugin that answers more is broken.
 MAX_ROWS = 10_000
@@ -79,21 +86,58 @@ class Sessions:
         self._sweeper: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def fetch(self, reference: CredentialReference, listing: Listing, deadline: float) -> Balance:
-        """Ask the venue for the account's balance; `deadline` is in the event loop's time.
+    async def fetch(
+        self, reference: CredentialReference, listing: Listing, deadline: float, *, account_type: str = ""
+    ) -> Balance:
+        """Ask the venue for the account's balance; `deadline` is in the event loop's time, `account_type` as in
+        `Account`.
 
         Raises a VenueError, PluginFailed, or what opening the credential raises.
         """
+
+        async def read(call: VenueCall) -> Balance:
+            balance = _asked_for(_checked(await listing.plugin.hook.fetch_balance(call=call), listing), call)
+            if call.environment.name != call.account.environment:
+                note = f"Read from {call.exchange.name}'s {call.environment.name}, which the stored metadata choose."
+                balance = replace(balance, notes=(*balance.notes, note))
+            return balance
+
+        return await self._called(reference, listing, deadline, read, account_type)
+
+    async def key_rights(self, reference: CredentialReference, listing: Listing, deadline: float) -> KeyRights:
+        """Ask the venue what the account's key may do, as far as its plugin can tell. Raises as `fetch` does."""
+
+        async def read(call: VenueCall) -> KeyRights:
+            if not listing.plugin.hook.check_credential.get_hookimpls():
+                return KeyRights()
+            rights = await listing.plugin.hook.check_credential(call=call)
+            if not isinstance(rights, KeyRights):
+                name = listing.plugin.info.name
+                raise PluginFailed(f"The plugin {name} answered with {type(rights).__name__} in place of KeyRights.")
+            return rights
+
+        return await self._called(reference, listing, deadline, read)
+
+    async def _called(
+        self,
+        reference: CredentialReference,
+        listing: Listing,
+        deadline: float,
+        read: Callable[[VenueCall], Awaitable[T]],
+        account_type: str = "",
+    ) -> T:
+        """Let `read` call the plugin with the account's session, within the deadline."""
         session = self._session(reference)
         session.users += 1
         try:
             credential = await asyncio.shield(session.opened)
-            call = self._call(listing, reference.account, credential, session.state, deadline)
+            account = replace(reference.account, account_type=account_type)
+            call = self._call(listing, account, credential, session.state, deadline)
         except BaseException:
             self._release(session)
             raise
         loop = asyncio.get_running_loop()
-        task = loop.create_task(_guarded(listing, call), name=f"fetch {call.exchange.id}")
+        task = loop.create_task(_guarded(listing, call, read), name=f"fetch {call.exchange.id}")
         # Not before the hook has ended: one that was left behind at its deadline still uses the state.
         task.add_done_callback(lambda _: self._release(session))
         return await _bounded(task, listing, call)
@@ -196,7 +240,7 @@ def _succeeded(task: asyncio.Future[Credential]) -> bool:
     return not task.cancelled() and task.exception() is None
 
 
-async def _bounded(task: asyncio.Task[Balance], listing: Listing, call: VenueCall) -> Balance:
+async def _bounded(task: asyncio.Task[T], listing: Listing, call: VenueCall) -> T:
     """The plugin's answer within the deadline. A plugin that ignores its cancellation is left behind, not awaited."""
     try:
         done, _ = await asyncio.wait({task}, timeout=call.remaining())
@@ -212,15 +256,11 @@ async def _bounded(task: asyncio.Task[Balance], listing: Listing, call: VenueCal
     return task.result()
 
 
-async def _guarded(listing: Listing, call: VenueCall) -> Balance:
-    """Call the hook and let only our own errors out: another exception's text may hold a signed URL."""
+async def _guarded(listing: Listing, call: VenueCall, read: Callable[[VenueCall], Awaitable[T]]) -> T:
+    """Call a hook and let only our own errors out: another exception's text may hold a signed URL."""
     name = listing.plugin.info.name
     try:
-        balance = _checked(await listing.plugin.hook.fetch_balance(call=call), name)
-        if call.environment.name != call.account.environment:
-            note = f"Read from {call.exchange.name}'s {call.environment.name}, which the stored metadata choose."
-            balance = replace(balance, notes=(*balance.notes, note))
-        return balance
+        return await read(call)
     except PluginFailed:
         raise
     except VenueError as error:
@@ -263,8 +303,25 @@ def _places(error: BaseException) -> list[str]:
     return places[-4:]
 
 
-def _checked(balance: object, plugin: str) -> Balance:
+def _asked_for(balance: Balance, call: VenueCall) -> Balance:
+    """The balance without the accounts of other types than the one that was asked for by its name.
+
+    An account of no type stays: it is one that could not be read, so that nothing is known of it.
+    """
+    asked = call.account.account_type
+    if asked in ("", ALL_ACCOUNT_TYPES):
+        return balance
+    kept = tuple(account for account in balance.venue_accounts if account.type in ("", asked))
+    if not kept:
+        raise FeatureNotEnabled(f"{call.exchange.name} shows no account of the type {asked} behind this credential.")
+    if len(kept) == len(balance.venue_accounts):
+        return balance
+    return replace(balance, venue_accounts=kept, summary=combined_summary(kept))
+
+
+def _checked(balance: object, listing: Listing) -> Balance:
     """The plugin's answer, if it has the promised shape; the amounts checked themselves when they were made."""
+    plugin = listing.plugin.info.name
     if not isinstance(balance, Balance):
         log.error("plugin.failed", plugin=plugin, answer=type(balance).__name__)
         raise PluginFailed(f"The plugin {plugin} answered with {type(balance).__name__} in place of a Balance.")

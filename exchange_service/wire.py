@@ -114,11 +114,8 @@ def decode_stored(account: Account, raw: bytes) -> StoredBalance | None:
         message = balance_pb2.Balance.FromString(data)
     except DecodeError:
         return None
-    if (message.user_id, message.exchange_id, message.environment) != (
-        account.user_id,
-        account.exchange_id,
-        account.environment,
-    ) or not message.version:
+    owner = Account(message.user_id, message.exchange_id, message.environment, message.account_type)
+    if owner != account or not message.version:
         return None
     fetch_time = message.fetch_time.seconds + message.fetch_time.nanos / 1e9
     return StoredBalance(account, data, fetch_time, message.version)
@@ -173,6 +170,7 @@ def account_error_event(account: Account, error: ServiceError, last_version: int
     event = exchange_service_pb2.AccountErrorEvent(
         exchange_id=account.exchange_id,
         environment=account.environment,
+        account_type=account.account_type,
         error=fault_message(error),
         last_version=last_version,
     )
@@ -194,7 +192,10 @@ def heartbeat_event(now: float, states: Iterable[AccountState]) -> bytes:
     event = exchange_service_pb2.HeartbeatEvent(server_time=_timestamp(now))
     for state in states:
         entry = event.accounts.add(
-            exchange_id=state.account.exchange_id, environment=state.account.environment, version=state.version
+            exchange_id=state.account.exchange_id,
+            environment=state.account.environment,
+            account_type=state.account.account_type,
+            version=state.version,
         )
         if state.age is not None:
             entry.age.CopyFrom(_duration(state.age))
@@ -227,6 +228,7 @@ def catalogue_entry(
     """A serialised Exchange. Its status tells of a listing that cannot be served yet, or of the venue's `trouble`."""
     return exchange_pb2.Exchange(
         **{name: getattr(metadata, name) for name in _PLAIN_LISTING_FIELDS},
+        default_account_types=metadata.default_account_types or metadata.account_types,
         is_custom=not metadata.is_ccxt,
         plugin=_plugin_message(plugin),
         capabilities=exchange_pb2.Capabilities(
@@ -321,6 +323,7 @@ def _balance_message(account: Account, balance: Balance, fetch_time: float) -> b
         user_id=account.user_id,
         exchange_id=account.exchange_id,
         environment=account.environment,
+        account_type=account.account_type,
         fetch_time=_timestamp(fetch_time),
         venue_accounts=[_venue_account_message(entry) for entry in balance.venue_accounts],
         notes=balance.notes,
@@ -356,6 +359,7 @@ def _row_message(account: VenueAccount, row: AssetBalance) -> balance_pb2.AssetB
         account_type=account.type,
         sub_account=account.sub_account,
         venue_account_id=account.id,
+        mismatch=row.mismatch(),
     )
     for name in _AMOUNTS:
         value = getattr(row, name)

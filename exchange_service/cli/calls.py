@@ -32,6 +32,10 @@ OutputOption = Annotated[
 ]
 UserOption = Annotated[str, typer.Option("--user", "-u", envvar=f"{ENVIRONMENT_PREFIX}USER", help="Whose account.")]
 
+AccountTypeOption = Annotated[
+    str, typer.Option(help="One of the exchange's account types, or all. Default: as the exchange's listing says.")
+]
+
 _DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 
@@ -150,6 +154,7 @@ def balance(
     user: UserOption,
     exchange: Annotated[str, typer.Option("--exchange", "-e", help="The exchange's id, such as oanda.")],
     environment: Annotated[str, typer.Option(help="production or sandbox, or the venue's own word.")] = "",
+    account_type: AccountTypeOption = "",
     max_age: Annotated[
         float | None, typer.Option(min=0, help="How many seconds old it may be; 0 asks the venue now.")
     ] = None,
@@ -157,22 +162,18 @@ def balance(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Read one account's balance."""
-    run(_balance(target, user, exchange, environment, max_age, include_zero, output), output)
+    wish = {
+        "environment": environment,
+        "account_type": account_type,
+        "max_age": max_age,
+        "include_zero": include_zero,
+    }
+    run(_balance(target, user, exchange, wish, output), output)
 
 
-async def _balance(
-    target: Target,
-    user: str,
-    exchange: str,
-    environment: str,
-    max_age: float | None,
-    include_zero: bool,
-    output: Output,
-) -> None:
+async def _balance(target: Target, user: str, exchange: str, wish: dict[str, Any], output: Output) -> None:
     async with target.client() as client, _waiting(output, f"Reading {exchange} ..."):
-        reply = await client.get_balance(
-            user, exchange, environment=environment, max_age=max_age, include_zero=include_zero
-        )
+        reply = await client.get_balance(user, exchange, **wish)
     if output is Output.JSON:
         tables.print_json(tables.as_dict(reply))
     elif output is Output.JSONL:
@@ -197,11 +198,16 @@ def watch(
         list[str] | None, typer.Option("--exchange", "-e", help="Only this one; can be repeated. Default: all.")
     ] = None,
     environment: Annotated[str, typer.Option(help="The environment of the named exchanges.")] = "",
+    account_type: AccountTypeOption = "",
     events: Annotated[int, typer.Option(min=0, help="End after so many balances and errors; 0: never.")] = 0,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Follow a user's balances live, until interrupted."""
-    accounts = [AccountSelector(exchange_id=name, environment=environment) for name in exchange or ()]
+    if not exchange and (environment or account_type):
+        fail("--environment and --account-type need --exchange", ExitCode.USAGE)
+    accounts = [
+        AccountSelector(exchange_id=name, environment=environment, account_type=account_type) for name in exchange or ()
+    ]
     run(_watch(target, user, accounts, events, output), output)
 
 
@@ -250,8 +256,8 @@ class _LiveView:
     """The newest balance of each account, as one table that is drawn again at each event."""
 
     def __init__(self) -> None:
-        self._balances: dict[tuple[str, str], balance_pb2.Balance] = {}
-        self._trouble: dict[tuple[str, str], str] = {}
+        self._balances: dict[tuple[str, str, str], balance_pb2.Balance] = {}
+        self._trouble: dict[tuple[str, str, str], str] = {}
         self._heard = ""
 
     def after(self, event: StreamBalancesResponse) -> Group:
@@ -260,11 +266,12 @@ class _LiveView:
         kind = event.WhichOneof("event")
         if kind == "balance":
             message = event.balance.balance
-            key = (message.exchange_id, message.environment)
+            key = (message.exchange_id, message.environment, message.account_type)
             self._balances[key] = message
             self._trouble.pop(key, None)
         elif kind == "account_error":
-            key = (event.account_error.exchange_id, event.account_error.environment)
+            error = event.account_error
+            key = (error.exchange_id, error.environment, error.account_type)
             self._trouble[key] = _trouble(event)
         lines = [f"[red]{text}[/]" for text in self._trouble.values()]
         footer = f"[dim]last event {self._heard}; interrupt to end[/]"

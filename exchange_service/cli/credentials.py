@@ -17,7 +17,7 @@ from exchange_service.errors import ServiceError
 from exchange_service.model import Account, Credential, ExchangeMetadata
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
-app = typer.Typer(help="Store, list and remove what connects users' accounts.", no_args_is_help=True)
+app = typer.Typer(help="Store, list, check and remove what connects users' accounts.", no_args_is_help=True)
 
 # What a shell gives for a command that Ctrl-C has ended.
 _INTERRUPTED = 130

@@ -65,7 +65,7 @@ class Servicer:
             max_age = request.max_age.seconds + request.max_age.nanos / 1e9
             if max_age < 0:
                 raise FieldInvalid("max_age", "it should not be negative.")
-        account, listing = self.registry.account(user_id, exchange_id, environment)
+        account, listing = self.registry.account(user_id, exchange_id, environment, _text(request, "account_type"))
         reading = await self.balances.get(account, listing, max_age=max_age, deadline=deadline)
         data = reading.stored.data if request.include_zero else reading.stored.compact
         return get_balance_reply(data, reading.source, reading.age, reading.stale)
@@ -78,6 +78,7 @@ class Servicer:
                 _required(selector, "exchange_id", where=f"accounts[{index}]."),
                 _text(selector, "environment", where=f"accounts[{index}]."),
                 selector.known_version,
+                _text(selector, "account_type", where=f"accounts[{index}]."),
             )
             for index, selector in enumerate(request.accounts)
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -77,6 +78,7 @@ class LoopbackVenue:
         self.faults: list[Fault] = []
         self._runner: web.AppRunner | None = None
         self._port = 0
+        self._scheme = "http"
         self._stopping = asyncio.Event()
 
     def routes(self) -> list[web.RouteDef]:
@@ -90,15 +92,16 @@ class LoopbackVenue:
     @property
     def url(self) -> str:
         """Where the venue listens, for example "http://127.0.0.1:40321"."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"{self._scheme}://127.0.0.1:{self._port}"
 
-    async def start(self, port: int = 0) -> str:
-        """Listen, on a free port unless one is named, and return the URL."""
+    async def start(self, port: int = 0, *, tls: ssl.SSLContext | None = None) -> str:
+        """Listen, on a free port unless one is named, and return the URL; with `tls` encrypted."""
+        self._scheme = "https" if tls else "http"
         app = web.Application(middlewares=[self._middleware], client_max_size=1024 * 1024)
         app.add_routes(self.routes())
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", port)
+        site = web.TCPSite(self._runner, "127.0.0.1", port, ssl_context=tls)
         await site.start()
         self._port = self._runner.addresses[0][1]
         return self.url
@@ -189,6 +192,10 @@ class LoopbackVenue:
 SITUATIONS = ("moving", "empty", "refused", "limited", "slow", "stale", "partly")
 
 
+# What goes wrong at venues, for the table in the documents and for tests over all venues.
+TROUBLES = ("wrong key", "missing right", "wrong environment", "unknown account", "rate limit", "outage")
+
+
 class DemoVenue(LoopbackVenue):
     """A simulator that also plays in the demo."""
 
@@ -199,6 +206,11 @@ class DemoVenue(LoopbackVenue):
         """Set up an account in this situation, one of SITUATIONS, and return the row to store for it: any of
         `api_key`, `api_secret`, `passphrase`, `extra_metadata`. None: this venue does not show that situation."""
         raise NotImplementedError
+
+    def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
+        """Set up an account with this trouble, one of TROUBLES, and return the row to store for it. The venue answers
+        in its own words, as the real one does. None: this venue has no such case, for example no key to refuse."""
+        return None
 
     def move(self) -> None:
         """Change the moving accounts' figures a little, as a market would. Called every few seconds."""

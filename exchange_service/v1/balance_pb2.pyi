@@ -71,6 +71,7 @@ class Balance(google.protobuf.message.Message):
     VENUE_ACCOUNTS_FIELD_NUMBER: builtins.int
     SUMMARY_FIELD_NUMBER: builtins.int
     NOTES_FIELD_NUMBER: builtins.int
+    ACCOUNT_TYPE_FIELD_NUMBER: builtins.int
     user_id: builtins.str
     """The user whose account it is, as in the request."""
     exchange_id: builtins.str
@@ -82,6 +83,10 @@ class Balance(google.protobuf.message.Message):
     It stays while fetches find nothing changed, so equal versions mean equal content, but for rows that are all zero,
     which a reply leaves out or a stream still reports. It may also rise without a change, for example when nothing
     was kept to compare with.
+    """
+    account_type: builtins.str
+    """Which kinds of account were asked for, as in the request: one of Exchange.account_types, "all", or empty for the
+    exchange's default.
     """
     @property
     def fetch_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -120,9 +125,10 @@ class Balance(google.protobuf.message.Message):
         venue_accounts: collections.abc.Iterable[Global___VenueAccount] | None = ...,
         summary: Global___Summary | None = ...,
         notes: collections.abc.Iterable[builtins.str] | None = ...,
+        account_type: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["fetch_time", b"fetch_time", "summary", b"summary", "venue_time", b"venue_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["environment", b"environment", "exchange_id", b"exchange_id", "fetch_time", b"fetch_time", "notes", b"notes", "summary", b"summary", "user_id", b"user_id", "venue_accounts", b"venue_accounts", "venue_time", b"venue_time", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "environment", b"environment", "exchange_id", b"exchange_id", "fetch_time", b"fetch_time", "notes", b"notes", "summary", b"summary", "user_id", b"user_id", "venue_accounts", b"venue_accounts", "venue_time", b"venue_time", "version", b"version"]) -> None: ...
 
 Global___Balance: typing_extensions.TypeAlias = Balance
 
@@ -204,6 +210,7 @@ class AssetBalance(google.protobuf.message.Message):
     USED_FIELD_NUMBER: builtins.int
     DEBT_FIELD_NUMBER: builtins.int
     VENUE_ACCOUNT_ID_FIELD_NUMBER: builtins.int
+    MISMATCH_FIELD_NUMBER: builtins.int
     asset: builtins.str
     """The asset's code, for example "BTC" or "EUR"."""
     venue_asset: builtins.str
@@ -224,6 +231,10 @@ class AssetBalance(google.protobuf.message.Message):
     """What is owed, for venues that lend. Absent: the venue does not say."""
     venue_account_id: builtins.str
     """The `id` of the venue account that holds it, repeated so that a row can stand alone."""
+    mismatch: builtins.bool
+    """True: the venue gives total, free and used, and free and used do not add up to the total. On margin venues, where
+    open profit counts as free, that is usual; elsewhere it is worth a look. The figures are the venue's all the same.
+    """
     def __init__(
         self,
         *,
@@ -236,9 +247,10 @@ class AssetBalance(google.protobuf.message.Message):
         used: builtins.str | None = ...,
         debt: builtins.str | None = ...,
         venue_account_id: builtins.str = ...,
+        mismatch: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_debt", b"_debt", "_free", b"_free", "_total", b"_total", "_used", b"_used", "debt", b"debt", "free", b"free", "total", b"total", "used", b"used"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_debt", b"_debt", "_free", b"_free", "_total", b"_total", "_used", b"_used", "account_type", b"account_type", "asset", b"asset", "debt", b"debt", "free", b"free", "sub_account", b"sub_account", "total", b"total", "used", b"used", "venue_account_id", b"venue_account_id", "venue_asset", b"venue_asset"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_debt", b"_debt", "_free", b"_free", "_total", b"_total", "_used", b"_used", "account_type", b"account_type", "asset", b"asset", "debt", b"debt", "free", b"free", "mismatch", b"mismatch", "sub_account", b"sub_account", "total", b"total", "used", b"used", "venue_account_id", b"venue_account_id", "venue_asset", b"venue_asset"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_debt", b"_debt"]) -> typing.Literal["debt"] | None: ...
     @typing.overload

@@ -78,6 +78,7 @@ class Exchange(google.protobuf.message.Message):
     CREDENTIAL_OF_FIELD_NUMBER: builtins.int
     PLUGIN_FIELD_NUMBER: builtins.int
     STATUS_FIELD_NUMBER: builtins.int
+    DEFAULT_ACCOUNT_TYPES_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Identifier, unique in the catalogue, lower case, for example "oanda". It is the `exchange_id` of every request."""
     name: builtins.str
@@ -120,7 +121,9 @@ class Exchange(google.protobuf.message.Message):
 
     @property
     def account_types(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The kinds of account whose balances are read, for example "spot", "margin". See VenueAccount.type."""
+        """The kinds of account whose balances can be read, for example "spot", "margin". See VenueAccount.type; a request
+        may ask for one of them, or for "all".
+        """
 
     @property
     def capabilities(self) -> Global___Capabilities:
@@ -141,6 +144,10 @@ class Exchange(google.protobuf.message.Message):
     @property
     def status(self) -> Global___ExchangeStatus:
         """What the service has seen of the venue and its plugin."""
+
+    @property
+    def default_account_types(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Which of `account_types` are read where a request asks for none: what the venue's users would call their balance."""
 
     def __init__(
         self,
@@ -169,9 +176,10 @@ class Exchange(google.protobuf.message.Message):
         credential_of: builtins.str = ...,
         plugin: Global___Plugin | None = ...,
         status: Global___ExchangeStatus | None = ...,
+        default_account_types: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["capabilities", b"capabilities", "plugin", b"plugin", "status", b"status"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["account_types", b"account_types", "asset_class", b"asset_class", "asset_types", b"asset_types", "capabilities", b"capabilities", "color_class", b"color_class", "countries", b"countries", "credential_fields", b"credential_fields", "credential_of", b"credential_of", "credential_url", b"credential_url", "documentation_url", b"documentation_url", "environments", b"environments", "icon", b"icon", "id", b"id", "instructions", b"instructions", "ip_whitelist", b"ip_whitelist", "is_ccxt", b"is_ccxt", "is_custom", b"is_custom", "logo", b"logo", "market_hours", b"market_hours", "name", b"name", "plugin", b"plugin", "requires_account_id", b"requires_account_id", "requires_passphrase", b"requires_passphrase", "status", b"status"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account_types", b"account_types", "asset_class", b"asset_class", "asset_types", b"asset_types", "capabilities", b"capabilities", "color_class", b"color_class", "countries", b"countries", "credential_fields", b"credential_fields", "credential_of", b"credential_of", "credential_url", b"credential_url", "default_account_types", b"default_account_types", "documentation_url", b"documentation_url", "environments", b"environments", "icon", b"icon", "id", b"id", "instructions", b"instructions", "ip_whitelist", b"ip_whitelist", "is_ccxt", b"is_ccxt", "is_custom", b"is_custom", "logo", b"logo", "market_hours", b"market_hours", "name", b"name", "plugin", b"plugin", "requires_account_id", b"requires_account_id", "requires_passphrase", b"requires_passphrase", "status", b"status"]) -> None: ...
 
 Global___Exchange: typing_extensions.TypeAlias = Exchange
 

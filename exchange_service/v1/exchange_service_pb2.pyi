@@ -198,6 +198,7 @@ class GetBalanceRequest(google.protobuf.message.Message):
     ENVIRONMENT_FIELD_NUMBER: builtins.int
     MAX_AGE_FIELD_NUMBER: builtins.int
     INCLUDE_ZERO_FIELD_NUMBER: builtins.int
+    ACCOUNT_TYPE_FIELD_NUMBER: builtins.int
     user_id: builtins.str
     """The user, as the credential store knows him. Required, at most 256 characters."""
     exchange_id: builtins.str
@@ -206,6 +207,10 @@ class GetBalanceRequest(google.protobuf.message.Message):
     """The environment or one of its aliases, see Exchange.environments. Empty: "production"."""
     include_zero: builtins.bool
     """True: also give the rows whose amounts are all zero."""
+    account_type: builtins.str
+    """Which kinds of account to read: one of Exchange.account_types, or "all" for each of them, case ignored.
+    Empty: Exchange.default_account_types, or what the user's stored metadata choose instead.
+    """
     @property
     def max_age(self) -> google.protobuf.duration_pb2.Duration:
         """How old a kept answer may be. Unset: 30 seconds, or what the operator has set. Zero: ask the venue now, or share
@@ -220,9 +225,10 @@ class GetBalanceRequest(google.protobuf.message.Message):
         environment: builtins.str = ...,
         max_age: google.protobuf.duration_pb2.Duration | None = ...,
         include_zero: builtins.bool = ...,
+        account_type: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["max_age", b"max_age"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["environment", b"environment", "exchange_id", b"exchange_id", "include_zero", b"include_zero", "max_age", b"max_age", "user_id", b"user_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "environment", b"environment", "exchange_id", b"exchange_id", "include_zero", b"include_zero", "max_age", b"max_age", "user_id", b"user_id"]) -> None: ...
 
 Global___GetBalanceRequest: typing_extensions.TypeAlias = GetBalanceRequest
 
@@ -288,6 +294,7 @@ class AccountSelector(google.protobuf.message.Message):
     EXCHANGE_ID_FIELD_NUMBER: builtins.int
     ENVIRONMENT_FIELD_NUMBER: builtins.int
     KNOWN_VERSION_FIELD_NUMBER: builtins.int
+    ACCOUNT_TYPE_FIELD_NUMBER: builtins.int
     exchange_id: builtins.str
     """The exchange, see Exchange.id. Required, case ignored."""
     environment: builtins.str
@@ -296,14 +303,19 @@ class AccountSelector(google.protobuf.message.Message):
     """Balance.version of the newest balance that the caller has of it. If that is still current, no first balance
     is sent. Zero: always send one.
     """
+    account_type: builtins.str
+    """Which kinds of account to follow, see GetBalanceRequest.account_type. The same exchange and environment may be
+    selected several times with different kinds.
+    """
     def __init__(
         self,
         *,
         exchange_id: builtins.str = ...,
         environment: builtins.str = ...,
         known_version: builtins.int = ...,
+        account_type: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["environment", b"environment", "exchange_id", b"exchange_id", "known_version", b"known_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "environment", b"environment", "exchange_id", b"exchange_id", "known_version", b"known_version"]) -> None: ...
 
 Global___AccountSelector: typing_extensions.TypeAlias = AccountSelector
 
@@ -383,12 +395,15 @@ class AccountErrorEvent(google.protobuf.message.Message):
     ENVIRONMENT_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     LAST_VERSION_FIELD_NUMBER: builtins.int
+    ACCOUNT_TYPE_FIELD_NUMBER: builtins.int
     exchange_id: builtins.str
     """The exchange of the account."""
     environment: builtins.str
     """The environment of the account."""
     last_version: builtins.int
     """`version` of the last good balance that the service has of it. Zero: none."""
+    account_type: builtins.str
+    """The `account_type` of its selector."""
     @property
     def error(self) -> exchange_service.v1.balance_pb2.AccountFault:
         """What is wrong."""
@@ -400,9 +415,10 @@ class AccountErrorEvent(google.protobuf.message.Message):
         environment: builtins.str = ...,
         error: exchange_service.v1.balance_pb2.AccountFault | None = ...,
         last_version: builtins.int = ...,
+        account_type: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["error", b"error"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["environment", b"environment", "error", b"error", "exchange_id", b"exchange_id", "last_version", b"last_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "environment", b"environment", "error", b"error", "exchange_id", b"exchange_id", "last_version", b"last_version"]) -> None: ...
 
 Global___AccountErrorEvent: typing_extensions.TypeAlias = AccountErrorEvent
 
@@ -444,12 +460,15 @@ class AccountState(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     AGE_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
+    ACCOUNT_TYPE_FIELD_NUMBER: builtins.int
     exchange_id: builtins.str
     """The exchange of the account."""
     environment: builtins.str
     """The environment of the account."""
     version: builtins.int
     """`version` of the newest balance. Zero: none yet."""
+    account_type: builtins.str
+    """The `account_type` of its selector."""
     @property
     def age(self) -> google.protobuf.duration_pb2.Duration:
         """How old the venue's last good answer is. Absent: none yet."""
@@ -466,8 +485,9 @@ class AccountState(google.protobuf.message.Message):
         version: builtins.int = ...,
         age: google.protobuf.duration_pb2.Duration | None = ...,
         error: exchange_service.v1.balance_pb2.AccountFault | None = ...,
+        account_type: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["age", b"age", "error", b"error"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["age", b"age", "environment", b"environment", "error", b"error", "exchange_id", b"exchange_id", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "age", b"age", "environment", b"environment", "error", b"error", "exchange_id", b"exchange_id", "version", b"version"]) -> None: ...
 
 Global___AccountState: typing_extensions.TypeAlias = AccountState

@@ -1,0 +1,110 @@
+"""`exchange-service credentials check`: whether a stored credential works, what it shows, and what else it may do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from exchange_service.app import check_overrides
+from exchange_service.credentials import CredentialReference
+from exchange_service.credentials.sql import SqlCredentialStore, open_store
+from exchange_service.errors import CredentialMissing, NotSupported, ServiceError
+from exchange_service.model import ALL_ACCOUNT_TYPES, Account, Balance, KeyRights
+from exchange_service.registry import Listing, Registry, load_registry
+from exchange_service.sessions import Sessions
+from exchange_service.settings import Settings
+from exchange_service.venue_http import VenueHttpPool
+
+READ_ONLY_SUFFICES = "This service only reads: a key without that right is enough, and safer."
+
+
+@dataclass(frozen=True, slots=True)
+class Checkup:
+    """What the check of one credential came to: a balance, or the error that kept it from being read.
+
+    `rights` is None where nobody could say; `warnings` are sentences for the key's owner.
+    """
+
+    account: Account
+    name: str
+    balance: Balance | None = None
+    error: ServiceError | None = None
+    rights: KeyRights | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class Checker:
+    """Checks stored credentials at their venues, without a running service; see `open_checker`."""
+
+    def __init__(self, settings: Settings, sessions: Sessions, store: SqlCredentialStore, registry: Registry) -> None:
+        self._timeout = settings.venue_timeout
+        self._sessions = sessions
+        self._store = store
+        self._registry = registry
+
+    async def stored(self, user_id: str) -> list[Account]:
+        """What is stored for the user."""
+        return await self._store.accounts(user_id)
+
+    async def check(self, account: Account) -> Checkup:
+        """Read the account with its stored credential, every type of it, and ask what the key may do.
+
+        Trouble with the credential or the venue is in the result; ExchangeUnknown, FieldInvalid, CredentialMissing and
+        StoreUnavailable are raised.
+        """
+        found, listing = self._registry.account(account.user_id, account.exchange_id, account.environment)
+        metadata = listing.metadata
+        environment = metadata.environment(found.environment)
+        aliases = environment.aliases if environment else ()
+        reference = await self._store.find(found, aliases=aliases, credential_of=metadata.credential_of)
+        if reference is None:
+            raise CredentialMissing(
+                f"No credential is stored for this user at {metadata.name} ({found.environment}). "
+                "Add one with `exchange-service credentials add`."
+            )
+        if not metadata.capabilities.balance:
+            return Checkup(found, metadata.name, error=NotSupported(metadata.unsupported_reason))
+        try:
+            balance = await self._sessions.fetch(reference, listing, self._deadline(), account_type=ALL_ACCOUNT_TYPES)
+        except ServiceError as error:
+            return Checkup(found, metadata.name, error=error)
+        rights, doubts = await self._rights(reference, listing)
+        return Checkup(found, metadata.name, balance, None, rights, (*doubts, *_warnings(rights)))
+
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._timeout
+
+    async def _rights(
+        self, reference: CredentialReference, listing: Listing
+    ) -> tuple[KeyRights | None, tuple[str, ...]]:
+        """What the key may do. That it could not be asked is no fault of a key that reads balances."""
+        try:
+            return await self._sessions.key_rights(reference, listing, self._deadline()), ()
+        except ServiceError as error:
+            return None, (f"What the key may do could not be asked: {error.message}",)
+
+
+def _warnings(rights: KeyRights | None) -> tuple[str, ...]:
+    if rights is None:
+        return ()
+    may = [word for word, allowed in (("trade", rights.trade), ("withdraw", rights.withdraw)) if allowed]
+    return (f"The key may {' and '.join(may)}. {READ_ONLY_SUFFICES}",) if may else ()
+
+
+@asynccontextmanager
+async def open_checker(settings: Settings) -> AsyncIterator[Checker]:
+    """A checker on the settings' database and plugins; everything that it opened is closed at the end."""
+    registry = load_registry(choices=settings.exchange_plugins)
+    # The hash key only marks versions here, so any will do.
+    store = await open_store(settings.database_url, b"checkup")
+    http = VenueHttpPool(timeout=settings.venue_timeout)
+    sessions = Sessions(store.open, http, overrides=check_overrides(settings, registry))
+    try:
+        yield Checker(settings, sessions, store, registry)
+    finally:
+        await sessions.close()
+        await http.close()
+        await store.close()
+        await registry.close()

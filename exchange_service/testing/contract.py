@@ -21,6 +21,7 @@ import inspect
 import json
 import logging
 import re
+import ssl
 import subprocess
 import sys
 import traceback
@@ -28,8 +29,10 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from ipaddress import ip_address
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -57,7 +60,7 @@ from exchange_service.plugin_api import (
     VenueTimeout,
 )
 from exchange_service.testing.calls import venue_call
-from exchange_service.testing.venue import DemoVenue, Fault, LoopbackVenue
+from exchange_service.testing.venue import TROUBLES, DemoVenue, Fault, LoopbackVenue
 
 # What must not be paid for by a service that only lists the exchange: import it where it is first used.
 HEAVY_LIBRARIES = (
@@ -115,6 +118,8 @@ _NUMERIC = re.compile(r"[+-]?\d+(\.\d+)?\Z")
 _RAW = "\x00"
 _FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 _ID = re.compile(r"[a-z][a-z0-9_]*\Z")
+# Of the TROUBLES those that pass by themselves.
+_PASSING = ("rate limit", "outage")
 _QUERY_IN_TEXT = re.compile(r"https?://\S*\?")
 # No plugin is asked to answer sooner than this once its deadline has passed; busy machines are slow.
 _GRACE = 3.0
@@ -288,7 +293,8 @@ class PluginContract(ListingContract):
 
     # A class or function that makes the venue on loopback.
     simulator: ClassVar[Callable[..., LoopbackVenue]]
-    # The requests that the plugin may send, such as "GET /v3/accounts/{id}/summary". Empty: they are not looked at.
+    # The requests that the plugin may send, such as "GET /v3/accounts/{id}/summary". Empty: those that the simulator
+    # names; if that names none, they are not looked at.
     allowed_requests: ClassVar[Sequence[str]] = ()
     nonsense: ClassVar[Mapping[str, Fault]] = NONSENSE
 
@@ -432,7 +438,8 @@ class PluginContract(ListingContract):
             await self._good(venue, row)
             seen = {f"{request.method} {request.path}" for request in venue.requests}
         assert seen, "a balance was given, and the venue was not asked"
-        patterns = [re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(text))) for text in self.allowed_requests]
+        allowed = self.allowed_requests or getattr(venue, "allowed_requests", ())
+        patterns = [re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(text))) for text in allowed]
         strange = [text for text in seen if patterns and not any(pattern.fullmatch(text) for pattern in patterns)]
         assert not strange, f"allowed_requests lacks {strange}"
 
@@ -559,6 +566,31 @@ class PluginContract(ListingContract):
             assert error.transient, f"HTTP {status} became {type(error).__name__}"
 
     @pytest.mark.asyncio
+    @pytest.mark.parametrize("trouble", TROUBLES)
+    async def test_the_venues_own_words_for_a_trouble_are_understood(self, trouble: str) -> None:
+        async with self._venue() as (venue, good):
+            row = venue.troubled_credential(trouble) if isinstance(venue, DemoVenue) else None
+            if row is None:
+                # The simulator knows of no such case.
+                return
+            error = await self._refusal(venue, row, trouble)
+            assert error.transient == (trouble in _PASSING), f"{trouble} became {type(error).__name__}"
+            if trouble == "rate limit":
+                assert isinstance(error, VenueRateLimited), f"a rate limit became {type(error).__name__}"
+                assert error.retry_after, "without a delay the venue would be asked again at once"
+            # One user's trouble is his alone.
+            assert isinstance(await self._outcome(venue, good), Balance), f"{trouble} of one user hurts another"
+
+    @pytest.mark.asyncio
+    async def test_a_certificate_that_nobody_vouches_for_is_refused(self, tmp_path: Path) -> None:
+        async with self._venue() as (venue, row):
+            await venue.stop()
+            await venue.start(tls=_unknown_certificate(tmp_path))
+            error = await self._refusal(venue, row, "a certificate of an unknown authority")
+            assert error.transient, f"a wrong certificate became {type(error).__name__}"
+            assert not venue.requests, "something was sent to who could not prove to be the venue"
+
+    @pytest.mark.asyncio
     async def test_an_ended_connection_is_a_passing_trouble(self) -> None:
         error, _ = await self._refusal_of(Fault(reset=True), "an ended connection")
         assert error.transient, f"an ended connection became {type(error).__name__}"
@@ -650,6 +682,30 @@ class PluginContract(ListingContract):
             assert isinstance(balance, Balance), f"watch_balance gave {type(balance).__name__} and no Balance"
             self._assert_well_formed(balance)
             await watch.aclose()
+
+
+def _unknown_certificate(folder: Path) -> ssl.SSLContext:
+    """A server's TLS with a certificate for 127.0.0.1 that it has signed itself."""
+    pytest.importorskip("cryptography", reason="cryptography is not installed: pip install cryptography")
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    alternative = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    valid = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    certificate = valid.add_extension(alternative, critical=False).sign(key, hashes.SHA256())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = folder / "venue.pem"
+    path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    return context
 
 
 class _Bystander(LoopbackVenue):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from aiohttp import web
 
@@ -97,6 +97,7 @@ class LoopbackVenue:
     async def start(self, port: int = 0, *, tls: ssl.SSLContext | None = None) -> str:
         """Listen, on a free port unless one is named, and return the URL; with `tls` encrypted."""
         self._scheme = "https" if tls else "http"
+        self._stopping.clear()
         app = web.Application(middlewares=[self._middleware], client_max_size=1024 * 1024)
         app.add_routes(self.routes())
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -201,6 +202,8 @@ class DemoVenue(LoopbackVenue):
 
     # The listing that it plays, for example "oanda".
     exchange_id = ""
+    # All that reading a balance may ask of it, such as "GET /v3/accounts/{id}/summary"; empty: not looked at.
+    allowed_requests: ClassVar[Sequence[str]] = ()
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
         """Set up an account in this situation, one of SITUATIONS, and return the row to store for it: any of

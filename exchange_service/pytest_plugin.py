@@ -1,0 +1,38 @@
+"""For pytest: the contract suite for a plugin by one line, without a test file.
+
+    pytest --exchange-plugin acme
+
+tries the plugin whose entry point is called `acme`, against the simulators that its distribution names in the group
+`exchange_service.simulators`. In a project's own settings the line `exchange_plugin = "acme"` adds the suite to its
+other tests. pytest loads this module wherever the service is installed, so it imports nothing of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+_SUITE = str(Path(__file__).parent / "testing" / "suite.py")
+# The names of the plugins to try, for the suite to read when it is collected.
+CHOSEN: list[str] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "Try the exchange-service plugin whose entry point has this name; can be repeated."
+    group = parser.getgroup("exchange-service")
+    group.addoption("--exchange-plugin", action="append", default=[], metavar="NAME", help=text)
+    parser.addini("exchange_plugin", text, type="args", default=[])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    named = config.getoption("--exchange-plugin")
+    CHOSEN[:] = dict.fromkeys([*named, *config.getini("exchange_plugin")])
+    if not CHOSEN or _SUITE in config.args:
+        return
+    if named and config.args_source is not config.ArgsSource.ARGS:
+        # Named on the command line, without a path: this suite alone.
+        config.args[:] = []
+    config.args.append(_SUITE)

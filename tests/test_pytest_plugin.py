@@ -1,0 +1,81 @@
+"""The contract suite by one line: on pytest's command line, or in a project's settings."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import exchange_service_oanda
+import pytest
+from exchange_service_oanda.simulator import OandaSimulator
+
+from exchange_service.plugin_api import Capabilities, ExchangeMetadata, Manifest
+from exchange_service.testing import suite
+from exchange_service.testing.contract import PluginContract
+
+SETTINGS = '[tool.pytest.ini_options]\nasyncio_default_fixture_loop_scope = "function"\n'
+
+
+def pytest_in(folder: Path, *arguments: str, settings: str = "") -> subprocess.CompletedProcess[str]:
+    """Run pytest in a project of its own."""
+    (folder / "pyproject.toml").write_text(SETTINGS + settings)
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110)
+
+
+def test_one_flag_tries_an_installed_plugin(tmp_path: Path) -> None:
+    done = pytest_in(tmp_path, "--exchange-plugin", "oanda")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "Test_oanda::test_nonsense_is_never_a_balance PASSED" in done.stdout
+    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 45
+
+
+def test_one_line_in_the_settings_adds_the_suite_to_a_projects_own_tests(tmp_path: Path) -> None:
+    (tmp_path / "test_own.py").write_text("def test_our_own(): pass\n")
+    done = pytest_in(tmp_path, "-k", "our_own or manifest", settings='exchange_plugin = "oanda"\n')
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "test_own.py::test_our_own PASSED" in done.stdout
+    assert "Test_oanda::test_the_manifest_loads" in done.stdout
+
+
+def test_a_name_that_no_plugin_has_fails_the_run_with_those_that_there_are(tmp_path: Path) -> None:
+    done = pytest_in(tmp_path, "--exchange-plugin", "onada")
+    assert done.returncode != 0
+    assert "no installed plugin has an entry point 'onada'" in done.stdout
+    assert "hyperliquid, lighter, oanda" in done.stdout
+
+
+def test_without_the_flag_nothing_is_added(tmp_path: Path) -> None:
+    (tmp_path / "test_own.py").write_text("def test_our_own(): pass\n")
+    assert "1 passed" in pytest_in(tmp_path).stdout
+
+
+class TestSuites:
+    def test_each_exchange_that_a_simulator_plays_has_the_whole_contract(self) -> None:
+        (found,) = suite.suites(exchange_service_oanda, {"oanda": OandaSimulator})
+        assert issubclass(found, PluginContract)
+
+    def test_a_plugin_that_no_simulator_plays_fails_with_what_to_do(self) -> None:
+        (found,) = suite.suites(exchange_service_oanda, {})
+        assert not issubclass(found, PluginContract)
+        with pytest.raises(AssertionError, match=r"exchange_service\.simulators"):
+            found().test_a_simulator_plays_the_venue()
+
+    def test_a_plugin_with_listings_alone_needs_none(self) -> None:
+        listed = ExchangeMetadata(
+            "soon",
+            "Soon",
+            "Crypto",
+            "Spot",
+            "24/7",
+            (),
+            capabilities=Capabilities(balance=False),
+            unsupported_reason=".",
+        )
+        plugin = ModuleType("soon")
+        plugin.exchange_manifest = lambda: Manifest(1, (listed,))  # type: ignore[attr-defined]
+        (found,) = suite.suites(plugin, {})
+        assert not hasattr(found, "test_a_simulator_plays_the_venue")

@@ -9,7 +9,7 @@ PLUGINS := $(sort $(wildcard plugins/*))
 EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: run test check protos lock docs clean help
+.PHONY: run test check bench protos lock docs clean help
 
 help:  ## Show the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -56,6 +56,9 @@ check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos
 	@if [ -f protos/released.binpb ]; then cd protos && ../$(BIN)/buf breaking --against released.binpb; \
 	else echo "buf breaking: skipped, nothing has been released yet"; fi
 	scripts/protos --check
+
+bench: $(VENV)/.dev  ## Measure against ceilings, and print the table
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks
 
 protos: .venv-protos/.ready  ## Generate exchange_service/v1 from protos/
 	scripts/protos

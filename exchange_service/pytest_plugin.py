@@ -10,12 +10,14 @@ other tests. pytest loads this module wherever the service is installed, so it i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pytest
 
 _SUITE = str(Path(__file__).parent / "testing" / "suite.py")
+# A property of a test: an exchange's id, how many malformed answers were tried, how many became a balance.
+MALFORMED = "malformed answers"
 # The names of the plugins to try, for the suite to read when it is collected.
 CHOSEN: list[str] = []
 
@@ -36,3 +38,22 @@ def pytest_configure(config: pytest.Config) -> None:
         # Named on the command line, without a path: this suite alone.
         config.args[:] = []
     config.args.append(_SUITE)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many malformed answers were tried, over all tests and also over the workers of pytest-xdist."""
+    exchanges: set[str] = set()
+    tried = believed = 0
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            # Recorded when the test has ended, so that a failed one counts too.
+            if getattr(report, "when", "") != "teardown":
+                continue
+            for name, value in getattr(report, "user_properties", ()):
+                if name == MALFORMED:
+                    exchanges.add(value[0])
+                    tried, believed = tried + value[1], believed + value[2]
+    if tried:
+        terminalreporter.write_line(
+            f"malformed answers: {tried:,} tried at {len(exchanges)} exchanges, {believed} became a false balance"
+        )

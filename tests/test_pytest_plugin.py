@@ -31,6 +31,7 @@ def test_one_flag_tries_an_installed_plugin(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:]
     assert "Test_oanda::test_nonsense_is_never_a_balance PASSED" in done.stdout
     assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 45
+    assert re.search(r"malformed answers: \d+ tried at 1 exchanges, 0 became a false balance", done.stdout)
 
 
 def test_one_line_in_the_settings_adds_the_suite_to_a_projects_own_tests(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ from exchange_service.plugin_api import (
     VenueRateLimited,
     VenueTimeout,
 )
+from exchange_service.pytest_plugin import MALFORMED
 from exchange_service.testing.calls import venue_call
 from exchange_service.testing.venue import TROUBLES, DemoVenue, Fault, LoopbackVenue
 
@@ -307,6 +308,14 @@ class PluginContract(ListingContract):
         return row
 
     @pytest.fixture(autouse=True)
+    def _count_malformed_answers(self, record_property: Callable[[str, object], None]) -> Iterator[None]:
+        """Tell `pytest_plugin` how many malformed answers the test tried, and how many became a false balance."""
+        self._tried = self._believed = 0
+        yield
+        if self._tried:
+            record_property(MALFORMED, [self.exchange_id, self._tried, self._believed])
+
+    @pytest.fixture(autouse=True)
     def _keep_logs_free_of_secrets(self, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         self._secrets: set[str] = set()
         with caplog.at_level(logging.DEBUG):
@@ -482,14 +491,17 @@ class PluginContract(ListingContract):
 
     def _assert_honest(self, outcome: Balance | VenueError, good: Balance, when: str, *, whole: bool) -> None:
         """An error that passes, or, where not the `whole` venue failed, a balance that tells what it lacks."""
+        self._tried += 1
         if isinstance(outcome, VenueError):
             word = f"{when} became {type(outcome).__name__}, as if the venue had judged the credential"
             assert outcome.transient, word
             return
+        self._believed += 1
         assert not whole, f"{when} became a balance: {outcome}"
         tells = outcome.notes or any(account.error for account in outcome.venue_accounts)
         assert tells, f"{when} is not told of: {outcome}"
         self._assert_nothing_invented(outcome, good, when)
+        self._believed -= 1
 
     def _assert_nothing_invented(self, outcome: Balance, good: Balance, when: str) -> None:
         true = {account.identity: account.assets for account in good.venue_accounts}
@@ -508,8 +520,11 @@ class PluginContract(ListingContract):
                     if step:
                         venue.fail(Fault(pass_on=True, times=step))
                     outcome = await self._outcome(venue, row)
+                    self._tried += 1
                     if isinstance(outcome, Balance):
+                        self._believed += 1
                         self._assert_nothing_invented(outcome, good, f"{where} in answer {step + 1}")
+                        self._believed -= 1
 
     @pytest.mark.asyncio
     async def test_a_truncated_answer_is_never_a_balance(self) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from decimal import Decimal
+from functools import partial
 
 from exchange_service.arithmetic import exact_sum
 from exchange_service.errors import CredentialRejected, VenueError
@@ -13,10 +14,17 @@ from exchange_service.model import Summary, VenueAccount
 
 
 async def gather_accounts(
-    ids: Sequence[str], read: Callable[[str], Awaitable[VenueAccount]], *, type: str = ""
+    ids: Sequence[str],
+    read: Callable[[str], Awaitable[VenueAccount]],
+    *,
+    type: str = "",
+    unread: Callable[[str], VenueAccount] | None = None,
 ) -> tuple[VenueAccount, ...]:
     """Read each account by `read`, at the same time. One that fails with a VenueError stands in the result with
-    its error; where all fail, or the key is refused, the error is raised, because then nothing is known."""
+    its error; where all fail, or the key is refused, the error is raised, because then nothing is known.
+
+    `unread` names an account that failed, where it has more than the id and the one `type`.
+    """
 
     async def one(account_id: str) -> VenueAccount | VenueError:
         try:
@@ -37,8 +45,9 @@ async def gather_accounts(
     refused = [failure for failure in failures if isinstance(failure, CredentialRejected)]
     if refused or (failures and len(failures) == len(results)):
         raise (refused or failures)[0]
+    name = unread or partial(VenueAccount, type=type)
     return tuple(
-        VenueAccount(id=account_id, type=type, error=result) if isinstance(result, VenueError) else result
+        replace(name(account_id), error=result) if isinstance(result, VenueError) else result
         for account_id, result in zip(ids, results, strict=True)
     )
 

@@ -105,7 +105,7 @@ def test_watch_shows_a_change_and_ends_after_the_events_it_was_asked_for(demo: s
         (("balance", "-u", "demo", "-e", "oanda", "--environment", "mars"), 2, "FIELD_INVALID"),
         (("balance", "-u", "demo", "-e", "onada"), 3, "EXCHANGE_UNKNOWN"),
         (("balance", "-u", "nobody", "-e", "oanda"), 3, "CREDENTIAL_MISSING"),
-        (("balance", "-u", "demo", "-e", "tastytrade"), 3, "NOT_SUPPORTED"),
+        (("balance", "-u", "demo", "-e", "bullish"), 3, "NOT_SUPPORTED"),
         (("balance", "-u", "demo-refused", "-e", "oanda"), 4, "CREDENTIAL_REJECTED"),
         (("balance", "-u", "demo-limited", "-e", "oanda"), 5, "VENUE_RATE_LIMITED"),
     ],

@@ -21,6 +21,7 @@ async def venue_call(
     api_secret: str = "",
     passphrase: str = "",
     metadata: Mapping[str, Any] | None = None,
+    account_type: str = "",
     timeout: float = 5.0,
     plugin_state: State | None = None,
 ) -> AsyncIterator[VenueCall]:
@@ -39,7 +40,7 @@ async def venue_call(
     try:
         yield VenueCall(
             exchange=exchange,
-            account=Account("somebody", exchange.id, venue_environment.name),
+            account=Account("somebody", exchange.id, venue_environment.name, account_type),
             environment=venue_environment,
             credential=Credential(Secret(api_key), Secret(api_secret), Secret(passphrase), dict(metadata or {})),
             http=pool.http(*where).for_call(deadline),

@@ -58,9 +58,10 @@ def wallet_address(credential: Credential) -> str:
     for key in _WALLET_KEYS:
         value = credential.metadata.get(key)
         if value:
-            if not _is_address(value):
+            address = value.strip() if isinstance(value, str) else value
+            if not _is_address(address):
                 raise CredentialInvalid(f"extra_metadata.{key} is no wallet address: 0x and 40 hexadecimal digits.")
-            return str(value).lower()
+            return str(address).lower()
     key_text = credential.api_key.reveal().strip()
     if _is_address(key_text):
         return key_text.lower()

@@ -15,13 +15,11 @@ installed, the plugin is also watched for calls that block the event loop.
 from __future__ import annotations
 
 import asyncio
-import copy
 import gc
 import inspect
 import json
 import logging
 import re
-import ssl
 import subprocess
 import sys
 import traceback
@@ -29,38 +27,47 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
-from ipaddress import ip_address
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import pluggy
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from exchange_service import plugin_api
 from exchange_service.plugin_api import (
+    ALL_ACCOUNT_TYPES,
     API_VERSION,
     ASSET_CLASSES,
+    AccountUnknown,
+    AddressNotAllowed,
     Balance,
     CredentialInvalid,
+    CredentialRejected,
     ExchangeMetadata,
+    FeatureNotEnabled,
     Http,
     Manifest,
     NotSupported,
+    PermissionMissing,
     Response,
     VenueAccount,
     VenueCall,
     VenueError,
+    VenueMaintenance,
     VenueMalformed,
     VenueRateLimited,
     VenueTimeout,
+    VenueUnavailable,
 )
 from exchange_service.pytest_plugin import MALFORMED
 from exchange_service.testing.calls import venue_call
+from exchange_service.testing.certificates import untrusted_certificate
+from exchange_service.testing.malformed import NONSENSE, poisoned
 from exchange_service.testing.venue import TROUBLES, DemoVenue, Fault, LoopbackVenue
 
 # What must not be paid for by a service that only lists the exchange: import it where it is first used.
@@ -79,48 +86,17 @@ HEAVY_LIBRARIES = (
     "web3",
 )
 
-_HTML = b"<!DOCTYPE html><html><body><h1>We'll be back soon</h1></body></html>"
-
-# Answers with status 200 that no venue means as a balance. A suite for a venue whose true answer is among them, for
-# example an empty list for an empty wallet, sets `nonsense` to the others.
-NONSENSE: Mapping[str, Fault] = {
-    "a page for people": Fault(body=_HTML, content_type="text/html"),
-    "a page called JSON": Fault(body=_HTML),
-    "an empty body": Fault(body=b""),
-    "blanks": Fault(body=b" \r\n "),
-    "a word": Fault(body=b"OK", content_type="text/plain"),
-    "XML": Fault(body=b"<?xml version='1.0'?><balances><total>1</total></balances>", content_type="application/xml"),
-    "null": Fault(body=b"null"),
-    "true": Fault(body=b"true"),
-    "a number": Fault(body=b"12.5"),
-    "a text": Fault(body=b'"ok"'),
-    "an empty list": Fault(body=b"[]"),
-    "an empty object": Fault(body=b"{}"),
-    "a list of nulls": Fault(body=b"[null, null]"),
-    "a list of lists": Fault(body=b"[[], []]"),
-    "an unknown object": Fault(body=b'{"status": "ok", "time": 1764000000123}'),
-    "an empty envelope": Fault(body=b'{"data": null, "result": null}'),
-    "a truncated object": Fault(body=b'{"accounts": [{"id": "1", "balance": "10.'),
-    "two values": Fault(body=b"{}{}"),
-    "NaN": Fault(body=b"NaN"),
-    "NaN within": Fault(body=b'{"balance": NaN}'),
-    "Infinity within": Fault(body=b'{"balance": Infinity}'),
-    "minus Infinity within": Fault(body=b'{"balance": -Infinity}'),
-    "a field twice": Fault(body=b'{"balance": "1", "balance": "2"}'),
-    "an endless integer": Fault(body=b'{"balance": ' + b"9" * 5000 + b"}"),
-    "a bottomless list": Fault(body=b"[" * 100_000),
-    "bytes of no text": Fault(body=b"\xff\xfe\x00\x80{}"),
-    "a broken compression": Fault(body=b"not gzip at all", headers={"Content-Encoding": "gzip"}),
-}
-
-# What stands in for a figure; none of it is an amount.
-_POISONS: tuple[Any, ...] = ("NaN", "Infinity", "1e999", "1,5", "about 12", True, {}, [])
-_NUMERIC = re.compile(r"[+-]?\d+(\.\d+)?\Z")
-_RAW = "\x00"
 _FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 _ID = re.compile(r"[a-z][a-z0-9_]*\Z")
-# Of the TROUBLES those that pass by themselves.
-_PASSING = ("rate limit", "outage")
+# What each of the TROUBLES may become.
+_ERRORS_OF_TROUBLES: Mapping[str, tuple[type[VenueError], ...]] = {
+    "wrong key": (CredentialRejected,),
+    "missing right": (PermissionMissing, AddressNotAllowed, AccountUnknown, FeatureNotEnabled),
+    "wrong environment": (CredentialRejected, AccountUnknown),
+    "unknown account": (AccountUnknown,),
+    "rate limit": (VenueRateLimited,),
+    "outage": (VenueUnavailable, VenueMaintenance, VenueTimeout),
+}
 _QUERY_IN_TEXT = re.compile(r"https?://\S*\?")
 # No plugin is asked to answer sooner than this once its deadline has passed; busy machines are slow.
 _GRACE = 3.0
@@ -130,8 +106,8 @@ class ListingContract:
     """What every plugin keeps, whether or not it reads balances yet: how it loads and what it says of itself."""
 
     # The plugin's module, the one that its entry point names, and the listing to try.
-    plugin: ClassVar[ModuleType]
-    exchange_id: ClassVar[str]
+    plugin: ModuleType
+    exchange_id: str
 
     @pytest.fixture
     def hooks(self) -> Any:
@@ -293,11 +269,13 @@ class PluginContract(ListingContract):
     """
 
     # A class or function that makes the venue on loopback.
-    simulator: ClassVar[Callable[..., LoopbackVenue]]
+    simulator: Callable[..., LoopbackVenue]
     # The requests that the plugin may send, such as "GET /v3/accounts/{id}/summary". Empty: those that the simulator
     # names; if that names none, they are not looked at.
-    allowed_requests: ClassVar[Sequence[str]] = ()
-    nonsense: ClassVar[Mapping[str, Fault]] = NONSENSE
+    allowed_requests: Sequence[str] = ()
+    nonsense: Mapping[str, Fault] = NONSENSE
+    # Of one test: how many malformed answers were tried, and how many became a false balance.
+    _tried = _believed = 0
 
     def credential(self, venue: Any) -> Mapping[str, Any]:
         """The row that opens an account with something in it: any of `api_key`, `api_secret`, `passphrase` and
@@ -333,7 +311,7 @@ class PluginContract(ListingContract):
 
     @asynccontextmanager
     async def _call(
-        self, venue: LoopbackVenue, row: Mapping[str, Any], *, timeout: float = 5.0
+        self, venue: LoopbackVenue, row: Mapping[str, Any], *, timeout: float = 5.0, account_type: str = ""
     ) -> AsyncIterator[VenueCall]:
         listing = self._listing()
         hidden = {field.name for field in listing.credential_fields if field.secret}
@@ -347,6 +325,7 @@ class PluginContract(ListingContract):
             api_secret=row.get("api_secret") or "",
             passphrase=row.get("passphrase") or "",
             metadata=metadata,
+            account_type=account_type,
             timeout=timeout,
         ) as call:
             yield call
@@ -514,9 +493,9 @@ class PluginContract(ListingContract):
         async with self._venue() as (venue, row):
             good, bodies = await self._recorded(venue, row)
             for step, body in enumerate(bodies):
-                for where, poisoned in _poisoned(body):
+                for where, changed in poisoned(body):
                     venue.recover()
-                    venue.fail(Fault(body=poisoned, times=1))
+                    venue.fail(Fault(body=changed, times=1))
                     if step:
                         venue.fail(Fault(pass_on=True, times=step))
                     outcome = await self._outcome(venue, row)
@@ -581,29 +560,76 @@ class PluginContract(ListingContract):
             assert error.transient, f"HTTP {status} became {type(error).__name__}"
 
     @pytest.mark.asyncio
-    @pytest.mark.parametrize("trouble", TROUBLES)
-    async def test_the_venues_own_words_for_a_trouble_are_understood(self, trouble: str) -> None:
-        async with self._venue() as (venue, good):
-            row = venue.troubled_credential(trouble) if isinstance(venue, DemoVenue) else None
-            if row is None:
-                # The simulator knows of no such case.
-                return
-            error = await self._refusal(venue, row, trouble)
-            assert error.transient == (trouble in _PASSING), f"{trouble} became {type(error).__name__}"
-            if trouble == "rate limit":
-                assert isinstance(error, VenueRateLimited), f"a rate limit became {type(error).__name__}"
-                assert error.retry_after, "without a delay the venue would be asked again at once"
-            # One user's trouble is his alone.
-            assert isinstance(await self._outcome(venue, good), Balance), f"{trouble} of one user hurts another"
+    @pytest.mark.parametrize("status", [401, 403])
+    async def test_a_key_that_was_good_before_is_refused_all_the_same(self, status: int) -> None:
+        async with self._venue() as (venue, row), self._call(venue, row) as call:
+            await self._fetch(call)
+            venue.fail(Fault(status=status, body=b"{}"))
+            with pytest.raises(VenueError) as refusal:
+                await self._fetch(call)
+            self._assert_fit_to_be_told(refusal.value, venue)
+        kind = type(refusal.value).__name__
+        assert not refusal.value.transient, f"HTTP {status} became {kind}: the last good value would hide it"
 
     @pytest.mark.asyncio
-    async def test_a_certificate_that_nobody_vouches_for_is_refused(self, tmp_path: Path) -> None:
-        async with self._venue() as (venue, row):
+    async def test_a_ban_is_a_rate_limit(self) -> None:
+        error, requests = await self._refusal_of(Fault(status=418, body=b"{}"), "HTTP 418")
+        assert isinstance(error, VenueRateLimited), f"HTTP 418 became {type(error).__name__}"
+        assert requests <= 3, f"a venue that bans us was asked {requests} times"
+
+    @pytest.mark.asyncio
+    async def test_a_certificate_that_nobody_trusts_ends_the_call_before_anything_is_sent(self, tmp_path: Path) -> None:
+        venue = type(self).simulator()
+        await venue.start(tls=untrusted_certificate(tmp_path))
+        try:
+            row = self.credential(venue)
+            error = await self._refusal(venue, row, "a certificate that nobody trusts")
+            sent = len(venue.requests)
+            # It was the certificate: who does not look at it is answered.
+            async with ClientSession() as session, session.get(venue.url, ssl=False) as response:
+                await response.read()
+        finally:
             await venue.stop()
-            await venue.start(tls=_unknown_certificate(tmp_path))
-            error = await self._refusal(venue, row, "a certificate of an unknown authority")
-            assert error.transient, f"a wrong certificate became {type(error).__name__}"
-            assert not venue.requests, "something was sent to who could not prove to be the venue"
+        assert error.transient, f"a certificate that nobody trusts became {type(error).__name__}"
+        assert not sent, "a request was sent to a venue that did not prove who it is"
+
+    @pytest.mark.asyncio
+    async def test_what_could_not_be_read_is_told_of_and_never_summed_over(self) -> None:
+        async with self._venue() as (venue, _):
+            row = venue.demo_credential("partly") if isinstance(venue, DemoVenue) else None
+            if row is None:
+                return
+            balance = await self._good(venue, row)
+        failed = [account for account in balance.venue_accounts if account.error]
+        assert failed, "the situation 'partly' has an account with an error"
+        assert len(failed) < len(balance.venue_accounts), "the situation 'partly' has an account without an error"
+        assert balance.summary is None, "the figure for everything leaves out an account that could not be read"
+        self._assert_well_formed(balance)
+
+    @pytest.mark.asyncio
+    async def test_each_of_the_venues_troubles_becomes_its_error(self) -> None:
+        async with self._venue() as (venue, good):
+            if not isinstance(venue, DemoVenue):
+                return
+            # All at once: one account's trouble must be none of another's.
+            rows = {trouble: venue.troubled_credential(trouble) for trouble in TROUBLES}
+            for trouble, row in rows.items():
+                if row is None:
+                    continue
+                error = await self._refusal(venue, row, trouble)
+                fits = isinstance(error, _ERRORS_OF_TROUBLES[trouble])
+                assert fits, f"the trouble {trouble!r} became {type(error).__name__}"
+            await self._good(venue, good)
+
+    @pytest.mark.asyncio
+    async def test_an_account_type_is_read_alone(self) -> None:
+        for account_type in (*self._listing().account_types, ALL_ACCOUNT_TYPES):
+            async with self._venue() as (venue, row), self._call(venue, row, account_type=account_type) as call:
+                try:
+                    balance = await self._fetch(call)
+                except FeatureNotEnabled:
+                    continue
+            self._assert_well_formed(balance)
 
     @pytest.mark.asyncio
     async def test_an_ended_connection_is_a_passing_trouble(self) -> None:
@@ -699,30 +725,6 @@ class PluginContract(ListingContract):
             await watch.aclose()
 
 
-def _unknown_certificate(folder: Path) -> ssl.SSLContext:
-    """A server's TLS with a certificate for 127.0.0.1 that it has signed itself."""
-    pytest.importorskip("cryptography", reason="cryptography is not installed: pip install cryptography")
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    alternative = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    valid = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-    certificate = valid.add_extension(alternative, critical=False).sign(key, hashes.SHA256())
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path = folder / "venue.pem"
-    path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path)
-    return context
-
-
 class _Bystander(LoopbackVenue):
     """Another host, which has no part in the call."""
 
@@ -779,46 +781,6 @@ def _figures(balance: Balance) -> list[tuple[Any, ...]]:
         return (account.identity, account.assets, account.summary, type(account.error))
 
     return [figures(account) for account in balance.venue_accounts]
-
-
-def _poisoned(body: bytes) -> Iterator[tuple[str, bytes]]:
-    """The JSON body with one figure after the other replaced; elements of a list count as one place."""
-    try:
-        value = json.loads(body, parse_float=_marked, parse_int=_marked)
-    except ValueError:
-        return
-    seen: set[str] = set()
-    for path in _numeric_leaves(value):
-        where = ".".join("[]" if isinstance(key, int) else key for key in path)
-        if where in seen:
-            continue
-        seen.add(where)
-        for poison in _POISONS:
-            changed = copy.deepcopy(value)
-            holder = changed
-            for key in path[:-1]:
-                holder = holder[key]
-            holder[path[-1]] = poison
-            yield f"{where} = {poison!r}", _unmarked(json.dumps(changed))
-
-
-def _marked(number: str) -> str:
-    """A bare number as a text that `_unmarked` turns back, so that none of its digits is lost on the way."""
-    return _RAW + number
-
-
-def _unmarked(text: str) -> bytes:
-    return re.sub(r'"\\u0000([^"]*)"', r"\1", text).encode()
-
-
-def _numeric_leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    if isinstance(value, str):
-        if path and _NUMERIC.match(value.removeprefix(_RAW)):
-            yield path
-        return
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from _numeric_leaves(item, (*path, key))
 
 
 async def _until(condition: Callable[[], bool], otherwise: str) -> None:

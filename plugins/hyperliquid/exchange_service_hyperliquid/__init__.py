@@ -8,6 +8,7 @@ from exchange_service.plugin_api import (
     CredentialField,
     Environment,
     ExchangeMetadata,
+    KeyRights,
     Manifest,
     VenueCall,
     hookimpl,
@@ -44,6 +45,9 @@ HYPERLIQUID = ExchangeMetadata(
         ),
     ),
     account_types=("perpetual", "spot", "vault", "staking"),
+    # What the venue itself calls the balance. Vaults and staking are places where money was put for longer, and
+    # each costs ten times as much to ask about.
+    default_account_types=("perpetual", "spot"),
     capabilities=Capabilities(sandbox=True, several_accounts=True, read_without_secret=True),
     environments=(
         Environment("production", {"api": "https://api.hyperliquid.xyz"}, aliases=("live", "mainnet")),
@@ -62,3 +66,9 @@ def exchange_manifest() -> Manifest:
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
     return await read_balance(HyperliquidClient(call))
+
+
+@hookimpl
+async def check_credential(call: VenueCall) -> KeyRights:
+    notes = HyperliquidClient(call).needless_secrets()
+    return KeyRights(trade=False, withdraw=False, notes=notes)

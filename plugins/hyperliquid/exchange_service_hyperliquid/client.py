@@ -29,13 +29,15 @@ _TOKEN_TABLE_AGE = 3600.0
 # A dex costs a request each refresh; no wallet needs more than this.
 _MAX_DEXS = 20
 _MAX_DEX_NAME = 32
+# Kinds of account outside the default that the stored metadata may add to it, and the word there for each.
+_ADDED_TYPES = {"vault": "vaults", "staking": "staking"}
 
 
 class HyperliquidClient:
     """The questions that a balance needs. Addresses are in lower case, as the venue writes them."""
 
     def __init__(self, call: VenueCall) -> None:
-        wanted = read_metadata(
+        metadata = read_metadata(
             call.credential,
             wallet_address=str,
             l1_address=str,
@@ -46,12 +48,24 @@ class HyperliquidClient:
             staking=bool,
         )
         self.address = wallet_address(call.credential)
-        self.dexs = _dex_names(wanted.get("dexs", ""))
-        self.with_sub_accounts: bool = wanted.get("sub_accounts", False)
-        self.with_vaults: bool = wanted.get("vaults", False)
-        self.with_staking: bool = wanted.get("staking", False)
+        self.dexs = _dex_names(metadata.get("dexs", ""))
+        self.with_sub_accounts: bool = metadata.get("sub_accounts", False)
+        self._added_types = [account_type for account_type, word in _ADDED_TYPES.items() if metadata.get(word)]
         self._call = call
         self._url = call.url() + "/info"
+
+    def wants(self, account_type: str) -> bool:
+        """Whether accounts of this type are read: those that the caller asks for, or, where he asks for none, the
+        default and what the stored metadata add to it."""
+        added = not self._call.account.account_type and account_type in self._added_types
+        return added or self._call.wants(account_type)
+
+    def needless_secrets(self) -> tuple[str, ...]:
+        """A sentence for each secret that is stored although nothing here uses it."""
+        credential = self._call.credential
+        texts = {name: getattr(credential, name).reveal().strip() for name in ("api_key", "api_secret", "passphrase")}
+        needless = [name for name, value in texts.items() if value and value.lower() != self.address]
+        return tuple(f"Hyperliquid needs no {name} to be read: remove the stored one." for name in needless)
 
     async def mode(self, address: str) -> str:
         """The account mode, such as "default" or "unifiedAccount": it decides what the states mean."""
@@ -91,7 +105,7 @@ class HyperliquidClient:
         """The sub-accounts of a main wallet."""
 
         async def ask() -> list[parse.SubAccount]:
-            return parse.sub_accounts(await self._info("subAccounts", user=address))
+            return parse.sub_accounts(await self._info("subAccounts", user=address), address)
 
         return await self._call.account_state.get(f"sub accounts {address}", ask, max_age=_SUB_ACCOUNT_LIST_AGE)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from decimal import Context, Decimal
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from exchange_service.plugin_api import (
@@ -17,6 +17,10 @@ from exchange_service.plugin_api import (
     as_list,
     as_object,
     combined_summary,
+    exact_difference,
+    exact_sum,
+    milliseconds,
+    parse_amount,
     required_amount,
     text,
 )
@@ -27,10 +31,8 @@ STANDARD_MODES = frozenset({"disabled", "default", "dexAbstraction"})
 # The spot wallet is the collateral of everything, and its USDC holds the perpetuals' equity already.
 UNIFIED_MODES = frozenset({"unifiedAccount", "portfolioMargin"})
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST_MILLISECOND = 253_402_300_799_999
-# Sums and differences keep every digit: the precision is far above what two amounts can need.
-_EXACT = Context(prec=250)
+# The number that USDC has among the tokens.
+_USDC_TOKEN = 0
 
 _USDC_PART = "The summary of a wallet is its USDC part: Hyperliquid reckons no value for its other tokens here."
 _NO_SINGLE_FIGURE = "There is no summary for everything, because not everything held is in USDC."
@@ -63,12 +65,14 @@ class PerpState:
 class SpotState:
     """The spot tokens of one address. `outcomes` counts held outcome-market rows, which are no assets.
 
-    `unified` is whether the answer has what only those of UNIFIED_MODES have.
+    `unified` is whether the answer has what only those of UNIFIED_MODES have: what is left of a token above the
+    maintenance margin, of which `usdc_after_maintenance` is the USDC. None where the venue does not say.
     """
 
     rows: tuple[AssetBalance, ...]
     outcomes: int
     unified: bool
+    usdc_after_maintenance: Decimal | None = None
 
     def is_empty(self) -> bool:
         """Whether nothing is held here."""
@@ -102,12 +106,16 @@ class SubAccount:
 
 @dataclass(frozen=True, slots=True)
 class Wallet:
-    """What one address shows: its accounts, remarks on them, and the times that the venue states."""
+    """What one address shows: its accounts, remarks on them, and the times that the venue states.
+
+    `is_empty` is whether nothing is seen to be held; `is_unified` whether perpetuals have no account of their own.
+    """
 
     accounts: tuple[VenueAccount, ...]
     notes: tuple[str, ...] = ()
     venue_times: tuple[datetime, ...] = ()
     is_empty: bool = False
+    is_unified: bool = False
 
 
 def mode(payload: Any) -> str:
@@ -135,9 +143,9 @@ def perp_state(payload: Any, dex: str = "", collateral: str = USDC) -> PerpState
         account_value=required_amount(margin, "accountValue", "marginSummary"),
         withdrawable=required_amount(found, "withdrawable", "the answer"),
         margin_used=required_amount(margin, "totalMarginUsed", "marginSummary"),
-        unrealised_pnl=_sum(required_amount(entry, "unrealizedPnl", "position") for entry in positions),
+        unrealised_pnl=exact_sum(required_amount(entry, "unrealizedPnl", "position") for entry in positions),
         positions=len(positions),
-        venue_time=_milliseconds(found.get("time")),
+        venue_time=milliseconds(found, "time", "the answer"),
     )
 
 
@@ -148,28 +156,36 @@ def spot_state(payload: Any) -> SpotState:
     outcomes = [entry for entry in entries if _is_outcome(entry)]
     if len({text(entry, "coin", "balances[]") for entry in entries}) != len(entries):
         raise VenueMalformed("Hyperliquid lists a coin twice.")
+    left = found.get("tokenToAvailableAfterMaintenance")
     return SpotState(
         rows=tuple(_spot_row(entry) for entry in entries if not _is_outcome(entry)),
         outcomes=sum(1 for entry in outcomes if required_amount(entry, "total", "balances[]")),
-        unified=found.get("tokenToAvailableAfterMaintenance") is not None,
+        unified=left is not None,
+        usdc_after_maintenance=None if left is None else _after_maintenance(left).get(_USDC_TOKEN),
     )
 
 
-def sub_accounts(payload: Any) -> list[SubAccount]:
-    """`subAccounts`: null where the wallet has none. A nameless one is called by its address."""
+def sub_accounts(payload: Any, master: str) -> list[SubAccount]:
+    """`subAccounts` of `master`: null where it has none. A nameless one is called by its address."""
     if payload is None:
         return []
     entries = [as_object(entry, "subAccounts[]") for entry in as_list(payload, "the answer")]
-    found = [(_address(entry, "subAccountUser", "subAccounts[]"), entry) for entry in entries]
-    return [
-        SubAccount(address, text(entry, "name", "subAccounts[]", required=False) or address) for address, entry in found
-    ]
+    if any(_address(entry, "master", "subAccounts[]") != master for entry in entries):
+        raise VenueMalformed("Hyperliquid lists a sub-account of another wallet.")
+    found = [_sub_account(entry) for entry in entries]
+    if len({master, *(sub.address for sub in found)}) != len(found) + 1:
+        # Read twice, its money would be in the summary twice.
+        raise VenueMalformed("Hyperliquid lists an address twice.")
+    return found
 
 
 def vault_accounts(payload: Any) -> tuple[VenueAccount, ...]:
     """`userVaultEquities`: an account for each vault. How much of it can be taken out now is not said."""
     entries = [as_object(entry, "vaults[]") for entry in as_list(payload, "the answer")]
-    return tuple(_vault(entry) for entry in entries)
+    accounts = tuple(_vault(entry) for entry in entries)
+    if len({account.id for account in accounts}) != len(accounts):
+        raise VenueMalformed("Hyperliquid lists a vault twice.")
+    return accounts
 
 
 def staking_account(payload: Any, address: str) -> VenueAccount:
@@ -178,7 +194,7 @@ def staking_account(payload: Any, address: str) -> VenueAccount:
     delegated = required_amount(found, "delegated", "the answer")
     undelegated = required_amount(found, "undelegated", "the answer")
     leaving = required_amount(found, "totalPendingWithdrawal", "the answer")
-    total = _sum((delegated, undelegated, leaving))
+    total = exact_sum((delegated, undelegated, leaving))
     return VenueAccount(
         id=address, type="staking", assets=(AssetBalance("HYPE", total=total, free=undelegated, used=delegated),)
     )
@@ -203,6 +219,8 @@ def token_names(payload: Any) -> dict[int, str]:
     tokens = as_list(as_object(payload, "the answer").get("tokens"), "tokens")
     entries = [as_object(token, "tokens[]") for token in tokens]
     names = {_token_number(entry.get("index"), "tokens[].index"): text(entry, "name", "tokens[]") for entry in entries}
+    if len(names) != len(entries):
+        raise VenueMalformed("Hyperliquid's token table has a number twice.")
     if USDC not in names.values():
         raise VenueMalformed("Hyperliquid's token table lacks USDC.")
     return names
@@ -225,9 +243,10 @@ def wallet(
     """What one address holds, by its mode. `name` is that of a sub-account; `unread` are dexs that failed."""
     # Without anything in perpetuals there is nothing that could count twice, whatever the mode.
     doubtful = contradicts(mode, spot) and not all(perp.is_empty() for perp in perps)
-    if mode in UNIFIED_MODES and not doubtful:
+    unified = mode in UNIFIED_MODES and not doubtful
+    if unified:
         accounts: tuple[VenueAccount, ...] = (_unified_account(address, name, spot, perps, complete=not unread),)
-        notes = [_USDC_PART] if spot.holds_other_than_usdc() else []
+        notes = [*_venues_own_figure(name, spot), *([_USDC_PART] if spot.holds_other_than_usdc() else [])]
     else:
         known = mode in STANDARD_MODES and not doubtful
         accounts = (
@@ -242,6 +261,7 @@ def wallet(
         notes=tuple(notes),
         venue_times=tuple(perp.venue_time for perp in perps if perp.venue_time is not None),
         is_empty=spot.is_empty() and all(perp.is_empty() for perp in perps),
+        is_unified=unified,
     )
 
 
@@ -314,9 +334,19 @@ def _unified_account(
         available=usdc.free,
         equity=usdc.total,
         margin_used=usdc.used,
-        unrealised_pnl=_sum(perp.unrealised_pnl for perp in perps) if in_usdc else None,
+        unrealised_pnl=exact_sum(perp.unrealised_pnl for perp in perps) if in_usdc else None,
     )
     return VenueAccount(id=address, type="spot", sub_account=name, assets=spot.rows, summary=figures)
+
+
+def _venues_own_figure(name: str, spot: SpotState) -> list[str]:
+    """The venue's own word on what is available in USDC, where it is another than total less hold: it counts what
+    lies between the initial and the maintenance margin too, so it is told and not taken."""
+    left = spot.usdc_after_maintenance
+    if left is None or left == spot.usdc().free:
+        return []
+    whose = f" of the sub-account {name}" if name else ""
+    return [f"Hyperliquid's own figure for the available USDC{whose}, above the maintenance margin, is {left:f}."]
 
 
 def _unknown_mode(mode: str) -> str:
@@ -338,8 +368,26 @@ def _spot_row(entry: Any) -> AssetBalance:
     total = required_amount(entry, "total", "balances[]")
     hold = amount(entry, "hold", "balances[]")
     # The venue defines free as total less hold, and does not send it.
-    free = None if hold is None else _EXACT.subtract(total, hold)
+    free = None if hold is None else exact_difference(total, hold)
     return AssetBalance(text(entry, "coin", "balances[]"), total=total, free=free, used=hold)
+
+
+def _after_maintenance(pairs: Any) -> dict[int, Decimal]:
+    """The amounts by token number, from a list of pairs."""
+    where = "tokenToAvailableAfterMaintenance"
+    found: dict[int, Decimal] = {}
+    for pair in as_list(pairs, where):
+        entry = as_list(pair, f"{where}[]")
+        left = parse_amount(entry[1], f"{where}[][1]") if len(entry) == 2 else None
+        if left is None or _token_number(entry[0], f"{where}[][0]") in found:
+            raise VenueMalformed(f"Hyperliquid's {where} should be a pair for each token, and is not.")
+        found[entry[0]] = left
+    return found
+
+
+def _sub_account(entry: Mapping[str, Any]) -> SubAccount:
+    address = _address(entry, "subAccountUser", "subAccounts[]")
+    return SubAccount(address, text(entry, "name", "subAccounts[]", required=False) or address)
 
 
 def _vault(entry: Any) -> VenueAccount:
@@ -364,19 +412,3 @@ def _token_number(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise VenueMalformed(f"{where} should be a token's number, and is none.")
     return value
-
-
-def _milliseconds(value: Any) -> datetime | None:
-    """The instant of a count of milliseconds since 1970; partial answers lack it."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LAST_MILLISECOND:
-        raise VenueMalformed("time should be in milliseconds, and is not.")
-    return _EPOCH + timedelta(milliseconds=value)
-
-
-def _sum(amounts: Iterable[Decimal]) -> Decimal:
-    total = Decimal(0)
-    for value in amounts:
-        total = _EXACT.add(total, value)
-    return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import string
@@ -62,9 +63,46 @@ class SimulatedWallet:
     sub_accounts: dict[str, str] = field(default_factory=dict)
     vaults: dict[str, str] = field(default_factory=dict)
     staked: tuple[str, str, str] = ("0.0", "0.0", "0.0")
+    # Of a unified wallet: the USDC above the maintenance margin. Empty: no more than what is not on hold.
+    after_maintenance: str = ""
     # What to answer to a question of this type in place of the above: JSON, or bytes as they are.
     answers: dict[str, Any] = field(default_factory=dict)
     moving: bool = False
+
+
+def standard_wallet(*, moving: bool = False) -> SimulatedWallet:
+    """The worked example of perpetuals beside spot: 8420.118264 in the main dex, and nothing on spot."""
+    stocks = SimulatedPerps(Decimal("500"), [SimulatedPosition("xyz:NVDA", Decimal(2), Decimal(180), Decimal(184), 5)])
+    return SimulatedWallet(
+        perps={"": _example_perps(), "xyz": stocks},
+        spot=[("USDC", 0, "0.0", "0.0"), ("UBTC", 197, "0.0", "0.0")],
+        moving=moving,
+    )
+
+
+def unified_wallet() -> SimulatedWallet:
+    """The worked example of a unified wallet: 5230.118264 USDC, of which perpetuals bind 842.5, and HYPE."""
+    return SimulatedWallet(
+        mode="unifiedAccount",
+        perps={"": _example_perps()},
+        spot=[
+            ("USDC", 0, "5230.118264", "842.5"),
+            ("HYPE", 150, "31.25", "0.0"),
+            ("UBTC", 197, "0.0", "0.0"),
+        ],
+        after_maintenance="4810.334120",
+    )
+
+
+def _example_perps() -> SimulatedPerps:
+    return SimulatedPerps(
+        deposit=Decimal("8098.618264"),
+        positions=[
+            SimulatedPosition("BTC", Decimal("0.1"), Decimal(90000), Decimal(92310), 20),
+            SimulatedPosition("ETH", Decimal(-1), Decimal(3500), Decimal("3409.5"), 10),
+        ],
+        lag=Decimal("5.714151"),
+    )
 
 
 class HyperliquidSimulator(DemoVenue):
@@ -172,9 +210,11 @@ class HyperliquidSimulator(DemoVenue):
         if situation == "refused":
             # Nothing is secret here, so there is nothing to refuse.
             return None
-        address = _demo_address(situation)
+        address = _named_address(f"demo {situation}")
         metadata = {"wallet_address": address}
-        self.add_wallet(address, SimulatedWallet() if situation == "empty" else _demo_wallet(situation == "moving"))
+        self.add_wallet(
+            address, SimulatedWallet() if situation == "empty" else standard_wallet(moving=situation == "moving")
+        )
         if situation == "limited":
             self.fail(Fault(status=429, body=b"null", headers={"Retry-After": "30"}, account=address))
         elif situation == "slow":
@@ -187,6 +227,19 @@ class HyperliquidSimulator(DemoVenue):
             # The second dex is one that was taken down since it was stored.
             metadata["dexs"] = "xyz,gone"
         return {"extra_metadata": metadata}
+
+    def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
+        if trouble in ("wrong key", "missing right"):
+            # There is no key, and so none that could be wrong or lack a right.
+            return None
+        address = _named_address(f"trouble {trouble}")
+        if trouble == "rate limit":
+            # The venue says neither why nor for how long.
+            self.fail(Fault(status=429, body=b"null", account=address))
+        elif trouble == "outage":
+            self.fail(Fault.html(503)).account = address
+        # For the rest the address is not added: one with a typing error, or of the other network, was never seen here.
+        return {"extra_metadata": {"wallet_address": address}}
 
     def move(self) -> None:
         for wallet in self.wallets.values():
@@ -272,9 +325,11 @@ def _spot_state(wallet: SimulatedWallet) -> dict[str, Any]:
         {"coin": coin, "token": token, "total": total, "hold": hold, "entryNtl": "0.0"}
         for coin, token, total, hold in wallet.spot
     ]
-    if wallet.mode in ("unifiedAccount", "portfolioMargin"):
-        return {"balances": rows, "tokenToAvailableAfterMaintenance": [[0, "4810.334120"]]}
-    return {"balances": rows}
+    if wallet.mode not in ("unifiedAccount", "portfolioMargin"):
+        return {"balances": rows}
+    usdc = [(Decimal(total), Decimal(hold)) for coin, _, total, hold in wallet.spot if coin == "USDC"]
+    left = [wallet.after_maintenance or _text(total - hold) for total, hold in usdc]
+    return {"balances": rows, "tokenToAvailableAfterMaintenance": [[0, amount] for amount in left]}
 
 
 def _text(value: Decimal) -> str:
@@ -283,23 +338,6 @@ def _text(value: Decimal) -> str:
     return plain if "." in plain else plain + ".0"
 
 
-def _demo_address(situation: str) -> str:
-    return "0x" + situation.encode().hex().rjust(40, "0")
-
-
-def _demo_wallet(moving: bool) -> SimulatedWallet:
-    """The worked example of the payloads: 8420.118264 in perpetuals, USDC alone on spot."""
-    main = SimulatedPerps(
-        deposit=Decimal("8098.618264"),
-        positions=[
-            SimulatedPosition("BTC", Decimal("0.1"), Decimal(90000), Decimal(92310), 20),
-            SimulatedPosition("ETH", Decimal(-1), Decimal(3500), Decimal("3409.5"), 10),
-        ],
-        lag=Decimal("5.714151"),
-    )
-    stocks = SimulatedPerps(Decimal("500"), [SimulatedPosition("xyz:NVDA", Decimal(2), Decimal(180), Decimal(184), 5)])
-    return SimulatedWallet(
-        perps={"": main, "xyz": stocks},
-        spot=[("USDC", 0, "1250.44", "100.0"), ("UBTC", 197, "0.0", "0.0")],
-        moving=moving,
-    )
+def _named_address(name: str) -> str:
+    """An address that is always the same for the name, and is no other name's."""
+    return "0x" + hashlib.sha256(name.encode()).hexdigest()[:40]

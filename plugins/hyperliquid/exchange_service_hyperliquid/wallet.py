@@ -1,7 +1,8 @@
 """Reading a wallet: which questions, in which order, and what a failed one means for the rest.
 
 An address's main dex, spot and mode stand or fall together, because none of them says what the wallet holds without
-the others. What the user asked for beyond that fails on its own and stands in the balance with its error.
+the others; so does the list of sub-accounts, without which nobody knows what is missing. Every builder dex,
+sub-account and extra fails on its own and stands in the balance with its error.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Awaitable, Coroutine
 from dataclasses import replace
 from typing import Any
 
-from exchange_service.plugin_api import AccountUnknown, Balance, VenueAccount, VenueError
+from exchange_service.plugin_api import AccountUnknown, Balance, FeatureNotEnabled, VenueAccount, VenueError
 from exchange_service_hyperliquid import parse
 from exchange_service_hyperliquid.client import HyperliquidClient
 
@@ -19,13 +20,23 @@ _AGENT = (
     "The stored address is an API wallet's and holds nothing itself: its main wallet is shown. "
     "Store the main wallet's address."
 )
+_ALL_ON_SPOT = (
+    "A unified wallet has no perpetual account of its own: its perpetuals are in the spot wallet's USDC. "
+    "Ask for the account type spot, or for none."
+)
 
 
 async def read_balance(client: HyperliquidClient) -> Balance:
-    """Everything that the stored address shows, and what the user asked for besides."""
-    address, main, notes = await _main_wallet(client)
-    wallets = [main, *await _together(*await _extras(client, address))]
-    accounts = tuple(account for wallet in wallets for account in wallet.accounts)
+    """Everything that is asked for of the stored address."""
+    wallets, notes = await _wallets(client)
+    # An account of no type is one that could not be read: what it would have shown is not known.
+    accounts = tuple(
+        account for wallet in wallets for account in wallet.accounts if not account.type or client.wants(account.type)
+    )
+    if not client.wants("spot") and any(wallet.is_unified for wallet in wallets):
+        if not accounts:
+            raise FeatureNotEnabled(_ALL_ON_SPOT)
+        notes = (*notes, _ALL_ON_SPOT)
     summary, remarks = parse.overall_summary(accounts)
     notes = (*notes, *(note for wallet in wallets for note in wallet.notes), *remarks)
     times = [time for wallet in wallets for time in wallet.venue_times]
@@ -33,24 +44,41 @@ async def read_balance(client: HyperliquidClient) -> Balance:
     return Balance(accounts, summary, venue_time=min(times, default=None), notes=tuple(dict.fromkeys(notes)))
 
 
-async def _main_wallet(client: HyperliquidClient) -> tuple[str, parse.Wallet, tuple[str, ...]]:
-    """The address that counts, its wallet, and remarks.
+async def _wallets(client: HyperliquidClient) -> tuple[list[parse.Wallet], tuple[str, ...]]:
+    """What the address that counts shows, and remarks.
 
     A wrong address answers like an empty wallet. Only the role tells them apart, and it is dear, so it is asked for
     only where nothing was found.
     """
-    wallet = await _wallet(client, client.address)
-    if not wallet.is_empty:
-        return client.address, wallet, ()
+    wallets = await _shown_by(client, client.address)
+    if not all(wallet.is_empty for wallet in wallets):
+        return wallets, ()
     role = await client.role(client.address)
     if role.name == "missing":
         raise AccountUnknown(
             "Hyperliquid has never seen the stored wallet_address in this environment. Check for a typing error, "
-            "and that it is the main wallet's address and not one of another chain or of the test network."
+            "and that it is the main wallet's address and not one of another chain or of the other network."
         )
     if role.name == "agent":
-        return role.master, await _wallet(client, role.master), (_AGENT,)
-    return client.address, wallet, ()
+        return await _shown_by(client, role.master), (_AGENT,)
+    return wallets, ()
+
+
+async def _shown_by(client: HyperliquidClient, address: str) -> list[parse.Wallet]:
+    """The wallet of an address, those of its sub-accounts, and its extras, as far as they are asked for."""
+    reads: list[Coroutine[Any, Any, parse.Wallet]] = []
+    if client.wants("perpetual") or client.wants("spot"):
+        # Both in any case: a state can be understood only with the other.
+        sub_accounts = await client.sub_accounts(address) if client.with_sub_accounts else []
+        reads.append(_wallet(client, address))
+        for sub in sub_accounts:
+            shell = VenueAccount(id=sub.address, sub_account=sub.name)
+            reads.append(_or_error(_wallet(client, sub.address, sub.name), shell))
+    if client.wants("vault"):
+        reads.append(_or_error(_vaults(client, address), VenueAccount(id=address, type="vault")))
+    if client.wants("staking"):
+        reads.append(_or_error(_staking(client, address), VenueAccount(id=address, type="staking")))
+    return await _together(*reads)
 
 
 async def _wallet(client: HyperliquidClient, address: str, name: str = "") -> parse.Wallet:
@@ -76,32 +104,21 @@ async def _builder_dex(client: HyperliquidClient, address: str, name: str, dex: 
         return VenueAccount(id=address, type="perpetual", sub_account=section, error=error)
 
 
-async def _extras(client: HyperliquidClient, address: str) -> list[Coroutine[Any, Any, parse.Wallet]]:
-    """What the user asked for besides the wallet itself, each to be read on its own."""
-    reads = []
-    for sub in await client.sub_accounts(address) if client.with_sub_accounts else ():
-        shell = VenueAccount(id=sub.address, sub_account=sub.name)
-        reads.append(_or_error(_wallet(client, sub.address, sub.name), shell))
-    if client.with_vaults:
-        reads.append(_or_error(_vaults(client, address), VenueAccount(id=address, type="vault")))
-    if client.with_staking:
-        reads.append(_or_error(_staking(client, address), VenueAccount(id=address, type="staking")))
-    return reads
-
-
 async def _vaults(client: HyperliquidClient, address: str) -> parse.Wallet:
-    return parse.Wallet(parse.vault_accounts(await client.vault_equities(address)))
+    accounts = parse.vault_accounts(await client.vault_equities(address))
+    return parse.Wallet(accounts, is_empty=not accounts)
 
 
 async def _staking(client: HyperliquidClient, address: str) -> parse.Wallet:
-    return parse.Wallet((parse.staking_account(await client.staking(address), address),))
+    account = parse.staking_account(await client.staking(address), address)
+    return parse.Wallet((account,), is_empty=all(row.is_zero() for row in account.assets))
 
 
 async def _or_error(read: Awaitable[parse.Wallet], shell: VenueAccount) -> parse.Wallet:
     try:
         return await read
     except VenueError as error:
-        return parse.Wallet((replace(shell, error=error),))
+        return parse.Wallet((replace(shell, error=error),), is_empty=True)
 
 
 async def _together(*reads: Coroutine[Any, Any, Any]) -> list[Any]:

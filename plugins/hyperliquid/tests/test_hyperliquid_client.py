@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from exchange_service_hyperliquid import HYPERLIQUID, fetch_balance
-from exchange_service_hyperliquid.simulator import HyperliquidSimulator, SimulatedPerps, SimulatedWallet
+from exchange_service_hyperliquid import HYPERLIQUID, check_credential, fetch_balance
+from exchange_service_hyperliquid.simulator import (
+    HyperliquidSimulator,
+    SimulatedPerps,
+    SimulatedWallet,
+    standard_wallet,
+    unified_wallet,
+)
 
 from exchange_service.plugin_api import (
     AccountUnknown,
@@ -20,8 +27,11 @@ from exchange_service.plugin_api import (
     AssetBalance,
     Balance,
     CredentialInvalid,
+    FeatureNotEnabled,
+    KeyRights,
     RequestRefused,
     State,
+    Summary,
     VenueCall,
     VenueError,
     VenueMaintenance,
@@ -56,9 +66,11 @@ def calling(simulator: HyperliquidSimulator, address: str = MASTER, **metadata: 
     return venue_call(HYPERLIQUID, override=simulator.url, metadata={"wallet_address": address, **metadata})
 
 
-async def read(simulator: HyperliquidSimulator, address: str = MASTER, **metadata: Any) -> Balance:
+async def read(
+    simulator: HyperliquidSimulator, address: str = MASTER, *, account_type: str = "", **metadata: Any
+) -> Balance:
     async with calling(simulator, address, **metadata) as call:
-        return await fetch_balance(call)
+        return await fetch_balance(replace(call, account=replace(call.account, account_type=account_type)))
 
 
 def kinds(simulator: HyperliquidSimulator) -> list[str]:
@@ -80,6 +92,45 @@ async def test_a_plain_address_gives_main_dex_and_spot() -> None:
     assert balance.venue_time == datetime(2025, 11, 24, 16, 0, 0, 123000, tzinfo=UTC)
     assert balance.notes == ()
     assert asked == ["clearinghouseState", "spotClearinghouseState", "userAbstraction"]
+
+
+async def test_the_worked_examples_are_reproduced_to_the_digit() -> None:
+    async with HyperliquidSimulator() as simulator:
+        assert isinstance(simulator, HyperliquidSimulator)
+        simulator.add_wallet(MASTER, standard_wallet())
+        simulator.add_wallet(SUB, unified_wallet())
+        standard, unified = await read(simulator), await read(simulator, SUB)
+    perpetual = standard.venue_accounts[0]
+    assert digits(perpetual.assets[0]) == ("USDC", "8420.118264", "7611.904113", "802.5")
+    assert perpetual.summary == Summary(
+        "USDC",
+        total=Decimal("8420.118264"),
+        equity=Decimal("8420.118264"),
+        available=Decimal("7611.904113"),
+        margin_used=Decimal("802.5"),
+        unrealised_pnl=Decimal("321.5"),
+    )
+    # Nothing is held on spot, so it is the figure for everything too.
+    assert standard.summary == perpetual.summary
+    (spot,) = unified.venue_accounts
+    assert [digits(row) for row in spot.assets if not row.is_zero()] == [
+        ("USDC", "5230.118264", "4387.618264", "842.5"),
+        ("HYPE", "31.25", "31.25", "0.0"),
+    ]
+    assert spot.summary == unified.summary
+    assert spot.summary == Summary(
+        "USDC",
+        total=Decimal("5230.118264"),
+        equity=Decimal("5230.118264"),
+        available=Decimal("4387.618264"),
+        margin_used=Decimal("842.5"),
+        unrealised_pnl=Decimal("321.5"),
+    )
+    assert any("4810.334120" in note for note in unified.notes)
+
+
+def digits(row: AssetBalance) -> tuple[str, str, str, str]:
+    return row.asset, str(row.total), str(row.free), str(row.used)
 
 
 async def test_the_recorded_payloads_come_through_whole() -> None:
@@ -209,7 +260,8 @@ async def test_a_sub_account_that_changes_its_mode_is_asked_about_alone() -> Non
         await fetch_balance(call)
         sub.mode, sub.spot = "unifiedAccount", [("USDC", 0, "60.0", "0.0")]
         balance = await fetch_balance(call)
-        assert [question["user"] for question in simulator.questions("userAbstraction")] == [MASTER, SUB, SUB]
+        # The first two are asked at the same time.
+        assert sorted(question["user"] for question in simulator.questions("userAbstraction")) == [SUB, SUB, MASTER]
     assert balance.summary is not None
     assert balance.summary.total == 1100
 
@@ -267,6 +319,21 @@ async def test_an_api_wallets_address_shows_its_main_wallet_and_says_so() -> Non
     assert balance.summary.total == Decimal(1040)
     assert any("API wallet" in note for note in balance.notes)
     assert again == balance
+
+
+async def test_an_api_wallet_shows_its_main_wallets_extras_and_sub_accounts_too() -> None:
+    async with venue() as simulator:
+        simulator.add_agent(AGENT, MASTER)
+        simulator.wallets[MASTER].vaults = {VAULT: "742.500082"}
+        simulator.wallets[MASTER].sub_accounts = {"Hedge": SUB}
+        balance = await read(simulator, AGENT, sub_accounts=True, vaults=True)
+    assert [account.identity for account in balance.venue_accounts] == [
+        (MASTER, "perpetual", ""),
+        (MASTER, "spot", ""),
+        (SUB, "perpetual", "Hedge"),
+        (SUB, "spot", "Hedge"),
+        (VAULT, "vault", ""),
+    ]
 
 
 async def test_an_address_that_was_never_seen_is_unknown() -> None:
@@ -408,6 +475,106 @@ async def test_vaults_and_staking_are_shown_when_wanted() -> None:
     assert balance.summary is None
 
 
+def filled(simulator: HyperliquidSimulator) -> SimulatedWallet:
+    """The wallet of `venue`, with something in every place."""
+    wallet = simulator.wallets[MASTER]
+    wallet.vaults = {VAULT: "742.500082"}
+    wallet.staked = ("10.0", "2.0", "0.5")
+    return wallet
+
+
+STATES = ["clearinghouseState", "spotClearinghouseState", "userAbstraction"]
+
+
+@pytest.mark.parametrize(
+    ("account_type", "types", "questions"),
+    [
+        ("", ["perpetual", "spot"], STATES),
+        ("perpetual", ["perpetual"], STATES),
+        ("spot", ["spot"], STATES),
+        ("vault", ["vault"], ["userVaultEquities"]),
+        ("staking", ["staking"], ["delegatorSummary"]),
+        ("all", ["perpetual", "spot", "vault", "staking"], sorted([*STATES, "userVaultEquities", "delegatorSummary"])),
+    ],
+)
+async def test_only_the_kind_of_account_that_is_asked_for_is_read(
+    account_type: str, types: list[str], questions: list[str]
+) -> None:
+    async with venue() as simulator:
+        filled(simulator)
+        balance = await read(simulator, account_type=account_type)
+        assert kinds(simulator) == questions
+    assert [account.type for account in balance.venue_accounts] == types
+
+
+async def test_the_summary_is_of_the_accounts_that_are_asked_for() -> None:
+    async with venue() as simulator:
+        filled(simulator)
+        totals = {}
+        for account_type in ("perpetual", "spot", "vault"):
+            summary = (await read(simulator, account_type=account_type)).summary
+            assert summary is not None
+            totals[account_type] = str(summary.total)
+        assert totals == {"perpetual": "1000.0", "spot": "40.0", "vault": "742.500082"}
+        assert (await read(simulator, account_type="staking")).summary is None
+
+
+async def test_who_asks_for_one_kind_is_not_given_what_the_metadata_add() -> None:
+    async with venue() as simulator:
+        filled(simulator)
+        balance = await read(simulator, account_type="spot", vaults=True, staking=True)
+        assert kinds(simulator) == STATES
+    assert [account.type for account in balance.venue_accounts] == ["spot"]
+
+
+async def test_sub_accounts_are_not_asked_about_where_only_extras_are_wanted() -> None:
+    async with venue() as simulator:
+        filled(simulator).sub_accounts = {"Hedge": SUB}
+        await read(simulator, account_type="vault", sub_accounts=True)
+        assert kinds(simulator) == ["userVaultEquities"]
+
+
+async def test_a_sub_account_that_could_not_be_read_is_told_of_whatever_is_asked_for() -> None:
+    async with venue() as simulator:
+        simulator.wallets[MASTER].sub_accounts = {"Hedge": SUB}
+        simulator.fail(Fault.html(503)).account = SUB
+        balance = await read(simulator, account_type="spot", sub_accounts=True)
+    assert [(account.id, bool(account.error)) for account in balance.venue_accounts] == [(MASTER, False), (SUB, True)]
+    assert balance.summary is None
+
+
+async def test_a_unified_wallet_has_no_perpetual_account_and_says_where_its_money_is() -> None:
+    async with venue() as simulator:
+        keep(simulator, "unifiedAccount")
+        with pytest.raises(FeatureNotEnabled, match="spot"):
+            await read(simulator, account_type="perpetual")
+        simulator.wallets[MASTER].sub_accounts = {"Hedge": SUB}
+        simulator.add_wallet(SUB, SimulatedWallet(perps={"": SimulatedPerps(Decimal(60))}))
+        balance = await read(simulator, account_type="perpetual", sub_accounts=True)
+    assert [account.identity for account in balance.venue_accounts] == [(SUB, "perpetual", "Hedge")]
+    assert any("unified" in note for note in balance.notes)
+
+
+@pytest.mark.parametrize("account_type", ["vault", "staking"])
+async def test_a_wrong_address_is_found_out_whatever_is_asked_for(account_type: str) -> None:
+    async with venue() as simulator:
+        filled(simulator)
+        simulator.add_agent(AGENT, MASTER)
+        with pytest.raises(AccountUnknown):
+            await read(simulator, SECOND_SUB, account_type=account_type)
+        balance = await read(simulator, AGENT, account_type=account_type)
+        assert len(simulator.questions("userRole")) == 2
+    assert [account.type for account in balance.venue_accounts] == [account_type]
+    assert any("API wallet" in note for note in balance.notes)
+
+
+async def test_a_wallet_with_nothing_but_a_stake_is_not_taken_for_a_wrong_address() -> None:
+    async with venue() as simulator:
+        simulator.add_wallet(AGENT, SimulatedWallet(staked=("10.0", "0.0", "0.0")))
+        await read(simulator, AGENT, staking=True)
+        assert not simulator.questions("userRole")
+
+
 async def test_an_empty_staking_account_does_not_take_the_summary_away() -> None:
     async with venue() as simulator:
         balance = await read(simulator, vaults=True, staking=True)
@@ -429,6 +596,7 @@ async def test_an_extra_that_fails_does_not_hide_the_wallet(wanted: str, questio
     [
         (Fault(status=422, body=b"Failed to deserialize the JSON body", content_type="text/plain"), RequestRefused),
         (Fault(status=400), RequestRefused),
+        (Fault(status=418), VenueRateLimited),
         (Fault(status=401), RequestRefused),
         (Fault(status=403), AddressNotAllowed),
         (Fault(status=404), RequestRefused),
@@ -548,6 +716,32 @@ async def test_each_environment_is_its_own_host(name: str, host: str) -> None:
     call: VenueCall
     async with venue_call(HYPERLIQUID, environment=name) as call:
         assert call.url() == host
+
+
+async def rights_of(**row: Any) -> KeyRights:
+    async with venue() as simulator, venue_call(HYPERLIQUID, override=simulator.url, **row) as call:
+        rights = await check_credential(call)
+        assert simulator.requests == []
+    return rights
+
+
+@pytest.mark.parametrize("row", [{"metadata": {"wallet_address": MASTER}}, {"api_key": MASTER.upper()}])
+async def test_an_address_can_neither_trade_nor_withdraw(row: dict[str, Any]) -> None:
+    assert await rights_of(**row) == KeyRights(trade=False, withdraw=False)
+
+
+@pytest.mark.parametrize("name", ["api_key", "api_secret", "passphrase"])
+async def test_a_secret_that_is_stored_all_the_same_should_be_removed(name: str) -> None:
+    rights = await rights_of(metadata={"wallet_address": MASTER}, **{name: "0x" + "5e" * 32})
+    (note,) = rights.notes
+    assert name in note
+    assert "remove" in note
+    assert "5e5e" not in note
+
+
+async def test_the_rights_of_what_is_no_address_are_not_known() -> None:
+    with pytest.raises(CredentialInvalid, match="wallet_address"):
+        await rights_of(api_key="0x" + "5e" * 32)
 
 
 async def test_the_listing_has_the_owners_values() -> None:

@@ -23,6 +23,7 @@ from exchange_service.plugin_api import (
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
 ADDRESS = "0x8c967e73e6b15087c42a10d344cff4c96d877f1d"
+SUB = "0x035605fc2f24d65300227189025e90a0d947f16c"
 UNIFIED = ["unifiedAccount", "portfolioMargin"]
 STANDARD = ["disabled", "default", "dexAbstraction"]
 
@@ -45,6 +46,10 @@ def wallet(mode: str, spot_name: str, *states: parse.PerpState, **options: Any) 
 
 def row(asset: str, total: str, free: str, used: str) -> AssetBalance:
     return AssetBalance(asset, Decimal(total), Decimal(free), Decimal(used))
+
+
+def sub_account(address: str, master: str = ADDRESS) -> dict[str, Any]:
+    return {"subAccountUser": address, "master": master}
 
 
 PERP_FIGURES = Summary(
@@ -111,10 +116,23 @@ def test_a_unified_wallet_counts_its_equity_once(mode: str) -> None:
     assert parse.overall_summary(found.accounts) == (found.accounts[0].summary, ())
 
 
+def unified_usdc(left: str) -> parse.SpotState:
+    """A unified wallet with 5230.118264 USDC, of which 4387.618264 are not on hold, and nothing else."""
+    usdc = payload("spot_state_unified")["balances"][:1]
+    return parse.spot_state({"balances": usdc, "tokenToAvailableAfterMaintenance": [[0, left], [150, "1.0"]]})
+
+
 def test_a_unified_wallet_with_nothing_but_usdc_needs_no_remark() -> None:
-    listed = payload("spot_state_unified")
-    state = parse.spot_state({**listed, "balances": listed["balances"][:1]})
-    assert parse.wallet(ADDRESS, "unifiedAccount", state, (perps(),)).notes == ()
+    assert parse.wallet(ADDRESS, "unifiedAccount", unified_usdc("4387.6182640"), (perps(),)).notes == ()
+
+
+def test_the_venues_own_figure_for_what_is_available_is_told_where_it_is_another() -> None:
+    found = parse.wallet(ADDRESS, "unifiedAccount", unified_usdc("4810.334120"), (perps(),), name="Hedge")
+    assert found.accounts[0].summary is not None
+    assert found.accounts[0].summary.available == Decimal("4387.618264")
+    (note,) = found.notes
+    assert "is 4810.334120." in note
+    assert "sub-account Hedge" in note
 
 
 def test_a_unified_wallet_without_a_usdc_row_holds_none() -> None:
@@ -270,6 +288,12 @@ def test_a_hold_that_is_not_said_leaves_free_unknown() -> None:
     )
 
 
+@pytest.mark.parametrize("time", [1764000000123, "1764000000123"])
+def test_the_time_is_in_milliseconds_as_a_number_or_a_text(time: Any) -> None:
+    state = parse.perp_state(changed("clearinghouse_state", time, "time"))
+    assert state.venue_time == datetime(2025, 11, 24, 16, 0, 0, 123000, tzinfo=UTC)
+
+
 def test_a_state_without_a_time_has_none() -> None:
     state = payload("clearinghouse_state")
     del state["time"], state["crossMaintenanceMarginUsed"]
@@ -292,10 +316,12 @@ def test_staked_hype_is_an_account_without_a_figure_in_usdc() -> None:
 
 
 def test_sub_accounts_are_read_in_lower_case_and_may_be_none() -> None:
-    assert parse.sub_accounts(payload("sub_accounts")) == [
-        parse.SubAccount("0x035605fc2f24d65300227189025e90a0d947f16c", "Hedge")
-    ]
-    assert parse.sub_accounts(None) == []
+    assert parse.sub_accounts(payload("sub_accounts"), ADDRESS) == [parse.SubAccount(SUB, "Hedge")]
+    assert parse.sub_accounts(None, ADDRESS) == []
+
+
+def test_a_nameless_sub_account_is_called_by_its_address() -> None:
+    assert parse.sub_accounts([sub_account(SUB)], ADDRESS) == [parse.SubAccount(SUB, SUB)]
 
 
 def test_an_agent_names_its_main_wallet() -> None:
@@ -341,7 +367,8 @@ NONSENSE: list[tuple[Callable[[Any], Any], Any]] = [
     (parse.perp_state, without(PERP, "assetPositions", 0, "position", "unrealizedPnl")),
     (parse.perp_state, changed(PERP, "NaN", "marginSummary", "accountValue")),
     (parse.perp_state, changed(PERP, True, "withdrawable")),
-    (parse.perp_state, changed(PERP, "1764000000123", "time")),
+    (parse.perp_state, changed(PERP, "yesterday", "time")),
+    (parse.perp_state, changed(PERP, Decimal("1764000000.123"), "time")),
     (parse.perp_state, changed(PERP, True, "time")),
     (parse.perp_state, changed(PERP, 10**18, "time")),
     (parse.perp_state, changed(PERP, -1, "time")),
@@ -352,16 +379,28 @@ NONSENSE: list[tuple[Callable[[Any], Any], Any]] = [
     (parse.spot_state, changed(SPOT, "Infinity", "balances", 0, "total")),
     (parse.spot_state, changed(SPOT, "much", "balances", 1, "hold")),
     (parse.spot_state, changed(SPOT, "USDC", "balances", 1, "coin")),
+    *(
+        (parse.spot_state, changed(SPOT, value, "tokenToAvailableAfterMaintenance"))
+        for value in ({}, "ok", [None], [[]], [[0]], [[0, None]], [[0, "1", "2"]], [["0", "1"]], [[0, "1"], [0, "1"]])
+    ),
     *((parse.mode, value) for value in (None, "", [], {}, 0, True)),
     *((parse.role, value) for value in (None, [], {}, "user", {"role": None}, {"role": "agent"})),
     (parse.role, {"role": "agent", "data": {"user": "0x12"}}),
     (parse.role, {"role": "agent", "data": {"user": "0x" + "g" * 40}}),
-    *((parse.sub_accounts, value) for value in ({}, "ok", [None], [{"name": "Hedge"}], [{"subAccountUser": "me"}])),
+    *(
+        (lambda value: parse.sub_accounts(value, ADDRESS), value)
+        for value in (
+            *({}, "ok", [None], [{"name": "Hedge"}], [sub_account("me")], [{"subAccountUser": SUB}]),
+            *([sub_account(SUB, SUB)], [sub_account(ADDRESS)], [sub_account(SUB), sub_account(SUB.upper())]),
+        )
+    ),
     *((parse.vault_accounts, value) for value in (None, {}, [None], [{"vaultAddress": ADDRESS}], [{"equity": "1"}])),
+    (parse.vault_accounts, [{"vaultAddress": ADDRESS, "equity": "1"}] * 2),
     *((lambda value: parse.staking_account(value, ADDRESS), value) for value in (None, [], {}, {"delegated": "1"})),
     *((parse.dex_names, value) for value in (None, {}, [], ["xyz"], [None, {}], [None, None, 3])),
     *((parse.collateral_token, value) for value in (None, {}, {"collateralToken": "360"}, {"collateralToken": True})),
     *((parse.token_names, value) for value in (None, {}, {"tokens": []}, {"tokens": [{"name": "USDC"}]})),
+    (parse.token_names, {"tokens": [{"name": "USDC", "index": 0}, {"name": "HYPE", "index": 0}]}),
 ]
 
 

@@ -11,8 +11,15 @@ import pytest
 from exchange_service_hyperliquid import HYPERLIQUID, fetch_balance
 from exchange_service_hyperliquid.simulator import HyperliquidSimulator, SimulatedWallet
 
-from exchange_service.plugin_api import Balance, CredentialInvalid, VenueRateLimited, VenueUnavailable
+from exchange_service.plugin_api import (
+    AccountUnknown,
+    Balance,
+    CredentialInvalid,
+    VenueRateLimited,
+    VenueUnavailable,
+)
 from exchange_service.testing import venue_call
+from exchange_service.testing.venue import TROUBLES
 
 ADDRESS = "0x8c967e73e6b15087c42a10d344cff4c96d877f1d"
 
@@ -117,6 +124,44 @@ async def test_the_situations_are_what_they_are_called() -> None:
         assert [type(account.error) for account in partly.venue_accounts if account.error] == [CredentialInvalid]
         # The limit on one account is none on another.
         assert (await read(simulator, row(simulator, "moving"))).summary is not None
+
+
+async def test_the_troubles_are_what_they_are_called() -> None:
+    expected = {
+        "wrong key": None,
+        "missing right": None,
+        "wrong environment": AccountUnknown,
+        "unknown account": AccountUnknown,
+        "rate limit": VenueRateLimited,
+        "outage": VenueUnavailable,
+    }
+    assert set(expected) == set(TROUBLES)
+    async with HyperliquidSimulator() as simulator:
+        assert isinstance(simulator, HyperliquidSimulator)
+        good = row(simulator, "moving")
+        rows = {trouble: simulator.troubled_credential(trouble) for trouble in TROUBLES}
+        assert len({str(found) for found in rows.values() if found}) == 4
+        for trouble, error in expected.items():
+            found = rows[trouble]
+            assert (found is None) == (error is None)
+            if found is not None and error is not None:
+                with pytest.raises(error):
+                    await read(simulator, found["extra_metadata"])
+        # One account's trouble is none of another's.
+        assert (await read(simulator, good)).summary is not None
+
+
+async def test_a_limit_is_answered_without_a_word_and_without_a_delay() -> None:
+    async with HyperliquidSimulator() as simulator:
+        assert isinstance(simulator, HyperliquidSimulator)
+        found = simulator.troubled_credential("rate limit")
+        assert found is not None
+        user = found["extra_metadata"]["wallet_address"]
+        body = '{"type": "spotClearinghouseState", "user": "' + user + '"}'
+        assert await post(simulator, body.encode()) == (429, "null")
+        with pytest.raises(VenueRateLimited) as limited:
+            await read(simulator, found["extra_metadata"])
+    assert limited.value.retry_after == 10
 
 
 async def test_the_stale_wallet_answers_once() -> None:

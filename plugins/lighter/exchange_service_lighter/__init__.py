@@ -1,9 +1,8 @@
-"""Lighter: perpetual and spot accounts of one wallet address, which anybody may read.
-
-For now the listing alone: reading balances is not yet written.
-"""
+"""Lighter: perpetual and spot accounts of one wallet address. Reads are public and need no key."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from exchange_service.plugin_api import (
     Balance,
@@ -11,11 +10,13 @@ from exchange_service.plugin_api import (
     CredentialField,
     Environment,
     ExchangeMetadata,
+    KeyRights,
     Manifest,
-    NotSupported,
     VenueCall,
     hookimpl,
 )
+from exchange_service_lighter import parse
+from exchange_service_lighter.client import LighterClient
 
 LIGHTER = ExchangeMetadata(
     id="lighter",
@@ -28,21 +29,29 @@ LIGHTER = ExchangeMetadata(
     color_class="bg-purple-500/20 text-purple-500",
     instructions=(
         "No key is needed: Lighter's balances are public, so give the address of your wallet. "
-        "A read-only token, made on Lighter's page of API keys, is optional."
+        "A read-only token, made on Lighter's page of API keys, is optional. Never give a private key."
     ),
     credential_fields=(
         CredentialField(
             "wallet_address",
             "Wallet address",
+            required=False,
             secret=False,
-            description="The Ethereum address that owns the account: 0x and 40 digits.",
+            description="The Ethereum address that owns the accounts: 0x and 40 digits. This or an account index.",
         ),
         CredentialField(
             "account_index",
             "Account index",
             required=False,
             secret=False,
-            description="The number of one account of the wallet, where only that one is wanted.",
+            description="The number of one account, where only that one is wanted. This or a wallet address.",
+        ),
+        CredentialField(
+            "deployment",
+            "Deployment",
+            required=False,
+            secret=False,
+            description="robinhood for Lighter on Robinhood Chain. Left empty, Lighter itself.",
         ),
         CredentialField(
             "api_key",
@@ -51,15 +60,22 @@ LIGHTER = ExchangeMetadata(
             description="Begins with ro: and raises the venue's limit on requests. Never a private key.",
         ),
     ),
-    account_types=("perpetual", "spot"),
-    capabilities=Capabilities(balance=False, sandbox=True, read_without_secret=True),
+    account_types=("perpetual", "spot", "pool"),
+    capabilities=Capabilities(sandbox=True, several_accounts=True, read_without_secret=True),
     environments=(
-        Environment("production", {"api": "https://mainnet.zklighter.elliot.ai"}, aliases=("live", "mainnet")),
-        Environment("sandbox", {"api": "https://testnet.zklighter.elliot.ai"}, aliases=("testnet",)),
+        Environment(
+            "production",
+            {"api": "https://mainnet.zklighter.elliot.ai", "robinhood": "https://api.rh.lighter.xyz"},
+            aliases=("live", "mainnet"),
+        ),
+        Environment(
+            "sandbox",
+            {"api": "https://testnet.zklighter.elliot.ai", "robinhood": "https://api.rh-testnet.lighter.xyz"},
+            aliases=("testnet",),
+        ),
     ),
     documentation_url="https://apidocs.lighter.xyz",
     credential_url="https://app.lighter.xyz/apikeys",
-    unsupported_reason="Lighter is listed, but reading its balances is not yet written.",
 )
 
 
@@ -70,4 +86,14 @@ def exchange_manifest() -> Manifest:
 
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
-    raise NotSupported(call.exchange.unsupported_reason)
+    client = LighterClient(call)
+    balance = parse.balance(await client.accounts(), client.usual_collateral)
+    return replace(balance, notes=(*client.notes, *balance.notes))
+
+
+@hookimpl
+async def check_credential(call: VenueCall) -> KeyRights:
+    client = LighterClient(call)
+    # No token can sign a transaction, and without a transaction nothing is traded or withdrawn.
+    expires = client.token.expires if client.token else None
+    return KeyRights(trade=False, withdraw=False, expires=expires, notes=client.notes)

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import exchange_service_lighter
 import pytest
 from exchange_service_lighter import LIGHTER
 
 from exchange_service.plugin_api import Environment
-from exchange_service.testing.contract import ListingContract
-
-
-class TestLighter(ListingContract):
-    plugin = exchange_service_lighter
-    exchange_id = "lighter"
 
 
 def test_it_has_the_values_that_the_application_shows() -> None:
@@ -31,20 +24,33 @@ def test_it_has_the_values_that_the_application_shows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "address"),
+    ("word", "address", "robinhood"),
     [
-        ("production", "https://mainnet.zklighter.elliot.ai"),
-        ("mainnet", "https://mainnet.zklighter.elliot.ai"),
-        ("sandbox", "https://testnet.zklighter.elliot.ai"),
-        ("testnet", "https://testnet.zklighter.elliot.ai"),
+        ("production", "https://mainnet.zklighter.elliot.ai", "https://api.rh.lighter.xyz"),
+        ("mainnet", "https://mainnet.zklighter.elliot.ai", "https://api.rh.lighter.xyz"),
+        ("sandbox", "https://testnet.zklighter.elliot.ai", "https://api.rh-testnet.lighter.xyz"),
+        ("testnet", "https://testnet.zklighter.elliot.ai", "https://api.rh-testnet.lighter.xyz"),
     ],
 )
-def test_an_environment_is_found_by_its_name_and_by_the_venues_word(word: str, address: str) -> None:
+def test_an_environment_is_found_by_its_name_and_by_the_venues_word(word: str, address: str, robinhood: str) -> None:
     environment = LIGHTER.environment(word)
     assert isinstance(environment, Environment)
-    assert environment.urls["api"] == address
+    assert environment.urls == {"api": address, "robinhood": robinhood}
 
 
 def test_it_says_that_a_read_needs_no_secret() -> None:
     assert LIGHTER.capabilities.read_without_secret
-    assert [field.name for field in LIGHTER.credential_fields if field.required] == ["wallet_address"]
+    assert [field.name for field in LIGHTER.credential_fields if field.secret] == ["api_key"]
+
+
+def test_a_form_asks_for_a_wallet_address_or_an_account_index_and_forces_neither() -> None:
+    assert not any(field.required for field in LIGHTER.credential_fields)
+    described = {field.name: field.description for field in LIGHTER.credential_fields}
+    assert "account index" in described["wallet_address"]
+    assert "wallet address" in described["account_index"]
+
+
+def test_it_reads_balances_of_several_accounts() -> None:
+    assert LIGHTER.capabilities.balance
+    assert LIGHTER.capabilities.several_accounts
+    assert LIGHTER.account_types == ("perpetual", "spot", "pool")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from exchange_service.plugin_api import (
     Balance,
     Capabilities,
     CredentialField,
     Environment,
     ExchangeMetadata,
+    KeyRights,
     Manifest,
     VenueAccount,
     VenueCall,
@@ -54,6 +57,13 @@ OANDA = ExchangeMetadata(
 
 # The accounts of a token change seldom; asking for the list each time would double the requests.
 _ACCOUNT_LIST_AGE = 600.0
+# OANDA refuses more than two new connections a second, so no more accounts of a token are read at the same time.
+_READ_AT_ONCE = 2
+
+_NO_READ_ONLY_TOKENS = (
+    "OANDA has no read-only tokens, and does not say what a token may do: whoever has it can trade. "
+    "Keep it as you keep a password."
+)
 
 
 @hookimpl
@@ -64,9 +74,11 @@ def exchange_manifest() -> Manifest:
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
     client = OandaClient(call)
+    turn = asyncio.Semaphore(_READ_AT_ONCE)
 
     async def read(account_id: str) -> VenueAccount:
-        return parse.account(await client.summary(account_id), account_id)
+        async with turn:
+            return parse.account(await client.summary(account_id), account_id)
 
     if client.account_id:
         accounts: tuple[VenueAccount, ...] = (await read(client.account_id),)
@@ -74,3 +86,9 @@ async def fetch_balance(call: VenueCall) -> Balance:
         ids = await call.account_state.get("account ids", client.account_ids, max_age=_ACCOUNT_LIST_AGE)
         accounts = await gather_accounts(ids, read, type="forex")
     return Balance(venue_accounts=accounts, summary=combined_summary(accounts))
+
+
+@hookimpl
+async def check_credential(call: VenueCall) -> KeyRights:
+    OandaClient(call)  # refuses what is stored where it could not be used
+    return KeyRights(notes=(_NO_READ_ONLY_TOKENS,))

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from exchange_service.plugin_api import (
     AccountUnknown,
+    AddressNotAllowed,
     CredentialInvalid,
     CredentialRejected,
     Response,
@@ -20,6 +21,10 @@ from exchange_service.plugin_api import (
 from exchange_service_oanda import parse
 
 _ACCOUNT_ID = re.compile(r"[0-9A-Za-z]+(-[0-9A-Za-z]+)*\Z", re.ASCII)
+
+_NOT_YOURS = "OANDA knows no such account, or the token may not read it. Check the stored account_id."
+_NOT_SHOWN = "OANDA lists this account and does not show it: it may be closed, or one of another platform such as MT4."
+_NOT_LISTED = "OANDA does not list the accounts of this token. Store the account_id of the one to read."
 
 
 class OandaClient:
@@ -43,7 +48,7 @@ class OandaClient:
 
     async def account_ids(self) -> list[str]:
         """The ids of all accounts that the token may read; AccountUnknown where there is none."""
-        ids = parse.account_ids(await self._get("/v3/accounts"))
+        ids = parse.account_ids(await self._get("/v3/accounts", _NOT_LISTED))
         if not ids:
             # Raised here and not by the caller: a failure is not kept, and the first account may be opened any time.
             raise AccountUnknown("OANDA: the token is good but reads no account. Check that its login has a v20 one.")
@@ -51,29 +56,36 @@ class OandaClient:
 
     async def summary(self, account_id: str) -> Any:
         """One account's summary, as OANDA sends it."""
-        return await self._get(f"/v3/accounts/{quote(account_id, safe='')}/summary")
+        refusal = _NOT_YOURS if account_id == self.account_id else _NOT_SHOWN
+        return await self._get(f"/v3/accounts/{quote(account_id, safe='')}/summary", refusal)
 
-    async def _get(self, path: str) -> Any:
+    async def _get(self, path: str, refusal: str) -> Any:
         response = await self._http.get(self._base + path, headers=self._headers)
-        self._raise_for_error(response)
+        _raise_for_error(response, refusal, self._other_environment)
         return response.json()
 
-    def _raise_for_error(self, response: Response) -> None:
-        if response.status == 200:
-            return
-        message = _error_message(response)
-        if response.status in (401, 403) and "forbidden" in message:
-            # The token is good, and the account is somebody else's.
-            raise AccountUnknown("OANDA: the token may not read this account. Check the stored account_id.")
-        if response.status in (401, 403):
-            raise CredentialRejected(
-                f"OANDA refuses the token. Check first whether it is one for {self._other_environment} accounts: "
-                "a token works in one environment only."
-            )
-        if response.status == 404 or (response.status == 400 and "accountid" in message):
-            raise AccountUnknown("OANDA knows no such account. Check the stored account_id.")
-        response.raise_for_status()
-        raise VenueMalformed(f"OANDA answered with an unexpected status (HTTP {response.status}).")
+
+def _raise_for_error(response: Response, refusal: str, other_environment: str) -> None:
+    """OANDA's own words first; the rest is as everywhere. `refusal` says that the account cannot be read."""
+    status = response.status
+    if status == 200:
+        return
+    message = _error_message(response)
+    if status in (401, 403) and "forbidden" in message:
+        # The token is good, and the account is somebody else's.
+        raise AccountUnknown(refusal)
+    if status == 401 or (status == 403 and message):
+        raise CredentialRejected(
+            f"OANDA refuses the token. Check first whether it is one for {other_environment} accounts: "
+            "a token works in one environment only."
+        )
+    if status == 403:
+        # OANDA itself gives a reason, so it is the gateway in front that does not want us.
+        raise AddressNotAllowed("OANDA's gateway refuses requests from this service's network address.")
+    if status == 404 or (status == 400 and "accountid" in message):
+        raise AccountUnknown(refusal)
+    response.raise_for_status()
+    raise VenueMalformed(f"OANDA answered with an unexpected status (HTTP {status}).")
 
 
 def _error_message(response: Response) -> str:

@@ -12,6 +12,9 @@ from aiohttp import web
 
 from exchange_service.testing import DemoVenue, Fault
 
+# OANDA names every answer, so that its support can find it.
+_REQUEST_ID = "42717890123456789"
+
 
 @dataclass(slots=True)
 class SimulatedAccount:
@@ -68,13 +71,17 @@ class OandaSimulator(DemoVenue):
 
     async def _list(self, request: web.Request) -> web.Response:
         accounts = [{"id": account.id, "tags": []} for account in self._token(request).accounts.values()]
-        return web.json_response({"accounts": accounts}, headers={"RequestID": "42"})
+        return web.json_response({"accounts": accounts}, headers={"RequestID": _REQUEST_ID})
 
     async def _summary(self, request: web.Request) -> web.Response:
-        account = self._token(request).accounts.get(request.match_info["id"])
+        account_id = request.match_info["id"]
+        account = self._token(request).accounts.get(account_id)
+        if account is None and not any(account_id in token.accounts for token in self.tokens.values()):
+            raise _error(web.HTTPNotFound, "The account specified does not exist.")
         if account is None or account.refused:
             raise _error(web.HTTPForbidden, "The provided request was forbidden.")
-        return web.json_response({"account": _summary(account), "lastTransactionID": "2417"})
+        answer = {"account": _summary(account), "lastTransactionID": "2417"}
+        return web.json_response(answer, headers={"RequestID": _REQUEST_ID})
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
         token = f"demo-{situation}-token"
@@ -96,6 +103,25 @@ class OandaSimulator(DemoVenue):
             # One good answer for the list and one for the summary, then trouble.
             self.fail(Fault.html(503)).account = token
             self.fail(Fault(pass_on=True, account=token, times=2))
+        return {"api_key": token}
+
+    def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
+        token = f"trouble-{trouble.replace(' ', '-')}-token"
+        if trouble in ("wrong key", "wrong environment"):
+            # Neither is known here: a practice token is to the live venue what a mistyped one is.
+            return {"api_key": token}
+        self.add_token(token, SimulatedAccount("101-004-7654321-001"))
+        if trouble == "missing right":
+            foreign = "101-004-1112223-001"
+            self.add_token("somebody-elses-token", SimulatedAccount(foreign))
+            return {"api_key": token, "extra_metadata": {"account_id": foreign}}
+        if trouble == "unknown account":
+            return {"api_key": token, "extra_metadata": {"account_id": "101-004-7654321-999"}}
+        if trouble == "rate limit":
+            # OANDA says neither in headers how much is left nor for how long to wait.
+            self.fail(Fault.rate_limited("")).account = token
+        elif trouble == "outage":
+            self.fail(Fault.html(503)).account = token
         return {"api_key": token}
 
     def move(self) -> None:
@@ -133,4 +159,5 @@ def _summary(account: SimulatedAccount) -> dict[str, Any]:
 
 
 def _error(kind: type[web.HTTPError], message: str) -> web.HTTPError:
-    return kind(text='{"errorMessage": "' + message + '"}', content_type="application/json")
+    body = '{"errorMessage": "' + message + '"}'
+    return kind(text=body, content_type="application/json", headers={"RequestID": _REQUEST_ID})

@@ -16,11 +16,15 @@ from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
 from exchange_service.plugin_api import (
     AccountUnknown,
+    AddressNotAllowed,
+    AssetBalance,
     Balance,
     CredentialInvalid,
     CredentialRejected,
+    Http,
     RequestRefused,
     Response,
+    Summary,
     VenueCall,
     VenueError,
     VenueMaintenance,
@@ -82,6 +86,26 @@ async def test_the_token_goes_as_a_bearer_and_json_is_asked_for() -> None:
         assert request.headers["Accept"] == "application/json"
 
 
+async def test_the_worked_example_is_reproduced_to_the_digit() -> None:
+    async with venue_with(SimulatedAccount(FIRST)) as venue:
+        balance = await balance_of(venue)
+    (account,) = balance.venue_accounts
+    assert [str(row) for row in account.assets] == [
+        str(AssetBalance("EUR", Decimal("25310.4426"), Decimal("23246.1055"), Decimal("1940.2271")))
+    ]
+    assert str(balance.summary) == str(
+        Summary(
+            "EUR",
+            total=Decimal("25310.4426"),
+            cash=Decimal("25310.4426"),
+            equity=Decimal("25182.5126"),
+            available=Decimal("23246.1055"),
+            margin_used=Decimal("1940.2271"),
+            unrealised_pnl=Decimal("-127.9300"),
+        )
+    )
+
+
 async def test_one_currency_has_one_summary_over_all_accounts() -> None:
     second = SimulatedAccount(SECOND, "EUR", "Second", Decimal("0.0001"), Decimal(0), Decimal(1), Decimal(2))
     async with venue_with(SimulatedAccount(FIRST), second) as venue:
@@ -119,6 +143,49 @@ async def test_a_limit_on_one_account_leaves_the_others_readable() -> None:
     assert errors[0] is None
     assert isinstance(errors[1], VenueRateLimited)
     assert errors[1].retry_after == 7
+
+
+async def test_of_four_accounts_one_that_fails_is_shown_and_nothing_is_summed_over_it() -> None:
+    ids = [f"101-004-7654321-00{number}" for number in range(1, 5)]
+    async with venue_with(*(SimulatedAccount(account_id) for account_id in ids)) as venue:
+        venue.fail(Fault.html(503)).path = f"{LIST}/{ids[2]}/summary"
+        balance = await balance_of(venue)
+    assert [account.id for account in balance.venue_accounts] == ids
+    assert [type(account.error) for account in balance.venue_accounts if account.error] == [VenueUnavailable]
+    assert len(list(balance.rows())) == 3
+    assert balance.summary is None
+
+
+class CountingHttp:
+    """A session that counts how many requests are on their way at the same time."""
+
+    def __init__(self, http: Http) -> None:
+        self._http = http
+        self.client_session = http.client_session
+        self.under_way = self.most = 0
+
+    async def get(self, url: str, **options: Any) -> Response:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            return await self._http.get(url, **options)
+        finally:
+            self.under_way -= 1
+
+    async def post(self, url: str, **options: Any) -> Response:
+        return await self._http.post(url, **options)
+
+
+async def test_no_more_than_two_accounts_are_read_at_the_same_time() -> None:
+    ids = [f"101-004-7654321-00{number}" for number in range(1, 7)]
+    async with (
+        venue_with(*(SimulatedAccount(account_id) for account_id in ids)) as venue,
+        venue_call(OANDA, override=venue.url, api_key=TOKEN) as call,
+    ):
+        http = CountingHttp(call.http)
+        balance = await exchange_service_oanda.fetch_balance(replace(call, http=http))
+    assert [account.id for account in balance.venue_accounts] == ids
+    assert http.most == 2
 
 
 async def test_where_every_account_refuses_there_is_no_balance() -> None:
@@ -262,10 +329,12 @@ async def test_a_forbidden_request_means_that_the_account_is_somebody_elses(stat
         (saying(400, "Invalid value specified for 'accountID'"), AccountUnknown),
         (saying(400, "Invalid value specified for 'count'"), RequestRefused),
         (Fault(status=401), CredentialRejected),
+        (Fault.html(403), AddressNotAllowed),
         (saying(404, "No such account"), AccountUnknown),
         (Fault.html(404), AccountUnknown),
         (Fault(status=405), RequestRefused),
         (Fault(status=416), RequestRefused),
+        (Fault(status=418), VenueRateLimited),
         (Fault(status=429), VenueRateLimited),
         (Fault(status=500), VenueUnavailable),
         (Fault.html(502), VenueUnavailable),
@@ -281,6 +350,49 @@ async def test_each_of_oandas_errors_is_told_as_what_it_is(fault: Fault, expecte
     assert type(await refusal_of(fault)) is expected
 
 
+async def test_an_account_that_cannot_be_read_comes_with_what_to_do() -> None:
+    forbidden = saying(403, "The provided request was forbidden.")
+    assert "Check the stored account_id" in (await refusal_of(forbidden, account_id=FIRST)).message
+    assert "Store the account_id" in (await refusal_of(forbidden)).message
+    async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND, refused=True)) as venue:
+        error = (await balance_of(venue)).venue_accounts[1].error
+    assert error is not None
+    assert "another platform" in error.message
+
+
 async def test_oandas_own_words_are_not_passed_on() -> None:
     error = await refusal_of(saying(400, "accountID of Jane Doe, card 4111"))
     assert "Jane" not in error.message
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500, 503])
+async def test_the_name_of_oandas_answer_is_not_passed_on(status: int) -> None:
+    fault = replace(saying(status, "The provided request was forbidden."), headers={"RequestID": "42717890123456789"})
+    error = await refusal_of(fault)
+    assert "42717890123456789" not in f"{error!r} {error.args} {vars(error)}"
+
+
+async def test_what_a_token_may_do_is_not_known_and_its_owner_is_told_so() -> None:
+    async with venue_with() as venue, venue_call(OANDA, override=venue.url, api_key=TOKEN) as call:
+        rights = await exchange_service_oanda.check_credential(call)
+    assert (rights.trade, rights.withdraw, rights.expires) == (None, None, None)
+    assert "no read-only tokens" in rights.notes[0]
+    assert venue.requests == []
+
+
+async def test_the_rights_of_no_token_are_not_known() -> None:
+    async with venue_call(OANDA, api_key="") as call:
+        with pytest.raises(CredentialInvalid, match="api_key"):
+            await exchange_service_oanda.check_credential(call)
+
+
+async def test_the_listing_has_the_owners_values() -> None:
+    shown = (OANDA.name, OANDA.asset_class, OANDA.asset_types, OANDA.market_hours)
+    assert shown == ("OANDA", "Forex", "Forex", "24/5 Trading")
+    look = (OANDA.icon, OANDA.logo, OANDA.color_class)
+    assert look == ("i-heroicons-currency-dollar", "/oanda_logo.png", "bg-green-500/20 text-green-500")
+    assert not OANDA.requires_passphrase
+    assert OANDA.requires_account_id
+    required = [(field.name, field.secret) for field in OANDA.credential_fields if field.required]
+    assert required == [("api_key", True)]
+    assert not OANDA.capabilities.push

@@ -1,9 +1,8 @@
-"""tastytrade: brokerage accounts, read by an OAuth grant of the user's own application.
-
-For now the listing alone: reading balances is not yet written.
-"""
+"""tastytrade: the balances of brokerage accounts, read by an OAuth grant of the user's own application."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from exchange_service.plugin_api import (
     Balance,
@@ -11,11 +10,16 @@ from exchange_service.plugin_api import (
     CredentialField,
     Environment,
     ExchangeMetadata,
+    KeyRights,
     Manifest,
-    NotSupported,
+    VenueAccount,
     VenueCall,
+    combined_summary,
+    gather_accounts,
     hookimpl,
 )
+from exchange_service_tastytrade import parse
+from exchange_service_tastytrade.client import TastytradeClient
 
 TASTYTRADE = ExchangeMetadata(
     id="tastytrade",
@@ -55,19 +59,18 @@ TASTYTRADE = ExchangeMetadata(
             "Account number",
             required=False,
             secret=False,
-            description="Such as 5WX00000. May be left empty: the login shows its accounts.",
+            description="Such as 5WX00000. Left empty, every open account of the login is read.",
         ),
     ),
     account_types=("cash", "margin"),
-    capabilities=Capabilities(balance=False, sandbox=True),
+    capabilities=Capabilities(sandbox=True, several_accounts=True),
     environments=(
         Environment("production", {"api": "https://api.tastyworks.com"}, aliases=("live",)),
-        # Its logins are its own, and it is wiped every day.
+        # Its logins and grants are its own, and it is wiped every day.
         Environment("sandbox", {"api": "https://api.cert.tastyworks.com"}, aliases=("cert",)),
     ),
     documentation_url="https://developer.tastytrade.com",
     credential_url="https://my.tastytrade.com/app.html#/manage/api-access/oauth-applications",
-    unsupported_reason="tastytrade is listed, but reading its balances is not yet written.",
 )
 
 
@@ -78,4 +81,25 @@ def exchange_manifest() -> Manifest:
 
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
-    raise NotSupported(call.exchange.unsupported_reason)
+    client = TastytradeClient(call)
+    listed = {account.number: account for account in await client.accounts() if call.wants(account.kind)}
+
+    async def read(number: str) -> VenueAccount:
+        return parse.account(await client.balances(number), number)
+
+    found = await gather_accounts(list(listed), read)
+    # Also one that could not be read has its kind and name.
+    accounts = tuple(
+        replace(account, type=listed[account.id].kind, label=listed[account.id].label) for account in found
+    )
+    times = [account.venue_time for account in accounts if account.venue_time is not None]
+    return Balance(accounts, combined_summary(accounts), venue_time=min(times, default=None))
+
+
+@hookimpl
+async def check_credential(call: VenueCall) -> KeyRights:
+    return KeyRights(
+        notes=(
+            "tastytrade does not say what a grant may do. An OAuth application with the scope read alone is enough.",
+        )
+    )

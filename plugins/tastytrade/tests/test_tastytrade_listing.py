@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import exchange_service_tastytrade
 import pytest
 from exchange_service_tastytrade import TASTYTRADE
 
 from exchange_service.plugin_api import Environment
-from exchange_service.testing.contract import ListingContract
-
-
-class TestTastytrade(ListingContract):
-    plugin = exchange_service_tastytrade
-    exchange_id = "tastytrade"
 
 
 def test_it_has_the_values_that_the_application_shows() -> None:
@@ -51,3 +44,10 @@ def test_the_refresh_token_is_the_passphrase_that_the_sheet_asks_for() -> None:
 
 def test_the_user_is_told_that_the_right_to_read_is_enough() -> None:
     assert "the scope read alone" in TASTYTRADE.instructions
+
+
+def test_balances_of_several_accounts_are_supported() -> None:
+    assert TASTYTRADE.capabilities.balance
+    assert TASTYTRADE.capabilities.several_accounts
+    assert TASTYTRADE.unsupported_reason == ""
+    assert TASTYTRADE.account_types == ("cash", "margin")

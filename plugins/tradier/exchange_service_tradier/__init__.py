@@ -1,7 +1,4 @@
-"""Tradier: one brokerage account in two listings, as a whole and with its options figures first.
-
-For now the listings alone: reading balances is not yet written.
-"""
+"""Tradier: brokerage accounts in two listings, as a whole and with their options figures first."""
 
 from __future__ import annotations
 
@@ -12,10 +9,10 @@ from exchange_service.plugin_api import (
     Environment,
     ExchangeMetadata,
     Manifest,
-    NotSupported,
     VenueCall,
     hookimpl,
 )
+from exchange_service_tradier.views import account_view, options_view
 
 _ENVIRONMENTS = (
     Environment("production", {"api": "https://api.tradier.com/v1"}, aliases=("live",)),
@@ -52,11 +49,10 @@ TRADIER = ExchangeMetadata(
     instructions=_INSTRUCTIONS,
     credential_fields=_CREDENTIAL_FIELDS,
     account_types=("cash", "margin"),
-    capabilities=Capabilities(balance=False, sandbox=True),
+    capabilities=Capabilities(sandbox=True, several_accounts=True),
     environments=_ENVIRONMENTS,
     documentation_url=_DOCUMENTATION,
     credential_url=_CREDENTIAL_PAGE,
-    unsupported_reason="Tradier is listed, but reading its balances is not yet written.",
 )
 
 TRADIER_OPTIONS = ExchangeMetadata(
@@ -72,13 +68,12 @@ TRADIER_OPTIONS = ExchangeMetadata(
     instructions=_INSTRUCTIONS,
     credential_fields=_CREDENTIAL_FIELDS,
     account_types=("options",),
-    capabilities=Capabilities(balance=False, sandbox=True),
+    capabilities=Capabilities(sandbox=True, several_accounts=True),
     environments=_ENVIRONMENTS,
     documentation_url=_DOCUMENTATION,
     credential_url=_CREDENTIAL_PAGE,
     # The same accounts, so the same token: nobody should have to store it twice.
     credential_of="tradier",
-    unsupported_reason="Tradier's options view is listed, but reading its balances is not yet written.",
 )
 
 
@@ -89,4 +84,4 @@ def exchange_manifest() -> Manifest:
 
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
-    raise NotSupported(call.exchange.unsupported_reason)
+    return await (options_view(call) if call.exchange.id == TRADIER_OPTIONS.id else account_view(call))

@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import exchange_service_tradier
 import pytest
 from exchange_service_tradier import TRADIER, TRADIER_OPTIONS
 
-from exchange_service.plugin_api import Environment, ExchangeMetadata
-from exchange_service.testing.contract import ListingContract
-
-
-class TestTradier(ListingContract):
-    plugin = exchange_service_tradier
-    exchange_id = "tradier"
-
-
-class TestTradierOptions(ListingContract):
-    plugin = exchange_service_tradier
-    exchange_id = "tradier_options"
+from exchange_service.plugin_api import Capabilities, Environment, ExchangeMetadata
 
 
 def test_the_account_listing_has_the_values_that_the_application_shows() -> None:
@@ -64,3 +52,14 @@ def test_an_environment_is_found_by_its_name_and_by_the_venues_word(word: str, a
 def test_the_account_id_may_be_left_out_because_the_token_shows_its_accounts() -> None:
     required = {field.name: field.required for field in TRADIER.credential_fields}
     assert required == {"api_key": True, "account_id": False}
+
+
+def test_both_read_balances_of_several_accounts_and_in_the_sandbox() -> None:
+    for listing in (TRADIER, TRADIER_OPTIONS):
+        assert listing.capabilities == Capabilities(sandbox=True, several_accounts=True)
+        assert listing.unsupported_reason == ""
+
+
+def test_each_tells_which_kinds_of_account_it_shows() -> None:
+    assert TRADIER.account_types == ("cash", "margin")
+    assert TRADIER_OPTIONS.account_types == ("options",)

@@ -1,0 +1,381 @@
+"""Lighter's payloads as the service's nouns. Pure: payload in, value out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from exchange_service.plugin_api import (
+    AccountUnknown,
+    AssetBalance,
+    Balance,
+    Summary,
+    VenueAccount,
+    VenueError,
+    VenueMalformed,
+    VenueUnavailable,
+    amount,
+    as_list,
+    as_object,
+    combined_summary,
+    exact_difference,
+    exact_sum,
+    required_amount,
+    text,
+)
+
+# `account_trading_mode`. Classic: perpetuals and spot hold money of their own; unified: spot may serve as margin.
+CLASSIC, UNIFIED = 0, 1
+# `account_type`; every other one is a pool's.
+_MASTER, _SUB_ACCOUNT = 0, 1
+# The number of the asset that perpetuals are reckoned in, on every deployment; its symbol differs.
+_COLLATERAL_ASSET = 3
+_CROSS_MARGIN = 0
+# The pool in which LIT is staked reckons in LIT; all others that are known reckon in the collateral.
+_ASSETS_OF_POOLS = {281474976624800: "LIT"}
+
+_UNIFIED_EQUITY = (
+    "In unified mode equity is Lighter's own figure and counts what serves as margin. Spot rows may be in it already: "
+    "do not add them to it."
+)
+_MARGIN_IN_OTHER_ASSETS = (
+    "Assets besides the collateral serve as margin. Lighter's equity counts them; the part moved to margin has no row."
+)
+_POOL_SHARES = "Pool shares are shown by what was put into them, and are in no summary."
+_POOL_WITHOUT_VALUE = "Shares in a pool whose worth Lighter does not say are left out."
+_ONLY_POOLS = (
+    "Lighter shows a public pool there and no account of one person. Store the wallet_address or account_index of an "
+    "account of your own."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolShare:
+    """A share in a public pool. `asset` is empty for the collateral; `principal` None where it is not said."""
+
+    pool: int
+    asset: str
+    principal: Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAccount:
+    """One account: amounts of its perpetuals in the collateral, its spot rows, its shares in pools.
+
+    `collateral_symbol` is empty where the account does not show the asset.
+    """
+
+    index: int
+    l1_address: str
+    kind: int
+    mode: int
+    name: str
+    collateral_symbol: str
+    collateral: Decimal
+    equity: Decimal
+    available: Decimal | None
+    margin_used: Decimal | None
+    unrealised_pnl: Decimal | None
+    open_positions: int
+    spot: tuple[AssetBalance, ...]
+    margin_in_other_assets: bool
+    shares: tuple[PoolShare, ...]
+
+    @property
+    def is_pool(self) -> bool:
+        """Whether it holds the money of many."""
+        return self.kind not in (_MASTER, _SUB_ACCOUNT)
+
+    def is_empty(self) -> bool:
+        """Whether nothing is held here."""
+        figures = (self.collateral, self.equity, self.available, self.open_positions, self.margin_in_other_assets)
+        shares = any(share.principal is None or share.principal for share in self.shares)
+        return not any(figures) and not shares and all(row.is_zero() for row in self.spot)
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadAccount:
+    """An account that Lighter lists and could not read itself."""
+
+    index: int
+    l1_address: str
+    error: VenueError
+
+
+Account = ReadAccount | UnreadAccount
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of accounts; `next_cursor` is empty on the last."""
+
+    accounts: tuple[Account, ...]
+    next_cursor: str
+
+
+def page(payload: Any) -> Page:
+    """A page of `GET /api/v1/account`."""
+    found = as_object(payload, "the answer")
+    entries = [as_object(entry, "accounts[]") for entry in as_list(found.get("accounts"), "accounts")]
+    return Page(
+        accounts=tuple(_account(entry) for entry in entries),
+        next_cursor=text(found, "next_cursor", "the answer", required=False),
+    )
+
+
+def balance(found: Sequence[Account], usual_collateral: str) -> Balance:
+    """All accounts of a wallet. Sub-accounts that hold nothing are left out, and so are pools that the wallet runs.
+
+    `usual_collateral` is the collateral's symbol where no account shows it. Raises the error of the accounts where
+    none could be read, AccountUnknown where there is nothing but pools.
+    """
+    unread = [account for account in found if isinstance(account, UnreadAccount)]
+    read = [account for account in found if isinstance(account, ReadAccount)]
+    own = [account for account in read if not account.is_pool]
+    if not own:
+        raise unread[0].error if unread else AccountUnknown(_ONLY_POOLS)
+    shown = [account for account in own if account.kind == _MASTER or not account.is_empty()] or own[:1]
+    symbol = _collateral_symbol(read, usual_collateral)
+    failed = [VenueAccount(id=str(account.index), error=account.error) for account in unread]
+    parts = [part for account in shown for part in _parts(account, symbol)]
+    summary, remarks = _overall_summary([*_figures(shown, symbol), *failed], symbol)
+    notes = [note for account in shown for note in _notes(account)]
+    notes += [_pool_left_out(account) for account in read if account.is_pool]
+    return Balance((*parts, *failed), summary, notes=tuple(dict.fromkeys((*notes, *remarks))))
+
+
+def _account(entry: Any) -> Account:
+    index = _integer(entry, "index", "accounts[]")
+    if entry.get("account_index") is not None and _integer(entry, "account_index", "accounts[]") != index:
+        raise VenueMalformed("Lighter calls an account by two numbers.")
+    address = text(entry, "l1_address", "accounts[]", required=False).lower()
+    code = _integer(entry, "code", "accounts[]", otherwise=0)
+    if code != 0:
+        return UnreadAccount(index, address, VenueUnavailable(f"Lighter could not read this account (code {code})."))
+    return _read_account(entry, index, address)
+
+
+def _read_account(entry: Any, index: int, address: str) -> ReadAccount:
+    mode = _integer(entry, "account_trading_mode", "accounts[]", otherwise=CLASSIC)
+    positions = _entries(entry, "positions", "market_id")
+    assets = _entries(entry, "assets", "asset_id")
+    collateral = required_amount(entry, "collateral", "accounts[]")
+    equity = required_amount(entry, "total_asset_value", "accounts[]")
+    available = amount(entry, "available_balance", "accounts[]")
+    return ReadAccount(
+        index=index,
+        l1_address=address,
+        kind=_integer(entry, "account_type", "accounts[]"),
+        mode=mode,
+        name=text(entry, "name", "accounts[]", required=False),
+        collateral_symbol=next((_symbol(asset) for asset in assets if asset["asset_id"] == _COLLATERAL_ASSET), ""),
+        collateral=collateral,
+        equity=equity,
+        available=available,
+        margin_used=_margin_used(entry, positions, equity, available),
+        unrealised_pnl=_unrealised_pnl(positions, equity, collateral, mode),
+        open_positions=sum(1 for position in positions if _is_open(position)),
+        spot=_spot_rows(assets),
+        margin_in_other_assets=any(_is_other_margin(asset) for asset in assets),
+        shares=_shares(entry),
+    )
+
+
+def _margin_used(entry: Any, positions: Sequence[Any], equity: Decimal, available: Decimal | None) -> Decimal | None:
+    """Cross margin and what isolated positions were given; else what Lighter's two other figures leave."""
+    cross = amount(entry, "cross_initial_margin_requirement", "accounts[]")
+    isolated = [_isolated_margin(position) for position in positions]
+    known = [margin for margin in (cross, *isolated) if margin is not None]
+    if len(known) == len(isolated) + 1:
+        return exact_sum(known)
+    rest = None if available is None else exact_difference(equity, available)
+    return rest if rest is not None and rest >= 0 else None
+
+
+def _isolated_margin(position: Any) -> Decimal | None:
+    """The position's own margin: zero for one on cross margin or closed, None where an isolated one does not say."""
+    mode = _integer(position, "margin_mode", "positions[]", otherwise=_CROSS_MARGIN)
+    own = amount(position, "allocated_margin", "positions[]")
+    return own if mode != _CROSS_MARGIN and _is_open(position) else Decimal(0)
+
+
+def _unrealised_pnl(positions: Sequence[Any], equity: Decimal, collateral: Decimal, mode: int) -> Decimal | None:
+    """The positions' own figures, summed; where an open one lacks it, what equity has above the collateral.
+
+    The latter in classic mode alone, because in the others equity counts more than the two.
+    """
+    found = [amount(position, "unrealized_pnl", "positions[]") for position in positions]
+    known = [profit for profit in found if profit is not None]
+    silent = any(profit is None and _is_open(position) for profit, position in zip(found, positions, strict=True))
+    if not silent:
+        return exact_sum(known)
+    return exact_difference(equity, collateral) if mode == CLASSIC else None
+
+
+def _is_open(position: Any) -> bool:
+    """Whether it is not one of the closed ones, which stay in the list with size zero."""
+    return amount(position, "position", "positions[]") != 0
+
+
+def _spot_rows(assets: Sequence[Any]) -> tuple[AssetBalance, ...]:
+    """The spot holdings. `margin_balance` is no part of them: for the collateral it is the perpetuals' money."""
+    rows = tuple(_spot_row(asset) for asset in assets)
+    if len({row.asset for row in rows}) != len(rows):
+        raise VenueMalformed("Lighter lists an asset twice.")
+    return rows
+
+
+def _spot_row(asset: Any) -> AssetBalance:
+    total = required_amount(asset, "balance", "assets[]")
+    locked = amount(asset, "locked_balance", "assets[]")
+    # The venue defines free as the balance less what is locked, and does not send it.
+    free = None if locked is None else exact_difference(total, locked)
+    return AssetBalance(_symbol(asset), total=total, free=free, used=locked)
+
+
+def _is_other_margin(asset: Any) -> bool:
+    return bool(amount(asset, "margin_balance", "assets[]")) and asset["asset_id"] != _COLLATERAL_ASSET
+
+
+def _symbol(asset: Any) -> str:
+    return text(asset, "symbol", "assets[]")
+
+
+def _shares(entry: Any) -> tuple[PoolShare, ...]:
+    """Shares in pools. Unlike the other lists this one may be missing: nothing else depends on it."""
+    if entry.get("shares") is None:
+        return ()
+    return tuple(
+        PoolShare(
+            pool=share["public_pool_index"],
+            asset=_ASSETS_OF_POOLS.get(share["public_pool_index"], ""),
+            principal=amount(share, "principal_amount", "shares[]"),
+        )
+        for share in _entries(entry, "shares", "public_pool_index")
+    )
+
+
+def _entries(source: Any, key: str, number: str) -> list[Any]:
+    """The objects of a list, each with another `number`; VenueMalformed otherwise."""
+    entries = [as_object(entry, f"{key}[]") for entry in as_list(source.get(key), key)]
+    if len({_integer(entry, number, f"{key}[]") for entry in entries}) != len(entries):
+        raise VenueMalformed(f"Lighter repeats itself in {key}.")
+    return entries
+
+
+def _integer(source: Any, key: str, where: str, *, otherwise: int | None = None) -> int:
+    """The whole number at `key`; `otherwise` for a missing one, where that is given."""
+    value = source.get(key)
+    if value is None and otherwise is not None:
+        return otherwise
+    if type(value) is not int or value < 0:
+        raise VenueMalformed(f"{where}.{key} should be a number without sign and point, and is not.")
+    return value
+
+
+def _collateral_symbol(accounts: Sequence[ReadAccount], otherwise: str) -> str:
+    symbols = {account.collateral_symbol for account in accounts if account.collateral_symbol}
+    if len(symbols) > 1:
+        raise VenueMalformed("Lighter calls the collateral by two names.")
+    return next(iter(symbols), otherwise)
+
+
+def _parts(account: ReadAccount, symbol: str) -> tuple[VenueAccount, ...]:
+    """The venue accounts of one index: perpetuals, spot, and one for each pool that it has shares in."""
+    pools = tuple(
+        VenueAccount(
+            id=str(account.index),
+            type="pool",
+            sub_account=str(share.pool),
+            label=account.name,
+            assets=(AssetBalance(share.asset or symbol, total=share.principal),),
+        )
+        for share in account.shares
+        if share.principal is not None
+    )
+    return (_perpetual(account, symbol), _spot(account, symbol), *pools)
+
+
+def _figures(accounts: Sequence[ReadAccount], symbol: str) -> list[VenueAccount]:
+    """The venue accounts that a figure for everything is made of. In unified mode spot may be in equity already."""
+    perpetuals = [_perpetual(account, symbol) for account in accounts]
+    return perpetuals + [_spot(account, symbol) for account in accounts if account.mode != UNIFIED]
+
+
+def _perpetual(account: ReadAccount, symbol: str) -> VenueAccount:
+    figures = Summary(
+        symbol,
+        total=account.collateral,
+        cash=account.collateral,
+        available=account.available,
+        equity=account.equity,
+        margin_used=account.margin_used,
+        unrealised_pnl=account.unrealised_pnl,
+    )
+    row = AssetBalance(symbol, total=account.collateral, free=account.available, used=account.margin_used)
+    return VenueAccount(
+        id=str(account.index),
+        type="perpetual",
+        label=account.name,
+        assets=(row,),
+        summary=figures if account.mode in (CLASSIC, UNIFIED) else None,
+    )
+
+
+def _spot(account: ReadAccount, symbol: str) -> VenueAccount:
+    """Spot. Figures only in classic mode and where it holds nothing but the collateral: no prices are asked for."""
+    nothing = AssetBalance(symbol, Decimal(0), Decimal(0), Decimal(0))
+    money = next((row for row in account.spot if row.asset == symbol), nothing)
+    # Nothing on a classic spot account is bound as margin or marked to a market, so both are true zeros.
+    figures = Summary(
+        symbol,
+        total=money.total,
+        cash=money.total,
+        available=money.free,
+        equity=money.total,
+        margin_used=Decimal(0),
+        unrealised_pnl=Decimal(0),
+    )
+    other_than_money = any(row.asset != symbol and not row.is_zero() for row in account.spot)
+    return VenueAccount(
+        id=str(account.index),
+        type="spot",
+        label=account.name,
+        assets=account.spot,
+        summary=figures if account.mode == CLASSIC and not other_than_money else None,
+    )
+
+
+def _overall_summary(accounts: Sequence[VenueAccount], symbol: str) -> tuple[Summary | None, tuple[str, ...]]:
+    """The one figure for these accounts, and a remark where there is none because of what is held on spot."""
+    summary = combined_summary(accounts)
+    reckoned = all(account.summary for account in accounts if account.type != "spot")
+    missing = f"There is no summary for everything, because not everything held is in {symbol}."
+    return summary, (missing,) if summary is None and reckoned else ()
+
+
+def _notes(account: ReadAccount) -> list[str]:
+    notes = []
+    if account.mode not in (CLASSIC, UNIFIED):
+        notes.append(
+            f"Lighter keeps account {account.index} in a mode that is not known here ({account.mode}): its perpetual "
+            "and its spot account may overlap, so they are shown without equity and without a summary."
+        )
+    if account.mode == UNIFIED and not all(row.is_zero() for row in account.spot):
+        notes.append(_UNIFIED_EQUITY)
+    if account.mode != CLASSIC and account.margin_in_other_assets:
+        notes.append(_MARGIN_IN_OTHER_ASSETS)
+    if any(share.principal is not None for share in account.shares):
+        notes.append(_POOL_SHARES)
+    if any(share.principal is None for share in account.shares):
+        notes.append(_POOL_WITHOUT_VALUE)
+    return notes
+
+
+def _pool_left_out(account: ReadAccount) -> str:
+    return (
+        f"Account {account.index} of the wallet is a public pool. It is left out, because its money belongs to all "
+        "who put into it."
+    )

@@ -1,0 +1,346 @@
+"""Lighter on loopback: what GET /api/v1/account answers. It uses nothing of the client: no mistake hides in both."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from aiohttp import web
+
+from exchange_service.testing import DemoVenue, Fault
+
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}\Z")
+_DIGITS = re.compile(r"[0-9]{1,19}\Z")
+_FIRST_SUB_ACCOUNT = 281474976700001
+_POOL = 281474976710654
+
+
+@dataclass(slots=True)
+class SimulatedPosition:
+    """A perpetual position; `size` is negative for a short one, zero for one that was closed.
+
+    `margin_fraction` is in percent of the value. An isolated position has `allocated` of the collateral to itself.
+    """
+
+    market_id: int
+    symbol: str
+    size: Decimal
+    entry: Decimal
+    mark: Decimal
+    margin_fraction: Decimal = Decimal("5.00")
+    allocated: Decimal | None = None
+
+    @property
+    def value(self) -> Decimal:
+        return abs(self.size) * self.mark
+
+    @property
+    def unrealized(self) -> Decimal:
+        return self.size * (self.mark - self.entry)
+
+    @property
+    def margin(self) -> Decimal:
+        return self.value * self.margin_fraction / 100
+
+
+@dataclass(slots=True)
+class SimulatedAsset:
+    """An asset: its spot balance, of which `locked` is bound by orders, and what serves as margin besides."""
+
+    symbol: str
+    asset_id: int
+    balance: str
+    locked: str
+    margin: str = "0.000000"
+
+
+@dataclass(slots=True)
+class SimulatedAccount:
+    """One account. `kind` is the venue's account type, `mode` its trading mode, `code` the account's own code.
+
+    `other_margin` is what assets besides the collateral count as margin. `changes` are members to answer in place of
+    those reckoned here; `...` leaves one out.
+    """
+
+    index: int
+    l1_address: str
+    kind: int = 0
+    mode: int = 0
+    name: str = ""
+    collateral: Decimal = Decimal(0)
+    other_margin: Decimal = Decimal(0)
+    positions: list[SimulatedPosition] = field(default_factory=list)
+    assets: list[SimulatedAsset] = field(default_factory=list)
+    # What was put into each pool, by the pool's number.
+    shares: dict[int, str] = field(default_factory=dict)
+    code: int = 0
+    changes: dict[str, Any] = field(default_factory=dict)
+    moving: bool = False
+
+
+class LighterSimulator(DemoVenue):
+    """Plays mainnet.zklighter.elliot.ai."""
+
+    exchange_id = "lighter"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accounts: dict[int, SimulatedAccount] = {}
+        # The account that each token was made for.
+        self.tokens: dict[str, int] = {}
+        self.page_size = 100
+        # The venue's limit for each network address, or for the account of a good token; None for none.
+        self.requests_a_minute: int | None = None
+        self._asked: dict[str, list[float]] = {}
+        self._random = random.Random(304)
+
+    def add(self, *accounts: SimulatedAccount) -> None:
+        """Let the venue have these accounts; those with one address are one wallet's."""
+        for account in accounts:
+            self.accounts[account.index] = account
+
+    def add_token(self, account_index: int, *, scope: str = "all", expires: int = 4102444800) -> str:
+        """A read-only token of this account, good until `expires` in Unix seconds."""
+        token = f"ro:{account_index}:{scope}:{expires}:{self._random.getrandbits(256):064x}"
+        self.tokens[token] = account_index
+        return token
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.get("/api/v1/account", self._account)]
+
+    def account_of(self, request: web.Request, body: bytes) -> str:
+        value = request.query.get("value", "")
+        if request.query.get("by") == "l1_address":
+            return value.lower()
+        account = self.accounts.get(int(value)) if _DIGITS.match(value) else None
+        return account.l1_address.lower() if account else ""
+
+    async def _account(self, request: web.Request) -> web.Response:
+        token = request.headers.get("Authorization") or request.query.get("auth", "")
+        if self._is_limited(token if token in self.tokens else str(request.remote)):
+            return _error(429, 23000, "too many requests")
+        by, value = request.query.get("by"), request.query.get("value", "")
+        pattern = {"l1_address": _ADDRESS, "index": _DIGITS}.get(by or "")
+        if pattern is None or not pattern.match(value):
+            return _error(400, 20001, "invalid param")
+        found = [account for account in self.accounts.values() if value in _names(account, by)]
+        if token and not self._is_good(token, found):
+            return _error(400, 20013, "invalid auth token")
+        if not found:
+            return _error(400, 21100, "account not found")
+        return self._page(found, request.query.get("cursor", "0"))
+
+    def _page(self, found: Sequence[SimulatedAccount], cursor: str) -> web.Response:
+        if not _DIGITS.match(cursor):
+            return _error(400, 20001, "invalid param")
+        first, end = int(cursor), int(cursor) + self.page_size
+        answer: dict[str, Any] = {"code": 200, "total": len(found)}
+        if end < len(found):
+            answer["next_cursor"] = str(end)
+        return web.json_response({**answer, "accounts": [_detailed(account) for account in found[first:end]]})
+
+    def _is_good(self, token: str, asked: Sequence[SimulatedAccount]) -> bool:
+        """Whether the token is one of the venue's, has time left, and covers the accounts that are asked for."""
+        made_for = self.accounts.get(self.tokens.get(token, -1))
+        if made_for is None:
+            return False
+        _, _, scope, expires, _ = token.split(":")
+        if int(expires) <= time.time():
+            return False
+        if scope == "single":
+            return all(account.index == made_for.index for account in asked)
+        return all(account.l1_address.lower() == made_for.l1_address.lower() for account in asked)
+
+    def _is_limited(self, counted_for: str) -> bool:
+        if self.requests_a_minute is None:
+            return False
+        now = time.monotonic()
+        recent = [moment for moment in self._asked.get(counted_for, []) if moment > now - 60]
+        self._asked[counted_for] = [*recent, now]
+        return len(recent) >= self.requests_a_minute
+
+    def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
+        if situation == "refused":
+            # Reads are public: nothing is secret here, so there is nothing to refuse.
+            return None
+        address = _demo_address(situation)
+        index = 90210 if situation == "moving" else self._free_index()
+        if situation == "empty":
+            self.add(SimulatedAccount(index, address))
+        else:
+            self.add(_demo_account(index, address, moving=situation == "moving"), self._sub_account(address))
+        if situation == "partly":
+            self.add(self._sub_account(address, name="Broken", code=20500))
+        elif situation == "limited":
+            self._limit(address)
+        elif situation == "slow":
+            self.fail(Fault(delay=3.0, pass_on=True, account=address))
+        elif situation == "stale":
+            # One good answer, then trouble.
+            self.fail(Fault.html(503)).account = address
+            self.fail(Fault(pass_on=True, account=address, times=1))
+        return {"extra_metadata": {"wallet_address": address}}
+
+    def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
+        if trouble in ("wrong key", "missing right"):
+            # No key is needed, and no right; a token that is refused only leaves the limit as it is.
+            return None
+        address = _demo_address(trouble)
+        if trouble not in ("wrong environment", "unknown account"):
+            self.add(_demo_account(self._free_index(), address))
+        if trouble == "rate limit":
+            self._limit(address)
+        elif trouble == "outage":
+            self.fail(Fault.html(503)).account = address
+        return {"extra_metadata": {"wallet_address": address}}
+
+    def move(self) -> None:
+        for account in self.accounts.values():
+            if account.moving:
+                for position in account.positions:
+                    position.mark += position.entry * Decimal(self._random.randint(-40, 42)).scaleb(-5)
+
+    def _limit(self, address: str) -> None:
+        body = b'{"code": 23000, "message": "too many requests"}'
+        # Lighter is not known to say how long to wait.
+        self.fail(Fault(status=429, body=body, account=address))
+
+    def _free_index(self) -> int:
+        return max((index for index in self.accounts if index < _FIRST_SUB_ACCOUNT), default=90210) + 1
+
+    def _sub_account(self, address: str, *, name: str = "", code: int = 0) -> SimulatedAccount:
+        index = max((*self.accounts, _FIRST_SUB_ACCOUNT - 1)) + 1
+        return SimulatedAccount(max(index, _FIRST_SUB_ACCOUNT), address, kind=1, name=name, code=code)
+
+
+def _names(account: SimulatedAccount, by: str | None) -> tuple[str, ...]:
+    """What `value` may be to mean this account; an address in any letters."""
+    if by == "index":
+        return (str(account.index),)
+    address = account.l1_address
+    return (address, address.lower(), "0x" + address[2:].upper())
+
+
+def _detailed(account: SimulatedAccount) -> dict[str, Any]:
+    """The account as the venue shows it: available is the worth less the margin of all positions."""
+    cross = [position for position in account.positions if position.allocated is None]
+    isolated = [position for position in account.positions if position.allocated is not None]
+    profit = sum((position.unrealized for position in account.positions), Decimal(0))
+    apart = sum((position.allocated or Decimal(0) for position in isolated), Decimal(0))
+    apart_profit = sum((position.unrealized for position in isolated), Decimal(0))
+    margin = sum((position.margin for position in cross), Decimal(0))
+    value = account.collateral + profit + account.other_margin
+    answer = {
+        "code": account.code,
+        "account_type": account.kind,
+        "account_trading_mode": account.mode,
+        "index": account.index,
+        "account_index": account.index,
+        "l1_address": account.l1_address,
+        "cancel_all_time": 0,
+        "total_order_count": 2 * len(account.positions),
+        "total_isolated_order_count": 0,
+        "pending_order_count": 0,
+        "status": 1,
+        "name": account.name,
+        "description": "",
+        "can_invite": True,
+        "referral_points_percentage": "",
+        "available_balance": _money(max(Decimal(0), value - margin - apart - apart_profit)),
+        "collateral": _money(account.collateral),
+        "total_asset_value": _short(value),
+        "cross_asset_value": _short(value - apart - apart_profit),
+        "cross_initial_margin_requirement": _money(margin),
+        "cross_maintenance_margin_requirement": _money(margin * Decimal("0.6")),
+        "positions": [_position(position) for position in account.positions],
+        "assets": [_asset(asset) for asset in account.assets],
+        "shares": [_share(pool, principal) for pool, principal in account.shares.items()],
+        "created_at": 0,
+        "transaction_time": 0,
+        "pending_unlocks": [],
+        "approved_integrators": [],
+        "can_rfq": False,
+        "can_rfq_market_ids": None,
+        "metadata": {"color": ""},
+    }
+    return {name: value for name, value in {**answer, **account.changes}.items() if value is not ...}
+
+
+def _position(position: SimulatedPosition) -> dict[str, Any]:
+    return {
+        "market_id": position.market_id,
+        "symbol": position.symbol,
+        "initial_margin_fraction": str(position.margin_fraction),
+        "open_order_count": 2,
+        "pending_order_count": 0,
+        "position_tied_order_count": 0,
+        "sign": -1 if position.size < 0 else 1,
+        "position": f"{abs(position.size):.4f}",
+        "avg_entry_price": f"{position.entry:.2f}",
+        "position_value": _money(position.value),
+        "unrealized_pnl": _money(position.unrealized),
+        "realized_pnl": "12.400000",
+        "liquidation_price": "412.750000000001",
+        "margin_mode": 0 if position.allocated is None else 1,
+        "allocated_margin": _money(position.allocated or Decimal(0)),
+    }
+
+
+def _asset(asset: SimulatedAsset) -> dict[str, Any]:
+    return {
+        "symbol": asset.symbol,
+        "asset_id": asset.asset_id,
+        "balance": asset.balance,
+        "locked_balance": asset.locked,
+        "margin_mode": "enabled" if Decimal(asset.margin) else "disabled",
+        "margin_balance": asset.margin,
+    }
+
+
+def _share(pool: int, principal: str) -> dict[str, Any]:
+    return {
+        "public_pool_index": pool,
+        "shares_amount": 1000,
+        "entry_usdc": principal,
+        "entry_timestamp": 1764000000000,
+        "principal_amount": principal,
+    }
+
+
+def _error(status: int, code: int, message: str) -> web.Response:
+    return web.json_response({"code": code, "message": message}, status=status)
+
+
+def _money(value: Decimal) -> str:
+    return f"{value:.6f}"
+
+
+def _short(value: Decimal) -> str:
+    """As the venue writes the worth of an account: no digit more than there is."""
+    return format(value.normalize(), "f")
+
+
+def _demo_address(situation: str) -> str:
+    # The first is the one of the worked example.
+    return "0x" + ("aa" if situation == "moving" else situation.encode().hex()).rjust(40, "0")
+
+
+def _demo_account(index: int, address: str, *, moving: bool = False) -> SimulatedAccount:
+    """The worked example of the payloads: 3284.5 in perpetuals, two assets on spot, and a share in a pool."""
+    return SimulatedAccount(
+        index,
+        address,
+        collateral=Decimal("3200.5"),
+        positions=[SimulatedPosition(0, "ETH", Decimal("1.2"), Decimal(3010), Decimal(3080))],
+        assets=[
+            SimulatedAsset("USDC", 3, "150.000000", "25.000000"),
+            SimulatedAsset("ETH", 1, "0.50000000", "0.00000000", "0.00000000"),
+        ],
+        shares={_POOL: "100.000000"},
+        moving=moving,
+    )

@@ -1,0 +1,23 @@
+"""Lighter keeps the contract of a plugin, with a token and without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import exchange_service_lighter
+from exchange_service_lighter.simulator import LighterSimulator
+
+from exchange_service.testing.contract import PluginContract
+
+
+class TestLighter(PluginContract):
+    plugin = exchange_service_lighter
+    exchange_id = "lighter"
+    simulator = LighterSimulator
+    allowed_requests = ("GET /api/v1/account",)
+
+
+class TestLighterWithAToken(TestLighter):
+    def credential(self, venue: Any) -> Mapping[str, Any]:
+        return {**super().credential(venue), "api_key": venue.add_token(90210)}

@@ -1,0 +1,140 @@
+"""The simulator judges a request as OANDA does, and shows the demo's situations and the venue's troubles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+import aiohttp
+import pytest
+from exchange_service_oanda import OANDA, fetch_balance
+from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
+
+from exchange_service.plugin_api import (
+    AccountUnknown,
+    Balance,
+    CredentialRejected,
+    VenueError,
+    VenueRateLimited,
+    VenueUnavailable,
+)
+from exchange_service.testing import venue_call
+from exchange_service.testing.venue import TROUBLES
+
+TOKEN = "a-token-for-tests"
+FIRST, SECOND = "101-004-7654321-001", "101-004-7654321-002"
+
+
+async def get(simulator: OandaSimulator, path: str, authorization: str) -> tuple[int, Any, str]:
+    """The status, body and RequestID of an answer."""
+    headers = {"Authorization": authorization}
+    async with aiohttp.ClientSession(headers=headers) as session, session.get(simulator.url + path) as response:
+        return response.status, await response.json(), response.headers["RequestID"]
+
+
+def row(simulator: OandaSimulator, situation: str) -> Mapping[str, Any]:
+    found = simulator.demo_credential(situation)
+    assert found is not None
+    return found
+
+
+async def read(simulator: OandaSimulator, row: Mapping[str, Any]) -> Balance:
+    metadata = row.get("extra_metadata")
+    async with venue_call(OANDA, override=simulator.url, api_key=row["api_key"], metadata=metadata) as call:
+        return await fetch_balance(call)
+
+
+@pytest.mark.parametrize(
+    ("path", "authorization", "status", "message"),
+    [
+        ("/v3/accounts", "", 401, "Insufficient authorization to perform request."),
+        ("/v3/accounts", "Bearer another", 401, "Insufficient authorization to perform request."),
+        ("/v3/accounts", f"Basic {TOKEN}", 401, "Insufficient authorization to perform request."),
+        (f"/v3/accounts/{SECOND}/summary", f"Bearer {TOKEN}", 403, "The provided request was forbidden."),
+        ("/v3/accounts/101-004-1-001/summary", f"Bearer {TOKEN}", 404, "The account specified does not exist."),
+    ],
+)
+async def test_a_request_is_refused_in_oandas_words(path: str, authorization: str, status: int, message: str) -> None:
+    async with OandaSimulator() as simulator:
+        assert isinstance(simulator, OandaSimulator)
+        simulator.add_token(TOKEN, SimulatedAccount(FIRST))
+        simulator.add_token("somebody-elses", SimulatedAccount(SECOND))
+        answered = await get(simulator, path, authorization)
+    assert answered[:2] == (status, {"errorMessage": message})
+    assert answered[2]
+
+
+async def test_the_moving_account_is_the_worked_example_and_moves() -> None:
+    async with OandaSimulator() as simulator:
+        assert isinstance(simulator, OandaSimulator)
+        found = row(simulator, "moving")
+        before = (await read(simulator, found)).summary
+        simulator.move()
+        after = (await read(simulator, found)).summary
+    assert before is not None
+    assert after is not None
+    assert (before.equity, before.unrealised_pnl) == (Decimal("25182.5126"), Decimal("-127.9300"))
+    assert after.equity is not None
+    assert after.unrealised_pnl is not None
+    assert after.equity != before.equity
+    assert after.equity - after.unrealised_pnl == after.cash == before.cash
+
+
+async def test_the_situations_are_what_they_are_called() -> None:
+    async with OandaSimulator() as simulator:
+        assert isinstance(simulator, OandaSimulator)
+        empty = await read(simulator, row(simulator, "empty"))
+        assert all(found.is_zero() for _, found in empty.rows())
+        with pytest.raises(CredentialRejected):
+            await read(simulator, row(simulator, "refused"))
+        with pytest.raises(VenueRateLimited) as limited:
+            await read(simulator, row(simulator, "limited"))
+        assert limited.value.retry_after == 30
+        partly = await read(simulator, row(simulator, "partly"))
+        assert [type(account.error) for account in partly.venue_accounts if account.error] == [AccountUnknown]
+        # The limit on one account is none on another.
+        assert (await read(simulator, row(simulator, "moving"))).summary is not None
+
+
+async def test_the_stale_account_answers_once() -> None:
+    async with OandaSimulator() as simulator:
+        assert isinstance(simulator, OandaSimulator)
+        token = row(simulator, "stale")["api_key"]
+        async with venue_call(OANDA, override=simulator.url, api_key=token) as call:
+            assert (await fetch_balance(call)).summary is not None
+            with pytest.raises(VenueUnavailable):
+                await fetch_balance(call)
+
+
+async def test_the_troubles_are_what_they_are_called() -> None:
+    expected: dict[str, type[VenueError]] = {
+        "wrong key": CredentialRejected,
+        "missing right": AccountUnknown,
+        "wrong environment": CredentialRejected,
+        "unknown account": AccountUnknown,
+        "rate limit": VenueRateLimited,
+        "outage": VenueUnavailable,
+    }
+    assert set(expected) == set(TROUBLES)
+    async with OandaSimulator() as simulator:
+        assert isinstance(simulator, OandaSimulator)
+        good = row(simulator, "moving")
+        rows = {trouble: simulator.troubled_credential(trouble) for trouble in TROUBLES}
+        for trouble, error in expected.items():
+            found = rows[trouble]
+            assert found is not None
+            with pytest.raises(error):
+                await read(simulator, found)
+        # One account's trouble is none of another's.
+        assert (await read(simulator, good)).summary is not None
+
+
+@pytest.mark.parametrize(("trouble", "status"), [("missing right", 403), ("unknown account", 404)])
+async def test_an_account_that_is_not_there_is_told_from_one_that_is_somebody_elses(trouble: str, status: int) -> None:
+    async with OandaSimulator() as simulator:
+        assert isinstance(simulator, OandaSimulator)
+        found = simulator.troubled_credential(trouble)
+        assert found is not None
+        path = f"/v3/accounts/{found['extra_metadata']['account_id']}/summary"
+        assert (await get(simulator, path, f"Bearer {found['api_key']}"))[0] == status

@@ -1,0 +1,205 @@
+"""tastytrade over HTTP: the grant's access token, the two reads, and tastytrade's errors as ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from exchange_service.plugin_api import (
+    AccountUnknown,
+    AddressNotAllowed,
+    Credential,
+    CredentialInvalid,
+    CredentialRejected,
+    PermissionMissing,
+    Response,
+    Secret,
+    VenueCall,
+    VenueMalformed,
+    VenueUnavailable,
+    as_object,
+    read_metadata,
+    required_text,
+)
+from exchange_service_tastytrade import parse
+
+# Without a name and version here the venue's gateway refuses every request.
+USER_AGENT = "exchange-service-tastytrade/0.1.0"
+_HEADERS = {"Accept": "application/json", "User-Agent": USER_AGENT}
+# The accounts of a login change seldom; asking for the list each time would double the requests.
+_ACCOUNT_LIST_AGE = 600.0
+_LOGIN_KEYS = frozenset({"login", "username", "password", "remember_token"})
+_WHAT_TO_DO = (
+    "Logins of programs by user name and password were retired on 2025-12-01. Make an OAuth application with the scope "
+    "read and a grant for it at tastytrade, and store its client secret as api_secret, its refresh token as passphrase."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptToken:
+    """An access token, and the event loop's time from which on another should be used."""
+
+    secret: Secret
+    renew_at: float
+
+
+class TastytradeClient:
+    """The two reads that a balance needs."""
+
+    def __init__(self, call: VenueCall) -> None:
+        _refuse_password_login(call.credential)
+        metadata = read_metadata(call.credential, account_id=str, refresh_token=str)
+        self.account_id: str = metadata.get("account_id", "")
+        self._refresh_token = _refresh_token(call.credential, metadata)
+        self._client_secret = Secret(required_text(call.credential, "api_secret"))
+        self._http = call.http
+        self._state = call.account_state
+        self._base = call.url()
+        self._other_environment = "sandbox (cert)" if call.environment.name == "production" else "live venue"
+
+    async def accounts(self) -> list[parse.ListedAccount]:
+        """The open accounts of the login, or the one that is stored; AccountUnknown where there is none."""
+        listed = await self._state.get("accounts", self._open_accounts, max_age=_ACCOUNT_LIST_AGE)
+        if not self.account_id:
+            return listed
+        stored = [account for account in listed if account.number == self.account_id]
+        if not stored:
+            # It may have been opened since the list was read.
+            self._state.forget("accounts")
+            raise AccountUnknown(
+                "tastytrade lists no open account of the stored number for this login. Check the stored account_id, "
+                "or leave it empty to read every open account."
+            )
+        return stored
+
+    async def balances(self, number: str) -> Any:
+        """One account's balances, as tastytrade sends them."""
+        return await self._get(f"/accounts/{quote(number, safe='')}/balances")
+
+    async def _open_accounts(self) -> list[parse.ListedAccount]:
+        accounts = parse.open_accounts(await self._get("/customers/me/accounts"))
+        if not accounts:
+            # Raised here and not by the caller: a failure is not kept, and the first account may be opened any time.
+            raise AccountUnknown("tastytrade: the grant is good, but its login has no open account.")
+        return accounts
+
+    async def _get(self, path: str) -> Any:
+        token = await self._token()
+        response = await self._read(path, token)
+        if _refuses_token(response):
+            token = await self._token(refused=token)
+            response = await self._read(path, token)
+        self._raise_for_error(response)
+        return response.json()
+
+    async def _read(self, path: str, token: _KeptToken) -> Response:
+        headers = {**_HEADERS, "Authorization": f"Bearer {token.secret.reveal()}"}
+        return await self._http.get(self._base + path, headers=headers)
+
+    async def _token(self, *, refused: _KeptToken | None = None) -> _KeptToken:
+        """The access token that all calls of the account share, renewed in time, or because the venue `refused` it.
+
+        Whoever comes with a token that another call has replaced meanwhile is given the new one: one renewal is
+        enough for all.
+        """
+        token = await self._state.get("access token", self._new_token)
+        if token is refused or asyncio.get_running_loop().time() >= token.renew_at:
+            self._state.forget("access token")
+            token = await self._state.get("access token", self._new_token)
+        return token
+
+    async def _new_token(self) -> _KeptToken:
+        asked = asyncio.get_running_loop().time()
+        grant = {
+            "grant_type": "refresh_token",
+            "client_secret": self._client_secret.reveal(),
+            "refresh_token": self._refresh_token.reveal(),
+        }
+        response = await self._http.post(f"{self._base}/oauth/token", json=grant, headers=_HEADERS)
+        self._raise_for_refused_grant(response)
+        token = parse.access_token(response.json())
+        return _KeptToken(token.secret, asked + token.use_for)
+
+    def _raise_for_refused_grant(self, response: Response) -> None:
+        # The venue does not say with which of the two a token is given.
+        if response.status in (200, 201):
+            return
+        _raise_for_page(response)
+        if response.status == 401 or _error_code(response) == "invalid_grant":
+            raise CredentialRejected(
+                "tastytrade refuses the client secret or the refresh token. Check that both are of the same OAuth "
+                f"application, that the grant was not revoked, and that it is none of the {self._other_environment}: "
+                "a grant works in one environment only."
+            )
+        response.raise_for_status()
+        raise _unexpected(response)
+
+    def _raise_for_error(self, response: Response) -> None:
+        if response.status == 200:
+            return
+        _raise_for_page(response)
+        if response.status == 401:
+            raise CredentialRejected(
+                "tastytrade refuses a fresh access token of the stored grant. Make a new grant, and store its refresh "
+                "token."
+            )
+        if response.status == 403:
+            raise PermissionMissing(
+                "tastytrade does not let this grant read the account. Check that its OAuth application has the scope "
+                "read, and that the login may see the account."
+            )
+        response.raise_for_status()
+        raise _unexpected(response)
+
+
+def _refuse_password_login(credential: Credential) -> None:
+    """CredentialInvalid for what was stored for the retired login. The venue is not asked: it blocks who tries."""
+    if "@" in credential.api_key.reveal() or not _LOGIN_KEYS.isdisjoint(credential.metadata):
+        raise CredentialInvalid(f"The stored credential is a login by user name and password. {_WHAT_TO_DO}")
+
+
+def _refresh_token(credential: Credential, metadata: Mapping[str, Any]) -> Secret:
+    token = credential.passphrase.reveal().strip() or metadata.get("refresh_token", "")
+    if not token:
+        raise CredentialInvalid(f"passphrase is missing, which holds the refresh token. {_WHAT_TO_DO}")
+    return Secret(token)
+
+
+def _refuses_token(response: Response) -> bool:
+    """Whether another access token may help: not against the gateway, nor where the login itself is refused."""
+    return response.status == 401 and not _is_page(response) and _error_code(response) != "invalid_credentials"
+
+
+def _raise_for_page(response: Response) -> None:
+    """A page for people comes from the gateway in front, and says nothing about the grant or the account."""
+    if not _is_page(response):
+        return
+    if response.status in (401, 403):
+        raise AddressNotAllowed(
+            "tastytrade's gateway refuses requests from this service's network address. It blocks an address for some "
+            "hours after repeated failed logins: wait, or call from another one."
+        )
+    if response.status in (400, 404, 422):
+        raise VenueUnavailable(f"tastytrade's gateway answered in its place (HTTP {response.status}).")
+
+
+def _is_page(response: Response) -> bool:
+    return response.body.lstrip().startswith(b"<")
+
+
+def _error_code(response: Response) -> str:
+    """The venue's code, of its `error` or flat as the token's address sends it; empty where it sent none."""
+    try:
+        answer = as_object(response.json(), "the error")
+    except VenueMalformed:
+        return ""
+    error = answer.get("error")
+    code = error.get("code") if isinstance(error, dict) else answer.get("error_code")
+    return code if isinstance(code, str) else ""
+
+
+def _unexpected(response: Response) -> VenueMalformed:
+    return VenueMalformed(f"tastytrade answered with an unexpected status (HTTP {response.status}).")

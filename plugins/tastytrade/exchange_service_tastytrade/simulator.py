@@ -1,0 +1,295 @@
+"""tastytrade on loopback: grants, access tokens, balances and errors. It uses nothing of the client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from aiohttp import web
+
+from exchange_service.testing import DemoVenue, Fault
+
+_GRANT_FIELDS = {"grant_type", "client_secret", "refresh_token"}
+_ZERO = Decimal("0.0")
+_GATEWAY_PAGE = (
+    "<html>\r\n<head><title>401 Authorization Required</title></head>\r\n<body>\r\n"
+    "<center><h1>401 Authorization Required</h1></center>\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
+)
+
+
+@dataclass(slots=True)
+class SimulatedAccount:
+    """One brokerage account; amounts in its currency. The figures are those of the worked example."""
+
+    number: str
+    nickname: str = "Individual"
+    type_name: str = "Individual"
+    margin_or_cash: str = "Margin"
+    currency: str = "USD"
+    cash: Decimal = Decimal("12875.412")
+    long_equity: Decimal = Decimal("31240.0")
+    long_derivative: Decimal = Decimal("1860.0")
+    short_derivative: Decimal = Decimal("745.0")
+    maintenance: Decimal = Decimal("24380.0")
+    closed: bool = False
+    # Listed, but its balances are refused, as where the login lacks authority over it.
+    refused: bool = False
+    moving: bool = False
+
+    @property
+    def net_liquidating_value(self) -> Decimal:
+        return self.cash + self.long_equity + self.long_derivative - self.short_derivative
+
+    @property
+    def margin_equity(self) -> Decimal:
+        return _ZERO if self.margin_or_cash == "Cash" else self.cash + self.long_equity
+
+    @property
+    def requirement(self) -> Decimal:
+        return _ZERO if self.margin_or_cash == "Cash" else self.maintenance
+
+    @property
+    def derivative_buying_power(self) -> Decimal:
+        return self.cash if self.margin_or_cash == "Cash" else self.margin_equity - self.maintenance
+
+    @property
+    def equity_buying_power(self) -> Decimal:
+        return self.derivative_buying_power * (1 if self.margin_or_cash == "Cash" else 2)
+
+
+@dataclass(slots=True)
+class SimulatedGrant:
+    """What a refresh token stands for: the application's secret and scopes, and the login's accounts."""
+
+    client_secret: str
+    accounts: dict[str, SimulatedAccount] = field(default_factory=dict)
+    scopes: tuple[str, ...] = ("read",)
+
+
+class TastytradeSimulator(DemoVenue):
+    """Plays api.tastyworks.com. A grant of the other environment is one that it does not know."""
+
+    exchange_id = "tastytrade"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grants: dict[str, SimulatedGrant] = {}
+        # Seconds that access tokens live, and that the answer says they do; None: the truth.
+        self.token_life: float = 900
+        self.stated_life: float | None = None
+        # The refresh token behind each access token, and when it ends in the event loop's time.
+        self._tokens: dict[str, tuple[str, float]] = {}
+        self._issued = 0
+        self._random = random.Random(7)
+
+    def add_grant(
+        self,
+        refresh_token: str,
+        client_secret: str,
+        *accounts: SimulatedAccount,
+        scopes: tuple[str, ...] = ("read",),
+    ) -> SimulatedGrant:
+        """Let `refresh_token`, with the application's secret, read these accounts."""
+        grant = SimulatedGrant(client_secret, {account.number: account for account in accounts}, scopes)
+        self.grants[refresh_token] = grant
+        return grant
+
+    @property
+    def token_requests(self) -> int:
+        """How often an access token was asked for so far."""
+        return sum(request.path == "/oauth/token" for request in self.requests)
+
+    def end_tokens(self) -> None:
+        """End every access token that was issued so far; grants stay."""
+        self._tokens.clear()
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/oauth/token", _behind_gateway(self._token)),
+            web.get("/customers/me/accounts", _behind_gateway(self._list)),
+            web.get("/accounts/{number}/balances", _behind_gateway(self._balances)),
+        ]
+
+    def account_of(self, request: web.Request, body: bytes) -> str:
+        """The refresh token: it stands in the body, or behind the access token in the header."""
+        if request.path == "/oauth/token":
+            named = _body(body).get("refresh_token", "")
+            return named if isinstance(named, str) else ""
+        return self._bearer(request)[0]
+
+    def _bearer(self, request: web.Request) -> tuple[str, float]:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        return self._tokens.get(token, ("", 0.0)) if scheme == "Bearer" else ("", 0.0)
+
+    async def _token(self, request: web.Request) -> web.Response:
+        body = _body(await request.read())
+        well_formed = request.content_type == "application/json" and set(body) == _GRANT_FIELDS
+        if not well_formed or body["grant_type"] != "refresh_token" or "Authorization" in request.headers:
+            raise _error(web.HTTPBadRequest, "validation_error", "Request validation failed")
+        grant = self.grants.get(str(body["refresh_token"]))
+        if grant is None or grant.client_secret != body["client_secret"]:
+            refusal = {"error_code": "invalid_grant", "error_description": "Invalid JWT"}
+            return web.json_response(refusal, status=400)
+        self._issued += 1
+        token = f"simulated.access-token.{self._issued:08}"
+        self._tokens[token] = (body["refresh_token"], asyncio.get_running_loop().time() + self.token_life)
+        stated = self.token_life if self.stated_life is None else self.stated_life
+        return web.json_response({"access_token": token, "token_type": "Bearer", "expires_in": stated})
+
+    def _reader(self, request: web.Request) -> SimulatedGrant:
+        """Whoever holds the request's access token."""
+        refresh_token, ends = self._bearer(request)
+        grant = self.grants.get(refresh_token)
+        if grant is None or asyncio.get_running_loop().time() >= ends:
+            message = "Unauthorized. Unique customer support identifier: 0a1b2c3d"
+            raise _error(web.HTTPUnauthorized, "unauthorized", message)
+        if "read" not in grant.scopes:
+            raise _error(web.HTTPForbidden, "not_permitted", "User not permitted access")
+        return grant
+
+    async def _list(self, request: web.Request) -> web.Response:
+        items = [
+            {"account": _listed(account), "authority-level": "owner"}
+            for account in self._reader(request).accounts.values()
+        ]
+        return web.json_response({"data": {"items": items}, "context": request.path})
+
+    async def _balances(self, request: web.Request) -> web.Response:
+        account = self._reader(request).accounts.get(request.match_info["number"])
+        if account is None or account.refused:
+            raise _error(web.HTTPForbidden, "not_permitted", "User not permitted access")
+        return web.json_response({"data": _balances(account), "context": request.path})
+
+    def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
+        refresh_token, client_secret = f"demo-{situation}-refresh-token", "demo-client-secret"
+        first = SimulatedAccount("5WX00000", moving=situation == "moving")
+        if situation == "empty":
+            empty = SimulatedAccount("5WX00009", "Empty", cash=_ZERO, long_equity=_ZERO, maintenance=_ZERO)
+            empty.long_derivative = empty.short_derivative = _ZERO
+            self.add_grant(refresh_token, client_secret, empty)
+        elif situation == "partly":
+            retirement = SimulatedAccount("5WX00001", "Retirement", "Roth IRA", "Cash", cash=Decimal("912.5"))
+            refused = SimulatedAccount("5WX00002", "Joint", "Joint Tenants with Rights of Survivorship", refused=True)
+            closed = SimulatedAccount("5WX00003", "Former", closed=True)
+            self.add_grant(refresh_token, client_secret, first, retirement, refused, closed)
+        elif situation != "refused":
+            self.add_grant(refresh_token, client_secret, first)
+        if situation == "limited":
+            self.fail(Fault.rate_limited("30")).account = refresh_token
+        elif situation == "slow":
+            # Each of the three answers takes its second.
+            self.fail(Fault(delay=1.0, pass_on=True, account=refresh_token))
+        elif situation == "stale":
+            # One good answer each for the token, the list and the balances, then trouble.
+            self.fail(Fault.html(503)).account = refresh_token
+            self.fail(Fault(pass_on=True, account=refresh_token, times=3))
+        return {"api_secret": client_secret, "passphrase": refresh_token}
+
+    def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
+        refresh_token = f"troubled-{trouble.replace(' ', '-')}-refresh-token"
+        row: dict[str, Any] = {"api_secret": "troubled-client-secret", "passphrase": refresh_token}
+        if trouble == "wrong environment":
+            # Known to the sandbox alone.
+            return row
+        scopes = ("openid",) if trouble == "missing right" else ("read",)
+        self.add_grant(refresh_token, row["api_secret"], SimulatedAccount("5WX00000"), scopes=scopes)
+        if trouble == "wrong key":
+            row["api_secret"] = "another-client-secret"
+        elif trouble == "unknown account":
+            row["extra_metadata"] = {"account_id": "5WX99999"}
+        elif trouble == "rate limit":
+            # The venue publishes no header for it.
+            self.fail(Fault(status=429, account=refresh_token))
+        elif trouble == "outage":
+            self.fail(Fault.html(503)).account = refresh_token
+        return row
+
+    def move(self) -> None:
+        for grant in self.grants.values():
+            for account in grant.accounts.values():
+                if account.moving:
+                    account.long_equity += Decimal(self._random.randint(-4000, 4200)).scaleb(-2)
+
+
+def _behind_gateway(handler: Any) -> Any:
+    """The handler behind the venue's gateway, which lets nobody pass who does not say what he is."""
+
+    async def passed(request: web.Request) -> web.StreamResponse:
+        if not request.headers.get("User-Agent"):
+            page = (
+                "<html>\r\n<head><title>401 Authorization Required</title></head>\r\n<body>nginx</body>\r\n</html>\r\n"
+            )
+            return web.Response(status=401, text=page, content_type="text/html")
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    return passed
+
+
+def _body(body: bytes) -> Mapping[str, Any]:
+    """The JSON object of a request; empty for anything else."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _error(kind: type[web.HTTPError], code: str, message: str) -> web.HTTPError:
+    return kind(text=json.dumps({"error": {"code": code, "message": message}}), content_type="application/json")
+
+
+def _listed(account: SimulatedAccount) -> dict[str, Any]:
+    return {
+        "account-number": account.number,
+        "external-id": "A1b2",
+        "opened-at": "2023-03-02T15:04:05.000+00:00",
+        "nickname": account.nickname,
+        "account-type-name": account.type_name,
+        "day-trader-status": False,
+        "is-closed": account.closed,
+        "is-firm-error": False,
+        "is-firm-proprietary": False,
+        "is-futures-approved": account.margin_or_cash == "Margin",
+        "is-test-drive": False,
+        "is-foreign": False,
+        "margin-or-cash": account.margin_or_cash,
+        "funding-date": "2023-03-08",
+        "investment-objective": "SPECULATION",
+        "suitable-options-level": "No Restrictions",
+        "created-at": "2023-03-02T15:04:05.000+00:00",
+    }
+
+
+def _balances(account: SimulatedAccount) -> dict[str, Any]:
+    return {
+        "account-number": account.number,
+        "currency": account.currency,
+        "cash-balance": str(account.cash),
+        "net-liquidating-value": str(account.net_liquidating_value),
+        "long-equity-value": str(account.long_equity),
+        "short-equity-value": "0.0",
+        "long-derivative-value": str(account.long_derivative),
+        "short-derivative-value": str(account.short_derivative),
+        "margin-equity": str(account.margin_equity),
+        "equity-buying-power": str(account.equity_buying_power),
+        "derivative-buying-power": str(account.derivative_buying_power),
+        "day-trading-buying-power": "0.0",
+        "used-derivative-buying-power": "25495.0",
+        "maintenance-requirement": str(account.requirement),
+        "maintenance-excess": str(account.derivative_buying_power),
+        "reg-t-margin-requirement": str(account.requirement),
+        "futures-margin-requirement": "0.0",
+        "cash-available-to-withdraw": "11020.4",
+        "pending-cash": "125.0",
+        "pending-cash-effect": "Debit",
+        "buying-power-adjustment": "0.0",
+        "buying-power-adjustment-effect": "None",
+        "snapshot-date": "2026-11-20",
+        "updated-at": "2026-11-20T21:00:05.123+00:00",
+    }

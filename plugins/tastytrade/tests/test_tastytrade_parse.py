@@ -1,0 +1,297 @@
+"""tastytrade's payloads as the service's nouns."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exchange_service_tastytrade import parse
+
+from exchange_service.plugin_api import AssetBalance, Summary, VenueAccount, VenueMalformed, parse_json
+
+PAYLOADS = Path(__file__).parents[1] / "payloads"
+NUMBER = "5WX00000"
+
+
+def payload(name: str) -> Any:
+    return parse_json((PAYLOADS / name).read_bytes())
+
+
+def changed(found: Any, changes: dict[str, Any]) -> None:
+    """Change some fields of an object; `...` leaves a field out."""
+    for name, value in changes.items():
+        if value is ...:
+            found.pop(name, None)
+        else:
+            found[name] = value
+
+
+def balances_with(**changes: Any) -> Any:
+    """The recorded balances with some fields changed; `_` stands for the dash in their names."""
+    found = payload("balances.json")
+    changed(found["data"], {name.replace("_", "-"): value for name, value in changes.items()})
+    return found
+
+
+def accounts_with(*several: dict[str, Any]) -> Any:
+    """A list of accounts like the recorded one, each with some fields changed."""
+    found = payload("accounts.json")
+    items = [payload("accounts.json")["data"]["items"][0] for _ in several]
+    for item, changes in zip(items, several, strict=True):
+        changed(item["account"], changes)
+    found["data"]["items"] = items
+    return found
+
+
+def summary_of(account: VenueAccount) -> Summary:
+    assert account.summary is not None
+    return account.summary
+
+
+def test_an_account_is_one_row_of_cash() -> None:
+    account = parse.account(payload("balances.json"), NUMBER)
+    row = AssetBalance("USD", total=Decimal("12875.412"), free=Decimal("19735.412"), used=Decimal("24380.0"))
+    assert account.assets == (row,)
+    assert account.id == NUMBER
+
+
+def test_the_summary_keeps_every_figure_of_the_worked_example() -> None:
+    summary = summary_of(parse.account(payload("balances.json"), NUMBER))
+    assert summary == Summary(
+        "USD",
+        total=Decimal("12875.412"),
+        cash=Decimal("12875.412"),
+        equity=Decimal("45230.412"),
+        available=Decimal("19735.412"),
+        margin_used=Decimal("24380.0"),
+        buying_power=Decimal("39470.824"),
+    )
+    assert summary.unrealised_pnl is None
+
+
+def test_no_digit_is_added_or_lost() -> None:
+    summary = summary_of(parse.account(payload("balances.json"), NUMBER))
+    assert str(summary.margin_used) == "24380.0"
+    exact = parse.account(balances_with(cash_balance="1234567890123456789012.345678"), NUMBER)
+    assert str(exact.assets[0].total) == "1234567890123456789012.345678"
+
+
+def test_the_time_is_the_venues_in_utc() -> None:
+    account = parse.account(balances_with(updated_at="2026-11-20T16:00:05.123-05:00"), NUMBER)
+    assert account.venue_time == datetime(2026, 11, 20, 21, 0, 5, 123000, tzinfo=UTC)
+    assert account.venue_time.utcoffset() is not None
+    assert parse.account(balances_with(updated_at=...), NUMBER).venue_time is None
+
+
+@pytest.mark.parametrize("value", ["yesterday", "2026-11-20T21:00:05", "0001-01-01T00:00:00+23:59", 1764000000, True])
+def test_a_time_that_is_none_is_malformed(value: Any) -> None:
+    with pytest.raises(VenueMalformed, match="updated-at"):
+        parse.account(balances_with(updated_at=value), NUMBER)
+
+
+def test_an_older_answer_without_a_currency_is_in_dollars() -> None:
+    account = parse.account(balances_with(currency=...), NUMBER)
+    assert account.assets[0].asset == "USD"
+    assert summary_of(account).currency == "USD"
+
+
+def test_three_fields_are_enough_for_a_balance() -> None:
+    least = {"account-number": NUMBER, "cash-balance": "10.50", "net-liquidating-value": "12"}
+    account = parse.account({"data": least}, NUMBER)
+    assert account.assets == (AssetBalance("USD", total=Decimal("10.50")),)
+    assert account.summary == Summary("USD", total=Decimal("10.50"), cash=Decimal("10.50"), equity=Decimal(12))
+
+
+@pytest.mark.parametrize("field", ["account_number", "cash_balance", "net_liquidating_value"])
+@pytest.mark.parametrize("value", [..., None, ""], ids=["missing", "null", "empty"])
+def test_an_answer_without_what_makes_a_balance_is_malformed(field: str, value: Any) -> None:
+    with pytest.raises(VenueMalformed):
+        parse.account(balances_with(**{field: value}), NUMBER)
+
+
+@pytest.mark.parametrize(
+    ("field", "figure"),
+    [
+        ("derivative_buying_power", "available"),
+        ("maintenance_requirement", "margin_used"),
+        ("equity_buying_power", "buying_power"),
+    ],
+)
+@pytest.mark.parametrize("value", [..., None, ""], ids=["missing", "null", "empty"])
+def test_a_figure_that_is_not_stated_is_unknown_and_not_zero(field: str, figure: str, value: Any) -> None:
+    account = parse.account(balances_with(**{field: value}), NUMBER)
+    assert getattr(summary_of(account), figure) is None
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400", "12,5", "many", True, [], {}])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "cash_balance",
+        "net_liquidating_value",
+        "derivative_buying_power",
+        "maintenance_requirement",
+        "equity_buying_power",
+    ],
+)
+def test_a_figure_that_is_no_number_is_malformed(field: str, value: Any) -> None:
+    with pytest.raises(VenueMalformed, match=field.replace("_", "-")):
+        parse.account(balances_with(**{field: value}), NUMBER)
+
+
+def test_a_cash_account_uses_no_margin_and_says_so_with_the_venues_zero() -> None:
+    account = parse.account(balances_with(maintenance_requirement="0.0"), NUMBER)
+    assert account.assets[0].used == 0
+
+
+def test_negative_cash_is_taken_as_it_is() -> None:
+    account = parse.account(balances_with(cash_balance="-12.5"), NUMBER)
+    assert account.assets[0].total == Decimal("-12.5")
+
+
+@pytest.mark.parametrize(
+    ("value", "effect", "expected"),
+    [
+        ("12.50", "Credit", "12.50"),
+        ("12.50", "Debit", "-12.50"),
+        ("0.0", "Debit", "0.0"),
+        ("0.0", "None", "0.0"),
+        ("-12.50", None, "-12.50"),
+    ],
+)
+def test_an_amount_with_an_effect_beside_it_takes_its_sign_from_there(value: str, effect: Any, expected: str) -> None:
+    answer = balances_with(cash_balance=value, cash_balance_effect=effect)
+    assert str(parse.account(answer, NUMBER).assets[0].total) == expected
+
+
+@pytest.mark.parametrize(("value", "effect"), [("-1", "Debit"), ("-1", "Credit"), ("1", "None"), ("1", "Both")])
+def test_an_effect_that_contradicts_its_amount_is_malformed(value: str, effect: str) -> None:
+    with pytest.raises(VenueMalformed, match="effect"):
+        parse.account(balances_with(cash_balance=value, cash_balance_effect=effect), NUMBER)
+
+
+def test_an_effect_of_an_amount_that_is_not_read_changes_nothing() -> None:
+    answer = balances_with(pending_cash="7000.0", pending_cash_effect="Credit")
+    assert parse.account(answer, NUMBER) == parse.account(payload("balances.json"), NUMBER)
+
+
+def test_the_answer_for_another_account_is_malformed() -> None:
+    with pytest.raises(VenueMalformed, match="another account"):
+        parse.account(payload("balances.json"), "5WX00001")
+
+
+def test_a_list_of_currencies_gives_a_row_each_and_no_summary() -> None:
+    dollars, euros = balances_with()["data"], balances_with(currency="EUR", cash_balance="3")["data"]
+    account = parse.account({"data": {"items": [dollars, euros]}}, NUMBER)
+    assert [(row.asset, row.total) for row in account.assets] == [("USD", Decimal("12875.412")), ("EUR", Decimal(3))]
+    assert account.summary is None
+
+
+def test_a_list_of_one_currency_is_that_currency() -> None:
+    answer = {"data": {"items": [balances_with()["data"]]}}
+    assert parse.account(answer, NUMBER) == parse.account(payload("balances.json"), NUMBER)
+
+
+def test_a_list_that_names_a_currency_twice_or_none_is_malformed() -> None:
+    entry = balances_with()["data"]
+    for items in ([entry, entry], []):
+        with pytest.raises(VenueMalformed, match="currency"):
+            parse.account({"data": {"items": items}}, NUMBER)
+
+
+@pytest.mark.parametrize(
+    "answer", [None, [], {}, "", 0, {"data": None}, {"data": []}, {"data": {"items": None}}], ids=json.dumps
+)
+def test_balances_of_another_shape_are_malformed(answer: Any) -> None:
+    with pytest.raises(VenueMalformed):
+        parse.account(answer, NUMBER)
+
+
+def test_the_list_gives_each_open_account_with_its_kind_and_name() -> None:
+    found = parse.open_accounts(
+        accounts_with(
+            {"account-number": "5WX00000"},
+            {
+                "account-number": "5WX00001",
+                "margin-or-cash": "Cash",
+                "account-type-name": "Roth IRA",
+                "nickname": "Later",
+            },
+            {"account-number": "5WX00002", "is-closed": True},
+            {"account-number": "5WX00003", "margin-or-cash": "Margin", "nickname": ...},
+        )
+    )
+    assert found == [
+        parse.ListedAccount("5WX00000", "margin", "Individual"),
+        parse.ListedAccount("5WX00001", "cash", "Later"),
+        parse.ListedAccount("5WX00003", "margin", ""),
+    ]
+
+
+def test_a_login_without_accounts_has_none() -> None:
+    assert parse.open_accounts({"data": {"items": []}}) == []
+
+
+def test_a_list_that_names_an_account_twice_is_malformed() -> None:
+    with pytest.raises(VenueMalformed, match="twice"):
+        parse.open_accounts(accounts_with({}, {"account-number": "5WX00001"}, {"is-closed": True}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"account-number": ...},
+        {"account-number": 7},
+        {"is-closed": "true"},
+        {"margin-or-cash": ...},
+        {"nickname": ["Individual"]},
+    ],
+    ids=str,
+)
+def test_an_account_of_another_shape_is_malformed(changes: dict[str, Any]) -> None:
+    with pytest.raises(VenueMalformed):
+        parse.open_accounts(accounts_with(changes))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [None, [], {}, {"data": None}, {"data": {}}, {"data": {"items": {}}}, {"data": {"items": [None]}},
+     {"data": {"items": [{}]}}, {"data": {"items": [{"account": []}]}}],
+    ids=json.dumps,
+)  # fmt: skip
+def test_a_list_of_another_shape_is_malformed(answer: Any) -> None:
+    with pytest.raises(VenueMalformed):
+        parse.open_accounts(answer)
+
+
+@pytest.mark.parametrize(
+    ("stated", "used"), [(900, 840), ("900", 840), (3600, 3540), (120, 60), (60, 30), (1, 0.5), (..., 840), (None, 840)]
+)
+def test_an_access_token_is_left_a_minute_before_its_end(stated: Any, used: float) -> None:
+    answer = payload("token.json")
+    changed(answer, {"expires_in": stated})
+    token = parse.access_token(answer)
+    assert token.use_for == used
+    assert token.secret.reveal() == "an.access.token"
+    assert "an.access.token" not in repr(token)
+
+
+@pytest.mark.parametrize("stated", [0, -1, "soon", True, "NaN", [], "1e400"])
+def test_a_life_that_is_none_is_malformed(stated: Any) -> None:
+    answer = payload("token.json")
+    changed(answer, {"expires_in": stated})
+    with pytest.raises(VenueMalformed):
+        parse.access_token(answer)
+
+
+@pytest.mark.parametrize("token", [..., None, "", 7, "two words", "two\r\nlines", "tökén"])
+def test_an_access_token_that_cannot_be_one_is_malformed_and_not_shown(token: Any) -> None:
+    answer = payload("token.json")
+    changed(answer, {"access_token": token})
+    with pytest.raises(VenueMalformed, match=r"access.token") as refusal:
+        parse.access_token(answer)
+    assert "words" not in refusal.value.message

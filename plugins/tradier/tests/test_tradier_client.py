@@ -1,0 +1,530 @@
+"""Tradier over HTTP: which accounts are read, from which host, within which budget, and Tradier's errors as ours."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import exchange_service_tradier
+import pytest
+from exchange_service_tradier import TRADIER, TRADIER_OPTIONS
+from exchange_service_tradier.client import RequestBudget, time_to_expiry
+from exchange_service_tradier.simulator import SimulatedAccount, TradierSimulator, cash_account
+
+from exchange_service.plugin_api import (
+    AccountUnknown,
+    Balance,
+    CredentialInvalid,
+    CredentialRejected,
+    ExchangeMetadata,
+    FeatureNotEnabled,
+    PermissionMissing,
+    RequestRefused,
+    Response,
+    VenueCall,
+    VenueError,
+    VenueMaintenance,
+    VenueMalformed,
+    VenueRateLimited,
+    VenueTimeout,
+    VenueUnavailable,
+)
+from exchange_service.testing import Fault, venue_call
+
+TOKEN = "a-token-for-tests"
+FIRST, SECOND, THIRD = "6YA00000", "6YB11111", "6YC22222"
+PROFILE = "/v1/user/profile"
+BOTH = pytest.mark.parametrize("listing", [TRADIER, TRADIER_OPTIONS], ids=lambda listing: listing.id)
+
+
+def balances_path(number: str) -> str:
+    return f"/v1/accounts/{number}/balances"
+
+
+@asynccontextmanager
+async def venue_with(*accounts: SimulatedAccount) -> AsyncIterator[TradierSimulator]:
+    async with TradierSimulator() as venue:
+        venue.add_token(TOKEN, *accounts)
+        yield venue
+
+
+async def balance_of(
+    venue: TradierSimulator,
+    listing: ExchangeMetadata = TRADIER,
+    *,
+    token: str = TOKEN,
+    environment: str = "production",
+    account_type: str = "",
+    **metadata: Any,
+) -> Balance:
+    async with venue_call(
+        listing, override=venue.url, environment=environment, api_key=token, metadata=metadata
+    ) as call:
+        asked = replace(call, account=replace(call.account, account_type=account_type))
+        return await exchange_service_tradier.fetch_balance(asked)
+
+
+async def refusal_of(fault: Fault, *, environment: str = "production", **metadata: Any) -> VenueError:
+    async with venue_with(SimulatedAccount(FIRST)) as venue:
+        venue.fail(fault)
+        with pytest.raises(VenueError) as refusal:
+            await balance_of(venue, environment=environment, **metadata)
+    return refusal.value
+
+
+def saying(status: int, words: str, code: str = "") -> Fault:
+    body = json.dumps({"fault": {"faultstring": words, "detail": {"errorcode": code}}})
+    return Fault(status=status, body=body.encode())
+
+
+def plainly(status: int, words: str) -> Fault:
+    return Fault(status=status, body=words.encode(), content_type="text/plain")
+
+
+def ids(balance: Balance) -> list[str]:
+    return [account.id for account in balance.venue_accounts]
+
+
+def equities(balance: Balance) -> list[Decimal | None]:
+    return [account.summary.equity for account in balance.venue_accounts if account.summary]
+
+
+def paths(venue: TradierSimulator) -> list[str]:
+    return [request.path for request in venue.requests]
+
+
+class TestWhichAccountsAreRead:
+    @BOTH
+    async def test_every_account_of_the_token_is_an_account_of_the_balance(self, listing: ExchangeMetadata) -> None:
+        async with venue_with(SimulatedAccount(FIRST), cash_account(SECOND, option_level=1)) as venue:
+            balance = await balance_of(venue, listing)
+        assert ids(balance) == [FIRST, SECOND]
+        assert paths(venue)[0] == PROFILE
+        assert sorted(paths(venue)[1:]) == [balances_path(FIRST), balances_path(SECOND)]
+
+    @BOTH
+    async def test_the_token_goes_as_a_bearer_and_json_is_asked_for(self, listing: ExchangeMetadata) -> None:
+        async with venue_with(SimulatedAccount(FIRST)) as venue:
+            await balance_of(venue, listing, token=f"  {TOKEN}\n")
+        for request in venue.requests:
+            assert request.headers["Authorization"] == f"Bearer {TOKEN}"
+            assert request.headers["Accept"] == "application/json"
+
+    async def test_each_stands_apart_and_one_summary_over_all(self) -> None:
+        async with venue_with(SimulatedAccount(FIRST), cash_account(SECOND)) as venue:
+            balance = await balance_of(venue)
+        assert [account.type for account in balance.venue_accounts] == ["margin", "cash"]
+        assert balance.summary is not None
+        assert balance.summary.equity == Decimal("45985.60")
+        assert balance.summary.cash == Decimal("23820.60")
+        # Tradier gives none for a cash account, and then there is none for both.
+        assert balance.summary.buying_power is None
+
+    @BOTH
+    async def test_closed_accounts_are_left_out(self, listing: ExchangeMetadata) -> None:
+        async with venue_with(SimulatedAccount(FIRST, status="closed"), SimulatedAccount(SECOND)) as venue:
+            balance = await balance_of(venue, listing)
+        assert ids(balance) == [SECOND]
+        assert balances_path(FIRST) not in paths(venue)
+
+    async def test_a_number_that_tradier_sends_as_a_json_number_is_a_text(self) -> None:
+        async with venue_with(SimulatedAccount("60911111", bare_number=True)) as venue:
+            balance = await balance_of(venue)
+        assert ids(balance) == ["60911111"]
+
+    async def test_a_number_of_more_than_seventeen_digits_is_kept_as_it_is(self) -> None:
+        exact = Decimal("123456789012345.678901234567890123456789")
+        async with venue_with(SimulatedAccount(FIRST, total_cash=exact)) as venue:
+            balance = await balance_of(venue)
+        assert str(balance.venue_accounts[0].assets[0].total) == str(exact)
+
+    @pytest.mark.parametrize(("account_type", "found"), [("cash", [SECOND]), ("margin", [FIRST, THIRD]), ("all", None)])
+    async def test_accounts_of_a_type_that_is_not_asked_for_are_not_read(
+        self, account_type: str, found: list[str] | None
+    ) -> None:
+        found = found or [FIRST, SECOND, THIRD]
+        day_trader = SimulatedAccount(THIRD, "pdt")
+        async with venue_with(SimulatedAccount(FIRST), cash_account(SECOND), day_trader) as venue:
+            balance = await balance_of(venue, account_type=account_type)
+        assert ids(balance) == found
+        assert sorted(paths(venue)[1:]) == [balances_path(number) for number in found]
+
+    @BOTH
+    @pytest.mark.parametrize("nothing", [None, "null", [], ...], ids=str)
+    async def test_a_token_without_an_account_is_told_so_and_its_profile_is_not_kept(
+        self, listing: ExchangeMetadata, nothing: Any
+    ) -> None:
+        async with venue_with() as venue, venue_call(listing, override=venue.url, api_key=TOKEN) as call:
+            venue.no_accounts = nothing
+            with pytest.raises(AccountUnknown, match="no open account"):
+                await exchange_service_tradier.fetch_balance(call)
+            venue.add_token(TOKEN, SimulatedAccount(FIRST))
+            balance = await exchange_service_tradier.fetch_balance(call)
+        assert ids(balance) == [FIRST]
+        assert paths(venue).count(PROFILE) == 2
+
+    @BOTH
+    async def test_the_profile_is_read_once_for_many_balances(self, listing: ExchangeMetadata) -> None:
+        async with (
+            venue_with(SimulatedAccount(FIRST)) as venue,
+            venue_call(listing, override=venue.url, api_key=TOKEN) as call,
+        ):
+            for _ in range(3):
+                await exchange_service_tradier.fetch_balance(call)
+        assert paths(venue).count(PROFILE) == 1
+        assert paths(venue).count(balances_path(FIRST)) == 3
+
+    async def test_a_profile_that_failed_is_asked_for_again(self) -> None:
+        async with (
+            venue_with(SimulatedAccount(FIRST)) as venue,
+            venue_call(TRADIER, override=venue.url, api_key=TOKEN) as call,
+        ):
+            venue.fail(replace(Fault.html(502), times=1))
+            with pytest.raises(VenueUnavailable):
+                await exchange_service_tradier.fetch_balance(call)
+            balance = await exchange_service_tradier.fetch_balance(call)
+        assert ids(balance) == [FIRST]
+
+
+class TestTheStoredAccountId:
+    async def test_it_is_the_only_one_read(self) -> None:
+        async with venue_with(SimulatedAccount(FIRST), cash_account(SECOND)) as venue:
+            balance = await balance_of(venue, account_id=SECOND)
+        assert ids(balance) == [SECOND]
+        assert equities(balance) == [Decimal("5370.33")]
+        assert paths(venue) == [balances_path(SECOND)]
+
+    async def test_one_of_digits_may_be_stored_as_a_number(self) -> None:
+        async with venue_with(SimulatedAccount("60911111", bare_number=True)) as venue:
+            assert ids(await balance_of(venue, account_id=60911111)) == ["60911111"]
+
+    async def test_its_options_need_the_profile_too_because_only_that_tells_the_option_level(self) -> None:
+        async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND, option_level=0)) as venue:
+            balance = await balance_of(venue, TRADIER_OPTIONS, account_id=FIRST)
+            with pytest.raises(FeatureNotEnabled):
+                await balance_of(venue, TRADIER_OPTIONS, account_id=SECOND)
+        assert ids(balance) == [FIRST]
+        assert paths(venue) == [PROFILE, balances_path(FIRST), PROFILE]
+
+    @BOTH
+    async def test_it_is_read_also_when_it_is_closed(self, listing: ExchangeMetadata) -> None:
+        async with venue_with(SimulatedAccount(FIRST, status="closed")) as venue:
+            assert ids(await balance_of(venue, listing, account_id=FIRST)) == [FIRST]
+
+    @BOTH
+    async def test_somebody_elses_is_an_unknown_account_and_not_a_bad_token(self, listing: ExchangeMetadata) -> None:
+        async with venue_with(SimulatedAccount(FIRST)) as venue:
+            with pytest.raises(AccountUnknown, match="account_id") as refusal:
+                await balance_of(venue, listing, account_id=THIRD)
+        assert THIRD not in refusal.value.message
+
+    @BOTH
+    @pytest.mark.parametrize("account_id", ["a/b", "a?b=c", "a#b", "a b", "..", "6YÄ00000"])
+    async def test_one_that_could_leave_its_place_in_the_path_is_refused(
+        self, listing: ExchangeMetadata, account_id: str
+    ) -> None:
+        async with venue_with(SimulatedAccount(FIRST)) as venue:
+            with pytest.raises(CredentialInvalid, match="no account number"):
+                await balance_of(venue, listing, account_id=account_id)
+        assert venue.requests == []
+
+
+class TestTheOptionsView:
+    async def test_it_shows_each_account_with_its_options_values(self) -> None:
+        async with venue_with(SimulatedAccount(FIRST)) as venue:
+            balance = await balance_of(venue, TRADIER_OPTIONS)
+        (account,) = balance.venue_accounts
+        assert (account.id, account.type) == (FIRST, "options")
+        assert [row.asset for row in account.assets] == ["USD", "OPTION_LONG", "OPTION_SHORT", "OPTION_NET"]
+        assert balance.summary == account.summary
+
+    async def test_a_note_says_what_its_rows_are(self) -> None:
+        async with venue_with(SimulatedAccount(FIRST)) as venue:
+            options, whole = await balance_of(venue, TRADIER_OPTIONS), await balance_of(venue)
+        (note,) = options.notes
+        assert "do not add" in note
+        assert whole.notes == ()
+
+    async def test_an_account_without_options_stands_beside_the_others_with_its_error_and_is_not_read(self) -> None:
+        async with venue_with(SimulatedAccount(FIRST), cash_account(SECOND, option_level=0)) as venue:
+            balance = await balance_of(venue, TRADIER_OPTIONS)
+        good, without = balance.venue_accounts
+        assert good.error is None
+        assert isinstance(without.error, FeatureNotEnabled)
+        assert (without.id, without.type, without.assets, without.summary) == (SECOND, "options", (), None)
+        assert balance.summary is None
+        assert balances_path(SECOND) not in paths(venue)
+
+    async def test_a_profile_without_an_option_level_leaves_it_to_the_figures(self) -> None:
+        nothing = {"option_long_value": ..., "option_short_value": ..., "option_requirement": ...}
+        accounts = SimulatedAccount(FIRST, option_level=None), SimulatedAccount(SECOND, option_level=None)
+        accounts[1].changes = nothing
+        async with venue_with(*accounts) as venue:
+            balance = await balance_of(venue, TRADIER_OPTIONS)
+        errors = [type(account.error) for account in balance.venue_accounts]
+        assert errors == [type(None), FeatureNotEnabled]
+
+    async def test_where_no_account_has_options_there_is_no_balance(self) -> None:
+        async with venue_with(cash_account(FIRST, option_level=0)) as venue:
+            with pytest.raises(FeatureNotEnabled, match="not enabled"):
+                await balance_of(venue, TRADIER_OPTIONS)
+
+
+class TestOneAccountAmongSeveral:
+    async def test_one_that_is_refused_stands_beside_the_others_with_its_error(self) -> None:
+        async with venue_with(SimulatedAccount(FIRST), cash_account(SECOND, refused=True)) as venue:
+            balance = await balance_of(venue)
+        good, refused = balance.venue_accounts
+        assert good.error is None
+        assert good.assets
+        assert isinstance(refused.error, AccountUnknown)
+        assert (refused.id, refused.type, refused.assets) == (SECOND, "cash", ())
+        assert balance.summary is None
+
+    async def test_trouble_with_one_leaves_the_others_readable(self) -> None:
+        async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND)) as venue:
+            venue.fail(Fault.html(503)).path = balances_path(SECOND)
+            balance = await balance_of(venue)
+        errors = [type(account.error) for account in balance.venue_accounts]
+        assert errors == [type(None), VenueUnavailable]
+
+    async def test_where_every_one_is_refused_there_is_no_balance(self) -> None:
+        async with venue_with(SimulatedAccount(FIRST, refused=True), SimulatedAccount(SECOND, refused=True)) as venue:
+            with pytest.raises(AccountUnknown):
+                await balance_of(venue)
+
+    async def test_a_token_that_dies_between_two_requests_is_refused_as_a_whole(self) -> None:
+        async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND)) as venue:
+            venue.fail(replace(saying(500, "Access Token expired"), path=balances_path(SECOND)))
+            with pytest.raises(CredentialRejected):
+                await balance_of(venue)
+
+    async def test_the_answer_for_another_account_is_malformed(self) -> None:
+        async with venue_with(SimulatedAccount(FIRST, changes={"account_number": SECOND})) as venue:
+            with pytest.raises(VenueMalformed, match="another account"):
+                await balance_of(venue, account_id=FIRST)
+
+
+@BOTH
+async def test_open_calls_are_told_in_the_order_of_the_accounts(listing: ExchangeMetadata) -> None:
+    def owing(amount: str) -> Mapping[str, Any]:
+        return {"option_buying_power": 0, "stock_buying_power": 0, "maintenance_call": Decimal(amount)}
+
+    accounts = SimulatedAccount(FIRST, block=owing("1250.00")), SimulatedAccount(SECOND, block=owing("7"))
+    async with venue_with(*accounts) as venue:
+        venue.fail(Fault(delay=0.05, pass_on=True)).path = balances_path(FIRST)
+        balance = await balance_of(venue, listing)
+    assert balance.notes[-2:] == (
+        f"Account {FIRST}: Tradier has a maintenance call open, of 1250.00 USD.",
+        f"Account {SECOND}: Tradier has a maintenance call open, of 7 USD.",
+    )
+
+
+class TestTheToken:
+    @pytest.mark.parametrize("token", ["", "   ", "tökén", "two\r\nlines"])
+    async def test_one_that_cannot_be_one_is_refused_before_tradier_is_asked(self, token: str) -> None:
+        async with venue_with(SimulatedAccount(FIRST)) as venue:
+            with pytest.raises(CredentialInvalid, match="api_key"):
+                await balance_of(venue, token=token)
+        assert venue.requests == []
+
+    @pytest.mark.parametrize(("environment", "other"), [("production", "sandbox"), ("sandbox", "live")])
+    @pytest.mark.parametrize("plain", [False, True], ids=["a fault", "plain text"])
+    async def test_an_unknown_one_comes_with_the_hint_to_try_the_other_environment(
+        self, environment: str, other: str, plain: bool
+    ) -> None:
+        async with venue_with(SimulatedAccount(FIRST)) as venue:
+            venue.plain_refusals = plain
+            with pytest.raises(CredentialRejected, match=f"the {other} environment"):
+                await balance_of(venue, token="a-token-of-elsewhere", environment=environment)
+
+    async def test_an_expired_one_is_told_as_such_although_tradier_calls_it_a_server_error(self) -> None:
+        async with venue_with(SimulatedAccount(FIRST)) as venue:
+            venue.tokens[TOKEN].expired = True
+            with pytest.raises(CredentialRejected, match="expired"):
+                await balance_of(venue)
+
+    @pytest.mark.parametrize("status", [200, 400, 401, 403, 429, 500, 503])
+    async def test_the_words_count_before_the_status(self, status: int) -> None:
+        for fault in (
+            saying(status, "Invalid Access Token"),
+            saying(status, "Refused.", "keymanagement.service.invalid_access_token"),
+        ):
+            assert type(await refusal_of(fault)) is CredentialRejected
+
+    async def test_a_page_for_people_says_nothing_about_the_token_whatever_it_mentions(self) -> None:
+        page = b"<html><p>Log in, and renew your access token.</p></html>"
+        assert type(await refusal_of(Fault(status=503, body=page, content_type="text/html"))) is VenueUnavailable
+
+
+class AskedUrl(Exception):
+    """The address that a plugin asked for."""
+
+
+class TellingHttp:
+    """A session that reaches nothing and tells where it was sent."""
+
+    client_session = None
+
+    async def get(self, url: str, **options: Any) -> Response:
+        raise AskedUrl(url)
+
+    async def post(self, url: str, **options: Any) -> Response:
+        raise AskedUrl(url)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("environment", "host"),
+    [
+        ("production", "https://api.tradier.com"),
+        ("live", "https://api.tradier.com"),
+        ("sandbox", "https://sandbox.tradier.com"),
+        ("paper", "https://sandbox.tradier.com"),
+    ],
+)
+async def test_the_environment_chooses_the_host(listing: ExchangeMetadata, environment: str, host: str) -> None:
+    async with venue_call(listing, environment=environment, api_key=TOKEN) as call:
+        told: VenueCall = replace(call, http=TellingHttp())
+        with pytest.raises(AskedUrl, match=f"^{host}/v1/user/profile$"):
+            await exchange_service_tradier.fetch_balance(told)
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (Fault(status=400, body=b'{"errors": {"error": "Invalid parameter"}}'), RequestRefused),
+        (Fault(status=400, body=b'{"errors": {"error": ["Invalid parameter", "Another"]}}'), RequestRefused),
+        (plainly(401, "Invalid Access Token"), CredentialRejected),
+        (plainly(401, "Unauthorized Account: 6YZ99999"), AccountUnknown),
+        (plainly(403, "Unauthorized Account: 6YZ99999"), AccountUnknown),
+        (plainly(400, "Unauthorized Account: 6YZ99999"), AccountUnknown),
+        (Fault(status=401), CredentialRejected),
+        (Fault(status=403), PermissionMissing),
+        (Fault.html(404), AccountUnknown),
+        (Fault(status=405), RequestRefused),
+        (saying(429, "Rate limit quota violation.", "policies.ratelimit.QuotaViolation"), VenueRateLimited),
+        (saying(500, "Datastore Error", "steps.servicecallout.ExecutionFailed"), VenueUnavailable),
+        (Fault(status=500), VenueUnavailable),
+        (Fault.html(502), VenueUnavailable),
+        (Fault.html(503), VenueUnavailable),
+        (Fault(status=503, body=b"<html>Scheduled Maintenance</html>"), VenueMaintenance),
+        (Fault.html(504), VenueTimeout),
+        (Fault(status=206, body=b"{}"), VenueMalformed),
+        (Fault.html(200), VenueMalformed),
+        (Fault(body=b""), VenueMalformed),
+        (Fault(body=b"null"), VenueMalformed),
+        (Fault(body=b"<?xml version='1.0'?><balances/>", content_type="application/xml"), VenueMalformed),
+    ],
+    ids=lambda value: f"{value.status} {value.body[:40]!r}" if isinstance(value, Fault) else value.__name__,
+)
+async def test_each_of_tradiers_errors_is_told_as_what_it_is(fault: Fault, expected: type[VenueError]) -> None:
+    assert type(await refusal_of(fault)) is expected
+
+
+async def test_tradiers_own_words_are_not_passed_on() -> None:
+    for fault in (saying(400, "account of Jane Doe"), plainly(401, "Unauthorized Account: Jane Doe")):
+        assert "Jane" not in (await refusal_of(fault)).message
+
+
+class TestTheRequestBudget:
+    async def test_a_limit_without_any_header_is_waited_out_for_a_minute(self) -> None:
+        error = await refusal_of(Fault(status=429, body=b"{}"))
+        assert (type(error), error.retry_after) == (VenueRateLimited, 60)
+
+    async def test_retry_after_counts_most(self) -> None:
+        expiry = str(int((time.time() + 40) * 1000))
+        fault = Fault(status=429, body=b"{}", headers={"Retry-After": "7", "X-Ratelimit-Expiry": expiry})
+        assert (await refusal_of(fault)).retry_after == 7
+
+    async def test_else_the_end_of_tradiers_minute(self) -> None:
+        expiry = str(int((time.time() + 40) * 1000))
+        wait = (await refusal_of(Fault(status=429, body=b"{}", headers={"x-ratelimit-expiry": expiry}))).retry_after
+        assert wait is not None
+        assert 30 < wait <= 40
+
+    async def test_a_token_that_has_used_up_its_minute_is_told_to_wait_and_not_sent_again(self) -> None:
+        async with (
+            venue_with(SimulatedAccount(FIRST)) as venue,
+            venue_call(TRADIER, override=venue.url, api_key=TOKEN) as call,
+        ):
+            venue.tokens[TOKEN].limited = True
+            for _ in range(3):
+                with pytest.raises(VenueRateLimited) as refusal:
+                    await exchange_service_tradier.fetch_balance(call)
+                assert refusal.value.retry_after is not None
+                assert 0 < refusal.value.retry_after <= 60
+        assert len(venue.requests) == 1
+
+    async def test_the_last_request_of_a_minute_gives_its_balance_and_the_next_is_not_sent(self) -> None:
+        expiry = str(int((time.time() + 40) * 1000))
+        async with (
+            venue_with(SimulatedAccount(FIRST)) as venue,
+            venue_call(TRADIER, override=venue.url, api_key=TOKEN) as call,
+        ):
+            await exchange_service_tradier.fetch_balance(call)
+            good = json.dumps({"balances": _GOOD}).encode()
+            headers = {"X-Ratelimit-Available": "0", "X-Ratelimit-Expiry": expiry}
+            venue.fail(Fault(body=good, headers=headers))
+            balance = await exchange_service_tradier.fetch_balance(call)
+            asked = len(venue.requests)
+            with pytest.raises(VenueRateLimited) as refusal:
+                await exchange_service_tradier.fetch_balance(call)
+        assert equities(balance) == [Decimal(3)]
+        assert len(venue.requests) == asked
+        assert refusal.value.retry_after is not None
+        assert 30 < refusal.value.retry_after <= 40
+
+    async def test_a_profile_that_took_the_last_request_leaves_none_for_the_balances(self) -> None:
+        async with venue_with(SimulatedAccount(FIRST)) as venue:
+            venue.allowance = 1
+            with pytest.raises(VenueRateLimited):
+                await balance_of(venue)
+        assert paths(venue) == [PROFILE]
+
+    async def test_the_token_of_one_account_does_not_wait_for_another(self) -> None:
+        async with venue_with(SimulatedAccount(FIRST)) as venue:
+            venue.add_token("another-token", SimulatedAccount(SECOND))
+            venue.tokens[TOKEN].limited = True
+            with pytest.raises(VenueRateLimited):
+                await balance_of(venue)
+            assert ids(await balance_of(venue, token="another-token")) == [SECOND]
+
+    def test_it_opens_when_the_minute_is_over(self) -> None:
+        budget = RequestBudget()
+        budget.note({"X-Ratelimit-Available": "0", "X-Ratelimit-Expiry": "1030500"}, now=1000.0)
+        with pytest.raises(VenueRateLimited) as refusal:
+            budget.check(1029.0)
+        assert refusal.value.retry_after == 1.5
+        budget.check(1030.5)
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {},
+            {"X-Ratelimit-Available": "1", "X-Ratelimit-Expiry": "1030000"},
+            {"X-Ratelimit-Available": "0"},
+            {"X-Ratelimit-Available": "0", "X-Ratelimit-Expiry": "999000"},
+            {"X-Ratelimit-Available": "0", "X-Ratelimit-Expiry": "soon"},
+            {"X-Ratelimit-Expiry": "1030000"},
+        ],
+    )
+    def test_it_stays_open_unless_tradier_says_how_long_it_is_used_up(self, headers: dict[str, str]) -> None:
+        budget = RequestBudget()
+        budget.note(headers, now=1000.0)
+        budget.check(1000.0)
+
+    @pytest.mark.parametrize(
+        ("expiry", "wait"),
+        [("1030000", 30.0), ("1060000", 60.0), ("9999000", 60.0), ("1000000", None), ("", None), ("-1", None)],
+    )
+    def test_no_wait_is_longer_than_the_minute_that_tradier_counts_in(self, expiry: str, wait: float | None) -> None:
+        assert time_to_expiry({"X-Ratelimit-Expiry": expiry}, now=1000.0) == wait
+
+
+_GOOD = {"account_number": FIRST, "total_cash": 1, "total_equity": 3, "margin": {"option_buying_power": 1}}

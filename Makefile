@@ -5,7 +5,7 @@ ARGS ?= -n 2 --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pip install --quiet --disable-pip-version-check
-PLUGINS := $(sort $(wildcard plugins/*))
+PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 

@@ -129,7 +129,7 @@ def test_the_python_example_of_the_readme_runs(demo_address: str) -> None:
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert re.match(r"EUR \d+\.\d{4} 0:00:\d\d", first)
-    assert re.match(r"(oanda|hyperliquid|binance) \d{16}", second)
+    assert re.match(r"\w+ \d{16}", second)
 
 
 @pytest.mark.parametrize("reason", sorted(re.findall(r"^## (\w+)$", (ROOT / "docs" / "errors.md").read_text(), re.M)))

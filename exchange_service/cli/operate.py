@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Collection
 from typing import Annotated
 
 import typer
@@ -99,13 +100,21 @@ def _print_welcome(running: object, seconds: float) -> None:
     for situation, note in SITUATION_NOTES.items():
         user = user_of(situation)
         if user in running.users:
-            users.add_row(user, ", ".join(running.users[user]), note)
+            users.add_row(user, _shown_at(running.users[user], running.venues), note)
     console.print(users)
     flag = "" if address == "127.0.0.1:50051" else f" --address {address}"
     console.print("\nTry next, in a second terminal (`. .venv/bin/activate` first):")
     for command in ("exchanges", f"balance --user {MAIN_USER} --exchange oanda", f"watch --user {MAIN_USER}"):
         console.print(f"  exchange-service {command}{flag}", soft_wrap=True)
     console.print("\nInterrupt (Ctrl-C) to end.")
+
+
+def _shown_at(exchanges: Collection[str], venues: Collection[str]) -> str:
+    """The exchanges by name, or by those that are missing, whichever is shorter."""
+    missing = [name for name in venues if name not in exchanges]
+    if len(missing) < len(exchanges):
+        return f"all but {', '.join(missing)}" if missing else "all"
+    return ", ".join(exchanges)
 
 
 def plugins(

@@ -1,9 +1,8 @@
-"""Aster: perpetual futures and spot wallets of one wallet address.
-
-For now the listing alone: reading balances is not yet written.
-"""
+"""Aster: the futures and spot accounts of one wallet, read with an agent's signature or an older HMAC key."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from exchange_service.plugin_api import (
     Balance,
@@ -11,11 +10,16 @@ from exchange_service.plugin_api import (
     CredentialField,
     Environment,
     ExchangeMetadata,
+    KeyRights,
     Manifest,
-    NotSupported,
+    VenueAccount,
     VenueCall,
+    gather_accounts,
     hookimpl,
 )
+from exchange_service_aster import parse
+from exchange_service_aster.client import AsterClient
+from exchange_service_aster.scheme import AgentScheme
 
 ASTER = ExchangeMetadata(
     id="aster",
@@ -47,9 +51,16 @@ ASTER = ExchangeMetadata(
             description="The agent's address may be left empty. Older HMAC keys, no longer issued, need theirs.",
         ),
         CredentialField("api_secret", "Agent private key, or API secret"),
+        CredentialField(
+            "scheme",
+            "Scheme",
+            required=False,
+            secret=False,
+            description="v3 for an agent, v1 for an older HMAC key. Left empty, it follows from the other fields.",
+        ),
     ),
-    account_types=("futures", "spot"),
-    capabilities=Capabilities(balance=False, sandbox=True),
+    account_types=(parse.FUTURES, parse.SPOT),
+    capabilities=Capabilities(sandbox=True, several_accounts=True),
     environments=(
         Environment(
             "production",
@@ -64,7 +75,6 @@ ASTER = ExchangeMetadata(
     ),
     documentation_url="https://asterdex.github.io/aster-api-website/",
     credential_url="https://www.asterdex.com/en/api-wallet",
-    unsupported_reason="Aster is listed, but reading its balances is not yet written.",
 )
 
 
@@ -75,4 +85,31 @@ def exchange_manifest() -> Manifest:
 
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
-    raise NotSupported(call.exchange.unsupported_reason)
+    client = await AsterClient.open(call)
+    account_id = client.scheme.account_id
+    notes: list[str] = []
+
+    async def read(account_type: str) -> VenueAccount:
+        if account_type == parse.SPOT:
+            return parse.spot_account(await client.spot_account(), account_id)
+        payload = await client.futures_account()
+        account = parse.futures_account(payload, account_id)
+        if parse.in_multi_assets_mode(payload):
+            notes.append(parse.MULTI_ASSETS)
+        return account
+
+    wanted = [account_type for account_type in ASTER.account_types if call.wants(account_type)]
+    accounts = tuple(
+        # One that could not be read bears as its id what it was asked for by.
+        replace(account, id=account_id, type=account.id) if account.error else account
+        for account in await gather_accounts(wanted, read)
+    )
+    return Balance(accounts, parse.overall_summary(accounts), notes=tuple(notes))
+
+
+@hookimpl
+async def check_credential(call: VenueCall) -> KeyRights:
+    client = await AsterClient.open(call)
+    if not isinstance(client.scheme, AgentScheme):
+        return KeyRights(notes=(parse.HMAC_RIGHTS,))
+    return parse.key_rights(await client.agents(), client.scheme.agent)

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import exchange_service_aster
 import pytest
 from exchange_service_aster import ASTER
 
 from exchange_service.plugin_api import Environment
-from exchange_service.testing.contract import ListingContract
-
-
-class TestAster(ListingContract):
-    plugin = exchange_service_aster
-    exchange_id = "aster"
 
 
 def test_it_has_the_values_that_the_application_shows() -> None:
@@ -43,6 +36,12 @@ def test_an_environment_names_the_futures_and_the_spot_host(word: str, futures: 
 
 def test_the_user_is_warned_of_the_wallets_own_key() -> None:
     assert "Never give the private key of the wallet" in ASTER.instructions
+
+
+def test_it_reads_balances_of_two_accounts() -> None:
+    assert ASTER.capabilities.balance
+    assert ASTER.capabilities.several_accounts
+    assert ASTER.account_types == ("futures", "spot")
 
 
 def test_the_wallet_address_is_no_secret_and_the_agents_key_is() -> None:

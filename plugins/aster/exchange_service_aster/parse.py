@@ -1,0 +1,155 @@
+"""Aster's payloads as the service's nouns. Pure: payload in, value out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from exchange_service.plugin_api import (
+    AssetBalance,
+    KeyRights,
+    Summary,
+    VenueAccount,
+    VenueMalformed,
+    amount,
+    as_list,
+    as_object,
+    exact_sum,
+    milliseconds,
+    required_amount,
+    text,
+)
+
+FUTURES = "futures"
+SPOT = "spot"
+
+MULTI_ASSETS = (
+    "The futures account seems to be in multi-assets mode, in which Aster lends on other assets: rows that hold "
+    "nothing are left out, and the summary may be reckoned in US dollars and not in USDT."
+)
+HMAC_RIGHTS = "Aster does not say what an HMAC key may do. Agents, its newer keys, can be limited to reading."
+
+_USDT = "USDT"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# A time of more digits counts nanoseconds, as the spot account's has been seen to.
+_NANOSECONDS_FROM = 10**17
+
+
+def futures_account(payload: Any, account_id: str) -> VenueAccount:
+    """The futures account: the venue's own figures, which need not add up.
+
+    An asset of which nothing is in the wallet is no holding, whatever the venue would lend on the others; only one
+    without any figure keeps its row, which says that it is zero.
+    """
+    found = as_object(payload, "the answer")
+    entries = [as_object(entry, "assets[]") for entry in as_list(found.get("assets"), "assets")]
+    rows = [_futures_row(entry) for entry in entries]
+    _check_unique(rows)
+    times = [time for time in (_time(entry, "assets[]") for entry in entries) if time is not None]
+    wallet = required_amount(found, "totalWalletBalance", "the answer")
+    return VenueAccount(
+        id=account_id,
+        type=FUTURES,
+        assets=tuple(row for row in rows if not _is_lent(row)),
+        summary=Summary(
+            _USDT,
+            total=wallet,
+            cash=wallet,
+            available=amount(found, "availableBalance", "the answer"),
+            equity=required_amount(found, "totalMarginBalance", "the answer"),
+            margin_used=amount(found, "totalInitialMargin", "the answer"),
+            unrealised_pnl=amount(found, "totalUnrealizedProfit", "the answer"),
+        ),
+        venue_time=_time(found, "the answer") or max(times, default=None),
+    )
+
+
+def in_multi_assets_mode(payload: Any) -> bool:
+    """Whether a futures account has an asset that is usable though nothing of it is held, as in this mode alone."""
+    entries = as_list(as_object(payload, "the answer").get("assets"), "assets")
+    return any(_is_lent(_futures_row(as_object(entry, "assets[]"))) for entry in entries)
+
+
+def spot_account(payload: Any, account_id: str) -> VenueAccount:
+    """The spot account. Without a summary: no prices are asked for."""
+    found = as_object(payload, "the answer")
+    rows = [_spot_row(as_object(entry, "balances[]")) for entry in as_list(found.get("balances"), "balances")]
+    _check_unique(rows)
+    return VenueAccount(id=account_id, type=SPOT, assets=tuple(rows), venue_time=_time(found, "the answer"))
+
+
+def overall_summary(accounts: Sequence[VenueAccount]) -> Summary | None:
+    """The futures account's summary, where nothing is held that it leaves out: only USDT, and only there."""
+    for account in accounts:
+        covered = account.type == FUTURES
+        if account.error or any(not row.is_zero() and not (covered and row.asset == _USDT) for row in account.assets):
+            return None
+    return next((account.summary for account in accounts if account.summary), None)
+
+
+def server_time(payload: Any) -> int:
+    """The venue's time of `GET /fapi/v1/time`, in milliseconds since 1970."""
+    time = milliseconds(as_object(payload, "the answer"), "serverTime", "the answer")
+    if time is None:
+        raise VenueMalformed("serverTime is missing.")
+    return (time - _EPOCH) // timedelta(milliseconds=1)
+
+
+def key_rights(payload: Any, agent: str) -> KeyRights:
+    """What `GET /fapi/v3/agent` says of the agent with this address, in lower case."""
+    agents = [as_object(entry, "agents[]") for entry in as_list(payload, "the answer")]
+    ours = [entry for entry in agents if text(entry, "agentAddress", "agents[]").lower() == agent]
+    if not ours:
+        return KeyRights(notes=("Aster's list of the wallet's agents does not name this one.",))
+    if len(ours) > 1:
+        raise VenueMalformed("Aster lists an agent twice.")
+    return KeyRights(
+        trade=_any_right(ours[0], "canSpotTrade", "canPerpTrade"),
+        withdraw=_any_right(ours[0], "canWithdraw"),
+        expires=milliseconds(ours[0], "expired", "agents[]"),
+    )
+
+
+def _futures_row(entry: Mapping[str, Any]) -> AssetBalance:
+    return AssetBalance(
+        text(entry, "asset", "assets[]"),
+        total=required_amount(entry, "walletBalance", "assets[]"),
+        free=amount(entry, "availableBalance", "assets[]"),
+        used=amount(entry, "initialMargin", "assets[]"),
+    )
+
+
+def _spot_row(entry: Mapping[str, Any]) -> AssetBalance:
+    free, locked = (required_amount(entry, key, "balances[]") for key in ("free", "locked"))
+    return AssetBalance(text(entry, "asset", "balances[]"), total=exact_sum((free, locked)), free=free, used=locked)
+
+
+def _is_lent(row: AssetBalance) -> bool:
+    return not row.total and not row.is_zero()
+
+
+def _check_unique(rows: Sequence[AssetBalance]) -> None:
+    if len({row.asset for row in rows}) != len(rows):
+        # Which of the two would be right cannot be known.
+        raise VenueMalformed("Aster lists an asset twice.")
+
+
+def _time(source: Mapping[str, Any], where: str) -> datetime | None:
+    """When the wallet last changed; None where the venue does not say. Takes milliseconds and nanoseconds."""
+    value = source.get("updateTime")
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+        value = int(value)
+    if type(value) is int and value >= _NANOSECONDS_FROM:
+        value //= 1_000_000
+    return milliseconds({"updateTime": value}, "updateTime", where)
+
+
+def _any_right(entry: Mapping[str, Any], *names: str) -> bool | None:
+    """Whether the agent has one of these rights; None where the venue does not say it of all."""
+    rights = [entry.get(name) for name in names]
+    if any(right is not None and not isinstance(right, bool) for right in rights):
+        raise VenueMalformed(f"agents[].{names[0]} should be a truth value.")
+    if True in rights:
+        return True
+    return None if None in rights else False

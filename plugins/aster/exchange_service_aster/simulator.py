@@ -1,0 +1,419 @@
+"""Aster on loopback: both hosts, both ways of signing, and Aster's errors. It checks every signature with code of its
+own and uses nothing of the client, so that no mistake hides in both."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, NoReturn
+
+from aiohttp import web
+from coincurve import PrivateKey, PublicKey
+from Crypto.Hash import keccak
+
+from exchange_service.testing import DemoVenue, Fault
+
+_ZERO = Decimal(0)
+_CHANGED = 1764000000123
+_IN_A_YEAR = 365 * 24 * 3600 * 1000
+# The venue lists every asset that it knows; these are held by nobody here.
+_NEVER_HELD = ("ETH", "BTC", "USDF", "ASBNB", "USD1")
+# How many nonces of a wallet are remembered, and how far one may be from the venue's time, in microseconds.
+_NONCES = 100
+_NONCE_WINDOW = 10_000_000
+_WEIGHT_LIMIT = 2400
+
+
+@dataclass(slots=True)
+class SimulatedAsset:
+    """One asset of a futures account. `lent` is what its other assets make available of it in multi-assets mode."""
+
+    code: str
+    wallet: Decimal = _ZERO
+    unrealized: Decimal = _ZERO
+    position_margin: Decimal = _ZERO
+    order_margin: Decimal = _ZERO
+    lent: Decimal = _ZERO
+    # Whether the venue states the margins of this asset at all.
+    states_margin: bool = True
+    update_time: Any = 0
+
+    @property
+    def margin(self) -> Decimal:
+        return self.position_margin + self.order_margin
+
+    @property
+    def available(self) -> Decimal:
+        return self.wallet + self.unrealized - self.margin + self.lent
+
+
+@dataclass(slots=True)
+class SimulatedAgent:
+    """An agent by its address; `expired` in milliseconds since 1970."""
+
+    address: str
+    expired: int
+    can_read: bool = True
+    can_spot_trade: bool = False
+    can_perp_trade: bool = False
+    can_withdraw: bool = False
+    # Whether it is bound to addresses of which ours is none.
+    elsewhere: bool = False
+
+
+@dataclass(slots=True)
+class SimulatedWallet:
+    """One wallet: its futures assets, its spot rows as (asset, free, locked), its agents and remembered nonces."""
+
+    assets: list[SimulatedAsset] = field(default_factory=list)
+    spot: list[tuple[str, Decimal, Decimal]] = field(default_factory=list)
+    spot_time: Any = _CHANGED * 1_000_000 + 456_789
+    agents: dict[str, SimulatedAgent] = field(default_factory=dict)
+    nonces: list[int] = field(default_factory=list)
+    moving: bool = False
+
+
+@dataclass(slots=True)
+class SimulatedKey:
+    """An HMAC key: its secret, and the wallet that it reads."""
+
+    secret: str
+    wallet: SimulatedWallet
+
+
+class AsterSimulator(DemoVenue):
+    """Plays fapi.asterdex.com and sapi.asterdex.com, whose paths differ."""
+
+    exchange_id = "aster"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wallets: dict[str, SimulatedWallet] = {}
+        self.keys: dict[str, SimulatedKey] = {}
+        # The chain for which agents sign: 1666 live, 714 at the test network.
+        self.chain_id = 1666
+        # Seconds that the venue's clock is ahead of ours.
+        self.clock_offset = 0.0
+        # What the header says of this minute; beyond the limit all is refused.
+        self.used_weight = 10
+        self._random = random.Random(4)
+
+    def add_wallet(self, address: str, wallet: SimulatedWallet | None = None) -> SimulatedWallet:
+        """Let `address` have this wallet, that of the worked example unless one is given."""
+        self.wallets[address.lower()] = wallet or example_wallet()
+        return self.wallets[address.lower()]
+
+    def add_agent(self, wallet: str, private_key: str, **rights: Any) -> SimulatedAgent:
+        """Let the holder of this key of 64 hexadecimal digits act for `wallet`; it may read unless told otherwise."""
+        agent = SimulatedAgent(address_of(private_key), **{"expired": self._milliseconds() + _IN_A_YEAR} | rights)
+        self.wallets[wallet.lower()].agents[agent.address] = agent
+        return agent
+
+    def add_key(self, api_key: str, secret: str, wallet: SimulatedWallet | None = None) -> SimulatedWallet:
+        """Let an HMAC key read this wallet, that of the worked example unless one is given."""
+        self.keys[api_key] = SimulatedKey(secret, wallet or example_wallet())
+        return self.keys[api_key].wallet
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/fapi/v1/time", self._time),
+            web.get("/fapi/v4/account", self._futures),
+            web.get("/fapi/v3/accountWithJoinMargin", self._futures),
+            web.get("/api/v1/account", self._spot),
+            web.get("/api/v3/account", self._spot),
+            web.get("/fapi/v3/agent", self._agents),
+        ]
+
+    def account_of(self, request: web.Request, body: bytes) -> str:
+        return request.headers.get("X-MBX-APIKEY") or request.query.get("user", "").lower()
+
+    async def _time(self, request: web.Request) -> web.Response:
+        return self._answer({"serverTime": self._milliseconds()})
+
+    async def _futures(self, request: web.Request) -> web.Response:
+        return self._answer(_futures_account(self._wallet(request)))
+
+    async def _spot(self, request: web.Request) -> web.Response:
+        return self._answer(_spot_account(self._wallet(request)))
+
+    async def _agents(self, request: web.Request) -> web.Response:
+        return self._answer([_agent_entry(agent) for agent in self._wallet(request).agents.values()])
+
+    def _answer(self, payload: Any, status: int = 200) -> web.Response:
+        return web.json_response(payload, status=status, headers={"X-MBX-USED-WEIGHT-1M": str(self.used_weight)})
+
+    def _milliseconds(self) -> int:
+        return self._microseconds() // 1000
+
+    def _microseconds(self) -> int:
+        return time.time_ns() // 1000 + int(self.clock_offset * 1_000_000)
+
+    def _wallet(self, request: web.Request) -> SimulatedWallet:
+        """The wallet that a signed request may read, or one of Aster's refusals."""
+        if self.used_weight > _WEIGHT_LIMIT:
+            _refuse(429, -1003, "Too many requests; current limit is 2400 requests per minute.")
+        message, _, signature = request.query_string.rpartition("&signature=")
+        if not message:
+            _refuse(400, -1102, "Mandatory parameter 'signature' was not sent, was empty/null, or malformed.")
+        if "/v3/" in request.path:
+            return self._wallet_of_agent(request, message, signature)
+        return self._wallet_of_key(request, message, signature)
+
+    def _wallet_of_key(self, request: web.Request, message: str, signature: str) -> SimulatedWallet:
+        key = self.keys.get(request.headers.get("X-MBX-APIKEY", ""))
+        if key is None:
+            _refuse(401, -2015, "Invalid API-key, IP, or permissions for action.")
+        expected = hmac.digest(key.secret.encode(), message.encode(), hashlib.sha256).hex()
+        if signature.lower() != expected:
+            _refuse(400, -1022, "Signature for this request is not valid.")
+        sent, window = request.query.get("timestamp", ""), int(request.query.get("recvWindow", "5000"))
+        if not sent.isdigit():
+            _refuse(400, -1102, "Mandatory parameter 'timestamp' was not sent, was empty/null, or malformed.")
+        now = self._milliseconds()
+        if not (int(sent) < now + 1000 and now - int(sent) <= window):
+            _refuse(400, -1021, "Timestamp for this request is outside of the recvWindow.")
+        return key.wallet
+
+    def _wallet_of_agent(self, request: web.Request, message: str, signature: str) -> SimulatedWallet:
+        user, signer, nonce = (request.query.get(name, "") for name in ("user", "signer", "nonce"))
+        if not (user and signer and nonce.isdigit()):
+            _refuse(400, -1102, "Mandatory parameter was not sent, was empty/null, or malformed.")
+        if _signer_of(message, signature, self.chain_id) != signer.lower():
+            _refuse(400, -1000, "Signature check failed")
+        wallet = self.wallets.get(user.lower())
+        agent = wallet.agents.get(signer.lower()) if wallet else None
+        if wallet is None or agent is None or agent.expired <= self._milliseconds():
+            _refuse(400, -1000, "No agent found")
+        if agent.elsewhere:
+            _refuse(401, -1011, "This IP cannot access this route.")
+        if not agent.can_read:
+            _refuse(401, -2015, "Invalid API-key, IP, or permissions for action.")
+        self._take_nonce(wallet, int(nonce))
+        return wallet
+
+    def _take_nonce(self, wallet: SimulatedWallet, nonce: int) -> None:
+        if abs(nonce - self._microseconds()) > _NONCE_WINDOW or nonce in wallet.nonces:
+            _refuse(400, -4225, "Nonce Expired")
+        # While there is room none has been forgotten, and a lower one that is new cannot have been used.
+        if len(wallet.nonces) >= _NONCES and nonce < min(wallet.nonces):
+            _refuse(400, -4225, "Nonce Expired")
+        wallet.nonces = sorted([*wallet.nonces, nonce])[-_NONCES:]
+
+    def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
+        if situation == "empty":
+            # With a key of the older kind, so that both are seen.
+            self.add_key("demo-key-of-the-empty-account", "demo-secret-0123456789abcdef", SimulatedWallet())
+            return {"api_key": "demo-key-of-the-empty-account", "api_secret": "demo-secret-0123456789abcdef"}
+        address, row = self._registered(situation)
+        wallet = self.wallets[address]
+        wallet.moving = situation == "moving"
+        if situation == "refused":
+            wallet.agents.clear()
+        elif situation == "limited":
+            self.fail(_rate_limit("30", address))
+        elif situation == "slow":
+            self.fail(Fault(delay=3.0, pass_on=True, account=address))
+        elif situation == "stale":
+            # One good answer for each of the two accounts, then trouble.
+            self.fail(Fault.html(503)).account = address
+            self.fail(Fault(pass_on=True, account=address, times=2))
+        elif situation == "partly":
+            # The spot host has been seen so for agents, while futures answered.
+            fault = self.fail(Fault.html(500))
+            fault.account, fault.path = address, "/api/v3/account"
+        return row
+
+    def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
+        if trouble == "unknown account":
+            # A wallet that Aster does not know has no agent, and that is all it says.
+            return None
+        address, row = self._registered(trouble)
+        wallet = self.wallets[address]
+        if trouble == "wrong key":
+            return {**row, "api_secret": _demo_digits("another key")}
+        if trouble == "missing right":
+            for agent in wallet.agents.values():
+                agent.elsewhere = True
+        elif trouble == "wrong environment":
+            # Registered at the test network, and so unknown here.
+            wallet.agents.clear()
+        elif trouble == "rate limit":
+            self.fail(_rate_limit("7", address))
+        elif trouble == "outage":
+            self.fail(Fault.html(503)).account = address
+        return row
+
+    def _registered(self, word: str) -> tuple[str, dict[str, Any]]:
+        """A wallet of the worked example with an agent that may read, and the row that opens it."""
+        address, private_key = "0x" + _demo_digits(f"wallet {word}")[:40], _demo_digits(f"agent {word}")
+        self.add_wallet(address)
+        self.add_agent(address, private_key)
+        return address, {"api_secret": private_key, "extra_metadata": {"wallet_address": address}}
+
+    def move(self) -> None:
+        for wallet in self.wallets.values():
+            if wallet.moving:
+                wallet.assets[0].unrealized += Decimal(self._random.randint(-4000, 4200)).scaleb(-4)
+
+
+def example_wallet() -> SimulatedWallet:
+    """The worked example: 5120.44 USDT in futures with one position, 1.5 BNB of which no margin is stated, and spot."""
+    return SimulatedWallet(
+        assets=[
+            SimulatedAsset(
+                "USDT",
+                wallet=Decimal("5120.44"),
+                unrealized=Decimal("84.20"),
+                position_margin=Decimal(480),
+                order_margin=Decimal("130.10"),
+                update_time=_CHANGED,
+            ),
+            SimulatedAsset("BNB", wallet=Decimal("1.5"), states_margin=False),
+        ],
+        spot=[("USDT", Decimal("310.25"), Decimal(40)), ("ASTER", Decimal(12), _ZERO)],
+    )
+
+
+def address_of(private_key: str) -> str:
+    """The address of a private key of 64 hexadecimal digits, in lower case."""
+    return _address(PrivateKey(bytes.fromhex(private_key)).public_key)
+
+
+def _futures_account(wallet: SimulatedWallet) -> dict[str, Any]:
+    held = {asset.code for asset in wallet.assets}
+    assets = [*wallet.assets, *(SimulatedAsset(code) for code in ("USDT", *_NEVER_HELD) if code not in held)]
+    usdt = next(asset for asset in assets if asset.code == "USDT")
+    return {
+        "feeTier": 0,
+        "canTrade": True,
+        "canDeposit": True,
+        "canWithdraw": True,
+        "updateTime": 0,
+        "totalInitialMargin": _text(usdt.margin),
+        "totalMaintMargin": _text(usdt.position_margin / 5),
+        "totalWalletBalance": _text(usdt.wallet),
+        "totalUnrealizedProfit": _text(usdt.unrealized),
+        "totalMarginBalance": _text(usdt.wallet + usdt.unrealized),
+        "totalPositionInitialMargin": _text(usdt.position_margin),
+        "totalOpenOrderInitialMargin": _text(usdt.order_margin),
+        "totalCrossWalletBalance": _text(usdt.wallet),
+        "totalCrossUnPnl": _text(usdt.unrealized),
+        "availableBalance": _text(usdt.available),
+        "maxWithdrawAmount": _text(_withdrawable(usdt)),
+        "assets": [_futures_entry(asset) for asset in assets],
+        "positions": [],
+    }
+
+
+def _futures_entry(asset: SimulatedAsset) -> dict[str, Any]:
+    entry = {
+        "asset": asset.code,
+        "walletBalance": _text(asset.wallet),
+        "unrealizedProfit": _text(asset.unrealized),
+        "marginBalance": _text(asset.wallet + asset.unrealized),
+        "maintMargin": _text(asset.position_margin / 5),
+        "crossWalletBalance": _text(asset.wallet),
+        "crossUnPnl": _text(asset.unrealized),
+        "availableBalance": _text(asset.available),
+        "maxWithdrawAmount": _text(_withdrawable(asset)),
+        "marginAvailable": True,
+        "updateTime": asset.update_time,
+    }
+    if asset.states_margin:
+        entry["initialMargin"] = _text(asset.margin)
+        entry["positionInitialMargin"] = _text(asset.position_margin)
+        entry["openOrderInitialMargin"] = _text(asset.order_margin)
+    return entry
+
+
+def _withdrawable(asset: SimulatedAsset) -> Decimal:
+    return max(_ZERO, asset.available - max(_ZERO, asset.unrealized))
+
+
+def _spot_account(wallet: SimulatedWallet) -> dict[str, Any]:
+    return {
+        "feeTier": 0,
+        "canTrade": True,
+        "canDeposit": True,
+        "canWithdraw": True,
+        "canBurnAsset": False,
+        "updateTime": wallet.spot_time,
+        "balances": [
+            {"asset": asset, "free": _text(free), "locked": _text(locked) if locked else "0"}
+            for asset, free, locked in wallet.spot
+        ],
+    }
+
+
+def _agent_entry(agent: SimulatedAgent) -> dict[str, Any]:
+    return {
+        "agentAddress": agent.address,
+        "agentName": "balances",
+        "ipWhitelist": "203.0.113.7" if agent.elsewhere else "",
+        "expired": agent.expired,
+        "source": "web",
+        "canRead": agent.can_read,
+        "canSpotTrade": agent.can_spot_trade,
+        "canPerpTrade": agent.can_perp_trade,
+        "canWithdraw": agent.can_withdraw,
+    }
+
+
+def _text(value: Decimal) -> str:
+    """As the venue writes amounts: eight digits after the point."""
+    return f"{value:.8f}"
+
+
+def _refuse(status: int, code: int, message: str) -> NoReturn:
+    body = f'{{"code": {code}, "msg": "{message}"}}'
+    kind = {400: web.HTTPBadRequest, 401: web.HTTPUnauthorized, 429: web.HTTPTooManyRequests}[status]
+    raise kind(text=body, content_type="application/json")
+
+
+def _rate_limit(retry_after: str, account: str) -> Fault:
+    body = b'{"code": -1003, "msg": "Too many requests; current limit is 2400 requests per minute."}'
+    return Fault(status=429, body=body, headers={"Retry-After": retry_after}, account=account)
+
+
+def _demo_digits(words: str) -> str:
+    """64 hexadecimal digits that are always the same for the same words."""
+    return hashlib.sha256(f"aster demo {words}".encode()).hexdigest()
+
+
+def _keccak(*parts: bytes) -> bytes:
+    return keccak.new(digest_bits=256, data=b"".join(parts)).digest()
+
+
+def _address(public_key: PublicKey) -> str:
+    return "0x" + _keccak(public_key.format(compressed=False)[1:])[12:].hex()
+
+
+def _typed_data_hash(message: str, chain_id: int) -> bytes:
+    """EIP-712 from its text: each struct is the hash of its type's description and of its encoded members."""
+    domain = _keccak(
+        _keccak(b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"),
+        _keccak(b"AsterSignTransaction"),
+        _keccak(b"1"),
+        bytes.fromhex(f"{chain_id:064x}"),
+        bytes.fromhex("00" * 32),
+    )
+    return _keccak(bytes.fromhex("1901"), domain, _keccak(_keccak(b"Message(string msg)"), _keccak(message.encode())))
+
+
+def _signer_of(message: str, signature: str, chain_id: int) -> str:
+    """The address whose key signed the message; empty for what is no signature."""
+    try:
+        raw = bytes.fromhex(signature.removeprefix("0x"))
+        if len(raw) != 65 or raw[64] not in (27, 28):
+            return ""
+        recoverable = raw[:64] + bytes([raw[64] - 27])
+        digest = _typed_data_hash(message, chain_id)
+        return _address(PublicKey.from_signature_and_message(recoverable, digest, hasher=None))
+    except Exception:
+        # The library raises bare exceptions for points that are not on the curve.
+        return ""

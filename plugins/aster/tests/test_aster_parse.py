@@ -1,0 +1,296 @@
+"""Aster's payloads as the service's nouns."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exchange_service_aster import parse
+
+from exchange_service.plugin_api import (
+    AssetBalance,
+    KeyRights,
+    Summary,
+    VenueAccount,
+    VenueMalformed,
+    VenueUnavailable,
+    parse_json,
+)
+
+PAYLOADS = Path(__file__).parents[1] / "payloads"
+WALLET = "0x63dd5acc6b1aa0f563956c0e534dd30b6dcf7c4e"
+READER = "0x21cf8ae13bb72632562c6fff438652ba1a151bb0"
+TRADER = "0x19e7e376e7c213b7e7e7e46cc70a5dd086daff2a"
+CHANGED = datetime(2025, 11, 24, 16, 0, 0, 123000, tzinfo=UTC)
+
+
+def payload(name: str) -> Any:
+    return parse_json((PAYLOADS / name).read_bytes())
+
+
+def changed(found: Any, **changes: Any) -> Any:
+    """An object with some fields changed; `...` leaves a field out."""
+    for name, value in changes.items():
+        if value is ...:
+            del found[name]
+        else:
+            found[name] = value
+    return found
+
+
+def account_with(**changes: Any) -> Any:
+    return changed(payload("account.json"), **changes)
+
+
+def asset_with(**changes: Any) -> Any:
+    """The recorded account with its one asset changed."""
+    found = payload("account.json")
+    changed(found["assets"][0], **changes)
+    return found
+
+
+def spot_with(**changes: Any) -> Any:
+    return changed(payload("spot_account.json"), **changes)
+
+
+def test_the_futures_row_has_the_three_figures_of_the_venue() -> None:
+    account = parse.futures_account(payload("account.json"), WALLET)
+    assert account.assets == (
+        AssetBalance("USDT", total=Decimal("5120.44"), free=Decimal("4594.54"), used=Decimal("610.10")),
+    )
+    assert (account.id, account.type) == (WALLET, "futures")
+
+
+def test_the_summary_keeps_every_figure_of_the_worked_example() -> None:
+    assert parse.futures_account(payload("account.json"), WALLET).summary == Summary(
+        "USDT",
+        total=Decimal("5120.44"),
+        cash=Decimal("5120.44"),
+        available=Decimal("4594.54"),
+        equity=Decimal("5204.64"),
+        margin_used=Decimal("610.10"),
+        unrealised_pnl=Decimal("84.20"),
+    )
+
+
+def test_used_is_the_margin_that_aster_states_and_never_total_less_free() -> None:
+    for free in ("9999.00000000", "0.00000000"):
+        row = parse.futures_account(asset_with(availableBalance=free), WALLET).assets[0]
+        assert row.used == Decimal("610.10")
+
+
+@pytest.mark.parametrize("value", [..., None, ""], ids=["missing", "null", "empty"])
+def test_a_figure_that_aster_does_not_state_is_unknown_and_not_zero(value: Any) -> None:
+    row = parse.futures_account(asset_with(initialMargin=value, availableBalance=value), WALLET).assets[0]
+    assert (row.free, row.used) == (None, None)
+    found = account_with(availableBalance=value, totalInitialMargin=value, totalUnrealizedProfit=value)
+    summary = parse.futures_account(found, WALLET).summary
+    assert summary is not None
+    assert (summary.available, summary.margin_used, summary.unrealised_pnl) == (None, None, None)
+
+
+@pytest.mark.parametrize("value", [..., None, ""], ids=["missing", "null", "empty"])
+@pytest.mark.parametrize("field", ["totalWalletBalance", "totalMarginBalance", "assets"])
+def test_an_account_without_what_makes_a_balance_is_malformed(field: str, value: Any) -> None:
+    with pytest.raises(VenueMalformed):
+        parse.futures_account(account_with(**{field: value}), WALLET)
+
+
+@pytest.mark.parametrize("value", [..., None, ""], ids=["missing", "null", "empty"])
+@pytest.mark.parametrize("field", ["asset", "walletBalance"])
+def test_a_futures_row_without_name_or_balance_is_malformed(field: str, value: Any) -> None:
+    with pytest.raises(VenueMalformed):
+        parse.futures_account(asset_with(**{field: value}), WALLET)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400", "12,5", "many", True, [], {}])
+def test_a_figure_that_is_no_number_is_malformed(value: Any) -> None:
+    for field in ("walletBalance", "availableBalance", "initialMargin"):
+        with pytest.raises(VenueMalformed, match=field):
+            parse.futures_account(asset_with(**{field: value}), WALLET)
+    for field in ("free", "locked"):
+        row = {"asset": "USDT", "free": "1", "locked": "0", field: value}
+        with pytest.raises(VenueMalformed, match=field):
+            parse.spot_account(spot_with(balances=[row]), WALLET)
+
+
+def test_numbers_may_come_as_texts_or_bare_and_lose_no_digit() -> None:
+    for value in ("12.3400000000000000000000000001", Decimal("12.3400000000000000000000000001")):
+        row = parse.futures_account(asset_with(walletBalance=value), WALLET).assets[0]
+        assert str(row.total) == "12.3400000000000000000000000001"
+    row = parse.futures_account(asset_with(walletBalance=12), WALLET).assets[0]
+    assert row.total == 12
+
+
+def test_an_asset_that_is_listed_twice_is_malformed() -> None:
+    found = payload("account.json")
+    found["assets"].append(dict(found["assets"][0], walletBalance="0"))
+    with pytest.raises(VenueMalformed, match="twice"):
+        parse.futures_account(found, WALLET)
+    row = {"asset": "USDT", "free": "1", "locked": "0"}
+    with pytest.raises(VenueMalformed, match="twice"):
+        parse.spot_account(spot_with(balances=[row, row]), WALLET)
+
+
+def test_an_asset_of_which_nothing_is_held_is_no_row_though_it_could_be_borrowed() -> None:
+    found = asset_with(walletBalance="0.00000000")
+    assert parse.futures_account(found, WALLET).assets == ()
+    assert parse.in_multi_assets_mode(found)
+
+
+def test_an_asset_without_any_figure_is_a_row_of_zeros() -> None:
+    found = asset_with(walletBalance="0", availableBalance="0.00000000", initialMargin="0")
+    account = parse.futures_account(found, WALLET)
+    assert account.assets == (AssetBalance("USDT", Decimal(0), Decimal(0), Decimal(0)),)
+    assert not parse.in_multi_assets_mode(found)
+
+
+def test_a_debt_is_taken_as_it_is() -> None:
+    row = parse.futures_account(asset_with(walletBalance="-3.5"), WALLET).assets[0]
+    assert row.total == Decimal("-3.5")
+
+
+def test_a_spot_row_is_free_and_locked_and_their_exact_sum() -> None:
+    account = parse.spot_account(payload("spot_account.json"), WALLET)
+    assert account.assets == (
+        AssetBalance("USDT", total=Decimal("350.25"), free=Decimal("310.25"), used=Decimal("40.00")),
+        AssetBalance("ASTER", total=Decimal(12), free=Decimal(12), used=Decimal(0)),
+    )
+    assert (account.id, account.type, account.summary) == (WALLET, "spot", None)
+    long = {"asset": "X", "free": "1000000000000000000000.5", "locked": "0.000000000000000000000000000001"}
+    assert parse.spot_account(spot_with(balances=[long]), WALLET).assets[0].total == Decimal(
+        "1000000000000000000000.500000000000000000000000000001"
+    )
+
+
+@pytest.mark.parametrize("field", ["asset", "free", "locked"])
+def test_a_spot_row_that_lacks_something_is_malformed(field: str) -> None:
+    row = {"asset": "USDT", "free": "1", "locked": "0"}
+    del row[field]
+    with pytest.raises(VenueMalformed):
+        parse.spot_account(spot_with(balances=[row]), WALLET)
+
+
+@pytest.mark.parametrize("value", [1764000000123, "1764000000123", 1764000000123456789, "1764000000123456789"])
+def test_a_time_may_count_milliseconds_or_nanoseconds_and_be_a_text(value: Any) -> None:
+    assert parse.spot_account(spot_with(updateTime=value), WALLET).venue_time == CHANGED
+    assert parse.futures_account(account_with(updateTime=value), WALLET).venue_time == CHANGED
+
+
+@pytest.mark.parametrize("value", [..., None, 0, "0", ""], ids=["missing", "null", "0", "text 0", "empty"])
+def test_a_time_that_aster_does_not_state_is_unknown(value: Any) -> None:
+    assert parse.spot_account(spot_with(updateTime=value), WALLET).venue_time is None
+    assert parse.futures_account(asset_with(updateTime=value), WALLET).venue_time is None
+
+
+@pytest.mark.parametrize("value", ["soon", -1, True, 10**25, [], {}, Decimal("1.5")])
+def test_a_time_that_is_none_is_malformed(value: Any) -> None:
+    with pytest.raises(VenueMalformed):
+        parse.spot_account(spot_with(updateTime=value), WALLET)
+    with pytest.raises(VenueMalformed):
+        parse.futures_account(asset_with(updateTime=value), WALLET)
+
+
+def test_futures_are_as_old_as_their_latest_change() -> None:
+    found = payload("account.json")
+    found["assets"].append(dict(found["assets"][0], asset="BNB", updateTime=1763000000000))
+    assert parse.futures_account(found, WALLET).venue_time == CHANGED
+
+
+@pytest.mark.parametrize("answer", [None, [], {}, "", 0, {"assets": {}}, {"assets": [None]}], ids=json.dumps)
+def test_a_futures_account_of_another_shape_is_malformed(answer: Any) -> None:
+    with pytest.raises(VenueMalformed):
+        parse.futures_account(answer, WALLET)
+
+
+@pytest.mark.parametrize("answer", [None, [], {}, "", 0, {"balances": {}}, {"balances": [None]}], ids=json.dumps)
+def test_a_spot_account_of_another_shape_is_malformed(answer: Any) -> None:
+    with pytest.raises(VenueMalformed):
+        parse.spot_account(answer, WALLET)
+
+
+def row(asset: str, total: int) -> AssetBalance:
+    return AssetBalance(asset, Decimal(total), Decimal(total), Decimal(0))
+
+
+FIGURES = Summary("USDT", total=Decimal(5), equity=Decimal(6))
+
+
+@pytest.mark.parametrize(
+    ("futures", "spot", "summary"),
+    [
+        ((row("USDT", 5), row("BNB", 0)), (row("USDT", 0),), FIGURES),
+        ((row("USDT", 5),), (), FIGURES),
+        ((row("USDT", 5), row("BNB", 1)), (), None),
+        ((row("USDT", 5),), (row("ASTER", 1),), None),
+        ((row("USDT", 5),), (row("USDT", 1),), None),
+    ],
+    ids=["zeros besides", "nothing besides", "another in futures", "another on spot", "USDT on spot"],
+)
+def test_the_figure_for_everything_is_that_of_futures_where_it_leaves_nothing_out(
+    futures: tuple[AssetBalance, ...], spot: tuple[AssetBalance, ...], summary: Summary | None
+) -> None:
+    accounts = [
+        VenueAccount(type="futures", assets=futures, summary=FIGURES),
+        VenueAccount(type="spot", assets=spot),
+    ]
+    assert parse.overall_summary(accounts) == summary
+
+
+def test_there_is_no_figure_for_everything_where_an_account_could_not_be_read_or_is_spot_alone() -> None:
+    futures = VenueAccount(type="futures", assets=(row("USDT", 5),), summary=FIGURES)
+    unread = VenueAccount(type="spot", error=VenueUnavailable("Down."))
+    assert parse.overall_summary([futures, unread]) is None
+    assert parse.overall_summary([VenueAccount(type="spot")]) is None
+    assert parse.overall_summary([futures]) == FIGURES
+
+
+def test_the_venues_time_is_exact() -> None:
+    assert parse.server_time({"serverTime": 1764000000123}) == 1764000000123
+
+
+@pytest.mark.parametrize("answer", [{}, [], {"serverTime": 0}, {"serverTime": "now"}, {"serverTime": True}])
+def test_a_venues_time_that_is_none_is_malformed(answer: Any) -> None:
+    with pytest.raises(VenueMalformed):
+        parse.server_time(answer)
+
+
+def test_an_agent_is_found_by_its_address_in_any_case() -> None:
+    reader = parse.key_rights(payload("agents.json"), READER)
+    assert (reader.trade, reader.withdraw) == (False, False)
+    assert reader.expires == datetime(2026, 12, 31, tzinfo=UTC)
+    trader = parse.key_rights(payload("agents.json"), TRADER)
+    assert (trader.trade, trader.withdraw) == (True, False)
+
+
+def test_a_right_that_is_not_stated_is_unknown() -> None:
+    rights = parse.key_rights([{"agentAddress": READER, "canSpotTrade": False}], READER)
+    assert rights == KeyRights()
+
+
+def test_an_agent_that_is_not_listed_has_no_known_rights() -> None:
+    rights = parse.key_rights([], READER)
+    assert (rights.trade, rights.withdraw, rights.expires) == (None, None, None)
+    assert rights.notes
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        {},
+        [None],
+        [{}],
+        [{"agentAddress": READER}] * 2,
+        [{"agentAddress": READER, "canWithdraw": "no"}],
+        [{"agentAddress": READER, "expired": "soon"}],
+    ],
+    ids=json.dumps,
+)
+def test_a_list_of_agents_of_another_shape_is_malformed(answer: Any) -> None:
+    with pytest.raises(VenueMalformed):
+        parse.key_rights(answer, READER)

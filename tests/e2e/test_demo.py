@@ -1,0 +1,41 @@
+"""The demo: an account at each venue that has a simulator, all of them moving, and every situation shown."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from exchange_service.client import ExchangeServiceClient
+from exchange_service.demo import MAIN_USER, Demo, running_demo, user_of
+from exchange_service.testing.venue import SITUATIONS
+from tests.harness import PATIENCE, settings_for
+
+CUSTOM = {"aster", "hyperliquid", "lighter", "oanda", "tastytrade", "tradier", "tradier_options"}
+THROUGH_CCXT = {"apex", "binance", "coinbase"}
+
+
+async def versions_until_all_moved(demo: Demo) -> dict[str, set[int]]:
+    seen: dict[str, set[int]] = {}
+    async with ExchangeServiceClient(demo.service.address) as client, asyncio.timeout(2 * PATIENCE):
+        async for event in client.stream_balances(MAIN_USER):
+            if event.HasField("balance"):
+                balance = event.balance.balance
+                assert not event.balance.freshness.HasField("stale")
+                assert all(not account.HasField("error") for account in balance.venue_accounts)
+                seen.setdefault(balance.exchange_id, set()).add(balance.version)
+            assert not event.HasField("account_error"), event.account_error
+            if seen.keys() >= CUSTOM | THROUGH_CCXT and all(len(versions) > 1 for versions in seen.values()):
+                break
+    return seen
+
+
+async def test_a_watch_of_the_demos_user_shows_every_venue_moving(tmp_path: Path) -> None:
+    async with running_demo(settings_for(tmp_path, poll_interval=0.5)) as demo:
+        seen = await versions_until_all_moved(demo)
+    assert seen.keys() == CUSTOM | THROUGH_CCXT
+
+
+async def test_every_situation_is_shown_by_a_user_of_its_own(tmp_path: Path) -> None:
+    async with running_demo(settings_for(tmp_path)) as demo:
+        assert demo.users.keys() == {user_of(situation) for situation in SITUATIONS}
+        assert set(demo.users[MAIN_USER]) == CUSTOM | THROUGH_CCXT

@@ -7,7 +7,7 @@ Times are aware `datetime`s in UTC.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
@@ -201,17 +201,16 @@ _MOST_DIGITS = 250
 
 def _check_amounts(value: Any, *, skip: frozenset[str]) -> None:
     """Refuse what is not an exact, finite number: a float has already lost digits."""
-    for item in fields(value):
-        amount = getattr(value, item.name)
-        if item.name in skip or amount is None:
+    for name in value.__slots__:
+        amount = getattr(value, name)
+        if amount is None or name in skip:
             continue
-        where = f"{type(value).__name__}.{item.name}"
         if not isinstance(amount, Decimal):
-            raise TypeError(f"{where} must be a Decimal or None, not {type(amount).__name__}")
+            raise TypeError(f"{type(value).__name__}.{name} must be a Decimal or None, not {type(amount).__name__}")
         if not amount.is_finite():
-            raise ValueError(f"{where} must be a finite number")
+            raise ValueError(f"{type(value).__name__}.{name} must be a finite number")
         if abs(amount.adjusted()) > _LARGEST_POWER or len(amount.as_tuple().digits) > _MOST_DIGITS:
-            raise ValueError(f"{where} is too large, too small or too long to be an amount")
+            raise ValueError(f"{type(value).__name__}.{name} is too large, too small or too long to be an amount")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ _MAX_RETRY_AFTER = 300.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The end of the year 9999, the last that a datetime can hold.
 _LAST_MILLISECOND = 253_402_300_799_999
+# What nearly every amount looks like; so short a text without an exponent is within all the bounds.
+_PLAIN_NUMBER = re.compile(r"-?\d{1,40}(\.\d{1,40})?\Z", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?\Z", re.ASCII)
 
 
@@ -108,6 +110,8 @@ def parse_amount(value: Any, where: str) -> Decimal | None:
     """One amount with every digit that the venue sent, or None for a missing, null or empty one."""
     if value is None or value == "":
         return None
+    if type(value) is str and _PLAIN_NUMBER.match(value):
+        return Decimal(value)
     if isinstance(value, bool) or not isinstance(value, (str, int, Decimal)):
         raise VenueMalformed(f"{where} should be an amount, and is {_kind(value)}.")
     if isinstance(value, str) and (len(value) > _MAX_DIGITS or not _NUMBER.match(value)):

@@ -96,7 +96,8 @@ class Sessions:
         """
 
         async def read(call: VenueCall) -> Balance:
-            balance = _asked_for(_checked(await listing.plugin.hook.fetch_balance(call=call), listing), call)
+            answer = _checked(await listing.plugin.hook.fetch_balance(call=call), listing)
+            balance = _with_something_read(_asked_for(answer, call))
             if call.environment.name != call.account.environment:
                 note = f"Read from {call.exchange.name}'s {call.environment.name}, which the stored metadata choose."
                 balance = replace(balance, notes=(*balance.notes, note))
@@ -317,6 +318,14 @@ def _asked_for(balance: Balance, call: VenueCall) -> Balance:
     if len(kept) == len(balance.venue_accounts):
         return balance
     return replace(balance, venue_accounts=kept, summary=combined_summary(kept))
+
+
+def _with_something_read(balance: Balance) -> Balance:
+    """The balance, unless none of its accounts could be read: then their error is the answer, as for a single one."""
+    errors = [account.error for account in balance.venue_accounts if account.error is not None]
+    if errors and len(errors) == len(balance.venue_accounts):
+        raise errors[0]
+    return balance
 
 
 def _checked(balance: object, listing: Listing) -> Balance:

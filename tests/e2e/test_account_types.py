@@ -125,6 +125,17 @@ async def test_one_type_in_trouble_stands_beside_the_others(running: Running, pl
     assert not reply.balance.HasField("summary")
 
 
+async def test_where_no_account_could_be_read_their_error_is_the_answer(
+    running: Running, plugin: ScriptedPlugin
+) -> None:
+    async def down(call: VenueCall) -> Balance:
+        return Balance((VenueAccount(type="spot", error=VenueUnavailable("It is down.")),))
+
+    plugin.answer = down
+    with pytest.raises(VenueUnavailable):
+        await read(running, "")
+
+
 async def test_a_stream_follows_several_types_of_one_account(running: Running) -> None:
     wishes = [AccountSelector(exchange_id="paper", account_type=name) for name in ("spot", "all")]
     async with streaming(running, *wishes) as stream:

@@ -33,12 +33,18 @@ UNIFIED_MODES = frozenset({"unifiedAccount", "portfolioMargin"})
 
 # The number that USDC has among the tokens.
 _USDC_TOKEN = 0
+# Each costs three requests and more; no wallet that a person looks at has more.
+_MAX_SUB_ACCOUNTS = 100
 
 _USDC_PART = "The summary of a wallet is its USDC part: Hyperliquid reckons no value for its other tokens here."
 _NO_SINGLE_FIGURE = "There is no summary for everything, because not everything held is in USDC."
 _DOUBTFUL_MODE = (
     "Hyperliquid says one mode of a wallet and answers as in another: its accounts may overlap, so they are shown "
     "without equity and without a summary."
+)
+_NO_USDC_ROW = (
+    "Hyperliquid shows a unified wallet's perpetuals and not the USDC that holds their equity: "
+    "what the wallet is worth is unknown."
 )
 _OUTCOMES_LEFT_OUT = "Outcome-market positions are held, and left out."
 
@@ -77,6 +83,10 @@ class SpotState:
     def is_empty(self) -> bool:
         """Whether nothing is held here."""
         return not self.outcomes and all(row.is_zero() for row in self.rows)
+
+    def has_usdc(self) -> bool:
+        """Whether there is a USDC row."""
+        return any(row.asset == USDC for row in self.rows)
 
     def usdc(self) -> AssetBalance:
         """The USDC row. The list is complete, so where it has none, none is held."""
@@ -170,6 +180,8 @@ def sub_accounts(payload: Any, master: str) -> list[SubAccount]:
     if payload is None:
         return []
     entries = [as_object(entry, "subAccounts[]") for entry in as_list(payload, "the answer")]
+    if len(entries) > _MAX_SUB_ACCOUNTS:
+        raise VenueMalformed(f"Hyperliquid lists more than {_MAX_SUB_ACCOUNTS} sub-accounts.")
     if any(_address(entry, "master", "subAccounts[]") != master for entry in entries):
         raise VenueMalformed("Hyperliquid lists a sub-account of another wallet.")
     found = [_sub_account(entry) for entry in entries]
@@ -246,7 +258,7 @@ def wallet(
     unified = mode in UNIFIED_MODES and not doubtful
     if unified:
         accounts: tuple[VenueAccount, ...] = (_unified_account(address, name, spot, perps, complete=not unread),)
-        notes = [*_venues_own_figure(name, spot), *([_USDC_PART] if spot.holds_other_than_usdc() else [])]
+        notes = _unified_notes(accounts[0], name, spot)
     else:
         known = mode in STANDARD_MODES and not doubtful
         accounts = (
@@ -275,11 +287,16 @@ def overall_summary(accounts: Sequence[VenueAccount]) -> tuple[Summary | None, t
 
     Accounts that hold nothing change no sum, so a missing summary or another currency of theirs is no hindrance.
     """
-    holding = [account for account in accounts if account.error or not all(row.is_zero() for row in account.assets)]
+    holding = [account for account in accounts if account.error or not _holds_nothing(account)]
     summary = combined_summary(holding or accounts[:1])
     readable = all(account.error is None for account in accounts)
     reckoned = any(account.summary for account in accounts)
     return summary, (_NO_SINGLE_FIGURE,) if summary is None and readable and reckoned else ()
+
+
+def _holds_nothing(account: VenueAccount) -> bool:
+    """Whether it can be left out of a sum. Spot without a summary cannot: it may hold what has no row, as outcomes."""
+    return all(row.is_zero() for row in account.assets) and (account.type != "spot" or account.summary is not None)
 
 
 def _perp_account(address: str, name: str, perp: PerpState, *, with_summary: bool) -> VenueAccount:
@@ -324,7 +341,7 @@ def _unified_account(
     """Spot that is the collateral of everything. The dexs' own account values are in it and are not added.
 
     `hold` of USDC is what orders and positions bind. Unrealised profit is known in USDC only: a dex in another
-    collateral, or one that could not be read, leaves it unknown.
+    collateral, or one that could not be read, leaves it unknown. Perpetuals without a USDC row leave all unknown.
     """
     usdc = spot.usdc()
     in_usdc = complete and not any(perp.unrealised_pnl and perp.collateral != USDC for perp in perps)
@@ -336,7 +353,14 @@ def _unified_account(
         margin_used=usdc.used,
         unrealised_pnl=exact_sum(perp.unrealised_pnl for perp in perps) if in_usdc else None,
     )
-    return VenueAccount(id=address, type="spot", sub_account=name, assets=spot.rows, summary=figures)
+    told = spot.has_usdc() or all(perp.is_empty() for perp in perps)
+    return VenueAccount(id=address, type="spot", sub_account=name, assets=spot.rows, summary=figures if told else None)
+
+
+def _unified_notes(account: VenueAccount, name: str, spot: SpotState) -> list[str]:
+    if account.summary is None:
+        return [_NO_USDC_ROW]
+    return [*_venues_own_figure(name, spot), *([_USDC_PART] if spot.holds_other_than_usdc() else [])]
 
 
 def _venues_own_figure(name: str, spot: SpotState) -> list[str]:

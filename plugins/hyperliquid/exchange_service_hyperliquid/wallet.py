@@ -24,6 +24,8 @@ _ALL_ON_SPOT = (
     "A unified wallet has no perpetual account of its own: its perpetuals are in the spot wallet's USDC. "
     "Ask for the account type spot, or for none."
 )
+# Each of them asks three questions, and one for each builder dex: a wallet of many must not take every connection.
+_SUB_ACCOUNTS_AT_ONCE = 4
 
 
 async def read_balance(client: HyperliquidClient) -> Balance:
@@ -65,20 +67,33 @@ async def _wallets(client: HyperliquidClient) -> tuple[list[parse.Wallet], tuple
 
 
 async def _shown_by(client: HyperliquidClient, address: str) -> list[parse.Wallet]:
-    """The wallet of an address, those of its sub-accounts, and its extras, as far as they are asked for."""
+    """The wallet of an address, those of its sub-accounts, and its extras, as far as they are asked for.
+
+    Where nothing could be read the first error is raised, because then nothing is known.
+    """
     reads: list[Coroutine[Any, Any, parse.Wallet]] = []
     if client.wants("perpetual") or client.wants("spot"):
         # Both in any case: a state can be understood only with the other.
         sub_accounts = await client.sub_accounts(address) if client.with_sub_accounts else []
+        turn = asyncio.Semaphore(_SUB_ACCOUNTS_AT_ONCE)
         reads.append(_wallet(client, address))
         for sub in sub_accounts:
             shell = VenueAccount(id=sub.address, sub_account=sub.name)
-            reads.append(_or_error(_wallet(client, sub.address, sub.name), shell))
+            reads.append(_or_error(_sub_account(client, sub, turn), shell))
     if client.wants("vault"):
         reads.append(_or_error(_vaults(client, address), VenueAccount(id=address, type="vault")))
     if client.wants("staking"):
         reads.append(_or_error(_staking(client, address), VenueAccount(id=address, type="staking")))
-    return await _together(*reads)
+    wallets: list[parse.Wallet] = await _together(*reads)
+    errors = [account.error for wallet in wallets for account in wallet.accounts]
+    if errors and errors[0] and all(errors):
+        raise errors[0]
+    return wallets
+
+
+async def _sub_account(client: HyperliquidClient, sub: parse.SubAccount, turn: asyncio.Semaphore) -> parse.Wallet:
+    async with turn:
+        return await _wallet(client, sub.address, sub.name)
 
 
 async def _wallet(client: HyperliquidClient, address: str, name: str = "") -> parse.Wallet:

@@ -135,9 +135,18 @@ def test_the_venues_own_figure_for_what_is_available_is_told_where_it_is_another
     assert "sub-account Hedge" in note
 
 
-def test_a_unified_wallet_without_a_usdc_row_holds_none() -> None:
+def test_a_unified_wallet_with_perpetuals_and_without_their_usdc_is_worth_nobody_knows_what() -> None:
     state = parse.spot_state({"balances": [], "tokenToAvailableAfterMaintenance": []})
-    summary = parse.wallet(ADDRESS, "unifiedAccount", state, (perps(),)).accounts[0].summary
+    found = parse.wallet(ADDRESS, "unifiedAccount", state, (perps(),))
+    assert [account.summary for account in found.accounts] == [None]
+    assert parse.overall_summary(found.accounts)[0] is None
+    (note,) = found.notes
+    assert "unknown" in note
+
+
+def test_a_unified_wallet_without_perpetuals_and_a_usdc_row_holds_none() -> None:
+    state = parse.spot_state({"balances": [], "tokenToAvailableAfterMaintenance": []})
+    summary = parse.wallet(ADDRESS, "unifiedAccount", state, (perps("clearinghouse_state_empty"),)).accounts[0].summary
     assert summary is not None
     assert (summary.total, summary.available, summary.margin_used) == (0, 0, 0)
 
@@ -262,9 +271,10 @@ def test_an_empty_wallet_is_worth_zero() -> None:
     assert (summary.currency, summary.equity) == ("USDC", 0)
 
 
-def test_a_wallet_with_nothing_but_outcomes_is_not_empty() -> None:
+def test_a_spot_wallet_with_nothing_but_outcomes_is_not_empty_and_leaves_no_single_figure() -> None:
     state = parse.spot_state({"balances": [{"coin": "+12345", "token": None, "total": "10.0", "hold": "0.0"}]})
     assert not parse.wallet(ADDRESS, "default", state, (perps("clearinghouse_state_empty"),)).is_empty
+    assert parse.overall_summary(parse.wallet(ADDRESS, "default", state, (perps(),)).accounts)[0] is None
 
 
 @pytest.mark.parametrize("name", ["spot_state_unified", "spot_state_outcomes"])

@@ -88,7 +88,7 @@ class LighterClient:
         found = list(parse.page(await self._ask(by="index", value=str(index))).accounts)
         if any(account.index != index for account in found):
             raise VenueMalformed("Lighter answered for another account than the one asked for.")
-        if self.address and any(account.l1_address not in ("", self.address) for account in found):
+        if self.address and any(account.l1_address != self.address for account in found):
             raise AccountUnknown("The stored account_index is the number of another wallet's account at Lighter.")
         return found
 
@@ -99,9 +99,11 @@ class LighterClient:
             place = {"cursor": cursors[-1]} if cursors else {}
             page = parse.page(await self._ask(by="l1_address", value=self.address, **place))
             found += page.accounts
-            if any(account.l1_address not in ("", self.address) for account in page.accounts):
+            if any(account.l1_address != self.address for account in page.accounts):
                 raise VenueMalformed("Lighter answered for another wallet than the one asked for.")
             if not page.next_cursor:
+                if len(found) < page.total:
+                    raise VenueMalformed("Lighter lists fewer accounts of the wallet than it counts.")
                 return found
             if page.next_cursor in cursors:
                 raise VenueMalformed("Lighter's pages of accounts repeat themselves.")

@@ -109,9 +109,10 @@ Account = ReadAccount | UnreadAccount
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of accounts; `next_cursor` is empty on the last."""
+    """One page of accounts; `next_cursor` is empty on the last. `total` counts those of all pages, 0 if not said."""
 
     accounts: tuple[Account, ...]
+    total: int
     next_cursor: str
 
 
@@ -121,6 +122,7 @@ def page(payload: Any) -> Page:
     entries = [as_object(entry, "accounts[]") for entry in as_list(found.get("accounts"), "accounts")]
     return Page(
         accounts=tuple(_account(entry) for entry in entries),
+        total=_integer(found, "total", "the answer", otherwise=0),
         next_cursor=text(found, "next_cursor", "the answer", required=False),
     )
 

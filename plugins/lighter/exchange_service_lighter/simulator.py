@@ -94,9 +94,6 @@ class LighterSimulator(DemoVenue):
         # The account that each token was made for.
         self.tokens: dict[str, int] = {}
         self.page_size = 100
-        # The venue's limit for each network address, or for the account of a good token; None for none.
-        self.requests_a_minute: int | None = None
-        self._asked: dict[str, list[float]] = {}
         self._random = random.Random(304)
 
     def add(self, *accounts: SimulatedAccount) -> None:
@@ -122,13 +119,11 @@ class LighterSimulator(DemoVenue):
 
     async def _account(self, request: web.Request) -> web.Response:
         token = request.headers.get("Authorization") or request.query.get("auth", "")
-        if self._is_limited(token if token in self.tokens else str(request.remote)):
-            return _error(429, 23000, "too many requests")
         by, value = request.query.get("by"), request.query.get("value", "")
         pattern = {"l1_address": _ADDRESS, "index": _DIGITS}.get(by or "")
         if pattern is None or not pattern.match(value):
             return _error(400, 20001, "invalid param")
-        found = [account for account in self.accounts.values() if value in _names(account, by)]
+        found = [account for account in self.accounts.values() if value.lower() == _name(account, by)]
         if token and not self._is_good(token, found):
             return _error(400, 20013, "invalid auth token")
         if not found:
@@ -155,14 +150,6 @@ class LighterSimulator(DemoVenue):
         if scope == "single":
             return all(account.index == made_for.index for account in asked)
         return all(account.l1_address.lower() == made_for.l1_address.lower() for account in asked)
-
-    def _is_limited(self, counted_for: str) -> bool:
-        if self.requests_a_minute is None:
-            return False
-        now = time.monotonic()
-        recent = [moment for moment in self._asked.get(counted_for, []) if moment > now - 60]
-        self._asked[counted_for] = [*recent, now]
-        return len(recent) >= self.requests_a_minute
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
         if situation == "refused":
@@ -218,12 +205,9 @@ class LighterSimulator(DemoVenue):
         return SimulatedAccount(max(index, _FIRST_SUB_ACCOUNT), address, kind=1, name=name, code=code)
 
 
-def _names(account: SimulatedAccount, by: str | None) -> tuple[str, ...]:
-    """What `value` may be to mean this account; an address in any letters."""
-    if by == "index":
-        return (str(account.index),)
-    address = account.l1_address
-    return (address, address.lower(), "0x" + address[2:].upper())
+def _name(account: SimulatedAccount, by: str | None) -> str:
+    """What `value` is, in lower case, to mean this account."""
+    return str(account.index) if by == "index" else account.l1_address.lower()
 
 
 def _detailed(account: SimulatedAccount) -> dict[str, Any]:

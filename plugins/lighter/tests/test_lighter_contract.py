@@ -1,4 +1,4 @@
-"""Lighter keeps the contract of a plugin, with a token and without."""
+"""Lighter keeps the contract of a plugin, here with a token: without one there is no secret to be kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,5 @@ class TestLighter(PluginContract):
     simulator = LighterSimulator
     allowed_requests = ("GET /api/v1/account",)
 
-
-class TestLighterWithAToken(TestLighter):
     def credential(self, venue: Any) -> Mapping[str, Any]:
         return {**super().credential(venue), "api_key": venue.add_token(90210)}

@@ -420,6 +420,7 @@ def test_a_code_kind_or_mode_that_is_no_number_is_malformed(value: Any) -> None:
         {"accounts": {}},
         {"accounts": [None]},
         {"accounts": [], "next_cursor": 1},
+        {"accounts": [], "total": "2"},
     ],
     ids=str,
 )

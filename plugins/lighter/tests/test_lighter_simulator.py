@@ -113,14 +113,6 @@ async def test_a_token_is_refused_when_it_is_unknown_expired_or_called_a_bearers
             assert await code(simulator, BY_INDEX, token) == (400, 20013)
 
 
-async def test_a_limit_counts_for_the_address_until_a_good_token_moves_it() -> None:
-    async with simulated() as simulator:
-        simulator.requests_a_minute = 2
-        for expected in ((200, 200), (200, 200), (429, 23000)):
-            assert await code(simulator, BY_INDEX) == expected
-        assert await code(simulator, BY_INDEX, simulator.add_token(MASTER)) == (200, 200)
-
-
 async def test_a_request_belongs_to_the_wallet_whose_accounts_it_asks_for() -> None:
     async with simulated() as simulator:
         for params in (BY_ADDRESS, BY_INDEX, {"by": "index", "value": "999"}, {}):

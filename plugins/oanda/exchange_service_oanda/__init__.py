@@ -55,8 +55,6 @@ OANDA = ExchangeMetadata(
     credential_url="https://www.oanda.com/account/tpa/personal_token",
 )
 
-# The accounts of a token change seldom; asking for the list each time would double the requests.
-_ACCOUNT_LIST_AGE = 600.0
 # OANDA refuses more than two new connections a second, so no more accounts of a token are read at the same time.
 _READ_AT_ONCE = 2
 
@@ -80,15 +78,10 @@ async def fetch_balance(call: VenueCall) -> Balance:
         async with turn:
             return parse.account(await client.summary(account_id), account_id)
 
-    if client.account_id:
-        accounts: tuple[VenueAccount, ...] = (await read(client.account_id),)
-    else:
-        ids = await call.account_state.get("account ids", client.account_ids, max_age=_ACCOUNT_LIST_AGE)
-        accounts = await gather_accounts(ids, read, type="forex")
-    return Balance(venue_accounts=accounts, summary=combined_summary(accounts))
+    accounts = await gather_accounts(await client.account_ids(), read, type="forex")
+    return Balance(accounts, combined_summary(accounts))
 
 
 @hookimpl
 async def check_credential(call: VenueCall) -> KeyRights:
-    OandaClient(call)  # refuses what is stored where it could not be used
     return KeyRights(notes=(_NO_READ_ONLY_TOKENS,))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -32,13 +33,6 @@ class SimulatedAccount:
     moving: bool = False
 
 
-@dataclass(slots=True)
-class SimulatedToken:
-    """A token and the accounts that it reads."""
-
-    accounts: dict[str, SimulatedAccount] = field(default_factory=dict)
-
-
 class OandaSimulator(DemoVenue):
     """Plays api-fxtrade.oanda.com."""
 
@@ -46,12 +40,13 @@ class OandaSimulator(DemoVenue):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tokens: dict[str, SimulatedToken] = {}
+        # The accounts that each token reads, by their ids.
+        self.tokens: dict[str, dict[str, SimulatedAccount]] = {}
         self._random = random.Random(20)
 
     def add_token(self, token: str, *accounts: SimulatedAccount) -> None:
         """Let `token` read these accounts."""
-        self.tokens[token] = SimulatedToken({account.id: account for account in accounts})
+        self.tokens[token] = {account.id: account for account in accounts}
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -63,20 +58,21 @@ class OandaSimulator(DemoVenue):
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         return token if scheme == "Bearer" else ""
 
-    def _token(self, request: web.Request) -> SimulatedToken:
-        token = self.tokens.get(self.account_of(request, b""))
-        if token is None:
+    def _accounts(self, request: web.Request) -> dict[str, SimulatedAccount]:
+        """The accounts of the request's token."""
+        accounts = self.tokens.get(self.account_of(request, b""))
+        if accounts is None:
             raise _error(web.HTTPUnauthorized, "Insufficient authorization to perform request.")
-        return token
+        return accounts
 
     async def _list(self, request: web.Request) -> web.Response:
-        accounts = [{"id": account.id, "tags": []} for account in self._token(request).accounts.values()]
+        accounts = [{"id": account.id, "tags": []} for account in self._accounts(request).values()]
         return web.json_response({"accounts": accounts}, headers={"RequestID": _REQUEST_ID})
 
     async def _summary(self, request: web.Request) -> web.Response:
         account_id = request.match_info["id"]
-        account = self._token(request).accounts.get(account_id)
-        if account is None and not any(account_id in token.accounts for token in self.tokens.values()):
+        account = self._accounts(request).get(account_id)
+        if account is None and not any(account_id in accounts for accounts in self.tokens.values()):
             raise _error(web.HTTPNotFound, "The account specified does not exist.")
         if account is None or account.refused:
             raise _error(web.HTTPForbidden, "The provided request was forbidden.")
@@ -125,8 +121,8 @@ class OandaSimulator(DemoVenue):
         return {"api_key": token}
 
     def move(self) -> None:
-        for token in self.tokens.values():
-            for account in token.accounts.values():
+        for accounts in self.tokens.values():
+            for account in accounts.values():
                 if account.moving:
                     account.unrealized += Decimal(self._random.randint(-4000, 4200)).scaleb(-4)
 
@@ -159,5 +155,5 @@ def _summary(account: SimulatedAccount) -> dict[str, Any]:
 
 
 def _error(kind: type[web.HTTPError], message: str) -> web.HTTPError:
-    body = '{"errorMessage": "' + message + '"}'
+    body = json.dumps({"errorMessage": message})
     return kind(text=body, content_type="application/json", headers={"RequestID": _REQUEST_ID})

@@ -25,7 +25,6 @@ from exchange_service.plugin_api import (
     RequestRefused,
     Response,
     Summary,
-    VenueCall,
     VenueError,
     VenueMaintenance,
     VenueMalformed,
@@ -274,38 +273,6 @@ async def test_a_list_that_failed_is_asked_for_again() -> None:
     assert [account.id for account in balance.venue_accounts] == [FIRST]
 
 
-class AskedUrl(Exception):
-    """The address that a plugin asked for."""
-
-
-class TellingHttp:
-    """A session that reaches nothing and tells where it was sent."""
-
-    client_session = None
-
-    async def get(self, url: str, **options: Any) -> Response:
-        raise AskedUrl(url)
-
-    async def post(self, url: str, **options: Any) -> Response:
-        raise AskedUrl(url)
-
-
-@pytest.mark.parametrize(
-    ("environment", "host"),
-    [
-        ("production", "https://api-fxtrade.oanda.com"),
-        ("live", "https://api-fxtrade.oanda.com"),
-        ("sandbox", "https://api-fxpractice.oanda.com"),
-        ("practice", "https://api-fxpractice.oanda.com"),
-    ],
-)
-async def test_the_environment_chooses_the_host(environment: str, host: str) -> None:
-    async with venue_call(OANDA, environment=environment, api_key=TOKEN) as call:
-        told: VenueCall = replace(call, http=TellingHttp())
-        with pytest.raises(AskedUrl, match=f"^{host}/v3/accounts$"):
-            await exchange_service_oanda.fetch_balance(told)
-
-
 @pytest.mark.parametrize(("environment", "other"), [("production", "practice"), ("sandbox", "live")])
 @pytest.mark.parametrize("status", [401, 403])
 async def test_a_refused_token_comes_with_the_hint_to_try_the_other_environment(
@@ -378,21 +345,3 @@ async def test_what_a_token_may_do_is_not_known_and_its_owner_is_told_so() -> No
     assert (rights.trade, rights.withdraw, rights.expires) == (None, None, None)
     assert "no read-only tokens" in rights.notes[0]
     assert venue.requests == []
-
-
-async def test_the_rights_of_no_token_are_not_known() -> None:
-    async with venue_call(OANDA, api_key="") as call:
-        with pytest.raises(CredentialInvalid, match="api_key"):
-            await exchange_service_oanda.check_credential(call)
-
-
-async def test_the_listing_has_the_owners_values() -> None:
-    shown = (OANDA.name, OANDA.asset_class, OANDA.asset_types, OANDA.market_hours)
-    assert shown == ("OANDA", "Forex", "Forex", "24/5 Trading")
-    look = (OANDA.icon, OANDA.logo, OANDA.color_class)
-    assert look == ("i-heroicons-currency-dollar", "/oanda_logo.png", "bg-green-500/20 text-green-500")
-    assert not OANDA.requires_passphrase
-    assert OANDA.requires_account_id
-    required = [(field.name, field.secret) for field in OANDA.credential_fields if field.required]
-    assert required == [("api_key", True)]
-    assert not OANDA.capabilities.push

@@ -15,12 +15,10 @@ from exchange_service.plugin_api import (
     AccountUnknown,
     Balance,
     CredentialRejected,
-    VenueError,
     VenueRateLimited,
     VenueUnavailable,
 )
 from exchange_service.testing import venue_call
-from exchange_service.testing.venue import TROUBLES
 
 TOKEN = "a-token-for-tests"
 FIRST, SECOND = "101-004-7654321-001", "101-004-7654321-002"
@@ -105,29 +103,6 @@ async def test_the_stale_account_answers_once() -> None:
             assert (await fetch_balance(call)).summary is not None
             with pytest.raises(VenueUnavailable):
                 await fetch_balance(call)
-
-
-async def test_the_troubles_are_what_they_are_called() -> None:
-    expected: dict[str, type[VenueError]] = {
-        "wrong key": CredentialRejected,
-        "missing right": AccountUnknown,
-        "wrong environment": CredentialRejected,
-        "unknown account": AccountUnknown,
-        "rate limit": VenueRateLimited,
-        "outage": VenueUnavailable,
-    }
-    assert set(expected) == set(TROUBLES)
-    async with OandaSimulator() as simulator:
-        assert isinstance(simulator, OandaSimulator)
-        good = row(simulator, "moving")
-        rows = {trouble: simulator.troubled_credential(trouble) for trouble in TROUBLES}
-        for trouble, error in expected.items():
-            found = rows[trouble]
-            assert found is not None
-            with pytest.raises(error):
-                await read(simulator, found)
-        # One account's trouble is none of another's.
-        assert (await read(simulator, good)).summary is not None
 
 
 @pytest.mark.parametrize(("trouble", "status"), [("missing right", 403), ("unknown account", 404)])

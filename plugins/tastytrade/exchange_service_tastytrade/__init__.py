@@ -73,6 +73,10 @@ TASTYTRADE = ExchangeMetadata(
     credential_url="https://my.tastytrade.com/app.html#/manage/api-access/oauth-applications",
 )
 
+_READ_IS_ENOUGH = (
+    "tastytrade does not say what a grant may do. An OAuth application with the scope read alone is enough."
+)
+
 
 @hookimpl
 def exchange_manifest() -> Manifest:
@@ -82,15 +86,15 @@ def exchange_manifest() -> Manifest:
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
     client = TastytradeClient(call)
-    listed = {account.number: account for account in await client.accounts() if call.wants(account.kind)}
+    listed = {account.number: account for account in await client.accounts() if call.wants(account.type)}
 
     async def read(number: str) -> VenueAccount:
         return parse.account(await client.balances(number), number)
 
     found = await gather_accounts(list(listed), read)
-    # Also one that could not be read has its kind and name.
+    # Also one that could not be read has its type and name.
     accounts = tuple(
-        replace(account, type=listed[account.id].kind, label=listed[account.id].label) for account in found
+        replace(account, type=listed[account.id].type, label=listed[account.id].label) for account in found
     )
     times = [account.venue_time for account in accounts if account.venue_time is not None]
     return Balance(accounts, combined_summary(accounts), venue_time=min(times, default=None))
@@ -98,8 +102,4 @@ async def fetch_balance(call: VenueCall) -> Balance:
 
 @hookimpl
 async def check_credential(call: VenueCall) -> KeyRights:
-    return KeyRights(
-        notes=(
-            "tastytrade does not say what a grant may do. An OAuth application with the scope read alone is enough.",
-        )
-    )
+    return KeyRights(notes=(_READ_IS_ENOUGH,))

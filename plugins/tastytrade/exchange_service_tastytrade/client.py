@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -32,18 +31,12 @@ _HEADERS = {"Accept": "application/json", "User-Agent": USER_AGENT}
 # The accounts of a login change seldom; asking for the list each time would double the requests.
 _ACCOUNT_LIST_AGE = 600.0
 _LOGIN_KEYS = frozenset({"login", "username", "password", "remember_token"})
+# The second is what OAuth has for a wrong client secret.
+_REFUSED_GRANTS = ("invalid_grant", "invalid_client")
 _WHAT_TO_DO = (
     "Logins of programs by user name and password were retired on 2025-12-01. Make an OAuth application with the scope "
     "read and a grant for it at tastytrade, and store its client secret as api_secret, its refresh token as passphrase."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _KeptToken:
-    """An access token, and the event loop's time from which on another should be used."""
-
-    secret: Secret
-    renew_at: float
 
 
 class TastytradeClient:
@@ -95,11 +88,11 @@ class TastytradeClient:
         self._raise_for_error(response)
         return response.json()
 
-    async def _read(self, path: str, token: _KeptToken) -> Response:
+    async def _read(self, path: str, token: parse.AccessToken) -> Response:
         headers = {**_HEADERS, "Authorization": f"Bearer {token.secret.reveal()}"}
         return await self._http.get(self._base + path, headers=headers)
 
-    async def _token(self, *, refused: _KeptToken | None = None) -> _KeptToken:
+    async def _token(self, *, refused: parse.AccessToken | None = None) -> parse.AccessToken:
         """The access token that all calls of the account share, renewed in time, or because the venue `refused` it.
 
         Whoever comes with a token that another call has replaced meanwhile is given the new one: one renewal is
@@ -111,7 +104,7 @@ class TastytradeClient:
             token = await self._state.get("access token", self._new_token)
         return token
 
-    async def _new_token(self) -> _KeptToken:
+    async def _new_token(self) -> parse.AccessToken:
         asked = asyncio.get_running_loop().time()
         grant = {
             "grant_type": "refresh_token",
@@ -120,15 +113,14 @@ class TastytradeClient:
         }
         response = await self._http.post(f"{self._base}/oauth/token", json=grant, headers=_HEADERS)
         self._raise_for_refused_grant(response)
-        token = parse.access_token(response.json())
-        return _KeptToken(token.secret, asked + token.use_for)
+        return parse.access_token(response.json(), asked)
 
     def _raise_for_refused_grant(self, response: Response) -> None:
-        # The venue does not say with which of the two a token is given.
+        """The venue does not say which of the two it refuses, the secret or the token."""
         if response.status in (200, 201):
             return
         _raise_for_page(response)
-        if response.status == 401 or _error_code(response) == "invalid_grant":
+        if response.status == 401 or _error_code(response) in _REFUSED_GRANTS:
             raise CredentialRejected(
                 "tastytrade refuses the client secret or the refresh token. Check that both are of the same OAuth "
                 f"application, that the grant was not revoked, and that it is none of the {self._other_environment}: "

@@ -30,23 +30,24 @@ _MARGIN = 60.0
 
 @dataclass(frozen=True, slots=True)
 class AccessToken:
-    """What reads are made with, and for how many seconds from its request on it should be used."""
+    """What reads are made with, and the event loop's time from which on another should be used."""
 
     secret: Secret
-    use_for: float
+    renew_at: float
 
 
 @dataclass(frozen=True, slots=True)
 class ListedAccount:
-    """One open account of the login; `kind` is "cash" or "margin"."""
+    """One open account of the login; `type` is "cash" or "margin"."""
 
     number: str
-    kind: str
+    type: str
     label: str = ""
 
 
-def access_token(payload: Any) -> AccessToken:
-    """The answer of `POST /oauth/token`. A life so short that the margin would eat it up is used by half."""
+def access_token(payload: Any, asked: float) -> AccessToken:
+    """The answer of `POST /oauth/token`, which was `asked` for at this time of the event loop. A life so short that the
+    margin would eat it up is used by half."""
     answer = as_object(payload, "the answer")
     token = text(answer, "access_token", "the answer")
     if not token.isascii() or not token.isprintable() or " " in token:
@@ -55,7 +56,7 @@ def access_token(payload: Any) -> AccessToken:
     life = float(_USUAL_LIFE if stated is None else stated)
     if life <= 0:
         raise VenueMalformed("tastytrade answered with an access token whose life is over.")
-    return AccessToken(Secret(token), use_for=max(life - _MARGIN, life / 2))
+    return AccessToken(Secret(token), renew_at=asked + max(life - _MARGIN, life / 2))
 
 
 def open_accounts(payload: Any) -> list[ListedAccount]:
@@ -72,32 +73,33 @@ def open_accounts(payload: Any) -> list[ListedAccount]:
 def account(payload: Any, number: str) -> VenueAccount:
     """One account from `GET /accounts/{number}/balances`: a single row, in the account's own currency.
 
-    Its kind and name are not in this answer, but in the list.
+    Its type and name are not in this answer, but in the list.
 
     The venue may as well answer with a list, one entry a currency. Then each is a row, and there is no summary,
     because no figure holds for all of them.
     """
     data = _data(payload)
-    entries = as_list(data["items"], "data.items") if "items" in data else [data]
-    balances = [_currency_balance(as_object(entry, "data"), number) for entry in entries]
-    if not balances:
+    items = as_list(data["items"], "data.items") if "items" in data else [data]
+    entries = [as_object(entry, "data") for entry in items]
+    summaries = [_summary(entry, number) for entry in entries]
+    if not summaries:
         raise VenueMalformed("tastytrade answered with an account that has no currency.")
-    rows = tuple(row for row, _, _ in balances)
-    if len({row.asset for row in rows}) != len(rows):
+    if len({summary.currency for summary in summaries}) != len(summaries):
         raise VenueMalformed("tastytrade names a currency twice.")
+    times = [_time(entry, "updated-at") for entry in entries]
     return VenueAccount(
         id=number,
-        assets=rows,
-        summary=balances[0][1] if len(balances) == 1 else None,
-        venue_time=min((time for _, _, time in balances if time is not None), default=None),
+        assets=tuple(_row(summary) for summary in summaries),
+        summary=summaries[0] if len(summaries) == 1 else None,
+        venue_time=min((time for time in times if time is not None), default=None),
     )
 
 
 def _listed(account: Mapping[str, Any]) -> ListedAccount:
     # An account that is not plainly cash can borrow; IRA and joint ones are of the two kinds as well.
-    kind = "cash" if text(account, "margin-or-cash", "account") == "Cash" else "margin"
+    account_type = "cash" if text(account, "margin-or-cash", "account") == "Cash" else "margin"
     label = text(account, "nickname", "account", required=False)
-    return ListedAccount(text(account, "account-number", "account"), kind, label)
+    return ListedAccount(text(account, "account-number", "account"), account_type, label)
 
 
 def _is_closed(account: Mapping[str, Any]) -> bool:
@@ -107,25 +109,24 @@ def _is_closed(account: Mapping[str, Any]) -> bool:
     return closed is True
 
 
-def _currency_balance(found: Mapping[str, Any], number: str) -> tuple[AssetBalance, Summary, datetime | None]:
-    """One currency of an account: its row, its figures, and when the venue reckoned them."""
+def _summary(found: Mapping[str, Any], number: str) -> Summary:
+    """The figures of an account in one currency."""
     if text(found, "account-number", "balances") != number:
         raise VenueMalformed("tastytrade answered for another account than the one asked for.")
-    currency = text(found, "currency", "balances", required=False) or _USUAL_CURRENCY
     cash = _required_figure(found, "cash-balance")
-    available = _figure(found, "derivative-buying-power")
-    requirement = _figure(found, "maintenance-requirement")
-    summary = Summary(
-        currency,
+    return Summary(
+        text(found, "currency", "balances", required=False) or _USUAL_CURRENCY,
         total=cash,
         cash=cash,
-        available=available,
+        available=_figure(found, "derivative-buying-power"),
         equity=_required_figure(found, "net-liquidating-value"),
-        margin_used=requirement,
+        margin_used=_figure(found, "maintenance-requirement"),
         buying_power=_figure(found, "equity-buying-power"),
     )
-    row = AssetBalance(currency, total=cash, free=available, used=requirement)
-    return row, summary, _time(found, "updated-at")
+
+
+def _row(summary: Summary) -> AssetBalance:
+    return AssetBalance(summary.currency, total=summary.total, free=summary.available, used=summary.margin_used)
 
 
 def _required_figure(found: Mapping[str, Any], key: str) -> Decimal:

@@ -221,10 +221,7 @@ def _behind_gateway(handler: Any) -> Any:
 
     async def passed(request: web.Request) -> web.StreamResponse:
         if not request.headers.get("User-Agent"):
-            page = (
-                "<html>\r\n<head><title>401 Authorization Required</title></head>\r\n<body>nginx</body>\r\n</html>\r\n"
-            )
-            return web.Response(status=401, text=page, content_type="text/html")
+            return web.Response(status=401, text=_GATEWAY_PAGE, content_type="text/html")
         answer: web.StreamResponse = await handler(request)
         return answer
 

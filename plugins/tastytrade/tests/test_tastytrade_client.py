@@ -25,7 +25,6 @@ from exchange_service.plugin_api import (
     CredentialRejected,
     PermissionMissing,
     RequestRefused,
-    Response,
     VenueCall,
     VenueError,
     VenueMaintenance,
@@ -287,12 +286,12 @@ async def test_a_missing_client_secret_is_named_before_the_venue_is_asked() -> N
     assert venue.requests == []
 
 
-async def test_each_account_keeps_its_kind_and_name() -> None:
+async def test_each_account_keeps_its_type_and_name() -> None:
     retirement = SimulatedAccount(SECOND, "Retirement", "Roth IRA", "Cash", cash=Decimal("912.5"))
     async with venue_with(SimulatedAccount(FIRST), retirement) as venue:
         balance = await balance_of(venue)
-    kinds = [(account.id, account.type, account.label) for account in balance.venue_accounts]
-    assert kinds == [(FIRST, "margin", "Individual"), (SECOND, "cash", "Retirement")]
+    types = [(account.id, account.type, account.label) for account in balance.venue_accounts]
+    assert types == [(FIRST, "margin", "Individual"), (SECOND, "cash", "Retirement")]
     assert balance.venue_accounts[1].assets[0].used == 0
 
 
@@ -306,7 +305,7 @@ async def test_closed_accounts_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("asked", "read"), [("cash", [SECOND]), ("margin", [FIRST]), ("", [FIRST, SECOND]), ("all", [FIRST, SECOND])]
 )
-async def test_only_the_kind_of_account_that_is_asked_for_is_read(asked: str, read: list[str]) -> None:
+async def test_only_the_type_of_account_that_is_asked_for_is_read(asked: str, read: list[str]) -> None:
     accounts = SimulatedAccount(FIRST), SimulatedAccount(SECOND, margin_or_cash="Cash")
     async with venue_with(*accounts) as venue, calling(venue) as call:
         balance = await fetch(replace(call, account=replace(call.account, account_type=asked)))
@@ -370,7 +369,7 @@ async def test_a_login_without_an_open_account_is_told_so_and_its_list_is_not_ke
     assert paths(venue).count(LIST) == 2
 
 
-async def test_a_stored_account_id_is_the_only_one_read_and_keeps_its_kind() -> None:
+async def test_a_stored_account_id_is_the_only_one_read_and_keeps_its_type() -> None:
     accounts = SimulatedAccount(FIRST), SimulatedAccount(SECOND, "Cash only", margin_or_cash="Cash")
     async with venue_with(*accounts) as venue:
         balance = await balance_of(venue, account_id=SECOND)
@@ -412,37 +411,6 @@ async def test_what_a_grant_may_do_is_not_guessed() -> None:
     assert any("scope read" in note for note in rights.notes)
 
 
-class AskedUrl(Exception):
-    """The address that a plugin asked for."""
-
-
-class TellingHttp:
-    """A session that reaches nothing and tells where it was sent."""
-
-    client_session = None
-
-    async def get(self, url: str, **options: Any) -> Response:
-        raise AskedUrl(url)
-
-    async def post(self, url: str, **options: Any) -> Response:
-        raise AskedUrl(url)
-
-
-@pytest.mark.parametrize(
-    ("environment", "host"),
-    [
-        ("production", "https://api.tastyworks.com"),
-        ("live", "https://api.tastyworks.com"),
-        ("sandbox", "https://api.cert.tastyworks.com"),
-        ("cert", "https://api.cert.tastyworks.com"),
-    ],
-)
-async def test_the_environment_chooses_the_host(environment: str, host: str) -> None:
-    async with venue_call(TASTYTRADE, environment=environment, api_secret=SECRET, passphrase=REFRESH) as call:
-        with pytest.raises(AskedUrl, match=f"^{host}{TOKEN}$"):
-            await fetch(replace(call, http=TellingHttp()))
-
-
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
@@ -479,6 +447,7 @@ async def test_each_of_tastytrades_errors_is_told_as_what_it_is(
     ("fault", "expected"),
     [
         (flat(400, "invalid_request"), RequestRefused),
+        (flat(400, "invalid_client"), CredentialRejected),
         (saying(400, "validation_error"), RequestRefused),
         (saying(401, "unauthorized"), CredentialRejected),
         (Fault(status=401), CredentialRejected),

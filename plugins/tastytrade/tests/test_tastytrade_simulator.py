@@ -12,16 +12,14 @@ from exchange_service_tastytrade import TASTYTRADE, fetch_balance
 from exchange_service_tastytrade.simulator import SimulatedAccount, TastytradeSimulator
 
 from exchange_service.plugin_api import (
-    AccountUnknown,
     Balance,
     CredentialRejected,
     PermissionMissing,
-    VenueError,
     VenueRateLimited,
     VenueUnavailable,
 )
 from exchange_service.testing import venue_call
-from exchange_service.testing.venue import SITUATIONS, TROUBLES
+from exchange_service.testing.venue import SITUATIONS
 
 REFRESH, SECRET, NUMBER = "a-refresh-token-for-tests", "a-client-secret-for-tests", "5WX00000"
 GRANT = {"grant_type": "refresh_token", "client_secret": SECRET, "refresh_token": REFRESH}
@@ -160,22 +158,3 @@ async def test_the_stale_account_answers_once() -> None:
         assert (await read(venue, row)).summary is not None
         with pytest.raises(VenueUnavailable):
             await read(venue, row)
-
-
-async def test_each_trouble_is_told_as_what_it_is() -> None:
-    expected: dict[str, type[VenueError]] = {
-        "wrong key": CredentialRejected,
-        "missing right": PermissionMissing,
-        "wrong environment": CredentialRejected,
-        "unknown account": AccountUnknown,
-        "rate limit": VenueRateLimited,
-        "outage": VenueUnavailable,
-    }
-    async with TastytradeSimulator() as venue:
-        assert isinstance(venue, TastytradeSimulator)
-        rows = {trouble: venue.troubled_credential(trouble) for trouble in TROUBLES}
-        for trouble, row in rows.items():
-            with pytest.raises(VenueError) as refusal:
-                await read(venue, row)
-            assert type(refusal.value) is expected[trouble], trouble
-        assert (await read(venue, venue.demo_credential("moving"))).summary is not None

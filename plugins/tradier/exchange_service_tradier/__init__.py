@@ -8,6 +8,7 @@ from exchange_service.plugin_api import (
     CredentialField,
     Environment,
     ExchangeMetadata,
+    KeyRights,
     Manifest,
     VenueCall,
     hookimpl,
@@ -76,6 +77,11 @@ TRADIER_OPTIONS = ExchangeMetadata(
     credential_of="tradier",
 )
 
+_NO_READ_ONLY_TOKENS = (
+    "Tradier gives individuals no read-only tokens, and does not say what a token may do: whoever has it can trade. "
+    "Keep it as you keep a password."
+)
+
 
 @hookimpl
 def exchange_manifest() -> Manifest:
@@ -85,3 +91,8 @@ def exchange_manifest() -> Manifest:
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
     return await (options_view(call) if call.exchange.id == TRADIER_OPTIONS.id else account_view(call))
+
+
+@hookimpl
+async def check_credential(call: VenueCall) -> KeyRights:
+    return KeyRights(notes=(_NO_READ_ONLY_TOKENS,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from urllib.parse import quote
 
 from exchange_service.plugin_api import (
     AccountUnknown,
+    AddressNotAllowed,
     CredentialInvalid,
     CredentialRejected,
     RequestRefused,
@@ -33,7 +35,10 @@ _LIMITED = "Tradier limits the requests of this token."
 
 
 class RequestBudget:
-    """What the answers say of the requests that the token may still send. Times are in seconds since 1970."""
+    """What the answers say of the requests that the token may still send.
+
+    `now` is in the event loop's time, so that a wait stays as long as it is when the machine's clock is set.
+    """
 
     def __init__(self) -> None:
         self._closed_until = 0.0
@@ -45,14 +50,14 @@ class RequestBudget:
 
     def note(self, headers: Mapping[str, str], now: float) -> None:
         """Remember what an answer's headers leave."""
-        wait = time_to_expiry(headers, now)
+        wait = time_to_expiry(headers, time.time())
         if wait is not None and headers.get("X-Ratelimit-Available", "").strip() == "0":
             self._closed_until = now + wait
 
 
 def time_to_expiry(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds until the minute that Tradier counts in is over, at most a minute; None where no header tells, or it
-    is over."""
+    is over. `now` is in seconds since 1970, as the header is in milliseconds."""
     expiry = headers.get("X-Ratelimit-Expiry", "").strip()
     wait = int(expiry) / 1000 - now if _MILLISECONDS.match(expiry) else 0.0
     return min(wait, _WINDOW) if wait > 0 else None
@@ -97,15 +102,22 @@ class TradierClient:
 
     async def _get(self, path: str) -> Any:
         budget = await self._state.get("request budget", _new_budget)
-        budget.check(time.time())
+        clock = asyncio.get_running_loop()
+        budget.check(clock.time())
         response = await self._http.get(self._base + path, headers=self._headers)
-        budget.note(response.headers, time.time())
+        budget.note(response.headers, clock.time())
         self._raise_for_error(response)
         return response.json()
 
     def _raise_for_error(self, response: Response) -> None:
+        """Tradier's own words before the status: an expired token comes as HTTP 500, a foreign account as 401."""
         message = _error_message(response)
-        # The words count before the status: an expired token comes as HTTP 500, a foreign account as 401.
+        # First of all: a limit counts requests by the access token, and may name it.
+        if response.status == 429 or "quota" in message:
+            wait = retry_after(response.headers)
+            if wait is None:
+                wait = time_to_expiry(response.headers, time.time()) or _WINDOW
+            raise VenueRateLimited(_LIMITED, retry_after=wait)
         if "access token" in message or "access_token" in message:
             raise self._refused_token(expired="expired" in message)
         if response.status == 200:
@@ -117,11 +129,9 @@ class TradierClient:
             )
         if response.status == 401:
             raise self._refused_token(expired=False)
-        if response.status == 429:
-            wait = retry_after(response.headers)
-            if wait is None:
-                wait = time_to_expiry(response.headers, time.time()) or _WINDOW
-            raise VenueRateLimited(_LIMITED, retry_after=wait)
+        if response.status == 403 and not message:
+            # Tradier itself gives a reason, so it is the gateway in front that does not want us.
+            raise AddressNotAllowed("Tradier's gateway refuses requests from this service's network address.")
         if response.status == 400:
             raise RequestRefused("Tradier calls our request wrong (HTTP 400). Check the stored account_id.")
         response.raise_for_status()

@@ -55,9 +55,9 @@ async def _read(
         calls[number] = parse.open_calls(payload, number)
         return account
 
-    accounts = tuple(
-        replace(account, type=by_number[account.id].type) if account.error else account
-        for account in await gather_accounts(list(by_number), read)
-    )
+    def unread(number: str) -> VenueAccount:
+        return VenueAccount(number, by_number[number].type)
+
+    accounts = await gather_accounts(list(by_number), read, unread=unread)
     notes = tuple(note for number in by_number for note in calls.get(number, ()))
     return Balance(accounts, combined_summary(accounts), notes=notes)

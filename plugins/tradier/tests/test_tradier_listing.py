@@ -41,6 +41,7 @@ def test_the_options_listing_uses_the_credential_of_the_account_listing() -> Non
         ("production", "https://api.tradier.com/v1"),
         ("live", "https://api.tradier.com/v1"),
         ("sandbox", "https://sandbox.tradier.com/v1"),
+        ("paper", "https://sandbox.tradier.com/v1"),
     ],
 )
 def test_an_environment_is_found_by_its_name_and_by_the_venues_word(word: str, address: str) -> None:

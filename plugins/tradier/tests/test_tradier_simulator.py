@@ -16,7 +16,6 @@ from exchange_service.plugin_api import (
     Balance,
     CredentialRejected,
     FeatureNotEnabled,
-    VenueError,
     VenueRateLimited,
     VenueUnavailable,
     parse_json,
@@ -104,28 +103,6 @@ async def test_all_situations_and_troubles_live_in_one_simulator(simulator: Trad
             await read(venue, rows["refused"])
         with pytest.raises(VenueRateLimited):
             await read(venue, rows["limited"])
-
-
-@pytest.mark.parametrize(
-    ("trouble", "expected"),
-    [
-        ("wrong key", CredentialRejected),
-        ("missing right", None),
-        ("wrong environment", CredentialRejected),
-        ("unknown account", AccountUnknown),
-        ("rate limit", VenueRateLimited),
-        ("outage", VenueUnavailable),
-    ],
-)
-async def test_each_trouble_is_what_it_is_called(
-    simulator: TradierSimulator, trouble: str, expected: type[VenueError] | None
-) -> None:
-    async with simulator as venue:
-        row = venue.troubled_credential(trouble)
-        assert (row is None) == (expected is None)
-        if expected is not None:
-            with pytest.raises(expected):
-                await read(venue, row)
 
 
 async def test_the_stale_account_answers_once(simulator: TradierSimulator) -> None:

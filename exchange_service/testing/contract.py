@@ -306,6 +306,8 @@ class PluginContract(ListingContract):
         """The simulator, listening, and the good row. Checks at the end that no task outlives it."""
         before = asyncio.all_tasks()
         async with type(self).simulator() as venue:
+            if isinstance(venue, DemoVenue):
+                venue.lift_limits()
             yield venue, self.credential(venue)
         await _assert_no_new_task(before)
 

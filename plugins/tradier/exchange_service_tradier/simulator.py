@@ -190,6 +190,9 @@ class TradierSimulator(DemoVenue):
             self.fail(Fault.html(503)).account = token
         return row
 
+    def lift_limits(self) -> None:
+        self.allowance = 1_000_000
+
     def move(self) -> None:
         for token in self.tokens.values():
             for account in token.accounts.values():

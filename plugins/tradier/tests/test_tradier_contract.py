@@ -10,24 +10,15 @@ from exchange_service.testing.contract import PluginContract
 _REQUESTS = ("GET /v1/user/profile", "GET /v1/accounts/{number}/balances")
 
 
-# The contract asks more often than a token may in a minute.
-class PatientTradier(TradierSimulator):
-    allowance = 1_000_000
-
-
-class PatientTradierOptions(TradierOptionsSimulator):
-    allowance = 1_000_000
-
-
 class TestTradier(PluginContract):
     plugin = exchange_service_tradier
     exchange_id = "tradier"
-    simulator = PatientTradier
+    simulator = TradierSimulator
     allowed_requests = _REQUESTS
 
 
 class TestTradierOptions(PluginContract):
     plugin = exchange_service_tradier
     exchange_id = "tradier_options"
-    simulator = PatientTradierOptions
+    simulator = TradierOptionsSimulator
     allowed_requests = _REQUESTS

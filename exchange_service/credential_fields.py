@@ -54,21 +54,27 @@ def read_metadata(credential: Credential, **allowed: type) -> dict[str, Any]:
 
 def wallet_address(credential: Credential) -> str:
     """The wallet address of a credential, in lower case: metadata `wallet_address` (or `l1_address`, `user`), else
-    an `api_key` that is a 0x address of 42 characters. CredentialInvalid names the field where there is none."""
-    for key in _WALLET_KEYS:
-        value = credential.metadata.get(key)
-        if value:
-            address = value.strip() if isinstance(value, str) else value
-            if not _is_address(address):
-                raise CredentialInvalid(f"extra_metadata.{key} is no wallet address: 0x and 40 hexadecimal digits.")
-            return str(address).lower()
+    an `api_key` that is a 0x address of 42 characters. CredentialInvalid names the field where there is none, or where
+    two names hold different addresses."""
+    stored = {key: _address(key, credential.metadata[key]) for key in _WALLET_KEYS if credential.metadata.get(key)}
+    if len(set(stored.values())) > 1:
+        raise CredentialInvalid(f"extra_metadata names different wallets: {' and '.join(stored)}. Leave one.")
+    if stored:
+        return next(iter(stored.values()))
     key_text = credential.api_key.reveal().strip()
     if _is_address(key_text):
         return key_text.lower()
     raise CredentialInvalid("extra_metadata.wallet_address is missing: store the main wallet's address there.")
 
 
-def _is_address(value: object) -> bool:
-    if not isinstance(value, str) or len(value) != 42 or value[:2].lower() != "0x":
+def _address(key: str, value: object) -> str:
+    text = value.strip() if isinstance(value, str) else ""
+    if not _is_address(text):
+        raise CredentialInvalid(f"extra_metadata.{key} is no wallet address: 0x and 40 hexadecimal digits.")
+    return text.lower()
+
+
+def _is_address(text: str) -> bool:
+    if len(text) != 42 or text[:2].lower() != "0x":
         return False
-    return all(digit in "0123456789abcdefABCDEF" for digit in value[2:])
+    return all(digit in "0123456789abcdefABCDEF" for digit in text[2:])

@@ -111,3 +111,11 @@ def test_any_other_api_key_is_no_wallet_and_is_not_told(key: str) -> None:
     with pytest.raises(CredentialInvalid) as invalid:
         wallet_address(Credential(Secret(key + "?")))
     assert invalid.value.message == ("extra_metadata.wallet_address is missing: store the main wallet's address there.")
+
+
+def test_two_names_with_different_wallets_are_refused_and_the_same_one_twice_is_taken() -> None:
+    first, second = "0x" + "aA" * 20, "0x" + "b" * 40
+    same = Credential(metadata={"wallet_address": f" {first} ", "user": first.lower()})
+    assert wallet_address(same) == first.lower()
+    with pytest.raises(CredentialInvalid, match="wallet_address and user"):
+        wallet_address(Credential(metadata={"wallet_address": first, "user": second}))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from exchange_service.plugin_api import (
     Balance,
     Capabilities,
@@ -87,24 +85,18 @@ def exchange_manifest() -> Manifest:
 async def fetch_balance(call: VenueCall) -> Balance:
     client = await AsterClient.open(call)
     account_id = client.scheme.account_id
-    notes: list[str] = []
 
     async def read(account_type: str) -> VenueAccount:
         if account_type == parse.SPOT:
             return parse.spot_account(await client.spot_account(), account_id)
-        payload = await client.futures_account()
-        account = parse.futures_account(payload, account_id)
-        if parse.in_multi_assets_mode(payload):
-            notes.append(parse.MULTI_ASSETS)
-        return account
+        return parse.futures_account(await client.futures_account(), account_id)
+
+    def unread(account_type: str) -> VenueAccount:
+        return VenueAccount(id=account_id, type=account_type)
 
     wanted = [account_type for account_type in ASTER.account_types if call.wants(account_type)]
-    accounts = tuple(
-        # One that could not be read bears as its id what it was asked for by.
-        replace(account, id=account_id, type=account.id) if account.error else account
-        for account in await gather_accounts(wanted, read)
-    )
-    return Balance(accounts, parse.overall_summary(accounts), notes=tuple(notes))
+    accounts = await gather_accounts(wanted, read, unread=unread)
+    return Balance(accounts, parse.overall_summary(accounts), notes=parse.notes(accounts))
 
 
 @hookimpl

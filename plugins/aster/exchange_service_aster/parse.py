@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from exchange_service.plugin_api import (
@@ -24,9 +25,9 @@ from exchange_service.plugin_api import (
 FUTURES = "futures"
 SPOT = "spot"
 
-MULTI_ASSETS = (
-    "The futures account seems to be in multi-assets mode, in which Aster lends on other assets: rows that hold "
-    "nothing are left out, and the summary may be reckoned in US dollars and not in USDT."
+_MULTI_ASSETS = (
+    "The futures account seems to be in multi-assets mode, because Aster's total is not that of its USDT: its summary "
+    "then counts all assets, and may be reckoned in US dollars and not in USDT."
 )
 HMAC_RIGHTS = "Aster does not say what an HMAC key may do. Agents, its newer keys, can be limited to reading."
 
@@ -48,6 +49,8 @@ def futures_account(payload: Any, account_id: str) -> VenueAccount:
     _check_unique(rows)
     times = [time for time in (_time(entry, "assets[]") for entry in entries) if time is not None]
     wallet = required_amount(found, "totalWalletBalance", "the answer")
+    if wallet and not any(row.total for row in rows):
+        raise VenueMalformed("Aster states a futures balance, and lists no asset that makes it up.")
     return VenueAccount(
         id=account_id,
         type=FUTURES,
@@ -65,12 +68,6 @@ def futures_account(payload: Any, account_id: str) -> VenueAccount:
     )
 
 
-def in_multi_assets_mode(payload: Any) -> bool:
-    """Whether a futures account has an asset that is usable though nothing of it is held, as in this mode alone."""
-    entries = as_list(as_object(payload, "the answer").get("assets"), "assets")
-    return any(_is_lent(_futures_row(as_object(entry, "assets[]"))) for entry in entries)
-
-
 def spot_account(payload: Any, account_id: str) -> VenueAccount:
     """The spot account. Without a summary: no prices are asked for."""
     found = as_object(payload, "the answer")
@@ -85,7 +82,12 @@ def overall_summary(accounts: Sequence[VenueAccount]) -> Summary | None:
         covered = account.type == FUTURES
         if account.error or any(not row.is_zero() and not (covered and row.asset == _USDT) for row in account.assets):
             return None
-    return next((account.summary for account in accounts if account.summary), None)
+    return next((account.summary for account in accounts if account.summary and _counts_usdt_alone(account)), None)
+
+
+def notes(accounts: Sequence[VenueAccount]) -> tuple[str, ...]:
+    """Remarks on the balance as a whole."""
+    return () if all(map(_counts_usdt_alone, accounts)) else (_MULTI_ASSETS,)
 
 
 def server_time(payload: Any) -> int:
@@ -127,6 +129,12 @@ def _spot_row(entry: Mapping[str, Any]) -> AssetBalance:
 
 def _is_lent(row: AssetBalance) -> bool:
     return not row.total and not row.is_zero()
+
+
+def _counts_usdt_alone(account: VenueAccount) -> bool:
+    """Whether the summary, where there is one, is that of the USDT row, as it is except in multi-assets mode."""
+    held = next((row.total for row in account.assets if row.asset == _USDT), Decimal(0))
+    return account.summary is None or account.summary.total == held
 
 
 def _check_unique(rows: Sequence[AssetBalance]) -> None:

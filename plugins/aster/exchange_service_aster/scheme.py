@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from exchange_service.plugin_api import (
     SANDBOX,
     Credential,
     CredentialInvalid,
+    NotSupported,
     VenueCall,
     read_metadata,
     required_text,
     wallet_address,
 )
 from exchange_service_aster import signing
-from exchange_service_aster.host import VenueHost
+from exchange_service_aster.clock import VenueClock
 
 V1 = "v1"
 V3 = "v3"
@@ -36,20 +37,8 @@ _TEST_CHAIN = 714
 _RECEIVE_WINDOW = 5000
 
 
-class Scheme(Protocol):
-    """How requests are signed, where a scheme has its accounts, and whose they are ("" where it does not say)."""
-
-    account_id: str
-    futures_path: str
-    spot_path: str
-    headers: Mapping[str, str]
-
-    def query(self, host: VenueHost) -> str:
-        """The signed query of a request without parameters of its own; each is good for one request."""
-
-
 class HmacScheme:
-    """V1: the time and its HMAC in the query, the key in a header."""
+    """V1: the time and its HMAC in the query, the key in a header. It does not say whose account it reads."""
 
     account_id = ""
     futures_path = "/fapi/v4/account"
@@ -59,13 +48,17 @@ class HmacScheme:
         self.headers = {"X-MBX-APIKEY": api_key}
         self._secret = secret
 
-    def query(self, host: VenueHost) -> str:
-        message = f"recvWindow={_RECEIVE_WINDOW}&timestamp={host.milliseconds()}"
+    def query(self, clock: VenueClock) -> str:
+        """The signed query of one request that has no parameters of its own."""
+        message = f"recvWindow={_RECEIVE_WINDOW}&timestamp={clock.milliseconds()}"
         return f"{message}&signature={signing.hmac_sha256(self._secret, message)}"
 
 
 class AgentScheme:
-    """V3: a nonce, the wallet, the agent and the agent's signature in the query. Addresses are in lower case."""
+    """V3: a nonce, the wallet, the agent and the agent's signature in the query. Addresses are in lower case.
+
+    ValueError: the bytes are no private key.
+    """
 
     futures_path = "/fapi/v3/accountWithJoinMargin"
     spot_path = "/api/v3/account"
@@ -77,26 +70,40 @@ class AgentScheme:
         self._private_key = private_key
         self._chain_id = chain_id
 
-    def query(self, host: VenueHost) -> str:
-        message = f"nonce={host.next_nonce()}&user={self.account_id}&signer={self.agent}"
+    def query(self, clock: VenueClock) -> str:
+        """The signed query of one request that has no parameters of its own."""
+        message = f"nonce={clock.next_nonce()}&user={self.account_id}&signer={self.agent}"
         return f"{message}&signature={signing.sign(self._private_key, message, self._chain_id)}"
 
 
 async def read_scheme(call: VenueCall) -> HmacScheme | AgentScheme:
-    """The scheme of a call's credential; CredentialInvalid names the field that is missing or fits no scheme."""
+    """The scheme of a call's credential; CredentialInvalid names the field that is missing or fits no scheme.
+
+    NotSupported: it is an agent's, and what signs for agents is not installed.
+    """
     metadata = read_metadata(call.credential, wallet_address=str, l1_address=str, user=str, scheme=str)
     secret = required_text(call.credential, "api_secret")
     if _scheme_name(call.credential, metadata) == V1:
         return _hmac_scheme(call.credential, metadata, secret)
     wallet, private_key = _wallet(metadata), _private_key(secret)
     await call.plugin_state.get("signing", _load_signing)
-    scheme = _agent_scheme(wallet, private_key, _TEST_CHAIN if call.environment.name == SANDBOX else _LIVE_CHAIN)
+    try:
+        scheme = AgentScheme(wallet, private_key, _TEST_CHAIN if call.environment.name == SANDBOX else _LIVE_CHAIN)
+    except ValueError:
+        # Out of the curve's range. The library's text is left behind.
+        raise CredentialInvalid("api_secret is no private key: the number is out of range.") from None
     _check_agent(scheme, call.credential.api_key.reveal().strip())
     return scheme
 
 
 async def _load_signing() -> None:
-    await asyncio.to_thread(signing.load)
+    try:
+        await asyncio.to_thread(signing.load)
+    except ImportError:
+        raise NotSupported(
+            "An agent's signature needs coincurve, which cannot be imported here: it has no release for Python 3.14. "
+            "Run the service with an earlier Python. Older HMAC keys are read without it."
+        ) from None
 
 
 def _scheme_name(credential: Credential, metadata: Mapping[str, Any]) -> str:
@@ -153,14 +160,6 @@ def _private_key(secret: str) -> bytes:
     return bytes.fromhex(found["digits"])
 
 
-def _agent_scheme(wallet: str, private_key: bytes, chain_id: int) -> AgentScheme:
-    try:
-        return AgentScheme(wallet, private_key, chain_id)
-    except ValueError:
-        # Out of the curve's range. The library's text is left behind.
-        raise CredentialInvalid("api_secret is no private key: the number is out of range.") from None
-
-
 def _check_agent(scheme: AgentScheme, api_key: str) -> None:
     if scheme.agent == scheme.account_id:
         raise CredentialInvalid(
@@ -168,7 +167,10 @@ def _check_agent(scheme: AgentScheme, api_key: str) -> None:
             "and store the agent's key: whoever has the wallet's key has the wallet."
         )
     if api_key and not _ADDRESS.match(api_key):
-        raise CredentialInvalid("api_key is no agent's address: 0x and 40 hexadecimal digits. It may be left empty.")
+        raise CredentialInvalid(
+            "api_key is no agent's address: 0x and 40 hexadecimal digits. Leave it empty for an agent; "
+            "an HMAC key of the older scheme goes without wallet_address."
+        )
     if api_key and api_key.lower() != scheme.agent:
         raise CredentialInvalid(
             "api_key is another address than that of the key in api_secret. Store what belongs to one agent, "

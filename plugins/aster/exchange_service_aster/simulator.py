@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import importlib.util
 import random
 import time
 from collections.abc import Mapping
@@ -13,7 +14,6 @@ from decimal import Decimal
 from typing import Any, NoReturn
 
 from aiohttp import web
-from coincurve import PrivateKey, PublicKey
 from Crypto.Hash import keccak
 
 from exchange_service.testing import DemoVenue, Fault
@@ -35,6 +35,8 @@ class SimulatedAsset:
 
     code: str
     wallet: Decimal = _ZERO
+    # In dollars, for the totals of multi-assets mode.
+    price: Decimal = Decimal(1)
     unrealized: Decimal = _ZERO
     position_margin: Decimal = _ZERO
     order_margin: Decimal = _ZERO
@@ -48,8 +50,24 @@ class SimulatedAsset:
         return self.position_margin + self.order_margin
 
     @property
+    def maintenance_margin(self) -> Decimal:
+        return self.position_margin / 5
+
+    @property
+    def equity(self) -> Decimal:
+        return self.wallet + self.unrealized
+
+    @property
+    def unlent(self) -> Decimal:
+        return self.equity - self.margin
+
+    @property
     def available(self) -> Decimal:
-        return self.wallet + self.unrealized - self.margin + self.lent
+        return self.unlent + self.lent
+
+    @property
+    def withdrawable(self) -> Decimal:
+        return max(_ZERO, self.available - max(_ZERO, self.unrealized))
 
 
 @dataclass(slots=True)
@@ -68,13 +86,17 @@ class SimulatedAgent:
 
 @dataclass(slots=True)
 class SimulatedWallet:
-    """One wallet: its futures assets, its spot rows as (asset, free, locked), its agents and remembered nonces."""
+    """One wallet: its futures assets, its spot rows as (asset, free, locked), its agents and remembered nonces.
+
+    The futures totals are those of USDT, and in multi-assets mode those of all assets in dollars.
+    """
 
     assets: list[SimulatedAsset] = field(default_factory=list)
     spot: list[tuple[str, Decimal, Decimal]] = field(default_factory=list)
     spot_time: Any = _CHANGED * 1_000_000 + 456_789
     agents: dict[str, SimulatedAgent] = field(default_factory=dict)
     nonces: list[int] = field(default_factory=list)
+    multi_assets: bool = False
     moving: bool = False
 
 
@@ -171,17 +193,17 @@ class AsterSimulator(DemoVenue):
         expected = hmac.digest(key.secret.encode(), message.encode(), hashlib.sha256).hex()
         if signature.lower() != expected:
             _refuse(400, -1022, "Signature for this request is not valid.")
-        sent, window = request.query.get("timestamp", ""), int(request.query.get("recvWindow", "5000"))
-        if not sent.isdigit():
+        sent, window = request.query.get("timestamp", ""), request.query.get("recvWindow", "5000")
+        if not (sent.isdecimal() and window.isdecimal()):
             _refuse(400, -1102, "Mandatory parameter 'timestamp' was not sent, was empty/null, or malformed.")
         now = self._milliseconds()
-        if not (int(sent) < now + 1000 and now - int(sent) <= window):
+        if not (int(sent) < now + 1000 and now - int(sent) <= int(window)):
             _refuse(400, -1021, "Timestamp for this request is outside of the recvWindow.")
         return key.wallet
 
     def _wallet_of_agent(self, request: web.Request, message: str, signature: str) -> SimulatedWallet:
         user, signer, nonce = (request.query.get(name, "") for name in ("user", "signer", "nonce"))
-        if not (user and signer and nonce.isdigit()):
+        if not (user and signer and nonce.isdecimal()):
             _refuse(400, -1102, "Mandatory parameter was not sent, was empty/null, or malformed.")
         if _signer_of(message, signature, self.chain_id) != signer.lower():
             _refuse(400, -1000, "Signature check failed")
@@ -207,8 +229,9 @@ class AsterSimulator(DemoVenue):
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
         if situation == "empty":
             # With a key of the older kind, so that both are seen.
-            self.add_key("demo-key-of-the-empty-account", "demo-secret-0123456789abcdef", SimulatedWallet())
-            return {"api_key": "demo-key-of-the-empty-account", "api_secret": "demo-secret-0123456789abcdef"}
+            return self._registered_key(situation, SimulatedWallet())
+        if not _agents_can_be_checked():
+            return self._registered_key(situation, example_wallet(moving=True)) if situation == "moving" else None
         address, row = self._registered(situation)
         wallet = self.wallets[address]
         wallet.moving = situation == "moving"
@@ -229,8 +252,8 @@ class AsterSimulator(DemoVenue):
         return row
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
-        if trouble == "unknown account":
-            # A wallet that Aster does not know has no agent, and that is all it says.
+        # A wallet that Aster does not know has no agent, and that is all it says.
+        if trouble == "unknown account" or not _agents_can_be_checked():
             return None
         address, row = self._registered(trouble)
         wallet = self.wallets[address]
@@ -255,13 +278,19 @@ class AsterSimulator(DemoVenue):
         self.add_agent(address, private_key)
         return address, {"api_secret": private_key, "extra_metadata": {"wallet_address": address}}
 
+    def _registered_key(self, word: str, wallet: SimulatedWallet) -> dict[str, Any]:
+        """An HMAC key that reads this wallet, as the row that opens it."""
+        row = {"api_key": f"demo-key-{word}", "api_secret": _demo_digits(f"secret {word}")}
+        self.add_key(row["api_key"], row["api_secret"], wallet)
+        return row
+
     def move(self) -> None:
-        for wallet in self.wallets.values():
+        for wallet in (*self.wallets.values(), *(key.wallet for key in self.keys.values())):
             if wallet.moving:
                 wallet.assets[0].unrealized += Decimal(self._random.randint(-4000, 4200)).scaleb(-4)
 
 
-def example_wallet() -> SimulatedWallet:
+def example_wallet(*, moving: bool = False) -> SimulatedWallet:
     """The worked example: 5120.44 USDT in futures with one position, 1.5 BNB of which no margin is stated, and spot."""
     return SimulatedWallet(
         assets=[
@@ -276,35 +305,42 @@ def example_wallet() -> SimulatedWallet:
             SimulatedAsset("BNB", wallet=Decimal("1.5"), states_margin=False),
         ],
         spot=[("USDT", Decimal("310.25"), Decimal(40)), ("ASTER", Decimal(12), _ZERO)],
+        moving=moving,
     )
 
 
 def address_of(private_key: str) -> str:
     """The address of a private key of 64 hexadecimal digits, in lower case."""
+    from coincurve import PrivateKey
+
     return _address(PrivateKey(bytes.fromhex(private_key)).public_key)
 
 
 def _futures_account(wallet: SimulatedWallet) -> dict[str, Any]:
     held = {asset.code for asset in wallet.assets}
     assets = [*wallet.assets, *(SimulatedAsset(code) for code in ("USDT", *_NEVER_HELD) if code not in held)]
-    usdt = next(asset for asset in assets if asset.code == "USDT")
+    counted = assets if wallet.multi_assets else [asset for asset in assets if asset.code == "USDT"]
+
+    def total(figure: str) -> str:
+        return _text(sum((getattr(asset, figure) * asset.price for asset in counted), _ZERO))
+
     return {
         "feeTier": 0,
         "canTrade": True,
         "canDeposit": True,
         "canWithdraw": True,
         "updateTime": 0,
-        "totalInitialMargin": _text(usdt.margin),
-        "totalMaintMargin": _text(usdt.position_margin / 5),
-        "totalWalletBalance": _text(usdt.wallet),
-        "totalUnrealizedProfit": _text(usdt.unrealized),
-        "totalMarginBalance": _text(usdt.wallet + usdt.unrealized),
-        "totalPositionInitialMargin": _text(usdt.position_margin),
-        "totalOpenOrderInitialMargin": _text(usdt.order_margin),
-        "totalCrossWalletBalance": _text(usdt.wallet),
-        "totalCrossUnPnl": _text(usdt.unrealized),
-        "availableBalance": _text(usdt.available),
-        "maxWithdrawAmount": _text(_withdrawable(usdt)),
+        "totalInitialMargin": total("margin"),
+        "totalMaintMargin": total("maintenance_margin"),
+        "totalWalletBalance": total("wallet"),
+        "totalUnrealizedProfit": total("unrealized"),
+        "totalMarginBalance": total("equity"),
+        "totalPositionInitialMargin": total("position_margin"),
+        "totalOpenOrderInitialMargin": total("order_margin"),
+        "totalCrossWalletBalance": total("wallet"),
+        "totalCrossUnPnl": total("unrealized"),
+        "availableBalance": total("unlent"),
+        "maxWithdrawAmount": total("withdrawable"),
         "assets": [_futures_entry(asset) for asset in assets],
         "positions": [],
     }
@@ -315,12 +351,12 @@ def _futures_entry(asset: SimulatedAsset) -> dict[str, Any]:
         "asset": asset.code,
         "walletBalance": _text(asset.wallet),
         "unrealizedProfit": _text(asset.unrealized),
-        "marginBalance": _text(asset.wallet + asset.unrealized),
-        "maintMargin": _text(asset.position_margin / 5),
+        "marginBalance": _text(asset.equity),
+        "maintMargin": _text(asset.maintenance_margin),
         "crossWalletBalance": _text(asset.wallet),
         "crossUnPnl": _text(asset.unrealized),
         "availableBalance": _text(asset.available),
-        "maxWithdrawAmount": _text(_withdrawable(asset)),
+        "maxWithdrawAmount": _text(asset.withdrawable),
         "marginAvailable": True,
         "updateTime": asset.update_time,
     }
@@ -329,10 +365,6 @@ def _futures_entry(asset: SimulatedAsset) -> dict[str, Any]:
         entry["positionInitialMargin"] = _text(asset.position_margin)
         entry["openOrderInitialMargin"] = _text(asset.order_margin)
     return entry
-
-
-def _withdrawable(asset: SimulatedAsset) -> Decimal:
-    return max(_ZERO, asset.available - max(_ZERO, asset.unrealized))
 
 
 def _spot_account(wallet: SimulatedWallet) -> dict[str, Any]:
@@ -389,7 +421,12 @@ def _keccak(*parts: bytes) -> bytes:
     return keccak.new(digest_bits=256, data=b"".join(parts)).digest()
 
 
-def _address(public_key: PublicKey) -> str:
+def _agents_can_be_checked() -> bool:
+    """Whether coincurve is installed, of which there is none for Python 3.14; HMAC keys do without."""
+    return importlib.util.find_spec("coincurve") is not None
+
+
+def _address(public_key: Any) -> str:
     return "0x" + _keccak(public_key.format(compressed=False)[1:])[12:].hex()
 
 
@@ -407,6 +444,8 @@ def _typed_data_hash(message: str, chain_id: int) -> bytes:
 
 def _signer_of(message: str, signature: str, chain_id: int) -> str:
     """The address whose key signed the message; empty for what is no signature."""
+    from coincurve import PublicKey
+
     try:
         raw = bytes.fromhex(signature.removeprefix("0x"))
         if len(raw) != 65 or raw[64] not in (27, 28):

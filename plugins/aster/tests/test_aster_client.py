@@ -39,6 +39,8 @@ from exchange_service.plugin_api import (
 )
 from exchange_service.testing import Fault, venue_call
 
+pytest.importorskip("coincurve", reason="agents cannot sign here")
+
 WALLET = "0x63dd5acc6b1aa0f563956c0e534dd30b6dcf7c4e"
 PRIVATE_KEY = "4fd0a42218f3eae43a6ce26d22544e986139a01e5b34a62db53757ffca81bae1"
 AGENT = "0x21cf8ae13bb72632562c6fff438652ba1a151bb0"
@@ -148,12 +150,23 @@ async def test_assets_that_are_not_held_are_rows_of_zeros() -> None:
     assert all(row.total == 0 for row in zeros)
 
 
-async def test_in_multi_assets_mode_what_aster_would_lend_is_no_holding_and_a_note_says_so() -> None:
+async def test_in_multi_assets_mode_what_aster_would_lend_is_no_holding() -> None:
     wallet = SimulatedWallet([SimulatedAsset("USDT", Decimal(100)), SimulatedAsset("USDF", lent=Decimal(95))])
     async with venue_with(wallet) as venue:
+        futures, _ = (await balance_of(venue)).venue_accounts
+    assert "USDF" not in [row.asset for row in futures.assets]
+
+
+async def test_totals_of_all_assets_are_not_passed_off_as_those_of_usdt() -> None:
+    assets = [SimulatedAsset("USDT", Decimal(100)), SimulatedAsset("BNB", Decimal(2), price=Decimal(600))]
+    async with venue_with(SimulatedWallet(assets)) as venue:
+        assert (await balance_of(venue)).notes == ()
+        venue.wallets[WALLET].multi_assets = True
         balance = await balance_of(venue)
     futures, _ = balance.venue_accounts
-    assert "USDF" not in [row.asset for row in futures.assets]
+    assert futures.summary is not None
+    assert futures.summary.total == 1300
+    assert balance.summary is None
     assert any("multi-assets mode" in note for note in balance.notes)
 
 
@@ -313,6 +326,7 @@ async def test_the_wallets_own_key_is_refused_with_the_advice_to_delete_it() -> 
         ({**KEY_ROW, "metadata": {"scheme": "v1", "wallet_address": WALLET}}, "wallet_address"),
         ({**KEY_ROW, "metadata": {"scheme": "v1", "user": WALLET}}, "extra_metadata.user"),
         ({**KEY_ROW, "metadata": {"scheme": "v2"}}, "scheme"),
+        ({"api_secret": PRIVATE_KEY, "metadata": {"wallet_address": WALLET, "user": AGENT}}, "two wallets"),
     ],
 )
 async def test_what_fits_no_scheme_is_refused_by_the_fields_name_before_aster_is_asked(
@@ -343,6 +357,8 @@ async def test_nonces_rise_for_all_that_ask_at_the_same_time() -> None:
 async def test_a_clock_that_differs_is_measured_once_and_then_gone_by(row: dict[str, Any], offset: float) -> None:
     async with venue_with() as venue, venue_call(ASTER, override=venue.url, **row) as call:
         venue.clock_offset = offset
+        # Refused only after the clock was measured for the other.
+        venue.fail(Fault(delay=0.1, pass_on=True, path=SPOT if row is AGENT_ROW else OLD_SPOT, times=1))
         first = await exchange_service_aster.fetch_balance(call)
         asked = paths(venue)
         await exchange_service_aster.fetch_balance(call)
@@ -398,6 +414,8 @@ async def test_a_time_that_is_none_is_malformed() -> None:
         (saying(401, -1002), CredentialRejected),
         (saying(400, -1003, "Too many requests"), VenueRateLimited),
         (saying(403, -1011), AddressNotAllowed),
+        (saying(400, -1006), VenueUnavailable),
+        (saying(400, -1007), VenueTimeout),
         (saying(400, -1016), VenueUnavailable),
         (saying(400, -1021), ClockSkew),
         (saying(400, -1022), CredentialRejected),
@@ -420,6 +438,7 @@ async def test_a_time_that_is_none_is_malformed() -> None:
         (Fault(status=403, body=b"{}"), PermissionMissing),
         (Fault.html(403), VenueRateLimited),
         (Fault(status=403, body=b"<html>configured to block access from your country</html>"), RegionRestricted),
+        (Fault(status=403, body=b'<html><div role="region">Blocked</div></html>'), VenueRateLimited),
         (Fault.html(404), RequestRefused),
         (Fault(status=418), VenueRateLimited),
         (Fault(status=429), VenueRateLimited),
@@ -469,6 +488,24 @@ async def test_the_end_of_a_ban_is_read_from_its_text() -> None:
     error = await refusal_of(saying(429, -1003, f"Way too many requests; IP banned until {end}. Please use WebSocket."))
     assert error.retry_after is not None
     assert 590 < error.retry_after <= 600
+
+
+async def test_a_ban_whose_text_names_an_end_far_away_is_tried_again_after_an_hour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared, monotonic = State(), time.monotonic
+    async with venue_with() as venue:
+        venue.fail(saying(429, -1003, "Way too many requests; IP banned until 9999999999999."))
+        with pytest.raises(VenueRateLimited):
+            await balance_of(venue, plugin_state=shared)
+        venue.recover()
+        asked = len(venue.requests)
+        with pytest.raises(VenueRateLimited):
+            await balance_of(venue, plugin_state=shared)
+        assert len(venue.requests) == asked
+        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 3601)
+        assert rows(await balance_of(venue, plugin_state=shared))
+        await shared.close()
 
 
 @BOTH_SCHEMES
@@ -536,7 +573,8 @@ async def test_an_agent_that_only_reads_is_said_to() -> None:
 async def test_what_this_agent_may_do_is_said_and_not_what_the_wallets_others_may(
     right: str, trade: bool, withdraw: bool
 ) -> None:
-    async with venue_with(**{right: True}) as venue:
+    rights_of_this: dict[str, Any] = {right: True}
+    async with venue_with(**rights_of_this) as venue:
         venue.add_agent(WALLET, OTHER_KEY, can_spot_trade=True, can_withdraw=True)
         rights = await rights_of(venue)
     assert (rights.trade, rights.withdraw) == (trade, withdraw)

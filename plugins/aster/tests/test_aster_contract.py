@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import exchange_service_aster
+import pytest
 from exchange_service_aster.simulator import AsterSimulator
 
 from exchange_service.testing.contract import PluginContract
 
 
+@pytest.mark.skipif(find_spec("coincurve") is None, reason="agents cannot sign here")
 class TestAster(PluginContract):
     plugin = exchange_service_aster
     exchange_id = "aster"

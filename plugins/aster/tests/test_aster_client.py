@@ -326,7 +326,7 @@ async def test_the_wallets_own_key_is_refused_with_the_advice_to_delete_it() -> 
         ({**KEY_ROW, "metadata": {"scheme": "v1", "wallet_address": WALLET}}, "wallet_address"),
         ({**KEY_ROW, "metadata": {"scheme": "v1", "user": WALLET}}, "extra_metadata.user"),
         ({**KEY_ROW, "metadata": {"scheme": "v2"}}, "scheme"),
-        ({"api_secret": PRIVATE_KEY, "metadata": {"wallet_address": WALLET, "user": AGENT}}, "two wallets"),
+        ({"api_secret": PRIVATE_KEY, "metadata": {"wallet_address": WALLET, "user": AGENT}}, "different wallets"),
     ],
 )
 async def test_what_fits_no_scheme_is_refused_by_the_fields_name_before_aster_is_asked(

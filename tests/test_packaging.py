@@ -17,6 +17,9 @@ from typing import Any
 
 import pytest
 
+# Building and installing takes a while on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
 ROOT = Path(__file__).parent.parent
 _PINNED = re.compile(r"^([A-Za-z0-9_.-]+==\S+)", re.MULTILINE)
 _DOCUMENTED_FILE = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)```\n", re.DOTALL)
@@ -24,7 +27,7 @@ _DOCUMENTED_FILE = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.
 
 def run(*command: object, **options: Any) -> str:
     """Run a command; its output, or a failure that shows what it said."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=110, **options)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=280, **options)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
 

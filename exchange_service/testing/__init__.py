@@ -4,6 +4,6 @@ Nothing here imports pytest; the contract suite, which does, stands in `exchange
 """
 
 from exchange_service.testing.calls import venue_call
-from exchange_service.testing.venue import DemoVenue, Fault, LoopbackVenue, RecordedRequest
+from exchange_service.testing.venue import TROUBLES, DemoVenue, Fault, LoopbackVenue, RecordedRequest
 
-__all__ = ["DemoVenue", "Fault", "LoopbackVenue", "RecordedRequest", "venue_call"]
+__all__ = ["TROUBLES", "DemoVenue", "Fault", "LoopbackVenue", "RecordedRequest", "venue_call"]

@@ -304,7 +304,9 @@ class TestRedis:
 
     async def test_a_full_pool_does_not_open_the_breaker(self, redis_server: RedisServer) -> None:
         breaker = Breaker()
-        cache = RedisCache.from_url(f"{redis_server.url}?max_connections=1&timeout=0.001&socket_timeout=10", breaker=breaker)
+        cache = RedisCache.from_url(
+            f"{redis_server.url}?max_connections=1&timeout=0.001&socket_timeout=10", breaker=breaker
+        )
         await cache.set("a", b"1", 10)
         # One connection for a hundred callers, and hardly any patience: most of them find no connection.
         assert await asyncio.gather(*(cache.get("a") for _ in range(100))) == [b"1"] * 100

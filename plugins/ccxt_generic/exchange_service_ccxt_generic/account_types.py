@@ -7,37 +7,45 @@ that an exchange's `fetch_balance` is known to tell apart stand here; every othe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-# The types that an exchange's own code tells apart. The one that CCXT takes by default is put first.
+# The type of an account in which the venue keeps everything together, where its user has chosen so.
+UNIFIED = "unified"
+
+# The types that an exchange's own code tells apart. The one that its users would call their balance is put first.
 _BY_EXCHANGE: Mapping[str, tuple[str, ...]] = {
     "aster": ("spot", "swap"),
     "bequant": ("spot", "funding"),
     "bigone": ("spot", "funding"),
-    "binance": ("spot", "margin", "future", "swap", "delivery", "funding"),
+    "binance": ("spot", "margin", "future", "swap", "delivery", "funding", "papi"),
     "binancecoinm": ("delivery",),
     "binanceus": ("spot",),
     "binanceusdm": ("swap", "future"),
-    "bingx": ("spot", "swap", "funding"),
+    "bingx": ("spot", "swap", "inverse", "funding"),
     "bitfinex": ("spot", "margin", "funding", "derivatives"),
-    "bitget": ("spot", "margin", "swap", "future"),
-    "bitrue": ("spot", "swap"),
-    "blofin": ("swap", "funding", "spot"),
+    "bitget": ("spot", "margin", "swap", "future", "inverse", "funding", UNIFIED),
+    "bitrue": ("spot", "swap", "inverse"),
+    "blofin": ("swap", "funding", "spot", "earn", "copy_trading"),
     "btse": ("spot", "swap"),
-    "bybit": ("swap", "future", "spot", "funding"),
-    "bybiteu": ("spot", "funding"),
-    "bybitid": ("swap", "future", "spot", "funding"),
+    "bybit": (UNIFIED, "swap", "future", "spot", "funding"),
+    "bybiteu": (UNIFIED, "spot", "funding"),
+    "bybitid": (UNIFIED, "swap", "future", "spot", "funding"),
+    "bydfi": ("spot", "swap", "inverse", "funding"),
     "coinbase": ("spot", "swap", "future"),
     "deepcoin": ("spot", "swap"),
     "digifinex": ("spot", "margin", "swap"),
     "fmfwio": ("spot", "funding"),
-    "gate": ("spot", "swap", "future", "option", "funding"),
-    "gateeu": ("spot", "funding"),
+    "gate": ("spot", "margin", "swap", "future", "option", "funding", UNIFIED),
+    "gateeu": ("spot", "funding", UNIFIED),
     "hashkey": ("spot", "swap"),
     "hitbtc": ("spot", "funding", "swap"),
-    "htx": ("spot", "margin", "swap", "future"),
+    "htx": ("spot", "margin", "swap", "future", "inverse", "delivery"),
     "hyperliquid": ("swap", "spot"),
-    "kucoin": ("spot", "funding", "margin", "swap", "future"),
+    "krakenfutures": ("flex", "cash"),
+    "kucoin": ("spot", "funding", "margin", "swap", "future", UNIFIED),
+    "kucoinfutures": ("swap",),
+    "latoken": ("spot", "funding"),
     "lighter": ("swap", "spot"),
     "mexc": ("spot", "swap"),
     "mudrex": ("swap", "spot"),
@@ -48,8 +56,8 @@ _BY_EXCHANGE: Mapping[str, tuple[str, ...]] = {
     "poloniex": ("spot", "swap"),
     "toobit": ("spot", "swap"),
     "weex": ("spot", "swap"),
-    "whitebit": ("spot", "swap"),
-    "xt": ("spot", "swap"),
+    "whitebit": ("spot", "funding", "swap"),
+    "xt": ("spot", "swap", "inverse"),
     "zebpay": ("spot", "swap"),
 }
 
@@ -59,6 +67,7 @@ _SYNONYMS: Mapping[str, Mapping[str, str]] = {
     "binancecoinm": {"swap": "delivery", "future": "delivery"},
     "deribit": _TRADING,
     "krakenfutures": {"swap": "flex", "future": "flex"},
+    "kucoinfutures": {"future": "swap"},
     "myokx": _TRADING,
     "okx": _TRADING,
     "okxus": _TRADING,
@@ -67,13 +76,70 @@ _SYNONYMS: Mapping[str, Mapping[str, str]] = {
 }
 
 # Where one account serves every kind of market, the name of no market fits it.
-_SINGLE: Mapping[str, str] = {"deribit": "trading", "coinbaseinternational": "trading", "krakenfutures": "flex"}
+_SINGLE: Mapping[str, str] = {"deribit": "trading", "coinbaseinternational": "trading"}
 
-# What CCXT must be told besides the type, or it reads another account than the one of that name.
+# Where several types read the same wallet, or one a part of another, the ones that together read each wallet once.
+# Binance's papi adds up margin, future and delivery; Bitfinex's derivatives are a part of margin.
+_WALLETS: Mapping[str, tuple[str, ...]] = {
+    "binance": ("spot", "margin", "future", "delivery", "funding"),
+    "binanceusdm": ("swap",),
+    "bitfinex": ("spot", "margin", "funding"),
+    # Without a unified account, the funds for funding are in spot.
+    "bitget": ("spot", "margin", "swap", "inverse"),
+    "bybit": ("swap", "spot", "funding"),
+    "bybiteu": ("spot", "funding"),
+    "bybitid": ("swap", "spot", "funding"),
+    "coinbase": ("spot", "future"),
+    "gate": ("spot", "margin", "swap", "future", "option", "funding"),
+    "gateeu": ("spot", "funding"),
+    "htx": ("spot", "margin", "swap", "inverse", "delivery"),
+    "kucoin": ("spot", "funding", "margin", "swap"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Unified:
+    """An exchange where a user may have a unified account: `options` are those of CCXT's that are true for one who has,
+    once CCXT has asked, and `wallets` are the types that then read each wallet once."""
+
+    options: tuple[str, ...]
+    wallets: tuple[str, ...]
+
+
+_BYBIT = Unified(("enableUnifiedMargin", "enableUnifiedAccount"), (UNIFIED, "funding"))
+_UNIFIED: Mapping[str, Unified] = {
+    "bitget": Unified(("uta",), (UNIFIED, "funding")),
+    "bybit": _BYBIT,
+    "bybiteu": _BYBIT,
+    "bybitid": _BYBIT,
+    "gate": Unified(("unifiedAccount",), (UNIFIED,)),
+    "gateeu": Unified(("unifiedAccount",), (UNIFIED,)),
+    "kucoin": Unified(("uta",), (UNIFIED, "funding")),
+    # It has no type of its own: what CCXT reads for either type is then the spot account.
+    "hyperliquid": Unified(("enableUnifiedMargin",), ("swap",)),
+}
+
+# What CCXT must be told in place of the type, or it reads another account than the one of that name. Nothing is told
+# where CCXT asks by itself whether there is a unified account.
 _MEANING: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("binance", "delivery"): {"type": "delivery", "subType": "inverse"},
+    ("bingx", "inverse"): {"type": "swap", "subType": "inverse"},
+    ("bitget", "inverse"): {"type": "swap", "subType": "inverse"},
     ("bitget", "margin"): {"type": "spot", "marginMode": "cross"},
+    ("bitget", UNIFIED): {},
+    ("bitrue", "inverse"): {"type": "swap", "subType": "inverse"},
+    ("bybit", UNIFIED): {},
+    ("bybiteu", UNIFIED): {},
+    ("bybitid", UNIFIED): {},
     ("gate", "future"): {"type": "future", "settle": "usdt"},
+    ("gate", "margin"): {"type": "spot", "marginMode": "isolated"},
+    ("gate", UNIFIED): {},
+    ("gateeu", UNIFIED): {},
+    ("htx", "delivery"): {"type": "future", "defaultSubType": "inverse"},
+    ("htx", "inverse"): {"type": "swap", "defaultSubType": "inverse"},
+    ("kucoin", UNIFIED): {},
+    ("whitebit", "funding"): {"account": "main"},
+    ("xt", "inverse"): {"type": "swap", "subType": "inverse"},
 }
 
 # What else `fetch_balance` reads for an account type, with all the values it knows. For another type it would read
@@ -89,14 +155,20 @@ _FURTHER: Mapping[tuple[str, str], Mapping[str, tuple[str, ...]]] = {
     ("bitget", "future"): _CONTRACTS,
     ("bitget", "margin"): _MARGIN,
     ("bitrue", "swap"): _CONTRACTS,
+    ("bybit", UNIFIED): _CONTRACTS,
     ("bybit", "swap"): _CONTRACTS,
     ("bybit", "future"): _CONTRACTS,
+    ("gate", "margin"): _MARGIN,
     ("htx", "margin"): _MARGIN,
     ("xt", "swap"): _CONTRACTS,
 }
 
-# Coinbase's older interface shows no holds and ends its list at a page; the newer one is read to its end.
-_ALWAYS: Mapping[str, Mapping[str, Any]] = {"coinbase": {"v3": True}}
+# Coinbase's older interface shows no holds and ends its list at a page; the newer one is read to its end. Of LBank's
+# answers CCXT reads this one; from the one it asks for by itself it takes no row.
+_ALWAYS: Mapping[str, Mapping[str, Any]] = {
+    "coinbase": {"v3": True},
+    "lbank": {"method": "spotPrivatePostSupplementUserInfoAccount"},
+}
 
 
 def account_types(exchange_id: str, has: Mapping[str, Any]) -> tuple[str, ...]:
@@ -116,6 +188,26 @@ def known_words(exchange_id: str, offered: tuple[str, ...]) -> tuple[str, ...]:
 def canonical(exchange_id: str, word: str) -> str:
     """The offered type that a known word stands for."""
     return _SYNONYMS.get(exchange_id, {}).get(word, word)
+
+
+def is_unified(exchange_id: str, options: Mapping[str, Any]) -> bool:
+    """Whether the user has a unified account, by CCXT's `options` after it has read the account."""
+    known = _UNIFIED.get(exchange_id)
+    return known is not None and any(options.get(name) is True for name in known.options)
+
+
+def true_type(exchange_id: str, account_type: str, options: Mapping[str, Any], offered: tuple[str, ...]) -> str:
+    """The type of the account that was read without a wish for one, or for the unified one; `options` as above."""
+    if UNIFIED not in offered:
+        return account_type
+    return UNIFIED if is_unified(exchange_id, options) else _WALLETS[exchange_id][0]
+
+
+def wallets(exchange_id: str, offered: tuple[str, ...], options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The types that together read each wallet of the user once; `options` as above."""
+    if is_unified(exchange_id, options):
+        return _UNIFIED[exchange_id].wallets
+    return _WALLETS.get(exchange_id, offered)
 
 
 def type_parameters(exchange_id: str, account_type: str | None) -> dict[str, Any]:

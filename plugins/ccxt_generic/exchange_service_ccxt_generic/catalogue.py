@@ -137,9 +137,11 @@ def listing(entry: Mapping[str, Any]) -> ExchangeMetadata:
         requires_account_id=entry["requires_account_id"],
         instructions=entry["instructions"],
         account_types=tuple(entry["account_types"]),
+        default_account_types=tuple(entry["account_types"][:1]),
         capabilities=Capabilities(
             balance=not reason,
             sandbox=bool(sandbox),
+            several_accounts=len(entry["account_types"]) > 1,
             read_without_secret=not any(field.secret for field in fields),
         ),
         documentation_url=entry["documentation_url"],

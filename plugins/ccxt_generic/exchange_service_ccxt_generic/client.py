@@ -5,29 +5,37 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from exchange_service.plugin_api import (
+    ALL_ACCOUNT_TYPES,
     SANDBOX,
     Balance,
     CredentialInvalid,
+    CredentialRejected,
+    FeatureNotEnabled,
+    KeyRights,
     NotSupported,
+    RequestRefused,
     VenueCall,
     VenueError,
     VenueMalformed,
+    VenueRateLimited,
     VenueTimeout,
 )
 from exchange_service_ccxt_generic import parse
-from exchange_service_ccxt_generic.credentials import StoredCredential, read_credential
+from exchange_service_ccxt_generic.account_types import UNIFIED, true_type, wallets
+from exchange_service_ccxt_generic.credentials import StoredCredential, Wish, read_credential
 from exchange_service_ccxt_generic.describe import environment_urls, required_credentials
-from exchange_service_ccxt_generic.empty import lost_row, proves_empty
+from exchange_service_ccxt_generic.empty import lacks_kind, lost_row, proves_empty, says_plain
 from exchange_service_ccxt_generic.exact import RECORD, Exact, Guarded, Record, laid_over
 from exchange_service_ccxt_generic.failures import translated
 from exchange_service_ccxt_generic.refusals import SAFE_OPTIONS, unsupported_reason
+from exchange_service_ccxt_generic.rights import QUESTIONS, untold
 
 # Milliseconds for one request; the host ends the call at the caller's deadline, which may be earlier.
 _ACCOUNT_TIMEOUT = 10_000
@@ -35,6 +43,8 @@ _ACCOUNT_TIMEOUT = 10_000
 _MARKETS_TIMEOUT = 30_000
 # Seconds. New assets keep their venue's code until the markets are loaded anew.
 _MARKETS_AGE = 24 * 3600.0
+# Seconds before the deadline at which a wallet beside others is given up, so that they are still told of.
+_LAST_WORD = 0.5
 _CCXT_LOGGER = "ccxt.base.exchange"
 
 # What CCXT gives as the time of the balance is here the time when the account last changed, perhaps years ago.
@@ -53,6 +63,23 @@ class Untouched:
     urls: Mapping[str, str]
 
 
+@dataclass(slots=True)
+class Kept:
+    """An account's instance, kept between calls; None where the next call is to make a new one."""
+
+    instance: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a call reads with. `kept` may meanwhile hold another instance than the call's own."""
+
+    ccxt: Any
+    stored: StoredCredential
+    kept: Kept
+    instance: Any
+
+
 class CcxtClient:
     """One call for one account."""
 
@@ -66,14 +93,38 @@ class CcxtClient:
 
     async def balance(self) -> Balance:
         """The account's balance, or a VenueError; an answer that proves nothing is VenueMalformed, never zero."""
+        async with self._in_time(self._call.deadline):
+            opened = await self._opened()
+            asked = self._call.account.account_type
+            if asked == ALL_ACCOUNT_TYPES:
+                return await self._every_wallet(opened)
+            return await self._read(opened, opened.stored.wish_for(asked) if asked else opened.stored.wish)
+
+    async def key_rights(self) -> KeyRights:
+        """What the key may do besides reading, as far as the exchange tells, or a VenueError."""
+        question = QUESTIONS.get(self._id)
+        if question is None:
+            return untold(self._venue)
+        async with self._in_time(self._call.deadline):
+            opened = await self._opened()
+            try:
+                with self._recorded(opened.ccxt):
+                    return question.read(await getattr(opened.instance, question.method)())
+            except NotSupported:
+                # Test hosts serve less than the live ones.
+                return untold(self._venue)
+
+    @asynccontextmanager
+    async def _in_time(self, deadline: float) -> AsyncIterator[None]:
+        # CCXT has a time limit for each request, and a balance may take several.
         try:
-            # CCXT has a time limit for each request, and a balance may take several.
-            async with asyncio.timeout_at(self._call.deadline):
-                return await self._balance()
+            async with asyncio.timeout_at(deadline):
+                yield
         except TimeoutError:
             raise VenueTimeout(f"{self._venue} did not answer in time.") from None
 
-    async def _balance(self) -> Balance:
+    async def _opened(self) -> Opened:
+        """The account's instance, with the markets that all accounts share."""
         call = self._call
         ccxt = await call.plugin_state.get("ccxt", _import_ccxt)
         where = f"{self._id} {call.environment.name} {call.override}"
@@ -84,12 +135,35 @@ class CcxtClient:
             source = await call.plugin_state.get(
                 f"markets {where}", partial(self._load_markets, ccxt), max_age=_MARKETS_AGE
             )
-        instance = await call.account_state.get(
-            "instance", partial(self._account_instance, ccxt, stored, untouched), close=_close
-        )
-        if source is not None and instance.markets is not source.markets:
-            instance.set_markets_from_exchange(source)
-        return await self._read(ccxt, instance, stored)
+        kept = await call.account_state.get("instance", _kept, close=_close)
+        if kept.instance is None:
+            kept.instance = self._account_instance(ccxt, stored, untouched)
+        if source is not None and kept.instance.markets is not source.markets:
+            kept.instance.set_markets_from_exchange(source)
+        return Opened(ccxt, stored, kept, kept.instance)
+
+    async def _every_wallet(self, opened: Opened) -> Balance:
+        """Each wallet as an account of its own, one that cannot be read with its error.
+
+        The first is read alone: after it CCXT knows which kind of account it is, and so which wallets there are, and a
+        key that is refused is not sent again.
+        """
+        offered = self._call.exchange.account_types
+        first = await self._attempt(opened, opened.stored.wish_for(offered[0], named=False))
+        if isinstance(first, (CredentialRejected, VenueRateLimited)):
+            raise first
+        types = wallets(self._id, offered, opened.instance.options)
+        async with asyncio.TaskGroup() as group:
+            wishes = [opened.stored.wish_for(account_type) for account_type in types[1:]]
+            others = [group.create_task(self._attempt(opened, wish)) for wish in wishes]
+        return parse.gathered(self._venue, dict(zip(types, (first, *(task.result() for task in others)), strict=True)))
+
+    async def _attempt(self, opened: Opened, wish: Wish) -> Balance | VenueError:
+        try:
+            async with self._in_time(self._call.deadline - _LAST_WORD):
+                return await self._read(opened, wish)
+        except VenueError as error:
+            return error
 
     async def _untouched(self, ccxt: Any) -> Untouched:
         instance = self._construct(ccxt, Guarded, self._call.public_http.client_session, _MARKETS_TIMEOUT)
@@ -109,7 +183,7 @@ class CcxtClient:
             raise VenueMalformed(f"{self._venue} lists no markets, so nothing of its answer is believed.")
         return instance
 
-    async def _account_instance(self, ccxt: Any, stored: StoredCredential, untouched: Untouched) -> Any:
+    def _account_instance(self, ccxt: Any, stored: StoredCredential, untouched: Untouched) -> Any:
         session = self._call.http.client_session
         instance = self._construct(ccxt, Exact, session, _ACCOUNT_TIMEOUT, credentials=stored.constructor)
         if environment_urls(instance.urls, instance.hostname) != untouched.urls:
@@ -163,17 +237,37 @@ class CcxtClient:
             return {name: self._rebased(below) for name, below in urls.items()}
         return self._call.rebased(urls) if isinstance(urls, str) else urls
 
-    async def _read(self, ccxt: Any, instance: Any, stored: StoredCredential) -> Balance:
+    async def _read(self, opened: Opened, wish: Wish) -> Balance:
         try:
-            with self._recorded(ccxt) as record:
-                result = await instance.fetch_balance(dict(stored.wish.parameters))
-            self._raise_what_was_swallowed(ccxt, record)
+            with self._recorded(opened.ccxt) as record:
+                try:
+                    result = await opened.instance.fetch_balance(dict(wish.parameters))
+                except opened.ccxt.BaseError as error:
+                    if record.arose_in_reading(error):
+                        self._raise_what_was_swallowed(opened.ccxt, record)
+                    raise
+            self._raise_what_was_swallowed(opened.ccxt, record)
+            answers = record.json_values()
+            if lacks_kind(self._id, answers):
+                raise VenueMalformed(f"{self._venue} does not tell the kind of the account.")
+            if not opened.instance.markets:
+                raise VenueMalformed(f"{self._venue} lists no markets, so nothing of its answer is believed.")
+            return self._believed(result, record, answers, self._type_read(opened, wish))
         except VenueError as error:
-            if error.transient:
+            if error.transient and opened.kept.instance is opened.instance:
                 # What a class found out about the account while the venue had trouble is not to be kept.
-                self._call.account_state.forget("instance")
+                opened.kept.instance = None
             raise
-        return self._believed(result, record, stored.wish.account_type)
+
+    def _type_read(self, opened: Opened, wish: Wish) -> str:
+        """The type of the account that was read; FeatureNotEnabled where a unified one was asked for and is not."""
+        if wish.named and wish.account_type != UNIFIED:
+            return wish.account_type
+        offered = self._call.exchange.account_types
+        found = true_type(self._id, wish.account_type, opened.instance.options, offered)
+        if wish.named and found != UNIFIED:
+            raise FeatureNotEnabled(f"{self._venue} says that this account is no unified one.")
+        return found
 
     def _raise_what_was_swallowed(self, ccxt: Any, record: Record) -> None:
         """Some classes ask first which kind of account it is, and take any trouble for the plain kind: they would then
@@ -183,18 +277,19 @@ class CcxtClient:
                 failure = self._named(ccxt, answer.error, record)
                 if failure.transient:
                     raise failure from None
+                if isinstance(failure, RequestRefused) and not says_plain(self._id, answer.body):
+                    raise VenueMalformed(f"{self._venue} does not tell the kind of the account.")
 
-    def _believed(self, result: Any, record: Record, account_type: str) -> Balance:
+    def _believed(self, result: Any, record: Record, answers: list[Any], account_type: str) -> Balance:
         """The balance, if there are rows, or if the raw answer proves that there are none."""
-        answer = record.last_json()
         try:
             assets = parse.rows(result, record.venue_codes)
         except VenueMalformed as malformed:
             raise self._of_venue(malformed) from None
-        lost = lost_row(self._id, account_type, answer.value())
+        lost = lost_row(self._id, account_type, answers, record.venue_codes, {row.asset for row in assets})
         if lost:
             raise VenueMalformed(f"{self._venue} answered with {lost}.")
-        if not assets and not proves_empty(self._id, account_type, answer.value()):
+        if not assets and not proves_empty(self._id, account_type, answers[-1]):
             raise VenueMalformed(
                 f"{self._venue} answered without a balance, and not as it answers for an empty account."
             )
@@ -235,13 +330,23 @@ class CcxtClient:
     def _named(self, ccxt: Any, error: Exception, record: Record) -> VenueError:
         if isinstance(error, VenueError):
             return error
+        refused = isinstance(error, ccxt.ExchangeError) and not isinstance(
+            error, (ccxt.AuthenticationError, ccxt.NotSupported)
+        )
+        if refused and record.arose_in_reading(error):
+            return VenueMalformed(f"{self._venue} answered with something that is no balance.")
         if isinstance(error, ccxt.BaseError):
             return translated(error, record.of(error), self._id, self._venue)
         return VenueMalformed(f"{self._venue} answered in a shape that cannot be read.")
 
 
-async def _close(instance: Any) -> None:
-    await instance.close()
+async def _kept() -> Kept:
+    return Kept()
+
+
+async def _close(kept: Kept) -> None:
+    if kept.instance is not None:
+        await kept.instance.close()
 
 
 async def _import_ccxt() -> Any:

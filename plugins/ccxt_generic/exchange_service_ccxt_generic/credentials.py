@@ -32,21 +32,35 @@ _OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Which account is to be read: its type, and the parameters by which CCXT is asked for it."""
+    """Which account is to be read: its type, and the parameters by which CCXT is asked for it.
+
+    `named` tells whether somebody chose the type; otherwise it is the exchange's default.
+    """
 
     account_type: str
     parameters: Mapping[str, Any]
+    named: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class StoredCredential:
-    """A stored credential, checked: what goes into CCXT's constructor, and what is wished."""
+    """A stored credential, checked: what goes into CCXT's constructor, and what its user wishes to read."""
 
+    exchange_id: str
     constructor: Mapping[str, str]
     wish: Wish
+    # The kind of contract and of margin, for accounts of the wished type alone.
+    further: Mapping[str, str]
 
     def __repr__(self) -> str:
         return f"StoredCredential(***, {self.wish!r})"
+
+    def wish_for(self, account_type: str, *, named: bool = True) -> Wish:
+        """What to ask CCXT for an account of this type; where it is not `named`, CCXT's default is asked for."""
+        parameters = type_parameters(self.exchange_id, account_type if named else None)
+        if account_type == self.wish.account_type:
+            parameters.update(self.further)
+        return Wish(account_type, parameters, named)
 
 
 def read_credential(
@@ -61,7 +75,10 @@ def read_credential(
     for name, text in constructor.items():
         if name not in ("secret", "privateKey") and not (text.isascii() and text.isprintable()):
             raise CredentialInvalid(f"{_our_name(name, required)} holds other than plain characters.")
-    return StoredCredential(constructor, _wish(metadata, exchange_id, offered))
+    account_type, named = _wished_type(metadata, exchange_id, offered)
+    further = _further(metadata, exchange_id, account_type)
+    wish = Wish(account_type, {**type_parameters(exchange_id, account_type if named else None), **further}, named)
+    return StoredCredential(exchange_id, constructor, wish, further)
 
 
 def _metadata(credential: Credential, required: tuple[str, ...]) -> dict[str, Any]:
@@ -123,22 +140,25 @@ def _our_name(name: str, required: tuple[str, ...]) -> str:
     return _COLUMNS.get(name) or f"extra_metadata.{_METADATA.get(name, name)}"
 
 
-def _wish(metadata: Mapping[str, Any], exchange_id: str, offered: tuple[str, ...]) -> Wish:
+def _wished_type(metadata: Mapping[str, Any], exchange_id: str, offered: tuple[str, ...]) -> tuple[str, bool]:
+    """The stored account type, else the default, and whether one is stored."""
     word = metadata.get("defaultType")
-    asked = None
-    if word is not None:
-        asked = canonical(exchange_id, _known("defaultType", word, known_words(exchange_id, offered)))
-    account_type = asked or offered[0]
-    parameters = type_parameters(exchange_id, asked)
+    if word is None:
+        return offered[0], False
+    return canonical(exchange_id, _known("defaultType", word, known_words(exchange_id, offered))), True
+
+
+def _further(metadata: Mapping[str, Any], exchange_id: str, account_type: str) -> dict[str, str]:
     values = further_parameters(exchange_id, account_type)
+    further = {}
     for name in further_names():
         if name in metadata and name not in values:
             raise CredentialInvalid(
                 f"extra_metadata.{name} is not taken for the {account_type} account of this exchange."
             )
         if name in metadata:
-            parameters[name] = _known(name, metadata[name], values[name])
-    return Wish(account_type, parameters)
+            further[name] = _known(name, metadata[name], values[name])
+    return further
 
 
 def _known(name: str, value: str, values: tuple[str, ...]) -> str:

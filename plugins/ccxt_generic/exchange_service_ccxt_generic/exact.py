@@ -19,7 +19,8 @@ from exchange_service_ccxt_generic.refusals import SIGN_INS, is_read
 
 _MAX_DIGITS = 100
 # CCXT reckons with texts, and 1e999999999 as a text would have it build a number of that many digits.
-_HUGE_EXPONENT = re.compile(r"\s*[+-]?[\d.]+[eE][+-]?\d{3,}\s*\Z")
+# It never goes back in the text, which may be megabytes of digits.
+_HUGE_EXPONENT = re.compile(r"\s*+[+-]?[\d.]++[eE][+-]?\d{3,}+\s*+\Z")
 # Names in which such a text is a number of another kind: hexadecimal digits.
 _NAMES = ("id", "hash", "address", "key", "nonce", "code")
 # Gemini's list of assets is read from its web page.
@@ -53,12 +54,16 @@ class Record:
         """The answer that led to `error`; an empty one where it came before any."""
         return next((answer for answer in self.answers if answer.error is error), Answer())
 
-    def last_json(self) -> Answer:
-        """The last answer that was JSON; VenueMalformed where there was none."""
-        for answer in reversed(self.answers):
-            if answer.is_json:
-                return answer
-        raise VenueMalformed("The venue sent no answer that could be read.")
+    def arose_in_reading(self, error: BaseException) -> bool:
+        """Whether `error` is of what CCXT made of answers that it had taken for good ones."""
+        return bool(self.answers) and all(answer.error is not error for answer in self.answers)
+
+    def json_values(self) -> list[Any]:
+        """What the venue sent in its good answers, in order; VenueMalformed where none of them was JSON."""
+        values = [answer.value() for answer in self.answers if answer.is_json and answer.error is None]
+        if not values:
+            raise VenueMalformed("The venue sent no answer that could be read.")
+        return values
 
 
 # Not on the instance, which several calls share: a context belongs to one call and the tasks it starts.

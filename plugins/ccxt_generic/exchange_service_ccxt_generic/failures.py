@@ -6,10 +6,12 @@ exception, and for some the HTTP status and the venue's own code.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
+from typing import Any
 
 from exchange_service.plugin_api import (
+    AddressNotAllowed,
     ClockSkew,
     CredentialRejected,
     FeatureNotEnabled,
@@ -25,7 +27,7 @@ from exchange_service.plugin_api import (
     VenueUnavailable,
     retry_after,
 )
-from exchange_service_ccxt_generic.exact import Answer
+from exchange_service_ccxt_generic.exact import Answer, exact_json
 
 _Row = tuple[type[VenueError], str]
 
@@ -105,15 +107,83 @@ _OUTAGE_STATUS_ROWS: Mapping[int, _Row] = {
     410: ROWS["BadRequest"],
 }
 
-_BINANCE = frozenset({"binance", "binancecoinm", "binanceus", "binanceusdm"})
-# CCXT calls this code a ban once a key has worked, so that a revoked key would be asked for again and again.
-_BINANCE_ROWS: Mapping[int, _Row] = {
-    -2015: (
+# For answers that CCXT does not tell apart.
+_PLAIN_STATUS_ROWS: Mapping[int, _Row] = {401: ROWS["AuthenticationError"], 403: _OUTAGE_STATUS_ROWS[403]}
+
+# How the gateway of several venues says that it serves no address of the country, in a page with status 403.
+_REGION_BLOCKED = "block access from your country"
+
+_ADDRESS_REFUSED: _Row = (
+    AddressNotAllowed,
+    "{venue} refuses the address of this service. Add it to the IP allow-list of the key.",
+)
+_KEY_ELSEWHERE: _Row = (
+    CredentialRejected,
+    "{venue} says that the key is not of this environment. Store it for the environment that it was made in.",
+)
+_KEY_EXPIRED: _Row = (CredentialRejected, "{venue} says that the key has expired. Make a new one.")
+
+# What venues say by codes of their own that CCXT does not know, calls by the wrong name, or puts together.
+_BINANCE: Mapping[str, _Row] = {
+    "-1002": ROWS["PermissionDenied"],
+    "-1003": ROWS["RateLimitExceeded"],
+    "-1021": ROWS["InvalidNonce"],
+    "-1022": ROWS["AuthenticationError"],
+    "-2008": ROWS["AuthenticationError"],
+    "-2014": ROWS["AuthenticationError"],
+    # CCXT calls this a ban once a key has worked, so that a revoked key would be asked for again and again.
+    "-2015": (
         CredentialRejected,
         "{venue} refuses the key (-2015). Check first that the key exists and is of this environment, then its IP "
         "allow-list, then that it may read.",
     ),
+    "-3003": ROWS["AccountNotEnabled"],
 }
+_BYBIT: Mapping[str, _Row] = {
+    "10009": (AddressNotAllowed, "{venue} has banned the address of this service."),
+    "10010": _ADDRESS_REFUSED,
+    "10016": ROWS["OperationFailed"],
+    "10020": ROWS["AccountNotEnabled"],
+    "10024": ROWS["RestrictedLocation"],
+    "10028": ROWS["AccountNotEnabled"],
+    "33004": _KEY_EXPIRED,
+}
+_OKX: Mapping[str, _Row] = {
+    "50030": ROWS["PermissionDenied"],
+    "50061": ROWS["RateLimitExceeded"],
+    "50100": (CredentialRejected, "{venue} has frozen the key. Ask its support, or make a new one."),
+    "50101": _KEY_ELSEWHERE,
+    "50110": _ADDRESS_REFUSED,
+    "50112": ROWS["InvalidNonce"],
+    "50119": ROWS["AuthenticationError"],
+    "50120": ROWS["PermissionDenied"],
+    "50121": _ADDRESS_REFUSED,
+}
+_KRAKEN: Mapping[str, _Row] = {
+    "EAPI:Invalid nonce": (
+        ClockSkew,
+        "{venue} refuses the nonce of our request. Check this machine's clock, and that no other program uses the key.",
+    ),
+    "EAPI:Invalid signature": ROWS["AuthenticationError"],
+    "EAPI:Feature disabled": ROWS["AccountNotEnabled"],
+    "EAuth:Rate limit exceeded": ROWS["RateLimitExceeded"],
+    "EAuth:Too many requests": ROWS["RateLimitExceeded"],
+}
+# The key's signature is wrong; CCXT has the code, but compares it with the HTTP status.
+_APEX: Mapping[str, _Row] = {"20006": ROWS["AuthenticationError"]}
+
+_CODE_ROWS: Mapping[str, Mapping[str, _Row]] = {
+    "apex": _APEX,
+    **dict.fromkeys(("binance", "binancecoinm", "binanceus", "binanceusdm"), _BINANCE),
+    **dict.fromkeys(("bybit", "bybiteu", "bybitid"), _BYBIT),
+    "kraken": _KRAKEN,
+    **dict.fromkeys(("okx", "okxus", "myokx"), _OKX),
+}
+# Fields in which exchanges put an error's code or words, and what stands in them where there is none.
+_NAMES_AN_ERROR = re.compile(r"err|code|msg|mess|reason|desc|\A(rc|mc)\Z", re.IGNORECASE)
+_NO_ERRORS: tuple[Any, ...] = (None, "", 0, "0", [], {})
+# Where an answer has its code, or a list of them.
+_CODE_FIELDS = ("code", "retCode", "error")
 
 
 def translated(error: BaseException, answer: Answer, exchange_id: str, venue: str) -> VenueError:
@@ -126,7 +196,9 @@ def _row(error: BaseException, answer: Answer, exchange_id: str) -> _Row:
     name = next(base.__name__ for base in type(error).__mro__ if base.__name__ in ROWS)
     if answer.status in _STATUS_ROWS:
         return _STATUS_ROWS[answer.status]
-    if exchange_id in _BINANCE and (row := _BINANCE_ROWS.get(_code(answer.body))):
+    if answer.status == 403 and _REGION_BLOCKED in answer.body.lower():
+        return ROWS["RestrictedLocation"]
+    if row := _code_row(exchange_id, answer.body):
         return row
     if name == "ExchangeNotAvailable" and answer.status in _OUTAGE_STATUS_ROWS:
         return _OUTAGE_STATUS_ROWS[answer.status]
@@ -134,17 +206,28 @@ def _row(error: BaseException, answer: Answer, exchange_id: str) -> _Row:
         return ROWS["BadResponse"]
     if name == "ExchangeNotAvailable" and answer.status == 503 and "maintenance" in answer.body.lower():
         return ROWS["OnMaintenance"]
-    if ROWS[name][0] is RequestRefused and 200 <= answer.status < 300 and not _is_said(answer):
-        return ROWS["BadResponse"]
+    if ROWS[name][0] is RequestRefused:
+        return _unexplained(name, answer)
     return ROWS[name]
 
 
+def _unexplained(name: str, answer: Answer) -> _Row:
+    """The row for what CCXT calls a fault of ours, or nothing in particular: the status may know better."""
+    if 200 <= answer.status < 300 and not _is_said(answer):
+        return ROWS["BadResponse"]
+    if answer.status >= 500:
+        return ROWS["OperationFailed"]
+    return _PLAIN_STATUS_ROWS.get(answer.status, ROWS[name]) if name == "ExchangeError" else ROWS[name]
+
+
 def _is_said(answer: Answer) -> bool:
-    """Whether the answer is an object with something in it; `[]` and `{}` are nonsense and no refusal."""
+    """Whether the answer is an object that names an error; `[]`, `{}` and other objects are nonsense and no refusal."""
     if not answer.is_json:
         return True
     value = answer.value()
-    return isinstance(value, dict) and bool(value)
+    return isinstance(value, dict) and any(
+        _NAMES_AN_ERROR.search(name) and said not in _NO_ERRORS for name, said in value.items()
+    )
 
 
 def _below_http(error: BaseException) -> bool:
@@ -152,10 +235,17 @@ def _below_http(error: BaseException) -> bool:
     return type(error.__cause__).__module__.startswith("aiohttp")
 
 
-def _code(body: str) -> int:
-    """The `code` of an error body; 0 where there is none."""
+def _code_row(exchange_id: str, body: str) -> _Row | None:
+    """The row for the code in an error body, if the exchange's codes are known here."""
+    rows = _CODE_ROWS.get(exchange_id)
+    if rows is None:
+        return None
     try:
-        value = json.loads(body)
-        return int(value["code"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return 0
+        value = exact_json(body)
+    except VenueMalformed:
+        return None
+    if not isinstance(value, dict):
+        return None
+    codes = [value.get(name) for name in _CODE_FIELDS]
+    said = [str(code) for found in codes for code in (found if isinstance(found, list) else [found])]
+    return next((rows[code] for code in said if code in rows), None)

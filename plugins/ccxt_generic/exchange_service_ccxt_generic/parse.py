@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from exchange_service.plugin_api import AssetBalance, Balance, Summary, VenueAccount, as_object, parse_amount
+from exchange_service.plugin_api import (
+    AssetBalance,
+    Balance,
+    CredentialRejected,
+    PermissionMissing,
+    Summary,
+    VenueAccount,
+    VenueError,
+    as_object,
+    combined_summary,
+    parse_amount,
+)
 
 # The first of these that has a row is the summary's currency, see the catalogue's rules.
 _SUMMARY_CURRENCIES = ("USDT", "USD", "USDC")
@@ -65,3 +76,28 @@ def balance(
     figures = summary(assets)
     account = VenueAccount(type=account_type, assets=assets, summary=figures, venue_time=when)
     return Balance(venue_accounts=(account,), summary=figures, venue_time=when, notes=notes)
+
+
+def gathered(venue: str, outcomes: Mapping[str, Balance | VenueError]) -> Balance:
+    """The accounts of several reads by the type that was asked for, those that failed with their errors; one of the
+    errors is raised where all failed. There is a summary where one currency holds for all that have any row."""
+    errors = [outcome for outcome in outcomes.values() if isinstance(outcome, VenueError)]
+    if len(errors) == len(outcomes):
+        raise next((error for error in errors if isinstance(error, CredentialRejected)), errors[0])
+    accounts: list[VenueAccount] = []
+    notes: dict[str, None] = {}
+    for account_type, outcome in outcomes.items():
+        if isinstance(outcome, VenueError):
+            accounts.append(VenueAccount(type=account_type, error=_beside_others(venue, outcome)))
+        else:
+            accounts.extend(outcome.venue_accounts)
+            notes.update(dict.fromkeys(outcome.notes))
+    figures = combined_summary([account for account in accounts if account.assets or account.error])
+    return Balance(venue_accounts=tuple(accounts), summary=figures, notes=tuple(notes))
+
+
+def _beside_others(venue: str, error: VenueError) -> VenueError:
+    """The error of one account where others were read: a key that serves for them is not refused as such."""
+    if isinstance(error, CredentialRejected):
+        return PermissionMissing(f"{venue} takes the key, but not for this account. Give it the right to read it.")
+    return error

@@ -71,20 +71,27 @@ async def told() -> AsyncIterator[ToldVenue]:
 
 
 @pytest.fixture
-def without_markets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the loading of markets and CCXT's pauses: what is tested is the account's own answer."""
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip CCXT's pauses between requests: a venue on loopback has no limits."""
+    from exchange_service_ccxt_generic.exact import Guarded
+
+    async def no_pause(self: Guarded, cost: Any = None) -> None:
+        return None
+
+    monkeypatch.setattr(Guarded, "throttle", no_pause, raising=False)
+
+
+@pytest.fixture
+def without_markets(monkeypatch: pytest.MonkeyPatch, without_pauses: None) -> None:
+    """Skip the loading of markets too, and have an invented one: what is tested is the account's own answer."""
     from exchange_service_ccxt_generic.client import CcxtClient
     from exchange_service_ccxt_generic.exact import Guarded
 
     async def no_markets(self: CcxtClient, ccxt: Any) -> Any:
         instance = self._construct(ccxt, Guarded, None, 1000)
-        instance.set_markets([])
+        instance.set_markets([instance.safe_market_structure({"id": "onetwo", "symbol": "ONE/TWO", "spot": True})])
         for name in instance.options.get("marketHelperProps", []):
             instance.options.setdefault(name, {})
         return instance
 
-    async def no_pause(self: Guarded, cost: Any = None) -> None:
-        return None
-
     monkeypatch.setattr(CcxtClient, "_load_markets", no_markets)
-    monkeypatch.setattr(Guarded, "throttle", no_pause, raising=False)

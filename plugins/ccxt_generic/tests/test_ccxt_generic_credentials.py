@@ -45,7 +45,7 @@ def test_no_name_of_ccxts_own_is_taken_from_the_metadata() -> None:
 
 
 async def test_a_refused_credential_sends_nothing(read: Read, binance: BinanceSimulator) -> None:
-    for metadata in ({"urls": {"api": "https://evil.example"}}, {"options": {"defaultType": "papi"}}):
+    for metadata in ({"urls": {"api": "https://evil.example"}}, {"options": {"defaultType": "savings"}}):
         with pytest.raises(CredentialInvalid):
             await read(metadata=metadata)
     assert binance.requests == []
@@ -92,7 +92,7 @@ def test_a_type_that_ccxt_takes_for_another_account_is_said_in_full() -> None:
 @pytest.mark.parametrize(
     "metadata",
     [
-        {"defaultType": "papi"},
+        {"defaultType": "savings"},
         {"defaultType": ""} | {"subType": "quadratic"},
         {"options": "future"},
         {"options": {"defaultType": {"a": 1}}},

@@ -1,7 +1,6 @@
-"""Binance on loopback, as far as CCXT asks for it: markets, and the spot and futures accounts, with real signatures.
+"""Binance on loopback, as far as CCXT asks for it: markets and every kind of account, with real signatures.
 
-Binance's hosts (api, fapi, dapi, sapi) differ in their paths too, so that one address serves for all. It uses nothing
-of the client, so that no mistake hides in both, and it does not import CCXT.
+Binance's hosts (api, fapi, dapi, sapi) differ in their paths too, so that one address serves for all.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
+from urllib.parse import parse_qsl
 
 from aiohttp import web
 
@@ -24,6 +24,11 @@ _LINEAR = (("BTC", "USDT"), ("ETH", "USDT"))
 _INVERSE = (("BTC", "USD"), ("ETH", "USD"))
 # 2024-11-01T00:00:00Z, when the simulated accounts last changed.
 _UPDATED = 1_730_419_200_000
+# Milliseconds: the longest window that a request may ask for, and how far its time may be ahead.
+_LONGEST_WINDOW = 60_000
+_LARGEST_LEAD = 1_000
+
+_REFUSED = (401, -2015, "Invalid API-key, IP, or permissions for action.")
 
 
 @dataclass(slots=True)
@@ -34,8 +39,16 @@ class SimulatedWallet:
     api_secret: str
     # Asset → (free, locked).
     spot: dict[str, tuple[str, str]] = field(default_factory=dict)
-    # Asset → (margin balance, available, initial margin).
-    linear: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    # Asset → (margin balance, available, initial margin); None where the key may not read futures.
+    linear: dict[str, tuple[str, str, str]] | None = field(default_factory=dict)
+    inverse: dict[str, tuple[str, str, str]] | None = field(default_factory=dict)
+    # Asset → (free, locked); None where the account was never opened.
+    margin: dict[str, tuple[str, str]] | None = None
+    funding: dict[str, tuple[str, str]] = field(default_factory=dict)
+    # Asset → total of a portfolio margin account; None where the user has none.
+    portfolio: dict[str, str] | None = None
+    # What the key may do besides reading, by Binance's names.
+    rights: tuple[str, ...] = ()
     moving: bool = False
 
 
@@ -66,8 +79,13 @@ class BinanceSimulator(DemoVenue):
             web.get("/dapi/v1/exchangeInfo", self._inverse_markets),
             web.get("/sapi/v1/capital/config/getall", self._signed(lambda wallet: [])),
             web.get("/api/v3/account", self._signed(_spot_account)),
-            web.get("/fapi/v2/account", self._signed(_linear_account)),
-            web.get("/fapi/v3/account", self._signed(_linear_account)),
+            web.get("/fapi/v2/account", self._signed(lambda wallet: _contract_account(wallet.linear))),
+            web.get("/fapi/v3/account", self._signed(lambda wallet: _contract_account(wallet.linear))),
+            web.get("/dapi/v1/account", self._signed(lambda wallet: _contract_account(wallet.inverse))),
+            web.get("/sapi/v1/margin/account", self._signed(_margin_account)),
+            web.post("/sapi/v1/asset/get-funding-asset", self._signed(_funding_account)),
+            web.get("/papi/v1/balance", self._signed(_portfolio)),
+            web.get("/sapi/v1/account/apiRestrictions", self._signed(_restrictions)),
         ]
 
     def account_of(self, request: web.Request, body: bytes) -> str:
@@ -91,48 +109,81 @@ class BinanceSimulator(DemoVenue):
 
     def _signed(self, answer: Callable[[SimulatedWallet], Any]) -> Callable[[web.Request], Any]:
         async def handle(request: web.Request) -> web.Response:
-            refusal = self._refusal(request)
+            # What is signed is the query of a GET and the body of a POST, as they stand.
+            signed = request.query_string if request.method == "GET" else await request.text()
+            refusal = self._refusal(request.headers.get("X-MBX-APIKEY", ""), signed)
             if refusal is not None:
-                return refusal
-            return web.json_response(answer(self.wallets[request.headers["X-MBX-APIKEY"]]))
+                return _error(*refusal)
+            said = answer(self.wallets[request.headers["X-MBX-APIKEY"]])
+            return said if isinstance(said, web.Response) else web.json_response(said)
 
         return handle
 
-    def _refusal(self, request: web.Request) -> web.Response | None:
+    def _refusal(self, key: str, sent: str) -> tuple[int, int, str] | None:
         """What Binance checks, in its order: the key's form, the parameters, the time, the key, the signature."""
-        key = request.headers.get("X-MBX-APIKEY", "")
         if not key.isalnum():
-            return _error(401, -2014, "API-key format invalid.")
-        signed, _, signature = request.query_string.rpartition("&signature=")
-        if not signature or not request.query.get("timestamp", "").isdigit():
-            return _error(400, -1102, "Mandatory parameter 'signature' was not sent, was empty/null, or malformed.")
-        lag = self._now() - int(request.query["timestamp"])
-        if lag > int(request.query.get("recvWindow", "5000")) or lag < -1000:
-            return _error(400, -1021, "Timestamp for this request is outside of the recvWindow.")
+            return 401, -2014, "API-key format invalid."
+        signed, _, signature = sent.rpartition("&signature=")
+        values = dict(parse_qsl(signed))
+        if not signature or not values.get("timestamp", "").isdigit():
+            return 400, -1102, "Mandatory parameter 'signature' was not sent, was empty/null, or malformed."
+        window = int(values.get("recvWindow", "5000"))
+        if window > _LONGEST_WINDOW:
+            return 400, -1131, "recvWindow must be less than 60000."
+        lag = self._now() - int(values["timestamp"])
+        if lag > window or lag < -_LARGEST_LEAD:
+            return 400, -1021, "Timestamp for this request is outside of the recvWindow."
         wallet = self.wallets.get(key)
         if wallet is None:
-            return _error(401, -2015, "Invalid API-key, IP, or permissions for action.")
+            return _REFUSED
         expected = hmac.new(wallet.api_secret.encode(), signed.encode(), hashlib.sha256).hexdigest()
         if not hmac.compare_digest(expected, signature):
-            return _error(400, -1022, "Signature for this request is not valid.")
+            return 400, -1022, "Signature for this request is not valid."
         return None
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
         if situation == "partly":
-            # One key is one account here.
+            # One key is one account here; its margin account, which is not opened, shows with `all`.
             return None
-        key, secret = f"demo{situation}key", f"demo{situation}secret"
+        row = self._demo_row(situation)
         if situation != "refused":
-            wallet = self.add_wallet(SimulatedWallet(key, secret, moving=situation == "moving"))
-            if situation != "empty":
-                wallet.spot = {
-                    "BTC": ("0.48210000", "0.01000000"),
-                    "ETH": ("3.10000000", "0.00000000"),
-                    "USDT": ("10412.22180000", "250.00000000"),
-                    "BNB": ("0.00000000", "0.00000000"),
-                }
-        self._misbehave_for(situation, key)
-        return {"api_key": key, "api_secret": secret}
+            self.add_wallet(self._demo_wallet(row, situation))
+        self._misbehave_for(situation, row["api_key"])
+        return row
+
+    def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
+        row = self._demo_row(trouble.replace(" ", ""))
+        if trouble in ("wrong key", "wrong environment"):
+            # The test network's keys are as unknown here as invented ones.
+            return row
+        if trouble == "rate limit":
+            body = b'{"code":-1003,"msg":"Too many requests; current limit is 6000 request weight per 1 MINUTE."}'
+            headers = {"Retry-After": "30", "X-MBX-USED-WEIGHT-1M": "6001"}
+            self.fail(Fault(status=429, body=body, headers=headers, account=row["api_key"]))
+        elif trouble == "outage":
+            self.fail(Fault.html(503)).account = row["api_key"]
+        else:
+            # A missing right is answered as an unknown key is, and a key has no number of an account beside it.
+            return None
+        self.add_wallet(self._demo_wallet(row, trouble))
+        return row
+
+    def _demo_row(self, name: str) -> dict[str, str]:
+        return {"api_key": f"demo{name}key", "api_secret": f"demo{name}secret"}
+
+    def _demo_wallet(self, row: Mapping[str, str], situation: str) -> SimulatedWallet:
+        wallet = SimulatedWallet(row["api_key"], row["api_secret"], moving=situation == "moving")
+        if situation != "empty":
+            wallet.spot = {
+                "BTC": ("0.48210000", "0.01000000"),
+                "ETH": ("3.10000000", "0.00000000"),
+                "USDT": ("10412.22180000", "250.00000000"),
+                "BNB": ("0.00000000", "0.00000000"),
+            }
+            wallet.linear = {"USDT": ("1500.25000000", "1200.25000000", "300.00000000")}
+            wallet.funding = {"USDT": ("12.5", "0")}
+            wallet.portfolio = {"USDT": "1500.25000000"}
+        return wallet
 
     def _misbehave_for(self, situation: str, key: str) -> None:
         if situation == "limited":
@@ -173,7 +224,9 @@ def _spot_account(wallet: SimulatedWallet) -> dict[str, Any]:
     }
 
 
-def _linear_account(wallet: SimulatedWallet) -> dict[str, Any]:
+def _contract_account(assets: Mapping[str, tuple[str, str, str]] | None) -> Any:
+    if assets is None:
+        return _error(*_REFUSED)
     return {
         "totalInitialMargin": "0.00000000",
         "totalWalletBalance": "0.00000000",
@@ -189,10 +242,74 @@ def _linear_account(wallet: SimulatedWallet) -> dict[str, Any]:
                 "maxWithdrawAmount": available,
                 "updateTime": _UPDATED,
             }
-            for asset, (total, available, margin) in wallet.linear.items()
+            for asset, (total, available, margin) in assets.items()
         ],
         "positions": [],
     }
+
+
+def _margin_account(wallet: SimulatedWallet) -> Any:
+    if wallet.margin is None:
+        return _error(400, -3003, "Margin account does not exist.")
+    return {
+        "created": True,
+        "borrowEnabled": True,
+        "marginLevel": "999.00000000",
+        "tradeEnabled": True,
+        "transferInEnabled": True,
+        "transferOutEnabled": True,
+        "accountType": "MARGIN_1",
+        "userAssets": [
+            {"asset": asset, "borrowed": "0", "free": free, "interest": "0", "locked": locked, "netAsset": free}
+            for asset, (free, locked) in wallet.margin.items()
+        ],
+    }
+
+
+def _funding_account(wallet: SimulatedWallet) -> list[dict[str, str]]:
+    return [
+        {"asset": asset, "free": free, "locked": locked, "freeze": "0", "withdrawing": "0", "btcValuation": "0"}
+        for asset, (free, locked) in wallet.funding.items()
+    ]
+
+
+def _portfolio(wallet: SimulatedWallet) -> Any:
+    if wallet.portfolio is None:
+        return _error(*_REFUSED)
+    return [
+        {
+            "asset": asset,
+            "totalWalletBalance": total,
+            "crossMarginAsset": "0",
+            "crossMarginBorrowed": "0",
+            "crossMarginFree": "0",
+            "crossMarginInterest": "0",
+            "crossMarginLocked": "0",
+            "umWalletBalance": total,
+            "umUnrealizedPNL": "0",
+            "cmWalletBalance": "0",
+            "cmUnrealizedPNL": "0",
+            "updateTime": _UPDATED,
+            "negativeBalance": "0",
+        }
+        for asset, total in wallet.portfolio.items()
+    ]
+
+
+def _restrictions(wallet: SimulatedWallet) -> dict[str, Any]:
+    names = (
+        "enableReading",
+        "enableWithdrawals",
+        "enableInternalTransfer",
+        "enableMargin",
+        "enableFutures",
+        "permitsUniversalTransfer",
+        "enableVanillaOptions",
+        "enableSpotAndMarginTrading",
+        "enablePortfolioMarginTrading",
+    )
+    rights = {name: name == "enableReading" or name in wallet.rights for name in names}
+    return {"ipRestrict": False, "createTime": _UPDATED, **rights}
 
 
 def _filters() -> list[dict[str, str]]:

@@ -1,0 +1,167 @@
+"""ApeX Omni on loopback, as far as CCXT asks for it: the contracts, and the figures of the account."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from aiohttp import web
+
+from exchange_service.testing import DemoVenue, Fault
+
+_CONTRACTS = ("BTC", "ETH")
+# Milliseconds that a request's time may be off.
+_WINDOW = 10_000
+
+
+@dataclass(slots=True)
+class SimulatedOmniAccount:
+    """One API key and the account that it reads; amounts are texts, as ApeX sends them, and go out as they stand."""
+
+    api_key: str
+    secret: str
+    passphrase: str
+    # In USDT.
+    equity: str = "0.000000"
+    available: str = "0.000000"
+    initial_margin: str = "0.000000"
+    moving: bool = False
+
+
+class ApexSimulator(DemoVenue):
+    """Plays ApeX Omni's REST interface. Orders need a seed besides; nothing here does."""
+
+    exchange_id = "apex"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accounts: dict[str, SimulatedOmniAccount] = {}
+        self._random = random.Random(22)
+
+    def add_account(self, account: SimulatedOmniAccount) -> SimulatedOmniAccount:
+        """Let the account's key read it."""
+        self.accounts[account.api_key] = account
+        return account
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/api/v3/symbols", self._symbols),
+            web.get("/api/v3/account-balance", self._balance),
+        ]
+
+    def account_of(self, request: web.Request, body: bytes) -> str:
+        return request.headers.get("APEX-API-KEY", "")
+
+    async def _symbols(self, request: web.Request) -> web.Response:
+        contracts = {"perpetualContract": [_contract(base) for base in _CONTRACTS], "prelaunchContract": []}
+        tokens = [{"token": "USDT", "displayToken": "USDT", "decimals": 6, "withdrawEnable": True, "pullOff": False}]
+        chains = [{"chain": "Arbitrum One", "chainId": "9", "chainType": "0", "stopDeposit": False, "tokens": tokens}]
+        assets = [{"tokenId": "141", "token": "USDT", "displayName": "Tether USD Coin", "decimals": 18}]
+        spot = {"assets": assets, "multiChain": {"chains": chains}}
+        return web.json_response({"data": {"contractConfig": contracts, "spotConfig": spot}})
+
+    async def _balance(self, request: web.Request) -> web.Response:
+        account = self.accounts.get(request.headers.get("APEX-API-KEY", ""))
+        if account is None or not _is_signed(request, account):
+            return web.json_response({"code": 20006, "msg": "apikey sign error", "timeCost": 5320995})
+        figures = {
+            "totalEquityValue": account.equity,
+            "availableBalance": account.available,
+            "initialMargin": account.initial_margin,
+            "maintenanceMargin": account.initial_margin,
+            "symbolToOraclePrice": {f"{base}-USDT": {"oraclePrice": "20000", "createdTime": 0} for base in _CONTRACTS},
+        }
+        return web.json_response({"data": figures, "timeCost": 1403455})
+
+    def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
+        if situation == "partly":
+            # One key is one account here.
+            return None
+        account = self._demo_account(situation)
+        if situation != "refused":
+            self.add_account(account)
+        self._misbehave_for(situation, account.api_key)
+        return _row(account)
+
+    def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
+        if trouble in ("missing right", "unknown account"):
+            # Every key may read, and is one account.
+            return None
+        account = self._demo_account(trouble)
+        if trouble in ("rate limit", "outage"):
+            self.add_account(account)
+        if trouble == "rate limit":
+            # ApeX answers too many requests with 403, and names no delay.
+            self.fail(Fault(status=403, body=b"", content_type="text/plain", account=account.api_key))
+        elif trouble == "outage":
+            self.fail(Fault.html(503)).account = account.api_key
+        return _row(account)
+
+    def _demo_account(self, situation: str) -> SimulatedOmniAccount:
+        name = situation.replace(" ", "-")
+        account = SimulatedOmniAccount(
+            f"demo-{name}-key", f"demo-{name}-secret", f"demo-{name}-words", moving=situation == "moving"
+        )
+        if situation != "empty":
+            account.equity, account.available, account.initial_margin = "2510.400000", "2010.150000", "500.250000"
+        return account
+
+    def _misbehave_for(self, situation: str, key: str) -> None:
+        if situation == "limited":
+            self.fail(Fault.rate_limited("30")).account = key
+        elif situation == "slow":
+            self.fail(Fault(delay=3.0, pass_on=True, account=key))
+        elif situation == "stale":
+            # One good answer, then trouble.
+            self.fail(Fault.html(503)).account = key
+            self.fail(Fault(pass_on=True, account=key, times=1))
+
+    def move(self) -> None:
+        for account in self.accounts.values():
+            if account.moving:
+                change = Decimal(self._random.randint(-4_000, 4_200)).scaleb(-3)
+                account.equity = format(max(Decimal(0), Decimal(account.equity) + change), ".6f")
+                account.available = format(max(Decimal(0), Decimal(account.available) + change), ".6f")
+
+
+def _is_signed(request: web.Request, account: SimulatedOmniAccount) -> bool:
+    stamp = request.headers.get("APEX-TIMESTAMP", "")
+    if not stamp.isdigit() or abs(time.time() * 1000 - int(stamp)) > _WINDOW:
+        return False
+    # What is signed is the time, the method and the address below the host; the secret counts as base64 text.
+    signed = f"{stamp}{request.method}{request.path_qs}".encode()
+    digest = hmac.new(base64.b64encode(account.secret.encode()), signed, hashlib.sha256).digest()
+    signature = request.headers.get("APEX-SIGNATURE", "")
+    words = request.headers.get("APEX-PASSPHRASE", "")
+    return hmac.compare_digest(base64.b64encode(digest).decode(), signature) and words == account.passphrase
+
+
+def _row(account: SimulatedOmniAccount) -> Mapping[str, str]:
+    return {"api_key": account.api_key, "api_secret": account.secret, "passphrase": account.passphrase}
+
+
+def _contract(base: str) -> dict[str, Any]:
+    return {
+        "symbol": f"{base}-USDT",
+        "crossSymbolName": f"{base}USDT",
+        "symbolDisplayName": f"{base}USDT",
+        "baseTokenId": base,
+        "settleAssetId": "USDT",
+        "l2PairId": "50001",
+        "enableTrade": True,
+        "enableDisplay": True,
+        "enableOpenPosition": True,
+        "displayMaxLeverage": "100",
+        "displayMinLeverage": "1",
+        "minOrderSize": "0.0010",
+        "maxOrderSize": "50",
+        "stepSize": "0.001",
+        "tickSize": "0.1",
+    }

@@ -1,0 +1,328 @@
+"""Account types: one by its name, the default without one, and every wallet once where all are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+import exchange_service_ccxt_generic as plugin
+import pytest
+from exchange_service_ccxt_generic.account_types import UNIFIED, type_parameters, wallets
+from exchange_service_ccxt_generic.credentials import read_credential
+from exchange_service_ccxt_generic.simulator import BinanceSimulator, SimulatedWallet
+
+from exchange_service.plugin_api import (
+    ALL_ACCOUNT_TYPES,
+    Balance,
+    Credential,
+    CredentialRejected,
+    ExchangeMetadata,
+    FeatureNotEnabled,
+    PermissionMissing,
+    Secret,
+    VenueAccount,
+    VenueError,
+    VenueMalformed,
+    VenueRateLimited,
+    VenueTimeout,
+)
+from exchange_service.testing import Fault, venue_call
+
+Read = Callable[..., Awaitable[Balance]]
+Listings = Mapping[str, ExchangeMetadata]
+
+OKX_TRADING = {
+    "code": "0",
+    "data": [{"uTime": "1", "details": [{"ccy": "USDT", "eq": "5", "availEq": "4"}]}],
+    "msg": "",
+}
+BYBIT_COIN = {"coin": "USDT", "walletBalance": "7", "locked": "0", "equity": "7", "availableToWithdraw": "7"}
+BYBIT_WALLET = {"retCode": 0, "result": {"list": [{"accountType": "UNIFIED", "coin": [BYBIT_COIN]}]}}
+BYBIT_FUNDS = {
+    "retCode": 0,
+    "result": {
+        "memberId": "1",
+        "accountType": "FUND",
+        "balance": [{"coin": "USDC", "transferBalance": "3", "walletBalance": "3", "bonus": ""}],
+    },
+}
+
+
+@pytest.fixture
+async def alice(binance: BinanceSimulator) -> SimulatedWallet:
+    """The simulated wallet with something in every account that it has."""
+    wallet = binance.wallets["alicekey"]
+    wallet.inverse = {"BTC": ("0.5", "0.4", "0.1")}
+    wallet.funding = {"USDT": ("12.5", "0.5")}
+    wallet.margin = {"USDT": ("3", "1")}
+    return wallet
+
+
+def totals(account: VenueAccount) -> dict[str, Decimal | None]:
+    """The total of each asset of one account."""
+    return {row.asset: row.total for row in account.assets}
+
+
+async def test_an_account_is_read_by_the_name_of_its_type(read: Read, alice: SimulatedWallet) -> None:
+    expected = {
+        "spot": {"BTC": Decimal("0.4921"), "USDT": Decimal("3.5")},
+        "margin": {"USDT": Decimal(4)},
+        "future": {"USDT": Decimal("50.5")},
+        "swap": {"USDT": Decimal("50.5")},
+        "delivery": {"BTC": Decimal("0.5")},
+        "funding": {"USDT": Decimal(13)},
+    }
+    for account_type, assets in expected.items():
+        (account,) = (await read(account_type=account_type)).venue_accounts
+        assert (account.type, totals(account)) == (account_type, assets)
+
+
+async def test_a_type_that_is_asked_for_goes_before_the_stored_one(read: Read, alice: SimulatedWallet) -> None:
+    metadata = {"defaultType": "future"}
+    assert (await read(metadata=metadata)).venue_accounts[0].type == "future"
+    assert (await read(metadata=metadata, account_type="spot")).venue_accounts[0].type == "spot"
+
+
+async def test_the_stored_kind_of_contract_is_for_the_stored_type_alone(read: Read, alice: SimulatedWallet) -> None:
+    metadata = {"defaultType": "swap", "subType": "inverse"}
+    assert "BTC" in totals((await read(metadata=metadata)).venue_accounts[0])
+    assert "BTC" in totals((await read(metadata=metadata, account_type="swap")).venue_accounts[0])
+    assert "USDT" in totals((await read(metadata=metadata, account_type="future")).venue_accounts[0])
+
+
+async def test_all_reads_each_wallet_once_as_an_account_of_its_own(
+    read: Read, binance: BinanceSimulator, alice: SimulatedWallet
+) -> None:
+    balance = await read(account_type=ALL_ACCOUNT_TYPES)
+    assert [account.type for account in balance.venue_accounts] == ["spot", "margin", "future", "delivery", "funding"]
+    assert [account.error for account in balance.venue_accounts] == [None] * 5
+    asked = [request.path for request in binance.requests if request.account]
+    assert len(asked) == len(set(asked)) == 5
+    # Contracts that are settled in coins have no row in dollars, so that there is no one figure for all.
+    assert balance.summary is None
+
+
+async def test_where_one_currency_holds_for_all_there_is_one_figure(read: Read, alice: SimulatedWallet) -> None:
+    alice.inverse = {}
+    balance = await read(account_type=ALL_ACCOUNT_TYPES)
+    assert balance.summary is not None
+    assert (balance.summary.currency, balance.summary.total) == ("USDT", Decimal("71.0"))
+
+
+async def test_a_wallet_that_cannot_be_read_stands_with_its_error(read: Read, alice: SimulatedWallet) -> None:
+    alice.margin, alice.linear = None, None
+    balance = await read(account_type=ALL_ACCOUNT_TYPES)
+    errors = {account.type: type(account.error) for account in balance.venue_accounts if account.error}
+    # The key is good for the others, so that Binance's -2015 is here about this account.
+    assert errors == {"margin": FeatureNotEnabled, "future": PermissionMissing}
+    assert balance.summary is None
+
+
+async def test_a_key_that_is_refused_is_sent_once_and_refused_for_all(
+    read: Read, binance: BinanceSimulator, alice: SimulatedWallet
+) -> None:
+    with pytest.raises(CredentialRejected):
+        await read(account_type=ALL_ACCOUNT_TYPES, api_secret="wrongsecret")
+    assert len([request for request in binance.requests if request.account]) == 1
+
+
+async def test_a_venue_that_limits_us_is_not_asked_on(
+    read: Read, binance: BinanceSimulator, alice: SimulatedWallet
+) -> None:
+    binance.fail(Fault.rate_limited("7")).account = "alicekey"
+    with pytest.raises(VenueRateLimited):
+        await read(account_type=ALL_ACCOUNT_TYPES)
+    assert len([request for request in binance.requests if request.account]) == 1
+
+
+async def test_where_no_wallet_can_be_read_there_is_an_error(
+    read: Read, binance: BinanceSimulator, alice: SimulatedWallet
+) -> None:
+    for path in ("/api/v3/account", "/fapi/v3/account", "/dapi/v1/account", "/sapi/v1/margin/account"):
+        binance.fail(Fault(body=b"{}", path=path))
+    binance.fail(Fault(body=b"{}", path="/sapi/v1/asset/get-funding-asset"))
+    with pytest.raises(VenueMalformed):
+        await read(account_type=ALL_ACCOUNT_TYPES)
+
+
+async def test_a_silent_wallet_does_not_take_the_others_with_it(
+    listings: Listings, binance: BinanceSimulator, alice: SimulatedWallet
+) -> None:
+    options: dict[str, Any] = {"api_key": "alicekey", "api_secret": "alicesecret", "timeout": 20.0}
+    async with venue_call(listings["binance"], override=binance.url, **options) as warm:
+        await plugin.fetch_balance(warm)
+        binance.fail(Fault(silent=True, path="/dapi/v1/account"))
+        shared = {"plugin_state": warm.plugin_state, "account_type": ALL_ACCOUNT_TYPES, **options, "timeout": 2.0}
+        async with venue_call(listings["binance"], override=binance.url, **shared) as call:
+            balance = await plugin.fetch_balance(call)
+    errors = {account.type: type(account.error) for account in balance.venue_accounts if account.error}
+    assert errors == {"delivery": VenueTimeout}
+
+
+async def test_calls_for_several_types_at_the_same_time_do_not_disturb_each_other(
+    listings: Listings, binance: BinanceSimulator, alice: SimulatedWallet
+) -> None:
+    from dataclasses import replace
+
+    binance.fail(Fault(status=502, path="/fapi/v3/account"))
+    options: dict[str, Any] = {"api_key": "alicekey", "api_secret": "alicesecret", "timeout": 20.0}
+    async with venue_call(listings["binance"], override=binance.url, **options) as call:
+        binance.fail(Fault(delay=0.3, pass_on=True, path="/api/v3/account"))
+        wanted = [replace(call, account=replace(call.account, account_type=name)) for name in ("spot", "future")]
+        spot, future = await asyncio.gather(*map(plugin.fetch_balance, wanted), return_exceptions=True)
+    # The trouble of one gives up the instance that both read with, which the other still uses.
+    assert isinstance(spot, Balance)
+    assert isinstance(future, VenueError)
+
+
+async def read_told(listing: ExchangeMetadata, url: str, **options: Any) -> Balance:
+    """Read with credentials of a plausible form."""
+    options = {"api_key": "abcdef0123456789", "api_secret": "c2VjcmV0", "passphrase": "words", **options}
+    async with venue_call(listing, override=url, timeout=20.0, **options) as call:
+        return await plugin.fetch_balance(call)
+
+
+def tell_bybit(told: Any, *, unified: bool) -> None:
+    status = {"uta": 1 if unified else 0, "unifiedMarginStatus": 6 if unified else 1}
+    told.answers = {
+        "/v5/user/query-api": json.dumps({"retCode": 0, "result": status}).encode(),
+        "/v5/account/info": json.dumps({"retCode": 0, "result": status}).encode(),
+        "/v5/account/wallet-balance": json.dumps(BYBIT_WALLET).encode(),
+        "/v5/asset/transfer/query-account-coins-balance": json.dumps(BYBIT_FUNDS).encode(),
+    }
+
+
+def asked_for(told: Any) -> list[str]:
+    """The account types that Bybit was asked for."""
+    return [request.query["accountType"] for request in told.requests if "accountType" in request.query]
+
+
+@pytest.mark.usefixtures("without_markets")
+async def test_bybits_unified_account_is_read_once_for_all(listings: Listings, told: Any) -> None:
+    tell_bybit(told, unified=True)
+    balance = await read_told(listings["bybit"], told.url, account_type=ALL_ACCOUNT_TYPES)
+    assert {account.type: totals(account) for account in balance.venue_accounts} == {
+        UNIFIED: {"USDT": Decimal(7)},
+        "funding": {"USDC": Decimal(3)},
+    }
+    assert asked_for(told) == ["UNIFIED", "FUND"]
+
+
+@pytest.mark.usefixtures("without_markets")
+async def test_bybits_older_account_is_read_wallet_by_wallet(listings: Listings, told: Any) -> None:
+    tell_bybit(told, unified=False)
+    balance = await read_told(listings["bybit"], told.url, account_type=ALL_ACCOUNT_TYPES)
+    assert [account.type for account in balance.venue_accounts] == ["swap", "spot", "funding"]
+    assert asked_for(told)[0] == "CONTRACT"
+    assert sorted(asked_for(told)) == ["CONTRACT", "FUND", "SPOT"]
+
+
+@pytest.mark.usefixtures("without_markets")
+@pytest.mark.parametrize(("unified", "expected"), [(True, UNIFIED), (False, "swap")])
+async def test_without_a_wish_the_account_is_called_what_it_is(
+    listings: Listings, told: Any, unified: bool, expected: str
+) -> None:
+    tell_bybit(told, unified=unified)
+    assert (await read_told(listings["bybit"], told.url)).venue_accounts[0].type == expected
+
+
+@pytest.mark.usefixtures("without_markets")
+async def test_a_unified_account_that_is_asked_for_and_is_not_there_is_said_to_be(
+    listings: Listings, told: Any
+) -> None:
+    tell_bybit(told, unified=False)
+    with pytest.raises(FeatureNotEnabled):
+        await read_told(listings["bybit"], told.url, account_type=UNIFIED)
+
+
+@pytest.mark.usefixtures("without_markets")
+async def test_a_market_of_a_unified_account_is_the_unified_account(listings: Listings, told: Any) -> None:
+    tell_bybit(told, unified=True)
+    (account,) = (await read_told(listings["bybit"], told.url, account_type="spot")).venue_accounts
+    assert (account.type, totals(account)) == ("spot", {"USDT": Decimal(7)})
+
+
+@pytest.mark.usefixtures("without_markets")
+async def test_okxs_two_accounts_are_read_each(listings: Listings, told: Any) -> None:
+    told.answers = {
+        "/api/v5/account/balance": json.dumps(OKX_TRADING).encode(),
+        "/api/v5/asset/balances": b'{"code":"0","data":[{"ccy":"BTC","bal":"1","availBal":"1","frozenBal":"0"}]}',
+    }
+    balance = await read_told(listings["okx"], told.url, account_type=ALL_ACCOUNT_TYPES)
+    assert [account.type for account in balance.venue_accounts] == ["trading", "funding"]
+    assert totals(balance.venue_accounts[1]) == {"BTC": Decimal(1)}
+
+
+def credential_of(listing: ExchangeMetadata, **metadata: str) -> Credential:
+    return Credential(Secret("key"), Secret("c2VjcmV0"), Secret("words"), metadata)
+
+
+def test_the_default_is_the_first_type_of_a_listing(listings: Listings) -> None:
+    for listing in listings.values():
+        assert listing.default_account_types == listing.account_types[:1]
+        assert ALL_ACCOUNT_TYPES not in listing.account_types
+        assert len(set(listing.account_types)) == len(listing.account_types)
+        wish = read_credential(credential_of(listing), listing.id, (), listing.account_types).wish
+        assert (wish.account_type, wish.named) == (listing.account_types[0], False)
+
+
+def test_what_users_would_call_their_balance_comes_first(listings: Listings) -> None:
+    defaults = {name: listings[name].account_types[0] for name in ("binance", "bybit", "okx", "krakenfutures", "gate")}
+    assert defaults == {
+        "binance": "spot",
+        "bybit": UNIFIED,
+        "okx": "trading",
+        "krakenfutures": "flex",
+        "gate": "spot",
+    }
+
+
+def kinds_of_account() -> Iterator[Mapping[str, bool]]:
+    """CCXT's options for an account of several wallets and for a unified one."""
+    names = ("enableUnifiedMargin", "enableUnifiedAccount", "unifiedAccount", "uta")
+    yield dict.fromkeys(names, False)
+    yield dict.fromkeys(names, True)
+
+
+def test_every_wallet_is_of_a_listed_type_and_asked_for_in_its_own_way(listings: Listings) -> None:
+    for listing in listings.values():
+        for options in kinds_of_account():
+            types = wallets(listing.id, listing.account_types, options)
+            assert set(types) <= set(listing.account_types), listing.id
+            if len(types) > 1:
+                asked = [json.dumps(type_parameters(listing.id, name), sort_keys=True) for name in types]
+                assert len(set(asked)) == len(asked), listing.id
+
+
+@pytest.mark.usefixtures("without_markets")
+async def test_every_wallet_of_an_exchange_is_another_request(listings: Listings, told: Any) -> None:
+    """No two of the types that `all` reads ask the venue for the same, or one wallet would be counted twice."""
+    one_answer_for_all = {"bitfinex", "krakenfutures", "latoken", "lighter"}
+    not_without_assets = {"phemex"}
+    other_hosts = {"xt"}
+    tell_bybit(told, unified=False)
+    # Bitget takes an answer without a fault for a unified account.
+    told.answers["/api/v3/account/settings"] = b'{"code":"40084","msg":"not a unified account"}'
+    told.answers["/api/ua/v1/account/mode"] = b'{"code":"200000","data":{"selfAccountMode":"CLASSIC"}}'
+    for listing in listings.values():
+        types = wallets(listing.id, listing.account_types, {})
+        if len(types) < 2 or listing.id in one_answer_for_all | not_without_assets | other_hosts:
+            continue
+        if not listing.capabilities.balance:
+            continue
+        seen = {}
+        for account_type in types:
+            told.requests.clear()
+            metadata = {field.name: "0x" + "1a" * 20 for field in listing.credential_fields if "wallet" in field.name}
+            with contextlib.suppress(VenueError):
+                await read_told(listing, told.url, account_type=account_type, metadata=metadata)
+            varying = ("timestamp", "signature", "Signature", "Timestamp", "nonce", "tonce", "requestId", "recvWindow")
+            last = told.requests[-1]
+            query = {name: value for name, value in last.query.items() if name not in varying}
+            body = last.body if last.method == "POST" and not query else b""
+            seen[account_type] = (last.path, json.dumps(query, sort_keys=True), body[:40])
+        assert len(set(seen.values())) == len(types), f"{listing.id}: {seen}"

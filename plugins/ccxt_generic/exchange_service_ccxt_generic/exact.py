@@ -29,13 +29,16 @@ _PAGES_ARE_DATA = frozenset({"gemini"})
 
 @dataclass(slots=True)
 class Answer:
-    """One request's outcome: the answer as far as it came, and the error that was made of it."""
+    """One request's outcome: the answer as far as it came, and the error that was made of it.
+
+    CCXT's errors hold the signed address, so that neither they nor the answer itself show.
+    """
 
     status: int = 0
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: str = field(default="", repr=False)
     is_json: bool = False
-    error: Exception | None = None
+    error: Exception | None = field(default=None, repr=False)
 
     def value(self) -> Any:
         """The body's JSON value as the venue sent it: read anew, as CCXT's classes write into the one they get."""

@@ -467,6 +467,8 @@ def test_an_interrupt_at_a_prompt_ends_the_command_and_stores_nothing(tmp_path: 
     command = [sys.executable, "-m", "exchange_service", "credentials", "add", "-u", "alice", "-e", "oanda"]
     child, terminal = pty.fork()
     if child == 0:
+        # Tests that a shell runs in the background have it ignored, and so would the command.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execve(sys.executable, command, environment(tmp_path, TERM="dumb"))
     read_until(terminal, "Personal access token: ")
     os.write(terminal, b"\x03")

@@ -115,8 +115,6 @@ _UNIFIED: Mapping[str, Unified] = {
     "gate": Unified(("unifiedAccount",), (UNIFIED,)),
     "gateeu": Unified(("unifiedAccount",), (UNIFIED,)),
     "kucoin": Unified(("uta",), (UNIFIED, "funding")),
-    # It has no type of its own: what CCXT reads for either type is then the spot account.
-    "hyperliquid": Unified(("enableUnifiedMargin",), ("swap",)),
 }
 
 # What CCXT must be told in place of the type, or it reads another account than the one of that name. Nothing is told

@@ -31,9 +31,10 @@ from exchange_service_ccxt_generic import parse
 from exchange_service_ccxt_generic.account_types import UNIFIED, true_type, wallets
 from exchange_service_ccxt_generic.credentials import StoredCredential, Wish, read_credential
 from exchange_service_ccxt_generic.describe import environment_urls, required_credentials
-from exchange_service_ccxt_generic.empty import lacks_kind, lost_row, proves_empty, says_plain
+from exchange_service_ccxt_generic.empty import lost_row, proves_empty
 from exchange_service_ccxt_generic.exact import RECORD, Exact, Guarded, Record, laid_over
 from exchange_service_ccxt_generic.failures import translated
+from exchange_service_ccxt_generic.kinds import KINDS, has_code
 from exchange_service_ccxt_generic.refusals import SAFE_OPTIONS, unsupported_reason
 from exchange_service_ccxt_generic.rights import QUESTIONS, untold
 
@@ -43,12 +44,27 @@ _ACCOUNT_TIMEOUT = 10_000
 _MARKETS_TIMEOUT = 30_000
 # Seconds. New assets keep their venue's code until the markets are loaded anew.
 _MARKETS_AGE = 24 * 3600.0
+# Seconds. A user may change the kind of his account, which is asked for when the instance is made.
+_INSTANCE_AGE = 3600.0
 # Seconds before the deadline at which a wallet beside others is given up, so that they are still told of.
 _LAST_WORD = 0.5
 _CCXT_LOGGER = "ccxt.base.exchange"
 
 # What CCXT gives as the time of the balance is here the time when the account last changed, perhaps years ago.
-_TIME_OF_LAST_CHANGE = frozenset({"binance", "binancecoinm", "binanceus", "binanceusdm"})
+_TIME_OF_LAST_CHANGE = frozenset(
+    {
+        "binance",
+        "binancecoinm",
+        "binanceus",
+        "binanceusdm",
+        "bitrue",
+        "hollaex",
+        "latoken",
+        "pacifica",
+        "phemex",
+        "tokocrypto",
+    }
+)
 
 # Here even the public lists are only given to a key, so each account loads its own.
 _KEY_FOR_MARKETS = frozenset({"alpaca", "mudrex"})
@@ -63,20 +79,12 @@ class Untouched:
     urls: Mapping[str, str]
 
 
-@dataclass(slots=True)
-class Kept:
-    """An account's instance, kept between calls; None where the next call is to make a new one."""
-
-    instance: Any = None
-
-
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a call reads with. `kept` may meanwhile hold another instance than the call's own."""
+    """What a call reads with."""
 
     ccxt: Any
     stored: StoredCredential
-    kept: Kept
     instance: Any
 
 
@@ -135,27 +143,24 @@ class CcxtClient:
             source = await call.plugin_state.get(
                 f"markets {where}", partial(self._load_markets, ccxt), max_age=_MARKETS_AGE
             )
-        kept = await call.account_state.get("instance", _kept, close=_close)
-        if kept.instance is None:
-            kept.instance = self._account_instance(ccxt, stored, untouched)
-        if source is not None and kept.instance.markets is not source.markets:
-            kept.instance.set_markets_from_exchange(source)
-        return Opened(ccxt, stored, kept, kept.instance)
+        make = partial(self._account_instance, ccxt, stored, untouched, source)
+        instance = await call.account_state.get("instance", make, max_age=_INSTANCE_AGE)
+        if source is not None and instance.markets is not source.markets:
+            instance.set_markets_from_exchange(source)
+        return Opened(ccxt, stored, instance)
 
     async def _every_wallet(self, opened: Opened) -> Balance:
         """Each wallet as an account of its own, one that cannot be read with its error.
 
-        The first is read alone: after it CCXT knows which kind of account it is, and so which wallets there are, and a
-        key that is refused is not sent again.
+        The first is read alone: a key that is refused is not sent again.
         """
-        offered = self._call.exchange.account_types
-        first = await self._attempt(opened, opened.stored.wish_for(offered[0], named=False))
+        types = wallets(self._id, self._call.exchange.account_types, opened.instance.options)
+        wishes = [opened.stored.wish_beside_others(account_type) for account_type in types]
+        first = await self._attempt(opened, wishes[0])
         if isinstance(first, (CredentialRejected, VenueRateLimited)):
             raise first
-        types = wallets(self._id, offered, opened.instance.options)
         async with asyncio.TaskGroup() as group:
-            wishes = [opened.stored.wish_for(account_type) for account_type in types[1:]]
-            others = [group.create_task(self._attempt(opened, wish)) for wish in wishes]
+            others = [group.create_task(self._attempt(opened, wish)) for wish in wishes[1:]]
         return parse.gathered(self._venue, dict(zip(types, (first, *(task.result() for task in others)), strict=True)))
 
     async def _attempt(self, opened: Opened, wish: Wish) -> Balance | VenueError:
@@ -183,12 +188,23 @@ class CcxtClient:
             raise VenueMalformed(f"{self._venue} lists no markets, so nothing of its answer is believed.")
         return instance
 
-    def _account_instance(self, ccxt: Any, stored: StoredCredential, untouched: Untouched) -> Any:
+    async def _account_instance(self, ccxt: Any, stored: StoredCredential, untouched: Untouched, source: Any) -> Any:
+        """An instance for the account, which knows the kind of the account where CCXT tells kinds apart: no call ever
+        reads with one that does not. `source` has the shared markets, if there are any."""
         session = self._call.http.client_session
         instance = self._construct(ccxt, Exact, session, _ACCOUNT_TIMEOUT, credentials=stored.constructor)
         if environment_urls(instance.urls, instance.hostname) != untouched.urls:
             raise RuntimeError("an instance's addresses differ from its exchange's")
         self._rebase(instance)
+        if source is not None:
+            instance.set_markets_from_exchange(source)
+        kind = KINDS.get(self._id)
+        if kind is not None:
+            with self._recorded(ccxt) as record:
+                await getattr(instance, kind.method)(*kind.arguments)
+            self._raise_what_was_swallowed(ccxt, record, kind.plain)
+            if not kind.is_told(record.answers):
+                raise self._untold()
         return instance
 
     def _construct(
@@ -238,6 +254,7 @@ class CcxtClient:
         return self._call.rebased(urls) if isinstance(urls, str) else urls
 
     async def _read(self, opened: Opened, wish: Wish) -> Balance:
+        account_type = self._type_read(opened, wish)
         try:
             with self._recorded(opened.ccxt) as record:
                 try:
@@ -248,19 +265,17 @@ class CcxtClient:
                     raise
             self._raise_what_was_swallowed(opened.ccxt, record)
             answers = record.json_values()
-            if lacks_kind(self._id, answers):
-                raise VenueMalformed(f"{self._venue} does not tell the kind of the account.")
             if not opened.instance.markets:
                 raise VenueMalformed(f"{self._venue} lists no markets, so nothing of its answer is believed.")
-            return self._believed(result, record, answers, self._type_read(opened, wish))
+            return self._believed(result, record, answers, account_type)
         except VenueError as error:
-            if error.transient and opened.kept.instance is opened.instance:
+            if error.transient:
                 # What a class found out about the account while the venue had trouble is not to be kept.
-                opened.kept.instance = None
+                self._call.account_state.forget("instance")
             raise
 
     def _type_read(self, opened: Opened, wish: Wish) -> str:
-        """The type of the account that was read; FeatureNotEnabled where a unified one was asked for and is not."""
+        """The type of the account that the wish reads; FeatureNotEnabled for a unified one that the user has not."""
         if wish.named and wish.account_type != UNIFIED:
             return wish.account_type
         offered = self._call.exchange.account_types
@@ -269,16 +284,17 @@ class CcxtClient:
             raise FeatureNotEnabled(f"{self._venue} says that this account is no unified one.")
         return found
 
-    def _raise_what_was_swallowed(self, ccxt: Any, record: Record) -> None:
-        """Some classes ask first which kind of account it is, and take any trouble for the plain kind: they would then
-        read another wallet. An answer such as "no unified account" is no trouble and passes."""
+    def _raise_what_was_swallowed(self, ccxt: Any, record: Record, plain_code: str = "") -> None:
+        """Raise the trouble that a class has taken for an answer, as some do for the plain kind of account: they would
+        then read another wallet. The venue's `plain_code` is no trouble."""
         for answer in record.answers:
-            if answer.error is not None:
-                failure = self._named(ccxt, answer.error, record)
-                if failure.transient:
-                    raise failure from None
-                if isinstance(failure, RequestRefused) and not says_plain(self._id, answer.body):
-                    raise VenueMalformed(f"{self._venue} does not tell the kind of the account.")
+            if answer.error is None or has_code(answer.body, plain_code):
+                continue
+            failure = self._named(ccxt, answer.error, record)
+            raise self._untold() if isinstance(failure, RequestRefused) else failure from None
+
+    def _untold(self) -> VenueMalformed:
+        return VenueMalformed(f"{self._venue} does not tell which kind of account it is.")
 
     def _believed(self, result: Any, record: Record, answers: list[Any], account_type: str) -> Balance:
         """The balance, if there are rows, or if the raw answer proves that there are none."""
@@ -338,15 +354,6 @@ class CcxtClient:
         if isinstance(error, ccxt.BaseError):
             return translated(error, record.of(error), self._id, self._venue)
         return VenueMalformed(f"{self._venue} answered in a shape that cannot be read.")
-
-
-async def _kept() -> Kept:
-    return Kept()
-
-
-async def _close(kept: Kept) -> None:
-    if kept.instance is not None:
-        await kept.instance.close()
 
 
 async def _import_ccxt() -> Any:

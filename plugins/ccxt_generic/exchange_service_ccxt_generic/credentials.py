@@ -55,12 +55,20 @@ class StoredCredential:
     def __repr__(self) -> str:
         return f"StoredCredential(***, {self.wish!r})"
 
-    def wish_for(self, account_type: str, *, named: bool = True) -> Wish:
-        """What to ask CCXT for an account of this type; where it is not `named`, CCXT's default is asked for."""
-        parameters = type_parameters(self.exchange_id, account_type if named else None)
+    def wish_for(self, account_type: str) -> Wish:
+        """What to ask CCXT for an account of this type."""
+        return self._wish(account_type, self.further)
+
+    def wish_beside_others(self, account_type: str) -> Wish:
+        """The same for one of all the user's wallets, where each kind of contract is a wallet of its own: with the
+        stored kind one of them would be read twice, and another not at all."""
+        return self._wish(account_type, {name: value for name, value in self.further.items() if name != "subType"})
+
+    def _wish(self, account_type: str, further: Mapping[str, str]) -> Wish:
+        parameters = type_parameters(self.exchange_id, account_type)
         if account_type == self.wish.account_type:
-            parameters.update(self.further)
-        return Wish(account_type, parameters, named)
+            parameters.update(further)
+        return Wish(account_type, parameters)
 
 
 def read_credential(

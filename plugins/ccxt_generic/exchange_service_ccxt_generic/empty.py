@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from exchange_service.plugin_api import VenueMalformed, parse_amount
-from exchange_service_ccxt_generic.exact import exact_json
 
 # Why an answer without rows is an empty account.
 _BARE = "The whole answer is the list of the account's assets, and an account without assets has none in it."
@@ -33,8 +32,8 @@ _UNTOLD = "An empty object would be the answer, and gateways send the same."
 class Rows:
     """Where the rows of an answer lie and what one must have.
 
-    Paths are dotted; a number is a place in a list, `*` stands for all entries, and "" is the value itself. Where names
-    are joined by "|", the first counts that is there.
+    Paths are dotted; a number is a place in a list, "only" the one entry of a list, `*` stands for all entries, and ""
+    is the value itself. Where names are joined by "|", the first counts that is there.
     """
 
     # The kind of what holds the rows: "list", "object" (of rows by asset) or "one", which is itself the only row.
@@ -181,7 +180,7 @@ _KUCOIN_SPOT = (_list("data", "currency", "balance", "available", "holds", code=
 _KUCOIN_CONTRACTS = (_KUCOIN_UNIFIED, _one("data", "accountEquity", "availableBalance", asset="currency"))
 _LATOKEN = _list("", "currency", "available", "blocked", empty=_FILTERED)
 # A trading account is always one object in "data", its assets under "details".
-_OKX = _list("data.0.details", "ccy", "eq", "availEq|availBal|frozenBal", code="0")
+_OKX = _list("data.only.details", "ccy", "eq", "availEq|availBal|frozenBal", code="0")
 _OKX_FUNDING = _list("data", "ccy", "bal", "availBal", "frozenBal", code="0")
 _ORDERLY = _list("data.holding", "token", "holding", "frozen", success=True)
 _MUDREX = _one("data", "balance|total", "locked_amount|withdrawable")
@@ -297,7 +296,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         _object("balance", "", status="ok"),
     ),
     # One object for the account, its assets under "position_balances".
-    "cryptocom": _list("result.data.0.position_balances", "instrument_name", "quantity", "reserved_qty", code=0),
+    "cryptocom": _list("result.data.only.position_balances", "instrument_name", "quantity", "reserved_qty", code=0),
     "cryptomus": _list("result", "ticker", "available", "held"),
     "deepcoin spot": _list("data", "ccy", "bal", "frozenBal", "availBal", code="0"),
     "deepcoin swap": _list("data", "ccy", "bal", "frozenBal", "availBal", code="0"),
@@ -344,12 +343,6 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "htx future": _HTX_LINEAR,
     "htx inverse": _HTX_INVERSE,
     "htx delivery": _HTX_INVERSE,
-    # CCXT gives some assets names of its own; a unified account answers for both types with the spot one's shape.
-    "hyperliquid spot": _list("balances", "coin", "total", "hold", named=False),
-    "hyperliquid swap": (
-        _list("balances", "coin", "total", "hold", named=False),
-        _one("marginSummary", "accountValue", "totalMarginUsed"),
-    ),
     "independentreserve": _list("", "CurrencyCode", "AvailableBalance", "TotalBalance"),
     "indodax": _object("return.balance", "", never_empty=_ALL),
     # An account that never held anything has an empty object as its result.
@@ -444,43 +437,10 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
 }
 
 
-# What an exchange is asked before the balance, to learn which kind of account it is: a field of its answer. CCXT takes
-# an answer without it for the plain kind, and would read another wallet.
-_KINDS: Mapping[str, str] = {
-    "bitget": "data",
-    "bybit": "result.uta|result.unifiedMarginStatus",
-    "bybiteu": "result.uta|result.unifiedMarginStatus",
-    "bybitid": "result.uta|result.unifiedMarginStatus",
-    "gate": "key.mode",
-    "gateeu": "key.mode",
-    "kucoin": "data.selfAccountMode",
-    "kucoinfutures": "data.selfAccountMode",
-}
-
-
-# The code by which such an exchange refuses the question of a plain account.
-_PLAIN: Mapping[str, str] = {"bitget": "40085"}
-
-
 def shapes(exchange_id: str, account_type: str) -> tuple[Rows, ...]:
     """What answers for accounts of this type look like; none where it is not known."""
     known = _SHAPES.get(f"{exchange_id} {account_type}") or _SHAPES.get(exchange_id) or ()
     return known if isinstance(known, tuple) else (known,)
-
-
-def says_plain(exchange_id: str, body: str) -> bool:
-    """Whether an error in answer to the question for the kind of account says that it is a plain one."""
-    code = _PLAIN.get(exchange_id)
-    try:
-        return code is None or str(_at(exact_json(body), "code")) == code
-    except VenueMalformed:
-        return False
-
-
-def lacks_kind(exchange_id: str, answers: Sequence[Any]) -> bool:
-    """Whether one of the good answers before the balance does not tell the kind of account that it was asked for."""
-    kind = _KINDS.get(exchange_id)
-    return kind is not None and any(_any_of(answer, kind) is None for answer in answers[:-1])
 
 
 def proves_empty(exchange_id: str, account_type: str, raw: Any) -> bool:
@@ -533,6 +493,8 @@ def _at(value: Any, path: str) -> Any:
     for step in path.split(".") if path else ():
         if isinstance(value, dict):
             value = value.get(step)
+        elif isinstance(value, list) and step == "only":
+            value = value[0] if len(value) == 1 else None
         elif isinstance(value, list) and step.isdigit() and int(step) < len(value):
             value = value[int(step)]
         else:
@@ -618,7 +580,9 @@ def _missing_figure(shape: Rows, answers: Sequence[Any]) -> str:
 
 
 def _repeated(shape: Rows, rows: Sequence[tuple[Any, Any]]) -> str:
-    names = [(name, str(_at(row, shape.apart or "-"))) for name, row in rows if name and _is_taken(shape, row)]
+    # Whatever the case: CCXT's names of assets know none.
+    taken = [(name.casefold(), row) for name, row in rows if name and _is_taken(shape, row)]
+    names = [(name, str(_at(row, shape.apart or "-"))) for name, row in taken]
     return "two rows for one asset" if not shape.several and len(set(names)) != len(names) else ""
 
 

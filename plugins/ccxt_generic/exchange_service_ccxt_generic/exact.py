@@ -95,9 +95,16 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise VenueMalformed("The answer names a field twice.")
     for name, value in pairs:
-        if type(value) is str and _HUGE_EXPONENT.match(value) and not name.lower().endswith(_NAMES):
+        if _is_huge(value) and not name.lower().endswith(_NAMES):
             raise VenueMalformed("The answer holds a number that is too large.")
     return result
+
+
+def _is_huge(value: Any) -> bool:
+    """Whether it is such a text, or a list that holds one; objects are looked at by themselves."""
+    if type(value) is list:
+        return any(map(_is_huge, value))
+    return type(value) is str and _HUGE_EXPONENT.match(value) is not None
 
 
 def exact_json(body: str) -> Any:
@@ -106,15 +113,19 @@ def exact_json(body: str) -> Any:
     VenueMalformed for what is no JSON, for NaN and infinities, a repeated field, and numbers beyond any amount.
     """
     try:
-        return json.loads(
+        value = json.loads(
             body,
             parse_float=_exact_fraction,
             parse_int=_exact_integer,
             parse_constant=_refuse_constant,
             object_pairs_hook=_unique_keys,
         )
+        huge = _is_huge(value)
     except (ValueError, RecursionError):
         raise VenueMalformed("The answer is not JSON.") from None
+    if huge:
+        raise VenueMalformed("The answer holds a number that is too large.")
+    return value
 
 
 class Guarded:
@@ -230,9 +241,13 @@ class Exact(Guarded):
         except Exception as error:
             if any(base.__module__.startswith("ccxt.") for base in type(error).__mro__):
                 raise
-            raise CredentialInvalid(
+            unusable = CredentialInvalid(
                 "api_secret cannot be used to sign. Check that it was copied whole, with all its lines."
-            ) from None
+            )
+            if (record := RECORD.get(None)) is not None:
+                # A class may swallow it, as it does trouble of the venue.
+                record.answers.append(Answer(error=unusable))
+            raise unusable from None
 
 
 def _refusal(name: str) -> Callable[..., Awaitable[Any]]:

@@ -7,6 +7,7 @@ exception, and for some the HTTP status and the venue's own code.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -172,10 +173,17 @@ _KRAKEN: Mapping[str, _Row] = {
 # The key's signature is wrong; CCXT has the code, but compares it with the HTTP status.
 _APEX: Mapping[str, _Row] = {"20006": ROWS["AuthenticationError"]}
 
+_BINANCES = ("binance", "binancecoinm", "binanceus", "binanceusdm")
+_BYBITS = ("bybit", "bybiteu", "bybitid")
+# Seconds; an end of the limit that is later is none.
+_LONGEST_PAUSE = 300.0
+# When Bybit's limit ends, in milliseconds since 1970; it sends no Retry-After.
+_BYBITS_LIMIT_ENDS = "x-bapi-limit-reset-timestamp"
+
 _CODE_ROWS: Mapping[str, Mapping[str, _Row]] = {
     "apex": _APEX,
-    **dict.fromkeys(("binance", "binancecoinm", "binanceus", "binanceusdm"), _BINANCE),
-    **dict.fromkeys(("bybit", "bybiteu", "bybitid"), _BYBIT),
+    **dict.fromkeys(_BINANCES, _BINANCE),
+    **dict.fromkeys(_BYBITS, _BYBIT),
     "kraken": _KRAKEN,
     **dict.fromkeys(("okx", "okxus", "myokx"), _OKX),
 }
@@ -189,7 +197,20 @@ _CODE_FIELDS = ("code", "retCode", "error")
 def translated(error: BaseException, answer: Answer, exchange_id: str, venue: str) -> VenueError:
     """Our error for one of CCXT's, `answer` being what the venue sent before it was raised."""
     kind, sentence = _row(error, answer, exchange_id)
-    return kind(sentence.format(venue=venue), retry_after=retry_after(answer.headers) if kind.transient else None)
+    pause = retry_after(answer.headers) if kind.transient else None
+    if pause is None and kind is VenueRateLimited and exchange_id in _BYBITS:
+        pause = _until_the_limit_ends(answer)
+    return kind(sentence.format(venue=venue), retry_after=pause)
+
+
+def _until_the_limit_ends(answer: Answer) -> float | None:
+    """The seconds until Bybit's limit ends; None where it does not say."""
+    ends = next((text for name, text in answer.headers.items() if name.lower() == _BYBITS_LIMIT_ENDS), "")
+    if not ends.isdecimal() or len(ends) != 13:
+        return None
+    # Half a second, because the clocks may differ.
+    seconds = int(ends) / 1000 - time.time() + 0.5
+    return seconds if 0 < seconds <= _LONGEST_PAUSE else None
 
 
 def _row(error: BaseException, answer: Answer, exchange_id: str) -> _Row:
@@ -200,6 +221,9 @@ def _row(error: BaseException, answer: Answer, exchange_id: str) -> _Row:
         return ROWS["RestrictedLocation"]
     if row := _code_row(exchange_id, answer.body):
         return row
+    if answer.status == 403 and exchange_id in _BINANCES and not answer.is_json:
+        # The page of Binance's firewall, when it has been asked too much. A missing right comes with another status.
+        return ROWS["RateLimitExceeded"]
     if name == "ExchangeNotAvailable" and answer.status in _OUTAGE_STATUS_ROWS:
         return _OUTAGE_STATUS_ROWS[answer.status]
     if type(error).__name__ == "ExchangeError" and _below_http(error):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,13 +30,16 @@ def rows(result: Any, venue_codes: Mapping[str, list[str]]) -> tuple[AssetBalanc
     """The rows of a result of `fetch_balance`, without those that say nothing at all.
 
     They are read from the columns and not from the rows beside them, where an asset named "total" would collide.
-    `venue_codes` holds what the venue calls each of CCXT's codes.
+    `venue_codes` holds what the venue calls each of CCXT's codes. A row into which CCXT has put several of the venue's
+    assets shows but one of them, and nobody can tell which, so that its amounts are unknown.
     """
     columns = {name: as_object(as_object(result, "the result").get(name, {}), name) for name in _COLUMNS}
     found = []
     for code in dict.fromkeys(code for column in columns.values() for code in column):
         amounts = {name: parse_amount(column.get(code), f"{name} of a row") for name, column in columns.items()}
-        if any(amount is not None for amount in amounts.values()):
+        if len(_own_names(code, venue_codes)) > 1:
+            found.append(AssetBalance(code))
+        elif any(amount is not None for amount in amounts.values()):
             own = [name for name in venue_codes.get(code, []) if name.upper() != code.upper()]
             found.append(AssetBalance(code, **amounts, venue_asset=own[0] if own else ""))
     return tuple(found)
@@ -47,7 +50,8 @@ def summary(assets: tuple[AssetBalance, ...]) -> Summary | None:
     by_code = {row.asset: row for row in assets}
     for currency in _SUMMARY_CURRENCIES:
         if row := by_code.get(currency):
-            return Summary(currency, total=row.total, available=row.free)
+            known = row.total is not None or row.free is not None
+            return Summary(currency, total=row.total, available=row.free) if known else None
     return None
 
 
@@ -60,13 +64,18 @@ def venue_time(result: Mapping[str, Any]) -> datetime | None:
 
 
 def collision_notes(assets: tuple[AssetBalance, ...], venue_codes: Mapping[str, list[str]]) -> tuple[str, ...]:
-    """A sentence for each row into which CCXT has put several of the venue's assets: it may show but one of them."""
+    """A sentence for each row into which CCXT has put several of the venue's assets."""
     notes = []
     for code in sorted(row.asset for row in assets):
-        own = {name.upper(): name for name in venue_codes.get(code, [])}
+        own = _own_names(code, venue_codes)
         if len(own) > 1:
-            notes.append(f"CCXT names {', '.join(sorted(own.values()))} alike, {code}: its row may lack one of them.")
+            notes.append(f"CCXT names {', '.join(sorted(own))} alike, {code}: what they hold is not known.")
     return tuple(notes)
+
+
+def _own_names(code: str, venue_codes: Mapping[str, list[str]]) -> Collection[str]:
+    """The venue's names for CCXT's code, those that differ in more than their case."""
+    return {name.upper(): name for name in venue_codes.get(code, [])}.values()
 
 
 def balance(
@@ -79,11 +88,13 @@ def balance(
 
 
 def gathered(venue: str, outcomes: Mapping[str, Balance | VenueError]) -> Balance:
-    """The accounts of several reads by the type that was asked for, those that failed with their errors; one of the
-    errors is raised where all failed. There is a summary where one currency holds for all that have any row."""
+    """The accounts of several reads by the type that was asked for, those that failed with their errors. Where all
+    failed one error is raised, one that passes before one that lasts. There is a summary where one currency holds for
+    all that have any row."""
     errors = [outcome for outcome in outcomes.values() if isinstance(outcome, VenueError)]
     if len(errors) == len(outcomes):
-        raise next((error for error in errors if isinstance(error, CredentialRejected)), errors[0])
+        # Trouble that passes first: with it, nothing that lasts is known of the key.
+        raise next((error for error in errors if error.transient), errors[0])
     accounts: list[VenueAccount] = []
     notes: dict[str, None] = {}
     for account_type, outcome in outcomes.items():

@@ -10,13 +10,19 @@ import re
 from collections.abc import Mapping
 
 # For these, CCXT's `fetch_balance` signs in or approves something before it reads.
-_UNSUPPORTED: Mapping[str, str] = {
+_CHANGES_SOMETHING: Mapping[str, str] = {
     "aster": "CCXT approves a broker's fee before it reads a balance",
     "bullish": "CCXT opens a login session before it reads a balance",
     "coinbaseinternational": "CCXT signs in before it reads a balance",
     "grvt": "CCXT signs in and approves a broker's fee before it reads a balance",
     "paradex": "CCXT signs in with the wallet's key before it reads a balance",
     "polymarket": "CCXT creates further credentials before it reads a balance",
+}
+
+_UNSUPPORTED: Mapping[str, str] = {
+    **{name: f"{reason}, and this service only reads." for name, reason in _CHANGES_SOMETHING.items()},
+    # It tells the kind of an account by a bare text, which cannot be told from an outage.
+    "hyperliquid": "It is read by the plugin exchange-service-hyperliquid: install that.",
 }
 
 # The paths of CCXT's requests that read although they are POSTs, each for `fetch_balance` of these exchanges.
@@ -35,7 +41,6 @@ _READS_BY_POST: Mapping[str, tuple[str, ...]] = {
     "derive": ("get_all_portfolios", "get_subaccount"),
     "gemini": ("v1/balances",),
     "htx": ("api/v1/contract_account_info", "swap-api/v1/swap_account_info"),
-    "hyperliquid": ("info",),
     "independentreserve": ("GetAccounts",),
     "indodax": ("getInfo",),
     "kraken": ("BalanceEx",),
@@ -68,8 +73,7 @@ _LEADING_VERSION = re.compile(r"^v\d+/")
 
 def unsupported_reason(exchange_id: str) -> str:
     """Why no balance can be read of this exchange, a sentence; empty where one can."""
-    reason = _UNSUPPORTED.get(exchange_id)
-    return f"{reason}, and this service only reads." if reason else ""
+    return _UNSUPPORTED.get(exchange_id, "")
 
 
 def is_read(exchange_id: str, method: str, path: str) -> bool:

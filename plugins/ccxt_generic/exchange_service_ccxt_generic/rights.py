@@ -36,7 +36,8 @@ def _binance(answer: Any) -> KeyRights:
     if any(rights.get(name) is True for name in _BINANCE_MOVES):
         notes.append("The key may transfer between accounts.")
     return KeyRights(
-        trade=any(rights.get(name) is True for name in _BINANCE_TRADES),
+        # Not each key has all of them; the first is always told.
+        trade=_flag(rights, _BINANCE_TRADES[0]) or any(rights.get(name) is True for name in _BINANCE_TRADES),
         withdraw=_flag(rights, "enableWithdrawals"),
         notes=tuple(notes),
     )
@@ -44,7 +45,8 @@ def _binance(answer: Any) -> KeyRights:
 
 def _bybit(answer: Any) -> KeyRights:
     result = as_object(as_object(answer, "the answer").get("result"), "result")
-    granted = {name: as_list(rights, name) for name, rights in _permissions(result).items()}
+    permissions = as_object(result.get("permissions"), "result.permissions")
+    granted = {name: as_list(rights, name) for name, rights in permissions.items()}
     # 1 for a key that only reads, whatever rights it names besides; 0 for another.
     if result.get("readOnly") not in (0, 1):
         raise VenueMalformed("result.readOnly should be 0 or 1.")
@@ -56,10 +58,6 @@ def _bybit(answer: Any) -> KeyRights:
         expires=_instant(result, "expiredAt"),
         notes=(_NO_ALLOW_LIST,) if result.get("ips") == ["*"] else (),
     )
-
-
-def _permissions(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    return as_object(result.get("permissions"), "result.permissions")
 
 
 def _okx(answer: Any) -> KeyRights:

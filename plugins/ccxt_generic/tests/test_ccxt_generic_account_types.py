@@ -11,6 +11,7 @@ from typing import Any
 
 import exchange_service_ccxt_generic as plugin
 import pytest
+from exchange_service_ccxt_generic import client
 from exchange_service_ccxt_generic.account_types import UNIFIED, type_parameters, wallets
 from exchange_service_ccxt_generic.credentials import read_credential
 from exchange_service_ccxt_generic.simulator import BinanceSimulator, SimulatedWallet
@@ -29,13 +30,14 @@ from exchange_service.plugin_api import (
     VenueMalformed,
     VenueRateLimited,
     VenueTimeout,
+    VenueUnavailable,
 )
 from exchange_service.testing import Fault, venue_call
 
 Read = Callable[..., Awaitable[Balance]]
 Listings = Mapping[str, ExchangeMetadata]
 
-OKX_TRADING = {
+OKX_TRADING: Mapping[str, Any] = {
     "code": "0",
     "data": [{"uTime": "1", "details": [{"ccy": "USDT", "eq": "5", "availEq": "4"}]}],
     "msg": "",
@@ -106,6 +108,15 @@ async def test_all_reads_each_wallet_once_as_an_account_of_its_own(
     assert balance.summary is None
 
 
+async def test_the_stored_kind_of_contract_does_not_make_all_read_a_wallet_twice(
+    read: Read, binance: BinanceSimulator, alice: SimulatedWallet
+) -> None:
+    metadata = {"defaultType": "future", "subType": "inverse"}
+    balance = await read(metadata=metadata, account_type=ALL_ACCOUNT_TYPES)
+    shown = {account.type: totals(account) for account in balance.venue_accounts}
+    assert (shown["future"], shown["delivery"]) == ({"USDT": Decimal("50.5")}, {"BTC": Decimal("0.5")})
+
+
 async def test_where_one_currency_holds_for_all_there_is_one_figure(read: Read, alice: SimulatedWallet) -> None:
     alice.inverse = {}
     balance = await read(account_type=ALL_ACCOUNT_TYPES)
@@ -137,6 +148,17 @@ async def test_a_venue_that_limits_us_is_not_asked_on(
     with pytest.raises(VenueRateLimited):
         await read(account_type=ALL_ACCOUNT_TYPES)
     assert len([request for request in binance.requests if request.account]) == 1
+
+
+async def test_where_no_wallet_can_be_read_trouble_that_passes_is_the_error(
+    read: Read, binance: BinanceSimulator, alice: SimulatedWallet
+) -> None:
+    alice.linear, alice.inverse, alice.margin = None, None, None
+    for path in ("/api/v3/account", "/sapi/v1/asset/get-funding-asset"):
+        binance.fail(Fault(status=502, path=path))
+    # The key of the others is refused, which would be taken for lasting.
+    with pytest.raises(VenueUnavailable):
+        await read(account_type=ALL_ACCOUNT_TYPES)
 
 
 async def test_where_no_wallet_can_be_read_there_is_an_error(
@@ -221,6 +243,45 @@ async def test_bybits_older_account_is_read_wallet_by_wallet(listings: Listings,
     assert sorted(asked_for(told)) == ["CONTRACT", "FUND", "SPOT"]
 
 
+def tell_gate(told: Any, mode: int) -> None:
+    coins = {"USDT": {"available": "7", "freeze": "0"}}
+    told.answers = {
+        "/api/v4/account/detail": json.dumps({"key": {"mode": mode}}).encode(),
+        "/api/v4/unified/accounts": json.dumps({"locked": False, "balances": coins}).encode(),
+        "/api/v4/spot/accounts": b"[]",
+    }
+    told.default = b"[]"
+
+
+@pytest.mark.usefixtures("without_markets")
+@pytest.mark.parametrize("asked", ["", "spot", ALL_ACCOUNT_TYPES])
+async def test_trouble_with_the_kind_of_account_leaves_no_wallet_for_the_plain_kind(
+    listings: Listings, told: Any, asked: str
+) -> None:
+    tell_gate(told, mode=2)
+    told.fail(Fault(status=502, path="/api/v4/account/detail", times=1))
+    options: dict[str, Any] = {"api_key": "abcdef0123456789", "api_secret": "c2VjcmV0", "account_type": asked}
+    async with venue_call(listings["gate"], override=told.url, timeout=20.0, **options) as call:
+        outcomes = await asyncio.gather(*(plugin.fetch_balance(call) for _ in range(3)), return_exceptions=True)
+        after = await plugin.fetch_balance(call)
+    assert {type(outcome) for outcome in outcomes} == {VenueUnavailable}
+    assert [totals(account) for account in after.venue_accounts] == [{"USDT": Decimal(7)}]
+    assert {request.path for request in told.requests} == {"/api/v4/account/detail", "/api/v4/unified/accounts"}
+
+
+@pytest.mark.usefixtures("without_markets")
+async def test_the_kind_of_account_is_asked_for_anew_after_a_while(
+    listings: Listings, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_INSTANCE_AGE", 0.0)
+    options: dict[str, Any] = {"api_key": "abcdef0123456789", "api_secret": "c2VjcmV0"}
+    async with venue_call(listings["gate"], override=told.url, timeout=20.0, **options) as call:
+        tell_gate(told, mode=1)
+        assert list((await plugin.fetch_balance(call)).rows()) == []
+        tell_gate(told, mode=2)
+        assert totals((await plugin.fetch_balance(call)).venue_accounts[0]) == {"USDT": Decimal(7)}
+
+
 @pytest.mark.usefixtures("without_markets")
 @pytest.mark.parametrize(("unified", "expected"), [(True, UNIFIED), (False, "swap")])
 async def test_without_a_wish_the_account_is_called_what_it_is(
@@ -255,6 +316,15 @@ async def test_okxs_two_accounts_are_read_each(listings: Listings, told: Any) ->
     balance = await read_told(listings["okx"], told.url, account_type=ALL_ACCOUNT_TYPES)
     assert [account.type for account in balance.venue_accounts] == ["trading", "funding"]
     assert totals(balance.venue_accounts[1]) == {"BTC": Decimal(1)}
+
+
+@pytest.mark.usefixtures("without_markets")
+async def test_a_second_trading_account_in_okxs_answer_is_not_left_out_without_a_word(
+    listings: Listings, told: Any
+) -> None:
+    told.default = json.dumps({**OKX_TRADING, "data": OKX_TRADING["data"] * 2}).encode()
+    with pytest.raises(VenueMalformed):
+        await read_told(listings["okx"], told.url)
 
 
 def credential_of(listing: ExchangeMetadata, **metadata: str) -> Credential:
@@ -306,7 +376,8 @@ async def test_every_wallet_of_an_exchange_is_another_request(listings: Listings
     other_hosts = {"xt"}
     tell_bybit(told, unified=False)
     # Bitget takes an answer without a fault for a unified account.
-    told.answers["/api/v3/account/settings"] = b'{"code":"40084","msg":"not a unified account"}'
+    told.answers["/api/v3/account/settings"] = b'{"code":"40085","msg":"You are in Classic Account mode"}'
+    told.answers["/api/v4/account/detail"] = b'{"key":{"mode":1}}'
     told.answers["/api/ua/v1/account/mode"] = b'{"code":"200000","data":{"selfAccountMode":"CLASSIC"}}'
     for listing in listings.values():
         types = wallets(listing.id, listing.account_types, {})

@@ -17,7 +17,17 @@ import exchange_service_ccxt_generic as plugin
 import pytest
 from exchange_service_ccxt_generic.simulator import BinanceSimulator, SimulatedWallet
 
-from exchange_service.plugin_api import Balance, ExchangeMetadata, NotSupported, State, VenueError, VenueMalformed
+from exchange_service.plugin_api import (
+    AssetBalance,
+    Balance,
+    CredentialRejected,
+    ExchangeMetadata,
+    NotSupported,
+    PermissionMissing,
+    State,
+    VenueError,
+    VenueMalformed,
+)
 from exchange_service.testing import Fault, venue_call
 
 Read = Callable[..., Awaitable[Balance]]
@@ -204,9 +214,11 @@ async def test_the_venues_own_code_is_left_out_where_it_is_the_same(listings: Li
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_two_assets_that_ccxt_names_alike_are_said_to_be(listings: Listings, told: Any) -> None:
-    told.answers["/v2/auth/r/wallets"] = b'[["exchange","UST",1.5,0,1.5,"",null],["exchange","USDT",2,0,2,"",null]]'
+async def test_what_two_assets_hold_that_ccxt_names_alike_is_not_known(listings: Listings, told: Any) -> None:
+    told.answers["/v2/auth/r/wallets"] = b'[["exchange","UST",1.5,0,1.5,"",null],["exchange","USDT",0,0,0,"",null]]'
     balance = await read_told(listings["bitfinex"], told.url)
+    assert [row for _, row in balance.rows()] == [AssetBalance("USDT")]
+    assert balance.summary is None
     assert len(balance.notes) == 1
     assert "USDT" in balance.notes[0]
 
@@ -222,6 +234,31 @@ async def test_trouble_while_asking_for_the_kind_of_account_is_not_taken_for_a_k
     told.answers[probe] = b"<html>maintenance</html>"
     with pytest.raises(VenueMalformed):
         await read_told(listings[exchange_id], told.url)
+
+
+@pytest.mark.usefixtures("without_markets")
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (403, {"label": "FORBIDDEN", "message": "no right"}, PermissionMissing),
+        (401, {"label": "INVALID_KEY", "message": "Invalid key provided"}, CredentialRejected),
+        (400, {"label": "INVALID_REQUEST", "message": "no"}, VenueMalformed),
+        (200, {"key": {}}, VenueMalformed),
+        (200, {"key": {"mode": 7}}, VenueMalformed),
+    ],
+)
+async def test_a_key_that_may_not_ask_for_the_kind_of_account_reads_no_wallet(
+    listings: Listings, told: Any, status: int, body: Any, expected: type[VenueError]
+) -> None:
+    """Gate's answer for spot would be the plain account's, whichever the user has."""
+    recorded = RECORDED["gate"]
+    tell(told, recorded, recorded["answer"])
+    fault = Fault(status=status, body=json.dumps(body).encode(), path=next(iter(recorded["before"])))
+    told.fail(fault)
+    with pytest.raises(expected) as caught:
+        await read_told(listings["gate"], told.url)
+    assert type(caught.value) is expected
+    assert [request.path for request in told.requests] == [fault.path]
 
 
 @pytest.mark.usefixtures("without_markets")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
@@ -135,6 +136,20 @@ def test_the_venues_own_delay_is_respected(value: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("ends_in", "shortest", "longest"), [(2.0, 1.0, 2.6), (-60.0, 10.0, 10.0), (9000.0, 10.0, 10.0), (None, 10.0, 10.0)]
+)
+def test_bybits_limit_ends_when_bybit_says(ends_in: float | None, shortest: float, longest: float) -> None:
+    from ccxt.base.errors import RateLimitExceeded
+
+    ends = "soon" if ends_in is None else str(int((time.time() + ends_in) * 1000))
+    body = '{"retCode":10006,"retMsg":"Too many visits!"}'
+    answer = Answer(status=200, headers={"X-Bapi-Limit-Reset-Timestamp": ends}, body=body, is_json=True)
+    pause = translated(RateLimitExceeded("x"), answer, "bybit", "Bybit").retry_after
+    assert pause is not None
+    assert shortest <= pause <= longest
+
+
+@pytest.mark.parametrize(
     ("fault", "expected"),
     [
         (Fault.rate_limited("7"), VenueRateLimited),
@@ -143,7 +158,8 @@ def test_the_venues_own_delay_is_respected(value: str, seconds: float) -> None:
             Fault(status=451, body=b'{"code":0,"msg":"Service unavailable from a restricted location"}'),
             RegionRestricted,
         ),
-        (Fault.html(403), PermissionMissing),
+        # Its firewall, which refuses an address that has asked too much; a missing right is -2015.
+        (Fault.html(403), VenueRateLimited),
         (Fault.html(502), VenueUnavailable),
         (Fault(status=503, body=b"Under maintenance", content_type="text/plain"), VenueMaintenance),
         (Fault(status=504, body=b""), VenueTimeout),

@@ -50,6 +50,8 @@ def test_what_is_no_number_comes_through_as_it_is(value: object) -> None:
         "[1e400]",
         "[1e999999999]",
         '{"free": "1e999999999"}',
+        '["exchange", [["BTC", "1e999999999"]]]',
+        '{"rows": [["BTC", "\\u0031e999999999"]]}',
         f"[{'9' * 101}]",
         pytest.param("[" * 100_000, id="nested too deep"),
     ],

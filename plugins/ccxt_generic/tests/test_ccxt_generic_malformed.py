@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 from exchange_service_ccxt_generic.empty import proves_empty
 from exchange_service_ccxt_generic.simulator import BinanceSimulator
 
-from exchange_service.plugin_api import Balance, ExchangeMetadata, VenueMalformed
+from exchange_service.plugin_api import Balance, VenueMalformed
 from exchange_service.testing import Fault
 
 Read = Callable[..., Awaitable[Balance]]
@@ -42,6 +41,7 @@ BROKEN = {
     "a row that is a list": Fault(body=_BESIDE_BTC % b"[]"),
     "a row that is a text": Fault(body=_BESIDE_BTC % b'"x"'),
     "an asset twice": Fault(body=_BESIDE_BTC % b'{"asset":"BTC","free":"2","locked":"0"}'),
+    "an asset twice, once in lower case": Fault(body=_BESIDE_BTC % b'{"asset":"btc","free":"0","locked":"0"}'),
     "a truth value for an amount": Fault(body=_BESIDE_BTC % b'{"asset":"ETH","free":true,"locked":"0"}'),
     "an empty amount": Fault(body=_BESIDE_BTC % b'{"asset":"ETH","free":"","locked":"0"}'),
     "a redirect": Fault.redirect("https://example.org/"),
@@ -79,26 +79,6 @@ async def test_broken_lists_of_markets_are_no_ground_for_a_balance(
         binance.fail(Fault(body=fault.body, content_type=fault.content_type, path=path))
     with pytest.raises(VenueMalformed):
         await read()
-
-
-NONSENSE = [
-    b"<!DOCTYPE html><html><body>We'll be back</body></html>",
-    b"",
-    b"null",
-    b"{}",
-    b'{"balances":[{"asset":"BTC","fr',
-    b'{"balances":[{"asset":"BTC","free":NaN}],"data":[{"ccy":"BTC","bal":NaN}]}',
-    b"[null,{}]",
-    b'[{"x":0}]',
-    b'{"status":"error","foo":{"bar":1}}',
-    b'{"code":0,"result":{"data":null},"data":null,"message":"maintenance"}',
-]
-
-
-def plausible_metadata(listing: ExchangeMetadata) -> dict[str, Any]:
-    """Metadata of the right form for every exchange."""
-    known = {"uid": "12345", "account_id": "12345", "login": "bob", "wallet_address": "0x" + "1a" * 20}
-    return {field.name: known[field.name] for field in listing.credential_fields if field.name in known}
 
 
 def test_an_empty_form_is_only_believed_of_its_exchange_and_account() -> None:

@@ -34,6 +34,7 @@ BYBIT_KEY = {
     },
     "ips": ["*"],
     "expiredAt": "2027-05-15T03:21:05Z",
+    "uta": 1,
 }
 
 
@@ -90,7 +91,8 @@ async def test_coinbase_tells(listings: Listings, may_trade: bool, may_transfer:
     ],
 )
 async def test_bybit_tells(listings: Listings, told: Any, key: Mapping[str, Any], expected: tuple[bool, bool]) -> None:
-    told.answers["/v5/user/query-api"] = json.dumps({"retCode": 0, "result": key}).encode()
+    # The same for the question of the kind of account.
+    told.default = json.dumps({"retCode": 0, "result": key}).encode()
     said = await rights(listings["bybit"], told.url)
     assert (said.trade, said.withdraw) == expected
     assert said.expires == datetime(2027, 5, 15, 3, 21, 5, tzinfo=UTC)
@@ -113,7 +115,8 @@ async def test_okx_tells(listings: Listings, told: Any, granted: str, trade: boo
     ("exchange_id", "answer"),
     [
         ("binance", {"enableReading": True}),
-        ("binance", {"ipRestrict": True, "enableWithdrawals": "no"}),
+        ("binance", {"ipRestrict": True, "enableSpotAndMarginTrading": False, "enableWithdrawals": "no"}),
+        ("binance", {"ipRestrict": True, "enableWithdrawals": False, "enableFutures": False}),
         ("bybit", {"retCode": 0, "result": BYBIT_KEY | {"readOnly": "perhaps"}}),
         ("bybit", {"retCode": 0, "result": BYBIT_KEY | {"permissions": []}}),
         ("bybit", {"retCode": 0, "result": BYBIT_KEY | {"expiredAt": "some day"}}),

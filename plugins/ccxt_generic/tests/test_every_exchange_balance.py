@@ -16,13 +16,11 @@ from plugins.ccxt_generic.tests.every_exchange.well_formed import ACCOUNTS, mean
 LISTINGS: Mapping[str, ExchangeMetadata] = {listing.id: listing for listing in plugin.exchange_manifest().exchanges}
 SERVED = [listing.id for listing in LISTINGS.values() if listing.capabilities.balance]
 NOT_SERVED = sorted(set(LISTINGS) - set(SERVED))
-# Its requests differ in their bodies only, so that no table of paths can answer them; another plugin serves it.
-WITHOUT_A_TABLE = {"hyperliquid"}
 WITH_EMPTY = [exchange_id for exchange_id, account in ACCOUNTS.items() if account.empty is not None]
 
 
 def test_every_exchange_is_either_tried_here_or_listed_with_a_reason() -> None:
-    assert set(ACCOUNTS) | WITHOUT_A_TABLE == set(SERVED)
+    assert set(ACCOUNTS) == set(SERVED)
     assert len(NOT_SERVED) <= 10
     assert all(LISTINGS[exchange_id].unsupported_reason.endswith(".") for exchange_id in NOT_SERVED)
     assert {"binance", "coinbase", "kraken", "okx", "bybit", "apex"} <= set(ACCOUNTS)
@@ -51,7 +49,7 @@ async def test_an_account_without_assets_is_truly_empty(exchange_id: str) -> Non
 
 
 @pytest.mark.parametrize("exchange_id", NOT_SERVED)
-async def test_an_exchange_that_would_sign_in_is_refused_before_any_request(exchange_id: str) -> None:
+async def test_an_exchange_that_is_not_served_is_refused_before_any_request(exchange_id: str) -> None:
     async with opened(LISTINGS[exchange_id], {}) as (venue, call):
         with pytest.raises(NotSupported) as refusal:
             await read(call)

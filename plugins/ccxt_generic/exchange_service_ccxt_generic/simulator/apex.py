@@ -15,6 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from exchange_service.testing import DemoVenue, Fault
+from exchange_service_ccxt_generic.simulator.situations import misbehave
 
 _CONTRACTS = ("BTC", "ETH")
 # Milliseconds that a request's time may be off.
@@ -87,7 +88,7 @@ class ApexSimulator(DemoVenue):
         account = self._demo_account(situation)
         if situation != "refused":
             self.add_account(account)
-        self._misbehave_for(situation, account.api_key)
+        misbehave(self, situation, account.api_key)
         return _row(account)
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
@@ -112,16 +113,6 @@ class ApexSimulator(DemoVenue):
         if situation != "empty":
             account.equity, account.available, account.initial_margin = "2510.400000", "2010.150000", "500.250000"
         return account
-
-    def _misbehave_for(self, situation: str, key: str) -> None:
-        if situation == "limited":
-            self.fail(Fault.rate_limited("30")).account = key
-        elif situation == "slow":
-            self.fail(Fault(delay=3.0, pass_on=True, account=key))
-        elif situation == "stale":
-            # One good answer, then trouble.
-            self.fail(Fault.html(503)).account = key
-            self.fail(Fault(pass_on=True, account=key, times=1))
 
     def move(self) -> None:
         for account in self.accounts.values():

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from exchange_service.testing import DemoVenue, Fault
+from exchange_service_ccxt_generic.simulator.situations import misbehave
 
 _SPOT = (("BTC", "USDT"), ("ETH", "USDT"), ("BNB", "USDT"), ("USDC", "USDT"), ("ETH", "BTC"))
 _LINEAR = (("BTC", "USDT"), ("ETH", "USDT"))
@@ -148,7 +149,7 @@ class BinanceSimulator(DemoVenue):
         row = self._demo_row(situation)
         if situation != "refused":
             self.add_wallet(self._demo_wallet(row, situation))
-        self._misbehave_for(situation, row["api_key"])
+        misbehave(self, situation, row["api_key"])
         return row
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
@@ -184,16 +185,6 @@ class BinanceSimulator(DemoVenue):
             wallet.funding = {"USDT": ("12.5", "0")}
             wallet.portfolio = {"USDT": "1500.25000000"}
         return wallet
-
-    def _misbehave_for(self, situation: str, key: str) -> None:
-        if situation == "limited":
-            self.fail(Fault.rate_limited("30")).account = key
-        elif situation == "slow":
-            self.fail(Fault(delay=3.0, pass_on=True, account=key))
-        elif situation == "stale":
-            # One good answer, then trouble.
-            self.fail(Fault.html(503)).account = key
-            self.fail(Fault(pass_on=True, account=key, times=1))
 
     def move(self) -> None:
         for wallet in self.wallets.values():

@@ -21,6 +21,7 @@ from typing import Any
 from aiohttp import web
 
 from exchange_service.testing import DemoVenue, Fault
+from exchange_service_ccxt_generic.simulator.situations import misbehave
 
 _ACCOUNTS = "/api/v3/brokerage/accounts"
 _FIAT = (("USD", "United States Dollar"), ("EUR", "Euro"))
@@ -153,7 +154,7 @@ class CoinbaseSimulator(DemoVenue):
         profile = self._demo_profile(situation)
         if situation != "refused":
             self.add_profile(profile)
-        self._misbehave_for(situation, profile.name)
+        misbehave(self, situation, profile.name)
         return {"api_key": profile.name, "api_secret": profile.secret}
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
@@ -182,16 +183,6 @@ class CoinbaseSimulator(DemoVenue):
                 "USD": ("3120.55", "100.00"),
             }
         return profile
-
-    def _misbehave_for(self, situation: str, account: str) -> None:
-        if situation == "limited":
-            self.fail(Fault.rate_limited("30")).account = account
-        elif situation == "slow":
-            self.fail(Fault(delay=3.0, pass_on=True, account=account))
-        elif situation == "stale":
-            # One good answer, then trouble.
-            self.fail(Fault.html(503)).account = account
-            self.fail(Fault(pass_on=True, account=account, times=1))
 
     def move(self) -> None:
         for profile in self.profiles.values():

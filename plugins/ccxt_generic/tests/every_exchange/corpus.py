@@ -106,6 +106,8 @@ TRUE_EMPTY_TYPES: Mapping[str, Mapping[str, str]] = {
         "binance": ("funding", "papi"),
         "bitfinex": ("margin", "funding", "derivatives"),
         "fmfwio": ("funding",),
+        "gate": ("margin", "funding"),
+        "gateeu": ("funding",),
         "hashkey": ("swap",),
         "hitbtc": ("funding", "swap"),
         "latoken": ("funding",),

@@ -44,7 +44,7 @@ async def gather_accounts(
     failures = [result for result in results if isinstance(result, VenueError)]
     refused = [failure for failure in failures if isinstance(failure, CredentialRejected)]
     if refused or (failures and len(failures) == len(results)):
-        raise (refused or failures)[0]
+        raise next((failure for failure in refused or failures if failure.transient), (refused or failures)[0])
     name = unread or partial(VenueAccount, type=type)
     return tuple(
         replace(name(account_id), error=result) if isinstance(result, VenueError) else result

@@ -40,6 +40,8 @@ log = structlog.get_logger(__name__)
 # A refused key stays refused until somebody acts: the venue is not asked again for this long, unless a caller forces.
 _REFUSAL_MEMORY = 60.0
 _REFUSALS = (CredentialRejected, PermissionMissing, AddressNotAllowed, CredentialInvalid)
+# These hold for the key whatever account type is asked for.
+_REFUSALS_OF_THE_KEY = (CredentialRejected, AddressNotAllowed, VenueRateLimited)
 # The caller must still get our answer after we have given up waiting.
 _ANSWER_MARGIN = 0.1
 # Seconds by which replicas' clocks may differ.
@@ -126,7 +128,8 @@ class Balances:
         if kept is not None and not forced and self._fresh(kept, self._max_age if max_age is None else max_age):
             return Reading(kept, Source.CACHE, self._age(kept))
         try:
-            self._raise_known_refusal(key, forced=forced)
+            for known in (key, self._key(account.stored(), reference)):
+                self._raise_known_refusal(known, forced=forced)
             stored = await self._fetch(key, account, reference, listing, deadline)
         except ServiceError as error:
             if not forced and error.transient and kept is not None and self.within_grace(kept):
@@ -203,7 +206,8 @@ class Balances:
         if flight is None:
             work = self._refresh(key, account, reference, listing, loop.time() + self._venue_timeout)
             flight = self._flights[key] = _Flight(loop.create_task(work, name=f"refresh {listing.metadata.id}"))
-            flight.task.add_done_callback(partial(self._landed, key, listing.metadata.id, flight))
+            of_the_key = self._key(account.stored(), reference)
+            flight.task.add_done_callback(partial(self._landed, key, of_the_key, listing.metadata.id, flight))
         flight.waiting += 1
         try:
             timeout = max(0.0, deadline - loop.time() - _ANSWER_MARGIN)
@@ -222,7 +226,9 @@ class Balances:
             raise ShuttingDown("The service is shutting down; call again, another replica will answer.")
         return flight.task.result()
 
-    def _landed(self, key: str, exchange_id: str, flight: _Flight, _: asyncio.Task[StoredBalance]) -> None:
+    def _landed(
+        self, key: str, of_the_key: str, exchange_id: str, flight: _Flight, _: asyncio.Task[StoredBalance]
+    ) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
         if flight.task.cancelled():
@@ -235,7 +241,8 @@ class Balances:
             log.debug("fetch.failed", exchange=exchange_id, reason=error.reason)
         if isinstance(error, (*_REFUSALS, VenueRateLimited)):
             pause = _REFUSAL_MEMORY if error.retry_after is None else error.retry_after
-            self._remember(key, _Refusal(error, asyncio.get_running_loop().time() + pause))
+            whose = of_the_key if isinstance(error, _REFUSALS_OF_THE_KEY) else key
+            self._remember(whose, _Refusal(error, asyncio.get_running_loop().time() + pause))
 
     def _remember(self, key: str, refusal: _Refusal) -> None:
         now = asyncio.get_running_loop().time()
@@ -261,7 +268,8 @@ class Balances:
             # A label that is no text, half of a surrogate pair, a time without a zone, more than can be sent.
             name = listing.plugin.info.name
             raise PluginFailed(f"The plugin {name} answered with a balance that cannot be written down.") from None
-        self._refusals.pop(key, None)
+        for known in (key, self._key(account.stored(), reference)):
+            self._refusals.pop(known, None)
         await self._cache.set(key, stored.encoded(), max(self._stale_grace, self._max_age))
         return stored
 

@@ -324,7 +324,8 @@ def _with_something_read(balance: Balance) -> Balance:
     """The balance, unless none of its accounts could be read: then their error is the answer, as for a single one."""
     errors = [account.error for account in balance.venue_accounts if account.error is not None]
     if errors and len(errors) == len(balance.venue_accounts):
-        raise errors[0]
+        # One that passes goes first: it says nothing lasting about the key.
+        raise next((error for error in errors if error.transient), errors[0])
     return balance
 
 

@@ -9,9 +9,18 @@ from pathlib import Path
 import pytest
 
 from exchange_service.errors import FeatureNotEnabled, FieldInvalid
-from exchange_service.plugin_api import AssetBalance, Balance, Summary, VenueAccount, VenueCall, VenueUnavailable
+from exchange_service.plugin_api import (
+    AssetBalance,
+    Balance,
+    PermissionMissing,
+    Summary,
+    VenueAccount,
+    VenueCall,
+    VenueRateLimited,
+    VenueUnavailable,
+)
 from exchange_service.v1.exchange_service_pb2 import AccountSelector
-from tests.harness import USER, Running, ScriptedPlugin, listing, registry_of, serving, streaming, totals
+from tests.harness import USER, Running, ScriptedPlugin, listing, raising, registry_of, serving, streaming, totals
 
 TYPES = ("spot", "margin", "funding")
 
@@ -134,6 +143,24 @@ async def test_where_no_account_could_be_read_their_error_is_the_answer(
     plugin.answer = down
     with pytest.raises(VenueUnavailable):
         await read(running, "")
+
+
+async def test_a_venues_pause_holds_for_every_type_of_the_account(running: Running, plugin: ScriptedPlugin) -> None:
+    plugin.answer = raising(VenueRateLimited("Slowly.", retry_after=30))
+    for account_type in ("spot", "margin", "all"):
+        with pytest.raises(VenueRateLimited):
+            await read(running, account_type)
+    assert len(plugin.calls) == 1
+
+
+async def test_a_right_that_one_type_lacks_says_nothing_about_the_others(
+    running: Running, plugin: ScriptedPlugin
+) -> None:
+    plugin.answer = raising(PermissionMissing("Not margin."))
+    with pytest.raises(PermissionMissing):
+        await read(running, "margin")
+    plugin.answer = obedient
+    assert await read(running, "spot") == {"spot": "1.0"}
 
 
 async def test_a_stream_follows_several_types_of_one_account(running: Running) -> None:

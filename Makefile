@@ -9,7 +9,7 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: run test check bench protos lock docs clean help
+.PHONY: run test check bench protos lock docs audit clean help
 
 help:  ## Show the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -64,11 +64,15 @@ protos: .venv-protos/.ready  ## Generate exchange_service/v1 from protos/
 	scripts/protos
 
 docs: $(VENV)/.dev  ## Rewrite the generated pages of docs/
-	$(BIN)/python scripts/docs.py
+	$(BIN)/python -m scripts.docs
 
 lock:  ## Compile requirements/*.lock again
 	@test -x .venv-lock/bin/uv || ($(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv)
 	scripts/lock
 
+audit:  ## Ask the advisory service about every locked version (needs the network)
+	@test -x .venv-audit/bin/pip-audit || ($(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet pip-audit)
+	@.venv-audit/bin/python scripts/audit.py .venv-audit/bin/pip-audit
+
 clean:  ## Remove everything that was installed or built here
-	rm -rf .venv .venv-protos .venv-oldest .venv-lock build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-protos .venv-oldest .venv-lock .venv-audit build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -14,11 +14,15 @@ from exchange_service.balances import Balances
 from exchange_service.cache import Cache, open_cache
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.catalogue import Catalogue
+from exchange_service.credentials.configured import configured_hash_key, open_configured_store
+from exchange_service.credentials.proof import KeyWatch
 from exchange_service.credentials.references import CachedReferences
-from exchange_service.credentials.sql import SqlCredentialStore, open_store
+from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.feeds import Feeds
 from exchange_service.grpc_server.server import Server, credentials, listen
 from exchange_service.grpc_server.servicer import Servicer
+from exchange_service.identity.callers import Callers
+from exchange_service.identity.ways import certificate_scopes, open_callers, who_may_call
 from exchange_service.registry import Registry, load_registry
 from exchange_service.sessions import Sessions
 from exchange_service.settings import Settings, unknown_variables
@@ -43,6 +47,7 @@ class Service:
     cache: Cache
     balances: Balances
     feeds: Feeds
+    key_watch: KeyWatch
     _stack: AsyncExitStack
 
     @property
@@ -52,6 +57,7 @@ class Service:
 
     async def stop(self) -> None:
         """Say NOT_SERVING, end the streams with a reason, give calls their grace, then close everything."""
+        self.key_watch.end()
         await self.server.set_serving(False)
         await self.feeds.close()
         # Shortly before the grace is over, what still waits for a venue is told why, instead of being cut off.
@@ -94,7 +100,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -
     for problem in registry.problems:
         log.warning("plugin.problem", plugin=problem.plugin.name, reason=problem.reason)
     stack.push_async_callback(registry.close)
-    store = await open_store(settings.database_url, hash_key)
+    store = await open_configured_store(settings, hash_key)
     stack.push_async_callback(store.close)
     cache = await open_cache(settings.cache_url, prefix=settings.cache_prefix)
     stack.push_async_callback(cache.close)
@@ -127,23 +133,78 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -
     )
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
     catalogue = Catalogue(registry, MemoryCache(), status)
-    servicer = Servicer(registry, catalogue, balances, feeds, settings.call_timeout, settings.write_timeout)
-    server = await _listen(settings, servicer)
-    for work, name in ((registry.refresh(), "newer manifests"), (_look_at(store), "first look at the database")):
+    callers = open_callers(settings, hash_key)
+    stack.push_async_callback(callers.close)
+    servicer = Servicer(callers, registry, catalogue, balances, feeds, settings.call_timeout, settings.write_timeout)
+    # Before anybody can call: a service without the right keys is not to be taken for one that works.
+    key_watch = KeyWatch(store)
+    may_serve = await key_watch.first()
+    server = await _listen(settings, servicer, callers)
+    await server.set_serving(may_serve)
+    for work, name in ((registry.refresh(), "newer manifests"), (key_watch.run(server.set_serving), "proof of keys")):
         stack.push_async_callback(_end, asyncio.create_task(work, name=name))
-    await server.set_serving(True)
-    log.info("service.listening", address=server.address, exchanges=len(registry.listings))
-    return Service(settings, server, registry, store, cache, balances, feeds, stack)
+    log.info(
+        "service.listening",
+        address=server.address,
+        exchanges=len(registry.listings),
+        serving=who_may_call(settings),
+    )
+    return Service(settings, server, registry, store, cache, balances, feeds, key_watch, stack)
 
 
 def check_safety(settings: Settings) -> None:
     """Raise UnsafeSettings for settings that would open the service to others unprotected."""
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise UnsafeSettings("Set both tls_certificate and tls_key, or neither.")
-    if not settings.loopback and not settings.tls_certificate and not settings.insecure:
+    _check_identity(settings)
+    _check_openness(settings)
+    if not settings.loopback and os.environ.get("GRPC_TRACE", "none") not in ("", "none"):
+        # It is gRPC's own, and writes the metadata of every call, tokens among them, past our log.
+        raise UnsafeSettings("GRPC_TRACE is set, which writes callers' tokens to standard error: unset it.")
+    if settings.keyset_file is not None and settings.keyset is not None:
+        raise UnsafeSettings("Set either keyset_file or keyset: nothing says which of two keysets seals.")
+    if not settings.allow_plaintext and settings.keyset_file is None and settings.keyset is None:
+        raise UnsafeSettings("allow_plaintext=false leaves nothing to read without a keyset: set keyset_file.")
+
+
+def _check_identity(settings: Settings) -> None:
+    """Raise UnsafeSettings where the ways to tell callers apart contradict each other."""
+    if settings.jwt_jwks_url and settings.jwt_jwks_file:
+        raise UnsafeSettings("Set jwt_jwks_url or jwt_jwks_file, not both.")
+    if settings.knows_callers and (settings.open_to_all or settings.insecure):
+        name = "open_to_all" if settings.open_to_all else "insecure"
+        raise UnsafeSettings(f"{name} serves anybody, and other settings tell callers apart. Set one or the other.")
+    if settings.tls_client_ca and not settings.tls_certificate:
+        raise UnsafeSettings("tls_client_ca needs TLS: set tls_certificate and tls_key.")
+    if settings.client_certificates and not settings.tls_client_ca:
+        raise UnsafeSettings("client_certificates needs tls_client_ca, by which the certificates are checked.")
+    if settings.tls_client_ca and not settings.knows_callers and not settings.open_to_all:
+        raise UnsafeSettings("tls_client_ca alone says of nobody whom he may read: add client_certificates.")
+    try:
+        certificate_scopes(settings)
+    except ValueError as error:
+        raise UnsafeSettings(str(error)) from None
+
+
+def _check_openness(settings: Settings) -> None:
+    """Raise UnsafeSettings where others than this machine's programs could read unasked, or overhear."""
+    if settings.loopback:
+        return
+    if not settings.tls_certificate and settings.knows_callers:
+        raise UnsafeSettings(
+            f"{settings.address} can be reached by others, and without TLS the callers' tokens would cross the "
+            "network in the clear: set tls_certificate and tls_key."
+        )
+    if not settings.tls_certificate and not settings.insecure:
         raise UnsafeSettings(
             f"{settings.address} can be reached by others and TLS is not set: set tls_certificate and tls_key, "
             "or insecure=true to serve anybody who reaches the port."
+        )
+    if not (settings.knows_callers or settings.open_to_all or settings.insecure):
+        raise UnsafeSettings(
+            f"{settings.address} can be reached by others, and nothing tells callers apart: set service_tokens, "
+            "jwt_secret, jwt_jwks_url, or tls_client_ca with client_certificates; or open_to_all=true to show every "
+            "user's balances to anybody who reaches the port."
         )
 
 
@@ -166,26 +227,17 @@ def check_overrides(settings: Settings, registry: Registry) -> dict[str, str]:
 
 
 def _hash_key(settings: Settings) -> bytes:
-    if settings.hash_key is not None:
-        return settings.hash_key.get_secret_value().encode()
-    if not settings.cache_url.startswith("memory:"):
+    if settings.hash_key is None and not settings.cache_url.startswith("memory:"):
         log.warning("settings.hash_key_unset", effect="this process shares no kept balances with other replicas")
-    return secrets.token_bytes(32)
+    return configured_hash_key(settings)
 
 
-async def _listen(settings: Settings, servicer: Servicer) -> Server:
+async def _listen(settings: Settings, servicer: Servicer, callers: Callers) -> Server:
     tls = None
     if settings.tls_certificate and settings.tls_key:
-        tls = credentials(settings.tls_certificate, settings.tls_key)
+        tls = credentials(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     reflect = settings.loopback if settings.reflection is None else settings.reflection
-    return await listen(servicer, settings.address, tls=tls, reflect=reflect)
-
-
-async def _look_at(store: SqlCredentialStore) -> None:
-    """Say at once that the database does not answer, and not only when somebody needs it."""
-    problem = await store.problem()
-    if problem:
-        log.warning("database.out_of_reach", problem=problem)
+    return await listen(servicer, callers, settings.address, tls=tls, reflect=reflect)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

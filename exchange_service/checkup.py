@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from exchange_service.app import check_overrides
 from exchange_service.credentials import CredentialReference
-from exchange_service.credentials.sql import SqlCredentialStore, open_store
+from exchange_service.credentials.configured import open_configured_store
+from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.errors import CredentialMissing, NotSupported, ServiceError
 from exchange_service.model import ALL_ACCOUNT_TYPES, Account, Balance, KeyRights
 from exchange_service.registry import Listing, Registry, load_registry
@@ -97,8 +98,7 @@ def _warnings(rights: KeyRights | None) -> tuple[str, ...]:
 async def open_checker(settings: Settings) -> AsyncIterator[Checker]:
     """A checker on the settings' database and plugins; everything that it opened is closed at the end."""
     registry = load_registry(choices=settings.exchange_plugins)
-    # The hash key only marks versions here, so any will do.
-    store = await open_store(settings.database_url, b"checkup")
+    store = await open_configured_store(settings)
     http = VenueHttpPool(timeout=settings.venue_timeout)
     sessions = Sessions(store.open, http, overrides=check_overrides(settings, registry))
     try:

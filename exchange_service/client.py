@@ -11,6 +11,7 @@ error of `exchange_service.errors` that the server's reason stands for.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -39,7 +40,7 @@ from exchange_service.v1.exchange_service_pb2 import (
     StreamBalancesResponse,
 )
 
-__all__ = ["ExchangeServiceClient", "ServiceUnreachable"]
+__all__ = ["ExchangeServiceClient", "ServiceUnreachable", "is_loopback"]
 
 _OPTIONS = (
     # A connection that died without a word is noticed within 40 seconds, and not at all by default.
@@ -56,7 +57,8 @@ class ServiceUnreachable(ServiceError):
 
 
 class ExchangeServiceClient:
-    """One channel to the service. `metadata` goes with every call; `timeout` is in seconds, for the unary ones."""
+    """One channel to the service. `metadata` goes with every call, and `token` as its bearer; `timeout` is in seconds,
+    for the unary ones. ValueError for a token that would cross a network in the clear, in the metadata too."""
 
     def __init__(
         self,
@@ -64,15 +66,22 @@ class ExchangeServiceClient:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Sequence[tuple[str, str]] = (),
+        token: str = "",
         timeout: float = 10.0,
     ) -> None:
+        local = is_loopback(address)
+        bears_token = token or any(name.lower() == "authorization" for name, _ in metadata)
+        if bears_token and credentials is None and not local:
+            raise ValueError("A token is not sent to another machine in plaintext: use TLS.")
         self._address = address
-        self._metadata = tuple(metadata)
+        self._metadata = (*metadata, ("authorization", f"Bearer {token}")) if token else tuple(metadata)
         self._timeout = timeout
+        # gRPC would take a call to this very machine, with its token, to the proxy that the environment names.
+        options = [*_OPTIONS, ("grpc.enable_http_proxy", 0 if local else 1)]
         if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, options=list(_OPTIONS))
+            self._channel = grpc.aio.insecure_channel(address, options=options)
         else:
-            self._channel = grpc.aio.secure_channel(address, credentials, options=list(_OPTIONS))
+            self._channel = grpc.aio.secure_channel(address, credentials, options=options)
         self._stub: Any = exchange_service_pb2_grpc.ExchangeServiceStub(self._channel)
 
     async def __aenter__(self) -> ExchangeServiceClient:
@@ -230,6 +239,18 @@ class ExchangeServiceClient:
             f"The service at {self._address} did not answer ({error.code().name}: {text[:200]}). "
             "Is it running? Start it with `exchange-service serve` or `exchange-service demo`."
         )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a service's address, host:port, is on this machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost" or address.startswith("unix:"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        # Another name, "127.example.com" too: it may lead anywhere.
+        return False
 
 
 def _from_status(status: status_pb2.Status) -> ServiceError:

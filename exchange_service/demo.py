@@ -67,6 +67,10 @@ async def running_demo(settings: Settings, *, redis: bool = False) -> AsyncItera
         changes: dict[str, Any] = {
             "database_url": f"sqlite:///{folder / 'demo.db'}",
             "venue_urls": {name: venue.url for name, venue in venues.items()} | settings.venue_urls,
+            # The keys are the real database's, and play no part here.
+            "keyset_file": None,
+            "keyset": None,
+            "allow_plaintext": True,
         }
         if redis:
             changes["cache_url"] = _start_redis(stack)

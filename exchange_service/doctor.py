@@ -7,8 +7,12 @@ from enum import Enum
 
 from exchange_service.app import UnsafeSettings, check_overrides, check_safety
 from exchange_service.cache import open_cache
-from exchange_service.credentials.sql import SqlCredentialStore, open_store
+from exchange_service.credentials.configured import open_configured_store
+from exchange_service.credentials.proof import prove_keys
+from exchange_service.credentials.rewriting import survey
+from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.errors import CredentialInvalid, ServiceError
+from exchange_service.identity.ways import who_may_call
 from exchange_service.model import Account, Credential, ExchangeMetadata
 from exchange_service.registry import Registry, load_registry
 from exchange_service.settings import Settings
@@ -35,11 +39,11 @@ async def examine(settings: Settings) -> list[Finding]:
     """Look at everything; nothing is changed, but that a missing credential table is created."""
     registry = load_registry(choices=settings.exchange_plugins)
     findings = [*_settings(settings, registry), *_plugins(registry), *await _cache(settings)]
-    # The hash key only marks versions here, so any will do.
-    store = await open_store(settings.database_url, b"doctor")
+    store = await open_configured_store(settings)
     try:
         findings += await _database(store)
         if findings[-1].severity is not Severity.ERROR:
+            findings += await _keys(store)
             findings += await _credentials(store, registry)
     finally:
         await store.close()
@@ -52,7 +56,8 @@ def _settings(settings: Settings, registry: Registry) -> list[Finding]:
     try:
         check_safety(settings)
         check_overrides(settings, registry)
-        findings.append(Finding(Severity.WELL, "settings", f"the service would listen on {settings.address}."))
+        text = f"the service would listen on {settings.address}, {who_may_call(settings)}."
+        findings.append(Finding(Severity.WELL, "settings", text))
     except UnsafeSettings as unsafe:
         findings.append(Finding(Severity.ERROR, "settings", str(unsafe)))
     if settings.hash_key is None and not settings.cache_url.startswith("memory:"):
@@ -92,6 +97,30 @@ async def _database(store: SqlCredentialStore) -> list[Finding]:
         return [Finding(Severity.ERROR, "database", f"{problem.rstrip('.')}. Check database_url.")]
     warnings = [Finding(Severity.WARNING, "database", text) for text in await store.warnings()]
     return [*warnings, Finding(Severity.WELL, "database", "it answers, and the table is there.")]
+
+
+async def _keys(store: SqlCredentialStore) -> list[Finding]:
+    """Whether credentials are sealed, and whether the keys open them."""
+    problems = [Finding(Severity.ERROR, "keys", text) for text in (await prove_keys(store)).problems]
+    if problems:
+        return problems
+    found, vault = await survey(store), store.vault
+    if vault.keys is None:
+        advice = "`exchange-service keys create FILE`, set keyset_file, then `exchange-service credentials seal`"
+        text = f"there is no keyset, so credentials are stored in plain text ({found.plain_rows} now): {advice}."
+        return [Finding(Severity.WARNING, "keys", text)]
+    primary = await vault.keys.primary()
+    sealed, older = found.values_by_key.total(), found.values_by_key.total() - found.values_by_key[primary]
+    findings = [Finding(Severity.WELL, "keys", f"sealed values: {sealed}; the keys open them.")]
+    if older:
+        text = f"values sealed with a key that is not the primary: {older}; `exchange-service credentials rewrap`."
+        findings.append(Finding(Severity.WARNING, "keys", text))
+    if found.plain_rows:
+        severity = Severity.WARNING if vault.allow_plaintext else Severity.ERROR
+        refused = "" if vault.allow_plaintext else ", refused because allow_plaintext is false"
+        text = f"credentials in plain text{refused}: {found.plain_rows}; `exchange-service credentials seal --all`."
+        findings.append(Finding(severity, "keys", text))
+    return findings
 
 
 async def _credentials(store: SqlCredentialStore, registry: Registry) -> list[Finding]:

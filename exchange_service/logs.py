@@ -1,28 +1,86 @@
-"""Log lines: structured, on standard error, so that standard output stays what programs read."""
+"""Log lines: structured, on standard error, so that standard output stays what programs read.
+
+Whatever is written passes `redaction.redacted` last before it is rendered: our own lines as their last processor, other
+libraries' lines in the one handler.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from collections.abc import Mapping, MutableMapping
+from typing import Any, TextIO, cast
 
 import structlog
+
+from exchange_service.redaction import redacted
+
+# Below INFO these quote statements with their parameters, requests with their headers, or whole answers.
+QUOTING_LOGGERS = ("aiosqlite", "ccxt", "psycopg", "redis", "sqlalchemy", "urllib3")
 
 
 def configure_logging(level: str = "warning", style: str = "auto") -> None:
     """Lines of `level` and above; `style` is "console" for people, "json", or "auto" for what fits standard error."""
     for_people = style == "console" or (style == "auto" and sys.stderr.isatty())
-    # Other libraries' own lines are not ours to redact: only their warnings are shown.
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    renderer: Any = structlog.dev.ConsoleRenderer() if for_people else structlog.processors.JSONRenderer()
+    _listen_to_libraries()
+    renderer: Any = structlog.processors.JSONRenderer()
+    if for_people:
+        # The pretty formatter would show the values of local variables.
+        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            redact_event,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", StandardError())),
         cache_logger_on_first_use=False,
     )
+
+
+def redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """A structlog processor: the event without its secrets."""
+    return {redacted(name): redacted(value, name) for name, value in event.items()}
+
+
+class StandardError:
+    """Standard error, whatever that is at the time."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class LibraryLines(logging.Handler):
+    """Writes the standard library's records to standard error, without their secrets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        self.addFilter(_quotes_nothing)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{redacted(self.format(record))}\n")
+        except Exception:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
+        """A line that cannot be written is lost: the standard library would print its arguments in full."""
+
+
+def _quotes_nothing(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.INFO or record.name.partition(".")[0] not in QUOTING_LOGGERS
+
+
+def _listen_to_libraries() -> None:
+    """Let other libraries' warnings through, by one handler of ours."""
+    root = logging.getLogger()
+    if not any(isinstance(handler, LibraryLines) for handler in root.handlers):
+        root.addHandler(LibraryLines())

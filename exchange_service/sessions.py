@@ -7,7 +7,7 @@ own errors, and with an answer of the promised shape.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -39,6 +39,7 @@ from exchange_service.model import (
     VenueAccount,
 )
 from exchange_service.plugin_api import VenueCall
+from exchange_service.redaction import LIVE, Held, is_secret_name
 from exchange_service.registry import Listing
 from exchange_service.state import State
 from exchange_service.venue_http import VenueHttpPool
@@ -65,6 +66,8 @@ class _Session:
     idle_since: float = 0.0
     # Another version has taken its place, or it was forgotten; it is closed when its last call ends.
     retired: bool = False
+    # While it is open, no log line shows what it opened.
+    held: Held | None = None
 
 
 class Sessions:
@@ -132,6 +135,8 @@ class Sessions:
         session.users += 1
         try:
             credential = await asyncio.shield(session.opened)
+            if session.held is None:
+                session.held = LIVE.hold(_secret_texts(credential, listing.metadata))
             account = replace(reference.account, account_type=account_type)
             call = self._call(listing, account, credential, session.state, deadline)
         except BaseException:
@@ -151,6 +156,8 @@ class Sessions:
     def _close_if_done(self, session: _Session) -> None:
         """Close a retired session that nobody uses, beside the call: a plugin's closing may take its time."""
         if session.retired and not session.users:
+            if session.held is not None:
+                session.held.release()
             task = asyncio.get_running_loop().create_task(session.state.close(), name="session closing")
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -219,6 +226,30 @@ class Sessions:
             self.forget(account)
         if self._closing:
             await asyncio.wait(self._closing)
+
+
+def _secret_texts(credential: Credential, metadata: ExchangeMetadata) -> Iterator[str]:
+    """What of the credential is a secret, by its listing's word where it has one; an account's number may be shown."""
+    declared = {asked.name: asked.secret for asked in metadata.credential_fields}
+    for name in ("api_key", "api_secret", "passphrase"):
+        if declared.get(name, True):
+            yield getattr(credential, name).reveal()
+    for name, value in credential.metadata.items():
+        if declared.get(name, is_secret_name(name)):
+            yield from _texts_in(value)
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    """Every text within a JSON value, however deep."""
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, Mapping):
+            left.extend(item.values())
+        elif isinstance(item, list | tuple):
+            left.extend(item)
 
 
 def venue_environment(metadata: ExchangeMetadata, account: Account, credential: Credential) -> Environment:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import Field, SecretStr, field_validator
@@ -15,6 +17,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from exchange_service.redaction import redacted
 
 ENVIRONMENT_PREFIX = "EXCHANGE_SERVICE_"
 CONFIG_VARIABLE = f"{ENVIRONMENT_PREFIX}CONFIG"
@@ -43,12 +47,74 @@ class Settings(BaseSettings):
     insecure: bool = Field(
         False, description="Listen elsewhere than on loopback without TLS: anybody who reaches the port is served."
     )
+    open_to_all: bool = Field(
+        False, description="Listen elsewhere than on loopback with TLS, and serve every user's balances to anybody."
+    )
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file with who signs clients' certificates: every connection then needs one."
+    )
+    client_certificates: dict[str, str | list[str]] = Field(
+        default_factory=dict,
+        description="Whom the holder of a client certificate may read, by the certificate's DNS name, or by its common "
+        'name where it has none, as JSON: {"billing": "*", "desk": ["alice", "bob"], "gateway": "act-as"}. '
+        "Others are refused.",
+    )
+    service_tokens: bool = Field(
+        False, description="Take the tokens that `exchange-service tokens create` makes; they are kept in the database."
+    )
+    jwt_secret: SecretStr | None = Field(
+        None, description="Secret of JWTs that are signed with HS256, 32 bytes or more, such as Supabase's JWT secret."
+    )
+    jwt_jwks_url: str | None = Field(
+        None, description="Where the issuer of JWTs publishes its keys (a JWKS), https://…; read again as they change."
+    )
+    jwt_jwks_file: Path | None = Field(None, description="The same from a file, which may be replaced at any time.")
+    jwt_audience: str = Field(
+        "authenticated",
+        description='The audience ("aud") that a JWT must be made for. Empty: only JWTs that name none are taken.',
+    )
+    jwt_issuer: str | None = Field(None, description='The issuer ("iss") that a JWT must name. Unset: any.')
+    jwt_users_claim: str = Field(
+        "exchange_service_users",
+        min_length=1,
+        description='The claim by which a JWT may read more users than its subject: "*", "act-as" or a list.',
+    )
+    jwt_leeway: float = Field(
+        60.0, ge=0, le=300, description="Seconds by which the clock of a JWT's issuer may differ from ours."
+    )
+    user_calls: int = Field(50, ge=1, le=1_000_000, description="Calls a second that a user's own token may make.")
+    user_refreshes: int = Field(
+        30, ge=1, le=1_000_000, description="Refreshes a minute that a user's own token may force (max_age below 1 s)."
+    )
+    user_streams: int = Field(
+        20, ge=1, le=1_000_000, description="Streams that a user's own token may have open at once, in each process."
+    )
+    service_calls: int = Field(
+        2000, ge=1, le=1_000_000, description="Calls a second that a service's token or certificate may make."
+    )
+    service_refreshes: int = Field(
+        3000, ge=1, le=1_000_000, description="Refreshes a minute that a service's token or certificate may force."
+    )
+    service_streams: int = Field(
+        20_000, ge=1, le=1_000_000, description="Streams that a service may have open at once, in each process."
+    )
     reflection: bool | None = Field(
         None, description="Let clients ask for the service's description. Unset: on loopback only."
     )
     database_url: str = Field(
         default_factory=_default_database,
         description="Where credentials are stored: sqlite:///path or postgresql://user:password@host/name.",
+    )
+    keyset_file: Path | None = Field(
+        None, description="File with the keys that seal credentials, made by `exchange-service keys create`."
+    )
+    keyset: SecretStr | None = Field(
+        None, description="The same JSON object as in a keyset_file, for who keeps secrets in the environment."
+    )
+    allow_plaintext: bool = Field(
+        True,
+        description="Read credentials that are stored in plain text, too. false, once all are sealed, refuses a plain "
+        "one that somebody put in the place of a sealed one.",
     )
     cache_url: str = Field(
         "memory://", description="Where balances are kept for a short time: memory:// or redis://host:6379/0."
@@ -121,7 +187,24 @@ class Settings(BaseSettings):
             raise ValueError("it should be host:port, such as 127.0.0.1:50051")
         return value
 
-    @field_validator("tls_certificate", "tls_key")
+    @field_validator("jwt_jwks_url")
+    @classmethod
+    def _issuer_address(cls, value: str | None) -> str | None:
+        """Keys that come in the clear may be anybody's; from this machine they come from nobody else."""
+        if value is not None and not value.startswith("https://"):
+            host = urlsplit(value).hostname or ""
+            if not value.startswith("http://") or not _is_loopback(host):
+                raise ValueError("it should begin with https://")
+        return value
+
+    @field_validator("jwt_secret")
+    @classmethod
+    def _secret_long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value().encode()) < 32:
+            raise ValueError("it should have 32 bytes or more")
+        return value
+
+    @field_validator("tls_certificate", "tls_key", "tls_client_ca", "jwt_jwks_file")
     @classmethod
     def _file(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
@@ -134,6 +217,11 @@ class Settings(BaseSettings):
         if value is not None and len(value.get_secret_value()) < 16:
             raise ValueError("it should have 16 characters or more")
         return value
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """What `repr` shows: an address without the user and the password that it may hold."""
+        shown = super().__repr_args__()
+        return [(name, redacted(value) if isinstance(value, str | dict) else value) for name, value in shown]
 
     @classmethod
     def settings_customise_sources(
@@ -151,18 +239,34 @@ class Settings(BaseSettings):
     @property
     def loopback(self) -> bool:
         """Whether the service can be reached from this machine only."""
-        host = self.address.rpartition(":")[0].strip("[]")
-        if host == "localhost" or self.address.startswith("unix:"):
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            # Another name, "127.example.com" too: it may lead anywhere.
-            return False
+        return self.address.startswith("unix:") or _is_loopback(self.address.rpartition(":")[0].strip("[]"))
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether callers may prove who they are by a bearer token."""
+        return bool(self.service_tokens or self.jwt_secret or self.jwt_jwks_url or self.jwt_jwks_file)
+
+    @property
+    def knows_callers(self) -> bool:
+        """Whether there is any way for a caller to prove who he is; each call then needs one."""
+        return self.takes_tokens or bool(self.client_certificates)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        # Another name, "127.example.com" too: it may lead anywhere.
+        return False
 
 
 # Variables with our prefix that are no settings: the command line's, and the tests'.
-_OTHER_VARIABLES = ("CONFIG", "PLAINTEXT", "TLS_CA", "HEADER", "TIMEOUT", "OUTPUT", "USER")
+_OTHER_VARIABLES = (
+    *("CONFIG", "PLAINTEXT", "TLS_CA", "HEADER", "TIMEOUT", "OUTPUT", "USER"),
+    *("TOKEN", "CLIENT_CERTIFICATE", "CLIENT_KEY"),
+)
 
 
 def unknown_variables() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -14,9 +14,16 @@ T = TypeVar("T")
 _CLOSE_LIMIT = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A value that does not show itself: a task's `repr`, which asyncio logs, shows its result."""
+
+    value: Any = field(repr=False)
+
+
 @dataclass(slots=True)
 class _Entry:
-    task: asyncio.Task[Any]
+    task: asyncio.Task[_Made]
     close: Callable[[Any], Awaitable[None]] | None
     expires: float | None = None
 
@@ -60,7 +67,7 @@ class State:
             self._entries[name] = entry
             entry.task.add_done_callback(lambda task: self._made(name, entry, max_age))
         try:
-            value: T = await asyncio.shield(entry.task)
+            value: T = (await asyncio.shield(entry.task)).value
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if entry.task.cancelled() and caller is not None and not caller.cancelling():
@@ -104,9 +111,9 @@ class State:
             task.cancel()
 
 
-async def _run(make: Callable[[], Awaitable[T]]) -> T:
+async def _run(make: Callable[[], Awaitable[Any]]) -> _Made:
     try:
-        return await make()
+        return _Made(await make())
     except SystemExit:
         # Out of a task it would end the event loop, and with it the service.
         raise RuntimeError("the making of a value wanted to exit") from None
@@ -120,4 +127,4 @@ async def _close(entry: _Entry) -> None:
         return
     # A value that cannot be closed is as good as closed; an exit out of a task would end the service.
     with contextlib.suppress(Exception, SystemExit):
-        await entry.close(entry.task.result())
+        await entry.close(entry.task.result().value)

@@ -2,18 +2,23 @@
 
 What it keeps a plugin, a venue and the other users safe from: a redirect that carries a key to another host, a body
 or a compressed bomb that fills the memory, cookies that one user's answer sets and another's request sends, a proxy
-that the environment names, a host that the manifest does not, and waiting without end.
+that the environment names, a host that the manifest does not, an address inside our own network, and waiting without
+end.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+import ipaddress
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import structlog
+from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from exchange_service.errors import (
@@ -37,6 +42,15 @@ PUBLIC_BODY_LIMIT = 64 * 1024 * 1024
 CONNECT_TIMEOUT = 3.0
 _USER_AGENT = "exchange-service"
 _CHUNK = 64 * 1024
+# Public by their numbers, but in the clouds of Azure and Oracle a machine's way to the cloud's own services; and what
+# Python has called private only of late.
+_CLOUDS = tuple(map(ipaddress.ip_network, ("168.63.129.16/32", "192.0.0.0/24", "64:ff9b:1::/48")))
+# The network by which IPv6-only machines reach IPv4 addresses, which stand in the last four bytes.
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# Log lines about addresses of one venue: whoever answers for its name may name another one each time.
+_MOST_TOLD = 20
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +103,10 @@ def _bounded_response(venue: str, limit: int) -> type[aiohttp.ClientResponse]:
     """A response class whose every way to the body goes through a `read` that stops at `limit` bytes."""
 
     class BoundedResponse(aiohttp.ClientResponse):
+        def __repr__(self) -> str:
+            # aiohttp's own has the whole URL, and is logged where a response was left open.
+            return f"<BoundedResponse of {venue}: {self.status}>"
+
         async def read(self) -> bytes:
             if self._body is None:
                 chunks, size = [], 0
@@ -120,6 +138,43 @@ def _guard(venue: str, origins: frozenset[str]) -> aiohttp.ClientMiddlewareType:
     return guard
 
 
+class _InsideAddress(OSError):
+    """A host led to an address to which no request is sent."""
+
+
+def leads_outside(address: str) -> bool:
+    """Whether an IP address is one of the public internet: not of this machine, of a private network, of a cloud's
+    metadata, or of a group, and not an IPv6 spelling of such an IPv4 address."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        teredo = ip.teredo[1] if ip.teredo else None
+        nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
+        inner = ip.ipv4_mapped or ip.sixtofour or teredo or nat64
+        if inner is not None:
+            return leads_outside(str(inner))
+        if ip.is_site_local:
+            return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved and not any(ip in network for network in _CLOUDS)
+
+
+def _outward_sockets(venue: str) -> Callable[[aiohttp.AddrInfoType], socket.socket]:
+    """Makes sockets for public addresses only. It is asked with the very address that is connected to next, so that a
+    name that leads elsewhere a moment later, and an address in the place of a name, are met as well."""
+
+    told: set[str] = set()
+
+    def open_socket(where: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, (address, *_) = where
+        if not leads_outside(str(address)):
+            if address not in told and len(told) < _MOST_TOLD:
+                told.add(address)
+                log.warning("venue.address_refused", venue=venue, address=address)
+            raise _InsideAddress
+        return socket.socket(family=family, type=kind, proto=protocol)
+
+    return open_socket
+
+
 @contextmanager
 def _named_failures(venue: str) -> Iterator[None]:
     """Turn what fails below HTTP into our errors, without the exception's text: it may hold a signed URL."""
@@ -128,6 +183,11 @@ def _named_failures(venue: str) -> Iterator[None]:
     except TimeoutError:
         raise VenueTimeout(f"{venue} did not answer in time.") from None
     except aiohttp.ClientConnectionError as error:
+        if isinstance(getattr(error, "os_error", None), _InsideAddress):
+            raise VenueUnavailable(
+                f"{venue}'s host leads to an address that is not of the public internet, so nothing is sent there. "
+                "Where that is meant, the operator names the host in venue_urls."
+            ) from None
         if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError):
             raise VenueUnavailable(f"{venue} cannot be reached, or ended the connection.") from None
         raise VenueUnavailable(f"{venue} cannot be reached.") from None
@@ -191,8 +251,10 @@ class VenueHttp:
 class VenueHttpPool:
     """One guarded session for each exchange and environment, made when first asked for."""
 
-    def __init__(self, *, timeout: float) -> None:
+    def __init__(self, *, timeout: float, resolver: AbstractResolver | None = None) -> None:
         self._timeout = timeout
+        # None: the system's.
+        self._resolver = resolver
         self._sessions: dict[tuple[str, str, bool], VenueHttp] = {}
 
     def http(
@@ -200,7 +262,8 @@ class VenueHttpPool:
     ) -> VenueHttp:
         """The session that reaches the environment's hosts, or only the operator's `override` where one is set.
 
-        `public`: for market data, with the larger size limit.
+        The operator's host may be inside our own network, a manifest's may not. `public`: for market data, with the
+        larger size limit.
         """
         key = (exchange.id, environment.name, public)
         if key not in self._sessions:
@@ -208,6 +271,9 @@ class VenueHttpPool:
             origins = frozenset(_origin(URL(url)) for url in urls)
             limit = PUBLIC_BODY_LIMIT if public else ACCOUNT_BODY_LIMIT
             session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    resolver=self._resolver, socket_factory=None if override else _outward_sockets(exchange.name)
+                ),
                 middlewares=(_guard(exchange.name, origins),),
                 response_class=_bounded_response(exchange.name, limit),
                 cookie_jar=aiohttp.DummyCookieJar(),

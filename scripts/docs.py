@@ -21,6 +21,7 @@ from exchange_service.model import Account, Credential
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 from exchange_service.testing.venue import TROUBLES, DemoVenue
 from exchange_service.v1 import error_reason_pb2
+from scripts.threats import security_page
 
 ROOT = Path(__file__).parent.parent
 _REASON = re.compile(r"  // (?P<text>[^\n]*(?:\n  // [^\n]*)*)\n  ERROR_REASON_(?P<name>[A-Z_]+) = \d+;")
@@ -174,6 +175,7 @@ def generated() -> dict[Path, str]:
     return {
         operations: with_settings(operations.read_text()),
         ROOT / "docs" / "errors.md": reasons_page(),
+        ROOT / "docs" / "security.md": security_page(),
         ROOT / "docs" / "venues.md": asyncio.run(venues_page()),
     }
 

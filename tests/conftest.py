@@ -5,12 +5,26 @@ from __future__ import annotations
 import socket
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy import make_url
 
 from tests.servers import PostgresServer, RedisServer, postgres_address, redis_address
+
+# A property of a test: what the canary searched and found, as a sentence.
+CANARY = "canary"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what the canary searched, also over the workers of pytest-xdist."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "teardown":
+                for name, value in getattr(report, "user_properties", ()):
+                    if name == CANARY:
+                        terminalreporter.write_line(value)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "accounts": {"arithmetic", "errors", "model"},
     "app": {
-        *{"balances", "cache", "catalogue", "credentials", "feeds", "grpc_server", "registry", "sessions"},
+        *{"balances", "cache", "catalogue", "credentials", "feeds", "grpc_server", "identity", "registry", "sessions"},
         *{"settings", "venue_http", "venue_status"},
     },
     "arithmetic": set(),
@@ -32,24 +32,28 @@ ALLOWED: dict[str, set[str]] = {
     },
     "cli": {
         *{"__init__", "app", "checkup", "client", "credentials", "demo", "doctor", "errors", "grpc_server", "model"},
-        *{"logs", "payload", "registry", "settings", "v1"},
+        *{"identity", "logs", "payload", "registry", "settings", "v1"},
     },
     "client": {"errors", "v1"},
     "credential_fields": {"errors", "model"},
-    "credentials": {"errors", "model"},
+    "credentials": {"errors", "model", "settings"},
     "demo": {"app", "model", "settings", "testing"},
-    "doctor": {"app", "cache", "credentials", "errors", "model", "registry", "settings"},
+    "doctor": {"app", "cache", "credentials", "errors", "identity", "model", "registry", "settings"},
     "errors": set(),
     "feeds": {"balances", "errors", "model", "registry", "wire"},
-    "grpc_server": {"balances", "catalogue", "errors", "feeds", "registry", "v1", "wire"},
-    "logs": set(),
+    "grpc_server": {"balances", "catalogue", "errors", "feeds", "identity", "registry", "v1", "wire"},
+    "identity": {"cache", "credentials", "errors", "settings"},
+    "logs": {"redaction"},
     "model": {"arithmetic", "errors"},
     "payload": {"errors"},
     "plugin_api": {"accounts", "arithmetic", "credential_fields", "errors", "model", "payload", "state"},
     "pytest_plugin": set(),
+    "redaction": set(),
     "registry": {"errors", "model", "plugin_api", "state"},
-    "sessions": {"accounts", "credentials", "errors", "model", "plugin_api", "registry", "state", "venue_http"},
-    "settings": set(),
+    "sessions": {
+        *{"accounts", "credentials", "errors", "model", "plugin_api", "redaction", "registry", "state", "venue_http"},
+    },
+    "settings": {"redaction"},
     "state": set(),
     "testing": {"__init__", "plugin_api", "pytest_plugin", "venue_http", "client"},
     "v1": set(),
@@ -60,11 +64,14 @@ ALLOWED: dict[str, set[str]] = {
 # Where each of the heavy libraries may be imported.
 HOMES = {
     "grpc": {"grpc_server", "client", "cli", "v1"},
-    "sqlalchemy": {"credentials"},
+    "sqlalchemy": {"credentials", "identity"},
     "redis": {"cache"},
-    "aiohttp": {"venue_http", "testing"},
+    # An issuer's keys are no venue's answer, and need none of what guards those.
+    "aiohttp": {"identity", "venue_http", "testing"},
     "ccxt": set(),
     "typer": {"cli"},
+    "jwt": {"identity"},
+    "limits": {"identity"},
 }
 
 

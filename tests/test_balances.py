@@ -459,6 +459,7 @@ class TestLastGood:
 REMEMBERED = [CredentialRejected, PermissionMissing, AddressNotAllowed, CredentialInvalid]
 
 
+@pytest.mark.threat("T14")
 class TestRefusals:
     @pytest.mark.parametrize("kind", REMEMBERED)
     async def test_a_refused_key_is_not_shown_to_the_venue_again_for_a_minute(
@@ -666,6 +667,7 @@ class TestBrokenPlugins:
         assert balance_pb2.Balance.FromString(stored.data).venue_time.ToJsonString() == "2026-01-02T03:04:05Z"
 
 
+@pytest.mark.threat("T10")
 class TestTheCachesBytes:
     async def only_key(self, paper: Bench) -> str:
         await paper.get()

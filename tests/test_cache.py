@@ -472,6 +472,7 @@ async def _is_empty(text: Awaitable[str]) -> bool:
     return not await text
 
 
+@pytest.mark.threat("T16")
 class TestCancellation:
     @staticmethod
     async def _storm(cache: RedisCache, rounds: int) -> int:

@@ -405,7 +405,7 @@ def test_the_help_of_serve_names_every_setting(tmp_path: Path) -> None:
     text = call(tmp_path, "serve", "--help", COLUMNS="220", TERMINAL_WIDTH="220").stdout
     for name in Settings.model_fields:
         assert f"EXCHANGE_SERVICE_{name.upper()}" in text
-        assert name == "hash_key" or f"--{name.replace('_', '-')}" in text
+        assert name in ("hash_key", "jwt_secret", "keyset") or f"--{name.replace('_', '-')}" in text
 
 
 def test_a_settings_file_is_read_and_a_flag_wins_over_it(tmp_path: Path) -> None:

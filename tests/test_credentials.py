@@ -410,6 +410,7 @@ def api_roles(postgres_database: str) -> None:
         database.run(f"GRANT USAGE ON SCHEMA public TO {role}")
 
 
+@pytest.mark.threat("T2")
 @pytest.mark.usefixtures("api_roles")
 class TestWhoElseMayRead:
     async def test_our_own_table_is_closed_to_the_public(self, postgres_database: str) -> None:
@@ -519,6 +520,7 @@ class TestSecrecy:
         await store.put(OANDA, secret)
         reference = await found(store, OANDA)
         opened = await store.open(reference)
+        assert CANARY not in repr(await store._rows_of(OANDA))
         assert CANARY not in f"{store!r} {reference!r} {opened!r} {opened} {await store.accounts(USER)!r}"
 
     async def test_a_refused_statement_shows_no_value(self, postgres_database: str) -> None:

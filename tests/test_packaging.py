@@ -21,7 +21,7 @@ import pytest
 pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).parent.parent
-_PINNED = re.compile(r"^([A-Za-z0-9_.-]+==\S+)", re.MULTILINE)
+_PINNED = re.compile(r"^([A-Za-z0-9_.-]+==[^\\\n]+?)\s*\\?$", re.MULTILINE)
 _DOCUMENTED_FILE = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)```\n", re.DOTALL)
 
 

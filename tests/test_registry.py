@@ -99,6 +99,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.threat("T12")
 class TestBrokenPlugins:
     @pytest.mark.parametrize("name", BROKEN)
     def test_one_becomes_a_sentence_and_the_others_serve(self, folder: Folder, name: str) -> None:
@@ -158,6 +159,7 @@ class TestPrecedence:
         assert registry.find("paper").plugin is custom
         assert registry.problems == ()
 
+    @pytest.mark.threat("T11")
     def test_of_two_custom_ones_the_first_serves_and_both_are_named(self) -> None:
         first, second = loaded(ScriptedPlugin(), "first"), loaded(ScriptedPlugin(), "second")
         registry = Registry([first, second])
@@ -181,6 +183,7 @@ class TestPrecedence:
         registry = Registry([first, second])
         assert registry.find("pencil").plugin is second
 
+    @pytest.mark.threat("T11")
     def test_an_exchange_is_not_listed_whose_credential_another_plugin_won(self) -> None:
         first = loaded(ScriptedPlugin(), "first")
         second = loaded(ScriptedPlugin(listing("paper"), listing("paper_options", credential_of="paper")), "second")

@@ -150,6 +150,7 @@ class TestLife:
         await asyncio.wait(sessions._closing)
         assert clients[0].closed
 
+    @pytest.mark.threat("T16")
     async def test_accounts_never_share_a_session(self, sessions: Sessions) -> None:
         clients: list[Closable] = []
         plugin = keeping(clients)
@@ -417,6 +418,7 @@ class TestErrors:
             await fetch(sessions, ScriptedPlugin(answer=raising(asyncio.CancelledError())))
 
 
+@pytest.mark.threat("T12")
 class TestTime:
     async def test_a_plugin_is_cancelled_at_its_deadline(self, sessions: Sessions) -> None:
         gate = Gate()

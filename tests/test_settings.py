@@ -141,3 +141,15 @@ def test_every_setting_says_what_it_is_for() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert field.description.endswith((".", "}.")), name
+
+
+def test_settings_that_are_shown_hold_no_password() -> None:
+    shown = load_settings(
+        database_url="postgresql://service:hunter2@db.example/bots",
+        cache_url="rediss://:hunter3@cache.example:6379/0",
+        venue_urls={"oanda": "https://proxy:hunter4@proxy.example/oanda"},
+    )
+    for text in (repr(shown), str(shown), f"{shown}"):
+        assert "hunter" not in text
+        assert "db.example/bots" in text
+    assert shown.database_url == "postgresql://service:hunter2@db.example/bots"

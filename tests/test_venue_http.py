@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -14,7 +15,9 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
 from multidict import CIMultiDict
+from structlog.testing import capture_logs
 
 from exchange_service.errors import (
     AccountUnknown,
@@ -39,6 +42,7 @@ from exchange_service.venue_http import (
     VenueHttp,
     VenueHttpPool,
     VenueResponse,
+    leads_outside,
 )
 
 
@@ -76,13 +80,19 @@ def listing(url: str, id: str = "echo") -> ExchangeMetadata:
 
 @asynccontextmanager
 async def opened(
-    url: str, *, timeout: float = 5.0, override: str = "", public: bool = False
+    url: str,
+    *,
+    timeout: float = 5.0,
+    override: str | None = None,
+    public: bool = False,
+    resolver: AbstractResolver | None = None,
 ) -> AsyncIterator[VenueHttp]:
-    """A session that may reach `url`, or only `override`."""
-    pool = VenueHttpPool(timeout=timeout)
+    """A session that may reach `url`, or only `override`, because an operator says so; with `override` empty, because
+    a manifest does."""
+    pool = VenueHttpPool(timeout=timeout, resolver=resolver)
     exchange = listing(url)
     try:
-        yield pool.http(exchange, exchange.environments[0], override, public=public)
+        yield pool.http(exchange, exchange.environments[0], url if override is None else override, public=public)
     finally:
         await pool.close()
 
@@ -112,6 +122,7 @@ async def test_the_venue_is_told_who_asks() -> None:
     assert venue.requests[0].headers["User-Agent"] == "exchange-service"
 
 
+@pytest.mark.threat("T6")
 @pytest.mark.parametrize("through", ["get", "post", "session_get"])
 async def test_a_host_that_the_manifest_does_not_name_is_never_asked(through: str) -> None:
     async with EchoVenue() as venue, EchoVenue() as stranger, opened(venue.url) as http:
@@ -147,6 +158,7 @@ async def test_an_override_is_the_only_host_that_is_left() -> None:
         assert len(simulator.requests) == 1
 
 
+@pytest.mark.threat("T6")
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
 @pytest.mark.parametrize("through", ["get", "client_session"])
 async def test_no_redirect_is_followed_not_even_on_the_same_host(status: int, through: str) -> None:
@@ -206,6 +218,7 @@ async def test_a_body_that_is_not_compressed_as_it_says_is_malformed() -> None:
     assert isinstance(error, VenueMalformed)
 
 
+@pytest.mark.threat("T16")
 async def test_no_cookie_is_kept_for_the_next_request() -> None:
     async with EchoVenue() as venue, opened(venue.url) as http:
         first = await http.get(venue.url)
@@ -294,6 +307,7 @@ async def test_a_body_shorter_than_promised_is_malformed() -> None:
             await http.get(url)
 
 
+@pytest.mark.threat("T8")
 @pytest.mark.parametrize(
     "fault", [Fault(reset=True), Fault(silent=True), Fault.redirect("/x"), Fault.html(503), Fault(status=401)]
 )
@@ -306,6 +320,15 @@ async def test_no_error_tells_the_query_or_a_header(fault: Fault) -> None:
     # Nothing of aiohttp's own error, which holds the URL, would be logged with it.
     assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__ or raised.value.__context__ is None
+
+
+async def test_a_response_does_not_show_what_was_asked_for() -> None:
+    async with (
+        EchoVenue() as venue,
+        opened(venue.url) as http,
+        http.client_session.get(f"{venue.url}/b?signature=5ec7e7") as response,
+    ):
+        assert repr(response) == "<BoundedResponse of Echo: 200>"
 
 
 async def test_one_session_serves_an_exchange_and_environment_and_is_closed_with_the_pool() -> None:
@@ -420,3 +443,95 @@ async def test_the_plugins_page_and_the_session_agree() -> None:
         assert isinstance(http.client_session, aiohttp.ClientSession)
         content: Any = response.json()
     assert content["method"] == "GET"
+
+
+class Names(AbstractResolver):
+    """A resolver in somebody else's hand: it gives the next of `answers` each time, the last one for ever."""
+
+    def __init__(self, *answers: Sequence[str]) -> None:
+        self.answers = list(answers)
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        addresses = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=_family(address), proto=0, flags=0)
+            for address in addresses
+        ]
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+INSIDE = [
+    *("127.0.0.1", "127.8.8.8", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "169.254.169.254"),
+    *("192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"),
+    *("::", "::1", "fe80::1", "fe80::1%eth0", "fec0::1", "fd00::1", "ff02::1", "2001:db8::1"),
+    # IPv4 in the clothes of IPv6: mapped, compatible, translated, tunnelled.
+    *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "64:ff9b::a9fe:a9fe"),
+    # Clouds' own services for their machines, and what older Pythons take for public.
+    *("192.0.0.192", "168.63.129.16", "::ffff:168.63.129.16", "64:ff9b:1::7f00:1", "64:ff9b::a83f:8110"),
+    *("2002:7f00:1::", "2001:0:4136:e378:8000:63bf:f5ff:fffe"),
+]
+OUTSIDE = ["8.8.8.8", "104.18.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
+
+
+@pytest.mark.parametrize("address", INSIDE)
+def test_an_address_inside_is_known_in_every_spelling(address: str) -> None:
+    assert not leads_outside(address)
+
+
+@pytest.mark.parametrize("address", OUTSIDE)
+def test_an_address_of_the_public_internet_is_known_too(address: str) -> None:
+    assert leads_outside(address)
+
+
+@pytest.mark.threat("T7")
+class TestInsideAddresses:
+    @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "169.254.169.254", "::ffff:10.0.0.1", "10.0.0.1"])
+    async def test_a_manifests_host_that_leads_inside_is_not_asked(self, address: str) -> None:
+        async with opened("http://venue.example", override="", resolver=Names([address])) as http:
+            with capture_logs() as lines, pytest.raises(VenueUnavailable, match="venue_urls"):
+                await http.get("http://venue.example/balance", headers={"X-Key": "k"})
+        assert lines == [
+            {"event": "venue.address_refused", "log_level": "warning", "venue": "Echo", "address": address}
+        ]
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "127.1"])
+    async def test_neither_is_one_that_the_manifest_writes_as_an_address(self, host: str) -> None:
+        async with EchoVenue() as inside:
+            url = f"http://{host}:{inside.url.rpartition(':')[2]}"
+            async with opened(url, override="") as http:
+                # Some of these are no address to begin with.
+                with pytest.raises((VenueUnavailable, PluginFailed)):
+                    await http.get(url)
+            assert inside.requests == []
+
+    async def test_one_that_leads_inside_by_each_of_its_addresses_says_so(self) -> None:
+        names = Names(["127.0.0.1", "::1", "10.1.2.3"])
+        async with opened("http://venue.example", override="", resolver=names) as http:
+            with pytest.raises(VenueUnavailable, match="public internet"):
+                await http.get("http://venue.example/balance")
+
+    async def test_the_operators_own_host_may_be_inside(self) -> None:
+        async with EchoVenue() as inside:
+            url = f"http://simulator.example:{inside.url.rpartition(':')[2]}"
+            names = Names(["127.0.0.1"])
+            async with opened("https://venue.example", override=url, resolver=names) as http:
+                await http.get(f"{url}/balance")
+            assert len(inside.requests) == 1
+
+    async def test_whoever_answers_for_a_name_does_not_fill_the_log(self) -> None:
+        names = Names(*([f"10.0.0.{number}"] for number in range(100)))
+        async with opened("http://venue.example", override="", resolver=names) as http:
+            with capture_logs() as lines:
+                for _ in range(60):
+                    http.client_session.connector.clear_dns_cache()  # type: ignore[union-attr]
+                    with pytest.raises(VenueUnavailable):
+                        await http.get("http://venue.example/balance")
+        assert len(lines) == 20

@@ -91,6 +91,33 @@ class Breaker:
         self._probe_at = self._clock() + pause
 
 
+def connection_pool(url: str) -> redis_client.BlockingConnectionPool:
+    """Connections to the Redis at `url`, each step in bounded time; ValueError where redis-py cannot read the URL."""
+    try:
+        pool = redis_client.BlockingConnectionPool.from_url(
+            url,
+            max_connections=POOL_SIZE,
+            timeout=POOL_WAIT,
+            socket_timeout=STEP_LIMIT,
+            socket_connect_timeout=STEP_LIMIT,
+            health_check_interval=HEALTH_CHECK_SECONDS,
+            # The default of ten retries turns a frozen server into a minute.
+            retry=Retry(NoBackoff(), 0),
+            protocol=3,
+            # Redis could ask for longer time limits by them.
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        )
+        # A misspelt option in the URL would otherwise show only at the first call.
+        make_connection: Callable[[], Any] = pool.make_connection
+        make_connection()
+    except (ValueError, TypeError):
+        pool = None
+    if pool is None:
+        # Outside the handler: the library's exception may hold the URL, and with it the password.
+        raise ValueError("the cache must be memory:// or redis://, rediss:// or unix:// as redis-py reads it")
+    return pool
+
+
 class _NoAnswer(Exception):
     """Redis did not answer, or with an error; `kind` is the class of the library's exception, its text is not kept."""
 
@@ -122,28 +149,7 @@ class RedisCache:
     @classmethod
     def from_url(cls, url: str, *, prefix: str = "exchange-service:", breaker: Breaker | None = None) -> RedisCache:
         """The cache at redis://…, rediss://… (TLS) or unix://…; ValueError where redis-py cannot read the URL."""
-        try:
-            pool = redis_client.BlockingConnectionPool.from_url(
-                url,
-                max_connections=POOL_SIZE,
-                timeout=POOL_WAIT,
-                socket_timeout=STEP_LIMIT,
-                socket_connect_timeout=STEP_LIMIT,
-                health_check_interval=HEALTH_CHECK_SECONDS,
-                # The default of ten retries turns a frozen server into a minute.
-                retry=Retry(NoBackoff(), 0),
-                protocol=3,
-                # Redis could ask for longer time limits by them.
-                maint_notifications_config=MaintNotificationsConfig(enabled=False),
-            )
-            # A misspelt option in the URL would otherwise show only at the first call.
-            make_connection: Callable[[], Any] = pool.make_connection
-            make_connection()
-        except (ValueError, TypeError):
-            pool = None
-        if pool is None:
-            # Outside the handler: the library's exception may hold the URL, and with it the password.
-            raise ValueError("the cache must be memory:// or redis://, rediss:// or unix:// as redis-py reads it")
+        pool = connection_pool(url)
         return cls(pool, prefix=prefix, breaker=breaker)
 
     async def get(self, key: str) -> bytes | None:

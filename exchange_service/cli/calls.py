@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from exchange_service import __version__
 from exchange_service.cli import tables
 from exchange_service.cli.flags import replacing
 from exchange_service.cli.outcome import ExitCode, Output, console, exit_code, fail, messages, plain, run
-from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
+from exchange_service.client import ExchangeServiceClient, ServiceUnreachable, is_loopback
 from exchange_service.errors import ServiceError, from_reason
 from exchange_service.settings import ENVIRONMENT_PREFIX
 from exchange_service.v1 import balance_pb2, error_reason_pb2
@@ -37,6 +38,8 @@ AccountTypeOption = Annotated[
 ]
 
 _DEFAULT_ADDRESS = "127.0.0.1:50051"
+# There is no flag for it: a command line can be seen by others.
+_TOKEN_VARIABLE = f"{ENVIRONMENT_PREFIX}TOKEN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +49,33 @@ class Target:
     address: str
     plaintext: bool | None
     tls_ca: Path | None
-    headers: Sequence[str]
+    tls_certificate: Path | None
+    tls_key: Path | None
+    headers: Sequence[str] = field(repr=False)
     timeout: float
 
     def client(self) -> ExchangeServiceClient:
-        """A client for it."""
-        host = self.address.rpartition(":")[0].strip("[]")
-        loopback = host in ("localhost", "::1") or host.startswith("127.") or self.address.startswith("unix:")
-        plaintext = self.plaintext if self.plaintext is not None else (loopback and self.tls_ca is None)
-        certificate = self.tls_ca.read_bytes() if self.tls_ca else None
-        credentials = None if plaintext else grpc.ssl_channel_credentials(certificate)
-        return ExchangeServiceClient(
-            self.address, credentials=credentials, metadata=_metadata(self.headers), timeout=self.timeout
-        )
+        """A client for it, with the token that the environment has."""
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            fail("give --tls-certificate and --tls-key, or neither", ExitCode.USAGE)
+        files = (self.tls_ca, self.tls_key, self.tls_certificate)
+        plaintext = self.plaintext if self.plaintext is not None else is_loopback(self.address) and not any(files)
+        credentials = None
+        if not plaintext:
+            credentials = grpc.ssl_channel_credentials(*(file.read_bytes() if file else None for file in files))
+        token, metadata = os.environ.get(_TOKEN_VARIABLE, "").strip(), _metadata(self.headers)
+        try:
+            return ExchangeServiceClient(
+                self.address, credentials=credentials, metadata=metadata, token=token, timeout=self.timeout
+            )
+        except ValueError:
+            fail(f"a token is not sent to {self.address} in plaintext; use --tls", ExitCode.USAGE)
 
 
-def _flag(name: str, kind: Any, default: Any, text: str, *declarations: str, **more: Any) -> inspect.Parameter:
-    option = typer.Option(*declarations, envvar=f"{ENVIRONMENT_PREFIX}{name.upper()}", help=text, **more)
+def _flag(
+    name: str, kind: Any, default: Any, text: str, *declarations: str, variable: str = "", **more: Any
+) -> inspect.Parameter:
+    option = typer.Option(*declarations, envvar=f"{ENVIRONMENT_PREFIX}{variable or name.upper()}", help=text, **more)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
@@ -76,6 +89,13 @@ _TARGET_FLAGS = (
         "--plaintext/--tls",
     ),
     _flag("tls_ca", Path | None, None, "PEM file with the certificate to trust.", exists=True),
+    # Not the variables of the server's own certificate: where both run, they are two.
+    _flag(
+        *("tls_certificate", Path | None, None, "PEM file with the certificate that says who calls."),
+        variable="CLIENT_CERTIFICATE",
+        exists=True,
+    ),
+    _flag("tls_key", Path | None, None, "PEM file with its private key.", variable="CLIENT_KEY", exists=True),
     _flag("header", list[str] | None, None, "Metadata for each call, name=value; can be repeated."),
     _flag("timeout", float, 15.0, "Seconds that a call may take.", min=0.001),
 )
@@ -327,6 +347,7 @@ async def _health(target: Target) -> None:
     name = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
     console.print(name)
     if reply.status != health_pb2.HealthCheckResponse.SERVING:
+        messages.print("The service's log says why, and so does `exchange-service doctor` with the same settings.")
         raise typer.Exit(ExitCode.AGAIN)
 
 

@@ -19,6 +19,10 @@ from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
 app = typer.Typer(help="Store, list, check and remove what connects users' accounts.", no_args_is_help=True)
 
+_PLAIN_WARNING = (
+    "It is stored in plain text, because there is no keyset. Make one with `exchange-service keys create FILE` and set "
+    "keyset_file; what is stored already is then sealed by `exchange-service credentials seal`."
+)
 # What a shell gives for a command that Ctrl-C has ended.
 _INTERRUPTED = 130
 _SECRETS = ("api_key", "api_secret", "passphrase")
@@ -28,7 +32,7 @@ _EnvironmentOption = Annotated[str, typer.Option(help="production or sandbox, or
 
 
 @app.command()
-@with_settings("database_url", "exchange_plugins")
+@with_settings("database_url", "exchange_plugins", "keyset_file")
 def add(
     settings: Settings,
     user: _UserOption,
@@ -54,7 +58,7 @@ def add(
     if held is not None and not replace:
         if stdin or not sys.stdin.isatty():
             fail("one is stored already; add --replace to replace it", ExitCode.USAGE)
-        _confirm(f"Replace the stored credential of {user} at {metadata.name}?")
+        confirm(f"Replace the stored credential of {user} at {metadata.name}?")
     credential = _from_stdin() if stdin else _prompted(metadata)
     problem = missing_fields(metadata, credential)
     if problem:
@@ -64,9 +68,13 @@ def add(
         new = await store.put(held or account, credential)
         word = "Stored" if new else "Replaced"
         where = f"{user} at {metadata.name} ({account.environment})"
-        messages.print(f"{word} the credential of {plain(where)} in {plain(_place(settings))}.", soft_wrap=True)
+        sealed = store.vault.keys is not None
+        how = ", sealed" if sealed else ""
+        messages.print(f"{word} the credential of {plain(where)} in {plain(_place(settings))}{how}.", soft_wrap=True)
+        if not sealed:
+            messages.print(f"[yellow]warning:[/] {_PLAIN_WARNING}", soft_wrap=True)
 
-    run(_with_store(settings, store_it))
+    run(with_store(settings, store_it))
 
 
 def _held(settings: Settings, account: Account, metadata: ExchangeMetadata) -> Account | None:
@@ -75,7 +83,7 @@ def _held(settings: Settings, account: Account, metadata: ExchangeMetadata) -> A
     async def look(store: Any) -> None:
         found.append(_stored_under(await store.accounts(account.user_id), account, metadata))
 
-    run(_with_store(settings, look))
+    run(with_store(settings, look))
     return found[0]
 
 
@@ -85,7 +93,7 @@ def _place(settings: Settings) -> str:
     return f"{family}://{rest.rpartition('@')[2]}"
 
 
-def _confirm(question: str) -> None:
+def confirm(question: str) -> None:
     """Ask, outside of any event loop: there an interrupt would not reach the prompt."""
     try:
         typer.confirm(question, abort=True)
@@ -159,7 +167,7 @@ def list_stored(
                 table.add_row(*entry.values())
             console.print(table)
 
-    run(_with_store(settings, show), output)
+    run(with_store(settings, show), output)
 
 
 @app.command()
@@ -177,14 +185,14 @@ def remove(
     if row is None:
         fail(f"no credential is stored for {where}", ExitCode.MISSING)
     if not yes:
-        _confirm(f"Remove the credential of {where}?")
+        confirm(f"Remove the credential of {where}?")
 
     async def remove_it(store: Any) -> None:
         if not await store.remove(row):
             fail(f"no credential is stored for {where}", ExitCode.MISSING)
         messages.print(f"Removed the credential of {plain(where)}.", soft_wrap=True)
 
-    run(_with_store(settings, remove_it))
+    run(with_store(settings, remove_it))
 
 
 def _row(settings: Settings, user: str, exchange: str, environment: str) -> Account | None:
@@ -199,17 +207,19 @@ def _row(settings: Settings, user: str, exchange: str, environment: str) -> Acco
         async def look(store: Any) -> None:
             found.extend(await store.accounts(user))
 
-        run(_with_store(settings, look))
+        run(with_store(settings, look))
         wanted = Account(user, exchange.strip().lower(), environment)
         return wanted if wanted in found else None
     return _held(settings, account, listing.metadata)
 
 
-async def _with_store(settings: Settings, work: Callable[[Any], Awaitable[None]]) -> None:
-    from exchange_service.credentials.sql import open_store
+async def with_store(settings: Settings, work: Callable[[Any], Awaitable[None]]) -> None:
+    """Give `work` the store that the settings name, and close it."""
+    from exchange_service.credentials.configured import open_configured_store
 
-    # Versions are not used here, so the key of their hash does not matter.
-    store = await open_store(settings.database_url, b"command line")
+    if settings.keyset_file is not None and settings.keyset is not None:
+        fail("set either keyset_file or keyset: nothing says which of two keysets seals", ExitCode.USAGE)
+    store = await open_configured_store(settings)
     try:
         await work(store)
     finally:

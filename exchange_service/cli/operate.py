@@ -28,14 +28,14 @@ def serve(settings: Settings) -> None:
 async def _serve(settings: Settings) -> None:
     from exchange_service.app import UnsafeSettings, start_service
     from exchange_service.grpc_server.server import BindError
+    from exchange_service.identity.ways import who_may_call
 
     configure_logging(settings.log_level, settings.log_format)
     try:
         service = await start_service(settings)
     except (UnsafeSettings, BindError) as error:
         fail(str(error), ExitCode.ACT)
-    if settings.loopback:
-        messages.print(f"Serving on {service.address}, to every program on this machine. Interrupt to end.")
+    messages.print(f"Serving on {service.address}, {plain(who_may_call(settings))}. Interrupt to end.", soft_wrap=True)
     await service.run_until_signal()
     messages.print("Stopped.")
     await _leave()

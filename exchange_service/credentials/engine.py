@@ -47,14 +47,16 @@ def make_engine(url: sa.URL) -> AsyncEngine:
         options |= {"connect_args": arguments, "pool_pre_ping": True}
     engine = create_async_engine(url, pool_size=5, max_overflow=5, pool_timeout=POOL_WAIT, **options)
     if url.get_backend_name() == "sqlite":
-        sa.event.listen(engine.sync_engine, "connect", _write_ahead)
+        sa.event.listen(engine.sync_engine, "connect", _prepare)
     return engine
 
 
-def _write_ahead(connection: Any, _record: Any) -> None:
-    """With a write-ahead log, a writer does not keep readers out."""
+def _prepare(connection: Any, _record: Any) -> None:
+    """With a write-ahead log, a writer does not keep readers out. What is sealed or removed is overwritten in the file
+    where it stood."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA secure_delete=ON")
     cursor.close()
 
 
@@ -68,6 +70,10 @@ def sqlite_file(url: sa.URL) -> Path | None:
 
 def prepare_file(path: Path) -> None:
     """Make the file, and the folders that it lacks, for our user alone. What exists keeps its rights."""
+    if path.exists():
+        # To close a file is to give up the process's locks on it, those of SQLite's open connections too: another
+        # program would take itself for the last one, and remove the write-ahead log under us.
+        return
     missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     for folder in reversed(missing):
         folder.mkdir(mode=0o700, exist_ok=True)

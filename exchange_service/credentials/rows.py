@@ -7,12 +7,17 @@ import hmac
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from exchange_service.errors import CredentialInvalid
 from exchange_service.model import PRODUCTION, Account, Credential, Secret
+
+TABLE = "bot_credentials"
+# The columns that may hold a secret, and so are sealed.
+SECRET_COLUMNS = ("api_key", "api_secret", "passphrase", "extra_metadata")
+COLUMNS = ("user_id", "exchange", "environment", *SECRET_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +27,10 @@ class Row:
     user_id: str
     exchange: str
     environment: str | None
-    api_key: str | None
-    api_secret: str | None
-    passphrase: str | None
-    extra_metadata: str | None
+    api_key: str | None = field(repr=False)
+    api_secret: str | None = field(repr=False)
+    passphrase: str | None = field(repr=False)
+    extra_metadata: str | None = field(repr=False)
 
     @property
     def account(self) -> Account:
@@ -34,6 +39,13 @@ class Row:
 
     def serves(self, environments: frozenset[str]) -> bool:
         return environment_name(self.environment) in environments
+
+    def holds(self, column: str) -> bool:
+        """Whether one of SECRET_COLUMNS holds anything: null, empty texts and empty JSON say nothing."""
+        text: str | None = getattr(self, column)
+        if column != "extra_metadata":
+            return bool(text)
+        return text is not None and "".join(text.split()) not in ("", "{}", "null")
 
     def version(self, hash_key: bytes) -> str:
         """A keyed hash of all values. A JSON list keeps them apart whatever characters they hold."""

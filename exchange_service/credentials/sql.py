@@ -23,15 +23,30 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateTable
 
 from exchange_service.credentials import CredentialReference
+from exchange_service.credentials.audit import Audit
 from exchange_service.credentials.engine import database_address, make_engine, prepare_file, sqlite_file
-from exchange_service.credentials.rows import Row, credential_in, environment_name, is_storable, only_one
-from exchange_service.errors import CredentialInvalid, CredentialMissing, ServiceError, StoreUnavailable
+from exchange_service.credentials.keysets import KeyProvider
+from exchange_service.credentials.rows import (
+    COLUMNS,
+    TABLE,
+    Row,
+    credential_in,
+    environment_name,
+    is_storable,
+    only_one,
+)
+from exchange_service.credentials.sealed_rows import Vault, plain_columns, sealed_columns
+from exchange_service.credentials.sealing import is_sealed, key_id_of
+from exchange_service.errors import (
+    CredentialInvalid,
+    CredentialMissing,
+    CredentialUnreadable,
+    ServiceError,
+    StoreUnavailable,
+)
 from exchange_service.model import PRODUCTION, Account, Credential
 
 T = TypeVar("T")
-
-TABLE = "bot_credentials"
-COLUMNS = ("user_id", "exchange", "environment", "api_key", "api_secret", "passphrase", "extra_metadata")
 
 # One call as a whole: waiting for a connection, connecting, and the statements.
 CALL_LIMIT = 2.5
@@ -69,16 +84,20 @@ _POSTGRES_RIGHTS = sa.text(
 )
 
 
-async def open_store(url: str, hash_key: bytes) -> SqlCredentialStore:
+async def open_store(
+    url: str, hash_key: bytes, *, keys: KeyProvider | None = None, allow_plaintext: bool = True
+) -> SqlCredentialStore:
     """The store at `url`: postgresql://…, postgres://… or sqlite:///path. ValueError where it is none of these.
 
+    With `keys` what is put is sealed. Rows of either kind are read, unless `allow_plaintext` is false.
     Nothing is connected yet: a database that is down is reported by the first call, and later calls try again.
     """
-    return SqlCredentialStore(make_engine(database_address(url)), hash_key)
+    vault = Vault(keys, Audit(hash_key), allow_plaintext)
+    return SqlCredentialStore(make_engine(database_address(url)), hash_key, vault)
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
+class Table:
     """The table as it is: our seven columns with the types and the nullability that they have."""
 
     clause: sa.TableClause
@@ -87,6 +106,11 @@ class _Table:
     def as_text(self) -> list[sa.ColumnElement[Any]]:
         """Every column as text, so that one reader serves every column type."""
         return [sa.cast(self.clause.c[name], sa.Text).label(name) for name in COLUMNS]
+
+    def value(self, column: str, text: str) -> Any:
+        """A text as the column takes it: a JSON column as that very JSON, digits and all."""
+        kind = self.clause.c[column].type
+        return sa.cast(sa.literal(text, sa.Text), kind) if isinstance(kind, sa.JSON) else text
 
     def user(self, user_id: str) -> Any | None:
         """The value to compare the user column with; None where the column cannot hold this id."""
@@ -116,10 +140,11 @@ def _failure(error: Exception) -> ServiceError:
 class SqlCredentialStore:
     """The CredentialStore over `bot_credentials`. Make it with `open_store`, and close it: SQLite has a thread."""
 
-    def __init__(self, engine: AsyncEngine, hash_key: bytes) -> None:
+    def __init__(self, engine: AsyncEngine, hash_key: bytes, vault: Vault) -> None:
+        self.vault = vault
         self._engine = engine
         self._hash_key = hash_key
-        self._table: _Table | None = None
+        self._table: Table | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
@@ -134,7 +159,7 @@ class SqlCredentialStore:
         own, other = account.exchange_id.lower(), credential_of.lower()
         environments = frozenset(map(environment_name, (account.environment, *aliases)))
         exchanges = [own, other] if other else [own]
-        rows = await self._call(lambda connection, table: _rows(connection, table, account.user_id, exchanges))
+        rows = await self.call(lambda connection, table: _rows(connection, table, account.user_id, exchanges))
         matching = [row for row in rows if row.serves(environments)]
         for exchange in exchanges:
             row = only_one([row for row in matching if row.exchange == exchange], account)
@@ -143,23 +168,24 @@ class SqlCredentialStore:
         return None
 
     async def open(self, reference: CredentialReference) -> Credential:
-        """What the row holds; null columns as empty texts."""
+        """What the row holds; null columns as empty texts. CredentialUnreadable where a sealed value does not open."""
         stored = reference.stored_as
         row = only_one(await self._rows_of(stored), stored)
         if row is None:
             raise CredentialMissing(f"The {stored.exchange_id} credential is stored no more.")
-        return credential_in(row)
+        return credential_in(await self.vault.opened(row))
 
     async def accounts(self, user_id: str) -> list[Account]:
         """Every stored account of the user, sorted; environments as the rows say, null as production."""
-        return await self._call(lambda connection, table: _accounts(connection, table, user_id))
+        return await self.call(lambda connection, table: _accounts(connection, table, user_id))
 
     async def all_accounts(self) -> list[Account]:
         """Every stored account of every user, sorted."""
-        return await self._call(lambda connection, table: _accounts(connection, table, None))
+        return await self.call(lambda connection, table: _accounts(connection, table, None))
 
     async def put(self, account: Account, credential: Credential) -> bool:
-        """Store or replace; True where there was none before. Columns that are not ours keep what they hold."""
+        """Store or replace, sealed where there are keys; True where there was none before. Columns that are not ours
+        keep what they hold."""
         exchange = account.exchange_id.lower()
         account = Account(account.user_id, exchange, account.environment.strip() or PRODUCTION)
         try:
@@ -170,16 +196,46 @@ class SqlCredentialStore:
         written = [account.user_id, exchange, account.environment, metadata, *(text.reveal() for text in texts)]
         if not metadata or not all(map(is_storable, written)):
             raise CredentialInvalid(f"The {exchange} credential holds what a database cannot store.")
-        return await self._call(lambda connection, table: _put(connection, table, account, credential))
+        if any(is_sealed(text.reveal()) for text in texts):
+            raise CredentialInvalid(
+                f"The {exchange} credential begins as sealed values do, and could not be read again."
+            )
+        row = await self._as_row(account, credential, metadata)
+        # Before the transaction: a key may be kept elsewhere, and no connection should wait for it.
+        sealed = await self.vault.sealed(row, plain_columns(row)) if self.vault.keys else None
+        new = await self.call(lambda connection, table: _put(connection, table, account, credential, row, sealed))
+        if sealed:
+            self.vault.audit.sealed(row, {key_id_of(text) for text in sealed.values()})
+        return new
+
+    async def _as_row(self, account: Account, credential: Credential, metadata: str) -> Row:
+        """The row that the credential will be."""
+
+        async def as_stored(connection: AsyncConnection, table: Table) -> str:
+            # A value is bound to the id as the column shows it: a uuid has several spellings, as has a text where
+            # case does not matter.
+            user = str(_user_or_refuse(table, account))
+            row = only_one(await _matching(connection, table, account), account)
+            return row.user_id if row else user
+
+        return Row(
+            user_id=await self.call(as_stored) if self.vault.keys else account.user_id,
+            exchange=account.exchange_id,
+            environment=account.environment,
+            api_key=credential.api_key.reveal(),
+            api_secret=credential.api_secret.reveal(),
+            passphrase=credential.passphrase.reveal(),
+            extra_metadata=metadata,
+        )
 
     async def remove(self, account: Account) -> bool:
         """Remove; False where there was none."""
-        return await self._call(lambda connection, table: _remove(connection, table, account))
+        return await self.call(lambda connection, table: _remove(connection, table, account))
 
     async def problem(self) -> str:
         """Why the store does not work right now, a sentence for the operator; empty when it does."""
         try:
-            await self._call(_touch)
+            await self.call(_touch)
         except StoreUnavailable as error:
             return error.message
         return ""
@@ -187,7 +243,7 @@ class SqlCredentialStore:
     async def warnings(self) -> list[str]:
         """What an operator should change, though the store works: who else can read the credentials."""
         if self._is_postgres:
-            return await self._call(_postgres_warnings)
+            return await self.call(_postgres_warnings)
         path = sqlite_file(self._engine.url)
         if path is None or not path.exists() or not path.stat().st_mode & 0o077:
             return []
@@ -208,10 +264,10 @@ class SqlCredentialStore:
         """The rows whose own account is this one; several only where null and 'production' stand side by side."""
         environments = frozenset({environment_name(account.environment)})
         exchange = account.exchange_id.lower()
-        rows = await self._call(lambda connection, table: _rows(connection, table, account.user_id, [exchange]))
+        rows = await self.call(lambda connection, table: _rows(connection, table, account.user_id, [exchange]))
         return [row for row in rows if row.serves(environments)]
 
-    async def _call(self, work: Callable[[AsyncConnection, _Table], Awaitable[T]]) -> T:
+    async def call(self, work: Callable[[AsyncConnection, Table], Awaitable[T]]) -> T:
         """`work` in one transaction, in bounded time. Drivers shield their clean-up from cancellation, for seconds
         when the server hangs: so the work is a task of its own, which is not waited for when its time is over. A caller
         that goes away leaves it to its end: a driver that is cancelled half-way may never come back."""
@@ -236,7 +292,7 @@ class SqlCredentialStore:
             raise outcome
         return outcome
 
-    async def _transaction(self, work: Callable[[AsyncConnection, _Table], Awaitable[T]]) -> T | ServiceError:
+    async def _transaction(self, work: Callable[[AsyncConnection, Table], Awaitable[T]]) -> T | ServiceError:
         """The work's result, or what to raise. It is returned because an error raised here, while another one is
         handled, would carry that one along as its context."""
         try:
@@ -259,7 +315,7 @@ class SqlCredentialStore:
             self._table = None
             return _failure(error)
 
-    async def _reflect(self, connection: AsyncConnection) -> _Table:
+    async def _reflect(self, connection: AsyncConnection) -> Table:
         """The table as it is, created where it is missing."""
         columns = await _columns(connection)
         if not columns:
@@ -269,7 +325,7 @@ class SqlCredentialStore:
         if missing:
             raise StoreUnavailable(f"The table {TABLE} lacks the column {', '.join(missing)}.")
         kinds = {name: kind for name, (kind, _) in columns.items()}
-        return _Table(
+        return Table(
             sa.table(TABLE, *(sa.column(name, _column_type(kinds[name])) for name in COLUMNS)),
             frozenset(name for name, (_, nullable) in columns.items() if nullable),
         )
@@ -321,7 +377,7 @@ async def _create(connection: AsyncConnection) -> None:
         await connection.execute(sa.text(f"REVOKE ALL ON {TABLE} FROM {role}"))
 
 
-async def _rows(connection: AsyncConnection, table: _Table, user_id: str, exchanges: Sequence[str]) -> list[Row]:
+async def _rows(connection: AsyncConnection, table: Table, user_id: str, exchanges: Sequence[str]) -> list[Row]:
     user = table.user(user_id)
     if user is None or not all(map(is_storable, exchanges)):
         return []
@@ -330,7 +386,7 @@ async def _rows(connection: AsyncConnection, table: _Table, user_id: str, exchan
     return [Row(*row) for row in await connection.execute(query)]
 
 
-async def _accounts(connection: AsyncConnection, table: _Table, user_id: str | None) -> list[Account]:
+async def _accounts(connection: AsyncConnection, table: Table, user_id: str | None) -> list[Account]:
     columns = table.clause.c
     texts = [sa.cast(columns[name], sa.Text) for name in ("user_id", "exchange", "environment")]
     query = sa.select(*texts).where(columns.user_id.is_not(None), columns.exchange.is_not(None))
@@ -343,7 +399,8 @@ async def _accounts(connection: AsyncConnection, table: _Table, user_id: str | N
     return sorted({Account(row[0], row[1], row[2] or PRODUCTION) for row in rows})
 
 
-def _this_row(table: _Table, user: Any, row: Row) -> list[sa.ColumnElement[bool]]:
+def this_row(table: Table, user: Any, row: Row) -> list[sa.ColumnElement[bool]]:
+    """The condition that picks the row out."""
     columns = table.clause.c
     environment = sa.cast(columns.environment, sa.Text)
     return [
@@ -353,7 +410,7 @@ def _this_row(table: _Table, user: Any, row: Row) -> list[sa.ColumnElement[bool]
     ]
 
 
-def _values(table: _Table, credential: Credential) -> dict[str, Any]:
+def _values(table: Table, credential: Credential) -> dict[str, Any]:
     """Our columns' new values: what is empty is null where the column takes it, as other programs know it."""
     values: dict[str, Any] = {}
     for name in ("api_key", "api_secret", "passphrase"):
@@ -376,20 +433,41 @@ async def _lock_for_writing(connection: AsyncConnection) -> None:
         await connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-async def _matching(connection: AsyncConnection, table: _Table, account: Account) -> list[Row]:
+async def _matching(connection: AsyncConnection, table: Table, account: Account) -> list[Row]:
     rows = await _rows(connection, table, account.user_id, [account.exchange_id.lower()])
     return [row for row in rows if row.serves(frozenset({environment_name(account.environment)}))]
 
 
-async def _put(connection: AsyncConnection, table: _Table, account: Account, credential: Credential) -> bool:
+def _user_or_refuse(table: Table, account: Account) -> Any:
     user = table.user(account.user_id)
     if user is None:
         raise CredentialInvalid(f"The table {TABLE} takes only a UUID as user_id.")
+    return user
+
+
+async def _put(
+    connection: AsyncConnection,
+    table: Table,
+    account: Account,
+    credential: Credential,
+    sealed_for: Row,
+    sealed: dict[str, str] | None,
+) -> bool:
+    user = _user_or_refuse(table, account)
     values = _values(table, credential)
+    for column, text in (sealed or {}).items():
+        values[column] = table.value(column, text)
     await _lock_for_writing(connection)
     row = only_one(await _matching(connection, table, account), account)
     if row is not None:
-        changed = await connection.execute(sa.update(table.clause).where(*_this_row(table, user, row)).values(values))
+        if sealed is None and sealed_columns(row):
+            raise CredentialUnreadable(
+                f"The stored {row.exchange} credential is sealed, and there is no keyset to seal the new one with. "
+                "Set keyset_file, or remove the stored one first."
+            )
+        if sealed and row.user_id != sealed_for.user_id:
+            raise StoreUnavailable(f"The {row.exchange} credential was stored by another program meanwhile.")
+        changed = await connection.execute(sa.update(table.clause).where(*this_row(table, user, row)).values(values))
         if changed.rowcount:
             return False
     keys = {"user_id": user, "exchange": account.exchange_id, "environment": account.environment}
@@ -397,20 +475,20 @@ async def _put(connection: AsyncConnection, table: _Table, account: Account, cre
     return True
 
 
-async def _remove(connection: AsyncConnection, table: _Table, account: Account) -> bool:
+async def _remove(connection: AsyncConnection, table: Table, account: Account) -> bool:
     await _lock_for_writing(connection)
     rows = await _matching(connection, table, account)
     for row in rows:
-        await connection.execute(sa.delete(table.clause).where(*_this_row(table, table.user(account.user_id), row)))
+        await connection.execute(sa.delete(table.clause).where(*this_row(table, table.user(account.user_id), row)))
     return bool(rows)
 
 
-async def _touch(connection: AsyncConnection, table: _Table) -> None:
+async def _touch(connection: AsyncConnection, table: Table) -> None:
     """Read nothing, but prove that it could be read."""
     await connection.execute(sa.select(*table.as_text()).limit(0))
 
 
-async def _postgres_warnings(connection: AsyncConnection, _table: _Table) -> list[str]:
+async def _postgres_warnings(connection: AsyncConnection, _table: Table) -> list[str]:
     warnings = []
     query = sa.text("SELECT relrowsecurity FROM pg_class WHERE oid = to_regclass(:table)")
     if not await connection.scalar(query, {"table": TABLE}):

@@ -55,22 +55,21 @@ class Boundary(grpc.aio.ServerInterceptor):
             self._running.add(task)
             try:
                 return await inner(request, context)
-            except ServiceError as error:
-                await _abort(context, error)
             except (grpc.aio.AbortError, asyncio.CancelledError):
                 # A cancelled call must end as one: returning instead leaks what grpc keeps for it.
                 raise
             except Exception as error:
-                await _abort(context, _logged(error))
+                await abort(context, error)
             finally:
                 self._running.discard(task)
 
         return handle
 
 
-async def _abort(context: Context, error: ServiceError) -> NoReturn:
+async def abort(context: Context, error: Exception) -> NoReturn:
+    """End the call with our error as the table has it, or for any other exception with a reference to the log."""
     try:
-        end = outcome(error)
+        end = outcome(error if isinstance(error, ServiceError) else _logged(error))
     except Exception as failure:
         # An error that the table does not have, or that cannot be written: what failed here would leave with its text.
         end = outcome(_logged(failure))

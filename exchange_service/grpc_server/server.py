@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from exchange_service.grpc_server import health
+from exchange_service.grpc_server.admission import Admission
 from exchange_service.grpc_server.boundary import Boundary
 from exchange_service.grpc_server.servicer import SERVICE, Servicer
+from exchange_service.identity.callers import Callers
 
 # Our requests are tiny; a larger one is an attack or a mistake.
 _MAX_REQUEST = 64 * 1024
@@ -52,36 +53,38 @@ class Server:
 
     address: str
     grpc_server: grpc.aio.Server
-    health: HealthServicer
+    health: health.Health
     boundary: Boundary
 
     async def set_serving(self, serving: bool) -> None:
         """What the health service says of us."""
-        state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", SERVICE):
-            await self.health.set(name, state)
+        self.health.set_serving(serving)
 
     async def stop(self, grace: float) -> None:
         """Take no new calls, and give those in progress `grace` seconds."""
-        await self.health.enter_graceful_shutdown()
+        self.health.set_serving(False)
         await self.grpc_server.stop(grace)
         await self.boundary.drained(_DRAIN)
 
 
-def credentials(certificate: Path, key: Path) -> grpc.ServerCredentials:
-    """The server's TLS identity from PEM files."""
-    return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+def credentials(certificate: Path, key: Path, client_ca: Path | None = None) -> grpc.ServerCredentials:
+    """The server's TLS identity from PEM files; with `client_ca` every client needs a certificate that it signed."""
+    pair = (key.read_bytes(), certificate.read_bytes())
+    if client_ca is None:
+        return grpc.ssl_server_credentials([pair])
+    return grpc.ssl_server_credentials([pair], client_ca.read_bytes(), require_client_auth=True)
 
 
-async def listen(servicer: Servicer, address: str, *, tls: grpc.ServerCredentials | None, reflect: bool) -> Server:
+async def listen(
+    servicer: Servicer, callers: Callers, address: str, *, tls: grpc.ServerCredentials | None, reflect: bool
+) -> Server:
     """Start to listen on `address`; BindError where that cannot be."""
     boundary = Boundary(SERVICE)
-    server = grpc.aio.server(interceptors=(boundary,), options=list(_OPTIONS))
-    server.add_generic_rpc_handlers((servicer.handlers(),))
-    health = HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    server = grpc.aio.server(interceptors=(boundary, Admission(callers)), options=list(_OPTIONS))
+    states = health.Health(SERVICE)
+    server.add_generic_rpc_handlers((servicer.handlers(), states.handlers()))
     if reflect:
-        names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        names = (SERVICE, health.NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
     host = address.rpartition(":")[0]
     try:
@@ -94,4 +97,4 @@ async def listen(servicer: Servicer, address: str, *, tls: grpc.ServerCredential
             reason += ", or the certificate and key do not fit each other"
         raise BindError(f"Cannot listen on {address}: {reason}.")
     await server.start()
-    return Server(address if address.startswith("unix:") else f"{host}:{port}", server, health, boundary)
+    return Server(address if address.startswith("unix:") else f"{host}:{port}", server, states, boundary)

@@ -14,13 +14,17 @@ from exchange_service.balances import Balances
 from exchange_service.catalogue import CCXT, CUSTOM, Catalogue, Query
 from exchange_service.errors import FieldInvalid, SubscriberTooSlow
 from exchange_service.feeds import Feeds, Selector
+from exchange_service.grpc_server.admission import current_caller
 from exchange_service.grpc_server.boundary import Context
+from exchange_service.identity.callers import Callers
 from exchange_service.registry import Registry
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.wire import get_balance_reply
 
 SERVICE = messages.DESCRIPTOR.services_by_name["ExchangeService"].full_name
 _MAX_TEXT = 256
+# Seconds. Who wants a balance younger than this asks the venue at nearly every call, as who forces it.
+_FORCED_BELOW = 1.0
 _Request = TypeVar("_Request", bound=Message)
 _Reply = TypeVar("_Reply")
 _SOURCES = {
@@ -32,8 +36,12 @@ _SOURCES = {
 
 @dataclass(slots=True)
 class Servicer:
-    """Translates between the wire and the three use cases. Timeouts are in seconds."""
+    """Translates between the wire and the three use cases. Timeouts are in seconds.
 
+    Whom the caller may read is checked before anything is looked up, so that nobody learns who exists.
+    """
+
+    callers: Callers
     registry: Registry
     catalogue: Catalogue
     balances: Balances
@@ -57,7 +65,9 @@ class Servicer:
     async def get_balance(self, request: messages.GetBalanceRequest, context: Context) -> bytes:
         """GetBalance."""
         deadline = self._deadline(context)
+        caller = current_caller()
         user_id = _required(request, "user_id")
+        caller.require(user_id)
         exchange_id = _required(request, "exchange_id")
         environment = _text(request, "environment")
         max_age = None
@@ -66,13 +76,17 @@ class Servicer:
             if max_age < 0:
                 raise FieldInvalid("max_age", "it should not be negative.")
         account, listing = self.registry.account(user_id, exchange_id, environment, _text(request, "account_type"))
+        if max_age is not None and max_age < _FORCED_BELOW:
+            await self.callers.take_refresh(caller)
         reading = await self.balances.get(account, listing, max_age=max_age, deadline=deadline)
         data = reading.stored.data if request.include_zero else reading.stored.compact
         return get_balance_reply(data, reading.source, reading.age, reading.stale)
 
     async def stream_balances(self, request: messages.StreamBalancesRequest, context: Context) -> None:
         """StreamBalances."""
+        caller = current_caller()
         user_id = _required(request, "user_id")
+        caller.require(user_id)
         selectors = [
             Selector(
                 _required(selector, "exchange_id", where=f"accounts[{index}]."),
@@ -82,9 +96,11 @@ class Servicer:
             )
             for index, selector in enumerate(request.accounts)
         ]
-        async with self.feeds.subscribe(user_id, selectors) as subscription:
-            async for event in subscription:
-                await self._write(context, event)
+        with self.callers.streaming(caller, user_id) as watch:
+            async with self.feeds.subscribe(user_id, selectors) as subscription:
+                watch(subscription.end)
+                async for event in subscription:
+                    await self._write(context, event)
 
     async def _write(self, context: Context, event: bytes) -> None:
         """Write, unless the subscriber leaves it unread: then end his stream, and nobody else's."""

@@ -239,6 +239,7 @@ class TestRefusals:
         # And nobody else has anything of it.
         assert (await running.client.list_exchanges()).stats.total == 1
 
+    @pytest.mark.threat("T13")
     async def test_an_oversize_request_is_refused_unread(self, running: Running) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await running.stub.GetBalance(balance_request(user_id="a" * 70_000))
@@ -380,6 +381,7 @@ NONSENSE = {
 }
 
 
+@pytest.mark.threat("T15")
 class TestNonsense:
     @pytest.mark.parametrize("exchange_id", VENUES)
     async def test_it_is_never_a_balance(self, tmp_path: Path, exchange_id: str) -> None:
@@ -497,6 +499,7 @@ class TestHealthAndReflection:
                 await self.services(running)
         assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
+    @pytest.mark.threat("T19")
     async def test_reflection_is_off_where_others_can_reach_the_service(self, tmp_path: Path) -> None:
         async with serving(
             tmp_path, registry=registry_of(ScriptedPlugin()), address="0.0.0.0:0", insecure=True
@@ -659,6 +662,7 @@ class TestTls:
             address="0.0.0.0:0",
             tls_certificate=certificate,
             tls_key=key,
+            open_to_all=True,
         ) as running:
             port = running.service.address.rpartition(":")[2]
             trust = grpc.ssl_channel_credentials(certificate.read_bytes())
@@ -682,6 +686,7 @@ class _BrokenHandlers:
         raise KeyError(self.text)
 
 
+@pytest.mark.threat("T8")
 class TestBoundary:
     @pytest.fixture
     async def stub(self) -> AsyncIterator[Any]:

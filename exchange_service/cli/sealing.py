@@ -1,0 +1,132 @@
+"""`credentials seal`, `unseal` and `rewrap`: stored rows changed where they are, while the table is in use."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from exchange_service.cli.credentials import confirm, with_store
+from exchange_service.cli.flags import with_settings
+from exchange_service.cli.outcome import ExitCode, fail, messages, plain, run
+from exchange_service.settings import Settings
+
+if TYPE_CHECKING:
+    # Drags in the database, which other commands do without.
+    from exchange_service.credentials.rewriting import Change, Choice
+    from exchange_service.credentials.sql import SqlCredentialStore
+
+_SETTINGS = ("database_url", "keyset_file")
+_REPORT_EVERY = 500
+_User = Annotated[str, typer.Option("--user", "-u", help="Only this user's.")]
+_Exchange = Annotated[str, typer.Option("--exchange", "-e", help="Only this exchange's.")]
+_All = Annotated[bool, typer.Option("--all", help="Every credential of the table.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be changed.")]
+
+
+@with_settings(*_SETTINGS)
+def seal(
+    settings: Settings, user: _User = "", exchange: _Exchange = "", every: _All = False, dry_run: _DryRun = False
+) -> None:
+    """Seal credentials that are stored in plain text. Programs that read the table without the keyset cannot use them
+    any more.
+
+    It may be interrupted and run again at any time; the service goes on serving.
+    """
+    from exchange_service.credentials.rewriting import Change
+
+    choice = _choice(user, exchange, every)
+    run(with_store(settings, _rewriting(Change.SEAL, choice, dry_run)))
+
+
+@with_settings(*_SETTINGS)
+def unseal(
+    settings: Settings,
+    user: _User = "",
+    exchange: _Exchange = "",
+    every: _All = False,
+    dry_run: _DryRun = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Store sealed credentials in plain text again, for programs that read the table without the keyset."""
+    from exchange_service.credentials.rewriting import Change
+
+    choice = _choice(user, exchange, every)
+    if not yes and not dry_run:
+        confirm("Store these credentials in plain text?")
+    run(with_store(settings, _rewriting(Change.UNSEAL, choice, dry_run)))
+
+
+@with_settings(*_SETTINGS)
+def rewrap(settings: Settings, dry_run: _DryRun = False) -> None:
+    """Seal again, with the primary key, what an older key has sealed; then `keys retire` can take that one away."""
+    from exchange_service.credentials.rewriting import Change, Choice
+
+    run(with_store(settings, _rewriting(Change.REWRAP, Choice(), dry_run)))
+
+
+def _choice(user: str, exchange: str, every: bool) -> Choice:
+    from exchange_service.credentials.rewriting import Choice
+
+    exchange = exchange.strip().lower()
+    if every == bool(user or exchange):
+        fail("say which credentials: --user, --exchange, both, or --all", ExitCode.USAGE)
+    return Choice(user, exchange)
+
+
+def _rewriting(change: Change, choice: Choice, dry_run: bool) -> Callable[[Any], Awaitable[None]]:
+    async def work(store: SqlCredentialStore) -> None:
+        await require_keys(store)
+        await _require_one_keyset(store, change)
+        await _rewrite(store, change, choice, dry_run)
+
+    return work
+
+
+async def require_keys(store: SqlCredentialStore) -> None:
+    """End the command where there are no keys to work with."""
+    if store.vault.keys is None:
+        fail("there is no keyset: `exchange-service keys create FILE`, then set keyset_file", ExitCode.ACT)
+    problem = await store.vault.keys.problem()
+    if problem:
+        fail(problem, ExitCode.ACT)
+
+
+async def _require_one_keyset(store: SqlCredentialStore, change: Change) -> None:
+    """End a sealing with keys that do not open what is sealed already: most often a new keyset, made by mistake."""
+    from exchange_service.credentials.proof import prove_keys
+    from exchange_service.credentials.rewriting import Change
+
+    if change is not Change.SEAL:
+        return
+    proof = await prove_keys(store)
+    if not proof.keys_fit:
+        fail(f"nothing was sealed: {' '.join(proof.problems)}", ExitCode.ACT)
+
+
+async def _rewrite(store: SqlCredentialStore, change: Change, choice: Choice, dry_run: bool) -> None:
+    from exchange_service.credentials.rewriting import Outcome, rewrite
+
+    counts: Counter[Outcome] = Counter()
+    well = (Outcome.CHANGED, Outcome.NOTHING_TO_DO)
+    try:
+        async for done in rewrite(store, change, choice, dry_run=dry_run):
+            counts[done.outcome] += 1
+            if done.outcome not in well:
+                account = done.account
+                where = f"{account.user_id} at {account.exchange_id} ({account.environment})"
+                messages.print(f"[yellow]{plain(where)}:[/] {done.outcome.value}", soft_wrap=True)
+            if counts.total() % _REPORT_EVERY == 0:
+                messages.print(f"{counts.total()} looked at, {counts[Outcome.CHANGED]} changed")
+    finally:
+        # Also where the database has failed half-way: what was done stays done, and the next run finishes it.
+        left = counts.total() - sum(counts[outcome] for outcome in well)
+        word = "would be changed" if dry_run else "changed"
+        messages.print(
+            f"{change.value}: {counts[Outcome.CHANGED]} {word}, {counts[Outcome.NOTHING_TO_DO]} with nothing to do, "
+            f"{left} left as they were."
+        )
+    if left:
+        raise typer.Exit(ExitCode.ACT)

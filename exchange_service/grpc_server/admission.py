@@ -1,0 +1,115 @@
+"""Nobody gets in who has not said who he is: the check that stands before every handler but health's.
+
+It runs inside the boundary, which turns its refusals into statuses; for reflection, which the boundary leaves alone,
+it does so itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+
+from exchange_service.errors import CallerUnknown
+from exchange_service.grpc_server.boundary import Context, abort
+from exchange_service.identity import Caller, Proof
+from exchange_service.identity.callers import Callers
+
+# Load balancers ask it, and it tells nothing of anybody.
+_HEALTH = "/grpc.health.v1.Health/"
+_BEARER = "bearer "
+_ACT_AS = "x-act-as"
+
+_NOTHING = Proof()
+
+_caller: ContextVar[Caller] = ContextVar("caller")
+
+
+def current_caller() -> Caller:
+    """Whose call is being handled. Without the check before it there is nobody, and so nobody is served."""
+    return _caller.get()
+
+
+class Admission(grpc.aio.ServerInterceptor):
+    """Lets a call through once it is known whose it is, and that he does not call too often."""
+
+    def __init__(self, callers: Callers) -> None:
+        self._callers = callers
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        handler = await continuation(details)
+        if handler is None or details.method.startswith(_HEALTH):
+            return handler
+        coders = handler.request_deserializer, handler.response_serializer
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(self._admitting(handler.unary_unary), *coders)
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(self._admitting(handler.unary_stream), *coders)
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(self._admitting_reflection(handler.stream_stream), *coders)
+        # Of a kind that nothing here is: not let through unchecked.
+        return None
+
+    async def _admit(self, context: Context) -> Caller:
+        return await self._callers.admit(_NOTHING if self._callers.open_to_all else proof_of(context))
+
+    def _admitting(self, inner: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def handle(request: Any, context: Context) -> Any:
+            # Each call has a task, and so a context, of its own.
+            _caller.set(await self._admit(context))
+            return await inner(request, context)
+
+        return handle
+
+    def _admitting_reflection(
+        self, inner: Callable[[Any, Context], AsyncIterator[Any]]
+    ) -> Callable[[Any, Context], AsyncIterator[Any]]:
+        async def handle(requests: Any, context: Context) -> AsyncIterator[Any]:
+            async def admitted() -> AsyncIterator[Any]:
+                # Each question counts: one call may ask for ever.
+                async for request in requests:
+                    await self._admit(context)
+                    yield request
+
+            try:
+                async for reply in inner(admitted(), context):
+                    yield reply
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                await abort(context, error)
+
+        return handle
+
+
+def proof_of(context: Context) -> Proof:
+    """What the call brought. CallerUnknown where that is not clear: two tokens, or a header of another kind."""
+    tokens, users = [], []
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization":
+            tokens.append(value)
+        elif key == _ACT_AS:
+            users.append(value)
+    if len(tokens) > 1 or len(users) > 1:
+        raise CallerUnknown("Send one authorization with a call, and one x-act-as at most.")
+    act_as = str(users[0]) if users else None
+    if tokens:
+        header = tokens[0]
+        if not isinstance(header, str) or header[: len(_BEARER)].lower() != _BEARER:
+            raise CallerUnknown("The authorization should be `Bearer TOKEN`.")
+        return Proof(token=header[len(_BEARER) :].strip(), act_as=act_as)
+    presented = context.auth_context()
+    certificate = next(iter(presented.get("x509_pem_cert", ())), b"")
+    if not certificate:
+        return Proof(act_as=act_as)
+    # As in TLS everywhere: beside DNS names the common name says nothing, because who signs may not have looked at it.
+    names = tuple(presented.get("peer_dns", ())) or presented.get("x509_common_name", ())
+    return Proof(
+        certificate=certificate,
+        certificate_names=tuple(name.decode("utf-8", "replace") for name in names),
+        act_as=act_as,
+    )

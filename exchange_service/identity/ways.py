@@ -1,0 +1,90 @@
+"""The ways to prove who one is that the settings open, joined to one door."""
+
+from __future__ import annotations
+
+from exchange_service.identity import Authenticator, Kind, Scope, scope_from
+from exchange_service.identity.callers import Callers
+from exchange_service.identity.quotas import Allowance, Quotas, SharedCount
+from exchange_service.settings import Settings
+
+
+def open_callers(settings: Settings, hash_key: bytes) -> Callers:
+    """The door for these settings; nothing is connected yet. ValueError with a sentence for a scope that is none."""
+    return Callers(_authenticators(settings), _quotas(settings, hash_key))
+
+
+def certificate_scopes(settings: Settings) -> dict[str, Scope]:
+    """Whom each certificate's name may read; ValueError with a sentence for the operator."""
+    scopes = {}
+    for name, value in settings.client_certificates.items():
+        try:
+            scopes[name] = scope_from(value)
+        except ValueError as error:
+            raise ValueError(f"client_certificates gives {name!r} no scope: {error}.") from None
+    return scopes
+
+
+def _authenticators(settings: Settings) -> list[Authenticator]:
+    # Libraries that nobody needs where nobody is told apart are imported here, late.
+    ways: list[Authenticator] = []
+    if settings.client_certificates:
+        from exchange_service.identity.certificates import ClientCertificates
+
+        ways.append(ClientCertificates(certificate_scopes(settings)))
+    if settings.service_tokens:
+        from exchange_service.identity.token_store import TokenStore
+        from exchange_service.identity.tokens import ServiceTokens
+
+        store = TokenStore(settings.database_url)
+        ways.append(ServiceTokens(store.find, store.close))
+    if settings.jwt_secret or settings.jwt_jwks_url or settings.jwt_jwks_file:
+        ways.append(_json_web_tokens(settings))
+    return ways
+
+
+def _json_web_tokens(settings: Settings) -> Authenticator:
+    from exchange_service.identity.key_sets import from_file, from_url
+    from exchange_service.identity.web_tokens import JsonWebTokens
+
+    keys = None
+    if settings.jwt_jwks_url:
+        keys = from_url(settings.jwt_jwks_url)
+    elif settings.jwt_jwks_file:
+        keys = from_file(settings.jwt_jwks_file)
+    return JsonWebTokens(
+        secret=settings.jwt_secret.get_secret_value() if settings.jwt_secret else None,
+        keys=keys,
+        audience=settings.jwt_audience,
+        issuer=settings.jwt_issuer,
+        users_claim=settings.jwt_users_claim,
+        leeway=settings.jwt_leeway,
+    )
+
+
+def _quotas(settings: Settings, hash_key: bytes) -> Quotas:
+    allowances = {
+        Kind.USER: Allowance(settings.user_calls, settings.user_refreshes, settings.user_streams),
+        Kind.SERVICE: Allowance(settings.service_calls, settings.service_refreshes, settings.service_streams),
+    }
+    shared: SharedCount | None = None
+    if settings.knows_callers and not settings.cache_url.startswith("memory:"):
+        from exchange_service.identity.shared_counts import RedisCount
+
+        shared = RedisCount(settings.cache_url, prefix=settings.cache_prefix)
+    return Quotas(allowances, shared=shared, hash_key=hash_key)
+
+
+def who_may_call(settings: Settings) -> str:
+    """Who is served, in words for the operator; it ends a sentence."""
+    ways = []
+    if settings.client_certificates:
+        ways.append(f"client certificates of {', '.join(sorted(settings.client_certificates))}")
+    if settings.service_tokens:
+        ways.append("service tokens")
+    if settings.jwt_secret:
+        ways.append("JWTs signed with the shared secret")
+    if settings.jwt_jwks_url or settings.jwt_jwks_file:
+        ways.append("JWTs signed with their issuer's keys")
+    if ways:
+        return f"to callers with {' or '.join(ways)}, each within the scope that it has"
+    return "to every program on this machine" if settings.loopback else "to ANYBODY who reaches the port"

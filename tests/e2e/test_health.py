@@ -1,0 +1,119 @@
+"""Health, which anybody may ask: what it says, and that nobody who asks can hold up the service."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from exchange_service.grpc_server import health
+from exchange_service.grpc_server.servicer import SERVICE
+from tests.harness import PATIENCE, Running, ScriptedPlugin, failure, registry_of, serving
+
+WATCH = "/grpc.health.v1.Health/Watch"
+STATES = health_pb2.HealthCheckResponse
+
+
+def stub_of(running: Running) -> Any:
+    return health_pb2_grpc.HealthStub(running.client.channel)
+
+
+def asking(service: str = "") -> health_pb2.HealthCheckRequest:
+    return health_pb2.HealthCheckRequest(service=service)
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
+
+
+def _header(name: str, value: str) -> bytes:
+    return b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
+
+
+@asynccontextmanager
+async def watching_without_reading(address: str, count: int) -> AsyncIterator[None]:
+    """So many watches of one HTTP/2 connection, whose client takes no byte of an answer."""
+    reader, writer = await asyncio.open_connection(*address.rsplit(":", 1))
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": WATCH,
+        ":authority": "x",
+        "content-type": "application/grpc",
+        "te": "trailers",
+    }
+    block = b"".join(_header(name, value) for name, value in headers.items())
+    no_window = struct.pack(">HI", 4, 0)
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, no_window) + _frame(4, 1, 0, b""))
+    for stream in range(1, 2 * count, 2):
+        writer.write(_frame(1, 4, stream, block) + _frame(0, 1, stream, bytes(5)))
+    await writer.drain()
+    # The first answer's headers: from then on it is under way.
+    await reader.readuntil(b"application/grpc")
+    yield
+    writer.close()
+
+
+async def test_it_says_whether_the_service_serves_and_knows_no_other(tmp_path: Path) -> None:
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
+        for name in ("", SERVICE):
+            assert (await stub_of(running).Check(asking(name))).status == STATES.SERVING
+        failed = await failure(stub_of(running).Check(asking("another.Service")))
+        assert failed.code is grpc.StatusCode.NOT_FOUND
+        watch = stub_of(running).Watch(asking("another.Service"))
+        assert (await watch.read()).status == STATES.SERVICE_UNKNOWN
+        watch.cancel()
+
+
+async def test_who_watches_is_told_of_every_change(tmp_path: Path) -> None:
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
+        watches = [stub_of(running).Watch(asking(name)) for name in ("", SERVICE)]
+        for serves in (True, False, True):
+            await running.service.server.set_serving(serves)
+            for watch in watches:
+                async with asyncio.timeout(PATIENCE):
+                    assert (await watch.read()).status == (STATES.SERVING if serves else STATES.NOT_SERVING)
+        for watch in watches:
+            watch.cancel()
+
+
+@pytest.mark.threat("T13")
+async def test_who_watches_and_does_not_read_holds_up_neither_another_nor_the_end(tmp_path: Path) -> None:
+    service = serving(tmp_path, registry=registry_of(ScriptedPlugin()), shutdown_grace=0.1)
+    # Less than it takes the server to give up one who does not answer its pings.
+    async with service as running, asyncio.timeout(5), watching_without_reading(running.service.address, 20):
+        watch = stub_of(running).Watch(asking())
+        assert (await watch.read()).status == STATES.SERVING
+        await running.service.server.set_serving(False)
+        assert (await watch.read()).status == STATES.NOT_SERVING
+        await running.service.stop()
+
+
+@pytest.mark.threat("T13")
+async def test_so_many_may_watch_and_others_may_still_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_MOST_WATCHERS", 3)
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
+        watches = [stub_of(running).Watch(asking()) for _ in range(3)]
+        for watch in watches:
+            await watch.read()
+        failed = await failure(stub_of(running).Watch(asking()).read())
+        assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVICE_OVERLOADED")
+        assert (await stub_of(running).Check(asking())).status == STATES.SERVING
+        for watch in watches:
+            watch.cancel()
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                again = stub_of(running).Watch(asking())
+                try:
+                    assert (await again.read()).status == STATES.SERVING
+                except grpc.aio.AioRpcError:
+                    continue
+                break
+        again.cancel()

@@ -197,8 +197,8 @@ def _check_openness(settings: Settings) -> None:
         )
     if not settings.tls_certificate and not settings.insecure:
         raise UnsafeSettings(
-            f"{settings.address} can be reached by others and TLS is not set: set tls_certificate and tls_key, "
-            "or insecure=true to serve anybody who reaches the port."
+            f"{settings.address} can be reached by others and TLS is not set: set tls_certificate and tls_key, and a "
+            "way to tell callers apart, such as service_tokens; or insecure=true to serve anybody who reaches the port."
         )
     if not (settings.knows_callers or settings.open_to_all or settings.insecure):
         raise UnsafeSettings(

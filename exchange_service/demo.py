@@ -33,7 +33,7 @@ SITUATION_NOTES = {
     "empty": "accounts that hold nothing",
     "refused": "a key that the venue refuses",
     "limited": "a venue that limits our requests",
-    "slow": "a venue that takes three seconds",
+    "slow": "a venue that takes three seconds for each answer",
     "stale": "a venue that answers once and is then down: ask again after 5 s for the last good value, marked",
     "partly": "several accounts behind one key, of which one is refused",
 }

@@ -34,7 +34,11 @@ def pytest_configure(config: pytest.Config) -> None:
     CHOSEN[:] = dict.fromkeys([*named, *config.getini("exchange_plugin")])
     if not CHOSEN or _SUITE in config.args:
         return
-    if named and config.args_source is not config.ArgsSource.ARGS:
+    paths_given = config.args_source is config.ArgsSource.ARGS
+    if paths_given and not named:
+        # Who names a file of his own wants that one.
+        return
+    if named and not paths_given:
         # Named on the command line, without a path: this suite alone.
         config.args[:] = []
     config.args.append(_SUITE)

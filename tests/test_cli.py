@@ -121,6 +121,12 @@ def test_failures_have_an_exit_code_a_sentence_and_for_programs_an_object(
     assert json.loads(for_programs.stderr)["error"]["reason"] == reason
 
 
+def test_watching_what_can_never_be_followed_ends_as_the_balance_of_it_does(demo: str, tmp_path: Path) -> None:
+    done = ask(demo, tmp_path, "watch", "-u", "demo", "-e", "nosuch")
+    assert done.returncode == 3
+    assert "EXCHANGE_UNKNOWN" in done.stdout
+
+
 def test_a_service_that_is_not_there_is_said_so_with_the_command_to_start_it(tmp_path: Path) -> None:
     done = call(tmp_path, "exchanges", "--address", "127.0.0.1:1", "--timeout", "5")
     assert done.returncode == 5

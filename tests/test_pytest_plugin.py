@@ -42,6 +42,11 @@ def test_one_line_in_the_settings_adds_the_suite_to_a_projects_own_tests(tmp_pat
     assert "Test_oanda::test_the_manifest_loads" in done.stdout
 
 
+def test_a_file_that_is_named_runs_alone(tmp_path: Path) -> None:
+    (tmp_path / "test_own.py").write_text("def test_our_own(): pass\n")
+    assert "1 passed" in pytest_in(tmp_path, "test_own.py", settings='exchange_plugin = "oanda"\n').stdout
+
+
 def test_a_name_that_no_plugin_has_fails_the_run_with_those_that_there_are(tmp_path: Path) -> None:
     done = pytest_in(tmp_path, "--exchange-plugin", "onada")
     assert done.returncode != 0

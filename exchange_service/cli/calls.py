@@ -22,7 +22,7 @@ from exchange_service.cli import tables
 from exchange_service.cli.flags import replacing
 from exchange_service.cli.outcome import ExitCode, Output, console, exit_code, fail, messages, plain, run
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable, is_loopback
-from exchange_service.errors import ServiceError, from_reason
+from exchange_service.errors import ExchangeUnknown, FieldInvalid, NotSupported, ServiceError, from_reason
 from exchange_service.settings import ENVIRONMENT_PREFIX
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.exchange_service_pb2 import AccountSelector, StreamBalancesResponse
@@ -37,6 +37,8 @@ AccountTypeOption = Annotated[
     str, typer.Option(help="One of the exchange's account types, or all. Default: as the exchange's listing says.")
 ]
 
+# No waiting mends these: the request names something that there is not.
+_NEVER = (ExchangeUnknown, FieldInvalid, NotSupported)
 _DEFAULT_ADDRESS = "127.0.0.1:50051"
 # There is no flag for it: a command line can be seen by others.
 _TOKEN_VARIABLE = f"{ENVIRONMENT_PREFIX}TOKEN"
@@ -235,6 +237,8 @@ async def _watch(target: Target, user: str, accounts: Sequence[AccountSelector],
     view = _LiveView() if output is Output.TABLE and console.is_terminal else None
     count = balances = 0
     refusal: ServiceError | None = None
+    # What can never be followed, of the accounts that were asked for by name.
+    hopeless: set[tuple[str, str, str]] = set()
 
     def interrupted(error: ServiceError) -> None:
         messages.print(f"[yellow]interrupted:[/] {plain(error.message)} Trying again.", soft_wrap=True)
@@ -255,6 +259,11 @@ async def _watch(target: Target, user: str, accounts: Sequence[AccountSelector],
                     balances += 1
                 elif kind == "account_error":
                     refusal = from_reason(_reason(event), event.account_error.error.message)
+                    if isinstance(refusal, _NEVER):
+                        error = event.account_error
+                        hopeless.add((error.exchange_id, error.environment, error.account_type))
+                if accounts and len(hopeless) == len(accounts):
+                    break
                 if limit and count >= limit:
                     break
     if refusal is not None and not balances:

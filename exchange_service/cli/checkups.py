@@ -10,7 +10,7 @@ from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, console, exit_code, fail, plain, run
 from exchange_service.errors import ServiceError
-from exchange_service.model import Account, VenueAccount
+from exchange_service.model import PRODUCTION, Account, VenueAccount
 from exchange_service.payload import format_amount
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
@@ -26,11 +26,13 @@ def check(
     settings: Settings,
     user: Annotated[str, typer.Option("--user", "-u", help="Whose credentials.")],
     exchange: Annotated[str, typer.Option("--exchange", "-e", help="Only this one. Default: all of the user's.")] = "",
-    environment: Annotated[str, typer.Option(help="With --exchange: production or sandbox.")] = "production",
+    environment: Annotated[str, typer.Option(help="With --exchange: production or sandbox.")] = "",
     output: Annotated[Output, typer.Option("--output", "-o", envvar=f"{ENVIRONMENT_PREFIX}OUTPUT")] = Output.TABLE,
 ) -> None:
     """Try stored credentials at their venues: whether they work, which accounts show, what else the keys may do."""
-    run(_check(settings, user, exchange, environment, output), output)
+    if environment and not exchange:
+        fail("--environment needs --exchange", ExitCode.USAGE)
+    run(_check(settings, user, exchange, environment or PRODUCTION, output), output)
 
 
 async def _check(settings: Settings, user: str, exchange: str, environment: str, output: Output) -> None:

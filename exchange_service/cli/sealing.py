@@ -128,5 +128,7 @@ async def _rewrite(store: SqlCredentialStore, change: Change, choice: Choice, dr
             f"{change.value}: {counts[Outcome.CHANGED]} {word}, {counts[Outcome.NOTHING_TO_DO]} with nothing to do, "
             f"{left} left as they were."
         )
+    if not counts and (choice.user_id or choice.exchange_id):
+        fail("no credential is stored for this choice", ExitCode.MISSING)
     if left:
         raise typer.Exit(ExitCode.ACT)

@@ -161,6 +161,11 @@ class TestCommand:
         assert entry["works"] is True
         assert entry["accounts"][0]["assets_held"] == 1
 
+    async def test_an_environment_without_an_exchange_checks_nothing_by_mistake(self, tmp_path: Path) -> None:
+        done = call(tmp_path, "credentials", "check", "-u", "alice", "--environment", "practice")
+        assert done.returncode == 2
+        assert "--environment needs --exchange" in done.stderr
+
     async def test_for_a_user_without_credentials_it_says_so(self, tmp_path: Path) -> None:
         done = call(tmp_path, "credentials", "check", "-u", "nobody")
         assert done.returncode == 3

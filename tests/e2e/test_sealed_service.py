@@ -600,6 +600,11 @@ class TestCommands:
         refused = command(tmp_path, "keys", "rotate", **given)
         assert (refused.exit_code, "changed where it is kept" in refused.stderr) == (2, True)
 
+    def test_a_choice_that_fits_no_row_is_no_success(self, tmp_path: Path, keys: dict[str, str]) -> None:
+        add(tmp_path, **keys)
+        done = command(tmp_path, "credentials", "seal", "--user", "nobody", **keys)
+        assert (done.exit_code, "no credential is stored for this choice" in done.stderr) == (3, True)
+
     def test_a_row_that_cannot_be_opened_is_named_and_the_exit_code_says_so(
         self, tmp_path: Path, keys: dict[str, str]
     ) -> None:

@@ -122,7 +122,7 @@ def test_failures_have_an_exit_code_a_sentence_and_for_programs_an_object(
 
 
 def test_watching_what_can_never_be_followed_ends_as_the_balance_of_it_does(demo: str, tmp_path: Path) -> None:
-    done = ask(demo, tmp_path, "watch", "-u", "demo", "-e", "nosuch")
+    done = ask(demo, tmp_path, "watch", "-u", "demo", "-e", "nosuch", "-e", "NoSuch", "-e", "bullish")
     assert done.returncode == 3
     assert "EXCHANGE_UNKNOWN" in done.stdout
 

@@ -227,9 +227,9 @@ def watch(
     """Follow a user's balances live, until interrupted."""
     if not exchange and (environment or account_type):
         fail("--environment and --account-type need --exchange", ExitCode.USAGE)
-    accounts = [
-        AccountSelector(exchange_id=name, environment=environment, account_type=account_type) for name in exchange or ()
-    ]
+    # Each once: the service tells of an account once, however often it was named.
+    names = dict.fromkeys(name.strip().lower() for name in exchange or ())
+    accounts = [AccountSelector(exchange_id=name, environment=environment, account_type=account_type) for name in names]
     run(_watch(target, user, accounts, events, output), output)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ from exchange_service.balances import Balances
 from exchange_service.cache import Cache, open_cache
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.catalogue import Catalogue
+from exchange_service.credentials import CredentialReference
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
 from exchange_service.credentials.proof import KeyWatch
 from exchange_service.credentials.references import CachedReferences
@@ -23,7 +26,11 @@ from exchange_service.grpc_server.server import Server, credentials, listen
 from exchange_service.grpc_server.servicer import Servicer
 from exchange_service.identity.callers import Callers
 from exchange_service.identity.ways import certificate_scopes, open_callers, who_may_call
-from exchange_service.registry import Registry, load_registry
+from exchange_service.model import Credential
+from exchange_service.plugin_host.discovery import open_registry
+from exchange_service.plugin_host.hosted import HostedPlugins, HostSettings
+from exchange_service.plugin_host.report import PluginReport
+from exchange_service.registry import Registry
 from exchange_service.sessions import Sessions
 from exchange_service.settings import Settings, unknown_variables
 from exchange_service.venue_http import VenueHttpPool
@@ -87,7 +94,7 @@ async def start_service(settings: Settings, *, registry: Registry | None = None)
         log.warning("settings.unknown_variable", name=name)
     stack = AsyncExitStack()
     try:
-        return await _join(settings, registry or load_registry(choices=settings.exchange_plugins), stack)
+        return await _join(settings, registry or open_registry(settings), stack)
     except BaseException:
         await stack.aclose()
         raise
@@ -96,7 +103,6 @@ async def start_service(settings: Settings, *, registry: Registry | None = None)
 async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -> Service:
     """Make each part from the ones before it, and put its closing on the stack."""
     hash_key = _hash_key(settings)
-    overrides = check_overrides(settings, registry)
     for problem in registry.problems:
         log.warning("plugin.problem", plugin=problem.plugin.name, reason=problem.reason)
     stack.push_async_callback(registry.close)
@@ -107,13 +113,13 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -
     http = VenueHttpPool(timeout=settings.venue_timeout)
     stack.push_async_callback(http.close)
     references = CachedReferences(store)
-    sessions = Sessions(references.open, http, overrides=overrides, idle_timeout=settings.session_idle)
-    stack.push_async_callback(sessions.close)
     status = VenueStatus()
+    venues = open_venues(settings, registry, references.open, http, status)
+    stack.push_async_callback(venues.close)
     balances = Balances(
         registry,
         references,
-        sessions,
+        venues,
         cache,
         hash_key=hash_key,
         status=status,
@@ -135,13 +141,18 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -
     catalogue = Catalogue(registry, MemoryCache(), status)
     callers = open_callers(settings, hash_key)
     stack.push_async_callback(callers.close)
-    servicer = Servicer(callers, registry, catalogue, balances, feeds, settings.call_timeout, settings.write_timeout)
+    plugins = PluginReport(registry, venues)
+    timeouts = settings.call_timeout, settings.write_timeout
+    servicer = Servicer(callers, registry, catalogue, balances, feeds, plugins, *timeouts)
     # Before anybody can call: a service without the right keys is not to be taken for one that works.
     key_watch = KeyWatch(store)
     may_serve = await key_watch.first()
     server = await _listen(settings, servicer, callers)
     await server.set_serving(may_serve)
-    for work, name in ((registry.refresh(), "newer manifests"), (key_watch.run(server.set_serving), "proof of keys")):
+    for work, name in (
+        (_refresh(registry, venues), "newer manifests"),
+        (key_watch.run(server.set_serving), "proof of keys"),
+    ):
         stack.push_async_callback(_end, asyncio.create_task(work, name=name))
     log.info(
         "service.listening",
@@ -150,6 +161,41 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -
         serving=who_may_call(settings),
     )
     return Service(settings, server, registry, store, cache, balances, feeds, key_watch, stack)
+
+
+def open_venues(
+    settings: Settings,
+    registry: Registry,
+    open_credential: Callable[[CredentialReference], Awaitable[Credential]],
+    http: VenueHttpPool,
+    status: VenueStatus,
+) -> HostedPlugins:
+    """What reads accounts, in this process and in those of plugins. UnsafeSettings for what names no plugin."""
+    overrides = check_overrides(settings, registry)
+    here = Sessions(open_credential, http, overrides=overrides, idle_timeout=settings.session_idle)
+    hosts = HostSettings(
+        venue_timeout=settings.venue_timeout,
+        session_idle=settings.session_idle,
+        overrides=overrides,
+        memory=settings.plugin_memory,
+        processes=settings.plugin_process_counts,
+        start_at_once=settings.plugin_start == "at-once",
+    )
+    return HostedPlugins(
+        registry,
+        here,
+        open_credential,
+        hosts,
+        on_change=lambda plugin, trouble: status.plugin_changed(plugin, trouble, time.time()),
+    )
+
+
+async def _refresh(registry: Registry, venues: HostedPlugins) -> None:
+    """Take newer manifests, and tell the processes that serve by the older ones."""
+    before = registry.generation
+    await registry.refresh()
+    if registry.generation != before:
+        await venues.configure()
 
 
 def check_safety(settings: Settings) -> None:
@@ -223,6 +269,11 @@ def check_overrides(settings: Settings, registry: Registry) -> dict[str, str]:
     for exchange_id, distribution in settings.exchange_plugins.items():
         if distribution not in installed:
             raise UnsafeSettings(f"exchange_plugins gives {exchange_id!r} to {distribution!r}, which is not installed.")
+    named = {item.info.name for item in registry.plugins} | {item.plugin.name for item in registry.problems}
+    for setting in ("plugin_processes", "plugin_process_counts", "plugin_memory"):
+        for name in getattr(settings, setting):
+            if name not in named:
+                raise UnsafeSettings(f"{setting} names {name!r}, which is no installed plugin.")
     return found
 
 

@@ -31,7 +31,7 @@ from exchange_service.errors import (
 )
 from exchange_service.model import PRODUCTION, Account
 from exchange_service.registry import Listing, Registry
-from exchange_service.sessions import Sessions
+from exchange_service.sessions import Venues
 from exchange_service.venue_status import VenueStatus
 from exchange_service.wire import Source, StoredBalance, decode_stored, store_balance
 
@@ -90,7 +90,7 @@ class Balances:
         self,
         registry: Registry,
         references: References,
-        sessions: Sessions,
+        venues: Venues,
         cache: Cache,
         *,
         hash_key: bytes,
@@ -102,7 +102,7 @@ class Balances:
     ) -> None:
         self._registry = registry
         self._references = references
-        self._sessions = sessions
+        self._venues = venues
         self._cache = cache
         self._hash_key = hash_key
         self._status = status or VenueStatus()
@@ -144,7 +144,7 @@ class Balances:
         stored_for = account.stored()
         reference = await self._references.find(stored_for, aliases=aliases, credential_of=metadata.credential_of)
         if reference is None:
-            self._sessions.forget(stored_for)
+            self._venues.forget(stored_for)
             raise CredentialMissing(
                 f"No credential is stored for this user at {metadata.name} ({account.environment}). "
                 f"Add one with `exchange-service credentials add --user USER --exchange {metadata.id}"
@@ -257,17 +257,17 @@ class Balances:
         self, key: str, account: Account, reference: CredentialReference, listing: Listing, deadline: float
     ) -> StoredBalance:
         started = self._now()
-        balance = await self._sessions.fetch(reference, listing, deadline, account_type=account.account_type)
+        fetched = await self._venues.fetch(reference, listing, deadline, account_type=account.account_type)
         # Read anew: another replica may have written meanwhile, and the version must rise from its.
         kept = await self._kept(key, account)
         if kept is not None and kept.fetch_time > started and self._fresh(kept, self._venue_timeout):
             return kept
         try:
-            stored = store_balance(account, balance, self._now(), kept)
-        except (TypeError, ValueError, ArithmeticError, AttributeError):
-            # A label that is no text, half of a surrogate pair, a time without a zone, more than can be sent.
+            stored = store_balance(account, fetched, self._now(), kept)
+        except ValueError:
+            # From a process that is not what it was.
             name = listing.plugin.info.name
-            raise PluginFailed(f"The plugin {name} answered with a balance that cannot be written down.") from None
+            raise PluginFailed(f"The plugin {name} answered with something that is no balance.") from None
         for known in (key, self._key(account.stored(), reference)):
             self._refusals.pop(known, None)
         await self._cache.set(key, stored.encoded(), max(self._stale_grace, self._max_age))

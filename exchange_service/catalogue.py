@@ -13,6 +13,7 @@ from exchange_service.model import ExchangeMetadata
 from exchange_service.registry import Listing, PluginInfo, Registry
 from exchange_service.venue_status import VenueStatus
 from exchange_service.wire import (
+    ListingTrouble,
     PluginLabel,
     catalogue_entry,
     list_exchanges_etag,
@@ -98,9 +99,10 @@ class Catalogue:
 
     def _entry(self, listing: Listing) -> _Entry:
         metadata = listing.metadata
-        trouble = self._status.troubles.get(metadata.id)
-        reason, since = (trouble.reason, trouble.since) if trouble else ("", None)
-        return _Entry(metadata, catalogue_entry(metadata, _label(listing.plugin.info), reason, since))
+        down = self._status.plugin_troubles.get(listing.plugin.info.name)
+        trouble = down or self._status.troubles.get(metadata.id)
+        state = None if trouble is None else ListingTrouble(trouble.reason, trouble.since, serves=down is None)
+        return _Entry(metadata, catalogue_entry(metadata, _label(listing.plugin.info), state))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from exchange_service.app import check_overrides
+from exchange_service.app import open_venues
 from exchange_service.credentials import CredentialReference
 from exchange_service.credentials.configured import open_configured_store
 from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.errors import CredentialMissing, NotSupported, ServiceError
 from exchange_service.model import ALL_ACCOUNT_TYPES, Account, Balance, KeyRights
-from exchange_service.registry import Listing, Registry, load_registry
-from exchange_service.sessions import Sessions
+from exchange_service.plugin_host.discovery import open_registry
+from exchange_service.registry import Listing, Registry
+from exchange_service.sessions import Venues
 from exchange_service.settings import Settings
 from exchange_service.venue_http import VenueHttpPool
+from exchange_service.venue_status import VenueStatus
+from exchange_service.wire import read_fetched
 
 READ_ONLY_SUFFICES = "This service only reads: a key without that right is enough, and safer."
 
@@ -39,9 +42,9 @@ class Checkup:
 class Checker:
     """Checks stored credentials at their venues, without a running service; see `open_checker`."""
 
-    def __init__(self, settings: Settings, sessions: Sessions, store: SqlCredentialStore, registry: Registry) -> None:
+    def __init__(self, settings: Settings, venues: Venues, store: SqlCredentialStore, registry: Registry) -> None:
         self._timeout = settings.venue_timeout
-        self._sessions = sessions
+        self._venues = venues
         self._store = store
         self._registry = registry
 
@@ -68,11 +71,11 @@ class Checker:
         if not metadata.capabilities.balance:
             return Checkup(found, metadata.name, error=NotSupported(metadata.unsupported_reason))
         try:
-            balance = await self._sessions.fetch(reference, listing, self._deadline(), account_type=ALL_ACCOUNT_TYPES)
+            fetched = await self._venues.fetch(reference, listing, self._deadline(), account_type=ALL_ACCOUNT_TYPES)
         except ServiceError as error:
             return Checkup(found, metadata.name, error=error)
         rights, doubts = await self._rights(reference, listing)
-        return Checkup(found, metadata.name, balance, None, rights, (*doubts, *_warnings(rights)))
+        return Checkup(found, metadata.name, read_fetched(fetched), None, rights, (*doubts, *_warnings(rights)))
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._timeout
@@ -82,7 +85,7 @@ class Checker:
     ) -> tuple[KeyRights | None, tuple[str, ...]]:
         """What the key may do. That it could not be asked is no fault of a key that reads balances."""
         try:
-            return await self._sessions.key_rights(reference, listing, self._deadline()), ()
+            return await self._venues.key_rights(reference, listing, self._deadline()), ()
         except ServiceError as error:
             return None, (f"What the key may do could not be asked: {error.message}",)
 
@@ -97,14 +100,14 @@ def _warnings(rights: KeyRights | None) -> tuple[str, ...]:
 @asynccontextmanager
 async def open_checker(settings: Settings) -> AsyncIterator[Checker]:
     """A checker on the settings' database and plugins; everything that it opened is closed at the end."""
-    registry = load_registry(choices=settings.exchange_plugins)
+    registry = open_registry(settings)
     store = await open_configured_store(settings)
     http = VenueHttpPool(timeout=settings.venue_timeout)
-    sessions = Sessions(store.open, http, overrides=check_overrides(settings, registry))
+    venues = open_venues(settings, registry, store.open, http, VenueStatus())
     try:
-        yield Checker(settings, sessions, store, registry)
+        yield Checker(settings, venues, store, registry)
     finally:
-        await sessions.close()
+        await venues.close()
         await http.close()
         await store.close()
         await registry.close()

@@ -128,6 +128,12 @@ class ExchangeServiceClient:
         reply: ListExchangesResponse = await self._call(self._stub.ListExchanges, request)
         return reply
 
+    async def list_plugins(self) -> exchange_service_pb2.ListPluginsResponse:
+        """The plugins of the replica that answers, and the processes that run them. For operators."""
+        request = exchange_service_pb2.ListPluginsRequest()
+        reply: exchange_service_pb2.ListPluginsResponse = await self._call(self._stub.ListPlugins, request)
+        return reply
+
     async def all_exchanges(
         self, *, asset_class: str = "", source: str = "", search: str = ""
     ) -> list[exchange_pb2.Exchange]:

@@ -14,7 +14,8 @@ from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.errors import CredentialInvalid, ServiceError
 from exchange_service.identity.ways import who_may_call
 from exchange_service.model import Account, Credential, ExchangeMetadata
-from exchange_service.registry import Registry, load_registry
+from exchange_service.plugin_host.discovery import open_registry
+from exchange_service.registry import Registry
 from exchange_service.settings import Settings
 
 
@@ -37,7 +38,7 @@ class Finding:
 
 async def examine(settings: Settings) -> list[Finding]:
     """Look at everything; nothing is changed, but that a missing credential table is created."""
-    registry = load_registry(choices=settings.exchange_plugins)
+    registry = open_registry(settings)
     findings = [*_settings(settings, registry), *_plugins(registry), *await _cache(settings)]
     store = await open_configured_store(settings)
     try:

@@ -33,6 +33,7 @@
         ├── ShuttingDown                this replica ends
         ├── StreamLifetimeReached       the stream has lived long enough
         ├── PluginFailed                a plugin broke
+        ├── PluginUnavailable           a plugin's process is down
         └── ServiceFailed               we broke
 
 The message is a sentence for a person: what happened, where, and what to do next. It never holds a secret, a URL with
@@ -289,6 +290,14 @@ class PluginFailed(HostError):
 
     reason = "PLUGIN_FAILED"
     transient = True
+
+
+class PluginUnavailable(HostError):
+    """The process that runs a plugin is down; it is being started again."""
+
+    reason = "PLUGIN_UNAVAILABLE"
+    transient = True
+    default_retry_after = 1.0
 
 
 class ServiceFailed(HostError):

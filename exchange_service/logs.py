@@ -19,8 +19,11 @@ from exchange_service.redaction import redacted
 QUOTING_LOGGERS = ("aiosqlite", "ccxt", "psycopg", "redis", "sqlalchemy", "urllib3")
 
 
-def configure_logging(level: str = "warning", style: str = "auto") -> None:
-    """Lines of `level` and above; `style` is "console" for people, "json", or "auto" for what fits standard error."""
+def configure_logging(level: str = "warning", style: str = "auto", stream: TextIO | None = None) -> None:
+    """Lines of `level` and above; `style` is "console" for people, "json", or "auto" for what fits standard error.
+
+    `stream` is where our own lines go in the place of standard error.
+    """
     for_people = style == "console" or (style == "auto" and sys.stderr.isatty())
     _listen_to_libraries()
     renderer: Any = structlog.processors.JSONRenderer()
@@ -37,7 +40,7 @@ def configure_logging(level: str = "warning", style: str = "auto") -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", StandardError())),
+        logger_factory=structlog.PrintLoggerFactory(stream or cast("TextIO", StandardError())),
         cache_logger_on_first_use=False,
     )
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 from urllib.parse import urlsplit
@@ -51,16 +52,23 @@ class Problem:
 
 @dataclass(slots=True)
 class LoadedPlugin:
-    """A plugin that serves: its hooks, what it said of itself, and the state that its accounts share."""
+    """A plugin that serves: its hooks, what it said of itself, and the state that its accounts share.
+
+    `manager` is None where none of its code has been loaded in this process. `own_process`: it reads accounts in a
+    process of its own; one that this project does not make is a `stranger` there.
+    """
 
     info: PluginInfo
-    manager: pluggy.PluginManager
+    manager: pluggy.PluginManager | None
     manifest: Manifest
     state: State
+    own_process: bool = False
+    stranger: bool = False
 
     @property
     def hook(self) -> Any:
         """The plugin's hooks, and nobody else's."""
+        assert self.manager is not None
         return self.manager.hook
 
 
@@ -72,8 +80,21 @@ class Listing:
     plugin: LoadedPlugin
 
 
-class _Unfit(Exception):
+class Unfit(Exception):
     """A plugin that cannot serve; the text is a sentence for the operator."""
+
+
+class Placement(Enum):
+    """Where a plugin's code runs."""
+
+    # All of it in the service's process.
+    IN_PROCESS = "in-process"
+    # What reads accounts in a process of its own; what says which exchanges there are in the service's.
+    OWN_PROCESS = "own-process"
+    # All of it in a process of its own.
+    STRANGER = "stranger"
+    # Nowhere.
+    REFUSED = "refused"
 
 
 class Registry:
@@ -84,8 +105,10 @@ class Registry:
         plugins: Sequence[LoadedPlugin],
         problems: Iterable[Problem] = (),
         choices: Mapping[str, str] | None = None,
+        refresh_stranger: Callable[[PluginInfo], Manifest | None] | None = None,
     ) -> None:
         self.plugins = tuple(plugins)
+        self._refresh_stranger = refresh_stranger
         self._load_problems = tuple(problems)
         self._choices = dict(choices or {})
         # Rises whenever the listings may have changed, so that whoever keeps something made of them can tell.
@@ -165,26 +188,20 @@ class Registry:
     async def refresh(self) -> None:
         """Ask each plugin that offers it for a newer manifest, and merge again if one has any."""
         for plugin in self.plugins:
-            newer = await self._newer_manifest(plugin)
+            newer = await (newer_manifest(plugin) if plugin.manager else self._newer_of_stranger(plugin))
             if newer is not None:
                 plugin.manifest = newer
                 self._merge()
 
-    async def _newer_manifest(self, plugin: LoadedPlugin) -> Manifest | None:
-        if not plugin.hook.refresh_manifest.get_hookimpls():
+    async def _newer_of_stranger(self, plugin: LoadedPlugin) -> Manifest | None:
+        if self._refresh_stranger is None:
             return None
+        newer = await asyncio.to_thread(self._refresh_stranger, plugin.info)
         try:
-            async with asyncio.timeout(_REFRESH_TIMEOUT):
-                newer = await plugin.hook.refresh_manifest()
-            return None if newer is None else _checked(newer)
-        except _Unfit as unfit:
+            return _checked(newer) if isinstance(newer, Manifest) else None
+        except Unfit as unfit:
             log.warning("plugin.refresh_refused", plugin=plugin.info.name, reason=str(unfit))
-        except (asyncio.CancelledError, KeyboardInterrupt):
-            raise
-        # SystemExit would end the service if it left the task.
-        except BaseException as error:
-            log.warning("plugin.refresh_failed", plugin=plugin.info.name, error=type(error).__name__)
-        return None
+            return None
 
     async def close(self) -> None:
         """Close the plugins' shared state."""
@@ -202,34 +219,72 @@ def _known_type(metadata: ExchangeMetadata, asked: str) -> str:
     return known[word] if word else ""
 
 
-def load_registry(*, choices: Mapping[str, str] | None = None, found: Iterable[EntryPoint] | None = None) -> Registry:
-    """Load every installed plugin. `choices`: the distribution that serves an id which two claim."""
+def load_registry(
+    *,
+    choices: Mapping[str, str] | None = None,
+    found: Iterable[EntryPoint] | None = None,
+    place: Callable[[PluginInfo], Placement] = lambda _: Placement.IN_PROCESS,
+    introduce: Callable[[Sequence[EntryPoint]], Sequence[Manifest | Unfit]] | None = None,
+    refresh_stranger: Callable[[PluginInfo], Manifest | None] | None = None,
+) -> Registry:
+    """Load every installed plugin. `choices`: the distribution that serves an id which two claim; `place`: where each
+    runs. What the plugins that are strangers say of themselves is asked of `introduce`, all at once, and once the
+    service serves whether they have something newer to say of `refresh_stranger`, in a thread."""
     plugins: list[LoadedPlugin] = []
     problems: list[Problem] = []
-    points = entry_points(group=ENTRY_POINT_GROUP) if found is None else found
-    for point in sorted(points, key=lambda point: (point.name, _info(point).distribution)):
-        info = _info(point)
+    points = sorted(installed_plugins() if found is None else found, key=_precedence)
+    strangers = [point for point in points if place(plugin_info(point)) is Placement.STRANGER]
+    said = introduce(strangers) if introduce and strangers else ()
+    # By where it comes from: an entry point does not tell two distributions apart.
+    introduced = dict(zip(map(plugin_info, strangers), said, strict=False))
+    for point in points:
+        info = plugin_info(point)
         try:
-            plugins.append(_load(point, info))
-        except _Unfit as unfit:
+            plugins.append(_placed(point, place(info), introduced.get(info)))
+        except Unfit as unfit:
             problems.append(Problem(info, str(unfit)))
-    return Registry(plugins, problems, choices)
+    return Registry(plugins, problems, choices, refresh_stranger)
 
 
-def _info(point: EntryPoint) -> PluginInfo:
+def _placed(point: EntryPoint, placement: Placement, introduced: Manifest | Unfit | None) -> LoadedPlugin:
+    info = plugin_info(point)
+    if placement is Placement.REFUSED:
+        raise Unfit(f"{info.distribution} is not among allowed_plugins, so none of its code is loaded.")
+    if placement is Placement.STRANGER:
+        if not isinstance(introduced, Manifest):
+            raise introduced or Unfit("Nothing asked it what it serves.")
+        return LoadedPlugin(info, None, _checked(introduced), State(), own_process=True, stranger=True)
+    plugin = load_entry_point(point)
+    plugin.own_process = placement is Placement.OWN_PROCESS
+    return plugin
+
+
+def installed_plugins() -> tuple[EntryPoint, ...]:
+    """The entry points of all installed plugins."""
+    return tuple(entry_points(group=ENTRY_POINT_GROUP))
+
+
+def _precedence(point: EntryPoint) -> tuple[str, str]:
+    return (point.name, plugin_info(point).distribution)
+
+
+def plugin_info(point: EntryPoint) -> PluginInfo:
+    """Where an entry point's plugin comes from."""
     if point.dist is None:
         return PluginInfo(point.name, "", "")
     return PluginInfo(point.name, point.dist.version, point.dist.name)
 
 
-def _load(point: EntryPoint, info: PluginInfo) -> LoadedPlugin:
+def load_entry_point(point: EntryPoint) -> LoadedPlugin:
+    """Import a plugin and read its manifest, in this process; Unfit where it cannot serve."""
+    info = plugin_info(point)
     try:
         module = point.load()
     except KeyboardInterrupt:
         raise
     # A stranger's module may do anything at import, sys.exit included.
     except BaseException as error:
-        raise _Unfit(
+        raise Unfit(
             f"Importing {point.value} failed with {type(error).__name__}. "
             f"Run `python -c 'import {point.module}'` to see why, or uninstall {info.distribution}."
         ) from None
@@ -247,33 +302,49 @@ def load_plugin(module: object, info: PluginInfo) -> LoadedPlugin:
         # Of pluggy's text only the hook's name: the rest holds the paths of this machine, and callers read this.
         named = re.search(r"hook '(\w+)'", str(error))
         hook = f"The hook {named[1]}" if named else "A hook"
-        raise _Unfit(
-            f"{hook} is not on the plugin page, or takes other arguments there; see docs/plugins.md."
-        ) from None
+        raise Unfit(f"{hook} is not on the plugin page, or takes other arguments there; see docs/plugins.md.") from None
     for name in ("exchange_manifest", "fetch_balance"):
         if not getattr(manager.hook, name).get_hookimpls():
-            raise _Unfit(f"The hook {name} is missing; see docs/plugins.md.")
+            raise Unfit(f"The hook {name} is missing; see docs/plugins.md.")
     try:
         manifest = manager.hook.exchange_manifest()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise _Unfit(f"Its manifest could not be read: {type(error).__name__}.") from None
+        raise Unfit(f"Its manifest could not be read: {type(error).__name__}.") from None
     return LoadedPlugin(info, manager, _checked(manifest), State())
+
+
+async def newer_manifest(plugin: LoadedPlugin) -> Manifest | None:
+    """What the plugin's hook refresh_manifest gives, called in this process; None where it gives nothing that fits."""
+    if not plugin.hook.refresh_manifest.get_hookimpls():
+        return None
+    try:
+        async with asyncio.timeout(_REFRESH_TIMEOUT):
+            newer = await plugin.hook.refresh_manifest()
+        return None if newer is None else _checked(newer)
+    except Unfit as unfit:
+        log.warning("plugin.refresh_refused", plugin=plugin.info.name, reason=str(unfit))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        raise
+    # SystemExit would end the service if it left the task.
+    except BaseException as error:
+        log.warning("plugin.refresh_failed", plugin=plugin.info.name, error=type(error).__name__)
+    return None
 
 
 def _checked(manifest: object) -> Manifest:
     """The manifest, if everything that the service relies on holds."""
     if not isinstance(manifest, Manifest):
-        raise _Unfit(f"exchange_manifest should return a Manifest, and returned {type(manifest).__name__}.")
+        raise Unfit(f"exchange_manifest should return a Manifest, and returned {type(manifest).__name__}.")
     if manifest.api_version != API_VERSION:
-        raise _Unfit(
+        raise Unfit(
             f"It was written for version {manifest.api_version} of the plugin page; this service has {API_VERSION}. "
             "Install a matching release of one of them."
         )
     ids = [metadata.id for metadata in manifest.exchanges]
     if len(set(ids)) != len(ids):
-        raise _Unfit("It lists an exchange id twice.")
+        raise Unfit("It lists an exchange id twice.")
     for metadata in manifest.exchanges:
         _check_listing(metadata, ids)
     return manifest
@@ -282,14 +353,14 @@ def _checked(manifest: object) -> Manifest:
 def _check_listing(metadata: ExchangeMetadata, ids: Sequence[str]) -> None:
     where = f"The listing {str(metadata.id)[:64]!r}"
     if not isinstance(metadata.id, str) or not _ID.match(metadata.id):
-        raise _Unfit(f"{where} has an id that is not lower case letters, digits, '_' and '-'.")
+        raise Unfit(f"{where} has an id that is not lower case letters, digits, '_' and '-'.")
     if not metadata.name or not metadata.asset_class:
-        raise _Unfit(f"{where} lacks a name or an asset class.")
+        raise Unfit(f"{where} lacks a name or an asset class.")
     if not metadata.environments or metadata.environments[0].name != PRODUCTION:
-        raise _Unfit(f"{where} should name the environment 'production' first.")
+        raise Unfit(f"{where} should name the environment 'production' first.")
     if metadata.credential_of and metadata.credential_of not in ids:
-        raise _Unfit(f"{where} uses the credential of an exchange of another plugin.")
+        raise Unfit(f"{where} uses the credential of an exchange of another plugin.")
     for environment in metadata.environments:
         for url in environment.urls.values():
             if not urlsplit(url).hostname:
-                raise _Unfit(f"{where} has an address without a host.")
+                raise Unfit(f"{where} has an address without a host.")

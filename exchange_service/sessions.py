@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -43,6 +43,7 @@ from exchange_service.redaction import LIVE, Held, is_secret_name
 from exchange_service.registry import Listing
 from exchange_service.state import State
 from exchange_service.venue_http import VenueHttpPool
+from exchange_service.wire import FetchedBalance, fetched_balance
 
 T = TypeVar("T")
 
@@ -53,6 +54,28 @@ _SWEEP_INTERVAL = 30.0
 _VENUE_LEAVES = frozenset(leaves(VenueError))
 
 log = structlog.get_logger(__name__)
+
+
+class Venues(Protocol):
+    """Reads accounts through their plugins, wherever those run."""
+
+    async def fetch(
+        self, reference: CredentialReference, listing: Listing, deadline: float, *, account_type: str = ""
+    ) -> FetchedBalance:
+        """Ask the venue for the account's balance; `deadline` is in the event loop's time, `account_type` as in
+        `Account`.
+
+        Raises a VenueError, PluginFailed, PluginUnavailable, or what opening the credential raises.
+        """
+
+    async def key_rights(self, reference: CredentialReference, listing: Listing, deadline: float) -> KeyRights:
+        """Ask the venue what the account's key may do, as far as its plugin can tell. Raises as `fetch` does."""
+
+    def forget(self, account: Account) -> None:
+        """Close the account's session, for example because its credential is gone; soon, and beside the caller."""
+
+    async def close(self) -> None:
+        """Close every session."""
 
 
 @dataclass(slots=True)
@@ -71,7 +94,7 @@ class _Session:
 
 
 class Sessions:
-    """Fetches balances through plugins, one session for each account."""
+    """Fetches balances through the plugins that run in this process, one session for each account; see `Venues`."""
 
     def __init__(
         self,
@@ -88,28 +111,26 @@ class Sessions:
         self._sessions: dict[Account, _Session] = {}
         self._sweeper: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        # Calls that ran past their deadline and were cancelled, with the time of that, until they have ended.
+        self._left_behind: dict[asyncio.Task[Any], float] = {}
 
     async def fetch(
         self, reference: CredentialReference, listing: Listing, deadline: float, *, account_type: str = ""
-    ) -> Balance:
-        """Ask the venue for the account's balance; `deadline` is in the event loop's time, `account_type` as in
-        `Account`.
+    ) -> FetchedBalance:
+        """See `Venues`."""
 
-        Raises a VenueError, PluginFailed, or what opening the credential raises.
-        """
-
-        async def read(call: VenueCall) -> Balance:
+        async def read(call: VenueCall) -> FetchedBalance:
             answer = _checked(await listing.plugin.hook.fetch_balance(call=call), listing)
             balance = _with_something_read(_asked_for(answer, call))
             if call.environment.name != call.account.environment:
                 note = f"Read from {call.exchange.name}'s {call.environment.name}, which the stored metadata choose."
                 balance = replace(balance, notes=(*balance.notes, note))
-            return balance
+            return _written(balance, listing)
 
         return await self._called(reference, listing, deadline, read, account_type)
 
     async def key_rights(self, reference: CredentialReference, listing: Listing, deadline: float) -> KeyRights:
-        """Ask the venue what the account's key may do, as far as its plugin can tell. Raises as `fetch` does."""
+        """See `Venues`."""
 
         async def read(call: VenueCall) -> KeyRights:
             if not listing.plugin.hook.check_credential.get_hookimpls():
@@ -146,7 +167,38 @@ class Sessions:
         task = loop.create_task(_guarded(listing, call, read), name=f"fetch {call.exchange.id}")
         # Not before the hook has ended: one that was left behind at its deadline still uses the state.
         task.add_done_callback(lambda _: self._release(session))
-        return await _bounded(task, listing, call)
+        return await self._bounded(task, listing, call)
+
+    async def _bounded(self, task: asyncio.Task[T], listing: Listing, call: VenueCall) -> T:
+        """The plugin's answer within the deadline. A plugin that ignores its cancellation is left behind, not
+        awaited."""
+        try:
+            done, _ = await asyncio.wait({task}, timeout=call.remaining())
+        except asyncio.CancelledError:
+            self._leave_behind(task)
+            raise
+        if not done:
+            self._leave_behind(task)
+            raise VenueTimeout(f"{call.exchange.name} did not answer in time.")
+        if task.cancelled():
+            raise PluginFailed(f"The plugin {listing.plugin.info.name} cancelled its own call.")
+        return task.result()
+
+    def _leave_behind(self, task: asyncio.Task[Any]) -> None:
+        task.cancel()
+        self._left_behind[task] = asyncio.get_running_loop().time()
+        task.add_done_callback(self._ended_late)
+
+    def _ended_late(self, task: asyncio.Task[Any]) -> None:
+        self._left_behind.pop(task, None)
+        if not task.cancelled():
+            # Taken, because nobody waits for it any more and asyncio would log it.
+            task.exception()
+
+    def stuck_calls(self, seconds: float) -> int:
+        """How many calls still run although they were cancelled more than `seconds` ago."""
+        limit = asyncio.get_running_loop().time() - seconds
+        return sum(since < limit for since in self._left_behind.values())
 
     def _release(self, session: _Session) -> None:
         session.users -= 1
@@ -200,7 +252,7 @@ class Sessions:
         self._close_if_done(session)
 
     def forget(self, account: Account) -> None:
-        """Close the account's session, for example because its credential is gone; soon, and beside the caller."""
+        """See `Venues`."""
         session = self._sessions.pop(account, None)
         if session is not None:
             self._retire(session)
@@ -270,22 +322,6 @@ def venue_environment(metadata: ExchangeMetadata, account: Account, credential: 
 
 def _succeeded(task: asyncio.Future[Credential]) -> bool:
     return not task.cancelled() and task.exception() is None
-
-
-async def _bounded(task: asyncio.Task[T], listing: Listing, call: VenueCall) -> T:
-    """The plugin's answer within the deadline. A plugin that ignores its cancellation is left behind, not awaited."""
-    try:
-        done, _ = await asyncio.wait({task}, timeout=call.remaining())
-    except asyncio.CancelledError:
-        task.cancel()
-        raise
-    if not done:
-        task.cancel()
-        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        raise VenueTimeout(f"{call.exchange.name} did not answer in time.")
-    if task.cancelled():
-        raise PluginFailed(f"The plugin {listing.plugin.info.name} cancelled its own call.")
-    return task.result()
 
 
 async def _guarded(listing: Listing, call: VenueCall, read: Callable[[VenueCall], Awaitable[T]]) -> T:
@@ -371,6 +407,16 @@ def _checked(balance: object, listing: Listing) -> Balance:
         log.error("plugin.failed", plugin=plugin, problem=problem)
         raise PluginFailed(f"The plugin {plugin} answered with a wrong balance: {problem}.")
     return balance
+
+
+def _written(balance: Balance, listing: Listing) -> FetchedBalance:
+    """The balance as bytes, unless it cannot be written down: a label that is no text, half of a surrogate pair, a time
+    without a zone, more than can be sent."""
+    try:
+        return fetched_balance(balance)
+    except (TypeError, ValueError, ArithmeticError, AttributeError):
+        name = listing.plugin.info.name
+        raise PluginFailed(f"The plugin {name} answered with a balance that cannot be written down.") from None
 
 
 def _misshapen(balance: Balance) -> str:

@@ -152,6 +152,32 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="Which distribution serves an exchange id that two plugins claim, as JSON.",
     )
+    allowed_plugins: list[str] = Field(
+        default_factory=list,
+        description="Distributions besides this project's own whose plugins are loaded, as JSON: "
+        '["acme-exchange"]. Empty: all that are installed.',
+    )
+    plugin_processes: dict[str, Literal["in-process", "own-process"]] = Field(
+        default_factory=dict,
+        description="Where a plugin's code runs, by the plugin's name, as JSON: "
+        '{"ccxt_generic": "in-process"}. Others: this project\'s own in the service\'s process, but for ccxt_generic; '
+        "everybody else's in processes of their own.",
+    )
+    plugin_process_counts: dict[str, int] = Field(
+        default_factory=dict,
+        description="How many processes a plugin gets that runs in its own, by the plugin's name, as JSON: "
+        '{"ccxt_generic": 2}. Accounts are shared out among them. Others: one.',
+    )
+    plugin_memory: dict[str, int] = Field(
+        default_factory=dict,
+        description="MiB of memory at which a plugin's process is started anew, by the plugin's name, as JSON. "
+        "Others: 2048 for this project's own, 512 for everybody else's.",
+    )
+    plugin_start: Literal["on-demand", "at-once"] = Field(
+        "on-demand",
+        description="When the processes of plugins are started: when one of their exchanges is first asked for, or "
+        "with the service.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least severe log line.")
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="Log lines for people or for programs. auto: console on a terminal, else json."
@@ -163,6 +189,14 @@ class Settings(BaseSettings):
         for exchange, url in value.items():
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"the address for {exchange!r} should begin with http:// or https://")
+        return value
+
+    @field_validator("plugin_process_counts", "plugin_memory")
+    @classmethod
+    def _positive(cls, value: dict[str, int]) -> dict[str, int]:
+        for plugin, number in value.items():
+            if number < 1:
+                raise ValueError(f"the number for {plugin!r} should be 1 or more")
         return value
 
     @field_validator("database_url")

@@ -33,10 +33,14 @@ class Trouble:
 
 
 class VenueStatus:
-    """The venues that are in trouble now, by exchange id. One good answer ends a trouble."""
+    """The venues that are in trouble now, by exchange id. One good answer ends a trouble.
+
+    `plugin_troubles` are of plugins whose process is down, by the plugin's name.
+    """
 
     def __init__(self) -> None:
         self.troubles: dict[str, Trouble] = {}
+        self.plugin_troubles: dict[str, Trouble] = {}
         # Rises with every change, so that whoever keeps something made of it can tell.
         self.generation = 0
 
@@ -52,4 +56,12 @@ class VenueStatus:
     def answered(self, exchange_id: str) -> None:
         """A fetch has given a balance."""
         if self.troubles.pop(exchange_id, None) is not None:
+            self.generation += 1
+
+    def plugin_changed(self, plugin: str, trouble: str, now: float) -> None:
+        """A plugin cannot be called, for the reason that `trouble` gives, or can be again where it is empty."""
+        known = self.plugin_troubles.pop(plugin, None)
+        if trouble:
+            self.plugin_troubles[plugin] = Trouble(trouble, known.since if known else now)
+        if trouble or known:
             self.generation += 1

@@ -10,15 +10,16 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from enum import Enum
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Literal, NewType, TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from exchange_service.errors import ServiceError
+from exchange_service.errors import ServiceError, from_reason
 from exchange_service.model import Account, AssetBalance, Balance, ExchangeMetadata, Summary, VenueAccount
 from exchange_service.payload import format_amount
 from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_pb2, exchange_service_pb2
@@ -34,6 +35,10 @@ AmountName: TypeAlias = Literal["total", "free", "used", "debt"]
 _AMOUNTS: tuple[AmountName, ...] = ("total", "free", "used", "debt")
 # What tells a row from the others of its balance: venue account's id, type, sub-account, asset, venue's own code.
 RowIdentity: TypeAlias = tuple[str, str, str, str, str]
+# A plugin's answer: a serialised `Balance` without the fields that say whose it is, when it was fetched and which
+# version it has. It is made where the plugin runs, perhaps in another process.
+FetchedBalance = NewType("FetchedBalance", bytes)
+_ADDED_LATER = frozenset({"user_id", "exchange_id", "environment", "account_type", "fetch_time", "version"})
 
 
 class Source(Enum):
@@ -85,12 +90,40 @@ class StoredBalance:
         return _CACHE_FORMAT + self.data
 
 
+def fetched_balance(balance: Balance) -> FetchedBalance:
+    """A plugin's answer as bytes; TypeError, ValueError, ArithmeticError or AttributeError for what cannot be written
+    down."""
+    data = _balance_message(balance).SerializeToString(deterministic=True)
+    if len(data) > _MAX_BALANCE:
+        raise ValueError("a balance larger than a reply can be")
+    return FetchedBalance(data)
+
+
+def read_fetched(fetched: FetchedBalance) -> Balance:
+    """What `fetched_balance` wrote; ValueError for anything else."""
+    message = _fetched_message(fetched)
+    return Balance(
+        tuple(_venue_account(entry) for entry in message.venue_accounts),
+        _summary(message.summary) if message.HasField("summary") else None,
+        _when(message, "venue_time"),
+        tuple(message.notes),
+    )
+
+
 def store_balance(
-    account: Account, balance: Balance, fetch_time: float, previous: StoredBalance | None
+    account: Account, fetched: FetchedBalance, fetch_time: float, previous: StoredBalance | None
 ) -> StoredBalance:
-    """The balance as bytes, with the version that follows `previous`: the same for the same content, else the greater
-    of the previous one plus one and the fetch time in microseconds, so that it rises on every replica."""
-    message = _balance_message(account, balance, fetch_time)
+    """The answer as it is kept, with the version that follows `previous`: the same for the same content, else the
+    greater of the previous one plus one and the fetch time in microseconds, so that it rises on every replica.
+
+    ValueError for bytes that are no answer of a plugin.
+    """
+    message = _fetched_message(fetched)
+    message.user_id = account.user_id
+    message.exchange_id = account.exchange_id
+    message.environment = account.environment
+    message.account_type = account.account_type
+    message.fetch_time.CopyFrom(_timestamp(fetch_time))
     draft = StoredBalance(account, message.SerializeToString(deterministic=True), fetch_time, 0)
     if previous is None:
         version = int(fetch_time * 1_000_000)
@@ -99,10 +132,19 @@ def store_balance(
     else:
         version = max(previous.version + 1, int(fetch_time * 1_000_000))
     message.version = version
-    data = message.SerializeToString(deterministic=True)
-    if len(data) > _MAX_BALANCE:
+    return StoredBalance(account, message.SerializeToString(deterministic=True), fetch_time, version)
+
+
+def _fetched_message(fetched: FetchedBalance) -> balance_pb2.Balance:
+    if len(fetched) > _MAX_BALANCE:
         raise ValueError("a balance larger than a reply can be")
-    return StoredBalance(account, data, fetch_time, version)
+    try:
+        message = balance_pb2.Balance.FromString(fetched)
+    except DecodeError:
+        raise ValueError("bytes that are no balance") from None
+    if {field.name for field, _ in message.ListFields()} & _ADDED_LATER:
+        raise ValueError("a balance that says whose it is")
+    return message
 
 
 def decode_stored(account: Account, raw: bytes) -> StoredBalance | None:
@@ -213,6 +255,13 @@ def fault_message(error: ServiceError) -> balance_pb2.AccountFault:
     return fault
 
 
+def read_fault(fault: balance_pb2.AccountFault) -> ServiceError:
+    """What `fault_message` wrote."""
+    reason = error_reason_pb2.ErrorReason.Name(fault.reason).removeprefix("ERROR_REASON_")
+    delay = fault.retry_delay.ToTimedelta().total_seconds() if fault.HasField("retry_delay") else None
+    return from_reason(reason, fault.message, delay)
+
+
 @dataclass(frozen=True, slots=True)
 class PluginLabel:
     """A plugin as the catalogue names it."""
@@ -222,10 +271,17 @@ class PluginLabel:
     distribution: str
 
 
-def catalogue_entry(
-    metadata: ExchangeMetadata, plugin: PluginLabel, trouble: str = "", since: float | None = None
-) -> bytes:
-    """A serialised Exchange. Its status tells of a listing that cannot be served yet, or of the venue's `trouble`."""
+@dataclass(frozen=True, slots=True)
+class ListingTrouble:
+    """Why a listing's calls fail, a sentence, since when, in seconds since the epoch, and whether some are served."""
+
+    reason: str
+    since: float
+    serves: bool
+
+
+def catalogue_entry(metadata: ExchangeMetadata, plugin: PluginLabel, trouble: ListingTrouble | None = None) -> bytes:
+    """A serialised Exchange. Its status tells of a listing that cannot be served yet, or of its `trouble`."""
     return exchange_pb2.Exchange(
         **{name: getattr(metadata, name) for name in _PLAIN_LISTING_FIELDS},
         default_account_types=metadata.default_account_types or metadata.account_types,
@@ -241,20 +297,19 @@ def catalogue_entry(
         environments=[
             exchange_pb2.Environment(name=entry.name, aliases=entry.aliases) for entry in metadata.environments
         ],
-        status=_status_message(metadata, trouble, since),
+        status=_status_message(metadata, trouble),
     ).SerializeToString(deterministic=True)
 
 
-def _status_message(metadata: ExchangeMetadata, trouble: str, since: float | None) -> exchange_pb2.ExchangeStatus:
+def _status_message(metadata: ExchangeMetadata, trouble: ListingTrouble | None) -> exchange_pb2.ExchangeStatus:
     if not metadata.capabilities.balance:
         reason = metadata.unsupported_reason
         return exchange_pb2.ExchangeStatus(availability=exchange_pb2.AVAILABILITY_UNAVAILABLE, reason=reason)
-    if not trouble:
+    if trouble is None:
         return exchange_pb2.ExchangeStatus(availability=exchange_pb2.AVAILABILITY_AVAILABLE)
-    status = exchange_pb2.ExchangeStatus(availability=exchange_pb2.AVAILABILITY_DEGRADED, reason=trouble)
-    if since is not None:
-        status.since_time.CopyFrom(_timestamp(since))
-    return status
+    worse = exchange_pb2.AVAILABILITY_DEGRADED if trouble.serves else exchange_pb2.AVAILABILITY_UNAVAILABLE
+    since = _timestamp(trouble.since)
+    return exchange_pb2.ExchangeStatus(availability=worse, reason=trouble.reason, since_time=since)
 
 
 def list_exchanges_reply(
@@ -318,13 +373,8 @@ _PLAIN_LISTING_FIELDS = (
 )
 
 
-def _balance_message(account: Account, balance: Balance, fetch_time: float) -> balance_pb2.Balance:
+def _balance_message(balance: Balance) -> balance_pb2.Balance:
     message = balance_pb2.Balance(
-        user_id=account.user_id,
-        exchange_id=account.exchange_id,
-        environment=account.environment,
-        account_type=account.account_type,
-        fetch_time=_timestamp(fetch_time),
         venue_accounts=[_venue_account_message(entry) for entry in balance.venue_accounts],
         notes=balance.notes,
     )
@@ -350,6 +400,34 @@ def _venue_account_message(account: VenueAccount) -> balance_pb2.VenueAccount:
     if account.venue_time is not None:
         message.venue_time.FromDatetime(account.venue_time)
     return message
+
+
+def _venue_account(message: balance_pb2.VenueAccount) -> VenueAccount:
+    return VenueAccount(
+        id=message.id,
+        type=message.type,
+        sub_account=message.sub_account,
+        label=message.label,
+        assets=tuple(_row(row) for row in message.assets),
+        summary=_summary(message.summary) if message.HasField("summary") else None,
+        error=read_fault(message.error) if message.HasField("error") else None,
+        venue_time=_when(message, "venue_time"),
+    )
+
+
+def _row(message: balance_pb2.AssetBalance) -> AssetBalance:
+    amounts = {name: Decimal(getattr(message, name)) for name in _AMOUNTS if message.HasField(name)}
+    venue_asset = "" if message.venue_asset == message.asset else message.venue_asset
+    return AssetBalance(message.asset, venue_asset=venue_asset, **amounts)
+
+
+def _summary(message: balance_pb2.Summary) -> Summary:
+    known = {field.name: Decimal(value) for field, value in message.ListFields() if field.name != "currency"}
+    return Summary(message.currency, **known)
+
+
+def _when(message: balance_pb2.Balance | balance_pb2.VenueAccount, name: Literal["venue_time"]) -> datetime | None:
+    return getattr(message, name).ToDatetime(UTC) if message.HasField(name) else None
 
 
 def _row_message(account: VenueAccount, row: AssetBalance) -> balance_pb2.AssetBalance:

@@ -36,7 +36,7 @@ from exchange_service.errors import (
 )
 from exchange_service.plugin_api import AssetBalance, Balance, Capabilities, VenueAccount, VenueCall
 from exchange_service.v1 import balance_pb2
-from exchange_service.wire import Source, store_balance
+from exchange_service.wire import Source, fetched_balance, store_balance
 from tests.harness import (
     USER,
     Bench,
@@ -697,7 +697,7 @@ class TestTheCachesBytes:
     async def test_another_accounts_under_the_key_are_refused(self, paper: Bench, plugin: ScriptedPlugin) -> None:
         key = await self.only_key(paper)
         bob = await paper.put(user="bob")
-        foreign = store_balance(bob, holding(("BTC", "999")), paper.clock(), None)
+        foreign = store_balance(bob, fetched_balance(holding(("BTC", "999"))), paper.clock(), None)
         await paper.cache.set(key, foreign.encoded(), 100)
         reading = await paper.get()
         assert figures(reading) == {"BTC": "1.50"}

@@ -74,6 +74,7 @@ def test_what_says_nothing_about_the_account_is_transient() -> None:
         "VENUE_TIMEOUT",
         "VENUE_MALFORMED",
         "PLUGIN_FAILED",
+        "PLUGIN_UNAVAILABLE",
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,14 +30,29 @@ async def main(database):
             before = "ccxt" in sys.modules
             await client.get_balance("demo", "binance")
             print(listed > 100, before, "ccxt" in sys.modules)
+            for status in (await client.list_plugins()).plugins:
+                if status.own_process:
+                    print(status.plugin.name, "in a process of its own:", status.processes[0].process_id > 0)
         await service.stop()
 
 asyncio.run(main(sys.argv[1]))
 """
 
 
-def test_ccxt_is_imported_with_the_first_ccxt_balance_and_not_before(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PROGRAM, f"sqlite:///{tmp_path / 'service.db'}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+def run(folder: Path, **variables: str) -> list[str]:
+    command = [sys.executable, "-c", PROGRAM, f"sqlite:///{folder / 'service.db'}"]
+    environment = {**os.environ, **variables}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1] == "True False True"
+    return done.stdout.splitlines()
+
+
+def test_ccxt_is_never_imported_by_the_service_because_its_plugin_has_a_process_of_its_own(tmp_path: Path) -> None:
+    assert run(tmp_path)[-2:] == ["True False False", "ccxt_generic in a process of its own: True"]
+
+
+def test_where_the_operator_wants_it_in_the_service_ccxt_is_imported_with_the_first_ccxt_balance(
+    tmp_path: Path,
+) -> None:
+    wish = json.dumps({"ccxt_generic": "in-process"})
+    assert run(tmp_path, EXCHANGE_SERVICE_PLUGIN_PROCESSES=wish)[-1] == "True False True"

@@ -39,6 +39,7 @@ from exchange_service.plugin_api import (
 from exchange_service.registry import Listing
 from exchange_service.sessions import MAX_ROWS, Sessions, venue_environment
 from exchange_service.venue_http import VenueHttpPool
+from exchange_service.wire import read_fetched
 from tests.harness import USER, Gate, ScriptedPlugin, Shifted, holding, listing, loaded, raising, returning
 
 ACCOUNT = Account(USER, "paper")
@@ -81,7 +82,8 @@ async def fetch(
     sessions: Sessions, plugin: ScriptedPlugin, asked: CredentialReference | None = None, timeout: float = 5.0
 ) -> Balance:
     found = Listing(plugin.manifest.exchanges[0], loaded(plugin))
-    return await sessions.fetch(asked or reference(), found, asyncio.get_running_loop().time() + timeout)
+    deadline = asyncio.get_running_loop().time() + timeout
+    return read_fetched(await sessions.fetch(asked or reference(), found, deadline))
 
 
 class Closable:

@@ -43,6 +43,7 @@ UNIMPLEMENTED        NOT_SUPPORTED            -
 INTERNAL             REQUEST_REFUSED          -
 INTERNAL             PLUGIN_FAILED            -
 INTERNAL             SERVICE_FAILED           -
+UNAVAILABLE          PLUGIN_UNAVAILABLE       delay
 """
 ROWS = [line.split() for line in EXPECTED.split("\n") if line]
 

@@ -24,6 +24,7 @@ from exchange_service.wire import (
     account_error_event,
     balance_event,
     decode_stored,
+    fetched_balance,
     get_balance_reply,
     heartbeat_event,
     store_balance,
@@ -37,7 +38,7 @@ NAMES: tuple[Any, ...] = ("total", "free", "used", "debt")
 
 
 def stored(balance: Balance, at: float = NOW, previous: StoredBalance | None = None) -> StoredBalance:
-    return store_balance(ALICE, balance, at, previous)
+    return store_balance(ALICE, fetched_balance(balance), at, previous)
 
 
 def message(data: bytes) -> Any:

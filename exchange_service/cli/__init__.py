@@ -9,7 +9,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
-from exchange_service.cli import calls, checkups, credentials, keys, operate, sealing, tokens
+from exchange_service.cli import calls, checkups, credentials, keys, operate, plugins, sealing, tokens
 from exchange_service.logs import configure_logging
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 calls.add_to(app)
 operate.add_to(app)
+plugins.add_to(app)
 for command in (checkups.check, sealing.seal, sealing.unseal, sealing.rewrap):
     credentials.app.command()(command)
 app.add_typer(credentials.app, name="credentials")

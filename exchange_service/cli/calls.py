@@ -109,7 +109,7 @@ def _target(values: dict[str, Any]) -> Target:
 
 
 # For a command that calls the service: flags for where and how, in place of its `target`.
-_calling = replacing("target", _TARGET_FLAGS, _target)
+calling = replacing("target", _TARGET_FLAGS, _target)
 
 
 def _metadata(headers: Sequence[str]) -> list[tuple[str, str]]:
@@ -133,7 +133,7 @@ async def _waiting(output: Output, what: str) -> AsyncIterator[None]:
         yield
 
 
-@_calling
+@calling
 def exchanges(
     target: Target,
     asset_class: Annotated[str, typer.Option(help="Only this asset class, such as forex.")] = "",
@@ -170,7 +170,7 @@ async def _exchanges(target: Target, asset_class: str, search: str, source: str,
             messages.print(f"[yellow]{len(reply.problems)} problems with plugins; see `exchange-service plugins`.[/]")
 
 
-@_calling
+@calling
 def balance(
     target: Target,
     user: UserOption,
@@ -212,7 +212,7 @@ async def _balance(target: Target, user: str, exchange: str, wish: dict[str, Any
             messages.print(f"[yellow]note:[/] {plain(note)}", soft_wrap=True)
 
 
-@_calling
+@calling
 def watch(
     target: Target,
     user: UserOption,
@@ -337,7 +337,7 @@ def _trouble(event: StreamBalancesResponse) -> str:
     return plain(f"{error.exchange_id} {error.environment} {reason}: {error.error.message}")
 
 
-@_calling
+@calling
 def health(target: Target) -> None:
     """Ask whether the service is serving."""
     run(_health(target))

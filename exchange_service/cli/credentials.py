@@ -45,10 +45,10 @@ def add(
 ) -> None:
     """Store a credential. Secrets are prompted for, or read from standard input; they are never arguments."""
     from exchange_service.doctor import missing_fields
-    from exchange_service.registry import load_registry
+    from exchange_service.plugin_host.discovery import open_registry
 
     try:
-        account, listing = load_registry(choices=settings.exchange_plugins).account(user, exchange, environment)
+        account, listing = open_registry(settings).account(user, exchange, environment)
     except ServiceError as error:
         fail(error.message, exit_code(error))
     metadata = listing.metadata
@@ -197,10 +197,10 @@ def remove(
 
 def _row(settings: Settings, user: str, exchange: str, environment: str) -> Account | None:
     """The row as it is stored. One of an exchange that no plugin serves any more is found by its own words."""
-    from exchange_service.registry import load_registry
+    from exchange_service.plugin_host.discovery import open_registry
 
     try:
-        account, listing = load_registry(choices=settings.exchange_plugins).account(user, exchange, environment)
+        account, listing = open_registry(settings).account(user, exchange, environment)
     except ServiceError:
         found: list[Account] = []
 

@@ -112,8 +112,9 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
     if config is not None:
         os.environ[CONFIG_VARIABLE] = str(config)
     for name, value in flags.items():
-        if value is not None and "dict" in str(Settings.model_fields[name].annotation):
-            flags[name] = _json_object(name, value)
+        kind = str(Settings.model_fields[name].annotation)
+        if value is not None and ("dict" in kind or "list" in kind):
+            flags[name] = _json(name, value)
     try:
         return load_settings(**flags)
     except ValidationError as invalid:
@@ -122,8 +123,8 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
         fail(f"the settings file cannot be read: {error}", ExitCode.USAGE)
 
 
-def _json_object(name: str, value: str) -> Any:
+def _json(name: str, value: str) -> Any:
     try:
         return json.loads(value)
     except ValueError:
-        fail(f"--{name.replace('_', '-')} should be a JSON object", ExitCode.USAGE)
+        fail(f"--{name.replace('_', '-')} should be JSON", ExitCode.USAGE)

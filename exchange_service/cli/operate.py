@@ -1,4 +1,4 @@
-"""The operator's commands: serve, demo, plugins, doctor."""
+"""The operator's commands: serve, demo, doctor."""
 
 from __future__ import annotations
 
@@ -117,41 +117,6 @@ def _shown_at(exchanges: Collection[str], venues: Collection[str]) -> str:
     return ", ".join(exchanges)
 
 
-def plugins(
-    output: Annotated[Output, typer.Option("--output", "-o", envvar=f"{ENVIRONMENT_PREFIX}OUTPUT")] = Output.TABLE,
-) -> None:
-    """Show the installed plugins, what they serve, and why one is not loaded."""
-    from exchange_service.registry import load_registry
-
-    registry = load_registry()
-    rows = []
-    for plugin in registry.plugins:
-        served = [item.metadata for item in registry.listings.values() if item.plugin is plugin]
-        supported = sum(metadata.capabilities.balance for metadata in served)
-        rows.append(
-            {
-                "name": plugin.info.name,
-                "distribution": plugin.info.distribution,
-                "version": plugin.info.version,
-                "exchanges": len(served),
-                "with_balances": supported,
-            }
-        )
-    problems = [{"name": problem.plugin.name, "reason": problem.reason} for problem in registry.problems]
-    if output is Output.TABLE:
-        table = Table("plugin", "distribution", "version", "exchanges", "with balances", box=None, pad_edge=False)
-        for row in rows:
-            table.add_row(*(str(value) for value in row.values()))
-        console.print(table)
-        for problem in problems:
-            console.print(f"[yellow]{plain(problem['name'])}:[/] {plain(problem['reason'])}", soft_wrap=True)
-    elif output is Output.JSON:
-        tables.print_json({"plugins": rows, "problems": problems})
-    else:
-        for row in rows:
-            tables.print_line(row)
-
-
 @with_settings()
 def doctor(
     settings: Settings,
@@ -185,5 +150,5 @@ def doctor(
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (serve, demo, plugins, doctor):
+    for command in (serve, demo, doctor):
         app.command()(command)

@@ -17,6 +17,7 @@ from exchange_service.feeds import Feeds, Selector
 from exchange_service.grpc_server.admission import current_caller
 from exchange_service.grpc_server.boundary import Context
 from exchange_service.identity.callers import Callers
+from exchange_service.plugin_host.report import PluginReport
 from exchange_service.registry import Registry
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.wire import get_balance_reply
@@ -46,6 +47,7 @@ class Servicer:
     catalogue: Catalogue
     balances: Balances
     feeds: Feeds
+    plugins: PluginReport
     call_timeout: float
     write_timeout: float
 
@@ -102,6 +104,11 @@ class Servicer:
                 async for event in subscription:
                     await self._write(context, event)
 
+    async def list_plugins(self, request: messages.ListPluginsRequest, context: Context) -> bytes:
+        """ListPlugins."""
+        current_caller().require_everybody()
+        return self.plugins.answer()
+
     async def _write(self, context: Context, event: bytes) -> None:
         """Write, unless the subscriber leaves it unread: then end his stream, and nobody else's."""
         try:
@@ -124,6 +131,7 @@ class Servicer:
             {
                 "ListExchanges": unary(_parsing(messages.ListExchangesRequest, self.list_exchanges)),
                 "GetBalance": unary(_parsing(messages.GetBalanceRequest, self.get_balance)),
+                "ListPlugins": unary(_parsing(messages.ListPluginsRequest, self.list_plugins)),
                 "StreamBalances": stream(_parsing(messages.StreamBalancesRequest, self.stream_balances)),
             },
         )

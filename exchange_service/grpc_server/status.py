@@ -72,6 +72,7 @@ TABLE: dict[type[errors.ServiceError], Row] = {
     errors.NotSupported: Row(_C.UNIMPLEMENTED, _NOBODY, "There is nothing to wait for."),
     errors.RequestRefused: Row(_C.INTERNAL, _OPERATOR, "Report it to the plugin's author."),
     errors.PluginFailed: Row(_C.INTERNAL, _OPERATOR, "Report it to the plugin's author."),
+    errors.PluginUnavailable: Row(_C.UNAVAILABLE, _NOBODY, "Call again after the delay."),
     errors.ServiceFailed: Row(_C.INTERNAL, _OPERATOR, "Look for the reference in the service's log."),
 }
 

@@ -134,6 +134,11 @@ class Caller:
         if not self.identity.may_read(user_id):
             raise UserForbidden("This user's accounts are outside the caller's scope.")
 
+    def require_everybody(self) -> None:
+        """Raise UserForbidden unless he may read every user: what concerns no user is for operators."""
+        if not self.identity.scope.everybody:
+            raise UserForbidden("Only a caller who may read every user is told this.")
+
 
 @dataclass(frozen=True, slots=True)
 class Verified:

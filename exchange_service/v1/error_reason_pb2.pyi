@@ -84,6 +84,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """INTERNAL: the exchange's plugin broke. The message names the plugin."""
     ERROR_REASON_SERVICE_FAILED: _ErrorReason.ValueType  # 30
     """INTERNAL: this service broke. The message gives a reference to look for in its log."""
+    ERROR_REASON_PLUGIN_UNAVAILABLE: _ErrorReason.ValueType  # 31
+    """UNAVAILABLE: the process that runs the exchange's plugin is down and being started again. A google.rpc.RetryInfo
+    gives the delay.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason says why a call, or one account within a call, failed.
@@ -156,4 +160,8 @@ ERROR_REASON_PLUGIN_FAILED: ErrorReason.ValueType  # 29
 """INTERNAL: the exchange's plugin broke. The message names the plugin."""
 ERROR_REASON_SERVICE_FAILED: ErrorReason.ValueType  # 30
 """INTERNAL: this service broke. The message gives a reference to look for in its log."""
+ERROR_REASON_PLUGIN_UNAVAILABLE: ErrorReason.ValueType  # 31
+"""UNAVAILABLE: the process that runs the exchange's plugin is down and being started again. A google.rpc.RetryInfo
+gives the delay.
+"""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason

@@ -47,6 +47,38 @@ EXCHANGE_SOURCE_CCXT: ExchangeSource.ValueType  # 2
 """The CCXT plugin."""
 Global___ExchangeSource: typing_extensions.TypeAlias = ExchangeSource
 
+class _PluginProcessState:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PluginProcessStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_PluginProcessState.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    PLUGIN_PROCESS_STATE_UNSPECIFIED: _PluginProcessState.ValueType  # 0
+    """Not known."""
+    PLUGIN_PROCESS_STATE_IDLE: _PluginProcessState.ValueType  # 1
+    """Not started: nobody has asked for one of its exchanges yet."""
+    PLUGIN_PROCESS_STATE_STARTING: _PluginProcessState.ValueType  # 2
+    """Being started."""
+    PLUGIN_PROCESS_STATE_RUNNING: _PluginProcessState.ValueType  # 3
+    """It answers."""
+    PLUGIN_PROCESS_STATE_WAITING: _PluginProcessState.ValueType  # 4
+    """It has ended and is started again after a pause."""
+
+class PluginProcessState(_PluginProcessState, metaclass=_PluginProcessStateEnumTypeWrapper):
+    """PluginProcessState says what a process that runs a plugin is doing."""
+
+PLUGIN_PROCESS_STATE_UNSPECIFIED: PluginProcessState.ValueType  # 0
+"""Not known."""
+PLUGIN_PROCESS_STATE_IDLE: PluginProcessState.ValueType  # 1
+"""Not started: nobody has asked for one of its exchanges yet."""
+PLUGIN_PROCESS_STATE_STARTING: PluginProcessState.ValueType  # 2
+"""Being started."""
+PLUGIN_PROCESS_STATE_RUNNING: PluginProcessState.ValueType  # 3
+"""It answers."""
+PLUGIN_PROCESS_STATE_WAITING: PluginProcessState.ValueType  # 4
+"""It has ended and is started again after a pause."""
+Global___PluginProcessState: typing_extensions.TypeAlias = PluginProcessState
+
 @typing.final
 class ListExchangesRequest(google.protobuf.message.Message):
     """ListExchangesRequest selects entries of the catalogue. Filters are combined with "and"; all unset: everything."""
@@ -491,3 +523,121 @@ class AccountState(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "age", b"age", "environment", b"environment", "error", b"error", "exchange_id", b"exchange_id", "version", b"version"]) -> None: ...
 
 Global___AccountState: typing_extensions.TypeAlias = AccountState
+
+@typing.final
+class ListPluginsRequest(google.protobuf.message.Message):
+    """ListPluginsRequest asks for nothing in particular."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___ListPluginsRequest: typing_extensions.TypeAlias = ListPluginsRequest
+
+@typing.final
+class ListPluginsResponse(google.protobuf.message.Message):
+    """ListPluginsResponse is the replica's plugins, sorted by name."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PLUGINS_FIELD_NUMBER: builtins.int
+    PROBLEMS_FIELD_NUMBER: builtins.int
+    @property
+    def plugins(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PluginStatus]:
+        """Those that serve."""
+
+    @property
+    def problems(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PluginProblem]:
+        """Those that do not, or less than they should, with the reason."""
+
+    def __init__(
+        self,
+        *,
+        plugins: collections.abc.Iterable[Global___PluginStatus] | None = ...,
+        problems: collections.abc.Iterable[Global___PluginProblem] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["plugins", b"plugins", "problems", b"problems"]) -> None: ...
+
+Global___ListPluginsResponse: typing_extensions.TypeAlias = ListPluginsResponse
+
+@typing.final
+class PluginStatus(google.protobuf.message.Message):
+    """PluginStatus is one plugin and what runs it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PLUGIN_FIELD_NUMBER: builtins.int
+    OWN_PROCESS_FIELD_NUMBER: builtins.int
+    EXCHANGE_COUNT_FIELD_NUMBER: builtins.int
+    BALANCE_EXCHANGE_COUNT_FIELD_NUMBER: builtins.int
+    PROCESSES_FIELD_NUMBER: builtins.int
+    own_process: builtins.bool
+    """Whether it runs in processes of its own; otherwise in the service's."""
+    exchange_count: builtins.int
+    """How many listings of the catalogue it serves, and of how many of them balances can be read."""
+    balance_exchange_count: builtins.int
+    """See above."""
+    @property
+    def plugin(self) -> exchange_service.v1.exchange_pb2.Plugin:
+        """The plugin."""
+
+    @property
+    def processes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PluginProcess]:
+        """Its processes; for a plugin that runs in the service's, that one."""
+
+    def __init__(
+        self,
+        *,
+        plugin: exchange_service.v1.exchange_pb2.Plugin | None = ...,
+        own_process: builtins.bool = ...,
+        exchange_count: builtins.int = ...,
+        balance_exchange_count: builtins.int = ...,
+        processes: collections.abc.Iterable[Global___PluginProcess] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["plugin", b"plugin"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["balance_exchange_count", b"balance_exchange_count", "exchange_count", b"exchange_count", "own_process", b"own_process", "plugin", b"plugin", "processes", b"processes"]) -> None: ...
+
+Global___PluginStatus: typing_extensions.TypeAlias = PluginStatus
+
+@typing.final
+class PluginProcess(google.protobuf.message.Message):
+    """PluginProcess is one process that runs a plugin."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: builtins.int
+    PROCESS_ID_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    UPTIME_FIELD_NUMBER: builtins.int
+    RESTART_COUNT_FIELD_NUMBER: builtins.int
+    LAST_END_FIELD_NUMBER: builtins.int
+    state: Global___PluginProcessState.ValueType
+    """What it is doing."""
+    process_id: builtins.int
+    """The operating system's number of it. 0: there is none."""
+    memory_bytes: builtins.int
+    """Memory in use, in bytes, with what it has started. 0: not known."""
+    restart_count: builtins.int
+    """How often it was started again since the service began."""
+    last_end: builtins.str
+    """Why the last one ended that did not end with the service, a sentence. Empty: none has."""
+    @property
+    def uptime(self) -> google.protobuf.duration_pb2.Duration:
+        """Since it was started. Absent: it is not running."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___PluginProcessState.ValueType = ...,
+        process_id: builtins.int = ...,
+        memory_bytes: builtins.int = ...,
+        uptime: google.protobuf.duration_pb2.Duration | None = ...,
+        restart_count: builtins.int = ...,
+        last_end: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["uptime", b"uptime"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["last_end", b"last_end", "memory_bytes", b"memory_bytes", "process_id", b"process_id", "restart_count", b"restart_count", "state", b"state", "uptime", b"uptime"]) -> None: ...
+
+Global___PluginProcess: typing_extensions.TypeAlias = PluginProcess

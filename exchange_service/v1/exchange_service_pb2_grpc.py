@@ -53,6 +53,11 @@ class ExchangeServiceStub(object):
                 request_serializer=exchange__service_dot_v1_dot_exchange__service__pb2.StreamBalancesRequest.SerializeToString,
                 response_deserializer=exchange__service_dot_v1_dot_exchange__service__pb2.StreamBalancesResponse.FromString,
                 _registered_method=True)
+        self.ListPlugins = channel.unary_unary(
+                '/exchange_service.v1.ExchangeService/ListPlugins',
+                request_serializer=exchange__service_dot_v1_dot_exchange__service__pb2.ListPluginsRequest.SerializeToString,
+                response_deserializer=exchange__service_dot_v1_dot_exchange__service__pb2.ListPluginsResponse.FromString,
+                _registered_method=True)
 
 
 class ExchangeServiceServicer(object):
@@ -84,6 +89,14 @@ class ExchangeServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPlugins(self, request, context):
+        """ListPlugins tells operators which plugins are installed and how the processes fare that run them, on the replica
+        that answers. Only for callers who may read every user.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExchangeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -101,6 +114,11 @@ def add_ExchangeServiceServicer_to_server(servicer, server):
                     servicer.StreamBalances,
                     request_deserializer=exchange__service_dot_v1_dot_exchange__service__pb2.StreamBalancesRequest.FromString,
                     response_serializer=exchange__service_dot_v1_dot_exchange__service__pb2.StreamBalancesResponse.SerializeToString,
+            ),
+            'ListPlugins': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPlugins,
+                    request_deserializer=exchange__service_dot_v1_dot_exchange__service__pb2.ListPluginsRequest.FromString,
+                    response_serializer=exchange__service_dot_v1_dot_exchange__service__pb2.ListPluginsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -188,6 +206,33 @@ class ExchangeService(object):
             '/exchange_service.v1.ExchangeService/StreamBalances',
             exchange__service_dot_v1_dot_exchange__service__pb2.StreamBalancesRequest.SerializeToString,
             exchange__service_dot_v1_dot_exchange__service__pb2.StreamBalancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPlugins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exchange_service.v1.ExchangeService/ListPlugins',
+            exchange__service_dot_v1_dot_exchange__service__pb2.ListPluginsRequest.SerializeToString,
+            exchange__service_dot_v1_dot_exchange__service__pb2.ListPluginsResponse.FromString,
             options,
             channel_credentials,
             insecure,

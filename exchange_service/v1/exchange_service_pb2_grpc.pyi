@@ -73,7 +73,23 @@ _ExchangeServiceStreamBalancesType = typing_extensions.TypeVar(
     ],
 )
 
-class ExchangeServiceStub(typing.Generic[_ExchangeServiceListExchangesType, _ExchangeServiceGetBalanceType, _ExchangeServiceStreamBalancesType]):
+_ExchangeServiceListPluginsType = typing_extensions.TypeVar(
+    '_ExchangeServiceListPluginsType',
+    grpc.UnaryUnaryMultiCallable[
+        exchange_service.v1.exchange_service_pb2.ListPluginsRequest,
+        exchange_service.v1.exchange_service_pb2.ListPluginsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        exchange_service.v1.exchange_service_pb2.ListPluginsRequest,
+        exchange_service.v1.exchange_service_pb2.ListPluginsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        exchange_service.v1.exchange_service_pb2.ListPluginsRequest,
+        exchange_service.v1.exchange_service_pb2.ListPluginsResponse,
+    ],
+)
+
+class ExchangeServiceStub(typing.Generic[_ExchangeServiceListExchangesType, _ExchangeServiceGetBalanceType, _ExchangeServiceStreamBalancesType, _ExchangeServiceListPluginsType]):
     """ExchangeService lists exchanges and brokers, reads users' balances there and follows them live. It only reads.
 
     Every failed call carries a google.rpc.Status: see ErrorReason. Where waiting helps, a google.rpc.RetryInfo and
@@ -94,6 +110,10 @@ class ExchangeServiceStub(typing.Generic[_ExchangeServiceListExchangesType, _Exc
             exchange_service.v1.exchange_service_pb2.StreamBalancesRequest,
             exchange_service.v1.exchange_service_pb2.StreamBalancesResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            exchange_service.v1.exchange_service_pb2.ListPluginsRequest,
+            exchange_service.v1.exchange_service_pb2.ListPluginsResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -110,6 +130,10 @@ class ExchangeServiceStub(typing.Generic[_ExchangeServiceListExchangesType, _Exc
             exchange_service.v1.exchange_service_pb2.StreamBalancesRequest,
             exchange_service.v1.exchange_service_pb2.StreamBalancesResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            exchange_service.v1.exchange_service_pb2.ListPluginsRequest,
+            exchange_service.v1.exchange_service_pb2.ListPluginsResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     ListExchanges: _ExchangeServiceListExchangesType
@@ -121,6 +145,11 @@ class ExchangeServiceStub(typing.Generic[_ExchangeServiceListExchangesType, _Exc
     StreamBalances: _ExchangeServiceStreamBalancesType
     """StreamBalances follows accounts of one user: first what there is, then every change, until the client leaves.
     One account's trouble never ends the stream for the others.
+    """
+
+    ListPlugins: _ExchangeServiceListPluginsType
+    """ListPlugins tells operators which plugins are installed and how the processes fare that run them, on the replica
+    that answers. Only for callers who may read every user.
     """
 
 ExchangeServiceAsyncStub: typing_extensions.TypeAlias = ExchangeServiceStub[
@@ -135,6 +164,10 @@ ExchangeServiceAsyncStub: typing_extensions.TypeAlias = ExchangeServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         exchange_service.v1.exchange_service_pb2.StreamBalancesRequest,
         exchange_service.v1.exchange_service_pb2.StreamBalancesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        exchange_service.v1.exchange_service_pb2.ListPluginsRequest,
+        exchange_service.v1.exchange_service_pb2.ListPluginsResponse,
     ],
 ]
 
@@ -169,6 +202,16 @@ class ExchangeServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[exchange_service.v1.exchange_service_pb2.StreamBalancesResponse], collections.abc.AsyncIterator[exchange_service.v1.exchange_service_pb2.StreamBalancesResponse]]:
         """StreamBalances follows accounts of one user: first what there is, then every change, until the client leaves.
         One account's trouble never ends the stream for the others.
+        """
+
+    @abc.abstractmethod
+    def ListPlugins(
+        self,
+        request: exchange_service.v1.exchange_service_pb2.ListPluginsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[exchange_service.v1.exchange_service_pb2.ListPluginsResponse, collections.abc.Awaitable[exchange_service.v1.exchange_service_pb2.ListPluginsResponse]]:
+        """ListPlugins tells operators which plugins are installed and how the processes fare that run them, on the replica
+        that answers. Only for callers who may read every user.
         """
 
 def add_ExchangeServiceServicer_to_server(servicer: ExchangeServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

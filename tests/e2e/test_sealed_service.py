@@ -284,7 +284,7 @@ class Traffic:
         while not self._enough.is_set():
             account, _ = self.running.service.registry.account(user, "paper", "")
             balances._references.forget(account)  # type: ignore[attr-defined]
-            balances._sessions.forget(account)
+            balances._venues.forget(account)
             reply = await self.running.client.get_balance(user, "paper", max_age=0)
             assert reply.balance.user_id == user
             self.answered += 1

@@ -259,7 +259,7 @@ async def test_a_herd_costs_the_venue_a_request_each_and_here_one_for_all(tmp_pa
         account, found = running.service.registry.account("alice", "paper", "")
         reference = await running.service.store.find(account)
         assert reference is not None
-        sessions, deadline = running.service.balances._sessions, asyncio.get_running_loop().time() + 10
+        sessions, deadline = running.service.balances._venues, asyncio.get_running_loop().time() + 10
         # Straight to the plugin: as many requests as callers.
         bare = [asyncio.ensure_future(sessions.fetch(reference, found, deadline)) for _ in range(50)]
         together.set()

@@ -1,0 +1,111 @@
+"""`plugins`: what is installed, what runs it, and how that fares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from rich.table import Table
+
+from exchange_service.cli import tables
+from exchange_service.cli.calls import OutputOption, Target, calling
+from exchange_service.cli.flags import read_settings
+from exchange_service.cli.outcome import Output, console, messages, plain, run
+from exchange_service.client import ServiceUnreachable
+from exchange_service.v1 import exchange_service_pb2
+
+_STATES = {
+    exchange_service_pb2.PLUGIN_PROCESS_STATE_IDLE: "idle",
+    exchange_service_pb2.PLUGIN_PROCESS_STATE_STARTING: "[yellow]starting[/]",
+    exchange_service_pb2.PLUGIN_PROCESS_STATE_RUNNING: "[green]running[/]",
+    exchange_service_pb2.PLUGIN_PROCESS_STATE_WAITING: "[red]waiting[/]",
+}
+_MEBIBYTE = 1024 * 1024
+
+
+@calling
+def plugins(target: Target, output: OutputOption = Output.TABLE) -> None:
+    """Show the plugins, what they serve, the processes that run them, and why one is not loaded.
+
+    Asks the running service; where none answers, shows what is installed.
+    """
+    run(_plugins(target, output), output)
+
+
+async def _plugins(target: Target, output: Output) -> None:
+    try:
+        async with target.client() as client:
+            reply = await client.list_plugins()
+    except ServiceUnreachable:
+        messages.print(f"[yellow]No service answers at {plain(target.address)}; this is what is installed.[/]")
+        reply = _installed()
+    if output is Output.TABLE:
+        console.print(_table(reply))
+        for status in reply.plugins:
+            for process in status.processes:
+                if process.last_end:
+                    messages.print(
+                        f"[yellow]{plain(status.plugin.name)}:[/] last ended: {plain(process.last_end)}", soft_wrap=True
+                    )
+        for problem in reply.problems:
+            messages.print(f"[yellow]{plain(problem.plugin.name)}:[/] {plain(problem.reason)}", soft_wrap=True)
+        return
+    rows = [_row(status) for status in reply.plugins]
+    if output is Output.JSON:
+        problems = [{"name": item.plugin.name, "reason": item.reason} for item in reply.problems]
+        tables.print_json({"plugins": rows, "problems": problems})
+    else:
+        for row in rows:
+            tables.print_line(row)
+
+
+def _installed() -> exchange_service_pb2.ListPluginsResponse:
+    """As the service would say, without processes."""
+    from exchange_service.plugin_host.discovery import open_registry
+    from exchange_service.plugin_host.report import installed
+
+    return installed(open_registry(read_settings(None, {})))
+
+
+def _row(status: exchange_service_pb2.PluginStatus) -> dict[str, Any]:
+    """A plugin for programs."""
+    return {
+        "name": status.plugin.name,
+        "distribution": status.plugin.distribution,
+        "version": status.plugin.version,
+        "exchanges": status.exchange_count,
+        "with_balances": status.balance_exchange_count,
+        "own_process": status.own_process,
+        "processes": [tables.as_dict(process) for process in status.processes],
+    }
+
+
+def _table(reply: exchange_service_pb2.ListPluginsResponse) -> Table:
+    """A line for each process, and one for a plugin without."""
+    right = {"justify": "right"}
+    table = Table("plugin", "version", "exchanges", "runs in", "state", box=None, pad_edge=False)
+    for name in ("process", "memory", "uptime", "restarts"):
+        table.add_column(name, **right)  # type: ignore[arg-type]
+    for status in reply.plugins:
+        where = "its own process" if status.own_process else "the service"
+        known = (plain(status.plugin.name), plain(status.plugin.version), str(status.exchange_count), where)
+        for process in status.processes or (None,):
+            table.add_row(*known, *_process(process))
+    return table
+
+
+def _process(process: exchange_service_pb2.PluginProcess | None) -> tuple[str, str, str, str, str]:
+    if process is None:
+        return ("", "", "", "", "")
+    return (
+        _STATES.get(process.state, "unknown"),
+        str(process.process_id or ""),
+        f"{process.memory_bytes / _MEBIBYTE:.0f} MiB" if process.memory_bytes else "",
+        str(process.uptime.ToTimedelta()) if process.HasField("uptime") else "",
+        str(process.restart_count),
+    )
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(plugins)

@@ -1,0 +1,198 @@
+"""The calls that the service makes, answered with one plugin that runs in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import structlog
+
+from exchange_service.credentials import CredentialReference
+from exchange_service.errors import PluginFailed, ServiceError
+from exchange_service.model import Account, Credential
+from exchange_service.plugin_host.protocol import (
+    PROTOCOL,
+    SERVICE,
+    TOKEN,
+    proof,
+    read_credential,
+    read_manifest,
+    read_reference,
+    write_rights,
+)
+from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
+from exchange_service.registry import Listing, LoadedPlugin, Registry, Unfit
+from exchange_service.sessions import Sessions
+from exchange_service.venue_http import VenueHttpPool
+from exchange_service.wire import fault_message
+
+# Seconds after which a call that was cancelled and still runs counts as stuck.
+_STUCK_AFTER = 3.0
+
+log = structlog.get_logger(__name__)
+
+
+class _CredentialNeeded(Exception):
+    """There is no session for the account, and the call brought no credential."""
+
+
+@dataclass(slots=True)
+class _Configured:
+    """What there is after the handshake."""
+
+    plugin: LoadedPlugin
+    listings: dict[str, Listing]
+    sessions: Sessions
+    http: VenueHttpPool
+
+    def serve(self, manifest: bytes) -> None:
+        """Take the service's word for what may be asked for, and which hosts may be reached."""
+        self.plugin.manifest = read_manifest(manifest)
+        self.listings = Registry([self.plugin]).listings
+
+
+class Host:
+    """One plugin, loaded at the handshake by `load`, for who has the token."""
+
+    def __init__(self, load: Callable[[], LoadedPlugin], token: str) -> None:
+        self._load = load
+        self._token = token
+        self._configured: _Configured | None = None
+        # Credentials that a call brings, for as long as that call lasts.
+        self._offered: dict[CredentialReference, Credential] = {}
+
+    async def configure(self, request: messages.ConfigureRequest) -> messages.ConfigureResponse:
+        """The handshake."""
+        problem = ""
+        if request.protocol_version != PROTOCOL:
+            problem = f"Its process speaks version {PROTOCOL} and the service {request.protocol_version}."
+        elif self._configured is not None:
+            self._configured.serve(request.manifest)
+        else:
+            try:
+                self._configured = self._begin(request)
+            except Unfit as unfit:
+                problem = str(unfit)
+        return messages.ConfigureResponse(
+            protocol_version=PROTOCOL, problem=problem, proof=proof(self._token), process_id=os.getpid()
+        )
+
+    def _begin(self, request: messages.ConfigureRequest) -> _Configured:
+        plugin = self._load()
+        http = VenueHttpPool(timeout=request.venue_timeout)
+        sessions = Sessions(self._open, http, overrides=dict(request.overrides), idle_timeout=request.session_idle)
+        configured = _Configured(plugin, {}, sessions, http)
+        configured.serve(request.manifest)
+        return configured
+
+    async def _open(self, reference: CredentialReference) -> Credential:
+        credential = self._offered.get(reference)
+        if credential is None:
+            raise _CredentialNeeded
+        return credential
+
+    async def check_health(self, request: messages.CheckHealthRequest) -> messages.CheckHealthResponse:
+        """Whether the event loop comes round, and what is stuck."""
+        stuck = self._configured.sessions.stuck_calls(_STUCK_AFTER) if self._configured else 0
+        return messages.CheckHealthResponse(stuck_calls=stuck)
+
+    async def fetch_balance(self, request: messages.FetchBalanceRequest) -> messages.FetchBalanceResponse:
+        """The hook fetch_balance."""
+        call = request.call
+
+        async def fetch(sessions: Sessions, listing: Listing, deadline: float) -> messages.FetchBalanceResponse:
+            reference = read_reference(call)
+            balance = await sessions.fetch(reference, listing, deadline, account_type=call.account_type)
+            return messages.FetchBalanceResponse(balance=balance)
+
+        reply: messages.FetchBalanceResponse = await self._answer(call, fetch, messages.FetchBalanceResponse)
+        return reply
+
+    async def check_credential(self, request: messages.CheckCredentialRequest) -> messages.CheckCredentialResponse:
+        """The hook check_credential."""
+        call = request.call
+
+        async def check(sessions: Sessions, listing: Listing, deadline: float) -> messages.CheckCredentialResponse:
+            rights = await sessions.key_rights(read_reference(call), listing, deadline)
+            return messages.CheckCredentialResponse(rights=write_rights(rights))
+
+        reply: messages.CheckCredentialResponse = await self._answer(call, check, messages.CheckCredentialResponse)
+        return reply
+
+    async def _answer(
+        self,
+        call: messages.VenueCall,
+        ask: Callable[[Sessions, Listing, float], Awaitable[Any]],
+        reply: Callable[..., Any],
+    ) -> Any:
+        """What the plugin answers, with whatever went wrong as part of the answer."""
+        reference = read_reference(call)
+        brought = call.HasField("credential")
+        if brought:
+            self._offered[reference] = read_credential(call.credential)
+        try:
+            assert self._configured is not None
+            listing = self._configured.listings[call.exchange_id]
+            deadline = asyncio.get_running_loop().time() + call.timeout
+            return await ask(self._configured.sessions, listing, deadline)
+        except _CredentialNeeded:
+            return reply(credential_needed=True)
+        except ServiceError as error:
+            return reply(fault=fault_message(error))
+        except Exception as error:
+            # Nothing of it is for anybody else: its text may hold what the plugin had in its hands.
+            log.error("plugin_host.failed", error=type(error).__name__)
+            return reply(
+                fault=fault_message(PluginFailed("The process that runs the plugin failed; its log says why."))
+            )
+        finally:
+            if brought:
+                self._offered.pop(reference, None)
+
+    async def forget_account(self, request: messages.ForgetAccountRequest) -> messages.ForgetAccountResponse:
+        """Close an account's session."""
+        if self._configured is not None:
+            self._configured.sessions.forget(Account(request.user_id, request.exchange_id, request.environment))
+        return messages.ForgetAccountResponse()
+
+    async def close(self) -> None:
+        """Close the sessions and the plugin's state."""
+        if self._configured is not None:
+            await self._configured.sessions.close()
+            await self._configured.plugin.state.close()
+            await self._configured.http.close()
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The handlers for the server; each answers only who has the token."""
+        methods: dict[str, tuple[type[Any], Callable[[Any], Awaitable[Any]]]] = {
+            "Configure": (messages.ConfigureRequest, self.configure),
+            "CheckHealth": (messages.CheckHealthRequest, self.check_health),
+            "FetchBalance": (messages.FetchBalanceRequest, self.fetch_balance),
+            "CheckCredential": (messages.CheckCredentialRequest, self.check_credential),
+            "ForgetAccount": (messages.ForgetAccountRequest, self.forget_account),
+        }
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                name: grpc.unary_unary_rpc_method_handler(
+                    self._guarded(answer),
+                    request_deserializer=kind.FromString,
+                    response_serializer=lambda message: message.SerializeToString(),
+                )
+                for name, (kind, answer) in methods.items()
+            },
+        )
+
+    def _guarded(self, answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def handle(request: Any, context: Any) -> Any:
+            token = next((value for name, value in context.invocation_metadata() if name == TOKEN), "")
+            if not hmac.compare_digest(str(token), self._token):
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, "no token of this process")
+            return await answer(request)
+
+        return handle

@@ -1,0 +1,209 @@
+"""What the service calls in the place of a plugin: the one in its own process, or the process that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from exchange_service.credentials import CredentialReference
+from exchange_service.errors import PluginFailed, PluginUnavailable, VenueTimeout
+from exchange_service.model import Account, Credential, KeyRights
+from exchange_service.plugin_host.launch import MEBIBYTE, Terms
+from exchange_service.plugin_host.protocol import (
+    read_error,
+    read_rights,
+    write_call,
+    write_credential,
+)
+from exchange_service.plugin_host.supervisor import Condition, PluginProcess, Supervisor, Work
+from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
+from exchange_service.registry import Listing, LoadedPlugin, Registry
+from exchange_service.sessions import Sessions
+from exchange_service.wire import FetchedBalance
+
+# Seconds that a process has, beyond the deadline, to say that the deadline has passed.
+_LAST_WORD = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """How processes of plugins are run: seconds, MiB and counts by the plugin's name."""
+
+    venue_timeout: float
+    session_idle: float
+    overrides: Mapping[str, str]
+    memory: Mapping[str, int]
+    processes: Mapping[str, int]
+    start_at_once: bool
+
+
+# MiB, for our own plugins (CCXT with twenty exchanges' markets needs several hundred) and for strangers'.
+_MEMORY, _MEMORY_OF_STRANGERS = 2048, 512
+
+
+class HostedPlugins:
+    """Reads accounts through plugins that run in processes of their own, and through `here` those that do not.
+
+    An account always goes to the same one of its plugin's processes.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        here: Sessions,
+        open_credential: Callable[[CredentialReference], Awaitable[Credential]],
+        settings: HostSettings,
+        on_change: Callable[[str, str], None],
+    ) -> None:
+        self._registry = registry
+        self._here = here
+        self._open_credential = open_credential
+        self._settings = settings
+        self._on_change = on_change
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._processes = {
+            plugin.info.name: [self._supervisor(plugin) for _ in range(settings.processes.get(plugin.info.name, 1))]
+            for plugin in registry.plugins
+            if plugin.own_process
+        }
+        if settings.start_at_once:
+            for supervisor in self._supervisors():
+                supervisor.start()
+
+    def _supervisor(self, plugin: LoadedPlugin) -> Supervisor:
+        name = plugin.info.name
+        default = _MEMORY_OF_STRANGERS if plugin.stranger else _MEMORY
+        memory = self._settings.memory.get(name, default) * MEBIBYTE
+        terms = Terms(name, plugin.info.distribution, memory, plugin.stranger)
+
+        def work() -> Work:
+            settings = self._settings
+            return Work(plugin.manifest, settings.overrides, settings.venue_timeout, settings.session_idle)
+
+        return Supervisor(terms, work, lambda: self._on_change(name, self._trouble(name)))
+
+    def _trouble(self, name: str) -> str:
+        """Why some of the plugin's accounts cannot be read, a sentence; empty where none of its processes is down."""
+        return next((supervisor.trouble for supervisor in self._processes[name] if supervisor.trouble), "")
+
+    def _supervisors(self) -> list[Supervisor]:
+        return [supervisor for several in self._processes.values() for supervisor in several]
+
+    def conditions(self, plugin: LoadedPlugin) -> Sequence[Condition]:
+        """How the plugin's processes are; empty where it runs in the service's."""
+        return [supervisor.condition() for supervisor in self._processes.get(plugin.info.name, ())]
+
+    async def fetch(
+        self, reference: CredentialReference, listing: Listing, deadline: float, *, account_type: str = ""
+    ) -> FetchedBalance:
+        """See `Venues`."""
+        if not listing.plugin.own_process:
+            return await self._here.fetch(reference, listing, deadline, account_type=account_type)
+
+        def request(call: messages.VenueCall) -> messages.FetchBalanceRequest:
+            return messages.FetchBalanceRequest(call=call)
+
+        reply = await self._ask("FetchBalance", request, reference, listing, deadline, account_type)
+        return FetchedBalance(reply.balance)
+
+    async def key_rights(self, reference: CredentialReference, listing: Listing, deadline: float) -> KeyRights:
+        """See `Venues`."""
+        if not listing.plugin.own_process:
+            return await self._here.key_rights(reference, listing, deadline)
+
+        def request(call: messages.VenueCall) -> messages.CheckCredentialRequest:
+            return messages.CheckCredentialRequest(call=call)
+
+        reply = await self._ask("CheckCredential", request, reference, listing, deadline, "")
+        return read_rights(reply.rights)
+
+    async def _ask(
+        self,
+        method: str,
+        request: Callable[[messages.VenueCall], Any],
+        reference: CredentialReference,
+        listing: Listing,
+        deadline: float,
+        account_type: str,
+    ) -> Any:
+        """The process's answer. The credential goes along only where it has no session for the account yet."""
+        name = listing.plugin.info.name
+        supervisor = self._of(name, reference.account)
+        process = await supervisor.process(deadline)
+        loop = asyncio.get_running_loop()
+        call = write_call(reference, account_type, max(0.0, deadline - loop.time()))
+        reply = await self._answer(supervisor, process, method, request(call), listing, deadline)
+        if reply.WhichOneof("outcome") == "credential_needed":
+            call.credential.CopyFrom(write_credential(await self._open_credential(reference)))
+            call.timeout = max(0.0, deadline - loop.time())
+            reply = await self._answer(supervisor, process, method, request(call), listing, deadline)
+        outcome = reply.WhichOneof("outcome")
+        if outcome == "fault":
+            raise read_error(reply.fault, name)
+        if outcome in (None, "credential_needed"):
+            raise PluginFailed(f"The process of the plugin {name} answered with nothing.")
+        return reply
+
+    async def _answer(
+        self,
+        supervisor: Supervisor,
+        process: PluginProcess,
+        method: str,
+        request: Any,
+        listing: Listing,
+        deadline: float,
+    ) -> Any:
+        name = listing.plugin.info.name
+        left = max(0.0, deadline - asyncio.get_running_loop().time())
+        try:
+            return await process.call(method, request, left + _LAST_WORD)
+        except grpc.aio.AioRpcError as error:
+            code = error.code()
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            supervisor.call_overdue()
+            raise VenueTimeout(f"{listing.metadata.name} did not answer in time.")
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+            raise PluginUnavailable(f"The process of the plugin {name} ended, and is started again.")
+        raise PluginFailed(f"The process of the plugin {name} failed ({code.name}).")
+
+    def _of(self, name: str, account: Account) -> Supervisor:
+        several = self._processes[name]
+        text = "\0".join((account.user_id, account.exchange_id, account.environment))
+        return several[zlib.crc32(text.encode()) % len(several)]
+
+    def forget(self, account: Account) -> None:
+        """See `Venues`."""
+        self._here.forget(account)
+        listing = self._registry.listings.get(account.exchange_id)
+        if listing is None or not listing.plugin.own_process:
+            return
+        process = self._of(listing.plugin.info.name, account).running
+        if process is not None:
+            task = asyncio.create_task(_forget(process, account), name="forgetting a session")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def configure(self) -> None:
+        """Tell the processes that run of newer manifests."""
+        await asyncio.gather(*(supervisor.configure() for supervisor in self._supervisors()))
+
+    async def close(self) -> None:
+        """End every process, and the sessions of this one."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*(supervisor.close() for supervisor in self._supervisors()), *self._tasks)
+        await self._here.close()
+
+
+async def _forget(process: PluginProcess, account: Account) -> None:
+    request = messages.ForgetAccountRequest(
+        user_id=account.user_id, exchange_id=account.exchange_id, environment=account.environment
+    )
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
+        await process.call("ForgetAccount", request, 1.0)

@@ -1,0 +1,172 @@
+"""Starts the program that runs a plugin, and ends all that came of it when the service or the program ends.
+
+It stands between the two because nothing else survives both: the service may be killed, and the plugin may do whatever
+it likes to its own process. It runs no plugin's code, imports nothing of ours, and waits.
+
+Standard input brings one line of JSON, and then nothing: its end means that the service has ended. The program gets
+standard output and standard error as they are, and its token as its own standard input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from typing import Any
+
+# Seconds that the program has to end by itself, and then everything else to be gone.
+_GRACE = 1.0
+_SWEEP = 3.0
+_SET_PARENT_DEATH_SIGNAL = 1
+_SET_CHILD_SUBREAPER = 36
+
+
+def _process_control(option: int, value: int) -> None:
+    """Linux's prctl; other systems have none, and do without."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _limit(limits: dict[str, int]) -> None:
+    """Set resource limits by their names in `resource`, never above what is allowed already."""
+    for name, wanted in limits.items():
+        kind = getattr(resource, name, None)
+        if kind is None:
+            continue
+        _, hard = resource.getrlimit(kind)
+        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(kind, (value, value))
+
+
+def _start(config: dict[str, Any]) -> int:
+    """Start the program in a process group of its own; its number."""
+    read, write = os.pipe()
+    keeper = os.getpid()
+    pid = os.fork()
+    if pid:
+        os.close(read)
+        os.write(write, config["token"].encode() + b"\n")
+        os.close(write)
+        return pid
+    try:
+        os.setpgid(0, 0)
+        # Should the keeper be killed, the system ends the program.
+        _process_control(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        if os.getppid() != keeper:
+            os._exit(1)
+        os.nice(config["nice"])
+        os.dup2(read, 0)
+        os.closerange(3, 256)
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(name, signal.SIG_DFL)
+        os.execv(config["command"][0], config["command"])  # noqa: S606 - ours, and no shell
+    finally:
+        os._exit(127)
+
+
+def _wait(program: int, wake: int) -> int | None:
+    """Wait for the end of the program, or of the service; the program's status, or None where it still runs."""
+    while True:
+        ready, _, _ = select.select([0, wake], [], [])
+        if wake in ready:
+            os.read(wake, 4096)
+            while True:
+                try:
+                    pid, status = os.waitpid(-1, os.WNOHANG)
+                except ChildProcessError:
+                    return 0
+                if pid == program:
+                    return status
+                if not pid:
+                    break
+        if 0 in ready and not os.read(0, 4096):
+            return None
+
+
+def _ended_in_time(program: int) -> int | None:
+    """The program's status once it has ended by itself, as it was asked to; None where it did not."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(program, signal.SIGTERM)
+    limit = time.monotonic() + _GRACE
+    while time.monotonic() < limit:
+        pid, status = os.waitpid(program, os.WNOHANG)
+        if pid:
+            return status
+        time.sleep(0.01)
+    return None
+
+
+def _children() -> list[int]:
+    """The processes whose parent is this one: also orphans of the program, which the system hands to the keeper."""
+    found, ours = [], str(os.getpid())
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
+                # The second field is a name in brackets, which may hold anything.
+                if file.read().rpartition(")")[2].split()[1] == ours:
+                    found.append(int(name))
+    return found
+
+
+def _end_all(group: int) -> None:
+    """Kill the program's group and whatever else has been started, until nothing is left."""
+    limit = time.monotonic() + _SWEEP
+    while time.monotonic() < limit:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+        for pid in _children():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.01)
+
+
+def _first_line() -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        more = os.read(0, 65536)
+        if not more:
+            sys.exit(1)
+        line += more
+    return line
+
+
+def main() -> int:
+    """The program's exit status, or 128 and the number of the signal that ended it."""
+    config = json.loads(_first_line())
+    # Nobody else's signals reach it: not the terminal's, and not those for the service's group.
+    os.setsid()
+    _process_control(_SET_CHILD_SUBREAPER, 1)
+    _limit(config["limits"])
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    program = _start(config)
+    # The service sees the end of these when the program ends, not the keeper.
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    status = _wait(program, wake_read)
+    if status is None:
+        status = _ended_in_time(program)
+    _end_all(program)
+    if status is None:
+        return 128 + signal.SIGKILL
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""What runs in a process of a plugin's own.
+
+    python -m exchange_service.plugin_host.program NAME DISTRIBUTION (SOCKET | --introduce | --refresh)
+
+With a socket it listens there, says so by a line on standard output, and serves until it is ended. With `--introduce`
+it writes the plugin's manifest there, or "!" and a sentence why there is none; with `--refresh` a newer one, or
+nothing. Its token comes by standard input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import io
+import os
+import signal
+import sys
+import time
+from functools import partial
+from importlib.metadata import entry_points
+from typing import TextIO
+
+import structlog
+
+from exchange_service.logs import configure_logging
+from exchange_service.plugin_host.launch import INTRODUCE, REFRESH
+from exchange_service.plugin_host.protocol import MAX_MESSAGE, write_manifest
+from exchange_service.registry import ENTRY_POINT_GROUP, LoadedPlugin, Unfit, load_entry_point, newer_manifest
+
+READY = b"ready\n"
+# Lines of the plugin's own printing that are passed on in a second, and characters of a line.
+_MOST_LINES = 20
+_LONGEST_LINE = 1000
+
+log = structlog.get_logger("exchange_service.plugin_host")
+
+
+class _Printed(io.TextIOBase):
+    """What the plugin prints, as log lines: standard output is nobody's here."""
+
+    def __init__(self) -> None:
+        self._begun = ""
+        self._second = 0
+        self._lines = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, begun = (self._begun + text).split("\n")
+        self._begun = begun[:_LONGEST_LINE]
+        for line in lines:
+            self._pass_on(line)
+        return len(text)
+
+    def _pass_on(self, line: str) -> None:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._lines = second, 0
+        self._lines += 1
+        if line.strip() and self._lines <= _MOST_LINES:
+            log.info("plugin.output", line=line[:_LONGEST_LINE])
+
+
+def _take_streams() -> tuple[str, int, TextIO]:
+    """The token, where the answer goes, and where log lines go; the plugin gets neither, whatever it prints."""
+    token = os.read(0, 4096).decode().strip()
+    answer = os.dup(1)
+    lines = os.fdopen(os.dup(2), "w", buffering=1, errors="replace")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nowhere, standard)
+    os.close(nowhere)
+    configure_logging("info", "json", lines)
+    sys.stdout = sys.stderr = _Printed()
+    # A crash of the interpreter itself shows where it was.
+    faulthandler.enable(lines)
+    return token, answer, lines
+
+
+def _load(name: str, distribution: str) -> LoadedPlugin:
+    """The plugin of this name and distribution; Unfit where it cannot serve."""
+    for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        if (point.dist.name if point.dist else "") == distribution:
+            return load_entry_point(point)
+    raise Unfit("It is not installed any more.")
+
+
+async def _introduce(name: str, distribution: str, answer: int, *, newer: bool) -> None:
+    try:
+        plugin = _load(name, distribution)
+        manifest = await newer_manifest(plugin) if newer else plugin.manifest
+        data = write_manifest(manifest) if manifest is not None else b""
+    except Unfit as unfit:
+        data = b"!" + str(unfit).encode()
+    except ValueError:
+        data = b"!Its manifest holds something else than the plugin page says."
+    with os.fdopen(answer, "wb") as out:
+        out.write(data)
+
+
+async def _serve(name: str, distribution: str, socket: str, token: str, answer: int) -> None:
+    # Late: who introduces a plugin needs no server.
+    import grpc
+
+    from exchange_service.plugin_host.host import Host
+
+    host = Host(partial(_load, name, distribution), token)
+    server = grpc.aio.server(
+        options=[("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.max_send_message_length", MAX_MESSAGE)]
+    )
+    server.add_generic_rpc_handlers((host.handlers(),))
+    server.add_insecure_port(f"unix:{socket}")
+    await server.start()
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    os.write(answer, READY)
+    os.close(answer)
+    await ended.wait()
+    await server.stop(0)
+    await host.close()
+
+
+def main() -> None:
+    """See the module."""
+    name, distribution, wanted = sys.argv[1:]
+    token, answer, _ = _take_streams()
+    if wanted in (INTRODUCE, REFRESH):
+        asyncio.run(_introduce(name, distribution, answer, newer=wanted == REFRESH))
+    else:
+        asyncio.run(_serve(name, distribution, wanted, token, answer))
+    # Whatever a plugin has left running must not keep the process.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The messages between the service and a process that runs a plugin: nouns in, protobuf out, and back."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from datetime import UTC
+from functools import cache
+from typing import TYPE_CHECKING
+
+from exchange_service.credentials import CredentialReference
+from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, VenueError
+from exchange_service.model import Account, Credential, KeyRights, Manifest
+from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
+from exchange_service.v1 import balance_pb2
+from exchange_service.wire import read_fault
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+# Rises with every change of plugin_host.proto, or of what its fields mean.
+PROTOCOL = 1
+SERVICE = messages.DESCRIPTOR.services_by_name["PluginHostService"].full_name
+# The metadata of every call.
+TOKEN = "token"  # noqa: S105 - its name
+# A balance of the largest size, and the message around it.
+MAX_MESSAGE = 4 * 1024 * 1024
+# Bytes of a manifest: CCXT's, with over a hundred listings, has 150,000.
+MAX_MANIFEST = 4 * 1024 * 1024
+
+
+def proof(token: str) -> bytes:
+    """What only who was given the token can say."""
+    return hmac.new(token.encode(), b"plugin process", hashlib.sha256).digest()
+
+
+@cache
+def _manifest_adapter() -> TypeAdapter[Manifest]:
+    # Late, because a process that never exchanges a manifest does without.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Manifest)
+
+
+def write_manifest(manifest: Manifest) -> bytes:
+    """The manifest as JSON; ValueError for one that holds something else than its types say."""
+    return _manifest_adapter().dump_json(manifest, warnings="error")
+
+
+def read_manifest(data: bytes) -> Manifest:
+    """What `write_manifest` wrote; ValueError for anything else."""
+    return _manifest_adapter().validate_json(data, strict=True)
+
+
+def write_call(reference: CredentialReference, account_type: str, timeout: float) -> messages.VenueCall:
+    """The call without the credential. The account is the one that was asked for."""
+    account = reference.account
+    return messages.VenueCall(
+        user_id=account.user_id,
+        exchange_id=account.exchange_id,
+        environment=account.environment,
+        account_type=account_type,
+        credential_version=reference.version,
+        timeout=timeout,
+    )
+
+
+def read_reference(call: messages.VenueCall) -> CredentialReference:
+    """Whose credential the call needs."""
+    account = Account(call.user_id, call.exchange_id, call.environment)
+    return CredentialReference(account, account, call.credential_version)
+
+
+def write_credential(credential: Credential) -> messages.Credential:
+    """The credential in the clear: it stays on this machine, within one connection."""
+    return messages.Credential(
+        api_key=credential.api_key.reveal(),
+        api_secret=credential.api_secret.reveal(),
+        passphrase=credential.passphrase.reveal(),
+        metadata=json.dumps(_plain(credential.metadata)).encode(),
+    )
+
+
+def read_credential(message: messages.Credential) -> Credential:
+    """What `write_credential` wrote."""
+    texts = {name: getattr(message, name) for name in ("api_key", "api_secret", "passphrase")}
+    return Credential.from_texts(texts, json.loads(message.metadata))
+
+
+def _plain(value: object) -> object:
+    """A JSON value of dicts and lists, whatever kind of mapping or sequence it was made of."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def write_rights(rights: KeyRights) -> messages.KeyRights:
+    """What a key may do."""
+    message = messages.KeyRights(trade=rights.trade, withdraw=rights.withdraw, notes=rights.notes)
+    if rights.expires is not None:
+        message.expire_time.FromDatetime(rights.expires)
+    return message
+
+
+def read_rights(message: messages.KeyRights) -> KeyRights:
+    """What `write_rights` wrote."""
+    return KeyRights(
+        trade=message.trade if message.HasField("trade") else None,
+        withdraw=message.withdraw if message.HasField("withdraw") else None,
+        expires=message.expire_time.ToDatetime(UTC) if message.HasField("expire_time") else None,
+        notes=tuple(message.notes),
+    )
+
+
+def read_error(fault: balance_pb2.AccountFault, plugin: str) -> ServiceError:
+    """The plugin's error; one that a plugin may not raise is its failure."""
+    try:
+        error = read_fault(fault)
+    except ValueError:
+        error = None
+    if isinstance(error, VenueError | PluginFailed | PluginUnavailable):
+        return error
+    return PluginFailed(f"The plugin {plugin} failed with an error that says nothing.")

@@ -57,8 +57,9 @@ check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos
 	else echo "buf breaking: skipped, nothing has been released yet"; fi
 	scripts/protos --check
 
+# One by its name: make bench ONLY=streams; SECONDS=60 watches the streams for so long.
 bench: $(VENV)/.dev  ## Measure against ceilings, and print the table
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks $(ONLY) $(if $(SECONDS),--seconds $(SECONDS))
 
 protos: .venv-protos/.ready  ## Generate exchange_service/v1 from protos/
 	scripts/protos

@@ -1,40 +1,107 @@
-"""Run every benchmark, print the table and write `results.json`."""
+"""Run benchmarks, print the table and keep the figures in `results.json`: `python -m benchmarks [NAME ...]`."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import json
 import os
 import platform
 import sys
-from dataclasses import asdict
-from pathlib import Path
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
+import grpc
+import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import ccxt_account
+from benchmarks import load, results
 from benchmarks.lines import Line
+from benchmarks.streaming import DEFAULT_SECONDS
+from benchmarks.suite import Benchmark, benchmarks
 
-RESULTS = Path(__file__).parent / "results.json"
-
-
-async def _measure() -> list[Line]:
-    return [*await ccxt_account.lines()]
+console = Console(width=max(150, Console().width) if Console().is_terminal else 150, soft_wrap=True)
 
 
-def main() -> None:
-    # It makes every import compile anew, so that start-up would be measured wrong.
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    lines = asyncio.run(_measure())
-    table = Table("what", "ours", "ceiling", "ratio", "goal", "met", box=None, pad_edge=False)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what was asked for. 2 for a name that no benchmark has; never an error for a goal that is not met."""
+    options = _options(arguments)
+    suite = benchmarks(options.seconds)
+    if options.list:
+        for benchmark in suite:
+            note = "" if benchmark.by_default else " (by its name only)"
+            console.print(f"{benchmark.name:20}{benchmark.guards}{note}", highlight=False)
+        return 0
+    named = {benchmark.name: benchmark for benchmark in suite}
+    if unknown := set(options.names) - named.keys():
+        console.print(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(named)}")
+        return 2
+    chosen = [item for item in suite if (item.name in options.names if options.names else item.by_default)]
+    console.print(_conditions(), highlight=False)
+    lines = [line for benchmark in chosen for line in _measured(benchmark)]
+    if lines:
+        console.print(table_of(lines))
+    order = [benchmark.name for benchmark in suite]
+    results.write(results.merged(results.read(), lines, order))
+    for benchmark in suite if not options.names else ():
+        if not benchmark.by_default:
+            console.print(f"not run, because it takes long: make bench ONLY={benchmark.name}", highlight=False)
+    return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure against ceilings.")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="which to run; all but the long ones where none is given"
+    )
+    parser.add_argument("--list", action="store_true", help="name them, with the hot path that each guards")
+    parser.add_argument(
+        "--seconds", type=float, default=DEFAULT_SECONDS, help="how long to watch the streams (default: %(default)g)"
+    )
+    return parser.parse_args(arguments)
+
+
+def _measured(benchmark: Benchmark) -> list[Line]:
+    """Its lines; what it did not come to is said, and the others run all the same."""
+    began = time.monotonic()
+    try:
+        lines = list(asyncio.run(_awaited(benchmark)))
+    except Exception as error:
+        console.print(f"{benchmark.name}: not measured: {type(error).__name__}: {error}", highlight=False, markup=False)
+        return []
+    sys.stderr.write(f"{benchmark.name}: {time.monotonic() - began:.0f} s\n")
+    return lines
+
+
+async def _awaited(benchmark: Benchmark) -> list[Line]:
+    return await benchmark.run()
+
+
+def _conditions() -> str:
+    """What the figures hang on, for who reads them later."""
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores (load {psutil.getloadavg()[0]:.1f} before), "
+        f"Python {platform.python_version()}, grpcio {grpc.__version__}, load by {load.program()}"
+    )
+
+
+def table_of(lines: Sequence[Line]) -> Table:
+    """The table, for the terminal."""
+    table = Table("what", box=None, pad_edge=False)
+    for name in ("ours", "ceiling", "ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("goal", no_wrap=True)
+    table.add_column("met", no_wrap=True)
     for line in lines:
-        ours, ceiling = (f"{value:.3g} {line.unit}" for value in (line.ours, line.ceiling))
-        table.add_row(line.what, ours, ceiling, f"{line.ratio:.2f}", line.goal_text, "yes" if line.met else "no")
-    Console(width=140).print(table)
-    machine = {"python": platform.python_version(), "cores": os.cpu_count()}
-    found = [asdict(line) | {"ratio": line.ratio, "met": line.met} for line in lines]
-    RESULTS.write_text(json.dumps({"machine": machine, "lines": found}, indent=2) + "\n")
+        ours, ceiling = (f"{_shown(value)} {line.unit}".strip() for value in (line.ours, line.ceiling))
+        met = {True: "yes", False: "NO", None: "-"}[line.met]
+        table.add_row(line.what, ours, ceiling, f"{line.ratio:.2f}", line.goal or "-", met)
+    return table
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -9,47 +9,39 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
-from statistics import median
 
-from benchmarks.lines import Line
+from benchmarks.lines import Line, compared
+from benchmarks.names import ROOT, environment
 
 _HERE = Path(__file__).parent
-_PAIRS, _ACCOUNTS, _CALLS = 5, 200, 300
+_PAIRS, _ACCOUNTS, _CALLS = 5, 80, 300
 
 
-async def lines() -> list[Line]:
+async def ccxt_balance() -> list[Line]:
     """Both figures, from five pairs of processes against one venue, which has a process of its own."""
-    async with _venue() as (url, key, secret):
-        pairs = []
+    sizes = str(_ACCOUNTS), str(_CALLS)
+    pairs = []
+    async with venue() as (url, key, secret):
         for _ in range(_PAIRS):
-            ours = await _run(_HERE / "ours_ccxt.py", url, key, secret)
-            pairs.append((ours, await _run(_HERE / "ceilings" / "bare_ccxt.py", url, key, secret)))
+            ours = await _run(_HERE / "ours_ccxt.py", url, key, secret, *sizes)
+            pairs.append((ours, await run_program("bare_ccxt", url, key, secret, *sizes)))
+    seconds = [(ours["seconds"] * 1e3, bare["seconds"] * 1e3) for ours, bare in pairs]
+    memory = [(ours["bytes"] / 1e3, bare["bytes"] / 1e3) for ours, bare in pairs]
     return [
-        _line(
-            "CCXT balance, processor for a call",
-            "ms",
-            1.5,
-            [(a["seconds"] * 1e3, b["seconds"] * 1e3) for a, b in pairs],
-        ),
-        _line("CCXT account, memory for one more", "kB", 1.5, [(a["bytes"] / 1e3, b["bytes"] / 1e3) for a, b in pairs]),
+        compared("ccxt_balance/processor", "CCXT balance, processor for a call", "ms", seconds, at_most=1.5),
+        compared("ccxt_balance/memory", "CCXT account, memory for one more", "kB", memory, at_most=1.5),
     ]
 
 
-def _scaled(pair: tuple[dict[str, float], dict[str, float]], name: str) -> tuple[float, float]:
-    """Seconds as milliseconds, bytes as kilobytes."""
-    factor = 1e3 if name == "seconds" else 1e-3
-    ours, ceiling = pair
-    return ours[name] * factor, ceiling[name] * factor
-
-
-def _line(what: str, unit: str, at_most: float, pairs: list[tuple[float, float]]) -> Line:
-    ours, ceiling = (median(side) for side in zip(*pairs, strict=True))
-    return Line(what, ours, ceiling, unit, at_most, tuple(pairs))
+async def run_program(name: str, *arguments: str) -> dict[str, float]:
+    """The figures that a program of `ceilings/` prints."""
+    return await _run(_HERE / "ceilings" / f"{name}.py", *arguments)
 
 
 async def _run(program: Path, *arguments: str) -> dict[str, float]:
-    command = [str(program), *arguments, str(_ACCOUNTS), str(_CALLS)]
-    process = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(program), *arguments), env=environment(), stdout=asyncio.subprocess.PIPE
+    )
     out, _ = await process.communicate()
     if process.returncode:
         raise RuntimeError(f"{program.name} failed")
@@ -58,10 +50,14 @@ async def _run(program: Path, *arguments: str) -> dict[str, float]:
 
 
 @asynccontextmanager
-async def _venue() -> AsyncIterator[tuple[str, str, str]]:
+async def venue() -> AsyncIterator[tuple[str, str, str]]:
     """Binance's simulator in a process of its own: its address, and a key and secret that it knows."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", __name__, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", __name__),
+        cwd=ROOT,
+        env=environment(),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -76,9 +72,10 @@ async def _venue() -> AsyncIterator[tuple[str, str, str]]:
 
 async def _play() -> None:
     (point,) = entry_points(group="exchange_service.simulators", name="binance")
-    async with point.load()() as venue:
-        row = venue.demo_credential("moving")
-        sys.stdout.write(json.dumps([venue.url, row["api_key"], row["api_secret"]]) + "\n")
+    async with point.load()() as played:
+        played.lift_limits()
+        row = played.demo_credential("moving")
+        sys.stdout.write(json.dumps([played.url, row["api_key"], row["api_secret"]]) + "\n")
         sys.stdout.flush()
         await asyncio.to_thread(sys.stdin.read)
 

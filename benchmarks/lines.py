@@ -2,29 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+# Fewer pairs than these say nothing about a ratio.
+LEAST_PAIRS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One figure of ours beside its ceiling, both in `unit`; `at_most` is the ratio that is wanted."""
+    """One figure of ours beside its ceiling, both in `unit`.
 
+    `name` is the benchmark's, a slash, and what of it: it stays the same from run to run. `met` is None where nothing
+    is wanted, and the figure is there to be looked at.
+    """
+
+    name: str
     what: str
     ours: float
     ceiling: float
     unit: str
-    at_most: float
-    # Each pair's figures, ours first.
-    pairs: tuple[tuple[float, float], ...]
+    goal: str
+    met: bool | None
 
     @property
     def ratio(self) -> float:
-        return self.ours / self.ceiling
+        """Ours over the ceiling; 0 where there is no ceiling."""
+        return self.ours / self.ceiling if self.ceiling else 0.0
 
-    @property
-    def goal_text(self) -> str:
-        return f"at most {self.at_most:g}"
+    def as_result(self) -> dict[str, Any]:
+        """As it stands in `results.json`."""
+        return {
+            "name": self.name,
+            "ours": _rounded(self.ours),
+            "ceiling": _rounded(self.ceiling),
+            "unit": self.unit,
+            "ratio": _rounded(self.ratio),
+            "goal": self.goal,
+            "met": self.met,
+        }
 
-    @property
-    def met(self) -> bool:
-        return len(self.pairs) >= 5 and self.ratio <= self.at_most
+
+def compared(
+    name: str,
+    what: str,
+    unit: str,
+    pairs: Sequence[tuple[float, float]],
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Line:
+    """Ours against a ceiling that was measured in turns with it: medians, and the ratio that is wanted of them."""
+    ours, ceiling = (median(side) for side in zip(*pairs, strict=True))
+    ratio = ours / ceiling
+    if at_least is not None:
+        goal, fits = f"at least {at_least:g} of it", ratio >= at_least
+    elif at_most is not None:
+        goal, fits = f"at most {at_most:g} of it", ratio <= at_most
+    else:
+        return Line(name, what, ours, ceiling, unit, "", None)
+    return Line(name, what, ours, ceiling, unit, goal, fits and len(pairs) >= LEAST_PAIRS)
+
+
+def bounded(name: str, what: str, unit: str, value: float, at_most: float) -> Line:
+    """A figure whose goal is absolute: the goal stands in the ceiling's place, and the ratio is to it."""
+    return Line(name, what, value, at_most, unit, f"at most {at_most:g} {unit}", value <= at_most)
+
+
+def _rounded(value: float) -> float:
+    """Four significant digits: more would be noise."""
+    return float(f"{value:.4g}")

@@ -55,7 +55,7 @@ class LoadedPlugin:
     """A plugin that serves: its hooks, what it said of itself, and the state that its accounts share.
 
     `manager` is None where none of its code has been loaded in this process. `own_process`: it reads accounts in a
-    process of its own; one that this project does not make is a `stranger` there.
+    process of its own; one that this project does not make is a `stranger` there, and `refreshes` if it has that hook.
     """
 
     info: PluginInfo
@@ -64,6 +64,7 @@ class LoadedPlugin:
     state: State
     own_process: bool = False
     stranger: bool = False
+    refreshes: bool = False
 
     @property
     def hook(self) -> Any:
@@ -82,6 +83,14 @@ class Listing:
 
 class Unfit(Exception):
     """A plugin that cannot serve; the text is a sentence for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Introduction:
+    """What a stranger says of itself, read in another process. `refreshes`: it may have something newer later."""
+
+    manifest: Manifest
+    refreshes: bool
 
 
 class Placement(Enum):
@@ -194,7 +203,7 @@ class Registry:
                 self._merge()
 
     async def _newer_of_stranger(self, plugin: LoadedPlugin) -> Manifest | None:
-        if self._refresh_stranger is None:
+        if self._refresh_stranger is None or not plugin.refreshes:
             return None
         newer = await asyncio.to_thread(self._refresh_stranger, plugin.info)
         try:
@@ -224,7 +233,7 @@ def load_registry(
     choices: Mapping[str, str] | None = None,
     found: Iterable[EntryPoint] | None = None,
     place: Callable[[PluginInfo], Placement] = lambda _: Placement.IN_PROCESS,
-    introduce: Callable[[Sequence[EntryPoint]], Sequence[Manifest | Unfit]] | None = None,
+    introduce: Callable[[Sequence[EntryPoint]], Sequence[Introduction | Unfit]] | None = None,
     refresh_stranger: Callable[[PluginInfo], Manifest | None] | None = None,
 ) -> Registry:
     """Load every installed plugin. `choices`: the distribution that serves an id which two claim; `place`: where each
@@ -246,14 +255,17 @@ def load_registry(
     return Registry(plugins, problems, choices, refresh_stranger)
 
 
-def _placed(point: EntryPoint, placement: Placement, introduced: Manifest | Unfit | None) -> LoadedPlugin:
+def _placed(point: EntryPoint, placement: Placement, introduced: Introduction | Unfit | None) -> LoadedPlugin:
     info = plugin_info(point)
     if placement is Placement.REFUSED:
         raise Unfit(f"{info.distribution} is not among allowed_plugins, so none of its code is loaded.")
     if placement is Placement.STRANGER:
-        if not isinstance(introduced, Manifest):
+        if not isinstance(introduced, Introduction):
             raise introduced or Unfit("Nothing asked it what it serves.")
-        return LoadedPlugin(info, None, _checked(introduced), State(), own_process=True, stranger=True)
+        manifest = _checked(introduced.manifest)
+        return LoadedPlugin(
+            info, None, manifest, State(), own_process=True, stranger=True, refreshes=introduced.refreshes
+        )
     plugin = load_entry_point(point)
     plugin.own_process = placement is Placement.OWN_PROCESS
     return plugin

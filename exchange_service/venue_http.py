@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 import structlog
 from aiohttp.abc import AbstractResolver
+from aiohttp.connector import Connection
 from yarl import URL
 
 from exchange_service.errors import (
@@ -100,17 +101,25 @@ def _origin(url: URL) -> str:
 
 
 def _bounded_response(venue: str, limit: int) -> type[aiohttp.ClientResponse]:
-    """A response class whose every way to the body goes through a `read` that stops at `limit` bytes."""
+    """A response class whose every way to the body goes through a `read` that stops at `limit` bytes, and that takes
+    no redirect for an answer."""
 
     class BoundedResponse(aiohttp.ClientResponse):
         def __repr__(self) -> str:
             # aiohttp's own has the whole URL, and is logged where a response was left open.
             return f"<BoundedResponse of {venue}: {self.status}>"
 
+        async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+            await super().start(connection)
+            if 300 <= self.status < 400 and self.status != 304:
+                # Not followed: the headers that hold the key would go along. aiohttp closes what does not start.
+                raise VenueMalformed(f"{venue} answered with a redirect, which is not followed.")
+            return self
+
         async def read(self) -> bytes:
             if self._body is None:
                 chunks, size = [], 0
-                async for chunk in self.content.iter_chunked(_CHUNK):
+                while chunk := await self.content.read(_CHUNK):
                     size += len(chunk)
                     if size > limit:
                         self.close()
@@ -122,20 +131,20 @@ def _bounded_response(venue: str, limit: int) -> type[aiohttp.ClientResponse]:
     return BoundedResponse
 
 
-def _guard(venue: str, origins: frozenset[str]) -> aiohttp.ClientMiddlewareType:
-    async def guard(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        if _origin(request.url) not in origins:
-            raise PluginFailed(
-                f"The plugin for {venue} asked for a host that its manifest does not name: {request.url.host}."
-            )
-        response = await handler(request)
-        if 300 <= response.status < 400 and response.status != 304:
-            # Not followed: the headers that hold the key would go along.
-            response.close()
-            raise VenueMalformed(f"{venue} answered with a redirect, which is not followed.")
-        return response
+def _bound_request(venue: str, origins: frozenset[str]) -> type[aiohttp.ClientRequest]:
+    """A request class that is made for these origins alone. A middleware would do the same, at a higher price for each
+    request, and a request may name others in its place."""
+    known = {(url.scheme, url.host, url.port) for url in map(URL, origins)}
 
-    return guard
+    class BoundRequest(aiohttp.ClientRequest):
+        def __init__(self, method: str, url: URL, **options: Any) -> None:
+            if (url.scheme, url.host, url.port) not in known:
+                raise PluginFailed(
+                    f"The plugin for {venue} asked for a host that its manifest does not name: {url.host}."
+                )
+            super().__init__(method, url, **options)
+
+    return BoundRequest
 
 
 class _InsideAddress(OSError):
@@ -274,7 +283,7 @@ class VenueHttpPool:
                 connector=aiohttp.TCPConnector(
                     resolver=self._resolver, socket_factory=None if override else _outward_sockets(exchange.name)
                 ),
-                middlewares=(_guard(exchange.name, origins),),
+                request_class=_bound_request(exchange.name, origins),
                 response_class=_bounded_response(exchange.name, limit),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,

@@ -306,7 +306,16 @@ class TestSurroundings:
                 await running.store("guest")
                 said = await diary(running)
         known = {"HOME", "TMPDIR", "PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "LANG", "LANGUAGE"}
-        known |= {"LC_ALL", "LC_CTYPE", "TZ", "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+        known |= {
+            "GRPC_ENABLE_FORK_SUPPORT",
+            "LC_ALL",
+            "LC_CTYPE",
+            "TZ",
+            "PYTHONDONTWRITEBYTECODE",
+            "PYTHONUTF8",
+            "SSL_CERT_FILE",
+            "SSL_CERT_DIR",
+        }
         assert set(said["environment"]) <= known
         assert said["home"] == said["folder"]
         assert said["home"] not in (os.environ["HOME"], os.getcwd())
@@ -348,7 +357,7 @@ def terms(name: str = "guest", memory: int = 512) -> Terms:
 
 
 def guest_manifest() -> Any:
-    return introduction(terms())
+    return introduction(terms()).manifest
 
 
 def work(manifest: Any) -> Work:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 import time
@@ -17,6 +18,9 @@ from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, plain, run
 from exchange_service.logs import configure_logging
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+
+# Allocations before young objects are looked over, and how many times that happens before older ones are, and all.
+_COLLECTOR = (700, 10, 1000)
 
 
 @with_settings()
@@ -35,10 +39,19 @@ async def _serve(settings: Settings) -> None:
         service = await start_service(settings)
     except (UnsafeSettings, BindError) as error:
         fail(str(error), ExitCode.ACT)
+    _settle()
     messages.print(f"Serving on {service.address}, {plain(who_may_call(settings))}. Interrupt to end.", soft_wrap=True)
     await service.run_until_signal()
     messages.print("Stopped.")
     await _leave()
+
+
+def _settle() -> None:
+    """What is there after the start stays: the collector need not go over it again and again, which would hold up the
+    event loop for as long as a hundred milliseconds."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECTOR)
 
 
 async def _leave() -> None:
@@ -78,6 +91,7 @@ async def _demo(settings: Settings, redis: bool) -> None:
     try:
         async with running_demo(settings, redis=redis) as running:
             _print_welcome(running, time.monotonic() - started)
+            _settle()
             await running.service.run_until_signal()
     except (UnsafeSettings, BindError) as error:
         fail(f"{error} Another one may be running; choose a port with --address 127.0.0.1:50052.", ExitCode.ACT)

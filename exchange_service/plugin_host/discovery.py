@@ -10,7 +10,7 @@ import structlog
 
 from exchange_service.model import Manifest
 from exchange_service.plugin_host.launch import MEBIBYTE, StartFailed, Terms, introduction, newer_introduction
-from exchange_service.registry import Placement, PluginInfo, Registry, Unfit, load_registry, plugin_info
+from exchange_service.registry import Introduction, Placement, PluginInfo, Registry, Unfit, load_registry, plugin_info
 from exchange_service.settings import Settings
 
 # The distributions of this project: what they do at import is known.
@@ -48,13 +48,13 @@ def open_registry(settings: Settings) -> Registry:
     return load_registry(choices=settings.exchange_plugins, place=place, introduce=_introduced, refresh_stranger=_newer)
 
 
-def _introduced(points: Sequence[EntryPoint]) -> Sequence[Manifest | Unfit]:
+def _introduced(points: Sequence[EntryPoint]) -> Sequence[Introduction | Unfit]:
     """What each plugin says of itself, or why it says nothing."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return tuple(pool.map(_introduction, points))
 
 
-def _introduction(point: EntryPoint) -> Manifest | Unfit:
+def _introduction(point: EntryPoint) -> Introduction | Unfit:
     try:
         return introduction(_terms(plugin_info(point)))
     except StartFailed as failed:

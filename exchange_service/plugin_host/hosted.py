@@ -25,7 +25,7 @@ from exchange_service.plugin_host.supervisor import Condition, PluginProcess, Su
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.registry import Listing, LoadedPlugin, Registry
 from exchange_service.sessions import Sessions
-from exchange_service.wire import FetchedBalance
+from exchange_service.wire import FetchedBalance, fetched_balance, read_fetched
 
 # Seconds that a process has, beyond the deadline, to say that the deadline has passed.
 _LAST_WORD = 0.25
@@ -110,7 +110,8 @@ class HostedPlugins:
             return messages.FetchBalanceRequest(call=call)
 
         reply = await self._ask("FetchBalance", request, reference, listing, deadline, account_type)
-        return FetchedBalance(reply.balance)
+        fetched = FetchedBalance(reply.balance)
+        return _read_and_written(fetched, listing) if listing.plugin.stranger else fetched
 
     async def key_rights(self, reference: CredentialReference, listing: Listing, deadline: float) -> KeyRights:
         """See `Venues`."""
@@ -121,7 +122,11 @@ class HostedPlugins:
             return messages.CheckCredentialRequest(call=call)
 
         reply = await self._ask("CheckCredential", request, reference, listing, deadline, "")
-        return read_rights(reply.rights)
+        try:
+            return read_rights(reply.rights)
+        except (ValueError, OverflowError):
+            name = listing.plugin.info.name
+            raise PluginFailed(f"The plugin {name} answered with something that is no KeyRights.") from None
 
     async def _ask(
         self,
@@ -199,6 +204,16 @@ class HostedPlugins:
             task.cancel()
         await asyncio.gather(*(supervisor.close() for supervisor in self._supervisors()), *self._tasks)
         await self._here.close()
+
+
+def _read_and_written(fetched: FetchedBalance, listing: Listing) -> FetchedBalance:
+    """The balance as this process writes it: the amounts are checked again, because a stranger may have changed them,
+    or what checks them, in its own."""
+    try:
+        return fetched_balance(read_fetched(fetched))
+    except (TypeError, ValueError, ArithmeticError, AttributeError):
+        name = listing.plugin.info.name
+        raise PluginFailed(f"The plugin {name} answered with something that is no balance.") from None
 
 
 async def _forget(process: PluginProcess, account: Account) -> None:

@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import sys
 import time
@@ -162,6 +163,8 @@ def main() -> int:
     if status is None:
         status = _ended_in_time(program)
     _end_all(program)
+    # The service does so too, unless it has been killed.
+    shutil.rmtree(config["folder"], ignore_errors=True)
     if status is None:
         return 128 + signal.SIGKILL
     code = os.waitstatus_to_exitcode(status)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from exchange_service.model import Manifest
 from exchange_service.plugin_host.protocol import MAX_MANIFEST, read_manifest
+from exchange_service.registry import Introduction
 
 _KEEPER = Path(__file__).with_name("keeper.py")
 _PROGRAM = "exchange_service.plugin_host.program"
@@ -28,10 +29,15 @@ _HARMLESS = (
     *("LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8"),
 )
 MEBIBYTE = 1024 * 1024
+_FOLDER = "exchange-service-plugin-"
+# Characters that a Unix socket's path may have on every system.
+_LONGEST_SOCKET = 100
 # Seconds that a stranger has to say what it serves, at the start and when it looks for newer words.
 _INTRODUCTION_LIMIT = 10.0
 _REFRESH_LIMIT = 120.0
 INTRODUCE, REFRESH = "--introduce", "--refresh"
+# What stands before the manifest of a plugin that may have a newer one later.
+REFRESHES = b"+"
 
 
 class StartFailed(Exception):
@@ -90,11 +96,14 @@ class Launch:
 def prepare(terms: Terms, instead: str = "") -> Launch:
     """A folder that only this user may enter, and the command of the keeper for a program that serves in it, or does
     `instead` what the flag says."""
-    folder = Path(tempfile.mkdtemp(prefix="exchange-service-plugin-"))
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
+    if len(str(folder / "socket")) > _LONGEST_SOCKET:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir="/tmp"))
     token = secrets.token_hex(32)
     # -P: the folder that it runs in holds no modules.
     program = [sys.executable, "-P", "-m", _PROGRAM, terms.name, terms.distribution, instead or str(folder / "socket")]
-    config = {"command": program, "limits": terms.limits(), "nice": terms.nice, "token": token}
+    config = {"folder": str(folder), "command": program, "limits": terms.limits(), "nice": terms.nice, "token": token}
     return Launch(
         # Isolated, and without the packages that are installed: the keeper starts in no time and stays small.
         command=(sys.executable, "-I", "-S", str(_KEEPER)),
@@ -109,23 +118,26 @@ def _environment(folder: Path) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _HARMLESS if name in os.environ}
     # The same modules as here, wherever they were found.
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    return {**kept, "HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": path}
+    places = {"HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": path}
+    # What gRPC does at a fork crashes a plugin's child now and then, before it has come to anything.
+    return {**kept, **places, "GRPC_ENABLE_FORK_SUPPORT": "0"}
 
 
-def introduction(terms: Terms) -> Manifest:
+def introduction(terms: Terms) -> Introduction:
     """What a plugin says of itself, read in a process that then ends; StartFailed where that cannot be had."""
-    manifest = _read_apart(prepare(terms, INTRODUCE), _INTRODUCTION_LIMIT)
-    if manifest is None:
+    found = _read_apart(prepare(terms, INTRODUCE), _INTRODUCTION_LIMIT)
+    if found is None:
         raise StartFailed("Its process ended without a word of what it serves.")
-    return manifest
+    return found
 
 
 def newer_introduction(terms: Terms) -> Manifest | None:
     """What the plugin's hook refresh_manifest gives, read in a process that then ends; None for nothing newer."""
-    return _read_apart(prepare(terms, REFRESH), _REFRESH_LIMIT)
+    found = _read_apart(prepare(terms, REFRESH), _REFRESH_LIMIT)
+    return found.manifest if found else None
 
 
-def _read_apart(launch: Launch, limit: float) -> Manifest | None:
+def _read_apart(launch: Launch, limit: float) -> Introduction | None:
     try:
         # The keeper's name is ours, the plugin's an argument: nothing passes through a shell.
         with subprocess.Popen(  # noqa: S603
@@ -141,7 +153,7 @@ def _read_apart(launch: Launch, limit: float) -> Manifest | None:
         launch.close()
 
 
-def _read_manifest(process: subprocess.Popen[bytes], launch: Launch, limit: float) -> Manifest | None:
+def _read_manifest(process: subprocess.Popen[bytes], launch: Launch, limit: float) -> Introduction | None:
     assert process.stdin is not None
     assert process.stdout is not None
     # Its end is what the keeper waits for; the read below then comes to an end too.
@@ -168,7 +180,7 @@ def _read_manifest(process: subprocess.Popen[bytes], launch: Launch, limit: floa
     if not data:
         raise StartFailed(f"Its process ended before it said what it serves ({ending(status)}).")
     try:
-        return read_manifest(data)
+        return Introduction(read_manifest(data.removeprefix(REFRESHES)), data.startswith(REFRESHES))
     except ValueError:
         raise StartFailed("What it says of itself is no manifest; see docs/plugins.md.") from None
 

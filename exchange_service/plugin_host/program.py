@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import gc
 import io
 import os
 import signal
 import sys
 import time
+from collections.abc import Coroutine
 from functools import partial
 from importlib.metadata import entry_points
-from typing import TextIO
+from typing import Any, NoReturn, TextIO
 
 import structlog
 
 from exchange_service.logs import configure_logging
-from exchange_service.plugin_host.launch import INTRODUCE, REFRESH
+from exchange_service.plugin_host.launch import INTRODUCE, REFRESH, REFRESHES
 from exchange_service.plugin_host.protocol import MAX_MESSAGE, write_manifest
 from exchange_service.registry import ENTRY_POINT_GROUP, LoadedPlugin, Unfit, load_entry_point, newer_manifest
 
@@ -31,6 +33,9 @@ READY = b"ready\n"
 # Lines of the plugin's own printing that are passed on in a second, and characters of a line.
 _MOST_LINES = 20
 _LONGEST_LINE = 1000
+
+# Allocations before young objects are looked over, and how many times that happens before older ones are, and all.
+_COLLECTOR = (700, 10, 1000)
 
 log = structlog.get_logger("exchange_service.plugin_host")
 
@@ -91,6 +96,8 @@ async def _introduce(name: str, distribution: str, answer: int, *, newer: bool) 
         plugin = _load(name, distribution)
         manifest = await newer_manifest(plugin) if newer else plugin.manifest
         data = write_manifest(manifest) if manifest is not None else b""
+        if plugin.hook.refresh_manifest.get_hookimpls() and not newer:
+            data = REFRESHES + data
     except Unfit as unfit:
         data = b"!" + str(unfit).encode()
     except ValueError:
@@ -105,6 +112,9 @@ async def _serve(name: str, distribution: str, socket: str, token: str, answer: 
 
     from exchange_service.plugin_host.host import Host
 
+    # Markets are millions of objects that stay: by Python's own settings the collector goes over all of them again and
+    # again, for half of the time that loading takes.
+    gc.set_threshold(*_COLLECTOR)
     host = Host(partial(_load, name, distribution), token)
     server = grpc.aio.server(
         options=[("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.max_send_message_length", MAX_MESSAGE)]
@@ -126,11 +136,22 @@ def main() -> None:
     name, distribution, wanted = sys.argv[1:]
     token, answer, _ = _take_streams()
     if wanted in (INTRODUCE, REFRESH):
-        asyncio.run(_introduce(name, distribution, answer, newer=wanted == REFRESH))
+        _run(_introduce(name, distribution, answer, newer=wanted == REFRESH))
     else:
-        asyncio.run(_serve(name, distribution, wanted, token, answer))
-    # Whatever a plugin has left running must not keep the process.
-    os._exit(0)
+        _run(_serve(name, distribution, wanted, token, answer))
+
+
+def _run(work: Coroutine[Any, Any, None]) -> NoReturn:
+    """Do the work and end the process: whatever a plugin has left running must not keep it, also where one of its tasks
+    ends the event loop by SystemExit."""
+    status = 1
+    try:
+        asyncio.new_event_loop().run_until_complete(work)
+        status = 0
+    except BaseException as error:
+        log.error("plugin_host.ended", error=type(error).__name__)
+    finally:
+        os._exit(status)
 
 
 if __name__ == "__main__":

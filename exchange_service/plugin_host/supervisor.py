@@ -7,7 +7,7 @@ import contextlib
 import hmac
 import json
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -34,8 +34,9 @@ from exchange_service.plugin_host.v1 import plugin_host_pb2_grpc
 _START_LIMIT = 15.0
 # Seconds between two looks at a process.
 _LOOK_EVERY = 1.0
-# Seconds without an answer, after which a process is taken to be stuck: where a call has run past its deadline as
-# well, and where none has. Reading megabytes of markets takes a while, and is no reason.
+# Seconds without an answer, after which a process is taken to be stuck: a stranger's of which a call has run past its
+# deadline as well, and any other. Ours reads many exchanges' markets at once, for which its loop may stand still past
+# a deadline, and to end it would only begin all that again.
 _UNANSWERED_AND_OVERDUE = 3.0
 _UNANSWERED = 15.0
 # Share of a core, over this many looks, at which a stranger's process is started anew.
@@ -49,6 +50,8 @@ _LIVED = 60.0
 _DRAIN = 10.0
 # Seconds after the end of the keeper's input until it is killed.
 _KEEPER_LIMIT = 5.0
+# And until its last log lines have been read.
+_LAST_LINES = 0.5
 # What of a process's log lines is passed on, at most, and seconds between two looks at one that writes more.
 _LOG_LINES_A_SECOND = 50
 _LOG_BYTES_A_SECOND = 32 * 1024
@@ -207,7 +210,7 @@ class PluginProcess:
 
     async def look(self) -> int:
         """How many of its calls are stuck. grpc.aio.AioRpcError where it does not answer."""
-        reply = await self.call("CheckHealth", messages.CheckHealthRequest(), _LOOK_EVERY)
+        reply = await self.call("CheckHealth", messages.CheckHealthRequest(), 2 * _UNANSWERED)
         await self._look_at_memory()
         return int(reply.stuck_calls)
 
@@ -245,6 +248,8 @@ class PluginProcess:
             with contextlib.suppress(ProcessLookupError):
                 self._keeper.kill()
             await asyncio.wait({self.ended}, timeout=_KEEPER_LIMIT)
+        # What it wrote last is still to be read.
+        await asyncio.wait({self._lines}, timeout=_LAST_LINES)
         self._lines.cancel()
         await asyncio.wait({self._lines})
 
@@ -253,6 +258,10 @@ class PluginProcess:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN):
                 await self._idle.wait()
+
+    def wait_for_no_call(self) -> None:
+        """Take it for drained, whatever its calls do."""
+        self._idle.set()
 
     async def _read_lines(self) -> None:
         """Pass the process's log lines on as ours, not more than people can read. What is beyond that is lost, and
@@ -319,7 +328,8 @@ class Supervisor:
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._endings: set[asyncio.Task[None]] = set()
+        # Processes that are being ended, by the task that does it.
+        self._endings: dict[asyncio.Task[None], PluginProcess] = {}
         self._restart_at = 0.0
         self._failures = 0
         self._restarts = 0
@@ -410,7 +420,13 @@ class Supervisor:
     def _give_up(self, process: PluginProcess, reason: str) -> None:
         """End a process that is of no use any more."""
         process.stop(reason)
+        self._see_to_its_end(process, process.end(reason))
         self._lost(process, reason)
+
+    def _see_to_its_end(self, process: PluginProcess, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name=f"end of {self.terms.name}")
+        self._endings[task] = process
+        task.add_done_callback(self._endings.pop)
 
     def _lost(self, process: PluginProcess, why: str) -> None:
         if self._process is process:
@@ -442,28 +458,42 @@ class Supervisor:
         self._overdue = True
 
     async def _watch(self, process: PluginProcess) -> None:
-        loop = asyncio.get_running_loop()
-        answered = loop.time()
         used: deque[float] = deque(maxlen=_PROCESSOR_LOOKS)
         while process.alive:
             await asyncio.sleep(_LOOK_EVERY)
             try:
-                stuck = await process.look()
+                stuck = await self._answered(process)
             except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.UNAVAILABLE:
-                    self._give_up(process, "Its connection broke.")
-                    return
-                limit = _UNANSWERED_AND_OVERDUE if self._overdue else _UNANSWERED
-                if loop.time() - answered > limit:
-                    self._give_up(process, "It did not answer any more: the plugin blocked its event loop.")
-                    return
-                continue
-            answered = loop.time()
+                code = error.code()
+                broke = code is grpc.StatusCode.UNAVAILABLE
+                if broke:
+                    # Most often it has ended, and the keeper says in a moment how.
+                    await asyncio.wait({process.ended}, timeout=_LOOK_EVERY)
+                self._give_up(process, "Its connection broke." if broke else f"It does not answer ({code.name}).")
+                return
+            if stuck is None:
+                self._give_up(process, "It did not answer any more: the plugin blocked its event loop.")
+                return
             self._overdue = False
             used.append(process.processor_seconds())
             reason = self._why_anew(process, stuck, used)
             if reason and await self._replace(process, reason):
                 return
+
+    async def _answered(self, process: PluginProcess) -> int | None:
+        """How many of its calls are stuck, however late it comes to say so; None where it takes longer than it may."""
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        look = asyncio.create_task(process.look(), name=f"look at {self.terms.name}")
+        try:
+            while not look.done():
+                await asyncio.wait({look}, timeout=_LOOK_EVERY)
+                hurry = self._overdue and self.terms.stranger
+                if not look.done() and loop.time() - asked > (_UNANSWERED_AND_OVERDUE if hurry else _UNANSWERED):
+                    return None
+            return look.result()
+        finally:
+            look.cancel()
 
     def _why_anew(self, process: PluginProcess, stuck: int, used: deque[float]) -> str:
         """Why a process that answers should be started anew; empty where it should not."""
@@ -489,9 +519,7 @@ class Supervisor:
             return True
         self._restarts += 1
         self._last_end = reason
-        ending_task = asyncio.create_task(_end_when_drained(old, reason), name=f"end of {self.terms.name}")
-        self._endings.add(ending_task)
-        ending_task.add_done_callback(self._endings.discard)
+        self._see_to_its_end(old, _end_when_drained(old, reason))
         # Last, because it ends the task that runs here.
         asyncio.get_running_loop().call_soon(self._take, new)
         return True
@@ -517,14 +545,13 @@ class Supervisor:
             await asyncio.wait(tasks)
         if self._process is not None:
             await self._process.end("The service has ended.")
-        for task in list(self._endings):
-            task.cancel()
-        if self._endings:
-            await asyncio.wait(self._endings)
+        endings = dict(self._endings)
+        for process in endings.values():
+            process.wait_for_no_call()
+        if endings:
+            await asyncio.wait(endings)
 
 
 async def _end_when_drained(process: PluginProcess, reason: str) -> None:
-    try:
-        await process.drained()
-    finally:
-        await process.end(reason)
+    await process.drained()
+    await process.end(reason)

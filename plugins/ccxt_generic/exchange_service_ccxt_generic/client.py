@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from exchange_service.plugin_api import (
     ALL_ACCOUNT_TYPES,
@@ -36,12 +36,15 @@ from exchange_service_ccxt_generic.exact import RECORD, Exact, Guarded, Record, 
 from exchange_service_ccxt_generic.failures import translated
 from exchange_service_ccxt_generic.kinds import KINDS, has_code
 from exchange_service_ccxt_generic.refusals import SAFE_OPTIONS, unsupported_reason
-from exchange_service_ccxt_generic.rights import QUESTIONS, untold
+from exchange_service_ccxt_generic.rights import QUESTIONS, Question, untold
+
+T = TypeVar("T")
 
 # Milliseconds for one request; the host ends the call at the caller's deadline, which may be earlier.
 _ACCOUNT_TIMEOUT = 10_000
 # Lists of markets are megabytes, and loading them goes on when the caller's deadline has passed.
 _MARKETS_TIMEOUT = 30_000
+_LOADS_AT_ONCE = 2
 # Seconds. New assets keep their venue's code until the markets are loaded anew.
 _MARKETS_AGE = 24 * 3600.0
 # Seconds. A user may change the kind of his account, which is asked for when the instance is made.
@@ -81,7 +84,7 @@ class Untouched:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a call reads with."""
+    """What an account's calls read with."""
 
     ccxt: Any
     stored: StoredCredential
@@ -101,53 +104,68 @@ class CcxtClient:
 
     async def balance(self) -> Balance:
         """The account's balance, or a VenueError; an answer that proves nothing is VenueMalformed, never zero."""
-        async with self._in_time(self._call.deadline):
-            opened = await self._opened()
-            asked = self._call.account.account_type
-            if asked == ALL_ACCOUNT_TYPES:
-                return await self._every_wallet(opened)
-            return await self._read(opened, opened.stored.wish_for(asked) if asked else opened.stored.wish)
+        return await self._in_time(self._call.deadline, self._balance())
 
     async def key_rights(self) -> KeyRights:
         """What the key may do besides reading, as far as the exchange tells, or a VenueError."""
         question = QUESTIONS.get(self._id)
         if question is None:
             return untold(self._venue)
-        async with self._in_time(self._call.deadline):
-            opened = await self._opened()
-            try:
-                with self._recorded(opened.ccxt):
-                    return question.read(await getattr(opened.instance, question.method)())
-            except NotSupported:
-                # Test hosts serve less than the live ones.
-                return untold(self._venue)
+        return await self._in_time(self._call.deadline, self._answered(question))
 
-    @asynccontextmanager
-    async def _in_time(self, deadline: float) -> AsyncIterator[None]:
+    async def _balance(self) -> Balance:
+        opened = await self._opened()
+        asked = self._call.account.account_type
+        if asked == ALL_ACCOUNT_TYPES:
+            return await self._every_wallet(opened)
+        return await self._read(opened, opened.stored.wish_for(asked) if asked else opened.stored.wish)
+
+    async def _answered(self, question: Question) -> KeyRights:
+        opened = await self._opened()
+        try:
+            with self._recorded(opened.ccxt):
+                return question.read(await getattr(opened.instance, question.method)())
+        except NotSupported:
+            # Test hosts serve less than the live ones.
+            return untold(self._venue)
+
+    async def _in_time(self, deadline: float, reading: Coroutine[Any, Any, T]) -> T:
         # CCXT has a time limit for each request, and a balance may take several.
         try:
             async with asyncio.timeout_at(deadline):
-                yield
+                return await reading
         except TimeoutError:
             raise VenueTimeout(f"{self._venue} did not answer in time.") from None
 
     async def _opened(self) -> Opened:
-        """The account's instance, with the markets that all accounts share."""
+        """What the account is read with, and with the markets that all accounts share as they are now."""
+        state = self._call.account_state
+        opened = await state.get("opened", self._open, max_age=_INSTANCE_AGE)
+        source = await self._markets()
+        if source is not None and opened.instance.markets is not source.markets:
+            opened.instance.set_markets_from_exchange(source)
+        return opened
+
+    async def _open(self) -> Opened:
+        """The credential, read once, and the account's instance. The state goes when the credential changes."""
         call = self._call
         ccxt = await call.plugin_state.get("ccxt", _import_ccxt)
-        where = f"{self._id} {call.environment.name} {call.override}"
-        untouched = await call.plugin_state.get(f"untouched {where}", partial(self._untouched, ccxt))
+        untouched = await call.plugin_state.get(f"untouched {self._where()}", partial(self._untouched, ccxt))
         stored = read_credential(call.credential, self._id, untouched.required, call.exchange.account_types)
-        source = None
-        if self._id not in _KEY_FOR_MARKETS:
-            source = await call.plugin_state.get(
-                f"markets {where}", partial(self._load_markets, ccxt), max_age=_MARKETS_AGE
-            )
-        make = partial(self._account_instance, ccxt, stored, untouched, source)
-        instance = await call.account_state.get("instance", make, max_age=_INSTANCE_AGE)
-        if source is not None and instance.markets is not source.markets:
-            instance.set_markets_from_exchange(source)
-        return Opened(ccxt, stored, instance)
+        make = partial(self._account_instance, ccxt, stored, untouched, await self._markets())
+        return Opened(ccxt, stored, await call.account_state.get("instance", make, max_age=_INSTANCE_AGE))
+
+    async def _markets(self) -> Any:
+        """The instance with the markets that all accounts share; None where each account loads its own."""
+        if self._id in _KEY_FOR_MARKETS:
+            return None
+        return await self._call.plugin_state.get(f"markets {self._where()}", self._loaded, max_age=_MARKETS_AGE)
+
+    async def _loaded(self) -> Any:
+        return await self._load_markets(await self._call.plugin_state.get("ccxt", _import_ccxt))
+
+    def _where(self) -> str:
+        return f"{self._id} {self._call.environment.name} {self._call.override}"
 
     async def _every_wallet(self, opened: Opened) -> Balance:
         """Each wallet as an account of its own, one that cannot be read with its error.
@@ -165,8 +183,7 @@ class CcxtClient:
 
     async def _attempt(self, opened: Opened, wish: Wish) -> Balance | VenueError:
         try:
-            async with self._in_time(self._call.deadline - _LAST_WORD):
-                return await self._read(opened, wish)
+            return await self._in_time(self._call.deadline - _LAST_WORD, self._read(opened, wish))
         except VenueError as error:
             return error
 
@@ -179,6 +196,12 @@ class CcxtClient:
     async def _load_markets(self, ccxt: Any) -> Any:
         """An instance without a key that has loaded the markets. It is made in a task of its own, for every caller that
         waits for it, whether or not the first one's deadline passes."""
+        # Reading megabytes keeps the event loop busy, and with many at once for longer than it should be silent.
+        at_once = await self._call.plugin_state.get("loading markets", _few_at_once)
+        async with at_once:
+            return await self._with_markets(ccxt)
+
+    async def _with_markets(self, ccxt: Any) -> Any:
         instance = self._construct(ccxt, Guarded, self._call.public_http.client_session, _MARKETS_TIMEOUT)
         self._rebase(instance)
         with self._recorded(ccxt):
@@ -271,7 +294,8 @@ class CcxtClient:
         except VenueError as error:
             if error.transient:
                 # What a class found out about the account while the venue had trouble is not to be kept.
-                self._call.account_state.forget("instance")
+                for name in ("opened", "instance"):
+                    self._call.account_state.forget(name)
             raise
 
     def _type_read(self, opened: Opened, wish: Wish) -> str:
@@ -354,6 +378,10 @@ class CcxtClient:
         if isinstance(error, ccxt.BaseError):
             return translated(error, record.of(error), self._id, self._venue)
         return VenueMalformed(f"{self._venue} answered in a shape that cannot be read.")
+
+
+async def _few_at_once() -> asyncio.Semaphore:
+    return asyncio.Semaphore(_LOADS_AT_ONCE)
 
 
 async def _import_ccxt() -> Any:

@@ -8,11 +8,13 @@ empty account only where the table says why it is one. An exchange that is not h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from exchange_service.plugin_api import VenueMalformed, parse_amount
+from exchange_service_ccxt_generic.exact import PLAIN_NUMBER
 
 # Why an answer without rows is an empty account.
 _BARE = "The whole answer is the list of the account's assets, and an account without assets has none in it."
@@ -66,6 +68,8 @@ class Rows:
     last_page: Mapping[str, Any] | None = None
     # Whether there must be a wallet at least, where the path goes through a list of wallets.
     wallet_needed: bool = False
+    # Whether a row's asset and amounts are each the value of one field of it; `shapes` finds out.
+    by_field: bool = False
 
     @property
     def looked_at(self) -> bool:
@@ -437,10 +441,14 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
 }
 
 
+@cache
 def shapes(exchange_id: str, account_type: str) -> tuple[Rows, ...]:
     """What answers for accounts of this type look like; none where it is not known."""
     known = _SHAPES.get(f"{exchange_id} {account_type}") or _SHAPES.get(exchange_id) or ()
-    return known if isinstance(known, tuple) else (known,)
+    return tuple(
+        replace(shape, by_field=all(_is_field(path) for path in (shape.asset, *shape.amounts)))
+        for shape in (known if isinstance(known, tuple) else (known,))
+    )
 
 
 def proves_empty(exchange_id: str, account_type: str, raw: Any) -> bool:
@@ -448,7 +456,7 @@ def proves_empty(exchange_id: str, account_type: str, raw: Any) -> bool:
     shape, rows = _found(exchange_id, account_type, raw)
     if shape is None or not shape.empty or any(shape.taken is None or shape.taken(row) for _, row in rows):
         return False
-    if any(_problem(shape, name, row) for name, row in rows):
+    if _problem_of_any(shape, rows):
         return False
     return any(_holds(raw, expected) for expected in shape.beside)
 
@@ -478,19 +486,31 @@ def lost_row(
         rows = [row for answer in answers for row in _found(exchange_id, account_type, answer)[1]]
     return (
         _missing_figure(shape, answers)
-        or _first(_problem(shape, name, row) for name, row in rows)
+        or _problem_of_any(shape, rows)
         or _repeated(shape, rows)
         or _left_out(shape, rows, venue_codes, shown)
     )
 
 
-def _first(problems: Iterable[str]) -> str:
-    return next((problem for problem in problems if problem), "")
+@cache
+def _steps(path: str) -> tuple[str, ...]:
+    return tuple(path.split(".")) if path else ()
+
+
+@cache
+def _alternatives(names: str) -> tuple[tuple[str, bool], ...]:
+    """The paths that are joined, each with whether it is the name of a field and no more."""
+    return tuple((path, _is_field(path)) for path in names.split("|"))
+
+
+def _is_field(path: str) -> bool:
+    """Whether a path is the name of one field and no more."""
+    return bool(path) and "." not in path and "|" not in path
 
 
 def _at(value: Any, path: str) -> Any:
-    """What lies at a dotted path; None where there is nothing."""
-    for step in path.split(".") if path else ():
+    """What lies at a dotted path; None where there is nothing. The paths are the table's."""
+    for step in _steps(path):
         if isinstance(value, dict):
             value = value.get(step)
         elif isinstance(value, list) and step == "only":
@@ -504,7 +524,11 @@ def _at(value: Any, path: str) -> Any:
 
 def _any_of(row: Any, names: str) -> Any:
     """The first of the joined names that is there and not empty."""
-    return next((value for name in names.split("|") if (value := _at(row, name)) not in (None, "")), None)
+    for path, is_field in _alternatives(names):
+        value = row.get(path) if is_field and type(row) is dict else _at(row, path)
+        if value is not None and value != "":
+            return value
+    return None
 
 
 def _found(exchange_id: str, account_type: str, raw: Any) -> tuple[Rows | None, list[tuple[Any, Any]]]:
@@ -539,6 +563,8 @@ def _rows(shape: Rows, raw: Any) -> list[tuple[Any, Any]] | None:
 
 
 def _name(shape: Rows, row: Any) -> Any:
+    if shape.by_field and type(row) is dict and type(field := row.get(shape.asset)) is str and field:
+        return field
     name = _any_of(row, shape.asset) if shape.asset else ""
     return str(name) if type(name) is int else name
 
@@ -547,8 +573,24 @@ def _is_taken(shape: Rows, row: Any) -> bool:
     return shape.taken is None or shape.taken(row)
 
 
+def _problem_of_any(shape: Rows, rows: Sequence[tuple[Any, Any]]) -> str:
+    """What is wrong with the first row that has something wrong."""
+    for name, row in rows:
+        if problem := _problem(shape, name, row):
+            return problem
+    return ""
+
+
 def _problem(shape: Rows, name: Any, row: Any) -> str:
     """What is wrong with a row of its own; empty where nothing is."""
+    if shape.by_field and type(row) is dict and type(name) is str and name:
+        # Nearly every row: this is what the rest would find out.
+        for amount in shape.amounts:
+            value = row.get(amount)
+            if type(value) is not str or not PLAIN_NUMBER.match(value):
+                break
+        else:
+            return ""
     plain = shape.kind == "object" and shape.amounts == ("",)
     if not plain and not isinstance(row, (dict, list)):
         return "a row that is none"
@@ -558,8 +600,9 @@ def _problem(shape: Rows, name: Any, row: Any) -> str:
         return "a row without an asset"
     if plain and not shape.path and name != name.upper():
         return "a field that is no asset among its assets"
-    if any(_figure(_any_of(row, amount)) is None for amount in shape.amounts):
-        return "a row without its amounts"
+    for amount in shape.amounts:
+        if _figure(_any_of(row, amount)) is None:
+            return "a row without its amounts"
     return ""
 
 
@@ -580,10 +623,12 @@ def _missing_figure(shape: Rows, answers: Sequence[Any]) -> str:
 
 
 def _repeated(shape: Rows, rows: Sequence[tuple[Any, Any]]) -> str:
+    if shape.several:
+        return ""
     # Whatever the case: CCXT's names of assets know none.
-    taken = [(name.casefold(), row) for name, row in rows if name and _is_taken(shape, row)]
-    names = [(name, str(_at(row, shape.apart or "-"))) for name, row in taken]
-    return "two rows for one asset" if not shape.several and len(set(names)) != len(names) else ""
+    taken = [(name.casefold(), row) for name, row in rows if name and (shape.taken is None or shape.taken(row))]
+    names = {(name, str(_at(row, shape.apart)) if shape.apart else "") for name, row in taken}
+    return "two rows for one asset" if len(names) != len(taken) else ""
 
 
 def _left_out(
@@ -594,8 +639,9 @@ def _left_out(
         return ""
     seen = {name.casefold() for code, names in venue_codes.items() if code in shown for name in names}
     for name, row in rows:
-        unseen = _is_taken(shape, row) and name.casefold() not in seen
-        if unseen and any(_figure(_any_of(row, amount)) for amount in shape.amounts):
+        if not _is_taken(shape, row) or name.casefold() in seen:
+            continue
+        if any(_figure(_any_of(row, amount)) for amount in shape.amounts):
             return "a row that CCXT leaves out"
     return ""
 

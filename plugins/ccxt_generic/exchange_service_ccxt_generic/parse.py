@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from exchange_service.plugin_api import (
@@ -22,6 +23,9 @@ from exchange_service.plugin_api import (
 # The first of these that has a row is the summary's currency, see the catalogue's rules.
 _SUMMARY_CURRENCIES = ("USDT", "USD", "USDC")
 _COLUMNS = ("total", "free", "used", "debt")
+_NOTHING = (None, None, None, None)
+# Rows are values of some hundred bytes, which tell nothing of whose they are.
+_ROWS_KEPT = 4096
 # Milliseconds between the years 2009 and 2100; what lies outside is no time of a balance.
 _PLAUSIBLE_TIMES = range(1_230_768_000_000, 4_102_444_800_000)
 
@@ -33,16 +37,35 @@ def rows(result: Any, venue_codes: Mapping[str, list[str]]) -> tuple[AssetBalanc
     `venue_codes` holds what the venue calls each of CCXT's codes. A row into which CCXT has put several of the venue's
     assets shows but one of them, and nobody can tell which, so that its amounts are unknown.
     """
-    columns = {name: as_object(as_object(result, "the result").get(name, {}), name) for name in _COLUMNS}
+    balance = as_object(result, "the result")
+    totals, frees, useds, debts = (as_object(balance.get(name, {}), name) for name in _COLUMNS)
     found = []
-    for code in dict.fromkeys(code for column in columns.values() for code in column):
-        amounts = {name: parse_amount(column.get(code), f"{name} of a row") for name, column in columns.items()}
-        if len(_own_names(code, venue_codes)) > 1:
+    for code in {**totals, **frees, **useds, **debts}:
+        names = venue_codes.get(code, ())
+        figures = (totals.get(code), frees.get(code), useds.get(code), debts.get(code))
+        try:
+            row = _row(code, _own_name(code, names), *figures)
+        except TypeError:
+            # What is no key of a dict is no amount either, and refused as such.
+            row = _row.__wrapped__(code, "", *figures)
+        if _differ(names):
             found.append(AssetBalance(code))
-        elif any(amount is not None for amount in amounts.values()):
-            own = [name for name in venue_codes.get(code, []) if name.upper() != code.upper()]
-            found.append(AssetBalance(code, **amounts, venue_asset=own[0] if own else ""))
+        elif row is not None:
+            found.append(row)
     return tuple(found)
+
+
+# Most rows are those of the call before, and many are everybody's: an asset of which one has nothing.
+@lru_cache(maxsize=_ROWS_KEPT, typed=True)
+def _row(code: str, own_name: str, total: Any, free: Any, used: Any, debt: Any) -> AssetBalance | None:
+    """A row with the figures that CCXT has in its columns; None for one that says nothing."""
+    amounts = (
+        parse_amount(total, "total of a row"),
+        parse_amount(free, "free of a row"),
+        parse_amount(used, "used of a row"),
+        parse_amount(debt, "debt of a row"),
+    )
+    return None if amounts == _NOTHING else AssetBalance(code, *amounts, venue_asset=own_name)
 
 
 def summary(assets: tuple[AssetBalance, ...]) -> Summary | None:
@@ -65,17 +88,31 @@ def venue_time(result: Mapping[str, Any]) -> datetime | None:
 
 def collision_notes(assets: tuple[AssetBalance, ...], venue_codes: Mapping[str, list[str]]) -> tuple[str, ...]:
     """A sentence for each row into which CCXT has put several of the venue's assets."""
-    notes = []
-    for code in sorted(row.asset for row in assets):
-        own = _own_names(code, venue_codes)
-        if len(own) > 1:
-            notes.append(f"CCXT names {', '.join(sorted(own))} alike, {code}: what they hold is not known.")
-    return tuple(notes)
+    if max(map(len, venue_codes.values()), default=0) < 2:
+        return ()
+    alike = sorted(row.asset for row in assets if _differ(venue_codes.get(row.asset, ())))
+    return tuple(
+        f"CCXT names {', '.join(sorted(_different(venue_codes[code])))} alike, {code}: what they hold is not known."
+        for code in alike
+    )
 
 
-def _own_names(code: str, venue_codes: Mapping[str, list[str]]) -> Collection[str]:
-    """The venue's names for CCXT's code, those that differ in more than their case."""
-    return {name.upper(): name for name in venue_codes.get(code, [])}.values()
+def _differ(names: Sequence[str]) -> bool:
+    """Whether several of the venue's assets have these names."""
+    return len(names) > 1 and len(_different(names)) > 1
+
+
+def _different(names: Sequence[str]) -> Collection[str]:
+    """The names, of those that differ in their case alone one."""
+    return {name.upper(): name for name in names}.values()
+
+
+def _own_name(code: str, names: Sequence[str]) -> str:
+    """What the venue calls an asset, if not what CCXT does."""
+    for name in names:
+        if name != code and name.upper() != code.upper():
+            return name
+    return ""
 
 
 def balance(

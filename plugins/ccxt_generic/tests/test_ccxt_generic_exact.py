@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import json
 from decimal import Decimal
+from typing import Any
 
 import pytest
-from exchange_service_ccxt_generic.exact import exact_json
+from exchange_service_ccxt_generic import parse
+from exchange_service_ccxt_generic.exact import Answer, Exact, Guarded, exact_json, laid_over
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,6 +54,10 @@ def test_what_is_no_number_comes_through_as_it_is(value: object) -> None:
         "[1e400]",
         "[1e999999999]",
         '{"free": "1e999999999"}',
+        '{"free": "1E+999999999"}',
+        '{"free": "1e-999999999"}',
+        '{"é": "1e999999999"}',
+        '{"free": "１e９９９９"}',
         '["exchange", [["BTC", "1e999999999"]]]',
         '{"rows": [["BTC", "\\u0031e999999999"]]}',
         f"[{'9' * 101}]",
@@ -63,3 +71,98 @@ def test_what_is_no_exact_json_is_refused(body: str) -> None:
 
 def test_an_id_that_looks_like_a_number_is_left_alone() -> None:
     assert exact_json('{"id": "548e4753"}') == {"id": "548e4753"}
+
+
+@given(JSON)
+def test_an_answer_that_was_read_once_reads_the_same_again(value: object) -> None:
+    body = json.dumps({"value": value, "amount": 7, "long": 10**40}).replace("7", "1.50E-3")
+    again = Answer(body=body, is_json=True).value()
+    assert again == exact_json(body)
+    assert again["amount"] == "1.50e-3"
+
+
+SIGNS = st.sampled_from(["", "-"])
+PLAIN = st.builds("{}{}".format, SIGNS, DIGITS) | st.builds("{}{}.{}".format, SIGNS, DIGITS, DIGITS)
+FIGURES = st.none() | PLAIN | st.sampled_from(["", "-0.0", "0", "1e-7"])
+ROWS = st.fixed_dictionaries({"free": FIGURES, "used": FIGURES, "total": FIGURES}, optional={"debt": FIGURES})
+
+
+@pytest.fixture(scope="module")
+def instances() -> tuple[Any, Any]:
+    """One with our layer and one without, each with exact numbers."""
+    from ccxt.base.exchange import Exchange
+
+    plain = Exchange()
+    plain.number = str
+    layered = laid_over(Exact, Exchange)()
+    layered.throttler = layered.session = None
+    return layered, plain
+
+
+@given(rows=st.dictionaries(st.sampled_from(["BTC", "ETH", "USDT"]), ROWS))
+def test_the_columns_of_a_balance_are_those_that_ccxt_makes(rows: dict[str, Any], instances: tuple[Any, Any]) -> None:
+    layered, plain = instances
+    balance = {"info": {}, "timestamp": None, "datetime": None, **rows}
+    assert layered.safe_balance(copy.deepcopy(balance)) == plain.safe_balance(copy.deepcopy(balance))
+
+
+@pytest.mark.parametrize("row", [{"free": 1, "used": 2}, {"free": [], "used": None}, {"free": True}, [], "text", None])
+def test_a_row_that_looks_unusual_is_left_to_ccxt(row: Any, instances: tuple[Any, Any]) -> None:
+    results = []
+    for instance in instances:
+        try:
+            results.append(instance.safe_balance({"BTC": {"free": "1", "used": "2"}, "ETH": copy.deepcopy(row)}))
+        except Exception as error:
+            results.append(type(error))
+    assert results[0] == results[1]
+
+
+VALUES = st.sampled_from([None, "", 0, False, True, "spot", {}, {"type": "a"}, {"defaultType": "b"}, {"type": ""}])
+NAMES = st.sampled_from(["type", "defaultType", "fetchBalance"])
+
+
+@given(options=st.dictionaries(NAMES, VALUES), params=st.dictionaries(NAMES, VALUES), default=VALUES)
+def test_an_option_is_the_one_that_ccxt_finds(
+    options: dict[str, Any], params: dict[str, Any], default: Any, instances: tuple[Any, Any]
+) -> None:
+    found = []
+    for instance in instances:
+        instance.options = options
+        found.append(instance.handle_option_and_params(params, "fetchBalance", "type", default))
+    assert found[0] == found[1]
+
+
+def test_a_kept_row_is_not_taken_for_another_of_equal_but_other_figures() -> None:
+    assert [str(row.total) for row in parse.rows({"total": {"A": "1.50"}}, {})] == ["1.50"]
+    assert [str(row.total) for row in parse.rows({"total": {"A": "1.5"}}, {})] == ["1.5"]
+    assert parse.rows({"total": {"A": 1}}, {})[0].total == 1
+    for nonsense in (True, [], {}, "one", 1.0):
+        with pytest.raises(VenueMalformed):
+            parse.rows({"total": {"A": nonsense}}, {})
+
+
+class TestPause:
+    @staticmethod
+    def guarded(rate_limit: float) -> Guarded:
+        instance = Guarded()
+        instance.rateLimit = rate_limit
+        instance.session = None
+        return instance
+
+    async def test_who_has_not_asked_for_a_while_waits_for_nothing(self) -> None:
+        instance = self.guarded(10_000)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await instance.throttle(1)
+        instance.free_at -= 10_000
+        await instance.throttle(20)
+        assert loop.time() - began < 1
+
+    async def test_requests_that_follow_each_other_leave_the_pause_that_their_weight_wants(self) -> None:
+        instance = self.guarded(50)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await instance.throttle(2)
+        await instance.throttle()
+        assert loop.time() - began >= 0.1
+        assert instance.free_at - began >= 0.15

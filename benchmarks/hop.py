@@ -1,0 +1,180 @@
+"""What a plugin's own process costs a balance: time, processor in both processes, bytes between them; and our whole way
+to CCXT, the hop included, beside CCXT alone. Guards `plugin_host` where it passes a call on.
+
+The serving process's share of a fetch is what a forced balance costs it beyond one that it has kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+
+from benchmarks.bounds import bound
+from benchmarks.lines import Line, compared
+from benchmarks.programs import Serving, environment, serving, simulator, store
+from exchange_service.client import ExchangeServiceClient
+from exchange_service.credentials import CredentialReference
+from exchange_service.model import Account
+from exchange_service.plugin_host.protocol import write_call
+from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
+
+_PAIRS, _CALLS = 5, 400
+# CCXT makes an account wait between its requests, so that many take turns.
+_ACCOUNTS, _AT_ONCE = 100, 20
+_UNPACED = str(Path(__file__).parent / "unpaced")
+_OANDA, _BINANCE = "oanda", "binance"
+_WARMING = 100
+_RATIO = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a call cost: milliseconds until it was answered, and of processor in the service and in its plugins."""
+
+    p50: float
+    service: float
+    plugin: float
+
+
+async def hop() -> list[Line]:
+    """The hop of a small plugin, which is the same in both places, and the way to CCXT."""
+    with tempfile.TemporaryDirectory(prefix="exchange-service-benchmark-") as name:
+        folder = Path(name)
+        async with AsyncExitStack() as stack:
+            (oanda, token), (binance, row) = [
+                await stack.enter_async_context(simulator(exchange)) for exchange in (_OANDA, _BINANCE)
+            ]
+            await store(
+                folder, [(_user(n), *kept) for n in range(_ACCOUNTS) for kept in ((_OANDA, token), (_BINANCE, row))]
+            )
+            settings: dict[str, Any] = {
+                "venue_urls": json.dumps({_OANDA: oanda, _BINANCE: binance}),
+                "plugin_start": "at-once",
+            }
+
+            async def served(place: str, **more: Any) -> Serving:
+                places = json.dumps({_OANDA: place})
+                return await stack.enter_async_context(serving(folder, plugin_processes=places, **settings, **more))
+
+            apart, inside = await served("own-process"), await served("in-process")
+            unpaced = await served("in-process", variables={"PYTHONPATH": os.pathsep.join((_UNPACED, *_path()))})
+            bare = [await _bare(binance, row) for _ in range(_PAIRS)]
+            return [
+                *await _hop(apart, inside),
+                await _way_to_ccxt(
+                    unpaced, bare, "hop/ccxt", "CCXT balance with the hop, processor of the fetch", _RATIO
+                ),
+                await _way_to_ccxt(inside, bare, "hop/ccxt_paced", "  with the pauses that Binance wants", None),
+            ]
+
+
+def _path() -> list[str]:
+    return [entry for entry in (os.environ.get("PYTHONPATH"),) if entry]
+
+
+def _user(number: int) -> str:
+    return f"user-{number:03}"
+
+
+async def _hop(apart: Serving, inside: Serving) -> list[Line]:
+    pairs = []
+    async with ExchangeServiceClient(apart.address) as there, ExchangeServiceClient(inside.address) as here:
+        for client in (there, here):
+            await _calls(client, _OANDA, _WARMING)
+        reply = await there.get_balance(_user(0), _OANDA, max_age=0)
+        for _ in range(_PAIRS):
+            pairs.append(((await _cost(apart, there, _OANDA)), await _cost(inside, here, _OANDA)))
+    ours, ceiling = (
+        Cost(*(median(getattr(cost, field) for cost in side) for field in Cost.__slots__))
+        for side in zip(*pairs, strict=True)
+    )
+    reference = CredentialReference(account := Account(_user(0), _OANDA), account, "0123456789abcdef")
+    request = messages.FetchBalanceRequest(call=write_call(reference, "", 7.9)).ByteSize()
+    # A balance in the answer to the process is the one that the service was given, but for its own marks.
+    answer = messages.FetchBalanceResponse(balance=reply.balance.SerializeToString()).ByteSize()
+    return [
+        bound("hop/p50", "forced OANDA balance by its own process, p50 at c=1", "ms", ours.p50, ceiling.p50),
+        bound("hop/service", "  processor in the service", "ms", ours.service, ceiling.service),
+        bound("hop/plugin", "  processor in the plugin's process", "ms", ours.plugin),
+        bound("hop/both", "  processor of both", "ms", ours.service + ours.plugin, ceiling.service),
+        bound("hop/request", "  request to the process", "B", request),
+        bound("hop/answer", "  its answer", "B", answer),
+    ]
+
+
+async def _way_to_ccxt(served: Serving, bare: Sequence[float], name: str, what: str, at_most: float | None) -> Line:
+    ours, details = [], []
+    async with ExchangeServiceClient(served.address) as client:
+        # The first loads the markets, each further one its account.
+        await client.get_balance(_user(0), _BINANCE)
+        await _calls(client, _BINANCE, _ACCOUNTS, at_once=_AT_ONCE)
+        for _ in range(_PAIRS):
+            forced = await _cost(served, client, _BINANCE, at_once=_AT_ONCE)
+            kept = await _cost(served, client, _BINANCE, max_age=3600.0, at_once=_AT_ONCE)
+            ours.append(forced.service - kept.service + forced.plugin)
+            details.append((forced.p50, forced.service, kept.service, forced.plugin))
+    p50, service, kept_service, plugin = (median(side) for side in zip(*details, strict=True))
+    sys.stderr.write(f"{what}: p50 {p50:.1f} ms with {_AT_ONCE} at once; service {service:.2f} ms, of it ")
+    sys.stderr.write(f"{kept_service:.2f} for any call; plugin's process {plugin:.2f} ms; bare {median(bare):.2f} ms\n")
+    return compared(name, what, "ms", list(zip(ours, bare, strict=True)), at_most=at_most)
+
+
+async def _bare(url: str, row: Any) -> float:
+    """Milliseconds of processor for a balance by CCXT alone."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(Path(__file__).parent / "ceilings" / "bare_ccxt.py")),
+        *(url, row["api_key"], row["api_secret"], "1", str(_CALLS)),
+        env=environment(),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    if process.returncode:
+        raise RuntimeError("bare_ccxt.py failed")
+    return float(json.loads(out)["seconds"]) * 1e3
+
+
+async def _cost(
+    served: Serving, client: ExchangeServiceClient, exchange: str, *, max_age: float = 0.0, at_once: int = 1
+) -> Cost:
+    before = _processor(served.pid)
+    p50 = await _calls(client, exchange, _CALLS, max_age=max_age, at_once=at_once)
+    after = _processor(served.pid)
+    service, plugin = ((late - early) / _CALLS * 1e3 for early, late in zip(before, after, strict=True))
+    return Cost(p50, service, plugin)
+
+
+def _processor(pid: int) -> tuple[float, float]:
+    """Seconds of processor that the service and its plugins' processes have used."""
+    service = psutil.Process(pid)
+    times = [process.cpu_times() for process in (service, *service.children(recursive=True))]
+    own, *others = [each.user + each.system for each in times]
+    return own, sum(others)
+
+
+async def _calls(
+    client: ExchangeServiceClient, exchange: str, count: int, *, max_age: float = 0.0, at_once: int = 1
+) -> float:
+    """Make so many calls, `at_once` together, each account in its turn; the median of their milliseconds."""
+    taken: list[float] = []
+    numbers = iter(range(count))
+
+    async def caller() -> None:
+        for number in numbers:
+            began = time.perf_counter()
+            await client.get_balance(_user(number % _ACCOUNTS), exchange, max_age=max_age)
+            taken.append((time.perf_counter() - began) * 1e3)
+
+    await asyncio.gather(*(caller() for _ in range(at_once)))
+    return median(taken)

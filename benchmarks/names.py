@@ -1,0 +1,24 @@
+"""What the benchmarks and their child processes share. It imports nothing, so that a child is there quickly."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# The listing of the benchmarks' own venue, and the service's name in a method's path.
+EXCHANGE = "benchmark"
+SERVICE = "/exchange_service.v1.ExchangeService/"
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """A child's environment: modules are found compiled, as an installation has them, and no setting of the caller's
+    own service comes along."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("EXCHANGE_SERVICE_")}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
+    return kept | changes
+
+
+def user(number: int) -> str:
+    """The user of the account with this number; each has one account."""
+    return f"user-{number:05}"

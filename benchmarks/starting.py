@@ -1,0 +1,81 @@
+"""What a start costs, and the first answer after it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from statistics import median
+
+import grpc
+
+from benchmarks.lines import Line, bounded
+from benchmarks.names import SERVICE
+from benchmarks.serving import Bed, Serving, bed, serving
+
+_STARTS = 5
+_HEALTH = "/grpc.health.v1.Health/Check"
+# HealthCheckResponse with status SERVING.
+_SERVING = b"\x08\x01"
+_REBUILD_LIMIT = 60.0
+
+
+async def start() -> list[Line]:
+    """From the process's beginning to SERVING, and what it holds in memory then."""
+    seconds, bytes_held = [], []
+    async with bed() as made:
+        # The first start compiles what has changed.
+        async with serving(made):
+            pass
+        for _ in range(_STARTS):
+            async with serving(made) as service, _channel(service) as channel:
+                if await channel.unary_unary(_HEALTH)(b"") != _SERVING:
+                    raise RuntimeError("the service says that it does not serve")
+                seconds.append(service.seconds)
+                bytes_held.append(service.memory())
+    return [
+        bounded("start/seconds", "start to SERVING, compiled", "s", median(seconds), 0.9),
+        bounded("start/memory", "memory at SERVING", "MB", median(bytes_held) / 1e6, 120),
+    ]
+
+
+async def first_list() -> list[Line]:
+    """The first ListExchanges of a process, and its loop while CCXT's listings are built anew."""
+    milliseconds, imported = [], False
+    async with bed() as made:
+        for _ in range(_STARTS):
+            async with serving(made) as service, _channel(service) as channel:
+                # The connection is there already; nothing of the catalogue was asked for.
+                await channel.unary_unary(_HEALTH)(b"")
+                began = time.perf_counter()
+                await channel.unary_unary(f"{SERVICE}ListExchanges")(b"", metadata=made.metadata)
+                milliseconds.append((time.perf_counter() - began) * 1e3)
+                imported |= bool((await service.process())["ccxt"])
+        stall = await _worst_stall_of_a_rebuild(made)
+    return [
+        bounded("first_list/ms", "first ListExchanges after listening", "ms", median(milliseconds), 10),
+        Line("first_list/ccxt", "CCXT imported by then", float(imported), 0.0, "", "no", not imported),
+        bounded("first_list/stall", "worst stall of the loop while the snapshot is rebuilt", "ms", stall, 10),
+    ]
+
+
+async def _worst_stall_of_a_rebuild(made: Bed) -> float:
+    """In milliseconds. A newer CCXT seems to be installed, so that its listings are read in a child process."""
+    seeming = made.folder / "ccxt-99.dist-info"
+    seeming.mkdir()
+    (seeming / "METADATA").write_text("Metadata-Version: 2.1\nName: ccxt\nVersion: 99\n")
+    async with serving(made, venue={"BENCHMARK_LOOP_STALLS": "1"}) as service, service.client() as client:
+        async with asyncio.timeout(_REBUILD_LIMIT):
+            # Nothing but the catalogue itself tells that it is a new one.
+            while any("CCXT 4" in problem.reason for problem in (await client.list_exchanges()).problems):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        # What merging costs falls due with the next answer.
+        return float((await service.process())["stall_worst"])
+
+
+@asynccontextmanager
+async def _channel(service: Serving) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(service.address) as channel:
+        await channel.channel_ready()
+        yield channel

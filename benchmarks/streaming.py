@@ -1,0 +1,174 @@
+"""Ten thousand subscribers in one process, and thousands who come back at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Protocol
+
+from benchmarks.lines import Line
+from benchmarks.names import EXCHANGE, user
+from benchmarks.runtime import Runtime
+from benchmarks.serving import bed, running_ceiling, serving
+from benchmarks.subscribers import Delays, Opened, subscribed
+
+ACCOUNTS, SUBSCRIBERS_EACH = 100, 100
+STORM_ACCOUNTS, STORM_EACH = 100, 50
+DEFAULT_SECONDS = 20.0
+_STORM_SECONDS = 2.0
+# Where each balance changes at every poll, each subscriber gets a message a second.
+_POLLED = {"poll_interval": "1", "max_age": "1"}
+# Feeds begin evenly over two of their intervals, as those of subscribers who come one by one do.
+_SPREAD = 2.0
+# Until the opening has ebbed away, and then the first movement.
+_SETTLING = 2.0
+
+
+class Process(Protocol):
+    """A serving process, ours or the ceiling's."""
+
+    def memory(self) -> int:
+        """Bytes."""
+
+    def processor(self) -> float:
+        """Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """What so many subscribers cost: `cores` of processor, `bytes_each` of memory for a stream."""
+
+    streams: int
+    opened: int
+    seconds: float
+    cores: float
+    bytes_each: float
+    delays: Delays
+
+    @property
+    def microseconds(self) -> float:
+        """Of processor, for each message that came."""
+        return self.cores * self.seconds / max(1, self.delays.messages) * 1e6
+
+
+async def measure(accounts: int, each: int, seconds: float) -> tuple[Streamed, Runtime, int]:
+    """`accounts` at one message a second with `each` subscribers in one serving process; its runtime and the size of a
+    balance, for the ceiling."""
+    async with bed(accounts) as made:
+        moves = made.folder / "moves"
+        async with serving(made, venue={"BENCHMARK_VENUE_MOVES": str(moves)}, **_POLLED) as service:
+            # Imports, pools and the first fetch are there before anybody is counted.
+            runtime = await service.runtime()
+            async with service.client() as client:
+                size = (await client.get_balance(user(0), EXCHANGE)).ByteSize()
+            empty = service.memory()
+            # Balances stand still until all are open: a process that has its hands full refuses who comes.
+            work = {"first": 0, "accounts": accounts, "each": each, "gap": _SPREAD / accounts}
+            async with subscribed(service.port, made.metadata, **work) as subscribers:
+                await asyncio.sleep(_SETTLING)
+                bytes_each = (service.memory() - empty) / max(1, subscribers.opened.opened)
+                moves.touch()
+                await asyncio.sleep(_SETTLING)
+                cores, delays = await _watched(service, subscribers.measure(seconds), seconds)
+                opened = subscribers.opened.opened
+    return Streamed(accounts * each, opened, seconds, cores, bytes_each, delays), runtime, size
+
+
+async def measure_ceiling(accounts: int, each: int, seconds: float, runtime: Runtime, size: int) -> Streamed:
+    """The same with a server that does nothing but write."""
+    async with running_ceiling("streams", str(size), runtime.as_argument(), str(accounts)) as process:
+        empty = process.memory()
+        work = {"first": 0, "accounts": accounts, "each": each, "gap": _SPREAD / accounts}
+        async with subscribed(process.port, (), **work) as subscribers:
+            await asyncio.sleep(_SETTLING)
+            bytes_each = (process.memory() - empty) / max(1, subscribers.opened.opened)
+            cores, delays = await _watched(process, subscribers.measure(seconds), seconds)
+            opened = subscribers.opened.opened
+    return Streamed(accounts * each, opened, seconds, cores, bytes_each, delays)
+
+
+async def _watched(process: Process, measuring: Awaitable[Delays], seconds: float) -> tuple[float, Delays]:
+    before = process.processor()
+    delays = await measuring
+    return (process.processor() - before) / seconds, delays
+
+
+async def streams(seconds: float = DEFAULT_SECONDS) -> list[Line]:
+    """The lines of 10,000 subscribers: the goals, which are absolute, and what the same costs without us here."""
+    found, runtime, size = await measure(ACCOUNTS, SUBSCRIBERS_EACH, seconds)
+    bare = await measure_ceiling(ACCOUNTS, SUBSCRIBERS_EACH, seconds / 2, runtime, size)
+    what = f"{found.streams:,} streams at a message a second"
+    rate, least = found.delays.messages / seconds, 0.9 * found.streams
+    came = rate >= least and found.opened == found.streams
+    lines = [
+        Line(
+            "streams/opened",
+            f"{what}: open",
+            found.opened,
+            found.streams,
+            "streams",
+            "all",
+            found.opened == found.streams,
+        ),
+        Line(
+            "streams/messages",
+            f"{what}: messages",
+            rate,
+            found.streams,
+            "a second",
+            "at least 0.9 of it",
+            rate >= least,
+        ),
+    ]
+    # What an overloaded process costs, whose messages do not come, is no good figure.
+    for name, label, unit, value, goal in (
+        ("processor", "processor", "cores", found.cores, 0.4),
+        ("p99", "delay, p99", "ms", found.delays.p99, 10),
+        ("worst", "delay, worst", "ms", found.delays.worst, 50),
+        ("memory", "memory for one", "kB", found.bytes_each / 1e3, 40),
+    ):
+        goal_text = f"at most {goal:g} {unit}"
+        lines.append(Line(f"streams/{name}", f"{what}: {label}", value, goal, unit, goal_text, came and value <= goal))
+    for name, label, unit, ours, ceiling in (
+        ("processor for a message", "processor for a message", "µs", found.microseconds, bare.microseconds),
+        ("p99 of the ceiling", "delay, p99", "ms", found.delays.p99, bare.delays.p99),
+        ("memory of the ceiling", "memory for one", "kB", found.bytes_each / 1e3, bare.bytes_each / 1e3),
+    ):
+        lines.append(
+            Line(
+                f"streams/{name}",
+                f"the same against a server that only writes: {label}",
+                ours,
+                ceiling,
+                unit,
+                "",
+                None,
+            )
+        )
+    return lines
+
+
+async def storm() -> list[Line]:
+    """The lines of 5,000 streams that are opened at once, by two processes."""
+    half = STORM_ACCOUNTS // 2
+    async with bed(STORM_ACCOUNTS) as made, serving(made) as service:
+        await service.process()
+        work = {"accounts": half, "each": STORM_EACH, "gap": 0.0}
+        opened = await asyncio.gather(*(_stormed(service.port, made.metadata, first=n, **work) for n in (0, half)))
+    total = STORM_ACCOUNTS * STORM_EACH
+    came = sum(part.opened for part in opened)
+    refused = sum(part.ended for part in opened)
+    seconds = max(part.seconds for part in opened)
+    what = f"{total:,} streams opened at once"
+    goal, met = f"at most {_STORM_SECONDS:g} s", came == total and seconds <= _STORM_SECONDS
+    return [
+        Line("storm/opened", f"{what}: opened", came, total, "streams", "all", came == total),
+        Line("storm/refused", f"{what}: refused or ended", refused, 0, "streams", "none", refused == 0),
+        Line("storm/seconds", f"{what}: until the last had its answer", seconds, _STORM_SECONDS, "s", goal, met),
+    ]
+
+
+async def _stormed(port: int, metadata: tuple[tuple[str, str], ...], **work: float) -> Opened:
+    async with subscribed(port, metadata, **work) as subscribers:
+        return subscribers.opened

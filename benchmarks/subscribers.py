@@ -1,0 +1,226 @@
+"""Subscribers by the thousand, in a process of their own: `python -m benchmarks.subscribers`.
+
+Reads a line of JSON (`Work`), opens the streams and prints how that went; then, for each line with a number of seconds,
+how long messages took in that time. Ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import sys
+import time
+from array import array
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from benchmarks.http2 import Connection, connect, request_headers
+from benchmarks.names import EXCHANGE, ROOT, SERVICE, environment, user
+from exchange_service.v1.exchange_service_pb2 import AccountSelector, StreamBalancesRequest, StreamBalancesResponse
+
+# A gRPC server takes 64 KiB of requests before it has read any; so many small ones fit.
+STREAMS_A_CONNECTION = 250
+# The tag of a BalanceEvent; heartbeats and errors have others.
+_BALANCE = 0x0A
+# Where the account, the time of the fetch and the version stand in an event; its length fields are before.
+_MARK = slice(6, 90)
+# A message of the ceiling's: its time follows.
+_CEILING = 0xFF
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What to open: `each` streams for each account from `first` on. `gap`: the least seconds between two accounts, so
+    that their feeds do not all begin at once; 0: everything at once."""
+
+    port: int
+    metadata: tuple[tuple[str, str], ...]
+    first: int
+    accounts: int
+    each: int
+    gap: float
+    # Seconds after which whoever has no first balance yet counts as not opened.
+    patience: float = 30.0
+
+    @property
+    def streams(self) -> int:
+        """How many in all."""
+        return self.accounts * self.each
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """How the opening went: `seconds` from the first request to the last stream's first event, or to the end of
+    patience."""
+
+    opened: int
+    ended: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """Balances that came, and how long after the venue's answer, in milliseconds."""
+
+    messages: int
+    p50: float
+    p99: float
+    worst: float
+    ended: int
+
+
+class _Subscribers:
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._connections: list[Connection] = []
+        self._greeted: set[tuple[int, int]] = set()
+        self._ended: set[tuple[int, int]] = set()
+        self._settled: set[tuple[int, int]] = set()
+        self._last = 0.0
+        self._all_open = asyncio.Event()
+        self._delays: array[float] | None = None
+        self._fetched: dict[bytes, float] = {}
+
+    async def open(self) -> Opened:
+        work = self._work
+        needed = -(-work.streams // STREAMS_A_CONNECTION)
+        for number in range(needed):
+            message, ended = partial(self._message, number), partial(self._end, number)
+            self._connections.append(await connect(work.port, message, ended))
+        # Connections are counted as there already, as with clients that have one.
+        await asyncio.sleep(0.5)
+        began = time.time()
+        headers = request_headers(work.port, f"{SERVICE}StreamBalances", work.metadata)
+        opened = 0
+        for account in range(work.first, work.first + work.accounts):
+            selector = AccountSelector(exchange_id=EXCHANGE)
+            request = StreamBalancesRequest(user_id=user(account), accounts=[selector]).SerializeToString()
+            for _ in range(work.each):
+                connection = self._connections[opened % needed]
+                connection.send([connection.prepared(headers, request)])
+                opened += 1
+            if work.gap:
+                await asyncio.sleep(work.gap)
+                await self._caught_up(opened)
+        try:
+            async with asyncio.timeout(work.patience):
+                await self._all_open.wait()
+        except TimeoutError:
+            self._last = time.time()
+        return Opened(len(self._greeted), len(self._ended), self._last - began)
+
+    async def _caught_up(self, opened: int) -> None:
+        """Whoever comes one by one waits for the ones before him, so that nobody is refused for the crowd."""
+        patience = time.monotonic() + self._work.patience
+        while len(self._settled) < opened and time.monotonic() < patience:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+    def _message(self, connection: int, stream: int, message: bytes, arrival: float) -> None:
+        key = (connection, stream)
+        if key not in self._greeted:
+            self._greeted.add(key)
+            self._settle(key, arrival)
+        elif self._delays is None:
+            return
+        elif message[0] == _BALANCE:
+            self._delays.append(arrival - self._fetch_time(message))
+        elif message[0] == _CEILING:
+            self._delays.append(arrival - struct.unpack_from(">d", message, 1)[0])
+
+    def _fetch_time(self, message: bytes) -> float:
+        mark = message[_MARK]
+        found = self._fetched.get(mark)
+        if found is None:
+            fetched = StreamBalancesResponse.FromString(message).balance.balance.fetch_time
+            found = self._fetched[mark] = fetched.seconds + fetched.nanos / 1e9
+        return found
+
+    def _end(self, connection: int, stream: int) -> None:
+        # Once, though an error comes as trailers and as a reset.
+        key = (connection, stream)
+        self._ended.add(key)
+        self._settle(key, time.time())
+
+    def _settle(self, key: tuple[int, int], now: float) -> None:
+        """The stream has had its answer, whichever."""
+        if key not in self._settled:
+            self._settled.add(key)
+            self._last = now
+            if len(self._settled) >= self._work.streams:
+                self._all_open.set()
+
+    async def measure(self, seconds: float) -> Delays:
+        self._fetched.clear()
+        self._delays = array("d")
+        await asyncio.sleep(seconds)
+        delays, self._delays = sorted(self._delays), None
+        if not delays:
+            return Delays(0, 0.0, 0.0, 0.0, len(self._ended))
+        p50, p99, worst = (delays[min(len(delays) - 1, int(len(delays) * part))] * 1e3 for part in (0.5, 0.99, 1))
+        return Delays(len(delays), p50, p99, worst, len(self._ended))
+
+
+@dataclass(slots=True)
+class Client:
+    """The process, seen from the benchmark."""
+
+    opened: Opened
+    _process: asyncio.subprocess.Process
+
+    async def measure(self, seconds: float) -> Delays:
+        """What comes in so many seconds."""
+        return Delays(**await _ask(self._process, seconds))
+
+
+@asynccontextmanager
+async def subscribed(port: int, metadata: Sequence[tuple[str, str]], **work: Any) -> AsyncIterator[Client]:
+    """A process whose streams are open; they are closed with it. `work` as in `Work`."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.subscribers"),
+        cwd=ROOT,
+        env=environment(),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        whole = Work(port=port, metadata=tuple(metadata), **work)
+        yield Client(Opened(**await _ask(process, asdict(whole))), process)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        await process.wait()
+
+
+async def _ask(process: asyncio.subprocess.Process, question: object) -> Any:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(question).encode() + b"\n")
+    answer = await process.stdout.readline()
+    if not answer:
+        raise RuntimeError("the subscribers' process has ended")
+    return json.loads(answer)
+
+
+async def _main() -> None:
+    lines = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    work = json.loads(await lines.readline())
+    work["metadata"] = tuple((name, value) for name, value in work["metadata"])
+    subscribers = _Subscribers(Work(**work))
+    _say(asdict(await subscribers.open()))
+    while line := await lines.readline():
+        _say(asdict(await subscribers.measure(json.loads(line))))
+
+
+def _say(answer: object) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

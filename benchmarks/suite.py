@@ -1,0 +1,54 @@
+"""Every benchmark by its name, with the hot path that it guards, in the order of the table.
+
+A new one, such as `loop_stall` for venues in a process of their own, is a function that gives lines whose names begin
+with the benchmark's and a slash, and an entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from benchmarks.ccxt_account import ccxt_balance
+from benchmarks.growth import growth
+from benchmarks.hop import hop
+from benchmarks.lines import Line
+from benchmarks.loop_stall import loop_stall
+from benchmarks.memory import memory
+from benchmarks.road_not_taken import road_not_taken
+from benchmarks.starting import first_list, start
+from benchmarks.streaming import DEFAULT_SECONDS, storm, streams
+from benchmarks.unary import balance_in_process, balance_redis, list_exchanges
+from benchmarks.venue_calls import venue_calls
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """`guards`: the hot path that becomes slow where the figure becomes worse."""
+
+    name: str
+    guards: str
+    run: Callable[[], Awaitable[list[Line]]]
+    # Whether `make bench` runs it; another one is run by its name.
+    by_default: bool = True
+
+
+def benchmarks(seconds: float = DEFAULT_SECONDS) -> Sequence[Benchmark]:
+    """The suite; `seconds` is how long the streams are watched."""
+    return (
+        Benchmark("list_exchanges", "warm ListExchanges: door, quota, catalogue's ready bytes", list_exchanges),
+        Benchmark("balance_in_process", "warm GetBalance: door, quota, kept bytes in the process", balance_in_process),
+        Benchmark("balance_redis", "warm GetBalance whose bytes come from Redis", balance_redis),
+        Benchmark("first_list", "the first catalogue, and the loop while it is built anew", first_list),
+        Benchmark("start", "imports and joining at the start", start),
+        Benchmark("streams", "a feed's update to 10,000 subscribers", partial(streams, seconds)),
+        Benchmark("storm", "5,000 streams that are opened at once", storm),
+        Benchmark("venue_calls", "one refresh an account and interval", venue_calls),
+        Benchmark("loop_stall", "the service's loop while CCXT imports and parses in its own process", loop_stall),
+        Benchmark("hop", "a call's way to a plugin's process and back", hop),
+        Benchmark("memory", "what the serving process imports, and that CCXT is not among it", memory),
+        Benchmark("ccxt_balance", "one CCXT balance with a kept instance, one more account", ccxt_balance),
+        Benchmark("road_not_taken", "a CCXT balance, beside a new instance for each request", road_not_taken),
+        Benchmark("growth", "nothing of these grows faster than it should", growth, by_default=False),
+    )

@@ -1,0 +1,105 @@
+"""The benchmarks' own venue: a plugin like any other, which answers from memory.
+
+Every balance differs from the one before; with BENCHMARK_VENUE_MOVES only while there is a file of that name. With
+BENCHMARK_VENUE_LOG each fetch appends a line to that file, which the processes of several replicas share. The account
+of the user `probe` tells, in a note, how the serving process is; with BENCHMARK_LOOP_STALLS also how late its event
+loop was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import json
+import os
+import sys
+import time
+from decimal import Decimal
+
+from exchange_service.plugin_api import (
+    AssetBalance,
+    Balance,
+    Environment,
+    ExchangeMetadata,
+    Manifest,
+    VenueAccount,
+    VenueCall,
+    hookimpl,
+)
+
+# As many rows as make a balance of about 1.5 kB.
+_ROWS = 26
+_count = itertools.count(1)
+_log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) if (path := os.environ.get("BENCHMARK_VENUE_LOG")) else -1
+_moves = os.environ.get("BENCHMARK_VENUE_MOVES", "")
+# Seconds that the venue takes for an answer.
+_delay = float(os.environ.get("BENCHMARK_VENUE_SECONDS", "0"))
+# Seconds between two looks at the loop's clock, and how late each was since somebody asked.
+_TICK = 0.002
+_late: list[float] = []
+_watching: list[asyncio.Task[None]] = []
+_still = tuple(
+    AssetBalance(f"COIN{number:02}", total=Decimal("12.34567800"), free=Decimal("11.34567800"), used=Decimal("1"))
+    for number in range(1, _ROWS)
+)
+
+
+@hookimpl
+def exchange_manifest() -> Manifest:
+    listing = ExchangeMetadata(
+        id="benchmark",
+        name="Benchmark",
+        asset_class="Crypto",
+        asset_types="Crypto Spot",
+        market_hours="24/7 Trading",
+        environments=(Environment("production", {}),),
+    )
+    return Manifest(api_version=1, exchanges=(listing,))
+
+
+@hookimpl
+async def refresh_manifest() -> None:
+    """No newer manifest: called once the service listens, and so the place to begin to watch its loop."""
+    if "BENCHMARK_LOOP_STALLS" in os.environ:
+        _watching.append(asyncio.create_task(_watch(), name="loop stalls"))
+
+
+async def _watch() -> None:
+    while True:
+        wanted = time.perf_counter() + _TICK
+        await asyncio.sleep(_TICK)
+        _late.append(max(0.0, time.perf_counter() - wanted))
+
+
+@hookimpl
+async def fetch_balance(call: VenueCall) -> Balance:
+    if call.account.user_id == "probe":
+        return Balance((_account(Decimal(1)),), notes=(json.dumps(_process()),))
+    if _log >= 0:
+        os.write(_log, f"{call.account.user_id} {os.getpid()} {time.time()}\n".encode())
+    if _delay:
+        await asyncio.sleep(_delay)
+    moving = not _moves or os.path.exists(_moves)  # noqa: ASYNC240
+    return Balance((_account(Decimal(next(_count) if moving else 0)),))
+
+
+def _account(moving: Decimal) -> VenueAccount:
+    first = AssetBalance("MOVING", total=moving, free=moving, used=Decimal(0))
+    return VenueAccount(id="1", type="spot", assets=(first, *_still))
+
+
+def _process() -> dict[str, object]:
+    """How the process is that this runs in: what a ceiling has to have too, and what must not be there."""
+    late = sorted(_late)
+    _late.clear()
+    loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+    return {
+        "loop": loop,
+        "thresholds": gc.get_threshold(),
+        "frozen": gc.get_freeze_count() > 0,
+        "ccxt": "ccxt" in sys.modules,
+        # Milliseconds; 0 where nobody watched.
+        "stall_worst": late[-1] * 1e3 if late else 0.0,
+        "stall_p999": late[len(late) * 999 // 1000] * 1e3 if late else 0.0,
+    }

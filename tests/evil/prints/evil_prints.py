@@ -1,0 +1,84 @@
+"""Prints megabytes, at import too, and its user's secret in every way that it finds."""
+
+import os
+import stat
+import sys
+import threading
+
+from evil_common import WELL, EvilPlugin
+
+from exchange_service.plugin_api import Balance, VenueCall
+
+MEBIBYTE = 1024 * 1024
+
+
+def _print_much(text: str = "") -> None:
+    for stream in (sys.stdout, sys.stderr):
+        print(text, "x" * MEBIBYTE, file=stream)
+        for number in range(10_000):
+            print(number, text, file=stream)
+    for descriptor in (1, 2):
+        os.write(descriptor, f"{text}\n".encode() + b"x" * MEBIBYTE)
+    if sys.__stdout__ is not None:
+        print(text, file=sys.__stdout__, flush=True)
+
+
+async def prints(call: VenueCall) -> Balance:
+    _print_much(call.credential.api_key.reveal())
+    return WELL
+
+
+def _pipes() -> list[int]:
+    """What its own log lines go through must be open in its process, and so it can be found."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if stat.S_ISFIFO(os.fstat(int(name)).st_mode):
+                found.append(int(name))
+        except OSError:
+            pass
+    return found
+
+
+async def breaks_its_log(call: VenueCall) -> Balance:
+    """Lines that are hard to take, and one that is as good as any other."""
+    names = ("self", "event", "method_name", "exc_info", "stack_info", "level", "plugin")
+    lines = [
+        *(f'{{"event":"hard","level":"info","{name}":["x"]}}'.encode() for name in names),
+        *(b"[1]", b"{}", b"[" * 7000, b"\xff\x00", b"1" * 7000, b'{"event":{},"level":[]}', b"x" * 300_000),
+    ]
+    for pipe in _pipes():
+        for line in lines:
+            os.write(pipe, line + b"\n")
+        os.write(pipe, b'{"event":"taken nevertheless","level":"info"}\n')
+    return WELL
+
+
+async def floods_the_pipe(call: VenueCall) -> Balance:
+    """Empty lines as fast as the pipe takes them, beside the event loop."""
+
+    def flood(pipe: int) -> None:
+        while True:
+            os.write(pipe, b"\n" * 65536)
+
+    for pipe in _pipes():
+        threading.Thread(target=flood, args=(pipe,), daemon=True).start()
+    return WELL
+
+
+async def writes_lines_of_many_fields(call: VenueCall) -> Balance:
+    """The longest lines that look like a log's, each of many fields."""
+    fields = ",".join(f'"{number}":"a b"' for number in range(4000))
+    line = f'{{"event":"much","level":"info",{fields}}}\n'.encode()
+
+    def write(pipe: int) -> None:
+        while True:
+            os.write(pipe, line)
+
+    for pipe in _pipes():
+        threading.Thread(target=write, args=(pipe,), daemon=True).start()
+    return WELL
+
+
+_print_much()
+plugin = EvilPlugin("evil-prints", prints, breaks_its_log, floods_the_pipe, writes_lines_of_many_fields)

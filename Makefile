@@ -9,7 +9,7 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: run test check bench protos lock docs audit clean help
+.PHONY: run replicas test check bench soak protos lock docs audit clean help
 
 help:  ## Show the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -44,6 +44,9 @@ $(VENV)/.dev: requirements/dev.lock $(VENV)/.run
 run: $(VENV)/.run  ## Install and serve the demo (REDIS=1: with a Redis-compatible server as the cache)
 	@exec $(BIN)/exchange-service demo $(if $(REDIS),--redis)
 
+replicas: $(VENV)/.dev  ## Serve from two processes that share a Redis and a PostgreSQL
+	@exec $(BIN)/python deploy/replicas.py
+
 test: $(VENV)/.dev .venv-oldest/.ready  ## Install and run every test
 	$(BIN)/python -m pytest -q $(ARGS)
 
@@ -60,6 +63,10 @@ check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos
 # One by its name: make bench ONLY=streams; SECONDS=60 watches the streams for so long.
 bench: $(VENV)/.dev  ## Measure against ceilings, and print the table
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks $(ONLY) $(if $(SECONDS),--seconds $(SECONDS))
+
+# Two replicas under people who come and go, restarts and faults; MINUTES=3 for a short one.
+soak: $(VENV)/.dev  ## Watch for twenty minutes whether anything grows
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES))
 
 protos: .venv-protos/.ready  ## Generate exchange_service/v1 from protos/
 	scripts/protos

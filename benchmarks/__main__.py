@@ -18,7 +18,6 @@ from rich.table import Table
 
 from benchmarks import load, results
 from benchmarks.lines import Line
-from benchmarks.streaming import DEFAULT_SECONDS
 from benchmarks.suite import Benchmark, benchmarks
 
 console = Console(width=max(150, Console().width) if Console().is_terminal else 150, soft_wrap=True)
@@ -57,7 +56,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--list", action="store_true", help="name them, with the hot path that each guards")
     parser.add_argument(
-        "--seconds", type=float, default=DEFAULT_SECONDS, help="how long to watch the streams (default: %(default)g)"
+        "--seconds", type=float, help="how long to watch the streams, or the replicas (default: 20, and 60)"
     )
     return parser.parse_args(arguments)
 

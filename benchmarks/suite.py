@@ -16,6 +16,8 @@ from benchmarks.hop import hop
 from benchmarks.lines import Line
 from benchmarks.loop_stall import loop_stall
 from benchmarks.memory import memory
+from benchmarks.replicas import DEFAULT_SECONDS as REPLICAS_SECONDS
+from benchmarks.replicas import replicas
 from benchmarks.road_not_taken import road_not_taken
 from benchmarks.starting import first_list, start
 from benchmarks.streaming import DEFAULT_SECONDS, storm, streams
@@ -34,15 +36,15 @@ class Benchmark:
     by_default: bool = True
 
 
-def benchmarks(seconds: float = DEFAULT_SECONDS) -> Sequence[Benchmark]:
-    """The suite; `seconds` is how long the streams are watched."""
+def benchmarks(seconds: float | None = None) -> Sequence[Benchmark]:
+    """The suite; `seconds` is how long the streams and the replicas are watched, each its own time where not given."""
     return (
         Benchmark("list_exchanges", "warm ListExchanges: door, quota, catalogue's ready bytes", list_exchanges),
         Benchmark("balance_in_process", "warm GetBalance: door, quota, kept bytes in the process", balance_in_process),
         Benchmark("balance_redis", "warm GetBalance whose bytes come from Redis", balance_redis),
         Benchmark("first_list", "the first catalogue, and the loop while it is built anew", first_list),
         Benchmark("start", "imports and joining at the start", start),
-        Benchmark("streams", "a feed's update to 10,000 subscribers", partial(streams, seconds)),
+        Benchmark("streams", "a feed's update to 10,000 subscribers", partial(streams, seconds or DEFAULT_SECONDS)),
         Benchmark("storm", "5,000 streams that are opened at once", storm),
         Benchmark("venue_calls", "one refresh an account and interval", venue_calls),
         Benchmark("loop_stall", "the service's loop while CCXT imports and parses in its own process", loop_stall),
@@ -50,5 +52,11 @@ def benchmarks(seconds: float = DEFAULT_SECONDS) -> Sequence[Benchmark]:
         Benchmark("memory", "what the serving process imports, and that CCXT is not among it", memory),
         Benchmark("ccxt_balance", "one CCXT balance with a kept instance, one more account", ccxt_balance),
         Benchmark("road_not_taken", "a CCXT balance, beside a new instance for each request", road_not_taken),
+        Benchmark(
+            "replicas",
+            "one refresh an account and interval over three replicas, one of which is killed",
+            partial(replicas, seconds or REPLICAS_SECONDS),
+            by_default=False,
+        ),
         Benchmark("growth", "nothing of these grows faster than it should", growth, by_default=False),
     )

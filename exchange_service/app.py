@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from exchange_service.balances import Balances
+from exchange_service.balances import Balances, Pace
 from exchange_service.cache import Cache, open_cache
-from exchange_service.cache.memory import MemoryCache
 from exchange_service.catalogue import Catalogue
 from exchange_service.credentials import CredentialReference
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
@@ -26,6 +25,10 @@ from exchange_service.grpc_server.server import Server, credentials, listen
 from exchange_service.grpc_server.servicer import Servicer
 from exchange_service.identity.callers import Callers
 from exchange_service.identity.ways import certificate_scopes, open_callers, who_may_call
+from exchange_service.kept_balances import KeptBalances
+from exchange_service.metered import MeteredVenues, metered_opening, processes_of
+from exchange_service.metrics import Metrics
+from exchange_service.metrics_server import MetricsNotShown, MetricsServer
 from exchange_service.model import Credential
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.plugin_host.hosted import HostedPlugins, HostSettings
@@ -33,6 +36,7 @@ from exchange_service.plugin_host.report import PluginReport
 from exchange_service.registry import Registry
 from exchange_service.sessions import Sessions
 from exchange_service.settings import Settings, unknown_variables
+from exchange_service.venue_gate import VenueGate
 from exchange_service.venue_http import VenueHttpPool
 from exchange_service.venue_status import VenueStatus
 
@@ -55,6 +59,9 @@ class Service:
     balances: Balances
     feeds: Feeds
     key_watch: KeyWatch
+    metrics: Metrics
+    # Where metrics are shown, with the port that was taken; empty where they are not.
+    metrics_address: str
     _stack: AsyncExitStack
 
     @property
@@ -72,13 +79,14 @@ class Service:
         await self.server.stop(self.settings.shutdown_grace)
         await self._stack.aclose()
 
-    async def run_until_signal(self) -> None:
-        """Serve until SIGTERM or SIGINT, then stop."""
+    async def run_until_signal(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until SIGTERM or SIGINT, then stop. `ready` is called once they are heeded."""
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, stopping.set)
         try:
+            ready()
             await stopping.wait()
         finally:
             # A second signal ends the process at once.
@@ -87,20 +95,25 @@ class Service:
             await self.stop()
 
 
-async def start_service(settings: Settings, *, registry: Registry | None = None) -> Service:
-    """Join all parts and listen. Raises UnsafeSettings or BindError with a sentence for the operator."""
+async def start_service(
+    settings: Settings, *, registry: Registry | None = None, accounts_apart: bool = False
+) -> Service:
+    """Join all parts and listen. Raises UnsafeSettings or BindError with a sentence for the operator.
+
+    `accounts_apart` is for a demo, see VenueGate.
+    """
     check_safety(settings)
     for name in unknown_variables():
         log.warning("settings.unknown_variable", name=name)
     stack = AsyncExitStack()
     try:
-        return await _join(settings, registry or open_registry(settings), stack)
+        return await _join(settings, registry or open_registry(settings), stack, accounts_apart)
     except BaseException:
         await stack.aclose()
         raise
 
 
-async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -> Service:
+async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, accounts_apart: bool) -> Service:
     """Make each part from the ones before it, and put its closing on the stack."""
     hash_key = _hash_key(settings)
     for problem in registry.problems:
@@ -114,15 +127,19 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -
     stack.push_async_callback(http.close)
     references = CachedReferences(store)
     status = VenueStatus()
-    venues = open_venues(settings, registry, references.open, http, status)
+    metrics = Metrics(lambda: registry.listings)
+    venues = open_venues(settings, registry, metered_opening(references.open, metrics), http, status)
     stack.push_async_callback(venues.close)
+    gate = open_gate(settings, status, metrics, accounts_apart)
+    stack.push_async_callback(gate.close)
     balances = Balances(
         registry,
         references,
-        venues,
-        cache,
+        MeteredVenues(venues, metrics),
+        KeptBalances(cache, max(settings.stale_grace, settings.max_age)),
         hash_key=hash_key,
-        status=status,
+        pace=Pace(settings.poll_interval, max(settings.poll_interval, settings.poll_interval_still)),
+        gate=gate,
         max_age=settings.max_age,
         stale_grace=settings.stale_grace,
         venue_timeout=settings.venue_timeout,
@@ -138,16 +155,22 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -
         venue_timeout=settings.venue_timeout,
     )
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
-    catalogue = Catalogue(registry, MemoryCache(), status)
+    catalogue = Catalogue(registry, status)
     callers = open_callers(settings, hash_key)
     stack.push_async_callback(callers.close)
     plugins = PluginReport(registry, venues)
     timeouts = settings.call_timeout, settings.write_timeout
-    servicer = Servicer(callers, registry, catalogue, balances, feeds, plugins, *timeouts)
+    servicer = Servicer(callers, registry, catalogue, balances, feeds, plugins, *timeouts, metrics)
     # Before anybody can call: a service without the right keys is not to be taken for one that works.
     key_watch = KeyWatch(store)
     may_serve = await key_watch.first()
-    server = await _listen(settings, servicer, callers)
+    metrics.watch("fetches", lambda: gate.in_flight)
+    metrics.watch("feeds", lambda: feeds.counts()[0])
+    metrics.watch("streams", lambda: feeds.counts()[1])
+    metrics.watch_processes(lambda: processes_of(registry, venues))
+    metrics_address = _show(metrics, settings, stack)
+    server = await _listen(settings, servicer, callers, metrics)
+    metrics.watch("calls", server.boundary.running)
     await server.set_serving(may_serve)
     for work, name in (
         (_refresh(registry, venues), "newer manifests"),
@@ -160,7 +183,9 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack) -
         exchanges=len(registry.listings),
         serving=who_may_call(settings),
     )
-    return Service(settings, server, registry, store, cache, balances, feeds, key_watch, stack)
+    return Service(
+        settings, server, registry, store, cache, balances, feeds, key_watch, metrics, metrics_address, stack
+    )
 
 
 def open_venues(
@@ -186,7 +211,26 @@ def open_venues(
         here,
         open_credential,
         hosts,
-        on_change=lambda plugin, trouble: status.plugin_changed(plugin, trouble, time.time()),
+        on_change=lambda plugin, trouble, serves: status.plugin_changed(plugin, trouble, time.time(), serves=serves),
+    )
+
+
+def open_gate(settings: Settings, status: VenueStatus, metrics: Metrics, accounts_apart: bool) -> VenueGate:
+    """What stands before the venues, shared with the other replicas where they share a Redis."""
+    shared = None
+    if not settings.cache_url.startswith("memory:"):
+        # Late, because a service without Redis does without its library.
+        from exchange_service.venue_gate.shared import RedisShare
+
+        shared = RedisShare(settings.cache_url, prefix=settings.cache_prefix)
+    return VenueGate(
+        status=status,
+        shared=shared,
+        metrics=metrics,
+        replicas=settings.replicas,
+        of_venue=settings.venue_fetches,
+        of_plugin=settings.plugin_fetches,
+        accounts_apart=accounts_apart,
     )
 
 
@@ -207,6 +251,11 @@ def check_safety(settings: Settings) -> None:
     if not settings.loopback and os.environ.get("GRPC_TRACE", "none") not in ("", "none"):
         # It is gRPC's own, and writes the metadata of every call, tokens among them, past our log.
         raise UnsafeSettings("GRPC_TRACE is set, which writes callers' tokens to standard error: unset it.")
+    if not settings.metrics_on_loopback and not settings.metrics_open:
+        raise UnsafeSettings(
+            f"{settings.metrics_address} can be reached by others, and metrics tell who is served and how much: set "
+            "metrics_address to a loopback one, or metrics_open=true to show them to anybody who reaches the port."
+        )
     if settings.keyset_file is not None and settings.keyset is not None:
         raise UnsafeSettings("Set either keyset_file or keyset: nothing says which of two keysets seals.")
     if not settings.allow_plaintext and settings.keyset_file is None and settings.keyset is None:
@@ -283,12 +332,27 @@ def _hash_key(settings: Settings) -> bytes:
     return configured_hash_key(settings)
 
 
-async def _listen(settings: Settings, servicer: Servicer, callers: Callers) -> Server:
+def _show(metrics: Metrics, settings: Settings, stack: AsyncExitStack) -> str:
+    """Show metrics where the settings want them; the address, empty for nowhere. UnsafeSettings where it is taken."""
+    if settings.metrics_address is None:
+        return ""
+    host, _, port = settings.metrics_address.rpartition(":")
+    try:
+        shown = MetricsServer(metrics, host.strip("[]"), int(port))
+    except MetricsNotShown as error:
+        raise UnsafeSettings(str(error)) from None
+    stack.push_async_callback(_end, asyncio.create_task(metrics.run(), name="event loop's punctuality"))
+    stack.push_async_callback(shown.close)
+    log.info("metrics.shown", address=shown.address)
+    return shown.address
+
+
+async def _listen(settings: Settings, servicer: Servicer, callers: Callers, metrics: Metrics) -> Server:
     tls = None
     if settings.tls_certificate and settings.tls_key:
         tls = credentials(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     reflect = settings.loopback if settings.reflection is None else settings.reflection
-    return await listen(servicer, callers, settings.address, tls=tls, reflect=reflect)
+    return await listen(servicer, callers, settings.address, tls=tls, reflect=reflect, metrics=metrics)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -6,15 +6,15 @@ import asyncio
 import hashlib
 import hmac
 import time
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import structlog
 
-from exchange_service.cache import Cache
-from exchange_service.credentials import CredentialReference
+from exchange_service.credentials import CredentialReference, credential_mark
 from exchange_service.errors import (
     AddressNotAllowed,
     CredentialInvalid,
@@ -26,14 +26,15 @@ from exchange_service.errors import (
     PluginFailed,
     ServiceError,
     ShuttingDown,
-    VenueRateLimited,
+    VenueError,
     VenueTimeout,
 )
+from exchange_service.kept_balances import KeptBalances, turn_kept
 from exchange_service.model import PRODUCTION, Account
 from exchange_service.registry import Listing, Registry
 from exchange_service.sessions import Venues
-from exchange_service.venue_status import VenueStatus
-from exchange_service.wire import Source, StoredBalance, decode_stored, store_balance
+from exchange_service.venue_gate import Urgency, VenueGate
+from exchange_service.wire import FetchedBalance, Source, StoredBalance, store_balance
 
 log = structlog.get_logger(__name__)
 
@@ -41,13 +42,24 @@ log = structlog.get_logger(__name__)
 _REFUSAL_MEMORY = 60.0
 _REFUSALS = (CredentialRejected, PermissionMissing, AddressNotAllowed, CredentialInvalid)
 # These hold for the key whatever account type is asked for.
-_REFUSALS_OF_THE_KEY = (CredentialRejected, AddressNotAllowed, VenueRateLimited)
+_REFUSALS_OF_THE_KEY = (CredentialRejected, AddressNotAllowed)
 # The caller must still get our answer after we have given up waiting.
 _ANSWER_MARGIN = 0.1
 # Seconds by which replicas' clocks may differ.
 _CLOCK_TOLERANCE = 2.0
 # With less than this left there is no use in asking a venue.
 _LEAST_TIME = 0.02
+# Seconds after which another replica takes the turn of one that has not come back from the venue.
+LEASE = 5.0
+# Seconds between two looks at what the replica has written whose turn it is; a hint comes first, unless it is lost.
+_LOOK_EVERY = 0.5
+# Accounts of which a change of the credential is heard at once; others' is seen when the reference is asked anew.
+_MOST_MARKED = 40_000
+_MOST_KEYS = 40_000
+# More account types than any listing has.
+_MOST_KEYS_OF_ONE = 32
+# By how much the pause before a feed's next reading grows while nothing changes.
+_SLOWER = 1.5
 
 
 class References(Protocol):
@@ -58,22 +70,59 @@ class References(Protocol):
     ) -> CredentialReference | None:
         """The reference, or None."""
 
+    def at_hand(self, account: Account) -> CredentialReference | None:
+        """The reference, where nobody needs to be asked for it."""
+
+    def forget(self, account: Account) -> None:
+        """Ask the store anew at the next call."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A balance as it is handed out: `age` in seconds, and `stale` says why it is only the last good one."""
+    """A balance as it is handed out: `age` in seconds, and `stale` says why it is only the last good one. `key` is the
+    one at which it is kept."""
 
     stored: StoredBalance
     source: Source
     age: float
     stale: ServiceError | None = None
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """What a fetch came to, and whether it was this replica that asked the venue."""
+
+    stored: StoredBalance
+    here: bool
+
+
+def _is_newer(stored: StoredBalance | None, seen: StoredBalance | None) -> TypeGuard[StoredBalance]:
+    """Whether it was written after `seen`; whose clock is right plays no part."""
+    return stored is not None and (seen is None or stored.fetch_time > seen.fetch_time)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How many seconds feeds leave between two readings: `moving` while something changes, more and more up to `still`
+    while nothing does."""
+
+    moving: float = 10.0
+    still: float = 30.0
+
+    def after(self, stored: StoredBalance, previous: StoredBalance | None) -> float:
+        """The pause after this reading."""
+        if previous is None or previous.version != stored.version:
+            return self.moving
+        return max(self.moving, min(self.still, previous.pause * _SLOWER))
 
 
 @dataclass(slots=True)
 class _Flight:
-    """A fetch in progress and how many wait for it."""
+    """A fetch in progress, how many wait for it, and whether any of them is more than a feed."""
 
-    task: asyncio.Task[StoredBalance]
+    task: asyncio.Task[_Fetched]
+    urgency: Urgency
     waiting: int = 0
 
 
@@ -91,10 +140,11 @@ class Balances:
         registry: Registry,
         references: References,
         venues: Venues,
-        cache: Cache,
+        kept: KeptBalances,
         *,
         hash_key: bytes,
-        status: VenueStatus | None = None,
+        pace: Pace | None = None,
+        gate: VenueGate | None = None,
         max_age: float = 30.0,
         stale_grace: float = 300.0,
         venue_timeout: float = 8.0,
@@ -103,19 +153,28 @@ class Balances:
         self._registry = registry
         self._references = references
         self._venues = venues
-        self._cache = cache
+        self._kept = kept
+        self._pace = pace or Pace()
         self._hash_key = hash_key
-        self._status = status or VenueStatus()
+        self._gate = gate or VenueGate()
         self._max_age = max_age
         self._stale_grace = stale_grace
         self._venue_timeout = venue_timeout
         self._now = wall_clock
         self._flights: dict[str, _Flight] = {}
         self._refusals: dict[str, _Refusal] = {}
+        # Hashing is dearer than all else in a call that finds its balance in the process.
+        self._keys: dict[Account, tuple[str, str]] = {}
+        # Accounts by the mark under which a change of their credential is told, and the key of their balance.
+        self._marked: OrderedDict[bytes, dict[Account, set[str]]] = OrderedDict()
+        kept.on_credential = self.credential_changed
 
-    async def get(self, account: Account, listing: Listing, *, max_age: float | None, deadline: float) -> Reading:
+    async def get(
+        self, account: Account, listing: Listing, *, max_age: float | None, deadline: float, polling: bool = False
+    ) -> Reading:
         """The account's balance, at most `max_age` seconds old (None: as configured; 0: ask now, and fail rather
-        than give the last good value). `deadline` is the caller's, in the event loop's time."""
+        than give the last good value). `deadline` is the caller's, in the event loop's time. `polling`: nobody waits
+        for it, so that at the venue it comes after what somebody waits for."""
         loop = asyncio.get_running_loop()
         if deadline - loop.time() < _LEAST_TIME:
             raise DeadlinePassed("The deadline has passed, or leaves too little time to answer.")
@@ -123,19 +182,63 @@ class Balances:
             raise NotSupported(listing.metadata.unsupported_reason or f"{listing.metadata.name} is not yet supported.")
         reference = await self._reference(account, listing)
         key = self._key(account, reference)
-        kept = await self._kept(key, account)
+        self._mark(reference, key)
         forced = max_age == 0
-        if kept is not None and not forced and self._fresh(kept, self._max_age if max_age is None else max_age):
-            return Reading(kept, Source.CACHE, self._age(kept))
+        limit = self._max_age if max_age is None else max_age
+        kept = self._kept.copy(key)
+        if kept is None or not self._fresh(kept, limit):
+            # Another replica may have a newer one.
+            kept = await self._kept.read(key, account)
+        if kept is not None and not forced and self._fresh(kept, limit):
+            return Reading(kept, Source.CACHE, self._age(kept), key=key)
         try:
             for known in (key, self._key(account.stored(), reference)):
                 self._raise_known_refusal(known, forced=forced)
-            stored = await self._fetch(key, account, reference, listing, deadline)
+            fetched = await self._fetch(key, account, reference, listing, deadline, polling, kept)
         except ServiceError as error:
             if not forced and error.transient and kept is not None and self.within_grace(kept):
-                return Reading(kept, Source.LAST_GOOD, self._age(kept), error)
+                return Reading(kept, Source.LAST_GOOD, self._age(kept), error, key=key)
             raise
-        return Reading(stored, Source.VENUE, self._age(stored))
+        source = Source.VENUE if fetched.here else Source.CACHE
+        return Reading(fetched.stored, source, self._age(fetched.stored), key=key)
+
+    def at_hand(self, account: Account, max_age: float | None) -> Reading | None:
+        """The account's balance, where it can be had from this process alone; None where `get` is to be asked."""
+        reference = self._references.at_hand(account.stored())
+        if reference is None:
+            return None
+        key = self._key(account, reference)
+        kept = self._kept.copy(key)
+        if kept is None or not self._fresh(kept, self._max_age if max_age is None else max_age):
+            return None
+        return Reading(kept, Source.CACHE, self._age(kept), key=key)
+
+    async def tell_of_credential(self, account: Account) -> None:
+        """Let every replica forget what it made of a credential that has changed or gone."""
+        mark = credential_mark(self._hash_key, account)
+        self.credential_changed(mark)
+        await self._kept.credential_changed(mark)
+
+    def credential_changed(self, mark: bytes) -> None:
+        """Forget what was made of a credential that has changed, and have its feeds look again."""
+        for account, keys in self._marked.pop(mark, {}).items():
+            self._references.forget(account)
+            self._venues.forget(account)
+            for key in keys:
+                self._kept.wake(key)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other replicas see what this one keeps."""
+        return self._kept.shared
+
+    def wake_with(self, key: str, event: asyncio.Event) -> None:
+        """Set `event` whenever the balance at `key` may have changed, on whatever replica."""
+        self._kept.wake_with(key, event)
+
+    def wake_no_more(self, key: str, event: asyncio.Event) -> None:
+        """Undo `wake_with`."""
+        self._kept.wake_no_more(key, event)
 
     async def _reference(self, account: Account, listing: Listing) -> CredentialReference:
         metadata = listing.metadata
@@ -154,19 +257,27 @@ class Balances:
 
     def _key(self, account: Account, reference: CredentialReference) -> str:
         """The cache's key: it tells nobody who the user is, and no value outlives a change of the credential."""
+        known = self._keys.get(account)
+        if known is not None and known[0] == reference.version:
+            return known[1]
         names = (account.user_id, account.exchange_id, account.environment, account.account_type)
         text = "\0".join((*names, reference.version))
-        return "balance:" + hmac.new(self._hash_key, text.encode(), hashlib.sha256).hexdigest()
+        key = "balance:" + hmac.new(self._hash_key, text.encode(), hashlib.sha256).hexdigest()
+        if len(self._keys) >= _MOST_KEYS:
+            self._keys.clear()
+        self._keys[account] = (reference.version, key)
+        return key
 
-    async def _kept(self, key: str, account: Account) -> StoredBalance | None:
-        raw = await self._cache.get(key)
-        if raw is None:
-            return None
-        stored = decode_stored(account, raw)
-        if stored is None:
-            # Foreign or damaged: never to be met again.
-            await self._cache.delete(key)
-        return stored
+    def _mark(self, reference: CredentialReference, key: str) -> None:
+        for account in {reference.account, reference.stored_as}:
+            mark = credential_mark(self._hash_key, account)
+            keys = self._marked.setdefault(mark, {}).setdefault(reference.account, set())
+            # Keys of versions that are gone are never woken for again.
+            if key not in keys and len(keys) >= _MOST_KEYS_OF_ONE:
+                keys.clear()
+            keys.add(key)
+        while len(self._marked) > _MOST_MARKED:
+            self._marked.popitem(last=False)
 
     def _age(self, stored: StoredBalance) -> float:
         return max(0.0, self._now() - stored.fetch_time)
@@ -186,16 +297,20 @@ class Balances:
         left = refusal.until - asyncio.get_running_loop().time()
         if left <= 0:
             del self._refusals[key]
-        elif isinstance(refusal.error, VenueRateLimited):
-            # Also for who forces: asking again would only lengthen the venue's pause.
-            raise VenueRateLimited(refusal.error.message, retry_after=left)
         elif not forced:
             # Raised again and again, an error would gather a longer traceback each time.
             raise refusal.error.with_traceback(None)
 
     async def _fetch(
-        self, key: str, account: Account, reference: CredentialReference, listing: Listing, deadline: float
-    ) -> StoredBalance:
+        self,
+        key: str,
+        account: Account,
+        reference: CredentialReference,
+        listing: Listing,
+        deadline: float,
+        polling: bool,
+        seen: StoredBalance | None,
+    ) -> _Fetched:
         """Join the fetch in progress, or begin one. It has its own time limit, so that one caller's short deadline
         does not fail it for the others: it goes on, and the next call finds its answer. It is cancelled when the last
         who waits for it is."""
@@ -204,10 +319,14 @@ class Balances:
         if deadline - loop.time() < _ANSWER_MARGIN + _LEAST_TIME:
             raise DeadlinePassed("The deadline leaves too little time to ask the venue.")
         if flight is None:
-            work = self._refresh(key, account, reference, listing, loop.time() + self._venue_timeout)
-            flight = self._flights[key] = _Flight(loop.create_task(work, name=f"refresh {listing.metadata.id}"))
+            urgency = Urgency(polling=polling)
+            work = self._refresh(key, account, reference, listing, loop.time() + self._venue_timeout, urgency, seen)
+            flight = _Flight(loop.create_task(work, name=f"refresh {listing.metadata.id}"), urgency)
+            self._flights[key] = flight
             of_the_key = self._key(account.stored(), reference)
             flight.task.add_done_callback(partial(self._landed, key, of_the_key, listing.metadata.id, flight))
+        if not polling:
+            flight.urgency.somebody_waits()
         flight.waiting += 1
         try:
             timeout = max(0.0, deadline - loop.time() - _ANSWER_MARGIN)
@@ -215,7 +334,8 @@ class Balances:
         except asyncio.CancelledError:
             if flight.waiting == 1:
                 # Nobody joins a fetch that is being cancelled.
-                self._flights.pop(key, None)
+                if self._flights.get(key) is flight:
+                    del self._flights[key]
                 flight.task.cancel()
             raise
         finally:
@@ -226,20 +346,15 @@ class Balances:
             raise ShuttingDown("The service is shutting down; call again, another replica will answer.")
         return flight.task.result()
 
-    def _landed(
-        self, key: str, of_the_key: str, exchange_id: str, flight: _Flight, _: asyncio.Task[StoredBalance]
-    ) -> None:
+    def _landed(self, key: str, of_the_key: str, exchange_id: str, flight: _Flight, _: asyncio.Task[_Fetched]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
         if flight.task.cancelled():
             return
         error = flight.task.exception()
-        if error is None:
-            self._status.answered(exchange_id)
-        elif isinstance(error, ServiceError):
-            self._status.failed(exchange_id, error, self._now())
+        if isinstance(error, ServiceError):
             log.debug("fetch.failed", exchange=exchange_id, reason=error.reason)
-        if isinstance(error, (*_REFUSALS, VenueRateLimited)):
+        if isinstance(error, _REFUSALS):
             pause = _REFUSAL_MEMORY if error.retry_after is None else error.retry_after
             whose = of_the_key if isinstance(error, _REFUSALS_OF_THE_KEY) else key
             self._remember(whose, _Refusal(error, asyncio.get_running_loop().time() + pause))
@@ -254,14 +369,82 @@ class Balances:
         self._refusals[key] = refusal
 
     async def _refresh(
-        self, key: str, account: Account, reference: CredentialReference, listing: Listing, deadline: float
-    ) -> StoredBalance:
-        started = self._now()
-        fetched = await self._venues.fetch(reference, listing, deadline, account_type=account.account_type)
-        # Read anew: another replica may have written meanwhile, and the version must rise from its.
-        kept = await self._kept(key, account)
-        if kept is not None and kept.fetch_time > started and self._fresh(kept, self._venue_timeout):
-            return kept
+        self,
+        key: str,
+        account: Account,
+        reference: CredentialReference,
+        listing: Listing,
+        deadline: float,
+        urgency: Urgency,
+        seen: StoredBalance | None,
+    ) -> _Fetched:
+        """Ask the venue, unless another replica is just doing so: then wait for its answer, newer than what the caller
+        has `seen`."""
+        loop = asyncio.get_running_loop()
+        with self._kept.changes(key) as changed:
+            while (turn := await self._kept.turn(key, LEASE)) is None:
+                stored = await self._answer_of_another(key, account, seen, changed)
+                if stored is not None:
+                    return _Fetched(stored, here=False)
+                if loop.time() >= deadline:
+                    raise VenueTimeout(f"{listing.metadata.name} did not answer another replica in time.")
+        async with turn_kept(turn, LEASE):
+            try:
+                # Another one may have come back between our look at the cache and our turn.
+                before = await self._kept.read(key, account)
+                if _is_newer(before, seen):
+                    return _Fetched(before, here=False)
+                return await self._ask(key, account, reference, listing, deadline, urgency, before)
+            except BaseException:
+                if turn.shared:
+                    # Whoever waits for this answer need not wait any longer.
+                    await self._kept.gave_up(key)
+                raise
+
+    async def _answer_of_another(
+        self, key: str, account: Account, seen: StoredBalance | None, changed: asyncio.Event
+    ) -> StoredBalance | None:
+        """What the replica has brought whose turn it is, or its error; None where there is nothing yet."""
+        told = True
+        try:
+            async with asyncio.timeout(_LOOK_EVERY):
+                await changed.wait()
+        except TimeoutError:
+            told = False
+        changed.clear()
+        stored = await self._kept.read(key, account)
+        if _is_newer(stored, seen):
+            return stored
+        error = await self._kept.fault(key) if told else None
+        if error is not None:
+            raise error
+        return None
+
+    async def _ask(
+        self,
+        key: str,
+        account: Account,
+        reference: CredentialReference,
+        listing: Listing,
+        deadline: float,
+        urgency: Urgency,
+        before: StoredBalance | None,
+    ) -> _Fetched:
+        """Ask the venue, and keep its answer; `before` is what was kept."""
+
+        async def read() -> FetchedBalance:
+            try:
+                return await self._venues.fetch(reference, listing, deadline, account_type=account.account_type)
+            except VenueError as error:
+                # The venue's word is everybody's; that this replica did not come to ask concerns nobody else.
+                await self._kept.failed(key, error)
+                raise
+
+        fetched = await self._gate.fetch(listing, account, reference, deadline, read, urgency=urgency)
+        # Read anew: a replica that lost its turn may have written meanwhile, and the version must rise from its.
+        kept = await self._kept.read(key, account)
+        if _is_newer(kept, before):
+            return _Fetched(kept, here=False)
         try:
             stored = store_balance(account, fetched, self._now(), kept)
         except ValueError:
@@ -270,8 +453,9 @@ class Balances:
             raise PluginFailed(f"The plugin {name} answered with something that is no balance.") from None
         for known in (key, self._key(account.stored(), reference)):
             self._refusals.pop(known, None)
-        await self._cache.set(key, stored.encoded(), max(self._stale_grace, self._max_age))
-        return stored
+        stored = replace(stored, pause=self._pace.after(stored, kept))
+        await self._kept.write(key, stored)
+        return _Fetched(stored, here=True)
 
     def end(self) -> None:
         """Cancel every fetch in progress; who waits for one gets SHUTTING_DOWN."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from exchange_service.cache import Cache
 from exchange_service.errors import FieldInvalid
 from exchange_service.model import ExchangeMetadata
 from exchange_service.registry import Listing, PluginInfo, Registry
@@ -24,8 +23,8 @@ from exchange_service.wire import (
 MAX_PAGE_SIZE = 500
 CUSTOM = "custom"
 CCXT = "ccxt"
-# How long an answer is kept; a change in the set of plugins or of a version counts at once.
-_TTL = 3600.0
+# Answers that are kept ready, of 60 kB at the most. What is searched for is anybody's choice.
+_MOST_ANSWERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +46,28 @@ class Query:
 class Catalogue:
     """The merged catalogue as ready bytes, one answer for each query that was asked."""
 
-    def __init__(self, registry: Registry, cache: Cache, status: VenueStatus | None = None) -> None:
+    def __init__(self, registry: Registry, status: VenueStatus | None = None) -> None:
         self._registry = registry
-        self._cache = cache
+        self._ready: dict[Query, bytes] = {}
+        self._etags: dict[Query, str] = {}
+        self._ready_at = (-1, -1)
         self._status = status or VenueStatus()
         self._built_at = (-1, -1)
         self._entries: list[_Entry] = []
 
-    async def answer(self, query: Query, etag: str = "") -> bytes:
+    def answer(self, query: Query, etag: str = "") -> bytes:
         """A serialised ListExchangesResponse; FieldInvalid for a page size or token that is none."""
-        key = self._key(query)
-        reply = await self._cache.get(key)
+        if self._ready_at != self._generation() or len(self._ready) >= _MOST_ANSWERS:
+            self._ready.clear()
+            self._etags.clear()
+            self._ready_at = self._generation()
+        reply = self._ready.get(query)
         if reply is None:
-            reply = self._build(query)
-            await self._cache.set(key, reply, _TTL)
-        if etag and etag == list_exchanges_etag(reply):
+            reply = self._ready[query] = self._build(query)
+            self._etags[query] = list_exchanges_etag(reply)
+        if etag and etag == self._etags[query]:
             return not_modified_reply(etag)
         return reply
-
-    def _key(self, query: Query) -> str:
-        text = json.dumps({"generation": self._generation(), **asdict(query)}, sort_keys=True)
-        return "catalogue:" + hashlib.sha256(text.encode()).hexdigest()
 
     def _build(self, query: Query) -> bytes:
         if not 0 <= query.page_size <= MAX_PAGE_SIZE:
@@ -100,8 +100,10 @@ class Catalogue:
     def _entry(self, listing: Listing) -> _Entry:
         metadata = listing.metadata
         down = self._status.plugin_troubles.get(listing.plugin.info.name)
-        trouble = down or self._status.troubles.get(metadata.id)
-        state = None if trouble is None else ListingTrouble(trouble.reason, trouble.since, serves=down is None)
+        trouble = down or self._status.troubles.get(metadata.venue)
+        state = None
+        if trouble is not None:
+            state = ListingTrouble(trouble.reason, trouble.since, serves=trouble.serves)
         return _Entry(metadata, catalogue_entry(metadata, _label(listing.plugin.info), state))
 
 

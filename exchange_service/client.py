@@ -5,7 +5,8 @@
         print(reply.balance.summary.equity, reply.freshness.age.ToTimedelta())
 
 It needs grpcio, protobuf and googleapis-common-protos, and runs on their older releases too. A failed call raises the
-error of `exchange_service.errors` that the server's reason stands for.
+error of `exchange_service.errors` that the server's reason stands for, with the call's `request_id`, by which the
+service's log has it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ _OPTIONS = (
     # A connection that died without a word is noticed within 40 seconds, and not at all by default.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # A minute by default, whatever the line above says.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
 )
 _RESUMABLE = (ShuttingDown, StreamLifetimeReached, StoreUnavailable)
@@ -58,7 +61,8 @@ class ServiceUnreachable(ServiceError):
 
 class ExchangeServiceClient:
     """One channel to the service. `metadata` goes with every call, and `token` as its bearer; `timeout` is in seconds,
-    for the unary ones. ValueError for a token that would cross a network in the clear, in the metadata too."""
+    for the unary ones. `options` are further ones of gRPC's channel, such as a service config. ValueError for a token
+    that would cross a network in the clear, in the metadata too."""
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class ExchangeServiceClient:
         metadata: Sequence[tuple[str, str]] = (),
         token: str = "",
         timeout: float = 10.0,
+        options: Sequence[tuple[str, Any]] = (),
     ) -> None:
         local = is_loopback(address)
         bears_token = token or any(name.lower() == "authorization" for name, _ in metadata)
@@ -77,11 +82,11 @@ class ExchangeServiceClient:
         self._metadata = (*metadata, ("authorization", f"Bearer {token}")) if token else tuple(metadata)
         self._timeout = timeout
         # gRPC would take a call to this very machine, with its token, to the proxy that the environment names.
-        options = [*_OPTIONS, ("grpc.enable_http_proxy", 0 if local else 1)]
+        all_options = [*_OPTIONS, ("grpc.enable_http_proxy", 0 if local else 1), *options]
         if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, options=options)
+            self._channel = grpc.aio.insecure_channel(address, options=all_options)
         else:
-            self._channel = grpc.aio.secure_channel(address, credentials, options=options)
+            self._channel = grpc.aio.secure_channel(address, credentials, options=all_options)
         self._stub: Any = exchange_service_pb2_grpc.ExchangeServiceStub(self._channel)
 
     async def __aenter__(self) -> ExchangeServiceClient:
@@ -167,9 +172,7 @@ class ExchangeServiceClient:
             include_zero=include_zero,
         )
         if max_age is not None:
-            duration = Duration()
-            duration.FromTimedelta(timedelta(seconds=max_age))
-            request.max_age.CopyFrom(duration)
+            request.max_age.CopyFrom(_duration(max_age))
         reply: GetBalanceResponse = await self._call(self._stub.GetBalance, request)
         return reply
 
@@ -178,11 +181,13 @@ class ExchangeServiceClient:
         user_id: str,
         accounts: Sequence[AccountSelector] = (),
         *,
+        min_interval: float = 0.0,
         resume: bool = False,
         on_interruption: Callable[[ServiceError], None] | None = None,
     ) -> AsyncIterator[StreamBalancesResponse]:
         """Follow the user's accounts; none selected means all. Ends by an error or when the caller stops iterating.
 
+        `min_interval`: at least so many seconds between two balances of one account, at most 3600; 0: every change.
         `resume`: open the stream again when it ends in a way that passes, as when the service restarts, and ask only
         for what has changed meanwhile. `on_interruption` is then called with what ended it.
         """
@@ -199,7 +204,10 @@ class ExchangeServiceClient:
                 for (exchange_id, environment, account_type), version in versions.items()
             ]
             try:
-                async for event in self._events(StreamBalancesRequest(user_id=user_id, accounts=selectors)):
+                request = StreamBalancesRequest(user_id=user_id, accounts=selectors)
+                if min_interval:
+                    request.min_interval.CopyFrom(_duration(min_interval))
+                async for event in self._events(request):
                     pause = 0.0
                     balance = event.balance.balance
                     if accounts and event.HasField("balance"):
@@ -235,9 +243,11 @@ class ExchangeServiceClient:
             raise self._translated(error) from None
 
     def _translated(self, error: grpc.aio.AioRpcError) -> ServiceError:
-        for key, value in error.trailing_metadata() or ():
-            if key == "grpc-status-details-bin":
-                return _from_status(status_pb2.Status.FromString(value))
+        trailers = dict(error.trailing_metadata() or ())
+        if "grpc-status-details-bin" in trailers:
+            translated = _from_status(status_pb2.Status.FromString(trailers["grpc-status-details-bin"]))
+            translated.request_id = str(trailers.get("x-request-id", ""))
+            return translated
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlinePassed(f"The service at {self._address} did not answer in time. Give the call more time.")
         text = error.details() or ""
@@ -257,6 +267,12 @@ def is_loopback(address: str) -> bool:
     except ValueError:
         # Another name, "127.example.com" too: it may lead anywhere.
         return False
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=seconds))
+    return duration
 
 
 def _from_status(status: status_pb2.Status) -> ServiceError:

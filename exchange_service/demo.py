@@ -75,7 +75,8 @@ async def running_demo(settings: Settings, *, redis: bool = False) -> AsyncItera
         if redis:
             changes["cache_url"] = _start_redis(stack)
             changes["hash_key"] = "only for this demo"
-        service = await start_service(Settings.model_validate(settings.model_dump() | changes))
+        # One simulator plays a good venue for one user and a broken one for another.
+        service = await start_service(Settings.model_validate(settings.model_dump() | changes), accounts_apart=True)
         stack.push_async_callback(service.stop)
         users = await _store_users(service, venues)
         mover = asyncio.create_task(_move(list(venues.values())), name="moving balances")

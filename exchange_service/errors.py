@@ -52,13 +52,18 @@ class ServiceError(Exception):
     reason = ""
     # Whether the last good balance is a fair answer in its place: the trouble says nothing about the account.
     transient = False
+    # In a client: of the call that failed, to look for in the service's log; empty where the service did not tell.
+    request_id = ""
     # The delay to recommend when nobody gave one. None: waiting does not help.
     default_retry_after: float | None = None
+    # The delay in seconds that somebody gave, the venue as a rule; None where the default stands in `retry_after`.
+    given_delay: float | None = None
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         self.message = _writable(message)
         super().__init__(self.message)
         delay = _delay(retry_after)
+        self.given_delay = delay
         self.retry_after = self.default_retry_after if delay is None else delay
 
 

@@ -9,14 +9,37 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
 import structlog
 
-from exchange_service.redaction import redacted
+from exchange_service.redaction import redacted, redacted_text
 
 # Below INFO these quote statements with their parameters, requests with their headers, or whole answers.
 QUOTING_LOGGERS = ("aiosqlite", "ccxt", "psycopg", "redis", "sqlalchemy", "urllib3")
+
+REQUEST_ID = "request_id"
+
+
+@dataclass(slots=True)
+class CallMark:
+    """Marks the lines of one call. Empty it when the call ends: what a call has started may outlive it, such as a feed
+    that others have joined, and speaks for itself from then on."""
+
+    request_id: str
+
+
+# Set with its own `set`, once at the beginning of a call: the call's tasks inherit it. structlog's `bind_contextvars`
+# would take four times as long, for every call.
+current_call: ContextVar[CallMark | None] = ContextVar("current_call", default=None)
+
+
+def current_request_id() -> str:
+    """Which call is being handled; empty where none is."""
+    mark = current_call.get()
+    return mark.request_id if mark is not None else ""
 
 
 def configure_logging(level: str = "warning", style: str = "auto", stream: TextIO | None = None) -> None:
@@ -33,6 +56,7 @@ def configure_logging(level: str = "warning", style: str = "auto", stream: TextI
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            add_request_id,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -45,9 +69,25 @@ def configure_logging(level: str = "warning", style: str = "auto", stream: TextI
     )
 
 
+def add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor: the event with the call that it belongs to. One that came with it stays, as in the lines
+    of a plugin's process."""
+    request_id = current_request_id()
+    if request_id:
+        event.setdefault(REQUEST_ID, request_id)
+    return event
+
+
 def redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
     """A structlog processor: the event without its secrets."""
-    return {redacted(name): redacted(value, name) for name, value in event.items()}
+    return {redacted(name): _shown(name, value) for name, value in event.items()}
+
+
+def _shown(name: str, value: Any) -> Any:
+    if name == REQUEST_ID and isinstance(value, str):
+        # Most callers' are UUIDs, which look like keys.
+        return redacted_text(value, runs=False)
+    return redacted(value, name)
 
 
 class StandardError:
@@ -70,7 +110,9 @@ class LibraryLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            sys.stderr.write(f"{redacted(self.format(record))}\n")
+            request_id = current_request_id()
+            call = f" {REQUEST_ID}={redacted_text(request_id, runs=False)}" if request_id else ""
+            sys.stderr.write(f"{redacted(self.format(record))}{call}\n")
         except Exception:
             self.handleError(record)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from exchange_service.arithmetic import exact_sum
 
@@ -137,6 +137,30 @@ class Environment:
 
 
 @dataclass(frozen=True, slots=True)
+class RateLimit:
+    """How often a venue lets itself be asked: `count` in any `seconds`, in the venue's own units.
+
+    `scope` is what it counts by: "address" for all our accounts together, "key" for each stored credential. `cost` is
+    what one balance costs, of several requests or of a weight where the venue weighs them.
+    """
+
+    scope: Literal["address", "key"]
+    count: int
+    seconds: int
+    cost: int = 1
+
+    def __post_init__(self) -> None:
+        if self.scope not in ("address", "key"):
+            raise ValueError('RateLimit.scope must be "address" or "key"')
+        for name in ("count", "seconds", "cost"):
+            number = getattr(self, name)
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise ValueError(f"RateLimit.{name} must be a whole number of 1 or more")
+        if self.cost > self.count:
+            raise ValueError("RateLimit.cost must not be more than its count: no balance could ever be read")
+
+
+@dataclass(frozen=True, slots=True)
 class ExchangeMetadata:
     """One listing: plain data that is known before any of the plugin's code for the venue has run."""
 
@@ -165,6 +189,13 @@ class ExchangeMetadata:
     is_ccxt: bool = False
     # Why `capabilities.balance` is false, a sentence.
     unsupported_reason: str = ""
+    # How often the venue may be asked; all of them hold. Empty: nobody knows, and the venue says when it is too often.
+    limits: tuple[RateLimit, ...] = ()
+
+    @property
+    def venue(self) -> str:
+        """What is asked behind this listing: two listings that share a credential are two views of one venue."""
+        return self.credential_of or self.id
 
     def reads(self, account_type: str, asked: str) -> bool:
         """Whether a call that asks for `asked` (see Account.account_type) reads accounts of this type."""

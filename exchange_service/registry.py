@@ -33,7 +33,7 @@ _REFRESH_TIMEOUT = 120.0
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class PluginInfo:
     """Where a plugin comes from: the entry point's name, and the distribution's name and version."""
 
@@ -235,12 +235,14 @@ def load_registry(
     place: Callable[[PluginInfo], Placement] = lambda _: Placement.IN_PROCESS,
     introduce: Callable[[Sequence[EntryPoint]], Sequence[Introduction | Unfit]] | None = None,
     refresh_stranger: Callable[[PluginInfo], Awaitable[Manifest | None]] | None = None,
+    left_out: Iterable[Problem] = (),
 ) -> Registry:
     """Load every installed plugin. `choices`: the distribution that serves an id which two claim; `place`: where each
     runs. What the plugins that are strangers say of themselves is asked of `introduce`, all at once, and once the
-    service serves whether they have something newer to say of `refresh_stranger`."""
+    service serves whether they have something newer to say of `refresh_stranger`. `left_out`: plugins that are not
+    among `found`."""
     plugins: list[LoadedPlugin] = []
-    problems: list[Problem] = []
+    problems = list(left_out)
     points = sorted(installed_plugins() if found is None else found, key=_precedence)
     strangers = [point for point in points if place(plugin_info(point)) is Placement.STRANGER]
     said = introduce(strangers) if introduce and strangers else ()

@@ -354,7 +354,8 @@ def _as_ours(error: VenueError, plugin: str) -> ServiceError:
     if leaf is None:
         return PluginFailed(f"The plugin {plugin} failed with {type(error).__name__}, which says nothing.")
     try:
-        ours = leaf(error.message, retry_after=error.retry_after)
+        delay = error.given_delay if error.retry_after == leaf.default_retry_after else error.retry_after
+        ours = leaf(error.message, retry_after=delay)
     except (AttributeError, TypeError):
         return PluginFailed(f"The plugin {plugin} failed with {type(error).__name__}, which holds no text.")
     # One that was changed after it was made may hold what cannot be sent.
@@ -402,7 +403,7 @@ def _checked(balance: object, listing: Listing) -> Balance:
     if not isinstance(balance, Balance):
         log.error("plugin.failed", plugin=plugin, answer=type(balance).__name__)
         raise PluginFailed(f"The plugin {plugin} answered with {type(balance).__name__} in place of a Balance.")
-    problem = _misshapen(balance)
+    problem = misshapen(balance)
     if problem:
         log.error("plugin.failed", plugin=plugin, problem=problem)
         raise PluginFailed(f"The plugin {plugin} answered with a wrong balance: {problem}.")
@@ -419,7 +420,8 @@ def _written(balance: Balance, listing: Listing) -> FetchedBalance:
         raise PluginFailed(f"The plugin {name} answered with a balance that cannot be written down.") from None
 
 
-def _misshapen(balance: Balance) -> str:
+def misshapen(balance: Balance) -> str:
+    """What is wrong with a plugin's answer, in words; empty where nothing is."""
     places = set()
     count = 0
     for account in balance.venue_accounts:

@@ -130,8 +130,29 @@ class Settings(BaseSettings):
         300.0, ge=0, le=86400, description="Seconds for which the last good balance is given when a venue fails."
     )
     venue_timeout: float = Field(8.0, gt=0, le=120, description="Seconds that a venue has for a whole balance.")
+    venue_fetches: int = Field(
+        32, ge=1, le=10_000, description="Balances that each process reads at once from one venue; others wait."
+    )
+    plugin_fetches: int = Field(
+        128, ge=1, le=10_000, description="Balances that each process reads at once through one plugin; others wait."
+    )
+    replicas: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="How many replicas share the Redis. While it does not answer, each keeps to that part of the "
+        "venues' limits.",
+    )
     call_timeout: float = Field(10.0, gt=0, le=600, description="Seconds for a call that names no deadline.")
-    poll_interval: float = Field(10.0, ge=0.1, le=3600, description="Seconds between two reads of a streamed account.")
+    poll_interval: float = Field(
+        10.0, ge=0.1, le=3600, description="Seconds between two reads of a streamed account that changes."
+    )
+    poll_interval_still: float = Field(
+        30.0,
+        ge=0.1,
+        le=3600,
+        description="Seconds to which that grows, step by step, while the account does not change.",
+    )
     heartbeat_interval: float = Field(15.0, ge=0.1, le=3600, description="Seconds between two heartbeats of a stream.")
     stream_lifetime: float = Field(
         3600.0, ge=1, le=86400, description="Seconds after which a stream ends and is to be opened again."
@@ -178,6 +199,15 @@ class Settings(BaseSettings):
         description="When the processes of plugins are started: when one of their exchanges is first asked for, or "
         "with the service.",
     )
+    metrics_address: str | None = Field(
+        None, description="Host and port where Prometheus reads metrics by HTTP, at /metrics. Unset: nowhere."
+    )
+    metrics_open: bool = Field(
+        False, description="Show metrics elsewhere than on loopback, to anybody who reaches the port."
+    )
+    event_loop: Literal["auto", "asyncio", "uvloop"] = Field(
+        "auto", description="What runs the service: uvloop where it is installed, else Python's own asyncio."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least severe log line.")
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="Log lines for people or for programs. auto: console on a terminal, else json."
@@ -219,6 +249,14 @@ class Settings(BaseSettings):
         host, colon, port = value.rpartition(":")
         if not value.startswith("unix:") and not (host and colon and port.isdigit() and int(port) < 65536):
             raise ValueError("it should be host:port, such as 127.0.0.1:50051")
+        return value
+
+    @field_validator("metrics_address")
+    @classmethod
+    def _metrics_host_and_port(cls, value: str | None) -> str | None:
+        host, colon, port = (value or "").rpartition(":")
+        if value is not None and not (host and colon and port.isdigit() and int(port) < 65536):
+            raise ValueError("it should be host:port, such as 127.0.0.1:9464")
         return value
 
     @field_validator("jwt_jwks_url")
@@ -274,6 +312,11 @@ class Settings(BaseSettings):
     def loopback(self) -> bool:
         """Whether the service can be reached from this machine only."""
         return self.address.startswith("unix:") or _is_loopback(self.address.rpartition(":")[0].strip("[]"))
+
+    @property
+    def metrics_on_loopback(self) -> bool:
+        """Whether metrics can be read from this machine only, if at all."""
+        return self.metrics_address is None or _is_loopback(self.metrics_address.rpartition(":")[0].strip("[]"))
 
     @property
     def takes_tokens(self) -> bool:

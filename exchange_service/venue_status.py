@@ -12,6 +12,7 @@ from exchange_service.errors import (
     VenueTimeout,
     VenueUnavailable,
 )
+from exchange_service.model import PRODUCTION
 
 # A refused key or a rate limit speaks of one account; these speak of the venue, or of its plugin. The sentences are
 # ours: an error's own message was made for one user, and the catalogue is for everybody.
@@ -24,16 +25,20 @@ _SENTENCES: dict[type[ServiceError], str] = {
 }
 
 
+_LEFT_ALONE = "It failed several times in a row, and is left alone for a while. "
+
+
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why calls fail, a sentence, and since when, in seconds since the epoch."""
+    """Why calls fail, a sentence, and since when, in seconds since the epoch; whether some are served all the same."""
 
     reason: str
     since: float
+    serves: bool = True
 
 
 class VenueStatus:
-    """The venues that are in trouble now, by exchange id. One good answer ends a trouble.
+    """The venues that are in trouble now, by `ExchangeMetadata.venue`. One good answer ends a trouble.
 
     `plugin_troubles` are of plugins whose process is down, by the plugin's name.
     """
@@ -41,27 +46,47 @@ class VenueStatus:
     def __init__(self) -> None:
         self.troubles: dict[str, Trouble] = {}
         self.plugin_troubles: dict[str, Trouble] = {}
+        self._by_environment: dict[str, dict[str, Trouble]] = {}
         # Rises with every change, so that whoever keeps something made of it can tell.
         self.generation = 0
 
-    def failed(self, exchange_id: str, error: ServiceError, now: float) -> None:
-        """A fetch has failed."""
-        known = self.troubles.get(exchange_id)
+    def failed(
+        self, venue: str, error: ServiceError, now: float, *, environment: str = PRODUCTION, serves: bool = True
+    ) -> None:
+        """A fetch has failed; `serves` says whether the venue is still asked."""
         reason = _SENTENCES.get(type(error))
-        if reason is None or (known is not None and known.reason == reason):
+        if reason is None:
             return
-        self.troubles[exchange_id] = Trouble(reason, known.since if known else now)
+        troubles = self._by_environment.setdefault(venue, {})
+        known = troubles.get(environment)
+        text = reason if serves else _LEFT_ALONE + reason
+        if known is None or (known.reason, known.serves) != (text, serves):
+            troubles[environment] = Trouble(text, known.since if known else now, serves)
+            self._changed(venue)
+
+    def answered(self, venue: str, environment: str = PRODUCTION) -> None:
+        """A fetch has given a balance."""
+        troubles = self._by_environment.get(venue)
+        if troubles and troubles.pop(environment, None) is not None:
+            self._changed(venue)
+
+    def _changed(self, venue: str) -> None:
+        """A listing has one status: its production's trouble, else another environment's, in which it does serve."""
+        troubles = self._by_environment[venue]
+        worst = troubles.get(PRODUCTION)
+        for environment, trouble in troubles.items() if worst is None else ():
+            worst = Trouble(f"{trouble.reason.removesuffix('.')} (its {environment}).", trouble.since)
+        if worst is None:
+            self.troubles.pop(venue, None)
+        else:
+            self.troubles[venue] = worst
         self.generation += 1
 
-    def answered(self, exchange_id: str) -> None:
-        """A fetch has given a balance."""
-        if self.troubles.pop(exchange_id, None) is not None:
-            self.generation += 1
-
-    def plugin_changed(self, plugin: str, trouble: str, now: float) -> None:
-        """A plugin cannot be called, for the reason that `trouble` gives, or can be again where it is empty."""
+    def plugin_changed(self, plugin: str, trouble: str, now: float, *, serves: bool = False) -> None:
+        """A plugin cannot be called, for the reason that `trouble` gives, or can be again where it is empty; `serves`:
+        it can for some accounts."""
         known = self.plugin_troubles.pop(plugin, None)
         if trouble:
-            self.plugin_troubles[plugin] = Trouble(trouble, known.since if known else now)
+            self.plugin_troubles[plugin] = Trouble(trouble, known.since if known else now, serves)
         if trouble or known:
             self.generation += 1

@@ -7,9 +7,10 @@ length, and the few fields that change per call.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from functools import cached_property
@@ -24,8 +25,11 @@ from exchange_service.model import Account, AssetBalance, Balance, ExchangeMetad
 from exchange_service.payload import format_amount
 from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_pb2, exchange_service_pb2
 
-# The first byte of every kept value. Another one is a value of another release, and counts as missing.
-_CACHE_FORMAT = b"\x01"
+# The first byte of every kept value. Another one is a value of another release, and counts as missing. The pause
+# follows, then the message.
+_CACHE_FORMAT = b"\x02"
+_PAUSE = struct.Struct(">d")
+_LONGEST_PAUSE = 86_400.0
 # Half of what the server sends at the most, so that the rows which a feed remembers fit too.
 _MAX_BALANCE = 2 * 1024 * 1024
 # Rows at "0" that a feed remembers for one account. No venue comes near; one that renamed its assets at every answer
@@ -53,13 +57,15 @@ class Source(Enum):
 class StoredBalance:
     """A balance as bytes, with what the core needs to know of it without reading them again.
 
-    `data` is a serialised `Balance` with every row, zero rows too. `fetch_time` is in seconds since the epoch.
+    `data` is a serialised `Balance` with every row, zero rows too. `fetch_time` is in seconds since the epoch; `pause`
+    is how many seconds after it a feed asks the venue again.
     """
 
     account: Account
     data: bytes
     fetch_time: float
     version: int
+    pause: float = 0.0
 
     @cached_property
     def compact(self) -> bytes:
@@ -71,6 +77,16 @@ class StoredBalance:
                 del account.assets[:]
                 account.assets.extend(kept)
         return message.SerializeToString(deterministic=True)
+
+    @cached_property
+    def whole_field(self) -> bytes:
+        """`data` as field 1 of a message."""
+        return _length_delimited(1, self.data)
+
+    @cached_property
+    def compact_field(self) -> bytes:
+        """`compact` as field 1 of a message."""
+        return _length_delimited(1, self.compact)
 
     @cached_property
     def digest(self) -> bytes:
@@ -87,7 +103,7 @@ class StoredBalance:
 
     def encoded(self) -> bytes:
         """As the cache keeps it; `decode_stored` reads it."""
-        return _CACHE_FORMAT + self.data
+        return _CACHE_FORMAT + _PAUSE.pack(self.pause) + self.data
 
 
 def fetched_balance(balance: Balance) -> FetchedBalance:
@@ -97,6 +113,12 @@ def fetched_balance(balance: Balance) -> FetchedBalance:
     if len(data) > _MAX_BALANCE:
         raise ValueError("a balance larger than a reply can be")
     return FetchedBalance(data)
+
+
+def rows_of(fetched: FetchedBalance) -> int:
+    """How many rows and accounts there are, before anything is made of them; ValueError for what is no answer."""
+    message = _fetched_message(fetched)
+    return len(message.venue_accounts) + sum(len(account.assets) for account in message.venue_accounts)
 
 
 def read_fetched(fetched: FetchedBalance) -> Balance:
@@ -151,16 +173,19 @@ def decode_stored(account: Account, raw: bytes) -> StoredBalance | None:
     """What `encoded` wrote, or None for anything else: another format, garbage, or another account's balance."""
     if raw[:1] != _CACHE_FORMAT:
         return None
-    data = raw[1:]
     try:
+        (pause,) = _PAUSE.unpack_from(raw, 1)
+        data = raw[1 + _PAUSE.size :]
         message = balance_pb2.Balance.FromString(data)
-    except DecodeError:
+    except (struct.error, DecodeError):
+        return None
+    if not 0 <= pause <= _LONGEST_PAUSE:
         return None
     owner = Account(message.user_id, message.exchange_id, message.environment, message.account_type)
     if owner != account or not message.version:
         return None
     fetch_time = message.fetch_time.seconds + message.fetch_time.nanos / 1e9
-    return StoredBalance(account, data, fetch_time, message.version)
+    return StoredBalance(account, data, fetch_time, message.version, pause)
 
 
 def with_known_rows(
@@ -195,10 +220,23 @@ def with_known_rows(
     return message.SerializeToString(deterministic=True), reported
 
 
-def get_balance_reply(data: bytes, source: Source, age: float, stale: ServiceError | None) -> bytes:
+def get_balance_reply(
+    stored: StoredBalance, source: Source, age: float, stale: ServiceError | None, *, include_zero: bool
+) -> bytes:
     """A serialised GetBalanceResponse: the stored bytes as field 1, the freshness as field 2."""
+    if stale is None:
+        return (stored.whole_field if include_zero else stored.compact_field) + fresh_field(source, age)
     freshness = exchange_service_pb2.GetBalanceResponse(freshness=_freshness(source, age, stale))
-    return _length_delimited(1, data) + freshness.SerializeToString()
+    return (stored.whole_field if include_zero else stored.compact_field) + freshness.SerializeToString()
+
+
+def fresh_field(source: Source, age: float) -> bytes:
+    """Field 2 of a reply or an event: a serialised Freshness of nothing but `source` and `age`. By hand, because it is
+    all that differs from call to call."""
+    seconds, nanos = divmod(round(max(0.0, age) * 1_000_000_000), 1_000_000_000)
+    duration = (b"\x08" + _varint(seconds) if seconds else b"") + (b"\x10" + _varint(nanos) if nanos else b"")
+    # The enum's numbers are below 128, and so are both lengths: each is one byte.
+    return bytes((0x12, 4 + len(duration), 0x08, source.value, 0x12, len(duration))) + duration
 
 
 def balance_event(data: bytes, source: Source, age: float, stale: ServiceError | None) -> bytes:
@@ -229,21 +267,25 @@ class AccountState:
     error: ServiceError | None
 
 
-def heartbeat_event(now: float, states: Iterable[AccountState]) -> bytes:
-    """A serialised StreamBalancesResponse that holds a HeartbeatEvent."""
+def account_state(state: AccountState) -> bytes:
+    """A part of a serialised HeartbeatEvent that holds this account."""
+    entry = exchange_service_pb2.AccountState(
+        exchange_id=state.account.exchange_id,
+        environment=state.account.environment,
+        account_type=state.account.account_type,
+        version=state.version,
+    )
+    if state.age is not None:
+        entry.age.CopyFrom(_duration(state.age))
+    if state.error is not None:
+        entry.error.CopyFrom(fault_message(state.error))
+    return _length_delimited(2, entry.SerializeToString())
+
+
+def heartbeat_event(now: float, states: Iterable[bytes]) -> bytes:
+    """A serialised StreamBalancesResponse that holds a HeartbeatEvent; `states` are what `account_state` makes."""
     event = exchange_service_pb2.HeartbeatEvent(server_time=_timestamp(now))
-    for state in states:
-        entry = event.accounts.add(
-            exchange_id=state.account.exchange_id,
-            environment=state.account.environment,
-            account_type=state.account.account_type,
-            version=state.version,
-        )
-        if state.age is not None:
-            entry.age.CopyFrom(_duration(state.age))
-        if state.error is not None:
-            entry.error.CopyFrom(fault_message(state.error))
-    return exchange_service_pb2.StreamBalancesResponse(heartbeat=event).SerializeToString()
+    return _length_delimited(3, event.SerializeToString() + b"".join(states))
 
 
 def fault_message(error: ServiceError) -> balance_pb2.AccountFault:
@@ -253,6 +295,22 @@ def fault_message(error: ServiceError) -> balance_pb2.AccountFault:
     if error.retry_after is not None:
         fault.retry_delay.CopyFrom(_duration(error.retry_after))
     return fault
+
+
+def stored_fault(error: ServiceError) -> bytes:
+    """An error as the cache keeps it for a moment."""
+    return _CACHE_FORMAT + fault_message(error).SerializeToString()
+
+
+def read_stored_fault(raw: bytes) -> ServiceError | None:
+    """What `stored_fault` wrote; None for anything else."""
+    if raw[:1] != _CACHE_FORMAT:
+        return None
+    try:
+        error = read_fault(balance_pb2.AccountFault.FromString(raw[1:]))
+    except (DecodeError, ValueError):
+        return None
+    return error if error.reason else None
 
 
 def read_fault(fault: balance_pb2.AccountFault) -> ServiceError:
@@ -482,22 +540,24 @@ def _freshness(source: Source, age: float, stale: ServiceError | None) -> balanc
 
 
 def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromTimedelta(timedelta(seconds=max(0.0, seconds)))
-    return duration
+    whole, nanos = divmod(round(max(0.0, seconds) * 1_000_000_000), 1_000_000_000)
+    return Duration(seconds=whole, nanos=nanos)
 
 
 def _timestamp(seconds: float) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromDatetime(datetime.fromtimestamp(seconds, UTC))
-    return timestamp
+    whole, nanos = divmod(round(seconds * 1_000_000), 1_000_000)
+    return Timestamp(seconds=whole, nanos=nanos * 1000)
 
 
 def _length_delimited(number: int, payload: bytes) -> bytes:
     """A field of wire type 2: tag, length, bytes."""
-    length, size = bytearray(), len(payload)
-    while size >= 0x80:
-        length.append(size & 0x7F | 0x80)
-        size >>= 7
-    length.append(size)
-    return bytes([number << 3 | 2]) + bytes(length) + payload
+    return bytes([number << 3 | 2]) + _varint(len(payload)) + payload
+
+
+def _varint(value: int) -> bytes:
+    written = bytearray()
+    while value >= 0x80:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    written.append(value)
+    return bytes(written)

@@ -143,7 +143,8 @@ async def _service_with_simulators() -> AsyncIterator[tuple[Service, dict[str, D
             shutdown_grace=0.5,
             venue_urls={name: venue.url for name, venue in venues.items()},
         )
-        service = await start_service(settings)
+        # One simulator plays every trouble, each for another user.
+        service = await start_service(settings, accounts_apart=True)
         stack.push_async_callback(service.stop)
         yield service, venues
 

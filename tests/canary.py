@@ -294,6 +294,8 @@ class Flight:
         canary = self.canary
         canary.hold("settings", settings, str(settings), settings.model_dump(), settings.model_dump_json())
         canary.hold("settings", *Settings.model_json_schema().items())
+        self.service.metrics.refresh()
+        canary.hold("metrics", self.service.metrics.text())
         with redis.Redis.from_url(redis_url) as server:
             for key in server.scan_iter():
                 canary.hold("Redis", key, server.dump(key), *_values(server, key))

@@ -23,6 +23,7 @@ from exchange_service.cache.memory import MemoryCache
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore, open_store
+from exchange_service.kept_balances import KeptBalances
 from exchange_service.plugin_api import (
     Account,
     AssetBalance,
@@ -40,6 +41,7 @@ from exchange_service.sessions import Sessions
 from exchange_service.settings import Settings
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.v1 import exchange_service_pb2_grpc
+from exchange_service.venue_gate import VenueGate
 from exchange_service.venue_http import VenueHttpPool
 
 USER = "alice"
@@ -378,9 +380,10 @@ async def bench(
     sessions = Sessions(store.open, http, overrides=overrides)
     cache, clock = MemoryCache(), Clock()
     references = CachedReferences(store, ttl=reference_ttl)
-    balances = Balances(
-        registry, references, sessions, cache, hash_key=b"0123456789abcdef", wall_clock=clock, **options
-    )
+    kept = KeptBalances(cache, max(options.get("stale_grace", 300.0), options.get("max_age", 30.0)))
+    # One attempt for each balance, so that a venue's calls can be counted; tests/test_venue_gate.py is about more.
+    options = {"gate": VenueGate(attempts=1)} | options
+    balances = Balances(registry, references, sessions, kept, hash_key=b"0123456789abcdef", wall_clock=clock, **options)
     try:
         yield Bench(store, sessions, balances, registry, cache, clock)
     finally:

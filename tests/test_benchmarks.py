@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import results
+from benchmarks import results, soak
+from benchmarks.crowd import Crowd, Replica
 from benchmarks.http2 import connect, request_headers
 from benchmarks.lines import Line, bounded, compared
-from benchmarks.names import SERVICE
+from benchmarks.names import EXCHANGE, SERVICE, user
+from benchmarks.replicas import Asked, asked_of, refreshes
 from benchmarks.suite import benchmarks
 from exchange_service.v1.exchange_service_pb2 import ListExchangesRequest, ListExchangesResponse
-from tests.harness import ScriptedPlugin, listing, registry_of, serving
+from tests.harness import ScriptedPlugin, listing, registry_of, serving, until
 
 ROOT = Path(__file__).parent.parent
 CEILINGS = sorted((ROOT / "benchmarks" / "ceilings").glob("*.py"))
@@ -152,3 +154,50 @@ async def test_the_load_client_tells_an_error_from_an_answer(tmp_path: Path) -> 
             await ended.wait()
         connection.close()
         assert messages == []
+
+
+def asked(*moments: tuple[float, int]) -> list[Asked]:
+    """The venue was asked for one account at these times, by these processes."""
+    return [Asked(user(0), pid, moment) for moment, pid in moments]
+
+
+def test_a_line_of_the_venues_log_that_is_being_written_does_not_count_yet() -> None:
+    assert asked_of("user-00000 7 1.5\nuser-00001 8 2.") == [Asked("user-00000", 7, 1.5)]
+
+
+def test_refreshes_are_counted_for_each_account_and_interval() -> None:
+    other = [Asked(user(1), 1, moment) for moment in (0.0, 2.0)]
+    found = refreshes([*asked((0.0, 1), (2.0, 1), (4.0, 1), (6.0, 1)), *other], 8.0, 2.0, (9, 100.0))
+    assert (found.mean, found.worst, found.twice) == (0.75, 1.0, 0)
+
+
+def test_two_refreshes_in_one_interval_are_excused_in_a_takeover_alone() -> None:
+    twice = asked((0.0, 1), (0.1, 2), (2.0, 1), (7.0, 2), (7.2, 3), (60.0, 2), (60.1, 3))
+    found = refreshes(twice, 62.0, 2.0, (1, 3.0))
+    assert (found.twice, found.in_takeover) == (2, 1)
+    of_another = refreshes(asked((2.0, 2), (7.0, 2), (7.2, 3)), 10.0, 2.0, (1, 3.0))
+    assert (of_another.twice, of_another.in_takeover) == (1, 0)
+
+
+def test_a_process_has_returned_where_no_figure_grew_by_more_than_its_margin() -> None:
+    memory = next(measure for measure in soak.MEASURES if measure.name == "memory")
+    assert soak.returned(memory, 100.0, 100.0 + memory.margin)
+    assert soak.returned(memory, 100.0, 90.0)
+    assert not soak.returned(memory, 100.0, 101.0 + memory.margin)
+
+
+async def test_a_subscriber_whose_replica_goes_follows_his_account_at_another_one(tmp_path: Path) -> None:
+    plugin = ScriptedPlugin(listing(EXCHANGE))
+    options = {"registry": registry_of(plugin), "heartbeat_interval": 0.1}
+    async with serving(tmp_path, **options) as stays:
+        await stays.store(EXCHANGE, user=user(0))
+        async with serving(tmp_path, **options) as goes:
+            replicas = [Replica(int(one.service.address.rpartition(":")[2])) for one in (goes, stays)]
+            crowd = Crowd(replicas, [], accounts=1, pause=60.0)
+            await crowd.open(callers=0, subscribers=1)
+            (subscriber,) = crowd.subscribers
+            replicas[0].lives = False
+        await until(lambda: stays.service.feeds.counts() == (1, 1), "the subscriber is at the other replica")
+        assert (subscriber.moved, subscriber.replica) == (True, replicas[1])
+        assert (crowd.went_back, crowd.ended) == (0, 0)
+        await crowd.close()

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from exchange_service.cache.memory import MemoryCache
 from exchange_service.catalogue import Catalogue, Query
 from exchange_service.errors import FieldInvalid
 from exchange_service.model import ASSET_CLASSES
@@ -49,12 +48,12 @@ OWNED = {
 
 
 async def answer(catalogue: Catalogue, etag: str = "", **query: Any) -> ListExchangesResponse:
-    return ListExchangesResponse.FromString(await catalogue.answer(Query(**query), etag))
+    return ListExchangesResponse.FromString(catalogue.answer(Query(**query), etag))
 
 
 @pytest.fixture
 def catalogue() -> Catalogue:
-    return Catalogue(load_registry(), MemoryCache())
+    return Catalogue(load_registry())
 
 
 class TestInstalled:
@@ -151,7 +150,7 @@ class TestEntries:
             environments=(Environment("production", {}, ("live",)), Environment("sandbox", {})),
         )
         options = listing("options", credential_of="paper")
-        reply = await answer(Catalogue(registry_of(ScriptedPlugin(metadata, options)), MemoryCache()))
+        reply = await answer(Catalogue(registry_of(ScriptedPlugin(metadata, options))))
         second, first = reply.exchanges
         assert second.credential_of == "paper"
         for name in ("icon", "logo", "color_class", "instructions", "ip_whitelist", "requires_passphrase"):
@@ -180,7 +179,7 @@ class TestEntries:
     async def test_a_plugin_that_is_missing_is_named_with_the_reason(self) -> None:
         problem = Problem(info("broken"), "Importing it failed.")
         registry = Registry([loaded(ScriptedPlugin())], [problem])
-        reply = await answer(Catalogue(registry, MemoryCache()))
+        reply = await answer(Catalogue(registry))
         assert [entry.id for entry in reply.exchanges] == ["paper"]
         (found,) = reply.problems
         assert (found.plugin.distribution, found.reason) == ("exchange-service-broken", "Importing it failed.")
@@ -284,7 +283,7 @@ class TestPages:
     async def test_a_listing_that_goes_between_two_pages_shifts_nothing(self) -> None:
         plugin = Changing("a", "b", "c", "d")
         registry = registry_of(plugin)
-        catalogue = Catalogue(registry, MemoryCache())
+        catalogue = Catalogue(registry)
         first = await answer(catalogue, page_size=2)
         plugin.ids = ("a", "c", "d")
         await registry.refresh()
@@ -324,13 +323,13 @@ class TestEtag:
         assert len(marks) == 4
 
     async def test_two_services_with_the_same_plugins_agree(self, catalogue: Catalogue) -> None:
-        other = Catalogue(load_registry(), MemoryCache())
+        other = Catalogue(load_registry())
         assert (await answer(catalogue)).etag == (await answer(other)).etag
 
     async def test_it_changes_at_once_with_the_set_of_listings(self) -> None:
         plugin = Changing("a")
         registry = registry_of(plugin)
-        catalogue = Catalogue(registry, MemoryCache())
+        catalogue = Catalogue(registry)
         before = await answer(catalogue)
         plugin.ids = ("a", "b")
         await registry.refresh()
@@ -345,9 +344,7 @@ class TestEtag:
         newer = loaded(plugin)
         newer.info = info(version="0.2.0")
         troubled = Registry([loaded(plugin)], [Problem(info("broken"), "No.")])
-        marks = {
-            (await answer(Catalogue(registry, MemoryCache()))).etag for registry in (plain, Registry([newer]), troubled)
-        }
+        marks = {(await answer(Catalogue(registry))).etag for registry in (plain, Registry([newer]), troubled)}
         assert len(marks) == 3
 
 

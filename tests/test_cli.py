@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -119,6 +120,15 @@ def test_failures_have_an_exit_code_a_sentence_and_for_programs_an_object(
     for_programs = ask(demo, tmp_path, *arguments, "-o", "json")
     assert (for_programs.returncode, for_programs.stdout) == (code, "")
     assert json.loads(for_programs.stderr)["error"]["reason"] == reason
+
+
+def test_watch_asks_for_no_more_balances_than_it_is_told_to(demo: str, tmp_path: Path) -> None:
+    arguments = ("watch", "-u", "demo", "-e", "oanda", "-o", "jsonl", "--events", "2")
+    began = time.monotonic()
+    ask(demo, tmp_path, *arguments, "--min-interval", "3")
+    # Without it both come within about a second.
+    assert time.monotonic() - began >= 3.0
+    assert ask(demo, tmp_path, *arguments, "--min-interval", "3601").returncode == 2
 
 
 def test_watching_what_can_never_be_followed_ends_as_the_balance_of_it_does(demo: str, tmp_path: Path) -> None:

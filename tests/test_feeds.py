@@ -6,11 +6,13 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from exchange_service.balances import Pace, Reading
 from exchange_service.errors import (
     CredentialRejected,
     FieldInvalid,
@@ -25,6 +27,7 @@ from exchange_service.feeds import Feeds, Selector, Subscription
 from exchange_service.plugin_api import Account, Balance, VenueAccount, VenueCall
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.exchange_service_pb2 import StreamBalancesResponse
+from exchange_service.wire import Source, StoredBalance
 from tests.harness import (
     USER,
     Bench,
@@ -47,11 +50,11 @@ class Reader:
     """Reads one subscription."""
 
     def __init__(self, subscription: Subscription) -> None:
-        self._events = subscription.__aiter__()
+        self._subscription = subscription
 
     async def next(self) -> Any:
         async with asyncio.timeout(10):
-            return StreamBalancesResponse.FromString(await anext(self._events))
+            return StreamBalancesResponse.FromString(await self._subscription.next_event())
 
     async def balance(self) -> dict[str, str]:
         event = await self.next()
@@ -76,7 +79,9 @@ class Reader:
 @asynccontextmanager
 async def feeds_of(made: Bench, **options: Any) -> AsyncIterator[Feeds]:
     plain: dict[str, Any] = {"interval": 0.02, "heartbeat_interval": 600.0, "now": made.clock}
-    feeds = Feeds(made.registry, made.balances, made.store.accounts, **(plain | options))
+    options = plain | options
+    made.balances._pace = Pace(options["interval"], options["interval"])
+    feeds = Feeds(made.registry, made.balances, made.store.accounts, **options)
     try:
         yield feeds
     finally:
@@ -95,6 +100,12 @@ async def made(tmp_path: Path, plugin: ScriptedPlugin) -> AsyncIterator[Bench]:
         found.clock.ticking = True
         await found.put("paper")
         yield found
+
+
+def _trouble(feeds: Feeds) -> str:
+    """The reason for which the account cannot be read just now; empty where it can."""
+    error = feeds._feeds[Account(USER, "paper")].error
+    return error.reason if error else ""
 
 
 async def polled(plugin: ScriptedPlugin, times: int) -> None:
@@ -192,6 +203,122 @@ class TestMailbox:
         assert event.balance.fetch_time.seconds - before.fetch_time.seconds >= 500
         assert event.freshness.age.seconds < 100
 
+    async def test_all_who_read_it_at_about_the_same_time_share_one_event(self, made: Bench) -> None:
+        async with feeds_of(made) as feeds, feeds.subscribe(USER, [PAPER]) as first:
+            await Reader(first).balance()
+            made.clock.now, made.clock.ticking = made.clock(), False
+            async with (
+                feeds.subscribe(USER, [PAPER]) as second,
+                feeds.subscribe(USER, [PAPER]) as third,
+                feeds.subscribe(USER, [PAPER]) as late,
+            ):
+                feed = feeds._feeds[Account(USER, "paper")]
+                stored = replace(await _current(feed), version=feed.version + 1)
+                feed._receive(Reading(stored, Source.VENUE, 0.0, None, feed._key))
+                events = [await subscription.next_event() for subscription in (second, third)]
+                made.clock.now += 0.05
+                events.append(await first.next_event())
+                made.clock.now += 50
+                event = (await Reader(late).next()).balance
+        assert events[0] is events[1] is events[2]
+        # Whoever reads it later is told its age as it is then.
+        assert event.freshness.age.seconds >= 50
+
+
+async def _current(feed: Any) -> StoredBalance:
+    await until(lambda: feed.current is not None)
+    current: StoredBalance = feed.current
+    return current
+
+
+class TestIntervals:
+    """A subscriber may want fewer balances than there are changes."""
+
+    @pytest.fixture
+    def rising(self, plugin: ScriptedPlugin) -> None:
+        amounts = itertools.count(1)
+
+        async def answer(_: VenueCall) -> Balance:
+            return holding(("BTC", str(next(amounts))))
+
+        plugin.answer = answer
+
+    @pytest.mark.usefixtures("rising")
+    async def test_changes_in_between_come_as_one_which_is_the_latest(
+        self, made: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        time = asyncio.get_running_loop().time
+        async with feeds_of(made) as feeds, feeds.subscribe(USER, [PAPER], min_interval=0.3) as subscription:
+            reader, arrivals, seen = Reader(subscription), [], []
+            for _ in range(3):
+                seen.append(int((await reader.balance())["BTC"]))
+                arrivals.append(time())
+                # The newest that the venue has said, but for one whose answer is under way.
+                assert len(plugin.calls) - seen[-1] <= 1
+        gaps = [later - earlier for earlier, later in itertools.pairwise(arrivals)]
+        assert min(gaps) >= 0.28
+        assert seen[2] - seen[1] > 1, "nothing was left out"
+
+    @pytest.mark.usefixtures("rising")
+    async def test_one_subscribers_interval_is_not_anothers(self, made: Bench) -> None:
+        async with (
+            feeds_of(made) as feeds,
+            feeds.subscribe(USER, [PAPER], min_interval=600.0) as rarely,
+            feeds.subscribe(USER, [PAPER]) as always,
+        ):
+            await Reader(rarely).balance()
+            waiting = asyncio.ensure_future(Reader(rarely).balance())
+            reader = Reader(always)
+            seen = [(await reader.balance())["BTC"] for _ in range(5)]
+            assert not waiting.done()
+            waiting.cancel()
+        assert len(set(seen)) == 5
+
+    async def test_an_interval_is_one_accounts_alone(self, made: Bench) -> None:
+        await made.put("pencil")
+        both = [PAPER, Selector("pencil")]
+        async with feeds_of(made) as feeds, feeds.subscribe(USER, both, min_interval=600.0) as subscription:
+            reader = Reader(subscription)
+            assert {(await reader.next()).balance.balance.exchange_id for _ in both} == {"paper", "pencil"}
+
+    async def test_an_error_comes_at_once_and_again_behind_the_balance_that_was_held_back(
+        self, made: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        async with feeds_of(made) as feeds, feeds.subscribe(USER, [PAPER], min_interval=1.0) as subscription:
+            reader = Reader(subscription)
+            await reader.balance()
+            began = asyncio.get_running_loop().time()
+            following = asyncio.ensure_future(reader.reason())
+            plugin.answer = returning(holding(("BTC", "2")))
+            await until(lambda: subscription._held, "a balance that is held back")
+            plugin.answer = raising(VenueUnavailable("It is down.", retry_after=0.0))
+            assert await following == "VENUE_UNAVAILABLE"
+            assert asyncio.get_running_loop().time() - began < 1.0
+            # No state is lost, and an old one is not the last word.
+            assert await reader.balance() == {"BTC": "2"}
+            assert asyncio.get_running_loop().time() - began >= 0.98
+            assert await reader.reason() == "VENUE_UNAVAILABLE"
+
+    async def test_an_account_that_leaves_while_its_balance_is_held_back_says_nothing_more(
+        self, made: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        async with (
+            feeds_of(made, heartbeat_interval=0.2) as feeds,
+            feeds.subscribe(USER, min_interval=0.8) as subscription,
+        ):
+            reader = Reader(subscription)
+            await reader.balance()
+            plugin.answer = returning(holding(("BTC", "2")))
+            following = asyncio.ensure_future(reader.until_heartbeat())
+            await until(lambda: subscription._held, "a balance that is held back")
+            await made.store.remove(Account(USER, "paper"))
+            events = await following
+            async with asyncio.timeout(10):
+                while subscription._followed:
+                    events += await reader.until_heartbeat()
+            assert not [event for event in events if event.HasField("balance")]
+            assert not subscription._held
+
 
 BEAT: dict[str, Any] = {"heartbeat_interval": 0.3}
 
@@ -225,7 +352,7 @@ class TestNewcomers:
             # Nor does it come back by another way: trouble of the venue, once there is a key again.
             plugin.answer = raising(VenueUnavailable("It is down.", retry_after=0.0))
             await made.put("paper", api_key="another-key")
-            await until(lambda: feeds._feeds[Account(USER, "paper")].error.reason == "VENUE_UNAVAILABLE")
+            await until(lambda: _trouble(feeds) == "VENUE_UNAVAILABLE")
             async with feeds.subscribe(USER, [PAPER]) as third:
                 newcomer = Reader(third)
                 assert await newcomer.reason() == "VENUE_UNAVAILABLE"
@@ -314,7 +441,7 @@ class TestResuming:
             async with feeds.subscribe(USER, [Selector("paper", known_version=version)]) as subscription:
                 await until(lambda: subscription._pending, "the error")
                 plugin.answer = good
-                await until(lambda: feeds.healthy(Account(USER, "paper")), "the recovery")
+                await until(lambda: not _trouble(feeds), "the recovery")
                 event = (await Reader(subscription).next()).balance
         assert event.balance.version == version
 
@@ -337,7 +464,7 @@ class TestUnsendableErrors:
     ) -> None:
         async with feeds_of(made, **BEAT) as feeds:
             # However long the venue wants to be left alone.
-            monkeypatch.setattr(feeds, "pause", lambda _: 0.02)
+            monkeypatch.setattr(feeds, "pause", lambda *_: 0.02)
             plugin.answer = _raising_anew(UNSENDABLE[name])
             async with feeds.subscribe(USER, [PAPER]) as subscription:
                 reader = Reader(subscription)
@@ -346,6 +473,8 @@ class TestUnsendableErrors:
                 assert event.error.message
                 assert 0 <= event.error.retry_delay.ToTimedelta().total_seconds() <= 3600
                 plugin.answer = returning(holding(("BTC", "2")))
+                # An hour later, at most.
+                made.balances._gate._pauses.clear()
                 assert await reader.balance() == {"BTC": "2"}
 
     @pytest.mark.parametrize("name", UNSENDABLE)
@@ -384,7 +513,7 @@ class TestPause:
         self, made: Bench, error: ServiceError | None, least: float, most: float
     ) -> None:
         async with feeds_of(made, interval=10.0) as feeds:
-            pauses = [feeds.pause(error) for _ in range(50)]
+            pauses = [feeds.pause(None, error) for _ in range(50)]
         assert least <= min(pauses) <= max(pauses) <= most
         if least != most:
             assert len(set(pauses)) > 10, "feeds that start together drift apart"
@@ -395,7 +524,7 @@ class TestPause:
             event = await Reader(subscription).next()
             assert event.account_error.error.retry_delay.seconds == 60
             feed = feeds._feeds[next(iter(feeds._feeds))]
-            assert feeds.pause(feed.error) == 60.0
+            assert feeds.pause(None, feed.error) == 60.0
         assert len(plugin.calls) == 1
 
 
@@ -436,6 +565,8 @@ class TestLife:
                 raise StoreUnavailable("The database is down.")
             return await made.store.accounts(user_id)
 
+        made.balances._pace = Pace(0.02, 0.02)
+
         feeds = Feeds(made.registry, made.balances, accounts, interval=0.02, heartbeat_interval=0.1)
         async with feeds.subscribe(USER) as subscription:
             reader = Reader(subscription)
@@ -456,6 +587,8 @@ class TestLife:
                 asked.set()
                 await answered.wait()
             return await made.store.accounts(user_id)
+
+        made.balances._pace = Pace(0.02, 0.02)
 
         feeds = Feeds(made.registry, made.balances, accounts, interval=0.02, heartbeat_interval=0.1, now=made.clock)
         async with feeds.subscribe(USER) as subscription:
@@ -492,6 +625,7 @@ class TestLife:
             return await made.store.accounts(user_id)
 
         before = asyncio.all_tasks()
+        made.balances._pace = Pace(0.02, 0.02)
         feeds = Feeds(made.registry, made.balances, accounts, interval=0.02, heartbeat_interval=0.1, now=made.clock)
         async with feeds.subscribe(USER) as subscription:
             reader = Reader(subscription)

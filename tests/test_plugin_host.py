@@ -250,7 +250,8 @@ class TestCredential:
     ) -> None:
         opened = []
         async with hosting(tmp_path) as running:
-            venues: Any = running.service.balances._venues
+            metered: Any = running.service.balances._venues
+            venues = metered._venues
             open_credential = venues._open_credential
 
             async def counted(reference: CredentialReference) -> Credential:
@@ -395,14 +396,14 @@ class TestEnds:
         supervisor = Supervisor(terms(), lambda: work(manifest), lambda: changes.append(supervisor.trouble))
         loop = asyncio.get_running_loop()
         try:
-            pauses = []
+            pauses: list[float] = []
             for _ in range(3):
                 process = await supervisor.process(loop.time() + 10)
                 os.kill(process.process_id, signal.SIGKILL)
                 await until(lambda gone=process: supervisor.running is not gone, "its end")
                 pauses.append(supervisor._restart_at - loop.time())
                 supervisor._start()
-            assert pauses[0] <= 0 < pauses[1] < pauses[2]
+            assert pauses[0] <= 0.01 < pauses[1] < pauses[2]
             assert any("ended by signal 9" in text for text in changes)
         finally:
             await supervisor.close()
@@ -480,7 +481,55 @@ class TestEnds:
         await process.end()
 
 
+class TestSignals:
+    async def test_one_that_a_process_manager_sends_to_all_alike_is_left_to_the_service(self, guest: Path) -> None:
+        process = await PluginProcess.start(terms(), work(guest_manifest()))
+        try:
+            for pid in (process._keeper.pid, process.process_id):
+                for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                    os.kill(pid, name)
+            assert await process.look() == 0
+            assert process.alive
+        finally:
+            await process.end()
+        assert not processes()
+
+    async def test_a_call_on_one_that_has_ended_says_so_and_is_nobodys_cancellation(
+        self, guest: Path, tmp_path: Path
+    ) -> None:
+        async with hosting(tmp_path) as running:
+            await running.store("guest")
+            await diary(running)
+            metered: Any = running.service.balances._venues
+            hosted = metered._venues
+            (supervisor,) = hosted._processes["guest"]
+            ended = supervisor.running
+            await ended.end()
+            account, listing = running.service.registry.account("alice", "guest", "")
+            reference = await running.service.store.find(account)
+            assert reference is not None
+            with pytest.raises(PluginUnavailable):
+                await hosted._answer(supervisor, ended, "FetchBalance", messages.FetchBalanceRequest(), listing, 1e12)
+
+
 class TestPlaces:
+    @pytest.mark.threat("T11")
+    def test_a_stranger_that_takes_the_name_of_one_of_ours_is_not_loaded_whatever_the_settings_say(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        thief = GUEST.replace('("guest", "guest_two")', '("thief",)')
+        (tmp_path / "site").mkdir()
+        install(tmp_path / "site", "ccxt_generic", thief, "zzz-thief")
+        monkeypatch.syspath_prepend(str(tmp_path / "site"))
+        for wishes in ({}, {"ccxt_generic": "in-process"}):
+            registry = open_registry(settings_for(tmp_path, plugin_processes=wishes))
+            assert "thief" not in registry.listings
+            owners = [item.info.distribution for item in registry.plugins if item.info.name == "ccxt_generic"]
+            assert owners == ["exchange-service-ccxt-generic"]
+            (problem,) = [item for item in registry.problems if item.plugin.distribution == "zzz-thief"]
+            assert "exchange-service-ccxt-generic's" in problem.reason
+        assert "ccxt_generic_plugin" not in sys.modules
+
     def test_ours_run_in_the_service_but_for_ccxt_and_strangers_apart(self) -> None:
         found = {
             name: placement(info(name, distribution), {}, [])

@@ -22,9 +22,11 @@ from exchange_service.wire import (
     Source,
     StoredBalance,
     account_error_event,
+    account_state,
     balance_event,
     decode_stored,
     fetched_balance,
+    fresh_field,
     get_balance_reply,
     heartbeat_event,
     store_balance,
@@ -299,7 +301,9 @@ class TestReplies:
 
     def test_a_reply_is_the_stored_balance_and_its_freshness(self) -> None:
         error = VenueUnavailable("It is down.", retry_after=5)
-        reply = messages.GetBalanceResponse.FromString(get_balance_reply(self.good.data, Source.LAST_GOOD, 12.5, error))
+        reply = messages.GetBalanceResponse.FromString(
+            get_balance_reply(self.good, Source.LAST_GOOD, 12.5, error, include_zero=True)
+        )
         assert reply.balance == message(self.good.data)
         assert reply.freshness.source == balance_pb2.BALANCE_SOURCE_LAST_GOOD
         assert reply.freshness.age.ToTimedelta().total_seconds() == 12.5
@@ -307,9 +311,20 @@ class TestReplies:
         assert reply.freshness.stale.message == "It is down."
 
     def test_without_trouble_there_is_no_stale(self) -> None:
-        reply = messages.GetBalanceResponse.FromString(get_balance_reply(self.good.data, Source.CACHE, -1.0, None))
+        reply = messages.GetBalanceResponse.FromString(
+            get_balance_reply(self.good, Source.CACHE, -1.0, None, include_zero=True)
+        )
         assert not reply.freshness.HasField("stale")
         assert reply.freshness.age.ToTimedelta().total_seconds() == 0
+
+    @pytest.mark.parametrize("source", Source)
+    @pytest.mark.parametrize("age", [0.0, 1e-9, 0.5, 1.0, 127.0, 128.25, 299.999_999_999, 1e6])
+    def test_freshness_by_hand_is_what_protobuf_writes(self, source: Source, age: float) -> None:
+        by_hand = messages.GetBalanceResponse.FromString(fresh_field(source, age)).freshness
+        assert by_hand.source == source.value
+        assert by_hand.HasField("age")
+        assert by_hand.age.seconds + by_hand.age.nanos / 1e9 == pytest.approx(age, abs=1e-9)
+        assert fresh_field(source, age) == messages.GetBalanceResponse(freshness=by_hand).SerializeToString()
 
     def test_a_balance_event_is_the_same_in_a_stream(self) -> None:
         event = messages.StreamBalancesResponse.FromString(balance_event(self.good.data, Source.VENUE, 1.0, None))
@@ -329,7 +344,7 @@ class TestReplies:
             AccountState(ALICE, 7, 1.5, None),
             AccountState(Account("alice", "pencil"), 0, None, CredentialRejected("No.")),
         ]
-        beat = messages.StreamBalancesResponse.FromString(heartbeat_event(NOW, states)).heartbeat
+        beat = messages.StreamBalancesResponse.FromString(heartbeat_event(NOW, map(account_state, states))).heartbeat
         assert beat.server_time.ToJsonString() == "2027-01-15T08:00:00.250Z"
         first, second = beat.accounts
         assert (first.version, first.age.ToTimedelta().total_seconds(), first.HasField("error")) == (7, 1.5, False)
@@ -339,7 +354,9 @@ class TestReplies:
     @pytest.mark.parametrize("size", [0, 1, 100, 127, 128, 16_383, 16_384, 300_000])
     def test_balances_of_every_length_are_framed_right(self, size: int) -> None:
         found = stored(Balance((), notes=("x" * size,)))
-        reply = messages.GetBalanceResponse.FromString(get_balance_reply(found.data, Source.CACHE, 0, None))
+        reply = messages.GetBalanceResponse.FromString(
+            get_balance_reply(found, Source.CACHE, 0, None, include_zero=True)
+        )
         event = messages.StreamBalancesResponse.FromString(balance_event(found.data, Source.CACHE, 0, None))
         assert len(reply.balance.notes[0]) == len(event.balance.balance.notes[0]) == size
 
@@ -365,7 +382,7 @@ def test_from_model_to_bytes_to_message_every_digit_is_kept(balance: Balance) ->
     made = stored(balance)
     again = decode_stored(ALICE, made.encoded())
     assert again is not None
-    reply = messages.GetBalanceResponse.FromString(get_balance_reply(again.data, Source.CACHE, 0, None))
+    reply = messages.GetBalanceResponse.FromString(get_balance_reply(again, Source.CACHE, 0, None, include_zero=True))
     assert len(reply.balance.venue_accounts) == len(balance.venue_accounts)
     for account, sent in zip(balance.venue_accounts, reply.balance.venue_accounts, strict=True):
         assert (sent.id, sent.type, sent.sub_account, sent.label) == (*account.identity, account.label)

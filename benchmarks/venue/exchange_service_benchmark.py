@@ -1,6 +1,7 @@
 """The benchmarks' own venue: a plugin like any other, which answers from memory.
 
 Every balance differs from the one before; with BENCHMARK_VENUE_MOVES only while there is a file of that name. With
+BENCHMARK_VENUE_FAULT it fails as long as there is a file of that name, in the way that the file says. With
 BENCHMARK_VENUE_LOG each fetch appends a line to that file, which the processes of several replicas share. The account
 of the user `probe` tells, in a note, how the serving process is; with BENCHMARK_LOOP_STALLS also how late its event
 loop was.
@@ -15,6 +16,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from decimal import Decimal
 
 from exchange_service.plugin_api import (
@@ -25,6 +27,9 @@ from exchange_service.plugin_api import (
     Manifest,
     VenueAccount,
     VenueCall,
+    VenueMalformed,
+    VenueRateLimited,
+    VenueUnavailable,
     hookimpl,
 )
 
@@ -33,6 +38,7 @@ _ROWS = 26
 _count = itertools.count(1)
 _log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) if (path := os.environ.get("BENCHMARK_VENUE_LOG")) else -1
 _moves = os.environ.get("BENCHMARK_VENUE_MOVES", "")
+_fault = os.environ.get("BENCHMARK_VENUE_FAULT", "")
 # Seconds that the venue takes for an answer.
 _delay = float(os.environ.get("BENCHMARK_VENUE_SECONDS", "0"))
 # Seconds between two looks at the loop's clock, and how late each was since somebody asked.
@@ -43,6 +49,13 @@ _still = tuple(
     AssetBalance(f"COIN{number:02}", total=Decimal("12.34567800"), free=Decimal("11.34567800"), used=Decimal("1"))
     for number in range(1, _ROWS)
 )
+
+
+if "BENCHMARK_NO_COPIES" in os.environ:
+    # So that a warm call finds its balance in Redis: in earnest the copy in the process is found before it.
+    from exchange_service.kept_balances import KeptBalances
+
+    KeptBalances.copy = lambda self, key: None  # type: ignore[method-assign]
 
 
 @hookimpl
@@ -80,8 +93,29 @@ async def fetch_balance(call: VenueCall) -> Balance:
         os.write(_log, f"{call.account.user_id} {os.getpid()} {time.time()}\n".encode())
     if _delay:
         await asyncio.sleep(_delay)
+    if _fault:
+        await _fail()
     moving = not _moves or os.path.exists(_moves)  # noqa: ASYNC240
     return Balance((_account(Decimal(next(_count) if moving else 0)),))
+
+
+async def _fail() -> None:
+    """The trouble that the file names, if it is there: the venue's, a slow answer, or a plugin that is broken."""
+    try:
+        with open(_fault) as file:  # noqa: ASYNC230
+            kind = file.read()
+    except FileNotFoundError:
+        return
+    if kind == "unavailable":
+        raise VenueUnavailable("The venue is down.")
+    if kind == "limited":
+        raise VenueRateLimited("The venue limits us.", retry_after=2.0)
+    if kind == "malformed":
+        raise VenueMalformed("The venue answered with something else.")
+    if kind == "broken":
+        raise RuntimeError("The plugin is broken.")
+    # Seconds.
+    await asyncio.sleep(float(kind))
 
 
 def _account(moving: Decimal) -> VenueAccount:
@@ -99,6 +133,7 @@ def _process() -> dict[str, object]:
         "thresholds": gc.get_threshold(),
         "frozen": gc.get_freeze_count() > 0,
         "ccxt": "ccxt" in sys.modules,
+        "tasks": Counter(getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()),
         # Milliseconds; 0 where nobody watched.
         "stall_worst": late[-1] * 1e3 if late else 0.0,
         "stall_p999": late[len(late) * 999 // 1000] * 1e3 if late else 0.0,

@@ -6,6 +6,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from exchange_service.cache import Lease, Listener
+
 # A balance of a hundred assets is about 5 KB: this is room for several thousand of them.
 MAX_ENTRIES = 20_000
 MAX_BYTES = 64 * 1024 * 1024
@@ -15,6 +17,18 @@ _ENTRY_BYTES = 200
 
 # How many of the longest unused entries each write looks at: enough to outrun what expires, and never a long pause.
 _SWEEP = 4
+
+
+class Alone:
+    """A lease that nobody else could have."""
+
+    shared = False
+
+    async def renew(self) -> None:
+        """Nothing is held."""
+
+    async def release(self) -> None:
+        """Nothing is held."""
 
 
 class MemoryCache:
@@ -72,6 +86,18 @@ class MemoryCache:
     async def delete(self, key: str) -> None:
         """Forget what is at `key`."""
         self._drop(key)
+
+    shared = False
+
+    async def lease(self, name: str, seconds: float) -> Lease | None:
+        """Always taken: within a process there is other means to agree."""
+        return Alone()
+
+    async def tell(self, message: bytes) -> None:
+        """There is nobody else."""
+
+    def listen(self, listener: Listener) -> None:
+        """There is nobody else."""
 
     async def problem(self) -> str:
         """Always empty: there is nothing here that could be out of reach."""

@@ -7,19 +7,23 @@ it is known to be down.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import redis.asyncio as redis_client
 import structlog
+from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import LockError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from exchange_service.cache.memory import MemoryCache
+from exchange_service.cache import Lease, Listener
+from exchange_service.cache.memory import Alone, MemoryCache
 
 T = TypeVar("T")
 
@@ -42,6 +46,13 @@ REPORT_EVERY = 60.0
 
 # What the library says when all connections are in use: that is our own load, and no failure of Redis.
 _POOL_BUSY = "No connection available."
+
+# Seconds for which the listener waits for a message before it looks whether the connection still works, and between
+# two attempts to listen.
+_LISTEN_FOR = 5.0
+_LISTEN_AGAIN = (0.2, 5.0)
+# Bytes by which a replica knows its own messages.
+_NAME_LENGTH = 8
 
 
 class Breaker:
@@ -143,6 +154,10 @@ class RedisCache:
         self._copies = MemoryCache()
         self._unwritten = MemoryCache()
         self._tasks: set[asyncio.Task[Any]] = set()
+        # Everybody on this prefix; a message begins with who sent it.
+        self._channel = f"{prefix}hints"
+        self._name = secrets.token_bytes(_NAME_LENGTH)
+        self._hears = False
         self._reported_at: float | None = None
         self._trouble_reported = False
 
@@ -185,6 +200,88 @@ class RedisCache:
             await self._ask(lambda: self._redis.delete(self._prefix + key))
         except _NoAnswer:
             return
+
+    @property
+    def shared(self) -> bool:
+        """Whether Redis answered lately."""
+        return self._breaker.closed
+
+    async def lease(self, name: str, seconds: float) -> Lease | None:
+        """Take `name` for `seconds` by Redis's own clock; where Redis does not answer, each replica for itself."""
+        lock = Lock(self._redis, self._prefix + name, timeout=seconds, blocking=False, thread_local=False)
+        wanted = True
+
+        async def acquire() -> bool:
+            taken = bool(await lock.acquire())
+            if taken and not wanted:
+                # Whoever wanted it has gone meanwhile, and nobody else would let it go.
+                await lock.release()
+            return taken
+
+        try:
+            taken = await self._ask(acquire)
+        except _NoAnswer:
+            wanted = False
+            return Alone()
+        except asyncio.CancelledError:
+            wanted = False
+            raise
+        return _RedisLease(self, lock) if taken else None
+
+    async def renew(self, lock: Lock) -> None:
+        """Have a lease for as long again, if it is still ours."""
+
+        async def renew() -> None:
+            with contextlib.suppress(LockError):
+                await lock.reacquire()
+
+        with contextlib.suppress(_NoAnswer):
+            await self._ask(renew)
+
+    async def release(self, lock: Lock) -> None:
+        """Let a lease go, if it is still ours."""
+
+        async def release() -> None:
+            # It has run out, and perhaps another replica has it now.
+            with contextlib.suppress(LockError):
+                await lock.release()
+
+        with contextlib.suppress(_NoAnswer):
+            await self._ask(release)
+
+    async def tell(self, message: bytes) -> None:
+        """Tell every other replica that listens."""
+        with contextlib.suppress(_NoAnswer):
+            await self._ask(lambda: self._redis.publish(self._channel, self._name + message))
+
+    @property
+    def heard(self) -> bool:
+        """Whether what others tell is heard right now."""
+        return self._hears
+
+    def listen(self, listener: Listener) -> None:
+        """Have `listener` called with what others tell; with None when the connection was made anew."""
+        self._keep(self._listen(listener))
+
+    async def _listen(self, listener: Listener) -> None:
+        pause, longest = _LISTEN_AGAIN
+        while True:
+            try:
+                async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
+                    await channel.subscribe(self._channel)
+                    pause = _LISTEN_AGAIN[0]
+                    self._hears = True
+                    listener(None)
+                    while True:
+                        message = await channel.get_message(timeout=_LISTEN_FOR)
+                        data = message["data"] if message else b""
+                        if isinstance(data, bytes) and data and not data.startswith(self._name):
+                            listener(data[_NAME_LENGTH:])
+            except Exception as error:
+                self._report(type(error).__name__)
+            self._hears = False
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, longest)
 
     async def problem(self) -> str:
         """What is wrong with Redis right now, asked whatever is known of it; empty when it reads and writes."""
@@ -273,6 +370,9 @@ class RedisCache:
     def _succeeded(self) -> None:
         was_open = not self._breaker.closed
         self._breaker.succeeded()
+        if was_open:
+            # Others may have written something newer meanwhile.
+            self._unwritten = MemoryCache()
         if was_open and self._trouble_reported:
             self._trouble_reported = False
             log.info("cache_answers_again", server=self._server)
@@ -289,6 +389,24 @@ class RedisCache:
         self._reported_at = now
         self._trouble_reported = True
         log.warning("cache_out_of_reach", server=self._server, error=kind, now="each replica uses its own memory")
+
+
+class _RedisLease:
+    """A lease that every replica on this Redis respects."""
+
+    shared = True
+
+    def __init__(self, cache: RedisCache, lock: Lock) -> None:
+        self._cache = cache
+        self._lock = lock
+
+    async def renew(self) -> None:
+        """Have it for as long again, if it is still ours."""
+        await self._cache.renew(self._lock)
+
+    async def release(self) -> None:
+        """Let it go before its time."""
+        await self._cache.release(self._lock)
 
 
 def _server(options: dict[str, Any]) -> str:

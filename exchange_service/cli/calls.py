@@ -221,6 +221,9 @@ def watch(
     ] = None,
     environment: Annotated[str, typer.Option(help="The environment of the named exchanges.")] = "",
     account_type: AccountTypeOption = "",
+    min_interval: Annotated[
+        float, typer.Option(min=0, max=3600, help="At least so many seconds between two balances of an account.")
+    ] = 0.0,
     events: Annotated[int, typer.Option(min=0, help="End after so many balances and errors; 0: never.")] = 0,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -230,10 +233,12 @@ def watch(
     # Each once: the service tells of an account once, however often it was named.
     names = dict.fromkeys(name.strip().lower() for name in exchange or ())
     accounts = [AccountSelector(exchange_id=name, environment=environment, account_type=account_type) for name in names]
-    run(_watch(target, user, accounts, events, output), output)
+    run(_watch(target, user, accounts, min_interval, events, output), output)
 
 
-async def _watch(target: Target, user: str, accounts: Sequence[AccountSelector], limit: int, output: Output) -> None:
+async def _watch(
+    target: Target, user: str, accounts: Sequence[AccountSelector], min_interval: float, limit: int, output: Output
+) -> None:
     view = _LiveView() if output is Output.TABLE and console.is_terminal else None
     count = balances = 0
     refusal: ServiceError | None = None
@@ -244,7 +249,9 @@ async def _watch(target: Target, user: str, accounts: Sequence[AccountSelector],
         messages.print(f"[yellow]interrupted:[/] {plain(error.message)} Trying again.", soft_wrap=True)
 
     async with target.client() as client:
-        events = client.stream_balances(user, accounts, resume=True, on_interruption=interrupted)
+        events = client.stream_balances(
+            user, accounts, min_interval=min_interval, resume=True, on_interruption=interrupted
+        )
         with Live(console=console, auto_refresh=False) if view else _Nothing() as live:
             async for event in events:
                 if view is not None and isinstance(live, Live):

@@ -73,6 +73,7 @@ def add(
         messages.print(f"{word} the credential of {plain(where)} in {plain(_place(settings))}{how}.", soft_wrap=True)
         if not sealed:
             messages.print(f"[yellow]warning:[/] {_PLAIN_WARNING}", soft_wrap=True)
+        await _announce(settings, account, held or account)
 
     run(with_store(settings, store_it))
 
@@ -191,6 +192,7 @@ def remove(
         if not await store.remove(row):
             fail(f"no credential is stored for {where}", ExitCode.MISSING)
         messages.print(f"Removed the credential of {plain(where)}.", soft_wrap=True)
+        await _announce(settings, row)
 
     run(with_store(settings, remove_it))
 
@@ -211,6 +213,24 @@ def _row(settings: Settings, user: str, exchange: str, environment: str) -> Acco
         wanted = Account(user, exchange.strip().lower(), environment)
         return wanted if wanted in found else None
     return _held(settings, account, listing.metadata)
+
+
+async def _announce(settings: Settings, *accounts: Account) -> None:
+    """Let the running replicas forget the old credential at once, where they share a Redis; others see the change
+    within half a minute."""
+    if settings.cache_url.startswith("memory:") or settings.hash_key is None:
+        return
+    from exchange_service.cache import open_cache
+    from exchange_service.credentials import credential_mark
+    from exchange_service.credentials.configured import configured_hash_key
+    from exchange_service.kept_balances import tell_of_credential
+
+    cache = await open_cache(settings.cache_url, prefix=settings.cache_prefix)
+    try:
+        for account in dict.fromkeys(accounts):
+            await tell_of_credential(cache, credential_mark(configured_hash_key(settings), account))
+    finally:
+        await cache.close()
 
 
 async def with_store(settings: Settings, work: Callable[[Any], Awaitable[None]]) -> None:

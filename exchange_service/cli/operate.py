@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import sys
 import time
 from collections.abc import Collection
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -17,16 +17,21 @@ from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, plain, run
 from exchange_service.logs import configure_logging
+from exchange_service.runtime import LoopFactory, LoopMissing, loop_factory, settle
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
-
-# Allocations before young objects are looked over, and how many times that happens before older ones are, and all.
-_COLLECTOR = (700, 10, 1000)
 
 
 @with_settings()
 def serve(settings: Settings) -> None:
     """Serve until interrupted. Each setting is a flag, an environment variable, or a line of the settings file."""
-    run(_serve(settings))
+    run(_serve(settings), loop_factory=_loop(settings))
+
+
+def _loop(settings: Settings) -> LoopFactory | None:
+    try:
+        return loop_factory(settings.event_loop)
+    except LoopMissing as error:
+        fail(str(error), ExitCode.ACT)
 
 
 async def _serve(settings: Settings) -> None:
@@ -39,19 +44,11 @@ async def _serve(settings: Settings) -> None:
         service = await start_service(settings)
     except (UnsafeSettings, BindError) as error:
         fail(str(error), ExitCode.ACT)
-    _settle()
-    messages.print(f"Serving on {service.address}, {plain(who_may_call(settings))}. Interrupt to end.", soft_wrap=True)
-    await service.run_until_signal()
+    settle()
+    text = f"Serving on {service.address}, {plain(who_may_call(settings))}. Interrupt to end."
+    await service.run_until_signal(lambda: messages.print(text, soft_wrap=True))
     messages.print("Stopped.")
     await _leave()
-
-
-def _settle() -> None:
-    """What is there after the start stays: the collector need not go over it again and again, which would hold up the
-    event loop for as long as a hundred milliseconds."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_COLLECTOR)
 
 
 async def _leave() -> None:
@@ -77,8 +74,9 @@ def demo(
     """Serve simulated accounts on loopback, to try everything without a key. Nothing leaves this machine."""
     given = settings.model_fields_set
     # Livelier than in earnest, unless said otherwise.
-    quick = {"poll_interval": 2.0, "log_level": "warning", "max_age": 5.0}
-    run(_demo(settings.model_copy(update={name: quick[name] for name in quick.keys() - given}), redis))
+    quick = {"poll_interval": 2.0, "poll_interval_still": 2.0, "log_level": "warning", "max_age": 5.0}
+    settings = settings.model_copy(update={name: quick[name] for name in quick.keys() - given})
+    run(_demo(settings, redis), loop_factory=_loop(settings))
 
 
 async def _demo(settings: Settings, redis: bool) -> None:
@@ -90,9 +88,9 @@ async def _demo(settings: Settings, redis: bool) -> None:
     started = time.monotonic()
     try:
         async with running_demo(settings, redis=redis) as running:
-            _print_welcome(running, time.monotonic() - started)
-            _settle()
-            await running.service.run_until_signal()
+            settle()
+            welcome = partial(_print_welcome, running, time.monotonic() - started)
+            await running.service.run_until_signal(welcome)
     except (UnsafeSettings, BindError) as error:
         fail(f"{error} Another one may be running; choose a port with --address 127.0.0.1:50052.", ExitCode.ACT)
     messages.print("Stopped.")

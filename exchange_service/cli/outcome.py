@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from enum import IntEnum, StrEnum
 from typing import Any, NoReturn
 
@@ -109,10 +109,15 @@ def plain(text: str) -> str:
     return escape("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text))
 
 
-def run(work: Coroutine[Any, Any, None], output: Output = Output.TABLE) -> None:
+def run(
+    work: Coroutine[Any, Any, None],
+    output: Output = Output.TABLE,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> None:
     """Run a command to its end; a failure becomes a sentence, or one JSON object for programs, and an exit code."""
     try:
-        asyncio.run(work)
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(work)
     except errors.ServiceError as error:
         if output is Output.TABLE:
             wait = f" (Wait {error.retry_after:.3g} s.)" if error.retry_after else ""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from exchange_service.model import Account, Credential
@@ -20,6 +23,13 @@ class CredentialReference:
     account: Account
     stored_as: Account
     version: str
+
+
+@lru_cache(maxsize=50_000)
+def credential_mark(hash_key: bytes, account: Account) -> bytes:
+    """What replicas tell each other in the place of an account whose credential has changed."""
+    text = "\0".join(("credential", account.user_id, account.exchange_id, account.environment))
+    return hmac.new(hash_key, text.encode(), hashlib.sha256).digest()[:16]
 
 
 class CredentialStore(Protocol):

@@ -15,6 +15,8 @@ from exchange_service.model import Account, Credential
 
 # A change by another program is seen within this time.
 TTL = 30.0
+# After this share of it who asks gets what is known, while the store is asked beside the call.
+_REFRESH_AFTER = 2 / 3
 # A credential that was just added works after this time.
 MISSING_TTL = 2.0
 # While the database is down, what was known serves this long, and the database is tried this often.
@@ -26,8 +28,9 @@ MAX_ACCOUNTS = 20_000
 @dataclass(slots=True)
 class _Known:
     reference: CredentialReference | None
-    # When the store said so, and when it is to be asked again.
+    # When the store said so, when it is asked again beside the calls, and when they wait for that.
     confirmed: float
+    refresh_after: float
     ask_after: float
 
 
@@ -57,16 +60,30 @@ class CachedReferences:
     ) -> CredentialReference | None:
         """As the store's `find`. An exchange's `aliases` and `credential_of` are taken to be always the same."""
         known = self._known.get(account)
-        if known is not None and self._clock() < known.ask_after:
+        now = self._clock()
+        if known is not None and now < known.ask_after:
             self._known.move_to_end(account)
+            if now >= known.refresh_after:
+                self._question(account, aliases, credential_of)
             return known.reference
+        # Shielded: a caller who gives up does not end the question for the others.
+        return await asyncio.shield(self._question(account, aliases, credential_of))
+
+    def at_hand(self, account: Account) -> CredentialReference | None:
+        """The reference, where the store was asked so lately that nobody needs to be asked."""
+        known = self._known.get(account)
+        return known.reference if known is not None and self._clock() < known.refresh_after else None
+
+    def _question(
+        self, account: Account, aliases: Sequence[str], credential_of: str
+    ) -> asyncio.Task[CredentialReference | None]:
+        """The question to the store that is under way, or a new one."""
         question = self._questions.get(account)
         if question is None:
             question = asyncio.create_task(self._ask(account, aliases, credential_of), name="credential reference")
             self._questions[account] = question
             question.add_done_callback(lambda done: self._answered(account, done))
-        # Shielded: a caller who gives up does not end the question for the others.
-        return await asyncio.shield(question)
+        return question
 
     async def open(self, reference: CredentialReference) -> Credential:
         """What the row holds, from the store each time."""
@@ -87,7 +104,7 @@ class CachedReferences:
             now = self._clock()
             if known is None or known.reference is None or now - known.confirmed > GRACE:
                 raise
-            known.ask_after = min(now + RETRY_AFTER, known.confirmed + GRACE)
+            known.refresh_after = known.ask_after = min(now + RETRY_AFTER, known.confirmed + GRACE)
             return known.reference
         except Exception:
             self._known.pop(account, None)
@@ -99,7 +116,7 @@ class CachedReferences:
     def _keep(self, account: Account, reference: CredentialReference | None) -> None:
         now = self._clock()
         ttl = min(self._ttl, MISSING_TTL) if reference is None else self._ttl
-        self._known[account] = _Known(reference, now, now + ttl)
+        self._known[account] = _Known(reference, now, now + ttl * _REFRESH_AFTER, now + ttl)
         self._known.move_to_end(account)
         while len(self._known) > self._max_accounts:
             self._known.popitem(last=False)

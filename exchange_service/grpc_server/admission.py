@@ -1,6 +1,6 @@
 """Nobody gets in who has not said who he is: the check that stands before every handler but health's.
 
-It runs inside the boundary, which turns its refusals into statuses; for reflection, which the boundary leaves alone,
+It stands inside the boundary, which turns its refusals into statuses; for reflection, which the boundary leaves alone,
 it does so itself.
 """
 
@@ -16,9 +16,8 @@ from exchange_service.errors import CallerUnknown
 from exchange_service.grpc_server.boundary import Context, abort
 from exchange_service.identity import Caller, Proof
 from exchange_service.identity.callers import Callers
+from exchange_service.identity.quotas import Action
 
-# Load balancers ask it, and it tells nothing of anybody.
-_HEALTH = "/grpc.health.v1.Health/"
 _BEARER = "bearer "
 _ACT_AS = "x-act-as"
 
@@ -32,42 +31,45 @@ def current_caller() -> Caller:
     return _caller.get()
 
 
-class Admission(grpc.aio.ServerInterceptor):
+class Admission:
     """Lets a call through once it is known whose it is, and that he does not call too often."""
 
     def __init__(self, callers: Callers) -> None:
         self._callers = callers
 
-    async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
-    ) -> Any:
-        handler = await continuation(details)
-        if handler is None or details.method.startswith(_HEALTH):
-            return handler
-        coders = handler.request_deserializer, handler.response_serializer
-        if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(self._admitting(handler.unary_unary), *coders)
-        if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(self._admitting(handler.unary_stream), *coders)
-        if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(self._admitting_reflection(handler.stream_stream), *coders)
-        # Of a kind that nothing here is: not let through unchecked.
-        return None
+    def _at_hand(self, context: Context) -> Caller | None:
+        """The bearer of a token who is known and has calls left, which is most calls; None for all others."""
+        found = None
+        for key, value in context.invocation_metadata() or ():
+            if key == _ACT_AS or (key == "authorization" and found is not None):
+                return None
+            if key == "authorization":
+                found = value
+        if not isinstance(found, str) or found[: len(_BEARER)].lower() != _BEARER:
+            return None
+        return self._callers.admit_at_hand(found[len(_BEARER) :].strip())
 
-    async def _admit(self, context: Context) -> Caller:
-        return await self._callers.admit(_NOTHING if self._callers.open_to_all else proof_of(context))
+    async def _admit(self, context: Context, action: Action = Action.CALL) -> Caller:
+        return await self._callers.admit(_NOTHING if self._callers.open_to_all else proof_of(context), action)
 
-    def _admitting(self, inner: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
+    def admitting(
+        self, inner: Callable[[Any, Context], Awaitable[Any]], action: Action = Action.CALL
+    ) -> Callable[[Any, Context], Awaitable[Any]]:
+        """The handler, for callers who are known; each call is counted as this action."""
+
         async def handle(request: Any, context: Context) -> Any:
+            caller = self._at_hand(context) if action is Action.CALL else None
             # Each call has a task, and so a context, of its own.
-            _caller.set(await self._admit(context))
+            _caller.set(caller or await self._admit(context, action))
             return await inner(request, context)
 
         return handle
 
-    def _admitting_reflection(
+    def admitting_reflection(
         self, inner: Callable[[Any, Context], AsyncIterator[Any]]
     ) -> Callable[[Any, Context], AsyncIterator[Any]]:
+        """Reflection's own handler, for callers who are known."""
+
         async def handle(requests: Any, context: Context) -> AsyncIterator[Any]:
             async def admitted() -> AsyncIterator[Any]:
                 # Each question counts: one call may ask for ever.

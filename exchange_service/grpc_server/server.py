@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from exchange_service.grpc_server import health
 from exchange_service.grpc_server.admission import Admission
-from exchange_service.grpc_server.boundary import Boundary
-from exchange_service.grpc_server.servicer import SERVICE, Servicer
+from exchange_service.grpc_server.boundary import Boundary, Handler, UnknownMethods
+from exchange_service.grpc_server.servicer import SERVICE, STREAMS, Servicer
 from exchange_service.identity.callers import Callers
+from exchange_service.identity.quotas import Action
+from exchange_service.metrics import Metrics
 
 # Our requests are tiny; a larger one is an attack or a mistake.
 _MAX_REQUEST = 64 * 1024
@@ -38,8 +40,8 @@ _OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_connection_age_ms", 70 * 60 * 1000),
     ("grpc.max_connection_age_grace_ms", 60 * 1000),
     # The defaults refuse a part of a few thousand subscribers who come back at once.
-    ("grpc.max_pending_requests", 100_000),
-    ("grpc.max_pending_requests_hard_limit", 200_000),
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 200_000),
 )
 
 
@@ -67,6 +69,17 @@ class Server:
         await self.boundary.drained(_DRAIN)
 
 
+def _description(names: Sequence[str], admission: Admission) -> grpc.GenericRpcHandler:
+    """gRPC's reflection of these services, for callers who are known."""
+    servicer = reflection.aio.ReflectionServicer(names)
+    handler = grpc.stream_stream_rpc_method_handler(
+        admission.admitting_reflection(servicer.ServerReflectionInfo),
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": handler})
+
+
 def credentials(certificate: Path, key: Path, client_ca: Path | None = None) -> grpc.ServerCredentials:
     """The server's TLS identity from PEM files; with `client_ca` every client needs a certificate that it signed."""
     pair = (key.read_bytes(), certificate.read_bytes())
@@ -76,16 +89,26 @@ def credentials(certificate: Path, key: Path, client_ca: Path | None = None) -> 
 
 
 async def listen(
-    servicer: Servicer, callers: Callers, address: str, *, tls: grpc.ServerCredentials | None, reflect: bool
+    servicer: Servicer,
+    callers: Callers,
+    address: str,
+    *,
+    tls: grpc.ServerCredentials | None,
+    reflect: bool,
+    metrics: Metrics | None = None,
 ) -> Server:
     """Start to listen on `address`; BindError where that cannot be."""
-    boundary = Boundary(SERVICE)
-    server = grpc.aio.server(interceptors=(boundary, Admission(callers)), options=list(_OPTIONS))
+    boundary, admission = Boundary(metrics), Admission(callers)
+    server = grpc.aio.server(options=list(_OPTIONS))
     states = health.Health(SERVICE)
-    server.add_generic_rpc_handlers((servicer.handlers(), states.handlers()))
+
+    def within(name: str, handler: Handler) -> Handler:
+        return boundary.bounded(name, admission.admitting(handler, Action.OPENING if name in STREAMS else Action.CALL))
+
+    handlers = [servicer.handlers(within), states.handlers()]
     if reflect:
-        names = (SERVICE, health.NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        handlers.append(_description((SERVICE, health.NAME, reflection.SERVICE_NAME), admission))
+    server.add_generic_rpc_handlers((*handlers, UnknownMethods(metrics)))
     host = address.rpartition(":")[0]
     try:
         port = server.add_secure_port(address, tls) if tls else server.add_insecure_port(address)

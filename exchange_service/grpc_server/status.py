@@ -82,6 +82,7 @@ class Outcome:
     """What `context.abort` is given."""
 
     code: grpc.StatusCode
+    reason: str
     message: str
     trailers: tuple[tuple[str, str | bytes], ...]
 
@@ -105,7 +106,7 @@ def outcome(error: errors.ServiceError) -> Outcome:
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
         pushback = ((PUSHBACK_KEY, str(milliseconds)),)
     status = status_pb2.Status(code=row.code.value[0], message=message, details=details)
-    return Outcome(row.code, message, ((DETAILS_KEY, status.SerializeToString()), *pushback))
+    return Outcome(row.code, error.reason, message, ((DETAILS_KEY, status.SerializeToString()), *pushback))
 
 
 def _packed(message: Message) -> any_pb2.Any:

@@ -94,6 +94,11 @@ class Identity:
 ANYBODY = Identity("anybody", Kind.ANYBODY, Scope(everybody=True))
 
 
+def token_digest(token: str) -> bytes:
+    """What stands for a token where it is remembered."""
+    return hashlib.sha256(b"token " + token.encode("utf-8", "replace")).digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Proof:
     """What a call brought: a bearer token, or the client certificate of its connection (PEM) with the names in it, and
@@ -107,8 +112,8 @@ class Proof:
     digest: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        shown = b"token " + self.token.encode("utf-8", "replace") if self.token else b"certificate " + self.certificate
-        object.__setattr__(self, "digest", hashlib.sha256(shown).digest())
+        digest = token_digest(self.token) if self.token else hashlib.sha256(b"certificate " + self.certificate).digest()
+        object.__setattr__(self, "digest", digest)
 
     @property
     def is_empty(self) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from exchange_service.errors import CallerUnknown, ServiceError, ServiceFailed, StoreUnavailable, UserForbidden
-from exchange_service.identity import ANYBODY, Authenticator, Caller, Identity, Proof, Verified
+from exchange_service.identity import ANYBODY, Authenticator, Caller, Identity, Proof, Verified, token_digest
 from exchange_service.identity.quotas import Action, Quotas
 
 log = structlog.get_logger(__name__)
@@ -26,6 +26,9 @@ _RETRY_AFTER = 5.0
 # Seconds between two looks at whether the callers of open streams are still who they were.
 _RECHECK_INTERVAL = 7.0
 _EXPIRED = "The token has expired; open the stream again with a new one."
+
+
+_NOTHING_SHOWN = Proof()
 
 
 @dataclass(slots=True)
@@ -68,12 +71,20 @@ class Callers:
         """Whether nobody is told apart."""
         return not self._authenticators
 
-    async def admit(self, proof: Proof) -> Caller:
-        """Whose call it is, once it is counted. CallerUnknown, CallerRateLimited, or StoreUnavailable where nobody
-        can tell just now."""
+    async def admit(self, proof: Proof, action: Action = Action.CALL) -> Caller:
+        """Whose call it is, once it is counted as this action. CallerUnknown, CallerRateLimited, or StoreUnavailable
+        where nobody can tell just now."""
         identity = await self.identify(proof)
-        await self._quotas.take(identity, Action.CALL)
+        await self._quotas.take(identity, action)
         return Caller(identity, proof)
+
+    def admit_at_hand(self, token: str) -> Caller | None:
+        """The bearer of this token, once the call is counted, where that needs no question to anybody; None where
+        `admit` is to be asked. What he gets bears no token: it is for one call, and not for what lasts."""
+        identity = self._still_known(token_digest(token))
+        if identity is None or not self._quotas.take_at_hand(identity, Action.CALL):
+            return None
+        return Caller(identity, _NOTHING_SHOWN)
 
     async def identify(self, proof: Proof) -> Identity:
         """Whose proof it is."""
@@ -88,7 +99,10 @@ class Callers:
         await self._quotas.take(caller.identity, Action.REFRESH)
 
     def _remembered(self, proof: Proof) -> Identity | None:
-        known = self._known.get(proof.digest)
+        return self._still_known(proof.digest)
+
+    def _still_known(self, digest: bytes) -> Identity | None:
+        known = self._known.get(digest)
         if known is None or asyncio.get_running_loop().time() >= known.until:
             return None
         # By the wall clock, which may have been set since.

@@ -24,10 +24,16 @@ _MAX_WINDOWS = 50_000
 
 
 class Action(Enum):
-    """What is counted, and in a window of how many seconds."""
+    """What is counted. Opening a stream is none of the calls: after a restart a service opens thousands at once."""
 
-    CALL = 1
-    REFRESH = 60
+    CALL = "calls a second"
+    OPENING = "new streams a second"
+    REFRESH = "forced refreshes a minute"
+
+    @property
+    def window(self) -> int:
+        """In windows of how many seconds."""
+        return 60 if self is Action.REFRESH else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,9 @@ class Allowance:
     streams: int
 
     def of(self, action: Action) -> int:
-        """How many in a window."""
+        """How many in a window. All streams that may be open may be opened at once."""
+        if action is Action.OPENING:
+            return max(self.calls, self.streams)
         return self.calls if action is Action.CALL else self.refreshes
 
 
@@ -77,6 +85,16 @@ class Quotas:
         self._windows: OrderedDict[tuple[Action, str], _Window] = OrderedDict()
         self._streams: dict[str, int] = {}
 
+    def take_at_hand(self, identity: Identity, action: Action) -> bool:
+        """Count it where that needs no question and there is room; False where `take` is to be asked."""
+        if self._allowances.get(identity.kind) is None:
+            return True
+        window = self._windows.get((action, identity.name))
+        if window is None or window.used >= window.granted or asyncio.get_running_loop().time() >= window.ends:
+            return False
+        window.used += 1
+        return True
+
     async def take(self, identity: Identity, action: Action) -> None:
         """Count it, or raise CallerRateLimited with the time until there may be more."""
         allowance = self._allowances.get(identity.kind)
@@ -91,9 +109,7 @@ class Quotas:
                     await self._grant(window, identity, action, limit)
         if window.used >= window.granted:
             left = max(0.05, min(window.ends, window.asks) - clock())
-            what = "calls" if action is Action.CALL else "forced refreshes"
-            span = "second" if action is Action.CALL else "minute"
-            raise CallerRateLimited(f"This caller may make {limit} {what} a {span}.", retry_after=left)
+            raise CallerRateLimited(f"This caller may have {limit} {action.value}.", retry_after=left)
         window.used += 1
 
     def _window(self, identity: Identity, action: Action) -> _Window:
@@ -101,7 +117,7 @@ class Quotas:
         now = asyncio.get_running_loop().time()
         window = self._windows.get(key)
         if window is None or now >= window.ends:
-            self._windows[key] = window = _Window(now + action.value)
+            self._windows[key] = window = _Window(now + action.window)
             self._windows.move_to_end(key)
             while len(self._windows) > _MAX_WINDOWS:
                 self._windows.popitem(last=False)
@@ -120,7 +136,7 @@ class Quotas:
             window.granted = min(limit, window.granted + lot)
         else:
             # Redis's window is another than this one, and may end at any moment.
-            window.asks = asyncio.get_running_loop().time() + action.value / _LOTS
+            window.asks = asyncio.get_running_loop().time() + action.window / _LOTS
         if window.granted >= limit:
             window.asks = window.ends
 

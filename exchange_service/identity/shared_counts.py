@@ -69,4 +69,6 @@ class RedisCount:
 
 
 def _item(action: Action, limit: int) -> RateLimitItem:
-    return RateLimitItemPerSecond(limit) if action is Action.CALL else RateLimitItemPerMinute(limit)
+    kind = RateLimitItemPerMinute if action is Action.REFRESH else RateLimitItemPerSecond
+    # Each in a count of its own, also where two may be had equally often.
+    return kind(limit, namespace=action.name)

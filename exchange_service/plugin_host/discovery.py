@@ -10,7 +10,17 @@ import structlog
 
 from exchange_service.model import Manifest
 from exchange_service.plugin_host.launch import MEBIBYTE, StartFailed, Terms, introduction, newer_introduction
-from exchange_service.registry import Introduction, Placement, PluginInfo, Registry, Unfit, load_registry, plugin_info
+from exchange_service.registry import (
+    Introduction,
+    Placement,
+    PluginInfo,
+    Problem,
+    Registry,
+    Unfit,
+    installed_plugins,
+    load_registry,
+    plugin_info,
+)
 from exchange_service.settings import Settings
 
 # The distributions of this project: what they do at import is known.
@@ -39,13 +49,37 @@ def placement(info: PluginInfo, wishes: Mapping[str, str], allowed: Sequence[str
     return Placement.OWN_PROCESS if wish == "own-process" or info.distribution in _HEAVY else Placement.IN_PROCESS
 
 
+def one_of_each_name(points: Sequence[EntryPoint]) -> tuple[list[EntryPoint], list[Problem]]:
+    """One plugin of each name, and the others with the reason. Settings, log lines and processes go by the name: a
+    stranger that takes one of ours would otherwise take its place, and its users' credentials."""
+    chosen: dict[str, EntryPoint] = {}
+    # Ours before strangers, and of these the first by its distribution's name.
+    for point in sorted(points, key=lambda point: (plugin_info(point).distribution not in OURS, plugin_info(point))):
+        chosen.setdefault(point.name, point)
+    left_out = []
+    for point in points:
+        info, kept = plugin_info(point), plugin_info(chosen[point.name])
+        if info != kept:
+            reason = f"The name {info.name!r} is {kept.distribution}'s; nothing of {info.distribution} is loaded."
+            left_out.append(Problem(info, reason))
+    return list(chosen.values()), left_out
+
+
 def open_registry(settings: Settings) -> Registry:
     """Every installed plugin, as the settings place them."""
 
     def place(info: PluginInfo) -> Placement:
         return placement(info, settings.plugin_processes, settings.allowed_plugins)
 
-    return load_registry(choices=settings.exchange_plugins, place=place, introduce=_introduced, refresh_stranger=_newer)
+    found, left_out = one_of_each_name(installed_plugins())
+    return load_registry(
+        found=found,
+        left_out=left_out,
+        choices=settings.exchange_plugins,
+        place=place,
+        introduce=_introduced,
+        refresh_stranger=_newer,
+    )
 
 
 def _introduced(points: Sequence[EntryPoint]) -> Sequence[Introduction | Unfit]:

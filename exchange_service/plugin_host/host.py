@@ -14,22 +14,24 @@ import structlog
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, ServiceError
+from exchange_service.logs import CallMark, current_call
 from exchange_service.model import Account, Credential
 from exchange_service.plugin_host.protocol import (
     PROTOCOL,
+    REQUEST_ID,
     SERVICE,
     TOKEN,
     proof,
     read_credential,
     read_manifest,
     read_reference,
+    write_error,
     write_rights,
 )
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.registry import Listing, LoadedPlugin, Registry, Unfit
 from exchange_service.sessions import Sessions
 from exchange_service.venue_http import VenueHttpPool
-from exchange_service.wire import fault_message
 
 # Seconds after which a call that was cancelled and still runs counts as stuck.
 _STUCK_AFTER = 3.0
@@ -143,13 +145,11 @@ class Host:
         except _CredentialNeeded:
             return reply(credential_needed=True)
         except ServiceError as error:
-            return reply(fault=fault_message(error))
+            return reply(fault=write_error(error))
         except Exception as error:
             # Nothing of it is for anybody else: its text may hold what the plugin had in its hands.
             log.error("plugin_host.failed", error=type(error).__name__)
-            return reply(
-                fault=fault_message(PluginFailed("The process that runs the plugin failed; its log says why."))
-            )
+            return reply(fault=write_error(PluginFailed("The process that runs the plugin failed; its log says why.")))
         finally:
             if brought:
                 self._offered.pop(reference, None)
@@ -190,9 +190,14 @@ class Host:
 
     def _guarded(self, answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
         async def handle(request: Any, context: Any) -> Any:
-            token = next((value for name, value in context.invocation_metadata() if name == TOKEN), "")
-            if not hmac.compare_digest(str(token), self._token):
+            metadata = dict(context.invocation_metadata() or ())
+            if not hmac.compare_digest(str(metadata.get(TOKEN, "")), self._token):
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, "no token of this process")
-            return await answer(request)
+            mark = CallMark(str(metadata.get(REQUEST_ID, "")))
+            current_call.set(mark)
+            try:
+                return await answer(request)
+            finally:
+                mark.request_id = ""
 
         return handle

@@ -24,8 +24,8 @@ from exchange_service.plugin_host.protocol import (
 from exchange_service.plugin_host.supervisor import Condition, PluginProcess, Supervisor, Work
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.registry import Listing, LoadedPlugin, Registry
-from exchange_service.sessions import Sessions
-from exchange_service.wire import FetchedBalance, fetched_balance, read_fetched
+from exchange_service.sessions import MAX_ROWS, Sessions, misshapen
+from exchange_service.wire import FetchedBalance, fetched_balance, read_fetched, rows_of
 
 # Seconds that a process has, beyond the deadline, to say that the deadline has passed.
 _LAST_WORD = 0.25
@@ -59,7 +59,7 @@ class HostedPlugins:
         here: Sessions,
         open_credential: Callable[[CredentialReference], Awaitable[Credential]],
         settings: HostSettings,
-        on_change: Callable[[str, str], None],
+        on_change: Callable[[str, str, bool], None],
     ) -> None:
         self._registry = registry
         self._here = here
@@ -84,13 +84,16 @@ class HostedPlugins:
 
         def work() -> Work:
             settings = self._settings
-            return Work(plugin.manifest, settings.overrides, settings.venue_timeout, settings.session_idle)
+            own = {metadata.id for metadata in plugin.manifest.exchanges}
+            overrides = {name: url for name, url in settings.overrides.items() if name.partition(".")[0] in own}
+            return Work(plugin.manifest, overrides, settings.venue_timeout, settings.session_idle)
 
-        return Supervisor(terms, work, lambda: self._on_change(name, self._trouble(name)))
+        return Supervisor(terms, work, lambda: self._tell(name))
 
-    def _trouble(self, name: str) -> str:
-        """Why some of the plugin's accounts cannot be read, a sentence; empty where none of its processes is down."""
-        return next((supervisor.trouble for supervisor in self._processes[name] if supervisor.trouble), "")
+    def _tell(self, name: str) -> None:
+        """Say why some of the plugin's accounts cannot be read, and whether that is so for all of them."""
+        troubles = [supervisor.trouble for supervisor in self._processes[name] if supervisor.trouble]
+        self._on_change(name, troubles[0] if troubles else "", len(troubles) < len(self._processes[name]))
 
     def _supervisors(self) -> list[Supervisor]:
         return [supervisor for several in self._processes.values() for supervisor in several]
@@ -170,6 +173,14 @@ class HostedPlugins:
             return await process.call(method, request, left + _LAST_WORD)
         except grpc.aio.AioRpcError as error:
             code = error.code()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Not the caller's: its channel was closed, because it has ended.
+            code = grpc.StatusCode.UNAVAILABLE
+        except grpc.aio.UsageError:
+            code = grpc.StatusCode.UNAVAILABLE
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             supervisor.call_overdue()
             raise VenueTimeout(f"{listing.metadata.name} did not answer in time.")
@@ -202,17 +213,24 @@ class HostedPlugins:
         """End every process, and the sessions of this one."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*(supervisor.close() for supervisor in self._supervisors()), *self._tasks)
+        endings = (supervisor.close() for supervisor in self._supervisors())
+        await asyncio.gather(*endings, *self._tasks, return_exceptions=True)
         await self._here.close()
 
 
 def _read_and_written(fetched: FetchedBalance, listing: Listing) -> FetchedBalance:
-    """The balance as this process writes it: the amounts are checked again, because a stranger may have changed them,
-    or what checks them, in its own."""
+    """The balance as this process writes it: rows and amounts are checked again, because a stranger may have changed
+    them, or what checks them, in its own."""
+    name = listing.plugin.info.name
     try:
-        return fetched_balance(read_fetched(fetched))
+        if rows_of(fetched) > MAX_ROWS:
+            raise ValueError("more rows than any venue has")
+        balance = read_fetched(fetched)
+        problem = misshapen(balance)
+        if problem:
+            raise PluginFailed(f"The plugin {name} answered with a wrong balance: {problem}.")
+        return fetched_balance(balance)
     except (TypeError, ValueError, ArithmeticError, AttributeError):
-        name = listing.plugin.info.name
         raise PluginFailed(f"The plugin {name} answered with something that is no balance.") from None
 
 

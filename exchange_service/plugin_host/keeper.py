@@ -24,6 +24,9 @@ from typing import Any
 # Seconds that the program has to end by itself, and then everything else to be gone.
 _GRACE = 1.0
 _SWEEP = 3.0
+_NOT_FOR_IT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# What the program ends by itself at; it ignores the others as the keeper does.
+_END = signal.SIGUSR1
 _SET_PARENT_DEATH_SIGNAL = 1
 _SET_CHILD_SUBREAPER = 36
 
@@ -65,8 +68,7 @@ def _start(config: dict[str, Any]) -> int:
         os.nice(config["nice"])
         os.dup2(read, 0)
         os.closerange(3, 256)
-        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(name, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.execv(config["command"][0], config["command"])  # noqa: S606 - ours, and no shell
     finally:
         os._exit(127)
@@ -94,7 +96,7 @@ def _wait(program: int, wake: int) -> int | None:
 def _ended_in_time(program: int) -> int | None:
     """The program's status once it has ended by itself, as it was asked to; None where it did not."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(program, signal.SIGTERM)
+        os.kill(program, _END)
     limit = time.monotonic() + _GRACE
     while time.monotonic() < limit:
         pid, status = os.waitpid(program, os.WNOHANG)
@@ -146,8 +148,11 @@ def _first_line() -> bytes:
 def main() -> int:
     """The program's exit status, or 128 and the number of the signal that ended it."""
     config = json.loads(_first_line())
-    # Nobody else's signals reach it: not the terminal's, and not those for the service's group.
+    # Signals that the terminal or a process manager sends to all alike are not for it: it ends with the service, which
+    # may still have calls to answer.
     os.setsid()
+    for name in _NOT_FOR_IT:
+        signal.signal(name, signal.SIG_IGN)
     _process_control(_SET_CHILD_SUBREAPER, 1)
     _limit(config["limits"])
     wake_read, wake_write = os.pipe()

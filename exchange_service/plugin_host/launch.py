@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from exchange_service.model import Manifest
-from exchange_service.plugin_host.protocol import MAX_MANIFEST, read_manifest
+from exchange_service.plugin_host.protocol import read_manifest
 from exchange_service.registry import Introduction
 
 _KEEPER = Path(__file__).with_name("keeper.py")
@@ -36,6 +36,10 @@ _LONGEST_SOCKET = 100
 # Seconds that a stranger has to say what it serves, at the start and when it looks for newer words.
 _INTRODUCTION_LIMIT = 10.0
 _REFRESH_LIMIT = 120.0
+# Seconds that a keeper has to end.
+_KEEPER_LIMIT = 5.0
+# Bytes of what a stranger says of itself: callers are shown it with the catalogue.
+_LONGEST_INTRODUCTION = 512 * 1024
 INTRODUCE, REFRESH = "--introduce", "--refresh"
 # What stands before the manifest of a plugin that may have a newer one later.
 REFRESHES = b"+"
@@ -151,15 +155,19 @@ async def newer_introduction(terms: Terms) -> Manifest | None:
             process.stdin.write(launch.first_line)
             async with asyncio.timeout(_REFRESH_LIMIT):
                 data = b""
-                while len(data) < MAX_MANIFEST and (more := await process.stdout.read(MAX_MANIFEST)):
+                while len(data) < _LONGEST_INTRODUCTION and (more := await process.stdout.read(_LONGEST_INTRODUCTION)):
                     data += more
                 found = _introduction(data, await process.wait())
         except TimeoutError:
             raise StartFailed(f"It did not say what it serves within {_REFRESH_LIMIT:g} seconds.") from None
         finally:
-            # Its end is what the keeper waits for.
+            # Its end is what the keeper waits for; one that was stopped waits for nothing.
             process.stdin.close()
-            await process.wait()
+            ended = asyncio.ensure_future(process.wait())
+            await asyncio.wait({ended}, timeout=_KEEPER_LIMIT)
+            if not ended.done():
+                process.kill()
+                await ended
     finally:
         launch.close()
     return found.manifest if found else None
@@ -190,7 +198,7 @@ def _read_manifest(process: subprocess.Popen[bytes], launch: Launch, limit: floa
     try:
         process.stdin.write(launch.first_line)
         process.stdin.flush()
-        data = process.stdout.read(MAX_MANIFEST)
+        data = process.stdout.read(_LONGEST_INTRODUCTION)
     except OSError:
         data = b""
     finally:
@@ -198,7 +206,11 @@ def _read_manifest(process: subprocess.Popen[bytes], launch: Launch, limit: floa
         timer.cancel()
         timer.join()
         process.stdin.close()
-    status = process.wait()
+    try:
+        status = process.wait(_KEEPER_LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        status = process.wait()
     if not in_time:
         raise StartFailed(f"It did not say what it serves within {limit:g} seconds.")
     return _introduction(data, status)

@@ -27,12 +27,15 @@ import structlog
 from exchange_service.logs import configure_logging
 from exchange_service.plugin_host.launch import INTRODUCE, REFRESH, REFRESHES
 from exchange_service.plugin_host.protocol import MAX_MESSAGE, write_manifest
+from exchange_service.redaction import redacted
 from exchange_service.registry import ENTRY_POINT_GROUP, LoadedPlugin, Unfit, load_entry_point, newer_manifest
 
 READY = b"ready\n"
 # Lines of the plugin's own printing that are passed on in a second, and characters of a line.
 _MOST_LINES = 20
 _LONGEST_LINE = 1000
+# Of a line without an end: what is longer is lost.
+_MOST_BEGUN = 8000
 
 # Allocations before young objects are looked over, and how many times that happens before older ones are, and all.
 _COLLECTOR = (700, 10, 1000)
@@ -53,7 +56,7 @@ class _Printed(io.TextIOBase):
 
     def write(self, text: str) -> int:
         *lines, begun = (self._begun + text).split("\n")
-        self._begun = begun[:_LONGEST_LINE]
+        self._begun = begun[:_MOST_BEGUN]
         for line in lines:
             self._pass_on(line)
         return len(text)
@@ -64,7 +67,8 @@ class _Printed(io.TextIOBase):
             self._second, self._lines = second, 0
         self._lines += 1
         if line.strip() and self._lines <= _MOST_LINES:
-            log.info("plugin.output", line=line[:_LONGEST_LINE])
+            # Without its secrets before it is cut: half of one would not be known for what it is.
+            log.info("plugin.output", line=redacted(line)[:_LONGEST_LINE])
 
 
 def _take_streams() -> tuple[str, int, TextIO]:
@@ -123,7 +127,7 @@ async def _serve(name: str, distribution: str, socket: str, token: str, answer: 
     server.add_insecure_port(f"unix:{socket}")
     await server.start()
     ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, ended.set)
     os.write(answer, READY)
     os.close(answer)
     await ended.wait()

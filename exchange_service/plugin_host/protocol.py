@@ -15,7 +15,7 @@ from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceErro
 from exchange_service.model import Account, Credential, KeyRights, Manifest
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
-from exchange_service.wire import read_fault
+from exchange_service.wire import fault_message, read_fault
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 # Rises with every change of plugin_host.proto, or of what its fields mean.
 PROTOCOL = 1
 SERVICE = messages.DESCRIPTOR.services_by_name["PluginHostService"].full_name
-# The metadata of every call.
+# The metadata of every call, and of one that is made for a caller's.
 TOKEN = "token"  # noqa: S105 - its name
+REQUEST_ID = "x-request-id"
 # A balance of the largest size, and the message around it.
 MAX_MESSAGE = 4 * 1024 * 1024
 # Bytes of a manifest: CCXT's, with over a hundred listings, has 150,000.
@@ -116,11 +117,19 @@ def read_rights(message: messages.KeyRights) -> KeyRights:
     )
 
 
+def write_error(error: ServiceError) -> balance_pb2.AccountFault:
+    """The error. A delay that nobody gave is left out, so that the other side does not take it for the venue's."""
+    fault = fault_message(error)
+    if error.given_delay is None:
+        fault.ClearField("retry_delay")
+    return fault
+
+
 def read_error(fault: balance_pb2.AccountFault, plugin: str) -> ServiceError:
     """The plugin's error; one that a plugin may not raise is its failure."""
     try:
         error = read_fault(fault)
-    except ValueError:
+    except (ValueError, ArithmeticError):
         error = None
     if isinstance(error, VenueError | PluginFailed | PluginUnavailable):
         return error

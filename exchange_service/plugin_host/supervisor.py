@@ -8,21 +8,24 @@ import hmac
 import json
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import psutil
 import structlog
 
 from exchange_service.errors import PluginUnavailable
+from exchange_service.logs import current_call, current_request_id
 from exchange_service.model import Manifest
 from exchange_service.plugin_host.launch import Launch, StartFailed, Terms, ending, prepare
 from exchange_service.plugin_host.protocol import (
     MAX_MESSAGE,
     PROTOCOL,
+    REQUEST_ID,
     TOKEN,
     proof,
     write_manifest,
@@ -46,6 +49,11 @@ _PROCESSOR_LOOKS = 60
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 _LIVED = 60.0
+_LEAST_PAUSE = 0.01
+# Seconds between two replacements of a process that answers; doubled each time, until one has lived for long.
+_FIRST_REPLACE_PAUSE = 10.0
+_LONGEST_REPLACE_PAUSE = 600.0
+_LIVED_LONG = 3600.0
 # Seconds that calls have to end in a process that is replaced.
 _DRAIN = 10.0
 # Seconds after the end of the keeper's input until it is killed.
@@ -70,6 +78,8 @@ _CHANNEL_OPTIONS = (
     # Not shared with another channel to an address of the same name.
     ("grpc.use_local_subchannel_pool", 1),
 )
+
+T = TypeVar("T")
 
 log = structlog.get_logger("exchange_service.plugin_host")
 
@@ -117,15 +127,17 @@ class Condition:
 class PluginProcess:
     """One process, from its start to its end."""
 
-    def __init__(self, terms: Terms, launch: Launch, keeper: asyncio.subprocess.Process) -> None:
+    def __init__(self, terms: Terms, manifest: Manifest, launch: Launch, keeper: asyncio.subprocess.Process) -> None:
         self.terms = terms
         self.process_id = 0
         self.started_at = asyncio.get_running_loop().time()
         self.memory = 0
         # Why it was ended, where that was our doing; a sentence.
         self.reason = ""
+        self.manifest = manifest
         self._launch = launch
         self._keeper = keeper
+        self._over = False
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -137,7 +149,10 @@ class PluginProcess:
     @classmethod
     async def start(cls, terms: Terms, work: Work) -> PluginProcess:
         """A process that serves; StartFailed where it did not come to that."""
-        launch = prepare(terms)
+        try:
+            launch = prepare(terms)
+        except OSError as error:
+            raise StartFailed(f"There is no room for a process's folder ({type(error).__name__}).") from None
         try:
             keeper = await asyncio.create_subprocess_exec(
                 *launch.command,
@@ -147,10 +162,12 @@ class PluginProcess:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
             )
-        except OSError as error:
+        except BaseException as error:
             launch.close()
-            raise StartFailed(f"A process could not be started ({type(error).__name__}).") from None
-        process = cls(terms, launch, keeper)
+            if isinstance(error, OSError):
+                raise StartFailed(f"A process could not be started ({type(error).__name__}).") from None
+            raise
+        process = cls(terms, work.manifest, launch, keeper)
         try:
             async with asyncio.timeout(_START_LIMIT):
                 await process._begin(work)
@@ -178,8 +195,8 @@ class PluginProcess:
             raise StartFailed("Something else than its process answered.")
         self.process_id = reply.process_id
         # From here on nobody else can come to the socket, nor be taken for it.
-        await asyncio.to_thread(self._forget_socket)
-        await self._look_at_memory()
+        await _aside(self._forget_socket)
+        await self.look_at_memory()
 
     def _forget_socket(self) -> None:
         with contextlib.suppress(OSError):
@@ -193,15 +210,17 @@ class PluginProcess:
     @property
     def alive(self) -> bool:
         """Whether it has not ended, and nobody has ended it."""
-        return not self.ended.done() and not self.reason
+        return not self._over and not self.reason
 
     async def call(self, method: str, request: Any, timeout: float) -> Any:
         """The process's answer; grpc.aio.AioRpcError where there is none."""
         self._calls += 1
         self._idle.clear()
+        request_id = current_request_id()
+        metadata = ((TOKEN, self._launch.token), *(((REQUEST_ID, request_id),) if request_id else ()))
         try:
             return await getattr(self._stub, method)(
-                request, timeout=timeout, metadata=((TOKEN, self._launch.token),), wait_for_ready=not self.process_id
+                request, timeout=timeout, metadata=metadata, wait_for_ready=not self.process_id
             )
         finally:
             self._calls -= 1
@@ -211,12 +230,12 @@ class PluginProcess:
     async def look(self) -> int:
         """How many of its calls are stuck. grpc.aio.AioRpcError where it does not answer."""
         reply = await self.call("CheckHealth", messages.CheckHealthRequest(), 2 * _UNANSWERED)
-        await self._look_at_memory()
         return int(reply.stuck_calls)
 
-    async def _look_at_memory(self) -> None:
+    async def look_at_memory(self) -> None:
+        """Measure its memory, with what it has started."""
         # In a thread: where many processes run, asking for their parents takes a while.
-        self.memory = await asyncio.to_thread(_memory_below, self._keeper.pid)
+        self.memory = await _aside(_memory_below, self._keeper.pid)
 
     def processor_seconds(self) -> float:
         """What it has used of the processor."""
@@ -229,8 +248,10 @@ class PluginProcess:
     async def _until_ended(self) -> str:
         """Wait for the end, and say why it came."""
         status = await self._keeper.wait()
+        # Before its channel is closed under those who would call it.
+        self._over = True
         await self._channel.close()
-        self._launch.close()
+        await _aside(self._launch.close)
         return self.reason or f"It ended by itself ({ending(status)})."
 
     def stop(self, reason: str) -> None:
@@ -267,6 +288,8 @@ class PluginProcess:
         """Pass the process's log lines on as ours, not more than people can read. What is beyond that is lost, and
         taken slowly: who writes without an end must not keep this process busy."""
         assert self._keeper.stderr is not None
+        # The lines are of many calls, and say themselves of which.
+        current_call.set(None)
         loop = asyncio.get_running_loop()
         begun, second, lines, size = b"", 0, 0, 0
         while chunk := await self._keeper.stderr.read(_LOG_CHUNK):
@@ -295,9 +318,18 @@ def _pass_on(line: bytes, plugin: str) -> None:
         fields.pop("timestamp", None)
         write = {"debug": log.debug, "info": log.info, "error": log.error}.get(level, log.warning)
         write(event, **{str(name): value for name, value in fields.items() if name != "plugin"}, plugin=plugin)
-    # TypeError also for a field that is called as one of the logger's own arguments is.
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    # Whatever it is: a field may be called as one of the logger's own arguments, and no line ends the reading.
+    except Exception:
         log.warning("plugin.output", plugin=plugin, line=line.decode(errors="replace").rstrip()[:1000])
+
+
+# Of its own: what else waits in threads, such as a slow lookup of a name, says nothing about a plugin's process.
+_threads = ThreadPoolExecutor(2, thread_name_prefix="plugin processes")
+
+
+async def _aside(work: Callable[..., T], *arguments: Any) -> T:
+    """Do it in a thread."""
+    return await asyncio.get_running_loop().run_in_executor(_threads, work, *arguments)
 
 
 def _memory_below(keeper: int) -> int:
@@ -335,6 +367,9 @@ class Supervisor:
         self._restarts = 0
         self._last_end = ""
         self._overdue = False
+        self._replace_at = 0.0
+        self._replace_pause = _FIRST_REPLACE_PAUSE
+        self._configuring: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
@@ -383,7 +418,11 @@ class Supervisor:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._closed or self._starting is not None:
+        if self._closed:
+            return
+        if self._starting is not None:
+            # The attempt that failed is still being cleared away.
+            self._timer = asyncio.get_running_loop().call_later(_LEAST_PAUSE, self._start)
             return
         self._starting = asyncio.create_task(self._start_one(), name=f"start of {self.terms.name}")
         self._starting.add_done_callback(self._started)
@@ -411,6 +450,9 @@ class Supervisor:
         if self._watching is not None:
             self._watching.cancel()
         self._watching = asyncio.create_task(self._watch(process), name=f"watch over {self.terms.name}")
+        if process.manifest is not self._work().manifest:
+            # It became newer while the process was being started.
+            self._configuring = asyncio.create_task(self.configure(), name=f"newer manifest of {self.terms.name}")
         self._tell("")
 
     def _process_ended(self, process: PluginProcess, ended: asyncio.Task[str]) -> None:
@@ -448,7 +490,7 @@ class Supervisor:
         self._last_end = why
         self._restarts += 1
         self._failures = 1 if lived > _LIVED else self._failures + 1
-        pause = 0.0 if self._failures == 1 else min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (self._failures - 2))
+        pause = _LEAST_PAUSE if self._failures == 1 else min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (self._failures - 2))
         loop = asyncio.get_running_loop()
         self._restart_at = loop.time() + pause
         if self._timer is not None:
@@ -470,18 +512,29 @@ class Supervisor:
         while process.alive:
             await asyncio.sleep(_LOOK_EVERY)
             try:
-                stuck = await self._answered(process)
+                if await self._looked_after(process, used):
+                    return
             except grpc.aio.AioRpcError as error:
                 await self._give_up_after(process, error, f"It does not answer ({error.code().name}).")
                 return
-            if stuck is None:
-                self._give_up(process, "It did not answer any more: the plugin blocked its event loop.")
-                return
-            self._overdue = False
-            used.append(process.processor_seconds())
-            reason = self._why_anew(process, stuck, used)
-            if reason and await self._replace(process, reason):
-                return
+            except Exception as error:
+                # The process is not to be left to itself for whatever went wrong here.
+                log.error("plugin_host.watch_failed", plugin=self.terms.name, error=type(error).__name__)
+
+    async def _looked_after(self, process: PluginProcess, used: deque[float]) -> bool:
+        """Look at the process once, and do what is needed; whether that was the last look."""
+        stuck = await self._answered(process)
+        if stuck is None:
+            self._give_up(process, "It did not answer any more: the plugin blocked its event loop.")
+            return True
+        self._overdue = False
+        await process.look_at_memory()
+        used.append(process.processor_seconds())
+        reason = self._why_anew(process, stuck, used)
+        # One after the other, and not for ever: a process that is replaced loses its sessions and markets.
+        if not reason or self._endings or asyncio.get_running_loop().time() < self._replace_at:
+            return False
+        return await self._replace(process, reason)
 
     async def _answered(self, process: PluginProcess) -> int | None:
         """How many of its calls are stuck, however late it comes to say so; None where it takes longer than it may."""
@@ -511,6 +564,11 @@ class Supervisor:
 
     async def _replace(self, old: PluginProcess, reason: str) -> bool:
         """Start another process, and end this one when its calls have ended. False where no other could be started."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - old.started_at > _LIVED_LONG:
+            self._replace_pause = _FIRST_REPLACE_PAUSE
+        self._replace_at = loop.time() + self._replace_pause
+        self._replace_pause = min(self._replace_pause * 2, _LONGEST_REPLACE_PAUSE)
         log.warning("plugin_host.replaced", plugin=self.terms.name, reason=reason)
         try:
             new = await PluginProcess.start(self.terms, self._work())
@@ -524,15 +582,17 @@ class Supervisor:
         self._last_end = reason
         self._see_to_its_end(old, _end_when_drained(old, reason))
         # Last, because it ends the task that runs here.
-        asyncio.get_running_loop().call_soon(self._take, new)
+        loop.call_soon(self._take, new)
         return True
 
     async def configure(self) -> None:
         """Tell a running process of a newer manifest."""
         process = self.running
         if process is not None:
+            work = self._work()
+            process.manifest = work.manifest
             try:
-                await process.configure(self._work())
+                await process.configure(work)
             except grpc.aio.AioRpcError as error:
                 await self._give_up_after(process, error, "It did not take a newer manifest.")
 
@@ -541,7 +601,7 @@ class Supervisor:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        tasks = [task for task in (self._starting, self._watching) if task is not None]
+        tasks = [task for task in (self._starting, self._watching, self._configuring) if task is not None]
         for task in tasks:
             task.cancel()
         if tasks:

@@ -299,6 +299,7 @@ class StreamBalancesRequest(google.protobuf.message.Message):
 
     USER_ID_FIELD_NUMBER: builtins.int
     ACCOUNTS_FIELD_NUMBER: builtins.int
+    MIN_INTERVAL_FIELD_NUMBER: builtins.int
     user_id: builtins.str
     """The user, as the credential store knows him. Required, at most 256 characters."""
     @property
@@ -307,13 +308,22 @@ class StreamBalancesRequest(google.protobuf.message.Message):
         removed later join or leave the stream.
         """
 
+    @property
+    def min_interval(self) -> google.protobuf.duration_pb2.Duration:
+        """The least time between two balances of one account, at most an hour: what changes in between comes as one balance,
+        the latest. The first balance and errors come at once; an error that comes while a balance is held back is told
+        again behind it. Unset or zero: every change, as fast as it is read.
+        """
+
     def __init__(
         self,
         *,
         user_id: builtins.str = ...,
         accounts: collections.abc.Iterable[Global___AccountSelector] | None = ...,
+        min_interval: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accounts", b"accounts", "user_id", b"user_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["min_interval", b"min_interval"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["accounts", b"accounts", "min_interval", b"min_interval", "user_id", b"user_id"]) -> None: ...
 
 Global___StreamBalancesRequest: typing_extensions.TypeAlias = StreamBalancesRequest
 

@@ -328,7 +328,11 @@ class TestUnderTraffic:
         users = [f"user{number}" for number in range(10)]
         with capture_logs() as lines:
             async with serving(
-                tmp_path, registry=registry_of(plugin), keyset_file=keyset_file, poll_interval=0.1
+                tmp_path,
+                registry=registry_of(plugin),
+                keyset_file=keyset_file,
+                poll_interval=0.1,
+                poll_interval_still=0.1,
             ) as running:
                 database = Database(running.service.settings.database_url)
                 for user in users:

@@ -13,10 +13,11 @@ from typing import Any
 import grpc
 import pytest
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
+from structlog.testing import capture_logs
 
 from exchange_service.app import start_service
 from exchange_service.client import ExchangeServiceClient
-from exchange_service.errors import StreamLifetimeReached
+from exchange_service.errors import FieldInvalid, StreamLifetimeReached
 from exchange_service.plugin_api import (
     AssetBalance,
     Balance,
@@ -33,6 +34,7 @@ from tests.harness import (
     Gate,
     Running,
     ScriptedPlugin,
+    Stream,
     holding,
     listing,
     raising,
@@ -44,8 +46,10 @@ from tests.harness import (
     totals,
     until,
 )
+from tests.identities import SECRET, bearer, web_token
 
 TOKEN = "a-token-for-tests"
+PAPER = messages.AccountSelector(exchange_id="paper")
 QUICK: dict[str, Any] = {"poll_interval": 0.1, "heartbeat_interval": 0.15}
 # Long enough that none comes within a test that does not wait for it.
 CALM: dict[str, Any] = {"poll_interval": 0.1, "heartbeat_interval": 600.0}
@@ -366,6 +370,64 @@ class TestCost:
         assert len(paper.calls) <= 2
 
 
+class TestIntervals:
+    async def test_balances_come_no_more_often_than_the_subscriber_wants(
+        self, running: Running, paper: ScriptedPlugin
+    ) -> None:
+        amounts = itertools.count(1)
+
+        async def rising(_: VenueCall) -> Balance:
+            return holding(("BTC", str(next(amounts))))
+
+        paper.answer = rising
+        loop = asyncio.get_running_loop()
+        events = running.client.stream_balances(USER, [PAPER], min_interval=0.5)
+        async with aclosing(events) as stream:  # type: ignore[type-var]
+            arrivals = []
+            async for event in stream:
+                assert event.WhichOneof("event") == "balance"
+                arrivals.append(loop.time())
+                if len(arrivals) == 3:
+                    break
+        assert arrivals[2] - arrivals[0] >= 0.95
+
+    @pytest.mark.parametrize("seconds", [-0.001, 3600.001])
+    async def test_an_interval_out_of_bounds_is_refused_by_the_fields_name(
+        self, running: Running, seconds: float
+    ) -> None:
+        with pytest.raises(FieldInvalid, match="min_interval"):
+            await _to_the_end(running.client.stream_balances(USER, [PAPER], min_interval=seconds))
+        assert running.service.feeds.counts() == (0, 0)
+
+
+class TestStorms:
+    async def test_a_thousand_who_come_back_at_once_are_all_let_in_and_sent_away_one_after_the_other(
+        self, tmp_path: Path, paper: ScriptedPlugin
+    ) -> None:
+        # Of one caller, who may make few calls a second.
+        settings = settings_for(tmp_path, jwt_secret=SECRET, service_calls=100, **CALM)
+        service = await start_service(settings, registry=registry_of(paper))
+        async with ExchangeServiceClient(service.address) as client:
+            running = Running(service, client)
+            await running.store()
+            token = bearer(web_token("desk", exchange_service_users="*"))
+            request = messages.StreamBalancesRequest(user_id=USER, accounts=[PAPER])
+            streams = [Stream(running.stub.StreamBalances(request, metadata=token)) for _ in range(1000)]
+            firsts = await asyncio.gather(*(stream.next_of("balance") for stream in streams))
+            assert {totals(first.balance)["BTC"] for first in firsts} == {"1.50"}
+            assert service.feeds.counts() == (1, 1000)
+            stopping = asyncio.ensure_future(service.stop())
+            ends = await asyncio.gather(*(stream.failure() for stream in streams))
+            await stopping
+        assert {end.reason for end in ends} == {"SHUTTING_DOWN"}
+        delays = sorted(end.retry_delay or 0.0 for end in ends)
+        # Evenly over the time: in each quarter of it about a quarter of them.
+        assert delays[0] >= 0.2
+        assert delays[-1] <= 3.0
+        quarters = [sum(0.2 + 0.7 * part <= delay < 0.9 + 0.7 * part for delay in delays) for part in range(4)]
+        assert min(quarters) > 150
+
+
 class TestEnds:
     async def left(self, running: Running) -> None:
         await until(lambda: running.service.feeds.counts() == (0, 0), "the end of the feed")
@@ -562,5 +624,51 @@ class TestSlowReaders:
                 await asyncio.wait_for(read_on(), 20)
                 assert running.service.feeds.counts() == (1, 1)
                 assert (await reader.next_of("balance")).balance
-                call.cancel()
+                # Once he reads what lies there, he learns why.
+                failed = await Stream(call).failure()
+                assert (failed.code, failed.reason) == (grpc.StatusCode.ABORTED, "SUBSCRIBER_TOO_SLOW")
                 await frozen.close()
+
+    async def test_one_who_leaves_while_a_message_lies_unread_is_no_failure_of_ours(self, tmp_path: Path) -> None:
+        padding = tuple(f"{'x' * 1000}{number}" for number in range(2000))
+        plugin = ScriptedPlugin(answer=returning(holding(("BTC", "1"), notes=padding)))
+        async with serving(tmp_path, registry=registry_of(plugin), **CALM) as running:
+            await running.store()
+            with capture_logs() as lines:
+                async with ExchangeServiceClient(running.service.address) as client:
+                    call = Running(running.service, client).stub.StreamBalances(
+                        messages.StreamBalancesRequest(user_id=USER, accounts=[PAPER])
+                    )
+                    await call.read()
+                    amounts = itertools.count(2)
+
+                    async def rising(_: VenueCall) -> Balance:
+                        return holding(("BTC", str(next(amounts))), notes=padding)
+
+                    plugin.answer = rising
+                    await polled(plugin, 5)
+                await until(lambda: running.service.feeds.counts() == (0, 0), "the end of the stream")
+            assert "call.failed" not in {line["event"] for line in lines}
+
+    async def test_of_two_who_stop_reading_each_is_ended_in_his_time(self, tmp_path: Path) -> None:
+        amounts = itertools.count(1)
+        padding = tuple(f"{'x' * 1000}{number}" for number in range(2000))
+
+        async def rising(_: VenueCall) -> Balance:
+            return holding(("BTC", str(next(amounts))), notes=padding)
+
+        plugin = ScriptedPlugin(answer=rising)
+        async with (
+            serving(
+                tmp_path, registry=registry_of(plugin), poll_interval=0.1, max_age=0.0, write_timeout=0.5
+            ) as running,
+            ExchangeServiceClient(running.service.address) as first,
+            ExchangeServiceClient(running.service.address) as second,
+        ):
+            await running.store()
+            request = messages.StreamBalancesRequest(user_id=USER, accounts=[PAPER])
+            for number, client in enumerate((first, second), start=1):
+                call = Running(running.service, client).stub.StreamBalances(request)
+                await call.read()
+                await until(lambda open_now=number: running.service.feeds.counts()[1] == open_now)  # type: ignore[misc]
+            await until(lambda: running.service.feeds.counts() == (0, 0), "the end of both")

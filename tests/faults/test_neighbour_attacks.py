@@ -160,7 +160,8 @@ class TestSharedRedis:
         # Two replicas with nothing in their own memory: one believes what is well formed, the other looks whose it is.
         with monkeypatch.context() as unguarded:
             unguarded.setattr(
-                "exchange_service.balances.decode_stored", lambda _, raw: decode_stored(Account("bob", "paper"), raw)
+                "exchange_service.kept_balances.decode_stored",
+                lambda _, raw: decode_stored(Account("bob", "paper"), raw),
             )
             async with serving(tmp_path, registry=registry_of(plugin), **settings) as running:
                 reply = await running.client.get_balance("alice", "paper")

@@ -10,6 +10,7 @@ from exchange_service.plugin_api import (
     ExchangeMetadata,
     KeyRights,
     Manifest,
+    RateLimit,
     VenueAccount,
     VenueCall,
     gather_accounts,
@@ -73,6 +74,8 @@ ASTER = ExchangeMetadata(
     ),
     documentation_url="https://asterdex.github.io/aster-api-website/",
     credential_url="https://www.asterdex.com/en/api-wallet",
+    # In the venue's weights: both accounts together weigh ten.
+    limits=(RateLimit("address", 2400, 60, cost=10),),
 )
 
 

@@ -24,6 +24,7 @@ from exchange_service.plugin_api import (
     ExchangeMetadata,
     Manifest,
 )
+from exchange_service_ccxt_generic.limits import limits_of
 
 # Building takes one to three seconds; on a busy machine several times that.
 BUILD_TIMEOUT = 60.0
@@ -149,4 +150,5 @@ def listing(entry: Mapping[str, Any]) -> ExchangeMetadata:
         countries=tuple(entry["countries"]),
         is_ccxt=True,
         unsupported_reason=reason,
+        limits=limits_of(entry["id"], entry["rate_limit"]),
     )

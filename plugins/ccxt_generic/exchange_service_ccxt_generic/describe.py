@@ -112,4 +112,6 @@ def entry(
         "production": dict(production),
         "sandbox": None if sandbox is None else dict(sandbox),
         "unsupported_reason": unsupported_reason(exchange_id),
+        # Milliseconds between two requests of the smallest cost.
+        "rate_limit": described["rateLimit"],
     }

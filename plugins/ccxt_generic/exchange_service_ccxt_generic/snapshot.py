@@ -37,6 +37,7 @@ def _entry(exchange: Any) -> dict[str, Any]:
         "has": exchange.has,
         "requiredCredentials": exchange.requiredCredentials,
         "countries": exchange.countries,
+        "rateLimit": exchange.rateLimit,
     }
     production = environment_urls(exchange.urls, exchange.hostname)
     return entry(described, production, _sandbox_urls(exchange))

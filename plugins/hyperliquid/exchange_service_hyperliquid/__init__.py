@@ -10,6 +10,7 @@ from exchange_service.plugin_api import (
     ExchangeMetadata,
     KeyRights,
     Manifest,
+    RateLimit,
     VenueCall,
     hookimpl,
 )
@@ -54,6 +55,9 @@ HYPERLIQUID = ExchangeMetadata(
         Environment("sandbox", {"api": "https://api.hyperliquid-testnet.xyz"}, aliases=("testnet",)),
     ),
     documentation_url="https://hyperliquid.gitbook.io/hyperliquid-docs/for-developers/api",
+    # In the venue's weights: each of the two states weighs two. An address's mode weighs twenty, and is asked once in
+    # hours; the two more are its share.
+    limits=(RateLimit("address", 1200, 60, cost=6),),
     # No credential_url: the only page that makes keys makes API wallets, whose address is the wrong one to store.
 )
 

@@ -12,6 +12,7 @@ from exchange_service.plugin_api import (
     ExchangeMetadata,
     KeyRights,
     Manifest,
+    RateLimit,
     VenueCall,
     hookimpl,
 )
@@ -76,6 +77,8 @@ LIGHTER = ExchangeMetadata(
     ),
     documentation_url="https://apidocs.lighter.xyz",
     credential_url="https://app.lighter.xyz/apikeys",
+    # Without a token, and in any minute; one request reads all accounts of a wallet.
+    limits=(RateLimit("address", 60, 60),),
 )
 
 

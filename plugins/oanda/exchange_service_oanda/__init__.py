@@ -12,6 +12,7 @@ from exchange_service.plugin_api import (
     ExchangeMetadata,
     KeyRights,
     Manifest,
+    RateLimit,
     VenueAccount,
     VenueCall,
     combined_summary,
@@ -53,6 +54,8 @@ OANDA = ExchangeMetadata(
     ),
     documentation_url="https://developer.oanda.com/rest-live-v20/introduction/",
     credential_url="https://www.oanda.com/account/tpa/personal_token",
+    # The list of accounts, and one account as a rule.
+    limits=(RateLimit("address", 100, 1, cost=2),),
 )
 
 # OANDA refuses more than two new connections a second, so no more accounts of a token are read at the same time.

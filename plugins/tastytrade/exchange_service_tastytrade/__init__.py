@@ -12,6 +12,7 @@ from exchange_service.plugin_api import (
     ExchangeMetadata,
     KeyRights,
     Manifest,
+    RateLimit,
     VenueAccount,
     VenueCall,
     combined_summary,
@@ -71,6 +72,8 @@ TASTYTRADE = ExchangeMetadata(
     ),
     documentation_url="https://developer.tastytrade.com",
     credential_url="https://my.tastytrade.com/app.html#/manage/api-access/oauth-applications",
+    # The venue publishes none. This is a balance every two seconds: a list of accounts, and one account as a rule.
+    limits=(RateLimit("key", 60, 60, cost=2),),
 )
 
 _READ_IS_ENOUGH = (

@@ -10,6 +10,7 @@ from exchange_service.plugin_api import (
     ExchangeMetadata,
     KeyRights,
     Manifest,
+    RateLimit,
     VenueCall,
     hookimpl,
 )
@@ -34,6 +35,8 @@ _INSTRUCTIONS = (
     "In Tradier's dashboard open Settings, API Access, and copy the access token of the environment that you connect. "
     "The sandbox has a token and an account number of its own."
 )
+# The sandbox's; live it is twice as much. The token's profile is asked for now and then besides the account.
+_LIMITS = (RateLimit("key", 60, 60, cost=2),)
 _DOCUMENTATION = "https://documentation.tradier.com/brokerage-api"
 _CREDENTIAL_PAGE = "https://dash.tradier.com/settings/api"
 
@@ -54,6 +57,7 @@ TRADIER = ExchangeMetadata(
     environments=_ENVIRONMENTS,
     documentation_url=_DOCUMENTATION,
     credential_url=_CREDENTIAL_PAGE,
+    limits=_LIMITS,
 )
 
 TRADIER_OPTIONS = ExchangeMetadata(
@@ -73,6 +77,7 @@ TRADIER_OPTIONS = ExchangeMetadata(
     environments=_ENVIRONMENTS,
     documentation_url=_DOCUMENTATION,
     credential_url=_CREDENTIAL_PAGE,
+    limits=_LIMITS,
     # The same accounts, so the same token: nobody should have to store it twice.
     credential_of="tradier",
 )

@@ -1,10 +1,10 @@
 """Prints megabytes, at import too, and its user's secret in every way that it finds."""
 
 import os
-import stat
 import sys
 import threading
 
+import structlog
 from evil_common import WELL, EvilPlugin
 
 from exchange_service.plugin_api import Balance, VenueCall
@@ -30,14 +30,7 @@ async def prints(call: VenueCall) -> Balance:
 
 def _pipes() -> list[int]:
     """What its own log lines go through must be open in its process, and so it can be found."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if stat.S_ISFIFO(os.fstat(int(name)).st_mode):
-                found.append(int(name))
-        except OSError:
-            pass
-    return found
+    return [structlog.get_config()["logger_factory"]._file.fileno()]
 
 
 async def breaks_its_log(call: VenueCall) -> Balance:
@@ -50,7 +43,9 @@ async def breaks_its_log(call: VenueCall) -> Balance:
     for pipe in _pipes():
         for line in lines:
             os.write(pipe, line + b"\n")
-        os.write(pipe, b'{"event":"taken nevertheless","level":"info"}\n')
+        # Later, because of many lines in a second most are lost.
+        good = b'{"event":"taken nevertheless","level":"info"}\n'
+        threading.Timer(1.5, os.write, (pipe, good)).start()
     return WELL
 
 

@@ -1,0 +1,291 @@
+"""Does it stay as it was? `make soak`: two replicas under a crowd that comes and goes, restarts and a venue's faults.
+
+Each serving process is looked at from outside after a warm-up, with nobody there, and again in the end, when everybody
+has gone. Exits with 1 where it has not returned to where it began.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import platform
+import random
+import re
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.serving import Bed, Serving, bed, free_port, serving
+from benchmarks.visitors import Visitors
+from tests.servers import RedisServer
+
+DEFAULT_MINUTES = 20.0
+ACCOUNTS, SUBSCRIBERS, CALLERS = 20, 40, 20
+_REPLICAS = 2
+_SETTINGS = {"poll_interval": "2", "replicas": f"{_REPLICAS}"}
+# Seconds: of the warm-up, between two faults of the venue and of each, and until a process is drained.
+_WARM_UP = 20.0
+_FAULT_EVERY, _FAULT_LASTS = 25.0, 3.0
+_DRAINING = 30.0
+# What has ended is let go of in this time.
+_SETTLING = 3.0
+# The ways in which the venue fails, see its module; a number is a slow answer.
+_FAULTS = ("limited", "1.5", "broken", "unavailable", "malformed")
+# What may fail while the venue does, and while a replica is restarted.
+_EXPECTED = re.compile(r"VENUE_|PLUGIN_FAILED|SHUTTING_DOWN|ServiceUnreachable")
+_OPEN = re.compile(r"^exchange_service_(calls|feeds|streams|fetches)_open (\S+)", re.MULTILINE)
+
+console = Console(width=max(110, Console().width) if Console().is_terminal else 110, soft_wrap=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One figure of a process, in `unit`, and by how much it may have grown."""
+
+    name: str
+    unit: str
+    margin: float
+
+
+MEASURES = (
+    Measure("memory", "MB", 12.0),
+    Measure("tasks", "", 0.0),
+    Measure("threads", "", 4.0),
+    Measure("sockets of clients", "", 0.0),
+    Measure("sockets to Redis", "", 8.0),
+    Measure("other file descriptors", "", 2.0),
+    Measure("calls, feeds, streams and fetches", "", 0.0),
+)
+
+
+def returned(measure: Measure, beginning: float, end: float) -> bool:
+    """Whether the figure is back where it began; less is as good."""
+    return end <= beginning + measure.margin
+
+
+class Slot:
+    """A place for a replica: the process that has it now, where its metrics are, and how it was in the beginning."""
+
+    def __init__(self, number: int, made: Bed, redis: RedisServer, fault: Path) -> None:
+        self.number = number
+        self.generation = 0
+        self.beginning: Sequence[float] = ()
+        # What ran in it when it was last looked at, by the name of its code.
+        self.tasks: Counter[str] = Counter()
+        # Whether people are sent here.
+        self.open = False
+        self._made = made
+        self._redis = redis
+        self._fault = fault
+        self._metrics_port = 0
+        self._stack = AsyncExitStack()
+        self._service: Serving | None = None
+
+    @property
+    def name(self) -> str:
+        """For the table."""
+        return f"replica {self.number}" + (f", after restart {self.generation - 1}" if self.generation > 1 else "")
+
+    @property
+    def service(self) -> Serving:
+        """The process that has this place now."""
+        assert self._service is not None
+        return self._service
+
+    async def start(self) -> None:
+        """Start a process."""
+        self.generation += 1
+        self.tasks = Counter()
+        self._metrics_port = free_port()
+        self._service = await self._stack.enter_async_context(
+            serving(
+                self._made,
+                venue={"BENCHMARK_VENUE_FAULT": str(self._fault)},
+                known=b"plugin.failed",
+                cache_url=self._redis.url,
+                metrics_address=f"127.0.0.1:{self._metrics_port}",
+                **_SETTINGS,
+            )
+        )
+
+    async def end(self) -> float:
+        """End it by SIGTERM; how many seconds that took."""
+        self.open = False
+        began = time.monotonic()
+        await self._stack.aclose()
+        return time.monotonic() - began
+
+    async def drained(self) -> Sequence[float]:
+        """The figures of MEASURES once nobody is there any more, or after so long as nobody should be."""
+        await self._nobody()
+        await asyncio.sleep(_SETTLING)
+        # The question itself is one of the tasks, each time; what it sets off is gone at the second.
+        first = Counter((await self.service.process())["tasks"])
+        await asyncio.sleep(_SETTLING)
+        tasks = first & Counter((await self.service.process())["tasks"])
+        if self.tasks and tasks - self.tasks:
+            console.print(f"{self.name}: tasks that were not there: {dict(tasks - self.tasks)}", highlight=False)
+        self.tasks = tasks
+        await self._nobody()
+        process = psutil.Process(self.service.pid)
+        clients, redis = self._clients(), self._sockets(self._redis.port, remote=True)
+        others = process.num_fds() - clients - redis
+        megabytes = process.memory_info().rss / 1e6
+        open_count = await self._open_count()
+        return (megabytes, tasks.total(), process.num_threads(), clients, redis, others, open_count)
+
+    async def _nobody(self) -> None:
+        patience = time.monotonic() + _DRAINING
+        while time.monotonic() < patience:
+            if not await self._open_count() + self._clients():
+                return
+            await asyncio.sleep(0.2)
+
+    def _clients(self) -> int:
+        return self._sockets(self.service.port, remote=False)
+
+    def _sockets(self, port: int, *, remote: bool) -> int:
+        connections = psutil.Process(self.service.pid).net_connections("tcp")
+        ends = [connection.raddr if remote else connection.laddr for connection in connections if connection.raddr]
+        return sum(end.port == port for end in ends)
+
+    async def _open_count(self) -> int:
+        text = await asyncio.to_thread(self._metrics)
+        return sum(int(float(count)) for _, count in _OPEN.findall(text))
+
+    def _metrics(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+
+
+async def soak(minutes: float) -> bool:
+    """Watch for so long; whether everything returned."""
+    console.print(_conditions(minutes), highlight=False)
+    rows: list[tuple[str, Sequence[float], Sequence[float]]] = []
+    async with bed(ACCOUNTS) as made, AsyncExitStack() as stack:
+        redis = stack.enter_context(RedisServer())
+        fault = made.folder / "fault"
+        slots = [Slot(number + 1, made, redis, fault) for number in range(_REPLICAS)]
+        for slot in slots:
+            stack.push_async_callback(slot.end)
+            await slot.start()
+        await _warm(slots, made)
+        everybody = Visitors(lambda: _address(slots), made.token, ACCOUNTS)
+        everybody.come(SUBSCRIBERS, CALLERS)
+        faults = asyncio.create_task(_faults(fault))
+        for slot in slots:
+            # The last quarters belong to processes that have seen another one go and come.
+            await asyncio.sleep(minutes * 60 / 4)
+            await _restart(slot, made)
+        await asyncio.sleep(minutes * 60 / 2)
+        faults.cancel()
+        await asyncio.wait({faults})
+        _mend(fault)
+        await everybody.leave()
+        for slot in slots:
+            rows.append((slot.name, slot.beginning, await slot.drained()))
+        load = psutil.getloadavg()[0]
+    console.print(_table(rows))
+    well = all(returned(*figures) for _, *sides in rows for figures in zip(MEASURES, *sides, strict=True))
+    return _tell(everybody, load) and well
+
+
+def _address(slots: Sequence[Slot]) -> str:
+    return random.choice([slot for slot in slots if slot.open] or slots).service.address
+
+
+async def _warm(slots: Sequence[Slot], made: Bed) -> None:
+    """What a process loads with its first crowd is no growth: let one come and go, and then see how it is."""
+    own = Visitors(lambda: random.choice(slots).service.address, made.token, ACCOUNTS)
+    own.come(SUBSCRIBERS, CALLERS)
+    await asyncio.sleep(_WARM_UP)
+    await own.leave()
+    for slot in slots:
+        slot.beginning = await slot.drained()
+    for slot in slots:
+        slot.open = True
+
+
+async def _restart(slot: Slot, made: Bed) -> None:
+    name = slot.name
+    seconds = await slot.end()
+    console.print(f"{name}: ended {seconds:.1f} s after SIGTERM, and started again", highlight=False)
+    await slot.start()
+    await _warm([slot], made)
+
+
+async def _faults(file: Path) -> None:
+    for kind in itertools.cycle(_FAULTS):
+        await asyncio.sleep(_FAULT_EVERY)
+        _break(file, kind)
+        await asyncio.sleep(_FAULT_LASTS)
+        _mend(file)
+
+
+def _break(file: Path, kind: str) -> None:
+    file.write_text(kind)
+
+
+def _mend(file: Path) -> None:
+    file.unlink(missing_ok=True)
+
+
+def _conditions(minutes: float) -> str:
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {minutes:g} minutes, {os.cpu_count()} cores (load"
+        f" {psutil.getloadavg()[0]:.1f} before), Python {platform.python_version()}"
+    )
+
+
+def _table(rows: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> Table:
+    table = Table("process", "what", box=None, pad_edge=False)
+    for name in ("beginning", "end", "may grow by"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("returned", no_wrap=True)
+    for process, beginning, end in rows:
+        for measure, first, last in zip(MEASURES, beginning, end, strict=True):
+            figures = (f"{value:.4g} {measure.unit}".strip() for value in (first, last, measure.margin))
+            table.add_row(process, measure.name, *figures, "yes" if returned(measure, first, last) else "NO")
+            process = ""
+    return table
+
+
+def _tell(crowd: Visitors, load: float) -> bool:
+    """Say what the crowd did and saw; whether nothing was wrong with that."""
+    unexpected = {reason: count for reason, count in crowd.failures.items() if not _EXPECTED.match(reason)}
+    console.print(
+        f"{crowd.answered:,} calls answered, {crowd.streams:,} streams opened, {crowd.events:,} events,"
+        f" {crowd.troubles.total():,} errors of the venue told, load {load:.1f} in the end",
+        highlight=False,
+    )
+    failures = ", ".join(f"{count} {reason}" for reason, count in sorted(crowd.failures.items()))
+    console.print(f"calls that failed and streams that ended: {failures or 'none'}", highlight=False)
+    console.print(
+        f"unexpected among them: {sum(unexpected.values())}; versions back: {crowd.went_back}", highlight=False
+    )
+    return not unexpected and not crowd.went_back
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 where everything returned, 1 where not."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description="Look for what grows.")
+    parser.add_argument("--minutes", type=float, default=DEFAULT_MINUTES, help="how long (default: %(default)g)")
+    well = asyncio.run(soak(parser.parse_args(arguments).minutes))
+    console.print("Everything returned to where it began." if well else "Not everything returned to where it began.")
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""When a venue is asked once more: in this one layer only, and not more often than a share of all calls."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import stamina
+import stamina.instrumentation
+
+from exchange_service.errors import VenueTimeout, VenueUnavailable
+from exchange_service.venue_gate.budget import Window
+
+# The first call and two retries.
+ATTEMPTS = 3
+# Of all calls to a venue at most this share may be retries, but for `FLOOR` in each window, which a quiet venue has.
+SHARE = 0.2
+FLOOR = 3
+WINDOW = 10
+# A failure that took longer is no slip, and the caller has waited long enough.
+QUICK = 1.0
+_FIRST_WAIT = 0.2
+_LONGEST_WAIT = 2.0
+
+# The gate logs and counts what it does; the library would log each retry as a warning of its own.
+stamina.instrumentation.set_on_retry_hooks(())
+
+
+class RetryBudget:
+    """Counts one venue's calls and retries; `clock` is in seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._calls = Window(WINDOW)
+        self._retries = Window(WINDOW)
+
+    def called(self) -> None:
+        """The venue is asked for the first time for a balance."""
+        self._calls.add(1, self._clock())
+
+    def take(self) -> bool:
+        """Whether there may be one retry more; it is counted."""
+        now = self._clock()
+        # The share is of first calls and retries together.
+        allowed = max(FLOOR, int(self._calls.used(now) * SHARE / (1 - SHARE)))
+        if self._retries.used(now) >= allowed:
+            return False
+        self._retries.add(1, now)
+        return True
+
+
+def worth_repeating(error: BaseException, seconds: float) -> bool:
+    """Whether the failure, after so many seconds, may be a slip. A venue that names a delay is left alone for it."""
+    return isinstance(error, VenueUnavailable | VenueTimeout) and error.given_delay is None and seconds <= QUICK
+
+
+def backoff(attempt: int) -> float:
+    """Seconds to wait after the attempt of this number, the first being 1: growing, and fully jittered."""
+    return random.uniform(0, min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (attempt - 1)))  # noqa: S311
+
+
+def attempts_of(on: Callable[[BaseException], bool | float]) -> Any:
+    """The attempts, to be iterated: after each failure `on` says whether there is another, and after how long."""
+    hook: Any = on
+    return stamina.retry_context(on=hook, attempts=None, timeout=None, wait_initial=0, wait_jitter=0)

@@ -1,0 +1,356 @@
+"""Several replicas on one Redis: one asks the venue, all of them know."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exchange_service.balances import LEASE
+from exchange_service.cache import redis as redis_cache
+from exchange_service.credentials import credential_mark
+from exchange_service.errors import CredentialMissing, ServiceError, VenueUnavailable
+from exchange_service.model import Account
+from exchange_service.v1.exchange_service_pb2 import AccountSelector
+from tests.harness import (
+    Gate,
+    Running,
+    ScriptedPlugin,
+    Stream,
+    holding,
+    registry_of,
+    returning,
+    serving,
+    streaming,
+    until,
+)
+from tests.servers import RedisServer
+
+PAPER = AccountSelector(exchange_id="paper")
+
+
+class Counting(ScriptedPlugin):
+    """One venue for all replicas: each answer holds one more than the one before."""
+
+    def __init__(self) -> None:
+        super().__init__(answer=self.next)
+        self.count = 0
+
+    async def next(self, _: Any) -> Any:
+        self.count += 1
+        return holding(("BTC", str(self.count)))
+
+
+@pytest.fixture
+def plugin() -> Counting:
+    return Counting()
+
+
+@asynccontextmanager
+async def replicas(
+    number: int, folder: Path, url: str, plugin: ScriptedPlugin, **changes: Any
+) -> AsyncIterator[list[Running]]:
+    shared = {"cache_url": url, "cache_prefix": f"{folder.name}:", "hash_key": "0123456789abcdef"}
+    async with AsyncExitStack() as stack:
+        started = [
+            await stack.enter_async_context(serving(folder, registry=registry_of(plugin), **(shared | changes)))
+            for _ in range(number)
+        ]
+        for running in started:
+            await until(lambda one=running: listens(one), "a replica that hears the others")
+        yield started
+
+
+def listens(running: Running) -> bool:
+    cache: Any = running.service.cache
+    return bool(cache.heard)
+
+
+async def held(stream: Stream) -> str:
+    event = await stream.next_of("balance")
+    total: str = event.balance.venue_accounts[0].assets[0].total
+    return total
+
+
+class TestOneAsks:
+    async def test_a_herd_at_every_replica_costs_the_venue_one_request(
+        self, tmp_path: Path, redis_url: str, plugin: Counting
+    ) -> None:
+        plugin.answer = gate = Gate()
+        async with replicas(3, tmp_path, redis_url, plugin) as several:
+            await several[0].store()
+            calls = [
+                asyncio.ensure_future(running.client.get_balance("alice", "paper"))
+                for running in several
+                for _ in range(30)
+            ]
+            await gate.entered.wait()
+            # Everybody else is waiting by now, here or at another replica.
+            await asyncio.sleep(0.2)
+            gate.opened.set()
+            replies = await asyncio.gather(*calls)
+            assert len(plugin.calls) == 1
+            assert len({reply.balance.version for reply in replies}) == 1
+
+    async def test_its_failure_is_everybodys_and_is_asked_for_once(
+        self, tmp_path: Path, redis_url: str, plugin: Counting
+    ) -> None:
+        async with replicas(3, tmp_path, redis_url, plugin) as several:
+            await several[0].store()
+            entered, opened = asyncio.Event(), asyncio.Event()
+
+            async def down(_: Any) -> Any:
+                entered.set()
+                await opened.wait()
+                raise VenueUnavailable("Paper is down.")
+
+            plugin.answer = down
+            calls = [asyncio.ensure_future(running.client.get_balance("alice", "paper")) for running in several]
+            await entered.wait()
+            await asyncio.sleep(0.2)
+            opened.set()
+            for call in calls:
+                with pytest.raises(ServiceError, match="Paper is down"):
+                    await call
+            assert len({id(call.account) for call in plugin.calls}) == len(plugin.calls)
+
+    async def test_a_replica_that_dies_while_it_asks_is_replaced_within_the_lease(
+        self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("exchange_service.balances.LEASE", 1.0)
+        async with replicas(2, tmp_path, redis_url, plugin) as (first, second):
+            await first.store()
+            kept: Any = first.service.balances._kept
+            key = "the turn of one that is gone"
+            # Taken, and never given back.
+            monkeypatch.setattr(type(second.service.balances), "_key", lambda *_: key)
+            assert await kept.turn(key, 1.0) is not None
+            began = time.monotonic()
+            await second.client.get_balance("alice", "paper")
+            assert 0.5 < time.monotonic() - began < 3
+
+
+class TestFeeds:
+    async def test_streams_at_every_replica_cost_one_request_for_each_interval(
+        self, tmp_path: Path, redis_url: str, plugin: Counting
+    ) -> None:
+        async with replicas(3, tmp_path, redis_url, plugin, poll_interval=0.4) as several:
+            await several[0].store()
+            async with AsyncExitStack() as stack:
+                streams = [await stack.enter_async_context(streaming(running, PAPER)) for running in several]
+                first = [await held(stream) for stream in streams]
+                assert set(first) == {"1"}
+                began = time.monotonic()
+                for wanted in range(2, 8):
+                    # Every replica sees every state: nobody asked in between.
+                    assert {await held(stream) for stream in streams} == {str(wanted)}
+                assert plugin.count == 7
+                assert time.monotonic() - began > 5 * 0.4 * 0.8
+
+    async def test_when_the_one_that_asks_is_gone_another_takes_over(
+        self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("exchange_service.feeds.LEASE", 0.5)
+        async with replicas(2, tmp_path, redis_url, plugin, poll_interval=0.3) as (first, second):
+            await first.store()
+            async with streaming(second, PAPER) as stays:
+                async with streaming(first, PAPER) as goes:
+                    await held(goes)
+                    last = int(await held(stays))
+                feeds: Any = first.service.feeds
+                await until(lambda: not feeds.counts()[0], "the end of the first one's feed")
+                for _ in range(3):
+                    now = int(await held(stays))
+                    assert now > last
+                    last = now
+
+    async def test_a_hint_that_is_lost_costs_time_and_nothing_else(
+        self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("exchange_service.feeds.LEASE", 0.3)
+
+        async def say_nothing(*_: Any) -> None:
+            """The hint is lost."""
+
+        async with replicas(2, tmp_path, redis_url, plugin, poll_interval=0.3) as several:
+            await several[0].store()
+            monkeypatch.setattr(redis_cache.RedisCache, "tell", say_nothing)
+            async with streaming(several[0], PAPER) as one, streaming(several[1], PAPER) as other:
+                for stream in (one, other):
+                    seen = [int(await held(stream)) for _ in range(3)]
+                    assert seen == sorted(set(seen))
+
+    async def test_without_redis_each_replica_feeds_for_itself(
+        self, tmp_path: Path, redis_server: RedisServer, plugin: Counting
+    ) -> None:
+        async with replicas(2, tmp_path, redis_server.url, plugin, poll_interval=0.3) as several:
+            await several[0].store()
+            async with streaming(several[0], PAPER) as one, streaming(several[1], PAPER) as other:
+                await held(one)
+                await held(other)
+                redis_server.kill()
+                for stream in (one, other):
+                    seen = [int(await held(stream)) for _ in range(3)]
+                    assert seen == sorted(set(seen))
+
+
+class TestCredential:
+    async def test_a_change_reaches_every_replica_at_once(
+        self, tmp_path: Path, redis_url: str, plugin: Counting
+    ) -> None:
+        async with replicas(2, tmp_path, redis_url, plugin) as (first, second):
+            await first.store(api_key="the-first-key")
+            for running in (first, second):
+                await running.client.get_balance("alice", "paper")
+            await first.store(api_key="the-second-key")
+            await first.service.balances.tell_of_credential(Account("alice", "paper"))
+            plugin.answer = returning(holding(("ETH", "1")))
+            for running in (first, second):
+
+                async def sees(one: Running = running) -> bool:
+                    reply = await one.client.get_balance("alice", "paper")
+                    return bool(reply.balance.venue_accounts[0].assets[0].asset == "ETH")
+
+                await eventually_soon(sees)
+
+    async def test_a_removed_one_is_gone_everywhere_at_once(
+        self, tmp_path: Path, redis_url: str, plugin: Counting
+    ) -> None:
+        async with replicas(2, tmp_path, redis_url, plugin) as (first, second):
+            await first.store()
+            for running in (first, second):
+                await running.client.get_balance("alice", "paper")
+            await first.remove()
+            await first.service.balances.tell_of_credential(Account("alice", "paper"))
+            for running in (first, second):
+
+                async def gone(one: Running = running) -> bool:
+                    try:
+                        await one.client.get_balance("alice", "paper")
+                    except CredentialMissing:
+                        return True
+                    return False
+
+                await eventually_soon(gone)
+
+
+async def eventually_soon(check: Any) -> None:
+    """Well before a reference is asked for again by the clock."""
+    limit = time.monotonic() + 5
+    while not await check():
+        assert time.monotonic() < limit
+        await asyncio.sleep(0.02)
+
+
+def test_the_lease_is_shorter_than_a_call_may_take() -> None:
+    assert LEASE < 8.0
+
+
+async def test_the_command_that_stores_a_credential_tells_the_replicas(
+    tmp_path: Path, redis_url: str, plugin: Counting
+) -> None:
+    async with replicas(1, tmp_path, redis_url, plugin) as (running,):
+        heard: list[bytes] = []
+        running.service.balances._kept.on_credential = heard.append
+        variables = {
+            "EXCHANGE_SERVICE_CACHE_URL": redis_url,
+            "EXCHANGE_SERVICE_CACHE_PREFIX": f"{tmp_path.name}:",
+            "EXCHANGE_SERVICE_HASH_KEY": "0123456789abcdef",
+            "EXCHANGE_SERVICE_DATABASE_URL": f"sqlite:///{tmp_path / 'credentials.db'}",
+        }
+        arguments = ("credentials", "add", "--user", "alice", "--exchange", "oanda", "--stdin", "--replace")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "exchange_service", *arguments),
+            env={**os.environ, **variables},
+            stdin=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await process.communicate(b'{"api_key": "a-token-for-tests"}')
+        assert process.returncode == 0, said.decode()
+        await until(lambda: heard, "the hint")
+        assert heard[0] == credential_mark(b"0123456789abcdef", Account("alice", "oanda"))
+
+
+class TestTurns:
+    """One who holds the turn and does not come back, or gives up, costs the others as little as can be."""
+
+    async def test_of_all_who_wait_for_one_that_died_a_single_one_asks(
+        self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with replicas(3, tmp_path, redis_url, plugin) as several:
+            await several[0].store()
+            kept: Any = several[0].service.balances._kept
+            key = "balance:a turn that nobody gives back"
+            monkeypatch.setattr(type(several[0].service.balances), "_key", lambda *_: key)
+            assert await kept.turn(key, 1.0) is not None
+            calls = [running.client.get_balance("alice", "paper") for running in several for _ in range(5)]
+            replies = await asyncio.gather(*calls)
+            assert plugin.count == 1
+            assert len({reply.balance.version for reply in replies}) == 1
+
+    async def test_a_venue_that_takes_longer_than_the_lease_is_asked_once(
+        self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("exchange_service.balances.LEASE", 0.5)
+
+        async def slow(call: Any) -> Any:
+            await asyncio.sleep(1.5)
+            return await plugin.next(call)
+
+        plugin.answer = slow
+        async with replicas(3, tmp_path, redis_url, plugin) as several:
+            await several[0].store()
+            await asyncio.gather(*(running.client.get_balance("alice", "paper") for running in several))
+            assert plugin.count == 1
+
+    async def test_a_caller_who_gives_up_leaves_the_turn_to_the_next(
+        self, tmp_path: Path, redis_url: str, plugin: Counting
+    ) -> None:
+        plugin.answer = gate = Gate()
+        async with replicas(2, tmp_path, redis_url, plugin) as (first, second):
+            await first.store()
+            gone = asyncio.ensure_future(first.client.get_balance("alice", "paper"))
+            await gate.entered.wait()
+            waits = asyncio.ensure_future(second.client.get_balance("alice", "paper"))
+            plugin.answer = plugin.next
+            gone.cancel()
+            began = time.monotonic()
+            assert (await waits).balance.venue_accounts
+            assert time.monotonic() - began < 2
+
+    async def test_a_forced_refresh_is_never_answered_by_what_was_there_before(
+        self, tmp_path: Path, redis_url: str, plugin: Counting
+    ) -> None:
+        async with replicas(2, tmp_path, redis_url, plugin) as (first, second):
+            await first.store()
+            for wanted in range(1, 7):
+                running = (first, second)[wanted % 2]
+                reply = await running.client.get_balance("alice", "paper", max_age=0)
+                assert reply.balance.venue_accounts[0].assets[0].total == str(wanted)
+
+
+class TestVersions:
+    async def test_an_older_balance_from_the_cache_is_no_news_in_a_stream(
+        self, tmp_path: Path, redis_url: str, plugin: Counting
+    ) -> None:
+        async with replicas(1, tmp_path, redis_url, plugin, poll_interval=0.2) as (running,):
+            await running.store()
+            cache: Any = running.service.cache
+            async with streaming(running, PAPER) as stream:
+                first = (await stream.next_of("balance")).balance
+                (key,) = list(running.service.balances._kept._copies)
+                old = await cache.get(key)
+                versions = [first.version]
+                for _ in range(3):
+                    versions.append((await stream.next_of("balance")).balance.version)
+                    # One whose turn was over writes what it still had.
+                    await cache.set(key, old, 100)
+                    running.service.balances._kept._heard(b"b" + key.encode())
+                assert versions == sorted(versions)

@@ -1,0 +1,206 @@
+"""Several replicas: the program that starts them here, the documented client, and the files for containers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from exchange_service.app import check_safety
+from exchange_service.client import _OPTIONS, ExchangeServiceClient
+from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+from exchange_service.v1.balance_pb2 import BALANCE_SOURCE_CACHE
+from tests.harness import USER, ScriptedPlugin, registry_of, serving
+from tests.test_cli import environment
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+
+
+@dataclass
+class Replicas:
+    """The program that runs them, and where they listen."""
+
+    process: subprocess.Popen[str]
+    addresses: list[str]
+
+    def below(self) -> list[psutil.Process]:
+        """Every process that it has started, but for PostgreSQL's, which belong to nobody."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+def start_replicas(home: Path, *arguments: str) -> Replicas:
+    process = subprocess.Popen(
+        [sys.executable, str(DEPLOY / "replicas.py"), "--port", "0", *arguments],
+        env=environment(home, TMPDIR=os.environ.get("TMPDIR", "/tmp")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("replicas "):
+            return Replicas(process, line.split()[1:])
+    raise AssertionError("they did not come to serve")
+
+
+@pytest.fixture(scope="module")
+def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
+    found = start_replicas(tmp_path_factory.mktemp("home"))
+    yield found
+    found.process.send_signal(signal.SIGINT)
+    found.process.communicate(timeout=40)
+
+
+class TestReplicas:
+    async def test_what_one_has_fetched_the_other_one_finds(self, replicas: Replicas) -> None:
+        first, second = replicas.addresses
+        async with ExchangeServiceClient(first) as client:
+            fetched = await client.get_balance("demo", "oanda")
+        async with ExchangeServiceClient(second) as client:
+            found = await client.get_balance("demo", "oanda")
+        assert found.freshness.source == BALANCE_SOURCE_CACHE
+        assert found.balance == fetched.balance
+
+    def test_the_documented_client_calls_both(self, replicas: Replicas) -> None:
+        done = run_example(*replicas.addresses)
+        assert done.returncode == 0, done.stderr
+        assert re.fullmatch(r"(EUR \d{16}\n){4}", done.stdout)
+
+    def test_an_interrupt_ends_all_that_it_has_started(self, tmp_path: Path) -> None:
+        found = start_replicas(tmp_path, "--sqlite")
+        below = found.below()
+        assert len(below) >= 3
+        found.process.send_signal(signal.SIGINT)
+        found.process.communicate(timeout=40)
+        assert found.process.returncode == 0
+        _, alive = psutil.wait_procs(below, timeout=5)
+        assert not alive
+
+    def test_where_one_ends_by_itself_the_other_is_ended_too(self, tmp_path: Path) -> None:
+        found = start_replicas(tmp_path, "--sqlite")
+        below = found.below()
+        next(process for process in below if "serve" in process.cmdline()).kill()
+        found.process.communicate(timeout=40)
+        assert found.process.returncode == 1
+        _, alive = psutil.wait_procs(below, timeout=5)
+        assert not alive
+
+
+def example() -> str:
+    """The documented client."""
+    text = (ROOT / "docs" / "operations.md").read_text()
+    found = re.search(r"<!-- runs against two replicas -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def run_example(first: str, second: str, more: str = "") -> subprocess.CompletedProcess[str]:
+    program = example().replace("127.0.0.1:50051", first).replace("127.0.0.1:50052", second) + more
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+
+
+def documented(name: str) -> Any:
+    """A value of the documented client, which is not run for it."""
+    names: dict[str, Any] = {}
+    exec(example().partition("async def main")[0], names)
+    return names[name]
+
+
+class TestClient:
+    async def test_calls_go_to_both_and_to_the_one_that_is_left(self, tmp_path: Path) -> None:
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+        async with (
+            serving(tmp_path / "one", registry=registry_of(ScriptedPlugin())) as one,
+            serving(tmp_path / "two", registry=registry_of(ScriptedPlugin())) as two,
+        ):
+            for running in (one, two):
+                await running.store()
+            target = f"ipv4:{one.service.address},{two.service.address}"
+            # Not the process's shared connections, of which another test's may still be there.
+            options = [*documented("OPTIONS"), ("grpc.use_local_subchannel_pool", 1)]
+            async with ExchangeServiceClient(target, options=options) as client:
+                await client.channel.channel_ready()
+
+                def answered() -> list[int]:
+                    return [sum(item.service.metrics._calls["GetBalance", "OK"].counts) for item in (one, two)]
+
+                while not all(answered()):
+                    await client.get_balance(USER, "paper")
+                await one.service.stop()
+                before = answered()
+                for _ in range(20):
+                    await client.get_balance(USER, "paper")
+                assert answered() == [before[0], before[1] + 20]
+
+    def test_the_python_client_notices_a_lost_connection_as_the_documents_say(self) -> None:
+        keepalive = {name: value for name, value in documented("OPTIONS") if name != "grpc.service_config"}
+        assert keepalive == {name: dict(_OPTIONS)[name] for name in keepalive}
+
+
+class TestContainers:
+    @pytest.fixture
+    def compose(self) -> Any:
+        return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+    def test_every_variable_is_a_setting_that_the_service_would_start_with(
+        self, compose: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        variables = compose["services"]["exchange-service"]["environment"]
+        assert {name.removeprefix(ENVIRONMENT_PREFIX).lower() for name in variables} <= set(Settings.model_fields)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, re.sub(r"\$\{(\w+)[^}]*\}", r"\1-of-16-characters", str(value)))
+        check_safety(Settings())
+
+    def test_nothing_of_it_can_be_reached_from_other_machines(self, compose: Any) -> None:
+        ports = [port for service in compose["services"].values() for port in service.get("ports", ())]
+        assert ports
+        assert all(port.startswith("127.0.0.1:") for port in ports)
+
+    def test_it_runs_two_replicas_without_rights(self, compose: Any) -> None:
+        service = compose["services"]["exchange-service"]
+        assert service["scale"] == 2
+        assert service["environment"]["EXCHANGE_SERVICE_REPLICAS"] == str(service["scale"])
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        grace = float(service["stop_grace_period"].removesuffix("s"))
+        assert grace > Settings.model_fields["shutdown_grace"].default + 5
+
+    def test_what_it_names_is_there(self, compose: Any) -> None:
+        build = compose["services"]["exchange-service"]["build"]
+        assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
+        assert set(compose["services"]["exchange-service"]["depends_on"]) <= set(compose["services"])
+        assert compose["volumes"].keys() == {"credentials"}
+
+    def test_the_image_takes_locked_versions_and_runs_as_nobody_of_the_host(self) -> None:
+        lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+        installs = [line for line in lines if line.startswith("RUN pip install")]
+        assert installs
+        assert all("--require-hashes" in line or "--no-deps" in line for line in installs)
+        (user,) = [line.split()[1] for line in lines if line.startswith("USER")]
+        assert int(user.partition(":")[0]) > 0
+        assert json.loads(next(line for line in lines if line.startswith("CMD")).removeprefix("CMD ")) == ["serve"]
+
+    def test_everything_that_the_image_copies_is_there_and_not_ignored(self) -> None:
+        kept = {line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"}
+        copied = [
+            source
+            for line in (DEPLOY / "Dockerfile").read_text().splitlines()
+            if line.startswith("COPY ") and "--from" not in line
+            for source in line.split()[1:-1]
+        ]
+        assert set(copied) == kept
+        assert all((ROOT / source).exists() for source in copied)

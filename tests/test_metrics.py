@@ -1,0 +1,289 @@
+"""What the service counts of itself: true, with labels that nobody outside can choose, and in nobody's way."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import grpc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from exchange_service import metrics_server
+from exchange_service.app import UnsafeSettings, check_safety, start_service
+from exchange_service.client import ExchangeServiceClient
+from exchange_service.errors import VenueUnavailable
+from exchange_service.metrics import MAX_WORDS, Metrics, ProcessOfPlugin
+from tests.harness import (
+    USER,
+    Running,
+    ScriptedPlugin,
+    balance_request,
+    failure,
+    raising,
+    registry_of,
+    serving,
+    settings_for,
+    streaming,
+    until,
+)
+
+ON_A_FREE_PORT = "127.0.0.1:0"
+
+
+class Samples(dict[tuple[str, tuple[tuple[str, str], ...]], float]):
+    """Values by name and labels, as Prometheus itself reads them."""
+
+    def __init__(self, text: bytes | str) -> None:
+        for family in text_string_to_metric_families(text.decode() if isinstance(text, bytes) else text):
+            for sample in family.samples:
+                self[sample.name, tuple(sorted(sample.labels.items()))] = sample.value
+
+    def value(self, name: str, **labels: str) -> float:
+        return self[f"exchange_service_{name}", tuple(sorted(labels.items()))]
+
+    def labels(self, name: str) -> list[dict[str, str]]:
+        return [dict(labels) for found, labels in self if found == f"exchange_service_{name}"]
+
+
+def read(address: str, path: str = "/metrics") -> str:
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as reply:
+        return str(reply.read().decode())
+
+
+async def scraped(running: Running) -> Samples:
+    return Samples(await asyncio.to_thread(read, running.service.metrics_address))
+
+
+class TestCounts:
+    def test_calls_are_counted_with_their_time_by_method_and_status(self) -> None:
+        metrics = Metrics()
+        for seconds in (0.0004, 0.003, 40.0):
+            metrics.call_ended("GetBalance", "OK", seconds)
+        metrics.call_ended("GetBalance", "NOT_FOUND", 0.1)
+        samples = Samples(metrics.text())
+        well = {"method": "GetBalance", "code": "OK"}
+        assert samples.value("call_seconds_count", **well) == 3
+        assert samples.value("call_seconds_sum", **well) == pytest.approx(40.0034)
+        assert samples.value("call_seconds_bucket", le="0.0005", **well) == 1
+        assert samples.value("call_seconds_bucket", le="0.005", **well) == 2
+        assert samples.value("call_seconds_bucket", le="30.0", **well) == 2
+        assert samples.value("call_seconds_bucket", le="+Inf", **well) == 3
+        assert samples.value("call_seconds_count", method="GetBalance", code="NOT_FOUND") == 1
+
+    def test_an_exchange_that_nobody_serves_is_no_label(self) -> None:
+        metrics = Metrics(lambda: {"oanda"})
+        for exchange in ("oanda", "alice@example.com", "x" * 1000):
+            metrics.fetch_ended(exchange, "", 0.1)
+            metrics.retried(exchange)
+            metrics.breaker(exchange, "production", "open")
+            metrics.budget_left(exchange, "address", 0.5)
+        samples = Samples(metrics.text())
+        for name in (
+            "venue_fetches_total",
+            "venue_fetch_seconds_count",
+            "venue_retries_total",
+            "venue_breaker",
+            "venue_budget_left",
+        ):
+            assert sorted(labels["exchange"] for labels in samples.labels(name)) == ["oanda", "other"]
+
+    def test_an_exchange_that_a_newer_manifest_brings_becomes_one(self) -> None:
+        served = {"oanda"}
+        metrics = Metrics(lambda: served)
+        served.add("tradier")
+        metrics.retried("tradier")
+        assert Samples(metrics.text()).value("venue_retries_total", exchange="tradier") == 1
+
+    def test_a_reason_that_is_none_of_ours_is_no_label(self) -> None:
+        metrics = Metrics(lambda: {"oanda"})
+        metrics.call_failed("https://venue.example/?signature=abc")
+        metrics.fetch_ended("oanda", "a venue's own words", 1.0)
+        samples = Samples(metrics.text())
+        assert samples.value("call_failures_total", reason="other") == 1
+        assert samples.value("venue_fetches_total", exchange="oanda", reason="other") == 1
+
+    def test_other_words_are_few_and_look_like_words(self) -> None:
+        metrics = Metrics()
+        for number in range(1000):
+            metrics.cache_read(f"kind-{number}")
+        metrics.cache_read("alice@example.com")
+        assert len(Samples(metrics.text()).labels("cache_reads_total")) == MAX_WORDS + 1
+
+    def test_a_breaker_is_in_one_state_and_a_budget_has_its_last_share(self) -> None:
+        metrics = Metrics(lambda: {"oanda"})
+        for state in ("open", "half-open", "closed"):
+            metrics.breaker("oanda", "production", state)
+            metrics.budget_left("oanda", "address", len(state) / 10)
+        samples = Samples(metrics.text())
+        assert samples.labels("venue_breaker") == [
+            {"exchange": "oanda", "environment": "production", "state": "closed"}
+        ]
+        assert samples.value("venue_budget_left", exchange="oanda", scope="address") == 0.6
+
+    def test_what_is_watched_is_asked_for_at_a_look(self) -> None:
+        metrics, open_streams = Metrics(), [1, 2]
+        metrics.watch("streams", lambda: len(open_streams))
+        metrics.watch_processes(lambda: [ProcessOfPlugin("acme", 1, True, 4096, 2)])
+        metrics.refresh()
+        open_streams.append(3)
+        samples = Samples(metrics.text())
+        assert samples.value("streams_open") == 2
+        assert samples.value("plugin_process_running", plugin="acme", process="1") == 1
+        assert samples.value("plugin_process_memory_bytes", plugin="acme", process="1") == 4096
+        assert samples.value("plugin_process_restarts_total", plugin="acme", process="1") == 2
+
+    def test_two_services_in_a_process_count_apart(self) -> None:
+        first, second = Metrics(), Metrics()
+        first.event_written()
+        assert Samples(first.text()).value("stream_messages_total") == 1
+        assert Samples(second.text()).value("stream_messages_total") == 0
+
+    def test_the_process_itself_is_shown(self) -> None:
+        samples = Samples(Metrics().text())
+        assert samples["process_resident_memory_bytes", ()] > 1e6
+        assert samples["process_open_fds", ()] > 2
+
+    async def test_a_stalled_event_loop_is_noticed(self) -> None:
+        metrics = Metrics()
+        measuring = asyncio.create_task(metrics.run())
+        # Until it waits for its first tick, which then comes too late.
+        await asyncio.sleep(0)
+        time.sleep(0.25)  # noqa: ASYNC251 - the stall
+        await until(lambda: Samples(metrics.text()).value("event_loop_stall_seconds_count"))
+        measuring.cancel()
+        samples = Samples(metrics.text())
+        assert samples.value("event_loop_stall_seconds_bucket", le="0.1") == 0
+        assert samples.value("event_loop_stall_seconds_sum") > 0.1
+
+
+class TestService:
+    async def test_a_running_service_shows_what_it_has_done(self, tmp_path: Path) -> None:
+        plugin = ScriptedPlugin()
+        async with serving(tmp_path, registry=registry_of(plugin), metrics_address=ON_A_FREE_PORT) as running:
+            await running.store()
+            for _ in range(3):
+                await running.client.get_balance(USER, "paper")
+            await failure(running.stub.GetBalance(balance_request("nowhere")))
+            async with streaming(running, "paper") as stream:
+                await stream.next_of("balance")
+                samples = await scraped(running)
+        assert samples.value("call_seconds_count", method="GetBalance", code="OK") == 3
+        assert samples.value("call_seconds_count", method="GetBalance", code="NOT_FOUND") == 1
+        assert samples.value("call_failures_total", reason="EXCHANGE_UNKNOWN") == 1
+        assert samples.value("venue_fetches_total", exchange="paper", reason="OK") == 1
+        assert samples.value("venue_fetch_seconds_count", exchange="paper") == 1
+        assert samples.value("balance_reads_total", source="venue") == 1
+        assert samples.value("balance_reads_total", source="cache") == 2
+        assert samples.value("credentials_opened_total", reason="OK") == 1
+        assert samples.value("calls_open") == 1
+        assert samples.value("streams_open") == 1
+        assert samples.value("feeds_open") == 1
+        assert samples.value("stream_messages_total") == 1
+
+    async def test_a_failing_venue_is_counted_under_its_reason(self, tmp_path: Path) -> None:
+        plugin = ScriptedPlugin(answer=raising(VenueUnavailable("It is down.")))
+        async with serving(tmp_path, registry=registry_of(plugin), metrics_address=ON_A_FREE_PORT) as running:
+            await running.store()
+            await failure(running.stub.GetBalance(balance_request()))
+            samples = await scraped(running)
+        assert samples.value("call_seconds_count", method="GetBalance", code="UNAVAILABLE") == 1
+        reasons = {labels["reason"] for labels in samples.labels("venue_fetches_total")}
+        assert reasons == {"VENUE_UNAVAILABLE"}
+
+    async def test_a_call_that_nobody_serves_is_counted_without_its_name(self, tmp_path: Path) -> None:
+        async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), metrics_address=ON_A_FREE_PORT) as running:
+            call = running.client.channel.unary_unary("/somebody.Elses/Method")
+            assert (await failure(call(b""))).code is grpc.StatusCode.UNIMPLEMENTED
+            samples = await scraped(running)
+        assert samples.value("call_seconds_count", method="other", code="UNIMPLEMENTED") == 1
+
+    async def test_users_are_in_no_metric(self, tmp_path: Path) -> None:
+        users = ["alice", "bob@example.com"]
+        async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), metrics_address=ON_A_FREE_PORT) as running:
+            for user in users:
+                await running.store(user=user)
+                await running.client.get_balance(user, "paper")
+                await failure(running.stub.GetBalance(balance_request(user, user_id=user)))
+            text = await asyncio.to_thread(read, running.service.metrics_address)
+        assert not [user for user in users if user in text]
+
+
+@pytest.mark.threat("T19")
+class TestAddress:
+    async def test_no_port_is_open_unless_one_is_set(self, tmp_path: Path) -> None:
+        async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
+            assert running.service.metrics_address == ""
+
+    @pytest.mark.parametrize("address", ["0.0.0.0:9464", "[::]:9464", "metrics.example:9464"])
+    def test_it_is_shown_to_others_only_where_that_is_meant(self, tmp_path: Path, address: str) -> None:
+        with pytest.raises(UnsafeSettings, match="metrics_open"):
+            check_safety(settings_for(tmp_path, metrics_address=address))
+        check_safety(settings_for(tmp_path, metrics_address=address, metrics_open=True))
+
+    async def test_an_address_that_is_taken_ends_the_start_with_a_sentence(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            with pytest.raises(UnsafeSettings, match=f"{address}.*metrics_address"):
+                await start_service(
+                    settings_for(tmp_path, metrics_address=address), registry=registry_of(ScriptedPlugin())
+                )
+
+    async def test_nothing_else_is_there_and_nothing_is_told_of_what_runs(self, tmp_path: Path) -> None:
+        async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), metrics_address=ON_A_FREE_PORT) as running:
+            with pytest.raises(HTTPError, match="404") as refused:
+                await asyncio.to_thread(read, running.service.metrics_address, "/etc/passwd")
+            with refused.value as reply:
+                assert reply.headers["Server"].strip() == "exchange-service"
+
+
+@pytest.fixture
+def silent() -> Iterator[ExitStack]:
+    """Readers who connect and then say nothing."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def connect(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+class TestReaders:
+    async def test_the_event_loop_is_not_needed_to_be_read(self, tmp_path: Path) -> None:
+        async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), metrics_address=ON_A_FREE_PORT) as running:
+            await running.client.list_exchanges()
+            # In the loop's own thread, which so stands still until the answer is there.
+            samples = Samples(read(running.service.metrics_address))
+            assert samples.value("call_seconds_count", method="ListExchanges", code="OK") == 1
+
+    async def test_readers_who_say_nothing_keep_nobody_out(
+        self, tmp_path: Path, silent: ExitStack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # So that they are not ended for their silence meanwhile.
+        monkeypatch.setattr(metrics_server._Handler, "timeout", 60.0)
+        async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), metrics_address=ON_A_FREE_PORT) as running:
+            readers = [silent.enter_context(connect(running.service.metrics_address)) for _ in range(30)]
+            await scraped(running)
+            # Nor do they gather: the oldest had to make room.
+            assert await asyncio.to_thread(readers[0].recv, 1) == b""
+
+    async def test_it_ends_with_the_service_and_with_whoever_reads_it(self, tmp_path: Path, silent: ExitStack) -> None:
+        settings = settings_for(tmp_path, metrics_address=ON_A_FREE_PORT)
+        service = await start_service(settings, registry=registry_of(ScriptedPlugin()))
+        address = service.metrics_address
+        reader: Any = silent.enter_context(connect(address))
+        async with ExchangeServiceClient(service.address) as client:
+            await client.list_exchanges()
+        await asyncio.to_thread(read, address)
+        await service.stop()
+        assert await asyncio.to_thread(reader.recv, 1) == b""
+        with pytest.raises(OSError, match="refused"):
+            await asyncio.to_thread(connect, address)

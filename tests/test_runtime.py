@@ -1,0 +1,181 @@
+"""What a serving process runs on: `serve` and `demo` on either event loop, and a garbage collector that stands back."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import gc
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import uvloop
+
+from exchange_service.client import ExchangeServiceClient
+from exchange_service.runtime import LoopMissing, loop_factory
+from tests.harness import ScriptedPlugin, eventually, registry_of, serving
+from tests.test_cli import call, environment
+from tests.test_plugin_host import GUEST, install
+
+# Started like the command, with a word of what it runs on at the end.
+PROGRAM = """
+import asyncio, gc, sys
+
+from exchange_service.app import Service
+from exchange_service.cli import main
+
+waiting = Service.run_until_signal
+
+async def telling(self, ready=lambda: None):
+    def tell():
+        ready()
+        loop = asyncio.get_running_loop()
+        print(type(loop).__module__.partition(".")[0], gc.get_threshold(), gc.get_freeze_count() > 10_000, flush=True)
+
+    await waiting(self, tell)
+
+Service.run_until_signal = telling
+main()
+"""
+
+
+@contextmanager
+def started(home: Path, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own, with pipes; it is gone at the end."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        env=environment(home, **variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def address_of(process: subprocess.Popen[str]) -> str:
+    """Where `serve` says that it listens."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"Serving on ([\d.:]+),", line):
+            return found[1]
+    raise AssertionError("it did not come to serve")
+
+
+@pytest.mark.parametrize(("wanted", "runs_on"), [("auto", "uvloop"), ("uvloop", "uvloop"), ("asyncio", "asyncio")])
+def test_serve_runs_on_the_loop_that_is_wanted_and_ends_well(tmp_path: Path, wanted: str, runs_on: str) -> None:
+    with started(tmp_path, "serve", "--address", "127.0.0.1:0", "--event-loop", wanted) as process:
+        assert process.stdout is not None
+        address = address_of(process)
+        assert process.stdout.readline() == f"{runs_on} (700, 10, 1000) True\n"
+        assert call(tmp_path, "health", "--address", address).returncode == 0
+        process.send_signal(signal.SIGTERM)
+        _, messages = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert messages.endswith("Stopped.\n")
+
+
+def test_a_demo_does_the_same(tmp_path: Path) -> None:
+    with started(tmp_path, "demo", "--address", "127.0.0.1:0") as process:
+        assert process.stdout is not None
+        assert "uvloop (700, 10, 1000) True\n" in process.stdout
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_a_plugins_process_is_read_replaced_and_ended_with_the_service(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, loop: str
+) -> None:
+    site = tmp_path_factory.mktemp("site")
+    install(site, "guest", GUEST)
+    modules = {"PYTHONPATH": str(site)}
+    store = ("credentials", "add", "--user", "alice", "--exchange", "guest", "--stdin")
+    assert (await asyncio.to_thread(call, tmp_path, *store, stdin='{"api_key": "a-key"}', **modules)).returncode == 0
+    with started(tmp_path, "serve", "--address", "127.0.0.1:0", "--event-loop", loop, **modules) as process:
+        address = await asyncio.to_thread(address_of, process)
+        async with ExchangeServiceClient(address) as client:
+
+            async def processes() -> list[Any]:
+                plugins = (await client.list_plugins()).plugins
+                return [item for plugin in plugins if plugin.plugin.name == "guest" for item in plugin.processes]
+
+            assert (await client.get_balance("alice", "guest")).balance.venue_accounts
+            (first,) = await processes()
+            psutil.Process(first.process_id).kill()
+
+            async def replaced() -> bool:
+                (now,) = await processes()
+                return bool(now.process_id and now.process_id != first.process_id)
+
+            await eventually(replaced)
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert below
+        process.send_signal(signal.SIGINT)
+        await asyncio.to_thread(process.communicate, timeout=20)
+    assert process.returncode == 0
+    _, alive = await asyncio.to_thread(psutil.wait_procs, below, timeout=10)
+    assert not alive
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    with started(tmp_path, "serve", "--address", "127.0.0.1:0", "--shutdown-grace", "60") as process:
+        address_of(process)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    assert process.returncode in (0, -signal.SIGTERM)
+
+
+@pytest.fixture
+def without_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A platform that has none."""
+    true_import = builtins.__import__
+
+    def importing(name: str, *rest: Any, **more: Any) -> Any:
+        if name == "uvloop":
+            raise ImportError(name)
+        return true_import(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
+
+
+@pytest.mark.usefixtures("without_uvloop")
+def test_without_uvloop_pythons_own_loop_serves_and_who_wants_uvloop_is_told() -> None:
+    assert loop_factory("auto") is None
+    with pytest.raises(LoopMissing, match="event_loop"):
+        loop_factory("uvloop")
+
+
+def test_with_uvloop_it_is_taken_unless_asyncio_is_wanted() -> None:
+    assert loop_factory("auto") is uvloop.new_event_loop
+    assert loop_factory("asyncio") is None
+
+
+async def test_a_service_inside_another_program_leaves_its_garbage_collector_alone(tmp_path: Path) -> None:
+    before = gc.get_threshold(), gc.get_freeze_count()
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin())):
+        assert (gc.get_threshold(), gc.get_freeze_count()) == before
+
+
+def test_a_client_imports_neither_uvloop_nor_metrics() -> None:
+    program = "import sys, exchange_service.client; print([n for n in sys.argv[1:] if n in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "uvloop", "prometheus_client"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=dict(os.environ),
+    )
+    assert done.stdout.strip() == "[]"

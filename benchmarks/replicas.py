@@ -33,7 +33,7 @@ _JITTER = 0.1
 # Seconds that the venue takes: long enough to kill a replica that has asked and has no answer yet.
 _VENUE_SECONDS = 0.1
 # All else is as by default: callers take what is at most 30 s old, so that feeds alone ask the venue.
-_SETTINGS = {"poll_interval": f"{INTERVAL:g}", "replicas": f"{REPLICAS}"}
+_SETTINGS = {"poll_interval": f"{INTERVAL:g}", "poll_interval_still": f"{INTERVAL:g}", "replicas": f"{REPLICAS}"}
 # One lease and one interval, at its longest, with the venue's own time.
 _LONGEST_WAIT = LEASE + INTERVAL * (1 + _JITTER) + _VENUE_SECONDS
 # Until the opening has ebbed away.

@@ -18,7 +18,7 @@ STORM_ACCOUNTS, STORM_EACH = 100, 50
 DEFAULT_SECONDS = 20.0
 _STORM_SECONDS = 2.0
 # Where each balance changes at every poll, each subscriber gets a message a second.
-_POLLED = {"poll_interval": "1", "max_age": "1"}
+_POLLED = {"poll_interval": "1", "poll_interval_still": "1", "max_age": "1"}
 # Feeds begin evenly over two of their intervals, as those of subscribers who come one by one do.
 _SPREAD = 2.0
 # Until the opening has ebbed away, and then the first movement.

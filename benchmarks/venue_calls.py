@@ -17,7 +17,7 @@ from tests.servers import RedisServer
 
 _INTERVAL = 1.0
 _SECONDS = 6.0
-_SETTINGS = {"poll_interval": "1", "max_age": "1"}
+_SETTINGS = {"poll_interval": "1", "poll_interval_still": "1", "max_age": "1"}
 _CALLERS = MANY.callers
 # At each replica, a few times a second each: three processes on two cores that are kept busy find Redis slow, and each
 # then goes on alone, which is another case.

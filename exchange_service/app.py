@@ -153,6 +153,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         heartbeat_interval=settings.heartbeat_interval,
         lifetime=settings.stream_lifetime,
         venue_timeout=settings.venue_timeout,
+        made_ready=metrics.value_handed_out,
     )
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
     catalogue = Catalogue(registry, status)

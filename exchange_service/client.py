@@ -243,7 +243,8 @@ class ExchangeServiceClient:
             raise self._translated(error) from None
 
     def _translated(self, error: grpc.aio.AioRpcError) -> ServiceError:
-        trailers = dict(error.trailing_metadata() or ())
+        # A tuple first: older releases of grpcio give an object that `dict` takes for a mapping.
+        trailers = dict(tuple(error.trailing_metadata() or ()))
         if "grpc-status-details-bin" in trailers:
             translated = _from_status(status_pb2.Status.FromString(trailers["grpc-status-details-bin"]))
             translated.request_id = str(trailers.get("x-request-id", ""))

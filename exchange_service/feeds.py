@@ -70,9 +70,18 @@ class _Update:
     """A balance to hand out. All who read it at about the same time share one event; for who comes later its age is
     reckoned anew."""
 
-    __slots__ = ("_data", "_event", "_fetch_time", "_made", "_source", "stale", "version")
+    __slots__ = ("_data", "_event", "_fetch_time", "_made", "_made_ready", "_source", "stale", "version")
 
-    def __init__(self, stored: StoredBalance, data: bytes, source: Source, stale: ServiceError | None) -> None:
+    def __init__(
+        self,
+        stored: StoredBalance,
+        data: bytes,
+        source: Source,
+        stale: ServiceError | None,
+        made_ready: Callable[[float], None],
+    ) -> None:
+        # Called with the age of the balance, in seconds, for each event that is made of it.
+        self._made_ready = made_ready
         self.version = stored.version
         self.stale = stale
         self._data = data
@@ -84,8 +93,10 @@ class _Update:
     def event(self, now: float) -> bytes:
         """The serialised event; `now` is in seconds since the epoch."""
         if not self._event or not 0.0 <= now - self._made < _EVENT_LIFE:
-            self._event = balance_event(self._data, self._source, max(0.0, now - self._fetch_time), self.stale)
+            age = max(0.0, now - self._fetch_time)
+            self._event = balance_event(self._data, self._source, age, self.stale)
             self._made = now
+            self._made_ready(age)
         return self._event
 
 
@@ -240,7 +251,7 @@ class _Feed:
         if self._made_of is not stored:
             self._data, self._rows = with_known_rows(stored, self._rows)
             self._made_of = stored
-        return _Update(stored, self._data, source, stale)
+        return _Update(stored, self._data, source, stale, self._feeds.made_ready)
 
     def _fail(self, error: ServiceError) -> None:
         """Say it once: a venue that stays down is not news each time."""
@@ -482,6 +493,8 @@ class Feeds:
     venue_timeout: float = 8.0
     max_accounts: int = 200
     now: Callable[[], float] = time.time
+    # Told the age of each balance, in seconds, when an event is made of it.
+    made_ready: Callable[[float], None] = lambda age: None
     _feeds: dict[Account, _Feed] = field(default_factory=dict)
     _subscriptions: set[Subscription] = field(default_factory=set)
     _closed: bool = False

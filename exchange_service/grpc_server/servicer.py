@@ -118,9 +118,12 @@ class Servicer:
         if forced:
             await self.callers.take_refresh(caller)
         reading = None if forced else self.balances.at_hand(asked.account, asked.max_age)
-        if reading is None:
+        if reading is not None:
+            self.metrics.cache_read("process")
+        else:
             deadline = self._deadline(context)
             reading = await self.balances.get(asked.account, asked.listing, max_age=asked.max_age, deadline=deadline)
+            self.metrics.cache_read("shared" if reading.source is Source.CACHE else "nowhere")
         self.metrics.balance_read(_SOURCE_NAMES[reading.source])
         return get_balance_reply(
             reading.stored, reading.source, reading.age, reading.stale, include_zero=asked.include_zero

@@ -35,7 +35,7 @@ from exchange_service.credentials.sql import open_store
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, VenueTimeout
 from exchange_service.model import Account, Credential
 from exchange_service.v1 import balance_pb2, exchange_service_pb2, exchange_service_pb2_grpc
-from tests.harness import PATIENCE, Failure, balance_request, eventually, failure, totals
+from tests.harness import PATIENCE, Failure, balance_request, eventually, failure, totals, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -365,7 +365,7 @@ async def test_one_that_blocks_its_event_loop_times_out_and_is_started_anew(evil
         now = await evil.restarted(exchange_id)
         assert now.last_end == "It did not answer any more: the plugin blocked its event loop."
         assert now.process_id != first.process_id
-        assert not psutil.pid_exists(first.process_id)
+        await until(lambda: not psutil.pid_exists(first.process_id), "the end of the old process")
         await evil.works(exchange_id)
 
     await asyncio.gather(one("evil-sleeps", "sleeps"), one("evil-spins", "spins"), ignoring(evil))

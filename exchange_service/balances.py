@@ -432,15 +432,23 @@ class Balances:
     ) -> _Fetched:
         """Ask the venue, and keep its answer; `before` is what was kept."""
 
+        said: VenueError | None = None
+
         async def read() -> FetchedBalance:
+            nonlocal said
             try:
                 return await self._venues.fetch(reference, listing, deadline, account_type=account.account_type)
             except VenueError as error:
-                # The venue's word is everybody's; that this replica did not come to ask concerns nobody else.
-                await self._kept.failed(key, error)
+                said = error
                 raise
 
-        fetched = await self._gate.fetch(listing, account, reference, deadline, read, urgency=urgency)
+        try:
+            fetched = await self._gate.fetch(listing, account, reference, deadline, read, urgency=urgency)
+        except VenueError as error:
+            # The venue's word is everybody's, once nobody asks again; that this replica did not come to ask is not.
+            if said is not None and said.reason == error.reason:
+                await self._kept.failed(key, error)
+            raise
         # Read anew: a replica that lost its turn may have written meanwhile, and the version must rise from its.
         kept = await self._kept.read(key, account)
         if _is_newer(kept, before):

@@ -28,8 +28,6 @@ TOKEN = "token"  # noqa: S105 - its name
 REQUEST_ID = "x-request-id"
 # A balance of the largest size, and the message around it.
 MAX_MESSAGE = 4 * 1024 * 1024
-# Bytes of a manifest: CCXT's, with over a hundred listings, has 150,000.
-MAX_MANIFEST = 4 * 1024 * 1024
 
 
 def proof(token: str) -> bytes:

@@ -354,3 +354,29 @@ class TestVersions:
                     await cache.set(key, old, 100)
                     running.service.balances._kept._heard(b"b" + key.encode())
                 assert versions == sorted(versions)
+
+
+async def test_trouble_that_passes_when_the_venue_is_asked_again_is_told_to_nobody(
+    tmp_path: Path, redis_url: str, plugin: Counting
+) -> None:
+    entered, opened, asked = asyncio.Event(), asyncio.Event(), 0
+
+    async def stumbling(call: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        entered.set()
+        await opened.wait()
+        if asked == 1:
+            raise VenueUnavailable("Paper stumbled.")
+        return await plugin.next(call)
+
+    plugin.answer = stumbling
+    async with replicas(2, tmp_path, redis_url, plugin) as several:
+        await several[0].store()
+        calls = [asyncio.ensure_future(running.client.get_balance("alice", "paper")) for running in several]
+        await entered.wait()
+        await asyncio.sleep(0.2)
+        opened.set()
+        replies = await asyncio.gather(*calls)
+        assert len({reply.balance.version for reply in replies}) == 1
+        assert asked == 2

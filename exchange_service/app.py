@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from exchange_service.balances import Balances, Pace
+from exchange_service.balances.cached import KeptBalances
+from exchange_service.balances.instrumented import MeteredVenues, metered_opening, processes_of
+from exchange_service.balances.service import Balances, Pace
 from exchange_service.cache import Cache, open_cache
 from exchange_service.catalogue import Catalogue
 from exchange_service.credentials import CredentialReference
@@ -20,25 +22,23 @@ from exchange_service.credentials.configured import configured_hash_key, open_co
 from exchange_service.credentials.proof import KeyWatch
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore
-from exchange_service.feeds import Feeds
 from exchange_service.grpc_server.server import Server, credentials, listen
 from exchange_service.grpc_server.servicer import Servicer
 from exchange_service.identity.callers import Callers
 from exchange_service.identity.ways import certificate_scopes, open_callers, who_may_call
-from exchange_service.kept_balances import KeptBalances
-from exchange_service.metered import MeteredVenues, metered_opening, processes_of
-from exchange_service.metrics import Metrics
-from exchange_service.metrics_server import MetricsNotShown, MetricsServer
 from exchange_service.model import Credential
+from exchange_service.observability.metrics import Metrics
+from exchange_service.observability.metrics_server import MetricsNotShown, MetricsServer
+from exchange_service.plugin_host.client import HostedPlugins, HostSettings
 from exchange_service.plugin_host.discovery import open_registry
-from exchange_service.plugin_host.hosted import HostedPlugins, HostSettings
 from exchange_service.plugin_host.report import PluginReport
-from exchange_service.registry import Registry
-from exchange_service.sessions import Sessions
 from exchange_service.settings import Settings, unknown_variables
+from exchange_service.streams.feeds import Feeds
 from exchange_service.venue_gate import VenueGate
-from exchange_service.venue_http import VenueHttpPool
-from exchange_service.venue_status import VenueStatus
+from exchange_service.venue_gate.status import VenueStatus
+from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.registry import Registry
+from exchange_service.venues.sessions import Sessions
 
 log = structlog.get_logger(__name__)
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from exchange_service.errors import FieldInvalid
 from exchange_service.model import ExchangeMetadata
-from exchange_service.registry import Listing, PluginInfo, Registry
-from exchange_service.venue_status import VenueStatus
-from exchange_service.wire import (
+from exchange_service.venue_gate.status import VenueStatus
+from exchange_service.venues.registry import Listing, PluginInfo, Registry
+from exchange_service.wire.balances import (
     ListingTrouble,
     PluginLabel,
     catalogue_entry,

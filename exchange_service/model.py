@@ -13,7 +13,7 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from exchange_service.arithmetic import exact_sum
+from exchange_service.amounts import exact_sum
 
 if TYPE_CHECKING:
     from exchange_service.errors import ServiceError

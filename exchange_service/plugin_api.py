@@ -20,9 +20,7 @@ from typing import Any, Protocol
 
 import pluggy
 
-from exchange_service.accounts import combined_summary, gather_accounts
-from exchange_service.arithmetic import exact_difference, exact_sum
-from exchange_service.credential_fields import read_metadata, required_text, wallet_address
+from exchange_service.amounts import exact_difference, exact_sum
 from exchange_service.errors import (
     AccountUnknown,
     AddressNotAllowed,
@@ -61,7 +59,8 @@ from exchange_service.model import (
     Summary,
     VenueAccount,
 )
-from exchange_service.payload import (
+from exchange_service.plugin_kit.credential_fields import read_metadata, required_text, wallet_address
+from exchange_service.plugin_kit.payload import (
     amount,
     as_list,
     as_object,
@@ -72,7 +71,8 @@ from exchange_service.payload import (
     retry_after,
     text,
 )
-from exchange_service.state import State
+from exchange_service.plugin_kit.several_accounts import combined_summary, gather_accounts
+from exchange_service.plugin_kit.state import State
 
 __all__ = [
     "ALL_ACCOUNT_TYPES",

@@ -18,7 +18,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from exchange_service.redaction import redacted
+from exchange_service.observability.redaction import redacted
 
 ENVIRONMENT_PREFIX = "EXCHANGE_SERVICE_"
 CONFIG_VARIABLE = f"{ENVIRONMENT_PREFIX}CONFIG"

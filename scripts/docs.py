@@ -11,13 +11,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from exchange_service.app import Service, start_service
+from exchange_service.cli.demo import SIMULATOR_GROUP
 from exchange_service.cli.flags import default_text
 from exchange_service.client import ExchangeServiceClient
-from exchange_service.demo import SIMULATOR_GROUP
 from exchange_service.errors import ServiceError
 from exchange_service.grpc_server.status import TABLE
-from exchange_service.logs import configure_logging
 from exchange_service.model import Account, Credential
+from exchange_service.observability.logs import configure_logging
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 from exchange_service.testing.venue import TROUBLES, DemoVenue
 from exchange_service.v1 import error_reason_pb2

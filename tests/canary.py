@@ -28,17 +28,17 @@ from google.protobuf.duration_pb2 import Duration
 from pydantic import SecretStr
 
 from exchange_service.app import Service, start_service
-from exchange_service.checkup import open_checker
+from exchange_service.cli.credential_check import open_checker
+from exchange_service.cli.demo import SIMULATOR_GROUP
 from exchange_service.client import ExchangeServiceClient
-from exchange_service.demo import SIMULATOR_GROUP
 from exchange_service.model import Account, Balance, Credential, CredentialField, ExchangeMetadata
 from exchange_service.plugin_api import VenueCall
-from exchange_service.registry import Registry, load_registry
 from exchange_service.settings import Settings
 from exchange_service.testing import DemoVenue, Fault, RecordedRequest
 from exchange_service.testing.venue import SITUATIONS, TROUBLES
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.v1 import exchange_service_pb2_grpc
+from exchange_service.venues.registry import Registry, load_registry
 from tests.harness import PATIENCE, ScriptedPlugin, Stream, balance_request, failure_of, listing, loaded
 from tests.identities import SECRET, web_token
 

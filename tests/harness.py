@@ -18,12 +18,12 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from exchange_service.app import Service, start_service
-from exchange_service.balances import Balances, Reading
+from exchange_service.balances.cached import KeptBalances
+from exchange_service.balances.service import Balances, Reading
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore, open_store
-from exchange_service.kept_balances import KeptBalances
 from exchange_service.plugin_api import (
     Account,
     AssetBalance,
@@ -36,13 +36,13 @@ from exchange_service.plugin_api import (
     VenueCall,
     hookimpl,
 )
-from exchange_service.registry import LoadedPlugin, PluginInfo, Registry, load_plugin
-from exchange_service.sessions import Sessions
 from exchange_service.settings import Settings
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.v1 import exchange_service_pb2_grpc
 from exchange_service.venue_gate import VenueGate
-from exchange_service.venue_http import VenueHttpPool
+from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.registry import LoadedPlugin, PluginInfo, Registry, load_plugin
+from exchange_service.venues.sessions import Sessions
 
 USER = "alice"
 # Longer than anything here takes, on a busy machine too; only a failing test waits for it.

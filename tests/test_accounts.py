@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exchange_service.accounts import combined_summary, gather_accounts
 from exchange_service.errors import AccountUnknown, CredentialRejected, VenueError, VenueTimeout
 from exchange_service.model import AssetBalance, Summary, VenueAccount
+from exchange_service.plugin_kit.several_accounts import combined_summary, gather_accounts
 
 
 def account(id: str, total: str = "1", currency: str = "EUR") -> VenueAccount:

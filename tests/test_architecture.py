@@ -13,80 +13,48 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/pyproject.toml"))
 
-NOUNS = {"model", "errors", "payload"}
-# For each part, the parts of the service that it may import. A folder counts as one part.
+# For each room, the rooms that it may import.
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
-    "accounts": {"arithmetic", "errors", "model"},
+    "amounts": set(),
     "app": {
-        *{"balances", "cache", "catalogue", "credentials", "feeds", "grpc_server", "identity", "metered", "metrics"},
-        *{"kept_balances", "metrics_server", "model", "plugin_host", "registry", "sessions", "settings", "venue_gate"},
-        *{"venue_http", "venue_status"},
+        *{"balances", "cache", "catalogue", "credentials", "grpc_server", "identity", "model", "observability"},
+        *{"plugin_host", "settings", "streams", "venue_gate", "venues"},
     },
-    "arithmetic": set(),
-    "balances": {"credentials", "errors", "kept_balances", "model", "registry", "sessions", "venue_gate", "wire"},
+    "balances": {
+        *{"cache", "credentials", "errors", "model", "observability", "plugin_host", "venue_gate", "venues", "wire"},
+    },
     "cache": {"errors", "model", "wire"},
-    "catalogue": {"errors", "model", "registry", "venue_status", "wire"},
-    "checkup": {
-        *{"app", "credentials", "errors", "model", "plugin_host", "registry", "sessions", "settings", "venue_http"},
-        *{"venue_status", "wire"},
-    },
+    "catalogue": {"errors", "model", "venue_gate", "venues", "wire"},
     "cli": {
-        *{"__init__", "app", "checkup", "client", "credentials", "demo", "doctor", "errors", "grpc_server", "model"},
-        *{"cache", "identity", "kept_balances", "logs", "payload", "plugin_host", "runtime", "settings", "v1"},
+        *{"__init__", "app", "balances", "cache", "client", "credentials", "errors", "grpc_server", "identity"},
+        *{"model", "observability", "plugin_host", "plugin_kit", "settings", "testing", "v1", "venue_gate"},
+        *{"venues", "wire"},
     },
     "client": {"errors", "v1"},
-    "credential_fields": {"errors", "model"},
     "credentials": {"errors", "model", "settings"},
-    "demo": {"app", "model", "settings", "testing"},
-    "doctor": {"app", "cache", "credentials", "errors", "identity", "model", "plugin_host", "registry", "settings"},
     "errors": set(),
-    "feeds": {"balances", "errors", "model", "registry", "wire"},
     "grpc_server": {
-        *{"balances", "catalogue", "errors", "feeds", "identity", "logs", "metrics", "model", "plugin_host"},
-        *{"registry", "v1", "wire"},
+        *{"balances", "catalogue", "errors", "identity", "model", "observability", "plugin_host", "streams", "v1"},
+        *{"venues", "wire"},
     },
     "identity": {"cache", "credentials", "errors", "settings"},
-    "kept_balances": {"cache", "errors", "model", "wire"},
-    "logs": {"redaction"},
-    "metered": {"credentials", "errors", "metrics", "model", "plugin_host", "registry", "sessions", "wire"},
-    "metrics": {"errors"},
-    "metrics_server": {"metrics"},
-    "model": {"arithmetic", "errors"},
-    "payload": {"errors"},
-    "plugin_api": {"accounts", "arithmetic", "credential_fields", "errors", "model", "payload", "state"},
+    "model": {"amounts", "errors"},
+    "observability": {"errors"},
+    "plugin_api": {"amounts", "errors", "model", "plugin_kit"},
     "plugin_host": {
-        *{
-            "credentials",
-            "errors",
-            "logs",
-            "model",
-            "redaction",
-            "registry",
-            "sessions",
-            "settings",
-            "v1",
-            "venue_http",
-        },
-        "wire",
+        *{"credentials", "errors", "model", "observability", "settings", "v1", "venues", "wire"},
     },
+    "plugin_kit": {"amounts", "errors", "model"},
     "pytest_plugin": set(),
-    "redaction": set(),
-    "registry": {"errors", "model", "plugin_api", "state"},
-    "runtime": set(),
-    "sessions": {
-        *{"accounts", "credentials", "errors", "model", "plugin_api", "redaction", "registry", "state", "venue_http"},
-        "wire",
-    },
-    "settings": {"redaction"},
-    "state": set(),
-    "testing": {"__init__", "plugin_api", "pytest_plugin", "venue_http", "client"},
+    "settings": {"observability"},
+    "streams": {"balances", "errors", "model", "venues", "wire"},
+    "testing": {"__init__", "plugin_api", "pytest_plugin", "venues", "client"},
     "v1": set(),
-    "venue_gate": {"cache", "credentials", "errors", "model", "registry", "venue_status"},
-    "venue_http": {"errors", "model", "payload"},
-    "venue_status": {"errors", "model"},
-    "wire": {"errors", "model", "payload", "v1"},
+    "venue_gate": {"cache", "credentials", "errors", "model", "venues"},
+    "venues": {"credentials", "errors", "model", "observability", "plugin_api", "plugin_kit", "wire"},
+    "wire": {"errors", "model", "plugin_kit", "v1"},
 }
 # Where each of the heavy libraries may be imported.
 HOMES = {
@@ -94,14 +62,14 @@ HOMES = {
     "sqlalchemy": {"credentials", "identity"},
     "redis": {"cache", "venue_gate"},
     # An issuer's keys are no venue's answer, and need none of what guards those.
-    "aiohttp": {"identity", "venue_http", "testing"},
+    "aiohttp": {"identity", "venues", "testing"},
     "ccxt": set(),
     "typer": {"cli"},
     "jwt": {"identity"},
     "limits": {"identity", "venue_gate"},
     "stamina": {"venue_gate"},
-    "prometheus_client": {"metrics", "metrics_server"},
-    "uvloop": {"runtime"},
+    "prometheus_client": {"observability"},
+    "uvloop": {"cli"},
 }
 
 

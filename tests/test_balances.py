@@ -14,7 +14,8 @@ import exchange_service_oanda
 import pytest
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
-from exchange_service.balances import Balances, Reading
+from exchange_service.balances.cached import KeptBalances
+from exchange_service.balances.service import Balances, Reading
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.errors import (
     AccountUnknown,
@@ -34,10 +35,9 @@ from exchange_service.errors import (
     VenueTimeout,
     VenueUnavailable,
 )
-from exchange_service.kept_balances import KeptBalances
 from exchange_service.plugin_api import AssetBalance, Balance, Capabilities, VenueAccount, VenueCall
 from exchange_service.v1 import balance_pb2
-from exchange_service.wire import Source, fetched_balance, store_balance
+from exchange_service.wire.balances import Source, fetched_balance, store_balance
 from tests.harness import (
     USER,
     Bench,

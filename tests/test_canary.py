@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import structlog
 
-from exchange_service import logs
 from exchange_service.credentials.keysets import new_keyset
-from exchange_service.logs import configure_logging
+from exchange_service.observability import logs
+from exchange_service.observability.logs import configure_logging
 from tests.canary import Canary, fly
 from tests.conftest import CANARY
 from tests.servers import RedisServer

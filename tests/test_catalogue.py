@@ -14,9 +14,9 @@ from exchange_service.catalogue import Catalogue, Query
 from exchange_service.errors import FieldInvalid
 from exchange_service.model import ASSET_CLASSES
 from exchange_service.plugin_api import Capabilities, CredentialField, Environment, Manifest, hookimpl
-from exchange_service.registry import Problem, Registry, load_registry
 from exchange_service.v1 import exchange_pb2
 from exchange_service.v1.exchange_service_pb2 import ListExchangesResponse
+from exchange_service.venues.registry import Problem, Registry, load_registry
 from tests.harness import Running, ScriptedPlugin, info, listing, loaded, registry_of, serving
 
 # The owner's values: id | name | asset class | asset types | market hours | icon | logo | colour | passphrase | account

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exchange_service.credential_fields import read_metadata, required_text, wallet_address
 from exchange_service.errors import CredentialInvalid
 from exchange_service.model import Credential, Secret
+from exchange_service.plugin_kit.credential_fields import read_metadata, required_text, wallet_address
 
 ADDRESS = "0x00000000000000000000000000000000000000aA"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from exchange_service.balances import Pace, Reading
+from exchange_service.balances.service import Pace, Reading
 from exchange_service.errors import (
     CredentialRejected,
     FieldInvalid,
@@ -23,11 +23,11 @@ from exchange_service.errors import (
     VenueRateLimited,
     VenueUnavailable,
 )
-from exchange_service.feeds import Feeds, Selector, Subscription
 from exchange_service.plugin_api import Account, Balance, VenueAccount, VenueCall
+from exchange_service.streams.feeds import Feeds, Selector, Subscription
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.exchange_service_pb2 import StreamBalancesResponse
-from exchange_service.wire import Source, StoredBalance
+from exchange_service.wire.balances import Source, StoredBalance
 from tests.harness import (
     USER,
     Bench,
@@ -414,7 +414,7 @@ class TestResuming:
         self, made: Bench, plugin: ScriptedPlugin, monkeypatch: pytest.MonkeyPatch, error: ServiceError, reason: str
     ) -> None:
         # A refused key would be left alone for a minute.
-        monkeypatch.setattr("exchange_service.balances._REFUSAL_MEMORY", 0.0)
+        monkeypatch.setattr("exchange_service.balances.service._REFUSAL_MEMORY", 0.0)
         good = plugin.answer
         async with feeds_of(made, **BEAT) as feeds:
             version = await self.held(made, feeds)
@@ -432,7 +432,7 @@ class TestResuming:
     async def test_so_is_it_where_the_error_is_still_unread(
         self, made: Bench, plugin: ScriptedPlugin, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("exchange_service.balances._REFUSAL_MEMORY", 0.0)
+        monkeypatch.setattr("exchange_service.balances.service._REFUSAL_MEMORY", 0.0)
         good = plugin.answer
         async with feeds_of(made, **BEAT) as feeds:
             version = await self.held(made, feeds)

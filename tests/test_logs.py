@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import structlog
 
-from exchange_service import logs
-from exchange_service.logs import LibraryLines, configure_logging
-from exchange_service.redaction import HIDDEN, LIVE, LiveSecrets, is_secret_name, redacted, redacted_text
+from exchange_service.observability import logs
+from exchange_service.observability.logs import LibraryLines, configure_logging
+from exchange_service.observability.redaction import HIDDEN, LIVE, LiveSecrets, is_secret_name, redacted, redacted_text
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJlLW9mLWFsaWNl"
 HEX = "48be6f12aa0934cd77e1b05c4f3d2e1948be6f12aa0934cd77e1b05c4f3d2e19"
@@ -281,7 +281,7 @@ class TestOurLines:
     @pytest.mark.parametrize("style", ["json", "console"])
     def test_one_goes_out_with_its_event_and_without_its_secrets(self, error_output: ErrorOutput, style: str) -> None:
         configure_logging("debug", style)
-        log = structlog.get_logger("exchange_service.sessions")
+        log = structlog.get_logger("exchange_service.venues.sessions")
         log.debug("venue.asked", exchange="oanda", url=_signed(), headers={"X-Key": "hunter2"}, token="hunter2")
         text = error_output.getvalue()
         assert "venue.asked" in text

@@ -16,11 +16,11 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from exchange_service import metrics_server
 from exchange_service.app import UnsafeSettings, check_safety, start_service
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.errors import VenueUnavailable
-from exchange_service.metrics import MAX_WORDS, Metrics, ProcessOfPlugin
+from exchange_service.observability import metrics_server
+from exchange_service.observability.metrics import MAX_WORDS, Metrics, ProcessOfPlugin
 from tests.harness import (
     USER,
     Running,

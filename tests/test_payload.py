@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exchange_service.errors import VenueMalformed
-from exchange_service.payload import (
+from exchange_service.plugin_kit.payload import (
     amount,
     as_list,
     as_object,

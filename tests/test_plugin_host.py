@@ -26,10 +26,10 @@ from exchange_service.plugin_host.discovery import open_registry, placement
 from exchange_service.plugin_host.launch import MEBIBYTE, StartFailed, Terms, introduction
 from exchange_service.plugin_host.supervisor import PluginProcess, Supervisor, Work
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
-from exchange_service.registry import Placement
 from exchange_service.v1 import exchange_pb2
 from exchange_service.v1 import exchange_service_pb2 as public
-from exchange_service.wire import fault_message
+from exchange_service.venues.registry import Placement
+from exchange_service.wire.balances import fault_message
 from tests.harness import Running, eventually, failure, info, serving, settings_for, until
 
 # What a plugin in another process says of itself and of what it has been given: its answer is its diary.

@@ -20,7 +20,7 @@ from exchange_service.plugin_api import (
     VenueCall,
     hookimpl,
 )
-from exchange_service.registry import Registry, load_plugin, load_registry
+from exchange_service.venues.registry import Registry, load_plugin, load_registry
 from tests.harness import ScriptedPlugin, info, listing, loaded, registry_of
 
 GOOD = """

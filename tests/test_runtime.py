@@ -19,8 +19,8 @@ import psutil
 import pytest
 import uvloop
 
+from exchange_service.cli.runtime import LoopMissing, loop_factory
 from exchange_service.client import ExchangeServiceClient
-from exchange_service.runtime import LoopMissing, loop_factory
 from tests.harness import ScriptedPlugin, eventually, registry_of, serving
 from tests.test_cli import call, environment
 from tests.test_plugin_host import GUEST, install

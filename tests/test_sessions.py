@@ -36,10 +36,10 @@ from exchange_service.plugin_api import (
     VenueCall,
     VenueError,
 )
-from exchange_service.registry import Listing
-from exchange_service.sessions import MAX_ROWS, Sessions, venue_environment
-from exchange_service.venue_http import VenueHttpPool
-from exchange_service.wire import read_fetched
+from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.registry import Listing
+from exchange_service.venues.sessions import MAX_ROWS, Sessions, venue_environment
+from exchange_service.wire.balances import read_fetched
 from tests.harness import USER, Gate, ScriptedPlugin, Shifted, holding, listing, loaded, raising, returning
 
 ACCOUNT = Account(USER, "paper")

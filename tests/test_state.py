@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from exchange_service.state import State
+from exchange_service.plugin_kit.state import State
 
 
 class Maker:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from structlog.testing import capture_logs
 
-from exchange_service.balances import Balances, Reading
+from exchange_service.balances.cached import KeptBalances
+from exchange_service.balances.service import Balances, Reading
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.credentials import CredentialReference
 from exchange_service.credentials.references import CachedReferences
@@ -36,20 +37,19 @@ from exchange_service.errors import (
     VenueTimeout,
     VenueUnavailable,
 )
-from exchange_service.kept_balances import KeptBalances
 from exchange_service.model import Account, Credential
 from exchange_service.plugin_api import Balance, Environment, RateLimit, VenueCall
-from exchange_service.registry import Listing
-from exchange_service.sessions import Sessions
 from exchange_service.testing import Fault, LoopbackVenue
 from exchange_service.v1 import exchange_pb2
 from exchange_service.venue_gate import NoMetrics, Urgency, VenueGate
 from exchange_service.venue_gate.breaker import FAILURES_TO_OPEN, FIRST_PAUSE, LONGEST_PAUSE, Breaker, State
-from exchange_service.venue_gate.budget import Window
+from exchange_service.venue_gate.rate_limits import Window
 from exchange_service.venue_gate.shared import RedisShare
-from exchange_service.venue_http import VenueHttpPool
-from exchange_service.venue_status import VenueStatus
-from exchange_service.wire import Source
+from exchange_service.venue_gate.status import VenueStatus
+from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.registry import Listing
+from exchange_service.venues.sessions import Sessions
+from exchange_service.wire.balances import Source
 from tests.harness import (
     USER,
     Bench,

@@ -34,9 +34,9 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.model import Environment, ExchangeMetadata
-from exchange_service.payload import retry_after
+from exchange_service.plugin_kit.payload import retry_after
 from exchange_service.testing import Fault, LoopbackVenue
-from exchange_service.venue_http import (
+from exchange_service.venues.http import (
     ACCOUNT_BODY_LIMIT,
     PUBLIC_BODY_LIMIT,
     VenueHttp,

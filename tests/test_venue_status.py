@@ -16,7 +16,7 @@ from exchange_service.model import Account, Credential
 from exchange_service.settings import Settings
 from exchange_service.testing import Fault
 from exchange_service.v1 import exchange_pb2
-from exchange_service.venue_status import VenueStatus
+from exchange_service.venue_gate.status import VenueStatus
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from exchange_service.errors import CredentialRejected, VenueRateLimited, VenueU
 from exchange_service.model import Account, AssetBalance, Balance, Summary, VenueAccount
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1 import exchange_service_pb2 as messages
-from exchange_service.wire import (
+from exchange_service.wire.balances import (
     AccountState,
     RowIdentity,
     Source,

@@ -10,7 +10,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import typer
 
 from exchange_service.cli import calls, checkups, credentials, keys, operate, plugins, sealing, tokens
-from exchange_service.logs import configure_logging
+from exchange_service.observability.logs import configure_logging
 
 app = typer.Typer(
     name="exchange-service",

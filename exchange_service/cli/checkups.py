@@ -11,12 +11,12 @@ from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, console, exit_code, fail, plain, run
 from exchange_service.errors import ServiceError
 from exchange_service.model import PRODUCTION, Account, VenueAccount
-from exchange_service.payload import format_amount
+from exchange_service.plugin_kit.payload import format_amount
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
 if TYPE_CHECKING:
     # Drags in the database and the plugins, which other commands do without.
-    from exchange_service.checkup import Checkup
+    from exchange_service.cli.credential_check import Checkup
 
 _ANSWERS = {True: "yes", False: "no", None: "the venue does not say"}
 
@@ -36,7 +36,7 @@ def check(
 
 
 async def _check(settings: Settings, user: str, exchange: str, environment: str, output: Output) -> None:
-    from exchange_service.checkup import open_checker
+    from exchange_service.cli.credential_check import open_checker
 
     failures: list[ExitCode] = []
     results: list[dict[str, Any]] = []

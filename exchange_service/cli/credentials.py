@@ -44,7 +44,7 @@ def add(
     replace: Annotated[bool, typer.Option("--replace", help="Replace what is stored without asking.")] = False,
 ) -> None:
     """Store a credential. Secrets are prompted for, or read from standard input; they are never arguments."""
-    from exchange_service.doctor import missing_fields
+    from exchange_service.cli.doctor import missing_fields
     from exchange_service.plugin_host.discovery import open_registry
 
     try:
@@ -220,10 +220,10 @@ async def _announce(settings: Settings, *accounts: Account) -> None:
     within half a minute."""
     if settings.cache_url.startswith("memory:") or settings.hash_key is None:
         return
+    from exchange_service.balances.cached import tell_of_credential
     from exchange_service.cache import open_cache
     from exchange_service.credentials import credential_mark
     from exchange_service.credentials.configured import configured_hash_key
-    from exchange_service.kept_balances import tell_of_credential
 
     cache = await open_cache(settings.cache_url, prefix=settings.cache_prefix)
     try:

@@ -16,8 +16,8 @@ from rich.table import Table
 from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, plain, run
-from exchange_service.logs import configure_logging
-from exchange_service.runtime import LoopFactory, LoopMissing, loop_factory, settle
+from exchange_service.cli.runtime import LoopFactory, LoopMissing, loop_factory, settle
+from exchange_service.observability.logs import configure_logging
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
 
@@ -81,7 +81,7 @@ def demo(
 
 async def _demo(settings: Settings, redis: bool) -> None:
     from exchange_service.app import UnsafeSettings
-    from exchange_service.demo import running_demo
+    from exchange_service.cli.demo import running_demo
     from exchange_service.grpc_server.server import BindError
 
     configure_logging(settings.log_level, settings.log_format)
@@ -98,7 +98,7 @@ async def _demo(settings: Settings, redis: bool) -> None:
 
 
 def _print_welcome(running: object, seconds: float) -> None:
-    from exchange_service.demo import MAIN_USER, SITUATION_NOTES, Demo, user_of
+    from exchange_service.cli.demo import MAIN_USER, SITUATION_NOTES, Demo, user_of
 
     assert isinstance(running, Demo)
     address = running.service.address
@@ -135,7 +135,7 @@ def doctor(
     output: Annotated[Output, typer.Option("--output", "-o", envvar=f"{ENVIRONMENT_PREFIX}OUTPUT")] = Output.TABLE,
 ) -> None:
     """Check settings, database, cache, plugins and the shape of stored credentials, and say what to do."""
-    from exchange_service.doctor import Severity, examine
+    from exchange_service.cli.doctor import Severity, examine
 
     findings = asyncio.run(examine(settings))
     if output is Output.TABLE:

@@ -18,8 +18,8 @@ import structlog
 
 from exchange_service.errors import ServiceError, ServiceFailed
 from exchange_service.grpc_server.status import Outcome, outcome
-from exchange_service.logs import CallMark, current_call, current_request_id
-from exchange_service.metrics import OTHER, WELL, Metrics
+from exchange_service.observability.logs import CallMark, current_call, current_request_id
+from exchange_service.observability.metrics import OTHER, WELL, Metrics
 
 log = structlog.get_logger(__name__)
 

@@ -15,7 +15,7 @@ from exchange_service.grpc_server.boundary import Boundary, Handler, UnknownMeth
 from exchange_service.grpc_server.servicer import SERVICE, STREAMS, Servicer
 from exchange_service.identity.callers import Callers
 from exchange_service.identity.quotas import Action
-from exchange_service.metrics import Metrics
+from exchange_service.observability.metrics import Metrics
 
 # Our requests are tiny; a larger one is an attack or a mistake.
 _MAX_REQUEST = 64 * 1024

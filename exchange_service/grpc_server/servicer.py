@@ -10,20 +10,20 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from exchange_service.balances import Balances
+from exchange_service.balances.service import Balances
 from exchange_service.catalogue import CCXT, CUSTOM, Catalogue, Query
 from exchange_service.errors import FieldInvalid
-from exchange_service.feeds import Feeds, Selector
 from exchange_service.grpc_server.admission import current_caller
 from exchange_service.grpc_server.boundary import Context, Handler
 from exchange_service.grpc_server.write_limit import WriteLimit
 from exchange_service.identity.callers import Callers
-from exchange_service.metrics import Metrics
 from exchange_service.model import Account
+from exchange_service.observability.metrics import Metrics
 from exchange_service.plugin_host.report import PluginReport
-from exchange_service.registry import Listing, Registry
+from exchange_service.streams.feeds import Feeds, Selector
 from exchange_service.v1 import exchange_service_pb2 as messages
-from exchange_service.wire import Source, get_balance_reply
+from exchange_service.venues.registry import Listing, Registry
+from exchange_service.wire.balances import Source, get_balance_reply
 
 _DESCRIPTOR = messages.DESCRIPTOR.services_by_name["ExchangeService"]
 SERVICE = _DESCRIPTOR.full_name

@@ -10,7 +10,8 @@ import structlog
 
 from exchange_service.model import Manifest
 from exchange_service.plugin_host.launch import MEBIBYTE, StartFailed, Terms, introduction, newer_introduction
-from exchange_service.registry import (
+from exchange_service.settings import Settings
+from exchange_service.venues.registry import (
     Introduction,
     Placement,
     PluginInfo,
@@ -21,7 +22,6 @@ from exchange_service.registry import (
     load_registry,
     plugin_info,
 )
-from exchange_service.settings import Settings
 
 # The distributions of this project: what they do at import is known.
 OURS = frozenset(

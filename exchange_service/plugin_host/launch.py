@@ -20,10 +20,10 @@ from pathlib import Path
 
 from exchange_service.model import Manifest
 from exchange_service.plugin_host.protocol import read_manifest
-from exchange_service.registry import Introduction
+from exchange_service.venues.registry import Introduction
 
-_KEEPER = Path(__file__).with_name("keeper.py")
-_PROGRAM = "exchange_service.plugin_host.program"
+_KEEPER = Path(__file__).with_name("reaper.py")
+_PROGRAM = "exchange_service.plugin_host.main"
 # What a plugin may know of the service's environment: where things are, and how texts and times are written.
 _HARMLESS = (
     *("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR"),

@@ -15,7 +15,7 @@ from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceErro
 from exchange_service.model import Account, Credential, KeyRights, Manifest
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
-from exchange_service.wire import fault_message, read_fault
+from exchange_service.wire.balances import fault_message, read_fault
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter

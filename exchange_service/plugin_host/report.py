@@ -10,10 +10,10 @@ import psutil
 from google.protobuf.duration_pb2 import Duration
 
 from exchange_service.model import ExchangeMetadata
-from exchange_service.plugin_host.hosted import HostedPlugins
+from exchange_service.plugin_host.client import HostedPlugins
 from exchange_service.plugin_host.supervisor import Condition, State
-from exchange_service.registry import LoadedPlugin, PluginInfo, Registry
 from exchange_service.v1 import exchange_pb2, exchange_service_pb2
+from exchange_service.venues.registry import LoadedPlugin, PluginInfo, Registry
 
 _STATES = {
     State.IDLE: exchange_service_pb2.PLUGIN_PROCESS_STATE_IDLE,

@@ -19,8 +19,8 @@ import psutil
 import structlog
 
 from exchange_service.errors import PluginUnavailable
-from exchange_service.logs import current_call, current_request_id
 from exchange_service.model import Manifest
+from exchange_service.observability.logs import current_call, current_request_id
 from exchange_service.plugin_host.launch import Launch, StartFailed, Terms, ending, prepare
 from exchange_service.plugin_host.protocol import (
     MAX_MESSAGE,

@@ -23,13 +23,13 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.model import Account, ExchangeMetadata, RateLimit
-from exchange_service.registry import Listing
 from exchange_service.venue_gate.breaker import Breaker, State
-from exchange_service.venue_gate.budget import Budget, SharedCount
-from exchange_service.venue_gate.places import Places
+from exchange_service.venue_gate.bulkhead import Places
+from exchange_service.venue_gate.priority import Urgency
+from exchange_service.venue_gate.rate_limits import Budget, SharedCount
 from exchange_service.venue_gate.retries import ATTEMPTS, RetryBudget, attempts_of, backoff, worth_repeating
-from exchange_service.venue_gate.urgency import Urgency
-from exchange_service.venue_status import VenueStatus
+from exchange_service.venue_gate.status import VenueStatus
+from exchange_service.venues.registry import Listing
 
 T = TypeVar("T")
 

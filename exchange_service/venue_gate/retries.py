@@ -10,7 +10,7 @@ import stamina
 import stamina.instrumentation
 
 from exchange_service.errors import VenueTimeout, VenueUnavailable
-from exchange_service.venue_gate.budget import Window
+from exchange_service.venue_gate.rate_limits import Window
 
 # The first call and two retries.
 ATTEMPTS = 3

@@ -15,7 +15,7 @@ import structlog
 from limits.aio.storage import RedisStorage
 
 from exchange_service.cache.redis import Breaker, connection_pool
-from exchange_service.venue_gate.budget import until_room
+from exchange_service.venue_gate.rate_limits import until_room
 
 T = TypeVar("T")
 

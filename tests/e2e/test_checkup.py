@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
-from exchange_service.checkup import READ_ONLY_SUFFICES, Checker, Checkup
+from exchange_service.cli.credential_check import READ_ONLY_SUFFICES, Checker, Checkup
 from exchange_service.credentials.sql import open_store
 from exchange_service.errors import CredentialMissing
 from exchange_service.plugin_api import (
@@ -26,8 +26,8 @@ from exchange_service.plugin_api import (
     VenueUnavailable,
     hookimpl,
 )
-from exchange_service.sessions import Sessions
-from exchange_service.venue_http import VenueHttpPool
+from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.sessions import Sessions
 from tests.harness import USER, Answer, ScriptedPlugin, raising, registry_of, returning, settings_for
 from tests.test_cli import call
 

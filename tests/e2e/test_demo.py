@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from exchange_service.cli.demo import MAIN_USER, Demo, running_demo, user_of
 from exchange_service.client import ExchangeServiceClient
-from exchange_service.demo import MAIN_USER, Demo, running_demo, user_of
 from exchange_service.testing.venue import SITUATIONS
 from tests.harness import PATIENCE, settings_for
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from exchange_service_hyperliquid.simulator import HyperliquidSimulator, standard_wallet, unified_wallet
 
-from exchange_service.demo import SIMULATOR_GROUP
+from exchange_service.cli.demo import SIMULATOR_GROUP
 from exchange_service.plugin_api import Account, Credential
 from exchange_service.testing import DemoVenue
 from exchange_service.v1 import balance_pb2

@@ -17,7 +17,7 @@ import structlog
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.errors import CredentialMissing, ServiceFailed, VenueUnavailable
 from exchange_service.grpc_server.boundary import given_request_id, new_request_id
-from exchange_service.logs import configure_logging, current_request_id
+from exchange_service.observability.logs import configure_logging, current_request_id
 from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.v1 import exchange_service_pb2 as messages
@@ -187,7 +187,7 @@ class TestLog:
         assert line["request_id"] == "[hidden]"
 
     def test_lines_of_other_libraries_have_it_too(self, capfd: pytest.CaptureFixture[str], lines: Any) -> None:
-        from exchange_service.logs import CallMark, current_call
+        from exchange_service.observability.logs import CallMark, current_call
 
         token = current_call.set(CallMark(UUID))
         try:

@@ -772,7 +772,7 @@ class TestStop:
     async def test_a_closing_of_a_plugins_that_hangs_does_not_hold_up_the_stop(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("exchange_service.state._CLOSE_LIMIT", 0.3)
+        monkeypatch.setattr("exchange_service.plugin_kit.state._CLOSE_LIMIT", 0.3)
         closing: list[str] = []
 
         async def answer(call: VenueCall) -> Balance:

@@ -575,7 +575,7 @@ async def test_a_killed_process_of_ccxt_is_there_again_within_seconds_and_caller
 
     await eventually(forced, "that CCXT's process serves")
     # On a busy machine the imports alone take that long.
-    imports = await time_of("import ccxt.async_support, exchange_service.plugin_host.host")
+    imports = await time_of("import ccxt.async_support, exchange_service.plugin_host.server")
     sources: list[int] = []
 
     async def gentle() -> None:

@@ -22,7 +22,7 @@ from exchange_service.credentials.sql import SqlCredentialStore, open_store
 from exchange_service.errors import CredentialUnreadable
 from exchange_service.model import Account, Credential
 from exchange_service.v1 import balance_pb2
-from exchange_service.wire import decode_stored
+from exchange_service.wire.balances import decode_stored
 from tests.canary import bytes_of
 from tests.harness import (
     ScriptedPlugin,
@@ -160,7 +160,7 @@ class TestSharedRedis:
         # Two replicas with nothing in their own memory: one believes what is well formed, the other looks whose it is.
         with monkeypatch.context() as unguarded:
             unguarded.setattr(
-                "exchange_service.kept_balances.decode_stored",
+                "exchange_service.balances.cached.decode_stored",
                 lambda _, raw: decode_stored(Account("bob", "paper"), raw),
             )
             async with serving(tmp_path, registry=registry_of(plugin), **settings) as running:

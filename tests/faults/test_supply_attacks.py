@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from exchange_service.plugin_api import Balance, VenueCall
-from exchange_service.registry import load_registry
+from exchange_service.venues.registry import load_registry
 from tests.harness import ScriptedPlugin, balance_request, failure, holding, registry_of, serving
 
 ROOT = Path(__file__).parent.parent.parent

@@ -18,7 +18,7 @@ from exchange_service.errors import VenueMalformed, VenueUnavailable
 from exchange_service.model import Environment, ExchangeMetadata
 from exchange_service.plugin_api import Balance, VenueCall
 from exchange_service.testing import Fault, LoopbackVenue
-from exchange_service.venue_http import VenueHttp, VenueHttpPool
+from exchange_service.venues.http import VenueHttp, VenueHttpPool
 from tests.harness import (
     ScriptedPlugin,
     balance_request,

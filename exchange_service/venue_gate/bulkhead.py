@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from exchange_service.errors import ServiceOverloaded
-from exchange_service.venue_gate.urgency import Urgency
+from exchange_service.venue_gate.priority import Urgency
 
 # Beyond so many that wait for one venue another one would only wait in vain.
 _LONGEST_QUEUE = 4096

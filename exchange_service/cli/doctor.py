@@ -15,8 +15,8 @@ from exchange_service.errors import CredentialInvalid, ServiceError
 from exchange_service.identity.ways import who_may_call
 from exchange_service.model import Account, Credential, ExchangeMetadata
 from exchange_service.plugin_host.discovery import open_registry
-from exchange_service.registry import Registry
 from exchange_service.settings import Settings
+from exchange_service.venues.registry import Registry
 
 
 class Severity(Enum):

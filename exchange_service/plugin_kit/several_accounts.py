@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from decimal import Decimal
 from functools import partial
 
-from exchange_service.arithmetic import exact_sum
+from exchange_service.amounts import exact_sum
 from exchange_service.errors import CredentialRejected, VenueError
 from exchange_service.model import Summary, VenueAccount
 

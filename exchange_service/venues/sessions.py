@@ -13,7 +13,6 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from exchange_service.accounts import combined_summary
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import (
     CredentialInvalid,
@@ -38,12 +37,13 @@ from exchange_service.model import (
     Summary,
     VenueAccount,
 )
+from exchange_service.observability.redaction import LIVE, Held, is_secret_name
 from exchange_service.plugin_api import VenueCall
-from exchange_service.redaction import LIVE, Held, is_secret_name
-from exchange_service.registry import Listing
-from exchange_service.state import State
-from exchange_service.venue_http import VenueHttpPool
-from exchange_service.wire import FetchedBalance, fetched_balance
+from exchange_service.plugin_kit.several_accounts import combined_summary
+from exchange_service.plugin_kit.state import State
+from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.registry import Listing
+from exchange_service.wire.balances import FetchedBalance, fetched_balance
 
 T = TypeVar("T")
 

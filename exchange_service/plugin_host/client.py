@@ -23,9 +23,9 @@ from exchange_service.plugin_host.protocol import (
 )
 from exchange_service.plugin_host.supervisor import Condition, PluginProcess, Supervisor, Work
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
-from exchange_service.registry import Listing, LoadedPlugin, Registry
-from exchange_service.sessions import MAX_ROWS, Sessions, misshapen
-from exchange_service.wire import FetchedBalance, fetched_balance, read_fetched, rows_of
+from exchange_service.venues.registry import Listing, LoadedPlugin, Registry
+from exchange_service.venues.sessions import MAX_ROWS, Sessions, misshapen
+from exchange_service.wire.balances import FetchedBalance, fetched_balance, read_fetched, rows_of
 
 # Seconds that a process has, beyond the deadline, to say that the deadline has passed.
 _LAST_WORD = 0.25

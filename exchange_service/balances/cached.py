@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from exchange_service.cache import Cache, Lease
 from exchange_service.errors import ServiceError
 from exchange_service.model import Account
-from exchange_service.wire import StoredBalance, decode_stored, read_stored_fault, stored_fault
+from exchange_service.wire.balances import StoredBalance, decode_stored, read_stored_fault, stored_fault
 
 # Copies in the process, and their bytes; the one unused longest goes first.
 _MOST_COPIES = 20_000

@@ -14,8 +14,8 @@ import structlog
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, ServiceError
-from exchange_service.logs import CallMark, current_call
 from exchange_service.model import Account, Credential
+from exchange_service.observability.logs import CallMark, current_call
 from exchange_service.plugin_host.protocol import (
     PROTOCOL,
     REQUEST_ID,
@@ -29,9 +29,9 @@ from exchange_service.plugin_host.protocol import (
     write_rights,
 )
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
-from exchange_service.registry import Listing, LoadedPlugin, Registry, Unfit
-from exchange_service.sessions import Sessions
-from exchange_service.venue_http import VenueHttpPool
+from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.registry import Listing, LoadedPlugin, Registry, Unfit
+from exchange_service.venues.sessions import Sessions
 
 # Seconds after which a call that was cancelled and still runs counts as stuck.
 _STUCK_AFTER = 3.0

@@ -14,6 +14,7 @@ from typing import Protocol, TypeGuard
 
 import structlog
 
+from exchange_service.balances.cached import KeptBalances, turn_kept
 from exchange_service.credentials import CredentialReference, credential_mark
 from exchange_service.errors import (
     AddressNotAllowed,
@@ -29,12 +30,11 @@ from exchange_service.errors import (
     VenueError,
     VenueTimeout,
 )
-from exchange_service.kept_balances import KeptBalances, turn_kept
 from exchange_service.model import PRODUCTION, Account
-from exchange_service.registry import Listing, Registry
-from exchange_service.sessions import Venues
 from exchange_service.venue_gate import Urgency, VenueGate
-from exchange_service.wire import FetchedBalance, Source, StoredBalance, store_balance
+from exchange_service.venues.registry import Listing, Registry
+from exchange_service.venues.sessions import Venues
+from exchange_service.wire.balances import FetchedBalance, Source, StoredBalance, store_balance
 
 log = structlog.get_logger(__name__)
 

@@ -23,7 +23,7 @@ from exchange_service import plugin_api
 from exchange_service.errors import ExchangeUnknown, FieldInvalid, NotSupported
 from exchange_service.model import ALL_ACCOUNT_TYPES, PRODUCTION, SANDBOX, Account, ExchangeMetadata, Manifest
 from exchange_service.plugin_api import API_VERSION
-from exchange_service.state import State
+from exchange_service.plugin_kit.state import State
 
 ENTRY_POINT_GROUP = "exchange_service"
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\Z")

@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, ServiceError
-from exchange_service.metrics import CANCELLED, Metrics, ProcessOfPlugin
 from exchange_service.model import Account, Credential, KeyRights
-from exchange_service.plugin_host.hosted import HostedPlugins
+from exchange_service.observability.metrics import CANCELLED, Metrics, ProcessOfPlugin
+from exchange_service.plugin_host.client import HostedPlugins
 from exchange_service.plugin_host.supervisor import State
-from exchange_service.registry import Listing, Registry
-from exchange_service.sessions import Venues
-from exchange_service.wire import FetchedBalance
+from exchange_service.venues.registry import Listing, Registry
+from exchange_service.venues.sessions import Venues
+from exchange_service.wire.balances import FetchedBalance
 
 OpenCredential = Callable[[CredentialReference], Awaitable[Credential]]
 

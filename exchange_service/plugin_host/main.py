@@ -1,6 +1,6 @@
 """What runs in a process of a plugin's own.
 
-    python -m exchange_service.plugin_host.program NAME DISTRIBUTION (SOCKET | --introduce | --refresh)
+    python -m exchange_service.plugin_host.main NAME DISTRIBUTION (SOCKET | --introduce | --refresh)
 
 With a socket it listens there, says so by a line on standard output, and serves until it is ended. With `--introduce`
 it writes the plugin's manifest there, or "!" and a sentence why there is none; with `--refresh` a newer one, or
@@ -24,11 +24,11 @@ from typing import Any, NoReturn, TextIO
 
 import structlog
 
-from exchange_service.logs import configure_logging
+from exchange_service.observability.logs import configure_logging
+from exchange_service.observability.redaction import redacted
 from exchange_service.plugin_host.launch import INTRODUCE, REFRESH, REFRESHES
 from exchange_service.plugin_host.protocol import MAX_MESSAGE, write_manifest
-from exchange_service.redaction import redacted
-from exchange_service.registry import ENTRY_POINT_GROUP, LoadedPlugin, Unfit, load_entry_point, newer_manifest
+from exchange_service.venues.registry import ENTRY_POINT_GROUP, LoadedPlugin, Unfit, load_entry_point, newer_manifest
 
 READY = b"ready\n"
 # Lines of the plugin's own printing that are passed on in a second, and characters of a line.
@@ -114,7 +114,7 @@ async def _serve(name: str, distribution: str, socket: str, token: str, answer: 
     # Late: who introduces a plugin needs no server.
     import grpc
 
-    from exchange_service.plugin_host.host import Host
+    from exchange_service.plugin_host.server import Host
 
     # Markets are millions of objects that stay: by Python's own settings the collector goes over all of them again and
     # again, for half of the time that loading takes.

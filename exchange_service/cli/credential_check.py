@@ -14,12 +14,12 @@ from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.errors import CredentialMissing, NotSupported, ServiceError
 from exchange_service.model import ALL_ACCOUNT_TYPES, Account, Balance, KeyRights
 from exchange_service.plugin_host.discovery import open_registry
-from exchange_service.registry import Listing, Registry
-from exchange_service.sessions import Venues
 from exchange_service.settings import Settings
-from exchange_service.venue_http import VenueHttpPool
-from exchange_service.venue_status import VenueStatus
-from exchange_service.wire import read_fetched
+from exchange_service.venue_gate.status import VenueStatus
+from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.registry import Listing, Registry
+from exchange_service.venues.sessions import Venues
+from exchange_service.wire.balances import read_fetched
 
 READ_ONLY_SUFFICES = "This service only reads: a key without that right is enough, and safer."
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from exchange_service.balances import LEASE, Balances, Reading
+from exchange_service.balances.service import LEASE, Balances, Reading
 from exchange_service.errors import (
     CredentialMissing,
     FieldInvalid,
@@ -30,8 +30,8 @@ from exchange_service.errors import (
     StreamLifetimeReached,
 )
 from exchange_service.model import Account
-from exchange_service.registry import Listing, Registry
-from exchange_service.wire import (
+from exchange_service.venues.registry import Listing, Registry
+from exchange_service.wire.balances import (
     AccountState,
     AmountName,
     RowIdentity,

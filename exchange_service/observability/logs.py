@@ -15,7 +15,7 @@ from typing import Any, TextIO, cast
 
 import structlog
 
-from exchange_service.redaction import redacted, redacted_text
+from exchange_service.observability.redaction import redacted, redacted_text
 
 # Below INFO these quote statements with their parameters, requests with their headers, or whole answers.
 QUOTING_LOGGERS = ("aiosqlite", "ccxt", "psycopg", "redis", "sqlalchemy", "urllib3")

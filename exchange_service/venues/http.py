@@ -36,7 +36,7 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.model import Environment, ExchangeMetadata
-from exchange_service.payload import parse_json, retry_after
+from exchange_service.plugin_kit.payload import parse_json, retry_after
 
 ACCOUNT_BODY_LIMIT = 8 * 1024 * 1024
 PUBLIC_BODY_LIMIT = 64 * 1024 * 1024

@@ -22,7 +22,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from exchange_service.errors import ServiceError, from_reason
 from exchange_service.model import Account, AssetBalance, Balance, ExchangeMetadata, Summary, VenueAccount
-from exchange_service.payload import format_amount
+from exchange_service.plugin_kit.payload import format_amount
 from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_pb2, exchange_service_pb2
 
 # The first byte of every kept value. Another one is a value of another release, and counts as missing. The pause

@@ -1,0 +1,1 @@
+"""What `plugin_api` hands to plugins, a file for each subject."""

@@ -1,0 +1,1 @@
+"""StreamBalances: one feed for each account, however many subscribe to it."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from exchange_service.balances.cached import KeptBalances
-from exchange_service.balances.instrumented import MeteredVenues, metered_opening, processes_of
-from exchange_service.balances.service import Balances, Pace
+from exchange_service.balances.cached import CachedBalances
+from exchange_service.balances.instrumented import InstrumentedVenues, instrumented_opening, processes_of
+from exchange_service.balances.service import Balances, PollBackoff
 from exchange_service.cache import Cache, open_cache
 from exchange_service.catalogue import Catalogue
 from exchange_service.credentials import CredentialReference
@@ -24,12 +24,12 @@ from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.grpc_server.server import Server, credentials, listen
 from exchange_service.grpc_server.servicer import Servicer
-from exchange_service.identity.callers import Callers
-from exchange_service.identity.ways import certificate_scopes, open_callers, who_may_call
+from exchange_service.identity.authenticator import Authenticator
+from exchange_service.identity.methods import certificate_scopes, open_authenticator, who_may_call
 from exchange_service.model import Credential
 from exchange_service.observability.metrics import Metrics
 from exchange_service.observability.metrics_server import MetricsNotShown, MetricsServer
-from exchange_service.plugin_host.client import HostedPlugins, HostSettings
+from exchange_service.plugin_host.client import HostSettings, PluginClients
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.plugin_host.report import PluginReport
 from exchange_service.settings import Settings, unknown_variables
@@ -128,17 +128,17 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     references = CachedReferences(store)
     status = VenueStatus()
     metrics = Metrics(lambda: registry.listings)
-    venues = open_venues(settings, registry, metered_opening(references.open, metrics), http, status)
+    venues = open_venues(settings, registry, instrumented_opening(references.open, metrics), http, status)
     stack.push_async_callback(venues.close)
     gate = open_gate(settings, status, metrics, accounts_apart)
     stack.push_async_callback(gate.close)
     balances = Balances(
         registry,
         references,
-        MeteredVenues(venues, metrics),
-        KeptBalances(cache, max(settings.stale_grace, settings.max_age)),
+        InstrumentedVenues(venues, metrics),
+        CachedBalances(cache, max(settings.stale_grace, settings.max_age)),
         hash_key=hash_key,
-        pace=Pace(settings.poll_interval, max(settings.poll_interval, settings.poll_interval_still)),
+        pace=PollBackoff(settings.poll_interval, max(settings.poll_interval, settings.poll_interval_still)),
         gate=gate,
         max_age=settings.max_age,
         stale_grace=settings.stale_grace,
@@ -153,11 +153,11 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         heartbeat_interval=settings.heartbeat_interval,
         lifetime=settings.stream_lifetime,
         venue_timeout=settings.venue_timeout,
-        made_ready=metrics.value_handed_out,
+        on_event_age=metrics.value_handed_out,
     )
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
     catalogue = Catalogue(registry, status)
-    callers = open_callers(settings, hash_key)
+    callers = open_authenticator(settings, hash_key)
     stack.push_async_callback(callers.close)
     plugins = PluginReport(registry, venues)
     timeouts = settings.call_timeout, settings.write_timeout
@@ -195,7 +195,7 @@ def open_venues(
     open_credential: Callable[[CredentialReference], Awaitable[Credential]],
     http: VenueHttpPool,
     status: VenueStatus,
-) -> HostedPlugins:
+) -> PluginClients:
     """What reads accounts, in this process and in those of plugins. UnsafeSettings for what names no plugin."""
     overrides = check_overrides(settings, registry)
     here = Sessions(open_credential, http, overrides=overrides, idle_timeout=settings.session_idle)
@@ -207,7 +207,7 @@ def open_venues(
         processes=settings.plugin_process_counts,
         start_at_once=settings.plugin_start == "at-once",
     )
-    return HostedPlugins(
+    return PluginClients(
         registry,
         here,
         open_credential,
@@ -235,7 +235,7 @@ def open_gate(settings: Settings, status: VenueStatus, metrics: Metrics, account
     )
 
 
-async def _refresh(registry: Registry, venues: HostedPlugins) -> None:
+async def _refresh(registry: Registry, venues: PluginClients) -> None:
     """Take newer manifests, and tell the processes that serve by the older ones."""
     before = registry.generation
     await registry.refresh()
@@ -348,7 +348,7 @@ def _show(metrics: Metrics, settings: Settings, stack: AsyncExitStack) -> str:
     return shown.address
 
 
-async def _listen(settings: Settings, servicer: Servicer, callers: Callers, metrics: Metrics) -> Server:
+async def _listen(settings: Settings, servicer: Servicer, callers: Authenticator, metrics: Metrics) -> Server:
     tls = None
     if settings.tls_certificate and settings.tls_key:
         tls = credentials(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)

@@ -18,8 +18,8 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from exchange_service.app import Service, start_service
-from exchange_service.balances.cached import KeptBalances
-from exchange_service.balances.service import Balances, Reading
+from exchange_service.balances.cached import CachedBalances
+from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials.references import CachedReferences
@@ -360,7 +360,7 @@ class Bench:
 
     async def get(
         self, exchange_id: str = "paper", *, user: str = USER, max_age: float | None = None, timeout: float = 10.0
-    ) -> Reading:
+    ) -> BalanceResult:
         account, found = self.registry.account(user, exchange_id, "")
         deadline = asyncio.get_running_loop().time() + timeout
         return await self.balances.get(account, found, max_age=max_age, deadline=deadline)
@@ -380,7 +380,7 @@ async def bench(
     sessions = Sessions(store.open, http, overrides=overrides)
     cache, clock = MemoryCache(), Clock()
     references = CachedReferences(store, ttl=reference_ttl)
-    kept = KeptBalances(cache, max(options.get("stale_grace", 300.0), options.get("max_age", 30.0)))
+    kept = CachedBalances(cache, max(options.get("stale_grace", 300.0), options.get("max_age", 30.0)))
     # One attempt for each balance, so that a venue's calls can be counted; tests/test_venue_gate.py is about more.
     options = {"gate": VenueGate(attempts=1)} | options
     balances = Balances(registry, references, sessions, kept, hash_key=b"0123456789abcdef", wall_clock=clock, **options)

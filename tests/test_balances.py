@@ -14,8 +14,8 @@ import exchange_service_oanda
 import pytest
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
-from exchange_service.balances.cached import KeptBalances
-from exchange_service.balances.service import Balances, Reading
+from exchange_service.balances.cached import CachedBalances
+from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.errors import (
     AccountUnknown,
@@ -205,14 +205,14 @@ def replica(paper: Bench) -> tuple[Balances, Clock]:
         paper.registry,
         paper.balances._references,
         paper.sessions,
-        KeptBalances(paper.cache, 300.0),
+        CachedBalances(paper.cache, 300.0),
         hash_key=b"0123456789abcdef",
         wall_clock=clock,
     )
     return other, clock
 
 
-async def get_from(balances: Balances, paper: Bench, *, max_age: float | None = None) -> Reading:
+async def get_from(balances: Balances, paper: Bench, *, max_age: float | None = None) -> BalanceResult:
     account, found = paper.registry.account(USER, "paper", "")
     deadline = asyncio.get_running_loop().time() + 10
     return await balances.get(account, found, max_age=max_age, deadline=deadline)
@@ -708,7 +708,7 @@ class TestTheCachesBytes:
 
     async def test_a_cache_that_keeps_nothing_loses_no_call(self, tmp_path: Path, plugin: ScriptedPlugin) -> None:
         async with bench(tmp_path, plugin) as made:
-            made.balances._kept = KeptBalances(MemoryCache(max_entries=0), 300.0)
+            made.balances._kept = CachedBalances(MemoryCache(max_entries=0), 300.0)
             made.balances._kept._remember = lambda key, stored: None
             await made.put()
             for _ in range(3):

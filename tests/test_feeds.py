@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from exchange_service.balances.service import Pace, Reading
+from exchange_service.balances.service import BalanceResult, PollBackoff
 from exchange_service.errors import (
     CredentialRejected,
     FieldInvalid,
@@ -80,7 +80,7 @@ class Reader:
 async def feeds_of(made: Bench, **options: Any) -> AsyncIterator[Feeds]:
     plain: dict[str, Any] = {"interval": 0.02, "heartbeat_interval": 600.0, "now": made.clock}
     options = plain | options
-    made.balances._pace = Pace(options["interval"], options["interval"])
+    made.balances._pace = PollBackoff(options["interval"], options["interval"])
     feeds = Feeds(made.registry, made.balances, made.store.accounts, **options)
     try:
         yield feeds
@@ -214,7 +214,7 @@ class TestMailbox:
             ):
                 feed = feeds._feeds[Account(USER, "paper")]
                 stored = replace(await _current(feed), version=feed.version + 1)
-                feed._receive(Reading(stored, Source.VENUE, 0.0, None, feed._key))
+                feed._receive(BalanceResult(stored, Source.VENUE, 0.0, None, feed._key))
                 events = [await subscription.next_event() for subscription in (second, third)]
                 made.clock.now += 0.05
                 events.append(await first.next_event())
@@ -565,7 +565,7 @@ class TestLife:
                 raise StoreUnavailable("The database is down.")
             return await made.store.accounts(user_id)
 
-        made.balances._pace = Pace(0.02, 0.02)
+        made.balances._pace = PollBackoff(0.02, 0.02)
 
         feeds = Feeds(made.registry, made.balances, accounts, interval=0.02, heartbeat_interval=0.1)
         async with feeds.subscribe(USER) as subscription:
@@ -588,7 +588,7 @@ class TestLife:
                 await answered.wait()
             return await made.store.accounts(user_id)
 
-        made.balances._pace = Pace(0.02, 0.02)
+        made.balances._pace = PollBackoff(0.02, 0.02)
 
         feeds = Feeds(made.registry, made.balances, accounts, interval=0.02, heartbeat_interval=0.1, now=made.clock)
         async with feeds.subscribe(USER) as subscription:
@@ -625,7 +625,7 @@ class TestLife:
             return await made.store.accounts(user_id)
 
         before = asyncio.all_tasks()
-        made.balances._pace = Pace(0.02, 0.02)
+        made.balances._pace = PollBackoff(0.02, 0.02)
         feeds = Feeds(made.registry, made.balances, accounts, interval=0.02, heartbeat_interval=0.1, now=made.clock)
         async with feeds.subscribe(USER) as subscription:
             reader = Reader(subscription)

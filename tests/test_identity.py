@@ -31,11 +31,11 @@ from exchange_service.identity import (
     Proof,
     Scope,
     Verified,
-    callers,
+    authenticator,
     scope_from,
     tokens,
 )
-from exchange_service.identity.callers import Callers
+from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.certificates import ClientCertificates
 from exchange_service.identity.key_sets import KeySet, from_url
 from exchange_service.identity.quotas import Action, Allowance, Quotas
@@ -136,7 +136,7 @@ class TestScopes:
 class TestMemory:
     async def test_a_signature_is_checked_once_and_not_at_every_call(self) -> None:
         checked = web_tokens()
-        door = Callers([checked], Quotas(PLENTY))
+        door = Authenticator([checked], Quotas(PLENTY))
         shown = Proof(token=web_token("alice"))
         identities = {(await door.admit(shown)).identity for _ in range(100)}
         assert [identity.name for identity in identities] == ["user alice"]
@@ -146,7 +146,7 @@ class TestMemory:
     async def test_many_who_come_at_once_with_one_token_are_one_question(self) -> None:
         store = Tokens()
         checked = Counting(ServiceTokens(store.find, store.close))
-        door = Callers([checked], Quotas(PLENTY))
+        door = Authenticator([checked], Quotas(PLENTY))
         shown = Proof(token=store.add(Scope(everybody=True)))
         await asyncio.gather(*(door.admit(shown) for _ in range(50)))
         assert checked.asked == 1
@@ -154,7 +154,7 @@ class TestMemory:
 
     async def test_it_ends_with_the_token(self) -> None:
         checked = web_tokens(leeway=0)
-        door = Callers([checked], Quotas(PLENTY))
+        door = Authenticator([checked], Quotas(PLENTY))
         shown = Proof(token=web_token("alice", exp=int(time.time()) + 2))
         await door.admit(shown)
         message = ""
@@ -174,7 +174,7 @@ class TestMemory:
     ) -> None:
         clock, store = Shifted(monkeypatch), Tokens()
         checked = Counting(ServiceTokens(store.find, store.close))
-        door = Callers([checked], Quotas(PLENTY))
+        door = Authenticator([checked], Quotas(PLENTY))
         shown = Proof(token=store.add(Scope(everybody=True)))
         await door.admit(shown)
         store.rows.clear()
@@ -189,7 +189,7 @@ class TestMemory:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock, store = Shifted(monkeypatch), Tokens()
-        door = Callers([ServiceTokens(store.find, store.close)], Quotas(PLENTY))
+        door = Authenticator([ServiceTokens(store.find, store.close)], Quotas(PLENTY))
         shown = Proof(token=store.add(Scope(frozenset({"alice", "bob"}))))
         caller, ended = await door.admit(shown), list[Any]()
         with door.streaming(caller, "alice") as watch:
@@ -211,7 +211,7 @@ class TestMemory:
     ) -> None:
         monkeypatch.setattr(tokens, "_KEEP", 0.0)
         store = Tokens()
-        door = Callers([ServiceTokens(store.find, store.close)], Quotas(PLENTY))
+        door = Authenticator([ServiceTokens(store.find, store.close)], Quotas(PLENTY))
         text = store.add(Scope(everybody=True))
         ended: dict[str | None, list[Any]] = {None: [], "alice": []}
         with ExitStack() as stack:
@@ -229,9 +229,9 @@ class TestMemory:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(tokens, "_KEEP", 0.0)
-        monkeypatch.setattr(callers, "_RECHECK_INTERVAL", 0.01)
+        monkeypatch.setattr(authenticator, "_RECHECK_INTERVAL", 0.01)
         store = Tokens()
-        door = Callers([ServiceTokens(store.find, store.close)], Quotas(PLENTY))
+        door = Authenticator([ServiceTokens(store.find, store.close)], Quotas(PLENTY))
         broken, revoked = store.add(Scope(everybody=True)), store.add(Scope(everybody=True))
         with ExitStack() as stack:
             ends = [asyncio.get_running_loop().create_future() for _ in range(2)]
@@ -251,7 +251,7 @@ class TestMemory:
     ) -> None:
         clock, store = Shifted(monkeypatch), Tokens()
         checked = Counting(ServiceTokens(store.find, store.close))
-        door = Callers([checked], Quotas(PLENTY))
+        door = Authenticator([checked], Quotas(PLENTY))
         known, new = (Proof(token=store.add(Scope(everybody=True))) for _ in range(2))
         await door.admit(known)
         store.away = True
@@ -268,9 +268,9 @@ class TestMemory:
         await door.close()
 
     async def test_made_up_tokens_push_out_nobody_who_is_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(callers, "_MAX_REFUSALS", 10)
+        monkeypatch.setattr(authenticator, "_MAX_REFUSALS", 10)
         checked = web_tokens()
-        door = Callers([checked], Quotas(PLENTY))
+        door = Authenticator([checked], Quotas(PLENTY))
         shown = Proof(token=web_token("alice"))
         await door.admit(shown)
         for number in range(200):
@@ -287,7 +287,7 @@ class TestMemory:
         store = Tokens()
         service = store.add(Scope(everybody=True))
         ways = [JsonWebTokens(secret=SECRET), ServiceTokens(store.find, store.close)]
-        door = Callers(ways, Quotas(PLENTY))
+        door = Authenticator(ways, Quotas(PLENTY))
         held = [await door.admit(Proof(token=text)) for text in (token, service)]
         shown = repr((held, vars(door), ways, list(store.rows.values()), Settings(jwt_secret=SECRET)))
         for secret in (token, token.split(".")[2], service, service.split("_", 2)[2], SECRET):
@@ -295,7 +295,7 @@ class TestMemory:
         await door.close()
 
     async def test_without_any_way_to_tell_everybody_is_anybody(self) -> None:
-        door = Callers([], Quotas(PLENTY))
+        door = Authenticator([], Quotas(PLENTY))
         assert door.open_to_all
         assert (await door.admit(Proof())).identity is ANYBODY
         await door.close()

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from structlog.testing import capture_logs
 
-from exchange_service.balances.cached import KeptBalances
-from exchange_service.balances.service import Balances, Reading
+from exchange_service.balances.cached import CachedBalances
+from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.credentials import CredentialReference
 from exchange_service.credentials.references import CachedReferences
@@ -41,7 +41,7 @@ from exchange_service.model import Account, Credential
 from exchange_service.plugin_api import Balance, Environment, RateLimit, VenueCall
 from exchange_service.testing import Fault, LoopbackVenue
 from exchange_service.v1 import exchange_pb2
-from exchange_service.venue_gate import NoMetrics, Urgency, VenueGate
+from exchange_service.venue_gate import NoMetrics, Priority, VenueGate
 from exchange_service.venue_gate.breaker import FAILURES_TO_OPEN, FIRST_PAUSE, LONGEST_PAUSE, Breaker, State
 from exchange_service.venue_gate.rate_limits import Window
 from exchange_service.venue_gate.shared import RedisShare
@@ -241,13 +241,13 @@ class Venue:
 
     def through(self, gate: VenueGate, *, key: str = "1", polling: bool = False, timeout: float = 8.0) -> Any:
         """A fetch of the account that this key opens."""
-        return self.urgently(gate, Urgency(polling=polling), key=key, timeout=timeout)
+        return self.urgently(gate, Priority(polling=polling), key=key, timeout=timeout)
 
-    def urgently(self, gate: VenueGate, urgency: Urgency, *, key: str = "1", timeout: float = 8.0) -> Any:
+    def urgently(self, gate: VenueGate, priority: Priority, *, key: str = "1", timeout: float = 8.0) -> Any:
         account = Account(f"user of {key}", self.listing.metadata.id)
         deadline = asyncio.get_running_loop().time() + timeout
         reference = CredentialReference(account, account, key)
-        return gate.fetch(self.listing, account, reference, deadline, self.read, urgency=urgency)
+        return gate.fetch(self.listing, account, reference, deadline, self.read, priority=priority)
 
 
 async def outcome(fetch: Awaitable[str]) -> ServiceError | None:
@@ -600,23 +600,23 @@ class TestPlaces:
             return "a balance"
 
         venue.answer = in_turn
-        joined = Urgency(polling=True)
+        joined = Priority(polling=True)
 
-        async def one(name: str, urgency: Urgency) -> None:
-            await venue.urgently(gate, urgency)
+        async def one(name: str, priority: Priority) -> None:
+            await venue.urgently(gate, priority)
             order.append(name)
 
-        fetches = [asyncio.ensure_future(one("holder", Urgency()))]
+        fetches = [asyncio.ensure_future(one("holder", Priority()))]
         await until(lambda: venue.asked == 1)
-        for name, urgency in (
-            ("poll", Urgency(polling=True)),
-            ("another poll", Urgency(polling=True)),
+        for name, priority in (
+            ("poll", Priority(polling=True)),
+            ("another poll", Priority(polling=True)),
             ("a poll that somebody joins", joined),
-            ("call", Urgency()),
+            ("call", Priority()),
         ):
-            fetches.append(asyncio.ensure_future(one(name, urgency)))
+            fetches.append(asyncio.ensure_future(one(name, priority)))
         await until(lambda: gate._places._shelves["paper"].queues["paper production"].waiting == 4)
-        joined.somebody_waits()
+        joined.promote()
         first.set()
         await asyncio.gather(*fetches)
         assert order == ["holder", "a poll that somebody joins", "call", "poll", "another poll"] or order == [
@@ -694,12 +694,12 @@ class TestBudget:
         gate = VenueGate()
         for _ in range(4):
             await venue.through(gate, polling=True)
-        urgency = Urgency(polling=True)
-        poll = asyncio.ensure_future(venue.urgently(gate, urgency))
+        priority = Priority(polling=True)
+        poll = asyncio.ensure_future(venue.urgently(gate, priority))
         for _ in range(10):
             await asyncio.sleep(0)
         assert venue.asked == 4
-        urgency.somebody_waits()
+        priority.promote()
         await asyncio.wait_for(poll, 1)
         assert venue.asked == 5
 
@@ -841,7 +841,7 @@ class TestBalances:
         assert [call.account.user_id for call in plugin.calls] == [USER, "carol", "bob"]
 
 
-async def polled(paper: Bench, user: str) -> Reading:
+async def polled(paper: Bench, user: str) -> BalanceResult:
     account, found = paper.registry.account(user, "paper", "")
     deadline = asyncio.get_running_loop().time() + 10
     return await paper.balances.get(account, found, max_age=None, deadline=deadline, polling=True)
@@ -871,7 +871,7 @@ class Replica:
     share: RedisShare
     metrics: Recorder
 
-    async def get(self, user: str, *, polling: bool = False) -> Reading:
+    async def get(self, user: str, *, polling: bool = False) -> BalanceResult:
         account = Account(user, "paper")
         deadline = asyncio.get_running_loop().time() + 10
         return await self.balances.get(account, self.listing, max_age=0, deadline=deadline, polling=polling)
@@ -900,7 +900,7 @@ async def replicas(
             gate = VenueGate(shared=share, replicas=3, metrics=metrics)
             stack.push_async_callback(gate.close)
             references = CachedReferences(store, ttl=60.0)
-            kept = KeptBalances(MemoryCache(), 300.0)
+            kept = CachedBalances(MemoryCache(), 300.0)
             balances = Balances(registry, references, sessions, kept, hash_key=b"0123456789abcdef", gate=gate)
             stack.push_async_callback(balances.close)
             made.append(Replica(balances, registry.listings["paper"], share, metrics))

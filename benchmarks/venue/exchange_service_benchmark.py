@@ -53,9 +53,9 @@ _still = tuple(
 
 if "BENCHMARK_NO_COPIES" in os.environ:
     # So that a warm call finds its balance in Redis: in earnest the copy in the process is found before it.
-    from exchange_service.balances.cached import KeptBalances
+    from exchange_service.balances.cached import CachedBalances
 
-    KeptBalances.copy = lambda self, key: None  # type: ignore[method-assign]
+    CachedBalances.copy = lambda self, key: None  # type: ignore[method-assign]
 
 
 @hookimpl

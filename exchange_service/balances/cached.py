@@ -26,7 +26,7 @@ _FAULT_TTL = 2.0
 _BALANCE, _CREDENTIAL = b"b", b"c"
 
 
-class KeptBalances:
+class CachedBalances:
     """Balances by key, for `ttl` seconds, shared by all replicas on one cache."""
 
     def __init__(self, cache: Cache, ttl: float) -> None:
@@ -75,16 +75,16 @@ class KeptBalances:
         self._remember(key, stored)
         self.wake(key)
         await self._cache.set(key, stored.encoded(), self._ttl)
-        await self._cache.tell(_BALANCE + key.encode())
+        await self._cache.publish(_BALANCE + key.encode())
 
     async def failed(self, key: str, error: ServiceError) -> None:
         """Let the replicas that wait for this account know that it could not be read."""
         await self._cache.set(f"fault:{key}", stored_fault(error), _FAULT_TTL)
-        await self._cache.tell(_BALANCE + key.encode())
+        await self._cache.publish(_BALANCE + key.encode())
 
     async def gave_up(self, key: str) -> None:
         """Let the replicas that wait for this account know that nothing comes."""
-        await self._cache.tell(_BALANCE + key.encode())
+        await self._cache.publish(_BALANCE + key.encode())
 
     async def fault(self, key: str) -> ServiceError | None:
         """Why the account could not be read by another replica just now, if it could not."""
@@ -99,18 +99,18 @@ class KeptBalances:
     def changes(self, key: str) -> Iterator[asyncio.Event]:
         """An event that is set when the account's balance has changed, or may have."""
         event = asyncio.Event()
-        self.wake_with(key, event)
+        self.add_listener(key, event)
         try:
             yield event
         finally:
-            self.wake_no_more(key, event)
+            self.remove_listener(key, event)
 
-    def wake_with(self, key: str, event: asyncio.Event) -> None:
+    def add_listener(self, key: str, event: asyncio.Event) -> None:
         """Set `event` whenever the balance at `key` changes, or may have."""
         self._waiting.setdefault(key, set()).add(event)
 
-    def wake_no_more(self, key: str, event: asyncio.Event) -> None:
-        """Undo `wake_with`."""
+    def remove_listener(self, key: str, event: asyncio.Event) -> None:
+        """Undo `add_listener`."""
         waiting = self._waiting.get(key)
         if waiting is not None:
             waiting.discard(event)
@@ -119,7 +119,7 @@ class KeptBalances:
 
     async def credential_changed(self, mark: bytes) -> None:
         """Tell every other replica that an account's credential has changed."""
-        await tell_of_credential(self._cache, mark)
+        await publish_credential_change(self._cache, mark)
 
     def _remember(self, key: str, stored: StoredBalance) -> None:
         self._forget(key)
@@ -151,13 +151,13 @@ class KeptBalances:
             event.set()
 
 
-async def tell_of_credential(cache: Cache, mark: bytes) -> None:
+async def publish_credential_change(cache: Cache, mark: bytes) -> None:
     """Tell every replica on this cache that the credential of the account with this mark has changed or gone."""
-    await cache.tell(_CREDENTIAL + mark)
+    await cache.publish(_CREDENTIAL + mark)
 
 
 @asynccontextmanager
-async def turn_kept(turn: Lease, seconds: float) -> AsyncIterator[None]:
+async def lease_held(turn: Lease, seconds: float) -> AsyncIterator[None]:
     """Hold a turn for as long as this lasts, and let it go; a holder that has died loses it after `seconds`."""
     renewing = asyncio.create_task(_renew(turn, seconds), name="renewal of a turn") if turn.shared else None
     try:

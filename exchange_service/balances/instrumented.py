@@ -9,7 +9,7 @@ from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, ServiceError
 from exchange_service.model import Account, Credential, KeyRights
 from exchange_service.observability.metrics import CANCELLED, Metrics, ProcessOfPlugin
-from exchange_service.plugin_host.client import HostedPlugins
+from exchange_service.plugin_host.client import PluginClients
 from exchange_service.plugin_host.supervisor import State
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Venues
@@ -18,7 +18,7 @@ from exchange_service.wire.balances import FetchedBalance
 OpenCredential = Callable[[CredentialReference], Awaitable[Credential]]
 
 
-class MeteredVenues:
+class InstrumentedVenues:
     """Passes everything on to `venues`, and counts the balances that are asked for."""
 
     def __init__(self, venues: Venues, metrics: Metrics) -> None:
@@ -58,7 +58,7 @@ class MeteredVenues:
         await self._venues.close()
 
 
-def metered_opening(open_credential: OpenCredential, metrics: Metrics) -> OpenCredential:
+def instrumented_opening(open_credential: OpenCredential, metrics: Metrics) -> OpenCredential:
     """The same opening of credentials, counted."""
 
     async def opening(reference: CredentialReference) -> Credential:
@@ -73,7 +73,7 @@ def metered_opening(open_credential: OpenCredential, metrics: Metrics) -> OpenCr
     return opening
 
 
-def processes_of(registry: Registry, venues: HostedPlugins) -> Iterator[ProcessOfPlugin]:
+def processes_of(registry: Registry, venues: PluginClients) -> Iterator[ProcessOfPlugin]:
     """How the processes are that run plugins."""
     for plugin in registry.plugins:
         for number, condition in enumerate(venues.conditions(plugin)):

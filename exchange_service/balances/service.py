@@ -14,8 +14,8 @@ from typing import Protocol, TypeGuard
 
 import structlog
 
-from exchange_service.balances.cached import KeptBalances, turn_kept
-from exchange_service.credentials import CredentialReference, credential_mark
+from exchange_service.balances.cached import CachedBalances, lease_held
+from exchange_service.credentials import CredentialReference, credential_id
 from exchange_service.errors import (
     AddressNotAllowed,
     CredentialInvalid,
@@ -31,7 +31,7 @@ from exchange_service.errors import (
     VenueTimeout,
 )
 from exchange_service.model import PRODUCTION, Account
-from exchange_service.venue_gate import Urgency, VenueGate
+from exchange_service.venue_gate import Priority, VenueGate
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Venues
 from exchange_service.wire.balances import FetchedBalance, Source, StoredBalance, store_balance
@@ -70,7 +70,7 @@ class References(Protocol):
     ) -> CredentialReference | None:
         """The reference, or None."""
 
-    def at_hand(self, account: Account) -> CredentialReference | None:
+    def get_local(self, account: Account) -> CredentialReference | None:
         """The reference, where nobody needs to be asked for it."""
 
     def forget(self, account: Account) -> None:
@@ -78,7 +78,7 @@ class References(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class BalanceResult:
     """A balance as it is handed out: `age` in seconds, and `stale` says why it is only the last good one. `key` is the
     one at which it is kept."""
 
@@ -103,7 +103,7 @@ def _is_newer(stored: StoredBalance | None, seen: StoredBalance | None) -> TypeG
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class PollBackoff:
     """How many seconds feeds leave between two readings: `moving` while something changes, more and more up to `still`
     while nothing does."""
 
@@ -122,7 +122,7 @@ class _Flight:
     """A fetch in progress, how many wait for it, and whether any of them is more than a feed."""
 
     task: asyncio.Task[_Fetched]
-    urgency: Urgency
+    priority: Priority
     waiting: int = 0
 
 
@@ -140,10 +140,10 @@ class Balances:
         registry: Registry,
         references: References,
         venues: Venues,
-        kept: KeptBalances,
+        kept: CachedBalances,
         *,
         hash_key: bytes,
-        pace: Pace | None = None,
+        pace: PollBackoff | None = None,
         gate: VenueGate | None = None,
         max_age: float = 30.0,
         stale_grace: float = 300.0,
@@ -154,7 +154,7 @@ class Balances:
         self._references = references
         self._venues = venues
         self._kept = kept
-        self._pace = pace or Pace()
+        self._pace = pace or PollBackoff()
         self._hash_key = hash_key
         self._gate = gate or VenueGate()
         self._max_age = max_age
@@ -171,7 +171,7 @@ class Balances:
 
     async def get(
         self, account: Account, listing: Listing, *, max_age: float | None, deadline: float, polling: bool = False
-    ) -> Reading:
+    ) -> BalanceResult:
         """The account's balance, at most `max_age` seconds old (None: as configured; 0: ask now, and fail rather
         than give the last good value). `deadline` is the caller's, in the event loop's time. `polling`: nobody waits
         for it, so that at the venue it comes after what somebody waits for."""
@@ -190,32 +190,32 @@ class Balances:
             # Another replica may have a newer one.
             kept = await self._kept.read(key, account)
         if kept is not None and not forced and self._fresh(kept, limit):
-            return Reading(kept, Source.CACHE, self._age(kept), key=key)
+            return BalanceResult(kept, Source.CACHE, self._age(kept), key=key)
         try:
             for known in (key, self._key(account.stored(), reference)):
                 self._raise_known_refusal(known, forced=forced)
             fetched = await self._fetch(key, account, reference, listing, deadline, polling, kept)
         except ServiceError as error:
             if not forced and error.transient and kept is not None and self.within_grace(kept):
-                return Reading(kept, Source.LAST_GOOD, self._age(kept), error, key=key)
+                return BalanceResult(kept, Source.LAST_GOOD, self._age(kept), error, key=key)
             raise
         source = Source.VENUE if fetched.here else Source.CACHE
-        return Reading(fetched.stored, source, self._age(fetched.stored), key=key)
+        return BalanceResult(fetched.stored, source, self._age(fetched.stored), key=key)
 
-    def at_hand(self, account: Account, max_age: float | None) -> Reading | None:
+    def get_local(self, account: Account, max_age: float | None) -> BalanceResult | None:
         """The account's balance, where it can be had from this process alone; None where `get` is to be asked."""
-        reference = self._references.at_hand(account.stored())
+        reference = self._references.get_local(account.stored())
         if reference is None:
             return None
         key = self._key(account, reference)
         kept = self._kept.copy(key)
         if kept is None or not self._fresh(kept, self._max_age if max_age is None else max_age):
             return None
-        return Reading(kept, Source.CACHE, self._age(kept), key=key)
+        return BalanceResult(kept, Source.CACHE, self._age(kept), key=key)
 
-    async def tell_of_credential(self, account: Account) -> None:
+    async def publish_credential_change(self, account: Account) -> None:
         """Let every replica forget what it made of a credential that has changed or gone."""
-        mark = credential_mark(self._hash_key, account)
+        mark = credential_id(self._hash_key, account)
         self.credential_changed(mark)
         await self._kept.credential_changed(mark)
 
@@ -232,13 +232,13 @@ class Balances:
         """Whether other replicas see what this one keeps."""
         return self._kept.shared
 
-    def wake_with(self, key: str, event: asyncio.Event) -> None:
+    def add_listener(self, key: str, event: asyncio.Event) -> None:
         """Set `event` whenever the balance at `key` may have changed, on whatever replica."""
-        self._kept.wake_with(key, event)
+        self._kept.add_listener(key, event)
 
-    def wake_no_more(self, key: str, event: asyncio.Event) -> None:
-        """Undo `wake_with`."""
-        self._kept.wake_no_more(key, event)
+    def remove_listener(self, key: str, event: asyncio.Event) -> None:
+        """Undo `add_listener`."""
+        self._kept.remove_listener(key, event)
 
     async def _reference(self, account: Account, listing: Listing) -> CredentialReference:
         metadata = listing.metadata
@@ -270,7 +270,7 @@ class Balances:
 
     def _mark(self, reference: CredentialReference, key: str) -> None:
         for account in {reference.account, reference.stored_as}:
-            mark = credential_mark(self._hash_key, account)
+            mark = credential_id(self._hash_key, account)
             keys = self._marked.setdefault(mark, {}).setdefault(reference.account, set())
             # Keys of versions that are gone are never woken for again.
             if key not in keys and len(keys) >= _MOST_KEYS_OF_ONE:
@@ -319,14 +319,14 @@ class Balances:
         if deadline - loop.time() < _ANSWER_MARGIN + _LEAST_TIME:
             raise DeadlinePassed("The deadline leaves too little time to ask the venue.")
         if flight is None:
-            urgency = Urgency(polling=polling)
-            work = self._refresh(key, account, reference, listing, loop.time() + self._venue_timeout, urgency, seen)
-            flight = _Flight(loop.create_task(work, name=f"refresh {listing.metadata.id}"), urgency)
+            priority = Priority(polling=polling)
+            work = self._refresh(key, account, reference, listing, loop.time() + self._venue_timeout, priority, seen)
+            flight = _Flight(loop.create_task(work, name=f"refresh {listing.metadata.id}"), priority)
             self._flights[key] = flight
             of_the_key = self._key(account.stored(), reference)
             flight.task.add_done_callback(partial(self._landed, key, of_the_key, listing.metadata.id, flight))
         if not polling:
-            flight.urgency.somebody_waits()
+            flight.priority.promote()
         flight.waiting += 1
         try:
             timeout = max(0.0, deadline - loop.time() - _ANSWER_MARGIN)
@@ -375,7 +375,7 @@ class Balances:
         reference: CredentialReference,
         listing: Listing,
         deadline: float,
-        urgency: Urgency,
+        priority: Priority,
         seen: StoredBalance | None,
     ) -> _Fetched:
         """Ask the venue, unless another replica is just doing so: then wait for its answer, newer than what the caller
@@ -388,13 +388,13 @@ class Balances:
                     return _Fetched(stored, here=False)
                 if loop.time() >= deadline:
                     raise VenueTimeout(f"{listing.metadata.name} did not answer another replica in time.")
-        async with turn_kept(turn, LEASE):
+        async with lease_held(turn, LEASE):
             try:
                 # Another one may have come back between our look at the cache and our turn.
                 before = await self._kept.read(key, account)
                 if _is_newer(before, seen):
                     return _Fetched(before, here=False)
-                return await self._ask(key, account, reference, listing, deadline, urgency, before)
+                return await self._ask(key, account, reference, listing, deadline, priority, before)
             except BaseException:
                 if turn.shared:
                     # Whoever waits for this answer need not wait any longer.
@@ -427,7 +427,7 @@ class Balances:
         reference: CredentialReference,
         listing: Listing,
         deadline: float,
-        urgency: Urgency,
+        priority: Priority,
         before: StoredBalance | None,
     ) -> _Fetched:
         """Ask the venue, and keep its answer; `before` is what was kept."""
@@ -443,7 +443,7 @@ class Balances:
                 raise
 
         try:
-            fetched = await self._gate.fetch(listing, account, reference, deadline, read, urgency=urgency)
+            fetched = await self._gate.fetch(listing, account, reference, deadline, read, priority=priority)
         except VenueError as error:
             # The venue's word is everybody's, once nobody asks again; that this replica did not come to ask is not.
             if said is not None and said.reason == error.reason:

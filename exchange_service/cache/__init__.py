@@ -46,7 +46,7 @@ class Cache(Protocol):
     async def lease(self, name: str, seconds: float) -> Lease | None:
         """Take `name` for `seconds`, or None where another replica has it. Where nobody can be asked it is taken."""
 
-    async def tell(self, message: bytes) -> None:
+    async def publish(self, message: bytes) -> None:
         """Tell every other replica, as a hint that may be lost."""
 
     def listen(self, listener: Listener) -> None:

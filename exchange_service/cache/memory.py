@@ -93,7 +93,7 @@ class MemoryCache:
         """Always taken: within a process there is other means to agree."""
         return Alone()
 
-    async def tell(self, message: bytes) -> None:
+    async def publish(self, message: bytes) -> None:
         """There is nobody else."""
 
     def listen(self, listener: Listener) -> None:

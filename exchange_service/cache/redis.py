@@ -249,7 +249,7 @@ class RedisCache:
         with contextlib.suppress(_NoAnswer):
             await self._ask(release)
 
-    async def tell(self, message: bytes) -> None:
+    async def publish(self, message: bytes) -> None:
         """Tell every other replica that listens."""
         with contextlib.suppress(_NoAnswer):
             await self._ask(lambda: self._redis.publish(self._channel, self._name + message))

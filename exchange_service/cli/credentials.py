@@ -220,15 +220,15 @@ async def _announce(settings: Settings, *accounts: Account) -> None:
     within half a minute."""
     if settings.cache_url.startswith("memory:") or settings.hash_key is None:
         return
-    from exchange_service.balances.cached import tell_of_credential
+    from exchange_service.balances.cached import publish_credential_change
     from exchange_service.cache import open_cache
-    from exchange_service.credentials import credential_mark
+    from exchange_service.credentials import credential_id
     from exchange_service.credentials.configured import configured_hash_key
 
     cache = await open_cache(settings.cache_url, prefix=settings.cache_prefix)
     try:
         for account in dict.fromkeys(accounts):
-            await tell_of_credential(cache, credential_mark(configured_hash_key(settings), account))
+            await publish_credential_change(cache, credential_id(configured_hash_key(settings), account))
     finally:
         await cache.close()
 

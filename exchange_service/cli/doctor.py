@@ -12,7 +12,7 @@ from exchange_service.credentials.proof import prove_keys
 from exchange_service.credentials.rewriting import survey
 from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.errors import CredentialInvalid, ServiceError
-from exchange_service.identity.ways import who_may_call
+from exchange_service.identity.methods import who_may_call
 from exchange_service.model import Account, Credential, ExchangeMetadata
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.settings import Settings

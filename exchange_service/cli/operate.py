@@ -37,7 +37,7 @@ def _loop(settings: Settings) -> LoopFactory | None:
 async def _serve(settings: Settings) -> None:
     from exchange_service.app import UnsafeSettings, start_service
     from exchange_service.grpc_server.server import BindError
-    from exchange_service.identity.ways import who_may_call
+    from exchange_service.identity.methods import who_may_call
 
     configure_logging(settings.log_level, settings.log_format)
     try:

@@ -26,7 +26,7 @@ class CredentialReference:
 
 
 @lru_cache(maxsize=50_000)
-def credential_mark(hash_key: bytes, account: Account) -> bytes:
+def credential_id(hash_key: bytes, account: Account) -> bytes:
     """What replicas tell each other in the place of an account whose credential has changed."""
     text = "\0".join(("credential", account.user_id, account.exchange_id, account.environment))
     return hmac.new(hash_key, text.encode(), hashlib.sha256).digest()[:16]

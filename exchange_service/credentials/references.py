@@ -69,7 +69,7 @@ class CachedReferences:
         # Shielded: a caller who gives up does not end the question for the others.
         return await asyncio.shield(self._question(account, aliases, credential_of))
 
-    def at_hand(self, account: Account) -> CredentialReference | None:
+    def get_local(self, account: Account) -> CredentialReference | None:
         """The reference, where the store was asked so lately that nobody needs to be asked."""
         known = self._known.get(account)
         return known.reference if known is not None and self._clock() < known.refresh_after else None

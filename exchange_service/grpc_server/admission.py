@@ -15,7 +15,7 @@ import grpc
 from exchange_service.errors import CallerUnknown
 from exchange_service.grpc_server.boundary import Context, abort
 from exchange_service.identity import Caller, Proof
-from exchange_service.identity.callers import Callers
+from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Action
 
 _BEARER = "bearer "
@@ -34,7 +34,7 @@ def current_caller() -> Caller:
 class Admission:
     """Lets a call through once it is known whose it is, and that he does not call too often."""
 
-    def __init__(self, callers: Callers) -> None:
+    def __init__(self, callers: Authenticator) -> None:
         self._callers = callers
 
     def _at_hand(self, context: Context) -> Caller | None:
@@ -47,7 +47,7 @@ class Admission:
                 found = value
         if not isinstance(found, str) or found[: len(_BEARER)].lower() != _BEARER:
             return None
-        return self._callers.admit_at_hand(found[len(_BEARER) :].strip())
+        return self._callers.admit_local(found[len(_BEARER) :].strip())
 
     async def _admit(self, context: Context, action: Action = Action.CALL) -> Caller:
         return await self._callers.admit(_NOTHING if self._callers.open_to_all else proof_of(context), action)

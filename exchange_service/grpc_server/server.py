@@ -13,7 +13,7 @@ from exchange_service.grpc_server import health
 from exchange_service.grpc_server.admission import Admission
 from exchange_service.grpc_server.boundary import Boundary, Handler, UnknownMethods
 from exchange_service.grpc_server.servicer import SERVICE, STREAMS, Servicer
-from exchange_service.identity.callers import Callers
+from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Action
 from exchange_service.observability.metrics import Metrics
 
@@ -90,7 +90,7 @@ def credentials(certificate: Path, key: Path, client_ca: Path | None = None) -> 
 
 async def listen(
     servicer: Servicer,
-    callers: Callers,
+    callers: Authenticator,
     address: str,
     *,
     tls: grpc.ServerCredentials | None,

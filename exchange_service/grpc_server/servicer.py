@@ -16,7 +16,7 @@ from exchange_service.errors import FieldInvalid
 from exchange_service.grpc_server.admission import current_caller
 from exchange_service.grpc_server.boundary import Context, Handler
 from exchange_service.grpc_server.write_limit import WriteLimit
-from exchange_service.identity.callers import Callers
+from exchange_service.identity.authenticator import Authenticator
 from exchange_service.model import Account
 from exchange_service.observability.metrics import Metrics
 from exchange_service.plugin_host.report import PluginReport
@@ -64,7 +64,7 @@ class Servicer:
     Whom the caller may read is checked before anything is looked up, so that nobody learns who exists.
     """
 
-    callers: Callers
+    callers: Authenticator
     registry: Registry
     catalogue: Catalogue
     balances: Balances
@@ -117,7 +117,7 @@ class Servicer:
         forced = asked.max_age is not None and asked.max_age < _FORCED_BELOW
         if forced:
             await self.callers.take_refresh(caller)
-        reading = None if forced else self.balances.at_hand(asked.account, asked.max_age)
+        reading = None if forced else self.balances.get_local(asked.account, asked.max_age)
         if reading is not None:
             self.metrics.cache_read("process")
         else:

@@ -155,7 +155,7 @@ class Verified:
     grace: float = 0.0
 
 
-class Authenticator(Protocol):
+class AuthenticationMethod(Protocol):
     """One way to tell who calls."""
 
     async def authenticate(self, proof: Proof) -> Verified | None:

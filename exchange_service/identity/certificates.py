@@ -14,7 +14,7 @@ _KEEP = 300.0
 
 
 class ClientCertificates:
-    """The Authenticator of client certificates; `scopes` by DNS name, or by common name for those without."""
+    """The AuthenticationMethod of client certificates; `scopes` by DNS name, or by common name for those without."""
 
     def __init__(self, scopes: Mapping[str, Scope]) -> None:
         self._scopes = dict(scopes)

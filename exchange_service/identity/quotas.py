@@ -85,7 +85,7 @@ class Quotas:
         self._windows: OrderedDict[tuple[Action, str], _Window] = OrderedDict()
         self._streams: dict[str, int] = {}
 
-    def take_at_hand(self, identity: Identity, action: Action) -> bool:
+    def take_local(self, identity: Identity, action: Action) -> bool:
         """Count it where that needs no question and there is room; False where `take` is to be asked."""
         if self._allowances.get(identity.kind) is None:
             return True

@@ -54,7 +54,7 @@ def _digest(secret: str) -> str:
 
 
 class ServiceTokens:
-    """The Authenticator of service tokens; `find` gives the row with an id, or None."""
+    """The AuthenticationMethod of service tokens; `find` gives the row with an id, or None."""
 
     def __init__(
         self, find: Callable[[str], Awaitable[StoredToken | None]], close: Callable[[], Awaitable[None]]

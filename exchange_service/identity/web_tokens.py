@@ -17,7 +17,7 @@ _SHARED = "HS256"
 
 
 class JsonWebTokens:
-    """The Authenticator of JWTs. `leeway` is in seconds; `users_claim` is the claim that widens a token's scope.
+    """The AuthenticationMethod of JWTs. `leeway` is in seconds; `users_claim` is the claim that widens a token's scope.
 
     Which signatures are taken is fixed by what is configured, never by the token: the secret checks HS256 alone, and
     a published key only the one algorithm that it is for.

@@ -24,7 +24,7 @@ from exchange_service.plugin_host.protocol import (
 from exchange_service.plugin_host.supervisor import Condition, PluginProcess, Supervisor, Work
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.venues.registry import Listing, LoadedPlugin, Registry
-from exchange_service.venues.sessions import MAX_ROWS, Sessions, misshapen
+from exchange_service.venues.sessions import MAX_ROWS, Sessions, shape_error
 from exchange_service.wire.balances import FetchedBalance, fetched_balance, read_fetched, rows_of
 
 # Seconds that a process has, beyond the deadline, to say that the deadline has passed.
@@ -47,7 +47,7 @@ class HostSettings:
 _MEMORY, _MEMORY_OF_STRANGERS = 2048, 512
 
 
-class HostedPlugins:
+class PluginClients:
     """Reads accounts through plugins that run in processes of their own, and through `here` those that do not.
 
     An account always goes to the same one of its plugin's processes.
@@ -226,7 +226,7 @@ def _read_and_written(fetched: FetchedBalance, listing: Listing) -> FetchedBalan
         if rows_of(fetched) > MAX_ROWS:
             raise ValueError("more rows than any venue has")
         balance = read_fetched(fetched)
-        problem = misshapen(balance)
+        problem = shape_error(balance)
         if problem:
             raise PluginFailed(f"The plugin {name} answered with a wrong balance: {problem}.")
         return fetched_balance(balance)

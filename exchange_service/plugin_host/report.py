@@ -10,7 +10,7 @@ import psutil
 from google.protobuf.duration_pb2 import Duration
 
 from exchange_service.model import ExchangeMetadata
-from exchange_service.plugin_host.client import HostedPlugins
+from exchange_service.plugin_host.client import PluginClients
 from exchange_service.plugin_host.supervisor import Condition, State
 from exchange_service.v1 import exchange_pb2, exchange_service_pb2
 from exchange_service.venues.registry import LoadedPlugin, PluginInfo, Registry
@@ -26,7 +26,7 @@ _STATES = {
 class PluginReport:
     """Tells of the plugins of this process."""
 
-    def __init__(self, registry: Registry, venues: HostedPlugins) -> None:
+    def __init__(self, registry: Registry, venues: PluginClients) -> None:
         self._registry = registry
         self._venues = venues
         self._began = asyncio.get_running_loop().time()

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from exchange_service.balances.service import LEASE, Balances, Reading
+from exchange_service.balances.service import LEASE, BalanceResult, Balances
 from exchange_service.errors import (
     CredentialMissing,
     FieldInvalid,
@@ -78,10 +78,10 @@ class _Update:
         data: bytes,
         source: Source,
         stale: ServiceError | None,
-        made_ready: Callable[[float], None],
+        on_event_age: Callable[[float], None],
     ) -> None:
         # Called with the age of the balance, in seconds, for each event that is made of it.
-        self._made_ready = made_ready
+        self._made_ready = on_event_age
         self.version = stored.version
         self.stale = stale
         self._data = data
@@ -194,17 +194,17 @@ class _Feed:
             while True:
                 due = await self._wait(await self._read(due=due))
         finally:
-            self._feeds.balances.wake_no_more(self._key, self._changed)
+            self._feeds.balances.remove_listener(self._key, self._changed)
 
-    async def _read(self, *, due: bool) -> Reading | None:
+    async def _read(self, *, due: bool) -> BalanceResult | None:
         """Look at the account once, and tell the subscribers what is new. `due`: the venue is to be asked."""
         self._changed.clear()
         try:
             reading = await self._feeds.read(self.account, self.listing, self.current, due=due)
             if reading.key != self._key:
-                self._feeds.balances.wake_no_more(self._key, self._changed)
+                self._feeds.balances.remove_listener(self._key, self._changed)
                 self._key = reading.key
-                self._feeds.balances.wake_with(self._key, self._changed)
+                self._feeds.balances.add_listener(self._key, self._changed)
             self._receive(reading)
             if reading.source is Source.VENUE:
                 self._asked_at = reading.stored.fetch_time
@@ -217,7 +217,7 @@ class _Feed:
             self._fail(ServiceFailed("The service failed to read this account; its log says why."))
         return None
 
-    async def _wait(self, reading: Reading | None) -> bool:
+    async def _wait(self, reading: BalanceResult | None) -> bool:
         """Wait until the account is to be looked at again; whether that is because the venue is to be asked."""
         try:
             async with asyncio.timeout(self._feeds.pause(reading, self.error, self._asked_at)):
@@ -226,7 +226,7 @@ class _Feed:
             return True
         return False
 
-    def _receive(self, reading: Reading) -> None:
+    def _receive(self, reading: BalanceResult) -> None:
         stored, stale = reading.stored, reading.stale
         if self.current is not None and reading.key == self._current_key and stored.version < self.current.version:
             # An older one, from where it was kept for when Redis does not answer, or from one whose turn was over.
@@ -251,7 +251,7 @@ class _Feed:
         if self._made_of is not stored:
             self._data, self._rows = with_known_rows(stored, self._rows)
             self._made_of = stored
-        return _Update(stored, self._data, source, stale, self._feeds.made_ready)
+        return _Update(stored, self._data, source, stale, self._feeds.on_event_age)
 
     def _fail(self, error: ServiceError) -> None:
         """Say it once: a venue that stays down is not news each time."""
@@ -494,7 +494,7 @@ class Feeds:
     max_accounts: int = 200
     now: Callable[[], float] = time.time
     # Told the age of each balance, in seconds, when an event is made of it.
-    made_ready: Callable[[float], None] = lambda age: None
+    on_event_age: Callable[[float], None] = lambda age: None
     _feeds: dict[Account, _Feed] = field(default_factory=dict)
     _subscriptions: set[Subscription] = field(default_factory=set)
     _closed: bool = False
@@ -541,7 +541,9 @@ class Feeds:
         feed = self._feeds.get(account)
         return feed.state(now) if feed else account_state(AccountState(account, 0, None, None))
 
-    async def read(self, account: Account, listing: Listing, current: StoredBalance | None, *, due: bool) -> Reading:
+    async def read(
+        self, account: Account, listing: Listing, current: StoredBalance | None, *, due: bool
+    ) -> BalanceResult:
         """The account's balance for its feed, which has `current`: the first one may be as old as GetBalance's. When it
         is `due` the venue is asked, unless another replica just has; else it suffices that nobody is late."""
         deadline = asyncio.get_running_loop().time() + self.venue_timeout + 1.0
@@ -552,7 +554,7 @@ class Feeds:
             max_age = pause * 0.5 if due else pause * (1 + _JITTER) + LEASE
         return await self.balances.get(account, listing, max_age=max_age, deadline=deadline, polling=True)
 
-    def pause(self, reading: Reading | None, error: ServiceError | None, asked_at: float = 0.0) -> float:
+    def pause(self, reading: BalanceResult | None, error: ServiceError | None, asked_at: float = 0.0) -> float:
         """How long a feed waits before it asks the venue again: longer where the venue wished it, and where another
         replica asked last, which then comes first; should that be gone, the next does within the lease."""
         jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311

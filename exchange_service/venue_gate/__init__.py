@@ -1,6 +1,6 @@
 """What stands between a balance that is wanted and the venue: places, budget, pauses, breaker and retries."""
 
 from exchange_service.venue_gate.gate import NoMetrics, VenueGate, VenueMetrics
-from exchange_service.venue_gate.priority import Urgency
+from exchange_service.venue_gate.priority import Priority
 
-__all__ = ["NoMetrics", "Urgency", "VenueGate", "VenueMetrics"]
+__all__ = ["NoMetrics", "Priority", "VenueGate", "VenueMetrics"]

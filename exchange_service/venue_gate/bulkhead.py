@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from exchange_service.errors import ServiceOverloaded
-from exchange_service.venue_gate.priority import Urgency
+from exchange_service.venue_gate.priority import Priority
 
 # Beyond so many that wait for one venue another one would only wait in vain.
 _LONGEST_QUEUE = 4096
@@ -58,18 +58,18 @@ class Places:
         """How many are in flight, over all venues."""
         return sum(shelf.taken for shelf in self._shelves.values())
 
-    async def take(self, plugin: str, venue: str, urgency: Urgency, latest: float) -> None:
+    async def take(self, plugin: str, venue: str, priority: Priority, latest: float) -> None:
         """Take a place, and give it back with `give_back`. ServiceOverloaded where none is free until `latest`, in the
         event loop's time."""
         shelf = self._shelves.setdefault(plugin, _Shelf())
         queue = shelf.queues.setdefault(venue, _Queue())
         if queue.taken >= self._of_venue or shelf.taken >= self._of_plugin:
-            await self._wait(plugin, venue, queue, urgency, latest)
+            await self._wait(plugin, venue, queue, priority, latest)
         else:
             queue.taken += 1
             shelf.taken += 1
 
-    async def _wait(self, plugin: str, venue: str, queue: _Queue, urgency: Urgency, latest: float) -> None:
+    async def _wait(self, plugin: str, venue: str, queue: _Queue, priority: Priority, latest: float) -> None:
         """Wait until somebody who gives his place back has admitted us, which counts the place as ours already."""
         loop = asyncio.get_running_loop()
         if queue.waiting >= _LONGEST_QUEUE or latest <= loop.time():
@@ -77,9 +77,9 @@ class Places:
         turn: asyncio.Future[None] = loop.create_future()
         self._number += 1
         place = (self._number, turn)
-        (queue.polling if urgency.polling else queue.urgent).append(place)
+        (queue.polling if priority.polling else queue.urgent).append(place)
         # He keeps his place in the other queue, too, where he is passed over once he has been admitted.
-        urgency.when_raised(lambda: queue.urgent.append(place))
+        priority.on_promoted(lambda: queue.urgent.append(place))
         queue.waiting += 1
         try:
             await asyncio.wait({turn}, timeout=latest - loop.time())

@@ -25,7 +25,7 @@ from exchange_service.errors import (
 from exchange_service.model import Account, ExchangeMetadata, RateLimit
 from exchange_service.venue_gate.breaker import Breaker, State
 from exchange_service.venue_gate.bulkhead import Places
-from exchange_service.venue_gate.priority import Urgency
+from exchange_service.venue_gate.priority import Priority
 from exchange_service.venue_gate.rate_limits import Budget, SharedCount
 from exchange_service.venue_gate.retries import ATTEMPTS, RetryBudget, attempts_of, backoff, worth_repeating
 from exchange_service.venue_gate.status import VenueStatus
@@ -127,7 +127,7 @@ class _Fetch:
     budgets: list[Budget]
     # The venue's, and the key's.
     keys: tuple[str, str]
-    urgency: Urgency
+    priority: Priority
     began: float
     deadline: float
     attempt: int = 0
@@ -194,14 +194,14 @@ class VenueGate:
         deadline: float,
         read: Callable[[], Awaitable[T]],
         *,
-        urgency: Urgency | None = None,
+        priority: Priority | None = None,
     ) -> T:
         """What `read` gives, which asks the venue; `deadline` is in the event loop's time.
 
         Raises what `read` raises; VenueRateLimited, VenueMaintenance or VenueUnavailable with the delay where the venue
         is not to be asked now, also for who forces; ServiceOverloaded where too many are.
         """
-        fetch = self._begin(listing, account, reference, deadline, urgency or Urgency())
+        fetch = self._begin(listing, account, reference, deadline, priority or Priority())
         async for attempt in attempts_of(lambda error: self._again(fetch, error)):
             with attempt:
                 fetch.attempt += 1
@@ -210,7 +210,7 @@ class VenueGate:
         raise AssertionError("the attempts end with an answer or an error")
 
     def _begin(
-        self, listing: Listing, account: Account, reference: CredentialReference, deadline: float, urgency: Urgency
+        self, listing: Listing, account: Account, reference: CredentialReference, deadline: float, priority: Priority
     ) -> _Fetch:
         loop = asyncio.get_running_loop()
         name = f"{listing.metadata.venue} {account.environment}"
@@ -221,7 +221,7 @@ class VenueGate:
             self._venues[name] = venue = _Venue(name, Breaker(_loop_time), RetryBudget(_loop_time))
         keys = (name, f"{name} {reference.version}")
         budgets = [self._budget(keys[limit.scope == "key"], limit) for limit in listing.metadata.limits]
-        return _Fetch(listing, venue, account.environment, budgets, keys, urgency, loop.time(), deadline)
+        return _Fetch(listing, venue, account.environment, budgets, keys, priority, loop.time(), deadline)
 
     def _budget(self, key: str, limit: RateLimit) -> Budget:
         name = f"{key}/{limit.count}/{limit.seconds}"
@@ -251,9 +251,9 @@ class VenueGate:
         plugin, venue = fetch.listing.plugin.info.name, fetch.venue.name
         while True:
             self._refuse_where_shut(fetch)
-            polling = fetch.urgency.polling
+            polling = fetch.priority.polling
             try:
-                await self._places.take(plugin, venue, fetch.urgency, fetch.latest)
+                await self._places.take(plugin, venue, fetch.priority, fetch.latest)
             except ServiceOverloaded as error:
                 self._metrics.refused(error.reason)
                 raise
@@ -263,7 +263,7 @@ class VenueGate:
                     return await self._asked(fetch, read)
             finally:
                 self._places.give_back(plugin, venue)
-            if polling and not fetch.urgency.polling:
+            if polling and not fetch.priority.polling:
                 # Somebody has joined meanwhile, for whom there may be more.
                 continue
             # Without a place meanwhile: others need it more.
@@ -272,7 +272,7 @@ class VenueGate:
                 raise VenueRateLimited(
                     f"Our requests to {fetch.metadata.name} are used up for now: it limits them.", retry_after=wait
                 )
-            await fetch.urgency.pause(wait)
+            await fetch.priority.pause(wait)
 
     async def _admitted(self, fetch: _Fetch) -> float:
         """Take the fetch's cost of every budget, and look whether another replica knows the venue to be shut.
@@ -280,7 +280,7 @@ class VenueGate:
         Zero where the venue may be asked now, else the seconds until its budgets may allow it. Raises where it is shut.
         With what is here already that is one question to Redis, and what is not is asked for at the same time.
         """
-        now, polling = _loop_time(), fetch.urgency.polling
+        now, polling = _loop_time(), fetch.priority.polling
         here = [budget for budget in fetch.budgets if budget.spend(polling, now)]
         missing = [budget for budget in fetch.budgets if budget not in here]
         wait = 0.0

@@ -6,27 +6,27 @@ import asyncio
 from collections.abc import Callable
 
 
-class Urgency:
+class Priority:
     """`polling` until somebody begins to wait for the fetch, and never again afterwards."""
 
-    __slots__ = ("_on_raised", "polling")
+    __slots__ = ("_on_promoted", "polling")
 
     def __init__(self, *, polling: bool = False) -> None:
         self.polling = polling
-        self._on_raised: list[Callable[[], None]] = []
+        self._on_promoted: list[Callable[[], None]] = []
 
-    def somebody_waits(self) -> None:
+    def promote(self) -> None:
         """A caller has joined the fetch."""
         if self.polling:
             self.polling = False
-            for tell in self._on_raised:
+            for tell in self._on_promoted:
                 tell()
-            self._on_raised.clear()
+            self._on_promoted.clear()
 
-    def when_raised(self, tell: Callable[[], None]) -> None:
+    def on_promoted(self, tell: Callable[[], None]) -> None:
         """Call `tell` when somebody begins to wait; never, where somebody does already."""
         if self.polling:
-            self._on_raised.append(tell)
+            self._on_promoted.append(tell)
 
     async def pause(self, seconds: float) -> None:
         """Wait so long, or until somebody begins to wait for the fetch."""
@@ -36,10 +36,10 @@ class Urgency:
             if not raised.done():
                 raised.set_result(None)
 
-        self.when_raised(tell)
+        self.on_promoted(tell)
         try:
             await asyncio.wait({raised}, timeout=seconds)
         finally:
             raised.cancel()
-            if tell in self._on_raised:
-                self._on_raised.remove(tell)
+            if tell in self._on_promoted:
+                self._on_promoted.remove(tell)

@@ -403,7 +403,7 @@ def _checked(balance: object, listing: Listing) -> Balance:
     if not isinstance(balance, Balance):
         log.error("plugin.failed", plugin=plugin, answer=type(balance).__name__)
         raise PluginFailed(f"The plugin {plugin} answered with {type(balance).__name__} in place of a Balance.")
-    problem = misshapen(balance)
+    problem = shape_error(balance)
     if problem:
         log.error("plugin.failed", plugin=plugin, problem=problem)
         raise PluginFailed(f"The plugin {plugin} answered with a wrong balance: {problem}.")
@@ -420,7 +420,7 @@ def _written(balance: Balance, listing: Listing) -> FetchedBalance:
         raise PluginFailed(f"The plugin {name} answered with a balance that cannot be written down.") from None
 
 
-def misshapen(balance: Balance) -> str:
+def shape_error(balance: Balance) -> str:
     """What is wrong with a plugin's answer, in words; empty where nothing is."""
     places = set()
     count = 0

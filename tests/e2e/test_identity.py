@@ -31,8 +31,8 @@ from exchange_service.app import UnsafeSettings, check_safety, start_service
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
 from exchange_service.errors import CallerUnknown, UserForbidden
 from exchange_service.grpc_server.servicer import SERVICE
-from exchange_service.identity import Scope, callers, key_sets, token_store, tokens
-from exchange_service.identity.ways import who_may_call
+from exchange_service.identity import Scope, authenticator, key_sets, token_store, tokens
+from exchange_service.identity.methods import who_may_call
 from exchange_service.plugin_api import Balance, VenueCall
 from exchange_service.v1 import error_reason_pb2
 from exchange_service.v1 import exchange_service_pb2 as messages
@@ -429,11 +429,11 @@ class TestStreams:
     @pytest.fixture
     def quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Callers of streams are looked at again at once, and tokens at each look."""
-        monkeypatch.setattr(callers, "_RECHECK_INTERVAL", 0.05)
+        monkeypatch.setattr(authenticator, "_RECHECK_INTERVAL", 0.05)
         monkeypatch.setattr(tokens, "_KEEP", 0.0)
 
     def test_a_revoked_token_is_good_for_less_than_thirty_seconds(self) -> None:
-        assert tokens._KEEP + callers._RECHECK_INTERVAL + token_store._CALL_LIMIT < 30
+        assert tokens._KEEP + authenticator._RECHECK_INTERVAL + token_store._CALL_LIMIT < 30
 
     @pytest.mark.usefixtures("quick")
     async def test_a_revoked_token_ends_its_streams_and_nobody_elses(self, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from exchange_service.balances.service import LEASE
 from exchange_service.cache import redis as redis_cache
-from exchange_service.credentials import credential_mark
+from exchange_service.credentials import credential_id
 from exchange_service.errors import CredentialMissing, ServiceError, VenueUnavailable
 from exchange_service.model import Account
 from exchange_service.v1.exchange_service_pb2 import AccountSelector
@@ -181,7 +181,7 @@ class TestFeeds:
 
         async with replicas(2, tmp_path, redis_url, plugin, poll_interval=0.3) as several:
             await several[0].store()
-            monkeypatch.setattr(redis_cache.RedisCache, "tell", say_nothing)
+            monkeypatch.setattr(redis_cache.RedisCache, "publish", say_nothing)
             async with streaming(several[0], PAPER) as one, streaming(several[1], PAPER) as other:
                 for stream in (one, other):
                     seen = [int(await held(stream)) for _ in range(3)]
@@ -210,7 +210,7 @@ class TestCredential:
             for running in (first, second):
                 await running.client.get_balance("alice", "paper")
             await first.store(api_key="the-second-key")
-            await first.service.balances.tell_of_credential(Account("alice", "paper"))
+            await first.service.balances.publish_credential_change(Account("alice", "paper"))
             plugin.answer = returning(holding(("ETH", "1")))
             for running in (first, second):
 
@@ -228,7 +228,7 @@ class TestCredential:
             for running in (first, second):
                 await running.client.get_balance("alice", "paper")
             await first.remove()
-            await first.service.balances.tell_of_credential(Account("alice", "paper"))
+            await first.service.balances.publish_credential_change(Account("alice", "paper"))
             for running in (first, second):
 
                 async def gone(one: Running = running) -> bool:
@@ -275,7 +275,7 @@ async def test_the_command_that_stores_a_credential_tells_the_replicas(
         _, said = await process.communicate(b'{"api_key": "a-token-for-tests"}')
         assert process.returncode == 0, said.decode()
         await until(lambda: heard, "the hint")
-        assert heard[0] == credential_mark(b"0123456789abcdef", Account("alice", "oanda"))
+        assert heard[0] == credential_id(b"0123456789abcdef", Account("alice", "oanda"))
 
 
 class TestTurns:

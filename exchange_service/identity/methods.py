@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from exchange_service.identity import Authenticator, Kind, Scope, scope_from
-from exchange_service.identity.callers import Callers
+from exchange_service.identity import AuthenticationMethod, Kind, Scope, scope_from
+from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Allowance, Quotas, SharedCount
 from exchange_service.settings import Settings
 
 
-def open_callers(settings: Settings, hash_key: bytes) -> Callers:
+def open_authenticator(settings: Settings, hash_key: bytes) -> Authenticator:
     """The door for these settings; nothing is connected yet. ValueError with a sentence for a scope that is none."""
-    return Callers(_authenticators(settings), _quotas(settings, hash_key))
+    return Authenticator(_authenticators(settings), _quotas(settings, hash_key))
 
 
 def certificate_scopes(settings: Settings) -> dict[str, Scope]:
@@ -24,9 +24,9 @@ def certificate_scopes(settings: Settings) -> dict[str, Scope]:
     return scopes
 
 
-def _authenticators(settings: Settings) -> list[Authenticator]:
+def _authenticators(settings: Settings) -> list[AuthenticationMethod]:
     # Libraries that nobody needs where nobody is told apart are imported here, late.
-    ways: list[Authenticator] = []
+    ways: list[AuthenticationMethod] = []
     if settings.client_certificates:
         from exchange_service.identity.certificates import ClientCertificates
 
@@ -42,7 +42,7 @@ def _authenticators(settings: Settings) -> list[Authenticator]:
     return ways
 
 
-def _json_web_tokens(settings: Settings) -> Authenticator:
+def _json_web_tokens(settings: Settings) -> AuthenticationMethod:
     from exchange_service.identity.key_sets import from_file, from_url
     from exchange_service.identity.web_tokens import JsonWebTokens
 

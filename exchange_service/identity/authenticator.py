@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from exchange_service.errors import CallerUnknown, ServiceError, ServiceFailed, StoreUnavailable, UserForbidden
-from exchange_service.identity import ANYBODY, Authenticator, Caller, Identity, Proof, Verified, token_digest
+from exchange_service.identity import ANYBODY, AuthenticationMethod, Caller, Identity, Proof, Verified, token_digest
 from exchange_service.identity.quotas import Action, Quotas
 
 log = structlog.get_logger(__name__)
@@ -51,13 +51,13 @@ class _Watched:
     end: Callable[[ServiceError], None]
 
 
-class Callers:
+class Authenticator:
     """Tells who calls. Without any way to tell, everybody is ANYBODY and may read all.
 
     A proof that was good is remembered by its digest, so that a signature is checked once and not at every call.
     """
 
-    def __init__(self, authenticators: Sequence[Authenticator], quotas: Quotas) -> None:
+    def __init__(self, authenticators: Sequence[AuthenticationMethod], quotas: Quotas) -> None:
         self._authenticators = tuple(authenticators)
         self._quotas = quotas
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
@@ -78,11 +78,11 @@ class Callers:
         await self._quotas.take(identity, action)
         return Caller(identity, proof)
 
-    def admit_at_hand(self, token: str) -> Caller | None:
+    def admit_local(self, token: str) -> Caller | None:
         """The bearer of this token, once the call is counted, where that needs no question to anybody; None where
         `admit` is to be asked. What he gets bears no token: it is for one call, and not for what lasts."""
         identity = self._still_known(token_digest(token))
-        if identity is None or not self._quotas.take_at_hand(identity, Action.CALL):
+        if identity is None or not self._quotas.take_local(identity, Action.CALL):
             return None
         return Caller(identity, _NOTHING_SHOWN)
 

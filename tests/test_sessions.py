@@ -286,7 +286,7 @@ class TestEnvironment:
 
     @pytest.mark.parametrize("word", ["moon", "production2", "pro duction"])
     def test_an_environment_in_the_metadata_that_the_venue_has_not_is_the_credentials_fault(self, word: str) -> None:
-        with pytest.raises(CredentialInvalid, match=r"extra_metadata\.environment names none that Paper has"):
+        with pytest.raises(CredentialInvalid, match=r"extra_metadata\.environment names no environment of Paper"):
             venue_environment(self.with_sandbox, ACCOUNT, Credential(metadata={"environment": word}))
 
     async def test_another_environment_than_the_one_asked_for_is_told_of_in_a_note(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from exchange_service.app import UnsafeSettings, check_overrides, check_safety
 from exchange_service.cache import open_cache
 from exchange_service.credentials.configured import open_configured_store
 from exchange_service.credentials.proof import prove_keys
@@ -16,6 +15,7 @@ from exchange_service.identity.methods import who_may_call
 from exchange_service.model import Account, Credential, ExchangeMetadata
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.settings import Settings
+from exchange_service.startup_checks import UnsafeSettings, check_plugin_settings, check_settings, venue_overrides
 from exchange_service.venues.registry import Registry
 
 
@@ -55,8 +55,9 @@ async def examine(settings: Settings) -> list[Finding]:
 def _settings(settings: Settings, registry: Registry) -> list[Finding]:
     findings = []
     try:
-        check_safety(settings)
-        check_overrides(settings, registry)
+        check_settings(settings)
+        venue_overrides(settings, registry)
+        check_plugin_settings(settings, registry)
         text = f"the service would listen on {settings.address}, {who_may_call(settings)}."
         findings.append(Finding(Severity.WELL, "settings", text))
     except UnsafeSettings as unsafe:

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from exchange_service.balances.service import LEASE, BalanceResult, Balances
+from exchange_service.balances.leases import LEASE
+from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.errors import (
     CredentialMissing,
     FieldInvalid,

@@ -27,13 +27,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from exchange_service.app import UnsafeSettings, check_safety, start_service
+from exchange_service.app import start_service
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
 from exchange_service.errors import CallerUnknown, UserForbidden
 from exchange_service.grpc_server.servicer import SERVICE
 from exchange_service.identity import Scope, authenticator, key_sets, token_store, tokens
 from exchange_service.identity.methods import who_may_call
 from exchange_service.plugin_api import Balance, VenueCall
+from exchange_service.startup_checks import UnsafeSettings, check_settings
 from exchange_service.v1 import error_reason_pb2
 from exchange_service.v1 import exchange_service_pb2 as messages
 from tests import identities
@@ -726,11 +727,11 @@ class TestStart:
         contradicts = identity and (insecure or open_to_all)
         secured_or_told = (tls and (identity or open_to_all or insecure)) or (insecure and not identity)
         if not contradicts and (loopback or secured_or_told):
-            check_safety(chosen)
+            check_settings(chosen)
             assert ("ANYBODY" in who_may_call(chosen)) == (not loopback and not identity)
             return
         with pytest.raises(UnsafeSettings) as refused:
-            check_safety(chosen)
+            check_settings(chosen)
         text = str(refused.value)
         assert text.endswith(".")
         # It names what to change.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from exchange_service.balances.service import LEASE
+from exchange_service.balances.leases import LEASE
 from exchange_service.cache import redis as redis_cache
 from exchange_service.credentials import credential_id
 from exchange_service.errors import CredentialMissing, ServiceError, VenueUnavailable
@@ -124,7 +124,7 @@ class TestOneAsks:
     async def test_a_replica_that_dies_while_it_asks_is_replaced_within_the_lease(
         self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("exchange_service.balances.service.LEASE", 1.0)
+        monkeypatch.setattr("exchange_service.balances.leases.LEASE", 1.0)
         async with replicas(2, tmp_path, redis_url, plugin) as (first, second):
             await first.store()
             kept: Any = first.service.balances._kept
@@ -298,7 +298,7 @@ class TestTurns:
     async def test_a_venue_that_takes_longer_than_the_lease_is_asked_once(
         self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("exchange_service.balances.service.LEASE", 0.5)
+        monkeypatch.setattr("exchange_service.balances.leases.LEASE", 0.5)
 
         async def slow(call: Any) -> Any:
             await asyncio.sleep(1.5)

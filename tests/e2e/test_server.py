@@ -27,7 +27,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
-from exchange_service.app import UnsafeSettings, start_service
+from exchange_service.app import start_service
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
 from exchange_service.errors import (
     CredentialMissing,
@@ -41,6 +41,7 @@ from exchange_service.grpc_server.boundary import Boundary
 from exchange_service.grpc_server.server import BindError
 from exchange_service.grpc_server.servicer import SERVICE
 from exchange_service.plugin_api import Balance, Environment, VenueCall, VenueError
+from exchange_service.startup_checks import UnsafeSettings
 from exchange_service.testing import Fault, LoopbackVenue
 from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_service_pb2_grpc
 from exchange_service.v1 import exchange_service_pb2 as messages

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from exchange_service.cache import Cache, Lease
 from exchange_service.errors import ServiceError
 from exchange_service.model import Account
-from exchange_service.wire.balances import StoredBalance, decode_stored, read_stored_fault, stored_fault
+from exchange_service.wire.stored import StoredBalance, decode_error, decode_stored, encode_error
 
 # Copies in the process, and their bytes; the one unused longest goes first.
 _MOST_COPIES = 20_000
@@ -74,12 +74,12 @@ class CachedBalances:
         """Keep a balance, and let every replica know."""
         self._remember(key, stored)
         self.wake(key)
-        await self._cache.set(key, stored.encoded(), self._ttl)
+        await self._cache.set(key, stored.encode(), self._ttl)
         await self._cache.publish(_BALANCE + key.encode())
 
     async def failed(self, key: str, error: ServiceError) -> None:
         """Let the replicas that wait for this account know that it could not be read."""
-        await self._cache.set(f"fault:{key}", stored_fault(error), _FAULT_TTL)
+        await self._cache.set(f"fault:{key}", encode_error(error), _FAULT_TTL)
         await self._cache.publish(_BALANCE + key.encode())
 
     async def gave_up(self, key: str) -> None:
@@ -89,7 +89,7 @@ class CachedBalances:
     async def fault(self, key: str) -> ServiceError | None:
         """Why the account could not be read by another replica just now, if it could not."""
         raw = await self._cache.get(f"fault:{key}")
-        return read_stored_fault(raw) if raw is not None else None
+        return decode_error(raw) if raw is not None else None
 
     async def turn(self, key: str, seconds: float) -> Lease | None:
         """The right to ask the venue for this account; None while another replica does."""

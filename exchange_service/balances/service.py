@@ -34,7 +34,9 @@ from exchange_service.model import PRODUCTION, Account
 from exchange_service.venue_gate import Priority, VenueGate
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Venues
-from exchange_service.wire.balances import FetchedBalance, Source, StoredBalance, store_balance
+from exchange_service.wire.balances import FetchedBalance
+from exchange_service.wire.replies import Source
+from exchange_service.wire.stored import StoredBalance, store_balance
 
 log = structlog.get_logger(__name__)
 

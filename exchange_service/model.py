@@ -225,6 +225,27 @@ class Manifest:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class PluginInfo:
+    """Where a plugin comes from: the entry point's name, and the distribution's version and name."""
+
+    name: str
+    version: str
+    distribution: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a listing's calls fail, a sentence, and since when, in seconds since the epoch.
+
+    `serves` says whether some calls succeed all the same.
+    """
+
+    reason: str
+    since: float
+    serves: bool = True
+
+
 # Written out in full, an amount beyond these would fill the memory; no venue states one.
 _LARGEST_POWER = 100
 _MOST_DIGITS = 250

@@ -24,6 +24,7 @@ from exchange_service.cache.memory import MemoryCache
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore, open_store
+from exchange_service.model import PluginInfo
 from exchange_service.plugin_api import (
     Account,
     AssetBalance,
@@ -41,7 +42,7 @@ from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.v1 import exchange_service_pb2_grpc
 from exchange_service.venue_gate import VenueGate
 from exchange_service.venues.http import VenueHttpPool
-from exchange_service.venues.registry import LoadedPlugin, PluginInfo, Registry, load_plugin
+from exchange_service.venues.registry import LoadedPlugin, Registry, load_plugin
 from exchange_service.venues.sessions import Sessions
 
 USER = "alice"

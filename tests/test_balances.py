@@ -37,7 +37,9 @@ from exchange_service.errors import (
 )
 from exchange_service.plugin_api import AssetBalance, Balance, Capabilities, VenueAccount, VenueCall
 from exchange_service.v1 import balance_pb2
-from exchange_service.wire.balances import Source, fetched_balance, store_balance
+from exchange_service.wire.balances import fetched_balance
+from exchange_service.wire.replies import Source
+from exchange_service.wire.stored import store_balance
 from tests.harness import (
     USER,
     Bench,
@@ -677,7 +679,7 @@ class TestTheCachesBytes:
         paper.balances._kept._forget(key)
         return key
 
-    @pytest.mark.parametrize("raw", [b"", b"\x02", b"\x01\xff\xff\xff", b"junk", b"\x01"])
+    @pytest.mark.parametrize("raw", [b"", b"\x03", b"\x03\xff\xff\xff", b"junk", b"\x02"])
     async def test_foreign_ones_are_no_balance_and_are_overwritten(
         self, paper: Bench, plugin: ScriptedPlugin, raw: bytes
     ) -> None:
@@ -701,7 +703,7 @@ class TestTheCachesBytes:
         key = await self.only_key(paper)
         bob = await paper.put(user="bob")
         foreign = store_balance(bob, fetched_balance(holding(("BTC", "999"))), paper.clock(), None)
-        await paper.cache.set(key, foreign.encoded(), 100)
+        await paper.cache.set(key, foreign.encode(), 100)
         reading = await paper.get()
         assert figures(reading) == {"BTC": "1.50"}
         assert reading.source is Source.VENUE

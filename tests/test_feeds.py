@@ -27,7 +27,8 @@ from exchange_service.plugin_api import Account, Balance, VenueAccount, VenueCal
 from exchange_service.streams.feeds import Feeds, Selector, Subscription
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.exchange_service_pb2 import StreamBalancesResponse
-from exchange_service.wire.balances import Source, StoredBalance
+from exchange_service.wire.replies import Source
+from exchange_service.wire.stored import StoredBalance
 from tests.harness import (
     USER,
     Bench,

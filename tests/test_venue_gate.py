@@ -49,7 +49,7 @@ from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.http import VenueHttpPool
 from exchange_service.venues.registry import Listing
 from exchange_service.venues.sessions import Sessions
-from exchange_service.wire.balances import Source
+from exchange_service.wire.replies import Source
 from tests.harness import (
     USER,
     Bench,

@@ -16,7 +16,7 @@ from cachetools import LRUCache
 from exchange_service.cache import Cache, Lease
 from exchange_service.errors import ServiceError
 from exchange_service.model import Account
-from exchange_service.wire.balances import StoredBalance, decode_stored, read_stored_fault, stored_fault
+from exchange_service.wire.stored import StoredBalance, decode_error, decode_stored, encode_error
 
 # Bytes of local copies, with an estimate of what each costs beside its message: at most 20,000 of them.
 _MOST_BYTES = 32 * 1024 * 1024
@@ -75,7 +75,7 @@ class CachedBalances:
         part is what the cache holds.
         """
         expected = replacing.header_prefix if replacing is not None else b""
-        raw = await self._cache.compare_and_set(key, stored.encoded(), self._ttl, expected=expected)
+        raw = await self._cache.compare_and_set(key, stored.encode(), self._ttl, expected=expected)
         if raw is not None:
             present = decode_stored(stored.account, raw)
             if present is None:
@@ -90,7 +90,7 @@ class CachedBalances:
 
     async def publish_error(self, key: str, error: ServiceError) -> None:
         """Tell the replicas that wait for this balance why it could not be read."""
-        await self._cache.set(f"fault:{key}", stored_fault(error), _ERROR_TTL)
+        await self._cache.set(f"fault:{key}", encode_error(error), _ERROR_TTL)
         await self._cache.publish(_BALANCE + key.encode())
 
     async def publish_abandoned(self, key: str) -> None:
@@ -100,7 +100,7 @@ class CachedBalances:
     async def cached_error(self, key: str) -> ServiceError | None:
         """Why another replica could not read the balance just now; None if it did not say."""
         raw = await self._cache.get(f"fault:{key}")
-        return read_stored_fault(raw) if raw is not None else None
+        return decode_error(raw) if raw is not None else None
 
     async def lease(self, key: str, seconds: float) -> Lease | None:
         """The right to ask the venue for this balance; None while another replica has it."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from exchange_service.wire.balances import StoredBalance
+from exchange_service.wire.stored import StoredBalance
 
 # Seconds by which replicas' clocks may differ.
 _CLOCK_TOLERANCE = 2.0

@@ -14,7 +14,8 @@ from exchange_service.cache import Lease
 from exchange_service.errors import PluginFailed, VenueError, VenueTimeout
 from exchange_service.venues.fetching import Fetcher, Target
 from exchange_service.venues.priority import Priority
-from exchange_service.wire.balances import FetchedBalance, StoredBalance, store_balance
+from exchange_service.wire.balances import FetchedBalance
+from exchange_service.wire.stored import StoredBalance, store_balance
 
 # Seconds after which another replica takes over the lease of one that has not come back from the venue.
 LEASE = 5.0

@@ -19,7 +19,8 @@ from exchange_service.model import PRODUCTION, Account
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
-from exchange_service.wire.balances import Source, StoredBalance
+from exchange_service.wire.replies import Source
+from exchange_service.wire.stored import StoredBalance
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import typer
@@ -13,6 +14,7 @@ from exchange_service.cli.flags import read_settings
 from exchange_service.cli.outcome import Output, console, messages, plain, run
 from exchange_service.client import ServiceUnreachable
 from exchange_service.v1 import exchange_service_pb2
+from exchange_service.wire.protobuf import to_seconds
 
 _STATES = {
     exchange_service_pb2.PLUGIN_PROCESS_STATE_IDLE: "idle",
@@ -101,7 +103,7 @@ def _process(process: exchange_service_pb2.PluginProcess | None) -> tuple[str, s
         _STATES.get(process.state, "unknown"),
         str(process.process_id or ""),
         f"{process.memory_bytes / _MEBIBYTE:.0f} MiB" if process.memory_bytes else "",
-        str(process.uptime.ToTimedelta()) if process.HasField("uptime") else "",
+        str(timedelta(seconds=to_seconds(process.uptime))) if process.HasField("uptime") else "",
         str(process.restart_count),
     )
 

@@ -23,7 +23,8 @@ from exchange_service.plugin_host.report import PluginReport
 from exchange_service.streams.feeds import Feeds, Selector
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.venues.registry import Listing, Registry
-from exchange_service.wire.balances import Source, get_balance_reply
+from exchange_service.wire.protobuf import to_seconds
+from exchange_service.wire.replies import Source, get_balance_reply
 
 _DESCRIPTOR = messages.DESCRIPTOR.services_by_name["ExchangeService"]
 SERVICE = _DESCRIPTOR.full_name
@@ -134,7 +135,7 @@ class Servicer:
         environment = _text(request, "environment")
         max_age = None
         if request.HasField("max_age"):
-            max_age = request.max_age.seconds + request.max_age.nanos / 1e9
+            max_age = to_seconds(request.max_age)
             if max_age < 0:
                 raise FieldInvalid("max_age", "it should not be negative.")
         generation = self.registry.generation
@@ -156,7 +157,7 @@ class Servicer:
             )
             for index, selector in enumerate(request.accounts)
         ]
-        min_interval = request.min_interval.seconds + request.min_interval.nanos / 1e9
+        min_interval = to_seconds(request.min_interval)
         if not 0 <= min_interval <= _LONGEST_INTERVAL:
             raise FieldInvalid("min_interval", f"it should be between 0 and {_LONGEST_INTERVAL:g} seconds.")
         with self.callers.streaming(caller, user_id) as watch:

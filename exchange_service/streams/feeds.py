@@ -32,18 +32,16 @@ from exchange_service.errors import (
 )
 from exchange_service.model import Account
 from exchange_service.venues.registry import Listing, Registry
-from exchange_service.wire.balances import (
+from exchange_service.wire.balances import AmountName
+from exchange_service.wire.events import (
     AccountState,
-    AmountName,
-    RowIdentity,
-    Source,
-    StoredBalance,
     account_error_event,
     account_state,
     balance_event,
     heartbeat_event,
-    with_known_rows,
 )
+from exchange_service.wire.replies import Source
+from exchange_service.wire.stored import RowIdentity, StoredBalance, with_known_rows
 
 # Feeds of many accounts that were started together drift apart by this share of the interval.
 _JITTER = 0.1

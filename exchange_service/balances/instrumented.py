@@ -20,7 +20,7 @@ class Instrumented:
     """Counts the fetches that reach a venue, how they end and how long they take."""
 
     def __init__(self, inner: Fetcher[FetchedBalance], metrics: Metrics) -> None:
-        self._inner = inner
+        self.inner = inner
         self._metrics = metrics
 
     async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchedBalance:
@@ -28,7 +28,7 @@ class Instrumented:
         loop = asyncio.get_running_loop()
         began, reason = loop.time(), ""
         try:
-            return await self._inner.fetch(target, deadline, priority)
+            return await self.inner.fetch(target, deadline, priority)
         except asyncio.CancelledError:
             reason = CANCELLED
             raise

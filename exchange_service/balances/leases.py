@@ -43,7 +43,7 @@ class Leased:
         backoff: PollBackoff | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._inner = inner
+        self.inner = inner
         self._cached = cached
         self._backoff = backoff or PollBackoff()
         self._now = now
@@ -89,7 +89,7 @@ class Leased:
         if previous is not None and previous.fetch_time > target.newer_than:
             return FetchResult(previous, here=False)
         try:
-            fetched = await self._inner.fetch(target, deadline, priority)
+            fetched = await self.inner.fetch(target, deadline, priority)
         except VenueError as error:
             # The venue's last word is for every replica; that this one did not come to ask it is not.
             if error.venue_was_asked:

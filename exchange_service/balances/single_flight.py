@@ -46,7 +46,7 @@ class SingleFlight(Generic[T]):
         seconds: float,
         on_done: Callable[[Target, BaseException | None], None] = lambda target, error: None,
     ) -> None:
-        self._inner = inner
+        self.inner = inner
         self._seconds = seconds
         # Called with the error of a fetch that has ended, or with None for a good one.
         self._on_done = on_done
@@ -78,10 +78,14 @@ class SingleFlight(Generic[T]):
             raise ShuttingDown("The service is shutting down; call again, another replica will answer.")
         return call.task.result()
 
+    def snapshot(self) -> tuple[int, int]:
+        """How many fetches are in progress, and how many callers wait for them."""
+        return len(self._calls), sum(call.waiting for call in self._calls.values())
+
     def _begin(self, target: Target, priority: Priority) -> _Call[T]:
         loop = asyncio.get_running_loop()
         own = Priority(polling=priority.polling)
-        work = self._inner.fetch(target, loop.time() + self._seconds, own)
+        work = self.inner.fetch(target, loop.time() + self._seconds, own)
         call = _Call(loop.create_task(work, name=f"refresh {target.listing.metadata.id}"), own)
         self._calls[target.key] = call
         call.task.add_done_callback(partial(self._on_fetch_done, target, call))

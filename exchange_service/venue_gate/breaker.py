@@ -47,6 +47,11 @@ class CircuitBreaker:
             return BreakerState.CLOSED
         return BreakerState.HALF_OPEN if self._probing or self._clock() >= self._probe_at else BreakerState.OPEN
 
+    @property
+    def failures(self) -> int:
+        """How many calls have failed in a row, while it is closed."""
+        return self._failures
+
     def wait(self) -> float | None:
         """None if a call may go through; else the seconds after which it is worth trying."""
         if not self._pause:

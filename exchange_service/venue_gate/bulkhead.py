@@ -59,6 +59,11 @@ class Bulkhead:
         """How many fetches are in flight, over all venues."""
         return sum(compartment.taken for compartment in self._compartments.values())
 
+    def load(self, venue: str) -> tuple[int, int]:
+        """How many of the venue's fetches are in flight, and how many wait for a slot."""
+        queues = [c.queues[venue] for c in self._compartments.values() if venue in c.queues]
+        return sum(queue.taken for queue in queues), sum(queue.waiting for queue in queues)
+
     async def acquire(self, plugin: str, venue: str, priority: Priority, latest: float) -> None:
         """Take a slot, to be returned with `release`. Raises ServiceOverloaded if no slot is free until `latest`, in
         the event loop's time."""

@@ -70,6 +70,16 @@ class GateOptions:
     now: Callable[[], float] = time.time
 
 
+@dataclass(frozen=True, slots=True)
+class VenueSnapshot:
+    """How a venue's environment is seen now: failures in a row, fetches in flight, and fetches that wait for a slot."""
+
+    state: BreakerState
+    failures: int
+    in_flight: int
+    waiting: int
+
+
 @dataclass(slots=True)
 class _Venue:
     """What is known of a venue's environment, such as "oanda production"."""
@@ -136,7 +146,7 @@ class Gated:
     """Lets fetches through to the venues as those can bear them, and is the only layer that asks a venue again."""
 
     def __init__(self, inner: Fetcher[FetchedBalance], options: GateOptions | None = None) -> None:
-        self._inner = inner
+        self.inner = inner
         self._options = options = options or GateOptions()
         self._status, self._metrics, self._now = options.status, options.metrics, options.now
         self._bulkhead = Bulkhead(options.of_venue, options.of_plugin)
@@ -149,6 +159,13 @@ class Gated:
     def in_flight(self) -> int:
         """How many fetches are at their venues."""
         return self._bulkhead.taken
+
+    def snapshot(self) -> dict[str, VenueSnapshot]:
+        """Every venue that was asked, by its name and environment, such as "oanda production"."""
+        return {
+            name: VenueSnapshot(venue.breaker.state, venue.breaker.failures, *self._bulkhead.load(name))
+            for name, venue in self._venues.items()
+        }
 
     async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchedBalance:
         """See `Fetcher`.
@@ -248,7 +265,7 @@ class Gated:
         before = breaker.state
         passage.probe = probe = breaker.enter()
         try:
-            answer = await self._inner.fetch(passage.target, passage.deadline, passage.priority)
+            answer = await self.inner.fetch(passage.target, passage.deadline, passage.priority)
         except ServiceError as error:
             passage.failed_after = _loop_time() - started
             self._record_failure(passage, error, started)

@@ -9,13 +9,14 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 
 from exchange_service.balances.cached import CachedBalances
 from exchange_service.balances.instrumented import InstrumentedVenues, instrumented_opening, processes_of
 from exchange_service.balances.service import Balances, PollBackoff
-from exchange_service.cache import Cache, open_cache
+from exchange_service.cache import Cache, make_cache, open_link
 from exchange_service.catalogue import Catalogue
 from exchange_service.credentials import CredentialReference
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
@@ -39,6 +40,9 @@ from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.http import VenueHttpPool
 from exchange_service.venues.registry import Registry
 from exchange_service.venues.sessions import Sessions
+
+if TYPE_CHECKING:
+    from exchange_service.cache.redis_link import RedisLink
 
 log = structlog.get_logger(__name__)
 
@@ -121,7 +125,10 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     stack.push_async_callback(registry.close)
     store = await open_configured_store(settings, hash_key)
     stack.push_async_callback(store.close)
-    cache = await open_cache(settings.cache_url, prefix=settings.cache_prefix)
+    link = open_link(settings.cache_url)
+    if link is not None:
+        stack.push_async_callback(link.close)
+    cache = make_cache(link, prefix=settings.cache_prefix)
     stack.push_async_callback(cache.close)
     http = VenueHttpPool(timeout=settings.venue_timeout)
     stack.push_async_callback(http.close)
@@ -130,7 +137,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     metrics = Metrics(lambda: registry.listings)
     venues = open_venues(settings, registry, instrumented_opening(references.open, metrics), http, status)
     stack.push_async_callback(venues.close)
-    gate = open_gate(settings, status, metrics, accounts_apart)
+    gate = open_gate(settings, status, metrics, accounts_apart, link)
     stack.push_async_callback(gate.close)
     balances = Balances(
         registry,
@@ -157,7 +164,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     )
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
     catalogue = Catalogue(registry, status)
-    callers = open_authenticator(settings, hash_key)
+    callers = open_authenticator(settings, hash_key, link)
     stack.push_async_callback(callers.close)
     plugins = PluginReport(registry, venues)
     timeouts = settings.call_timeout, settings.write_timeout
@@ -216,14 +223,16 @@ def open_venues(
     )
 
 
-def open_gate(settings: Settings, status: VenueStatus, metrics: Metrics, accounts_apart: bool) -> VenueGate:
+def open_gate(
+    settings: Settings, status: VenueStatus, metrics: Metrics, accounts_apart: bool, link: RedisLink | None
+) -> VenueGate:
     """What stands before the venues, shared with the other replicas where they share a Redis."""
     shared = None
-    if not settings.cache_url.startswith("memory:"):
+    if link is not None:
         # Late, because a service without Redis does without its library.
-        from exchange_service.venue_gate.shared import RedisShare
+        from exchange_service.venue_gate.redis_limits import RedisRateLimits
 
-        shared = RedisShare(settings.cache_url, prefix=settings.cache_prefix)
+        shared = RedisRateLimits(link, prefix=settings.cache_prefix)
     return VenueGate(
         status=status,
         shared=shared,

@@ -62,13 +62,13 @@ ALLOWED: dict[str, set[str]] = {
 HOMES = {
     "grpc": {"grpc_server", "client", "cli", "plugin_host", "v1"},
     "sqlalchemy": {"credentials", "identity"},
-    "redis": {"cache", "venue_gate"},
+    "redis": {"cache"},
     # An issuer's keys are no venue's answer, and need none of what guards those.
     "aiohttp": {"identity", "venues", "testing"},
     "ccxt": set(),
     "typer": {"cli"},
     "jwt": {"identity"},
-    "limits": {"identity", "venue_gate"},
+    "limits": {"cache", "identity"},
     "stamina": {"venue_gate"},
     "prometheus_client": {"observability"},
     "uvloop": {"cli"},

@@ -37,7 +37,7 @@ class CachedBalances:
         self._waiting: dict[str, set[asyncio.Event]] = {}
         # Called with the mark of an account whose credential has changed.
         self.on_credential: Callable[[bytes], None] = lambda _: None
-        cache.listen(self._heard)
+        cache.add_listener(self._heard)
 
     @property
     def shared(self) -> bool:

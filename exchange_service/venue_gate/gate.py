@@ -26,7 +26,7 @@ from exchange_service.model import Account, ExchangeMetadata, RateLimit
 from exchange_service.venue_gate.breaker import Breaker, State
 from exchange_service.venue_gate.bulkhead import Places
 from exchange_service.venue_gate.priority import Priority
-from exchange_service.venue_gate.rate_limits import Budget, SharedCount
+from exchange_service.venue_gate.rate_limits import Budget, SharedRateLimits
 from exchange_service.venue_gate.retries import ATTEMPTS, RetryBudget, attempts_of, backoff, worth_repeating
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.registry import Listing
@@ -54,7 +54,7 @@ _MOST_BUDGETS = 50_000
 _MOST_PAUSES = 10_000
 
 
-class Share(SharedCount, Protocol):
+class Share(SharedRateLimits, Protocol):
     """What all replicas know together."""
 
     async def pauses(self, keys: Sequence[str]) -> list[tuple[str, str, float]]:

@@ -21,7 +21,7 @@ _ALONE = 1.0
 _LEAST_WAIT = 0.05
 
 
-class SharedCount(Protocol):
+class SharedRateLimits(Protocol):
     """What all replicas have taken."""
 
     async def take(self, key: str, allowed: int, seconds: int, count: int) -> float | None:
@@ -95,7 +95,7 @@ class _Lot:
 class Budget:
     """One limit of one venue, or of one key there. Counts are in the limit's own units."""
 
-    def __init__(self, key: str, limit: RateLimit, shared: SharedCount | None = None, replicas: int = 1) -> None:
+    def __init__(self, key: str, limit: RateLimit, shared: SharedRateLimits | None = None, replicas: int = 1) -> None:
         self.key = key
         self.limit = limit
         self._shared = shared
@@ -156,7 +156,7 @@ class Budget:
                 self._alone_until = clock() + _ALONE
             return self._take_alone(polling, clock(), self.limit.count // self._replicas)
 
-    async def _take_shared(self, shared: SharedCount, polling: bool, now: float) -> float | None:
+    async def _take_shared(self, shared: SharedRateLimits, polling: bool, now: float) -> float | None:
         cost, lot, allowed = self.limit.cost, self._lots[polling], self._allowed(polling)
         if now < lot.ends:
             # Used up before its time.

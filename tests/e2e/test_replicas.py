@@ -70,7 +70,7 @@ async def replicas(
 
 def listens(running: Running) -> bool:
     cache: Any = running.service.cache
-    return bool(cache.heard)
+    return bool(cache.subscribed)
 
 
 async def held(stream: Stream) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -20,7 +21,7 @@ from exchange_service.balances.leases import Leased
 from exchange_service.balances.refusals import Refusals
 from exchange_service.balances.service import Balances
 from exchange_service.balances.single_flight import SingleFlight
-from exchange_service.cache import Cache, open_cache
+from exchange_service.cache import Cache, make_cache, open_link
 from exchange_service.catalogue import Catalogue
 from exchange_service.credentials import CredentialReference
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
@@ -42,12 +43,14 @@ from exchange_service.settings import Settings, unknown_variables
 from exchange_service.startup_checks import UnsafeSettings, check_plugin_settings, check_settings, venue_overrides
 from exchange_service.streams.feeds import Feeds
 from exchange_service.venue_gate import Gated, GateOptions
-from exchange_service.venue_gate.gate import SharedState
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.fetching import Venues
 from exchange_service.venues.http import VenueHttpPool
 from exchange_service.venues.registry import Registry
 from exchange_service.venues.sessions import Sessions
+
+if TYPE_CHECKING:
+    from exchange_service.cache.redis_link import RedisLink
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +64,7 @@ class Service:
     registry: Registry
     store: SqlCredentialStore
     cache: Cache
+    venues: PluginClients
     balances: Balances
     feeds: Feeds
     key_watch: KeyWatch
@@ -147,17 +151,17 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     stack.push_async_callback(registry.close)
     store = await open_configured_store(settings, hash_key)
     stack.push_async_callback(store.close)
-    cache = await open_cache(settings.cache_url, prefix=settings.cache_prefix)
+    link = open_link(settings.cache_url)
+    if link is not None:
+        stack.push_async_callback(link.close)
+    cache = make_cache(link, prefix=settings.cache_prefix)
     stack.push_async_callback(cache.close)
     http = VenueHttpPool(timeout=settings.venue_timeout)
     stack.push_async_callback(http.close)
     references, status, metrics = CachedReferences(store), VenueStatus(), Metrics(lambda: registry.listings)
     venues = open_venues(settings, registry, instrumented_opening(references.open, metrics), http, status)
     stack.push_async_callback(venues.close)
-    shared = _open_shared(settings)
-    if shared is not None:
-        stack.push_async_callback(shared.close)
-    gate = _gate_options(settings, shared, status, metrics, accounts_apart=accounts_apart)
+    gate = _gate_options(settings, link, status, metrics, accounts_apart=accounts_apart)
     balances = open_balances(venues, references, cache, _balance_options(settings, hash_key, gate))
     stack.push_async_callback(balances.close)
     feeds = Feeds(
@@ -170,7 +174,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         venue_timeout=settings.venue_timeout,
         on_event_age=metrics.value_handed_out,
     )
-    authenticator = open_authenticator(settings, hash_key)
+    authenticator = open_authenticator(settings, hash_key, link)
     stack.push_async_callback(authenticator.close)
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
     catalogue, plugins = Catalogue(registry, status), PluginReport(registry, venues)
@@ -198,7 +202,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         serving=who_may_call(settings),
     )
     return Service(
-        settings, server, registry, store, cache, balances, feeds, key_watch, metrics, metrics_address, stack
+        settings, server, registry, store, cache, venues, balances, feeds, key_watch, metrics, metrics_address, stack
     )
 
 
@@ -213,8 +217,14 @@ def _balance_options(settings: Settings, hash_key: bytes, gate: GateOptions) -> 
 
 
 def _gate_options(
-    settings: Settings, shared: SharedState | None, status: VenueStatus, metrics: Metrics, *, accounts_apart: bool
+    settings: Settings, link: RedisLink | None, status: VenueStatus, metrics: Metrics, *, accounts_apart: bool
 ) -> GateOptions:
+    shared = None
+    if link is not None:
+        # Late, because a service without Redis does without its library.
+        from exchange_service.venue_gate.redis_limits import RedisRateLimits
+
+        shared = RedisRateLimits(link, prefix=settings.cache_prefix)
     return GateOptions(
         replicas=settings.replicas,
         of_venue=settings.venue_fetches,
@@ -253,16 +263,6 @@ def open_venues(
         hosts,
         on_change=lambda plugin, trouble, serves: status.plugin_changed(plugin, trouble, time.time(), serves=serves),
     )
-
-
-def _open_shared(settings: Settings) -> SharedState | None:
-    """What the replicas know together of the venues; None if they do not share a Redis."""
-    if settings.cache_url.startswith("memory:"):
-        return None
-    # Late, because a service without Redis does without its library.
-    from exchange_service.venue_gate.shared import RedisShare
-
-    return RedisShare(settings.cache_url, prefix=settings.cache_prefix)
 
 
 async def _refresh_manifests(registry: Registry, venues: PluginClients) -> None:

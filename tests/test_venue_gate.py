@@ -385,7 +385,12 @@ class TestBulkhead:
         holders = [asyncio.ensure_future(slow.through(gate)) for _ in range(2)]
         await until(lambda: slow.now == 2)
         waiting = asyncio.ensure_future(quick.through(gate))
-        await until(lambda: gate.snapshot()["quick production"].waiting == 1)
+
+        def waits() -> bool:
+            quick_venue = gate.snapshot().get("quick production")
+            return quick_venue is not None and quick_venue.waiting == 1
+
+        await until(waits)
         held.set()
         assert await asyncio.wait_for(waiting, 2) == "a balance"
         await asyncio.gather(*holders)

@@ -37,7 +37,7 @@ class CachedBalances:
         self._listeners: dict[str, set[asyncio.Event]] = {}
         # Called with the credential id of an account whose credential has changed.
         self.on_credential: Callable[[bytes], None] = lambda _: None
-        cache.listen(self._on_message)
+        cache.add_listener(self._on_message)
 
     @property
     def shared(self) -> bool:
@@ -48,15 +48,19 @@ class CachedBalances:
         """This process's copy, perhaps too old."""
         return self._copies.get(key)
 
+    def drop_local(self, key: str) -> None:
+        """Drop this process's copy: the next read asks the cache."""
+        self._copies.pop(key, None)
+
     async def read(self, key: str, account: Account) -> StoredBalance | None:
         """The cache's balance. One that is damaged or another account's counts as missing, and is deleted."""
         raw = await self._cache.get(key)
         if raw is None:
-            self._copies.pop(key, None)
+            self.drop_local(key)
             return None
         stored = decode_stored(account, raw)
         if stored is None:
-            self._copies.pop(key, None)
+            self.drop_local(key)
             await self._cache.delete(key)
             return None
         newer = self._copies.get(key)
@@ -143,7 +147,7 @@ class CachedBalances:
             self._copies.clear()
         elif message.startswith(_BALANCE):
             key = message[1:].decode(errors="replace")
-            self._copies.pop(key, None)
+            self.drop_local(key)
             self.notify(key)
         elif message.startswith(_CREDENTIAL):
             self.on_credential(message[1:])

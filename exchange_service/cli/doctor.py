@@ -81,11 +81,8 @@ def _plugins(registry: Registry) -> list[Finding]:
 
 
 async def _cache(settings: Settings) -> list[Finding]:
-    cache = await open_cache(settings.cache_url, prefix=settings.cache_prefix)
-    try:
+    async with open_cache(settings.cache_url, prefix=settings.cache_prefix) as cache:
         problem = await cache.problem()
-    finally:
-        await cache.close()
     if problem:
         text = f"{problem.rstrip('.')}. The service works without it, and asks the venues more often. Check cache_url."
         return [Finding(Severity.ERROR, "cache", text)]

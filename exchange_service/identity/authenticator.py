@@ -240,7 +240,6 @@ class Authenticator:
             await asyncio.wait(tasks)
         for authenticator in self._authenticators:
             await authenticator.close()
-        await self._quotas.close()
 
 
 def _end_all(streams: list[_Watched], error: ServiceError) -> None:

@@ -51,14 +51,11 @@ class Allowance:
         return self.calls if action is Action.CALL else self.refreshes
 
 
-class SharedCount(Protocol):
+class QuotaStore(Protocol):
     """What all replicas have counted."""
 
     async def take(self, key: str, action: Action, limit: int, count: int) -> bool | None:
-        """Take `count` of the window's `limit`; False where they are not left, None where nobody knows."""
-
-    async def close(self) -> None:
-        """Release what it holds."""
+        """Take `count` of the window's `limit`; False if fewer are left, None if the store does not answer."""
 
 
 @dataclass(slots=True)
@@ -77,7 +74,7 @@ class Quotas:
     """Counts what identities do. `shared` is None where there is one process only."""
 
     def __init__(
-        self, allowances: Mapping[Kind, Allowance], *, shared: SharedCount | None = None, hash_key: bytes = b""
+        self, allowances: Mapping[Kind, Allowance], *, shared: QuotaStore | None = None, hash_key: bytes = b""
     ) -> None:
         self._allowances = dict(allowances)
         self._shared = shared
@@ -159,8 +156,3 @@ class Quotas:
         self._streams[name] -= 1
         if not self._streams[name]:
             del self._streams[name]
-
-    async def close(self) -> None:
-        """Release the shared count."""
-        if self._shared is not None:
-            await self._shared.close()

@@ -19,6 +19,7 @@ from exchange_service.observability.redaction import LIVE, Held, is_secret_name
 from exchange_service.observability.tracebacks import raised_at
 from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_kit.state import State
+from exchange_service.tasks import TaskSet, retrieve_exception
 from exchange_service.venues.answers import read_balance, read_key_rights, translate_error
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.http import VenueHttpPool
@@ -65,7 +66,7 @@ class Sessions:
         self._idle_timeout = idle_timeout
         self._sessions: dict[Account, _Session] = {}
         self._sweeper: asyncio.Task[None] | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing = TaskSet()
         # Calls that ran past their deadline and were cancelled, with the time of that, until they have ended.
         self._left_behind: dict[asyncio.Task[Any], float] = {}
 
@@ -131,9 +132,11 @@ class Sessions:
 
     def _on_late_end(self, task: asyncio.Task[Any]) -> None:
         self._left_behind.pop(task, None)
-        if not task.cancelled():
-            # Taken, because nobody waits for it any more and asyncio would log it.
-            task.exception()
+        retrieve_exception(task)
+
+    def snapshot(self) -> frozenset[Account]:
+        """The accounts that have a session now."""
+        return frozenset(self._sessions)
 
     def stuck_calls(self, seconds: float) -> int:
         """How many calls still run although they were cancelled more than `seconds` ago."""
@@ -150,9 +153,7 @@ class Sessions:
         if session.retired and not session.users:
             if session.held is not None:
                 session.held.release()
-            task = asyncio.get_running_loop().create_task(session.state.close(), name="session closing")
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing.start(session.state.close(), name="session closing")
 
     def _session(self, reference: CredentialReference) -> _Session:
         session = self._sessions.get(reference.account)
@@ -216,8 +217,7 @@ class Sessions:
             await asyncio.wait({self._sweeper})
         for account in list(self._sessions):
             self.forget(account)
-        if self._closing:
-            await asyncio.wait(self._closing)
+        await self._closing.wait()
 
 
 def _secret_texts(credential: Credential, metadata: ExchangeMetadata) -> Iterator[str]:

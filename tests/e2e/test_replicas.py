@@ -70,7 +70,15 @@ async def replicas(
 
 def listens(running: Running) -> bool:
     cache: Any = running.service.cache
-    return bool(cache.heard)
+    return bool(cache.subscribed)
+
+
+async def key_of(running: Running) -> str:
+    """The cache's key of alice's balance at paper."""
+    account = Account("alice", "paper")
+    reference = await running.service.store.find(account)
+    assert reference is not None
+    return running.service.balances.keys.key(account, reference)
 
 
 async def held(stream: Stream) -> str:
@@ -127,11 +135,8 @@ class TestOneAsks:
         monkeypatch.setattr("exchange_service.balances.leases.LEASE", 1.0)
         async with replicas(2, tmp_path, redis_url, plugin) as (first, second):
             await first.store()
-            kept: Any = first.service.balances._kept
-            key = "the turn of one that is gone"
-            # Taken, and never given back.
-            monkeypatch.setattr(type(second.service.balances), "_key", lambda *_: key)
-            assert await kept.turn(key, 1.0) is not None
+            # Taken, and never released.
+            assert await first.service.balances.cached.lease(await key_of(first), 1.0) is not None
             began = time.monotonic()
             await second.client.get_balance("alice", "paper")
             assert 0.5 < time.monotonic() - began < 3
@@ -258,7 +263,7 @@ async def test_the_command_that_stores_a_credential_tells_the_replicas(
 ) -> None:
     async with replicas(1, tmp_path, redis_url, plugin) as (running,):
         heard: list[bytes] = []
-        running.service.balances._kept.on_credential = heard.append
+        running.service.balances.cached.on_credential = heard.append
         variables = {
             "EXCHANGE_SERVICE_CACHE_URL": redis_url,
             "EXCHANGE_SERVICE_CACHE_PREFIX": f"{tmp_path.name}:",
@@ -278,18 +283,16 @@ async def test_the_command_that_stores_a_credential_tells_the_replicas(
         assert heard[0] == credential_id(b"0123456789abcdef", Account("alice", "oanda"))
 
 
-class TestTurns:
-    """One who holds the turn and does not come back, or gives up, costs the others as little as can be."""
+class TestLeases:
+    """A replica that holds the lease and does not come back, or gives up, costs the others as little as can be."""
 
     async def test_of_all_who_wait_for_one_that_died_a_single_one_asks(
-        self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, redis_url: str, plugin: Counting
     ) -> None:
         async with replicas(3, tmp_path, redis_url, plugin) as several:
             await several[0].store()
-            kept: Any = several[0].service.balances._kept
-            key = "balance:a turn that nobody gives back"
-            monkeypatch.setattr(type(several[0].service.balances), "_key", lambda *_: key)
-            assert await kept.turn(key, 1.0) is not None
+            # Taken, and never released.
+            assert await several[0].service.balances.cached.lease(await key_of(several[0]), 1.0) is not None
             calls = [running.client.get_balance("alice", "paper") for running in several for _ in range(5)]
             replies = await asyncio.gather(*calls)
             assert plugin.count == 1
@@ -340,19 +343,20 @@ class TestVersions:
     async def test_an_older_balance_from_the_cache_is_no_news_in_a_stream(
         self, tmp_path: Path, redis_url: str, plugin: Counting
     ) -> None:
-        async with replicas(1, tmp_path, redis_url, plugin, poll_interval=0.2) as (running,):
+        async with replicas(2, tmp_path, redis_url, plugin, poll_interval=0.2) as (running, other):
             await running.store()
-            cache: Any = running.service.cache
+            cache = running.service.cache
             async with streaming(running, PAPER) as stream:
                 first = (await stream.next_of("balance")).balance
-                (key,) = list(running.service.balances._kept._copies)
+                key = await key_of(running)
                 old = await cache.get(key)
                 versions = [first.version]
                 for _ in range(3):
                     versions.append((await stream.next_of("balance")).balance.version)
-                    # One whose turn was over writes what it still had.
+                    # A replica whose lease was over writes what it still had.
+                    assert old is not None
                     await cache.set(key, old, 100)
-                    running.service.balances._kept._heard(b"b" + key.encode())
+                    await other.service.balances.cached.publish_abandoned(key)
                 assert versions == sorted(versions)
 
 

@@ -37,9 +37,12 @@ class TaskSet:
     def add(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
         """Put a task that runs already into the set and return it."""
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(retrieve_exception)
+        task.add_done_callback(self._on_done)
         return task
+
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        retrieve_exception(task)
 
     def cancel(self) -> None:
         """Cancel every task, and wait for none of them."""

@@ -217,7 +217,7 @@ class TestCall:
 
 
 class TestRecovery:
-    async def test_all_who_use_the_link_share_what_is_known_of_redis_and_one_line_in_the_log(
+    async def test_its_users_share_what_is_known_of_redis_and_one_line_in_the_log(
         self, link: RedisLink, redis_server: RedisServer
     ) -> None:
         recovered = []

@@ -15,7 +15,7 @@ MAX_BYTES = 64 * 1024 * 1024
 # What an entry costs beside its key and value; without it a flood of empty values would count as nothing.
 _ENTRY_BYTES = 200
 
-# How many of the longest unused entries each write checks: more than expire in the long run, and never a long pause.
+# How many of the longest unused entries each write checks: enough to keep up with what expires, without a long pause.
 _SWEEP = 4
 
 

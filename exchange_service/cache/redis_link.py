@@ -108,7 +108,7 @@ class LinkBreaker:
 class RedisLink:
     """The link that the cache, the gate's shared rate limits and the quotas use together.
 
-    `redis` is the client that commands are made of; they go through `call`.
+    `redis` is the client; its commands go through `call`.
     """
 
     def __init__(self, url: str, *, breaker: LinkBreaker | None = None) -> None:
@@ -133,8 +133,8 @@ class RedisLink:
         self._recovery_listeners.append(listener)
 
     def counters(self, key_prefix: str) -> RedisStorage:
-        """Storage for the `limits` library on this link's connections; its methods, too, belong into `call`."""
-        # Imported late, because the cache alone does without the library.
+        """Storage for the `limits` library on this link's connections. Use its methods through `call`."""
+        # Imported late, because the cache alone does not need the library.
         from limits.aio.storage import RedisStorage
 
         options: dict[str, Any] = {"connection_pool": self._pool, "key_prefix": key_prefix}

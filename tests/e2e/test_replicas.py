@@ -15,6 +15,7 @@ import pytest
 
 from exchange_service.balances.leases import LEASE
 from exchange_service.cache import redis as redis_cache
+from exchange_service.cache import redis_link
 from exchange_service.credentials import credential_id
 from exchange_service.errors import CredentialMissing, ServiceError, VenueUnavailable
 from exchange_service.model import Account
@@ -384,3 +385,25 @@ async def test_trouble_that_passes_when_the_venue_is_asked_again_is_told_to_nobo
         replies = await asyncio.gather(*calls)
         assert len({reply.balance.version for reply in replies}) == 1
         assert asked == 2
+
+
+async def test_a_replica_has_one_link_to_redis_and_closes_it(
+    tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, closed = [], []
+
+    class RecordedLink(redis_link.RedisLink):
+        def __init__(self, url: str) -> None:
+            super().__init__(url)
+            opened.append(self)
+
+        async def close(self) -> None:
+            await super().close()
+            closed.append(self)
+
+    monkeypatch.setattr(redis_link, "RedisLink", RecordedLink)
+    # With callers that are told apart, the quotas are shared as well.
+    async with replicas(1, tmp_path, redis_url, plugin, service_tokens=True):
+        assert len(opened) == 1
+        assert not closed
+    assert closed == opened

@@ -12,7 +12,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from exchange_service.errors import ServiceOverloaded
-from exchange_service.grpc_server.boundary import Context, abort
+from exchange_service.grpc_server.handler_wrapper import Context, abort
 
 NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 

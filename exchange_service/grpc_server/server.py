@@ -10,8 +10,8 @@ import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from exchange_service.grpc_server import health
-from exchange_service.grpc_server.admission import Admission
-from exchange_service.grpc_server.boundary import Boundary, Handler, UnknownMethods
+from exchange_service.grpc_server.authentication import Admission
+from exchange_service.grpc_server.handler_wrapper import Boundary, Handler, UnknownMethods
 from exchange_service.grpc_server.servicer import SERVICE, STREAMS, Servicer
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Action

@@ -13,8 +13,8 @@ from google.protobuf.message import DecodeError, Message
 from exchange_service.balances.service import Balances
 from exchange_service.catalogue import CCXT, CUSTOM, Catalogue, Query
 from exchange_service.errors import FieldInvalid
-from exchange_service.grpc_server.admission import current_caller
-from exchange_service.grpc_server.boundary import Context, Handler
+from exchange_service.grpc_server.authentication import current_caller
+from exchange_service.grpc_server.handler_wrapper import Context, Handler
 from exchange_service.grpc_server.write_limit import WriteLimit
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.model import Account

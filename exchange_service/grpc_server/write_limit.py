@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from exchange_service.errors import SubscriberTooSlow
-from exchange_service.grpc_server.boundary import Context
+from exchange_service.grpc_server.handler_wrapper import Context
 
 
 class WriteLimit:

@@ -16,7 +16,7 @@ import structlog
 
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.errors import CredentialMissing, ServiceFailed, VenueUnavailable
-from exchange_service.grpc_server.boundary import given_request_id, new_request_id
+from exchange_service.grpc_server.handler_wrapper import given_request_id, new_request_id
 from exchange_service.observability.logs import configure_logging, current_request_id
 from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_host.discovery import open_registry

@@ -37,7 +37,7 @@ from exchange_service.errors import (
     FieldInvalid,
     VenueUnavailable,
 )
-from exchange_service.grpc_server.boundary import Boundary
+from exchange_service.grpc_server.handler_wrapper import Boundary
 from exchange_service.grpc_server.server import BindError
 from exchange_service.grpc_server.servicer import SERVICE
 from exchange_service.plugin_api import Balance, Environment, VenueCall, VenueError

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from exchange_service.errors import CallerUnknown
-from exchange_service.grpc_server.boundary import Context, abort
+from exchange_service.grpc_server.handler_wrapper import Context, abort
 from exchange_service.identity import Caller, Proof
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Action

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ import structlog
 
 from exchange_service.balances.cached import CachedBalances
 from exchange_service.balances.instrumented import InstrumentedVenues, instrumented_opening, processes_of
+from exchange_service.balances.reading import BalanceReader
 from exchange_service.balances.service import Balances, PollBackoff
 from exchange_service.cache import Cache, open_cache
 from exchange_service.catalogue import Catalogue
@@ -22,8 +23,12 @@ from exchange_service.credentials.configured import configured_hash_key, open_co
 from exchange_service.credentials.proof import KeyWatch
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore
+from exchange_service.grpc_server.methods import ServiceMethods
+from exchange_service.grpc_server.plugin_servicer import PluginServicer
+from exchange_service.grpc_server.requests import RequestReader
 from exchange_service.grpc_server.server import Server, credentials, listen
 from exchange_service.grpc_server.servicer import Servicer
+from exchange_service.grpc_server.write_limit import WriteLimit
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.methods import certificate_scopes, open_authenticator, who_may_call
 from exchange_service.model import Credential
@@ -159,9 +164,10 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     catalogue = Catalogue(registry, status)
     callers = open_authenticator(settings, hash_key)
     stack.push_async_callback(callers.close)
-    plugins = PluginReport(registry, venues)
-    timeouts = settings.call_timeout, settings.write_timeout
-    servicer = Servicer(callers, registry, catalogue, balances, feeds, plugins, *timeouts, metrics)
+    reader = BalanceReader(balances, callers.take_refresh, metrics, call_timeout=settings.call_timeout)
+    writes = WriteLimit(settings.write_timeout, metrics.event_written)
+    servicer = Servicer(RequestReader(registry), callers, catalogue, reader, feeds, writes)
+    plugins = PluginServicer(PluginReport(registry, venues))
     # Before anybody can call: a service without the right keys is not to be taken for one that works.
     key_watch = KeyWatch(store)
     may_serve = await key_watch.first()
@@ -170,8 +176,8 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     metrics.watch("streams", lambda: feeds.counts()[1])
     metrics.watch_processes(lambda: processes_of(registry, venues))
     metrics_address = _show(metrics, settings, stack)
-    server = await _listen(settings, servicer, callers, metrics)
-    metrics.watch("calls", server.boundary.running)
+    server = await _listen(settings, (servicer.methods(), plugins.methods()), callers, metrics)
+    metrics.watch("calls", server.handler_wrapper.running)
     await server.set_serving(may_serve)
     for work, name in (
         (_refresh(registry, venues), "newer manifests"),
@@ -348,12 +354,14 @@ def _show(metrics: Metrics, settings: Settings, stack: AsyncExitStack) -> str:
     return shown.address
 
 
-async def _listen(settings: Settings, servicer: Servicer, callers: Authenticator, metrics: Metrics) -> Server:
+async def _listen(
+    settings: Settings, services: Sequence[ServiceMethods], callers: Authenticator, metrics: Metrics
+) -> Server:
     tls = None
     if settings.tls_certificate and settings.tls_key:
         tls = credentials(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     reflect = settings.loopback if settings.reflection is None else settings.reflection
-    return await listen(servicer, callers, settings.address, tls=tls, reflect=reflect, metrics=metrics)
+    return await listen(services, callers, settings.address, tls=tls, reflect=reflect, metrics=metrics)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -23,28 +23,30 @@ ALLOWED: dict[str, set[str]] = {
         *{"plugin_host", "settings", "streams", "venue_gate", "venues"},
     },
     "balances": {
-        *{"cache", "credentials", "errors", "model", "observability", "plugin_host", "venue_gate", "venues", "wire"},
+        *{"cache", "credentials", "errors", "identity", "model", "observability", "plugin_host", "venue_gate"},
+        *{"venues", "wire"},
     },
     "cache": {"errors", "model", "wire"},
     "catalogue": {"errors", "model", "venue_gate", "venues", "wire"},
     "cli": {
         *{"__init__", "app", "balances", "cache", "client", "credentials", "errors", "grpc_server", "identity"},
-        *{"model", "observability", "plugin_host", "plugin_kit", "settings", "testing", "v1", "venue_gate"},
+        *{"model", "observability", "operator", "plugin_host", "plugin_kit", "settings", "testing", "v1", "venue_gate"},
         *{"venues", "wire"},
     },
-    "client": {"errors", "v1"},
+    "client": {"errors", "operator", "v1"},
     "credentials": {"errors", "model", "settings"},
     "errors": set(),
     "grpc_server": {
-        *{"balances", "catalogue", "errors", "identity", "model", "observability", "plugin_host", "streams", "v1"},
+        *{"balances", "catalogue", "errors", "identity", "observability", "operator", "plugin_host", "streams", "v1"},
         *{"venues", "wire"},
     },
     "identity": {"cache", "credentials", "errors", "settings"},
     "model": {"amounts", "errors"},
     "observability": {"errors"},
+    "operator": {"v1"},
     "plugin_api": {"amounts", "errors", "model", "plugin_kit"},
     "plugin_host": {
-        *{"credentials", "errors", "model", "observability", "settings", "v1", "venues", "wire"},
+        *{"credentials", "errors", "model", "observability", "operator", "settings", "v1", "venues", "wire"},
     },
     "plugin_kit": {"amounts", "errors", "model"},
     "pytest_plugin": set(),
@@ -58,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 # Where each of the heavy libraries may be imported.
 HOMES = {
-    "grpc": {"grpc_server", "client", "cli", "plugin_host", "v1"},
+    "grpc": {"grpc_server", "client", "cli", "operator", "plugin_host", "v1"},
     "sqlalchemy": {"credentials", "identity"},
     "redis": {"cache", "venue_gate"},
     # An issuer's keys are no venue's answer, and need none of what guards those.

@@ -97,7 +97,7 @@ class TestAddresses:
 
     async def test_a_call_that_takes_longer_than_its_client_waits_passed_its_deadline(self, tmp_path: Path) -> None:
         async def slow(*_: Any) -> bytes:
-            await asyncio.sleep(30)
+            await asyncio.Event().wait()
             return b""
 
         server = grpc.aio.server()

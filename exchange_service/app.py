@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from exchange_service.balances.instrumented import Instrumented, instrumented_op
 from exchange_service.balances.keys import BalanceKeys
 from exchange_service.balances.leases import Leased
 from exchange_service.balances.refusals import Refusals
-from exchange_service.balances.service import Balances
+from exchange_service.balances.service import BalanceReader, Balances
 from exchange_service.balances.single_flight import SingleFlight
 from exchange_service.cache import Cache, make_cache, open_link
 from exchange_service.catalogue import Catalogue
@@ -28,8 +28,12 @@ from exchange_service.credentials.configured import configured_hash_key, open_co
 from exchange_service.credentials.proof import KeyWatch
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore
+from exchange_service.grpc_server.methods import ServiceMethods
+from exchange_service.grpc_server.plugin_servicer import PluginServicer
+from exchange_service.grpc_server.requests import RequestReader
 from exchange_service.grpc_server.server import Server, credentials, listen
 from exchange_service.grpc_server.servicer import Servicer
+from exchange_service.grpc_server.write_limit import WriteLimit
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.methods import open_authenticator, who_may_call
 from exchange_service.model import Credential
@@ -177,9 +181,11 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     authenticator = open_authenticator(settings, hash_key, link)
     stack.push_async_callback(authenticator.close)
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
-    catalogue, plugins = Catalogue(registry, status), PluginReport(registry, venues)
-    timeouts = settings.call_timeout, settings.write_timeout
-    servicer = Servicer(authenticator, registry, catalogue, balances, feeds, plugins, *timeouts, metrics)
+    catalogue = Catalogue(registry, status)
+    reader = BalanceReader(balances, authenticator.take_refresh, metrics, call_timeout=settings.call_timeout)
+    writes = WriteLimit(settings.write_timeout, metrics.event_written)
+    servicer = Servicer(RequestReader(registry), authenticator, catalogue, reader, feeds, writes)
+    plugins = PluginServicer(PluginReport(registry, venues))
     # Before the first call: a service without the right keys must not be taken for one that works.
     key_watch = KeyWatch(store)
     may_serve = await key_watch.first()
@@ -187,8 +193,8 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     metrics.watch("streams", lambda: feeds.counts()[1])
     metrics.watch_processes(lambda: _process_figures(registry, venues))
     metrics_address = _serve_metrics(metrics, settings, stack)
-    server = await _listen(settings, servicer, authenticator, metrics)
-    metrics.watch("calls", server.boundary.running)
+    server = await _listen(settings, (servicer.methods(), plugins.methods()), authenticator, metrics)
+    metrics.watch("calls", server.handler_wrapper.running)
     await server.set_serving(may_serve)
     for work, name in (
         (_refresh_manifests(registry, venues), "newer manifests"),
@@ -302,12 +308,14 @@ def _serve_metrics(metrics: Metrics, settings: Settings, stack: AsyncExitStack) 
     return shown.address
 
 
-async def _listen(settings: Settings, servicer: Servicer, authenticator: Authenticator, metrics: Metrics) -> Server:
+async def _listen(
+    settings: Settings, services: Sequence[ServiceMethods], authenticator: Authenticator, metrics: Metrics
+) -> Server:
     tls = None
     if settings.tls_certificate and settings.tls_key:
         tls = credentials(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     reflect = settings.loopback if settings.reflection is None else settings.reflection
-    return await listen(servicer, authenticator, settings.address, tls=tls, reflect=reflect, metrics=metrics)
+    return await listen(services, authenticator, settings.address, tls=tls, reflect=reflect, metrics=metrics)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -130,8 +130,8 @@ def _bounded_response(venue: str, limit: int) -> type[aiohttp.ClientResponse]:
 
 
 def _bound_request(venue: str, origins: frozenset[str]) -> type[aiohttp.ClientRequest]:
-    """A request class for these origins alone. A middleware would do the same, but costs more per request, and a request
-    can name other middlewares in its place."""
+    """A request class for these origins alone. A middleware would do the same, but it costs more per request, and a
+    request can name others in its place."""
     known = {(url.scheme, url.host, url.port) for url in map(URL, origins)}
 
     class BoundRequest(aiohttp.ClientRequest):

@@ -33,7 +33,7 @@ from exchange_service.plugin_host.client import HostSettings, PluginClients
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.plugin_host.report import PluginReport
 from exchange_service.settings import Settings, unknown_variables
-from exchange_service.streams.feeds import Feeds
+from exchange_service.streams.service import Streams, StreamSettings
 from exchange_service.venue_gate import VenueGate
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.http import VenueHttpPool
@@ -57,7 +57,7 @@ class Service:
     store: SqlCredentialStore
     cache: Cache
     balances: Balances
-    feeds: Feeds
+    streams: Streams
     key_watch: KeyWatch
     metrics: Metrics
     # Where metrics are shown, with the port that was taken; empty where they are not.
@@ -73,7 +73,7 @@ class Service:
         """Say NOT_SERVING, end the streams with a reason, give calls their grace, then close everything."""
         self.key_watch.end()
         await self.server.set_serving(False)
-        await self.feeds.close()
+        await self.streams.close()
         # Shortly before the grace is over, what still waits for a venue is told why, instead of being cut off.
         asyncio.get_running_loop().call_later(max(0.0, self.settings.shutdown_grace - 0.3), self.balances.end)
         await self.server.stop(self.settings.shutdown_grace)
@@ -145,29 +145,26 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         venue_timeout=settings.venue_timeout,
     )
     stack.push_async_callback(balances.close)
-    feeds = Feeds(
-        registry,
-        balances,
-        store.accounts,
+    stream_settings = StreamSettings(
         interval=settings.poll_interval,
         heartbeat_interval=settings.heartbeat_interval,
         lifetime=settings.stream_lifetime,
         venue_timeout=settings.venue_timeout,
-        on_event_age=metrics.value_handed_out,
     )
+    streams = Streams(registry, balances, store.accounts, stream_settings, on_event_age=metrics.value_handed_out)
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
     catalogue = Catalogue(registry, status)
     callers = open_authenticator(settings, hash_key)
     stack.push_async_callback(callers.close)
     plugins = PluginReport(registry, venues)
     timeouts = settings.call_timeout, settings.write_timeout
-    servicer = Servicer(callers, registry, catalogue, balances, feeds, plugins, *timeouts, metrics)
+    servicer = Servicer(callers, registry, catalogue, balances, streams, plugins, *timeouts, metrics)
     # Before anybody can call: a service without the right keys is not to be taken for one that works.
     key_watch = KeyWatch(store)
     may_serve = await key_watch.first()
     metrics.watch("fetches", lambda: gate.in_flight)
-    metrics.watch("feeds", lambda: feeds.counts()[0])
-    metrics.watch("streams", lambda: feeds.counts()[1])
+    metrics.watch("feeds", lambda: streams.counts()[0])
+    metrics.watch("streams", lambda: streams.counts()[1])
     metrics.watch_processes(lambda: processes_of(registry, venues))
     metrics_address = _show(metrics, settings, stack)
     server = await _listen(settings, servicer, callers, metrics)
@@ -185,7 +182,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         serving=who_may_call(settings),
     )
     return Service(
-        settings, server, registry, store, cache, balances, feeds, key_watch, metrics, metrics_address, stack
+        settings, server, registry, store, cache, balances, streams, key_watch, metrics, metrics_address, stack
     )
 
 

@@ -20,7 +20,8 @@ from exchange_service.identity.authenticator import Authenticator
 from exchange_service.model import Account
 from exchange_service.observability.metrics import Metrics
 from exchange_service.plugin_host.report import PluginReport
-from exchange_service.streams.feeds import Feeds, Selector
+from exchange_service.streams.accounts import Selector
+from exchange_service.streams.service import Streams
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.wire.balances import Source, get_balance_reply
@@ -68,7 +69,7 @@ class Servicer:
     registry: Registry
     catalogue: Catalogue
     balances: Balances
-    feeds: Feeds
+    streams: Streams
     plugins: PluginReport
     call_timeout: float
     write_timeout: float
@@ -160,7 +161,7 @@ class Servicer:
         if not 0 <= min_interval <= _LONGEST_INTERVAL:
             raise FieldInvalid("min_interval", f"it should be between 0 and {_LONGEST_INTERVAL:g} seconds.")
         with self.callers.streaming(caller, user_id) as watch:
-            async with self.feeds.subscribe(user_id, selectors, min_interval=min_interval) as subscription:
+            async with self.streams.subscribe(user_id, selectors, min_interval=min_interval) as subscription:
                 watch(subscription.end)
                 writer = self._writes.writer(context)
                 while True:

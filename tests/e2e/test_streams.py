@@ -329,7 +329,7 @@ class TestAllAccounts:
             await quick.remove("paper")
             while [state.exchange_id for state in (await stream.next_of("heartbeat")).accounts] != ["pencil"]:
                 continue
-            assert quick.service.feeds.counts() == (1, 1)
+            assert quick.service.streams.counts() == (1, 1)
 
     async def test_a_stored_exchange_that_nobody_serves_is_told_of_and_the_others_go_on(self, running: Running) -> None:
         await running.store("vanished")
@@ -343,7 +343,7 @@ class TestCost:
         streams = [streaming(running, "paper") for _ in range(30)]
         opened = [await stream.__aenter__() for stream in streams]
         await asyncio.gather(*(stream.next_of("balance") for stream in opened))
-        assert running.service.feeds.counts() == (1, 30)
+        assert running.service.streams.counts() == (1, 30)
         amounts = itertools.count(2)
 
         async def rising(_: VenueCall) -> Balance:
@@ -397,7 +397,7 @@ class TestIntervals:
     ) -> None:
         with pytest.raises(FieldInvalid, match="min_interval"):
             await _to_the_end(running.client.stream_balances(USER, [PAPER], min_interval=seconds))
-        assert running.service.feeds.counts() == (0, 0)
+        assert running.service.streams.counts() == (0, 0)
 
 
 class TestStorms:
@@ -415,7 +415,7 @@ class TestStorms:
             streams = [Stream(running.stub.StreamBalances(request, metadata=token)) for _ in range(1000)]
             firsts = await asyncio.gather(*(stream.next_of("balance") for stream in streams))
             assert {totals(first.balance)["BTC"] for first in firsts} == {"1.50"}
-            assert service.feeds.counts() == (1, 1000)
+            assert service.streams.counts() == (1, 1000)
             stopping = asyncio.ensure_future(service.stop())
             ends = await asyncio.gather(*(stream.failure() for stream in streams))
             await stopping
@@ -430,15 +430,15 @@ class TestStorms:
 
 class TestEnds:
     async def left(self, running: Running) -> None:
-        await until(lambda: running.service.feeds.counts() == (0, 0), "the end of the feed")
+        await until(lambda: running.service.streams.counts() == (0, 0), "the end of the feed")
 
     async def test_a_feed_ends_with_its_last_subscriber(self, running: Running, paper: ScriptedPlugin) -> None:
         async with streaming(running, "paper") as first:
             await first.next_of("balance")
             async with streaming(running, "paper") as second:
                 await second.next_of("balance")
-                assert running.service.feeds.counts() == (1, 2)
-            await until(lambda: running.service.feeds.counts() == (1, 1))
+                assert running.service.streams.counts() == (1, 2)
+            await until(lambda: running.service.streams.counts() == (1, 1))
         await self.left(running)
         asked = len(paper.calls)
         await asyncio.sleep(0.3)
@@ -469,13 +469,13 @@ class TestEnds:
         async with ExchangeServiceClient(running.service.address) as client:
             events = client.stream_balances(USER).__aiter__()
             await events.__anext__()
-            assert running.service.feeds.counts() == (1, 1)
+            assert running.service.streams.counts() == (1, 1)
         await self.left(running)
 
     async def test_a_refused_subscription_leaves_nothing_behind(self, running: Running) -> None:
         async with streaming(running, *["paper"] * 201) as stream:
             await stream.failure()
-        assert running.service.feeds.counts() == (0, 0)
+        assert running.service.streams.counts() == (0, 0)
 
     async def test_a_stream_ends_after_its_life_with_a_delay_of_zero(
         self, tmp_path: Path, paper: ScriptedPlugin
@@ -500,8 +500,8 @@ class TestEnds:
                 first = (await anext(stream)).balance.balance
                 # Over the end of the first stream and the beginning of the second, nothing comes until this.
                 following = asyncio.ensure_future(_first_balance(stream))
-                await until(lambda: running.service.feeds.counts()[1] == 0, "the end of the first stream")
-                await until(lambda: running.service.feeds.counts()[1] == 1, "the second stream")
+                await until(lambda: running.service.streams.counts()[1] == 0, "the end of the first stream")
+                await until(lambda: running.service.streams.counts()[1] == 1, "the second stream")
                 await polled(paper, 2)
                 paper.answer = returning(holding(("BTC", "2")))
                 second = (await following).balance.balance
@@ -559,7 +559,7 @@ class TestEnds:
         assert [int(end.trailers["grpc-retry-pushback-ms"]) / 1000 for end in ends] == delays
 
     async def test_a_service_that_is_about_to_stop_takes_no_new_stream(self, running: Running) -> None:
-        await running.service.feeds.close()
+        await running.service.streams.close()
         async with streaming(running, "paper") as late:
             assert (await late.failure()).reason == "SHUTTING_DOWN"
 
@@ -615,14 +615,14 @@ class TestSlowReaders:
                     messages.StreamBalancesRequest(user_id=USER)
                 )
                 await call.read()
-                await until(lambda: running.service.feeds.counts() == (1, 2))
+                await until(lambda: running.service.streams.counts() == (1, 2))
 
                 async def read_on() -> None:
-                    while running.service.feeds.counts() == (1, 2):
+                    while running.service.streams.counts() == (1, 2):
                         await reader.next_of("balance")
 
                 await asyncio.wait_for(read_on(), 20)
-                assert running.service.feeds.counts() == (1, 1)
+                assert running.service.streams.counts() == (1, 1)
                 assert (await reader.next_of("balance")).balance
                 # Once he reads what lies there, he learns why.
                 failed = await Stream(call).failure()
@@ -647,7 +647,7 @@ class TestSlowReaders:
 
                     plugin.answer = rising
                     await polled(plugin, 5)
-                await until(lambda: running.service.feeds.counts() == (0, 0), "the end of the stream")
+                await until(lambda: running.service.streams.counts() == (0, 0), "the end of the stream")
             assert "call.failed" not in {line["event"] for line in lines}
 
     async def test_of_two_who_stop_reading_each_is_ended_in_his_time(self, tmp_path: Path) -> None:
@@ -670,5 +670,5 @@ class TestSlowReaders:
             for number, client in enumerate((first, second), start=1):
                 call = Running(running.service, client).stub.StreamBalances(request)
                 await call.read()
-                await until(lambda open_now=number: running.service.feeds.counts()[1] == open_now)  # type: ignore[misc]
-            await until(lambda: running.service.feeds.counts() == (0, 0), "the end of both")
+                await until(lambda open_now=number: running.service.streams.counts()[1] == open_now)  # type: ignore[misc]
+            await until(lambda: running.service.streams.counts() == (0, 0), "the end of both")

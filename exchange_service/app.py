@@ -45,7 +45,7 @@ from exchange_service.plugin_host.report import PluginReport
 from exchange_service.plugin_host.supervisor import State
 from exchange_service.settings import Settings, unknown_variables
 from exchange_service.startup_checks import UnsafeSettings, check_plugin_settings, check_settings, venue_overrides
-from exchange_service.streams.feeds import Feeds
+from exchange_service.streams.service import Streams, StreamSettings
 from exchange_service.venue_gate import Gated, GateOptions
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.fetching import Venues
@@ -70,7 +70,7 @@ class Service:
     cache: Cache
     venues: PluginClients
     balances: Balances
-    feeds: Feeds
+    streams: Streams
     key_watch: KeyWatch
     metrics: Metrics
     # Where metrics are shown, with the port that was taken; empty where they are not.
@@ -86,7 +86,7 @@ class Service:
         """Say NOT_SERVING, end the streams with a reason, give calls their grace, then close everything."""
         self.key_watch.end()
         await self.server.set_serving(False)
-        await self.feeds.close()
+        await self.streams.close()
         # Shortly before the grace is over, what still waits for a venue is told why, instead of being cut off.
         asyncio.get_running_loop().call_later(max(0.0, self.settings.shutdown_grace - 0.3), self.balances.end)
         await self.server.stop(self.settings.shutdown_grace)
@@ -168,29 +168,26 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     gate = _gate_options(settings, link, status, metrics, accounts_apart=accounts_apart)
     balances = open_balances(venues, references, cache, _balance_options(settings, hash_key, gate))
     stack.push_async_callback(balances.close)
-    feeds = Feeds(
-        registry,
-        balances,
-        store.accounts,
+    stream_settings = StreamSettings(
         interval=settings.poll_interval,
         heartbeat_interval=settings.heartbeat_interval,
         lifetime=settings.stream_lifetime,
         venue_timeout=settings.venue_timeout,
-        on_event_age=metrics.value_handed_out,
     )
+    streams = Streams(registry, balances, store.accounts, stream_settings, on_event_age=metrics.value_handed_out)
     authenticator = open_authenticator(settings, hash_key, link)
     stack.push_async_callback(authenticator.close)
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
     catalogue = Catalogue(registry, status)
     reader = BalanceReader(balances, authenticator.take_refresh, metrics, call_timeout=settings.call_timeout)
     writes = WriteLimit(settings.write_timeout, metrics.event_written)
-    servicer = Servicer(RequestReader(registry), authenticator, catalogue, reader, feeds, writes)
+    servicer = Servicer(RequestReader(registry), authenticator, catalogue, reader, streams, writes)
     plugins = PluginServicer(PluginReport(registry, venues))
     # Before the first call: a service without the right keys must not be taken for one that works.
     key_watch = KeyWatch(store)
     may_serve = await key_watch.first()
-    metrics.watch("feeds", lambda: feeds.counts()[0])
-    metrics.watch("streams", lambda: feeds.counts()[1])
+    metrics.watch("feeds", lambda: streams.counts()[0])
+    metrics.watch("streams", lambda: streams.counts()[1])
     metrics.watch_processes(lambda: _process_figures(registry, venues))
     metrics_address = _serve_metrics(metrics, settings, stack)
     server = await _listen(settings, (servicer.methods(), plugins.methods()), authenticator, metrics)
@@ -208,7 +205,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         serving=who_may_call(settings),
     )
     return Service(
-        settings, server, registry, store, cache, venues, balances, feeds, key_watch, metrics, metrics_address, stack
+        settings, server, registry, store, cache, venues, balances, streams, key_watch, metrics, metrics_address, stack
     )
 
 
@@ -228,9 +225,9 @@ def _gate_options(
     shared = None
     if link is not None:
         # Late, because a service without Redis does without its library.
-        from exchange_service.venue_gate.redis_limits import RedisRateLimits
+        from exchange_service.venue_gate.redis_state import RedisSharedState
 
-        shared = RedisRateLimits(link, prefix=settings.cache_prefix)
+        shared = RedisSharedState(link, prefix=settings.cache_prefix)
     return GateOptions(
         replicas=settings.replicas,
         of_venue=settings.venue_fetches,

@@ -28,7 +28,7 @@ from exchange_service.model import Account, Credential
 from exchange_service.plugin_api import Environment, RateLimit
 from exchange_service.testing import Fault, LoopbackVenue
 from exchange_service.venue_gate import GateOptions
-from exchange_service.venue_gate.redis_limits import RedisRateLimits
+from exchange_service.venue_gate.redis_state import RedisSharedState
 from exchange_service.venues.http import VenueHttpPool
 from exchange_service.venues.registry import Listing
 from exchange_service.venues.sessions import Sessions
@@ -81,7 +81,7 @@ async def replicas(
             link, metrics = RedisLink(redis_url), Recorder()
             stack.push_async_callback(link.close)
             references = CachedReferences(store, ttl=60.0)
-            gate = GateOptions(shared=RedisRateLimits(link, prefix=prefix), replicas=3, metrics=metrics)
+            gate = GateOptions(shared=RedisSharedState(link, prefix=prefix), replicas=3, metrics=metrics)
             balances = open_balances(sessions, references, MemoryCache(), BalanceOptions(KEY, gate=gate))
             stack.push_async_callback(balances.close)
             made.append(Replica(balances, registry.listings["paper"], metrics))

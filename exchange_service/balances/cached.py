@@ -82,10 +82,11 @@ class CachedBalances:
         raw = await self._cache.compare_and_set(key, stored.encode(), self._ttl, expected=expected)
         if raw is not None:
             present = decode_stored(stored.account, raw)
-            if present is None:
-                await self._cache.delete(key)
-            else:
+            if present is not None:
                 self._copies[key] = present
+            elif raw:
+                # Damaged, or another account's.
+                await self._cache.delete(key)
             return False, present
         self._copies[key] = stored
         self.notify(key)

@@ -27,10 +27,10 @@ _MOST_KEYS = 10_000
 class SharedCooldowns(Protocol):
     """The cooldowns that all replicas know."""
 
-    async def pauses(self, keys: Sequence[str]) -> list[tuple[str, str, float]]:
+    async def cooldowns(self, keys: Sequence[str]) -> list[tuple[str, str, float]]:
         """Which of the keys cool down, each with the reason and the seconds that are left."""
 
-    async def shut(self, key: str, reason: str, seconds: float) -> None:
+    async def cool_down(self, key: str, reason: str, seconds: float) -> None:
         """Let no replica ask for so long."""
 
 
@@ -68,7 +68,7 @@ class Cooldowns:
 
     async def refresh(self, keys: Sequence[str]) -> None:
         """Learn what other replicas know of these keys."""
-        for key, reason, left in await self._shared.pauses(keys) if self._shared is not None else ():
+        for key, reason, left in await self._shared.cooldowns(keys) if self._shared is not None else ():
             self._keep(key, reason if reason in _COOLING else VenueRateLimited.reason, left)
 
     async def cool_down(self, key: str, error: ServiceError) -> None:
@@ -84,7 +84,7 @@ class Cooldowns:
         seconds = min(seconds, _LONGEST)
         self._keep(key, error.reason, seconds)
         if self._shared is not None:
-            await self._shared.shut(key, error.reason, seconds)
+            await self._shared.cool_down(key, error.reason, seconds)
 
     def succeeded(self, keys: Sequence[str]) -> None:
         """The venue has answered: the next guess is the first again."""

@@ -45,9 +45,6 @@ _FAIR_SHARE = 0.5
 class SharedState(SharedRateLimits, SharedCooldowns, Protocol):
     """What all replicas know together."""
 
-    async def close(self) -> None:
-        """Release what it holds."""
-
 
 @dataclass(frozen=True, slots=True)
 class GateOptions:

@@ -163,15 +163,14 @@ class TestFeeds:
     async def test_when_the_one_that_asks_is_gone_another_takes_over(
         self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("exchange_service.streams.feeds.LEASE", 0.5)
+        monkeypatch.setattr("exchange_service.streams.polling.LEASE", 0.5)
         async with replicas(2, tmp_path, redis_url, plugin, poll_interval=0.3) as (first, second):
             await first.store()
             async with streaming(second, PAPER) as stays:
                 async with streaming(first, PAPER) as goes:
                     await held(goes)
                     last = int(await held(stays))
-                feeds: Any = first.service.feeds
-                await until(lambda: not feeds.counts()[0], "the end of the first one's feed")
+                await until(lambda: not first.service.streams.counts()[0], "the end of the first one's feed")
                 for _ in range(3):
                     now = int(await held(stays))
                     assert now > last
@@ -180,7 +179,7 @@ class TestFeeds:
     async def test_a_hint_that_is_lost_costs_time_and_nothing_else(
         self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("exchange_service.streams.feeds.LEASE", 0.3)
+        monkeypatch.setattr("exchange_service.streams.polling.LEASE", 0.3)
 
         async def say_nothing(*_: Any) -> None:
             """The hint is lost."""

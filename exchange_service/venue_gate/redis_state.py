@@ -1,4 +1,4 @@
-"""What all replicas know of the venues, in Redis: how much of each limit is used, and which venues are paused."""
+"""What all replicas know of the venues, in Redis: how much of each limit is used, and which venues cool down."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from exchange_service.venue_gate.rate_limits import until_room
 T = TypeVar("T")
 
 
-class RedisRateLimits:
-    """The SharedRateLimits in Redis. Keys name venues and keyed hashes of credentials, never a user."""
+class RedisSharedState:
+    """The SharedState in Redis. Keys name venues and keyed hashes of credentials, never a user."""
 
     def __init__(self, link: RedisLink, *, prefix: str) -> None:
         self._link = link
@@ -32,8 +32,8 @@ class RedisRateLimits:
 
         return await self._call(ask)
 
-    async def pauses(self, keys: Sequence[str]) -> list[tuple[str, str, float]]:
-        """The keys that are paused, each with the reason and the seconds left; empty while Redis does not answer."""
+    async def cooldowns(self, keys: Sequence[str]) -> list[tuple[str, str, float]]:
+        """The keys that cool down, each with the reason and the seconds left; empty while Redis does not answer."""
         names = [self._prefix + key for key in keys]
 
         async def ask() -> list[tuple[str, str, float]]:
@@ -46,8 +46,8 @@ class RedisRateLimits:
 
         return await self._call(ask) or []
 
-    async def shut(self, key: str, reason: str, seconds: float) -> None:
-        """Pause `key` for `seconds`, unless it is paused for longer already."""
+    async def cool_down(self, key: str, reason: str, seconds: float) -> None:
+        """Let `key` cool down for `seconds`, unless it does so for longer already."""
         name, milliseconds = self._prefix + key, max(1, round(seconds * 1000))
 
         async def ask() -> None:
@@ -62,6 +62,3 @@ class RedisRateLimits:
             return await self._link.call(command)
         except NoAnswer:
             return None
-
-    async def close(self) -> None:
-        """Does nothing: the link belongs to the service."""

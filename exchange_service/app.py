@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -147,12 +147,20 @@ async def start_service(
         raise
 
 
-async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, accounts_apart: bool) -> Service:
-    """Make each part from the ones before it, and put its closing on the stack."""
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """Where the service keeps and finds things."""
+
+    hash_key: bytes
+    store: SqlCredentialStore
+    references: CachedReferences
+    # None if there is one process only.
+    link: RedisLink | None
+    cache: Cache
+
+
+async def _open_storage(settings: Settings, stack: AsyncExitStack) -> _Storage:
     hash_key = _hash_key(settings)
-    for problem in registry.problems:
-        log.warning("plugin.problem", plugin=problem.plugin.name, reason=problem.reason)
-    stack.push_async_callback(registry.close)
     store = await open_configured_store(settings, hash_key)
     stack.push_async_callback(store.close)
     link = open_link(settings.cache_url)
@@ -160,52 +168,74 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         stack.push_async_callback(link.close)
     cache = make_cache(link, prefix=settings.cache_prefix)
     stack.push_async_callback(cache.close)
-    http = VenueHttpPool(timeout=settings.venue_timeout)
-    stack.push_async_callback(http.close)
-    references, status, metrics = CachedReferences(store), VenueStatus(), Metrics(lambda: registry.listings)
-    venues = open_venues(settings, registry, instrumented_opening(references.open, metrics), http, status)
-    stack.push_async_callback(venues.close)
-    gate = _gate_options(settings, link, status, metrics, accounts_apart=accounts_apart)
-    balances = open_balances(venues, references, cache, _balance_options(settings, hash_key, gate))
-    stack.push_async_callback(balances.close)
-    stream_settings = StreamSettings(
-        interval=settings.poll_interval,
-        heartbeat_interval=settings.heartbeat_interval,
-        lifetime=settings.stream_lifetime,
-        venue_timeout=settings.venue_timeout,
+    return _Storage(hash_key, store, CachedReferences(store), link, cache)
+
+
+async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, accounts_apart: bool) -> Service:
+    """Make each part from the ones before it, and put its closing on the stack."""
+    for problem in registry.problems:
+        log.warning("plugin.problem", plugin=problem.plugin.name, reason=problem.reason)
+    stack.push_async_callback(registry.close)
+    storage = await _open_storage(settings, stack)
+    store, hash_key = storage.store, storage.hash_key
+    http, status, metrics = (
+        VenueHttpPool(timeout=settings.venue_timeout),
+        VenueStatus(),
+        Metrics(lambda: registry.listings),
     )
-    streams = Streams(registry, balances, store.accounts, stream_settings, on_event_age=metrics.value_handed_out)
-    authenticator = open_authenticator(settings, hash_key, link)
+    stack.push_async_callback(http.close)
+    opening = instrumented_opening(storage.references.open, metrics)
+    venues = open_venues(settings, registry, opening, http, status)
+    stack.push_async_callback(venues.close)
+    gate = _gate_options(settings, storage.link, status, metrics, accounts_apart=accounts_apart)
+    options = _balance_options(settings, hash_key, gate)
+    balances = open_balances(venues, storage.references, storage.cache, options)
+    stack.push_async_callback(balances.close)
+    streams = Streams(
+        registry, balances, store.accounts, _stream_settings(settings), on_event_age=metrics.value_handed_out
+    )
+    authenticator = open_authenticator(settings, hash_key, storage.link)
     stack.push_async_callback(authenticator.close)
-    # The catalogue is made of this process's own plugins, so its answers stay in the process.
-    catalogue = Catalogue(registry, status)
     reader = BalanceReader(balances, authenticator.take_refresh, metrics, call_timeout=settings.call_timeout)
     writes = WriteLimit(settings.write_timeout, metrics.event_written)
+    # The catalogue is made of this process's own plugins, so its answers stay in the process.
+    catalogue = Catalogue(registry, status)
     servicer = Servicer(RequestReader(registry), authenticator, catalogue, reader, streams, writes)
     plugins = PluginServicer(PluginReport(registry, venues))
     # Before the first call: a service without the right keys must not be taken for one that works.
     key_watch = KeyWatch(store)
     may_serve = await key_watch.first()
-    metrics.watch("feeds", lambda: streams.counts()[0])
-    metrics.watch("streams", lambda: streams.counts()[1])
-    metrics.watch_processes(lambda: _process_figures(registry, venues))
     metrics_address = _serve_metrics(metrics, settings, stack)
     server = await _listen(settings, (servicer.methods(), plugins.methods()), authenticator, metrics)
-    metrics.watch("calls", server.handler_wrapper.running)
+    _watch(metrics, streams, server, lambda: _process_figures(registry, venues))
     await server.set_serving(may_serve)
     for work, name in (
         (_refresh_manifests(registry, venues), "newer manifests"),
         (key_watch.run(server.set_serving), "proof of keys"),
     ):
         stack.push_async_callback(_end, asyncio.create_task(work, name=name))
-    log.info(
-        "service.listening",
-        address=server.address,
-        exchanges=len(registry.listings),
-        serving=who_may_call(settings),
-    )
-    return Service(
-        settings, server, registry, store, cache, venues, balances, streams, key_watch, metrics, metrics_address, stack
+    exchanges, serving = len(registry.listings), who_may_call(settings)
+    log.info("service.listening", address=server.address, exchanges=exchanges, serving=serving)
+    parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics)
+    return Service(settings, server, *parts, metrics_address, stack)
+
+
+def _watch(
+    metrics: Metrics, streams: Streams, server: Server, process_figures: Callable[[], Iterable[ProcessOfPlugin]]
+) -> None:
+    """Let the metrics count what is open now."""
+    metrics.watch("feeds", lambda: streams.counts()[0])
+    metrics.watch("streams", lambda: streams.counts()[1])
+    metrics.watch("calls", server.handler_wrapper.running)
+    metrics.watch_processes(process_figures)
+
+
+def _stream_settings(settings: Settings) -> StreamSettings:
+    return StreamSettings(
+        interval=settings.poll_interval,
+        heartbeat_interval=settings.heartbeat_interval,
+        lifetime=settings.stream_lifetime,
+        venue_timeout=settings.venue_timeout,
     )
 
 

@@ -31,6 +31,7 @@ from exchange_service.streams.mailbox import Mailbox
 from exchange_service.streams.polling import Polling
 from exchange_service.streams.service import Streams, StreamSettings
 from exchange_service.streams.subscription import Subscription
+from exchange_service.streams.update import Update
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.exchange_service_pb2 import StreamBalancesResponse
 from tests.harness import (
@@ -64,14 +65,21 @@ class Reader:
         async with asyncio.timeout(10):
             return StreamBalancesResponse.FromString(await self._subscription.next_event())
 
+    async def next_news(self) -> Any:
+        """The next event that is not a heartbeat."""
+        while (event := await self.next()).WhichOneof("event") == "heartbeat":
+            continue
+        return event
+
     async def balance(self) -> dict[str, str]:
-        event = await self.next()
+        """Asset to total; an account error instead fails the test."""
+        event = await self.next_news()
         assert event.WhichOneof("event") == "balance", event
         return totals(event.balance.balance)
 
     async def reason(self) -> str:
-        """The reason of the account error that comes next."""
-        event = await self.next()
+        """The reason of an account error; a balance instead fails the test."""
+        event = await self.next_news()
         assert event.WhichOneof("event") == "account_error", event
         name: str = error_reason_pb2.ErrorReason.Name(event.account_error.error.reason)
         return name.removeprefix("ERROR_REASON_")
@@ -110,6 +118,17 @@ async def service(tmp_path: Path, plugin: ScriptedPlugin) -> AsyncIterator[Bench
 
 
 @pytest.fixture
+def rising(plugin: ScriptedPlugin) -> None:
+    """The venue's amount is the number of the answer, from 1."""
+    amounts = itertools.count(1)
+
+    async def answer(_: VenueCall) -> Balance:
+        return holding(("BTC", str(next(amounts))))
+
+    plugin.answer = answer
+
+
+@pytest.fixture
 async def loop_clock(monkeypatch: pytest.MonkeyPatch) -> Shifted:
     return Shifted(monkeypatch)
 
@@ -126,27 +145,18 @@ async def polled(plugin: ScriptedPlugin, times: int) -> None:
 
 
 class TestMailbox:
+    @pytest.mark.usefixtures("rising")
     async def test_a_late_reader_gets_the_latest_and_nothing_in_between(
         self, service: Bench, plugin: ScriptedPlugin
     ) -> None:
-        amounts = itertools.count(1)
-        last = 0
-
-        async def rising(_: VenueCall) -> Balance:
-            nonlocal last
-            service.clock.now += 1
-            last = next(amounts)
-            return holding(("BTC", str(last)))
-
-        plugin.answer = rising
         async with streams_of(service) as streams, streams.subscribe(USER, [FAKE_VENUE]) as subscription:
             reader = Reader(subscription)
             first = await reader.balance()
             await polled(plugin, 5)
+            assert int(first["BTC"]) + 4 <= len(plugin.calls)
             plugin.answer = returning(holding(("BTC", "1000")))
             await polled(plugin, 2)
             assert await reader.balance() == {"BTC": "1000"}
-            assert int(first["BTC"]) + 4 <= last
 
     async def test_an_error_does_not_push_out_an_unread_balance(self, service: Bench, plugin: ScriptedPlugin) -> None:
         async with streams_of(service) as streams, streams.subscribe(USER, [FAKE_VENUE]) as subscription:
@@ -165,15 +175,9 @@ class TestMailbox:
             await polled(plugin, 2)
             assert await Reader(subscription).balance() == {"BTC": "2"}
 
-    async def test_no_account_starves_another(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    @pytest.mark.usefixtures("rising")
+    async def test_no_account_starves_another(self, service: Bench) -> None:
         await service.put("pencil")
-        amounts = itertools.count(1)
-
-        async def rising(call: VenueCall) -> Balance:
-            service.clock.now += 1
-            return holding(("BTC", str(next(amounts))))
-
-        plugin.answer = rising
         async with (
             streams_of(service) as streams,
             streams.subscribe(USER, [FAKE_VENUE, Selector("pencil")]) as subscription,
@@ -240,6 +244,20 @@ class TestMailbox:
         # A later reader gets the age at that time.
         assert event.freshness.age.seconds >= 50
 
+    async def test_a_balance_that_is_held_back_can_be_taken_once_it_is_due(self, service: Bench) -> None:
+        result, wall = await service.get(), service.clock()
+        update = Update(result.stored, result.stored.compact, result.source, None, lambda age: None)
+        mailbox = Mailbox(Clock(wall=lambda: wall), min_interval=5.0)
+        slot = mailbox.add_slot()
+        slot.put_balance(update)
+        assert mailbox.take(100.0) == (update.event(wall), None)
+        slot.put_balance(update)
+        assert mailbox.take(104.9) == (None, None)
+        assert (len(mailbox.pending), mailbox.held) == (0, 1)
+        await mailbox.wait(105.0, until=200.0)
+        assert mailbox.take(105.0) == (update.event(wall), None)
+        assert (len(mailbox.pending), mailbox.held) == (0, 0)
+
 
 class ManualSource:
     """A feed's source that the test controls."""
@@ -282,15 +300,6 @@ class TestSources:
 
 class TestIntervals:
     """A subscriber may want fewer balances than there are changes."""
-
-    @pytest.fixture
-    def rising(self, plugin: ScriptedPlugin) -> None:
-        amounts = itertools.count(1)
-
-        async def answer(_: VenueCall) -> Balance:
-            return holding(("BTC", str(next(amounts))))
-
-        plugin.answer = answer
 
     @pytest.mark.usefixtures("rising")
     async def test_changes_in_between_come_as_one_which_is_the_latest(
@@ -638,11 +647,11 @@ class TestLifetime:
     async def test_a_store_that_is_slow_later_holds_up_neither_balances_nor_heartbeats(
         self, service: Bench, plugin: ScriptedPlugin
     ) -> None:
-        asked, answered, slow = asyncio.Event(), asyncio.Event(), False
+        requested, answered, slow = asyncio.Event(), asyncio.Event(), False
 
         async def accounts(user_id: str) -> list[Any]:
             if slow:
-                asked.set()
+                requested.set()
                 await answered.wait()
             return await service.store.accounts(user_id)
 
@@ -654,7 +663,7 @@ class TestLifetime:
             await reader.balance()
             slow = True
             beats = 0
-            while not asked.is_set():
+            while not requested.is_set():
                 await reader.next()
             for number in range(2, 6):
                 plugin.answer = returning(holding(("BTC", str(number))))
@@ -673,11 +682,11 @@ class TestLifetime:
         assert streams.counts() == (0, 0)
 
     async def test_leaving_while_the_store_is_asked_again_leaves_nothing_behind(self, service: Bench) -> None:
-        asked, slow = asyncio.Event(), False
+        requested, slow = asyncio.Event(), False
 
         async def accounts(user_id: str) -> list[Any]:
             if slow:
-                asked.set()
+                requested.set()
                 await asyncio.Event().wait()
             return await service.store.accounts(user_id)
 
@@ -688,7 +697,7 @@ class TestLifetime:
         ):
             reader = Reader(subscription)
             slow = True
-            while not asked.is_set():
+            while not requested.is_set():
                 await reader.next()
         await until(lambda: not [task for task in asyncio.all_tasks() - before if "accounts" in task.get_name()])
         assert streams.counts() == (0, 0)

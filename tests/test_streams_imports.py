@@ -16,8 +16,8 @@ def mentions(tree: ast.AST, names: set[str]) -> set[str]:
     """Which of these names the code mentions, except as an argument or a result of a function that it is handed."""
     if isinstance(tree, ast.Subscript) and isinstance(tree.value, ast.Name) and tree.value.id == "Callable":
         return set()
-    found = {tree.id} & names if isinstance(tree, ast.Name) else set()
-    return found.union(*(mentions(child, names) for child in ast.iter_child_nodes(tree)))
+    result = {tree.id} & names if isinstance(tree, ast.Name) else set()
+    return result.union(*(mentions(child, names) for child in ast.iter_child_nodes(tree)))
 
 
 def test_no_two_files_import_each_other() -> None:

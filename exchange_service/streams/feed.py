@@ -140,7 +140,7 @@ class Feed:
             self._fail(error.with_traceback(None))
         except Exception as error:
             log.error("feed.failed", exchange=self.account.exchange_id, error=type(error).__name__)
-            self._fail(ServiceFailed("The service failed to read this account; its log says why."))
+            self._fail(ServiceFailed("The service failed to read this account. Its log has the reason."))
         else:
             return result
         return None

@@ -89,7 +89,7 @@ class Streams:
             raise _shutting_down()
         most = self._settings.max_accounts
         if len(selectors) > most:
-            raise FieldInvalid("accounts", f"at most {most} accounts can be followed by one stream.")
+            raise FieldInvalid("accounts", f"one stream can follow at most {most} accounts.")
         subscription = self._make_subscription(user_id, min_interval)
         self._subscriptions.add(subscription)
         try:

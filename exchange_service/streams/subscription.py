@@ -27,7 +27,13 @@ class Subscription:
     """Reads one stream's mailbox, for one reader. `lifetime` and `heartbeat_interval` are in seconds."""
 
     __slots__ = (
-        *("_accounts", "_clock", "_ended", "_ends", "_following_error", "_heartbeat_interval", "_mailbox"),
+        "_accounts",
+        "_clock",
+        "_ended",
+        "_ends",
+        "_following_error",
+        "_heartbeat_interval",
+        "_mailbox",
         "_next_heartbeat",
     )
 

@@ -28,8 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"errors", "model", "wire"},
     "catalogue": {"errors", "model", "venue_gate", "venues", "wire"},
     "cli": {
-        *{"__init__", "app", "balances", "cache", "client", "credentials", "errors", "grpc_server", "identity"},
-        *{"model", "observability", "plugin_host", "plugin_kit", "settings", "testing", "v1", "venue_gate"},
+        *{"__init__", "amounts", "app", "balances", "cache", "client", "credentials", "errors", "grpc_server"},
+        *{"identity", "model", "observability", "plugin_host", "settings", "testing", "v1", "venue_gate"},
         *{"venues", "wire"},
     },
     "client": {"errors", "v1"},
@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "v1": set(),
     "venue_gate": {"cache", "credentials", "errors", "model", "venues"},
     "venues": {"credentials", "errors", "model", "observability", "plugin_api", "plugin_kit", "wire"},
-    "wire": {"errors", "model", "plugin_kit", "v1"},
+    "wire": {"amounts", "errors", "model", "v1"},
 }
 # Where each of the heavy libraries may be imported.
 HOMES = {

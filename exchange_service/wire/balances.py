@@ -20,9 +20,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from exchange_service.amounts import format_amount
 from exchange_service.errors import ServiceError, from_reason
 from exchange_service.model import Account, AssetBalance, Balance, ExchangeMetadata, Summary, VenueAccount
-from exchange_service.plugin_kit.payload import format_amount
 from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_pb2, exchange_service_pb2
 
 # The first byte of every kept value. Another one is a value of another release, and counts as missing. The pause

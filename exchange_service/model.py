@@ -60,6 +60,9 @@ class Secret:
 
 _EMPTY = Secret("")
 
+# The names of the secrets of a Credential, which are also the stored columns and the names in requests.
+SECRET_FIELDS = ("api_key", "api_secret", "passphrase")
+
 
 # The word by which every kind of account is asked for, each in rows of its own.
 ALL_ACCOUNT_TYPES = "all"
@@ -98,7 +101,7 @@ class Credential:
     @classmethod
     def from_texts(cls, texts: Mapping[str, str | None], metadata: Mapping[str, Any] | None = None) -> Credential:
         """A credential of plain texts by name; a name that is absent or None gives an empty secret."""
-        key, secret, passphrase = (Secret(texts.get(name) or "") for name in ("api_key", "api_secret", "passphrase"))
+        key, secret, passphrase = (Secret(texts.get(name) or "") for name in SECRET_FIELDS)
         return cls(key, secret, passphrase, metadata=dict(metadata or {}))
 
 

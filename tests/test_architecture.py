@@ -26,8 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"tasks"},
     "catalogue": {"errors", "model", "venue_gate", "venues", "wire"},
     "cli": {
-        *{"__init__", "app", "balances", "cache", "client", "credentials", "errors", "grpc_server", "identity"},
-        *{"model", "observability", "operator", "plugin_host", "plugin_kit", "settings", "startup_checks", "testing"},
+        *{"__init__", "amounts", "app", "balances", "cache", "client", "credentials", "errors", "grpc_server"},
+        *{"identity", "model", "observability", "operator", "plugin_host", "settings", "startup_checks", "testing"},
         *{"v1", "venue_gate", "venues", "wire"},
     },
     "client": {"errors", "operator", "v1"},
@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "v1": set(),
     "venue_gate": {"cache", "errors", "model", "observability", "venues", "wire"},
     "venues": {"credentials", "errors", "model", "observability", "plugin_api", "plugin_kit", "tasks", "wire"},
-    "wire": {"errors", "model", "plugin_kit", "v1"},
+    "wire": {"amounts", "errors", "model", "v1"},
 }
 # Where each of the heavy libraries may be imported.
 HOMES = {

@@ -17,7 +17,7 @@ import grpc
 import structlog
 
 from exchange_service.errors import ServiceError, ServiceFailed
-from exchange_service.grpc_server.status import Outcome, outcome
+from exchange_service.grpc_server.status import CallStatus, status_of
 from exchange_service.observability.logs import CallMark, current_call, current_request_id
 from exchange_service.observability.metrics import OTHER, WELL, Metrics
 
@@ -126,13 +126,13 @@ async def abort(context: Context, error: Exception) -> NoReturn:
     await context.abort(end.code, end.message, end.trailers)
 
 
-def ending(error: Exception) -> Outcome:
+def ending(error: Exception) -> CallStatus:
     """How a call ends that met this exception."""
     try:
-        return outcome(error if isinstance(error, ServiceError) else _logged(error))
+        return status_of(error if isinstance(error, ServiceError) else _logged(error))
     except Exception as failure:
         # An error that the table does not have, or that cannot be written: what failed here would leave with its text.
-        return outcome(_logged(failure))
+        return status_of(_logged(failure))
 
 
 def _logged(error: Exception) -> ServiceFailed:

@@ -289,9 +289,10 @@ def heartbeat_event(now: float, states: Iterable[bytes]) -> bytes:
 
 
 def fault_message(error: ServiceError) -> balance_pb2.AccountFault:
-    """An error beside data: reason, sentence and delay."""
+    """An error beside data: reason, message with its advice, and delay."""
     name = f"ERROR_REASON_{error.reason or 'UNSPECIFIED'}"
-    fault = balance_pb2.AccountFault(reason=error_reason_pb2.ErrorReason.Value(name), message=error.message)
+    reason = error_reason_pb2.ErrorReason.Value(name)
+    fault = balance_pb2.AccountFault(reason=reason, message=error.text, advice=error.advice)
     if error.retry_after is not None:
         fault.retry_delay.CopyFrom(_duration(error.retry_after))
     return fault
@@ -317,7 +318,8 @@ def read_fault(fault: balance_pb2.AccountFault) -> ServiceError:
     """What `fault_message` wrote."""
     reason = error_reason_pb2.ErrorReason.Name(fault.reason).removeprefix("ERROR_REASON_")
     delay = fault.retry_delay.ToTimedelta().total_seconds() if fault.HasField("retry_delay") else None
-    return from_reason(reason, fault.message, delay)
+    advice = fault.advice if fault.HasField("advice") else None
+    return from_reason(reason, fault.message.removesuffix(f" {advice}" if advice else ""), delay, advice)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class Checker:
         try:
             return await self._venues.key_rights(reference, listing, self._deadline()), ()
         except ServiceError as error:
-            return None, (f"What the key may do could not be asked: {error.message}",)
+            return None, (f"What the key may do could not be asked: {error.text}",)
 
 
 def _warnings(rights: KeyRights | None) -> tuple[str, ...]:

@@ -230,7 +230,7 @@ class TestLiveSecrets:
         second.release()
         assert live.hidden_in("demo-token") == "demo-token"
         assert len(live) == 0
-        assert live._by_start == {}
+        assert live.snapshot() == {"texts": 0, "starts": 0}
 
     def test_a_short_text_is_no_secret_that_could_be_found(self, live: LiveSecrets) -> None:
         live.hold(["a", "is", ""])

@@ -205,7 +205,7 @@ class ExchangeMetadata:
         return account_type == asked if asked else account_type in (self.default_account_types or self.account_types)
 
     def environment(self, name: str) -> Environment | None:
-        """The environment with this name or alias, in any case; an empty name is production. None if there is none."""
+        """The environment with this name or alias, in any case; an empty name is production. None: not found."""
         wanted = name.strip().lower() or PRODUCTION
         for environment in self.environments:
             if wanted == environment.name or wanted in environment.aliases:

@@ -64,7 +64,7 @@ def _print(checkup: Checkup) -> None:
     where = plain(f"{account.user_id} at {checkup.name} ({account.environment})")
     if checkup.error is not None:
         console.print(f"{where}: [red]does not work[/], {checkup.error.reason}", soft_wrap=True)
-        console.print(f"  {plain(checkup.error.message)}", soft_wrap=True)
+        console.print(f"  {plain(checkup.error.text)}", soft_wrap=True)
     if checkup.balance is None:
         return
     console.print(f"{where}: [green]works[/]", soft_wrap=True)
@@ -84,7 +84,7 @@ def _print(checkup: Checkup) -> None:
 
 def _state(entry: VenueAccount) -> str:
     if entry.error is not None:
-        return f"not read, {entry.error.reason}: {entry.error.message}"
+        return f"not read, {entry.error.reason}: {entry.error.text}"
     held = sum(1 for row in entry.assets if not row.is_zero())
     counted = f"{held} asset{'' if held == 1 else 's'}" if held else "nothing held"
     figures = entry.summary
@@ -123,4 +123,4 @@ def _as_dict(checkup: Checkup) -> dict[str, Any]:
 
 
 def _fault(error: ServiceError | None) -> dict[str, Any] | None:
-    return None if error is None else {"reason": error.reason, "message": error.message}
+    return None if error is None else {"reason": error.reason, "message": error.text}

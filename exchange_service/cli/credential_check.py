@@ -86,7 +86,7 @@ class Checker:
         try:
             return await self._venues.key_rights(target, self._deadline()), ()
         except ServiceError as error:
-            return None, (f"What the key may do could not be asked: {error.message}",)
+            return None, (f"What the key may do could not be asked: {error.text}",)
 
 
 def _warnings(rights: KeyRights | None) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ class Audit:
     def refused(self, row: Row, error: CredentialUnreadable, purpose: str) -> None:
         """They were asked for and could not be opened, or must not be."""
         self.refusals += 1
-        log.warning("credential.refused", **self._row(row), problem=error.message, purpose=purpose)
+        log.warning("credential.refused", **self._row(row), problem=error.text, purpose=purpose)
 
     def sealed(self, row: Row, keys: Collection[str]) -> None:
         """Values were sealed, or sealed again, with these keys."""

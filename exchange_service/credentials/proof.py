@@ -167,7 +167,7 @@ class KeyWatch:
         try:
             proof = await prove_keys(self._store)
         except StoreUnavailable as error:
-            log.warning("database.out_of_reach", problem=error.message)
+            log.warning("database.out_of_reach", problem=error.text)
             return False
         self._serves = proof.keys_fit
         self._proven_at = refusals if proof.keys_fit else None

@@ -142,7 +142,7 @@ class Authenticator:
             known, now = self._known.get(proof.digest), asyncio.get_running_loop().time()
             if known is None or now >= known.grace or _has_expired(known.identity):
                 raise
-            log.warning("caller.not_confirmed", reason=trouble.message)
+            log.warning("caller.not_confirmed", reason=trouble.text)
             known.until = min(now + _RETRY_AFTER, known.grace)
             return known.identity
 

@@ -12,7 +12,6 @@ service's log has it.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -22,6 +21,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
+from exchange_service.addresses import is_loopback
 from exchange_service.errors import (
     DeadlinePassed,
     ServiceError,
@@ -256,18 +256,6 @@ class ExchangeServiceClient:
             f"The service at {self._address} did not answer ({error.code().name}: {text[:200]}). "
             "Is it running? Start it with `exchange-service serve` or `exchange-service demo`."
         )
-
-
-def is_loopback(address: str) -> bool:
-    """Whether a service's address, host:port, is on this machine."""
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost" or address.startswith("unix:"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        # Another name, "127.example.com" too: it may lead anywhere.
-        return False
 
 
 def _duration(seconds: float) -> Duration:

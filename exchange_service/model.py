@@ -82,6 +82,10 @@ class Account:
         return replace(self, account_type="") if self.account_type else self
 
 
+# The secret texts of a Credential, by the names of its attributes; they are also columns of the credential table.
+SECRET_FIELDS = ("api_key", "api_secret", "passphrase")
+
+
 @dataclass(frozen=True, slots=True)
 class Credential:
     """What a user gave to connect an account. Every text may be empty.
@@ -98,7 +102,7 @@ class Credential:
     @classmethod
     def from_texts(cls, texts: Mapping[str, str | None], metadata: Mapping[str, Any] | None = None) -> Credential:
         """A credential of plain texts by name; a name that is absent or None gives an empty secret."""
-        key, secret, passphrase = (Secret(texts.get(name) or "") for name in ("api_key", "api_secret", "passphrase"))
+        key, secret, passphrase = (Secret(texts.get(name) or "") for name in SECRET_FIELDS)
         return cls(key, secret, passphrase, metadata=dict(metadata or {}))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from exchange_service.addresses import is_loopback, is_loopback_host
 from exchange_service.observability.redaction import redacted
 
 ENVIRONMENT_PREFIX = "EXCHANGE_SERVICE_"
@@ -265,7 +265,7 @@ class Settings(BaseSettings):
         """Keys that come in the clear may be anybody's; from this machine they come from nobody else."""
         if value is not None and not value.startswith("https://"):
             host = urlsplit(value).hostname or ""
-            if not value.startswith("http://") or not _is_loopback(host):
+            if not value.startswith("http://") or not is_loopback_host(host):
                 raise ValueError("it should begin with https://")
         return value
 
@@ -311,12 +311,12 @@ class Settings(BaseSettings):
     @property
     def loopback(self) -> bool:
         """Whether the service can be reached from this machine only."""
-        return self.address.startswith("unix:") or _is_loopback(self.address.rpartition(":")[0].strip("[]"))
+        return is_loopback(self.address)
 
     @property
     def metrics_on_loopback(self) -> bool:
         """Whether metrics can be read from this machine only, if at all."""
-        return self.metrics_address is None or _is_loopback(self.metrics_address.rpartition(":")[0].strip("[]"))
+        return self.metrics_address is None or is_loopback_host(self.metrics_address.rpartition(":")[0].strip("[]"))
 
     @property
     def takes_tokens(self) -> bool:
@@ -327,16 +327,6 @@ class Settings(BaseSettings):
     def knows_callers(self) -> bool:
         """Whether there is any way for a caller to prove who he is; each call then needs one."""
         return self.takes_tokens or bool(self.client_certificates)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        # Another name, "127.example.com" too: it may lead anywhere.
-        return False
 
 
 # Variables with our prefix that are no settings: the command line's, and the tests'.

@@ -17,6 +17,7 @@ PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/pyproje
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
+    "addresses": set(),
     "amounts": set(),
     "app": {
         *{"balances", "cache", "catalogue", "credentials", "grpc_server", "identity", "model", "observability"},
@@ -28,13 +29,14 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"errors", "model", "wire"},
     "catalogue": {"errors", "model", "venue_gate", "venues", "wire"},
     "cli": {
-        *{"__init__", "app", "balances", "cache", "client", "credentials", "errors", "grpc_server", "identity"},
-        *{"model", "observability", "plugin_host", "plugin_kit", "settings", "testing", "v1", "venue_gate"},
-        *{"venues", "wire"},
+        *{"__init__", "app", "balances", "cache", "client", "credentials", "errors", "gc_tuning", "grpc_server"},
+        *{"identity", "model", "observability", "plugin_host", "plugin_kit", "settings", "testing", "v1"},
+        *{"venue_gate", "venues", "wire"},
     },
-    "client": {"errors", "v1"},
+    "client": {"addresses", "errors", "v1"},
     "credentials": {"errors", "model", "settings"},
     "errors": set(),
+    "gc_tuning": set(),
     "grpc_server": {
         *{"balances", "catalogue", "errors", "identity", "model", "observability", "plugin_host", "streams", "v1"},
         *{"venues", "wire"},
@@ -44,11 +46,11 @@ ALLOWED: dict[str, set[str]] = {
     "observability": {"errors"},
     "plugin_api": {"amounts", "errors", "model", "plugin_kit"},
     "plugin_host": {
-        *{"credentials", "errors", "model", "observability", "settings", "v1", "venues", "wire"},
+        *{"credentials", "errors", "gc_tuning", "model", "observability", "settings", "v1", "venues", "wire"},
     },
     "plugin_kit": {"amounts", "errors", "model"},
     "pytest_plugin": set(),
-    "settings": {"observability"},
+    "settings": {"addresses", "observability"},
     "streams": {"balances", "errors", "model", "venues", "wire"},
     "testing": {"__init__", "plugin_api", "pytest_plugin", "venues", "client"},
     "v1": set(),

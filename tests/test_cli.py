@@ -22,7 +22,7 @@ import pytest
 from rich.console import Console
 
 from exchange_service.cli import tables
-from exchange_service.cli.calls import _LiveView
+from exchange_service.cli.calls import LiveView
 from exchange_service.plugin_api import AssetBalance, Balance, Summary, VenueAccount, VenueUnavailable
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1 import exchange_service_pb2 as messages
@@ -218,7 +218,7 @@ def test_a_live_table_shows_them_as_texts_too() -> None:
     balance = balance_pb2.Balance(exchange_id="paper", environment="production", venue_accounts=[account])
     balance.summary.CopyFrom(account.summary)
     fault = balance_pb2.AccountFault(reason=error_reason_pb2.ERROR_REASON_VENUE_UNAVAILABLE, message=HOSTILE)
-    view = _LiveView()
+    view = LiveView()
     first = messages.StreamBalancesResponse(balance=messages.BalanceEvent(balance=balance))
     second = messages.StreamBalancesResponse(
         account_error=messages.AccountErrorEvent(exchange_id="paper", environment="production", error=fault)
@@ -456,7 +456,7 @@ def test_the_demo_with_redis_keeps_balances_there(tmp_path: Path) -> None:
 def test_the_process_ends_although_a_task_ignores_that_it_is_cancelled(tmp_path: Path) -> None:
     program = """
 import asyncio
-from exchange_service.cli.operate import _leave
+from exchange_service.cli.operate import end_process
 
 async def stubborn():
     while True:
@@ -468,7 +468,7 @@ async def stubborn():
 async def main():
     asyncio.create_task(stubborn(), name="fetch stubborn")
     await asyncio.sleep(0)
-    await _leave()
+    await end_process()
 
 asyncio.run(main())
 """

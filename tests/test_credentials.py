@@ -21,8 +21,9 @@ import pytest
 import sqlalchemy as sa
 
 from exchange_service.credentials import CredentialReference
+from exchange_service.credentials.database import CALL_LIMIT
 from exchange_service.credentials.references import CachedReferences
-from exchange_service.credentials.sql import CALL_LIMIT, SqlCredentialStore, open_store
+from exchange_service.credentials.sql import SqlCredentialStore, open_store, select_rows
 from exchange_service.errors import CredentialInvalid, CredentialMissing, ServiceError, StoreUnavailable
 from exchange_service.model import SANDBOX, Account, Credential, Secret
 from tests.servers import PostgresServer
@@ -293,7 +294,7 @@ class TestMalformed:
         await lite.problem()
         Database(sqlite_url).insert(extra_metadata=metadata)
         reference = await found(lite, OANDA)
-        with pytest.raises(CredentialInvalid, match="no JSON object") as caught:
+        with pytest.raises(CredentialInvalid, match="not a JSON object") as caught:
             await lite.open(reference)
         assert CANARY not in everything_of(caught.value)
         assert caught.value.__context__ is None
@@ -520,7 +521,9 @@ class TestSecrecy:
         await store.put(OANDA, secret)
         reference = await found(store, OANDA)
         opened = await store.open(reference)
-        assert CANARY not in repr(await store._rows_of(OANDA))
+        rows = await store.call(lambda connection, table: select_rows(connection, table, USER, ["oanda"]))
+        assert rows
+        assert CANARY not in repr(rows)
         assert CANARY not in f"{store!r} {reference!r} {opened!r} {opened} {await store.accounts(USER)!r}"
 
     async def test_a_refused_statement_shows_no_value(self, postgres_database: str) -> None:
@@ -638,8 +641,8 @@ class TestPostgresInTrouble:
         store = await open_store(postgres_database, KEY)
         for _ in range(20):
             await store.find(OANDA)
-        async with store._engine.connect() as connection:
-            assert await connection.scalar(sa.text("SELECT count(*) FROM pg_prepared_statements")) == 0
+        count = sa.text("SELECT count(*) FROM pg_prepared_statements")
+        assert await store.call(lambda connection, _: connection.scalar(count)) == 0
         await store.close()
 
     async def test_cancelled_callers_use_up_no_connections(self, postgres_database: str) -> None:

@@ -28,7 +28,7 @@ from exchange_service.identity import (
     Caller,
     Identity,
     Kind,
-    Proof,
+    PresentedCredentials,
     Scope,
     Verified,
     authenticator,
@@ -58,9 +58,9 @@ class Counting:
         self.inner = inner
         self.asked = 0
 
-    async def authenticate(self, proof: Proof) -> Verified | None:
+    async def authenticate(self, presented: PresentedCredentials) -> Verified | None:
         self.asked += 1
-        return await self.inner.authenticate(proof)
+        return await self.inner.authenticate(presented)
 
     async def close(self) -> None:
         await self.inner.close()
@@ -125,7 +125,7 @@ class TestScopes:
         said=st.none() | st.sampled_from("ab"), user=st.sampled_from("ab"), users=st.frozensets(st.sampled_from("ab"))
     )
     def test_a_header_never_widens_a_scope(self, said: str | None, user: str, users: frozenset[str]) -> None:
-        caller = Caller(Identity("x", Kind.SERVICE, Scope(users)), Proof(token="x", act_as=said))
+        caller = Caller(Identity("x", Kind.SERVICE, Scope(users)), PresentedCredentials(token="x", act_as=said))
         if user in users and said in (None, user):
             caller.require(user)
         else:
@@ -137,7 +137,7 @@ class TestMemory:
     async def test_a_signature_is_checked_once_and_not_at_every_call(self) -> None:
         checked = web_tokens()
         door = Authenticator([checked], Quotas(PLENTY))
-        shown = Proof(token=web_token("alice"))
+        shown = PresentedCredentials(token=web_token("alice"))
         identities = {(await door.admit(shown)).identity for _ in range(100)}
         assert [identity.name for identity in identities] == ["user alice"]
         assert checked.asked == 1
@@ -147,7 +147,7 @@ class TestMemory:
         store = Tokens()
         checked = Counting(ServiceTokens(store.find, store.close))
         door = Authenticator([checked], Quotas(PLENTY))
-        shown = Proof(token=store.add(Scope(everybody=True)))
+        shown = PresentedCredentials(token=store.add(Scope(everybody=True)))
         await asyncio.gather(*(door.admit(shown) for _ in range(50)))
         assert checked.asked == 1
         await door.close()
@@ -155,7 +155,7 @@ class TestMemory:
     async def test_it_ends_with_the_token(self) -> None:
         checked = web_tokens(leeway=0)
         door = Authenticator([checked], Quotas(PLENTY))
-        shown = Proof(token=web_token("alice", exp=int(time.time()) + 2))
+        shown = PresentedCredentials(token=web_token("alice", exp=int(time.time()) + 2))
         await door.admit(shown)
         message = ""
         async with asyncio.timeout(PATIENCE):
@@ -175,7 +175,7 @@ class TestMemory:
         clock, store = Shifted(monkeypatch), Tokens()
         checked = Counting(ServiceTokens(store.find, store.close))
         door = Authenticator([checked], Quotas(PLENTY))
-        shown = Proof(token=store.add(Scope(everybody=True)))
+        shown = PresentedCredentials(token=store.add(Scope(everybody=True)))
         await door.admit(shown)
         store.rows.clear()
         clock.by(15)
@@ -190,7 +190,7 @@ class TestMemory:
     ) -> None:
         clock, store = Shifted(monkeypatch), Tokens()
         door = Authenticator([ServiceTokens(store.find, store.close)], Quotas(PLENTY))
-        shown = Proof(token=store.add(Scope(frozenset({"alice", "bob"}))))
+        shown = PresentedCredentials(token=store.add(Scope(frozenset({"alice", "bob"}))))
         caller, ended = await door.admit(shown), list[Any]()
         with door.streaming(caller, "alice") as watch:
             watch(ended.append)
@@ -209,17 +209,17 @@ class TestMemory:
     async def test_a_stream_that_names_nobody_ends_where_its_caller_now_has_to_say_for_whom_he_acts(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(tokens, "_KEEP", 0.0)
+        monkeypatch.setattr(tokens, "KEEP", 0.0)
         store = Tokens()
         door = Authenticator([ServiceTokens(store.find, store.close)], Quotas(PLENTY))
         text = store.add(Scope(everybody=True))
         ended: dict[str | None, list[Any]] = {None: [], "alice": []}
         with ExitStack() as stack:
             for said, errors in ended.items():
-                caller = await door.admit(Proof(token=text, act_as=said))
+                caller = await door.admit(PresentedCredentials(token=text, act_as=said))
                 stack.enter_context(door.streaming(caller, "alice"))(errors.append)
             for token_id, stored in store.rows.items():
-                store.rows[token_id] = replace(stored, scope=Scope(everybody=True, must_say=True))
+                store.rows[token_id] = replace(stored, scope=Scope(everybody=True, requires_act_as=True))
             await door.recheck()
         assert [type(error) for error in ended[None]] == [UserForbidden]
         assert ended["alice"] == []
@@ -228,15 +228,17 @@ class TestMemory:
     async def test_a_check_that_breaks_ends_its_stream_and_leaves_the_others_watched(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(tokens, "_KEEP", 0.0)
-        monkeypatch.setattr(authenticator, "_RECHECK_INTERVAL", 0.01)
+        monkeypatch.setattr(tokens, "KEEP", 0.0)
+        monkeypatch.setattr(authenticator, "RECHECK_INTERVAL", 0.01)
         store = Tokens()
         door = Authenticator([ServiceTokens(store.find, store.close)], Quotas(PLENTY))
         broken, revoked = store.add(Scope(everybody=True)), store.add(Scope(everybody=True))
         with ExitStack() as stack:
             ends = [asyncio.get_running_loop().create_future() for _ in range(2)]
             for text, end in zip((broken, revoked), ends, strict=True):
-                stack.enter_context(door.streaming(await door.admit(Proof(token=text)), "alice"))(end.set_result)
+                stack.enter_context(door.streaming(await door.admit(PresentedCredentials(token=text)), "alice"))(
+                    end.set_result
+                )
             # Somebody has written into the row what no text of a digest is.
             token_id = broken.split("_")[1]
             store.rows[token_id] = replace(store.rows[token_id], digest="\N{GRINNING FACE}")
@@ -252,7 +254,7 @@ class TestMemory:
         clock, store = Shifted(monkeypatch), Tokens()
         checked = Counting(ServiceTokens(store.find, store.close))
         door = Authenticator([checked], Quotas(PLENTY))
-        known, new = (Proof(token=store.add(Scope(everybody=True))) for _ in range(2))
+        known, new = (PresentedCredentials(token=store.add(Scope(everybody=True))) for _ in range(2))
         await door.admit(known)
         store.away = True
         clock.by(30)
@@ -268,18 +270,18 @@ class TestMemory:
         await door.close()
 
     async def test_made_up_tokens_push_out_nobody_who_is_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(authenticator, "_MAX_REFUSALS", 10)
+        monkeypatch.setattr(authenticator, "MAX_REFUSALS", 10)
         checked = web_tokens()
         door = Authenticator([checked], Quotas(PLENTY))
-        shown = Proof(token=web_token("alice"))
+        shown = PresentedCredentials(token=web_token("alice"))
         await door.admit(shown)
         for number in range(200):
             with pytest.raises(CallerUnknown):
-                await door.admit(Proof(token=f"made up {number}"))
+                await door.admit(PresentedCredentials(token=f"made up {number}"))
         asked = checked.asked
         await door.admit(shown)
         assert checked.asked == asked
-        assert len(door._refused) == 10
+        assert door.remembered_refusals == 10
         await door.close()
 
     async def test_nothing_that_is_kept_shows_a_token(self) -> None:
@@ -288,7 +290,7 @@ class TestMemory:
         service = store.add(Scope(everybody=True))
         ways = [JsonWebTokens(secret=SECRET), ServiceTokens(store.find, store.close)]
         door = Authenticator(ways, Quotas(PLENTY))
-        held = [await door.admit(Proof(token=text)) for text in (token, service)]
+        held = [await door.admit(PresentedCredentials(token=text)) for text in (token, service)]
         shown = repr((held, vars(door), ways, list(store.rows.values()), Settings(jwt_secret=SECRET)))
         for secret in (token, token.split(".")[2], service, service.split("_", 2)[2], SECRET):
             assert secret not in shown
@@ -297,7 +299,7 @@ class TestMemory:
     async def test_without_any_way_to_tell_everybody_is_anybody(self) -> None:
         door = Authenticator([], Quotas(PLENTY))
         assert door.open_to_all
-        assert (await door.admit(Proof())).identity is ANYBODY
+        assert (await door.admit(PresentedCredentials())).identity is ANYBODY
         await door.close()
 
 
@@ -306,7 +308,7 @@ class TestServiceTokens:
         store = Tokens()
         way = ServiceTokens(store.find, store.close)
         good, over, other = store.add(Scope(everybody=True)), store.add(Scope(), lifetime=0), store.add(Scope())
-        verified = await way.authenticate(Proof(token=good))
+        verified = await way.authenticate(PresentedCredentials(token=good))
         assert verified is not None
         assert verified.identity.scope.everybody
         token_id, secret = good.removeprefix("xst_").split("_", 1)
@@ -322,7 +324,7 @@ class TestServiceTokens:
             f"xst_{token_id}_{store.rows[token_id].digest}",
         ):
             with pytest.raises(CallerUnknown):
-                await way.authenticate(Proof(token=token))
+                await way.authenticate(PresentedCredentials(token=token))
 
     async def test_ids_that_are_none_are_not_asked_for(self) -> None:
         store = Tokens()
@@ -330,7 +332,7 @@ class TestServiceTokens:
         way = ServiceTokens(store.find, store.close)
         for token in ("xst_", "xst_a_b", "xst__" + "x" * 43, "xst_" + "%" * 12 + "_x", "xst_" + "a" * 500):
             with pytest.raises(CallerUnknown):
-                await way.authenticate(Proof(token=token))
+                await way.authenticate(PresentedCredentials(token=token))
 
     @pytest.mark.threat("T13")
     async def test_a_flood_of_made_up_tokens_keeps_few_questions_under_way_and_holds_up_nobody_who_is_known(
@@ -339,13 +341,13 @@ class TestServiceTokens:
         store = Tokens()
         way = ServiceTokens(store.find, store.close)
         good = store.add(Scope(everybody=True))
-        await way.authenticate(Proof(token=good))
+        await way.authenticate(PresentedCredentials(token=good))
         store.answering.clear()
         # The id is no secret: whoever has seen it may send it with another one behind it.
         names = [*(f"xst_{number:012x}_x" for number in range(3000)), *(f"{good}{number}" for number in range(100))]
-        flood = [asyncio.create_task(way.authenticate(Proof(token=name))) for name in names]
+        flood = [asyncio.create_task(way.authenticate(PresentedCredentials(token=name))) for name in names]
         await asyncio.sleep(0)
-        known = asyncio.create_task(way.authenticate(Proof(token=good)))
+        known = asyncio.create_task(way.authenticate(PresentedCredentials(token=good)))
         await asyncio.sleep(0.01)
         assert store.under_way <= 6
         # More than can wait are refused at once, so that they pile up nowhere.
@@ -357,7 +359,7 @@ class TestServiceTokens:
         assert {type(answer) for answer in answers} == {CallerUnknown, ServiceOverloaded}
         # It is over with the flood.
         with pytest.raises(CallerUnknown):
-            await way.authenticate(Proof(token="xst_" + "a" * 12 + "_x"))
+            await way.authenticate(PresentedCredentials(token="xst_" + "a" * 12 + "_x"))
 
     def test_a_secret_is_256_bits_of_chance(self) -> None:
         secrets = {new_token("x", Scope())[0].split("_", 2)[2] for _ in range(200)}
@@ -368,13 +370,13 @@ class TestServiceTokens:
 class TestCertificates:
     async def test_one_that_came_with_a_token_says_nothing(self) -> None:
         way = ClientCertificates({"billing": Scope(everybody=True)})
-        shown = Proof(token="x", certificate=b"x", certificate_names=("billing",))
+        shown = PresentedCredentials(token="x", certificate=b"x", certificate_names=("billing",))
         assert await way.authenticate(shown) is None
 
     async def test_one_that_cannot_be_read_proves_nothing(self) -> None:
         way = ClientCertificates({"billing": Scope(everybody=True)})
         with pytest.raises(CallerUnknown):
-            await way.authenticate(Proof(certificate=b"x", certificate_names=("billing",)))
+            await way.authenticate(PresentedCredentials(certificate=b"x", certificate_names=("billing",)))
 
 
 class TestIssuersKeys:
@@ -526,7 +528,7 @@ class TestQuotas:
             return await take(self, *arguments)
 
         monkeypatch.setattr(RedisCount, "take", counting)
-        monkeypatch.setattr("exchange_service.identity.quotas._LOTS", 4)
+        monkeypatch.setattr("exchange_service.identity.quotas.BATCHES", 4)
         desk = Identity("service desk", Kind.SERVICE, Scope(everybody=True))
         assert await taken(replicas[0], 40, desk, Action.REFRESH) == 40
         assert await taken(replicas[0], 40, desk, Action.REFRESH) == 0

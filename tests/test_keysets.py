@@ -15,20 +15,16 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from exchange_service.credentials.key_providers import REREAD_AFTER, FileKeys, GivenKeys
+from exchange_service.credentials.keyset_files import change_keyset_file, create_keyset_file, retired_file
 from exchange_service.credentials.keysets import (
-    REREAD_AFTER,
-    FileKeys,
-    GivenKeys,
     KeyRefused,
     Keyset,
     KeysetInvalid,
     KeyUnknown,
-    change_keyset_file,
-    create_keyset_file,
     new_keyset,
     parse_keyset,
     read_keyset,
-    retired_file,
 )
 from exchange_service.errors import CredentialUnreadable
 from tests.harness import Clock
@@ -319,7 +315,7 @@ async def test_a_keyset_of_the_environment_is_used_as_it_is_or_said_to_be_none()
     assert (await given.problem(), await given.primary()) == ("", keyset.primary)
     assert await given.known() == {keyset.primary}
     broken = GivenKeys(CANARY)
-    assert "no JSON object" in await broken.problem()
+    assert "not a JSON object" in await broken.problem()
     assert CANARY not in repr(broken)
     with pytest.raises(CredentialUnreadable):
         await broken.wrap(b"", ROW)

@@ -24,19 +24,18 @@ from structlog.testing import capture_logs
 from exchange_service.credentials import rewriting
 from exchange_service.credentials.audit import Audit
 from exchange_service.credentials.configured import open_configured_store
+from exchange_service.credentials.key_check import check_keys
+from exchange_service.credentials.key_providers import FileKeys, GivenKeys
+from exchange_service.credentials.keyset_files import create_keyset_file
 from exchange_service.credentials.keysets import (
-    FileKeys,
-    GivenKeys,
     Keyset,
     KeyUnknown,
     aead,
-    create_keyset_file,
     encrypt,
     new_keyset,
 )
-from exchange_service.credentials.proof import prove_keys
-from exchange_service.credentials.rewriting import Change, Choice, Outcome, rewrite, survey
-from exchange_service.credentials.sealing import Place, is_sealed, key_id_of, open_sealed, open_value, seal
+from exchange_service.credentials.rewriting import Change, Choice, RewriteResult, rewrite, survey
+from exchange_service.credentials.sealing import AssociatedData, is_sealed, key_id_of, open_value, seal, unseal
 from exchange_service.credentials.sql import SqlCredentialStore, open_store
 from exchange_service.errors import CredentialInvalid, CredentialUnreadable, StoreUnavailable
 from exchange_service.model import Account, Credential, Secret
@@ -55,7 +54,7 @@ FULL = Credential(
     {"private_key": CANARY, "a": [1, 2]},
 )
 SECRETS = "api_key, api_secret, passphrase, extra_metadata"
-HERE = Place("bot_credentials", "api_key", USER, "oanda", "production")
+HERE = AssociatedData("bot_credentials", "api_key", USER, "oanda", "production")
 
 
 def given_keys(keyset: Keyset) -> GivenKeys:
@@ -78,8 +77,8 @@ class TestValue:
     async def test_any_text_is_sealed_and_opened(self, keys: GivenKeys, value: str) -> None:
         sealed = await seal(value, HERE, keys)
         assert is_sealed(sealed)
-        assert await open_sealed(sealed, HERE, keys) == value
-        assert await open_sealed(json.dumps(sealed), HERE, keys) == value
+        assert await unseal(sealed, HERE, keys) == value
+        assert await unseal(json.dumps(sealed), HERE, keys) == value
 
     async def test_it_names_its_form_and_its_key(self, keys: GivenKeys, keyset: Keyset) -> None:
         sealed = await seal(CANARY, HERE, keys)
@@ -90,20 +89,20 @@ class TestValue:
     @pytest.mark.parametrize(
         "place",
         [
-            Place("other_table", "api_key", USER, "oanda", "production"),
-            Place("bot_credentials", "api_secret", USER, "oanda", "production"),
-            Place("bot_credentials", "api_key", OTHER, "oanda", "production"),
-            Place("bot_credentials", "api_key", USER, "tradier", "production"),
-            Place("bot_credentials", "api_key", USER, "oanda", "sandbox"),
+            AssociatedData("other_table", "api_key", USER, "oanda", "production"),
+            AssociatedData("bot_credentials", "api_secret", USER, "oanda", "production"),
+            AssociatedData("bot_credentials", "api_key", OTHER, "oanda", "production"),
+            AssociatedData("bot_credentials", "api_key", USER, "tradier", "production"),
+            AssociatedData("bot_credentials", "api_key", USER, "oanda", "sandbox"),
             # The same letters, cut at another point.
-            Place("bot_credentials", "api_key", USER + "o", "anda", "production"),
+            AssociatedData("bot_credentials", "api_key", USER + "o", "anda", "production"),
         ],
         ids=lambda place: f"{place.table} {place.column} {place.user_id[-4:]} {place.exchange} {place.environment}",
     )
-    async def test_it_does_not_open_at_another_place(self, keys: GivenKeys, place: Place) -> None:
+    async def test_it_does_not_open_at_another_place(self, keys: GivenKeys, place: AssociatedData) -> None:
         sealed = await seal(CANARY, HERE, keys)
         with pytest.raises(CredentialUnreadable, match="does not open") as caught:
-            await open_sealed(sealed, place, keys)
+            await unseal(sealed, place, keys)
         assert CANARY not in everything_of(caught.value)
         assert caught.value.__context__ is None
 
@@ -111,7 +110,8 @@ class TestValue:
     async def test_every_spelling_of_production_is_one_place(self, keys: GivenKeys, environment: str | None) -> None:
         sealed = await seal("value", HERE, keys)
         assert (
-            await open_sealed(sealed, Place("bot_credentials", "api_key", USER, "OANDA", environment), keys) == "value"
+            await unseal(sealed, AssociatedData("bot_credentials", "api_key", USER, "OANDA", environment), keys)
+            == "value"
         )
 
     async def test_no_character_of_it_can_be_changed(self, keys: GivenKeys) -> None:
@@ -123,7 +123,7 @@ class TestValue:
                 continue
             assert is_sealed(changed) or index < 4
             with pytest.raises(CredentialUnreadable):
-                await open_sealed(changed, HERE, keys)
+                await unseal(changed, HERE, keys)
 
     @pytest.mark.parametrize(
         "text", ["xs1:", "xs1:a", "xs1:a:b:c", "xs1:a:é:c", "xs2:a:AAAA:AAAA", '"xs1:a:b:c"', '"xs1:']
@@ -133,7 +133,7 @@ class TestValue:
     ) -> None:
         assert is_sealed(text)
         with pytest.raises(CredentialUnreadable):
-            await open_sealed(text, HERE, keys)
+            await unseal(text, HERE, keys)
         with pytest.raises(CredentialUnreadable):
             open_value(text, new_keyset(), column="api_key", user_id=USER, exchange="oanda")
 
@@ -145,13 +145,13 @@ class TestValue:
     async def test_what_another_program_sealed_wrongly_is_unreadable_and_not_shown(
         self, keys: GivenKeys, keyset: Keyset, data_key: bytes, value: bytes
     ) -> None:
-        place = HERE.associated_data()
+        place = HERE.encode()
         _, wrapped = keyset.wrap(data_key, place)
         body = encrypt(aead(bytes(32)), value, place)
         parts = [base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (wrapped, body)]
         sealed = ":".join(["xs1", keyset.primary, *parts])
         with pytest.raises(CredentialUnreadable, match="does not open") as caught:
-            await open_sealed(sealed, HERE, keys)
+            await unseal(sealed, HERE, keys)
         assert CANARY not in everything_of(caught.value)
         assert caught.value.__context__ is None
         with pytest.raises(CredentialUnreadable, match="does not open"):
@@ -160,7 +160,7 @@ class TestValue:
     async def test_a_key_that_is_missing_is_named(self, keys: GivenKeys, keyset: Keyset) -> None:
         sealed = await seal(CANARY, HERE, keys)
         with pytest.raises(CredentialUnreadable, match=f"the key {keyset.primary}, which the keyset does not have"):
-            await open_sealed(sealed, HERE, given_keys(new_keyset()))
+            await unseal(sealed, HERE, given_keys(new_keyset()))
 
 
 class RemoteKeys:
@@ -250,8 +250,8 @@ async def open_lite(lite: Database) -> AsyncIterator[Stores]:
 
 async def done(
     store: SqlCredentialStore, change: Change, choice: Choice | None = None, **options: Any
-) -> dict[Outcome, int]:
-    return dict(Counter([item.outcome async for item in rewrite(store, change, choice or Choice(), **options)]))
+) -> dict[RewriteResult, int]:
+    return dict(Counter([item.result async for item in rewrite(store, change, choice or Choice(), **options)]))
 
 
 def stored(database: Database, columns: str = SECRETS) -> list[tuple[str | None, ...]]:
@@ -260,7 +260,7 @@ def stored(database: Database, columns: str = SECRETS) -> list[tuple[str | None,
 
 
 async def problems_of(store: SqlCredentialStore) -> list[str]:
-    return list((await prove_keys(store)).problems)
+    return list((await check_keys(store)).problems)
 
 
 async def opened(store: SqlCredentialStore, account: Account = OANDA) -> Credential:
@@ -288,18 +288,18 @@ class TestEveryTable:
         metadata = '{"account_id": "7", "amount": 1.10, "big": 12345678901234567890123, "k": "ü\\u0001"}'
         database.insert(passphrase="pass phrase", extra_metadata=metadata)
         before, credential = stored(database), await opened(store)
-        assert await done(store, Change.SEAL) == {Outcome.CHANGED: 1}
+        assert await done(store, Change.SEAL) == {RewriteResult.CHANGED: 1}
         assert all(is_sealed(text) for text in stored(database)[0])
         assert await opened(store) == credential
-        assert await done(store, Change.SEAL) == {Outcome.NOTHING_TO_DO: 1}
-        assert await done(store, Change.UNSEAL) == {Outcome.CHANGED: 1}
+        assert await done(store, Change.SEAL) == {RewriteResult.NOTHING_TO_DO: 1}
+        assert await done(store, Change.UNSEAL) == {RewriteResult.CHANGED: 1}
         assert stored(database) == before
 
     async def test_what_is_null_or_empty_stays_so(self, open_with: Stores, database: Database, keys: GivenKeys) -> None:
         store = await open_with(keys)
         database.insert(api_secret="", passphrase=None, extra_metadata="{}")
         database.insert(exchange="tradier", extra_metadata=None, passphrase="")
-        assert await done(store, Change.SEAL) == {Outcome.CHANGED: 2}
+        assert await done(store, Change.SEAL) == {RewriteResult.CHANGED: 2}
         oanda, tradier = stored(database)
         assert (is_sealed(oanda[0]), *oanda[1:]) == (True, "", None, "{}")
         assert ([is_sealed(text) for text in tradier[:2]], *tradier[2:]) == ([True, True], "", None)
@@ -336,9 +336,9 @@ class TestEveryTable:
         assert await opened(second) == await opened(second, sandbox) == FULL
         assert (await survey(second)).values_by_key == {keyset.primary: 4, rotated.primary: 4}
         before = await found(second, sandbox)
-        assert await done(second, Change.REWRAP) == {Outcome.CHANGED: 1, Outcome.NOTHING_TO_DO: 1}
+        assert await done(second, Change.REWRAP) == {RewriteResult.CHANGED: 1, RewriteResult.NOTHING_TO_DO: 1}
         assert (await survey(second)).values_by_key == {rotated.primary: 8}
-        assert await done(second, Change.REWRAP) == {Outcome.NOTHING_TO_DO: 2}
+        assert await done(second, Change.REWRAP) == {RewriteResult.NOTHING_TO_DO: 2}
         only_new = await open_with(given_keys(rotated.without(keyset.primary)))
         assert await opened(only_new) == FULL
         # A reference from before opens what is stored now.
@@ -371,14 +371,17 @@ class TestEveryTable:
             return [not is_sealed(row[0]) for row in stored(database, "api_key")]
 
         assert await done(store, Change.SEAL, Choice("nobody")) == {}
-        assert await done(store, Change.SEAL, Choice(OTHER, "tradier"), dry_run=True) == {Outcome.CHANGED: 1}
+        assert await done(store, Change.SEAL, Choice(OTHER, "tradier"), dry_run=True) == {RewriteResult.CHANGED: 1}
         assert await plain() == [True] * 4
-        assert await done(store, Change.SEAL, Choice(OTHER, "tradier")) == {Outcome.CHANGED: 1}
+        assert await done(store, Change.SEAL, Choice(OTHER, "tradier")) == {RewriteResult.CHANGED: 1}
         # The other user's id sorts first.
         assert await plain() == [True, False, True, True]
-        assert await done(store, Change.SEAL, Choice(exchange_id="oanda")) == {Outcome.CHANGED: 2}
+        assert await done(store, Change.SEAL, Choice(exchange_id="oanda")) == {RewriteResult.CHANGED: 2}
         assert await plain() == [False, False, False, True]
-        assert await done(store, Change.SEAL, Choice(USER)) == {Outcome.NOTHING_TO_DO: 1, Outcome.CHANGED: 1}
+        assert await done(store, Change.SEAL, Choice(USER)) == {
+            RewriteResult.NOTHING_TO_DO: 1,
+            RewriteResult.CHANGED: 1,
+        }
         assert await plain() == [False] * 4
 
 
@@ -409,7 +412,7 @@ class TestWithoutTheKeys:
             await store.put(OANDA, FULL)
         assert stored(lite) == []
         lite.insert()
-        assert await done(store, Change.SEAL) == {Outcome.UNREADABLE: 1}
+        assert await done(store, Change.SEAL) == {RewriteResult.UNREADABLE: 1}
         assert stored(lite, "api_key") == [("key",)]
 
     @pytest.mark.parametrize("sealing", [True, False])
@@ -435,7 +438,7 @@ class TestPlaintext:
         assert (await opened(store)).api_secret.reveal() == "plain"
         assert (await opened(store)).api_key == FULL.api_key
         assert (await opened(store, Account(USER, "tradier"))).api_key.reveal() == "key"
-        assert await done(store, Change.SEAL) == {Outcome.CHANGED: 2}
+        assert await done(store, Change.SEAL) == {RewriteResult.CHANGED: 2}
         assert (await opened(store)).api_secret.reveal() == "plain"
 
     async def test_a_plain_value_is_refused_where_it_is_not_allowed(
@@ -448,7 +451,7 @@ class TestPlaintext:
         with pytest.raises(CredentialUnreadable, match="allow_plaintext=false refuses"):
             await opened(store)
         # It can be sealed nevertheless, once the operator says so.
-        assert await done(store, Change.SEAL) == {Outcome.CHANGED: 1}
+        assert await done(store, Change.SEAL) == {RewriteResult.CHANGED: 1}
         assert (await opened(store)).api_secret.reveal() == "slipped in"
 
     async def test_metadata_that_are_no_object_are_refused_when_sealed_as_when_plain(
@@ -456,9 +459,9 @@ class TestPlaintext:
     ) -> None:
         store = await open_lite(keys)
         lite.insert(extra_metadata=f"{{{CANARY}")
-        assert await done(store, Change.SEAL) == {Outcome.CHANGED: 1}
+        assert await done(store, Change.SEAL) == {RewriteResult.CHANGED: 1}
         assert CANARY not in repr(stored(lite))
-        with pytest.raises(CredentialInvalid, match="no JSON object") as caught:
+        with pytest.raises(CredentialInvalid, match="not a JSON object") as caught:
             await opened(store)
         assert CANARY not in everything_of(caught.value)
 
@@ -469,17 +472,17 @@ class TestWhileOthersWrite:
     ) -> None:
         store = await open_with(keys)
         database.insert()
-        replace = rewriting._replace
+        replace = rewriting.replace_row
         calls: list[Any] = []
 
-        async def late(*arguments: Any) -> Outcome | None:
+        async def late(*arguments: Any) -> RewriteResult | None:
             if not calls:
                 database.run("UPDATE bot_credentials SET api_secret = %s", "newer")
             calls.append(arguments)
             return await replace(*arguments)
 
-        monkeypatch.setattr(rewriting, "_replace", late)
-        assert await done(store, Change.SEAL) == {Outcome.CHANGED: 1}
+        monkeypatch.setattr(rewriting, "replace_row", late)
+        assert await done(store, Change.SEAL) == {RewriteResult.CHANGED: 1}
         assert len(calls) == 2
         assert (await opened(store)).api_secret.reveal() == "newer"
 
@@ -489,50 +492,50 @@ class TestWhileOthersWrite:
         store = await open_lite(keys)
         lite.insert()
         lite.insert(exchange="tradier")
-        replace = rewriting._replace
+        replace = rewriting.replace_row
 
-        async def late(store: SqlCredentialStore, row: Any, texts: Any) -> Outcome | None:
+        async def late(store: SqlCredentialStore, row: Any, texts: Any) -> RewriteResult | None:
             lite.run("UPDATE bot_credentials SET api_secret = api_secret || '+' WHERE exchange = 'oanda'")
             return await replace(store, row, texts)
 
-        monkeypatch.setattr(rewriting, "_replace", late)
-        assert await done(store, Change.SEAL) == {Outcome.IN_USE: 1, Outcome.CHANGED: 1}
+        monkeypatch.setattr(rewriting, "replace_row", late)
+        assert await done(store, Change.SEAL) == {RewriteResult.IN_USE: 1, RewriteResult.CHANGED: 1}
         monkeypatch.undo()
-        assert await done(store, Change.SEAL) == {Outcome.CHANGED: 1, Outcome.NOTHING_TO_DO: 1}
+        assert await done(store, Change.SEAL) == {RewriteResult.CHANGED: 1, RewriteResult.NOTHING_TO_DO: 1}
 
     async def test_a_row_that_is_removed_meanwhile_is_nothing_to_do(
         self, open_lite: Stores, lite: Database, keys: GivenKeys, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store = await open_lite(keys)
         lite.insert()
-        replace = rewriting._replace
+        replace = rewriting.replace_row
 
-        async def late(*arguments: Any) -> Outcome | None:
+        async def late(*arguments: Any) -> RewriteResult | None:
             lite.run("DELETE FROM bot_credentials")
             return await replace(*arguments)
 
-        monkeypatch.setattr(rewriting, "_replace", late)
-        assert await done(store, Change.SEAL) == {Outcome.NOTHING_TO_DO: 1}
+        monkeypatch.setattr(rewriting, "replace_row", late)
+        assert await done(store, Change.SEAL) == {RewriteResult.NOTHING_TO_DO: 1}
         assert stored(lite) == []
 
     async def test_a_run_that_ends_half_way_is_finished_by_the_next(
         self, open_with: Stores, database: Database, keys: GivenKeys, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(rewriting, "_PAGE", 3)
+        monkeypatch.setattr(rewriting, "PAGE_SIZE", 3)
         store = await open_with(keys)
         users = [str(uuid.UUID(int=number)) for number in range(1, 11)]
         for user in users:
             database.insert(user_id=user)
         half = 0
         async for item in rewrite(store, Change.SEAL, Choice()):
-            half += item.outcome is Outcome.CHANGED
+            half += item.result is RewriteResult.CHANGED
             if half == 4:
                 break
         sealed = [is_sealed(row[0]) for row in stored(database, "api_key")]
         assert sealed == [True] * 4 + [False] * 6
         for user in users:
             assert (await opened(store, Account(user, "oanda"))).api_key.reveal() == "key"
-        assert await done(store, Change.SEAL) == {Outcome.NOTHING_TO_DO: 4, Outcome.CHANGED: 6}
+        assert await done(store, Change.SEAL) == {RewriteResult.NOTHING_TO_DO: 4, RewriteResult.CHANGED: 6}
         assert (await survey(store)).plain_rows == 0
 
 
@@ -555,9 +558,9 @@ class TestOwnersTable:
             owners.insert(user_id=str(uuid.UUID(int=number)), is_active=number % 2 == 0, mood="wild", environment=None)
         before = owners.run(others), owners.run(schema)
         store = await open_store(owners.url, KEY, keys=keys)
-        assert await done(store, Change.SEAL) == {Outcome.CHANGED: 5}
+        assert await done(store, Change.SEAL) == {RewriteResult.CHANGED: 5}
         assert (owners.run(others), owners.run(schema)) == before
-        assert await done(store, Change.UNSEAL) == {Outcome.CHANGED: 5}
+        assert await done(store, Change.UNSEAL) == {RewriteResult.CHANGED: 5}
         assert (owners.run(others), owners.run(schema)) == before
         await store.close()
 
@@ -573,11 +576,11 @@ class TestOwnersTable:
         owners.run("UPDATE bot_credentials SET passphrase = 'short' WHERE exchange = 'aster'")
         store = await open_store(owners.url, KEY, keys=keys)
         with capture_logs() as lines:
-            assert await done(store, Change.SEAL) == {Outcome.CHANGED: 1, Outcome.REFUSED: 2}
+            assert await done(store, Change.SEAL) == {RewriteResult.CHANGED: 1, RewriteResult.REFUSED: 2}
         assert CANARY[:8] not in str(lines)
         for exchange in ("oanda", "tradier", "aster"):
             assert (await opened(store, Account(USER, exchange))).api_key.reveal() == CANARY[:8]
-        assert await done(store, Change.SEAL) == {Outcome.NOTHING_TO_DO: 1, Outcome.REFUSED: 2}
+        assert await done(store, Change.SEAL) == {RewriteResult.NOTHING_TO_DO: 1, RewriteResult.REFUSED: 2}
         await store.close()
 
     async def test_a_row_that_is_locked_for_long_ends_the_run_and_the_next_one_finishes_it(
@@ -590,7 +593,7 @@ class TestOwnersTable:
             other.execute("SELECT * FROM bot_credentials WHERE exchange = 'tradier' FOR UPDATE")
             with pytest.raises(StoreUnavailable, match="QueryCanceled"):
                 await done(store, Change.SEAL)
-        assert (await done(store, Change.SEAL))[Outcome.CHANGED] >= 1
+        assert (await done(store, Change.SEAL))[RewriteResult.CHANGED] >= 1
         assert (await survey(store)).plain_rows == 0
         await store.close()
 
@@ -604,8 +607,8 @@ class TestDamagedRows:
         await store.put(Account(OTHER, "oanda"), FULL)
         lite.run("UPDATE bot_credentials SET api_key = 'xs1:' || substr(api_key, 5, 20)")
         before = stored(lite)
-        assert await done(store, Change.REWRAP) == {Outcome.UNREADABLE: 2}
-        assert await done(store, Change.UNSEAL) == {Outcome.UNREADABLE: 2}
+        assert await done(store, Change.REWRAP) == {RewriteResult.UNREADABLE: 2}
+        assert await done(store, Change.UNSEAL) == {RewriteResult.UNREADABLE: 2}
         assert stored(lite) == before
         assert (await survey(store)).values_by_key[""] == 2
 
@@ -632,16 +635,16 @@ class TestDamagedRows:
         # What a user may type into another program, which stores it: an id that no keyset has, or one that it has.
         for text in ("xs1:none:AAAA:AAAA", f"xs1:{keyset.primary}:AAAA:AAAA"):
             database.insert(user_id=OTHER, exchange=f"paper {len(text)}", api_key=text)
-        proof = await prove_keys(store)
-        assert (len(proof.problems), proof.keys_fit) == (1, True)
-        assert "the key none, which" in proof.problems[0]
+        check = await check_keys(store)
+        assert (len(check.problems), check.keys_fit) == (1, True)
+        assert "the key none, which" in check.problems[0]
         for other in (given_keys(new_keyset()), GivenKeys("no keyset"), None):
-            assert not (await prove_keys(await open_with(other))).keys_fit
+            assert not (await check_keys(await open_with(other))).keys_fit
         # As many as would be there if half of the rows were sealed with a key that this keyset lacks.
         database.run(f"UPDATE bot_credentials SET api_key = 'xs1:none:AAAA:AAAA' WHERE user_id <> '{OTHER}'")
-        assert not (await prove_keys(store)).keys_fit
+        assert not (await check_keys(store)).keys_fit
         database.run("DELETE FROM bot_credentials")
-        assert (await prove_keys(store)).keys_fit
+        assert (await check_keys(store)).keys_fit
 
     async def test_a_keyset_file_that_breaks_is_said_and_the_last_good_keys_go_on(
         self, open_lite: Stores, tmp_path: Path
@@ -652,9 +655,9 @@ class TestDamagedRows:
         await store.put(OANDA, FULL)
         file.chmod(0o644)
         file.write_text("{")
-        proof = await prove_keys(store)
-        assert (len(proof.problems), proof.keys_fit) == (1, True)
-        assert not (await prove_keys(await open_lite(FileKeys(file)))).keys_fit
+        check = await check_keys(store)
+        assert (len(check.problems), check.keys_fit) == (1, True)
+        assert not (await check_keys(await open_lite(FileKeys(file)))).keys_fit
 
     async def test_a_crowd_of_ids_that_mean_nothing_does_not_hide_a_missing_key(
         self, open_lite: Stores, lite: Database, keys: GivenKeys
@@ -708,7 +711,7 @@ class TestAudit:
 
     async def test_the_hash_of_a_user_needs_the_key(self, lite: Database) -> None:
         stores = [await open_store(lite.url, key) for key in (KEY, KEY, b"another key")]
-        hashes = [store.vault.audit.user(USER) for store in stores]
+        hashes = [store.vault.audit.hash_user(USER) for store in stores]
         assert hashes[0] == hashes[1] != hashes[2]
         for store in stores:
             await store.close()
@@ -719,10 +722,10 @@ class TestAudit:
         async def hashed(**changes: Any) -> str:
             store = await open_configured_store(Settings(database_url=lite.url, **changes))
             await store.close()
-            return store.vault.audit.user(USER)
+            return store.vault.audit.hash_user(USER)
 
         given = {"hash_key": "0123456789abcdef"}
-        assert await hashed(**given) == await hashed(**given) == Audit(b"0123456789abcdef").user(USER)
+        assert await hashed(**given) == await hashed(**given) == Audit(b"0123456789abcdef").hash_user(USER)
         assert await hashed() != await hashed()
 
     async def test_an_opening_that_is_refused_is_a_line_too(self, open_lite: Stores, keys: GivenKeys) -> None:
@@ -755,7 +758,7 @@ async def test_no_secret_is_in_the_databases_files(open_lite: Stores, lite: Data
     await store.put(OANDA, FULL)
     for number in range(50):
         lite.insert(user_id=f"user {number}", api_key=f"{CANARY} {number}", extra_metadata=f'{{"a": "{CANARY}"}}')
-    assert (await done(store, Change.SEAL))[Outcome.CHANGED] == 50
+    assert (await done(store, Change.SEAL))[RewriteResult.CHANGED] == 50
     await store.close()
     folder = Path(lite.url.removeprefix("sqlite:///")).parent
     assert all(CANARY.encode() not in file.read_bytes() for file in folder.iterdir())
@@ -831,17 +834,17 @@ class TestOtherKindsOfColumns:
         self, postgres_database: str, keys: GivenKeys, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         database = Database(postgres_database)
-        monkeypatch.setattr(rewriting, "_PAGE", 1)
+        monkeypatch.setattr(rewriting, "PAGE_SIZE", 1)
         database.run(self.PADDED)
         database.insert()
         database.insert(user_id="alice")
         store = await open_store(database.url, KEY, keys=keys)
         assert (await survey(store)).plain_rows == 2
-        assert await done(store, Change.SEAL) == {Outcome.CHANGED: 2}
+        assert await done(store, Change.SEAL) == {RewriteResult.CHANGED: 2}
         assert (await opened(store)).api_key.reveal() == "key"
         assert await store.put(OANDA, FULL) is False
         assert await opened(store) == FULL
-        assert await done(store, Change.UNSEAL) == {Outcome.CHANGED: 2}
+        assert await done(store, Change.UNSEAL) == {RewriteResult.CHANGED: 2}
         await store.close()
 
     async def test_a_column_that_ignores_case_opens_what_was_put_under_another_spelling(

@@ -14,14 +14,14 @@ import grpc
 
 from exchange_service.errors import CallerUnknown
 from exchange_service.grpc_server.boundary import Context, abort
-from exchange_service.identity import Caller, Proof
+from exchange_service.identity import Caller, PresentedCredentials
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Action
 
 _BEARER = "bearer "
 _ACT_AS = "x-act-as"
 
-_NOTHING = Proof()
+_NOTHING = PresentedCredentials()
 
 _caller: ContextVar[Caller] = ContextVar("caller")
 
@@ -88,7 +88,7 @@ class Admission:
         return handle
 
 
-def proof_of(context: Context) -> Proof:
+def proof_of(context: Context) -> PresentedCredentials:
     """What the call brought. CallerUnknown where that is not clear: two tokens, or a header of another kind."""
     tokens, users = [], []
     for key, value in context.invocation_metadata() or ():
@@ -103,14 +103,14 @@ def proof_of(context: Context) -> Proof:
         header = tokens[0]
         if not isinstance(header, str) or header[: len(_BEARER)].lower() != _BEARER:
             raise CallerUnknown("The authorization should be `Bearer TOKEN`.")
-        return Proof(token=header[len(_BEARER) :].strip(), act_as=act_as)
+        return PresentedCredentials(token=header[len(_BEARER) :].strip(), act_as=act_as)
     presented = context.auth_context()
     certificate = next(iter(presented.get("x509_pem_cert", ())), b"")
     if not certificate:
-        return Proof(act_as=act_as)
+        return PresentedCredentials(act_as=act_as)
     # As in TLS everywhere: beside DNS names the common name says nothing, because who signs may not have looked at it.
     names = tuple(presented.get("peer_dns", ())) or presented.get("x509_common_name", ())
-    return Proof(
+    return PresentedCredentials(
         certificate=certificate,
         certificate_names=tuple(name.decode("utf-8", "replace") for name in names),
         act_as=act_as,

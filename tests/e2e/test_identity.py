@@ -29,6 +29,7 @@ from structlog.testing import capture_logs
 
 from exchange_service.app import UnsafeSettings, check_safety, start_service
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
+from exchange_service.credentials import database
 from exchange_service.errors import CallerUnknown, UserForbidden
 from exchange_service.grpc_server.servicer import SERVICE
 from exchange_service.identity import Scope, authenticator, key_sets, token_store, tokens
@@ -59,7 +60,7 @@ EXCHANGES = ("paper", "pencil")
 # Everybody but dave has stored something, and not everywhere.
 STORED = {("alice", "paper"), ("alice", "pencil"), ("bob", "paper"), ("carol", "pencil")}
 EVERYBODY = Scope(everybody=True)
-ACTS_FOR_ALL = Scope(everybody=True, must_say=True)
+ACTS_FOR_ALL = Scope(everybody=True, requires_act_as=True)
 OUTSIDE = "USER_FORBIDDEN: This user's accounts are outside the caller's scope."
 
 
@@ -315,9 +316,15 @@ class TestScope:
         plugin, statements = a_plugin(), list[str]()
         plenty = {"user_calls": 10**6, "user_refreshes": 10**6, "service_refreshes": 10**6, "service_calls": 10**6}
         async with guarded(tmp_path, plugin=plugin, **plenty) as running:
-            engine = running.service.store._engine.sync_engine
-            sa.event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
-            yield Watching(running, plugin, statements)
+
+            def record(*arguments: Any) -> None:
+                statements.append(arguments[2])
+
+            sa.event.listen(sa.Engine, "before_cursor_execute", record)
+            try:
+                yield Watching(running, plugin, statements)
+            finally:
+                sa.event.remove(sa.Engine, "before_cursor_execute", record)
 
     @pytest.mark.threat("T1")
     @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -429,11 +436,11 @@ class TestStreams:
     @pytest.fixture
     def quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Callers of streams are looked at again at once, and tokens at each look."""
-        monkeypatch.setattr(authenticator, "_RECHECK_INTERVAL", 0.05)
-        monkeypatch.setattr(tokens, "_KEEP", 0.0)
+        monkeypatch.setattr(authenticator, "RECHECK_INTERVAL", 0.05)
+        monkeypatch.setattr(tokens, "KEEP", 0.0)
 
     def test_a_revoked_token_is_good_for_less_than_thirty_seconds(self) -> None:
-        assert tokens._KEEP + authenticator._RECHECK_INTERVAL + token_store._CALL_LIMIT < 30
+        assert tokens.KEEP + authenticator.RECHECK_INTERVAL + database.CALL_LIMIT < 30
 
     @pytest.mark.usefixtures("quick")
     async def test_a_revoked_token_ends_its_streams_and_nobody_elses(self, tmp_path: Path) -> None:
@@ -462,8 +469,8 @@ class TestStreams:
             await leaves.next_of("balance")
             await stays.next_of("balance")
             async with identities.token_store(running.service.settings.database_url) as store:
-                smaller = sa.update(token_store._TOKENS).where(token_store._TOKENS.c.id == stored.id)
-                await store._call(lambda connection: connection.execute(smaller.values(scope='["bob"]')))
+                smaller = sa.update(token_store.TOKENS).where(token_store.TOKENS.c.id == stored.id)
+                await store.execute(smaller.values(scope='["bob"]'))
             assert (await leaves.failure()).reason == "USER_FORBIDDEN"
             assert not stays.call.done()
             stays.call.cancel()
@@ -472,7 +479,7 @@ class TestStreams:
     async def test_a_database_that_is_away_ends_no_stream_and_lets_nobody_new_in(
         self, tmp_path: Path, own_postgres_database: str, postgres_server: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(token_store, "_CALL_LIMIT", 0.3)
+        monkeypatch.setattr(database, "CALL_LIMIT", 0.3)
         async with guarded(tmp_path, database_url=own_postgres_database) as running:
             known, _ = await service_token(running, EVERYBODY)
             unknown, _ = await service_token(running, EVERYBODY)
@@ -746,8 +753,8 @@ class TestStart:
             "needs tls_client_ca": tls | certificates,
             "add client_certificates": tls | {"tls_client_ca": file},
             "not both": {"jwt_jwks_url": "https://issuer.example/keys", "jwt_jwks_file": file},
-            "'billing' no scope": tls | {"tls_client_ca": file, "client_certificates": {"billing": "everybody"}},
-            "'desk' no scope": tls | {"tls_client_ca": file, "client_certificates": {"desk": []}},
+            "'billing' no valid scope": tls | {"tls_client_ca": file, "client_certificates": {"billing": "everybody"}},
+            "'desk' no valid scope": tls | {"tls_client_ca": file, "client_certificates": {"desk": []}},
         }.items():
             assert name in await self.refusal(tmp_path, **changes)
 
@@ -792,8 +799,8 @@ class TestHealthAndReflection:
         async with guarded(tmp_path, reflection=True) as running:
             token, stored = await service_token(running, EVERYBODY)
             async with identities.token_store(running.service.settings.database_url) as store:
-                spoilt = sa.update(token_store._TOKENS).where(token_store._TOKENS.c.id == stored.id)
-                await store._call(lambda connection: connection.execute(spoilt.values(digest="\N{GRINNING FACE}")))
+                spoilt = sa.update(token_store.TOKENS).where(token_store.TOKENS.c.id == stored.id)
+                await store.execute(spoilt.values(digest="\N{GRINNING FACE}"))
             stub: Any = reflection_pb2_grpc.ServerReflectionStub(running.client.channel)
             request = reflection_pb2.ServerReflectionRequest(list_services="")
             call = stub.ServerReflectionInfo(iter([request]), metadata=bearer(token))
@@ -817,7 +824,7 @@ class TestIssuersKeys:
     @pytest.fixture(autouse=True)
     def _at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """An unknown key is a reason to ask the issuer again at once."""
-        monkeypatch.setattr(key_sets, "_PAUSE", 0.0)
+        monkeypatch.setattr(key_sets, "MIN_INTERVAL", 0.0)
 
     async def test_a_token_of_the_issuers_key_is_taken_and_keys_may_change_meanwhile(self, tmp_path: Path) -> None:
         async with (
@@ -871,7 +878,7 @@ class TestCommands:
     async def test_a_token_is_made_used_listed_and_revoked(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(tokens, "_KEEP", 0.0)
+        monkeypatch.setattr(tokens, "KEEP", 0.0)
         made = command(tmp_path, "tokens", "create", "--name", "the desk", "--user", "alice", "--expires", "90d")
         assert made.returncode == 0, made.stderr
         token = made.stdout.strip()

@@ -23,8 +23,10 @@ from typer.testing import CliRunner
 
 from exchange_service.app import UnsafeSettings, start_service
 from exchange_service.cli import app
-from exchange_service.credentials import proof
-from exchange_service.credentials.keysets import FileKeys, Keyset, create_keyset_file, new_keyset, read_keyset
+from exchange_service.credentials import key_check
+from exchange_service.credentials.key_providers import FileKeys
+from exchange_service.credentials.keyset_files import create_keyset_file
+from exchange_service.credentials.keysets import Keyset, new_keyset, read_keyset
 from exchange_service.credentials.sealing import is_sealed, key_id_of
 from exchange_service.credentials.sql import SqlCredentialStore, open_store
 from exchange_service.errors import CredentialUnreadable
@@ -60,8 +62,8 @@ def keyset_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def quick_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof, "INTERVAL", 0.05)
+def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_check, "INTERVAL", 0.05)
 
 
 def write_keyset(path: Path, keyset: Keyset) -> None:
@@ -124,7 +126,7 @@ class TestWrongKeys:
                 reason = "cannot be read"
             else:
                 changes = {"keyset": CANARY}
-                reason = "no JSON object"
+                reason = "not a JSON object"
             with capture_logs() as lines:
                 async with serving(tmp_path, registry=registry_of(plugin), **changes) as running:
                     assert await health(running) == NOT_SERVING
@@ -138,7 +140,7 @@ class TestWrongKeys:
             assert shown not in repr(failed)
         assert CANARY not in str(lines)
 
-    @pytest.mark.usefixtures("quick_proof")
+    @pytest.mark.usefixtures("quick_checks")
     async def test_it_serves_as_soon_as_the_right_key_is_there(self, tmp_path: Path, keyset_file: Path) -> None:
         right = read_keyset(keyset_file)
         async with sealed_by(tmp_path, keyset_file):
@@ -159,7 +161,7 @@ class TestWrongKeys:
         # However often it looked, it said so once.
         assert (events.count("keys.unproven"), events.count("keys.proven")) == (1, 1)
 
-    @pytest.mark.usefixtures("quick_proof")
+    @pytest.mark.usefixtures("quick_checks")
     async def test_a_database_that_does_not_answer_leaves_it_serving_until_it_does(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -182,18 +184,18 @@ class TestWrongKeys:
         said: list[bool] = []
         looking, looked = asyncio.Event(), asyncio.Event()
 
-        async def slow(_: Any) -> proof.Proof:
+        async def slow(_: Any) -> key_check.KeyCheck:
             looking.set()
             await looked.wait()
-            return proof.Proof((), True)
+            return key_check.KeyCheck((), True)
 
         async def say(serving: bool) -> None:
             said.append(serving)
 
-        monkeypatch.setattr(proof, "INTERVAL", 0.0)
-        monkeypatch.setattr(proof, "prove_keys", slow)
+        monkeypatch.setattr(key_check, "INTERVAL", 0.0)
+        monkeypatch.setattr(key_check, "check_keys", slow)
         store = await open_store(f"sqlite:///{tmp_path / 'credentials.db'}", b"key")
-        watch = proof.KeyWatch(store)
+        watch = key_check.KeyWatch(store)
         running = asyncio.ensure_future(watch.run(say))
         await looking.wait()
         watch.end()
@@ -202,7 +204,7 @@ class TestWrongKeys:
         assert said == []
         await store.close()
 
-    @pytest.mark.usefixtures("quick_proof")
+    @pytest.mark.usefixtures("quick_checks")
     async def test_keys_that_are_lost_while_it_serves_are_noticed_by_the_first_call_and_said_until_they_are_back(
         self, tmp_path: Path, keyset_file: Path
     ) -> None:
@@ -211,7 +213,7 @@ class TestWrongKeys:
             await running.store(api_key=CANARY)
             # As by an older copy of the file that is put in its place.
             write_keyset(keyset_file, new_keyset())
-            running.service.store.vault.keys._look()  # type: ignore[union-attr]
+            running.service.store.vault.keys.reread()  # type: ignore[union-attr]
             failed = await failure(running.stub.GetBalance(balance_request()))
             assert failed.reason == "CREDENTIAL_UNREADABLE"
 
@@ -622,7 +624,7 @@ class TestCommands:
 
 def test_a_service_without_a_keyset_does_without_cryptography(tmp_path: Path) -> None:
     program = (
-        "import sys, exchange_service.credentials.configured, exchange_service.credentials.proof,"
+        "import sys, exchange_service.credentials.configured, exchange_service.credentials.key_check,"
         " exchange_service.cli; print('cryptography' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

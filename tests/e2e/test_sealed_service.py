@@ -31,6 +31,7 @@ from exchange_service.credentials.sealing import is_sealed, key_id_of
 from exchange_service.credentials.sql import SqlCredentialStore, open_store
 from exchange_service.errors import CredentialUnreadable
 from exchange_service.model import Account, Credential
+from tests.credential_tables import OWNERS_TABLES, Database
 from tests.harness import (
     USER,
     Running,
@@ -47,7 +48,6 @@ from tests.harness import (
     until,
 )
 from tests.test_cli import call, environment
-from tests.test_credentials import OWNERS_TABLES, Database
 
 CANARY = "canary-77e0"
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -273,7 +273,7 @@ class TestWrongKeys:
 
 
 class Traffic:
-    """Callers who read without a pause, each time through the database and with the credential opened anew."""
+    """Callers that read without a pause. Each call asks the database and opens the credential again."""
 
     def __init__(self, running: Running, users: list[str]) -> None:
         self.running = running
@@ -285,14 +285,13 @@ class Traffic:
         balances = self.running.service.balances
         while not self._enough.is_set():
             account, _ = self.running.service.registry.account(user, "paper", "")
-            balances._references.forget(account)  # type: ignore[attr-defined]
-            balances._venues.forget(account)
+            await balances.publish_credential_change(account)
             reply = await self.running.client.get_balance(user, "paper", max_age=0)
             assert reply.balance.user_id == user
             self.answered += 1
 
     async def more(self, calls: int) -> None:
-        """Go on for so many calls; a failed one is raised here."""
+        """Wait for this number of further calls; raise the exception of a failed one."""
         wanted = self.answered + calls
         await until(lambda: self.answered >= wanted or any(caller.done() for caller in self._callers), "the calls")
         for caller in self._callers:
@@ -604,7 +603,7 @@ class TestCommands:
         assert not plain_in(tmp_path)
         assert json.loads(command(tmp_path, "keys", "status", "-o", "json", **given).stdout)[0]["values"] == 1
         refused = command(tmp_path, "keys", "rotate", **given)
-        assert (refused.exit_code, "changed where it is kept" in refused.stderr) == (2, True)
+        assert (refused.exit_code, "where it is stored" in refused.stderr) == (2, True)
 
     def test_a_choice_that_fits_no_row_is_no_success(self, tmp_path: Path, keys: dict[str, str]) -> None:
         add(tmp_path, **keys)

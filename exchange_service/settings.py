@@ -218,7 +218,7 @@ class Settings(BaseSettings):
     )
     plugin_processes: dict[str, Literal["in-process", "own-process"]] = Field(
         default_factory=dict,
-        description="Where a plugin's code runs, by the plugin's name, as JSON: "
+        description="Where a plugin's code runs, in-process or own-process, by the plugin's name, as JSON: "
         '{"ccxt_generic": "in-process"}. By default this project\'s plugins run in the service\'s process, except '
         "ccxt_generic; ccxt_generic and third-party plugins run in processes of their own.",
     )

@@ -48,7 +48,7 @@ class Checker:
         self._store = store
         self._registry = registry
 
-    async def stored(self, user_id: str) -> list[Account]:
+    async def stored_accounts(self, user_id: str) -> list[Account]:
         """The accounts with a stored credential of the user."""
         return await self._store.accounts(user_id)
 

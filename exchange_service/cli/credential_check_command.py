@@ -42,7 +42,7 @@ async def _check(settings: Settings, user: str, exchange: str, environment: str,
     failures: list[ExitCode] = []
     results: list[dict[str, Any]] = []
     async with open_checker(settings) as checker:
-        accounts = [Account(user, exchange, environment)] if exchange else await checker.stored(user)
+        accounts = [Account(user, exchange, environment)] if exchange else await checker.stored_accounts(user)
         if not accounts:
             fail(f"no credential is stored for {user}", ExitCode.MISSING)
         for account in accounts:

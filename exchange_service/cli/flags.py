@@ -77,8 +77,8 @@ def replacing(
             command(**{parameter: make(values)}, **arguments)
 
         own = inspect.signature(command, eval_str=True).parameters.values()
-        kept = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own if item.name != parameter]
-        parameters = [*kept, *flags]
+        others = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own if item.name != parameter]
+        parameters = [*others, *flags]
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {item.name: item.annotation for item in parameters}
         wrapper.__name__ = command.__name__

@@ -148,9 +148,9 @@ def retire(
     run(with_store(settings, check_unused))
     _change_file(settings, lambda keyset: keyset.without(key))
     assert settings.keyset_file is not None
-    kept = plain(str(retired_file(settings.keyset_file, key)))
+    file = plain(str(retired_file(settings.keyset_file, key)))
     messages.print(
-        f"Retired the key {plain(key)}. It is kept in {kept}, for backups from before the rewrap and for other "
+        f"Retired the key {plain(key)}. It is kept in {file}, for backups from before the rewrap and for other "
         "databases. Remove that file when nothing needs it.",
         soft_wrap=True,
     )

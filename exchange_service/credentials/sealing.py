@@ -26,11 +26,11 @@ FORM = "xs1"
 # value as a JSON text.
 _ANY_FORM = re.compile(r'"?xs\d+:')
 _UNKNOWN = (
-    "The {place.column} of the stored {place.exchange} credential is sealed with the key {key_id}, which the keyset "
+    "The {target.column} of the stored {target.exchange} credential is sealed with the key {key_id}, which the keyset "
     "does not have."
 )
 _WRONG = (
-    "The {place.column} of the stored {place.exchange} credential does not open with the key {key_id}: it was sealed "
+    "The {target.column} of the stored {target.exchange} credential does not open with the key {key_id}: it was sealed "
     "for another row or with another key, or it is damaged. Give the service the right key, or store it again."
 )
 _SEALED = re.compile(rf"{FORM}:([A-Za-z0-9._-]{{1,64}}):([A-Za-z0-9_-]+):([A-Za-z0-9_-]+)")
@@ -72,23 +72,23 @@ def key_id_of(text: str) -> str:
     return match[1] if match else ""
 
 
-async def seal(value: str, place: AssociatedData, keys: KeyProvider) -> str:
-    """The value, sealed with the primary key and bound to `place`."""
-    data_key, associated_data = secrets.token_bytes(KEY_BYTES), place.encode()
+async def seal(value: str, target: AssociatedData, keys: KeyProvider) -> str:
+    """The value, sealed with the primary key and bound to a row and column."""
+    data_key, associated_data = secrets.token_bytes(KEY_BYTES), target.encode()
     key_id, wrapped = await keys.wrap(data_key, associated_data)
     body = encrypt(aead(data_key), value.encode(), associated_data)
     return f"{FORM}:{key_id}:{_encode(wrapped)}:{_encode(body)}"
 
 
-async def unseal(text: str, place: AssociatedData, keys: KeyProvider) -> str:
+async def unseal(text: str, target: AssociatedData, keys: KeyProvider) -> str:
     """The plain value; CredentialUnreadable if it does not open, with no more detail than the key's id."""
-    envelope = _parse(text, place)
+    envelope = _parse(text, target)
     data_key: bytes | Exception
     try:
-        data_key = await keys.unwrap(envelope.key_id, envelope.wrapped_key, place.encode())
+        data_key = await keys.unwrap(envelope.key_id, envelope.wrapped_key, target.encode())
     except (KeyUnknown, KeyRefused, ValueError) as error:
         data_key = error
-    return _open_envelope(envelope, place, data_key)
+    return _open_envelope(envelope, target, data_key)
 
 
 def open_value(
@@ -107,25 +107,25 @@ def open_value(
     """
     if text is None or not is_sealed(text):
         return text
-    place = AssociatedData(table, column, str(user_id), exchange, environment)
-    envelope = _parse(text, place)
+    target = AssociatedData(table, column, str(user_id), exchange, environment)
+    envelope = _parse(text, target)
     data_key: bytes | Exception
     try:
-        data_key = keyset.unwrap(envelope.key_id, envelope.wrapped_key, place.encode())
+        data_key = keyset.unwrap(envelope.key_id, envelope.wrapped_key, target.encode())
     except (KeyUnknown, KeyRefused) as error:
         data_key = error
-    return _open_envelope(envelope, place, data_key)
+    return _open_envelope(envelope, target, data_key)
 
 
-def _open_envelope(envelope: _Envelope, place: AssociatedData, data_key: bytes | Exception) -> str:
+def _open_envelope(envelope: _Envelope, target: AssociatedData, data_key: bytes | Exception) -> str:
     """The plain value. `data_key` may be the error of its unwrapping: our error is raised outside of every handler, so
     that it has no context which could hold more than it says."""
     if isinstance(data_key, bytes):
         # ValueError: the envelope opens but holds no data key or no text; only another holder of the key can do that.
         with suppress(KeyRefused, ValueError):
-            return decrypt(aead(data_key), envelope.body, place.encode()).decode()
+            return decrypt(aead(data_key), envelope.body, target.encode()).decode()
     reason = _UNKNOWN if isinstance(data_key, KeyUnknown) else _WRONG
-    raise CredentialUnreadable(reason.format(place=place, key_id=envelope.key_id))
+    raise CredentialUnreadable(reason.format(target=target, key_id=envelope.key_id))
 
 
 def _unquote(text: str) -> str:
@@ -133,13 +133,13 @@ def _unquote(text: str) -> str:
     return text[1:-1] if text.startswith('"') and text.endswith('"') else text
 
 
-def _parse(text: str, place: AssociatedData) -> _Envelope:
+def _parse(text: str, target: AssociatedData) -> _Envelope:
     match = _SEALED.fullmatch(_unquote(text))
     with suppress(ValueError):
         if match is not None:
             return _Envelope(match[1], _decode(match[2]), _decode(match[3]))
     raise CredentialUnreadable(
-        f"The {place.column} of the stored {place.exchange} credential is sealed, and damaged or of a later version."
+        f"The {target.column} of the stored {target.exchange} credential is sealed, and damaged or of a later version."
     )
 
 

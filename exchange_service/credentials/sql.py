@@ -158,9 +158,7 @@ def _storable_metadata(account: Account, credential: Credential) -> str:
         metadata = ""
     texts = [text.reveal() for text in (credential.api_key, credential.api_secret, credential.passphrase)]
     if not metadata or not all(map(is_storable, (account.user_id, exchange, account.environment, metadata, *texts))):
-        raise CredentialInvalid(
-            f"The {exchange} credential contains a value that a database cannot store."
-        )
+        raise CredentialInvalid(f"The {exchange} credential contains a value that a database cannot store.")
     if any(map(is_sealed, texts)):
         raise CredentialInvalid(
             f"A text of the {exchange} credential begins as sealed values do, and could not be read again."

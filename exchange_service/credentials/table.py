@@ -1,4 +1,4 @@
-"""The table `bot_credentials` as it is: its columns' types, its creation if it is missing, and who else can read it.
+"""The table `bot_credentials`: its columns' types, its creation if it is missing, and the rights of other roles on it.
 
 The table belongs to other programs too. Its column types are accepted as they are, columns that are not ours are left
 alone, and it is created only if it does not exist.

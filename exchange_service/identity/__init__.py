@@ -1,4 +1,4 @@
-"""Identities: who calls, and whose accounts a caller may read.
+"""Identities: the callers, and the users whose accounts each caller may read.
 
 Nothing here knows gRPC. The server passes what a call presents (`PresentedCredentials`), and learns the caller's
 `Identity`.

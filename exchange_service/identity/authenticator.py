@@ -103,7 +103,7 @@ class Authenticator:
         if self.open_to_all:
             return ANYBODY
         if presented.is_empty:
-            raise CallerUnknown("The call does not say who makes it. Send `authorization: Bearer TOKEN` with it.")
+            raise CallerUnknown("The call does not identify its caller. Send `authorization: Bearer TOKEN` with it.")
         return self.recall(presented.digest) or await self._verify_once(presented)
 
     async def take_refresh(self, caller: Caller) -> None:
@@ -249,7 +249,7 @@ class _StreamCallers:
         except Exception as error:
             # A caller that cannot be checked loses its streams, and the checks of the other callers go on.
             log.error("caller.check_failed", error=type(error).__name__)
-            _end_all(streams, ServiceFailed("The service failed to check who the caller is; its log says why."))
+            _end_all(streams, ServiceFailed("The service failed to identify the caller; its log says why."))
         else:
             _end_outside(streams, identity)
 

@@ -44,17 +44,17 @@ async def seconds(work: Awaitable[object]) -> float:
 
 
 def everything_of(error: BaseException) -> str:
-    """All that a log, a report or a debugger could show of an exception and of those behind it."""
-    shown = "".join(traceback.format_exception(error))
+    """All that a log, a report or a debugger could show of an exception and its causes."""
+    text = "".join(traceback.format_exception(error))
     seen: BaseException | None = error
     while seen is not None:
-        shown += f"{seen!r} {seen} {vars(seen)}"
+        text += f"{seen!r} {seen} {vars(seen)}"
         seen = seen.__cause__ or seen.__context__
-    return shown
+    return text
 
 
 class Database:
-    """A database that the test itself writes to, as the owner's other programs do."""
+    """A database that the test writes to directly, as the owner's other programs do."""
 
     def __init__(self, url: str) -> None:
         self.url = url

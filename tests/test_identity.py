@@ -52,14 +52,14 @@ ALICE = Identity("user alice", Kind.USER, Scope(frozenset({"alice"})))
 
 
 class CountingMethod:
-    """An authenticator that counts how often another one is asked."""
+    """A method of authentication that counts the calls of another one."""
 
     def __init__(self, inner: JsonWebTokens | ServiceTokens) -> None:
         self.inner = inner
-        self.asked = 0
+        self.calls = 0
 
     async def authenticate(self, presented: PresentedCredentials) -> Verified | None:
-        self.asked += 1
+        self.calls += 1
         return await self.inner.authenticate(presented)
 
     async def close(self) -> None:
@@ -67,7 +67,7 @@ class CountingMethod:
 
 
 class FakeTokenStore:
-    """Where service tokens are stored, and whether that can be reached."""
+    """Stored service tokens, and whether the store can be reached."""
 
     def __init__(self) -> None:
         self.rows: dict[str, StoredToken] = {}
@@ -117,7 +117,7 @@ class TestScopes:
             assert scope.users == set(value)
 
     @pytest.mark.parametrize("value", [[], ["*"], ["alice", "act-as"], ["alice", ""], [" "], ["a\nb"], "alice", {}])
-    def test_what_could_be_a_slip_of_the_pen_is_no_scope(self, value: Any) -> None:
+    def test_what_could_be_a_typing_error_is_not_a_scope(self, value: Any) -> None:
         with pytest.raises(ValueError, match="a scope is"):
             scope_from(value)
 
@@ -140,16 +140,16 @@ class TestMemory:
         presented = PresentedCredentials(token=web_token("alice"))
         identities = {(await authentication.admit(presented)).identity for _ in range(100)}
         assert [identity.name for identity in identities] == ["user alice"]
-        assert checked.asked == 1
+        assert checked.calls == 1
         await authentication.close()
 
-    async def test_many_who_come_at_once_with_one_token_are_one_question(self) -> None:
+    async def test_simultaneous_calls_with_one_token_share_one_verification(self) -> None:
         store = FakeTokenStore()
         checked = CountingMethod(ServiceTokens(store.find, store.close))
         authentication = Authenticator([checked], Quotas(PLENTY))
         presented = PresentedCredentials(token=store.add(Scope(everybody=True)))
         await asyncio.gather(*(authentication.admit(presented) for _ in range(50)))
-        assert checked.asked == 1
+        assert checked.calls == 1
         await authentication.close()
 
     async def test_it_ends_with_the_token(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ class TestMemory:
         monkeypatch.setattr(time, "time", lambda: after_its_end)
         with pytest.raises(CallerUnknown, match="expired"):
             await authentication.admit(presented)
-        assert checked.asked == 2
+        assert checked.calls == 2
         await authentication.close()
 
     async def test_a_service_token_is_looked_at_again_within_half_a_minute(
@@ -201,7 +201,7 @@ class TestMemory:
         assert len(ended) == 1
         await authentication.close()
 
-    async def test_a_stream_that_names_nobody_ends_where_its_caller_now_has_to_say_for_whom_he_acts(
+    async def test_a_stream_without_act_as_ends_when_its_caller_must_name_the_user(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(tokens, "KEEP", 0.0)
@@ -234,7 +234,7 @@ class TestMemory:
                 stack.enter_context(
                     authentication.streaming(await authentication.admit(PresentedCredentials(token=text)), "alice")
                 )(end.set_result)
-            # Somebody has written into the row what no text of a digest is.
+            # A text that cannot be a digest was written into the row.
             token_id = broken.split("_")[1]
             store.rows[token_id] = replace(store.rows[token_id], digest="\N{GRINNING FACE}")
             async with asyncio.timeout(PATIENCE):
@@ -243,7 +243,7 @@ class TestMemory:
                 assert isinstance(await ends[1], CallerUnknown)
         await authentication.close()
 
-    async def test_while_the_store_is_away_who_was_known_goes_on_for_five_minutes(
+    async def test_while_the_store_is_away_a_known_caller_is_accepted_for_five_minutes(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock, store = Shifted(monkeypatch), FakeTokenStore()
@@ -255,8 +255,8 @@ class TestMemory:
         clock.by(30)
         for _ in range(20):
             await authentication.admit(known)
-        # It is not asked at each call, which would make each wait.
-        assert checked.asked == 2
+        # The store is not asked at each call, because each call would wait.
+        assert checked.calls == 2
         with pytest.raises(StoreUnavailable):
             await authentication.admit(new)
         clock.by(300)
@@ -264,7 +264,7 @@ class TestMemory:
             await authentication.admit(known)
         await authentication.close()
 
-    async def test_made_up_tokens_push_out_nobody_who_is_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_invented_tokens_displace_no_known_caller(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(authenticator, "MAX_REFUSALS", 10)
         checked = web_tokens()
         authentication = Authenticator([checked], Quotas(PLENTY))
@@ -273,9 +273,9 @@ class TestMemory:
         for number in range(200):
             with pytest.raises(CallerUnknown):
                 await authentication.admit(PresentedCredentials(token=f"made up {number}"))
-        asked = checked.asked
+        before = checked.calls
         await authentication.admit(presented)
-        assert checked.asked == asked
+        assert checked.calls == before
         assert authentication.remembered_refusals == 10
         await authentication.close()
 
@@ -291,7 +291,7 @@ class TestMemory:
             assert secret not in presented
         await authentication.close()
 
-    async def test_without_any_way_to_tell_everybody_is_anybody(self) -> None:
+    async def test_without_any_method_every_caller_is_anybody(self) -> None:
         authentication = Authenticator([], Quotas(PLENTY))
         assert authentication.open_to_all
         assert (await authentication.admit(PresentedCredentials())).identity is ANYBODY
@@ -321,7 +321,7 @@ class TestServiceTokens:
             with pytest.raises(CallerUnknown):
                 await method.authenticate(PresentedCredentials(token=token))
 
-    async def test_ids_that_are_none_are_not_asked_for(self) -> None:
+    async def test_impossible_ids_are_not_looked_up(self) -> None:
         store = FakeTokenStore()
         store.away = True
         method = ServiceTokens(store.find, store.close)
@@ -330,7 +330,7 @@ class TestServiceTokens:
                 await method.authenticate(PresentedCredentials(token=token))
 
     @pytest.mark.threat("T13")
-    async def test_a_flood_of_made_up_tokens_keeps_few_questions_under_way_and_holds_up_nobody_who_is_known(
+    async def test_a_flood_of_invented_tokens_makes_few_requests_and_delays_no_known_caller(
         self,
     ) -> None:
         store = FakeTokenStore()
@@ -338,7 +338,7 @@ class TestServiceTokens:
         good = store.add(Scope(everybody=True))
         await method.authenticate(PresentedCredentials(token=good))
         store.answering.clear()
-        # The id is no secret: whoever has seen it may send it with another one behind it.
+        # The id is not a secret: a caller that has seen it may send it with another secret.
         names = [*(f"xst_{number:012x}_x" for number in range(3000)), *(f"{good}{number}" for number in range(100))]
         flood = [asyncio.create_task(method.authenticate(PresentedCredentials(token=name))) for name in names]
         await asyncio.sleep(0)
@@ -375,7 +375,7 @@ class TestCertificates:
 
 
 class TestIssuersKeys:
-    async def test_an_outage_opens_no_door_and_what_is_known_serves_an_hour(
+    async def test_an_outage_admits_no_new_key_and_known_keys_serve_an_hour(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock = Shifted(monkeypatch)
@@ -396,7 +396,7 @@ class TestIssuersKeys:
             await keys.key("spring")
             await keys.close()
 
-    async def test_an_issuer_who_never_answered_is_no_reason_to_let_anybody_in(self) -> None:
+    async def test_an_issuer_that_never_answered_admits_no_caller(self) -> None:
         async with issuing("spring") as issuer:
             issuer.down = True
             keys = from_url(issuer.url)
@@ -431,7 +431,7 @@ class TestIssuersKeys:
             for number in range(50):
                 with pytest.raises(CallerUnknown):
                     await keys.key(f"made up {number}")
-            assert issuer.asked == 1
+            assert issuer.requests == 1
             await keys.close()
 
     async def test_a_redirect_leads_to_no_other_issuer(self) -> None:
@@ -440,7 +440,7 @@ class TestIssuersKeys:
             keys = from_url(issuer.url)
             with pytest.raises(StoreUnavailable):
                 await keys.key("spring")
-            assert forger.asked == 0
+            assert forger.requests == 0
             await keys.close()
 
     @pytest.mark.parametrize(
@@ -480,8 +480,8 @@ class TestIssuersKeys:
         await keys.close()
 
 
-async def count_taken(quotas: Quotas, count: int, identity: Identity = ALICE, action: Action = Action.CALL) -> int:
-    """How many of so many are let through."""
+async def count_permitted(quotas: Quotas, count: int, identity: Identity = ALICE, action: Action = Action.CALL) -> int:
+    """The number of permitted actions out of `count`."""
     answers = await asyncio.gather(*(quotas.take(identity, action) for _ in range(count)), return_exceptions=True)
     assert all(answer is None or isinstance(answer, CallerRateLimited) for answer in answers)
     return answers.count(None)
@@ -491,17 +491,17 @@ class TestQuotas:
     async def test_each_second_brings_a_new_allowance(self, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = Shifted(monkeypatch)
         quotas = Quotas({Kind.USER: Allowance(10, 4, 1)})
-        assert await count_taken(quotas, 30) == 10
-        assert await count_taken(quotas, 30, action=Action.REFRESH) == 4
+        assert await count_permitted(quotas, 30) == 10
+        assert await count_permitted(quotas, 30, action=Action.REFRESH) == 4
         clock.by(1)
-        assert await count_taken(quotas, 30) == 10
-        assert await count_taken(quotas, 30, action=Action.REFRESH) == 0
+        assert await count_permitted(quotas, 30) == 10
+        assert await count_permitted(quotas, 30, action=Action.REFRESH) == 0
         clock.by(59)
-        assert await count_taken(quotas, 30, action=Action.REFRESH) == 4
+        assert await count_permitted(quotas, 30, action=Action.REFRESH) == 4
 
-    async def test_who_is_not_told_apart_is_not_counted(self) -> None:
+    async def test_callers_that_are_not_authenticated_are_not_counted(self) -> None:
         quotas = Quotas({Kind.USER: Allowance(1, 1, 1)})
-        assert await count_taken(quotas, 50, ANYBODY) == 50
+        assert await count_permitted(quotas, 50, ANYBODY) == 50
 
     @pytest.fixture
     async def replicas(self, redis_url: str) -> AsyncIterator[list[Quotas]]:
@@ -516,53 +516,53 @@ class TestQuotas:
     async def test_replicas_give_out_one_allowance_between_them(self, replicas: list[Quotas]) -> None:
         desk = Identity("service desk", Kind.SERVICE, Scope(everybody=True))
         # By the minute, so that no window ends meanwhile.
-        shares = await asyncio.gather(*(count_taken(quotas, 40, desk, Action.REFRESH) for quotas in replicas))
+        shares = await asyncio.gather(*(count_permitted(quotas, 40, desk, Action.REFRESH) for quotas in replicas))
         assert sum(shares) == 40
 
     async def test_most_calls_wait_for_no_redis(self, replicas: list[Quotas], monkeypatch: pytest.MonkeyPatch) -> None:
-        asked = []
+        requests = []
         take = RedisCount.take
 
         async def counting(self: RedisCount, *arguments: Any) -> bool | None:
-            asked.append(arguments)
+            requests.append(arguments)
             return await take(self, *arguments)
 
         monkeypatch.setattr(RedisCount, "take", counting)
         monkeypatch.setattr("exchange_service.identity.quotas.BATCHES", 4)
         desk = Identity("service desk", Kind.SERVICE, Scope(everybody=True))
-        assert await count_taken(replicas[0], 40, desk, Action.REFRESH) == 40
-        assert await count_taken(replicas[0], 40, desk, Action.REFRESH) == 0
-        assert len(asked) == 4
+        assert await count_permitted(replicas[0], 40, desk, Action.REFRESH) == 40
+        assert await count_permitted(replicas[0], 40, desk, Action.REFRESH) == 0
+        assert len(requests) == 4
 
-    async def test_who_finds_the_shared_allowance_spent_asks_again_before_his_own_minute_is_over(
+    async def test_a_process_that_finds_no_shared_permits_asks_again_before_its_own_window_ends(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The minute in Redis is not that of a process: it may end a moment after it was asked."""
-        clock, asked, left = Shifted(monkeypatch), list[int](), False
+        """Redis's window is not that of the process: it may end a moment after the request."""
+        clock, requests, left = Shifted(monkeypatch), list[int](), False
 
         class Shared:
             async def take(self, key: str, action: Action, limit: int, count: int) -> bool:
-                asked.append(count)
+                requests.append(count)
                 return left
 
             async def close(self) -> None:
                 return
 
         quotas = Quotas({Kind.USER: Allowance(60, 60, 1)}, shared=Shared())
-        assert await count_taken(quotas, 50, action=Action.REFRESH) == 0
-        assert len(asked) == 1
+        assert await count_permitted(quotas, 50, action=Action.REFRESH) == 0
+        assert len(requests) == 1
         with pytest.raises(CallerRateLimited) as refused:
             await quotas.take(ALICE, Action.REFRESH)
         assert 0 < (refused.value.retry_after or 0) <= 3
         left = True
         clock.by(4)
-        assert await count_taken(quotas, 50, action=Action.REFRESH) == 50
+        assert await count_permitted(quotas, 50, action=Action.REFRESH) == 50
 
     async def test_what_is_counted_in_redis_names_nobody(self, replicas: list[Quotas], redis_url: str) -> None:
         import redis
 
         identity = Identity(f"service {uuid.uuid4().hex}", Kind.SERVICE, Scope(everybody=True))
-        await count_taken(replicas[0], 1, identity)
+        await count_permitted(replicas[0], 1, identity)
         with redis.Redis.from_url(redis_url) as client:
             keys = [key.decode() for key in client.scan_iter("test-*")]
         assert keys
@@ -575,13 +575,13 @@ class TestQuotas:
         quotas = Quotas({Kind.USER: Allowance(5, 5, 1)}, shared=count)
         redis_server.freeze()
         began = time.monotonic()
-        assert await count_taken(quotas, 20) == 5
+        assert await count_permitted(quotas, 20) == 5
         for number in range(5):
-            assert await count_taken(quotas, 1, Identity(f"user {number}", Kind.USER, Scope())) == 1
+            assert await count_permitted(quotas, 1, Identity(f"user {number}", Kind.USER, Scope())) == 1
         assert time.monotonic() - began < 2.0
         # Three failures are enough: from then on it is left alone.
         began = time.monotonic()
-        assert await count_taken(quotas, 1, Identity("user of later", Kind.USER, Scope())) == 1
+        assert await count_permitted(quotas, 1, Identity("user of later", Kind.USER, Scope())) == 1
         assert time.monotonic() - began < 0.1
         redis_server.thaw()
         await count.close()

@@ -35,8 +35,8 @@ class TestAudit:
         assert [line["keys"] for line in events] == [[keyset.primary]] * 3 + [["plain"]]
         assert [line["exchange"] for line in events] == ["oanda"] * 3 + ["tradier"]
         assert len({line["user"] for line in events}) == 2
-        for shown in (CANARY, USER, OTHER, "secret"):
-            assert shown not in str(lines)
+        for secret in (CANARY, USER, OTHER, "secret"):
+            assert secret not in str(lines)
 
     async def test_the_hash_of_a_user_needs_the_key(self, sqlite_database: Database) -> None:
         stores = [await open_store(sqlite_database.url, key) for key in (KEY, KEY, b"another key")]

@@ -1,4 +1,4 @@
-"""The keys that seal: a file for us alone, rotated in one step, read again when it changes, and never shown."""
+"""Keysets: their file, its rotation in one step, its rereading when it changes, and the secrecy of the keys."""
 
 from __future__ import annotations
 
@@ -215,10 +215,10 @@ class TestForm:
         keyset = read_keyset(file)
         secret = json.loads(file.read_text())["keys"][keyset.primary]["key"]
         raw = base64.b64decode(secret)
-        shown = f"{keyset!r} {keyset} {keyset.keys} {FileKeys(file)!r} {GivenKeys(keyset.as_text())!r}"
-        assert keyset.primary in shown
+        text = f"{keyset!r} {keyset} {keyset.keys} {FileKeys(file)!r} {GivenKeys(keyset.as_text())!r}"
+        assert keyset.primary in text
         for form in (secret, raw.hex(), repr(raw)[2:-1]):
-            assert form not in shown
+            assert form not in text
         with pytest.raises(TypeError):
             pickle.dumps(keyset)
 

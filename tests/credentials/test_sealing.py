@@ -63,7 +63,7 @@ class TestValue:
         ],
         ids=lambda place: f"{place.table} {place.column} {place.user_id[-4:]} {place.exchange} {place.environment}",
     )
-    async def test_it_does_not_open_at_another_place(self, keys: GivenKeys, place: AssociatedData) -> None:
+    async def test_it_does_not_open_in_another_row_or_column(self, keys: GivenKeys, place: AssociatedData) -> None:
         sealed = await seal(CANARY, HERE, keys)
         with pytest.raises(CredentialUnreadable, match="does not open") as caught:
             await unseal(sealed, place, keys)
@@ -71,7 +71,9 @@ class TestValue:
         assert caught.value.__context__ is None
 
     @pytest.mark.parametrize("environment", [None, "", "production", "Production", " production "])
-    async def test_every_spelling_of_production_is_one_place(self, keys: GivenKeys, environment: str | None) -> None:
+    async def test_every_spelling_of_production_is_the_same_environment(
+        self, keys: GivenKeys, environment: str | None
+    ) -> None:
         sealed = await seal("value", HERE, keys)
         assert (
             await unseal(sealed, AssociatedData("bot_credentials", "api_key", USER, "OANDA", environment), keys)
@@ -92,7 +94,7 @@ class TestValue:
     @pytest.mark.parametrize(
         "text", ["xs1:", "xs1:a", "xs1:a:b:c", "xs1:a:é:c", "xs2:a:AAAA:AAAA", '"xs1:a:b:c"', '"xs1:']
     )
-    async def test_a_damaged_one_or_one_of_a_later_form_is_never_taken_for_plain(
+    async def test_a_damaged_value_or_one_of_a_later_form_is_never_treated_as_plain(
         self, keys: GivenKeys, text: str
     ) -> None:
         assert is_sealed(text)
@@ -102,7 +104,7 @@ class TestValue:
             open_value(text, new_keyset(), column="api_key", user_id=USER, exchange="oanda")
 
     @pytest.mark.parametrize("text", [None, "", "xs", "xs1", "a xs1:a:b:c", "xsX:a", '{"xs1:a": 1}', "XS1:a:b:c"])
-    def test_what_only_looks_like_it_is_plain(self, text: str | None) -> None:
+    def test_a_text_that_only_resembles_a_sealed_value_is_plain(self, text: str | None) -> None:
         assert not is_sealed(text)
 
     @pytest.mark.parametrize(("data_key", "value"), [(b"short", b""), (bytes(32), b"\xff" + CANARY.encode())])
@@ -128,12 +130,12 @@ class TestValue:
 
 
 class RemoteKeys:
-    """Keys as a KMS offers them: elsewhere, asked for each value, and at times out of reach."""
+    """Keys as a KMS offers them: kept elsewhere, requested for each value, and sometimes unreachable."""
 
     def __init__(self) -> None:
         self.keyset = new_keyset()
         self.down = False
-        self.asked = 0
+        self.requests = 0
 
     async def problem(self) -> str:
         return "The KMS does not answer." if self.down else ""
@@ -145,7 +147,7 @@ class RemoteKeys:
         return frozenset(self.keyset.keys)
 
     async def _ask(self) -> Keyset:
-        self.asked += 1
+        self.requests += 1
         await asyncio.sleep(0)
         if self.down:
             raise StoreUnavailable("The KMS does not answer.")
@@ -204,7 +206,7 @@ class TestEveryTable:
         store = await open_with(keys)
         await store.put(OANDA, FULL)
         mallory = Account(OTHER, "oanda")
-        await store.put(mallory, Credential(Secret("his own"), Secret("his own")))
+        await store.put(mallory, Credential(Secret("other key"), Secret("other secret")))
         for column in ("api_key", "extra_metadata"):
             database.run(
                 f"UPDATE bot_credentials SET {column} = (SELECT other.{column} FROM bot_credentials AS other"
@@ -214,7 +216,7 @@ class TestEveryTable:
                 CredentialUnreadable, match=f"The {column} of the stored oanda credential does not open"
             ):
                 await open_credential(store, mallory)
-            await store.put(mallory, Credential(Secret("his own"), Secret("his own")))
+            await store.put(mallory, Credential(Secret("other key"), Secret("other secret")))
         assert await open_credential(store) == FULL
 
     async def test_a_rotation_leaves_both_keys_in_use_until_the_rewrap(
@@ -364,15 +366,15 @@ class TestPlaintext:
 
 
 class TestKeysElsewhere:
-    async def test_a_kms_seals_and_opens_through_the_same_door(self, open_sqlite: Stores) -> None:
+    async def test_a_kms_seals_and_opens_through_the_same_protocol(self, open_sqlite: Stores) -> None:
         keys = RemoteKeys()
         store = await open_sqlite(keys)
         await store.put(OANDA, FULL)
         assert await open_credential(store) == FULL
-        assert keys.asked == 8
+        assert keys.requests == 8
         assert await problems_of(store) == []
 
-    async def test_one_that_is_out_of_reach_is_passing_trouble(
+    async def test_a_kms_that_cannot_be_reached_is_a_temporary_error(
         self, open_sqlite: Stores, sqlite_database: Database
     ) -> None:
         keys = RemoteKeys()
@@ -386,7 +388,7 @@ class TestKeysElsewhere:
 
 
 class TestOtherKindsOfColumns:
-    """Types that compare texts in their own way; what is sealed under one spelling has to open under the stored one."""
+    """Column types with their own comparison: a value sealed under one spelling opens under the stored one."""
 
     PADDED = (
         "CREATE TABLE bot_credentials (user_id char(50), exchange char(20), environment char(20),"

@@ -55,7 +55,7 @@ class TestEveryTable:
         assert opened == Credential(Secret("other"))
         assert await store.accounts(USER) == [OANDA]
 
-    async def test_many_who_put_at_once_make_one_row(self, store: SqlCredentialStore) -> None:
+    async def test_simultaneous_puts_make_one_row(self, store: SqlCredentialStore) -> None:
         results = await asyncio.gather(*(store.put(OANDA, FULL) for _ in range(8)))
         assert sorted(results) == [False] * 7 + [True]
 

@@ -50,7 +50,7 @@ def with_changes(token: str, **header: Any) -> str:
     return f"{changed}.{payload}.{signature}"
 
 
-# What proves nothing. Each was made with care, but without the secret, or is over.
+# Tokens that prove nothing: each is well made, but without the secret, or has expired.
 WORTHLESS: dict[str, str] = {
     "nonsense": "nonsense",
     "nothing behind the word": "",
@@ -61,7 +61,7 @@ WORTHLESS: dict[str, str] = {
     "a critical extension": with_changes(web_token(), crit=["b64"], b64=False),
     "over for an hour": web_token(lifetime=-3600),
     "no end": web_token(exp=None),
-    "an end that is none": web_token(exp="never"),
+    "an end that is not a time": web_token(exp="never"),
     "endless": web_token(exp=float("inf")),
     "longer than any clock": web_token(exp=10**400),
     "no subject": web_token(None),
@@ -71,7 +71,7 @@ WORTHLESS: dict[str, str] = {
     "another audience": web_token(aud="somebody else"),
     "no audience": web_token(aud=None),
     "not yet": web_token(nbf=4_000_000_000),
-    "a claim of users that is none": web_token(exchange_service_users={"all": True}),
+    "a claim of users that is not a list": web_token(exchange_service_users={"all": True}),
     "a claim of users with a number": web_token(exchange_service_users=["alice", 7]),
     "a claim of no users": web_token(exchange_service_users=[]),
     "a service token that was never made": tokens.new_token("x", EVERYBODY)[0],
@@ -95,19 +95,19 @@ class TestPresentedCredentials:
         assert plugin.calls == []
 
     @pytest.mark.threat("T1")
-    async def test_what_proves_nothing_opens_nothing_and_is_not_repeated(self, tmp_path: Path) -> None:
+    async def test_worthless_tokens_open_nothing_and_are_not_repeated(self, tmp_path: Path) -> None:
         plugin = make_plugin()
         async with authenticated_service(tmp_path, plugin=plugin) as running:
-            # What is kept is no way round the door.
+            # A cached balance must not bypass authentication.
             await read_balance(running, bearer(web_token()))
-            asked = len(plugin.calls)
+            before = len(plugin.calls)
             with capture_logs() as lines:
                 for name, token in WORTHLESS.items():
                     for call in (read_balance(running, bearer(token)), open_stream(running, bearer(token)).next()):
                         failed = await failure(call)
                         assert failed.reason == "CALLER_UNKNOWN", name
                         assert len(token) < 8 or token not in repr(failed), name
-            assert len(plugin.calls) == asked
+            assert len(plugin.calls) == before
             assert not [line for line in lines if line["log_level"] == "error"]
 
     @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ class TestPresentedCredentials:
         ],
         ids=["no scheme", "another scheme", "two tokens", "two users"],
     )
-    async def test_what_is_not_clear_is_refused(self, tmp_path: Path, metadata: list[tuple[str, str]]) -> None:
+    async def test_ambiguous_metadata_is_refused(self, tmp_path: Path, metadata: list[tuple[str, str]]) -> None:
         async with authenticated_service(tmp_path) as running:
             failed = await failure(read_balance(running, metadata))
         assert failed.reason == "CALLER_UNKNOWN"
@@ -169,7 +169,7 @@ class TestPresentedCredentials:
 class TestCertificates:
     @pytest.fixture
     def authority(self, tmp_path: Path) -> Authority:
-        return Authority.made(tmp_path / "authority")
+        return Authority.create(tmp_path / "authority")
 
     @pytest.fixture
     async def running(self, tmp_path: Path, authority: Authority) -> AsyncIterator[Running]:
@@ -178,7 +178,7 @@ class TestCertificates:
         async with authenticated_service(tmp_path, **changes) as running:
             yield running
 
-    async def test_a_certificates_common_name_or_dns_name_says_whom_it_reads(
+    async def test_a_certificates_common_name_or_dns_name_says_which_users_it_reads(
         self, running: Running, authority: Authority
     ) -> None:
         billing = authority.channel_credentials(authority.sign("billing"))
@@ -190,7 +190,7 @@ class TestCertificates:
             with pytest.raises(UserForbidden):
                 await client.get_balance("bob", "paper")
 
-    async def test_a_gateways_certificate_reads_whom_each_call_names(
+    async def test_a_gateways_certificate_reads_the_user_that_each_call_names(
         self, running: Running, authority: Authority
     ) -> None:
         gateway = authority.channel_credentials(authority.sign("gateway"))
@@ -210,11 +210,11 @@ class TestCertificates:
         ],
         ids=" and ".join,
     )
-    async def test_names_that_are_not_known_or_not_of_one_mind_read_nothing(
+    async def test_unknown_names_and_names_of_different_scopes_read_nothing(
         self, running: Running, authority: Authority, names: tuple[str, ...]
     ) -> None:
-        shown = authority.channel_credentials(authority.sign(*names))
-        async with client_of(running, credentials=shown) as client:
+        presented = authority.channel_credentials(authority.sign(*names))
+        async with client_of(running, credentials=presented) as client:
             with pytest.raises(CallerUnknown):
                 await client.get_balance("alice", "paper")
             with pytest.raises(CallerUnknown):
@@ -236,12 +236,12 @@ class TestCertificates:
     async def test_without_a_certificate_of_the_authority_there_is_no_connection(
         self, running: Running, authority: Authority, tmp_path: Path
     ) -> None:
-        forger = Authority.made(tmp_path / "forger")
+        forger = Authority.create(tmp_path / "forger")
         forged = grpc.ssl_channel_credentials(
             authority.file.read_bytes(), *(file.read_bytes() for file in reversed(forger.sign("billing")))
         )
-        for shown in (authority.channel_credentials(), forged):
-            async with client_of(running, credentials=shown, timeout=2) as client:
+        for presented in (authority.channel_credentials(), forged):
+            async with client_of(running, credentials=presented, timeout=2) as client:
                 with pytest.raises(ServiceUnreachable):
                     await client.get_balance("alice", "paper")
 
@@ -256,26 +256,26 @@ class TestCertificates:
 
 
 class TestHealthAndReflection:
-    async def test_health_asks_nobody_who_he_is(self, tmp_path: Path) -> None:
+    async def test_health_needs_no_authentication(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path) as running:
             stub: Any = health_pb2_grpc.HealthStub(running.client.channel)
             reply = await stub.Check(health_pb2.HealthCheckRequest(service=SERVICE))
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
     @pytest.mark.threat("T19", attack=True)
-    async def test_reflection_is_for_callers_who_are_known(self, tmp_path: Path) -> None:
+    async def test_reflection_is_for_authenticated_callers(self, tmp_path: Path) -> None:
         request = reflection_pb2.ServerReflectionRequest(list_services="")
         async with serving(tmp_path, registry=registry_of(make_plugin())) as running:
             stub: Any = reflection_pb2_grpc.ServerReflectionStub(running.client.channel)
             reply = await stub.ServerReflectionInfo(iter([request])).read()
-            assert SERVICE in [found.name for found in reply.list_services_response.service]
+            assert SERVICE in [item.name for item in reply.list_services_response.service]
         async with authenticated_service(tmp_path, reflection=True) as running:
             stub = reflection_pb2_grpc.ServerReflectionStub(running.client.channel)
             failed = await failure(stub.ServerReflectionInfo(iter([request])).read())
             assert failed.reason == "CALLER_UNKNOWN"
             call = stub.ServerReflectionInfo(iter([request]), metadata=bearer(web_token()))
             reply = await call.read()
-            assert SERVICE in [found.name for found in reply.list_services_response.service]
+            assert SERVICE in [item.name for item in reply.list_services_response.service]
             call.cancel()
 
     async def test_a_check_that_breaks_before_reflection_is_told_without_the_exceptions_text(
@@ -291,7 +291,7 @@ class TestHealthAndReflection:
             call = stub.ServerReflectionInfo(iter([request]), metadata=bearer(token))
             assert (await failure(call.read())).reason == "SERVICE_FAILED"
 
-    async def test_each_question_of_a_reflection_is_asked_by_a_caller_who_is_still_known(self, tmp_path: Path) -> None:
+    async def test_each_request_of_a_reflection_call_is_authenticated_and_counted(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path, reflection=True, user_calls=3) as running:
             stub: Any = reflection_pb2_grpc.ServerReflectionStub(running.client.channel)
             call = stub.ServerReflectionInfo(metadata=bearer(web_token()))
@@ -321,7 +321,7 @@ class TestIssuersKeys:
             await read_balance(running, bearer(issuer.sign("autumn")))
             # What was signed before is still good.
             await read_balance(running, bearer(issuer.sign("spring", "bob")), "bob")
-            assert issuer.asked == 2
+            assert issuer.requests == 2
 
     async def test_a_published_key_is_never_a_shared_secret(self, tmp_path: Path) -> None:
         async with (

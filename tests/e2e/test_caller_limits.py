@@ -43,7 +43,7 @@ class TestStreams:
 
     @pytest.fixture
     def quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Callers of streams are looked at again at once, and tokens at each look."""
+        """The callers of streams are checked again at once, and their tokens at each check."""
         monkeypatch.setattr(authenticator, "RECHECK_INTERVAL", 0.05)
         monkeypatch.setattr(tokens, "KEEP", 0.0)
 
@@ -51,7 +51,7 @@ class TestStreams:
         assert tokens.KEEP + authenticator.RECHECK_INTERVAL + database.CALL_LIMIT < 30
 
     @pytest.mark.usefixtures("quick")
-    async def test_a_revoked_token_ends_its_streams_and_nobody_elses(self, tmp_path: Path) -> None:
+    async def test_a_revoked_token_ends_its_own_streams_only(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path) as running:
             revoked, stored = await service_token(running, EVERYBODY)
             kept, _ = await service_token(running, EVERYBODY)
@@ -70,7 +70,7 @@ class TestStreams:
             other.call.cancel()
 
     @pytest.mark.usefixtures("quick")
-    async def test_a_scope_that_shrinks_ends_the_streams_of_those_who_have_left_it(self, tmp_path: Path) -> None:
+    async def test_a_scope_that_shrinks_ends_the_streams_of_users_outside_it(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path) as running:
             token, stored = await service_token(running, Scope(frozenset({"alice", "bob"})))
             leaves, stays = (open_stream(running, bearer(token), user, "paper") for user in ("alice", "bob"))
@@ -84,7 +84,7 @@ class TestStreams:
             stays.call.cancel()
 
     @pytest.mark.usefixtures("quick")
-    async def test_a_database_that_is_away_ends_no_stream_and_lets_nobody_new_in(
+    async def test_a_database_that_is_away_ends_no_stream_and_admits_no_new_caller(
         self, tmp_path: Path, own_postgres_database: str, postgres_server: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(database, "CALL_LIMIT", 0.3)
@@ -113,7 +113,7 @@ class TestQuotas:
                     await reply
                 except grpc.aio.AioRpcError as error:
                     failures.append(failure_of(error))
-            # Another caller has his own.
+            # Another caller has a quota of its own.
             await read_balance(running, bearer(web_token("bob")), "bob")
         assert len(failures) >= 6
         for failed in failures:
@@ -135,7 +135,7 @@ class TestQuotas:
             assert failed.reason == "CALLER_RATE_LIMITED"
             assert failed.retry_delay is not None
             assert 50 < failed.retry_delay <= 60
-            # What is kept he may still have.
+            # The caller may still have the cached balance.
             assert (await read_balance(running, token)).balance.user_id == "alice"
             assert len(plugin.calls) == 3
 

@@ -28,7 +28,7 @@ from tests.identities import SECRET, Authority, client_of
 class TestStart:
     @pytest.fixture
     def authority(self, tmp_path: Path) -> Authority:
-        return Authority.made(tmp_path / "authority")
+        return Authority.create(tmp_path / "authority")
 
     async def refusal(self, folder: Path, **changes: Any) -> str:
         try:
@@ -59,15 +59,19 @@ class TestStart:
     @pytest.mark.threat("T9")
     @pytest.mark.parametrize("insecure", [False, True])
     async def test_tokens_never_cross_a_network_in_the_clear(self, tmp_path: Path, insecure: bool) -> None:
-        for way in ({"service_tokens": True}, {"jwt_secret": SECRET}, {"jwt_jwks_url": "https://issuer.example/keys"}):
-            text = await self.refusal(tmp_path, address="0.0.0.0:0", insecure=insecure, **way)
+        for method in (
+            {"service_tokens": True},
+            {"jwt_secret": SECRET},
+            {"jwt_jwks_url": "https://issuer.example/keys"},
+        ):
+            text = await self.refusal(tmp_path, address="0.0.0.0:0", insecure=insecure, **method)
             assert "insecure" in text if insecure else "in the clear" in text
 
-    @pytest.mark.parametrize("told", list(itertools.product([False, True], repeat=5)), ids=str)
+    @pytest.mark.parametrize("combination", list(itertools.product([False, True], repeat=5)), ids=str)
     def test_every_combination_of_what_opens_the_service_starts_or_is_refused_with_a_sentence(
-        self, tmp_path: Path, told: tuple[bool, ...]
+        self, tmp_path: Path, combination: tuple[bool, ...]
     ) -> None:
-        loopback, tls, identity, insecure, open_to_all = told
+        loopback, tls, identity, insecure, open_to_all = combination
         file = tmp_path / "file.pem"
         file.touch()
         chosen = settings_for(
@@ -79,7 +83,7 @@ class TestStart:
             insecure=insecure,
             open_to_all=open_to_all,
         )
-        # The rules told once more: whom it serves has one meaning, and elsewhere than here nothing is open unsaid.
+        # The rules, implemented again: the callers are defined once, and other machines are served only explicitly.
         contradicts = identity and (insecure or open_to_all)
         secured_or_told = (tls and (identity or open_to_all or insecure)) or (insecure and not identity)
         if not contradicts and (loopback or secured_or_told):
@@ -108,7 +112,7 @@ class TestStart:
         }.items():
             assert name in await self.refusal(tmp_path, **changes)
 
-    async def test_the_log_says_at_the_start_who_is_served(self, tmp_path: Path) -> None:
+    async def test_the_log_says_at_the_start_which_callers_are_served(self, tmp_path: Path) -> None:
         with capture_logs() as lines:
             async with serving(tmp_path, registry=registry_of(make_plugin())):
                 pass

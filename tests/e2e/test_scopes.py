@@ -43,7 +43,7 @@ from tests.identities import bearer, service_token, web_token
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A caller, for whom he says to be, and what he asks for."""
+    """A caller, the user that the call names by x-act-as, and the requested account."""
 
     kind: str
     users: frozenset[str]
@@ -60,7 +60,7 @@ class Attempt:
 
     @property
     def may_read(self) -> bool:
-        """The rules of scopes, told once more and in another way than the service's."""
+        """The rules of scopes, implemented again in another way than the service does."""
         if self.act_as is not None and self.act_as != self.target:
             return False
         if "acting" in self.kind:
@@ -117,7 +117,7 @@ async def metadata_of(running: Running, attempt: Attempt) -> list[tuple[str, str
 
 @dataclass(slots=True)
 class WatchedService:
-    """A guarded service with what shows that somebody came further than the door."""
+    """A service with authentication, and a record of what a call reached behind it."""
 
     running: Running
     plugin: ScriptedPlugin
@@ -126,7 +126,7 @@ class WatchedService:
 
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
-    """What came of an attempt: a balance, or the reason why there is none."""
+    """The result of an attempt: a balance, or the error's reason and message."""
 
     balance: Any = None
     reason: str = ""
@@ -161,7 +161,7 @@ class TestScope:
     @example(attempt=_attempt("acting by token", "alice"))
     @example(attempt=_attempt("acting by JWT", "alice", act_as="bob", streamed=True))
     @example(attempt=_attempt("list by token", "alice", act_as="alice"))
-    async def test_a_caller_outside_his_scope_gets_nothing_whatever_is_kept_and_however_he_asks(
+    async def test_a_caller_gets_nothing_outside_the_scope_whatever_is_cached_and_however_it_is_requested(
         self, watched: WatchedService, attempt: Attempt
     ) -> None:
         running = watched.running
@@ -169,18 +169,18 @@ class TestScope:
         await running.service.cache.close()
         followed = None
         if attempt.warm:
-            # Somebody who may read it has just done so, and follows it.
+            # A caller that may read the account has just read it, and follows it.
             followed = open_stream(running, auditor, attempt.target, attempt.exchange_id)
             await followed.next()
-        shown = await metadata_of(running, attempt)
+        metadata = await metadata_of(running, attempt)
         calls, statements = len(watched.plugin.calls), len(watched.statements)
-        result = await self.make_attempt(running, shown, attempt)
+        result = await self.make_attempt(running, metadata, attempt)
         if followed is not None:
             followed.call.cancel()
         if not (attempt.is_known and attempt.may_read):
             assert result.balance is None
             assert result.reason == ("USER_FORBIDDEN" if attempt.is_known else "CALLER_UNKNOWN")
-            # He was stopped at the door: no venue, no credential's reference was asked for on his behalf.
+            # Authentication stopped the call: neither a venue nor the credential table was asked.
             assert len(watched.plugin.calls) == calls
             assert len(watched.statements) == statements
             assert not any(user in result.message for user in USERS)
@@ -192,15 +192,15 @@ class TestScope:
             assert result.reason == "CREDENTIAL_MISSING"
 
     @staticmethod
-    async def make_attempt(running: Running, shown: list[tuple[str, str]], attempt: Attempt) -> AttemptResult:
+    async def make_attempt(running: Running, metadata: list[tuple[str, str]], attempt: Attempt) -> AttemptResult:
         """The attempt, by a call or by a stream."""
         request = balance_request(attempt.exchange_id, user_id=attempt.target)
         if attempt.forced:
             request.max_age.FromSeconds(0)
         try:
             if not attempt.streamed:
-                return AttemptResult((await running.stub.GetBalance(request, metadata=shown)).balance)
-            stream = open_stream(running, shown, attempt.target, attempt.exchange_id)
+                return AttemptResult((await running.stub.GetBalance(request, metadata=metadata)).balance)
+            stream = open_stream(running, metadata, attempt.target, attempt.exchange_id)
             event = await stream.next()
             stream.call.cancel()
         except grpc.aio.AioRpcError as error:
@@ -214,7 +214,7 @@ class TestScope:
         )
 
     @pytest.mark.threat("T1", attack=True)
-    async def test_where_nobody_is_told_apart_everybody_reads_everybody(self, tmp_path: Path) -> None:
+    async def test_without_authentication_every_caller_reads_every_user(self, tmp_path: Path) -> None:
         """The attack that scopes are against: without them it succeeds."""
         async with serving(tmp_path, registry=registry_of(make_plugin())) as running:
             await running.store(user="alice")
@@ -224,7 +224,7 @@ class TestScope:
             failed = await failure(read_balance(running, bearer(web_token("bob")), "alice"))
         assert failed.message.startswith(OUTSIDE)
 
-    async def test_a_user_who_exists_and_one_who_does_not_are_refused_in_the_same_words(self, tmp_path: Path) -> None:
+    async def test_existing_and_unknown_users_are_refused_in_the_same_words(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path) as running:
             answers = set()
             for user in ("alice", "dave", "nobody-at-all", "\N{GRINNING FACE}"):
@@ -238,7 +238,7 @@ class TestScope:
         assert code is grpc.StatusCode.PERMISSION_DENIED
         assert message.startswith(OUTSIDE)
 
-    async def test_who_acts_for_users_must_say_for_whom(self, tmp_path: Path) -> None:
+    async def test_a_caller_that_acts_for_users_must_name_the_user(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path) as running:
             token, _ = await service_token(running, ACTS_FOR_ALL)
             assert (await read_balance(running, bearer(token, "alice"))).balance.user_id == "alice"

@@ -136,8 +136,8 @@ class TestWrongKeys:
         (line,) = [line for line in lines if line["event"] == "keys.unproven"]
         assert reason in line["problem"]
         assert plugin.calls == []
-        for shown in (CANARY, "xs1:", str(tmp_path)):
-            assert shown not in repr(failed)
+        for secret in (CANARY, "xs1:", str(tmp_path)):
+            assert secret not in repr(failed)
         assert CANARY not in str(lines)
 
     @pytest.mark.usefixtures("quick_checks")
@@ -158,7 +158,7 @@ class TestWrongKeys:
                     await eventually(serves, "serving")
                     assert totals((await running.client.get_balance(USER, "paper")).balance) == {"BTC": "1.50"}
         events = [line["event"] for line in lines]
-        # However often it looked, it said so once.
+        # It reported the problem once, however often it checked.
         assert (events.count("keys.unproven"), events.count("keys.proven")) == (1, 1)
 
     @pytest.mark.usefixtures("quick_checks")
@@ -181,7 +181,7 @@ class TestWrongKeys:
     async def test_a_stop_is_not_undone_by_a_proof_that_comes_late(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        said: list[bool] = []
+        reports: list[bool] = []
         looking, looked = asyncio.Event(), asyncio.Event()
 
         async def slow(_: Any) -> key_check.KeyCheck:
@@ -190,7 +190,7 @@ class TestWrongKeys:
             return key_check.KeyCheck((), True)
 
         async def say(serving: bool) -> None:
-            said.append(serving)
+            reports.append(serving)
 
         monkeypatch.setattr(key_check, "INTERVAL", 0.0)
         monkeypatch.setattr(key_check, "check_keys", slow)
@@ -201,7 +201,7 @@ class TestWrongKeys:
         watch.end()
         looked.set()
         await running
-        assert said == []
+        assert reports == []
         await store.close()
 
     @pytest.mark.usefixtures("quick_checks")
@@ -241,7 +241,7 @@ class TestWrongKeys:
         plugin = ScriptedPlugin()
         async with serving(tmp_path, registry=registry_of(plugin), keyset_file=keyset_file) as running:
             await running.store(api_key=CANARY)
-            await running.store(user="mallory", api_key="his own")
+            await running.store(user="mallory", api_key="another key")
             Database(running.service.settings.database_url).run(
                 "UPDATE bot_credentials SET api_key = (SELECT api_key FROM bot_credentials WHERE user_id = %s)"
                 " WHERE user_id = 'mallory'",
@@ -365,9 +365,11 @@ class TestUnderTraffic:
         assert events.count("balance") >= 2
         assert set(events) <= {"balance", "heartbeat"}
         assert all(call.credential.api_key.reveal() == f"{CANARY} of {call.account.user_id}" for call in plugin.calls)
-        told = [line for line in lines if line["event"] == "credential.opened" and line["purpose"] == "venue"]
-        assert len(told) == len(openings) >= answered
-        assert {key for line in told for key in line["keys"]} == {first, second}
+        openings_in_log = [
+            line for line in lines if line["event"] == "credential.opened" and line["purpose"] == "venue"
+        ]
+        assert len(openings_in_log) == len(openings) >= answered
+        assert {key for line in openings_in_log for key in line["keys"]} == {first, second}
         assert not [line for line in lines if line["log_level"] in ("warning", "error")]
         assert CANARY not in str(lines)
 
@@ -505,20 +507,20 @@ class TestCommands:
         assert (code, severity) == (0, "warning")
         assert "no keyset" in text
         assert "1 now" in text
-        code, found = findings(tmp_path, **keys)
-        assert [severity for severity, _ in found] == ["ok", "warning"]
-        assert "credentials seal" in found[1][1]
+        code, entries = findings(tmp_path, **keys)
+        assert [severity for severity, _ in entries] == ["ok", "warning"]
+        assert "credentials seal" in entries[1][1]
         assert findings(tmp_path, **keys, EXCHANGE_SERVICE_ALLOW_PLAINTEXT="false")[0] == 4
         assert command(tmp_path, "credentials", "seal", "--all", **keys).exit_code == 0
         assert findings(tmp_path, **keys) == (0, [("ok", "sealed values: 1; the keys open them.")])
         command(tmp_path, "keys", "rotate", **keys)
-        code, found = findings(tmp_path, **keys)
-        assert (code, "credentials rewrap" in found[1][1]) == (0, True)
-        code, found = findings(tmp_path)
-        assert (code, [severity for severity, _ in found]) == (4, ["error"])
+        code, entries = findings(tmp_path, **keys)
+        assert (code, "credentials rewrap" in entries[1][1]) == (0, True)
+        code, entries = findings(tmp_path)
+        assert (code, [severity for severity, _ in entries]) == (4, ["error"])
         (tmp_path / "keyset.json").unlink()
-        code, found = findings(tmp_path, **keys)
-        assert (code, found[0][0], "cannot be read" in found[0][1]) == (4, "error", True)
+        code, entries = findings(tmp_path, **keys)
+        assert (code, entries[0][0], "cannot be read" in entries[0][1]) == (4, "error", True)
 
     def test_status_counts_what_each_key_seals_and_a_key_in_use_is_not_retired(
         self, tmp_path: Path, keys: dict[str, str]
@@ -547,10 +549,10 @@ class TestCommands:
         assert list(read_keyset(tmp_path / f"keyset.json.retired-{first}").keys) == [first]
         assert status() == [(second, True, 1)]
         assert command(tmp_path, "keys", "retire", second, **keys).exit_code == 4
-        shown = command(tmp_path, "keys", "status", **keys)
+        status = command(tmp_path, "keys", "status", **keys)
         material = json.loads((tmp_path / "keyset.json").read_text())["keys"][second]["key"]
-        assert second in shown.stdout
-        assert material not in shown.stdout + shown.stderr
+        assert second in status.stdout
+        assert material not in status.stdout + status.stderr
 
     def test_a_key_may_be_handed_round_before_it_seals(self, tmp_path: Path, keys: dict[str, str]) -> None:
         file = tmp_path / "keyset.json"

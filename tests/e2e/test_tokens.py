@@ -39,9 +39,9 @@ class TestCommands:
         token_id = token.split("_")[1]
         async with authenticated_service(tmp_path) as running:
 
-            async def balance(user: str, shown: str = token) -> subprocess.CompletedProcess[str]:
+            async def balance(user: str, presented: str = token) -> subprocess.CompletedProcess[str]:
                 arguments = ("balance", "--user", user, "--exchange", "paper", "--address", running.service.address)
-                return await asyncio.to_thread(run_command, tmp_path, *arguments, EXCHANGE_SERVICE_TOKEN=shown)
+                return await asyncio.to_thread(run_command, tmp_path, *arguments, EXCHANGE_SERVICE_TOKEN=presented)
 
             assert amount("alice", "paper") in (await balance("alice")).stdout
             refused = await balance("bob")
@@ -92,10 +92,10 @@ class TestCommands:
     async def test_a_token_for_this_machine_goes_through_no_proxy_that_the_environment_names(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        asked = asyncio.Event()
+        connected = asyncio.Event()
 
         async def proxy(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            asked.set()
+            connected.set()
             writer.close()
 
         server = await asyncio.start_server(proxy, "127.0.0.1", 0)
@@ -110,7 +110,7 @@ class TestCommands:
             client_of(running, token=web_token(), timeout=PATIENCE) as client,
         ):
             assert (await client.get_balance("alice", "paper")).balance.user_id == "alice"
-        assert not asked.is_set()
+        assert not connected.is_set()
 
     def test_a_token_in_the_metadata_is_a_token_too(self) -> None:
         with pytest.raises(ValueError, match="plaintext"):
@@ -122,17 +122,17 @@ class TestCommands:
         assert "topsecretpart" not in done.stdout + done.stderr
 
     async def test_a_client_certificate_is_given_by_flags(self, tmp_path: Path) -> None:
-        authority = Authority.made(tmp_path / "authority")
-        ways = tls_settings(authority, tls_client_ca=authority.file, client_certificates={"desk": ["alice"]})
+        authority = Authority.create(tmp_path / "authority")
+        options = tls_settings(authority, tls_client_ca=authority.file, client_certificates={"desk": ["alice"]})
         certificate, key = map(str, authority.sign("desk"))
-        async with authenticated_service(tmp_path, service_tokens=False, **ways) as running:
+        async with authenticated_service(tmp_path, service_tokens=False, **options) as running:
             address = f"127.0.0.1:{running.service.address.rpartition(':')[2]}"
             flags = ("--address", address, "--tls-ca", str(authority.file))
-            shown = ("--tls-certificate", certificate, "--tls-key", key)
+            identification = ("--tls-certificate", certificate, "--tls-key", key)
             arguments = ("balance", "--user", "alice", "--exchange", "paper")
-            done = await asyncio.to_thread(run_command, tmp_path, *arguments, *flags, *shown)
+            done = await asyncio.to_thread(run_command, tmp_path, *arguments, *flags, *identification)
             assert amount("alice", "paper") in done.stdout, done.stderr
-            half = await asyncio.to_thread(run_command, tmp_path, *arguments, *flags, *shown[:2])
+            half = await asyncio.to_thread(run_command, tmp_path, *arguments, *flags, *identification[:2])
             assert half.returncode == 2
             probe = ("EXCHANGE_SERVICE_CLIENT_CERTIFICATE", certificate), ("EXCHANGE_SERVICE_CLIENT_KEY", key)
             healthy = await asyncio.to_thread(run_command, tmp_path, "health", *flags, **dict(probe))

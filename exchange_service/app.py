@@ -25,7 +25,7 @@ from exchange_service.cache import Cache, make_cache, open_link
 from exchange_service.catalogue import Catalogue
 from exchange_service.credentials import CredentialReference
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
-from exchange_service.credentials.proof import KeyWatch
+from exchange_service.credentials.key_check import KeyWatch
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.grpc_server.methods import ServiceMethods

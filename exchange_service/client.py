@@ -11,7 +11,6 @@ class of `exchange_service.errors` for the server's reason; its `request_id` is 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -21,6 +20,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
+from exchange_service.addresses import is_loopback
 from exchange_service.errors import (
     DeadlinePassed,
     ServiceError,
@@ -268,18 +268,6 @@ class ExchangeServiceClient:
             f"The service at {self._address} did not answer ({error.code().name}: {text[:200]}).",
             advice="Start it with `exchange-service serve` or `exchange-service demo`.",
         )
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address, host:port or unix:path, is on this machine. A name other than localhost is not."""
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost" or address.startswith("unix:"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        # Any other name, such as "127.example.com", may resolve to any address.
-        return False
 
 
 def _duration(seconds: float) -> Duration:

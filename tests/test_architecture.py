@@ -17,6 +17,7 @@ PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/pyproje
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
+    "addresses": set(),
     "amounts": set(),
     "app": {
         *{"balances", "cache", "catalogue", "credentials", "grpc_server", "identity", "model", "observability"},
@@ -26,13 +27,14 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"tasks"},
     "catalogue": {"errors", "model", "venue_gate", "venues", "wire"},
     "cli": {
-        *{"__init__", "amounts", "app", "balances", "cache", "client", "credentials", "errors", "grpc_server"},
-        *{"identity", "model", "observability", "operator", "plugin_host", "settings", "startup_checks", "testing"},
-        *{"v1", "venue_gate", "venues", "wire"},
+        *{"__init__", "amounts", "app", "balances", "cache", "client", "credentials", "errors", "gc_tuning"},
+        *{"grpc_server", "identity", "model", "observability", "operator", "plugin_host", "settings", "startup_checks"},
+        *{"testing", "v1", "venue_gate", "venues", "wire"},
     },
-    "client": {"errors", "operator", "v1"},
+    "client": {"addresses", "errors", "operator", "v1"},
     "credentials": {"errors", "model", "settings"},
     "errors": set(),
+    "gc_tuning": set(),
     "grpc_server": {
         *{"balances", "catalogue", "errors", "identity", "observability", "operator", "plugin_host", "streams", "v1"},
         *{"venues", "wire"},
@@ -42,10 +44,13 @@ ALLOWED: dict[str, set[str]] = {
     "observability": {"errors"},
     "operator": {"v1"},
     "plugin_api": {"amounts", "errors", "model", "plugin_kit"},
-    "plugin_host": {"credentials", "errors", "model", "observability", "operator", "settings", "v1", "venues", "wire"},
+    "plugin_host": {
+        *{"credentials", "errors", "gc_tuning", "model", "observability", "operator", "settings", "v1", "venues"},
+        *{"wire"},
+    },
     "plugin_kit": {"amounts", "errors", "model"},
     "pytest_plugin": set(),
-    "settings": {"observability"},
+    "settings": {"addresses", "observability"},
     "startup_checks": {"identity", "settings", "venues"},
     "streams": {"balances", "errors", "model", "venues", "wire"},
     "tasks": set(),

@@ -29,7 +29,7 @@ from exchange_service.identity.methods import certificate_scopes, open_authentic
 from exchange_service.model import Credential
 from exchange_service.observability.metrics import Metrics
 from exchange_service.observability.metrics_server import MetricsNotShown, MetricsServer
-from exchange_service.plugin_host.client import HostSettings, PluginClients
+from exchange_service.plugin_host.client import PluginClients, ProcessSettings
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.plugin_host.report import PluginReport
 from exchange_service.settings import Settings, unknown_variables
@@ -199,7 +199,7 @@ def open_venues(
     """What reads accounts, in this process and in those of plugins. UnsafeSettings for what names no plugin."""
     overrides = check_overrides(settings, registry)
     here = Sessions(open_credential, http, overrides=overrides, idle_timeout=settings.session_idle)
-    hosts = HostSettings(
+    hosts = ProcessSettings(
         venue_timeout=settings.venue_timeout,
         session_idle=settings.session_idle,
         overrides=overrides,

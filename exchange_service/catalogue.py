@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from exchange_service.errors import FieldInvalid
 from exchange_service.model import ExchangeMetadata
 from exchange_service.venue_gate.status import VenueStatus
-from exchange_service.venues.registry import Listing, PluginInfo, Registry
+from exchange_service.venues.loading import PluginInfo
+from exchange_service.venues.registry import Listing, Registry
 from exchange_service.wire.balances import (
     ListingTrouble,
     PluginLabel,

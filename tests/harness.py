@@ -41,7 +41,8 @@ from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.v1 import exchange_service_pb2_grpc
 from exchange_service.venue_gate import VenueGate
 from exchange_service.venues.http import VenueHttpPool
-from exchange_service.venues.registry import LoadedPlugin, PluginInfo, Registry, load_plugin
+from exchange_service.venues.loading import LoadedPlugin, PluginInfo, load_plugin
+from exchange_service.venues.registry import Registry
 from exchange_service.venues.sessions import Sessions
 
 USER = "alice"

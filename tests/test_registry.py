@@ -20,7 +20,8 @@ from exchange_service.plugin_api import (
     VenueCall,
     hookimpl,
 )
-from exchange_service.venues.registry import Registry, load_plugin, load_registry
+from exchange_service.venues.loading import PLUGIN_GROUP, load_plugin
+from exchange_service.venues.registry import Registry, load_registry
 from tests.harness import ScriptedPlugin, info, listing, loaded, registry_of
 
 GOOD = """
@@ -52,10 +53,10 @@ class Folder:
     def add(self, name: str, text: str) -> None:
         module = f"test_plugin_{self.path.parent.name}_{name}".replace("-", "_")
         (self.path / f"{module}.py").write_text(text)
-        self.points.append(EntryPoint(name, module, "exchange_service"))
+        self.points.append(EntryPoint(name, module, PLUGIN_GROUP))
 
     def load(self) -> Registry:
-        return load_registry(found=self.points)
+        return load_registry(points=self.points)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from exchange_service.errors import PluginFailed, ServiceError
 from exchange_service.model import Account, Credential, KeyRights
 from exchange_service.observability.metrics import CANCELLED, Metrics, ProcessOfPlugin
 from exchange_service.plugin_host.client import PluginClients
-from exchange_service.plugin_host.supervisor import State
+from exchange_service.plugin_host.supervisor import ProcessState
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Venues
 from exchange_service.wire.balances import FetchedBalance
@@ -76,6 +76,6 @@ def instrumented_opening(open_credential: OpenCredential, metrics: Metrics) -> O
 def processes_of(registry: Registry, venues: PluginClients) -> Iterator[ProcessOfPlugin]:
     """How the processes are that run plugins."""
     for plugin in registry.plugins:
-        for number, condition in enumerate(venues.conditions(plugin)):
-            running = condition.state is State.RUNNING
+        for number, condition in enumerate(venues.statuses(plugin)):
+            running = condition.state is ProcessState.RUNNING
             yield ProcessOfPlugin(plugin.info.name, number, running, condition.memory, condition.restarts)

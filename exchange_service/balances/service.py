@@ -242,8 +242,7 @@ class Balances:
 
     async def _reference(self, account: Account, listing: Listing) -> CredentialReference:
         metadata = listing.metadata
-        environment = metadata.environment(account.environment)
-        aliases = environment.aliases if environment else ()
+        aliases = metadata.environment_aliases(account.environment)
         stored_for = account.stored()
         reference = await self._references.find(stored_for, aliases=aliases, credential_of=metadata.credential_of)
         if reference is None:

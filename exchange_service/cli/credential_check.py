@@ -60,8 +60,7 @@ class Checker:
         """
         found, listing = self._registry.account(account.user_id, account.exchange_id, account.environment)
         metadata = listing.metadata
-        environment = metadata.environment(found.environment)
-        aliases = environment.aliases if environment else ()
+        aliases = metadata.environment_aliases(found.environment)
         reference = await self._store.find(found, aliases=aliases, credential_of=metadata.credential_of)
         if reference is None:
             raise CredentialMissing(

@@ -104,8 +104,7 @@ def confirm(question: str) -> None:
 
 def _stored_under(stored: list[Account], account: Account, metadata: ExchangeMetadata) -> Account | None:
     """The row that serves the account already, also where it names the environment by another word."""
-    environment = metadata.environment(account.environment)
-    names = {account.environment, *(environment.aliases if environment else ())}
+    names = {account.environment, *metadata.environment_aliases(account.environment)}
     rows = (row for row in stored if row.exchange_id == account.exchange_id and row.environment in names)
     return next(rows, None)
 

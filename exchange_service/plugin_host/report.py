@@ -11,15 +11,16 @@ from google.protobuf.duration_pb2 import Duration
 
 from exchange_service.model import ExchangeMetadata
 from exchange_service.plugin_host.client import PluginClients
-from exchange_service.plugin_host.supervisor import Condition, State
+from exchange_service.plugin_host.supervisor import ProcessState, ProcessStatus
 from exchange_service.v1 import exchange_pb2, exchange_service_pb2
-from exchange_service.venues.registry import LoadedPlugin, PluginInfo, Registry
+from exchange_service.venues.loading import LoadedPlugin, PluginInfo
+from exchange_service.venues.registry import Registry
 
 _STATES = {
-    State.IDLE: exchange_service_pb2.PLUGIN_PROCESS_STATE_IDLE,
-    State.STARTING: exchange_service_pb2.PLUGIN_PROCESS_STATE_STARTING,
-    State.RUNNING: exchange_service_pb2.PLUGIN_PROCESS_STATE_RUNNING,
-    State.WAITING: exchange_service_pb2.PLUGIN_PROCESS_STATE_WAITING,
+    ProcessState.IDLE: exchange_service_pb2.PLUGIN_PROCESS_STATE_IDLE,
+    ProcessState.STARTING: exchange_service_pb2.PLUGIN_PROCESS_STATE_STARTING,
+    ProcessState.RUNNING: exchange_service_pb2.PLUGIN_PROCESS_STATE_RUNNING,
+    ProcessState.WAITING: exchange_service_pb2.PLUGIN_PROCESS_STATE_WAITING,
 }
 
 
@@ -38,11 +39,11 @@ class PluginReport:
             status.processes.extend(_process(condition) for condition in self._conditions(plugin))
         return response.SerializeToString()
 
-    def _conditions(self, plugin: LoadedPlugin) -> Sequence[Condition]:
+    def _conditions(self, plugin: LoadedPlugin) -> Sequence[ProcessStatus]:
         if plugin.own_process:
-            return self._venues.conditions(plugin)
+            return self._venues.statuses(plugin)
         uptime = asyncio.get_running_loop().time() - self._began
-        return (Condition(State.RUNNING, os.getpid(), psutil.Process().memory_info().rss, uptime, 0, ""),)
+        return (ProcessStatus(ProcessState.RUNNING, os.getpid(), psutil.Process().memory_info().rss, uptime, 0, ""),)
 
 
 def installed(registry: Registry) -> exchange_service_pb2.ListPluginsResponse:
@@ -69,7 +70,7 @@ def _status(plugin: LoadedPlugin, served: Sequence[ExchangeMetadata]) -> exchang
     )
 
 
-def _process(condition: Condition) -> exchange_service_pb2.PluginProcess:
+def _process(condition: ProcessStatus) -> exchange_service_pb2.PluginProcess:
     message = exchange_service_pb2.PluginProcess(
         state=_STATES[condition.state],
         process_id=condition.process_id,

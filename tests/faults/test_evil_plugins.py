@@ -337,9 +337,9 @@ async def evil(service: Served, load: SteadyLoad) -> AsyncIterator[Served]:
         ("raises", "Importing evil_raises failed with RuntimeError."),
         ("exits", "Importing evil_exits failed with SystemExit."),
         ("vanishes", "Its process ended "),
-        ("misspells", "The hook fetch_balance is not on the plugin page"),
+        ("misspells", "The hook fetch_balance is not part of the plugin API"),
         ("lies", "exchange_manifest should return a Manifest, and returned dict."),
-        ("babbles", "Its manifest holds something else than the plugin page says."),
+        ("babbles", "Its manifest holds a value of another type than the plugin API says."),
     ],
 )
 async def test_one_that_cannot_be_loaded_is_a_problem_with_its_reason_and_none_of_its_exchanges_are_listed(

@@ -119,7 +119,7 @@ def test_one_plugin_that_breaks_at_its_import_ends_the_loading_of_all_and_here_i
     with pytest.raises(ImportError):
         _ = [manager.register(point.load()) for point in points]
     assert manager.list_name_plugin() == []
-    registry = load_registry(found=points)
+    registry = load_registry(points=points)
     assert list(registry.listings) == ["good"]
     assert [problem.plugin.name for problem in registry.problems] == ["broken"]
 

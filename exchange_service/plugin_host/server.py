@@ -46,7 +46,7 @@ class _CredentialNeeded(Exception):
 
 
 @dataclass(slots=True)
-class _Configured:
+class _ServedPlugin:
     """What the handshake opened."""
 
     plugin: LoadedPlugin
@@ -66,7 +66,7 @@ class PluginServer:
     def __init__(self, load: Callable[[], LoadedPlugin], token: str) -> None:
         self._load = load
         self._token = token
-        self._configured: _Configured | None = None
+        self._served: _ServedPlugin | None = None
         # The credentials of calls, each for as long as its call lasts.
         self._offered: dict[CredentialReference, Credential] = {}
 
@@ -75,26 +75,26 @@ class PluginServer:
         problem = ""
         if request.protocol_version != PROTOCOL:
             problem = f"Its process speaks version {PROTOCOL} and the service {request.protocol_version}."
-        elif self._configured is not None:
-            self._configured.serve(request.manifest)
+        elif self._served is not None:
+            self._served.serve(request.manifest)
         else:
             try:
-                self._configured = self._open_plugin(request)
+                self._served = self._open_plugin(request)
             except PluginRejected as rejection:
                 problem = str(rejection)
         return messages.ConfigureResponse(
             protocol_version=PROTOCOL, problem=problem, proof=proof(self._token), process_id=os.getpid()
         )
 
-    def _open_plugin(self, request: messages.ConfigureRequest) -> _Configured:
+    def _open_plugin(self, request: messages.ConfigureRequest) -> _ServedPlugin:
         plugin = self._load()
         http = VenueHttpPool(timeout=request.venue_timeout)
         sessions = Sessions(
             self._open_credential, http, overrides=dict(request.overrides), idle_timeout=request.session_idle
         )
-        configured = _Configured(plugin, {}, sessions, http)
-        configured.serve(request.manifest)
-        return configured
+        served = _ServedPlugin(plugin, {}, sessions, http)
+        served.serve(request.manifest)
+        return served
 
     async def _open_credential(self, reference: CredentialReference) -> Credential:
         credential = self._offered.get(reference)
@@ -104,7 +104,7 @@ class PluginServer:
 
     async def check_health(self, request: messages.CheckHealthRequest) -> messages.CheckHealthResponse:
         """How many calls are stuck; that this is answered at all shows that the event loop is not blocked."""
-        stuck = self._configured.sessions.stuck_calls(_STUCK_AFTER) if self._configured else 0
+        stuck = self._served.sessions.stuck_calls(_STUCK_AFTER) if self._served else 0
         return messages.CheckHealthResponse(stuck_calls=stuck)
 
     async def fetch_balance(self, request: messages.FetchBalanceRequest) -> messages.FetchBalanceResponse:
@@ -142,10 +142,10 @@ class PluginServer:
         if offered:
             self._offered[reference] = read_credential(call.credential)
         try:
-            assert self._configured is not None
-            listing = self._configured.listings[call.exchange_id]
+            assert self._served is not None
+            listing = self._served.listings[call.exchange_id]
             deadline = asyncio.get_running_loop().time() + call.timeout
-            return await ask(self._configured.sessions, listing, deadline)
+            return await ask(self._served.sessions, listing, deadline)
         except _CredentialNeeded:
             return reply(credential_needed=True)
         except ServiceError as error:
@@ -160,16 +160,16 @@ class PluginServer:
 
     async def forget_account(self, request: messages.ForgetAccountRequest) -> messages.ForgetAccountResponse:
         """Close an account's session."""
-        if self._configured is not None:
-            self._configured.sessions.forget(Account(request.user_id, request.exchange_id, request.environment))
+        if self._served is not None:
+            self._served.sessions.forget(Account(request.user_id, request.exchange_id, request.environment))
         return messages.ForgetAccountResponse()
 
     async def close(self) -> None:
         """Close the sessions and the plugin's state."""
-        if self._configured is not None:
-            await self._configured.sessions.close()
-            await self._configured.plugin.state.close()
-            await self._configured.http.close()
+        if self._served is not None:
+            await self._served.sessions.close()
+            await self._served.plugin.state.close()
+            await self._served.http.close()
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The handlers for the gRPC server; each answers only calls with the token."""

@@ -1,4 +1,4 @@
-"""A plugin in a process of its own: the same answers as in the service's, and the service's own peace."""
+"""A plugin in a process of its own answers as in the service's process, and cannot disturb the service."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @asynccontextmanager
 async def hosting(folder: Path, **changes: Any) -> AsyncIterator[Running]:
-    """A service that has found the guest among the installed plugins."""
+    """A service that has loaded the guest as an installed plugin."""
     registry = open_registry(settings_for(folder, **changes))
     async with serving(folder, registry=registry, **changes) as running:
         yield running
@@ -196,7 +196,7 @@ async def process_of(running: Running, name: str = "guest") -> public.PluginProc
 
 
 def processes() -> set[int]:
-    """The processes of plugins below this one."""
+    """The ids of the plugins' processes below this one."""
     return {
         child.pid
         for child in psutil.Process().children(recursive=True)
@@ -223,7 +223,7 @@ class TestPlugin:
             await read_report(running)
             assert "guest_plugin" not in sys.modules
 
-    async def test_its_errors_cross_with_reason_sentence_and_delay(self, guest: Path, tmp_path: Path) -> None:
+    async def test_its_errors_keep_their_reason_sentence_and_delay(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path) as running:
             await running.store("guest", metadata={"deed": "limited"})
             with pytest.raises(VenueRateLimited, match="Guest limits our requests") as caught:
@@ -247,7 +247,7 @@ class TestPlugin:
             assert caught.value.reason == "VENUE_TIMEOUT"
             assert (await read_report(running))["process"] == before["process"]
 
-    async def test_what_a_key_may_do_is_asked_there_too(self, guest: Path, tmp_path: Path) -> None:
+    async def test_what_a_key_may_do_is_asked_in_its_process_too(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path) as running:
             await running.store("guest")
             async with open_checker(settings_for(tmp_path)) as checker:
@@ -263,7 +263,7 @@ class TestPlugin:
 
 
 class TestCredential:
-    async def test_it_crosses_once_for_a_session_and_not_with_every_call(
+    async def test_it_is_sent_once_for_a_session_and_not_with_every_call(
         self, guest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         opened = []
@@ -398,7 +398,9 @@ def config(manifest: Manifest) -> ServeConfig:
 
 
 class TestEnds:
-    async def test_one_that_is_killed_is_told_of_and_back_within_seconds(self, guest: Path, tmp_path: Path) -> None:
+    async def test_one_that_is_killed_is_reported_and_serves_again_within_seconds(
+        self, guest: Path, tmp_path: Path
+    ) -> None:
         async with hosting(tmp_path) as running:
             await running.store("guest")
             before = await read_report(running)
@@ -564,7 +566,7 @@ class TestSignals:
             await running.store("guest")
             await read_report(running)
             monkeypatch.setattr(Supervisor, "process", ended_process)
-            with pytest.raises(PluginUnavailable):
+            with pytest.raises(PluginUnavailable, match="ended, and is started again"):
                 await running.client.get_balance("alice", "guest", max_age=0)
 
 
@@ -601,7 +603,7 @@ class TestPlaces:
             "acme": Placement.THIRD_PARTY,
         }
 
-    def test_the_operator_may_wish_otherwise(self) -> None:
+    def test_the_operator_may_choose_otherwise(self) -> None:
         wishes = {"oanda": "own-process", "ccxt_generic": "in-process", "acme": "in-process"}
         assert placement(info("oanda", "exchange-service-oanda"), wishes, []) is Placement.OWN_PROCESS
         assert placement(info("ccxt_generic", "exchange-service-ccxt-generic"), wishes, []) is Placement.IN_PROCESS

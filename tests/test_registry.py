@@ -1,4 +1,4 @@
-"""The registry: a broken plugin hurts nobody else, custom comes before CCXT, and an id finds its exchange."""
+"""The registry: a broken plugin does not affect the others, custom plugins come before CCXT, and ids find exchanges."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def source(exchange_id: str = "good", *, version: int = 1, more: str = "", twice
 
 
 class Folder:
-    """Modules written to a folder of the test's own, and their entry points."""
+    """Plugin modules in a folder of the test's own, and their entry points."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -124,7 +124,7 @@ class TestBrokenPlugins:
         assert registry.listings == {}
         assert [problem.plugin.name for problem in registry.problems] == ["one", "two"]
 
-    def test_ctrl_c_at_import_is_not_the_plugins(self, folder: Folder) -> None:
+    def test_an_interrupt_at_import_ends_the_loading(self, folder: Folder) -> None:
         folder.add("one", "raise KeyboardInterrupt")
         with pytest.raises(KeyboardInterrupt):
             folder.load()
@@ -200,7 +200,7 @@ class TestPrecedence:
         first = loaded(ScriptedPlugin(), "first")
         second = loaded(ScriptedPlugin(listing("paper"), listing("paper_options", credential_of="paper")), "second")
         registry = Registry([first, second], choices={"paper": "exchange-service-second"})
-        assert {name: found.plugin for name, found in registry.listings.items()} == {
+        assert {name: listed.plugin for name, listed in registry.listings.items()} == {
             "paper": second,
             "paper_options": second,
         }
@@ -245,7 +245,7 @@ class TestPrecedence:
 
 
 class Refreshing(ScriptedPlugin):
-    """A plugin with a newer manifest to give, or a failure."""
+    """A plugin whose hook refresh_manifest gives this manifest, or raises this exception."""
 
     def __init__(self, newer: Any) -> None:
         super().__init__(listing("old"))
@@ -300,7 +300,7 @@ class TestAccount:
     registry = registry_of(ScriptedPlugin(listing("paper", environments=WITH_SANDBOX), listing("pencil")))
 
     @pytest.mark.parametrize(
-        ("asked", "name"),
+        ("requested", "name"),
         [
             ("", "production"),
             ("production", "production"),
@@ -310,10 +310,10 @@ class TestAccount:
             ("demo", "sandbox"),
         ],
     )
-    def test_an_environment_goes_by_its_name_or_the_venues_word(self, asked: str, name: str) -> None:
-        account, found = self.registry.account("alice", " PAPER ", asked)
+    def test_an_environment_goes_by_its_name_or_the_venues_word(self, requested: str, name: str) -> None:
+        account, listed = self.registry.account("alice", " PAPER ", requested)
         assert (account.user_id, account.exchange_id, account.environment) == ("alice", "paper", name)
-        assert found.metadata.id == "paper"
+        assert listed.metadata.id == "paper"
 
     def test_an_unknown_environment_is_a_bad_field_that_names_the_known_ones(self) -> None:
         with pytest.raises(FieldInvalid, match="production, live, sandbox, practice, demo") as refusal:
@@ -324,10 +324,10 @@ class TestAccount:
         with pytest.raises(NotSupported, match="Pencil has no sandbox"):
             self.registry.account("alice", "pencil", "sandbox")
 
-    @pytest.mark.parametrize(("asked", "hint"), [("papr", "'paper'"), ("PENCI", "'pencil'")])
-    def test_an_unknown_id_comes_with_a_near_match(self, asked: str, hint: str) -> None:
+    @pytest.mark.parametrize(("requested", "hint"), [("papr", "'paper'"), ("PENCI", "'pencil'")])
+    def test_an_unknown_id_comes_with_a_near_match(self, requested: str, hint: str) -> None:
         with pytest.raises(ExchangeUnknown, match=f"Did you mean {hint}"):
-            self.registry.find(asked)
+            self.registry.find(requested)
 
     def test_an_id_like_no_other_comes_with_the_way_to_the_list(self) -> None:
         with pytest.raises(ExchangeUnknown, match="exchange-service exchanges") as refusal:

@@ -112,7 +112,9 @@ class TestBreaking:
             assert type(await outcome(venue.through(gate))) is kind
         assert venue.fetches == 8
 
-    async def test_a_timeout_of_a_fetch_that_waited_long_for_a_slot_does_not_count_as_a_failure(self) -> None:
+    async def test_a_timeout_of_a_fetch_that_waited_long_for_a_slot_does_not_count_as_a_failure(
+        self, shifted: Shifted
+    ) -> None:
         venue = Venue()
         gate = gated(attempts=1, of_venue=1)
         held = asyncio.Event()
@@ -122,12 +124,13 @@ class TestBreaking:
             raise VenueTimeout("It did not answer in time.")
 
         venue.answer = hold
-        fetches = [asyncio.ensure_future(outcome(venue.through(gate, timeout=0.6))) for _ in range(2)]
-        await asyncio.sleep(0.4)
+        fetches = [asyncio.ensure_future(outcome(venue.through(gate, timeout=8.0))) for _ in range(2)]
+        await until(lambda: venue.fetches == 1 and gate.snapshot()["paper production"].waiting == 1)
+        shifted.by(5.0)
         held.set()
         await asyncio.gather(*fetches)
         breaker = gate.snapshot()["paper production"]
-        # The first had all its time, the second a third of it.
+        # The first had all its time, the second three eighths of it.
         assert (venue.fetches, breaker.failures) == (2, 1)
 
     async def test_after_the_pause_one_probe_decides_for_all_callers(self, shifted: Shifted) -> None:
@@ -306,11 +309,11 @@ class TestRetries:
         assert await outcome(venue.through(gated())) is error
         assert venue.fetches == 1
 
-    async def test_a_slow_failure_and_one_that_leaves_no_time_are_not_retried(self) -> None:
+    async def test_a_slow_failure_and_one_that_leaves_no_time_are_not_retried(self, shifted: Shifted) -> None:
         venue = Venue()
 
         async def slowly() -> str:
-            await asyncio.sleep(1.1)
+            shifted.by(1.1)
             raise VenueTimeout("It did not answer in time.")
 
         venue.answer = slowly
@@ -318,11 +321,11 @@ class TestRetries:
         assert venue.fetches == 1
 
         async def most_of_the_time() -> str:
-            await asyncio.sleep(0.08)
+            shifted.by(0.9)
             raise VenueUnavailable("It failed for a moment.")
 
         venue.answer = most_of_the_time
-        await outcome(venue.through(gated(), timeout=0.1))
+        await outcome(venue.through(gated(), timeout=1.0))
         assert venue.fetches == 2
 
     async def test_at_most_a_fifth_of_the_calls_to_a_failing_venue_are_retries(self) -> None:

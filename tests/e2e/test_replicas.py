@@ -74,6 +74,11 @@ def is_subscribed(running: Running) -> bool:
     return bool(cache.subscribed)
 
 
+def waiting_calls(several: list[Running]) -> int:
+    """How many calls wait for a fetch, over all replicas."""
+    return sum(running.service.balances.fetcher.snapshot()[1] for running in several)
+
+
 async def key_of(running: Running) -> str:
     """The cache's key of alice's balance at paper."""
     account = Account("alice", "paper")
@@ -101,8 +106,7 @@ class TestOneAsks:
                 for _ in range(30)
             ]
             await gate.entered.wait()
-            # All other calls wait by now, here or at another replica.
-            await asyncio.sleep(0.2)
+            await until(lambda: waiting_calls(several) == 90, "all calls, here or at another replica")
             gate.opened.set()
             replies = await asyncio.gather(*calls)
             assert len(plugin.calls) == 1
@@ -123,7 +127,7 @@ class TestOneAsks:
             plugin.answer = down
             calls = [asyncio.ensure_future(running.client.get_balance("alice", "paper")) for running in several]
             await entered.wait()
-            await asyncio.sleep(0.2)
+            await until(lambda: waiting_calls(several) == 3, "a call at each replica")
             opened.set()
             for call in calls:
                 with pytest.raises(ServiceError, match="Paper is down"):
@@ -304,6 +308,7 @@ class TestLeases:
         monkeypatch.setattr("exchange_service.balances.leases.LEASE", 0.5)
 
         async def slow(call: Any) -> Any:
+            # The lease expires by Redis's clock, which no test can move.
             await asyncio.sleep(1.5)
             return await plugin.next(call)
 
@@ -379,7 +384,7 @@ async def test_an_error_that_a_retry_repairs_reaches_no_replica(
         await several[0].store()
         calls = [asyncio.ensure_future(running.client.get_balance("alice", "paper")) for running in several]
         await entered.wait()
-        await asyncio.sleep(0.2)
+        await until(lambda: waiting_calls(several) == 2, "a call at each replica")
         opened.set()
         replies = await asyncio.gather(*calls)
         assert len({reply.balance.version for reply in replies}) == 1

@@ -30,7 +30,7 @@ from tests.harness import (
 
 
 class Recorder(Metrics):
-    """Keeps what the gate reports."""
+    """Metrics that record what the gate reports."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Recorder(Metrics):
 
 
 class Venue:
-    """What is behind a gate: counts the fetches that reach it, and answers as the test says."""
+    """The layer inside a gate: it counts the fetches that reach it, and answers as the test says."""
 
     # By the id of the listing, for as long as the test holds the venue.
     by_listing: ClassVar[WeakValueDictionary[int, Venue]] = WeakValueDictionary()
@@ -62,7 +62,7 @@ class Venue:
         registry = registry_of(plugin or ScriptedPlugin(listing(name, limits=limits)))
         self.listing: Listing = registry.listings[name]
         self.by_listing[id(self.listing)] = self
-        self.asked = 0
+        self.fetches = 0
         self.now = self.most = 0
         self.answer: Callable[[], Awaitable[str]] = self.good
 
@@ -71,7 +71,7 @@ class Venue:
         return "a balance"
 
     async def read(self) -> str:
-        self.asked += 1
+        self.fetches += 1
         self.now += 1
         self.most = max(self.most, self.now)
         try:
@@ -87,9 +87,9 @@ class Venue:
 
     def through(self, gate: Gated, *, key: str = "1", polling: bool = False, timeout: float = 8.0) -> Any:
         """A fetch of the account that this key opens."""
-        return self.urgently(gate, Priority(polling=polling), key=key, timeout=timeout)
+        return self.with_priority(gate, Priority(polling=polling), key=key, timeout=timeout)
 
-    def urgently(self, gate: Gated, priority: Priority, *, key: str = "1", timeout: float = 8.0) -> Any:
+    def with_priority(self, gate: Gated, priority: Priority, *, key: str = "1", timeout: float = 8.0) -> Any:
         account = Account(f"user of {key}", self.listing.metadata.id)
         deadline = asyncio.get_running_loop().time() + timeout
         reference = CredentialReference(account, account, key)

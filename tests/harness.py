@@ -388,7 +388,7 @@ async def bench(
     store = await open_store(f"sqlite:///{folder / 'credentials.db'}", HASH_KEY)
     http = VenueHttpPool(timeout=5.0)
     sessions = Sessions(store.open, http, overrides=overrides)
-    cache, clock = options.pop("cache", None) or MemoryCache(), Clock()
+    cache, clock = options.pop("cache", MemoryCache()), Clock()
     references = CachedReferences(store, ttl=reference_ttl)
     limits = {name: options.pop(name) for name in ("max_age", "stale_grace") if name in options}
     # One attempt for each balance, so that a venue's calls can be counted; tests/test_venue_gate.py is about more.

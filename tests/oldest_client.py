@@ -1,4 +1,4 @@
-"""Run by an interpreter with the oldest promised grpcio and protobuf: every call of the client, once."""
+"""Makes every call of the client once. Run by an interpreter with the oldest supported grpcio and protobuf."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GetBalance without its server: freshness, one fetch for all who ask, the last good value, and what is remembered."""
+"""GetBalance without its server: freshness, one fetch for all callers, the last good balance and refusals."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ from tests.harness import (
 )
 
 
-def figures(reading: Any) -> dict[str, str]:
-    return totals(balance_pb2.Balance.FromString(reading.stored.data))
+def figures(result: Any) -> dict[str, str]:
+    return totals(balance_pb2.Balance.FromString(result.stored.data))
 
 
-async def joined(paper: Bench, callers: int) -> None:
-    """Wait until so many wait for the one fetch."""
-    await until(lambda: paper.balances.fetcher.snapshot() == (1, callers))
+async def joined(service: Bench, callers: int) -> None:
+    """Wait until so many callers wait for the one fetch."""
+    await until(lambda: service.balances.fetcher.snapshot() == (1, callers))
 
 
 @pytest.fixture
@@ -74,209 +74,215 @@ def plugin() -> ScriptedPlugin:
 
 
 @pytest.fixture
-async def paper(tmp_path: Path, plugin: ScriptedPlugin) -> AsyncIterator[Bench]:
+async def service(tmp_path: Path, plugin: ScriptedPlugin) -> AsyncIterator[Bench]:
     """One venue, and the user's stored credential for it."""
-    async with bench(tmp_path, plugin) as made:
-        await made.put()
-        yield made
+    async with bench(tmp_path, plugin) as service:
+        await service.put()
+        yield service
 
 
 @pytest.fixture
-async def shifted(monkeypatch: pytest.MonkeyPatch, paper: Bench) -> Shifted:
+async def shifted(monkeypatch: pytest.MonkeyPatch, service: Bench) -> Shifted:
     return Shifted(monkeypatch)
 
 
 class TestFreshness:
-    async def test_a_kept_balance_is_given_while_it_is_fresh(self, paper: Bench, plugin: ScriptedPlugin) -> None:
-        first = await paper.get()
-        paper.clock.now += 29
-        second = await paper.get()
+    async def test_a_cached_balance_is_returned_while_it_is_fresh(self, service: Bench, plugin: ScriptedPlugin) -> None:
+        first = await service.get()
+        service.clock.now += 29
+        second = await service.get()
         assert (first.source, second.source) == (Source.VENUE, Source.CACHE)
         assert second.age == pytest.approx(29)
         assert len(plugin.calls) == 1
 
-    async def test_the_venue_is_asked_again_when_it_is_not(self, paper: Bench, plugin: ScriptedPlugin) -> None:
-        await paper.get()
-        paper.clock.now += 31
-        assert (await paper.get()).source is Source.VENUE
+    async def test_the_venue_is_asked_again_when_the_balance_is_too_old(
+        self, service: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        await service.get()
+        service.clock.now += 31
+        assert (await service.get()).source is Source.VENUE
         assert len(plugin.calls) == 2
 
-    async def test_the_caller_chooses_how_fresh(self, paper: Bench, plugin: ScriptedPlugin) -> None:
-        await paper.get()
-        paper.clock.now += 100
-        assert (await paper.get(max_age=200)).source is Source.CACHE
-        assert (await paper.get(max_age=99)).source is Source.VENUE
+    async def test_the_caller_chooses_how_fresh_a_balance_must_be(self, service: Bench, plugin: ScriptedPlugin) -> None:
+        await service.get()
+        service.clock.now += 100
+        assert (await service.get(max_age=200)).source is Source.CACHE
+        assert (await service.get(max_age=99)).source is Source.VENUE
         assert len(plugin.calls) == 2
 
-    async def test_zero_asks_the_venue_now(self, paper: Bench, plugin: ScriptedPlugin) -> None:
-        await paper.get()
-        assert (await paper.get(max_age=0)).source is Source.VENUE
+    async def test_a_max_age_of_zero_asks_the_venue(self, service: Bench, plugin: ScriptedPlugin) -> None:
+        await service.get()
+        assert (await service.get(max_age=0)).source is Source.VENUE
         assert len(plugin.calls) == 2
 
-    async def test_a_configured_age_of_zero_asks_each_time(self, tmp_path: Path, plugin: ScriptedPlugin) -> None:
-        async with bench(tmp_path, plugin, max_age=0.0) as made:
-            await made.put()
-            await made.get()
-            await made.get()
+    async def test_a_configured_max_age_of_zero_asks_the_venue_each_time(
+        self, tmp_path: Path, plugin: ScriptedPlugin
+    ) -> None:
+        async with bench(tmp_path, plugin, max_age=0.0) as service:
+            await service.put()
+            await service.get()
+            await service.get()
         assert len(plugin.calls) == 2
 
-    async def test_the_version_rises_with_the_content_alone(self, paper: Bench, plugin: ScriptedPlugin) -> None:
-        first = await paper.get(max_age=0)
-        paper.clock.now += 5
-        same = await paper.get(max_age=0)
+    async def test_the_version_rises_only_when_the_content_changes(
+        self, service: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        first = await service.get(max_age=0)
+        service.clock.now += 5
+        same = await service.get(max_age=0)
         plugin.answer = returning(holding(("BTC", "1.51")))
-        changed = await paper.get(max_age=0)
-        paper.clock.now -= 3600
+        changed = await service.get(max_age=0)
+        service.clock.now -= 3600
         plugin.answer = returning(holding(("BTC", "1.52")))
-        after_the_clock_went_back = await paper.get(max_age=0)
+        after_the_clock_went_back = await service.get(max_age=0)
         assert same.stored.version == first.stored.version
         assert same.stored.fetch_time == first.stored.fetch_time + 5
         assert changed.stored.version > same.stored.version
         assert after_the_clock_went_back.stored.version > changed.stored.version
 
-    async def test_users_never_see_each_others_balances(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_users_never_see_each_others_balances(self, service: Bench, plugin: ScriptedPlugin) -> None:
         async def by_key(call: VenueCall) -> Balance:
             return holding(("BTC", call.credential.api_key.reveal()))
 
         plugin.answer = by_key
-        await paper.put(api_key="1")
-        await paper.put(user="bob", api_key="2")
-        assert figures(await paper.get()) == {"BTC": "1"}
-        assert figures(await paper.get(user="bob")) == {"BTC": "2"}
-        assert figures(await paper.get()) == {"BTC": "1"}
+        await service.put(api_key="1")
+        await service.put(user="bob", api_key="2")
+        assert figures(await service.get()) == {"BTC": "1"}
+        assert figures(await service.get(user="bob")) == {"BTC": "2"}
+        assert figures(await service.get()) == {"BTC": "1"}
 
-    async def test_the_keys_of_the_cache_tell_nobody_who_the_user_is(self, paper: Bench) -> None:
-        key = (await paper.get()).key
-        assert await paper.cache.get(key)
+    async def test_the_keys_of_the_cache_do_not_reveal_the_user(self, service: Bench) -> None:
+        key = (await service.get()).key
+        assert await service.cache.get(key)
         assert USER not in key
         assert "a-key" not in key
 
 
 class TestClocks:
-    """A kept balance from the future says that a clock is wrong, and nothing about its age."""
+    """A cached balance from the future says that a clock is wrong, and nothing about its age."""
 
-    async def test_after_the_clock_was_set_back_a_kept_balance_is_not_fresh(
-        self, paper: Bench, plugin: ScriptedPlugin
+    async def test_after_the_clock_was_set_back_a_cached_balance_is_not_fresh(
+        self, service: Bench, plugin: ScriptedPlugin
     ) -> None:
-        before = await paper.get()
-        paper.clock.now -= 200
+        before = await service.get()
+        service.clock.now -= 200
         plugin.answer = returning(holding(("BTC", "2")))
         for max_age in (None, 86_400.0):
-            reading = await paper.get(max_age=max_age)
-        assert (await paper.get()).source is Source.CACHE, "what was fetched since is as good as ever"
+            result = await service.get(max_age=max_age)
+        assert (await service.get()).source is Source.CACHE, "a balance that was fetched since then is fresh"
         assert len(plugin.calls) == 2
-        assert figures(reading) == {"BTC": "2"}
-        assert reading.stored.fetch_time == before.stored.fetch_time - 200
-        assert reading.stored.version > before.stored.version
+        assert figures(result) == {"BTC": "2"}
+        assert result.stored.fetch_time == before.stored.fetch_time - 200
+        assert result.stored.version > before.stored.version
 
-    async def test_what_a_replica_whose_clock_is_ahead_has_kept_is_not_fresh(
-        self, paper: Bench, plugin: ScriptedPlugin
+    async def test_a_balance_cached_by_a_replica_whose_clock_is_ahead_is_not_fresh(
+        self, service: Bench, plugin: ScriptedPlugin
     ) -> None:
-        other, clock = replica(paper)
+        other, clock = replica(service)
         clock.now += 120
-        ahead = await get_from(other, paper)
-        reading = await paper.get()
-        assert reading.source is Source.VENUE
+        ahead = await get_from(other, service)
+        result = await service.get()
+        assert result.source is Source.VENUE
         assert len(plugin.calls) == 2
-        # Nothing has changed at the venue, so the version stays, though each clock says something else.
-        assert reading.stored.version == ahead.stored.version
+        # Nothing has changed at the venue, so the version stays, although the clocks differ.
+        assert result.stored.version == ahead.stored.version
 
-    async def test_clocks_that_differ_as_clocks_do_share_what_is_kept(
-        self, paper: Bench, plugin: ScriptedPlugin
+    async def test_replicas_whose_clocks_differ_a_little_share_cached_balances(
+        self, service: Bench, plugin: ScriptedPlugin
     ) -> None:
-        other, clock = replica(paper)
+        other, clock = replica(service)
         clock.now += 1.5
-        await get_from(other, paper)
-        reading = await paper.get()
-        assert (reading.source, reading.age) == (Source.CACHE, 0.0)
+        await get_from(other, service)
+        result = await service.get()
+        assert (result.source, result.age) == (Source.CACHE, 0.0)
         assert len(plugin.calls) == 1
 
-    async def test_it_may_serve_as_the_last_good_one_and_is_marked(self, paper: Bench, plugin: ScriptedPlugin) -> None:
-        await paper.get()
-        paper.clock.now -= 200
+    async def test_a_balance_from_the_future_may_serve_as_the_last_good_one(
+        self, service: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        await service.get()
+        service.clock.now -= 200
         plugin.answer = raising(VenueUnavailable("It is down."))
-        reading = await paper.get()
-        assert reading.source is Source.LAST_GOOD
-        assert isinstance(reading.stale, VenueUnavailable)
-        assert reading.age == 0.0
+        result = await service.get()
+        assert result.source is Source.LAST_GOOD
+        assert isinstance(result.stale, VenueUnavailable)
+        assert result.age == 0.0
         assert len(plugin.calls) == 2
 
 
-def replica(paper: Bench) -> tuple[Balances, Clock]:
-    """Another replica: the same store and the same cache, and its own flights and its own clock."""
-    clock = Clock(paper.clock.now)
+def replica(service: Bench) -> tuple[Balances, Clock]:
+    """Another replica: the same store and the same cache, and its own fetches and its own clock."""
+    clock = Clock(service.clock.now)
     options = BalanceOptions(HASH_KEY, freshness=Freshness(now=clock))
-    other = open_balances(paper.sessions, paper.balances.references, paper.cache, options)
+    other = open_balances(service.sessions, service.balances.references, service.cache, options)
     return other, clock
 
 
-async def get_from(balances: Balances, paper: Bench, *, max_age: float | None = None) -> BalanceResult:
-    account, found = paper.registry.account(USER, "paper", "")
+async def get_from(balances: Balances, service: Bench, *, max_age: float | None = None) -> BalanceResult:
+    account, entry = service.registry.account(USER, "paper", "")
     deadline = asyncio.get_running_loop().time() + 10
-    return await balances.get(account, found, max_age=max_age, deadline=deadline)
+    return await balances.get(account, entry, max_age=max_age, deadline=deadline)
 
 
 class TestReplicas:
-    async def test_a_newer_balance_that_another_one_wrote_during_our_fetch_is_kept_and_handed_out(
-        self, paper: Bench, plugin: ScriptedPlugin
+    async def test_a_newer_balance_that_another_replica_wrote_during_the_fetch_is_returned(
+        self, service: Bench, plugin: ScriptedPlugin
     ) -> None:
-        other, clock = replica(paper)
+        other, clock = replica(service)
         plugin.answer = gate = Gate(holding(("BTC", "1")))
-        slow = asyncio.ensure_future(paper.get())
+        slow = asyncio.ensure_future(service.get())
         await gate.entered.wait()
         clock.now += 1
         plugin.answer = returning(holding(("BTC", "2")))
-        newer = await get_from(other, paper)
-        paper.clock.now += 2
+        newer = await get_from(other, service)
+        service.clock.now += 2
         gate.opened.set()
         ours = await slow
         assert figures(ours) == {"BTC": "2"}
         assert ours.stored.version == newer.stored.version
-        assert figures(await paper.get()) == figures(await get_from(other, paper)) == {"BTC": "2"}
+        assert figures(await service.get()) == figures(await get_from(other, service)) == {"BTC": "2"}
 
-    async def test_an_older_one_does_not_stand_in_the_way_of_our_fetch(
-        self, paper: Bench, plugin: ScriptedPlugin
-    ) -> None:
-        other, _ = replica(paper)
-        older = await get_from(other, paper)
-        paper.clock.now += 40
+    async def test_an_older_balance_in_the_cache_is_replaced(self, service: Bench, plugin: ScriptedPlugin) -> None:
+        other, _ = replica(service)
+        older = await get_from(other, service)
+        service.clock.now += 40
         plugin.answer = returning(holding(("BTC", "2")))
-        ours = await paper.get()
+        ours = await service.get()
         assert figures(ours) == {"BTC": "2"}
         assert ours.stored.version > older.stored.version
 
     @pytest.mark.parametrize("ahead", [1.0, 120.0, -200.0])
-    async def test_versions_never_go_back_whatever_the_clocks_say(
-        self, paper: Bench, plugin: ScriptedPlugin, ahead: float
+    async def test_versions_never_go_back_however_the_clocks_differ(
+        self, service: Bench, plugin: ScriptedPlugin, ahead: float
     ) -> None:
-        other, clock = replica(paper)
+        other, clock = replica(service)
         clock.now += ahead
         versions = []
         for number in range(1, 7):
             # The other one always writes while ours is being fetched.
             plugin.answer = gate = Gate(holding(("BTC", f"{number}.1")))
-            slow = asyncio.ensure_future(paper.get(max_age=0))
+            slow = asyncio.ensure_future(service.get(max_age=0))
             await gate.entered.wait()
             plugin.answer = returning(holding(("BTC", f"{number}.2")))
-            theirs = await get_from(other, paper, max_age=0)
+            theirs = await get_from(other, service, max_age=0)
             gate.opened.set()
             ours = await slow
             versions += [theirs.stored.version, ours.stored.version]
-            paper.clock.now += 3
+            service.clock.now += 3
             clock.now += 3
         assert versions == sorted(versions)
         assert len(set(versions)) >= 6
 
-    async def test_the_same_content_keeps_the_version_that_another_one_gave_it(
-        self, paper: Bench, plugin: ScriptedPlugin
+    async def test_the_same_content_keeps_the_version_that_another_replica_gave_it(
+        self, service: Bench, plugin: ScriptedPlugin
     ) -> None:
-        other, clock = replica(paper)
+        other, clock = replica(service)
         clock.now += 120
         plugin.answer = gate = Gate(holding(("BTC", "1")))
-        slow = asyncio.ensure_future(paper.get())
+        slow = asyncio.ensure_future(service.get())
         await gate.entered.wait()
         plugin.answer = returning(holding(("BTC", "1")))
-        theirs = await get_from(other, paper)
+        theirs = await get_from(other, service)
         gate.opened.set()
         ours = await slow
         assert ours.stored.version == theirs.stored.version
@@ -284,17 +290,17 @@ class TestReplicas:
 
 
 class TestOneFetchForAll:
-    async def test_callers_at_the_same_time_cost_one_request(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_callers_at_the_same_time_share_one_request(self, service: Bench, plugin: ScriptedPlugin) -> None:
         plugin.answer = gate = Gate()
-        callers = [asyncio.ensure_future(paper.get(max_age=0)) for _ in range(200)]
+        callers = [asyncio.ensure_future(service.get(max_age=0)) for _ in range(200)]
         await gate.entered.wait()
-        await joined(paper, 200)
+        await joined(service, 200)
         gate.opened.set()
-        readings = await asyncio.gather(*callers)
+        results = await asyncio.gather(*callers)
         assert len(plugin.calls) == 1
-        assert {reading.stored.version for reading in readings} == {readings[0].stored.version}
+        assert {result.stored.version for result in results} == {results[0].stored.version}
 
-    async def test_they_share_a_failure_too(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_callers_at_the_same_time_share_a_failure(self, service: Bench, plugin: ScriptedPlugin) -> None:
         gate = Gate()
 
         async def fail(call: VenueCall) -> Balance:
@@ -302,98 +308,104 @@ class TestOneFetchForAll:
             raise VenueUnavailable("It is down.")
 
         plugin.answer = fail
-        callers = [asyncio.ensure_future(paper.get()) for _ in range(20)]
+        callers = [asyncio.ensure_future(service.get()) for _ in range(20)]
         await gate.entered.wait()
-        await joined(paper, 20)
+        await joined(service, 20)
         gate.opened.set()
         outcomes = await asyncio.gather(*callers, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {VenueUnavailable}
         assert len(plugin.calls) == 1
 
-    async def test_one_who_leaves_does_not_end_it_for_the_others(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_caller_who_leaves_does_not_end_the_fetch_for_the_others(
+        self, service: Bench, plugin: ScriptedPlugin
+    ) -> None:
         plugin.answer = gate = Gate()
-        leaver, stayer = (asyncio.ensure_future(paper.get()) for _ in range(2))
+        leaver, stayer = (asyncio.ensure_future(service.get()) for _ in range(2))
         await gate.entered.wait()
-        await joined(paper, 2)
+        await joined(service, 2)
         leaver.cancel()
         await asyncio.wait({leaver})
         gate.opened.set()
         assert figures(await stayer) == {"BTC": "1.50"}
         assert not gate.cancelled.is_set()
 
-    async def test_the_last_who_leaves_ends_it(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_the_fetch_is_cancelled_when_the_last_caller_leaves(
+        self, service: Bench, plugin: ScriptedPlugin
+    ) -> None:
         plugin.answer = gate = Gate()
-        callers = [asyncio.ensure_future(paper.get()) for _ in range(3)]
+        callers = [asyncio.ensure_future(service.get()) for _ in range(3)]
         await gate.entered.wait()
-        await joined(paper, 3)
+        await joined(service, 3)
         for caller in callers:
             caller.cancel()
         await asyncio.wait(callers)
         assert await asyncio.wait_for(gate.cancelled.wait(), 5)
 
-    @pytest.mark.parametrize("turns", range(8))
-    async def test_who_comes_right_after_the_last_has_left_is_answered(
-        self, tmp_path: Path, plugin: ScriptedPlugin, turns: int
+    @pytest.mark.parametrize("steps", range(8))
+    async def test_a_caller_who_comes_right_after_the_last_one_has_left_is_answered(
+        self, tmp_path: Path, plugin: ScriptedPlugin, steps: int
     ) -> None:
         plugin.answer = gate = Gate()
         # With a known reference nothing stands between the call and the fetch that is being cancelled.
-        async with bench(tmp_path, plugin, reference_ttl=60.0) as paper:
-            await paper.put()
-            leaver = asyncio.ensure_future(paper.get())
+        async with bench(tmp_path, plugin, reference_ttl=60.0) as service:
+            await service.put()
+            leaver = asyncio.ensure_future(service.get())
             await gate.entered.wait()
             leaver.cancel()
-            for _ in range(turns):
+            for _ in range(steps):
                 await asyncio.sleep(0)
-            comer = asyncio.ensure_future(paper.get())
+            comer = asyncio.ensure_future(service.get())
             await asyncio.wait({leaver})
             gate.opened.set()
             assert figures(await comer) == {"BTC": "1.50"}
             assert leaver.cancelled()
 
-    async def test_a_caller_with_a_short_deadline_is_told_while_the_fetch_goes_on(
-        self, paper: Bench, plugin: ScriptedPlugin
+    async def test_a_caller_with_a_short_deadline_gets_an_error_while_the_fetch_goes_on(
+        self, service: Bench, plugin: ScriptedPlugin
     ) -> None:
         plugin.answer = gate = Gate()
-        patient = asyncio.ensure_future(paper.get())
+        patient = asyncio.ensure_future(service.get())
         await gate.entered.wait()
         started = time.monotonic()
         with pytest.raises(VenueTimeout):
-            await paper.get(timeout=0.3)
+            await service.get(timeout=0.3)
         assert time.monotonic() - started < 0.3
         gate.opened.set()
         assert figures(await patient) == {"BTC": "1.50"}
         assert len(plugin.calls) == 1
 
-    async def test_what_comes_after_the_only_caller_gave_up_is_kept_for_the_next(
-        self, paper: Bench, plugin: ScriptedPlugin
+    async def test_a_balance_that_comes_after_the_only_caller_gave_up_is_cached_for_the_next(
+        self, service: Bench, plugin: ScriptedPlugin
     ) -> None:
         plugin.answer = gate = Gate()
         with pytest.raises(VenueTimeout):
-            await paper.get(timeout=0.2)
+            await service.get(timeout=0.2)
         gate.opened.set()
-        await until(lambda: paper.balances.fetcher.snapshot() == (0, 0))
-        assert (await paper.get()).source is Source.CACHE
+        await until(lambda: service.balances.fetcher.snapshot() == (0, 0))
+        assert (await service.get()).source is Source.CACHE
         assert len(plugin.calls) == 1
 
-    async def test_the_venue_has_its_own_time_limit(self, tmp_path: Path, plugin: ScriptedPlugin) -> None:
+    async def test_a_fetch_has_a_time_limit_of_its_own(self, tmp_path: Path, plugin: ScriptedPlugin) -> None:
         plugin.answer = gate = Gate()
-        async with bench(tmp_path, plugin, venue_timeout=0.2) as made:
-            await made.put()
+        async with bench(tmp_path, plugin, venue_timeout=0.2) as service:
+            await service.put()
             with pytest.raises(VenueTimeout):
-                await made.get()
+                await service.get()
             assert gate.cancelled.is_set()
 
-    async def test_a_deadline_that_has_passed_costs_no_request(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_deadline_that_has_passed_costs_no_request(self, service: Bench, plugin: ScriptedPlugin) -> None:
         for timeout in (-1.0, 0.0, 0.005):
             with pytest.raises(DeadlinePassed):
-                await paper.get(timeout=timeout)
+                await service.get(timeout=timeout)
         assert plugin.calls == []
 
-    async def test_the_end_of_the_service_ends_it_with_a_reason(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_the_end_of_the_service_ends_a_fetch_with_a_reason(
+        self, service: Bench, plugin: ScriptedPlugin
+    ) -> None:
         plugin.answer = gate = Gate()
-        caller = asyncio.ensure_future(paper.get())
+        caller = asyncio.ensure_future(service.get())
         await gate.entered.wait()
-        await paper.balances.close()
+        await service.balances.close()
         with pytest.raises(ShuttingDown):
             await caller
 
@@ -404,55 +416,57 @@ LASTING = [CredentialRejected, PermissionMissing, AddressNotAllowed, CredentialI
 
 class TestLastGood:
     @pytest.mark.parametrize("kind", TRANSIENT)
-    async def test_it_is_given_for_trouble_that_says_nothing_of_the_account(
-        self, paper: Bench, plugin: ScriptedPlugin, kind: type[ServiceError]
+    async def test_it_is_returned_after_a_transient_error(
+        self, service: Bench, plugin: ScriptedPlugin, kind: type[ServiceError]
     ) -> None:
-        await paper.get()
-        paper.clock.now += 100
+        await service.get()
+        service.clock.now += 100
         plugin.answer = raising(kind("Something happened."))
-        reading = await paper.get()
-        assert reading.source is Source.LAST_GOOD
-        assert isinstance(reading.stale, kind)
-        assert reading.age == pytest.approx(100)
-        assert figures(reading) == {"BTC": "1.50"}
+        result = await service.get()
+        assert result.source is Source.LAST_GOOD
+        assert isinstance(result.stale, kind)
+        assert result.age == pytest.approx(100)
+        assert figures(result) == {"BTC": "1.50"}
 
     @pytest.mark.parametrize("kind", LASTING)
-    async def test_it_is_not_given_for_what_the_user_must_mend(
-        self, paper: Bench, plugin: ScriptedPlugin, kind: type[ServiceError]
+    async def test_it_is_not_returned_after_an_error_that_the_user_must_resolve(
+        self, service: Bench, plugin: ScriptedPlugin, kind: type[ServiceError]
     ) -> None:
-        await paper.get()
-        paper.clock.now += 100
+        await service.get()
+        service.clock.now += 100
         plugin.answer = raising(kind("Something is wrong."))
         with pytest.raises(kind):
-            await paper.get()
+            await service.get()
 
-    async def test_it_is_not_given_to_who_forces(self, paper: Bench, plugin: ScriptedPlugin) -> None:
-        await paper.get()
+    async def test_it_is_not_returned_for_a_forced_call(self, service: Bench, plugin: ScriptedPlugin) -> None:
+        await service.get()
         plugin.answer = raising(VenueUnavailable("It is down."))
         with pytest.raises(VenueUnavailable):
-            await paper.get(max_age=0)
+            await service.get(max_age=0)
 
-    async def test_it_is_not_given_beyond_the_grace(self, paper: Bench, plugin: ScriptedPlugin) -> None:
-        await paper.get()
+    async def test_it_is_not_returned_beyond_the_grace(self, service: Bench, plugin: ScriptedPlugin) -> None:
+        await service.get()
         plugin.answer = raising(VenueUnavailable("It is down."))
-        paper.clock.now += 300
-        assert (await paper.get()).source is Source.LAST_GOOD
-        paper.clock.now += 1
+        service.clock.now += 300
+        assert (await service.get()).source is Source.LAST_GOOD
+        service.clock.now += 1
         with pytest.raises(VenueUnavailable):
-            await paper.get()
+            await service.get()
 
-    async def test_it_is_given_to_who_cannot_wait_for_a_slow_venue(self, paper: Bench, plugin: ScriptedPlugin) -> None:
-        await paper.get()
-        paper.clock.now += 100
+    async def test_it_is_returned_to_a_caller_who_cannot_wait_for_a_slow_venue(
+        self, service: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        await service.get()
+        service.clock.now += 100
         plugin.answer = Gate()
-        reading = await paper.get(timeout=0.3)
-        assert isinstance(reading.stale, VenueTimeout)
-        assert figures(reading) == {"BTC": "1.50"}
+        result = await service.get(timeout=0.3)
+        assert isinstance(result.stale, VenueTimeout)
+        assert figures(result) == {"BTC": "1.50"}
 
-    async def test_there_is_none_where_there_never_was_a_balance(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_without_an_earlier_balance_the_error_is_raised(self, service: Bench, plugin: ScriptedPlugin) -> None:
         plugin.answer = raising(VenueMalformed("Nonsense."))
         with pytest.raises(VenueMalformed):
-            await paper.get()
+            await service.get()
 
 
 REMEMBERED = [CredentialRejected, PermissionMissing, AddressNotAllowed, CredentialInvalid]
@@ -461,124 +475,126 @@ REMEMBERED = [CredentialRejected, PermissionMissing, AddressNotAllowed, Credenti
 @pytest.mark.threat("T14")
 class TestRefusals:
     @pytest.mark.parametrize("kind", REMEMBERED)
-    async def test_a_refused_key_is_not_shown_to_the_venue_again_for_a_minute(
-        self, paper: Bench, plugin: ScriptedPlugin, shifted: Shifted, kind: type[ServiceError]
+    async def test_a_refused_key_is_not_sent_to_the_venue_again_for_a_minute(
+        self, service: Bench, plugin: ScriptedPlugin, shifted: Shifted, kind: type[ServiceError]
     ) -> None:
         plugin.answer = raising(kind("No."))
         for _ in range(5):
             with pytest.raises(kind):
-                await paper.get()
+                await service.get()
         assert len(plugin.calls) == 1
         shifted.by(59)
         with pytest.raises(kind):
-            await paper.get()
+            await service.get()
         assert len(plugin.calls) == 1
         shifted.by(2)
         with pytest.raises(kind):
-            await paper.get()
+            await service.get()
         assert len(plugin.calls) == 2
 
-    async def test_who_forces_asks_the_venue_all_the_same(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_forced_call_asks_the_venue_despite_a_refusal(self, service: Bench, plugin: ScriptedPlugin) -> None:
         plugin.answer = raising(CredentialRejected("No."))
         with pytest.raises(CredentialRejected):
-            await paper.get()
+            await service.get()
         plugin.answer = returning(holding(("BTC", "2")))
-        assert figures(await paper.get(max_age=0)) == {"BTC": "2"}
-        # And with that it is forgotten for everybody.
-        paper.clock.now += 31
-        assert figures(await paper.get()) == {"BTC": "2"}
+        assert figures(await service.get(max_age=0)) == {"BTC": "2"}
+        # The good answer has cleared the refusal for all callers.
+        service.clock.now += 31
+        assert figures(await service.get()) == {"BTC": "2"}
         assert len(plugin.calls) == 3
 
-    async def test_a_new_key_is_tried_at_once(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_new_key_is_tried_at_once(self, service: Bench, plugin: ScriptedPlugin) -> None:
         plugin.answer = raising(CredentialRejected("No."))
         with pytest.raises(CredentialRejected):
-            await paper.get()
-        await paper.put(api_key="another-key")
+            await service.get()
+        await service.put(api_key="another-key")
         plugin.answer = returning(holding(("BTC", "2")))
-        assert figures(await paper.get()) == {"BTC": "2"}
+        assert figures(await service.get()) == {"BTC": "2"}
 
-    async def test_one_users_refused_key_is_nobody_elses_trouble(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_refused_key_affects_no_other_user(self, service: Bench, plugin: ScriptedPlugin) -> None:
         plugin.answer = raising(CredentialRejected("No."))
         with pytest.raises(CredentialRejected):
-            await paper.get()
-        await paper.put(user="bob")
+            await service.get()
+        await service.put(user="bob")
         plugin.answer = returning(holding(("BTC", "2")))
-        assert figures(await paper.get(user="bob")) == {"BTC": "2"}
+        assert figures(await service.get(user="bob")) == {"BTC": "2"}
 
-    async def test_other_trouble_is_not_remembered(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_other_errors_are_not_remembered(self, service: Bench, plugin: ScriptedPlugin) -> None:
         plugin.answer = raising(VenueUnavailable("It is down."))
         for _ in range(3):
             with pytest.raises(VenueUnavailable):
-                await paper.get()
+                await service.get()
         assert len(plugin.calls) == 3
 
-    async def test_a_venue_that_limits_us_is_left_alone_for_its_delay_whoever_forces(
-        self, paper: Bench, plugin: ScriptedPlugin, shifted: Shifted
+    async def test_a_venue_that_limits_us_is_not_asked_during_its_delay_not_even_by_forced_calls(
+        self, service: Bench, plugin: ScriptedPlugin, shifted: Shifted
     ) -> None:
         plugin.answer = raising(VenueRateLimited("Too many.", retry_after=7.0))
         with pytest.raises(VenueRateLimited) as first:
-            await paper.get()
+            await service.get()
         assert first.value.retry_after == 7.0
         shifted.by(4)
         for max_age in (None, 0.0):
             with pytest.raises(VenueRateLimited) as later:
-                await paper.get(max_age=max_age)
+                await service.get(max_age=max_age)
             assert later.value.retry_after is not None
             assert 2.0 < later.value.retry_after < 3.01
         assert len(plugin.calls) == 1
         shifted.by(3)
         plugin.answer = returning(holding(("BTC", "2")))
-        assert figures(await paper.get()) == {"BTC": "2"}
+        assert figures(await service.get()) == {"BTC": "2"}
 
-    async def test_while_it_limits_us_the_last_good_balance_is_given(
-        self, paper: Bench, plugin: ScriptedPlugin, shifted: Shifted
+    async def test_while_a_venue_limits_us_the_last_good_balance_is_returned(
+        self, service: Bench, plugin: ScriptedPlugin, shifted: Shifted
     ) -> None:
-        await paper.get()
-        paper.clock.now += 31
+        await service.get()
+        service.clock.now += 31
         plugin.answer = raising(VenueRateLimited("Too many.", retry_after=7.0))
-        await paper.get()
+        await service.get()
         shifted.by(5)
-        reading = await paper.get()
-        assert isinstance(reading.stale, VenueRateLimited)
-        assert reading.stale.retry_after is not None
-        assert reading.stale.retry_after < 2.01
+        result = await service.get()
+        assert isinstance(result.stale, VenueRateLimited)
+        assert result.stale.retry_after is not None
+        assert result.stale.retry_after < 2.01
         assert len(plugin.calls) == 2
 
-    async def test_a_delay_of_zero_is_none_at_all(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_delay_of_zero_counts_as_no_delay(self, service: Bench, plugin: ScriptedPlugin) -> None:
         plugin.answer = raising(VenueRateLimited("Too many.", retry_after=0.0))
         with pytest.raises(VenueRateLimited):
-            await paper.get()
+            await service.get()
         plugin.answer = returning(holding(("BTC", "2")))
-        assert figures(await paper.get()) == {"BTC": "2"}
+        assert figures(await service.get()) == {"BTC": "2"}
 
 
 class TestCredentials:
-    async def test_without_one_the_answer_says_how_to_add_it(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_without_a_credential_the_error_says_how_to_add_one(
+        self, service: Bench, plugin: ScriptedPlugin
+    ) -> None:
         with pytest.raises(CredentialMissing, match="credentials add --user USER --exchange paper"):
-            await paper.get(user="nobody")
+            await service.get(user="nobody")
         assert plugin.calls == []
 
-    async def test_a_changed_key_gets_a_fetch_of_its_own_and_not_the_kept_balance(
-        self, paper: Bench, plugin: ScriptedPlugin
+    async def test_a_changed_key_gets_a_fetch_of_its_own_and_not_the_cached_balance(
+        self, service: Bench, plugin: ScriptedPlugin
     ) -> None:
-        await paper.get()
-        await paper.put(api_key="another-key")
-        assert (await paper.get()).source is Source.VENUE
+        await service.get()
+        await service.put(api_key="another-key")
+        assert (await service.get()).source is Source.VENUE
         assert [call.credential.api_key.reveal() for call in plugin.calls] == ["a-key-for-tests", "another-key"]
 
-    async def test_a_removed_key_opens_nothing_any_more(self, paper: Bench, plugin: ScriptedPlugin) -> None:
-        account = await paper.put()
-        await paper.get()
-        await paper.store.remove(account)
+    async def test_a_removed_key_opens_nothing_any_more(self, service: Bench, plugin: ScriptedPlugin) -> None:
+        account = await service.put()
+        await service.get()
+        await service.store.remove(account)
         with pytest.raises(CredentialMissing):
-            await paper.get()
+            await service.get()
 
     async def test_a_listing_without_balances_says_why_before_anything_is_read(self, tmp_path: Path) -> None:
         metadata = listing(capabilities=Capabilities(balance=False), unsupported_reason="Not yet written.")
         plugin = ScriptedPlugin(metadata)
-        async with bench(tmp_path, plugin) as made:
+        async with bench(tmp_path, plugin) as service:
             with pytest.raises(NotSupported, match=r"^Not yet written\.$"):
-                await made.get()
+                await service.get()
         assert plugin.calls == []
 
 
@@ -586,38 +602,38 @@ SECRET = "https://api.example/balance?signature=48be"
 
 
 class TestEnvironments:
-    async def test_one_in_the_metadata_that_the_venue_has_not_costs_no_request(
-        self, paper: Bench, plugin: ScriptedPlugin
+    async def test_an_environment_in_the_metadata_that_the_venue_lacks_costs_no_request(
+        self, service: Bench, plugin: ScriptedPlugin
     ) -> None:
-        await paper.put(metadata={"environment": "moon"})
+        await service.put(metadata={"environment": "moon"})
         for max_age in (None, 0.0):
             with pytest.raises(CredentialInvalid, match=r"extra_metadata\.environment"):
-                await paper.get(max_age=max_age)
+                await service.get(max_age=max_age)
         assert plugin.calls == []
-        await paper.put(metadata={"environment": "live"})
-        assert figures(await paper.get()) == {"BTC": "1.50"}
+        await service.put(metadata={"environment": "live"})
+        assert figures(await service.get()) == {"BTC": "1.50"}
 
-    async def test_a_sandbox_in_the_metadata_is_asked_and_told_of_in_a_note(self, tmp_path: Path) -> None:
+    async def test_a_sandbox_in_the_metadata_is_asked_and_mentioned_in_a_note(self, tmp_path: Path) -> None:
         async with OandaSimulator() as live, OandaSimulator() as practice:
             for venue in (live, practice):
                 venue.add_token("a-token-for-tests", SimulatedAccount("101-004-7654321-001"))
             overrides = {"oanda.production": live.url, "oanda.sandbox": practice.url}
-            async with bench(tmp_path, exchange_service_oanda, overrides=overrides) as made:
-                await made.put("oanda", api_key="a-token-for-tests", metadata={"sandbox": True})
-                sandbox = balance_pb2.Balance.FromString((await made.get("oanda")).stored.data)
+            async with bench(tmp_path, exchange_service_oanda, overrides=overrides) as service:
+                await service.put("oanda", api_key="a-token-for-tests", metadata={"sandbox": True})
+                sandbox = balance_pb2.Balance.FromString((await service.get("oanda")).stored.data)
                 assert (bool(practice.requests), live.requests) == (True, [])
                 assert list(sandbox.notes) == ["Read from OANDA's sandbox, which the stored metadata choose."]
                 assert sandbox.environment == "production"
-                await made.put("oanda", api_key="a-token-for-tests")
-                production = balance_pb2.Balance.FromString((await made.get("oanda")).stored.data)
+                await service.put("oanda", api_key="a-token-for-tests")
+                production = balance_pb2.Balance.FromString((await service.get("oanda")).stored.data)
                 assert live.requests
                 assert list(production.notes) == []
 
     async def test_an_exchange_reads_with_the_credential_of_another_of_its_plugin(self, tmp_path: Path) -> None:
         plugin = ScriptedPlugin(listing("paper"), listing("paper_options", credential_of="paper"))
-        async with bench(tmp_path, plugin) as made:
-            await made.put("paper", api_key="the-papers-key")
-            assert figures(await made.get("paper_options")) == {"BTC": "1.50"}
+        async with bench(tmp_path, plugin) as service:
+            await service.put("paper", api_key="the-papers-key")
+            assert figures(await service.get("paper_options")) == {"BTC": "1.50"}
         (call,) = plugin.calls
         assert call.exchange.id == "paper_options"
         assert call.credential.api_key.reveal() == "the-papers-key"
@@ -627,19 +643,19 @@ class TestBrokenPlugins:
     @pytest.mark.parametrize(
         "error", [ValueError(SECRET), SystemExit(SECRET), KeyError(SECRET), RecursionError(SECRET)]
     )
-    async def test_what_one_raises_is_named_and_never_quoted(
-        self, paper: Bench, plugin: ScriptedPlugin, error: BaseException
+    async def test_the_type_of_a_plugins_exception_is_named_and_its_text_never_quoted(
+        self, service: Bench, plugin: ScriptedPlugin, error: BaseException
     ) -> None:
         plugin.answer = raising(error)
         with pytest.raises(PluginFailed) as failed:
-            await paper.get()
+            await service.get()
         assert "paper" in failed.value.message
         assert type(error).__name__ in failed.value.message
         assert "signature" not in failed.value.message
         assert failed.value.__cause__ is None
         # The service goes on.
         plugin.answer = returning(holding(("BTC", "2")))
-        assert figures(await paper.get()) == {"BTC": "2"}
+        assert figures(await service.get()) == {"BTC": "2"}
 
     @pytest.mark.parametrize(
         "balance",
@@ -650,70 +666,80 @@ class TestBrokenPlugins:
             Balance((), venue_time="today"),  # type: ignore[arg-type]
             Balance((VenueAccount(error=VenueUnavailable.__new__(VenueUnavailable)),)),
         ],
-        ids=["a number as label", "half of a surrogate pair", "a note that is none", "a text as time", "a bare error"],
+        ids=[
+            "a number as label",
+            "half of a surrogate pair",
+            "a note that is not a text",
+            "a text as time",
+            "a bare error",
+        ],
     )
-    async def test_a_balance_that_cannot_be_written_down_is_its_failure(
-        self, paper: Bench, plugin: ScriptedPlugin, balance: Balance
+    async def test_a_balance_that_cannot_be_serialized_is_the_plugins_failure(
+        self, service: Bench, plugin: ScriptedPlugin, balance: Balance
     ) -> None:
         plugin.answer = returning(balance)
         with pytest.raises(PluginFailed, match="paper"):
-            await paper.get()
-        assert len(paper.cache) == 0
+            await service.get()
+        assert len(service.cache) == 0
 
-    async def test_a_time_without_a_zone_is_taken_as_utc(self, paper: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_time_without_a_zone_is_taken_as_utc(self, service: Bench, plugin: ScriptedPlugin) -> None:
         plugin.answer = returning(holding(("BTC", "1"), venue_time=datetime(2026, 1, 2, 3, 4, 5)))  # noqa: DTZ001
-        stored = (await paper.get()).stored
+        stored = (await service.get()).stored
         assert balance_pb2.Balance.FromString(stored.data).venue_time.ToJsonString() == "2026-01-02T03:04:05Z"
 
 
 @pytest.mark.threat("T10")
 class TestTheCachesBytes:
-    async def only_key(self, paper: Bench) -> str:
-        key = (await paper.get()).key
+    async def only_key(self, service: Bench) -> str:
+        key = (await service.get()).key
         # As after an invalidation by another replica.
-        paper.balances.cached.drop_local(key)
+        service.balances.cached.drop_local(key)
         return key
 
     @pytest.mark.parametrize("raw", [b"", b"\x03", b"\x03\xff\xff\xff", b"junk", b"\x02"])
-    async def test_foreign_ones_are_no_balance_and_are_overwritten(
-        self, paper: Bench, plugin: ScriptedPlugin, raw: bytes
+    async def test_foreign_bytes_count_as_missing_and_are_overwritten(
+        self, service: Bench, plugin: ScriptedPlugin, raw: bytes
     ) -> None:
-        key = await self.only_key(paper)
-        good = await paper.cache.get(key)
-        await paper.cache.set(key, raw, 100)
-        reading = await paper.get()
-        assert reading.source is Source.VENUE
-        assert figures(reading) == {"BTC": "1.50"}
-        assert await paper.cache.get(key) == good
+        key = await self.only_key(service)
+        good = await service.cache.get(key)
+        await service.cache.set(key, raw, 100)
+        result = await service.get()
+        assert result.source is Source.VENUE
+        assert figures(result) == {"BTC": "1.50"}
+        assert await service.cache.get(key) == good
 
-    async def test_they_are_removed_even_where_the_venue_fails(self, paper: Bench, plugin: ScriptedPlugin) -> None:
-        key = await self.only_key(paper)
-        await paper.cache.set(key, b"junk", 100)
+    async def test_foreign_bytes_are_removed_even_if_the_venue_fails(
+        self, service: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        key = await self.only_key(service)
+        await service.cache.set(key, b"junk", 100)
         plugin.answer = raising(VenueUnavailable("It is down."))
         with pytest.raises(VenueUnavailable):
-            await paper.get()
-        assert await paper.cache.get(key) is None
+            await service.get()
+        assert await service.cache.get(key) is None
 
-    async def test_another_accounts_under_the_key_are_refused(self, paper: Bench, plugin: ScriptedPlugin) -> None:
-        key = await self.only_key(paper)
-        bob = await paper.put(user="bob")
-        foreign = store_balance(bob, fetched_balance(holding(("BTC", "999"))), paper.clock(), None)
-        await paper.cache.set(key, foreign.encode(), 100)
-        reading = await paper.get()
-        assert figures(reading) == {"BTC": "1.50"}
-        assert reading.source is Source.VENUE
+    async def test_another_accounts_balance_under_the_key_is_refused(
+        self, service: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        key = await self.only_key(service)
+        bob = await service.put(user="bob")
+        foreign = store_balance(bob, fetched_balance(holding(("BTC", "999"))), service.clock(), None)
+        await service.cache.set(key, foreign.encode(), 100)
+        result = await service.get()
+        assert figures(result) == {"BTC": "1.50"}
+        assert result.source is Source.VENUE
 
-    async def test_a_cache_that_keeps_nothing_loses_no_call(self, tmp_path: Path, plugin: ScriptedPlugin) -> None:
-        async with bench(tmp_path, plugin, cache=MemoryCache(max_entries=0), max_age=0.0) as made:
-            await made.put()
+    async def test_a_cache_that_stores_nothing_loses_no_call(self, tmp_path: Path, plugin: ScriptedPlugin) -> None:
+        async with bench(tmp_path, plugin, cache=MemoryCache(max_entries=0), max_age=0.0) as service:
+            await service.put()
             for _ in range(3):
-                assert figures(await made.get()) == {"BTC": "1.50"}
+                assert figures(await service.get()) == {"BTC": "1.50"}
         assert len(plugin.calls) == 3
 
 
-async def test_amounts_keep_every_digit(paper: Bench, plugin: ScriptedPlugin) -> None:
+async def test_amounts_keep_every_digit(service: Bench, plugin: ScriptedPlugin) -> None:
     row = AssetBalance("WEI", total=Decimal("123456789012345678901234567890.123456789012345678"), free=Decimal("1E+3"))
     plugin.answer = returning(Balance((VenueAccount(assets=(row,)),)))
-    (account,) = balance_pb2.Balance.FromString((await paper.get()).stored.data).venue_accounts
+    (account,) = balance_pb2.Balance.FromString((await service.get()).stored.data).venue_accounts
     assert account.assets[0].total == "123456789012345678901234567890.123456789012345678"
     assert account.assets[0].free == "1000"

@@ -47,14 +47,14 @@ def test_each_goal_has_a_benchmark_that_says_which_hot_path_it_guards() -> None:
     assert [row.split()[0] for row in done.stdout.splitlines()] == list(suite)
 
 
-def test_a_name_that_no_benchmark_has_is_refused_with_the_names_that_there_are() -> None:
+def test_an_unknown_name_is_refused_with_the_names_of_all_benchmarks() -> None:
     done = run("stream")
     assert done.returncode == 2
     assert "stream" in done.stdout
     assert "venue_calls" in done.stdout
 
 
-def test_a_result_has_the_seven_fields_and_no_more() -> None:
+def test_a_result_has_exactly_seven_fields() -> None:
     assert line("storm/opened").as_result().keys() == SHAPE
 
 
@@ -72,19 +72,19 @@ def test_results_stand_in_the_order_of_the_table_whatever_ran_first() -> None:
     assert names == ["list_exchanges/c1", "storm/opened"]
 
 
-def test_results_of_a_benchmark_that_is_no_more_go() -> None:
+def test_results_of_a_benchmark_that_no_longer_exists_are_removed() -> None:
     assert results.merged([line("gone/c1").as_result()], [line("storm/opened")], ORDER) == [
         line("storm/opened").as_result()
     ]
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"lines": []}', "[1, 2]", "not JSON"])
-def test_a_results_file_of_another_shape_counts_as_none(tmp_path: Path, text: str) -> None:
+def test_a_results_file_of_another_shape_counts_as_empty(tmp_path: Path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)
     assert results.read(tmp_path / "results.json") == []
 
 
-def test_results_are_a_list_in_the_file(tmp_path: Path) -> None:
+def test_the_results_file_holds_a_list(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     results.write(results.merged([], [line("storm/opened")], ORDER), path)
     assert json.loads(path.read_text()) == results.read(path) == [line("storm/opened").as_result()]
@@ -98,20 +98,20 @@ def test_a_ratio_counts_as_met_only_with_five_pairs() -> None:
     assert compared("a/b", "", "calls/s", [(1.0, 10.0)] * 5).met is None
 
 
-def test_medians_are_compared_so_that_one_pair_in_a_bad_moment_says_nothing() -> None:
+def test_medians_are_compared_so_one_bad_pair_changes_nothing() -> None:
     pairs = [(1.0, 1.0), (1.0, 1.0), (9.0, 1.0), (1.0, 1.0), (1.0, 9.0)]
     found = compared("a/b", "", "ms", pairs, at_most=1.5)
     assert (found.ours, found.ceiling, found.met) == (1.0, 1.0, True)
 
 
-def test_an_absolute_goal_stands_in_the_ceilings_place() -> None:
+def test_an_absolute_goal_is_shown_as_the_ceiling() -> None:
     found = bounded("start/seconds", "", "s", 0.45, 0.9)
     assert (found.ceiling, found.ratio, found.met) == (0.9, 0.5, True)
     assert not bounded("start/seconds", "", "s", 0.91, 0.9).met
 
 
 @pytest.mark.parametrize("ceiling", CEILINGS, ids=lambda path: path.stem)
-def test_a_ceiling_is_short_and_imports_nothing_of_ours(ceiling: Path) -> None:
+def test_a_ceiling_is_short_and_imports_nothing_of_the_service(ceiling: Path) -> None:
     text = ceiling.read_text()
     assert len(text.splitlines()) <= 60
     imported = set()
@@ -161,7 +161,7 @@ def asked(*moments: tuple[float, int]) -> list[Asked]:
     return [Asked(user(0), pid, moment) for moment, pid in moments]
 
 
-def test_a_line_of_the_venues_log_that_is_being_written_does_not_count_yet() -> None:
+def test_an_unfinished_line_of_the_venues_log_does_not_count() -> None:
     assert asked_of("user-00000 7 1.5\nuser-00001 8 2.") == [Asked("user-00000", 7, 1.5)]
 
 
@@ -179,14 +179,14 @@ def test_two_refreshes_in_one_interval_are_excused_in_a_takeover_alone() -> None
     assert (of_another.twice, of_another.in_takeover) == (1, 0)
 
 
-def test_a_process_has_returned_where_no_figure_grew_by_more_than_its_margin() -> None:
+def test_a_process_has_returned_if_no_figure_grew_by_more_than_its_margin() -> None:
     memory = next(measure for measure in soak.MEASURES if measure.name == "memory")
     assert soak.returned(memory, 100.0, 100.0 + memory.margin)
     assert soak.returned(memory, 100.0, 90.0)
     assert not soak.returned(memory, 100.0, 101.0 + memory.margin)
 
 
-async def test_a_subscriber_whose_replica_goes_follows_his_account_at_another_one(tmp_path: Path) -> None:
+async def test_a_subscriber_whose_replica_ends_follows_the_account_at_another_replica(tmp_path: Path) -> None:
     plugin = ScriptedPlugin(listing(EXCHANGE))
     options = {"registry": registry_of(plugin), "heartbeat_interval": 0.1}
     async with serving(tmp_path, **options) as stays:

@@ -1,4 +1,4 @@
-"""A circuit breaker beside a model of it, and its pauses."""
+"""A circuit breaker compared with a model of it, and its pauses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that are not ours: the oldest runtimes, and a program that has only the protos."""
+"""Clients in other environments: on the oldest runtimes, and a program that has only the protos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the serving process has not imported until it is needed."""
+"""The serving process imports CCXT only if an operator runs its plugin in the service's process."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def run(folder: Path, **variables: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_ccxt_is_never_imported_by_the_service_because_its_plugin_has_a_process_of_its_own(tmp_path: Path) -> None:
+def test_the_service_does_not_import_ccxt_because_its_plugin_has_a_process_of_its_own(tmp_path: Path) -> None:
     assert run(tmp_path)[-2:] == ["True False False", "ccxt_generic in a process of its own: True"]
 
 
-def test_where_the_operator_wants_it_in_the_service_ccxt_is_imported_with_the_first_ccxt_balance(
+def test_with_the_plugin_in_process_ccxt_is_imported_with_the_first_ccxt_balance(
     tmp_path: Path,
 ) -> None:
-    processes = json.dumps({"ccxt_generic": "in-process"})
-    assert run(tmp_path, EXCHANGE_SERVICE_PLUGIN_PROCESSES=processes)[-1] == "True False True"
+    in_process = json.dumps({"ccxt_generic": "in-process"})
+    assert run(tmp_path, EXCHANGE_SERVICE_PLUGIN_PROCESSES=in_process)[-1] == "True False True"

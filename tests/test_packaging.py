@@ -1,4 +1,4 @@
-"""What is built is what works: wheels in a clean environment, without the tree around them."""
+"""The built wheels work in a clean environment, without the source tree."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DOCUMENTED_FILE = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.
 
 
 def run(*command: object, **options: Any) -> str:
-    """Run a command; its output, or a failure that shows what it said."""
+    """Run a command; its output, or a failure that shows what it printed."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=280, **options)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
@@ -92,11 +92,11 @@ class Installed:
         assert process.stderr is not None
         try:
             while line := (await asyncio.wait_for(process.stderr.readline(), timeout=20)).decode():
-                if found := re.search(r"Serving on (127\.0\.0\.1:\d+)", line):
+                if match := re.search(r"Serving on (127\.0\.0\.1:\d+)", line):
                     break
             else:
                 raise AssertionError("serve ended before it listened")
-            yield found[1]
+            yield match[1]
         finally:
             process.terminate()
             await asyncio.wait_for(process.communicate(), timeout=20)
@@ -125,9 +125,7 @@ async def test_the_core_and_one_plugin_serve_without_ccxt(clean: Path, tmp_path:
         await installed.call("balance", "-u", "nobody", "-e", "oanda", "--address", address, code=3)
 
 
-async def test_a_strangers_plugin_from_the_guide_is_installed_listed_and_gives_a_balance(
-    clean: Path, tmp_path: Path
-) -> None:
+async def test_the_guides_plugin_can_be_installed_is_listed_and_gives_a_balance(clean: Path, tmp_path: Path) -> None:
     project = tmp_path / "acme"
     for match in _DOCUMENTED_FILE.finditer((ROOT / "docs" / "plugins.md").read_text()):
         path = project / match["name"]

@@ -1,4 +1,4 @@
-"""Sessions: one opened credential and one state for each account, and a plugin that is kept honest."""
+"""Sessions: one opened credential and one state for each account; a plugin's deadline, errors and answers."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ def reference(version: str = "v1", account: Account = ACCOUNT) -> CredentialRefe
 
 
 class Vault:
-    """Opens credentials: the key is the version's name. `opened` are those that were asked for."""
+    """Opens credentials: the key is the version's name. `opened` are the references that were opened."""
 
     def __init__(self) -> None:
         self.opened: list[CredentialReference] = []
         self.metadata: dict[str, Any] = {}
         self.error: ServiceError | None = None
 
-    async def open(self, asked: CredentialReference) -> Credential:
-        self.opened.append(asked)
+    async def open(self, reference: CredentialReference) -> Credential:
+        self.opened.append(reference)
         if self.error is not None:
             raise self.error
-        return Credential(api_key=Secret(asked.version), metadata=self.metadata)
+        return Credential(api_key=Secret(reference.version), metadata=self.metadata)
 
 
 @pytest.fixture
@@ -82,17 +82,17 @@ async def sessions(vault: Vault) -> AsyncIterator[Sessions]:
 
 
 async def fetch(
-    sessions: Sessions, plugin: ScriptedPlugin, asked: CredentialReference | None = None, timeout: float = 5.0
+    sessions: Sessions, plugin: ScriptedPlugin, credential: CredentialReference | None = None, timeout: float = 5.0
 ) -> Balance:
-    found = Listing(plugin.manifest.exchanges[0], loaded(plugin))
+    entry = Listing(plugin.manifest.exchanges[0], loaded(plugin))
     deadline = asyncio.get_running_loop().time() + timeout
-    credential = asked or reference()
-    target = Target(credential.account, found, credential)
+    credential = credential or reference()
+    target = Target(credential.account, entry, credential)
     return read_fetched(await sessions.fetch(target, deadline, Priority()))
 
 
 class Closable:
-    """A client as a plugin keeps it in its account's state."""
+    """A client that a plugin keeps in its account's state."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -188,7 +188,10 @@ class TestLife:
         monkeypatch.setattr(Closable, "close", announce)
         await fetch(sessions, plugin, reference("bobs", Account("bob", "paper")))
         shifted.by(290)
-        await asyncio.sleep(0.01)
+        # The sweeper looks now, and both sessions may be idle for longer.
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(sessions.snapshot()) == 2
         await fetch(sessions, plugin, reference())
         shifted.by(290)
         await asyncio.wait_for(closed.wait(), 5)
@@ -201,7 +204,7 @@ class TestLife:
         sessions.forget(Account("nobody", "paper"))
         await until(lambda: clients[0].closed)
 
-    async def test_a_closing_that_hangs_holds_up_neither_the_next_call_nor_the_end(self, vault: Vault) -> None:
+    async def test_a_closing_that_hangs_delays_neither_the_next_call_nor_the_end(self, vault: Vault) -> None:
         http = VenueHttpPool(timeout=5.0)
         sessions = Sessions(vault.open, http)
 
@@ -219,7 +222,7 @@ class TestLife:
             await sessions.close()
         await http.close()
 
-    async def test_a_hook_that_was_left_behind_keeps_its_state_open_until_it_ends(self, sessions: Sessions) -> None:
+    async def test_the_state_of_a_hook_that_was_left_behind_stays_open_until_it_ends(self, sessions: Sessions) -> None:
         clients: list[Closable] = []
         plugin = keeping(clients)
         await fetch(sessions, plugin)
@@ -265,7 +268,7 @@ class TestEnvironment:
     )
 
     @pytest.mark.parametrize(
-        ("asked", "metadata", "expected"),
+        ("requested", "metadata", "expected"),
         [
             ("production", {}, "production"),
             ("sandbox", {}, "sandbox"),
@@ -277,21 +280,21 @@ class TestEnvironment:
         ],
     )
     def test_the_stored_metadata_may_choose_the_test_host_and_never_the_live_one(
-        self, asked: str, metadata: dict[str, Any], expected: str
+        self, requested: str, metadata: dict[str, Any], expected: str
     ) -> None:
-        account = Account(USER, "paper", asked)
+        account = Account(USER, "paper", requested)
         assert venue_environment(self.with_sandbox, account, Credential(metadata=metadata)).name == expected
 
-    def test_a_sandbox_that_the_venue_has_not_is_not_supported(self) -> None:
+    def test_a_sandbox_that_the_venue_lacks_is_not_supported(self) -> None:
         with pytest.raises(NotSupported, match="sandbox"):
             venue_environment(listing(), ACCOUNT, Credential(metadata={"sandbox": True}))
 
     @pytest.mark.parametrize("word", ["moon", "production2", "pro duction"])
-    def test_an_environment_in_the_metadata_that_the_venue_has_not_is_the_credentials_fault(self, word: str) -> None:
+    def test_an_environment_in_the_metadata_that_the_venue_lacks_makes_the_credential_invalid(self, word: str) -> None:
         with pytest.raises(CredentialInvalid, match=r"extra_metadata\.environment names no environment of Paper"):
             venue_environment(self.with_sandbox, ACCOUNT, Credential(metadata={"environment": word}))
 
-    async def test_another_environment_than_the_one_asked_for_is_told_of_in_a_note(
+    async def test_another_environment_than_the_requested_one_is_mentioned_in_a_note(
         self, sessions: Sessions, vault: Vault
     ) -> None:
         plugin = ScriptedPlugin(self.with_sandbox, answer=returning(holding(("BTC", "1"), notes=("Its own.",))))
@@ -300,8 +303,8 @@ class TestEnvironment:
             vault.metadata = metadata
             balance = await fetch(sessions, plugin, reference(version))
             assert balance.notes == ("Its own.", "Read from Paper's sandbox, which the stored metadata choose.")
-        asked = reference("v4", Account(USER, "paper", "sandbox"))
-        assert (await fetch(sessions, plugin, asked)).notes == ("Its own.",)
+        requested = reference("v4", Account(USER, "paper", "sandbox"))
+        assert (await fetch(sessions, plugin, requested)).notes == ("Its own.",)
 
     async def test_the_plugin_gets_the_environments_address_or_the_operators(
         self, sessions: Sessions, vault: Vault
@@ -325,9 +328,9 @@ class TestEnvironment:
 
             http = VenueHttpPool(timeout=5.0)
             sessions = Sessions(vault.open, http, overrides={"oanda": venue.url})
-            asked = reference("v1", Account(USER, "oanda"))
+            requested = reference("v1", Account(USER, "oanda"))
             with pytest.raises(PluginFailed, match="does not name"):
-                await fetch(sessions, ScriptedPlugin(OANDA, answer=elsewhere), asked)
+                await fetch(sessions, ScriptedPlugin(OANDA, answer=elsewhere), requested)
             await sessions.close()
             await http.close()
             assert other.requests == []
@@ -338,14 +341,14 @@ class _Fancy(CredentialRejected):
 
 
 class _Wordless(VenueUnavailable):
-    """One that forgets to say anything."""
+    """An error that is made without a message."""
 
     def __init__(self) -> None:
         return
 
 
 def _changed(**attributes: Any) -> VenueUnavailable:
-    """One of ours that a plugin changed after it was made."""
+    """An error of ours that a plugin has changed after it was made."""
     error = VenueUnavailable("It is down.")
     for name, value in attributes.items():
         setattr(error, name, value)
@@ -372,7 +375,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         "changes", [{"message": "\ud800"}, {"message": "x" * 20_000}, {"retry_after": 1e300}, {"retry_after": "soon"}]
     )
-    async def test_what_a_plugin_made_of_one_can_be_sent_all_the_same(
+    async def test_an_error_that_a_plugin_has_changed_can_still_be_sent(
         self, sessions: Sessions, changes: dict[str, Any]
     ) -> None:
         with pytest.raises(VenueUnavailable) as raised:
@@ -381,12 +384,14 @@ class TestErrors:
         assert raised.value.retry_after in (3600.0, VenueUnavailable.default_retry_after)
 
     @pytest.mark.parametrize("error", [_Wordless(), _changed(message=7), _changed(message=None)])
-    async def test_one_without_a_text_is_the_plugins_failure(self, sessions: Sessions, error: ServiceError) -> None:
+    async def test_an_error_without_a_text_is_the_plugins_failure(
+        self, sessions: Sessions, error: ServiceError
+    ) -> None:
         with pytest.raises(PluginFailed, match="paper"):
             await fetch(sessions, ScriptedPlugin(answer=raising(error)))
 
     @pytest.mark.parametrize("error", [VenueError("No."), _Own("No.")])
-    async def test_one_that_the_table_does_not_know_is_the_plugins_failure(
+    async def test_an_error_that_the_status_table_does_not_know_is_the_plugins_failure(
         self, sessions: Sessions, error: ServiceError
     ) -> None:
         with pytest.raises(PluginFailed) as raised:
@@ -394,7 +399,7 @@ class TestErrors:
         assert "signature" not in raised.value.message
 
     @pytest.mark.parametrize("delay", [float("nan"), float("inf"), -5.0, "7"])
-    async def test_a_delay_that_is_none_is_left_out(self, sessions: Sessions, delay: Any) -> None:
+    async def test_a_delay_that_is_not_a_number_of_seconds_is_left_out(self, sessions: Sessions, delay: Any) -> None:
         error = VenueRateLimited("Too many.", retry_after=delay)
         with pytest.raises(VenueRateLimited) as raised:
             await fetch(sessions, ScriptedPlugin(answer=raising(error)))
@@ -404,7 +409,7 @@ class TestErrors:
         "error",
         [ValueError("signature=48be"), SystemExit("signature=48be"), GeneratorExit("signature=48be"), MemoryError()],
     )
-    async def test_whatever_else_escapes_is_named_and_not_quoted(
+    async def test_the_type_of_any_other_exception_is_named_and_its_text_not_quoted(
         self, sessions: Sessions, error: BaseException
     ) -> None:
         with pytest.raises(PluginFailed) as raised:
@@ -430,7 +435,7 @@ class TestTime:
             await fetch(sessions, ScriptedPlugin(answer=gate), timeout=0.1)
         await asyncio.wait_for(gate.cancelled.wait(), 5)
 
-    async def test_a_plugin_that_ignores_its_cancellation_keeps_nobody_waiting(self, sessions: Sessions) -> None:
+    async def test_a_plugin_that_ignores_its_cancellation_keeps_no_caller_waiting(self, sessions: Sessions) -> None:
         released, ended = asyncio.Event(), asyncio.Event()
 
         async def stubborn(_: VenueCall) -> Balance:
@@ -450,7 +455,7 @@ class TestTime:
         released.set()
         await asyncio.wait_for(ended.wait(), 5)
 
-    async def test_who_gives_up_cancels_the_plugins_call(self, sessions: Sessions) -> None:
+    async def test_a_caller_who_gives_up_cancels_the_plugins_call(self, sessions: Sessions) -> None:
         gate = Gate()
         caller = asyncio.ensure_future(fetch(sessions, ScriptedPlugin(answer=gate)))
         await gate.entered.wait()
@@ -468,21 +473,21 @@ async def _nothing() -> None:
     return None
 
 
-MISSHAPEN = {
+WRONG_SHAPES = {
     "nothing": (None, "NoneType"),
     "a dictionary": ({"total": {"BTC": 1.5}}, "dict"),
     "a float": (1.5, "float"),
-    "accounts that are none": (Balance(("BTC",)), "VenueAccount"),  # type: ignore[arg-type]
+    "accounts of another type": (Balance(("BTC",)), "VenueAccount"),  # type: ignore[arg-type]
     "accounts in a number": (Balance(7), "TypeError"),  # type: ignore[arg-type]
-    "an id that is no text": (Balance((VenueAccount(id=7),)), "texts"),  # type: ignore[arg-type]
+    "an id that is not a text": (Balance((VenueAccount(id=7),)), "texts"),  # type: ignore[arg-type]
     "two accounts of one identity": (Balance((VenueAccount("1"), VenueAccount("1"))), "same id"),
-    "a row that is none": (Balance((VenueAccount(assets=("BTC",)),)), "AssetBalance"),  # type: ignore[arg-type]
+    "a row of another type": (Balance((VenueAccount(assets=("BTC",)),)), "AssetBalance"),  # type: ignore[arg-type]
     "a row without an asset": (Balance((VenueAccount(assets=(_row(""),)),)), "asset"),
     "a row with a number as asset": (Balance((VenueAccount(assets=(_row(7),)),)), "asset"),
     "two rows for one asset": (Balance((VenueAccount(assets=(_row(), _row(free=Decimal(0)))),)), "two rows"),
-    "a summary that is none": (Balance((), summary={"total": 1}), "summary"),  # type: ignore[arg-type]
-    "an account's summary that is none": (Balance((VenueAccount(summary=1.5),)), "summary"),  # type: ignore[arg-type]
-    "an account's error that is none": (Balance((VenueAccount(error=ValueError()),)), "error"),  # type: ignore[arg-type]
+    "a summary of another type": (Balance((), summary={"total": 1}), "summary"),  # type: ignore[arg-type]
+    "an account's summary of another type": (Balance((VenueAccount(summary=1.5),)), "summary"),  # type: ignore[arg-type]
+    "an account's error of another type": (Balance((VenueAccount(error=ValueError()),)), "error"),  # type: ignore[arg-type]
     "too many rows": (
         Balance((VenueAccount(assets=tuple(_row(f"A{number}") for number in range(MAX_ROWS + 1))),)),
         f"more than {MAX_ROWS}",
@@ -491,14 +496,14 @@ MISSHAPEN = {
 
 
 class TestShape:
-    @pytest.mark.parametrize("name", MISSHAPEN)
+    @pytest.mark.parametrize("name", WRONG_SHAPES)
     async def test_an_answer_of_another_shape_is_the_plugins_failure(self, sessions: Sessions, name: str) -> None:
-        answer, word = MISSHAPEN[name]
+        answer, word = WRONG_SHAPES[name]
         with pytest.raises(PluginFailed, match=word):
             await fetch(sessions, ScriptedPlugin(answer=returning(answer)))
 
     @pytest.mark.parametrize("amount", [1.5, float("nan"), Decimal("NaN"), Decimal("Infinity"), "1.5", True])
-    async def test_an_amount_that_is_not_exact_and_finite_never_gets_into_a_balance(
+    async def test_an_amount_that_is_not_exact_and_finite_is_the_plugins_failure(
         self, sessions: Sessions, amount: Any
     ) -> None:
         async def careless(_: VenueCall) -> Balance:

@@ -84,7 +84,7 @@ OF_THE_VENUE = [VenueUnavailable, VenueTimeout, VenueMaintenance, VenueMalformed
 
 class TestBreaking:
     @pytest.mark.parametrize("kind", OF_THE_VENUE)
-    async def test_after_five_failures_in_a_row_the_venue_is_not_asked_and_callers_are_told_when(
+    async def test_after_five_failures_in_a_row_the_venue_is_not_asked_and_callers_get_the_delay(
         self, kind: type[ServiceError]
     ) -> None:
         venue, metrics = Venue(), Recorder()
@@ -97,20 +97,24 @@ class TestBreaking:
             assert type(error) is VenueUnavailable
             assert error.retry_after is not None
             assert 26 < error.retry_after <= 33
-        assert venue.asked == 5
+        assert venue.fetches == 5
         assert metrics.breakers == [("paper", "production", "open")]
         assert metrics.refusals == ["VENUE_UNAVAILABLE"] * 3
 
     @pytest.mark.parametrize("kind", [CredentialRejected, PluginFailed, VenueRateLimited])
-    async def test_what_does_not_speak_of_the_venue_opens_nothing(self, kind: type[ServiceError]) -> None:
+    async def test_an_error_that_says_nothing_about_the_venue_does_not_open_the_breaker(
+        self, kind: type[ServiceError]
+    ) -> None:
         venue = Venue()
         gate = gated(attempts=1)
         venue.failing(kind("It fails.", retry_after=0))
         for _ in range(8):
             assert type(await outcome(venue.through(gate))) is kind
-        assert venue.asked == 8
+        assert venue.fetches == 8
 
-    async def test_a_timeout_of_what_came_late_to_the_venue_says_nothing_of_it(self) -> None:
+    async def test_a_timeout_of_a_fetch_that_waited_long_for_a_slot_does_not_count_as_a_failure(
+        self, shifted: Shifted
+    ) -> None:
         venue = Venue()
         gate = gated(attempts=1, of_venue=1)
         held = asyncio.Event()
@@ -120,15 +124,16 @@ class TestBreaking:
             raise VenueTimeout("It did not answer in time.")
 
         venue.answer = hold
-        fetches = [asyncio.ensure_future(outcome(venue.through(gate, timeout=0.6))) for _ in range(2)]
-        await asyncio.sleep(0.4)
+        fetches = [asyncio.ensure_future(outcome(venue.through(gate, timeout=8.0))) for _ in range(2)]
+        await until(lambda: venue.fetches == 1 and gate.snapshot()["paper production"].waiting == 1)
+        shifted.by(5.0)
         held.set()
         await asyncio.gather(*fetches)
         breaker = gate.snapshot()["paper production"]
-        # The first had all its time, the second a third of it.
-        assert (venue.asked, breaker.failures) == (2, 1)
+        # The first had all its time, the second three eighths of it.
+        assert (venue.fetches, breaker.failures) == (2, 1)
 
-    async def test_one_probe_after_the_pause_decides_for_all(self, shifted: Shifted) -> None:
+    async def test_after_the_pause_one_probe_decides_for_all_callers(self, shifted: Shifted) -> None:
         venue = Venue()
         gate = gated(attempts=1)
         venue.failing(VenueUnavailable("It is down."))
@@ -144,13 +149,13 @@ class TestBreaking:
         venue.answer = hold
         fetches = [asyncio.ensure_future(outcome(venue.through(gate, key=str(number)))) for number in range(20)]
         await until(lambda: sum(fetch.done() for fetch in fetches) == 19)
-        assert venue.asked == 6
+        assert venue.fetches == 6
         held.set()
         outcomes = await asyncio.gather(*fetches)
         assert outcomes.count(None) == 1
         assert await outcome(venue.through(gate)) is None
 
-    async def test_a_probe_that_is_cancelled_leaves_the_way_to_the_next(self, shifted: Shifted) -> None:
+    async def test_after_a_cancelled_probe_another_one_is_admitted(self, shifted: Shifted) -> None:
         venue = Venue()
         gate = gated(attempts=1)
         venue.failing(VenueUnavailable("It is down."))
@@ -159,14 +164,14 @@ class TestBreaking:
         shifted.by(34)
         venue.answer = asyncio.Event().wait  # type: ignore[assignment]
         probe = asyncio.ensure_future(venue.through(gate))
-        await until(lambda: venue.asked == 6)
+        await until(lambda: venue.fetches == 6)
         probe.cancel()
         await asyncio.wait({probe})
         venue.answer = venue.good
         assert await outcome(venue.through(gate)) is None
         assert gate.in_flight == 0
 
-    async def test_in_a_demo_each_account_breaks_for_itself(self) -> None:
+    async def test_in_a_demo_each_account_has_a_breaker_of_its_own(self) -> None:
         venue = Venue(RateLimit("address", 99, 60))
         gate = gated(attempts=1, accounts_apart=True)
         venue.failing(VenueRateLimited("Too many.", retry_after=7))
@@ -174,29 +179,27 @@ class TestBreaking:
         venue.failing(VenueUnavailable("It is down."))
         for _ in range(6):
             await outcome(venue.through(gate, key="broken"))
-        assert venue.asked == 6
+        assert venue.fetches == 6
         venue.answer = venue.good
         assert await outcome(venue.through(gate, key="good")) is None
 
-    async def test_a_venue_that_takes_no_connection_fails_quickly_and_then_without_being_asked(
-        self, tmp_path: Path
-    ) -> None:
+    async def test_a_venue_that_accepts_no_connection_fails_quickly_and_is_then_not_asked(self, tmp_path: Path) -> None:
         metadata = listing(environments=(Environment("production", {"api": "https://api.paper.example"}),))
         plugin = ScriptedPlugin(metadata, answer=over_http)
         venue = Answering()
         await venue.start()
         await venue.stop()
-        async with bench(tmp_path, plugin, gate=GateOptions(), overrides={"paper": venue.url}) as paper:
-            await paper.put()
+        async with bench(tmp_path, plugin, gate=GateOptions(), overrides={"paper": venue.url}) as service:
+            await service.put()
             started = time.monotonic()
             for _ in range(5):
                 with pytest.raises(VenueUnavailable):
-                    await paper.get()
-            # Three attempts of the first, two of the second, and none from then on.
+                    await service.get()
+            # Three attempts of the first, two of the second, and no more from then on.
             assert len(plugin.calls) == 5
             assert time.monotonic() - started < 3
 
-    async def test_the_sandbox_breaks_for_itself(self) -> None:
+    async def test_the_sandbox_has_a_breaker_of_its_own(self) -> None:
         venue, status = Venue(), VenueStatus()
         gate = gated(attempts=1, status=status)
         venue.failing(VenueUnavailable("It is down."))
@@ -212,7 +215,7 @@ class TestBreaking:
 
 
 class TestStatus:
-    async def test_a_listing_is_degraded_after_a_failure_and_unavailable_while_nobody_asks(
+    async def test_a_listing_is_degraded_after_a_failure_and_unavailable_while_the_breaker_is_open(
         self, shifted: Shifted
     ) -> None:
         venue, status, clock = Venue(), VenueStatus(), Clock()
@@ -232,7 +235,7 @@ class TestStatus:
         await venue.through(gate)
         assert status.troubles == {}
 
-    async def test_clients_see_it_and_get_their_delay_and_a_feed_asks_no_more_often(
+    async def test_clients_see_the_status_and_get_the_delay_and_a_feed_does_not_ask_the_venue(
         self, tmp_path: Path, shifted: Shifted
     ) -> None:
         async with OandaSimulator() as venue, serving(tmp_path, venue_urls={"oanda": venue.url}) as running:
@@ -269,24 +272,24 @@ async def _availability(running: Any) -> int:
 
 
 class TestRetries:
-    async def test_a_slip_is_made_good_within_the_call(self) -> None:
+    async def test_a_quick_failure_is_repaired_by_a_retry_within_the_call(self) -> None:
         venue, metrics = Venue(), Recorder()
         gate = gated(metrics=metrics)
 
-        async def slips_twice() -> str:
-            if venue.asked < 3:
-                raise VenueUnavailable("It slipped.")
+        async def fails_twice() -> str:
+            if venue.fetches < 3:
+                raise VenueUnavailable("It failed for a moment.")
             return "a balance"
 
-        venue.answer = slips_twice
+        venue.answer = fails_twice
         assert await venue.through(gate) == "a balance"
-        assert (venue.asked, metrics.retries) == (3, 2)
+        assert (venue.fetches, metrics.retries) == (3, 2)
 
-    async def test_two_retries_are_the_most(self) -> None:
+    async def test_a_call_is_retried_at_most_twice(self) -> None:
         venue = Venue()
         venue.failing(VenueUnavailable("It is down."))
         assert isinstance(await outcome(venue.through(gated())), VenueUnavailable)
-        assert venue.asked == 3
+        assert venue.fetches == 3
 
     @pytest.mark.parametrize(
         "error",
@@ -300,55 +303,55 @@ class TestRetries:
         ],
         ids=lambda error: type(error).__name__,
     )
-    async def test_what_is_no_slip_is_not_repeated(self, error: ServiceError) -> None:
+    async def test_other_errors_are_not_retried(self, error: ServiceError) -> None:
         venue = Venue()
         venue.failing(error)
         assert await outcome(venue.through(gated())) is error
-        assert venue.asked == 1
+        assert venue.fetches == 1
 
-    async def test_what_took_long_or_leaves_no_time_is_not_repeated(self) -> None:
+    async def test_a_slow_failure_and_one_that_leaves_no_time_are_not_retried(self, shifted: Shifted) -> None:
         venue = Venue()
 
         async def slowly() -> str:
-            await asyncio.sleep(1.1)
+            shifted.by(1.1)
             raise VenueTimeout("It did not answer in time.")
 
         venue.answer = slowly
         await outcome(venue.through(gated()))
-        assert venue.asked == 1
+        assert venue.fetches == 1
 
         async def most_of_the_time() -> str:
-            await asyncio.sleep(0.08)
-            raise VenueUnavailable("It slipped.")
+            shifted.by(0.9)
+            raise VenueUnavailable("It failed for a moment.")
 
         venue.answer = most_of_the_time
-        await outcome(venue.through(gated(), timeout=0.1))
-        assert venue.asked == 2
+        await outcome(venue.through(gated(), timeout=1.0))
+        assert venue.fetches == 2
 
-    async def test_a_venue_in_trouble_gets_at_most_a_fifth_more_than_it_would(self) -> None:
+    async def test_at_most_a_fifth_of_the_calls_to_a_failing_venue_are_retries(self) -> None:
         venue, metrics = Venue(), Recorder()
         gate = gated(metrics=metrics)
         chance = random.Random(7)
 
-        async def often_slips() -> str:
-            if chance.random() < 0.6 and venue.asked % 4:
-                raise VenueUnavailable("It slipped.")
+        async def fails_often() -> str:
+            if chance.random() < 0.6 and venue.fetches % 4:
+                raise VenueUnavailable("It failed for a moment.")
             return "a balance"
 
-        venue.answer = often_slips
-        turn = asyncio.Semaphore(40)
+        venue.answer = fails_often
+        slots = asyncio.Semaphore(40)
 
         async def one(number: int) -> None:
-            async with turn:
+            async with slots:
                 await outcome(venue.through(gate, key=str(number)))
 
         await asyncio.gather(*(one(number) for number in range(400)))
         assert metrics.retries > 40
-        assert metrics.retries <= 0.2 * venue.asked
+        assert metrics.retries <= 0.2 * venue.fetches
 
 
 class TestBulkhead:
-    async def test_no_more_are_in_flight_than_may_be_and_a_slow_venue_keeps_nobody_out(self) -> None:
+    async def test_a_slow_venue_fills_only_its_own_compartment(self) -> None:
         slow = Venue(plugin=ScriptedPlugin(listing("paper"), listing("quick")))
         quick = Venue(name="quick", plugin=ScriptedPlugin(listing("paper"), listing("quick")))
         gate = gated(of_venue=8, of_plugin=12)
@@ -371,7 +374,7 @@ class TestBulkhead:
         assert slow.most == 8
         assert gate.in_flight == 0
 
-    async def test_a_place_that_a_plugins_one_venue_gives_back_goes_to_another(self) -> None:
+    async def test_a_slot_that_one_venue_of_a_plugin_releases_goes_to_another(self) -> None:
         plugin = ScriptedPlugin(listing("paper"), listing("quick"))
         slow, quick = Venue(plugin=plugin), Venue(name="quick", plugin=plugin)
         gate = gated(of_venue=2, of_plugin=2)
@@ -396,12 +399,12 @@ class TestBulkhead:
         await asyncio.gather(*holders)
         assert gate.in_flight == 0
 
-    async def test_who_finds_no_place_in_time_is_told_to_come_again(self) -> None:
+    async def test_a_call_without_a_slot_in_time_fails_with_a_delay(self) -> None:
         venue, metrics = Venue(), Recorder()
         gate = gated(of_venue=2, metrics=metrics)
         venue.answer = asyncio.Event().wait  # type: ignore[assignment]
         holders = [asyncio.ensure_future(venue.through(gate)) for _ in range(2)]
-        await until(lambda: venue.asked == 2)
+        await until(lambda: venue.fetches == 2)
         error = await outcome(venue.through(gate, timeout=0.2))
         assert isinstance(error, ServiceOverloaded)
         assert error.retry_after == 1.0
@@ -412,7 +415,7 @@ class TestBulkhead:
         venue.answer = venue.good
         assert await outcome(venue.through(gate)) is None
 
-    async def test_who_waits_for_an_answer_goes_before_who_polls(self) -> None:
+    async def test_a_fetch_that_a_caller_waits_for_goes_before_polls(self) -> None:
         venue = Venue()
         gate = gated(of_venue=1)
         order: list[str] = []
@@ -426,15 +429,15 @@ class TestBulkhead:
         joined = Priority(polling=True)
 
         async def one(name: str, priority: Priority) -> None:
-            await venue.urgently(gate, priority)
+            await venue.with_priority(gate, priority)
             order.append(name)
 
         fetches = [asyncio.ensure_future(one("holder", Priority()))]
-        await until(lambda: venue.asked == 1)
+        await until(lambda: venue.fetches == 1)
         for name, priority in (
             ("poll", Priority(polling=True)),
             ("another poll", Priority(polling=True)),
-            ("a poll that somebody joins", joined),
+            ("a poll that a caller joins", joined),
             ("call", Priority()),
         ):
             fetches.append(asyncio.ensure_future(one(name, priority)))
@@ -442,16 +445,16 @@ class TestBulkhead:
         joined.promote()
         first.set()
         await asyncio.gather(*fetches)
-        assert order == ["holder", "a poll that somebody joins", "call", "poll", "another poll"] or order == [
+        assert order == ["holder", "a poll that a caller joins", "call", "poll", "another poll"] or order == [
             "holder",
             "call",
-            "a poll that somebody joins",
+            "a poll that a caller joins",
             "poll",
             "another poll",
         ]
 
     @pytest.mark.parametrize("seed", range(5))
-    async def test_no_place_is_lost_however_many_leave_at_any_moment(self, seed: int) -> None:
+    async def test_no_slot_is_lost_when_fetches_are_cancelled_at_any_moment(self, seed: int) -> None:
         venue, chance = Venue(), random.Random(seed)
         gate = gated(of_venue=4, of_plugin=4, attempts=1)
 
@@ -478,7 +481,7 @@ PER_MINUTE = RateLimit("address", 20, 60)
 
 
 class TestRateLimits:
-    async def test_a_call_beyond_the_budget_is_told_when_there_will_be_more(self, shifted: Shifted) -> None:
+    async def test_a_call_beyond_the_rate_limit_fails_with_the_delay(self, shifted: Shifted) -> None:
         venue, metrics = Venue(PER_MINUTE), Recorder()
         gate = gated(metrics=metrics)
         outcomes = [await outcome(venue.through(gate, key=str(number))) for number in range(25)]
@@ -486,71 +489,71 @@ class TestRateLimits:
         error = outcomes[-1]
         assert isinstance(error, VenueRateLimited)
         assert error.retry_after is not None
-        assert venue.asked == 20
+        assert venue.fetches == 20
         assert metrics.budgets[-1] == ("paper", "address", 0.0)
         shifted.by(error.retry_after + 0.1)
         assert await outcome(venue.through(gate)) is None
 
-    async def test_a_fifth_is_left_to_calls_that_somebody_waits_for(self) -> None:
+    async def test_polling_leaves_a_fifth_of_a_limit_to_callers(self) -> None:
         venue = Venue(PER_MINUTE)
         gate = gated()
         for number in range(30):
             await outcome(venue.through(gate, key=str(number), polling=True, timeout=0.05))
-        assert venue.asked == 16
+        assert venue.fetches == 16
         for number in range(30):
             await outcome(venue.through(gate, key=str(number)))
-        assert venue.asked == 20
+        assert venue.fetches == 20
 
-    async def test_polling_waits_for_more_without_taking_a_place(self) -> None:
+    async def test_a_poll_waits_for_permits_without_holding_a_slot(self) -> None:
         venue = Venue(RateLimit("address", 5, 1))
         gate = gated(of_venue=1)
         started = time.monotonic()
         polls = [asyncio.ensure_future(outcome(venue.through(gate, polling=True))) for _ in range(5)]
-        await until(lambda: venue.asked == 4)
+        await until(lambda: venue.fetches == 4)
         assert gate.in_flight == 0
         assert await outcome(venue.through(gate)) is None
         assert await asyncio.gather(*polls) == [None] * 5
         assert time.monotonic() - started > 0.5
 
-    async def test_a_poll_that_somebody_joins_while_it_waits_may_use_what_is_left_for_calls(self) -> None:
+    async def test_a_waiting_poll_that_a_caller_joins_may_use_the_reserve(self) -> None:
         venue = Venue(RateLimit("address", 5, 3))
         gate = gated()
         for _ in range(4):
             await venue.through(gate, polling=True)
         priority = Priority(polling=True)
-        poll = asyncio.ensure_future(venue.urgently(gate, priority))
+        poll = asyncio.ensure_future(venue.with_priority(gate, priority))
         for _ in range(10):
             await asyncio.sleep(0)
-        assert venue.asked == 4
+        assert venue.fetches == 4
         priority.promote()
         await asyncio.wait_for(poll, 1)
-        assert venue.asked == 5
+        assert venue.fetches == 5
 
-    async def test_a_key_is_counted_for_itself(self) -> None:
+    async def test_a_limit_by_key_counts_each_key_apart(self) -> None:
         venue = Venue(RateLimit("key", 3, 60))
         gate = gated()
         for key in ("1", "2"):
             for _ in range(5):
                 await outcome(venue.through(gate, key=key))
-        assert venue.asked == 6
+        assert venue.fetches == 6
 
-    async def test_a_balance_counts_as_what_it_costs(self) -> None:
+    async def test_a_balance_takes_its_cost_of_each_limit(self) -> None:
         venue = Venue(RateLimit("address", 100, 60, cost=30), RateLimit("key", 50, 60))
         gate = gated()
         for _ in range(5):
             await outcome(venue.through(gate))
-        assert venue.asked == 3
+        assert venue.fetches == 3
 
-    async def test_what_is_not_asked_after_all_costs_nothing(self) -> None:
+    async def test_permits_are_released_if_the_venue_is_not_asked(self) -> None:
         venue = Venue(RateLimit("address", 10, 60), RateLimit("key", 1, 60))
         gate = gated()
         for _ in range(8):
             await outcome(venue.through(gate))
         for key in range(20):
             await outcome(venue.through(gate, key=f"another {key}"))
-        assert venue.asked == 10
+        assert venue.fetches == 10
 
-    def test_a_limit_that_can_never_be_kept_is_refused(self) -> None:
+    def test_a_limit_that_allows_no_balance_is_refused(self) -> None:
         for wrong in (("address", 1, 60, 2), ("user", 1, 60, 1), ("key", 0, 60, 1), ("key", 10, 0.5, 1)):
             with pytest.raises(ValueError, match=r"RateLimit\."):
                 RateLimit(*wrong)  # type: ignore[arg-type]
@@ -561,7 +564,7 @@ class TestCooldowns:
         ("limits", "others_wait"),
         [((), True), ((RateLimit("address", 99, 60),), True), ((RateLimit("key", 99, 60),), False)],
     )
-    async def test_a_venue_that_limits_us_is_left_alone_by_all_whom_it_counts_together(
+    async def test_a_venue_that_limits_us_is_not_asked_for_any_account_that_shares_the_limit(
         self, limits: tuple[RateLimit, ...], others_wait: bool
     ) -> None:
         venue = Venue(*limits)
@@ -574,25 +577,25 @@ class TestCooldowns:
             assert isinstance(error, VenueRateLimited)
             assert error.retry_after == pytest.approx(7, abs=0.5)
         assert (await outcome(venue.through(gate, key="another")) is not None) == others_wait
-        assert venue.asked == (1 if others_wait else 2)
+        assert venue.fetches == (1 if others_wait else 2)
 
     @pytest.mark.parametrize("kind", [VenueMaintenance, VenueUnavailable])
-    async def test_one_that_says_when_it_will_be_back_is_not_asked_before(
+    async def test_a_venue_that_names_a_delay_is_not_asked_before_it_is_over(
         self, kind: type[ServiceError], shifted: Shifted
     ) -> None:
         venue = Venue(RateLimit("key", 99, 60))
         gate = gated()
         assert kind.default_retry_after is not None
-        # Also where the venue happens to say what is our own guess elsewhere.
+        # Also if the venue names the very delay that we would guess.
         venue.failing(kind("Back soon.", retry_after=kind.default_retry_after))
         await outcome(venue.through(gate))
         venue.answer = venue.good
         assert type(await outcome(venue.through(gate, key="another"))) is kind
         shifted.by(kind.default_retry_after + 0.1)
         assert await outcome(venue.through(gate)) is None
-        assert venue.asked == 2
+        assert venue.fetches == 2
 
-    async def test_one_that_does_not_say_it_is_asked_as_ever(self) -> None:
+    async def test_a_venue_that_names_no_delay_is_asked_again_at_once(self) -> None:
         venue = Venue()
         gate = gated()
         venue.failing(VenueMaintenance("Closed."))
@@ -600,20 +603,22 @@ class TestCooldowns:
         venue.answer = venue.good
         assert await outcome(venue.through(gate)) is None
 
-    async def test_a_limit_without_a_delay_costs_more_each_time_up_to_five_minutes(self, shifted: Shifted) -> None:
+    async def test_the_cooldown_for_a_rate_limit_without_a_delay_grows_up_to_five_minutes(
+        self, shifted: Shifted
+    ) -> None:
         venue = Venue()
         gate = gated()
         venue.failing(VenueRateLimited("Too many."))
-        for strike in range(1, 12):
+        for count in range(1, 12):
             await outcome(venue.through(gate))
             error = await outcome(venue.through(gate))
             assert error is not None
             assert error.retry_after is not None
-            assert 9.9 < error.retry_after <= min(300, 10 * 2**strike)
+            assert 9.9 < error.retry_after <= min(300, 10 * 2**count)
             shifted.by(error.retry_after + 0.1)
-        assert venue.asked == 11
+        assert venue.fetches == 11
 
-    async def test_a_pause_is_an_hour_at_most(self) -> None:
+    async def test_a_cooldown_lasts_an_hour_at_most(self) -> None:
         venue = Venue()
         gate = gated()
         venue.failing(VenueRateLimited("Banned.", retry_after=3 * 86400))
@@ -629,40 +634,42 @@ class TestBalances:
         return ScriptedPlugin()
 
     @pytest.fixture
-    async def paper(self, tmp_path: Path, plugin: ScriptedPlugin) -> AsyncIterator[Bench]:
-        async with bench(tmp_path, plugin, gate=GateOptions(of_venue=1)) as made:
+    async def service(self, tmp_path: Path, plugin: ScriptedPlugin) -> AsyncIterator[Bench]:
+        async with bench(tmp_path, plugin, gate=GateOptions(of_venue=1)) as service:
             for user in (USER, "bob", "carol"):
-                await made.put(user=user)
-            yield made
+                await service.put(user=user)
+            yield service
 
-    async def test_a_kept_balance_is_given_whatever_the_gate_says(self, paper: Bench, plugin: ScriptedPlugin) -> None:
-        await paper.get()
+    async def test_a_cached_balance_is_returned_while_the_gate_refuses_fetches(
+        self, service: Bench, plugin: ScriptedPlugin
+    ) -> None:
+        await service.get()
         plugin.answer = raising(VenueRateLimited("Too many.", retry_after=60))
         with pytest.raises(VenueRateLimited):
-            await paper.get(user="bob")
-        assert (await paper.get()).source is Source.CACHE
-        paper.clock.now += 31
-        stale = await paper.get()
+            await service.get(user="bob")
+        assert (await service.get()).source is Source.CACHE
+        service.clock.now += 31
+        stale = await service.get()
         assert (stale.source, type(stale.stale)) == (Source.LAST_GOOD, VenueRateLimited)
         assert len(plugin.calls) == 2
 
     async def test_a_poll_that_a_caller_joins_goes_before_other_polls(
-        self, paper: Bench, plugin: ScriptedPlugin
+        self, service: Bench, plugin: ScriptedPlugin
     ) -> None:
         plugin.answer = gate = Gate()
-        fetches = [asyncio.ensure_future(paper.get())]
+        fetches = [asyncio.ensure_future(service.get())]
         await gate.entered.wait()
         for count, user in enumerate(("bob", "carol"), 1):
-            fetches.append(asyncio.ensure_future(polled(paper, user)))
-            await until(lambda count=count: paper.gate.snapshot()["paper production"].waiting == count)
-        fetches.append(asyncio.ensure_future(paper.get(user="carol")))
-        await until(lambda: paper.balances.fetcher.snapshot() == (3, 4))
+            fetches.append(asyncio.ensure_future(polled(service, user)))
+            await until(lambda count=count: service.gate.snapshot()["paper production"].waiting == count)
+        fetches.append(asyncio.ensure_future(service.get(user="carol")))
+        await until(lambda: service.balances.fetcher.snapshot() == (3, 4))
         gate.opened.set()
         await asyncio.gather(*fetches)
         assert [call.account.user_id for call in plugin.calls] == [USER, "carol", "bob"]
 
 
-async def polled(paper: Bench, user: str) -> BalanceResult:
-    account, found = paper.registry.account(user, "paper", "")
+async def polled(service: Bench, user: str) -> BalanceResult:
+    account, entry = service.registry.account(user, "paper", "")
     deadline = asyncio.get_running_loop().time() + 10
-    return await paper.balances.get(account, found, max_age=None, deadline=deadline, polling=True)
+    return await service.balances.get(account, entry, max_age=None, deadline=deadline, polling=True)

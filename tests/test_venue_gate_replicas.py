@@ -47,7 +47,7 @@ PER_MINUTE = RateLimit("address", 20, 60)
 
 @dataclass
 class Replica:
-    """One of several processes: its own balances, cache and gate."""
+    """One replica: its own balances, cache and gate."""
 
     balances: Balances
     listing: Listing
@@ -63,7 +63,7 @@ class Replica:
 async def replicas(
     folder: Path, venue: LoopbackVenue, redis_url: str, *limits: RateLimit, users: int = 1, prefix: str = ""
 ) -> AsyncIterator[list[Replica]]:
-    """Three replicas on one Redis and one store; each keeps balances for itself, so that each asks the venue."""
+    """Three replicas on one Redis and one store; each caches balances for itself, so each asks the venue."""
     metadata = listing(limits=limits, environments=(Environment("production", {"api": "https://api.paper.example"}),))
     registry = registry_of(ScriptedPlugin(metadata, answer=over_http))
     prefix = prefix or f"test-{random.getrandbits(64):x}:"
@@ -89,12 +89,12 @@ async def replicas(
 
 
 async def every(made: list[Replica], times: int, users: int = 1) -> list[ServiceError | None]:
-    """All replicas ask so often, for all users in turn, and a few at the same time."""
+    """Each replica fetches so many times, for all users one after the other, a few at the same time."""
     # The store opens a few credentials at a time, and this process plays all of the replicas.
-    turn = asyncio.Semaphore(9)
+    slots = asyncio.Semaphore(9)
 
     async def one(replica: Replica, number: int) -> ServiceError | None:
-        async with turn:
+        async with slots:
             try:
                 await replica.get(f"user{number % users}")
             except ServiceError as error:
@@ -107,21 +107,21 @@ async def every(made: list[Replica], times: int, users: int = 1) -> list[Service
 async def counted_together(
     folder: Path, redis_url: str, limit: RateLimit, *, times: int
 ) -> tuple[int, list[ServiceError | None]]:
-    """How many requests the venue saw, and what came of all fetches, while every replica had its Redis all the time: on
-    a machine that is too busy for that it is tried again."""
+    """How many requests the venue received, and the error of each fetch or None, while Redis answered all replicas. If
+    it did not, because the machine is too busy, the run is repeated."""
     for attempt in range(5):
-        (place := folder / str(attempt)).mkdir()
-        async with Answering() as venue, replicas(place, venue, redis_url, limit, users=times) as made:
+        (subfolder := folder / str(attempt)).mkdir()
+        async with Answering() as venue, replicas(subfolder, venue, redis_url, limit, users=times) as made:
             with capture_logs() as lines:
                 outcomes = await every(made, times, users=times)
             if all(line["event"] != "redis.out_of_reach" for line in lines):
                 return len(venue.requests), outcomes
-    raise AssertionError("the replicas never had their Redis all the time")
+    raise AssertionError("Redis did not answer all replicas in any run")
 
 
 @pytest.mark.threat("T14")
 class TestReplicas:
-    async def test_a_venues_delay_holds_for_all_of_them_and_also_for_who_forces(
+    async def test_a_venues_delay_holds_on_all_replicas_also_for_forced_calls(
         self, tmp_path: Path, redis_url: str
     ) -> None:
         async with Answering() as venue, replicas(tmp_path, venue, redis_url, users=3) as made:
@@ -136,33 +136,34 @@ class TestReplicas:
                 outcomes = await every(made, 3, users=3)
                 assert {type(outcome) for outcome in outcomes} == {VenueRateLimited}
                 assert all(6 < (outcome.retry_after or 0) <= 7 for outcome in outcomes if outcome)
-                await asyncio.sleep(0.1)
             assert len(venue.requests) == seen + 1
 
-    async def test_it_ends_for_all_of_them_when_it_is_over(self, tmp_path: Path, redis_url: str) -> None:
+    async def test_a_cooldown_ends_on_all_replicas_at_the_same_time(self, tmp_path: Path, redis_url: str) -> None:
         async with Answering() as venue, replicas(tmp_path, venue, redis_url) as made:
             venue.fail(Fault.rate_limited("1"))
             with pytest.raises(VenueRateLimited):
                 await made[0].get("user0")
-            told = time.monotonic()
+            limited_at = time.monotonic()
             venue.recover()
             while (await every(made, 1)).count(None) == 0:
                 assert len(venue.requests) == 1
                 await asyncio.sleep(0.02)
-            assert 0.9 < time.monotonic() - told < 1.5
+            assert 0.9 < time.monotonic() - limited_at < 1.5
             assert (await every(made, 1)) == [None] * 3
 
-    async def test_they_keep_to_one_budget_together(self, tmp_path: Path, redis_url: str) -> None:
+    async def test_all_replicas_together_keep_to_a_rate_limit(self, tmp_path: Path, redis_url: str) -> None:
         requests, outcomes = await counted_together(tmp_path, redis_url, RateLimit("address", 30, 60), times=30)
         assert outcomes.count(None) == requests == 30
         assert {type(outcome) for outcome in outcomes if outcome} == {VenueRateLimited}
 
-    async def test_lots_spare_redis_questions_and_waste_little(self, tmp_path: Path, redis_url: str) -> None:
+    async def test_batches_of_permits_waste_little_of_a_limit(self, tmp_path: Path, redis_url: str) -> None:
         requests, _ = await counted_together(tmp_path, redis_url, RateLimit("address", 200, 60), times=100)
-        # At most a lot is left over at each of them.
+        # At most one batch is left over at each replica.
         assert 170 <= requests <= 200
 
-    async def test_a_fifth_of_it_is_left_to_calls_on_any_of_them(self, tmp_path: Path, redis_url: str) -> None:
+    async def test_polling_leaves_a_fifth_of_a_limit_to_callers_on_any_replica(
+        self, tmp_path: Path, redis_url: str
+    ) -> None:
         async with Answering() as venue, replicas(tmp_path, venue, redis_url, PER_MINUTE) as made:
             for polling, allowed in ((True, 16), (False, 20)):
                 for _ in range(8):
@@ -171,7 +172,7 @@ class TestReplicas:
                             await replica.get("user0", polling=polling)
                 assert len(venue.requests) == allowed
 
-    async def test_each_keeps_to_its_part_while_redis_is_gone_and_says_so_once(
+    async def test_each_replica_keeps_to_its_part_of_a_limit_while_redis_is_down_and_logs_it_once(
         self, tmp_path: Path, redis_server: RedisServer
     ) -> None:
         limit = RateLimit("address", 30, 60)
@@ -196,7 +197,9 @@ class TestReplicas:
 
                 await eventually(is_shared_again)
 
-    async def test_a_redis_that_hangs_costs_a_moment_once(self, tmp_path: Path, redis_server: RedisServer) -> None:
+    async def test_a_redis_that_hangs_delays_only_the_first_calls(
+        self, tmp_path: Path, redis_server: RedisServer
+    ) -> None:
         limit = RateLimit("address", 1000, 60)
         async with Answering() as venue, replicas(tmp_path, venue, redis_server.url, limit) as made:
             await every(made, 1)
@@ -210,7 +213,7 @@ class TestReplicas:
             assert max(took) < 0.8
             assert max(took[3:]) < 0.2
 
-    async def test_a_delay_holds_on_its_replica_while_redis_is_gone(
+    async def test_a_delay_holds_on_its_own_replica_while_redis_is_down(
         self, tmp_path: Path, redis_server: RedisServer
     ) -> None:
         async with Answering() as venue, replicas(tmp_path, venue, redis_server.url) as made:
@@ -224,7 +227,7 @@ class TestReplicas:
                     await made[0].get("user0")
             assert len(venue.requests) == 1
 
-    async def test_nothing_in_redis_names_a_user_or_a_key(self, tmp_path: Path, redis_url: str) -> None:
+    async def test_nothing_in_redis_names_a_user_or_an_api_key(self, tmp_path: Path, redis_url: str) -> None:
         limits = RateLimit("address", 30, 60), RateLimit("key", 30, 60)
         prefix = f"test-{random.getrandbits(64):x}:"
         async with Answering() as venue, replicas(tmp_path, venue, redis_url, *limits, prefix=prefix) as made:
@@ -239,7 +242,7 @@ class TestReplicas:
                     assert b"key0" not in name
 
 
-async def test_a_key_that_plugins_limits_name_counts_apart_on_all_replicas(tmp_path: Path, redis_url: str) -> None:
+async def test_a_limit_by_key_counts_each_key_apart_on_all_replicas(tmp_path: Path, redis_url: str) -> None:
     limit = RateLimit("key", 6, 60)
     async with Answering() as venue, replicas(tmp_path, venue, redis_url, limit, users=2) as made:
         for _ in range(5):
@@ -247,12 +250,12 @@ async def test_a_key_that_plugins_limits_name_counts_apart_on_all_replicas(tmp_p
         assert len(venue.requests) == 12
 
 
-def test_every_listing_of_ours_says_how_often_its_venue_may_be_asked() -> None:
+def test_every_listing_of_our_plugins_declares_rate_limits() -> None:
     from exchange_service.plugin_host.discovery import open_registry
     from tests.harness import settings_for
 
     registry = open_registry(settings_for(Path("unused")))
-    without = [name for name, found in registry.listings.items() if not found.metadata.limits]
+    without = [name for name, entry in registry.listings.items() if not entry.metadata.limits]
     assert without == []
     views = registry.listings["tradier"].metadata, registry.listings["tradier_options"].metadata
     assert views[0].venue == views[1].venue == "tradier"

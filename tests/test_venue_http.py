@@ -47,23 +47,23 @@ from exchange_service.venues.http import (
 
 
 class EchoVenue(LoopbackVenue):
-    """Answers with what it was asked, and tries to leave a cookie."""
+    """Answers with the request that it received, and tries to leave a cookie."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked = asyncio.Event()
+        self.reached = asyncio.Event()
 
     def routes(self) -> list[web.RouteDef]:
         return [web.route("*", "/{path:.*}", self._answer)]
 
     def account_of(self, request: web.Request, body: bytes) -> str:
-        self.asked.set()
+        self.reached.set()
         return ""
 
     async def _answer(self, request: web.Request) -> web.Response:
         seen = {"method": request.method, "query": dict(request.query), "body": (await request.read()).decode()}
         response = web.json_response(seen)
-        response.set_cookie("session", "of-somebody-else")
+        response.set_cookie("session", "of-another-user")
         return response
 
 
@@ -116,7 +116,7 @@ async def test_a_get_and_a_post_reach_the_venue_as_they_are() -> None:
     assert form.json()["body"] == "grant=refresh"
 
 
-async def test_the_venue_is_told_who_asks() -> None:
+async def test_the_user_agent_names_the_service() -> None:
     async with EchoVenue() as venue, opened(venue.url) as http:
         await http.get(venue.url)
     assert venue.requests[0].headers["User-Agent"] == "exchange-service"
@@ -126,10 +126,10 @@ async def test_the_venue_is_told_who_asks() -> None:
 @pytest.mark.parametrize("through", ["get", "post", "session_get"])
 async def test_a_host_that_the_manifest_does_not_name_is_never_asked(through: str) -> None:
     async with EchoVenue() as venue, EchoVenue() as stranger, opened(venue.url) as http:
-        asked = http.client_session if through == "session_get" else http
+        sender = http.client_session if through == "session_get" else http
         method = "get" if through == "session_get" else through
         with pytest.raises(PluginFailed, match=r"a host that its manifest does not name: 127\.0\.0\.1"):
-            await getattr(asked, method)(f"{stranger.url}/steal?key=1")
+            await getattr(sender, method)(f"{stranger.url}/steal?key=1")
         assert stranger.requests == []
 
 
@@ -142,13 +142,13 @@ async def test_another_name_scheme_or_port_is_another_host(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["nowhere", "file:///etc/hosts", "ftp://127.0.0.1/", "http://", "/v1/balance"])
-async def test_an_address_that_is_none_is_the_plugins_failure(url: str) -> None:
+async def test_an_invalid_address_is_the_plugins_failure(url: str) -> None:
     async with opened("https://venue.example") as http:
         with pytest.raises(PluginFailed):
             await http.get(url)
 
 
-async def test_an_override_is_the_only_host_that_is_left() -> None:
+async def test_with_an_override_no_other_host_is_reached() -> None:
     async with EchoVenue() as venue, EchoVenue() as simulator:
         async with opened(venue.url, override=simulator.url) as http:
             await http.get(f"{simulator.url}/balance")
@@ -249,7 +249,7 @@ async def test_waiting_ends_with_the_sessions_time_or_the_calls_deadline(fault: 
         assert 0.15 < loop.time() - began < 1.5
 
 
-async def test_a_call_whose_deadline_has_passed_does_not_ask() -> None:
+async def test_a_call_whose_deadline_has_passed_sends_no_request() -> None:
     async with EchoVenue() as venue, opened(venue.url) as http:
         late = http.for_call(asyncio.get_running_loop().time())
         with pytest.raises(VenueTimeout):
@@ -262,13 +262,13 @@ async def test_a_call_that_is_cancelled_is_cancelled() -> None:
         venue.fail(Fault(silent=True))
         task = asyncio.create_task(http.get(venue.url))
         async with asyncio.timeout(5):
-            await venue.asked.wait()
+            await venue.reached.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
 
-async def test_nobody_listening_is_unavailable() -> None:
+async def test_a_port_without_a_listener_is_unavailable() -> None:
     async with EchoVenue() as venue:
         url = venue.url
     async with opened(url) as http:
@@ -280,7 +280,7 @@ async def test_an_ended_connection_is_unavailable() -> None:
     assert isinstance(await refusal("/", Fault(reset=True)), VenueUnavailable)
 
 
-async def test_a_server_that_speaks_no_http_is_malformed() -> None:
+async def test_a_server_that_does_not_speak_http_is_malformed() -> None:
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         writer.write(b"220 mail.example ESMTP\r\n")
@@ -311,7 +311,7 @@ async def test_a_body_shorter_than_promised_is_malformed() -> None:
 @pytest.mark.parametrize(
     "fault", [Fault(reset=True), Fault(silent=True), Fault.redirect("/x"), Fault.html(503), Fault(status=401)]
 )
-async def test_no_error_tells_the_query_or_a_header(fault: Fault) -> None:
+async def test_no_error_reveals_the_query_or_a_header(fault: Fault) -> None:
     async with EchoVenue() as venue, opened(venue.url, timeout=0.2) as http:
         venue.fail(fault)
         with pytest.raises(ServiceError) as raised:
@@ -322,7 +322,7 @@ async def test_no_error_tells_the_query_or_a_header(fault: Fault) -> None:
     assert raised.value.__suppress_context__ or raised.value.__context__ is None
 
 
-async def test_a_response_does_not_show_what_was_asked_for() -> None:
+async def test_a_response_does_not_show_the_requested_url() -> None:
     async with (
         EchoVenue() as venue,
         opened(venue.url) as http,
@@ -420,7 +420,7 @@ def test_a_delay_as_a_date_counts_from_now() -> None:
     assert 55 < delay <= 60
 
 
-def test_a_date_in_the_past_is_no_delay() -> None:
+def test_a_date_in_the_past_counts_as_no_delay() -> None:
     assert retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
 
 
@@ -428,7 +428,7 @@ def test_a_date_in_the_past_is_no_delay() -> None:
     "value",
     ["", "soon", "nan", "7 seconds", "Wed, 99 Foo 2015", "Wed, 21 Oct 99999999999999999999 07:28:00 GMT"],
 )
-def test_a_delay_that_cannot_be_read_is_none(value: str) -> None:
+def test_a_delay_that_cannot_be_read_counts_as_no_delay(value: str) -> None:
     assert retry_after({"Retry-After": value}) is None
     assert retry_after({}) is None
 
@@ -446,7 +446,7 @@ async def test_the_plugins_page_and_the_session_agree() -> None:
 
 
 class Names(AbstractResolver):
-    """A resolver in somebody else's hand: it gives the next of `answers` each time, the last one for ever."""
+    """A resolver that an attacker controls: it gives the next of `answers` each time, then the last one."""
 
     def __init__(self, *answers: Sequence[str]) -> None:
         self.answers = list(answers)
@@ -472,9 +472,9 @@ INSIDE = [
     *("127.0.0.1", "127.8.8.8", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "169.254.169.254"),
     *("192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"),
     *("::", "::1", "fe80::1", "fe80::1%eth0", "fec0::1", "fd00::1", "ff02::1", "2001:db8::1"),
-    # IPv4 in the clothes of IPv6: mapped, compatible, translated, tunnelled.
+    # IPv4 addresses written as IPv6: mapped, compatible, translated, tunnelled.
     *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "64:ff9b::a9fe:a9fe"),
-    # Clouds' own services for their machines, and what older Pythons take for public.
+    # Clouds' own services for their machines, and addresses that older Pythons take for public.
     *("192.0.0.192", "168.63.129.16", "::ffff:168.63.129.16", "64:ff9b:1::7f00:1", "64:ff9b::a83f:8110"),
     *("2002:7f00:1::", "2001:0:4136:e378:8000:63bf:f5ff:fffe"),
 ]
@@ -482,19 +482,19 @@ OUTSIDE = ["8.8.8.8", "104.18.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9
 
 
 @pytest.mark.parametrize("address", INSIDE)
-def test_an_address_inside_is_known_in_every_spelling(address: str) -> None:
+def test_an_inside_address_is_recognised_in_every_spelling(address: str) -> None:
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", OUTSIDE)
-def test_an_address_of_the_public_internet_is_known_too(address: str) -> None:
+def test_an_address_of_the_public_internet_is_recognised(address: str) -> None:
     assert is_public(address)
 
 
 @pytest.mark.threat("T7")
 class TestInsideAddresses:
     @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "169.254.169.254", "::ffff:10.0.0.1", "10.0.0.1"])
-    async def test_a_manifests_host_that_leads_inside_is_not_asked(self, address: str) -> None:
+    async def test_a_manifests_host_that_resolves_to_an_inside_address_is_not_asked(self, address: str) -> None:
         async with opened("http://venue.example", override="", resolver=Names([address])) as http:
             with capture_logs() as lines, pytest.raises(VenueUnavailable, match="venue_urls"):
                 await http.get("http://venue.example/balance", headers={"X-Key": "k"})
@@ -503,16 +503,16 @@ class TestInsideAddresses:
         ]
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "127.1"])
-    async def test_neither_is_one_that_the_manifest_writes_as_an_address(self, host: str) -> None:
+    async def test_an_inside_address_in_the_manifest_is_not_asked(self, host: str) -> None:
         async with EchoVenue() as inside:
             url = f"http://{host}:{inside.url.rpartition(':')[2]}"
             async with opened(url, override="") as http:
-                # Some of these are no address to begin with.
+                # Some of these are not addresses at all.
                 with pytest.raises((VenueUnavailable, PluginFailed)):
                     await http.get(url)
             assert inside.requests == []
 
-    async def test_one_that_leads_inside_by_each_of_its_addresses_says_so(self) -> None:
+    async def test_the_error_says_so_if_all_addresses_of_a_host_are_inside(self) -> None:
         names = Names(["127.0.0.1", "::1", "10.1.2.3"])
         async with opened("http://venue.example", override="", resolver=names) as http:
             with pytest.raises(VenueUnavailable, match="public internet"):
@@ -526,7 +526,7 @@ class TestInsideAddresses:
                 await http.get(f"{url}/balance")
             assert len(inside.requests) == 1
 
-    async def test_whoever_answers_for_a_name_does_not_fill_the_log(self) -> None:
+    async def test_a_name_server_that_changes_its_answers_does_not_fill_the_log(self) -> None:
         names = Names(*([f"10.0.0.{number}"] for number in range(100)))
         async with opened("http://venue.example", override="", resolver=names) as http:
             with capture_logs() as lines:

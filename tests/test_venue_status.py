@@ -57,14 +57,14 @@ async def test_a_venue_that_is_down_is_listed_as_degraded_with_the_reason_until_
         assert (await client.list_exchanges(etag=before)).not_modified
 
 
-async def test_a_refused_key_says_nothing_about_the_venue(tmp_path: Path) -> None:
+async def test_a_refused_key_does_not_change_the_status(tmp_path: Path) -> None:
     async with OandaSimulator() as venue, serving(tmp_path, venue) as (_, client):
         with pytest.raises(CredentialRejected):
             await client.get_balance("refused", "oanda")
         assert (await status_of(client)).availability == exchange_pb2.AVAILABILITY_AVAILABLE
 
 
-def test_a_trouble_keeps_the_time_when_it_began_and_the_newest_reason() -> None:
+def test_a_trouble_has_the_time_of_its_beginning_and_the_newest_reason() -> None:
     status = VenueStatus()
     status.failed("oanda", VenueTimeout("OANDA did not answer in time."), 100.0)
     status.failed("oanda", VenueUnavailable("OANDA has trouble."), 200.0)
@@ -77,14 +77,14 @@ def test_a_trouble_keeps_the_time_when_it_began_and_the_newest_reason() -> None:
     assert (status.troubles, status.generation) == ({}, generation + 1)
 
 
-def test_what_was_said_to_one_user_is_not_shown_to_all() -> None:
+def test_an_errors_message_for_one_user_is_not_shown_to_all() -> None:
     status = VenueStatus()
     status.failed("oanda", VenueUnavailable("Account 101-004-7654321-001 of alice cannot be read."), 1.0)
     assert "alice" not in status.troubles["oanda"].reason
     assert "7654321" not in status.troubles["oanda"].reason
 
 
-def test_a_broken_plugin_is_a_trouble_of_its_venue_and_a_rate_limit_is_not() -> None:
+def test_a_broken_plugin_is_a_trouble_and_a_rate_limit_is_not() -> None:
     status = VenueStatus()
     status.failed("oanda", VenueRateLimited("OANDA limits our requests."), 1.0)
     assert status.troubles == {}
@@ -92,7 +92,7 @@ def test_a_broken_plugin_is_a_trouble_of_its_venue_and_a_rate_limit_is_not() -> 
     assert status.troubles["oanda"].since == 2.0
 
 
-async def test_a_stream_that_follows_nothing_says_so_at_once(tmp_path: Path) -> None:
+async def test_a_stream_without_accounts_begins_with_an_empty_heartbeat(tmp_path: Path) -> None:
     async with OandaSimulator() as venue, serving(tmp_path, venue) as (_, client):
         events = client.stream_balances("nobody")
         first = await anext(events)

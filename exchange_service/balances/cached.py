@@ -63,10 +63,14 @@ class CachedBalances:
             self.drop_local(key)
             await self._cache.delete(key)
             return None
-        newer = self._copies.get(key)
-        if newer is not None and newer.version > stored.version:
-            # The cache's was written by a replica whose lease was over.
-            return newer
+        return self._keep_newer(key, stored)
+
+    def _keep_newer(self, key: str, stored: StoredBalance) -> StoredBalance:
+        """Keep what the cache holds as the local copy, and return it; or the local copy if its version is higher, as
+        when a replica whose lease was over has written last."""
+        copy = self._copies.get(key)
+        if copy is not None and copy.version > stored.version:
+            return copy
         self._copies[key] = stored
         return stored
 
@@ -83,7 +87,7 @@ class CachedBalances:
         if raw is not None:
             present = decode_stored(stored.account, raw)
             if present is not None:
-                self._copies[key] = present
+                self._keep_newer(key, present)
             elif raw:
                 # Damaged, or another account's.
                 await self._cache.delete(key)
@@ -99,7 +103,7 @@ class CachedBalances:
         await self._cache.publish(_BALANCE + key.encode())
 
     async def publish_abandoned(self, key: str) -> None:
-        """Tell the replicas that wait for this balance that none comes."""
+        """Tell the replicas that wait for this balance that no answer comes."""
         await self._cache.publish(_BALANCE + key.encode())
 
     async def cached_error(self, key: str) -> ServiceError | None:

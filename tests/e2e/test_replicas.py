@@ -1,4 +1,4 @@
-"""Several replicas on one Redis: one asks the venue, all of them know."""
+"""Several replicas on one Redis: one asks the venue, and all of them get its answer."""
 
 from __future__ import annotations
 
@@ -65,13 +65,18 @@ async def replicas(
             for _ in range(number)
         ]
         for running in started:
-            await until(lambda one=running: listens(one), "a replica that hears the others")
+            await until(lambda one=running: is_subscribed(one), "a replica's subscription")
         yield started
 
 
-def listens(running: Running) -> bool:
+def is_subscribed(running: Running) -> bool:
     cache: Any = running.service.cache
     return bool(cache.subscribed)
+
+
+def waiting_calls(several: list[Running]) -> int:
+    """How many calls wait for a fetch, over all replicas."""
+    return sum(running.service.balances.fetcher.snapshot()[1] for running in several)
 
 
 async def key_of(running: Running) -> str:
@@ -82,14 +87,14 @@ async def key_of(running: Running) -> str:
     return running.service.balances.keys.key(account, reference)
 
 
-async def held(stream: Stream) -> str:
+async def next_total(stream: Stream) -> str:
     event = await stream.next_of("balance")
     total: str = event.balance.venue_accounts[0].assets[0].total
     return total
 
 
 class TestOneAsks:
-    async def test_a_herd_at_every_replica_costs_the_venue_one_request(
+    async def test_many_callers_at_every_replica_cost_the_venue_one_request(
         self, tmp_path: Path, redis_url: str, plugin: Counting
     ) -> None:
         plugin.answer = gate = Gate()
@@ -101,14 +106,13 @@ class TestOneAsks:
                 for _ in range(30)
             ]
             await gate.entered.wait()
-            # Everybody else is waiting by now, here or at another replica.
-            await asyncio.sleep(0.2)
+            await until(lambda: waiting_calls(several) == 90, "all calls, here or at another replica")
             gate.opened.set()
             replies = await asyncio.gather(*calls)
             assert len(plugin.calls) == 1
             assert len({reply.balance.version for reply in replies}) == 1
 
-    async def test_its_failure_is_everybodys_and_is_asked_for_once(
+    async def test_the_venues_error_reaches_the_callers_of_every_replica(
         self, tmp_path: Path, redis_url: str, plugin: Counting
     ) -> None:
         async with replicas(3, tmp_path, redis_url, plugin) as several:
@@ -123,7 +127,7 @@ class TestOneAsks:
             plugin.answer = down
             calls = [asyncio.ensure_future(running.client.get_balance("alice", "paper")) for running in several]
             await entered.wait()
-            await asyncio.sleep(0.2)
+            await until(lambda: waiting_calls(several) == 3, "a call at each replica")
             opened.set()
             for call in calls:
                 with pytest.raises(ServiceError, match="Paper is down"):
@@ -151,16 +155,16 @@ class TestFeeds:
             await several[0].store()
             async with AsyncExitStack() as stack:
                 streams = [await stack.enter_async_context(streaming(running, PAPER)) for running in several]
-                first = [await held(stream) for stream in streams]
+                first = [await next_total(stream) for stream in streams]
                 assert set(first) == {"1"}
                 began = time.monotonic()
                 for wanted in range(2, 8):
-                    # Every replica sees every state: nobody asked in between.
-                    assert {await held(stream) for stream in streams} == {str(wanted)}
+                    # Every replica sees every state, so the venue was not asked in between.
+                    assert {await next_total(stream) for stream in streams} == {str(wanted)}
                 assert plugin.count == 7
                 assert time.monotonic() - began > 5 * 0.4 * 0.8
 
-    async def test_when_the_one_that_asks_is_gone_another_takes_over(
+    async def test_when_the_replica_that_polls_is_gone_another_takes_over(
         self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("exchange_service.streams.polling.LEASE", 0.5)
@@ -168,46 +172,46 @@ class TestFeeds:
             await first.store()
             async with streaming(second, PAPER) as stays:
                 async with streaming(first, PAPER) as goes:
-                    await held(goes)
-                    last = int(await held(stays))
+                    await next_total(goes)
+                    last = int(await next_total(stays))
                 await until(lambda: not first.service.streams.counts()[0], "the end of the first one's feed")
                 for _ in range(3):
-                    now = int(await held(stays))
+                    now = int(await next_total(stays))
                     assert now > last
                     last = now
 
-    async def test_a_hint_that_is_lost_costs_time_and_nothing_else(
+    async def test_a_lost_invalidation_costs_only_time(
         self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("exchange_service.streams.polling.LEASE", 0.3)
 
-        async def say_nothing(*_: Any) -> None:
-            """The hint is lost."""
+        async def lose(*_: Any) -> None:
+            """The invalidation is lost."""
 
         async with replicas(2, tmp_path, redis_url, plugin, poll_interval=0.3) as several:
             await several[0].store()
-            monkeypatch.setattr(redis_cache.RedisCache, "publish", say_nothing)
+            monkeypatch.setattr(redis_cache.RedisCache, "publish", lose)
             async with streaming(several[0], PAPER) as one, streaming(several[1], PAPER) as other:
                 for stream in (one, other):
-                    seen = [int(await held(stream)) for _ in range(3)]
+                    seen = [int(await next_total(stream)) for _ in range(3)]
                     assert seen == sorted(set(seen))
 
-    async def test_without_redis_each_replica_feeds_for_itself(
+    async def test_without_redis_each_replica_polls_for_itself(
         self, tmp_path: Path, redis_server: RedisServer, plugin: Counting
     ) -> None:
         async with replicas(2, tmp_path, redis_server.url, plugin, poll_interval=0.3) as several:
             await several[0].store()
             async with streaming(several[0], PAPER) as one, streaming(several[1], PAPER) as other:
-                await held(one)
-                await held(other)
+                await next_total(one)
+                await next_total(other)
                 redis_server.kill()
                 for stream in (one, other):
-                    seen = [int(await held(stream)) for _ in range(3)]
+                    seen = [int(await next_total(stream)) for _ in range(3)]
                     assert seen == sorted(set(seen))
 
 
 class TestCredential:
-    async def test_a_change_reaches_every_replica_at_once(
+    async def test_a_changed_credential_is_used_by_every_replica_at_once(
         self, tmp_path: Path, redis_url: str, plugin: Counting
     ) -> None:
         async with replicas(2, tmp_path, redis_url, plugin) as (first, second):
@@ -225,7 +229,7 @@ class TestCredential:
 
                 await eventually_soon(sees)
 
-    async def test_a_removed_one_is_gone_everywhere_at_once(
+    async def test_a_removed_credential_is_gone_from_every_replica_at_once(
         self, tmp_path: Path, redis_url: str, plugin: Counting
     ) -> None:
         async with replicas(2, tmp_path, redis_url, plugin) as (first, second):
@@ -247,7 +251,7 @@ class TestCredential:
 
 
 async def eventually_soon(check: Any) -> None:
-    """Well before a reference is asked for again by the clock."""
+    """Wait until `check` is true, for a shorter time than a reference is remembered."""
     limit = time.monotonic() + 5
     while not await check():
         assert time.monotonic() < limit
@@ -258,12 +262,12 @@ def test_the_lease_is_shorter_than_a_call_may_take() -> None:
     assert LEASE < 8.0
 
 
-async def test_the_command_that_stores_a_credential_tells_the_replicas(
+async def test_the_command_that_stores_a_credential_notifies_the_replicas(
     tmp_path: Path, redis_url: str, plugin: Counting
 ) -> None:
     async with replicas(1, tmp_path, redis_url, plugin) as (running,):
-        heard: list[bytes] = []
-        running.service.balances.cached.on_credential = heard.append
+        changed: list[bytes] = []
+        running.service.balances.cached.on_credential = changed.append
         variables = {
             "EXCHANGE_SERVICE_CACHE_URL": redis_url,
             "EXCHANGE_SERVICE_CACHE_PREFIX": f"{tmp_path.name}:",
@@ -277,16 +281,16 @@ async def test_the_command_that_stores_a_credential_tells_the_replicas(
             stdin=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        _, said = await process.communicate(b'{"api_key": "a-token-for-tests"}')
-        assert process.returncode == 0, said.decode()
-        await until(lambda: heard, "the hint")
-        assert heard[0] == credential_id(b"0123456789abcdef", Account("alice", "oanda"))
+        _, errors = await process.communicate(b'{"api_key": "a-token-for-tests"}')
+        assert process.returncode == 0, errors.decode()
+        await until(lambda: changed, "the notification")
+        assert changed[0] == credential_id(b"0123456789abcdef", Account("alice", "oanda"))
 
 
 class TestLeases:
-    """A replica that holds the lease and does not come back, or gives up, costs the others as little as can be."""
+    """A replica that holds the lease and dies or gives up delays the others as little as possible."""
 
-    async def test_of_all_who_wait_for_one_that_died_a_single_one_asks(
+    async def test_of_all_replicas_that_wait_for_a_dead_holder_one_asks(
         self, tmp_path: Path, redis_url: str, plugin: Counting
     ) -> None:
         async with replicas(3, tmp_path, redis_url, plugin) as several:
@@ -304,6 +308,7 @@ class TestLeases:
         monkeypatch.setattr("exchange_service.balances.leases.LEASE", 0.5)
 
         async def slow(call: Any) -> Any:
+            # The lease expires by Redis's clock, which no test can move.
             await asyncio.sleep(1.5)
             return await plugin.next(call)
 
@@ -313,7 +318,7 @@ class TestLeases:
             await asyncio.gather(*(running.client.get_balance("alice", "paper") for running in several))
             assert plugin.count == 1
 
-    async def test_a_caller_who_gives_up_leaves_the_turn_to_the_next(
+    async def test_a_caller_who_gives_up_releases_the_lease_to_the_next_replica(
         self, tmp_path: Path, redis_url: str, plugin: Counting
     ) -> None:
         plugin.answer = gate = Gate()
@@ -328,7 +333,7 @@ class TestLeases:
             assert (await waits).balance.venue_accounts
             assert time.monotonic() - began < 2
 
-    async def test_a_forced_refresh_is_never_answered_by_what_was_there_before(
+    async def test_a_forced_call_never_gets_an_earlier_balance(
         self, tmp_path: Path, redis_url: str, plugin: Counting
     ) -> None:
         async with replicas(2, tmp_path, redis_url, plugin) as (first, second):
@@ -340,7 +345,7 @@ class TestLeases:
 
 
 class TestVersions:
-    async def test_an_older_balance_from_the_cache_is_no_news_in_a_stream(
+    async def test_an_older_balance_in_the_cache_is_not_sent_to_a_stream(
         self, tmp_path: Path, redis_url: str, plugin: Counting
     ) -> None:
         async with replicas(2, tmp_path, redis_url, plugin, poll_interval=0.2) as (running, other):
@@ -360,17 +365,17 @@ class TestVersions:
                 assert versions == sorted(versions)
 
 
-async def test_trouble_that_passes_when_the_venue_is_asked_again_is_told_to_nobody(
+async def test_an_error_that_a_retry_repairs_reaches_no_replica(
     tmp_path: Path, redis_url: str, plugin: Counting
 ) -> None:
-    entered, opened, asked = asyncio.Event(), asyncio.Event(), 0
+    entered, opened, fetches = asyncio.Event(), asyncio.Event(), 0
 
     async def stumbling(call: Any) -> Any:
-        nonlocal asked
-        asked += 1
+        nonlocal fetches
+        fetches += 1
         entered.set()
         await opened.wait()
-        if asked == 1:
+        if fetches == 1:
             raise VenueUnavailable("Paper stumbled.")
         return await plugin.next(call)
 
@@ -379,11 +384,11 @@ async def test_trouble_that_passes_when_the_venue_is_asked_again_is_told_to_nobo
         await several[0].store()
         calls = [asyncio.ensure_future(running.client.get_balance("alice", "paper")) for running in several]
         await entered.wait()
-        await asyncio.sleep(0.2)
+        await until(lambda: waiting_calls(several) == 2, "a call at each replica")
         opened.set()
         replies = await asyncio.gather(*calls)
         assert len({reply.balance.version for reply in replies}) == 1
-        assert asked == 2
+        assert fetches == 2
 
 
 async def test_a_replica_has_one_link_to_redis_and_closes_it(
@@ -401,7 +406,7 @@ async def test_a_replica_has_one_link_to_redis_and_closes_it(
             closed.append(self)
 
     monkeypatch.setattr(redis_link, "RedisLink", RecordedLink)
-    # With callers that are told apart, the quotas are shared as well.
+    # With authenticated callers the quotas are shared as well.
     async with replicas(1, tmp_path, redis_url, plugin, service_tokens=True):
         assert len(opened) == 1
         assert not closed

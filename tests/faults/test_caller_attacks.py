@@ -35,10 +35,8 @@ def bearer(user: str, **claims: Any) -> tuple[tuple[str, str], ...]:
 
 
 @pytest.mark.threat("T1", attack=True)
-@pytest.mark.parametrize("warm", [False, True], ids=["nothing kept", "a balance kept"])
-async def test_a_user_id_in_a_request_is_all_it_takes_where_callers_are_not_told_apart(
-    tmp_path: Path, warm: bool
-) -> None:
+@pytest.mark.parametrize("warm", [False, True], ids=["nothing cached", "a balance cached"])
+async def test_a_user_id_in_a_request_is_enough_if_callers_are_not_authenticated(tmp_path: Path, warm: bool) -> None:
     plugin = ScriptedPlugin()
     mallory = bearer("mallory")
     async with serving(tmp_path, registry=registry_of(plugin)) as running:
@@ -49,13 +47,13 @@ async def test_a_user_id_in_a_request_is_all_it_takes_where_callers_are_not_told
     async with serving(tmp_path, registry=registry_of(plugin), jwt_secret=SECRET) as running:
         if warm:
             await running.stub.GetBalance(balance_request(user_id="alice"), metadata=bearer("alice"))
-        asked = len(plugin.calls)
+        before = len(plugin.calls)
         failed = await failure(running.stub.GetBalance(balance_request(user_id="alice"), metadata=mallory))
         assert (failed.code, failed.reason) == (grpc.StatusCode.PERMISSION_DENIED, "USER_FORBIDDEN")
         call = running.stub.StreamBalances(messages.StreamBalancesRequest(user_id="alice"), metadata=mallory)
         assert (await Stream(call).failure()).reason == "USER_FORBIDDEN"
         assert (await failure(running.stub.GetBalance(balance_request(user_id="alice")))).reason == "CALLER_UNKNOWN"
-        assert len(plugin.calls) == asked
+        assert len(plugin.calls) == before
 
 
 _TRACED = """
@@ -76,7 +74,7 @@ asyncio.run(main())
 
 
 @pytest.mark.threat("T9", attack=True)
-async def test_grpcs_own_trace_writes_callers_tokens_and_is_refused_where_others_call(
+async def test_grpcs_trace_writes_tokens_to_stderr_and_is_refused_on_public_addresses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRPC_TRACE", "all")
@@ -120,7 +118,7 @@ async def unguarded_server() -> AsyncIterator[tuple[Any, list[int]]]:
 
 @pytest.mark.threat("T13", attack=True)
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip], ids=["plain", "bomb"])
-async def test_a_request_of_megabytes_is_read_by_a_server_as_it_comes_and_not_by_ours(
+async def test_a_request_of_megabytes_is_read_by_a_plain_server_and_refused_by_ours(
     tmp_path: Path, compression: grpc.Compression
 ) -> None:
     request = balance_request(user_id="a" * 3_000_000).SerializeToString()
@@ -135,7 +133,7 @@ async def test_a_request_of_megabytes_is_read_by_a_server_as_it_comes_and_not_by
 
 
 @pytest.mark.threat("T13", attack=True)
-async def test_one_caller_takes_all_the_calls_there_are_unless_he_has_a_quota(tmp_path: Path) -> None:
+async def test_one_caller_can_take_all_calls_unless_there_is_a_quota(tmp_path: Path) -> None:
     async def calls_of(running: Running) -> list[str]:
         reasons = []
         for _ in range(20):
@@ -167,7 +165,7 @@ async def described_services(running: Running) -> list[str]:
 
 
 @pytest.mark.threat("T19", attack=True)
-async def test_reflection_describes_the_service_to_every_stranger_and_is_off_where_they_are(tmp_path: Path) -> None:
+async def test_reflection_describes_the_service_to_anybody_and_is_off_on_public_addresses(tmp_path: Path) -> None:
     reached: dict[str, Any] = {"address": "0.0.0.0:0", "insecure": True}
     async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), reflection=True, **reached) as running:
         assert SERVICE in await described_services(running)

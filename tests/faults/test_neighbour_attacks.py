@@ -69,7 +69,7 @@ async def opened(store: SqlCredentialStore, account: Account) -> Credential:
 
 
 @pytest.mark.threat("T2", attack=True)
-async def test_a_public_data_api_reads_a_table_that_it_is_given_and_not_the_one_that_we_make(
+async def test_a_public_data_api_can_read_an_ordinary_table_and_not_ours(
     postgres_database: str,
 ) -> None:
     """As Supabase sets a database up: every new table of the schema is for the role of its public API."""
@@ -93,7 +93,7 @@ async def test_a_public_data_api_reads_a_table_that_it_is_given_and_not_the_one_
 
 
 @pytest.mark.threat("T3", attack=True)
-async def test_a_copy_of_the_database_gives_every_secret_away_and_of_sealed_ones_none(tmp_path: Path) -> None:
+async def test_a_copy_of_the_database_reveals_plain_secrets_and_no_sealed_ones(tmp_path: Path) -> None:
     wanted = [secret.encode() for secret in (*SECRETS.values(), *METADATA.values())]
     for keys, name in ((None, "plain"), (GivenKeys(new_keyset().as_text()), "sealed")):
         store = await stored(tmp_path / name, keys)
@@ -105,7 +105,7 @@ async def test_a_copy_of_the_database_gives_every_secret_away_and_of_sealed_ones
 
 
 @pytest.mark.threat("T4", attack=True)
-async def test_a_value_that_is_copied_to_the_thiefs_own_row_opens_there_in_plain_and_not_when_sealed(
+async def test_a_value_that_is_copied_to_another_row_opens_there_if_plain_and_not_if_sealed(
     tmp_path: Path,
 ) -> None:
     keys = GivenKeys(new_keyset().as_text())
@@ -124,7 +124,7 @@ async def test_a_value_that_is_copied_to_the_thiefs_own_row_opens_there_in_plain
 
 
 @pytest.mark.threat("T4", attack=True)
-async def test_a_plain_value_in_the_place_of_a_sealed_one_is_used_unless_plain_ones_are_not_allowed(
+async def test_a_plain_value_in_the_place_of_a_sealed_one_is_used_unless_plaintext_is_forbidden(
     tmp_path: Path,
 ) -> None:
     keys, path = GivenKeys(new_keyset().as_text()), tmp_path / "sealed"
@@ -141,7 +141,7 @@ async def test_a_plain_value_in_the_place_of_a_sealed_one_is_used_unless_plain_o
 
 @pytest.mark.threat("T10", attack=True)
 class TestSharedRedis:
-    async def test_one_users_bytes_under_anothers_key_are_his_balance_to_who_only_reads_them(
+    async def test_one_users_bytes_under_anothers_key_are_believed_only_without_the_check_of_the_account(
         self, tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         plugin = ScriptedPlugin()
@@ -158,7 +158,7 @@ class TestSharedRedis:
                 foreign = neighbour.get(bobs)
                 neighbour.set(alices, foreign)
         plugin.answer = ScriptedPlugin().answer
-        # Two replicas with nothing in their own memory: one believes what is well formed, the other looks whose it is.
+        # Two replicas with empty memory: one believes any well-formed balance, the other checks its account.
         with monkeypatch.context() as unguarded:
             unguarded.setattr(
                 "exchange_service.balances.cached.decode_stored",
@@ -172,7 +172,7 @@ class TestSharedRedis:
             assert totals(reply.balance) == {"BTC": "1.50"}
             assert reply.freshness.source == balance_pb2.BALANCE_SOURCE_VENUE
 
-    async def test_keys_that_name_an_account_tell_who_has_one_and_ours_tell_nothing(
+    async def test_plain_cache_keys_reveal_accounts_and_ours_reveal_nothing(
         self, tmp_path: Path, redis_server: RedisServer
     ) -> None:
         with redis.Redis.from_url(redis_server.url) as neighbour:
@@ -196,7 +196,7 @@ def _of(asset: str, total: str) -> Any:
 
 
 @pytest.mark.threat("T17", attack=True)
-async def test_a_replica_with_another_keyset_takes_its_share_of_the_calls_unless_the_keys_are_proven(
+async def test_a_replica_with_another_keyset_takes_calls_unless_the_keys_are_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugin = ScriptedPlugin()
@@ -225,7 +225,7 @@ async def _says(channel: Any) -> int:
 
 
 @pytest.mark.threat("T18", attack=True)
-async def test_whoever_opens_a_credential_leaves_no_trace_but_the_one_in_the_audit(
+async def test_opening_a_credential_leaves_no_trace_except_in_the_audit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, keys = tmp_path / "sealed", GivenKeys(new_keyset().as_text())

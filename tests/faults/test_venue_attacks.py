@@ -38,7 +38,7 @@ ROW: dict[str, Any] = {"api_key": "alicekey", "api_secret": "alicesecret"}
 
 
 class Recorder(LoopbackVenue):
-    """Takes every request, and gives whoever asks a cookie of his own."""
+    """Takes every request, and gives each caller a cookie of its own."""
 
     def routes(self) -> list[web.RouteDef]:
         return [web.route("*", "/{path:.*}", self._answer)]
@@ -84,7 +84,7 @@ def guarded(pool: VenueHttpPool, url: str, *, operators: bool = True) -> VenueHt
 
 @pytest.mark.threat("T6", attack=True)
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_carries_the_key_to_another_host_and_here_it_is_refused(
+async def test_a_redirect_carries_the_key_to_another_host_and_is_refused_here(
     venue: Recorder, thief: Recorder, pool: VenueHttpPool, status: int
 ) -> None:
     venue.fail(Fault(status=status, headers={"Location": f"{thief.url}/collect"}))
@@ -98,7 +98,7 @@ async def test_a_redirect_carries_the_key_to_another_host_and_here_it_is_refused
 
 
 class Rebinding(AbstractResolver):
-    """A name whose owner answers with a public address first, and then with one inside the asker's network."""
+    """A name whose owner answers with a public address first, and then with one inside our network."""
 
     def __init__(self, *addresses: str) -> None:
         self.addresses = list(addresses)
@@ -115,7 +115,9 @@ class Rebinding(AbstractResolver):
 
 @pytest.mark.threat("T7", attack=True)
 class TestInside:
-    async def test_a_name_that_leads_inside_is_asked_and_here_it_is_not(self, thief: Recorder) -> None:
+    async def test_a_name_that_resolves_inside_is_asked_by_a_bare_session_and_not_by_ours(
+        self, thief: Recorder
+    ) -> None:
         port = thief.url.rpartition(":")[2]
         url = f"http://venue.example:{port}/latest/meta-data"
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=Rebinding("127.0.0.1"))) as bare:
@@ -128,9 +130,7 @@ class TestInside:
         await pool.close()
         assert thief.requests == []
 
-    async def test_a_name_that_was_looked_at_leads_elsewhere_a_moment_later_and_here_that_is_seen(
-        self, thief: Recorder
-    ) -> None:
+    async def test_a_name_that_resolves_differently_after_a_check_is_caught_here(self, thief: Recorder) -> None:
         port = thief.url.rpartition(":")[2]
         url = f"http://venue.example:{port}"
         names = Rebinding("93.184.215.14", "127.0.0.1")
@@ -148,7 +148,7 @@ class TestInside:
         await pool.close()
         assert thief.requests == []
 
-    async def test_a_plugin_that_asks_for_another_host_reaches_it_and_here_it_does_not(
+    async def test_a_plugin_reaches_another_host_with_a_bare_session_and_not_with_ours(
         self, tmp_path: Path, venue: Recorder, thief: Recorder
     ) -> None:
         async def unguarded(call: VenueCall) -> Balance:
@@ -173,10 +173,10 @@ class TestInside:
 
 
 @pytest.mark.threat("T16", attack=True)
-async def test_one_users_cookie_goes_along_with_anothers_request_and_here_it_does_not(
+async def test_one_users_cookie_is_sent_with_anothers_request_and_not_here(
     venue: Recorder, pool: VenueHttpPool
 ) -> None:
-    # aiohttp's jar keeps cookies of names only, unless told otherwise.
+    # aiohttp's jar keeps cookies of names only, unless configured otherwise.
     async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as shared:
         for key in ("of-bob", "of-alice"):
             await shared.get(venue.url, headers={"X-Key": key})
@@ -209,7 +209,7 @@ def bare_ccxt(binance: BinanceSimulator, **stored: Any) -> Any:
 
 
 @pytest.mark.threat("T5", attack=True)
-async def test_metadata_redirect_ccxt_to_a_host_of_the_users_choice_and_here_they_are_refused(
+async def test_stored_metadata_send_ccxt_to_another_host_and_are_refused_here(
     tmp_path: Path, binance: BinanceSimulator, thief: Recorder
 ) -> None:
     evil = {"urls": {"api": dict.fromkeys(("public", "private", "sapi", "v1"), thief.url)}}
@@ -231,7 +231,7 @@ async def test_metadata_redirect_ccxt_to_a_host_of_the_users_choice_and_here_the
     [Fault.html(200), Fault(body=b""), Fault(body=b"{}"), Fault(body=b'{"balances": [{"asset": "BT')],
     ids=["a page", "nothing", "an empty object", "a truncated answer"],
 )
-async def test_nonsense_is_a_balance_of_nothing_to_ccxt_and_an_error_here(
+async def test_a_malformed_answer_is_an_empty_balance_to_ccxt_and_an_error_here(
     tmp_path: Path, binance: BinanceSimulator, fault: Fault
 ) -> None:
     binance.fail(fault).path = "/api/v3/account"
@@ -248,7 +248,7 @@ async def test_nonsense_is_a_balance_of_nothing_to_ccxt_and_an_error_here(
 
 
 @pytest.mark.threat("T14", attack=True)
-async def test_a_herd_costs_the_venue_a_request_each_and_here_one_for_all(tmp_path: Path) -> None:
+async def test_callers_at_the_same_time_cost_a_request_each_and_here_one_for_all(tmp_path: Path) -> None:
     together = asyncio.Event()
 
     async def answer(_: VenueCall) -> Balance:
@@ -258,11 +258,11 @@ async def test_a_herd_costs_the_venue_a_request_each_and_here_one_for_all(tmp_pa
     plugin = ScriptedPlugin(answer=answer)
     async with serving(tmp_path, registry=registry_of(plugin)) as running:
         await running.store()
-        account, found = running.service.registry.account("alice", "paper", "")
+        account, entry = running.service.registry.account("alice", "paper", "")
         reference = await running.service.store.find(account)
         assert reference is not None
         venues, deadline = running.service.venues, asyncio.get_running_loop().time() + 10
-        target = Target(account, found, reference)
+        target = Target(account, entry, reference)
         # Straight to the plugin: as many requests as callers.
         bare = [asyncio.ensure_future(venues.fetch(target, deadline, Priority())) for _ in range(50)]
         together.set()

@@ -1,0 +1,386 @@
+"""The layers of a fetch's road, each alone with a small layer inside it, and what replicas on one cache agree on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exchange_service.balances.cached import CachedBalances
+from exchange_service.balances.leases import FetchResult, Leased
+from exchange_service.balances.service import BalanceQuery, BalanceReader
+from exchange_service.balances.single_flight import SingleFlight
+from exchange_service.cache import Lease, Listener
+from exchange_service.cache.memory import MemoryCache
+from exchange_service.credentials import CredentialReference
+from exchange_service.errors import ServiceError, ShuttingDown, VenueMaintenance, VenueTimeout, VenueUnavailable
+from exchange_service.model import Account
+from exchange_service.observability.metrics import Metrics
+from exchange_service.venue_gate import Gated, GateOptions
+from exchange_service.venues.fetching import Target
+from exchange_service.venues.priority import Priority
+from exchange_service.wire.balances import FetchedBalance, fetched_balance
+from exchange_service.wire.replies import Source
+from exchange_service.wire.stored import StoredBalance, store_balance
+from tests.harness import USER, Clock, Gate, ScriptedPlugin, bench, holding, registry_of, until
+
+TTL = 300.0
+
+
+def answer(total: str = "1") -> FetchedBalance:
+    """What a plugin has answered: so many bitcoins."""
+    return fetched_balance(holding(("BTC", total)))
+
+
+def target(**changes: Any) -> Target:
+    """The one account that these tests read."""
+    account = Account(USER, "paper")
+    reference = CredentialReference(account, account, "1")
+    plain = Target(account, registry_of(ScriptedPlugin()).listings["paper"], reference, "balance:1", "balance:1")
+    return replace(plain, **changes)
+
+
+class Inner:
+    """The layer inside the one under test: it counts the fetches that reach it, and answers as the test says."""
+
+    def __init__(self, make: Callable[[], Awaitable[Any]] | None = None) -> None:
+        self.fetches = 0
+        self.priorities: list[Priority] = []
+        self.make = make or self._good
+
+    async def _good(self) -> FetchedBalance:
+        return answer()
+
+    async def fetch(self, target: Target, deadline: float, priority: Priority) -> Any:
+        self.fetches += 1
+        self.priorities.append(priority)
+        return await self.make()
+
+    def raising(self, *errors: ServiceError | None) -> None:
+        """Raise these errors in turn, an answer in the place of None; the last one for all further fetches."""
+        left = list(errors)
+
+        async def fail_or_answer() -> FetchedBalance:
+            error = left.pop(0) if len(left) > 1 else left[0]
+            if error is None:
+                return answer()
+            raise error
+
+        self.make = fail_or_answer
+
+
+class SharedCache(MemoryCache):
+    """One cache for two replicas of one process: leases are respected, and every message reaches both."""
+
+    shared = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: set[str] = set()
+        self.messages: list[bytes] = []
+        self._listeners: list[Listener] = []
+
+    async def lease(self, name: str, seconds: float) -> Lease | None:
+        if name in self.held:
+            return None
+        self.held.add(name)
+        return _SharedLease(self, name)
+
+    async def publish(self, message: bytes) -> None:
+        self.messages.append(message)
+        for listener in self._listeners:
+            listener(message)
+
+    def add_listener(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+
+class _SharedLease:
+    shared = True
+
+    def __init__(self, cache: SharedCache, name: str) -> None:
+        self._cache = cache
+        self._name = name
+
+    async def renew(self) -> None:
+        """It does not expire."""
+
+    async def release(self) -> None:
+        self._cache.held.discard(self._name)
+
+
+class CountingCache(MemoryCache):
+    """A cache in the process that counts how often it is read."""
+
+    reads = 0
+
+    async def get(self, key: str) -> bytes | None:
+        self.reads += 1
+        return await super().get(key)
+
+
+def soon() -> float:
+    """A deadline that nothing here comes near to."""
+    return asyncio.get_running_loop().time() + 10
+
+
+def leased(cache: MemoryCache, inner: Inner, clock: Clock | None = None) -> tuple[Leased, CachedBalances]:
+    """One replica on this cache, and its balances."""
+    cached = CachedBalances(cache, TTL)
+    return Leased(inner, cached, now=clock or Clock()), cached
+
+
+class TestSingleFlight:
+    async def test_callers_at_the_same_time_share_one_fetch_and_a_later_one_begins_another(self) -> None:
+        gate = Gate("a balance")
+        inner = Inner(lambda: gate(None))  # type: ignore[arg-type]
+        flight: SingleFlight[str] = SingleFlight(inner, 8.0)
+        callers = [asyncio.ensure_future(flight.fetch(target(), soon(), Priority())) for _ in range(5)]
+        await until(lambda: flight.snapshot() == (1, 5))
+        gate.opened.set()
+        assert await asyncio.gather(*callers) == ["a balance"] * 5
+        assert inner.fetches == 1
+        assert flight.snapshot() == (0, 0)
+        await flight.fetch(target(), soon(), Priority())
+        assert inner.fetches == 2
+
+    async def test_different_keys_share_nothing(self) -> None:
+        inner = Inner()
+        flight: SingleFlight[FetchedBalance] = SingleFlight(inner, 8.0)
+        await asyncio.gather(*(flight.fetch(target(key=key), soon(), Priority()) for key in ("balance:1", "balance:2")))
+        assert inner.fetches == 2
+
+    async def test_a_caller_who_joins_promotes_the_fetch_that_a_feed_has_begun(self) -> None:
+        gate = Gate("a balance")
+        inner = Inner(lambda: gate(None))  # type: ignore[arg-type]
+        flight: SingleFlight[str] = SingleFlight(inner, 8.0)
+        feed = asyncio.ensure_future(flight.fetch(target(), soon(), Priority(polling=True)))
+        await gate.entered.wait()
+        assert inner.priorities[0].polling
+        caller = asyncio.ensure_future(flight.fetch(target(), soon(), Priority()))
+        await until(lambda: flight.snapshot() == (1, 2))
+        assert not inner.priorities[0].polling
+        gate.opened.set()
+        await asyncio.gather(feed, caller)
+
+    async def test_each_fetch_reports_its_end_once_and_a_cancelled_one_does_not(self) -> None:
+        ends: list[BaseException | None] = []
+        inner, error = Inner(), VenueUnavailable("It is down.")
+        inner.raising(error, None)
+        flight: SingleFlight[FetchedBalance] = SingleFlight(inner, 8.0, lambda _, error: ends.append(error))
+        with pytest.raises(VenueUnavailable):
+            await flight.fetch(target(), soon(), Priority())
+        await flight.fetch(target(), soon(), Priority())
+        assert ends == [error, None]
+        gate = Gate()
+        inner.make = lambda: gate(None)  # type: ignore[arg-type]
+        caller = asyncio.ensure_future(flight.fetch(target(), soon(), Priority()))
+        await gate.entered.wait()
+        await flight.close()
+        with pytest.raises(ShuttingDown):
+            await caller
+        assert len(ends) == 2
+
+
+class TestLeased:
+    async def test_the_holder_stores_what_it_fetched_and_other_replicas_are_told(self) -> None:
+        cache = SharedCache()
+        layer, cached = leased(cache, Inner())
+        result = await layer.fetch(target(), soon(), Priority())
+        assert result.here
+        assert await cached.read("balance:1", target().account) == result.stored
+        assert cache.messages == [b"bbalance:1"]
+        assert cache.held == set()
+
+    async def test_a_replica_that_waits_gets_the_holders_balance_without_a_fetch_of_its_own(self) -> None:
+        cache, gate = SharedCache(), Gate(answer())
+        holding_inner, waiting_inner = Inner(lambda: gate(None)), Inner()  # type: ignore[arg-type]
+        holder, waiter = leased(cache, holding_inner)[0], leased(cache, waiting_inner)[0]
+        first = asyncio.ensure_future(holder.fetch(target(), soon(), Priority()))
+        await gate.entered.wait()
+        second = asyncio.ensure_future(waiter.fetch(target(), soon(), Priority()))
+        gate.opened.set()
+        ours, theirs = await asyncio.gather(first, second)
+        assert (ours.here, theirs.here) == (True, False)
+        assert theirs.stored.data == ours.stored.data
+        assert waiting_inner.fetches == 0
+
+    async def test_a_balance_that_is_no_newer_than_the_callers_own_does_not_serve(self) -> None:
+        cache, inner, clock = SharedCache(), Inner(), Clock()
+        layer, _ = leased(cache, inner, clock)
+        first = await layer.fetch(target(), soon(), Priority())
+        assert not (await layer.fetch(target(), soon(), Priority())).here
+        clock.now += 1
+        assert (await layer.fetch(target(newer_than=first.stored.fetch_time), soon(), Priority())).here
+        assert inner.fetches == 2
+
+    async def test_an_error_releases_the_lease(self) -> None:
+        cache, inner = SharedCache(), Inner()
+        inner.raising(VenueTimeout("Too slow."))
+        with pytest.raises(VenueTimeout):
+            await leased(cache, inner)[0].fetch(target(), soon(), Priority())
+        assert cache.held == set()
+
+
+class TestErrorsForReplicasThatWait:
+    async def outcomes(self, error: ServiceError) -> tuple[FetchResult | BaseException, int]:
+        """How a replica that waits for the holder ends if the holder raises this error, and its own fetches."""
+        cache, entered, opened = SharedCache(), asyncio.Event(), asyncio.Event()
+
+        async def fail() -> FetchedBalance:
+            entered.set()
+            await opened.wait()
+            raise error
+
+        waiting_inner = Inner()
+        holder, waiter = leased(cache, Inner(fail))[0], leased(cache, waiting_inner)[0]
+        first = asyncio.ensure_future(holder.fetch(target(), soon(), Priority()))
+        await entered.wait()
+        second = asyncio.ensure_future(waiter.fetch(target(), soon(), Priority()))
+        # One turn of the loop, in which it asks for the lease and begins to wait.
+        await asyncio.sleep(0)
+        opened.set()
+        _, outcome = await asyncio.gather(first, second, return_exceptions=True)
+        return outcome, waiting_inner.fetches
+
+    async def test_the_venues_own_last_word_is_passed_on(self) -> None:
+        outcome, fetches = await self.outcomes(VenueUnavailable("It is down."))
+        assert isinstance(outcome, VenueUnavailable)
+        assert fetches == 0
+
+    async def test_an_error_of_the_gate_is_not_and_the_replica_asks_itself(self) -> None:
+        error = VenueUnavailable("It is left alone.")
+        error.venue_was_asked = False
+        outcome, fetches = await self.outcomes(error)
+        assert isinstance(outcome, FetchResult)
+        assert outcome.here
+        assert fetches == 1
+
+
+class TestGated:
+    async def test_it_asks_again_after_a_quick_failure_of_the_venue(self) -> None:
+        inner = Inner()
+        inner.raising(VenueUnavailable("It is down."), None)
+        assert await Gated(inner).fetch(target(), soon(), Priority()) == answer()
+        assert inner.fetches == 2
+
+    async def test_the_venues_last_word_counts_as_the_venues(self) -> None:
+        inner = Inner()
+        inner.raising(VenueUnavailable("It is down."))
+        with pytest.raises(VenueUnavailable) as failed:
+            await Gated(inner, GateOptions(attempts=2)).fetch(target(), soon(), Priority())
+        assert failed.value.venue_was_asked
+        assert inner.fetches == 2
+
+    async def test_an_error_of_its_own_says_that_the_venue_was_not_asked(self) -> None:
+        inner = Inner()
+        inner.raising(VenueMaintenance("It is in maintenance.", retry_after=30.0))
+        gate = Gated(inner)
+        with pytest.raises(VenueMaintenance) as first:
+            await gate.fetch(target(), soon(), Priority())
+        with pytest.raises(VenueMaintenance) as second:
+            await gate.fetch(target(), soon(), Priority())
+        assert (first.value.venue_was_asked, second.value.venue_was_asked) == (True, False)
+        assert inner.fetches == 1
+
+
+def stored(total: str, fetch_time: float, previous: StoredBalance | None = None) -> StoredBalance:
+    """A balance of the account as a replica stores it."""
+    return store_balance(target().account, answer(total), fetch_time, previous)
+
+
+class TestCompareAndSet:
+    async def test_the_loser_returns_the_winners_newer_balance_and_its_own_is_not_stored(self) -> None:
+        # Without leases: as when one has expired while its holder waited for the venue.
+        cache, gate = MemoryCache(), Gate(answer("1"))
+        slow, slow_cached = leased(cache, Inner(lambda: gate(None)))  # type: ignore[arg-type]
+
+        async def newer() -> FetchedBalance:
+            return answer("2")
+
+        quick, _ = leased(cache, Inner(newer), Clock(Clock().now + 1))
+        loser = asyncio.ensure_future(slow.fetch(target(), soon(), Priority()))
+        await gate.entered.wait()
+        winner = await quick.fetch(target(), soon(), Priority())
+        gate.opened.set()
+        result = await loser
+        assert (result.here, result.stored) == (False, winner.stored)
+        assert slow_cached.get_local("balance:1") == winner.stored
+        assert await cache.get("balance:1") == winner.stored.encode()
+
+    async def test_a_lost_write_does_not_replace_the_local_copy_by_an_older_version(self) -> None:
+        cache = MemoryCache()
+        cached = CachedBalances(cache, TTL)
+        older = stored("1", 100.0)
+        newer = stored("2", 200.0, older)
+        await cached.write("balance:1", newer, replacing=None)
+        # A replica whose lease was over has written last.
+        await cache.set("balance:1", older.encode(), TTL)
+        written, present = await cached.write("balance:1", stored("3", 300.0, newer), replacing=newer)
+        assert (written, present) == (False, older)
+        assert cached.get_local("balance:1") == newer
+
+    async def test_a_version_rises_although_the_cache_holds_an_older_one_than_the_process(self) -> None:
+        cache, inner, clock = MemoryCache(), Inner(), Clock()
+        layer, _ = leased(cache, inner, clock)
+        older = stored("1", clock.now - 100)
+        newer = (await layer.fetch(target(), soon(), Priority())).stored
+        await cache.set("balance:1", older.encode(), TTL)
+
+        async def changed() -> FetchedBalance:
+            return answer("3")
+
+        inner.make = changed
+        clock.now += 1
+        result = await layer.fetch(target(newer_than=newer.fetch_time), soon(), Priority())
+        assert result.here
+        assert result.stored.version > newer.version
+        assert await cache.get("balance:1") == result.stored.encode()
+
+
+class TestReads:
+    async def test_a_cold_call_reads_the_cache_twice_and_a_warm_one_not_at_all(self, tmp_path: Path) -> None:
+        cache = CountingCache()
+        async with bench(tmp_path, ScriptedPlugin(), cache=cache) as service:
+            await service.put()
+            assert (await service.get()).source is Source.VENUE
+            assert cache.reads == 2
+            before = cache.reads
+            assert (await service.get()).source is Source.CACHE
+            assert cache.reads == before
+
+
+def finish_at_once(call: Any) -> Any:
+    """What the coroutine returns if it does not suspend."""
+    with pytest.raises(StopIteration) as ended:
+        call.send(None)
+    return ended.value.value
+
+
+class TestTheWarmPath:
+    async def test_a_fresh_copy_in_the_process_is_returned_without_suspending(self, tmp_path: Path) -> None:
+        async def count_refresh(caller: object) -> None:
+            raise AssertionError("the call forces nothing")
+
+        # References are remembered, as in the service.
+        async with bench(tmp_path, ScriptedPlugin(), reference_ttl=60.0) as service:
+            account, listing = service.registry.account(USER, "paper", "")
+            assert service.balances.get_local(account, None) is None
+            await service.put()
+            fetched = await service.get()
+            local = service.balances.get_local(account, None)
+            assert local is not None
+            assert local.stored == fetched.stored
+            reader = BalanceReader(service.balances, count_refresh, Metrics(), call_timeout=8.0)
+            caller: Any = object()
+            result = finish_at_once(reader.get(BalanceQuery(account, listing, None), caller, lambda: 5.0))
+            assert (result.source, result.stored) == (Source.CACHE, fetched.stored)
+            # A balance that is too old suspends.
+            service.clock.now += 31
+            assert service.balances.get_local(account, None) is None
+            call = reader.get(BalanceQuery(account, listing, None), caller, lambda: 5.0)
+            assert (await call).source is Source.VENUE

@@ -288,7 +288,7 @@ def test_outcome_rows_are_left_out_and_told_of() -> None:
     assert [entry.asset for entry in state.rows] == ["USDC"]
     assert state.outcomes == 1
     found = parse.wallet(ADDRESS, "default", state, (perps(),))
-    assert any("Outcome" in note for note in found.notes)
+    assert any("outcome" in note for note in found.notes)
     assert found.accounts[1].summary is None
 
 

@@ -374,7 +374,7 @@ async def test_an_expired_token_is_not_sent_and_told_of() -> None:
         balance = await read(simulator, simulator.add_token(MASTER, expires=LONG_AGO))
         assert ["Authorization" in request.headers for request in simulator.requests] == [False]
     assert balance.summary is not None
-    assert any("expired (2023-11-14)" in note for note in balance.notes)
+    assert any("expired on 2023-11-14" in note for note in balance.notes)
 
 
 async def test_where_lighter_wants_a_token_and_takes_none_the_credential_is_rejected() -> None:

@@ -214,7 +214,7 @@ async def test_a_fresh_token_that_is_refused_is_renewed_once_and_then_the_grant_
 ) -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue:
         venue.fail(replace(saying(401, code), path=path))
-        with pytest.raises(CredentialRejected, match="Make a new grant"):
+        with pytest.raises(CredentialRejected, match="Create another grant"):
             await balance_of(venue)
     assert venue.token_requests == 2
     assert paths(venue).count(path) == 2
@@ -273,7 +273,7 @@ async def test_a_refused_grant_comes_with_the_hint_to_the_other_environment(
 )
 async def test_a_password_login_is_refused_with_what_to_do_and_the_venue_is_not_asked(row: dict[str, str]) -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue:
-        with pytest.raises(CredentialInvalid, match=r"retired on 2025-12-01.*passphrase") as refusal:
+        with pytest.raises(CredentialInvalid, match=r"on 2025-12-01.*passphrase") as refusal:
             await balance_of(venue, **row)
     assert venue.requests == []
     assert "horse" not in refusal.value.message

@@ -274,7 +274,7 @@ def test_a_list_of_another_shape_is_malformed(answer: Any) -> None:
 def test_an_access_token_is_left_a_minute_before_its_end(stated: Any, used: float) -> None:
     answer = payload("token.json")
     changed(answer, {"expires_in": stated})
-    token = parse.access_token(answer, asked=1000.0)
+    token = parse.access_token(answer, requested_at=1000.0)
     assert token.renew_at == 1000 + used
     assert token.secret.reveal() == "an.access.token"
     assert "an.access.token" not in repr(token)
@@ -285,7 +285,7 @@ def test_a_life_that_is_none_is_malformed(stated: Any) -> None:
     answer = payload("token.json")
     changed(answer, {"expires_in": stated})
     with pytest.raises(VenueMalformed):
-        parse.access_token(answer, asked=0.0)
+        parse.access_token(answer, requested_at=0.0)
 
 
 @pytest.mark.parametrize("token", [..., None, "", 7, "two words", "two\r\nlines", "tökén"])
@@ -293,5 +293,5 @@ def test_an_access_token_that_cannot_be_one_is_malformed_and_not_shown(token: An
     answer = payload("token.json")
     changed(answer, {"access_token": token})
     with pytest.raises(VenueMalformed, match=r"access.token") as refusal:
-        parse.access_token(answer, asked=0.0)
+        parse.access_token(answer, requested_at=0.0)
     assert "words" not in refusal.value.message

@@ -228,7 +228,7 @@ class TestTheStoredAccountId:
         self, listing: ExchangeMetadata, account_id: str
     ) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
-            with pytest.raises(CredentialInvalid, match="no account number"):
+            with pytest.raises(CredentialInvalid, match="not an account number"):
                 await balance_of(venue, listing, account_id=account_id)
         assert venue.requests == []
 
@@ -319,8 +319,8 @@ async def test_open_calls_are_told_in_the_order_of_the_accounts(listing: Exchang
         venue.fail(Fault(delay=0.05, pass_on=True)).path = balances_path(FIRST)
         balance = await balance_of(venue, listing)
     assert balance.notes[-2:] == (
-        f"Account {FIRST}: Tradier has a maintenance call open, of 1250.00 USD.",
-        f"Account {SECOND}: Tradier has a maintenance call open, of 7 USD.",
+        f"Account {FIRST}: Tradier has an open maintenance call of 1250.00 USD.",
+        f"Account {SECOND}: Tradier has an open maintenance call of 7 USD.",
     )
 
 
@@ -477,7 +477,7 @@ class TestTheRequestBudget:
     def test_it_opens_when_the_minute_is_over(self) -> None:
         budget = RequestBudget()
         # The end is so far off that the whole minute is waited for, whatever the machine's clock says.
-        budget.note({"X-Ratelimit-Available": "0", "X-Ratelimit-Expiry": "253402300799000"}, now=1000.0)
+        budget.record({"X-Ratelimit-Available": "0", "X-Ratelimit-Expiry": "253402300799000"}, now=1000.0)
         with pytest.raises(VenueRateLimited) as refusal:
             budget.check(1058.5)
         assert refusal.value.retry_after == 1.5
@@ -496,7 +496,7 @@ class TestTheRequestBudget:
     )
     def test_it_stays_open_unless_tradier_says_how_long_it_is_used_up(self, headers: dict[str, str]) -> None:
         budget = RequestBudget()
-        budget.note(headers, now=1000.0)
+        budget.record(headers, now=1000.0)
         budget.check(1000.0)
 
     @pytest.mark.parametrize(

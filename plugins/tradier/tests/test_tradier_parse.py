@@ -249,8 +249,8 @@ class TestOpenCalls:
     def test_each_is_told_with_its_amount(self) -> None:
         answer = margin_with(block="margin", maintenance_call=Decimal("1250.00"), fed_call=Decimal("3E+2"))
         assert parse.open_calls(answer, MARGIN) == (
-            "Account 6YA00000: Tradier has a maintenance call open, of 1250.00 USD.",
-            "Account 6YA00000: Tradier has a fed call open, of 300 USD.",
+            "Account 6YA00000: Tradier has an open maintenance call of 1250.00 USD.",
+            "Account 6YA00000: Tradier has an open fed call of 300 USD.",
         )
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from exchange_service_ccxt_generic import parse
-from exchange_service_ccxt_generic.exact import Answer, Exact, Guarded, exact_json, laid_over
+from exchange_service_ccxt_generic.answers import Answer
+from exchange_service_ccxt_generic.exact import Exact, Guarded, make_layered_class
+from exchange_service_ccxt_generic.exact_json import exact_json
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,7 +96,7 @@ def instances() -> tuple[Any, Any]:
 
     plain = Exchange()
     plain.number = str
-    layered = laid_over(Exact, Exchange)()
+    layered = make_layered_class(Exact, Exchange)()
     layered.throttler = layered.session = None
     return layered, plain
 

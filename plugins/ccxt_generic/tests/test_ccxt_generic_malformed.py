@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import pytest
-from exchange_service_ccxt_generic.empty import proves_empty
+from exchange_service_ccxt_generic.emptiness import proves_empty
 from exchange_service_ccxt_generic.simulator import BinanceSimulator
 
 from exchange_service.plugin_api import Balance, VenueMalformed

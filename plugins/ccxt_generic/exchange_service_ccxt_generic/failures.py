@@ -232,11 +232,11 @@ def _row(error: BaseException, answer: Answer, exchange_id: str) -> _Row:
     if name == "ExchangeNotAvailable" and answer.status == 503 and "maintenance" in answer.body.lower():
         return ROWS["OnMaintenance"]
     if ROWS[name][0] is RequestRefused:
-        return _unexplained(name, answer)
+        return _row_by_status(name, answer)
     return ROWS[name]
 
 
-def _unexplained(name: str, answer: Answer) -> _Row:
+def _row_by_status(name: str, answer: Answer) -> _Row:
     """The row for an error that CCXT does not explain, or takes for our mistake: the status may say more."""
     if 200 <= answer.status < 300 and not _names_an_error(answer):
         return ROWS["BadResponse"]

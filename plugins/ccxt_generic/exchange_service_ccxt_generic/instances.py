@@ -73,7 +73,7 @@ class Instances:
         """The credential, read once, and the account's instance. The host drops the state if the credential changes."""
         call = self._call
         ccxt = await call.plugin_state.get("ccxt", import_ccxt)
-        untouched = await call.plugin_state.get(f"untouched {self._where()}", partial(self._untouched, ccxt))
+        untouched = await call.plugin_state.get(f"untouched {self._where()}", partial(self._describe_untouched, ccxt))
         stored = read_credential(call.credential, self._id, untouched.required, call.exchange.account_types)
         make = partial(self._account_instance, ccxt, stored, untouched, await self._markets())
         return Opened(ccxt, stored, await call.account_state.get("instance", make, max_age=INSTANCE_AGE))
@@ -95,7 +95,7 @@ class Instances:
     def _where(self) -> str:
         return f"{self._id} {self._call.environment.name} {self._call.override}"
 
-    async def _untouched(self, ccxt: Any) -> Untouched:
+    async def _describe_untouched(self, ccxt: Any) -> Untouched:
         instance = self.construct(ccxt, Guarded, self._call.public_http.client_session, _MARKETS_TIMEOUT)
         await instance.close()
         required = required_credentials(self._id, instance.requiredCredentials)

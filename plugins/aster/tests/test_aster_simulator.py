@@ -76,7 +76,7 @@ def test_a_signature_for_the_other_chain_or_text_is_another_signers() -> None:
 
 
 @pytest.mark.parametrize("signature", ["", "0x", "0x" + "00" * 65, LIVE_SIGNATURE[:-2] + "1d", "0x" + "ff" * 64 + "1b"])
-def test_what_is_no_signature_has_no_signer(signature: str) -> None:
+def test_an_invalid_signature_has_no_signer(signature: str) -> None:
     assert simulator.signer_of(MESSAGE, signature, 1666) == ""
 
 

@@ -292,7 +292,7 @@ async def test_without_a_wish_the_account_is_called_what_it_is(
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_a_unified_account_that_is_asked_for_and_is_not_there_is_said_to_be(
+async def test_a_requested_unified_account_that_the_user_lacks_is_a_feature_not_enabled(
     listings: Listings, told: Any
 ) -> None:
     tell_bybit(told, unified=False)

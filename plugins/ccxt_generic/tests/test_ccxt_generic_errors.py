@@ -107,7 +107,7 @@ def test_the_meaning_of_an_error_is_kept(name: str, expected: type[VenueError]) 
         (503, VenueUnavailable),
     ],
 )
-def test_a_status_that_ccxt_calls_an_outage_is_told_apart(status: int, expected: type[VenueError]) -> None:
+def test_a_status_that_ccxt_takes_for_an_outage_becomes_its_own_error(status: int, expected: type[VenueError]) -> None:
     from ccxt.base.errors import ExchangeNotAvailable
 
     assert type(translate(ExchangeNotAvailable("x"), Answer(status=status), "okx", "OKX")) is expected
@@ -195,7 +195,7 @@ async def test_a_wrong_key_is_rejected(read: Read, key: str, secret: str, expect
         await read(api_key=key, api_secret=secret)
 
 
-async def test_a_clock_that_is_off_is_said_to_be(read: Read, binance: BinanceSimulator) -> None:
+async def test_a_wrong_clock_is_a_clock_skew(read: Read, binance: BinanceSimulator) -> None:
     binance.clock_ahead = 60_000
     with pytest.raises(ClockSkew):
         await read()

@@ -39,7 +39,7 @@ JSON = st.recursive(st.none() | st.booleans() | WORDS, lambda inner: st.lists(in
 
 
 @given(JSON)
-def test_what_is_no_number_comes_through_as_it_is(value: object) -> None:
+def test_a_value_that_is_not_a_number_stays_as_it_is(value: object) -> None:
     assert exact_json(json.dumps(value)) == value
 
 
@@ -66,7 +66,7 @@ def test_what_is_no_number_comes_through_as_it_is(value: object) -> None:
         pytest.param("[" * 100_000, id="nested too deep"),
     ],
 )
-def test_what_is_no_exact_json_is_refused(body: str) -> None:
+def test_a_body_that_is_not_exact_json_is_refused(body: str) -> None:
     with pytest.raises(VenueMalformed):
         exact_json(body)
 

@@ -315,7 +315,7 @@ def _values(server: Any, key: bytes) -> Iterator[bytes]:
 
 # They hold CCXT's exception, whose text is a signed address, for as long as a call's record of answers lives: nobody is
 # shown it, but a `repr` would.
-_NOT_YET_SILENT = frozenset({("exchange_service_ccxt_generic.exact", name) for name in ("Answer", "Record")})
+_NOT_YET_SILENT = frozenset({("exchange_service_ccxt_generic.answers", name) for name in ("Answer", "Record")})
 
 
 def objects_of_ours() -> Iterator[object]:

@@ -73,7 +73,7 @@ async def test_a_refused_key_is_raised_whatever_the_others_gave() -> None:
         await gather(one=account("one"), two=VenueTimeout("Too slow."), three=CredentialRejected("No."))
 
 
-async def test_no_ids_are_no_accounts() -> None:
+async def test_without_ids_there_are_no_accounts() -> None:
     assert await gather() == ()
 
 

@@ -50,7 +50,7 @@ _NUMERIC = re.compile(r"[+-]?\d+(\.\d+)?\Z")
 _RAW = "\x00"
 
 
-def poisoned(body: bytes) -> Iterator[tuple[str, bytes]]:
+def poison_figures(body: bytes) -> Iterator[tuple[str, bytes]]:
     """Copies of the JSON body with one figure replaced, each with what was replaced; of a list, in one element."""
     try:
         value = json.loads(body, parse_float=_mark, parse_int=_mark)
@@ -72,7 +72,7 @@ def poisoned(body: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _mark(number: str) -> str:
-    """A bare number as a text that `_unmark` turns back, so that none of its digits is lost on the way."""
+    """A bare number as a text that `_unmark` turns back, so that no digit is lost."""
     return _RAW + number
 
 

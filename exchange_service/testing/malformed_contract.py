@@ -1,4 +1,4 @@
-"""The part of the contract about malformed answers: none of them may become a balance."""
+"""The part of the contract about malformed answers, which must never become a balance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from exchange_service.plugin_api import Balance, Http, Response, VenueError
 from exchange_service.pytest_plugin import MALFORMED
 from exchange_service.testing.calling_contract import CallingContract
-from exchange_service.testing.malformed import NONSENSE, poisoned
+from exchange_service.testing.malformed import NONSENSE, poison_figures
 from exchange_service.testing.venue import Fault, LoopbackVenue
 
 
@@ -49,7 +49,7 @@ class MalformedContract(CallingContract):
         async with self._open_venue() as (venue, row):
             good, bodies = await self._record_answers(venue, row)
             for step, body in enumerate(bodies):
-                for where, changed in poisoned(body):
+                for where, changed in poison_figures(body):
                     venue.recover()
                     venue.fail(Fault(body=changed, times=1))
                     if step:

@@ -207,7 +207,7 @@ class AsterSimulator(DemoVenue):
         user, signer, nonce = (request.query.get(name, "") for name in ("user", "signer", "nonce"))
         if not (user and signer and nonce.isdecimal()):
             _refuse(400, -1102, "Mandatory parameter was not sent, was empty/null, or malformed.")
-        if _signer_of(message, signature, self.chain_id) != signer.lower():
+        if signer_of(message, signature, self.chain_id) != signer.lower():
             _refuse(400, -1000, "Signature check failed")
         wallet = self.wallets.get(user.lower())
         agent = wallet.agents.get(signer.lower()) if wallet else None
@@ -423,7 +423,7 @@ def _address(public_key: Any) -> str:
     return "0x" + _keccak(public_key.format(compressed=False)[1:])[12:].hex()
 
 
-def _typed_data_hash(message: str, chain_id: int) -> bytes:
+def typed_data_hash(message: str, chain_id: int) -> bytes:
     """The EIP-712 hash, written from the standard: each struct is the hash of its type and its encoded members."""
     domain = _keccak(
         _keccak(b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"),
@@ -435,7 +435,7 @@ def _typed_data_hash(message: str, chain_id: int) -> bytes:
     return _keccak(bytes.fromhex("1901"), domain, _keccak(_keccak(b"Message(string msg)"), _keccak(message.encode())))
 
 
-def _signer_of(message: str, signature: str, chain_id: int) -> str:
+def signer_of(message: str, signature: str, chain_id: int) -> str:
     """The address whose key signed the message; empty if the signature is invalid."""
     from coincurve import PublicKey
 
@@ -444,7 +444,7 @@ def _signer_of(message: str, signature: str, chain_id: int) -> str:
         if len(raw) != 65 or raw[64] not in (27, 28):
             return ""
         recoverable = raw[:64] + bytes([raw[64] - 27])
-        digest = _typed_data_hash(message, chain_id)
+        digest = typed_data_hash(message, chain_id)
         return _address(PublicKey.from_signature_and_message(recoverable, digest, hasher=None))
     except Exception:
         # The library raises plain exceptions for points that are not on the curve.

@@ -150,7 +150,7 @@ async def test_assets_that_are_not_held_are_rows_of_zeros() -> None:
     assert all(row.total == 0 for row in zeros)
 
 
-async def test_in_multi_assets_mode_what_aster_would_lend_is_no_holding() -> None:
+async def test_in_multi_assets_mode_an_asset_that_aster_would_lend_is_not_a_holding() -> None:
     wallet = SimulatedWallet([SimulatedAsset("USDT", Decimal(100)), SimulatedAsset("USDF", lent=Decimal(95))])
     async with venue_with(wallet) as venue:
         futures, _ = (await balance_of(venue)).venue_accounts
@@ -377,7 +377,7 @@ async def test_the_time_is_asked_for_without_a_key() -> None:
     assert "X-MBX-APIKEY" not in asked.headers
 
 
-async def test_a_nonce_that_stays_refused_is_said_to_be_one_after_a_single_repetition() -> None:
+async def test_a_nonce_that_is_refused_twice_is_a_clock_skew_about_the_nonce() -> None:
     async with venue_with() as venue:
         # Another program, whose clock is ahead, has used up what is remembered.
         ahead = time.time_ns() // 1000 + 60_000_000
@@ -387,13 +387,13 @@ async def test_a_nonce_that_stays_refused_is_said_to_be_one_after_a_single_repet
     assert len(venue.requests) == 5
 
 
-async def test_a_refused_time_that_stays_so_is_said_to_be_one() -> None:
+async def test_a_time_that_is_refused_twice_is_a_clock_skew() -> None:
     error = await refusal_of(replace(saying(400, -1021, "Timestamp is outside"), account=API_KEY), KEY_ROW)
     assert isinstance(error, ClockSkew)
     assert "clock" in error.message
 
 
-async def test_a_time_that_is_none_is_malformed() -> None:
+async def test_an_invalid_time_is_malformed() -> None:
     async with venue_with() as venue:
         venue.clock_offset = 40.0
         venue.fail(Fault(body=b'{"serverTime": 0}')).path = TIME
@@ -451,7 +451,7 @@ async def test_a_time_that_is_none_is_malformed() -> None:
     ],
     ids=lambda value: f"{value.status} {value.body[:60]!r}" if isinstance(value, Fault) else value.__name__,
 )
-async def test_each_of_asters_errors_is_told_as_what_it_is(fault: Fault, expected: type[VenueError]) -> None:
+async def test_each_of_asters_errors_becomes_the_right_error(fault: Fault, expected: type[VenueError]) -> None:
     # Not the time, which is asked for where a time or nonce is refused.
     assert type(await refusal_of(replace(fault, account=WALLET))) is expected
 
@@ -558,7 +558,7 @@ async def rights_of(venue: AsterSimulator, row: dict[str, Any] = AGENT_ROW) -> K
         return await exchange_service_aster.check_credential(call)
 
 
-async def test_an_agent_that_only_reads_is_said_to() -> None:
+async def test_an_agent_that_only_reads_can_neither_trade_nor_withdraw() -> None:
     expires = datetime(2032, 1, 2, 3, tzinfo=UTC)
     async with venue_with(expired=int(expires.timestamp()) * 1000) as venue:
         rights = await rights_of(venue)
@@ -570,7 +570,7 @@ async def test_an_agent_that_only_reads_is_said_to() -> None:
     ("right", "trade", "withdraw"),
     [("can_spot_trade", True, False), ("can_perp_trade", True, False), ("can_withdraw", False, True)],
 )
-async def test_what_this_agent_may_do_is_said_and_not_what_the_wallets_others_may(
+async def test_the_rights_are_those_of_this_agent_and_not_of_the_wallets_others(
     right: str, trade: bool, withdraw: bool
 ) -> None:
     rights_of_this: dict[str, Any] = {right: True}
@@ -601,7 +601,7 @@ async def test_nothing_is_known_of_what_an_hmac_key_may_do_and_aster_is_not_aske
         ("outage", VenueUnavailable),
     ],
 )
-async def test_a_trouble_is_told_in_asters_way_and_leaves_other_accounts_alone(
+async def test_a_trouble_has_asters_own_answer_and_does_not_affect_other_accounts(
     trouble: str, expected: type[VenueError]
 ) -> None:
     async with venue_with() as venue:

@@ -139,7 +139,7 @@ class LighterSimulator(DemoVenue):
         answer: dict[str, Any] = {"code": 200, "total": len(found)}
         if end < len(found):
             answer["next_cursor"] = str(end)
-        return web.json_response({**answer, "accounts": [_detailed(account) for account in found[first:end]]})
+        return web.json_response({**answer, "accounts": [_account_entry(account) for account in found[first:end]]})
 
     def _is_valid(self, token: str, requested: Sequence[SimulatedAccount]) -> bool:
         """Whether the token is known, has not expired, and covers the requested accounts."""
@@ -197,7 +197,7 @@ def _name(account: SimulatedAccount, by: str | None) -> str:
     return str(account.index) if by == "index" else account.l1_address.lower()
 
 
-def _detailed(account: SimulatedAccount) -> dict[str, Any]:
+def _account_entry(account: SimulatedAccount) -> dict[str, Any]:
     """The account as the venue shows it. Available is the value minus the margin of all positions."""
     cross = [position for position in account.positions if position.allocated is None]
     isolated = [position for position in account.positions if position.allocated is not None]

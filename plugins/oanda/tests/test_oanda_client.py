@@ -187,7 +187,7 @@ async def test_no_more_than_two_accounts_are_read_at_the_same_time() -> None:
     assert http.most == 2
 
 
-async def test_where_every_account_refuses_there_is_no_balance() -> None:
+async def test_if_every_account_is_refused_the_error_is_raised() -> None:
     async with venue_with(SimulatedAccount(FIRST, refused=True), SimulatedAccount(SECOND, refused=True)) as venue:
         with pytest.raises(AccountUnknown):
             await balance_of(venue)
@@ -201,7 +201,7 @@ async def test_a_token_that_dies_between_two_requests_is_refused_as_a_whole() ->
             await balance_of(venue)
 
 
-async def test_a_token_that_reads_no_account_is_told_so_and_its_list_is_not_kept() -> None:
+async def test_a_token_without_an_account_is_an_account_unknown_and_its_list_is_not_kept() -> None:
     async with venue_with() as venue, venue_call(OANDA, override=venue.url, api_key=TOKEN) as call:
         with pytest.raises(AccountUnknown, match="reads no account"):
             await exchange_service_oanda.fetch_balance(call)
@@ -313,7 +313,7 @@ async def test_a_forbidden_request_means_that_the_account_is_somebody_elses(stat
     ],
     ids=lambda value: f"{value.status} {value.body[:40]!r}" if isinstance(value, Fault) else value.__name__,
 )
-async def test_each_of_oandas_errors_is_told_as_what_it_is(fault: Fault, expected: type[VenueError]) -> None:
+async def test_each_of_oandas_errors_becomes_the_right_error(fault: Fault, expected: type[VenueError]) -> None:
     assert type(await refusal_of(fault)) is expected
 
 
@@ -339,7 +339,7 @@ async def test_the_name_of_oandas_answer_is_not_passed_on(status: int) -> None:
     assert "42717890123456789" not in f"{error!r} {error.args} {vars(error)}"
 
 
-async def test_what_a_token_may_do_is_not_known_and_its_owner_is_told_so() -> None:
+async def test_the_rights_of_a_token_are_not_known_and_a_note_says_so() -> None:
     async with venue_with() as venue, venue_call(OANDA, override=venue.url, api_key=TOKEN) as call:
         rights = await exchange_service_oanda.check_credential(call)
     assert (rights.trade, rights.withdraw, rights.expires) == (None, None, None)

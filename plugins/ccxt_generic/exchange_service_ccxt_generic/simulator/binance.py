@@ -77,15 +77,15 @@ class BinanceSimulator(DemoVenue):
             web.get("/api/v3/exchangeInfo", self._spot_markets),
             web.get("/fapi/v1/exchangeInfo", self._linear_markets),
             web.get("/dapi/v1/exchangeInfo", self._inverse_markets),
-            web.get("/sapi/v1/capital/config/getall", self._signed(lambda wallet: [])),
-            web.get("/api/v3/account", self._signed(_spot_account)),
-            web.get("/fapi/v2/account", self._signed(lambda wallet: _contract_account(wallet.linear))),
-            web.get("/fapi/v3/account", self._signed(lambda wallet: _contract_account(wallet.linear))),
-            web.get("/dapi/v1/account", self._signed(lambda wallet: _contract_account(wallet.inverse))),
-            web.get("/sapi/v1/margin/account", self._signed(_margin_account)),
-            web.post("/sapi/v1/asset/get-funding-asset", self._signed(_funding_account)),
-            web.get("/papi/v1/balance", self._signed(_portfolio)),
-            web.get("/sapi/v1/account/apiRestrictions", self._signed(_restrictions)),
+            web.get("/sapi/v1/capital/config/getall", self._require_signature(lambda wallet: [])),
+            web.get("/api/v3/account", self._require_signature(_spot_account)),
+            web.get("/fapi/v2/account", self._require_signature(lambda wallet: _contract_account(wallet.linear))),
+            web.get("/fapi/v3/account", self._require_signature(lambda wallet: _contract_account(wallet.linear))),
+            web.get("/dapi/v1/account", self._require_signature(lambda wallet: _contract_account(wallet.inverse))),
+            web.get("/sapi/v1/margin/account", self._require_signature(_margin_account)),
+            web.post("/sapi/v1/asset/get-funding-asset", self._require_signature(_funding_account)),
+            web.get("/papi/v1/balance", self._require_signature(_portfolio)),
+            web.get("/sapi/v1/account/apiRestrictions", self._require_signature(_restrictions)),
         ]
 
     def account_of(self, request: web.Request, body: bytes) -> str:
@@ -107,7 +107,7 @@ class BinanceSimulator(DemoVenue):
         symbols = [_contract(*pair, margin=pair[0], suffix="_PERP") for pair in _INVERSE]
         return web.json_response({"timezone": "UTC", "symbols": symbols})
 
-    def _signed(self, answer: Callable[[SimulatedWallet], Any]) -> Callable[[web.Request], Any]:
+    def _require_signature(self, answer: Callable[[SimulatedWallet], Any]) -> Callable[[web.Request], Any]:
         async def handle(request: web.Request) -> web.Response:
             # The query of a GET and the body of a POST are signed.
             signed = request.query_string if request.method == "GET" else await request.text()

@@ -80,9 +80,9 @@ class CoinbaseSimulator(DemoVenue):
             web.get("/v2/currencies", self._fiat),
             web.get("/v2/currencies/crypto", self._crypto),
             web.get("/v2/exchange-rates", self._rates),
-            web.get(_ACCOUNTS, self._signed(self._accounts)),
-            web.get("/api/v3/brokerage/cfm/balance_summary", self._signed(self._futures)),
-            web.get("/api/v3/brokerage/key_permissions", self._signed(self._permissions)),
+            web.get(_ACCOUNTS, self._require_signature(self._accounts)),
+            web.get("/api/v3/brokerage/cfm/balance_summary", self._require_signature(self._futures)),
+            web.get("/api/v3/brokerage/key_permissions", self._require_signature(self._permissions)),
         ]
 
     def account_of(self, request: web.Request, body: bytes) -> str:
@@ -111,7 +111,9 @@ class CoinbaseSimulator(DemoVenue):
         rates = {code: "1" for code, _ in (*_FIAT, *_CRYPTO)}
         return web.json_response({"data": {"currency": "USD", "rates": rates}})
 
-    def _signed(self, answer: Callable[[SimulatedProfile, web.Request], web.Response]) -> Callable[[web.Request], Any]:
+    def _require_signature(
+        self, answer: Callable[[SimulatedProfile, web.Request], web.Response]
+    ) -> Callable[[web.Request], Any]:
         async def handle(request: web.Request) -> web.Response:
             profile = self.profiles.get(self.account_of(request, b""))
             if profile is None or not _is_signed(request, profile):

@@ -68,7 +68,7 @@ bench: $(VENV)/.dev  ## Measure against ceilings, and print the table
 soak: $(VENV)/.dev  ## Watch for twenty minutes whether anything grows
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES))
 
-protos: .venv-protos/.ready  ## Generate exchange_service/v1 from protos/
+protos: .venv-protos/.ready  ## Generate the Python packages from protos/
 	scripts/protos
 
 docs: $(VENV)/.dev  ## Rewrite the generated pages of docs/

@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.http2 import Connection, connect, request_headers
 from benchmarks.names import EXCHANGE, ROOT, SERVICE, environment, user
 from exchange_service.v1.exchange_service_pb2 import AccountSelector, StreamBalancesRequest, StreamBalancesResponse
+from exchange_service.wire.protobuf import to_seconds
 
 # A gRPC server takes 64 KiB of requests before it has read any; so many small ones fit.
 STREAMS_A_CONNECTION = 250
@@ -136,7 +137,7 @@ class _Subscribers:
         found = self._fetched.get(mark)
         if found is None:
             fetched = StreamBalancesResponse.FromString(message).balance.balance.fetch_time
-            found = self._fetched[mark] = fetched.seconds + fetched.nanos / 1e9
+            found = self._fetched[mark] = to_seconds(fetched)
         return found
 
     def _end(self, connection: int, stream: int) -> None:

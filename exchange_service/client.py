@@ -30,6 +30,8 @@ from exchange_service.errors import (
     StreamLifetimeReached,
     from_reason,
 )
+from exchange_service.operator.v1 import plugin_service_pb2_grpc
+from exchange_service.operator.v1.plugin_service_pb2 import ListPluginsRequest, ListPluginsResponse
 from exchange_service.v1 import exchange_pb2, exchange_service_pb2, exchange_service_pb2_grpc
 from exchange_service.v1.exchange_service_pb2 import (
     AccountSelector,
@@ -88,6 +90,7 @@ class ExchangeServiceClient:
         else:
             self._channel = grpc.aio.secure_channel(address, credentials, options=all_options)
         self._stub: Any = exchange_service_pb2_grpc.ExchangeServiceStub(self._channel)
+        self._plugin_stub: Any = plugin_service_pb2_grpc.PluginServiceStub(self._channel)
 
     async def __aenter__(self) -> ExchangeServiceClient:
         return self
@@ -133,10 +136,9 @@ class ExchangeServiceClient:
         reply: ListExchangesResponse = await self._call(self._stub.ListExchanges, request)
         return reply
 
-    async def list_plugins(self) -> exchange_service_pb2.ListPluginsResponse:
+    async def list_plugins(self) -> ListPluginsResponse:
         """The plugins of the replica that answers, and the processes that run them. For operators."""
-        request = exchange_service_pb2.ListPluginsRequest()
-        reply: exchange_service_pb2.ListPluginsResponse = await self._call(self._stub.ListPlugins, request)
+        reply: ListPluginsResponse = await self._call(self._plugin_stub.ListPlugins, ListPluginsRequest())
         return reply
 
     async def all_exchanges(

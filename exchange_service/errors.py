@@ -58,6 +58,8 @@ class ServiceError(Exception):
     default_retry_after: float | None = None
     # The delay in seconds that somebody gave, the venue as a rule; None where the default stands in `retry_after`.
     given_delay: float | None = None
+    # False if the venue gate raised it, so that no venue was asked.
+    venue_was_asked: bool = True
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         self.message = _writable(message)

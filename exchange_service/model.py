@@ -60,6 +60,9 @@ class Secret:
 
 _EMPTY = Secret("")
 
+# The names of the secrets of a Credential, which are also the stored columns and the names in requests.
+SECRET_FIELDS = ("api_key", "api_secret", "passphrase")
+
 
 # The word by which every kind of account is asked for, each in rows of its own.
 ALL_ACCOUNT_TYPES = "all"
@@ -80,10 +83,6 @@ class Account:
     def stored(self) -> Account:
         """The same without an account type: what a credential is stored for."""
         return replace(self, account_type="") if self.account_type else self
-
-
-# The secret texts of a Credential, by the names of its attributes; they are also columns of the credential table.
-SECRET_FIELDS = ("api_key", "api_secret", "passphrase")
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +226,27 @@ class Manifest:
     api_version: int
     exchanges: tuple[ExchangeMetadata, ...]
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PluginInfo:
+    """Where a plugin comes from: the entry point's name, and the distribution's version and name."""
+
+    name: str
+    version: str
+    distribution: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a listing's calls fail, a sentence, and since when, in seconds since the epoch.
+
+    `serves` says whether some calls succeed all the same.
+    """
+
+    reason: str
+    since: float
+    serves: bool = True
 
 
 # Written out in full, an amount beyond these would fill the memory; no venue states one.

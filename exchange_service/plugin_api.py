@@ -44,6 +44,7 @@ from exchange_service.model import (
     ASSET_CLASSES,
     PRODUCTION,
     SANDBOX,
+    SECRET_FIELDS,
     Account,
     AssetBalance,
     Balance,
@@ -64,6 +65,7 @@ from exchange_service.plugin_kit.payload import (
     amount,
     as_list,
     as_object,
+    check_unique,
     milliseconds,
     parse_amount,
     parse_json,
@@ -71,6 +73,7 @@ from exchange_service.plugin_kit.payload import (
     retry_after,
     text,
 )
+from exchange_service.plugin_kit.responses import raise_unexpected_status
 from exchange_service.plugin_kit.several_accounts import combined_summary, gather_accounts
 from exchange_service.plugin_kit.state import State
 
@@ -80,6 +83,7 @@ __all__ = [
     "ASSET_CLASSES",
     "PRODUCTION",
     "SANDBOX",
+    "SECRET_FIELDS",
     "Account",
     "AccountUnknown",
     "AddressNotAllowed",
@@ -117,6 +121,7 @@ __all__ = [
     "amount",
     "as_list",
     "as_object",
+    "check_unique",
     "combined_summary",
     "exact_difference",
     "exact_sum",
@@ -126,6 +131,7 @@ __all__ = [
     "milliseconds",
     "parse_amount",
     "parse_json",
+    "raise_unexpected_status",
     "read_metadata",
     "required_amount",
     "required_text",

@@ -13,6 +13,8 @@ from exchange_service.errors import ExchangeUnknown
 async def main(address: str) -> None:
     async with ExchangeServiceClient(address) as client:
         exchanges = await client.all_exchanges()
+        plugins = (await client.list_plugins()).plugins
+        assert plugins
         balance = await client.get_balance("demo", "oanda", max_age=5)
         async for event in client.stream_balances("demo"):
             if event.HasField("balance"):

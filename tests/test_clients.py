@@ -1,4 +1,4 @@
-"""Clients that are not ours: the oldest runtimes, and a program that has the protos alone."""
+"""Clients that are not ours: the oldest runtimes, and a program that has only the protos."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ async def test_the_client_runs_on_the_oldest_grpcio_and_protobuf(service: Servic
     assert int(count) > 100
 
 
-async def test_a_program_that_has_the_protos_alone_can_call_everything(service: Service, tmp_path: Path) -> None:
+async def test_a_program_that_has_only_the_protos_can_call_everything_and_read_errors(
+    service: Service, tmp_path: Path
+) -> None:
     generated = tmp_path / "generated"
     generated.mkdir()
     protos = sorted(str(path) for path in (ROOT / "protos").rglob("*.proto"))
@@ -66,20 +68,32 @@ async def test_a_program_that_has_the_protos_alone_can_call_everything(service: 
         *(f"--python_out={generated}", f"--grpc_python_out={generated}", *protos),
         path=generated,
     )
-    # Without these two the installed package would be found in place of the fresh one.
-    for folder in ("exchange_service", "exchange_service/v1"):
-        (generated / folder / "__init__.py").touch()
+    # Without these files the installed package would be found in place of the fresh one.
+    for folder in ("", "v1", "operator", "operator/v1"):
+        (generated / "exchange_service" / folder / "__init__.py").touch()
     program = (
         "import sys, grpc\n"
         "from exchange_service.v1 import exchange_service_pb2 as m, exchange_service_pb2_grpc as g\n"
-        f"assert m.__file__.startswith({str(generated)!r}), m.__file__\n"
-        "stub = g.ExchangeServiceStub(grpc.insecure_channel(sys.argv[1]))\n"
+        "from exchange_service.operator.v1 import plugin_service_pb2 as om, plugin_service_pb2_grpc as og\n"
+        "from google.rpc import error_details_pb2, status_pb2\n"
+        "for module in (m, om, error_details_pb2, status_pb2):\n"
+        f"    assert module.__file__.startswith({str(generated)!r}), module.__file__\n"
+        "channel = grpc.insecure_channel(sys.argv[1])\n"
+        "stub = g.ExchangeServiceStub(channel)\n"
         "ids = [e.id for e in stub.ListExchanges(m.ListExchangesRequest()).exchanges]\n"
         "balance = stub.GetBalance(m.GetBalanceRequest(user_id='demo', exchange_id='oanda')).balance\n"
         "event = next(iter(stub.StreamBalances(m.StreamBalancesRequest(user_id='demo'))))\n"
-        "print(len(ids), 'oanda' in ids, balance.venue_accounts[0].assets[0].total, event.WhichOneof('event'))\n"
+        "plugins = og.PluginServiceStub(channel).ListPlugins(om.ListPluginsRequest()).plugins\n"
+        "try:\n"
+        "    stub.GetBalance(m.GetBalanceRequest(user_id='demo', exchange_id='nowhere'))\n"
+        "except grpc.RpcError as error:\n"
+        "    trailers = dict(tuple(error.trailing_metadata()))\n"
+        "    status = status_pb2.Status.FromString(trailers['grpc-status-details-bin'])\n"
+        "    reason = error_details_pb2.ErrorInfo.FromString(status.details[0].value).reason\n"
+        "print(len(ids), 'oanda' in ids, balance.venue_accounts[0].assets[0].total, event.WhichOneof('event'),\n"
+        "      'oanda' in [status.plugin.name for status in plugins], reason)\n"
     )
     printed = await run_client(sys.executable, "-c", program, service.address, path=generated)
-    count, listed, total, event = printed.split()
+    count, *rest = printed.split()
     assert int(count) > 100
-    assert (listed, total, event) == ("True", "25310.4426", "balance")
+    assert rest == ["True", "25310.4426", "balance", "True", "EXCHANGE_UNKNOWN"]

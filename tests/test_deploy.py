@@ -17,9 +17,9 @@ import psutil
 import pytest
 import yaml
 
-from exchange_service.app import check_safety
 from exchange_service.client import _OPTIONS, ExchangeServiceClient
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+from exchange_service.startup_checks import check_settings
 from exchange_service.v1.balance_pb2 import BALANCE_SOURCE_CACHE
 from tests.harness import USER, ScriptedPlugin, registry_of, serving
 from tests.test_cli import environment
@@ -169,7 +169,7 @@ class TestContainers:
         assert {name.removeprefix(ENVIRONMENT_PREFIX).lower() for name in variables} <= set(Settings.model_fields)
         for name, value in variables.items():
             monkeypatch.setenv(name, re.sub(r"\$\{(\w+)[^}]*\}", r"\1-of-16-characters", str(value)))
-        check_safety(Settings())
+        check_settings(Settings())
 
     def test_nothing_of_it_can_be_reached_from_other_machines(self, compose: Any) -> None:
         ports = [port for service in compose["services"].values() for port in service.get("ports", ())]

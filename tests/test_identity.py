@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exchange_service.cache.redis_link import RedisLink
 from exchange_service.errors import (
     CallerRateLimited,
     CallerUnknown,
@@ -39,7 +40,7 @@ from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.certificates import ClientCertificates
 from exchange_service.identity.key_sets import KeySet, from_url
 from exchange_service.identity.quotas import Action, Allowance, Quotas
-from exchange_service.identity.shared_counts import RedisCount
+from exchange_service.identity.redis_quotas import RedisQuotas
 from exchange_service.identity.tokens import ServiceTokens, StoredToken, new_token
 from exchange_service.identity.web_tokens import JsonWebTokens
 from exchange_service.settings import Settings
@@ -508,10 +509,11 @@ class TestQuotas:
         """Three processes' counts of one Redis: sixty calls a second for a service."""
         allowances = {Kind.SERVICE: Allowance(60, 40, 1)}
         prefix = f"test-{uuid.uuid4().hex}:"
-        counts = [RedisCount(redis_url, prefix=prefix) for _ in range(3)]
-        yield [Quotas(allowances, shared=count, hash_key=b"0123456789abcdef") for count in counts]
-        for count in counts:
-            await count.close()
+        links = [RedisLink(redis_url) for _ in range(3)]
+        stores = [RedisQuotas(link, prefix=prefix) for link in links]
+        yield [Quotas(allowances, shared=store, hash_key=b"0123456789abcdef") for store in stores]
+        for link in links:
+            await link.close()
 
     async def test_replicas_give_out_one_allowance_between_them(self, replicas: list[Quotas]) -> None:
         desk = Identity("service desk", Kind.SERVICE, Scope(everybody=True))
@@ -521,13 +523,13 @@ class TestQuotas:
 
     async def test_most_calls_wait_for_no_redis(self, replicas: list[Quotas], monkeypatch: pytest.MonkeyPatch) -> None:
         requests = []
-        take = RedisCount.take
+        take = RedisQuotas.take
 
-        async def counting(self: RedisCount, *arguments: Any) -> bool | None:
+        async def count_and_take(self: RedisQuotas, *arguments: Any) -> bool | None:
             requests.append(arguments)
             return await take(self, *arguments)
 
-        monkeypatch.setattr(RedisCount, "take", counting)
+        monkeypatch.setattr(RedisQuotas, "take", count_and_take)
         monkeypatch.setattr("exchange_service.identity.quotas.BATCHES", 4)
         desk = Identity("service desk", Kind.SERVICE, Scope(everybody=True))
         assert await count_permitted(replicas[0], 40, desk, Action.REFRESH) == 40
@@ -544,9 +546,6 @@ class TestQuotas:
             async def take(self, key: str, action: Action, limit: int, count: int) -> bool:
                 requests.append(count)
                 return left
-
-            async def close(self) -> None:
-                return
 
         quotas = Quotas({Kind.USER: Allowance(60, 60, 1)}, shared=Shared())
         assert await count_permitted(quotas, 50, action=Action.REFRESH) == 0
@@ -571,8 +570,8 @@ class TestQuotas:
     async def test_a_redis_that_hangs_costs_a_call_a_moment_and_the_next_nothing(
         self, redis_server: RedisServer
     ) -> None:
-        count = RedisCount(redis_server.url, prefix="x:")
-        quotas = Quotas({Kind.USER: Allowance(5, 5, 1)}, shared=count)
+        link = RedisLink(redis_server.url)
+        quotas = Quotas({Kind.USER: Allowance(5, 5, 1)}, shared=RedisQuotas(link, prefix="x:"))
         redis_server.freeze()
         began = time.monotonic()
         assert await count_permitted(quotas, 20) == 5
@@ -584,4 +583,4 @@ class TestQuotas:
         assert await count_permitted(quotas, 1, Identity("user of later", Kind.USER, Scope())) == 1
         assert time.monotonic() - began < 0.1
         redis_server.thaw()
-        await count.close()
+        await link.close()

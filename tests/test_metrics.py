@@ -16,11 +16,12 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from exchange_service.app import UnsafeSettings, check_safety, start_service
+from exchange_service.app import start_service
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.errors import VenueUnavailable
 from exchange_service.observability import metrics_server
 from exchange_service.observability.metrics import MAX_WORDS, Metrics, ProcessOfPlugin
+from exchange_service.startup_checks import UnsafeSettings, check_settings
 from tests.harness import (
     USER,
     Running,
@@ -225,8 +226,8 @@ class TestAddress:
     @pytest.mark.parametrize("address", ["0.0.0.0:9464", "[::]:9464", "metrics.example:9464"])
     def test_it_is_shown_to_others_only_where_that_is_meant(self, tmp_path: Path, address: str) -> None:
         with pytest.raises(UnsafeSettings, match="metrics_open"):
-            check_safety(settings_for(tmp_path, metrics_address=address))
-        check_safety(settings_for(tmp_path, metrics_address=address, metrics_open=True))
+            check_settings(settings_for(tmp_path, metrics_address=address))
+        check_settings(settings_for(tmp_path, metrics_address=address, metrics_open=True))
 
     async def test_an_address_that_is_taken_ends_the_start_with_a_sentence(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:

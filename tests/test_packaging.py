@@ -109,6 +109,7 @@ def test_every_project_builds_a_wheel_with_its_data(wheels: dict[str, Path]) -> 
     assert "exchange_service_ccxt_generic/snapshot.json" in listing
     listing = run(sys.executable, "-m", "zipfile", "-l", wheels["core"])
     assert "exchange_service/v1/exchange_service_pb2.py" in listing
+    assert "exchange_service/operator/v1/plugin_service_pb2.py" in listing
     assert "exchange_service/py.typed" in listing
     assert "tests/" not in listing
 

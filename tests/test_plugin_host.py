@@ -21,6 +21,7 @@ from exchange_service_ccxt_generic import exchange_manifest as ccxt_manifest
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, VenueRateLimited, from_reason
 from exchange_service.model import Account, Credential, KeyRights
+from exchange_service.operator.v1 import plugin_service_pb2 as plugins
 from exchange_service.plugin_host import protocol
 from exchange_service.plugin_host.discovery import open_registry, placement
 from exchange_service.plugin_host.launch import MEBIBYTE, StartFailed, Terms, introduction
@@ -164,12 +165,12 @@ def is_there(path: str) -> bool:
     return Path(path).exists()
 
 
-async def status_of(running: Running, name: str = "guest") -> public.PluginStatus:
+async def status_of(running: Running, name: str = "guest") -> plugins.PluginStatus:
     reply = await running.client.list_plugins()
     return next(status for status in reply.plugins if status.plugin.name == name)
 
 
-async def process_of(running: Running, name: str = "guest") -> public.PluginProcess:
+async def process_of(running: Running, name: str = "guest") -> plugins.PluginProcess:
     (process,) = (await status_of(running, name)).processes
     return process
 
@@ -378,7 +379,7 @@ class TestEnds:
             await eventually(told, "the restart")
             await eventually(lambda: serves_again(running, before["process"]), "another process")
             process = await process_of(running)
-            assert process.state == public.PLUGIN_PROCESS_STATE_RUNNING
+            assert process.state == plugins.PLUGIN_PROCESS_STATE_RUNNING
             assert "signal 9" in process.last_end
 
     async def test_its_caller_gets_unavailable_or_the_last_good_value(self, guest: Path, tmp_path: Path) -> None:
@@ -576,11 +577,11 @@ class TestPlaces:
         self, guest: Path, tmp_path: Path
     ) -> None:
         async with hosting(tmp_path) as running:
-            assert (await process_of(running)).state == public.PLUGIN_PROCESS_STATE_IDLE
+            assert (await process_of(running)).state == plugins.PLUGIN_PROCESS_STATE_IDLE
         async with hosting(tmp_path, plugin_start="at-once") as running:
 
             async def runs() -> bool:
-                return (await process_of(running)).state == public.PLUGIN_PROCESS_STATE_RUNNING
+                return (await process_of(running)).state == plugins.PLUGIN_PROCESS_STATE_RUNNING
 
             await eventually(runs, "the process")
 

@@ -16,19 +16,21 @@ from exchange_service.errors import CredentialRejected, VenueRateLimited, VenueU
 from exchange_service.model import Account, AssetBalance, Balance, Summary, VenueAccount
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1 import exchange_service_pb2 as messages
-from exchange_service.wire.balances import (
+from exchange_service.wire.balances import fetched_balance
+from exchange_service.wire.events import (
     AccountState,
-    RowIdentity,
-    Source,
-    StoredBalance,
     account_error_event,
     account_state,
     balance_event,
-    decode_stored,
-    fetched_balance,
-    fresh_field,
-    get_balance_reply,
     heartbeat_event,
+)
+from exchange_service.wire.replies import Source, fresh_field, get_balance_reply
+from exchange_service.wire.stored import (
+    RowIdentity,
+    StoredBalance,
+    decode_error,
+    decode_stored,
+    encode_error,
     store_balance,
     with_known_rows,
 )
@@ -203,7 +205,7 @@ class TestKept:
     good = stored(one(row("BTC", "1.50")))
 
     def test_what_was_encoded_is_decoded(self) -> None:
-        found = decode_stored(ALICE, self.good.encoded())
+        found = decode_stored(ALICE, self.good.encode())
         assert found == self.good
 
     @pytest.mark.parametrize(
@@ -212,9 +214,13 @@ class TestKept:
             b"",
             b"\x00" + good.data,
             b"\x02" + good.data,
+            b"\x02" + good.encode()[1:],
+            b"\x03" + good.data,
             good.data,
             b"\x01",
-            b"\x01" + good.data[:-1],
+            b"\x03",
+            good.header_prefix,
+            good.encode()[:-1],
             b"\x01\xff" + good.data,
             b"null",
             b'\x01{"total": {}}',
@@ -229,11 +235,37 @@ class TestKept:
         [Account("bob", "paper"), Account("alice", "pencil"), Account("alice", "paper", "sandbox")],
     )
     def test_another_accounts_is_nothing(self, other: Account) -> None:
-        assert decode_stored(other, self.good.encoded()) is None
+        assert decode_stored(other, self.good.encode()) is None
 
     @given(st.binary(max_size=200))
     def test_no_bytes_at_all_raise(self, raw: bytes) -> None:
-        assert decode_stored(ALICE, b"\x01" + raw) is None or message(raw).user_id == "alice"
+        assert decode_stored(ALICE, b"\x03" + raw) is None or message(raw[16:]).user_id == "alice"
+
+    def test_it_begins_with_the_format_and_the_version_that_a_compare_and_set_expects(self) -> None:
+        assert self.good.header_prefix == b"\x03" + self.good.version.to_bytes(8, "big")
+        assert self.good.encode().startswith(self.good.header_prefix)
+        assert replace(self.good, pause=12.5).encode().startswith(self.good.header_prefix)
+
+    def test_a_header_of_another_version_than_the_messages_is_refused(self) -> None:
+        assert decode_stored(ALICE, replace(self.good, version=self.good.version + 1).encode()) is None
+
+    @pytest.mark.parametrize("pause", [-1.0, 86_401.0, float("nan"), float("inf")])
+    def test_a_pause_that_no_feed_makes_is_refused(self, pause: float) -> None:
+        assert decode_stored(ALICE, replace(self.good, pause=pause).encode()) is None
+
+    def test_the_pause_is_kept(self) -> None:
+        found = decode_stored(ALICE, replace(self.good, pause=12.5).encode())
+        assert found is not None
+        assert found.pause == 12.5
+
+    def test_an_error_is_kept_with_its_sentence_and_delay(self) -> None:
+        error = decode_error(encode_error(VenueRateLimited("Wait.", retry_after=2.5)))
+        assert isinstance(error, VenueRateLimited)
+        assert (error.message, error.retry_after) == ("Wait.", 2.5)
+
+    @given(st.binary(max_size=50))
+    def test_other_bytes_are_not_an_error(self, raw: bytes) -> None:
+        assert decode_error(raw) is None or raw[:1] == b"\x03"
 
 
 class TestKnownRows:
@@ -380,7 +412,7 @@ accounts = st.lists(
 @given(accounts.map(tuple).map(Balance))
 def test_from_model_to_bytes_to_message_every_digit_is_kept(balance: Balance) -> None:
     made = stored(balance)
-    again = decode_stored(ALICE, made.encoded())
+    again = decode_stored(ALICE, made.encode())
     assert again is not None
     reply = messages.GetBalanceResponse.FromString(get_balance_reply(again, Source.CACHE, 0, None, include_zero=True))
     assert len(reply.balance.venue_accounts) == len(balance.venue_accounts)

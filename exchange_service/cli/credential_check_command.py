@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from exchange_service.amounts import format_amount
 from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, console, exit_code, fail, plain, run
 from exchange_service.errors import ServiceError
 from exchange_service.model import PRODUCTION, Account, VenueAccount
-from exchange_service.plugin_kit.payload import format_amount
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from exchange_service.app import UnsafeSettings, check_overrides, check_safety
 from exchange_service.cache import open_cache
 from exchange_service.credentials.configured import open_configured_store
 from exchange_service.credentials.key_check import check_keys
@@ -16,6 +15,7 @@ from exchange_service.identity.methods import who_may_call
 from exchange_service.model import SECRET_FIELDS, Account, Credential, ExchangeMetadata
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.settings import Settings
+from exchange_service.startup_checks import UnsafeSettings, check_plugin_settings, check_settings, venue_overrides
 from exchange_service.venues.registry import Registry
 
 
@@ -55,8 +55,9 @@ async def examine(settings: Settings) -> list[Finding]:
 def _check_settings(settings: Settings, registry: Registry) -> list[Finding]:
     findings = []
     try:
-        check_safety(settings)
-        check_overrides(settings, registry)
+        check_settings(settings)
+        venue_overrides(settings, registry)
+        check_plugin_settings(settings, registry)
         text = f"the service would listen on {settings.address}, {who_may_call(settings)}."
         findings.append(Finding(Severity.WELL, "settings", text))
     except UnsafeSettings as unsafe:
@@ -80,11 +81,8 @@ def _check_plugins(registry: Registry) -> list[Finding]:
 
 
 async def _check_cache(settings: Settings) -> list[Finding]:
-    cache = await open_cache(settings.cache_url, prefix=settings.cache_prefix)
-    try:
+    async with open_cache(settings.cache_url, prefix=settings.cache_prefix) as cache:
         problem = await cache.problem()
-    finally:
-        await cache.close()
     if problem:
         text = f"{problem.rstrip('.')}. The service works without it, but asks the venues more often. Check cache_url."
         return [Finding(Severity.ERROR, "cache", text)]

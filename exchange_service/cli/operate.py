@@ -36,9 +36,10 @@ def _select_loop(settings: Settings) -> LoopFactory | None:
 
 
 async def _serve(settings: Settings) -> None:
-    from exchange_service.app import UnsafeSettings, start_service
+    from exchange_service.app import start_service
     from exchange_service.grpc_server.server import BindError
     from exchange_service.identity.methods import who_may_call
+    from exchange_service.startup_checks import UnsafeSettings
 
     configure_logging(settings.log_level, settings.log_format)
     try:
@@ -81,9 +82,9 @@ def demo(
 
 
 async def _demo(settings: Settings, redis: bool) -> None:
-    from exchange_service.app import UnsafeSettings
     from exchange_service.cli.demo import running_demo
     from exchange_service.grpc_server.server import BindError
+    from exchange_service.startup_checks import UnsafeSettings
 
     configure_logging(settings.log_level, settings.log_format)
     started = time.monotonic()

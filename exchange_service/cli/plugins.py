@@ -1,7 +1,8 @@
-"""`plugins`: what is installed, what runs it, and how that fares."""
+"""`plugins`: the installed plugins and the state of their processes."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import typer
@@ -12,13 +13,14 @@ from exchange_service.cli.calls import OutputOption, Target, calling
 from exchange_service.cli.flags import read_settings
 from exchange_service.cli.outcome import Output, console, messages, plain, run
 from exchange_service.client import ServiceUnreachable
-from exchange_service.v1 import exchange_service_pb2
+from exchange_service.operator.v1 import plugin_service_pb2
+from exchange_service.wire.protobuf import to_seconds
 
 _STATES = {
-    exchange_service_pb2.PLUGIN_PROCESS_STATE_IDLE: "idle",
-    exchange_service_pb2.PLUGIN_PROCESS_STATE_STARTING: "[yellow]starting[/]",
-    exchange_service_pb2.PLUGIN_PROCESS_STATE_RUNNING: "[green]running[/]",
-    exchange_service_pb2.PLUGIN_PROCESS_STATE_WAITING: "[red]waiting[/]",
+    plugin_service_pb2.PLUGIN_PROCESS_STATE_IDLE: "idle",
+    plugin_service_pb2.PLUGIN_PROCESS_STATE_STARTING: "[yellow]starting[/]",
+    plugin_service_pb2.PLUGIN_PROCESS_STATE_RUNNING: "[green]running[/]",
+    plugin_service_pb2.PLUGIN_PROCESS_STATE_WAITING: "[red]waiting[/]",
 }
 _MEBIBYTE = 1024 * 1024
 
@@ -27,7 +29,7 @@ _MEBIBYTE = 1024 * 1024
 def plugins(target: Target, output: OutputOption = Output.TABLE) -> None:
     """Show the plugins, what they serve, the processes that run them, and why one is not loaded.
 
-    Asks the running service; where none answers, shows what is installed.
+    Asks the running service. If no service answers, it shows the installed plugins.
     """
     run(_plugins(target, output), output)
 
@@ -37,7 +39,7 @@ async def _plugins(target: Target, output: Output) -> None:
         async with target.client() as client:
             reply = await client.list_plugins()
     except ServiceUnreachable:
-        messages.print(f"[yellow]No service answers at {plain(target.address)}; this is what is installed.[/]")
+        messages.print(f"[yellow]No service answers at {plain(target.address)}; these are the installed plugins.[/]")
         reply = _installed()
     if output is Output.TABLE:
         console.print(_table(reply))
@@ -59,16 +61,16 @@ async def _plugins(target: Target, output: Output) -> None:
             tables.print_line(row)
 
 
-def _installed() -> exchange_service_pb2.ListPluginsResponse:
-    """As the service would say, without processes."""
+def _installed() -> plugin_service_pb2.ListPluginsResponse:
+    """The service's answer without processes, made from the installed plugins."""
     from exchange_service.plugin_host.discovery import open_registry
     from exchange_service.plugin_host.report import installed
 
     return installed(open_registry(read_settings(None, {})))
 
 
-def _row(status: exchange_service_pb2.PluginStatus) -> dict[str, Any]:
-    """A plugin for programs."""
+def _row(status: plugin_service_pb2.PluginStatus) -> dict[str, Any]:
+    """A plugin as JSON for programs."""
     return {
         "name": status.plugin.name,
         "distribution": status.plugin.distribution,
@@ -80,8 +82,8 @@ def _row(status: exchange_service_pb2.PluginStatus) -> dict[str, Any]:
     }
 
 
-def _table(reply: exchange_service_pb2.ListPluginsResponse) -> Table:
-    """A line for each process, and one for a plugin without."""
+def _table(reply: plugin_service_pb2.ListPluginsResponse) -> Table:
+    """A line for each process, and one for a plugin without a process."""
     right = {"justify": "right"}
     table = Table("plugin", "version", "exchanges", "runs in", "state", box=None, pad_edge=False)
     for name in ("process", "memory", "uptime", "restarts"):
@@ -94,14 +96,14 @@ def _table(reply: exchange_service_pb2.ListPluginsResponse) -> Table:
     return table
 
 
-def _process(process: exchange_service_pb2.PluginProcess | None) -> tuple[str, str, str, str, str]:
+def _process(process: plugin_service_pb2.PluginProcess | None) -> tuple[str, str, str, str, str]:
     if process is None:
         return ("", "", "", "", "")
     return (
         _STATES.get(process.state, "unknown"),
         str(process.process_id or ""),
         f"{process.memory_bytes / _MEBIBYTE:.0f} MiB" if process.memory_bytes else "",
-        str(process.uptime.ToTimedelta()) if process.HasField("uptime") else "",
+        str(timedelta(seconds=to_seconds(process.uptime))) if process.HasField("uptime") else "",
         str(process.restart_count),
     )
 

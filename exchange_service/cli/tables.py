@@ -12,6 +12,7 @@ from rich.table import Table
 
 from exchange_service.cli.outcome import echo, plain
 from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_pb2
+from exchange_service.wire.protobuf import to_seconds
 
 _AVAILABILITY = {
     exchange_pb2.AVAILABILITY_AVAILABLE: "[green]available[/]",
@@ -125,8 +126,7 @@ def summary(message: balance_pb2.Balance) -> str:
 
 def freshness(value: balance_pb2.Freshness) -> str:
     """The source and the age of a balance, in a line."""
-    age = value.age.seconds + value.age.nanos / 1e9
-    line = f"{_SOURCES.get(value.source, 'unknown')}, {age:.1f} s old"
+    line = f"{_SOURCES.get(value.source, 'unknown')}, {to_seconds(value.age):.1f} s old"
     if value.HasField("stale"):
         reason = error_reason_pb2.ErrorReason.Name(value.stale.reason).removeprefix("ERROR_REASON_")
         line += f"; [yellow]stale, {reason}: {plain(value.stale.message)}[/]"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from exchange_service.credentials.engine import prepare_file, sqlite_file
 from exchange_service.errors import ServiceError, StoreUnavailable
+from exchange_service.tasks import TaskSet
 
 T = TypeVar("T")
 Schema = TypeVar("Schema")
@@ -38,7 +39,7 @@ class Database(Generic[Schema]):
         self._name = name
         self._prepare = prepare
         self._schema: Schema | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = TaskSet()
         self._closed = False
 
     @property
@@ -60,10 +61,7 @@ class Database(Generic[Schema]):
         """
         if self._closed:
             raise StoreUnavailable(f"The {self._name} is closed.")
-        task = asyncio.create_task(self._run(work), name=self._name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_take_exception)
+        task = self._tasks.start(self._run(work), name=self._name)
         try:
             done, _ = await asyncio.wait({task}, timeout=CALL_LIMIT)
         except asyncio.CancelledError:
@@ -116,16 +114,7 @@ class Database(Generic[Schema]):
     async def close(self) -> None:
         """End running calls and release every connection; bounded, whatever state the database is in."""
         self._closed = True
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=CLOSE_LIMIT)
-        for task in self._tasks:
-            task.cancel()
-        disposal = asyncio.ensure_future(self._engine.dispose())
-        disposal.add_done_callback(_take_exception)
-        await asyncio.wait({disposal, *self._tasks}, timeout=CLOSE_LIMIT)
-
-
-def _take_exception(task: asyncio.Future[Any]) -> None:
-    """Take the exception of a task that nothing awaits any more; otherwise asyncio logs it."""
-    if not task.cancelled():
-        task.exception()
+        await self._tasks.wait(CLOSE_LIMIT)
+        self._tasks.cancel()
+        self._tasks.start(self._engine.dispose(), name=f"{self._name}: close")
+        await self._tasks.wait(CLOSE_LIMIT)

@@ -1,7 +1,7 @@
-"""gRPC's health service. Anybody may ask it, so that nobody who does may hold it up.
+"""gRPC's health service, which needs no authentication. No client can delay it for the others.
 
-The library's own holds a lock while it writes: one client that does not read keeps all others, and the service's own
-word that it ends, waiting.
+The library's own health service holds a lock while it writes. One client that does not read would delay all others, and
+the service's own change to NOT_SERVING.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from exchange_service.errors import ServiceOverloaded
-from exchange_service.grpc_server.boundary import Context, abort
+from exchange_service.grpc_server.handler_wrapper import Context, abort
 
 NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
-_MOST_WATCHERS = 1000
+_MAX_WATCHERS = 1000
 _ANSWER = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """Says of these services, and of the server as a whole (""), whether they serve; until told, they do not."""
+    """Reports whether these services, and the server as a whole (""), serve. At first they do not."""
 
     def __init__(self, *services: str) -> None:
         self._services = frozenset(("", *services))
@@ -30,7 +30,7 @@ class Health:
         self._watchers = 0
 
     def set_serving(self, serving: bool) -> None:
-        """What to say from now on."""
+        """Set the state, and send it to all watchers."""
         self._state = _ANSWER.SERVING if serving else _ANSWER.NOT_SERVING
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
@@ -47,28 +47,28 @@ class Health:
         )
 
     async def check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
-        """Check: the state now."""
+        """Check: the present state."""
         if request.service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service.")
         return _ANSWER(status=self._state)
 
     async def watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
-        """Watch: the state now, and again whenever it has changed."""
-        if self._watchers >= _MOST_WATCHERS:
-            await abort(context, ServiceOverloaded("Too many watch this service's health; check it now and then."))
+        """Watch: the present state, and every change."""
+        if self._watchers >= _MAX_WATCHERS:
+            await abort(context, ServiceOverloaded("Too many clients watch this service's health. Use Check instead."))
         self._watchers += 1
         try:
-            await self._tell(request.service, context)
+            await self._send_changes(request.service, context)
         finally:
             self._watchers -= 1
 
-    async def _tell(self, service: str, context: Context) -> None:
-        told = None
+    async def _send_changes(self, service: str, context: Context) -> None:
+        sent = None
         while True:
-            # Before the state is looked at, so that no change between the two is missed.
+            # Taken before the state is read, so that no change in between is missed.
             changed = self._changed
             state = self._state if service in self._services else _ANSWER.SERVICE_UNKNOWN
-            if state != told:
-                told = state
+            if state != sent:
+                sent = state
                 await context.write(_ANSWER(status=state))
             await changed.wait()

@@ -7,30 +7,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from google.protobuf.descriptor import MethodDescriptor
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from exchange_service.grpc_server import health
-from exchange_service.grpc_server.admission import Admission
-from exchange_service.grpc_server.boundary import Boundary, Handler, UnknownMethods
-from exchange_service.grpc_server.servicer import SERVICE, STREAMS, Servicer
+from exchange_service.grpc_server.authentication import Authentication
+from exchange_service.grpc_server.handler_wrapper import Handler, HandlerWrapper, UnknownMethods
+from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Action
 from exchange_service.observability.metrics import Metrics
 
-# Our requests are tiny; a larger one is an attack or a mistake.
+# Our requests are small; a larger one is an attack or a mistake.
 _MAX_REQUEST = 64 * 1024
 _MAX_REPLY = 4 * 1024 * 1024
-# Seconds that cancelled handlers have to clean up.
-_DRAIN = 2.0
+# The time in seconds that cancelled handlers have to clean up.
+_CLEANUP_TIMEOUT = 2.0
 
 _OPTIONS: Sequence[tuple[str, int]] = (
-    # On by default, and then a second process binds the same port and takes half of the connections.
+    # It is on by default, and then a second process binds the same port and takes half of the connections.
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", _MAX_REQUEST),
     ("grpc.max_send_message_length", _MAX_REPLY),
     # Thousands of streams may come over few connections.
     ("grpc.max_concurrent_streams", 10_000),
-    # A client that vanished is noticed only by these together; the ping timeout alone is a minute by default.
+    # A vanished client is noticed only by these together; the ping timeout alone is a minute by default.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
@@ -39,41 +40,41 @@ _OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.max_connection_age_ms", 70 * 60 * 1000),
     ("grpc.max_connection_age_grace_ms", 60 * 1000),
-    # The defaults refuse a part of a few thousand subscribers who come back at once.
+    # With the defaults some of a few thousand subscribers that reconnect at the same time are refused.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 200_000),
 )
 
 
 class BindError(Exception):
-    """The address cannot be listened on; the text is a sentence for the operator."""
+    """The service cannot listen on the address; the text is a sentence for the operator."""
 
 
 @dataclass(slots=True)
 class Server:
-    """A listening server; `address` has the port that was taken."""
+    """A listening server; `address` has the port in use."""
 
     address: str
     grpc_server: grpc.aio.Server
     health: health.Health
-    boundary: Boundary
+    handler_wrapper: HandlerWrapper
 
     async def set_serving(self, serving: bool) -> None:
-        """What the health service says of us."""
+        """Set the state that the health service reports."""
         self.health.set_serving(serving)
 
     async def stop(self, grace: float) -> None:
-        """Take no new calls, and give those in progress `grace` seconds."""
+        """Accept no new calls, and give those in progress `grace` seconds."""
         self.health.set_serving(False)
         await self.grpc_server.stop(grace)
-        await self.boundary.drained(_DRAIN)
+        await self.handler_wrapper.wait_until_idle(_CLEANUP_TIMEOUT)
 
 
-def _description(names: Sequence[str], admission: Admission) -> grpc.GenericRpcHandler:
-    """gRPC's reflection of these services, for callers who are known."""
+def _reflect(names: Sequence[str], authentication: Authentication) -> grpc.GenericRpcHandler:
+    """gRPC's reflection of these services, for known callers only."""
     servicer = reflection.aio.ReflectionServicer(names)
     handler = grpc.stream_stream_rpc_method_handler(
-        admission.admitting_reflection(servicer.ServerReflectionInfo),
+        authentication.require_caller_of_reflection(servicer.ServerReflectionInfo),
         reflection_pb2.ServerReflectionRequest.FromString,
         reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
@@ -81,7 +82,7 @@ def _description(names: Sequence[str], admission: Admission) -> grpc.GenericRpcH
 
 
 def credentials(certificate: Path, key: Path, client_ca: Path | None = None) -> grpc.ServerCredentials:
-    """The server's TLS identity from PEM files; with `client_ca` every client needs a certificate that it signed."""
+    """The server's TLS identity from PEM files. With `client_ca` every client needs a certificate signed by it."""
     pair = (key.read_bytes(), certificate.read_bytes())
     if client_ca is None:
         return grpc.ssl_server_credentials([pair])
@@ -89,35 +90,44 @@ def credentials(certificate: Path, key: Path, client_ca: Path | None = None) -> 
 
 
 async def listen(
-    servicer: Servicer,
-    callers: Authenticator,
+    services: Sequence[ServiceMethods],
+    authenticator: Authenticator,
     address: str,
     *,
     tls: grpc.ServerCredentials | None,
     reflect: bool,
     metrics: Metrics | None = None,
 ) -> Server:
-    """Start to listen on `address`; BindError where that cannot be."""
-    boundary, admission = Boundary(metrics), Admission(callers)
+    """Start to listen on `address` for these services, and for health checks. Raises BindError if that fails."""
+    wrapper, authentication = HandlerWrapper(metrics), Authentication(authenticator)
     server = grpc.aio.server(options=list(_OPTIONS))
-    states = health.Health(SERVICE)
+    names = [service.name for service in services]
+    states = health.Health(*names)
 
-    def within(name: str, handler: Handler) -> Handler:
-        return boundary.bounded(name, admission.admitting(handler, Action.OPENING if name in STREAMS else Action.CALL))
+    def wrap(method: MethodDescriptor, handler: Handler) -> Handler:
+        action = Action.OPENING if method.server_streaming else Action.CALL
+        return wrapper.wrap(method.name, authentication.require_caller(handler, action))
 
-    handlers = [servicer.handlers(within), states.handlers()]
+    handlers = [*(service.register(wrap) for service in services), states.handlers()]
     if reflect:
-        handlers.append(_description((SERVICE, health.NAME, reflection.SERVICE_NAME), admission))
+        handlers.append(_reflect((*names, health.NAME, reflection.SERVICE_NAME), authentication))
     server.add_generic_rpc_handlers((*handlers, UnknownMethods(metrics)))
-    host = address.rpartition(":")[0]
+    address = _bind(server, address, tls)
+    await server.start()
+    return Server(address, server, states, wrapper)
+
+
+def _bind(server: grpc.aio.Server, address: str, tls: grpc.ServerCredentials | None) -> str:
+    """Bind the address; the result has the port in use. Raises BindError if that fails."""
     try:
         port = server.add_secure_port(address, tls) if tls else server.add_insecure_port(address)
     except RuntimeError:
         port = 0
-    if not port and not address.startswith("unix:"):
-        reason = "the address is taken or not one of this machine"
+    if address.startswith("unix:"):
+        return address
+    if not port:
+        reason = "the address is in use or does not belong to this machine"
         if tls:
-            reason += ", or the certificate and key do not fit each other"
+            reason += ", or the certificate and key do not match"
         raise BindError(f"Cannot listen on {address}: {reason}.")
-    await server.start()
-    return Server(address if address.startswith("unix:") else f"{host}:{port}", server, states, boundary)
+    return f"{address.rpartition(':')[0]}:{port}"

@@ -22,6 +22,7 @@ from exchange_service.identity import (
     token_digest,
 )
 from exchange_service.identity.quotas import Action, Quotas
+from exchange_service.tasks import retrieve_exception
 
 log = structlog.get_logger(__name__)
 
@@ -127,14 +128,9 @@ class Authenticator:
         if task is None:
             task = asyncio.get_running_loop().create_task(self._verify(presented), name="verify caller")
             self._verifying[presented.digest] = task
-            task.add_done_callback(lambda done: self._on_verified(presented.digest, done))
+            task.add_done_callback(lambda _: self._verifying.pop(presented.digest))
+            task.add_done_callback(retrieve_exception)
         return await asyncio.shield(task)
-
-    def _on_verified(self, digest: bytes, task: asyncio.Task[Identity]) -> None:
-        del self._verifying[digest]
-        if not task.cancelled():
-            # Taken here too: perhaps no call awaits it any more, and then asyncio would log it.
-            task.exception()
 
     async def _verify(self, presented: PresentedCredentials) -> Identity:
         try:
@@ -197,7 +193,6 @@ class Authenticator:
             await asyncio.wait(tasks)
         for method in self._methods:
             await method.close()
-        await self._quotas.close()
 
 
 class _StreamCallers:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from exchange_service.identity import AuthenticationMethod, Kind, Scope, scope_from
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Allowance, Quotas, QuotaStore
 from exchange_service.settings import Settings
 
+if TYPE_CHECKING:
+    from exchange_service.cache.redis_link import RedisLink
 
-def open_authenticator(settings: Settings, hash_key: bytes) -> Authenticator:
+
+def open_authenticator(settings: Settings, hash_key: bytes, link: RedisLink | None = None) -> Authenticator:
     """The Authenticator for these settings, not connected yet. ValueError, with a sentence, for an invalid scope."""
-    return Authenticator(_make_methods(settings), _make_quotas(settings, hash_key))
+    return Authenticator(_make_methods(settings), _make_quotas(settings, hash_key, link))
 
 
 def certificate_scopes(settings: Settings) -> dict[str, Scope]:
@@ -61,16 +66,16 @@ def _make_web_tokens(settings: Settings) -> AuthenticationMethod:
     )
 
 
-def _make_quotas(settings: Settings, hash_key: bytes) -> Quotas:
+def _make_quotas(settings: Settings, hash_key: bytes, link: RedisLink | None) -> Quotas:
     allowances = {
         Kind.USER: Allowance(settings.user_calls, settings.user_refreshes, settings.user_streams),
         Kind.SERVICE: Allowance(settings.service_calls, settings.service_refreshes, settings.service_streams),
     }
     shared: QuotaStore | None = None
-    if settings.knows_callers and not settings.cache_url.startswith("memory:"):
-        from exchange_service.identity.shared_counts import RedisCount
+    if settings.knows_callers and link is not None:
+        from exchange_service.identity.redis_quotas import RedisQuotas
 
-        shared = RedisCount(settings.cache_url, prefix=settings.cache_prefix)
+        shared = RedisQuotas(link, prefix=settings.cache_prefix)
     return Quotas(allowances, shared=shared, hash_key=hash_key)
 
 

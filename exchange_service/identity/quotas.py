@@ -60,9 +60,6 @@ class QuotaStore(Protocol):
         """Take `count` of the window's `limit` permits; False if they are not left, None if the store does not
         answer."""
 
-    async def close(self) -> None:
-        """Release what the store holds."""
-
 
 @dataclass(slots=True)
 class _Window:
@@ -159,8 +156,3 @@ class Quotas:
         self._streams[name] -= 1
         if not self._streams[name]:
             del self._streams[name]
-
-    async def close(self) -> None:
-        """Release the shared store."""
-        if self._shared is not None:
-            await self._shared.close()

@@ -8,13 +8,12 @@ from importlib.metadata import EntryPoint
 
 import structlog
 
-from exchange_service.model import Manifest
+from exchange_service.model import Manifest, PluginInfo
 from exchange_service.plugin_host.launch import MEBIBYTE, StartFailed, Terms, introduction, newer_introduction
 from exchange_service.settings import Settings
 from exchange_service.venues.registry import (
     Introduction,
     Placement,
-    PluginInfo,
     Problem,
     Registry,
     Unfit,

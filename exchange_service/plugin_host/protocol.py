@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
-from datetime import UTC
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from exchange_service.model import Account, Credential, KeyRights, Manifest
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
 from exchange_service.wire.balances import fault_message, read_fault
+from exchange_service.wire.protobuf import from_datetime, to_datetime
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -101,7 +101,7 @@ def write_rights(rights: KeyRights) -> messages.KeyRights:
     """What a key may do."""
     message = messages.KeyRights(trade=rights.trade, withdraw=rights.withdraw, notes=rights.notes)
     if rights.expires is not None:
-        message.expire_time.FromDatetime(rights.expires)
+        message.expire_time.CopyFrom(from_datetime(rights.expires))
     return message
 
 
@@ -110,7 +110,7 @@ def read_rights(message: messages.KeyRights) -> KeyRights:
     return KeyRights(
         trade=message.trade if message.HasField("trade") else None,
         withdraw=message.withdraw if message.HasField("withdraw") else None,
-        expires=message.expire_time.ToDatetime(UTC) if message.HasField("expire_time") else None,
+        expires=to_datetime(message.expire_time) if message.HasField("expire_time") else None,
         notes=tuple(message.notes),
     )
 

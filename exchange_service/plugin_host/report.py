@@ -1,4 +1,4 @@
-"""ListPlugins: each installed plugin, and how the processes fare that run it."""
+"""ListPlugins: each installed plugin, and the state of the processes that run it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import os
 from collections.abc import Sequence
 
 import psutil
-from google.protobuf.duration_pb2 import Duration
 
 from exchange_service.model import ExchangeMetadata
+from exchange_service.operator.v1 import plugin_service_pb2
 from exchange_service.plugin_host.client import PluginClients
 from exchange_service.plugin_host.supervisor import Condition, State
-from exchange_service.v1 import exchange_pb2, exchange_service_pb2
-from exchange_service.venues.registry import LoadedPlugin, PluginInfo, Registry
+from exchange_service.venues.registry import LoadedPlugin, Registry
+from exchange_service.wire.catalogue import plugin_message, problem_message
+from exchange_service.wire.protobuf import to_duration
 
 _STATES = {
-    State.IDLE: exchange_service_pb2.PLUGIN_PROCESS_STATE_IDLE,
-    State.STARTING: exchange_service_pb2.PLUGIN_PROCESS_STATE_STARTING,
-    State.RUNNING: exchange_service_pb2.PLUGIN_PROCESS_STATE_RUNNING,
-    State.WAITING: exchange_service_pb2.PLUGIN_PROCESS_STATE_WAITING,
+    State.IDLE: plugin_service_pb2.PLUGIN_PROCESS_STATE_IDLE,
+    State.STARTING: plugin_service_pb2.PLUGIN_PROCESS_STATE_STARTING,
+    State.RUNNING: plugin_service_pb2.PLUGIN_PROCESS_STATE_RUNNING,
+    State.WAITING: plugin_service_pb2.PLUGIN_PROCESS_STATE_WAITING,
 }
 
 
 class PluginReport:
-    """Tells of the plugins of this process."""
+    """Reports the plugins of this replica."""
 
     def __init__(self, registry: Registry, venues: PluginClients) -> None:
         self._registry = registry
@@ -45,32 +46,29 @@ class PluginReport:
         return (Condition(State.RUNNING, os.getpid(), psutil.Process().memory_info().rss, uptime, 0, ""),)
 
 
-def installed(registry: Registry) -> exchange_service_pb2.ListPluginsResponse:
-    """The plugins without the processes that run them."""
+def installed(registry: Registry) -> plugin_service_pb2.ListPluginsResponse:
+    """The installed plugins, without the processes that run them."""
     listings = registry.listings.values()
-    return exchange_service_pb2.ListPluginsResponse(
+    return plugin_service_pb2.ListPluginsResponse(
         plugins=[
             _status(plugin, [item.metadata for item in listings if item.plugin is plugin])
             for plugin in registry.plugins
         ],
-        problems=[
-            exchange_service_pb2.PluginProblem(plugin=_label(problem.plugin), reason=problem.reason)
-            for problem in registry.problems
-        ],
+        problems=[problem_message(problem.plugin, problem.reason) for problem in registry.problems],
     )
 
 
-def _status(plugin: LoadedPlugin, served: Sequence[ExchangeMetadata]) -> exchange_service_pb2.PluginStatus:
-    return exchange_service_pb2.PluginStatus(
-        plugin=_label(plugin.info),
+def _status(plugin: LoadedPlugin, served: Sequence[ExchangeMetadata]) -> plugin_service_pb2.PluginStatus:
+    return plugin_service_pb2.PluginStatus(
+        plugin=plugin_message(plugin.info),
         own_process=plugin.own_process,
         exchange_count=len(served),
         balance_exchange_count=sum(metadata.capabilities.balance for metadata in served),
     )
 
 
-def _process(condition: Condition) -> exchange_service_pb2.PluginProcess:
-    message = exchange_service_pb2.PluginProcess(
+def _process(condition: Condition) -> plugin_service_pb2.PluginProcess:
+    message = plugin_service_pb2.PluginProcess(
         state=_STATES[condition.state],
         process_id=condition.process_id,
         memory_bytes=condition.memory,
@@ -78,9 +76,5 @@ def _process(condition: Condition) -> exchange_service_pb2.PluginProcess:
         last_end=condition.last_end,
     )
     if condition.uptime is not None:
-        message.uptime.CopyFrom(Duration(seconds=int(condition.uptime)))
+        message.uptime.CopyFrom(to_duration(int(condition.uptime)))
     return message
-
-
-def _label(info: PluginInfo) -> exchange_pb2.Plugin:
-    return exchange_pb2.Plugin(name=info.name, version=info.version, distribution=info.distribution)

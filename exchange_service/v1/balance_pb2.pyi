@@ -33,9 +33,9 @@ class _BalanceSourceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     BALANCE_SOURCE_VENUE: _BalanceSource.ValueType  # 1
     """The venue was asked for this call."""
     BALANCE_SOURCE_CACHE: _BalanceSource.ValueType  # 2
-    """A kept answer, young enough for what the caller asked."""
+    """A cached answer, recent enough for the request."""
     BALANCE_SOURCE_LAST_GOOD: _BalanceSource.ValueType  # 3
-    """The last good answer, because the venue failed; Freshness.stale says how."""
+    """The last good answer, because the venue failed; Freshness.stale says why."""
 
 class BalanceSource(_BalanceSource, metaclass=_BalanceSourceEnumTypeWrapper):
     """BalanceSource says where a balance comes from."""
@@ -45,18 +45,18 @@ BALANCE_SOURCE_UNSPECIFIED: BalanceSource.ValueType  # 0
 BALANCE_SOURCE_VENUE: BalanceSource.ValueType  # 1
 """The venue was asked for this call."""
 BALANCE_SOURCE_CACHE: BalanceSource.ValueType  # 2
-"""A kept answer, young enough for what the caller asked."""
+"""A cached answer, recent enough for the request."""
 BALANCE_SOURCE_LAST_GOOD: BalanceSource.ValueType  # 3
-"""The last good answer, because the venue failed; Freshness.stale says how."""
+"""The last good answer, because the venue failed; Freshness.stale says why."""
 Global___BalanceSource: typing_extensions.TypeAlias = BalanceSource
 
 @typing.final
 class Balance(google.protobuf.message.Message):
-    """Balance is everything that one stored credential shows: an account, in the words of this service, is a user,
-    an exchange and an environment.
+    """Balance is everything that one stored credential shows. In this service an account is a user, an exchange and an
+    environment.
 
     Every amount in this package is a decimal string: an optional minus, digits, and optionally a point and more
-    digits ("-3.50"); no exponent, no plus, no grouping. The digits are those that the venue sent. An absent amount
+    digits ("-3.50"). It has no exponent, no plus and no grouping. The digits are the venue's own. An absent amount
     means that the venue does not say; it never means zero.
     """
 
@@ -73,40 +73,40 @@ class Balance(google.protobuf.message.Message):
     NOTES_FIELD_NUMBER: builtins.int
     ACCOUNT_TYPE_FIELD_NUMBER: builtins.int
     user_id: builtins.str
-    """The user whose account it is, as in the request."""
+    """The account's user, as in the request."""
     exchange_id: builtins.str
     """The exchange, see Exchange.id."""
     environment: builtins.str
     """The environment, "production" or "sandbox"."""
     version: builtins.int
-    """Opaque and rising for each account: of two balances of an account the one with the greater version is the newer.
-    It stays while fetches find nothing changed, so equal versions mean equal content, but for rows that are all zero,
-    which a reply leaves out or a stream still reports. It may also rise without a change, for example when nothing
-    was kept to compare with.
+    """Opaque and rising for each account: of two balances of an account, the one with the greater version is the newer.
+    It stays the same while the content does not change. Equal versions therefore mean equal content, except for rows
+    that are all zero: a reply leaves them out, a stream may still report them. It may also rise without a change, for
+    example when no earlier balance was cached for comparison.
     """
     account_type: builtins.str
-    """Which kinds of account were asked for, as in the request: one of Exchange.account_types, "all", or empty for the
-    exchange's default.
+    """The kinds of account that were requested: one of Exchange.account_types, "all", or empty for the exchange's
+    default.
     """
     @property
     def fetch_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When this service had the venue's answer."""
+        """When this service received the venue's answer."""
 
     @property
     def venue_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When the venue says that the figures were true. Absent: it does not say."""
+        """When the figures were true, by the venue's own account. Absent: the venue does not say."""
 
     @property
     def venue_accounts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___VenueAccount]:
-        """The accounts that the venue keeps behind this credential, each with its own rows and figures or its own error.
-        They are never merged. In a stream this is always the whole state, never a difference.
+        """The venue's accounts that this credential opens, each with its own rows and figures or its own error. They are
+        never merged. In a stream this is always the whole state, never a difference.
         """
 
     @property
     def summary(self) -> Global___Summary:
-        """The one figure to show, in one currency. Present where all venue accounts could be read, none overlaps and their
-        figures are in that currency. It says nothing about assets in other currencies: beside crypto assets it is the
-        part that is held in the currency it names, for example the USDT of a wallet that also holds BTC.
+        """The one figure to show, in one currency. Present if all venue accounts could be read, do not overlap, and have
+        figures in that currency. It says nothing about assets in other currencies: beside crypto assets it is the part
+        that is held in its currency, for example the USDT of a wallet that also holds BTC.
         """
 
     @property
@@ -149,7 +149,7 @@ class VenueAccount(google.protobuf.message.Message):
     ERROR_FIELD_NUMBER: builtins.int
     VENUE_TIME_FIELD_NUMBER: builtins.int
     id: builtins.str
-    """The venue's own identifier, for example an account number or a wallet address. Empty: the venue has none."""
+    """The venue's own identifier, for example an account number or a wallet address. Empty: the venue has no identifier."""
     type: builtins.str
     """Its kind: "spot", "margin", "futures", "perpetual", "funding", "forex", "cash", ... Empty: not known."""
     sub_account: builtins.str
@@ -157,24 +157,24 @@ class VenueAccount(google.protobuf.message.Message):
     Empty: the main one.
     """
     label: builtins.str
-    """The name that the user gave it at the venue. Empty: none."""
+    """The name that the user gave it at the venue. Empty: it has no name."""
     @property
     def assets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___AssetBalance]:
-        """One row for each asset. Empty together with an absent `error`: the venue says that nothing is held."""
+        """One row for each asset. Empty, with `error` absent: the venue says that nothing is held."""
 
     @property
     def summary(self) -> Global___Summary:
-        """Figures for the account as a whole. Absent: the venue gives none."""
+        """Figures for the account as a whole. Absent: the venue does not give them."""
 
     @property
     def error(self) -> Global___AccountFault:
-        """Why this account could not be read, while others could. Present: `assets` and `summary` are empty
-        and say nothing about what is held.
+        """Why this account could not be read, while others could. If present, `assets` and `summary` are empty and say
+        nothing about what is held.
         """
 
     @property
     def venue_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When the venue says that these figures were true. Absent: it does not say."""
+        """When these figures were true, by the venue's own account. Absent: the venue does not say."""
 
     def __init__(
         self,
@@ -214,26 +214,26 @@ class AssetBalance(google.protobuf.message.Message):
     asset: builtins.str
     """The asset's code, for example "BTC" or "EUR"."""
     venue_asset: builtins.str
-    """The venue's own code for it, for example "XXBT". Equal to `asset` where the venue has no other."""
+    """The venue's own code for it, for example "XXBT". Equal to `asset` if the venue uses the same code."""
     account_type: builtins.str
-    """The type of the venue account that holds it, repeated so that a row can stand alone."""
+    """The type of the venue account that holds it, repeated here so that a row is complete."""
     sub_account: builtins.str
-    """The sub-account that holds it, repeated so that a row can stand alone. Empty: the main one."""
+    """The sub-account that holds it, repeated here so that a row is complete. Empty: the main one."""
     total: builtins.str
-    """All of it. Absent: the venue does not say. This and the next two are the venue's own figures; where its interface
+    """The whole amount. Absent: the venue does not say. This and the next two are the venue's own figures. If its API
     gives two of the three and defines the third by them, the third is computed exactly.
     """
     free: builtins.str
-    """What can be used at once. On margin venues `free` and `used` need not add up to `total`."""
+    """The amount that can be used now. On margin venues `free` and `used` need not add up to `total`."""
     used: builtins.str
-    """What is bound by orders or positions."""
+    """The amount that is reserved by orders or positions."""
     debt: builtins.str
-    """What is owed, for venues that lend. Absent: the venue does not say."""
+    """The amount that is owed, for venues that lend. Absent: the venue does not say."""
     venue_account_id: builtins.str
-    """The `id` of the venue account that holds it, repeated so that a row can stand alone."""
+    """The `id` of the venue account that holds it, repeated here so that a row is complete."""
     mismatch: builtins.bool
-    """True: the venue gives total, free and used, and free and used do not add up to the total. On margin venues, where
-    open profit counts as free, that is usual; elsewhere it is worth a look. The figures are the venue's all the same.
+    """True: the venue gives total, free and used, and free and used do not add up to the total. That is usual on margin
+    venues, which count open profit as free. Elsewhere it deserves a check. The figures are the venue's in either case.
     """
     def __init__(
         self,
@@ -279,21 +279,21 @@ class Summary(google.protobuf.message.Message):
     currency: builtins.str
     """The currency of every figure here, for example "USD"."""
     total: builtins.str
-    """What there is: the venue's cash balance, or the total of the currency's row. Open profit is not in it unless
-    the venue counts it so.
+    """The venue's cash balance, or the total of the currency's row. Open profit is included only if the venue includes
+    it.
     """
     available: builtins.str
-    """What can be used for new orders."""
+    """The amount that can be used for new orders."""
     equity: builtins.str
-    """What the account is worth now, open profit included."""
+    """The account's value now, open profit included."""
     margin_used: builtins.str
-    """Margin bound by open positions."""
+    """Margin that open positions reserve."""
     unrealised_pnl: builtins.str
     """Profit not yet realised; negative for a loss."""
     cash: builtins.str
     """Settled or booked money, open profit not included."""
     buying_power: builtins.str
-    """What could be bought, borrowed money included."""
+    """The value that could be bought, borrowed money included."""
     def __init__(
         self,
         *,
@@ -337,10 +337,10 @@ class AccountFault(google.protobuf.message.Message):
     reason: exchange_service.v1.error_reason_pb2.ErrorReason.ValueType
     """The reason, see ErrorReason."""
     message: builtins.str
-    """A sentence for a person: what happened and what to do. Never holds a secret."""
+    """A sentence for a person: what happened and what to do. It never holds a secret."""
     @property
     def retry_delay(self) -> google.protobuf.duration_pb2.Duration:
-        """How long to wait before trying again. Absent: not known, or trying again does not help."""
+        """How long to wait before the next attempt. Absent: not known, or another attempt does not help."""
 
     def __init__(
         self,
@@ -367,11 +367,11 @@ class Freshness(google.protobuf.message.Message):
     """Where it comes from."""
     @property
     def age(self) -> google.protobuf.duration_pb2.Duration:
-        """How old the venue's answer was when this was handed to the connection: now minus Balance.fetch_time."""
+        """The age of the venue's answer when this message was written to the connection: now minus Balance.fetch_time."""
 
     @property
     def stale(self) -> Global___AccountFault:
-        """Present: the venue could not be asked just now, and this is the last good answer. Absent: nothing failed."""
+        """Present: the venue could not be read now, and this is the last good answer. Absent: nothing failed."""
 
     def __init__(
         self,

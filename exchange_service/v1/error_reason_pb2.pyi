@@ -31,17 +31,17 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_CREDENTIAL_MISSING: _ErrorReason.ValueType  # 3
     """NOT_FOUND: no credential is stored for this user, exchange and environment."""
     ERROR_REASON_CALLER_UNKNOWN: _ErrorReason.ValueType  # 4
-    """UNAUTHENTICATED: the caller did not prove who he is."""
+    """UNAUTHENTICATED: the caller did not prove its identity."""
     ERROR_REASON_USER_FORBIDDEN: _ErrorReason.ValueType  # 5
     """PERMISSION_DENIED: the caller is known, but may not read this user's accounts."""
     ERROR_REASON_CREDENTIAL_INVALID: _ErrorReason.ValueType  # 6
-    """FAILED_PRECONDITION: the stored credential lacks a field, or holds one that the exchange does not take."""
+    """FAILED_PRECONDITION: the stored credential lacks a field, or has one that the exchange does not accept."""
     ERROR_REASON_CREDENTIAL_UNREADABLE: _ErrorReason.ValueType  # 7
     """FAILED_PRECONDITION: the stored credential is sealed and cannot be opened."""
     ERROR_REASON_CREDENTIAL_REJECTED: _ErrorReason.ValueType  # 8
     """FAILED_PRECONDITION: the venue refuses the key, token or signature."""
     ERROR_REASON_PERMISSION_MISSING: _ErrorReason.ValueType  # 9
-    """FAILED_PRECONDITION: the key is good, but lacks the right to read balances."""
+    """FAILED_PRECONDITION: the key is valid, but lacks the right to read balances."""
     ERROR_REASON_ADDRESS_NOT_ALLOWED: _ErrorReason.ValueType  # 10
     """FAILED_PRECONDITION: the venue does not accept the key from this service's network address."""
     ERROR_REASON_CLOCK_SKEW: _ErrorReason.ValueType  # 11
@@ -71,22 +71,22 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 23
     """UNAVAILABLE: this replica is shutting down; call again, another one will answer."""
     ERROR_REASON_STREAM_LIFETIME_REACHED: _ErrorReason.ValueType  # 24
-    """UNAVAILABLE: the stream reached its longest life; open it again."""
+    """UNAVAILABLE: the stream reached its longest lifetime; open it again."""
     ERROR_REASON_DEADLINE_PASSED: _ErrorReason.ValueType  # 25
     """DEADLINE_EXCEEDED: the caller's deadline has passed, or leaves too little time to ask the venue."""
     ERROR_REASON_SUBSCRIBER_TOO_SLOW: _ErrorReason.ValueType  # 26
-    """ABORTED: the subscriber did not read for so long that its stream was ended."""
+    """ABORTED: the subscriber read too slowly, so its stream was ended."""
     ERROR_REASON_NOT_SUPPORTED: _ErrorReason.ValueType  # 27
-    """UNIMPLEMENTED: the venue, or the plugin for it, has no such thing."""
+    """UNIMPLEMENTED: the venue, or its plugin, does not support this."""
     ERROR_REASON_REQUEST_REFUSED: _ErrorReason.ValueType  # 28
-    """INTERNAL: the venue calls this service's request wrong."""
+    """INTERNAL: the venue says that this service's request is wrong."""
     ERROR_REASON_PLUGIN_FAILED: _ErrorReason.ValueType  # 29
     """INTERNAL: the exchange's plugin broke. The message names the plugin."""
     ERROR_REASON_SERVICE_FAILED: _ErrorReason.ValueType  # 30
-    """INTERNAL: this service broke. The message gives a reference to look for in its log."""
+    """INTERNAL: this service broke. The message gives a reference that its log also has."""
     ERROR_REASON_PLUGIN_UNAVAILABLE: _ErrorReason.ValueType  # 31
-    """UNAVAILABLE: the process that runs the exchange's plugin is down and being started again. A google.rpc.RetryInfo
-    gives the delay.
+    """UNAVAILABLE: the process that runs the exchange's plugin has ended and is being started again. A
+    google.rpc.RetryInfo gives the delay.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -107,17 +107,17 @@ ERROR_REASON_EXCHANGE_UNKNOWN: ErrorReason.ValueType  # 2
 ERROR_REASON_CREDENTIAL_MISSING: ErrorReason.ValueType  # 3
 """NOT_FOUND: no credential is stored for this user, exchange and environment."""
 ERROR_REASON_CALLER_UNKNOWN: ErrorReason.ValueType  # 4
-"""UNAUTHENTICATED: the caller did not prove who he is."""
+"""UNAUTHENTICATED: the caller did not prove its identity."""
 ERROR_REASON_USER_FORBIDDEN: ErrorReason.ValueType  # 5
 """PERMISSION_DENIED: the caller is known, but may not read this user's accounts."""
 ERROR_REASON_CREDENTIAL_INVALID: ErrorReason.ValueType  # 6
-"""FAILED_PRECONDITION: the stored credential lacks a field, or holds one that the exchange does not take."""
+"""FAILED_PRECONDITION: the stored credential lacks a field, or has one that the exchange does not accept."""
 ERROR_REASON_CREDENTIAL_UNREADABLE: ErrorReason.ValueType  # 7
 """FAILED_PRECONDITION: the stored credential is sealed and cannot be opened."""
 ERROR_REASON_CREDENTIAL_REJECTED: ErrorReason.ValueType  # 8
 """FAILED_PRECONDITION: the venue refuses the key, token or signature."""
 ERROR_REASON_PERMISSION_MISSING: ErrorReason.ValueType  # 9
-"""FAILED_PRECONDITION: the key is good, but lacks the right to read balances."""
+"""FAILED_PRECONDITION: the key is valid, but lacks the right to read balances."""
 ERROR_REASON_ADDRESS_NOT_ALLOWED: ErrorReason.ValueType  # 10
 """FAILED_PRECONDITION: the venue does not accept the key from this service's network address."""
 ERROR_REASON_CLOCK_SKEW: ErrorReason.ValueType  # 11
@@ -147,21 +147,21 @@ ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 22
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 23
 """UNAVAILABLE: this replica is shutting down; call again, another one will answer."""
 ERROR_REASON_STREAM_LIFETIME_REACHED: ErrorReason.ValueType  # 24
-"""UNAVAILABLE: the stream reached its longest life; open it again."""
+"""UNAVAILABLE: the stream reached its longest lifetime; open it again."""
 ERROR_REASON_DEADLINE_PASSED: ErrorReason.ValueType  # 25
 """DEADLINE_EXCEEDED: the caller's deadline has passed, or leaves too little time to ask the venue."""
 ERROR_REASON_SUBSCRIBER_TOO_SLOW: ErrorReason.ValueType  # 26
-"""ABORTED: the subscriber did not read for so long that its stream was ended."""
+"""ABORTED: the subscriber read too slowly, so its stream was ended."""
 ERROR_REASON_NOT_SUPPORTED: ErrorReason.ValueType  # 27
-"""UNIMPLEMENTED: the venue, or the plugin for it, has no such thing."""
+"""UNIMPLEMENTED: the venue, or its plugin, does not support this."""
 ERROR_REASON_REQUEST_REFUSED: ErrorReason.ValueType  # 28
-"""INTERNAL: the venue calls this service's request wrong."""
+"""INTERNAL: the venue says that this service's request is wrong."""
 ERROR_REASON_PLUGIN_FAILED: ErrorReason.ValueType  # 29
 """INTERNAL: the exchange's plugin broke. The message names the plugin."""
 ERROR_REASON_SERVICE_FAILED: ErrorReason.ValueType  # 30
-"""INTERNAL: this service broke. The message gives a reference to look for in its log."""
+"""INTERNAL: this service broke. The message gives a reference that its log also has."""
 ERROR_REASON_PLUGIN_UNAVAILABLE: ErrorReason.ValueType  # 31
-"""UNAVAILABLE: the process that runs the exchange's plugin is down and being started again. A google.rpc.RetryInfo
-gives the delay.
+"""UNAVAILABLE: the process that runs the exchange's plugin has ended and is being started again. A
+google.rpc.RetryInfo gives the delay.
 """
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason

@@ -33,7 +33,7 @@ class _AvailabilityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     AVAILABILITY_DEGRADED: _Availability.ValueType  # 2
     """Some calls fail."""
     AVAILABILITY_UNAVAILABLE: _Availability.ValueType  # 3
-    """No balance can be had; the reason says whether that will pass."""
+    """No balance can be read; the reason says whether that will pass."""
 
 class Availability(_Availability, metaclass=_AvailabilityEnumTypeWrapper):
     """Availability of an exchange."""
@@ -45,7 +45,7 @@ AVAILABILITY_AVAILABLE: Availability.ValueType  # 1
 AVAILABILITY_DEGRADED: Availability.ValueType  # 2
 """Some calls fail."""
 AVAILABILITY_UNAVAILABLE: Availability.ValueType  # 3
-"""No balance can be had; the reason says whether that will pass."""
+"""No balance can be read; the reason says whether that will pass."""
 Global___Availability: typing_extensions.TypeAlias = Availability
 
 @typing.final
@@ -92,7 +92,7 @@ class Exchange(google.protobuf.message.Message):
     icon: builtins.str
     """Name of an icon, for example "i-heroicons-chart-bar"."""
     logo: builtins.str
-    """Path or URL of a logo. Empty: none is known."""
+    """Path or URL of a logo. Empty: not known."""
     color_class: builtins.str
     """CSS classes for its colour, for example "bg-green-500/20 text-green-500"."""
     is_ccxt: builtins.bool
@@ -102,22 +102,24 @@ class Exchange(google.protobuf.message.Message):
     requires_passphrase: builtins.bool
     """True: ask the user for a passphrase. `credential_fields` says what it is."""
     requires_account_id: builtins.bool
-    """True: ask the user for an account id. A plugin that can discover accounts also works without one;
-    then the field of that name in `credential_fields` is not required.
+    """True: ask the user for an account id. A plugin that can discover accounts also works without one: then the field
+    of that name in `credential_fields` is not required.
     """
     instructions: builtins.str
-    """One or two sentences: where at the venue a key is made."""
+    """One or two sentences: where a user creates a key at the venue."""
     ip_whitelist: builtins.str
-    """A note on allow-lists of network addresses at the venue. Empty: none is known."""
+    """A note on allow-lists of network addresses at the venue. Empty: not known."""
     documentation_url: builtins.str
     """The venue's documentation of its API. Empty: not known."""
     credential_url: builtins.str
-    """The page where a user makes a key. Empty: not known."""
+    """The page where a user creates a key. Empty: not known."""
     credential_of: builtins.str
-    """The id of the exchange whose stored credential is used when this one has none of its own. Empty: none."""
+    """The id of the exchange whose stored credential is used if this one has no credential of its own. Empty: there is no
+    such exchange.
+    """
     @property
     def credential_fields(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___CredentialField]:
-        """What a user gives to connect an account, in the order to ask. Empty: nothing is known to be needed."""
+        """What a user gives to connect an account, in the order to ask. Empty: nothing is known to be required."""
 
     @property
     def account_types(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -147,7 +149,7 @@ class Exchange(google.protobuf.message.Message):
 
     @property
     def default_account_types(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Which of `account_types` are read where a request asks for none: what the venue's users would call their balance."""
+        """Which of `account_types` are read if a request does not name one: what the venue's users would call their balance."""
 
     def __init__(
         self,
@@ -199,13 +201,13 @@ class CredentialField(google.protobuf.message.Message):
     such as "account_id" or "wallet_address".
     """
     label: builtins.str
-    """The venue's own word for it, to show, for example "Personal access token"."""
+    """The venue's own name for it, to show, for example "Personal access token"."""
     required: builtins.bool
     """True: a balance cannot be read without it."""
     secret: builtins.bool
-    """True: hide what is typed, and never show it again."""
+    """True: hide the value while it is typed, and never show it again."""
     description: builtins.str
-    """A sentence of help. Empty: the label says enough."""
+    """A sentence of help. Empty: the label is enough."""
     def __init__(
         self,
         *,
@@ -255,7 +257,7 @@ Global___Capabilities: typing_extensions.TypeAlias = Capabilities
 
 @typing.final
 class Environment(google.protobuf.message.Message):
-    """Environment is one of the separate worlds of a venue."""
+    """Environment is one of the venue's separate systems, such as its sandbox."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -265,7 +267,7 @@ class Environment(google.protobuf.message.Message):
     """The name for requests: "production" or "sandbox"."""
     @property
     def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The venue's own words for it that are taken as well, for example "practice"."""
+        """The venue's own names for it, which requests may use too, for example "practice"."""
 
     def __init__(
         self,
@@ -305,7 +307,7 @@ Global___Plugin: typing_extensions.TypeAlias = Plugin
 
 @typing.final
 class ExchangeStatus(google.protobuf.message.Message):
-    """ExchangeStatus is what is known of a venue and its plugin: what the replica that answers has seen of it."""
+    """ExchangeStatus is the state of a venue and its plugin, as the replica that answers has seen it."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -313,12 +315,12 @@ class ExchangeStatus(google.protobuf.message.Message):
     REASON_FIELD_NUMBER: builtins.int
     SINCE_TIME_FIELD_NUMBER: builtins.int
     availability: Global___Availability.ValueType
-    """Whether balances can be had."""
+    """Whether balances can be read."""
     reason: builtins.str
-    """Why it is not available, a sentence. Empty when it is."""
+    """A sentence: why it is not available. Empty: it is available."""
     @property
     def since_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Since when. Absent: since the service started."""
+        """When this state began. Absent: when the service started."""
 
     def __init__(
         self,

@@ -47,41 +47,11 @@ EXCHANGE_SOURCE_CCXT: ExchangeSource.ValueType  # 2
 """The CCXT plugin."""
 Global___ExchangeSource: typing_extensions.TypeAlias = ExchangeSource
 
-class _PluginProcessState:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
-
-class _PluginProcessStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_PluginProcessState.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
-    PLUGIN_PROCESS_STATE_UNSPECIFIED: _PluginProcessState.ValueType  # 0
-    """Not known."""
-    PLUGIN_PROCESS_STATE_IDLE: _PluginProcessState.ValueType  # 1
-    """Not started: nobody has asked for one of its exchanges yet."""
-    PLUGIN_PROCESS_STATE_STARTING: _PluginProcessState.ValueType  # 2
-    """Being started."""
-    PLUGIN_PROCESS_STATE_RUNNING: _PluginProcessState.ValueType  # 3
-    """It answers."""
-    PLUGIN_PROCESS_STATE_WAITING: _PluginProcessState.ValueType  # 4
-    """It has ended and is started again after a pause."""
-
-class PluginProcessState(_PluginProcessState, metaclass=_PluginProcessStateEnumTypeWrapper):
-    """PluginProcessState says what a process that runs a plugin is doing."""
-
-PLUGIN_PROCESS_STATE_UNSPECIFIED: PluginProcessState.ValueType  # 0
-"""Not known."""
-PLUGIN_PROCESS_STATE_IDLE: PluginProcessState.ValueType  # 1
-"""Not started: nobody has asked for one of its exchanges yet."""
-PLUGIN_PROCESS_STATE_STARTING: PluginProcessState.ValueType  # 2
-"""Being started."""
-PLUGIN_PROCESS_STATE_RUNNING: PluginProcessState.ValueType  # 3
-"""It answers."""
-PLUGIN_PROCESS_STATE_WAITING: PluginProcessState.ValueType  # 4
-"""It has ended and is started again after a pause."""
-Global___PluginProcessState: typing_extensions.TypeAlias = PluginProcessState
-
 @typing.final
 class ListExchangesRequest(google.protobuf.message.Message):
-    """ListExchangesRequest selects entries of the catalogue. Filters are combined with "and"; all unset: everything."""
+    """ListExchangesRequest selects entries of the catalogue. An entry must match every filter that is set. Without a filter
+    the whole catalogue is selected.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -98,12 +68,12 @@ class ListExchangesRequest(google.protobuf.message.Message):
     search: builtins.str
     """Only entries whose name, id or asset types contain this text, case ignored. Empty: any."""
     page_size: builtins.int
-    """The most entries to return, 0 to 500. 0: up to 500."""
+    """The largest number of entries to return, 0 to 500. Zero: up to 500."""
     page_token: builtins.str
-    """`next_page_token` of the page before, with the same filters. Empty: the first page."""
+    """`next_page_token` of the previous page; the filters must be the same. Empty: the first page."""
     etag: builtins.str
-    """`etag` of an answer that the caller still has, got with the same filters and page. If nothing has changed since,
-    the answer is empty but for `etag` and `not_modified`. Empty: always answer in full.
+    """`etag` of a response that the caller still has, for the same filters and page. If nothing has changed since, the
+    response holds only `etag` and `not_modified`. Empty: always respond in full.
     """
     def __init__(
         self,
@@ -133,24 +103,26 @@ class ListExchangesResponse(google.protobuf.message.Message):
     NOT_MODIFIED_FIELD_NUMBER: builtins.int
     PROBLEMS_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
-    """Pass it as `page_token` to get the next page. Empty: this is the last one."""
+    """Pass it as `page_token` to get the next page. Empty: this is the last page."""
     matching_count: builtins.int
-    """How many entries the filters select, over all pages."""
+    """The number of entries that the filters select, over all pages."""
     etag: builtins.str
-    """Opaque mark of this answer's content; see ListExchangesRequest.etag."""
+    """An opaque digest of this response's content; see ListExchangesRequest.etag."""
     not_modified: builtins.bool
-    """True: the caller's `etag` is current, and everything else here but `etag` is left empty."""
+    """True: the caller's `etag` is current, and every other field but `etag` is left empty."""
     @property
     def exchanges(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[exchange_service.v1.exchange_pb2.Exchange]:
         """The entries of this page."""
 
     @property
     def stats(self) -> Global___CatalogueStats:
-        """Counts over the whole catalogue, whatever the filters."""
+        """Counts of the whole catalogue, regardless of the filters."""
 
     @property
     def problems(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PluginProblem]:
-        """Plugins that could not be loaded, or not wholly, with the reason. What they would serve is missing above."""
+        """Plugins that could not be loaded, or only in part, with the reason. The exchanges that they would serve are
+        missing above.
+        """
 
     def __init__(
         self,
@@ -203,7 +175,7 @@ class PluginProblem(google.protobuf.message.Message):
     PLUGIN_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     reason: builtins.str
-    """What is wrong and what to do, a sentence. Never holds an exception's own text."""
+    """A sentence: what is wrong and what to do. It never holds an exception's own text."""
     @property
     def plugin(self) -> exchange_service.v1.exchange_pb2.Plugin:
         """The plugin."""
@@ -232,21 +204,22 @@ class GetBalanceRequest(google.protobuf.message.Message):
     INCLUDE_ZERO_FIELD_NUMBER: builtins.int
     ACCOUNT_TYPE_FIELD_NUMBER: builtins.int
     user_id: builtins.str
-    """The user, as the credential store knows him. Required, at most 256 characters."""
+    """The user's id in the credential store. Required, at most 256 characters."""
     exchange_id: builtins.str
-    """The exchange, see Exchange.id. Required, case ignored."""
+    """The exchange, see Exchange.id. Required; case is ignored."""
     environment: builtins.str
     """The environment or one of its aliases, see Exchange.environments. Empty: "production"."""
     include_zero: builtins.bool
-    """True: also give the rows whose amounts are all zero."""
+    """True: also return the rows whose amounts are all zero."""
     account_type: builtins.str
-    """Which kinds of account to read: one of Exchange.account_types, or "all" for each of them, case ignored.
-    Empty: Exchange.default_account_types, or what the user's stored metadata choose instead.
+    """Which kinds of account to read: one of Exchange.account_types, or "all" for each of them; case is ignored.
+    Empty: Exchange.default_account_types, or the types that the user's stored metadata choose instead.
     """
     @property
     def max_age(self) -> google.protobuf.duration_pb2.Duration:
-        """How old a kept answer may be. Unset: 30 seconds, or what the operator has set. Zero: ask the venue now, or share
-        the answer to a request that is already under way, and fail rather than give the last good answer.
+        """The greatest age of a cached balance that the caller accepts. Unset: 30 seconds, or the operator's setting. Zero:
+        ask the venue now, or share the answer to a request that is already in progress; if that fails, the call fails
+        instead of returning the last good balance.
         """
 
     def __init__(
@@ -301,18 +274,18 @@ class StreamBalancesRequest(google.protobuf.message.Message):
     ACCOUNTS_FIELD_NUMBER: builtins.int
     MIN_INTERVAL_FIELD_NUMBER: builtins.int
     user_id: builtins.str
-    """The user, as the credential store knows him. Required, at most 256 characters."""
+    """The user's id in the credential store. Required, at most 256 characters."""
     @property
     def accounts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___AccountSelector]:
-        """The accounts to follow, at most 200. Empty: every account that the user has a credential for; accounts added or
-        removed later join or leave the stream.
+        """The accounts to follow, at most 200. Empty: every account for which the user has a credential. Accounts that are
+        added or removed later then join or leave the stream.
         """
 
     @property
     def min_interval(self) -> google.protobuf.duration_pb2.Duration:
-        """The least time between two balances of one account, at most an hour: what changes in between comes as one balance,
-        the latest. The first balance and errors come at once; an error that comes while a balance is held back is told
-        again behind it. Unset or zero: every change, as fast as it is read.
+        """The shortest time between two balances of one account, at most an hour. Changes within it are sent as one balance,
+        the latest. The first balance and errors are sent at once. An error that occurs while a balance is held back is
+        sent again after that balance. Unset or zero: every change is sent as soon as it is read.
         """
 
     def __init__(
@@ -338,12 +311,12 @@ class AccountSelector(google.protobuf.message.Message):
     KNOWN_VERSION_FIELD_NUMBER: builtins.int
     ACCOUNT_TYPE_FIELD_NUMBER: builtins.int
     exchange_id: builtins.str
-    """The exchange, see Exchange.id. Required, case ignored."""
+    """The exchange, see Exchange.id. Required; case is ignored."""
     environment: builtins.str
     """The environment or one of its aliases. Empty: "production"."""
     known_version: builtins.int
-    """Balance.version of the newest balance that the caller has of it. If that is still current, no first balance
-    is sent. Zero: always send one.
+    """Balance.version of the newest balance of it that the caller has. If it is still current, no first balance is sent.
+    Zero: always send a first balance.
     """
     account_type: builtins.str
     """Which kinds of account to follow, see GetBalanceRequest.account_type. The same exchange and environment may be
@@ -376,13 +349,13 @@ class StreamBalancesResponse(google.protobuf.message.Message):
 
     @property
     def account_error(self) -> Global___AccountErrorEvent:
-        """An account could not be read. The last balance sent is no longer confirmed. A balance event follows when it
-        can be read again, also if nothing has changed.
+        """An account could not be read. The last balance sent is no longer confirmed. A balance event follows when the
+        account can be read again, even if nothing has changed.
         """
 
     @property
     def heartbeat(self) -> Global___HeartbeatEvent:
-        """A sign of life, every 15 seconds or as the operator has set, with the state of each account."""
+        """The state of each account, sent every 15 seconds or at the operator's interval."""
 
     def __init__(
         self,
@@ -399,9 +372,9 @@ Global___StreamBalancesResponse: typing_extensions.TypeAlias = StreamBalancesRes
 
 @typing.final
 class BalanceEvent(google.protobuf.message.Message):
-    """BalanceEvent is an account's whole state, so that skipping an event loses nothing. While the stream lasts, a row once
-    reported stays in it, at "0" if the asset is gone from a venue account that is still there and readable. A venue
-    account that is no longer listed is gone with its rows.
+    """BalanceEvent is an account's whole state, so skipping an event loses nothing. While the stream lasts, a row that was
+    reported once stays in it, at "0" if the asset is gone from a venue account that is still listed and readable. A
+    venue account that is no longer listed is gone with its rows.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -443,7 +416,7 @@ class AccountErrorEvent(google.protobuf.message.Message):
     environment: builtins.str
     """The environment of the account."""
     last_version: builtins.int
-    """`version` of the last good balance that the service has of it. Zero: none."""
+    """`version` of the last good balance that the service has of it. Zero: it has none."""
     account_type: builtins.str
     """The `account_type` of its selector."""
     @property
@@ -466,7 +439,7 @@ Global___AccountErrorEvent: typing_extensions.TypeAlias = AccountErrorEvent
 
 @typing.final
 class HeartbeatEvent(google.protobuf.message.Message):
-    """HeartbeatEvent shows that the stream is alive, and how each of its accounts is."""
+    """HeartbeatEvent shows that the stream is alive, and the state of each account."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -493,7 +466,7 @@ Global___HeartbeatEvent: typing_extensions.TypeAlias = HeartbeatEvent
 
 @typing.final
 class AccountState(google.protobuf.message.Message):
-    """AccountState is how one account of a stream is."""
+    """AccountState is the state of one account of a stream."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -508,16 +481,16 @@ class AccountState(google.protobuf.message.Message):
     environment: builtins.str
     """The environment of the account."""
     version: builtins.int
-    """`version` of the newest balance. Zero: none yet."""
+    """`version` of the newest balance. Zero: there is no balance yet."""
     account_type: builtins.str
     """The `account_type` of its selector."""
     @property
     def age(self) -> google.protobuf.duration_pb2.Duration:
-        """How old the venue's last good answer is. Absent: none yet."""
+        """The age of the venue's last good answer. Absent: there is no answer yet."""
 
     @property
     def error(self) -> exchange_service.v1.balance_pb2.AccountFault:
-        """What is wrong now. Absent: nothing."""
+        """What is wrong now. Absent: nothing is wrong."""
 
     def __init__(
         self,
@@ -533,121 +506,3 @@ class AccountState(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "age", b"age", "environment", b"environment", "error", b"error", "exchange_id", b"exchange_id", "version", b"version"]) -> None: ...
 
 Global___AccountState: typing_extensions.TypeAlias = AccountState
-
-@typing.final
-class ListPluginsRequest(google.protobuf.message.Message):
-    """ListPluginsRequest asks for nothing in particular."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-
-Global___ListPluginsRequest: typing_extensions.TypeAlias = ListPluginsRequest
-
-@typing.final
-class ListPluginsResponse(google.protobuf.message.Message):
-    """ListPluginsResponse is the replica's plugins, sorted by name."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    PLUGINS_FIELD_NUMBER: builtins.int
-    PROBLEMS_FIELD_NUMBER: builtins.int
-    @property
-    def plugins(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PluginStatus]:
-        """Those that serve."""
-
-    @property
-    def problems(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PluginProblem]:
-        """Those that do not, or less than they should, with the reason."""
-
-    def __init__(
-        self,
-        *,
-        plugins: collections.abc.Iterable[Global___PluginStatus] | None = ...,
-        problems: collections.abc.Iterable[Global___PluginProblem] | None = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["plugins", b"plugins", "problems", b"problems"]) -> None: ...
-
-Global___ListPluginsResponse: typing_extensions.TypeAlias = ListPluginsResponse
-
-@typing.final
-class PluginStatus(google.protobuf.message.Message):
-    """PluginStatus is one plugin and what runs it."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    PLUGIN_FIELD_NUMBER: builtins.int
-    OWN_PROCESS_FIELD_NUMBER: builtins.int
-    EXCHANGE_COUNT_FIELD_NUMBER: builtins.int
-    BALANCE_EXCHANGE_COUNT_FIELD_NUMBER: builtins.int
-    PROCESSES_FIELD_NUMBER: builtins.int
-    own_process: builtins.bool
-    """Whether it runs in processes of its own; otherwise in the service's."""
-    exchange_count: builtins.int
-    """How many listings of the catalogue it serves, and of how many of them balances can be read."""
-    balance_exchange_count: builtins.int
-    """See above."""
-    @property
-    def plugin(self) -> exchange_service.v1.exchange_pb2.Plugin:
-        """The plugin."""
-
-    @property
-    def processes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PluginProcess]:
-        """Its processes; for a plugin that runs in the service's, that one."""
-
-    def __init__(
-        self,
-        *,
-        plugin: exchange_service.v1.exchange_pb2.Plugin | None = ...,
-        own_process: builtins.bool = ...,
-        exchange_count: builtins.int = ...,
-        balance_exchange_count: builtins.int = ...,
-        processes: collections.abc.Iterable[Global___PluginProcess] | None = ...,
-    ) -> None: ...
-    def HasField(self, field_name: typing.Literal["plugin", b"plugin"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["balance_exchange_count", b"balance_exchange_count", "exchange_count", b"exchange_count", "own_process", b"own_process", "plugin", b"plugin", "processes", b"processes"]) -> None: ...
-
-Global___PluginStatus: typing_extensions.TypeAlias = PluginStatus
-
-@typing.final
-class PluginProcess(google.protobuf.message.Message):
-    """PluginProcess is one process that runs a plugin."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    STATE_FIELD_NUMBER: builtins.int
-    PROCESS_ID_FIELD_NUMBER: builtins.int
-    MEMORY_BYTES_FIELD_NUMBER: builtins.int
-    UPTIME_FIELD_NUMBER: builtins.int
-    RESTART_COUNT_FIELD_NUMBER: builtins.int
-    LAST_END_FIELD_NUMBER: builtins.int
-    state: Global___PluginProcessState.ValueType
-    """What it is doing."""
-    process_id: builtins.int
-    """The operating system's number of it. 0: there is none."""
-    memory_bytes: builtins.int
-    """Memory in use, in bytes, with what it has started. 0: not known."""
-    restart_count: builtins.int
-    """How often it was started again since the service began."""
-    last_end: builtins.str
-    """Why the last one ended that did not end with the service, a sentence. Empty: none has."""
-    @property
-    def uptime(self) -> google.protobuf.duration_pb2.Duration:
-        """Since it was started. Absent: it is not running."""
-
-    def __init__(
-        self,
-        *,
-        state: Global___PluginProcessState.ValueType = ...,
-        process_id: builtins.int = ...,
-        memory_bytes: builtins.int = ...,
-        uptime: google.protobuf.duration_pb2.Duration | None = ...,
-        restart_count: builtins.int = ...,
-        last_end: builtins.str = ...,
-    ) -> None: ...
-    def HasField(self, field_name: typing.Literal["uptime", b"uptime"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["last_end", b"last_end", "memory_bytes", b"memory_bytes", "process_id", b"process_id", "restart_count", b"restart_count", "state", b"state", "uptime", b"uptime"]) -> None: ...
-
-Global___PluginProcess: typing_extensions.TypeAlias = PluginProcess

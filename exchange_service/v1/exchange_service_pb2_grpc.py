@@ -26,10 +26,10 @@ if _version_not_supported:
 
 
 class ExchangeServiceStub(object):
-    """ExchangeService lists exchanges and brokers, reads users' balances there and follows them live. It only reads.
+    """ExchangeService lists exchanges and brokers, reads users' balances and streams them. It only reads.
 
-    Every failed call carries a google.rpc.Status: see ErrorReason. Where waiting helps, a google.rpc.RetryInfo and
-    the trailer `grpc-retry-pushback-ms` give the delay, and the message says in words what to do.
+    Every failed call carries a google.rpc.Status: see ErrorReason. If waiting helps, a google.rpc.RetryInfo and the
+    trailer `grpc-retry-pushback-ms` give the delay. The message says what to do next.
     """
 
     def __init__(self, channel):
@@ -53,22 +53,17 @@ class ExchangeServiceStub(object):
                 request_serializer=exchange__service_dot_v1_dot_exchange__service__pb2.StreamBalancesRequest.SerializeToString,
                 response_deserializer=exchange__service_dot_v1_dot_exchange__service__pb2.StreamBalancesResponse.FromString,
                 _registered_method=True)
-        self.ListPlugins = channel.unary_unary(
-                '/exchange_service.v1.ExchangeService/ListPlugins',
-                request_serializer=exchange__service_dot_v1_dot_exchange__service__pb2.ListPluginsRequest.SerializeToString,
-                response_deserializer=exchange__service_dot_v1_dot_exchange__service__pb2.ListPluginsResponse.FromString,
-                _registered_method=True)
 
 
 class ExchangeServiceServicer(object):
-    """ExchangeService lists exchanges and brokers, reads users' balances there and follows them live. It only reads.
+    """ExchangeService lists exchanges and brokers, reads users' balances and streams them. It only reads.
 
-    Every failed call carries a google.rpc.Status: see ErrorReason. Where waiting helps, a google.rpc.RetryInfo and
-    the trailer `grpc-retry-pushback-ms` give the delay, and the message says in words what to do.
+    Every failed call carries a google.rpc.Status: see ErrorReason. If waiting helps, a google.rpc.RetryInfo and the
+    trailer `grpc-retry-pushback-ms` give the delay. The message says what to do next.
     """
 
     def ListExchanges(self, request, context):
-        """ListExchanges gives the catalogue: every exchange that this service can connect to.
+        """ListExchanges returns the catalogue: every exchange that this service can connect to.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,16 +77,8 @@ class ExchangeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamBalances(self, request, context):
-        """StreamBalances follows accounts of one user: first what there is, then every change, until the client leaves.
-        One account's trouble never ends the stream for the others.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ListPlugins(self, request, context):
-        """ListPlugins tells operators which plugins are installed and how the processes fare that run them, on the replica
-        that answers. Only for callers who may read every user.
+        """StreamBalances follows accounts of one user: first the present balances, then every change, until the caller
+        ends the call. An error of one account never ends the stream of the others.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,11 +102,6 @@ def add_ExchangeServiceServicer_to_server(servicer, server):
                     request_deserializer=exchange__service_dot_v1_dot_exchange__service__pb2.StreamBalancesRequest.FromString,
                     response_serializer=exchange__service_dot_v1_dot_exchange__service__pb2.StreamBalancesResponse.SerializeToString,
             ),
-            'ListPlugins': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListPlugins,
-                    request_deserializer=exchange__service_dot_v1_dot_exchange__service__pb2.ListPluginsRequest.FromString,
-                    response_serializer=exchange__service_dot_v1_dot_exchange__service__pb2.ListPluginsResponse.SerializeToString,
-            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'exchange_service.v1.ExchangeService', rpc_method_handlers)
@@ -129,10 +111,10 @@ def add_ExchangeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExchangeService(object):
-    """ExchangeService lists exchanges and brokers, reads users' balances there and follows them live. It only reads.
+    """ExchangeService lists exchanges and brokers, reads users' balances and streams them. It only reads.
 
-    Every failed call carries a google.rpc.Status: see ErrorReason. Where waiting helps, a google.rpc.RetryInfo and
-    the trailer `grpc-retry-pushback-ms` give the delay, and the message says in words what to do.
+    Every failed call carries a google.rpc.Status: see ErrorReason. If waiting helps, a google.rpc.RetryInfo and the
+    trailer `grpc-retry-pushback-ms` give the delay. The message says what to do next.
     """
 
     @staticmethod
@@ -206,33 +188,6 @@ class ExchangeService(object):
             '/exchange_service.v1.ExchangeService/StreamBalances',
             exchange__service_dot_v1_dot_exchange__service__pb2.StreamBalancesRequest.SerializeToString,
             exchange__service_dot_v1_dot_exchange__service__pb2.StreamBalancesResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ListPlugins(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/exchange_service.v1.ExchangeService/ListPlugins',
-            exchange__service_dot_v1_dot_exchange__service__pb2.ListPluginsRequest.SerializeToString,
-            exchange__service_dot_v1_dot_exchange__service__pb2.ListPluginsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -73,27 +73,11 @@ _ExchangeServiceStreamBalancesType = typing_extensions.TypeVar(
     ],
 )
 
-_ExchangeServiceListPluginsType = typing_extensions.TypeVar(
-    '_ExchangeServiceListPluginsType',
-    grpc.UnaryUnaryMultiCallable[
-        exchange_service.v1.exchange_service_pb2.ListPluginsRequest,
-        exchange_service.v1.exchange_service_pb2.ListPluginsResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        exchange_service.v1.exchange_service_pb2.ListPluginsRequest,
-        exchange_service.v1.exchange_service_pb2.ListPluginsResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        exchange_service.v1.exchange_service_pb2.ListPluginsRequest,
-        exchange_service.v1.exchange_service_pb2.ListPluginsResponse,
-    ],
-)
+class ExchangeServiceStub(typing.Generic[_ExchangeServiceListExchangesType, _ExchangeServiceGetBalanceType, _ExchangeServiceStreamBalancesType]):
+    """ExchangeService lists exchanges and brokers, reads users' balances and streams them. It only reads.
 
-class ExchangeServiceStub(typing.Generic[_ExchangeServiceListExchangesType, _ExchangeServiceGetBalanceType, _ExchangeServiceStreamBalancesType, _ExchangeServiceListPluginsType]):
-    """ExchangeService lists exchanges and brokers, reads users' balances there and follows them live. It only reads.
-
-    Every failed call carries a google.rpc.Status: see ErrorReason. Where waiting helps, a google.rpc.RetryInfo and
-    the trailer `grpc-retry-pushback-ms` give the delay, and the message says in words what to do.
+    Every failed call carries a google.rpc.Status: see ErrorReason. If waiting helps, a google.rpc.RetryInfo and the
+    trailer `grpc-retry-pushback-ms` give the delay. The message says what to do next.
     """
 
     @typing.overload
@@ -109,10 +93,6 @@ class ExchangeServiceStub(typing.Generic[_ExchangeServiceListExchangesType, _Exc
         grpc.UnaryStreamMultiCallable[
             exchange_service.v1.exchange_service_pb2.StreamBalancesRequest,
             exchange_service.v1.exchange_service_pb2.StreamBalancesResponse,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            exchange_service.v1.exchange_service_pb2.ListPluginsRequest,
-            exchange_service.v1.exchange_service_pb2.ListPluginsResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -130,26 +110,17 @@ class ExchangeServiceStub(typing.Generic[_ExchangeServiceListExchangesType, _Exc
             exchange_service.v1.exchange_service_pb2.StreamBalancesRequest,
             exchange_service.v1.exchange_service_pb2.StreamBalancesResponse,
         ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            exchange_service.v1.exchange_service_pb2.ListPluginsRequest,
-            exchange_service.v1.exchange_service_pb2.ListPluginsResponse,
-        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     ListExchanges: _ExchangeServiceListExchangesType
-    """ListExchanges gives the catalogue: every exchange that this service can connect to."""
+    """ListExchanges returns the catalogue: every exchange that this service can connect to."""
 
     GetBalance: _ExchangeServiceGetBalanceType
     """GetBalance reads one account: a user, an exchange and an environment."""
 
     StreamBalances: _ExchangeServiceStreamBalancesType
-    """StreamBalances follows accounts of one user: first what there is, then every change, until the client leaves.
-    One account's trouble never ends the stream for the others.
-    """
-
-    ListPlugins: _ExchangeServiceListPluginsType
-    """ListPlugins tells operators which plugins are installed and how the processes fare that run them, on the replica
-    that answers. Only for callers who may read every user.
+    """StreamBalances follows accounts of one user: first the present balances, then every change, until the caller
+    ends the call. An error of one account never ends the stream of the others.
     """
 
 ExchangeServiceAsyncStub: typing_extensions.TypeAlias = ExchangeServiceStub[
@@ -165,17 +136,13 @@ ExchangeServiceAsyncStub: typing_extensions.TypeAlias = ExchangeServiceStub[
         exchange_service.v1.exchange_service_pb2.StreamBalancesRequest,
         exchange_service.v1.exchange_service_pb2.StreamBalancesResponse,
     ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        exchange_service.v1.exchange_service_pb2.ListPluginsRequest,
-        exchange_service.v1.exchange_service_pb2.ListPluginsResponse,
-    ],
 ]
 
 class ExchangeServiceServicer(metaclass=abc.ABCMeta):
-    """ExchangeService lists exchanges and brokers, reads users' balances there and follows them live. It only reads.
+    """ExchangeService lists exchanges and brokers, reads users' balances and streams them. It only reads.
 
-    Every failed call carries a google.rpc.Status: see ErrorReason. Where waiting helps, a google.rpc.RetryInfo and
-    the trailer `grpc-retry-pushback-ms` give the delay, and the message says in words what to do.
+    Every failed call carries a google.rpc.Status: see ErrorReason. If waiting helps, a google.rpc.RetryInfo and the
+    trailer `grpc-retry-pushback-ms` give the delay. The message says what to do next.
     """
 
     @abc.abstractmethod
@@ -184,7 +151,7 @@ class ExchangeServiceServicer(metaclass=abc.ABCMeta):
         request: exchange_service.v1.exchange_service_pb2.ListExchangesRequest,
         context: _ServicerContext,
     ) -> typing.Union[exchange_service.v1.exchange_service_pb2.ListExchangesResponse, collections.abc.Awaitable[exchange_service.v1.exchange_service_pb2.ListExchangesResponse]]:
-        """ListExchanges gives the catalogue: every exchange that this service can connect to."""
+        """ListExchanges returns the catalogue: every exchange that this service can connect to."""
 
     @abc.abstractmethod
     def GetBalance(
@@ -200,18 +167,8 @@ class ExchangeServiceServicer(metaclass=abc.ABCMeta):
         request: exchange_service.v1.exchange_service_pb2.StreamBalancesRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[exchange_service.v1.exchange_service_pb2.StreamBalancesResponse], collections.abc.AsyncIterator[exchange_service.v1.exchange_service_pb2.StreamBalancesResponse]]:
-        """StreamBalances follows accounts of one user: first what there is, then every change, until the client leaves.
-        One account's trouble never ends the stream for the others.
-        """
-
-    @abc.abstractmethod
-    def ListPlugins(
-        self,
-        request: exchange_service.v1.exchange_service_pb2.ListPluginsRequest,
-        context: _ServicerContext,
-    ) -> typing.Union[exchange_service.v1.exchange_service_pb2.ListPluginsResponse, collections.abc.Awaitable[exchange_service.v1.exchange_service_pb2.ListPluginsResponse]]:
-        """ListPlugins tells operators which plugins are installed and how the processes fare that run them, on the replica
-        that answers. Only for callers who may read every user.
+        """StreamBalances follows accounts of one user: first the present balances, then every change, until the caller
+        ends the call. An error of one account never ends the stream of the others.
         """
 
 def add_ExchangeServiceServicer_to_server(servicer: ExchangeServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from exchange_service.errors import (
     PluginFailed,
     ServiceError,
@@ -12,7 +10,7 @@ from exchange_service.errors import (
     VenueTimeout,
     VenueUnavailable,
 )
-from exchange_service.model import PRODUCTION
+from exchange_service.model import PRODUCTION, Trouble
 
 # A refused key or a rate limit speaks of one account; these speak of the venue, or of its plugin. The sentences are
 # ours: an error's own message was made for one user, and the catalogue is for everybody.
@@ -26,15 +24,6 @@ _SENTENCES: dict[type[ServiceError], str] = {
 
 
 _LEFT_ALONE = "It failed several times in a row, and is left alone for a while. "
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why calls fail, a sentence, and since when, in seconds since the epoch; whether some are served all the same."""
-
-    reason: str
-    since: float
-    serves: bool = True
 
 
 class VenueStatus:

@@ -21,7 +21,15 @@ import structlog
 
 from exchange_service import plugin_api
 from exchange_service.errors import ExchangeUnknown, FieldInvalid, NotSupported
-from exchange_service.model import ALL_ACCOUNT_TYPES, PRODUCTION, SANDBOX, Account, ExchangeMetadata, Manifest
+from exchange_service.model import (
+    ALL_ACCOUNT_TYPES,
+    PRODUCTION,
+    SANDBOX,
+    Account,
+    ExchangeMetadata,
+    Manifest,
+    PluginInfo,
+)
 from exchange_service.plugin_api import API_VERSION
 from exchange_service.plugin_kit.state import State
 
@@ -31,15 +39,6 @@ _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\Z")
 _REFRESH_TIMEOUT = 120.0
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class PluginInfo:
-    """Where a plugin comes from: the entry point's name, and the distribution's name and version."""
-
-    name: str
-    version: str
-    distribution: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Health, which anybody may ask: what it says, and that nobody who asks can hold up the service."""
+"""Health checks, which need no authentication: what they report, and that no client can delay the service."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from exchange_service.grpc_server import health
+from exchange_service.grpc_server import health, plugin_servicer
 from exchange_service.grpc_server.servicer import SERVICE
 from tests.harness import PATIENCE, Running, ScriptedPlugin, failure, registry_of, serving
 
@@ -39,7 +39,7 @@ def _header(name: str, value: str) -> bytes:
 
 @asynccontextmanager
 async def watching_without_reading(address: str, count: int) -> AsyncIterator[None]:
-    """So many watches of one HTTP/2 connection, whose client takes no byte of an answer."""
+    """`count` watches on one HTTP/2 connection, whose client reads no byte of an answer."""
     reader, writer = await asyncio.open_connection(*address.rsplit(":", 1))
     headers = {
         ":method": "POST",
@@ -55,15 +55,15 @@ async def watching_without_reading(address: str, count: int) -> AsyncIterator[No
     for stream in range(1, 2 * count, 2):
         writer.write(_frame(1, 4, stream, block) + _frame(0, 1, stream, bytes(5)))
     await writer.drain()
-    # The first answer's headers: from then on it is under way.
+    # The first answer's headers show that the watches have begun.
     await reader.readuntil(b"application/grpc")
     yield
     writer.close()
 
 
-async def test_it_says_whether_the_service_serves_and_knows_no_other(tmp_path: Path) -> None:
+async def test_it_reports_whether_our_services_serve_and_knows_no_other(tmp_path: Path) -> None:
     async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
-        for name in ("", SERVICE):
+        for name in ("", SERVICE, plugin_servicer.SERVICE):
             assert (await stub_of(running).Check(asking(name))).status == STATES.SERVING
         failed = await failure(stub_of(running).Check(asking("another.Service")))
         assert failed.code is grpc.StatusCode.NOT_FOUND
@@ -72,7 +72,7 @@ async def test_it_says_whether_the_service_serves_and_knows_no_other(tmp_path: P
         watch.cancel()
 
 
-async def test_who_watches_is_told_of_every_change(tmp_path: Path) -> None:
+async def test_a_watcher_gets_every_change(tmp_path: Path) -> None:
     async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
         watches = [stub_of(running).Watch(asking(name)) for name in ("", SERVICE)]
         for serves in (True, False, True):
@@ -85,9 +85,9 @@ async def test_who_watches_is_told_of_every_change(tmp_path: Path) -> None:
 
 
 @pytest.mark.threat("T13")
-async def test_who_watches_and_does_not_read_holds_up_neither_another_nor_the_end(tmp_path: Path) -> None:
+async def test_a_watcher_that_does_not_read_delays_neither_another_watcher_nor_the_stop(tmp_path: Path) -> None:
     service = serving(tmp_path, registry=registry_of(ScriptedPlugin()), shutdown_grace=0.1)
-    # Less than it takes the server to give up one who does not answer its pings.
+    # Less than the server waits for a client that does not answer its pings.
     async with service as running, asyncio.timeout(5), watching_without_reading(running.service.address, 20):
         watch = stub_of(running).Watch(asking())
         assert (await watch.read()).status == STATES.SERVING
@@ -97,8 +97,8 @@ async def test_who_watches_and_does_not_read_holds_up_neither_another_nor_the_en
 
 
 @pytest.mark.threat("T13")
-async def test_so_many_may_watch_and_others_may_still_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "_MOST_WATCHERS", 3)
+async def test_watchers_are_limited_and_checks_still_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_MAX_WATCHERS", 3)
     async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
         watches = [stub_of(running).Watch(asking()) for _ in range(3)]
         for watch in watches:

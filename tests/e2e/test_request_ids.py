@@ -1,4 +1,4 @@
-"""One id from the caller through our log, and a plugin's process, to the error that he gets."""
+"""One id for a call: from the caller, through our log and a plugin's process, to the error that the caller gets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import structlog
 
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.errors import CredentialMissing, ServiceFailed, VenueUnavailable
-from exchange_service.grpc_server.boundary import given_request_id, new_request_id
+from exchange_service.grpc_server.handler_wrapper import given_request_id, new_request_id
 from exchange_service.observability.logs import configure_logging, current_request_id
 from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_host.discovery import open_registry
@@ -36,14 +36,14 @@ from tests.harness import (
 )
 
 KEY = "x-request-id"
-# What most callers send.
+# Most callers send a UUID.
 UUID = "d1f8a1de-5b7a-4e57-9e0f-6a1c2a8b9f10"
 MADE = re.compile(r"[0-9a-f]{12}\Z")
 
 
 @pytest.fixture
 def lines(capfd: pytest.CaptureFixture[str]) -> Iterator[Any]:
-    """A function that gives the log lines so far, as programs read them."""
+    """A function that returns the log lines so far, parsed from JSON."""
     root, configuration = logging.getLogger(), structlog.get_config()
     handlers, level = list(root.handlers), root.level
     configure_logging("debug", "json")
@@ -67,23 +67,25 @@ async def talkative(_: VenueCall) -> Any:
 
 
 class TestIds:
-    def test_each_call_gets_another_one_that_the_log_shows(self) -> None:
+    def test_each_call_gets_its_own_id_that_the_log_can_show(self) -> None:
         made = [new_request_id() for _ in range(10_000)]
         assert len(set(made)) == len(made)
         assert all(MADE.match(text) for text in made)
 
     @pytest.mark.parametrize("text", ["7", UUID, "trace=1;span=2", "x" * 128])
-    def test_a_callers_own_is_taken(self, text: str) -> None:
+    def test_a_callers_own_id_is_used(self, text: str) -> None:
         assert given_request_id([("user-agent", "x"), (KEY, text)]) == text
 
     @pytest.mark.parametrize("text", ["", " ", "x" * 129, "a\nb", "a\x1b[2Jb", b"bytes"])
-    def test_one_that_cannot_be_logged_is_none(self, text: str | bytes) -> None:
+    def test_an_id_that_cannot_be_logged_is_ignored(self, text: str | bytes) -> None:
         assert given_request_id([(KEY, text)]) == ""
         assert given_request_id(None) == ""
 
 
 class TestCaller:
-    async def test_who_sent_an_id_finds_it_in_the_answer_and_who_sent_none_finds_nothing(self, tmp_path: Path) -> None:
+    async def test_a_caller_that_sent_an_id_finds_it_in_the_answer_and_another_caller_does_not(
+        self, tmp_path: Path
+    ) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
             await running.store()
             call = running.stub.GetBalance(balance_request(), metadata=((KEY, UUID),))
@@ -93,19 +95,19 @@ class TestCaller:
             await call
             assert KEY not in dict(await call.trailing_metadata())
 
-    async def test_every_failure_says_its_id(self, tmp_path: Path) -> None:
+    async def test_every_failure_carries_its_id(self, tmp_path: Path) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
             failed = await failure(running.stub.GetBalance(balance_request(), metadata=((KEY, UUID),)))
             assert (failed.reason, failed.trailers[KEY]) == ("CREDENTIAL_MISSING", UUID)
             failed = await failure(running.stub.GetBalance(balance_request(), metadata=((KEY, "x" * 200),)))
             assert MADE.match(failed.trailers[KEY])
 
-    async def test_a_stream_says_it_when_it_ends(self, tmp_path: Path) -> None:
+    async def test_a_stream_carries_it_when_it_ends(self, tmp_path: Path) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
             await running.store()
             async with streaming(running, "paper") as stream:
                 await stream.next_of("balance")
-                await running.service.feeds.close()
+                await running.service.streams.close()
                 failed = await stream.failure()
             assert failed.reason == "SHUTTING_DOWN"
             assert MADE.match(failed.trailers[KEY])
@@ -141,7 +143,7 @@ class TestLog:
         assert of_call == {"paper.asked", "credential.opened"}
         assert "service.listening" in {line["event"] for line in lines() if "request_id" not in line}
 
-    async def test_calls_at_the_same_time_keep_theirs_apart(self, tmp_path: Path, lines: Any) -> None:
+    async def test_concurrent_calls_keep_their_ids_apart(self, tmp_path: Path, lines: Any) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin(answer=talkative))) as running:
             users = [f"user-{number}" for number in range(20)]
             for user in users:
@@ -151,7 +153,7 @@ class TestLog:
             )
         assert sorted(line["request_id"] for line in lines() if line["event"] == "paper.asked") == sorted(users)
 
-    async def test_what_outlives_a_call_speaks_for_itself(self, tmp_path: Path) -> None:
+    async def test_work_that_outlives_a_call_does_not_carry_its_id(self, tmp_path: Path) -> None:
         seen: list[str] = []
         gate = Gate()
 
@@ -169,24 +171,22 @@ class TestLog:
             first = running.stub.StreamBalances(request, metadata=((KEY, "first"),))
             await gate.entered.wait()
             async with streaming(running, "paper") as second:
-                await until(lambda: running.service.feeds.counts() == (1, 2))
+                await until(lambda: running.service.streams.counts() == (1, 2))
                 first.cancel()
-                await until(lambda: running.service.server.boundary.running() == 1)
+                await until(lambda: running.service.server.handler_wrapper.running() == 1)
                 gate.opened.set()
                 await second.next_of("balance")
                 await until(lambda: len(seen) > 1)
         assert seen[:2] == ["first", ""]
 
-    async def test_a_key_that_is_open_is_not_shown_because_it_was_sent_as_an_id(
-        self, tmp_path: Path, lines: Any
-    ) -> None:
+    async def test_an_opened_key_that_is_sent_as_an_id_is_not_logged(self, tmp_path: Path, lines: Any) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin(answer=talkative))) as running:
             await running.store(api_key="my-venue-key-1234")
             await running.stub.GetBalance(balance_request(), metadata=((KEY, "my-venue-key-1234"),))
         (line,) = [line for line in lines() if line["event"] == "paper.asked"]
         assert line["request_id"] == "[hidden]"
 
-    def test_lines_of_other_libraries_have_it_too(self, capfd: pytest.CaptureFixture[str], lines: Any) -> None:
+    def test_lines_of_other_libraries_carry_it_too(self, capfd: pytest.CaptureFixture[str], lines: Any) -> None:
         from exchange_service.observability.logs import CallMark, current_call
 
         token = current_call.set(CallMark(UUID))
@@ -222,7 +222,7 @@ async def fetch_balance(call):
 
 @pytest.fixture
 def guest(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stranger's plugin, which so runs in a process of its own."""
+    """A third-party plugin, which therefore runs in a process of its own."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "guest_plugin.py").write_text(GUEST)
     meta = folder / "acme_guest-1.2.dist-info"
@@ -233,18 +233,16 @@ def guest(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("guest")
-async def test_the_lines_of_a_plugins_process_have_the_id_of_the_call_that_they_are_of(
-    tmp_path: Path, lines: Any
-) -> None:
+async def test_the_lines_of_a_plugins_process_carry_the_id_of_their_call(tmp_path: Path, lines: Any) -> None:
     async with serving(tmp_path, registry=open_registry(settings_for(tmp_path))) as running:
-        asked: list[str] = []
+        sent: list[str] = []
         for request_id in ("first", "second"):
             await running.store("guest", user=request_id)
             request = balance_request("guest", user_id=request_id)
             await running.stub.GetBalance(request, metadata=((KEY, request_id),))
-            asked.append(request_id)
+            sent.append(request_id)
             await until(
-                lambda: [line["request_id"] for line in lines() if line["event"] == "guest.asked"] == asked,
+                lambda: [line["request_id"] for line in lines() if line["event"] == "guest.asked"] == sent,
                 "the line of the process",
             )
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from exchange_service.app import UnsafeSettings, check_safety, start_service
+from exchange_service.app import start_service
 from exchange_service.identity.methods import who_may_call
+from exchange_service.startup_checks import UnsafeSettings, check_settings
 from tests.authenticated_service import (
     authenticated_service,
     make_plugin,
@@ -87,11 +88,11 @@ class TestStart:
         contradicts = identity and (insecure or open_to_all)
         secured_or_told = (tls and (identity or open_to_all or insecure)) or (insecure and not identity)
         if not contradicts and (loopback or secured_or_told):
-            check_safety(chosen)
+            check_settings(chosen)
             assert ("ANYBODY" in who_may_call(chosen)) == (not loopback and not identity)
             return
         with pytest.raises(UnsafeSettings) as refused:
-            check_safety(chosen)
+            check_settings(chosen)
         text = str(refused.value)
         assert text.endswith(".")
         # It names what to change.

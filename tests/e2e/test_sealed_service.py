@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
-from exchange_service.app import UnsafeSettings, start_service
+from exchange_service.app import start_service
 from exchange_service.cli import app
 from exchange_service.credentials import key_check
 from exchange_service.credentials.key_providers import FileKeys
@@ -31,6 +31,7 @@ from exchange_service.credentials.sealing import is_sealed, key_id_of
 from exchange_service.credentials.sql import SqlCredentialStore, open_store
 from exchange_service.errors import CredentialUnreadable
 from exchange_service.model import Account, Credential
+from exchange_service.startup_checks import UnsafeSettings
 from tests.credential_tables import OWNERS_TABLES, Database
 from tests.harness import (
     USER,

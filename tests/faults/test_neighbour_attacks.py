@@ -23,7 +23,7 @@ from exchange_service.credentials.sql import SqlCredentialStore, open_store
 from exchange_service.errors import CredentialUnreadable
 from exchange_service.model import Account, Credential
 from exchange_service.v1 import balance_pb2
-from exchange_service.wire.balances import decode_stored
+from exchange_service.wire.stored import decode_stored
 from tests.canary import bytes_of
 from tests.harness import (
     ScriptedPlugin,

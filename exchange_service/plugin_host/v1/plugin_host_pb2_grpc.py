@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class PluginHostServiceStub(object):
-    """What a process that runs a plugin does for the service. Each call carries the token that the process was started
-    with, so that nobody else's calls are answered.
+    """What a process that runs a plugin does for the service. Each call carries the token that the process received at its
+    start, so that calls of other programs are refused.
     """
 
     def __init__(self, channel):
@@ -64,12 +64,13 @@ class PluginHostServiceStub(object):
 
 
 class PluginHostServiceServicer(object):
-    """What a process that runs a plugin does for the service. Each call carries the token that the process was started
-    with, so that nobody else's calls are answered.
+    """What a process that runs a plugin does for the service. Each call carries the token that the process received at its
+    start, so that calls of other programs are refused.
     """
 
     def Configure(self, request, context):
-        """The handshake, before any other call: which plugin to load and what to serve. Again after a newer manifest.
+        """The handshake, before any other call: which plugin to load and what to serve. It is repeated after the manifest has
+        changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,7 +98,7 @@ class PluginHostServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ForgetAccount(self, request, context):
-        """Close an account's session: its credential has gone.
+        """Closes an account's session, because its credential has changed or gone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,8 +141,8 @@ def add_PluginHostServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PluginHostService(object):
-    """What a process that runs a plugin does for the service. Each call carries the token that the process was started
-    with, so that nobody else's calls are answered.
+    """What a process that runs a plugin does for the service. Each call carries the token that the process received at its
+    start, so that calls of other programs are refused.
     """
 
     @staticmethod

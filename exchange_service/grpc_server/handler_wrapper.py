@@ -1,7 +1,7 @@
-"""The outermost boundary: our errors leave by the status table, every other exception without its text. Each call gets
-its request id here, and is counted.
+"""The outermost wrapper of our handlers: it turns errors into statuses, and gives each call a request id and a count.
 
-grpc.aio would send an unhandled exception's text to the client, and a venue library's text can hold a signed URL.
+Our errors are sent as the status table says, and every other exception without its text. grpc.aio would send an
+unhandled exception's text to the client, and a venue library's text can hold a signed URL.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from exchange_service.errors import ServiceError, ServiceFailed
 from exchange_service.grpc_server.status import Outcome, outcome
 from exchange_service.observability.logs import CallMark, current_call, current_request_id
 from exchange_service.observability.metrics import OTHER, WELL, Metrics
+from exchange_service.observability.tracebacks import raised_at
 
 log = structlog.get_logger(__name__)
 
@@ -28,32 +29,32 @@ Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
 REQUEST_ID_KEY = "x-request-id"
-_LONGEST_REQUEST_ID = 128
+_MAX_REQUEST_ID = 128
 
-# From a random place by steps that never come back to it: as good to search for as a random number, and much quicker.
+# A Weyl sequence from a random start: it does not repeat for 2**48 calls, and is much faster than a random number.
 _BITS = (1 << 48) - 1
 _STEP = 0x9E3779B97F4B
 _numbers = itertools.count(secrets.randbits(48), _STEP)
 
 
 def new_request_id() -> str:
-    """An id for a call that brought none, of 12 hexadecimal digits."""
+    """An id of 12 hexadecimal digits, for a call that did not send an id."""
     return f"{next(_numbers) & _BITS:012x}"
 
 
 def given_request_id(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
-    """The caller's own id; empty where he sent none, or none that can be logged."""
+    """The id that the caller sent; empty if there is no id, or one that cannot be logged."""
     for key, value in metadata or ():
         if key == REQUEST_ID_KEY:
             text = value if isinstance(value, str) else ""
-            return text if len(text) <= _LONGEST_REQUEST_ID and text.isprintable() and not text.isspace() else ""
+            return text if len(text) <= _MAX_REQUEST_ID and text.isprintable() and not text.isspace() else ""
     return ""
 
 
-class Boundary:
-    """Wraps the handlers of our own service; health and reflection keep their own manners.
+class HandlerWrapper:
+    """Wraps the handlers of our own services. Health and reflection are not wrapped.
 
-    Each handler is wrapped once, when it is registered: interceptors would be gone through anew with every call.
+    Each handler is wrapped once, when it is registered, because interceptors would be walked again for every call.
     """
 
     def __init__(self, metrics: Metrics | None = None) -> None:
@@ -61,16 +62,16 @@ class Boundary:
         self._running: set[asyncio.Task[Any]] = set()
 
     def running(self) -> int:
-        """How many calls are being handled, open streams among them."""
+        """The number of calls in progress, open streams included."""
         return len(self._running)
 
-    async def drained(self, timeout: float) -> None:
-        """Wait until no handler runs any more, for at most `timeout` seconds: grpc's own stop does not."""
+    async def wait_until_idle(self, timeout: float) -> None:
+        """Wait until no handler runs, for at most `timeout` seconds. grpc's own stop does not wait for handlers."""
         if self._running:
             await asyncio.wait(set(self._running), timeout=timeout)
 
-    def bounded(self, method: str, inner: Handler) -> Handler:
-        """The handler of a method, within the boundary."""
+    def wrap(self, method: str, inner: Handler) -> Handler:
+        """The wrapped handler of the method of this name."""
         metrics, running = self._metrics, self._running
 
         async def handle(request: Any, context: Context) -> Any:
@@ -81,23 +82,23 @@ class Boundary:
             code = WELL
             given = given_request_id(context.invocation_metadata())
             mark = CallMark(given or new_request_id())
-            # Each call has a task, and so a context, of its own.
+            # Each call has its own task, and therefore its own context.
             current_call.set(mark)
             try:
                 reply = await inner(request, context)
                 if given:
-                    # Only who cares for one gets it: a trailer on each call is not free.
+                    # Sent only to a caller that uses ids, because a trailer on each call has a cost.
                     context.set_trailing_metadata(((REQUEST_ID_KEY, given),))
                 return reply
             except grpc.aio.AbortError:
                 code = grpc.StatusCode.UNKNOWN.name
                 raise
             except asyncio.CancelledError:
-                # A cancelled call must end as one: returning instead leaks what grpc keeps for it.
+                # Re-raised: if a cancelled call returned, what grpc keeps for it would leak.
                 code = grpc.StatusCode.CANCELLED.name
                 raise
             except Exception as error:
-                end = ending(error)
+                end = find_outcome(error)
                 code = end.code.name
                 metrics.call_failed(end.reason)
                 await context.abort(end.code, end.message, (*end.trailers, (REQUEST_ID_KEY, mark.request_id)))
@@ -110,7 +111,7 @@ class Boundary:
 
 
 class UnknownMethods(grpc.GenericRpcHandler):
-    """The last that is asked for a handler: it has none, and counts."""
+    """The last generic handler: it serves no method, and counts the calls of unknown methods."""
 
     def __init__(self, metrics: Metrics | None = None) -> None:
         self._metrics = metrics or Metrics()
@@ -121,31 +122,22 @@ class UnknownMethods(grpc.GenericRpcHandler):
 
 
 async def abort(context: Context, error: Exception) -> NoReturn:
-    """End the call with our error as the table has it, or for any other exception with a reference to the log."""
-    end = ending(error)
+    """End the call with our error as the status table says, or with a reference to the log for another exception."""
+    end = find_outcome(error)
     await context.abort(end.code, end.message, end.trailers)
 
 
-def ending(error: Exception) -> Outcome:
-    """How a call ends that met this exception."""
+def find_outcome(error: Exception) -> Outcome:
+    """The status with which a call that raised this exception ends."""
     try:
-        return outcome(error if isinstance(error, ServiceError) else _logged(error))
+        return outcome(error if isinstance(error, ServiceError) else _log_failure(error))
     except Exception as failure:
-        # An error that the table does not have, or that cannot be written: what failed here would leave with its text.
-        return outcome(_logged(failure))
+        # The table lacks the error, or it cannot be serialised. That exception's text must not be sent either.
+        return outcome(_log_failure(failure))
 
 
-def _logged(error: Exception) -> ServiceFailed:
-    # Outside of a call of ours, as in reflection, there is none yet.
+def _log_failure(error: Exception) -> ServiceFailed:
+    # Outside of our own calls, as in reflection, there is no current id.
     request_id = current_request_id() or new_request_id()
-    log.error("call.failed", request_id=request_id, error=type(error).__name__, at=_frames(error))
+    log.error("call.failed", request_id=request_id, error=type(error).__name__, at=raised_at(error))
     return ServiceFailed(f"The service failed; its log has more under {request_id}.")
-
-
-def _frames(error: BaseException) -> list[str]:
-    """The places that the exception passed, without its text or any value."""
-    frames, trace = [], error.__traceback__
-    while trace is not None:
-        frames.append(f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}")
-        trace = trace.tb_next
-    return frames[-8:]

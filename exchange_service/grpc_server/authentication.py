@@ -1,0 +1,115 @@
+"""Authenticates every call except health checks.
+
+The check runs inside the handler wrapper, which turns its refusals into statuses. Reflection has no such wrapper, so
+its refusals are turned into statuses here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
+from typing import Any, TypeAlias
+
+import grpc
+
+from exchange_service.errors import CallerUnknown
+from exchange_service.grpc_server.handler_wrapper import Context, Handler, abort
+from exchange_service.identity import Caller, PresentedCredentials
+from exchange_service.identity.authenticator import Authenticator
+from exchange_service.identity.quotas import Action
+
+_BEARER = "bearer "
+_ACT_AS = "x-act-as"
+
+_NOTHING = PresentedCredentials()
+
+_caller: ContextVar[Caller] = ContextVar("caller")
+_StreamHandler: TypeAlias = Callable[[Any, Context], AsyncIterator[Any]]
+
+
+def current_caller() -> Caller:
+    """The caller of the call in progress. Raises LookupError if the call was not authenticated."""
+    return _caller.get()
+
+
+class Authentication:
+    """Identifies the caller of each call, and counts the call against the caller's quota."""
+
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+
+    def require_caller(self, inner: Handler, action: Action = Action.CALL) -> Handler:
+        """The handler for known callers only; each call is counted as this action."""
+
+        async def handle(request: Any, context: Context) -> Any:
+            caller = self._admit_local(context) if action is Action.CALL else None
+            # Each call has its own task, and therefore its own context.
+            _caller.set(caller or await self._admit(context, action))
+            return await inner(request, context)
+
+        return handle
+
+    def require_caller_of_reflection(self, inner: _StreamHandler) -> _StreamHandler:
+        """Reflection's own handler for known callers only."""
+
+        async def handle(requests: Any, context: Context) -> AsyncIterator[Any]:
+            async def admit_each() -> AsyncIterator[Any]:
+                # Each request counts: one call may send requests without end.
+                async for request in requests:
+                    await self._admit(context)
+                    yield request
+
+            try:
+                async for reply in inner(admit_each(), context):
+                    yield reply
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                await abort(context, error)
+
+        return handle
+
+    def _admit_local(self, context: Context) -> Caller | None:
+        """The bearer of a token who is known here and has calls left, as in most calls; None for all other callers."""
+        header = None
+        for key, value in context.invocation_metadata() or ():
+            if key == _ACT_AS or (key == "authorization" and header is not None):
+                return None
+            if key == "authorization":
+                header = value
+        if not isinstance(header, str) or header[: len(_BEARER)].lower() != _BEARER:
+            return None
+        return self._authenticator.admit_local(header[len(_BEARER) :].strip())
+
+    async def _admit(self, context: Context, action: Action = Action.CALL) -> Caller:
+        presented = _NOTHING if self._authenticator.open_to_all else read_credentials(context)
+        return await self._authenticator.admit(presented, action)
+
+
+def read_credentials(context: Context) -> PresentedCredentials:
+    """What the call presented. Raises CallerUnknown if that is ambiguous: two tokens, or a header of another kind."""
+    tokens, users = [], []
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization":
+            tokens.append(value)
+        elif key == _ACT_AS:
+            users.append(value)
+    if len(tokens) > 1 or len(users) > 1:
+        raise CallerUnknown("Send one authorization with a call, and at most one x-act-as.")
+    act_as = str(users[0]) if users else None
+    if tokens:
+        header = tokens[0]
+        if not isinstance(header, str) or header[: len(_BEARER)].lower() != _BEARER:
+            raise CallerUnknown("The authorization should be `Bearer TOKEN`.")
+        return PresentedCredentials(token=header[len(_BEARER) :].strip(), act_as=act_as)
+    transport = context.auth_context()
+    certificate = next(iter(transport.get("x509_pem_cert", ())), b"")
+    if not certificate:
+        return PresentedCredentials(act_as=act_as)
+    # As elsewhere in TLS, the common name counts only without DNS names: an issuer may not have checked it.
+    names = tuple(transport.get("peer_dns", ())) or transport.get("x509_common_name", ())
+    return PresentedCredentials(
+        certificate=certificate,
+        certificate_names=tuple(name.decode("utf-8", "replace") for name in names),
+        act_as=act_as,
+    )

@@ -1,0 +1,41 @@
+"""One gRPC service of ours, as the server registers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
+from exchange_service.grpc_server.handler_wrapper import Handler
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceMethods:
+    """A service's descriptor, and the handler of each of its methods by the method's name.
+
+    Handlers take bytes, so that a request which cannot be parsed is refused like any other bad request. They return
+    bytes, because stored messages are sent as they are.
+    """
+
+    descriptor: ServiceDescriptor
+    handlers: Mapping[str, Handler]
+
+    @property
+    def name(self) -> str:
+        """The service's full name, such as "exchange_service.v1.ExchangeService"."""
+        return self.descriptor.full_name
+
+    def register(self, wrap: Callable[[MethodDescriptor, Handler], Handler]) -> grpc.GenericRpcHandler:
+        """The wrapped handlers for the server. Raises KeyError if a method has no handler."""
+        return grpc.method_handlers_generic_handler(
+            self.name,
+            {
+                method.name: _KINDS[method.server_streaming](wrap(method, self.handlers[method.name]))
+                for method in self.descriptor.methods
+            },
+        )
+
+
+_KINDS = {False: grpc.unary_unary_rpc_method_handler, True: grpc.unary_stream_rpc_method_handler}

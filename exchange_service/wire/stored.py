@@ -1,0 +1,201 @@
+"""Balances and errors as the cache keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+from google.protobuf.message import DecodeError
+
+from exchange_service.errors import ServiceError
+from exchange_service.model import Account
+from exchange_service.v1 import balance_pb2
+from exchange_service.wire.balances import AMOUNTS, AmountName, FetchedBalance, fault_message, parse_fetched, read_fault
+from exchange_service.wire.protobuf import encode_field, to_seconds, to_timestamp
+
+# A stored balance is this header and a serialised `Balance`: the format, the version, and the pause. A value of another
+# release begins with another format byte and counts as missing.
+_FORMAT = b"\x03"
+_HEADER = struct.Struct(">cQd")
+_PREFIX = struct.Struct(">cQ")
+_LONGEST_PAUSE = 86_400.0
+# The most rows at "0" that a feed remembers for one account. No venue lists that many; a venue that renamed its assets
+# in every answer would otherwise fill the events.
+_MAX_GONE_ROWS = 2000
+# What tells a row from the others of its balance: the venue account's id, type and sub-account, the asset, and the
+# venue's own code.
+RowIdentity: TypeAlias = tuple[str, str, str, str, str]
+
+
+@dataclass(frozen=True)
+class StoredBalance:
+    """A balance as bytes, with the facts that the service needs without parsing them again.
+
+    `data` is a serialised `Balance` with every row, zero rows included. `fetch_time` is in seconds since the epoch. A
+    feed asks the venue again `pause` seconds after it.
+    """
+
+    account: Account
+    data: bytes
+    fetch_time: float
+    version: int
+    pause: float = 0.0
+
+    @cached_property
+    def compact(self) -> bytes:
+        """A serialised `Balance` without the rows whose amounts are all zero."""
+        message = balance_pb2.Balance.FromString(self.data)
+        for account in message.venue_accounts:
+            kept = [row for row in account.assets if not _is_zero(row)]
+            if len(kept) != len(account.assets):
+                del account.assets[:]
+                account.assets.extend(kept)
+        return message.SerializeToString(deterministic=True)
+
+    @cached_property
+    def whole_field(self) -> bytes:
+        """`data` as field 1 of a message."""
+        return encode_field(1, self.data)
+
+    @cached_property
+    def compact_field(self) -> bytes:
+        """`compact` as field 1 of a message."""
+        return encode_field(1, self.compact)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """A hash of the content: equal for two balances with the same figures, notes and errors."""
+        message = balance_pb2.Balance.FromString(self.data)
+        for name in ("fetch_time", "venue_time", "version"):
+            message.ClearField(name)
+        for account in message.venue_accounts:
+            account.ClearField("venue_time")
+            # A delay that counts down is not a change.
+            if account.HasField("error"):
+                account.error.ClearField("retry_delay")
+        return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
+
+    @property
+    def header_prefix(self) -> bytes:
+        """The first bytes of `encode`, the format and the version: what a compare-and-set in the cache expects."""
+        return _PREFIX.pack(_FORMAT, self.version)
+
+    def encode(self) -> bytes:
+        """The value for the cache; `decode_stored` reads it."""
+        return _HEADER.pack(_FORMAT, self.version, self.pause) + self.data
+
+
+def store_balance(
+    account: Account, fetched: FetchedBalance, fetch_time: float, previous: StoredBalance | None
+) -> StoredBalance:
+    """A plugin's answer with its account, fetch time and version.
+
+    The version is that of `previous` if the content is the same. Otherwise it is the greater of the previous version
+    plus one and the fetch time in microseconds, so it rises on every replica. Raises ValueError if `fetched` is not a
+    plugin's answer.
+    """
+    message = parse_fetched(fetched)
+    message.user_id = account.user_id
+    message.exchange_id = account.exchange_id
+    message.environment = account.environment
+    message.account_type = account.account_type
+    message.fetch_time.CopyFrom(to_timestamp(fetch_time))
+    draft = StoredBalance(account, message.SerializeToString(deterministic=True), fetch_time, 0)
+    if previous is None:
+        version = int(fetch_time * 1_000_000)
+    elif previous.digest == draft.digest:
+        version = previous.version
+    else:
+        version = max(previous.version + 1, int(fetch_time * 1_000_000))
+    message.version = version
+    return StoredBalance(account, message.SerializeToString(deterministic=True), fetch_time, version)
+
+
+def decode_stored(account: Account, raw: bytes) -> StoredBalance | None:
+    """The balance of `account` that `encode` wrote; None for another format, other bytes or another account."""
+    if raw[:1] != _FORMAT:
+        return None
+    try:
+        _, version, pause = _HEADER.unpack_from(raw)
+        data = raw[_HEADER.size :]
+        message = balance_pb2.Balance.FromString(data)
+    except (struct.error, DecodeError):
+        return None
+    if not 0 <= pause <= _LONGEST_PAUSE or not version or version != message.version:
+        return None
+    if Account(message.user_id, message.exchange_id, message.environment, message.account_type) != account:
+        return None
+    return StoredBalance(account, data, to_seconds(message.fetch_time), version, pause)
+
+
+def encode_error(error: ServiceError) -> bytes:
+    """An error for the cache, which keeps it for a moment; `decode_error` reads it."""
+    return _FORMAT + fault_message(error).SerializeToString()
+
+
+def decode_error(raw: bytes) -> ServiceError | None:
+    """The error that `encode_error` wrote; None for other bytes."""
+    if raw[:1] != _FORMAT:
+        return None
+    try:
+        error = read_fault(balance_pb2.AccountFault.FromString(raw[1:]))
+    except (DecodeError, ValueError):
+        return None
+    return error if error.reason else None
+
+
+def with_known_rows(
+    stored: StoredBalance, known: Mapping[RowIdentity, Iterable[AmountName]]
+) -> tuple[bytes, dict[RowIdentity, tuple[AmountName, ...]]]:
+    """A balance for a feed, as a serialised `Balance`, and the rows that the feed has now reported.
+
+    `known` are the rows that the feed reported before: identity to the names of the amounts that were present. Zero
+    rows are left out unless they are known. A known row that is missing from the venue's answer stands at "0" for each
+    of its amounts while its venue account is present and readable. An account that is gone or refused says nothing
+    about what it holds.
+    """
+    message = balance_pb2.Balance.FromString(stored.data)
+    reported: dict[RowIdentity, tuple[AmountName, ...]] = {}
+    for account in message.venue_accounts:
+        owner = (account.id, account.type, account.sub_account)
+        kept = []
+        for row in account.assets:
+            identity = (*owner, row.asset, row.venue_asset)
+            if not _is_zero(row) or identity in known:
+                kept.append(row)
+                reported[identity] = tuple(name for name in AMOUNTS if row.HasField(name))
+        gone = [identity for identity in known if identity[:3] == owner and identity not in reported][:_MAX_GONE_ROWS]
+        if account.HasField("error"):
+            # The rows stay known, and nothing is reported about them now.
+            reported.update({identity: tuple(known[identity]) for identity in gone})
+            gone = []
+        del account.assets[:]
+        account.assets.extend(kept)
+        for identity in gone:
+            account.assets.append(_zero_row(identity, known[identity]))
+            reported[identity] = tuple(known[identity])
+    return message.SerializeToString(deterministic=True), reported
+
+
+def _zero_row(identity: RowIdentity, amounts: Iterable[AmountName]) -> balance_pb2.AssetBalance:
+    account_id, account_type, sub_account, asset, venue_asset = identity
+    row = balance_pb2.AssetBalance(
+        asset=asset,
+        venue_asset=venue_asset,
+        account_type=account_type,
+        sub_account=sub_account,
+        venue_account_id=account_id,
+    )
+    for name in amounts:
+        setattr(row, name, "0")
+    return row
+
+
+def _is_zero(row: balance_pb2.AssetBalance) -> bool:
+    """Whether every known amount is zero, and at least one is known."""
+    known = [getattr(row, name) for name in AMOUNTS if row.HasField(name)]
+    return bool(known) and not any(digit in value for value in known for digit in "123456789")

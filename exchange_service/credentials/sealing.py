@@ -118,8 +118,8 @@ def open_value(
 
 
 def _open_envelope(envelope: _Envelope, target: AssociatedData, data_key: bytes | Exception) -> str:
-    """The plain value. `data_key` may be the error of its unwrapping: our error is raised outside of every handler, so
-    that it has no context which could hold more than it says."""
+    """The plain value. `data_key` may be the error of its unwrapping: our error is raised outside of every handler,
+    because its context could hold more than its text says."""
     if isinstance(data_key, bytes):
         # ValueError: the envelope opens but holds no data key or no text; only another holder of the key can do that.
         with suppress(KeyRefused, ValueError):

@@ -131,7 +131,7 @@ class Caller:
 
     def require(self, user_id: str) -> None:
         """Raise UserForbidden unless the caller may read this user. The error is the same for every user outside the
-        scope, so that it does not reveal which users exist."""
+        scope, because it must not reveal which users exist."""
         act_as = self.presented.act_as
         if act_as is None and self.identity.scope.requires_act_as:
             raise UserForbidden("This caller acts for users: name the call's user in the metadata x-act-as.")

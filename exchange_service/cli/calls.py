@@ -274,7 +274,7 @@ async def _watch(
     impossible: set[tuple[str, str, str]] = set()
 
     def report_interruption(error: ServiceError) -> None:
-        messages.print(f"[yellow]interrupted:[/] {plain(error.message)} Trying again.", soft_wrap=True)
+        messages.print(f"[yellow]interrupted:[/] {plain(error.text)} Trying again.", soft_wrap=True)
 
     async with target.client() as client:
         events = client.stream_balances(
@@ -385,8 +385,8 @@ async def _health(target: Target) -> None:
             reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=target.timeout)
         except grpc.aio.AioRpcError as error:
             raise ServiceUnreachable(
-                f"The service at {target.address} did not answer ({error.code().name}). "
-                "Is it running? Start it with `exchange-service serve` or `exchange-service demo`."
+                f"The service at {target.address} did not answer ({error.code().name}).",
+                advice="Start it with `exchange-service serve` or `exchange-service demo`.",
             ) from None
     name = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
     console.print(name)

@@ -87,7 +87,7 @@ class Checker:
         try:
             return await self._venues.key_rights(target, self._deadline()), ()
         except ServiceError as error:
-            return None, (f"The key's rights could not be read: {error.message}",)
+            return None, (f"The key's rights could not be read: {error.text}",)
 
 
 def _warnings(rights: KeyRights | None) -> tuple[str, ...]:

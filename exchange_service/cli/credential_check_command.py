@@ -65,7 +65,7 @@ def _print(check: CredentialCheck) -> None:
     where = plain(f"{account.user_id} at {check.name} ({account.environment})")
     if check.error is not None:
         console.print(f"{where}: [red]does not work[/], {check.error.reason}", soft_wrap=True)
-        console.print(f"  {plain(check.error.message)}", soft_wrap=True)
+        console.print(f"  {plain(check.error.text)}", soft_wrap=True)
     if check.balance is None:
         return
     console.print(f"{where}: [green]works[/]", soft_wrap=True)
@@ -85,7 +85,7 @@ def _print(check: CredentialCheck) -> None:
 
 def _describe_account(entry: VenueAccount) -> str:
     if entry.error is not None:
-        return f"not read, {entry.error.reason}: {entry.error.message}"
+        return f"not read, {entry.error.reason}: {entry.error.text}"
     held = sum(1 for row in entry.assets if not row.is_zero())
     counted = f"{held} asset{'' if held == 1 else 's'}" if held else "nothing held"
     figures = entry.summary
@@ -124,4 +124,4 @@ def _as_dict(check: CredentialCheck) -> dict[str, Any]:
 
 
 def _fault(error: ServiceError | None) -> dict[str, Any] | None:
-    return None if error is None else {"reason": error.reason, "message": error.message}
+    return None if error is None else {"reason": error.reason, "message": error.text}

@@ -49,7 +49,7 @@ def add(
     try:
         account, listing = open_registry(settings).account(user, exchange, environment)
     except ServiceError as error:
-        fail(error.message, exit_code(error))
+        fail(error.text, exit_code(error))
     metadata = listing.metadata
     if not metadata.capabilities.balance:
         messages.print(f"[yellow]note:[/] {plain(metadata.unsupported_reason)}", soft_wrap=True)

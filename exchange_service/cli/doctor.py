@@ -144,9 +144,9 @@ async def _credential_problem(store: SqlCredentialStore, registry: Registry, sto
             return "the row is not found by its own user, exchange and environment; check its environment."
         return missing_fields(listing.metadata, await store.open(reference))
     except CredentialInvalid as invalid:
-        return invalid.message
+        return invalid.text
     except ServiceError as error:
-        return error.message
+        return error.text
 
 
 def missing_fields(metadata: ExchangeMetadata, credential: Credential) -> str:

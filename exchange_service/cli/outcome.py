@@ -121,8 +121,8 @@ def run(
     except errors.ServiceError as error:
         if output is Output.TABLE:
             wait = f" (Wait {error.retry_after:.3g} s.)" if error.retry_after else ""
-            fail(error.message + wait, exit_code(error))
-        fault = {"reason": error.reason, "message": error.message, "retry_after": error.retry_after}
+            fail(error.text + wait, exit_code(error))
+        fault = {"reason": error.reason, "message": error.text, "retry_after": error.retry_after}
         typer.echo(json.dumps({"error": fault}, ensure_ascii=False), err=True)
         raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:

@@ -39,7 +39,7 @@ class Audit:
     def record_refusal(self, row: CredentialRow, error: CredentialUnreadable, purpose: str) -> None:
         """The values were requested, and could not or must not be opened."""
         self.refusals += 1
-        log.warning("credential.refused", **self._describe(row), problem=error.message, purpose=purpose)
+        log.warning("credential.refused", **self._describe(row), problem=error.text, purpose=purpose)
 
     def record_sealing(self, row: CredentialRow, keys: Collection[str]) -> None:
         """Values were sealed, or sealed again, with these keys."""

@@ -173,7 +173,7 @@ class KeyWatch:
         try:
             check = await check_keys(self._store)
         except StoreUnavailable as error:
-            log.warning("database.out_of_reach", problem=error.message)
+            log.warning("database.out_of_reach", problem=error.text)
             return False
         self._serves = check.keys_fit
         self._checked_at = refusals if check.keys_fit else None

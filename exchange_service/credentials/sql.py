@@ -128,7 +128,7 @@ class SqlCredentialStore:
         try:
             await self.call(_touch)
         except StoreUnavailable as error:
-            return error.message
+            return error.text
         return ""
 
     async def warnings(self) -> list[str]:

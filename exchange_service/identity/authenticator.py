@@ -147,7 +147,7 @@ class Authenticator:
             remembered, now = self._remembered.get(presented.digest), _loop_time()
             if remembered is None or now >= remembered.grace or _has_expired(remembered.identity):
                 raise
-            log.warning("caller.not_confirmed", reason=error.message)
+            log.warning("caller.not_confirmed", reason=error.text)
             remembered.until = min(now + _RETRY_AFTER, remembered.grace)
             return remembered.identity
 

@@ -65,8 +65,8 @@ class Checker:
         reference = await self._store.find(account, aliases=aliases, credential_of=metadata.credential_of)
         if reference is None:
             raise CredentialMissing(
-                f"No credential is stored for this user at {metadata.name} ({account.environment}). "
-                "Add one with `exchange-service credentials add`."
+                f"No credential is stored for this user at {metadata.name} ({account.environment}).",
+                advice="Add one with `exchange-service credentials add`.",
             )
         if not metadata.capabilities.balance:
             return CredentialCheck(account, metadata.name, error=NotSupported(metadata.unsupported_reason))

@@ -31,8 +31,9 @@ _UNKNOWN = (
 )
 _WRONG = (
     "The {target.column} of the stored {target.exchange} credential does not open with the key {key_id}: it was sealed "
-    "for another row or with another key, or it is damaged. Give the service the right key, or store it again."
+    "for another row or with another key, or it is damaged."
 )
+_WRONG_ADVICE = "Give the service the right key, or store the credential again."
 _SEALED = re.compile(rf"{FORM}:([A-Za-z0-9._-]{{1,64}}):([A-Za-z0-9_-]+):([A-Za-z0-9_-]+)")
 
 
@@ -124,8 +125,9 @@ def _open_envelope(envelope: _Envelope, target: AssociatedData, data_key: bytes 
         # ValueError: the envelope opens but holds no data key or no text; only another holder of the key can do that.
         with suppress(KeyRefused, ValueError):
             return decrypt(aead(data_key), envelope.body, target.encode()).decode()
-    reason = _UNKNOWN if isinstance(data_key, KeyUnknown) else _WRONG
-    raise CredentialUnreadable(reason.format(target=target, key_id=envelope.key_id))
+    if isinstance(data_key, KeyUnknown):
+        raise CredentialUnreadable(_UNKNOWN.format(target=target, key_id=envelope.key_id))
+    raise CredentialUnreadable(_WRONG.format(target=target, key_id=envelope.key_id), advice=_WRONG_ADVICE)
 
 
 def _unquote(text: str) -> str:

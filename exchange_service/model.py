@@ -85,10 +85,6 @@ class Account:
         return replace(self, account_type="") if self.account_type else self
 
 
-# The secret texts of a Credential, by the names of its attributes; they are also columns of the credential table.
-SECRET_FIELDS = ("api_key", "api_secret", "passphrase")
-
-
 @dataclass(frozen=True, slots=True)
 class Credential:
     """What a user gave to connect an account. Every text may be empty.

@@ -64,8 +64,8 @@ class Checker:
         reference = await self._store.find(account, aliases=aliases, credential_of=metadata.credential_of)
         if reference is None:
             raise CredentialMissing(
-                f"No credential is stored for this user at {metadata.name} ({account.environment}). "
-                "Add one with `exchange-service credentials add`."
+                f"No credential is stored for this user at {metadata.name} ({account.environment}).",
+                advice="Add one with `exchange-service credentials add`.",
             )
         if not metadata.capabilities.balance:
             return CredentialCheck(account, metadata.name, error=NotSupported(metadata.unsupported_reason))
@@ -75,9 +75,8 @@ class Checker:
         except ServiceError as error:
             return CredentialCheck(account, metadata.name, error=error)
         rights, doubts = await self._read_rights(Target(account, listing, reference))
-        return CredentialCheck(
-            account, metadata.name, read_fetched(fetched), None, rights, (*doubts, *_warnings(rights))
-        )
+        warnings = (*doubts, *_warnings(rights))
+        return CredentialCheck(account, metadata.name, read_fetched(fetched), None, rights, warnings)
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._timeout

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
-from exchange_service.cli.outcome import ExitCode, Output, console, exit_code, fail, messages, plain, run
+from exchange_service.cli.outcome import ExitCode, Output, exit_code, fail, messages, plain, run
 from exchange_service.errors import ServiceError
 from exchange_service.model import SECRET_FIELDS, Account, Credential, ExchangeMetadata
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
@@ -162,16 +162,14 @@ def list_stored(
             {"user_id": account.user_id, "exchange_id": account.exchange_id, "environment": account.environment}
             for account in accounts
         ]
-        if output is Output.JSON:
-            tables.print_json(entries)
-        elif output is Output.JSONL:
-            for entry in entries:
-                tables.print_line(entry)
-        else:
+
+        def make_table() -> Table:
             table = Table("user", "exchange", "environment", box=None, pad_edge=False)
             for entry in entries:
                 table.add_row(*entry.values())
-            console.print(table)
+            return table
+
+        tables.print_list(entries, output, make_table)
 
     run(with_store(settings, show), output)
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from exchange_service.cli import tables
 from exchange_service.cli.credentials import with_store
 from exchange_service.cli.flags import with_settings
-from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, plain, run
+from exchange_service.cli.outcome import ExitCode, Output, fail, messages, plain, run
 from exchange_service.cli.sealing import require_keys
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
@@ -84,7 +84,8 @@ def status(
         from exchange_service.credentials.rewriting import survey
 
         await require_keys(store)
-        _print_status(_list_keys(_read_keyset(settings), (await survey(store)).values_by_key), output)
+        entries = _list_keys(_read_keyset(settings), (await survey(store)).values_by_key)
+        tables.print_list(entries, output, lambda: _make_table(entries))
 
     run(with_store(settings, show), output)
 
@@ -104,19 +105,13 @@ def _list_keys(keyset: Keyset, values_by_key: dict[str, int]) -> list[dict[str, 
     return entries
 
 
-def _print_status(entries: list[dict[str, Any]], output: Output) -> None:
-    if output is Output.JSON:
-        tables.print_json(entries)
-    elif output is Output.JSONL:
-        for entry in entries:
-            tables.print_line(entry)
-    else:
-        table = Table("key", "seals", "created", "values", box=None, pad_edge=False)
-        for entry in entries:
-            name = plain(entry["key"]) or "(damaged)"
-            created = entry["created"] or "[red]not in the keyset[/]"
-            table.add_row(name, "new values" if entry["primary"] else "", created, str(entry["values"]))
-        console.print(table)
+def _make_table(entries: list[dict[str, Any]]) -> Table:
+    table = Table("key", "seals", "created", "values", box=None, pad_edge=False)
+    for entry in entries:
+        name = plain(entry["key"]) or "(damaged)"
+        created = entry["created"] or "[red]not in the keyset[/]"
+        table.add_row(name, "new values" if entry["primary"] else "", created, str(entry["values"]))
+    return table
 
 
 @app.command()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.table import Table
 
-from exchange_service.cli.outcome import echo, plain
+from exchange_service.cli.outcome import Output, console, echo, plain
 from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_pb2
 from exchange_service.wire.protobuf import to_seconds
 
@@ -39,6 +39,17 @@ def print_json(value: Any) -> None:
 def print_line(value: Any) -> None:
     """One JSON value on a line."""
     echo(json.dumps(value, ensure_ascii=False))
+
+
+def print_list(entries: Sequence[Mapping[str, Any]], output: Output, make_table: Callable[[], Table]) -> None:
+    """Print a list: as one JSON array, as a JSON object on each line, or as a table for people."""
+    if output is Output.JSON:
+        print_json(entries)
+    elif output is Output.JSONL:
+        for entry in entries:
+            print_line(entry)
+    else:
+        console.print(make_table())
 
 
 def exchanges(entries: Iterable[exchange_pb2.Exchange]) -> Table:

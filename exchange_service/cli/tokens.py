@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
-from exchange_service.cli.outcome import ExitCode, Output, console, echo, fail, messages, plain, run
+from exchange_service.cli.outcome import ExitCode, Output, echo, fail, messages, plain, run
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
 if TYPE_CHECKING:
@@ -94,23 +94,17 @@ def list_tokens(
 
     async def show(store: TokenStore) -> None:
         tokens = await store.all()
-        if output is Output.JSON:
-            tables.print_json([_as_dict(token) for token in tokens])
-        elif output is Output.JSONL:
-            for token in tokens:
-                tables.print_line(_as_dict(token))
-        else:
-            table = Table("id", "name", "reads", "created", "expires", "revoked", box=None, pad_edge=False)
-            for token in tokens:
-                times = (
-                    _format_time(token.created),
-                    _format_time(token.expires) or "never",
-                    _format_time(token.revoked),
-                )
-                table.add_row(token.id, plain(token.name), plain(token.scope.describe()), *times)
-            console.print(table)
+        tables.print_list([_as_dict(token) for token in tokens], output, lambda: _make_table(tokens))
 
     run(_with_tokens(settings, show), output)
+
+
+def _make_table(tokens: Sequence[StoredToken]) -> Table:
+    table = Table("id", "name", "reads", "created", "expires", "revoked", box=None, pad_edge=False)
+    for token in tokens:
+        times = (_format_time(token.created), _format_time(token.expires) or "never", _format_time(token.revoked))
+        table.add_row(token.id, plain(token.name), plain(token.scope.describe()), *times)
+    return table
 
 
 def _as_dict(token: StoredToken) -> dict[str, Any]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.schema import CreateTable
 
 from exchange_service.credentials.engine import prepare_file, sqlite_file
 from exchange_service.errors import ServiceError, StoreUnavailable
+from exchange_service.tasks import TaskSet
 
 T = TypeVar("T")
 Schema = TypeVar("Schema")
@@ -24,6 +26,9 @@ CALL_LIMIT = 2.5
 # The server ends a statement before the call is given up, so that we can report the server's own error.
 STATEMENT_LIMIT_MS = 2000
 CLOSE_LIMIT = 2.0
+
+# The roles that Supabase's public Data API acts as; it would offer them every new table.
+API_ROLES = ("anon", "authenticated")
 
 
 class Database(Generic[Schema]):
@@ -38,7 +43,7 @@ class Database(Generic[Schema]):
         self._name = name
         self._prepare = prepare
         self._schema: Schema | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = TaskSet()
         self._closed = False
 
     @property
@@ -60,10 +65,7 @@ class Database(Generic[Schema]):
         """
         if self._closed:
             raise StoreUnavailable(f"The {self._name} is closed.")
-        task = asyncio.create_task(self._run(work), name=self._name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_take_exception)
+        task = self._tasks.start(self._run(work), name=self._name)
         try:
             done, _ = await asyncio.wait({task}, timeout=CALL_LIMIT)
         except asyncio.CancelledError:
@@ -116,16 +118,32 @@ class Database(Generic[Schema]):
     async def close(self) -> None:
         """End running calls and release every connection; bounded, whatever state the database is in."""
         self._closed = True
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=CLOSE_LIMIT)
-        for task in self._tasks:
-            task.cancel()
-        disposal = asyncio.ensure_future(self._engine.dispose())
-        disposal.add_done_callback(_take_exception)
-        await asyncio.wait({disposal, *self._tasks}, timeout=CLOSE_LIMIT)
+        await self._tasks.wait(CLOSE_LIMIT)
+        self._tasks.cancel()
+        self._tasks.start(self._engine.dispose(), name=f"{self._name}: close")
+        await self._tasks.wait(CLOSE_LIMIT)
 
 
-def _take_exception(task: asyncio.Future[Any]) -> None:
-    """Take the exception of a task that nothing awaits any more; otherwise asyncio logs it."""
-    if not task.cancelled():
-        task.exception()
+async def create_table(connection: AsyncConnection, table: sa.Table) -> None:
+    """Create the table if it is missing. On PostgreSQL no other role gets rights on it."""
+    if connection.dialect.name != "postgresql":
+        await connection.execute(CreateTable(table, if_not_exists=True))
+        return
+    # Selected from a table, because only that makes the server forget what it knew before it got the lock.
+    existing = sa.text("SELECT oid FROM pg_class WHERE oid = to_regclass(:table)")
+    if await connection.scalar(existing, {"table": table.name}):
+        return
+    # "IF NOT EXISTS" does not protect against another replica that creates the table at the same moment.
+    await lock_table(connection, table.name)
+    if await connection.scalar(existing, {"table": table.name}):
+        return
+    await connection.execute(CreateTable(table))
+    await connection.execute(sa.text(f"ALTER TABLE {table.name} ENABLE ROW LEVEL SECURITY"))
+    roles = sa.text("SELECT rolname::text FROM pg_roles WHERE rolname = ANY(:roles)")
+    for role in ("PUBLIC", *(await connection.scalars(roles, {"roles": list(API_ROLES)})).all()):
+        await connection.execute(sa.text(f"REVOKE ALL ON {table.name} FROM {role}"))
+
+
+async def lock_table(connection: AsyncConnection, name: str) -> None:
+    """Wait until no other replica holds this lock on PostgreSQL; the transaction's end releases it."""
+    await connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": name})

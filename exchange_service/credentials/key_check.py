@@ -34,8 +34,8 @@ _SAMPLES = 5
 class KeyCheck:
     """The result of a check.
 
-    `problems` are sentences for the operator; there are none if the keyset has every key that sealed values name, and
-    each key opens one of them. `keys_fit` is true also if only a few stray values do not open.
+    `problems` are sentences for the operator; empty if the keyset has every key that sealed values name, and each key
+    opens one of them. `keys_fit` is true also if only a few stray values do not open.
     """
 
     problems: tuple[str, ...]

@@ -85,7 +85,9 @@ class _KeysetProvider:
             return self._current(wanted=wanted)
         except KeysetInvalid:
             # The operator's sentence names a path, which is in the log; callers need not know it.
-            problem = CredentialUnreadable("The service's keyset cannot be used; its log and `doctor` say why.")
+            problem = CredentialUnreadable(
+                "The service's keyset cannot be used.", advice="The service's log and `doctor` say why."
+            )
         raise problem
 
 

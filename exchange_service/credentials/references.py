@@ -13,6 +13,7 @@ from cachetools import LRUCache
 from exchange_service.credentials import CredentialReference, CredentialStore
 from exchange_service.errors import StoreUnavailable
 from exchange_service.model import Account, Credential
+from exchange_service.tasks import retrieve_exception
 
 # Seconds within which a change by another program is noticed.
 TTL = 30.0
@@ -84,6 +85,7 @@ class CachedReferences:
             request = asyncio.create_task(self._ask_store(account, aliases, credential_of), name="credential reference")
             self._requests[account] = request
             request.add_done_callback(lambda done: self._on_request_done(account, done))
+            request.add_done_callback(retrieve_exception)
         return request
 
     async def open(self, reference: CredentialReference) -> Credential:
@@ -124,6 +126,3 @@ class CachedReferences:
     def _on_request_done(self, account: Account, request: asyncio.Task[Any]) -> None:
         if self._requests.get(account) is request:
             del self._requests[account]
-        if not request.cancelled():
-            # Taken here too: perhaps no caller awaits it any more, and then asyncio would log it.
-            request.exception()

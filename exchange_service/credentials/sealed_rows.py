@@ -55,8 +55,8 @@ class Vault:
     async def _open_values(self, row: CredentialRow, purpose: str) -> CredentialRow:
         if purpose == VENUE and not self.allow_plaintext and plain_columns(row):
             raise CredentialUnreadable(
-                f"The stored {row.exchange} credential holds plain text, which allow_plaintext=false refuses. "
-                "Seal it with `exchange-service credentials seal`, or store it again."
+                f"The stored {row.exchange} credential holds plain text, which allow_plaintext=false refuses.",
+                advice="Seal it with `exchange-service credentials seal`, or store it again.",
             )
         texts = {column: await self._open_value(row, column) for column in sealed_columns(row)}
         return replace(row, **texts)

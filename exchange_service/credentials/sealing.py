@@ -31,8 +31,9 @@ _UNKNOWN = (
 )
 _WRONG = (
     "The {target.column} of the stored {target.exchange} credential does not open with the key {key_id}: it was sealed "
-    "for another row or with another key, or it is damaged. Give the service the right key, or store it again."
+    "for another row or with another key, or it is damaged."
 )
+_WRONG_ADVICE = "Give the service the right key, or store the credential again."
 _SEALED = re.compile(rf"{FORM}:([A-Za-z0-9._-]{{1,64}}):([A-Za-z0-9_-]+):([A-Za-z0-9_-]+)")
 
 
@@ -118,14 +119,15 @@ def open_value(
 
 
 def _open_envelope(envelope: _Envelope, target: AssociatedData, data_key: bytes | Exception) -> str:
-    """The plain value. `data_key` may be the error of its unwrapping: our error is raised outside of every handler, so
-    that it has no context which could hold more than it says."""
+    """The plain value. `data_key` may be the error of its unwrapping: our error is raised outside of every handler,
+    because its context could hold more than its text says."""
     if isinstance(data_key, bytes):
         # ValueError: the envelope opens but holds no data key or no text; only another holder of the key can do that.
         with suppress(KeyRefused, ValueError):
             return decrypt(aead(data_key), envelope.body, target.encode()).decode()
-    reason = _UNKNOWN if isinstance(data_key, KeyUnknown) else _WRONG
-    raise CredentialUnreadable(reason.format(target=target, key_id=envelope.key_id))
+    if isinstance(data_key, KeyUnknown):
+        raise CredentialUnreadable(_UNKNOWN.format(target=target, key_id=envelope.key_id))
+    raise CredentialUnreadable(_WRONG.format(target=target, key_id=envelope.key_id), advice=_WRONG_ADVICE)
 
 
 def _unquote(text: str) -> str:

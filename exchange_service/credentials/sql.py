@@ -227,8 +227,8 @@ async def _put(connection: AsyncConnection, table: CredentialTable, account: Acc
     if row is not None:
         if new.sealed is None and sealed_columns(row):
             raise CredentialUnreadable(
-                f"The stored {row.exchange} credential is sealed, and there is no keyset to seal the new one with. "
-                "Set keyset_file, or remove the stored one first."
+                f"The stored {row.exchange} credential is sealed, and there is no keyset to seal the new one with.",
+                advice="Set keyset_file, or remove the stored one first.",
             )
         if new.sealed and row.user_id != new.row.user_id:
             raise StoreUnavailable(f"Another program stored the {row.exchange} credential at the same time.")

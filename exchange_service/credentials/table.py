@@ -15,14 +15,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.schema import CreateTable
 
+from exchange_service.credentials.database import API_ROLES, create_table, lock_table
 from exchange_service.credentials.rows import COLUMNS, TABLE, CredentialRow, is_storable
 from exchange_service.errors import StoreUnavailable
 from exchange_service.model import PRODUCTION, SECRET_FIELDS, Credential
-
-# The roles that Supabase's public Data API acts as.
-_API_ROLES = ("anon", "authenticated")
 
 _NEW_TABLE = sa.Table(
     TABLE,
@@ -101,7 +98,7 @@ async def open_table(connection: AsyncConnection) -> CredentialTable:
     """Return the table as it is, and create it if it is missing. StoreUnavailable if it lacks one of our columns."""
     columns = await _read_columns(connection)
     if not columns:
-        await _create_table(connection)
+        await create_table(connection, _NEW_TABLE)
         columns = await _read_columns(connection)
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
@@ -136,32 +133,13 @@ async def _read_columns(connection: AsyncConnection) -> dict[str, tuple[str, boo
     return {row.name: ("text", not row.notnull) for row in result}
 
 
-async def _create_table(connection: AsyncConnection) -> None:
-    """Create our own table. On PostgreSQL all other roles lose their rights, because Supabase would publish it."""
-    if connection.dialect.name != "postgresql":
-        await connection.execute(CreateTable(_NEW_TABLE, if_not_exists=True))
-        return
-    # "IF NOT EXISTS" does not protect against another replica that creates the table at the same moment.
-    await lock_for_writing(connection)
-    if await _read_columns(connection):
-        return
-    await connection.execute(CreateTable(_NEW_TABLE))
-    await connection.execute(sa.text(f"ALTER TABLE {TABLE} ENABLE ROW LEVEL SECURITY"))
-    await connection.execute(sa.text(f"REVOKE ALL ON {TABLE} FROM PUBLIC"))
-    present = await connection.scalars(
-        sa.text("SELECT rolname::text FROM pg_roles WHERE rolname = ANY(:roles)"), {"roles": list(_API_ROLES)}
-    )
-    for role in present.all():
-        await connection.execute(sa.text(f"REVOKE ALL ON {TABLE} FROM {role}"))
-
-
 async def lock_for_writing(connection: AsyncConnection) -> None:
     """Let one of our writers at a time read and then write. Readers never wait for it.
 
     On SQLite the busy timeout does not cover a transaction that begins with reading and then writes.
     """
     if connection.dialect.name == "postgresql":
-        await connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": TABLE})
+        await lock_table(connection, TABLE)
     else:
         await connection.exec_driver_sql("BEGIN IMMEDIATE")
 
@@ -175,7 +153,7 @@ async def postgres_warnings(connection: AsyncConnection, _table: CredentialTable
             f"row-level security is off on {TABLE}, so a public Data API would show it:"
             f" ALTER TABLE {TABLE} ENABLE ROW LEVEL SECURITY"
         )
-    rights = await connection.execute(_POSTGRES_RIGHTS, {"table": TABLE, "roles": list(_API_ROLES)})
+    rights = await connection.execute(_POSTGRES_RIGHTS, {"table": TABLE, "roles": list(API_ROLES)})
     for role, reads, writes in rights:
         if reads or writes:
             verb = "read" if reads else "changed"

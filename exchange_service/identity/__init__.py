@@ -131,12 +131,13 @@ class Caller:
 
     def require(self, user_id: str) -> None:
         """Raise UserForbidden unless the caller may read this user. The error is the same for every user outside the
-        scope, so that it does not reveal which users exist."""
+        scope, because it must not reveal which users exist."""
         act_as = self.presented.act_as
         if act_as is None and self.identity.scope.requires_act_as:
-            raise UserForbidden("This caller acts for users: name the call's user in the metadata x-act-as.")
+            advice = "Name the call's user in the metadata x-act-as."
+            raise UserForbidden("This caller acts for users, but the call does not name one.", advice=advice)
         if act_as is not None and act_as != user_id:
-            raise UserForbidden("The metadata x-act-as and the request should name the same user.")
+            raise UserForbidden("The metadata x-act-as and the request name different users.", advice="Name one user.")
         if not self.identity.may_read(user_id):
             raise UserForbidden("This user's accounts are outside the caller's scope.")
 

@@ -22,6 +22,7 @@ from exchange_service.identity import (
     token_digest,
 )
 from exchange_service.identity.quotas import Action, Quotas
+from exchange_service.tasks import retrieve_exception
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +34,7 @@ MAX_REFUSALS = 2_000
 _RETRY_AFTER = 5.0
 # Seconds between two checks of the callers of open streams.
 RECHECK_INTERVAL = 7.0
-_EXPIRED = "The token has expired; open the stream again with a new one."
+_AUTHENTICATE = "Send `authorization: Bearer TOKEN` with it."
 
 
 _NOTHING_PRESENTED = PresentedCredentials()
@@ -69,7 +70,9 @@ class Authenticator:
         self._methods = tuple(methods)
         self._quotas = quotas
         self._remembered: LRUCache[bytes, _Remembered] = LRUCache(_MAX_REMEMBERED)
-        self._refused: TTLCache[bytes, str] = TTLCache(MAX_REFUSALS, _REFUSAL_MEMORY, timer=_loop_time)
+        self._refused: TTLCache[bytes, tuple[str, str | None]] = TTLCache(
+            MAX_REFUSALS, _REFUSAL_MEMORY, timer=_loop_time
+        )
         self._verifying: dict[bytes, asyncio.Task[Identity]] = {}
         self._streams = _StreamCallers(self)
 
@@ -103,7 +106,7 @@ class Authenticator:
         if self.open_to_all:
             return ANYBODY
         if presented.is_empty:
-            raise CallerUnknown("The call does not identify its caller. Send `authorization: Bearer TOKEN` with it.")
+            raise CallerUnknown("The call does not identify its caller.", advice=_AUTHENTICATE)
         return self.recall(presented.digest) or await self._verify_once(presented)
 
     async def take_refresh(self, caller: Caller) -> None:
@@ -122,19 +125,15 @@ class Authenticator:
         """Verify the credentials. Simultaneous calls with the same credentials share one verification."""
         refusal = self._refused.get(presented.digest)
         if refusal is not None:
-            raise CallerUnknown(refusal)
+            message, advice = refusal
+            raise CallerUnknown(message, advice=advice)
         task = self._verifying.get(presented.digest)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._verify(presented), name="verify caller")
             self._verifying[presented.digest] = task
-            task.add_done_callback(lambda done: self._on_verified(presented.digest, done))
+            task.add_done_callback(lambda _: self._verifying.pop(presented.digest))
+            task.add_done_callback(retrieve_exception)
         return await asyncio.shield(task)
-
-    def _on_verified(self, digest: bytes, task: asyncio.Task[Identity]) -> None:
-        del self._verifying[digest]
-        if not task.cancelled():
-            # Taken here too: perhaps no call awaits it any more, and then asyncio would log it.
-            task.exception()
 
     async def _verify(self, presented: PresentedCredentials) -> Identity:
         try:
@@ -145,7 +144,7 @@ class Authenticator:
             raise CallerUnknown("The caller's credentials are of a kind that this service does not accept.")
         except CallerUnknown as refusal:
             self._remembered.pop(presented.digest, None)
-            self._refused[presented.digest] = refusal.message
+            self._refused[presented.digest] = refusal.message, refusal.advice
             raise
         except StoreUnavailable as error:
             remembered, now = self._remembered.get(presented.digest), _loop_time()
@@ -157,7 +156,7 @@ class Authenticator:
 
     def _remember(self, presented: PresentedCredentials, verified: Verified) -> Identity:
         if _has_expired(verified.identity):
-            raise CallerUnknown("The caller's credentials have expired; get new ones.")
+            raise CallerUnknown("The caller's credentials have expired.", advice="Get new ones.")
         now = _loop_time()
         self._remembered[presented.digest] = _Remembered(verified.identity, now + verified.keep, now + verified.grace)
         return verified.identity
@@ -263,7 +262,8 @@ def _end_at_expiry(identity: Identity, end: Callable[[ServiceError], None]) -> a
     if identity.expires is None:
         return None
     left = max(0.0, identity.expires - time.time())
-    return asyncio.get_running_loop().call_later(left, lambda: end(CallerUnknown(_EXPIRED)))
+    expired = CallerUnknown("The token has expired.", advice="Open the stream again with a new one.")
+    return asyncio.get_running_loop().call_later(left, end, expired)
 
 
 def _end_all(streams: list[_OpenStream], error: ServiceError) -> None:

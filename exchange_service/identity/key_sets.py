@@ -91,7 +91,7 @@ class KeySet:
 
 
 def _select_usable(document: object) -> dict[str | None, jwt.PyJWK]:
-    """The keys that can check a signature; ValueError if there are none, which no issuer would publish."""
+    """The keys that can check a signature; ValueError for a set without one, which no issuer would publish."""
     entries = document.get("keys") if isinstance(document, dict) else None
     keys: dict[str | None, jwt.PyJWK] = {}
     for entry in entries if isinstance(entries, list) else ():

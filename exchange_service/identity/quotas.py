@@ -147,7 +147,8 @@ class Quotas:
         count = self._streams.get(name, 0)
         if allowance is not None and count >= allowance.streams:
             raise CallerRateLimited(
-                f"This caller may have {allowance.streams} streams open at once. Close one before opening another."
+                f"This caller may have {allowance.streams} streams open at once.",
+                advice="Close one before opening another.",
             )
         self._streams[name] = count + 1
         return lambda: self._close_stream(name)

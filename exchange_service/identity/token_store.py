@@ -7,9 +7,8 @@ import time
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.schema import CreateTable
 
-from exchange_service.credentials.database import Database
+from exchange_service.credentials.database import Database, create_table
 from exchange_service.credentials.engine import database_address, make_engine
 from exchange_service.identity import Scope, scope_from
 from exchange_service.identity.tokens import StoredToken
@@ -27,9 +26,6 @@ TOKENS = sa.Table(
     sa.Column("expires", sa.BigInteger),
     sa.Column("revoked", sa.BigInteger),
 )
-
-# The roles to which a Supabase database would offer a new table; the rights of others are the owner's decision.
-_API_ROLES = sa.text("SELECT rolname::text FROM pg_roles WHERE rolname IN ('anon', 'authenticated')")
 
 
 class TokenStore:
@@ -74,22 +70,7 @@ class TokenStore:
 
 
 async def _open_table(connection: AsyncConnection) -> sa.Table:
-    """Create the table if it is missing. On PostgreSQL other roles get no rights on it."""
-    if connection.dialect.name != "postgresql":
-        await connection.execute(CreateTable(TOKENS, if_not_exists=True))
-        return TOKENS
-    # Selected from a table, because only that makes the server forget what it knew before it got the lock.
-    existing = sa.text("SELECT oid FROM pg_class WHERE oid = to_regclass(:table)")
-    if await connection.scalar(existing, {"table": TABLE}):
-        return TOKENS
-    # "IF NOT EXISTS" does not protect against another replica that creates the table at the same moment.
-    await connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": TABLE})
-    if await connection.scalar(existing, {"table": TABLE}):
-        return TOKENS
-    await connection.execute(CreateTable(TOKENS))
-    await connection.execute(sa.text(f"ALTER TABLE {TABLE} ENABLE ROW LEVEL SECURITY"))
-    for role in ("PUBLIC", *(await connection.scalars(_API_ROLES)).all()):
-        await connection.execute(sa.text(f"REVOKE ALL ON {TABLE} FROM {role}"))
+    await create_table(connection, TOKENS)
     return TOKENS
 
 

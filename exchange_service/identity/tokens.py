@@ -30,6 +30,7 @@ _MAX_UNVERIFIED = 1000
 _MAX_VERIFIED = 20_000
 # Compared with if there is no such id, so that the answer takes as long.
 _NO_DIGEST = "0" * 64
+_RENEW = "Ask the operator for a new one."
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,9 @@ class ServiceTokens:
         if stored is None or not same:
             raise CallerUnknown("This service does not know the service token.")
         if stored.revoked is not None:
-            raise CallerUnknown("The service token has been revoked; ask the operator for a new one.")
+            raise CallerUnknown("The service token has been revoked.", advice=_RENEW)
         if stored.expires is not None and stored.expires <= time.time():
-            raise CallerUnknown("The service token has expired; ask the operator for a new one.")
+            raise CallerUnknown("The service token has expired.", advice=_RENEW)
         self._verified[stored.id] = digest
         identity = Identity(f"token {stored.id}", Kind.SERVICE, stored.scope, stored.expires)
         return Verified(identity, KEEP, _GRACE)
@@ -96,7 +97,7 @@ class ServiceTokens:
         if hmac.compare_digest(self._verified.get(token_id, _NO_DIGEST), digest):
             return await self._find(token_id)
         if self._unverified >= _MAX_UNVERIFIED:
-            raise ServiceOverloaded("Too many callers with tokens that were not verified yet; call again.")
+            raise ServiceOverloaded("Too many callers with tokens that were not verified yet.")
         self._unverified += 1
         try:
             async with self._slots:

@@ -85,7 +85,7 @@ class JsonWebTokens:
             # The library also accepts a text of digits, and numbers that no clock reaches.
             return {**claims, "exp": float(int(claims["exp"]))}
         except jwt.ExpiredSignatureError:
-            raise CallerUnknown("The token has expired; get a new one.") from None
+            raise CallerUnknown("The token has expired.", advice="Get a new one.") from None
         except (jwt.InvalidAudienceError, jwt.InvalidIssuerError):
             raise CallerUnknown("The token is for another audience, or from another issuer.") from None
         except (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, VenueError
-from exchange_service.model import Account, Credential, KeyRights, Manifest
+from exchange_service.model import SECRET_FIELDS, Account, Credential, KeyRights, Manifest
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
 from exchange_service.wire.balances import fault_message, read_fault
@@ -84,7 +84,7 @@ def write_credential(credential: Credential) -> messages.Credential:
 
 def read_credential(message: messages.Credential) -> Credential:
     """The credential that `write_credential` wrote."""
-    texts = {name: getattr(message, name) for name in ("api_key", "api_secret", "passphrase")}
+    texts = {name: getattr(message, name) for name in SECRET_FIELDS}
     return Credential.from_texts(texts, json.loads(message.metadata))
 
 

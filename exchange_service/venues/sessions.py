@@ -14,7 +14,7 @@ import structlog
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import CredentialInvalid, NotSupported, PluginFailed, VenueError, VenueTimeout
-from exchange_service.model import SANDBOX, Account, Credential, Environment, ExchangeMetadata, KeyRights
+from exchange_service.model import SANDBOX, SECRET_FIELDS, Account, Credential, Environment, ExchangeMetadata, KeyRights
 from exchange_service.observability.redaction import LIVE, Held, is_secret_name
 from exchange_service.observability.tracebacks import raised_at
 from exchange_service.plugin_api import VenueCall
@@ -223,7 +223,7 @@ class Sessions:
 def _secret_texts(credential: Credential, metadata: ExchangeMetadata) -> Iterator[str]:
     """What of the credential is a secret, by its listing's word where it has one; an account's number may be shown."""
     declared = {asked.name: asked.secret for asked in metadata.credential_fields}
-    for name in ("api_key", "api_secret", "passphrase"):
+    for name in SECRET_FIELDS:
         if declared.get(name, True):
             yield getattr(credential, name).reveal()
     for name, value in credential.metadata.items():

@@ -299,7 +299,7 @@ class TestKeysOfAFile:
         for work in (keys.wrap(b"", ROW), keys.unwrap("a", b"", ROW), keys.primary(), keys.known()):
             with pytest.raises(CredentialUnreadable, match="keyset cannot be used") as caught:
                 await work
-            # Whoever calls the service need not know where its keys are.
+            # Callers of the service need not know where its keys are.
             assert "none.json" not in str(caught.value)
 
     async def test_a_file_that_comes_later_is_used(self, tmp_path: Path) -> None:

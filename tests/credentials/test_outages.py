@@ -86,7 +86,7 @@ class TestPostgresInTrouble:
             finding = asyncio.ensure_future(store.find(OANDA))
             # One turn of the event loop: the call is under way.
             await asyncio.sleep(0)
-            assert await seconds(store.close()) < 2.0 + SLACK
+            assert await seconds(store.close()) < CALL_LIMIT + SLACK
             with pytest.raises(StoreUnavailable):
                 await finding
 

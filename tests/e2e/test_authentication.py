@@ -138,7 +138,7 @@ class TestPresentedCredentials:
             for user in ("alice", "bob"):
                 await client.get_balance(user, "paper")
             with pytest.raises(UserForbidden):
-                await client.get_balance("carol", "pencil")
+                await client.get_balance("carol", "other_venue")
 
     async def test_the_claim_that_widens_may_have_another_name_and_then_only_that_one_counts(
         self, tmp_path: Path
@@ -184,7 +184,9 @@ class TestCertificates:
         billing = authority.channel_credentials(authority.sign("billing"))
         desk = authority.channel_credentials(authority.sign("whatever", "desk.example"))
         async with client_of(running, credentials=billing) as client:
-            assert totals((await client.get_balance("carol", "pencil")).balance) == {"BTC": amount("carol", "pencil")}
+            assert totals((await client.get_balance("carol", "other_venue")).balance) == {
+                "BTC": amount("carol", "other_venue")
+            }
         async with client_of(running, credentials=desk) as client:
             await client.get_balance("alice", "paper")
             with pytest.raises(UserForbidden):

@@ -143,5 +143,5 @@ def _position(query: Query, matching: list[_Entry]) -> int:
     except (ValueError, TypeError):
         raise FieldInvalid("page_token", "it is not one that this service gave.") from None
     if filters != query.filters():
-        raise FieldInvalid("page_token", "it belongs to a call with other filters; start again without it.")
+        raise FieldInvalid("page_token", "it belongs to a call with other filters.", advice="Start again without it.")
     return sum(entry.sort_key <= (str(name), str(exchange_id)) for entry in matching)

@@ -110,7 +110,7 @@ def test_a_wallet_that_is_no_address_is_refused_with_the_fields_name(value: Any)
 def test_any_other_api_key_is_no_wallet_and_is_not_told(key: str) -> None:
     with pytest.raises(CredentialInvalid) as invalid:
         wallet_address(Credential(Secret(key + "?")))
-    assert invalid.value.message == ("extra_metadata.wallet_address is missing: store the main wallet's address there.")
+    assert invalid.value.text == "extra_metadata.wallet_address is missing. Store the main wallet's address there."
 
 
 def test_two_names_with_different_wallets_are_refused_and_the_same_one_twice_is_taken() -> None:

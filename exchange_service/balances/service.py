@@ -249,9 +249,9 @@ class Balances:
         if reference is None:
             self._venues.forget(stored_for)
             raise CredentialMissing(
-                f"No credential is stored for this user at {metadata.name} ({account.environment}). "
-                f"Add one with `exchange-service credentials add --user USER --exchange {metadata.id}"
-                f"{'' if account.environment == PRODUCTION else ' --environment ' + account.environment}`."
+                f"No credential is stored for this user at {metadata.name} ({account.environment}).",
+                advice=f"Add one with `exchange-service credentials add --user USER --exchange {metadata.id}"
+                f"{'' if account.environment == PRODUCTION else ' --environment ' + account.environment}`.",
             )
         return reference
 
@@ -343,7 +343,7 @@ class Balances:
         if not done:
             raise VenueTimeout(f"{listing.metadata.name} did not answer in the time that the call had.")
         if flight.task.cancelled():
-            raise ShuttingDown("The service is shutting down; call again, another replica will answer.")
+            raise ShuttingDown("This replica is shutting down.")
         return flight.task.result()
 
     def _landed(self, key: str, of_the_key: str, exchange_id: str, flight: _Flight, _: asyncio.Task[_Fetched]) -> None:

@@ -65,8 +65,8 @@ class Checker:
         reference = await self._store.find(found, aliases=aliases, credential_of=metadata.credential_of)
         if reference is None:
             raise CredentialMissing(
-                f"No credential is stored for this user at {metadata.name} ({found.environment}). "
-                "Add one with `exchange-service credentials add`."
+                f"No credential is stored for this user at {metadata.name} ({found.environment}).",
+                advice="Add one with `exchange-service credentials add`.",
             )
         if not metadata.capabilities.balance:
             return Checkup(found, metadata.name, error=NotSupported(metadata.unsupported_reason))

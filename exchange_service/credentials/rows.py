@@ -117,7 +117,7 @@ def only_one(rows: Sequence[Row], account: Account) -> Row | None:
     """The row, or None; CredentialInvalid where there are several, because nothing says which one is meant."""
     if len(rows) > 1:
         raise CredentialInvalid(
-            f"More than one credential is stored for {account.exchange_id} in the environment {account.environment}. "
-            "Remove all but one."
+            f"More than one credential is stored for {account.exchange_id} in the environment {account.environment}.",
+            advice="Remove all but one.",
         )
     return rows[0] if rows else None

@@ -54,8 +54,8 @@ class Vault:
     async def _opened(self, row: Row, purpose: str) -> Row:
         if purpose == VENUE and not self.allow_plaintext and plain_columns(row):
             raise CredentialUnreadable(
-                f"The stored {row.exchange} credential holds plain text, which allow_plaintext=false refuses. "
-                "Seal it with `exchange-service credentials seal`, or store it again."
+                f"The stored {row.exchange} credential holds plain text, which allow_plaintext=false refuses.",
+                advice="Seal it with `exchange-service credentials seal`, or store it again.",
             )
         texts = {column: await self._opened_text(row, column) for column in sealed_columns(row)}
         return replace(row, **texts)

@@ -462,8 +462,8 @@ async def _put(
     if row is not None:
         if sealed is None and sealed_columns(row):
             raise CredentialUnreadable(
-                f"The stored {row.exchange} credential is sealed, and there is no keyset to seal the new one with. "
-                "Set keyset_file, or remove the stored one first."
+                f"The stored {row.exchange} credential is sealed, and there is no keyset to seal the new one with.",
+                advice="Set keyset_file, or remove the stored one first.",
             )
         if sealed and row.user_id != sealed_for.user_id:
             raise StoreUnavailable(f"The {row.exchange} credential was stored by another program meanwhile.")

@@ -97,7 +97,7 @@ def proof_of(context: Context) -> Proof:
         elif key == _ACT_AS:
             users.append(value)
     if len(tokens) > 1 or len(users) > 1:
-        raise CallerUnknown("Send one authorization with a call, and one x-act-as at most.")
+        raise CallerUnknown("The call has two authorizations, or two x-act-as.", advice="Send each once at most.")
     act_as = str(users[0]) if users else None
     if tokens:
         header = tokens[0]

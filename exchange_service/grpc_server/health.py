@@ -55,7 +55,9 @@ class Health:
     async def watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         """Watch: the state now, and again whenever it has changed."""
         if self._watchers >= _MOST_WATCHERS:
-            await abort(context, ServiceOverloaded("Too many watch this service's health; check it now and then."))
+            await abort(
+                context, ServiceOverloaded("Too many watch this service's health.", advice="Check it now and then.")
+            )
         self._watchers += 1
         try:
             await self._tell(request.service, context)

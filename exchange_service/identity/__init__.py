@@ -133,16 +133,16 @@ class Caller:
         it tells nobody who exists."""
         said = self.proof.act_as
         if said is None and self.identity.scope.must_say:
-            raise UserForbidden("This caller acts for users: name the call's user in the metadata x-act-as.")
+            raise UserForbidden("The call names no user to act for.", advice="Name the user in the metadata x-act-as.")
         if said is not None and said != user_id:
-            raise UserForbidden("The metadata x-act-as and the request should name the same user.")
+            raise UserForbidden("The metadata x-act-as and the request name different users.", advice="Name the same.")
         if not self.identity.may_read(user_id):
             raise UserForbidden("This user's accounts are outside the caller's scope.")
 
     def require_everybody(self) -> None:
         """Raise UserForbidden unless he may read every user: what concerns no user is for operators."""
         if not self.identity.scope.everybody:
-            raise UserForbidden("Only a caller who may read every user is told this.")
+            raise UserForbidden("Only callers that may read every user may call this.", advice="Use another token.")
 
 
 @dataclass(frozen=True, slots=True)

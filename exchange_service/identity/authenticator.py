@@ -25,7 +25,7 @@ _MAX_REFUSALS = 2_000
 _RETRY_AFTER = 5.0
 # Seconds between two looks at whether the callers of open streams are still who they were.
 _RECHECK_INTERVAL = 7.0
-_EXPIRED = "The token has expired; open the stream again with a new one."
+_EXPIRED, _OPEN_AGAIN = "The token has expired.", "Open the stream again with a new one."
 
 
 _NOTHING_SHOWN = Proof()
@@ -61,7 +61,7 @@ class Authenticator:
         self._authenticators = tuple(authenticators)
         self._quotas = quotas
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
-        self._refused: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
+        self._refused: OrderedDict[bytes, tuple[str, str | None, float]] = OrderedDict()
         self._asking: dict[bytes, asyncio.Task[Identity]] = {}
         self._watched: set[_Watched] = set()
         self._rechecking: asyncio.Task[None] | None = None
@@ -91,7 +91,7 @@ class Authenticator:
         if self.open_to_all:
             return ANYBODY
         if proof.is_empty:
-            raise CallerUnknown("The call does not say who makes it. Send `authorization: Bearer TOKEN` with it.")
+            raise CallerUnknown("The call is not authenticated.", advice="Send `authorization: Bearer TOKEN` with it.")
         return self._remembered(proof) or await self._ask(proof)
 
     async def take_refresh(self, caller: Caller) -> None:
@@ -112,8 +112,8 @@ class Authenticator:
         """The authenticators' word; of callers with the same proof at the same time, one asks."""
         now = asyncio.get_running_loop().time()
         refusal = self._refused.get(proof.digest)
-        if refusal is not None and now < refusal[1]:
-            raise CallerUnknown(refusal[0])
+        if refusal is not None and now < refusal[2]:
+            raise CallerUnknown(refusal[0], advice=refusal[1])
         task = self._asking.get(proof.digest)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._verify(proof), name="who calls")
@@ -148,7 +148,7 @@ class Authenticator:
 
     def _remember(self, proof: Proof, verified: Verified) -> Identity:
         if _has_expired(verified.identity):
-            raise CallerUnknown("The caller's proof has expired; get a new one.")
+            raise CallerUnknown("The caller's token or certificate has expired.", advice="Get a new one.")
         now = asyncio.get_running_loop().time()
         self._known[proof.digest] = _Known(verified.identity, now + verified.keep, now + verified.grace)
         self._known.move_to_end(proof.digest)
@@ -158,7 +158,7 @@ class Authenticator:
 
     def _remember_refusal(self, proof: Proof, refusal: CallerUnknown) -> None:
         until = asyncio.get_running_loop().time() + _REFUSAL_MEMORY
-        self._refused[proof.digest] = (refusal.message, until)
+        self._refused[proof.digest] = (refusal.message, refusal.advice, until)
         while len(self._refused) > _MAX_REFUSALS:
             self._refused.popitem(last=False)
 
@@ -194,7 +194,7 @@ class Authenticator:
         if identity.expires is None:
             return None
         left = max(0.0, identity.expires - time.time())
-        return asyncio.get_running_loop().call_later(left, lambda: end(CallerUnknown(_EXPIRED)))
+        return asyncio.get_running_loop().call_later(left, lambda: end(CallerUnknown(_EXPIRED, advice=_OPEN_AGAIN)))
 
     def _start_rechecking(self) -> None:
         if self._rechecking is None:
@@ -227,7 +227,9 @@ class Authenticator:
         except Exception as error:
             # Whoever cannot be checked is let go, and the next look at everybody else is not lost with him.
             log.error("caller.check_failed", error=type(error).__name__)
-            _end_all(streams, ServiceFailed("The service failed to check who the caller is; its log says why."))
+            _end_all(
+                streams, ServiceFailed("The service failed to authenticate the caller.", advice="Look into its log.")
+            )
         else:
             _end_outside(streams, identity)
 

@@ -150,7 +150,8 @@ class Quotas:
         held = self._streams.get(name, 0)
         if allowance is not None and held >= allowance.streams:
             raise CallerRateLimited(
-                f"This caller may have {allowance.streams} streams open at once. Close one before opening another."
+                f"This caller may have {allowance.streams} streams open at once.",
+                advice="Close one before opening another.",
             )
         self._streams[name] = held + 1
         return lambda: self._close_stream(name)

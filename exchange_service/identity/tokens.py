@@ -78,9 +78,9 @@ class ServiceTokens:
         if stored is None or not same:
             raise CallerUnknown("The service token is none that this service knows.")
         if stored.revoked is not None:
-            raise CallerUnknown("The service token has been revoked; ask the operator for a new one.")
+            raise CallerUnknown("The service token has been revoked.", advice="Ask the operator for a new one.")
         if stored.expires is not None and stored.expires <= time.time():
-            raise CallerUnknown("The service token has expired; ask the operator for a new one.")
+            raise CallerUnknown("The service token has expired.", advice="Ask the operator for a new one.")
         self._met[stored.id] = digest
         identity = Identity(f"token {stored.id}", Kind.SERVICE, stored.scope, stored.expires)
         return Verified(identity, _KEEP, _GRACE)
@@ -90,7 +90,7 @@ class ServiceTokens:
         if hmac.compare_digest(self._met.get(token_id, _NO_DIGEST), digest):
             return await self._find(token_id)
         if self._strangers >= _STRANGERS:
-            raise ServiceOverloaded("Too many callers with tokens that are not known yet; call again.")
+            raise ServiceOverloaded("Too many callers have tokens that are not known yet.")
         self._strangers += 1
         try:
             async with self._turns:

@@ -85,7 +85,7 @@ class JsonWebTokens:
             # The library takes digits in a text too, and numbers that no clock reaches.
             return {**claims, "exp": float(int(claims["exp"]))}
         except jwt.ExpiredSignatureError:
-            raise CallerUnknown("The token has expired; get a new one.") from None
+            raise CallerUnknown("The token has expired.", advice="Get a new one.") from None
         except (jwt.InvalidAudienceError, jwt.InvalidIssuerError):
             raise CallerUnknown("The token is made for another audience, or by another issuer.") from None
         except (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError):

@@ -17,7 +17,7 @@ def required_text(credential: Credential, field: str) -> str:
     """The text of `api_key`, `api_secret` or `passphrase`, without blanks around it; CredentialInvalid if empty."""
     value: str = getattr(credential, field).reveal().strip()
     if not value:
-        raise CredentialInvalid(f"{field} is missing: store it with `exchange-service credentials add`.")
+        raise CredentialInvalid(f"{field} is missing.", advice="Store it with `exchange-service credentials add`.")
     return value
 
 
@@ -58,13 +58,15 @@ def wallet_address(credential: Credential) -> str:
     two names hold different addresses."""
     stored = {key: _address(key, credential.metadata[key]) for key in _WALLET_KEYS if credential.metadata.get(key)}
     if len(set(stored.values())) > 1:
-        raise CredentialInvalid(f"extra_metadata names different wallets: {' and '.join(stored)}. Leave one.")
+        raise CredentialInvalid(f"extra_metadata names different wallets: {' and '.join(stored)}.", advice="Leave one.")
     if stored:
         return next(iter(stored.values()))
     key_text = credential.api_key.reveal().strip()
     if _is_address(key_text):
         return key_text.lower()
-    raise CredentialInvalid("extra_metadata.wallet_address is missing: store the main wallet's address there.")
+    raise CredentialInvalid(
+        "extra_metadata.wallet_address is missing.", advice="Store the main wallet's address there."
+    )
 
 
 def _address(key: str, value: object) -> str:

@@ -214,7 +214,7 @@ class _Feed:
             self._fail(error.with_traceback(None))
         except Exception as error:
             log.error("feed.failed", exchange=self.account.exchange_id, error=type(error).__name__)
-            self._fail(ServiceFailed("The service failed to read this account; its log says why."))
+            self._fail(ServiceFailed("The service failed to read this account.", advice="Look into its log."))
         return None
 
     async def _wait(self, reading: BalanceResult | None) -> bool:
@@ -340,7 +340,7 @@ class Subscription:
                 return event
             now = self._loop.time()
             if now >= self._dies:
-                raise StreamLifetimeReached("The stream has lived as long as streams may; open it again.")
+                raise StreamLifetimeReached("The stream reached its longest lifetime.")
             if now >= self._next_heartbeat:
                 return self._beat(now)
             if not self._pending:
@@ -587,5 +587,7 @@ class Feeds:
 
 def _shutting_down(delay: float | None = None) -> ShuttingDown:
     return ShuttingDown(
-        "This replica is shutting down. Open the stream again, another one will answer.", retry_after=delay
+        "This replica is shutting down.",
+        advice="Open the stream again; another replica will answer.",
+        retry_after=delay,
     )

@@ -78,11 +78,11 @@ class VenueResponse:
         if status < 400:
             raise VenueMalformed(f"{venue} answered with a redirect, which is not followed.")
         if status == 401:
-            raise CredentialRejected(f"{venue} refuses the key (HTTP 401). Check it, or store a new one.")
+            raise CredentialRejected(f"{venue} refuses the key (HTTP 401).")
         if status == 403:
-            raise PermissionMissing(f"{venue} forbids the request (HTTP 403). Give the key the right to read balances.")
+            raise PermissionMissing(f"{venue} forbids the request (HTTP 403).")
         if status == 404:
-            raise AccountUnknown(f"{venue} knows no such account (HTTP 404). Check the stored account id.")
+            raise AccountUnknown(f"{venue} knows no such account (HTTP 404).")
         if status in (408, 504):
             raise VenueTimeout(f"{venue} did not answer in time (HTTP {status}).")
         if status in (418, 429):
@@ -194,8 +194,8 @@ def _named_failures(venue: str) -> Iterator[None]:
     except aiohttp.ClientConnectionError as error:
         if isinstance(getattr(error, "os_error", None), _InsideAddress):
             raise VenueUnavailable(
-                f"{venue}'s host leads to an address that is not of the public internet, so nothing is sent there. "
-                "Where that is meant, the operator names the host in venue_urls."
+                f"{venue}'s host leads to an address that is not of the public internet, so nothing is sent there.",
+                advice="Name the host in venue_urls if that is meant.",
             ) from None
         if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError):
             raise VenueUnavailable(f"{venue} cannot be reached, or ended the connection.") from None

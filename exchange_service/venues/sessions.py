@@ -343,8 +343,8 @@ async def _guarded(listing: Listing, call: VenueCall, read: Callable[[VenueCall]
             "plugin.failed", plugin=name, exchange=call.exchange.id, error=type(error).__name__, at=_places(error)
         )
         raise PluginFailed(
-            f"The plugin {name} ({listing.plugin.info.distribution}) failed with {type(error).__name__}. "
-            "Report it to the plugin's author; the service's log says where."
+            f"The plugin {name} ({listing.plugin.info.distribution}) failed with {type(error).__name__}.",
+            advice="Report it to the plugin's author; the service's log says where.",
         ) from None
 
 

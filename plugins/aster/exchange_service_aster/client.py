@@ -53,34 +53,36 @@ _KEY_REFUSED = (
     "service's."
 )
 _SIGNATURE_REFUSED = (
-    "Aster refuses the signature. Check api_secret, and for an agent also wallet_address, that the agent is registered "
-    "in this environment, and that it has not expired."
+    "Aster refuses the signature.",
+    "Check api_secret, and for an agent also wallet_address, that the agent is registered "
+    "in this environment, and that it has not expired.",
 )
 _AGENT_UNKNOWN = (
     "Aster knows no such agent of the wallet: it has expired, or is registered in the other environment or for another "
-    "wallet. Check wallet_address and api_secret, or register a new agent."
+    "wallet.",
+    "Check wallet_address and api_secret, or register a new agent.",
 )
-_TIME_REFUSED = "Aster refuses the time of our requests, also by its own clock. Check this service's clock."
+_TIME_REFUSED = "Aster refuses the time of our requests, also by its own clock."
 _NONCE_REFUSED = (
-    "Aster refuses the nonce of our requests, also by its own clock. Another program may be signing with the same "
-    "agent or wallet: give this service an agent that nothing else uses."
+    "Aster refuses the nonce of our requests, also by its own clock. Another program may use the same agent or wallet.",
+    "Give this service an agent that nothing else uses.",
 )
 _TROUBLE = "Aster has trouble and did not answer the request."
-_BY_CODE: dict[int, tuple[type[VenueError], str]] = {
+_BY_CODE: dict[int, tuple[type[VenueError], str | tuple[str, str]]] = {
     -1001: (VenueUnavailable, _TROUBLE),
     -1002: (CredentialRejected, _KEY_REFUSED),
     -1006: (VenueUnavailable, _TROUBLE),
     -1007: (VenueTimeout, "Aster did not answer in time."),
-    -1011: (AddressNotAllowed, "Aster does not take this key from this service's address: add it to the key's list."),
+    -1011: (AddressNotAllowed, "Aster does not take this key from this service's address."),
     -1016: (VenueUnavailable, _TROUBLE),
     -1021: (ClockSkew, _TIME_REFUSED),
     -1022: (CredentialRejected, _SIGNATURE_REFUSED),
-    -2014: (CredentialRejected, "Aster refuses the format of the key. Check api_key, or store a new key."),
+    -2014: (CredentialRejected, ("Aster refuses the format of the key.", "Check api_key, or store a new key.")),
     -2015: (CredentialRejected, _KEY_REFUSED),
     -4225: (ClockSkew, _NONCE_REFUSED),
 }
 # An agent's refusals have been seen under the code for everything, told apart by their words alone.
-_BY_WORD: dict[str, tuple[type[VenueError], str]] = {
+_BY_WORD: dict[str, tuple[type[VenueError], str | tuple[str, str]]] = {
     "nonce": (ClockSkew, _NONCE_REFUSED),
     "signature": (CredentialRejected, _SIGNATURE_REFUSED),
     "agent": (CredentialRejected, _AGENT_UNKNOWN),
@@ -230,15 +232,19 @@ def _raise_for_error(response: Response, code: int | None, words: str) -> NoRetu
 
 def _raise_for_code(code: int, words: str) -> None:
     if code in _BY_CODE:
-        kind, sentence = _BY_CODE[code]
-        raise kind(sentence)
+        raise _error_of(*_BY_CODE[code])
     if code in _REQUEST_CODES:
         raise RequestRefused(f"Aster calls our request wrong ({code}).")
     for word, (kind, sentence) in _BY_WORD.items():
         if word in words:
-            raise kind(sentence)
+            raise _error_of(kind, sentence)
     if code == _UNKNOWN_ERROR:
         raise VenueUnavailable(_TROUBLE)
+
+
+def _error_of(kind: type[VenueError], sentence: str | tuple[str, str]) -> VenueError:
+    """The error; `sentence` is its message, or its message and advice."""
+    return kind(sentence) if isinstance(sentence, str) else kind(sentence[0], advice=sentence[1])
 
 
 def _raise_for_firewall(response: Response) -> NoReturn:

@@ -101,8 +101,8 @@ async def _load_signing() -> None:
         await asyncio.to_thread(signing.load)
     except ImportError:
         raise NotSupported(
-            "An agent's signature needs coincurve, which cannot be imported here: it has no release for Python 3.14. "
-            "Run the service with an earlier Python. Older HMAC keys are read without it."
+            "An agent's signature needs coincurve, which cannot be imported here: it has no release for Python 3.14.",
+            advice="Run the service with an earlier Python. Older HMAC keys are read without it.",
         ) from None
 
 
@@ -125,15 +125,17 @@ def _hmac_scheme(credential: Credential, metadata: Mapping[str, Any], secret: st
     for name in _WALLET_NAMES:
         if metadata.get(name):
             # The key alone says whose account it reads, which need not be that wallet's.
-            raise CredentialInvalid(f"extra_metadata.{name} does not go with the scheme v1: leave one of them out.")
+            raise CredentialInvalid(f"extra_metadata.{name} does not go with the scheme v1.", advice="Leave one out.")
     if _ADDRESS.match(api_key):
-        raise CredentialInvalid("api_key is an address, and the scheme v1 takes an API key: leave the scheme out.")
+        raise CredentialInvalid(
+            "api_key is an address, and the scheme v1 takes an API key.", advice="Leave out the scheme."
+        )
     if not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
         raise CredentialInvalid("api_key is no API key: it holds other than plain characters.")
     if secret[:2].lower() == "0x" and _PRIVATE_KEY.match(secret):
         raise CredentialInvalid(
-            "api_secret is a private key, as agents have one, and api_key is an API key of the older scheme. "
-            "For an agent leave api_key empty and store wallet_address."
+            "api_secret is a private key, as agents have one, and api_key is an API key of the older scheme.",
+            advice="Leave api_key empty and store wallet_address if it is an agent's.",
         )
     if not (secret.isascii() and secret.isprintable()):
         raise CredentialInvalid("api_secret is no HMAC secret: it holds other than plain characters.")
@@ -144,8 +146,9 @@ def _wallet(metadata: Mapping[str, Any]) -> str:
     # Without the API key, which is an agent's address here and never the wallet's.
     if not any(metadata.get(name) for name in _WALLET_NAMES):
         raise CredentialInvalid(
-            "extra_metadata.wallet_address is missing: store the address of the main wallet that the agent acts for. "
-            "(An HMAC key of the older scheme needs its api_key instead.)"
+            "extra_metadata.wallet_address is missing.",
+            advice="Store the address of the main wallet that the agent acts for. "
+            "(An HMAC key of the older scheme needs its api_key instead.)",
         )
     return wallet_address(Credential(metadata=metadata))
 
@@ -154,8 +157,9 @@ def _private_key(secret: str) -> bytes:
     found = _PRIVATE_KEY.match(secret)
     if found is None:
         raise CredentialInvalid(
-            "api_secret is no private key of an agent: 64 hexadecimal digits, with or without 0x. "
-            "An HMAC key of the older scheme goes with its api_key and without wallet_address."
+            "api_secret is no private key of an agent: 64 hexadecimal digits, with or without 0x.",
+            advice="Store the agent's key. An HMAC key of the older scheme goes with its api_key and without "
+            "wallet_address.",
         )
     return bytes.fromhex(found["digits"])
 
@@ -163,16 +167,17 @@ def _private_key(secret: str) -> bytes:
 def _check_agent(scheme: AgentScheme, api_key: str) -> None:
     if scheme.agent == scheme.account_id:
         raise CredentialInvalid(
-            "api_secret is the private key of the wallet itself. Delete it here, register an agent on Aster's page "
-            "and store the agent's key: whoever has the wallet's key has the wallet."
+            "api_secret is the private key of the wallet itself.",
+            advice="Delete it here, register an agent on Aster's page and store the agent's key: the wallet's key is "
+            "all that is needed to empty it.",
         )
     if api_key and not _ADDRESS.match(api_key):
         raise CredentialInvalid(
-            "api_key is no agent's address: 0x and 40 hexadecimal digits. Leave it empty for an agent; "
-            "an HMAC key of the older scheme goes without wallet_address."
+            "api_key is no agent's address: 0x and 40 hexadecimal digits.",
+            advice="Leave it empty for an agent; an HMAC key of the older scheme goes without wallet_address.",
         )
     if api_key and api_key.lower() != scheme.agent:
         raise CredentialInvalid(
-            "api_key is another address than that of the key in api_secret. Store what belongs to one agent, "
-            "or leave api_key empty."
+            "api_key is another address than that of the key in api_secret.",
+            advice="Store what belongs to one agent, or leave api_key empty.",
         )

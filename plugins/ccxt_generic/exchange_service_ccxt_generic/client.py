@@ -352,7 +352,8 @@ class CcxtClient:
             if not record.answers and isinstance(error, ValueError):
                 # Before any request only what the user stored can have been read.
                 raise CredentialInvalid(
-                    f"What is stored for {self._venue} is no key that CCXT can use. Check that it was copied whole."
+                    f"What is stored for {self._venue} is no key that CCXT can use.",
+                    advice="Check that it was copied whole.",
                 ) from None
             if not record.answers:
                 raise

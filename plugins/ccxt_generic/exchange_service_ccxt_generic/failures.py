@@ -30,7 +30,8 @@ from exchange_service.plugin_api import (
 )
 from exchange_service_ccxt_generic.exact import Answer, exact_json
 
-_Row = tuple[type[VenueError], str]
+# The class, the message and, where there is better advice than the usual one, that.
+_Row = tuple[type[VenueError], str] | tuple[type[VenueError], str, str]
 
 # By the name of CCXT's class; `{venue}` is the exchange's name. A class is looked up before the one it derives from.
 ROWS: Mapping[str, _Row] = {
@@ -38,14 +39,16 @@ ROWS: Mapping[str, _Row] = {
     "ExchangeError": (RequestRefused, "{venue} answers with an error that CCXT does not tell apart."),
     "AuthenticationError": (
         CredentialRejected,
-        "{venue} refuses the key. Check that it is complete, in force and of this environment.",
+        "{venue} refuses the key.",
+        "Check that it is complete, in force and of this environment.",
     ),
     "PermissionDenied": (
         PermissionMissing,
-        "{venue} takes the key but not this request. Give the key the right to read, and check its IP allow-list.",
+        "{venue} takes the key but not this request.",
+        "Give the key the right to read, and check its IP allow-list.",
     ),
     "AccountNotEnabled": (FeatureNotEnabled, "{venue} says that this kind of account is not enabled."),
-    "AccountSuspended": (PermissionMissing, "{venue} has suspended the account. Ask its support."),
+    "AccountSuspended": (PermissionMissing, "{venue} has suspended the account.", "Ask its support."),
     "ArgumentsRequired": (NotSupported, "CCXT needs something for {venue} that cannot be stored here."),
     "BadRequest": (RequestRefused, "{venue} calls our request wrong."),
     "OperationRejected": (RequestRefused, "{venue} rejects our request."),
@@ -60,7 +63,7 @@ ROWS: Mapping[str, _Row] = {
     "RateLimitExceeded": (VenueRateLimited, "{venue} limits our requests."),
     "ExchangeNotAvailable": (VenueUnavailable, "{venue} cannot be reached, or has trouble."),
     "OnMaintenance": (VenueMaintenance, "{venue} is in maintenance."),
-    "InvalidNonce": (ClockSkew, "{venue} refuses the time of our request. Check this machine's clock."),
+    "InvalidNonce": (ClockSkew, "{venue} refuses the time of our request."),
     "ChecksumError": (VenueMalformed, "{venue} answered with data that contradict themselves."),
     "RequestTimeout": (VenueTimeout, "{venue} did not answer in time."),
     "BadResponse": (VenueMalformed, "{venue} answered with something that is no balance."),
@@ -99,7 +102,8 @@ _OUTAGE_STATUS_ROWS: Mapping[int, _Row] = {
     400: ROWS["BadRequest"],
     403: (
         PermissionMissing,
-        "{venue} forbids the request (HTTP 403). Give the key the right to read, and check its IP allow-list; "
+        "{venue} forbids the request (HTTP 403).",
+        "Give the key the right to read, and check its IP allow-list; "
         "a gateway before the venue may also refuse our address or region.",
     ),
     404: ROWS["BadRequest"],
@@ -116,13 +120,15 @@ _REGION_BLOCKED = "block access from your country"
 
 _ADDRESS_REFUSED: _Row = (
     AddressNotAllowed,
-    "{venue} refuses the address of this service. Add it to the IP allow-list of the key.",
+    "{venue} refuses the address of this service.",
+    "Add it to the IP allow-list of the key.",
 )
 _KEY_ELSEWHERE: _Row = (
     CredentialRejected,
-    "{venue} says that the key is not of this environment. Store it for the environment that it was made in.",
+    "{venue} says that the key is not of this environment.",
+    "Store it for the environment that it was made in.",
 )
-_KEY_EXPIRED: _Row = (CredentialRejected, "{venue} says that the key has expired. Make a new one.")
+_KEY_EXPIRED: _Row = (CredentialRejected, "{venue} says that the key has expired.", "Make a new one.")
 
 # What venues say by codes of their own that CCXT does not know, calls by the wrong name, or puts together.
 _BINANCE: Mapping[str, _Row] = {
@@ -135,8 +141,8 @@ _BINANCE: Mapping[str, _Row] = {
     # CCXT calls this a ban once a key has worked, so that a revoked key would be asked for again and again.
     "-2015": (
         CredentialRejected,
-        "{venue} refuses the key (-2015). Check first that the key exists and is of this environment, then its IP "
-        "allow-list, then that it may read.",
+        "{venue} refuses the key (-2015).",
+        "Check first that the key exists and is of this environment, then its IP allow-list, then that it may read.",
     ),
     "-3003": ROWS["AccountNotEnabled"],
 }
@@ -152,7 +158,7 @@ _BYBIT: Mapping[str, _Row] = {
 _OKX: Mapping[str, _Row] = {
     "50030": ROWS["PermissionDenied"],
     "50061": ROWS["RateLimitExceeded"],
-    "50100": (CredentialRejected, "{venue} has frozen the key. Ask its support, or make a new one."),
+    "50100": (CredentialRejected, "{venue} has frozen the key.", "Ask its support, or make a new one."),
     "50101": _KEY_ELSEWHERE,
     "50110": _ADDRESS_REFUSED,
     "50112": ROWS["InvalidNonce"],
@@ -163,7 +169,8 @@ _OKX: Mapping[str, _Row] = {
 _KRAKEN: Mapping[str, _Row] = {
     "EAPI:Invalid nonce": (
         ClockSkew,
-        "{venue} refuses the nonce of our request. Check this machine's clock, and that no other program uses the key.",
+        "{venue} refuses the nonce of our request.",
+        "Check this machine's clock, and that no other program uses the key.",
     ),
     "EAPI:Invalid signature": ROWS["AuthenticationError"],
     "EAPI:Feature disabled": ROWS["AccountNotEnabled"],
@@ -196,11 +203,11 @@ _CODE_FIELDS = ("code", "retCode", "error")
 
 def translated(error: BaseException, answer: Answer, exchange_id: str, venue: str) -> VenueError:
     """Our error for one of CCXT's, `answer` being what the venue sent before it was raised."""
-    kind, sentence = _row(error, answer, exchange_id)
+    kind, sentence, *advice = _row(error, answer, exchange_id)
     pause = retry_after(answer.headers) if kind.transient else None
     if pause is None and kind is VenueRateLimited and exchange_id in _BYBITS:
         pause = _until_the_limit_ends(answer)
-    return kind(sentence.format(venue=venue), retry_after=pause)
+    return kind(sentence.format(venue=venue), retry_after=pause, advice=advice[0] if advice else None)
 
 
 def _until_the_limit_ends(answer: Answer) -> float | None:

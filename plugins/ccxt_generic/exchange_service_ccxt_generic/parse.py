@@ -147,5 +147,5 @@ def gathered(venue: str, outcomes: Mapping[str, Balance | VenueError]) -> Balanc
 def _beside_others(venue: str, error: VenueError) -> VenueError:
     """The error of one account where others were read: a key that serves for them is not refused as such."""
     if isinstance(error, CredentialRejected):
-        return PermissionMissing(f"{venue} takes the key, but not for this account. Give it the right to read it.")
+        return PermissionMissing(f"{venue} takes the key, but not for this account.")
     return error

@@ -20,10 +20,7 @@ _AGENT = (
     "The stored address is an API wallet's and holds nothing itself: its main wallet is shown. "
     "Store the main wallet's address."
 )
-_ALL_ON_SPOT = (
-    "A unified wallet has no perpetual account of its own: its perpetuals are in the spot wallet's USDC. "
-    "Ask for the account type spot, or for none."
-)
+_ALL_ON_SPOT = "A unified wallet has no perpetual account of its own: its perpetuals are in the spot wallet's USDC."
 # Each of them asks three questions, and one for each builder dex: a wallet of many must not take every connection.
 _SUB_ACCOUNTS_AT_ONCE = 4
 
@@ -37,7 +34,7 @@ async def read_balance(client: HyperliquidClient) -> Balance:
     )
     if not client.wants("spot") and any(wallet.is_unified for wallet in wallets):
         if not accounts:
-            raise FeatureNotEnabled(_ALL_ON_SPOT)
+            raise FeatureNotEnabled(_ALL_ON_SPOT, advice="Ask for the account type spot, or for none.")
         notes = (*notes, _ALL_ON_SPOT)
     summary, remarks = parse.overall_summary(accounts)
     notes = (*notes, *(note for wallet in wallets for note in wallet.notes), *remarks)
@@ -58,8 +55,9 @@ async def _wallets(client: HyperliquidClient) -> tuple[list[parse.Wallet], tuple
     role = await client.role(client.address)
     if role.name == "missing":
         raise AccountUnknown(
-            "Hyperliquid has never seen the stored wallet_address in this environment. Check for a typing error, "
-            "and that it is the main wallet's address and not one of another chain or of the other network."
+            "Hyperliquid has never seen the stored wallet_address in this environment.",
+            advice="Check for a typing error, and that it is the main wallet's address "
+            "and not one of another chain or of the other network.",
         )
     if role.name == "agent":
         return await _shown_by(client, role.master), (_AGENT,)

@@ -66,7 +66,8 @@ class LighterClient:
         has_address = bool(_WALLET_KEYS & wanted.keys()) or is_address(call.credential.api_key)
         if self.index is None and not has_address:
             raise CredentialInvalid(
-                "extra_metadata.wallet_address or extra_metadata.account_index is missing: store one of the two."
+                "extra_metadata.wallet_address or extra_metadata.account_index is missing.",
+                advice="Store one of the two.",
             )
         self.address = wallet_address(call.credential) if has_address else ""
         address_name, self.usual_collateral = _deployment(wanted)
@@ -143,11 +144,13 @@ class LighterClient:
         told_of_token = code in _CODES_OF_TOKENS and "auth" in message
         if code == _API_KEY_NOT_FOUND or told_of_token or response.status == 401:
             raise CredentialRejected(
-                "Lighter does not show the account without a token that it takes. "
-                "Make a read-only token on Lighter's page of API keys and store it as api_key."
+                "Lighter does not show the account without a token that it takes.",
+                advice="Make a read-only token on Lighter's page of API keys and store it as api_key.",
             )
         if code == _INVALID_PARAMETER or response.status == 404:
-            raise RequestRefused("Lighter calls the request wrong. Check the stored wallet_address and account_index.")
+            raise RequestRefused(
+                "Lighter calls the request wrong.", advice="Check the stored wallet_address and account_index."
+            )
         response.raise_for_status()
         raise VenueMalformed("Lighter's answer does not say that it succeeded.")
 
@@ -158,7 +161,8 @@ class LighterClient:
             )
         return AccountUnknown(
             "Lighter has no account of the stored wallet_address in this environment and deployment: one is opened "
-            "by the first deposit. Check for a typing error, and that it is the wallet which owns the account."
+            "by the first deposit.",
+            advice="Check for a typing error, and that it is the wallet which owns the account.",
         )
 
 

@@ -45,10 +45,7 @@ _MARGIN_IN_OTHER_ASSETS = (
 )
 _POOL_SHARES = "Pool shares are shown by what was put into them, and are in no summary."
 _POOL_WITHOUT_VALUE = "Shares in a pool whose worth Lighter does not say are left out."
-_ONLY_POOLS = (
-    "Lighter shows a public pool there and no account of one person. Store the wallet_address or account_index of an "
-    "account of your own."
-)
+_ONLY_POOLS = "Lighter shows a public pool there and no account of one person."
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +134,13 @@ def balance(found: Sequence[Account], usual_collateral: str) -> Balance:
     read = [account for account in found if isinstance(account, ReadAccount)]
     own = [account for account in read if not account.is_pool]
     if not own:
-        raise unread[0].error if unread else AccountUnknown(_ONLY_POOLS)
+        raise (
+            unread[0].error
+            if unread
+            else AccountUnknown(
+                _ONLY_POOLS, advice="Store the wallet_address or account_index of an account of your own."
+            )
+        )
     shown = [account for account in own if account.kind == _MASTER or not account.is_empty()] or own[:1]
     symbol = _collateral_symbol(read, usual_collateral)
     failed = [VenueAccount(id=str(account.index), error=account.error) for account in unread]

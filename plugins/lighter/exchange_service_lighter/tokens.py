@@ -43,8 +43,8 @@ def token(api_key: Secret) -> Token | None:
         return None
     if _PRIVATE_KEY.match(text):
         raise CredentialInvalid(
-            "api_key holds a private key. Reading a balance at Lighter never needs one: remove it from here, "
-            "and replace it at Lighter if anybody else could have seen it."
+            "api_key holds a private key, and reading a balance at Lighter never needs one.",
+            advice="Remove it from here, and replace it at Lighter if anybody else could have seen it.",
         )
     found = _READ_ONLY.match(text) or _SIGNED.match(text)
     if found is None or int(found["expires"]) > _LAST_SECOND:

@@ -24,9 +24,9 @@ from exchange_service_oanda import parse
 _ACCOUNT_LIST_AGE = 600.0
 _ACCOUNT_ID = re.compile(r"[0-9A-Za-z]+(-[0-9A-Za-z]+)*\Z", re.ASCII)
 
-_NOT_YOURS = "OANDA knows no such account, or the token may not read it. Check the stored account_id."
-_NOT_SHOWN = "OANDA lists this account and does not show it: it may be closed, or one of another platform such as MT4."
-_NOT_LISTED = "OANDA does not list the accounts of this token. Store the account_id of the one to read."
+_NOT_YOURS = ("OANDA knows no such account, or the token may not read it.", "Check the stored account_id.")
+_NOT_SHOWN = ("OANDA lists this account and does not show it.", "Check that it is open, and not of another platform.")
+_NOT_LISTED = ("OANDA does not list the accounts of this token.", "Store the account_id of the one to read.")
 
 
 class OandaClient:
@@ -65,33 +65,34 @@ class OandaClient:
         ids = parse.account_ids(await self._get("/v3/accounts", _NOT_LISTED))
         if not ids:
             # Raised here and not by the caller: a failure is not kept, and the first account may be opened any time.
-            raise AccountUnknown("OANDA: the token is good but reads no account. Check that its login has a v20 one.")
+            raise AccountUnknown("OANDA: the token reads no account.", advice="Check that its login has a v20 one.")
         return ids
 
-    async def _get(self, path: str, refusal: str) -> Any:
+    async def _get(self, path: str, refusal: tuple[str, str]) -> Any:
         response = await self._http.get(self._base + path, headers=self._headers)
         self._raise_for_error(response, refusal)
         return response.json()
 
-    def _raise_for_error(self, response: Response, refusal: str) -> None:
-        """OANDA's own words first; the rest is as everywhere. `refusal` says that the account cannot be read."""
+    def _raise_for_error(self, response: Response, refusal: tuple[str, str]) -> None:
+        """OANDA's own words first; the rest is as everywhere. `refusal`: message and advice for an account."""
         status = response.status
         if status == 200:
             return
         message = _error_message(response)
         if status in (401, 403) and "forbidden" in message:
             # The token is good, and the account is somebody else's.
-            raise AccountUnknown(refusal)
+            raise AccountUnknown(refusal[0], advice=refusal[1])
         if status == 401 or (status == 403 and message):
             raise CredentialRejected(
-                f"OANDA refuses the token. Check first whether it is one for {self._other_environment} accounts: "
-                "a token works in one environment only."
+                "OANDA refuses the token.",
+                advice=f"Check first whether it is one for {self._other_environment} accounts: "
+                "a token works in one environment only.",
             )
         if status == 403:
             # OANDA itself gives a reason, so it is the gateway in front that does not want us.
             raise AddressNotAllowed("OANDA's gateway refuses requests from this service's network address.")
         if status == 404 or (status == 400 and "accountid" in message):
-            raise AccountUnknown(refusal)
+            raise AccountUnknown(refusal[0], advice=refusal[1])
         response.raise_for_status()
         raise VenueMalformed(f"OANDA answered with an unexpected status (HTTP {status}).")
 

@@ -34,7 +34,7 @@ _LOGIN_KEYS = frozenset({"login", "username", "password", "remember_token"})
 # The second is what OAuth has for a wrong client secret.
 _REFUSED_GRANTS = ("invalid_grant", "invalid_client")
 _WHAT_TO_DO = (
-    "Logins of programs by user name and password were retired on 2025-12-01. Make an OAuth application with the scope "
+    "Make an OAuth application with the scope "
     "read and a grant for it at tastytrade, and store its client secret as api_secret, its refresh token as passphrase."
 )
 
@@ -63,8 +63,8 @@ class TastytradeClient:
             # It may have been opened since the list was read.
             self._state.forget("accounts")
             raise AccountUnknown(
-                "tastytrade lists no open account of the stored number for this login. Check the stored account_id, "
-                "or leave it empty to read every open account."
+                "tastytrade lists no open account of the stored number for this login.",
+                advice="Check the stored account_id, or leave it empty to read every open account.",
             )
         return stored
 
@@ -122,9 +122,9 @@ class TastytradeClient:
         _raise_for_page(response)
         if response.status == 401 or _error_code(response) in _REFUSED_GRANTS:
             raise CredentialRejected(
-                "tastytrade refuses the client secret or the refresh token. Check that both are of the same OAuth "
-                f"application, that the grant was not revoked, and that it is none of the {self._other_environment}: "
-                "a grant works in one environment only."
+                "tastytrade refuses the client secret or the refresh token.",
+                advice="Check that both are of the same OAuth application, that the grant was not revoked, and that it "
+                f"is not one of the {self._other_environment}: a grant works in one environment only.",
             )
         response.raise_for_status()
         raise _unexpected(response)
@@ -135,13 +135,13 @@ class TastytradeClient:
         _raise_for_page(response)
         if response.status == 401:
             raise CredentialRejected(
-                "tastytrade refuses a fresh access token of the stored grant. Make a new grant, and store its refresh "
-                "token."
+                "tastytrade refuses a fresh access token of the stored grant.",
+                advice="Make a new grant, and store its refresh token.",
             )
         if response.status == 403:
             raise PermissionMissing(
-                "tastytrade does not let this grant read the account. Check that its OAuth application has the scope "
-                "read, and that the login may see the account."
+                "tastytrade does not let this grant read the account.",
+                advice="Check that its OAuth application has the scope read, and that the login may see the account.",
             )
         response.raise_for_status()
         raise _unexpected(response)
@@ -150,13 +150,19 @@ class TastytradeClient:
 def _refuse_password_login(credential: Credential) -> None:
     """CredentialInvalid for what was stored for the retired login. The venue is not asked: it blocks who tries."""
     if "@" in credential.api_key.reveal() or not _LOGIN_KEYS.isdisjoint(credential.metadata):
-        raise CredentialInvalid(f"The stored credential is a login by user name and password. {_WHAT_TO_DO}")
+        raise CredentialInvalid(
+            "The stored credential is a login by user name and password, which tastytrade retired on 2025-12-01.",
+            advice=_WHAT_TO_DO,
+        )
 
 
 def _refresh_token(credential: Credential, metadata: Mapping[str, Any]) -> Secret:
     token = credential.passphrase.reveal().strip() or metadata.get("refresh_token", "")
     if not token:
-        raise CredentialInvalid(f"passphrase is missing, which holds the refresh token. {_WHAT_TO_DO}")
+        raise CredentialInvalid(
+            "passphrase is missing, which holds the refresh token. Logins by password were retired on 2025-12-01.",
+            advice=_WHAT_TO_DO,
+        )
     return Secret(token)
 
 
@@ -172,7 +178,8 @@ def _raise_for_page(response: Response) -> None:
     if response.status in (401, 403):
         raise AddressNotAllowed(
             "tastytrade's gateway refuses requests from this service's network address. It blocks an address for some "
-            "hours after repeated failed logins: wait, or call from another one."
+            "hours after repeated failed logins.",
+            advice="Wait, or call from another address.",
         )
     if response.status in (400, 404, 422):
         raise VenueUnavailable(f"tastytrade's gateway answered in its place (HTTP {response.status}).")

@@ -124,8 +124,8 @@ class TradierClient:
             return
         if "unauthorized account" in message:
             raise AccountUnknown(
-                "Tradier: the token may not read this account. Check the stored account_id; "
-                "a number that begins with VA is one of the sandbox."
+                "Tradier: the token may not read this account.",
+                advice="Check the stored account_id; a number that begins with VA is one of the sandbox.",
             )
         if response.status == 401:
             raise self._refused_token(expired=False)
@@ -133,16 +133,17 @@ class TradierClient:
             # Tradier itself gives a reason, so it is the gateway in front that does not want us.
             raise AddressNotAllowed("Tradier's gateway refuses requests from this service's network address.")
         if response.status == 400:
-            raise RequestRefused("Tradier calls our request wrong (HTTP 400). Check the stored account_id.")
+            raise RequestRefused("Tradier calls our request wrong (HTTP 400).", advice="Check the stored account_id.")
         response.raise_for_status()
         raise VenueMalformed(f"Tradier answered with an unexpected status (HTTP {response.status}).")
 
     def _refused_token(self, *, expired: bool) -> CredentialRejected:
         if expired:
-            return CredentialRejected("Tradier's access token has expired. Store a new one.")
+            return CredentialRejected("Tradier's access token has expired.", advice="Store a new one.")
         return CredentialRejected(
-            f"Tradier refuses the token. Check first whether it is one for the {self._other_environment} environment: "
-            "a token works in one only."
+            "Tradier refuses the token.",
+            advice=f"Check first whether it is one for the {self._other_environment} environment: "
+            "a token works in one only.",
         )
 
 

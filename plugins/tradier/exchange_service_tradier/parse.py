@@ -127,7 +127,8 @@ def options_account(payload: Any, number: str) -> VenueAccount:
 def options_not_enabled(number: str) -> FeatureNotEnabled:
     """What is said of an account that has no options, where zeros would look like an empty one."""
     return FeatureNotEnabled(
-        f"Tradier: options are not enabled for the account {number}. Apply for an option level in Tradier's settings."
+        f"Tradier: options are not enabled for the account {number}.",
+        advice="Apply for an option level in Tradier's settings.",
     )
 
 

@@ -18,7 +18,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from exchange_service.observability.redaction import redacted
+from exchange_service.observability.redaction import redact
 
 ENVIRONMENT_PREFIX = "EXCHANGE_SERVICE_"
 CONFIG_VARIABLE = f"{ENVIRONMENT_PREFIX}CONFIG"
@@ -293,7 +293,7 @@ class Settings(BaseSettings):
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """What `repr` shows: an address without the user and the password that it may hold."""
         shown = super().__repr_args__()
-        return [(name, redacted(value) if isinstance(value, str | dict) else value) for name, value in shown]
+        return [(name, redact(value) if isinstance(value, str | dict) else value) for name, value in shown]
 
     @classmethod
     def settings_customise_sources(

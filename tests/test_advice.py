@@ -66,7 +66,7 @@ def advising() -> re.Pattern[str]:
     return re.compile(rf"\b(?:{'|'.join(verbs)})\b|[;:] (?:{clauses})\b")
 
 
-def found(texts: list[Placed]) -> list[str]:
+def advising_texts(texts: list[Placed]) -> list[str]:
     return [f"{place}: {text}" for place, text in texts if advising().search(text)]
 
 
@@ -74,7 +74,7 @@ def test_no_message_of_an_error_holds_advice() -> None:
     messages, advice = raised()
     assert len(messages) > 200
     assert len(advice) > 40
-    assert found(messages) == []
+    assert advising_texts(messages) == []
 
 
 def venue_rows() -> list[tuple[str, str]]:
@@ -87,7 +87,7 @@ def test_no_line_of_the_page_on_venues_advises_twice() -> None:
     assert len(rows) > 30
     # Where the table's step was added, the rest must not advise; elsewhere the error's own advice stands alone.
     with_step = [(reason, text) for reason, text in rows if text.endswith(STEPS[reason])]
-    assert found([(reason, text.removesuffix(STEPS[reason])) for reason, text in with_step]) == []
+    assert advising_texts([(reason, text.removesuffix(STEPS[reason])) for reason, text in with_step]) == []
     assert 0 < len(with_step) < len(rows)
     for reason, text in rows:
         assert text.count(STEPS[reason]) <= 1
@@ -101,7 +101,7 @@ def test_the_page_on_errors_advises_once_for_each_reason(reason: str) -> None:
     meaning, _, facts = section[1].partition("\n- code:")
     assert facts.count("- what to do: ") == 1
     assert STEPS[reason] in facts
-    assert found([(reason, meaning)]) == []
+    assert advising_texts([(reason, meaning)]) == []
 
 
 @pytest.mark.parametrize(
@@ -113,4 +113,4 @@ def test_the_page_on_errors_advises_once_for_each_reason(reason: str) -> None:
     ],
 )
 def test_advice_in_a_message_is_noticed(text: str) -> None:
-    assert found([("a.py:1", text)])
+    assert advising_texts([("a.py:1", text)])

@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TextIO
 import structlog
 
 from exchange_service.observability.logs import configure_logging
-from exchange_service.observability.redaction import redacted
+from exchange_service.observability.redaction import redact
 from exchange_service.plugin_host.launch import INTRODUCE, REFRESH, REFRESHES
 from exchange_service.plugin_host.protocol import MAX_MESSAGE, write_manifest
 from exchange_service.venues.registry import ENTRY_POINT_GROUP, LoadedPlugin, Unfit, load_entry_point, newer_manifest
@@ -68,7 +68,7 @@ class _Printed(io.TextIOBase):
         self._lines += 1
         if line.strip() and self._lines <= _MOST_LINES:
             # Without its secrets before it is cut: half of one would not be known for what it is.
-            log.info("plugin.output", line=redacted(line)[:_LONGEST_LINE])
+            log.info("plugin.output", line=redact(line)[:_LONGEST_LINE])
 
 
 def _take_streams() -> tuple[str, int, TextIO]:

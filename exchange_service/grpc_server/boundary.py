@@ -139,7 +139,7 @@ def _logged(error: Exception) -> ServiceFailed:
     # Outside of a call of ours, as in reflection, there is none yet.
     request_id = current_request_id() or new_request_id()
     log.error("call.failed", request_id=request_id, error=type(error).__name__, at=_frames(error))
-    return ServiceFailed(f"The service failed under the reference {request_id}.")
+    return ServiceFailed(f"The service failed, and logged it under {request_id}.")
 
 
 def _frames(error: BaseException) -> list[str]:

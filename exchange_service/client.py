@@ -201,30 +201,13 @@ class ExchangeServiceClient:
         With `resume` the stream is opened again if the service restarts or cannot be reached, and yields only what has
         changed meanwhile; `on_interruption` is called with each error that ended it. Raises ServiceError.
         """
-        versions = {
-            (selector.exchange_id, selector.environment or "production", selector.account_type): selector.known_version
-            for selector in accounts
-        }
+        position = _StreamPosition(user_id, accounts, min_interval)
         pause = 0.0
         while True:
-            selectors = [
-                AccountSelector(
-                    exchange_id=exchange_id, environment=environment, account_type=account_type, known_version=version
-                )
-                for (exchange_id, environment, account_type), version in versions.items()
-            ]
             try:
-                request = StreamBalancesRequest(user_id=user_id, accounts=selectors)
-                if min_interval:
-                    request.min_interval.CopyFrom(_duration(min_interval))
-                async for event in self._events(request):
+                async for event in self._events(position.request()):
                     pause = 0.0
-                    balance = event.balance.balance
-                    if accounts and event.HasField("balance"):
-                        key = (balance.exchange_id, balance.environment, balance.account_type)
-                        if key in versions:
-                            # An alias of an environment is not added: it would count as one more account.
-                            versions[key] = max(versions[key], balance.version)
+                    position.advance(event)
                     yield event
                 raise ServiceUnreachable(f"The service at {self._address} ended the stream without a reason.")
             except (*_RESUMABLE, ServiceUnreachable) as error:
@@ -268,6 +251,41 @@ class ExchangeServiceClient:
             f"The service at {self._address} did not answer ({error.code().name}: {text[:200]}).",
             advice="Start it with `exchange-service serve` or `exchange-service demo`.",
         )
+
+
+class _StreamPosition:
+    """What a stream follows, and the newest version of each account: enough to open the stream again."""
+
+    def __init__(self, user_id: str, accounts: Sequence[AccountSelector], min_interval: float) -> None:
+        self._user_id = user_id
+        self._min_interval = min_interval
+        self._versions = {
+            (selector.exchange_id, selector.environment or "production", selector.account_type): selector.known_version
+            for selector in accounts
+        }
+
+    def request(self) -> StreamBalancesRequest:
+        """The request that goes on from here."""
+        selectors = [
+            AccountSelector(
+                exchange_id=exchange_id, environment=environment, account_type=account_type, known_version=version
+            )
+            for (exchange_id, environment, account_type), version in self._versions.items()
+        ]
+        request = StreamBalancesRequest(user_id=self._user_id, accounts=selectors)
+        if self._min_interval:
+            request.min_interval.CopyFrom(_duration(self._min_interval))
+        return request
+
+    def advance(self, event: StreamBalancesResponse) -> None:
+        """Take over the version of a balance."""
+        if not event.HasField("balance"):
+            return
+        balance = event.balance.balance
+        key = (balance.exchange_id, balance.environment, balance.account_type)
+        # An alias of an environment is not added: it would count as one more account.
+        if key in self._versions:
+            self._versions[key] = max(self._versions[key], balance.version)
 
 
 def _duration(seconds: float) -> Duration:

@@ -201,11 +201,15 @@ class ExchangeMetadata:
         """The id of the venue behind this listing: two listings that share a credential are two views of one venue."""
         return self.credential_of or self.id
 
-    def reads(self, account_type: str, asked: str) -> bool:
-        """Whether a call for `asked` (see Account.account_type) reads accounts of `account_type`."""
-        if asked == ALL_ACCOUNT_TYPES:
+    def reads(self, account_type: str, requested: str) -> bool:
+        """Whether a call for `requested` (see Account.account_type) reads accounts of `account_type`."""
+        if requested == ALL_ACCOUNT_TYPES:
             return True
-        return account_type == asked if asked else account_type in (self.default_account_types or self.account_types)
+        return (
+            account_type == requested
+            if requested
+            else account_type in (self.default_account_types or self.account_types)
+        )
 
     def environment(self, name: str) -> Environment | None:
         """The environment with this name or alias, in any case; an empty name is production. None: not found."""

@@ -19,7 +19,7 @@ from pydantic_settings import (
 )
 
 from exchange_service.addresses import is_loopback, is_loopback_host
-from exchange_service.observability.redaction import redacted
+from exchange_service.observability.redaction import redact
 
 ENVIRONMENT_PREFIX = "EXCHANGE_SERVICE_"
 CONFIG_VARIABLE = f"{ENVIRONMENT_PREFIX}CONFIG"
@@ -338,7 +338,7 @@ class Settings(BaseSettings):
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """What `repr` shows: URLs without their user and password."""
         shown = super().__repr_args__()
-        return [(name, redacted(value) if isinstance(value, str | dict) else value) for name, value in shown]
+        return [(name, redact(value) if isinstance(value, str | dict) else value) for name, value in shown]
 
     @classmethod
     def settings_customise_sources(

@@ -1,4 +1,4 @@
-"""Writes the generated parts of docs/ (`make docs`). The tests call `generated` to check that they are current."""
+"""Writes the generated parts of docs/ (`make docs`). The tests call `generate` to check that they are current."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def with_settings(text: str) -> str:
     return head + begin + settings_table() + end + tail
 
 
-def generated() -> dict[Path, str]:
+def generate() -> dict[Path, str]:
     """The current text of every file with generated parts."""
     operations = ROOT / "docs" / "operations.md"
     return {
@@ -186,5 +186,5 @@ def generated() -> dict[Path, str]:
 
 if __name__ == "__main__":
     configure_logging(level="error")
-    for path, text in generated().items():
+    for path, text in generate().items():
         path.write_text(text)

@@ -74,7 +74,7 @@ class TestCanary:
         capfd: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(logs, "redacted", lambda value, name="": value)
+        monkeypatch.setattr(logs, "redact", lambda value, name="": value)
         canary = await run_with_output(tmp_path, redis_server, capfd, "oanda")
         assert {find.partition(" holds")[0] for find in canary.finds()} == {"log lines"}
 

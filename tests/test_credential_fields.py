@@ -119,7 +119,7 @@ def test_a_wallet_that_is_not_an_address_is_refused_with_the_fields_name(value: 
 def test_any_other_api_key_is_not_a_wallet_and_is_not_in_the_message(key: str) -> None:
     with pytest.raises(CredentialInvalid) as invalid:
         wallet_address(Credential(Secret(key + "?")))
-    assert invalid.value.message == ("extra_metadata.wallet_address is missing: store the main wallet's address there.")
+    assert invalid.value.text == "extra_metadata.wallet_address is missing. Store the main wallet's address there."
 
 
 def test_two_names_with_different_wallets_are_refused_and_with_the_same_wallet_accepted() -> None:

@@ -50,10 +50,10 @@ ROWS = [line.split() for line in EXPECTED.split("\n") if line]
 
 def _leaf(reason: str) -> type[ServiceError]:
     """The class of our own with this reason."""
-    (found,) = [
+    (match,) = [
         leaf for leaf in errors.leaves() if leaf.reason == reason and leaf.__module__ == "exchange_service.errors"
     ]
-    return found
+    return match
 
 
 def _made(reason: str, message: str = "Something happened.", retry_after: float | None = None) -> ServiceError:
@@ -91,15 +91,15 @@ class TestEach:
         assert end.message.startswith(f"{reason}: ")
         status = _status(_made(reason))
         assert (status.code, status.message) == (code_pb2.Code.Value(code), end.message)
-        (info,) = [found for found in unpacked(status) if isinstance(found, error_details_pb2.ErrorInfo)]
+        (info,) = [detail for detail in unpacked(status) if isinstance(detail, error_details_pb2.ErrorInfo)]
         assert (info.reason, info.domain) == (reason, "exchange-service")
 
     def test_a_delay_is_there_where_waiting_helps(self, code: str, reason: str, delay: str) -> None:
-        found = [type(detail).__name__ for detail in unpacked(_status(_made(reason)))]
+        names = [type(detail).__name__ for detail in unpacked(_status(_made(reason)))]
         pushback = dict(status_of(_made(reason)).trailers).get(PUSHBACK_KEY)
-        assert ("RetryInfo" in found) == (delay == "delay") == (pushback is not None)
-        assert found.count("RetryInfo") <= 1
-        assert ("BadRequest" in found) == (reason == "FIELD_INVALID")
+        assert ("RetryInfo" in names) == (delay == "delay") == (pushback is not None)
+        assert names.count("RetryInfo") <= 1
+        assert ("BadRequest" in names) == (reason == "FIELD_INVALID")
 
     def test_it_says_who_acts_and_how(self, code: str, reason: str, delay: str) -> None:
         row = TABLE[_leaf(reason)]
@@ -111,16 +111,16 @@ class TestEach:
 
 def test_the_given_delay_stands_in_all_three_places() -> None:
     error = errors.VenueRateLimited("Too many.", retry_after=7.25)
-    (retry,) = [found for found in unpacked(_status(error)) if isinstance(found, error_details_pb2.RetryInfo)]
+    (retry,) = [detail for detail in unpacked(_status(error)) if isinstance(detail, error_details_pb2.RetryInfo)]
     assert retry.retry_delay.ToTimedelta().total_seconds() == 7.25
     assert dict(status_of(error).trailers)[PUSHBACK_KEY] == "7250"
 
 
 def test_a_bad_field_is_named_with_its_path() -> None:
     (bad,) = [
-        found
-        for found in unpacked(_status(FieldInvalid("accounts[3].exchange_id", "it is required.")))
-        if isinstance(found, error_details_pb2.BadRequest)
+        detail
+        for detail in unpacked(_status(FieldInvalid("accounts[3].exchange_id", "it is required.")))
+        if isinstance(detail, error_details_pb2.BadRequest)
     ]
     (violation,) = bad.field_violations
     assert (violation.field, violation.description) == ("accounts[3].exchange_id", "it is required.")

@@ -153,5 +153,5 @@ def test_no_name_comes_back_that_was_replaced(pattern: str, new: str) -> None:
 def test_each_pattern_finds_its_word_across_lines_and_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = {"a.py": _run_on('# This is\n# none of ours.\nraise E("it is for "\n    "who asks")\n')}
     monkeypatch.setitem(globals(), "texts", lambda: sample)
-    found = [hit for pattern in WORDS for hit in _hits(pattern, ())]
-    assert found == ["a.py:3: for who", "a.py:1: is none"]
+    hits = [hit for pattern in WORDS for hit in _hits(pattern, ())]
+    assert hits == ["a.py:3: for who", "a.py:1: is none"]

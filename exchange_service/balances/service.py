@@ -117,9 +117,9 @@ class Balances:
         if reference is None:
             self.credentials.forget_session(account.stored())
             raise CredentialMissing(
-                f"No credential is stored for this user at {metadata.name} ({account.environment}). "
-                f"Add one with `exchange-service credentials add --user USER --exchange {metadata.id}"
-                f"{'' if account.environment == PRODUCTION else ' --environment ' + account.environment}`."
+                f"No credential is stored for this user at {metadata.name} ({account.environment}).",
+                advice=f"Add one with `exchange-service credentials add --user USER --exchange {metadata.id}"
+                f"{'' if account.environment == PRODUCTION else ' --environment ' + account.environment}`.",
             )
         return reference
 

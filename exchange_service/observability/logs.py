@@ -1,6 +1,6 @@
 """Structured log lines on standard error; standard output is for the output of commands.
 
-Every line passes `redaction.redacted` before it is rendered: our own in the last processor, those of other libraries in
+Every line passes `redaction.redact` before it is rendered: our own in the last processor, those of other libraries in
 the one handler.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, TextIO, cast
 
 import structlog
 
-from exchange_service.observability.redaction import redacted, redacted_text
+from exchange_service.observability.redaction import redact, redact_text
 
 # Below INFO these libraries log statements with their parameters, requests with their headers, or whole answers.
 QUOTING_LOGGERS = ("aiosqlite", "ccxt", "psycopg", "redis", "sqlalchemy", "urllib3")
@@ -82,14 +82,14 @@ def add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) 
 
 def redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
     """A structlog processor: hide the secrets of an event."""
-    return {redacted(name): _redact_field(name, value) for name, value in event.items()}
+    return {redact(name): _redact_field(name, value) for name, value in event.items()}
 
 
 def _redact_field(name: str, value: Any) -> Any:
     if name == REQUEST_ID and isinstance(value, str):
         # Most request ids are UUIDs, which look like keys.
-        return redacted_text(value, runs=False)
-    return redacted(value, name)
+        return redact_text(value, runs=False)
+    return redact(value, name)
 
 
 class StandardError:
@@ -113,8 +113,8 @@ class LibraryLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             request_id = current_request_id()
-            call = f" {REQUEST_ID}={redacted_text(request_id, runs=False)}" if request_id else ""
-            sys.stderr.write(f"{redacted(self.format(record))}{call}\n")
+            call = f" {REQUEST_ID}={redact_text(request_id, runs=False)}" if request_id else ""
+            sys.stderr.write(f"{redact(self.format(record))}{call}\n")
         except Exception:
             self.handleError(record)
 

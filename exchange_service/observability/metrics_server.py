@@ -61,8 +61,8 @@ class MetricsServer:
                 "Set metrics_address to another one."
             ) from None
         self._server.set_app(self._answer)
-        shown = f"[{host}]" if ":" in host else host
-        self.address = f"{shown}:{self._server.server_address[1]}"
+        bracketed = f"[{host}]" if ":" in host else host
+        self.address = f"{bracketed}:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True)
         self._thread.start()
 

@@ -104,7 +104,7 @@ class LiveSecrets:
         """The number of texts, and of their different first characters."""
         return {"texts": len(self._texts), "starts": len(self._by_start)}
 
-    def hidden_in(self, text: str, end: int | None = None) -> str:
+    def hide_in(self, text: str, end: int | None = None) -> str:
         """The text up to `end` without the held secrets, including one that goes on beyond `end`."""
         end = len(text) if end is None else end
         if not self._texts:
@@ -154,15 +154,15 @@ def is_secret_name(name: str) -> bool:
     return bool(_SECRET_NAME.search(plain)) and not _HARMLESS_NAME.search(plain)
 
 
-def redacted(value: Any, name: str = "") -> Any:
+def redact(value: Any, name: str = "") -> Any:
     """The value without secrets; `name` is its name in the log line.
 
     Texts, numbers, mappings and lists keep their type; any other object becomes its `repr`.
     """
-    return _redacted(value, name, 0)
+    return _redact(value, name, 0)
 
 
-def _redacted(value: Any, name: str, depth: int) -> Any:
+def _redact(value: Any, name: str, depth: int) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if name and is_secret_name(name):
@@ -172,20 +172,20 @@ def _redacted(value: Any, name: str, depth: int) -> Any:
     if depth > _DEEPEST:
         return HIDDEN
     if isinstance(value, Mapping):
-        return {redacted_text(str(key)): _redacted(item, str(key), depth + 1) for key, item in value.items()}
+        return {redact_text(str(key)): _redact(item, str(key), depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str | bytes):
         # A name and a value, as in a list of headers.
         first = value[0] if isinstance(value[0], str) else value[0].decode("utf-8", "replace")
         return [
-            _redacted(first, name, depth + 1),
-            _redacted(value[1], first if is_secret_name(first) else name, depth + 1),
+            _redact(first, name, depth + 1),
+            _redact(value[1], first if is_secret_name(first) else name, depth + 1),
         ]
     if isinstance(value, list | tuple | set | frozenset):
-        return [_redacted(item, name, depth + 1) for item in value]
+        return [_redact(item, name, depth + 1) for item in value]
     if isinstance(value, bytes | bytearray):
-        return redacted_text(bytes(value).decode("utf-8", "backslashreplace"))
+        return redact_text(bytes(value).decode("utf-8", "backslashreplace"))
     hashed = name.endswith(("_hash", "_hashes"))
-    return redacted_text(value if isinstance(value, str) else _represent(value), runs=not hashed)
+    return redact_text(value if isinstance(value, str) else _represent(value), runs=not hashed)
 
 
 def _represent(value: object) -> str:
@@ -195,16 +195,16 @@ def _represent(value: object) -> str:
         return f"<{type(value).__name__}>"
 
 
-def redacted_text(text: str, *, runs: bool = True) -> str:
+def redact_text(text: str, *, runs: bool = True) -> str:
     """The text without secrets, found by their value, by the name before them, or by their form.
 
     `runs`: whether to hide long runs of random characters; not where a keyed hash is expected.
     """
     if len(text) > _LONGEST:
         # The last word may be the cut-off beginning of a secret, which could not be recognised.
-        text = f"{LIVE.hidden_in(text, _LONGEST).rstrip(_OF_WORDS)}… ({len(text)} characters)"
+        text = f"{LIVE.hide_in(text, _LONGEST).rstrip(_OF_WORDS)}… ({len(text)} characters)"
     else:
-        text = LIVE.hidden_in(text)
+        text = LIVE.hide_in(text)
     if _WORD.match(text):
         # Most values of our own lines; too short for everything below.
         return text
@@ -215,7 +215,7 @@ def redacted_text(text: str, *, runs: bool = True) -> str:
     text = _without_named_values(text)
     text = _JWT.sub(HIDDEN, text)
     text = _SERVICE_TOKEN.sub(HIDDEN, text)
-    return _RUN.sub(_hidden_run, text) if runs else text
+    return _RUN.sub(_hide_run, text) if runs else text
 
 
 def _without_named_values(text: str) -> str:
@@ -233,7 +233,7 @@ def _without_named_values(text: str) -> str:
     return "".join((*parts, text[done:]))
 
 
-def _hidden_run(match: re.Match[str]) -> str:
+def _hide_run(match: re.Match[str]) -> str:
     run = match[0]
     if _ADDRESS.match(run):
         # A wallet's address is public; a private key is longer.

@@ -25,7 +25,7 @@ import structlog
 
 from exchange_service.gc_tuning import set_thresholds
 from exchange_service.observability.logs import configure_logging
-from exchange_service.observability.redaction import redacted
+from exchange_service.observability.redaction import redact
 from exchange_service.plugin_host.launch import REFRESH_MANIFEST, REFRESHES, REJECTED, WRITE_MANIFEST
 from exchange_service.plugin_host.protocol import MAX_MESSAGE, write_manifest
 from exchange_service.venues.loading import PLUGIN_GROUP, LoadedPlugin, load_entry_point
@@ -66,7 +66,7 @@ class _LogWriter(io.TextIOBase):
         self._lines += 1
         if line.strip() and self._lines <= _MOST_LINES:
             # Redacted before it is cut: half of a secret would not be recognized.
-            log.info("plugin.output", line=redacted(line)[:_LONGEST_LINE])
+            log.info("plugin.output", line=redact(line)[:_LONGEST_LINE])
 
 
 def _take_streams() -> tuple[str, int, TextIO]:

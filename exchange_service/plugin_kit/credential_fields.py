@@ -61,7 +61,9 @@ def wallet_address(credential: Credential) -> str:
     key_text = credential.api_key.reveal().strip()
     if _is_address(key_text):
         return key_text.lower()
-    raise CredentialInvalid("extra_metadata.wallet_address is missing: store the main wallet's address there.")
+    raise CredentialInvalid(
+        "extra_metadata.wallet_address is missing.", advice="Store the main wallet's address there."
+    )
 
 
 def _convert(value: Any, kind: type) -> Any:

@@ -181,7 +181,9 @@ def _canonical_type(metadata: ExchangeMetadata, requested: str) -> str:
     known = {name.lower(): name for name in (*metadata.account_types, ALL_ACCOUNT_TYPES)}
     if word and word not in known:
         names = ", ".join((*metadata.account_types, ALL_ACCOUNT_TYPES))
-        raise FieldInvalid("account_type", f"{metadata.name} has no accounts of this type; ask for one of {names}.")
+        raise FieldInvalid(
+            "account_type", f"{metadata.name} has no accounts of this type.", advice=f"Ask for one of {names}."
+        )
     return known[word] if word else ""
 
 

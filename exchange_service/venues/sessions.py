@@ -287,6 +287,6 @@ async def _run_hook(listing: Listing, call: VenueCall, read: Callable[[VenueCall
             at=raised_at(error, most=4),
         )
         raise PluginFailed(
-            f"The plugin {name} ({listing.plugin.info.distribution}) failed with {type(error).__name__}. "
-            "Report it to the plugin's author; the service's log says where."
+            f"The plugin {name} ({listing.plugin.info.distribution}) failed with {type(error).__name__}.",
+            advice="Report it to the plugin's author; the service's log says where.",
         ) from None

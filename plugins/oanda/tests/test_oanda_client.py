@@ -281,7 +281,7 @@ async def test_a_refused_token_comes_with_the_hint_to_try_the_other_environment(
     fault = saying(status, "Insufficient authorization to perform request.")
     error = await refusal_of(fault, environment=environment)
     assert isinstance(error, CredentialRejected)
-    assert f"{other} accounts" in error.message
+    assert f"{other} accounts" in error.text
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -319,12 +319,12 @@ async def test_each_of_oandas_errors_becomes_the_right_error(fault: Fault, expec
 
 async def test_an_account_that_cannot_be_read_comes_with_what_to_do() -> None:
     forbidden = saying(403, "The provided request was forbidden.")
-    assert "Check the stored account_id" in (await refusal_of(forbidden, account_id=FIRST)).message
-    assert "Store the account_id" in (await refusal_of(forbidden)).message
+    assert "Check the stored account_id" in (await refusal_of(forbidden, account_id=FIRST)).text
+    assert "Store the account_id" in (await refusal_of(forbidden)).text
     async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND, refused=True)) as venue:
         error = (await balance_of(venue)).venue_accounts[1].error
     assert error is not None
-    assert "another platform" in error.message
+    assert "another platform" in error.text
 
 
 async def test_oandas_own_words_are_not_passed_on() -> None:

@@ -253,7 +253,7 @@ async def test_a_refused_grant_comes_with_the_hint_to_the_other_environment(
 ) -> None:
     error = await refusal_of(flat(status, "invalid_grant"), TOKEN, environment=environment)
     assert isinstance(error, CredentialRejected)
-    assert other in error.message
+    assert other in error.text
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,18 @@ class PluginInfo:
     distribution: str
 
 
+@dataclass(slots=True)
+class VenueReports:
+    """What a plugin has learnt of the venue's limits during one call; see `VenueCall.report_usage`.
+
+    `usage` has the units used of the limit whose window has so many seconds, and the seconds until that window ends.
+    `cooldown` is in seconds, 0 if the venue did not ask for one.
+    """
+
+    usage: dict[int, tuple[int, float]] = field(default_factory=dict)
+    cooldown: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Trouble:
     """Why a listing's calls fail, a sentence, and since when, in seconds since the epoch.

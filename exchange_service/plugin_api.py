@@ -60,6 +60,7 @@ from exchange_service.model import (
     Secret,
     Summary,
     VenueAccount,
+    VenueReports,
 )
 from exchange_service.plugin_kit.credential_fields import read_metadata, required_text, wallet_address
 from exchange_service.plugin_kit.payload import (
@@ -117,6 +118,7 @@ __all__ = [
     "VenueMaintenance",
     "VenueMalformed",
     "VenueRateLimited",
+    "VenueReports",
     "VenueTimeout",
     "VenueUnavailable",
     "amount",
@@ -224,6 +226,8 @@ class VenueCall:
     account_state: State = field(repr=False)
     # An address that the operator set in place of the venue's, for simulators and proxies.
     override: str = ""
+    # What this call has reported of the venue's limits.
+    reports: VenueReports = field(default_factory=VenueReports, repr=False)
 
     def wants(self, account_type: str) -> bool:
         """Whether the call asks for accounts of this type. Others need not be read; the host drops them.
@@ -244,6 +248,19 @@ class VenueCall:
         _, _, rest = url.partition("://")
         _, slash, path = rest.partition("/")
         return self.override.rstrip("/") + slash + path
+
+    def report_usage(self, used: int, seconds: int, *, resets_after: float | None = None) -> None:
+        """Report how much of a rate limit is used, if an answer says so, for example in a header.
+
+        `used` is in units of the listing's `RateLimit` whose window has `seconds`; `resets_after` are the seconds until
+        the venue counts from zero again (default: the whole window). Once all is used, no request is sent until then.
+        """
+        self.reports.usage[seconds] = (used, seconds if resets_after is None else resets_after)
+
+    def report_cooldown(self, seconds: float) -> None:
+        """Report that the venue wants no requests for `seconds`, although this call may still return a balance, for
+        example because only one of several accounts was refused. No request is sent until then, for any account."""
+        self.reports.cooldown = max(self.reports.cooldown, seconds)
 
     def remaining(self) -> float:
         """Seconds until the deadline, never negative."""

@@ -402,7 +402,7 @@ async def bench(
         await http.close()
         await cache.close()
         # SQLite's driver complains of a connection whose opening is cancelled.
-        if references._questions:
-            await asyncio.wait(set(references._questions.values()))
+        if references._requests:
+            await asyncio.wait(set(references._requests.values()))
         await store.close()
         await registry.close()

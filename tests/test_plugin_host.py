@@ -103,6 +103,8 @@ async def fetch_balance(call):
                 pass
     if deed == "block":
         time.sleep(60)
+    if deed == "report":
+        call.report_cooldown(9.0)
     if deed == "limited":
         raise VenueRateLimited("Guest limits our requests.", retry_after=7.0)
     if deed == "fail":
@@ -230,6 +232,14 @@ class TestPlugin:
             with pytest.raises(VenueRateLimited, match="Guest limits our requests") as caught:
                 await running.client.get_balance("alice", "guest")
             assert caught.value.retry_after == pytest.approx(7, abs=1)
+
+    async def test_what_it_reports_of_its_venues_limits_reaches_the_gate(self, guest: Path, tmp_path: Path) -> None:
+        async with hosting(tmp_path) as running:
+            await running.store("guest", metadata={"deed": "report"})
+            assert (await running.client.get_balance("alice", "guest")).balance.venue_accounts
+            with pytest.raises(VenueRateLimited) as caught:
+                await running.client.get_balance("alice", "guest", max_age=0)
+            assert caught.value.retry_after == pytest.approx(9, abs=1)
 
     async def test_another_exceptions_text_stays_in_its_process(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path) as running:

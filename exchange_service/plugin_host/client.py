@@ -19,6 +19,7 @@ from exchange_service.plugin_host.launch import MEBIBYTE, ProcessPolicy
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
 from exchange_service.plugin_host.protocol import (
     read_error,
+    read_reports,
     read_rights,
     write_call,
     write_credential,
@@ -152,6 +153,8 @@ class PluginClients:
             call.credential.CopyFrom(write_credential(await self._open_credential(reference)))
             call.timeout = max(0.0, deadline - loop.time())
             reply = await send(request(call))
+        if isinstance(reply, messages.FetchBalanceResponse):
+            read_reports(reply.reports, target.reports)
         outcome = reply.WhichOneof("outcome")
         if outcome == "fault":
             raise read_error(reply.fault, name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, VenueError
-from exchange_service.model import SECRET_FIELDS, Account, Credential, KeyRights, Manifest
+from exchange_service.model import SECRET_FIELDS, Account, Credential, KeyRights, Manifest, VenueReports
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
 from exchange_service.wire.balances import fault_message, read_fault
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 # Rises with every change of plugin_host.proto, or of what its fields mean.
-PROTOCOL = 1
+PROTOCOL = 2
 SERVICE = messages.DESCRIPTOR.services_by_name["PluginHostService"].full_name
 # Metadata: the token of every call, and the id of the caller's request that a call is made for.
 TOKEN = "token"  # noqa: S105 - its name
@@ -113,6 +113,21 @@ def read_rights(message: messages.KeyRights) -> KeyRights:
         expires=to_datetime(message.expire_time) if message.HasField("expire_time") else None,
         notes=tuple(message.notes),
     )
+
+
+def write_reports(reports: VenueReports) -> messages.VenueReports:
+    """The reports as a message."""
+    usage = [
+        messages.LimitUsage(seconds=seconds, used=used, resets_after=resets_after)
+        for seconds, (used, resets_after) in reports.usage.items()
+    ]
+    return messages.VenueReports(usage=usage, cooldown=reports.cooldown)
+
+
+def read_reports(message: messages.VenueReports, into: VenueReports) -> None:
+    """Put the reports that `write_reports` wrote into `into`."""
+    into.usage.update({entry.seconds: (entry.used, entry.resets_after) for entry in message.usage})
+    into.cooldown = max(into.cooldown, message.cooldown)
 
 
 def write_error(error: ServiceError) -> balance_pb2.AccountFault:

@@ -14,7 +14,7 @@ import structlog
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, ServiceError
-from exchange_service.model import Account, Credential
+from exchange_service.model import Account, Credential, VenueReports
 from exchange_service.observability.logs import CallMark, current_call
 from exchange_service.plugin_host.protocol import (
     PROTOCOL,
@@ -26,6 +26,7 @@ from exchange_service.plugin_host.protocol import (
     read_manifest,
     read_reference,
     write_error,
+    write_reports,
     write_rights,
 )
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
@@ -111,13 +112,15 @@ class PluginServer:
 
     async def fetch_balance(self, request: messages.FetchBalanceRequest) -> messages.FetchBalanceResponse:
         """The hook fetch_balance."""
-        call = request.call
+        call, reports = request.call, VenueReports()
 
         async def fetch(sessions: Sessions, listing: Listing, deadline: float) -> messages.FetchBalanceResponse:
-            balance = await sessions.fetch(_target(call, listing), deadline, Priority())
+            target = replace(_target(call, listing), reports=reports)
+            balance = await sessions.fetch(target, deadline, Priority())
             return messages.FetchBalanceResponse(balance=balance)
 
         reply: messages.FetchBalanceResponse = await self._answer(call, fetch, messages.FetchBalanceResponse)
+        reply.reports.CopyFrom(write_reports(reports))
         return reply
 
     async def check_credential(self, request: messages.CheckCredentialRequest) -> messages.CheckCredentialResponse:

@@ -99,8 +99,7 @@ class Sessions:
             credential = await asyncio.shield(session.opened)
             if session.held is None:
                 session.held = LIVE.hold(_secret_texts(credential, listing.metadata))
-            account = replace(reference.account, account_type=target.account.account_type)
-            call = self._venue_call(listing, account, credential, session.state, deadline)
+            call = self._venue_call(target, credential, session.state, deadline)
         except BaseException:
             self._release(session)
             raise
@@ -169,10 +168,9 @@ class Sessions:
             self._retire(session)
         return new
 
-    def _venue_call(
-        self, listing: Listing, account: Account, credential: Credential, state: State, deadline: float
-    ) -> VenueCall:
-        metadata = listing.metadata
+    def _venue_call(self, target: Target, credential: Credential, state: State, deadline: float) -> VenueCall:
+        metadata = target.listing.metadata
+        account = replace(target.reference.account, account_type=target.account.account_type)
         environment = venue_environment(metadata, account, credential)
         override = self._overrides.get(f"{metadata.id}.{environment.name}") or self._overrides.get(metadata.id, "")
         return VenueCall(
@@ -183,9 +181,10 @@ class Sessions:
             http=self._http.http(metadata, environment, override).for_call(deadline),
             public_http=self._http.http(metadata, environment, override, public=True).for_call(deadline),
             deadline=deadline,
-            plugin_state=listing.plugin.state,
+            plugin_state=target.listing.plugin.state,
             account_state=state,
             override=override,
+            reports=target.reports,
         )
 
     def _retire(self, session: _Session) -> None:

@@ -239,6 +239,7 @@ class FetchBalanceResponse(google.protobuf.message.Message):
     BALANCE_FIELD_NUMBER: builtins.int
     FAULT_FIELD_NUMBER: builtins.int
     CREDENTIAL_NEEDED_FIELD_NUMBER: builtins.int
+    REPORTS_FIELD_NUMBER: builtins.int
     balance: builtins.bytes
     """A serialized exchange_service.v1.Balance, without its user, exchange, environment and fetch time."""
     credential_needed: builtins.bool
@@ -247,18 +248,73 @@ class FetchBalanceResponse(google.protobuf.message.Message):
     def fault(self) -> exchange_service.v1.balance_pb2.AccountFault:
         """The plugin's error: its reason is a venue's or PLUGIN_FAILED."""
 
+    @property
+    def reports(self) -> Global___VenueReports:
+        """What the plugin learnt of the venue's limits, beside any outcome."""
+
     def __init__(
         self,
         *,
         balance: builtins.bytes = ...,
         fault: exchange_service.v1.balance_pb2.AccountFault | None = ...,
         credential_needed: builtins.bool = ...,
+        reports: Global___VenueReports | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["balance", b"balance", "credential_needed", b"credential_needed", "fault", b"fault", "outcome", b"outcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["balance", b"balance", "credential_needed", b"credential_needed", "fault", b"fault", "outcome", b"outcome"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["balance", b"balance", "credential_needed", b"credential_needed", "fault", b"fault", "outcome", b"outcome", "reports", b"reports"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["balance", b"balance", "credential_needed", b"credential_needed", "fault", b"fault", "outcome", b"outcome", "reports", b"reports"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["balance", "fault", "credential_needed"] | None: ...
 
 Global___FetchBalanceResponse: typing_extensions.TypeAlias = FetchBalanceResponse
+
+@typing.final
+class VenueReports(google.protobuf.message.Message):
+    """What a plugin has learnt of the venue's limits during one call."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    USAGE_FIELD_NUMBER: builtins.int
+    COOLDOWN_FIELD_NUMBER: builtins.int
+    cooldown: builtins.float
+    """Seconds for which the venue wants no requests; 0 if it did not ask for that."""
+    @property
+    def usage(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LimitUsage]:
+        """One entry for each rate limit that an answer told of."""
+
+    def __init__(
+        self,
+        *,
+        usage: collections.abc.Iterable[Global___LimitUsage] | None = ...,
+        cooldown: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cooldown", b"cooldown", "usage", b"usage"]) -> None: ...
+
+Global___VenueReports: typing_extensions.TypeAlias = VenueReports
+
+@typing.final
+class LimitUsage(google.protobuf.message.Message):
+    """How much of one rate limit is used."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SECONDS_FIELD_NUMBER: builtins.int
+    USED_FIELD_NUMBER: builtins.int
+    RESETS_AFTER_FIELD_NUMBER: builtins.int
+    seconds: builtins.int
+    """The seconds of the limit's window, which tell it from the listing's other limits."""
+    used: builtins.int
+    """The units that are used."""
+    resets_after: builtins.float
+    """Seconds until the venue counts from zero again."""
+    def __init__(
+        self,
+        *,
+        seconds: builtins.int = ...,
+        used: builtins.int = ...,
+        resets_after: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["resets_after", b"resets_after", "seconds", b"seconds", "used", b"used"]) -> None: ...
+
+Global___LimitUsage: typing_extensions.TypeAlias = LimitUsage
 
 @typing.final
 class CheckCredentialRequest(google.protobuf.message.Message):

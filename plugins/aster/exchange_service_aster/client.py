@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from exchange_service.plugin_api import (
@@ -27,8 +26,7 @@ from exchange_service_aster import parse
 from exchange_service_aster.clock import VenueClock
 from exchange_service_aster.scheme import AgentScheme, HmacScheme, read_scheme
 
-# All accounts behind one network address share this weight a minute. Aster bans an address that goes beyond it.
-_WEIGHT_LIMIT = 2400
+# The header with the weight used in this minute by all requests from one address. __init__ has the limit.
 _WEIGHT_HEADER = "X-MBX-USED-WEIGHT-1M"
 # Seconds for which a measured clock serves all requests that were refused for their time.
 _CLOCK_AGE = 1.0
@@ -96,23 +94,13 @@ _REGION = "Aster does not serve the region of this service's address (HTTP 403).
 _REGION_WORDS = (b"your country", b"your region", b"restricted location")
 
 
-@dataclass(slots=True)
-class _Shared:
-    """The state that all accounts of one environment share."""
-
-    clock: VenueClock = field(default_factory=VenueClock)
-    # By host: until when no request may be sent to it, in seconds of the monotonic clock.
-    shut_until: dict[str, float] = field(default_factory=dict)
-
-
 class AsterClient:
     """The reads that a balance and a check of the key need."""
 
-    def __init__(self, call: VenueCall, scheme: HmacScheme | AgentScheme, shared: _Shared) -> None:
+    def __init__(self, call: VenueCall, scheme: HmacScheme | AgentScheme, clock: VenueClock) -> None:
         self.scheme = scheme
         self._call = call
-        self._clock = shared.clock
-        self._shut_until = shared.shut_until
+        self._clock = clock
         self._futures = call.url()
         self._spot = call.url("spot")
 
@@ -120,7 +108,7 @@ class AsterClient:
     async def open(cls, call: VenueCall) -> AsterClient:
         """The client of a call. Raises CredentialInvalid if the stored credential fits no scheme."""
         scheme = await read_scheme(call)
-        return cls(call, scheme, await call.plugin_state.get(f"shared {call.url()}", _new_shared))
+        return cls(call, scheme, await call.plugin_state.get(f"clock {call.url()}", _new_clock))
 
     async def futures_account(self) -> Any:
         """The payload of the futures account."""
@@ -143,30 +131,27 @@ class AsterClient:
         return await self._send(base, path)
 
     async def _send(self, base: str, path: str) -> Any:
-        self._refuse_while_shut(base)
         url = f"{base}{path}?{self.scheme.query(self._clock)}"
-        return self._read(base, await self._call.http.get(url, headers=self.scheme.headers))
+        return self._read(await self._call.http.get(url, headers=self.scheme.headers))
 
     async def _measure_clock(self) -> None:
-        self._refuse_while_shut(self._futures)
         began = time.time_ns()
         response = await self._call.public_http.get(self._futures + "/fapi/v1/time")
         ended = time.time_ns()
-        self._clock.set(parse.server_time(self._read(self._futures, response)), began, ended)
+        self._clock.set(parse.server_time(self._read(response)), began, ended)
 
-    def _read(self, base: str, response: Response) -> Any:
+    def _read(self, response: Response) -> Any:
         """The payload of a response. Raises its error, which may also have status 200."""
-        if _used_weight(response) >= _WEIGHT_LIMIT:
-            self._shut(base, 60 - self._clock.milliseconds() // 1000 % 60)
+        self._call.report_usage(_used_weight(response), 60, resets_after=60 - self._clock.milliseconds() // 1000 % 60)
         payload = response.json() if response.status == 200 else _json_or_nothing(response)
         code, message = _error(payload)
         if response.status in (418, 429) or code == _TOO_MANY_REQUESTS:
-            self._raise_for_limit(base, response, message)
+            self._raise_for_limit(response, message)
         if response.status != 200 or code not in (None, _SUCCESS):
             _raise_for_error(response, code, message)
         return payload
 
-    def _raise_for_limit(self, base: str, response: Response, message: str) -> NoReturn:
+    def _raise_for_limit(self, response: Response, message: str) -> NoReturn:
         end = _BAN_END.search(message)
         banned = response.status == 418 or end is not None
         if end:
@@ -174,21 +159,13 @@ class AsterClient:
         else:
             delay = _delay(response, _BAN_DELAY if banned else _LIMIT_DELAY)
         if banned:
-            self._shut(base, delay)
+            # Also if the other host still answers: the ban is of the service's address, for all accounts.
+            self._call.report_cooldown(delay)
         raise VenueRateLimited(_LIMITED, retry_after=delay)
 
-    def _shut(self, base: str, seconds: float) -> None:
-        """Let no account send a request to this host for so many seconds."""
-        self._shut_until[base] = max(time.monotonic() + seconds, self._shut_until.get(base, 0.0))
 
-    def _refuse_while_shut(self, base: str) -> None:
-        delay = self._shut_until.get(base, 0.0) - time.monotonic()
-        if delay > 0:
-            raise VenueRateLimited(_LIMITED, retry_after=delay)
-
-
-async def _new_shared() -> _Shared:
-    return _Shared()
+async def _new_clock() -> VenueClock:
+    return VenueClock()
 
 
 def _used_weight(response: Response) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -34,6 +34,7 @@ from exchange_service.plugin_api import (
     VenueError,
     VenueMalformed,
     VenueRateLimited,
+    VenueReports,
     VenueTimeout,
     VenueUnavailable,
 )
@@ -490,41 +491,27 @@ async def test_the_end_of_a_ban_is_read_from_its_text() -> None:
     assert 590 < error.retry_after <= 600
 
 
-async def test_a_ban_whose_text_names_an_end_far_away_is_tried_again_after_an_hour(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    shared, monotonic = State(), time.monotonic
+async def reports_after(fault: Fault | None, row: dict[str, Any] = AGENT_ROW, *, used_weight: int = 10) -> VenueReports:
+    """What a balance's call has reported of Aster's limits."""
     async with venue_with() as venue:
-        venue.fail(saying(429, -1003, "Way too many requests; IP banned until 9999999999999."))
-        with pytest.raises(VenueRateLimited):
-            await balance_of(venue, plugin_state=shared)
-        venue.recover()
-        asked = len(venue.requests)
-        with pytest.raises(VenueRateLimited):
-            await balance_of(venue, plugin_state=shared)
-        assert len(venue.requests) == asked
-        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 3601)
-        assert rows(await balance_of(venue, plugin_state=shared))
-        await shared.close()
+        venue.used_weight = used_weight
+        if fault is not None:
+            venue.fail(fault)
+        async with venue_call(ASTER, override=venue.url, **row) as call:
+            with suppress(VenueRateLimited):
+                await exchange_service_aster.fetch_balance(call)
+            return call.reports
+
+
+async def test_a_ban_whose_text_names_an_end_far_away_is_tried_again_after_an_hour() -> None:
+    reports = await reports_after(saying(429, -1003, "Way too many requests; IP banned until 9999999999999."))
+    assert reports.cooldown == 3600
 
 
 @BOTH_SCHEMES
-async def test_a_ban_keeps_every_account_from_asking_the_host(row: dict[str, Any]) -> None:
-    shared = State()
-    async with venue_with() as venue:
-        venue.fail(Fault(status=418, headers={"Retry-After": "130"}))
-        with pytest.raises(VenueRateLimited):
-            await balance_of(venue, row, plugin_state=shared)
-        asked = len(venue.requests)
-        venue.recover()
-        for other in (AGENT_ROW, KEY_ROW):
-            with pytest.raises(VenueRateLimited) as refusal:
-                await balance_of(venue, other, plugin_state=shared)
-            assert refusal.value.retry_after is not None
-            assert 120 < refusal.value.retry_after <= 130
-        await shared.close()
-    assert asked <= 2
-    assert len(venue.requests) == asked
+async def test_a_ban_is_reported_for_all_accounts(row: dict[str, Any]) -> None:
+    reports = await reports_after(Fault(status=418, headers={"Retry-After": "130"}), row)
+    assert reports.cooldown == 130
 
 
 async def test_a_plain_limit_on_one_account_does_not_shut_out_the_others() -> None:
@@ -537,17 +524,14 @@ async def test_a_plain_limit_on_one_account_does_not_shut_out_the_others() -> No
         await shared.close()
 
 
-async def test_a_minutes_weight_that_is_used_up_is_not_exceeded() -> None:
-    shared = State()
-    async with venue_with() as venue:
-        venue.used_weight = 2400
-        await balance_of(venue, account_type="spot", plugin_state=shared)
-        with pytest.raises(VenueRateLimited) as refusal:
-            await balance_of(venue, account_type="spot", plugin_state=shared)
-        await shared.close()
-    assert refusal.value.retry_after is not None
-    assert 0 < refusal.value.retry_after <= 60
-    assert len(venue.requests) == 1
+async def test_a_plain_limit_is_reported_as_no_ban() -> None:
+    assert (await reports_after(Fault.rate_limited("7"))).cooldown == 0
+
+
+async def test_the_used_weight_of_a_minute_is_reported_with_the_time_until_it_ends() -> None:
+    used, resets_after = (await reports_after(None, used_weight=2400)).usage[60]
+    assert used == 2400
+    assert 0 < resets_after <= 60
 
 
 # What a key may do.

@@ -258,10 +258,10 @@ class TestKept:
         assert found is not None
         assert found.pause == 12.5
 
-    def test_an_error_is_kept_with_its_sentence_and_delay(self) -> None:
-        error = decode_error(encode_error(VenueRateLimited("Wait.", retry_after=2.5)))
+    def test_an_error_is_kept_with_its_sentence_advice_and_delay(self) -> None:
+        error = decode_error(encode_error(VenueRateLimited("Too fast.", retry_after=2.5, advice="Wait.")))
         assert isinstance(error, VenueRateLimited)
-        assert (error.message, error.retry_after) == ("Wait.", 2.5)
+        assert (error.message, error.advice, error.retry_after) == ("Too fast.", "Wait.", 2.5)
 
     @given(st.binary(max_size=50))
     def test_other_bytes_are_not_an_error(self, raw: bytes) -> None:

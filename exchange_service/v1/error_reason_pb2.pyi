@@ -31,11 +31,11 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_CREDENTIAL_MISSING: _ErrorReason.ValueType  # 3
     """NOT_FOUND: no credential is stored for this user, exchange and environment."""
     ERROR_REASON_CALLER_UNKNOWN: _ErrorReason.ValueType  # 4
-    """UNAUTHENTICATED: the caller did not prove its identity."""
+    """UNAUTHENTICATED: the caller gave no valid proof of its identity."""
     ERROR_REASON_USER_FORBIDDEN: _ErrorReason.ValueType  # 5
     """PERMISSION_DENIED: the caller is known, but may not read this user's accounts."""
     ERROR_REASON_CREDENTIAL_INVALID: _ErrorReason.ValueType  # 6
-    """FAILED_PRECONDITION: the stored credential lacks a field, or has one that the exchange does not accept."""
+    """FAILED_PRECONDITION: the stored credential lacks a field, or holds one that the exchange does not accept."""
     ERROR_REASON_CREDENTIAL_UNREADABLE: _ErrorReason.ValueType  # 7
     """FAILED_PRECONDITION: the stored credential is sealed and cannot be opened."""
     ERROR_REASON_CREDENTIAL_REJECTED: _ErrorReason.ValueType  # 8
@@ -65,13 +65,13 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_VENUE_TIMEOUT: _ErrorReason.ValueType  # 20
     """UNAVAILABLE: the venue did not answer in time."""
     ERROR_REASON_VENUE_MALFORMED: _ErrorReason.ValueType  # 21
-    """UNAVAILABLE: the venue answered, but not with a balance. Never read it as zero."""
+    """UNAVAILABLE: the venue answered, but not with a valid balance. Never read it as zero."""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 22
     """UNAVAILABLE: the store of credentials cannot be reached."""
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 23
-    """UNAVAILABLE: this replica is shutting down; call again, another one will answer."""
+    """UNAVAILABLE: this replica is shutting down."""
     ERROR_REASON_STREAM_LIFETIME_REACHED: _ErrorReason.ValueType  # 24
-    """UNAVAILABLE: the stream reached its longest lifetime; open it again."""
+    """UNAVAILABLE: the stream reached its longest lifetime."""
     ERROR_REASON_DEADLINE_PASSED: _ErrorReason.ValueType  # 25
     """DEADLINE_EXCEEDED: the caller's deadline has passed, or leaves too little time to ask the venue."""
     ERROR_REASON_SUBSCRIBER_TOO_SLOW: _ErrorReason.ValueType  # 26
@@ -107,11 +107,11 @@ ERROR_REASON_EXCHANGE_UNKNOWN: ErrorReason.ValueType  # 2
 ERROR_REASON_CREDENTIAL_MISSING: ErrorReason.ValueType  # 3
 """NOT_FOUND: no credential is stored for this user, exchange and environment."""
 ERROR_REASON_CALLER_UNKNOWN: ErrorReason.ValueType  # 4
-"""UNAUTHENTICATED: the caller did not prove its identity."""
+"""UNAUTHENTICATED: the caller gave no valid proof of its identity."""
 ERROR_REASON_USER_FORBIDDEN: ErrorReason.ValueType  # 5
 """PERMISSION_DENIED: the caller is known, but may not read this user's accounts."""
 ERROR_REASON_CREDENTIAL_INVALID: ErrorReason.ValueType  # 6
-"""FAILED_PRECONDITION: the stored credential lacks a field, or has one that the exchange does not accept."""
+"""FAILED_PRECONDITION: the stored credential lacks a field, or holds one that the exchange does not accept."""
 ERROR_REASON_CREDENTIAL_UNREADABLE: ErrorReason.ValueType  # 7
 """FAILED_PRECONDITION: the stored credential is sealed and cannot be opened."""
 ERROR_REASON_CREDENTIAL_REJECTED: ErrorReason.ValueType  # 8
@@ -141,13 +141,13 @@ ERROR_REASON_VENUE_MAINTENANCE: ErrorReason.ValueType  # 19
 ERROR_REASON_VENUE_TIMEOUT: ErrorReason.ValueType  # 20
 """UNAVAILABLE: the venue did not answer in time."""
 ERROR_REASON_VENUE_MALFORMED: ErrorReason.ValueType  # 21
-"""UNAVAILABLE: the venue answered, but not with a balance. Never read it as zero."""
+"""UNAVAILABLE: the venue answered, but not with a valid balance. Never read it as zero."""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 22
 """UNAVAILABLE: the store of credentials cannot be reached."""
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 23
-"""UNAVAILABLE: this replica is shutting down; call again, another one will answer."""
+"""UNAVAILABLE: this replica is shutting down."""
 ERROR_REASON_STREAM_LIFETIME_REACHED: ErrorReason.ValueType  # 24
-"""UNAVAILABLE: the stream reached its longest lifetime; open it again."""
+"""UNAVAILABLE: the stream reached its longest lifetime."""
 ERROR_REASON_DEADLINE_PASSED: ErrorReason.ValueType  # 25
 """DEADLINE_EXCEEDED: the caller's deadline has passed, or leaves too little time to ask the venue."""
 ERROR_REASON_SUBSCRIBER_TOO_SLOW: ErrorReason.ValueType  # 26

@@ -78,7 +78,7 @@ async def _awaited(benchmark: Benchmark) -> list[Line]:
 
 
 def _conditions() -> str:
-    """What the figures hang on, for who reads them later."""
+    """The conditions of the measurement, one line above the table."""
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores (load {psutil.getloadavg()[0]:.1f} before), "
         f"Python {platform.python_version()}, grpcio {grpc.__version__}, load by {load.program()}"

@@ -1,8 +1,7 @@
-"""Callers and subscribers at a human pace, over several replicas: whoever loses his replica goes on at another one.
+"""Callers and subscribers at a human pace, over several replicas: if its replica is lost, a client moves to another.
 
-It counts what they see: how long each waits for his next balance, and whether a version ever goes back. Everything is
-in one process and one loop, over the light client of `http2.py`, so that a thousand of them leave the replicas the
-processor.
+It counts what they see: how long each subscriber waits for its next balance, and whether a version ever goes back. All
+run in one process and one loop, over the light client of `http2.py`, and leave the processor to the replicas.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from exchange_service.v1.exchange_service_pb2 import (
 )
 
 STREAMS_A_CONNECTION = 100
-# Seconds within which who has lost his replica comes back, as the client of ours does.
+# Seconds within which a client that has lost its replica comes back, as our own client does.
 _COMEBACK = (0.2, 0.6)
 # Seconds after which a call that has no answer counts as failed.
 _PATIENCE = 8.0
@@ -107,11 +106,11 @@ class Subscriber:
         self.replica = replica
         self.version = 0
         self.arrived = 0.0
-        # Balances that he was sent.
+        # Balances that it received.
         self.updates = 0
-        # Whether he has had to go to another replica.
+        # Whether it had to move to another replica.
         self.moved = False
-        # The longest time between two balances since somebody asked, in seconds.
+        # The longest time between two balances since `forget_waits`, in seconds.
         self.longest = 0.0
         self._crowd = crowd
 
@@ -195,7 +194,7 @@ class Crowd:
             self.subscribers.append(subscriber)
             await self._subscribe(subscriber)
             if number < self._accounts:
-                # Who comes first has the feed of the account.
+                # The first subscriber of an account starts its feed.
                 await self._greeted([subscriber])
         await self._greeted(self.subscribers)
         for number in range(callers):
@@ -207,12 +206,12 @@ class Crowd:
                 await asyncio.sleep(0.01)
 
     def forget_waits(self) -> None:
-        """Reckon the longest waits from now on, each from his last balance."""
+        """Measure the longest waits from now on, each from the last balance."""
         for subscriber in self.subscribers:
             subscriber.longest = 0.0
 
     async def close(self) -> None:
-        """Everybody goes."""
+        """End all callers and subscribers."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -221,7 +220,7 @@ class Crowd:
                 wire.close()
 
     def come_back(self, subscriber: Subscriber) -> None:
-        """Open the stream again elsewhere, with the version that he has."""
+        """Open the stream again at another replica, with the version that the subscriber has."""
         if subscriber.replica.lives:
             self.ended += 1
         self._start(self._come_back(subscriber))
@@ -284,6 +283,6 @@ class Crowd:
 
 
 def longest_wait(subscribers: Sequence[Subscriber]) -> float:
-    """Of all of these the longest time without a balance, in seconds; 0 where there are none."""
+    """The longest time without a balance of all these, in seconds; 0 without subscribers."""
     now = time.time()
     return max((subscriber.waited(now) for subscriber in subscribers), default=0.0)

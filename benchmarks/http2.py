@@ -1,9 +1,8 @@
-"""A client of a few frames: it sends one request again and again, or opens thousands of streams, and costs next to
-nothing beside the server that it measures.
+"""A minimal HTTP/2 client: it repeats one request, or opens thousands of streams, and uses very little processor.
 
-gRPC's own Python client stops near 9,000 requests a second, so that it would measure itself. This one knows HTTP/2 only
-as far as a measurement on loopback needs: header blocks are written once and not compressed, those that come are not
-read, and a call counts as answered when it brought a whole message.
+gRPC's own Python client stops near 9,000 requests a second and would measure itself. This one knows only as much HTTP/2
+as a measurement on loopback needs. It writes header blocks once and does not compress them, does not read the server's,
+and counts a call as answered when a whole message has arrived.
 """
 
 from __future__ import annotations

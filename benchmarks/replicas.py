@@ -19,7 +19,7 @@ from benchmarks.crowd import Crowd, Replica, longest_wait
 from benchmarks.lines import Line, bounded
 from benchmarks.names import user
 from benchmarks.serving import Bed, bed, serving
-from exchange_service.balances.service import LEASE
+from exchange_service.balances.leases import LEASE
 from tests.servers import RedisServer
 
 DEFAULT_SECONDS = 60.0

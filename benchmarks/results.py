@@ -28,7 +28,7 @@ def merged(known: Iterable[dict[str, Any]], lines: Iterable[Line], order: Sequen
 
 
 def read(path: Path = RESULTS) -> list[dict[str, Any]]:
-    """What was measured before; nothing where the file is not there, or is none of ours."""
+    """The entries of earlier runs; empty if the file is missing or is not a list of results."""
     try:
         entries = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -37,5 +37,5 @@ def read(path: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def write(entries: Sequence[dict[str, Any]], path: Path = RESULTS) -> None:
-    """Keep them for the next run, and for who wants to plot them."""
+    """Write the entries for the next run, and for plots."""
     path.write_text(json.dumps(entries, indent=2) + "\n")

@@ -21,7 +21,7 @@ _CALLS = 20
 
 
 async def road_not_taken() -> list[Line]:
-    """How long a balance takes, and how much processor: kept, asked anew, and by the road not taken."""
+    """The time and processor of a balance: cached, fetched again, and by the road not taken."""
     async with venue() as (url, key, secret), bed() as made:
         await _store(made, key, secret)
         other = await run_program("ccxt_per_request", url, key, secret, str(_CALLS))
@@ -30,11 +30,11 @@ async def road_not_taken() -> list[Line]:
             # Imports CCXT and loads the markets, once for the process.
             await client.get_balance(user(0), _EXCHANGE)
             kept, _ = await _measured(service, client, max_age=None)
-            anew, processor = await _measured(service, client, max_age=0)
+            fetched, processor = await _measured(service, client, max_age=0)
     what = "Binance balance against a new CCXT instance a call"
     return [
         _line("kept", f"{what}: kept", kept * 1e3, other["seconds"] * 1e3),
-        _line("asked anew", f"{what}: asked anew", anew * 1e3, other["seconds"] * 1e3),
+        _line("asked again", f"{what}: asked again", fetched * 1e3, other["seconds"] * 1e3),
         _line("processor", f"{what}: processor", processor * 1e3, other["processor"] * 1e3),
     ]
 

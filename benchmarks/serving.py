@@ -139,7 +139,7 @@ class Serving:
         return runtime_of(await self.process())
 
 
-# Every setting as in earnest, but for these: nothing here may be refused for its number or fall due in between.
+# All other settings are as in production. With these no call is refused by a quota, and nothing expires meanwhile.
 _SETTINGS = {
     "service_calls": "1000000",
     "service_refreshes": "1000000",

@@ -41,7 +41,7 @@ async def start() -> list[Line]:
 
 
 async def first_list() -> list[Line]:
-    """The first ListExchanges of a process, and its loop while CCXT's listings are built anew."""
+    """The first ListExchanges of a process, and its loop while CCXT's listings are built again."""
     milliseconds, imported = [], False
     async with bed() as made:
         for _ in range(_STARTS):

@@ -1,7 +1,7 @@
 """Subscribers by the thousand, in a process of their own: `python -m benchmarks.subscribers`.
 
-Reads a line of JSON (`Work`), opens the streams and prints how that went; then, for each line with a number of seconds,
-how long messages took in that time. Ends with its standard input.
+It reads a line of JSON (`StreamLoad`), opens the streams and prints how many were opened. Then it reads lines with a
+number of seconds, and prints how long messages took in that time. It ends at the end of its standard input.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CEILING = 0xFF
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class StreamLoad:
     """What to open: `each` streams for each account from `first` on. `gap`: the least seconds between two accounts, so
     that their feeds do not all begin at once; 0: everything at once."""
 
@@ -44,7 +44,7 @@ class Work:
     accounts: int
     each: int
     gap: float
-    # Seconds after which whoever has no first balance yet counts as not opened.
+    # Seconds after which a stream without a first balance counts as not opened.
     patience: float = 30.0
 
     @property
@@ -75,7 +75,7 @@ class Delays:
 
 
 class _Subscribers:
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: StreamLoad) -> None:
         self._work = work
         self._connections: list[Connection] = []
         self._greeted: set[tuple[int, int]] = set()
@@ -115,7 +115,7 @@ class _Subscribers:
         return Opened(len(self._greeted), len(self._ended), self._last - began)
 
     async def _caught_up(self, opened: int) -> None:
-        """Whoever comes one by one waits for the ones before him, so that nobody is refused for the crowd."""
+        """Wait until the streams opened so far have their first balance: a crowd would be refused."""
         patience = time.monotonic() + self._work.patience
         while len(self._settled) < opened and time.monotonic() < patience:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
@@ -179,7 +179,7 @@ class Client:
 
 @asynccontextmanager
 async def subscribed(port: int, metadata: Sequence[tuple[str, str]], **work: Any) -> AsyncIterator[Client]:
-    """A process whose streams are open; they are closed with it. `work` as in `Work`."""
+    """A process whose streams are open; they are closed with it. `work` as in `StreamLoad`."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.subscribers"),
         cwd=ROOT,
@@ -188,7 +188,7 @@ async def subscribed(port: int, metadata: Sequence[tuple[str, str]], **work: Any
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        whole = Work(port=port, metadata=tuple(metadata), **work)
+        whole = StreamLoad(port=port, metadata=tuple(metadata), **work)
         yield Client(Opened(**await _ask(process, asdict(whole))), process)
     finally:
         assert process.stdin is not None
@@ -212,7 +212,7 @@ async def _main() -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     work = json.loads(await lines.readline())
     work["metadata"] = tuple((name, value) for name, value in work["metadata"])
-    subscribers = _Subscribers(Work(**work))
+    subscribers = _Subscribers(StreamLoad(**work))
     _say(asdict(await subscribers.open()))
     while line := await lines.readline():
         _say(asdict(await subscribers.measure(json.loads(line))))

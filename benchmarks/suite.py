@@ -42,7 +42,7 @@ def benchmarks(seconds: float | None = None) -> Sequence[Benchmark]:
         Benchmark("list_exchanges", "warm ListExchanges: door, quota, catalogue's ready bytes", list_exchanges),
         Benchmark("balance_in_process", "warm GetBalance: door, quota, kept bytes in the process", balance_in_process),
         Benchmark("balance_redis", "warm GetBalance whose bytes come from Redis", balance_redis),
-        Benchmark("first_list", "the first catalogue, and the loop while it is built anew", first_list),
+        Benchmark("first_list", "the first catalogue, and the loop while it is built again", first_list),
         Benchmark("start", "imports and joining at the start", start),
         Benchmark("streams", "a feed's update to 10,000 subscribers", partial(streams, seconds or DEFAULT_SECONDS)),
         Benchmark("storm", "5,000 streams that are opened at once", storm),

@@ -62,7 +62,7 @@ async def balance_redis() -> list[Line]:
     async with AsyncExitStack() as stack:
         server = stack.enter_context(RedisServer())
         made = await stack.enter_async_context(bed())
-        # It keeps no copy for itself, as it would in earnest.
+        # In production the process keeps a copy; here it must not.
         bare_of_copies = {"BENCHMARK_NO_COPIES": "1"}
         service = await stack.enter_async_context(serving(made, venue=bare_of_copies, cache_url=server.url, **_KEPT))
         beside = await stack.enter_async_context(serving(made, **_KEPT))

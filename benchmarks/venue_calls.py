@@ -1,4 +1,4 @@
-"""How often the venue is asked: once an account and interval, whoever asks how often."""
+"""How often the venue is asked: once per account and interval, whatever the number of calls."""
 
 from __future__ import annotations
 

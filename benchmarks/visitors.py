@@ -1,7 +1,7 @@
-"""People who come and go, with the real client: subscribers for some seconds each, and callers.
+"""Clients that come and go, with the real client library: subscribers for some seconds each, and callers.
 
-Each visitor has a connection of his own and leaves as clients do: he cancels a stream, closes his channel, or is sent
-away by a replica that ends. What goes wrong is counted by its reason.
+Each visitor has a connection of its own and leaves as clients do: it cancels a stream, closes its channel, or its
+replica shuts down. Failures are counted by their reason.
 """
 
 from __future__ import annotations

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import structlog
 
 from exchange_service.balances.cached import CachedBalances
-from exchange_service.balances.instrumented import InstrumentedVenues, instrumented_opening, processes_of
-from exchange_service.balances.reading import BalanceReader
-from exchange_service.balances.service import Balances, PollBackoff
-from exchange_service.cache import Cache, open_cache
+from exchange_service.balances.credential_changes import CredentialChanges
+from exchange_service.balances.freshness import Freshness, PollBackoff
+from exchange_service.balances.instrumented import Instrumented, instrumented_opening
+from exchange_service.balances.keys import BalanceKeys
+from exchange_service.balances.leases import Leased
+from exchange_service.balances.refusals import Refusals
+from exchange_service.balances.service import BalanceReader, Balances
+from exchange_service.balances.single_flight import SingleFlight
+from exchange_service.cache import Cache, make_cache, open_link
 from exchange_service.catalogue import Catalogue
 from exchange_service.credentials import CredentialReference
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
-from exchange_service.credentials.proof import KeyWatch
+from exchange_service.credentials.key_check import KeyWatch
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.grpc_server.methods import ServiceMethods
@@ -30,26 +35,28 @@ from exchange_service.grpc_server.server import Server, credentials, listen
 from exchange_service.grpc_server.servicer import Servicer
 from exchange_service.grpc_server.write_limit import WriteLimit
 from exchange_service.identity.authenticator import Authenticator
-from exchange_service.identity.methods import certificate_scopes, open_authenticator, who_may_call
+from exchange_service.identity.methods import open_authenticator, who_may_call
 from exchange_service.model import Credential
-from exchange_service.observability.metrics import Metrics
+from exchange_service.observability.metrics import Metrics, ProcessOfPlugin
 from exchange_service.observability.metrics_server import MetricsNotShown, MetricsServer
 from exchange_service.plugin_host.client import HostSettings, PluginClients
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.plugin_host.report import PluginReport
+from exchange_service.plugin_host.supervisor import State
 from exchange_service.settings import Settings, unknown_variables
-from exchange_service.streams.feeds import Feeds
-from exchange_service.venue_gate import VenueGate
+from exchange_service.startup_checks import UnsafeSettings, check_plugin_settings, check_settings, venue_overrides
+from exchange_service.streams.service import Streams, StreamSettings
+from exchange_service.venue_gate import Gated, GateOptions
 from exchange_service.venue_gate.status import VenueStatus
+from exchange_service.venues.fetching import Venues
 from exchange_service.venues.http import VenueHttpPool
 from exchange_service.venues.registry import Registry
 from exchange_service.venues.sessions import Sessions
 
+if TYPE_CHECKING:
+    from exchange_service.cache.redis_link import RedisLink
+
 log = structlog.get_logger(__name__)
-
-
-class UnsafeSettings(Exception):
-    """Settings that would open the service to others; the text says which to change."""
 
 
 @dataclass(slots=True)
@@ -61,8 +68,9 @@ class Service:
     registry: Registry
     store: SqlCredentialStore
     cache: Cache
+    venues: PluginClients
     balances: Balances
-    feeds: Feeds
+    streams: Streams
     key_watch: KeyWatch
     metrics: Metrics
     # Where metrics are shown, with the port that was taken; empty where they are not.
@@ -78,7 +86,7 @@ class Service:
         """Say NOT_SERVING, end the streams with a reason, give calls their grace, then close everything."""
         self.key_watch.end()
         await self.server.set_serving(False)
-        await self.feeds.close()
+        await self.streams.close()
         # Shortly before the grace is over, what still waits for a venue is told why, instead of being cut off.
         asyncio.get_running_loop().call_later(max(0.0, self.settings.shutdown_grace - 0.3), self.balances.end)
         await self.server.stop(self.settings.shutdown_grace)
@@ -100,14 +108,35 @@ class Service:
             await self.stop()
 
 
+@dataclass(frozen=True, slots=True)
+class BalanceOptions:
+    """How balances are read: what the layers of the road are given. `venue_timeout` is in seconds."""
+
+    hash_key: bytes
+    freshness: Freshness = field(default_factory=Freshness)
+    backoff: PollBackoff = field(default_factory=PollBackoff)
+    gate: GateOptions = field(default_factory=GateOptions)
+    venue_timeout: float = 8.0
+
+
+def open_balances(venues: Venues, references: CachedReferences, cache: Cache, options: BalanceOptions) -> Balances:
+    """GetBalance's use case. The road of a fetch is one line: each layer has the next one inside."""
+    freshness, backoff, gate, refusals = options.freshness, options.backoff, options.gate, Refusals()
+    cached = CachedBalances(cache, max(freshness.stale_grace, freshness.max_age))
+    seconds, done, now = options.venue_timeout, refusals.on_fetch_done, freshness.now
+    road = SingleFlight(Leased(Gated(Instrumented(venues, gate.metrics), gate), cached, backoff, now), seconds, done)
+    credentials = CredentialChanges(options.hash_key, references, venues, cached)
+    return Balances(references, road, cached, refusals, credentials, BalanceKeys(options.hash_key), freshness)
+
+
 async def start_service(
     settings: Settings, *, registry: Registry | None = None, accounts_apart: bool = False
 ) -> Service:
     """Join all parts and listen. Raises UnsafeSettings or BindError with a sentence for the operator.
 
-    `accounts_apart` is for a demo, see VenueGate.
+    `accounts_apart` is for a demo, see GateOptions.
     """
-    check_safety(settings)
+    check_settings(settings)
     for name in unknown_variables():
         log.warning("settings.unknown_variable", name=name)
     stack = AsyncExitStack()
@@ -118,80 +147,125 @@ async def start_service(
         raise
 
 
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """Where the service keeps and finds things."""
+
+    hash_key: bytes
+    store: SqlCredentialStore
+    references: CachedReferences
+    # None if there is one process only.
+    link: RedisLink | None
+    cache: Cache
+
+
+async def _open_storage(settings: Settings, stack: AsyncExitStack) -> _Storage:
+    hash_key = _hash_key(settings)
+    store = await open_configured_store(settings, hash_key)
+    stack.push_async_callback(store.close)
+    link = open_link(settings.cache_url)
+    if link is not None:
+        stack.push_async_callback(link.close)
+    cache = make_cache(link, prefix=settings.cache_prefix)
+    stack.push_async_callback(cache.close)
+    return _Storage(hash_key, store, CachedReferences(store), link, cache)
+
+
 async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, accounts_apart: bool) -> Service:
     """Make each part from the ones before it, and put its closing on the stack."""
-    hash_key = _hash_key(settings)
     for problem in registry.problems:
         log.warning("plugin.problem", plugin=problem.plugin.name, reason=problem.reason)
     stack.push_async_callback(registry.close)
-    store = await open_configured_store(settings, hash_key)
-    stack.push_async_callback(store.close)
-    cache = await open_cache(settings.cache_url, prefix=settings.cache_prefix)
-    stack.push_async_callback(cache.close)
-    http = VenueHttpPool(timeout=settings.venue_timeout)
-    stack.push_async_callback(http.close)
-    references = CachedReferences(store)
-    status = VenueStatus()
-    metrics = Metrics(lambda: registry.listings)
-    venues = open_venues(settings, registry, instrumented_opening(references.open, metrics), http, status)
-    stack.push_async_callback(venues.close)
-    gate = open_gate(settings, status, metrics, accounts_apart)
-    stack.push_async_callback(gate.close)
-    balances = Balances(
-        registry,
-        references,
-        InstrumentedVenues(venues, metrics),
-        CachedBalances(cache, max(settings.stale_grace, settings.max_age)),
-        hash_key=hash_key,
-        pace=PollBackoff(settings.poll_interval, max(settings.poll_interval, settings.poll_interval_still)),
-        gate=gate,
-        max_age=settings.max_age,
-        stale_grace=settings.stale_grace,
-        venue_timeout=settings.venue_timeout,
+    storage = await _open_storage(settings, stack)
+    store, hash_key = storage.store, storage.hash_key
+    http, status, metrics = (
+        VenueHttpPool(timeout=settings.venue_timeout),
+        VenueStatus(),
+        Metrics(lambda: registry.listings),
     )
+    stack.push_async_callback(http.close)
+    opening = instrumented_opening(storage.references.open, metrics)
+    venues = open_venues(settings, registry, opening, http, status)
+    stack.push_async_callback(venues.close)
+    gate = _gate_options(settings, storage.link, status, metrics, accounts_apart=accounts_apart)
+    options = _balance_options(settings, hash_key, gate)
+    balances = open_balances(venues, storage.references, storage.cache, options)
     stack.push_async_callback(balances.close)
-    feeds = Feeds(
-        registry,
-        balances,
-        store.accounts,
+    streams = Streams(
+        registry, balances, store.accounts, _stream_settings(settings), on_event_age=metrics.value_handed_out
+    )
+    authenticator = open_authenticator(settings, hash_key, storage.link)
+    stack.push_async_callback(authenticator.close)
+    reader = BalanceReader(balances, authenticator.take_refresh, metrics, call_timeout=settings.call_timeout)
+    writes = WriteLimit(settings.write_timeout, metrics.event_written)
+    # The catalogue is made of this process's own plugins, so its answers stay in the process.
+    catalogue = Catalogue(registry, status)
+    servicer = Servicer(RequestReader(registry), authenticator, catalogue, reader, streams, writes)
+    plugins = PluginServicer(PluginReport(registry, venues))
+    # Before the first call: a service without the right keys must not be taken for one that works.
+    key_watch = KeyWatch(store)
+    may_serve = await key_watch.first()
+    metrics_address = _serve_metrics(metrics, settings, stack)
+    server = await _listen(settings, (servicer.methods(), plugins.methods()), authenticator, metrics)
+    _watch(metrics, streams, server, lambda: _process_figures(registry, venues))
+    await server.set_serving(may_serve)
+    for work, name in (
+        (_refresh_manifests(registry, venues), "newer manifests"),
+        (key_watch.run(server.set_serving), "proof of keys"),
+    ):
+        stack.push_async_callback(_end, asyncio.create_task(work, name=name))
+    exchanges, serving = len(registry.listings), who_may_call(settings)
+    log.info("service.listening", address=server.address, exchanges=exchanges, serving=serving)
+    parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics)
+    return Service(settings, server, *parts, metrics_address, stack)
+
+
+def _watch(
+    metrics: Metrics, streams: Streams, server: Server, process_figures: Callable[[], Iterable[ProcessOfPlugin]]
+) -> None:
+    """Let the metrics count what is open now."""
+    metrics.watch("feeds", lambda: streams.counts()[0])
+    metrics.watch("streams", lambda: streams.counts()[1])
+    metrics.watch("calls", server.handler_wrapper.running)
+    metrics.watch_processes(process_figures)
+
+
+def _stream_settings(settings: Settings) -> StreamSettings:
+    return StreamSettings(
         interval=settings.poll_interval,
         heartbeat_interval=settings.heartbeat_interval,
         lifetime=settings.stream_lifetime,
         venue_timeout=settings.venue_timeout,
-        on_event_age=metrics.value_handed_out,
     )
-    # The catalogue is made of this process's own plugins, so its answers stay in the process.
-    catalogue = Catalogue(registry, status)
-    callers = open_authenticator(settings, hash_key)
-    stack.push_async_callback(callers.close)
-    reader = BalanceReader(balances, callers.take_refresh, metrics, call_timeout=settings.call_timeout)
-    writes = WriteLimit(settings.write_timeout, metrics.event_written)
-    servicer = Servicer(RequestReader(registry), callers, catalogue, reader, feeds, writes)
-    plugins = PluginServicer(PluginReport(registry, venues))
-    # Before anybody can call: a service without the right keys is not to be taken for one that works.
-    key_watch = KeyWatch(store)
-    may_serve = await key_watch.first()
-    metrics.watch("fetches", lambda: gate.in_flight)
-    metrics.watch("feeds", lambda: feeds.counts()[0])
-    metrics.watch("streams", lambda: feeds.counts()[1])
-    metrics.watch_processes(lambda: processes_of(registry, venues))
-    metrics_address = _show(metrics, settings, stack)
-    server = await _listen(settings, (servicer.methods(), plugins.methods()), callers, metrics)
-    metrics.watch("calls", server.handler_wrapper.running)
-    await server.set_serving(may_serve)
-    for work, name in (
-        (_refresh(registry, venues), "newer manifests"),
-        (key_watch.run(server.set_serving), "proof of keys"),
-    ):
-        stack.push_async_callback(_end, asyncio.create_task(work, name=name))
-    log.info(
-        "service.listening",
-        address=server.address,
-        exchanges=len(registry.listings),
-        serving=who_may_call(settings),
+
+
+def _balance_options(settings: Settings, hash_key: bytes, gate: GateOptions) -> BalanceOptions:
+    return BalanceOptions(
+        hash_key,
+        Freshness(settings.max_age, settings.stale_grace),
+        PollBackoff(settings.poll_interval, max(settings.poll_interval, settings.poll_interval_still)),
+        gate,
+        settings.venue_timeout,
     )
-    return Service(
-        settings, server, registry, store, cache, balances, feeds, key_watch, metrics, metrics_address, stack
+
+
+def _gate_options(
+    settings: Settings, link: RedisLink | None, status: VenueStatus, metrics: Metrics, *, accounts_apart: bool
+) -> GateOptions:
+    shared = None
+    if link is not None:
+        # Late, because a service without Redis does without its library.
+        from exchange_service.venue_gate.redis_state import RedisSharedState
+
+        shared = RedisSharedState(link, prefix=settings.cache_prefix)
+    return GateOptions(
+        replicas=settings.replicas,
+        of_venue=settings.venue_fetches,
+        of_plugin=settings.plugin_fetches,
+        accounts_apart=accounts_apart,
+        shared=shared,
+        status=status,
+        metrics=metrics,
     )
 
 
@@ -202,8 +276,10 @@ def open_venues(
     http: VenueHttpPool,
     status: VenueStatus,
 ) -> PluginClients:
-    """What reads accounts, in this process and in those of plugins. UnsafeSettings for what names no plugin."""
-    overrides = check_overrides(settings, registry)
+    """The plugins' accounts, read in this process and in those of plugins. Raises UnsafeSettings for a setting that
+    names a plugin or an exchange that is not installed."""
+    check_plugin_settings(settings, registry)
+    overrides = venue_overrides(settings, registry)
     here = Sessions(open_credential, http, overrides=overrides, idle_timeout=settings.session_idle)
     hosts = HostSettings(
         venue_timeout=settings.venue_timeout,
@@ -222,125 +298,30 @@ def open_venues(
     )
 
 
-def open_gate(settings: Settings, status: VenueStatus, metrics: Metrics, accounts_apart: bool) -> VenueGate:
-    """What stands before the venues, shared with the other replicas where they share a Redis."""
-    shared = None
-    if not settings.cache_url.startswith("memory:"):
-        # Late, because a service without Redis does without its library.
-        from exchange_service.venue_gate.shared import RedisShare
-
-        shared = RedisShare(settings.cache_url, prefix=settings.cache_prefix)
-    return VenueGate(
-        status=status,
-        shared=shared,
-        metrics=metrics,
-        replicas=settings.replicas,
-        of_venue=settings.venue_fetches,
-        of_plugin=settings.plugin_fetches,
-        accounts_apart=accounts_apart,
-    )
-
-
-async def _refresh(registry: Registry, venues: PluginClients) -> None:
-    """Take newer manifests, and tell the processes that serve by the older ones."""
+async def _refresh_manifests(registry: Registry, venues: PluginClients) -> None:
+    """Take newer manifests, and pass them on to the plugins' processes."""
     before = registry.generation
     await registry.refresh()
     if registry.generation != before:
         await venues.configure()
 
 
-def check_safety(settings: Settings) -> None:
-    """Raise UnsafeSettings for settings that would open the service to others unprotected."""
-    if bool(settings.tls_certificate) != bool(settings.tls_key):
-        raise UnsafeSettings("Set both tls_certificate and tls_key, or neither.")
-    _check_identity(settings)
-    _check_openness(settings)
-    if not settings.loopback and os.environ.get("GRPC_TRACE", "none") not in ("", "none"):
-        # It is gRPC's own, and writes the metadata of every call, tokens among them, past our log.
-        raise UnsafeSettings("GRPC_TRACE is set, which writes callers' tokens to standard error: unset it.")
-    if not settings.metrics_on_loopback and not settings.metrics_open:
-        raise UnsafeSettings(
-            f"{settings.metrics_address} can be reached by others, and metrics tell who is served and how much: set "
-            "metrics_address to a loopback one, or metrics_open=true to show them to anybody who reaches the port."
-        )
-    if settings.keyset_file is not None and settings.keyset is not None:
-        raise UnsafeSettings("Set either keyset_file or keyset: nothing says which of two keysets seals.")
-    if not settings.allow_plaintext and settings.keyset_file is None and settings.keyset is None:
-        raise UnsafeSettings("allow_plaintext=false leaves nothing to read without a keyset: set keyset_file.")
-
-
-def _check_identity(settings: Settings) -> None:
-    """Raise UnsafeSettings where the ways to tell callers apart contradict each other."""
-    if settings.jwt_jwks_url and settings.jwt_jwks_file:
-        raise UnsafeSettings("Set jwt_jwks_url or jwt_jwks_file, not both.")
-    if settings.knows_callers and (settings.open_to_all or settings.insecure):
-        name = "open_to_all" if settings.open_to_all else "insecure"
-        raise UnsafeSettings(f"{name} serves anybody, and other settings tell callers apart. Set one or the other.")
-    if settings.tls_client_ca and not settings.tls_certificate:
-        raise UnsafeSettings("tls_client_ca needs TLS: set tls_certificate and tls_key.")
-    if settings.client_certificates and not settings.tls_client_ca:
-        raise UnsafeSettings("client_certificates needs tls_client_ca, by which the certificates are checked.")
-    if settings.tls_client_ca and not settings.knows_callers and not settings.open_to_all:
-        raise UnsafeSettings("tls_client_ca alone says of nobody whom he may read: add client_certificates.")
-    try:
-        certificate_scopes(settings)
-    except ValueError as error:
-        raise UnsafeSettings(str(error)) from None
-
-
-def _check_openness(settings: Settings) -> None:
-    """Raise UnsafeSettings where others than this machine's programs could read unasked, or overhear."""
-    if settings.loopback:
-        return
-    if not settings.tls_certificate and settings.knows_callers:
-        raise UnsafeSettings(
-            f"{settings.address} can be reached by others, and without TLS the callers' tokens would cross the "
-            "network in the clear: set tls_certificate and tls_key."
-        )
-    if not settings.tls_certificate and not settings.insecure:
-        raise UnsafeSettings(
-            f"{settings.address} can be reached by others and TLS is not set: set tls_certificate and tls_key, and a "
-            "way to tell callers apart, such as service_tokens; or insecure=true to serve anybody who reaches the port."
-        )
-    if not (settings.knows_callers or settings.open_to_all or settings.insecure):
-        raise UnsafeSettings(
-            f"{settings.address} can be reached by others, and nothing tells callers apart: set service_tokens, "
-            "jwt_secret, jwt_jwks_url, or tls_client_ca with client_certificates; or open_to_all=true to show every "
-            "user's balances to anybody who reaches the port."
-        )
-
-
-def check_overrides(settings: Settings, registry: Registry) -> dict[str, str]:
-    """The operator's addresses by "id" or "id.environment". One for nothing that is served is refused: a slip of the
-    pen would otherwise send real keys to the real venue."""
-    found = {}
-    for name, url in settings.venue_urls.items():
-        exchange_id, dot, environment = name.partition(".")
-        listing = registry.listings.get(exchange_id)
-        known = listing.metadata.environment(environment) if listing and environment else None
-        if listing is None or (dot and known is None):
-            raise UnsafeSettings(f"venue_urls names {name!r}, which no plugin serves. It should be an exchange's id.")
-        found[f"{exchange_id}.{known.name}" if known else exchange_id] = url
-    installed = {plugin.info.distribution for plugin in registry.plugins}
-    for exchange_id, distribution in settings.exchange_plugins.items():
-        if distribution not in installed:
-            raise UnsafeSettings(f"exchange_plugins gives {exchange_id!r} to {distribution!r}, which is not installed.")
-    named = {item.info.name for item in registry.plugins} | {item.plugin.name for item in registry.problems}
-    for setting in ("plugin_processes", "plugin_process_counts", "plugin_memory"):
-        for name in getattr(settings, setting):
-            if name not in named:
-                raise UnsafeSettings(f"{setting} names {name!r}, which is no installed plugin.")
-    return found
+def _process_figures(registry: Registry, venues: PluginClients) -> Iterator[ProcessOfPlugin]:
+    """The plugins' processes, for the metrics."""
+    for plugin in registry.plugins:
+        for number, condition in enumerate(venues.conditions(plugin)):
+            running = condition.state is State.RUNNING
+            yield ProcessOfPlugin(plugin.info.name, number, running, condition.memory, condition.restarts)
 
 
 def _hash_key(settings: Settings) -> bytes:
     if settings.hash_key is None and not settings.cache_url.startswith("memory:"):
-        log.warning("settings.hash_key_unset", effect="this process shares no kept balances with other replicas")
+        log.warning("settings.hash_key_unset", effect="this process shares no cached balances with other replicas")
     return configured_hash_key(settings)
 
 
-def _show(metrics: Metrics, settings: Settings, stack: AsyncExitStack) -> str:
-    """Show metrics where the settings want them; the address, empty for nowhere. UnsafeSettings where it is taken."""
+def _serve_metrics(metrics: Metrics, settings: Settings, stack: AsyncExitStack) -> str:
+    """Serve metrics if the settings ask for it. Returns the address, empty if not; UnsafeSettings if it is taken."""
     if settings.metrics_address is None:
         return ""
     host, _, port = settings.metrics_address.rpartition(":")
@@ -355,13 +336,13 @@ def _show(metrics: Metrics, settings: Settings, stack: AsyncExitStack) -> str:
 
 
 async def _listen(
-    settings: Settings, services: Sequence[ServiceMethods], callers: Authenticator, metrics: Metrics
+    settings: Settings, services: Sequence[ServiceMethods], authenticator: Authenticator, metrics: Metrics
 ) -> Server:
     tls = None
     if settings.tls_certificate and settings.tls_key:
         tls = credentials(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     reflect = settings.loopback if settings.reflection is None else settings.reflection
-    return await listen(services, callers, settings.address, tls=tls, reflect=reflect, metrics=metrics)
+    return await listen(services, authenticator, settings.address, tls=tls, reflect=reflect, metrics=metrics)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -64,6 +64,8 @@ class ServiceError(Exception):
     default_retry_after: float | None = None
     # The delay in seconds that was given, usually by the venue; None if `retry_after` is the default.
     given_delay: float | None = None
+    # False if the venue gate raised it, so that no venue was asked.
+    venue_was_asked: bool = True
 
     def __init__(self, message: str, *, retry_after: float | None = None, advice: str | None = None) -> None:
         self.advice = None if advice is None else _sendable(advice, _LONGEST_ADVICE)

@@ -17,8 +17,8 @@ import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from exchange_service.app import Service, start_service
-from exchange_service.balances.cached import CachedBalances
+from exchange_service.app import BalanceOptions, Service, open_balances, start_service
+from exchange_service.balances.freshness import Freshness
 from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.client import ExchangeServiceClient
@@ -40,12 +40,13 @@ from exchange_service.plugin_api import (
 from exchange_service.settings import Settings
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.v1 import exchange_service_pb2_grpc
-from exchange_service.venue_gate import VenueGate
+from exchange_service.venue_gate import Gated, GateOptions
 from exchange_service.venues.http import VenueHttpPool
 from exchange_service.venues.registry import LoadedPlugin, Registry, load_plugin
 from exchange_service.venues.sessions import Sessions
 
 USER = "alice"
+HASH_KEY = b"0123456789abcdef"
 # Longer than anything here takes, on a busy machine too; only a failing test waits for it.
 PATIENCE = 15.0
 
@@ -352,6 +353,13 @@ class Bench:
     cache: MemoryCache
     clock: Clock
 
+    @property
+    def gate(self) -> Gated:
+        """The gate on the road of a fetch."""
+        road: Any = self.balances.fetcher
+        gate: Gated = road.inner.inner
+        return gate
+
     async def put(
         self, exchange_id: str = "paper", *, user: str = USER, metadata: Mapping[str, Any] | None = None, **texts: str
     ) -> Account:
@@ -376,15 +384,15 @@ async def bench(
     **options: Any,
 ) -> AsyncIterator[Bench]:
     registry = registry_of(*plugins)
-    store = await open_store(f"sqlite:///{folder / 'credentials.db'}", b"0123456789abcdef")
+    store = await open_store(f"sqlite:///{folder / 'credentials.db'}", HASH_KEY)
     http = VenueHttpPool(timeout=5.0)
     sessions = Sessions(store.open, http, overrides=overrides)
-    cache, clock = MemoryCache(), Clock()
+    cache, clock = options.pop("cache", None) or MemoryCache(), Clock()
     references = CachedReferences(store, ttl=reference_ttl)
-    kept = CachedBalances(cache, max(options.get("stale_grace", 300.0), options.get("max_age", 30.0)))
+    limits = {name: options.pop(name) for name in ("max_age", "stale_grace") if name in options}
     # One attempt for each balance, so that a venue's calls can be counted; tests/test_venue_gate.py is about more.
-    options = {"gate": VenueGate(attempts=1)} | options
-    balances = Balances(registry, references, sessions, kept, hash_key=b"0123456789abcdef", wall_clock=clock, **options)
+    plain = {"gate": GateOptions(attempts=1), "freshness": Freshness(**limits, now=clock)}
+    balances = open_balances(sessions, references, cache, BalanceOptions(HASH_KEY, **(plain | options)))
     try:
         yield Bench(store, sessions, balances, registry, cache, clock)
     finally:
@@ -393,7 +401,7 @@ async def bench(
         await http.close()
         await cache.close()
         # SQLite's driver complains of a connection whose opening is cancelled.
-        if references._questions:
-            await asyncio.wait(set(references._questions.values()))
+        if references._requests:
+            await asyncio.wait(set(references._requests.values()))
         await store.close()
         await registry.close()

@@ -14,7 +14,8 @@ import exchange_service_oanda
 import pytest
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
-from exchange_service.balances.cached import CachedBalances
+from exchange_service.app import BalanceOptions, open_balances
+from exchange_service.balances.freshness import Freshness
 from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.errors import (
@@ -41,6 +42,7 @@ from exchange_service.wire.balances import fetched_balance
 from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import store_balance
 from tests.harness import (
+    HASH_KEY,
     USER,
     Bench,
     Clock,
@@ -63,7 +65,7 @@ def figures(reading: Any) -> dict[str, str]:
 
 async def joined(paper: Bench, callers: int) -> None:
     """Wait until so many wait for the one fetch."""
-    await until(lambda: [flight.waiting for flight in paper.balances._flights.values()] == [callers])
+    await until(lambda: paper.balances.fetcher.snapshot() == (1, callers))
 
 
 @pytest.fixture
@@ -144,8 +146,8 @@ class TestFreshness:
         assert figures(await paper.get()) == {"BTC": "1"}
 
     async def test_the_keys_of_the_cache_tell_nobody_who_the_user_is(self, paper: Bench) -> None:
-        await paper.get()
-        (key,) = paper.cache._entries
+        key = (await paper.get()).key
+        assert await paper.cache.get(key)
         assert USER not in key
         assert "a-key" not in key
 
@@ -203,14 +205,8 @@ class TestClocks:
 def replica(paper: Bench) -> tuple[Balances, Clock]:
     """Another replica: the same store and the same cache, and its own flights and its own clock."""
     clock = Clock(paper.clock.now)
-    other = Balances(
-        paper.registry,
-        paper.balances._references,
-        paper.sessions,
-        CachedBalances(paper.cache, 300.0),
-        hash_key=b"0123456789abcdef",
-        wall_clock=clock,
-    )
+    options = BalanceOptions(HASH_KEY, freshness=Freshness(now=clock))
+    other = open_balances(paper.sessions, paper.balances.references, paper.cache, options)
     return other, clock
 
 
@@ -375,7 +371,7 @@ class TestOneFetchForAll:
         with pytest.raises(VenueTimeout):
             await paper.get(timeout=0.2)
         gate.opened.set()
-        await until(lambda: not paper.balances._flights)
+        await until(lambda: paper.balances.fetcher.snapshot() == (0, 0))
         assert (await paper.get()).source is Source.CACHE
         assert len(plugin.calls) == 1
 
@@ -673,10 +669,9 @@ class TestBrokenPlugins:
 @pytest.mark.threat("T10")
 class TestTheCachesBytes:
     async def only_key(self, paper: Bench) -> str:
-        await paper.get()
-        (key,) = paper.cache._entries
-        # As after a hint that another replica has written.
-        paper.balances._kept._forget(key)
+        key = (await paper.get()).key
+        # As after an invalidation by another replica.
+        paper.balances.cached.drop_local(key)
         return key
 
     @pytest.mark.parametrize("raw", [b"", b"\x03", b"\x03\xff\xff\xff", b"junk", b"\x02"])
@@ -709,9 +704,7 @@ class TestTheCachesBytes:
         assert reading.source is Source.VENUE
 
     async def test_a_cache_that_keeps_nothing_loses_no_call(self, tmp_path: Path, plugin: ScriptedPlugin) -> None:
-        async with bench(tmp_path, plugin) as made:
-            made.balances._kept = CachedBalances(MemoryCache(max_entries=0), 300.0)
-            made.balances._kept._remember = lambda key, stored: None
+        async with bench(tmp_path, plugin, cache=MemoryCache(max_entries=0), max_age=0.0) as made:
             await made.put()
             for _ in range(3):
                 assert figures(await made.get()) == {"BTC": "1.50"}

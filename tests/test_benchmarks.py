@@ -197,7 +197,7 @@ async def test_a_subscriber_whose_replica_goes_follows_his_account_at_another_on
             await crowd.open(callers=0, subscribers=1)
             (subscriber,) = crowd.subscribers
             replicas[0].lives = False
-        await until(lambda: stays.service.feeds.counts() == (1, 1), "the subscriber is at the other replica")
+        await until(lambda: stays.service.streams.counts() == (1, 1), "the subscriber is at the other replica")
         assert (subscriber.moved, subscriber.replica) == (True, replicas[1])
         assert (crowd.went_back, crowd.ended) == (0, 0)
         await crowd.close()

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, suppress
+from typing import Protocol
 
 import pytest
 import redis.asyncio as redis_client
 import structlog.testing
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from exchange_service.cache import open_cache
+from exchange_service.cache import Cache, open_cache
 from exchange_service.cache.memory import MemoryCache
-from exchange_service.cache.redis import CALL_LIMIT, Breaker, RedisCache
+from exchange_service.cache.redis import RedisCache
+from exchange_service.cache.redis_link import CALL_LIMIT, LinkBreaker, RedisLink
+from tests.harness import eventually
 from tests.servers import RedisServer
 
 # What a busy machine may add to a time limit.
@@ -38,13 +38,6 @@ async def seconds(work: Awaitable[object]) -> float:
     started = time.monotonic()
     await work
     return time.monotonic() - started
-
-
-async def eventually(check: Callable[[], Awaitable[bool]], limit: float = 10.0) -> None:
-    deadline = time.monotonic() + limit
-    while not await check():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        await asyncio.sleep(0.02)
 
 
 class TestMemory:
@@ -112,123 +105,41 @@ class TestMemory:
         assert len(cache) == 50
 
     async def test_it_is_the_cache_of_a_memory_url(self) -> None:
-        cache = await open_cache("memory://")
-        assert isinstance(cache, MemoryCache)
-        assert await cache.problem() == ""
-        await cache.close()
+        async with open_cache("memory://", prefix="x:") as cache:
+            assert isinstance(cache, MemoryCache)
+            assert await cache.problem() == ""
 
 
-class TestBreaker:
-    def test_three_failures_in_a_row_open_it_for_a_second(self) -> None:
-        clock = Clock()
-        breaker = Breaker(clock)
-        breaker.failed()
-        breaker.failed()
-        breaker.succeeded()
-        breaker.failed()
-        breaker.failed()
-        assert breaker.closed
-        breaker.failed()
-        assert not breaker.closed
-        clock.now += 0.99
-        assert not breaker.take_probe()
-        clock.now += 0.01
-        assert breaker.take_probe()
-
-    def test_one_probe_at_a_time_and_longer_pauses_up_to_ten_seconds(self) -> None:
-        clock = Clock()
-        breaker = Breaker(clock)
-        for _ in range(3):
-            breaker.failed()
-        pauses = []
-        for _ in range(6):
-            waited = 0.0
-            while not breaker.take_probe():
-                clock.now += 0.5
-                waited += 0.5
-            assert not breaker.take_probe()
-            breaker.failed()
-            breaker.end_probe()
-            pauses.append(waited)
-        assert pauses == [1, 2, 4, 8, 10, 10]
-
-    def test_late_failures_of_older_calls_do_not_lengthen_the_pause(self) -> None:
-        clock = Clock()
-        breaker = Breaker(clock)
-        for _ in range(30):
-            breaker.failed()
-        clock.now += 1
-        assert breaker.take_probe()
-
-
-class BreakerMachine(RuleBasedStateMachine):
-    """Whatever the order of events, at most one probe is out and the breaker can always close again."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.clock = Clock()
-        self.breaker = Breaker(self.clock)
-        self.probes = 0
-
-    @rule()
-    def a_call_fails(self) -> None:
-        self.breaker.failed()
-
-    @rule()
-    def a_call_succeeds(self) -> None:
-        self.breaker.succeeded()
-        assert self.breaker.closed
-
-    @rule(passed=st.floats(0, 20))
-    def time_passes(self, passed: float) -> None:
-        self.clock.now += passed
-
-    @rule()
-    def a_probe_is_taken(self) -> None:
-        if self.breaker.take_probe():
-            assert not self.breaker.closed
-            self.probes += 1
-
-    @rule(good=st.booleans())
-    def the_probe_ends(self, good: bool) -> None:
-        if self.probes:
-            (self.breaker.succeeded if good else self.breaker.failed)()
-            self.breaker.end_probe()
-            self.probes -= 1
-
-    @invariant()
-    def at_most_one_probe_is_out(self) -> None:
-        assert self.probes <= 1
-
-    @invariant()
-    def a_probe_is_due_within_ten_seconds(self) -> None:
-        if self.breaker.closed or self.probes:
-            return
-        now = self.clock.now
-        self.clock.now += 10
-        assert self.breaker.take_probe()
-        self.breaker.end_probe()
-        self.clock.now = now
-
-
-class TestBreakerInAnyOrder(BreakerMachine.TestCase):  # type: ignore[name-defined,misc]
-    settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+class Connect(Protocol):
+    def __call__(self, url: str, *, prefix: str = "x:", breaker: LinkBreaker | None = None) -> RedisCache:
+        """A cache on a link of its own, as each replica has one."""
 
 
 @pytest.fixture
-async def shared(redis_url: str) -> AsyncIterator[RedisCache]:
+async def connect() -> AsyncIterator[Connect]:
+    """Makes caches, and closes them with their links."""
+    async with AsyncExitStack() as stack:
+
+        def connect(url: str, *, prefix: str = "x:", breaker: LinkBreaker | None = None) -> RedisCache:
+            link = RedisLink(url, breaker=breaker)
+            stack.push_async_callback(link.close)
+            cache = RedisCache(link, prefix=prefix)
+            stack.push_async_callback(cache.close)
+            return cache
+
+        yield connect
+
+
+@pytest.fixture
+def shared(redis_url: str, connect: Connect) -> RedisCache:
     """A cache in the shared Redis under a prefix of the test's own."""
-    cache = RedisCache.from_url(redis_url, prefix=f"test-{uuid.uuid4().hex}:")
-    yield cache
-    await cache.close()
+    return connect(redis_url, prefix=f"test-{uuid.uuid4().hex}:")
 
 
 @pytest.fixture
-async def own(redis_server: RedisServer) -> AsyncIterator[RedisCache]:
+def own(redis_server: RedisServer, connect: Connect) -> RedisCache:
     """A cache in a Redis of the test's own."""
-    cache = RedisCache.from_url(redis_server.url, prefix="x:")
-    yield cache
-    await cache.close()
+    return connect(redis_server.url)
 
 
 @pytest.fixture
@@ -247,23 +158,22 @@ class TestRedis:
         await shared.delete("a")
         assert await shared.get("a") is None
 
-    async def test_replicas_see_what_another_one_wrote_and_deleted(self, redis_server: RedisServer) -> None:
-        one, two = (RedisCache.from_url(redis_server.url) for _ in range(2))
+    async def test_replicas_see_what_another_one_wrote_and_deleted(
+        self, redis_server: RedisServer, connect: Connect
+    ) -> None:
+        one, two = (connect(redis_server.url) for _ in range(2))
         await one.set("a", b"1", 10)
         assert await two.get("a") == b"1"
         await two.set("a", b"2", 10)
         assert await one.get("a") == b"2"
         await two.delete("a")
         assert await one.get("a") is None
-        await one.close()
-        await two.close()
 
     async def test_a_value_ends_with_its_time(self, own: RedisCache, client: redis_client.Redis) -> None:
         await own.set("a", b"1", 30)
         assert 29_000 < await client.pttl("x:a") <= 30_000
         await own.set("a", b"1", 0.05)
-        await asyncio.sleep(0.1)
-        assert await own.get("a") is None
+        await eventually(lambda: _is_missing(own, "a"))
         await own.set("a", b"1", 30)
         await own.set("a", b"1", 0)
         assert await own.get("a") is None
@@ -275,17 +185,16 @@ class TestRedis:
         assert await own.get("number") == b"12"
 
     async def test_a_foreign_kind_of_value_is_a_miss_and_no_failure(
-        self, redis_server: RedisServer, client: redis_client.Redis
+        self, redis_server: RedisServer, client: redis_client.Redis, connect: Connect
     ) -> None:
-        breaker = Breaker()
-        cache = RedisCache.from_url(redis_server.url, prefix="x:", breaker=breaker)
+        breaker = LinkBreaker()
+        cache = connect(redis_server.url, breaker=breaker)
         await client.lpush("x:list", "1")
         for _ in range(3):
             assert await cache.get("list") is None
             # Redis did answer, so that failures before and after are not in a row.
-            breaker.failed()
+            breaker.record_failure()
         assert breaker.closed
-        await cache.close()
 
     async def test_a_flushed_redis_is_empty_though_this_process_remembers(
         self, own: RedisCache, client: redis_client.Redis
@@ -302,29 +211,152 @@ class TestRedis:
         assert answers == [b"1"] * 500
         assert await shared.problem() == ""
 
-    async def test_a_full_pool_does_not_open_the_breaker(self, redis_server: RedisServer) -> None:
-        breaker = Breaker()
-        cache = RedisCache.from_url(
-            f"{redis_server.url}?max_connections=1&timeout=0.001&socket_timeout=10", breaker=breaker
-        )
+    async def test_a_full_pool_does_not_open_the_breaker(self, redis_server: RedisServer, connect: Connect) -> None:
+        breaker = LinkBreaker()
+        cache = connect(f"{redis_server.url}?max_connections=1&timeout=0.001&socket_timeout=10", breaker=breaker)
         await cache.set("a", b"1", 10)
         # One connection for a hundred callers, and hardly any patience: most of them find no connection.
         assert await asyncio.gather(*(cache.get("a") for _ in range(100))) == [b"1"] * 100
         assert breaker.closed
-        await cache.close()
+
+
+class TestListeners:
+    async def test_every_listener_gets_the_messages_of_other_replicas_and_not_its_own(
+        self, redis_server: RedisServer, connect: Connect
+    ) -> None:
+        one, two = (connect(redis_server.url) for _ in range(2))
+        received = asyncio.Queue[bytes | None](), asyncio.Queue[bytes | None]()
+        for queue in received:
+            two.add_listener(queue.put_nowait)
+        for queue in received:
+            # The subscription begins.
+            assert await asyncio.wait_for(queue.get(), 5) is None
+        assert two.subscribed
+        assert not one.subscribed
+        await two.publish(b"its own")
+        await one.publish(b"from the other")
+        for queue in received:
+            assert await asyncio.wait_for(queue.get(), 5) == b"from the other"
+
+    async def test_a_listener_is_told_that_messages_may_have_been_missed(
+        self, own: RedisCache, redis_server: RedisServer
+    ) -> None:
+        received = asyncio.Queue[bytes | None]()
+        own.add_listener(received.put_nowait)
+        assert await asyncio.wait_for(received.get(), 5) is None
+        redis_server.kill()
+        redis_server.start()
+        assert await asyncio.wait_for(received.get(), 10) is None
+        assert own.subscribed
+
+
+@pytest.fixture(params=["memory", "redis"])
+def either(request: pytest.FixtureRequest) -> Cache:
+    """A cache in the process, and one in Redis."""
+    cache: Cache = MemoryCache() if request.param == "memory" else request.getfixturevalue("own")
+    return cache
+
+
+class TestCompareAndSet:
+    async def test_it_writes_if_the_stored_bytes_begin_with_the_expected_ones(self, either: Cache) -> None:
+        await either.set("a", b"\x00\x01 first", 10)
+        assert await either.compare_and_set("a", b"\x00\x02 second", 10, expected=b"\x00\x01") is None
+        assert await either.get("a") == b"\x00\x02 second"
+
+    async def test_otherwise_it_writes_nothing_and_returns_what_is_stored(self, either: Cache) -> None:
+        await either.set("a", b"\x00\x01 first", 10)
+        assert await either.compare_and_set("a", b"second", 10, expected=b"\x00\x02") == b"\x00\x01 first"
+        assert await either.get("a") == b"\x00\x01 first"
+
+    async def test_a_stored_value_that_is_shorter_than_the_expected_bytes_does_not_match(self, either: Cache) -> None:
+        await either.set("a", b"ab", 10)
+        assert await either.compare_and_set("a", b"second", 10, expected=b"abc") == b"ab"
+
+    async def test_with_nothing_expected_it_writes_only_if_nothing_is_stored(self, either: Cache) -> None:
+        assert await either.compare_and_set("a", b"first", 10, expected=b"") is None
+        assert await either.compare_and_set("a", b"second", 10, expected=b"") == b"first"
+        assert await either.get("a") == b"first"
+
+    async def test_it_returns_empty_bytes_if_something_is_expected_and_nothing_is_stored(self, either: Cache) -> None:
+        assert await either.compare_and_set("a", b"first", 10, expected=b"x") == b""
+        assert await either.get("a") is None
+
+    async def test_the_value_that_it_wrote_ends_with_its_time(
+        self, own: RedisCache, client: redis_client.Redis
+    ) -> None:
+        assert await own.compare_and_set("a", b"1", 30, expected=b"") is None
+        assert 29_000 < await client.pttl("x:a") <= 30_000
+        assert await own.compare_and_set("a", b"2", 60, expected=b"1") is None
+        assert 59_000 < await client.pttl("x:a") <= 60_000
+
+    async def test_of_writers_that_race_one_wins_each_round_and_the_others_see_its_value(
+        self, redis_server: RedisServer, connect: Connect
+    ) -> None:
+        """Four writers on four links add to one counter; not one addition is lost."""
+
+        async def add(cache: RedisCache, times: int) -> None:
+            for _ in range(times):
+                stored = await cache.get("sum") or b""
+                while True:
+                    value = b"%08d" % (int(stored or b"0") + 1)
+                    newer = await cache.compare_and_set("sum", value, 60, expected=stored)
+                    if newer is None:
+                        break
+                    assert newer != stored
+                    stored = newer
+
+        caches = [connect(redis_server.url) for _ in range(4)]
+        await asyncio.gather(*(add(cache, 50) for cache in caches))
+        assert await caches[0].get("sum") == b"00000200"
+
+    async def test_a_restarted_redis_does_not_know_the_script_and_gets_it_again(
+        self, own: RedisCache, redis_server: RedisServer, client: redis_client.Redis
+    ) -> None:
+        assert await own.compare_and_set("a", b"1", 30, expected=b"") is None
+        await client.script_flush()
+        assert await own.compare_and_set("a", b"2", 30, expected=b"1") is None
+        assert await client.get("x:a") == b"2"
+
+    async def test_while_redis_does_not_answer_the_value_stays_in_the_process(
+        self, own: RedisCache, redis_server: RedisServer, client: redis_client.Redis
+    ) -> None:
+        await own.set("a", b"before", 30)
+        redis_server.kill()
+        assert await own.compare_and_set("a", b"during", 30, expected=b"before") is None
+        assert await own.get("a") == b"during"
+        redis_server.start()
+        await eventually(lambda: _is_empty(own.problem()))
+        # What could not be written is newer than what Redis holds, so it is what a writer is compared with.
+        await client.set("x:a", b"old")
+        assert await own.compare_and_set("a", b"after", 30, expected=b"old") == b"during"
+        assert await own.compare_and_set("a", b"after", 30, expected=b"") == b"during"
+        assert await own.compare_and_set("a", b"after", 30, expected=b"dur") is None
+        assert await client.get("x:a") == b"after"
+        assert await own.get("a") == b"after"
+
+    async def test_its_value_is_read_while_redis_does_not_answer(
+        self, own: RedisCache, redis_server: RedisServer
+    ) -> None:
+        assert await own.compare_and_set("a", b"1", 30, expected=b"") is None
+        redis_server.kill()
+        assert await own.get("a") == b"1"
+
+    async def test_a_foreign_kind_of_value_is_no_error(self, own: RedisCache, client: redis_client.Redis) -> None:
+        await client.lpush("x:list", "1")
+        assert await own.compare_and_set("list", b"1", 30, expected=b"0") is None
+        assert await own.get("list") == b"1"
 
 
 class TestRedisInTrouble:
     async def test_a_redis_that_is_down_at_the_start_is_no_error(self, redis_server: RedisServer) -> None:
         redis_server.kill()
-        cache = await open_cache(redis_server.url)
-        assert await cache.get("a") is None
-        await cache.set("a", b"1", 10)
-        assert await cache.get("a") == b"1"
-        await cache.delete("a")
-        assert await cache.get("a") is None
-        assert "does not answer" in await cache.problem()
-        await cache.close()
+        async with open_cache(redis_server.url, prefix="x:") as cache:
+            assert await cache.get("a") is None
+            await cache.set("a", b"1", 10)
+            assert await cache.get("a") == b"1"
+            await cache.delete("a")
+            assert await cache.get("a") is None
+            assert "does not answer" in await cache.problem()
 
     async def test_a_killed_redis_leaves_this_process_its_copies(
         self, own: RedisCache, redis_server: RedisServer
@@ -335,12 +367,14 @@ class TestRedisInTrouble:
             assert await seconds(own.get("a")) < 0.1
             assert await own.get("a") == b"1"
 
-    async def test_a_redis_that_comes_back_is_used_again(self, own: RedisCache, redis_server: RedisServer) -> None:
+    async def test_a_redis_that_comes_back_is_used_again(
+        self, own: RedisCache, redis_server: RedisServer, connect: Connect
+    ) -> None:
         redis_server.kill()
         for _ in range(3):
             await own.get("a")
         redis_server.start()
-        other = RedisCache.from_url(redis_server.url, prefix="x:")
+        other = connect(redis_server.url)
         await other.set("a", b"from another replica", 30)
 
         async def sees_it() -> bool:
@@ -348,7 +382,6 @@ class TestRedisInTrouble:
 
         await eventually(sees_it)
         assert await own.problem() == ""
-        await other.close()
 
     async def test_what_was_written_during_an_outage_is_still_there_after_it(
         self, own: RedisCache, redis_server: RedisServer, client: redis_client.Redis
@@ -379,7 +412,7 @@ class TestRedisInTrouble:
         redis_server.thaw()
 
     async def test_no_caller_waits_for_a_probe_and_probes_go_on_until_it_is_back(
-        self, own: RedisCache, redis_server: RedisServer
+        self, own: RedisCache, redis_server: RedisServer, connect: Connect
     ) -> None:
         redis_server.freeze()
         for _ in range(3):
@@ -391,22 +424,24 @@ class TestRedisInTrouble:
             await asyncio.sleep(0.05)
         assert max(waits) < 0.1
         redis_server.thaw()
-        other = RedisCache.from_url(redis_server.url, prefix="x:")
+        other = connect(redis_server.url)
         await other.set("a", b"1", 30)
 
         async def sees_it() -> bool:
             return await own.get("a") == b"1"
 
         await eventually(sees_it)
-        await other.close()
 
     async def test_a_frozen_redis_does_not_hold_up_closing(self, redis_server: RedisServer) -> None:
-        cache = RedisCache.from_url(redis_server.url)
+        link = RedisLink(redis_server.url)
+        cache = RedisCache(link, prefix="x:")
+        cache.add_listener(lambda _: None)
         await cache.set("a", b"1", 30)
         redis_server.freeze()
         reading = asyncio.ensure_future(cache.get("a"))
         await asyncio.sleep(0.01)
-        assert await seconds(cache.close()) < 1.0 + SLACK
+        assert await seconds(cache.close()) < SLACK
+        assert await seconds(link.close()) < 1.0 + SLACK
         await reading
         redis_server.thaw()
 
@@ -445,31 +480,35 @@ class TestRedisInTrouble:
         assert await own.get("b") == b"2"
         assert "stores nothing (ReadOnlyError)" in await own.problem()
 
-    async def test_a_wrong_password_is_no_error_for_the_caller(self) -> None:
+    async def test_a_wrong_password_is_no_error_for_the_caller(self, connect: Connect) -> None:
         with RedisServer("--requirepass", "right") as server:
-            cache = RedisCache.from_url(server.url.replace("redis://", "redis://:wrong-canary@"))
+            cache = connect(server.url.replace("redis://", "redis://:wrong-canary@"))
             await cache.set("a", b"1", 30)
             assert await cache.get("a") == b"1"
             problem = await cache.problem()
             assert "AuthenticationError" in problem
             assert "canary" not in problem
-            await cache.close()
 
-    async def test_trouble_is_logged_once_a_minute_and_without_the_password(self, redis_server: RedisServer) -> None:
+    async def test_trouble_is_logged_once_a_minute_and_without_the_password(
+        self, redis_server: RedisServer, connect: Connect
+    ) -> None:
         redis_server.kill()
-        cache = RedisCache.from_url(redis_server.url.replace("redis://", "redis://user:canary@"))
+        cache = connect(redis_server.url.replace("redis://", "redis://user:canary@"))
         with structlog.testing.capture_logs() as logs:
             for number in range(20):
                 await cache.set(str(number), b"1", 30)
                 await cache.get("a")
-        assert [entry["event"] for entry in logs] == ["cache_out_of_reach"]
+        assert [entry["event"] for entry in logs] == ["redis.out_of_reach"]
         assert logs[0]["server"] == f"127.0.0.1:{redis_server.port}"
         assert "canary" not in str(logs) + repr(cache)
-        await cache.close()
 
 
 async def _is_empty(text: Awaitable[str]) -> bool:
     return not await text
+
+
+async def _is_missing(cache: RedisCache, key: str) -> bool:
+    return await cache.get(key) is None
 
 
 @pytest.mark.threat("T16")
@@ -501,7 +540,8 @@ class TestCancellation:
         self, redis_server: RedisServer, client: redis_client.Redis
     ) -> None:
         # A breaker that never opens: each call goes to the slow server, runs out of time and is cut off.
-        cache = RedisCache.from_url(redis_server.url, prefix="x:", breaker=_NeverOpen())
+        link = RedisLink(redis_server.url, breaker=_NeverOpen())
+        cache = RedisCache(link, prefix="x:")
         for key in range(10):
             await client.set(f"x:{key}", b"value of %d" % key)
         try:
@@ -510,37 +550,17 @@ class TestCancellation:
                 assert await self._storm(cache, 2) == 0
                 await asyncio.sleep(0.9)
                 assert await self._storm(cache, 20) > 0
-            await asyncio.sleep(CALL_LIMIT)
-            assert not cache._redis.connection_pool._in_use_connections
+            await eventually(lambda: _is_idle(link))
         finally:
-            await cache.close()
+            await link.close()
 
 
-class _NeverOpen(Breaker):
-    def failed(self) -> None:
+async def _is_idle(link: RedisLink) -> bool:
+    """Whether every connection is back in the pool."""
+    _, (in_use, _) = link.redis.connection_pool.get_connection_count()
+    return bool(in_use == 0)
+
+
+class _NeverOpen(LinkBreaker):
+    def record_failure(self) -> None:
         return
-
-
-class TestUrl:
-    @pytest.mark.parametrize(
-        "url",
-        [
-            "http://user:canary@host",
-            "redis://user:canary#x@host:66",
-            "redis://:can/ary@host",
-            "redis://user:canary@host?no_such_option=1",
-            "redis://user:canary@host?db=canary",
-            "",
-        ],
-    )
-    async def test_a_url_that_cannot_be_used_is_refused_without_showing_it(self, url: str) -> None:
-        with pytest.raises(ValueError, match="the cache must be") as caught:
-            await open_cache(url)
-        assert "canary" not in str(caught.value)
-        assert caught.value.__context__ is None
-
-    async def test_rediss_asks_for_tls_and_checks_the_certificate(self) -> None:
-        cache = RedisCache.from_url("rediss://localhost:1")
-        connection = cache._redis.connection_pool.make_connection()
-        assert connection.ssl_context.cert_reqs.name == "CERT_REQUIRED"
-        await cache.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -11,8 +12,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from exchange_service import client, plugin_api, testing
 
 ROOT = Path(__file__).parent.parent
 _FILE = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)```\n", re.DOTALL)
@@ -33,6 +37,44 @@ def test_the_documented_plugin_passes_the_contract_suite(tmp_path: Path) -> None
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert re.search(r"\d\d+ passed", done.stdout)
+
+
+def test_the_page_on_plugins_names_everything_that_a_plugin_can_import() -> None:
+    page = (ROOT / "docs" / "plugins.md").read_text()
+    code = " ".join(re.findall(r"```.*?```|`[^`\n]+`", page, re.DOTALL))
+    missing = [name for name in plugin_api.__all__ if not re.search(rf"\b{name}\b", code)]
+    assert missing == [], f"docs/plugins.md does not name {', '.join(missing)}"
+
+
+def public_things() -> list[tuple[str, Any]]:
+    """What the three public modules export, and the public methods and properties of their classes."""
+    things: list[tuple[str, Any]] = []
+    for module in (plugin_api, client, testing):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if not isinstance(value, int | str | tuple):
+                things.append((f"{module.__name__}.{name}", value))
+            if inspect.isclass(value):
+                own = {key: item for key, item in vars(value).items() if not key.startswith("_")}
+                things += [
+                    (f"{module.__name__}.{name}.{key}", item)
+                    for key, item in own.items()
+                    if isinstance(item, property | staticmethod | classmethod) or inspect.isfunction(item)
+                ]
+    things += [(f"{plugin_api.__name__}.{name}", value) for name, value in vars(plugin_api).items() if is_hook(value)]
+    return things
+
+
+def is_hook(value: object) -> bool:
+    return inspect.isfunction(value) and hasattr(value, "exchange_service_spec")
+
+
+@pytest.mark.parametrize(("name", "thing"), public_things(), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_public_name_has_a_docstring(name: str, thing: Any) -> None:
+    text = inspect.getdoc(thing)
+    assert text, f"{name} has no docstring"
+    # A dataclass without one gets its signature.
+    assert not text.startswith(f"{name.rpartition('.')[2]}("), f"{name} has no docstring"
 
 
 def test_the_documented_plugin_is_about_thirty_lines() -> None:

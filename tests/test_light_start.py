@@ -54,5 +54,5 @@ def test_ccxt_is_never_imported_by_the_service_because_its_plugin_has_a_process_
 def test_where_the_operator_wants_it_in_the_service_ccxt_is_imported_with_the_first_ccxt_balance(
     tmp_path: Path,
 ) -> None:
-    wish = json.dumps({"ccxt_generic": "in-process"})
-    assert run(tmp_path, EXCHANGE_SERVICE_PLUGIN_PROCESSES=wish)[-1] == "True False True"
+    processes = json.dumps({"ccxt_generic": "in-process"})
+    assert run(tmp_path, EXCHANGE_SERVICE_PLUGIN_PROCESSES=processes)[-1] == "True False True"

@@ -108,7 +108,7 @@ def test_what_stands_under_the_name_of_a_secret_is_hidden(name: str) -> None:
     assert redacted({name: "short"}) == {name: HIDDEN}
     assert redacted({name: 1234}) == {name: HIDDEN}
     assert redacted({name: ["short", {"a": "b"}]}) == {name: HIDDEN}
-    # That there is none is no secret.
+    # The absence of a value is not a secret.
     assert redacted({name: None, "n": {name: True}}) == {name: None, "n": {name: True}}
 
 
@@ -230,7 +230,7 @@ class TestLiveSecrets:
         second.release()
         assert live.hidden_in("demo-token") == "demo-token"
         assert len(live) == 0
-        assert live._by_start == {}
+        assert live.snapshot() == {"texts": 0, "starts": 0}
 
     def test_a_short_text_is_no_secret_that_could_be_found(self, live: LiveSecrets) -> None:
         live.hold(["a", "is", ""])

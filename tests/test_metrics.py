@@ -16,11 +16,12 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from exchange_service.app import UnsafeSettings, check_safety, start_service
+from exchange_service.app import start_service
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.errors import VenueUnavailable
 from exchange_service.observability import metrics_server
 from exchange_service.observability.metrics import MAX_WORDS, Metrics, ProcessOfPlugin
+from exchange_service.startup_checks import UnsafeSettings, check_settings
 from tests.harness import (
     USER,
     Running,
@@ -225,8 +226,8 @@ class TestAddress:
     @pytest.mark.parametrize("address", ["0.0.0.0:9464", "[::]:9464", "metrics.example:9464"])
     def test_it_is_shown_to_others_only_where_that_is_meant(self, tmp_path: Path, address: str) -> None:
         with pytest.raises(UnsafeSettings, match="metrics_open"):
-            check_safety(settings_for(tmp_path, metrics_address=address))
-        check_safety(settings_for(tmp_path, metrics_address=address, metrics_open=True))
+            check_settings(settings_for(tmp_path, metrics_address=address))
+        check_settings(settings_for(tmp_path, metrics_address=address, metrics_open=True))
 
     async def test_an_address_that_is_taken_ends_the_start_with_a_sentence(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -268,7 +269,7 @@ class TestReaders:
         self, tmp_path: Path, silent: ExitStack, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # So that they are not ended for their silence meanwhile.
-        monkeypatch.setattr(metrics_server._Handler, "timeout", 60.0)
+        monkeypatch.setattr(metrics_server.ReaderHandler, "timeout", 60.0)
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), metrics_address=ON_A_FREE_PORT) as running:
             readers = [silent.enter_context(connect(running.service.metrics_address)) for _ in range(30)]
             await scraped(running)

@@ -36,11 +36,14 @@ from exchange_service.plugin_api import (
     VenueCall,
     VenueError,
 )
+from exchange_service.venues.answers import MAX_ROWS
+from exchange_service.venues.fetching import Target
 from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
-from exchange_service.venues.sessions import MAX_ROWS, Sessions, venue_environment
+from exchange_service.venues.sessions import Sessions, venue_environment
 from exchange_service.wire.balances import read_fetched
-from tests.harness import USER, Gate, ScriptedPlugin, Shifted, holding, listing, loaded, raising, returning
+from tests.harness import USER, Gate, ScriptedPlugin, Shifted, holding, listing, loaded, raising, returning, until
 
 ACCOUNT = Account(USER, "paper")
 
@@ -83,7 +86,9 @@ async def fetch(
 ) -> Balance:
     found = Listing(plugin.manifest.exchanges[0], loaded(plugin))
     deadline = asyncio.get_running_loop().time() + timeout
-    return read_fetched(await sessions.fetch(asked or reference(), found, deadline))
+    credential = asked or reference()
+    target = Target(credential.account, found, credential)
+    return read_fetched(await sessions.fetch(target, deadline, Priority()))
 
 
 class Closable:
@@ -149,8 +154,7 @@ class TestLife:
         assert not clients[0].closed
         gate.opened.set()
         assert (await old).notes == ("v1",)
-        await asyncio.wait(sessions._closing)
-        assert clients[0].closed
+        await until(lambda: clients[0].closed)
 
     @pytest.mark.threat("T16")
     async def test_accounts_never_share_a_session(self, sessions: Sessions) -> None:
@@ -188,15 +192,14 @@ class TestLife:
         await fetch(sessions, plugin, reference())
         shifted.by(290)
         await asyncio.wait_for(closed.wait(), 5)
-        assert set(sessions._sessions) == {ACCOUNT}
+        assert sessions.snapshot() == {ACCOUNT}
 
     async def test_a_forgotten_account_is_closed(self, sessions: Sessions) -> None:
         clients: list[Closable] = []
         await fetch(sessions, keeping(clients))
         sessions.forget(ACCOUNT)
         sessions.forget(Account("nobody", "paper"))
-        await asyncio.wait(sessions._closing)
-        assert clients[0].closed
+        await until(lambda: clients[0].closed)
 
     async def test_a_closing_that_hangs_holds_up_neither_the_next_call_nor_the_end(self, vault: Vault) -> None:
         http = VenueHttpPool(timeout=5.0)
@@ -239,8 +242,7 @@ class TestLife:
         go.set()
         await ended.wait()
         await asyncio.sleep(0)
-        await asyncio.wait(sessions._closing)
-        assert clients[0].closed
+        await until(lambda: clients[0].closed)
 
     async def test_the_end_closes_every_session(self, vault: Vault) -> None:
         http = VenueHttpPool(timeout=5.0)
@@ -286,7 +288,7 @@ class TestEnvironment:
 
     @pytest.mark.parametrize("word", ["moon", "production2", "pro duction"])
     def test_an_environment_in_the_metadata_that_the_venue_has_not_is_the_credentials_fault(self, word: str) -> None:
-        with pytest.raises(CredentialInvalid, match=r"extra_metadata\.environment names none that Paper has"):
+        with pytest.raises(CredentialInvalid, match=r"extra_metadata\.environment names no environment of Paper"):
             venue_environment(self.with_sandbox, ACCOUNT, Credential(metadata={"environment": word}))
 
     async def test_another_environment_than_the_one_asked_for_is_told_of_in_a_note(

@@ -42,7 +42,7 @@ from exchange_service.venues.http import (
     VenueHttp,
     VenueHttpPool,
     VenueResponse,
-    leads_outside,
+    is_public,
 )
 
 
@@ -483,12 +483,12 @@ OUTSIDE = ["8.8.8.8", "104.18.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9
 
 @pytest.mark.parametrize("address", INSIDE)
 def test_an_address_inside_is_known_in_every_spelling(address: str) -> None:
-    assert not leads_outside(address)
+    assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", OUTSIDE)
 def test_an_address_of_the_public_internet_is_known_too(address: str) -> None:
-    assert leads_outside(address)
+    assert is_public(address)
 
 
 @pytest.mark.threat("T7")

@@ -1,28 +1,29 @@
-"""Kept balances: copies in this process, the cache that replicas share, and who asks the venue for all of them.
+"""Cached balances: copies in this process over the cache that replicas share.
 
-A copy in the process is as good as the cache's as long as it is fresh, so that the cache is asked once per update and
-not once per call. What another replica has written is told by a hint, which drops the copy and wakes who waits; a hint
-that is lost costs nothing but time, because everybody looks again by the clock.
+A local copy is as good as the cache's while it is fresh, so the cache is read once per update and not once per call.
+When another replica writes, an invalidation drops the local copy and wakes everything that waits for the balance. A
+lost invalidation costs time and nothing else, because every waiter also looks again by the clock.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from cachetools import LRUCache
 
 from exchange_service.cache import Cache, Lease
 from exchange_service.errors import ServiceError
 from exchange_service.model import Account
 from exchange_service.wire.stored import StoredBalance, decode_error, decode_stored, encode_error
 
-# Copies in the process, and their bytes; the one unused longest goes first.
-_MOST_COPIES = 20_000
+# Bytes of local copies, with an estimate of what each costs beside its message: at most 20,000 of them.
 _MOST_BYTES = 32 * 1024 * 1024
-# Seconds for which a failed attempt to read an account is told to the replicas that waited for it.
-_FAULT_TTL = 2.0
-# The first byte of a hint: what has changed.
+_COPY_BYTES = 1_600
+# Seconds for which a failed attempt to read an account is passed on to the replicas that waited for it.
+_ERROR_TTL = 2.0
+# The first byte of an invalidation: what has changed.
 _BALANCE, _CREDENTIAL = b"b", b"c"
 
 
@@ -32,72 +33,87 @@ class CachedBalances:
     def __init__(self, cache: Cache, ttl: float) -> None:
         self._cache = cache
         self._ttl = ttl
-        self._copies: OrderedDict[str, StoredBalance] = OrderedDict()
-        self._bytes = 0
-        self._waiting: dict[str, set[asyncio.Event]] = {}
-        # Called with the mark of an account whose credential has changed.
+        self._copies: LRUCache[str, StoredBalance] = LRUCache(_MOST_BYTES, getsizeof=_size)
+        self._listeners: dict[str, set[asyncio.Event]] = {}
+        # Called with the credential id of an account whose credential has changed.
         self.on_credential: Callable[[bytes], None] = lambda _: None
-        cache.listen(self._heard)
+        cache.add_listener(self._on_message)
 
     @property
     def shared(self) -> bool:
-        """Whether there may be other replicas who keep theirs here."""
+        """Whether other replicas may use the same cache now."""
         return self._cache.shared
 
-    def copy(self, key: str) -> StoredBalance | None:
-        """What this process has, perhaps too old."""
-        found = self._copies.get(key)
-        if found is not None:
-            self._copies.move_to_end(key)
-        return found
+    def get_local(self, key: str) -> StoredBalance | None:
+        """This process's copy, perhaps too old."""
+        return self._copies.get(key)
+
+    def drop_local(self, key: str) -> None:
+        """Drop this process's copy: the next read asks the cache."""
+        self._copies.pop(key, None)
 
     async def read(self, key: str, account: Account) -> StoredBalance | None:
-        """What the cache has; what is damaged or another account's counts as missing."""
+        """The cache's balance. One that is damaged or another account's counts as missing, and is deleted."""
         raw = await self._cache.get(key)
         if raw is None:
-            self._forget(key)
+            self.drop_local(key)
             return None
         stored = decode_stored(account, raw)
         if stored is None:
-            # Foreign or damaged: never to be met again.
-            self._forget(key)
+            self.drop_local(key)
             await self._cache.delete(key)
             return None
         newer = self._copies.get(key)
         if newer is not None and newer.version > stored.version:
-            # What the cache has was written by one whose turn was over.
+            # The cache's was written by a replica whose lease was over.
             return newer
-        self._remember(key, stored)
+        self._copies[key] = stored
         return stored
 
-    async def write(self, key: str, stored: StoredBalance) -> None:
-        """Keep a balance, and let every replica know."""
-        self._remember(key, stored)
-        self.wake(key)
-        await self._cache.set(key, stored.encode(), self._ttl)
+    async def write(
+        self, key: str, stored: StoredBalance, *, replacing: StoredBalance | None
+    ) -> tuple[bool, StoredBalance | None]:
+        """Store a balance in the place of `replacing`, and notify every replica.
+
+        Returns whether it was written. If the cache holds another version than `replacing` it was not, and the second
+        part is what the cache holds.
+        """
+        expected = replacing.header_prefix if replacing is not None else b""
+        raw = await self._cache.compare_and_set(key, stored.encode(), self._ttl, expected=expected)
+        if raw is not None:
+            present = decode_stored(stored.account, raw)
+            if present is not None:
+                self._copies[key] = present
+            elif raw:
+                # Damaged, or another account's.
+                await self._cache.delete(key)
+            return False, present
+        self._copies[key] = stored
+        self.notify(key)
+        await self._cache.publish(_BALANCE + key.encode())
+        return True, stored
+
+    async def publish_error(self, key: str, error: ServiceError) -> None:
+        """Tell the replicas that wait for this balance why it could not be read."""
+        await self._cache.set(f"fault:{key}", encode_error(error), _ERROR_TTL)
         await self._cache.publish(_BALANCE + key.encode())
 
-    async def failed(self, key: str, error: ServiceError) -> None:
-        """Let the replicas that wait for this account know that it could not be read."""
-        await self._cache.set(f"fault:{key}", encode_error(error), _FAULT_TTL)
+    async def publish_abandoned(self, key: str) -> None:
+        """Tell the replicas that wait for this balance that none comes."""
         await self._cache.publish(_BALANCE + key.encode())
 
-    async def gave_up(self, key: str) -> None:
-        """Let the replicas that wait for this account know that nothing comes."""
-        await self._cache.publish(_BALANCE + key.encode())
-
-    async def fault(self, key: str) -> ServiceError | None:
-        """Why the account could not be read by another replica just now, if it could not."""
+    async def cached_error(self, key: str) -> ServiceError | None:
+        """Why another replica could not read the balance just now; None if it did not say."""
         raw = await self._cache.get(f"fault:{key}")
         return decode_error(raw) if raw is not None else None
 
-    async def turn(self, key: str, seconds: float) -> Lease | None:
-        """The right to ask the venue for this account; None while another replica does."""
+    async def lease(self, key: str, seconds: float) -> Lease | None:
+        """The right to ask the venue for this balance; None while another replica has it."""
         return await self._cache.lease(f"turn:{key}", seconds)
 
     @contextmanager
     def changes(self, key: str) -> Iterator[asyncio.Event]:
-        """An event that is set when the account's balance has changed, or may have."""
+        """An event that is set when the balance has changed, or may have."""
         event = asyncio.Event()
         self.add_listener(key, event)
         try:
@@ -107,68 +123,41 @@ class CachedBalances:
 
     def add_listener(self, key: str, event: asyncio.Event) -> None:
         """Set `event` whenever the balance at `key` changes, or may have."""
-        self._waiting.setdefault(key, set()).add(event)
+        self._listeners.setdefault(key, set()).add(event)
 
     def remove_listener(self, key: str, event: asyncio.Event) -> None:
         """Undo `add_listener`."""
-        waiting = self._waiting.get(key)
-        if waiting is not None:
-            waiting.discard(event)
-            if not waiting:
-                del self._waiting[key]
+        listeners = self._listeners.get(key)
+        if listeners is not None:
+            listeners.discard(event)
+            if not listeners:
+                del self._listeners[key]
 
-    async def credential_changed(self, mark: bytes) -> None:
+    def notify(self, key: str) -> None:
+        """Wake everything that waits for the balance at `key`."""
+        for event in self._listeners.get(key, ()):
+            event.set()
+
+    async def publish_credential_change(self, credential_id: bytes) -> None:
         """Tell every other replica that an account's credential has changed."""
-        await publish_credential_change(self._cache, mark)
+        await publish_credential_change(self._cache, credential_id)
 
-    def _remember(self, key: str, stored: StoredBalance) -> None:
-        self._forget(key)
-        self._copies[key] = stored
-        self._bytes += len(stored.data)
-        while len(self._copies) > _MOST_COPIES or self._bytes > _MOST_BYTES:
-            self._forget(next(iter(self._copies)))
-
-    def _forget(self, key: str) -> None:
-        gone = self._copies.pop(key, None)
-        if gone is not None:
-            self._bytes -= len(gone.data)
-
-    def _heard(self, message: bytes | None) -> None:
+    def _on_message(self, message: bytes | None) -> None:
         if message is None:
-            # Something may have been missed: everybody looks again, each in his own time.
+            # Something may have been missed: the next read of each balance asks the cache again.
             self._copies.clear()
-            self._bytes = 0
         elif message.startswith(_BALANCE):
             key = message[1:].decode(errors="replace")
-            self._forget(key)
-            self.wake(key)
+            self.drop_local(key)
+            self.notify(key)
         elif message.startswith(_CREDENTIAL):
             self.on_credential(message[1:])
 
-    def wake(self, key: str) -> None:
-        """Have everybody look who waits for the balance at `key`."""
-        for event in self._waiting.get(key, ()):
-            event.set()
+
+async def publish_credential_change(cache: Cache, credential_id: bytes) -> None:
+    """Tell every replica on this cache that the credential of the account with this id has changed or gone."""
+    await cache.publish(_CREDENTIAL + credential_id)
 
 
-async def publish_credential_change(cache: Cache, mark: bytes) -> None:
-    """Tell every replica on this cache that the credential of the account with this mark has changed or gone."""
-    await cache.publish(_CREDENTIAL + mark)
-
-
-@asynccontextmanager
-async def lease_held(turn: Lease, seconds: float) -> AsyncIterator[None]:
-    """Hold a turn for as long as this lasts, and let it go; a holder that has died loses it after `seconds`."""
-    renewing = asyncio.create_task(_renew(turn, seconds), name="renewal of a turn") if turn.shared else None
-    try:
-        yield
-    finally:
-        if renewing is not None:
-            renewing.cancel()
-        await turn.release()
-
-
-async def _renew(turn: Lease, seconds: float) -> None:
-    while True:
-        await asyncio.sleep(seconds * 0.4)
-        await turn.renew()
+def _size(stored: StoredBalance) -> int:
+    return _COPY_BYTES + len(stored.data)

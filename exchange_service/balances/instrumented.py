@@ -1,38 +1,34 @@
-"""Counts what the service asks of others, without their knowing: venues, and the store that opens credentials."""
+"""Counts what the service asks of venues, and of the store that opens credentials."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, ServiceError
-from exchange_service.model import Account, Credential, KeyRights
-from exchange_service.observability.metrics import CANCELLED, Metrics, ProcessOfPlugin
-from exchange_service.plugin_host.client import PluginClients
-from exchange_service.plugin_host.supervisor import State
-from exchange_service.venues.registry import Listing, Registry
-from exchange_service.venues.sessions import Venues
+from exchange_service.model import Credential
+from exchange_service.observability.metrics import CANCELLED, Metrics
+from exchange_service.venues.fetching import Fetcher, Target
+from exchange_service.venues.priority import Priority
 from exchange_service.wire.balances import FetchedBalance
 
 OpenCredential = Callable[[CredentialReference], Awaitable[Credential]]
 
 
-class InstrumentedVenues:
-    """Passes everything on to `venues`, and counts the balances that are asked for."""
+class Instrumented:
+    """Counts the fetches that reach a venue, how they end and how long they take."""
 
-    def __init__(self, venues: Venues, metrics: Metrics) -> None:
-        self._venues = venues
+    def __init__(self, inner: Fetcher[FetchedBalance], metrics: Metrics) -> None:
+        self.inner = inner
         self._metrics = metrics
 
-    async def fetch(
-        self, reference: CredentialReference, listing: Listing, deadline: float, *, account_type: str = ""
-    ) -> FetchedBalance:
-        """See `Venues`."""
+    async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchedBalance:
+        """See `Fetcher`."""
         loop = asyncio.get_running_loop()
         began, reason = loop.time(), ""
         try:
-            return await self._venues.fetch(reference, listing, deadline, account_type=account_type)
+            return await self.inner.fetch(target, deadline, priority)
         except asyncio.CancelledError:
             reason = CANCELLED
             raise
@@ -43,19 +39,7 @@ class InstrumentedVenues:
             reason = PluginFailed.reason
             raise
         finally:
-            self._metrics.fetch_ended(listing.metadata.id, reason, loop.time() - began)
-
-    async def key_rights(self, reference: CredentialReference, listing: Listing, deadline: float) -> KeyRights:
-        """See `Venues`."""
-        return await self._venues.key_rights(reference, listing, deadline)
-
-    def forget(self, account: Account) -> None:
-        """See `Venues`."""
-        self._venues.forget(account)
-
-    async def close(self) -> None:
-        """See `Venues`."""
-        await self._venues.close()
+            self._metrics.fetch_ended(target.listing.metadata.id, reason, loop.time() - began)
 
 
 def instrumented_opening(open_credential: OpenCredential, metrics: Metrics) -> OpenCredential:
@@ -71,11 +55,3 @@ def instrumented_opening(open_credential: OpenCredential, metrics: Metrics) -> O
         return credential
 
     return opening
-
-
-def processes_of(registry: Registry, venues: PluginClients) -> Iterator[ProcessOfPlugin]:
-    """How the processes are that run plugins."""
-    for plugin in registry.plugins:
-        for number, condition in enumerate(venues.conditions(plugin)):
-            running = condition.state is State.RUNNING
-            yield ProcessOfPlugin(plugin.info.name, number, running, condition.memory, condition.restarts)

@@ -1,29 +1,34 @@
 """Where balances are kept for a short time: in the process by default, in Redis by URL.
 
-In Redis the replicas also agree on who asks a venue (`lease`), and tell each other what has changed (`tell`, `listen`).
+In Redis the replicas also agree which of them asks a venue (`lease`), and send each other invalidations (`publish`,
+`add_listener`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Protocol
 
-# Called with what another replica has told, or with None where something may have been missed.
+if TYPE_CHECKING:
+    from exchange_service.cache.redis_link import RedisLink
+
+# Called with a message of another replica, or with None if messages may have been missed.
 Listener = Callable[[bytes | None], None]
 
 
 class Lease(Protocol):
-    """A name that this process has taken for a time."""
+    """A name that this process holds for a time."""
 
     @property
     def shared(self) -> bool:
-        """Whether other replicas respect it; not where the cache is out of reach, or of this process alone."""
+        """Whether other replicas respect it; False if the cache is out of reach or belongs to this process alone."""
 
     async def renew(self) -> None:
-        """Have it for as long again, if it is still ours."""
+        """Hold it for as long again, if it is still ours."""
 
     async def release(self) -> None:
-        """Let it go before its time."""
+        """Release it before its time."""
 
 
 class Cache(Protocol):
@@ -31,40 +36,73 @@ class Cache(Protocol):
     not kept."""
 
     async def get(self, key: str) -> bytes | None:
-        """The bytes at `key`, or None where there are none, they have expired, or the cache is out of reach."""
+        """The bytes at `key`, or None if nothing is stored, it has expired, or the cache is out of reach."""
 
     async def set(self, key: str, value: bytes, ttl: float) -> None:
         """Keep `value` at `key` for `ttl` seconds."""
 
+    async def compare_and_set(self, key: str, value: bytes, ttl: float, *, expected: bytes) -> bytes | None:
+        """Keep `value` at `key` for `ttl` seconds if the bytes stored there begin with `expected`, and return None.
+
+        An empty `expected` means that nothing may be stored there. If it does not match, nothing is written, and the
+        bytes stored at `key` are returned: b"" if nothing is stored. No other write can come between the comparison and
+        this one.
+        """
+
     async def delete(self, key: str) -> None:
-        """Forget what is at `key`."""
+        """Forget the value at `key`."""
 
     @property
     def shared(self) -> bool:
-        """Whether other replicas see what is kept here, right now."""
+        """Whether other replicas see what is kept here at present."""
 
     async def lease(self, name: str, seconds: float) -> Lease | None:
-        """Take `name` for `seconds`, or None where another replica has it. Where nobody can be asked it is taken."""
+        """Take `name` for `seconds`, or None if another replica holds it. Always taken while the cache is out of
+        reach."""
 
     async def publish(self, message: bytes) -> None:
-        """Tell every other replica, as a hint that may be lost."""
+        """Send `message` to every other replica. It may be lost."""
 
-    def listen(self, listener: Listener) -> None:
-        """Have `listener` called with what others tell, from now on."""
+    def add_listener(self, listener: Listener) -> None:
+        """Call `listener` with each message of another replica from now on."""
 
     async def problem(self) -> str:
-        """Why the cache does not work right now, a sentence for the operator; empty when it does."""
+        """Why the cache does not work at present, a sentence for the operator; empty if it does."""
 
     async def close(self) -> None:
         """Release what it holds."""
 
 
-async def open_cache(url: str, *, prefix: str = "exchange-service:") -> Cache:
-    """The cache that `url` names: "memory://", or "redis://…" and "rediss://…" as redis-py reads them."""
+def open_link(url: str) -> RedisLink | None:
+    """The process's link to the Redis that `url` names ("redis://…", "rediss://…" or "unix://…", as redis-py reads
+    them); None for "memory://". Raises ValueError for any other URL, without the URL in its text."""
     if url.startswith("memory:"):
+        return None
+    # Imported late: a service without Redis does not load its library.
+    from exchange_service.cache.redis_link import RedisLink
+
+    return RedisLink(url)
+
+
+def make_cache(link: RedisLink | None, *, prefix: str) -> Cache:
+    """The cache in the Redis of `link`, its keys beginning with `prefix`; in the process if there is no link."""
+    if link is None:
         from exchange_service.cache.memory import MemoryCache
 
         return MemoryCache()
     from exchange_service.cache.redis import RedisCache
 
-    return RedisCache.from_url(url, prefix=prefix)
+    return RedisCache(link, prefix=prefix)
+
+
+@asynccontextmanager
+async def open_cache(url: str, *, prefix: str) -> AsyncIterator[Cache]:
+    """A cache on a link of its own, closed together at the end; see `open_link` and `make_cache`."""
+    link = open_link(url)
+    cache = make_cache(link, prefix=prefix)
+    try:
+        yield cache
+    finally:
+        await cache.close()
+        if link is not None:
+            await link.close()

@@ -20,6 +20,7 @@ from exchange_service.errors import ServiceError, ServiceFailed
 from exchange_service.grpc_server.status import CallStatus, status_of
 from exchange_service.observability.logs import CallMark, current_call, current_request_id
 from exchange_service.observability.metrics import OTHER, WELL, Metrics
+from exchange_service.observability.tracebacks import raised_at
 
 log = structlog.get_logger(__name__)
 
@@ -138,14 +139,5 @@ def find_status(error: Exception) -> CallStatus:
 def _log_failure(error: Exception) -> ServiceFailed:
     # Outside of our own calls, as in reflection, there is no current id.
     request_id = current_request_id() or new_request_id()
-    log.error("call.failed", request_id=request_id, error=type(error).__name__, at=_frames(error))
+    log.error("call.failed", request_id=request_id, error=type(error).__name__, at=raised_at(error))
     return ServiceFailed(f"The service failed; its log has more under {request_id}.")
-
-
-def _frames(error: BaseException) -> list[str]:
-    """The last 8 code locations of the traceback, without the exception's text or any value."""
-    frames, trace = [], error.__traceback__
-    while trace is not None:
-        frames.append(f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}")
-        trace = trace.tb_next
-    return frames[-8:]

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from cachetools import LRUCache
 from google.protobuf.message import DecodeError, Message
 
-from exchange_service.balances.reading import BalanceQuery
+from exchange_service.balances.service import BalanceQuery
 from exchange_service.catalogue import CCXT, CUSTOM, Query
 from exchange_service.errors import FieldInvalid
 from exchange_service.identity import Caller
-from exchange_service.streams.feeds import Selector
+from exchange_service.streams.accounts import Selector
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.venues.registry import Registry
 from exchange_service.wire.protobuf import to_seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exchange_service.balances.reading import BalanceReader
+from exchange_service.balances.service import BalanceReader
 from exchange_service.catalogue import Catalogue
 from exchange_service.grpc_server.authentication import current_caller
 from exchange_service.grpc_server.handler_wrapper import Context
@@ -12,7 +12,7 @@ from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.grpc_server.requests import RequestReader, read_stream_balances
 from exchange_service.grpc_server.write_limit import WriteLimit
 from exchange_service.identity.authenticator import Authenticator
-from exchange_service.streams.feeds import Feeds
+from exchange_service.streams.service import Streams
 from exchange_service.v1 import exchange_service_pb2
 from exchange_service.wire.replies import get_balance_reply
 
@@ -28,7 +28,7 @@ class Servicer:
     authenticator: Authenticator
     catalogue: Catalogue
     balances: BalanceReader
-    feeds: Feeds
+    streams: Streams
     writes: WriteLimit
 
     async def list_exchanges(self, data: bytes, context: Context) -> bytes:
@@ -48,7 +48,7 @@ class Servicer:
         caller = current_caller()
         query = read_stream_balances(data, caller)
         with self.authenticator.streaming(caller, query.user_id) as watch:
-            async with self.feeds.subscribe(
+            async with self.streams.subscribe(
                 query.user_id, query.selectors, min_interval=query.min_interval
             ) as subscription:
                 watch(subscription.end)

@@ -7,6 +7,7 @@ import contextlib
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -23,8 +24,11 @@ from exchange_service.plugin_host.protocol import (
 )
 from exchange_service.plugin_host.supervisor import Condition, PluginProcess, Supervisor, Work
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
+from exchange_service.venues.answers import MAX_ROWS, shape_error
+from exchange_service.venues.fetching import Target
+from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing, LoadedPlugin, Registry
-from exchange_service.venues.sessions import MAX_ROWS, Sessions, shape_error
+from exchange_service.venues.sessions import Sessions
 from exchange_service.wire.balances import FetchedBalance, fetched_balance, read_fetched, rows_of
 
 # Seconds that a process has, beyond the deadline, to say that the deadline has passed.
@@ -102,91 +106,56 @@ class PluginClients:
         """How the plugin's processes are; empty where it runs in the service's."""
         return [supervisor.condition() for supervisor in self._processes.get(plugin.info.name, ())]
 
-    async def fetch(
-        self, reference: CredentialReference, listing: Listing, deadline: float, *, account_type: str = ""
-    ) -> FetchedBalance:
+    async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchedBalance:
         """See `Venues`."""
-        if not listing.plugin.own_process:
-            return await self._here.fetch(reference, listing, deadline, account_type=account_type)
+        plugin = target.listing.plugin
+        if not plugin.own_process:
+            return await self._here.fetch(target, deadline, priority)
 
         def request(call: messages.VenueCall) -> messages.FetchBalanceRequest:
             return messages.FetchBalanceRequest(call=call)
 
-        reply = await self._ask("FetchBalance", request, reference, listing, deadline, account_type)
+        reply = await self._ask("FetchBalance", request, target, deadline)
         fetched = FetchedBalance(reply.balance)
-        return _read_and_written(fetched, listing) if listing.plugin.stranger else fetched
+        return _read_and_written(fetched, target.listing) if plugin.stranger else fetched
 
-    async def key_rights(self, reference: CredentialReference, listing: Listing, deadline: float) -> KeyRights:
+    async def key_rights(self, target: Target, deadline: float) -> KeyRights:
         """See `Venues`."""
-        if not listing.plugin.own_process:
-            return await self._here.key_rights(reference, listing, deadline)
+        plugin = target.listing.plugin
+        if not plugin.own_process:
+            return await self._here.key_rights(target, deadline)
 
         def request(call: messages.VenueCall) -> messages.CheckCredentialRequest:
             return messages.CheckCredentialRequest(call=call)
 
-        reply = await self._ask("CheckCredential", request, reference, listing, deadline, "")
+        reply = await self._ask("CheckCredential", request, target, deadline)
         try:
             return read_rights(reply.rights)
         except (ValueError, OverflowError):
-            name = listing.plugin.info.name
-            raise PluginFailed(f"The plugin {name} answered with something that is no KeyRights.") from None
+            name = plugin.info.name
+            raise PluginFailed(f"The plugin {name} answered with something that is not KeyRights.") from None
 
     async def _ask(
-        self,
-        method: str,
-        request: Callable[[messages.VenueCall], Any],
-        reference: CredentialReference,
-        listing: Listing,
-        deadline: float,
-        account_type: str,
+        self, method: str, request: Callable[[messages.VenueCall], Any], target: Target, deadline: float
     ) -> Any:
-        """The process's answer. The credential goes along only where it has no session for the account yet."""
-        name = listing.plugin.info.name
+        """The process's answer. The credential goes along only if the process has no session for the account yet."""
+        name, reference = target.listing.plugin.info.name, target.reference
         supervisor = self._of(name, reference.account)
         process = await supervisor.process(deadline)
         loop = asyncio.get_running_loop()
-        call = write_call(reference, account_type, max(0.0, deadline - loop.time()))
-        reply = await self._answer(supervisor, process, method, request(call), listing, deadline)
+        call = write_call(reference, target.account.account_type, max(0.0, deadline - loop.time()))
+        send = partial(_call_process, supervisor, process, method, target.listing, deadline)
+        reply = await send(request(call))
         if reply.WhichOneof("outcome") == "credential_needed":
             call.credential.CopyFrom(write_credential(await self._open_credential(reference)))
             call.timeout = max(0.0, deadline - loop.time())
-            reply = await self._answer(supervisor, process, method, request(call), listing, deadline)
+            reply = await send(request(call))
         outcome = reply.WhichOneof("outcome")
         if outcome == "fault":
             raise read_error(reply.fault, name)
         if outcome in (None, "credential_needed"):
             raise PluginFailed(f"The process of the plugin {name} answered with nothing.")
         return reply
-
-    async def _answer(
-        self,
-        supervisor: Supervisor,
-        process: PluginProcess,
-        method: str,
-        request: Any,
-        listing: Listing,
-        deadline: float,
-    ) -> Any:
-        name = listing.plugin.info.name
-        left = max(0.0, deadline - asyncio.get_running_loop().time())
-        try:
-            return await process.call(method, request, left + _LAST_WORD)
-        except grpc.aio.AioRpcError as error:
-            code = error.code()
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # Not the caller's: its channel was closed, because it has ended.
-            code = grpc.StatusCode.UNAVAILABLE
-        except grpc.aio.UsageError:
-            code = grpc.StatusCode.UNAVAILABLE
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            supervisor.call_overdue()
-            raise VenueTimeout(f"{listing.metadata.name} did not answer in time.")
-        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-            raise PluginUnavailable(f"The process of the plugin {name} ended, and is started again.")
-        raise PluginFailed(f"The process of the plugin {name} failed ({code.name}).")
 
     def _of(self, name: str, account: Account) -> Supervisor:
         several = self._processes[name]
@@ -216,6 +185,32 @@ class PluginClients:
         endings = (supervisor.close() for supervisor in self._supervisors())
         await asyncio.gather(*endings, *self._tasks, return_exceptions=True)
         await self._here.close()
+
+
+async def _call_process(
+    supervisor: Supervisor, process: PluginProcess, method: str, listing: Listing, deadline: float, request: Any
+) -> Any:
+    """The process's answer; what gRPC raises comes as an error of ours."""
+    name = listing.plugin.info.name
+    left = max(0.0, deadline - asyncio.get_running_loop().time())
+    try:
+        return await process.call(method, request, left + _LAST_WORD)
+    except grpc.aio.AioRpcError as error:
+        code = error.code()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # Not the caller's: its channel was closed, because it has ended.
+        code = grpc.StatusCode.UNAVAILABLE
+    except grpc.aio.UsageError:
+        code = grpc.StatusCode.UNAVAILABLE
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        supervisor.call_overdue()
+        raise VenueTimeout(f"{listing.metadata.name} did not answer in time.")
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        raise PluginUnavailable(f"The process of the plugin {name} ended, and is started again.")
+    raise PluginFailed(f"The process of the plugin {name} failed ({code.name}).")
 
 
 def _read_and_written(fetched: FetchedBalance, listing: Listing) -> FetchedBalance:

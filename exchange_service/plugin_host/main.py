@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import gc
 import io
 import os
 import signal
@@ -24,6 +23,7 @@ from typing import Any, NoReturn, TextIO
 
 import structlog
 
+from exchange_service.gc_tuning import set_thresholds
 from exchange_service.observability.logs import configure_logging
 from exchange_service.observability.redaction import redacted
 from exchange_service.plugin_host.launch import INTRODUCE, REFRESH, REFRESHES
@@ -36,9 +36,6 @@ _MOST_LINES = 20
 _LONGEST_LINE = 1000
 # Of a line without an end: what is longer is lost.
 _MOST_BEGUN = 8000
-
-# Allocations before young objects are looked over, and how many times that happens before older ones are, and all.
-_COLLECTOR = (700, 10, 1000)
 
 log = structlog.get_logger("exchange_service.plugin_host")
 
@@ -118,7 +115,7 @@ async def _serve(name: str, distribution: str, socket: str, token: str, answer: 
 
     # Markets are millions of objects that stay: by Python's own settings the collector goes over all of them again and
     # again, for half of the time that loading takes.
-    gc.set_threshold(*_COLLECTOR)
+    set_thresholds()
     host = Host(partial(_load, name, distribution), token)
     server = grpc.aio.server(
         options=[("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.max_send_message_length", MAX_MESSAGE)]

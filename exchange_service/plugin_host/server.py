@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -29,7 +29,9 @@ from exchange_service.plugin_host.protocol import (
     write_rights,
 )
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
+from exchange_service.venues.fetching import Target
 from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing, LoadedPlugin, Registry, Unfit
 from exchange_service.venues.sessions import Sessions
 
@@ -108,8 +110,7 @@ class Host:
         call = request.call
 
         async def fetch(sessions: Sessions, listing: Listing, deadline: float) -> messages.FetchBalanceResponse:
-            reference = read_reference(call)
-            balance = await sessions.fetch(reference, listing, deadline, account_type=call.account_type)
+            balance = await sessions.fetch(_target(call, listing), deadline, Priority())
             return messages.FetchBalanceResponse(balance=balance)
 
         reply: messages.FetchBalanceResponse = await self._answer(call, fetch, messages.FetchBalanceResponse)
@@ -120,7 +121,7 @@ class Host:
         call = request.call
 
         async def check(sessions: Sessions, listing: Listing, deadline: float) -> messages.CheckCredentialResponse:
-            rights = await sessions.key_rights(read_reference(call), listing, deadline)
+            rights = await sessions.key_rights(_target(call, listing), deadline)
             return messages.CheckCredentialResponse(rights=write_rights(rights))
 
         reply: messages.CheckCredentialResponse = await self._answer(call, check, messages.CheckCredentialResponse)
@@ -201,3 +202,8 @@ class Host:
                 mark.request_id = ""
 
         return handle
+
+
+def _target(call: messages.VenueCall, listing: Listing) -> Target:
+    reference = read_reference(call)
+    return Target(replace(reference.account, account_type=call.account_type), listing, reference)

@@ -31,11 +31,11 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_CREDENTIAL_MISSING: _ErrorReason.ValueType  # 3
     """NOT_FOUND: no credential is stored for this user, exchange and environment."""
     ERROR_REASON_CALLER_UNKNOWN: _ErrorReason.ValueType  # 4
-    """UNAUTHENTICATED: the caller gave no valid proof of its identity."""
+    """UNAUTHENTICATED: the caller did not prove its identity."""
     ERROR_REASON_USER_FORBIDDEN: _ErrorReason.ValueType  # 5
     """PERMISSION_DENIED: the caller is known, but may not read this user's accounts."""
     ERROR_REASON_CREDENTIAL_INVALID: _ErrorReason.ValueType  # 6
-    """FAILED_PRECONDITION: the stored credential lacks a field, or holds one that the exchange does not accept."""
+    """FAILED_PRECONDITION: the stored credential lacks a field, or has one that the exchange does not accept."""
     ERROR_REASON_CREDENTIAL_UNREADABLE: _ErrorReason.ValueType  # 7
     """FAILED_PRECONDITION: the stored credential is sealed and cannot be opened."""
     ERROR_REASON_CREDENTIAL_REJECTED: _ErrorReason.ValueType  # 8
@@ -107,11 +107,11 @@ ERROR_REASON_EXCHANGE_UNKNOWN: ErrorReason.ValueType  # 2
 ERROR_REASON_CREDENTIAL_MISSING: ErrorReason.ValueType  # 3
 """NOT_FOUND: no credential is stored for this user, exchange and environment."""
 ERROR_REASON_CALLER_UNKNOWN: ErrorReason.ValueType  # 4
-"""UNAUTHENTICATED: the caller gave no valid proof of its identity."""
+"""UNAUTHENTICATED: the caller did not prove its identity."""
 ERROR_REASON_USER_FORBIDDEN: ErrorReason.ValueType  # 5
 """PERMISSION_DENIED: the caller is known, but may not read this user's accounts."""
 ERROR_REASON_CREDENTIAL_INVALID: ErrorReason.ValueType  # 6
-"""FAILED_PRECONDITION: the stored credential lacks a field, or holds one that the exchange does not accept."""
+"""FAILED_PRECONDITION: the stored credential lacks a field, or has one that the exchange does not accept."""
 ERROR_REASON_CREDENTIAL_UNREADABLE: ErrorReason.ValueType  # 7
 """FAILED_PRECONDITION: the stored credential is sealed and cannot be opened."""
 ERROR_REASON_CREDENTIAL_REJECTED: ErrorReason.ValueType  # 8

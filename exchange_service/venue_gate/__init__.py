@@ -1,6 +1,5 @@
-"""What stands between a balance that is wanted and the venue: places, budget, pauses, breaker and retries."""
+"""What stands before the venues: bulkhead, rate limits, cooldowns, circuit breaker and retries."""
 
-from exchange_service.venue_gate.gate import NoMetrics, VenueGate, VenueMetrics
-from exchange_service.venue_gate.priority import Priority
+from exchange_service.venue_gate.gate import Gated, GateOptions
 
-__all__ = ["NoMetrics", "Priority", "VenueGate", "VenueMetrics"]
+__all__ = ["GateOptions", "Gated"]

@@ -1,4 +1,4 @@
-"""Whether a venue is worth asking: after some failures in a row it is left alone, for longer each time."""
+"""A circuit breaker: after some failures in a row a venue is left alone, for longer each time."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _JITTER = 0.1
 _PROBE_TIME = 1.0
 
 
-class State(Enum):
-    """Closed: calls go through. Open: none does. Half-open: one may, as a probe."""
+class BreakerState(Enum):
+    """Closed: calls go through. Open: no call does. Half-open: one may, as a probe."""
 
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half-open"
 
 
-class Breaker:
+class CircuitBreaker:
     """Opens after `FAILURES_TO_OPEN` failures in a row, and then admits one probe at a time, each after a pause.
 
-    Who is admitted says how it went by exactly one of `succeeded`, `failed` and `abandoned`, with what `enter` gave
-    him. Calls that were under way when it opened decide nothing: only the probe does.
+    Each admitted call reports its end by exactly one of `succeeded`, `failed` and `abandoned`, with what `enter`
+    returned. Calls that were under way when it opened decide nothing: only the probe does.
     """
 
     def __init__(self, clock: Callable[[], float], jitter: Callable[[float, float], float] = random.uniform) -> None:
@@ -41,14 +41,19 @@ class Breaker:
         self._probing = False
 
     @property
-    def state(self) -> State:
+    def state(self) -> BreakerState:
         """As it is now."""
         if not self._pause:
-            return State.CLOSED
-        return State.HALF_OPEN if self._probing or self._clock() >= self._probe_at else State.OPEN
+            return BreakerState.CLOSED
+        return BreakerState.HALF_OPEN if self._probing or self._clock() >= self._probe_at else BreakerState.OPEN
+
+    @property
+    def failures(self) -> int:
+        """How many calls have failed in a row, while it is closed."""
+        return self._failures
 
     def wait(self) -> float | None:
-        """None where a call may go through; else the seconds after which it is worth trying."""
+        """None if a call may go through; else the seconds after which it is worth trying."""
         if not self._pause:
             return None
         if self._probing:
@@ -57,8 +62,8 @@ class Breaker:
         return left if left > 0 else None
 
     def enter(self) -> bool:
-        """Go through; only where `wait` gives None. True: as the probe."""
-        assert self.wait() is None, "the breaker admits nobody now"
+        """Let a call through, only if `wait` returned None. Returns whether it is the probe."""
+        assert self.wait() is None, "the breaker admits no call now"
         self._probing = bool(self._pause)
         return self._probing
 

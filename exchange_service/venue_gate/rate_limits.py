@@ -1,7 +1,8 @@
-"""A venue's limits, kept by all replicas together where they share a Redis, and by each for its part where not.
+"""A venue's rate limits, kept by all replicas together if they share a Redis, and by each for its part otherwise.
 
-What a replica gives out it has taken from Redis before, in lots that grow while they are used up and shrink when they
-are not: a busy replica asks rarely, and an idle one keeps nothing from the others.
+A replica reserves permits in Redis before it gives them out, in batches. A batch doubles while it is used up within
+1/20 of the window; unused permits expire then. So a busy replica asks Redis rarely, and an idle one withholds nothing
+from the others.
 """
 
 from __future__ import annotations
@@ -9,24 +10,26 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from cachetools import LRUCache
+
 from exchange_service.model import RateLimit
 
-# A part of the budget that polling leaves to calls that somebody waits for.
+# The part of a limit that polling leaves to callers who wait.
 RESERVE = 0.2
-# The largest share of a window's budget that a replica takes at once. What it does not use within the same share of
-# the window is lost: counted, and never asked.
-_LOTS = 20
-# Seconds for which nobody else asks a Redis that did not answer.
+# A batch of permits is at most this part of a window's, and lasts for this part of the window.
+_BATCHES = 20
+# Seconds for which a Redis that did not answer is not asked again.
 _ALONE = 1.0
 _LEAST_WAIT = 0.05
+_MOST_LIMITERS = 50_000
 
 
-class SharedCount(Protocol):
-    """What all replicas have taken."""
+class SharedRateLimits(Protocol):
+    """The permits that all replicas have taken."""
 
     async def take(self, key: str, allowed: int, seconds: int, count: int) -> float | None:
-        """Take `count` of the `allowed` in any `seconds`. Zero: taken; else the seconds until there may be as many;
-        None where nobody knows."""
+        """Take `count` of the `allowed` in any `seconds`. Returns zero if they were taken, the seconds until there may
+        be as many if not, and None if Redis does not answer."""
 
 
 def until_room(
@@ -55,7 +58,7 @@ class Window:
         self._began = 0.0
         self._previous = self._current = 0
 
-    def _turn(self, now: float) -> None:
+    def _advance(self, now: float) -> None:
         passed = int((now - self._began) // self._seconds)
         if passed > 0:
             self._previous = self._current if passed == 1 else 0
@@ -65,24 +68,24 @@ class Window:
 
     def add(self, count: int, now: float) -> None:
         """Count it, or take it back."""
-        self._turn(now)
+        self._advance(now)
         self._current += count
 
     def used(self, now: float) -> int:
         """How many lie within the window."""
-        self._turn(now)
+        self._advance(now)
         left = max(0.0, self._began + self._seconds - now)
         return int(self._previous * left / self._seconds) + self._current
 
     def wait(self, count: int, allowed: int, now: float) -> float:
         """Seconds until `count` more are allowed; zero where they are now."""
-        self._turn(now)
+        self._advance(now)
         left = max(0.0, self._began + self._seconds - now)
         return until_room(self._previous, left, self._current, left, room=allowed - count, seconds=self._seconds)
 
 
-class _Lot:
-    """What was taken from Redis and not used yet, for as long as it is good."""
+class _Batch:
+    """Permits that were taken from Redis and are not used yet, for as long as they last."""
 
     __slots__ = ("ends", "left", "size")
 
@@ -92,95 +95,96 @@ class _Lot:
         self.size = size
 
 
-class Budget:
+class RateLimiter:
     """One limit of one venue, or of one key there. Counts are in the limit's own units."""
 
-    def __init__(self, key: str, limit: RateLimit, shared: SharedCount | None = None, replicas: int = 1) -> None:
+    def __init__(self, key: str, limit: RateLimit, shared: SharedRateLimits | None = None, replicas: int = 1) -> None:
         self.key = key
         self.limit = limit
         self._shared = shared
         self._replicas = replicas
         self._window = Window(limit.seconds)
-        # By whether polling may use it: what is taken from the reserve is for calls that somebody waits for alone.
-        self._lots = {polling: _Lot(limit.cost) for polling in (True, False)}
-        self._asks = {True: 0.0, False: 0.0}
+        # By whether polling may use them: permits of the reserve are for callers who wait alone.
+        self._batches = {polling: _Batch(limit.cost) for polling in (True, False)}
+        # From when on it is worth asking Redis again.
+        self._ask_after = {True: 0.0, False: 0.0}
         self._alone_until = 0.0
-        # What was given out without Redis, and when last: it is counted there as soon as it answers.
+        # Permits given out without Redis, and when last: they are counted there as soon as it answers.
         self._owed = 0
         self._owed_at = 0.0
         self._asking = asyncio.Lock()
 
     def _allowed(self, polling: bool) -> int:
-        """How many of the window's are for it; at least one balance's."""
+        """How many of the window's permits are for it; at least one balance's."""
         count = self.limit.count
         return max(self.limit.cost, int(count * (1 - RESERVE))) if polling else count
 
     def left(self) -> float:
-        """Which share is left, from 0 to 1, as this process has counted."""
+        """The share that is left, from 0 to 1, as this process has counted."""
         used = self._window.used(asyncio.get_running_loop().time())
         return max(0.0, 1 - used / self.limit.count)
 
-    def spend(self, polling: bool, now: float) -> bool:
-        """Take a balance's cost of what is here already."""
-        for lot in (self._lots[True],) if polling else (self._lots[False], self._lots[True]):
-            if lot.left >= self.limit.cost and now < lot.ends:
-                lot.left -= self.limit.cost
+    def acquire_local(self, polling: bool, now: float) -> bool:
+        """Take a balance's cost of the permits that this process has already; whether there were enough."""
+        for batch in (self._batches[True],) if polling else (self._batches[False], self._batches[True]):
+            if batch.left >= self.limit.cost and now < batch.ends:
+                batch.left -= self.limit.cost
                 self._window.add(self.limit.cost, now)
                 return True
         return False
 
-    def put_back(self, polling: bool, now: float) -> None:
-        """The venue was not asked after all."""
+    def release(self, polling: bool, now: float) -> None:
+        """Return a balance's cost: the venue was not asked after all."""
         self._window.add(-self.limit.cost, now)
         if self._shared is not None and now >= self._alone_until:
-            lot = self._lots[polling]
-            lot.left = self.limit.cost + (lot.left if now < lot.ends else 0)
-            lot.ends = now + self.limit.seconds / _LOTS
+            batch = self._batches[polling]
+            batch.left = self.limit.cost + (batch.left if now < batch.ends else 0)
+            batch.ends = now + self.limit.seconds / _BATCHES
 
-    async def take(self, polling: bool) -> float:
-        """Take a balance's cost; zero, or the seconds until it is worth trying again."""
+    async def acquire(self, polling: bool) -> float:
+        """Take a balance's cost. Returns zero, or the seconds until it is worth trying again."""
         clock = asyncio.get_running_loop().time
         if self._shared is None:
-            return self._take_alone(polling, clock(), self.limit.count)
+            return self._acquire_alone(polling, clock(), self.limit.count)
         async with self._asking:
-            # While this one waited for its turn another one may have brought enough for both.
+            # While this one waited for the lock another one may have brought enough for both.
             now = clock()
-            if self.spend(polling, now):
+            if self.acquire_local(polling, now):
                 return 0.0
-            if now < self._asks[polling]:
-                return self._asks[polling] - now
+            if now < self._ask_after[polling]:
+                return self._ask_after[polling] - now
             if now >= self._alone_until:
-                wait = await self._take_shared(self._shared, polling, now)
+                wait = await self._acquire_shared(self._shared, polling, now)
                 if wait is not None:
                     return wait
                 self._alone_until = clock() + _ALONE
-            return self._take_alone(polling, clock(), self.limit.count // self._replicas)
+            return self._acquire_alone(polling, clock(), self.limit.count // self._replicas)
 
-    async def _take_shared(self, shared: SharedCount, polling: bool, now: float) -> float | None:
-        cost, lot, allowed = self.limit.cost, self._lots[polling], self._allowed(polling)
-        if now < lot.ends:
-            # Used up before its time.
-            most = self.limit.count // _LOTS // cost * cost
-            lot.size = max(cost, min(lot.size * 2, most))
+    async def _acquire_shared(self, shared: SharedRateLimits, polling: bool, now: float) -> float | None:
+        cost, batch, allowed = self.limit.cost, self._batches[polling], self._allowed(polling)
+        if now < batch.ends:
+            # Used up before its time was over.
+            most = self.limit.count // _BATCHES // cost * cost
+            batch.size = max(cost, min(batch.size * 2, most))
         else:
-            lot.size = cost
-        owed = min(self._owed, allowed - lot.size) if now < self._owed_at + self.limit.seconds else 0
-        wait = await shared.take(self.key, allowed, self.limit.seconds, lot.size + owed)
-        if wait and lot.size + owed > cost:
-            lot.size = cost
+            batch.size = cost
+        owed = min(self._owed, allowed - batch.size) if now < self._owed_at + self.limit.seconds else 0
+        wait = await shared.take(self.key, allowed, self.limit.seconds, batch.size + owed)
+        if wait and batch.size + owed > cost:
+            batch.size = cost
             wait = await shared.take(self.key, allowed, self.limit.seconds, cost)
         if wait is None:
             return None
         self._owed = 0
         if wait:
             wait = max(_LEAST_WAIT, wait)
-            self._asks[polling] = now + wait
+            self._ask_after[polling] = now + wait
             return wait
-        lot.left, lot.ends = lot.size - cost, now + self.limit.seconds / _LOTS
+        batch.left, batch.ends = batch.size - cost, now + self.limit.seconds / _BATCHES
         self._window.add(cost, now)
         return 0.0
 
-    def _take_alone(self, polling: bool, now: float, count: int) -> float:
+    def _acquire_alone(self, polling: bool, now: float, count: int) -> float:
         """The same by this process's own count, of `count` for all that it does."""
         cost = self.limit.cost
         allowed = max(cost, int(count * (1 - RESERVE)) if polling else count)
@@ -191,3 +195,21 @@ class Budget:
         if self._shared is not None:
             self._owed, self._owed_at = self._owed + cost, now
         return 0.0
+
+
+class RateLimiters:
+    """The rate limiters of all venues. `replicas` share a limit, each keeping to its part, while `shared` does not
+    answer; it is None if there is one process only."""
+
+    def __init__(self, shared: SharedRateLimits | None = None, replicas: int = 1) -> None:
+        self._shared = shared
+        self._replicas = replicas
+        self._limiters: LRUCache[str, RateLimiter] = LRUCache(_MOST_LIMITERS)
+
+    def get(self, key: str, limit: RateLimit) -> RateLimiter:
+        """The limiter of this limit for `key`, which names a venue or a credential there."""
+        name = f"{key}/{limit.count}/{limit.seconds}"
+        limiter = self._limiters.get(name)
+        if limiter is None:
+            self._limiters[name] = limiter = RateLimiter(name, limit, self._shared, self._replicas)
+        return limiter

@@ -1,4 +1,4 @@
-"""When a venue is asked once more: in this one layer only, and not more often than a share of all calls."""
+"""When a venue is asked again: in this one layer only, and for a limited share of all calls."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from exchange_service.venue_gate.rate_limits import Window
 
 # The first call and two retries.
 ATTEMPTS = 3
-# Of all calls to a venue at most this share may be retries, but for `FLOOR` in each window, which a quiet venue has.
+# At most this share of all calls to a venue may be retries, but `FLOOR` in each window are always allowed.
 SHARE = 0.2
 FLOOR = 3
 WINDOW = 10
-# A failure that took longer is no slip, and the caller has waited long enough.
+# A failure that took longer is not a slip, and the caller has waited long enough.
 QUICK = 1.0
 _FIRST_WAIT = 0.2
 _LONGEST_WAIT = 2.0
@@ -36,11 +36,11 @@ class RetryBudget:
         self._retries = Window(WINDOW)
 
     def called(self) -> None:
-        """The venue is asked for the first time for a balance."""
+        """Count a first call for a balance."""
         self._calls.add(1, self._clock())
 
     def take(self) -> bool:
-        """Whether there may be one retry more; it is counted."""
+        """Whether there may be one retry more; if so it is counted."""
         now = self._clock()
         # The share is of first calls and retries together.
         allowed = max(FLOOR, int(self._calls.used(now) * SHARE / (1 - SHARE)))
@@ -51,12 +51,12 @@ class RetryBudget:
 
 
 def worth_repeating(error: BaseException, seconds: float) -> bool:
-    """Whether the failure, after so many seconds, may be a slip. A venue that names a delay is left alone for it."""
+    """Whether the failure, which took `seconds`, may be a slip. A venue that names a delay is left alone for it."""
     return isinstance(error, VenueUnavailable | VenueTimeout) and error.given_delay is None and seconds <= QUICK
 
 
 def backoff(attempt: int) -> float:
-    """Seconds to wait after the attempt of this number, the first being 1: growing, and fully jittered."""
+    """Seconds to wait after the attempt of this number (the first is 1): growing, and fully jittered."""
     return random.uniform(0, min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (attempt - 1)))  # noqa: S311
 
 

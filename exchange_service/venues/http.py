@@ -1,9 +1,8 @@
 """The guarded HTTP session that plugins receive.
 
-What it keeps a plugin, a venue and the other users safe from: a redirect that carries a key to another host, a body
-or a compressed bomb that fills the memory, cookies that one user's answer sets and another's request sends, a proxy
-that the environment names, a host that the manifest does not, an address inside our own network, and waiting without
-end.
+It protects the service and its users against: a redirect that carries a key to another host, a body or a compressed
+bomb that fills the memory, cookies that one user's answer sets and another's request sends, a proxy from the
+environment, a host that the manifest does not name, an address inside our own network, and endless waiting.
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ PUBLIC_BODY_LIMIT = 64 * 1024 * 1024
 CONNECT_TIMEOUT = 3.0
 _USER_AGENT = "exchange-service"
 _CHUNK = 64 * 1024
-# Public by their numbers, but in the clouds of Azure and Oracle a machine's way to the cloud's own services; and what
-# Python has called private only of late.
+# Public by their numbers, but in the clouds of Azure and Oracle they lead to the cloud's own services; and ranges that
+# older versions of Python do not call private.
 _CLOUDS = tuple(map(ipaddress.ip_network, ("168.63.129.16/32", "192.0.0.0/24", "64:ff9b:1::/48")))
-# The network by which IPv6-only machines reach IPv4 addresses, which stand in the last four bytes.
+# The network through which IPv6-only machines reach IPv4 addresses, which are its last four bytes.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# Log lines about addresses of one venue: whoever answers for its name may name another one each time.
-_MOST_TOLD = 20
+# Log lines about refused addresses of one venue: its name server may give another address each time.
+_MOST_LOGGED = 20
 
 log = structlog.get_logger(__name__)
 
@@ -101,12 +100,11 @@ def _origin(url: URL) -> str:
 
 
 def _bounded_response(venue: str, limit: int) -> type[aiohttp.ClientResponse]:
-    """A response class whose every way to the body goes through a `read` that stops at `limit` bytes, and that takes
-    no redirect for an answer."""
+    """A response class that stops reading a body at `limit` bytes, whatever method reads it, and refuses redirects."""
 
     class BoundedResponse(aiohttp.ClientResponse):
         def __repr__(self) -> str:
-            # aiohttp's own has the whole URL, and is logged where a response was left open.
+            # aiohttp's own holds the whole URL, and is logged if a response is left open.
             return f"<BoundedResponse of {venue}: {self.status}>"
 
         async def start(self, connection: Connection) -> aiohttp.ClientResponse:
@@ -132,8 +130,8 @@ def _bounded_response(venue: str, limit: int) -> type[aiohttp.ClientResponse]:
 
 
 def _bound_request(venue: str, origins: frozenset[str]) -> type[aiohttp.ClientRequest]:
-    """A request class that is made for these origins alone. A middleware would do the same, at a higher price for each
-    request, and a request may name others in its place."""
+    """A request class for these origins alone. A middleware would do the same, but it costs more per request, and a
+    request can name others in its place."""
     known = {(url.scheme, url.host, url.port) for url in map(URL, origins)}
 
     class BoundRequest(aiohttp.ClientRequest):
@@ -147,11 +145,11 @@ def _bound_request(venue: str, origins: frozenset[str]) -> type[aiohttp.ClientRe
     return BoundRequest
 
 
-class _InsideAddress(OSError):
-    """A host led to an address to which no request is sent."""
+class _NotPublic(OSError):
+    """A host resolved to an address to which no request is sent."""
 
 
-def leads_outside(address: str) -> bool:
+def is_public(address: str) -> bool:
     """Whether an IP address is one of the public internet: not of this machine, of a private network, of a cloud's
     metadata, or of a group, and not an IPv6 spelling of such an IPv4 address."""
     ip = ipaddress.ip_address(address.partition("%")[0])
@@ -160,42 +158,42 @@ def leads_outside(address: str) -> bool:
         nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
         inner = ip.ipv4_mapped or ip.sixtofour or teredo or nat64
         if inner is not None:
-            return leads_outside(str(inner))
+            return is_public(str(inner))
         if ip.is_site_local:
             return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved and not any(ip in network for network in _CLOUDS)
 
 
-def _outward_sockets(venue: str) -> Callable[[aiohttp.AddrInfoType], socket.socket]:
-    """Makes sockets for public addresses only. It is asked with the very address that is connected to next, so that a
-    name that leads elsewhere a moment later, and an address in the place of a name, are met as well."""
+def _public_sockets(venue: str) -> Callable[[aiohttp.AddrInfoType], socket.socket]:
+    """Makes sockets for public addresses only. It sees the very address that is connected to next. So it also catches a
+    name that resolves differently a moment later, and an address in the place of a name."""
 
-    told: set[str] = set()
+    logged: set[str] = set()
 
     def open_socket(where: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, (address, *_) = where
-        if not leads_outside(str(address)):
-            if address not in told and len(told) < _MOST_TOLD:
-                told.add(address)
+        if not is_public(str(address)):
+            if address not in logged and len(logged) < _MOST_LOGGED:
+                logged.add(address)
                 log.warning("venue.address_refused", venue=venue, address=address)
-            raise _InsideAddress
+            raise _NotPublic
         return socket.socket(family=family, type=kind, proto=protocol)
 
     return open_socket
 
 
 @contextmanager
-def _named_failures(venue: str) -> Iterator[None]:
-    """Turn what fails below HTTP into our errors, without the exception's text: it may hold a signed URL."""
+def _translated_failures(venue: str) -> Iterator[None]:
+    """Turn failures below HTTP into our errors, without the exception's text: it may hold a signed URL."""
     try:
         yield
     except TimeoutError:
         raise VenueTimeout(f"{venue} did not answer in time.") from None
     except aiohttp.ClientConnectionError as error:
-        if isinstance(getattr(error, "os_error", None), _InsideAddress):
+        if isinstance(getattr(error, "os_error", None), _NotPublic):
             raise VenueUnavailable(
                 f"{venue}'s host leads to an address that is not of the public internet, so nothing is sent there. "
-                "Where that is meant, the operator names the host in venue_urls."
+                "If that is intended, the operator names the host in venue_urls."
             ) from None
         if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError):
             raise VenueUnavailable(f"{venue} cannot be reached, or ended the connection.") from None
@@ -203,7 +201,7 @@ def _named_failures(venue: str) -> Iterator[None]:
     except aiohttp.ClientPayloadError:
         raise VenueMalformed(f"{venue} answered with a broken body.") from None
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
-        raise PluginFailed(f"The plugin for {venue} asked for an address that is none.") from None
+        raise PluginFailed(f"The plugin for {venue} asked for something that is not an HTTP address.") from None
     except aiohttp.ClientError:
         raise VenueMalformed(f"{venue} answered with something that is not HTTP.") from None
 
@@ -251,7 +249,7 @@ class VenueHttp:
             configured = self._session.timeout
             total = left if configured.total is None else min(left, configured.total)
             options["timeout"] = aiohttp.ClientTimeout(total=total, sock_connect=configured.sock_connect)
-        with _named_failures(self._venue):
+        with _translated_failures(self._venue):
             async with self._session.request(method, url, allow_redirects=False, **options) as response:
                 body = await response.read()
                 return VenueResponse(self._venue, response.status, response.headers, body)
@@ -269,7 +267,7 @@ class VenueHttpPool:
     def http(
         self, exchange: ExchangeMetadata, environment: Environment, override: str = "", *, public: bool = False
     ) -> VenueHttp:
-        """The session that reaches the environment's hosts, or only the operator's `override` where one is set.
+        """The session that reaches the environment's hosts, or only the operator's `override` if it is set.
 
         The operator's host may be inside our own network, a manifest's may not. `public`: for market data, with the
         larger size limit.
@@ -281,7 +279,7 @@ class VenueHttpPool:
             limit = PUBLIC_BODY_LIMIT if public else ACCOUNT_BODY_LIMIT
             session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    resolver=self._resolver, socket_factory=None if override else _outward_sockets(exchange.name)
+                    resolver=self._resolver, socket_factory=None if override else _public_sockets(exchange.name)
                 ),
                 request_class=_bound_request(exchange.name, origins),
                 response_class=_bounded_response(exchange.name, limit),

@@ -1,7 +1,6 @@
-"""A venue session per account: its opened credential and its state, made on demand, closed when idle.
+"""A venue session for each account: its opened credential and its state, made on demand, closed when idle.
 
-This is where the host calls a plugin, so it is also where a plugin is kept honest: within its deadline, with only its
-own errors, and with an answer of the promised shape.
+Here the host calls a plugin, and so here it enforces the deadline and lets only our own errors out.
 """
 
 from __future__ import annotations
@@ -9,73 +8,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
 from exchange_service.credentials import CredentialReference
-from exchange_service.errors import (
-    CredentialInvalid,
-    FeatureNotEnabled,
-    NotSupported,
-    PluginFailed,
-    ServiceError,
-    VenueError,
-    VenueTimeout,
-    leaves,
-)
-from exchange_service.model import (
-    ALL_ACCOUNT_TYPES,
-    SANDBOX,
-    Account,
-    AssetBalance,
-    Balance,
-    Credential,
-    Environment,
-    ExchangeMetadata,
-    KeyRights,
-    Summary,
-    VenueAccount,
-)
+from exchange_service.errors import CredentialInvalid, NotSupported, PluginFailed, VenueError, VenueTimeout
+from exchange_service.model import SANDBOX, Account, Credential, Environment, ExchangeMetadata, KeyRights
 from exchange_service.observability.redaction import LIVE, Held, is_secret_name
+from exchange_service.observability.tracebacks import raised_at
 from exchange_service.plugin_api import VenueCall
-from exchange_service.plugin_kit.several_accounts import combined_summary
 from exchange_service.plugin_kit.state import State
+from exchange_service.tasks import TaskSet, retrieve_exception
+from exchange_service.venues.answers import read_balance, read_key_rights, translate_error
+from exchange_service.venues.fetching import Target
 from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
-from exchange_service.wire.balances import FetchedBalance, fetched_balance
+from exchange_service.wire.balances import FetchedBalance
 
 T = TypeVar("T")
 
-# More rows than any venue lists assets; a plugin that answers more is broken.
-MAX_ROWS = 10_000
 _SWEEP_INTERVAL = 30.0
-# Collected before any plugin is imported, so that these are ours alone.
-_VENUE_LEAVES = frozenset(leaves(VenueError))
 
 log = structlog.get_logger(__name__)
-
-
-class Venues(Protocol):
-    """Reads accounts through their plugins, wherever those run."""
-
-    async def fetch(
-        self, reference: CredentialReference, listing: Listing, deadline: float, *, account_type: str = ""
-    ) -> FetchedBalance:
-        """Ask the venue for the account's balance; `deadline` is in the event loop's time, `account_type` as in
-        `Account`.
-
-        Raises a VenueError, PluginFailed, PluginUnavailable, or what opening the credential raises.
-        """
-
-    async def key_rights(self, reference: CredentialReference, listing: Listing, deadline: float) -> KeyRights:
-        """Ask the venue what the account's key may do, as far as its plugin can tell. Raises as `fetch` does."""
-
-    def forget(self, account: Account) -> None:
-        """Close the account's session, for example because its credential is gone; soon, and beside the caller."""
-
-    async def close(self) -> None:
-        """Close every session."""
 
 
 @dataclass(slots=True)
@@ -110,67 +66,52 @@ class Sessions:
         self._idle_timeout = idle_timeout
         self._sessions: dict[Account, _Session] = {}
         self._sweeper: asyncio.Task[None] | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing = TaskSet()
         # Calls that ran past their deadline and were cancelled, with the time of that, until they have ended.
         self._left_behind: dict[asyncio.Task[Any], float] = {}
 
-    async def fetch(
-        self, reference: CredentialReference, listing: Listing, deadline: float, *, account_type: str = ""
-    ) -> FetchedBalance:
-        """See `Venues`."""
+    async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchedBalance:
+        """See `Venues`; `priority` changes nothing here."""
+        listing = target.listing
 
         async def read(call: VenueCall) -> FetchedBalance:
-            answer = _checked(await listing.plugin.hook.fetch_balance(call=call), listing)
-            balance = _with_something_read(_asked_for(answer, call))
-            if call.environment.name != call.account.environment:
-                note = f"Read from {call.exchange.name}'s {call.environment.name}, which the stored metadata choose."
-                balance = replace(balance, notes=(*balance.notes, note))
-            return _written(balance, listing)
+            return read_balance(await listing.plugin.hook.fetch_balance(call=call), listing, call)
 
-        return await self._called(reference, listing, deadline, read, account_type)
+        return await self._call_plugin(target, deadline, read)
 
-    async def key_rights(self, reference: CredentialReference, listing: Listing, deadline: float) -> KeyRights:
+    async def key_rights(self, target: Target, deadline: float) -> KeyRights:
         """See `Venues`."""
+        listing = target.listing
 
         async def read(call: VenueCall) -> KeyRights:
             if not listing.plugin.hook.check_credential.get_hookimpls():
                 return KeyRights()
-            rights = await listing.plugin.hook.check_credential(call=call)
-            if not isinstance(rights, KeyRights):
-                name = listing.plugin.info.name
-                raise PluginFailed(f"The plugin {name} answered with {type(rights).__name__} in place of KeyRights.")
-            return rights
+            return read_key_rights(await listing.plugin.hook.check_credential(call=call), listing)
 
-        return await self._called(reference, listing, deadline, read)
+        return await self._call_plugin(target, deadline, read)
 
-    async def _called(
-        self,
-        reference: CredentialReference,
-        listing: Listing,
-        deadline: float,
-        read: Callable[[VenueCall], Awaitable[T]],
-        account_type: str = "",
-    ) -> T:
-        """Let `read` call the plugin with the account's session, within the deadline."""
+    async def _call_plugin(self, target: Target, deadline: float, read: Callable[[VenueCall], Awaitable[T]]) -> T:
+        """What `read` makes of a call of the plugin with the account's session, within the deadline."""
+        listing, reference = target.listing, target.reference
         session = self._session(reference)
         session.users += 1
         try:
             credential = await asyncio.shield(session.opened)
             if session.held is None:
                 session.held = LIVE.hold(_secret_texts(credential, listing.metadata))
-            account = replace(reference.account, account_type=account_type)
-            call = self._call(listing, account, credential, session.state, deadline)
+            account = replace(reference.account, account_type=target.account.account_type)
+            call = self._venue_call(listing, account, credential, session.state, deadline)
         except BaseException:
             self._release(session)
             raise
         loop = asyncio.get_running_loop()
-        task = loop.create_task(_guarded(listing, call, read), name=f"fetch {call.exchange.id}")
+        task = loop.create_task(_run_hook(listing, call, read), name=f"fetch {call.exchange.id}")
         # Not before the hook has ended: one that was left behind at its deadline still uses the state.
         task.add_done_callback(lambda _: self._release(session))
-        return await self._bounded(task, listing, call)
+        return await self._wait_for(task, listing, call)
 
-    async def _bounded(self, task: asyncio.Task[T], listing: Listing, call: VenueCall) -> T:
-        """The plugin's answer within the deadline. A plugin that ignores its cancellation is left behind, not
+    async def _wait_for(self, task: asyncio.Task[T], listing: Listing, call: VenueCall) -> T:
+        """The plugin's answer within the deadline. A plugin that ignores its cancellation is left behind and not
         awaited."""
         try:
             done, _ = await asyncio.wait({task}, timeout=call.remaining())
@@ -187,13 +128,15 @@ class Sessions:
     def _leave_behind(self, task: asyncio.Task[Any]) -> None:
         task.cancel()
         self._left_behind[task] = asyncio.get_running_loop().time()
-        task.add_done_callback(self._ended_late)
+        task.add_done_callback(self._on_late_end)
 
-    def _ended_late(self, task: asyncio.Task[Any]) -> None:
+    def _on_late_end(self, task: asyncio.Task[Any]) -> None:
         self._left_behind.pop(task, None)
-        if not task.cancelled():
-            # Taken, because nobody waits for it any more and asyncio would log it.
-            task.exception()
+        retrieve_exception(task)
+
+    def snapshot(self) -> frozenset[Account]:
+        """The accounts that have a session now."""
+        return frozenset(self._sessions)
 
     def stuck_calls(self, seconds: float) -> int:
         """How many calls still run although they were cancelled more than `seconds` ago."""
@@ -210,25 +153,23 @@ class Sessions:
         if session.retired and not session.users:
             if session.held is not None:
                 session.held.release()
-            task = asyncio.get_running_loop().create_task(session.state.close(), name="session closing")
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing.start(session.state.close(), name="session closing")
 
     def _session(self, reference: CredentialReference) -> _Session:
         session = self._sessions.get(reference.account)
-        failed = session is not None and session.opened.done() and not _succeeded(session.opened)
+        failed = session is not None and session.opened.done() and not _has_opened(session.opened)
         if session is not None and session.version == reference.version and not failed:
             return session
         self._start_sweeper()
         opening = asyncio.ensure_future(self._open_credential(reference))
-        opening.add_done_callback(_succeeded)
+        opening.add_done_callback(_has_opened)
         self._sessions[reference.account] = new = _Session(reference.version, opening)
         if session is not None:
             # A credential that has changed must not be used through an old token or client any more.
             self._retire(session)
         return new
 
-    def _call(
+    def _venue_call(
         self, listing: Listing, account: Account, credential: Credential, state: State, deadline: float
     ) -> VenueCall:
         metadata = listing.metadata
@@ -276,8 +217,7 @@ class Sessions:
             await asyncio.wait({self._sweeper})
         for account in list(self._sessions):
             self.forget(account)
-        if self._closing:
-            await asyncio.wait(self._closing)
+        await self._closing.wait()
 
 
 def _secret_texts(credential: Credential, metadata: ExchangeMetadata) -> Iterator[str]:
@@ -316,15 +256,15 @@ def venue_environment(metadata: ExchangeMetadata, account: Account, credential: 
     if environment is None:
         if chosen == SANDBOX:
             raise NotSupported(f"{metadata.name} has no sandbox that this service can reach.")
-        raise CredentialInvalid(f"extra_metadata.environment names none that {metadata.name} has.")
+        raise CredentialInvalid(f"extra_metadata.environment names no environment of {metadata.name}.")
     return environment
 
 
-def _succeeded(task: asyncio.Future[Credential]) -> bool:
+def _has_opened(task: asyncio.Future[Credential]) -> bool:
     return not task.cancelled() and task.exception() is None
 
 
-async def _guarded(listing: Listing, call: VenueCall, read: Callable[[VenueCall], Awaitable[T]]) -> T:
+async def _run_hook(listing: Listing, call: VenueCall, read: Callable[[VenueCall], Awaitable[T]]) -> T:
     """Call a hook and let only our own errors out: another exception's text may hold a signed URL."""
     name = listing.plugin.info.name
     try:
@@ -332,7 +272,7 @@ async def _guarded(listing: Listing, call: VenueCall, read: Callable[[VenueCall]
     except PluginFailed:
         raise
     except VenueError as error:
-        raise _as_ours(error, name) from None
+        raise translate_error(error, name) from None
     except TimeoutError:
         raise VenueTimeout(f"{call.exchange.name} did not answer in time.") from None
     except asyncio.CancelledError:
@@ -340,110 +280,13 @@ async def _guarded(listing: Listing, call: VenueCall, read: Callable[[VenueCall]
     # SystemExit would end the service if it left the task.
     except BaseException as error:
         log.error(
-            "plugin.failed", plugin=name, exchange=call.exchange.id, error=type(error).__name__, at=_places(error)
+            "plugin.failed",
+            plugin=name,
+            exchange=call.exchange.id,
+            error=type(error).__name__,
+            at=raised_at(error, most=4),
         )
         raise PluginFailed(
             f"The plugin {name} ({listing.plugin.info.distribution}) failed with {type(error).__name__}. "
             "Report it to the plugin's author; the service's log says where."
         ) from None
-
-
-def _as_ours(error: VenueError, plugin: str) -> ServiceError:
-    """A plugin's error as the status table has it: a plugin may derive classes of its own, and give any delay."""
-    leaf = next((kind for kind in type(error).__mro__ if kind in _VENUE_LEAVES), None)
-    if leaf is None:
-        return PluginFailed(f"The plugin {plugin} failed with {type(error).__name__}, which says nothing.")
-    try:
-        delay = error.given_delay if error.retry_after == leaf.default_retry_after else error.retry_after
-        ours = leaf(error.message, retry_after=delay, advice=error.advice)
-    except (AttributeError, TypeError):
-        return PluginFailed(f"The plugin {plugin} failed with {type(error).__name__}, which holds no text.")
-    # One that was changed after it was made may hold what cannot be sent.
-    same = type(error) is leaf and _content(error) == _content(ours)
-    return error if same else ours
-
-
-def _content(error: ServiceError) -> tuple[str, str | None, float | None]:
-    return error.message, error.advice, error.retry_after
-
-
-def _places(error: BaseException) -> list[str]:
-    """The last places that the exception passed, without its text or any value: the plugin's own line among them."""
-    places, trace = [], error.__traceback__
-    while trace is not None:
-        places.append(f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}")
-        trace = trace.tb_next
-    return places[-4:]
-
-
-def _asked_for(balance: Balance, call: VenueCall) -> Balance:
-    """The balance without the accounts of other types than the one that was asked for by its name.
-
-    An account of no type stays: it is one that could not be read, so that nothing is known of it.
-    """
-    asked = call.account.account_type
-    if asked in ("", ALL_ACCOUNT_TYPES):
-        return balance
-    kept = tuple(account for account in balance.venue_accounts if account.type in ("", asked))
-    if not kept:
-        raise FeatureNotEnabled(f"{call.exchange.name} shows no account of the type {asked} behind this credential.")
-    if len(kept) == len(balance.venue_accounts):
-        return balance
-    return replace(balance, venue_accounts=kept, summary=combined_summary(kept))
-
-
-def _with_something_read(balance: Balance) -> Balance:
-    """The balance, unless none of its accounts could be read: then their error is the answer, as for a single one."""
-    errors = [account.error for account in balance.venue_accounts if account.error is not None]
-    if errors and len(errors) == len(balance.venue_accounts):
-        # One that passes goes first: it says nothing lasting about the key.
-        raise next((error for error in errors if error.transient), errors[0])
-    return balance
-
-
-def _checked(balance: object, listing: Listing) -> Balance:
-    """The plugin's answer, if it has the promised shape; the amounts checked themselves when they were made."""
-    plugin = listing.plugin.info.name
-    if not isinstance(balance, Balance):
-        log.error("plugin.failed", plugin=plugin, answer=type(balance).__name__)
-        raise PluginFailed(f"The plugin {plugin} answered with {type(balance).__name__} in place of a Balance.")
-    problem = shape_error(balance)
-    if problem:
-        log.error("plugin.failed", plugin=plugin, problem=problem)
-        raise PluginFailed(f"The plugin {plugin} answered with a wrong balance: {problem}.")
-    return balance
-
-
-def _written(balance: Balance, listing: Listing) -> FetchedBalance:
-    """The balance as bytes, unless it cannot be written down: a label that is no text, half of a surrogate pair, a time
-    without a zone, more than can be sent."""
-    try:
-        return fetched_balance(balance)
-    except (TypeError, ValueError, ArithmeticError, AttributeError):
-        name = listing.plugin.info.name
-        raise PluginFailed(f"The plugin {name} answered with a balance that cannot be written down.") from None
-
-
-def shape_error(balance: Balance) -> str:
-    """What is wrong with a plugin's answer, in words; empty where nothing is."""
-    places = set()
-    count = 0
-    for account in balance.venue_accounts:
-        if not isinstance(account, VenueAccount) or not all(isinstance(part, str) for part in account.identity):
-            return "an account is no VenueAccount, or named by something else than texts"
-        if account.identity in places:
-            return "two accounts have the same id, type and sub-account"
-        places.add(account.identity)
-        if not isinstance(account.summary, Summary | None) or not isinstance(account.error, ServiceError | None):
-            return "an account's summary or error is of another type"
-        assets = set()
-        for row in account.assets:
-            if not isinstance(row, AssetBalance) or not isinstance(row.asset, str) or not row.asset:
-                return "a row is no AssetBalance, or has no asset"
-            assets.add((row.asset, row.venue_asset))
-        if len(assets) != len(account.assets):
-            return "an account has two rows for one asset"
-        count += len(account.assets)
-    if not isinstance(balance.summary, Summary | None):
-        return "its summary is of another type"
-    return f"{count} rows are more than {MAX_ROWS}" if count > MAX_ROWS else ""

@@ -9,9 +9,9 @@ from typing import Literal, NewType, TypeAlias
 
 from google.protobuf.message import DecodeError
 
+from exchange_service.amounts import format_amount
 from exchange_service.errors import ServiceError, from_reason
 from exchange_service.model import AssetBalance, Balance, Summary, VenueAccount
-from exchange_service.plugin_kit.payload import format_amount
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.wire.protobuf import from_datetime, to_datetime, to_duration, to_seconds
 

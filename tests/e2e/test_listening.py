@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
-from exchange_service.app import UnsafeSettings, start_service
+from exchange_service.app import start_service
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
 from exchange_service.errors import (
     DeadlinePassed,
@@ -25,6 +25,7 @@ from exchange_service.errors import (
 from exchange_service.grpc_server.server import BindError
 from exchange_service.grpc_server.servicer import SERVICE
 from exchange_service.plugin_api import Balance, Environment, VenueCall
+from exchange_service.startup_checks import UnsafeSettings
 from exchange_service.testing import Fault
 from tests.harness import (
     USER,

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from exchange_service.balances.service import LEASE
+from exchange_service.balances.leases import LEASE
 from exchange_service.cache import redis as redis_cache
+from exchange_service.cache import redis_link
 from exchange_service.credentials import credential_id
 from exchange_service.errors import CredentialMissing, ServiceError, VenueUnavailable
 from exchange_service.model import Account
@@ -70,7 +71,15 @@ async def replicas(
 
 def listens(running: Running) -> bool:
     cache: Any = running.service.cache
-    return bool(cache.heard)
+    return bool(cache.subscribed)
+
+
+async def key_of(running: Running) -> str:
+    """The cache's key of alice's balance at paper."""
+    account = Account("alice", "paper")
+    reference = await running.service.store.find(account)
+    assert reference is not None
+    return running.service.balances.keys.key(account, reference)
 
 
 async def held(stream: Stream) -> str:
@@ -124,14 +133,11 @@ class TestOneAsks:
     async def test_a_replica_that_dies_while_it_asks_is_replaced_within_the_lease(
         self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("exchange_service.balances.service.LEASE", 1.0)
+        monkeypatch.setattr("exchange_service.balances.leases.LEASE", 1.0)
         async with replicas(2, tmp_path, redis_url, plugin) as (first, second):
             await first.store()
-            kept: Any = first.service.balances._kept
-            key = "the turn of one that is gone"
-            # Taken, and never given back.
-            monkeypatch.setattr(type(second.service.balances), "_key", lambda *_: key)
-            assert await kept.turn(key, 1.0) is not None
+            # Taken, and never released.
+            assert await first.service.balances.cached.lease(await key_of(first), 1.0) is not None
             began = time.monotonic()
             await second.client.get_balance("alice", "paper")
             assert 0.5 < time.monotonic() - began < 3
@@ -157,15 +163,14 @@ class TestFeeds:
     async def test_when_the_one_that_asks_is_gone_another_takes_over(
         self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("exchange_service.streams.feeds.LEASE", 0.5)
+        monkeypatch.setattr("exchange_service.streams.polling.LEASE", 0.5)
         async with replicas(2, tmp_path, redis_url, plugin, poll_interval=0.3) as (first, second):
             await first.store()
             async with streaming(second, PAPER) as stays:
                 async with streaming(first, PAPER) as goes:
                     await held(goes)
                     last = int(await held(stays))
-                feeds: Any = first.service.feeds
-                await until(lambda: not feeds.counts()[0], "the end of the first one's feed")
+                await until(lambda: not first.service.streams.counts()[0], "the end of the first one's feed")
                 for _ in range(3):
                     now = int(await held(stays))
                     assert now > last
@@ -174,7 +179,7 @@ class TestFeeds:
     async def test_a_hint_that_is_lost_costs_time_and_nothing_else(
         self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("exchange_service.streams.feeds.LEASE", 0.3)
+        monkeypatch.setattr("exchange_service.streams.polling.LEASE", 0.3)
 
         async def say_nothing(*_: Any) -> None:
             """The hint is lost."""
@@ -258,7 +263,7 @@ async def test_the_command_that_stores_a_credential_tells_the_replicas(
 ) -> None:
     async with replicas(1, tmp_path, redis_url, plugin) as (running,):
         heard: list[bytes] = []
-        running.service.balances._kept.on_credential = heard.append
+        running.service.balances.cached.on_credential = heard.append
         variables = {
             "EXCHANGE_SERVICE_CACHE_URL": redis_url,
             "EXCHANGE_SERVICE_CACHE_PREFIX": f"{tmp_path.name}:",
@@ -278,18 +283,16 @@ async def test_the_command_that_stores_a_credential_tells_the_replicas(
         assert heard[0] == credential_id(b"0123456789abcdef", Account("alice", "oanda"))
 
 
-class TestTurns:
-    """One who holds the turn and does not come back, or gives up, costs the others as little as can be."""
+class TestLeases:
+    """A replica that holds the lease and does not come back, or gives up, costs the others as little as can be."""
 
     async def test_of_all_who_wait_for_one_that_died_a_single_one_asks(
-        self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, redis_url: str, plugin: Counting
     ) -> None:
         async with replicas(3, tmp_path, redis_url, plugin) as several:
             await several[0].store()
-            kept: Any = several[0].service.balances._kept
-            key = "balance:a turn that nobody gives back"
-            monkeypatch.setattr(type(several[0].service.balances), "_key", lambda *_: key)
-            assert await kept.turn(key, 1.0) is not None
+            # Taken, and never released.
+            assert await several[0].service.balances.cached.lease(await key_of(several[0]), 1.0) is not None
             calls = [running.client.get_balance("alice", "paper") for running in several for _ in range(5)]
             replies = await asyncio.gather(*calls)
             assert plugin.count == 1
@@ -298,7 +301,7 @@ class TestTurns:
     async def test_a_venue_that_takes_longer_than_the_lease_is_asked_once(
         self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("exchange_service.balances.service.LEASE", 0.5)
+        monkeypatch.setattr("exchange_service.balances.leases.LEASE", 0.5)
 
         async def slow(call: Any) -> Any:
             await asyncio.sleep(1.5)
@@ -340,19 +343,20 @@ class TestVersions:
     async def test_an_older_balance_from_the_cache_is_no_news_in_a_stream(
         self, tmp_path: Path, redis_url: str, plugin: Counting
     ) -> None:
-        async with replicas(1, tmp_path, redis_url, plugin, poll_interval=0.2) as (running,):
+        async with replicas(2, tmp_path, redis_url, plugin, poll_interval=0.2) as (running, other):
             await running.store()
-            cache: Any = running.service.cache
+            cache = running.service.cache
             async with streaming(running, PAPER) as stream:
                 first = (await stream.next_of("balance")).balance
-                (key,) = list(running.service.balances._kept._copies)
+                key = await key_of(running)
                 old = await cache.get(key)
                 versions = [first.version]
                 for _ in range(3):
                     versions.append((await stream.next_of("balance")).balance.version)
-                    # One whose turn was over writes what it still had.
+                    # A replica whose lease was over writes what it still had.
+                    assert old is not None
                     await cache.set(key, old, 100)
-                    running.service.balances._kept._heard(b"b" + key.encode())
+                    await other.service.balances.cached.publish_abandoned(key)
                 assert versions == sorted(versions)
 
 
@@ -380,3 +384,25 @@ async def test_trouble_that_passes_when_the_venue_is_asked_again_is_told_to_nobo
         replies = await asyncio.gather(*calls)
         assert len({reply.balance.version for reply in replies}) == 1
         assert asked == 2
+
+
+async def test_a_replica_has_one_link_to_redis_and_closes_it(
+    tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, closed = [], []
+
+    class RecordedLink(redis_link.RedisLink):
+        def __init__(self, url: str) -> None:
+            super().__init__(url)
+            opened.append(self)
+
+        async def close(self) -> None:
+            await super().close()
+            closed.append(self)
+
+    monkeypatch.setattr(redis_link, "RedisLink", RecordedLink)
+    # With callers that are told apart, the quotas are shared as well.
+    async with replicas(1, tmp_path, redis_url, plugin, service_tokens=True):
+        assert len(opened) == 1
+        assert not closed
+    assert closed == opened

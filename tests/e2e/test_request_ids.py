@@ -107,7 +107,7 @@ class TestCaller:
             await running.store()
             async with streaming(running, "paper") as stream:
                 await stream.next_of("balance")
-                await running.service.feeds.close()
+                await running.service.streams.close()
                 failed = await stream.failure()
             assert failed.reason == "SHUTTING_DOWN"
             assert MADE.match(failed.trailers[KEY])
@@ -171,7 +171,7 @@ class TestLog:
             first = running.stub.StreamBalances(request, metadata=((KEY, "first"),))
             await gate.entered.wait()
             async with streaming(running, "paper") as second:
-                await until(lambda: running.service.feeds.counts() == (1, 2))
+                await until(lambda: running.service.streams.counts() == (1, 2))
                 first.cancel()
                 await until(lambda: running.service.server.handler_wrapper.running() == 1)
                 gate.opened.set()

@@ -335,7 +335,7 @@ class TestUnsendableErrors:
             await running.store("pencil")
             failed = await failure(running.stub.GetBalance(balance_request()))
             assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "PLUGIN_FAILED")
-            assert "cannot be written down" in failed.message
+            assert "cannot be serialized" in failed.message
             assert totals((await running.client.get_balance(USER, "pencil")).balance) == {"BTC": "1.50"}
 
     async def test_the_largest_balance_that_is_accepted_can_be_sent(self, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""StreamBalances as its subscribers meet it: a snapshot, then changes, errors beside balances, and every way to end."""
+"""StreamBalances as subscribers see it: a snapshot, then changes, errors beside balances, and every way to end."""
 
 from __future__ import annotations
 
@@ -49,55 +49,67 @@ from tests.harness import (
 from tests.identities import SECRET, bearer, web_token
 
 TOKEN = "a-token-for-tests"
-PAPER = messages.AccountSelector(exchange_id="paper")
+FAKE_VENUE = messages.AccountSelector(exchange_id="paper")
 QUICK: dict[str, Any] = {"poll_interval": 0.1, "heartbeat_interval": 0.15}
-# Long enough that none comes within a test that does not wait for it.
+# No heartbeat comes within a test.
 CALM: dict[str, Any] = {"poll_interval": 0.1, "heartbeat_interval": 600.0}
+# Notes so large that a few balances fill what a connection takes unread.
+PADDING = tuple(f"{'x' * 1000}{number}" for number in range(2000))
 
 
 @pytest.fixture
-def paper() -> ScriptedPlugin:
+def fake_venue() -> ScriptedPlugin:
     return ScriptedPlugin(listing("paper"))
 
 
 @pytest.fixture
-def pencil() -> ScriptedPlugin:
+def other_venue() -> ScriptedPlugin:
     return ScriptedPlugin(listing("pencil"), answer=returning(holding(("ETH", "7"))))
 
 
 @pytest.fixture
-async def running(tmp_path: Path, paper: ScriptedPlugin, pencil: ScriptedPlugin) -> AsyncIterator[Running]:
+async def running(tmp_path: Path, fake_venue: ScriptedPlugin, other_venue: ScriptedPlugin) -> AsyncIterator[Running]:
     """Two venues; the user has a credential for the first."""
-    async with serving(tmp_path, registry=registry_of(paper, pencil), **CALM) as made:
-        await made.store("paper")
-        yield made
+    async with serving(tmp_path, registry=registry_of(fake_venue, other_venue), **CALM) as running:
+        await running.store("paper")
+        yield running
 
 
 @pytest.fixture
-async def quick(tmp_path: Path, paper: ScriptedPlugin, pencil: ScriptedPlugin) -> AsyncIterator[Running]:
+async def quick(tmp_path: Path, fake_venue: ScriptedPlugin, other_venue: ScriptedPlugin) -> AsyncIterator[Running]:
     """The same with frequent heartbeats."""
-    async with serving(tmp_path, registry=registry_of(paper, pencil), **QUICK) as made:
-        await made.store("paper")
-        yield made
+    async with serving(tmp_path, registry=registry_of(fake_venue, other_venue), **QUICK) as running:
+        await running.store("paper")
+        yield running
+
+
+def rising(first: int = 1, **changes: Any) -> Any:
+    """A venue whose amount is one greater with each answer."""
+    amounts = itertools.count(first)
+
+    async def answer(_: VenueCall) -> Balance:
+        return holding(("BTC", str(next(amounts))), **changes)
+
+    return answer
 
 
 async def polled(plugin: ScriptedPlugin, times: int) -> None:
-    """Wait until the venue was asked so many times more."""
+    """Wait until the venue was asked this many times more."""
     wanted = len(plugin.calls) + times
     await until(lambda: len(plugin.calls) >= wanted, "a poll")
 
 
 class TestChanges:
-    async def test_first_comes_what_there_is_and_then_only_what_changes(
-        self, running: Running, paper: ScriptedPlugin
+    async def test_the_first_event_is_the_present_state_and_then_come_only_changes(
+        self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
         async with streaming(running, "paper") as stream:
             first = (await stream.next()).balance
             assert totals(first.balance) == {"BTC": "1.50"}
             assert first.balance.version > 0
-            await polled(paper, 3)
-            paper.answer = returning(holding(("BTC", "1.75")))
-            # The next event of any kind: nothing came for the polls that found no change.
+            await polled(fake_venue, 3)
+            fake_venue.answer = returning(holding(("BTC", "1.75")))
+            # The next event of any kind: polls that found no change sent nothing.
             second = (await stream.next()).balance
             assert totals(second.balance) == {"BTC": "1.75"}
             assert second.balance.version > first.balance.version
@@ -116,48 +128,48 @@ class TestChanges:
                 account.unrealized = Decimal("-127.9299")
                 assert (await stream.next_of("balance")).balance.summary.unrealised_pnl == "-127.9299"
 
-    async def test_a_row_once_reported_stays_at_zero(self, running: Running, paper: ScriptedPlugin) -> None:
-        paper.answer = returning(holding(("BTC", "1.50"), ("ETH", "2")))
+    async def test_a_row_once_reported_stays_at_zero(self, running: Running, fake_venue: ScriptedPlugin) -> None:
+        fake_venue.answer = returning(holding(("BTC", "1.50"), ("ETH", "2")))
         async with streaming(running, "paper") as stream:
             assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50", "ETH": "2"}
-            paper.answer = returning(holding(("BTC", "1.50")))
+            fake_venue.answer = returning(holding(("BTC", "1.50")))
             assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50", "ETH": "0"}
-            paper.answer = returning(holding(("BTC", "1.60")))
+            fake_venue.answer = returning(holding(("BTC", "1.60")))
             assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.60", "ETH": "0"}
 
     async def test_a_zero_row_that_was_never_reported_is_left_out(
-        self, running: Running, paper: ScriptedPlugin
+        self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
-        paper.answer = returning(holding(("BTC", "1.50"), ("DUST", "0.000")))
+        fake_venue.answer = returning(holding(("BTC", "1.50"), ("DUST", "0.000")))
         async with streaming(running, "paper") as stream:
             assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50"}
 
-    async def test_an_account_that_turns_unreadable_says_nothing_of_what_it_holds(
-        self, running: Running, paper: ScriptedPlugin
+    async def test_an_account_that_becomes_unreadable_shows_no_rows(
+        self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
         good = VenueAccount("1", "spot", assets=(AssetBalance("BTC", total=Decimal(1)),))
         other = VenueAccount("2", "spot", assets=(AssetBalance("ETH", total=Decimal(2)),))
         refused = VenueAccount("2", "spot", error=VenueUnavailable("Down."))
-        paper.answer = returning(Balance((good, other)))
+        fake_venue.answer = returning(Balance((good, other)))
         async with streaming(running, "paper") as stream:
             await stream.next_of("balance")
-            paper.answer = returning(Balance((good, refused)))
+            fake_venue.answer = returning(Balance((good, refused)))
             partly = (await stream.next_of("balance")).balance.venue_accounts
             assert [row.asset for row in partly[0].assets] == ["BTC"]
             assert partly[1].HasField("error")
             assert not partly[1].assets
-            paper.answer = returning(Balance((good, VenueAccount("2", "spot"))))
-            # It is back, and what it held is gone: the row stands at zero and is not forgotten.
+            fake_venue.answer = returning(Balance((good, VenueAccount("2", "spot"))))
+            # It is readable again without what it held: the row is at zero and is not forgotten.
             assert totals((await stream.next_of("balance")).balance) == {"BTC": "1", "ETH": "0"}
 
-    async def test_a_known_version_spares_the_snapshot_and_not_the_next_change(
-        self, running: Running, paper: ScriptedPlugin
+    async def test_a_known_version_skips_the_snapshot_and_not_the_next_change(
+        self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
         held = (await running.client.get_balance(USER, "paper")).balance
         selector = messages.AccountSelector(exchange_id="paper", known_version=held.version)
         async with streaming(running, selector) as stream:
-            await polled(paper, 2)
-            paper.answer = returning(holding(("BTC", "9")))
+            await polled(fake_venue, 2)
+            fake_venue.answer = returning(holding(("BTC", "9")))
             first = await stream.next()
             assert totals(first.balance.balance) == {"BTC": "9"}
 
@@ -166,13 +178,13 @@ class TestChanges:
         async with streaming(running, selector) as stream:
             assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50"}
 
-    async def test_who_joins_a_running_feed_gets_its_state_at_once(
-        self, running: Running, paper: ScriptedPlugin
+    async def test_a_subscriber_who_joins_a_running_feed_gets_its_state_at_once(
+        self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
         async with streaming(running, "paper") as first:
             await first.next_of("balance")
             gate = Gate()
-            paper.answer = gate
+            fake_venue.answer = gate
             await gate.entered.wait()
             # The venue hangs, and still the second subscriber has something to show.
             async with streaming(running, "paper") as second:
@@ -181,10 +193,10 @@ class TestChanges:
 
 class TestErrors:
     async def test_one_accounts_error_comes_beside_the_others_balance(
-        self, running: Running, paper: ScriptedPlugin
+        self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
         await running.store("pencil")
-        paper.answer = raising(CredentialRejected("The key is refused."))
+        fake_venue.answer = raising(CredentialRejected("The key is refused."))
         async with streaming(running, "paper", "pencil") as stream:
             events = [await stream.next() for _ in range(2)]
         kinds = {event.WhichOneof("event"): event for event in events}
@@ -193,29 +205,29 @@ class TestErrors:
         assert error.error.reason == error_reason_pb2.ERROR_REASON_CREDENTIAL_REJECTED
         assert totals(kinds["balance"].balance.balance) == {"ETH": "7"}
 
-    async def test_an_error_is_told_once_and_its_end_by_a_balance(
-        self, running: Running, paper: ScriptedPlugin
+    async def test_an_error_is_sent_once_and_its_end_is_a_balance(
+        self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
         async with streaming(running, "paper") as stream:
             good = (await stream.next_of("balance")).balance
-            paper.answer = raising(VenueUnavailable("It is down.", retry_after=0.1))
+            fake_venue.answer = raising(VenueUnavailable("It is down.", retry_after=0.1))
             error = await stream.next_of("account_error")
             assert error.error.reason == error_reason_pb2.ERROR_REASON_VENUE_UNAVAILABLE
             assert error.error.retry_delay.ToTimedelta().total_seconds() == pytest.approx(0.1)
             assert error.last_version == good.version
-            await polled(paper, 3)
-            paper.answer = returning(holding(("BTC", "1.50")))
+            await polled(fake_venue, 3)
+            fake_venue.answer = returning(holding(("BTC", "1.50")))
             # No further error in between, and a balance though nothing has changed.
             recovery = (await stream.next()).balance
             assert recovery.balance.version == good.version
             assert not recovery.freshness.HasField("stale")
 
-    async def test_who_joins_in_the_middle_of_trouble_is_told_of_it(
-        self, running: Running, paper: ScriptedPlugin
+    async def test_a_subscriber_who_joins_during_an_error_gets_it(
+        self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
         async with streaming(running, "paper") as first:
             await first.next_of("balance")
-            paper.answer = raising(VenueUnavailable("It is down."))
+            fake_venue.answer = raising(VenueUnavailable("It is down."))
             await first.next_of("account_error")
             async with streaming(running, "paper") as second:
                 balance = (await second.next()).balance
@@ -233,14 +245,16 @@ class TestErrors:
             assert "Did you mean 'paper'?" in error.error.message
             assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50"}
 
-    async def test_an_account_without_a_credential_is_told_and_works_once_it_has_one(self, running: Running) -> None:
+    async def test_an_account_without_a_credential_is_an_error_and_works_once_it_has_one(
+        self, running: Running
+    ) -> None:
         async with streaming(running, "pencil") as stream:
             error = await stream.next_of("account_error")
             assert error.error.reason == error_reason_pb2.ERROR_REASON_CREDENTIAL_MISSING
             await running.store("pencil")
             assert totals((await stream.next_of("balance")).balance) == {"ETH": "7"}
 
-    async def test_nonsense_of_a_venue_never_replaces_a_balance(self, tmp_path: Path) -> None:
+    async def test_a_malformed_answer_never_replaces_a_balance(self, tmp_path: Path) -> None:
         async with (
             OandaSimulator() as venue,
             serving(tmp_path, venue_urls={"oanda": venue.url}, **CALM) as running,
@@ -253,12 +267,12 @@ class TestErrors:
                 error = (await stream.next()).account_error
                 assert error.error.reason == error_reason_pb2.ERROR_REASON_VENUE_MALFORMED
 
-    async def test_a_balance_too_large_to_send_is_one_accounts_trouble_and_the_stream_goes_on(
-        self, running: Running, paper: ScriptedPlugin, pencil: ScriptedPlugin
+    async def test_a_balance_too_large_to_send_is_one_accounts_error_and_the_stream_goes_on(
+        self, running: Running, fake_venue: ScriptedPlugin, other_venue: ScriptedPlugin
     ) -> None:
         await running.store("pencil")
         codes = (f"{'X' * 128}{number:05}" for number in range(9_000))
-        paper.answer = returning(holding(*((code, "1") for code in codes)))
+        fake_venue.answer = returning(holding(*((code, "1") for code in codes)))
         async with streaming(running, "paper", "pencil") as stream:
             kinds = {event.WhichOneof("event"): event for event in [await stream.next() for _ in range(2)]}
             error = kinds["account_error"].account_error
@@ -266,27 +280,29 @@ class TestErrors:
             assert error.error.reason == error_reason_pb2.ERROR_REASON_PLUGIN_FAILED
             assert totals(kinds["balance"].balance.balance) == {"ETH": "7"}
             for amount in ("8", "9"):
-                pencil.answer = returning(holding(("ETH", amount)))
+                other_venue.answer = returning(holding(("ETH", amount)))
                 assert totals((await stream.next()).balance.balance) == {"ETH": amount}
-            paper.answer = returning(holding(("BTC", "1")))
+            fake_venue.answer = returning(holding(("BTC", "1")))
             assert totals((await stream.next()).balance.balance) == {"BTC": "1"}
 
-    async def test_a_plugin_that_breaks_does_not_end_the_stream(self, running: Running, paper: ScriptedPlugin) -> None:
-        paper.answer = raising(SystemExit("signature=48be"))
+    async def test_a_plugin_that_breaks_does_not_end_the_stream(
+        self, running: Running, fake_venue: ScriptedPlugin
+    ) -> None:
+        fake_venue.answer = raising(SystemExit("signature=48be"))
         async with streaming(running, "paper") as stream:
             error = await stream.next_of("account_error")
             assert error.error.reason == error_reason_pb2.ERROR_REASON_PLUGIN_FAILED
             assert "signature" not in error.error.message
-            paper.answer = returning(holding(("BTC", "2")))
+            fake_venue.answer = returning(holding(("BTC", "2")))
             assert totals((await stream.next_of("balance")).balance) == {"BTC": "2"}
 
 
 class TestHeartbeats:
     async def test_they_have_the_state_of_each_account(
-        self, quick: Running, paper: ScriptedPlugin, pencil: ScriptedPlugin
+        self, quick: Running, fake_venue: ScriptedPlugin, other_venue: ScriptedPlugin
     ) -> None:
         await quick.store("pencil")
-        pencil.answer = raising(CredentialRejected("No."))
+        other_venue.answer = raising(CredentialRejected("No."))
         async with streaming(quick, "paper", "pencil", "papre") as stream:
             balance = (await stream.next_of("balance")).balance
 
@@ -306,7 +322,7 @@ class TestHeartbeats:
         assert states["papre"].error.reason == error_reason_pb2.ERROR_REASON_EXCHANGE_UNKNOWN
         assert beat.server_time.seconds > 0
 
-    async def test_they_come_where_nothing_else_happens(self, quick: Running) -> None:
+    async def test_they_come_when_nothing_else_happens(self, quick: Running) -> None:
         async with streaming(quick, user="nobody") as stream:
             for _ in range(3):
                 beat = (await stream.next()).heartbeat
@@ -329,9 +345,11 @@ class TestAllAccounts:
             await quick.remove("paper")
             while [state.exchange_id for state in (await stream.next_of("heartbeat")).accounts] != ["pencil"]:
                 continue
-            assert quick.service.feeds.counts() == (1, 1)
+            assert quick.service.streams.counts() == (1, 1)
 
-    async def test_a_stored_exchange_that_nobody_serves_is_told_of_and_the_others_go_on(self, running: Running) -> None:
+    async def test_a_stored_exchange_that_no_plugin_serves_is_an_error_and_the_others_go_on(
+        self, running: Running
+    ) -> None:
         await running.store("vanished")
         async with streaming(running) as stream:
             events = [await stream.next() for _ in range(2)]
@@ -339,49 +357,41 @@ class TestAllAccounts:
 
 
 class TestCost:
-    async def test_many_subscribers_cost_the_venue_one_poll_loop(self, running: Running, paper: ScriptedPlugin) -> None:
+    async def test_many_subscribers_cost_the_venue_one_poll_loop(
+        self, running: Running, fake_venue: ScriptedPlugin
+    ) -> None:
         streams = [streaming(running, "paper") for _ in range(30)]
         opened = [await stream.__aenter__() for stream in streams]
         await asyncio.gather(*(stream.next_of("balance") for stream in opened))
-        assert running.service.feeds.counts() == (1, 30)
-        amounts = itertools.count(2)
-
-        async def rising(_: VenueCall) -> Balance:
-            return holding(("BTC", str(next(amounts))))
-
-        paper.answer = rising
-        before = len(paper.calls)
+        assert running.service.streams.counts() == (1, 30)
+        fake_venue.answer = rising(2)
+        before = len(fake_venue.calls)
         seen = [(await stream.next_of("balance")).balance for stream in opened for _ in range(3)]
         distinct = {totals(balance)["BTC"] for balance in seen}
         assert len(seen) == 90
-        # Each value that was seen cost one request, and no request was made for each subscriber.
-        assert len(distinct) <= len(paper.calls) - before + 1
-        assert len(paper.calls) - before < 45
+        # Each value that was seen cost one request, however many subscribers read it.
+        assert len(distinct) <= len(fake_venue.calls) - before + 1
+        assert len(fake_venue.calls) - before < 45
         for stream in streams:
             await stream.__aexit__(None, None, None)
 
-    async def test_a_stream_and_a_call_share_one_request(self, running: Running, paper: ScriptedPlugin) -> None:
-        paper.answer = gate = Gate()
+    async def test_a_stream_and_a_call_share_one_request(self, running: Running, fake_venue: ScriptedPlugin) -> None:
+        fake_venue.answer = gate = Gate()
         async with streaming(running, "paper") as stream:
             await gate.entered.wait()
             call = asyncio.ensure_future(running.client.get_balance(USER, "paper"))
             gate.opened.set()
             assert totals((await stream.next_of("balance")).balance) == totals((await call).balance)
-        assert len(paper.calls) <= 2
+        assert len(fake_venue.calls) <= 2
 
 
 class TestIntervals:
     async def test_balances_come_no_more_often_than_the_subscriber_wants(
-        self, running: Running, paper: ScriptedPlugin
+        self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
-        amounts = itertools.count(1)
-
-        async def rising(_: VenueCall) -> Balance:
-            return holding(("BTC", str(next(amounts))))
-
-        paper.answer = rising
+        fake_venue.answer = rising()
         loop = asyncio.get_running_loop()
-        events = running.client.stream_balances(USER, [PAPER], min_interval=0.5)
+        events = running.client.stream_balances(USER, [FAKE_VENUE], min_interval=0.5)
         async with aclosing(events) as stream:  # type: ignore[type-var]
             arrivals = []
             async for event in stream:
@@ -396,32 +406,32 @@ class TestIntervals:
         self, running: Running, seconds: float
     ) -> None:
         with pytest.raises(FieldInvalid, match="min_interval"):
-            await _to_the_end(running.client.stream_balances(USER, [PAPER], min_interval=seconds))
-        assert running.service.feeds.counts() == (0, 0)
+            await _to_the_end(running.client.stream_balances(USER, [FAKE_VENUE], min_interval=seconds))
+        assert running.service.streams.counts() == (0, 0)
 
 
-class TestStorms:
-    async def test_a_thousand_who_come_back_at_once_are_all_let_in_and_sent_away_one_after_the_other(
-        self, tmp_path: Path, paper: ScriptedPlugin
+class TestReconnectStorms:
+    async def test_a_thousand_streams_at_once_are_all_accepted_and_told_to_come_back_at_different_times(
+        self, tmp_path: Path, fake_venue: ScriptedPlugin
     ) -> None:
-        # Of one caller, who may make few calls a second.
+        # All streams are of one caller, who may make few calls a second.
         settings = settings_for(tmp_path, jwt_secret=SECRET, service_calls=100, **CALM)
-        service = await start_service(settings, registry=registry_of(paper))
+        service = await start_service(settings, registry=registry_of(fake_venue))
         async with ExchangeServiceClient(service.address) as client:
             running = Running(service, client)
             await running.store()
             token = bearer(web_token("desk", exchange_service_users="*"))
-            request = messages.StreamBalancesRequest(user_id=USER, accounts=[PAPER])
+            request = messages.StreamBalancesRequest(user_id=USER, accounts=[FAKE_VENUE])
             streams = [Stream(running.stub.StreamBalances(request, metadata=token)) for _ in range(1000)]
             firsts = await asyncio.gather(*(stream.next_of("balance") for stream in streams))
             assert {totals(first.balance)["BTC"] for first in firsts} == {"1.50"}
-            assert service.feeds.counts() == (1, 1000)
+            assert service.streams.counts() == (1, 1000)
             stopping = asyncio.ensure_future(service.stop())
             ends = await asyncio.gather(*(stream.failure() for stream in streams))
             await stopping
         assert {end.reason for end in ends} == {"SHUTTING_DOWN"}
         delays = sorted(end.retry_delay or 0.0 for end in ends)
-        # Evenly over the time: in each quarter of it about a quarter of them.
+        # Spread evenly: about a quarter of the delays in each quarter of the time.
         assert delays[0] >= 0.2
         assert delays[-1] <= 3.0
         quarters = [sum(0.2 + 0.7 * part <= delay < 0.9 + 0.7 * part for delay in delays) for part in range(4)]
@@ -430,24 +440,23 @@ class TestStorms:
 
 class TestEnds:
     async def left(self, running: Running) -> None:
-        await until(lambda: running.service.feeds.counts() == (0, 0), "the end of the feed")
+        await until(lambda: running.service.streams.counts() == (0, 0), "the end of the feed")
 
-    async def test_a_feed_ends_with_its_last_subscriber(self, running: Running, paper: ScriptedPlugin) -> None:
+    async def test_a_feed_ends_with_its_last_subscriber(self, running: Running, fake_venue: ScriptedPlugin) -> None:
         async with streaming(running, "paper") as first:
             await first.next_of("balance")
             async with streaming(running, "paper") as second:
                 await second.next_of("balance")
-                assert running.service.feeds.counts() == (1, 2)
-            await until(lambda: running.service.feeds.counts() == (1, 1))
+                assert running.service.streams.counts() == (1, 2)
+            await until(lambda: running.service.streams.counts() == (1, 1))
         await self.left(running)
-        asked = len(paper.calls)
-        await asyncio.sleep(0.3)
-        assert len(paper.calls) == asked
+        # Only the feed's task polls.
+        await until(lambda: not any(task.get_name().startswith("feed ") for task in asyncio.all_tasks()), "its end")
 
-    async def test_who_leaves_while_the_venue_is_asked_ends_that_too(
-        self, running: Running, paper: ScriptedPlugin
+    async def test_leaving_while_the_venue_is_asked_cancels_that_request(
+        self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
-        paper.answer = gate = Gate()
+        fake_venue.answer = gate = Gate()
         async with streaming(running, "paper"):
             await gate.entered.wait()
         assert await asyncio.wait_for(gate.cancelled.wait(), 5)
@@ -469,18 +478,18 @@ class TestEnds:
         async with ExchangeServiceClient(running.service.address) as client:
             events = client.stream_balances(USER).__aiter__()
             await events.__anext__()
-            assert running.service.feeds.counts() == (1, 1)
+            assert running.service.streams.counts() == (1, 1)
         await self.left(running)
 
     async def test_a_refused_subscription_leaves_nothing_behind(self, running: Running) -> None:
         async with streaming(running, *["paper"] * 201) as stream:
             await stream.failure()
-        assert running.service.feeds.counts() == (0, 0)
+        assert running.service.streams.counts() == (0, 0)
 
-    async def test_a_stream_ends_after_its_life_with_a_delay_of_zero(
-        self, tmp_path: Path, paper: ScriptedPlugin
+    async def test_a_stream_ends_after_its_lifetime_with_a_delay_of_zero(
+        self, tmp_path: Path, fake_venue: ScriptedPlugin
     ) -> None:
-        async with serving(tmp_path, registry=registry_of(paper), stream_lifetime=1.0, **CALM) as running:
+        async with serving(tmp_path, registry=registry_of(fake_venue), stream_lifetime=1.0, **CALM) as running:
             await running.store()
             async with streaming(running, "paper") as stream:
                 failed = await stream.failure()
@@ -490,29 +499,29 @@ class TestEnds:
             await self.left(running)
 
     async def test_a_client_that_resumes_goes_on_without_a_second_snapshot(
-        self, tmp_path: Path, paper: ScriptedPlugin
+        self, tmp_path: Path, fake_venue: ScriptedPlugin
     ) -> None:
-        async with serving(tmp_path, registry=registry_of(paper), stream_lifetime=1.0, **CALM) as running:
+        async with serving(tmp_path, registry=registry_of(fake_venue), stream_lifetime=1.0, **CALM) as running:
             await running.store()
             selected = [messages.AccountSelector(exchange_id="paper")]
             events = running.client.stream_balances(USER, selected, resume=True)
             async with aclosing(events) as stream:  # type: ignore[type-var]
                 first = (await anext(stream)).balance.balance
-                # Over the end of the first stream and the beginning of the second, nothing comes until this.
+                # Nothing comes until then, although the first stream ends and the second begins.
                 following = asyncio.ensure_future(_first_balance(stream))
-                await until(lambda: running.service.feeds.counts()[1] == 0, "the end of the first stream")
-                await until(lambda: running.service.feeds.counts()[1] == 1, "the second stream")
-                await polled(paper, 2)
-                paper.answer = returning(holding(("BTC", "2")))
+                await until(lambda: running.service.streams.counts()[1] == 0, "the end of the first stream")
+                await until(lambda: running.service.streams.counts()[1] == 1, "the second stream")
+                await polled(fake_venue, 2)
+                fake_venue.answer = returning(holding(("BTC", "2")))
                 second = (await following).balance.balance
         assert (totals(first), totals(second)) == ({"BTC": "1.50"}, {"BTC": "2"})
 
-    async def test_a_client_that_resumes_under_another_word_names_no_account_twice(
-        self, tmp_path: Path, paper: ScriptedPlugin
+    async def test_a_client_that_resumes_with_an_alias_names_no_account_twice(
+        self, tmp_path: Path, fake_venue: ScriptedPlugin
     ) -> None:
-        async with serving(tmp_path, registry=registry_of(paper), stream_lifetime=1.0, **CALM) as running:
+        async with serving(tmp_path, registry=registry_of(fake_venue), stream_lifetime=1.0, **CALM) as running:
             await running.store()
-            # As many as a stream may follow: one more, and the second stream would be refused.
+            # As many as a stream may follow: with one more the second stream would be refused.
             selected = [messages.AccountSelector(exchange_id="PAPER", environment="live")]
             selected += [messages.AccountSelector(exchange_id=f"none{number}") for number in range(199)]
             events = running.client.stream_balances(USER, selected, resume=True)
@@ -520,14 +529,18 @@ class TestEnds:
                 assert totals((await _first_balance(stream)).balance.balance) == {"BTC": "1.50"}
                 assert totals((await _first_balance(stream)).balance.balance) == {"BTC": "1.50"}
 
-    async def test_a_client_that_does_not_resume_is_told(self, tmp_path: Path, paper: ScriptedPlugin) -> None:
-        async with serving(tmp_path, registry=registry_of(paper), stream_lifetime=1.0, **CALM) as running:
+    async def test_a_client_that_does_not_resume_gets_the_error(
+        self, tmp_path: Path, fake_venue: ScriptedPlugin
+    ) -> None:
+        async with serving(tmp_path, registry=registry_of(fake_venue), stream_lifetime=1.0, **CALM) as running:
             await running.store()
             with pytest.raises(StreamLifetimeReached):
                 await _to_the_end(running.client.stream_balances(USER))
 
-    async def test_the_stop_of_the_service_ends_it_with_a_reason(self, tmp_path: Path, paper: ScriptedPlugin) -> None:
-        service = await start_service(settings_for(tmp_path, **CALM), registry=registry_of(paper))
+    async def test_when_the_service_stops_streams_end_with_a_reason(
+        self, tmp_path: Path, fake_venue: ScriptedPlugin
+    ) -> None:
+        service = await start_service(settings_for(tmp_path, **CALM), registry=registry_of(fake_venue))
         async with ExchangeServiceClient(service.address) as client:
             running = Running(service, client)
             await running.store()
@@ -539,10 +552,10 @@ class TestEnds:
         assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
         assert failed.retry_delay is not None
 
-    async def test_the_subscribers_of_a_replica_that_stops_come_back_one_after_the_other(
-        self, tmp_path: Path, paper: ScriptedPlugin
+    async def test_the_subscribers_of_a_replica_that_stops_come_back_at_different_times(
+        self, tmp_path: Path, fake_venue: ScriptedPlugin
     ) -> None:
-        service = await start_service(settings_for(tmp_path, **CALM), registry=registry_of(paper))
+        service = await start_service(settings_for(tmp_path, **CALM), registry=registry_of(fake_venue))
         async with ExchangeServiceClient(service.address) as client, AsyncExitStack() as stack:
             running = Running(service, client)
             await running.store()
@@ -558,8 +571,8 @@ class TestEnds:
         assert len(set(delays)) > 10
         assert [int(end.trailers["grpc-retry-pushback-ms"]) / 1000 for end in ends] == delays
 
-    async def test_a_service_that_is_about_to_stop_takes_no_new_stream(self, running: Running) -> None:
-        await running.service.feeds.close()
+    async def test_a_service_that_is_about_to_stop_accepts_no_new_stream(self, running: Running) -> None:
+        await running.service.streams.close()
         async with streaming(running, "paper") as late:
             assert (await late.failure()).reason == "SHUTTING_DOWN"
 
@@ -577,15 +590,8 @@ async def _first_balance(events: AsyncIterator[Any]) -> Any:
 
 
 class TestSlowReaders:
-    async def test_one_gets_the_latest_whole_state_and_not_every_step(self, tmp_path: Path) -> None:
-        # So large that a few of them fill what the connection takes unread.
-        padding = tuple(f"{'x' * 1000}{number}" for number in range(2000))
-        amounts = itertools.count(1)
-
-        async def rising(_: VenueCall) -> Balance:
-            return holding(("BTC", str(next(amounts))), notes=padding)
-
-        plugin = ScriptedPlugin(answer=rising)
+    async def test_a_slow_reader_gets_the_latest_whole_state_and_not_every_step(self, tmp_path: Path) -> None:
+        plugin = ScriptedPlugin(answer=rising(notes=PADDING))
         async with serving(tmp_path, registry=registry_of(plugin), poll_interval=0.1, max_age=0.0) as running:
             await running.store()
             async with streaming(running, "paper") as slow, streaming(running, "paper") as quick:
@@ -596,14 +602,8 @@ class TestSlowReaders:
         assert read == sorted(set(read))
         assert len(read) < read[-1] - read[0] + 1, "nothing was skipped"
 
-    async def test_one_who_does_not_read_at_all_is_ended_and_nobody_else(self, tmp_path: Path) -> None:
-        amounts = itertools.count(1)
-        padding = tuple(f"{'x' * 1000}{number}" for number in range(2000))
-
-        async def rising(_: VenueCall) -> Balance:
-            return holding(("BTC", str(next(amounts))), notes=padding)
-
-        plugin = ScriptedPlugin(answer=rising)
+    async def test_a_subscriber_who_does_not_read_is_ended_and_no_other(self, tmp_path: Path) -> None:
+        plugin = ScriptedPlugin(answer=rising(notes=PADDING))
         async with serving(
             tmp_path, registry=registry_of(plugin), poll_interval=0.1, max_age=0.0, write_timeout=0.3
         ) as running:
@@ -615,49 +615,37 @@ class TestSlowReaders:
                     messages.StreamBalancesRequest(user_id=USER)
                 )
                 await call.read()
-                await until(lambda: running.service.feeds.counts() == (1, 2))
+                await until(lambda: running.service.streams.counts() == (1, 2))
 
                 async def read_on() -> None:
-                    while running.service.feeds.counts() == (1, 2):
+                    while running.service.streams.counts() == (1, 2):
                         await reader.next_of("balance")
 
                 await asyncio.wait_for(read_on(), 20)
-                assert running.service.feeds.counts() == (1, 1)
+                assert running.service.streams.counts() == (1, 1)
                 assert (await reader.next_of("balance")).balance
-                # Once he reads what lies there, he learns why.
+                # Once the subscriber reads what is unread, they get the reason.
                 failed = await Stream(call).failure()
                 assert (failed.code, failed.reason) == (grpc.StatusCode.ABORTED, "SUBSCRIBER_TOO_SLOW")
                 await frozen.close()
 
-    async def test_one_who_leaves_while_a_message_lies_unread_is_no_failure_of_ours(self, tmp_path: Path) -> None:
-        padding = tuple(f"{'x' * 1000}{number}" for number in range(2000))
-        plugin = ScriptedPlugin(answer=returning(holding(("BTC", "1"), notes=padding)))
+    async def test_leaving_while_a_message_is_unread_is_not_logged_as_a_failure(self, tmp_path: Path) -> None:
+        plugin = ScriptedPlugin(answer=returning(holding(("BTC", "1"), notes=PADDING)))
         async with serving(tmp_path, registry=registry_of(plugin), **CALM) as running:
             await running.store()
             with capture_logs() as lines:
                 async with ExchangeServiceClient(running.service.address) as client:
                     call = Running(running.service, client).stub.StreamBalances(
-                        messages.StreamBalancesRequest(user_id=USER, accounts=[PAPER])
+                        messages.StreamBalancesRequest(user_id=USER, accounts=[FAKE_VENUE])
                     )
                     await call.read()
-                    amounts = itertools.count(2)
-
-                    async def rising(_: VenueCall) -> Balance:
-                        return holding(("BTC", str(next(amounts))), notes=padding)
-
-                    plugin.answer = rising
+                    plugin.answer = rising(2, notes=PADDING)
                     await polled(plugin, 5)
-                await until(lambda: running.service.feeds.counts() == (0, 0), "the end of the stream")
+                await until(lambda: running.service.streams.counts() == (0, 0), "the end of the stream")
             assert "call.failed" not in {line["event"] for line in lines}
 
-    async def test_of_two_who_stop_reading_each_is_ended_in_his_time(self, tmp_path: Path) -> None:
-        amounts = itertools.count(1)
-        padding = tuple(f"{'x' * 1000}{number}" for number in range(2000))
-
-        async def rising(_: VenueCall) -> Balance:
-            return holding(("BTC", str(next(amounts))), notes=padding)
-
-        plugin = ScriptedPlugin(answer=rising)
+    async def test_of_two_subscribers_who_stop_reading_each_is_ended_in_time(self, tmp_path: Path) -> None:
+        plugin = ScriptedPlugin(answer=rising(notes=PADDING))
         async with (
             serving(
                 tmp_path, registry=registry_of(plugin), poll_interval=0.1, max_age=0.0, write_timeout=0.5
@@ -666,9 +654,9 @@ class TestSlowReaders:
             ExchangeServiceClient(running.service.address) as second,
         ):
             await running.store()
-            request = messages.StreamBalancesRequest(user_id=USER, accounts=[PAPER])
+            request = messages.StreamBalancesRequest(user_id=USER, accounts=[FAKE_VENUE])
             for number, client in enumerate((first, second), start=1):
                 call = Running(running.service, client).stub.StreamBalances(request)
                 await call.read()
-                await until(lambda open_now=number: running.service.feeds.counts()[1] == open_now)  # type: ignore[misc]
-            await until(lambda: running.service.feeds.counts() == (0, 0), "the end of both")
+                await until(lambda open_now=number: running.service.streams.counts()[1] == open_now)  # type: ignore[misc]
+            await until(lambda: running.service.streams.counts() == (0, 0), "the end of both")

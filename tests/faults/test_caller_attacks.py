@@ -13,8 +13,8 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from exchange_service.app import UnsafeSettings, check_safety
 from exchange_service.grpc_server.servicer import SERVICE
+from exchange_service.startup_checks import UnsafeSettings, check_settings
 from exchange_service.v1 import exchange_service_pb2 as messages
 from tests.harness import (
     Running,
@@ -85,8 +85,8 @@ async def test_grpcs_own_trace_writes_callers_tokens_and_is_refused_where_others
     _, traced = await asyncio.wait_for(process.communicate(), 60)
     assert b"the-token-of-alice" in traced
     with pytest.raises(UnsafeSettings, match="GRPC_TRACE"):
-        check_safety(settings_for(tmp_path, address="0.0.0.0:0", insecure=True))
-    check_safety(settings_for(tmp_path))
+        check_settings(settings_for(tmp_path, address="0.0.0.0:0", insecure=True))
+    check_settings(settings_for(tmp_path))
 
 
 @pytest.mark.threat("T9")

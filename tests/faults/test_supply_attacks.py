@@ -221,7 +221,7 @@ class TestAudit:
         self, audit: ModuleType, tmp_path: Path, report: object, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert audit.main(*auditor(tmp_path, report)) == 1
-        assert "Nothing was learned" in capsys.readouterr().out
+        assert "There is no answer about" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         "entry",

@@ -18,7 +18,9 @@ from exchange_service.errors import VenueMalformed, VenueUnavailable
 from exchange_service.model import Environment, ExchangeMetadata
 from exchange_service.plugin_api import Balance, VenueCall
 from exchange_service.testing import Fault, LoopbackVenue
+from exchange_service.venues.fetching import Target
 from exchange_service.venues.http import VenueHttp, VenueHttpPool
+from exchange_service.venues.priority import Priority
 from tests.harness import (
     ScriptedPlugin,
     balance_request,
@@ -259,9 +261,10 @@ async def test_a_herd_costs_the_venue_a_request_each_and_here_one_for_all(tmp_pa
         account, found = running.service.registry.account("alice", "paper", "")
         reference = await running.service.store.find(account)
         assert reference is not None
-        sessions, deadline = running.service.balances._venues, asyncio.get_running_loop().time() + 10
+        venues, deadline = running.service.venues, asyncio.get_running_loop().time() + 10
+        target = Target(account, found, reference)
         # Straight to the plugin: as many requests as callers.
-        bare = [asyncio.ensure_future(sessions.fetch(reference, found, deadline)) for _ in range(50)]
+        bare = [asyncio.ensure_future(venues.fetch(target, deadline, Priority())) for _ in range(50)]
         together.set()
         await asyncio.gather(*bare)
         assert len(plugin.calls) == 50

@@ -1,0 +1,52 @@
+"""How old a balance is, and whether that is young enough."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from exchange_service.wire.stored import StoredBalance
+
+# Seconds by which replicas' clocks may differ.
+_CLOCK_TOLERANCE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """The operator's limits in seconds: a balance is fresh up to `max_age` unless the caller names another limit, and
+    serves in place of a venue's passing trouble up to `stale_grace`. `now` is in seconds since the epoch."""
+
+    max_age: float = 30.0
+    stale_grace: float = 300.0
+    now: Callable[[], float] = time.time
+
+    def age(self, stored: StoredBalance) -> float:
+        """Seconds since it was fetched, never negative."""
+        return max(0.0, self.now() - stored.fetch_time)
+
+    def is_fresh(self, stored: StoredBalance, max_age: float | None) -> bool:
+        """Whether it is at most `max_age` seconds old (None: the operator's limit). One from the future says that a
+        clock is wrong, and nothing about its age."""
+        limit = self.max_age if max_age is None else max_age
+        return limit > 0 and -_CLOCK_TOLERANCE <= self.now() - stored.fetch_time <= limit
+
+    def within_grace(self, stored: StoredBalance) -> bool:
+        """Whether it may still be given in place of a venue's passing trouble."""
+        return self.age(stored) <= self.stale_grace
+
+
+@dataclass(frozen=True, slots=True)
+class PollBackoff:
+    """Seconds that feeds leave between two reads: `active` while something changes, more and more up to `idle` while
+    nothing does."""
+
+    active: float = 10.0
+    idle: float = 30.0
+    growth: float = 1.5
+
+    def after(self, stored: StoredBalance, previous: StoredBalance | None) -> float:
+        """The pause after this balance, which follows `previous`."""
+        if previous is None or previous.version != stored.version:
+            return self.active
+        return max(self.active, min(self.idle, previous.pause * self.growth))

@@ -1,0 +1,136 @@
+"""Leases: of the replicas on one cache, the holder of an account's lease asks the venue; the others wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+from exchange_service.balances.cached import CachedBalances
+from exchange_service.balances.freshness import PollBackoff
+from exchange_service.cache import Lease
+from exchange_service.errors import PluginFailed, VenueError, VenueTimeout
+from exchange_service.venues.fetching import Fetcher, Target
+from exchange_service.venues.priority import Priority
+from exchange_service.wire.balances import FetchedBalance
+from exchange_service.wire.stored import StoredBalance, store_balance
+
+# Seconds after which another replica takes over the lease of one that has not come back from the venue.
+LEASE = 5.0
+# Seconds between two looks at what the holder has written. Its invalidation comes first, unless it is lost.
+_LOOK_EVERY = 0.5
+# Writes that lose against another replica's are tried again, which a broken clock must not make endless.
+_MOST_WRITES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class FetchResult:
+    """A balance that a fetch has brought, and whether this replica asked the venue for it."""
+
+    stored: StoredBalance
+    here: bool
+
+
+class Leased:
+    """Asks the venue, or waits for the replica that does; stores the balance where all replicas find it."""
+
+    def __init__(
+        self,
+        inner: Fetcher[FetchedBalance],
+        cached: CachedBalances,
+        backoff: PollBackoff | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.inner = inner
+        self._cached = cached
+        self._backoff = backoff or PollBackoff()
+        self._now = now
+
+    async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchResult:
+        """See `Fetcher`. Another replica's balance serves if it is newer than `target.newer_than`."""
+        with self._cached.changes(target.key) as changed:
+            while (lease := await self._cached.lease(target.key, LEASE)) is None:
+                stored = await self._wait_for_holder(target, changed)
+                if stored is not None:
+                    return FetchResult(stored, here=False)
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise VenueTimeout(f"{target.listing.metadata.name} did not answer another replica in time.")
+        async with lease_held(lease, LEASE):
+            try:
+                return await self._fetch_as_holder(target, deadline, priority)
+            except BaseException:
+                if lease.shared:
+                    # Replicas that wait for this balance need not wait any longer.
+                    await self._cached.publish_abandoned(target.key)
+                raise
+
+    async def _wait_for_holder(self, target: Target, changed: asyncio.Event) -> StoredBalance | None:
+        """The balance of the replica that holds the lease; None if there is nothing yet. Raises its error."""
+        notified = True
+        try:
+            async with asyncio.timeout(_LOOK_EVERY):
+                await changed.wait()
+        except TimeoutError:
+            notified = False
+        changed.clear()
+        stored = await self._cached.read(target.key, target.account)
+        if stored is not None and stored.fetch_time > target.newer_than:
+            return stored
+        error = await self._cached.cached_error(target.key) if notified else None
+        if error is not None:
+            raise error
+        return None
+
+    async def _fetch_as_holder(self, target: Target, deadline: float, priority: Priority) -> FetchResult:
+        # Another replica may have come back between our look at the cache and our lease.
+        previous = await self._cached.read(target.key, target.account)
+        if previous is not None and previous.fetch_time > target.newer_than:
+            return FetchResult(previous, here=False)
+        try:
+            fetched = await self.inner.fetch(target, deadline, priority)
+        except VenueError as error:
+            # The venue's last word is for every replica; that this one did not come to ask it is not.
+            if error.venue_was_asked:
+                await self._cached.publish_error(target.key, error)
+            raise
+        return await self._store(target, fetched, previous)
+
+    async def _store(self, target: Target, fetched: FetchedBalance, previous: StoredBalance | None) -> FetchResult:
+        """Store the balance with a version that follows `previous`. A replica that lost its lease may have written
+        meanwhile: its balance serves if it is newer."""
+        present = previous
+        for _ in range(_MOST_WRITES):
+            try:
+                stored = store_balance(target.account, fetched, self._now(), previous)
+            except ValueError:
+                # The plugin process sent an invalid message.
+                name = target.listing.plugin.info.name
+                raise PluginFailed(f"The plugin {name} answered with something that is not a balance.") from None
+            stored = replace(stored, pause=self._backoff.after(stored, previous))
+            written, present = await self._cached.write(target.key, stored, replacing=present)
+            if written:
+                return FetchResult(stored, here=True)
+            if present is not None and (previous is None or present.fetch_time > previous.fetch_time):
+                return FetchResult(present, here=False)
+        # Others keep writing: the caller has its answer, and the next fetch stores one.
+        return FetchResult(stored, here=True)
+
+
+@asynccontextmanager
+async def lease_held(lease: Lease, seconds: float) -> AsyncIterator[None]:
+    """Hold the lease inside the block, and release it. A holder that has died loses it after `seconds`."""
+    renewal = asyncio.create_task(_renew(lease, seconds), name="lease renewal") if lease.shared else None
+    try:
+        yield
+    finally:
+        if renewal is not None:
+            renewal.cancel()
+        await lease.release()
+
+
+async def _renew(lease: Lease, seconds: float) -> None:
+    while True:
+        await asyncio.sleep(seconds * 0.4)
+        await lease.renew()

@@ -1,0 +1,118 @@
+"""Single flight: of callers at the same time for one account, one fetch serves all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
+
+import structlog
+
+from exchange_service.errors import DeadlinePassed, ServiceError, ShuttingDown, VenueTimeout
+from exchange_service.venues.fetching import Fetcher, Target
+from exchange_service.venues.priority import Priority
+
+T = TypeVar("T")
+
+# The caller must still get our answer after we have given up waiting.
+ANSWER_MARGIN = 0.1
+# With less than this left there is no use in asking a venue.
+LEAST_TIME = 0.02
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Call(Generic[T]):
+    """A fetch in progress, and how many wait for it."""
+
+    task: asyncio.Task[T]
+    priority: Priority
+    waiting: int = 0
+
+
+class SingleFlight(Generic[T]):
+    """Joins fetches for one key.
+
+    A fetch has `seconds` of its own, so that one caller's short deadline does not fail it for the others: it goes on,
+    and the next call finds its balance. It is cancelled when the last caller who waits for it is.
+    """
+
+    def __init__(
+        self,
+        inner: Fetcher[T],
+        seconds: float,
+        on_done: Callable[[Target, BaseException | None], None] = lambda target, error: None,
+    ) -> None:
+        self.inner = inner
+        self._seconds = seconds
+        # Called with the error of a fetch that has ended, or with None for a good one.
+        self._on_done = on_done
+        self._calls: dict[str, _Call[T]] = {}
+
+    async def fetch(self, target: Target, deadline: float, priority: Priority) -> T:
+        """See `Fetcher`. Raises DeadlinePassed or VenueTimeout if the caller's own time is over first."""
+        loop = asyncio.get_running_loop()
+        if deadline - loop.time() < ANSWER_MARGIN + LEAST_TIME:
+            raise DeadlinePassed("The deadline leaves too little time to ask the venue.")
+        call = self._calls.get(target.key) or self._begin(target, priority)
+        if not priority.polling:
+            call.priority.promote()
+        call.waiting += 1
+        try:
+            timeout = max(0.0, deadline - loop.time() - ANSWER_MARGIN)
+            done, _ = await asyncio.wait({call.task}, timeout=timeout)
+        except asyncio.CancelledError:
+            if call.waiting == 1:
+                # Nobody joins a fetch that is being cancelled.
+                self._forget(target.key, call)
+                call.task.cancel()
+            raise
+        finally:
+            call.waiting -= 1
+        if not done:
+            raise VenueTimeout(f"{target.listing.metadata.name} did not answer in the time that the call had.")
+        if call.task.cancelled():
+            raise ShuttingDown("The service is shutting down; call again, another replica will answer.")
+        return call.task.result()
+
+    def snapshot(self) -> tuple[int, int]:
+        """How many fetches are in progress, and how many callers wait for them."""
+        return len(self._calls), sum(call.waiting for call in self._calls.values())
+
+    def _begin(self, target: Target, priority: Priority) -> _Call[T]:
+        loop = asyncio.get_running_loop()
+        own = Priority(polling=priority.polling)
+        work = self.inner.fetch(target, loop.time() + self._seconds, own)
+        call = _Call(loop.create_task(work, name=f"refresh {target.listing.metadata.id}"), own)
+        self._calls[target.key] = call
+        call.task.add_done_callback(partial(self._on_fetch_done, target, call))
+        return call
+
+    def _forget(self, key: str, call: _Call[T]) -> None:
+        if self._calls.get(key) is call:
+            del self._calls[key]
+
+    def _on_fetch_done(self, target: Target, call: _Call[T], _: asyncio.Task[T]) -> None:
+        self._forget(target.key, call)
+        if call.task.cancelled():
+            return
+        # Taken here too: perhaps nobody waits for it any more, and asyncio would log it.
+        error = call.task.exception()
+        if isinstance(error, ServiceError):
+            log.debug("fetch.failed", exchange=target.listing.metadata.id, reason=error.reason)
+        self._on_done(target, error)
+
+    def end(self) -> None:
+        """Cancel every fetch in progress; callers who wait for one get SHUTTING_DOWN."""
+        for call in self._calls.values():
+            call.task.cancel()
+
+    async def close(self) -> None:
+        """Cancel every fetch in progress and wait for its end, for a second at most."""
+        tasks = [call.task for call in self._calls.values()]
+        self.end()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)

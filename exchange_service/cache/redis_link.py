@@ -1,0 +1,259 @@
+"""The process's one link to Redis: a pool of connections, a circuit breaker, calls in bounded time, and the log lines.
+
+Nothing in the service depends on Redis: whatever state it is in, a call through the link takes at most `CALL_LIMIT`
+seconds, and almost no time while Redis is known to be out of reach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import redis.asyncio as redis_client
+import structlog
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.maint_notifications import MaintNotificationsConfig
+
+from exchange_service.tasks import TaskSet
+
+if TYPE_CHECKING:
+    from limits.aio.storage import RedisStorage
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+# The library's own limits, in seconds, hold for each step; a call has several: get a connection from the pool, connect,
+# greet, send the command.
+STEP_LIMIT = 0.25
+POOL_WAIT = 0.1
+# The cache, the shared rate limits and the quotas take their connections from the same pool.
+POOL_SIZE = 64
+HEALTH_CHECK_SECONDS = 15
+# A command ends itself shortly before its caller stops waiting for it, so that it can put its connection in order.
+COMMAND_LIMIT = 0.28
+CALL_LIMIT = 0.3
+CLOSE_LIMIT = 1.0
+
+FAILURES_TO_OPEN = 3
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 10.0
+REPORT_EVERY = 60.0
+
+# The library's text when all connections are in use: that is this process's own load, not a failure of Redis.
+_POOL_BUSY = "No connection available."
+
+
+class NoAnswer(Exception):
+    """Redis did not answer, or answered with an error. `kind` is the class of the library's exception; its text is left
+    out, because it may hold anything."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+class LinkBreaker:
+    """Whether calls go to Redis. Three failures in a row stop them for a second, then for two, at most for ten.
+
+    While calls are stopped, one probe at a time may find out whether Redis is back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failures = 0
+        self._pause = 0.0
+        self._probe_at = 0.0
+        self._probing = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether calls go through."""
+        return not self._pause
+
+    def take_probe(self) -> bool:
+        """Whether a probe is due and no other one is out; the caller that gets True ends it with `end_probe`."""
+        if self.closed or self._probing or self._clock() < self._probe_at:
+            return False
+        self._probing = True
+        return True
+
+    def end_probe(self) -> None:
+        """Let another probe be taken when it is due."""
+        self._probing = False
+
+    def record_success(self) -> None:
+        """Redis answered, if only with an error: calls go through."""
+        self._failures = 0
+        self._pause = 0.0
+
+    def record_failure(self) -> None:
+        """Redis did not answer. While open only the probe's failure counts, not that of calls that began before."""
+        self._failures += 1
+        if self.closed and self._failures >= FAILURES_TO_OPEN:
+            self._open(FIRST_PAUSE)
+        elif self._probing:
+            self._open(min(self._pause * 2, LONGEST_PAUSE))
+
+    def _open(self, pause: float) -> None:
+        self._pause = pause
+        self._probe_at = self._clock() + pause
+
+
+class RedisLink:
+    """The link that the cache, the gate's shared rate limits and the quotas use together.
+
+    `redis` is the client; its commands go through `call`.
+    """
+
+    def __init__(self, url: str, *, breaker: LinkBreaker | None = None) -> None:
+        """A link to redis://…, rediss://… (TLS) or unix://…; connects nothing yet. Raises ValueError if redis-py cannot
+        read the URL."""
+        self._pool = _connection_pool(url)
+        self.redis = redis_client.Redis(connection_pool=self._pool)
+        self.server = _server(self._pool.connection_kwargs)
+        self._breaker = breaker or LinkBreaker()
+        self._tasks = TaskSet()
+        self._recovery_listeners: list[Callable[[], None]] = []
+        self._reported_at: float | None = None
+        self._trouble_reported = False
+
+    @property
+    def available(self) -> bool:
+        """Whether calls go to Redis at present; False after several failures in a row, until it answers again."""
+        return self._breaker.closed
+
+    def add_recovery_listener(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever Redis answers again after the link was not `available`."""
+        self._recovery_listeners.append(listener)
+
+    def counters(self, key_prefix: str) -> RedisStorage:
+        """Storage for the `limits` library on this link's connections. Use its methods through `call`."""
+        # Imported late, because the cache alone does not need the library.
+        from limits.aio.storage import RedisStorage
+
+        options: dict[str, Any] = {"connection_pool": self._pool, "key_prefix": key_prefix}
+        # The pool has the real address; the library insists on one that it can parse.
+        return RedisStorage("async+redis://", implementation="redispy", **options)
+
+    async def call(self, command: Callable[[], Awaitable[T]], *, force: bool = False) -> T:
+        """The result of `command`, in bounded time even where the library shields its own clean-up from cancellation.
+
+        Raises NoAnswer; at once if the link is not available, unless `force` is set. If the caller is cancelled, the
+        command ends by itself, so that its connection stays usable.
+        """
+        if not self._breaker.closed and not force:
+            if self._breaker.take_probe():
+                # Beside the callers: none of them waits to learn whether Redis is back.
+                self._tasks.start(self._probe(), name="redis probe")
+            raise NoAnswer("known to be down")
+        task = self._tasks.start(self._run(command), name="redis call")
+        done, _ = await asyncio.wait({task}, timeout=CALL_LIMIT)
+        if not done:
+            task.cancel()
+            self._on_failure("TimeoutError")
+            raise NoAnswer("TimeoutError")
+        if task.cancelled():
+            raise NoAnswer("closed")
+        return task.result()
+
+    async def _run(self, command: Callable[[], Awaitable[T]]) -> T:
+        """Run one command, tell the breaker how it went, and raise nothing but NoAnswer."""
+        try:
+            async with asyncio.timeout(COMMAND_LIMIT):
+                result = await command()
+        except ResponseError as error:
+            # It answers: full, read-only, moved, or with another kind of value at the key.
+            self._on_success()
+            kind = type(error).__name__
+            self.report_trouble(kind)
+        except Exception as error:
+            kind = type(error).__name__
+            if not (isinstance(error, RedisConnectionError) and str(error) == _POOL_BUSY):
+                self._on_failure(kind)
+        else:
+            self._on_success()
+            return result
+        raise NoAnswer(kind)
+
+    async def _probe(self) -> None:
+        try:
+            await self._run(self.redis.ping)
+        except NoAnswer:
+            return
+        finally:
+            self._breaker.end_probe()
+
+    def _on_success(self) -> None:
+        recovered = not self._breaker.closed
+        self._breaker.record_success()
+        if not recovered:
+            return
+        for listener in self._recovery_listeners:
+            listener()
+        if self._trouble_reported:
+            self._trouble_reported = False
+            log.info("redis.answers_again", server=self.server)
+
+    def _on_failure(self, kind: str) -> None:
+        self._breaker.record_failure()
+        self.report_trouble(kind)
+
+    def report_trouble(self, kind: str) -> None:
+        """Log that Redis cannot be used, at most once a minute; `kind` is the class of the library's exception."""
+        now = time.monotonic()
+        if self._reported_at is not None and now - self._reported_at < REPORT_EVERY:
+            return
+        self._reported_at = now
+        self._trouble_reported = True
+        log.warning(
+            "redis.out_of_reach",
+            server=self.server,
+            error=kind,
+            now="each replica uses its own memory and keeps to its part of the limits",
+        )
+
+    async def close(self) -> None:
+        """End the calls under way and close the connections; bounded, whatever state Redis is in."""
+        self._tasks.cancel()
+        self._tasks.start(self.redis.aclose(close_connection_pool=True), name="redis closing")
+        await self._tasks.wait(CLOSE_LIMIT)
+
+
+def _connection_pool(url: str) -> redis_client.BlockingConnectionPool:
+    """Connections to the Redis at `url`, each step in bounded time. Raises ValueError if redis-py cannot read it."""
+    try:
+        pool = redis_client.BlockingConnectionPool.from_url(
+            url,
+            max_connections=POOL_SIZE,
+            timeout=POOL_WAIT,
+            socket_timeout=STEP_LIMIT,
+            socket_connect_timeout=STEP_LIMIT,
+            health_check_interval=HEALTH_CHECK_SECONDS,
+            # The default of ten retries turns a frozen server into a minute.
+            retry=Retry(NoBackoff(), 0),
+            protocol=3,
+            # Redis could ask for longer time limits by them.
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        )
+        # A misspelt option in the URL would otherwise show only at the first call.
+        make_connection: Callable[[], Any] = pool.make_connection
+        make_connection()
+    except (ValueError, TypeError):
+        pool = None
+    if pool is None:
+        # Outside the handler: the library's exception may hold the URL, and with it the password.
+        raise ValueError("the cache must be memory:// or redis://, rediss:// or unix:// as redis-py reads it")
+    return pool
+
+
+def _server(options: dict[str, Any]) -> str:
+    """The address of Redis, without the user and password that the URL may hold."""
+    if "path" in options:
+        return str(options["path"])
+    return f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"

@@ -1,0 +1,103 @@
+"""Settings that the service refuses to start with, each with a sentence that says which to change."""
+
+from __future__ import annotations
+
+import os
+
+from exchange_service.identity.methods import certificate_scopes
+from exchange_service.settings import Settings
+from exchange_service.venues.registry import Registry
+
+
+class UnsafeSettings(Exception):
+    """Settings that contradict each other or would open the service to others; the text says which to change."""
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise UnsafeSettings for settings that contradict each other or would open the service to others unprotected."""
+    if bool(settings.tls_certificate) != bool(settings.tls_key):
+        raise UnsafeSettings("Set both tls_certificate and tls_key, or neither.")
+    _check_identity(settings)
+    _check_openness(settings)
+    if not settings.loopback and os.environ.get("GRPC_TRACE", "none") not in ("", "none"):
+        # It is gRPC's own, and writes the metadata of every call, tokens included, past our log.
+        raise UnsafeSettings("GRPC_TRACE is set, which writes callers' tokens to standard error: unset it.")
+    if not settings.metrics_on_loopback and not settings.metrics_open:
+        raise UnsafeSettings(
+            f"{settings.metrics_address} can be reached by others, and metrics tell who is served and how much: set "
+            "metrics_address to a loopback one, or metrics_open=true to show them to everybody who can reach the port."
+        )
+    if settings.keyset_file is not None and settings.keyset is not None:
+        raise UnsafeSettings("Set either keyset_file or keyset: nothing says which of two keysets seals.")
+    if not settings.allow_plaintext and settings.keyset_file is None and settings.keyset is None:
+        raise UnsafeSettings("allow_plaintext=false leaves nothing to read without a keyset: set keyset_file.")
+
+
+def _check_identity(settings: Settings) -> None:
+    """Raise UnsafeSettings if the authentication methods contradict each other."""
+    if settings.jwt_jwks_url and settings.jwt_jwks_file:
+        raise UnsafeSettings("Set jwt_jwks_url or jwt_jwks_file, not both.")
+    if settings.knows_callers and (settings.open_to_all or settings.insecure):
+        name = "open_to_all" if settings.open_to_all else "insecure"
+        raise UnsafeSettings(f"{name} serves anybody, and other settings tell callers apart. Set one or the other.")
+    if settings.tls_client_ca and not settings.tls_certificate:
+        raise UnsafeSettings("tls_client_ca needs TLS: set tls_certificate and tls_key.")
+    if settings.client_certificates and not settings.tls_client_ca:
+        raise UnsafeSettings("client_certificates needs tls_client_ca, by which the certificates are checked.")
+    if settings.tls_client_ca and not settings.knows_callers and not settings.open_to_all:
+        raise UnsafeSettings("tls_client_ca alone does not say whom a caller may read: add client_certificates.")
+    try:
+        certificate_scopes(settings)
+    except ValueError as error:
+        raise UnsafeSettings(str(error)) from None
+
+
+def _check_openness(settings: Settings) -> None:
+    """Raise UnsafeSettings if programs of other machines could read without authentication, or overhear."""
+    if settings.loopback:
+        return
+    if not settings.tls_certificate and settings.knows_callers:
+        raise UnsafeSettings(
+            f"{settings.address} can be reached by others, and without TLS the callers' tokens would cross the "
+            "network in the clear: set tls_certificate and tls_key."
+        )
+    if not settings.tls_certificate and not settings.insecure:
+        raise UnsafeSettings(
+            f"{settings.address} can be reached by others and TLS is not set: set tls_certificate and tls_key, and a "
+            "way to tell callers apart, such as service_tokens; or insecure=true to serve anybody who reaches the port."
+        )
+    if not (settings.knows_callers or settings.open_to_all or settings.insecure):
+        raise UnsafeSettings(
+            f"{settings.address} can be reached by others, and nothing tells callers apart: set service_tokens, "
+            "jwt_secret, jwt_jwks_url, or tls_client_ca with client_certificates; or open_to_all=true to show every "
+            "user's balances to anybody who reaches the port."
+        )
+
+
+def venue_overrides(settings: Settings, registry: Registry) -> dict[str, str]:
+    """The operator's addresses in place of venues', by "id" or "id.environment".
+
+    Raises UnsafeSettings for one that no plugin serves: after a slip of the pen real keys would go to the real venue.
+    """
+    overrides = {}
+    for name, url in settings.venue_urls.items():
+        exchange_id, dot, environment = name.partition(".")
+        listing = registry.listings.get(exchange_id)
+        known = listing.metadata.environment(environment) if listing and environment else None
+        if listing is None or (dot and known is None):
+            raise UnsafeSettings(f"venue_urls names {name!r}, which no plugin serves. It should be an exchange's id.")
+        overrides[f"{exchange_id}.{known.name}" if known else exchange_id] = url
+    return overrides
+
+
+def check_plugin_settings(settings: Settings, registry: Registry) -> None:
+    """Raise UnsafeSettings for a setting that names a plugin which is not installed."""
+    installed = {plugin.info.distribution for plugin in registry.plugins}
+    for exchange_id, distribution in settings.exchange_plugins.items():
+        if distribution not in installed:
+            raise UnsafeSettings(f"exchange_plugins gives {exchange_id!r} to {distribution!r}, which is not installed.")
+    named = {item.info.name for item in registry.plugins} | {item.plugin.name for item in registry.problems}
+    for setting in ("plugin_processes", "plugin_process_counts", "plugin_memory"):
+        for name in getattr(settings, setting):
+            if name not in named:
+                raise UnsafeSettings(f"{setting} names {name!r}, which is not an installed plugin.")

@@ -1,0 +1,195 @@
+"""A feed reads one account again and again, and puts what is new into the slots of its subscribers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from exchange_service.balances.service import BalanceResult
+from exchange_service.errors import CredentialMissing, ServiceError, ServiceFailed
+from exchange_service.model import Account
+from exchange_service.streams.mailbox import MailboxSlot
+from exchange_service.streams.update import AGE_TOLERANCE, Update
+from exchange_service.wire.balances import AmountName
+from exchange_service.wire.events import AccountState, account_error_event, account_state
+from exchange_service.wire.replies import Source
+from exchange_service.wire.stored import RowIdentity, StoredBalance, with_known_rows
+
+log = structlog.get_logger(__name__)
+
+# Reads the account: what the feed has so far, and whether the venue is to be asked.
+ReadBalance = Callable[[StoredBalance | None, bool], Awaitable[BalanceResult]]
+
+
+class FeedSource(Protocol):
+    """Says when a feed reads its account again. A source that follows a venue's pushes has this shape too."""
+
+    async def wait(self, result: BalanceResult | None, error: ServiceError | None) -> bool:
+        """Return when the account is to be read again: True if the venue is to be asked, False if a cached balance
+        suffices. `result` is what was read last, or None if that failed; `error` is the account's present error."""
+
+    def close(self) -> None:
+        """Release what the source holds; the feed has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedSnapshot:
+    """What a feed has at one moment; `version` is 0 if it has no balance."""
+
+    version: int
+    error: ServiceError | None
+    subscribers: int
+
+
+class Feed:
+    """One account's read loop and its last state."""
+
+    def __init__(
+        self,
+        account: Account,
+        read: ReadBalance,
+        source: FeedSource,
+        *,
+        within_grace: Callable[[StoredBalance], bool],
+        on_event_age: Callable[[float], None] = lambda age: None,
+    ) -> None:
+        """`within_grace` says whether a last good balance may still be shown. `on_event_age` is called with the age of
+        the balance, in seconds, for each event that is serialised."""
+        self.account = account
+        self.slots: set[MailboxSlot] = set()
+        self._read_balance = read
+        self._source = source
+        self._within_grace = within_grace
+        self._on_event_age = on_event_age
+        self._current: StoredBalance | None = None
+        self._current_key = ""
+        self._error: ServiceError | None = None
+        # The current balance as bytes, with the rows that were reported before, and the balance it was made of.
+        self._data = b""
+        self._data_of: StoredBalance | None = None
+        self._rows: dict[RowIdentity, tuple[AmountName, ...]] = {}
+        # The serialised state for heartbeats, what it was made of, and when.
+        self._state = b""
+        self._state_of: tuple[StoredBalance | None, ServiceError | None] = (None, None)
+        self._state_time = -AGE_TOLERANCE
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def version(self) -> int:
+        """The version of the newest balance; 0 if there is no balance."""
+        return self._current.version if self._current else 0
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"feed {self.account.exchange_id}")
+
+    def stop(self) -> asyncio.Task[None] | None:
+        """Stop reading; returns the task that ends, if it was started."""
+        if self._task is not None:
+            self._task.cancel()
+        return self._task
+
+    def join(self, slot: MailboxSlot) -> None:
+        """Add a subscriber's slot, and put the present state into it."""
+        self.slots.add(slot)
+        if self._current is not None and self._may_show(self._current):
+            source = Source.LAST_GOOD if self._error else Source.CACHE
+            slot.put_balance(self._make_update(self._current, source, self._error))
+        if self._error is not None:
+            slot.put_error(account_error_event(self.account, self._error, self.version))
+
+    def leave(self, slot: MailboxSlot) -> None:
+        """Put nothing more into this slot."""
+        self.slots.discard(slot)
+
+    def state(self, wall: float) -> bytes:
+        """The account's part of a serialised HeartbeatEvent; `wall` is the time now, in seconds since the epoch.
+        Heartbeats that are close in time share it."""
+        current, error = self._state_of
+        same = current is self._current and error is self._error
+        if not same or not 0.0 <= wall - self._state_time < AGE_TOLERANCE:
+            age = max(0.0, wall - self._current.fetch_time) if self._current else None
+            self._state = account_state(AccountState(self.account, self.version, age, self._error))
+            self._state_of, self._state_time = (self._current, self._error), wall
+        return self._state
+
+    def snapshot(self) -> FeedSnapshot:
+        """What the feed has now."""
+        return FeedSnapshot(self.version, self._error, len(self.slots))
+
+    async def _run(self) -> None:
+        ask_venue = False
+        try:
+            while True:
+                result = await self._read(ask_venue)
+                ask_venue = await self._source.wait(result, self._error)
+        finally:
+            self._source.close()
+
+    async def _read(self, ask_venue: bool) -> BalanceResult | None:
+        """Read the account once and hand out what is new. Returns None if that failed."""
+        try:
+            result = await self._read_balance(self._current, ask_venue)
+            self._receive(result)
+        except ServiceError as error:
+            # Without its traceback, which keeps alive everything that the failed call used.
+            self._fail(error.with_traceback(None))
+        except Exception as error:
+            log.error("feed.failed", exchange=self.account.exchange_id, error=type(error).__name__)
+            self._fail(ServiceFailed("The service failed to read this account. Its log has the reason."))
+        else:
+            return result
+        return None
+
+    def _receive(self, result: BalanceResult) -> None:
+        stored, stale = result.stored, result.stale
+        if self._current is not None and result.key == self._current_key and stored.version < self._current.version:
+            # An older balance: from the local copy while Redis does not answer, or written after a lease had expired.
+            return
+        self._current_key = result.key
+        changed = self._current is None or stored.version != self._current.version
+        recovered = self._error is not None and stale is None
+        self._current = stored
+        if stale is not None and not changed:
+            self._fail(stale)
+            return
+        self._error = stale
+        if changed or recovered:
+            update = self._make_update(stored, result.source, stale)
+            for slot in self.slots:
+                slot.put_balance(update)
+        if stale is not None:
+            self._announce(stale)
+
+    def _make_update(self, stored: StoredBalance, source: Source, stale: ServiceError | None) -> Update:
+        """The current balance to hand out; its bytes are made once for each fetch that is handed out."""
+        if self._data_of is not stored:
+            self._data, self._rows = with_known_rows(stored, self._rows)
+            self._data_of = stored
+        return Update(stored, self._data, source, stale, self._on_event_age)
+
+    def _fail(self, error: ServiceError) -> None:
+        """Announce the error, unless the last one had the same reason: a venue that stays down is announced once."""
+        is_new = self._error is None or self._error.reason != error.reason
+        self._error = error
+        if isinstance(error, CredentialMissing):
+            # What was read with a key that is gone is shown neither to new subscribers nor to those who have not read
+            # it yet.
+            self._current, self._data_of, self._rows = None, None, {}
+            for slot in self.slots:
+                slot.clear()
+        if is_new:
+            self._announce(error)
+
+    def _announce(self, error: ServiceError) -> None:
+        event = account_error_event(self.account, error, self.version)
+        for slot in self.slots:
+            slot.put_error(event)
+
+    def _may_show(self, stored: StoredBalance) -> bool:
+        """As for GetBalance: with an error, a last good balance is shown if the error is transient, for a while."""
+        return self._error is None or (self._error.transient and self._within_grace(stored))

@@ -1,0 +1,66 @@
+"""Tasks that outlive their callers: kept until they end, their exceptions taken, ended in bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def retrieve_exception(task: asyncio.Future[Any]) -> None:
+    """Take the exception of a task that has ended, or asyncio logs it when no caller awaits it any more.
+
+    A callback for `add_done_callback`; a caller that awaits the task still gets the exception.
+    """
+    if not task.cancelled():
+        task.exception()
+
+
+class TaskSet:
+    """Tasks that run beside their callers.
+
+    The set keeps a reference to each task until it ends, because asyncio itself keeps none, and takes its exception.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+        """Run `work` as a task of this set and return the task, which may be awaited or left alone."""
+        return self.add(asyncio.get_running_loop().create_task(work, name=name))
+
+    def add(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
+        """Put a task that runs already into the set and return it."""
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+        return task
+
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        retrieve_exception(task)
+
+    def cancel(self) -> None:
+        """Cancel every task, and wait for none of them."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """Wait until all tasks have ended, at most `timeout` seconds; whether they have. Their exceptions are not
+        raised. Tasks that start meanwhile are not waited for."""
+        if not self._tasks:
+            return True
+        _, running = await asyncio.wait(self._tasks, timeout=timeout)
+        return not running
+
+    async def close(self, timeout: float | None = None) -> bool:
+        """Cancel every task and wait until all have ended, at most `timeout` seconds; whether they have.
+
+        A task that ignores its cancellation runs on, and stays in the set until it ends.
+        """
+        self.cancel()
+        return await self.wait(timeout)

@@ -1,0 +1,136 @@
+"""A plugin's answer: checked for its shape, cut to what was requested, and turned into bytes; its errors as ours."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import structlog
+
+from exchange_service.errors import FeatureNotEnabled, PluginFailed, ServiceError, VenueError, leaves
+from exchange_service.model import ALL_ACCOUNT_TYPES, AssetBalance, Balance, KeyRights, Summary, VenueAccount
+from exchange_service.plugin_api import VenueCall
+from exchange_service.plugin_kit.several_accounts import combined_summary
+from exchange_service.venues.registry import Listing
+from exchange_service.wire.balances import FetchedBalance, fetched_balance
+
+# More rows than any venue lists assets; a plugin that answers more is broken.
+MAX_ROWS = 10_000
+# Collected before any plugin is imported, so that these are ours alone.
+_VENUE_LEAVES = frozenset(leaves(VenueError))
+
+log = structlog.get_logger(__name__)
+
+
+def read_balance(answer: object, listing: Listing, call: VenueCall) -> FetchedBalance:
+    """The answer of a plugin's `fetch_balance` as bytes.
+
+    Raises PluginFailed if it is not a balance or cannot be serialized, FeatureNotEnabled if it has no account of the
+    requested type, and the accounts' own error if not one of them could be read.
+    """
+    balance = _require_readable(_select_requested(_validate(answer, listing), call))
+    if call.environment.name != call.account.environment:
+        note = f"Read from {call.exchange.name}'s {call.environment.name}, which the stored metadata choose."
+        balance = replace(balance, notes=(*balance.notes, note))
+    return _serialize(balance, listing)
+
+
+def read_key_rights(answer: object, listing: Listing) -> KeyRights:
+    """The answer of a plugin's `check_credential`; PluginFailed if it is anything else than KeyRights."""
+    if not isinstance(answer, KeyRights):
+        name = listing.plugin.info.name
+        raise PluginFailed(f"The plugin {name} answered with {type(answer).__name__} in place of KeyRights.")
+    return answer
+
+
+def translate_error(error: VenueError, plugin: str) -> ServiceError:
+    """A plugin's error as the status table has it: a plugin may derive classes of its own, and give any delay."""
+    leaf = next((kind for kind in type(error).__mro__ if kind in _VENUE_LEAVES), None)
+    if leaf is None:
+        return PluginFailed(f"The plugin {plugin} failed with {type(error).__name__}, which says nothing.")
+    try:
+        delay = error.given_delay if error.retry_after == leaf.default_retry_after else error.retry_after
+        ours = leaf(error.message, retry_after=delay, advice=error.advice)
+    except (AttributeError, TypeError):
+        return PluginFailed(f"The plugin {plugin} failed with {type(error).__name__}, which holds no text.")
+    # One that was changed after it was made may hold what cannot be sent.
+    same = type(error) is leaf and _content(error) == _content(ours)
+    return error if same else ours
+
+
+def _content(error: ServiceError) -> tuple[str, str | None, float | None]:
+    return error.message, error.advice, error.retry_after
+
+
+def _validate(answer: object, listing: Listing) -> Balance:
+    """The answer if it has the promised shape; the amounts validated themselves when they were made."""
+    plugin = listing.plugin.info.name
+    if not isinstance(answer, Balance):
+        log.error("plugin.failed", plugin=plugin, answer=type(answer).__name__)
+        raise PluginFailed(f"The plugin {plugin} answered with {type(answer).__name__} in place of a Balance.")
+    problem = shape_error(answer)
+    if problem:
+        log.error("plugin.failed", plugin=plugin, problem=problem)
+        raise PluginFailed(f"The plugin {plugin} answered with a wrong balance: {problem}.")
+    return answer
+
+
+def _select_requested(balance: Balance, call: VenueCall) -> Balance:
+    """The balance without accounts of other types than the requested one.
+
+    An account without a type stays: it could not be read, so its type is not known.
+    """
+    requested = call.account.account_type
+    if requested in ("", ALL_ACCOUNT_TYPES):
+        return balance
+    kept = tuple(account for account in balance.venue_accounts if account.type in ("", requested))
+    if not kept:
+        raise FeatureNotEnabled(
+            f"{call.exchange.name} shows no account of the type {requested} behind this credential."
+        )
+    if len(kept) == len(balance.venue_accounts):
+        return balance
+    return replace(balance, venue_accounts=kept, summary=combined_summary(kept))
+
+
+def _require_readable(balance: Balance) -> Balance:
+    """The balance; raises its accounts' error if not one of them could be read, as for a single account."""
+    errors = [account.error for account in balance.venue_accounts if account.error is not None]
+    if errors and len(errors) == len(balance.venue_accounts):
+        # A transient one goes first: it says nothing lasting about the key.
+        raise next((error for error in errors if error.transient), errors[0])
+    return balance
+
+
+def _serialize(balance: Balance, listing: Listing) -> FetchedBalance:
+    """The balance as bytes; PluginFailed for a label that is not a text, half of a surrogate pair, a time without a
+    zone, or more than can be sent."""
+    try:
+        return fetched_balance(balance)
+    except (TypeError, ValueError, ArithmeticError, AttributeError):
+        name = listing.plugin.info.name
+        raise PluginFailed(f"The plugin {name} answered with a balance that cannot be serialized.") from None
+
+
+def shape_error(balance: Balance) -> str:
+    """What is wrong with the shape of a plugin's answer, in words; empty if nothing is."""
+    identities = set()
+    count = 0
+    for account in balance.venue_accounts:
+        if not isinstance(account, VenueAccount) or not all(isinstance(part, str) for part in account.identity):
+            return "an account is not a VenueAccount, or its name is not made of texts"
+        if account.identity in identities:
+            return "two accounts have the same id, type and sub-account"
+        identities.add(account.identity)
+        if not isinstance(account.summary, Summary | None) or not isinstance(account.error, ServiceError | None):
+            return "an account's summary or error is of another type"
+        assets = set()
+        for row in account.assets:
+            if not isinstance(row, AssetBalance) or not isinstance(row.asset, str) or not row.asset:
+                return "a row is not an AssetBalance, or has no asset"
+            assets.add((row.asset, row.venue_asset))
+        if len(assets) != len(account.assets):
+            return "an account has two rows for one asset"
+        count += len(account.assets)
+    if not isinstance(balance.summary, Summary | None):
+        return "its summary is of another type"
+    return f"{count} rows are more than {MAX_ROWS}" if count > MAX_ROWS else ""

@@ -1,0 +1,55 @@
+"""What passes along the road of a fetch: its target, and the protocol of every layer on the road."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from exchange_service.credentials import CredentialReference
+from exchange_service.model import Account, KeyRights
+from exchange_service.venues.priority import Priority
+from exchange_service.venues.registry import Listing
+from exchange_service.wire.balances import FetchedBalance
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a fetch is to read.
+
+    `key` names the balance in the cache and `credential_key` the stored credential for all account types; both are
+    keyed hashes, and empty in a plugin's process, which keeps nothing. `newer_than` is the fetch time, in seconds since
+    the epoch, of the balance that the caller has already: what another replica brings must be newer.
+    """
+
+    account: Account
+    listing: Listing
+    reference: CredentialReference
+    key: str = ""
+    credential_key: str = ""
+    newer_than: float = 0.0
+
+
+class Fetcher(Protocol[T_co]):
+    """One layer of the road. Each has the next one inside and adds one thing; the innermost calls the plugin."""
+
+    async def fetch(self, target: Target, deadline: float, priority: Priority) -> T_co:
+        """Read the target's balance by `deadline`, in the event loop's time. Raises a ServiceError."""
+
+
+class Venues(Fetcher[FetchedBalance], Protocol):
+    """Reads accounts through their plugins, wherever those run: the innermost layer."""
+
+    async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchedBalance:
+        """The plugin's answer. Raises a VenueError, PluginFailed, PluginUnavailable, or what opening the credential
+        raises."""
+
+    async def key_rights(self, target: Target, deadline: float) -> KeyRights:
+        """What the account's key may do at the venue, as far as its plugin can tell. Raises as `fetch` does."""
+
+    def forget(self, account: Account) -> None:
+        """Close the account's session soon, without waiting for it: its credential has changed or gone."""
+
+    async def close(self) -> None:
+        """Close every session."""

@@ -1,0 +1,259 @@
+"""The gate of several replicas on one Redis: they keep to a venue's limits and cooldowns together."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis.asyncio as redis_client
+from structlog.testing import capture_logs
+
+from exchange_service.app import BalanceOptions, open_balances
+from exchange_service.balances.service import BalanceResult, Balances
+from exchange_service.cache.memory import MemoryCache
+from exchange_service.cache.redis_link import RedisLink
+from exchange_service.credentials.references import CachedReferences
+from exchange_service.credentials.sql import open_store
+from exchange_service.errors import (
+    ServiceError,
+    VenueRateLimited,
+)
+from exchange_service.model import Account, Credential
+from exchange_service.plugin_api import Environment, RateLimit
+from exchange_service.testing import Fault, LoopbackVenue
+from exchange_service.venue_gate import GateOptions
+from exchange_service.venue_gate.redis_state import RedisSharedState
+from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.registry import Listing
+from exchange_service.venues.sessions import Sessions
+from tests.gates import Answering, Recorder, over_http
+from tests.harness import (
+    ScriptedPlugin,
+    eventually,
+    listing,
+    registry_of,
+)
+from tests.servers import RedisServer
+
+KEY = b"0123456789abcdef"
+PER_MINUTE = RateLimit("address", 20, 60)
+
+
+@dataclass
+class Replica:
+    """One of several processes: its own balances, cache and gate."""
+
+    balances: Balances
+    listing: Listing
+    metrics: Recorder
+
+    async def get(self, user: str, *, polling: bool = False) -> BalanceResult:
+        account = Account(user, "paper")
+        deadline = asyncio.get_running_loop().time() + 10
+        return await self.balances.get(account, self.listing, max_age=0, deadline=deadline, polling=polling)
+
+
+@asynccontextmanager
+async def replicas(
+    folder: Path, venue: LoopbackVenue, redis_url: str, *limits: RateLimit, users: int = 1, prefix: str = ""
+) -> AsyncIterator[list[Replica]]:
+    """Three replicas on one Redis and one store; each keeps balances for itself, so that each asks the venue."""
+    metadata = listing(limits=limits, environments=(Environment("production", {"api": "https://api.paper.example"}),))
+    registry = registry_of(ScriptedPlugin(metadata, answer=over_http))
+    prefix = prefix or f"test-{random.getrandbits(64):x}:"
+    async with AsyncExitStack() as stack:
+        store = await open_store(f"sqlite:///{folder / 'credentials.db'}", KEY)
+        stack.push_async_callback(store.close)
+        for number in range(users):
+            await store.put(Account(f"user{number}", "paper"), Credential.from_texts({"api_key": f"key{number}"}))
+        http = VenueHttpPool(timeout=5.0)
+        stack.push_async_callback(http.close)
+        sessions = Sessions(store.open, http, overrides={"paper": venue.url})
+        stack.push_async_callback(sessions.close)
+        made = []
+        for _ in range(3):
+            link, metrics = RedisLink(redis_url), Recorder()
+            stack.push_async_callback(link.close)
+            references = CachedReferences(store, ttl=60.0)
+            gate = GateOptions(shared=RedisSharedState(link, prefix=prefix), replicas=3, metrics=metrics)
+            balances = open_balances(sessions, references, MemoryCache(), BalanceOptions(KEY, gate=gate))
+            stack.push_async_callback(balances.close)
+            made.append(Replica(balances, registry.listings["paper"], metrics))
+        yield made
+
+
+async def every(made: list[Replica], times: int, users: int = 1) -> list[ServiceError | None]:
+    """All replicas ask so often, for all users in turn, and a few at the same time."""
+    # The store opens a few credentials at a time, and this process plays all of the replicas.
+    turn = asyncio.Semaphore(9)
+
+    async def one(replica: Replica, number: int) -> ServiceError | None:
+        async with turn:
+            try:
+                await replica.get(f"user{number % users}")
+            except ServiceError as error:
+                return error
+            return None
+
+    return await asyncio.gather(*(one(replica, number) for number in range(times) for replica in made))
+
+
+async def counted_together(
+    folder: Path, redis_url: str, limit: RateLimit, *, times: int
+) -> tuple[int, list[ServiceError | None]]:
+    """How many requests the venue saw, and what came of all fetches, while every replica had its Redis all the time: on
+    a machine that is too busy for that it is tried again."""
+    for attempt in range(5):
+        (place := folder / str(attempt)).mkdir()
+        async with Answering() as venue, replicas(place, venue, redis_url, limit, users=times) as made:
+            with capture_logs() as lines:
+                outcomes = await every(made, times, users=times)
+            if all(line["event"] != "redis.out_of_reach" for line in lines):
+                return len(venue.requests), outcomes
+    raise AssertionError("the replicas never had their Redis all the time")
+
+
+@pytest.mark.threat("T14")
+class TestReplicas:
+    async def test_a_venues_delay_holds_for_all_of_them_and_also_for_who_forces(
+        self, tmp_path: Path, redis_url: str
+    ) -> None:
+        async with Answering() as venue, replicas(tmp_path, venue, redis_url, users=3) as made:
+            assert set(await every(made, 3, users=3)) == {None}
+            venue.fail(Fault.rate_limited("7"))
+            seen = len(venue.requests)
+            with pytest.raises(VenueRateLimited):
+                await made[0].get("user0")
+            assert len(venue.requests) == seen + 1
+            venue.recover()
+            for _ in range(4):
+                outcomes = await every(made, 3, users=3)
+                assert {type(outcome) for outcome in outcomes} == {VenueRateLimited}
+                assert all(6 < (outcome.retry_after or 0) <= 7 for outcome in outcomes if outcome)
+                await asyncio.sleep(0.1)
+            assert len(venue.requests) == seen + 1
+
+    async def test_it_ends_for_all_of_them_when_it_is_over(self, tmp_path: Path, redis_url: str) -> None:
+        async with Answering() as venue, replicas(tmp_path, venue, redis_url) as made:
+            venue.fail(Fault.rate_limited("1"))
+            with pytest.raises(VenueRateLimited):
+                await made[0].get("user0")
+            told = time.monotonic()
+            venue.recover()
+            while (await every(made, 1)).count(None) == 0:
+                assert len(venue.requests) == 1
+                await asyncio.sleep(0.02)
+            assert 0.9 < time.monotonic() - told < 1.5
+            assert (await every(made, 1)) == [None] * 3
+
+    async def test_they_keep_to_one_budget_together(self, tmp_path: Path, redis_url: str) -> None:
+        requests, outcomes = await counted_together(tmp_path, redis_url, RateLimit("address", 30, 60), times=30)
+        assert outcomes.count(None) == requests == 30
+        assert {type(outcome) for outcome in outcomes if outcome} == {VenueRateLimited}
+
+    async def test_lots_spare_redis_questions_and_waste_little(self, tmp_path: Path, redis_url: str) -> None:
+        requests, _ = await counted_together(tmp_path, redis_url, RateLimit("address", 200, 60), times=100)
+        # At most a lot is left over at each of them.
+        assert 170 <= requests <= 200
+
+    async def test_a_fifth_of_it_is_left_to_calls_on_any_of_them(self, tmp_path: Path, redis_url: str) -> None:
+        async with Answering() as venue, replicas(tmp_path, venue, redis_url, PER_MINUTE) as made:
+            for polling, allowed in ((True, 16), (False, 20)):
+                for _ in range(8):
+                    for replica in made:
+                        with suppress(VenueRateLimited):
+                            await replica.get("user0", polling=polling)
+                assert len(venue.requests) == allowed
+
+    async def test_each_keeps_to_its_part_while_redis_is_gone_and_says_so_once(
+        self, tmp_path: Path, redis_server: RedisServer
+    ) -> None:
+        limit = RateLimit("address", 30, 60)
+        async with Answering() as venue, replicas(tmp_path, venue, redis_server.url, limit, users=30) as made:
+            with capture_logs() as lines:
+                assert await every(made, 1) == [None] * 3
+                redis_server.kill()
+                started = time.monotonic()
+                outcomes = await every(made, 30, users=30)
+                took = time.monotonic() - started
+                await every(made, 1)
+            assert {type(outcome) for outcome in outcomes} == {type(None), VenueRateLimited}
+            assert 27 <= len(venue.requests) <= 30
+            assert took < 3
+            assert [line["event"] for line in lines if line["event"].startswith("redis.")] == ["redis.out_of_reach"] * 3
+            redis_server.start()
+            with capture_logs() as lines:
+
+                async def is_shared_again() -> bool:
+                    await every(made, 1)
+                    return "redis.answers_again" in [line["event"] for line in lines]
+
+                await eventually(is_shared_again)
+
+    async def test_a_redis_that_hangs_costs_a_moment_once(self, tmp_path: Path, redis_server: RedisServer) -> None:
+        limit = RateLimit("address", 1000, 60)
+        async with Answering() as venue, replicas(tmp_path, venue, redis_server.url, limit) as made:
+            await every(made, 1)
+            redis_server.freeze()
+            took = []
+            for _ in range(6):
+                started = time.monotonic()
+                assert await made[0].get("user0")
+                took.append(time.monotonic() - started)
+            redis_server.thaw()
+            assert max(took) < 0.8
+            assert max(took[3:]) < 0.2
+
+    async def test_a_delay_holds_on_its_replica_while_redis_is_gone(
+        self, tmp_path: Path, redis_server: RedisServer
+    ) -> None:
+        async with Answering() as venue, replicas(tmp_path, venue, redis_server.url) as made:
+            redis_server.kill()
+            venue.fail(Fault.rate_limited("7"))
+            with pytest.raises(VenueRateLimited):
+                await made[0].get("user0")
+            venue.recover()
+            for _ in range(3):
+                with pytest.raises(VenueRateLimited):
+                    await made[0].get("user0")
+            assert len(venue.requests) == 1
+
+    async def test_nothing_in_redis_names_a_user_or_a_key(self, tmp_path: Path, redis_url: str) -> None:
+        limits = RateLimit("address", 30, 60), RateLimit("key", 30, 60)
+        prefix = f"test-{random.getrandbits(64):x}:"
+        async with Answering() as venue, replicas(tmp_path, venue, redis_url, *limits, prefix=prefix) as made:
+            venue.fail(Fault.rate_limited("7"))
+            with pytest.raises(VenueRateLimited):
+                await made[0].get("user0")
+            async with redis_client.Redis.from_url(redis_url) as redis:
+                names = [name async for name in redis.scan_iter(f"{prefix}*")]
+                assert len(names) >= 3
+                for name in names:
+                    assert b"user0" not in name
+                    assert b"key0" not in name
+
+
+async def test_a_key_that_plugins_limits_name_counts_apart_on_all_replicas(tmp_path: Path, redis_url: str) -> None:
+    limit = RateLimit("key", 6, 60)
+    async with Answering() as venue, replicas(tmp_path, venue, redis_url, limit, users=2) as made:
+        for _ in range(5):
+            await every(made, 2, users=2)
+        assert len(venue.requests) == 12
+
+
+def test_every_listing_of_ours_says_how_often_its_venue_may_be_asked() -> None:
+    from exchange_service.plugin_host.discovery import open_registry
+    from tests.harness import settings_for
+
+    registry = open_registry(settings_for(Path("unused")))
+    without = [name for name, found in registry.listings.items() if not found.metadata.limits]
+    assert without == []
+    views = registry.listings["tradier"].metadata, registry.listings["tradier_options"].metadata
+    assert views[0].venue == views[1].venue == "tradier"
+    assert views[0].limits == views[1].limits

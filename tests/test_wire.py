@@ -9,6 +9,8 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.wrappers_pb2 import BytesValue, Int64Value
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +25,15 @@ from exchange_service.wire.events import (
     account_state,
     balance_event,
     heartbeat_event,
+)
+from exchange_service.wire.protobuf import (
+    encode_field,
+    encode_varint,
+    from_datetime,
+    to_datetime,
+    to_duration,
+    to_seconds,
+    to_timestamp,
 )
 from exchange_service.wire.replies import Source, fresh_field, get_balance_reply
 from exchange_service.wire.stored import (
@@ -391,6 +402,39 @@ class TestReplies:
         )
         event = messages.StreamBalancesResponse.FromString(balance_event(result.data, Source.CACHE, 0, None))
         assert len(reply.balance.notes[0]) == len(event.balance.balance.notes[0]) == size
+
+
+class TestProtobuf:
+    """Conversions to and from protobuf's own shapes."""
+
+    @given(st.integers(min_value=0, max_value=2**63 - 1))
+    def test_a_varint_is_what_protobuf_writes(self, value: int) -> None:
+        assert Int64Value(value=value).SerializeToString() == (b"\x08" + encode_varint(value) if value else b"")
+
+    @given(st.integers(min_value=1, max_value=15), st.binary(max_size=300))
+    def test_a_field_has_its_tag_its_length_and_its_bytes(self, number: int, payload: bytes) -> None:
+        encoded = encode_field(number, payload)
+        assert encoded[0] == number << 3 | 2
+        assert encoded[1:].removesuffix(payload) == encode_varint(len(payload))
+
+    def test_a_field_is_read_by_protobuf(self) -> None:
+        assert BytesValue.FromString(encode_field(1, b"x" * 200)).value == b"x" * 200
+
+    @pytest.mark.parametrize("seconds", [0.0, 1e-9, 0.25, 1.5, 86_400.000001])
+    def test_a_span_survives_a_duration(self, seconds: float) -> None:
+        assert to_seconds(to_duration(seconds)) == pytest.approx(seconds, abs=1e-9)
+
+    def test_a_negative_span_counts_as_zero(self) -> None:
+        assert to_duration(-1.5) == Duration()
+
+    @pytest.mark.parametrize("seconds", [NOW, 0.0, -1.5, 1_700_000_000.123456])
+    def test_an_instant_survives_a_timestamp(self, seconds: float) -> None:
+        assert to_seconds(to_timestamp(seconds)) == pytest.approx(seconds, abs=1e-6)
+        assert 0 <= to_timestamp(seconds).nanos < 1_000_000_000
+
+    def test_a_datetime_survives_a_timestamp(self) -> None:
+        instant = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+        assert to_datetime(from_datetime(instant)) == instant
 
 
 amounts = st.none() | st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**40), max_value=10**40).filter(

@@ -257,7 +257,7 @@ class TestStop:
     async def test_a_plugins_close_that_hangs_does_not_delay_the_stop(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("exchange_service.plugin_kit.state._CLOSE_LIMIT", 0.3)
+        monkeypatch.setattr("exchange_service.plugin_kit.state._CLOSE_TIMEOUT", 0.3)
         closing: list[str] = []
 
         async def answer(call: VenueCall) -> Balance:

@@ -219,6 +219,11 @@ class ExchangeMetadata:
                 return environment
         return None
 
+    def environment_aliases(self, name: str) -> tuple[str, ...]:
+        """The venue's own words for the environment of this name or alias; empty if there is no such environment."""
+        environment = self.environment(name)
+        return environment.aliases if environment is not None else ()
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:

@@ -16,7 +16,7 @@ from exchange_service.model import ASSET_CLASSES
 from exchange_service.plugin_api import Capabilities, CredentialField, Environment, Manifest, hookimpl
 from exchange_service.v1 import exchange_pb2
 from exchange_service.v1.exchange_service_pb2 import ListExchangesResponse
-from exchange_service.venues.registry import Problem, Registry, load_registry
+from exchange_service.venues.registry import PluginProblem, Registry, load_registry
 from tests.harness import Running, ScriptedPlugin, info, listing, loaded, registry_of, serving
 
 # The owner's values: id | name | asset class | asset types | market hours | icon | logo | colour | passphrase | account
@@ -177,7 +177,7 @@ class TestEntries:
         assert first.status.reason == "Not yet."
 
     async def test_a_plugin_that_is_missing_is_named_with_the_reason(self) -> None:
-        problem = Problem(info("broken"), "Importing it failed.")
+        problem = PluginProblem(info("broken"), "Importing it failed.")
         registry = Registry([loaded(ScriptedPlugin())], [problem])
         reply = await answer(Catalogue(registry))
         assert [entry.id for entry in reply.exchanges] == ["paper"]
@@ -341,7 +341,7 @@ class TestEtag:
         plain = Registry([loaded(plugin)])
         newer = loaded(plugin)
         newer.info = info(version="0.2.0")
-        troubled = Registry([loaded(plugin)], [Problem(info("broken"), "No.")])
+        troubled = Registry([loaded(plugin)], [PluginProblem(info("broken"), "No.")])
         etags = {(await answer(Catalogue(registry))).etag for registry in (plain, Registry([newer]), troubled)}
         assert len(etags) == 3
 

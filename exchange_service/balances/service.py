@@ -112,8 +112,7 @@ class Balances:
 
     async def _reference(self, account: Account, listing: Listing) -> CredentialReference:
         metadata = listing.metadata
-        environment = metadata.environment(account.environment)
-        aliases = environment.aliases if environment else ()
+        aliases = metadata.environment_aliases(account.environment)
         reference = await self.references.find(account.stored(), aliases=aliases, credential_of=metadata.credential_of)
         if reference is None:
             self.credentials.forget_session(account.stored())

@@ -60,8 +60,7 @@ class Checker:
         """
         account, listing = self._registry.account(account.user_id, account.exchange_id, account.environment)
         metadata = listing.metadata
-        environment = metadata.environment(account.environment)
-        aliases = environment.aliases if environment else ()
+        aliases = metadata.environment_aliases(account.environment)
         reference = await self._store.find(account, aliases=aliases, credential_of=metadata.credential_of)
         if reference is None:
             raise CredentialMissing(

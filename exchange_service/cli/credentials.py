@@ -110,8 +110,7 @@ def confirm(question: str) -> None:
 
 def _find_row(stored: list[Account], account: Account, metadata: ExchangeMetadata) -> Account | None:
     """The stored account that serves this one, perhaps under an alias of the environment."""
-    environment = metadata.environment(account.environment)
-    names = {account.environment, *(environment.aliases if environment else ())}
+    names = {account.environment, *metadata.environment_aliases(account.environment)}
     rows = (row for row in stored if row.exchange_id == account.exchange_id and row.environment in names)
     return next(rows, None)
 

@@ -22,8 +22,8 @@ from exchange_service.app import Service, start_service
 from exchange_service.model import Account, Credential
 from exchange_service.settings import Settings
 from exchange_service.testing.venue import SITUATIONS, DemoVenue
+from exchange_service.venues.loading import SIMULATOR_GROUP
 
-SIMULATOR_GROUP = "exchange_service.simulators"
 _MOVE_INTERVAL = 2.0
 # The user with the situation "moving", which the examples use.
 MAIN_USER = "demo"

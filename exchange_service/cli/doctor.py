@@ -138,8 +138,7 @@ async def _check_credentials(store: SqlCredentialStore, registry: Registry) -> l
 async def _credential_problem(store: SqlCredentialStore, registry: Registry, stored: Account) -> str:
     try:
         account, listing = registry.account(stored.user_id, stored.exchange_id, stored.environment)
-        environment = listing.metadata.environment(account.environment)
-        reference = await store.find(account, aliases=environment.aliases if environment else ())
+        reference = await store.find(account, aliases=listing.metadata.environment_aliases(account.environment))
         if reference is None:
             return "the row is not found by its own user, exchange and environment; check its environment."
         return missing_fields(listing.metadata, await store.open(reference))

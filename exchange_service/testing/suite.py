@@ -11,9 +11,7 @@ from exchange_service import pytest_plugin
 from exchange_service.plugin_api import Manifest
 from exchange_service.testing.contract import ListingContract, PluginContract
 from exchange_service.testing.venue import DemoVenue
-
-PLUGIN_GROUP = "exchange_service"
-SIMULATOR_GROUP = "exchange_service.simulators"
+from exchange_service.venues.loading import PLUGIN_GROUP, SIMULATOR_GROUP
 
 
 def suites(plugin: ModuleType, simulators: dict[str, type[DemoVenue]]) -> Iterator[type]:

@@ -9,7 +9,7 @@ import pytest
 
 from exchange_service.balances.service import BalanceQuery, BalanceReader, BalanceResult, Balances
 from exchange_service.errors import CallerRateLimited, VenueUnavailable
-from exchange_service.identity import ANYBODY, Caller, Proof
+from exchange_service.identity import ANYBODY, Caller, PresentedCredentials
 from exchange_service.model import Account
 from exchange_service.observability.metrics import Metrics
 from exchange_service.wire.balances import fetched_balance
@@ -17,7 +17,7 @@ from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import store_balance
 from tests.harness import ScriptedPlugin, holding, registry_of
 
-CALLER = Caller(ANYBODY, Proof())
+CALLER = Caller(ANYBODY, PresentedCredentials())
 ALICE = Account("alice", "paper")
 LISTING = registry_of(ScriptedPlugin()).listings["paper"]
 STORED = store_balance(ALICE, fetched_balance(holding(("BTC", "1"))), 1.0, None)

@@ -95,12 +95,14 @@ def read_credentials(context: Context) -> PresentedCredentials:
         elif key == _ACT_AS:
             users.append(value)
     if len(tokens) > 1 or len(users) > 1:
-        raise CallerUnknown("Send one authorization with a call, and at most one x-act-as.")
+        raise CallerUnknown(
+            "The call has several authorizations, or several x-act-as.", advice="Send at most one of each."
+        )
     act_as = str(users[0]) if users else None
     if tokens:
         header = tokens[0]
         if not isinstance(header, str) or header[: len(_BEARER)].lower() != _BEARER:
-            raise CallerUnknown("The authorization should be `Bearer TOKEN`.")
+            raise CallerUnknown("The authorization is not `Bearer TOKEN`.")
         return PresentedCredentials(token=header[len(_BEARER) :].strip(), act_as=act_as)
     transport = context.auth_context()
     certificate = next(iter(transport.get("x509_pem_cert", ())), b"")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
+from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from exchange_service import errors
+from exchange_service.wire.protobuf import to_duration
 
 DOMAIN = "exchange-service"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -108,9 +109,7 @@ def status_of(error: errors.ServiceError) -> CallStatus:
     pushback: tuple[tuple[str, str], ...] = ()
     if error.retry_after is not None:
         milliseconds = round(error.retry_after * 1000)
-        delay = duration_pb2.Duration()
-        delay.FromMilliseconds(milliseconds)
-        details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
+        details.append(_pack(error_details_pb2.RetryInfo(retry_delay=to_duration(milliseconds / 1000))))
         pushback = ((PUSHBACK_KEY, str(milliseconds)),)
     status = status_pb2.Status(code=row.code.value[0], message=message, details=details)
     return CallStatus(row.code, error.reason, message, ((DETAILS_KEY, status.SerializeToString()), *pushback))

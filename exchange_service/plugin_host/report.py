@@ -35,31 +35,31 @@ class PluginReport:
 
     def answer(self) -> bytes:
         """A serialised ListPluginsResponse."""
-        response = installed(self._registry)
+        response = list_installed(self._registry)
         for status, plugin in zip(response.plugins, self._registry.plugins, strict=True):
-            status.processes.extend(_process(condition) for condition in self._conditions(plugin))
+            status.processes.extend(_process_message(process) for process in self._statuses(plugin))
         return response.SerializeToString()
 
-    def _conditions(self, plugin: LoadedPlugin) -> Sequence[ProcessStatus]:
+    def _statuses(self, plugin: LoadedPlugin) -> Sequence[ProcessStatus]:
         if plugin.own_process:
             return self._venues.statuses(plugin)
         uptime = asyncio.get_running_loop().time() - self._began
         return (ProcessStatus(ProcessState.RUNNING, os.getpid(), psutil.Process().memory_info().rss, uptime, 0, ""),)
 
 
-def installed(registry: Registry) -> plugin_service_pb2.ListPluginsResponse:
+def list_installed(registry: Registry) -> plugin_service_pb2.ListPluginsResponse:
     """The installed plugins, without the processes that run them."""
     listings = registry.listings.values()
     return plugin_service_pb2.ListPluginsResponse(
         plugins=[
-            _status(plugin, [item.metadata for item in listings if item.plugin is plugin])
+            _plugin_message(plugin, [item.metadata for item in listings if item.plugin is plugin])
             for plugin in registry.plugins
         ],
         problems=[problem_message(problem.plugin, problem.reason) for problem in registry.problems],
     )
 
 
-def _status(plugin: LoadedPlugin, served: Sequence[ExchangeMetadata]) -> plugin_service_pb2.PluginStatus:
+def _plugin_message(plugin: LoadedPlugin, served: Sequence[ExchangeMetadata]) -> plugin_service_pb2.PluginStatus:
     return plugin_service_pb2.PluginStatus(
         plugin=plugin_message(plugin.info),
         own_process=plugin.own_process,
@@ -68,7 +68,7 @@ def _status(plugin: LoadedPlugin, served: Sequence[ExchangeMetadata]) -> plugin_
     )
 
 
-def _process(status: ProcessStatus) -> plugin_service_pb2.PluginProcess:
+def _process_message(status: ProcessStatus) -> plugin_service_pb2.PluginProcess:
     message = plugin_service_pb2.PluginProcess(
         state=_STATES[status.state],
         process_id=status.process_id,

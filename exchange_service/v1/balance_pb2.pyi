@@ -338,7 +338,7 @@ class AccountFault(google.protobuf.message.Message):
     reason: exchange_service.v1.error_reason_pb2.ErrorReason.ValueType
     """The reason, see ErrorReason."""
     message: builtins.str
-    """For a person: what happened, followed by `advice` if there is any. Never holds a secret."""
+    """For a person: what happened, followed by `advice` if it is present. It never holds a secret."""
     advice: builtins.str
     """What to do next: the end of `message`. Absent: the message does not say; docs/errors.md says it for each reason."""
     @property

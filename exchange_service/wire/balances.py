@@ -67,7 +67,7 @@ def parse_fetched(fetched: FetchedBalance) -> balance_pb2.Balance:
 
 
 def fault_message(error: ServiceError) -> balance_pb2.AccountFault:
-    """An error beside data: reason, message with its advice, and delay."""
+    """An error as a message to send beside data: its reason, its message with the advice, and its delay."""
     name = f"ERROR_REASON_{error.reason or 'UNSPECIFIED'}"
     reason = error_reason_pb2.ErrorReason.Value(name)
     fault = balance_pb2.AccountFault(reason=reason, message=error.text, advice=error.advice)

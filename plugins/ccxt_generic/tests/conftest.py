@@ -1,4 +1,4 @@
-"""What the tests of this plugin share: the listings, a simulated Binance, and a venue that answers as it is told."""
+"""Fixtures of this plugin's tests: the listings, a simulated Binance, and a venue with prepared answers."""
 
 from __future__ import annotations
 

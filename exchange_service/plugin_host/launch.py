@@ -45,7 +45,7 @@ REFRESHES, REJECTED = b"+", b"!"
 
 
 class StartFailed(Exception):
-    """A process did not come to serve; the text is a sentence for the operator."""
+    """A process did not begin to serve; the text is a sentence for the operator."""
 
 
 @dataclass(frozen=True, slots=True)

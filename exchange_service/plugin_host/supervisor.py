@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from typing import Any
 
 import grpc
@@ -45,8 +44,7 @@ class ProcessStatus:
 class Supervisor:
     """Keeps one process of a plugin.
 
-    `trouble` is a sentence while the process is down, and empty otherwise; `on_change` is called when it may have
-    changed.
+    `trouble` is a sentence while it is down, and empty otherwise; `on_change` is called when it may have changed.
     """
 
     def __init__(
@@ -143,7 +141,7 @@ class Supervisor:
         """From now on calls go to this process."""
         self._process = process
         self._restarts.process_started()
-        process.ended.add_done_callback(partial(self._on_process_ended, process))
+        process.ended.add_done_callback(lambda ended: self._lose(process, _end_reason(ended)))
         if self._watching is not None:
             self._watching.cancel()
         self._watching = asyncio.create_task(self._watch(process), name=f"watch over {self.policy.name}")
@@ -151,10 +149,6 @@ class Supervisor:
             # A newer one came while the process was being started.
             self._configuring = asyncio.create_task(self.configure(), name=f"newer manifest of {self.policy.name}")
         self._set_trouble("")
-
-    def _on_process_ended(self, process: PluginProcess, ended: asyncio.Task[str]) -> None:
-        known = not ended.cancelled() and ended.exception() is None
-        self._lose(process, ended.result() if known else "Its end was not seen.")
 
     def _give_up(self, process: PluginProcess, reason: str) -> None:
         """End a process that is of no use any more."""
@@ -224,8 +218,7 @@ class Supervisor:
 
     async def configure(self) -> None:
         """Give a running process the newer manifest."""
-        process = self.running
-        if process is None:
+        if (process := self.running) is None:
             return
         config = self._config()
         process.manifest = config.manifest
@@ -246,6 +239,11 @@ class Supervisor:
         if self._process is not None:
             await self._process.end("The service has ended.")
         await self._endings.close()
+
+
+def _end_reason(ended: asyncio.Task[str]) -> str:
+    known = not ended.cancelled() and ended.exception() is None
+    return ended.result() if known else "Its end was not seen."
 
 
 def _unavailable(plugin: str, state: str, retry_after: float | None = None) -> PluginUnavailable:

@@ -24,7 +24,7 @@ console = Console(width=max(150, Console().width) if Console().is_terminal else 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what was asked for. 2 for a name that no benchmark has; never an error for a goal that is not met."""
+    """Run the named benchmarks. Returns 2 for an unknown name, else 0, even if a goal is not met."""
     options = _options(arguments)
     suite = benchmarks(options.seconds)
     if options.list:
@@ -51,18 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure against ceilings.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which to run (default: all but the long ones)")
+    parser.add_argument("--list", action="store_true", help="list them, with the hot path that each guards")
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="which to run; all but the long ones where none is given"
-    )
-    parser.add_argument("--list", action="store_true", help="name them, with the hot path that each guards")
-    parser.add_argument(
-        "--seconds", type=float, help="how long to watch the streams, or the replicas (default: 20, and 60)"
+        "--seconds", type=float, help="how long to watch the streams or the replicas (default: 20 and 60)"
     )
     return parser.parse_args(arguments)
 
 
 def _measured(benchmark: Benchmark) -> list[Line]:
-    """Its lines; what it did not come to is said, and the others run all the same."""
+    """Its lines; none if it fails, which is printed, so that the other benchmarks run."""
     began = time.monotonic()
     try:
         lines = list(asyncio.run(_awaited(benchmark)))
@@ -78,7 +76,7 @@ async def _awaited(benchmark: Benchmark) -> list[Line]:
 
 
 def _conditions() -> str:
-    """The conditions of the measurement, one line above the table."""
+    """The conditions of this run, for readers of the figures."""
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores (load {psutil.getloadavg()[0]:.1f} before), "
         f"Python {platform.python_version()}, grpcio {grpc.__version__}, load by {load.program()}"

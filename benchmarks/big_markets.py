@@ -3,7 +3,7 @@
     python -m benchmarks.big_markets
 
 prints one line of JSON, a list of [exchange, address, credential], and serves until its standard input ends. The lists
-are made up, in each exchange's true shape, and go over the wire compressed, as the exchanges send them.
+are invented, in each exchange's real format, and sent compressed, as the exchanges send them.
 """
 
 from __future__ import annotations
@@ -148,17 +148,17 @@ def _families() -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], Any]]:
 
 def answers() -> tuple[dict[str, bytes], dict[str, bytes]]:
     """Compressed bodies by "exchange/path", and by exchange alone for every other path."""
-    told: dict[str, bytes] = {}
+    exact: dict[str, bytes] = {}
     otherwise: dict[str, bytes] = {}
     for exchanges, lists, other in _families():
         bodies = {path: _packed(json.dumps(answer).encode()) for path, answer in lists.items()}
         for exchange in exchanges:
             account = ACCOUNTS[exchange]
-            told |= {f"{exchange}{path}": body for path, body in bodies.items()}
+            exact |= {f"{exchange}{path}": body for path, body in bodies.items()}
             for request, answer in (*account.before.items(), (account.request, account.answer)):
-                told[exchange + request.partition(" ")[2]] = _packed(as_json(answer))
+                exact[exchange + request.partition(" ")[2]] = _packed(as_json(answer))
             otherwise[exchange] = _packed(json.dumps(other).encode())
-    return told, otherwise
+    return exact, otherwise
 
 
 def _packed(body: bytes) -> bytes:
@@ -168,13 +168,13 @@ def _packed(body: bytes) -> bytes:
 async def _play() -> None:
     # Real venues have processors of their own.
     os.nice(5)
-    told, otherwise = answers()
+    exact, otherwise = answers()
 
     async def answer(request: web.Request) -> web.Response:
         exchange = request.match_info["exchange"]
         path = f"{exchange}/{request.match_info['path']}"
         kind = request.query.get("instType") or request.query.get("category")
-        body = told.get(f"{path}?{kind}") or told.get(path) or otherwise[exchange]
+        body = exact.get(f"{path}?{kind}") or exact.get(path) or otherwise[exchange]
         return web.Response(body=body, content_type="application/json", headers={"Content-Encoding": "gzip"})
 
     app = web.Application()

@@ -18,7 +18,7 @@ _PAIRS, _ACCOUNTS, _CALLS = 5, 80, 300
 
 
 async def ccxt_balance() -> list[Line]:
-    """Both figures, from five pairs of processes against one venue, which has a process of its own."""
+    """Both figures, from five pairs of processes against one venue in a process of its own."""
     sizes = str(_ACCOUNTS), str(_CALLS)
     pairs = []
     async with venue() as (url, key, secret):
@@ -65,7 +65,7 @@ async def venue() -> AsyncIterator[tuple[str, str, str]]:
         url, key, secret = json.loads(await process.stdout.readline())
         yield url, key, secret
     finally:
-        # The venue ends when nobody holds its standard input any more.
+        # The venue ends when its standard input is closed.
         process.stdin.close()
         await process.wait()
 

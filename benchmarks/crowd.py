@@ -1,7 +1,8 @@
-"""Callers and subscribers at a human pace, over several replicas: if its replica is lost, a client moves to another.
+"""Callers and subscribers at a human pace over several replicas. Those whose replica ends go on at another one.
 
-It counts what they see: how long each subscriber waits for its next balance, and whether a version ever goes back. All
-run in one process and one loop, over the light client of `http2.py`, and leave the processor to the replicas.
+It counts what they see: how long each waits for the next balance, and whether a version ever goes back. Everything is
+in one process and one loop, over the light client of `http2.py`: a thousand of them leave the processor to the
+replicas.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from exchange_service.v1.exchange_service_pb2 import (
 )
 
 STREAMS_A_CONNECTION = 100
-# Seconds within which a client that has lost its replica comes back, as our own client does.
+# Seconds within which a subscriber whose replica has ended comes back, as our client does.
 _COMEBACK = (0.2, 0.6)
 # Seconds after which a call that has no answer counts as failed.
 _PATIENCE = 8.0
@@ -33,17 +34,17 @@ _OPENING = 30.0
 
 
 class _Taker(Protocol):
-    """Takes what comes on one stream."""
+    """Receives the messages of one stream."""
 
     def message(self, data: bytes, arrival: float) -> None:
-        """A whole message; `arrival` by the wall clock."""
+        """A whole message has arrived; `arrival` is in seconds since the epoch."""
 
     def ended(self) -> None:
-        """Nothing comes any more."""
+        """The stream has ended."""
 
 
 class _Wire:
-    """A connection to a replica, and who takes what comes on its streams."""
+    """A connection to a replica, and the receivers of its streams."""
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
@@ -56,7 +57,7 @@ class _Wire:
         return len(self._takers)
 
     async def connect(self) -> None:
-        """OSError where nobody listens."""
+        """Connect. Raises OSError if nothing listens there."""
         self._connection = await connect(self.replica.port, self._message, self._ended)
         self._connection.closed.add_done_callback(lambda _: self._lost())
 
@@ -67,7 +68,7 @@ class _Wire:
         self._takers[stream] = taker
 
     def close(self) -> None:
-        """Hang up; nobody is told."""
+        """Close the connection without notifying the receivers."""
         self._takers.clear()
         if self._connection is not None:
             self._connection.close()
@@ -90,7 +91,7 @@ class _Wire:
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """A serving process on loopback, and the connections to it. `lives` is for the benchmark to say."""
+    """A serving process on loopback, and the connections to it. The benchmark says whether it `lives`."""
 
     port: int
     lives: bool = True
@@ -99,16 +100,16 @@ class Replica:
 
 
 class Subscriber:
-    """One stream: the account that it follows, where, the newest version that it has, and since when."""
+    """One stream: its account, its replica, the newest version that it has received, and when."""
 
     def __init__(self, crowd: Crowd, account: int, replica: Replica) -> None:
         self.account = account
         self.replica = replica
         self.version = 0
         self.arrived = 0.0
-        # Balances that it received.
+        # Balances that it has received.
         self.updates = 0
-        # Whether it had to move to another replica.
+        # Whether it has had to go to another replica.
         self.moved = False
         # The longest time between two balances since `forget_waits`, in seconds.
         self.longest = 0.0
@@ -131,11 +132,11 @@ class Subscriber:
         self.updates += 1
 
     def ended(self) -> None:
-        """The replica has gone, or has refused."""
+        """The replica has ended or refused the stream."""
         self._crowd.come_back(self)
 
     def waited(self, now: float) -> float:
-        """The longest time without a balance, one that has not come yet included."""
+        """The longest time without a balance, the present one included, in seconds."""
         return max(self.longest, now - self.arrived)
 
 
@@ -151,13 +152,13 @@ class _Call:
             self.answered.set_result(True)
 
     def ended(self) -> None:
-        """Without an answer, unless there was one."""
+        """The call has failed, unless an answer has come before."""
         if not self.answered.done():
             self.answered.set_result(False)
 
 
 class Crowd:
-    """Everybody. `pause` is what a caller leaves between two calls, in seconds."""
+    """All callers and subscribers. A caller waits for `pause` seconds between two calls."""
 
     def __init__(
         self, replicas: Sequence[Replica], metadata: Sequence[tuple[str, str]], accounts: int, pause: float
@@ -171,7 +172,7 @@ class Crowd:
         self._headers: dict[tuple[int, str], bytes] = {}
         self.subscribers: list[Subscriber] = []
         self.went_back = 0
-        # Errors of an account that subscribers were told.
+        # Account errors that subscribers have received.
         self.troubles = 0
         self.answered = 0
         # Calls that failed at a replica that lives, and at one that does not.
@@ -181,8 +182,8 @@ class Crowd:
         self.ended = 0
 
     async def open(self, callers: int, subscribers: int) -> None:
-        """Let everybody come. The first subscribers of the accounts come to the replicas in turn, so that each feeds
-        some of the accounts. TimeoutError where somebody gets no balance."""
+        """Open all streams and start all callers. The first subscribers of the accounts go to the replicas in turn, so
+        each replica feeds some of the accounts. Raises TimeoutError if a subscriber gets no balance."""
         for replica in self._replicas:
             wire = _Wire(replica)
             await wire.connect()
@@ -194,7 +195,7 @@ class Crowd:
             self.subscribers.append(subscriber)
             await self._subscribe(subscriber)
             if number < self._accounts:
-                # The first subscriber of an account starts its feed.
+                # The replica of the first subscriber feeds the account.
                 await self._greeted([subscriber])
         await self._greeted(self.subscribers)
         for number in range(callers):
@@ -211,7 +212,7 @@ class Crowd:
             subscriber.longest = 0.0
 
     async def close(self) -> None:
-        """End all callers and subscribers."""
+        """Close all connections and end all callers."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -220,7 +221,7 @@ class Crowd:
                 wire.close()
 
     def come_back(self, subscriber: Subscriber) -> None:
-        """Open the stream again at another replica, with the version that the subscriber has."""
+        """Open the stream again elsewhere, with the version that it has."""
         if subscriber.replica.lives:
             self.ended += 1
         self._start(self._come_back(subscriber))
@@ -283,6 +284,6 @@ class Crowd:
 
 
 def longest_wait(subscribers: Sequence[Subscriber]) -> float:
-    """The longest time without a balance of all these, in seconds; 0 without subscribers."""
+    """The longest time without a balance of all these, in seconds; 0 if there are no subscribers."""
     now = time.time()
     return max((subscriber.waited(now) for subscriber in subscribers), default=0.0)

@@ -24,11 +24,11 @@ _REPLICAS = (1, 2, 3, 4)
 _ACCOUNTS = (10, 100, 1000, 10_000)
 _SECONDS = 2.0
 _STREAM_SECONDS = 6.0
-_KEPT = {"max_age": "3600", "stale_grace": "7200"}
+_CACHED = {"max_age": "3600", "stale_grace": "7200"}
 
 
 async def growth() -> list[Line]:
-    """No lines: growth has no goal but its shape."""
+    """Prints tables and draws a picture. Returns no lines: only the shape of growth matters."""
     curves = [await _with_callers(), await _with_subscribers(), await _with_replicas(), await _with_accounts()]
     console = Console(width=120)
     for curve in curves:
@@ -47,7 +47,7 @@ async def growth() -> list[Line]:
 
 async def _with_callers() -> Curve:
     rows = []
-    async with bed() as made, serving(made, **_KEPT) as service:
+    async with bed() as made, serving(made, **_CACHED) as service:
         target = await _warm(service, 1)
         for shape in _CALLERS:
             found = await load(target, shape, _SECONDS)
@@ -73,7 +73,7 @@ async def _with_replicas() -> Curve:
         for count in _REPLICAS:
             async with AsyncExitStack() as stack:
                 server = stack.enter_context(RedisServer())
-                options = {"cache_url": server.url, **_KEPT}
+                options = {"cache_url": server.url, **_CACHED}
                 replicas = [await stack.enter_async_context(serving(made, **options)) for _ in range(count)]
                 targets = [await _warm(replica, 100) for replica in replicas]
                 found = await asyncio.gather(*(load(target, Shape(1, 8), _SECONDS) for target in targets))
@@ -88,18 +88,18 @@ async def _with_replicas() -> Curve:
 async def _with_accounts() -> Curve:
     rows = []
     for count in _ACCOUNTS:
-        async with bed(count) as made, serving(made, **_KEPT) as service:
+        async with bed(count) as made, serving(made, **_CACHED) as service:
             empty = service.memory()
             target = await _warm(service, count)
             bytes_each = (service.memory() - empty) / count
             found = await load(target, Shape(4, 4), _SECONDS)
             rows.append((count, found.rate, found.p99, bytes_each / 1e3))
-    names = ("calls/s", "p99 ms", "kB an account, with what the first one loads")
+    names = ("calls/s", "p99 ms", "kB an account, including what the first one loads")
     return Curve("GetBalance, in-process hits in turn, by accounts, 16 callers", "accounts", names, rows)
 
 
 async def _warm(service: Serving, accounts: int) -> Target:
-    """Ask for each account once, so that what is measured are hits."""
+    """Read each account once, so that only hits are measured."""
     requests = tuple(
         GetBalanceRequest(user_id=user(number), exchange_id=EXCHANGE).SerializeToString() for number in range(accounts)
     )

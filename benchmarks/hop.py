@@ -1,7 +1,7 @@
-"""What a plugin's own process costs a balance: time, processor in both processes, bytes between them; and our whole way
-to CCXT, the hop included, beside CCXT alone. Guards `plugin_host` where it passes a call on.
+"""What a plugin's own process adds to a balance: time, processor in both processes, bytes between them. And the whole
+road to CCXT, the hop included, compared with CCXT alone. Guards how `plugin_host` passes a call on.
 
-The serving process's share of a fetch is what a forced balance costs it beyond one that it has kept.
+The serving process's share of a fetch is the difference between a forced balance and a cached one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import psutil
 
 from benchmarks.bounds import bound
 from benchmarks.lines import Line, compared
-from benchmarks.programs import Serving, environment, serving, simulator, store
+from benchmarks.names import environment
+from benchmarks.programs import Serving, serving, simulator, store
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials import CredentialReference
 from exchange_service.model import Account
@@ -31,7 +32,7 @@ from exchange_service.plugin_host.protocol import write_call
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 
 _PAIRS, _CALLS = 5, 400
-# CCXT makes an account wait between its requests, so that many take turns.
+# CCXT makes an account wait between its requests, so many accounts are read one after the other.
 _ACCOUNTS, _AT_ONCE = 100, 20
 _UNPACED = str(Path(__file__).parent / "unpaced")
 _OANDA, _BINANCE = "oanda", "binance"
@@ -49,16 +50,15 @@ class Cost:
 
 
 async def hop() -> list[Line]:
-    """The hop of a small plugin, which is the same in both places, and the way to CCXT."""
+    """The hop of a small plugin, which is the same in both processes, and the road to CCXT."""
     with tempfile.TemporaryDirectory(prefix="exchange-service-benchmark-") as name:
         folder = Path(name)
         async with AsyncExitStack() as stack:
             (oanda, token), (binance, row) = [
                 await stack.enter_async_context(simulator(exchange)) for exchange in (_OANDA, _BINANCE)
             ]
-            await store(
-                folder, [(_user(n), *kept) for n in range(_ACCOUNTS) for kept in ((_OANDA, token), (_BINANCE, row))]
-            )
+            accounts = ((_OANDA, token), (_BINANCE, row))
+            await store(folder, [(_user(n), *account) for n in range(_ACCOUNTS) for account in accounts])
             settings: dict[str, Any] = {
                 "venue_urls": json.dumps({_OANDA: oanda, _BINANCE: binance}),
                 "plugin_start": "at-once",
@@ -73,10 +73,10 @@ async def hop() -> list[Line]:
             bare = [await _bare(binance, row) for _ in range(_PAIRS)]
             return [
                 *await _hop(apart, inside),
-                await _way_to_ccxt(
+                await _road_to_ccxt(
                     unpaced, bare, "hop/ccxt", "CCXT balance with the hop, processor of the fetch", _RATIO
                 ),
-                await _way_to_ccxt(inside, bare, "hop/ccxt_paced", "  with the pauses that Binance wants", None),
+                await _road_to_ccxt(inside, bare, "hop/ccxt_paced", "  with the pauses that Binance wants", None),
             ]
 
 
@@ -102,7 +102,7 @@ async def _hop(apart: Serving, inside: Serving) -> list[Line]:
     )
     reference = CredentialReference(account := Account(_user(0), _OANDA), account, "0123456789abcdef")
     request = messages.FetchBalanceRequest(call=write_call(reference, "", 7.9)).ByteSize()
-    # A balance in the answer to the process is the one that the service was given, but for its own marks.
+    # The plugin's process sends the balance without the fields that the service adds.
     answer = messages.FetchBalanceResponse(balance=reply.balance.SerializeToString()).ByteSize()
     return [
         bound("hop/p50", "forced OANDA balance by its own process, p50 at c=1", "ms", ours.p50, ceiling.p50),
@@ -114,7 +114,7 @@ async def _hop(apart: Serving, inside: Serving) -> list[Line]:
     ]
 
 
-async def _way_to_ccxt(served: Serving, bare: Sequence[float], name: str, what: str, at_most: float | None) -> Line:
+async def _road_to_ccxt(served: Serving, bare: Sequence[float], name: str, what: str, at_most: float | None) -> Line:
     ours, details = [], []
     async with ExchangeServiceClient(served.address) as client:
         # The first loads the markets, each further one its account.
@@ -122,12 +122,14 @@ async def _way_to_ccxt(served: Serving, bare: Sequence[float], name: str, what: 
         await _calls(client, _BINANCE, _ACCOUNTS, at_once=_AT_ONCE)
         for _ in range(_PAIRS):
             forced = await _cost(served, client, _BINANCE, at_once=_AT_ONCE)
-            kept = await _cost(served, client, _BINANCE, max_age=3600.0, at_once=_AT_ONCE)
-            ours.append(forced.service - kept.service + forced.plugin)
-            details.append((forced.p50, forced.service, kept.service, forced.plugin))
-    p50, service, kept_service, plugin = (median(side) for side in zip(*details, strict=True))
+            cached = await _cost(served, client, _BINANCE, max_age=3600.0, at_once=_AT_ONCE)
+            ours.append(forced.service - cached.service + forced.plugin)
+            details.append((forced.p50, forced.service, cached.service, forced.plugin))
+    p50, service, cached_service, plugin = (median(side) for side in zip(*details, strict=True))
     sys.stderr.write(f"{what}: p50 {p50:.1f} ms with {_AT_ONCE} at once; service {service:.2f} ms, of it ")
-    sys.stderr.write(f"{kept_service:.2f} for any call; plugin's process {plugin:.2f} ms; bare {median(bare):.2f} ms\n")
+    sys.stderr.write(
+        f"{cached_service:.2f} for any call; plugin's process {plugin:.2f} ms; bare {median(bare):.2f} ms\n"
+    )
     return compared(name, what, "ms", list(zip(ours, bare, strict=True)), at_most=at_most)
 
 
@@ -166,7 +168,7 @@ def _processor(pid: int) -> tuple[float, float]:
 async def _calls(
     client: ExchangeServiceClient, exchange: str, count: int, *, max_age: float = 0.0, at_once: int = 1
 ) -> float:
-    """Make so many calls, `at_once` together, each account in its turn; the median of their milliseconds."""
+    """Make `count` calls over all accounts, `at_once` at a time. Returns their median in milliseconds."""
     taken: list[float] = []
     numbers = iter(range(count))
 

@@ -1,8 +1,9 @@
-"""A minimal HTTP/2 client: it repeats one request, or opens thousands of streams, and uses very little processor.
+"""A small HTTP/2 client: it sends one request again and again, or opens thousands of streams, at a small part of the
+cost of the server that it measures.
 
-gRPC's own Python client stops near 9,000 requests a second and would measure itself. This one knows only as much HTTP/2
-as a measurement on loopback needs. It writes header blocks once and does not compress them, does not read the server's,
-and counts a call as answered when a whole message has arrived.
+gRPC's own Python client stops near 9,000 requests a second, so it would measure itself. This one knows only
+the HTTP/2 that a measurement on loopback needs: it writes header blocks once and uncompressed, does not read those
+that come, and counts a call as answered when a whole message has arrived.
 """
 
 from __future__ import annotations
@@ -52,14 +53,14 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 @dataclass(slots=True)
 class _Incoming:
-    """What has come of a stream's next message."""
+    """The part of a stream's next message that has arrived."""
 
     data: bytes = b""
 
 
 class Connection(asyncio.Protocol):
-    """One connection. `message(stream, bytes, arrival)` is called for each whole message, with the wall clock's time at
-    which it was read; `ended(stream)` when the server has ended a stream, whichever way."""
+    """One connection. `message(stream, bytes, arrival)` is called for each whole message; `arrival` is
+    when it was read, in seconds since the epoch; `ended(stream)` when the server has ended a stream, whichever way."""
 
     def __init__(self, message: Callable[[int, bytes, float], None], ended: Callable[[int], None]) -> None:
         self._message = message
@@ -72,7 +73,7 @@ class Connection(asyncio.Protocol):
         self.closed = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greet, and open every window as far as it goes."""
+        """Send the preface, and open all windows as far as HTTP/2 allows."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         settings = struct.pack(">HI", _INITIAL_WINDOW_SIZE, _LARGEST_WINDOW)
@@ -80,7 +81,7 @@ class Connection(asyncio.Protocol):
         transport.write(_PREFACE + frame(_SETTINGS, 0, 0, settings) + frame(_WINDOW_UPDATE, 0, 0, window))
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Nothing comes any more."""
+        """The connection has ended."""
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -89,7 +90,7 @@ class Connection(asyncio.Protocol):
         return headers, b"\x00" + struct.pack(">I", len(request)) + request
 
     def send(self, calls: Sequence[tuple[bytes, bytes]]) -> list[int]:
-        """Make these calls, all at once; their streams."""
+        """Make these calls at once. Returns their streams."""
         assert self._transport is not None
         streams, out = [], []
         for headers, body in calls:
@@ -100,7 +101,7 @@ class Connection(asyncio.Protocol):
         return streams
 
     def data_received(self, data: bytes) -> None:
-        """Take apart what has come."""
+        """Split the bytes into frames and handle each."""
         now = time.time()
         self._window(len(data))
         data = self._rest + data
@@ -147,7 +148,7 @@ class Connection(asyncio.Protocol):
             self._taken = 0
 
     def close(self) -> None:
-        """Hang up, with every stream."""
+        """Close the connection and all its streams."""
         if self._transport is not None:
             self._transport.abort()
 

@@ -1,4 +1,4 @@
-"""A line of the table: what was measured, against what, and what is wanted."""
+"""A line of the table: a figure, its ceiling and its goal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LEAST_PAIRS = 5
 class Line:
     """One figure of ours beside its ceiling, both in `unit`.
 
-    `name` is the benchmark's, a slash, and what of it: it stays the same from run to run. `met` is None where nothing
-    is wanted, and the figure is there to be looked at.
+    `name` is the benchmark's name, a slash, and the figure's; it stays the same from run to run. `met` is None if there
+    is no goal.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Line:
 
     @property
     def ratio(self) -> float:
-        """Ours over the ceiling; 0 where there is no ceiling."""
+        """Ours divided by the ceiling; 0 without a ceiling."""
         return self.ours / self.ceiling if self.ceiling else 0.0
 
     def as_result(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def compared(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Line:
-    """Ours against a ceiling that was measured in turns with it: medians, and the ratio that is wanted of them."""
+    """The median of ours against the median of a ceiling that was measured alternately, with the wanted ratio."""
     ours, ceiling = (median(side) for side in zip(*pairs, strict=True))
     ratio = ours / ceiling
     if at_least is not None:
@@ -67,7 +67,7 @@ def compared(
 
 
 def bounded(name: str, what: str, unit: str, value: float, at_most: float) -> Line:
-    """A figure whose goal is absolute: the goal stands in the ceiling's place, and the ratio is to it."""
+    """A figure with an absolute goal, which is shown as the ceiling."""
     return Line(name, what, value, at_most, unit, f"at most {at_most:g} {unit}", value <= at_most)
 
 

@@ -1,7 +1,7 @@
-"""Unary calls as fast as they are answered: by h2load where it is on PATH, else by processes of our own.
+"""Unary calls as fast as they are answered: by h2load if it is on PATH, else by processes of our own.
 
-h2load is a C program and counts an error of gRPC as a success; so the bytes that came have to be those of as many
-replies, and no shorter.
+h2load is a C program and counts a gRPC error as a success. So the received bytes are compared with those of as many
+replies.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DATA = re.compile(r"\((\d+)\) data")
 
 
 def program() -> str:
-    """What makes the load, for the line above the table."""
+    """The program that makes the load, for the line above the table."""
     if H2LOAD:
         return "h2load"
     return "a Python process of this folder, because h2load is not installed (apt-get install nghttp2-client)"
@@ -40,7 +40,7 @@ class Target:
     path: str
     requests: tuple[bytes, ...]
     metadata: tuple[tuple[str, str], ...]
-    # Every reply has at least so many bytes; what is shorter is an error.
+    # Every reply has at least so many bytes; a shorter one is an error.
     reply_size: int
 
 
@@ -53,7 +53,7 @@ class Shape:
 
     @property
     def callers(self) -> int:
-        """How many calls are under way at any time."""
+        """How many calls are in progress at any time."""
         return self.connections * self.streams
 
 
@@ -72,11 +72,11 @@ class Measured:
 
 
 class Unanswered(Exception):
-    """Calls failed, so that the figures would say nothing."""
+    """Calls failed, so the figures would be meaningless."""
 
 
 async def load(target: Target, shape: Shape, seconds: float) -> Measured:
-    """Keep the server busy for so long. Unanswered where a call failed or a reply was too short."""
+    """Keep the server busy for `seconds`. Raises Unanswered if a call failed or a reply was too short."""
     if H2LOAD and len(target.requests) == 1:
         return await _by_h2load(target, shape, seconds)
     return await _by_process(target, shape, seconds)
@@ -139,7 +139,7 @@ async def _by_process(target: Target, shape: Shape, seconds: float) -> Measured:
 
 
 class _Caller:
-    """Our own load: each stream that ends makes the next call."""
+    """Our own load: each call that ends begins the next one."""
 
     def __init__(self, target: Target) -> None:
         self._target = target

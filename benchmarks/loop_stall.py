@@ -1,5 +1,5 @@
-"""How late the serving process's event loop comes round while twenty CCXT exchanges load large markets for the first
-time, beside a steady load. Guards the plugin host: CCXT's import and parsing must not be felt by anybody else.
+"""How late the serving process's event loop runs while twenty CCXT exchanges load large markets for the first time,
+under a steady load. Guards the plugin host: CCXT's import and parsing must not delay other calls.
 
 The ceiling is the same meter in a process that does nothing, at the same time: what the machine's own scheduling costs.
 """
@@ -35,9 +35,9 @@ _SHARES = (0.5, 0.99, 0.999)
 
 
 @dataclass(frozen=True, slots=True)
-class Turns:
-    """What a meter found in a time, in milliseconds, rising: how late the turns came, and how late they would have come
-    if the loop had never waited for a processor; and the pauses of the garbage collector."""
+class Ticks:
+    """A meter's figures for a period, in milliseconds: how late the ticks were, and how late they would have been if
+    the loop had never waited for a processor, both sorted; and the pauses of the garbage collector."""
 
     late: Sequence[float]
     own: Sequence[float]
@@ -45,7 +45,7 @@ class Turns:
 
 
 def _at(values: Sequence[float], share: float) -> float:
-    """What this share of the values does not exceed."""
+    """The value that this share of the values does not exceed."""
     return values[min(len(values) - 1, int(len(values) * share))]
 
 
@@ -53,9 +53,9 @@ def _at(values: Sequence[float], share: float) -> float:
 class Run:
     """One measurement: the serving process quiet and loading, and the idle process meanwhile."""
 
-    quiet: Turns
-    loading: Turns
-    idle: Turns
+    quiet: Ticks
+    loading: Ticks
+    idle: Ticks
     seconds: float
     answered: int
     trouble: list[str]
@@ -66,8 +66,8 @@ class Run:
 async def loop_stall() -> list[Line]:
     """The goals, with the plugin in its own process; and the figures with it in the service's."""
     async with program("benchmarks.big_markets") as venue, simulator(EXCHANGE) as broker:
-        apart = await _run(venue.said, broker)
-        inside = await _run(venue.said, broker, plugin_processes='{"ccxt_generic": "in-process"}')
+        apart = await _run(venue.greeting, broker)
+        inside = await _run(venue.greeting, broker, plugin_processes='{"ccxt_generic": "in-process"}')
     for name, run in (("own process", apart), ("in-process", inside)):
         _tell(name, run)
     failed = sum(apart.steady["failed"].values()) + _STREAMS - apart.steady["open"]
@@ -94,18 +94,18 @@ async def loop_stall() -> list[Line]:
 
 
 def _tell(name: str, run: Run) -> None:
-    """What the table has no room for."""
+    """Print figures that the table has no room for."""
     say = sys.stderr.write
     say(
         f"{name}: {run.answered} of 20 answered, loading took {run.seconds:.1f} s, CCXT's side {run.memory >> 20} MiB\n"
     )
-    for what, turns in (("quiet", run.quiet), ("loading", run.loading), ("idle control", run.idle)):
+    for what, ticks in (("quiet", run.quiet), ("loading", run.loading), ("idle control", run.idle)):
         figures = (
             ", ".join([*(f"p{share * 100:g} {_at(values, share):.1f}" for share in _SHARES), f"worst {values[-1]:.1f}"])
-            for values in (turns.late, turns.own)
+            for values in (ticks.late, ticks.own)
         )
-        say(f"  {what:12} {' ms; its own doing '.join(figures)} ms; {len(turns.late)} turns, ")
-        say(f"{len(turns.collections)} collections, the worst {max(turns.collections, default=0):.1f} ms\n")
+        say(f"  {what:12} {' ms; its own doing '.join(figures)} ms; {len(ticks.late)} ticks, ")
+        say(f"{len(ticks.collections)} collections, the worst {max(ticks.collections, default=0):.1f} ms\n")
     say(f"  steady load: {json.dumps(run.steady)}\n")
     say(f"  cold calls that failed: {len(run.trouble)}; the last: {', '.join(run.trouble[-3:])}\n")
 
@@ -144,9 +144,9 @@ async def _run(rows: list[Any], broker: tuple[str, Any], **settings: str) -> Run
         sys.stderr.write(json.dumps(found["serve"]["stacks"], indent=1) + "\n")
     begin, cold, end = times
     return Run(
-        quiet=_turns(found["serve"], begin, cold),
-        loading=_turns(found["serve"], cold, end),
-        idle=_turns(found["idle"], cold, end),
+        quiet=_ticks(found["serve"], begin, cold),
+        loading=_ticks(found["serve"], cold, end),
+        idle=_ticks(found["idle"], cold, end),
         seconds=end - cold,
         answered=answered,
         trouble=trouble,
@@ -166,7 +166,7 @@ def _memory_below(pid: int) -> int:
 
 
 async def _load_all(address: str, exchanges: Sequence[str], trouble: list[str]) -> int:
-    """Read each account until it answers; how many did. What went wrong meanwhile is added to `trouble`."""
+    """Read each account until it answers. Returns how many did; errors are added to `trouble`."""
     began = time.monotonic()
 
     async def read(client: ExchangeServiceClient, exchange: str) -> bool:
@@ -184,14 +184,14 @@ async def _load_all(address: str, exchanges: Sequence[str], trouble: list[str]) 
         return sum(await asyncio.gather(*(read(client, exchange) for exchange in exchanges)))
 
 
-def _turns(found: Mapping[str, list[float]], begin: float, end: float) -> Turns:
-    flat = found["turns"]
+def _ticks(found: Mapping[str, list[float]], begin: float, end: float) -> Ticks:
+    flat = found["ticks"]
     every = list(zip(*(flat[field::5] for field in range(5)), strict=True))
     late: list[float] = []
     own: list[float] = []
     last = 0
     for due, lateness, _, waited, _ in every:
-        # The last turn before this one was due: what happened since then made it late.
+        # The last tick before this one was due: what happened since then made it late.
         while last + 1 < len(every) and every[last + 1][0] + every[last + 1][1] <= due:
             last += 1
         if begin <= due < end:
@@ -199,4 +199,4 @@ def _turns(found: Mapping[str, list[float]], begin: float, end: float) -> Turns:
             own.append(max(0.0, lateness - (waited - every[last][3])) * 1e3)
     flat = found["collections"]
     pauses = [pause * 1e3 for at, pause in zip(flat[::3], flat[1::3], strict=True) if begin <= at < end]
-    return Turns(sorted(late), sorted(own), pauses)
+    return Ticks(sorted(late), sorted(own), pauses)

@@ -1,4 +1,4 @@
-"""The serving process's memory, and the time until it serves. Guards what it imports, and that CCXT is not among it."""
+"""The serving process's memory, and the time until it serves. Guards what it imports: CCXT must not be imported."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from benchmarks.programs import serving, simulator, store
 from exchange_service.client import ExchangeServiceClient
 
 _RUNS = 5
-_USER, _EXCHANGE = "somebody", "binance"
+_USER, _EXCHANGE = "alice", "binance"
 _MEMORY, _START = 120.0, 0.9
 
 
 async def memory() -> list[Line]:
-    """The figures with CCXT in its own process, the goals' ones; in the place of a ceiling those with it in-process."""
+    """The figures with CCXT in its own process, which have goals; as the ceiling those with CCXT in-process."""
     async with simulator(_EXCHANGE) as (url, row):
         with tempfile.TemporaryDirectory(prefix="exchange-service-benchmark-") as name:
             folder = Path(name)
@@ -34,7 +34,7 @@ async def memory() -> list[Line]:
     return [
         bound("memory/serving", "memory of the serving process when it serves", "MB", fresh, fresh_in, at_most=_MEMORY),
         bound("memory/after_ccxt", "  after a CCXT balance", "MB", used, used_in, at_most=_MEMORY),
-        bound("memory/beside", "  of the plugin's process and its keeper then", "MB", beside),
+        bound("memory/beside", "  of the plugin's process and its reaper then", "MB", beside),
         bound("memory/start", "start to SERVING, compiled", "s", start, start_in, at_most=_START),
     ]
 

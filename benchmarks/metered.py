@@ -1,10 +1,10 @@
 """A process whose event loop is measured from within.
 
     python -m benchmarks.metered FILE serve     exchange-service serve, with its settings from the environment
-    python -m benchmarks.metered FILE idle      a bare loop that does nothing: what the machine itself costs
+    python -m benchmarks.metered FILE idle      an event loop that does nothing: the noise of the machine itself
 
-Every 5 ms the loop notes how late it came round. At the end FILE gets what was found. With BENCHMARK_STACKS set it also
-gets where the loop was in its stalls, from a thread that looks every 2 ms and is a disturbance by itself.
+Every 5 ms a tick notes how late it is. At the end the figures are written to FILE. With BENCHMARK_STACKS set they
+include where the loop was in its stalls, from a thread that looks every 2 ms and disturbs the loop itself.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ _DEEPEST = 12
 
 
 class Meter:
-    """Notes for each turn when it was due by the machine's monotonic clock, how late it came, and for how long the
-    loop's thread has run so far, has waited for a processor, and the whole process has run.
+    """Notes for each tick when it was due by the monotonic clock, and how late it was; how long the loop's thread has
+    run and has waited for a processor; and how long the whole process has run. All in seconds.
 
-    A stall counts once for each turn that fell into it.
+    A stall counts once for each tick that fell into it.
     """
 
     def __init__(self) -> None:
-        self._found = array("d")
+        self._figures = array("d")
         self._collections = array("d")
         self._stacks: Counter[tuple[str, ...]] = Counter()
         self._due = 0.0
         self._began = 0.0
-        # Linux's own account of this thread: nanoseconds that it ran, and that it could have run.
+        # Linux's statistics of this thread: nanoseconds in which it ran, and in which it waited for a processor.
         self._account = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
 
     def start(self) -> None:
         """Begin, in the running loop."""
-        gc.callbacks.append(self._collected)
+        gc.callbacks.append(self._on_collection)
         self._due = time.monotonic()
         self._next()
         if os.environ.get("BENCHMARK_STACKS"):
@@ -55,17 +55,17 @@ class Meter:
 
     def _next(self) -> None:
         self._due += INTERVAL
-        # Where it is in the past already, the next turn of the loop takes it.
-        asyncio.get_running_loop().call_at(self._due, self._turn)
+        # If that is past already, the loop runs it next.
+        asyncio.get_running_loop().call_at(self._due, self._tick)
 
-    def _turn(self) -> None:
+    def _tick(self) -> None:
         ran, waited, _ = os.pread(self._account, 100, 0).split()
-        self._found.extend(
+        self._figures.extend(
             (self._due, time.monotonic() - self._due, int(ran) / 1e9, int(waited) / 1e9, time.process_time())
         )
         self._next()
 
-    def _collected(self, phase: str, info: dict[str, int]) -> None:
+    def _on_collection(self, phase: str, info: dict[str, int]) -> None:
         now = time.monotonic()
         if phase == "start":
             self._began = now
@@ -80,10 +80,10 @@ class Meter:
                 self._stacks[tuple(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames)] += 1
 
     def write(self, file: Path) -> None:
-        """Five figures for each turn, three for each collection, flat; and the stacks with their numbers."""
+        """Write five figures for each tick and three for each collection, flat, and the stacks with their counts."""
         stacks = [[list(stack), count] for stack, count in self._stacks.most_common(60)]
-        found = {"turns": list(self._found), "collections": list(self._collections), "stacks": stacks}
-        file.write_text(json.dumps(found))
+        figures = {"ticks": list(self._figures), "collections": list(self._collections), "stacks": stacks}
+        file.write_text(json.dumps(figures))
 
 
 async def _idle() -> None:

@@ -1,4 +1,4 @@
-"""What the benchmarks and their child processes share. It imports nothing, so that a child is there quickly."""
+"""Names that the benchmarks and their child processes share. It imports little, so that a child starts quickly."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SERVICE = "/exchange_service.v1.ExchangeService/"
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """A child's environment: modules are found compiled, as an installation has them, and no setting of the caller's
-    own service comes along."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("EXCHANGE_SERVICE_")}
-    kept.pop("PYTHONDONTWRITEBYTECODE", None)
-    return kept | changes
+    """A child's environment: compiled modules are used, as in an installation, and the settings of the caller's own
+    service are left out."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("EXCHANGE_SERVICE_")}
+    inherited.pop("PYTHONDONTWRITEBYTECODE", None)
+    return inherited | changes
 
 
 def user(number: int) -> str:

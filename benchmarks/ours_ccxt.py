@@ -33,7 +33,7 @@ async def main(url: str, key: str, secret: str, accounts: int, calls: int) -> No
 
         first = await account()
         await plugin.fetch_balance(first)
-        # The pace that the venue asks for, which the ceiling does without too, is not what is measured.
+        # The pauses that the venue wants are not measured; the ceiling leaves them out too.
         Guarded.throttle = _at_once
         began = time.process_time()
         for _ in range(calls):

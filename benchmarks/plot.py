@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A small table: what grows, then a column for each name."""
+    """A small table: the first column is what grows, the others are named by `names`."""
 
     title: str
     grows: str
@@ -18,7 +18,7 @@ class Curve:
 
 
 def draw(curves: Sequence[Curve], path: Path) -> bool:
-    """Draw the first two columns of each table into `path`, a PNG; False where matplotlib is not installed."""
+    """Draw the first two columns of each table into `path`, a PNG. Returns False if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

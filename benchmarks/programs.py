@@ -1,13 +1,12 @@
-"""The programs that a benchmark starts beside itself: venues, serving processes, loads. Each ends with its block.
+"""The programs that a benchmark starts: venues, serving processes, loads. Each ends with its block.
 
-A program says that it is ready by one line; it ends when its standard input does, a serving process by SIGTERM.
+A program prints one line when it is ready; it ends when its standard input does, a serving process by SIGTERM.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -17,32 +16,25 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from benchmarks.names import ROOT, environment
 from exchange_service.credentials.sql import open_store
 from exchange_service.model import Account, Credential
 
-ROOT = Path(__file__).parent.parent
 HASH_KEY = "0123456789abcdef0123456789abcdef"
 # Seconds.
 _START, _END = 60.0, 30.0
 _LONGEST_LINE = 2**24
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """A child's environment: modules are found compiled, and no setting of the caller's own service comes along."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("EXCHANGE_SERVICE_")}
-    kept.pop("PYTHONDONTWRITEBYTECODE", None)
-    return kept | changes
-
-
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program that runs. `said` is its first line of standard output, read as JSON."""
+    """A running program. `greeting` is its first line of standard output, read as JSON."""
 
     process: asyncio.subprocess.Process
-    said: Any
+    greeting: Any
 
     async def ended(self) -> Any:
-        """Let it end, and what it says last, read as JSON; None where it says nothing."""
+        """End it. Returns its last line, read as JSON; None if there is no such line."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
@@ -62,8 +54,8 @@ async def program(*arguments: str) -> AsyncIterator[Program]:
     assert process.stdout is not None
     try:
         async with asyncio.timeout(_START):
-            said = await process.stdout.readline()
-        yield Program(process, json.loads(said))
+            greeting = await process.stdout.readline()
+        yield Program(process, json.loads(greeting))
     finally:
         with suppress(ProcessLookupError):
             process.kill()
@@ -72,7 +64,7 @@ async def program(*arguments: str) -> AsyncIterator[Program]:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A serving process; `seconds` are from its start until it said that it serves."""
+    """A serving process; `seconds` are from its start until it printed that it serves."""
 
     address: str
     pid: int
@@ -83,8 +75,8 @@ class Serving:
 async def serving(
     folder: Path, *command: str, variables: Mapping[str, str] | None = None, **settings: str
 ) -> AsyncIterator[Serving]:
-    """A Python program that says "Serving on" by standard error when it serves, with the service's settings by name,
-    and further environment `variables`."""
+    """A Python program that prints "Serving on" to standard error when it serves, with the service's settings by
+    name, and further environment `variables`."""
     named = {
         "address": f"127.0.0.1:{_free_port()}",
         "database_url": database(folder),
@@ -127,7 +119,7 @@ async def serving(
 
 
 async def _pass_on(lines: asyncio.StreamReader) -> None:
-    """Only what the service says of plugins' processes: under load it has much to say of calls that were too late."""
+    """Pass on only lines about plugins' processes: under load the service logs many calls that were too late."""
     async for line in lines:
         if b"plugin_host" in line or b"Traceback" in line:
             sys.stderr.buffer.write(line)
@@ -141,13 +133,13 @@ def database(folder: Path) -> str:
 
 async def store(folder: Path, rows: Iterable[tuple[str, str, Mapping[str, Any]]]) -> None:
     """Store credentials, each of a user at an exchange; the texts and `metadata` as `venue_call` takes them."""
-    kept = await open_store(database(folder), HASH_KEY.encode())
+    accounts = await open_store(database(folder), HASH_KEY.encode())
     try:
         for user, exchange, row in rows:
             texts = {name: str(row[name]) for name in ("api_key", "api_secret", "passphrase") if row.get(name)}
-            await kept.put(Account(user, exchange), Credential.from_texts(texts, row.get("metadata")))
+            await accounts.put(Account(user, exchange), Credential.from_texts(texts, row.get("metadata")))
     finally:
-        await kept.close()
+        await accounts.close()
 
 
 def _free_port() -> int:
@@ -157,7 +149,7 @@ def _free_port() -> int:
 
 
 async def _play(exchange: str) -> None:
-    """A plugin's simulator, as a program: its URL, and a credential of the user who moves."""
+    """A plugin's simulator in a process of its own: its URL, and a credential of the account whose balance moves."""
     (point,) = entry_points(group="exchange_service.simulators", name=exchange)
     async with point.load()() as venue:
         sys.stdout.write(json.dumps([venue.url, dict(venue.demo_credential("moving"))]) + "\n")
@@ -169,7 +161,7 @@ async def _play(exchange: str) -> None:
 async def simulator(exchange: str) -> AsyncIterator[tuple[str, Mapping[str, Any]]]:
     """A simulated venue in a process of its own: its URL, and a credential that it knows."""
     async with program("benchmarks.programs", exchange) as running:
-        yield running.said[0], running.said[1]
+        yield running.greeting[0], running.greeting[1]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Three replicas on one Redis, one of them killed half-way: how often the venue is asked, and who waits how long."""
+"""Three replicas on one Redis, one of them killed half-way: how often the venue is asked, and how long callers wait."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ DEFAULT_SECONDS = 60.0
 REPLICAS = 3
 ACCOUNTS = 20
 CALLERS, SUBSCRIBERS = 500, 1000
-# Seconds. Two cores bear so much: a quarter thousand calls and half a thousand messages a second.
+# Seconds. Two cores can do this much: 250 calls and 500 messages a second.
 INTERVAL, PAUSE = 2.0, 2.0
-# The pause before a feed's next reading differs by a tenth.
+# The pause before a feed's next read differs by a tenth.
 _JITTER = 0.1
 # Seconds that the venue takes: long enough to kill a replica that has asked and has no answer yet.
 _VENUE_SECONDS = 0.1
-# All else is as by default: callers take what is at most 30 s old, so that feeds alone ask the venue.
+# All other settings are the defaults: callers accept balances up to 30 s old, so only feeds ask the venue.
 _SETTINGS = {"poll_interval": f"{INTERVAL:g}", "poll_interval_still": f"{INTERVAL:g}", "replicas": f"{REPLICAS}"}
 # One lease and one interval, at its longest, with the venue's own time.
 _LONGEST_WAIT = LEASE + INTERVAL * (1 + _JITTER) + _VENUE_SECONDS
-# Until the opening has ebbed away.
+# Seconds after the opening in which nothing is measured.
 _SETTLING = 3.0
-# What comes sooner after the one before is a second refresh of one interval.
+# A refresh that follows sooner, as a part of the interval, is the second one of that interval.
 _TOO_SOON = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """The venue was asked for an account: by which process, and when by the wall clock."""
+class VenueRequest:
+    """A request to the venue: the user, the process, and the time in seconds since the epoch."""
 
     user: str
     pid: int
@@ -53,8 +53,8 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Refreshes:
-    """How often the venue was asked in an account's interval. `twice` are those that came too soon after another one,
-    but for those `in_takeover`: after the first one of an account of the replica that was killed."""
+    """How often the venue was asked in an account's interval. `twice` counts requests that came too soon after another
+    one. Those right after a takeover from the killed replica are counted in `in_takeover` instead."""
 
     mean: float
     worst: float
@@ -62,15 +62,15 @@ class Refreshes:
     in_takeover: int
 
 
-def asked_of(text: str) -> list[Asked]:
-    """The venue's log; a line that is being written does not count yet."""
+def venue_requests(text: str) -> list[VenueRequest]:
+    """The requests in the venue's log, without an unfinished last line."""
     rows = (line.split() for line in text.splitlines(keepends=True) if line.endswith("\n"))
-    return [Asked(name, int(pid), float(moment)) for name, pid, moment in rows]
+    return [VenueRequest(name, int(pid), float(moment)) for name, pid, moment in rows]
 
 
-def refreshes(asked: Iterable[Asked], seconds: float, interval: float, killed: tuple[int, float]) -> Refreshes:
-    """What the venue's log says of `seconds`; `killed` is the process that was killed, and when."""
-    by_account: Mapping[str, list[Asked]] = defaultdict(list)
+def refreshes(asked: Iterable[VenueRequest], seconds: float, interval: float, killed: tuple[int, float]) -> Refreshes:
+    """The refreshes in `seconds` by the venue's log; `killed` is the process that was killed, and when."""
+    by_account: Mapping[str, list[VenueRequest]] = defaultdict(list)
     for one in asked:
         by_account[one.user].append(one)
     counts = [len(those) for those in by_account.values()]
@@ -115,22 +115,22 @@ async def replicas(seconds: float = DEFAULT_SECONDS) -> list[Line]:
         await asyncio.sleep(seconds / 2)
         undisturbed = longest_wait(crowd.subscribers)
         crowd.forget_waits()
-        killed = await _kill_who_asks(made, by_pid)
+        killed = await _kill_asking_replica(made, by_pid)
         await asyncio.sleep(max(seconds / 2, LEASE * 2 + INTERVAL))
         ended = time.time()
-        asked = [one for one in asked_of(made.venue_log.read_text()) if began <= one.time <= ended]
-        _tell_of_waits(crowd, asked, killed)
+        asked = [one for one in venue_requests(made.venue_log.read_text()) if began <= one.time <= ended]
+        _print_waits(crowd, asked, killed)
         found = refreshes(asked, ended - began, INTERVAL, killed)
         return _refresh_lines(found) + _crowd_lines(crowd, undisturbed, ended - began)
 
 
-async def _kill_who_asks(made: Bed, by_pid: Mapping[int, Replica]) -> tuple[int, float]:
-    """Kill the replica that feeds the first account, in the worst moment: the venue has been asked, nobody has an
-    answer, and the turn is taken. Its process and when."""
+async def _kill_asking_replica(made: Bed, by_pid: Mapping[int, Replica]) -> tuple[int, float]:
+    """Kill the replica that feeds the first account at the worst moment: it holds the lease, has asked the venue and$
+    has no answer yet. Returns its process id and the time."""
     read = len(made.venue_log.read_bytes())
     async with asyncio.timeout(LEASE + 3 * INTERVAL):
         while True:
-            new = asked_of(made.venue_log.read_bytes()[read:].decode())
+            new = venue_requests(made.venue_log.read_bytes()[read:].decode())
             asking = [one for one in new if one.user == user(0)]
             if asking:
                 break
@@ -141,9 +141,8 @@ async def _kill_who_asks(made: Bed, by_pid: Mapping[int, Replica]) -> tuple[int,
     return pid, time.time()
 
 
-def _tell_of_waits(crowd: Crowd, asked: Sequence[Asked], killed: tuple[int, float]) -> None:
-    """For who reads along: when each account of the killed replica was asked for again, and how long its subscribers
-    waited."""
+def _print_waits(crowd: Crowd, asked: Sequence[VenueRequest], killed: tuple[int, float]) -> None:
+    """Print when the venue was asked again for accounts of the killed replica, and how long subscribers waited."""
     pid, moment = killed
     load = psutil.getloadavg()[0]
     sys.stderr.write(f"replicas: load {load:.1f}, process {pid} killed while it asked for {user(0)}\n")
@@ -156,12 +155,12 @@ def _tell_of_waits(crowd: Crowd, asked: Sequence[Asked], killed: tuple[int, floa
             sys.stderr.write(
                 f"  {user(number)}: last asked for at {before[-1].time - moment:+.2f} s, again at"
                 f" {after[0].time - moment:+.2f} s; longest wait {longest_wait(stayed):.2f} s,"
-                f" of those who moved {longest_wait(moved):.2f} s\n"
+                f" of the subscribers that moved {longest_wait(moved):.2f} s\n"
             )
 
 
 def _refresh_lines(found: Refreshes) -> list[Line]:
-    """Of the venue's own counters. One more refresh than intervals is a takeover's."""
+    """The lines of the venue's own counters. One more refresh than intervals is a takeover's."""
     most = 1 + _JITTER
     what = f"{CALLERS} callers, {SUBSCRIBERS:,} subscribers, {REPLICAS} replicas: refreshes"
     fits = 1 - 2 * _JITTER <= found.mean <= most
@@ -184,7 +183,7 @@ def _refresh_lines(found: Refreshes) -> list[Line]:
 
 
 def _crowd_lines(crowd: Crowd, undisturbed: float, seconds: float) -> list[Line]:
-    """Of what callers and subscribers saw."""
+    """The lines of what callers and subscribers saw."""
     limit = _LONGEST_WAIT
     stayed, moved = ([one for one in crowd.subscribers if one.moved is moved] for moved in (False, True))
     lost = SUBSCRIBERS - sum(time.time() - one.arrived < limit for one in crowd.subscribers)
@@ -195,7 +194,7 @@ def _crowd_lines(crowd: Crowd, undisturbed: float, seconds: float) -> list[Line]
         Line("replicas/came back", "subscribers without updates in the end", lost, 0, "", "none", lost == 0),
         Line("replicas/back", "versions that went back", crowd.went_back, 0, "", "none", crowd.went_back == 0),
         Line(
-            "replicas/troubles", "errors that subscribers were told", crowd.troubles, 0, "", "none", not crowd.troubles
+            "replicas/troubles", "errors that subscribers received", crowd.troubles, 0, "", "none", not crowd.troubles
         ),
         Line(
             "replicas/ended", "streams that ended at the living replicas", crowd.ended, 0, "", "none", not crowd.ended

@@ -18,8 +18,8 @@ def benchmark_of(entry: dict[str, Any]) -> str:
 
 
 def merged(known: Iterable[dict[str, Any]], lines: Iterable[Line], order: Sequence[str]) -> list[dict[str, Any]]:
-    """The known entries with those of the benchmarks that ran in place of their old ones. `order` is the benchmarks'
-    in the table; entries of one that is no more go."""
+    """The known entries, with new ones for the benchmarks that ran. `order` is the benchmarks' order in the table;
+    entries of a benchmark that no longer exists are removed."""
     new = [line.as_result() for line in lines]
     measured = {benchmark_of(entry) for entry in new}
     kept = [entry for entry in known if benchmark_of(entry) not in measured]
@@ -28,7 +28,7 @@ def merged(known: Iterable[dict[str, Any]], lines: Iterable[Line], order: Sequen
 
 
 def read(path: Path = RESULTS) -> list[dict[str, Any]]:
-    """The entries of earlier runs; empty if the file is missing or is not a list of results."""
+    """The entries of earlier runs; empty if the file is missing or has another format."""
     try:
         entries = json.loads(path.read_text())
     except (OSError, ValueError):

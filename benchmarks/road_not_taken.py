@@ -1,4 +1,4 @@
-"""A Binance balance through the service, beside CCXT with a new instance for each request, as most wrappers use it.
+"""A Binance balance through the service, compared with CCXT with a new instance for each request.
 
 The simulator's list of markets is a few lines long. The real one has megabytes, which a new instance loads each time.
 """
@@ -21,7 +21,7 @@ _CALLS = 20
 
 
 async def road_not_taken() -> list[Line]:
-    """The time and processor of a balance: cached, fetched again, and by the road not taken."""
+    """How long a balance takes and how much processor: cached, forced, and with a new CCXT instance for each call."""
     async with venue() as (url, key, secret), bed() as made:
         await _store(made, key, secret)
         other = await run_program("ccxt_per_request", url, key, secret, str(_CALLS))
@@ -29,12 +29,12 @@ async def road_not_taken() -> list[Line]:
         async with serving(made, **settings) as service, service.client() as client:
             # Imports CCXT and loads the markets, once for the process.
             await client.get_balance(user(0), _EXCHANGE)
-            kept, _ = await _measured(service, client, max_age=None)
-            fetched, processor = await _measured(service, client, max_age=0)
+            cached, _ = await _measured(service, client, max_age=None)
+            forced, processor = await _measured(service, client, max_age=0)
     what = "Binance balance against a new CCXT instance a call"
     return [
-        _line("kept", f"{what}: kept", kept * 1e3, other["seconds"] * 1e3),
-        _line("asked again", f"{what}: asked again", fetched * 1e3, other["seconds"] * 1e3),
+        _line("kept", f"{what}: cached", cached * 1e3, other["seconds"] * 1e3),
+        _line("asked anew", f"{what}: forced", forced * 1e3, other["seconds"] * 1e3),
         _line("processor", f"{what}: processor", processor * 1e3, other["processor"] * 1e3),
     ]
 
@@ -53,7 +53,7 @@ async def _store(made: Bed, key: str, secret: str) -> None:
 
 
 async def _measured(service: Serving, client: ExchangeServiceClient, *, max_age: float | None) -> tuple[float, float]:
-    """The median of the seconds that calls take, one after the other, and the serving process's processor for one."""
+    """The median seconds of calls that are made one after the other, and the serving process's processor for a call."""
     taken, before = [], service.processor()
     for _ in range(_CALLS):
         began = time.perf_counter()

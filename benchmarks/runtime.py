@@ -1,9 +1,9 @@
-"""The one place that says what a ceiling has in common with the service beside it: the event loop's kind, the garbage
+"""What a ceiling has in common with the service that it is compared with: the event loop's kind, the garbage
 collector's setting and the server's options.
 
-Loop and collector are not written down here: the serving process is asked for them (by the benchmarks' venue, which is
-a plugin in it), so that a ceiling follows whatever `serve` sets. BENCHMARK_RUNTIME, a JSON object with any of `loop`,
-`thresholds` and `frozen`, overrides what was found.
+Loop and collector are read from the serving process (by the benchmarks' venue, which is a plugin in it), so a ceiling
+has whatever `serve` sets. BENCHMARK_RUNTIME, a JSON object with any of `loop`,
+`thresholds` and `frozen`, overrides them.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Runtime:
         return json.dumps(asdict(self))
 
     def describe(self) -> str:
-        """In words, for the line above the table."""
+        """A description for the line above the table."""
         frozen = ", frozen after the start" if self.frozen else ""
         return f"{self.loop}, collector at {self.thresholds}{frozen}"
 
 
 def runtime_of(process: Mapping[str, Any]) -> Runtime:
     """The runtime of a serving process, as its probe describes it."""
-    found = {**process, **json.loads(os.environ.get("BENCHMARK_RUNTIME", "{}"))}
-    return Runtime(str(found["loop"]), tuple(found["thresholds"]), bool(found["frozen"]))
+    runtime = {**process, **json.loads(os.environ.get("BENCHMARK_RUNTIME", "{}"))}
+    return Runtime(str(runtime["loop"]), tuple(runtime["thresholds"]), bool(runtime["frozen"]))

@@ -1,7 +1,7 @@
 """Our side: `exchange-service serve` in a child process with everything on, and accounts at the benchmarks' venue.
 
-The venue is a plugin, found by its entry point as every plugin is, so that nothing of the serving process differs from
-a real one's. Callers show a JWT; the quotas count every call, and are set so high that they refuse none.
+The venue is a plugin that is found by its entry point like any other, so the serving process does not differ from a
+real one. Callers present a JWT; the quotas count every call, and are too high to refuse one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _READY = b"Serving on "
 
 @dataclass(slots=True)
 class Bed:
-    """What several serving processes share: a database with accounts, the venue's plugin, a token, a log of calls."""
+    """What several serving processes share: a database with accounts, the venue's plugin, a token, the venue's log."""
 
     folder: Path
     hash_key: str
@@ -56,7 +56,7 @@ class Bed:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What each call brings."""
+        """The metadata of each call."""
         return (("authorization", f"Bearer {self.token}"),)
 
     @property
@@ -102,7 +102,7 @@ async def _store_accounts(made: Bed, users: list[str]) -> None:
 
 @dataclass(slots=True)
 class Serving:
-    """A serving process. `seconds` are from its start until it said that it serves."""
+    """A serving process. `seconds` are from its start until it printed that it serves."""
 
     bed: Bed
     address: str
@@ -128,24 +128,24 @@ class Serving:
         return ExchangeServiceClient(self.address, token=self.bed.token)
 
     async def process(self) -> dict[str, Any]:
-        """How the process is, as the venue's plugin in it sees it."""
+        """The state of the process, as the venue's plugin in it reports it."""
         async with self.client() as client:
             reply = await client.get_balance(PROBE, EXCHANGE, max_age=0)
-            found: dict[str, Any] = json.loads(reply.balance.notes[0])
-            return found
+            report: dict[str, Any] = json.loads(reply.balance.notes[0])
+            return report
 
     async def runtime(self) -> Runtime:
         """Its loop, collector and options, for a ceiling."""
         return runtime_of(await self.process())
 
 
-# All other settings are as in production. With these no call is refused by a quota, and nothing expires meanwhile.
+# All other settings are the defaults. No call may be refused because there are so many.
 _SETTINGS = {
     "service_calls": "1000000",
     "service_refreshes": "1000000",
     "service_streams": "100000",
     "log_level": "warning",
-    # A stranger's plugin would run in a process of its own, where it could tell nothing of the serving one.
+    # In a process of its own the plugin could not report on the serving process.
     "plugin_processes": '{"benchmark": "in-process"}',
 }
 
@@ -201,23 +201,23 @@ async def serving(
 
 
 async def _until_ready(lines: asyncio.StreamReader) -> None:
-    said = b""
-    while _READY not in said:
+    output = b""
+    while _READY not in output:
         line = await lines.readline()
         if not line:
-            raise RuntimeError(f"exchange-service serve ended: {said.decode(errors='replace')[-2000:]}")
-        said += line
+            raise RuntimeError(f"exchange-service serve ended: {output.decode(errors='replace')[-2000:]}")
+        output += line
 
 
 async def _drain(lines: asyncio.StreamReader, known: bytes) -> None:
-    """Show what it complains of: a benchmark of a service in trouble measures the trouble."""
+    """Show its log: a benchmark of a failing service would measure the failures."""
     while line := await lines.readline():
         if b"Stopped." not in line and not (known and known in line):
             sys.stderr.write(line.decode(errors="replace"))
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
+    """A free port of loopback."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -265,6 +265,6 @@ async def running_ceiling(name: str, *arguments: str) -> AsyncIterator[Ceiling]:
             port = int(await process.stdout.readline())
         yield Ceiling(port, process.pid)
     finally:
-        # It has nothing to put in order, and ten thousand streams to say goodbye to.
+        # Closing ten thousand streams in order would take long, and nothing needs it.
         process.kill()
         await process.wait()

@@ -1,7 +1,7 @@
-"""Does it stay as it was? `make soak`: two replicas under a crowd that comes and goes, restarts and a venue's faults.
+"""`make soak`: looks for leaks, with two replicas under clients that come and go, restarts and a venue's faults.
 
-Each serving process is looked at from outside after a warm-up, with nobody there, and again in the end, when everybody
-has gone. Exits with 1 where it has not returned to where it began.
+Each serving process is measured from outside after a warm-up, without clients, and again at the end, when all clients
+have gone. Exits with 1 if it has not returned to where it began.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _SETTINGS = {"poll_interval": "2", "replicas": f"{_REPLICAS}"}
 _WARM_UP = 20.0
 _FAULT_EVERY, _FAULT_LASTS = 25.0, 3.0
 _DRAINING = 30.0
-# What has ended is let go of in this time.
+# Seconds in which the process releases what has ended.
 _SETTLING = 3.0
-# The ways in which the venue fails, see its module; a number is a slow answer.
+# The ways in which the venue fails, see its module; a number is the seconds of a slow answer.
 _FAULTS = ("limited", "1.5", "broken", "unavailable", "malformed")
 # What may fail while the venue does, and while a replica is restarted.
 _EXPECTED = re.compile(r"VENUE_|PLUGIN_FAILED|SHUTTING_DOWN|ServiceUnreachable")
@@ -71,20 +71,20 @@ MEASURES = (
 
 
 def returned(measure: Measure, beginning: float, end: float) -> bool:
-    """Whether the figure is back where it began; less is as good."""
+    """Whether the figure is back where it began, or lower."""
     return end <= beginning + measure.margin
 
 
 class Slot:
-    """A place for a replica: the process that has it now, where its metrics are, and how it was in the beginning."""
+    """A replica across its restarts: its present process, the address of its metrics, and its first measurement."""
 
     def __init__(self, number: int, made: Bed, redis: RedisServer, fault: Path) -> None:
         self.number = number
         self.generation = 0
         self.beginning: Sequence[float] = ()
-        # What ran in it when it was last looked at, by the name of its code.
+        # The tasks that ran in it at the last measurement, by the names of their coroutines.
         self.tasks: Counter[str] = Counter()
-        # Whether people are sent here.
+        # Whether clients are sent here.
         self.open = False
         self._made = made
         self._redis = redis
@@ -100,7 +100,7 @@ class Slot:
 
     @property
     def service(self) -> Serving:
-        """The process that has this place now."""
+        """The present process."""
         assert self._service is not None
         return self._service
 
@@ -121,24 +121,24 @@ class Slot:
         )
 
     async def end(self) -> float:
-        """End it by SIGTERM; how many seconds that took."""
+        """End it by SIGTERM. Returns how many seconds that took."""
         self.open = False
         began = time.monotonic()
         await self._stack.aclose()
         return time.monotonic() - began
 
     async def drained(self) -> Sequence[float]:
-        """The figures of MEASURES once nobody is there any more, or after so long as nobody should be."""
-        await self._nobody()
+        """The figures of MEASURES once all clients have gone, or after `_DRAINING` seconds."""
+        await self._wait_until_drained()
         await asyncio.sleep(_SETTLING)
-        # The question itself is one of the tasks, each time; what it sets off is gone at the second.
+        # The question itself runs as a task each time. Tasks that the first one started are gone at the second.
         first = Counter((await self.service.process())["tasks"])
         await asyncio.sleep(_SETTLING)
         tasks = first & Counter((await self.service.process())["tasks"])
         if self.tasks and tasks - self.tasks:
             console.print(f"{self.name}: tasks that were not there: {dict(tasks - self.tasks)}", highlight=False)
         self.tasks = tasks
-        await self._nobody()
+        await self._wait_until_drained()
         process = psutil.Process(self.service.pid)
         clients, redis = self._clients(), self._sockets(self._redis.port, remote=True)
         others = process.num_fds() - clients - redis
@@ -146,7 +146,7 @@ class Slot:
         open_count = await self._open_count()
         return (megabytes, tasks.total(), process.num_threads(), clients, redis, others, open_count)
 
-    async def _nobody(self) -> None:
+    async def _wait_until_drained(self) -> None:
         patience = time.monotonic() + _DRAINING
         while time.monotonic() < patience:
             if not await self._open_count() + self._clients():
@@ -171,7 +171,7 @@ class Slot:
 
 
 async def soak(minutes: float) -> bool:
-    """Watch for so long; whether everything returned."""
+    """Run for `minutes`. Returns whether everything has returned to where it began."""
     console.print(_conditions(minutes), highlight=False)
     rows: list[tuple[str, Sequence[float], Sequence[float]]] = []
     async with bed(ACCOUNTS) as made, AsyncExitStack() as stack:
@@ -182,8 +182,8 @@ async def soak(minutes: float) -> bool:
             stack.push_async_callback(slot.end)
             await slot.start()
         await _warm(slots, made)
-        everybody = Visitors(lambda: _address(slots), made.token, ACCOUNTS)
-        everybody.come(SUBSCRIBERS, CALLERS)
+        visitors = Visitors(lambda: _address(slots), made.token, ACCOUNTS)
+        visitors.come(SUBSCRIBERS, CALLERS)
         faults = asyncio.create_task(_faults(fault))
         for slot in slots:
             # The last quarters belong to processes that have seen another one go and come.
@@ -193,13 +193,13 @@ async def soak(minutes: float) -> bool:
         faults.cancel()
         await asyncio.wait({faults})
         _mend(fault)
-        await everybody.leave()
+        await visitors.leave()
         for slot in slots:
             rows.append((slot.name, slot.beginning, await slot.drained()))
         load = psutil.getloadavg()[0]
     console.print(_table(rows))
-    well = all(returned(*figures) for _, *sides in rows for figures in zip(MEASURES, *sides, strict=True))
-    return _tell(everybody, load) and well
+    returned_all = all(returned(*figures) for _, *sides in rows for figures in zip(MEASURES, *sides, strict=True))
+    return _print_summary(visitors, load) and returned_all
 
 
 def _address(slots: Sequence[Slot]) -> str:
@@ -207,7 +207,7 @@ def _address(slots: Sequence[Slot]) -> str:
 
 
 async def _warm(slots: Sequence[Slot], made: Bed) -> None:
-    """What a process loads with its first crowd is no growth: let one come and go, and then see how it is."""
+    """Let clients come and go, then measure: what a process loads for its first clients is not growth."""
     own = Visitors(lambda: random.choice(slots).service.address, made.token, ACCOUNTS)
     own.come(SUBSCRIBERS, CALLERS)
     await asyncio.sleep(_WARM_UP)
@@ -262,25 +262,25 @@ def _table(rows: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> Tabl
     return table
 
 
-def _tell(crowd: Visitors, load: float) -> bool:
-    """Say what the crowd did and saw; whether nothing was wrong with that."""
-    unexpected = {reason: count for reason, count in crowd.failures.items() if not _EXPECTED.match(reason)}
+def _print_summary(visitors: Visitors, load: float) -> bool:
+    """Print what the clients did and saw. Returns whether nothing unexpected happened."""
+    unexpected = {reason: count for reason, count in visitors.failures.items() if not _EXPECTED.match(reason)}
     console.print(
-        f"{crowd.answered:,} calls answered, {crowd.streams:,} streams opened, {crowd.events:,} events,"
-        f" {crowd.troubles.total():,} errors of the venue told, load {load:.1f} in the end",
+        f"{visitors.answered:,} calls answered, {visitors.streams:,} streams opened, {visitors.events:,} events,"
+        f" {visitors.troubles.total():,} account errors received, load {load:.1f} in the end",
         highlight=False,
     )
-    failures = ", ".join(f"{count} {reason}" for reason, count in sorted(crowd.failures.items()))
+    failures = ", ".join(f"{count} {reason}" for reason, count in sorted(visitors.failures.items()))
     console.print(f"calls that failed and streams that ended: {failures or 'none'}", highlight=False)
     console.print(
-        f"unexpected among them: {sum(unexpected.values())}; versions back: {crowd.went_back}", highlight=False
+        f"unexpected among them: {sum(unexpected.values())}; versions back: {visitors.went_back}", highlight=False
     )
-    return not unexpected and not crowd.went_back
+    return not unexpected and not visitors.went_back
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 where everything returned, 1 where not."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description="Look for what grows.")
+    """Returns 0 if everything returned to where it began, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description="Look for leaks.")
     parser.add_argument("--minutes", type=float, default=DEFAULT_MINUTES, help="how long (default: %(default)g)")
     well = asyncio.run(soak(parser.parse_args(arguments).minutes))
     console.print("Everything returned to where it began." if well else "Not everything returned to where it began.")

@@ -41,12 +41,12 @@ async def start() -> list[Line]:
 
 
 async def first_list() -> list[Line]:
-    """The first ListExchanges of a process, and its loop while CCXT's listings are built again."""
+    """The first ListExchanges of a process, and the stalls of its loop while CCXT's listings are rebuilt."""
     milliseconds, imported = [], False
     async with bed() as made:
         for _ in range(_STARTS):
             async with serving(made) as service, _channel(service) as channel:
-                # The connection is there already; nothing of the catalogue was asked for.
+                # The connection is open before the measurement; the catalogue has not been read.
                 await channel.unary_unary(_HEALTH)(b"")
                 began = time.perf_counter()
                 await channel.unary_unary(f"{SERVICE}ListExchanges")(b"", metadata=made.metadata)
@@ -61,16 +61,16 @@ async def first_list() -> list[Line]:
 
 
 async def _worst_stall_of_a_rebuild(made: Bed) -> float:
-    """In milliseconds. A newer CCXT seems to be installed, so that its listings are read in a child process."""
+    """In milliseconds. Pretends that a newer CCXT is installed, so its listings are read in a child process."""
     seeming = made.folder / "ccxt-99.dist-info"
     seeming.mkdir()
     (seeming / "METADATA").write_text("Metadata-Version: 2.1\nName: ccxt\nVersion: 99\n")
     async with serving(made, venue={"BENCHMARK_LOOP_STALLS": "1"}) as service, service.client() as client:
         async with asyncio.timeout(_REBUILD_LIMIT):
-            # Nothing but the catalogue itself tells that it is a new one.
+            # Only the catalogue itself shows that it is a new one.
             while any("CCXT 4" in problem.reason for problem in (await client.list_exchanges()).problems):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
-        # What merging costs falls due with the next answer.
+        # The cost of merging shows in the next answer.
         return float((await service.process())["stall_worst"])
 
 

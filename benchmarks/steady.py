@@ -1,10 +1,10 @@
-"""A steady load from a process of its own, beside which something else is done to the service.
+"""A steady load from a process of its own, while something else is measured.
 
     python -m benchmarks.steady ADDRESS USERS STREAMS
 
-opens so many streams of so many users' OANDA accounts, and says so by a line. From then on it lists exchanges and
-forces balances; when its standard input ends it says by a line what went wrong, and how long the calls took, in
-milliseconds.
+opens STREAMS streams of the OANDA accounts of USERS users, and prints a line when they are open. From then on it lists
+exchanges and forces balances. When its standard input ends it prints a line with the failures and the latencies of the
+calls in milliseconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXCHANGE = "oanda"
 # Calls a second of each kind.
 _RATE = 20
 _CONNECTIONS = 4
-# Streams that are being opened at once: a storm of them is another benchmark's.
+# Streams that are opened at the same time; another benchmark measures a storm of them.
 _OPENING = 50
 
 
@@ -32,7 +32,7 @@ def user(number: int) -> str:
 
 
 class Steady:
-    """The calls that are made, and what became of them."""
+    """The calls that are made, and their results."""
 
     def __init__(self) -> None:
         self.failed: Counter[str] = Counter()
@@ -82,25 +82,25 @@ async def main(address: str, users: int, streams: int) -> None:
         client, name = clients[number % _CONNECTIONS], user(number % users)
         if number >= _OPENING:
             await opened.acquire()
-        _KEPT.add(asyncio.create_task(steady.stream(client, name, opened)))
+        _TASKS.add(asyncio.create_task(steady.stream(client, name, opened)))
     for _ in range(min(streams, _OPENING)):
         await opened.acquire()
-    _KEPT.add(asyncio.create_task(steady.every(lambda _: clients[0].list_exchanges(), "ListExchanges")))
-    _KEPT.add(
+    _TASKS.add(asyncio.create_task(steady.every(lambda _: clients[0].list_exchanges(), "ListExchanges")))
+    _TASKS.add(
         asyncio.create_task(
             steady.every(lambda n: clients[1].get_balance(user(n % users), EXCHANGE, max_age=0), "GetBalance")
         )
     )
     _say({"streams": streams})
     await asyncio.to_thread(sys.stdin.read)
-    open_now = sum(not task.done() for task in _KEPT)
+    open_now = sum(not task.done() for task in _TASKS)
     steady.milliseconds.sort()
     count = len(steady.milliseconds)
     found = {"calls": count, "failed": steady.failed, "events": steady.events, "open": open_now - 2}
     _say({**found, "p50": steady.milliseconds[count // 2], "p99": steady.milliseconds[count * 99 // 100]})
 
 
-_KEPT: set[asyncio.Task[None]] = set()
+_TASKS: set[asyncio.Task[None]] = set()
 
 
 def _say(line: object) -> None:

@@ -1,9 +1,9 @@
-"""Ten thousand subscribers in one process, and thousands who come back at once."""
+"""Ten thousand subscribers in one process, and thousands that come back at once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,11 +17,11 @@ ACCOUNTS, SUBSCRIBERS_EACH = 100, 100
 STORM_ACCOUNTS, STORM_EACH = 100, 50
 DEFAULT_SECONDS = 20.0
 _STORM_SECONDS = 2.0
-# Where each balance changes at every poll, each subscriber gets a message a second.
+# Each balance changes at every poll, so each subscriber gets a message a second.
 _POLLED = {"poll_interval": "1", "poll_interval_still": "1", "max_age": "1"}
-# Feeds begin evenly over two of their intervals, as those of subscribers who come one by one do.
+# Feeds begin evenly over two of their intervals, as if subscribers came one by one.
 _SPREAD = 2.0
-# Until the opening has ebbed away, and then the first movement.
+# Seconds after the opening, and again after the first change, in which nothing is measured.
 _SETTLING = 2.0
 
 
@@ -58,12 +58,12 @@ async def measure(accounts: int, each: int, seconds: float) -> tuple[Streamed, R
     async with bed(accounts) as made:
         moves = made.folder / "moves"
         async with serving(made, venue={"BENCHMARK_VENUE_MOVES": str(moves)}, **_POLLED) as service:
-            # Imports, pools and the first fetch are there before anybody is counted.
+            # Imports, pools and the first fetch are done before the first measurement.
             runtime = await service.runtime()
             async with service.client() as client:
                 size = (await client.get_balance(user(0), EXCHANGE)).ByteSize()
             empty = service.memory()
-            # Balances stand still until all are open: a process that has its hands full refuses who comes.
+            # Balances do not change until all streams are open: a busy process refuses new ones.
             work = {"first": 0, "accounts": accounts, "each": each, "gap": _SPREAD / accounts}
             async with subscribed(service.port, made.metadata, **work) as subscribers:
                 await asyncio.sleep(_SETTLING)
@@ -95,7 +95,7 @@ async def _watched(process: Process, measuring: Awaitable[Delays], seconds: floa
 
 
 async def streams(seconds: float = DEFAULT_SECONDS) -> list[Line]:
-    """The lines of 10,000 subscribers: the goals, which are absolute, and what the same costs without us here."""
+    """The lines of 10,000 subscribers: absolute goals, and the same load on a server that only writes."""
     found, runtime, size = await measure(ACCOUNTS, SUBSCRIBERS_EACH, seconds)
     bare = await measure_ceiling(ACCOUNTS, SUBSCRIBERS_EACH, seconds / 2, runtime, size)
     what = f"{found.streams:,} streams at a message a second"
@@ -121,7 +121,11 @@ async def streams(seconds: float = DEFAULT_SECONDS) -> list[Line]:
             rate >= least,
         ),
     ]
-    # What an overloaded process costs, whose messages do not come, is no good figure.
+    return [*lines, *_goal_lines(found, what, came), *_ceiling_lines(found, bare)]
+
+
+def _goal_lines(found: Streamed, what: str, came: bool) -> Iterator[Line]:
+    """The lines with absolute goals. `came`: whether all messages arrived; if not, no goal is met."""
     for name, label, unit, value, goal in (
         ("processor", "processor", "cores", found.cores, 0.4),
         ("p99", "delay, p99", "ms", found.delays.p99, 10),
@@ -129,24 +133,18 @@ async def streams(seconds: float = DEFAULT_SECONDS) -> list[Line]:
         ("memory", "memory for one", "kB", found.bytes_each / 1e3, 40),
     ):
         goal_text = f"at most {goal:g} {unit}"
-        lines.append(Line(f"streams/{name}", f"{what}: {label}", value, goal, unit, goal_text, came and value <= goal))
+        yield Line(f"streams/{name}", f"{what}: {label}", value, goal, unit, goal_text, came and value <= goal)
+
+
+def _ceiling_lines(found: Streamed, bare: Streamed) -> Iterator[Line]:
+    """The same load on a server that only writes."""
     for name, label, unit, ours, ceiling in (
         ("processor for a message", "processor for a message", "µs", found.microseconds, bare.microseconds),
         ("p99 of the ceiling", "delay, p99", "ms", found.delays.p99, bare.delays.p99),
         ("memory of the ceiling", "memory for one", "kB", found.bytes_each / 1e3, bare.bytes_each / 1e3),
     ):
-        lines.append(
-            Line(
-                f"streams/{name}",
-                f"the same against a server that only writes: {label}",
-                ours,
-                ceiling,
-                unit,
-                "",
-                None,
-            )
-        )
-    return lines
+        what = f"the same against a server that only writes: {label}"
+        yield Line(f"streams/{name}", what, ours, ceiling, unit, "", None)
 
 
 async def storm() -> list[Line]:

@@ -1,7 +1,7 @@
 """Subscribers by the thousand, in a process of their own: `python -m benchmarks.subscribers`.
 
-It reads a line of JSON (`StreamLoad`), opens the streams and prints how many were opened. Then it reads lines with a
-number of seconds, and prints how long messages took in that time. It ends at the end of its standard input.
+Reads a line of JSON (`Work`), opens the streams and prints an `Opened`. Then it prints, for each line with a number of
+seconds, the `Delays` of the messages in that time. Ends with its standard input.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from benchmarks.names import EXCHANGE, ROOT, SERVICE, environment, user
 from exchange_service.v1.exchange_service_pb2 import AccountSelector, StreamBalancesRequest, StreamBalancesResponse
 from exchange_service.wire.protobuf import to_seconds
 
-# A gRPC server takes 64 KiB of requests before it has read any; so many small ones fit.
+# A gRPC server buffers 64 KiB of requests before it reads any; this many small ones fit.
 STREAMS_A_CONNECTION = 250
 # The tag of a BalanceEvent; heartbeats and errors have others.
 _BALANCE = 0x0A
-# Where the account, the time of the fetch and the version stand in an event; its length fields are before.
+# The bytes of an event that hold the account, the fetch time and the version, behind its length fields.
 _MARK = slice(6, 90)
-# A message of the ceiling's: its time follows.
+# The first byte of the ceiling's messages; the time of sending follows.
 _CEILING = 0xFF
 
 
 @dataclass(frozen=True, slots=True)
-class StreamLoad:
+class Work:
     """What to open: `each` streams for each account from `first` on. `gap`: the least seconds between two accounts, so
     that their feeds do not all begin at once; 0: everything at once."""
 
@@ -44,7 +44,7 @@ class StreamLoad:
     accounts: int
     each: int
     gap: float
-    # Seconds after which a stream without a first balance counts as not opened.
+    # Seconds after which a stream without a balance counts as not opened.
     patience: float = 30.0
 
     @property
@@ -55,7 +55,7 @@ class StreamLoad:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """How the opening went: `seconds` from the first request to the last stream's first event, or to the end of
+    """The result of opening: `seconds` from the first request to the last stream's first event, or to the end of
     patience."""
 
     opened: int
@@ -65,7 +65,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """Balances that came, and how long after the venue's answer, in milliseconds."""
+    """The balances that arrived, and their delays after the venue's answer in milliseconds."""
 
     messages: int
     p50: float
@@ -75,7 +75,7 @@ class Delays:
 
 
 class _Subscribers:
-    def __init__(self, work: StreamLoad) -> None:
+    def __init__(self, work: Work) -> None:
         self._work = work
         self._connections: list[Connection] = []
         self._greeted: set[tuple[int, int]] = set()
@@ -92,7 +92,7 @@ class _Subscribers:
         for number in range(needed):
             message, ended = partial(self._message, number), partial(self._end, number)
             self._connections.append(await connect(work.port, message, ended))
-        # Connections are counted as there already, as with clients that have one.
+        # Opening the connections is not measured: clients have one already.
         await asyncio.sleep(0.5)
         began = time.time()
         headers = request_headers(work.port, f"{SERVICE}StreamBalances", work.metadata)
@@ -115,7 +115,7 @@ class _Subscribers:
         return Opened(len(self._greeted), len(self._ended), self._last - began)
 
     async def _caught_up(self, opened: int) -> None:
-        """Wait until the streams opened so far have their first balance: a crowd would be refused."""
+        """Wait for the streams that were opened before, so that none is refused because there are so many at once."""
         patience = time.monotonic() + self._work.patience
         while len(self._settled) < opened and time.monotonic() < patience:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
@@ -141,13 +141,13 @@ class _Subscribers:
         return found
 
     def _end(self, connection: int, stream: int) -> None:
-        # Once, though an error comes as trailers and as a reset.
+        # An error arrives as trailers and as a reset, and counts once.
         key = (connection, stream)
         self._ended.add(key)
         self._settle(key, time.time())
 
     def _settle(self, key: tuple[int, int], now: float) -> None:
-        """The stream has had its answer, whichever."""
+        """The stream has been answered or has ended."""
         if key not in self._settled:
             self._settled.add(key)
             self._last = now
@@ -167,19 +167,19 @@ class _Subscribers:
 
 @dataclass(slots=True)
 class Client:
-    """The process, seen from the benchmark."""
+    """The process with the subscribers, as the benchmark sees it."""
 
     opened: Opened
     _process: asyncio.subprocess.Process
 
     async def measure(self, seconds: float) -> Delays:
-        """What comes in so many seconds."""
+        """The delays of the messages of the next `seconds`."""
         return Delays(**await _ask(self._process, seconds))
 
 
 @asynccontextmanager
 async def subscribed(port: int, metadata: Sequence[tuple[str, str]], **work: Any) -> AsyncIterator[Client]:
-    """A process whose streams are open; they are closed with it. `work` as in `StreamLoad`."""
+    """A process whose streams are open; they are closed with it. `work` as in `Work`."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.subscribers"),
         cwd=ROOT,
@@ -188,7 +188,7 @@ async def subscribed(port: int, metadata: Sequence[tuple[str, str]], **work: Any
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        whole = StreamLoad(port=port, metadata=tuple(metadata), **work)
+        whole = Work(port=port, metadata=tuple(metadata), **work)
         yield Client(Opened(**await _ask(process, asdict(whole))), process)
     finally:
         assert process.stdin is not None
@@ -212,7 +212,7 @@ async def _main() -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     work = json.loads(await lines.readline())
     work["metadata"] = tuple((name, value) for name, value in work["metadata"])
-    subscribers = _Subscribers(StreamLoad(**work))
+    subscribers = _Subscribers(Work(**work))
     _say(asdict(await subscribers.open()))
     while line := await lines.readline():
         _say(asdict(await subscribers.measure(json.loads(line))))

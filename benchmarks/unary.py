@@ -1,4 +1,4 @@
-"""The warm calls, everything on, against a no-op server that returns the same bytes."""
+"""Warm calls with authentication and quotas on, against a no-op server that returns the same bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAIRS = 5
 _SECONDS = 1.2
 _WARM_UP = 0.4
 # The balances are fetched once and then only read.
-_KEPT = {"max_age": "3600", "stale_grace": "7200"}
+_CACHED = {"max_age": "3600", "stale_grace": "7200"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Pair:
 
     ours: Measured
     ceiling: Measured
-    # Microseconds of processor that a call cost each side: it tells the same where the machine is busy with others.
+    # Microseconds of processor for a call, on each side: a busy machine changes them less than the rates.
     ours_cost: float
     ceiling_cost: float
 
@@ -47,7 +47,7 @@ async def list_exchanges() -> list[Line]:
 
 async def balance_in_process() -> list[Line]:
     """Warm GetBalance, from the memory of the process."""
-    async with bed() as made, serving(made, **_KEPT) as service:
+    async with bed() as made, serving(made, **_CACHED) as service:
         target, reply = await _balance_target(service)
         what = f"warm GetBalance, in-process hit, {len(reply) / 1e3:.1f} kB"
         async with ceiling(made.folder, reply, await service.runtime()) as bare:
@@ -62,10 +62,10 @@ async def balance_redis() -> list[Line]:
     async with AsyncExitStack() as stack:
         server = stack.enter_context(RedisServer())
         made = await stack.enter_async_context(bed())
-        # In production the process keeps a copy; here it must not.
-        bare_of_copies = {"BENCHMARK_NO_COPIES": "1"}
-        service = await stack.enter_async_context(serving(made, venue=bare_of_copies, cache_url=server.url, **_KEPT))
-        beside = await stack.enter_async_context(serving(made, **_KEPT))
+        # Local copies are switched off, so each call reads Redis.
+        no_copies = {"BENCHMARK_NO_COPIES": "1"}
+        service = await stack.enter_async_context(serving(made, venue=no_copies, cache_url=server.url, **_CACHED))
+        beside = await stack.enter_async_context(serving(made, **_CACHED))
         target, reply = await _balance_target(service)
         hit, _ = await _balance_target(beside)
         bare = await stack.enter_async_context(ceiling(made.folder, reply, await service.runtime()))
@@ -73,9 +73,9 @@ async def balance_redis() -> list[Line]:
         stack.callback(client.close)
         before = _hits(client)
         many = await _pairs(service, target, bare, MANY)
-        asked = _hits(client) - before
-        if asked < sum(pair.ours.calls for pair in many):
-            raise RuntimeError("Redis was asked less often than the service: these were no hits in Redis")
+        hits = _hits(client) - before
+        if hits < sum(pair.ours.calls for pair in many):
+            raise RuntimeError("Redis had fewer hits than the service had calls, so these were not hits in Redis")
         ones = await _pairs(service, target, beside, ONE, other=hit)
         await _still_answers(service, "GetBalance", target, reply)
     what = f"warm GetBalance, Redis hit, {len(reply) / 1e3:.1f} kB"
@@ -134,19 +134,19 @@ async def _still_answers(service: Serving, method: str, target: Target, reply: b
 async def _pairs(
     service: Serving, target: Target, bare: Serving | Ceiling, shape: Shape, *, other: Target | None = None
 ) -> list[Pair]:
-    """Ours and the other server in turns, after a warm-up of each."""
+    """Measure ours and the other server alternately, after a warm-up of each."""
     beside = other or Target(bare.port, target.path, target.requests, target.metadata, target.reply_size)
     for side in (target, beside):
         await load(side, shape, _WARM_UP)
     pairs = []
     for _ in range(PAIRS):
-        ours, ours_cost = await _costed(service, target, shape)
-        unavoidable, ceiling_cost = await _costed(bare, beside, shape)
+        ours, ours_cost = await _load_with_cost(service, target, shape)
+        unavoidable, ceiling_cost = await _load_with_cost(bare, beside, shape)
         pairs.append(Pair(ours, unavoidable, ours_cost, ceiling_cost))
     return pairs
 
 
-async def _costed(process: Serving | Ceiling, target: Target, shape: Shape) -> tuple[Measured, float]:
+async def _load_with_cost(process: Serving | Ceiling, target: Target, shape: Shape) -> tuple[Measured, float]:
     before = process.processor()
     measured = await load(target, shape, _SECONDS)
     return measured, (process.processor() - before) / measured.calls * 1e6

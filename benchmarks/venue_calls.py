@@ -1,4 +1,4 @@
-"""How often the venue is asked: once per account and interval, whatever the number of calls."""
+"""How often the venue is asked: once an account and interval, however many callers there are."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _INTERVAL = 1.0
 _SECONDS = 6.0
 _SETTINGS = {"poll_interval": "1", "poll_interval_still": "1", "max_age": "1"}
 _CALLERS = MANY.callers
-# At each replica, a few times a second each: three processes on two cores that are kept busy find Redis slow, and each
-# then goes on alone, which is another case.
+# At each replica, a few calls a second each. With more, three processes on two cores find Redis slow and go on alone,
+# which is another case.
 _PACED, _PAUSE = 8, 0.05
 _SUBSCRIBERS = 50
 _REPLICAS = 3
@@ -56,7 +56,7 @@ async def venue_calls() -> list[Line]:
 
 
 def _line(name: str, what: str, calls: int) -> Line:
-    """One call more than intervals is the one with which the first begins."""
+    """One call more than there are intervals is met: it begins the first one."""
     intervals = _SECONDS / _INTERVAL
     met = 1 <= calls <= intervals + 1
     return Line(
@@ -65,7 +65,7 @@ def _line(name: str, what: str, calls: int) -> Line:
 
 
 async def _calls(made: Bed, replicas: Sequence[Serving], *, subscribers: int) -> int:
-    """How often the venue was asked while everybody asked for the same account."""
+    """How often the venue was asked while all callers read the same account."""
     async with AsyncExitStack() as stack:
         for replica in replicas:
             if subscribers:

@@ -1,7 +1,7 @@
 """Clients that come and go, with the real client library: subscribers for some seconds each, and callers.
 
 Each visitor has a connection of its own and leaves as clients do: it cancels a stream, closes its channel, or its
-replica shuts down. Failures are counted by their reason.
+replica ends. Failures are counted by reason.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from exchange_service.v1.exchange_service_pb2 import AccountSelector, StreamBala
 _STAY = (1.0, 15.0)
 _PAUSE = (0.2, 0.6)
 _MOST_STREAMS = 4
-# Of a caller's calls: how many force a refresh, and how many list the exchanges.
+# The shares of a caller's calls that force a refresh, and that list the exchanges.
 _FORCED, _LISTED = 0.1, 0.1
-# Seconds before somebody who was sent away tries again.
+# Seconds before a visitor comes again.
 _AGAIN = 0.3
 
 
 class Visitors:
-    """`choose` gives the address to go to; it is asked again each time."""
+    """`choose` returns the address for each new connection."""
 
     def __init__(self, choose: Callable[[], str], token: str, accounts: int) -> None:
         self._choose = choose
@@ -38,17 +38,17 @@ class Visitors:
         self.events = 0
         self.streams = 0
         self.went_back = 0
-        # Calls that failed and streams that ended, by reason; and accounts' errors that streams told.
+        # Calls that failed and streams that ended, by reason; and account errors in streams.
         self.failures: Counter[str] = Counter()
         self.troubles: Counter[int] = Counter()
 
     def come(self, subscribers: int, callers: int) -> None:
-        """Begin to come; each who leaves is followed by another one."""
+        """Start so many visitors; each one that leaves is followed by another."""
         works = [self._subscriber] * subscribers + [self._caller] * callers
         self._tasks += [asyncio.create_task(work()) for work in works]
 
     async def leave(self) -> None:
-        """All go, and nobody comes any more. Raises what one of them did not expect."""
+        """End all visitors. Raises an unexpected exception of one of them."""
         for task in self._tasks:
             task.cancel()
         ended = await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -69,7 +69,7 @@ class Visitors:
                 streams = [asyncio.create_task(self._follow(client)) for _ in range(count)]
                 try:
                     await asyncio.wait(streams, timeout=random.uniform(*_STAY))
-                    # Some cancel their streams first, others just hang up.
+                    # Some cancel their streams first, others close the connection.
                     if random.random() < 0.5:
                         await _cancelled(streams)
                 finally:

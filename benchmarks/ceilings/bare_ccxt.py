@@ -1,4 +1,4 @@
-"""The ceiling for a CCXT balance: a kept instance with its markets loaded, and nothing of ours.
+"""The ceiling for a CCXT balance: one instance with its markets loaded, and nothing of ours.
 
     python bare_ccxt.py URL KEY SECRET ACCOUNTS CALLS
 

@@ -1,5 +1,5 @@
-"""On PYTHONPATH of a serving process, and so of its plugins': CCXT asks without the pauses that venues want between
-requests, as the ceiling does. On loopback they would be all that is measured."""
+"""On PYTHONPATH of a serving process and its plugins' processes: CCXT sends requests without the pauses that venues
+want, as the ceiling does. On loopback the pauses would dominate the figures."""
 
 from exchange_service_ccxt_generic.exact import Guarded
 

@@ -1,10 +1,10 @@
 """The benchmarks' own venue: a plugin like any other, which answers from memory.
 
-Every balance differs from the one before; with BENCHMARK_VENUE_MOVES only while there is a file of that name. With
-BENCHMARK_VENUE_FAULT it fails as long as there is a file of that name, in the way that the file says. With
-BENCHMARK_VENUE_LOG each fetch appends a line to that file, which the processes of several replicas share. The account
-of the user `probe` tells, in a note, how the serving process is; with BENCHMARK_LOOP_STALLS also how late its event
-loop was.
+Every balance differs from the one before; with BENCHMARK_VENUE_MOVES only while a file of that name exists. With
+BENCHMARK_VENUE_FAULT it fails while a file of that name exists, in the way that its text names. With
+BENCHMARK_VENUE_LOG each fetch appends a line to that file, which the processes of several replicas share. The balance
+of the user `probe` reports the state of the serving process in a note; with BENCHMARK_LOOP_STALLS also how late its
+event loop was.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _moves = os.environ.get("BENCHMARK_VENUE_MOVES", "")
 _fault = os.environ.get("BENCHMARK_VENUE_FAULT", "")
 # Seconds that the venue takes for an answer.
 _delay = float(os.environ.get("BENCHMARK_VENUE_SECONDS", "0"))
-# Seconds between two looks at the loop's clock, and how late each was since somebody asked.
+# Seconds between two ticks of the loop, and how late each was since the last report.
 _TICK = 0.002
 _late: list[float] = []
 _watching: list[asyncio.Task[None]] = []
@@ -52,7 +52,7 @@ _still = tuple(
 
 
 if "BENCHMARK_NO_COPIES" in os.environ:
-    # A warm call must find its balance in Redis; in production the copy in the process is found first.
+    # A warm call then finds its balance in Redis, and not in the process.
     from exchange_service.balances.cached import CachedBalances
 
     CachedBalances.get_local = lambda self, key: None  # type: ignore[method-assign]
@@ -73,7 +73,7 @@ def exchange_manifest() -> Manifest:
 
 @hookimpl
 async def refresh_manifest() -> None:
-    """No newer manifest: called once the service listens, and so the place to begin to watch its loop."""
+    """There is no newer manifest. The service calls this once it listens, so the watch of its loop begins here."""
     if "BENCHMARK_LOOP_STALLS" in os.environ:
         _watching.append(asyncio.create_task(_watch(), name="loop stalls"))
 
@@ -100,7 +100,7 @@ async def fetch_balance(call: VenueCall) -> Balance:
 
 
 async def _fail() -> None:
-    """The trouble that the file names, if it is there: the venue's, a slow answer, or a plugin that is broken."""
+    """Fail as the file says, if it exists: a venue's error, a slow answer, or a broken plugin."""
     try:
         with open(_fault) as file:  # noqa: ASYNC230
             kind = file.read()
@@ -124,7 +124,7 @@ def _account(moving: Decimal) -> VenueAccount:
 
 
 def _process() -> dict[str, object]:
-    """How the process is that this runs in: what a ceiling has to have too, and what must not be there."""
+    """The state of this process: what a ceiling must have too, and whether CCXT is imported."""
     late = sorted(_late)
     _late.clear()
     loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
@@ -134,7 +134,7 @@ def _process() -> dict[str, object]:
         "frozen": gc.get_freeze_count() > 0,
         "ccxt": "ccxt" in sys.modules,
         "tasks": Counter(getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()),
-        # Milliseconds; 0 where nobody watched.
+        # Milliseconds; 0 without the watch.
         "stall_worst": late[-1] * 1e3 if late else 0.0,
         "stall_p999": late[len(late) * 999 // 1000] * 1e3 if late else 0.0,
     }

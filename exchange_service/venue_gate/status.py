@@ -36,7 +36,7 @@ class VenueStatus:
         self.troubles: dict[str, Trouble] = {}
         self.plugin_troubles: dict[str, Trouble] = {}
         self._by_environment: dict[str, dict[str, Trouble]] = {}
-        # Rises with every change, so that whoever keeps something made of it can tell.
+        # Rises with every change, so that a copy made of it can be recognized as old.
         self.generation = 0
 
     def failed(

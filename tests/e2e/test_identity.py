@@ -424,7 +424,7 @@ class TestStreams:
             async with asyncio.timeout(PATIENCE):
                 ended = await stream.failure()
         assert (ended.code, ended.reason) == (grpc.StatusCode.UNAUTHENTICATED, "CALLER_UNKNOWN")
-        assert ended.message.startswith("CALLER_UNKNOWN: The token has expired; open the stream again with a new one.")
+        assert ended.message.startswith("CALLER_UNKNOWN: The token has expired. Open the stream again with a new one.")
 
     @pytest.fixture
     def quick(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from exchange_service.cache import Cache, make_cache, open_link
 from exchange_service.catalogue import Catalogue
 from exchange_service.credentials import CredentialReference
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
-from exchange_service.credentials.proof import KeyWatch
+from exchange_service.credentials.key_check import KeyWatch
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.grpc_server.methods import ServiceMethods
@@ -39,10 +39,10 @@ from exchange_service.identity.methods import open_authenticator, who_may_call
 from exchange_service.model import Credential
 from exchange_service.observability.metrics import Metrics, ProcessOfPlugin
 from exchange_service.observability.metrics_server import MetricsNotShown, MetricsServer
-from exchange_service.plugin_host.client import HostSettings, PluginClients
+from exchange_service.plugin_host.client import PluginClients, ProcessSettings
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.plugin_host.report import PluginReport
-from exchange_service.plugin_host.supervisor import State
+from exchange_service.plugin_host.supervisor import ProcessState
 from exchange_service.settings import Settings, unknown_variables
 from exchange_service.startup_checks import UnsafeSettings, check_plugin_settings, check_settings, venue_overrides
 from exchange_service.streams.service import Streams, StreamSettings
@@ -281,7 +281,7 @@ def open_venues(
     check_plugin_settings(settings, registry)
     overrides = venue_overrides(settings, registry)
     here = Sessions(open_credential, http, overrides=overrides, idle_timeout=settings.session_idle)
-    hosts = HostSettings(
+    hosts = ProcessSettings(
         venue_timeout=settings.venue_timeout,
         session_idle=settings.session_idle,
         overrides=overrides,
@@ -309,9 +309,9 @@ async def _refresh_manifests(registry: Registry, venues: PluginClients) -> None:
 def _process_figures(registry: Registry, venues: PluginClients) -> Iterator[ProcessOfPlugin]:
     """The plugins' processes, for the metrics."""
     for plugin in registry.plugins:
-        for number, condition in enumerate(venues.conditions(plugin)):
-            running = condition.state is State.RUNNING
-            yield ProcessOfPlugin(plugin.info.name, number, running, condition.memory, condition.restarts)
+        for number, status in enumerate(venues.statuses(plugin)):
+            running = status.state is ProcessState.RUNNING
+            yield ProcessOfPlugin(plugin.info.name, number, running, status.memory, status.restarts)
 
 
 def _hash_key(settings: Settings) -> bytes:

@@ -133,5 +133,5 @@ def _start_of_page(query: Query, matching: list[_Entry]) -> int:
     except (ValueError, TypeError):
         raise FieldInvalid("page_token", "this service did not issue it.") from None
     if filters != query.filters_digest():
-        raise FieldInvalid("page_token", "it belongs to a call with other filters; start again without it.")
+        raise FieldInvalid("page_token", "it belongs to a call with other filters.", advice="Start again without it.")
     return sum(entry.sort_key <= (str(name), str(exchange_id)) for entry in matching)

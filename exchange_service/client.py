@@ -1,18 +1,16 @@
-"""A typed async client: what the command line and the tests use, and any Python program can.
+"""A typed async client for Python programs. The command line and the tests use it too.
 
     async with ExchangeServiceClient("127.0.0.1:50051") as client:
         reply = await client.get_balance("alice", "oanda")
         print(reply.balance.summary.equity, reply.freshness.age.ToTimedelta())
 
 It needs grpcio, protobuf and googleapis-common-protos, and runs on their older releases too. A failed call raises the
-error of `exchange_service.errors` that the server's reason stands for, with the call's `request_id`, by which the
-service's log has it.
+class of `exchange_service.errors` for the server's reason; its `request_id` is the one in the service's log.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -22,6 +20,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
+from exchange_service.addresses import is_loopback
 from exchange_service.errors import (
     DeadlinePassed,
     ServiceError,
@@ -46,10 +45,10 @@ from exchange_service.v1.exchange_service_pb2 import (
 __all__ = ["ExchangeServiceClient", "ServiceUnreachable", "is_loopback"]
 
 _OPTIONS = (
-    # A connection that died without a word is noticed within 40 seconds, and not at all by default.
+    # A dead connection is noticed within 40 seconds; by default it is not noticed at all.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # A minute by default, whatever the line above says.
+    # A minute by default, which the line above does not change.
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
 )
@@ -58,13 +57,16 @@ _LONGEST_PAUSE = 30.0
 
 
 class ServiceUnreachable(ServiceError):
-    """Nobody answers at the service's address, or it is not this service that does."""
+    """Nothing answers at the service's address, or something other than this service does."""
 
 
 class ExchangeServiceClient:
-    """One channel to the service. `metadata` goes with every call, and `token` as its bearer; `timeout` is in seconds,
-    for the unary ones. `options` are further ones of gRPC's channel, such as a service config. ValueError for a token
-    that would cross a network in the clear, in the metadata too."""
+    """One channel to the service at `address`, host:port.
+
+    `metadata` and the bearer `token` are sent with every call. `timeout` is in seconds and applies to unary calls.
+    `options` are additional options of the gRPC channel, such as a service config. Raises ValueError for a token, also
+    one in `metadata`, that would be sent to another machine in plaintext.
+    """
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class ExchangeServiceClient:
         self._address = address
         self._metadata = (*metadata, ("authorization", f"Bearer {token}")) if token else tuple(metadata)
         self._timeout = timeout
-        # gRPC would take a call to this very machine, with its token, to the proxy that the environment names.
+        # By default gRPC sends a call to this machine, with its token, through the proxy that the environment names.
         all_options = [*_OPTIONS, ("grpc.enable_http_proxy", 0 if local else 1), *options]
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(address, options=all_options)
@@ -102,11 +104,11 @@ class ExchangeServiceClient:
 
     @property
     def channel(self) -> grpc.aio.Channel:
-        """The channel, for the health service and others on it."""
+        """The channel, for other services on it, such as health."""
         return self._channel
 
     async def close(self) -> None:
-        """Close the channel."""
+        """Close the channel. Calls and streams on it end."""
         await self._channel.close()
 
     async def list_exchanges(
@@ -119,7 +121,10 @@ class ExchangeServiceClient:
         page_token: str = "",
         etag: str = "",
     ) -> ListExchangesResponse:
-        """One page of the catalogue; `source` is "", "custom" or "ccxt"."""
+        """One page of the catalogue. `source` is "", "custom" or "ccxt"; KeyError for another.
+
+        Raises ServiceError, as every call does: the class of the server's reason, or ServiceUnreachable.
+        """
         sources = {
             "": exchange_service_pb2.EXCHANGE_SOURCE_UNSPECIFIED,
             "custom": exchange_service_pb2.EXCHANGE_SOURCE_CUSTOM,
@@ -144,7 +149,7 @@ class ExchangeServiceClient:
     async def all_exchanges(
         self, *, asset_class: str = "", source: str = "", search: str = ""
     ) -> list[exchange_pb2.Exchange]:
-        """Every entry that the filters select, over all pages."""
+        """Every exchange that the filters select, over all pages. Raises as `list_exchanges` does."""
         entries: list[exchange_pb2.Exchange] = []
         token = ""
         while True:
@@ -164,8 +169,11 @@ class ExchangeServiceClient:
         max_age: float | None = None,
         include_zero: bool = False,
     ) -> GetBalanceResponse:
-        """One account's balance, at most `max_age` seconds old: None as the service is set, 0 asks the venue now.
-        `account_type` is one of the exchange's, "all" for each of them, or empty for its default."""
+        """The balance of one account, at most `max_age` seconds old. None: as the service is set; 0: ask the venue now.
+
+        `account_type` is one of the exchange's types, "all", or empty for the exchange's default. `include_zero` keeps
+        rows that hold nothing. Raises ServiceError: the class of the server's reason, or ServiceUnreachable.
+        """
         request = GetBalanceRequest(
             user_id=user_id,
             exchange_id=exchange_id,
@@ -187,36 +195,19 @@ class ExchangeServiceClient:
         resume: bool = False,
         on_interruption: Callable[[ServiceError], None] | None = None,
     ) -> AsyncIterator[StreamBalancesResponse]:
-        """Follow the user's accounts; none selected means all. Ends by an error or when the caller stops iterating.
+        """Yield the events of a user's accounts, until an error is raised or you stop iterating. No `accounts`: all.
 
-        `min_interval`: at least so many seconds between two balances of one account, at most 3600; 0: every change.
-        `resume`: open the stream again when it ends in a way that passes, as when the service restarts, and ask only
-        for what has changed meanwhile. `on_interruption` is then called with what ended it.
+        `min_interval` is the least number of seconds between two balances of one account, 0 to 3600; 0 is every change.
+        With `resume` the stream is opened again if the service restarts or cannot be reached, and yields only what has
+        changed meanwhile; `on_interruption` is called with each error that ended it. Raises ServiceError.
         """
-        versions = {
-            (selector.exchange_id, selector.environment or "production", selector.account_type): selector.known_version
-            for selector in accounts
-        }
+        position = _StreamPosition(user_id, accounts, min_interval)
         pause = 0.0
         while True:
-            selectors = [
-                AccountSelector(
-                    exchange_id=exchange_id, environment=environment, account_type=account_type, known_version=version
-                )
-                for (exchange_id, environment, account_type), version in versions.items()
-            ]
             try:
-                request = StreamBalancesRequest(user_id=user_id, accounts=selectors)
-                if min_interval:
-                    request.min_interval.CopyFrom(_duration(min_interval))
-                async for event in self._events(request):
+                async for event in self._events(position.request()):
                     pause = 0.0
-                    balance = event.balance.balance
-                    if accounts and event.HasField("balance"):
-                        key = (balance.exchange_id, balance.environment, balance.account_type)
-                        if key in versions:
-                            # Not under an alias that the caller used: a second entry would count as one more account.
-                            versions[key] = max(versions[key], balance.version)
+                    position.advance(event)
                     yield event
                 raise ServiceUnreachable(f"The service at {self._address} ended the stream without a reason.")
             except (*_RESUMABLE, ServiceUnreachable) as error:
@@ -233,43 +224,68 @@ class ExchangeServiceClient:
             async for event in call:
                 yield event
         except grpc.aio.AioRpcError as error:
-            raise self._translated(error) from None
+            raise self._translate(error) from None
         finally:
-            # Dropping the iterator alone would leave the call open at the server.
+            # If only the iterator is dropped, the call stays open at the server.
             call.cancel()
 
     async def _call(self, method: Any, request: Any) -> Any:
         try:
             return await method(request, timeout=self._timeout, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            raise self._translated(error) from None
+            raise self._translate(error) from None
 
-    def _translated(self, error: grpc.aio.AioRpcError) -> ServiceError:
-        # A tuple first: older releases of grpcio give an object that `dict` takes for a mapping.
+    def _translate(self, error: grpc.aio.AioRpcError) -> ServiceError:
+        # A tuple first: `dict` takes the object that older releases of grpcio return for a mapping.
         trailers = dict(tuple(error.trailing_metadata() or ()))
         if "grpc-status-details-bin" in trailers:
             translated = _from_status(status_pb2.Status.FromString(trailers["grpc-status-details-bin"]))
             translated.request_id = str(trailers.get("x-request-id", ""))
             return translated
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlinePassed(f"The service at {self._address} did not answer in time. Give the call more time.")
+            return DeadlinePassed(
+                f"The service at {self._address} did not answer in time.", advice="Give the call more time."
+            )
         text = error.details() or ""
         return ServiceUnreachable(
-            f"The service at {self._address} did not answer ({error.code().name}: {text[:200]}). "
-            "Is it running? Start it with `exchange-service serve` or `exchange-service demo`."
+            f"The service at {self._address} did not answer ({error.code().name}: {text[:200]}).",
+            advice="Start it with `exchange-service serve` or `exchange-service demo`.",
         )
 
 
-def is_loopback(address: str) -> bool:
-    """Whether a service's address, host:port, is on this machine."""
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost" or address.startswith("unix:"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        # Another name, "127.example.com" too: it may lead anywhere.
-        return False
+class _StreamPosition:
+    """What a stream follows, and the newest version of each account: enough to open the stream again."""
+
+    def __init__(self, user_id: str, accounts: Sequence[AccountSelector], min_interval: float) -> None:
+        self._user_id = user_id
+        self._min_interval = min_interval
+        self._versions = {
+            (selector.exchange_id, selector.environment or "production", selector.account_type): selector.known_version
+            for selector in accounts
+        }
+
+    def request(self) -> StreamBalancesRequest:
+        """The request that goes on from here."""
+        selectors = [
+            AccountSelector(
+                exchange_id=exchange_id, environment=environment, account_type=account_type, known_version=version
+            )
+            for (exchange_id, environment, account_type), version in self._versions.items()
+        ]
+        request = StreamBalancesRequest(user_id=self._user_id, accounts=selectors)
+        if self._min_interval:
+            request.min_interval.CopyFrom(_duration(self._min_interval))
+        return request
+
+    def advance(self, event: StreamBalancesResponse) -> None:
+        """Take over the version of a balance."""
+        if not event.HasField("balance"):
+            return
+        balance = event.balance.balance
+        key = (balance.exchange_id, balance.environment, balance.account_type)
+        # An alias of an environment is not added: it would count as one more account.
+        if key in self._versions:
+            self._versions[key] = max(self._versions[key], balance.version)
 
 
 def _duration(seconds: float) -> Duration:
@@ -286,4 +302,5 @@ def _from_status(status: status_pb2.Status) -> ServiceError:
         elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
             delay = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay
             retry_after = delay.seconds + delay.nanos / 1e9
-    return from_reason(reason, status.message, retry_after)
+    # The message of a status ends with its advice.
+    return from_reason(reason, status.message, retry_after, advice="")

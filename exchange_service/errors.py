@@ -1,16 +1,16 @@
 """Everything that can go wrong, as one tree. The status table in `grpc_server/status.py` has a row for each leaf.
 
-    ServiceError                        something a caller is told about, with a reason and a sentence
+    ServiceError                        an error for the caller: a reason, a sentence and what to do next
     ├── RequestError                    the call itself
     │   ├── FieldInvalid                a field is missing or malformed
     │   ├── ExchangeUnknown             no plugin serves this id
     │   ├── CredentialMissing           nothing is stored for this account
-    │   ├── CallerUnknown               the caller did not prove who he is
+    │   ├── CallerUnknown               the caller gave no valid proof of its identity
     │   ├── UserForbidden               the caller may not read this user
     │   ├── DeadlinePassed              too little time is left
     │   └── SubscriberTooSlow           the subscriber does not read
     ├── VenueError                      what a plugin may raise
-    │   ├── CredentialInvalid           the stored credential lacks a field or holds one that is not taken
+    │   ├── CredentialInvalid           a field of the stored credential is missing or not accepted
     │   ├── CredentialRejected          the venue refuses the key
     │   ├── PermissionMissing           the key lacks the right to read
     │   ├── AddressNotAllowed           the venue refuses our address
@@ -30,14 +30,15 @@
         ├── CallerRateLimited           the caller asks too often
         ├── ServiceOverloaded           we are full
         ├── StoreUnavailable            the credential store is down
-        ├── ShuttingDown                this replica ends
-        ├── StreamLifetimeReached       the stream has lived long enough
+        ├── ShuttingDown                this replica is shutting down
+        ├── StreamLifetimeReached       the stream reached its longest lifetime
         ├── PluginFailed                a plugin broke
         ├── PluginUnavailable           a plugin's process is down
         └── ServiceFailed               we broke
 
-The message is a sentence for a person: what happened, where, and what to do next. It never holds a secret, a URL with
-a query, or another exception's text: raise with `from None` at the edge where a venue's or library's error ends.
+The message says for a person what happened and where; `advice` says what to do next. Without `advice` the caller is
+given the next step of the status table. Neither holds a secret, a URL with a query, or another exception's text: raise
+with `from None` where a venue's or library's error ends.
 """
 
 from __future__ import annotations
@@ -47,71 +48,84 @@ from collections.abc import Iterator
 
 
 class ServiceError(Exception):
-    """Something that a caller is told about: a stable `reason`, a sentence, and perhaps a delay in seconds."""
+    """An error for the caller: a stable `reason`, a message, and perhaps advice and a delay in seconds.
+
+    `str(error)` is its `text`. Raises TypeError if the message or the advice is not a text.
+    """
 
     reason = ""
-    # Whether the last good balance is a fair answer in its place: the trouble says nothing about the account.
+    # Whether the last good balance may be returned instead: the error says nothing about the account.
     transient = False
-    # In a client: of the call that failed, to look for in the service's log; empty where the service did not tell.
+    # In a client: the id of the call that failed, to look up in the service's log. Empty if the service sent none.
     request_id = ""
-    # The delay to recommend when nobody gave one. None: waiting does not help.
+    # What to do next, as a sentence. None: the status table's next step is given. Empty: the message needs no advice.
+    advice: str | None = None
+    # The delay to recommend if none is given. None: waiting does not help.
     default_retry_after: float | None = None
-    # The delay in seconds that somebody gave, the venue as a rule; None where the default stands in `retry_after`.
+    # The delay in seconds that was given, usually by the venue; None if `retry_after` is the default.
     given_delay: float | None = None
     # False if the venue gate raised it, so that no venue was asked.
     venue_was_asked: bool = True
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        self.message = _writable(message)
-        super().__init__(self.message)
-        delay = _delay(retry_after)
+    def __init__(self, message: str, *, retry_after: float | None = None, advice: str | None = None) -> None:
+        self.advice = None if advice is None else _sendable(advice, _LONGEST_ADVICE)
+        self.message = _sendable(message, _LONGEST_MESSAGE - len((self.advice or "").encode()) - 1)
+        super().__init__(self.text)
+        delay = _capped_delay(retry_after)
         self.given_delay = delay
         self.retry_after = self.default_retry_after if delay is None else delay
 
+    @property
+    def text(self) -> str:
+        """The message, followed by the advice if it was given."""
+        return f"{self.message} {self.advice}" if self.advice else self.message
 
-# In bytes. A longer text does not fit into a call's trailers, which hold it twice and spell out what is not ASCII; no
-# reader needs it.
+
+# In bytes, message and advice together. A longer text does not fit into a call's trailers, which hold it twice and
+# escape what is not ASCII.
 _LONGEST_MESSAGE = 1000
+_LONGEST_ADVICE = 300
+# In seconds.
 _LONGEST_DELAY = 3600.0
 
 
-def _writable(message: str) -> str:
-    """The text as it can be sent: without halves of characters, and not endless."""
-    if not isinstance(message, str):
-        # Most often another exception, whose text is nobody's business.
-        raise TypeError(f"an error's message is a text, not {type(message).__name__}")
-    return message[:_LONGEST_MESSAGE].encode("utf-8", "replace")[:_LONGEST_MESSAGE].decode("utf-8", "ignore")
+def _sendable(text: str, longest: int) -> str:
+    """The text as valid UTF-8 of at most `longest` bytes."""
+    if not isinstance(text, str):
+        # Usually another exception, whose text may hold a secret.
+        raise TypeError(f"an error's message is a text, not {type(text).__name__}")
+    return text[:longest].encode("utf-8", "replace")[:longest].decode("utf-8", "ignore")
 
 
-def _delay(seconds: float | None) -> float | None:
-    """A delay that can be sent and waited for; None for none, and for what is none."""
+def _capped_delay(seconds: float | None) -> float | None:
+    """The delay in seconds, capped at `_LONGEST_DELAY`; None if it is absent, negative or not finite."""
     if not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds < 0:
         return None
     return min(float(seconds), _LONGEST_DELAY)
 
 
 class RequestError(ServiceError):
-    """The call itself is at fault."""
+    """The call itself is wrong."""
 
 
 class VenueError(ServiceError):
-    """What a plugin may raise: the venue, or what the user stored for it, is at fault."""
+    """What a plugin may raise: the cause is the venue, or what the user stored for it."""
 
 
 class HostError(ServiceError):
-    """This service is at fault."""
+    """The cause is this service."""
 
 
 class FieldInvalid(RequestError):
     """A request's field is missing or malformed; `field` is its path."""
 
     reason = "FIELD_INVALID"
-    # Empty where the error was read from the wire: there the details name the field.
+    # Empty if the error was read from the wire: there the details name the field.
     field = ""
     description = ""
 
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
+    def __init__(self, field: str, message: str, *, advice: str | None = None) -> None:
+        super().__init__(f"{field}: {message}", advice=advice)
         self.field = field
         self.description = message
 
@@ -129,7 +143,7 @@ class CredentialMissing(RequestError):
 
 
 class CallerUnknown(RequestError):
-    """The caller did not prove who he is."""
+    """The caller gave no valid proof of its identity."""
 
     reason = "CALLER_UNKNOWN"
 
@@ -153,7 +167,7 @@ class SubscriberTooSlow(RequestError):
 
 
 class CredentialInvalid(VenueError):
-    """The stored credential lacks a field, or holds one that the plugin does not take."""
+    """A field of the stored credential is missing, or the plugin does not accept it."""
 
     reason = "CREDENTIAL_INVALID"
 
@@ -171,7 +185,7 @@ class PermissionMissing(VenueError):
 
 
 class AddressNotAllowed(VenueError):
-    """The venue does not take this key from our network address."""
+    """The venue does not accept this key from our network address."""
 
     reason = "ADDRESS_NOT_ALLOWED"
 
@@ -201,7 +215,7 @@ class FeatureNotEnabled(VenueError):
 
 
 class VenueRateLimited(VenueError):
-    """The venue limits us; `retry_after` is the venue's own delay where it gives one."""
+    """The venue limits us; `retry_after` is the venue's own delay in seconds, if it gives one."""
 
     reason = "VENUE_RATE_LIMITED"
     transient = True
@@ -233,7 +247,7 @@ class VenueTimeout(VenueError):
 
 
 class VenueMalformed(VenueError):
-    """The venue answered, but not with a balance."""
+    """The venue answered, but not with a valid balance."""
 
     reason = "VENUE_MALFORMED"
     transient = True
@@ -279,21 +293,21 @@ class StoreUnavailable(HostError):
 
 
 class ShuttingDown(HostError):
-    """This replica ends; another one will answer."""
+    """This replica is shutting down; another one will answer."""
 
     reason = "SHUTTING_DOWN"
     default_retry_after = 1.0
 
 
 class StreamLifetimeReached(HostError):
-    """A stream has lived as long as streams may."""
+    """A stream reached its longest lifetime."""
 
     reason = "STREAM_LIFETIME_REACHED"
     default_retry_after = 0.0
 
 
 class PluginFailed(HostError):
-    """A plugin broke; the message names it and nothing more."""
+    """A plugin broke; the message holds its name, never the exception's text."""
 
     reason = "PLUGIN_FAILED"
     transient = True
@@ -308,7 +322,7 @@ class PluginUnavailable(HostError):
 
 
 class ServiceFailed(HostError):
-    """This service broke; the message gives a reference to the log."""
+    """This service broke; the message holds a reference to the log."""
 
     reason = "SERVICE_FAILED"
 
@@ -321,11 +335,11 @@ def leaves(root: type[ServiceError] = ServiceError) -> Iterator[type[ServiceErro
         yield from leaves(child)
 
 
-def from_reason(reason: str, message: str, retry_after: float | None = None) -> ServiceError:
-    """The error that a reason on the wire stands for; an unknown reason gives a plain `ServiceError`."""
+def from_reason(reason: str, message: str, retry_after: float | None = None, advice: str | None = None) -> ServiceError:
+    """The error of this `reason` with the given fields; a plain `ServiceError` if the reason is unknown."""
     for leaf in leaves():
         if leaf.reason == reason:
             error = leaf.__new__(leaf)
-            ServiceError.__init__(error, message, retry_after=retry_after)
+            ServiceError.__init__(error, message, retry_after=retry_after, advice=advice)
             return error
-    return ServiceError(message, retry_after=retry_after)
+    return ServiceError(message, retry_after=retry_after, advice=advice)

@@ -1,7 +1,7 @@
-"""The nouns of the service: frozen values that every part of it, and every plugin, shares.
+"""The values that the service and its plugins share: accounts, credentials, listings and balances, all frozen.
 
-Amounts are `Decimal`, and `None` where the venue does not say; nothing here ever stands for "unknown" with a zero.
-Times are aware `datetime`s in UTC.
+An amount is a `Decimal`, or `None` if the venue does not say; zero never means "unknown". Times are aware `datetime`s
+in UTC.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ASSET_CLASSES = ("Crypto", "Forex", "Stocks", "Options", "Futures", "Multi-Asset
 
 
 class Secret:
-    """A text that does not show itself: neither printing nor formatting nor pickling gives it away."""
+    """A text that printing, formatting and `repr` show as `Secret(***)`. Pickling it raises TypeError."""
 
     __slots__ = ("_value",)
 
@@ -34,7 +34,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """The text itself. Call it where it is used, and keep the result in no attribute."""
+        """The text itself. Call it where the text is used, and do not store the result in an attribute."""
         return self._value
 
     def __repr__(self) -> str:
@@ -60,16 +60,19 @@ class Secret:
 
 _EMPTY = Secret("")
 
+# The names of the secrets of a Credential, which are also the stored columns and the names in requests.
+SECRET_FIELDS = ("api_key", "api_secret", "passphrase")
 
-# The word by which every kind of account is asked for, each in rows of its own.
+
+# The account type of a request that wants every type, each in rows of its own.
 ALL_ACCOUNT_TYPES = "all"
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Account:
-    """What one stored credential opens: a user, an exchange and an environment.
+    """What one stored credential opens: a user's account at an exchange, in one environment.
 
-    `account_type` narrows what is read of it: one of the listing's, ALL_ACCOUNT_TYPES, or empty for its default.
+    `account_type` narrows what is read: one of the listing's types, ALL_ACCOUNT_TYPES, or empty for its default.
     """
 
     user_id: str
@@ -78,7 +81,7 @@ class Account:
     account_type: str = ""
 
     def stored(self) -> Account:
-        """The same without an account type: what a credential is stored for."""
+        """The account without an account type, as the credential store knows it."""
         return replace(self, account_type="") if self.account_type else self
 
 
@@ -86,8 +89,8 @@ class Account:
 class Credential:
     """What a user gave to connect an account. Every text may be empty.
 
-    `metadata` is the stored JSON object, for example `{"account_id": "..."}`; its values may be secrets too,
-    so it is not shown either.
+    `metadata` is the stored JSON object, for example `{"account_id": "..."}`. Its values may be secrets too, so `repr`
+    leaves it out.
     """
 
     api_key: Secret = _EMPTY
@@ -97,14 +100,14 @@ class Credential:
 
     @classmethod
     def from_texts(cls, texts: Mapping[str, str | None], metadata: Mapping[str, Any] | None = None) -> Credential:
-        """A credential of plain texts by name; a name that is absent or None gives an empty secret."""
-        key, secret, passphrase = (Secret(texts.get(name) or "") for name in ("api_key", "api_secret", "passphrase"))
+        """A credential from plain texts under the names of SECRET_FIELDS; None or absent: empty."""
+        key, secret, passphrase = (Secret(texts.get(name) or "") for name in SECRET_FIELDS)
         return cls(key, secret, passphrase, metadata=dict(metadata or {}))
 
 
 @dataclass(frozen=True, slots=True)
 class CredentialField:
-    """One thing that a user gives: `name` is api_key, api_secret, passphrase or a key of the metadata."""
+    """One input of a user: `name` is api_key, api_secret, passphrase or a key of the metadata."""
 
     name: str
     label: str
@@ -115,7 +118,7 @@ class CredentialField:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What the service can do with an exchange."""
+    """What the service can do at an exchange. Without `balance` the listing is shown, but cannot be read."""
 
     balance: bool = True
     push: bool = False
@@ -126,9 +129,9 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """One of the separate worlds of a venue: its addresses by name, and the venue's own words for it.
+    """One environment of a venue, such as production or sandbox: its addresses by name, and the venue's names for it.
 
-    The hosts of `urls` are the only ones that the plugin can reach through the session it is given.
+    The plugin's session reaches the hosts of `urls` and no others.
     """
 
     name: str
@@ -138,10 +141,11 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """How often a venue lets itself be asked: `count` in any `seconds`, in the venue's own units.
+    """A venue's limit: at most `count` in any `seconds`, in the venue's own units (requests, or weights).
 
-    `scope` is what it counts by: "address" for all our accounts together, "key" for each stored credential. `cost` is
-    what one balance costs, of several requests or of a weight where the venue weighs them.
+    `scope` is what the venue counts by: "address" for all our accounts together, "key" for each stored credential.
+    `cost` is what reading one balance uses up, in the same units. Raises ValueError for numbers that are not whole or
+    below 1, and for a `cost` above `count`.
     """
 
     scope: Literal["address", "key"]
@@ -162,7 +166,7 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True)
 class ExchangeMetadata:
-    """One listing: plain data that is known before any of the plugin's code for the venue has run."""
+    """One listing: plain data that is known before any code for the venue has run. docs/plugins.md has its fields."""
 
     id: str
     name: str
@@ -178,7 +182,7 @@ class ExchangeMetadata:
     requires_account_id: bool = False
     instructions: str = ""
     ip_whitelist: str = ""
-    # The kinds of account that can be read, and those of them that a call reads which asks for none; empty: all.
+    # The account types that can be read, and those that are read if a call names no type; empty: all.
     account_types: tuple[str, ...] = ()
     default_account_types: tuple[str, ...] = ()
     capabilities: Capabilities = Capabilities()
@@ -187,37 +191,46 @@ class ExchangeMetadata:
     countries: tuple[str, ...] = ()
     credential_of: str = ""
     is_ccxt: bool = False
-    # Why `capabilities.balance` is false, a sentence.
+    # Why `capabilities.balance` is false, as a sentence.
     unsupported_reason: str = ""
-    # How often the venue may be asked; all of them hold. Empty: nobody knows, and the venue says when it is too often.
+    # How often the venue may be asked; all of them apply. Empty: not known, and only the venue itself limits us.
     limits: tuple[RateLimit, ...] = ()
 
     @property
     def venue(self) -> str:
-        """What is asked behind this listing: two listings that share a credential are two views of one venue."""
+        """The id of the venue behind this listing: two listings that share a credential are two views of one venue."""
         return self.credential_of or self.id
 
-    def reads(self, account_type: str, asked: str) -> bool:
-        """Whether a call that asks for `asked` (see Account.account_type) reads accounts of this type."""
-        if asked == ALL_ACCOUNT_TYPES:
+    def reads(self, account_type: str, requested: str) -> bool:
+        """Whether a call for `requested` (see Account.account_type) reads accounts of `account_type`."""
+        if requested == ALL_ACCOUNT_TYPES:
             return True
-        return account_type == asked if asked else account_type in (self.default_account_types or self.account_types)
+        return (
+            account_type == requested
+            if requested
+            else account_type in (self.default_account_types or self.account_types)
+        )
 
     def environment(self, name: str) -> Environment | None:
-        """The environment of this name or alias, case ignored; an empty name is production."""
+        """The environment with this name or alias, in any case; an empty name is production. None: not found."""
         wanted = name.strip().lower() or PRODUCTION
         for environment in self.environments:
             if wanted == environment.name or wanted in environment.aliases:
                 return environment
         return None
 
+    def environment_aliases(self, name: str) -> tuple[str, ...]:
+        """The venue's own words for the environment of this name or alias; empty if there is no such environment."""
+        environment = self.environment(name)
+        return environment.aliases if environment is not None else ()
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """How a plugin introduces itself.
+    """The exchanges that a plugin serves.
 
-    `api_version` is the `API_VERSION` that the plugin was written against, as a literal number.
-    `notes` are sentences that the plugin list shows, for example that its catalogue is older than its library.
+    `api_version` is the `API_VERSION` that the plugin was written for, as a literal number. `notes` are sentences for
+    the operator, which the plugin list shows, for example that the catalogue is older than the library.
     """
 
     api_version: int
@@ -234,6 +247,18 @@ class PluginInfo:
     distribution: str
 
 
+@dataclass(slots=True)
+class VenueReports:
+    """What a plugin has learnt of the venue's limits during one call; see `VenueCall.report_usage`.
+
+    `usage` has the units used of the limit whose window has so many seconds, and the seconds until that window ends.
+    `cooldown` is in seconds, 0 if the venue did not ask for one.
+    """
+
+    usage: dict[int, tuple[int, float]] = field(default_factory=dict)
+    cooldown: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Trouble:
     """Why a listing's calls fail, a sentence, and since when, in seconds since the epoch.
@@ -246,13 +271,13 @@ class Trouble:
     serves: bool = True
 
 
-# Written out in full, an amount beyond these would fill the memory; no venue states one.
+# An amount beyond these would fill the memory when it is written out; no venue states one.
 _LARGEST_POWER = 100
 _MOST_DIGITS = 250
 
 
 def _check_amounts(value: Any, *, skip: frozenset[str]) -> None:
-    """Refuse what is not an exact, finite number: a float has already lost digits."""
+    """Raise TypeError for an amount that is not a Decimal, such as a float, ValueError for one that is too large."""
     for name in value.__slots__:
         amount = getattr(value, name)
         if amount is None or name in skip:
@@ -267,10 +292,11 @@ def _check_amounts(value: Any, *, skip: frozenset[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class AssetBalance:
-    """One asset in one venue account, with the three numbers as the venue states them.
+    """One asset in one venue account, with the numbers as the venue states them; None if it does not say.
 
-    `used` is never made up as `total - free`: on margin venues the three need not add up.
-    `venue_asset` is the venue's own code, where it differs from `asset`.
+    Do not compute `used` as `total - free`: on margin venues the three need not add up. `venue_asset` is the venue's
+    own code if it differs from `asset`. Raises TypeError for an amount that is not a Decimal, ValueError for one that
+    is not finite.
     """
 
     asset: str
@@ -284,20 +310,20 @@ class AssetBalance:
         _check_amounts(self, skip=frozenset({"asset", "venue_asset"}))
 
     def mismatch(self) -> bool:
-        """Whether all three numbers are known and free and used do not add up to the total."""
+        """Whether all three numbers are known, and `free` and `used` do not add up to `total`."""
         if self.total is None or self.free is None or self.used is None:
             return False
         return exact_sum((self.free, self.used)) != self.total
 
     def is_zero(self) -> bool:
-        """Whether every amount that is known is zero, and at least one is known."""
+        """Whether at least one amount is known, and all known ones are zero."""
         known = [amount for amount in (self.total, self.free, self.used, self.debt) if amount is not None]
         return bool(known) and not any(known)
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Figures for an account as a whole, all in `currency`; the field comments stand in balance.proto."""
+    """Figures for an account as a whole, in `currency`; balance.proto explains each. Raises as AssetBalance does."""
 
     currency: str
     total: Decimal | None = None
@@ -314,7 +340,11 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class VenueAccount:
-    """One account as the venue keeps it: its rows and its summary, or the error that kept it from being read."""
+    """One account as the venue keeps it: its rows and summary, or the error why it could not be read.
+
+    `id` is the venue's account number, `type` one of the listing's account types, `venue_time` when the venue says that
+    the figures were true. Raises ValueError if there are both figures and an error.
+    """
 
     id: str = ""
     type: str = ""
@@ -331,15 +361,15 @@ class VenueAccount:
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """What tells it from the other accounts behind the same credential."""
+        """Id, type and sub-account, which differ from those of every other account behind the same credential."""
         return (self.id, self.type, self.sub_account)
 
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """What a plugin answers: every account that the credential shows.
+    """A plugin's answer: every account that the credential shows.
 
-    `summary` is only given where one currency holds for all of them, all could be read and nothing overlaps.
+    Give a `summary` only if all accounts could be read, share one currency and do not overlap.
     """
 
     venue_accounts: tuple[VenueAccount, ...]
@@ -356,7 +386,7 @@ class Balance:
 
 @dataclass(frozen=True, slots=True)
 class KeyRights:
-    """What the venue says that a key may do besides reading, and until when; None where it does not say.
+    """What a key may do besides reading, and when it expires; None if the venue does not say.
 
     `notes` are sentences for the key's owner.
     """

@@ -3,12 +3,13 @@
 A plugin is a module named by an entry point of the group `exchange_service`. It implements two hooks:
 
     @hookimpl
-    def exchange_manifest() -> Manifest: ...          who it is, as plain data
+    def exchange_manifest() -> Manifest: ...          the plugin's exchanges, as plain data
 
     @hookimpl
-    async def fetch_balance(call: VenueCall) -> Balance: ...    what an account holds
+    async def fetch_balance(call: VenueCall) -> Balance: ...    what one account holds
 
-The rest is optional. Hooks take and give plain data, so that a plugin can as well run in a process of its own.
+The other hooks are optional. Hooks take and return plain data, because a plugin may run in a process of its own.
+docs/plugins.md explains every name of this page.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from exchange_service.model import (
     ASSET_CLASSES,
     PRODUCTION,
     SANDBOX,
+    SECRET_FIELDS,
     Account,
     AssetBalance,
     Balance,
@@ -58,12 +60,14 @@ from exchange_service.model import (
     Secret,
     Summary,
     VenueAccount,
+    VenueReports,
 )
 from exchange_service.plugin_kit.credential_fields import read_metadata, required_text, wallet_address
 from exchange_service.plugin_kit.payload import (
     amount,
     as_list,
     as_object,
+    check_unique,
     milliseconds,
     parse_amount,
     parse_json,
@@ -71,6 +75,7 @@ from exchange_service.plugin_kit.payload import (
     retry_after,
     text,
 )
+from exchange_service.plugin_kit.responses import raise_unexpected_status
 from exchange_service.plugin_kit.several_accounts import combined_summary, gather_accounts
 from exchange_service.plugin_kit.state import State
 
@@ -80,6 +85,7 @@ __all__ = [
     "ASSET_CLASSES",
     "PRODUCTION",
     "SANDBOX",
+    "SECRET_FIELDS",
     "Account",
     "AccountUnknown",
     "AddressNotAllowed",
@@ -112,11 +118,13 @@ __all__ = [
     "VenueMaintenance",
     "VenueMalformed",
     "VenueRateLimited",
+    "VenueReports",
     "VenueTimeout",
     "VenueUnavailable",
     "amount",
     "as_list",
     "as_object",
+    "check_unique",
     "combined_summary",
     "exact_difference",
     "exact_sum",
@@ -126,6 +134,7 @@ __all__ = [
     "milliseconds",
     "parse_amount",
     "parse_json",
+    "raise_unexpected_status",
     "read_metadata",
     "required_amount",
     "required_text",
@@ -134,7 +143,7 @@ __all__ = [
     "wallet_address",
 ]
 
-# The version of everything on this page. It rises when a plugin written for the one before would break.
+# The version of this page. It rises when a plugin written for the version before would break.
 API_VERSION = 1
 
 hookspec = pluggy.HookspecMarker("exchange_service")
@@ -150,17 +159,17 @@ class Response(Protocol):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers; names ignore case."""
+        """The headers; names are found in any case."""
 
     @property
     def body(self) -> bytes:
         """The body, decompressed."""
 
     def json(self) -> Any:
-        """The body as JSON with exact numbers, see `parse_json`; VenueMalformed if it is none."""
+        """The body as a JSON value with exact numbers, see `parse_json`. Raises VenueMalformed if it is not JSON."""
 
     def raise_for_status(self) -> None:
-        """Raise the error that a status of 300 or more usually means; plugins look for their venue's own words first.
+        """Raise the error that a status of 300 or more usually means. Look for your venue's own error codes first.
 
         401 CredentialRejected · 403 PermissionMissing · 404 AccountUnknown · 418, 429 VenueRateLimited with the
         venue's Retry-After · 451 RegionRestricted · 408, 504 VenueTimeout · other 4xx RequestRefused ·
@@ -170,12 +179,12 @@ class Response(Protocol):
 
 class Http(Protocol):
     """The guarded HTTP session: only the manifest's hosts, no redirects, no cookies, no proxy from the environment,
-    bounded time and size. What fails below HTTP comes as VenueUnavailable, VenueTimeout or VenueMalformed."""
+    bounded time and size. Failures below HTTP are raised as VenueUnavailable, VenueTimeout or VenueMalformed."""
 
     async def get(
         self, url: str, *, params: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
     ) -> Response:
-        """GET `url`."""
+        """Send a GET to `url` and return the whole answer, whatever its status."""
 
     async def post(
         self,
@@ -186,51 +195,72 @@ class Http(Protocol):
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
-        """POST `json`, or `data` as a form or bytes, to `url`. For reads that a venue wants as POST."""
+        """Send a POST to `url` and return the whole answer, whatever its status.
+
+        The body is `json`, or `data` as a form or as bytes. Use it only for reads that a venue wants as POST.
+        """
 
     @property
     def client_session(self) -> Any:
-        """The guarded aiohttp.ClientSession itself, for libraries that bring their own calls. Never close it."""
+        """The guarded aiohttp.ClientSession itself, for libraries that make their own calls. Never close it."""
 
 
 @dataclass(frozen=True, slots=True)
 class VenueCall:
-    """What the host hands a plugin for one call."""
+    """The arguments of one call of a hook: the account, its credential, a deadline, sessions and state."""
 
-    # The listing that is asked for, and whose account it is.
+    # The listing, and the user's account there.
     exchange: ExchangeMetadata
     account: Account
-    # The venue's environment: the request's, or the sandbox where the stored metadata say `"sandbox": true`.
+    # The venue's environment: the request's, or the sandbox if the stored metadata hold `"sandbox": true`.
     environment: Environment
-    # What the user stored. Reveal secrets where they are used, keep them nowhere else than in `account_state`.
+    # What the user stored. Reveal secrets where they are used; keep them in `account_state` only.
     credential: Credential = field(repr=False)
-    # For the account's own answers, bodies up to 8 MiB; `public_http` is for public market data, up to 64 MiB.
+    # `http` is for the account's own answers, up to 8 MiB; `public_http` for public market data, up to 64 MiB.
     http: Http = field(repr=False)
     public_http: Http = field(repr=False)
-    # When the answer must be there, in the event loop's time. The host ends the call then.
+    # The event loop's time, in seconds, at which the host ends the call.
     deadline: float
-    # State of the plugin, shared by all accounts, and of this account alone.
+    # `plugin_state` is shared by all accounts of the plugin; `account_state` belongs to this account.
     plugin_state: State = field(repr=False)
     account_state: State = field(repr=False)
-    # Set by the operator: an address to use in place of the venue's, for simulators and proxies.
+    # An address that the operator set in place of the venue's, for simulators and proxies.
     override: str = ""
+    # What this call has reported of the venue's limits.
+    reports: VenueReports = field(default_factory=VenueReports, repr=False)
 
     def wants(self, account_type: str) -> bool:
-        """Whether accounts of this type are asked for; what is not need not be read. `account.account_type` holds the
-        caller's own word: one of the listing's types, ALL_ACCOUNT_TYPES, or empty for the listing's default."""
+        """Whether the call asks for accounts of this type. Others need not be read; the host drops them.
+
+        `account.account_type` holds the caller's word: one of the listing's types, ALL_ACCOUNT_TYPES, or empty for the
+        listing's default.
+        """
         return self.exchange.reads(account_type, self.account.account_type)
 
     def url(self, name: str = "api") -> str:
-        """The environment's address of this name, without a slash at its end."""
+        """The environment's address called `name`, without a slash at its end. Raises KeyError for another name."""
         return self.rebased(self.environment.urls[name]).rstrip("/")
 
     def rebased(self, url: str) -> str:
-        """`url` with scheme and host replaced by the operator's override, if there is one; the path is kept."""
+        """`url` with its scheme and host replaced by the operator's `override`, if there is one; the path stays."""
         if not self.override:
             return url
         _, _, rest = url.partition("://")
         _, slash, path = rest.partition("/")
         return self.override.rstrip("/") + slash + path
+
+    def report_usage(self, used: int, seconds: int, *, resets_after: float | None = None) -> None:
+        """Report how much of a rate limit is used, if an answer says so, for example in a header.
+
+        `used` is in units of the listing's `RateLimit` whose window has `seconds`; `resets_after` are the seconds until
+        the venue counts from zero again (default: the whole window). Once all is used, no request is sent until then.
+        """
+        self.reports.usage[seconds] = (used, seconds if resets_after is None else resets_after)
+
+    def report_cooldown(self, seconds: float) -> None:
+        """Report that the venue wants no requests for `seconds`, although this call may still return a balance, for
+        example because only one of several accounts was refused. No request is sent until then, for any account."""
+        self.reports.cooldown = max(self.reports.cooldown, seconds)
 
     def remaining(self) -> float:
         """Seconds until the deadline, never negative."""
@@ -239,27 +269,34 @@ class VenueCall:
 
 @hookspec(firstresult=True)
 def exchange_manifest() -> Manifest:  # type: ignore[empty-body]
-    """Say who you are and what you serve. Called once, at load; must not import a venue's heavy library."""
+    """Return the exchanges that the plugin serves. Called once, at load; must not import a venue's heavy library."""
 
 
 @hookspec(firstresult=True)
 def fetch_balance(call: VenueCall) -> Awaitable[Balance]:  # type: ignore[empty-body]
-    """Read one account, as an `async def`. Called whenever the kept answer is too old. Raise a VenueError, or let
-    the ones of `call.http` pass; whatever else escapes is reported as the plugin's failure, without its text."""
+    """Read one account and return its balance; an `async def`. Called when the cached balance is too old.
+
+    Raises a VenueError; those of `call.http` may pass through. Any other exception is reported as the plugin's failure,
+    without its text.
+    """
 
 
 @hookspec(firstresult=True)
 def watch_balance(call: VenueCall) -> AsyncIterator[Balance]:  # type: ignore[empty-body]
-    """Optional, for venues that push: yield the whole balance at each change. Called while somebody streams."""
+    """Optional, for venues that push: yield the whole balance at each change. Not called yet."""
 
 
 @hookspec(firstresult=True)
 def check_credential(call: VenueCall) -> Awaitable[KeyRights]:  # type: ignore[empty-body]
-    """Optional, for venues that tell: what the stored key may do besides reading. Called by `credentials check`, after
-    a balance could be read with it. Raises as `fetch_balance` does."""
+    """Optional, an `async def`: return what the stored key may do besides reading, if the venue says it.
+
+    Called by `exchange-service credentials check` after the key has read a balance. Raises as `fetch_balance` does.
+    """
 
 
 @hookspec(firstresult=True)
 def refresh_manifest() -> Awaitable[Manifest | None]:  # type: ignore[empty-body]
-    """Optional: a newer manifest than the one given at load, or None. Called once, after the service has begun to
-    serve, so that it may take its time; it must not block the event loop."""
+    """Optional, an `async def`: return a newer manifest than the one of `exchange_manifest`, or None.
+
+    Called once, after the service has begun to serve. It may take long, but must not block the event loop.
+    """

@@ -1,10 +1,11 @@
-"""For pytest: the contract suite for a plugin by one line, without a test file.
+"""The contract suite as a pytest plugin: it tests an exchange-service plugin without a test file.
 
     pytest --exchange-plugin acme
 
-tries the plugin whose entry point is called `acme`, against the simulators that its distribution names in the group
-`exchange_service.simulators`. In a project's own settings the line `exchange_plugin = "acme"` adds the suite to its
-other tests. pytest loads this module wherever the service is installed, so it imports nothing of it.
+tests the plugin whose entry point is called `acme`, with the simulators that its distribution names in the entry-point
+group `exchange_service.simulators`. The line `exchange_plugin = "acme"` in a project's pytest settings adds the suite
+to the project's own tests. pytest loads this module in every project where the service is installed, so the module
+imports nothing of the service.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
     import pytest
 
 _SUITE = str(Path(__file__).parent / "testing" / "suite.py")
-# A property of a test: an exchange's id, how many malformed answers were tried, how many became a balance.
+# The name of a test's property: an exchange's id, how many malformed answers were tried, how many were believed.
 MALFORMED = "malformed answers"
-# The names of the plugins to try, for the suite to read when it is collected.
+# The names of the plugins to test. The suite reads them when pytest collects it.
 CHOSEN: list[str] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    text = "Try the exchange-service plugin whose entry point has this name; can be repeated."
+    text = "Test the exchange-service plugin whose entry point has this name; can be repeated."
     group = parser.getgroup("exchange-service")
     group.addoption("--exchange-plugin", action="append", default=[], metavar="NAME", help=text)
     parser.addini("exchange_plugin", text, type="args", default=[])
@@ -36,21 +37,21 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     paths_given = config.args_source is config.ArgsSource.ARGS
     if paths_given and not named:
-        # Who names a file of his own wants that one.
+        # The command line names test files: run those alone.
         return
     if named and not paths_given:
-        # Named on the command line, without a path: this suite alone.
+        # The command line names a plugin and no test files: run this suite alone.
         config.args[:] = []
     config.args.append(_SUITE)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say how many malformed answers were tried, over all tests and also over the workers of pytest-xdist."""
+    """Print how many malformed answers all tests have tried, also those in workers of pytest-xdist."""
     exchanges: set[str] = set()
     tried = believed = 0
     for reports in terminalreporter.stats.values():
         for report in reports:
-            # Recorded when the test has ended, so that a failed one counts too.
+            # The property is recorded at teardown, so that a failed test counts too.
             if getattr(report, "when", "") != "teardown":
                 continue
             for name, value in getattr(report, "user_properties", ()):

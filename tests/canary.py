@@ -189,7 +189,7 @@ async def _raise(error: Exception) -> None:
 
 
 @dataclass(slots=True)
-class Flight:
+class CanaryRun:
     """One run of the canary through a service: it stores, calls, and collects."""
 
     canary: Canary
@@ -287,7 +287,7 @@ class Flight:
         async with open_checker(settings) as checker:
             for exchange_id in self.venues:
                 self.canary.paths.append(f"check {exchange_id}")
-                self.canary.hold("checkups", await checker.check(Account("moving", exchange_id)))
+                self.canary.hold("credential checks", await checker.check(Account("moving", exchange_id)))
 
     def look(self, settings: Settings, redis_url: str, database: Path) -> None:
         """Collect what the sinks hold that can be looked at while the service runs."""
@@ -315,7 +315,7 @@ def _values(server: Any, key: bytes) -> Iterator[bytes]:
 
 # They hold CCXT's exception, whose text is a signed address, for as long as a call's record of answers lives: nobody is
 # shown it, but a `repr` would.
-_NOT_YET_SILENT = frozenset({("exchange_service_ccxt_generic.exact", name) for name in ("Answer", "Record")})
+_NOT_YET_SILENT = frozenset({("exchange_service_ccxt_generic.answers", name) for name in ("Answer", "Record")})
 
 
 def objects_of_ours() -> Iterator[object]:
@@ -350,7 +350,7 @@ def registry_with(plugin: object) -> Registry:
     return Registry([*load_registry().plugins, loaded(plugin, "hasty")])
 
 
-async def fly(canary: Canary, folder: Path, redis_url: str, *wanted: str, **changes: Any) -> None:
+async def run_canary(canary: Canary, folder: Path, redis_url: str, *wanted: str, **changes: Any) -> None:
     """Let the canary through a whole service with its simulators, and collect from every sink but the process's
     output."""
     venues = installed_venues(*wanted)
@@ -375,10 +375,10 @@ async def fly(canary: Canary, folder: Path, redis_url: str, *wanted: str, **chan
     service = await start_service(settings, registry=registry_with(HastyPlugin()))
     try:
         async with ExchangeServiceClient(service.address, token=token) as client:
-            flight = Flight(canary, service, client, venues, token)
-            await flight.all_paths()
-            await flight.check_keys(settings)
-            flight.look(settings, redis_url, database)
+            run = CanaryRun(canary, service, client, venues, token)
+            await run.all_paths()
+            await run.check_keys(settings)
+            run.look(settings, redis_url, database)
     finally:
         await service.stop()
         for venue in venues.values():

@@ -13,7 +13,7 @@ from exchange_service.credentials import CredentialReference
 from exchange_service.errors import (
     ServiceError,
 )
-from exchange_service.model import Account
+from exchange_service.model import Account, VenueReports
 from exchange_service.observability.metrics import Metrics
 from exchange_service.plugin_api import Balance, RateLimit, VenueCall
 from exchange_service.testing import LoopbackVenue
@@ -65,6 +65,8 @@ class Venue:
         self.fetches = 0
         self.now = self.most = 0
         self.answer: Callable[[], Awaitable[str]] = self.good
+        # What the plugin reports of the venue's limits at each fetch.
+        self.report: Callable[[VenueReports], None] = lambda reports: None
 
     async def good(self) -> str:
         await asyncio.sleep(0)
@@ -100,7 +102,9 @@ class _Venues:
     """Asks the venue that the target's listing belongs to."""
 
     async def fetch(self, target: Target, deadline: float, priority: Priority) -> Any:
-        return await Venue.by_listing[id(target.listing)].read()
+        venue = Venue.by_listing[id(target.listing)]
+        venue.report(target.reports)
+        return await venue.read()
 
 
 def gated(**options: Any) -> Gated:

@@ -42,7 +42,8 @@ from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.v1 import exchange_service_pb2_grpc
 from exchange_service.venue_gate import Gated, GateOptions
 from exchange_service.venues.http import VenueHttpPool
-from exchange_service.venues.registry import LoadedPlugin, Registry, load_plugin
+from exchange_service.venues.loading import LoadedPlugin, load_plugin
+from exchange_service.venues.registry import Registry
 from exchange_service.venues.sessions import Sessions
 
 USER = "alice"
@@ -401,7 +402,7 @@ async def bench(
         await http.close()
         await cache.close()
         # SQLite's driver complains of a connection whose opening is cancelled.
-        if references._questions:
-            await asyncio.wait(set(references._questions.values()))
+        if references._requests:
+            await asyncio.wait(set(references._requests.values()))
         await store.close()
         await registry.close()

@@ -1,4 +1,4 @@
-"""What callers show in the tests: JWTs with their issuer, service tokens, certificates."""
+"""What callers present in tests: JWTs with their issuer, service tokens, and certificates."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def web_token(subject: Any = "alice", *, secret: str = SECRET, lifetime: float =
 
 @dataclass
 class Issuer:
-    """Who signs JWTs with keys of his own, and publishes those that count just now."""
+    """An issuer that signs JWTs with its keys, and publishes those that are valid now."""
 
     keys: dict[str, ec.EllipticCurvePrivateKey] = field(default_factory=dict)
     published: list[str] = field(default_factory=list)
     url: str = ""
     down: bool = False
     redirect: str = ""
-    asked: int = 0
+    requests: int = 0
 
     def add_key(self, key_id: str) -> None:
         self.keys[key_id] = ec.generate_private_key(ec.SECP256R1())
@@ -63,7 +63,7 @@ class Issuer:
         return {"keys": entries}
 
     async def answer(self, _: web.Request) -> web.Response:
-        self.asked += 1
+        self.requests += 1
         if self.redirect:
             raise web.HTTPFound(self.redirect)
         return web.json_response(self.document(), status=503 if self.down else 200)
@@ -114,16 +114,16 @@ def bearer(token: str, act_as: str | None = None) -> list[tuple[str, str]]:
 
 @dataclass(slots=True)
 class Authority:
-    """Who signs certificates; its files stand in `folder`."""
+    """A certificate authority; its files are in `folder`."""
 
     folder: Path
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
 
     @classmethod
-    def made(cls, folder: Path, name: str = "authority") -> Authority:
+    def create(cls, folder: Path, name: str = "authority") -> Authority:
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _built(_name(name), key, _name(name), key, authority=True)
+        certificate = _make_certificate(_name(name), key, _name(name), key, authority=True)
         folder.mkdir(exist_ok=True)
         (folder / f"{name}.pem").write_bytes(_pem(certificate))
         return cls(folder, key, certificate)
@@ -136,7 +136,9 @@ class Authority:
     def sign(self, name: str, *dns: str, lifetime: float = 86_400) -> tuple[Path, Path]:
         """A certificate for 127.0.0.1 and these DNS names, and its key, as files."""
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _built(_name(name), key, self.certificate.subject, self.key, dns=dns, lifetime=lifetime)
+        certificate = _make_certificate(
+            _name(name), key, self.certificate.subject, self.key, dns=dns, lifetime=lifetime
+        )
         files = self.folder / f"{name}.certificate.pem", self.folder / f"{name}.key.pem"
         files[0].write_bytes(_pem(certificate))
         files[1].write_bytes(
@@ -160,7 +162,7 @@ def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _built(
+def _make_certificate(
     name: x509.Name,
     key: ec.EllipticCurvePrivateKey,
     issuer: x509.Name,

@@ -1,4 +1,4 @@
-"""Several accounts behind one credential: each on its own, and one figure where there is one."""
+"""Several accounts behind one credential: each is read on its own, and one summary covers all that can be summed."""
 
 from __future__ import annotations
 
@@ -30,8 +30,13 @@ async def gather(**outcomes: VenueAccount | Exception) -> tuple[VenueAccount, ..
 
 
 async def test_accounts_come_in_the_order_of_their_ids() -> None:
+    quick_is_read = asyncio.Event()
+
     async def read(account_id: str) -> VenueAccount:
-        await asyncio.sleep(0.02 if account_id == "slow" else 0)
+        if account_id == "slow":
+            await quick_is_read.wait()
+        else:
+            quick_is_read.set()
         return account(account_id)
 
     accounts = await gather_accounts(["slow", "quick"], read)
@@ -49,14 +54,14 @@ async def test_accounts_are_read_at_the_same_time() -> None:
     assert len(await gather_accounts(["1", "2", "3"], read)) == 3
 
 
-async def test_one_that_fails_stands_with_its_error_beside_the_others() -> None:
+async def test_an_account_that_fails_is_in_the_result_with_its_error() -> None:
     error = AccountUnknown("No such account.")
     good, failed = await gather(good=account("good"), failed=error)
     assert good.error is None
     assert failed == VenueAccount(id="failed", type="cash", error=error)
 
 
-async def test_where_all_fail_the_first_error_is_raised() -> None:
+async def test_if_all_fail_the_first_error_is_raised() -> None:
     first = VenueTimeout("Too slow.")
     with pytest.raises(VenueTimeout) as raised:
         await gather(one=first, two=AccountUnknown("No such account."))
@@ -68,45 +73,48 @@ async def test_a_refused_key_is_raised_whatever_the_others_gave() -> None:
         await gather(one=account("one"), two=VenueTimeout("Too slow."), three=CredentialRejected("No."))
 
 
-async def test_no_ids_are_no_accounts() -> None:
+async def test_without_ids_there_are_no_accounts() -> None:
     assert await gather() == ()
 
 
-async def test_a_plugins_own_failure_is_not_taken_for_the_venues() -> None:
+async def test_an_exception_that_is_not_a_venue_error_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         await gather(one=account("one"), two=ZeroDivisionError())
 
 
-async def test_when_one_reader_breaks_none_goes_on_afterwards() -> None:
-    going_on = []
+async def test_when_one_read_breaks_the_others_have_ended_before_it_is_raised() -> None:
+    finished = []
 
     async def read(account_id: str) -> VenueAccount:
         if account_id == "broken":
             raise ZeroDivisionError
-        await asyncio.sleep(0.02)
-        going_on.append(account_id)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        finished.append(account_id)
         return account(account_id)
 
     before = asyncio.all_tasks()
     with pytest.raises(ZeroDivisionError):
         await gather_accounts(["slow", "broken"], read)
     assert asyncio.all_tasks() == before
-    assert going_on == ["slow"]
+    assert finished == ["slow"]
 
 
-async def test_a_cancelled_gathering_cancels_every_reader() -> None:
+async def test_a_cancelled_call_cancels_every_read() -> None:
     cancelled = []
+    both_began = asyncio.Barrier(3)
 
     async def read(account_id: str) -> VenueAccount:
         try:
-            await asyncio.sleep(60)
+            await both_began.wait()
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             cancelled.append(account_id)
             raise
         return account(account_id)
 
     task = asyncio.create_task(gather_accounts(["1", "2"], read))
-    await asyncio.sleep(0.01)
+    await both_began.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -152,7 +160,7 @@ def test_a_figure_that_one_account_does_not_state_is_not_summed() -> None:
     ],
     ids=["another currency", "an error", "no summary"],
 )
-def test_there_is_no_summary_where_it_would_leave_something_out(others: list[VenueAccount]) -> None:
+def test_there_is_no_summary_if_it_would_leave_something_out(others: list[VenueAccount]) -> None:
     assert combined_summary([account("1"), *others]) is None
 
 
@@ -164,7 +172,7 @@ def test_what_a_plugin_may_raise_is_a_venue_error() -> None:
     assert issubclass(AccountUnknown, VenueError)
 
 
-async def test_a_reader_that_wants_to_exit_does_not_end_the_service() -> None:
+async def test_a_read_that_calls_exit_does_not_end_the_service() -> None:
     async def read(account_id: str) -> VenueAccount:
         raise SystemExit(3)
 

@@ -17,6 +17,7 @@ PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/pyproje
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
+    "addresses": set(),
     "amounts": set(),
     "app": {
         *{"balances", "cache", "catalogue", "credentials", "grpc_server", "identity", "model", "observability"},
@@ -26,26 +27,30 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"tasks"},
     "catalogue": {"errors", "model", "venue_gate", "venues", "wire"},
     "cli": {
-        *{"__init__", "app", "balances", "cache", "client", "credentials", "errors", "grpc_server", "identity"},
-        *{"model", "observability", "operator", "plugin_host", "plugin_kit", "settings", "startup_checks", "testing"},
-        *{"v1", "venue_gate", "venues", "wire"},
+        *{"__init__", "amounts", "app", "balances", "cache", "client", "credentials", "errors", "gc_tuning"},
+        *{"grpc_server", "identity", "model", "observability", "operator", "plugin_host", "settings", "startup_checks"},
+        *{"testing", "v1", "venue_gate", "venues", "wire"},
     },
-    "client": {"errors", "operator", "v1"},
-    "credentials": {"errors", "model", "settings"},
+    "client": {"addresses", "errors", "operator", "v1"},
+    "credentials": {"errors", "model", "settings", "tasks"},
     "errors": set(),
+    "gc_tuning": set(),
     "grpc_server": {
         *{"balances", "catalogue", "errors", "identity", "observability", "operator", "plugin_host", "streams", "v1"},
         *{"venues", "wire"},
     },
-    "identity": {"cache", "credentials", "errors", "settings"},
+    "identity": {"cache", "credentials", "errors", "settings", "tasks"},
     "model": {"amounts", "errors"},
     "observability": {"errors"},
     "operator": {"v1"},
     "plugin_api": {"amounts", "errors", "model", "plugin_kit"},
-    "plugin_host": {"credentials", "errors", "model", "observability", "operator", "settings", "v1", "venues", "wire"},
+    "plugin_host": {
+        *{"credentials", "errors", "gc_tuning", "model", "observability", "operator", "settings", "v1", "venues"},
+        *{"wire"},
+    },
     "plugin_kit": {"amounts", "errors", "model"},
     "pytest_plugin": set(),
-    "settings": {"observability"},
+    "settings": {"addresses", "observability"},
     "startup_checks": {"identity", "settings", "venues"},
     "streams": {"balances", "errors", "model", "venues", "wire"},
     "tasks": set(),
@@ -53,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
     "v1": set(),
     "venue_gate": {"cache", "errors", "model", "observability", "venues", "wire"},
     "venues": {"credentials", "errors", "model", "observability", "plugin_api", "plugin_kit", "tasks", "wire"},
-    "wire": {"errors", "model", "plugin_kit", "v1"},
+    "wire": {"amounts", "errors", "model", "v1"},
 }
 # Where each of the heavy libraries may be imported.
 HOMES = {

@@ -1,4 +1,4 @@
-"""Reading balances for callers: what is at hand first, forced reads by quota, and where a balance was."""
+"""ReaderUnderTest balances for callers: what is at hand first, forced reads by quota, and where a balance was."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from exchange_service.balances.service import BalanceQuery, BalanceReader, BalanceResult, Balances
 from exchange_service.errors import CallerRateLimited, VenueUnavailable
-from exchange_service.identity import ANYBODY, Caller, Proof
+from exchange_service.identity import ANYBODY, Caller, PresentedCredentials
 from exchange_service.model import Account
 from exchange_service.observability.metrics import Metrics
 from exchange_service.wire.balances import fetched_balance
@@ -17,7 +17,7 @@ from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import store_balance
 from tests.harness import ScriptedPlugin, holding, registry_of
 
-CALLER = Caller(ANYBODY, Proof())
+CALLER = Caller(ANYBODY, PresentedCredentials())
 ALICE = Account("alice", "paper")
 LISTING = registry_of(ScriptedPlugin()).listings["paper"]
 STORED = store_balance(ALICE, fetched_balance(holding(("BTC", "1"))), 1.0, None)
@@ -41,7 +41,7 @@ class FakeBalances:
         return BalanceResult(STORED, self.shared, 0.0)
 
 
-class Reading:
+class ReaderUnderTest:
     """A reader over fake balances, the metrics that it writes, and the forced reads that it counted."""
 
     def __init__(self, balances: FakeBalances, refusal: Exception | None = None) -> None:
@@ -67,7 +67,7 @@ class Reading:
 
 
 def test_a_balance_at_hand_is_returned_in_one_step_without_suspending() -> None:
-    reading = Reading(FakeBalances(local=Source.CACHE))
+    reading = ReaderUnderTest(FakeBalances(local=Source.CACHE))
     coroutine = reading.get()
     # Outside of any event loop, so that a suspension or a look at the deadline would fail.
     with pytest.raises(StopIteration) as done:
@@ -87,7 +87,7 @@ def test_a_balance_at_hand_is_returned_in_one_step_without_suspending() -> None:
     ],
 )
 async def test_the_metrics_say_where_a_balance_was(source: Source, kind: str, name: str) -> None:
-    reading = Reading(FakeBalances(shared=source))
+    reading = ReaderUnderTest(FakeBalances(shared=source))
     assert (await reading.get()).source is source
     assert reading.counted("cache_reads", "kind") == [kind]
     assert reading.counted("balance_reads", "source") == [name]
@@ -95,7 +95,7 @@ async def test_the_metrics_say_where_a_balance_was(source: Source, kind: str, na
 
 @pytest.mark.parametrize("max_age", [0.0, 0.999])
 async def test_a_forced_read_is_counted_and_passes_by_what_is_at_hand(max_age: float) -> None:
-    reading = Reading(FakeBalances(local=Source.CACHE))
+    reading = ReaderUnderTest(FakeBalances(local=Source.CACHE))
     assert (await reading.get(max_age)).source is Source.VENUE
     assert reading.refreshes == [CALLER]
     assert [asked for asked, _ in reading.balances.asked] == [max_age]
@@ -103,13 +103,13 @@ async def test_a_forced_read_is_counted_and_passes_by_what_is_at_hand(max_age: f
 
 @pytest.mark.parametrize("max_age", [None, 1.0, 30.0])
 async def test_no_other_read_is_counted(max_age: float | None) -> None:
-    reading = Reading(FakeBalances())
+    reading = ReaderUnderTest(FakeBalances())
     await reading.get(max_age)
     assert reading.refreshes == []
 
 
 async def test_a_forced_read_too_many_does_not_reach_the_venue() -> None:
-    reading = Reading(FakeBalances(), CallerRateLimited("Too many.", retry_after=1.0))
+    reading = ReaderUnderTest(FakeBalances(), CallerRateLimited("Too many.", retry_after=1.0))
     with pytest.raises(CallerRateLimited):
         await reading.get(0.0)
     assert reading.balances.asked == []
@@ -118,7 +118,7 @@ async def test_a_forced_read_too_many_does_not_reach_the_venue() -> None:
 
 @pytest.mark.parametrize(("remaining", "seconds"), [(None, 10.0), (2.5, 2.5)])
 async def test_the_deadline_is_the_callers_or_the_configured_one(remaining: float | None, seconds: float) -> None:
-    reading = Reading(FakeBalances())
+    reading = ReaderUnderTest(FakeBalances())
     before = asyncio.get_running_loop().time()
     await reading.get(remaining=remaining)
     after = asyncio.get_running_loop().time()
@@ -127,7 +127,7 @@ async def test_the_deadline_is_the_callers_or_the_configured_one(remaining: floa
 
 
 async def test_a_failed_read_counts_no_balance() -> None:
-    reading = Reading(FakeBalances(shared=VenueUnavailable("Down.")))
+    reading = ReaderUnderTest(FakeBalances(shared=VenueUnavailable("Down.")))
     with pytest.raises(VenueUnavailable):
         await reading.get()
     assert reading.counted("balance_reads", "source") == []

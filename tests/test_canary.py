@@ -14,14 +14,14 @@ import structlog
 from exchange_service.credentials.keysets import new_keyset
 from exchange_service.observability import logs
 from exchange_service.observability.logs import configure_logging
-from tests.canary import Canary, fly
+from tests.canary import Canary, run_canary
 from tests.conftest import CANARY
 from tests.servers import RedisServer
 
 
 @pytest.fixture
 def at_debug() -> Iterator[None]:
-    """Every logger at its most talkative, through the service's own handler."""
+    """Every logger at its lowest level, through the service's own handler."""
     root, configuration = logging.getLogger(), structlog.get_config()
     handlers, level = list(root.handlers), root.level
     configure_logging("debug", "json")
@@ -34,13 +34,13 @@ def at_debug() -> Iterator[None]:
     structlog.configure(**configuration)
 
 
-async def flown(folder: Path, redis: RedisServer, capfd: pytest.CaptureFixture[str], *wanted: str) -> Canary:
-    """A canary after its flight, with the process's output among its sinks."""
+async def run_with_output(folder: Path, redis: RedisServer, capfd: pytest.CaptureFixture[str], *wanted: str) -> Canary:
+    """A canary after its run, with the process's output among its sinks."""
     canary, keyset = Canary(), new_keyset()
     for key in keyset.keys.values():
         canary.add_secret(base64.b64encode(key.material).decode(), "a key of the keyset")
         canary.add_secret(key.material.hex(), "a key of the keyset")
-    await fly(canary, folder, redis.url, *wanted, keyset=keyset.as_text())
+    await run_canary(canary, folder, redis.url, *wanted, keyset=keyset.as_text())
     out, err = capfd.readouterr()
     canary.hold("standard output", out)
     canary.hold("log lines", err)
@@ -57,7 +57,7 @@ class TestCanary:
         capfd: pytest.CaptureFixture[str],
         record_property: Any,
     ) -> None:
-        canary = await flown(tmp_path, redis_server, capfd)
+        canary = await run_with_output(tmp_path, redis_server, capfd)
         finds = canary.finds()
         record_property(CANARY, canary.summary(len(finds)))
         assert not finds, "\n".join(finds)
@@ -74,8 +74,8 @@ class TestCanary:
         capfd: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(logs, "redacted", lambda value, name="": value)
-        canary = await flown(tmp_path, redis_server, capfd, "oanda")
+        monkeypatch.setattr(logs, "redact", lambda value, name="": value)
+        canary = await run_with_output(tmp_path, redis_server, capfd, "oanda")
         assert {find.partition(" holds")[0] for find in canary.finds()} == {"log lines"}
 
 

@@ -16,7 +16,7 @@ from exchange_service.model import ASSET_CLASSES
 from exchange_service.plugin_api import Capabilities, CredentialField, Environment, Manifest, hookimpl
 from exchange_service.v1 import exchange_pb2
 from exchange_service.v1.exchange_service_pb2 import ListExchangesResponse
-from exchange_service.venues.registry import Problem, Registry, load_registry
+from exchange_service.venues.registry import PluginProblem, Registry, load_registry
 from tests.harness import Running, ScriptedPlugin, info, listing, loaded, registry_of, serving
 
 # The owner's values: id | name | asset class | asset types | market hours | icon | logo | colour | passphrase | account
@@ -61,7 +61,7 @@ class TestInstalled:
     async def everything(self, catalogue: Catalogue) -> ListExchangesResponse:
         return await answer(catalogue)
 
-    def test_there_are_more_than_a_hundred_and_exactly_the_seven_custom_ones(
+    def test_more_than_a_hundred_are_listed_and_exactly_seven_are_custom(
         self, everything: ListExchangesResponse
     ) -> None:
         custom = {entry.id for entry in everything.exchanges if entry.is_custom}
@@ -88,7 +88,7 @@ class TestInstalled:
         assert list(everything.problems) == []
 
     @pytest.mark.parametrize("exchange_id", ["hyperliquid", "aster", "lighter"])
-    def test_what_ccxt_has_too_is_served_by_its_own_plugin(
+    def test_an_exchange_that_ccxt_has_too_is_served_by_its_own_plugin(
         self, everything: ListExchangesResponse, exchange_id: str
     ) -> None:
         generic = next(plugin for plugin in load_registry().plugins if plugin.info.name == "ccxt_generic")
@@ -100,7 +100,7 @@ class TestInstalled:
         keys = [(entry.name.lower(), entry.id) for entry in everything.exchanges]
         assert keys == sorted(keys)
 
-    def test_each_is_fit_to_be_shown_and_connected(self, everything: ListExchangesResponse) -> None:
+    def test_each_has_what_a_form_needs_to_show_and_connect_it(self, everything: ListExchangesResponse) -> None:
         for entry in everything.exchanges:
             assert entry.name, entry.id
             assert entry.asset_class in ASSET_CLASSES, entry.id
@@ -122,7 +122,7 @@ class TestInstalled:
                 assert entry.icon == "i-simple-icons-bitcoin"
                 assert entry.color_class == "bg-gray-500/20 text-gray-500"
 
-    def test_a_wallet_that_is_read_without_a_secret_says_so(self, everything: ListExchangesResponse) -> None:
+    def test_a_wallet_that_is_read_without_a_secret_is_marked(self, everything: ListExchangesResponse) -> None:
         (entry,) = [entry for entry in everything.exchanges if entry.id == "hyperliquid"]
         assert entry.capabilities.read_without_secret
         assert not any(field.secret for field in entry.credential_fields)
@@ -177,12 +177,12 @@ class TestEntries:
         assert first.status.reason == "Not yet."
 
     async def test_a_plugin_that_is_missing_is_named_with_the_reason(self) -> None:
-        problem = Problem(info("broken"), "Importing it failed.")
+        problem = PluginProblem(info("broken"), "Importing it failed.")
         registry = Registry([loaded(ScriptedPlugin())], [problem])
         reply = await answer(Catalogue(registry))
         assert [entry.id for entry in reply.exchanges] == ["paper"]
-        (found,) = reply.problems
-        assert (found.plugin.distribution, found.reason) == ("exchange-service-broken", "Importing it failed.")
+        (listed,) = reply.problems
+        assert (listed.plugin.distribution, listed.reason) == ("exchange-service-broken", "Importing it failed.")
 
 
 class TestFilters:
@@ -193,17 +193,17 @@ class TestFilters:
     async def test_an_asset_class_ignores_case(self, catalogue: Catalogue, word: str) -> None:
         assert await self.ids(catalogue, asset_class=word) == ["oanda"]
 
-    async def test_a_part_of_an_asset_class_is_none(self, catalogue: Catalogue) -> None:
+    async def test_a_part_of_an_asset_class_matches_nothing(self, catalogue: Catalogue) -> None:
         assert await self.ids(catalogue, asset_class="fore") == []
 
-    async def test_a_source_selects_its_own(self, catalogue: Catalogue) -> None:
+    async def test_a_source_selects_its_own_entries(self, catalogue: Catalogue) -> None:
         assert set(await self.ids(catalogue, source="custom")) == set(OWNED)
         ccxt = await answer(catalogue, source="ccxt")
         assert all(entry.is_ccxt for entry in ccxt.exchanges)
         assert ccxt.matching_count == ccxt.stats.ccxt == len(ccxt.exchanges)
 
     @pytest.mark.parametrize(
-        ("search", "found"),
+        ("search", "matches"),
         [
             ("tasty t", {"tastytrade"}),
             ("TASTY", {"tastytrade"}),
@@ -213,9 +213,9 @@ class TestFilters:
         ],
     )
     async def test_a_search_looks_into_name_id_and_asset_types(
-        self, catalogue: Catalogue, search: str, found: set[str]
+        self, catalogue: Catalogue, search: str, matches: set[str]
     ) -> None:
-        assert set(await self.ids(catalogue, search=search)) == found
+        assert set(await self.ids(catalogue, search=search)) == matches
 
     async def test_filters_are_combined_with_and(self, catalogue: Catalogue) -> None:
         assert set(await self.ids(catalogue, search="options", source="custom", asset_class="stocks")) == {"tradier"}
@@ -223,9 +223,7 @@ class TestFilters:
         crypto = await self.ids(catalogue, asset_class="crypto", source="custom")
         assert set(crypto) == {"aster", "lighter", "hyperliquid"}
 
-    async def test_the_counts_are_of_the_whole_catalogue_and_the_matches_of_the_filters(
-        self, catalogue: Catalogue
-    ) -> None:
+    async def test_counts_are_of_the_whole_catalogue_and_matches_of_the_filters(self, catalogue: Catalogue) -> None:
         reply = await answer(catalogue, asset_class="forex")
         assert reply.matching_count == 1
         assert reply.stats.custom == len(OWNED)
@@ -234,7 +232,7 @@ class TestFilters:
 
 class TestPages:
     @pytest.mark.parametrize("size", [1, 7, 50, 107, 108, 500])
-    async def test_all_pages_together_are_the_whole(self, catalogue: Catalogue, size: int) -> None:
+    async def test_all_pages_together_are_the_whole_catalogue(self, catalogue: Catalogue, size: int) -> None:
         whole = [entry.id for entry in (await answer(catalogue)).exchanges]
         paged, token = [], ""
         while True:
@@ -269,7 +267,7 @@ class TestPages:
             base64.urlsafe_b64encode(b"[" * 700).decode(),
         ],
     )
-    async def test_a_token_that_is_none_is_refused(self, catalogue: Catalogue, token: str) -> None:
+    async def test_an_invalid_token_is_refused(self, catalogue: Catalogue, token: str) -> None:
         with pytest.raises(FieldInvalid) as refusal:
             await answer(catalogue, page_token=token)
         assert refusal.value.field == "page_token"
@@ -304,23 +302,23 @@ class Changing(ScriptedPlugin):
 
 
 class TestEtag:
-    async def test_who_has_the_current_one_gets_only_its_mark(self, catalogue: Catalogue) -> None:
+    async def test_a_caller_with_the_current_etag_gets_only_the_etag(self, catalogue: Catalogue) -> None:
         full = await answer(catalogue)
         again = await answer(catalogue, full.etag)
         assert again == ListExchangesResponse(etag=full.etag, not_modified=True)
         assert again.ByteSize() < 100
 
-    async def test_another_mark_brings_the_whole(self, catalogue: Catalogue) -> None:
+    async def test_another_etag_gets_the_whole_reply(self, catalogue: Catalogue) -> None:
         reply = await answer(catalogue, "another")
         assert not reply.not_modified
         assert len(reply.exchanges) > 100
 
-    async def test_each_query_has_its_own(self, catalogue: Catalogue) -> None:
-        marks = {
+    async def test_each_query_has_its_own_etag(self, catalogue: Catalogue) -> None:
+        etags = {
             (await answer(catalogue, **query)).etag
             for query in ({}, {"source": "custom"}, {"page_size": 10}, {"search": "oanda"})
         }
-        assert len(marks) == 4
+        assert len(etags) == 4
 
     async def test_two_services_with_the_same_plugins_agree(self, catalogue: Catalogue) -> None:
         other = Catalogue(load_registry())
@@ -343,9 +341,9 @@ class TestEtag:
         plain = Registry([loaded(plugin)])
         newer = loaded(plugin)
         newer.info = info(version="0.2.0")
-        troubled = Registry([loaded(plugin)], [Problem(info("broken"), "No.")])
-        marks = {(await answer(Catalogue(registry))).etag for registry in (plain, Registry([newer]), troubled)}
-        assert len(marks) == 3
+        troubled = Registry([loaded(plugin)], [PluginProblem(info("broken"), "No.")])
+        etags = {(await answer(Catalogue(registry))).etag for registry in (plain, Registry([newer]), troubled)}
+        assert len(etags) == 3
 
 
 class TestOverTheWire:

@@ -22,7 +22,7 @@ import pytest
 from rich.console import Console
 
 from exchange_service.cli import tables
-from exchange_service.cli.calls import _LiveView
+from exchange_service.cli.calls import LiveView
 from exchange_service.plugin_api import AssetBalance, Balance, Summary, VenueAccount, VenueUnavailable
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1 import exchange_service_pb2 as messages
@@ -58,9 +58,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "exchange_service", "demo", "--address", "127.0.0.1:0"]
     with subprocess.Popen(command, env=environment(home), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        found = re.search(r"listens on (\S+)", process.stdout.readline())
-        assert found
-        yield found[1]
+        match = re.search(r"listens on (\S+)", process.stdout.readline())
+        assert match
+        yield match[1]
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
     assert process.returncode == 0
@@ -137,7 +137,7 @@ def test_watching_what_can_never_be_followed_ends_as_the_balance_of_it_does(demo
     assert "EXCHANGE_UNKNOWN" in done.stdout
 
 
-def test_a_service_that_is_not_there_is_said_so_with_the_command_to_start_it(tmp_path: Path) -> None:
+def test_a_service_that_does_not_run_is_reported_with_the_command_to_start_it(tmp_path: Path) -> None:
     done = call(tmp_path, "exchanges", "--address", "127.0.0.1:1", "--timeout", "5")
     assert done.returncode == 5
     assert "exchange-service demo" in done.stderr
@@ -218,7 +218,7 @@ def test_a_live_table_shows_them_as_texts_too() -> None:
     balance = balance_pb2.Balance(exchange_id="paper", environment="production", venue_accounts=[account])
     balance.summary.CopyFrom(account.summary)
     fault = balance_pb2.AccountFault(reason=error_reason_pb2.ERROR_REASON_VENUE_UNAVAILABLE, message=HOSTILE)
-    view = _LiveView()
+    view = LiveView()
     first = messages.StreamBalancesResponse(balance=messages.BalanceEvent(balance=balance))
     second = messages.StreamBalancesResponse(
         account_error=messages.AccountErrorEvent(exchange_id="paper", environment="production", error=fault)
@@ -385,12 +385,12 @@ def test_doctor_names_a_database_and_a_cache_that_do_not_answer(tmp_path: Path) 
 
 
 def test_plugins_shows_what_each_serves(tmp_path: Path) -> None:
-    shown = json.loads(call(tmp_path, "plugins", "-o", "json").stdout)
-    served = {plugin["name"]: plugin["exchanges"] for plugin in shown["plugins"]}
+    report = json.loads(call(tmp_path, "plugins", "-o", "json").stdout)
+    served = {plugin["name"]: plugin["exchanges"] for plugin in report["plugins"]}
     assert served["oanda"] == 1
     assert served["tradier"] == 2
     assert served["ccxt_generic"] > 90
-    assert shown["problems"] == []
+    assert report["problems"] == []
 
 
 def test_serve_refuses_an_address_that_others_reach_without_tls(tmp_path: Path) -> None:
@@ -456,7 +456,7 @@ def test_the_demo_with_redis_keeps_balances_there(tmp_path: Path) -> None:
 def test_the_process_ends_although_a_task_ignores_that_it_is_cancelled(tmp_path: Path) -> None:
     program = """
 import asyncio
-from exchange_service.cli.operate import _leave
+from exchange_service.cli.operate import end_process
 
 async def stubborn():
     while True:
@@ -468,7 +468,7 @@ async def stubborn():
 async def main():
     asyncio.create_task(stubborn(), name="fetch stubborn")
     await asyncio.sleep(0)
-    await _leave()
+    await end_process()
 
 asyncio.run(main())
 """

@@ -57,7 +57,7 @@ async def test_the_client_runs_on_the_oldest_grpcio_and_protobuf(service: Servic
     assert int(count) > 100
 
 
-async def test_a_program_that_has_only_the_protos_can_call_everything_and_read_errors(
+async def test_a_program_that_has_only_the_protos_calls_everything_and_reads_errors(
     service: Service, tmp_path: Path
 ) -> None:
     generated = tmp_path / "generated"

@@ -1,5 +1,4 @@
-"""The contract suite finds bad plugins: the documented one passes its tests, and each way to be wrong fails the right
-one."""
+"""The contract suite finds bad plugins: the documented plugin passes, and each fault in it fails the test for it."""
 
 from __future__ import annotations
 
@@ -21,23 +20,23 @@ IMPORTS = "from exchange_service.plugin_api import (\n"
 
 
 def _late(seconds: float) -> tuple[str, str]:
-    """In place of the one answer: whatever happens, go on waiting."""
+    """A change that makes the plugin wait so many seconds after its request has failed."""
     return (
         ANSWER,
         f"try:\n        {ANSWER}\n    except VenueError:\n        await asyncio.sleep({seconds})\n        raise",
     )
 
 
-STUBBORN = """asked = asyncio.ensure_future(call.http.get(
+STUBBORN = """request = asyncio.ensure_future(call.http.get(
         call.url() + "/v1/holdings", headers={"Authorization": f"Bearer {token}"}))
-    while not asked.done():
+    while not request.done():
         try:
-            await asyncio.wait({asked})
+            await asyncio.wait({request})
         except asyncio.CancelledError:
             continue
-    response = asked.result()"""
+    response = request.result()"""
 
-# What is changed in the documented plugin, the test that must find it, and a word of what that says.
+# The change to the documented plugin, the test that must find it with its arguments, and a part of its message.
 BAD: dict[str, tuple[list[tuple[str, str]], str, tuple[Any, ...], str]] = {
     "a figure that went through a float": (
         [('total=required_amount(row, "quantity", "holdings[]")', 'total=float(row["quantity"])')],
@@ -45,7 +44,7 @@ BAD: dict[str, tuple[list[tuple[str, str]], str, tuple[Any, ...], str]] = {
         (),
         "must be a Decimal",
     ),
-    "what is no figure as one": (
+    "an amount made of whatever digits there are": (
         [
             ("    return VenueAccount", "    right = re.compile(r'[0-9.]+')\n    return VenueAccount"),
             (
@@ -68,7 +67,7 @@ BAD: dict[str, tuple[list[tuple[str, str]], str, tuple[Any, ...], str]] = {
         (),
         "an empty object in answer 1 became a balance",
     ),
-    "whatever is no JSON as an empty balance": (
+    "an answer that is not JSON as an empty balance": (
         [
             (
                 "    return Balance(venue_accounts=(parse(response.json()),))",
@@ -108,27 +107,27 @@ BAD: dict[str, tuple[list[tuple[str, str]], str, tuple[Any, ...], str]] = {
         [_late(1.7)],
         "test_it_ends_with_its_deadline",
         ("silent",),
-        "a deadline of 0.4 s was kept after",
+        "a call with a deadline of 0.4 s took",
     ),
     "a cancellation that is caught": (
         [(ANSWER, STUBBORN)],
         "test_a_cancelled_call_ends_at_once",
         (),
-        "does not let itself be cancelled",
+        "does not end when it is cancelled",
     ),
-    "metadata that nobody reads": (
+    "metadata that are not checked": (
         [("    read_metadata(call.credential)", "    #")],
         "test_metadata_that_it_does_not_know_are_refused",
         ("urls",),
         "became a balance",
     ),
-    "a missing key that the venue is asked for": (
+    "a request without the key": (
         [('required_text(call.credential, "api_key")', "call.credential.api_key.reveal()")],
         "test_a_missing_field_is_named_before_the_venue_is_asked",
         (),
         "without api_key",
     ),
-    "a refused key that is called a passing trouble": (
+    "a refused key reported as an outage": (
         [(CHECK, '    if response.status != 200:\n        raise VenueUnavailable("Acme is down.")\n')],
         "test_a_refused_key_is_no_passing_trouble",
         (),
@@ -144,7 +143,7 @@ MORE_IMPORTS = (
 
 @pytest.fixture
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., contract.PluginContract]]:
-    """Makes the suite for the documented plugin with these changes."""
+    """A function that makes the suite for the documented plugin with the given changes."""
     write_documented_plugin(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -153,7 +152,7 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         source = tmp_path / NAME / "__init__.py"
         text = source.read_text().replace(IMPORTS, MORE_IMPORTS)
         for old, new in changes:
-            assert text.count(old) == 1, f"the documented plugin has no {old!r} any more"
+            assert text.count(old) == 1, f"the documented plugin no longer has {old!r}"
             text = text.replace(old, new)
         source.write_text(text)
         return _suite_of(__import__(NAME), __import__(f"{NAME}.simulator", fromlist=["x"]).AcmeSimulator)
@@ -172,9 +171,7 @@ def _suite_of(module: ModuleType, venue: type[LoopbackVenue]) -> contract.Plugin
         def credential(self, _: Any) -> dict[str, str]:
             return {"api_key": "good-token-0123456789"}
 
-    made = Suite()
-    made._secrets = set()
-    return made
+    return Suite()
 
 
 async def run(suite: contract.PluginContract, test: str, arguments: tuple[Any, ...]) -> None:
@@ -183,16 +180,18 @@ async def run(suite: contract.PluginContract, test: str, arguments: tuple[Any, .
 
 
 @pytest.mark.parametrize("name", BAD)
-async def test_a_bad_plugin_fails_the_test_that_is_there_for_it(
+async def test_a_faulty_plugin_fails_the_test_for_its_fault(
     suite: Callable[..., contract.PluginContract], name: str
 ) -> None:
     changes, test, arguments, word = BAD[name]
-    # A TypeError is what the plugin's own failure is here; the service would call it PLUGIN_FAILED.
+    # A TypeError is the plugin's own failure, which the service would report as PLUGIN_FAILED.
     with pytest.raises((AssertionError, TypeError), match=word):
         await run(suite(changes), test, arguments)
 
 
-async def test_the_documented_plugin_passes_all_of_them(suite: Callable[..., contract.PluginContract]) -> None:
+async def test_the_documented_plugin_passes_all_of_these_tests(
+    suite: Callable[..., contract.PluginContract],
+) -> None:
     good = suite([])
     for test, arguments in {(test, arguments) for _, test, arguments, _ in BAD.values()}:
         await run(good, test, arguments)

@@ -58,10 +58,10 @@ def start_replicas(home: Path, *arguments: str) -> Replicas:
 
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
-    found = start_replicas(tmp_path_factory.mktemp("home"))
-    yield found
-    found.process.send_signal(signal.SIGINT)
-    found.process.communicate(timeout=40)
+    replicas = start_replicas(tmp_path_factory.mktemp("home"))
+    yield replicas
+    replicas.process.send_signal(signal.SIGINT)
+    replicas.process.communicate(timeout=40)
 
 
 class TestReplicas:
@@ -70,9 +70,9 @@ class TestReplicas:
         async with ExchangeServiceClient(first) as client:
             fetched = await client.get_balance("demo", "oanda")
         async with ExchangeServiceClient(second) as client:
-            found = await client.get_balance("demo", "oanda")
-        assert found.freshness.source == BALANCE_SOURCE_CACHE
-        assert found.balance == fetched.balance
+            cached = await client.get_balance("demo", "oanda")
+        assert cached.freshness.source == BALANCE_SOURCE_CACHE
+        assert cached.balance == fetched.balance
 
     def test_the_documented_client_calls_both(self, replicas: Replicas) -> None:
         done = run_example(*replicas.addresses)
@@ -80,21 +80,21 @@ class TestReplicas:
         assert re.fullmatch(r"(EUR \d{16}\n){4}", done.stdout)
 
     def test_an_interrupt_ends_all_that_it_has_started(self, tmp_path: Path) -> None:
-        found = start_replicas(tmp_path, "--sqlite")
-        below = found.below()
+        replicas = start_replicas(tmp_path, "--sqlite")
+        below = replicas.below()
         assert len(below) >= 3
-        found.process.send_signal(signal.SIGINT)
-        found.process.communicate(timeout=40)
-        assert found.process.returncode == 0
+        replicas.process.send_signal(signal.SIGINT)
+        replicas.process.communicate(timeout=40)
+        assert replicas.process.returncode == 0
         _, alive = psutil.wait_procs(below, timeout=5)
         assert not alive
 
     def test_where_one_ends_by_itself_the_other_is_ended_too(self, tmp_path: Path) -> None:
-        found = start_replicas(tmp_path, "--sqlite")
-        below = found.below()
+        replicas = start_replicas(tmp_path, "--sqlite")
+        below = replicas.below()
         next(process for process in below if "serve" in process.cmdline()).kill()
-        found.process.communicate(timeout=40)
-        assert found.process.returncode == 1
+        replicas.process.communicate(timeout=40)
+        assert replicas.process.returncode == 1
         _, alive = psutil.wait_procs(below, timeout=5)
         assert not alive
 
@@ -102,9 +102,9 @@ class TestReplicas:
 def example() -> str:
     """The documented client."""
     text = (ROOT / "docs" / "operations.md").read_text()
-    found = re.search(r"<!-- runs against two replicas -->\n```python\n(.*?)```", text, re.DOTALL)
-    assert found
-    return found[1]
+    match = re.search(r"<!-- runs against two replicas -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert match
+    return match[1]
 
 
 def run_example(first: str, second: str, more: str = "") -> subprocess.CompletedProcess[str]:
@@ -119,6 +119,12 @@ def documented(name: str) -> Any:
     return names[name]
 
 
+def count_calls(metrics: str) -> int:
+    """The number of successful calls of GetBalance."""
+    match = re.search(r'call_seconds_count\{code="OK",method="GetBalance"\} (\d+)', metrics)
+    return int(match[1]) if match else 0
+
+
 class TestClient:
     async def test_calls_go_to_both_and_to_the_one_that_is_left(self, tmp_path: Path) -> None:
         for name in ("one", "two"):
@@ -130,13 +136,13 @@ class TestClient:
             for running in (one, two):
                 await running.store()
             target = f"ipv4:{one.service.address},{two.service.address}"
-            # Not the process's shared connections, of which another test's may still be there.
+            # Not the process's shared connections: one of another test may still be open.
             options = [*documented("OPTIONS"), ("grpc.use_local_subchannel_pool", 1)]
             async with ExchangeServiceClient(target, options=options) as client:
                 await client.channel.channel_ready()
 
                 def answered() -> list[int]:
-                    return [sum(item.service.metrics._calls["GetBalance", "OK"].counts) for item in (one, two)]
+                    return [count_calls(item.service.metrics.text().decode()) for item in (one, two)]
 
                 while not all(answered()):
                     await client.get_balance(USER, "paper")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -11,8 +12,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from exchange_service import client, plugin_api, testing
 
 ROOT = Path(__file__).parent.parent
 _FILE = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)```\n", re.DOTALL)
@@ -30,9 +34,47 @@ def test_the_documented_plugin_passes_the_contract_suite(tmp_path: Path) -> None
     write_documented_plugin(tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "tests"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert re.search(r"\d\d+ passed", done.stdout)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
+    assert re.search(r"\d\d+ passed", result.stdout)
+
+
+def test_the_page_on_plugins_names_everything_that_a_plugin_can_import() -> None:
+    page = (ROOT / "docs" / "plugins.md").read_text()
+    code = " ".join(re.findall(r"```.*?```|`[^`\n]+`", page, re.DOTALL))
+    missing = [name for name in plugin_api.__all__ if not re.search(rf"\b{name}\b", code)]
+    assert missing == [], f"docs/plugins.md does not name {', '.join(missing)}"
+
+
+def public_things() -> list[tuple[str, Any]]:
+    """What the three public modules export, and the public methods and properties of their classes."""
+    things: list[tuple[str, Any]] = []
+    for module in (plugin_api, client, testing):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if not isinstance(value, int | str | tuple):
+                things.append((f"{module.__name__}.{name}", value))
+            if inspect.isclass(value):
+                own = {key: item for key, item in vars(value).items() if not key.startswith("_")}
+                things += [
+                    (f"{module.__name__}.{name}.{key}", item)
+                    for key, item in own.items()
+                    if isinstance(item, property | staticmethod | classmethod) or inspect.isfunction(item)
+                ]
+    things += [(f"{plugin_api.__name__}.{name}", value) for name, value in vars(plugin_api).items() if is_hook(value)]
+    return things
+
+
+def is_hook(value: object) -> bool:
+    return inspect.isfunction(value) and hasattr(value, "exchange_service_spec")
+
+
+@pytest.mark.parametrize(("name", "thing"), public_things(), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_public_name_has_a_docstring(name: str, thing: Any) -> None:
+    text = inspect.getdoc(thing)
+    assert text, f"{name} has no docstring"
+    # A dataclass without one gets its signature.
+    assert not text.startswith(f"{name.rpartition('.')[2]}("), f"{name} has no docstring"
 
 
 def test_the_documented_plugin_is_about_thirty_lines() -> None:
@@ -66,7 +108,7 @@ def test_what_is_generated_is_current() -> None:
     assert spec.loader is not None
     generator = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generator)
-    for path, text in generator.generated().items():
+    for path, text in generator.generate().items():
         assert path.read_text() == text, f"{path.name} is not current: run `make docs`"
 
 
@@ -80,9 +122,9 @@ def demo_address() -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
-        found = re.search(r"listens on (127\.0\.0\.1:\d+)", first)
-        assert found, first
-        yield found[1]
+        listening = re.search(r"listens on (127\.0\.0\.1:\d+)", first)
+        assert listening, first
+        yield listening[1]
         process.terminate()
         process.communicate(timeout=20)
 
@@ -108,26 +150,26 @@ def documented_commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("command", "output"), documented_commands(), ids=lambda value: value.splitlines()[0][:60])
 def test_the_commands_of_the_readme_print_what_it_shows(demo_address: str, command: str, output: str) -> None:
     arguments = [sys.executable, "-m", *command.replace("exchange-service", "exchange_service", 1).split()]
-    done = subprocess.run([*arguments, "--address", demo_address], capture_output=True, text=True, timeout=60)
-    assert shape(done.stdout + done.stderr) == shape(output)
+    result = subprocess.run([*arguments, "--address", demo_address], capture_output=True, text=True, timeout=60)
+    assert shape(result.stdout + result.stderr) == shape(output)
 
 
 def test_the_shell_example_of_the_readme_gets_a_balance(demo_address: str, tmp_path: Path) -> None:
-    found = re.search(r"^\$ (buf curl .*?)```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert found
-    command = shlex.split(found[1].replace("\\\n", " ").replace("127.0.0.1:50051", demo_address))
+    example = re.search(r"^\$ (buf curl .*?)```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert example
+    command = shlex.split(example[1].replace("\\\n", " ").replace("127.0.0.1:50051", demo_address))
     command[0] = str(Path(sys.executable).with_name("buf"))
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["balance"]["userId"] == "demo"
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["balance"]["userId"] == "demo"
 
 
 def test_the_python_example_of_the_readme_runs(demo_address: str) -> None:
     (program,) = (m["text"] for m in _DEMO_BLOCK.finditer((ROOT / "README.md").read_text()) if m["kind"] == "python")
     program = program.replace("127.0.0.1:50051", demo_address)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    first, second = result.stdout.splitlines()
     assert re.match(r"EUR \d+\.\d{4} 0:00:\d\d", first)
     assert re.match(r"\w+ \d{16}", second)
 
@@ -137,14 +179,14 @@ def test_the_demo_shows_the_reasons_that_the_error_page_says_it_does(demo_addres
     page = (ROOT / "docs" / "errors.md").read_text()
     section = re.search(rf"^## {reason}\n(.*?)(?=^## |\Z)", page, re.M | re.DOTALL)
     assert section
-    shown = re.search(
+    demo = re.search(
         r"see it in the demo: `exchange-service ([^`,]*)(, twice, the second time with (.*))?`", section[1]
     )
-    if shown is None:
+    if demo is None:
         return
-    command = [sys.executable, "-m", "exchange_service", *shown[1].split(), "--address", demo_address]
-    if shown[2]:
+    command = [sys.executable, "-m", "exchange_service", *demo[1].split(), "--address", demo_address]
+    if demo[2]:
         subprocess.run(command, capture_output=True, timeout=60)
-        command += shown[3].split()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert reason in done.stdout + done.stderr
+        command += demo[3].split()
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert reason in result.stdout + result.stderr

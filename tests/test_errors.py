@@ -9,10 +9,12 @@ import pytest
 
 from exchange_service import errors
 from exchange_service.errors import ServiceError, from_reason, leaves
+from exchange_service.plugin_host.protocol import read_error, write_error
 from exchange_service.v1 import error_reason_pb2
+from exchange_service.wire.balances import fault_message, read_fault
 
 PREFIX = "ERROR_REASON_"
-LEAVES = list(leaves())
+LEAVES = [leaf for leaf in leaves() if leaf.__module__ == errors.__name__]
 
 
 def test_every_leaf_has_a_reason_of_its_own() -> None:
@@ -103,3 +105,42 @@ def test_another_exception_is_no_message() -> None:
     with pytest.raises(TypeError) as raised:
         errors.VenueUnavailable(ValueError("signature=48be"))  # type: ignore[arg-type]
     assert "signature" not in str(raised.value)
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "\ud800"])
+def test_message_and_advice_together_are_as_long_as_a_message_alone(letter: str) -> None:
+    error = errors.VenueUnavailable(letter * 20_000, advice=letter * 20_000)
+    assert error.advice
+    assert len(error.advice.encode()) <= 300
+    assert 900 < len(error.text.encode()) <= 1000
+
+
+def test_the_text_of_an_error_is_its_message_and_its_advice() -> None:
+    error = errors.CredentialMissing("Nothing is stored.", advice="Add it.")
+    assert (error.message, error.advice) == ("Nothing is stored.", "Add it.")
+    assert str(error) == error.text == "Nothing is stored. Add it."
+
+
+@pytest.mark.parametrize("advice", [None, ""])
+def test_an_error_without_advice_is_its_message(advice: str | None) -> None:
+    error = errors.CredentialMissing("Nothing is stored.", advice=advice)
+    assert (error.text, error.advice) == ("Nothing is stored.", advice)
+
+
+def test_another_exception_is_no_advice() -> None:
+    with pytest.raises(TypeError) as raised:
+        errors.VenueUnavailable("It is down.", advice=ValueError("signature=48be"))  # type: ignore[arg-type]
+    assert "signature" not in str(raised.value)
+
+
+@pytest.mark.parametrize("advice", [None, "", "Add it."])
+def test_advice_comes_back_from_the_wire_apart_from_the_message(advice: str | None) -> None:
+    fault = fault_message(errors.CredentialMissing("Nothing is stored.", advice=advice))
+    assert fault.message == ("Nothing is stored. Add it." if advice else "Nothing is stored.")
+    error = read_fault(fault)
+    assert (type(error), error.message, error.advice) == (errors.CredentialMissing, "Nothing is stored.", advice)
+
+
+def test_advice_comes_back_from_a_plugins_process() -> None:
+    error = read_error(write_error(errors.CredentialRejected("It is refused.", advice="Store another.")), "acme")
+    assert (type(error), error.message, error.advice) == (errors.CredentialRejected, "It is refused.", "Store another.")

@@ -14,7 +14,7 @@ import structlog
 
 from exchange_service.observability import logs
 from exchange_service.observability.logs import LibraryLines, configure_logging
-from exchange_service.observability.redaction import HIDDEN, LIVE, LiveSecrets, is_secret_name, redacted, redacted_text
+from exchange_service.observability.redaction import HIDDEN, LIVE, LiveSecrets, is_secret_name, redact, redact_text
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJlLW9mLWFsaWNl"
 HEX = "48be6f12aa0934cd77e1b05c4f3d2e1948be6f12aa0934cd77e1b05c4f3d2e19"
@@ -86,13 +86,13 @@ PLAIN = [
 @pytest.mark.parametrize(("secret", "line"), LEAKS)
 def test_a_secret_is_found_by_its_look_or_the_name_before_it(secret: str, line: str) -> None:
     assert secret in line
-    assert secret not in redacted_text(line)
-    assert HIDDEN in redacted_text(line)
+    assert secret not in redact_text(line)
+    assert HIDDEN in redact_text(line)
 
 
 @pytest.mark.parametrize("line", PLAIN)
 def test_what_an_operator_needs_stays(line: str) -> None:
-    assert redacted_text(line) == line
+    assert redact_text(line) == line
 
 
 @pytest.mark.parametrize(
@@ -105,27 +105,27 @@ def test_what_an_operator_needs_stays(line: str) -> None:
 )
 def test_what_stands_under_the_name_of_a_secret_is_hidden(name: str) -> None:
     assert is_secret_name(name)
-    assert redacted({name: "short"}) == {name: HIDDEN}
-    assert redacted({name: 1234}) == {name: HIDDEN}
-    assert redacted({name: ["short", {"a": "b"}]}) == {name: HIDDEN}
-    # That there is none is no secret.
-    assert redacted({name: None, "n": {name: True}}) == {name: None, "n": {name: True}}
+    assert redact({name: "short"}) == {name: HIDDEN}
+    assert redact({name: 1234}) == {name: HIDDEN}
+    assert redact({name: ["short", {"a": "b"}]}) == {name: HIDDEN}
+    # The absence of a value is not a secret.
+    assert redact({name: None, "n": {name: True}}) == {name: None, "n": {name: True}}
 
 
 @pytest.mark.parametrize(
     "name", ["event", "key_id", "key_ids", "token_id", "exchange", "reason", "user_hash", "monkey"]
 )
 def test_other_names_hide_nothing(name: str) -> None:
-    assert redacted({name: "short"}) == {name: "short"}
+    assert redact({name: "short"}) == {name: "short"}
 
 
 def test_a_keyed_hash_stays_readable_under_the_name_of_one_alone() -> None:
-    assert redacted({"user_hash": HEX, "user": HEX}) == {"user_hash": HEX, "user": HIDDEN}
+    assert redact({"user_hash": HEX, "user": HEX}) == {"user_hash": HEX, "user": HIDDEN}
 
 
 def test_an_audit_line_keeps_all_of_itself() -> None:
     line = {"event": "credential.opened", "user": HEX[:24], "exchange": "oanda", "keys": ["plain", "2026-11-22-a1b2"]}
-    assert redacted(line) == line
+    assert redact(line) == line
 
 
 def test_values_are_looked_for_within_each_other_and_in_other_objects() -> None:
@@ -138,18 +138,18 @@ def test_values_are_looked_for_within_each_other_and_in_other_objects() -> None:
             raise ValueError("demokey1")
 
     nested = {"answer": [{"headers": {"X-Api-Key": "demokey1"}}, Client(), Broken(), b"token=demokey1", ("a",)], "n": 7}
-    shown = redacted(nested)
+    shown = redact(nested)
     assert "demokey1" not in repr(shown)
     assert shown["n"] == 7
     assert shown["answer"][4] == ["a"]
     deep: Any = "demokey1-and-more"
     for _ in range(2000):
         deep = [deep]
-    assert "demokey1" not in repr(redacted(deep))
+    assert "demokey1" not in repr(redact(deep))
 
 
 def test_an_endless_text_is_cut() -> None:
-    assert len(redacted_text("x " * 1_000_000)) < 20_000
+    assert len(redact_text("x " * 1_000_000)) < 20_000
 
 
 @pytest.mark.parametrize("before", ["x", "x "])
@@ -160,15 +160,15 @@ def test_a_secret_is_not_shown_in_part_where_a_text_is_cut(before: str, secret: 
         for shown in range(1, len(secret)):
             start = 16_384 - shown
             text = (before * start)[: start - 1] + " " + secret + " and more"
-            assert secret[:8] not in redacted_text(text), shown
+            assert secret[:8] not in redact_text(text), shown
     finally:
         held.release()
-    assert redacted_text("a word " * 5000).startswith("a word a word")
+    assert redact_text("a word " * 5000).startswith("a word a word")
 
 
 def test_names_and_values_that_stand_in_pairs_are_names_and_values() -> None:
     headers = [("Accept", "x"), (b"X-Api-Key", b"demokey1"), ["token", "demokey1"]]
-    shown = redacted({"headers": headers})
+    shown = redact({"headers": headers})
     assert "demokey1" not in repr(shown)
     assert shown["headers"][0] == ["Accept", "x"]
 
@@ -200,7 +200,7 @@ def test_names_and_values_that_stand_in_pairs_are_names_and_values() -> None:
 def test_no_text_takes_long_to_look_through(unit: str) -> None:
     text = unit * (16_000 // len(unit))
     began = time.perf_counter()
-    redacted_text(text)
+    redact_text(text)
     assert time.perf_counter() - began < 1.0
 
 
@@ -211,30 +211,30 @@ class TestLiveSecrets:
 
     def test_a_held_secret_is_hidden_whatever_it_looks_like(self, live: LiveSecrets) -> None:
         live.hold(["my dog's name", "correct horse"])
-        assert live.hidden_in("so my dog's name, correct horse") == f"so {HIDDEN}, {HIDDEN}"
+        assert live.hide_in("so my dog's name, correct horse") == f"so {HIDDEN}, {HIDDEN}"
 
     def test_it_is_known_in_a_url_in_json_and_line_by_line(self, live: LiveSecrets) -> None:
         live.hold(["a/b c+d=e&f", 'with "quotes"', "first line\nsecond line"])
         for written in ("a%2Fb%20c%2Bd%3De%26f", 'with \\"quotes\\"', "second line", "first line\\nsecond line"):
-            assert written not in live.hidden_in(f"it was {written}.")
+            assert written not in live.hide_in(f"it was {written}.")
 
     def test_the_longer_of_two_that_begin_alike_is_hidden_whole(self, live: LiveSecrets) -> None:
         live.hold(["demo-token", "demo-token-of-bob"])
-        assert live.hidden_in("(demo-token-of-bob)") == f"({HIDDEN})"
+        assert live.hide_in("(demo-token-of-bob)") == f"({HIDDEN})"
 
     def test_it_is_hidden_until_the_last_who_holds_it_lets_go(self, live: LiveSecrets) -> None:
         first, second = live.hold(["demo-token"]), live.hold(["demo-token"])
         first.release()
         first.release()
-        assert live.hidden_in("demo-token") == HIDDEN
+        assert live.hide_in("demo-token") == HIDDEN
         second.release()
-        assert live.hidden_in("demo-token") == "demo-token"
+        assert live.hide_in("demo-token") == "demo-token"
         assert len(live) == 0
-        assert live._by_start == {}
+        assert live.snapshot() == {"texts": 0, "starts": 0}
 
     def test_a_short_text_is_no_secret_that_could_be_found(self, live: LiveSecrets) -> None:
         live.hold(["a", "is", ""])
-        assert live.hidden_in("this is a line") == "this is a line"
+        assert live.hide_in("this is a line") == "this is a line"
 
     def test_it_shows_none_of_them(self, live: LiveSecrets) -> None:
         held = live.hold(["demo-token"])
@@ -242,7 +242,7 @@ class TestLiveSecrets:
 
     def test_a_line_costs_the_same_however_many_are_held(self, live: LiveSecrets) -> None:
         live.hold(f"secret-number-{number}" for number in range(20_000))
-        assert "number" not in live.hidden_in("secret-number-19999")
+        assert "number" not in live.hide_in("secret-number-19999")
 
 
 class ErrorOutput:
@@ -371,7 +371,7 @@ class TestOtherLibrariesLines:
 def test_without_the_one_redaction_point_both_kinds_of_line_leak(
     error_output: ErrorOutput, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    monkeypatch.setattr(logs, "redacted", lambda value, name="": value)
+    monkeypatch.setattr(logs, "redact", lambda value, name="": value)
     if part == "ours":
         structlog.get_logger().info("asked", token="hunter2")
     else:

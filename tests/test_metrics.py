@@ -269,7 +269,7 @@ class TestReaders:
         self, tmp_path: Path, silent: ExitStack, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # So that they are not ended for their silence meanwhile.
-        monkeypatch.setattr(metrics_server._Handler, "timeout", 60.0)
+        monkeypatch.setattr(metrics_server.ReaderHandler, "timeout", 60.0)
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), metrics_address=ON_A_FREE_PORT) as running:
             readers = [silent.enter_context(connect(running.service.metrics_address)) for _ in range(30)]
             await scraped(running)

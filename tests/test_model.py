@@ -167,3 +167,17 @@ def test_the_nouns_do_not_change() -> None:
 def test_an_amount_that_would_fill_the_memory_when_written_out_is_refused(kind: Any, text: str) -> None:
     with pytest.raises(ValueError, match="amount"):
         kind("USD", total=Decimal(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "aliases"),
+    [
+        ("", ("live",)),
+        ("production", ("live",)),
+        ("sandbox", ("testnet", "practice")),
+        ("Practice", ("testnet", "practice")),
+        ("moon", ()),
+    ],
+)
+def test_an_environments_aliases_are_found_by_its_name_or_any_of_them(name: str, aliases: tuple[str, ...]) -> None:
+    assert LISTING.environment_aliases(name) == aliases

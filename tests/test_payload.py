@@ -12,17 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exchange_service.errors import VenueMalformed
+from exchange_service.amounts import format_amount
+from exchange_service.errors import VenueMalformed, VenueUnavailable
 from exchange_service.plugin_kit.payload import (
     amount,
     as_list,
     as_object,
-    format_amount,
+    check_unique,
     parse_amount,
     parse_json,
     required_amount,
     text,
 )
+from exchange_service.plugin_kit.responses import raise_unexpected_status
 
 ON_THE_WIRE = re.compile(r"-?\d+(\.\d+)?")
 
@@ -86,7 +88,7 @@ json_values = st.recursive(
 
 
 @given(json_values)
-def test_whatever_a_venue_sends_reading_it_ends_in_a_value_or_in_malformed(value: Any) -> None:
+def test_any_json_value_is_read_or_is_malformed(value: Any) -> None:
     try:
         read = parse_json(json.dumps(value))
         parse_amount(read, "here")
@@ -125,7 +127,7 @@ def test_any_bytes_are_json_or_malformed(body: bytes) -> None:
     ],
     ids=lambda body: repr(body[:20]),
 )
-def test_what_is_not_one_json_value_with_true_numbers_is_malformed(body: bytes) -> None:
+def test_a_body_that_is_not_one_json_value_with_real_numbers_is_malformed(body: bytes) -> None:
     with pytest.raises(VenueMalformed):
         parse_json(body)
 
@@ -142,7 +144,7 @@ def test_bare_numbers_are_exact() -> None:
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_an_amount_that_is_not_given_is_none_and_not_zero(value: Any) -> None:
+def test_a_missing_amount_is_none_and_not_zero(value: Any) -> None:
     assert amount({"total": value}, "total", "account") is None
     assert amount({}, "total", "account") is None
 
@@ -158,13 +160,13 @@ def test_a_required_amount_must_be_given(source: dict[str, Any]) -> None:
     [True, False, 1.5, [], {}, "NaN", "-Infinity", "1,5", "1_000", "0x10", " 1", "1\n", "١", "1e400", "1e-61", "1e61"],
     ids=repr,
 )
-def test_what_is_no_amount_is_malformed_and_says_where(value: Any) -> None:
+def test_a_value_that_is_not_an_amount_is_malformed_and_the_message_says_where(value: Any) -> None:
     with pytest.raises(VenueMalformed, match=r"account\.total"):
         amount({"total": value}, "total", "account")
 
 
 @pytest.mark.parametrize("value", [Decimal("NaN"), Decimal("Infinity"), Decimal("1e100"), Decimal("9" * 101)])
-def test_a_decimal_that_is_no_amount_is_malformed_too(value: Decimal) -> None:
+def test_a_decimal_out_of_bounds_is_malformed_too(value: Decimal) -> None:
     with pytest.raises(VenueMalformed):
         parse_amount(value, "here")
 
@@ -175,7 +177,7 @@ def test_the_message_does_not_repeat_the_value() -> None:
     assert "4111" not in malformed.value.message
 
 
-def test_an_object_is_an_object() -> None:
+def test_as_object_accepts_objects_alone() -> None:
     assert as_object({"a": 1}, "here") == {"a": 1}
     for value in (None, [], "", 0, True):
         with pytest.raises(VenueMalformed, match="here should be an object"):
@@ -189,7 +191,7 @@ def test_a_missing_list_is_not_an_empty_one() -> None:
             as_list(value, "here")
 
 
-def test_a_text_is_a_text() -> None:
+def test_text_accepts_texts_alone() -> None:
     assert text({"id": "7"}, "id", "account") == "7"
     for source in ({}, {"id": None}, {"id": ""}, {"id": 7}, {"id": ["7"]}):
         with pytest.raises(VenueMalformed, match=r"account\.id"):
@@ -204,6 +206,37 @@ def test_a_text_that_is_not_required_may_be_missing_but_not_be_something_else() 
         text({"alias": 7}, "alias", "account", required=False)
 
 
-def test_a_float_is_never_written_as_an_amount() -> None:
+def test_a_float_is_never_formatted_as_an_amount() -> None:
     with pytest.raises(TypeError, match="float"):
         format_amount(1.5)  # type: ignore[arg-type]
+
+
+def test_names_that_occur_once_are_unique_and_a_repeated_one_is_malformed() -> None:
+    check_unique([], "never raised")
+    check_unique(iter(["EUR", "USD"]), "never raised")
+    with pytest.raises(VenueMalformed, match=r"^Acme lists an asset twice\.$"):
+        check_unique(["EUR", "USD", "EUR"], "Acme lists an asset twice.")
+
+
+class FakeResponse:
+    """A response with a status, and with the error that the host has for it."""
+
+    def __init__(self, status: int, error: Exception | None = None) -> None:
+        self.status = status
+        self._error = error
+
+    def raise_for_status(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def test_a_status_without_an_error_of_its_own_is_malformed_and_named() -> None:
+    with pytest.raises(VenueMalformed, match=r"^Acme answered with an unexpected status \(HTTP 204\)\.$"):
+        raise_unexpected_status(FakeResponse(204), "Acme")
+
+
+def test_a_status_with_an_error_of_its_own_raises_that_error() -> None:
+    error = VenueUnavailable("It is down.")
+    with pytest.raises(VenueUnavailable) as raised:
+        raise_unexpected_status(FakeResponse(503, error), "Acme")
+    assert raised.value is error

@@ -1,4 +1,4 @@
-"""A plugin in a process of its own: the same answers as in the service's, and the service's own peace."""
+"""A plugin in a process of its own answers as in the service's process, and cannot disturb the service."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,41 @@ import psutil
 import pytest
 from exchange_service_ccxt_generic import exchange_manifest as ccxt_manifest
 
+from exchange_service.cli.credential_check import open_checker
 from exchange_service.credentials import CredentialReference
+from exchange_service.credentials.references import CachedReferences
+from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, VenueRateLimited, from_reason
-from exchange_service.model import Account, Credential, KeyRights
+from exchange_service.model import Account, Credential, KeyRights, Manifest
 from exchange_service.operator.v1 import plugin_service_pb2 as plugins
 from exchange_service.plugin_host import protocol
 from exchange_service.plugin_host.discovery import open_registry, placement
-from exchange_service.plugin_host.launch import MEBIBYTE, StartFailed, Terms, introduction
-from exchange_service.plugin_host.supervisor import PluginProcess, Supervisor, Work
+from exchange_service.plugin_host.launch import MEBIBYTE, ProcessPolicy, StartFailed, third_party_manifest
+from exchange_service.plugin_host.process import PluginProcess, ServeConfig
+from exchange_service.plugin_host.restart_policy import RestartPolicy
+from exchange_service.plugin_host.server import PluginServer
+from exchange_service.plugin_host.supervisor import ProcessState, Supervisor
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
+from exchange_service.plugin_host.v1 import plugin_host_pb2_grpc
 from exchange_service.v1 import exchange_pb2
 from exchange_service.v1 import exchange_service_pb2 as public
 from exchange_service.venues.registry import Placement
 from exchange_service.wire.balances import fault_message
-from tests.harness import Running, eventually, failure, info, serving, settings_for, until
+from tests.harness import (
+    PATIENCE,
+    Clock,
+    Running,
+    ScriptedPlugin,
+    eventually,
+    failure,
+    info,
+    loaded,
+    serving,
+    settings_for,
+    until,
+)
 
-# What a plugin in another process says of itself and of what it has been given: its answer is its diary.
+# A plugin that reports what its process was given, as JSON in the notes of its balance.
 GUEST = """
 import asyncio, json, os, resource, sys, time
 from decimal import Decimal
@@ -82,6 +103,8 @@ async def fetch_balance(call):
                 pass
     if deed == "block":
         time.sleep(60)
+    if deed == "report":
+        call.report_cooldown(9.0)
     if deed == "limited":
         raise VenueRateLimited("Guest limits our requests.", retry_after=7.0)
     if deed == "fail":
@@ -90,7 +113,7 @@ async def fetch_balance(call):
         made.append(bytearray(200 * 1024 * 1024))
     if deed == "print":
         print("hello " + call.credential.api_key.reveal())
-    diary = {
+    report = {
         "process": os.getpid(),
         "session": session,
         "key": call.credential.api_key.reveal(),
@@ -104,7 +127,7 @@ async def fetch_balance(call):
         "grpc": "grpc" in sys.modules,
     }
     rows = (AssetBalance("BTC", total=Decimal("0.123456789012345678")),)
-    return Balance((VenueAccount(id="1", type="spot", assets=rows),), notes=(json.dumps(diary),))
+    return Balance((VenueAccount(id="1", type="spot", assets=rows),), notes=(json.dumps(report),))
 
 
 @hookimpl
@@ -133,35 +156,35 @@ def guest(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @asynccontextmanager
 async def hosting(folder: Path, **changes: Any) -> AsyncIterator[Running]:
-    """A service that has found the guest among the installed plugins."""
+    """A service that has loaded the guest as an installed plugin."""
     registry = open_registry(settings_for(folder, **changes))
     async with serving(folder, registry=registry, **changes) as running:
         yield running
 
 
-async def diary(running: Running, exchange_id: str = "guest", **wish: Any) -> dict[str, Any]:
-    reply = await running.client.get_balance("alice", exchange_id, **({"max_age": 0} | wish))
+async def read_report(running: Running, exchange_id: str = "guest") -> dict[str, Any]:
+    reply = await running.client.get_balance("alice", exchange_id, max_age=0)
     (note,) = reply.balance.notes
-    found: dict[str, Any] = json.loads(note)
-    return found
+    report: dict[str, Any] = json.loads(note)
+    return report
 
 
-async def begun(running: Running) -> dict[str, Any]:
-    """The diary of a process that was just started, which may take longer than a venue may."""
-    found: dict[str, Any] = {}
+async def first_report(running: Running) -> dict[str, Any]:
+    """The report of a process that was just started, which may take longer than a venue may."""
+    report: dict[str, Any] = {}
 
     async def serves() -> bool:
         try:
-            found.update(await diary(running))
+            report.update(await read_report(running))
         except PluginUnavailable:
             return False
         return True
 
     await eventually(serves, "the process")
-    return found
+    return report
 
 
-def is_there(path: str) -> bool:
+def exists(path: str) -> bool:
     return Path(path).exists()
 
 
@@ -176,7 +199,7 @@ async def process_of(running: Running, name: str = "guest") -> plugins.PluginPro
 
 
 def processes() -> set[int]:
-    """The processes of plugins below this one."""
+    """The ids of the plugins' processes below this one."""
     return {
         child.pid
         for child in psutil.Process().children(recursive=True)
@@ -191,24 +214,32 @@ class TestPlugin:
             reply = await running.client.get_balance("alice", "guest")
             assert reply.balance.venue_accounts[0].assets[0].total == "0.123456789012345678"
             assert (reply.balance.user_id, reply.balance.exchange_id) == ("alice", "guest")
-            said = await diary(running)
-            assert said["process"] not in (os.getpid(), 0)
-            assert said["key"] == "the-guests-own-key"
-            assert 0 < said["remaining"] <= 8
-            assert said["override"] == "http://127.0.0.1:9"
+            report = await read_report(running)
+            assert report["process"] not in (os.getpid(), 0)
+            assert report["key"] == "the-guests-own-key"
+            assert 0 < report["remaining"] <= 8
+            assert report["override"] == "http://127.0.0.1:9"
 
     async def test_none_of_its_code_is_imported_by_the_service(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path) as running:
             await running.store("guest")
-            await diary(running)
+            await read_report(running)
             assert "guest_plugin" not in sys.modules
 
-    async def test_its_errors_cross_with_reason_sentence_and_delay(self, guest: Path, tmp_path: Path) -> None:
+    async def test_its_errors_keep_their_reason_sentence_and_delay(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path) as running:
             await running.store("guest", metadata={"deed": "limited"})
             with pytest.raises(VenueRateLimited, match="Guest limits our requests") as caught:
                 await running.client.get_balance("alice", "guest")
             assert caught.value.retry_after == pytest.approx(7, abs=1)
+
+    async def test_what_it_reports_of_its_venues_limits_reaches_the_gate(self, guest: Path, tmp_path: Path) -> None:
+        async with hosting(tmp_path) as running:
+            await running.store("guest", metadata={"deed": "report"})
+            assert (await running.client.get_balance("alice", "guest")).balance.venue_accounts
+            with pytest.raises(VenueRateLimited) as caught:
+                await running.client.get_balance("alice", "guest", max_age=0)
+            assert caught.value.retry_after == pytest.approx(9, abs=1)
 
     async def test_another_exceptions_text_stays_in_its_process(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path) as running:
@@ -221,20 +252,17 @@ class TestPlugin:
         async with hosting(tmp_path, venue_timeout=2.0) as running:
             await running.store("guest")
             await running.store("guest", user="bob", metadata={"deed": "sleep"})
-            before = await begun(running)
+            before = await first_report(running)
             with pytest.raises(ServiceError) as caught:
                 await running.client.get_balance("bob", "guest")
             assert caught.value.reason == "VENUE_TIMEOUT"
-            assert (await diary(running))["process"] == before["process"]
+            assert (await read_report(running))["process"] == before["process"]
 
-    async def test_what_a_key_may_do_is_asked_there_too(self, guest: Path, tmp_path: Path) -> None:
+    async def test_what_a_key_may_do_is_asked_in_its_process_too(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path) as running:
             await running.store("guest")
-            account, listing = running.service.registry.account("alice", "guest", "")
-            reference = await running.service.store.find(account)
-            assert reference is not None
-            deadline = asyncio.get_running_loop().time() + 10
-            rights = await running.service.balances._venues.key_rights(reference, listing, deadline)
+            async with open_checker(settings_for(tmp_path)) as checker:
+                rights = (await checker.check(Account("alice", "guest"))).rights
             assert rights == KeyRights(trade=True, notes=("It may trade.",))
 
     async def test_a_newer_manifest_is_read_apart_and_reaches_the_process(self, guest: Path, tmp_path: Path) -> None:
@@ -242,56 +270,55 @@ class TestPlugin:
             registry = running.service.registry
             await until(lambda: any(item.reason == "Newer." for item in registry.problems), "the newer manifest")
             await running.store("guest")
-            assert (await diary(running))["session"] == 1
+            assert (await read_report(running))["session"] == 1
 
 
 class TestCredential:
-    async def test_it_crosses_once_for_a_session_and_not_with_every_call(
+    async def test_it_is_sent_once_for_a_session_and_not_with_every_call(
         self, guest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         opened = []
+        open_credential = SqlCredentialStore.open
+
+        async def counted(store: SqlCredentialStore, reference: CredentialReference) -> Credential:
+            opened.append(reference.account)
+            return await open_credential(store, reference)
+
+        monkeypatch.setattr(SqlCredentialStore, "open", counted)
         async with hosting(tmp_path) as running:
-            metered: Any = running.service.balances._venues
-            venues = metered._venues
-            open_credential = venues._open_credential
-
-            async def counted(reference: CredentialReference) -> Credential:
-                opened.append(reference.account)
-                found: Credential = await open_credential(reference)
-                return found
-
-            monkeypatch.setattr(venues, "_open_credential", counted)
             await running.store("guest")
-            first = await diary(running)
-            second = await diary(running)
+            first = await read_report(running)
+            second = await read_report(running)
             assert (first["session"], second["session"]) == (1, 1)
             assert len(opened) == 1
             await running.store("guest", user="bob")
             await running.client.get_balance("bob", "guest")
             assert [account.user_id for account in opened] == ["alice", "bob"]
 
-    async def test_a_changed_one_begins_a_new_session(self, guest: Path, tmp_path: Path) -> None:
+    async def test_a_changed_one_begins_a_new_session(
+        self, guest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # The store is asked for each call, so that the change is seen at once.
+        monkeypatch.setattr("exchange_service.app.CachedReferences", partial(CachedReferences, ttl=0.0))
         async with hosting(tmp_path) as running:
             await running.store("guest", api_key="the-first-key")
-            assert (await diary(running))["session"] == 1
+            assert (await read_report(running))["session"] == 1
             await running.store("guest", api_key="the-second-key")
-            references: Any = running.service.balances._references
-            references.forget(Account("alice", "guest"))
-            said = await diary(running)
-            assert (said["session"], said["key"]) == (2, "the-second-key")
+            report = await read_report(running)
+            assert (report["session"], report["key"]) == (2, "the-second-key")
 
     async def test_a_new_process_asks_for_it_again(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path) as running:
             await running.store("guest", api_key="the-guests-own-key")
-            first = await diary(running)
+            first = await read_report(running)
             os.kill(first["process"], signal.SIGKILL)
             await eventually(lambda: serves_again(running, first["process"]), "another process")
-            assert (await diary(running))["key"] == "the-guests-own-key"
+            assert (await read_report(running))["key"] == "the-guests-own-key"
 
 
 async def serves_again(running: Running, old: int) -> bool:
     try:
-        return bool((await diary(running))["process"] != old)
+        return bool((await read_report(running))["process"] != old)
     except PluginUnavailable:
         return False
 
@@ -306,7 +333,7 @@ class TestSurroundings:
             os.set_inheritable(mine.fileno(), True)
             async with serving(tmp_path, registry=open_registry(settings_for(tmp_path))) as running:
                 await running.store("guest")
-                said = await diary(running)
+                report = await read_report(running)
         known = {"HOME", "TMPDIR", "PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "LANG", "LANGUAGE"}
         known |= {
             "GRPC_ENABLE_FORK_SUPPORT",
@@ -318,65 +345,82 @@ class TestSurroundings:
             "SSL_CERT_FILE",
             "SSL_CERT_DIR",
         }
-        assert set(said["environment"]) <= known
-        assert said["home"] == said["folder"]
-        assert said["home"] not in (os.environ["HOME"], os.getcwd())
-        assert not is_there(said["home"]), "its folder ends with it"
-        assert len(said["files"]) < 25
-        assert said["limits"] == [256, 0]
+        assert set(report["environment"]) <= known
+        assert report["home"] == report["folder"]
+        assert report["home"] not in (os.environ["HOME"], os.getcwd())
+        assert not exists(report["home"]), "its folder ends with it"
+        assert len(report["files"]) < 25
+        assert report["limits"] == [256, 0]
 
     async def test_what_it_prints_is_a_log_line_without_its_secrets(
         self, guest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         async with hosting(tmp_path) as running:
             await running.store("guest", api_key="a-key-that-nobody-sees", metadata={"deed": "print"})
-            await diary(running)
+            await read_report(running)
             text = ""
 
-            def said() -> bool:
+            def printed() -> bool:
                 nonlocal text
                 captured = capfd.readouterr()
                 text += captured.out + captured.err
                 return "plugin.output" in text
 
-            await until(said, "the line")
+            await until(printed, "the line")
         assert "hello" in text
         assert "a-key-that-nobody-sees" not in text
 
-    async def test_nobody_else_finds_its_socket_and_without_the_token_it_answers_nobody(self, guest: Path) -> None:
-        process = await PluginProcess.start(terms(), work(guest_manifest()))
+    async def test_no_other_process_finds_its_socket(self, guest: Path) -> None:
+        process = await PluginProcess.start(policy(), config(await guest_manifest()))
         try:
-            assert not is_there(process._launch.socket)
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await process._stub.CheckHealth(messages.CheckHealthRequest(), metadata=(("token", "another"),))
-            assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            assert not exists(process.spec.socket)
+            assert await process.health_check() == 0
         finally:
             await process.end()
 
+    async def test_without_the_token_it_answers_no_call(self, tmp_path: Path) -> None:
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((PluginServer(lambda: loaded(ScriptedPlugin()), "the-token").handlers(),))
+        address = f"unix:{tmp_path / 'socket'}"
+        server.add_insecure_port(address)
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(address) as channel:
+                stub: Any = plugin_host_pb2_grpc.PluginHostServiceStub(channel)
+                for metadata in ((), (("token", "another"),)):
+                    with pytest.raises(grpc.aio.AioRpcError) as caught:
+                        await stub.CheckHealth(messages.CheckHealthRequest(), metadata=metadata)
+                    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+                await stub.CheckHealth(messages.CheckHealthRequest(), metadata=(("token", "the-token"),))
+        finally:
+            await server.stop(0)
 
-def terms(name: str = "guest", memory: int = 512) -> Terms:
-    return Terms(name, f"acme-{name}", memory * MEBIBYTE, stranger=True)
+
+def policy(name: str = "guest", memory: int = 512) -> ProcessPolicy:
+    return ProcessPolicy(name, f"acme-{name}", memory * MEBIBYTE, third_party=True)
 
 
-def guest_manifest() -> Any:
-    return introduction(terms()).manifest
+async def guest_manifest() -> Manifest:
+    return (await third_party_manifest(policy())).manifest
 
 
-def work(manifest: Any) -> Work:
-    return Work(manifest, {}, 8.0, 300.0)
+def config(manifest: Manifest) -> ServeConfig:
+    return ServeConfig(manifest, {}, 8.0, 300.0)
 
 
 class TestEnds:
-    async def test_one_that_is_killed_is_told_of_and_back_within_seconds(self, guest: Path, tmp_path: Path) -> None:
+    async def test_one_that_is_killed_is_reported_and_serves_again_within_seconds(
+        self, guest: Path, tmp_path: Path
+    ) -> None:
         async with hosting(tmp_path) as running:
             await running.store("guest")
-            before = await diary(running)
+            before = await read_report(running)
             os.kill(before["process"], signal.SIGKILL)
 
-            async def told() -> bool:
+            async def restarted() -> bool:
                 return (await process_of(running)).restart_count == 1
 
-            await eventually(told, "the restart")
+            await eventually(restarted, "the restart")
             await eventually(lambda: serves_again(running, before["process"]), "another process")
             process = await process_of(running)
             assert process.state == plugins.PLUGIN_PROCESS_STATE_RUNNING
@@ -385,27 +429,51 @@ class TestEnds:
     async def test_its_caller_gets_unavailable_or_the_last_good_value(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path) as running:
             await running.store("guest", metadata={"deed": "end"})
-            found = await failure(
+            failed = await failure(
                 running.stub.GetBalance(public.GetBalanceRequest(user_id="alice", exchange_id="guest"))
             )
-            assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "PLUGIN_UNAVAILABLE")
-            assert found.retry_delay is not None
+            assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "PLUGIN_UNAVAILABLE")
+            assert failed.retry_delay is not None
 
     async def test_one_that_ends_again_and_again_is_started_after_longer_and_longer_pauses(self, guest: Path) -> None:
-        manifest = guest_manifest()
-        changes: list[str] = []
-        supervisor = Supervisor(terms(), lambda: work(manifest), lambda: changes.append(supervisor.trouble))
+        manifest = await guest_manifest()
+        troubles: list[str] = []
+        clock = Clock()
+        # By a clock that stands still: how long the machine takes for an end or a start changes no pause.
+        restarts = RestartPolicy(policy(), clock)
+        supervisor = Supervisor(
+            policy(), lambda: config(manifest), lambda: troubles.append(supervisor.trouble), restarts
+        )
         loop = asyncio.get_running_loop()
         try:
             pauses: list[float] = []
-            for _ in range(3):
-                process = await supervisor.process(loop.time() + 10)
+            for number in range(1, 4):
+                process = await supervisor.process(loop.time() + PATIENCE)
                 os.kill(process.process_id, signal.SIGKILL)
-                await until(lambda gone=process: supervisor.running is not gone, "its end")
-                pauses.append(supervisor._restart_at - loop.time())
-                supervisor._start()
-            assert pauses[0] <= 0.01 < pauses[1] < pauses[2]
-            assert any("ended by signal 9" in text for text in changes)
+                await until(lambda number=number: supervisor.snapshot().restarts == number, "its end")
+                pauses.append(restarts.restart_delay())
+                clock.now += pauses[-1]
+            assert pauses == pytest.approx([0.01, 0.5, 1.0])
+            assert any("ended by signal 9" in trouble for trouble in troubles)
+        finally:
+            await supervisor.close()
+
+    async def test_one_that_is_down_is_not_started_by_calls_before_its_pause_is_over(self, guest: Path) -> None:
+        manifest = await guest_manifest()
+        clock = Clock()
+        restarts = RestartPolicy(policy(), clock)
+        restarts.process_ended(0.0)
+        restarts.process_ended(0.0)
+        supervisor = Supervisor(policy(), lambda: config(manifest), lambda: None, restarts)
+        deadline = asyncio.get_running_loop().time() + PATIENCE
+        try:
+            with pytest.raises(PluginUnavailable, match="started again soon") as caught:
+                await supervisor.process(deadline)
+            assert caught.value.retry_after == pytest.approx(0.5)
+            assert supervisor.snapshot().state is ProcessState.IDLE
+            clock.now += 0.5
+            assert await supervisor.process(deadline) is supervisor.running
+            assert supervisor.snapshot().state is ProcessState.RUNNING
         finally:
             await supervisor.close()
 
@@ -427,13 +495,13 @@ class TestEnds:
 
             await eventually(shown, "the status")
 
-    async def test_one_that_blocks_its_loop_is_ended_and_started_anew(
+    async def test_one_that_blocks_its_loop_is_ended_and_started_again(
         self, guest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("exchange_service.plugin_host.supervisor._UNANSWERED_AND_OVERDUE", 1.0)
+        monkeypatch.setattr("exchange_service.plugin_host.restart_policy.OVERDUE_ANSWER_LIMIT", 1.0)
         async with hosting(tmp_path, venue_timeout=2.0) as running:
             await running.store("guest")
-            before = await begun(running)
+            before = await first_report(running)
             await running.store("guest", user="bob", metadata={"deed": "block"})
             with pytest.raises(ServiceError) as caught:
                 await running.client.get_balance("bob", "guest")
@@ -446,14 +514,14 @@ class TestEnds:
     ) -> None:
         async with hosting(tmp_path, venue_timeout=2.0) as running:
             await running.store("guest")
-            before = await begun(running)
+            before = await first_report(running)
             await running.store("guest", user="bob", metadata={"deed": "stubborn"})
             with pytest.raises(ServiceError):
                 await running.client.get_balance("bob", "guest")
 
             async def replaced() -> bool:
                 # Every call in between is answered: by the old process, then by the new one.
-                return bool((await diary(running))["process"] != before["process"])
+                return bool((await read_report(running))["process"] != before["process"])
 
             await eventually(replaced, "another process")
             assert "ran on after their deadline" in (await process_of(running)).last_end
@@ -461,7 +529,7 @@ class TestEnds:
     async def test_one_that_grows_beyond_its_memory_is_replaced(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path, plugin_memory={"guest": 150}) as running:
             await running.store("guest")
-            before = await diary(running)
+            before = await read_report(running)
             await running.store("guest", user="bob", metadata={"deed": "grow"})
             await running.client.get_balance("bob", "guest")
             await eventually(lambda: serves_again(running, before["process"]), "another process")
@@ -470,52 +538,52 @@ class TestEnds:
     async def test_all_end_with_the_service(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path) as running:
             await running.store("guest")
-            await diary(running)
+            await read_report(running)
             assert processes()
         assert not processes()
 
-    async def test_the_program_ends_when_its_keeper_is_killed(self, guest: Path) -> None:
-        process = await PluginProcess.start(terms(), work(guest_manifest()))
+    async def test_the_main_program_ends_when_its_reaper_is_killed(self, guest: Path) -> None:
+        process = await PluginProcess.start(policy(), config(await guest_manifest()))
         program = psutil.Process(process.process_id)
-        os.kill(process._keeper.pid, signal.SIGKILL)
+        os.kill(process.reaper_id, signal.SIGKILL)
         await until(lambda: not program.is_running() or program.status() == psutil.STATUS_ZOMBIE, "its end")
         await process.end()
 
 
 class TestSignals:
     async def test_one_that_a_process_manager_sends_to_all_alike_is_left_to_the_service(self, guest: Path) -> None:
-        process = await PluginProcess.start(terms(), work(guest_manifest()))
+        process = await PluginProcess.start(policy(), config(await guest_manifest()))
         try:
-            for pid in (process._keeper.pid, process.process_id):
+            for pid in (process.reaper_id, process.process_id):
                 for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                     os.kill(pid, name)
-            assert await process.look() == 0
+            assert await process.health_check() == 0
             assert process.alive
         finally:
             await process.end()
         assert not processes()
 
-    async def test_a_call_on_one_that_has_ended_says_so_and_is_nobodys_cancellation(
-        self, guest: Path, tmp_path: Path
+    async def test_a_call_on_one_that_has_ended_says_so_and_counts_as_no_cancellation(
+        self, guest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        running_process = Supervisor.process
+
+        async def ended_process(supervisor: Supervisor, deadline: float) -> PluginProcess:
+            process = await running_process(supervisor, deadline)
+            await process.end()
+            return process
+
         async with hosting(tmp_path) as running:
             await running.store("guest")
-            await diary(running)
-            metered: Any = running.service.balances._venues
-            hosted = metered._venues
-            (supervisor,) = hosted._processes["guest"]
-            ended = supervisor.running
-            await ended.end()
-            account, listing = running.service.registry.account("alice", "guest", "")
-            reference = await running.service.store.find(account)
-            assert reference is not None
-            with pytest.raises(PluginUnavailable):
-                await hosted._answer(supervisor, ended, "FetchBalance", messages.FetchBalanceRequest(), listing, 1e12)
+            await read_report(running)
+            monkeypatch.setattr(Supervisor, "process", ended_process)
+            with pytest.raises(PluginUnavailable, match="ended, and is started again"):
+                await running.client.get_balance("alice", "guest", max_age=0)
 
 
 class TestPlaces:
     @pytest.mark.threat("T11")
-    def test_a_stranger_that_takes_the_name_of_one_of_ours_is_not_loaded_whatever_the_settings_say(
+    def test_a_third_party_plugin_with_the_name_of_one_of_ours_is_not_loaded_whatever_the_settings_say(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         thief = GUEST.replace('("guest", "guest_two")', '("thief",)')
@@ -531,8 +599,8 @@ class TestPlaces:
             assert "exchange-service-ccxt-generic's" in problem.reason
         assert "ccxt_generic_plugin" not in sys.modules
 
-    def test_ours_run_in_the_service_but_for_ccxt_and_strangers_apart(self) -> None:
-        found = {
+    def test_ours_but_for_ccxt_run_in_the_service_and_third_party_ones_apart(self) -> None:
+        placements = {
             name: placement(info(name, distribution), {}, [])
             for name, distribution in (
                 ("oanda", "exchange-service-oanda"),
@@ -540,13 +608,13 @@ class TestPlaces:
                 ("acme", "acme-exchange"),
             )
         }
-        assert found == {
+        assert placements == {
             "oanda": Placement.IN_PROCESS,
             "ccxt_generic": Placement.OWN_PROCESS,
-            "acme": Placement.STRANGER,
+            "acme": Placement.THIRD_PARTY,
         }
 
-    def test_the_operator_may_wish_otherwise(self) -> None:
+    def test_the_operator_may_choose_otherwise(self) -> None:
         wishes = {"oanda": "own-process", "ccxt_generic": "in-process", "acme": "in-process"}
         assert placement(info("oanda", "exchange-service-oanda"), wishes, []) is Placement.OWN_PROCESS
         assert placement(info("ccxt_generic", "exchange-service-ccxt-generic"), wishes, []) is Placement.IN_PROCESS
@@ -569,11 +637,11 @@ class TestPlaces:
                 for _ in range(2):
                     reply = await running.client.get_balance(user, "guest", max_age=0)
                     seen.setdefault(user, set()).add(json.loads(reply.balance.notes[0])["process"])
-            assert all(len(found) == 1 for found in seen.values())
+            assert all(len(numbers) == 1 for numbers in seen.values())
             assert len(set.union(*seen.values())) == 2
             assert len((await status_of(running)).processes) == 2
 
-    async def test_nothing_is_started_before_somebody_asks_unless_the_operator_wants_it(
+    async def test_nothing_is_started_before_the_first_call_unless_the_operator_wants_it(
         self, guest: Path, tmp_path: Path
     ) -> None:
         async with hosting(tmp_path) as running:
@@ -586,37 +654,59 @@ class TestPlaces:
             await eventually(runs, "the process")
 
 
-class TestIntroduction:
-    def test_one_that_fails_at_import_says_which_error_and_the_service_hears_it(
+class TestManifest:
+    async def test_one_that_fails_at_import_says_which_error(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         install(tmp_path, "broken", "raise KeyError('no')")
         monkeypatch.syspath_prepend(str(tmp_path))
         with pytest.raises(StartFailed, match="failed with KeyError"):
-            introduction(terms("broken"))
+            await third_party_manifest(policy("broken"))
 
-    def test_one_that_ends_its_process_at_import_is_told_of(
+    async def test_one_that_ends_its_process_at_import_gives_the_exit_status(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         install(tmp_path, "quitter", "import os; os._exit(7)")
         monkeypatch.syspath_prepend(str(tmp_path))
         with pytest.raises(StartFailed, match="exit status 7"):
-            introduction(terms("quitter"))
+            await third_party_manifest(policy("quitter"))
 
-    def test_one_that_does_not_come_back_is_given_up(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("exchange_service.plugin_host.launch._INTRODUCTION_LIMIT", 0.7)
+    async def test_one_that_does_not_come_back_is_given_up(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         install(tmp_path, "sleeper", "import time; time.sleep(60)")
         monkeypatch.syspath_prepend(str(tmp_path))
         with pytest.raises(StartFailed, match=r"within 0\.7 seconds"):
-            introduction(terms("sleeper"))
+            await third_party_manifest(policy("sleeper"), limit=0.7)
         assert not processes()
 
-    def test_what_is_no_manifest_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_what_is_not_a_manifest_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         wrong = GUEST.replace('market_hours="24/7 Trading"', "market_hours=24")
         install(tmp_path, "guest", wrong)
         monkeypatch.syspath_prepend(str(tmp_path))
         with pytest.raises(StartFailed, match="manifest"):
-            introduction(terms())
+            await third_party_manifest(policy())
+
+    async def test_one_that_writes_too_much_is_refused_at_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        endless = GUEST.replace("return Manifest(1, LISTINGS)", 'return Manifest(1, LISTINGS, notes=("x" * 2**21,))')
+        install(tmp_path, "guest", endless)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        began = time.monotonic()
+        with pytest.raises(StartFailed, match="manifest is not one"):
+            await third_party_manifest(policy(), limit=PATIENCE)
+        assert time.monotonic() - began < PATIENCE
+
+    async def test_a_cancelled_reading_leaves_no_process(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        install(tmp_path, "sleeper", "import time; time.sleep(60)")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        reading = asyncio.create_task(third_party_manifest(policy("sleeper"), limit=60.0))
+        await until(processes, "its process")
+        reading.cancel()
+        await asyncio.wait({reading})
+        assert reading.cancelled()
+        assert not processes()
 
 
 class TestMessages:
@@ -625,7 +715,7 @@ class TestMessages:
         assert protocol.read_manifest(protocol.write_manifest(manifest)) == manifest
 
     @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"api_version": 1, "exchanges": [{"id": 5}]}', b"\xff"])
-    def test_what_is_no_manifest_is_a_value_error(self, data: bytes) -> None:
+    def test_what_is_not_a_manifest_is_a_value_error(self, data: bytes) -> None:
         with pytest.raises(ValueError, match="Manifest"):
             protocol.read_manifest(data)
 

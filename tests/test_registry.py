@@ -1,4 +1,4 @@
-"""The registry: a broken plugin hurts nobody else, custom comes before CCXT, and an id finds its exchange."""
+"""The registry: a broken plugin does not affect the others, custom plugins come before CCXT, and ids find exchanges."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from exchange_service.plugin_api import (
     VenueCall,
     hookimpl,
 )
-from exchange_service.venues.registry import Registry, load_plugin, load_registry
+from exchange_service.venues.loading import PLUGIN_GROUP, load_plugin
+from exchange_service.venues.registry import Registry, load_registry
 from tests.harness import ScriptedPlugin, info, listing, loaded, registry_of
 
 GOOD = """
@@ -43,7 +44,7 @@ def source(exchange_id: str = "good", *, version: int = 1, more: str = "", twice
 
 
 class Folder:
-    """Modules written to a folder of the test's own, and their entry points."""
+    """Plugin modules in a folder of the test's own, and their entry points."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,10 +53,10 @@ class Folder:
     def add(self, name: str, text: str) -> None:
         module = f"test_plugin_{self.path.parent.name}_{name}".replace("-", "_")
         (self.path / f"{module}.py").write_text(text)
-        self.points.append(EntryPoint(name, module, "exchange_service"))
+        self.points.append(EntryPoint(name, module, PLUGIN_GROUP))
 
     def load(self) -> Registry:
-        return load_registry(found=self.points)
+        return load_registry(points=self.points)
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ class TestBrokenPlugins:
         assert registry.listings == {}
         assert [problem.plugin.name for problem in registry.problems] == ["one", "two"]
 
-    def test_ctrl_c_at_import_is_not_the_plugins(self, folder: Folder) -> None:
+    def test_an_interrupt_at_import_ends_the_loading(self, folder: Folder) -> None:
         folder.add("one", "raise KeyboardInterrupt")
         with pytest.raises(KeyboardInterrupt):
             folder.load()
@@ -199,7 +200,7 @@ class TestPrecedence:
         first = loaded(ScriptedPlugin(), "first")
         second = loaded(ScriptedPlugin(listing("paper"), listing("paper_options", credential_of="paper")), "second")
         registry = Registry([first, second], choices={"paper": "exchange-service-second"})
-        assert {name: found.plugin for name, found in registry.listings.items()} == {
+        assert {name: listed.plugin for name, listed in registry.listings.items()} == {
             "paper": second,
             "paper_options": second,
         }
@@ -244,7 +245,7 @@ class TestPrecedence:
 
 
 class Refreshing(ScriptedPlugin):
-    """A plugin with a newer manifest to give, or a failure."""
+    """A plugin whose hook refresh_manifest gives this manifest, or raises this exception."""
 
     def __init__(self, newer: Any) -> None:
         super().__init__(listing("old"))
@@ -299,7 +300,7 @@ class TestAccount:
     registry = registry_of(ScriptedPlugin(listing("paper", environments=WITH_SANDBOX), listing("pencil")))
 
     @pytest.mark.parametrize(
-        ("asked", "name"),
+        ("requested", "name"),
         [
             ("", "production"),
             ("production", "production"),
@@ -309,10 +310,10 @@ class TestAccount:
             ("demo", "sandbox"),
         ],
     )
-    def test_an_environment_goes_by_its_name_or_the_venues_word(self, asked: str, name: str) -> None:
-        account, found = self.registry.account("alice", " PAPER ", asked)
+    def test_an_environment_goes_by_its_name_or_the_venues_word(self, requested: str, name: str) -> None:
+        account, listed = self.registry.account("alice", " PAPER ", requested)
         assert (account.user_id, account.exchange_id, account.environment) == ("alice", "paper", name)
-        assert found.metadata.id == "paper"
+        assert listed.metadata.id == "paper"
 
     def test_an_unknown_environment_is_a_bad_field_that_names_the_known_ones(self) -> None:
         with pytest.raises(FieldInvalid, match="production, live, sandbox, practice, demo") as refusal:
@@ -323,10 +324,10 @@ class TestAccount:
         with pytest.raises(NotSupported, match="Pencil has no sandbox"):
             self.registry.account("alice", "pencil", "sandbox")
 
-    @pytest.mark.parametrize(("asked", "hint"), [("papr", "'paper'"), ("PENCI", "'pencil'")])
-    def test_an_unknown_id_comes_with_a_near_match(self, asked: str, hint: str) -> None:
+    @pytest.mark.parametrize(("requested", "hint"), [("papr", "'paper'"), ("PENCI", "'pencil'")])
+    def test_an_unknown_id_comes_with_a_near_match(self, requested: str, hint: str) -> None:
         with pytest.raises(ExchangeUnknown, match=f"Did you mean {hint}"):
-            self.registry.find(asked)
+            self.registry.find(requested)
 
     def test_an_id_like_no_other_comes_with_the_way_to_the_list(self) -> None:
         with pytest.raises(ExchangeUnknown, match="exchange-service exchanges") as refusal:

@@ -11,15 +11,15 @@ from google.protobuf.duration_pb2 import Duration
 from exchange_service.errors import ExchangeUnknown, FieldInvalid, UserForbidden
 from exchange_service.grpc_server import requests
 from exchange_service.grpc_server.requests import RequestReader, read_stream_balances
-from exchange_service.identity import ANYBODY, Caller, Identity, Kind, Proof, Scope
+from exchange_service.identity import ANYBODY, Caller, Identity, Kind, PresentedCredentials, Scope
 from exchange_service.model import Account
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.venues.registry import Registry
 from tests.harness import ScriptedPlugin, balance_request, registry_of
 from tests.test_catalogue import Changing
 
-EVERYBODY = Caller(ANYBODY, Proof())
-BOB = Caller(Identity("bob", Kind.USER, Scope(frozenset({"bob"}))), Proof())
+EVERYBODY = Caller(ANYBODY, PresentedCredentials())
+BOB = Caller(Identity("bob", Kind.USER, Scope(frozenset({"bob"}))), PresentedCredentials())
 
 
 class CountingRegistry(Registry):

@@ -67,8 +67,8 @@ def address_of(process: subprocess.Popen[str]) -> str:
     """Where `serve` says that it listens."""
     assert process.stderr is not None
     for line in process.stderr:
-        if found := re.search(r"Serving on ([\d.:]+),", line):
-            return found[1]
+        if match := re.search(r"Serving on ([\d.:]+),", line):
+            return match[1]
     raise AssertionError("it did not come to serve")
 
 
@@ -140,7 +140,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
 
 @pytest.fixture
 def without_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A platform that has none."""
+    """A platform without uvloop."""
     true_import = builtins.__import__
 
     def importing(name: str, *rest: Any, **more: Any) -> Any:
@@ -152,7 +152,7 @@ def without_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_uvloop")
-def test_without_uvloop_pythons_own_loop_serves_and_who_wants_uvloop_is_told() -> None:
+def test_without_uvloop_pythons_own_loop_serves_unless_uvloop_is_requested() -> None:
     assert loop_factory("auto") is None
     with pytest.raises(LoopMissing, match="event_loop"):
         loop_factory("uvloop")

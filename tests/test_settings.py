@@ -1,4 +1,4 @@
-"""The settings: flags before environment before file, and a wrong one is named and never shown."""
+"""The settings: flags override the environment, which overrides the file; a wrong value is named and never shown."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from exchange_service.plugin_kit.state import State
 
 
 class Maker:
-    """Makes a new number each time, when it is let, and keeps count of what was closed."""
+    """Makes a new number each time, once `go` is set, and records which numbers were closed."""
 
     def __init__(self) -> None:
         self.made = 0
@@ -32,7 +32,17 @@ class Maker:
         self.closed.append(number)
 
 
+@pytest.fixture
+async def advance(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Moves the event loop's clock forward by so many seconds."""
+    loop = asyncio.get_running_loop()
+    true_time, ahead = loop.time, [0.0]
+    monkeypatch.setattr(loop, "time", lambda: true_time() + sum(ahead))
+    return ahead.append
+
+
 async def soon() -> None:
+    """Let the tasks that can go on do so."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -44,39 +54,41 @@ async def test_a_value_is_made_once() -> None:
     assert maker.made == 1
 
 
-async def test_names_are_told_apart() -> None:
+async def test_each_name_has_its_own_value() -> None:
     state, maker = State(), Maker()
     assert await state.get("markets", maker.make) == 1
     assert await state.get("clock", maker.make) == 2
 
 
-async def test_callers_at_the_same_time_share_one_making() -> None:
+async def test_concurrent_calls_make_one_value() -> None:
     state, maker = State(), Maker()
     numbers = await asyncio.gather(*(state.get("markets", maker.make) for _ in range(20)))
     assert set(numbers) == {1}
 
 
-async def test_a_value_that_is_too_old_is_made_anew() -> None:
+async def test_a_value_that_is_too_old_is_made_again(advance: Callable[[float], None]) -> None:
     state, maker = State(), Maker()
-    assert await state.get("token", maker.make, max_age=0.02, close=maker.close) == 1
-    assert await state.get("token", maker.make, max_age=0.02, close=maker.close) == 1
-    await asyncio.sleep(0.03)
-    assert await state.get("token", maker.make, max_age=0.02, close=maker.close) == 2
+    assert await state.get("token", maker.make, max_age=20, close=maker.close) == 1
+    advance(19)
+    assert await state.get("token", maker.make, max_age=20, close=maker.close) == 1
+    advance(2)
+    assert await state.get("token", maker.make, max_age=20, close=maker.close) == 2
     await soon()
     assert maker.closed == [1]
 
 
-async def test_the_age_counts_from_when_the_making_ended() -> None:
+async def test_the_age_counts_from_when_the_value_was_made(advance: Callable[[float], None]) -> None:
     state, maker = State(), Maker()
     maker.go.clear()
-    first = asyncio.create_task(state.get("token", maker.make, max_age=0.05))
-    await asyncio.sleep(0.06)
+    first = asyncio.create_task(state.get("token", maker.make, max_age=50))
+    await soon()
+    advance(60)
     maker.go.set()
     assert await first == 1
-    assert await state.get("token", maker.make, max_age=0.05) == 1
+    assert await state.get("token", maker.make, max_age=50) == 1
 
 
-async def test_a_failure_reaches_all_who_wait_and_is_not_kept() -> None:
+async def test_a_failure_is_raised_to_every_waiting_call_and_not_kept() -> None:
     state, maker = State(), Maker()
     maker.failure = ValueError("no token")
     results = await asyncio.gather(*(state.get("token", maker.make) for _ in range(3)), return_exceptions=True)
@@ -86,7 +98,7 @@ async def test_a_failure_reaches_all_who_wait_and_is_not_kept() -> None:
     assert await state.get("token", maker.make) == 2
 
 
-async def test_a_cancelled_caller_does_not_stop_the_making_for_the_others() -> None:
+async def test_a_cancelled_call_does_not_stop_the_value_being_made_for_the_others() -> None:
     state, maker = State(), Maker()
     maker.go.clear()
     impatient = asyncio.create_task(state.get("token", maker.make))
@@ -99,7 +111,7 @@ async def test_a_cancelled_caller_does_not_stop_the_making_for_the_others() -> N
     assert await patient == 1
 
 
-async def test_what_a_cancelled_caller_began_is_there_for_the_next() -> None:
+async def test_the_value_that_a_cancelled_call_began_is_there_for_the_next() -> None:
     state, maker = State(), Maker()
     maker.go.clear()
     with pytest.raises(TimeoutError):
@@ -109,7 +121,7 @@ async def test_what_a_cancelled_caller_began_is_there_for_the_next() -> None:
     assert await state.get("token", maker.make) == 1
 
 
-async def test_a_forgotten_value_is_closed_and_made_anew() -> None:
+async def test_a_forgotten_value_is_closed_and_made_again() -> None:
     state, maker = State(), Maker()
     await state.get("token", maker.make, close=maker.close)
     state.forget("token")
@@ -118,11 +130,11 @@ async def test_a_forgotten_value_is_closed_and_made_anew() -> None:
     assert maker.closed == [1]
 
 
-async def test_forgetting_what_is_not_there_does_nothing() -> None:
+async def test_forgetting_an_unknown_name_does_nothing() -> None:
     State().forget("token")
 
 
-async def test_forgetting_while_another_is_being_made_does_not_disturb_who_waits_for_it() -> None:
+async def test_forgetting_does_not_drop_a_newer_value_that_is_being_made() -> None:
     # Two calls were refused with one token: the first forgets it and has a new one made, then the second forgets.
     state, maker = State(), Maker()
     await state.get("token", maker.make, close=maker.close)
@@ -155,11 +167,11 @@ async def test_a_value_that_cannot_be_closed_does_not_keep_the_others_open() -> 
     assert maker.closed == [2]
 
 
-async def test_closing_waits_for_what_was_forgotten_just_before() -> None:
+async def test_closing_waits_for_a_value_that_was_forgotten_just_before() -> None:
     closed: list[int] = []
 
     async def slowly(number: int) -> None:
-        await asyncio.sleep(0.02)
+        await soon()
         closed.append(number)
 
     state, maker = State(), Maker()
@@ -170,7 +182,9 @@ async def test_closing_waits_for_what_was_forgotten_just_before() -> None:
 
 
 @pytest.mark.parametrize("with_close", [True, False])
-async def test_closing_ends_a_making_and_tells_who_waits_without_cancelling_him(with_close: bool) -> None:
+async def test_closing_stops_a_value_being_made_and_raises_to_the_waiting_call_without_cancelling_it(
+    with_close: bool,
+) -> None:
     state, maker = State(), Maker()
     maker.go.clear()
     close: Callable[[int], Awaitable[None]] | None = maker.close if with_close else None
@@ -203,7 +217,7 @@ async def test_no_task_is_left_behind() -> None:
     assert asyncio.all_tasks() == before
 
 
-async def test_a_making_that_wants_to_exit_does_not_end_the_service() -> None:
+async def test_making_a_value_that_calls_exit_does_not_end_the_service() -> None:
     async def make() -> str:
         raise SystemExit(3)
 

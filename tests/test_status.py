@@ -7,7 +7,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from exchange_service import errors
 from exchange_service.errors import FieldInvalid, ServiceError
-from exchange_service.grpc_server.status import DETAILS_KEY, PUSHBACK_KEY, TABLE, outcome
+from exchange_service.grpc_server.status import DETAILS_KEY, PUSHBACK_KEY, TABLE, status_of
 from exchange_service.v1 import error_reason_pb2
 from tests.harness import unpacked
 
@@ -50,10 +50,10 @@ ROWS = [line.split() for line in EXPECTED.split("\n") if line]
 
 def _leaf(reason: str) -> type[ServiceError]:
     """The class of our own with this reason."""
-    (found,) = [
+    (match,) = [
         leaf for leaf in errors.leaves() if leaf.reason == reason and leaf.__module__ == "exchange_service.errors"
     ]
-    return found
+    return match
 
 
 def _made(reason: str, message: str = "Something happened.", retry_after: float | None = None) -> ServiceError:
@@ -64,7 +64,7 @@ def _made(reason: str, message: str = "Something happened.", retry_after: float 
 
 
 def _status(error: ServiceError) -> status_pb2.Status:
-    return status_pb2.Status.FromString(bytes(dict(outcome(error).trailers)[DETAILS_KEY]))  # type: ignore[arg-type]
+    return status_pb2.Status.FromString(bytes(dict(status_of(error).trailers)[DETAILS_KEY]))  # type: ignore[arg-type]
 
 
 def test_the_table_and_the_tree_have_the_same_leaves() -> None:
@@ -86,46 +86,56 @@ def test_the_tree_the_table_here_and_the_enum_have_the_same_reasons() -> None:
 @pytest.mark.parametrize(("code", "reason", "delay"), ROWS, ids=[row[1] for row in ROWS])
 class TestEach:
     def test_it_leaves_with_its_code_and_one_error_info(self, code: str, reason: str, delay: str) -> None:
-        end = outcome(_made(reason))
+        end = status_of(_made(reason))
         assert end.code.name == code
         assert end.message.startswith(f"{reason}: ")
         status = _status(_made(reason))
         assert (status.code, status.message) == (code_pb2.Code.Value(code), end.message)
-        (info,) = [found for found in unpacked(status) if isinstance(found, error_details_pb2.ErrorInfo)]
+        (info,) = [detail for detail in unpacked(status) if isinstance(detail, error_details_pb2.ErrorInfo)]
         assert (info.reason, info.domain) == (reason, "exchange-service")
 
     def test_a_delay_is_there_where_waiting_helps(self, code: str, reason: str, delay: str) -> None:
-        found = [type(detail).__name__ for detail in unpacked(_status(_made(reason)))]
-        pushback = dict(outcome(_made(reason)).trailers).get(PUSHBACK_KEY)
-        assert ("RetryInfo" in found) == (delay == "delay") == (pushback is not None)
-        assert found.count("RetryInfo") <= 1
-        assert ("BadRequest" in found) == (reason == "FIELD_INVALID")
+        names = [type(detail).__name__ for detail in unpacked(_status(_made(reason)))]
+        pushback = dict(status_of(_made(reason)).trailers).get(PUSHBACK_KEY)
+        assert ("RetryInfo" in names) == (delay == "delay") == (pushback is not None)
+        assert names.count("RetryInfo") <= 1
+        assert ("BadRequest" in names) == (reason == "FIELD_INVALID")
 
     def test_it_says_who_acts_and_how(self, code: str, reason: str, delay: str) -> None:
         row = TABLE[_leaf(reason)]
         assert row.who
         assert row.next_step.endswith(".")
         if reason != "FIELD_INVALID":
-            assert outcome(_made(reason, "It happened.")).message == f"{reason}: It happened. {row.next_step}"
+            assert status_of(_made(reason, "It happened.")).message == f"{reason}: It happened. {row.next_step}"
 
 
 def test_the_given_delay_stands_in_all_three_places() -> None:
     error = errors.VenueRateLimited("Too many.", retry_after=7.25)
-    (retry,) = [found for found in unpacked(_status(error)) if isinstance(found, error_details_pb2.RetryInfo)]
+    (retry,) = [detail for detail in unpacked(_status(error)) if isinstance(detail, error_details_pb2.RetryInfo)]
     assert retry.retry_delay.ToTimedelta().total_seconds() == 7.25
-    assert dict(outcome(error).trailers)[PUSHBACK_KEY] == "7250"
+    assert dict(status_of(error).trailers)[PUSHBACK_KEY] == "7250"
 
 
 def test_a_bad_field_is_named_with_its_path() -> None:
     (bad,) = [
-        found
-        for found in unpacked(_status(FieldInvalid("accounts[3].exchange_id", "it is required.")))
-        if isinstance(found, error_details_pb2.BadRequest)
+        detail
+        for detail in unpacked(_status(FieldInvalid("accounts[3].exchange_id", "it is required.")))
+        if isinstance(detail, error_details_pb2.BadRequest)
     ]
     (violation,) = bad.field_violations
     assert (violation.field, violation.description) == ("accounts[3].exchange_id", "it is required.")
 
 
-def test_a_message_that_says_what_to_do_is_not_given_another_step() -> None:
-    error = errors.CredentialMissing("Nothing is stored. Add it.")
-    assert outcome(error).message == "CREDENTIAL_MISSING: Nothing is stored. Add it."
+def test_the_errors_own_advice_takes_the_place_of_the_tables_next_step() -> None:
+    error = errors.CredentialMissing("Nothing is stored.", advice="Add it.")
+    assert status_of(error).message == "CREDENTIAL_MISSING: Nothing is stored. Add it."
+
+
+def test_empty_advice_says_that_there_is_nothing_to_do() -> None:
+    assert status_of(errors.NotSupported("It has none.", advice="")).message == "NOT_SUPPORTED: It has none."
+
+
+def test_a_message_of_several_sentences_without_advice_is_given_the_next_step() -> None:
+    error = errors.CredentialRejected("The token has expired. It was made in May.")
+    next_step = TABLE[errors.CredentialRejected].next_step
+    assert status_of(error).message == f"CREDENTIAL_REJECTED: {error.message} {next_step}"

@@ -27,7 +27,7 @@ from exchange_service.errors import (
     VenueTimeout,
     VenueUnavailable,
 )
-from exchange_service.model import Account, Credential
+from exchange_service.model import Account, Credential, VenueReports
 from exchange_service.plugin_api import Environment, RateLimit
 from exchange_service.testing import Fault
 from exchange_service.v1 import exchange_pb2
@@ -626,6 +626,50 @@ class TestCooldowns:
         error = await outcome(venue.through(gate))
         assert error is not None
         assert error.retry_after == pytest.approx(3600, abs=1)
+
+
+class TestReports:
+    """What a plugin reports of the venue's limits, beside a balance or an error."""
+
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_a_reported_cooldown_holds_for_all_accounts_whatever_the_call_came_to(
+        self, fails: bool, shifted: Shifted
+    ) -> None:
+        venue = Venue()
+        gate = gated(attempts=1)
+
+        def report(reports: VenueReports) -> None:
+            reports.cooldown = 130.0
+
+        venue.report = report
+        if fails:
+            venue.failing(CredentialRejected("It refuses the key."))
+        assert (await outcome(venue.through(gate)) is not None) == fails
+        error = await outcome(venue.through(gate, key="another"))
+        assert isinstance(error, VenueRateLimited)
+        assert error.retry_after == pytest.approx(130, abs=1)
+        shifted.by(131)
+        venue.report, venue.answer = (lambda reports: None), venue.good
+        assert await outcome(venue.through(gate, key="another")) is None
+
+    async def test_a_limit_that_the_venue_counts_as_used_up_holds_until_it_resets(self, shifted: Shifted) -> None:
+        venue = Venue(PER_MINUTE)
+        gate = gated()
+        venue.report = lambda reports: reports.usage.update({60: (20, 12.0)})
+        assert await outcome(venue.through(gate)) is None
+        error = await outcome(venue.through(gate))
+        assert isinstance(error, VenueRateLimited)
+        assert error.retry_after == pytest.approx(12, abs=1)
+        assert venue.fetches == 1
+
+    async def test_what_others_have_used_of_a_limit_is_not_given_out_again(self) -> None:
+        venue = Venue(PER_MINUTE)
+        gate = gated()
+        venue.report = lambda reports: reports.usage.update({60: (18, 60.0)})
+        assert await outcome(venue.through(gate)) is None
+        venue.report = lambda reports: None
+        results = [await outcome(venue.through(gate)) for _ in range(4)]
+        assert [type(error) for error in results] == [type(None)] * 2 + [VenueRateLimited] * 2
 
 
 class TestBalances:

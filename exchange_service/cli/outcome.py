@@ -1,4 +1,4 @@
-"""Running a command: its result as output, its failure as a sentence and an exit code."""
+"""Running a command: it prints its result, and a failure becomes a sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from rich.markup import escape
 from exchange_service import errors
 from exchange_service.client import ServiceUnreachable
 
-# Into a file or a pipe nothing is cut to the width of a terminal that is not there.
+# The width of output into a file or a pipe, which must not be cut to the width of a terminal.
 _WIDE = 160
 
 
-def _reader_left() -> typer.Exit:
-    """Whoever read our output has enough of it, as `head` has. What is left of it must not fail again at the exit."""
+def _close_stdout() -> typer.Exit:
+    """The exit for a reader that closes our output early, as `head` does. The rest of the output must not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return typer.Exit(0)
 
 
 class _Pipeable(Console):
     def on_broken_pipe(self) -> None:
-        raise _reader_left()
+        raise _close_stdout()
 
 
-def _console(*, stderr: bool = False) -> Console:
-    found = _Pipeable(stderr=stderr, emoji=False)
-    return found if found.is_terminal else _Pipeable(stderr=stderr, emoji=False, width=_WIDE)
+def _make_console(*, stderr: bool = False) -> Console:
+    made = _Pipeable(stderr=stderr, emoji=False)
+    return made if made.is_terminal else _Pipeable(stderr=stderr, emoji=False, width=_WIDE)
 
 
 def echo(text: str) -> None:
@@ -42,12 +42,12 @@ def echo(text: str) -> None:
     try:
         typer.echo(text)
     except BrokenPipeError:
-        raise _reader_left() from None
+        raise _close_stdout() from None
 
 
-console = _console()
-# Messages for people, so that standard output stays what programs read.
-messages = _console(stderr=True)
+console = _make_console()
+# Messages for people go to standard error, so that programs can read standard output.
+messages = _make_console(stderr=True)
 
 
 class Output(StrEnum):
@@ -59,7 +59,7 @@ class Output(StrEnum):
 
 
 class ExitCode(IntEnum):
-    """What the exit code of every command means."""
+    """The exit codes of every command."""
 
     BUG = 1
     USAGE = 2
@@ -88,7 +88,7 @@ _BUG = (errors.ServiceFailed, errors.PluginFailed, errors.RequestRefused)
 
 
 def exit_code(error: errors.ServiceError) -> ExitCode:
-    """The exit code for a failure: what is left when nothing else fits is that a person must act."""
+    """The exit code for an error; ACT, that a person must act, if no other fits."""
     if isinstance(error, errors.FieldInvalid):
         return ExitCode.USAGE
     if isinstance(error, _MISSING):
@@ -105,7 +105,7 @@ def fail(message: str, code: ExitCode) -> NoReturn:
 
 
 def plain(text: str) -> str:
-    """A text from elsewhere as it can be shown: no markup of ours, and nothing that moves a terminal's cursor."""
+    """A foreign text in a form that is safe to print: without markup, and without control characters."""
     return escape("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text))
 
 
@@ -114,15 +114,15 @@ def run(
     output: Output = Output.TABLE,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> None:
-    """Run a command to its end; a failure becomes a sentence, or one JSON object for programs, and an exit code."""
+    """Run a command to its end. A failure becomes a sentence, or one JSON object for programs, and an exit code."""
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(work)
     except errors.ServiceError as error:
         if output is Output.TABLE:
             wait = f" (Wait {error.retry_after:.3g} s.)" if error.retry_after else ""
-            fail(error.message + wait, exit_code(error))
-        fault = {"reason": error.reason, "message": error.message, "retry_after": error.retry_after}
+            fail(error.text + wait, exit_code(error))
+        fault = {"reason": error.reason, "message": error.text, "retry_after": error.retry_after}
         typer.echo(json.dumps({"error": fault}, ensure_ascii=False), err=True)
         raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:
@@ -130,7 +130,7 @@ def run(
 
 
 def describe(invalid: ValidationError) -> str:
-    """What is wrong with the settings, by name and without their values."""
+    """What is wrong with the settings, by their names and without their values."""
     faults = []
     for item in invalid.errors(include_input=False):
         text = item["msg"].removeprefix("Value error, ")

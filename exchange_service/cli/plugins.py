@@ -40,7 +40,7 @@ async def _plugins(target: Target, output: Output) -> None:
             reply = await client.list_plugins()
     except ServiceUnreachable:
         messages.print(f"[yellow]No service answers at {plain(target.address)}; these are the installed plugins.[/]")
-        reply = _installed()
+        reply = _read_installed()
     if output is Output.TABLE:
         console.print(_table(reply))
         for status in reply.plugins:
@@ -61,12 +61,12 @@ async def _plugins(target: Target, output: Output) -> None:
             tables.print_line(row)
 
 
-def _installed() -> plugin_service_pb2.ListPluginsResponse:
+def _read_installed() -> plugin_service_pb2.ListPluginsResponse:
     """The service's answer without processes, made from the installed plugins."""
     from exchange_service.plugin_host.discovery import open_registry
-    from exchange_service.plugin_host.report import installed
+    from exchange_service.plugin_host.report import list_installed
 
-    return installed(open_registry(read_settings(None, {})))
+    return list_installed(open_registry(read_settings(None, {})))
 
 
 def _row(status: plugin_service_pb2.PluginStatus) -> dict[str, Any]:

@@ -1,31 +1,22 @@
-"""What a serving process runs on: its event loop, and how Python's garbage collector behaves in it.
-
-For the commands that serve, and never for who imports the library.
-"""
+"""The event loop of a serving process. Only the commands that serve choose one; the library does not."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Callable
 from typing import Literal
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
-# How many more objects are made than freed before the youngest are looked at, how often that is until those that
-# survived are, and how often that is until all are. With Python's own numbers (700, 10, 10) ten thousand streams wait
-# for up to a sixth of a second while everything is looked at; a first number of 50,000 doubles the slowest calls.
-_THRESHOLDS = (700, 10, 1000)
-
 
 class LoopMissing(Exception):
-    """The event loop that was asked for is not there; the text is a sentence for the operator."""
+    """The requested event loop is not installed; the text is a sentence for the operator."""
 
 
 def loop_factory(wanted: Literal["auto", "asyncio", "uvloop"]) -> LoopFactory | None:
-    """What makes the event loop; None for Python's own. LoopMissing where uvloop is wanted and is not installed.
+    """The factory of the event loop; None for Python's own. LoopMissing if uvloop is requested and not installed.
 
-    No dependency: there are platforms without it. Where CCXT is installed it is there.
+    uvloop is not a dependency, because some platforms lack it. CCXT installs it.
     """
     if wanted == "asyncio":
         return None
@@ -36,10 +27,3 @@ def loop_factory(wanted: Literal["auto", "asyncio", "uvloop"]) -> LoopFactory | 
             return None
         raise LoopMissing("uvloop is not installed: install it, or set event_loop to auto.") from None
     return uvloop.new_event_loop
-
-
-def settle() -> None:
-    """Tell the garbage collector, once the service has started, that what there is now stays."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_THRESHOLDS)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.table import Table
 
-from exchange_service.cli.outcome import echo, plain
+from exchange_service.cli.outcome import Output, console, echo, plain
 from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_pb2
 from exchange_service.wire.protobuf import to_seconds
 
@@ -21,13 +21,13 @@ _AVAILABILITY = {
 }
 _SOURCES = {
     balance_pb2.BALANCE_SOURCE_VENUE: "from the venue",
-    balance_pb2.BALANCE_SOURCE_CACHE: "kept",
+    balance_pb2.BALANCE_SOURCE_CACHE: "from the cache",
     balance_pb2.BALANCE_SOURCE_LAST_GOOD: "last good value",
 }
 
 
 def as_dict(message: Message) -> dict[str, Any]:
-    """A message as JSON values, with the names of the protos."""
+    """A message as JSON values, with the field names of the protos."""
     return MessageToDict(message, preserving_proto_field_name=True)
 
 
@@ -41,8 +41,19 @@ def print_line(value: Any) -> None:
     echo(json.dumps(value, ensure_ascii=False))
 
 
+def print_list(entries: Sequence[Mapping[str, Any]], output: Output, make_table: Callable[[], Table]) -> None:
+    """Print a list: as one JSON array, as a JSON object on each line, or as a table for people."""
+    if output is Output.JSON:
+        print_json(entries)
+    elif output is Output.JSONL:
+        for entry in entries:
+            print_line(entry)
+    else:
+        console.print(make_table())
+
+
 def exchanges(entries: Iterable[exchange_pb2.Exchange]) -> Table:
-    """The catalogue."""
+    """The exchanges as a table."""
     table = Table("id", "name", "asset class", "asset types", "credential", "status", box=None, pad_edge=False)
     for entry in entries:
         needed = ", ".join(field.name + ("" if field.required else "?") for field in entry.credential_fields)
@@ -53,7 +64,8 @@ def exchanges(entries: Iterable[exchange_pb2.Exchange]) -> Table:
 
 
 def balance(message: balance_pb2.Balance) -> Table:
-    """One balance: a line for each row and account's worth, and one for each account that could not be read."""
+    """One balance as a table: a line for each asset, for each account's equity, and for each account that could not be
+    read."""
     table = _amount_table("account", "asset")
     for _, *line in balance_lines(message):
         table.add_row(*line)
@@ -77,21 +89,21 @@ def _amount_table(*names: str) -> Table:
 
 
 def balance_lines(message: balance_pb2.Balance) -> Iterator[tuple[str, ...]]:
-    """The lines of a balance's table; "-" where the venue does not say."""
+    """The lines of a balance's table; "-" stands for an amount that the venue does not report."""
     for account in message.venue_accounts:
-        place = plain(" ".join(part for part in (account.type, _short(account.id), account.sub_account) if part))
+        name = plain(" ".join(part for part in (account.type, _short(account.id), account.sub_account) if part))
         if account.HasField("error"):
             reason = error_reason_pb2.ErrorReason.Name(account.error.reason).removeprefix("ERROR_REASON_")
-            yield (message.exchange_id, place, f"[red]{reason}[/]", "", "", "")
+            yield (message.exchange_id, name, f"[red]{reason}[/]", "", "", "")
         elif not account.assets:
-            yield (message.exchange_id, place, "[dim]nothing held[/]", "", "", "")
+            yield (message.exchange_id, name, "[dim]nothing held[/]", "", "", "")
         for row in account.assets:
-            yield (message.exchange_id, place, plain(row.asset), *_amounts(row))
+            yield (message.exchange_id, name, plain(row.asset), *_amounts(row))
         if account.HasField("summary") and account.summary.HasField("equity"):
             figures = account.summary
             available = figures.available if figures.HasField("available") else "-"
-            name = f"[dim]equity {plain(figures.currency)}[/]"
-            yield (message.exchange_id, place, name, figures.equity, available, "")
+            label = f"[dim]equity {plain(figures.currency)}[/]"
+            yield (message.exchange_id, name, label, figures.equity, available, "")
 
 
 def _amounts(row: balance_pb2.AssetBalance) -> tuple[str, str, str]:
@@ -110,12 +122,12 @@ def faults(message: balance_pb2.Balance) -> Iterator[str]:
     """A sentence for each venue account that could not be read."""
     for account in message.venue_accounts:
         if account.HasField("error"):
-            place = " ".join(part for part in (account.type, account.id, account.sub_account) if part)
-            yield plain(f"{place}: {account.error.message}")
+            name = " ".join(part for part in (account.type, account.id, account.sub_account) if part)
+            yield plain(f"{name}: {account.error.message}")
 
 
 def summary(message: balance_pb2.Balance) -> str:
-    """The summary in a line; empty where there is none."""
+    """The summary in a line; empty if the balance has none."""
     if not message.HasField("summary"):
         return ""
     figures = as_dict(message.summary)
@@ -124,7 +136,7 @@ def summary(message: balance_pb2.Balance) -> str:
 
 
 def freshness(value: balance_pb2.Freshness) -> str:
-    """Where a balance comes from and how old it is, in a line."""
+    """The source and the age of a balance, in a line."""
     line = f"{_SOURCES.get(value.source, 'unknown')}, {to_seconds(value.age):.1f} s old"
     if value.HasField("stale"):
         reason = error_reason_pb2.ErrorReason.Name(value.stale.reason).removeprefix("ERROR_REASON_")

@@ -1,4 +1,4 @@
-"""What users stored to connect their accounts."""
+"""The credentials that users stored to connect their accounts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from exchange_service.model import Account, Credential
 
 @dataclass(frozen=True, slots=True)
 class CredentialReference:
-    """That a credential is stored, without what it holds.
+    """A stored credential without its values.
 
-    `account` is the account that was asked for, `stored_as` the row that serves it (another exchange of the same
-    plugin where the listing names one). `version` is a keyed hash of the row's values: it changes with any of them.
+    `account` is the requested account. `stored_as` is the row that serves it, perhaps that of another exchange of the
+    same plugin, if the listing names one. `version` is a keyed hash of the row's values; it changes with any of them.
     """
 
     account: Account
@@ -27,22 +27,22 @@ class CredentialReference:
 
 @lru_cache(maxsize=50_000)
 def credential_id(hash_key: bytes, account: Account) -> bytes:
-    """What replicas tell each other in the place of an account whose credential has changed."""
+    """The id that replicas exchange, in place of the account, when its credential has changed; 16 bytes."""
     text = "\0".join(("credential", account.user_id, account.exchange_id, account.environment))
     return hmac.new(hash_key, text.encode(), hashlib.sha256).digest()[:16]
 
 
 class CredentialStore(Protocol):
-    """The stored credentials. Every method raises StoreUnavailable when the store cannot be reached in time."""
+    """The stored credentials. Every method raises StoreUnavailable if the store cannot be reached in time."""
 
     async def find(
         self, account: Account, *, aliases: Sequence[str] = (), credential_of: str = ""
     ) -> CredentialReference | None:
-        """The credential of `account`, or None. A row counts whose environment is the account's, one of `aliases`,
-        or null for production. Without one, the row of the exchange `credential_of` counts."""
+        """The credential of `account`, or None. A row matches if its environment is the account's or one of `aliases`;
+        null is production. If no row matches, the row of the exchange `credential_of` is used."""
 
     async def open(self, reference: CredentialReference) -> Credential:
-        """What the row holds. CredentialMissing where it is gone, CredentialInvalid where its JSON is none."""
+        """What the row holds. CredentialMissing if the row is gone, CredentialInvalid if its metadata is not JSON."""
 
     async def accounts(self, user_id: str) -> list[Account]:
         """Every stored account of the user, sorted; environments as the rows say, null as production."""
@@ -51,13 +51,13 @@ class CredentialStore(Protocol):
         """Every stored account of every user, sorted."""
 
     async def put(self, account: Account, credential: Credential) -> bool:
-        """Store or replace; True where there was none before."""
+        """Store or replace; True if the credential is new."""
 
     async def remove(self, account: Account) -> bool:
-        """Remove; False where there was none."""
+        """Remove; False if nothing was stored."""
 
     async def problem(self) -> str:
-        """Why the store does not work right now, a sentence for the operator; empty when it does."""
+        """Why the store does not work right now, a sentence for the operator; empty if it works."""
 
     async def close(self) -> None:
         """Release what it holds."""

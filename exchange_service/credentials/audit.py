@@ -1,7 +1,7 @@
-"""What is written down of credentials: that one was opened, refused or sealed, for whom and with which keys.
+"""The audit log of credentials: each opening, refusal and sealing, with the user and the keys.
 
-Never a value, and ids of users only as keyed hashes: the same `hash_key` gives the same hash, so that lines can be
-compared without naming anybody.
+It never contains a value, and ids of users only as keyed hashes: the same `hash_key` gives the same hash, so that
+lines can be compared without naming anybody.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Collection
 
 import structlog
 
-from exchange_service.credentials.rows import Row
+from exchange_service.credentials.rows import CredentialRow
 from exchange_service.errors import CredentialUnreadable
 
 log = structlog.get_logger(__name__)
 
-# In the place of a key's id, for a value that was not sealed.
+# Stands in the place of a key's id for a value that was not sealed.
 PLAIN = "plain"
 
 
@@ -28,27 +28,27 @@ class Audit:
         self._hash_key = hash_key
         self.refusals = 0
 
-    def user(self, user_id: str) -> str:
-        """The keyed hash by which a user is known in the log."""
+    def hash_user(self, user_id: str) -> str:
+        """The keyed hash that stands for a user in the log, 24 hexadecimal digits."""
         return hmac.new(self._hash_key, b"user\0" + user_id.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:24]
 
-    def opened(self, row: Row, keys: Collection[str], purpose: str) -> None:
-        """The values were opened: with these keys, PLAIN among them where some were not sealed."""
-        log.info("credential.opened", **self._row(row), keys=sorted(keys), purpose=purpose)
+    def record_opening(self, row: CredentialRow, keys: Collection[str], purpose: str) -> None:
+        """The values were opened with these keys; PLAIN is among them if some values were not sealed."""
+        log.info("credential.opened", **self._describe(row), keys=sorted(keys), purpose=purpose)
 
-    def refused(self, row: Row, error: CredentialUnreadable, purpose: str) -> None:
-        """They were asked for and could not be opened, or must not be."""
+    def record_refusal(self, row: CredentialRow, error: CredentialUnreadable, purpose: str) -> None:
+        """The values were requested, and could not or must not be opened."""
         self.refusals += 1
-        log.warning("credential.refused", **self._row(row), problem=error.message, purpose=purpose)
+        log.warning("credential.refused", **self._describe(row), problem=error.text, purpose=purpose)
 
-    def sealed(self, row: Row, keys: Collection[str]) -> None:
+    def record_sealing(self, row: CredentialRow, keys: Collection[str]) -> None:
         """Values were sealed, or sealed again, with these keys."""
-        log.info("credential.sealed", **self._row(row), keys=sorted(keys))
+        log.info("credential.sealed", **self._describe(row), keys=sorted(keys))
 
-    def _row(self, row: Row) -> dict[str, str]:
+    def _describe(self, row: CredentialRow) -> dict[str, str]:
         account = row.account
         return {
-            "user": self.user(row.user_id),
+            "user": self.hash_user(row.user_id),
             "exchange": account.exchange_id,
             "environment": account.environment,
         }

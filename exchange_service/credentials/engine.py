@@ -1,4 +1,4 @@
-"""The SQLAlchemy engine for a database URL: SQLite in a file of its own, or PostgreSQL through whatever pooler."""
+"""The SQLAlchemy engine for a database URL: SQLite in a file of its own, or PostgreSQL through any pooler."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-# How long another program may hold SQLite's lock, a call may wait for a pooled connection, and connecting may take.
+# Seconds that another program may hold SQLite's lock, that a call may wait for a pooled connection, and that
+# connecting may take.
 SQLITE_BUSY_SECONDS = 1.5
 POOL_WAIT = 1.0
 CONNECT_SECONDS = 2
 
 
 def database_address(url: str) -> sa.URL:
-    """The URL with the driver that we use. The message of a refusal holds no part of it: it may have a password."""
+    """The URL with the driver that we use. ValueError for other databases; its message holds no part of the URL, which
+    may have a password."""
     parsed: sa.URL | None = None
     with suppress(Exception):
         parsed = sa.make_url(url)
@@ -33,27 +35,27 @@ def database_address(url: str) -> sa.URL:
 
 
 def make_engine(url: sa.URL) -> AsyncEngine:
-    """The engine, not connected yet. It shows no parameters in logs or exceptions: they are secrets."""
+    """The engine, not connected yet. It hides parameters in logs and exceptions, because they are secrets."""
     options: dict[str, Any] = {"hide_parameters": True, "echo": False}
     if url.get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
         if sqlite_file(url) is None:
             return create_async_engine(url, **options)
     else:
-        # Poolers that hand a connection on after each transaction lose prepared statements.
+        # Poolers that reassign a connection after each transaction lose prepared statements.
         arguments: dict[str, Any] = {"prepare_threshold": None}
         if "connect_timeout" not in url.query:
             arguments["connect_timeout"] = CONNECT_SECONDS
         options |= {"connect_args": arguments, "pool_pre_ping": True}
     engine = create_async_engine(url, pool_size=5, max_overflow=5, pool_timeout=POOL_WAIT, **options)
     if url.get_backend_name() == "sqlite":
-        sa.event.listen(engine.sync_engine, "connect", _prepare)
+        sa.event.listen(engine.sync_engine, "connect", _prepare_connection)
     return engine
 
 
-def _prepare(connection: Any, _record: Any) -> None:
-    """With a write-ahead log, a writer does not keep readers out. What is sealed or removed is overwritten in the file
-    where it stood."""
+def _prepare_connection(connection: Any, _record: Any) -> None:
+    """Use a write-ahead log, so that a writer does not block readers, and overwrite in the file every value that is
+    sealed or removed."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA secure_delete=ON")
@@ -61,6 +63,7 @@ def _prepare(connection: Any, _record: Any) -> None:
 
 
 def sqlite_file(url: sa.URL) -> Path | None:
+    """The file of a SQLite database; None for one in memory, and for PostgreSQL."""
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
         return None
     if url.database.startswith("file:"):
@@ -69,10 +72,10 @@ def sqlite_file(url: sa.URL) -> Path | None:
 
 
 def prepare_file(path: Path) -> None:
-    """Make the file, and the folders that it lacks, for our user alone. What exists keeps its rights."""
+    """Create the file and its missing folders, for our user alone. What exists keeps its permissions."""
     if path.exists():
-        # To close a file is to give up the process's locks on it, those of SQLite's open connections too: another
-        # program would take itself for the last one, and remove the write-ahead log under us.
+        # Closing a file gives up all locks of the process on it, also those of SQLite's open connections. Another
+        # program could then remove the write-ahead log while we use it.
         return
     missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     for folder in reversed(missing):

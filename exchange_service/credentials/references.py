@@ -1,43 +1,47 @@
-"""The references of credentials, kept for a short time: what stands between each call and the database."""
+"""The references of credentials, cached for a short time, so that most calls do not ask the database."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cachetools import LRUCache
+
 from exchange_service.credentials import CredentialReference, CredentialStore
 from exchange_service.errors import StoreUnavailable
 from exchange_service.model import Account, Credential
+from exchange_service.tasks import retrieve_exception
 
-# A change by another program is seen within this time.
+# Seconds within which a change by another program is noticed.
 TTL = 30.0
-# After this share of it who asks gets what is known, while the store is asked beside the call.
+# After this share of the TTL a caller still gets the cached reference, while the store is asked beside the call.
 _REFRESH_AFTER = 2 / 3
-# A credential that was just added works after this time.
+# Seconds after which a credential that was just added works.
 MISSING_TTL = 2.0
-# While the database is down, what was known serves this long, and the database is tried this often.
+# While the database is down, cached references serve for GRACE seconds, and the database is tried every RETRY_AFTER.
 GRACE = 300.0
 RETRY_AFTER = 5.0
 MAX_ACCOUNTS = 20_000
 
 
 @dataclass(slots=True)
-class _Known:
+class _Entry:
+    """A cached answer of the store. The times are the clock's: when the store gave it, from when on it is refreshed
+    beside the calls, and from when on a call waits for the store."""
+
     reference: CredentialReference | None
-    # When the store said so, when it is asked again beside the calls, and when they wait for that.
     confirmed: float
     refresh_after: float
-    ask_after: float
+    expires: float
 
 
 class CachedReferences:
-    """`find` from memory where the store was asked a short while ago. It holds references, never a secret.
+    """`find` from memory if the store was asked recently. It holds references, never a secret.
 
-    Callers who ask for the same account at the same time share one question.
+    Callers that look for the same account at the same time share one request to the store.
     """
 
     def __init__(
@@ -50,40 +54,39 @@ class CachedReferences:
     ) -> None:
         self._store = store
         self._ttl = ttl
-        self._max_accounts = max_accounts
         self._clock = clock
-        self._known: OrderedDict[Account, _Known] = OrderedDict()
-        self._questions: dict[Account, asyncio.Task[CredentialReference | None]] = {}
+        self._entries: LRUCache[Account, _Entry] = LRUCache(max_accounts)
+        self._requests: dict[Account, asyncio.Task[CredentialReference | None]] = {}
 
     async def find(
         self, account: Account, *, aliases: Sequence[str] = (), credential_of: str = ""
     ) -> CredentialReference | None:
-        """As the store's `find`. An exchange's `aliases` and `credential_of` are taken to be always the same."""
-        known = self._known.get(account)
+        """As the store's `find`. An exchange's `aliases` and `credential_of` must always be the same."""
+        entry = self._entries.get(account)
         now = self._clock()
-        if known is not None and now < known.ask_after:
-            self._known.move_to_end(account)
-            if now >= known.refresh_after:
-                self._question(account, aliases, credential_of)
-            return known.reference
-        # Shielded: a caller who gives up does not end the question for the others.
-        return await asyncio.shield(self._question(account, aliases, credential_of))
+        if entry is not None and now < entry.expires:
+            if now >= entry.refresh_after:
+                self._request(account, aliases, credential_of)
+            return entry.reference
+        # Shielded: a caller that is cancelled does not end the request for the others.
+        return await asyncio.shield(self._request(account, aliases, credential_of))
 
     def get_local(self, account: Account) -> CredentialReference | None:
-        """The reference, where the store was asked so lately that nobody needs to be asked."""
-        known = self._known.get(account)
-        return known.reference if known is not None and self._clock() < known.refresh_after else None
+        """The reference, if it is cached and not due for a refresh."""
+        entry = self._entries.get(account)
+        return entry.reference if entry is not None and self._clock() < entry.refresh_after else None
 
-    def _question(
+    def _request(
         self, account: Account, aliases: Sequence[str], credential_of: str
     ) -> asyncio.Task[CredentialReference | None]:
-        """The question to the store that is under way, or a new one."""
-        question = self._questions.get(account)
-        if question is None:
-            question = asyncio.create_task(self._ask(account, aliases, credential_of), name="credential reference")
-            self._questions[account] = question
-            question.add_done_callback(lambda done: self._answered(account, done))
-        return question
+        """The running request to the store, or a new one."""
+        request = self._requests.get(account)
+        if request is None:
+            request = asyncio.create_task(self._ask_store(account, aliases, credential_of), name="credential reference")
+            self._requests[account] = request
+            request.add_done_callback(lambda done: self._on_request_done(account, done))
+            request.add_done_callback(retrieve_exception)
+        return request
 
     async def open(self, reference: CredentialReference) -> Credential:
         """What the row holds, from the store each time."""
@@ -91,39 +94,35 @@ class CachedReferences:
 
     def forget(self, account: Account) -> None:
         """Ask the store at the next call: the credential was changed or refused."""
-        self._known.pop(account, None)
-        # A question that is under way may have been answered before the change.
-        self._questions.pop(account, None)
+        self._entries.pop(account, None)
+        # A running request may have been answered before the change.
+        self._requests.pop(account, None)
 
-    async def _ask(self, account: Account, aliases: Sequence[str], credential_of: str) -> CredentialReference | None:
-        question = asyncio.current_task()
+    async def _ask_store(
+        self, account: Account, aliases: Sequence[str], credential_of: str
+    ) -> CredentialReference | None:
+        request = asyncio.current_task()
         try:
             reference = await self._store.find(account, aliases=aliases, credential_of=credential_of)
         except StoreUnavailable:
-            known = self._known.get(account)
+            entry = self._entries.get(account)
             now = self._clock()
-            if known is None or known.reference is None or now - known.confirmed > GRACE:
+            if entry is None or entry.reference is None or now - entry.confirmed > GRACE:
                 raise
-            known.refresh_after = known.ask_after = min(now + RETRY_AFTER, known.confirmed + GRACE)
-            return known.reference
+            entry.refresh_after = entry.expires = min(now + RETRY_AFTER, entry.confirmed + GRACE)
+            return entry.reference
         except Exception:
-            self._known.pop(account, None)
+            self._entries.pop(account, None)
             raise
-        if self._questions.get(account) is question:
+        if self._requests.get(account) is request:
             self._keep(account, reference)
         return reference
 
     def _keep(self, account: Account, reference: CredentialReference | None) -> None:
         now = self._clock()
         ttl = min(self._ttl, MISSING_TTL) if reference is None else self._ttl
-        self._known[account] = _Known(reference, now, now + ttl * _REFRESH_AFTER, now + ttl)
-        self._known.move_to_end(account)
-        while len(self._known) > self._max_accounts:
-            self._known.popitem(last=False)
+        self._entries[account] = _Entry(reference, now, now + ttl * _REFRESH_AFTER, now + ttl)
 
-    def _answered(self, account: Account, question: asyncio.Task[Any]) -> None:
-        if self._questions.get(account) is question:
-            del self._questions[account]
-        if not question.cancelled():
-            # Taken here too: perhaps nobody waits any more, and asyncio would log it.
-            question.exception()
+    def _on_request_done(self, account: Account, request: asyncio.Task[Any]) -> None:
+        if self._requests.get(account) is request:
+            del self._requests[account]

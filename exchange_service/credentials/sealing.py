@@ -1,8 +1,8 @@
-"""Sealing a value: envelope encryption with AES-256-GCM, bound to the row and column that the value stands in.
+"""Sealing a value: envelope encryption with AES-256-GCM, bound to the row and the column that hold the value.
 
 A sealed value is a text, `xs1:<key id>:<wrapped data key>:<nonce and ciphertext>`, the last two as base64url without
-padding. Each value has a data key of its own, which the keyset's key wraps. Both levels have the value's place as
-associated data, so that a value that is moved to another row or column does not open.
+padding. Each value has a data key of its own, which a key of the keyset wraps. Both levels are bound to the value's
+table, column and row by their associated data, so a value that is moved to another row or column does not open.
 
 Another Python program that holds the keyset opens values with `open_value`.
 """
@@ -16,36 +16,30 @@ import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from exchange_service.credentials.keysets import (
-    KEY_BYTES,
-    KeyProvider,
-    KeyRefused,
-    Keyset,
-    KeyUnknown,
-    aead,
-    decrypt,
-    encrypt,
-)
+from exchange_service.credentials.key_providers import KeyProvider
+from exchange_service.credentials.keysets import KEY_BYTES, KeyRefused, Keyset, KeyUnknown, aead, decrypt, encrypt
 from exchange_service.credentials.rows import TABLE, environment_name
 from exchange_service.errors import CredentialUnreadable
 
 FORM = "xs1"
-# Any form, also of a later version: what looks sealed is never taken for plain. A JSON column holds it as a JSON text.
+# Any form, also one of a later version: a text that looks sealed is never treated as plain. A JSON column holds the
+# value as a JSON text.
 _ANY_FORM = re.compile(r'"?xs\d+:')
 _UNKNOWN = (
-    "The {place.column} of the stored {place.exchange} credential is sealed with the key {key_id}, which the keyset "
+    "The {target.column} of the stored {target.exchange} credential is sealed with the key {key_id}, which the keyset "
     "does not have."
 )
 _WRONG = (
-    "The {place.column} of the stored {place.exchange} credential does not open with the key {key_id}: it was sealed "
-    "for another row or with another key, or it is damaged. Give the service the right key, or store it again."
+    "The {target.column} of the stored {target.exchange} credential does not open with the key {key_id}: it was sealed "
+    "for another row or with another key, or it is damaged."
 )
+_WRONG_ADVICE = "Give the service the right key, or store the credential again."
 _SEALED = re.compile(rf"{FORM}:([A-Za-z0-9._-]{{1,64}}):([A-Za-z0-9_-]+):([A-Za-z0-9_-]+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a value stands. An environment that is null or empty is production, in whatever case it is written."""
+class AssociatedData:
+    """What a sealed value is bound to. A null or empty environment is production; its case does not matter."""
 
     table: str
     column: str
@@ -53,16 +47,18 @@ class Place:
     exchange: str
     environment: str | None
 
-    def associated_data(self) -> bytes:
-        """What a sealed value is bound to. A JSON list keeps the names apart whatever characters they hold."""
+    def encode(self) -> bytes:
+        """A JSON list as bytes: it separates the names whatever characters they contain."""
         names = (self.table, self.column, self.user_id, self.exchange.lower(), environment_name(self.environment))
         return json.dumps([FORM, *names]).encode()
 
 
 @dataclass(frozen=True, slots=True)
-class _Sealed:
+class _Envelope:
+    """The parts of a sealed value."""
+
     key_id: str
-    wrapped: bytes = field(repr=False)
+    wrapped_key: bytes = field(repr=False)
     body: bytes = field(repr=False)
 
 
@@ -72,32 +68,28 @@ def is_sealed(text: str | None) -> bool:
 
 
 def key_id_of(text: str) -> str:
-    """The id of the key that sealed it; empty where it is damaged."""
-    found = _SEALED.fullmatch(_bare(text))
-    return found[1] if found else ""
+    """The id of the key that sealed the value; empty if the value is damaged."""
+    match = _SEALED.fullmatch(_unquote(text))
+    return match[1] if match else ""
 
 
-async def seal(value: str, place: Place, keys: KeyProvider) -> str:
-    """The value, sealed for its place with the primary key."""
-    data_key, associated_data = secrets.token_bytes(KEY_BYTES), place.associated_data()
+async def seal(value: str, target: AssociatedData, keys: KeyProvider) -> str:
+    """The value, sealed with the primary key and bound to a row and column."""
+    data_key, associated_data = secrets.token_bytes(KEY_BYTES), target.encode()
     key_id, wrapped = await keys.wrap(data_key, associated_data)
     body = encrypt(aead(data_key), value.encode(), associated_data)
-    return f"{FORM}:{key_id}:{_encoded(wrapped)}:{_encoded(body)}"
+    return f"{FORM}:{key_id}:{_encode(wrapped)}:{_encode(body)}"
 
 
-async def open_sealed(text: str, place: Place, keys: KeyProvider) -> str:
-    """The value; CredentialUnreadable where it does not open, which is never said in more detail than the key's id."""
-    sealed, associated_data = _parsed(text, place), place.associated_data()
-    reason = _WRONG
+async def unseal(text: str, target: AssociatedData, keys: KeyProvider) -> str:
+    """The plain value; CredentialUnreadable if it does not open, with no more detail than the key's id."""
+    envelope = _parse(text, target)
+    data_key: bytes | Exception
     try:
-        data_key = await keys.unwrap(sealed.key_id, sealed.wrapped, associated_data)
-        return decrypt(aead(data_key), sealed.body, associated_data).decode()
-    except KeyUnknown:
-        reason = _UNKNOWN
-    except (KeyRefused, ValueError):
-        # ValueError: opened, and no data key or text within, which only another holder of the key can have made.
-        pass
-    raise CredentialUnreadable(reason.format(place=place, key_id=sealed.key_id))
+        data_key = await keys.unwrap(envelope.key_id, envelope.wrapped_key, target.encode())
+    except (KeyUnknown, KeyRefused, ValueError) as error:
+        data_key = error
+    return _open_envelope(envelope, target, data_key)
 
 
 def open_value(
@@ -110,44 +102,52 @@ def open_value(
     environment: str | None = None,
     table: str = TABLE,
 ) -> str | None:
-    """The plain value of a column, for other Python programs: null and plain values come back as they are.
+    """The plain value of a column, for other Python programs: null and plain values are returned unchanged.
 
-    `extra_metadata` comes back as the JSON text. CredentialUnreadable where the value does not open.
+    `extra_metadata` is returned as the JSON text. CredentialUnreadable if the value does not open.
     """
     if text is None or not is_sealed(text):
         return text
-    place = Place(table, column, str(user_id), exchange, environment)
-    sealed, associated_data = _parsed(text, place), place.associated_data()
-    reason = _WRONG
+    target = AssociatedData(table, column, str(user_id), exchange, environment)
+    envelope = _parse(text, target)
+    data_key: bytes | Exception
     try:
-        data_key = keyset.unwrap(sealed.key_id, sealed.wrapped, associated_data)
-        return decrypt(aead(data_key), sealed.body, associated_data).decode()
-    except KeyUnknown:
-        reason = _UNKNOWN
-    except (KeyRefused, ValueError):
-        # ValueError: opened, and no data key or text within, which only another holder of the key can have made.
-        pass
-    raise CredentialUnreadable(reason.format(place=place, key_id=sealed.key_id))
+        data_key = keyset.unwrap(envelope.key_id, envelope.wrapped_key, target.encode())
+    except (KeyUnknown, KeyRefused) as error:
+        data_key = error
+    return _open_envelope(envelope, target, data_key)
 
 
-def _bare(text: str) -> str:
-    """Without the quotes that it has in a JSON column."""
+def _open_envelope(envelope: _Envelope, target: AssociatedData, data_key: bytes | Exception) -> str:
+    """The plain value. `data_key` may be the error of its unwrapping: our error is raised outside of every handler,
+    because its context could hold more than its text says."""
+    if isinstance(data_key, bytes):
+        # ValueError: the envelope opens but holds no data key or no text; only another holder of the key can do that.
+        with suppress(KeyRefused, ValueError):
+            return decrypt(aead(data_key), envelope.body, target.encode()).decode()
+    if isinstance(data_key, KeyUnknown):
+        raise CredentialUnreadable(_UNKNOWN.format(target=target, key_id=envelope.key_id))
+    raise CredentialUnreadable(_WRONG.format(target=target, key_id=envelope.key_id), advice=_WRONG_ADVICE)
+
+
+def _unquote(text: str) -> str:
+    """The text without the quotes that it has in a JSON column."""
     return text[1:-1] if text.startswith('"') and text.endswith('"') else text
 
 
-def _parsed(text: str, place: Place) -> _Sealed:
-    found = _SEALED.fullmatch(_bare(text))
+def _parse(text: str, target: AssociatedData) -> _Envelope:
+    match = _SEALED.fullmatch(_unquote(text))
     with suppress(ValueError):
-        if found is not None:
-            return _Sealed(found[1], _decoded(found[2]), _decoded(found[3]))
+        if match is not None:
+            return _Envelope(match[1], _decode(match[2]), _decode(match[3]))
     raise CredentialUnreadable(
-        f"The {place.column} of the stored {place.exchange} credential is sealed, and damaged or of a later version."
+        f"The {target.column} of the stored {target.exchange} credential is sealed, and damaged or of a later version."
     )
 
 
-def _encoded(data: bytes) -> str:
+def _encode(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def _decoded(text: str) -> bytes:
+def _decode(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

@@ -14,14 +14,14 @@ import grpc
 
 from exchange_service.errors import CallerUnknown
 from exchange_service.grpc_server.handler_wrapper import Context, Handler, abort
-from exchange_service.identity import Caller, Proof
+from exchange_service.identity import Caller, PresentedCredentials
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Action
 
 _BEARER = "bearer "
 _ACT_AS = "x-act-as"
 
-_NOTHING = Proof()
+_NOTHING = PresentedCredentials()
 
 _caller: ContextVar[Caller] = ContextVar("caller")
 _StreamHandler: TypeAlias = Callable[[Any, Context], AsyncIterator[Any]]
@@ -86,7 +86,7 @@ class Authentication:
         return await self._authenticator.admit(presented, action)
 
 
-def read_credentials(context: Context) -> Proof:
+def read_credentials(context: Context) -> PresentedCredentials:
     """What the call presented. Raises CallerUnknown if that is ambiguous: two tokens, or a header of another kind."""
     tokens, users = [], []
     for key, value in context.invocation_metadata() or ():
@@ -95,20 +95,22 @@ def read_credentials(context: Context) -> Proof:
         elif key == _ACT_AS:
             users.append(value)
     if len(tokens) > 1 or len(users) > 1:
-        raise CallerUnknown("Send one authorization with a call, and at most one x-act-as.")
+        raise CallerUnknown(
+            "The call has several authorizations, or several x-act-as.", advice="Send at most one of each."
+        )
     act_as = str(users[0]) if users else None
     if tokens:
         header = tokens[0]
         if not isinstance(header, str) or header[: len(_BEARER)].lower() != _BEARER:
-            raise CallerUnknown("The authorization should be `Bearer TOKEN`.")
-        return Proof(token=header[len(_BEARER) :].strip(), act_as=act_as)
+            raise CallerUnknown("The authorization is not `Bearer TOKEN`.")
+        return PresentedCredentials(token=header[len(_BEARER) :].strip(), act_as=act_as)
     transport = context.auth_context()
     certificate = next(iter(transport.get("x509_pem_cert", ())), b"")
     if not certificate:
-        return Proof(act_as=act_as)
+        return PresentedCredentials(act_as=act_as)
     # As elsewhere in TLS, the common name counts only without DNS names: an issuer may not have checked it.
     names = tuple(transport.get("peer_dns", ())) or transport.get("x509_common_name", ())
-    return Proof(
+    return PresentedCredentials(
         certificate=certificate,
         certificate_names=tuple(name.decode("utf-8", "replace") for name in names),
         act_as=act_as,

@@ -17,7 +17,7 @@ import grpc
 import structlog
 
 from exchange_service.errors import ServiceError, ServiceFailed
-from exchange_service.grpc_server.status import Outcome, outcome
+from exchange_service.grpc_server.status import CallStatus, status_of
 from exchange_service.observability.logs import CallMark, current_call, current_request_id
 from exchange_service.observability.metrics import OTHER, WELL, Metrics
 from exchange_service.observability.tracebacks import raised_at
@@ -98,7 +98,7 @@ class HandlerWrapper:
                 code = grpc.StatusCode.CANCELLED.name
                 raise
             except Exception as error:
-                end = find_outcome(error)
+                end = find_status(error)
                 code = end.code.name
                 metrics.call_failed(end.reason)
                 await context.abort(end.code, end.message, (*end.trailers, (REQUEST_ID_KEY, mark.request_id)))
@@ -123,17 +123,17 @@ class UnknownMethods(grpc.GenericRpcHandler):
 
 async def abort(context: Context, error: Exception) -> NoReturn:
     """End the call with our error as the status table says, or with a reference to the log for another exception."""
-    end = find_outcome(error)
+    end = find_status(error)
     await context.abort(end.code, end.message, end.trailers)
 
 
-def find_outcome(error: Exception) -> Outcome:
+def find_status(error: Exception) -> CallStatus:
     """The status with which a call that raised this exception ends."""
     try:
-        return outcome(error if isinstance(error, ServiceError) else _log_failure(error))
+        return status_of(error if isinstance(error, ServiceError) else _log_failure(error))
     except Exception as failure:
         # The table lacks the error, or it cannot be serialised. That exception's text must not be sent either.
-        return outcome(_log_failure(failure))
+        return status_of(_log_failure(failure))
 
 
 def _log_failure(error: Exception) -> ServiceFailed:

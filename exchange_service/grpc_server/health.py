@@ -55,7 +55,9 @@ class Health:
     async def watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         """Watch: the present state, and every change."""
         if self._watchers >= _MAX_WATCHERS:
-            await abort(context, ServiceOverloaded("Too many clients watch this service's health. Use Check instead."))
+            await abort(
+                context, ServiceOverloaded("Too many clients watch this service's health.", advice="Use Check instead.")
+            )
         self._watchers += 1
         try:
             await self._send_changes(request.service, context)

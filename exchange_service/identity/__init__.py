@@ -1,6 +1,7 @@
-"""Who calls, and for whom he may read: identities, their scopes, and what stands at the door.
+"""Identities: the callers, and the users whose accounts each caller may read.
 
-Nothing here knows gRPC: the server says what a call brought (`Proof`), and is told whose call it is (`Identity`).
+Nothing here knows gRPC. The server passes what a call presents (`PresentedCredentials`), and learns the caller's
+`Identity`.
 """
 
 from __future__ import annotations
@@ -13,47 +14,47 @@ from typing import Protocol
 
 from exchange_service.errors import UserForbidden
 
-# The two words of a scope that is no list; in a certificate's mapping, a token's row and a JWT's claim alike.
+# The two values of a scope that are not lists; the same in a certificate's mapping, a token's row and a JWT's claim.
 ALL_USERS = "*"
 ACT_AS = "act-as"
-# As long as a request's own user_id may be.
+# As long as the user_id of a request may be.
 _LONGEST_USER = 256
 
 
 class Kind(Enum):
-    """What an identity is: its quotas depend on it."""
+    """The kind of an identity; its quotas depend on it."""
 
     USER = "user"
     SERVICE = "service"
-    # Where nobody is told apart.
+    # The only kind of a service without authentication.
     ANYBODY = "anybody"
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Whose accounts may be read: those of `users`, or everybody's (`everybody`).
+    """The users whose accounts may be read: those in `users`, or all of them if `everybody` is true.
 
-    `must_say`: each call has to name its user in the metadata too, so that a program which acts for many never reads
-    one by mistake.
+    `requires_act_as`: each call must also name its user in the metadata, so that a program which acts for many users
+    never reads another one by mistake.
     """
 
     users: frozenset[str] = frozenset()
     everybody: bool = False
-    must_say: bool = False
+    requires_act_as: bool = False
 
     def covers(self, user_id: str) -> bool:
-        """Whether this user is within it."""
+        """Whether this user is within the scope."""
         return self.everybody or user_id in self.users
 
     def as_value(self) -> str | list[str]:
-        """As `scope_from` reads it."""
-        if self.must_say:
+        """The scope in the form that `scope_from` reads."""
+        if self.requires_act_as:
             return ACT_AS
         return ALL_USERS if self.everybody else sorted(self.users)
 
     def describe(self) -> str:
-        """In words, for people."""
-        if self.must_say:
+        """The scope in words, for people."""
+        if self.requires_act_as:
             return "any user that x-act-as names"
         return "all users" if self.everybody else ", ".join(sorted(self.users))
 
@@ -63,7 +64,7 @@ def scope_from(value: object) -> Scope:
     if value == ALL_USERS:
         return Scope(everybody=True)
     if value == ACT_AS:
-        return Scope(everybody=True, must_say=True)
+        return Scope(everybody=True, requires_act_as=True)
     if isinstance(value, list) and value and all(map(is_user_id, value)):
         return Scope(frozenset(value))
     raise ValueError('a scope is "*" for all users, "act-as", or a list of users')
@@ -73,13 +74,13 @@ def is_user_id(value: object) -> bool:
     """Whether a request could name this user."""
     if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST_USER or not value.isprintable():
         return False
-    # In a list it is a slip of the pen, and would be the id of nobody.
+    # In a list these values are a mistake, and could not be the id of a user.
     return value not in (ALL_USERS, ACT_AS)
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A caller who has proved who he is. `expires` is in seconds since 1970; None: his proof does not expire."""
+    """An authenticated caller. `expires` is in seconds since 1970; None if the caller's credentials do not expire."""
 
     name: str
     kind: Kind
@@ -87,7 +88,7 @@ class Identity:
     expires: float | None = None
 
     def may_read(self, user_id: str) -> bool:
-        """Whether his scope covers this user."""
+        """Whether the identity's scope covers this user."""
         return self.scope.covers(user_id)
 
 
@@ -95,20 +96,20 @@ ANYBODY = Identity("anybody", Kind.ANYBODY, Scope(everybody=True))
 
 
 def token_digest(token: str) -> bytes:
-    """What stands for a token where it is remembered."""
+    """A hash that stands for a token in memory."""
     return hashlib.sha256(b"token " + token.encode("utf-8", "replace")).digest()
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
-    """What a call brought: a bearer token, or the client certificate of its connection (PEM) with the names in it, and
-    for whom it says to be. Where there is a token, it counts, and the certificate has only opened the connection."""
+class PresentedCredentials:
+    """What a call presents: a bearer token, or the client certificate of its connection (PEM) with the names in it, and
+    the user named by x-act-as. A token takes precedence; the certificate has then only opened the connection."""
 
     token: str = field(default="", repr=False)
     certificate: bytes = field(default=b"", repr=False)
     certificate_names: Sequence[str] = field(default=(), repr=False)
     act_as: str | None = None
-    # Stands for token or certificate where it is remembered: they themselves never are.
+    # Stands for the token or the certificate in memory, where they themselves are never kept.
     digest: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -117,38 +118,39 @@ class Proof:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the call brought nothing that could tell who calls."""
+        """Whether the call presents nothing that identifies its caller."""
         return not self.token and not self.certificate
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose call it is: his identity, and what he showed for it."""
+    """The caller of one call: an identity, and the credentials that were presented for it."""
 
     identity: Identity
-    proof: Proof
+    presented: PresentedCredentials
 
     def require(self, user_id: str) -> None:
-        """Raise UserForbidden unless he may read this user. It is the same for every user outside his scope, so that
-        it tells nobody who exists."""
-        said = self.proof.act_as
-        if said is None and self.identity.scope.must_say:
-            raise UserForbidden("This caller acts for users: name the call's user in the metadata x-act-as.")
-        if said is not None and said != user_id:
-            raise UserForbidden("The metadata x-act-as and the request should name the same user.")
+        """Raise UserForbidden unless the caller may read this user. The error is the same for every user outside the
+        scope, because it must not reveal which users exist."""
+        act_as = self.presented.act_as
+        if act_as is None and self.identity.scope.requires_act_as:
+            advice = "Name the call's user in the metadata x-act-as."
+            raise UserForbidden("This caller acts for users, but the call does not name one.", advice=advice)
+        if act_as is not None and act_as != user_id:
+            raise UserForbidden("The metadata x-act-as and the request name different users.", advice="Name one user.")
         if not self.identity.may_read(user_id):
             raise UserForbidden("This user's accounts are outside the caller's scope.")
 
     def require_everybody(self) -> None:
-        """Raise UserForbidden unless he may read every user: what concerns no user is for operators."""
+        """Raise UserForbidden unless the caller may read every user; what concerns no user is for operators."""
         if not self.identity.scope.everybody:
-            raise UserForbidden("Only a caller who may read every user is told this.")
+            raise UserForbidden("Only a caller that may read every user can ask for this.")
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """An authenticator's finding: it may be used again for `keep` seconds without a second look, and for `grace`
-    seconds after it was made while the place to look at does not answer."""
+    """The identity that a method found. It may be reused without another check for `keep` seconds, and for `grace`
+    seconds while the check is impossible because its source does not answer."""
 
     identity: Identity
     keep: float
@@ -156,11 +158,11 @@ class Verified:
 
 
 class AuthenticationMethod(Protocol):
-    """One way to tell who calls."""
+    """One way to authenticate a caller."""
 
-    async def authenticate(self, proof: Proof) -> Verified | None:
-        """Whose proof it is; None where it is of another kind. CallerUnknown where it is of this kind and not good,
-        StoreUnavailable where that cannot be told just now."""
+    async def authenticate(self, presented: PresentedCredentials) -> Verified | None:
+        """The identity that the credentials prove; None if they are for another method. CallerUnknown if they are for
+        this method and not valid, StoreUnavailable if that cannot be decided right now."""
 
     async def close(self) -> None:
-        """Release what it holds."""
+        """Release what the method holds."""

@@ -1,260 +1,288 @@
-"""The door: who calls, whether he calls too often, and whether he who holds a stream may still hold it."""
+"""Authentication of calls: the caller's identity, the caller's quotas, and the callers of open streams."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
+from cachetools import LRUCache, TTLCache
 
 from exchange_service.errors import CallerUnknown, ServiceError, ServiceFailed, StoreUnavailable, UserForbidden
-from exchange_service.identity import ANYBODY, AuthenticationMethod, Caller, Identity, Proof, Verified, token_digest
+from exchange_service.identity import (
+    ANYBODY,
+    AuthenticationMethod,
+    Caller,
+    Identity,
+    PresentedCredentials,
+    Verified,
+    token_digest,
+)
 from exchange_service.identity.quotas import Action, Quotas
+from exchange_service.tasks import retrieve_exception
 
 log = structlog.get_logger(__name__)
 
 _MAX_REMEMBERED = 20_000
-# Proofs that were no good are looked at again after this long; there are as many as somebody cares to make up.
+# Seconds after which refused credentials are checked again. Their number is bounded, because anybody can invent some.
 _REFUSAL_MEMORY = 5.0
-_MAX_REFUSALS = 2_000
-# What does not answer is asked this often on behalf of somebody who is known.
+MAX_REFUSALS = 2_000
+# Seconds between two attempts to confirm known credentials while their source does not answer.
 _RETRY_AFTER = 5.0
-# Seconds between two looks at whether the callers of open streams are still who they were.
-_RECHECK_INTERVAL = 7.0
-_EXPIRED = "The token has expired; open the stream again with a new one."
+# Seconds between two checks of the callers of open streams.
+RECHECK_INTERVAL = 7.0
+_AUTHENTICATE = "Send `authorization: Bearer TOKEN` with it."
 
 
-_NOTHING_SHOWN = Proof()
+_NOTHING_PRESENTED = PresentedCredentials()
 
 
 @dataclass(slots=True)
-class _Known:
-    """A proof that was good; times are the event loop's. `until`: without a second look; `grace`: while there is
-    nobody to ask."""
+class _Remembered:
+    """The identity of verified credentials; times are the event loop's. `until`: no check is needed before; `grace`:
+    accepted until then while no check is possible."""
 
     identity: Identity
     until: float
     grace: float
 
 
-# Compared by identity, so that equal ones of two streams stand side by side.
+# Compared by object, so that equal ones of two streams are two entries of a set.
 @dataclass(slots=True, eq=False)
-class _Watched:
-    """An open stream."""
+class _OpenStream:
+    """An open stream of `user_id`; `end` ends it with an error."""
 
-    proof: Proof
+    presented: PresentedCredentials
     user_id: str
     end: Callable[[ServiceError], None]
 
 
 class Authenticator:
-    """Tells who calls. Without any way to tell, everybody is ANYBODY and may read all.
+    """Authenticates callers. Without any method every caller is ANYBODY and may read all users.
 
-    A proof that was good is remembered by its digest, so that a signature is checked once and not at every call.
+    Verified credentials are remembered by their digest, so that a signature is checked once and not at every call.
     """
 
-    def __init__(self, authenticators: Sequence[AuthenticationMethod], quotas: Quotas) -> None:
-        self._authenticators = tuple(authenticators)
+    def __init__(self, methods: Sequence[AuthenticationMethod], quotas: Quotas) -> None:
+        self._methods = tuple(methods)
         self._quotas = quotas
-        self._known: OrderedDict[bytes, _Known] = OrderedDict()
-        self._refused: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
-        self._asking: dict[bytes, asyncio.Task[Identity]] = {}
-        self._watched: set[_Watched] = set()
-        self._rechecking: asyncio.Task[None] | None = None
+        self._remembered: LRUCache[bytes, _Remembered] = LRUCache(_MAX_REMEMBERED)
+        self._refused: TTLCache[bytes, tuple[str, str | None]] = TTLCache(
+            MAX_REFUSALS, _REFUSAL_MEMORY, timer=_loop_time
+        )
+        self._verifying: dict[bytes, asyncio.Task[Identity]] = {}
+        self._streams = _StreamCallers(self)
 
     @property
     def open_to_all(self) -> bool:
-        """Whether nobody is told apart."""
-        return not self._authenticators
+        """Whether callers are not authenticated."""
+        return not self._methods
 
-    async def admit(self, proof: Proof, action: Action = Action.CALL) -> Caller:
-        """Whose call it is, once it is counted as this action. CallerUnknown, CallerRateLimited, or StoreUnavailable
-        where nobody can tell just now."""
-        identity = await self.identify(proof)
+    @property
+    def remembered_refusals(self) -> int:
+        """The number of refused credentials that are remembered."""
+        return len(self._refused)
+
+    async def admit(self, presented: PresentedCredentials, action: Action = Action.CALL) -> Caller:
+        """The caller, after the action is counted. CallerUnknown, CallerRateLimited, or StoreUnavailable if the caller
+        cannot be identified right now."""
+        identity = await self.identify(presented)
         await self._quotas.take(identity, action)
-        return Caller(identity, proof)
+        return Caller(identity, presented)
 
     def admit_local(self, token: str) -> Caller | None:
-        """The bearer of this token, once the call is counted, where that needs no question to anybody; None where
-        `admit` is to be asked. What he gets bears no token: it is for one call, and not for what lasts."""
-        identity = self._still_known(token_digest(token))
+        """The caller with this token, after the call is counted, if memory is enough to decide; else None, and `admit`
+        decides. The result holds no token: it is for one call, and not for a stream."""
+        identity = self.recall(token_digest(token))
         if identity is None or not self._quotas.take_local(identity, Action.CALL):
             return None
-        return Caller(identity, _NOTHING_SHOWN)
+        return Caller(identity, _NOTHING_PRESENTED)
 
-    async def identify(self, proof: Proof) -> Identity:
-        """Whose proof it is."""
+    async def identify(self, presented: PresentedCredentials) -> Identity:
+        """The identity that the credentials prove; CallerUnknown or StoreUnavailable as `admit`."""
         if self.open_to_all:
             return ANYBODY
-        if proof.is_empty:
-            raise CallerUnknown("The call does not say who makes it. Send `authorization: Bearer TOKEN` with it.")
-        return self._remembered(proof) or await self._ask(proof)
+        if presented.is_empty:
+            raise CallerUnknown("The call does not identify its caller.", advice=_AUTHENTICATE)
+        return self.recall(presented.digest) or await self._verify_once(presented)
 
     async def take_refresh(self, caller: Caller) -> None:
-        """Count a refresh that the caller forces; CallerRateLimited where it is one too many."""
+        """Count a refresh that the caller forces; CallerRateLimited if it exceeds the quota."""
         await self._quotas.take(caller.identity, Action.REFRESH)
 
-    def _remembered(self, proof: Proof) -> Identity | None:
-        return self._still_known(proof.digest)
-
-    def _still_known(self, digest: bytes) -> Identity | None:
-        known = self._known.get(digest)
-        if known is None or asyncio.get_running_loop().time() >= known.until:
+    def recall(self, digest: bytes) -> Identity | None:
+        """The identity of credentials that need no check now; None if they do."""
+        remembered = self._remembered.get(digest)
+        if remembered is None or _loop_time() >= remembered.until:
             return None
         # By the wall clock, which may have been set since.
-        return None if _has_expired(known.identity) else known.identity
+        return None if _has_expired(remembered.identity) else remembered.identity
 
-    async def _ask(self, proof: Proof) -> Identity:
-        """The authenticators' word; of callers with the same proof at the same time, one asks."""
-        now = asyncio.get_running_loop().time()
-        refusal = self._refused.get(proof.digest)
-        if refusal is not None and now < refusal[1]:
-            raise CallerUnknown(refusal[0])
-        task = self._asking.get(proof.digest)
+    async def _verify_once(self, presented: PresentedCredentials) -> Identity:
+        """Verify the credentials. Simultaneous calls with the same credentials share one verification."""
+        refusal = self._refused.get(presented.digest)
+        if refusal is not None:
+            message, advice = refusal
+            raise CallerUnknown(message, advice=advice)
+        task = self._verifying.get(presented.digest)
         if task is None:
-            task = asyncio.get_running_loop().create_task(self._verify(proof), name="who calls")
-            self._asking[proof.digest] = task
-            task.add_done_callback(lambda done: self._answered(proof.digest, done))
+            task = asyncio.get_running_loop().create_task(self._verify(presented), name="verify caller")
+            self._verifying[presented.digest] = task
+            task.add_done_callback(lambda _: self._verifying.pop(presented.digest))
+            task.add_done_callback(retrieve_exception)
         return await asyncio.shield(task)
 
-    def _answered(self, digest: bytes, task: asyncio.Task[Identity]) -> None:
-        del self._asking[digest]
-        if not task.cancelled():
-            # Taken here too: perhaps nobody waits any more, and asyncio would log it.
-            task.exception()
-
-    async def _verify(self, proof: Proof) -> Identity:
+    async def _verify(self, presented: PresentedCredentials) -> Identity:
         try:
-            for authenticator in self._authenticators:
-                verified = await authenticator.authenticate(proof)
+            for method in self._methods:
+                verified = await method.authenticate(presented)
                 if verified is not None:
-                    return self._remember(proof, verified)
-            raise CallerUnknown("The caller's proof is of a kind that this service does not take.")
+                    return self._remember(presented, verified)
+            raise CallerUnknown("The caller's credentials are of a kind that this service does not accept.")
         except CallerUnknown as refusal:
-            self._known.pop(proof.digest, None)
-            self._remember_refusal(proof, refusal)
+            self._remembered.pop(presented.digest, None)
+            self._refused[presented.digest] = refusal.message, refusal.advice
             raise
-        except StoreUnavailable as trouble:
-            known, now = self._known.get(proof.digest), asyncio.get_running_loop().time()
-            if known is None or now >= known.grace or _has_expired(known.identity):
+        except StoreUnavailable as error:
+            remembered, now = self._remembered.get(presented.digest), _loop_time()
+            if remembered is None or now >= remembered.grace or _has_expired(remembered.identity):
                 raise
-            log.warning("caller.not_confirmed", reason=trouble.message)
-            known.until = min(now + _RETRY_AFTER, known.grace)
-            return known.identity
+            log.warning("caller.not_confirmed", reason=error.text)
+            remembered.until = min(now + _RETRY_AFTER, remembered.grace)
+            return remembered.identity
 
-    def _remember(self, proof: Proof, verified: Verified) -> Identity:
+    def _remember(self, presented: PresentedCredentials, verified: Verified) -> Identity:
         if _has_expired(verified.identity):
-            raise CallerUnknown("The caller's proof has expired; get a new one.")
-        now = asyncio.get_running_loop().time()
-        self._known[proof.digest] = _Known(verified.identity, now + verified.keep, now + verified.grace)
-        self._known.move_to_end(proof.digest)
-        while len(self._known) > _MAX_REMEMBERED:
-            self._known.popitem(last=False)
+            raise CallerUnknown("The caller's credentials have expired.", advice="Get new ones.")
+        now = _loop_time()
+        self._remembered[presented.digest] = _Remembered(verified.identity, now + verified.keep, now + verified.grace)
         return verified.identity
-
-    def _remember_refusal(self, proof: Proof, refusal: CallerUnknown) -> None:
-        until = asyncio.get_running_loop().time() + _REFUSAL_MEMORY
-        self._refused[proof.digest] = (refusal.message, until)
-        while len(self._refused) > _MAX_REFUSALS:
-            self._refused.popitem(last=False)
 
     @contextmanager
     def streaming(self, caller: Caller, user_id: str) -> Iterator[Callable[[Callable[[ServiceError], None]], None]]:
-        """While a stream of this user is open, it counts: CallerRateLimited where the caller has too many. Give what
-        it yields the function that ends the stream: it is called with the reason once he may not hold it any longer."""
-        closed = self._quotas.open_stream(caller.identity)
-        endings: list[Callable[[], None]] = [closed]
+        """Count an open stream of this user until the context ends; CallerRateLimited if the caller has too many.
+
+        Pass the yielded function the one that ends the stream. That one is called with the reason when the caller may
+        no longer hold the stream.
+        """
+        release = self._quotas.open_stream(caller.identity)
+        cleanups: list[Callable[[], None]] = [release]
         try:
-            yield lambda end: endings.append(self._watch(caller, user_id, end))
+            yield lambda end: cleanups.append(self._watch(caller, user_id, end))
         finally:
-            for ending in endings:
-                ending()
+            for clean_up in cleanups:
+                clean_up()
 
     def _watch(self, caller: Caller, user_id: str, end: Callable[[ServiceError], None]) -> Callable[[], None]:
-        """Look after an open stream's caller from now on; what it gives ends that."""
+        """Check the caller of an open stream from now on; the returned function ends that."""
         if self.open_to_all:
             return lambda: None
-        watched = _Watched(caller.proof, user_id, end)
-        self._watched.add(watched)
-        self._start_rechecking()
-        expiry = self._at_expiry(caller.identity, end)
-
-        def leave() -> None:
-            self._watched.discard(watched)
-            if expiry is not None:
-                expiry.cancel()
-
-        return leave
-
-    def _at_expiry(self, identity: Identity, end: Callable[[ServiceError], None]) -> asyncio.TimerHandle | None:
-        if identity.expires is None:
-            return None
-        left = max(0.0, identity.expires - time.time())
-        return asyncio.get_running_loop().call_later(left, lambda: end(CallerUnknown(_EXPIRED)))
-
-    def _start_rechecking(self) -> None:
-        if self._rechecking is None:
-            self._rechecking = asyncio.get_running_loop().create_task(self._recheck_for_ever(), name="stream callers")
-
-    async def _recheck_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(_RECHECK_INTERVAL)
-            await self.recheck()
+        return self._streams.watch(caller.identity, _OpenStream(caller.presented, user_id, end))
 
     async def recheck(self) -> None:
-        """Look once at every open stream's caller; streams of one token are one question."""
-        proofs: dict[bytes, list[_Watched]] = {}
-        for watched in self._watched:
-            proofs.setdefault(watched.proof.digest, []).append(watched)
-        questions = []
-        for streams in proofs.values():
-            known = self._remembered(streams[0].proof)
-            if known is None:
-                questions.append(self._confirm(streams))
-            else:
-                _end_outside(streams, known)
-        await asyncio.gather(*questions)
-
-    async def _confirm(self, streams: list[_Watched]) -> None:
-        try:
-            identity = await self.identify(streams[0].proof)
-        except ServiceError as error:
-            _end_all(streams, error)
-        except Exception as error:
-            # Whoever cannot be checked is let go, and the next look at everybody else is not lost with him.
-            log.error("caller.check_failed", error=type(error).__name__)
-            _end_all(streams, ServiceFailed("The service failed to check who the caller is; its log says why."))
-        else:
-            _end_outside(streams, identity)
+        """Check the callers of all open streams once."""
+        await self._streams.recheck()
 
     async def close(self) -> None:
-        """End what is under way and release what the authenticators hold."""
-        tasks = [task for task in (self._rechecking, *self._asking.values()) if task is not None]
+        """End running checks and release what the methods hold."""
+        await self._streams.close()
+        tasks = list(self._verifying.values())
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        for authenticator in self._authenticators:
-            await authenticator.close()
+        for method in self._methods:
+            await method.close()
 
 
-def _end_all(streams: list[_Watched], error: ServiceError) -> None:
-    for watched in streams:
-        watched.end(error)
+class _StreamCallers:
+    """Ends the open streams whose callers have expired, were revoked, or may no longer read the streams' users."""
 
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+        self._open: set[_OpenStream] = set()
+        self._rechecking: asyncio.Task[None] | None = None
 
-def _end_outside(streams: list[_Watched], identity: Identity) -> None:
-    """End the streams that the identity might not open any more."""
-    for watched in streams:
+    def watch(self, identity: Identity, stream: _OpenStream) -> Callable[[], None]:
+        """Check the stream's caller from now on; the returned function ends that."""
+        self._open.add(stream)
+        if self._rechecking is None:
+            self._rechecking = asyncio.get_running_loop().create_task(self._recheck_forever(), name="stream callers")
+        expiry = _end_at_expiry(identity, stream.end)
+
+        def stop_watching() -> None:
+            self._open.discard(stream)
+            if expiry is not None:
+                expiry.cancel()
+
+        return stop_watching
+
+    async def _recheck_forever(self) -> None:
+        while True:
+            await asyncio.sleep(RECHECK_INTERVAL)
+            await self.recheck()
+
+    async def recheck(self) -> None:
+        """Check the caller of every open stream once; streams with the same credentials share one check."""
+        by_digest: dict[bytes, list[_OpenStream]] = {}
+        for stream in self._open:
+            by_digest.setdefault(stream.presented.digest, []).append(stream)
+        checks = []
+        for digest, streams in by_digest.items():
+            known = self._authenticator.recall(digest)
+            if known is None:
+                checks.append(self._confirm(streams))
+            else:
+                _end_outside(streams, known)
+        await asyncio.gather(*checks)
+
+    async def _confirm(self, streams: list[_OpenStream]) -> None:
         try:
-            Caller(identity, watched.proof).require(watched.user_id)
+            identity = await self._authenticator.identify(streams[0].presented)
+        except ServiceError as error:
+            _end_all(streams, error)
+        except Exception as error:
+            # A caller that cannot be checked loses its streams, and the checks of the other callers go on.
+            log.error("caller.check_failed", error=type(error).__name__)
+            _end_all(streams, ServiceFailed("The service failed to identify the caller; its log says why."))
+        else:
+            _end_outside(streams, identity)
+
+    async def close(self) -> None:
+        """End the checks."""
+        if self._rechecking is not None:
+            self._rechecking.cancel()
+            await asyncio.wait({self._rechecking})
+
+
+def _end_at_expiry(identity: Identity, end: Callable[[ServiceError], None]) -> asyncio.TimerHandle | None:
+    if identity.expires is None:
+        return None
+    left = max(0.0, identity.expires - time.time())
+    expired = CallerUnknown("The token has expired.", advice="Open the stream again with a new one.")
+    return asyncio.get_running_loop().call_later(left, end, expired)
+
+
+def _end_all(streams: list[_OpenStream], error: ServiceError) -> None:
+    for stream in streams:
+        stream.end(error)
+
+
+def _end_outside(streams: list[_OpenStream], identity: Identity) -> None:
+    """End the streams that the identity could not open now."""
+    for stream in streams:
+        try:
+            Caller(identity, stream.presented).require(stream.user_id)
         except UserForbidden as refusal:
-            watched.end(refusal)
+            stream.end(refusal)
 
 
 def _has_expired(identity: Identity) -> bool:
     return identity.expires is not None and time.time() >= identity.expires
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()

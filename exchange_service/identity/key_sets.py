@@ -1,4 +1,4 @@
-"""The public keys of who issues JWTs (a JWKS), from a URL or a file, through their rotation."""
+"""The public keys of an issuer of JWTs (a JWKS), from a URL or a file, also while the issuer rotates them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from exchange_service.errors import CallerUnknown, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
-# Read again after this long, so that a key that was withdrawn ends here too.
+# Seconds after which the keys are read again, so that a withdrawn key stops working here too.
 _REFRESH = 300.0
-# An unknown key id is a reason to read again, but anybody can make one up.
-_PAUSE = 5.0
-# While the issuer does not answer, the keys that are known serve for so long.
+# An unknown key id is a reason to read the keys again, but not more often than this: anybody can invent a key id.
+MIN_INTERVAL = 5.0
+# Seconds for which the known keys serve while the issuer does not response.
 _OUTAGE = 3600.0
 _FETCH_LIMIT = 4.0
 _LONGEST = 256 * 1024
-# Signatures that a public key can check; an issuer's key is never used as a shared secret.
+# Algorithms that a public key can check; an issuer's key is never used as a shared secret.
 ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"})
 
 
 class KeySet:
-    """An issuer's keys by id. `read` gives the JWKS as text; it may raise anything."""
+    """An issuer's keys by id. `read` returns the JWKS as JSON text; it may raise any exception."""
 
     def __init__(self, read: Callable[[], Awaitable[str | bytes]]) -> None:
         self._read = read
@@ -36,32 +36,33 @@ class KeySet:
         self._confirmed: float | None = None
         self._tried: float | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._trouble = False
+        self._unreadable = False
 
     async def key(self, key_id: str | None) -> jwt.PyJWK:
-        """The key with this id. CallerUnknown where the issuer has none, StoreUnavailable where he cannot be asked."""
+        """The key with this id. CallerUnknown if the issuer does not publish it, StoreUnavailable if the keys cannot be
+        read."""
         now = asyncio.get_running_loop().time()
-        found = self._keys.get(key_id)
-        if found is not None and self._confirmed is not None and now - self._confirmed < _OUTAGE:
+        key = self._keys.get(key_id)
+        if key is not None and self._confirmed is not None and now - self._confirmed < _OUTAGE:
             if now - self._confirmed >= _REFRESH:
-                # Beside the call: what is known still serves it.
-                self._start(now)
-            return found
-        task = self._start(now)
+                # Beside the call, which the known key still serves.
+                self._start_reading(now)
+            return key
+        task = self._start_reading(now)
         if task is not None:
             await asyncio.wait({task})
         if self._confirmed is None or asyncio.get_running_loop().time() - self._confirmed >= _OUTAGE:
-            raise StoreUnavailable("The keys of the tokens' issuer cannot be read just now.", retry_after=_PAUSE)
-        found = self._keys.get(key_id)
-        if found is None:
-            raise CallerUnknown("The token is signed with a key that its issuer does not name.")
-        return found
+            raise StoreUnavailable("The keys of the tokens' issuer cannot be read right now.", retry_after=MIN_INTERVAL)
+        key = self._keys.get(key_id)
+        if key is None:
+            raise CallerUnknown("The token is signed with a key that its issuer does not publish.")
+        return key
 
-    def _start(self, now: float) -> asyncio.Task[None] | None:
-        """Begin to read, or join who does; None where that was tried a moment ago."""
+    def _start_reading(self, now: float) -> asyncio.Task[None] | None:
+        """The running read, or a new one; None if the last one began less than MIN_INTERVAL ago."""
         if self._reading is not None and not self._reading.done():
             return self._reading
-        if self._tried is not None and now - self._tried < _PAUSE:
+        if self._tried is not None and now - self._tried < MIN_INTERVAL:
             return None
         self._tried = now
         self._reading = asyncio.get_running_loop().create_task(self._refresh(), name="issuer's keys")
@@ -70,29 +71,29 @@ class KeySet:
     async def _refresh(self) -> None:
         try:
             async with asyncio.timeout(_FETCH_LIMIT):
-                keys = _usable(json.loads(await self._read()))
+                keys = _select_usable(json.loads(await self._read()))
         except Exception as error:
-            if not self._trouble:
+            if not self._unreadable:
                 log.warning("issuer.keys_unreadable", error=type(error).__name__, known=len(self._keys))
-            self._trouble = True
+            self._unreadable = True
             return
-        if self._trouble:
+        if self._unreadable:
             log.info("issuer.keys_readable_again", known=len(keys))
-        self._trouble = False
+        self._unreadable = False
         self._keys = keys
         self._confirmed = asyncio.get_running_loop().time()
 
     async def close(self) -> None:
-        """End the reading that is under way."""
+        """End a running read."""
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait({self._reading})
 
 
-def _usable(document: object) -> dict[str | None, jwt.PyJWK]:
-    """The keys that can check a signature; ValueError where there is none, which no issuer would say."""
+def _select_usable(document: object) -> dict[str | None, jwt.PyJWK]:
+    """The keys that can check a signature; ValueError for a set without one, which no issuer would publish."""
     entries = document.get("keys") if isinstance(document, dict) else None
-    found: dict[str | None, jwt.PyJWK] = {}
+    keys: dict[str | None, jwt.PyJWK] = {}
     for entry in entries if isinstance(entries, list) else ():
         if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
             continue
@@ -100,13 +101,13 @@ def _usable(document: object) -> dict[str | None, jwt.PyJWK]:
         try:
             key = jwt.PyJWK(entry)
         except (jwt.PyJWTError, ValueError, TypeError, NotImplementedError):
-            # One that we cannot use, perhaps of a kind to come, takes no other with it.
+            # An unusable key, perhaps of a newer type, must not affect the others.
             continue
         if key.algorithm_name in ALGORITHMS and (key_id is None or isinstance(key_id, str)):
-            found[key_id] = key
-    if not found:
+            keys[key_id] = key
+    if not keys:
         raise ValueError("no key")
-    return found
+    return keys
 
 
 def from_file(path: Path) -> KeySet:
@@ -115,18 +116,18 @@ def from_file(path: Path) -> KeySet:
 
 
 def from_url(url: str) -> KeySet:
-    """The keys at a URL; a redirect is not followed, and no proxy of the environment is used."""
+    """The keys at a URL. Redirects are not followed, and proxies named by the environment are not used."""
 
     async def read() -> bytes:
         async with (
             aiohttp.ClientSession(trust_env=False, cookie_jar=aiohttp.DummyCookieJar()) as session,
-            session.get(url, allow_redirects=False) as answer,
+            session.get(url, allow_redirects=False) as response,
         ):
-            if answer.status != 200:
+            if response.status != 200:
                 raise ValueError("no key set")
-            body = await answer.content.read(_LONGEST)
-            while not answer.content.at_eof() and len(body) < _LONGEST:
-                body += await answer.content.read(_LONGEST - len(body))
+            body = await response.content.read(_LONGEST)
+            while not response.content.at_eof() and len(body) < _LONGEST:
+                body += await response.content.read(_LONGEST - len(body))
             return body
 
     return KeySet(read)

@@ -1,4 +1,4 @@
-"""The ways to prove who one is that the settings open, joined to one door."""
+"""The methods of authentication that the settings enable, joined in one Authenticator."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ if TYPE_CHECKING:
 
 
 def open_authenticator(settings: Settings, hash_key: bytes, link: RedisLink | None = None) -> Authenticator:
-    """The door for these settings; nothing is connected yet. ValueError with a sentence for a scope that is none."""
-    return Authenticator(_authenticators(settings), _quotas(settings, hash_key, link))
+    """The Authenticator for these settings, not connected yet. ValueError, with a sentence, for an invalid scope."""
+    return Authenticator(_make_methods(settings), _make_quotas(settings, hash_key, link))
 
 
 def certificate_scopes(settings: Settings) -> dict[str, Scope]:
-    """Whom each certificate's name may read; ValueError with a sentence for the operator."""
+    """The scope of each certificate's name; ValueError with a sentence for the operator."""
     scopes = {}
     for name, value in settings.client_certificates.items():
         try:
             scopes[name] = scope_from(value)
         except ValueError as error:
-            raise ValueError(f"client_certificates gives {name!r} no scope: {error}.") from None
+            raise ValueError(f"client_certificates gives {name!r} no valid scope: {error}.") from None
     return scopes
 
 
-def _authenticators(settings: Settings) -> list[AuthenticationMethod]:
-    # Libraries that nobody needs where nobody is told apart are imported here, late.
-    ways: list[AuthenticationMethod] = []
+def _make_methods(settings: Settings) -> list[AuthenticationMethod]:
+    # Imported here, because a service without authentication does not need these libraries.
+    methods: list[AuthenticationMethod] = []
     if settings.client_certificates:
         from exchange_service.identity.certificates import ClientCertificates
 
-        ways.append(ClientCertificates(certificate_scopes(settings)))
+        methods.append(ClientCertificates(certificate_scopes(settings)))
     if settings.service_tokens:
         from exchange_service.identity.token_store import TokenStore
         from exchange_service.identity.tokens import ServiceTokens
 
         store = TokenStore(settings.database_url)
-        ways.append(ServiceTokens(store.find, store.close))
+        methods.append(ServiceTokens(store.find, store.close))
     if settings.jwt_secret or settings.jwt_jwks_url or settings.jwt_jwks_file:
-        ways.append(_json_web_tokens(settings))
-    return ways
+        methods.append(_make_web_tokens(settings))
+    return methods
 
 
-def _json_web_tokens(settings: Settings) -> AuthenticationMethod:
+def _make_web_tokens(settings: Settings) -> AuthenticationMethod:
     from exchange_service.identity.key_sets import from_file, from_url
     from exchange_service.identity.web_tokens import JsonWebTokens
 
@@ -66,7 +66,7 @@ def _json_web_tokens(settings: Settings) -> AuthenticationMethod:
     )
 
 
-def _quotas(settings: Settings, hash_key: bytes, link: RedisLink | None) -> Quotas:
+def _make_quotas(settings: Settings, hash_key: bytes, link: RedisLink | None) -> Quotas:
     allowances = {
         Kind.USER: Allowance(settings.user_calls, settings.user_refreshes, settings.user_streams),
         Kind.SERVICE: Allowance(settings.service_calls, settings.service_refreshes, settings.service_streams),
@@ -80,16 +80,16 @@ def _quotas(settings: Settings, hash_key: bytes, link: RedisLink | None) -> Quot
 
 
 def who_may_call(settings: Settings) -> str:
-    """Who is served, in words for the operator; it ends a sentence."""
-    ways = []
+    """Which callers are served, in words for the operator; the text ends a sentence."""
+    methods = []
     if settings.client_certificates:
-        ways.append(f"client certificates of {', '.join(sorted(settings.client_certificates))}")
+        methods.append(f"client certificates of {', '.join(sorted(settings.client_certificates))}")
     if settings.service_tokens:
-        ways.append("service tokens")
+        methods.append("service tokens")
     if settings.jwt_secret:
-        ways.append("JWTs signed with the shared secret")
+        methods.append("JWTs signed with the shared secret")
     if settings.jwt_jwks_url or settings.jwt_jwks_file:
-        ways.append("JWTs signed with their issuer's keys")
-    if ways:
-        return f"to callers with {' or '.join(ways)}, each within the scope that it has"
+        methods.append("JWTs signed with their issuer's keys")
+    if methods:
+        return f"to callers with {' or '.join(methods)}, each within its scope"
     return "to every program on this machine" if settings.loopback else "to ANYBODY who reaches the port"

@@ -1,7 +1,7 @@
 """How often an identity may call, counted in windows; with a Redis all replicas count together.
 
-Each process counts for itself and refuses without asking anybody. What it counts up to it takes from Redis in small
-lots, so that most calls wait for nobody; where Redis does not answer, its own count is all there is.
+Each process counts for itself and refuses without asking Redis. It reserves permits in Redis in small batches, so that
+most calls do not wait. If Redis does not answer, the process grants the whole allowance by its own count.
 """
 
 from __future__ import annotations
@@ -9,22 +9,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from cachetools import LRUCache
+
 from exchange_service.errors import CallerRateLimited
 from exchange_service.identity import Identity, Kind
 
-# The share of a window's allowance that a process takes at once.
-_LOTS = 20
+# A process prefetches one part in so many of a window's permits at once.
+BATCHES = 20
 _MAX_WINDOWS = 50_000
 
 
 class Action(Enum):
-    """What is counted. Opening a stream is none of the calls: after a restart a service opens thousands at once."""
+    """What is counted. Opening a stream does not count as a call: after its restart a service opens thousands at
+    once."""
 
     CALL = "calls a second"
     OPENING = "new streams a second"
@@ -32,7 +34,7 @@ class Action(Enum):
 
     @property
     def window(self) -> int:
-        """In windows of how many seconds."""
+        """The length of the action's windows in seconds."""
         return 60 if self is Action.REFRESH else 1
 
 
@@ -45,33 +47,34 @@ class Allowance:
     streams: int
 
     def of(self, action: Action) -> int:
-        """How many in a window. All streams that may be open may be opened at once."""
+        """The number of permits in a window. All streams that may be open at once may also be opened at once."""
         if action is Action.OPENING:
             return max(self.calls, self.streams)
         return self.calls if action is Action.CALL else self.refreshes
 
 
 class QuotaStore(Protocol):
-    """What all replicas have counted."""
+    """The permits that all replicas share."""
 
     async def take(self, key: str, action: Action, limit: int, count: int) -> bool | None:
-        """Take `count` of the window's `limit`; False if fewer are left, None if the store does not answer."""
+        """Take `count` of the window's `limit` permits; False if they are not left, None if the store does not
+        answer."""
 
 
 @dataclass(slots=True)
 class _Window:
-    """What this process has given out of an identity's allowance; times are the event loop's. `asks`: from when on
-    it is worth asking for more."""
+    """The permits that this process has for one identity and action, and how many are used. Times are the event loop's;
+    more permits are not requested before `request_after`."""
 
     ends: float
     granted: int = 0
     used: int = 0
-    asks: float = 0.0
-    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    request_after: float = 0.0
+    requesting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Quotas:
-    """Counts what identities do. `shared` is None where there is one process only."""
+    """Counts what identities do. `shared` is None if there is only one process."""
 
     def __init__(
         self, allowances: Mapping[Kind, Allowance], *, shared: QuotaStore | None = None, hash_key: bytes = b""
@@ -79,11 +82,11 @@ class Quotas:
         self._allowances = dict(allowances)
         self._shared = shared
         self._hash_key = hash_key
-        self._windows: OrderedDict[tuple[Action, str], _Window] = OrderedDict()
+        self._windows: LRUCache[tuple[Action, str], _Window] = LRUCache(_MAX_WINDOWS)
         self._streams: dict[str, int] = {}
 
     def take_local(self, identity: Identity, action: Action) -> bool:
-        """Count it where that needs no question and there is room; False where `take` is to be asked."""
+        """Count the action if this process has a permit for it; False if `take` must decide."""
         if self._allowances.get(identity.kind) is None:
             return True
         window = self._windows.get((action, identity.name))
@@ -93,19 +96,19 @@ class Quotas:
         return True
 
     async def take(self, identity: Identity, action: Action) -> None:
-        """Count it, or raise CallerRateLimited with the time until there may be more."""
+        """Count the action, or raise CallerRateLimited with the time until more permits are possible."""
         allowance = self._allowances.get(identity.kind)
         if allowance is None:
             return
         limit = allowance.of(action)
         window, clock = self._window(identity, action), asyncio.get_running_loop().time
-        if window.used >= window.granted and clock() >= window.asks:
-            async with window.asking:
-                if window.used >= window.granted and clock() >= window.asks:
-                    # No other call has asked while this one waited for its turn.
-                    await self._grant(window, identity, action, limit)
+        if window.used >= window.granted and clock() >= window.request_after:
+            async with window.requesting:
+                # Another call may have requested permits while this one waited for the lock.
+                if window.used >= window.granted and clock() >= window.request_after:
+                    await self._request(window, identity, action, limit)
         if window.used >= window.granted:
-            left = max(0.05, min(window.ends, window.asks) - clock())
+            left = max(0.05, min(window.ends, window.request_after) - clock())
             raise CallerRateLimited(f"This caller may have {limit} {action.value}.", retry_after=left)
         window.used += 1
 
@@ -115,41 +118,39 @@ class Quotas:
         window = self._windows.get(key)
         if window is None or now >= window.ends:
             self._windows[key] = window = _Window(now + action.window)
-            self._windows.move_to_end(key)
-            while len(self._windows) > _MAX_WINDOWS:
-                self._windows.popitem(last=False)
         return window
 
-    async def _grant(self, window: _Window, identity: Identity, action: Action, limit: int) -> None:
-        """Take a lot of what all replicas may give out; all of it where this process counts alone."""
-        lot = max(1, limit // _LOTS)
+    async def _request(self, window: _Window, identity: Identity, action: Action, limit: int) -> None:
+        """Prefetch a batch of the permits that replicas share; grant the whole limit if this process counts alone."""
+        batch = max(1, limit // BATCHES)
         taken = None
         if self._shared is not None:
-            taken = await self._shared.take(self._key(identity), action, limit, lot)
+            taken = await self._shared.take(self._key(identity), action, limit, batch)
         if taken is None:
             window.granted = limit
         elif taken:
-            # Never more than the whole, also where the lots come from two of Redis's windows.
-            window.granted = min(limit, window.granted + lot)
+            # Never more than the limit, also if the batches come from two of Redis's windows.
+            window.granted = min(limit, window.granted + batch)
         else:
-            # Redis's window is another than this one, and may end at any moment.
-            window.asks = asyncio.get_running_loop().time() + action.window / _LOTS
+            # Redis's window is not the same as this one, and may end at any moment.
+            window.request_after = asyncio.get_running_loop().time() + action.window / BATCHES
         if window.granted >= limit:
-            window.asks = window.ends
+            window.request_after = window.ends
 
     def _key(self, identity: Identity) -> str:
-        """It names nobody, as the keys of kept balances."""
+        """A keyed hash: keys in Redis must not reveal identities."""
         return hmac.new(self._hash_key, identity.name.encode(), hashlib.sha256).hexdigest()
 
     def open_stream(self, identity: Identity) -> Callable[[], None]:
-        """Count an open stream of this process, or raise CallerRateLimited; what it gives ends the counting."""
+        """Count an open stream of this process, or raise CallerRateLimited; the returned function releases it."""
         allowance, name = self._allowances.get(identity.kind), identity.name
-        held = self._streams.get(name, 0)
-        if allowance is not None and held >= allowance.streams:
+        count = self._streams.get(name, 0)
+        if allowance is not None and count >= allowance.streams:
             raise CallerRateLimited(
-                f"This caller may have {allowance.streams} streams open at once. Close one before opening another."
+                f"This caller may have {allowance.streams} streams open at once.",
+                advice="Close one before opening another.",
             )
-        self._streams[name] = held + 1
+        self._streams[name] = count + 1
         return lambda: self._close_stream(name)
 
     def _close_stream(self, name: str) -> None:

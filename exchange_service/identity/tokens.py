@@ -10,21 +10,27 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from cachetools import LRUCache
+
 from exchange_service.errors import CallerUnknown, ServiceOverloaded
-from exchange_service.identity import Identity, Kind, Proof, Scope, Verified
+from exchange_service.identity import Identity, Kind, PresentedCredentials, Scope, Verified
 
 PREFIX = "xst_"
-# With the streams' own interval a token that was revoked is good for less than 30 seconds more.
-_KEEP = 20.0
-# While the database does not answer, a token that was good goes on for so long, as kept credentials do.
+# Seconds for which a token is not checked again. Together with the interval of the streams' checks, a revoked token
+# works for less than 30 more seconds.
+KEEP = 20.0
+# Seconds for which a verified token is accepted while the database does not answer, as cached references are.
 _GRACE = 300.0
 _SECRET_BYTES = 32
 _ID_BYTES = 6
-# Anybody can make up tokens. So many are looked for at once, of the store's ten connections, and so many may wait.
-_STRANGERS_AT_ONCE = 5
-_STRANGERS = 1000
-# Compared with where there is no such id, so that the answer takes as long.
+# Anybody can invent tokens. Unverified ones may use this many of the store's ten connections at once, and this many
+# may wait.
+_UNVERIFIED_AT_ONCE = 5
+_MAX_UNVERIFIED = 1000
+_MAX_VERIFIED = 20_000
+# Compared with if there is no such id, so that the answer takes as long.
 _NO_DIGEST = "0" * 64
+_RENEW = "Ask the operator for a new one."
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ class StoredToken:
 
 
 def new_token(name: str, scope: Scope, *, lifetime: float | None = None) -> tuple[str, StoredToken]:
-    """A new token's text, which nobody can be told again, and what is stored of it. `lifetime` is in seconds."""
+    """A new token's text, which cannot be recovered later, and its row. `lifetime` is in seconds; None: unlimited."""
     token_id, secret = secrets.token_hex(_ID_BYTES), secrets.token_urlsafe(_SECRET_BYTES)
     created = int(time.time())
     expires = None if lifetime is None else created + int(lifetime)
@@ -49,54 +55,55 @@ def new_token(name: str, scope: Scope, *, lifetime: float | None = None) -> tupl
 
 
 def _digest(secret: str) -> str:
-    """A fast hash is enough: nobody guesses 256 random bits."""
+    """A fast hash is enough, because 256 random bits cannot be guessed."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
 
 
 class ServiceTokens:
-    """The AuthenticationMethod of service tokens; `find` gives the row with an id, or None."""
+    """Authenticates service tokens. `find` returns the row with an id, or None."""
 
     def __init__(
         self, find: Callable[[str], Awaitable[StoredToken | None]], close: Callable[[], Awaitable[None]]
     ) -> None:
         self._find = find
         self._close = close
-        # The digests of tokens that were good, by their ids.
-        self._met: dict[str, str] = {}
-        self._strangers = 0
-        self._turns = asyncio.Semaphore(_STRANGERS_AT_ONCE)
+        # The digests of verified tokens by their ids.
+        self._verified: LRUCache[str, str] = LRUCache(_MAX_VERIFIED)
+        self._unverified = 0
+        self._slots = asyncio.Semaphore(_UNVERIFIED_AT_ONCE)
 
-    async def authenticate(self, proof: Proof) -> Verified | None:
-        """Whose token it is."""
-        if not proof.token.startswith(PREFIX):
+    async def authenticate(self, presented: PresentedCredentials) -> Verified | None:
+        """The identity of the token."""
+        if not presented.token.startswith(PREFIX):
             return None
-        token_id, _, secret = proof.token.removeprefix(PREFIX).partition("_")
-        # An id that cannot be one of ours is not worth a question.
+        token_id, _, secret = presented.token.removeprefix(PREFIX).partition("_")
+        # The store is not asked for an id that cannot be one of ours.
         digest, possible = _digest(secret), len(token_id) == 2 * _ID_BYTES and token_id.isalnum()
         stored = await self._look_up(token_id, digest) if possible else None
         same = hmac.compare_digest(digest, stored.digest if stored else _NO_DIGEST)
         if stored is None or not same:
-            raise CallerUnknown("The service token is none that this service knows.")
+            raise CallerUnknown("This service does not know the service token.")
         if stored.revoked is not None:
-            raise CallerUnknown("The service token has been revoked; ask the operator for a new one.")
+            raise CallerUnknown("The service token has been revoked.", advice=_RENEW)
         if stored.expires is not None and stored.expires <= time.time():
-            raise CallerUnknown("The service token has expired; ask the operator for a new one.")
-        self._met[stored.id] = digest
+            raise CallerUnknown("The service token has expired.", advice=_RENEW)
+        self._verified[stored.id] = digest
         identity = Identity(f"token {stored.id}", Kind.SERVICE, stored.scope, stored.expires)
-        return Verified(identity, _KEEP, _GRACE)
+        return Verified(identity, KEEP, _GRACE)
 
     async def _look_up(self, token_id: str, digest: str) -> StoredToken | None:
-        """The row with this id. Who was met before waits for no stranger; ServiceOverloaded for one too many."""
-        if hmac.compare_digest(self._met.get(token_id, _NO_DIGEST), digest):
+        """The row with this id. A token that was verified before never waits for others; ServiceOverloaded if too many
+        unverified tokens wait."""
+        if hmac.compare_digest(self._verified.get(token_id, _NO_DIGEST), digest):
             return await self._find(token_id)
-        if self._strangers >= _STRANGERS:
-            raise ServiceOverloaded("Too many callers with tokens that are not known yet; call again.")
-        self._strangers += 1
+        if self._unverified >= _MAX_UNVERIFIED:
+            raise ServiceOverloaded("Too many callers with tokens that were not verified yet.")
+        self._unverified += 1
         try:
-            async with self._turns:
+            async with self._slots:
                 return await self._find(token_id)
         finally:
-            self._strangers -= 1
+            self._unverified -= 1
 
     async def close(self) -> None:
         """Release the store."""

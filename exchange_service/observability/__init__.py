@@ -1,1 +1,1 @@
-"""What an operator sees: log lines, metrics, and the one place that redacts them."""
+"""Log lines, metrics, and the one place that redacts log lines."""

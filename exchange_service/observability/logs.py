@@ -1,7 +1,7 @@
-"""Log lines: structured, on standard error, so that standard output stays what programs read.
+"""Structured log lines on standard error; standard output is for the output of commands.
 
-Whatever is written passes `redaction.redacted` last before it is rendered: our own lines as their last processor, other
-libraries' lines in the one handler.
+Every line passes `redaction.redact` before it is rendered: our own in the last processor, those of other libraries in
+the one handler.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, TextIO, cast
 
 import structlog
 
-from exchange_service.observability.redaction import redacted, redacted_text
+from exchange_service.observability.redaction import redact, redact_text
 
-# Below INFO these quote statements with their parameters, requests with their headers, or whole answers.
+# Below INFO these libraries log statements with their parameters, requests with their headers, or whole answers.
 QUOTING_LOGGERS = ("aiosqlite", "ccxt", "psycopg", "redis", "sqlalchemy", "urllib3")
 
 REQUEST_ID = "request_id"
@@ -25,27 +25,30 @@ REQUEST_ID = "request_id"
 
 @dataclass(slots=True)
 class CallMark:
-    """Marks the lines of one call. Empty it when the call ends: what a call has started may outlive it, such as a feed
-    that others have joined, and speaks for itself from then on."""
+    """The request id of the log lines of one call.
+
+    Empty it when the call ends: work that the call has started, such as a feed that others have joined, may outlive it,
+    and its later lines do not belong to the call.
+    """
 
     request_id: str
 
 
-# Set with its own `set`, once at the beginning of a call: the call's tasks inherit it. structlog's `bind_contextvars`
-# would take four times as long, for every call.
+# Set once at the beginning of a call; the call's tasks inherit it. structlog's `bind_contextvars` takes four times as
+# long.
 current_call: ContextVar[CallMark | None] = ContextVar("current_call", default=None)
 
 
 def current_request_id() -> str:
-    """Which call is being handled; empty where none is."""
+    """The id of the call that is being handled; empty outside of calls."""
     mark = current_call.get()
     return mark.request_id if mark is not None else ""
 
 
 def configure_logging(level: str = "warning", style: str = "auto", stream: TextIO | None = None) -> None:
-    """Lines of `level` and above; `style` is "console" for people, "json", or "auto" for what fits standard error.
+    """Write lines of `level` and above, in the `style` "console" or "json"; "auto" is console on a terminal.
 
-    `stream` is where our own lines go in the place of standard error.
+    `stream` replaces standard error for our own lines.
     """
     for_people = style == "console" or (style == "auto" and sys.stderr.isatty())
     _listen_to_libraries()
@@ -70,8 +73,7 @@ def configure_logging(level: str = "warning", style: str = "auto", stream: TextI
 
 
 def add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: the event with the call that it belongs to. One that came with it stays, as in the lines
-    of a plugin's process."""
+    """A structlog processor: add the current request id. Lines of a plugin's process keep the id that they have."""
     request_id = current_request_id()
     if request_id:
         event.setdefault(REQUEST_ID, request_id)
@@ -79,19 +81,19 @@ def add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) 
 
 
 def redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """A structlog processor: the event without its secrets."""
-    return {redacted(name): _shown(name, value) for name, value in event.items()}
+    """A structlog processor: hide the secrets of an event."""
+    return {redact(name): _redact_field(name, value) for name, value in event.items()}
 
 
-def _shown(name: str, value: Any) -> Any:
+def _redact_field(name: str, value: Any) -> Any:
     if name == REQUEST_ID and isinstance(value, str):
-        # Most callers' are UUIDs, which look like keys.
-        return redacted_text(value, runs=False)
-    return redacted(value, name)
+        # Most request ids are UUIDs, which look like keys.
+        return redact_text(value, runs=False)
+    return redact(value, name)
 
 
 class StandardError:
-    """Standard error, whatever that is at the time."""
+    """A stream that writes to what `sys.stderr` is at that moment."""
 
     def write(self, text: str) -> int:
         return sys.stderr.write(text)
@@ -101,31 +103,31 @@ class StandardError:
 
 
 class LibraryLines(logging.Handler):
-    """Writes the standard library's records to standard error, without their secrets."""
+    """Writes the records of libraries, without their secrets, to standard error."""
 
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-        self.addFilter(_quotes_nothing)
+        self.addFilter(_is_harmless)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             request_id = current_request_id()
-            call = f" {REQUEST_ID}={redacted_text(request_id, runs=False)}" if request_id else ""
-            sys.stderr.write(f"{redacted(self.format(record))}{call}\n")
+            call = f" {REQUEST_ID}={redact_text(request_id, runs=False)}" if request_id else ""
+            sys.stderr.write(f"{redact(self.format(record))}{call}\n")
         except Exception:
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
-        """A line that cannot be written is lost: the standard library would print its arguments in full."""
+        """Drop a line that cannot be written: the standard library would print its arguments in full."""
 
 
-def _quotes_nothing(record: logging.LogRecord) -> bool:
+def _is_harmless(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.INFO or record.name.partition(".")[0] not in QUOTING_LOGGERS
 
 
 def _listen_to_libraries() -> None:
-    """Let other libraries' warnings through, by one handler of ours."""
+    """Add the handler for other libraries' records, once."""
     root = logging.getLogger()
     if not any(isinstance(handler, LibraryLines) for handler in root.handlers):
         root.addHandler(LibraryLines())

@@ -1,11 +1,11 @@
-"""What the service counts of itself, for Prometheus.
+"""The service's metrics, for Prometheus.
 
-One `Metrics` belongs to one service; nothing is global. Counting costs a fraction of a microsecond, so that every call
-can be counted: it adds to plain numbers, which are made into the library's families when somebody reads them. All
-methods are for the event loop's thread; `text` may be called from any.
+A `Metrics` belongs to one service; nothing is global. Counting takes a fraction of a microsecond: it adds to plain
+numbers, which become the library's families only when metrics are read. Call the methods in the event loop's thread;
+`text` may be called from any thread.
 
-No label holds what a caller or a venue chose: exchanges are those of the catalogue, reasons those of the error tree,
-and of other words at most `MAX_WORDS` are told apart. Whatever else comes is counted under "other".
+No label holds a text that a caller or a venue chose. Exchanges are those of the catalogue, reasons those of the error
+tree, and at most `MAX_WORDS` other words become labels; everything else is counted under "other".
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -23,26 +24,26 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from exchange_service.errors import leaves
 
 OTHER = "other"
-# What a fetch or a call is counted under that went well.
+# The reason of a fetch or call that succeeded.
 WELL = "OK"
-# What a fetch is counted under that nobody waited for any more.
+# The reason of a fetch that was cancelled, because no caller waited for it any more.
 CANCELLED = "CANCELLED"
 MAX_WORDS = 32
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}\Z")
 
-# Upper bounds in seconds: a kept balance takes less than a millisecond, a venue up to its timeout.
+# Upper bounds in seconds: a cached balance takes less than a millisecond, a venue up to its timeout.
 _DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _STALLS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _AGES = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0)
-# Seconds between two looks at whether the event loop comes round in time.
+# Seconds between two measurements of the event loop's delay.
 _TICK = 0.1
 
 _Labels = tuple[str, ...]
 
 
 @dataclass(slots=True)
-class _Spread:
-    """How often values fell below each of these bounds, and their sum."""
+class _Histogram:
+    """How many values were at most each of these bounds, and the sum of all."""
 
     bounds: Sequence[float]
     counts: list[int] = field(default_factory=list)
@@ -56,17 +57,17 @@ class _Spread:
         self.counts[bisect_left(self.bounds, value)] += 1
 
     def buckets(self) -> list[tuple[str, float]]:
-        """As the library wants them: bound and count of everything below."""
-        found, below = [], 0
+        """The library's buckets: each bound with the number of all values up to it."""
+        buckets, below = [], 0
         for bound, count in zip((*self.bounds, float("inf")), list(self.counts), strict=True):
             below += count
-            found.append(("+Inf" if bound == float("inf") else repr(bound), float(below)))
-        return found
+            buckets.append(("+Inf" if bound == float("inf") else repr(bound), float(below)))
+        return buckets
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessOfPlugin:
-    """One process that runs a plugin: `memory` is in bytes."""
+    """One process that runs a plugin, the `number`-th of that plugin; `memory` is in bytes."""
 
     plugin: str
     number: int
@@ -76,17 +77,20 @@ class ProcessOfPlugin:
 
 
 class Metrics:
-    """The counts of one service. `exchanges` has the ids that may become labels, as they are now."""
+    """The metrics of one service. `exchanges` returns the ids that may become labels at present.
+
+    `Metrics()` is cheap, and counts every exchange under "other": use it where no one reads the metrics.
+    """
 
     def __init__(self, exchanges: Callable[[], Container[str]] = tuple) -> None:
         self._exchanges = exchanges
         self._reasons = frozenset((*(leaf.reason for leaf in leaves()), CANCELLED))
         self._words: dict[str, str] = {}
-        self._calls: dict[_Labels, _Spread] = defaultdict(lambda: _Spread(_DURATIONS))
+        self._calls: dict[_Labels, _Histogram] = defaultdict(lambda: _Histogram(_DURATIONS))
         self._fetches: dict[_Labels, int] = defaultdict(int)
-        self._fetch_times: dict[_Labels, _Spread] = defaultdict(lambda: _Spread(_DURATIONS))
-        self._lag = _Spread(_AGES)
-        self._stalls = _Spread(_STALLS)
+        self._fetch_times: dict[_Labels, _Histogram] = defaultdict(lambda: _Histogram(_DURATIONS))
+        self._stream_ages = _Histogram(_AGES)
+        self._stalls = _Histogram(_STALLS)
         self._failures: dict[_Labels, int] = defaultdict(int)
         self._reads: dict[_Labels, int] = defaultdict(int)
         self._cache_reads: dict[_Labels, int] = defaultdict(int)
@@ -100,124 +104,146 @@ class Metrics:
         self._levels: dict[str, int] = {}
         self._processes: Callable[[], Iterable[ProcessOfPlugin]] = tuple
         self._processes_seen: tuple[ProcessOfPlugin, ...] = ()
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
-        self.registry.register(self)
 
-    # What happens
+    @cached_property
+    def registry(self) -> CollectorRegistry:
+        """The library's registry of these metrics and the process's own; made when metrics are first read."""
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
+        registry.register(self)
+        return registry
+
+    # Events
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
-        """A call has ended: `method` is one of our service's, `code` the status by its name, such as "OK"."""
+        """A call ended: `method` is its name without the service, `code` the name of its status, such as "OK"."""
         self._calls[method, code].add(seconds)
 
     def call_failed(self, reason: str) -> None:
-        """A call was told this reason of the error tree."""
+        """A call failed with this reason of the error tree."""
         self._failures[(self._reason(reason),)] += 1
 
     def fetch_ended(self, exchange: str, reason: str, seconds: float) -> None:
-        """A venue was asked for a balance: `reason` of the error tree, or "" for a good answer."""
+        """A fetch of a balance from a venue ended: with a `reason` of the error tree, or "" if it succeeded."""
         exchange = self._exchange(exchange)
         self._fetches[exchange, self._reason(reason)] += 1
         self._fetch_times[(exchange,)].add(seconds)
 
     def balance_read(self, source: str) -> None:
-        """A caller was given a balance: "cache", "last-good" or "venue"."""
+        """A balance was returned to a caller; `source` is "cache", "last-good" or "venue"."""
         self._reads[(self._word(source),)] += 1
 
     def cache_read(self, kind: str) -> None:
-        """The cache was asked for a balance, and where it was: "process", "redis" or "nowhere"."""
+        """A balance was looked for in the cache; `kind` is where it was: "process", "shared" or "nowhere"."""
         self._cache_reads[(self._word(kind),)] += 1
 
     def budget_left(self, exchange: str, scope: str, share: float) -> None:
-        """Which share of a venue's request budget is left now, 0 to 1; `scope` says what the budget is of, such as
-        "address" or "account" and never which one."""
+        """The unused `share` of a venue's limit, 0 to 1. `scope` is what the limit counts by, "address" or "key"; it
+        never says which."""
         self._budgets[self._exchange(exchange), self._word(scope)] = share
 
     def breaker(self, exchange: str, environment: str, state: str) -> None:
-        """A breaker is now "closed", "open" or "half-open"."""
+        """A venue's circuit breaker changed to `state`: "closed", "open" or "half-open"."""
         self._breakers[self._exchange(exchange), self._word(environment)] = self._word(state)
 
     def retried(self, exchange: str) -> None:
-        """A venue was asked once more after a failure."""
+        """A failed request to a venue was sent again."""
         self._retries[(self._exchange(exchange),)] += 1
 
     def refused(self, reason: str) -> None:
-        """A venue was not asked, to spare it or us: a reason of the error tree, or a word such as "budget"."""
+        """A request was not sent, to spare the venue or the service; `reason` is one of the error tree."""
         self._refused[(reason if reason in self._reasons else self._word(reason),)] += 1
 
     def event_written(self) -> None:
-        """A message went out on a stream."""
+        """A message was written to a stream."""
         self._written[()] += 1
 
     def value_handed_out(self, age: float) -> None:
-        """A stream was given a balance that the venue had answered `age` seconds ago."""
-        self._lag.add(age)
+        """A balance became an event for streams, `age` seconds after the venue's answer."""
+        self._stream_ages.add(age)
 
     def credential_opened(self, reason: str = "") -> None:
-        """A stored credential was opened, or could not be for this reason of the error tree."""
+        """A stored credential was opened, or could not be opened for this `reason` of the error tree."""
         self._credentials[(self._reason(reason),)] += 1
 
+    # The event loop
+
     def stalled(self, seconds: float) -> None:
-        """The event loop came round this much too late."""
+        """The event loop ran a timer so many seconds late."""
         self._stalls.add(seconds)
 
-    # What is the case
-
-    def watch(self, name: str, read: Callable[[], int]) -> None:
-        """Ask `read` for how many there are whenever somebody looks: "calls", "feeds" or "streams"."""
-        self._watched[name] = read
-
-    def watch_processes(self, read: Callable[[], Iterable[ProcessOfPlugin]]) -> None:
-        """The same for the processes that run plugins."""
-        self._processes = read
-
-    def refresh(self) -> None:
-        """Look at what is watched; in the event loop's thread."""
-        self._levels = {name: read() for name, read in self._watched.items()}
-        self._processes_seen = tuple(self._processes())
-
     async def run(self) -> None:
-        """Measure how late the event loop comes round, for ever."""
+        """Measure how late the event loop runs timers, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + _TICK
             await asyncio.sleep(_TICK)
             self.stalled(max(0.0, loop.time() - due))
 
-    # What is shown
+    # Present state
+
+    def watch(self, name: str, read: Callable[[], int]) -> None:
+        """Show the number that `read` returns, as of each `refresh`, for a `name` such as "calls"."""
+        self._watched[name] = read
+
+    def watch_processes(self, read: Callable[[], Iterable[ProcessOfPlugin]]) -> None:
+        """Show the processes of plugins that `read` returns, as of each `refresh`."""
+        self._processes = read
+
+    def refresh(self) -> None:
+        """Read the present state of all that is watched. Call it in the event loop's thread."""
+        self._levels = {name: read() for name, read in self._watched.items()}
+        self._processes_seen = tuple(self._processes())
+
+    # Output
 
     def text(self) -> bytes:
-        """Everything in Prometheus's text format, with what is watched as it was at the last `refresh`."""
+        """All metrics in Prometheus's text format; the present state is that of the last `refresh`."""
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
-        """For the library: everything as its families."""
+        """All metrics as families of the library, which calls this."""
         name = "exchange_service_"
-        yield _spreads(name + "call_seconds", "Calls by method and status.", ("method", "code"), self._calls)
+        yield _histograms(name + "call_seconds", "Calls by method and status.", ("method", "code"), self._calls)
         yield _counts(name + "call_failures", "Failed calls by reason.", ("reason",), self._failures)
-        yield _counts(name + "venue_fetches", "Balances asked of venues.", ("exchange", "reason"), self._fetches)
-        yield _spreads(name + "venue_fetch_seconds", "How long that took.", ("exchange",), self._fetch_times)
-        yield _counts(name + "balance_reads", "Balances given to callers, by source.", ("source",), self._reads)
-        yield _counts(name + "cache_reads", "Balances looked for in the cache.", ("kind",), self._cache_reads)
-        yield _counts(name + "venue_retries", "Venues asked once more.", ("exchange",), self._retries)
-        yield _counts(name + "venue_refusals", "Venues not asked, to spare them.", ("reason",), self._refused)
+        yield _counts(name + "venue_fetches", "Balances fetched from venues.", ("exchange", "reason"), self._fetches)
+        yield _histograms(
+            name + "venue_fetch_seconds", "Duration of fetches from venues.", ("exchange",), self._fetch_times
+        )
+        yield _counts(name + "balance_reads", "Balances returned to callers, by source.", ("source",), self._reads)
+        yield _counts(
+            name + "cache_reads", "Balances looked for in the cache, by where they were.", ("kind",), self._cache_reads
+        )
+        yield _counts(
+            name + "venue_retries", "Failed requests to venues that were sent again.", ("exchange",), self._retries
+        )
+        yield _counts(
+            name + "venue_refusals", "Requests not sent, to spare the venue or the service.", ("reason",), self._refused
+        )
         yield _counts(name + "stream_messages", "Messages written to streams.", (), self._written)
         yield _counts(name + "credentials_opened", "Stored credentials opened.", ("reason",), self._credentials)
-        yield _spreads(name + "stream_value_age_seconds", "Age of balances as streamed.", (), {(): self._lag})
-        yield _spreads(name + "event_loop_stall_seconds", "How late the event loop came.", (), {(): self._stalls})
+        yield _histograms(
+            name + "stream_value_age_seconds",
+            "Age of balances when they became events of streams.",
+            (),
+            {(): self._stream_ages},
+        )
+        yield _histograms(
+            name + "event_loop_stall_seconds", "How late the event loop ran timers.", (), {(): self._stalls}
+        )
         yield from self._gauges(name)
 
     def _gauges(self, name: str) -> Iterator[Metric]:
         budgets = GaugeMetricFamily(
-            name + "venue_budget_left", "Share of a venue's request budget.", labels=("exchange", "scope")
+            name + "venue_budget_left", "Unused share of a venue's limit.", labels=("exchange", "scope")
         )
         for labels, share in list(self._budgets.items()):
             budgets.add_metric(labels, share)
         yield budgets
         breakers = GaugeMetricFamily(
             name + "venue_breaker",
-            "1 for the state that a venue's breaker is in.",
+            "1 for the present state of a venue's circuit breaker.",
             labels=("exchange", "environment", "state"),
         )
         for labels, state in list(self._breakers.items()):
@@ -225,7 +251,7 @@ class Metrics:
         yield breakers
         for watched, count in self._levels.items():
             yield GaugeMetricFamily(f"{name}{watched}_open", f"How many {watched} are open now.", value=count)
-        yield from _of_processes(name + "plugin_process_", self._processes_seen)
+        yield from _process_families(name + "plugin_process_", self._processes_seen)
 
     def _exchange(self, exchange: str) -> str:
         return exchange if exchange in self._exchanges() else OTHER
@@ -236,7 +262,7 @@ class Metrics:
         return reason if reason in self._reasons else OTHER
 
     def _word(self, word: str) -> str:
-        """The word as a label may have it; the first few are taken as they are."""
+        """The word as a label: itself if it is one of the first `MAX_WORDS`, else "other"."""
         known = self._words.get(word)
         if known is not None:
             return known
@@ -245,10 +271,10 @@ class Metrics:
         return self._words.setdefault(word, word)
 
 
-def _spreads(name: str, text: str, labels: Sequence[str], spreads: Mapping[_Labels, _Spread]) -> Metric:
+def _histograms(name: str, text: str, labels: Sequence[str], histograms: Mapping[_Labels, _Histogram]) -> Metric:
     family = HistogramMetricFamily(name, text, labels=labels)
-    for values, spread in list(spreads.items()):
-        family.add_metric(values, buckets=spread.buckets(), sum_value=spread.total)
+    for values, histogram in list(histograms.items()):
+        family.add_metric(values, buckets=histogram.buckets(), sum_value=histogram.total)
     return family
 
 
@@ -259,11 +285,11 @@ def _counts(name: str, text: str, labels: Sequence[str], counts: Mapping[_Labels
     return family
 
 
-def _of_processes(name: str, processes: Iterable[ProcessOfPlugin]) -> Iterator[Metric]:
+def _process_families(name: str, processes: Iterable[ProcessOfPlugin]) -> Iterator[Metric]:
     labels = ("plugin", "process")
     running = GaugeMetricFamily(name + "running", "Whether a plugin's process runs.", labels=labels)
-    memory = GaugeMetricFamily(name + "memory_bytes", "Its memory.", labels=labels)
-    restarts = CounterMetricFamily(name + "restarts", "How often it was started anew.", labels=labels)
+    memory = GaugeMetricFamily(name + "memory_bytes", "Memory of a plugin's process.", labels=labels)
+    restarts = CounterMetricFamily(name + "restarts", "Restarts of a plugin's process.", labels=labels)
     for process in processes:
         values = (process.plugin, str(process.number))
         running.add_metric(values, float(process.running))

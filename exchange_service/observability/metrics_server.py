@@ -1,7 +1,7 @@
-"""Shows the metrics by HTTP, in threads of its own: whoever reads them, slowly or often, holds no call up.
+"""Serves the metrics by HTTP, in threads of its own: a reader, however slow or frequent, delays no call.
 
-The text is made by one thread at a time, and with a pause between two, so that reading again and again takes a bounded
-share of the processor. Of many connections the oldest gives way.
+One thread at a time builds the text, with a pause before the next, so frequent reading takes a bounded share of the
+processor. With too many connections the oldest is closed.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ if TYPE_CHECKING:
 
 # Connections that are served at the same time.
 _MOST_READERS = 8
-# Lines that are made at one go: about as long as a call takes. Then the event loop gets its turn for so many seconds.
+# Lines built without a break: about as long as a call takes. Then other threads may run for `_YIELD` seconds.
 _LINES = 16
-_BREATH = 0.0005
-# Seconds that a reader may keep silent, that making the text pauses for, and that the event loop has to say how it is.
+_YIELD = 0.0005
+# In seconds: how long a reader may be silent, the pause between two texts, and how long the event loop may take to
+# refresh the present state.
 _SILENCE = 5.0
 _PAUSE = 0.1
-_LOOK_LIMIT = 0.5
+_REFRESH_LIMIT = 0.5
 
 
 class MetricsNotShown(Exception):
-    """The address cannot be listened on; the text is a sentence for the operator."""
+    """The server cannot listen on the address; the text tells the operator why."""
 
 
 class MetricsServer:
-    """Listens until it is closed; `address` has the port that was taken."""
+    """Serves `metrics` until it is closed. `address` is host:port, with the port that was taken."""
 
     def __init__(self, metrics: Metrics, host: str, port: int) -> None:
         self._metrics = metrics
@@ -50,7 +51,7 @@ class MetricsServer:
         self._making = threading.Lock()
         self._next = 0.0
         registry = CollectorRegistry(auto_describe=True)
-        registry.register(_Unhurried(metrics.registry))
+        registry.register(_YieldingCollector(metrics.registry))
         self._inner = make_wsgi_app(registry)
         try:
             self._server = _Server((host, port), ":" in host)
@@ -60,41 +61,41 @@ class MetricsServer:
                 "Set metrics_address to another one."
             ) from None
         self._server.set_app(self._answer)
-        shown = f"[{host}]" if ":" in host else host
-        self.address = f"{shown}:{self._server.server_address[1]}"
+        bracketed = f"[{host}]" if ":" in host else host
+        self.address = f"{bracketed}:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True)
         self._thread.start()
 
     def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         def start(status: str, headers: list[tuple[str, str]], /, *error: Any) -> Any:
-            # Nobody is told which Python this is.
+            # By default the header shows the version of Python.
             return start_response(status, [*headers, ("Server", "exchange-service")], *error)
 
         if environ.get("PATH_INFO") not in ("/", "/metrics") or environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
             start("404 Not Found", [("Content-Type", "text/plain")])
-            return [b"There are metrics at /metrics, and nothing else.\n"]
+            return [b"This server has /metrics only.\n"]
         with self._making:
             time.sleep(max(0.0, self._next - time.monotonic()))
-            self._look()
-            found: Iterable[bytes] = self._inner(environ, start)
+            self._refresh()
+            body: Iterable[bytes] = self._inner(environ, start)
             self._next = time.monotonic() + _PAUSE
-        return found
+        return body
 
-    def _look(self) -> None:
-        """Have the event loop say how things are; where it does not come to that, what it said last is shown."""
-        looked = threading.Event()
+    def _refresh(self) -> None:
+        """Let the event loop refresh the present state; if it takes too long, the state of the last time is shown."""
+        refreshed = threading.Event()
 
-        def look() -> None:
+        def refresh() -> None:
             self._metrics.refresh()
-            looked.set()
+            refreshed.set()
 
         # RuntimeError: the loop has ended meanwhile.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(look)
-            looked.wait(_LOOK_LIMIT)
+            self._loop.call_soon_threadsafe(refresh)
+            refreshed.wait(_REFRESH_LIMIT)
 
     async def close(self) -> None:
-        """Listen no more, and end every connection."""
+        """Stop listening, and close every connection."""
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
@@ -104,33 +105,35 @@ class MetricsServer:
         self._thread.join()
 
 
-class _Unhurried:
-    """Collects the same families, and lets other threads in again and again while their lines are made."""
+class _YieldingCollector:
+    """Collects the families of a registry, and lets other threads run while their lines are built."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
 
     def collect(self) -> Iterator[Metric]:
         for family in self._registry.collect():
-            time.sleep(_BREATH)
-            # The library goes through it once, and wants no more of it.
-            family.samples = cast("list[Sample]", _in_pieces(family.samples))
+            time.sleep(_YIELD)
+            # The library iterates over the samples once and needs no list.
+            family.samples = cast("list[Sample]", _in_batches(family.samples))
             yield family
 
 
-def _in_pieces(samples: Iterable[Sample]) -> Iterator[Sample]:
+def _in_batches(samples: Iterable[Sample]) -> Iterator[Sample]:
     for number, sample in enumerate(samples):
         if number % _LINES == _LINES - 1:
-            # Python itself would pass the turn on every five milliseconds.
-            time.sleep(_BREATH)
+            # Python itself switches threads only every five milliseconds.
+            time.sleep(_YIELD)
         yield sample
 
 
-class _Handler(WSGIRequestHandler):
+class ReaderHandler(WSGIRequestHandler):
+    """Answers one reader. `timeout` is how many seconds it may be silent."""
+
     timeout = _SILENCE
 
     def log_message(self, format: str, *args: Any) -> None:
-        """A reader's request line is nothing for our log."""
+        """Requests for metrics are not logged."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -140,10 +143,10 @@ class _Server(ThreadingMixIn, WSGIServer):
     def __init__(self, address: tuple[str, int], version_six: bool) -> None:
         self.address_family = socket.AF_INET6 if version_six else socket.AF_INET
         self._readers: deque[socket.socket] = deque()
-        super().__init__(address, _Handler)
+        super().__init__(address, ReaderHandler)
 
     def server_bind(self) -> None:
-        """Without looking for the host's name, which asks a name server."""
+        """Bind as the base class does, but without looking up the host's name, which asks a name server."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -162,12 +165,12 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def end_readers(self) -> None:
-        """End the connections that are still open."""
+        """Close the connections that are still open."""
         while self._readers:
             _hang_up(self._readers.popleft())
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A reader who went away is nobody's trouble; the library would write a traceback."""
+        """A reader that disconnects is not logged; the library would write a traceback."""
 
 
 def _hang_up(reader: socket.socket) -> None:

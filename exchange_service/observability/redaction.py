@@ -1,7 +1,7 @@
-"""The one place where log lines lose their secrets: by the name they stand under, by their look, and by their value.
+"""The one place that hides secrets in log lines: by the name before them, by their form, and by their value.
 
-Our own lines hold none to begin with. This is for what slips through: a library that quotes a request, an exception
-whose text is a signed URL, a line that somebody adds in a hurry. It leaves out rather too much than too little.
+The service's own lines should hold no secret. This is for mistakes: a library that quotes a request, an exception whose
+text is a signed URL, a careless log line. It hides too much rather than too little.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ _NAMES_OF_SECRETS = (
     r"secret|passw(?:or)?d|passphrase|authori[sz]ation|signature|cookie|credentials?|mnemonic|api[_-]?key|jwt|bearer"
     r"|private|token|access[_-]?key"
 )
-# The last word of a name counts as well: "hash_key" is a secret, "key_id" is not.
+# The last word of a name counts too: "hash_key" is a secret, "key_id" is not.
 _SECRET_NAME = re.compile(rf"{_NAMES_OF_SECRETS}|(?:^|[_.-])(?:key|sign|sig|auth|pin|otp|seed)$", re.IGNORECASE)
 _HARMLESS_NAME = re.compile(r"[_-](?:ids?|name|names|count|kind|type|hash|file|path|exchange)$|^key_id|^event$", re.I)
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 _WORD = re.compile(r"[\w.-]{0,18}\Z")
-# Each of these is bounded, so that no text that somebody chose takes long to look through.
+# Each of these is bounded, so that no text, even a hostile one, takes long to search.
 _PEM = re.compile(r"-----BEGIN [A-Z ]{1,40}-----.*?(?:-----END [A-Z ]{1,40}-----|\Z)", re.DOTALL)
 _USERINFO = re.compile(r"(?<![a-z0-9])([a-z][a-z0-9+.-]{0,20}://)[^\s/@'\"]{0,300}@", re.IGNORECASE)
 _URL_QUERY = re.compile(r"(((?<![a-z0-9])[a-z][a-z0-9+.-]{0,20}:/|(?<![\w./]))/[^\s?'\"<>]{0,500}\?)[^\s'\"<>]+", re.I)
 _SCHEME = re.compile(r"\b(bearer|basic|digest)\s{1,4}[\w.~+/=-]{6,}", re.IGNORECASE)
 _SERVICE_TOKEN = re.compile(r"(?<![\w-])xst_[\w=-]+")
 _JWT = re.compile(r"(?<![\w-])eyJ[\w-]+\.[\w-]+(?:\.[\w-]*)*")
-# name=value, "name": "value" and 'name': b'value', as headers, forms, JSON and Python's own texts are written.
-# Also as a form writes them twice, and in pairs.
+# name=value, "name": "value" and 'name': b'value', as in headers, forms, JSON and Python's `repr`; also encoded twice
+# in a form, and as pairs.
 _NAMED_BY = re.compile(
     r"(?:\\{0,2}[\"']|%2[27])?\s{0,4}(?:[:=]|%3[AD])>?\s{0,4}|[\"'],\s{0,4}(?=b?[\"'])", re.IGNORECASE
 )
@@ -53,7 +53,7 @@ _VALUE = re.compile(
     r"|\\{0,2}[\"']?[^\s,;&)}\]\"'\\]+",
     re.DOTALL,
 )
-# These are several words.
+# The values of these names are several words.
 _LINE = re.compile(r"(?!b[\"'])[^\n\"']+")
 _LONG_NAME = re.compile(r"authori[sz]ation|cookie|mnemonic|passphrase|seed", re.IGNORECASE)
 _RUN = re.compile(r"(?<![\w+/=-])[\w+/=-]{32,}|(?<![\w+=-])[\w+=-]{20,}")
@@ -63,9 +63,9 @@ _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}\Z")
 
 
 class LiveSecrets:
-    """The texts that are secrets right now, because a session has them open: found in a line whatever they look like.
+    """The secrets of open venue sessions, which are hidden in a line whatever they look like.
 
-    A line is looked through once, however many there are: each place is looked up by its first characters.
+    A line is searched once, whatever their number: each position is looked up by its first characters.
     """
 
     # A shorter text is a word that other lines hold too.
@@ -82,7 +82,7 @@ class LiveSecrets:
         return len(self._texts)
 
     def hold(self, texts: Iterable[str]) -> Held:
-        """Hide these from now on, until the result's `release`."""
+        """Hide these texts from now on, until the result's `release` is called."""
         forms = {form for text in texts for form in _forms(text) if len(form) >= self.shortest}
         for form in forms:
             self._texts[form] += 1
@@ -100,25 +100,29 @@ class LiveSecrets:
             if not same_start:
                 del self._by_start[form[: self.shortest]]
 
-    def hidden_in(self, text: str, end: int | None = None) -> str:
-        """The text up to `end` without any of them, also where one goes on beyond it."""
+    def snapshot(self) -> dict[str, int]:
+        """The number of texts, and of their different first characters."""
+        return {"texts": len(self._texts), "starts": len(self._by_start)}
+
+    def hide_in(self, text: str, end: int | None = None) -> str:
+        """The text up to `end` without the held secrets, including one that goes on beyond `end`."""
         end = len(text) if end is None else end
         if not self._texts:
             return text[:end]
         parts, done, place = [], 0, 0
         while place < end and place <= len(text) - self.shortest:
             candidates = self._by_start.get(text[place : place + self.shortest], ())
-            found = max((secret for secret in candidates if text.startswith(secret, place)), key=len, default="")
-            if not found:
+            secret = max((held for held in candidates if text.startswith(held, place)), key=len, default="")
+            if not secret:
                 place += 1
                 continue
             parts += [text[done:place], HIDDEN]
-            done = place = place + len(found)
+            done = place = place + len(secret)
         return "".join((*parts, text[done:end]))
 
 
 class Held:
-    """Some secrets that are being hidden, until they are released; it shows none of them."""
+    """Secrets that are hidden until `release`. Its `repr` shows none of them."""
 
     __slots__ = ("_forms", "_owner")
 
@@ -127,38 +131,38 @@ class Held:
         self._forms = forms
 
     def release(self) -> None:
-        """They are in use no more. A second time does nothing."""
+        """Stop hiding them. A second call does nothing."""
         forms, self._forms = self._forms, set()
         self._owner._release(forms)
 
 
-# Logging is one for the whole process, and so are the secrets that it must not show.
+# One for the whole process, as logging is.
 LIVE = LiveSecrets()
 
 
 def _forms(text: str) -> set[str]:
-    """A secret as lines may show it: as it is, in a URL, in JSON, and line by line."""
+    """The forms in which a line may hold a secret: as it is, in a URL, in JSON, and each of its lines."""
     lines = [line.strip() for line in text.splitlines()] if "\n" in text else []
     return {text, quote(text, safe=""), quote(text), json.dumps(text)[1:-1], *lines}
 
 
-# Names are few, and each is asked about for every line.
+# There are few names, and each is checked for every line.
 @lru_cache(maxsize=1024)
 def is_secret_name(name: str) -> bool:
-    """Whether what stands under this name is a secret, such as "api_key", "X-MBX-APIKEY" or "refreshToken"."""
+    """Whether a value of this name is a secret; true for "api_key", "X-MBX-APIKEY" and "refreshToken"."""
     plain = _CAMEL.sub("_", name)
     return bool(_SECRET_NAME.search(plain)) and not _HARMLESS_NAME.search(plain)
 
 
-def redacted(value: Any, name: str = "") -> Any:
-    """The value as a log line may show it: texts, numbers, and mappings and lists of such; `name` is what it is called.
+def redact(value: Any, name: str = "") -> Any:
+    """The value without secrets; `name` is its name in the log line.
 
-    Of any other object its `repr` is taken, as a log line would.
+    Texts, numbers, mappings and lists keep their type; any other object becomes its `repr`.
     """
-    return _redacted(value, name, 0)
+    return _redact(value, name, 0)
 
 
-def _redacted(value: Any, name: str, depth: int) -> Any:
+def _redact(value: Any, name: str, depth: int) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if name and is_secret_name(name):
@@ -168,41 +172,41 @@ def _redacted(value: Any, name: str, depth: int) -> Any:
     if depth > _DEEPEST:
         return HIDDEN
     if isinstance(value, Mapping):
-        return {redacted_text(str(key)): _redacted(item, str(key), depth + 1) for key, item in value.items()}
+        return {redact_text(str(key)): _redact(item, str(key), depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str | bytes):
-        # A name and a value, as headers come.
+        # A name and a value, as in a list of headers.
         first = value[0] if isinstance(value[0], str) else value[0].decode("utf-8", "replace")
         return [
-            _redacted(first, name, depth + 1),
-            _redacted(value[1], first if is_secret_name(first) else name, depth + 1),
+            _redact(first, name, depth + 1),
+            _redact(value[1], first if is_secret_name(first) else name, depth + 1),
         ]
     if isinstance(value, list | tuple | set | frozenset):
-        return [_redacted(item, name, depth + 1) for item in value]
+        return [_redact(item, name, depth + 1) for item in value]
     if isinstance(value, bytes | bytearray):
-        return redacted_text(bytes(value).decode("utf-8", "backslashreplace"))
+        return redact_text(bytes(value).decode("utf-8", "backslashreplace"))
     hashed = name.endswith(("_hash", "_hashes"))
-    return redacted_text(value if isinstance(value, str) else _shown(value), runs=not hashed)
+    return redact_text(value if isinstance(value, str) else _represent(value), runs=not hashed)
 
 
-def _shown(value: object) -> str:
+def _represent(value: object) -> str:
     try:
         return repr(value)
     except Exception:
         return f"<{type(value).__name__}>"
 
 
-def redacted_text(text: str, *, runs: bool = True) -> str:
-    """The text without what is a secret by its value, by the name before it, or by its look.
+def redact_text(text: str, *, runs: bool = True) -> str:
+    """The text without secrets, found by their value, by the name before them, or by their form.
 
-    `runs`: whether long runs of random characters count; not where a keyed hash is expected.
+    `runs`: whether to hide long runs of random characters; not where a keyed hash is expected.
     """
     if len(text) > _LONGEST:
-        # The last word may be the beginning of a secret, by which nobody would know it for one.
-        text = f"{LIVE.hidden_in(text, _LONGEST).rstrip(_OF_WORDS)}… ({len(text)} characters)"
+        # The last word may be the cut-off beginning of a secret, which could not be recognised.
+        text = f"{LIVE.hide_in(text, _LONGEST).rstrip(_OF_WORDS)}… ({len(text)} characters)"
     else:
-        text = LIVE.hidden_in(text)
+        text = LIVE.hide_in(text)
     if _WORD.match(text):
-        # Most values of our own lines; nothing below could be in it.
+        # Most values of our own lines; too short for everything below.
         return text
     text = _PEM.sub(HIDDEN, text)
     text = _USERINFO.sub(rf"\1{HIDDEN}@", text)
@@ -211,11 +215,11 @@ def redacted_text(text: str, *, runs: bool = True) -> str:
     text = _without_named_values(text)
     text = _JWT.sub(HIDDEN, text)
     text = _SERVICE_TOKEN.sub(HIDDEN, text)
-    return _RUN.sub(_hidden_run, text) if runs else text
+    return _RUN.sub(_hide_run, text) if runs else text
 
 
 def _without_named_values(text: str) -> str:
-    """The text without what stands behind a name and a colon or equals sign, where that is the name of a secret."""
+    """The text without the values that follow the name of a secret and a colon or equals sign."""
     parts, done, place = [], 0, 0
     while (mark := _NAMED_BY.search(text, place)) is not None:
         place = mark.end()
@@ -229,7 +233,7 @@ def _without_named_values(text: str) -> str:
     return "".join((*parts, text[done:]))
 
 
-def _hidden_run(match: re.Match[str]) -> str:
+def _hide_run(match: re.Match[str]) -> str:
     run = match[0]
     if _ADDRESS.match(run):
         # A wallet's address is public; a private key is longer.
@@ -238,7 +242,7 @@ def _hidden_run(match: re.Match[str]) -> str:
 
 
 def _looks_random(run: str) -> bool:
-    """Whether a run of characters is a key and no word, path or name: hexadecimal, or letters and digits mixed."""
+    """Whether a run of characters looks like a key (hexadecimal, or letters and digits mixed), not a word or path."""
     if _HEX.match(run):
         return any(letter.isdigit() for letter in run)
     if len(run) < 20 or "/" in run[:1]:
@@ -249,6 +253,6 @@ def _looks_random(run: str) -> bool:
 
 
 def _disorder(run: str) -> float:
-    """Shannon's entropy in bits for each character; a sentence's words have less than a key of the same length."""
+    """Shannon's entropy in bits per character; words have less than a key of the same length."""
     shares = [count / len(run) for count in Counter(run).values()]
     return -sum(share * math.log2(share) for share in shares)

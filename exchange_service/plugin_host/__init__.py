@@ -1,13 +1,19 @@
 """Plugins in processes of their own.
 
-The service starts a keeper, the keeper starts the program that runs the plugin, and the service speaks gRPC with that
-over a Unix socket:
+The service starts a reaper, the reaper starts the main program that runs the plugin, and the service calls that over
+gRPC on a Unix socket:
 
-    reaper.py       ends everything that the plugin has started when the service or the program ends
-    main.py         what runs in the process: one plugin, its sessions, and the calls that the service makes
-    launch.py       how a process is started: its environment, its limits, its folder
-    supervisor.py   keeps a process running: its health, its memory, its restarts
-    client.py       what the service calls in the place of a plugin
-    protocol.py     the messages between the two
-    discovery.py    the registry of all installed plugins, with what strangers say of themselves read in a process apart
+    reaper.py          ends all that the plugin has started when the service or the main program ends
+    main.py            the main program of the process
+    server.py          in the process: one plugin, its sessions, and the answers to the service's calls
+    launch.py          how a process is started: its environment, its limits, its folder
+    process.py         one process: start, handshake, calls, memory, end
+    log_relay.py       its log lines, as lines of the service's log
+    restart_policy.py  when a process is started again or replaced
+    health.py          the check of a process's health
+    supervisor.py      keeps a process running
+    client.py          what the service calls in place of a plugin
+    report.py          ListPlugins: the plugins and the state of their processes
+    protocol.py        the messages between the two
+    discovery.py       the registry of all installed plugins; manifests of third-party ones are read in other processes
 """

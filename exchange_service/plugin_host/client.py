@@ -1,4 +1,4 @@
-"""What the service calls in the place of a plugin: the one in its own process, or the process that runs it."""
+"""Reads accounts through plugins, in the service's own process or in the processes that run them."""
 
 from __future__ import annotations
 
@@ -15,29 +15,32 @@ import grpc
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, PluginUnavailable, VenueTimeout
 from exchange_service.model import Account, Credential, KeyRights
-from exchange_service.plugin_host.launch import MEBIBYTE, Terms
+from exchange_service.plugin_host.launch import MEBIBYTE, ProcessPolicy
+from exchange_service.plugin_host.process import PluginProcess, ServeConfig
 from exchange_service.plugin_host.protocol import (
     read_error,
+    read_reports,
     read_rights,
     write_call,
     write_credential,
 )
-from exchange_service.plugin_host.supervisor import Condition, PluginProcess, Supervisor, Work
+from exchange_service.plugin_host.supervisor import ProcessStatus, Supervisor
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.venues.answers import MAX_ROWS, shape_error
 from exchange_service.venues.fetching import Target
+from exchange_service.venues.loading import LoadedPlugin
 from exchange_service.venues.priority import Priority
-from exchange_service.venues.registry import Listing, LoadedPlugin, Registry
+from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Sessions
 from exchange_service.wire.balances import FetchedBalance, fetched_balance, read_fetched, rows_of
 
-# Seconds that a process has, beyond the deadline, to say that the deadline has passed.
-_LAST_WORD = 0.25
+# Seconds that a process has, beyond the deadline, to answer that the deadline has passed.
+_TIMEOUT_MARGIN = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class HostSettings:
-    """How processes of plugins are run: seconds, MiB and counts by the plugin's name."""
+class ProcessSettings:
+    """How processes of plugins are run: times in seconds, memory in MiB and counts by the plugin's name."""
 
     venue_timeout: float
     session_idle: float
@@ -47,14 +50,15 @@ class HostSettings:
     start_at_once: bool
 
 
-# MiB, for our own plugins (CCXT with twenty exchanges' markets needs several hundred) and for strangers'.
-_MEMORY, _MEMORY_OF_STRANGERS = 2048, 512
+# MiB, for our own plugins (CCXT with twenty exchanges' markets needs several hundred) and for third-party ones.
+_MEMORY, _THIRD_PARTY_MEMORY = 2048, 512
 
 
 class PluginClients:
-    """Reads accounts through plugins that run in processes of their own, and through `here` those that do not.
+    """Reads accounts through plugins in processes of their own, and through the sessions `here` for the other plugins.
 
-    An account always goes to the same one of its plugin's processes.
+    An account always goes to the same one of its plugin's processes. `on_change` gets a plugin's name, a sentence
+    while some of its accounts cannot be read, else "", and whether others still can.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class PluginClients:
         registry: Registry,
         here: Sessions,
         open_credential: Callable[[CredentialReference], Awaitable[Credential]],
-        settings: HostSettings,
+        settings: ProcessSettings,
         on_change: Callable[[str, str, bool], None],
     ) -> None:
         self._registry = registry
@@ -82,29 +86,28 @@ class PluginClients:
 
     def _supervisor(self, plugin: LoadedPlugin) -> Supervisor:
         name = plugin.info.name
-        default = _MEMORY_OF_STRANGERS if plugin.stranger else _MEMORY
+        default = _THIRD_PARTY_MEMORY if plugin.third_party else _MEMORY
         memory = self._settings.memory.get(name, default) * MEBIBYTE
-        terms = Terms(name, plugin.info.distribution, memory, plugin.stranger)
+        policy = ProcessPolicy(name, plugin.info.distribution, memory, plugin.third_party)
 
-        def work() -> Work:
+        def config() -> ServeConfig:
             settings = self._settings
             own = {metadata.id for metadata in plugin.manifest.exchanges}
             overrides = {name: url for name, url in settings.overrides.items() if name.partition(".")[0] in own}
-            return Work(plugin.manifest, overrides, settings.venue_timeout, settings.session_idle)
+            return ServeConfig(plugin.manifest, overrides, settings.venue_timeout, settings.session_idle)
 
-        return Supervisor(terms, work, lambda: self._tell(name))
+        return Supervisor(policy, config, lambda: self._notify(name))
 
-    def _tell(self, name: str) -> None:
-        """Say why some of the plugin's accounts cannot be read, and whether that is so for all of them."""
+    def _notify(self, name: str) -> None:
         troubles = [supervisor.trouble for supervisor in self._processes[name] if supervisor.trouble]
         self._on_change(name, troubles[0] if troubles else "", len(troubles) < len(self._processes[name]))
 
     def _supervisors(self) -> list[Supervisor]:
         return [supervisor for several in self._processes.values() for supervisor in several]
 
-    def conditions(self, plugin: LoadedPlugin) -> Sequence[Condition]:
-        """How the plugin's processes are; empty where it runs in the service's."""
-        return [supervisor.condition() for supervisor in self._processes.get(plugin.info.name, ())]
+    def statuses(self, plugin: LoadedPlugin) -> Sequence[ProcessStatus]:
+        """The plugin's processes; empty if it runs in the service's own."""
+        return [supervisor.snapshot() for supervisor in self._processes.get(plugin.info.name, ())]
 
     async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchedBalance:
         """See `Venues`."""
@@ -117,7 +120,7 @@ class PluginClients:
 
         reply = await self._ask("FetchBalance", request, target, deadline)
         fetched = FetchedBalance(reply.balance)
-        return _read_and_written(fetched, target.listing) if plugin.stranger else fetched
+        return _revalidate(fetched, target.listing) if plugin.third_party else fetched
 
     async def key_rights(self, target: Target, deadline: float) -> KeyRights:
         """See `Venues`."""
@@ -138,9 +141,9 @@ class PluginClients:
     async def _ask(
         self, method: str, request: Callable[[messages.VenueCall], Any], target: Target, deadline: float
     ) -> Any:
-        """The process's answer. The credential goes along only if the process has no session for the account yet."""
+        """The process's answer. The credential is sent only if the process has no session for the account yet."""
         name, reference = target.listing.plugin.info.name, target.reference
-        supervisor = self._of(name, reference.account)
+        supervisor = self._supervisor_of(name, reference.account)
         process = await supervisor.process(deadline)
         loop = asyncio.get_running_loop()
         call = write_call(reference, target.account.account_type, max(0.0, deadline - loop.time()))
@@ -150,6 +153,8 @@ class PluginClients:
             call.credential.CopyFrom(write_credential(await self._open_credential(reference)))
             call.timeout = max(0.0, deadline - loop.time())
             reply = await send(request(call))
+        if isinstance(reply, messages.FetchBalanceResponse):
+            read_reports(reply.reports, target.reports)
         outcome = reply.WhichOneof("outcome")
         if outcome == "fault":
             raise read_error(reply.fault, name)
@@ -157,7 +162,7 @@ class PluginClients:
             raise PluginFailed(f"The process of the plugin {name} answered with nothing.")
         return reply
 
-    def _of(self, name: str, account: Account) -> Supervisor:
+    def _supervisor_of(self, name: str, account: Account) -> Supervisor:
         several = self._processes[name]
         text = "\0".join((account.user_id, account.exchange_id, account.environment))
         return several[zlib.crc32(text.encode()) % len(several)]
@@ -168,18 +173,18 @@ class PluginClients:
         listing = self._registry.listings.get(account.exchange_id)
         if listing is None or not listing.plugin.own_process:
             return
-        process = self._of(listing.plugin.info.name, account).running
+        process = self._supervisor_of(listing.plugin.info.name, account).running
         if process is not None:
             task = asyncio.create_task(_forget(process, account), name="forgetting a session")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def configure(self) -> None:
-        """Tell the processes that run of newer manifests."""
+        """Give the running processes the newer manifests."""
         await asyncio.gather(*(supervisor.configure() for supervisor in self._supervisors()))
 
     async def close(self) -> None:
-        """End every process, and the sessions of this one."""
+        """End every process, and close the sessions here."""
         for task in self._tasks:
             task.cancel()
         endings = (supervisor.close() for supervisor in self._supervisors())
@@ -190,32 +195,34 @@ class PluginClients:
 async def _call_process(
     supervisor: Supervisor, process: PluginProcess, method: str, listing: Listing, deadline: float, request: Any
 ) -> Any:
-    """The process's answer; what gRPC raises comes as an error of ours."""
+    """The process's answer; a failure of gRPC becomes an error of ours."""
     name = listing.plugin.info.name
     left = max(0.0, deadline - asyncio.get_running_loop().time())
     try:
-        return await process.call(method, request, left + _LAST_WORD)
+        return await process.call(method, request, left + _TIMEOUT_MARGIN)
     except grpc.aio.AioRpcError as error:
         code = error.code()
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        # Not the caller's: its channel was closed, because it has ended.
+        # Not cancelled by the caller: the process has ended, and its channel was closed.
         code = grpc.StatusCode.UNAVAILABLE
     except grpc.aio.UsageError:
         code = grpc.StatusCode.UNAVAILABLE
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        supervisor.call_overdue()
+        supervisor.report_timeout()
         raise VenueTimeout(f"{listing.metadata.name} did not answer in time.")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         raise PluginUnavailable(f"The process of the plugin {name} ended, and is started again.")
     raise PluginFailed(f"The process of the plugin {name} failed ({code.name}).")
 
 
-def _read_and_written(fetched: FetchedBalance, listing: Listing) -> FetchedBalance:
-    """The balance as this process writes it: rows and amounts are checked again, because a stranger may have changed
-    them, or what checks them, in its own."""
+def _revalidate(fetched: FetchedBalance, listing: Listing) -> FetchedBalance:
+    """The balance, checked and serialized again in this process; PluginFailed if it is wrong.
+
+    A third-party plugin may have changed the balance, or the checks themselves, in its own process.
+    """
     name = listing.plugin.info.name
     try:
         if rows_of(fetched) > MAX_ROWS:
@@ -226,7 +233,7 @@ def _read_and_written(fetched: FetchedBalance, listing: Listing) -> FetchedBalan
             raise PluginFailed(f"The plugin {name} answered with a wrong balance: {problem}.")
         return fetched_balance(balance)
     except (TypeError, ValueError, ArithmeticError, AttributeError):
-        raise PluginFailed(f"The plugin {name} answered with something that is no balance.") from None
+        raise PluginFailed(f"The plugin {name} answered with something that is not a balance.") from None
 
 
 async def _forget(process: PluginProcess, account: Account) -> None:

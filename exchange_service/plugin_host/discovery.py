@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
@@ -9,17 +10,22 @@ from importlib.metadata import EntryPoint
 import structlog
 
 from exchange_service.model import Manifest, PluginInfo
-from exchange_service.plugin_host.launch import MEBIBYTE, StartFailed, Terms, introduction, newer_introduction
+from exchange_service.plugin_host.launch import (
+    MEBIBYTE,
+    ProcessPolicy,
+    StartFailed,
+    third_party_manifest,
+    third_party_refresh,
+)
 from exchange_service.settings import Settings
+from exchange_service.venues.loading import installed_plugins, plugin_info
+from exchange_service.venues.manifests import ManifestReply, PluginRejected
 from exchange_service.venues.registry import (
-    Introduction,
     Placement,
-    Problem,
+    PluginProblem,
     Registry,
-    Unfit,
-    installed_plugins,
+    ThirdPartyManifests,
     load_registry,
-    plugin_info,
 )
 
 # The distributions of this project: what they do at import is known.
@@ -31,12 +37,16 @@ OURS = frozenset(
 _HEAVY = frozenset({"exchange-service-ccxt-generic"})
 log = structlog.get_logger(__name__)
 
-_INTRODUCTION_MEMORY = 512 * MEBIBYTE
+# For a process that gives a manifest: bytes of memory, and how many of them run at once.
+_MANIFEST_MEMORY = 512 * MEBIBYTE
 _AT_ONCE = 4
 
 
 def placement(info: PluginInfo, wishes: Mapping[str, str], allowed: Sequence[str]) -> Placement:
-    """Where a plugin runs: as the operator wishes, by its name; else ours here, but for CCXT, and strangers apart."""
+    """Where a plugin runs: where the operator's wish for its name says.
+
+    Without a wish, our own plugins except CCXT run in the service's process, and all others in processes of their own.
+    """
     ours = info.distribution in OURS
     if allowed and not ours and info.distribution not in allowed:
         return Placement.REFUSED
@@ -44,23 +54,26 @@ def placement(info: PluginInfo, wishes: Mapping[str, str], allowed: Sequence[str
     if wish == "in-process":
         return Placement.IN_PROCESS
     if not ours:
-        return Placement.STRANGER
+        return Placement.THIRD_PARTY
     return Placement.OWN_PROCESS if wish == "own-process" or info.distribution in _HEAVY else Placement.IN_PROCESS
 
 
-def one_of_each_name(points: Sequence[EntryPoint]) -> tuple[list[EntryPoint], list[Problem]]:
-    """One plugin of each name, and the others with the reason. Settings, log lines and processes go by the name: a
-    stranger that takes one of ours would otherwise take its place, and its users' credentials."""
+def one_of_each_name(points: Sequence[EntryPoint]) -> tuple[list[EntryPoint], list[PluginProblem]]:
+    """One plugin of each name, and the others with the reason why they are left out.
+
+    Settings, log lines and processes are found by the name: a third-party plugin with the name of one of ours would
+    otherwise run in its place, with its users' credentials.
+    """
     chosen: dict[str, EntryPoint] = {}
-    # Ours before strangers, and of these the first by its distribution's name.
+    # Ours before third-party ones, and of these the first by its distribution's name.
     for point in sorted(points, key=lambda point: (plugin_info(point).distribution not in OURS, plugin_info(point))):
         chosen.setdefault(point.name, point)
     left_out = []
     for point in points:
-        info, kept = plugin_info(point), plugin_info(chosen[point.name])
-        if info != kept:
-            reason = f"The name {info.name!r} is {kept.distribution}'s; nothing of {info.distribution} is loaded."
-            left_out.append(Problem(info, reason))
+        info, winner = plugin_info(point), plugin_info(chosen[point.name])
+        if info != winner:
+            reason = f"The name {info.name!r} is {winner.distribution}'s; nothing of {info.distribution} is loaded."
+            left_out.append(PluginProblem(info, reason))
     return list(chosen.values()), left_out
 
 
@@ -70,37 +83,43 @@ def open_registry(settings: Settings) -> Registry:
     def place(info: PluginInfo) -> Placement:
         return placement(info, settings.plugin_processes, settings.allowed_plugins)
 
-    found, left_out = one_of_each_name(installed_plugins())
+    points, left_out = one_of_each_name(installed_plugins())
     return load_registry(
-        found=found,
+        points=points,
         left_out=left_out,
         choices=settings.exchange_plugins,
         place=place,
-        introduce=_introduced,
-        refresh_stranger=_newer,
+        third_party=ThirdPartyManifests(_read_manifests, _refresh_manifest),
     )
 
 
-def _introduced(points: Sequence[EntryPoint]) -> Sequence[Introduction | Unfit]:
-    """What each plugin says of itself, or why it says nothing."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return tuple(pool.map(_introduction, points))
+def _read_manifests(points: Sequence[EntryPoint]) -> Sequence[ManifestReply | PluginRejected]:
+    """The manifest of each plugin, or why there is none."""
+
+    async def read_all() -> Sequence[ManifestReply | PluginRejected]:
+        turns = asyncio.Semaphore(_AT_ONCE)
+        return await asyncio.gather(*(_read_manifest(plugin_info(point), turns) for point in points))
+
+    # In a thread: the caller may run in an event loop, which cannot run another one.
+    with ThreadPoolExecutor(1, thread_name_prefix="manifests") as pool:
+        return pool.submit(asyncio.run, read_all()).result()
 
 
-def _introduction(point: EntryPoint) -> Introduction | Unfit:
+async def _read_manifest(info: PluginInfo, turns: asyncio.Semaphore) -> ManifestReply | PluginRejected:
+    async with turns:
+        try:
+            return await third_party_manifest(_policy(info))
+        except StartFailed as failure:
+            return PluginRejected(str(failure))
+
+
+async def _refresh_manifest(info: PluginInfo) -> Manifest | None:
     try:
-        return introduction(_terms(plugin_info(point)))
-    except StartFailed as failed:
-        return Unfit(str(failed))
-
-
-async def _newer(info: PluginInfo) -> Manifest | None:
-    try:
-        return await newer_introduction(_terms(info))
-    except StartFailed as failed:
-        log.warning("plugin.refresh_failed", plugin=info.name, reason=str(failed))
+        return await third_party_refresh(_policy(info))
+    except StartFailed as failure:
+        log.warning("plugin.refresh_failed", plugin=info.name, reason=str(failure))
         return None
 
 
-def _terms(info: PluginInfo) -> Terms:
-    return Terms(info.name, info.distribution, _INTRODUCTION_MEMORY, stranger=True)
+def _policy(info: PluginInfo) -> ProcessPolicy:
+    return ProcessPolicy(info.name, info.distribution, _MANIFEST_MEMORY, third_party=True)

@@ -1,7 +1,7 @@
-"""How a process that runs a plugin is started: what it is given, and what it is not.
+"""How a process that runs a plugin is started: what it is given, and what is kept from it.
 
-It gets an environment of a few harmless names, a folder of its own as its home, no open file of ours, and limits of the
-system. What this is and is not stands in docs/security.md.
+It gets an environment of a few harmless names, a folder of its own as its home, no open file of the service, and limits
+of the system. docs/security.md says what this protects from, and what it does not.
 """
 
 from __future__ import annotations
@@ -11,20 +11,18 @@ import json
 import os
 import secrets
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from exchange_service.model import Manifest
 from exchange_service.plugin_host.protocol import read_manifest
-from exchange_service.venues.registry import Introduction
+from exchange_service.venues.manifests import ManifestReply
 
-_KEEPER = Path(__file__).with_name("reaper.py")
-_PROGRAM = "exchange_service.plugin_host.main"
-# What a plugin may know of the service's environment: where things are, and how texts and times are written.
+_REAPER = Path(__file__).with_name("reaper.py")
+_MAIN = "exchange_service.plugin_host.main"
+# What a plugin may know of the service's environment: paths, certificates, and how text and times are written.
 _HARMLESS = (
     *("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR"),
     *("LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8"),
@@ -33,53 +31,54 @@ MEBIBYTE = 1024 * 1024
 _FOLDER = "exchange-service-plugin-"
 # Characters that a Unix socket's path may have on every system.
 _LONGEST_SOCKET = 100
-# Seconds that a stranger has to say what it serves, at the start and when it looks for newer words.
-_INTRODUCTION_LIMIT = 10.0
+# Seconds that a third-party plugin has to give its manifest: at the start, and when it looks for a newer one.
+_MANIFEST_LIMIT = 10.0
 _REFRESH_LIMIT = 120.0
-# Seconds that a keeper has to end.
-_KEEPER_LIMIT = 5.0
-# Bytes of what a stranger says of itself: callers are shown it with the catalogue.
-_LONGEST_INTRODUCTION = 512 * 1024
-INTRODUCE, REFRESH = "--introduce", "--refresh"
-# What stands before the manifest of a plugin that may have a newer one later.
-REFRESHES = b"+"
+# Seconds that a reaper has to end.
+_REAPER_LIMIT = 5.0
+# Bytes of a third-party plugin's manifest: callers are shown it with the catalogue.
+_LONGEST_MANIFEST = 512 * 1024
+# Arguments of the main program, instead of a socket: write the manifest, or a newer one.
+WRITE_MANIFEST, REFRESH_MANIFEST = "--manifest", "--refresh"
+# The first byte of the answer: a plugin that may have a newer manifest later, and a reason in place of a manifest.
+REFRESHES, REJECTED = b"+", b"!"
 
 
 class StartFailed(Exception):
-    """A process did not come to serve; the text is a sentence for the operator."""
+    """A process did not begin to serve; the text is a sentence for the operator."""
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """How a plugin's processes are run. `memory` is in bytes: one that uses more is started anew.
+class ProcessPolicy:
+    """How a plugin's processes are run. `memory`: bytes; a process that uses more is replaced.
 
-    `stranger`: of somebody else's distribution, and so with closer limits.
+    `third_party`: the plugin is not of this project, and its limits are closer.
     """
 
     name: str
     distribution: str
     memory: int
-    stranger: bool
+    third_party: bool
 
     def limits(self) -> dict[str, int]:
         """The system's limits, by their names in `resource`."""
         return {
-            # Above the bound at which the process is started anew, so that this is for who allocates at one go.
+            # Above the bound at which the process is replaced: this one stops a single large allocation.
             "RLIMIT_DATA": self.memory + max(self.memory // 2, 256 * MEBIBYTE),
-            "RLIMIT_NOFILE": 256 if self.stranger else 4096,
+            "RLIMIT_NOFILE": 256 if self.third_party else 4096,
             # Bytes of a file that it writes.
-            "RLIMIT_FSIZE": 16 * MEBIBYTE if self.stranger else 256 * MEBIBYTE,
+            "RLIMIT_FSIZE": 16 * MEBIBYTE if self.third_party else 256 * MEBIBYTE,
             "RLIMIT_CORE": 0,
         }
 
     @property
     def nice(self) -> int:
-        """How far it stands back for the service where both want the processor."""
-        return 10 if self.stranger else 5
+        """By how much its scheduling priority is below the service's."""
+        return 10 if self.third_party else 5
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class LaunchSpec:
     """All that is needed to start one process: `close` removes its folder."""
 
     command: tuple[str, ...]
@@ -98,20 +97,23 @@ class Launch:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def prepare(terms: Terms, instead: str = "") -> Launch:
-    """A folder that only this user may enter, and the command of the keeper for a program that serves in it, or does
-    `instead` what the flag says."""
+def prepare_launch(policy: ProcessPolicy, flag: str = "") -> LaunchSpec:
+    """A folder that only this user may enter, and the reaper's command for a program that serves in it.
+
+    With one of the flags of the main program, the program does what the flag says instead. Raises OSError if there is
+    no room for the folder.
+    """
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
     if len(str(folder / "socket")) > _LONGEST_SOCKET:
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir="/tmp"))
     token = secrets.token_hex(32)
     # -P: the folder that it runs in holds no modules.
-    program = [sys.executable, "-P", "-m", _PROGRAM, terms.name, terms.distribution, instead or str(folder / "socket")]
-    config = {"folder": str(folder), "command": program, "limits": terms.limits(), "nice": terms.nice, "token": token}
-    return Launch(
-        # Isolated, and without the packages that are installed: the keeper starts in no time and stays small.
-        command=(sys.executable, "-I", "-S", str(_KEEPER)),
+    main = [sys.executable, "-P", "-m", _MAIN, policy.name, policy.distribution, flag or str(folder / "socket")]
+    config = {"folder": str(folder), "command": main, "limits": policy.limits(), "nice": policy.nice, "token": token}
+    return LaunchSpec(
+        # Isolated, and without the installed packages: the reaper starts quickly and stays small.
+        command=(sys.executable, "-I", "-S", str(_REAPER)),
         environment=_environment(folder),
         folder=folder,
         first_line=json.dumps(config).encode() + b"\n",
@@ -120,120 +122,108 @@ def prepare(terms: Terms, instead: str = "") -> Launch:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _HARMLESS if name in os.environ}
+    inherited = {name: os.environ[name] for name in _HARMLESS if name in os.environ}
     # The same modules as here, wherever they were found.
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    places = {"HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": path}
-    # What gRPC does at a fork crashes a plugin's child now and then, before it has come to anything.
-    return {**kept, **places, "GRPC_ENABLE_FORK_SUPPORT": "0"}
+    paths = {"HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": path}
+    # gRPC's fork handlers now and then crash a plugin's child right after the fork.
+    return {**inherited, **paths, "GRPC_ENABLE_FORK_SUPPORT": "0"}
 
 
-def introduction(terms: Terms) -> Introduction:
-    """What a plugin says of itself, read in a process that then ends; StartFailed where that cannot be had."""
-    found = _read_apart(prepare(terms, INTRODUCE), _INTRODUCTION_LIMIT)
-    if found is None:
-        raise StartFailed("Its process ended without a word of what it serves.")
-    return found
+async def third_party_manifest(policy: ProcessPolicy, *, limit: float = _MANIFEST_LIMIT) -> ManifestReply:
+    """A plugin's manifest, read within `limit` seconds in a process that then ends; else StartFailed is raised."""
+    reply = await _request_manifest(policy, WRITE_MANIFEST, limit)
+    if reply is None:
+        raise StartFailed("Its process ended and gave no manifest.")
+    return reply
 
 
-async def newer_introduction(terms: Terms) -> Manifest | None:
-    """What the plugin's hook refresh_manifest gives, read in a process that then ends, also when nobody waits for it
-    any more; None for nothing newer, StartFailed where that cannot be had."""
-    launch = prepare(terms, REFRESH)
+async def third_party_refresh(policy: ProcessPolicy, *, limit: float = _REFRESH_LIMIT) -> Manifest | None:
+    """What a plugin's hook refresh_manifest gives, called in a process that then ends; None for nothing newer.
+
+    Raises StartFailed if the process gives no answer within `limit` seconds.
+    """
+    reply = await _request_manifest(policy, REFRESH_MANIFEST, limit)
+    return reply.manifest if reply else None
+
+
+async def _request_manifest(policy: ProcessPolicy, flag: str, limit: float) -> ManifestReply | None:
+    """Run the main program with this flag; when this returns, or is cancelled, the process has ended."""
+    spec = prepare_launch(policy, flag)
     try:
         process = await asyncio.create_subprocess_exec(
-            *launch.command,
-            env=launch.environment,
-            cwd=launch.folder,
+            *spec.command,
+            env=spec.environment,
+            cwd=spec.folder,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )
-        assert process.stdin is not None
-        assert process.stdout is not None
         try:
-            process.stdin.write(launch.first_line)
-            async with asyncio.timeout(_REFRESH_LIMIT):
-                data = b""
-                while len(data) < _LONGEST_INTRODUCTION and (more := await process.stdout.read(_LONGEST_INTRODUCTION)):
-                    data += more
-                found = _introduction(data, await process.wait())
+            async with asyncio.timeout(limit):
+                data, status = await _exchange(process, spec.first_line)
         except TimeoutError:
-            raise StartFailed(f"It did not say what it serves within {_REFRESH_LIMIT:g} seconds.") from None
+            raise StartFailed(f"It did not give its manifest within {limit:g} seconds.") from None
         finally:
-            # Its end is what the keeper waits for; one that was stopped waits for nothing.
-            process.stdin.close()
-            ended = asyncio.ensure_future(process.wait())
-            await asyncio.wait({ended}, timeout=_KEEPER_LIMIT)
-            if not ended.done():
-                process.kill()
-                await ended
+            await _end(process)
     finally:
-        launch.close()
-    return found.manifest if found else None
+        spec.close()
+    return _parse_answer(data, status)
 
 
-def _read_apart(launch: Launch, limit: float) -> Introduction | None:
-    try:
-        # The keeper's name is ours, the plugin's an argument: nothing passes through a shell.
-        with subprocess.Popen(  # noqa: S603
-            launch.command,
-            env=launch.environment,
-            cwd=launch.folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            return _read_manifest(process, launch, limit)
-    finally:
-        launch.close()
-
-
-def _read_manifest(process: subprocess.Popen[bytes], launch: Launch, limit: float) -> Introduction | None:
+async def _exchange(process: asyncio.subprocess.Process, first_line: bytes) -> tuple[bytes, int | None]:
+    """What the process wrote, and its exit status; None if it writes more than a manifest may have."""
     assert process.stdin is not None
     assert process.stdout is not None
-    # Its end is what the keeper waits for; the read below then comes to an end too.
-    timer = threading.Timer(limit, process.stdin.close)
-    timer.start()
-    try:
-        process.stdin.write(launch.first_line)
-        process.stdin.flush()
-        data = process.stdout.read(_LONGEST_INTRODUCTION)
-    except OSError:
-        data = b""
-    finally:
-        in_time = timer.is_alive()
-        timer.cancel()
-        timer.join()
-        process.stdin.close()
-    try:
-        status = process.wait(_KEEPER_LIMIT)
-    except subprocess.TimeoutExpired:
+    process.stdin.write(first_line)
+    data = b""
+    while len(data) < _LONGEST_MANIFEST:
+        more = await process.stdout.read(_LONGEST_MANIFEST - len(data))
+        if not more:
+            return data, await process.wait()
+        data += more
+    return data, None
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End the process; returns when it has ended."""
+    assert process.stdin is not None
+    # The reaper waits for the end of its input. A stopped reaper does not notice it, and is killed.
+    process.stdin.close()
+    ended = asyncio.create_task(_drain(process))
+    await asyncio.wait({ended}, timeout=_REAPER_LIMIT)
+    if not ended.done():
         process.kill()
-        status = process.wait()
-    if not in_time:
-        raise StartFailed(f"It did not say what it serves within {limit:g} seconds.")
-    return _introduction(data, status)
+        await asyncio.wait({ended}, timeout=_REAPER_LIMIT)
+    ended.cancel()
 
 
-def _introduction(data: bytes, status: int | None) -> Introduction | None:
-    """What a process said that then ended with this status; None where it had nothing to say."""
-    if data[:1] == b"!":
+async def _drain(process: asyncio.subprocess.Process) -> None:
+    """Wait until the process has ended; asyncio notices that only when its output has been read."""
+    assert process.stdout is not None
+    while await process.stdout.read(_LONGEST_MANIFEST):
+        pass
+    await process.wait()
+
+
+def _parse_answer(data: bytes, status: int | None) -> ManifestReply | None:
+    """The manifest that a process wrote before it ended with this status; None if it wrote nothing."""
+    if data[:1] == REJECTED:
         raise StartFailed(data[1:1000].decode(errors="replace"))
     if not data and status == 0:
         return None
     if not data:
-        raise StartFailed(f"Its process ended before it said what it serves ({ending(status)}).")
+        raise StartFailed(f"Its process ended before it gave its manifest ({describe_exit(status)}).")
     try:
-        return Introduction(read_manifest(data.removeprefix(REFRESHES)), data.startswith(REFRESHES))
+        return ManifestReply(read_manifest(data.removeprefix(REFRESHES)), data.startswith(REFRESHES))
     except ValueError:
-        raise StartFailed("What it says of itself is no manifest; see docs/plugins.md.") from None
+        raise StartFailed("What it gave as its manifest is not one; see docs/plugins.md.") from None
 
 
-def ending(status: int | None) -> str:
-    """How a process ended, in words, by the keeper's exit status."""
+def describe_exit(status: int | None) -> str:
+    """How a process ended, in words, by the reaper's exit status."""
     if status is None or status < 0:
-        return "its keeper was killed"
+        return "its reaper was killed"
     if status > 128:
         return f"ended by signal {status - 128}"
     return f"exit status {status}"

@@ -1,17 +1,16 @@
-"""What runs in a process of a plugin's own.
+"""The main program of a plugin's process.
 
-    python -m exchange_service.plugin_host.main NAME DISTRIBUTION (SOCKET | --introduce | --refresh)
+    python -m exchange_service.plugin_host.main NAME DISTRIBUTION (SOCKET | --manifest | --refresh)
 
-With a socket it listens there, says so by a line on standard output, and serves until it is ended. With `--introduce`
-it writes the plugin's manifest there, or "!" and a sentence why there is none; with `--refresh` a newer one, or
-nothing. Its token comes by standard input.
+With a socket it listens there, writes a line to standard output when it does, and serves until it is ended. With
+`--manifest` it writes the plugin's manifest to standard output, or "!" and the reason why the plugin is rejected; with
+`--refresh` a newer manifest, or nothing. It reads its token from standard input.
 """
 
 from __future__ import annotations
 
 import asyncio
 import faulthandler
-import gc
 import io
 import os
 import signal
@@ -24,27 +23,26 @@ from typing import Any, NoReturn, TextIO
 
 import structlog
 
+from exchange_service.gc_tuning import set_thresholds
 from exchange_service.observability.logs import configure_logging
-from exchange_service.observability.redaction import redacted
-from exchange_service.plugin_host.launch import INTRODUCE, REFRESH, REFRESHES
+from exchange_service.observability.redaction import redact
+from exchange_service.plugin_host.launch import REFRESH_MANIFEST, REFRESHES, REJECTED, WRITE_MANIFEST
 from exchange_service.plugin_host.protocol import MAX_MESSAGE, write_manifest
-from exchange_service.venues.registry import ENTRY_POINT_GROUP, LoadedPlugin, Unfit, load_entry_point, newer_manifest
+from exchange_service.venues.loading import PLUGIN_GROUP, LoadedPlugin, load_entry_point
+from exchange_service.venues.manifests import PluginRejected
 
 READY = b"ready\n"
-# Lines of the plugin's own printing that are passed on in a second, and characters of a line.
+# Lines that the plugin prints and that are logged in a second, and characters of a line.
 _MOST_LINES = 20
 _LONGEST_LINE = 1000
-# Of a line without an end: what is longer is lost.
+# Characters of a line without an end: the rest is lost.
 _MOST_BEGUN = 8000
-
-# Allocations before young objects are looked over, and how many times that happens before older ones are, and all.
-_COLLECTOR = (700, 10, 1000)
 
 log = structlog.get_logger("exchange_service.plugin_host")
 
 
-class _Printed(io.TextIOBase):
-    """What the plugin prints, as log lines: standard output is nobody's here."""
+class _LogWriter(io.TextIOBase):
+    """Logs what the plugin prints: standard output carries the answer to the service."""
 
     def __init__(self) -> None:
         self._begun = ""
@@ -58,72 +56,72 @@ class _Printed(io.TextIOBase):
         *lines, begun = (self._begun + text).split("\n")
         self._begun = begun[:_MOST_BEGUN]
         for line in lines:
-            self._pass_on(line)
+            self._log(line)
         return len(text)
 
-    def _pass_on(self, line: str) -> None:
+    def _log(self, line: str) -> None:
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._lines = second, 0
         self._lines += 1
         if line.strip() and self._lines <= _MOST_LINES:
-            # Without its secrets before it is cut: half of one would not be known for what it is.
-            log.info("plugin.output", line=redacted(line)[:_LONGEST_LINE])
+            # Redacted before it is cut: half of a secret would not be recognized.
+            log.info("plugin.output", line=redact(line)[:_LONGEST_LINE])
 
 
 def _take_streams() -> tuple[str, int, TextIO]:
-    """The token, where the answer goes, and where log lines go; the plugin gets neither, whatever it prints."""
+    """The token, the descriptor for the answer and the stream for log lines; the plugin gets none of them."""
     token = os.read(0, 4096).decode().strip()
     answer = os.dup(1)
     lines = os.fdopen(os.dup(2), "w", buffering=1, errors="replace")
-    nowhere = os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
-        os.dup2(nowhere, standard)
-    os.close(nowhere)
+        os.dup2(null, standard)
+    os.close(null)
     configure_logging("info", "json", lines)
-    sys.stdout = sys.stderr = _Printed()
+    sys.stdout = sys.stderr = _LogWriter()
     # A crash of the interpreter itself shows where it was.
     faulthandler.enable(lines)
     return token, answer, lines
 
 
 def _load(name: str, distribution: str) -> LoadedPlugin:
-    """The plugin of this name and distribution; Unfit where it cannot serve."""
-    for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+    """The plugin of this name and distribution; PluginRejected if it cannot serve."""
+    for point in entry_points(group=PLUGIN_GROUP, name=name):
         if (point.dist.name if point.dist else "") == distribution:
             return load_entry_point(point)
-    raise Unfit("It is not installed any more.")
+    raise PluginRejected("It is not installed any more.")
 
 
-async def _introduce(name: str, distribution: str, answer: int, *, newer: bool) -> None:
+async def _answer_manifest(name: str, distribution: str, answer: int, *, newer: bool) -> None:
     try:
         plugin = _load(name, distribution)
-        manifest = await newer_manifest(plugin) if newer else plugin.manifest
+        manifest = await plugin.refreshed_manifest() if newer else plugin.manifest
         data = write_manifest(manifest) if manifest is not None else b""
-        if plugin.hook.refresh_manifest.get_hookimpls() and not newer:
+        if plugin.refreshes and not newer:
             data = REFRESHES + data
-    except Unfit as unfit:
-        data = b"!" + str(unfit).encode()
+    except PluginRejected as rejection:
+        data = REJECTED + str(rejection).encode()
     except ValueError:
-        data = b"!Its manifest holds something else than the plugin page says."
+        data = REJECTED + b"Its manifest holds a value of another type than the plugin API says."
     with os.fdopen(answer, "wb") as out:
         out.write(data)
 
 
 async def _serve(name: str, distribution: str, socket: str, token: str, answer: int) -> None:
-    # Late: who introduces a plugin needs no server.
+    # Late: to write a manifest, no server is needed.
     import grpc
 
-    from exchange_service.plugin_host.server import Host
+    from exchange_service.plugin_host.server import PluginServer
 
-    # Markets are millions of objects that stay: by Python's own settings the collector goes over all of them again and
-    # again, for half of the time that loading takes.
-    gc.set_threshold(*_COLLECTOR)
-    host = Host(partial(_load, name, distribution), token)
+    # Markets are millions of objects that stay. With Python's own thresholds the collector goes over all of them many
+    # times, which takes half of the time of loading.
+    set_thresholds()
+    plugin_server = PluginServer(partial(_load, name, distribution), token)
     server = grpc.aio.server(
         options=[("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.max_send_message_length", MAX_MESSAGE)]
     )
-    server.add_generic_rpc_handlers((host.handlers(),))
+    server.add_generic_rpc_handlers((plugin_server.handlers(),))
     server.add_insecure_port(f"unix:{socket}")
     await server.start()
     ended = asyncio.Event()
@@ -132,22 +130,24 @@ async def _serve(name: str, distribution: str, socket: str, token: str, answer: 
     os.close(answer)
     await ended.wait()
     await server.stop(0)
-    await host.close()
+    await plugin_server.close()
 
 
 def main() -> None:
-    """See the module."""
-    name, distribution, wanted = sys.argv[1:]
+    """See the module's docstring."""
+    name, distribution, target = sys.argv[1:]
     token, answer, _ = _take_streams()
-    if wanted in (INTRODUCE, REFRESH):
-        _run(_introduce(name, distribution, answer, newer=wanted == REFRESH))
+    if target in (WRITE_MANIFEST, REFRESH_MANIFEST):
+        _run(_answer_manifest(name, distribution, answer, newer=target == REFRESH_MANIFEST))
     else:
-        _run(_serve(name, distribution, wanted, token, answer))
+        _run(_serve(name, distribution, target, token, answer))
 
 
 def _run(work: Coroutine[Any, Any, None]) -> NoReturn:
-    """Do the work and end the process: whatever a plugin has left running must not keep it, also where one of its tasks
-    ends the event loop by SystemExit."""
+    """Do the work and end the process, whatever tasks and threads of the plugin still run.
+
+    One of its tasks may also end the event loop, by SystemExit.
+    """
     status = 1
     try:
         asyncio.new_event_loop().run_until_complete(work)

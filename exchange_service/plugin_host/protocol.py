@@ -1,4 +1,4 @@
-"""The messages between the service and a process that runs a plugin: nouns in, protobuf out, and back."""
+"""The messages between the service and a plugin's process: from the model to protobuf, and back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, VenueError
-from exchange_service.model import Account, Credential, KeyRights, Manifest
+from exchange_service.model import SECRET_FIELDS, Account, Credential, KeyRights, Manifest, VenueReports
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
 from exchange_service.wire.balances import fault_message, read_fault
@@ -21,40 +21,40 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 # Rises with every change of plugin_host.proto, or of what its fields mean.
-PROTOCOL = 1
+PROTOCOL = 2
 SERVICE = messages.DESCRIPTOR.services_by_name["PluginHostService"].full_name
-# The metadata of every call, and of one that is made for a caller's.
+# Metadata: the token of every call, and the id of the caller's request that a call is made for.
 TOKEN = "token"  # noqa: S105 - its name
 REQUEST_ID = "x-request-id"
-# A balance of the largest size, and the message around it.
+# Bytes: the largest balance, and the message around it.
 MAX_MESSAGE = 4 * 1024 * 1024
 
 
 def proof(token: str) -> bytes:
-    """What only who was given the token can say."""
+    """A digest that only a process with the token can compute."""
     return hmac.new(token.encode(), b"plugin process", hashlib.sha256).digest()
 
 
 @cache
 def _manifest_adapter() -> TypeAdapter[Manifest]:
-    # Late, because a process that never exchanges a manifest does without.
+    # Late: a process that never exchanges a manifest does not need it.
     from pydantic import TypeAdapter
 
     return TypeAdapter(Manifest)
 
 
 def write_manifest(manifest: Manifest) -> bytes:
-    """The manifest as JSON; ValueError for one that holds something else than its types say."""
+    """The manifest as JSON; ValueError if a value is not of its field's type."""
     return _manifest_adapter().dump_json(manifest, warnings="error")
 
 
 def read_manifest(data: bytes) -> Manifest:
-    """What `write_manifest` wrote; ValueError for anything else."""
+    """The manifest that `write_manifest` wrote; ValueError for anything else."""
     return _manifest_adapter().validate_json(data, strict=True)
 
 
 def write_call(reference: CredentialReference, account_type: str, timeout: float) -> messages.VenueCall:
-    """The call without the credential. The account is the one that was asked for."""
+    """The call without the credential: the account as the caller asked for it, and `timeout` in seconds."""
     account = reference.account
     return messages.VenueCall(
         user_id=account.user_id,
@@ -67,13 +67,13 @@ def write_call(reference: CredentialReference, account_type: str, timeout: float
 
 
 def read_reference(call: messages.VenueCall) -> CredentialReference:
-    """Whose credential the call needs."""
+    """The reference to the credential that the call needs."""
     account = Account(call.user_id, call.exchange_id, call.environment)
     return CredentialReference(account, account, call.credential_version)
 
 
 def write_credential(credential: Credential) -> messages.Credential:
-    """The credential in the clear: it stays on this machine, within one connection."""
+    """The credential, unencrypted: it stays on this machine, within one connection."""
     return messages.Credential(
         api_key=credential.api_key.reveal(),
         api_secret=credential.api_secret.reveal(),
@@ -83,13 +83,13 @@ def write_credential(credential: Credential) -> messages.Credential:
 
 
 def read_credential(message: messages.Credential) -> Credential:
-    """What `write_credential` wrote."""
-    texts = {name: getattr(message, name) for name in ("api_key", "api_secret", "passphrase")}
+    """The credential that `write_credential` wrote."""
+    texts = {name: getattr(message, name) for name in SECRET_FIELDS}
     return Credential.from_texts(texts, json.loads(message.metadata))
 
 
 def _plain(value: object) -> object:
-    """A JSON value of dicts and lists, whatever kind of mapping or sequence it was made of."""
+    """The value with plain dicts and lists in place of other mappings and sequences."""
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -98,7 +98,7 @@ def _plain(value: object) -> object:
 
 
 def write_rights(rights: KeyRights) -> messages.KeyRights:
-    """What a key may do."""
+    """The rights of a key as a message."""
     message = messages.KeyRights(trade=rights.trade, withdraw=rights.withdraw, notes=rights.notes)
     if rights.expires is not None:
         message.expire_time.CopyFrom(from_datetime(rights.expires))
@@ -106,7 +106,7 @@ def write_rights(rights: KeyRights) -> messages.KeyRights:
 
 
 def read_rights(message: messages.KeyRights) -> KeyRights:
-    """What `write_rights` wrote."""
+    """The rights that `write_rights` wrote."""
     return KeyRights(
         trade=message.trade if message.HasField("trade") else None,
         withdraw=message.withdraw if message.HasField("withdraw") else None,
@@ -115,8 +115,23 @@ def read_rights(message: messages.KeyRights) -> KeyRights:
     )
 
 
+def write_reports(reports: VenueReports) -> messages.VenueReports:
+    """The reports as a message."""
+    usage = [
+        messages.LimitUsage(seconds=seconds, used=used, resets_after=resets_after)
+        for seconds, (used, resets_after) in reports.usage.items()
+    ]
+    return messages.VenueReports(usage=usage, cooldown=reports.cooldown)
+
+
+def read_reports(message: messages.VenueReports, into: VenueReports) -> None:
+    """Put the reports that `write_reports` wrote into `into`."""
+    into.usage.update({entry.seconds: (entry.used, entry.resets_after) for entry in message.usage})
+    into.cooldown = max(into.cooldown, message.cooldown)
+
+
 def write_error(error: ServiceError) -> balance_pb2.AccountFault:
-    """The error. A delay that nobody gave is left out, so that the other side does not take it for the venue's."""
+    """The error as a message. A default delay is left out: the service would take it for the venue's."""
     fault = fault_message(error)
     if error.given_delay is None:
         fault.ClearField("retry_delay")
@@ -124,11 +139,11 @@ def write_error(error: ServiceError) -> balance_pb2.AccountFault:
 
 
 def read_error(fault: balance_pb2.AccountFault, plugin: str) -> ServiceError:
-    """The plugin's error; one that a plugin may not raise is its failure."""
+    """The plugin's error; PluginFailed for an error that a plugin may not raise."""
     try:
         error = read_fault(fault)
     except (ValueError, ArithmeticError):
         error = None
     if isinstance(error, VenueError | PluginFailed | PluginUnavailable):
         return error
-    return PluginFailed(f"The plugin {plugin} failed with an error that says nothing.")
+    return PluginFailed(f"The plugin {plugin} failed with an unknown error.")

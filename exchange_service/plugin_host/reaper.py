@@ -1,10 +1,11 @@
-"""Starts the program that runs a plugin, and ends all that came of it when the service or the program ends.
+"""Starts the main program of a plugin's process, and ends all that it has started when it or the service ends.
 
-It stands between the two because nothing else survives both: the service may be killed, and the plugin may do whatever
-it likes to its own process. It runs no plugin's code, imports nothing of ours, and waits.
+It is a process between the two because it must outlive both: the service may be killed, and the plugin may do anything
+to its own process. It runs no plugin's code, imports nothing of this project, and waits.
 
-Standard input brings one line of JSON, and then nothing: its end means that the service has ended. The program gets
-standard output and standard error as they are, and its token as its own standard input.
+It reads one line of JSON from standard input, and then waits for the input's end, which means that the service has
+ended. The main program inherits standard output and standard error, and reads its token from a standard input of its
+own.
 """
 
 from __future__ import annotations
@@ -21,38 +22,38 @@ import sys
 import time
 from typing import Any
 
-# Seconds that the program has to end by itself, and then everything else to be gone.
+# Seconds that the main program has to end by itself, and that everything else then has to be gone.
 _GRACE = 1.0
 _SWEEP = 3.0
-_NOT_FOR_IT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# What the program ends by itself at; it ignores the others as the keeper does.
+_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# The signal at which the main program ends by itself; it ignores the others as the reaper does.
 _END = signal.SIGUSR1
 _SET_PARENT_DEATH_SIGNAL = 1
 _SET_CHILD_SUBREAPER = 36
 
 
 def _process_control(option: int, value: int) -> None:
-    """Linux's prctl; other systems have none, and do without."""
+    """Linux's prctl; does nothing on other systems."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def _limit(limits: dict[str, int]) -> None:
-    """Set resource limits by their names in `resource`, never above what is allowed already."""
-    for name, wanted in limits.items():
+    """Set resource limits by their names in `resource`, never above the present hard limit."""
+    for name, limit in limits.items():
         kind = getattr(resource, name, None)
         if kind is None:
             continue
         _, hard = resource.getrlimit(kind)
-        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        value = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(kind, (value, value))
 
 
 def _start(config: dict[str, Any]) -> int:
-    """Start the program in a process group of its own; its number."""
+    """Start the main program in a process group of its own; returns its process id."""
     read, write = os.pipe()
-    keeper = os.getpid()
+    reaper = os.getpid()
     pid = os.fork()
     if pid:
         os.close(read)
@@ -61,9 +62,9 @@ def _start(config: dict[str, Any]) -> int:
         return pid
     try:
         os.setpgid(0, 0)
-        # Should the keeper be killed, the system ends the program.
+        # If the reaper is killed, the system ends the main program.
         _process_control(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != keeper:
+        if os.getppid() != reaper:
             os._exit(1)
         os.nice(config["nice"])
         os.dup2(read, 0)
@@ -75,7 +76,7 @@ def _start(config: dict[str, Any]) -> int:
 
 
 def _wait(program: int, wake: int) -> int | None:
-    """Wait for the end of the program, or of the service; the program's status, or None where it still runs."""
+    """Wait for the end of the main program or the service; the program's status, or None if it still runs."""
     while True:
         ready, _, _ = select.select([0, wake], [], [])
         if wake in ready:
@@ -93,8 +94,8 @@ def _wait(program: int, wake: int) -> int | None:
             return None
 
 
-def _ended_in_time(program: int) -> int | None:
-    """The program's status once it has ended by itself, as it was asked to; None where it did not."""
+def _ask_to_end(program: int) -> int | None:
+    """Ask the main program to end; its status, or None if it does not end in time."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(program, _END)
     limit = time.monotonic() + _GRACE
@@ -107,19 +108,19 @@ def _ended_in_time(program: int) -> int | None:
 
 
 def _children() -> list[int]:
-    """The processes whose parent is this one: also orphans of the program, which the system hands to the keeper."""
-    found, ours = [], str(os.getpid())
+    """The processes whose parent is this one, with the main program's orphans, which the system gives to the reaper."""
+    children, own_id = [], str(os.getpid())
     for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if name.isdigit():
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
                 # The second field is a name in brackets, which may hold anything.
-                if file.read().rpartition(")")[2].split()[1] == ours:
-                    found.append(int(name))
-    return found
+                if file.read().rpartition(")")[2].split()[1] == own_id:
+                    children.append(int(name))
+    return children
 
 
 def _end_all(group: int) -> None:
-    """Kill the program's group and whatever else has been started, until nothing is left."""
+    """Kill the main program's group and all other processes that were started, until nothing is left."""
     limit = time.monotonic() + _SWEEP
     while time.monotonic() < limit:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -146,12 +147,12 @@ def _first_line() -> bytes:
 
 
 def main() -> int:
-    """The program's exit status, or 128 and the number of the signal that ended it."""
+    """Returns the main program's exit status, or 128 plus the number of the signal that ended it."""
     config = json.loads(_first_line())
-    # Signals that the terminal or a process manager sends to all alike are not for it: it ends with the service, which
-    # may still have calls to answer.
+    # Signals that a terminal or a process manager sends to all processes are ignored: the reaper ends with the service,
+    # which may still have calls to answer.
     os.setsid()
-    for name in _NOT_FOR_IT:
+    for name in _IGNORED_SIGNALS:
         signal.signal(name, signal.SIG_IGN)
     _process_control(_SET_CHILD_SUBREAPER, 1)
     _limit(config["limits"])
@@ -160,15 +161,15 @@ def main() -> int:
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     program = _start(config)
-    # The service sees the end of these when the program ends, not the keeper.
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    # Otherwise the service would see the end of these only when the reaper ends.
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
     status = _wait(program, wake_read)
     if status is None:
-        status = _ended_in_time(program)
+        status = _ask_to_end(program)
     _end_all(program)
-    # The service does so too, unless it has been killed.
+    # The service does so too, unless it was killed.
     shutil.rmtree(config["folder"], ignore_errors=True)
     if status is None:
         return 128 + signal.SIGKILL

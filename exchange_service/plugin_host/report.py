@@ -11,16 +11,17 @@ import psutil
 from exchange_service.model import ExchangeMetadata
 from exchange_service.operator.v1 import plugin_service_pb2
 from exchange_service.plugin_host.client import PluginClients
-from exchange_service.plugin_host.supervisor import Condition, State
-from exchange_service.venues.registry import LoadedPlugin, Registry
+from exchange_service.plugin_host.supervisor import ProcessState, ProcessStatus
+from exchange_service.venues.loading import LoadedPlugin
+from exchange_service.venues.registry import Registry
 from exchange_service.wire.catalogue import plugin_message, problem_message
 from exchange_service.wire.protobuf import to_duration
 
 _STATES = {
-    State.IDLE: plugin_service_pb2.PLUGIN_PROCESS_STATE_IDLE,
-    State.STARTING: plugin_service_pb2.PLUGIN_PROCESS_STATE_STARTING,
-    State.RUNNING: plugin_service_pb2.PLUGIN_PROCESS_STATE_RUNNING,
-    State.WAITING: plugin_service_pb2.PLUGIN_PROCESS_STATE_WAITING,
+    ProcessState.IDLE: plugin_service_pb2.PLUGIN_PROCESS_STATE_IDLE,
+    ProcessState.STARTING: plugin_service_pb2.PLUGIN_PROCESS_STATE_STARTING,
+    ProcessState.RUNNING: plugin_service_pb2.PLUGIN_PROCESS_STATE_RUNNING,
+    ProcessState.WAITING: plugin_service_pb2.PLUGIN_PROCESS_STATE_WAITING,
 }
 
 
@@ -34,31 +35,31 @@ class PluginReport:
 
     def answer(self) -> bytes:
         """A serialised ListPluginsResponse."""
-        response = installed(self._registry)
+        response = list_installed(self._registry)
         for status, plugin in zip(response.plugins, self._registry.plugins, strict=True):
-            status.processes.extend(_process(condition) for condition in self._conditions(plugin))
+            status.processes.extend(_process_message(process) for process in self._statuses(plugin))
         return response.SerializeToString()
 
-    def _conditions(self, plugin: LoadedPlugin) -> Sequence[Condition]:
+    def _statuses(self, plugin: LoadedPlugin) -> Sequence[ProcessStatus]:
         if plugin.own_process:
-            return self._venues.conditions(plugin)
+            return self._venues.statuses(plugin)
         uptime = asyncio.get_running_loop().time() - self._began
-        return (Condition(State.RUNNING, os.getpid(), psutil.Process().memory_info().rss, uptime, 0, ""),)
+        return (ProcessStatus(ProcessState.RUNNING, os.getpid(), psutil.Process().memory_info().rss, uptime, 0, ""),)
 
 
-def installed(registry: Registry) -> plugin_service_pb2.ListPluginsResponse:
+def list_installed(registry: Registry) -> plugin_service_pb2.ListPluginsResponse:
     """The installed plugins, without the processes that run them."""
     listings = registry.listings.values()
     return plugin_service_pb2.ListPluginsResponse(
         plugins=[
-            _status(plugin, [item.metadata for item in listings if item.plugin is plugin])
+            _plugin_message(plugin, [item.metadata for item in listings if item.plugin is plugin])
             for plugin in registry.plugins
         ],
         problems=[problem_message(problem.plugin, problem.reason) for problem in registry.problems],
     )
 
 
-def _status(plugin: LoadedPlugin, served: Sequence[ExchangeMetadata]) -> plugin_service_pb2.PluginStatus:
+def _plugin_message(plugin: LoadedPlugin, served: Sequence[ExchangeMetadata]) -> plugin_service_pb2.PluginStatus:
     return plugin_service_pb2.PluginStatus(
         plugin=plugin_message(plugin.info),
         own_process=plugin.own_process,
@@ -67,14 +68,14 @@ def _status(plugin: LoadedPlugin, served: Sequence[ExchangeMetadata]) -> plugin_
     )
 
 
-def _process(condition: Condition) -> plugin_service_pb2.PluginProcess:
+def _process_message(status: ProcessStatus) -> plugin_service_pb2.PluginProcess:
     message = plugin_service_pb2.PluginProcess(
-        state=_STATES[condition.state],
-        process_id=condition.process_id,
-        memory_bytes=condition.memory,
-        restart_count=condition.restarts,
-        last_end=condition.last_end,
+        state=_STATES[status.state],
+        process_id=status.process_id,
+        memory_bytes=status.memory,
+        restart_count=status.restarts,
+        last_end=status.last_end,
     )
-    if condition.uptime is not None:
-        message.uptime.CopyFrom(to_duration(int(condition.uptime)))
+    if status.uptime is not None:
+        message.uptime.CopyFrom(to_duration(int(status.uptime)))
     return message

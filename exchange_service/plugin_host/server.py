@@ -1,4 +1,4 @@
-"""The calls that the service makes, answered with one plugin that runs in this process."""
+"""Answers the service's calls with one plugin that runs in this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import structlog
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, ServiceError
-from exchange_service.model import Account, Credential
+from exchange_service.model import Account, Credential, VenueReports
 from exchange_service.observability.logs import CallMark, current_call
 from exchange_service.plugin_host.protocol import (
     PROTOCOL,
@@ -26,13 +26,16 @@ from exchange_service.plugin_host.protocol import (
     read_manifest,
     read_reference,
     write_error,
+    write_reports,
     write_rights,
 )
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.loading import LoadedPlugin
+from exchange_service.venues.manifests import PluginRejected
 from exchange_service.venues.priority import Priority
-from exchange_service.venues.registry import Listing, LoadedPlugin, Registry, Unfit
+from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Sessions
 
 # Seconds after which a call that was cancelled and still runs counts as stuck.
@@ -42,12 +45,12 @@ log = structlog.get_logger(__name__)
 
 
 class _CredentialNeeded(Exception):
-    """There is no session for the account, and the call brought no credential."""
+    """The account has no session, and the call has no credential."""
 
 
 @dataclass(slots=True)
-class _Configured:
-    """What there is after the handshake."""
+class _ServedPlugin:
+    """What the handshake opened."""
 
     plugin: LoadedPlugin
     listings: dict[str, Listing]
@@ -55,19 +58,19 @@ class _Configured:
     http: VenueHttpPool
 
     def serve(self, manifest: bytes) -> None:
-        """Take the service's word for what may be asked for, and which hosts may be reached."""
+        """Use the service's manifest: it says which exchanges may be asked for, and which hosts may be reached."""
         self.plugin.manifest = read_manifest(manifest)
         self.listings = Registry([self.plugin]).listings
 
 
-class Host:
-    """One plugin, loaded at the handshake by `load`, for who has the token."""
+class PluginServer:
+    """Serves one plugin, which `load` loads at the handshake, to callers that have the token."""
 
     def __init__(self, load: Callable[[], LoadedPlugin], token: str) -> None:
         self._load = load
         self._token = token
-        self._configured: _Configured | None = None
-        # Credentials that a call brings, for as long as that call lasts.
+        self._served: _ServedPlugin | None = None
+        # The credentials of calls, each for as long as its call lasts.
         self._offered: dict[CredentialReference, Credential] = {}
 
     async def configure(self, request: messages.ConfigureRequest) -> messages.ConfigureResponse:
@@ -75,45 +78,49 @@ class Host:
         problem = ""
         if request.protocol_version != PROTOCOL:
             problem = f"Its process speaks version {PROTOCOL} and the service {request.protocol_version}."
-        elif self._configured is not None:
-            self._configured.serve(request.manifest)
+        elif self._served is not None:
+            self._served.serve(request.manifest)
         else:
             try:
-                self._configured = self._begin(request)
-            except Unfit as unfit:
-                problem = str(unfit)
+                self._served = self._open_plugin(request)
+            except PluginRejected as rejection:
+                problem = str(rejection)
         return messages.ConfigureResponse(
             protocol_version=PROTOCOL, problem=problem, proof=proof(self._token), process_id=os.getpid()
         )
 
-    def _begin(self, request: messages.ConfigureRequest) -> _Configured:
+    def _open_plugin(self, request: messages.ConfigureRequest) -> _ServedPlugin:
         plugin = self._load()
         http = VenueHttpPool(timeout=request.venue_timeout)
-        sessions = Sessions(self._open, http, overrides=dict(request.overrides), idle_timeout=request.session_idle)
-        configured = _Configured(plugin, {}, sessions, http)
-        configured.serve(request.manifest)
-        return configured
+        sessions = Sessions(
+            self._open_credential, http, overrides=dict(request.overrides), idle_timeout=request.session_idle
+        )
+        served = _ServedPlugin(plugin, {}, sessions, http)
+        served.serve(request.manifest)
+        return served
 
-    async def _open(self, reference: CredentialReference) -> Credential:
+    async def _open_credential(self, reference: CredentialReference) -> Credential:
         credential = self._offered.get(reference)
         if credential is None:
             raise _CredentialNeeded
         return credential
 
     async def check_health(self, request: messages.CheckHealthRequest) -> messages.CheckHealthResponse:
-        """Whether the event loop comes round, and what is stuck."""
-        stuck = self._configured.sessions.stuck_calls(_STUCK_AFTER) if self._configured else 0
+        """How many calls are stuck; that this is answered at all shows that the event loop is not blocked."""
+        stuck = self._served.sessions.stuck_calls(_STUCK_AFTER) if self._served else 0
         return messages.CheckHealthResponse(stuck_calls=stuck)
 
     async def fetch_balance(self, request: messages.FetchBalanceRequest) -> messages.FetchBalanceResponse:
         """The hook fetch_balance."""
-        call = request.call
+        call, reports = request.call, VenueReports()
 
         async def fetch(sessions: Sessions, listing: Listing, deadline: float) -> messages.FetchBalanceResponse:
-            balance = await sessions.fetch(_target(call, listing), deadline, Priority())
+            target = replace(_target(call, listing), reports=reports)
+            balance = await sessions.fetch(target, deadline, Priority())
             return messages.FetchBalanceResponse(balance=balance)
 
         reply: messages.FetchBalanceResponse = await self._answer(call, fetch, messages.FetchBalanceResponse)
+        reply.reports.CopyFrom(write_reports(reports))
         return reply
 
     async def check_credential(self, request: messages.CheckCredentialRequest) -> messages.CheckCredentialResponse:
@@ -133,43 +140,43 @@ class Host:
         ask: Callable[[Sessions, Listing, float], Awaitable[Any]],
         reply: Callable[..., Any],
     ) -> Any:
-        """What the plugin answers, with whatever went wrong as part of the answer."""
+        """The plugin's answer, or its error as part of the reply."""
         reference = read_reference(call)
-        brought = call.HasField("credential")
-        if brought:
+        offered = call.HasField("credential")
+        if offered:
             self._offered[reference] = read_credential(call.credential)
         try:
-            assert self._configured is not None
-            listing = self._configured.listings[call.exchange_id]
+            assert self._served is not None
+            listing = self._served.listings[call.exchange_id]
             deadline = asyncio.get_running_loop().time() + call.timeout
-            return await ask(self._configured.sessions, listing, deadline)
+            return await ask(self._served.sessions, listing, deadline)
         except _CredentialNeeded:
             return reply(credential_needed=True)
         except ServiceError as error:
             return reply(fault=write_error(error))
         except Exception as error:
-            # Nothing of it is for anybody else: its text may hold what the plugin had in its hands.
+            # Its text stays here: it may hold a credential.
             log.error("plugin_host.failed", error=type(error).__name__)
             return reply(fault=write_error(PluginFailed("The process that runs the plugin failed; its log says why.")))
         finally:
-            if brought:
+            if offered:
                 self._offered.pop(reference, None)
 
     async def forget_account(self, request: messages.ForgetAccountRequest) -> messages.ForgetAccountResponse:
         """Close an account's session."""
-        if self._configured is not None:
-            self._configured.sessions.forget(Account(request.user_id, request.exchange_id, request.environment))
+        if self._served is not None:
+            self._served.sessions.forget(Account(request.user_id, request.exchange_id, request.environment))
         return messages.ForgetAccountResponse()
 
     async def close(self) -> None:
         """Close the sessions and the plugin's state."""
-        if self._configured is not None:
-            await self._configured.sessions.close()
-            await self._configured.plugin.state.close()
-            await self._configured.http.close()
+        if self._served is not None:
+            await self._served.sessions.close()
+            await self._served.plugin.state.close()
+            await self._served.http.close()
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """The handlers for the server; each answers only who has the token."""
+        """The handlers for the gRPC server; each answers only calls with the token."""
         methods: dict[str, tuple[type[Any], Callable[[Any], Awaitable[Any]]]] = {
             "Configure": (messages.ConfigureRequest, self.configure),
             "CheckHealth": (messages.CheckHealthRequest, self.check_health),
@@ -181,7 +188,7 @@ class Host:
             SERVICE,
             {
                 name: grpc.unary_unary_rpc_method_handler(
-                    self._guarded(answer),
+                    self._require_token(answer),
                     request_deserializer=kind.FromString,
                     response_serializer=lambda message: message.SerializeToString(),
                 )
@@ -189,7 +196,7 @@ class Host:
             },
         )
 
-    def _guarded(self, answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    def _require_token(self, answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
         async def handle(request: Any, context: Any) -> Any:
             metadata = dict(context.invocation_metadata() or ())
             if not hmac.compare_digest(str(metadata.get(TOKEN, "")), self._token):

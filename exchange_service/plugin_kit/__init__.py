@@ -1,1 +1,1 @@
-"""What `plugin_api` hands to plugins, a file for each subject."""
+"""The functions and classes that `plugin_api` hands to plugins, one file for each subject."""

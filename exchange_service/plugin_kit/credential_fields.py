@@ -1,4 +1,4 @@
-"""Reading what a user stored, for plugins: the field, or `CredentialInvalid` with its name and never its value."""
+"""Reading what a user stored. An error names the field and never holds its value."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from typing import Any
 from exchange_service.errors import CredentialInvalid
 from exchange_service.model import Credential
 
-# What the host itself reads from the metadata; every plugin lets them pass.
+# The host itself reads these from the metadata, so every plugin accepts them.
 _HOST_KEYS = {"sandbox": bool, "environment": str}
 _WALLET_KEYS = ("wallet_address", "l1_address", "user")
 _MAX_TEXT = 1024
 
 
-def required_text(credential: Credential, field: str) -> str:
-    """The text of `api_key`, `api_secret` or `passphrase`, without blanks around it; CredentialInvalid if empty."""
+def required_text(credential: Credential, field: str, *, plain: bool = False) -> str:
+    """The secret called `field` (api_key, api_secret or passphrase), without blanks around it.
+
+    Raises CredentialInvalid if it is empty, or if it must be `plain` and holds anything but printable ASCII, which
+    an HTTP header could not carry.
+    """
     value: str = getattr(credential, field).reveal().strip()
     if not value:
         raise CredentialInvalid(f"{field} is missing: store it with `exchange-service credentials add`.")
+    if plain and not (value.isascii() and value.isprintable()):
+        raise CredentialInvalid(f"{field} holds other than plain characters: copy it again, and nothing around it.")
     return value
 
 
 def read_metadata(credential: Credential, **allowed: type) -> dict[str, Any]:
-    """The stored metadata, checked against a plugin's allow-list of names and types (str, bool, int).
+    """The stored metadata, checked against the names and types (str, bool, int) that the plugin allows.
 
-    An unknown name, another type or an overlong text is CredentialInvalid: nothing is ever passed on unchecked.
-    An account number stored as a JSON number is taken where a text is allowed, and digits where a number is.
+    A number is accepted where a text is allowed, and a text of digits where a number is. Raises CredentialInvalid for
+    an unknown name, another type, or a text over 1024 characters or with control characters.
     """
     result: dict[str, Any] = {}
     expected = {**_HOST_KEYS, **allowed}
@@ -33,44 +39,59 @@ def read_metadata(credential: Credential, **allowed: type) -> dict[str, Any]:
         kind = expected.get(name)
         if kind is None:
             raise CredentialInvalid(
-                f"extra_metadata holds a name that is not taken here: {name[:40]!r}. "
-                f"Taken are: {', '.join(sorted(expected))}."
+                f"extra_metadata holds an unknown name: {name[:40]!r}. Known names are {', '.join(sorted(expected))}."
             )
         if value is None or value == "":
             continue
-        if kind is str and isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
-        elif kind is int and isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
-            value = int(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise CredentialInvalid(f"extra_metadata.{name} should be of type {kind.__name__}.")
-        if isinstance(value, str):
-            value = value.strip()
-            if len(value) > _MAX_TEXT or not value.isprintable():
-                raise CredentialInvalid(f"extra_metadata.{name} is too long, or not plain text.")
-        result[name] = value
+        result[name] = _check_value(name, _convert(value, kind), kind)
     return result
 
 
 def wallet_address(credential: Credential) -> str:
-    """The wallet address of a credential, in lower case: metadata `wallet_address` (or `l1_address`, `user`), else
-    an `api_key` that is a 0x address of 42 characters. CredentialInvalid names the field where there is none, or where
-    two names hold different addresses."""
+    """The wallet address of a credential, in lower case.
+
+    It is read from the metadata `wallet_address`, `l1_address` or `user`, otherwise from an `api_key` that is an
+    address of 42 characters. Raises CredentialInvalid if there is no address, or if two names hold different ones.
+    """
     stored = {key: _address(key, credential.metadata[key]) for key in _WALLET_KEYS if credential.metadata.get(key)}
     if len(set(stored.values())) > 1:
-        raise CredentialInvalid(f"extra_metadata names different wallets: {' and '.join(stored)}. Leave one.")
+        raise CredentialInvalid(f"extra_metadata names different wallets: {' and '.join(stored)}. Keep one of them.")
     if stored:
         return next(iter(stored.values()))
     key_text = credential.api_key.reveal().strip()
     if _is_address(key_text):
         return key_text.lower()
-    raise CredentialInvalid("extra_metadata.wallet_address is missing: store the main wallet's address there.")
+    raise CredentialInvalid(
+        "extra_metadata.wallet_address is missing.", advice="Store the main wallet's address there."
+    )
+
+
+def _convert(value: Any, kind: type) -> Any:
+    """An account number as the kind that is allowed: forms store the same number as text or as JSON number."""
+    if kind is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if kind is int and isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+        return int(value)
+    return value
+
+
+def _check_value(name: str, value: Any, kind: type) -> Any:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise CredentialInvalid(f"extra_metadata.{name} should be of type {kind.__name__}.")
+    if not isinstance(value, str):
+        return value
+    value = value.strip()
+    if len(value) > _MAX_TEXT or not value.isprintable():
+        raise CredentialInvalid(f"extra_metadata.{name} is too long, or not plain text.")
+    return value
 
 
 def _address(key: str, value: object) -> str:
     text = value.strip() if isinstance(value, str) else ""
     if not _is_address(text):
-        raise CredentialInvalid(f"extra_metadata.{key} is no wallet address: 0x and 40 hexadecimal digits.")
+        raise CredentialInvalid(
+            f"extra_metadata.{key} is not a wallet address, which has 0x and 40 hexadecimal digits."
+        )
     return text.lower()
 
 

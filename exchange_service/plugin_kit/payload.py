@@ -1,7 +1,7 @@
-"""Reading a venue's answer strictly: exact numbers, the expected shape, or `VenueMalformed`.
+"""Reading a venue's answer strictly: exact numbers and the expected shape, or `VenueMalformed`.
 
-A plugin's reader uses these so that nonsense never turns into a balance: a missing list is not an empty one, NaN is
-not a number, and a bare JSON number keeps every digit. `where` is the path in the payload, for the message.
+With these functions a malformed answer never becomes a balance: a missing list is not an empty one, NaN is not a
+number, and a bare JSON number keeps every digit. `where` is the path in the payload, for the error's message.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
@@ -17,89 +17,93 @@ from typing import Any, NoReturn
 
 from exchange_service.errors import VenueMalformed
 
-# No venue states an amount with more digits than this; a longer one is an attack or a bug.
+# No venue states an amount with more digits than this. A longer one is an attack or a bug.
 _MAX_DIGITS = 100
-# Beyond this size an amount is nonsense, and writing it out in full would be a way to fill memory.
+# A larger exponent would fill memory when the amount is written out without one.
 _MAX_EXPONENT = 60
-# A venue that asks for a longer pause than this is asked again all the same; it will repeat itself.
+# Seconds. After a longer delay the venue is asked again anyway: if it still limits us, it says so again.
 _MAX_RETRY_AFTER = 300.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# The end of the year 9999, the last that a datetime can hold.
+# The end of the year 9999, the last year that a datetime can hold.
 _LAST_MILLISECOND = 253_402_300_799_999
-# What nearly every amount looks like; so short a text without an exponent is within all the bounds.
+# Nearly every amount. A text this short without an exponent is within all bounds, so nothing else is checked.
 _PLAIN_NUMBER = re.compile(r"-?\d{1,40}(\.\d{1,40})?\Z", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?\Z", re.ASCII)
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise VenueMalformed(f"The answer holds {name}, which is no number.")
+def _reject_constant(name: str) -> NoReturn:
+    raise VenueMalformed(f"The answer holds {name}, which is not a number.")
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise VenueMalformed("The answer names a field twice.")
+        raise VenueMalformed("The answer has a field twice.")
     return result
 
 
-def _bounded_integer(digits: str) -> int:
+def _parse_integer(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
         raise VenueMalformed("The answer holds a number that is too long.")
     return int(digits)
 
 
 def parse_json(body: bytes | str) -> Any:
-    """The JSON value of a body, with `Decimal` for numbers with a point or exponent, so that no digit is lost.
+    """The JSON value of a body. A number with a point or an exponent becomes a `Decimal` and keeps every digit.
 
-    Raises VenueMalformed for anything else: HTML, an empty body, a truncated one, NaN, Infinity, a repeated key.
+    Raises VenueMalformed if the body is not JSON (a page, an empty or truncated body) or holds NaN, Infinity or a
+    repeated key.
     """
     try:
         text = body.decode("utf-8-sig") if isinstance(body, bytes) else body
         return json.loads(
             text,
             parse_float=Decimal,
-            parse_int=_bounded_integer,
-            parse_constant=_refuse_constant,
-            object_pairs_hook=_unique_keys,
+            parse_int=_parse_integer,
+            parse_constant=_reject_constant,
+            object_pairs_hook=_build_object,
         )
     except (ValueError, RecursionError, ArithmeticError):
         raise VenueMalformed("The answer is not JSON.") from None
 
 
 def as_object(value: Any, where: str) -> Mapping[str, Any]:
-    """`value` as a JSON object, or VenueMalformed."""
+    """`value` itself, if it is a JSON object. Raises VenueMalformed if it is not."""
     if not isinstance(value, dict):
-        raise VenueMalformed(f"{where} should be an object, and is {_kind(value)}.")
+        raise VenueMalformed(f"{where} should be an object but is {_describe(value)}.")
     return value
 
 
 def as_list(value: Any, where: str) -> list[Any]:
-    """`value` as a JSON list, or VenueMalformed. A missing list is not an empty one."""
+    """`value` itself, if it is a JSON list. Raises VenueMalformed if it is not; a missing list is not an empty one."""
     if not isinstance(value, list):
-        raise VenueMalformed(f"{where} should be a list, and is {_kind(value)}.")
+        raise VenueMalformed(f"{where} should be a list but is {_describe(value)}.")
     return value
 
 
 def text(source: Mapping[str, Any], key: str, where: str, *, required: bool = True) -> str:
-    """The text at `key`; an absent or null one is VenueMalformed, or "" when it is not required."""
+    """The text at `key`. If it is absent, null or empty: "" when it is not required, otherwise VenueMalformed.
+
+    Raises VenueMalformed for any value that is not a text.
+    """
     value = source.get(key)
     if value is None and not required:
         return ""
     if not isinstance(value, str) or (required and not value):
-        raise VenueMalformed(f"{where}.{key} should be a text, and is {_kind(value)}.")
+        raise VenueMalformed(f"{where}.{key} should be a text but is {_describe(value)}.")
     return value
 
 
 def amount(source: Mapping[str, Any], key: str, where: str) -> Decimal | None:
-    """The amount at `key`, or None where the venue does not say: missing, null or an empty text.
+    """The amount at `key`, in the unit that the venue uses; None if it is missing, null or an empty text.
 
-    Takes texts and bare numbers; refuses booleans, other texts, NaN and infinities with VenueMalformed.
+    Takes texts and bare numbers. Raises VenueMalformed for a boolean, any other text, NaN or an infinity.
     """
     return parse_amount(source.get(key), f"{where}.{key}")
 
 
 def required_amount(source: Mapping[str, Any], key: str, where: str) -> Decimal:
-    """The amount at `key`; VenueMalformed where the venue does not say, because then the answer proves nothing."""
+    """The amount at `key`. Raises VenueMalformed as `amount` does, and if it is missing, null or an empty text."""
     value = amount(source, key, where)
     if value is None:
         raise VenueMalformed(f"{where}.{key} is missing.")
@@ -107,18 +111,21 @@ def required_amount(source: Mapping[str, Any], key: str, where: str) -> Decimal:
 
 
 def parse_amount(value: Any, where: str) -> Decimal | None:
-    """One amount with every digit that the venue sent, or None for a missing, null or empty one."""
+    """The amount with every digit that the venue sent; None if it is None or an empty text.
+
+    Raises VenueMalformed if `value` is not an amount, has over 100 digits, or an exponent beyond plus or minus 60.
+    """
     if value is None or value == "":
         return None
     if type(value) is str and _PLAIN_NUMBER.match(value):
         return Decimal(value)
     if isinstance(value, bool) or not isinstance(value, (str, int, Decimal)):
-        raise VenueMalformed(f"{where} should be an amount, and is {_kind(value)}.")
+        raise VenueMalformed(f"{where} should be an amount but is {_describe(value)}.")
     if isinstance(value, str) and (len(value) > _MAX_DIGITS or not _NUMBER.match(value)):
-        raise VenueMalformed(f"{where} should be an amount, and is another text.")
+        raise VenueMalformed(f"{where} should be an amount but is another text.")
     number = Decimal(value)
     if not number.is_finite() or len(number.as_tuple().digits) > _MAX_DIGITS:
-        raise VenueMalformed(f"{where} is no finite number.")
+        raise VenueMalformed(f"{where} is not a finite number.")
     exponent = number.as_tuple().exponent
     if number.adjusted() > _MAX_EXPONENT or not isinstance(exponent, int) or exponent < -_MAX_EXPONENT:
         raise VenueMalformed(f"{where} is too large or too small to be an amount.")
@@ -126,9 +133,9 @@ def parse_amount(value: Any, where: str) -> Decimal | None:
 
 
 def milliseconds(source: Mapping[str, Any], key: str, where: str) -> datetime | None:
-    """The instant at `key`, counted in milliseconds since 1970; None where the venue does not say: missing, null, 0.
+    """The time at `key`, given in milliseconds since 1970, as a datetime in UTC; None if it is missing, null or 0.
 
-    Takes numbers and texts of digits. One of another unit or size is VenueMalformed: it is no time of today.
+    Takes numbers and texts of digits. Raises VenueMalformed for anything else, and for a time after the year 9999.
     """
     value = source.get(key)
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
@@ -136,22 +143,25 @@ def milliseconds(source: Mapping[str, Any], key: str, where: str) -> datetime | 
     if value is None or value == "" or (type(value) is int and value == 0):
         return None
     if type(value) is not int or not 0 < value <= _LAST_MILLISECOND:
-        raise VenueMalformed(f"{where}.{key} should be a time in milliseconds, and is {_kind(value)}.")
+        raise VenueMalformed(f"{where}.{key} should be a time in milliseconds but is {_describe(value)}.")
     return _EPOCH + timedelta(milliseconds=value)
 
 
-def format_amount(number: Decimal) -> str:
-    """An amount as the wire writes it: optional minus, digits, optional point and digits; never an exponent."""
-    if not isinstance(number, Decimal):
-        # A float can be formatted too, and has lost its digits before.
-        raise TypeError(f"an amount is a Decimal, not {type(number).__name__}")
-    return format(number, "f")
+def check_unique(names: Iterable[Hashable], message: str) -> None:
+    """Raise VenueMalformed with `message` if one of the names occurs twice.
+
+    Call it for lists of accounts and of assets: an account that is read twice counts twice in a summary, and of two
+    rows for one asset nobody can say which is right.
+    """
+    seen = list(names)
+    if len(set(seen)) != len(seen):
+        raise VenueMalformed(message)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The delay that a Retry-After header asks for, in seconds, at most five minutes; None without a usable one.
+    """The delay in seconds that the Retry-After header asks for, at most 300; None if it is absent or unreadable.
 
-    The header may hold a number or a date; its name is found in any case.
+    The header may hold a number or a date. Its name is compared without regard to case.
     """
     value = next((text.strip() for name, text in headers.items() if name.lower() == "retry-after"), "")
     try:
@@ -167,7 +177,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return None if math.isnan(seconds) else min(max(seconds, 0.0), _MAX_RETRY_AFTER)
 
 
-def _kind(value: Any) -> str:
+def _describe(value: Any) -> str:
     if value is None:
         return "missing"
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}

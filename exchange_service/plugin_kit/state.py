@@ -8,36 +8,38 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from exchange_service.plugin_kit.tasks import without_exit
+
 T = TypeVar("T")
 
-# Seconds that the values of one state have to be closed.
-_CLOSE_LIMIT = 2.0
+# Seconds within which all values of one state must be closed.
+_CLOSE_TIMEOUT = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
-    """A value that does not show itself: a task's `repr`, which asyncio logs, shows its result."""
+class _Hidden:
+    """A value that `repr` does not show: asyncio logs the `repr` of a task, which shows the task's result."""
 
     value: Any = field(repr=False)
 
 
 @dataclass(slots=True)
 class _Entry:
-    task: asyncio.Task[_Made]
+    task: asyncio.Task[_Hidden]
     close: Callable[[Any], Awaitable[None]] | None
     expires: float | None = None
 
 
 class State:
-    """Named values, each made once: markets, a token, a clock offset, a client with open sockets.
+    """Named values that are made once and shared: markets, a token, a clock offset, a client with open sockets.
 
-    The host closes it, and so every value that was given a `close`, when the account is idle, its credential
-    changes, or the service ends.
+    The host closes the state when the account is idle, when its credential changes and when the service ends. That
+    closes every value that has a `close`.
     """
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
-        # Forgotten values that are being closed; held here, because the event loop holds tasks only weakly.
+        # Tasks that close forgotten values. The event loop itself keeps only weak references to tasks.
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -49,11 +51,11 @@ class State:
         max_age: float | None = None,
         close: Callable[[T], Awaitable[None]] | None = None,
     ) -> T:
-        """The value called `name`, made by `make` when there is none or it is older than `max_age` seconds.
+        """The value called `name`. `make` is awaited if there is no value, or if it is older than `max_age` seconds.
 
-        Callers at the same time share one making. A caller that is cancelled, or whose deadline passes, does not
-        stop it for the others; what it makes is there for the next call. A failure is raised to all who wait and
-        not kept.
+        Concurrent calls await `make` once. A call that is cancelled, or whose deadline passes, does not stop it; the
+        next call gets the value. `close(value)` is awaited when the value is dropped. Raises what `make` raises, to
+        every waiting call, and keeps nothing then. Raises RuntimeError if the state is closed.
         """
         if self._closed:
             raise RuntimeError("this state is closed")
@@ -63,20 +65,20 @@ class State:
             self.forget(name)
             entry = None
         if entry is None:
-            entry = _Entry(loop.create_task(_run(make), name=f"state {name}"), close)
+            entry = _Entry(loop.create_task(_make_hidden(make), name=f"state {name}"), close)
             self._entries[name] = entry
-            entry.task.add_done_callback(lambda task: self._made(name, entry, max_age))
+            entry.task.add_done_callback(lambda task: self._on_made(name, entry, max_age))
         try:
             value: T = (await asyncio.shield(entry.task)).value
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if entry.task.cancelled() and caller is not None and not caller.cancelling():
-                # The state was closed meanwhile. The caller was not cancelled, and must not seem so.
+                # The state was closed during the wait. The caller itself was not cancelled.
                 raise RuntimeError("this state is closed") from None
             raise
         return value
 
-    def _made(self, name: str, entry: _Entry, max_age: float | None) -> None:
+    def _on_made(self, name: str, entry: _Entry, max_age: float | None) -> None:
         if entry.task.cancelled() or entry.task.exception() is not None:
             if self._entries.get(name) is entry:
                 del self._entries[name]
@@ -86,7 +88,7 @@ class State:
     def forget(self, name: str) -> None:
         """Drop the value called `name`, for example a token that the venue refused; the next `get` makes another.
 
-        One that is just being made is the other already, and stays: others wait for it.
+        A value that is still being made stays: other calls wait for it, and it is newer than the one to drop.
         """
         entry = self._entries.get(name)
         if entry is None or not entry.task.done():
@@ -98,25 +100,21 @@ class State:
             task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        """Close every value; called by the host."""
+        """Close every value. The host calls it; plugins do not."""
         self._closed = True
         entries, self._entries = list(self._entries.values()), {}
         loop = asyncio.get_running_loop()
         closing = {*self._closing, *(loop.create_task(_close(entry), name="state closing") for entry in entries)}
         if not closing:
             return
-        # A value whose closing hangs is left behind: it must keep neither the service nor the others.
-        _, hanging = await asyncio.wait(closing, timeout=_CLOSE_LIMIT)
+        # A value that does not close in time is abandoned: the service and the other values must not wait for it.
+        _, hanging = await asyncio.wait(closing, timeout=_CLOSE_TIMEOUT)
         for task in hanging:
             task.cancel()
 
 
-async def _run(make: Callable[[], Awaitable[Any]]) -> _Made:
-    try:
-        return _Made(await make())
-    except SystemExit:
-        # Out of a task it would end the event loop, and with it the service.
-        raise RuntimeError("the making of a value wanted to exit") from None
+async def _make_hidden(make: Callable[[], Awaitable[Any]]) -> _Hidden:
+    return _Hidden(await without_exit(make(), "making a value"))
 
 
 async def _close(entry: _Entry) -> None:
@@ -125,6 +123,6 @@ async def _close(entry: _Entry) -> None:
     await asyncio.wait({entry.task})
     if entry.close is None or entry.task.cancelled() or entry.task.exception() is not None:
         return
-    # A value that cannot be closed is as good as closed; an exit out of a task would end the service.
+    # A value that cannot be closed is dropped. A SystemExit that leaves a task would end the service.
     with contextlib.suppress(Exception, SystemExit):
         await entry.close(entry.task.result().value)

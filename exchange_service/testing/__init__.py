@@ -1,9 +1,20 @@
-"""For tests of the service and of plugins: venues on loopback, and what a plugin needs to be called without a service.
+"""For tests of the service and of plugins: venues on loopback, and a call of a plugin without a service.
 
-Nothing here imports pytest; the contract suite, which does, stands in `exchange_service.testing.contract`.
+Nothing here imports pytest. The contract suite does, and is in `exchange_service.testing.contract`.
 """
 
 from exchange_service.testing.calls import venue_call
+from exchange_service.testing.situations import bearer_token, json_object, show_situation
 from exchange_service.testing.venue import TROUBLES, DemoVenue, Fault, LoopbackVenue, RecordedRequest
 
-__all__ = ["TROUBLES", "DemoVenue", "Fault", "LoopbackVenue", "RecordedRequest", "venue_call"]
+__all__ = [
+    "TROUBLES",
+    "DemoVenue",
+    "Fault",
+    "LoopbackVenue",
+    "RecordedRequest",
+    "bearer_token",
+    "json_object",
+    "show_situation",
+    "venue_call",
+]

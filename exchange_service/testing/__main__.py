@@ -1,4 +1,4 @@
-"""`python -m exchange_service.testing PACKAGE.MODULE:SIMULATOR [PORT]` plays a venue on loopback until interrupted."""
+"""`python -m exchange_service.testing PACKAGE.MODULE:SIMULATOR [PORT]` runs a simulator until it is interrupted."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import importlib
 import sys
 
 
-async def _play(name: str, port: int) -> None:
+async def _run(name: str, port: int) -> None:
     module, _, attribute = name.partition(":")
     venue = getattr(importlib.import_module(module), attribute)()
     url = await venue.start(port)
     try:
-        sys.stdout.write(f"{attribute} plays at {url}; interrupt to end.\n")
+        sys.stdout.write(f"{attribute} listens at {url}; press Ctrl-C to end.\n")
         sys.stdout.flush()
         await asyncio.Event().wait()
     finally:
@@ -24,4 +24,4 @@ if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_play(sys.argv[1], int(sys.argv[2]) if len(sys.argv) == 3 else 0))
+        asyncio.run(_run(sys.argv[1], int(sys.argv[2]) if len(sys.argv) == 3 else 0))

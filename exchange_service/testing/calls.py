@@ -1,4 +1,4 @@
-"""Calling a plugin without a service around it."""
+"""Calling a plugin without a service."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ async def venue_call(
     timeout: float = 5.0,
     plugin_state: State | None = None,
 ) -> AsyncIterator[VenueCall]:
-    """What the service would hand the plugin for this credential, with a real guarded session.
+    """The call that the service would make for this credential, with a real guarded session.
 
-    `override` is the simulator's URL. State and sessions are closed at the end.
+    `override` is the simulator's URL, `timeout` the seconds until the deadline. State and sessions are closed at the
+    end, but not a `plugin_state` that is given. Raises ValueError if the listing has no such environment.
     """
     venue_environment = exchange.environment(environment)
     if venue_environment is None:
@@ -36,15 +37,15 @@ async def venue_call(
     account_state = State()
     own_plugin_state = plugin_state or State()
     deadline = asyncio.get_running_loop().time() + timeout
-    where = (exchange, venue_environment, override)
+    target = (exchange, venue_environment, override)
     try:
         yield VenueCall(
             exchange=exchange,
             account=Account("somebody", exchange.id, venue_environment.name, account_type),
             environment=venue_environment,
             credential=Credential(Secret(api_key), Secret(api_secret), Secret(passphrase), dict(metadata or {})),
-            http=pool.http(*where).for_call(deadline),
-            public_http=pool.http(*where, public=True).for_call(deadline),
+            http=pool.http(*target).for_call(deadline),
+            public_http=pool.http(*target, public=True).for_call(deadline),
             deadline=deadline,
             plugin_state=own_plugin_state,
             account_state=account_state,

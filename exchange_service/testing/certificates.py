@@ -1,4 +1,4 @@
-"""A certificate for a venue on loopback that nobody vouches for."""
+"""A self-signed certificate for a venue on loopback, which no client trusts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 def untrusted_certificate(folder: Path) -> ssl.SSLContext:
-    """A server's TLS with a certificate for 127.0.0.1 that it has signed itself."""
+    """The TLS context of a server with a self-signed certificate for 127.0.0.1. Writes the key into `folder`."""
     pytest.importorskip("cryptography", reason="cryptography is not installed: pip install cryptography")
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization

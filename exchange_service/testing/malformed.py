@@ -1,4 +1,4 @@
-"""Answers that no venue means as a balance: whole bodies, and true ones with a figure replaced."""
+"""Answers that no venue means as a balance: whole bodies, and true answers with one figure replaced."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from exchange_service.testing.venue import Fault
 
 _HTML = b"<!DOCTYPE html><html><body><h1>We'll be back soon</h1></body></html>"
 
-# Answers with status 200 that no venue means as a balance. A suite for a venue whose true answer is among them, for
-# example an empty list for an empty wallet, sets `nonsense` to the others.
+# Answers with status 200 that no venue means as a balance. If one of them is a true answer of your venue, for example
+# an empty list for an empty wallet, set `nonsense` in your suite to the others.
 NONSENSE: Mapping[str, Fault] = {
     "a page for people": Fault(body=_HTML, content_type="text/html"),
     "a page called JSON": Fault(body=_HTML),
@@ -44,16 +44,16 @@ NONSENSE: Mapping[str, Fault] = {
     "a broken compression": Fault(body=b"not gzip at all", headers={"Content-Encoding": "gzip"}),
 }
 
-# What stands in for a figure; none of it is an amount.
+# These replace a figure. Not one of them is an amount.
 _POISONS: tuple[Any, ...] = ("NaN", "Infinity", "1e999", "1,5", "about 12", True, {}, [])
 _NUMERIC = re.compile(r"[+-]?\d+(\.\d+)?\Z")
 _RAW = "\x00"
 
 
-def poisoned(body: bytes) -> Iterator[tuple[str, bytes]]:
-    """The JSON body with one figure after the other replaced; elements of a list count as one place."""
+def poison_figures(body: bytes) -> Iterator[tuple[str, bytes]]:
+    """Copies of the JSON body with one figure replaced, each with what was replaced; of a list, in one element."""
     try:
-        value = json.loads(body, parse_float=_marked, parse_int=_marked)
+        value = json.loads(body, parse_float=_mark, parse_int=_mark)
     except ValueError:
         return
     seen: set[str] = set()
@@ -68,15 +68,15 @@ def poisoned(body: bytes) -> Iterator[tuple[str, bytes]]:
             for key in path[:-1]:
                 holder = holder[key]
             holder[path[-1]] = poison
-            yield f"{where} = {poison!r}", _unmarked(json.dumps(changed))
+            yield f"{where} = {poison!r}", _unmark(json.dumps(changed))
 
 
-def _marked(number: str) -> str:
-    """A bare number as a text that `_unmarked` turns back, so that none of its digits is lost on the way."""
+def _mark(number: str) -> str:
+    """A bare number as a text that `_unmark` turns back, so that no digit is lost."""
     return _RAW + number
 
 
-def _unmarked(text: str) -> bytes:
+def _unmark(text: str) -> bytes:
     return re.sub(r'"\\u0000([^"]*)"', r"\1", text).encode()
 
 

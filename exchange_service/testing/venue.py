@@ -1,7 +1,7 @@
-"""A venue on loopback: real HTTP, the venue's own shapes, and every fault that a venue has shown.
+"""A venue on loopback: real HTTP, the venue's own payloads, and the faults that venues have shown.
 
-A simulator subclasses `LoopbackVenue` (or `DemoVenue`, to play in the demo too), adds its routes, and says whose
-account a request belongs to. Faults apply before the route's handler.
+A simulator subclasses `LoopbackVenue`, or `DemoVenue` to be part of the demo too. It defines the routes and says which
+account a request belongs to. A fault applies before the handler of the route.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aiohttp import web
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
-    """One request that the venue saw."""
+    """One request that the venue received. `account` is what `account_of` says of it."""
 
     method: str
     path: str
@@ -30,18 +30,18 @@ class RecordedRequest:
 
 @dataclass(slots=True)
 class Fault:
-    """How a venue misbehaves. `times`: for so many requests, None for all. `account`, `path`: only these."""
+    """How a venue misbehaves, for the next `times` requests (None: all). With `account` or `path`, only for these."""
 
     status: int = 200
     body: bytes = b""
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
-    # Seconds before the answer; `silent` never answers, `reset` ends the connection, `drip` sends a byte a second.
+    # `delay`: seconds before the answer. `silent`: no answer. `reset`: the connection ends. `drip`: a byte a second.
     delay: float = 0.0
     silent: bool = False
     reset: bool = False
     drip: bool = False
-    # Let the true answer follow the delay, instead of `body`.
+    # After the delay send the true answer instead of `body`.
     pass_on: bool = False
     times: int | None = None
     account: str | None = None
@@ -49,13 +49,13 @@ class Fault:
 
     @staticmethod
     def html(status: int = 200) -> Fault:
-        """A page for people, as gateways send it in maintenance."""
+        """An HTML page, as gateways send it in maintenance."""
         page = b"<!DOCTYPE html><html><body><h1>We'll be back soon</h1></body></html>"
         return Fault(status=status, body=page, content_type="text/html")
 
     @staticmethod
     def redirect(location: str) -> Fault:
-        """A redirect to another place."""
+        """A 302 to this address."""
         return Fault(status=302, headers={"Location": location})
 
     @staticmethod
@@ -86,7 +86,7 @@ class LoopbackVenue:
         raise NotImplementedError
 
     def account_of(self, request: web.Request, body: bytes) -> str:
-        """Whose account a request belongs to, for `Fault.account` and the record; empty where nobody's."""
+        """The account that a request belongs to, for `Fault.account` and the record; empty if it has none."""
         return ""
 
     @property
@@ -95,7 +95,7 @@ class LoopbackVenue:
         return f"{self._scheme}://127.0.0.1:{self._port}"
 
     async def start(self, port: int = 0, *, tls: ssl.SSLContext | None = None) -> str:
-        """Listen, on a free port unless one is named, and return the URL; with `tls` encrypted."""
+        """Listen on `port`, or on a free port if it is 0, with TLS if a context is given. Returns the URL."""
         self._scheme = "https" if tls else "http"
         self._stopping.clear()
         app = web.Application(middlewares=[self._middleware], client_max_size=1024 * 1024)
@@ -108,7 +108,7 @@ class LoopbackVenue:
         return self.url
 
     async def stop(self) -> None:
-        """Stop listening and end every request that is being answered."""
+        """Stop listening, and end every request that is still being answered."""
         self._stopping.set()
         if self._runner is not None:
             await self._runner.cleanup()
@@ -121,12 +121,12 @@ class LoopbackVenue:
         await self.stop()
 
     def fail(self, fault: Fault) -> Fault:
-        """From now on misbehave so; the newest fitting fault counts. `recover` ends it."""
+        """Misbehave in this way from now on, and return the fault. Of several that fit a request the newest applies."""
         self.faults.append(fault)
         return fault
 
     def recover(self, fault: Fault | None = None) -> None:
-        """End one fault, or all."""
+        """End this fault, or all faults if none is given."""
         if fault is None:
             self.faults.clear()
         elif fault in self.faults:
@@ -189,34 +189,33 @@ class LoopbackVenue:
             return
 
 
-# What the demo's users show, one user a situation.
+# The situations that the demo shows, each by a user of its own.
 SITUATIONS = ("moving", "empty", "refused", "limited", "slow", "stale", "partly")
 
-
-# What goes wrong at venues, for the table in the documents and for tests over all venues.
+# What goes wrong at venues, for the table in docs/venues.md and for tests of all venues.
 TROUBLES = ("wrong key", "missing right", "wrong environment", "unknown account", "rate limit", "outage")
 
 
 class DemoVenue(LoopbackVenue):
-    """A simulator that also plays in the demo."""
+    """A simulator that is also part of the demo."""
 
-    # The listing that it plays, for example "oanda".
+    # The id of the listing that it simulates, for example "oanda".
     exchange_id = ""
-    # All that reading a balance may ask of it, such as "GET /v3/accounts/{id}/summary"; empty: not looked at.
+    # The requests that reading a balance may send, such as "GET /v3/accounts/{id}/summary". Empty: not checked.
     allowed_requests: ClassVar[Sequence[str]] = ()
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
         """Set up an account in this situation, one of SITUATIONS, and return the row to store for it: any of
-        `api_key`, `api_secret`, `passphrase`, `extra_metadata`. None: this venue does not show that situation."""
+        `api_key`, `api_secret`, `passphrase`, `extra_metadata`. None if this venue does not have the situation."""
         raise NotImplementedError
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         """Set up an account with this trouble, one of TROUBLES, and return the row to store for it. The venue answers
-        in its own words, as the real one does. None: this venue has no such case, for example no key to refuse."""
+        as the real one does. None if this venue has no such case, for example because it needs no key."""
         return None
 
     def lift_limits(self) -> None:
-        """Count requests against the venue's own limits no more: the contract suite asks more often than any user."""
+        """Stop counting requests against the venue's own limits: the contract suite sends more than any user."""
 
     def move(self) -> None:
-        """Change the moving accounts' figures a little, as a market would. Called every few seconds."""
+        """Change the figures of moving accounts a little, as a market does. The demo calls it every two seconds."""

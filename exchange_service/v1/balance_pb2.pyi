@@ -334,10 +334,13 @@ class AccountFault(google.protobuf.message.Message):
     REASON_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
     RETRY_DELAY_FIELD_NUMBER: builtins.int
+    ADVICE_FIELD_NUMBER: builtins.int
     reason: exchange_service.v1.error_reason_pb2.ErrorReason.ValueType
     """The reason, see ErrorReason."""
     message: builtins.str
-    """A sentence for a person: what happened and what to do. It never holds a secret."""
+    """For a person: what happened, followed by `advice` if it is present. It never holds a secret."""
+    advice: builtins.str
+    """What to do next: the end of `message`. Absent: the message does not say; docs/errors.md says it for each reason."""
     @property
     def retry_delay(self) -> google.protobuf.duration_pb2.Duration:
         """How long to wait before the next attempt. Absent: not known, or another attempt does not help."""
@@ -348,9 +351,11 @@ class AccountFault(google.protobuf.message.Message):
         reason: exchange_service.v1.error_reason_pb2.ErrorReason.ValueType = ...,
         message: builtins.str = ...,
         retry_delay: google.protobuf.duration_pb2.Duration | None = ...,
+        advice: builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["retry_delay", b"retry_delay"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["message", b"message", "reason", b"reason", "retry_delay", b"retry_delay"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_advice", b"_advice", "advice", b"advice", "retry_delay", b"retry_delay"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_advice", b"_advice", "advice", b"advice", "message", b"message", "reason", b"reason", "retry_delay", b"retry_delay"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_advice", b"_advice"]) -> typing.Literal["advice"] | None: ...
 
 Global___AccountFault: typing_extensions.TypeAlias = AccountFault
 

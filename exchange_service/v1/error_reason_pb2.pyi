@@ -65,13 +65,13 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_VENUE_TIMEOUT: _ErrorReason.ValueType  # 20
     """UNAVAILABLE: the venue did not answer in time."""
     ERROR_REASON_VENUE_MALFORMED: _ErrorReason.ValueType  # 21
-    """UNAVAILABLE: the venue answered, but not with a balance. Never read it as zero."""
+    """UNAVAILABLE: the venue answered, but not with a valid balance. Never read it as zero."""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 22
     """UNAVAILABLE: the store of credentials cannot be reached."""
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 23
-    """UNAVAILABLE: this replica is shutting down; call again, another one will answer."""
+    """UNAVAILABLE: this replica is shutting down."""
     ERROR_REASON_STREAM_LIFETIME_REACHED: _ErrorReason.ValueType  # 24
-    """UNAVAILABLE: the stream reached its longest lifetime; open it again."""
+    """UNAVAILABLE: the stream reached its longest lifetime."""
     ERROR_REASON_DEADLINE_PASSED: _ErrorReason.ValueType  # 25
     """DEADLINE_EXCEEDED: the caller's deadline has passed, or leaves too little time to ask the venue."""
     ERROR_REASON_SUBSCRIBER_TOO_SLOW: _ErrorReason.ValueType  # 26
@@ -141,13 +141,13 @@ ERROR_REASON_VENUE_MAINTENANCE: ErrorReason.ValueType  # 19
 ERROR_REASON_VENUE_TIMEOUT: ErrorReason.ValueType  # 20
 """UNAVAILABLE: the venue did not answer in time."""
 ERROR_REASON_VENUE_MALFORMED: ErrorReason.ValueType  # 21
-"""UNAVAILABLE: the venue answered, but not with a balance. Never read it as zero."""
+"""UNAVAILABLE: the venue answered, but not with a valid balance. Never read it as zero."""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 22
 """UNAVAILABLE: the store of credentials cannot be reached."""
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 23
-"""UNAVAILABLE: this replica is shutting down; call again, another one will answer."""
+"""UNAVAILABLE: this replica is shutting down."""
 ERROR_REASON_STREAM_LIFETIME_REACHED: ErrorReason.ValueType  # 24
-"""UNAVAILABLE: the stream reached its longest lifetime; open it again."""
+"""UNAVAILABLE: the stream reached its longest lifetime."""
 ERROR_REASON_DEADLINE_PASSED: ErrorReason.ValueType  # 25
 """DEADLINE_EXCEEDED: the caller's deadline has passed, or leaves too little time to ask the venue."""
 ERROR_REASON_SUBSCRIBER_TOO_SLOW: ErrorReason.ValueType  # 26

@@ -416,7 +416,7 @@ class AccountErrorEvent(google.protobuf.message.Message):
     environment: builtins.str
     """The environment of the account."""
     last_version: builtins.int
-    """`version` of the last good balance that the service has of it. Zero: it has none."""
+    """`version` of the last good balance that the service has of it. Zero: there is no such balance."""
     account_type: builtins.str
     """The `account_type` of its selector."""
     @property

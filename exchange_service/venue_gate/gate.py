@@ -267,6 +267,7 @@ class Gated:
             passage.failed_after = _loop_time() - started
             self._record_failure(passage, error, started)
             await self._cooldowns.cool_down(passage.cooling_key(error), error)
+            await self._apply_reports(passage)
             raise
         except BaseException:
             breaker.abandoned(probe)
@@ -274,12 +275,26 @@ class Gated:
         else:
             breaker.succeeded(probe)
             self._cooldowns.succeeded(passage.keys)
+            await self._apply_reports(passage)
             if breaker.state is BreakerState.CLOSED:
                 self._status.answered(passage.metadata.venue, passage.environment)
             return answer
         finally:
             if probe or breaker.state is not before:
                 self._metrics.breaker(passage.metadata.venue, passage.environment, breaker.state.value)
+
+    async def _apply_reports(self, passage: _Passage) -> None:
+        """Act on what the plugin has learnt of the venue's limits, beside a balance or an error."""
+        reports = passage.target.reports
+        seconds = reports.cooldown
+        for limiter in passage.limiters:
+            used, resets_after = reports.usage.get(limiter.limit.seconds, (0, 0.0))
+            limiter.observe(used)
+            if used >= limiter.limit.count:
+                seconds = max(seconds, resets_after)
+        if seconds > 0:
+            error = VenueRateLimited("The venue's limit is used up.", retry_after=seconds)
+            await self._cooldowns.cool_down(passage.cooling_key(error), error)
 
     def _record_failure(self, passage: _Passage, error: ServiceError, started: float) -> None:
         """Report a failure to the breaker and the status."""

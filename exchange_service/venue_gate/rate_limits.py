@@ -124,6 +124,13 @@ class RateLimiter:
         used = self._window.used(asyncio.get_running_loop().time())
         return max(0.0, 1 - used / self.limit.count)
 
+    def observe(self, used: int) -> None:
+        """The venue counts `used` units as used now: other programs may share the limit. Replicas that count together
+        in Redis cannot tell whose these are, so only a process that counts alone follows."""
+        if self._shared is None:
+            now = asyncio.get_running_loop().time()
+            self._window.add(max(0, used - self._window.used(now)), now)
+
     def acquire_local(self, polling: bool, now: float) -> bool:
         """Take a balance's cost of the permits that this process has already; whether there were enough."""
         for batch in (self._batches[True],) if polling else (self._batches[False], self._batches[True]):

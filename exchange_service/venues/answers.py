@@ -49,12 +49,16 @@ def translate_error(error: VenueError, plugin: str) -> ServiceError:
         return PluginFailed(f"The plugin {plugin} failed with {type(error).__name__}, which says nothing.")
     try:
         delay = error.given_delay if error.retry_after == leaf.default_retry_after else error.retry_after
-        ours = leaf(error.message, retry_after=delay)
+        ours = leaf(error.message, retry_after=delay, advice=error.advice)
     except (AttributeError, TypeError):
         return PluginFailed(f"The plugin {plugin} failed with {type(error).__name__}, which holds no text.")
     # One that was changed after it was made may hold what cannot be sent.
-    same = type(error) is leaf and (error.message, error.retry_after) == (ours.message, ours.retry_after)
+    same = type(error) is leaf and _content(error) == _content(ours)
     return error if same else ours
+
+
+def _content(error: ServiceError) -> tuple[str, str | None, float | None]:
+    return error.message, error.advice, error.retry_after
 
 
 def _validate(answer: object, listing: Listing) -> Balance:

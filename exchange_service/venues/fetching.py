@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from exchange_service.credentials import CredentialReference
-from exchange_service.model import Account, KeyRights
+from exchange_service.model import Account, KeyRights, VenueReports
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
 from exchange_service.wire.balances import FetchedBalance
@@ -29,6 +29,8 @@ class Target:
     key: str = ""
     credential_key: str = ""
     newer_than: float = 0.0
+    # What the plugin reports of the venue's limits while the fetch is made, for the gate.
+    reports: VenueReports = field(default_factory=VenueReports, compare=False)
 
 
 class Fetcher(Protocol[T_co]):

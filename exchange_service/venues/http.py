@@ -77,11 +77,11 @@ class VenueResponse:
         if status < 400:
             raise VenueMalformed(f"{venue} answered with a redirect, which is not followed.")
         if status == 401:
-            raise CredentialRejected(f"{venue} refuses the key (HTTP 401). Check it, or store a new one.")
+            raise CredentialRejected(f"{venue} refuses the key (HTTP 401).")
         if status == 403:
-            raise PermissionMissing(f"{venue} forbids the request (HTTP 403). Give the key the right to read balances.")
+            raise PermissionMissing(f"{venue} forbids the request (HTTP 403).")
         if status == 404:
-            raise AccountUnknown(f"{venue} knows no such account (HTTP 404). Check the stored account id.")
+            raise AccountUnknown(f"{venue} knows no such account (HTTP 404).")
         if status in (408, 504):
             raise VenueTimeout(f"{venue} did not answer in time (HTTP {status}).")
         if status in (418, 429):

@@ -14,7 +14,7 @@ import structlog
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import CredentialInvalid, NotSupported, PluginFailed, VenueError, VenueTimeout
-from exchange_service.model import SANDBOX, Account, Credential, Environment, ExchangeMetadata, KeyRights
+from exchange_service.model import SANDBOX, SECRET_FIELDS, Account, Credential, Environment, ExchangeMetadata, KeyRights
 from exchange_service.observability.redaction import LIVE, Held, is_secret_name
 from exchange_service.observability.tracebacks import raised_at
 from exchange_service.plugin_api import VenueCall
@@ -99,8 +99,7 @@ class Sessions:
             credential = await asyncio.shield(session.opened)
             if session.held is None:
                 session.held = LIVE.hold(_secret_texts(credential, listing.metadata))
-            account = replace(reference.account, account_type=target.account.account_type)
-            call = self._venue_call(listing, account, credential, session.state, deadline)
+            call = self._venue_call(target, credential, session.state, deadline)
         except BaseException:
             self._release(session)
             raise
@@ -169,10 +168,9 @@ class Sessions:
             self._retire(session)
         return new
 
-    def _venue_call(
-        self, listing: Listing, account: Account, credential: Credential, state: State, deadline: float
-    ) -> VenueCall:
-        metadata = listing.metadata
+    def _venue_call(self, target: Target, credential: Credential, state: State, deadline: float) -> VenueCall:
+        metadata = target.listing.metadata
+        account = replace(target.reference.account, account_type=target.account.account_type)
         environment = venue_environment(metadata, account, credential)
         override = self._overrides.get(f"{metadata.id}.{environment.name}") or self._overrides.get(metadata.id, "")
         return VenueCall(
@@ -183,9 +181,10 @@ class Sessions:
             http=self._http.http(metadata, environment, override).for_call(deadline),
             public_http=self._http.http(metadata, environment, override, public=True).for_call(deadline),
             deadline=deadline,
-            plugin_state=listing.plugin.state,
+            plugin_state=target.listing.plugin.state,
             account_state=state,
             override=override,
+            reports=target.reports,
         )
 
     def _retire(self, session: _Session) -> None:
@@ -224,7 +223,7 @@ def _secret_texts(credential: Credential, metadata: ExchangeMetadata) -> Iterato
     """The credential's secrets: the fields that its listing declares secret, and undeclared ones whose names are
     secrets' names. An account's number may be shown."""
     declared = {field.name: field.secret for field in metadata.credential_fields}
-    for name in ("api_key", "api_secret", "passphrase"):
+    for name in SECRET_FIELDS:
         if declared.get(name, True):
             yield getattr(credential, name).reveal()
     for name, value in credential.metadata.items():
@@ -288,6 +287,6 @@ async def _run_hook(listing: Listing, call: VenueCall, read: Callable[[VenueCall
             at=raised_at(error, most=4),
         )
         raise PluginFailed(
-            f"The plugin {name} ({listing.plugin.info.distribution}) failed with {type(error).__name__}. "
-            "Report it to the plugin's author; the service's log says where."
+            f"The plugin {name} ({listing.plugin.info.distribution}) failed with {type(error).__name__}.",
+            advice="Report it to the plugin's author; the service's log says where.",
         ) from None

@@ -9,9 +9,9 @@ from typing import Literal, NewType, TypeAlias
 
 from google.protobuf.message import DecodeError
 
+from exchange_service.amounts import format_amount
 from exchange_service.errors import ServiceError, from_reason
 from exchange_service.model import AssetBalance, Balance, Summary, VenueAccount
-from exchange_service.plugin_kit.payload import format_amount
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.wire.protobuf import from_datetime, to_datetime, to_duration, to_seconds
 
@@ -67,9 +67,10 @@ def parse_fetched(fetched: FetchedBalance) -> balance_pb2.Balance:
 
 
 def fault_message(error: ServiceError) -> balance_pb2.AccountFault:
-    """An error as a message to send beside data: its reason, sentence and delay."""
+    """An error as a message to send beside data: its reason, its message with the advice, and its delay."""
     name = f"ERROR_REASON_{error.reason or 'UNSPECIFIED'}"
-    fault = balance_pb2.AccountFault(reason=error_reason_pb2.ErrorReason.Value(name), message=error.message)
+    reason = error_reason_pb2.ErrorReason.Value(name)
+    fault = balance_pb2.AccountFault(reason=reason, message=error.text, advice=error.advice)
     if error.retry_after is not None:
         fault.retry_delay.CopyFrom(to_duration(error.retry_after))
     return fault
@@ -79,7 +80,8 @@ def read_fault(fault: balance_pb2.AccountFault) -> ServiceError:
     """The error that `fault_message` wrote. Raises ValueError if its reason is not in ErrorReason."""
     reason = error_reason_pb2.ErrorReason.Name(fault.reason).removeprefix("ERROR_REASON_")
     delay = to_seconds(fault.retry_delay) if fault.HasField("retry_delay") else None
-    return from_reason(reason, fault.message, delay)
+    advice = fault.advice if fault.HasField("advice") else None
+    return from_reason(reason, fault.message.removesuffix(f" {advice}" if advice else ""), delay, advice)
 
 
 def _balance_message(balance: Balance) -> balance_pb2.Balance:

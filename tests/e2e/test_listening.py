@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
-from exchange_service.app import UnsafeSettings, start_service
+from exchange_service.app import start_service
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
 from exchange_service.errors import (
     DeadlinePassed,
@@ -25,6 +25,7 @@ from exchange_service.errors import (
 from exchange_service.grpc_server.server import BindError
 from exchange_service.grpc_server.servicer import SERVICE
 from exchange_service.plugin_api import Balance, Environment, VenueCall
+from exchange_service.startup_checks import UnsafeSettings
 from exchange_service.testing import Fault
 from tests.harness import (
     USER,
@@ -54,12 +55,12 @@ def _value(text: str) -> Callable[[], Awaitable[str]]:
 
 
 class TestAddresses:
-    async def test_a_second_service_on_the_same_port_is_told_so(self, tmp_path: Path) -> None:
+    async def test_a_second_service_on_the_same_port_fails_with_the_address(self, tmp_path: Path) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
             settings = settings_for(tmp_path, address=running.service.address)
             with pytest.raises(BindError, match=running.service.address):
                 await start_service(settings, registry=registry_of(ScriptedPlugin()))
-            # The first one is none the worse for it.
+            # The first one still serves.
             assert (await running.client.list_exchanges()).stats.total == 1
 
     async def test_a_port_is_free_again_after_the_stop(self, tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ class TestAddresses:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), address=address) as running:
             assert (await running.client.list_exchanges()).stats.total == 1
 
-    async def test_an_address_that_others_reach_needs_tls(self, tmp_path: Path) -> None:
+    async def test_an_address_that_other_machines_reach_needs_tls(self, tmp_path: Path) -> None:
         with pytest.raises(UnsafeSettings, match="TLS"):
             await start_service(settings_for(tmp_path, address="0.0.0.0:0"), registry=registry_of(ScriptedPlugin()))
 
@@ -87,7 +88,7 @@ class TestAddresses:
                 settings_for(tmp_path, tls_certificate=certificate), registry=registry_of(ScriptedPlugin())
             )
 
-    async def test_an_address_that_takes_a_connection_and_never_answers_costs_the_deadline(
+    async def test_an_address_that_accepts_a_connection_and_never_answers_costs_the_deadline(
         self, silent_address: str
     ) -> None:
         async with ExchangeServiceClient(silent_address, timeout=0.3) as client:
@@ -95,7 +96,7 @@ class TestAddresses:
                 with pytest.raises(DeadlinePassed, match=f"{silent_address} did not answer in time"):
                     await call
 
-    async def test_a_call_that_takes_longer_than_its_client_waits_passed_its_deadline(self, tmp_path: Path) -> None:
+    async def test_a_call_that_takes_longer_than_its_client_waits_passes_its_deadline(self, tmp_path: Path) -> None:
         async def slow(*_: Any) -> bytes:
             await asyncio.Event().wait()
             return b""
@@ -134,7 +135,7 @@ class TestOverrides:
         return ScriptedPlugin(listing("paper", environments=WITH_SANDBOX))
 
     @pytest.mark.parametrize("name", WRONG_SETTINGS)
-    async def test_one_for_what_is_not_served_is_refused_by_its_name(
+    async def test_an_override_for_an_exchange_that_is_not_served_is_refused_by_its_name(
         self, tmp_path: Path, plugin: ScriptedPlugin, name: str
     ) -> None:
         settings, named = WRONG_SETTINGS[name]
@@ -155,7 +156,7 @@ class TestOverrides:
             ("production", ""),
         ]
 
-    async def test_a_real_venues_own_word_leads_to_its_sandbox(self, tmp_path: Path) -> None:
+    async def test_a_real_venues_own_name_leads_to_its_sandbox(self, tmp_path: Path) -> None:
         async with (
             OandaSimulator() as practice,
             serving(tmp_path, venue_urls={"oanda.practice": practice.url, "oanda": "http://127.0.0.1:1"}) as running,
@@ -173,7 +174,7 @@ class TestOverrides:
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that signs itself, and its key, as PEM files."""
+    """A self-signed certificate for 127.0.0.1 and its key, as PEM files."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "exchange-service")])
     now = datetime.datetime.now(datetime.UTC)
@@ -230,9 +231,7 @@ class TestStop:
             assert (await call).balance.venue_accounts
             await stopping
 
-    async def test_a_call_that_waits_for_a_silent_venue_is_told_of_the_stop_within_the_grace(
-        self, tmp_path: Path
-    ) -> None:
+    async def test_a_call_that_waits_for_a_silent_venue_fails_within_the_grace(self, tmp_path: Path) -> None:
         async with OandaSimulator() as venue:
             venue.add_token(OANDA_TOKEN, SimulatedAccount(OANDA_ACCOUNT))
             venue.fail(Fault(silent=True))
@@ -246,19 +245,19 @@ class TestStop:
                 began = time.monotonic()
                 stopping = asyncio.ensure_future(service.stop())
                 failed = await call
-                told = time.monotonic() - began
+                failed_after = time.monotonic() - began
                 await stopping
-                took = time.monotonic() - began
+                stopped_after = time.monotonic() - began
         assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
         assert failed.retry_delay is not None
-        # Not at once: until then the venue may yet answer.
-        assert 0.5 < told < 1.0
-        assert took < 3.0
+        # Not at once, because the venue may still answer.
+        assert 0.5 < failed_after < 1.0
+        assert stopped_after < 3.0
 
-    async def test_a_closing_of_a_plugins_that_hangs_does_not_hold_up_the_stop(
+    async def test_a_plugins_close_that_hangs_does_not_delay_the_stop(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("exchange_service.plugin_kit.state._CLOSE_LIMIT", 0.3)
+        monkeypatch.setattr("exchange_service.plugin_kit.state._CLOSE_TIMEOUT", 0.3)
         closing: list[str] = []
 
         async def answer(call: VenueCall) -> Balance:

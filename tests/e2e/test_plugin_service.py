@@ -15,7 +15,7 @@ from exchange_service.grpc_server.plugin_servicer import SERVICE
 from exchange_service.identity import Scope
 from exchange_service.operator.v1 import plugin_service_pb2 as messages
 from exchange_service.operator.v1 import plugin_service_pb2_grpc
-from exchange_service.venues.registry import Problem, Registry
+from exchange_service.venues.registry import PluginProblem, Registry
 from tests.harness import ScriptedPlugin, failure, info, listing, loaded, registry_of, serving
 from tests.identities import SECRET, bearer, service_token, web_token
 
@@ -24,7 +24,7 @@ KEY = "x-request-id"
 
 def registry() -> Registry:
     plugin = loaded(ScriptedPlugin(listing("paper"), listing("pencil")))
-    return Registry([plugin], [Problem(info("broken"), "Importing it failed.")])
+    return Registry([plugin], [PluginProblem(info("broken"), "Importing it failed.")])
 
 
 async def test_it_lists_the_plugins_with_their_listings_processes_and_problems(tmp_path: Path) -> None:

@@ -23,13 +23,16 @@ from typer.testing import CliRunner
 
 from exchange_service.app import start_service
 from exchange_service.cli import app
-from exchange_service.credentials import proof
-from exchange_service.credentials.keysets import FileKeys, Keyset, create_keyset_file, new_keyset, read_keyset
+from exchange_service.credentials import key_check
+from exchange_service.credentials.key_providers import FileKeys
+from exchange_service.credentials.keyset_files import create_keyset_file
+from exchange_service.credentials.keysets import Keyset, new_keyset, read_keyset
 from exchange_service.credentials.sealing import is_sealed, key_id_of
 from exchange_service.credentials.sql import SqlCredentialStore, open_store
 from exchange_service.errors import CredentialUnreadable
 from exchange_service.model import Account, Credential
 from exchange_service.startup_checks import UnsafeSettings
+from tests.credential_tables import OWNERS_TABLES, Database
 from tests.harness import (
     USER,
     Running,
@@ -46,7 +49,6 @@ from tests.harness import (
     until,
 )
 from tests.test_cli import call, environment
-from tests.test_credentials import OWNERS_TABLES, Database
 
 CANARY = "canary-77e0"
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -61,8 +63,8 @@ def keyset_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def quick_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof, "INTERVAL", 0.05)
+def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_check, "INTERVAL", 0.05)
 
 
 def write_keyset(path: Path, keyset: Keyset) -> None:
@@ -125,7 +127,7 @@ class TestWrongKeys:
                 reason = "cannot be read"
             else:
                 changes = {"keyset": CANARY}
-                reason = "no JSON object"
+                reason = "not a JSON object"
             with capture_logs() as lines:
                 async with serving(tmp_path, registry=registry_of(plugin), **changes) as running:
                     assert await health(running) == NOT_SERVING
@@ -135,11 +137,11 @@ class TestWrongKeys:
         (line,) = [line for line in lines if line["event"] == "keys.unproven"]
         assert reason in line["problem"]
         assert plugin.calls == []
-        for shown in (CANARY, "xs1:", str(tmp_path)):
-            assert shown not in repr(failed)
+        for secret in (CANARY, "xs1:", str(tmp_path)):
+            assert secret not in repr(failed)
         assert CANARY not in str(lines)
 
-    @pytest.mark.usefixtures("quick_proof")
+    @pytest.mark.usefixtures("quick_checks")
     async def test_it_serves_as_soon_as_the_right_key_is_there(self, tmp_path: Path, keyset_file: Path) -> None:
         right = read_keyset(keyset_file)
         async with sealed_by(tmp_path, keyset_file):
@@ -157,10 +159,10 @@ class TestWrongKeys:
                     await eventually(serves, "serving")
                     assert totals((await running.client.get_balance(USER, "paper")).balance) == {"BTC": "1.50"}
         events = [line["event"] for line in lines]
-        # However often it looked, it said so once.
+        # It reported the problem once, however often it checked.
         assert (events.count("keys.unproven"), events.count("keys.proven")) == (1, 1)
 
-    @pytest.mark.usefixtures("quick_proof")
+    @pytest.mark.usefixtures("quick_checks")
     async def test_a_database_that_does_not_answer_leaves_it_serving_until_it_does(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -180,30 +182,30 @@ class TestWrongKeys:
     async def test_a_stop_is_not_undone_by_a_proof_that_comes_late(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        said: list[bool] = []
+        reports: list[bool] = []
         looking, looked = asyncio.Event(), asyncio.Event()
 
-        async def slow(_: Any) -> proof.Proof:
+        async def slow(_: Any) -> key_check.KeyCheck:
             looking.set()
             await looked.wait()
-            return proof.Proof((), True)
+            return key_check.KeyCheck((), True)
 
         async def say(serving: bool) -> None:
-            said.append(serving)
+            reports.append(serving)
 
-        monkeypatch.setattr(proof, "INTERVAL", 0.0)
-        monkeypatch.setattr(proof, "prove_keys", slow)
+        monkeypatch.setattr(key_check, "INTERVAL", 0.0)
+        monkeypatch.setattr(key_check, "check_keys", slow)
         store = await open_store(f"sqlite:///{tmp_path / 'credentials.db'}", b"key")
-        watch = proof.KeyWatch(store)
+        watch = key_check.KeyWatch(store)
         running = asyncio.ensure_future(watch.run(say))
         await looking.wait()
         watch.end()
         looked.set()
         await running
-        assert said == []
+        assert reports == []
         await store.close()
 
-    @pytest.mark.usefixtures("quick_proof")
+    @pytest.mark.usefixtures("quick_checks")
     async def test_keys_that_are_lost_while_it_serves_are_noticed_by_the_first_call_and_said_until_they_are_back(
         self, tmp_path: Path, keyset_file: Path
     ) -> None:
@@ -212,7 +214,7 @@ class TestWrongKeys:
             await running.store(api_key=CANARY)
             # As by an older copy of the file that is put in its place.
             write_keyset(keyset_file, new_keyset())
-            running.service.store.vault.keys._look()  # type: ignore[union-attr]
+            running.service.store.vault.keys.reread()  # type: ignore[union-attr]
             failed = await failure(running.stub.GetBalance(balance_request()))
             assert failed.reason == "CREDENTIAL_UNREADABLE"
 
@@ -240,7 +242,7 @@ class TestWrongKeys:
         plugin = ScriptedPlugin()
         async with serving(tmp_path, registry=registry_of(plugin), keyset_file=keyset_file) as running:
             await running.store(api_key=CANARY)
-            await running.store(user="mallory", api_key="his own")
+            await running.store(user="mallory", api_key="another key")
             Database(running.service.settings.database_url).run(
                 "UPDATE bot_credentials SET api_key = (SELECT api_key FROM bot_credentials WHERE user_id = %s)"
                 " WHERE user_id = 'mallory'",
@@ -272,7 +274,7 @@ class TestWrongKeys:
 
 
 class Traffic:
-    """Callers who read without a pause, each time through the database and with the credential opened anew."""
+    """Callers that read without a pause. Each call asks the database and opens the credential again."""
 
     def __init__(self, running: Running, users: list[str]) -> None:
         self.running = running
@@ -284,14 +286,13 @@ class Traffic:
         balances = self.running.service.balances
         while not self._enough.is_set():
             account, _ = self.running.service.registry.account(user, "paper", "")
-            balances._references.forget(account)  # type: ignore[attr-defined]
-            balances._venues.forget(account)
+            await balances.publish_credential_change(account)
             reply = await self.running.client.get_balance(user, "paper", max_age=0)
             assert reply.balance.user_id == user
             self.answered += 1
 
     async def more(self, calls: int) -> None:
-        """Go on for so many calls; a failed one is raised here."""
+        """Wait for this number of further calls; raise the exception of a failed one."""
         wanted = self.answered + calls
         await until(lambda: self.answered >= wanted or any(caller.done() for caller in self._callers), "the calls")
         for caller in self._callers:
@@ -365,9 +366,11 @@ class TestUnderTraffic:
         assert events.count("balance") >= 2
         assert set(events) <= {"balance", "heartbeat"}
         assert all(call.credential.api_key.reveal() == f"{CANARY} of {call.account.user_id}" for call in plugin.calls)
-        told = [line for line in lines if line["event"] == "credential.opened" and line["purpose"] == "venue"]
-        assert len(told) == len(openings) >= answered
-        assert {key for line in told for key in line["keys"]} == {first, second}
+        openings_in_log = [
+            line for line in lines if line["event"] == "credential.opened" and line["purpose"] == "venue"
+        ]
+        assert len(openings_in_log) == len(openings) >= answered
+        assert {key for line in openings_in_log for key in line["keys"]} == {first, second}
         assert not [line for line in lines if line["log_level"] in ("warning", "error")]
         assert CANARY not in str(lines)
 
@@ -505,20 +508,20 @@ class TestCommands:
         assert (code, severity) == (0, "warning")
         assert "no keyset" in text
         assert "1 now" in text
-        code, found = findings(tmp_path, **keys)
-        assert [severity for severity, _ in found] == ["ok", "warning"]
-        assert "credentials seal" in found[1][1]
+        code, entries = findings(tmp_path, **keys)
+        assert [severity for severity, _ in entries] == ["ok", "warning"]
+        assert "credentials seal" in entries[1][1]
         assert findings(tmp_path, **keys, EXCHANGE_SERVICE_ALLOW_PLAINTEXT="false")[0] == 4
         assert command(tmp_path, "credentials", "seal", "--all", **keys).exit_code == 0
         assert findings(tmp_path, **keys) == (0, [("ok", "sealed values: 1; the keys open them.")])
         command(tmp_path, "keys", "rotate", **keys)
-        code, found = findings(tmp_path, **keys)
-        assert (code, "credentials rewrap" in found[1][1]) == (0, True)
-        code, found = findings(tmp_path)
-        assert (code, [severity for severity, _ in found]) == (4, ["error"])
+        code, entries = findings(tmp_path, **keys)
+        assert (code, "credentials rewrap" in entries[1][1]) == (0, True)
+        code, entries = findings(tmp_path)
+        assert (code, [severity for severity, _ in entries]) == (4, ["error"])
         (tmp_path / "keyset.json").unlink()
-        code, found = findings(tmp_path, **keys)
-        assert (code, found[0][0], "cannot be read" in found[0][1]) == (4, "error", True)
+        code, entries = findings(tmp_path, **keys)
+        assert (code, entries[0][0], "cannot be read" in entries[0][1]) == (4, "error", True)
 
     def test_status_counts_what_each_key_seals_and_a_key_in_use_is_not_retired(
         self, tmp_path: Path, keys: dict[str, str]
@@ -547,10 +550,10 @@ class TestCommands:
         assert list(read_keyset(tmp_path / f"keyset.json.retired-{first}").keys) == [first]
         assert status() == [(second, True, 1)]
         assert command(tmp_path, "keys", "retire", second, **keys).exit_code == 4
-        shown = command(tmp_path, "keys", "status", **keys)
+        status = command(tmp_path, "keys", "status", **keys)
         material = json.loads((tmp_path / "keyset.json").read_text())["keys"][second]["key"]
-        assert second in shown.stdout
-        assert material not in shown.stdout + shown.stderr
+        assert second in status.stdout
+        assert material not in status.stdout + status.stderr
 
     def test_a_key_may_be_handed_round_before_it_seals(self, tmp_path: Path, keys: dict[str, str]) -> None:
         file = tmp_path / "keyset.json"
@@ -603,7 +606,7 @@ class TestCommands:
         assert not plain_in(tmp_path)
         assert json.loads(command(tmp_path, "keys", "status", "-o", "json", **given).stdout)[0]["values"] == 1
         refused = command(tmp_path, "keys", "rotate", **given)
-        assert (refused.exit_code, "changed where it is kept" in refused.stderr) == (2, True)
+        assert (refused.exit_code, "where it is stored" in refused.stderr) == (2, True)
 
     def test_a_choice_that_fits_no_row_is_no_success(self, tmp_path: Path, keys: dict[str, str]) -> None:
         add(tmp_path, **keys)
@@ -623,7 +626,7 @@ class TestCommands:
 
 def test_a_service_without_a_keyset_does_without_cryptography(tmp_path: Path) -> None:
     program = (
-        "import sys, exchange_service.credentials.configured, exchange_service.credentials.proof,"
+        "import sys, exchange_service.credentials.configured, exchange_service.credentials.key_check,"
         " exchange_service.cli; print('cryptography' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

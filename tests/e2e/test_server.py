@@ -59,7 +59,7 @@ WALLET = "0x" + "1f" * 20
 
 
 def fill(venue: LoopbackVenue) -> None:
-    """Let the venue know an account that holds something."""
+    """Add an account that holds something to the venue."""
     if isinstance(venue, OandaSimulator):
         venue.add_token(OANDA_TOKEN, SimulatedAccount(OANDA_ACCOUNT))
     elif isinstance(venue, HyperliquidSimulator):
@@ -108,12 +108,12 @@ class TestBalance:
         assert reply.balance.environment == "production"
         assert abs(reply.balance.fetch_time.ToSeconds() - time.time()) < 60
 
-    async def test_a_second_call_is_answered_from_what_was_kept(self, tmp_path: Path) -> None:
+    async def test_a_second_call_is_answered_from_the_cache(self, tmp_path: Path) -> None:
         async with serving_with(tmp_path, "oanda") as (running, venue):
             first = await running.client.get_balance(USER, "oanda")
-            asked = len(venue.requests)
+            requests = len(venue.requests)
             second = await running.client.get_balance(USER, "OANDA", environment="live")
-            assert len(venue.requests) == asked
+            assert len(venue.requests) == requests
         assert first.freshness.source == balance_pb2.BALANCE_SOURCE_VENUE
         assert second.freshness.source == balance_pb2.BALANCE_SOURCE_CACHE
         assert second.balance == first.balance
@@ -146,20 +146,20 @@ BAD_BALANCE_REQUESTS = {
     "a long environment": (balance_request(environment="a" * 257), "environment"),
 }
 BAD_LIST_REQUESTS = {
-    "a source that is none": (messages.ListExchangesRequest(source=9), "source"),  # type: ignore[arg-type]
+    "an unknown source": (messages.ListExchangesRequest(source=9), "source"),  # type: ignore[arg-type]
     "a page too small": (messages.ListExchangesRequest(page_size=-1), "page_size"),
     "a page too large": (messages.ListExchangesRequest(page_size=501), "page_size"),
-    "a token that is none": (messages.ListExchangesRequest(page_token="nonsense"), "page_token"),
+    "an unknown token": (messages.ListExchangesRequest(page_token="nonsense"), "page_token"),
     "a search that is too long": (messages.ListExchangesRequest(search="a" * 257), "search"),
 }
 
 
 # The first field of each request is a text.
-NO_MESSAGES = {
+INVALID_BYTES = {
     "bytes of nothing": b"\xff\xff\xff\xff",
     "a text that ends too early": b"\x0a\x7fabc",
-    "a wire type that there is not": b"\x0f",
-    "a text that is no UTF-8": b"\x0a\x04\xff\xfe\xfa\xc0",
+    "an unknown wire type": b"\x0f",
+    "a text that is not UTF-8": b"\x0a\x04\xff\xfe\xfa\xc0",
     "half of a character as text": b"\x0a\x03\xed\xa0\x80",
 }
 
@@ -205,20 +205,20 @@ class TestRefusals:
         assert (failed.code, failed.reason) == (grpc.StatusCode.NOT_FOUND, "CREDENTIAL_MISSING")
         assert "credentials add" in failed.message
 
-    @pytest.mark.parametrize("name", NO_MESSAGES)
+    @pytest.mark.parametrize("name", INVALID_BYTES)
     @pytest.mark.parametrize("method", ["ListExchanges", "GetBalance", "StreamBalances"])
-    async def test_bytes_that_are_no_message_are_refused_like_any_bad_field(
+    async def test_bytes_that_are_not_a_message_are_refused_like_any_bad_field(
         self, running: Running, method: str, name: str
     ) -> None:
         open_call: Any = running.client.channel.unary_unary
         if method == "StreamBalances":
             open_call = running.client.channel.unary_stream
-        call = open_call(f"/{SERVICE}/{method}")(NO_MESSAGES[name])
+        call = open_call(f"/{SERVICE}/{method}")(INVALID_BYTES[name])
         failed = await failure(call.read() if method == "StreamBalances" else call)
         assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
         assert failed.fields == ["request"]
         assert failed.message.startswith("FIELD_INVALID: request: its bytes are not of the message ")
-        # And nobody else has anything of it.
+        # Other calls are not affected.
         assert (await running.client.list_exchanges()).stats.total == 1
 
     @pytest.mark.threat("T13")
@@ -263,7 +263,7 @@ class TestVenueFailures:
             with pytest.raises(CredentialRejected):
                 await running.client.get_balance("bob", "oanda")
 
-    async def test_a_venue_that_limits_us_gives_the_delay_in_every_form(self, tmp_path: Path) -> None:
+    async def test_the_delay_of_a_venue_that_limits_us_is_sent_in_every_form(self, tmp_path: Path) -> None:
         async with serving_with(tmp_path, "oanda") as (running, venue):
             venue.fail(Fault.rate_limited("7"))
             failed = await failure(running.stub.GetBalance(balance_request("oanda")))
@@ -278,7 +278,7 @@ class TestVenueFailures:
         assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "VENUE_UNAVAILABLE")
         assert failed.retry_delay is not None
 
-    async def test_a_refused_account_stands_beside_the_readable_ones(self, tmp_path: Path) -> None:
+    async def test_a_refused_account_is_listed_beside_the_readable_ones(self, tmp_path: Path) -> None:
         async with serving_with(tmp_path, "oanda") as (running, venue):
             refused = SimulatedAccount("101-004-7654321-003", refused=True)
             venue.add_token(OANDA_TOKEN, SimulatedAccount(OANDA_ACCOUNT), refused)
@@ -288,7 +288,7 @@ class TestVenueFailures:
         assert bad.HasField("error")
         assert not bad.assets
         assert not bad.HasField("summary")
-        # A figure for all of them would leave the refused one out without a word.
+        # A figure for all of them would leave out the refused account without saying so.
         assert not balance.HasField("summary")
 
     async def test_a_venue_error_of_a_kind_without_a_reason_is_the_plugins_failure(self, tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ class TestVenueFailures:
         assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "PLUGIN_FAILED")
 
 
-# None of these texts and delays could be sent as they are.
+# These texts and delays cannot be sent as they are.
 UNSENDABLE = {
     "half of a character": ("It \ud800 is down.", 1.0),
     "20 kB": ("x" * 20_000, 1.0),
@@ -338,7 +338,7 @@ class TestUnsendableErrors:
             assert "cannot be serialized" in failed.message
             assert totals((await running.client.get_balance(USER, "pencil")).balance) == {"BTC": "1.50"}
 
-    async def test_as_much_as_may_be_kept_can_be_sent(self, tmp_path: Path) -> None:
+    async def test_the_largest_balance_that_is_accepted_can_be_sent(self, tmp_path: Path) -> None:
         plugin = ScriptedPlugin(answer=returning(_long_codes(7_000)))
         async with serving(tmp_path, registry=registry_of(plugin)) as running:
             await running.store()
@@ -382,7 +382,7 @@ class TestNonsense:
                 failed = await failure(running.stub.GetBalance(balance_request(exchange_id, user_id=user)))
                 venue.recover()
                 assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "VENUE_MALFORMED"), name
-                # What was wrong is not kept: the next call is answered from the venue.
+                # The wrong answer is not cached: the next call is answered by the venue.
                 reply = await running.client.get_balance(user, exchange_id)
                 assert reply.freshness.source == balance_pb2.BALANCE_SOURCE_VENUE
                 assert totals(reply.balance), name
@@ -402,7 +402,7 @@ class TestNonsense:
                 assert reply.freshness.source == balance_pb2.BALANCE_SOURCE_LAST_GOOD
                 assert reply.freshness.stale.reason == error_reason_pb2.ERROR_REASON_VENUE_MALFORMED, name
                 assert forced.reason == "VENUE_MALFORMED", name
-                # So many in a row would let the venue be left alone.
+                # A success, because so many failures in a row would open the venue's breaker.
                 good = await running.client.get_balance(USER, exchange_id, max_age=0)
 
     async def test_nonsense_after_the_markets_are_known_is_no_balance_either(self, tmp_path: Path) -> None:
@@ -414,13 +414,13 @@ class TestNonsense:
                 venue.fail(replace(fault, path="/api/v3/account"))
                 failed = await failure(running.stub.GetBalance(balance_request("binance", user_id=user)))
                 venue.recover()
-                # So many in a row would let the venue be left alone.
+                # A success, because so many failures in a row would open the venue's breaker.
                 await running.client.get_balance(USER, "binance", max_age=0)
                 assert failed.reason == "VENUE_MALFORMED", name
 
 
 class TestDeadlines:
-    async def test_a_silent_venue_is_answered_for_before_the_callers_deadline(self, tmp_path: Path) -> None:
+    async def test_a_silent_venue_is_reported_before_the_callers_deadline(self, tmp_path: Path) -> None:
         async with serving_with(tmp_path, "oanda") as (running, venue):
             venue.fail(Fault(silent=True))
             failed = await failure(running.stub.GetBalance(balance_request("oanda"), timeout=0.8))
@@ -444,7 +444,7 @@ class TestDeadlines:
                 assert refusal.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert plugin.calls == []
 
-    async def test_a_call_that_is_given_up_does_not_reach_the_venue_to_its_end(self, tmp_path: Path) -> None:
+    async def test_a_cancelled_call_cancels_its_request_to_the_venue(self, tmp_path: Path) -> None:
         gate = Gate()
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin(answer=gate))) as running:
             await running.store()
@@ -458,14 +458,14 @@ class TestDeadlines:
 
 
 class TestHealthAndReflection:
-    async def test_health_says_serving_for_the_server_and_the_service(self, tmp_path: Path) -> None:
+    async def test_health_reports_serving_for_the_server_and_the_service(self, tmp_path: Path) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
             stub: Any = health_pb2_grpc.HealthStub(running.client.channel)
             for name in ("", SERVICE):
                 reply = await stub.Check(health_pb2.HealthCheckRequest(service=name))
                 assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
-    async def test_who_watches_health_sees_the_service_leave(self, tmp_path: Path) -> None:
+    async def test_a_health_watcher_sees_the_service_stop(self, tmp_path: Path) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
             stub: Any = health_pb2_grpc.HealthStub(running.client.channel)
             watch = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
@@ -532,7 +532,7 @@ class TestHandlerWrapper:
             yield exchange_service_pb2_grpc.ExchangeServiceStub(channel)
         await server.stop(0)
 
-    async def test_an_exception_leaves_with_a_reference_and_without_its_text(self, stub: Any) -> None:
+    async def test_an_exception_is_sent_as_a_reference_without_its_text(self, stub: Any) -> None:
         failed = await failure(stub.GetBalance(balance_request()))
         assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "SERVICE_FAILED")
         assert "hunter2" not in repr(failed)

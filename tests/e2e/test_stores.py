@@ -53,9 +53,9 @@ class TestRedis:
             async with serving(tmp_path, **shared) as first, serving(tmp_path, **shared) as second:
                 await first.store("oanda", api_key=TOKEN)
                 fetched = await first.client.get_balance(USER, "oanda")
-                asked = len(venue.requests)
+                before = len(venue.requests)
                 served = await second.client.get_balance(USER, "oanda")
-                assert len(venue.requests) == asked
+                assert len(venue.requests) == before
         assert served.freshness.source == balance_pb2.BALANCE_SOURCE_CACHE
         assert served.balance == fetched.balance
 

@@ -1,7 +1,7 @@
-"""A service with every evil plugin of tests/evil installed beside our own: what becomes of each deed, while callers of
-other venues see nothing of it.
+"""A service with every evil plugin of tests/evil installed beside our own: what each deed leads to, while the callers
+of other venues notice nothing.
 
-The plugins are distributions that are built and installed here, the service is a process of its own, and so is each
+The plugins are distributions that are built and installed here. The service is a process of its own, and so is each
 plugin.
 """
 
@@ -44,11 +44,11 @@ OANDA_SECRET = "oanda-canary-5f0c1e77a2-token"
 EVIL_SECRET = "evil-canary-93b1d46e08-key"
 # Seconds that a venue has.
 VENUE_TIMEOUT = 1.5
-# Seconds: the longest that a caller of another venue may wait, also on a busy machine; and that the event loop of the
-# service may not come round.
+# Seconds: the longest that a caller of another venue may wait, also on a busy machine, and the longest that the event
+# loop of the service may be blocked.
 LONGEST_WAIT = 1.5
 LONGEST_DELAY = 1.0
-# Seconds in which a killed process of CCXT answers again, where the machine has nothing else to do.
+# Seconds in which a killed process of CCXT answers again on an idle machine.
 BACK_WITHIN = 3.0
 _HEARTBEAT = 0.2
 
@@ -77,7 +77,7 @@ DEEDS = {
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which all of them are installed."""
     wheels, folder = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
-    # What pip asks of each project, for all of them in one process.
+    # What pip runs for each project, for all of them in one process.
     build = "import os, sys\nfrom hatchling.build import build_wheel\nfor project in sys.argv[2:]:\n"
     build += "    os.chdir(project)\n    build_wheel(sys.argv[1])\n"
     projects = sorted(path.parent for path in (ROOT / "tests" / "evil").glob("*/pyproject.toml"))
@@ -88,20 +88,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def family(folder: Path) -> list[psutil.Process]:
-    """Every process that was started with this folder for its files, or by one that was."""
-    found = []
+    """Every process that was started with this folder for its files, or by such a process."""
+    members = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.status() != psutil.STATUS_ZOMBIE:
                 known = [process.cwd(), *process.cmdline(), *process.environ().values()]
                 if any(str(folder) in text for text in known):
-                    found.append(process)
-    return found
+                    members.append(process)
+    return members
 
 
 @contextmanager
 def folder_of_processes() -> Iterator[Path]:
-    """A folder with a short name, as sockets need it; whatever still runs with it in the end is killed."""
+    """A folder with a short name, as sockets need it. Processes that still use it at the end are killed."""
     with tempfile.TemporaryDirectory(prefix="evil-", ignore_cleanup_errors=True) as name:
         try:
             yield Path(name)
@@ -128,16 +128,16 @@ class Served:
         return exchange_service_pb2_grpc.ExchangeServiceStub(self.client.channel)
 
     async def balance(self, exchange_id: str, user: str) -> dict[str, str]:
-        """What the venue says now."""
+        """The venue's present totals, by asset."""
         reply = await self.client.get_balance(user, exchange_id, max_age=0)
         return totals(reply.balance)
 
     async def fails(self, exchange_id: str, user: str) -> Failure:
-        """How the call ends by which a deed is done."""
+        """The failure of the call that does a deed."""
         return await failure(self.stub.GetBalance(balance_request(exchange_id, user_id=user), timeout=PATIENCE))
 
     async def works(self, exchange_id: str) -> None:
-        """Wait until the plugin serves a harmless user, and see that it does."""
+        """Wait until the plugin serves a harmless user."""
 
         async def serves() -> bool:
             try:
@@ -150,21 +150,21 @@ class Served:
     async def plugin(self, exchange_id: str) -> exchange_service_pb2.PluginProcess:
         """The plugin's process as ListPlugins shows it."""
         name = exchange_id.replace("-", "_")
-        (found,) = [item for item in (await self.client.list_plugins()).plugins if item.plugin.name == name]
-        (process,) = found.processes
+        (status,) = [item for item in (await self.client.list_plugins()).plugins if item.plugin.name == name]
+        (process,) = status.processes
         return process
 
     async def restarted(self, exchange_id: str) -> exchange_service_pb2.PluginProcess:
-        """Its process, once another has taken the place of the one that runs now or ran last."""
+        """Its process, once it has replaced the one that runs now or ran last."""
         before = await self.plugin(exchange_id)
 
-        async def anew() -> bool:
+        async def replaced() -> bool:
             now = await self.plugin(exchange_id)
             running = now.state == exchange_service_pb2.PLUGIN_PROCESS_STATE_RUNNING
             return running and now.restart_count > 0 and now.process_id != before.process_id
 
         if before.restart_count == 0 or before.state != exchange_service_pb2.PLUGIN_PROCESS_STATE_RUNNING:
-            await eventually(anew, f"that {exchange_id} is started again")
+            await eventually(replaced, f"that {exchange_id} is started again")
         return await self.plugin(exchange_id)
 
 
@@ -204,13 +204,13 @@ def as_text(value: Any) -> str:
 
 
 async def address_of(process: asyncio.subprocess.Process, log: Path) -> str:
-    """Where it serves, once it does: reading what every stranger says of itself takes a while."""
+    """Its address, once it serves: reading the manifests of all third-party plugins takes a while."""
     deadline = time.monotonic() + 60
-    while not (found := re.search(r"Serving on (127\.0\.0\.1:\d+)", text_of(log))):
+    while not (match := re.search(r"Serving on (127\.0\.0\.1:\d+)", text_of(log))):
         assert process.returncode is None, text_of(log)[-3000:]
         assert time.monotonic() < deadline, "the service did not begin to serve"
         await asyncio.sleep(0.05)
-    return found[1]
+    return match[1]
 
 
 async def store_credentials(database: str, folder: Path) -> None:
@@ -230,7 +230,7 @@ WALLET = BinanceSimulator().demo_credential("moving") or {}
 
 @dataclass
 class SteadyLoad:
-    """Callers of other venues, without a pause: what went wrong for them, and how long they waited at worst."""
+    """Callers of other venues that call without a pause: their errors, and their longest waits in seconds."""
 
     served: Served
     errors: list[str] = field(default_factory=list)
@@ -238,10 +238,10 @@ class SteadyLoad:
     counts: dict[str, int] = field(default_factory=dict)
 
     def begin(self) -> None:
-        """Forget what was seen."""
+        """Forget the measurements so far."""
         self.errors, self.worst, self.counts = [], {}, {}
 
-    def _saw(self, what: str, seconds: float) -> None:
+    def _record(self, what: str, seconds: float) -> None:
         self.worst[what] = max(self.worst.get(what, 0.0), seconds)
         self.counts[what] = self.counts.get(what, 0) + 1
 
@@ -252,7 +252,7 @@ class SteadyLoad:
                 await call()
             except ServiceError as error:
                 self.errors.append(f"{what}: {error.reason} {error.message}")
-            self._saw(what, time.monotonic() - began)
+            self._record(what, time.monotonic() - began)
             await asyncio.sleep(0.03)
 
     async def _follow(self) -> None:
@@ -260,7 +260,7 @@ class SteadyLoad:
         try:
             async for _ in self.served.client.stream_balances("steady", [AccountSelector(exchange_id="oanda")]):
                 last, before = time.monotonic(), last
-                self._saw("stream", last - before)
+                self._record("stream", last - before)
         except ServiceError as error:
             self.errors.append(f"stream: {error.reason} {error.message}")
 
@@ -279,8 +279,8 @@ class SteadyLoad:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def saw_nothing(self) -> None:
-        """Every caller was served all the time, and by the same process as ever."""
+    async def assert_undisturbed(self) -> None:
+        """Check that every caller was served all the time, and by the same process."""
         before = self.counts.copy()
 
         async def once_more() -> bool:
@@ -297,7 +297,7 @@ class SteadyLoad:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def service(site: Path) -> AsyncIterator[Served]:
-    """The service that all plugins are installed in; its end is checked as well."""
+    """The service with all plugins installed; its end is checked as well."""
     with folder_of_processes() as folder:
         async with OandaSimulator() as oanda, BinanceSimulator() as binance:
             oanda.add_token(OANDA_SECRET, SimulatedAccount("101-004-7654321-001", moving=True))
@@ -323,11 +323,11 @@ async def load(service: Served) -> AsyncIterator[SteadyLoad]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def evil(service: Served, load: SteadyLoad) -> AsyncIterator[Served]:
-    """The service, under the load of others, who must not have seen anything when the test ends."""
+    """The service under the load of other callers, which must not have noticed anything when the test ends."""
     await service.balance("honest-watch", "well")
     load.begin()
     yield service
-    await load.saw_nothing()
+    await load.assert_undisturbed()
 
 
 @pytest.mark.threat("T12")
@@ -337,9 +337,9 @@ async def evil(service: Served, load: SteadyLoad) -> AsyncIterator[Served]:
         ("raises", "Importing evil_raises failed with RuntimeError."),
         ("exits", "Importing evil_exits failed with SystemExit."),
         ("vanishes", "Its process ended "),
-        ("misspells", "The hook fetch_balance is not on the plugin page"),
+        ("misspells", "The hook fetch_balance is not part of the plugin API"),
         ("lies", "exchange_manifest should return a Manifest, and returned dict."),
-        ("babbles", "Its manifest holds something else than the plugin page says."),
+        ("babbles", "Its manifest holds a value of another type than the plugin API says."),
     ],
 )
 async def test_one_that_cannot_be_loaded_is_a_problem_with_its_reason_and_none_of_its_exchanges_are_listed(
@@ -354,7 +354,7 @@ async def test_one_that_cannot_be_loaded_is_a_problem_with_its_reason_and_none_o
 
 
 @pytest.mark.threat("T12")
-async def test_one_that_blocks_its_event_loop_times_out_and_is_started_anew(evil: Served) -> None:
+async def test_one_that_blocks_its_event_loop_times_out_and_is_started_again(evil: Served) -> None:
     async def one(exchange_id: str, deed: str) -> None:
         await evil.works(exchange_id)
         first = await evil.plugin(exchange_id)
@@ -372,7 +372,7 @@ async def test_one_that_blocks_its_event_loop_times_out_and_is_started_anew(evil
 
 
 async def ignoring(evil: Served) -> None:
-    """A call that ignores its cancellation; beside others, because it takes seconds until that is noticed."""
+    """A call that ignores its cancellation. It runs beside others, because noticing it takes seconds."""
     await evil.works("evil-ignores")
     failed = await evil.fails("evil-ignores", "ignores")
     assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "VENUE_TIMEOUT")
@@ -386,7 +386,9 @@ async def ignoring(evil: Served) -> None:
 
 @pytest.mark.threat("T12")
 @pytest.mark.parametrize("deed", DEEDS["evil-answers"])
-async def test_an_answer_that_is_no_balance_is_the_plugins_failure_and_nobodys_balance(evil: Served, deed: str) -> None:
+async def test_an_answer_that_is_not_a_balance_is_the_plugins_failure_and_reaches_no_caller(
+    evil: Served, deed: str
+) -> None:
     await evil.works("evil-answers")
     failed = await evil.fails("evil-answers", deed)
     assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "PLUGIN_FAILED")
@@ -402,7 +404,7 @@ async def test_an_answer_that_is_no_balance_is_the_plugins_failure_and_nobodys_b
         ("evil-crashes", "crashes", "It ended by itself (ended by signal 11)."),
     ],
 )
-async def test_one_that_ends_its_process_in_a_call_is_unavailable_and_then_there_again(
+async def test_one_that_ends_its_process_in_a_call_is_unavailable_and_then_serves_again(
     evil: Served, exchange_id: str, deed: str, end: str
 ) -> None:
     await evil.works(exchange_id)
@@ -415,7 +417,7 @@ async def test_one_that_ends_its_process_in_a_call_is_unavailable_and_then_there
 
 
 @pytest.mark.threat("T12")
-async def test_a_task_that_wants_to_end_the_program_ends_its_plugins_process_alone(evil: Served) -> None:
+async def test_a_task_that_tries_to_end_the_program_ends_its_plugins_process_alone(evil: Served) -> None:
     await evil.works("evil-revolts")
     with suppress(PluginUnavailable):
         await evil.balance("evil-revolts", "revolts")
@@ -439,7 +441,9 @@ async def test_one_that_leaks_tasks_and_sockets_fails_at_its_own_limit_and_the_s
 
 
 @pytest.mark.threat("T12")
-async def test_one_that_wants_all_memory_is_refused_it_and_started_anew_when_it_holds_too_much(evil: Served) -> None:
+async def test_one_that_asks_for_all_memory_is_refused_it_and_started_again_when_it_holds_too_much(
+    evil: Served,
+) -> None:
     await evil.works("evil-hoards")
     assert (await evil.fails("evil-hoards", "grabs")).reason == "PLUGIN_FAILED"
     assert (await evil.plugin("evil-hoards")).restart_count == 0
@@ -457,7 +461,7 @@ async def test_one_that_wants_all_memory_is_refused_it_and_started_anew_when_it_
 
 @pytest.mark.threat("T12")
 @pytest.mark.parametrize("deed", DEEDS["evil-files"])
-async def test_one_that_wants_more_files_or_longer_ones_than_allowed_fails_and_serves_on(
+async def test_one_that_opens_more_files_or_writes_longer_ones_than_allowed_fails_and_serves_on(
     evil: Served, deed: str
 ) -> None:
     await evil.works("evil-files")
@@ -468,7 +472,7 @@ async def test_one_that_wants_more_files_or_longer_ones_than_allowed_fails_and_s
 
 
 @pytest.mark.threat("T12")
-async def test_what_one_prints_fills_no_log_and_its_secret_is_not_in_it(evil: Served) -> None:
+async def test_what_one_prints_does_not_fill_the_log_and_its_secret_is_not_in_it(evil: Served) -> None:
     await evil.works("evil-prints")
     assert await evil.balance("evil-prints", "prints") == {"BTC": "1.50"}
     await evil.works("evil-prints")
@@ -478,7 +482,7 @@ async def test_what_one_prints_fills_no_log_and_its_secret_is_not_in_it(evil: Se
 
 
 @pytest.mark.threat("T12")
-async def test_lines_that_are_hard_to_take_do_not_end_the_reading_of_its_log(evil: Served) -> None:
+async def test_lines_that_are_hard_to_parse_do_not_end_the_reading_of_its_log(evil: Served) -> None:
     await evil.works("evil-prints")
     assert await evil.balance("evil-prints", "breaks_its_log") == {"BTC": "1.50"}
 
@@ -490,7 +494,7 @@ async def test_lines_that_are_hard_to_take_do_not_end_the_reading_of_its_log(evi
 
 @pytest.mark.threat("T12")
 @pytest.mark.parametrize("deed", ["floods_the_pipe", "writes_lines_of_many_fields"])
-async def test_one_that_floods_the_pipe_of_its_log_lines_holds_up_nobody(
+async def test_one_that_floods_the_pipe_of_its_log_lines_delays_no_caller(
     evil: Served, load: SteadyLoad, deed: str
 ) -> None:
     await evil.works("evil-prints")
@@ -506,7 +510,7 @@ async def test_one_that_floods_the_pipe_of_its_log_lines_holds_up_nobody(
 
 @pytest.mark.threat("T11", attack=True)
 @pytest.mark.threat("T12", attack=True)
-async def test_in_the_services_own_process_a_thief_finds_every_credential_and_a_sleeper_holds_up_everybody(
+async def test_in_the_services_own_process_a_thief_finds_every_credential_and_a_sleeper_blocks_every_caller(
     site: Path,
 ) -> None:
     trusted = {
@@ -522,14 +526,14 @@ async def test_in_the_services_own_process_a_thief_finds_every_credential_and_a_
                 assert OANDA_SECRET in text_of(folder / "loot")
                 sleeping = asyncio.create_task(running.fails("evil-sleeps", "sleeps"))
 
-                async def held_up() -> bool:
+                async def blocked() -> bool:
                     try:
                         await running.stub.ListExchanges(exchange_service_pb2.ListExchangesRequest(), timeout=1.0)
                     except grpc.aio.AioRpcError as error:
                         return error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
                     return False
 
-                await eventually(held_up, "that nobody is answered")
+                await eventually(blocked, "that no call is answered")
                 running.process.kill()
                 await running.process.wait()
                 await asyncio.gather(sleeping, return_exceptions=True)
@@ -537,7 +541,7 @@ async def test_in_the_services_own_process_a_thief_finds_every_credential_and_a_
 
 @pytest.mark.threat("T11")
 async def test_a_plugin_finds_no_other_venues_credential_in_what_its_process_can_read(evil: Served) -> None:
-    # Others have sessions open, and listen somewhere.
+    # Other plugins have sessions open, and listen somewhere.
     await asyncio.gather(evil.works("evil-steals"), evil.works("evil-wanders"), evil.works("evil-files"))
     await evil.balance("evil-steals", "steals")
     loot = text_of(evil.folder / "loot")
@@ -546,7 +550,7 @@ async def test_a_plugin_finds_no_other_venues_credential_in_what_its_process_can
     assert "exchange-service-plugin-" in loot
     assert_hidden(OANDA_SECRET, loot)
     assert_hidden(WALLET["api_secret"], loot)
-    # Others listen, and answer nobody who comes later.
+    # Others listen, and refuse every later caller.
     answers = re.findall(r"asked \S+: (\w+)", loot)
     assert answers
     assert set(answers) <= {"UNAVAILABLE", "PERMISSION_DENIED", "DEADLINE_EXCEEDED"}
@@ -561,7 +565,7 @@ async def test_a_host_that_the_manifest_does_not_name_is_not_asked(evil: Served)
 
 
 @pytest.mark.threat("T12")
-async def test_a_killed_process_of_ccxt_is_there_again_within_seconds_and_callers_get_the_last_good_value_meanwhile(
+async def test_a_killed_process_of_ccxt_serves_again_within_seconds_and_callers_get_the_last_good_value_meanwhile(
     evil: Served,
 ) -> None:
     client = evil.client
@@ -590,7 +594,7 @@ async def test_a_killed_process_of_ccxt_is_there_again_within_seconds_and_caller
         os.kill(killed.process_id, signal.SIGKILL)
         began = time.monotonic()
         assert not await forced()
-        await eventually(forced, "that a killed process is there again")
+        await eventually(forced, "that a killed process serves again")
         took = time.monotonic() - began
         assert not load.done(), load.exception()
     finally:
@@ -603,15 +607,15 @@ async def test_a_killed_process_of_ccxt_is_there_again_within_seconds_and_caller
 
 
 async def leave_processes(running: Served) -> None:
-    """Let the plugin that forks do so: a process at import, and three kinds of them in a call."""
+    """Let the plugin start processes: one at import, and three kinds of them in a call."""
     await running.works("evil-forks")
     assert await running.balance("evil-forks", "forks") == {"BTC": "1.50"}
 
-    async def there() -> bool:
-        words = [" ".join(process.cmdline()) for process in family(running.folder)]
-        return sum(f"evil sleeper of {running.folder}" in line for line in words) == 4
+    async def all_sleep() -> bool:
+        lines = [" ".join(process.cmdline()) for process in family(running.folder)]
+        return sum(f"evil sleeper of {running.folder}" in line for line in lines) == 4
 
-    await eventually(there, "that all of them sleep")
+    await eventually(all_sleep, "that all of them sleep")
 
 
 async def all_gone(folder: Path) -> None:
@@ -635,14 +639,14 @@ async def test_nothing_that_a_plugin_has_started_outlives_a_service_that_is_kill
         await all_gone(folder)
 
 
-# The last one, because it ends the service that the others share.
+# The last test, because it ends the service that the others share.
 @pytest.mark.threat("T12")
 async def test_nothing_that_a_plugin_has_started_outlives_a_service_that_is_stopped_and_its_log_holds_no_secret(
     service: Served, load: SteadyLoad
 ) -> None:
     await leave_processes(service)
     load.begin()
-    await load.saw_nothing()
+    await load.assert_undisturbed()
     service.process.terminate()
     assert await asyncio.wait_for(service.process.wait(), PATIENCE) == 0
     await all_gone(service.folder)
@@ -653,7 +657,7 @@ async def test_nothing_that_a_plugin_has_started_outlives_a_service_that_is_stop
 
 
 async def time_of(code: str) -> float:
-    """Seconds that another interpreter takes for this now."""
+    """Seconds that another interpreter takes to run this now."""
     began = time.monotonic()
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
     assert await process.wait() == 0
@@ -662,5 +666,5 @@ async def time_of(code: str) -> float:
 
 def assert_hidden(secret: str, text: str) -> None:
     for form in (secret, base64.b64encode(secret.encode()).decode().rstrip("=")):
-        place = text.find(form)
-        assert place < 0, f"found behind {text[max(0, place - 200) : place]!r}"
+        position = text.find(form)
+        assert position < 0, f"found after {text[max(0, position - 200) : position]!r}"

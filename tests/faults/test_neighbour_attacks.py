@@ -16,8 +16,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 from exchange_service.credentials.audit import Audit
-from exchange_service.credentials.keysets import GivenKeys, KeyProvider, new_keyset
-from exchange_service.credentials.proof import KeyWatch
+from exchange_service.credentials.key_check import KeyWatch
+from exchange_service.credentials.key_providers import GivenKeys, KeyProvider
+from exchange_service.credentials.keysets import new_keyset
 from exchange_service.credentials.sql import SqlCredentialStore, open_store
 from exchange_service.errors import CredentialUnreadable
 from exchange_service.model import Account, Credential
@@ -232,7 +233,7 @@ async def test_opening_a_credential_leaves_no_trace_except_in_the_audit(
     await store.put(ALICE, FULL)
     before = columns_of(path, "alice")
     with monkeypatch.context() as unguarded, capture_logs() as lines:
-        unguarded.setattr(Audit, "opened", lambda *_: None)
+        unguarded.setattr(Audit, "record_opening", lambda *_: None)
         await opened(store, ALICE)
     assert (lines, columns_of(path, "alice")) == ([], before)
     with capture_logs() as lines:

@@ -1,4 +1,4 @@
-"""Attacks by way of what is installed, and by a plugin: each first succeeds with the mitigation switched off."""
+"""Attacks by an installed distribution or a plugin. Each first succeeds with the mitigation switched off."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)(.*?)(?=^\S|\Z)", 
 
 def pins(lock: Path) -> dict[str, tuple[str, int]]:
     """Each distribution's version and how many hashes it has."""
-    found = _PIN.findall(lock.read_text())
-    return {canonicalize_name(name): (version, rest.count("--hash=sha256:")) for name, version, rest in found}
+    pinned = _PIN.findall(lock.read_text())
+    return {canonicalize_name(name): (version, rest.count("--hash=sha256:")) for name, version, rest in pinned}
 
 
 def wheel(folder: Path, code: str) -> Path:
@@ -55,15 +55,15 @@ def _record_hash(text: str) -> str:
     return f"sha256={base64.urlsafe_b64encode(digest).rstrip(b'=').decode()}"
 
 
-def installed(index: Path, target: Path, requirements: Path) -> bool:
-    """Whether pip installs from these requirements, as the Makefile calls it."""
+def install(index: Path, target: Path, requirements: Path) -> bool:
+    """Whether pip, called as in the Makefile, installs from these requirements."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(index)]
     command += ["--target", str(target), "--disable-pip-version-check", "--requirement", str(requirements)]
     return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
 
 
 class Stubborn:
-    """A hook that takes no notice of its cancellation until the test lets it go."""
+    """A hook that ignores its cancellation until the test releases it."""
 
     def __init__(self) -> None:
         self.released = asyncio.Event()
@@ -78,17 +78,17 @@ class Stubborn:
 
 
 @pytest.mark.threat("T12", attack=True)
-async def test_a_plugin_that_ignores_its_cancellation_keeps_who_awaits_it_and_not_its_caller_here(
+async def test_a_plugin_that_ignores_its_cancellation_delays_code_that_awaits_it_and_not_its_caller_here(
     tmp_path: Path,
 ) -> None:
     hook = Stubborn()
     plugin = ScriptedPlugin(answer=hook)
 
-    async def as_it_is_often_done() -> None:
+    async def await_with_a_timeout() -> None:
         async with asyncio.timeout(0.1):
             await plugin.answer(None)  # type: ignore[arg-type]
 
-    waiting = asyncio.ensure_future(as_it_is_often_done())
+    waiting = asyncio.ensure_future(await_with_a_timeout())
     done, _ = await asyncio.wait({waiting}, timeout=0.6)
     assert not done
     async with serving(tmp_path, registry=registry_of(plugin)) as running:
@@ -115,43 +115,43 @@ def test_one_plugin_that_breaks_at_its_import_ends_the_loading_of_all_and_here_i
         importlib.metadata.EntryPoint("good", "a_good_plugin:plugin", group),
     ]
     manager = pluggy.PluginManager("exchange_service")
-    # As pluggy itself loads them, one after the other.
+    # As pluggy itself loads plugins, one after the other.
     with pytest.raises(ImportError):
         _ = [manager.register(point.load()) for point in points]
     assert manager.list_name_plugin() == []
-    registry = load_registry(found=points)
+    registry = load_registry(points=points)
     assert list(registry.listings) == ["good"]
     assert [problem.plugin.name for problem in registry.problems] == ["broken"]
 
 
 @pytest.mark.threat("T20", attack=True)
-def test_a_wheel_that_was_exchanged_on_the_index_is_installed_by_its_version_and_not_by_its_hash(
+def test_a_wheel_that_was_replaced_on_the_index_is_installed_by_its_version_and_not_by_its_hash(
     tmp_path: Path,
 ) -> None:
     honest = hashlib.sha256(wheel(tmp_path, "print('well')").read_bytes()).hexdigest()
     by_version, by_hash = tmp_path / "by_version.txt", tmp_path / "by_hash.txt"
     by_version.write_text("somelib==1.0\n")
     by_hash.write_text(f"somelib==1.0 --hash=sha256:{honest}\n")
-    assert installed(tmp_path, tmp_path / "first", by_hash)
+    assert install(tmp_path, tmp_path / "first", by_hash)
     wheel(tmp_path, "print('mine')")
-    assert installed(tmp_path, tmp_path / "second", by_version)
+    assert install(tmp_path, tmp_path / "second", by_version)
     assert "mine" in (tmp_path / "second" / "somelib.py").read_text()
-    assert not installed(tmp_path, tmp_path / "third", by_hash)
+    assert not install(tmp_path, tmp_path / "third", by_hash)
 
 
 @pytest.mark.threat("T20")
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
 def test_every_locked_version_has_a_hash_and_no_index_is_named(lock: Path) -> None:
-    found = pins(lock)
-    assert found
-    assert [name for name, (_, hashes) in found.items() if not hashes] == []
+    locked = pins(lock)
+    assert locked
+    assert [name for name, (_, hashes) in locked.items() if not hashes] == []
     assert not re.search(r"^\s*(--(extra-)?index-url|--find-links|-i )|^\S+ @ |://", lock.read_text(), re.MULTILINE)
 
 
 @pytest.mark.threat("T20")
 @pytest.mark.parametrize("name", ["run.lock", "dev.lock"])
 def test_the_service_and_every_plugin_fit_the_one_set_of_versions(name: str) -> None:
-    found = pins(ROOT / "requirements" / name)
+    locked = pins(ROOT / "requirements" / name)
     projects = [ROOT / "pyproject.toml", *sorted((ROOT / "plugins").glob("*/pyproject.toml"))]
     ours: set[str] = {canonicalize_name(tomllib.loads(project.read_text())["project"]["name"]) for project in projects}
     wanted = [
@@ -159,9 +159,9 @@ def test_the_service_and_every_plugin_fit_the_one_set_of_versions(name: str) -> 
         for project in projects
         for text in tomllib.loads(project.read_text())["project"].get("dependencies", [])
     ]
-    # And what each of the locked distributions asks of the others, as far as it is installed here.
-    wanted += [(package, text) for package in found for text in _requirements_of(package)]
-    assert _unmet(wanted, found, ours) == []
+    # And what each of the locked distributions requires of the others, if it is installed here.
+    wanted += [(package, text) for package in locked for text in _requirements_of(package)]
+    assert _unmet(wanted, locked, ours) == []
 
 
 def _requirements_of(name: str) -> list[str]:
@@ -171,16 +171,16 @@ def _requirements_of(name: str) -> list[str]:
         return []
 
 
-def _unmet(wanted: list[tuple[str, str]], found: dict[str, tuple[str, int]], ours: set[str]) -> list[str]:
+def _unmet(wanted: list[tuple[str, str]], locked: dict[str, tuple[str, int]], ours: set[str]) -> list[str]:
     unmet = []
-    for who, text in wanted:
+    for origin, text in wanted:
         requirement = Requirement(text)
         name = canonicalize_name(requirement.name)
         if name in ours or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
-        version = found.get(name, ("", 0))[0]
+        version = locked.get(name, ("", 0))[0]
         if not version or not requirement.specifier.contains(version, prereleases=True):
-            unmet.append(f"{who} wants {text}, and locked is {version or 'none'}")
+            unmet.append(f"{origin} wants {text}, and locked is {version or 'none'}")
     return unmet
 
 
@@ -204,7 +204,7 @@ def audit() -> ModuleType:
 
 
 def auditor(folder: Path, report: object, code: int = 0) -> list[str]:
-    """A program in the place of pip-audit that reports this."""
+    """The command of a program that replaces pip-audit and gives this report."""
     program = folder / "auditor.py"
     program.write_text(f"import sys\nsys.stdout.write({json.dumps(report)!r})\nsys.exit({code})\n")
     return [sys.executable, str(program)]
@@ -212,16 +212,16 @@ def auditor(folder: Path, report: object, code: int = 0) -> list[str]:
 
 @pytest.mark.threat("T20")
 class TestAudit:
-    def test_versions_that_were_all_looked_at_and_are_well_pass(self, audit: ModuleType, tmp_path: Path) -> None:
+    def test_versions_that_were_all_audited_without_a_finding_pass(self, audit: ModuleType, tmp_path: Path) -> None:
         well = [{"name": name, "version": "1", "vulns": []} for name in audit.locked_names(audit.LOCK.read_text())]
         assert audit.main(*auditor(tmp_path, {"dependencies": well})) == 0
 
     @pytest.mark.parametrize("report", [{}, {"dependencies": []}, [], "offline"])
-    def test_one_that_looked_at_nothing_fails_though_its_program_does_not(
+    def test_an_audit_of_nothing_fails_though_its_program_does_not(
         self, audit: ModuleType, tmp_path: Path, report: object, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert audit.main(*auditor(tmp_path, report)) == 1
-        assert "Nothing was learned" in capsys.readouterr().out
+        assert "There is no answer about" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         "entry",

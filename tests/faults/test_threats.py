@@ -1,4 +1,4 @@
-"""The threat table is whole: each threat has tests that show how it is met, and what is not met is said."""
+"""The threat table is complete: each threat has tests of its mitigation, and it says what is not prevented."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from scripts import threats
 
-# Those of the threat model; plugins' own (T11, T12) as far as the loader and the deadlines go.
+# The threats of the threat model.
 WANTED = [f"T{number}" for number in range(1, 21)]
 
 
@@ -22,9 +22,7 @@ def test_the_table_has_every_threat_in_its_order(table: dict[str, threats.Threat
 
 
 @pytest.mark.parametrize("name", WANTED)
-def test_each_is_shown_to_be_met_after_it_has_succeeded_or_it_is_said_why_not(
-    table: dict[str, threats.Threat], name: str
-) -> None:
+def test_each_threat_has_a_test_that_first_attacks_or_says_why_not(table: dict[str, threats.Threat], name: str) -> None:
     threat = table[name]
     assert threat.marks or threat.open, f"{name} has no test, and nothing says why"
     assert threat.attacked or (name == "T11" and threat.open), f"no test of {name} first succeeds as the attacker"
@@ -46,7 +44,7 @@ def test_the_page_names_every_test_and_every_gap(table: dict[str, threats.Threat
         ('class TestA:\n    @pytest.mark.threat("T98", attack=True)\n    async def test_a(self) -> None: ...', "T98"),
     ],
 )
-def test_a_mark_of_no_threat_is_a_mistake(
+def test_a_mark_of_an_unknown_threat_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
 ) -> None:
     (tmp_path / "tests").mkdir()
@@ -56,7 +54,7 @@ def test_a_mark_of_no_threat_is_a_mistake(
         threats.threats()
 
 
-def test_a_test_that_is_named_and_gone_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_test_that_does_not_exist_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threats, "ROOT", tmp_path)
-    with pytest.raises(ValueError, match="no test"):
+    with pytest.raises(ValueError, match="do not exist"):
         threats.threats()

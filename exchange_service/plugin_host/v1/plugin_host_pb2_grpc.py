@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class PluginHostServiceStub(object):
-    """What a process that runs a plugin does for the service. Each call carries the token that the process received at its
-    start, so that calls of other programs are refused.
+    """What a process that runs a plugin does for the service. Each call carries the token that the process was started
+    with; a call without it is refused.
     """
 
     def __init__(self, channel):
@@ -64,41 +64,40 @@ class PluginHostServiceStub(object):
 
 
 class PluginHostServiceServicer(object):
-    """What a process that runs a plugin does for the service. Each call carries the token that the process received at its
-    start, so that calls of other programs are refused.
+    """What a process that runs a plugin does for the service. Each call carries the token that the process was started
+    with; a call without it is refused.
     """
 
     def Configure(self, request, context):
-        """The handshake, before any other call: which plugin to load and what to serve. It is repeated after the manifest has
-        changed.
+        """The handshake, before any other call: loads the plugin. Called again to pass a newer manifest on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckHealth(self, request, context):
-        """Answers as long as the plugin does not block its event loop.
+        """Is answered as long as the plugin does not block its event loop.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FetchBalance(self, request, context):
-        """The hook fetch_balance.
+        """Calls the hook fetch_balance.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckCredential(self, request, context):
-        """The hook check_credential.
+        """Calls the hook check_credential.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForgetAccount(self, request, context):
-        """Closes an account's session, because its credential has changed or gone.
+        """Closes an account's session, because its credential was removed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,8 +140,8 @@ def add_PluginHostServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PluginHostService(object):
-    """What a process that runs a plugin does for the service. Each call carries the token that the process received at its
-    start, so that calls of other programs are refused.
+    """What a process that runs a plugin does for the service. Each call carries the token that the process was started
+    with; a call without it is refused.
     """
 
     @staticmethod

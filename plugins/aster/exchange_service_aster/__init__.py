@@ -11,14 +11,11 @@ from exchange_service.plugin_api import (
     KeyRights,
     Manifest,
     RateLimit,
-    VenueAccount,
     VenueCall,
-    gather_accounts,
     hookimpl,
 )
 from exchange_service_aster import parse
-from exchange_service_aster.client import AsterClient
-from exchange_service_aster.scheme import AgentScheme
+from exchange_service_aster.balance import read_balance, read_key_rights
 
 ASTER = ExchangeMetadata(
     id="aster",
@@ -32,9 +29,9 @@ ASTER = ExchangeMetadata(
     instructions=(
         "On Aster's API page choose Pro API and register an agent with the right to read only, "
         "then store the agent's private key and your wallet's address. "
-        "Never give the private key of the wallet itself; agents expire and must then be made anew."
+        "Never store the private key of the wallet itself. Agents expire: register a new one then."
     ),
-    ip_whitelist="An agent or key can be bound to addresses; one that may withdraw must be.",
+    ip_whitelist="An agent or key can be bound to network addresses. If it may withdraw, it must be.",
     credential_fields=(
         CredentialField(
             "wallet_address",
@@ -47,7 +44,7 @@ ASTER = ExchangeMetadata(
             "api_key",
             "Agent address, or API key",
             required=False,
-            description="The agent's address may be left empty. Older HMAC keys, no longer issued, need theirs.",
+            description="For an agent its address, or nothing. An older HMAC key needs its API key here.",
         ),
         CredentialField("api_secret", "Agent private key, or API secret"),
         CredentialField(
@@ -55,7 +52,7 @@ ASTER = ExchangeMetadata(
             "Scheme",
             required=False,
             secret=False,
-            description="v3 for an agent, v1 for an older HMAC key. Left empty, it follows from the other fields.",
+            description="v3 for an agent, v1 for an older HMAC key. If it is empty, the other fields decide.",
         ),
     ),
     account_types=(parse.FUTURES, parse.SPOT),
@@ -74,7 +71,7 @@ ASTER = ExchangeMetadata(
     ),
     documentation_url="https://asterdex.github.io/aster-api-website/",
     credential_url="https://www.asterdex.com/en/api-wallet",
-    # In the venue's weights: both accounts together weigh ten.
+    # In the venue's weights: the two accounts together weigh ten.
     limits=(RateLimit("address", 2400, 60, cost=10),),
 )
 
@@ -86,25 +83,9 @@ def exchange_manifest() -> Manifest:
 
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
-    client = await AsterClient.open(call)
-    account_id = client.scheme.account_id
-
-    async def read(account_type: str) -> VenueAccount:
-        if account_type == parse.SPOT:
-            return parse.spot_account(await client.spot_account(), account_id)
-        return parse.futures_account(await client.futures_account(), account_id)
-
-    def unread(account_type: str) -> VenueAccount:
-        return VenueAccount(id=account_id, type=account_type)
-
-    wanted = [account_type for account_type in ASTER.account_types if call.wants(account_type)]
-    accounts = await gather_accounts(wanted, read, unread=unread)
-    return Balance(accounts, parse.overall_summary(accounts), notes=parse.notes(accounts))
+    return await read_balance(call)
 
 
 @hookimpl
 async def check_credential(call: VenueCall) -> KeyRights:
-    client = await AsterClient.open(call)
-    if not isinstance(client.scheme, AgentScheme):
-        return KeyRights(notes=(parse.HMAC_RIGHTS,))
-    return parse.key_rights(await client.agents(), client.scheme.agent)
+    return await read_key_rights(call)

@@ -1,10 +1,9 @@
-"""Aster over HTTP: two hosts, signed queries, one clock, the limits that count for all, and Aster's errors as ours."""
+"""Aster over HTTP: two hosts, signed queries, one clock, shared limits, and which VenueError each error is."""
 
 from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from exchange_service.plugin_api import (
@@ -20,58 +19,60 @@ from exchange_service.plugin_api import (
     VenueRateLimited,
     VenueTimeout,
     VenueUnavailable,
+    raise_unexpected_status,
     retry_after,
 )
 from exchange_service_aster import parse
 from exchange_service_aster.clock import VenueClock
 from exchange_service_aster.scheme import AgentScheme, HmacScheme, read_scheme
 
-# All accounts behind one network address share this weight a minute; who goes on beyond it is banned.
-_WEIGHT_LIMIT = 2400
+# The header with the weight used in this minute by all requests from one address. __init__ has the limit.
 _WEIGHT_HEADER = "X-MBX-USED-WEIGHT-1M"
-# Seconds for which a measured clock is good for all requests that were refused for the time.
+# Seconds for which a measured clock serves all requests that were refused for their time.
 _CLOCK_AGE = 1.0
-# Seconds, where Aster gives none: weight is counted by the minute, a ban lasts two minutes at least, and the firewall
-# does not say.
+# Seconds, for answers that state no delay: weight is counted by the minute, and a ban lasts at least two minutes.
 _LIMIT_DELAY = 60.0
 _BAN_DELAY = 120.0
 _FIREWALL_DELAY = 300.0
-# However late the end that a text names, the host is tried again after this: the text may be wrong.
+# Seconds. After this a banned host is tried again, even if its message names a later end: it may be wrong.
 _LONGEST_BAN = 3600.0
-# The end of a ban in a text, in milliseconds since 1970: 13 digits from 2001 to 2286.
+# The end of a ban in a message, in milliseconds since 1970, which have 13 digits from 2001 to 2286.
 _BAN_END = re.compile(r"until\D{0,20}(\d{13})(?!\d)", re.ASCII)
 
 _SUCCESS = 200
 _UNKNOWN_ERROR = -1000
 _TOO_MANY_REQUESTS = -1003
-# Wrong parameters of all kinds.
+# Wrong parameters of any kind.
 _REQUEST_CODES = range(-1199, -1099)
 
 _LIMITED = "Aster limits the requests from this service's address."
 _KEY_REFUSED = (
-    "Aster refuses the key: it is wrong or expired, lacks the right to read, or is bound to other addresses than this "
-    "service's."
+    "Aster refuses the key: it is wrong or expired, lacks the right to read, or is bound to other network addresses. "
+    "Check the key on Aster's API page."
 )
 _SIGNATURE_REFUSED = (
     "Aster refuses the signature. Check api_secret, and for an agent also wallet_address, that the agent is registered "
     "in this environment, and that it has not expired."
 )
 _AGENT_UNKNOWN = (
-    "Aster knows no such agent of the wallet: it has expired, or is registered in the other environment or for another "
-    "wallet. Check wallet_address and api_secret, or register a new agent."
+    "Aster does not know this agent of the wallet: it has expired, or is registered in the other environment or for "
+    "another wallet. Check wallet_address and api_secret, or register a new agent."
 )
-_TIME_REFUSED = "Aster refuses the time of our requests, also by its own clock. Check this service's clock."
+_TIME_REFUSED = "Aster refuses the time of our requests, even by its own clock. Check this service's clock."
 _NONCE_REFUSED = (
-    "Aster refuses the nonce of our requests, also by its own clock. Another program may be signing with the same "
-    "agent or wallet: give this service an agent that nothing else uses."
+    "Aster refuses the nonce of our requests, even by its own clock. Another program may sign with the same agent or "
+    "wallet: give this service an agent that nothing else uses."
 )
-_TROUBLE = "Aster has trouble and did not answer the request."
+_TROUBLE = "Aster could not answer the request."
 _BY_CODE: dict[int, tuple[type[VenueError], str]] = {
     -1001: (VenueUnavailable, _TROUBLE),
     -1002: (CredentialRejected, _KEY_REFUSED),
     -1006: (VenueUnavailable, _TROUBLE),
     -1007: (VenueTimeout, "Aster did not answer in time."),
-    -1011: (AddressNotAllowed, "Aster does not take this key from this service's address: add it to the key's list."),
+    -1011: (
+        AddressNotAllowed,
+        "Aster refuses this key from our network address: add the address to the key's list.",
+    ),
     -1016: (VenueUnavailable, _TROUBLE),
     -1021: (ClockSkew, _TIME_REFUSED),
     -1022: (CredentialRejected, _SIGNATURE_REFUSED),
@@ -79,7 +80,7 @@ _BY_CODE: dict[int, tuple[type[VenueError], str]] = {
     -2015: (CredentialRejected, _KEY_REFUSED),
     -4225: (ClockSkew, _NONCE_REFUSED),
 }
-# An agent's refusals have been seen under the code for everything, told apart by their words alone.
+# Refusals of agents have been seen with the code of unknown errors. Only the message tells them apart.
 _BY_WORD: dict[str, tuple[type[VenueError], str]] = {
     "nonce": (ClockSkew, _NONCE_REFUSED),
     "signature": (CredentialRejected, _SIGNATURE_REFUSED),
@@ -93,103 +94,82 @@ _REGION = "Aster does not serve the region of this service's address (HTTP 403).
 _REGION_WORDS = (b"your country", b"your region", b"restricted location")
 
 
-@dataclass(slots=True)
-class _Shared:
-    """What all accounts of one environment share."""
-
-    clock: VenueClock = field(default_factory=VenueClock)
-    # Until when the host at an address must not be asked, in monotonic seconds.
-    shut_until: dict[str, float] = field(default_factory=dict)
-
-
 class AsterClient:
     """The reads that a balance and a check of the key need."""
 
-    def __init__(self, call: VenueCall, scheme: HmacScheme | AgentScheme, shared: _Shared) -> None:
+    def __init__(self, call: VenueCall, scheme: HmacScheme | AgentScheme, clock: VenueClock) -> None:
         self.scheme = scheme
         self._call = call
-        self._clock = shared.clock
-        self._shut_until = shared.shut_until
+        self._clock = clock
         self._futures = call.url()
         self._spot = call.url("spot")
 
     @classmethod
     async def open(cls, call: VenueCall) -> AsterClient:
-        """The client of a call; CredentialInvalid where what is stored fits no scheme."""
+        """The client of a call. Raises CredentialInvalid if the stored credential fits no scheme."""
         scheme = await read_scheme(call)
-        return cls(call, scheme, await call.plugin_state.get(f"shared {call.url()}", _new_shared))
+        return cls(call, scheme, await call.plugin_state.get(f"clock {call.url()}", _new_clock))
 
     async def futures_account(self) -> Any:
-        """The futures account, as Aster sends it."""
+        """The payload of the futures account."""
         return await self._signed_get(self._futures, self.scheme.futures_path)
 
     async def spot_account(self) -> Any:
-        """The spot account, as Aster sends it."""
+        """The payload of the spot account."""
         return await self._signed_get(self._spot, self.scheme.spot_path)
 
     async def agents(self) -> Any:
-        """The wallet's agents, as Aster sends them. For agents only."""
+        """The payload of the wallet's agents. Only an agent may read it."""
         return await self._signed_get(self._futures, "/fapi/v3/agent")
 
     async def _signed_get(self, base: str, path: str) -> Any:
         try:
-            return await self._ask(base, path)
+            return await self._send(base, path)
         except ClockSkew:
-            # Once more by the venue's own clock, and with a fresh nonce. A second refusal has another cause.
+            # Repeat the request once, by the venue's clock and with a new nonce. A second refusal has another cause.
             await self._call.plugin_state.get(f"measured {self._futures}", self._measure_clock, max_age=_CLOCK_AGE)
-        return await self._ask(base, path)
+        return await self._send(base, path)
 
-    async def _ask(self, base: str, path: str) -> Any:
-        self._refuse_while_shut(base)
+    async def _send(self, base: str, path: str) -> Any:
         url = f"{base}{path}?{self.scheme.query(self._clock)}"
-        return self._read(base, await self._call.http.get(url, headers=self.scheme.headers))
+        return self._read(await self._call.http.get(url, headers=self.scheme.headers))
 
     async def _measure_clock(self) -> None:
-        self._refuse_while_shut(self._futures)
         began = time.time_ns()
         response = await self._call.public_http.get(self._futures + "/fapi/v1/time")
         ended = time.time_ns()
-        self._clock.set(parse.server_time(self._read(self._futures, response)), began, ended)
+        self._clock.set(parse.server_time(self._read(response)), began, ended)
 
-    def _read(self, base: str, response: Response) -> Any:
-        """The answer's payload, or the error that it is, also under HTTP 200."""
-        if _used_weight(response) >= _WEIGHT_LIMIT:
-            self._shut(base, 60 - self._clock.milliseconds() // 1000 % 60)
+    def _read(self, response: Response) -> Any:
+        """The payload of a response. Raises its error, which may also have status 200."""
+        self._call.report_usage(_used_weight(response), 60, resets_after=60 - self._clock.milliseconds() // 1000 % 60)
         payload = response.json() if response.status == 200 else _json_or_nothing(response)
-        code, words = _error(payload)
+        code, message = _error(payload)
         if response.status in (418, 429) or code == _TOO_MANY_REQUESTS:
-            self._raise_for_limit(base, response, words)
+            self._raise_for_limit(response, message)
         if response.status != 200 or code not in (None, _SUCCESS):
-            _raise_for_error(response, code, words)
+            _raise_for_error(response, code, message)
         return payload
 
-    def _raise_for_limit(self, base: str, response: Response, words: str) -> NoReturn:
-        end = _BAN_END.search(words)
+    def _raise_for_limit(self, response: Response, message: str) -> NoReturn:
+        end = _BAN_END.search(message)
         banned = response.status == 418 or end is not None
         if end:
             delay = min(max(1.0, (int(end[1]) - self._clock.milliseconds()) / 1000), _LONGEST_BAN)
         else:
             delay = _delay(response, _BAN_DELAY if banned else _LIMIT_DELAY)
         if banned:
-            self._shut(base, delay)
+            # Also if the other host still answers: the ban is of the service's address, for all accounts.
+            self._call.report_cooldown(delay)
         raise VenueRateLimited(_LIMITED, retry_after=delay)
 
-    def _shut(self, base: str, seconds: float) -> None:
-        """Let no account ask this host for so long."""
-        self._shut_until[base] = max(time.monotonic() + seconds, self._shut_until.get(base, 0.0))
 
-    def _refuse_while_shut(self, base: str) -> None:
-        delay = self._shut_until.get(base, 0.0) - time.monotonic()
-        if delay > 0:
-            raise VenueRateLimited(_LIMITED, retry_after=delay)
-
-
-async def _new_shared() -> _Shared:
-    return _Shared()
+async def _new_clock() -> VenueClock:
+    return VenueClock()
 
 
 def _used_weight(response: Response) -> int:
-    """The weight used in this minute; zero where Aster does not say."""
+    """The weight used in this minute; zero if the header is missing or unreadable."""
     value = response.headers.get(_WEIGHT_HEADER, "")
     return int(value) if re.fullmatch(r"[0-9]{1,9}", value) else 0
 
@@ -202,7 +182,7 @@ def _json_or_nothing(response: Response) -> Any:
 
 
 def _error(payload: Any) -> tuple[int | None, str]:
-    """Aster's code, None where it sent none, and its text in lower case, to decide by; never passed on."""
+    """Aster's code, or None, and its message in lower case. They choose the error and are never passed on."""
     if not isinstance(payload, dict):
         return None, ""
     code = payload.get("code")
@@ -211,31 +191,31 @@ def _error(payload: Any) -> tuple[int | None, str]:
     return code if type(code) is int else None, str(payload.get("msg", "")).lower()
 
 
-def _raise_for_error(response: Response, code: int | None, words: str) -> NoReturn:
-    """Aster's own code decides, then its words; the status does where there are none, or Aster is down."""
+def _raise_for_error(response: Response, code: int | None, message: str) -> NoReturn:
+    """Raise the error of a response: by Aster's code and message, or by the status without a code or from 500."""
     status = response.status
     if code is not None and status < 500:
-        _raise_for_code(code, words)
+        _raise_for_code(code, message)
     if status == 403 and _json_or_nothing(response) is None:
-        # A page for people: not Aster itself has answered, but what stands before it.
+        # An HTML page: the firewall in front of Aster has answered.
         _raise_for_firewall(response)
     if status == 404:
-        # No account stands in a path, so it is the path itself that is not known.
-        raise RequestRefused("Aster does not know the address that was asked (HTTP 404): its interface has changed.")
+        # No path contains an account, so Aster does not know the path itself.
+        raise RequestRefused("Aster does not know the path of our request (HTTP 404): its interface has changed.")
+    if code is None:
+        raise_unexpected_status(response, "Aster")
     response.raise_for_status()
-    if code is not None:
-        raise VenueMalformed(f"Aster answered with an error that is not known here ({code}).")
-    raise VenueMalformed(f"Aster answered with an unexpected status (HTTP {status}).")
+    raise VenueMalformed(f"Aster answered with an unknown error ({code}).")
 
 
-def _raise_for_code(code: int, words: str) -> None:
+def _raise_for_code(code: int, message: str) -> None:
     if code in _BY_CODE:
         kind, sentence = _BY_CODE[code]
         raise kind(sentence)
     if code in _REQUEST_CODES:
-        raise RequestRefused(f"Aster calls our request wrong ({code}).")
+        raise RequestRefused(f"Aster rejects our request ({code}).")
     for word, (kind, sentence) in _BY_WORD.items():
-        if word in words:
+        if word in message:
             raise kind(sentence)
     if code == _UNKNOWN_ERROR:
         raise VenueUnavailable(_TROUBLE)
@@ -245,10 +225,11 @@ def _raise_for_firewall(response: Response) -> NoReturn:
     page = response.body[:8192].lower()
     if any(word in page for word in _REGION_WORDS):
         raise RegionRestricted(_REGION)
-    # Nobody has looked at the key, and the usual cause passes: the last good balance may be shown meanwhile.
+    # Aster has not judged the key, and the usual cause passes, so the last good balance may be shown.
     raise VenueRateLimited(_FIREWALL, retry_after=_delay(response, _FIREWALL_DELAY))
 
 
-def _delay(response: Response, otherwise: float) -> float:
-    asked = retry_after(response.headers)
-    return otherwise if asked is None else asked
+def _delay(response: Response, default: float) -> float:
+    """The delay in seconds that the response asks for, or the default."""
+    stated = retry_after(response.headers)
+    return default if stated is None else stated

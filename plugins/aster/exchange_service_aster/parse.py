@@ -1,4 +1,4 @@
-"""Aster's payloads as the service's nouns. Pure: payload in, value out."""
+"""Reads Aster's payloads into the service's values. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from exchange_service.plugin_api import (
     amount,
     as_list,
     as_object,
+    check_unique,
     exact_sum,
     milliseconds,
     required_amount,
@@ -26,31 +27,31 @@ FUTURES = "futures"
 SPOT = "spot"
 
 _MULTI_ASSETS = (
-    "The futures account seems to be in multi-assets mode, because Aster's total is not that of its USDT: its summary "
-    "then counts all assets, and may be reckoned in US dollars and not in USDT."
+    "The futures account seems to be in multi-assets mode, because Aster's total is not that of its USDT. Its summary "
+    "then counts all assets, and may be in US dollars instead of USDT."
 )
 HMAC_RIGHTS = "Aster does not say what an HMAC key may do. Agents, its newer keys, can be limited to reading."
 
 _USDT = "USDT"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# A time of more digits counts nanoseconds, as the spot account's has been seen to.
+# A larger time counts nanoseconds. The spot account has been seen to send such times.
 _NANOSECONDS_FROM = 10**17
 
 
 def futures_account(payload: Any, account_id: str) -> VenueAccount:
-    """The futures account: the venue's own figures, which need not add up.
+    """The futures account with the venue's own figures, which need not add up.
 
-    An asset of which nothing is in the wallet is no holding, whatever the venue would lend on the others; only one
-    without any figure keeps its row, which says that it is zero.
+    An asset whose wallet balance is zero is left out if another of its figures is not: that is what the venue would
+    lend on the other assets. If all its figures are zero, it keeps its row.
     """
     found = as_object(payload, "the answer")
     entries = [as_object(entry, "assets[]") for entry in as_list(found.get("assets"), "assets")]
     rows = [_futures_row(entry) for entry in entries]
-    _check_unique(rows)
+    check_unique((row.asset for row in rows), "Aster lists an asset twice.")
     times = [time for time in (_time(entry, "assets[]") for entry in entries) if time is not None]
     wallet = required_amount(found, "totalWalletBalance", "the answer")
     if wallet and not any(row.total for row in rows):
-        raise VenueMalformed("Aster states a futures balance, and lists no asset that makes it up.")
+        raise VenueMalformed("Aster states a futures balance but lists no asset with a balance.")
     return VenueAccount(
         id=account_id,
         type=FUTURES,
@@ -69,15 +70,15 @@ def futures_account(payload: Any, account_id: str) -> VenueAccount:
 
 
 def spot_account(payload: Any, account_id: str) -> VenueAccount:
-    """The spot account. Without a summary: no prices are asked for."""
+    """The spot account. It has no summary, because prices are not read."""
     found = as_object(payload, "the answer")
     rows = [_spot_row(as_object(entry, "balances[]")) for entry in as_list(found.get("balances"), "balances")]
-    _check_unique(rows)
+    check_unique((row.asset for row in rows), "Aster lists an asset twice.")
     return VenueAccount(id=account_id, type=SPOT, assets=tuple(rows), venue_time=_time(found, "the answer"))
 
 
 def overall_summary(accounts: Sequence[VenueAccount]) -> Summary | None:
-    """The futures account's summary, where nothing is held that it leaves out: only USDT, and only there."""
+    """The futures account's summary, if USDT in that account is all that is held; otherwise None."""
     for account in accounts:
         covered = account.type == FUTURES
         if account.error or any(not row.is_zero() and not (covered and row.asset == _USDT) for row in account.assets):
@@ -86,7 +87,7 @@ def overall_summary(accounts: Sequence[VenueAccount]) -> Summary | None:
 
 
 def notes(accounts: Sequence[VenueAccount]) -> tuple[str, ...]:
-    """Remarks on the balance as a whole."""
+    """Notes on the balance as a whole."""
     return () if all(map(_counts_usdt_alone, accounts)) else (_MULTI_ASSETS,)
 
 
@@ -99,11 +100,11 @@ def server_time(payload: Any) -> int:
 
 
 def key_rights(payload: Any, agent: str) -> KeyRights:
-    """What `GET /fapi/v3/agent` says of the agent with this address, in lower case."""
+    """The rights in `GET /fapi/v3/agent` of the agent with this address, which is in lower case."""
     agents = [as_object(entry, "agents[]") for entry in as_list(payload, "the answer")]
     ours = [entry for entry in agents if text(entry, "agentAddress", "agents[]").lower() == agent]
     if not ours:
-        return KeyRights(notes=("Aster's list of the wallet's agents does not name this one.",))
+        return KeyRights(notes=("Aster's list of the wallet's agents does not contain this agent.",))
     if len(ours) > 1:
         raise VenueMalformed("Aster lists an agent twice.")
     return KeyRights(
@@ -132,19 +133,13 @@ def _is_lent(row: AssetBalance) -> bool:
 
 
 def _counts_usdt_alone(account: VenueAccount) -> bool:
-    """Whether the summary, where there is one, is that of the USDT row, as it is except in multi-assets mode."""
+    """Whether there is no summary, or it states the total of the USDT row, as it does except in multi-assets mode."""
     held = next((row.total for row in account.assets if row.asset == _USDT), Decimal(0))
     return account.summary is None or account.summary.total == held
 
 
-def _check_unique(rows: Sequence[AssetBalance]) -> None:
-    if len({row.asset for row in rows}) != len(rows):
-        # Which of the two would be right cannot be known.
-        raise VenueMalformed("Aster lists an asset twice.")
-
-
 def _time(source: Mapping[str, Any], where: str) -> datetime | None:
-    """When the wallet last changed; None where the venue does not say. Takes milliseconds and nanoseconds."""
+    """When the wallet last changed, stated in milliseconds or nanoseconds; None if the venue does not state it."""
     value = source.get("updateTime")
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
@@ -154,7 +149,7 @@ def _time(source: Mapping[str, Any], where: str) -> datetime | None:
 
 
 def _any_right(entry: Mapping[str, Any], *names: str) -> bool | None:
-    """Whether the agent has one of these rights; None where the venue does not say it of all."""
+    """Whether the agent has one of these rights; None if not all of them are stated and no stated one is granted."""
     rights = [entry.get(name) for name in names]
     if any(right is not None and not isinstance(right, bool) for right in rights):
         raise VenueMalformed(f"agents[].{names[0]} should be a truth value.")

@@ -1,7 +1,7 @@
-"""Which of Aster's two ways of signing a stored credential is for, and the signed query of a request.
+"""Aster's two schemes of signing: which one a stored credential is for, and the signed query of a request.
 
-V3: an agent that the wallet's owner registered signs with a private key of its own. V1: an HMAC key, which Aster no
-longer issues but still takes.
+V3: an agent, which the wallet's owner registers, signs with its own private key. V1: an HMAC key, which Aster no
+longer issues but still accepts.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ V3 = "v3"
 _WALLET_NAMES = ("wallet_address", "l1_address", "user")
 _ADDRESS = re.compile(r"0[xX][0-9a-fA-F]{40}\Z")
 _PRIVATE_KEY = re.compile(r"(0[xX])?(?P<digits>[0-9a-fA-F]{64})\Z")
-# The chains in whose name an agent signs.
+# The chain ids that an agent's signature contains.
 _LIVE_CHAIN = 1666
 _TEST_CHAIN = 714
-# Milliseconds for which the venue takes a V1 request after its timestamp.
+# Milliseconds after its timestamp for which the venue accepts a V1 request.
 _RECEIVE_WINDOW = 5000
 
 
 class HmacScheme:
-    """V1: the time and its HMAC in the query, the key in a header. It does not say whose account it reads."""
+    """V1: the time and its HMAC in the query, the key in a header. The venue does not name the account."""
 
     account_id = ""
     futures_path = "/fapi/v4/account"
@@ -57,7 +57,7 @@ class HmacScheme:
 class AgentScheme:
     """V3: a nonce, the wallet, the agent and the agent's signature in the query. Addresses are in lower case.
 
-    ValueError: the bytes are no private key.
+    Raises ValueError if the bytes are not a private key.
     """
 
     futures_path = "/fapi/v3/accountWithJoinMargin"
@@ -77,9 +77,10 @@ class AgentScheme:
 
 
 async def read_scheme(call: VenueCall) -> HmacScheme | AgentScheme:
-    """The scheme of a call's credential; CredentialInvalid names the field that is missing or fits no scheme.
+    """The scheme of a call's credential.
 
-    NotSupported: it is an agent's, and what signs for agents is not installed.
+    Raises CredentialInvalid with the name of the field that is missing or fits no scheme, and NotSupported for an
+    agent if the library that signs for agents is not installed.
     """
     metadata = read_metadata(call.credential, wallet_address=str, l1_address=str, user=str, scheme=str)
     secret = required_text(call.credential, "api_secret")
@@ -90,8 +91,8 @@ async def read_scheme(call: VenueCall) -> HmacScheme | AgentScheme:
     try:
         scheme = AgentScheme(wallet, private_key, _TEST_CHAIN if call.environment.name == SANDBOX else _LIVE_CHAIN)
     except ValueError:
-        # Out of the curve's range. The library's text is left behind.
-        raise CredentialInvalid("api_secret is no private key: the number is out of range.") from None
+        # The number is outside of the curve's range. The library's message is not passed on.
+        raise CredentialInvalid("api_secret is not a private key: the number is out of range.") from None
     _check_agent(scheme, call.credential.api_key.reveal().strip())
     return scheme
 
@@ -102,14 +103,14 @@ async def _load_signing() -> None:
     except ImportError:
         raise NotSupported(
             "An agent's signature needs coincurve, which cannot be imported here: it has no release for Python 3.14. "
-            "Run the service with an earlier Python. Older HMAC keys are read without it."
+            "Run the service with an earlier Python. Older HMAC keys do not need it."
         ) from None
 
 
 def _scheme_name(credential: Credential, metadata: Mapping[str, Any]) -> str:
-    """V1 or V3: the stored word, else V1 for an API key that is no address and has no wallet beside it.
+    """V1 or V3: the stored scheme, otherwise V1 for an API key that is not an address and has no wallet beside it.
 
-    The secret cannot tell: an HMAC secret may have as many hexadecimal digits as a private key.
+    The secret does not decide: an HMAC secret may have as many hexadecimal digits as a private key.
     """
     named = metadata.get("scheme", "").lower()
     if named not in ("", V1, V3):
@@ -124,24 +125,24 @@ def _hmac_scheme(credential: Credential, metadata: Mapping[str, Any], secret: st
     api_key = required_text(credential, "api_key")
     for name in _WALLET_NAMES:
         if metadata.get(name):
-            # The key alone says whose account it reads, which need not be that wallet's.
-            raise CredentialInvalid(f"extra_metadata.{name} does not go with the scheme v1: leave one of them out.")
+            # The key decides which account is read, which need not be that wallet's.
+            raise CredentialInvalid(f"extra_metadata.{name} cannot be stored with the scheme v1: remove one of them.")
     if _ADDRESS.match(api_key):
-        raise CredentialInvalid("api_key is an address, and the scheme v1 takes an API key: leave the scheme out.")
+        raise CredentialInvalid("api_key is an address, but the scheme v1 needs an API key: remove the scheme.")
     if not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
-        raise CredentialInvalid("api_key is no API key: it holds other than plain characters.")
+        raise CredentialInvalid("api_key is not an API key: it holds other than plain characters.")
     if secret[:2].lower() == "0x" and _PRIVATE_KEY.match(secret):
         raise CredentialInvalid(
-            "api_secret is a private key, as agents have one, and api_key is an API key of the older scheme. "
+            "api_secret is a private key of an agent, but api_key is an API key of the older scheme. "
             "For an agent leave api_key empty and store wallet_address."
         )
     if not (secret.isascii() and secret.isprintable()):
-        raise CredentialInvalid("api_secret is no HMAC secret: it holds other than plain characters.")
+        raise CredentialInvalid("api_secret is not an HMAC secret: it holds other than plain characters.")
     return HmacScheme(api_key, secret)
 
 
 def _wallet(metadata: Mapping[str, Any]) -> str:
-    # Without the API key, which is an agent's address here and never the wallet's.
+    # The API key is not read: here it is an agent's address, never the wallet's.
     if not any(metadata.get(name) for name in _WALLET_NAMES):
         raise CredentialInvalid(
             "extra_metadata.wallet_address is missing: store the address of the main wallet that the agent acts for. "
@@ -151,28 +152,27 @@ def _wallet(metadata: Mapping[str, Any]) -> str:
 
 
 def _private_key(secret: str) -> bytes:
-    found = _PRIVATE_KEY.match(secret)
-    if found is None:
+    match = _PRIVATE_KEY.match(secret)
+    if match is None:
         raise CredentialInvalid(
-            "api_secret is no private key of an agent: 64 hexadecimal digits, with or without 0x. "
-            "An HMAC key of the older scheme goes with its api_key and without wallet_address."
+            "api_secret is not a private key of an agent, which has 64 hexadecimal digits, with or without 0x. "
+            "Store an HMAC key of the older scheme with its api_key and without wallet_address."
         )
-    return bytes.fromhex(found["digits"])
+    return bytes.fromhex(match["digits"])
 
 
 def _check_agent(scheme: AgentScheme, api_key: str) -> None:
     if scheme.agent == scheme.account_id:
         raise CredentialInvalid(
-            "api_secret is the private key of the wallet itself. Delete it here, register an agent on Aster's page "
-            "and store the agent's key: whoever has the wallet's key has the wallet."
+            "api_secret is the private key of the wallet itself, with which anybody can empty it. Delete it here, "
+            "register an agent on Aster's page and store the agent's key."
         )
     if api_key and not _ADDRESS.match(api_key):
         raise CredentialInvalid(
-            "api_key is no agent's address: 0x and 40 hexadecimal digits. Leave it empty for an agent; "
-            "an HMAC key of the older scheme goes without wallet_address."
+            "api_key is not an agent's address, which has 0x and 40 hexadecimal digits. Leave it empty for an agent; "
+            "store an HMAC key of the older scheme without wallet_address."
         )
     if api_key and api_key.lower() != scheme.agent:
         raise CredentialInvalid(
-            "api_key is another address than that of the key in api_secret. Store what belongs to one agent, "
-            "or leave api_key empty."
+            "api_key is not the address of the key in api_secret. Store both of one agent, or leave api_key empty."
         )

@@ -1,7 +1,7 @@
-"""The two signatures that Aster takes. Pure: key and text in, signature out.
+"""The two signatures that Aster accepts. Pure functions; hexadecimal texts are in lower case.
 
-Hexadecimal texts are in lower case. The libraries are imported where they are used: who only lists the exchange does
-not pay for them. `load` imports them ahead, because the first import takes longer than an event loop may be held up.
+The libraries are imported at their first use, so that a service that only lists the exchange does not load them.
+`load` imports them in advance, because the import takes longer than the event loop may be blocked.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _MESSAGE_TYPE = bytes.fromhex("c4cfb57eea370ef2a92403a7e865b2de262d7ca272333665b
 _DOMAIN_NAME = b"AsterSignTransaction"
 _DOMAIN_VERSION = b"1"
 _NO_CONTRACT = bytes(32)
-# What Ethereum adds to the recovery id of a signature.
+# Ethereum adds this to the recovery id of a signature.
 _RECOVERY_OFFSET = 27
-# A signature for nobody, to have the libraries ready; any key and text would do.
+# A key for the signature that `load` makes. Any key would do.
 _ANY_KEY = bytes(31) + b"\x01"
 
 
 def load() -> None:
-    """Import and prepare what an agent's signature needs. Takes up to some tenths of a second, the first time."""
+    """Import and initialise the libraries for an agent's signature. The first call takes some tenths of a second."""
     sign(_ANY_KEY, "", chain_id=1)
 
 
@@ -51,7 +51,7 @@ def struct_hash(message: str) -> bytes:
 
 
 def digest(message: str, chain_id: int) -> bytes:
-    """What an agent signs for a message: 32 bytes."""
+    """The hash that an agent signs for a message: 32 bytes."""
     return keccak256(b"\x19\x01" + domain_separator(chain_id) + struct_hash(message))
 
 
@@ -64,9 +64,9 @@ def sign(private_key: bytes, message: str, chain_id: int) -> str:
 
 
 def address_of(private_key: bytes) -> str:
-    """The Ethereum address of a private key of 32 bytes: 0x and 40 hexadecimal digits. ValueError: it is no key."""
+    """The Ethereum address of a private key of 32 bytes: 0x and 40 digits. Raises ValueError if it is not a key."""
     from coincurve import PrivateKey
 
-    # Without the byte in front that says that both coordinates follow.
+    # Without the first byte, which marks the uncompressed form.
     point = PrivateKey(private_key).public_key.format(compressed=False)[1:]
     return "0x" + keccak256(point)[-20:].hex()

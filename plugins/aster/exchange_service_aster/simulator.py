@@ -1,5 +1,7 @@
-"""Aster on loopback: both hosts, both ways of signing, and Aster's errors. It checks every signature with code of its
-own and uses nothing of the client, so that no mistake hides in both."""
+"""A simulator of Aster: both hosts, both schemes of signing, and Aster's errors.
+
+It shares no code with the client, also for checking signatures, so it repeats no mistake.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,12 @@ from typing import Any, NoReturn
 from aiohttp import web
 from Crypto.Hash import keccak
 
-from exchange_service.testing import DemoVenue, Fault
+from exchange_service.testing import DemoVenue, Fault, show_situation
 
 _ZERO = Decimal(0)
 _CHANGED = 1764000000123
 _IN_A_YEAR = 365 * 24 * 3600 * 1000
-# The venue lists every asset that it knows; these are held by nobody here.
+# The venue lists every asset that it knows. No simulated wallet holds these.
 _NEVER_HELD = ("ETH", "BTC", "USDF", "ASBNB", "USD1")
 # How many nonces of a wallet are remembered, and how far one may be from the venue's time, in microseconds.
 _NONCES = 100
@@ -31,17 +33,17 @@ _WEIGHT_LIMIT = 2400
 
 @dataclass(slots=True)
 class SimulatedAsset:
-    """One asset of a futures account. `lent` is what its other assets make available of it in multi-assets mode."""
+    """One asset of a futures account. `lent` is what the other assets make available in multi-assets mode."""
 
     code: str
     wallet: Decimal = _ZERO
-    # In dollars, for the totals of multi-assets mode.
+    # In US dollars, for the totals of multi-assets mode.
     price: Decimal = Decimal(1)
     unrealized: Decimal = _ZERO
     position_margin: Decimal = _ZERO
     order_margin: Decimal = _ZERO
     lent: Decimal = _ZERO
-    # Whether the venue states the margins of this asset at all.
+    # Whether the venue states the margins of this asset.
     states_margin: bool = True
     update_time: Any = 0
 
@@ -72,7 +74,7 @@ class SimulatedAsset:
 
 @dataclass(slots=True)
 class SimulatedAgent:
-    """An agent by its address; `expired` in milliseconds since 1970."""
+    """An agent; `expired` is when it ends, in milliseconds since 1970."""
 
     address: str
     expired: int
@@ -80,7 +82,7 @@ class SimulatedAgent:
     can_spot_trade: bool = False
     can_perp_trade: bool = False
     can_withdraw: bool = False
-    # Whether it is bound to addresses of which ours is none.
+    # Whether it is bound to other network addresses than ours.
     elsewhere: bool = False
 
 
@@ -109,7 +111,7 @@ class SimulatedKey:
 
 
 class AsterSimulator(DemoVenue):
-    """Plays fapi.asterdex.com and sapi.asterdex.com, whose paths differ."""
+    """Simulates fapi.asterdex.com and sapi.asterdex.com at one address, because their paths differ."""
 
     exchange_id = "aster"
 
@@ -121,23 +123,23 @@ class AsterSimulator(DemoVenue):
         self.chain_id = 1666
         # Seconds that the venue's clock is ahead of ours.
         self.clock_offset = 0.0
-        # What the header says of this minute; beyond the limit all is refused.
+        # The weight in the header. Above the limit every request is refused.
         self.used_weight = 10
         self._random = random.Random(4)
 
     def add_wallet(self, address: str, wallet: SimulatedWallet | None = None) -> SimulatedWallet:
-        """Let `address` have this wallet, that of the worked example unless one is given."""
+        """Let `address` have this wallet; if none is given, that of the worked example."""
         self.wallets[address.lower()] = wallet or example_wallet()
         return self.wallets[address.lower()]
 
     def add_agent(self, wallet: str, private_key: str, **rights: Any) -> SimulatedAgent:
-        """Let the holder of this key of 64 hexadecimal digits act for `wallet`; it may read unless told otherwise."""
+        """Register the agent with this private key of 64 hexadecimal digits for `wallet`; by default it may read."""
         agent = SimulatedAgent(address_of(private_key), **{"expired": self._milliseconds() + _IN_A_YEAR} | rights)
         self.wallets[wallet.lower()].agents[agent.address] = agent
         return agent
 
     def add_key(self, api_key: str, secret: str, wallet: SimulatedWallet | None = None) -> SimulatedWallet:
-        """Let an HMAC key read this wallet, that of the worked example unless one is given."""
+        """Let an HMAC key read this wallet; if none is given, that of the worked example."""
         self.keys[api_key] = SimulatedKey(secret, wallet or example_wallet())
         return self.keys[api_key].wallet
 
@@ -176,7 +178,7 @@ class AsterSimulator(DemoVenue):
         return time.time_ns() // 1000 + int(self.clock_offset * 1_000_000)
 
     def _wallet(self, request: web.Request) -> SimulatedWallet:
-        """The wallet that a signed request may read, or one of Aster's refusals."""
+        """The wallet that a signed request may read. Raises what refuses the request."""
         if self.used_weight > _WEIGHT_LIMIT:
             _refuse(429, -1003, "Too many requests; current limit is 2400 requests per minute.")
         message, _, signature = request.query_string.rpartition("&signature=")
@@ -205,7 +207,7 @@ class AsterSimulator(DemoVenue):
         user, signer, nonce = (request.query.get(name, "") for name in ("user", "signer", "nonce"))
         if not (user and signer and nonce.isdecimal()):
             _refuse(400, -1102, "Mandatory parameter was not sent, was empty/null, or malformed.")
-        if _signer_of(message, signature, self.chain_id) != signer.lower():
+        if signer_of(message, signature, self.chain_id) != signer.lower():
             _refuse(400, -1000, "Signature check failed")
         wallet = self.wallets.get(user.lower())
         agent = wallet.agents.get(signer.lower()) if wallet else None
@@ -221,41 +223,35 @@ class AsterSimulator(DemoVenue):
     def _take_nonce(self, wallet: SimulatedWallet, nonce: int) -> None:
         if abs(nonce - self._microseconds()) > _NONCE_WINDOW or nonce in wallet.nonces:
             _refuse(400, -4225, "Nonce Expired")
-        # While there is room none has been forgotten, and a lower one that is new cannot have been used.
+        # While there is room no nonce was dropped, so a lower one that is not stored was not used.
         if len(wallet.nonces) >= _NONCES and nonce < min(wallet.nonces):
             _refuse(400, -4225, "Nonce Expired")
         wallet.nonces = sorted([*wallet.nonces, nonce])[-_NONCES:]
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
         if situation == "empty":
-            # With a key of the older kind, so that both are seen.
-            return self._registered_key(situation, SimulatedWallet())
+            # With an HMAC key, so that the demo shows both schemes.
+            return self._add_demo_key(situation, SimulatedWallet())
         if not _agents_can_be_checked():
-            return self._registered_key(situation, example_wallet(moving=True)) if situation == "moving" else None
-        address, row = self._registered(situation)
+            return self._add_demo_key(situation, example_wallet(moving=True)) if situation == "moving" else None
+        address, row = self._add_demo_wallet(situation)
         wallet = self.wallets[address]
         wallet.moving = situation == "moving"
         if situation == "refused":
             wallet.agents.clear()
-        elif situation == "limited":
-            self.fail(_rate_limit("30", address))
-        elif situation == "slow":
-            self.fail(Fault(delay=3.0, pass_on=True, account=address))
-        elif situation == "stale":
-            # One good answer for each of the two accounts, then trouble.
-            self.fail(Fault.html(503)).account = address
-            self.fail(Fault(pass_on=True, account=address, times=2))
         elif situation == "partly":
-            # The spot host has been seen so for agents, while futures answered.
+            # The spot host has been seen to fail for agents while the futures host answered.
             fault = self.fail(Fault.html(500))
             fault.account, fault.path = address, "/api/v3/account"
+        # A balance needs two answers: the futures and the spot account.
+        show_situation(self, situation, address, answers=2, limit=_rate_limit("30"))
         return row
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
-        # A wallet that Aster does not know has no agent, and that is all it says.
+        # Aster answers for an unknown wallet as for an unknown agent.
         if trouble == "unknown account" or not _agents_can_be_checked():
             return None
-        address, row = self._registered(trouble)
+        address, row = self._add_demo_wallet(trouble)
         wallet = self.wallets[address]
         if trouble == "wrong key":
             return {**row, "api_secret": _demo_digits("another key")}
@@ -263,22 +259,19 @@ class AsterSimulator(DemoVenue):
             for agent in wallet.agents.values():
                 agent.elsewhere = True
         elif trouble == "wrong environment":
-            # Registered at the test network, and so unknown here.
+            # The agent is registered at the test network, and so unknown here.
             wallet.agents.clear()
-        elif trouble == "rate limit":
-            self.fail(_rate_limit("7", address))
-        elif trouble == "outage":
-            self.fail(Fault.html(503)).account = address
+        show_situation(self, trouble, address, limit=_rate_limit("7"))
         return row
 
-    def _registered(self, word: str) -> tuple[str, dict[str, Any]]:
+    def _add_demo_wallet(self, word: str) -> tuple[str, dict[str, Any]]:
         """A wallet of the worked example with an agent that may read, and the row that opens it."""
         address, private_key = "0x" + _demo_digits(f"wallet {word}")[:40], _demo_digits(f"agent {word}")
         self.add_wallet(address)
         self.add_agent(address, private_key)
         return address, {"api_secret": private_key, "extra_metadata": {"wallet_address": address}}
 
-    def _registered_key(self, word: str, wallet: SimulatedWallet) -> dict[str, Any]:
+    def _add_demo_key(self, word: str, wallet: SimulatedWallet) -> dict[str, Any]:
         """An HMAC key that reads this wallet, as the row that opens it."""
         row = {"api_key": f"demo-key-{word}", "api_secret": _demo_digits(f"secret {word}")}
         self.add_key(row["api_key"], row["api_secret"], wallet)
@@ -291,7 +284,7 @@ class AsterSimulator(DemoVenue):
 
 
 def example_wallet(*, moving: bool = False) -> SimulatedWallet:
-    """The worked example: 5120.44 USDT in futures with one position, 1.5 BNB of which no margin is stated, and spot."""
+    """The worked example: 5120.44 USDT in futures with one position, 1.5 BNB without stated margins, and spot."""
     return SimulatedWallet(
         assets=[
             SimulatedAsset(
@@ -407,9 +400,9 @@ def _refuse(status: int, code: int, message: str) -> NoReturn:
     raise kind(text=body, content_type="application/json")
 
 
-def _rate_limit(retry_after: str, account: str) -> Fault:
+def _rate_limit(retry_after: str) -> Fault:
     body = b'{"code": -1003, "msg": "Too many requests; current limit is 2400 requests per minute."}'
-    return Fault(status=429, body=body, headers={"Retry-After": retry_after}, account=account)
+    return Fault(status=429, body=body, headers={"Retry-After": retry_after})
 
 
 def _demo_digits(words: str) -> str:
@@ -422,7 +415,7 @@ def _keccak(*parts: bytes) -> bytes:
 
 
 def _agents_can_be_checked() -> bool:
-    """Whether coincurve is installed, of which there is none for Python 3.14; HMAC keys do without."""
+    """Whether coincurve is installed, which has no release for Python 3.14. HMAC keys need no coincurve."""
     return importlib.util.find_spec("coincurve") is not None
 
 
@@ -430,8 +423,8 @@ def _address(public_key: Any) -> str:
     return "0x" + _keccak(public_key.format(compressed=False)[1:])[12:].hex()
 
 
-def _typed_data_hash(message: str, chain_id: int) -> bytes:
-    """EIP-712 from its text: each struct is the hash of its type's description and of its encoded members."""
+def typed_data_hash(message: str, chain_id: int) -> bytes:
+    """The EIP-712 hash, written from the standard: each struct is the hash of its type and its encoded members."""
     domain = _keccak(
         _keccak(b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"),
         _keccak(b"AsterSignTransaction"),
@@ -442,8 +435,8 @@ def _typed_data_hash(message: str, chain_id: int) -> bytes:
     return _keccak(bytes.fromhex("1901"), domain, _keccak(_keccak(b"Message(string msg)"), _keccak(message.encode())))
 
 
-def _signer_of(message: str, signature: str, chain_id: int) -> str:
-    """The address whose key signed the message; empty for what is no signature."""
+def signer_of(message: str, signature: str, chain_id: int) -> str:
+    """The address whose key signed the message; empty if the signature is invalid."""
     from coincurve import PublicKey
 
     try:
@@ -451,8 +444,8 @@ def _signer_of(message: str, signature: str, chain_id: int) -> str:
         if len(raw) != 65 or raw[64] not in (27, 28):
             return ""
         recoverable = raw[:64] + bytes([raw[64] - 27])
-        digest = _typed_data_hash(message, chain_id)
+        digest = typed_data_hash(message, chain_id)
         return _address(PublicKey.from_signature_and_message(recoverable, digest, hasher=None))
     except Exception:
-        # The library raises bare exceptions for points that are not on the curve.
+        # The library raises plain exceptions for points that are not on the curve.
         return ""

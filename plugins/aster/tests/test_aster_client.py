@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -34,6 +34,7 @@ from exchange_service.plugin_api import (
     VenueError,
     VenueMalformed,
     VenueRateLimited,
+    VenueReports,
     VenueTimeout,
     VenueUnavailable,
 )
@@ -150,7 +151,7 @@ async def test_assets_that_are_not_held_are_rows_of_zeros() -> None:
     assert all(row.total == 0 for row in zeros)
 
 
-async def test_in_multi_assets_mode_what_aster_would_lend_is_no_holding() -> None:
+async def test_in_multi_assets_mode_an_asset_that_aster_would_lend_is_not_a_holding() -> None:
     wallet = SimulatedWallet([SimulatedAsset("USDT", Decimal(100)), SimulatedAsset("USDF", lent=Decimal(95))])
     async with venue_with(wallet) as venue:
         futures, _ = (await balance_of(venue)).venue_accounts
@@ -377,7 +378,7 @@ async def test_the_time_is_asked_for_without_a_key() -> None:
     assert "X-MBX-APIKEY" not in asked.headers
 
 
-async def test_a_nonce_that_stays_refused_is_said_to_be_one_after_a_single_repetition() -> None:
+async def test_a_nonce_that_is_refused_twice_is_a_clock_skew_about_the_nonce() -> None:
     async with venue_with() as venue:
         # Another program, whose clock is ahead, has used up what is remembered.
         ahead = time.time_ns() // 1000 + 60_000_000
@@ -387,13 +388,13 @@ async def test_a_nonce_that_stays_refused_is_said_to_be_one_after_a_single_repet
     assert len(venue.requests) == 5
 
 
-async def test_a_refused_time_that_stays_so_is_said_to_be_one() -> None:
+async def test_a_time_that_is_refused_twice_is_a_clock_skew() -> None:
     error = await refusal_of(replace(saying(400, -1021, "Timestamp is outside"), account=API_KEY), KEY_ROW)
     assert isinstance(error, ClockSkew)
     assert "clock" in error.message
 
 
-async def test_a_time_that_is_none_is_malformed() -> None:
+async def test_an_invalid_time_is_malformed() -> None:
     async with venue_with() as venue:
         venue.clock_offset = 40.0
         venue.fail(Fault(body=b'{"serverTime": 0}')).path = TIME
@@ -451,7 +452,7 @@ async def test_a_time_that_is_none_is_malformed() -> None:
     ],
     ids=lambda value: f"{value.status} {value.body[:60]!r}" if isinstance(value, Fault) else value.__name__,
 )
-async def test_each_of_asters_errors_is_told_as_what_it_is(fault: Fault, expected: type[VenueError]) -> None:
+async def test_each_of_asters_errors_becomes_the_right_error(fault: Fault, expected: type[VenueError]) -> None:
     # Not the time, which is asked for where a time or nonce is refused.
     assert type(await refusal_of(replace(fault, account=WALLET))) is expected
 
@@ -490,41 +491,27 @@ async def test_the_end_of_a_ban_is_read_from_its_text() -> None:
     assert 590 < error.retry_after <= 600
 
 
-async def test_a_ban_whose_text_names_an_end_far_away_is_tried_again_after_an_hour(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    shared, monotonic = State(), time.monotonic
+async def reports_after(fault: Fault | None, row: dict[str, Any] = AGENT_ROW, *, used_weight: int = 10) -> VenueReports:
+    """What a balance's call has reported of Aster's limits."""
     async with venue_with() as venue:
-        venue.fail(saying(429, -1003, "Way too many requests; IP banned until 9999999999999."))
-        with pytest.raises(VenueRateLimited):
-            await balance_of(venue, plugin_state=shared)
-        venue.recover()
-        asked = len(venue.requests)
-        with pytest.raises(VenueRateLimited):
-            await balance_of(venue, plugin_state=shared)
-        assert len(venue.requests) == asked
-        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 3601)
-        assert rows(await balance_of(venue, plugin_state=shared))
-        await shared.close()
+        venue.used_weight = used_weight
+        if fault is not None:
+            venue.fail(fault)
+        async with venue_call(ASTER, override=venue.url, **row) as call:
+            with suppress(VenueRateLimited):
+                await exchange_service_aster.fetch_balance(call)
+            return call.reports
+
+
+async def test_a_ban_whose_text_names_an_end_far_away_is_tried_again_after_an_hour() -> None:
+    reports = await reports_after(saying(429, -1003, "Way too many requests; IP banned until 9999999999999."))
+    assert reports.cooldown == 3600
 
 
 @BOTH_SCHEMES
-async def test_a_ban_keeps_every_account_from_asking_the_host(row: dict[str, Any]) -> None:
-    shared = State()
-    async with venue_with() as venue:
-        venue.fail(Fault(status=418, headers={"Retry-After": "130"}))
-        with pytest.raises(VenueRateLimited):
-            await balance_of(venue, row, plugin_state=shared)
-        asked = len(venue.requests)
-        venue.recover()
-        for other in (AGENT_ROW, KEY_ROW):
-            with pytest.raises(VenueRateLimited) as refusal:
-                await balance_of(venue, other, plugin_state=shared)
-            assert refusal.value.retry_after is not None
-            assert 120 < refusal.value.retry_after <= 130
-        await shared.close()
-    assert asked <= 2
-    assert len(venue.requests) == asked
+async def test_a_ban_is_reported_for_all_accounts(row: dict[str, Any]) -> None:
+    reports = await reports_after(Fault(status=418, headers={"Retry-After": "130"}), row)
+    assert reports.cooldown == 130
 
 
 async def test_a_plain_limit_on_one_account_does_not_shut_out_the_others() -> None:
@@ -537,17 +524,14 @@ async def test_a_plain_limit_on_one_account_does_not_shut_out_the_others() -> No
         await shared.close()
 
 
-async def test_a_minutes_weight_that_is_used_up_is_not_exceeded() -> None:
-    shared = State()
-    async with venue_with() as venue:
-        venue.used_weight = 2400
-        await balance_of(venue, account_type="spot", plugin_state=shared)
-        with pytest.raises(VenueRateLimited) as refusal:
-            await balance_of(venue, account_type="spot", plugin_state=shared)
-        await shared.close()
-    assert refusal.value.retry_after is not None
-    assert 0 < refusal.value.retry_after <= 60
-    assert len(venue.requests) == 1
+async def test_a_plain_limit_is_reported_as_no_ban() -> None:
+    assert (await reports_after(Fault.rate_limited("7"))).cooldown == 0
+
+
+async def test_the_used_weight_of_a_minute_is_reported_with_the_time_until_it_ends() -> None:
+    used, resets_after = (await reports_after(None, used_weight=2400)).usage[60]
+    assert used == 2400
+    assert 0 < resets_after <= 60
 
 
 # What a key may do.
@@ -558,7 +542,7 @@ async def rights_of(venue: AsterSimulator, row: dict[str, Any] = AGENT_ROW) -> K
         return await exchange_service_aster.check_credential(call)
 
 
-async def test_an_agent_that_only_reads_is_said_to() -> None:
+async def test_an_agent_that_only_reads_can_neither_trade_nor_withdraw() -> None:
     expires = datetime(2032, 1, 2, 3, tzinfo=UTC)
     async with venue_with(expired=int(expires.timestamp()) * 1000) as venue:
         rights = await rights_of(venue)
@@ -570,7 +554,7 @@ async def test_an_agent_that_only_reads_is_said_to() -> None:
     ("right", "trade", "withdraw"),
     [("can_spot_trade", True, False), ("can_perp_trade", True, False), ("can_withdraw", False, True)],
 )
-async def test_what_this_agent_may_do_is_said_and_not_what_the_wallets_others_may(
+async def test_the_rights_are_those_of_this_agent_and_not_of_the_wallets_others(
     right: str, trade: bool, withdraw: bool
 ) -> None:
     rights_of_this: dict[str, Any] = {right: True}
@@ -601,7 +585,7 @@ async def test_nothing_is_known_of_what_an_hmac_key_may_do_and_aster_is_not_aske
         ("outage", VenueUnavailable),
     ],
 )
-async def test_a_trouble_is_told_in_asters_way_and_leaves_other_accounts_alone(
+async def test_a_trouble_has_asters_own_answer_and_does_not_affect_other_accounts(
     trouble: str, expected: type[VenueError]
 ) -> None:
     async with venue_with() as venue:

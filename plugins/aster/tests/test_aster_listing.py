@@ -35,7 +35,7 @@ def test_an_environment_names_the_futures_and_the_spot_host(word: str, futures: 
 
 
 def test_the_user_is_warned_of_the_wallets_own_key() -> None:
-    assert "Never give the private key of the wallet" in ASTER.instructions
+    assert "Never store the private key of the wallet" in ASTER.instructions
 
 
 def test_it_reads_balances_of_two_accounts() -> None:
@@ -44,7 +44,7 @@ def test_it_reads_balances_of_two_accounts() -> None:
     assert ASTER.account_types == ("futures", "spot")
 
 
-def test_the_wallet_address_is_no_secret_and_the_agents_key_is() -> None:
+def test_the_agents_key_is_a_secret_and_the_wallet_address_is_not() -> None:
     secret = {field.name: field.secret for field in ASTER.credential_fields}
     assert secret["api_secret"]
     assert not secret["wallet_address"]

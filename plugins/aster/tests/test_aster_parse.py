@@ -108,7 +108,7 @@ def test_a_futures_row_without_name_or_balance_is_malformed(field: str, value: A
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400", "12,5", "many", True, [], {}])
-def test_a_figure_that_is_no_number_is_malformed(value: Any) -> None:
+def test_a_figure_that_is_not_a_number_is_malformed(value: Any) -> None:
     for field in ("walletBalance", "availableBalance", "initialMargin"):
         with pytest.raises(VenueMalformed, match=field):
             parse.futures_account(asset_with(**{field: value}), WALLET)
@@ -136,7 +136,7 @@ def test_an_asset_that_is_listed_twice_is_malformed() -> None:
         parse.spot_account(spot_with(balances=[row, row]), WALLET)
 
 
-def test_an_asset_of_which_nothing_is_held_is_no_row_though_it_could_be_borrowed() -> None:
+def test_an_asset_that_is_not_held_but_could_be_borrowed_has_no_row() -> None:
     found = payload("account.json")
     found["assets"].append(dict(found["assets"][0], asset="USDF", walletBalance="0.00000000"))
     assert [row.asset for row in parse.futures_account(found, WALLET).assets] == ["USDT"]
@@ -206,7 +206,7 @@ def test_a_time_that_aster_does_not_state_is_unknown(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["soon", -1, True, 10**25, [], {}, Decimal("1.5")])
-def test_a_time_that_is_none_is_malformed(value: Any) -> None:
+def test_an_invalid_time_is_malformed(value: Any) -> None:
     with pytest.raises(VenueMalformed):
         parse.spot_account(spot_with(updateTime=value), WALLET)
     with pytest.raises(VenueMalformed):
@@ -259,7 +259,7 @@ def test_the_figure_for_everything_is_that_of_futures_where_it_leaves_nothing_ou
     assert parse.overall_summary(accounts) == summary
 
 
-def test_there_is_no_figure_for_everything_where_an_account_could_not_be_read_or_is_spot_alone() -> None:
+def test_there_is_no_summary_if_an_account_could_not_be_read_or_there_is_only_spot() -> None:
     futures = VenueAccount(type="futures", assets=(row("USDT", 5),), summary=FIGURES)
     unread = VenueAccount(type="spot", error=VenueUnavailable("Down."))
     assert parse.overall_summary([futures, unread]) is None
@@ -272,7 +272,7 @@ def test_the_venues_time_is_exact() -> None:
 
 
 @pytest.mark.parametrize("answer", [{}, [], {"serverTime": 0}, {"serverTime": "now"}, {"serverTime": True}])
-def test_a_venues_time_that_is_none_is_malformed(answer: Any) -> None:
+def test_an_invalid_time_of_the_venue_is_malformed(answer: Any) -> None:
     with pytest.raises(VenueMalformed):
         parse.server_time(answer)
 

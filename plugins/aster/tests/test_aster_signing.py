@@ -142,7 +142,7 @@ def test_the_address_follows_from_the_key(key: bytes, address: str) -> None:
 
 
 @pytest.mark.parametrize("key", [bytes(32), b"\xff" * 32], ids=["zero", "beyond the curve's order"])
-def test_bytes_that_are_no_key_have_no_address(key: bytes) -> None:
+def test_bytes_that_are_not_a_key_have_no_address(key: bytes) -> None:
     with pytest.raises(ValueError, match="scalar"):
         signing.address_of(key)
 

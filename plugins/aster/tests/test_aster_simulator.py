@@ -39,7 +39,7 @@ def now() -> int:
 def query(*, nonce: int | None = None, signer: str = SIGNER, key: str = KEY) -> str:
     """A query as an agent sends it."""
     message = f"nonce={now() if nonce is None else nonce}&user={USER}&signer={signer}"
-    digest = simulator._typed_data_hash(message, 1666)
+    digest = simulator.typed_data_hash(message, 1666)
     signed = coincurve.PrivateKey(bytes.fromhex(key)).sign_recoverable(digest, hasher=None)
     return f"{message}&signature=0x{signed[:64].hex()}{signed[64] + 27:x}"
 
@@ -66,18 +66,18 @@ async def venue() -> Any:
 
 def test_it_finds_the_signer_of_signatures_that_were_made_elsewhere() -> None:
     assert address_of(KEY) == SIGNER.lower()
-    assert simulator._signer_of(MESSAGE, LIVE_SIGNATURE, 1666) == SIGNER.lower()
-    assert simulator._signer_of(MESSAGE, TEST_SIGNATURE, 714) == SIGNER.lower()
+    assert simulator.signer_of(MESSAGE, LIVE_SIGNATURE, 1666) == SIGNER.lower()
+    assert simulator.signer_of(MESSAGE, TEST_SIGNATURE, 714) == SIGNER.lower()
 
 
 def test_a_signature_for_the_other_chain_or_text_is_another_signers() -> None:
-    assert simulator._signer_of(MESSAGE, TEST_SIGNATURE, 1666) != SIGNER.lower()
-    assert simulator._signer_of(MESSAGE + "0", LIVE_SIGNATURE, 1666) != SIGNER.lower()
+    assert simulator.signer_of(MESSAGE, TEST_SIGNATURE, 1666) != SIGNER.lower()
+    assert simulator.signer_of(MESSAGE + "0", LIVE_SIGNATURE, 1666) != SIGNER.lower()
 
 
 @pytest.mark.parametrize("signature", ["", "0x", "0x" + "00" * 65, LIVE_SIGNATURE[:-2] + "1d", "0x" + "ff" * 64 + "1b"])
-def test_what_is_no_signature_has_no_signer(signature: str) -> None:
-    assert simulator._signer_of(MESSAGE, signature, 1666) == ""
+def test_an_invalid_signature_has_no_signer(signature: str) -> None:
+    assert simulator.signer_of(MESSAGE, signature, 1666) == ""
 
 
 async def test_an_agent_that_signs_rightly_is_answered(venue: AsterSimulator) -> None:

@@ -27,7 +27,7 @@ async def balance_of(venue: AsterSimulator, row: dict[str, Any]) -> Balance:
         return await exchange_service_aster.fetch_balance(call)
 
 
-async def test_an_agent_is_not_supported_and_the_user_is_told_what_to_do() -> None:
+async def test_an_agent_is_not_supported_and_the_message_says_what_to_do() -> None:
     async with AsterSimulator() as venue, venue_call(ASTER, override=venue.url, **AGENT_ROW) as call:
         for hook in (exchange_service_aster.fetch_balance, exchange_service_aster.check_credential):
             with pytest.raises(NotSupported, match=r"coincurve.*earlier Python"):

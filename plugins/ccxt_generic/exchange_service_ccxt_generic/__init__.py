@@ -1,13 +1,13 @@
 """Every exchange of CCXT: its listing, the balance of one account, and what its key may do.
 
-Importing this package does not import CCXT: that takes seconds and a hundred megabytes, and only a balance needs it.
+Importing this package does not import CCXT, which takes seconds and a hundred megabytes. Only a balance needs it.
 """
 
 from __future__ import annotations
 
 from exchange_service.plugin_api import Balance, KeyRights, Manifest, VenueCall, hookimpl
+from exchange_service_ccxt_generic.balance import read_balance, read_key_rights
 from exchange_service_ccxt_generic.catalogue import newer_manifest, shipped_manifest
-from exchange_service_ccxt_generic.client import CcxtClient
 
 
 @hookimpl
@@ -22,9 +22,9 @@ async def refresh_manifest() -> Manifest | None:
 
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
-    return await CcxtClient(call).balance()
+    return await read_balance(call)
 
 
 @hookimpl
 async def check_credential(call: VenueCall) -> KeyRights:
-    return await CcxtClient(call).key_rights()
+    return await read_key_rights(call)

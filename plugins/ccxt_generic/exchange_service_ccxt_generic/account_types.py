@@ -1,7 +1,7 @@
-"""Which accounts of an exchange can be asked for, and by which words.
+"""The account types of each exchange, and CCXT's parameters for them.
 
-CCXT passes an unknown account type on, and the venue then answers for another wallet or not at all. So only types
-that an exchange's `fetch_balance` is known to tell apart stand here; every other exchange has one account.
+CCXT passes an unknown type on, and the venue then answers for another wallet or not at all. So this table has only the
+types that an exchange's `fetch_balance` is known to distinguish. Every other exchange has one account.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# The type of an account in which the venue keeps everything together, where its user has chosen so.
+# The type of an account in which the venue keeps everything together, if its user has chosen so.
 UNIFIED = "unified"
 
-# The types that an exchange's own code tells apart. The one that its users would call their balance is put first.
+# The types that CCXT's code for the exchange distinguishes. First the one that its users call their balance.
 _BY_EXCHANGE: Mapping[str, tuple[str, ...]] = {
     "aster": ("spot", "swap"),
     "bequant": ("spot", "funding"),
@@ -61,7 +61,7 @@ _BY_EXCHANGE: Mapping[str, tuple[str, ...]] = {
     "zebpay": ("spot", "swap"),
 }
 
-# Words that users of CCXT store for an account that these venues keep as one.
+# Names that users of CCXT store for accounts that these venues keep as one.
 _TRADING = dict.fromkeys(("spot", "margin", "swap", "future", "option"), "trading")
 _SYNONYMS: Mapping[str, Mapping[str, str]] = {
     "binancecoinm": {"swap": "delivery", "future": "delivery"},
@@ -75,16 +75,16 @@ _SYNONYMS: Mapping[str, Mapping[str, str]] = {
     "xt": {"future": "swap"},
 }
 
-# Where one account serves every kind of market, the name of no market fits it.
+# One account serves every kind of market here, so the name of no market fits.
 _SINGLE: Mapping[str, str] = {"deribit": "trading", "coinbaseinternational": "trading"}
 
-# Where several types read the same wallet, or one a part of another, the ones that together read each wallet once.
+# If several types read the same wallet, or one reads a part of another: the types that read each wallet once.
 # Binance's papi adds up margin, future and delivery; Bitfinex's derivatives are a part of margin.
 _WALLETS: Mapping[str, tuple[str, ...]] = {
     "binance": ("spot", "margin", "future", "delivery", "funding"),
     "binanceusdm": ("swap",),
     "bitfinex": ("spot", "margin", "funding"),
-    # Without a unified account, the funds for funding are in spot.
+    # Without a unified account the funding funds are in spot.
     "bitget": ("spot", "margin", "swap", "inverse"),
     "bybit": ("swap", "spot", "funding"),
     "bybiteu": ("spot", "funding"),
@@ -99,8 +99,10 @@ _WALLETS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Unified:
-    """An exchange where a user may have a unified account: `options` are those of CCXT's that are true for one who has,
-    once CCXT has asked, and `wallets` are the types that then read each wallet once."""
+    """An exchange where a user may have a unified account.
+
+    CCXT sets one of `options` to true if the user has it. `wallets` are the types that then read each wallet once.
+    """
 
     options: tuple[str, ...]
     wallets: tuple[str, ...]
@@ -117,9 +119,9 @@ _UNIFIED: Mapping[str, Unified] = {
     "kucoin": Unified(("uta",), (UNIFIED, "funding")),
 }
 
-# What CCXT must be told in place of the type, or it reads another account than the one of that name. Nothing is told
-# where CCXT asks by itself whether there is a unified account.
-_MEANING: Mapping[tuple[str, str], Mapping[str, str]] = {
+# CCXT's parameters in place of the type, without which it reads another account than the one of that name. They are
+# empty if CCXT itself finds out whether there is a unified account.
+_PARAMETERS: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("binance", "delivery"): {"type": "delivery", "subType": "inverse"},
     ("bingx", "inverse"): {"type": "swap", "subType": "inverse"},
     ("bitget", "inverse"): {"type": "swap", "subType": "inverse"},
@@ -140,8 +142,8 @@ _MEANING: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("xt", "inverse"): {"type": "swap", "subType": "inverse"},
 }
 
-# What else `fetch_balance` reads for an account type, with all the values it knows. For another type it would read
-# another account, so that the wish is refused there.
+# Further parameters that `fetch_balance` has for an account type, with all known values. With another type it would
+# read another account, so they are refused there.
 _CONTRACTS = {"subType": ("linear", "inverse")}
 _MARGIN = {"marginMode": ("cross", "isolated")}
 _FURTHER: Mapping[tuple[str, str], Mapping[str, tuple[str, ...]]] = {
@@ -161,8 +163,8 @@ _FURTHER: Mapping[tuple[str, str], Mapping[str, tuple[str, ...]]] = {
     ("xt", "swap"): _CONTRACTS,
 }
 
-# Coinbase's older interface shows no holds and ends its list at a page; the newer one is read to its end. Of LBank's
-# answers CCXT reads this one; from the one it asks for by itself it takes no row.
+# Coinbase's older interface shows no holds and only one page; CCXT reads all pages of the newer one. LBank's default
+# answer has no row that CCXT reads.
 _ALWAYS: Mapping[str, Mapping[str, Any]] = {
     "coinbase": {"v3": True},
     "lbank": {"method": "spotPrivatePostSupplementUserInfoAccount"},
@@ -179,12 +181,12 @@ def account_types(exchange_id: str, has: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def known_words(exchange_id: str, offered: tuple[str, ...]) -> tuple[str, ...]:
-    """Every word that a user may store for one of the `offered` types of this exchange."""
+    """Every name that a user may store for one of the `offered` types of this exchange."""
     return (*offered, *_SYNONYMS.get(exchange_id, {}))
 
 
 def canonical(exchange_id: str, word: str) -> str:
-    """The offered type that a known word stands for."""
+    """The offered type that a known name stands for."""
     return _SYNONYMS.get(exchange_id, {}).get(word, word)
 
 
@@ -195,30 +197,32 @@ def is_unified(exchange_id: str, options: Mapping[str, Any]) -> bool:
 
 
 def true_type(exchange_id: str, account_type: str, options: Mapping[str, Any], offered: tuple[str, ...]) -> str:
-    """The type of the account that was read without a wish for one, or for the unified one; `options` as above."""
+    """The type of the account that CCXT reads for no type, or for the unified one; `options` as in `is_unified`."""
     if UNIFIED not in offered:
         return account_type
     return UNIFIED if is_unified(exchange_id, options) else _WALLETS[exchange_id][0]
 
 
 def wallets(exchange_id: str, offered: tuple[str, ...], options: Mapping[str, Any]) -> tuple[str, ...]:
-    """The types that together read each wallet of the user once; `options` as above."""
+    """The types that together read each wallet of the user once; `options` as in `is_unified`."""
     if is_unified(exchange_id, options):
         return _UNIFIED[exchange_id].wallets
     return _WALLETS.get(exchange_id, offered)
 
 
 def type_parameters(exchange_id: str, account_type: str | None) -> dict[str, Any]:
-    """The parameters by which CCXT is asked for the type; None is CCXT's default. An exchange with one account takes no
-    type, and would be sent it as if it were the venue's own parameter."""
+    """CCXT's parameters for the type; None is CCXT's default.
+
+    An exchange with one account gets no type, because CCXT would send it as a parameter of the venue.
+    """
     parameters = dict(_ALWAYS.get(exchange_id, {}))
     if account_type is not None and exchange_id in _BY_EXCHANGE:
-        parameters.update(_MEANING.get((exchange_id, account_type), {"type": account_type}))
+        parameters.update(_PARAMETERS.get((exchange_id, account_type), {"type": account_type}))
     return parameters
 
 
 def further_parameters(exchange_id: str, account_type: str) -> Mapping[str, tuple[str, ...]]:
-    """The other parameters that this exchange takes for the type, with their values."""
+    """The further parameters of this exchange for the type, with their values."""
     return _FURTHER.get((exchange_id, account_type), {})
 
 

@@ -1,7 +1,7 @@
 """The listings of every CCXT exchange, from a snapshot that is read without importing CCXT.
 
-The snapshot belongs to one version of CCXT. With another one installed it is served all the same, with a note, until
-a child process has built a new one: importing CCXT takes seconds and would stall the event loop.
+The snapshot belongs to one version of CCXT. If another version is installed, the snapshot is served with a note until a
+child process has built a new one. Importing CCXT here would block the event loop for seconds.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from exchange_service.plugin_api import (
 )
 from exchange_service_ccxt_generic.limits import limits_of
 
-# Building takes one to three seconds; on a busy machine several times that.
+# Seconds. Building takes one to three, and several times that on a busy machine.
 BUILD_TIMEOUT = 60.0
-# The words that venues use for their test hosts.
+# The names that venues use for their test hosts.
 _SANDBOX_ALIASES = ("testnet", "demo", "practice", "paper")
 
 
@@ -41,12 +41,12 @@ class Snapshot:
 
     @staticmethod
     def from_json(text: str | bytes) -> Snapshot:
-        """The snapshot that `to_json` wrote; ValueError or KeyError for anything else."""
+        """The snapshot that `to_json` wrote. Raises ValueError or KeyError for anything else."""
         data = json.loads(text)
         return Snapshot(str(data["ccxt_version"]), tuple(data["exchanges"]))
 
     def to_json(self) -> str:
-        """One exchange a line, so that a change of one reads as one."""
+        """The snapshot as JSON, with one exchange in each line so that a diff shows what changed."""
         lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in self.exchanges)
         return f'{{"ccxt_version": {json.dumps(self.ccxt_version)}, "exchanges": [\n{lines}\n]}}\n'
 
@@ -61,7 +61,7 @@ def shipped() -> Snapshot:
 
 
 def installed_version() -> str:
-    """The version of the installed CCXT, read without importing it; empty where there is none."""
+    """The version of the installed CCXT, read without importing it; empty if it is not installed."""
     try:
         return metadata.version("ccxt")
     except metadata.PackageNotFoundError:
@@ -69,20 +69,20 @@ def installed_version() -> str:
 
 
 def shipped_manifest() -> Manifest:
-    """The shipped listings, with a note where they are not of the installed CCXT."""
+    """The shipped listings, with a note if another version of CCXT is installed."""
     snapshot, installed = shipped(), installed_version()
     if installed == snapshot.ccxt_version:
         return snapshot.manifest()
     return snapshot.manifest(
         f"The listings are of CCXT {snapshot.ccxt_version}, and {installed or 'none'} is installed: "
-        "they are renewed as soon as a child process has read the installed one."
+        "a child process is building those of the installed version."
     )
 
 
 async def newer_manifest(timeout: float = BUILD_TIMEOUT) -> Manifest | None:
-    """The listings of the installed CCXT where the shipped ones are of another version, built in a child process.
+    """The listings of the installed CCXT, built in a child process.
 
-    None where the versions agree, or where building fails or takes longer than `timeout` seconds.
+    None if the shipped listings are of this version, or if building fails or takes longer than `timeout` seconds.
     """
     installed = installed_version()
     if not installed or installed == shipped().ccxt_version:

@@ -1,4 +1,4 @@
-"""What CCXT says of an exchange, as one entry of the snapshot. Pure: plain data in, plain data out."""
+"""CCXT's description of an exchange as one entry of the snapshot. Pure functions of plain data."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _FIELDS: tuple[tuple[str, str, str, bool], ...] = (
     ("walletAddress", "wallet_address", "Wallet address", False),
 )
 
-# Reading needs the address of the wallet here, though CCXT does not declare it.
+# Reading needs the wallet's address here, although CCXT does not declare it.
 _WALLET_NEEDED = frozenset({"dydx", "pacifica"})
 
 
 def required_credentials(exchange_id: str, declared: Mapping[str, Any]) -> tuple[str, ...]:
-    """CCXT's names of what a user must give."""
+    """CCXT's names of the credentials that a user must store."""
     names = {name for name, needed in declared.items() if needed}
     if exchange_id in _WALLET_NEEDED:
         names.add("walletAddress")
@@ -62,7 +62,7 @@ def flat_urls(api: Any, hostname: str, prefix: str = "") -> Iterator[tuple[str, 
 def environment_urls(urls: Mapping[str, Any], hostname: str) -> dict[str, str]:
     """Every address that an exchange uses, by dotted name."""
     found = dict(flat_urls(urls.get("api"), hostname))
-    # htx keeps the hosts of its sections apart from their addresses.
+    # htx has the hosts of its sections outside of its addresses.
     hosts = urls.get("hostnames")
     if isinstance(hosts, Mapping):
         found.update({f"hostnames.{name}": f"https://{host}" for name, host in hosts.items()})

@@ -1,7 +1,7 @@
 """CCXT's exceptions as the service's errors.
 
-The text of CCXT's exceptions is never passed on: it holds the whole signed address. What decides is the class of the
-exception, and for some the HTTP status and the venue's own code.
+The class of the exception decides, and for some the HTTP status and the venue's own code. The text of CCXT's exceptions
+is never passed on, because it holds the whole signed address.
 """
 
 from __future__ import annotations
@@ -28,28 +28,29 @@ from exchange_service.plugin_api import (
     VenueUnavailable,
     retry_after,
 )
-from exchange_service_ccxt_generic.exact import Answer, exact_json
+from exchange_service_ccxt_generic.answers import Answer
+from exchange_service_ccxt_generic.exact_json import exact_json
 
 _Row = tuple[type[VenueError], str]
 
-# By the name of CCXT's class; `{venue}` is the exchange's name. A class is looked up before the one it derives from.
+# By the name of CCXT's class; `{venue}` is the exchange's name. A class is looked up before its base class.
 ROWS: Mapping[str, _Row] = {
     "BaseError": (RequestRefused, "{venue} answers with an error that CCXT does not explain."),
-    "ExchangeError": (RequestRefused, "{venue} answers with an error that CCXT does not tell apart."),
+    "ExchangeError": (RequestRefused, "{venue} answers with an error that CCXT does not classify."),
     "AuthenticationError": (
         CredentialRejected,
-        "{venue} refuses the key. Check that it is complete, in force and of this environment.",
+        "{venue} refuses the key. Check that it is complete, valid and made in this environment.",
     ),
     "PermissionDenied": (
         PermissionMissing,
-        "{venue} takes the key but not this request. Give the key the right to read, and check its IP allow-list.",
+        "{venue} accepts the key but not this request. Give the key the right to read, and check its IP allow-list.",
     ),
     "AccountNotEnabled": (FeatureNotEnabled, "{venue} says that this kind of account is not enabled."),
     "AccountSuspended": (PermissionMissing, "{venue} has suspended the account. Ask its support."),
     "ArgumentsRequired": (NotSupported, "CCXT needs something for {venue} that cannot be stored here."),
-    "BadRequest": (RequestRefused, "{venue} calls our request wrong."),
+    "BadRequest": (RequestRefused, "{venue} rejects our request as wrong."),
     "OperationRejected": (RequestRefused, "{venue} rejects our request."),
-    "ManualInteractionNeeded": (FeatureNotEnabled, "{venue} wants its user to confirm something on its site first."),
+    "ManualInteractionNeeded": (FeatureNotEnabled, "{venue} requires its user to confirm something on its site first."),
     "RestrictedLocation": (RegionRestricted, "{venue} does not serve the region that this service calls from."),
     "NotSupported": (NotSupported, "CCXT does not support this for {venue}."),
     "InvalidProxySettings": (VenueUnavailable, "{venue} cannot be reached: CCXT refuses its proxy settings."),
@@ -58,15 +59,15 @@ ROWS: Mapping[str, _Row] = {
     "NetworkError": (VenueUnavailable, "{venue} cannot be reached."),
     "DDoSProtection": (VenueRateLimited, "{venue} limits our requests."),
     "RateLimitExceeded": (VenueRateLimited, "{venue} limits our requests."),
-    "ExchangeNotAvailable": (VenueUnavailable, "{venue} cannot be reached, or has trouble."),
+    "ExchangeNotAvailable": (VenueUnavailable, "{venue} cannot be reached, or cannot answer."),
     "OnMaintenance": (VenueMaintenance, "{venue} is in maintenance."),
     "InvalidNonce": (ClockSkew, "{venue} refuses the time of our request. Check this machine's clock."),
-    "ChecksumError": (VenueMalformed, "{venue} answered with data that contradict themselves."),
+    "ChecksumError": (VenueMalformed, "{venue} answered with contradictory data."),
     "RequestTimeout": (VenueTimeout, "{venue} did not answer in time."),
-    "BadResponse": (VenueMalformed, "{venue} answered with something that is no balance."),
+    "BadResponse": (VenueMalformed, "{venue} answered with something that is not a balance."),
 }
 
-# Classes for which the row of the class they derive from is right. One in neither table fails a test: CCXT has grown.
+# Classes for which the row of their base class is right. A new class of CCXT, in neither table, fails a test.
 INHERITED = frozenset(
     {
         "BadSymbol",
@@ -89,7 +90,7 @@ INHERITED = frozenset(
     }
 )
 
-# CCXT takes each of these statuses for an outage, or for whatever the body reminds it of.
+# CCXT takes each of these statuses for an outage, or decides by the body.
 _STATUS_ROWS: Mapping[int, _Row] = {
     418: ROWS["RateLimitExceeded"],
     429: ROWS["RateLimitExceeded"],
@@ -108,10 +109,10 @@ _OUTAGE_STATUS_ROWS: Mapping[int, _Row] = {
     410: ROWS["BadRequest"],
 }
 
-# For answers that CCXT does not tell apart.
+# For answers that CCXT does not classify.
 _PLAIN_STATUS_ROWS: Mapping[int, _Row] = {401: ROWS["AuthenticationError"], 403: _OUTAGE_STATUS_ROWS[403]}
 
-# How the gateway of several venues says that it serves no address of the country, in a page with status 403.
+# In a page with status 403: the gateway of several venues does not serve the country of our address.
 _REGION_BLOCKED = "block access from your country"
 
 _ADDRESS_REFUSED: _Row = (
@@ -120,11 +121,11 @@ _ADDRESS_REFUSED: _Row = (
 )
 _KEY_ELSEWHERE: _Row = (
     CredentialRejected,
-    "{venue} says that the key is not of this environment. Store it for the environment that it was made in.",
+    "{venue} says that the key belongs to another environment. Store it for the environment where it was made.",
 )
-_KEY_EXPIRED: _Row = (CredentialRejected, "{venue} says that the key has expired. Make a new one.")
+_KEY_EXPIRED: _Row = (CredentialRejected, "{venue} says that the key has expired. Store a new one.")
 
-# What venues say by codes of their own that CCXT does not know, calls by the wrong name, or puts together.
+# The venues' own codes that CCXT does not know, classifies wrongly, or does not distinguish.
 _BINANCE: Mapping[str, _Row] = {
     "-1002": ROWS["PermissionDenied"],
     "-1003": ROWS["RateLimitExceeded"],
@@ -132,11 +133,11 @@ _BINANCE: Mapping[str, _Row] = {
     "-1022": ROWS["AuthenticationError"],
     "-2008": ROWS["AuthenticationError"],
     "-2014": ROWS["AuthenticationError"],
-    # CCXT calls this a ban once a key has worked, so that a revoked key would be asked for again and again.
+    # CCXT takes this for a ban once a key has worked, so a revoked key would be sent again and again.
     "-2015": (
         CredentialRejected,
-        "{venue} refuses the key (-2015). Check first that the key exists and is of this environment, then its IP "
-        "allow-list, then that it may read.",
+        "{venue} refuses the key (-2015). Check first that the key exists in this environment, then its IP allow-list, "
+        "then that it may read.",
     ),
     "-3003": ROWS["AccountNotEnabled"],
 }
@@ -152,7 +153,7 @@ _BYBIT: Mapping[str, _Row] = {
 _OKX: Mapping[str, _Row] = {
     "50030": ROWS["PermissionDenied"],
     "50061": ROWS["RateLimitExceeded"],
-    "50100": (CredentialRejected, "{venue} has frozen the key. Ask its support, or make a new one."),
+    "50100": (CredentialRejected, "{venue} has frozen the key. Ask its support, or store a new one."),
     "50101": _KEY_ELSEWHERE,
     "50110": _ADDRESS_REFUSED,
     "50112": ROWS["InvalidNonce"],
@@ -170,15 +171,15 @@ _KRAKEN: Mapping[str, _Row] = {
     "EAuth:Rate limit exceeded": ROWS["RateLimitExceeded"],
     "EAuth:Too many requests": ROWS["RateLimitExceeded"],
 }
-# The key's signature is wrong; CCXT has the code, but compares it with the HTTP status.
+# The signature is wrong. CCXT knows the code but compares it with the HTTP status.
 _APEX: Mapping[str, _Row] = {"20006": ROWS["AuthenticationError"]}
 
 _BINANCES = ("binance", "binancecoinm", "binanceus", "binanceusdm")
 _BYBITS = ("bybit", "bybiteu", "bybitid")
-# Seconds; an end of the limit that is later is none.
-_LONGEST_PAUSE = 300.0
+# Seconds. A later end of the limit is not believed.
+_LONGEST_DELAY = 300.0
 # When Bybit's limit ends, in milliseconds since 1970; it sends no Retry-After.
-_BYBITS_LIMIT_ENDS = "x-bapi-limit-reset-timestamp"
+_BYBIT_LIMIT_END = "x-bapi-limit-reset-timestamp"
 
 _CODE_ROWS: Mapping[str, Mapping[str, _Row]] = {
     "apex": _APEX,
@@ -187,30 +188,30 @@ _CODE_ROWS: Mapping[str, Mapping[str, _Row]] = {
     "kraken": _KRAKEN,
     **dict.fromkeys(("okx", "okxus", "myokx"), _OKX),
 }
-# Fields in which exchanges put an error's code or words, and what stands in them where there is none.
+# Names of fields with an error's code or message, and the values that mean no error.
 _NAMES_AN_ERROR = re.compile(r"err|code|msg|mess|reason|desc|\A(rc|mc)\Z", re.IGNORECASE)
 _NO_ERRORS: tuple[Any, ...] = (None, "", 0, "0", [], {})
-# Where an answer has its code, or a list of them.
+# The fields with the code of an answer, or with a list of codes.
 _CODE_FIELDS = ("code", "retCode", "error")
 
 
-def translated(error: BaseException, answer: Answer, exchange_id: str, venue: str) -> VenueError:
-    """Our error for one of CCXT's, `answer` being what the venue sent before it was raised."""
+def translate(error: BaseException, answer: Answer, exchange_id: str, venue: str) -> VenueError:
+    """The VenueError for an error of CCXT. `answer` is what the venue sent before CCXT raised it."""
     kind, sentence = _row(error, answer, exchange_id)
-    pause = retry_after(answer.headers) if kind.transient else None
-    if pause is None and kind is VenueRateLimited and exchange_id in _BYBITS:
-        pause = _until_the_limit_ends(answer)
-    return kind(sentence.format(venue=venue), retry_after=pause)
+    delay = retry_after(answer.headers) if kind.transient else None
+    if delay is None and kind is VenueRateLimited and exchange_id in _BYBITS:
+        delay = _until_limit_ends(answer)
+    return kind(sentence.format(venue=venue), retry_after=delay)
 
 
-def _until_the_limit_ends(answer: Answer) -> float | None:
-    """The seconds until Bybit's limit ends; None where it does not say."""
-    ends = next((text for name, text in answer.headers.items() if name.lower() == _BYBITS_LIMIT_ENDS), "")
+def _until_limit_ends(answer: Answer) -> float | None:
+    """Seconds until Bybit's limit ends; None if the header is missing or not believed."""
+    ends = next((text for name, text in answer.headers.items() if name.lower() == _BYBIT_LIMIT_END), "")
     if not ends.isdecimal() or len(ends) != 13:
         return None
-    # Half a second, because the clocks may differ.
+    # Half a second more, because the clocks may differ.
     seconds = int(ends) / 1000 - time.time() + 0.5
-    return seconds if 0 < seconds <= _LONGEST_PAUSE else None
+    return seconds if 0 < seconds <= _LONGEST_DELAY else None
 
 
 def _row(error: BaseException, answer: Answer, exchange_id: str) -> _Row:
@@ -222,7 +223,7 @@ def _row(error: BaseException, answer: Answer, exchange_id: str) -> _Row:
     if row := _code_row(exchange_id, answer.body):
         return row
     if answer.status == 403 and exchange_id in _BINANCES and not answer.is_json:
-        # The page of Binance's firewall, when it has been asked too much. A missing right comes with another status.
+        # The page of Binance's firewall after too many requests. A missing right has another status.
         return ROWS["RateLimitExceeded"]
     if name == "ExchangeNotAvailable" and answer.status in _OUTAGE_STATUS_ROWS:
         return _OUTAGE_STATUS_ROWS[answer.status]
@@ -231,31 +232,31 @@ def _row(error: BaseException, answer: Answer, exchange_id: str) -> _Row:
     if name == "ExchangeNotAvailable" and answer.status == 503 and "maintenance" in answer.body.lower():
         return ROWS["OnMaintenance"]
     if ROWS[name][0] is RequestRefused:
-        return _unexplained(name, answer)
+        return _row_by_status(name, answer)
     return ROWS[name]
 
 
-def _unexplained(name: str, answer: Answer) -> _Row:
-    """The row for what CCXT calls a fault of ours, or nothing in particular: the status may know better."""
-    if 200 <= answer.status < 300 and not _is_said(answer):
+def _row_by_status(name: str, answer: Answer) -> _Row:
+    """The row for an error that CCXT does not explain, or takes for our mistake: the status may say more."""
+    if 200 <= answer.status < 300 and not _names_an_error(answer):
         return ROWS["BadResponse"]
     if answer.status >= 500:
         return ROWS["OperationFailed"]
     return _PLAIN_STATUS_ROWS.get(answer.status, ROWS[name]) if name == "ExchangeError" else ROWS[name]
 
 
-def _is_said(answer: Answer) -> bool:
-    """Whether the answer is an object that names an error; `[]`, `{}` and other objects are nonsense and no refusal."""
+def _names_an_error(answer: Answer) -> bool:
+    """Whether the answer is an object that names an error. `[]`, `{}` and other objects are malformed, not refusals."""
     if not answer.is_json:
         return True
     value = answer.value()
     return isinstance(value, dict) and any(
-        _NAMES_AN_ERROR.search(name) and said not in _NO_ERRORS for name, said in value.items()
+        _NAMES_AN_ERROR.search(name) and content not in _NO_ERRORS for name, content in value.items()
     )
 
 
 def _below_http(error: BaseException) -> bool:
-    """Whether CCXT made this of a broken body or an answer that is not HTTP."""
+    """Whether CCXT raised this for a broken body, or an answer that is not HTTP."""
     return type(error.__cause__).__module__.startswith("aiohttp")
 
 
@@ -271,5 +272,5 @@ def _code_row(exchange_id: str, body: str) -> _Row | None:
     if not isinstance(value, dict):
         return None
     codes = [value.get(name) for name in _CODE_FIELDS]
-    said = [str(code) for found in codes for code in (found if isinstance(found, list) else [found])]
-    return next((rows[code] for code in said if code in rows), None)
+    texts = [str(code) for entry in codes for code in (entry if isinstance(entry, list) else [entry])]
+    return next((rows[text] for text in texts if text in rows), None)

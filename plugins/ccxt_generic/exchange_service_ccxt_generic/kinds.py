@@ -1,7 +1,7 @@
-"""How CCXT learns which kind of account a user has, where an exchange has a plain and a unified one.
+"""How CCXT learns which kind of account a user has, at exchanges with plain and unified accounts.
 
-CCXT's `fetch_balance` asks by itself, takes trouble or a strange answer for the plain kind, and reads another wallet.
-So each instance asks before it reads anything; CCXT then finds the answer in its options.
+CCXT's `fetch_balance` finds out by itself, but takes an error or an unknown answer for the plain kind and then reads
+another wallet. So each instance finds out before it reads anything, and CCXT has the answer in its options.
 """
 
 from __future__ import annotations
@@ -11,28 +11,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from exchange_service.plugin_api import VenueMalformed
-from exchange_service_ccxt_generic.exact import Answer, exact_json
+from exchange_service_ccxt_generic.answers import Answer
+from exchange_service_ccxt_generic.exact_json import exact_json
+from exchange_service_ccxt_generic.paths import at
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """The question for the kind: CCXT's method and its arguments, and what tells the kind in the answers. That is a
-    dotted path with the values that are known there, or none where all are; each answer has one of the paths."""
+    """CCXT's method that reads the kind, and `told`: dotted paths to the kind in its answers, with the known values.
+
+    Without values any value is known. Each answer has one of the paths.
+    """
 
     method: str
     told: Mapping[str, tuple[Any, ...]]
     arguments: tuple[Any, ...] = ()
-    # The venue's code by which it refuses the question of a plain account.
+    # The venue's error code for a plain account.
     plain: str = ""
 
     def is_told(self, answers: Sequence[Answer]) -> bool:
-        """Whether there were answers, and each good one tells the kind."""
+        """Whether there are answers, and each accepted one states a known kind."""
         good = [answer.value() for answer in answers if answer.is_json and answer.error is None]
         return bool(answers) and all(self._tells(value) for value in good)
 
     def _tells(self, value: Any) -> bool:
-        found = [(_at(value, path), known) for path, known in self.told.items()]
-        return any(said is not None and (said in known or not known) for said, known in found)
+        stated = [(at(value, path), known) for path, known in self.told.items()]
+        return any(kind is not None and (kind in known or not known) for kind, known in stated)
 
 
 _BYBIT = Kind("is_unified_enabled", {"result.uta": (0, 1), "result.unifiedMarginStatus": ()})
@@ -52,14 +56,8 @@ KINDS: Mapping[str, Kind] = {
 
 
 def has_code(body: str, code: str) -> bool:
-    """Whether the body is an object with this `code`; an empty one is none's."""
+    """Whether the body is an object with this `code`; false for an empty code."""
     try:
-        return bool(code) and str(_at(exact_json(body), "code")) == code
+        return bool(code) and str(at(exact_json(body), "code")) == code
     except VenueMalformed:
         return False
-
-
-def _at(value: Any, path: str) -> Any:
-    for step in path.split("."):
-        value = value.get(step) if isinstance(value, dict) else None
-    return value

@@ -1,7 +1,7 @@
-"""What is never sent: requests that are no reads, and sign-ins that would change something at the venue.
+"""The requests that are never sent: those that are not reads, and sign-ins that change something at the venue.
 
-A balance is read by GET, or by one of the POSTs below. Whatever else CCXT's code wants to send on the way to a balance
-(approving a fee for a broker, registering a key, opening a session) is refused before it leaves.
+A balance is read by GET, or by one of the POSTs below. Any other request of CCXT's code (approving a fee for a broker,
+registering a key, opening a session) is refused before it is sent.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _CHANGES_SOMETHING: Mapping[str, str] = {
 
 _UNSUPPORTED: Mapping[str, str] = {
     **{name: f"{reason}, and this service only reads." for name, reason in _CHANGES_SOMETHING.items()},
-    # It tells the kind of an account by a bare text, which cannot be told from an outage.
+    # Its answer for the kind of an account is a bare text, as that of an outage may be.
     "hyperliquid": "It is read by the plugin exchange-service-hyperliquid: install that.",
 }
 
-# The paths of CCXT's requests that read although they are POSTs, each for `fetch_balance` of these exchanges.
+# The paths of the POSTs with which CCXT's `fetch_balance` reads at these exchanges.
 _READS_BY_POST: Mapping[str, tuple[str, ...]] = {
     "binance": ("asset/get-funding-asset",),
     "bitbns": ("currentCoinBalance/EVERYTHING",),
@@ -51,7 +51,7 @@ _READS_BY_POST: Mapping[str, tuple[str, ...]] = {
     "zaif": ("get_info",),
 }
 
-# Methods by which CCXT's classes sign in, register or approve; every one is answered with a refusal.
+# Methods by which CCXT's classes sign in, register or approve. Each raises NotSupported.
 SIGN_INS = (
     "sign_in",
     "sign_in_with_api_key",
@@ -65,14 +65,14 @@ SIGN_INS = (
     "set_ref",
 )
 
-# Options that keep CCXT from attaching or approving fees, also where a class asks for the option elsewhere.
+# Options that keep CCXT from attaching or approving fees.
 SAFE_OPTIONS: Mapping[str, bool] = {"builderFee": False}
 
 _LEADING_VERSION = re.compile(r"^v\d+/")
 
 
 def unsupported_reason(exchange_id: str) -> str:
-    """Why no balance can be read of this exchange, a sentence; empty where one can."""
+    """A sentence why no balance of this exchange can be read; empty if it can."""
     return _UNSUPPORTED.get(exchange_id, "")
 
 

@@ -1,4 +1,4 @@
-"""What a key may do besides reading, where an exchange tells. Pure: the exchange's answer in, value out."""
+"""What a key may do besides reading, at exchanges that say so. Pure functions."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _BINANCE_TRADES = (
     "enablePortfolioMarginTrading",
 )
 _BINANCE_MOVES = ("enableInternalTransfer", "permitsUniversalTransfer")
-# Bybit's groups of rights that are no trading.
+# Bybit's groups of rights that are not for trading.
 _BYBIT_OTHERS = frozenset({"Wallet", "Exchange", "Earn", "Affiliate"})
 _NO_ALLOW_LIST = "The key has no IP allow-list: it works from every address."
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """How an exchange is asked, by CCXT's name of the request, which is a GET, and how its answer is read."""
+    """CCXT's name of the request, which is a GET, and the function that reads its answer."""
 
     method: str
     read: Callable[[Any], KeyRights]
@@ -36,7 +36,7 @@ def _binance(answer: Any) -> KeyRights:
     if any(rights.get(name) is True for name in _BINANCE_MOVES):
         notes.append("The key may transfer between accounts.")
     return KeyRights(
-        # Not each key has all of them; the first is always told.
+        # A key need not have all of these. The first is always present.
         trade=_flag(rights, _BINANCE_TRADES[0]) or any(rights.get(name) is True for name in _BINANCE_TRADES),
         withdraw=_flag(rights, "enableWithdrawals"),
         notes=tuple(notes),
@@ -47,7 +47,7 @@ def _bybit(answer: Any) -> KeyRights:
     result = as_object(as_object(answer, "the answer").get("result"), "result")
     permissions = as_object(result.get("permissions"), "result.permissions")
     granted = {name: as_list(rights, name) for name, rights in permissions.items()}
-    # 1 for a key that only reads, whatever rights it names besides; 0 for another.
+    # 1 for a key that only reads, whatever rights it names; otherwise 0.
     if result.get("readOnly") not in (0, 1):
         raise VenueMalformed("result.readOnly should be 0 or 1.")
     only_reads = result["readOnly"] == 1
@@ -83,12 +83,12 @@ def _flag(source: Mapping[str, Any], name: str) -> bool:
 
 
 def _instant(source: Mapping[str, Any], name: str) -> datetime | None:
-    """The instant at `name`, ISO 8601; None where the key has no end."""
-    said = text(source, name, "result", required=False)
-    if not said:
+    """The time at `name`, in ISO 8601; None if the key does not expire."""
+    stamp = text(source, name, "result", required=False)
+    if not stamp:
         return None
     try:
-        return datetime.fromisoformat(said).astimezone(UTC)
+        return datetime.fromisoformat(stamp).astimezone(UTC)
     except ValueError:
         raise VenueMalformed(f"result.{name} should be a time.") from None
 
@@ -111,6 +111,6 @@ QUESTIONS: Mapping[str, Question] = {
 }
 
 
-def untold(venue: str) -> KeyRights:
-    """The rights where nobody can be asked."""
-    return KeyRights(notes=(f"What the key may do besides reading cannot be asked at {venue}: see its site.",))
+def unknown_rights(venue: str) -> KeyRights:
+    """The rights of a key at an exchange that does not state them."""
+    return KeyRights(notes=(f"{venue} does not state through CCXT what the key may do besides reading: see its site.",))

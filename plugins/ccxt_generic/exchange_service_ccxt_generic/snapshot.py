@@ -12,8 +12,7 @@ from typing import Any
 from exchange_service_ccxt_generic.catalogue import Snapshot
 from exchange_service_ccxt_generic.describe import entry, environment_urls
 
-# Poloniex's test addresses lack a section that CCXT's own code asks for before anything else; WEEX's sandbox has only
-# another account than the one asked for.
+# Poloniex's test addresses lack a section that CCXT needs first. WEEX's sandbox has only another account.
 _BROKEN_SANDBOX = frozenset({"poloniex", "weex"})
 
 
@@ -44,7 +43,7 @@ def _entry(exchange: Any) -> dict[str, Any]:
 
 
 def _sandbox_urls(exchange: Any) -> dict[str, str] | None:
-    """The addresses after CCXT's own switch to the test hosts; None where it has none."""
+    """The addresses after CCXT's own switch to the test hosts; None if it has no test hosts."""
     if not exchange.urls.get("test") or exchange.id in _BROKEN_SANDBOX:
         return None
     exchange.set_sandbox_mode(True)

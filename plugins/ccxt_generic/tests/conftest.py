@@ -1,4 +1,4 @@
-"""What the tests of this plugin share: the listings, a simulated Binance, and a venue that answers as it is told."""
+"""Fixtures of this plugin's tests: the listings, a simulated Binance, and a venue with prepared answers."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def without_markets(monkeypatch: pytest.MonkeyPatch, without_pauses: None) -> None:
     """Skip the loading of markets too, and have an invented one: what is tested is the account's own answer."""
-    from exchange_service_ccxt_generic.client import CcxtClient
     from exchange_service_ccxt_generic.exact import Guarded
+    from exchange_service_ccxt_generic.instances import Instances
 
-    async def no_markets(self: CcxtClient, ccxt: Any) -> Any:
-        instance = self._construct(ccxt, Guarded, None, 1000)
+    async def no_markets(self: Instances, ccxt: Any) -> Any:
+        instance = self.construct(ccxt, Guarded, None, 1000)
         instance.set_markets([instance.safe_market_structure({"id": "onetwo", "symbol": "ONE/TWO", "spot": True})])
         for name in instance.options.get("marketHelperProps", []):
             instance.options.setdefault(name, {})
         return instance
 
-    monkeypatch.setattr(CcxtClient, "_load_markets", no_markets)
+    monkeypatch.setattr(Instances, "load_markets", no_markets)

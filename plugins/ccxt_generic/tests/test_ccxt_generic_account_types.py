@@ -11,7 +11,7 @@ from typing import Any
 
 import exchange_service_ccxt_generic as plugin
 import pytest
-from exchange_service_ccxt_generic import client
+from exchange_service_ccxt_generic import instances
 from exchange_service_ccxt_generic.account_types import UNIFIED, type_parameters, wallets
 from exchange_service_ccxt_generic.credentials import read_credential
 from exchange_service_ccxt_generic.simulator import BinanceSimulator, SimulatedWallet
@@ -270,10 +270,10 @@ async def test_trouble_with_the_kind_of_account_leaves_no_wallet_for_the_plain_k
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_the_kind_of_account_is_asked_for_anew_after_a_while(
+async def test_the_kind_of_account_is_read_again_after_a_while(
     listings: Listings, told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "_INSTANCE_AGE", 0.0)
+    monkeypatch.setattr(instances, "INSTANCE_AGE", 0.0)
     options: dict[str, Any] = {"api_key": "abcdef0123456789", "api_secret": "c2VjcmV0"}
     async with venue_call(listings["gate"], override=told.url, timeout=20.0, **options) as call:
         tell_gate(told, mode=1)
@@ -292,7 +292,7 @@ async def test_without_a_wish_the_account_is_called_what_it_is(
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_a_unified_account_that_is_asked_for_and_is_not_there_is_said_to_be(
+async def test_a_requested_unified_account_that_the_user_lacks_is_a_feature_not_enabled(
     listings: Listings, told: Any
 ) -> None:
     tell_bybit(told, unified=False)

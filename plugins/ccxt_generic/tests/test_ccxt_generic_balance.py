@@ -275,10 +275,12 @@ async def test_a_request_that_may_change_something_is_refused_before_it_leaves(
     listings: Listings, binance: BinanceSimulator
 ) -> None:
     from ccxt.async_support import binance as ccxt_binance
-    from exchange_service_ccxt_generic.exact import Exact, laid_over
+    from exchange_service_ccxt_generic.exact import Exact, make_layered_class
 
     async with venue_call(listings["binance"], override=binance.url) as call:
-        instance = laid_over(Exact, ccxt_binance)({"session": call.http.client_session, "apiKey": "a", "secret": "b"})
+        instance = make_layered_class(Exact, ccxt_binance)(
+            {"session": call.http.client_session, "apiKey": "a", "secret": "b"}
+        )
         for change in (instance.privatePostOrder, instance.privateDeleteOrder, instance.sapiPostCapitalWithdrawApply):
             with pytest.raises(NotSupported):
                 await change({"symbol": "BTCUSDT"})

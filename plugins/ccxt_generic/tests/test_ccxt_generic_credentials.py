@@ -84,7 +84,7 @@ def test_a_wish_that_would_read_another_account_is_refused() -> None:
             read_credential(stored(**metadata), "binance", SPOT_KEYS, OFFERED)
 
 
-def test_a_type_that_ccxt_takes_for_another_account_is_said_in_full() -> None:
+def test_a_type_that_ccxt_takes_for_another_account_has_explicit_parameters() -> None:
     wish = read_credential(stored(defaultType="delivery"), "binance", SPOT_KEYS, OFFERED).wish
     assert wish.parameters == {"type": "delivery", "subType": "inverse"}
 
@@ -178,7 +178,7 @@ async def test_a_secret_that_cannot_sign_is_the_users_to_correct(
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_a_private_key_that_is_none_is_the_users_to_correct(
+async def test_an_invalid_private_key_is_a_credential_invalid(
     listings: Mapping[str, ExchangeMetadata], told: Any
 ) -> None:
     import exchange_service_ccxt_generic as plugin

@@ -8,8 +8,8 @@ from typing import Any
 
 import exchange_service_ccxt_generic as plugin
 import pytest
-from exchange_service_ccxt_generic.exact import Answer
-from exchange_service_ccxt_generic.failures import INHERITED, ROWS, translated
+from exchange_service_ccxt_generic.answers import Answer
+from exchange_service_ccxt_generic.failures import INHERITED, ROWS, translate
 from exchange_service_ccxt_generic.simulator import BinanceSimulator
 
 from exchange_service.plugin_api import (
@@ -63,7 +63,7 @@ def test_every_error_becomes_ours_and_loses_its_text(name: str) -> None:
     from ccxt.base import errors
 
     raised = getattr(errors, name)(SIGNED_TEXT)
-    ours = translated(raised, Answer(), "kraken", "Kraken")
+    ours = translate(raised, Answer(), "kraken", "Kraken")
     row = next(base.__name__ for base in type(raised).__mro__ if base.__name__ in ROWS)
     assert type(ours) is ROWS[row][0]
     assert "Kraken" in ours.message
@@ -91,7 +91,7 @@ def test_every_error_becomes_ours_and_loses_its_text(name: str) -> None:
 def test_the_meaning_of_an_error_is_kept(name: str, expected: type[VenueError]) -> None:
     from ccxt.base import errors
 
-    assert type(translated(getattr(errors, name)("x"), Answer(), "okx", "OKX")) is expected
+    assert type(translate(getattr(errors, name)("x"), Answer(), "okx", "OKX")) is expected
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,10 @@ def test_the_meaning_of_an_error_is_kept(name: str, expected: type[VenueError]) 
         (503, VenueUnavailable),
     ],
 )
-def test_a_status_that_ccxt_calls_an_outage_is_told_apart(status: int, expected: type[VenueError]) -> None:
+def test_a_status_that_ccxt_takes_for_an_outage_becomes_its_own_error(status: int, expected: type[VenueError]) -> None:
     from ccxt.base.errors import ExchangeNotAvailable
 
-    assert type(translated(ExchangeNotAvailable("x"), Answer(status=status), "okx", "OKX")) is expected
+    assert type(translate(ExchangeNotAvailable("x"), Answer(status=status), "okx", "OKX")) is expected
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_the_venues_own_delay_is_respected(value: str, seconds: float) -> None:
     from ccxt.base.errors import RateLimitExceeded
 
     answer = Answer(status=429, headers={"Retry-After": value})
-    assert translated(RateLimitExceeded("x"), answer, "okx", "OKX").retry_after == seconds
+    assert translate(RateLimitExceeded("x"), answer, "okx", "OKX").retry_after == seconds
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_bybits_limit_ends_when_bybit_says(ends_in: float | None, shortest: floa
     ends = "soon" if ends_in is None else str(int((time.time() + ends_in) * 1000))
     body = '{"retCode":10006,"retMsg":"Too many visits!"}'
     answer = Answer(status=200, headers={"X-Bapi-Limit-Reset-Timestamp": ends}, body=body, is_json=True)
-    pause = translated(RateLimitExceeded("x"), answer, "bybit", "Bybit").retry_after
+    pause = translate(RateLimitExceeded("x"), answer, "bybit", "Bybit").retry_after
     assert pause is not None
     assert shortest <= pause <= longest
 
@@ -195,7 +195,7 @@ async def test_a_wrong_key_is_rejected(read: Read, key: str, secret: str, expect
         await read(api_key=key, api_secret=secret)
 
 
-async def test_a_clock_that_is_off_is_said_to_be(read: Read, binance: BinanceSimulator) -> None:
+async def test_a_wrong_clock_is_a_clock_skew(read: Read, binance: BinanceSimulator) -> None:
     binance.clock_ahead = 60_000
     with pytest.raises(ClockSkew):
         await read()

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from exchange_service_ccxt_generic import parse
-from exchange_service_ccxt_generic.exact import Answer, Exact, Guarded, exact_json, laid_over
+from exchange_service_ccxt_generic.answers import Answer
+from exchange_service_ccxt_generic.exact import Exact, Guarded, make_layered_class
+from exchange_service_ccxt_generic.exact_json import exact_json
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,7 +39,7 @@ JSON = st.recursive(st.none() | st.booleans() | WORDS, lambda inner: st.lists(in
 
 
 @given(JSON)
-def test_what_is_no_number_comes_through_as_it_is(value: object) -> None:
+def test_a_value_that_is_not_a_number_stays_as_it_is(value: object) -> None:
     assert exact_json(json.dumps(value)) == value
 
 
@@ -64,7 +66,7 @@ def test_what_is_no_number_comes_through_as_it_is(value: object) -> None:
         pytest.param("[" * 100_000, id="nested too deep"),
     ],
 )
-def test_what_is_no_exact_json_is_refused(body: str) -> None:
+def test_a_body_that_is_not_exact_json_is_refused(body: str) -> None:
     with pytest.raises(VenueMalformed):
         exact_json(body)
 
@@ -94,7 +96,7 @@ def instances() -> tuple[Any, Any]:
 
     plain = Exchange()
     plain.number = str
-    layered = laid_over(Exact, Exchange)()
+    layered = make_layered_class(Exact, Exchange)()
     layered.throttler = layered.session = None
     return layered, plain
 

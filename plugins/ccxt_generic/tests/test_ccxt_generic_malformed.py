@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import pytest
-from exchange_service_ccxt_generic.empty import proves_empty
+from exchange_service_ccxt_generic.emptiness import proves_empty
 from exchange_service_ccxt_generic.simulator import BinanceSimulator
 
 from exchange_service.plugin_api import Balance, VenueMalformed
@@ -72,7 +72,7 @@ async def test_a_true_answer_under_a_wrong_content_type_is_still_read(read: Read
 
 
 @pytest.mark.parametrize("fault", [Fault.html(), Fault(body=b"{}"), Fault(body=b"[]"), Fault(body=b"")])
-async def test_broken_lists_of_markets_are_no_ground_for_a_balance(
+async def test_with_a_broken_list_of_markets_no_balance_is_believed(
     read: Read, binance: BinanceSimulator, fault: Fault
 ) -> None:
     for path in ("/api/v3/exchangeInfo", "/fapi/v1/exchangeInfo", "/dapi/v1/exchangeInfo"):

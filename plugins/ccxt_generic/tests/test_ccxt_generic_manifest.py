@@ -34,7 +34,7 @@ def test_the_simulator_needs_no_ccxt_and_nothing_of_the_client() -> None:
     assert run_python("-c", code).strip() == "False"
     folder = Path(str(catalogue.__file__)).with_name("simulator")
     sources = [path.read_text(encoding="utf-8") for path in folder.glob("*.py")]
-    assert len(sources) == 5
+    assert len(sources) == 4
     for source in sources:
         assert not source.replace("exchange_service_ccxt_generic.simulator", "").count("exchange_service_ccxt_generic")
 

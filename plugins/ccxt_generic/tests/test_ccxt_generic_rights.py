@@ -125,7 +125,7 @@ async def test_okx_tells(listings: Listings, told: Any, granted: str, trade: boo
         ("coinbase", {"can_view": True}),
     ],
 )
-async def test_an_answer_that_does_not_tell_is_no_answer(
+async def test_an_answer_without_the_rights_is_malformed(
     listings: Listings, told: Any, exchange_id: str, answer: Any
 ) -> None:
     told.default = json.dumps(answer).encode()

@@ -209,7 +209,7 @@ async def test_each_kind_of_coinbases_keys_is_checked(listings: Listings, name: 
             await read({"api_key": name, "api_secret": secret})
 
 
-async def test_a_token_of_another_address_is_no_token_for_this_one(listings: Listings) -> None:
+async def test_a_token_for_another_address_is_refused(listings: Listings) -> None:
     from aiohttp import ClientSession
 
     async with played(CoinbaseSimulator, listings) as (venue, read):

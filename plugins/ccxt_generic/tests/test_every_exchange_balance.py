@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import exchange_service_ccxt_generic as plugin
 import pytest
-from exchange_service_ccxt_generic.empty import shapes
+from exchange_service_ccxt_generic.answer_shapes import shapes
 
 from exchange_service.plugin_api import ExchangeMetadata, NotSupported
 from plugins.ccxt_generic.tests.every_exchange.credentials import traces

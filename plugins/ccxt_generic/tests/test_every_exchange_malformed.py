@@ -155,7 +155,7 @@ async def test_nonsense_is_never_a_balance_nor_a_verdict_on_the_account(
 
 
 @pytest.mark.parametrize("exchange_id", SEVERAL_TYPES)
-async def test_nonsense_is_no_balance_of_any_type_of_account(exchange_id: str, record_property: Property) -> None:
+async def test_nonsense_is_not_a_balance_of_any_type_of_account(exchange_id: str, record_property: Property) -> None:
     known = ACCOUNTS[exchange_id]
     before = known.before if exchange_id in KINDS else {}
     account = Account("", {}, assets=known.assets, before=before)

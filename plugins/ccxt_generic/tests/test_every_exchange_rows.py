@@ -110,7 +110,7 @@ async def test_a_row_that_cannot_be_read_makes_the_answer_malformed(exchange_id:
 
 
 @pytest.mark.parametrize("exchange_id", sorted(FLAT | ONE))
-async def test_figures_that_are_none_make_the_answer_malformed(exchange_id: str) -> None:
+async def test_invalid_figures_make_the_answer_malformed(exchange_id: str) -> None:
     account, believed = ACCOUNTS[exchange_id], []
     async with opened(LISTINGS[exchange_id], account.assets) as (venue, call):
         for value in (None, "much", "NaN", True, {}, []):

@@ -14,8 +14,7 @@ from exchange_service.plugin_api import (
     VenueCall,
     hookimpl,
 )
-from exchange_service_hyperliquid.client import HyperliquidClient
-from exchange_service_hyperliquid.wallet import read_balance
+from exchange_service_hyperliquid.balance import key_rights, read_balance
 
 HYPERLIQUID = ExchangeMetadata(
     id="hyperliquid",
@@ -27,8 +26,8 @@ HYPERLIQUID = ExchangeMetadata(
     logo="/hyperliquid_logo.png",
     color_class="bg-cyan-500/20 text-cyan-500",
     instructions=(
-        "No key is needed: give the address of the wallet that you trade with, as it stands at the top right of "
-        "app.hyperliquid.xyz. Not the address of an API wallet, and never a private key."
+        "No key is needed: store the address of the wallet that you trade with, shown at the top right of "
+        "app.hyperliquid.xyz. Never store the address of an API wallet or a private key."
     ),
     credential_fields=(
         CredentialField(
@@ -42,12 +41,11 @@ HYPERLIQUID = ExchangeMetadata(
             "Builder dexs",
             required=False,
             secret=False,
-            description="Names with commas between them, such as xyz,flx. Left empty, the main dex alone is read.",
+            description="Names with commas between them, such as xyz,flx. If it is empty, only the main dex is read.",
         ),
     ),
     account_types=("perpetual", "spot", "vault", "staking"),
-    # What the venue itself calls the balance. Vaults and staking are places where money was put for longer, and
-    # each costs ten times as much to ask about.
+    # The types that the venue itself calls the balance. Reading vaults or staking weighs ten times as much.
     default_account_types=("perpetual", "spot"),
     capabilities=Capabilities(sandbox=True, several_accounts=True, read_without_secret=True),
     environments=(
@@ -55,10 +53,10 @@ HYPERLIQUID = ExchangeMetadata(
         Environment("sandbox", {"api": "https://api.hyperliquid-testnet.xyz"}, aliases=("testnet",)),
     ),
     documentation_url="https://hyperliquid.gitbook.io/hyperliquid-docs/for-developers/api",
-    # In the venue's weights: each of the two states weighs two. An address's mode weighs twenty, and is asked once in
-    # hours; the two more are its share.
+    # In the venue's weights: each of the two states weighs two. The mode weighs twenty and is read once an hour; its
+    # share is the other two.
     limits=(RateLimit("address", 1200, 60, cost=6),),
-    # No credential_url: the only page that makes keys makes API wallets, whose address is the wrong one to store.
+    # No credential_url: the only page for keys makes API wallets, whose address must not be stored.
 )
 
 
@@ -69,10 +67,9 @@ def exchange_manifest() -> Manifest:
 
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
-    return await read_balance(HyperliquidClient(call))
+    return await read_balance(call)
 
 
 @hookimpl
 async def check_credential(call: VenueCall) -> KeyRights:
-    notes = HyperliquidClient(call).needless_secrets()
-    return KeyRights(trade=False, withdraw=False, notes=notes)
+    return key_rights(call)

@@ -1,4 +1,4 @@
-"""Hyperliquid over HTTP: one address, one request body a question, what is worth keeping, and errors as ours."""
+"""Hyperliquid over HTTP: the requests, how long their answers are kept, and which VenueError each error is."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from exchange_service.plugin_api import (
+    SECRET_FIELDS,
     AddressNotAllowed,
     CredentialInvalid,
     RequestRefused,
     Response,
     VenueCall,
     VenueMalformed,
+    raise_unexpected_status,
     read_metadata,
     wallet_address,
 )
@@ -19,22 +21,22 @@ from exchange_service_hyperliquid import parse
 
 T = TypeVar("T")
 
-# All limits are per network address: 1200 weight a minute, of which most questions cost 20 and a role costs 60,
-# while a state costs 2. So all but the states is kept. The mode may be, because a spot state tells when it has changed.
+# Seconds. The limit is a weight of 1200 a minute for our network address. A state weighs 2, a role 60, and most other
+# requests 20, so everything but the states is kept. A spot state shows when the kept mode is out of date.
 _MODE_AGE = 3600.0
 _ROLE_AGE = 600.0
 _SUB_ACCOUNT_LIST_AGE = 600.0
 _DEX_LIST_AGE = 600.0
 _TOKEN_TABLE_AGE = 3600.0
-# A dex costs a request each refresh; no wallet needs more than this.
+# Each dex costs one request a balance. No user needs more.
 _MAX_DEXS = 20
 _MAX_DEX_NAME = 32
-# Kinds of account outside the default that the stored metadata may add to it, and the word there for each.
+# Account types that the stored metadata can add to the default, and the name of each there.
 _ADDED_TYPES = {"vault": "vaults", "staking": "staking"}
 
 
 class HyperliquidClient:
-    """The questions that a balance needs. Addresses are in lower case, as the venue writes them."""
+    """The reads that a balance needs. Addresses are in lower case, as the venue writes them."""
 
     def __init__(self, call: VenueCall) -> None:
         metadata = read_metadata(
@@ -55,72 +57,72 @@ class HyperliquidClient:
         self._url = call.url() + "/info"
 
     def wants(self, account_type: str) -> bool:
-        """Whether accounts of this type are read: those that the caller asks for, or, where he asks for none, the
-        default and what the stored metadata add to it."""
+        """Whether accounts of this type are read: the requested types, or, if the call names none, the default and the
+        types that the stored metadata add."""
         added = not self._call.account.account_type and account_type in self._added_types
         return added or self._call.wants(account_type)
 
     def needless_secrets(self) -> tuple[str, ...]:
-        """A sentence for each secret that is stored although nothing here uses it."""
+        """A sentence for each stored secret that is not needed."""
         credential = self._call.credential
-        texts = {name: getattr(credential, name).reveal().strip() for name in ("api_key", "api_secret", "passphrase")}
+        texts = {name: getattr(credential, name).reveal().strip() for name in SECRET_FIELDS}
         needless = [name for name, value in texts.items() if value and value.lower() != self.address]
         return tuple(f"Hyperliquid needs no {name} to be read: remove the stored one." for name in needless)
 
     async def mode(self, address: str) -> str:
-        """The account mode, such as "default" or "unifiedAccount": it decides what the states mean."""
+        """The mode of the account, such as "default" or "unifiedAccount", which decides what the states mean."""
 
-        async def ask() -> str:
+        async def fetch() -> str:
             return parse.mode(await self._info("userAbstraction", user=address))
 
-        mode = await self._call.account_state.get(f"mode {address}", ask, max_age=_MODE_AGE)
+        mode = await self._call.account_state.get(f"mode {address}", fetch, max_age=_MODE_AGE)
         if mode not in parse.STANDARD_MODES | parse.UNIFIED_MODES:
-            # It may as well be a slip of the venue's, and then it should not last.
+            # It may be a mistake of the venue, so it is not kept.
             self._call.account_state.forget(f"mode {address}")
         return mode
 
-    async def mode_anew(self, address: str) -> str:
-        """The account mode as it is now, where a state contradicts the one that `mode` gave."""
+    async def reread_mode(self, address: str) -> str:
+        """The current mode, for when a state contradicts the one that `mode` returned."""
         self._call.account_state.forget(f"mode {address}")
         return await self.mode(address)
 
     async def role(self, address: str) -> parse.Role:
-        """What the venue knows an address as. Costs as much as thirty states: ask only where the states say nothing."""
+        """The role of an address at the venue. It weighs as much as thirty states: read it only if these are empty."""
 
-        async def ask() -> parse.Role:
+        async def fetch() -> parse.Role:
             return parse.role(await self._info("userRole", user=address))
 
-        return await self._call.account_state.get(f"role {address}", ask, max_age=_ROLE_AGE)
+        return await self._call.account_state.get(f"role {address}", fetch, max_age=_ROLE_AGE)
 
     async def perp_state(self, address: str, dex: str = "") -> parse.PerpState:
-        """An address's perpetuals on one dex; CredentialInvalid if the venue has no dex of this name."""
+        """The perpetuals of an address on one dex. Raises CredentialInvalid if the venue has no such dex."""
         collateral = await self._collateral(dex) if dex else parse.USDC
         return parse.perp_state(await self._info("clearinghouseState", user=address, dex=dex), dex, collateral)
 
     async def spot_state(self, address: str) -> parse.SpotState:
-        """An address's spot tokens."""
+        """The spot tokens of an address."""
         return parse.spot_state(await self._info("spotClearinghouseState", user=address))
 
     async def sub_accounts(self, address: str) -> list[parse.SubAccount]:
         """The sub-accounts of a main wallet."""
 
-        async def ask() -> list[parse.SubAccount]:
+        async def fetch() -> list[parse.SubAccount]:
             return parse.sub_accounts(await self._info("subAccounts", user=address), address)
 
-        return await self._call.account_state.get(f"sub accounts {address}", ask, max_age=_SUB_ACCOUNT_LIST_AGE)
+        return await self._call.account_state.get(f"sub accounts {address}", fetch, max_age=_SUB_ACCOUNT_LIST_AGE)
 
     async def vault_equities(self, address: str) -> Any:
-        """What an address has put into vaults, as the venue sends it."""
+        """The payload of the vaults of an address."""
         return await self._info("userVaultEquities", user=address)
 
     async def staking(self, address: str) -> Any:
-        """What an address has staked, as the venue sends it."""
+        """The payload of the staking account of an address."""
         return await self._info("delegatorSummary", user=address)
 
     async def _collateral(self, dex: str) -> str:
-        """The code of the token that a builder dex reckons in: it need not be USDC, and the states do not say."""
+        """The code of a builder dex's collateral. It need not be USDC, and the states do not name it."""
         if dex not in await self._market(_DEX_LIST_AGE, parse.dex_names, "perpDexs"):
-            raise CredentialInvalid(f"extra_metadata.dexs names {dex!r}, and Hyperliquid has no such dex.")
+            raise CredentialInvalid(f"extra_metadata.dexs names {dex!r}, but Hyperliquid has no such dex.")
         token = await self._market(_TOKEN_TABLE_AGE, parse.collateral_token, "meta", dex=dex)
         names = await self._market(_TOKEN_TABLE_AGE, parse.token_names, "spotMeta")
         if token not in names:
@@ -128,13 +130,13 @@ class HyperliquidClient:
         return names[token]
 
     async def _market(self, max_age: float, read: Callable[[Any], T], type: str, **fields: str) -> T:
-        """A table that all accounts share, read by `read`. Its name holds the address: test and live differ."""
+        """A table that all accounts share. Its name in the state has the URL, because the two environments differ."""
 
-        async def ask() -> T:
+        async def fetch() -> T:
             return read(await self._info(type, public=True, **fields))
 
         name = " ".join((self._url, type, *fields.values()))
-        return await self._call.plugin_state.get(name, ask, max_age=max_age)
+        return await self._call.plugin_state.get(name, fetch, max_age=max_age)
 
     async def _info(self, type: str, *, public: bool = False, **fields: str) -> Any:
         http = self._call.public_http if public else self._call.http
@@ -148,12 +150,12 @@ def _dex_names(listed: str) -> tuple[str, ...]:
     if len(names) > _MAX_DEXS:
         raise CredentialInvalid(f"extra_metadata.dexs names more than {_MAX_DEXS} dexs.")
     if any(len(name) > _MAX_DEX_NAME or not (name.isascii() and name.isalnum()) for name in names):
-        raise CredentialInvalid("extra_metadata.dexs should be names with commas between them, such as xyz,flx.")
+        raise CredentialInvalid("extra_metadata.dexs should be names with commas between them, for example xyz,flx.")
     return names
 
 
 def _raise_for_error(response: Response) -> None:
-    """Our words for the statuses that no key can cause here; the rest is as everywhere."""
+    """Raise the error of a response. Reads need no key, so statuses such as 401 mean something else here."""
     status = response.status
     if status == 200:
         return
@@ -162,9 +164,8 @@ def _raise_for_error(response: Response) -> None:
             "Hyperliquid cannot read the request (HTTP 422). Check the stored wallet_address and dexs."
         )
     if status == 403:
-        # There is no key that could lack a right, so it is the gateway in front that does not want us.
+        # There is no key that could lack a right, so the gateway in front of the venue refuses us.
         raise AddressNotAllowed("Hyperliquid's gateway refuses requests from this service's network address.")
     if status in (400, 401, 404, 405, 415):
-        raise RequestRefused(f"Hyperliquid calls our request wrong (HTTP {status}).")
-    response.raise_for_status()
-    raise VenueMalformed(f"Hyperliquid answered with an unexpected status (HTTP {status}).")
+        raise RequestRefused(f"Hyperliquid rejects our request (HTTP {status}).")
+    raise_unexpected_status(response, "Hyperliquid")

@@ -1,4 +1,4 @@
-"""Hyperliquid's payloads as the service's nouns. Pure: payload in, value out."""
+"""Reads Hyperliquid's payloads into the service's values. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from exchange_service.plugin_api import (
     amount,
     as_list,
     as_object,
+    check_unique,
     combined_summary,
     exact_difference,
     exact_sum,
@@ -26,32 +27,32 @@ from exchange_service.plugin_api import (
 )
 
 USDC = "USDC"
-# Each dex and the spot wallet hold their own money.
+# In these modes each dex and the spot wallet hold money of their own.
 STANDARD_MODES = frozenset({"disabled", "default", "dexAbstraction"})
-# The spot wallet is the collateral of everything, and its USDC holds the perpetuals' equity already.
+# In these modes the spot wallet is the collateral of everything, and its USDC includes the perpetuals' equity.
 UNIFIED_MODES = frozenset({"unifiedAccount", "portfolioMargin"})
 
-# The number that USDC has among the tokens.
+# The number of the token USDC.
 _USDC_TOKEN = 0
-# Each costs three requests and more; no wallet that a person looks at has more.
+# Each costs at least three requests. No user's wallet has more.
 _MAX_SUB_ACCOUNTS = 100
 
-_USDC_PART = "The summary of a wallet is its USDC part: Hyperliquid reckons no value for its other tokens here."
+_USDC_PART = "The summary of a wallet is its USDC part: Hyperliquid states no value of its other tokens here."
 _NO_SINGLE_FIGURE = "There is no summary for everything, because not everything held is in USDC."
 _DOUBTFUL_MODE = (
-    "Hyperliquid says one mode of a wallet and answers as in another: its accounts may overlap, so they are shown "
+    "Hyperliquid states one mode for a wallet and answers as in another: its accounts may overlap, so they are shown "
     "without equity and without a summary."
 )
 _NO_USDC_ROW = (
-    "Hyperliquid shows a unified wallet's perpetuals and not the USDC that holds their equity: "
-    "what the wallet is worth is unknown."
+    "Hyperliquid shows the perpetuals of a unified wallet but not the USDC with their equity: "
+    "the value of the wallet is unknown."
 )
-_OUTCOMES_LEFT_OUT = "Outcome-market positions are held, and left out."
+_OUTCOMES_LEFT_OUT = "The wallet holds outcome-market positions, which are left out."
 
 
 @dataclass(frozen=True, slots=True)
 class PerpState:
-    """The perpetuals of one address on one dex; amounts in `collateral`. `dex` is "" for the main one."""
+    """The perpetuals of one address on one dex, with amounts in `collateral`. `dex` is "" for the main dex."""
 
     dex: str
     collateral: str
@@ -69,10 +70,10 @@ class PerpState:
 
 @dataclass(frozen=True, slots=True)
 class SpotState:
-    """The spot tokens of one address. `outcomes` counts held outcome-market rows, which are no assets.
+    """The spot tokens of one address. `outcomes` counts the outcome-market positions, which are not assets.
 
-    `unified` is whether the answer has what only those of UNIFIED_MODES have: what is left of a token above the
-    maintenance margin, of which `usdc_after_maintenance` is the USDC. None where the venue does not say.
+    `unified` is whether the answer has the field that only UNIFIED_MODES have: the amount of each token above the
+    maintenance margin. `usdc_after_maintenance` is that of USDC, None if the venue does not state it.
     """
 
     rows: tuple[AssetBalance, ...]
@@ -89,18 +90,18 @@ class SpotState:
         return any(row.asset == USDC for row in self.rows)
 
     def usdc(self) -> AssetBalance:
-        """The USDC row. The list is complete, so where it has none, none is held."""
+        """The USDC row. The list is complete, so a list without it means zero."""
         zero = Decimal(0)
         return next((row for row in self.rows if row.asset == USDC), AssetBalance(USDC, zero, zero, zero))
 
     def holds_other_than_usdc(self) -> bool:
-        """Whether there is a value that a figure in USDC leaves out."""
+        """Whether a figure in USDC leaves out something that is held."""
         return bool(self.outcomes) or any(row.asset != USDC and not row.is_zero() for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What the venue knows an address as: user, missing, vault, agent, subAccount. `master` only of an agent."""
+    """The role of an address: user, missing, vault, agent or subAccount. `master` is set for an agent alone."""
 
     name: str
     master: str = ""
@@ -116,9 +117,9 @@ class SubAccount:
 
 @dataclass(frozen=True, slots=True)
 class Wallet:
-    """What one address shows: its accounts, remarks on them, and the times that the venue states.
+    """The accounts of one address, notes on them, and the times that the venue states.
 
-    `is_empty` is whether nothing is seen to be held; `is_unified` whether perpetuals have no account of their own.
+    `is_empty`: nothing is shown to be held. `is_unified`: perpetuals have no account of their own.
     """
 
     accounts: tuple[VenueAccount, ...]
@@ -134,7 +135,7 @@ def mode(payload: Any) -> str:
 
 
 def role(payload: Any) -> Role:
-    """The role of `userRole`, with the main wallet's address where the one asked for is an API wallet's."""
+    """The role of `userRole`, with the main wallet's address if the role is that of an API wallet."""
     found = as_object(payload, "the answer")
     name = text(found, "role", "the answer")
     if name != "agent":
@@ -143,7 +144,7 @@ def role(payload: Any) -> Role:
 
 
 def perp_state(payload: Any, dex: str = "", collateral: str = USDC) -> PerpState:
-    """`clearinghouseState`. Every figure is required: a state that lacks one proves nothing about the account."""
+    """The perpetuals of `clearinghouseState`. Raises VenueMalformed if any figure is missing."""
     found = as_object(payload, "the answer")
     margin = as_object(found.get("marginSummary"), "marginSummary")
     positions = [_position(entry) for entry in as_list(found.get("assetPositions"), "assetPositions")]
@@ -160,12 +161,11 @@ def perp_state(payload: Any, dex: str = "", collateral: str = USDC) -> PerpState
 
 
 def spot_state(payload: Any) -> SpotState:
-    """`spotClearinghouseState`. Outcome-market rows are counted and dropped: they are positions without a token."""
+    """The spot tokens of `spotClearinghouseState`. Outcome-market rows are counted and left out: they have no token."""
     found = as_object(payload, "the answer")
     entries = [as_object(entry, "balances[]") for entry in as_list(found.get("balances"), "balances")]
     outcomes = [entry for entry in entries if _is_outcome(entry)]
-    if len({text(entry, "coin", "balances[]") for entry in entries}) != len(entries):
-        raise VenueMalformed("Hyperliquid lists a coin twice.")
+    check_unique((text(entry, "coin", "balances[]") for entry in entries), "Hyperliquid lists a coin twice.")
     left = found.get("tokenToAvailableAfterMaintenance")
     return SpotState(
         rows=tuple(_spot_row(entry) for entry in entries if not _is_outcome(entry)),
@@ -176,7 +176,7 @@ def spot_state(payload: Any) -> SpotState:
 
 
 def sub_accounts(payload: Any, master: str) -> list[SubAccount]:
-    """`subAccounts` of `master`: null where it has none. A nameless one is called by its address."""
+    """The sub-accounts in `subAccounts` of `master`, null if it has none. Without a name one has its address."""
     if payload is None:
         return []
     entries = [as_object(entry, "subAccounts[]") for entry in as_list(payload, "the answer")]
@@ -185,23 +185,20 @@ def sub_accounts(payload: Any, master: str) -> list[SubAccount]:
     if any(_address(entry, "master", "subAccounts[]") != master for entry in entries):
         raise VenueMalformed("Hyperliquid lists a sub-account of another wallet.")
     found = [_sub_account(entry) for entry in entries]
-    if len({master, *(sub.address for sub in found)}) != len(found) + 1:
-        # Read twice, its money would be in the summary twice.
-        raise VenueMalformed("Hyperliquid lists an address twice.")
+    check_unique((master, *(sub.address for sub in found)), "Hyperliquid lists an address twice.")
     return found
 
 
 def vault_accounts(payload: Any) -> tuple[VenueAccount, ...]:
-    """`userVaultEquities`: an account for each vault. How much of it can be taken out now is not said."""
+    """An account for each vault in `userVaultEquities`. The venue does not state how much can be withdrawn now."""
     entries = [as_object(entry, "vaults[]") for entry in as_list(payload, "the answer")]
     accounts = tuple(_vault(entry) for entry in entries)
-    if len({account.id for account in accounts}) != len(accounts):
-        raise VenueMalformed("Hyperliquid lists a vault twice.")
+    check_unique((account.id for account in accounts), "Hyperliquid lists a vault twice.")
     return accounts
 
 
 def staking_account(payload: Any, address: str) -> VenueAccount:
-    """`delegatorSummary`: HYPE in the staking account; free is what is not delegated and not on its way out."""
+    """The staking account of `delegatorSummary`, in HYPE. Free is what is neither delegated nor being withdrawn."""
     found = as_object(payload, "the answer")
     delegated = required_amount(found, "delegated", "the answer")
     undelegated = required_amount(found, "undelegated", "the answer")
@@ -213,7 +210,7 @@ def staking_account(payload: Any, address: str) -> VenueAccount:
 
 
 def dex_names(payload: Any) -> frozenset[str]:
-    """The builder dexs of `perpDexs`, where null stands for the main one; a list without it is none."""
+    """The builder dexs of `perpDexs`. Null stands for the main dex; a list without null is VenueMalformed."""
     listed = as_list(payload, "the answer")
     if None not in listed:
         raise VenueMalformed("Hyperliquid's list of dexs lacks the main one.")
@@ -222,12 +219,12 @@ def dex_names(payload: Any) -> frozenset[str]:
 
 
 def collateral_token(payload: Any) -> int:
-    """The number of the token that a dex reckons in, from its `meta`."""
+    """The number of a dex's collateral token, from its `meta`."""
     return _token_number(as_object(payload, "the answer").get("collateralToken"), "collateralToken")
 
 
 def token_names(payload: Any) -> dict[int, str]:
-    """The codes of all tokens by number, from `spotMeta`; a table without USDC is none."""
+    """The codes of all tokens by number, from `spotMeta`. A table without USDC is VenueMalformed."""
     tokens = as_list(as_object(payload, "the answer").get("tokens"), "tokens")
     entries = [as_object(token, "tokens[]") for token in tokens]
     names = {_token_number(entry.get("index"), "tokens[].index"): text(entry, "name", "tokens[]") for entry in entries}
@@ -283,19 +280,19 @@ def dex_account_name(name: str, dex: str) -> str:
 
 
 def overall_summary(accounts: Sequence[VenueAccount]) -> tuple[Summary | None, tuple[str, ...]]:
-    """The one figure for all accounts, and a remark where there is none although all could be read.
+    """The summary for all accounts, and a note if there is none although all accounts could be read.
 
-    Accounts that hold nothing change no sum, so a missing summary or another currency of theirs is no hindrance.
+    An account that holds nothing changes no sum, so it may lack a summary or have another currency.
     """
     holding = [account for account in accounts if account.error or not _holds_nothing(account)]
     summary = combined_summary(holding or accounts[:1])
     readable = all(account.error is None for account in accounts)
-    reckoned = any(account.summary for account in accounts)
-    return summary, (_NO_SINGLE_FIGURE,) if summary is None and readable and reckoned else ()
+    stated = any(account.summary for account in accounts)
+    return summary, (_NO_SINGLE_FIGURE,) if summary is None and readable and stated else ()
 
 
 def _holds_nothing(account: VenueAccount) -> bool:
-    """Whether it can be left out of a sum. Spot without a summary cannot: it may hold what has no row, as outcomes."""
+    """Whether a sum can leave it out. Not so spot without a summary: it may hold outcomes, which have no row."""
     return all(row.is_zero() for row in account.assets) and (account.type != "spot" or account.summary is not None)
 
 
@@ -320,9 +317,9 @@ def _perp_account(address: str, name: str, perp: PerpState, *, with_summary: boo
 
 
 def _spot_account(address: str, name: str, spot: SpotState, *, with_summary: bool) -> VenueAccount:
-    """Spot beside separate perpetuals. Figures in USDC only where it holds nothing else: no prices are asked for."""
+    """Spot beside separate perpetuals. It has a summary only if it holds USDC alone, because prices are not read."""
     usdc = spot.usdc()
-    # Nothing on a standard spot wallet is bound as margin or marked to a market, so both are true zeros.
+    # A standard spot wallet has no margin and no positions, so both are true zeros.
     figures = Summary(
         USDC,
         total=usdc.total,
@@ -331,17 +328,19 @@ def _spot_account(address: str, name: str, spot: SpotState, *, with_summary: boo
         margin_used=Decimal(0),
         unrealised_pnl=Decimal(0),
     )
-    told = with_summary and not spot.holds_other_than_usdc()
-    return VenueAccount(id=address, type="spot", sub_account=name, assets=spot.rows, summary=figures if told else None)
+    stated = with_summary and not spot.holds_other_than_usdc()
+    return VenueAccount(
+        id=address, type="spot", sub_account=name, assets=spot.rows, summary=figures if stated else None
+    )
 
 
 def _unified_account(
     address: str, name: str, spot: SpotState, perps: Sequence[PerpState], *, complete: bool
 ) -> VenueAccount:
-    """Spot that is the collateral of everything. The dexs' own account values are in it and are not added.
+    """Spot as the collateral of everything. It includes the account values of the dexs, which are not added.
 
-    `hold` of USDC is what orders and positions bind. Unrealised profit is known in USDC only: a dex in another
-    collateral, or one that could not be read, leaves it unknown. Perpetuals without a USDC row leave all unknown.
+    `hold` of USDC is what orders and positions use. Unrealised profit is unknown if a dex has another collateral or
+    could not be read. With perpetuals and without a USDC row there is no summary.
     """
     usdc = spot.usdc()
     in_usdc = complete and not any(perp.unrealised_pnl and perp.collateral != USDC for perp in perps)
@@ -353,19 +352,23 @@ def _unified_account(
         margin_used=usdc.used,
         unrealised_pnl=exact_sum(perp.unrealised_pnl for perp in perps) if in_usdc else None,
     )
-    told = spot.has_usdc() or all(perp.is_empty() for perp in perps)
-    return VenueAccount(id=address, type="spot", sub_account=name, assets=spot.rows, summary=figures if told else None)
+    stated = spot.has_usdc() or all(perp.is_empty() for perp in perps)
+    return VenueAccount(
+        id=address, type="spot", sub_account=name, assets=spot.rows, summary=figures if stated else None
+    )
 
 
 def _unified_notes(account: VenueAccount, name: str, spot: SpotState) -> list[str]:
     if account.summary is None:
         return [_NO_USDC_ROW]
-    return [*_venues_own_figure(name, spot), *([_USDC_PART] if spot.holds_other_than_usdc() else [])]
+    return [*_own_figure_note(name, spot), *([_USDC_PART] if spot.holds_other_than_usdc() else [])]
 
 
-def _venues_own_figure(name: str, spot: SpotState) -> list[str]:
-    """The venue's own word on what is available in USDC, where it is another than total less hold: it counts what
-    lies between the initial and the maintenance margin too, so it is told and not taken."""
+def _own_figure_note(name: str, spot: SpotState) -> list[str]:
+    """A note with the venue's own figure for available USDC, if it is not total minus hold.
+
+    It counts the USDC between initial and maintenance margin too, so it does not become `available`.
+    """
     left = spot.usdc_after_maintenance
     if left is None or left == spot.usdc().free:
         return []
@@ -375,7 +378,7 @@ def _venues_own_figure(name: str, spot: SpotState) -> list[str]:
 
 def _unknown_mode(mode: str) -> str:
     return (
-        f"Hyperliquid keeps a wallet in a mode that is not known here, {mode[:40]!r}: its accounts may overlap, "
+        f"Hyperliquid keeps a wallet in an unknown mode, {mode[:40]!r}: its accounts may overlap, "
         "so they are shown without equity and without a summary."
     )
 
@@ -391,7 +394,7 @@ def _is_outcome(entry: Any) -> bool:
 def _spot_row(entry: Any) -> AssetBalance:
     total = required_amount(entry, "total", "balances[]")
     hold = amount(entry, "hold", "balances[]")
-    # The venue defines free as total less hold, and does not send it.
+    # The venue defines free as total minus hold and does not send it.
     free = None if hold is None else exact_difference(total, hold)
     return AssetBalance(text(entry, "coin", "balances[]"), total=total, free=free, used=hold)
 
@@ -404,7 +407,7 @@ def _after_maintenance(pairs: Any) -> dict[int, Decimal]:
         entry = as_list(pair, f"{where}[]")
         left = parse_amount(entry[1], f"{where}[][1]") if len(entry) == 2 else None
         if left is None or _token_number(entry[0], f"{where}[][0]") in found:
-            raise VenueMalformed(f"Hyperliquid's {where} should be a pair for each token, and is not.")
+            raise VenueMalformed(f"Hyperliquid's {where} should be a pair for each token.")
         found[entry[0]] = left
     return found
 
@@ -428,11 +431,11 @@ def _address(source: Any, key: str, where: str) -> str:
     """The address at `key` in lower case; VenueMalformed unless it is 0x and 40 hexadecimal digits."""
     value = text(source, key, where).lower()
     if len(value) != 42 or not value.startswith("0x") or set(value[2:]) - set("0123456789abcdef"):
-        raise VenueMalformed(f"{where}.{key} should be an address, and is another text.")
+        raise VenueMalformed(f"{where}.{key} should be an address but is another text.")
     return value
 
 
 def _token_number(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise VenueMalformed(f"{where} should be a token's number, and is none.")
+        raise VenueMalformed(f"{where} should be the number of a token.")
     return value

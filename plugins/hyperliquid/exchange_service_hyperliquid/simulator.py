@@ -1,9 +1,8 @@
-"""Hyperliquid on loopback: what POST /info answers. It uses nothing of the client: no mistake hides in both."""
+"""A simulator of Hyperliquid: the answers of POST /info. It shares no code with the client."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import string
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from exchange_service.testing import DemoVenue, Fault
+from exchange_service.testing import DemoVenue, Fault, json_object, show_situation
 
 _TIME = 1764000000123
 _UNREADABLE = "Failed to deserialize the JSON body into the target type"
@@ -44,7 +43,7 @@ class SimulatedPosition:
 
 @dataclass(slots=True)
 class SimulatedPerps:
-    """One dex's state: what was paid in, and the positions. `lag` is what withdrawals lack besides margin."""
+    """The state of one dex: the deposit and the positions. `lag` is what cannot be withdrawn besides the margin."""
 
     deposit: Decimal = Decimal(0)
     positions: list[SimulatedPosition] = field(default_factory=list)
@@ -54,7 +53,7 @@ class SimulatedPerps:
 
 @dataclass(slots=True)
 class SimulatedWallet:
-    """One address. `spot` has a (coin, token, total, hold) for each row; `sub_accounts` an address by name."""
+    """One address. `spot` has rows of (coin, token, total, hold); `sub_accounts` has addresses by name."""
 
     mode: str = "default"
     role: Mapping[str, Any] = field(default_factory=lambda: {"role": "user"})
@@ -63,9 +62,9 @@ class SimulatedWallet:
     sub_accounts: dict[str, str] = field(default_factory=dict)
     vaults: dict[str, str] = field(default_factory=dict)
     staked: tuple[str, str, str] = ("0.0", "0.0", "0.0")
-    # Of a unified wallet: the USDC above the maintenance margin. Empty: no more than what is not on hold.
+    # For a unified wallet: the USDC above the maintenance margin. Empty: total minus hold.
     after_maintenance: str = ""
-    # What to answer to a question of this type in place of the above: JSON, or bytes as they are.
+    # By type of request: an answer that replaces the above, as JSON value or as bytes.
     answers: dict[str, Any] = field(default_factory=dict)
     moving: bool = False
 
@@ -106,7 +105,7 @@ def _example_perps() -> SimulatedPerps:
 
 
 class HyperliquidSimulator(DemoVenue):
-    """Plays api.hyperliquid.xyz. An address that was not added answers as an unknown one does: with zeros."""
+    """Simulates api.hyperliquid.xyz. For an address that was not added it answers zeros, as the venue does."""
 
     exchange_id = "hyperliquid"
 
@@ -119,7 +118,7 @@ class HyperliquidSimulator(DemoVenue):
         self._random = random.Random(6)
 
     def add_wallet(self, address: str, wallet: SimulatedWallet | None = None) -> SimulatedWallet:
-        """Let `address` have this state, an empty one of role "user" unless one is given."""
+        """Let `address` have this state; if none is given, an empty one with the role "user"."""
         self.wallets[address.lower()] = wallet or SimulatedWallet()
         return self.wallets[address.lower()]
 
@@ -128,21 +127,21 @@ class HyperliquidSimulator(DemoVenue):
         self.add_wallet(address, SimulatedWallet(role={"role": "agent", "data": {"user": master.lower()}}))
 
     def questions(self, type: str) -> list[Mapping[str, Any]]:
-        """The bodies of this type that were asked so far, in order."""
-        bodies = [_body(request.body) for request in self.requests]
+        """The bodies of the requests of this type so far, in order."""
+        bodies = [json_object(request.body) for request in self.requests]
         return [body for body in bodies if body.get("type") == type]
 
     def routes(self) -> list[web.RouteDef]:
         return [web.post("/info", self._info)]
 
     def account_of(self, request: web.Request, body: bytes) -> str:
-        user = _body(body).get("user", "")
+        user = json_object(body).get("user", "")
         return user.lower() if isinstance(user, str) else ""
 
     async def _info(self, request: web.Request) -> web.Response:
         if request.content_type != "application/json":
             return web.Response(status=415, text="Expected request with `Content-Type: application/json`")
-        body = _body(await request.read())
+        body = json_object(await request.read())
         wanted = body.get("type")
         if wanted in ("perpDexs", "meta", "spotMeta"):
             return web.json_response(self._market(wanted, body.get("dex", "")))
@@ -151,9 +150,9 @@ class HyperliquidSimulator(DemoVenue):
             return web.Response(status=422, text=_UNREADABLE)
         wallet = self.wallets.get(body["user"].lower(), _UNKNOWN)
         if wanted in wallet.answers:
-            return _verbatim(wallet.answers[wanted])
+            return _stored_answer(wallet.answers[wanted])
         if wanted == "clearinghouseState" and body.get("dex", "") not in ("", *self.dexs):
-            # What the venue does here is not known; no client should come to find out.
+            # The venue's true answer is not known. The client must not send this request.
             return web.Response(status=500, text="unknown dex")
         return web.json_response(answer(self, wallet, body))
 
@@ -208,37 +207,29 @@ class HyperliquidSimulator(DemoVenue):
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
         if situation == "refused":
-            # Nothing is secret here, so there is nothing to refuse.
+            # Reads are public, so there is no key to refuse.
             return None
         address = _named_address(f"demo {situation}")
         metadata = {"wallet_address": address}
         self.add_wallet(
             address, SimulatedWallet() if situation == "empty" else standard_wallet(moving=situation == "moving")
         )
-        if situation == "limited":
-            self.fail(Fault(status=429, body=b"null", headers={"Retry-After": "30"}, account=address))
-        elif situation == "slow":
-            self.fail(Fault(delay=3.0, pass_on=True, account=address))
-        elif situation == "stale":
-            # One good answer each for the mode and the two states, then trouble.
-            self.fail(Fault.html(503)).account = address
-            self.fail(Fault(pass_on=True, account=address, times=3))
-        elif situation == "partly":
-            # The second dex is one that was taken down since it was stored.
+        if situation == "partly":
+            # The second dex no longer exists.
             metadata["dexs"] = "xyz,gone"
+        limit = Fault(status=429, body=b"null", headers={"Retry-After": "30"})
+        # A balance needs three answers: the mode and two states.
+        show_situation(self, situation, address, answers=3, limit=limit)
         return {"extra_metadata": metadata}
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         if trouble in ("wrong key", "missing right"):
-            # There is no key, and so none that could be wrong or lack a right.
+            # Reads need no key.
             return None
         address = _named_address(f"trouble {trouble}")
-        if trouble == "rate limit":
-            # The venue says neither why nor for how long.
-            self.fail(Fault(status=429, body=b"null", account=address))
-        elif trouble == "outage":
-            self.fail(Fault.html(503)).account = address
-        # For the rest the address is not added: one with a typing error, or of the other network, was never seen here.
+        # The venue states neither a reason nor a delay.
+        show_situation(self, trouble, address, limit=Fault(status=429, body=b"null"))
+        # The address is not added: an address with a typing error, or of the other network, is unknown to the venue.
         return {"extra_metadata": {"wallet_address": address}}
 
     def move(self) -> None:
@@ -261,27 +252,18 @@ _ANSWERS = {
 }
 
 
-def _body(body: bytes) -> Mapping[str, Any]:
-    """The JSON object of a request; empty for anything else, which then has no type."""
-    try:
-        value = json.loads(body)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _is_address(value: Any) -> bool:
     return isinstance(value, str) and len(value) == 42 and value[:2] == "0x" and set(value[2:]) <= set(string.hexdigits)
 
 
-def _verbatim(answer: Any) -> web.Response:
+def _stored_answer(answer: Any) -> web.Response:
     if isinstance(answer, bytes):
         return web.Response(body=answer, content_type="application/json")
     return web.json_response(answer)
 
 
 def _clearinghouse_state(perps: SimulatedPerps) -> dict[str, Any]:
-    """Account value is raw USD plus the signed notional, as at the venue."""
+    """The state of a dex. As at the venue, account value is raw USD plus the signed notional."""
     value = perps.deposit + sum((position.unrealized for position in perps.positions), Decimal(0))
     signed = sum((position.size * position.mark for position in perps.positions), Decimal(0))
     margin = sum((position.margin for position in perps.positions), Decimal(0))
@@ -339,5 +321,5 @@ def _text(value: Decimal) -> str:
 
 
 def _named_address(name: str) -> str:
-    """An address that is always the same for the name, and is no other name's."""
+    """The address for a name: always the same, and different for every name."""
     return "0x" + hashlib.sha256(name.encode()).hexdigest()[:40]

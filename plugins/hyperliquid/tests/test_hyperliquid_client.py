@@ -238,7 +238,7 @@ async def test_a_mode_that_fits_no_answer_gives_no_figure_until_it_does(played: 
         assert balance.summary.total == 1040
 
 
-async def test_where_the_changed_mode_cannot_be_read_there_is_no_balance_by_the_old_one() -> None:
+async def test_if_the_changed_mode_cannot_be_read_the_old_one_gives_no_balance() -> None:
     async with venue() as simulator, calling(simulator) as call:
         await fetch_balance(call)
         keep(simulator, "unifiedAccount")
@@ -559,7 +559,7 @@ async def test_sub_accounts_are_not_asked_about_where_only_extras_are_wanted() -
         assert kinds(simulator) == ["userVaultEquities"]
 
 
-async def test_a_sub_account_that_could_not_be_read_is_told_of_whatever_is_asked_for() -> None:
+async def test_a_sub_account_that_could_not_be_read_is_shown_for_every_requested_type() -> None:
     async with venue() as simulator:
         simulator.wallets[MASTER].sub_accounts = {"Hedge": SUB}
         simulator.fail(Fault.html(503)).account = SUB
@@ -619,7 +619,7 @@ async def test_an_extra_that_fails_does_not_hide_the_wallet(wanted: str, questio
 @pytest.mark.parametrize(
     ("account_type", "question"), [("vault", "userVaultEquities"), ("staking", "delegatorSummary")]
 )
-async def test_an_extra_that_is_asked_for_alone_and_fails_is_no_balance(account_type: str, question: str) -> None:
+async def test_an_extra_that_is_requested_alone_and_fails_raises_its_error(account_type: str, question: str) -> None:
     async with venue() as simulator:
         simulator.wallets[MASTER].answers[question] = None
         with pytest.raises(VenueMalformed):
@@ -661,7 +661,7 @@ async def test_an_unreadable_request_points_to_the_stored_address() -> None:
             await read(simulator)
 
 
-async def test_a_status_that_is_no_error_is_no_answer_either() -> None:
+async def test_a_status_that_is_neither_success_nor_error_is_malformed() -> None:
     async with venue() as simulator:
         simulator.fail(Fault(status=202, body=b'"default"'))
         with pytest.raises(VenueMalformed, match="HTTP 202"):
@@ -727,6 +727,6 @@ async def test_a_secret_that_is_stored_all_the_same_should_be_removed(name: str)
     assert "5e5e" not in note
 
 
-async def test_the_rights_of_what_is_no_address_are_not_known() -> None:
+async def test_the_rights_of_an_invalid_address_are_not_known() -> None:
     with pytest.raises(CredentialInvalid, match="wallet_address"):
         await rights_of(api_key="0x" + "5e" * 32)

@@ -48,7 +48,7 @@ def test_a_form_forces_nothing_but_the_wallet_address() -> None:
     assert [field.name for field in HYPERLIQUID.credential_fields if field.required] == ["wallet_address"]
 
 
-def test_it_reads_balances_of_several_accounts_and_extras_only_for_who_asks() -> None:
+def test_it_reads_several_accounts_and_extras_only_on_request() -> None:
     assert HYPERLIQUID.capabilities.balance
     assert HYPERLIQUID.capabilities.several_accounts
     assert not HYPERLIQUID.capabilities.push

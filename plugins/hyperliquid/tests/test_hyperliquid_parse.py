@@ -126,7 +126,7 @@ def test_a_unified_wallet_with_nothing_but_usdc_needs_no_remark() -> None:
     assert parse.wallet(ADDRESS, "unifiedAccount", unified_usdc("4387.6182640"), (perps(),)).notes == ()
 
 
-def test_the_venues_own_figure_for_what_is_available_is_told_where_it_is_another() -> None:
+def test_the_venues_own_available_figure_is_in_a_note_if_it_differs() -> None:
     found = parse.wallet(ADDRESS, "unifiedAccount", unified_usdc("4810.334120"), (perps(),), name="Hedge")
     assert found.accounts[0].summary is not None
     assert found.accounts[0].summary.available == Decimal("4387.618264")
@@ -283,16 +283,16 @@ def test_a_wallet_that_holds_something_is_not_empty(name: str) -> None:
     assert not wallet("default", "spot_state_empty", perps()).is_empty
 
 
-def test_outcome_rows_are_left_out_and_told_of() -> None:
+def test_outcome_rows_are_left_out_with_a_note() -> None:
     state = spot("spot_state_outcomes")
     assert [entry.asset for entry in state.rows] == ["USDC"]
     assert state.outcomes == 1
     found = parse.wallet(ADDRESS, "default", state, (perps(),))
-    assert any("Outcome" in note for note in found.notes)
+    assert any("outcome" in note for note in found.notes)
     assert found.accounts[1].summary is None
 
 
-def test_a_hold_that_is_not_said_leaves_free_unknown() -> None:
+def test_a_missing_hold_leaves_free_unknown() -> None:
     assert parse.spot_state({"balances": [{"coin": "HYPE", "total": "3"}]}).rows == (
         AssetBalance("HYPE", total=Decimal(3)),
     )

@@ -80,7 +80,7 @@ async def test_a_request_belongs_to_the_address_in_its_body() -> None:
 
 
 @pytest.mark.parametrize("mode", ["disabled", "default", "dexAbstraction", "unifiedAccount", "portfolioMargin"])
-async def test_only_a_unified_wallet_is_told_what_is_left_after_maintenance(mode: str) -> None:
+async def test_only_a_unified_wallet_has_the_amount_after_maintenance(mode: str) -> None:
     async with HyperliquidSimulator() as simulator:
         assert isinstance(simulator, HyperliquidSimulator)
         simulator.add_wallet(ADDRESS, SimulatedWallet(mode=mode))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from exchange_service.plugin_api import (
     Balance,
     Capabilities,
@@ -16,8 +14,7 @@ from exchange_service.plugin_api import (
     VenueCall,
     hookimpl,
 )
-from exchange_service_lighter import parse
-from exchange_service_lighter.client import LighterClient
+from exchange_service_lighter.balance import key_rights, read_balance
 
 LIGHTER = ExchangeMetadata(
     id="lighter",
@@ -29,8 +26,8 @@ LIGHTER = ExchangeMetadata(
     logo="/lighter_logo.png",
     color_class="bg-purple-500/20 text-purple-500",
     instructions=(
-        "No key is needed: Lighter's balances are public, so give the address of your wallet. "
-        "A read-only token, made on Lighter's page of API keys, is optional. Never give a private key."
+        "No key is needed: Lighter's balances are public, so store the address of your wallet. "
+        "A read-only token from Lighter's page of API keys is optional. Never store a private key."
     ),
     credential_fields=(
         CredentialField(
@@ -38,21 +35,21 @@ LIGHTER = ExchangeMetadata(
             "Wallet address",
             required=False,
             secret=False,
-            description="The Ethereum address that owns the accounts: 0x and 40 digits. This or an account index.",
+            description="The Ethereum address that owns the accounts: 0x and 40 digits. Store it or an account index.",
         ),
         CredentialField(
             "account_index",
             "Account index",
             required=False,
             secret=False,
-            description="The number of one account, where only that one is wanted. This or a wallet address.",
+            description="The number of one account, to read that account alone. Store it or a wallet address.",
         ),
         CredentialField(
             "deployment",
             "Deployment",
             required=False,
             secret=False,
-            description="robinhood for Lighter on Robinhood Chain. Left empty, Lighter itself.",
+            description="robinhood for Lighter on Robinhood Chain. If it is empty, Lighter itself is read.",
         ),
         CredentialField(
             "api_key",
@@ -77,7 +74,7 @@ LIGHTER = ExchangeMetadata(
     ),
     documentation_url="https://apidocs.lighter.xyz",
     credential_url="https://app.lighter.xyz/apikeys",
-    # Without a token, and in any minute; one request reads all accounts of a wallet.
+    # The limit without a token. One request reads all accounts of a wallet.
     limits=(RateLimit("address", 60, 60),),
 )
 
@@ -89,14 +86,9 @@ def exchange_manifest() -> Manifest:
 
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
-    client = LighterClient(call)
-    balance = parse.balance(await client.accounts(), client.usual_collateral)
-    return replace(balance, notes=(*client.notes, *balance.notes))
+    return await read_balance(call)
 
 
 @hookimpl
 async def check_credential(call: VenueCall) -> KeyRights:
-    client = LighterClient(call)
-    # No token can sign a transaction, and without a transaction nothing is traded or withdrawn.
-    expires = client.token.expires if client.token else None
-    return KeyRights(trade=False, withdraw=False, expires=expires, notes=client.notes)
+    return key_rights(call)

@@ -1,4 +1,4 @@
-"""Lighter's payloads as the service's nouns. Pure: payload in, value out."""
+"""Reads Lighter's payloads into the service's values. Pure functions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from exchange_service.plugin_api import (
     amount,
     as_list,
     as_object,
+    check_unique,
     combined_summary,
     exact_difference,
     exact_sum,
@@ -26,34 +27,34 @@ from exchange_service.plugin_api import (
     text,
 )
 
-# `account_trading_mode`. Classic: perpetuals and spot hold money of their own; unified: spot may serve as margin.
+# Values of `account_trading_mode`. Classic: perpetuals and spot hold separate money. Unified: spot may be margin.
 CLASSIC, UNIFIED = 0, 1
-# `account_type`; every other one is a pool's.
+# Values of `account_type`. Every other value is that of a pool.
 _MASTER, _SUB_ACCOUNT = 0, 1
-# The number of the asset that perpetuals are reckoned in, on every deployment; its symbol differs.
+# The number of the collateral of perpetuals in every deployment. Its symbol differs.
 _COLLATERAL_ASSET = 3
 _CROSS_MARGIN = 0
-# The pool in which LIT is staked reckons in LIT; all others that are known reckon in the collateral.
+# The pool in which LIT is staked has its amounts in LIT. All other known pools have them in the collateral.
 _ASSETS_OF_POOLS = {281474976624800: "LIT"}
 
 _UNIFIED_EQUITY = (
-    "In unified mode equity is Lighter's own figure and counts what serves as margin. Spot rows may be in it already: "
+    "In unified mode equity is Lighter's own figure and counts what serves as margin. It may include spot rows: "
     "do not add them to it."
 )
 _MARGIN_IN_OTHER_ASSETS = (
-    "Assets besides the collateral serve as margin. Lighter's equity counts them; the part moved to margin has no row."
+    "Assets besides the collateral serve as margin. Lighter's equity counts them; what was moved to margin has no row."
 )
-_POOL_SHARES = "Pool shares are shown by what was put into them, and are in no summary."
-_POOL_WITHOUT_VALUE = "Shares in a pool whose worth Lighter does not say are left out."
+_POOL_SHARES = "Pool shares are shown by what was paid into them, and are in no summary."
+_POOL_WITHOUT_VALUE = "Shares in a pool are left out if Lighter does not state their value."
 _ONLY_POOLS = (
-    "Lighter shows a public pool there and no account of one person. Store the wallet_address or account_index of an "
-    "account of your own."
+    "Lighter has a public pool there and no user's account. Store the wallet_address or account_index of an account of "
+    "your own."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class PoolShare:
-    """A share in a public pool. `asset` is empty for the collateral; `principal` None where it is not said."""
+    """A share in a public pool. `asset` is empty for the collateral; `principal` is None if it is not stated."""
 
     pool: int
     asset: str
@@ -62,9 +63,9 @@ class PoolShare:
 
 @dataclass(frozen=True, slots=True)
 class ReadAccount:
-    """One account: amounts of its perpetuals in the collateral, its spot rows, its shares in pools.
+    """One account: the amounts of its perpetuals in the collateral, its spot rows and its shares in pools.
 
-    `collateral_symbol` is empty where the account does not show the asset.
+    `collateral_symbol` is empty if the account does not show the asset.
     """
 
     index: int
@@ -85,7 +86,7 @@ class ReadAccount:
 
     @property
     def is_pool(self) -> bool:
-        """Whether it holds the money of many."""
+        """Whether it holds the money of many users."""
         return self.kind not in (_MASTER, _SUB_ACCOUNT)
 
     def is_empty(self) -> bool:
@@ -97,7 +98,7 @@ class ReadAccount:
 
 @dataclass(frozen=True, slots=True)
 class UnreadAccount:
-    """An account that Lighter lists and could not read itself."""
+    """An account that Lighter lists but could not read itself."""
 
     index: int
     l1_address: str
@@ -109,7 +110,7 @@ Account = ReadAccount | UnreadAccount
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of accounts; `next_cursor` is empty on the last. `total` counts those of all pages, 0 if not said."""
+    """One page of accounts; `next_cursor` is empty on the last, `total` counts those of all pages (0: not stated)."""
 
     accounts: tuple[Account, ...]
     total: int
@@ -122,16 +123,16 @@ def page(payload: Any) -> Page:
     entries = [as_object(entry, "accounts[]") for entry in as_list(found.get("accounts"), "accounts")]
     return Page(
         accounts=tuple(_account(entry) for entry in entries),
-        total=_integer(found, "total", "the answer", otherwise=0),
+        total=_integer(found, "total", "the answer", default=0),
         next_cursor=text(found, "next_cursor", "the answer", required=False),
     )
 
 
 def balance(found: Sequence[Account], usual_collateral: str) -> Balance:
-    """All accounts of a wallet. Sub-accounts that hold nothing are left out, and so are pools that the wallet runs.
+    """All accounts of a wallet, without empty sub-accounts and without pools that the wallet runs.
 
-    `usual_collateral` is the collateral's symbol where no account shows it. Raises the error of the accounts where
-    none could be read, AccountUnknown where there is nothing but pools.
+    `usual_collateral` is the collateral's symbol if no account shows it. Raises the accounts' error if not one could
+    be read, and AccountUnknown if there are only pools.
     """
     unread = [account for account in found if isinstance(account, UnreadAccount)]
     read = [account for account in found if isinstance(account, ReadAccount)]
@@ -142,25 +143,25 @@ def balance(found: Sequence[Account], usual_collateral: str) -> Balance:
     symbol = _collateral_symbol(read, usual_collateral)
     failed = [VenueAccount(id=str(account.index), error=account.error) for account in unread]
     parts = [part for account in shown for part in _parts(account, symbol)]
-    summary, remarks = _overall_summary([*_figures(shown, symbol), *failed], symbol)
+    summary, more = _overall_summary([*_figures(shown, symbol), *failed], symbol)
     notes = [note for account in shown for note in _notes(account)]
     notes += [_pool_left_out(account) for account in read if account.is_pool]
-    return Balance((*parts, *failed), summary, notes=tuple(dict.fromkeys((*notes, *remarks))))
+    return Balance((*parts, *failed), summary, notes=tuple(dict.fromkeys((*notes, *more))))
 
 
 def _account(entry: Any) -> Account:
     index = _integer(entry, "index", "accounts[]")
     if entry.get("account_index") is not None and _integer(entry, "account_index", "accounts[]") != index:
-        raise VenueMalformed("Lighter calls an account by two numbers.")
+        raise VenueMalformed("Lighter states two numbers for an account.")
     address = text(entry, "l1_address", "accounts[]", required=False).lower()
-    code = _integer(entry, "code", "accounts[]", otherwise=0)
+    code = _integer(entry, "code", "accounts[]", default=0)
     if code != 0:
         return UnreadAccount(index, address, VenueUnavailable(f"Lighter could not read this account (code {code})."))
     return _read_account(entry, index, address)
 
 
 def _read_account(entry: Any, index: int, address: str) -> ReadAccount:
-    mode = _integer(entry, "account_trading_mode", "accounts[]", otherwise=CLASSIC)
+    mode = _integer(entry, "account_trading_mode", "accounts[]", default=CLASSIC)
     positions = _entries(entry, "positions", "market_id")
     assets = _entries(entry, "assets", "asset_id")
     collateral = required_amount(entry, "collateral", "accounts[]")
@@ -186,7 +187,10 @@ def _read_account(entry: Any, index: int, address: str) -> ReadAccount:
 
 
 def _margin_used(entry: Any, positions: Sequence[Any], equity: Decimal, available: Decimal | None) -> Decimal | None:
-    """Cross margin and what isolated positions were given; else what Lighter's two other figures leave."""
+    """Cross margin plus the margin of isolated positions; if one is not stated, equity minus available.
+
+    None if that is not stated either, or negative.
+    """
     cross = amount(entry, "cross_initial_margin_requirement", "accounts[]")
     isolated = [_isolated_margin(position) for position in positions]
     known = [margin for margin in (cross, *isolated) if margin is not None]
@@ -197,42 +201,41 @@ def _margin_used(entry: Any, positions: Sequence[Any], equity: Decimal, availabl
 
 
 def _isolated_margin(position: Any) -> Decimal | None:
-    """The position's own margin: zero for one on cross margin or closed, None where an isolated one does not say."""
-    mode = _integer(position, "margin_mode", "positions[]", otherwise=_CROSS_MARGIN)
+    """The margin of an isolated position, None if not stated; zero for a position on cross margin or a closed one."""
+    mode = _integer(position, "margin_mode", "positions[]", default=_CROSS_MARGIN)
     own = amount(position, "allocated_margin", "positions[]")
     return own if mode != _CROSS_MARGIN and _is_open(position) else Decimal(0)
 
 
 def _unrealised_pnl(positions: Sequence[Any], equity: Decimal, collateral: Decimal, mode: int) -> Decimal | None:
-    """The positions' own figures, summed; where an open one lacks it, what equity has above the collateral.
+    """The sum of the positions' own figures. If an open position states none: equity minus collateral.
 
-    The latter in classic mode alone, because in the others equity counts more than the two.
+    The latter only in classic mode, because in the other modes equity counts more than these.
     """
     found = [amount(position, "unrealized_pnl", "positions[]") for position in positions]
     known = [profit for profit in found if profit is not None]
-    silent = any(profit is None and _is_open(position) for profit, position in zip(found, positions, strict=True))
-    if not silent:
+    incomplete = any(profit is None and _is_open(position) for profit, position in zip(found, positions, strict=True))
+    if not incomplete:
         return exact_sum(known)
     return exact_difference(equity, collateral) if mode == CLASSIC else None
 
 
 def _is_open(position: Any) -> bool:
-    """Whether it is not one of the closed ones, which stay in the list with size zero."""
+    """Whether the position is open. Closed positions stay in the list with size zero."""
     return amount(position, "position", "positions[]") != 0
 
 
 def _spot_rows(assets: Sequence[Any]) -> tuple[AssetBalance, ...]:
-    """The spot holdings. `margin_balance` is no part of them: for the collateral it is the perpetuals' money."""
+    """The spot holdings, without `margin_balance`: for the collateral that is the perpetuals' money."""
     rows = tuple(_spot_row(asset) for asset in assets)
-    if len({row.asset for row in rows}) != len(rows):
-        raise VenueMalformed("Lighter lists an asset twice.")
+    check_unique((row.asset for row in rows), "Lighter lists an asset twice.")
     return rows
 
 
 def _spot_row(asset: Any) -> AssetBalance:
     total = required_amount(asset, "balance", "assets[]")
     locked = amount(asset, "locked_balance", "assets[]")
-    # The venue defines free as the balance less what is locked, and does not send it.
+    # The venue defines free as balance minus locked and does not send it.
     free = None if locked is None else exact_difference(total, locked)
     return AssetBalance(_symbol(asset), total=total, free=free, used=locked)
 
@@ -246,7 +249,7 @@ def _symbol(asset: Any) -> str:
 
 
 def _shares(entry: Any) -> tuple[PoolShare, ...]:
-    """Shares in pools. Unlike the other lists this one may be missing: nothing else depends on it."""
+    """The shares in pools. Unlike the other lists this one may be missing, because nothing else depends on it."""
     if entry.get("shares") is None:
         return ()
     return tuple(
@@ -260,32 +263,31 @@ def _shares(entry: Any) -> tuple[PoolShare, ...]:
 
 
 def _entries(source: Any, key: str, number: str) -> list[Any]:
-    """The objects of a list, each with another `number`; VenueMalformed otherwise."""
+    """The objects of a list. Raises VenueMalformed if two of them have the same `number`."""
     entries = [as_object(entry, f"{key}[]") for entry in as_list(source.get(key), key)]
-    if len({_integer(entry, number, f"{key}[]") for entry in entries}) != len(entries):
-        raise VenueMalformed(f"Lighter repeats itself in {key}.")
+    check_unique((_integer(entry, number, f"{key}[]") for entry in entries), f"Lighter lists an entry of {key} twice.")
     return entries
 
 
-def _integer(source: Any, key: str, where: str, *, otherwise: int | None = None) -> int:
-    """The whole number at `key`; `otherwise` for a missing one, where that is given."""
+def _integer(source: Any, key: str, where: str, *, default: int | None = None) -> int:
+    """The whole number at `key`; if it is missing, `default`. Raises VenueMalformed without a default."""
     value = source.get(key)
-    if value is None and otherwise is not None:
-        return otherwise
+    if value is None and default is not None:
+        return default
     if type(value) is not int or value < 0:
-        raise VenueMalformed(f"{where}.{key} should be a number without sign and point, and is not.")
+        raise VenueMalformed(f"{where}.{key} should be a whole number of 0 or more.")
     return value
 
 
-def _collateral_symbol(accounts: Sequence[ReadAccount], otherwise: str) -> str:
+def _collateral_symbol(accounts: Sequence[ReadAccount], default: str) -> str:
     symbols = {account.collateral_symbol for account in accounts if account.collateral_symbol}
     if len(symbols) > 1:
-        raise VenueMalformed("Lighter calls the collateral by two names.")
-    return next(iter(symbols), otherwise)
+        raise VenueMalformed("Lighter states two symbols for the collateral.")
+    return next(iter(symbols), default)
 
 
 def _parts(account: ReadAccount, symbol: str) -> tuple[VenueAccount, ...]:
-    """The venue accounts of one index: perpetuals, spot, and one for each pool that it has shares in."""
+    """The venue accounts of one index: perpetuals, spot, and one for each pool with shares."""
     pools = tuple(
         VenueAccount(
             id=str(account.index),
@@ -301,7 +303,7 @@ def _parts(account: ReadAccount, symbol: str) -> tuple[VenueAccount, ...]:
 
 
 def _figures(accounts: Sequence[ReadAccount], symbol: str) -> list[VenueAccount]:
-    """The venue accounts that a figure for everything is made of. In unified mode spot may be in equity already."""
+    """The venue accounts to sum for the whole balance. In unified mode without spot, which equity may include."""
     perpetuals = [_perpetual(account, symbol) for account in accounts]
     return perpetuals + [_spot(account, symbol) for account in accounts if account.mode != UNIFIED]
 
@@ -327,10 +329,10 @@ def _perpetual(account: ReadAccount, symbol: str) -> VenueAccount:
 
 
 def _spot(account: ReadAccount, symbol: str) -> VenueAccount:
-    """Spot. Figures only in classic mode and where it holds nothing but the collateral: no prices are asked for."""
+    """Spot. It has a summary only in classic mode and if it holds the collateral alone, because prices are not read."""
     nothing = AssetBalance(symbol, Decimal(0), Decimal(0), Decimal(0))
     money = next((row for row in account.spot if row.asset == symbol), nothing)
-    # Nothing on a classic spot account is bound as margin or marked to a market, so both are true zeros.
+    # A classic spot account has no margin and no positions, so both are true zeros.
     figures = Summary(
         symbol,
         total=money.total,
@@ -340,29 +342,29 @@ def _spot(account: ReadAccount, symbol: str) -> VenueAccount:
         margin_used=Decimal(0),
         unrealised_pnl=Decimal(0),
     )
-    other_than_money = any(row.asset != symbol and not row.is_zero() for row in account.spot)
+    holds_other_assets = any(row.asset != symbol and not row.is_zero() for row in account.spot)
     return VenueAccount(
         id=str(account.index),
         type="spot",
         label=account.name,
         assets=account.spot,
-        summary=figures if account.mode == CLASSIC and not other_than_money else None,
+        summary=figures if account.mode == CLASSIC and not holds_other_assets else None,
     )
 
 
 def _overall_summary(accounts: Sequence[VenueAccount], symbol: str) -> tuple[Summary | None, tuple[str, ...]]:
-    """The one figure for these accounts, and a remark where there is none because of what is held on spot."""
+    """The summary for these accounts, and a note if there is none because of other assets on spot."""
     summary = combined_summary(accounts)
-    reckoned = all(account.summary for account in accounts if account.type != "spot")
+    stated = all(account.summary for account in accounts if account.type != "spot")
     missing = f"There is no summary for everything, because not everything held is in {symbol}."
-    return summary, (missing,) if summary is None and reckoned else ()
+    return summary, (missing,) if summary is None and stated else ()
 
 
 def _notes(account: ReadAccount) -> list[str]:
     notes = []
     if account.mode not in (CLASSIC, UNIFIED):
         notes.append(
-            f"Lighter keeps account {account.index} in a mode that is not known here ({account.mode}): its perpetual "
+            f"Lighter keeps account {account.index} in an unknown mode ({account.mode}): its perpetual "
             "and its spot account may overlap, so they are shown without equity and without a summary."
         )
     if account.mode == UNIFIED and not all(row.is_zero() for row in account.spot):
@@ -379,5 +381,5 @@ def _notes(account: ReadAccount) -> list[str]:
 def _pool_left_out(account: ReadAccount) -> str:
     return (
         f"Account {account.index} of the wallet is a public pool. It is left out, because its money belongs to all "
-        "who put into it."
+        "users who paid into it."
     )

@@ -1,4 +1,4 @@
-"""Lighter on loopback: what GET /api/v1/account answers. It uses nothing of the client: no mistake hides in both."""
+"""A simulator of Lighter: the answers of GET /api/v1/account. It shares no code with the client."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from typing import Any
 
 from aiohttp import web
 
-from exchange_service.testing import DemoVenue, Fault
+from exchange_service.testing import DemoVenue, Fault, show_situation
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}\Z")
 _DIGITS = re.compile(r"[0-9]{1,19}\Z")
 _FIRST_SUB_ACCOUNT = 281474976700001
 _POOL = 281474976710654
+# Lighter is not known to send a header for how long to wait.
+_LIMIT = Fault(status=429, body=b'{"code": 23000, "message": "too many requests"}')
 
 
 @dataclass(slots=True)
 class SimulatedPosition:
-    """A perpetual position; `size` is negative for a short one, zero for one that was closed.
+    """A perpetual position; `size` is negative for a short position, zero for a closed one.
 
-    `margin_fraction` is in percent of the value. An isolated position has `allocated` of the collateral to itself.
+    `margin_fraction` is in percent of the value. `allocated` is the collateral of an isolated position.
     """
 
     market_id: int
@@ -50,7 +52,7 @@ class SimulatedPosition:
 
 @dataclass(slots=True)
 class SimulatedAsset:
-    """An asset: its spot balance, of which `locked` is bound by orders, and what serves as margin besides."""
+    """An asset: its spot balance, the part `locked` in orders, and the part that serves as margin."""
 
     symbol: str
     asset_id: int
@@ -63,8 +65,8 @@ class SimulatedAsset:
 class SimulatedAccount:
     """One account. `kind` is the venue's account type, `mode` its trading mode, `code` the account's own code.
 
-    `other_margin` is what assets besides the collateral count as margin. `changes` are members to answer in place of
-    those reckoned here; `...` leaves one out.
+    `other_margin` is the value of the other assets that serve as margin. `changes` replaces fields of the answer; `...`
+    leaves a field out.
     """
 
     index: int
@@ -84,7 +86,7 @@ class SimulatedAccount:
 
 
 class LighterSimulator(DemoVenue):
-    """Plays mainnet.zklighter.elliot.ai."""
+    """Simulates mainnet.zklighter.elliot.ai."""
 
     exchange_id = "lighter"
 
@@ -97,12 +99,12 @@ class LighterSimulator(DemoVenue):
         self._random = random.Random(304)
 
     def add(self, *accounts: SimulatedAccount) -> None:
-        """Let the venue have these accounts; those with one address are one wallet's."""
+        """Let the venue have these accounts. Accounts with the same address belong to one wallet."""
         for account in accounts:
             self.accounts[account.index] = account
 
     def add_token(self, account_index: int, *, scope: str = "all", expires: int = 4102444800) -> str:
-        """A read-only token of this account, good until `expires` in Unix seconds."""
+        """A new read-only token of this account, valid until `expires` in Unix seconds."""
         token = f"ro:{account_index}:{scope}:{expires}:{self._random.getrandbits(256):064x}"
         self.tokens[token] = account_index
         return token
@@ -124,7 +126,7 @@ class LighterSimulator(DemoVenue):
         if pattern is None or not pattern.match(value):
             return _error(400, 20001, "invalid param")
         found = [account for account in self.accounts.values() if value.lower() == _name(account, by)]
-        if token and not self._is_good(token, found):
+        if token and not self._is_valid(token, found):
             return _error(400, 20013, "invalid auth token")
         if not found:
             return _error(400, 21100, "account not found")
@@ -137,23 +139,23 @@ class LighterSimulator(DemoVenue):
         answer: dict[str, Any] = {"code": 200, "total": len(found)}
         if end < len(found):
             answer["next_cursor"] = str(end)
-        return web.json_response({**answer, "accounts": [_detailed(account) for account in found[first:end]]})
+        return web.json_response({**answer, "accounts": [_account_entry(account) for account in found[first:end]]})
 
-    def _is_good(self, token: str, asked: Sequence[SimulatedAccount]) -> bool:
-        """Whether the token is one of the venue's, has time left, and covers the accounts that are asked for."""
-        made_for = self.accounts.get(self.tokens.get(token, -1))
-        if made_for is None:
+    def _is_valid(self, token: str, requested: Sequence[SimulatedAccount]) -> bool:
+        """Whether the token is known, has not expired, and covers the requested accounts."""
+        owner = self.accounts.get(self.tokens.get(token, -1))
+        if owner is None:
             return False
         _, _, scope, expires, _ = token.split(":")
         if int(expires) <= time.time():
             return False
         if scope == "single":
-            return all(account.index == made_for.index for account in asked)
-        return all(account.l1_address.lower() == made_for.l1_address.lower() for account in asked)
+            return all(account.index == owner.index for account in requested)
+        return all(account.l1_address.lower() == owner.l1_address.lower() for account in requested)
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
         if situation == "refused":
-            # Reads are public: nothing is secret here, so there is nothing to refuse.
+            # Reads are public, so there is no key to refuse.
             return None
         address = _demo_address(situation)
         index = 90210 if situation == "moving" else self._free_index()
@@ -163,27 +165,17 @@ class LighterSimulator(DemoVenue):
             self.add(_demo_account(index, address, moving=situation == "moving"), self._sub_account(address))
         if situation == "partly":
             self.add(self._sub_account(address, name="Broken", code=20500))
-        elif situation == "limited":
-            self._limit(address)
-        elif situation == "slow":
-            self.fail(Fault(delay=3.0, pass_on=True, account=address))
-        elif situation == "stale":
-            # One good answer, then trouble.
-            self.fail(Fault.html(503)).account = address
-            self.fail(Fault(pass_on=True, account=address, times=1))
+        show_situation(self, situation, address, limit=_LIMIT)
         return {"extra_metadata": {"wallet_address": address}}
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         if trouble in ("wrong key", "missing right"):
-            # No key is needed, and no right; a token that is refused only leaves the limit as it is.
+            # Reads need no key and no right. A refused token only means the lower limit.
             return None
         address = _demo_address(trouble)
         if trouble not in ("wrong environment", "unknown account"):
             self.add(_demo_account(self._free_index(), address))
-        if trouble == "rate limit":
-            self._limit(address)
-        elif trouble == "outage":
-            self.fail(Fault.html(503)).account = address
+        show_situation(self, trouble, address, limit=_LIMIT)
         return {"extra_metadata": {"wallet_address": address}}
 
     def move(self) -> None:
@@ -191,11 +183,6 @@ class LighterSimulator(DemoVenue):
             if account.moving:
                 for position in account.positions:
                     position.mark += position.entry * Decimal(self._random.randint(-40, 42)).scaleb(-5)
-
-    def _limit(self, address: str) -> None:
-        body = b'{"code": 23000, "message": "too many requests"}'
-        # Lighter is not known to say how long to wait.
-        self.fail(Fault(status=429, body=body, account=address))
 
     def _free_index(self) -> int:
         return max((index for index in self.accounts if index < _FIRST_SUB_ACCOUNT), default=90210) + 1
@@ -206,17 +193,17 @@ class LighterSimulator(DemoVenue):
 
 
 def _name(account: SimulatedAccount, by: str | None) -> str:
-    """What `value` is, in lower case, to mean this account."""
+    """The `value` of a request for this account, in lower case."""
     return str(account.index) if by == "index" else account.l1_address.lower()
 
 
-def _detailed(account: SimulatedAccount) -> dict[str, Any]:
-    """The account as the venue shows it: available is the worth less the margin of all positions."""
+def _account_entry(account: SimulatedAccount) -> dict[str, Any]:
+    """The account as the venue shows it. Available is the value minus the margin of all positions."""
     cross = [position for position in account.positions if position.allocated is None]
     isolated = [position for position in account.positions if position.allocated is not None]
     profit = sum((position.unrealized for position in account.positions), Decimal(0))
-    apart = sum((position.allocated or Decimal(0) for position in isolated), Decimal(0))
-    apart_profit = sum((position.unrealized for position in isolated), Decimal(0))
+    isolated_margin = sum((position.allocated or Decimal(0) for position in isolated), Decimal(0))
+    isolated_profit = sum((position.unrealized for position in isolated), Decimal(0))
     margin = sum((position.margin for position in cross), Decimal(0))
     value = account.collateral + profit + account.other_margin
     answer = {
@@ -235,10 +222,10 @@ def _detailed(account: SimulatedAccount) -> dict[str, Any]:
         "description": "",
         "can_invite": True,
         "referral_points_percentage": "",
-        "available_balance": _money(max(Decimal(0), value - margin - apart - apart_profit)),
+        "available_balance": _money(max(Decimal(0), value - margin - isolated_margin - isolated_profit)),
         "collateral": _money(account.collateral),
         "total_asset_value": _short(value),
-        "cross_asset_value": _short(value - apart - apart_profit),
+        "cross_asset_value": _short(value - isolated_margin - isolated_profit),
         "cross_initial_margin_requirement": _money(margin),
         "cross_maintenance_margin_requirement": _money(margin * Decimal("0.6")),
         "positions": [_position(position) for position in account.positions],
@@ -305,12 +292,12 @@ def _money(value: Decimal) -> str:
 
 
 def _short(value: Decimal) -> str:
-    """As the venue writes the worth of an account: no digit more than there is."""
+    """As the venue writes the value of an account: without zeros at the end."""
     return format(value.normalize(), "f")
 
 
 def _demo_address(situation: str) -> str:
-    # The first is the one of the worked example.
+    # The address of "moving" is that of the worked example.
     return "0x" + ("aa" if situation == "moving" else situation.encode().hex()).rjust(40, "0")
 
 

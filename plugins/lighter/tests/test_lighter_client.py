@@ -154,7 +154,7 @@ async def test_an_empty_sub_account_that_is_asked_for_by_its_index_is_shown() ->
     assert all(found.is_zero() for _, found in balance.rows())
 
 
-async def test_an_account_index_of_another_wallet_is_told_as_that() -> None:
+async def test_an_account_index_of_another_wallet_is_an_account_unknown() -> None:
     async with venue() as simulator:
         assert (await read(simulator, account_index=SUB, wallet_address=WALLET)).summary is not None
         with pytest.raises(AccountUnknown, match="another wallet"):
@@ -309,13 +309,13 @@ async def test_what_lighter_does_not_know_is_unknown(metadata: dict[str, Any]) -
             await read(simulator, **metadata)
 
 
-async def test_a_wallet_that_never_deposited_is_told_why_it_is_unknown() -> None:
+async def test_for_a_wallet_that_never_deposited_the_message_says_why_it_is_unknown() -> None:
     async with venue() as simulator:
         with pytest.raises(AccountUnknown, match="first deposit"):
             await read(simulator, wallet_address=OTHER_WALLET)
 
 
-async def test_a_list_without_accounts_is_no_empty_balance() -> None:
+async def test_a_list_without_accounts_is_not_an_empty_balance() -> None:
     error = await refusal_of(Fault(body=b'{"code": 200, "total": 0, "accounts": []}'))
     assert isinstance(error, AccountUnknown)
 
@@ -350,7 +350,7 @@ async def test_a_signed_token_is_sent_too() -> None:
     ],
     ids=["400", "200", "api key", "401"],
 )
-async def test_a_token_that_lighter_refuses_is_left_out_and_told_of(fault: Fault) -> None:
+async def test_a_token_that_lighter_refuses_is_left_out_with_a_note(fault: Fault) -> None:
     async with venue() as simulator:
         simulator.fail(replace(fault, times=1))
         balance = await read(simulator, simulator.add_token(MASTER))
@@ -359,7 +359,7 @@ async def test_a_token_that_lighter_refuses_is_left_out_and_told_of(fault: Fault
     assert any("refuses the stored token" in note for note in balance.notes)
 
 
-async def test_a_refused_token_is_not_sent_again_for_a_while_and_still_told_of() -> None:
+async def test_a_refused_token_is_not_sent_again_for_a_while_and_the_note_stays() -> None:
     async with venue() as simulator, calling(simulator, SIGNED_TOKEN, wallet_address=WALLET) as call:
         simulator.page_size = 1
         notes = {(await fetch_balance(call)).notes for _ in range(3)}
@@ -369,12 +369,12 @@ async def test_a_refused_token_is_not_sent_again_for_a_while_and_still_told_of()
     assert notes != {()}
 
 
-async def test_an_expired_token_is_not_sent_and_told_of() -> None:
+async def test_an_expired_token_is_not_sent_and_there_is_a_note() -> None:
     async with venue() as simulator:
         balance = await read(simulator, simulator.add_token(MASTER, expires=LONG_AGO))
         assert ["Authorization" in request.headers for request in simulator.requests] == [False]
     assert balance.summary is not None
-    assert any("expired (2023-11-14)" in note for note in balance.notes)
+    assert any("expired on 2023-11-14" in note for note in balance.notes)
 
 
 async def test_where_lighter_wants_a_token_and_takes_none_the_credential_is_rejected() -> None:
@@ -407,7 +407,7 @@ async def test_a_private_key_is_refused_before_anything_is_asked_and_not_repeate
         "tökén",
     ],
 )
-async def test_what_is_no_token_is_refused_before_anything_is_asked(key: str) -> None:
+async def test_an_invalid_token_is_refused_before_a_request_is_sent(key: str) -> None:
     async with venue() as simulator:
         with pytest.raises(CredentialInvalid, match="api_key"):
             await read(simulator, key)
@@ -478,7 +478,7 @@ async def test_lighters_own_code_decides_under_any_status(status: int, code: int
     ],
     ids=lambda value: f"{value.status} {value.body[:30]!r}" if isinstance(value, Fault) else value.__name__,
 )
-async def test_each_of_lighters_troubles_is_told_as_what_it_is(fault: Fault, expected: type[VenueError]) -> None:
+async def test_each_of_lighters_troubles_becomes_the_right_error(fault: Fault, expected: type[VenueError]) -> None:
     assert type(await refusal_of(fault)) is expected
 
 

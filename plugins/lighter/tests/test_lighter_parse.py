@@ -97,7 +97,7 @@ def test_the_margin_balance_of_a_classic_account_is_the_perpetuals_money_and_not
     assert read(answer) == read(payload("account_classic"))
 
 
-def test_without_prices_there_is_no_figure_for_everything_where_other_assets_are_held() -> None:
+def test_there_is_no_summary_for_everything_if_other_assets_are_held() -> None:
     balance = read(payload("account_classic"))
     assert balance.summary is None
     assert any("USDC" in note for note in balance.notes)
@@ -140,7 +140,7 @@ def test_staked_lit_is_not_taken_for_dollars() -> None:
     assert balance.venue_accounts[-1].assets == (AssetBalance("LIT", total=Decimal(100)),)
 
 
-def test_a_share_of_unknown_worth_is_left_out_and_told_of() -> None:
+def test_a_share_of_unknown_value_is_left_out_with_a_note() -> None:
     balance = read(with_inner("shares", principal_amount=...))
     assert [account.type for account in balance.venue_accounts] == ["perpetual", "spot"]
     assert any("pool" in note for note in balance.notes)
@@ -258,7 +258,7 @@ def test_the_margin_of_isolated_positions_is_added_to_the_cross_margin() -> None
     assert figures(with_inner("positions", margin_mode=1, allocated_margin="15.2")).margin_used == Decimal(200)
 
 
-def test_what_a_cross_position_or_a_closed_one_has_allocated_is_no_margin() -> None:
+def test_the_allocation_of_a_cross_or_closed_position_is_not_margin() -> None:
     assert figures(with_inner("positions", margin_mode=0, allocated_margin="15.2")).margin_used == Decimal("184.8")
     closed = with_inner("positions", margin_mode=1, allocated_margin="15.2", position="0.00000")
     assert figures(closed).margin_used == Decimal("184.8")
@@ -273,7 +273,7 @@ def test_what_a_cross_position_or_a_closed_one_has_allocated_is_no_margin() -> N
     ],
     ids=["no cross margin", "empty cross margin", "no isolated margin"],
 )
-def test_margin_that_is_not_said_is_the_worth_less_what_is_available(answer: Any) -> None:
+def test_missing_margin_is_equity_minus_available(answer: Any) -> None:
     assert figures(answer).margin_used == Decimal("184.8")
 
 
@@ -285,14 +285,14 @@ def test_margin_that_can_be_known_by_nothing_is_unknown() -> None:
     assert figures(more).margin_used is None
 
 
-def test_a_closed_position_without_a_profit_is_no_gap() -> None:
+def test_a_closed_position_may_lack_a_profit() -> None:
     answer = payload("account_classic")
     answer["accounts"][0]["positions"].append({"market_id": 9, "position": "0.00000"})
     answer["accounts"][0]["total_asset_value"] = "9"
     assert figures(answer).unrealised_pnl == Decimal(84)
 
 
-def test_profit_that_is_not_said_is_the_worth_less_the_collateral_in_classic_mode_alone() -> None:
+def test_missing_profit_is_equity_minus_collateral_in_classic_mode_alone() -> None:
     answer = with_inner("positions", unrealized_pnl=...)
     assert figures(answer).unrealised_pnl == Decimal(84)
     answer["accounts"][0]["account_trading_mode"] = 1
@@ -311,7 +311,7 @@ def test_every_digit_of_a_noisy_figure_is_kept() -> None:
     assert str(found.free) == "1250.4399999999998340000000000000000000"
 
 
-def test_a_lock_that_is_not_said_leaves_free_unknown() -> None:
+def test_a_missing_lock_leaves_free_unknown() -> None:
     balance = read(with_inner("assets", locked_balance=...))
     assert balance.venue_accounts[1].assets[0] == AssetBalance("USDC", total=Decimal(150))
 
@@ -331,7 +331,7 @@ def test_an_account_that_lighter_could_not_read_stands_with_its_error_beside_the
     assert balance.summary is None
 
 
-def test_where_lighter_could_read_no_account_there_is_no_balance() -> None:
+def test_if_lighter_could_not_read_any_account_its_error_is_raised() -> None:
     answer = changed(code=1)
     answer["accounts"][1]["code"] = 2
     with pytest.raises(VenueUnavailable):
@@ -339,7 +339,7 @@ def test_where_lighter_could_read_no_account_there_is_no_balance() -> None:
 
 
 @pytest.mark.parametrize("kind", [2, 3])
-def test_a_pool_that_the_wallet_runs_is_left_out_and_told_of(kind: int) -> None:
+def test_a_pool_that_the_wallet_runs_is_left_out_with_a_note(kind: int) -> None:
     balance = read(changed(number=1, account_type=kind, collateral="5000000"))
     assert {account.id for account in balance.venue_accounts} == {"90210"}
     assert any("281474976700001" in note and "public pool" in note for note in balance.notes)
@@ -389,7 +389,7 @@ def test_an_account_without_what_makes_a_balance_is_malformed(field: str, value:
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400", "12,5", "many", True, [], {}], ids=str)
-def test_a_figure_that_is_no_number_is_malformed(value: Any) -> None:
+def test_a_figure_that_is_not_a_number_is_malformed(value: Any) -> None:
     accounts = ("collateral", "total_asset_value", "available_balance", "cross_initial_margin_requirement")
     answers = [changed(**{field: value}) for field in accounts]
     answers += [with_inner("positions", **{field: value}) for field in ("position", "unrealized_pnl")]
@@ -402,7 +402,7 @@ def test_a_figure_that_is_no_number_is_malformed(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", True, -1, [], {}, Decimal("0.5")], ids=str)
-def test_a_code_kind_or_mode_that_is_no_number_is_malformed(value: Any) -> None:
+def test_a_code_kind_or_mode_that_is_not_a_number_is_malformed(value: Any) -> None:
     for field in ("code", "account_type", "account_trading_mode", "index", "account_index"):
         with pytest.raises(VenueMalformed):
             read(changed(**{field: value}))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from exchange_service.plugin_api import (
     Balance,
     Capabilities,
@@ -13,14 +11,10 @@ from exchange_service.plugin_api import (
     KeyRights,
     Manifest,
     RateLimit,
-    VenueAccount,
     VenueCall,
-    combined_summary,
-    gather_accounts,
     hookimpl,
 )
-from exchange_service_oanda import parse
-from exchange_service_oanda.client import OandaClient
+from exchange_service_oanda.balance import read_balance
 
 OANDA = ExchangeMetadata(
     id="oanda",
@@ -43,7 +37,7 @@ OANDA = ExchangeMetadata(
             "Account ID",
             required=False,
             secret=False,
-            description="Such as 101-004-7654321-001. Left empty, every account of the token is read.",
+            description="For example 101-004-7654321-001. If it is empty, every account of the token is read.",
         ),
     ),
     account_types=("forex",),
@@ -54,16 +48,13 @@ OANDA = ExchangeMetadata(
     ),
     documentation_url="https://developer.oanda.com/rest-live-v20/introduction/",
     credential_url="https://www.oanda.com/account/tpa/personal_token",
-    # The list of accounts, and one account as a rule.
+    # A balance costs the list of accounts and, usually, one account.
     limits=(RateLimit("address", 100, 1, cost=2),),
 )
 
-# OANDA refuses more than two new connections a second, so no more accounts of a token are read at the same time.
-_READ_AT_ONCE = 2
-
 _NO_READ_ONLY_TOKENS = (
-    "OANDA has no read-only tokens, and does not say what a token may do: whoever has it can trade. "
-    "Keep it as you keep a password."
+    "OANDA has no read-only tokens and does not say what a token may do: anybody with the token can trade. "
+    "Protect it like a password."
 )
 
 
@@ -74,15 +65,7 @@ def exchange_manifest() -> Manifest:
 
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
-    client = OandaClient(call)
-    turn = asyncio.Semaphore(_READ_AT_ONCE)
-
-    async def read(account_id: str) -> VenueAccount:
-        async with turn:
-            return parse.account(await client.summary(account_id), account_id)
-
-    accounts = await gather_accounts(await client.account_ids(), read, type="forex")
-    return Balance(accounts, combined_summary(accounts))
+    return await read_balance(call)
 
 
 @hookimpl

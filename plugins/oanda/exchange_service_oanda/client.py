@@ -1,4 +1,4 @@
-"""OANDA over HTTP: addresses, the token, and OANDA's errors as ours."""
+"""OANDA over HTTP: the addresses, the token, and which VenueError each of OANDA's errors is."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from exchange_service.plugin_api import (
     VenueCall,
     VenueMalformed,
     as_object,
+    raise_unexpected_status,
     read_metadata,
     required_text,
 )
 from exchange_service_oanda import parse
 
-# The accounts of a token change seldom; asking for the list each time would double the requests.
+# Seconds. The accounts of a token change rarely, and reading the list each time would double the requests.
 _ACCOUNT_LIST_AGE = 600.0
 _ACCOUNT_ID = re.compile(r"[0-9A-Za-z]+(-[0-9A-Za-z]+)*\Z", re.ASCII)
 
-_NOT_YOURS = "OANDA knows no such account, or the token may not read it. Check the stored account_id."
-_NOT_SHOWN = "OANDA lists this account and does not show it: it may be closed, or one of another platform such as MT4."
-_NOT_LISTED = "OANDA does not list the accounts of this token. Store the account_id of the one to read."
+_STORED_ACCOUNT_REFUSED = "OANDA does not know this account, or the token may not read it. Check the stored account_id."
+_LISTED_ACCOUNT_REFUSED = (
+    "OANDA lists this account but does not show it: it may be closed, or belong to another platform such as MT4."
+)
+_LIST_REFUSED = "OANDA does not list the accounts of this token. Store the account_id of the account to read."
 
 
 class OandaClient:
     """The two reads that a balance needs."""
 
     def __init__(self, call: VenueCall) -> None:
-        token = required_text(call.credential, "api_key")
-        if not token.isascii() or not token.isprintable():
-            raise CredentialInvalid("api_key is no personal access token: it holds other than plain characters.")
+        token = required_text(call.credential, "api_key", plain=True)
         self.account_id: str = read_metadata(call.credential, account_id=str).get("account_id", "")
         if self.account_id.isdigit():
             raise CredentialInvalid(
-                "extra_metadata.account_id is of the retired v1 interface; a v20 id looks like 101-004-7654321-001."
+                "extra_metadata.account_id is of the retired v1 interface. A v20 id looks like 101-004-7654321-001."
             )
         if self.account_id and not _ACCOUNT_ID.match(self.account_id):
-            raise CredentialInvalid("extra_metadata.account_id is no account id, such as 101-004-7654321-001.")
+            raise CredentialInvalid("extra_metadata.account_id is not a v20 account id, such as 101-004-7654321-001.")
         self._http = call.http
         self._state = call.account_state
         self._base = call.url()
@@ -50,22 +51,21 @@ class OandaClient:
         self._headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
 
     async def account_ids(self) -> list[str]:
-        """The stored account id, or those of all accounts that the token may read; AccountUnknown where there is
-        none."""
+        """The stored account id, or the ids of all accounts of the token. Raises AccountUnknown if it has none."""
         if self.account_id:
             return [self.account_id]
-        return await self._state.get("account ids", self._listed_ids, max_age=_ACCOUNT_LIST_AGE)
+        return await self._state.get("account ids", self._list_ids, max_age=_ACCOUNT_LIST_AGE)
 
     async def summary(self, account_id: str) -> Any:
-        """One account's summary, as OANDA sends it."""
-        refusal = _NOT_YOURS if account_id == self.account_id else _NOT_SHOWN
+        """The payload of one account's summary."""
+        refusal = _STORED_ACCOUNT_REFUSED if account_id == self.account_id else _LISTED_ACCOUNT_REFUSED
         return await self._get(f"/v3/accounts/{quote(account_id, safe='')}/summary", refusal)
 
-    async def _listed_ids(self) -> list[str]:
-        ids = parse.account_ids(await self._get("/v3/accounts", _NOT_LISTED))
+    async def _list_ids(self) -> list[str]:
+        ids = parse.account_ids(await self._get("/v3/accounts", _LIST_REFUSED))
         if not ids:
-            # Raised here and not by the caller: a failure is not kept, and the first account may be opened any time.
-            raise AccountUnknown("OANDA: the token is good but reads no account. Check that its login has a v20 one.")
+            # Raised before the list is kept, because the user may open the first account at any time.
+            raise AccountUnknown("OANDA: the token is valid but has no account. Check that its login has a v20 one.")
         return ids
 
     async def _get(self, path: str, refusal: str) -> Any:
@@ -74,30 +74,29 @@ class OandaClient:
         return response.json()
 
     def _raise_for_error(self, response: Response, refusal: str) -> None:
-        """OANDA's own words first; the rest is as everywhere. `refusal` says that the account cannot be read."""
+        """Raise the error of a response. OANDA's message decides first; `refusal` is for a refused account."""
         status = response.status
         if status == 200:
             return
         message = _error_message(response)
         if status in (401, 403) and "forbidden" in message:
-            # The token is good, and the account is somebody else's.
+            # The token is valid, but the account belongs to somebody else.
             raise AccountUnknown(refusal)
         if status == 401 or (status == 403 and message):
             raise CredentialRejected(
-                f"OANDA refuses the token. Check first whether it is one for {self._other_environment} accounts: "
+                f"OANDA refuses the token. Check first whether it is a token for {self._other_environment} accounts: "
                 "a token works in one environment only."
             )
         if status == 403:
-            # OANDA itself gives a reason, so it is the gateway in front that does not want us.
+            # OANDA itself gives a reason. Without one, the gateway in front of it refuses us.
             raise AddressNotAllowed("OANDA's gateway refuses requests from this service's network address.")
         if status == 404 or (status == 400 and "accountid" in message):
             raise AccountUnknown(refusal)
-        response.raise_for_status()
-        raise VenueMalformed(f"OANDA answered with an unexpected status (HTTP {status}).")
+        raise_unexpected_status(response, "OANDA")
 
 
 def _error_message(response: Response) -> str:
-    """OANDA's own words, in lower case, to decide by; never passed on. Empty where it sent none."""
+    """OANDA's message in lower case, empty if it sent none. It chooses the error and is never passed on."""
     try:
         return str(as_object(response.json(), "the error").get("errorMessage") or "").lower()
     except VenueMalformed:

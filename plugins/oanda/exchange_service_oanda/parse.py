@@ -1,4 +1,4 @@
-"""OANDA's payloads as the service's nouns. Pure: payload in, value out."""
+"""Reads OANDA's payloads into the service's values. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from exchange_service.plugin_api import (
     amount,
     as_list,
     as_object,
+    check_unique,
     required_amount,
     text,
 )
@@ -21,36 +22,34 @@ def account_ids(payload: Any) -> list[str]:
     """The ids of `GET /v3/accounts`."""
     accounts = as_list(as_object(payload, "the answer").get("accounts"), "accounts")
     ids = [text(as_object(entry, "accounts[]"), "id", "accounts[]") for entry in accounts]
-    if len(set(ids)) != len(ids):
-        # Read twice, its money would be in the summary twice.
-        raise VenueMalformed("OANDA lists an account twice.")
+    check_unique(ids, "OANDA lists an account twice.")
     return ids
 
 
 def account(payload: Any, account_id: str) -> VenueAccount:
-    """One account from `GET /v3/accounts/{id}/summary`: a single row, in the account's own currency.
+    """The account of `GET /v3/accounts/{id}/summary`: one row, in the account's own currency.
 
-    `marginAvailable` is OANDA's own figure and not NAV less margin: it is reckoned with closeout prices.
+    `marginAvailable` is OANDA's own figure, computed with closeout prices. It is not NAV minus margin.
     """
-    found = as_object(as_object(payload, "the answer").get("account"), "account")
-    if text(found, "id", "account") != account_id:
-        raise VenueMalformed("OANDA answered for another account than the one asked for.")
-    currency = text(found, "currency", "account")
-    balance = required_amount(found, "balance", "account")
-    available = amount(found, "marginAvailable", "account")
-    margin_used = amount(found, "marginUsed", "account")
+    entry = as_object(as_object(payload, "the answer").get("account"), "account")
+    if text(entry, "id", "account") != account_id:
+        raise VenueMalformed("OANDA answered for another account than the requested one.")
+    currency = text(entry, "currency", "account")
+    balance = required_amount(entry, "balance", "account")
+    available = amount(entry, "marginAvailable", "account")
+    margin_used = amount(entry, "marginUsed", "account")
     return VenueAccount(
         id=account_id,
         type="forex",
-        label=text(found, "alias", "account", required=False),
+        label=text(entry, "alias", "account", required=False),
         assets=(AssetBalance(currency, total=balance, free=available, used=margin_used),),
         summary=Summary(
             currency,
             total=balance,
             cash=balance,
             available=available,
-            equity=required_amount(found, "NAV", "account"),
+            equity=required_amount(entry, "NAV", "account"),
             margin_used=margin_used,
-            unrealised_pnl=amount(found, "unrealizedPL", "account"),
+            unrealised_pnl=amount(entry, "unrealizedPL", "account"),
         ),
     )

@@ -1,4 +1,4 @@
-"""OANDA on loopback: the v20 answers and errors. It uses nothing of the client, so that no mistake hides in both."""
+"""A simulator of OANDA: the answers and errors of v20. It shares no code with the client, so it repeats no mistake."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from aiohttp import web
 
-from exchange_service.testing import DemoVenue, Fault
+from exchange_service.testing import DemoVenue, Fault, bearer_token, show_situation
 
-# OANDA names every answer, so that its support can find it.
+# OANDA numbers every answer, for its support.
 _REQUEST_ID = "42717890123456789"
 
 
@@ -34,7 +34,7 @@ class SimulatedAccount:
 
 
 class OandaSimulator(DemoVenue):
-    """Plays api-fxtrade.oanda.com."""
+    """Simulates api-fxtrade.oanda.com."""
 
     exchange_id = "oanda"
 
@@ -55,8 +55,7 @@ class OandaSimulator(DemoVenue):
         ]
 
     def account_of(self, request: web.Request, body: bytes) -> str:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        return token if scheme == "Bearer" else ""
+        return bearer_token(request)
 
     def _accounts(self, request: web.Request) -> dict[str, SimulatedAccount]:
         """The accounts of the request's token."""
@@ -91,20 +90,14 @@ class OandaSimulator(DemoVenue):
             self.add_token(token, first, second, SimulatedAccount("101-004-7654321-003", refused=True))
         elif situation != "refused":
             self.add_token(token, first)
-        if situation == "limited":
-            self.fail(Fault.rate_limited("30")).account = token
-        elif situation == "slow":
-            self.fail(Fault(delay=3.0, pass_on=True, account=token))
-        elif situation == "stale":
-            # One good answer for the list and one for the summary, then trouble.
-            self.fail(Fault.html(503)).account = token
-            self.fail(Fault(pass_on=True, account=token, times=2))
+        # A balance needs two answers: the list of accounts, and the summary of one.
+        show_situation(self, situation, token, answers=2)
         return {"api_key": token}
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         token = f"trouble-{trouble.replace(' ', '-')}-token"
         if trouble in ("wrong key", "wrong environment"):
-            # Neither is known here: a practice token is to the live venue what a mistyped one is.
+            # The token is not added: the live venue knows a practice token as little as a mistyped one.
             return {"api_key": token}
         self.add_token(token, SimulatedAccount("101-004-7654321-001"))
         if trouble == "missing right":
@@ -113,11 +106,8 @@ class OandaSimulator(DemoVenue):
             return {"api_key": token, "extra_metadata": {"account_id": foreign}}
         if trouble == "unknown account":
             return {"api_key": token, "extra_metadata": {"account_id": "101-004-7654321-999"}}
-        if trouble == "rate limit":
-            # OANDA says neither in headers how much is left nor for how long to wait.
-            self.fail(Fault.rate_limited("")).account = token
-        elif trouble == "outage":
-            self.fail(Fault.html(503)).account = token
+        # OANDA has no header for how long to wait.
+        show_situation(self, trouble, token, limit=Fault.rate_limited(""))
         return {"api_key": token}
 
     def move(self) -> None:

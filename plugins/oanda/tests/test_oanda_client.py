@@ -187,7 +187,7 @@ async def test_no_more_than_two_accounts_are_read_at_the_same_time() -> None:
     assert http.most == 2
 
 
-async def test_where_every_account_refuses_there_is_no_balance() -> None:
+async def test_if_every_account_is_refused_the_error_is_raised() -> None:
     async with venue_with(SimulatedAccount(FIRST, refused=True), SimulatedAccount(SECOND, refused=True)) as venue:
         with pytest.raises(AccountUnknown):
             await balance_of(venue)
@@ -201,7 +201,7 @@ async def test_a_token_that_dies_between_two_requests_is_refused_as_a_whole() ->
             await balance_of(venue)
 
 
-async def test_a_token_that_reads_no_account_is_told_so_and_its_list_is_not_kept() -> None:
+async def test_a_token_without_an_account_is_an_account_unknown_and_its_list_is_not_kept() -> None:
     async with venue_with() as venue, venue_call(OANDA, override=venue.url, api_key=TOKEN) as call:
         with pytest.raises(AccountUnknown, match="reads no account"):
             await exchange_service_oanda.fetch_balance(call)
@@ -281,7 +281,7 @@ async def test_a_refused_token_comes_with_the_hint_to_try_the_other_environment(
     fault = saying(status, "Insufficient authorization to perform request.")
     error = await refusal_of(fault, environment=environment)
     assert isinstance(error, CredentialRejected)
-    assert f"{other} accounts" in error.message
+    assert f"{other} accounts" in error.text
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -313,18 +313,18 @@ async def test_a_forbidden_request_means_that_the_account_is_somebody_elses(stat
     ],
     ids=lambda value: f"{value.status} {value.body[:40]!r}" if isinstance(value, Fault) else value.__name__,
 )
-async def test_each_of_oandas_errors_is_told_as_what_it_is(fault: Fault, expected: type[VenueError]) -> None:
+async def test_each_of_oandas_errors_becomes_the_right_error(fault: Fault, expected: type[VenueError]) -> None:
     assert type(await refusal_of(fault)) is expected
 
 
 async def test_an_account_that_cannot_be_read_comes_with_what_to_do() -> None:
     forbidden = saying(403, "The provided request was forbidden.")
-    assert "Check the stored account_id" in (await refusal_of(forbidden, account_id=FIRST)).message
-    assert "Store the account_id" in (await refusal_of(forbidden)).message
+    assert "Check the stored account_id" in (await refusal_of(forbidden, account_id=FIRST)).text
+    assert "Store the account_id" in (await refusal_of(forbidden)).text
     async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND, refused=True)) as venue:
         error = (await balance_of(venue)).venue_accounts[1].error
     assert error is not None
-    assert "another platform" in error.message
+    assert "another platform" in error.text
 
 
 async def test_oandas_own_words_are_not_passed_on() -> None:
@@ -339,7 +339,7 @@ async def test_the_name_of_oandas_answer_is_not_passed_on(status: int) -> None:
     assert "42717890123456789" not in f"{error!r} {error.args} {vars(error)}"
 
 
-async def test_what_a_token_may_do_is_not_known_and_its_owner_is_told_so() -> None:
+async def test_the_rights_of_a_token_are_not_known_and_a_note_says_so() -> None:
     async with venue_with() as venue, venue_call(OANDA, override=venue.url, api_key=TOKEN) as call:
         rights = await exchange_service_oanda.check_credential(call)
     assert (rights.trade, rights.withdraw, rights.expires) == (None, None, None)

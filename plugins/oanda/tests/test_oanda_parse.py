@@ -92,7 +92,7 @@ def test_an_answer_without_what_makes_a_balance_is_malformed(field: str, value: 
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400", "12,5", "many", True, [], {}])
-def test_a_figure_that_is_no_number_is_malformed(value: Any) -> None:
+def test_a_figure_that_is_not_a_number_is_malformed(value: Any) -> None:
     for field in ("balance", "NAV", "marginAvailable", "marginUsed", "unrealizedPL"):
         with pytest.raises(VenueMalformed, match=field):
             parse.account(summary_with(**{field: value}), ACCOUNT_ID)

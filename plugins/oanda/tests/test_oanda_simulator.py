@@ -106,7 +106,7 @@ async def test_the_stale_account_answers_once() -> None:
 
 
 @pytest.mark.parametrize(("trouble", "status"), [("missing right", 403), ("unknown account", 404)])
-async def test_an_account_that_is_not_there_is_told_from_one_that_is_somebody_elses(trouble: str, status: int) -> None:
+async def test_an_unknown_account_and_somebody_elses_account_have_different_statuses(trouble: str, status: int) -> None:
     async with OandaSimulator() as simulator:
         assert isinstance(simulator, OandaSimulator)
         found = simulator.troubled_credential(trouble)

@@ -1,8 +1,6 @@
-"""tastytrade: the balances of brokerage accounts, read by an OAuth grant of the user's own application."""
+"""tastytrade: the balances of brokerage accounts, read with an OAuth grant of the user's own application."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from exchange_service.plugin_api import (
     Balance,
@@ -13,14 +11,10 @@ from exchange_service.plugin_api import (
     KeyRights,
     Manifest,
     RateLimit,
-    VenueAccount,
     VenueCall,
-    combined_summary,
-    gather_accounts,
     hookimpl,
 )
-from exchange_service_tastytrade import parse
-from exchange_service_tastytrade.client import TastytradeClient
+from exchange_service_tastytrade.balance import read_balance
 
 TASTYTRADE = ExchangeMetadata(
     id="tastytrade",
@@ -35,7 +29,7 @@ TASTYTRADE = ExchangeMetadata(
     requires_account_id=True,
     instructions=(
         "In tastytrade's API access settings make an OAuth application with the scope read alone, "
-        "then choose Manage and Create Grant: the application's client secret and the grant's refresh token are needed."
+        "then choose Manage and Create Grant. Store the application's client secret and the grant's refresh token."
     ),
     credential_fields=(
         CredentialField(
@@ -43,7 +37,7 @@ TASTYTRADE = ExchangeMetadata(
             "Client id",
             required=False,
             secret=False,
-            description="The OAuth application's id; may be left empty, the venue does not ask for it.",
+            description="The OAuth application's id. It may be empty: the venue does not need it.",
         ),
         CredentialField(
             "api_secret",
@@ -53,26 +47,26 @@ TASTYTRADE = ExchangeMetadata(
         CredentialField(
             "passphrase",
             "Refresh token",
-            description="From Create Grant. It does not expire, and can be revoked on the same page.",
+            description="From Create Grant. It does not expire and can be revoked on the same page.",
         ),
         CredentialField(
             "account_id",
             "Account number",
             required=False,
             secret=False,
-            description="Such as 5WX00000. Left empty, every open account of the login is read.",
+            description="For example 5WX00000. If it is empty, every open account of the login is read.",
         ),
     ),
     account_types=("cash", "margin"),
     capabilities=Capabilities(sandbox=True, several_accounts=True),
     environments=(
         Environment("production", {"api": "https://api.tastyworks.com"}, aliases=("live",)),
-        # Its logins and grants are its own, and it is wiped every day.
+        # The sandbox has its own logins and grants, and is wiped every day.
         Environment("sandbox", {"api": "https://api.cert.tastyworks.com"}, aliases=("cert",)),
     ),
     documentation_url="https://developer.tastytrade.com",
     credential_url="https://my.tastytrade.com/app.html#/manage/api-access/oauth-applications",
-    # The venue publishes none. This is a balance every two seconds: a list of accounts, and one account as a rule.
+    # The venue publishes no limits. These allow a balance every two seconds: the list and, usually, one account.
     limits=(RateLimit("key", 60, 60, cost=2),),
 )
 
@@ -88,19 +82,7 @@ def exchange_manifest() -> Manifest:
 
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
-    client = TastytradeClient(call)
-    listed = {account.number: account for account in await client.accounts() if call.wants(account.type)}
-
-    async def read(number: str) -> VenueAccount:
-        return parse.account(await client.balances(number), number)
-
-    found = await gather_accounts(list(listed), read)
-    # Also one that could not be read has its type and name.
-    accounts = tuple(
-        replace(account, type=listed[account.id].type, label=listed[account.id].label) for account in found
-    )
-    times = [account.venue_time for account in accounts if account.venue_time is not None]
-    return Balance(accounts, combined_summary(accounts), venue_time=min(times, default=None))
+    return await read_balance(call)
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""tastytrade over HTTP: the grant's access token, the two reads, and tastytrade's errors as ours."""
+"""tastytrade over HTTP: the access token of the grant, two reads, and which VenueError each error is."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from exchange_service.plugin_api import (
     VenueMalformed,
     VenueUnavailable,
     as_object,
+    raise_unexpected_status,
     read_metadata,
     required_text,
 )
 from exchange_service_tastytrade import parse
 
-# Without a name and version here the venue's gateway refuses every request.
+# The venue's gateway refuses every request without a name and version here.
 USER_AGENT = "exchange-service-tastytrade/0.1.0"
 _HEADERS = {"Accept": "application/json", "User-Agent": USER_AGENT}
-# The accounts of a login change seldom; asking for the list each time would double the requests.
+# Seconds. The accounts of a login change rarely, and reading the list each time would double the requests.
 _ACCOUNT_LIST_AGE = 600.0
 _LOGIN_KEYS = frozenset({"login", "username", "password", "remember_token"})
-# The second is what OAuth has for a wrong client secret.
+# In OAuth the second stands for a wrong client secret.
 _REFUSED_GRANTS = ("invalid_grant", "invalid_client")
-_WHAT_TO_DO = (
-    "Logins of programs by user name and password were retired on 2025-12-01. Make an OAuth application with the scope "
-    "read and a grant for it at tastytrade, and store its client secret as api_secret, its refresh token as passphrase."
+_USE_A_GRANT = (
+    "tastytrade retired logins by user name and password for programs on 2025-12-01. Create an OAuth application with "
+    "the scope read and a grant for it, then store its client secret as api_secret and its refresh token as passphrase."
 )
 
 
@@ -43,7 +44,7 @@ class TastytradeClient:
     """The two reads that a balance needs."""
 
     def __init__(self, call: VenueCall) -> None:
-        _refuse_password_login(call.credential)
+        _reject_password_login(call.credential)
         metadata = read_metadata(call.credential, account_id=str, refresh_token=str)
         self.account_id: str = metadata.get("account_id", "")
         self._refresh_token = _refresh_token(call.credential, metadata)
@@ -54,29 +55,29 @@ class TastytradeClient:
         self._other_environment = "sandbox (cert)" if call.environment.name == "production" else "live venue"
 
     async def accounts(self) -> list[parse.ListedAccount]:
-        """The open accounts of the login, or the one that is stored; AccountUnknown where there is none."""
-        listed = await self._state.get("accounts", self._open_accounts, max_age=_ACCOUNT_LIST_AGE)
+        """The open accounts of the login, or the stored account alone. Raises AccountUnknown if there is none."""
+        listed = await self._state.get("accounts", self._list_open_accounts, max_age=_ACCOUNT_LIST_AGE)
         if not self.account_id:
             return listed
         stored = [account for account in listed if account.number == self.account_id]
         if not stored:
-            # It may have been opened since the list was read.
+            # The account may have been opened since the list was read.
             self._state.forget("accounts")
             raise AccountUnknown(
-                "tastytrade lists no open account of the stored number for this login. Check the stored account_id, "
+                "tastytrade lists no open account with the stored number for this login. Check the stored account_id, "
                 "or leave it empty to read every open account."
             )
         return stored
 
     async def balances(self, number: str) -> Any:
-        """One account's balances, as tastytrade sends them."""
+        """The payload of one account's balances."""
         return await self._get(f"/accounts/{quote(number, safe='')}/balances")
 
-    async def _open_accounts(self) -> list[parse.ListedAccount]:
+    async def _list_open_accounts(self) -> list[parse.ListedAccount]:
         accounts = parse.open_accounts(await self._get("/customers/me/accounts"))
         if not accounts:
-            # Raised here and not by the caller: a failure is not kept, and the first account may be opened any time.
-            raise AccountUnknown("tastytrade: the grant is good, but its login has no open account.")
+            # Raised before the list is kept, because the user may open the first account at any time.
+            raise AccountUnknown("tastytrade: the grant is valid, but its login has no open account.")
         return accounts
 
     async def _get(self, path: str) -> Any:
@@ -93,10 +94,10 @@ class TastytradeClient:
         return await self._http.get(self._base + path, headers=headers)
 
     async def _token(self, *, refused: parse.AccessToken | None = None) -> parse.AccessToken:
-        """The access token that all calls of the account share, renewed in time, or because the venue `refused` it.
+        """The access token that all calls of the account share. It is renewed before it ends.
 
-        Whoever comes with a token that another call has replaced meanwhile is given the new one: one renewal is
-        enough for all.
+        It is also renewed if it is the token that the venue `refused`. If another call has renewed that one already,
+        the new token is returned without a request.
         """
         token = await self._state.get("access token", self._new_token)
         if token is refused or asyncio.get_running_loop().time() >= token.renew_at:
@@ -105,7 +106,7 @@ class TastytradeClient:
         return token
 
     async def _new_token(self) -> parse.AccessToken:
-        asked = asyncio.get_running_loop().time()
+        requested_at = asyncio.get_running_loop().time()
         grant = {
             "grant_type": "refresh_token",
             "client_secret": self._client_secret.reveal(),
@@ -113,21 +114,20 @@ class TastytradeClient:
         }
         response = await self._http.post(f"{self._base}/oauth/token", json=grant, headers=_HEADERS)
         self._raise_for_refused_grant(response)
-        return parse.access_token(response.json(), asked)
+        return parse.access_token(response.json(), requested_at)
 
     def _raise_for_refused_grant(self, response: Response) -> None:
-        """The venue does not say which of the two it refuses, the secret or the token."""
+        """Raise the error of a refused grant. The venue does not say whether it refuses the secret or the token."""
         if response.status in (200, 201):
             return
         _raise_for_page(response)
         if response.status == 401 or _error_code(response) in _REFUSED_GRANTS:
             raise CredentialRejected(
-                "tastytrade refuses the client secret or the refresh token. Check that both are of the same OAuth "
-                f"application, that the grant was not revoked, and that it is none of the {self._other_environment}: "
+                "tastytrade refuses the client secret or the refresh token. Check that both belong to the same OAuth "
+                f"application, that the grant was not revoked, and that it is not for the {self._other_environment}: "
                 "a grant works in one environment only."
             )
-        response.raise_for_status()
-        raise _unexpected(response)
+        raise_unexpected_status(response, "tastytrade")
 
     def _raise_for_error(self, response: Response) -> None:
         if response.status == 200:
@@ -135,38 +135,37 @@ class TastytradeClient:
         _raise_for_page(response)
         if response.status == 401:
             raise CredentialRejected(
-                "tastytrade refuses a fresh access token of the stored grant. Make a new grant, and store its refresh "
-                "token."
+                "tastytrade refuses a new access token of the stored grant. Create another grant, and store its "
+                "refresh token."
             )
         if response.status == 403:
             raise PermissionMissing(
                 "tastytrade does not let this grant read the account. Check that its OAuth application has the scope "
                 "read, and that the login may see the account."
             )
-        response.raise_for_status()
-        raise _unexpected(response)
+        raise_unexpected_status(response, "tastytrade")
 
 
-def _refuse_password_login(credential: Credential) -> None:
-    """CredentialInvalid for what was stored for the retired login. The venue is not asked: it blocks who tries."""
+def _reject_password_login(credential: Credential) -> None:
+    """Raise CredentialInvalid for a password login. It is never sent: the venue blocks addresses that try it."""
     if "@" in credential.api_key.reveal() or not _LOGIN_KEYS.isdisjoint(credential.metadata):
-        raise CredentialInvalid(f"The stored credential is a login by user name and password. {_WHAT_TO_DO}")
+        raise CredentialInvalid(f"The stored credential is a login by user name and password. {_USE_A_GRANT}")
 
 
 def _refresh_token(credential: Credential, metadata: Mapping[str, Any]) -> Secret:
     token = credential.passphrase.reveal().strip() or metadata.get("refresh_token", "")
     if not token:
-        raise CredentialInvalid(f"passphrase is missing, which holds the refresh token. {_WHAT_TO_DO}")
+        raise CredentialInvalid(f"passphrase is missing: it holds the refresh token. {_USE_A_GRANT}")
     return Secret(token)
 
 
 def _refuses_token(response: Response) -> bool:
-    """Whether another access token may help: not against the gateway, nor where the login itself is refused."""
+    """Whether a new access token may help. It does not if the gateway answered or the login itself is refused."""
     return response.status == 401 and not _is_page(response) and _error_code(response) != "invalid_credentials"
 
 
 def _raise_for_page(response: Response) -> None:
-    """A page for people comes from the gateway in front, and says nothing about the grant or the account."""
+    """Raise the error of an HTML page: the gateway sends it, and it says nothing about the grant or the account."""
     if not _is_page(response):
         return
     if response.status in (401, 403):
@@ -183,15 +182,11 @@ def _is_page(response: Response) -> bool:
 
 
 def _error_code(response: Response) -> str:
-    """The venue's code, of its `error` or flat as the token's address sends it; empty where it sent none."""
+    """The code of `error`, or `error_code`, as the token endpoint sends it; empty if there is no code."""
     try:
-        answer = as_object(response.json(), "the error")
+        body = as_object(response.json(), "the error")
     except VenueMalformed:
         return ""
-    error = answer.get("error")
-    code = error.get("code") if isinstance(error, dict) else answer.get("error_code")
+    error = body.get("error")
+    code = error.get("code") if isinstance(error, dict) else body.get("error_code")
     return code if isinstance(code, str) else ""
-
-
-def _unexpected(response: Response) -> VenueMalformed:
-    return VenueMalformed(f"tastytrade answered with an unexpected status (HTTP {response.status}).")

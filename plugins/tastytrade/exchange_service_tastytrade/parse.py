@@ -1,4 +1,4 @@
-"""tastytrade's payloads as the service's nouns. Pure: payload in, value out."""
+"""Reads tastytrade's payloads into the service's values. Pure functions."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from exchange_service.plugin_api import (
     amount,
     as_list,
     as_object,
+    check_unique,
     required_amount,
     text,
 )
 
-# What the venue's documents state; used where an answer leaves it out.
+# The values in the venue's documents, for answers without them.
 _USUAL_LIFE = 900
 _USUAL_CURRENCY = "USD"
-# Seconds that a token is left unused at its end: a request that is on its way should still find it good.
+# Seconds before its end from which a token is not used, so that it is still valid when the request arrives.
 _MARGIN = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class AccessToken:
-    """What reads are made with, and the event loop's time from which on another should be used."""
+    """An access token, and the event loop's time from which it must be renewed."""
 
     secret: Secret
     renew_at: float
@@ -45,9 +46,11 @@ class ListedAccount:
     label: str = ""
 
 
-def access_token(payload: Any, asked: float) -> AccessToken:
-    """The answer of `POST /oauth/token`, which was `asked` for at this time of the event loop. A life so short that the
-    margin would eat it up is used by half."""
+def access_token(payload: Any, requested_at: float) -> AccessToken:
+    """The token of `POST /oauth/token`; `requested_at` is in the event loop's time.
+
+    A token whose life is hardly longer than the margin is used for half of its life.
+    """
     answer = as_object(payload, "the answer")
     token = text(answer, "access_token", "the answer")
     if not token.isascii() or not token.isprintable() or " " in token:
@@ -55,37 +58,32 @@ def access_token(payload: Any, asked: float) -> AccessToken:
     stated = amount(answer, "expires_in", "the answer")
     life = float(_USUAL_LIFE if stated is None else stated)
     if life <= 0:
-        raise VenueMalformed("tastytrade answered with an access token whose life is over.")
-    return AccessToken(Secret(token), renew_at=asked + max(life - _MARGIN, life / 2))
+        raise VenueMalformed("tastytrade answered with an access token that has already expired.")
+    return AccessToken(Secret(token), renew_at=requested_at + max(life - _MARGIN, life / 2))
 
 
 def open_accounts(payload: Any) -> list[ListedAccount]:
-    """The accounts of `GET /customers/me/accounts`, in order, without closed ones."""
+    """The accounts of `GET /customers/me/accounts` that are not closed, in the same order."""
     entries = [as_object(entry, "items[]") for entry in as_list(_data(payload).get("items"), "data.items")]
     accounts = [as_object(entry.get("account"), "items[].account") for entry in entries]
     numbers = [text(account, "account-number", "account") for account in accounts]
-    if len(set(numbers)) != len(numbers):
-        # Read twice, its money would be in the summary twice.
-        raise VenueMalformed("tastytrade lists an account twice.")
-    return [_listed(account) for account in accounts if not _is_closed(account)]
+    check_unique(numbers, "tastytrade lists an account twice.")
+    return [_listed_account(account) for account in accounts if not _is_closed(account)]
 
 
 def account(payload: Any, number: str) -> VenueAccount:
-    """One account from `GET /accounts/{number}/balances`: a single row, in the account's own currency.
+    """The account of `GET /accounts/{number}/balances`: one row, in the account's own currency, and its summary.
 
-    Its type and name are not in this answer, but in the list.
-
-    The venue may as well answer with a list, one entry a currency. Then each is a row, and there is no summary,
-    because no figure holds for all of them.
+    The payload may also be a list with an entry for each currency. Then each entry is a row and there is no summary.
+    The account's type and name are not in this payload.
     """
     data = _data(payload)
     items = as_list(data["items"], "data.items") if "items" in data else [data]
     entries = [as_object(entry, "data") for entry in items]
     summaries = [_summary(entry, number) for entry in entries]
     if not summaries:
-        raise VenueMalformed("tastytrade answered with an account that has no currency.")
-    if len({summary.currency for summary in summaries}) != len(summaries):
-        raise VenueMalformed("tastytrade names a currency twice.")
+        raise VenueMalformed("tastytrade answered with an account without a currency.")
+    check_unique((summary.currency for summary in summaries), "tastytrade names a currency twice.")
     times = [_time(entry, "updated-at") for entry in entries]
     return VenueAccount(
         id=number,
@@ -95,8 +93,8 @@ def account(payload: Any, number: str) -> VenueAccount:
     )
 
 
-def _listed(account: Mapping[str, Any]) -> ListedAccount:
-    # An account that is not plainly cash can borrow; IRA and joint ones are of the two kinds as well.
+def _listed_account(account: Mapping[str, Any]) -> ListedAccount:
+    # Retirement and joint accounts are cash or margin accounts too. Any other word counts as margin.
     account_type = "cash" if text(account, "margin-or-cash", "account") == "Cash" else "margin"
     label = text(account, "nickname", "account", required=False)
     return ListedAccount(text(account, "account-number", "account"), account_type, label)
@@ -109,19 +107,19 @@ def _is_closed(account: Mapping[str, Any]) -> bool:
     return closed is True
 
 
-def _summary(found: Mapping[str, Any], number: str) -> Summary:
+def _summary(entry: Mapping[str, Any], number: str) -> Summary:
     """The figures of an account in one currency."""
-    if text(found, "account-number", "balances") != number:
-        raise VenueMalformed("tastytrade answered for another account than the one asked for.")
-    cash = _required_figure(found, "cash-balance")
+    if text(entry, "account-number", "balances") != number:
+        raise VenueMalformed("tastytrade answered for another account than the requested one.")
+    cash = _required_figure(entry, "cash-balance")
     return Summary(
-        text(found, "currency", "balances", required=False) or _USUAL_CURRENCY,
+        text(entry, "currency", "balances", required=False) or _USUAL_CURRENCY,
         total=cash,
         cash=cash,
-        available=_figure(found, "derivative-buying-power"),
-        equity=_required_figure(found, "net-liquidating-value"),
-        margin_used=_figure(found, "maintenance-requirement"),
-        buying_power=_figure(found, "equity-buying-power"),
+        available=_figure(entry, "derivative-buying-power"),
+        equity=_required_figure(entry, "net-liquidating-value"),
+        margin_used=_figure(entry, "maintenance-requirement"),
+        buying_power=_figure(entry, "equity-buying-power"),
     )
 
 
@@ -129,18 +127,18 @@ def _row(summary: Summary) -> AssetBalance:
     return AssetBalance(summary.currency, total=summary.total, free=summary.available, used=summary.margin_used)
 
 
-def _required_figure(found: Mapping[str, Any], key: str) -> Decimal:
-    return _with_effect(required_amount(found, key, "balances"), found, key)
+def _required_figure(entry: Mapping[str, Any], key: str) -> Decimal:
+    return _with_effect(required_amount(entry, key, "balances"), entry, key)
 
 
-def _figure(found: Mapping[str, Any], key: str) -> Decimal | None:
-    value = amount(found, key, "balances")
-    return None if value is None else _with_effect(value, found, key)
+def _figure(entry: Mapping[str, Any], key: str) -> Decimal | None:
+    value = amount(entry, key, "balances")
+    return None if value is None else _with_effect(value, entry, key)
 
 
-def _with_effect(value: Decimal, found: Mapping[str, Any], key: str) -> Decimal:
-    """The amount with the sign of its `*-effect`, where it has one: then it is stated without a sign of its own."""
-    effect = text(found, f"{key}-effect", "balances", required=False)
+def _with_effect(value: Decimal, entry: Mapping[str, Any], key: str) -> Decimal:
+    """The amount with the sign that `{key}-effect` states. If there is an effect, the amount itself has no sign."""
+    effect = text(entry, f"{key}-effect", "balances", required=False)
     if not effect:
         return value
     if value < 0 or effect not in ("Credit", "Debit", "None") or (effect == "None" and value):
@@ -148,20 +146,20 @@ def _with_effect(value: Decimal, found: Mapping[str, Any], key: str) -> Decimal:
     return value.copy_negate() if effect == "Debit" and value else value
 
 
-def _time(found: Mapping[str, Any], key: str) -> datetime | None:
-    """The instant at `key`, written as ISO 8601 with an offset; None where the venue does not say."""
-    written = text(found, key, "balances", required=False)
-    if not written:
+def _time(entry: Mapping[str, Any], key: str) -> datetime | None:
+    """The time at `key`, in ISO 8601 with an offset, in UTC; None if it is missing or empty."""
+    stamp = text(entry, key, "balances", required=False)
+    if not stamp:
         return None
     try:
-        instant = datetime.fromisoformat(written)
+        instant = datetime.fromisoformat(stamp)
         if instant.tzinfo is None:
             raise ValueError
         return instant.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise VenueMalformed(f"balances.{key} should be a time with an offset, and is another text.") from None
+        raise VenueMalformed(f"balances.{key} should be a time with an offset but is another text.") from None
 
 
 def _data(payload: Any) -> Mapping[str, Any]:
-    """What the envelope holds."""
+    """The content of the envelope."""
     return as_object(as_object(payload, "the answer").get("data"), "data")

@@ -1,4 +1,4 @@
-"""tastytrade on loopback: grants, access tokens, balances and errors. It uses nothing of the client."""
+"""A simulator of tastytrade: grants, access tokens, balances and errors. It shares no code with the client."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from exchange_service.testing import DemoVenue, Fault
+from exchange_service.testing import DemoVenue, Fault, bearer_token, json_object, show_situation
 
 _GRANT_FIELDS = {"grant_type", "client_secret", "refresh_token"}
 _ZERO = Decimal("0.0")
@@ -37,7 +37,7 @@ class SimulatedAccount:
     short_derivative: Decimal = Decimal("745.0")
     maintenance: Decimal = Decimal("24380.0")
     closed: bool = False
-    # Listed, but its balances are refused, as where the login lacks authority over it.
+    # Listed, but its balances are refused, as for an account that the login has no authority over.
     refused: bool = False
     moving: bool = False
 
@@ -64,7 +64,7 @@ class SimulatedAccount:
 
 @dataclass(slots=True)
 class SimulatedGrant:
-    """What a refresh token stands for: the application's secret and scopes, and the login's accounts."""
+    """What belongs to a refresh token: the application's secret and scopes, and the login's accounts."""
 
     client_secret: str
     accounts: dict[str, SimulatedAccount] = field(default_factory=dict)
@@ -72,17 +72,17 @@ class SimulatedGrant:
 
 
 class TastytradeSimulator(DemoVenue):
-    """Plays api.tastyworks.com. A grant of the other environment is one that it does not know."""
+    """Simulates api.tastyworks.com, which does not know the grants of the sandbox."""
 
     exchange_id = "tastytrade"
 
     def __init__(self) -> None:
         super().__init__()
         self.grants: dict[str, SimulatedGrant] = {}
-        # Seconds that access tokens live, and that the answer says they do; None: the truth.
+        # The life of access tokens in seconds, and the life that the answer states; None: the true one.
         self.token_life: float = 900
         self.stated_life: float | None = None
-        # The refresh token behind each access token, and when it ends in the event loop's time.
+        # By access token: its refresh token, and when it ends in the event loop's time.
         self._tokens: dict[str, tuple[str, float]] = {}
         self._issued = 0
         self._random = random.Random(7)
@@ -101,11 +101,11 @@ class TastytradeSimulator(DemoVenue):
 
     @property
     def token_requests(self) -> int:
-        """How often an access token was asked for so far."""
+        """How many requests for an access token were sent so far."""
         return sum(request.path == "/oauth/token" for request in self.requests)
 
     def end_tokens(self) -> None:
-        """End every access token that was issued so far; grants stay."""
+        """Invalidate every access token that was issued so far. Grants stay valid."""
         self._tokens.clear()
 
     def routes(self) -> list[web.RouteDef]:
@@ -116,18 +116,17 @@ class TastytradeSimulator(DemoVenue):
         ]
 
     def account_of(self, request: web.Request, body: bytes) -> str:
-        """The refresh token: it stands in the body, or behind the access token in the header."""
+        """The refresh token: of the body, or the one that the header's access token was issued for."""
         if request.path == "/oauth/token":
-            named = _body(body).get("refresh_token", "")
-            return named if isinstance(named, str) else ""
+            refresh_token = json_object(body).get("refresh_token", "")
+            return refresh_token if isinstance(refresh_token, str) else ""
         return self._bearer(request)[0]
 
     def _bearer(self, request: web.Request) -> tuple[str, float]:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        return self._tokens.get(token, ("", 0.0)) if scheme == "Bearer" else ("", 0.0)
+        return self._tokens.get(bearer_token(request), ("", 0.0))
 
     async def _token(self, request: web.Request) -> web.Response:
-        body = _body(await request.read())
+        body = json_object(await request.read())
         well_formed = request.content_type == "application/json" and set(body) == _GRANT_FIELDS
         if not well_formed or body["grant_type"] != "refresh_token" or "Authorization" in request.headers:
             raise _error(web.HTTPBadRequest, "validation_error", "Request validation failed")
@@ -142,7 +141,7 @@ class TastytradeSimulator(DemoVenue):
         return web.json_response({"access_token": token, "token_type": "Bearer", "expires_in": stated})
 
     def _reader(self, request: web.Request) -> SimulatedGrant:
-        """Whoever holds the request's access token."""
+        """The grant of the request's access token. Raises what refuses the request."""
         refresh_token, ends = self._bearer(request)
         grant = self.grants.get(refresh_token)
         if grant is None or asyncio.get_running_loop().time() >= ends:
@@ -154,7 +153,7 @@ class TastytradeSimulator(DemoVenue):
 
     async def _list(self, request: web.Request) -> web.Response:
         items = [
-            {"account": _listed(account), "authority-level": "owner"}
+            {"account": _account_entry(account), "authority-level": "owner"}
             for account in self._reader(request).accounts.values()
         ]
         return web.json_response({"data": {"items": items}, "context": request.path})
@@ -179,22 +178,15 @@ class TastytradeSimulator(DemoVenue):
             self.add_grant(refresh_token, client_secret, first, retirement, refused, closed)
         elif situation != "refused":
             self.add_grant(refresh_token, client_secret, first)
-        if situation == "limited":
-            self.fail(Fault.rate_limited("30")).account = refresh_token
-        elif situation == "slow":
-            # Each of the three answers takes its second.
-            self.fail(Fault(delay=1.0, pass_on=True, account=refresh_token))
-        elif situation == "stale":
-            # One good answer each for the token, the list and the balances, then trouble.
-            self.fail(Fault.html(503)).account = refresh_token
-            self.fail(Fault(pass_on=True, account=refresh_token, times=3))
+        # A balance needs three answers: the token, the list of accounts, and the balances of one.
+        show_situation(self, situation, refresh_token, answers=3, delay=1.0)
         return {"api_secret": client_secret, "passphrase": refresh_token}
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         refresh_token = f"troubled-{trouble.replace(' ', '-')}-refresh-token"
         row: dict[str, Any] = {"api_secret": "troubled-client-secret", "passphrase": refresh_token}
         if trouble == "wrong environment":
-            # Known to the sandbox alone.
+            # The grant is not added: only the sandbox knows it.
             return row
         scopes = ("openid",) if trouble == "missing right" else ("read",)
         self.add_grant(refresh_token, row["api_secret"], SimulatedAccount("5WX00000"), scopes=scopes)
@@ -202,11 +194,9 @@ class TastytradeSimulator(DemoVenue):
             row["api_secret"] = "another-client-secret"
         elif trouble == "unknown account":
             row["extra_metadata"] = {"account_id": "5WX99999"}
-        elif trouble == "rate limit":
-            # The venue publishes no header for it.
-            self.fail(Fault(status=429, account=refresh_token))
-        elif trouble == "outage":
-            self.fail(Fault.html(503)).account = refresh_token
+        else:
+            # The venue publishes no header for how long to wait.
+            show_situation(self, trouble, refresh_token, limit=Fault(status=429))
         return row
 
     def move(self) -> None:
@@ -217,31 +207,22 @@ class TastytradeSimulator(DemoVenue):
 
 
 def _behind_gateway(handler: Any) -> Any:
-    """The handler behind the venue's gateway, which lets nobody pass who does not say what he is."""
+    """The handler behind the venue's gateway, which refuses every request without a User-Agent."""
 
-    async def passed(request: web.Request) -> web.StreamResponse:
+    async def handle(request: web.Request) -> web.StreamResponse:
         if not request.headers.get("User-Agent"):
             return web.Response(status=401, text=_GATEWAY_PAGE, content_type="text/html")
         answer: web.StreamResponse = await handler(request)
         return answer
 
-    return passed
-
-
-def _body(body: bytes) -> Mapping[str, Any]:
-    """The JSON object of a request; empty for anything else."""
-    try:
-        value = json.loads(body)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+    return handle
 
 
 def _error(kind: type[web.HTTPError], code: str, message: str) -> web.HTTPError:
     return kind(text=json.dumps({"error": {"code": code, "message": message}}), content_type="application/json")
 
 
-def _listed(account: SimulatedAccount) -> dict[str, Any]:
+def _account_entry(account: SimulatedAccount) -> dict[str, Any]:
     return {
         "account-number": account.number,
         "external-id": "A1b2",

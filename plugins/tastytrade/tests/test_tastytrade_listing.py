@@ -42,7 +42,7 @@ def test_the_refresh_token_is_the_passphrase_that_the_sheet_asks_for() -> None:
     assert fields["passphrase"].secret
 
 
-def test_the_user_is_told_that_the_right_to_read_is_enough() -> None:
+def test_the_instructions_say_that_the_right_to_read_is_enough() -> None:
     assert "the scope read alone" in TASTYTRADE.instructions
 
 

@@ -88,7 +88,7 @@ def test_the_time_is_the_venues_in_utc() -> None:
 
 
 @pytest.mark.parametrize("value", ["yesterday", "2026-11-20T21:00:05", "0001-01-01T00:00:00+23:59", 1764000000, True])
-def test_a_time_that_is_none_is_malformed(value: Any) -> None:
+def test_an_invalid_time_is_malformed(value: Any) -> None:
     with pytest.raises(VenueMalformed, match="updated-at"):
         parse.account(balances_with(updated_at=value), NUMBER)
 
@@ -138,7 +138,7 @@ def test_a_figure_that_is_not_stated_is_unknown_and_not_zero(field: str, figure:
         "equity_buying_power",
     ],
 )
-def test_a_figure_that_is_no_number_is_malformed(field: str, value: Any) -> None:
+def test_a_figure_that_is_not_a_number_is_malformed(field: str, value: Any) -> None:
     with pytest.raises(VenueMalformed, match=field.replace("_", "-")):
         parse.account(balances_with(**{field: value}), NUMBER)
 
@@ -274,18 +274,18 @@ def test_a_list_of_another_shape_is_malformed(answer: Any) -> None:
 def test_an_access_token_is_left_a_minute_before_its_end(stated: Any, used: float) -> None:
     answer = payload("token.json")
     changed(answer, {"expires_in": stated})
-    token = parse.access_token(answer, asked=1000.0)
+    token = parse.access_token(answer, requested_at=1000.0)
     assert token.renew_at == 1000 + used
     assert token.secret.reveal() == "an.access.token"
     assert "an.access.token" not in repr(token)
 
 
 @pytest.mark.parametrize("stated", [0, -1, "soon", True, "NaN", [], "1e400"])
-def test_a_life_that_is_none_is_malformed(stated: Any) -> None:
+def test_an_invalid_life_is_malformed(stated: Any) -> None:
     answer = payload("token.json")
     changed(answer, {"expires_in": stated})
     with pytest.raises(VenueMalformed):
-        parse.access_token(answer, asked=0.0)
+        parse.access_token(answer, requested_at=0.0)
 
 
 @pytest.mark.parametrize("token", [..., None, "", 7, "two words", "two\r\nlines", "tökén"])
@@ -293,5 +293,5 @@ def test_an_access_token_that_cannot_be_one_is_malformed_and_not_shown(token: An
     answer = payload("token.json")
     changed(answer, {"access_token": token})
     with pytest.raises(VenueMalformed, match=r"access.token") as refusal:
-        parse.access_token(answer, asked=0.0)
+        parse.access_token(answer, requested_at=0.0)
     assert "words" not in refusal.value.message

@@ -1,4 +1,4 @@
-"""Tradier over HTTP: addresses, the token, its request budget, and Tradier's errors as ours."""
+"""Tradier over HTTP: the addresses, the token and its request budget, and which VenueError each error is."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from exchange_service.plugin_api import (
     VenueCall,
     VenueMalformed,
     VenueRateLimited,
+    raise_unexpected_status,
     read_metadata,
     required_text,
     retry_after,
@@ -26,38 +27,40 @@ from exchange_service.plugin_api import (
 from exchange_service_tradier import parse
 
 _ACCOUNT_NUMBER = re.compile(r"[0-9A-Za-z]+\Z", re.ASCII)
-# The accounts of a token change seldom; asking for the profile each time would double the requests.
+# Seconds. The accounts of a token change rarely, and reading the profile each time would double the requests.
 _PROFILE_AGE = 600.0
-# Tradier counts requests by the minute, so no wait is longer; a header that asks for more tells of a wrong clock.
+# Seconds. Tradier counts requests by the minute. A header that asks for a longer wait comes from a wrong clock.
 _WINDOW = 60.0
 _MILLISECONDS = re.compile(r"\d{1,15}\Z", re.ASCII)
 _LIMITED = "Tradier limits the requests of this token."
 
 
 class RequestBudget:
-    """What the answers say of the requests that the token may still send.
+    """How many requests the token may still send, by the headers of its answers.
 
-    `now` is in the event loop's time, so that a wait stays as long as it is when the machine's clock is set.
+    `now` is in the event loop's time, so that setting the machine's clock does not change a wait.
     """
 
     def __init__(self) -> None:
-        self._closed_until = 0.0
+        self._blocked_until = 0.0
 
     def check(self, now: float) -> None:
-        """VenueRateLimited, with the rest of the wait, where the last answer left no request in its minute."""
-        if now < self._closed_until:
-            raise VenueRateLimited(_LIMITED, retry_after=self._closed_until - now)
+        """Raise VenueRateLimited with the remaining wait, if the last answer left no request in its minute."""
+        if now < self._blocked_until:
+            raise VenueRateLimited(_LIMITED, retry_after=self._blocked_until - now)
 
-    def note(self, headers: Mapping[str, str], now: float) -> None:
-        """Remember what an answer's headers leave."""
+    def record(self, headers: Mapping[str, str], now: float) -> None:
+        """Record what the headers of an answer say."""
         wait = time_to_expiry(headers, time.time())
         if wait is not None and headers.get("X-Ratelimit-Available", "").strip() == "0":
-            self._closed_until = now + wait
+            self._blocked_until = now + wait
 
 
 def time_to_expiry(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds until the minute that Tradier counts in is over, at most a minute; None where no header tells, or it
-    is over. `now` is in seconds since 1970, as the header is in milliseconds."""
+    """Seconds until Tradier's current minute ends, at most 60; None without the header, or if the minute has ended.
+
+    `now` is in seconds since 1970.
+    """
     expiry = headers.get("X-Ratelimit-Expiry", "").strip()
     wait = int(expiry) / 1000 - now if _MILLISECONDS.match(expiry) else 0.0
     return min(wait, _WINDOW) if wait > 0 else None
@@ -67,12 +70,10 @@ class TradierClient:
     """The two reads that a balance needs."""
 
     def __init__(self, call: VenueCall) -> None:
-        token = required_text(call.credential, "api_key")
-        if not token.isascii() or not token.isprintable():
-            raise CredentialInvalid("api_key is no access token: it holds other than plain characters.")
+        token = required_text(call.credential, "api_key", plain=True)
         self.account_id: str = read_metadata(call.credential, account_id=str).get("account_id", "")
         if self.account_id and not _ACCOUNT_NUMBER.match(self.account_id):
-            raise CredentialInvalid("extra_metadata.account_id is no account number, such as 6YA00000.")
+            raise CredentialInvalid("extra_metadata.account_id is not an account number, such as 6YA00000.")
         self._http = call.http
         self._base = call.url()
         self._state = call.account_state
@@ -80,68 +81,67 @@ class TradierClient:
         self._headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
 
     async def profile(self) -> list[parse.ListedAccount]:
-        """Every account of the token, closed ones among them."""
+        """Every account of the token, also closed ones."""
 
-        async def ask() -> list[parse.ListedAccount]:
+        async def fetch() -> list[parse.ListedAccount]:
             return parse.listed_accounts(await self._get("/user/profile"))
 
-        return await self._state.get("profile", ask, max_age=_PROFILE_AGE)
+        return await self._state.get("profile", fetch, max_age=_PROFILE_AGE)
 
     async def open_accounts(self) -> list[parse.ListedAccount]:
-        """The accounts of the token that are not closed; AccountUnknown where there is none."""
-        found = [account for account in await self.profile() if not account.closed]
-        if not found:
-            # An account may be opened any time, and should not have to wait for the kept profile to age.
+        """The accounts of the token that are not closed. Raises AccountUnknown if there is none."""
+        accounts = [account for account in await self.profile() if not account.closed]
+        if not accounts:
+            # The user may open an account at any time, which must not wait until the stored profile is too old.
             self._state.forget("profile")
-            raise AccountUnknown("Tradier: the token is good but shows no open account.")
-        return found
+            raise AccountUnknown("Tradier: the token is valid but has no open account.")
+        return accounts
 
     async def balances(self, number: str) -> Any:
-        """One account's balances, as Tradier sends them."""
+        """The payload of one account's balances."""
         return await self._get(f"/accounts/{quote(number, safe='')}/balances")
 
     async def _get(self, path: str) -> Any:
         budget = await self._state.get("request budget", _new_budget)
-        clock = asyncio.get_running_loop()
-        budget.check(clock.time())
+        loop = asyncio.get_running_loop()
+        budget.check(loop.time())
         response = await self._http.get(self._base + path, headers=self._headers)
-        budget.note(response.headers, clock.time())
+        budget.record(response.headers, loop.time())
         self._raise_for_error(response)
         return response.json()
 
     def _raise_for_error(self, response: Response) -> None:
-        """Tradier's own words before the status: an expired token comes as HTTP 500, a foreign account as 401."""
+        """Raise the error of a response. The message decides before the status: an expired token has HTTP 500."""
         message = _error_message(response)
-        # First of all: a limit counts requests by the access token, and may name it.
+        # Before the token: the message of a limit may name the access token, by which requests are counted.
         if response.status == 429 or "quota" in message:
             wait = retry_after(response.headers)
             if wait is None:
                 wait = time_to_expiry(response.headers, time.time()) or _WINDOW
             raise VenueRateLimited(_LIMITED, retry_after=wait)
         if "access token" in message or "access_token" in message:
-            raise self._refused_token(expired="expired" in message)
+            raise self._token_error(expired="expired" in message)
         if response.status == 200:
             return
         if "unauthorized account" in message:
             raise AccountUnknown(
-                "Tradier: the token may not read this account. Check the stored account_id; "
-                "a number that begins with VA is one of the sandbox."
+                "Tradier: the token may not read this account. Check the stored account_id: "
+                "a number that begins with VA belongs to the sandbox."
             )
         if response.status == 401:
-            raise self._refused_token(expired=False)
+            raise self._token_error(expired=False)
         if response.status == 403 and not message:
-            # Tradier itself gives a reason, so it is the gateway in front that does not want us.
+            # Tradier itself gives a reason. Without one, the gateway in front of it refuses us.
             raise AddressNotAllowed("Tradier's gateway refuses requests from this service's network address.")
         if response.status == 400:
-            raise RequestRefused("Tradier calls our request wrong (HTTP 400). Check the stored account_id.")
-        response.raise_for_status()
-        raise VenueMalformed(f"Tradier answered with an unexpected status (HTTP {response.status}).")
+            raise RequestRefused("Tradier rejects our request (HTTP 400). Check the stored account_id.")
+        raise_unexpected_status(response, "Tradier")
 
-    def _refused_token(self, *, expired: bool) -> CredentialRejected:
+    def _token_error(self, *, expired: bool) -> CredentialRejected:
         if expired:
             return CredentialRejected("Tradier's access token has expired. Store a new one.")
         return CredentialRejected(
-            f"Tradier refuses the token. Check first whether it is one for the {self._other_environment} environment: "
+            f"Tradier refuses the token. Check first whether it is for the {self._other_environment} environment: "
             "a token works in one only."
         )
 
@@ -151,9 +151,9 @@ async def _new_budget() -> RequestBudget:
 
 
 def _error_message(response: Response) -> str:
-    """Tradier's own words, in lower case, to decide by; never passed on. Empty where it sent none.
+    """Tradier's message in lower case, empty if it sent none. It chooses the error and is never passed on.
 
-    Its gateway wraps them into a fault, and some of its servers send them bare, as plain text.
+    The gateway sends the message in a fault, and some servers send it as plain text.
     """
     try:
         answer = response.json()
@@ -164,6 +164,6 @@ def _error_message(response: Response) -> str:
 
 
 def _plain_text(body: bytes) -> str:
-    """A body that is no JSON, unless it is a page, whose words are for people and mean nothing here."""
-    words = body[:1000].decode("utf-8", "replace").strip().lower()
-    return "" if words.startswith("<") else words
+    """The text of a body that is not JSON; empty if it is an HTML page, which says nothing about the account."""
+    message = body[:1000].decode("utf-8", "replace").strip().lower()
+    return "" if message.startswith("<") else message

@@ -1,4 +1,4 @@
-"""Tradier's payloads as the service's nouns. Pure: payload in, value out. Every amount is in US dollars."""
+"""Reads Tradier's payloads into the service's values. Pure functions. Every amount is in US dollars."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from exchange_service.plugin_api import (
     amount,
     as_list,
     as_object,
+    check_unique,
     exact_difference,
     exact_sum,
     required_amount,
@@ -23,15 +24,15 @@ from exchange_service.plugin_api import (
 )
 
 USD = "USD"
-# The account type of the options view.
+# The account type of the listing tradier_options.
 OPTIONS = "options"
-# Values of option positions. They are in dollars and no assets, so they never pass for dollars that could be added up.
+# Values of option positions in dollars. They are not dollars that the account holds, so they have codes of their own.
 OPTION_LONG = "OPTION_LONG"
 OPTION_SHORT = "OPTION_SHORT"
 OPTION_NET = "OPTION_NET"
 
-# What the figures that depend on the kind of account stand in, and the type that it shows. Tradier keeps a pattern day
-# trader's account (pdt) as a margin account with one figure more.
+# The object with the figures of each kind of account, and our account type for it. The account of a pattern day trader
+# (pdt) is a margin account with one more figure.
 _TYPES = {"margin": "margin", "pdt": "margin", "cash": "cash"}
 _OPTION_FIELDS = ("option_long_value", "option_short_value", "option_requirement")
 _CALLS = {"maintenance_call": "maintenance call", "fed_call": "fed call"}
@@ -39,7 +40,7 @@ _CALLS = {"maintenance_call": "maintenance call", "fed_call": "fed call"}
 
 @dataclass(frozen=True, slots=True)
 class ListedAccount:
-    """An account as the profile lists it. `type` is empty, and `option_level` None, where the profile does not say."""
+    """An account of the profile. `type` is empty and `option_level` is None if the profile does not state them."""
 
     number: str
     type: str = ""
@@ -48,13 +49,11 @@ class ListedAccount:
 
 
 def listed_accounts(payload: Any) -> list[ListedAccount]:
-    """The accounts of `GET /user/profile`, closed ones among them."""
+    """The accounts of `GET /user/profile`, also closed ones."""
     profile = as_object(as_object(payload, "the answer").get("profile"), "profile")
     entries = [as_object(entry, "account[]") for entry in _collection(profile, "account")]
     accounts = [_listed_account(entry) for entry in entries]
-    if len({account.number for account in accounts}) != len(accounts):
-        # Read twice, its money would be in the summary twice.
-        raise VenueMalformed("Tradier lists an account twice.")
+    check_unique((account.number for account in accounts), "Tradier lists an account twice.")
     return accounts
 
 
@@ -69,21 +68,21 @@ def _listed_account(entry: Mapping[str, Any]) -> ListedAccount:
 
 
 def account(payload: Any, number: str) -> VenueAccount:
-    """The account as a whole, from `GET /accounts/{number}/balances`: one row, its cash.
+    """The account of `GET /accounts/{number}/balances` as a whole: one row, its cash.
 
-    On margin the stock buying power is leveraged. What is available without borrowing is the option buying power.
+    On margin the stock buying power counts borrowed money. Available without borrowing is the option buying power.
     """
-    found = _balances(payload, number)
-    block, figures = _block(found)
+    entry = _balances(payload, number)
+    block, figures = _block(entry)
     where = f"balances.{block}"
-    cash = required_amount(found, "total_cash", "balances")
+    cash = required_amount(entry, "total_cash", "balances")
     if block == "cash":
         available, buying_power = amount(figures, "cash_available", where), None
-        used = _bound_cash(amount(figures, "unsettled_funds", where), amount(found, "pending_cash", "balances"))
+        used = _bound_cash(amount(figures, "unsettled_funds", where), amount(entry, "pending_cash", "balances"))
     else:
         available = amount(figures, "option_buying_power", where)
         buying_power = amount(figures, "stock_buying_power", where)
-        used = amount(found, "current_requirement", "balances")
+        used = amount(entry, "current_requirement", "balances")
     used = _not_negative(used)
     return VenueAccount(
         id=number,
@@ -94,57 +93,62 @@ def account(payload: Any, number: str) -> VenueAccount:
             total=cash,
             cash=cash,
             available=available,
-            # The field called `equity` is a remnant and mostly 0.
-            equity=required_amount(found, "total_equity", "balances"),
+            # The field `equity` is obsolete and mostly 0.
+            equity=required_amount(entry, "total_equity", "balances"),
             margin_used=used,
-            unrealised_pnl=amount(found, "open_pl", "balances"),
+            unrealised_pnl=amount(entry, "open_pl", "balances"),
             buying_power=buying_power,
         ),
     )
 
 
 def options_account(payload: Any, number: str) -> VenueAccount:
-    """The same answer with the options' figures first: cash as options may use it, and the value of what is held in
-    options. FeatureNotEnabled where it has no options' figures at all."""
-    found = _balances(payload, number)
-    block, figures = _block(found)
-    cash = required_amount(found, "total_cash", "balances")
-    equity = required_amount(found, "total_equity", "balances")
-    if all(amount(found, field, "balances") is None for field in _OPTION_FIELDS):
+    """The same payload with the options' figures first: the cash that options may use, and the value of positions.
+
+    Raises FeatureNotEnabled if it has no figure of options.
+    """
+    entry = _balances(payload, number)
+    block, figures = _block(entry)
+    cash = required_amount(entry, "total_cash", "balances")
+    equity = required_amount(entry, "total_equity", "balances")
+    if all(amount(entry, field, "balances") is None for field in _OPTION_FIELDS):
         raise options_not_enabled(number)
     buying_power = "cash_available" if block == "cash" else "option_buying_power"
     available = amount(figures, buying_power, f"balances.{block}")
-    requirement = _not_negative(amount(found, "option_requirement", "balances"))
+    requirement = _not_negative(amount(entry, "option_requirement", "balances"))
     return VenueAccount(
         id=number,
         type=OPTIONS,
-        assets=(AssetBalance(USD, total=cash, free=available, used=requirement), *_option_rows(found)),
-        # Without profit: `open_pl` mixes that of stocks in.
+        assets=(AssetBalance(USD, total=cash, free=available, used=requirement), *_option_rows(entry)),
+        # No unrealised_pnl: `open_pl` includes that of stocks.
         summary=Summary(USD, total=cash, cash=cash, available=available, equity=equity, margin_used=requirement),
     )
 
 
 def options_not_enabled(number: str) -> FeatureNotEnabled:
-    """What is said of an account that has no options, where zeros would look like an empty one."""
+    """The error of an account without options. Zeros in its place would look like an empty account."""
     return FeatureNotEnabled(
         f"Tradier: options are not enabled for the account {number}. Apply for an option level in Tradier's settings."
     )
 
 
 def open_calls(payload: Any, number: str) -> tuple[str, ...]:
-    """A sentence for each call that Tradier has open on the account: money that must be paid in."""
+    """A sentence for each open margin call of the account: money that the user must pay in."""
     block, figures = _block(_balances(payload, number))
     amounts = {name: amount(figures, field, f"balances.{block}") for field, name in _CALLS.items()}
     return tuple(
-        f"Account {number}: Tradier has a {name} open, of {value:f} {USD}." for name, value in amounts.items() if value
+        f"Account {number}: Tradier has an open {name} of {value:f} {USD}." for name, value in amounts.items() if value
     )
 
 
-def _option_rows(found: Mapping[str, Any]) -> tuple[AssetBalance, ...]:
-    """Long, short and net. The venue's sign of the short value has changed over the years; here it is always negative,
-    and what buying it back would cost is the debt."""
-    long = required_amount(found, "option_long_value", "balances")
-    short = required_amount(found, "option_short_value", "balances").copy_abs()
+def _option_rows(entry: Mapping[str, Any]) -> tuple[AssetBalance, ...]:
+    """The rows for long, short and net.
+
+    Tradier has changed the sign of the short value over the years. Here it is always negative, and its debt is what
+    it costs to buy the positions back.
+    """
+    long = required_amount(entry, "option_long_value", "balances")
+    short = required_amount(entry, "option_short_value", "balances").copy_abs()
     return (
         AssetBalance(OPTION_LONG, total=long, venue_asset="option_long_value"),
         AssetBalance(
@@ -155,34 +159,34 @@ def _option_rows(found: Mapping[str, Any]) -> tuple[AssetBalance, ...]:
 
 
 def _bound_cash(unsettled: Decimal | None, pending: Decimal | None) -> Decimal | None:
-    """What a cash account cannot use: sales that have not settled, and what open orders reserve."""
+    """The cash that a cash account cannot use: sales that have not settled, and the reserve for open orders."""
     return None if unsettled is None or pending is None else exact_sum((unsettled, pending))
 
 
-def _not_negative(bound: Decimal | None) -> Decimal | None:
-    """Less than nothing cannot be bound; such a figure means something else, and so is not known."""
-    return None if bound is None or bound < 0 else bound
+def _not_negative(figure: Decimal | None) -> Decimal | None:
+    """The figure, or None if it is negative: then it does not say how much is in use."""
+    return None if figure is None or figure < 0 else figure
 
 
 def _balances(payload: Any, number: str) -> Mapping[str, Any]:
-    found = as_object(as_object(payload, "the answer").get("balances"), "balances")
-    if _account_number(found, "balances") != number:
-        raise VenueMalformed("Tradier answered for another account than the one asked for.")
-    return found
+    entry = as_object(as_object(payload, "the answer").get("balances"), "balances")
+    if _account_number(entry, "balances") != number:
+        raise VenueMalformed("Tradier answered for another account than the requested one.")
+    return entry
 
 
-def _block(found: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """The name and figures of the part that depends on the kind of account: the one that `account_type` names, else
-    the one that is there."""
-    named = text(found, "account_type", "balances", required=False).lower()
+def _block(entry: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The name and the figures of the object for the kind of account: the one that `account_type` names, or the first
+    that is present."""
+    named = text(entry, "account_type", "balances", required=False).lower()
     for name in (named, *_TYPES):
-        if name in _TYPES and not _is_null(found.get(name)):
-            return name, as_object(found[name], f"balances.{name}")
-    raise VenueMalformed("Tradier's answer has the figures of neither a margin nor a cash account.")
+        if name in _TYPES and not _is_null(entry.get(name)):
+            return name, as_object(entry[name], f"balances.{name}")
+    raise VenueMalformed("Tradier's answer has neither the figures of a margin account nor those of a cash account.")
 
 
 def _account_number(source: Mapping[str, Any], where: str) -> str:
-    """The account number as a text; Tradier has sent one that is all digits as a JSON number."""
+    """The account number as a text. Tradier has sent a number of digits alone as a JSON number."""
     value = source.get("account_number")
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -190,7 +194,7 @@ def _account_number(source: Mapping[str, Any], where: str) -> str:
 
 
 def _collection(source: Mapping[str, Any], key: str) -> list[Any]:
-    """A collection of Tradier's, whose JSON is made of XML: one element stands there bare, and none as null."""
+    """The elements of a collection. Tradier makes JSON from XML: one element is no list, and no element is null."""
     value = source.get(key)
     if _is_null(value):
         return []

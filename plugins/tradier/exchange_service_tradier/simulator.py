@@ -1,4 +1,4 @@
-"""Tradier on loopback: its answers and errors. It uses nothing of the client, so that no mistake hides in both."""
+"""A simulator of Tradier: its answers and errors. It shares no code with the client, so it repeats no mistake."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from exchange_service.testing import DemoVenue, Fault
+from exchange_service.testing import DemoVenue, bearer_token, show_situation
 
 _ZERO = Decimal(0)
 _WINDOW = 60
@@ -20,7 +20,7 @@ _WINDOW = 60
 
 @dataclass(slots=True)
 class SimulatedAccount:
-    """One brokerage account; amounts in dollars. The default is the venue's margin example.
+    """One brokerage account; amounts in US dollars. The default is the venue's margin example.
 
     `block` holds the figures that stand under the account type: "margin", "pdt" or "cash".
     """
@@ -47,22 +47,22 @@ class SimulatedAccount:
             "sweep": 0,
         }
     )
-    # Fields of the balances to send otherwise; `...` leaves one out.
+    # Fields of the balances to replace; `...` leaves a field out.
     changes: Mapping[str, Any] = field(default_factory=dict)
-    # All digits, and sent as a JSON number, as it was in older answers.
+    # Whether the number, all digits, is sent as a JSON number, as older answers had it.
     bare_number: bool = False
-    # In the profile, but not for this token to read.
+    # Listed in the profile, but refused to this token.
     refused: bool = False
     moving: bool = False
 
 
 @dataclass(slots=True)
 class SimulatedToken:
-    """A token, the accounts that it reads, and what it has sent in the minute that is counted."""
+    """A token, its accounts, and how many requests it has sent in the current minute."""
 
     accounts: dict[str, SimulatedAccount] = field(default_factory=dict)
     expired: bool = False
-    # Every request is one too many.
+    # Whether every request is over the limit.
     limited: bool = False
     minute: int = 0
     used: int = 0
@@ -86,7 +86,7 @@ def cash_account(number: str, **changes: Any) -> SimulatedAccount:
 
 
 class TradierSimulator(DemoVenue):
-    """Plays api.tradier.com. A token of the sandbox is as unknown to it as any other word."""
+    """Simulates api.tradier.com, which does not know the tokens of the sandbox."""
 
     exchange_id = "tradier"
     # The requests that a token may send in a minute.
@@ -95,9 +95,9 @@ class TradierSimulator(DemoVenue):
     def __init__(self) -> None:
         super().__init__()
         self.tokens: dict[str, SimulatedToken] = {}
-        # What stands in the profile where a token has no account; Tradier sends null, "null" or nothing (`...`).
+        # What the profile holds if a token has no account: Tradier sends null, "null" or no field (`...`).
         self.no_accounts: Any = None
-        # The gateways that refuse a token in plain text instead of JSON.
+        # Whether tokens are refused in plain text instead of JSON, as some of the gateways do.
         self.plain_refusals = False
         self._random = random.Random(30)
 
@@ -113,11 +113,10 @@ class TradierSimulator(DemoVenue):
         ]
 
     def account_of(self, request: web.Request, body: bytes) -> str:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        return token if scheme == "Bearer" else ""
+        return bearer_token(request)
 
     async def _profile(self, request: web.Request) -> web.Response:
-        token, headers = self._admitted(request)
+        token, headers = self._admit(request)
         profile: dict[str, Any] = {"id": "id-abc12345", "name": "Jane Doe"}
         entries = [_profile_entry(account) for account in token.accounts.values()]
         if entries or self.no_accounts is not ...:
@@ -125,15 +124,15 @@ class TradierSimulator(DemoVenue):
         return _answer(request, {"profile": profile}, headers)
 
     async def _balances(self, request: web.Request) -> web.Response:
-        token, headers = self._admitted(request)
+        token, headers = self._admit(request)
         number = request.match_info["number"]
         account = token.accounts.get(number)
         if account is None or account.refused:
             return web.Response(status=401, text=f"Unauthorized Account: {number}", headers=headers)
         return _answer(request, {"balances": _figures(account)}, headers)
 
-    def _admitted(self, request: web.Request) -> tuple[SimulatedToken, dict[str, str]]:
-        """The token of a request that may pass, and the headers that tell what it may still send."""
+    def _admit(self, request: web.Request) -> tuple[SimulatedToken, dict[str, str]]:
+        """The token of a request, and the headers with its remaining requests. Raises what refuses the request."""
         token = self.tokens.get(self.account_of(request, b""))
         if token is None and self.plain_refusals:
             raise web.HTTPUnauthorized(text="Invalid Access Token")
@@ -153,8 +152,8 @@ class TradierSimulator(DemoVenue):
             "X-Ratelimit-Expiry": str((minute + 1) * _WINDOW * 1000),
         }
         if token.limited or left < 0:
-            words = "Rate limit quota violation. Quota limit exceeded."
-            raise _fault(web.HTTPTooManyRequests, words, "policies.ratelimit.QuotaViolation", headers)
+            message = "Rate limit quota violation. Quota limit exceeded."
+            raise _fault(web.HTTPTooManyRequests, message, "policies.ratelimit.QuotaViolation", headers)
         return token, headers
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
@@ -164,30 +163,27 @@ class TradierSimulator(DemoVenue):
         self.add_token(token, *_demo_accounts(situation))
         if situation == "limited":
             self.tokens[token].limited = True
-        elif situation == "slow":
-            self.fail(Fault(delay=3.0, pass_on=True, account=token))
-        elif situation == "stale":
-            # One good answer for the profile and one for the balances, then trouble.
-            self.fail(Fault.html(503)).account = token
-            self.fail(Fault(pass_on=True, account=token, times=2))
+        else:
+            # A balance needs two answers: the profile, and the balances of one account.
+            show_situation(self, situation, token, answers=2)
         return {"api_key": token}
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         token = f"{trouble.replace(' ', '-')}-token"
         row: dict[str, Any] = {"api_key": token}
         if trouble == "missing right":
-            # A token has no rights that it could lack.
+            # Tokens have no separate rights.
             return None
         if trouble in ("wrong key", "wrong environment"):
-            # The live host knows a token of the sandbox as little as one that never was.
+            # The token is not added: the live host does not know tokens of the sandbox either.
             return row
         self.add_token(token, SimulatedAccount("6YA00000"))
         if trouble == "unknown account":
             row["extra_metadata"] = {"account_id": "6YZ99999"}
         elif trouble == "rate limit":
             self.tokens[token].limited = True
-        elif trouble == "outage":
-            self.fail(Fault.html(503)).account = token
+        else:
+            show_situation(self, trouble, token)
         return row
 
     def lift_limits(self) -> None:
@@ -207,7 +203,7 @@ class TradierSimulator(DemoVenue):
 
 
 class TradierOptionsSimulator(TradierSimulator):
-    """The same venue for the listing of options, which the demo plays beside the other one."""
+    """The same venue for the listing of options, for the demo."""
 
     exchange_id = "tradier_options"
 
@@ -215,7 +211,7 @@ class TradierOptionsSimulator(TradierSimulator):
 def _demo_accounts(situation: str) -> tuple[SimulatedAccount, ...]:
     first = SimulatedAccount("6YA00000", moving=situation == "moving")
     if situation == "partly":
-        # Seen as options, the second lacks them; the third is refused in either view.
+        # As tradier_options the second account lacks options. The third is refused in both listings.
         return first, cash_account("6YB11111"), SimulatedAccount("6YC22222", refused=True)
     if situation == "empty":
         block = {"cash_available": 0, "sweep": 0, "unsettled_funds": 0}
@@ -240,7 +236,7 @@ def _profile_entry(account: SimulatedAccount) -> dict[str, Any]:
 
 
 def _figures(account: SimulatedAccount) -> dict[str, Any]:
-    """Market value is long plus short, and total equity cash plus market value, as at the venue."""
+    """The balances. As at the venue, market value is long plus short, and total equity is cash plus market value."""
     long = account.stock_long_value + account.option_long_value
     market_value = long + account.option_short_value
     figures = {
@@ -273,14 +269,14 @@ def _cents(value: Decimal) -> Decimal:
 
 
 def _answer(request: web.Request, value: Any, headers: Mapping[str, str]) -> web.Response:
-    """JSON to who asks for it by name, and XML to everybody else."""
+    """JSON if the request accepts exactly that, otherwise XML, as Tradier answers."""
     if request.headers.get("Accept") != "application/json":
         return web.Response(text="<?xml version='1.0'?><balances/>", content_type="application/xml", headers=headers)
     return web.Response(text=_json(value), content_type="application/json", headers=headers)
 
 
 def _json(value: Any) -> str:
-    """JSON with bare numbers that keep their digits."""
+    """The JSON text, with bare numbers that keep every digit."""
     if isinstance(value, Decimal):
         return format(value, "f")
     if isinstance(value, Mapping):
@@ -291,7 +287,7 @@ def _json(value: Any) -> str:
 
 
 def _fault(
-    kind: type[web.HTTPError], words: str, code: str, headers: Mapping[str, str] | None = None
+    kind: type[web.HTTPError], message: str, code: str, headers: Mapping[str, str] | None = None
 ) -> web.HTTPException:
-    body = json.dumps({"fault": {"faultstring": words, "detail": {"errorcode": code}}})
+    body = json.dumps({"fault": {"faultstring": message, "detail": {"errorcode": code}}})
     return kind(text=body, content_type="application/json", headers=headers)

@@ -155,7 +155,7 @@ class TestWhichAccountsAreRead:
 
     @BOTH
     @pytest.mark.parametrize("nothing", [None, "null", [], ...], ids=str)
-    async def test_a_token_without_an_account_is_told_so_and_its_profile_is_not_kept(
+    async def test_a_token_without_an_account_is_an_account_unknown_and_its_profile_is_not_kept(
         self, listing: ExchangeMetadata, nothing: Any
     ) -> None:
         async with venue_with() as venue, venue_call(listing, override=venue.url, api_key=TOKEN) as call:
@@ -228,7 +228,7 @@ class TestTheStoredAccountId:
         self, listing: ExchangeMetadata, account_id: str
     ) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
-            with pytest.raises(CredentialInvalid, match="no account number"):
+            with pytest.raises(CredentialInvalid, match="not an account number"):
                 await balance_of(venue, listing, account_id=account_id)
         assert venue.requests == []
 
@@ -268,7 +268,7 @@ class TestTheOptionsView:
         errors = [type(account.error) for account in balance.venue_accounts]
         assert errors == [type(None), FeatureNotEnabled]
 
-    async def test_where_no_account_has_options_there_is_no_balance(self) -> None:
+    async def test_if_no_account_has_options_the_error_is_raised(self) -> None:
         async with venue_with(cash_account(FIRST, option_level=0)) as venue:
             with pytest.raises(FeatureNotEnabled, match="not enabled"):
                 await balance_of(venue, TRADIER_OPTIONS)
@@ -292,7 +292,7 @@ class TestOneAccountAmongSeveral:
         errors = [type(account.error) for account in balance.venue_accounts]
         assert errors == [type(None), VenueUnavailable]
 
-    async def test_where_every_one_is_refused_there_is_no_balance(self) -> None:
+    async def test_if_every_account_is_refused_the_error_is_raised(self) -> None:
         async with venue_with(SimulatedAccount(FIRST, refused=True), SimulatedAccount(SECOND, refused=True)) as venue:
             with pytest.raises(AccountUnknown):
                 await balance_of(venue)
@@ -310,7 +310,7 @@ class TestOneAccountAmongSeveral:
 
 
 @BOTH
-async def test_open_calls_are_told_in_the_order_of_the_accounts(listing: ExchangeMetadata) -> None:
+async def test_notes_on_open_calls_are_in_the_order_of_the_accounts(listing: ExchangeMetadata) -> None:
     def owing(amount: str) -> Mapping[str, Any]:
         return {"option_buying_power": 0, "stock_buying_power": 0, "maintenance_call": Decimal(amount)}
 
@@ -319,8 +319,8 @@ async def test_open_calls_are_told_in_the_order_of_the_accounts(listing: Exchang
         venue.fail(Fault(delay=0.05, pass_on=True)).path = balances_path(FIRST)
         balance = await balance_of(venue, listing)
     assert balance.notes[-2:] == (
-        f"Account {FIRST}: Tradier has a maintenance call open, of 1250.00 USD.",
-        f"Account {SECOND}: Tradier has a maintenance call open, of 7 USD.",
+        f"Account {FIRST}: Tradier has an open maintenance call of 1250.00 USD.",
+        f"Account {SECOND}: Tradier has an open maintenance call of 7 USD.",
     )
 
 
@@ -342,7 +342,7 @@ class TestTheToken:
             with pytest.raises(CredentialRejected, match=f"the {other} environment"):
                 await balance_of(venue, token="a-token-of-elsewhere", environment=environment)
 
-    async def test_an_expired_one_is_told_as_such_although_tradier_calls_it_a_server_error(self) -> None:
+    async def test_an_expired_token_is_named_although_tradier_answers_with_a_server_error(self) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
             venue.tokens[TOKEN].expired = True
             with pytest.raises(CredentialRejected, match="expired"):
@@ -393,7 +393,7 @@ class TestTheToken:
     ],
     ids=lambda value: f"{value.status} {value.body[:40]!r}" if isinstance(value, Fault) else value.__name__,
 )
-async def test_each_of_tradiers_errors_is_told_as_what_it_is(fault: Fault, expected: type[VenueError]) -> None:
+async def test_each_of_tradiers_errors_becomes_the_right_error(fault: Fault, expected: type[VenueError]) -> None:
     assert type(await refusal_of(fault)) is expected
 
 
@@ -403,7 +403,7 @@ async def test_tradiers_own_words_are_not_passed_on() -> None:
 
 
 @BOTH
-async def test_what_a_token_may_do_is_not_known_and_its_owner_is_told_so(listing: ExchangeMetadata) -> None:
+async def test_the_rights_of_a_token_are_not_known_and_a_note_says_so(listing: ExchangeMetadata) -> None:
     async with venue_with() as venue, venue_call(listing, override=venue.url, api_key=TOKEN) as call:
         rights = await exchange_service_tradier.check_credential(call)
     assert (rights.trade, rights.withdraw, rights.expires) == (None, None, None)
@@ -427,7 +427,7 @@ class TestTheRequestBudget:
         assert wait is not None
         assert 30 < wait <= 40
 
-    async def test_a_token_that_has_used_up_its_minute_is_told_to_wait_and_not_sent_again(self) -> None:
+    async def test_a_token_that_has_used_up_its_minute_is_not_sent_before_the_minute_ends(self) -> None:
         async with (
             venue_with(SimulatedAccount(FIRST)) as venue,
             venue_call(TRADIER, override=venue.url, api_key=TOKEN) as call,
@@ -477,7 +477,7 @@ class TestTheRequestBudget:
     def test_it_opens_when_the_minute_is_over(self) -> None:
         budget = RequestBudget()
         # The end is so far off that the whole minute is waited for, whatever the machine's clock says.
-        budget.note({"X-Ratelimit-Available": "0", "X-Ratelimit-Expiry": "253402300799000"}, now=1000.0)
+        budget.record({"X-Ratelimit-Available": "0", "X-Ratelimit-Expiry": "253402300799000"}, now=1000.0)
         with pytest.raises(VenueRateLimited) as refusal:
             budget.check(1058.5)
         assert refusal.value.retry_after == 1.5
@@ -496,7 +496,7 @@ class TestTheRequestBudget:
     )
     def test_it_stays_open_unless_tradier_says_how_long_it_is_used_up(self, headers: dict[str, str]) -> None:
         budget = RequestBudget()
-        budget.note(headers, now=1000.0)
+        budget.record(headers, now=1000.0)
         budget.check(1000.0)
 
     @pytest.mark.parametrize(

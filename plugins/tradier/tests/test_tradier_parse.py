@@ -217,7 +217,7 @@ class TestTheOptionsView:
     def test_a_day_traders_own_figures_are_used(self) -> None:
         assert options_summary_of(payload("balances_pdt.json"), DAY_TRADER).available == Decimal("30100.00")
 
-    def test_profit_that_mixes_stocks_in_is_not_told_as_the_options(self) -> None:
+    def test_profit_that_includes_stocks_is_not_shown_for_options(self) -> None:
         assert options_summary_of(payload("balances_margin.json")).unrealised_pnl is None
 
     def test_the_requirement_may_be_more_than_that_of_the_whole_account(self) -> None:
@@ -246,11 +246,11 @@ class TestOpenCalls:
         for name, number in NUMBERS.items():
             assert parse.open_calls(payload(name), number) == ()
 
-    def test_each_is_told_with_its_amount(self) -> None:
+    def test_each_has_a_note_with_its_amount(self) -> None:
         answer = margin_with(block="margin", maintenance_call=Decimal("1250.00"), fed_call=Decimal("3E+2"))
         assert parse.open_calls(answer, MARGIN) == (
-            "Account 6YA00000: Tradier has a maintenance call open, of 1250.00 USD.",
-            "Account 6YA00000: Tradier has a fed call open, of 300 USD.",
+            "Account 6YA00000: Tradier has an open maintenance call of 1250.00 USD.",
+            "Account 6YA00000: Tradier has an open fed call of 300 USD.",
         )
 
 
@@ -268,7 +268,7 @@ class TestTheProfile:
         ]
 
     @pytest.mark.parametrize("profile", [{}, {"account": None}, {"account": "null"}, {"account": []}], ids=json.dumps)
-    def test_none_is_said_in_many_ways(self, profile: Any) -> None:
+    def test_an_empty_list_has_several_forms(self, profile: Any) -> None:
         assert parse.listed_accounts({"profile": profile}) == []
 
     def test_what_it_does_not_say_of_an_account_is_not_known(self) -> None:
@@ -317,7 +317,7 @@ class TestWhatIsNoBalance:
             view(margin_with(**{field: value}), MARGIN)
 
     @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400", "12,5", "many", True, [], {}])
-    def test_a_figure_that_is_no_number_is_malformed(self, value: Any) -> None:
+    def test_a_figure_that_is_not_a_number_is_malformed(self, value: Any) -> None:
         for field in ("total_cash", "total_equity", "open_pl", "current_requirement"):
             with pytest.raises(VenueMalformed, match=field):
                 parse.account(margin_with(**{field: value}), MARGIN)

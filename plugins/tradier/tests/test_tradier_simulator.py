@@ -81,7 +81,7 @@ async def test_numbers_are_bare_and_keep_their_digits(simulator: TradierSimulato
 async def test_it_counts_the_requests_of_a_minute(simulator: TradierSimulator) -> None:
     simulator.allowance = 2
     async with simulator as venue:
-        # Over a change of the minute it would begin anew.
+        # A new minute would start the count again.
         answers = [await get(venue, "/v1/user/profile") for _ in range(6)]
     left = [headers["X-Ratelimit-Available"] for _, _, headers in answers]
     statuses = [status for status, _, _ in answers]

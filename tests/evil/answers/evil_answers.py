@@ -1,4 +1,4 @@
-"""Answers with what is no balance."""
+"""Answers with values that are not balances."""
 
 from dataclasses import replace
 from decimal import Decimal
@@ -12,7 +12,7 @@ from exchange_service.plugin_api import AssetBalance, Balance, VenueCall
 
 
 def _with_total(total: Any) -> Balance:
-    """A balance whose amount was changed after it had checked itself."""
+    """A balance whose amount was changed after its validation."""
     row = AssetBalance("BTC", total=Decimal(1))
     object.__setattr__(row, "total", total)
     return Balance((replace(_ACCOUNT, assets=(row,)),))

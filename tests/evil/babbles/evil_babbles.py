@@ -1,4 +1,4 @@
-"""A manifest of the right type that holds nonsense."""
+"""Gives a manifest whose fields hold values of wrong types."""
 
 from typing import Any
 

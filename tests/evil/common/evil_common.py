@@ -1,4 +1,4 @@
-"""What the evil plugins share: each serves one exchange, and does its deeds for users who are called like them."""
+"""What the evil plugins share: each serves one exchange, and does a deed for the user who has the deed's name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def listing(exchange_id: str, **changes: Any) -> ExchangeMetadata:
 
 
 class EvilPlugin:
-    """Serves the exchange `exchange_id`: each of the deeds for the user of its name, a plain balance for others."""
+    """Serves the exchange `exchange_id`: does each deed for the user of its name, and gives others a plain balance."""
 
     def __init__(self, exchange_id: str, *deeds: Callable[[VenueCall], Awaitable[Any]]) -> None:
         self._exchange_id = exchange_id

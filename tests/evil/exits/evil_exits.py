@@ -1,4 +1,4 @@
-"""Wants to end the program that imports it."""
+"""Tries to end the process that imports it."""
 
 import sys
 

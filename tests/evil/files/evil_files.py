@@ -1,4 +1,4 @@
-"""Opens more files than it may, and writes a longer one than it may."""
+"""Opens more files than its limit, and writes a longer one than its limit."""
 
 import contextlib
 import os

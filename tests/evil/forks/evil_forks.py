@@ -1,4 +1,4 @@
-"""Leaves processes behind that sleep for ever: at import, in a call, as orphans, in sessions of their own."""
+"""Starts processes that sleep for ever: at import, in a call, as orphans, in sessions of their own."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
 while True:
     time.sleep(3600)
 """
-# Tests find them by the last word, also where they share nothing else with what started them.
+# Tests find them by the last argument, which is all that some of them share with the process that started them.
 SLEEPER = [sys.executable, "-I", "-S", "-c", _PROGRAM, f"evil sleeper of {os.getcwd()}"]
 
 
@@ -24,7 +24,7 @@ def _fork() -> None:
 
 
 def _fork_twice() -> None:
-    """An orphan in a session whose leader is gone."""
+    """Start an orphan in a session whose leader has ended."""
     child = os.fork()
     if child:
         os.waitpid(child, 0)

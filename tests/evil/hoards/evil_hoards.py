@@ -1,4 +1,4 @@
-"""Wants more memory than there is: at one go, and bit by bit."""
+"""Allocates more memory than it may: in one piece, and in many."""
 
 import asyncio
 

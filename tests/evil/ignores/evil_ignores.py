@@ -1,4 +1,4 @@
-"""Ignores that it is cancelled."""
+"""Ignores its cancellation."""
 
 import asyncio
 import contextlib

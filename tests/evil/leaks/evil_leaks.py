@@ -1,4 +1,4 @@
-"""Leaves tasks and sockets behind with each call."""
+"""Leaves tasks and sockets open after each call."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""A manifest that is none."""
+"""Gives a dict instead of a manifest."""
 
 from evil_common import WELL
 

@@ -1,4 +1,4 @@
-"""A hook that takes other arguments than the plugin page says."""
+"""Has a hook with other arguments than the plugin API says."""
 
 from evil_common import WELL, listing
 

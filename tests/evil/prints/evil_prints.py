@@ -1,4 +1,4 @@
-"""Prints megabytes, at import too, and its user's secret in every way that it finds."""
+"""Prints megabytes, also at import, and prints its user's secret in every way it can."""
 
 import os
 import sys
@@ -29,12 +29,12 @@ async def prints(call: VenueCall) -> Balance:
 
 
 def _pipes() -> list[int]:
-    """What its own log lines go through must be open in its process, and so it can be found."""
+    """The pipes of its log lines: they are open in its process, so they can be found."""
     return [structlog.get_config()["logger_factory"]._file.fileno()]
 
 
 async def breaks_its_log(call: VenueCall) -> Balance:
-    """Lines that are hard to take, and one that is as good as any other."""
+    """Write lines that are hard to parse, and then a valid one."""
     names = ("self", "event", "method_name", "exc_info", "stack_info", "level", "plugin")
     lines = [
         *(f'{{"event":"hard","level":"info","{name}":["x"]}}'.encode() for name in names),
@@ -43,14 +43,14 @@ async def breaks_its_log(call: VenueCall) -> Balance:
     for pipe in _pipes():
         for line in lines:
             os.write(pipe, line + b"\n")
-        # Later, because of many lines in a second most are lost.
+        # Later, because most of many lines in one second are dropped.
         good = b'{"event":"taken nevertheless","level":"info"}\n'
         threading.Timer(1.5, os.write, (pipe, good)).start()
     return WELL
 
 
 async def floods_the_pipe(call: VenueCall) -> Balance:
-    """Empty lines as fast as the pipe takes them, beside the event loop."""
+    """Write empty lines as fast as the pipe takes them, in a thread."""
 
     def flood(pipe: int) -> None:
         while True:
@@ -62,7 +62,7 @@ async def floods_the_pipe(call: VenueCall) -> Balance:
 
 
 async def writes_lines_of_many_fields(call: VenueCall) -> Balance:
-    """The longest lines that look like a log's, each of many fields."""
+    """Write long lines that look like a log's, each of many fields."""
     fields = ",".join(f'"{number}":"a b"' for number in range(4000))
     line = f'{{"event":"much","level":"info",{fields}}}\n'.encode()
 

@@ -1,3 +1,3 @@
 """Raises at import."""
 
-raise RuntimeError("what this says is for nobody's eyes")
+raise RuntimeError("this text must not be shown")

@@ -1,4 +1,4 @@
-"""Wants to end the program by a task that nobody waits for."""
+"""Tries to end its process by a task that no code awaits."""
 
 import asyncio
 

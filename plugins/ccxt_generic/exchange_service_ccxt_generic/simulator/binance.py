@@ -1,6 +1,6 @@
-"""Binance on loopback, as far as CCXT asks for it: markets and every kind of account, with real signatures.
+"""A simulator of Binance, as far as CCXT uses it: markets and every kind of account, with real signatures.
 
-Binance's hosts (api, fapi, dapi, sapi) differ in their paths too, so that one address serves for all.
+The hosts of Binance (api, fapi, dapi, sapi) have different paths, so one address serves for all.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from exchange_service.testing import DemoVenue, Fault
-from exchange_service_ccxt_generic.simulator.situations import misbehave
+from exchange_service.testing import DemoVenue, Fault, show_situation
 
 _SPOT = (("BTC", "USDT"), ("ETH", "USDT"), ("BNB", "USDT"), ("USDC", "USDT"), ("ETH", "BTC"))
 _LINEAR = (("BTC", "USDT"), ("ETH", "USDT"))
@@ -34,19 +33,19 @@ _REFUSED = (401, -2015, "Invalid API-key, IP, or permissions for action.")
 
 @dataclass(slots=True)
 class SimulatedWallet:
-    """One API key and what it reads; amounts are texts, as Binance sends them, and go out as they stand."""
+    """One API key and its accounts. Amounts are texts, which are sent as they are."""
 
     api_key: str
     api_secret: str
     # Asset → (free, locked).
     spot: dict[str, tuple[str, str]] = field(default_factory=dict)
-    # Asset → (margin balance, available, initial margin); None where the key may not read futures.
+    # Asset → (margin balance, available, initial margin); None if the key may not read futures.
     linear: dict[str, tuple[str, str, str]] | None = field(default_factory=dict)
     inverse: dict[str, tuple[str, str, str]] | None = field(default_factory=dict)
-    # Asset → (free, locked); None where the account was never opened.
+    # Asset → (free, locked); None if the account was never opened.
     margin: dict[str, tuple[str, str]] | None = None
     funding: dict[str, tuple[str, str]] = field(default_factory=dict)
-    # Asset → total of a portfolio margin account; None where the user has none.
+    # Asset → total of the portfolio margin account; None if the user has no such account.
     portfolio: dict[str, str] | None = None
     # What the key may do besides reading, by Binance's names.
     rights: tuple[str, ...] = ()
@@ -54,7 +53,7 @@ class SimulatedWallet:
 
 
 class BinanceSimulator(DemoVenue):
-    """Plays Binance's REST interface."""
+    """Simulates Binance's REST interface."""
 
     exchange_id = "binance"
 
@@ -78,15 +77,15 @@ class BinanceSimulator(DemoVenue):
             web.get("/api/v3/exchangeInfo", self._spot_markets),
             web.get("/fapi/v1/exchangeInfo", self._linear_markets),
             web.get("/dapi/v1/exchangeInfo", self._inverse_markets),
-            web.get("/sapi/v1/capital/config/getall", self._signed(lambda wallet: [])),
-            web.get("/api/v3/account", self._signed(_spot_account)),
-            web.get("/fapi/v2/account", self._signed(lambda wallet: _contract_account(wallet.linear))),
-            web.get("/fapi/v3/account", self._signed(lambda wallet: _contract_account(wallet.linear))),
-            web.get("/dapi/v1/account", self._signed(lambda wallet: _contract_account(wallet.inverse))),
-            web.get("/sapi/v1/margin/account", self._signed(_margin_account)),
-            web.post("/sapi/v1/asset/get-funding-asset", self._signed(_funding_account)),
-            web.get("/papi/v1/balance", self._signed(_portfolio)),
-            web.get("/sapi/v1/account/apiRestrictions", self._signed(_restrictions)),
+            web.get("/sapi/v1/capital/config/getall", self._require_signature(lambda wallet: [])),
+            web.get("/api/v3/account", self._require_signature(_spot_account)),
+            web.get("/fapi/v2/account", self._require_signature(lambda wallet: _contract_account(wallet.linear))),
+            web.get("/fapi/v3/account", self._require_signature(lambda wallet: _contract_account(wallet.linear))),
+            web.get("/dapi/v1/account", self._require_signature(lambda wallet: _contract_account(wallet.inverse))),
+            web.get("/sapi/v1/margin/account", self._require_signature(_margin_account)),
+            web.post("/sapi/v1/asset/get-funding-asset", self._require_signature(_funding_account)),
+            web.get("/papi/v1/balance", self._require_signature(_portfolio)),
+            web.get("/sapi/v1/account/apiRestrictions", self._require_signature(_restrictions)),
         ]
 
     def account_of(self, request: web.Request, body: bytes) -> str:
@@ -108,20 +107,20 @@ class BinanceSimulator(DemoVenue):
         symbols = [_contract(*pair, margin=pair[0], suffix="_PERP") for pair in _INVERSE]
         return web.json_response({"timezone": "UTC", "symbols": symbols})
 
-    def _signed(self, answer: Callable[[SimulatedWallet], Any]) -> Callable[[web.Request], Any]:
+    def _require_signature(self, answer: Callable[[SimulatedWallet], Any]) -> Callable[[web.Request], Any]:
         async def handle(request: web.Request) -> web.Response:
-            # What is signed is the query of a GET and the body of a POST, as they stand.
+            # The query of a GET and the body of a POST are signed.
             signed = request.query_string if request.method == "GET" else await request.text()
             refusal = self._refusal(request.headers.get("X-MBX-APIKEY", ""), signed)
             if refusal is not None:
                 return _error(*refusal)
-            said = answer(self.wallets[request.headers["X-MBX-APIKEY"]])
-            return said if isinstance(said, web.Response) else web.json_response(said)
+            payload = answer(self.wallets[request.headers["X-MBX-APIKEY"]])
+            return payload if isinstance(payload, web.Response) else web.json_response(payload)
 
         return handle
 
     def _refusal(self, key: str, sent: str) -> tuple[int, int, str] | None:
-        """What Binance checks, in its order: the key's form, the parameters, the time, the key, the signature."""
+        """The error of a request, or None. In Binance's order: form of the key, parameters, time, key, signature."""
         if not key.isalnum():
             return 401, -2014, "API-key format invalid."
         signed, _, signature = sent.rpartition("&signature=")
@@ -144,28 +143,25 @@ class BinanceSimulator(DemoVenue):
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
         if situation == "partly":
-            # One key is one account here; its margin account, which is not opened, shows with `all`.
+            # A key has one account. Its margin account, which is not opened, shows an error with `all`.
             return None
         row = self._demo_row(situation)
         if situation != "refused":
             self.add_wallet(self._demo_wallet(row, situation))
-        misbehave(self, situation, row["api_key"])
+        show_situation(self, situation, row["api_key"])
         return row
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         row = self._demo_row(trouble.replace(" ", ""))
         if trouble in ("wrong key", "wrong environment"):
-            # The test network's keys are as unknown here as invented ones.
+            # The key is not added: the live venue does not know the keys of the test network either.
             return row
-        if trouble == "rate limit":
-            body = b'{"code":-1003,"msg":"Too many requests; current limit is 6000 request weight per 1 MINUTE."}'
-            headers = {"Retry-After": "30", "X-MBX-USED-WEIGHT-1M": "6001"}
-            self.fail(Fault(status=429, body=body, headers=headers, account=row["api_key"]))
-        elif trouble == "outage":
-            self.fail(Fault.html(503)).account = row["api_key"]
-        else:
-            # A missing right is answered as an unknown key is, and a key has no number of an account beside it.
+        if trouble in ("missing right", "unknown account"):
+            # Binance answers a missing right as an unknown key, and a key has no account number beside it.
             return None
+        body = b'{"code":-1003,"msg":"Too many requests; current limit is 6000 request weight per 1 MINUTE."}'
+        headers = {"Retry-After": "30", "X-MBX-USED-WEIGHT-1M": "6001"}
+        show_situation(self, trouble, row["api_key"], limit=Fault(status=429, body=body, headers=headers))
         self.add_wallet(self._demo_wallet(row, trouble))
         return row
 

@@ -1,7 +1,7 @@
-"""Coinbase on loopback, as far as CCXT asks for it: products, currencies, and the accounts of Advanced Trade.
+"""A simulator of Coinbase, as far as CCXT uses it: products, currencies, and the accounts of Advanced Trade.
 
-Requests are checked as Coinbase does: a token signed by the key for this one address (ES256, or EdDSA for the newer
-keys), or the signature of a legacy key.
+Like Coinbase it checks the token of a request, which the key signs for this address (ES256, or EdDSA for newer keys),
+or the signature of a legacy key.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from typing import Any
 
 from aiohttp import web
 
-from exchange_service.testing import DemoVenue, Fault
-from exchange_service_ccxt_generic.simulator.situations import misbehave
+from exchange_service.testing import DemoVenue, Fault, show_situation
 
 _ACCOUNTS = "/api/v3/brokerage/accounts"
 _FIAT = (("USD", "United States Dollar"), ("EUR", "Euro"))
@@ -42,7 +41,7 @@ _PERMISSION_DENIED = {
 
 @dataclass(slots=True)
 class SimulatedProfile:
-    """One key and what it reads; amounts are texts, as Coinbase sends them, and go out as they stand.
+    """One key and its accounts. Amounts are texts, which are sent as they are.
 
     `secret` is the private key of the token in PEM, the 64 bytes of an EdDSA key in base64, or a legacy secret.
     """
@@ -60,7 +59,7 @@ class SimulatedProfile:
 
 
 class CoinbaseSimulator(DemoVenue):
-    """Plays Coinbase's REST interface."""
+    """Simulates Coinbase's REST interface."""
 
     exchange_id = "coinbase"
 
@@ -81,9 +80,9 @@ class CoinbaseSimulator(DemoVenue):
             web.get("/v2/currencies", self._fiat),
             web.get("/v2/currencies/crypto", self._crypto),
             web.get("/v2/exchange-rates", self._rates),
-            web.get(_ACCOUNTS, self._signed(self._accounts)),
-            web.get("/api/v3/brokerage/cfm/balance_summary", self._signed(self._futures)),
-            web.get("/api/v3/brokerage/key_permissions", self._signed(self._permissions)),
+            web.get(_ACCOUNTS, self._require_signature(self._accounts)),
+            web.get("/api/v3/brokerage/cfm/balance_summary", self._require_signature(self._futures)),
+            web.get("/api/v3/brokerage/key_permissions", self._require_signature(self._permissions)),
         ]
 
     def account_of(self, request: web.Request, body: bytes) -> str:
@@ -112,7 +111,9 @@ class CoinbaseSimulator(DemoVenue):
         rates = {code: "1" for code, _ in (*_FIAT, *_CRYPTO)}
         return web.json_response({"data": {"currency": "USD", "rates": rates}})
 
-    def _signed(self, answer: Callable[[SimulatedProfile, web.Request], web.Response]) -> Callable[[web.Request], Any]:
+    def _require_signature(
+        self, answer: Callable[[SimulatedProfile, web.Request], web.Response]
+    ) -> Callable[[web.Request], Any]:
         async def handle(request: web.Request) -> web.Response:
             profile = self.profiles.get(self.account_of(request, b""))
             if profile is None or not _is_signed(request, profile):
@@ -129,8 +130,8 @@ class CoinbaseSimulator(DemoVenue):
         rows = [_account(code, *amounts) for code, amounts in profile.accounts.items()]
         more = end < len(rows)
         page = rows[start:end]
-        said = {"accounts": page, "has_next": more, "cursor": str(end) if more else "", "size": len(page)}
-        return web.json_response(said)
+        answer = {"accounts": page, "has_next": more, "cursor": str(end) if more else "", "size": len(page)}
+        return web.json_response(answer)
 
     def _futures(self, profile: SimulatedProfile, request: web.Request) -> web.Response:
         total, buying_power = profile.futures
@@ -138,39 +139,37 @@ class CoinbaseSimulator(DemoVenue):
         return web.json_response({"balance_summary": summary})
 
     def _permissions(self, profile: SimulatedProfile, request: web.Request) -> web.Response:
-        said = {
+        rights = {
             "can_view": profile.may_view,
             "can_trade": profile.may_trade,
             "can_transfer": profile.may_transfer,
             "portfolio_uuid": "3d0f5a9a-6f0e-4e0f-9a55-0c2c8a0f6a11",
             "portfolio_type": "DEFAULT",
         }
-        return web.json_response(said)
+        return web.json_response(rights)
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
         if situation == "partly":
-            # One key is one account here.
+            # A key has one account.
             return None
         profile = self._demo_profile(situation)
         if situation != "refused":
             self.add_profile(profile)
-        misbehave(self, situation, profile.name)
+        show_situation(self, situation, profile.name)
         return {"api_key": profile.name, "api_secret": profile.secret}
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         if trouble in ("wrong environment", "unknown account"):
-            # The sandbox takes other keys, as unknown here as invented ones, and a key is one account.
+            # A key of the sandbox is unknown here, as a wrong key is, and a key has one account.
             return None
         profile = self._demo_profile(trouble)
         if trouble != "wrong key":
             self.add_profile(profile)
         if trouble == "missing right":
             profile.may_view = False
-        elif trouble == "rate limit":
-            body = b'{"errors":[{"id":"rate_limit_exceeded","message":"Too many requests"}]}'
-            self.fail(Fault(status=429, body=body, headers={"Retry-After": "30"}, account=profile.name))
-        elif trouble == "outage":
-            self.fail(Fault.html(503)).account = profile.name
+        body = b'{"errors":[{"id":"rate_limit_exceeded","message":"Too many requests"}]}'
+        limit = Fault(status=429, body=body, headers={"Retry-After": "30"})
+        show_situation(self, trouble, profile.name, limit=limit)
         return {"api_key": profile.name, "api_secret": profile.secret}
 
     def _demo_profile(self, situation: str) -> SimulatedProfile:
@@ -193,7 +192,7 @@ class CoinbaseSimulator(DemoVenue):
 
 
 def private_key(seed: str) -> str:
-    """The PEM text of a private key as Coinbase hands it out, always the same one for a seed."""
+    """The PEM text of a private key as Coinbase issues it; always the same for a seed."""
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -215,14 +214,14 @@ def _is_token_of(token: str, request: web.Request, profile: SimulatedProfile) ->
     begin, end, now = claims.get("nbf"), claims.get("exp"), time.time()
     if not isinstance(begin, int) or not isinstance(end, int) or not begin <= now < end <= begin + _TOKEN_LIFE:
         return False
-    # On loopback the address is plain HTTP, which a real one never is.
+    # On loopback the address is plain HTTP, unlike that of the real venue.
     allowed = {f"{request.method} {scheme}{request.host}{request.path}" for scheme in ("", "http://")}
     if not allowed.intersection([claims.get("uri"), *(claims.get("uris") or [])]):
         return False
     signed, _, signature = token.rpartition(".")
     if header.get("alg") == "EdDSA":
-        return claims.get("iss") == "cdp" and _is_eddsa(profile.secret, signed.encode(), _decoded(signature))
-    return header.get("alg") == "ES256" and _is_es256(profile.secret, signed.encode(), _decoded(signature))
+        return claims.get("iss") == "cdp" and _is_eddsa(profile.secret, signed.encode(), _decode(signature))
+    return header.get("alg") == "ES256" and _is_es256(profile.secret, signed.encode(), _decode(signature))
 
 
 def _is_es256(pem: str, signed: bytes, signature: bytes) -> bool:
@@ -265,16 +264,16 @@ def _is_legacy_signature(request: web.Request, profile: SimulatedProfile) -> boo
 
 
 def _part(token: str, place: int) -> dict[str, Any] | None:
-    """A part of a token that is JSON; None where it is none."""
+    """A part of the token as JSON object; None if it is not one."""
     parts = token.split(".")
     try:
-        value = json.loads(_decoded(parts[place])) if len(parts) == 3 else None
+        value = json.loads(_decode(parts[place])) if len(parts) == 3 else None
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
 
 
-def _decoded(text: str) -> bytes:
+def _decode(text: str) -> bytes:
     try:
         return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except binascii.Error:

@@ -13,8 +13,9 @@ from urllib.parse import unquote
 import exchange_service_ccxt_generic as plugin
 import pytest
 from aiohttp import web
-from exchange_service_ccxt_generic.client import CcxtClient, _import_ccxt
+from exchange_service_ccxt_generic.client import CcxtClient
 from exchange_service_ccxt_generic.exact import Guarded
+from exchange_service_ccxt_generic.instances import import_ccxt
 
 from exchange_service.plugin_api import Balance, ExchangeMetadata, State, VenueCall
 from exchange_service.testing import Fault, LoopbackVenue, RecordedRequest, venue_call
@@ -70,7 +71,7 @@ def _market(quote: str) -> dict[str, Any]:
 
 async def _markets(client: CcxtClient, ccxt: Any, assets: Mapping[str, str]) -> Any:
     """What the client keeps of an exchange's public lists: here two markets, and the assets of the test."""
-    instance = client._construct(ccxt, Guarded, None, 1000)
+    instance = client.instances.construct(ccxt, Guarded, None, 1000)
     currencies = {
         code: {"id": venue_id, "code": code, "precision": 1e-8, "info": {}} for code, venue_id in assets.items()
     }
@@ -100,7 +101,7 @@ async def opened(
             venue_call(listing, override=venue.url, plugin_state=state, timeout=100.0, **given) as call,
         ):
             if listing.capabilities.balance:
-                ccxt = await state.get("ccxt", _import_ccxt)
+                ccxt = await state.get("ccxt", import_ccxt)
                 where = f"markets {listing.id} {call.environment.name} {venue.url}"
                 await state.get(where, partial(_markets, CcxtClient(call), ccxt, assets))
             yield venue, call

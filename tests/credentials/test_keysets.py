@@ -1,4 +1,4 @@
-"""The keys that seal: a file for us alone, rotated in one step, read again when it changes, and never shown."""
+"""Keysets: their file, its rotation in one step, its rereading when it changes, and the secrecy of the keys."""
 
 from __future__ import annotations
 
@@ -15,20 +15,16 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from exchange_service.credentials.key_providers import REREAD_AFTER, FileKeys, GivenKeys
+from exchange_service.credentials.keyset_files import change_keyset_file, create_keyset_file, retired_file
 from exchange_service.credentials.keysets import (
-    REREAD_AFTER,
-    FileKeys,
-    GivenKeys,
     KeyRefused,
     Keyset,
     KeysetInvalid,
     KeyUnknown,
-    change_keyset_file,
-    create_keyset_file,
     new_keyset,
     parse_keyset,
     read_keyset,
-    retired_file,
 )
 from exchange_service.errors import CredentialUnreadable
 from tests.harness import Clock
@@ -219,10 +215,10 @@ class TestForm:
         keyset = read_keyset(file)
         secret = json.loads(file.read_text())["keys"][keyset.primary]["key"]
         raw = base64.b64decode(secret)
-        shown = f"{keyset!r} {keyset} {keyset.keys} {FileKeys(file)!r} {GivenKeys(keyset.as_text())!r}"
-        assert keyset.primary in shown
+        text = f"{keyset!r} {keyset} {keyset.keys} {FileKeys(file)!r} {GivenKeys(keyset.as_text())!r}"
+        assert keyset.primary in text
         for form in (secret, raw.hex(), repr(raw)[2:-1]):
-            assert form not in shown
+            assert form not in text
         with pytest.raises(TypeError):
             pickle.dumps(keyset)
 
@@ -303,7 +299,7 @@ class TestKeysOfAFile:
         for work in (keys.wrap(b"", ROW), keys.unwrap("a", b"", ROW), keys.primary(), keys.known()):
             with pytest.raises(CredentialUnreadable, match="keyset cannot be used") as caught:
                 await work
-            # Whoever calls the service need not know where its keys are.
+            # Callers of the service need not know where its keys are.
             assert "none.json" not in str(caught.value)
 
     async def test_a_file_that_comes_later_is_used(self, tmp_path: Path) -> None:
@@ -319,7 +315,7 @@ async def test_a_keyset_of_the_environment_is_used_as_it_is_or_said_to_be_none()
     assert (await given.problem(), await given.primary()) == ("", keyset.primary)
     assert await given.known() == {keyset.primary}
     broken = GivenKeys(CANARY)
-    assert "no JSON object" in await broken.problem()
+    assert "not a JSON object" in await broken.problem()
     assert CANARY not in repr(broken)
     with pytest.raises(CredentialUnreadable):
         await broken.wrap(b"", ROW)

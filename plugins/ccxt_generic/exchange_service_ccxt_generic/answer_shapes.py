@@ -1,84 +1,81 @@
-"""What an account's answer looks like, for each exchange: where its rows lie, and what proves that there are none.
+"""The shape of an account's answer for each exchange: where its rows are, and what proves that there are none.
 
-CCXT reads a maintenance page, `[]`, `{}` and an error in an unknown shape alike as a balance without rows, and leaves
-out a row that it cannot read without a word. So the venue's raw answer is held against the shape from which CCXT's own
-code for this exchange reads. Each row that holds something must be in CCXT's result, and an answer without rows is an
-empty account only where the table says why it is one. An exchange that is not here is never believed to be empty.
+These are facts, taken from the code by which CCXT reads each exchange. `empty` applies them. An exchange that is not in
+the table is never believed to be empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from exchange_service.plugin_api import VenueMalformed, parse_amount
-from exchange_service_ccxt_generic.exact import PLAIN_NUMBER
+from exchange_service_ccxt_generic.paths import at, figure
 
-# Why an answer without rows is an empty account.
-_BARE = "The whole answer is the list of the account's assets, and an account without assets has none in it."
-_WITHIN = "The list of assets is there, beside what the venue says in a good answer, and has no entry."
-_BY_NAME = "The object of assets is there, beside what the venue says in a good answer, and has no field."
-_WALLETS = "Each wallet is there with its list of assets, and none of these has an entry."
-_FILTERED = "The list is there, and each of its entries is of another wallet or was never used, which CCXT leaves out."
+# Reasons why an answer without rows is an empty account.
+_BARE = "The whole answer is the list of the account's assets, which is empty for an account without assets."
+_WITHIN = "The list of assets is present with the other fields of a good answer, and is empty."
+_BY_NAME = "The object of assets is present with the other fields of a good answer, and is empty."
+_WALLETS = "Each wallet is present with its list of assets, and all these lists are empty."
+_FILTERED = "The list is present, and each of its entries belongs to another wallet or was never used."
 
-# Why an answer without rows is never an empty account.
-_ONE = "The account is one object with its figures, and so has a row always."
-_ALL = "The venue lists every asset, also with zeros, so that an answer without rows shows no account."
-_FLAT = "Each asset is a field of its own among others, and without one nothing shows that this is an account at all."
-_UNTOLD = "An empty object would be the answer, and gateways send the same."
+# Reasons why an answer without rows is never an empty account.
+_ONE = "The account is one object with its figures, so it always has a row."
+_ALL = "The venue lists every asset, also with zeros, so an answer without rows shows no account."
+_FLAT = "Each asset is one of many fields, and without any of them nothing shows that this is an account."
+_UNTOLD = "The answer would be an empty object, which gateways send too."
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Where the rows of an answer lie and what one must have.
+    """Where the rows of an answer are, and what a row must have.
 
-    Paths are dotted; a number is a place in a list, "only" the one entry of a list, `*` stands for all entries, and ""
-    is the value itself. Where names are joined by "|", the first counts that is there.
+    Paths are dotted, as `paths.at` reads them; `*` stands for all entries of a list. Of names that are joined by "|",
+    the first one that is present counts.
     """
 
-    # The kind of what holds the rows: "list", "object" (of rows by asset) or "one", which is itself the only row.
+    # What holds the rows: a "list", an "object" of rows by asset, or "one" object that is itself the only row.
     kind: str
     path: str
-    # The field with the venue's name of the asset, empty where the row does not name it.
+    # The field with the venue's name of the asset; empty if the row does not name it.
     asset: str = ""
     # Fields of a row that must hold amounts.
     amounts: tuple[str, ...] = ()
-    # What stands beside the rows of an empty account, such as the code for success: any of these sets of fields.
+    # The fields beside the rows of an empty account, such as the code for success: one of these sets.
     beside: tuple[Mapping[str, Any], ...] = ({},)
-    # Why an answer without rows is an empty account, or why it never is: one of the two.
+    # Why an answer without rows is an empty account, or why it never is. Exactly one is set.
     empty: str = ""
     never_empty: str = ""
-    # Whether several rows may be of one asset, as CCXT puts them together.
+    # Whether several rows may be for one asset, because CCXT adds them up.
     several: bool = False
-    # The field by which rows of one asset differ, for example the free from the frozen part.
+    # The field in which rows for one asset differ, for example for the free and the frozen part.
     apart: str = ""
-    # Whether CCXT names assets by what the row calls them, so that each row can be looked up in its result.
+    # Whether CCXT takes the name of the asset from the row, so that the row can be found in its result.
     named: bool = True
-    # Which rows CCXT takes; the others are of another wallet.
+    # Which rows CCXT reads. The others belong to another wallet.
     taken: Callable[[Any], bool] | None = None
-    # Names in an object of rows that are no assets.
+    # Names in an object of rows that are not assets.
     others: tuple[str, ...] = ()
-    # Figures outside the rows that CCXT makes a row of as well.
+    # Figures outside the rows, of which CCXT makes another row.
     figures: tuple[str, ...] = ()
-    # Fields that the answer before the last must have, of which CCXT also makes a row.
+    # Fields that the answer before the last must have, of which CCXT makes another row.
     before: tuple[str, ...] = ()
-    # What the last of several pages says; without it some pages are missing.
+    # The fields of the last page. Without them some pages are missing.
     last_page: Mapping[str, Any] | None = None
-    # Whether there must be a wallet at least, where the path goes through a list of wallets.
+    # Whether a path through a list of wallets needs at least one wallet.
     wallet_needed: bool = False
-    # Whether a row's asset and amounts are each the value of one field of it; `shapes` finds out.
+    # Whether the asset and each amount are single fields of the row. `shapes` sets it.
     by_field: bool = False
 
     @property
-    def looked_at(self) -> bool:
-        """Whether rows can be looked at one by one."""
+    def has_rows(self) -> bool:
+        """Whether the rows can be checked one by one."""
         return bool(self.kind)
 
 
 def _list(path: str, asset: str, *amounts: str, empty: str = "", **options: Any) -> Rows:
-    """A list of rows; `empty` by default says why it may be without any."""
+    """A list of rows, which may be empty unless it is `never_empty`. Other options are fields beside the list."""
     if not empty and not options.get("never_empty"):
         empty = _WITHIN if path else _BARE
     names = {name for name in options if name in Rows.__slots__}
@@ -88,7 +85,7 @@ def _list(path: str, asset: str, *amounts: str, empty: str = "", **options: Any)
 
 
 def _object(path: str, *amounts: str, **options: Any) -> Rows:
-    """An object of rows by asset, which proves an empty account unless it is `never_empty`."""
+    """An object of rows by asset, which may be empty unless it is `never_empty`."""
     rows = _list(path, "", *amounts, empty="" if options.get("never_empty") else _BY_NAME, **options)
     return replace(rows, kind="object")
 
@@ -99,34 +96,34 @@ def _one(path: str, *amounts: str, asset: str = "") -> Rows:
 
 
 def _flat(reason: str = _FLAT) -> Rows:
-    """An answer whose rows have no place of their own."""
+    """An answer whose rows are fields among others."""
     return Rows("", "", never_empty=reason)
 
 
 def _in_wallet(*types: str) -> Callable[[Any], bool]:
-    """Bitfinex: whether a row, which begins with its wallet's type, is of one of these."""
+    """Bitfinex: whether a row, which begins with the type of its wallet, has one of these types."""
     return lambda row: not _is_wallet(row) or row[0] in types
 
 
 def _is_wallet(row: Any) -> bool:
-    """Bitfinex: whether a row is long enough to be one."""
+    """Bitfinex: whether a row is long enough."""
     return isinstance(row, list) and len(row) > 4
 
 
 def _for_derivatives(row: Any) -> bool:
-    """Bitfinex: of the margin wallet only the assets whose names end so."""
+    """Bitfinex: whether a row is for an asset of derivatives, which the margin wallet names with the ending f0."""
     return not _is_wallet(row) or (row[0] == "margin" and str(row[1]).lower().endswith("f0"))
 
 
 def _used_once(row: Any) -> bool:
-    """Binance's contract accounts list assets that were never used, whose figures are none."""
-    return str(_at(row, "updateTime")) != "0"
+    """Binance: whether the asset was ever used. Contract accounts also list assets without figures."""
+    return str(at(row, "updateTime")) != "0"
 
 
 def _names_an_asset(row: Any) -> bool:
-    """BingX: an account for contracts that holds nothing may have a row without an asset and with zeros."""
-    figures = [_figure(_at(row, name)) for name in ("balance", "equity", "availableMargin")]
-    return bool(_at(row, "asset")) or any(figure is None or figure for figure in figures)
+    """BingX: false for the row without an asset and with zeros that an empty contract account may have."""
+    amounts = [figure(at(row, name)) for name in ("balance", "equity", "availableMargin")]
+    return bool(at(row, "asset")) or any(amount is None or amount for amount in amounts)
 
 
 _SPOT_LIKE_BINANCE = _list("balances", "asset", "free", "locked")
@@ -189,9 +186,9 @@ _OKX_FUNDING = _list("data", "ccy", "bal", "availBal", "frozenBal", code="0")
 _ORDERLY = _list("data.holding", "token", "holding", "frozen", success=True)
 _MUDREX = _one("data", "balance|total", "locked_amount|withdrawable")
 
-# By exchange, or by exchange and account type where an exchange has several. More than one shape: the first that fits.
+# By exchange, or by exchange and account type. Of several shapes the first one that fits counts.
 _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
-    # Shares are not read; the cash stands in the answer before.
+    # Shares are not read. The cash is in the answer before.
     "alpaca": _list(
         "",
         "symbol",
@@ -199,7 +196,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         "qty_available",
         never_empty=_ONE,
         named=False,
-        taken=lambda row: _at(row, "asset_class") != "us_equity",
+        taken=lambda row: at(row, "asset_class") != "us_equity",
         before=("currency", "cash"),
     ),
     "apex": _one("data", "availableBalance", "totalEquityValue"),
@@ -283,7 +280,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         has_next=False,
         last_page={"has_next": False},
         # Vaults and portfolios are accounts of other types.
-        taken=lambda row: _at(row, "type") in (None, "", "ACCOUNT_TYPE_CRYPTO", "ACCOUNT_TYPE_FIAT"),
+        taken=lambda row: at(row, "type") in (None, "", "ACCOUNT_TYPE_CRYPTO", "ACCOUNT_TYPE_FIAT"),
     ),
     "coinbase swap": _COINBASE_CONTRACTS,
     "coinbase future": _COINBASE_CONTRACTS,
@@ -363,8 +360,8 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "kucoin swap": _KUCOIN_CONTRACTS,
     "kucoin future": _KUCOIN_CONTRACTS,
     "kucoinfutures": _KUCOIN_CONTRACTS,
-    "latoken spot": replace(_LATOKEN, taken=lambda row: _at(row, "type") in (None, "ACCOUNT_TYPE_SPOT")),
-    "latoken funding": replace(_LATOKEN, taken=lambda row: _at(row, "type") in (None, "ACCOUNT_TYPE_WALLET")),
+    "latoken spot": replace(_LATOKEN, taken=lambda row: at(row, "type") in (None, "ACCOUNT_TYPE_SPOT")),
+    "latoken funding": replace(_LATOKEN, taken=lambda row: at(row, "type") in (None, "ACCOUNT_TYPE_WALLET")),
     "lbank": _list("data.balances", "asset", "free", "locked", result="true"),
     "lighter spot": _list(
         "accounts.*.assets",
@@ -386,7 +383,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "mudrex spot": _MUDREX,
     "myokx trading": _OKX,
     "myokx funding": _OKX_FUNDING,
-    # Assets are numbers, for which CCXT looks up the names.
+    # Assets are numbers, whose names CCXT looks up.
     "nado": _list(
         "data.spot_balances", "product_id", "balance.amount", named=False, empty="", never_empty=_ALL, status="success"
     ),
@@ -397,7 +394,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "okxus funding": _OKX_FUNDING,
     "onetrading": _list("balances", "currency_code", "available", "locked"),
     "p2b": _object("result", "available", "freeze", success=True),
-    # The cash stands beside the list.
+    # The cash is beside the list.
     "pacifica": _list(
         "data.spot_balances",
         "symbol",
@@ -443,214 +440,14 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
 
 @cache
 def shapes(exchange_id: str, account_type: str) -> tuple[Rows, ...]:
-    """What answers for accounts of this type look like; none where it is not known."""
+    """The shapes of answers for accounts of this type; an empty tuple if they are not known."""
     known = _SHAPES.get(f"{exchange_id} {account_type}") or _SHAPES.get(exchange_id) or ()
     return tuple(
-        replace(shape, by_field=all(_is_field(path) for path in (shape.asset, *shape.amounts)))
+        replace(shape, by_field=all(is_field(path) for path in (shape.asset, *shape.amounts)))
         for shape in (known if isinstance(known, tuple) else (known,))
     )
 
 
-def proves_empty(exchange_id: str, account_type: str, raw: Any) -> bool:
-    """Whether the raw answer is what this exchange sends for an account of this type without assets."""
-    shape, rows = _found(exchange_id, account_type, raw)
-    if shape is None or not shape.empty or any(shape.taken is None or shape.taken(row) for _, row in rows):
-        return False
-    if _problem_of_any(shape, rows):
-        return False
-    return any(_holds(raw, expected) for expected in shape.beside)
-
-
-def lost_row(
-    exchange_id: str,
-    account_type: str,
-    answers: Sequence[Any],
-    venue_codes: Mapping[str, Collection[str]],
-    shown: Collection[str],
-) -> str:
-    """What is wrong with a row that CCXT would drop, overwrite or make up, in words; empty where nothing is.
-
-    `answers` are the call's raw answers, `venue_codes` the venue's names by CCXT's, `shown` CCXT's names in its result.
-    """
-    if not shapes(exchange_id, account_type):
-        return ""
-    last = answers[-1]
-    shape, rows = _found(exchange_id, account_type, last)
-    if shape is None:
-        return "no list of assets"
-    if not shape.looked_at:
-        return ""
-    if shape.last_page is not None:
-        if not _holds(last, shape.last_page):
-            return "a list of which pages are missing"
-        rows = [row for answer in answers for row in _found(exchange_id, account_type, answer)[1]]
-    return (
-        _missing_figure(shape, answers)
-        or _problem_of_any(shape, rows)
-        or _repeated(shape, rows)
-        or _left_out(shape, rows, venue_codes, shown)
-    )
-
-
-@cache
-def _steps(path: str) -> tuple[str, ...]:
-    return tuple(path.split(".")) if path else ()
-
-
-@cache
-def _alternatives(names: str) -> tuple[tuple[str, bool], ...]:
-    """The paths that are joined, each with whether it is the name of a field and no more."""
-    return tuple((path, _is_field(path)) for path in names.split("|"))
-
-
-def _is_field(path: str) -> bool:
-    """Whether a path is the name of one field and no more."""
+def is_field(path: str) -> bool:
+    """Whether a path is the name of a single field."""
     return bool(path) and "." not in path and "|" not in path
-
-
-def _at(value: Any, path: str) -> Any:
-    """What lies at a dotted path; None where there is nothing. The paths are the table's."""
-    for step in _steps(path):
-        if isinstance(value, dict):
-            value = value.get(step)
-        elif isinstance(value, list) and step == "only":
-            value = value[0] if len(value) == 1 else None
-        elif isinstance(value, list) and step.isdigit() and int(step) < len(value):
-            value = value[int(step)]
-        else:
-            return None
-    return value
-
-
-def _any_of(row: Any, names: str) -> Any:
-    """The first of the joined names that is there and not empty."""
-    for path, is_field in _alternatives(names):
-        value = row.get(path) if is_field and type(row) is dict else _at(row, path)
-        if value is not None and value != "":
-            return value
-    return None
-
-
-def _found(exchange_id: str, account_type: str, raw: Any) -> tuple[Rows | None, list[tuple[Any, Any]]]:
-    """The first shape that the answer has, and its rows, each with the venue's name of its asset."""
-    for shape in shapes(exchange_id, account_type):
-        if not shape.looked_at:
-            return shape, []
-        rows = _rows(shape, raw)
-        if rows is not None:
-            return shape, rows
-    return None, []
-
-
-def _rows(shape: Rows, raw: Any) -> list[tuple[Any, Any]] | None:
-    """The rows of an answer; None where it has another shape."""
-    before, star, after = shape.path.partition("*")
-    if star:
-        wallets = _at(raw, before.removesuffix("."))
-        if not isinstance(wallets, list) or (shape.wallet_needed and not wallets):
-            return None
-        holders = [_at(wallet, after.removeprefix(".")) for wallet in wallets]
-    else:
-        holders = [_at(raw, shape.path)]
-    if shape.kind == "list":
-        fits = all(isinstance(holder, list) for holder in holders)
-        return [(_name(shape, row), row) for holder in holders for row in holder] if fits else None
-    if not all(isinstance(holder, dict) for holder in holders):
-        return None
-    if shape.kind == "one":
-        return [(_name(shape, row), row) for row in holders]
-    return [item for holder in holders for item in holder.items() if item[0] not in shape.others]
-
-
-def _name(shape: Rows, row: Any) -> Any:
-    if shape.by_field and type(row) is dict and type(field := row.get(shape.asset)) is str and field:
-        return field
-    name = _any_of(row, shape.asset) if shape.asset else ""
-    return str(name) if type(name) is int else name
-
-
-def _is_taken(shape: Rows, row: Any) -> bool:
-    return shape.taken is None or shape.taken(row)
-
-
-def _problem_of_any(shape: Rows, rows: Sequence[tuple[Any, Any]]) -> str:
-    """What is wrong with the first row that has something wrong."""
-    for name, row in rows:
-        if problem := _problem(shape, name, row):
-            return problem
-    return ""
-
-
-def _problem(shape: Rows, name: Any, row: Any) -> str:
-    """What is wrong with a row of its own; empty where nothing is."""
-    if shape.by_field and type(row) is dict and type(name) is str and name:
-        # Nearly every row: this is what the rest would find out.
-        for amount in shape.amounts:
-            value = row.get(amount)
-            if type(value) is not str or not PLAIN_NUMBER.match(value):
-                break
-        else:
-            return ""
-    plain = shape.kind == "object" and shape.amounts == ("",)
-    if not plain and not isinstance(row, (dict, list)):
-        return "a row that is none"
-    if not _is_taken(shape, row):
-        return ""
-    if not isinstance(name, str) or (not name and (shape.asset or shape.kind == "object")):
-        return "a row without an asset"
-    if plain and not shape.path and name != name.upper():
-        return "a field that is no asset among its assets"
-    for amount in shape.amounts:
-        if _figure(_any_of(row, amount)) is None:
-            return "a row without its amounts"
-    return ""
-
-
-def _figure(value: Any) -> Any:
-    """An amount; None for what is none."""
-    try:
-        return parse_amount(value, "a row")
-    except VenueMalformed:
-        return None
-
-
-def _missing_figure(shape: Rows, answers: Sequence[Any]) -> str:
-    if any(_figure(_at(answers[-1], path)) is None for path in shape.figures):
-        return "a list of assets without the figures beside it"
-    if shape.before and (len(answers) < 2 or any(not _at(answers[-2], path) for path in shape.before)):
-        return "an account without its cash"
-    return ""
-
-
-def _repeated(shape: Rows, rows: Sequence[tuple[Any, Any]]) -> str:
-    if shape.several:
-        return ""
-    # Whatever the case: CCXT's names of assets know none.
-    taken = [(name.casefold(), row) for name, row in rows if name and (shape.taken is None or shape.taken(row))]
-    names = {(name, str(_at(row, shape.apart)) if shape.apart else "") for name, row in taken}
-    return "two rows for one asset" if len(names) != len(taken) else ""
-
-
-def _left_out(
-    shape: Rows, rows: Sequence[tuple[Any, Any]], venue_codes: Mapping[str, Collection[str]], shown: Collection[str]
-) -> str:
-    """A complaint about a row that holds something and is not in CCXT's result."""
-    if not shape.named:
-        return ""
-    seen = {name.casefold() for code, names in venue_codes.items() if code in shown for name in names}
-    for name, row in rows:
-        if not _is_taken(shape, row) or name.casefold() in seen:
-            continue
-        if any(_figure(_any_of(row, amount)) for amount in shape.amounts):
-            return "a row that CCXT leaves out"
-    return ""
-
-
-def _holds(raw: Any, expected: Mapping[str, Any]) -> bool:
-    """Whether each field has its value; "0" and 0 are one, as venues mix them, and true and 1 are not."""
-    return all(
-        name in raw
-        and type(raw[name]) in ((type(value),) if isinstance(value, (bool, list)) else (str, int))
-        and str(raw[name]) == str(value)
-        for name, value in expected.items()
-    )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
-from exchange_service.cli.credential_check import READ_ONLY_SUFFICES, Checker, Checkup
+from exchange_service.cli.credential_check import READ_ONLY_SUFFICES, Checker, CredentialCheck
 from exchange_service.credentials.sql import open_store
 from exchange_service.errors import CredentialMissing
 from exchange_service.plugin_api import (
@@ -55,7 +55,7 @@ class TellingPlugin(ScriptedPlugin):
         return await self.rights(call)
 
 
-async def checked(folder: Path, plugin: ScriptedPlugin, account: Account = ACCOUNT) -> Checkup:
+async def checked(folder: Path, plugin: ScriptedPlugin, account: Account = ACCOUNT) -> CredentialCheck:
     settings = settings_for(folder)
     registry = registry_of(plugin)
     store = await open_store(settings.database_url, b"key")
@@ -73,44 +73,44 @@ async def checked(folder: Path, plugin: ScriptedPlugin, account: Account = ACCOU
 
 async def test_a_key_that_may_also_trade_and_withdraw_is_warned_of(tmp_path: Path) -> None:
     rights = KeyRights(trade=True, withdraw=True, expires=datetime(2027, 1, 2, tzinfo=UTC))
-    checkup = await checked(tmp_path, TellingPlugin(returning(rights)))
-    assert checkup.error is None
-    assert checkup.rights == rights
-    assert checkup.warnings == (f"The key may trade and withdraw. {READ_ONLY_SUFFICES}",)
+    check = await checked(tmp_path, TellingPlugin(returning(rights)))
+    assert check.error is None
+    assert check.rights == rights
+    assert check.warnings == (f"The key may trade and withdraw. {READ_ONLY_SUFFICES}",)
 
 
 async def test_a_key_that_may_only_read_is_not(tmp_path: Path) -> None:
-    checkup = await checked(tmp_path, TellingPlugin(returning(KeyRights(trade=False, withdraw=False))))
-    assert checkup.warnings == ()
+    check = await checked(tmp_path, TellingPlugin(returning(KeyRights(trade=False, withdraw=False))))
+    assert check.warnings == ()
 
 
 async def test_a_venue_that_does_not_say_is_not_made_to(tmp_path: Path) -> None:
-    checkup = await checked(tmp_path, ScriptedPlugin())
-    assert checkup.balance is not None
-    assert checkup.rights == KeyRights()
+    check = await checked(tmp_path, ScriptedPlugin())
+    assert check.balance is not None
+    assert check.rights == KeyRights()
 
 
 async def test_a_key_that_reads_balances_works_also_where_its_rights_cannot_be_asked(tmp_path: Path) -> None:
-    checkup = await checked(tmp_path, TellingPlugin(raising(VenueUnavailable("It is down."))))
-    assert checkup.error is None
-    assert checkup.rights is None
-    assert checkup.warnings == ("What the key may do could not be asked: It is down.",)
+    check = await checked(tmp_path, TellingPlugin(raising(VenueUnavailable("It is down."))))
+    assert check.error is None
+    assert check.rights is None
+    assert check.warnings == ("The key's rights could not be read: It is down.",)
 
 
 async def test_a_plugin_that_answers_with_something_else_does_not_break_the_check(tmp_path: Path) -> None:
-    checkup = await checked(tmp_path, TellingPlugin(returning("yes")))
-    assert checkup.error is None
-    assert "PluginFailed" not in checkup.warnings[0]
-    assert "in place of KeyRights" in checkup.warnings[0]
+    check = await checked(tmp_path, TellingPlugin(returning("yes")))
+    assert check.error is None
+    assert "PluginFailed" not in check.warnings[0]
+    assert "in place of KeyRights" in check.warnings[0]
 
 
 async def test_a_refused_key_does_not_work_and_its_rights_are_not_asked(tmp_path: Path) -> None:
     plugin = TellingPlugin(raising(AssertionError("not asked")))
     plugin.answer = raising(CredentialRejected("It is revoked."))
-    checkup = await checked(tmp_path, plugin)
-    assert checkup.balance is None
-    assert checkup.error is not None
-    assert checkup.error.message == "It is revoked."
+    check = await checked(tmp_path, plugin)
+    assert check.balance is None
+    assert check.error is not None
+    assert check.error.message == "It is revoked."
 
 
 async def test_every_type_of_account_is_looked_at(tmp_path: Path) -> None:

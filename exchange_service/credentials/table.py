@@ -1,0 +1,162 @@
+"""The table `bot_credentials`: its columns' types, its creation if it is missing, and the rights of other roles on it.
+
+The table belongs to other programs too. Its column types are accepted as they are, columns that are not ours are left
+alone, and it is created only if it does not exist.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from exchange_service.credentials.database import API_ROLES, create_table, lock_table
+from exchange_service.credentials.rows import COLUMNS, TABLE, CredentialRow, is_storable
+from exchange_service.errors import StoreUnavailable
+from exchange_service.model import PRODUCTION, SECRET_FIELDS, Credential
+
+_NEW_TABLE = sa.Table(
+    TABLE,
+    sa.MetaData(),
+    sa.Column("user_id", sa.Text, primary_key=True),
+    sa.Column("exchange", sa.Text, primary_key=True),
+    sa.Column("environment", sa.Text, primary_key=True, server_default=PRODUCTION),
+    *(sa.Column(name, sa.Text) for name in SECRET_FIELDS),
+    sa.Column("extra_metadata", sa.JSON),
+)
+
+_POSTGRES_COLUMNS = sa.text(
+    "SELECT attname, format_type(atttypid, NULL), attnotnull FROM pg_attribute"
+    " WHERE attrelid = to_regclass(:table) AND attnum > 0 AND NOT attisdropped"
+)
+
+_POSTGRES_RIGHTS = sa.text(
+    "SELECT role.name,"
+    " has_any_column_privilege(role.name, relation.oid, 'SELECT'),"
+    " has_table_privilege(role.name, relation.oid, 'INSERT, UPDATE, DELETE')"
+    " FROM pg_class AS relation,"
+    " (SELECT 'public' AS name UNION ALL SELECT rolname::text FROM pg_roles WHERE rolname = ANY(:roles)) AS role"
+    " WHERE relation.oid = to_regclass(:table)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialTable:
+    """The table's seven columns that are ours, with their types and their nullability."""
+
+    clause: sa.TableClause
+    nullable: frozenset[str]
+
+    def as_text(self) -> list[sa.ColumnElement[Any]]:
+        """Every column as text, so that one reader serves every column type."""
+        return [sa.cast(self.clause.c[name], sa.Text).label(name) for name in COLUMNS]
+
+    def value(self, column: str, text: str) -> Any:
+        """A text in the form that the column takes. A JSON column gets exactly this JSON, digits included."""
+        kind = self.clause.c[column].type
+        return sa.cast(sa.literal(text, sa.Text), kind) if isinstance(kind, sa.JSON) else text
+
+    def user(self, user_id: str) -> Any | None:
+        """The value to compare the user column with; None if the column cannot hold this id."""
+        if not is_storable(user_id):
+            return None
+        if not isinstance(self.clause.c.user_id.type, sa.Uuid):
+            return user_id
+        with suppress(ValueError):
+            return uuid.UUID(user_id)
+        return None
+
+    def values(self, credential: Credential) -> dict[str, Any]:
+        """The credential's columns. An empty text becomes null if the column allows it, as other programs expect."""
+        values: dict[str, Any] = {}
+        for name in SECRET_FIELDS:
+            text = getattr(credential, name).reveal()
+            values[name] = text or (None if name in self.nullable else "")
+        metadata = dict(credential.metadata)
+        is_json = isinstance(self.clause.c.extra_metadata.type, sa.JSON)
+        values["extra_metadata"] = metadata if is_json else json.dumps(metadata)
+        return values
+
+    def matches(self, user: Any, row: CredentialRow) -> list[sa.ColumnElement[bool]]:
+        """The conditions that select exactly this row."""
+        columns = self.clause.c
+        environment = sa.cast(columns.environment, sa.Text)
+        return [
+            columns.user_id == user,
+            columns.exchange == row.exchange,
+            environment.is_not_distinct_from(row.environment),
+        ]
+
+
+async def open_table(connection: AsyncConnection) -> CredentialTable:
+    """Return the table as it is, and create it if it is missing. StoreUnavailable if it lacks one of our columns."""
+    columns = await _read_columns(connection)
+    if not columns:
+        await create_table(connection, _NEW_TABLE)
+        columns = await _read_columns(connection)
+    missing = [name for name in COLUMNS if name not in columns]
+    if missing:
+        raise StoreUnavailable(f"The table {TABLE} lacks the column {', '.join(missing)}.")
+    kinds = {name: kind for name, (kind, _) in columns.items()}
+    return CredentialTable(
+        sa.table(TABLE, *(sa.column(name, _column_type(kinds[name])) for name in COLUMNS)),
+        frozenset(name for name, (_, nullable) in columns.items() if nullable),
+    )
+
+
+def _column_type(kind: str) -> sa.types.TypeEngine[Any]:
+    if kind == "uuid":
+        return sa.Uuid()
+    if kind == "jsonb":
+        return postgresql.JSONB()
+    if kind == "json":
+        return sa.JSON()
+    return sa.Text()
+
+
+async def _read_columns(connection: AsyncConnection) -> dict[str, tuple[str, bool]]:
+    """Type and nullability by column name; empty if there is no such table.
+
+    A plain query, because the library's reflection warns about every type of other columns that it does not know.
+    """
+    if connection.dialect.name == "postgresql":
+        result = await connection.execute(_POSTGRES_COLUMNS, {"table": TABLE})
+        return {name: (kind, not required) for name, kind, required in result}
+    result = await connection.execute(sa.text(f"PRAGMA table_info({TABLE})"))
+    # SQLite has no uuid type, and its JSON is text.
+    return {row.name: ("text", not row.notnull) for row in result}
+
+
+async def lock_for_writing(connection: AsyncConnection) -> None:
+    """Let one of our writers at a time read and then write. Readers never wait for it.
+
+    On SQLite the busy timeout does not cover a transaction that begins with reading and then writes.
+    """
+    if connection.dialect.name == "postgresql":
+        await lock_table(connection, TABLE)
+    else:
+        await connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+async def postgres_warnings(connection: AsyncConnection, _table: CredentialTable) -> list[str]:
+    """A sentence with advice for each way in which other roles can read or change the table."""
+    warnings = []
+    query = sa.text("SELECT relrowsecurity FROM pg_class WHERE oid = to_regclass(:table)")
+    if not await connection.scalar(query, {"table": TABLE}):
+        warnings.append(
+            f"row-level security is off on {TABLE}, so a public Data API would show it:"
+            f" ALTER TABLE {TABLE} ENABLE ROW LEVEL SECURITY"
+        )
+    rights = await connection.execute(_POSTGRES_RIGHTS, {"table": TABLE, "roles": list(API_ROLES)})
+    for role, reads, writes in rights:
+        if reads or writes:
+            verb = "read" if reads else "changed"
+            name = role.upper() if role == "public" else role
+            warnings.append(f"{TABLE} can be {verb} by {name}: REVOKE ALL ON {TABLE} FROM {name}")
+    return warnings

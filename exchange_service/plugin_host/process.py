@@ -1,0 +1,282 @@
+"""One process that runs a plugin: its start, the handshake, calls, its memory and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+import psutil
+
+from exchange_service.model import Manifest
+from exchange_service.observability.logs import current_request_id
+from exchange_service.plugin_host.launch import LaunchSpec, ProcessPolicy, StartFailed, describe_exit, prepare_launch
+from exchange_service.plugin_host.log_relay import relay_log
+from exchange_service.plugin_host.protocol import (
+    MAX_MESSAGE,
+    PROTOCOL,
+    REQUEST_ID,
+    TOKEN,
+    proof,
+    write_manifest,
+)
+from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
+from exchange_service.plugin_host.v1 import plugin_host_pb2_grpc
+
+# Seconds that a process has until it serves, the plugin's import included.
+_START_LIMIT = 15.0
+# Seconds until gRPC gives up a health check; a stuck process is ended before.
+_HEALTH_CHECK_TIMEOUT = 30.0
+# Seconds that calls have to end in a process that is replaced.
+_DRAIN_LIMIT = 10.0
+# Seconds from the end of the reaper's input until it is killed.
+_REAPER_LIMIT = 5.0
+# Seconds until the end of a process is noticed whose connection broke.
+_END_NOTICE_LIMIT = 1.0
+# Seconds that reading the last log lines may take after the end.
+_LAST_LINES_LIMIT = 0.5
+
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.enable_http_proxy", 0),
+    # One connection for the life of the process: its address cannot be taken over later.
+    ("grpc.client_idle_timeout_ms", 2**31 - 1),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    # Not shared with another channel to an address of the same name.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """What a process is told to serve: see ConfigureRequest. Times are in seconds."""
+
+    manifest: Manifest
+    overrides: Mapping[str, str]
+    venue_timeout: float
+    session_idle: float
+
+    def request(self) -> messages.ConfigureRequest:
+        """The message of the handshake."""
+        return messages.ConfigureRequest(
+            protocol_version=PROTOCOL,
+            manifest=write_manifest(self.manifest),
+            overrides=self.overrides,
+            venue_timeout=self.venue_timeout,
+            session_idle=self.session_idle,
+        )
+
+
+class PluginProcess:
+    """One process, from its start to its end.
+
+    `process_id` is the main program's, 0 before the handshake; `memory` is in bytes; `reason` says why the service
+    ended the process, and is empty if it did not. `ended` is done at the end, with a sentence that says how it came.
+    """
+
+    def __init__(
+        self, policy: ProcessPolicy, manifest: Manifest, spec: LaunchSpec, reaper: asyncio.subprocess.Process
+    ) -> None:
+        self.policy = policy
+        self.manifest = manifest
+        self.spec = spec
+        self.process_id = 0
+        self.memory = 0
+        self.reason = ""
+        self._reaper = reaper
+        self._started_at = asyncio.get_running_loop().time()
+        self._over = False
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._channel = grpc.aio.insecure_channel(f"unix:{spec.socket}", options=_CHANNEL_OPTIONS)
+        self._stub: Any = plugin_host_pb2_grpc.PluginHostServiceStub(self._channel)
+        assert reaper.stderr is not None
+        self._log_lines = asyncio.create_task(relay_log(reaper.stderr, policy.name), name=f"log lines of {policy.name}")
+        self.ended = asyncio.create_task(self._wait_until_ended(), name=f"process of {policy.name}")
+
+    @classmethod
+    async def start(cls, policy: ProcessPolicy, config: ServeConfig) -> PluginProcess:
+        """Start a process and return it once it serves; StartFailed if it does not come to that."""
+        try:
+            spec = prepare_launch(policy)
+        except OSError as error:
+            raise StartFailed(f"There is no room for a process's folder ({type(error).__name__}).") from None
+        try:
+            reaper = await asyncio.create_subprocess_exec(
+                *spec.command,
+                env=spec.environment,
+                cwd=spec.folder,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+        except BaseException as error:
+            spec.close()
+            if isinstance(error, OSError):
+                raise StartFailed(f"A process could not be started ({type(error).__name__}).") from None
+            raise
+        process = cls(policy, config.manifest, spec, reaper)
+        try:
+            async with asyncio.timeout(_START_LIMIT):
+                await process._begin(config)
+        except BaseException as error:
+            await process.end()
+            if isinstance(error, TimeoutError):
+                raise StartFailed(f"It did not begin to serve within {_START_LIMIT:g} seconds.") from None
+            raise
+        return process
+
+    async def _begin(self, config: ServeConfig) -> None:
+        assert self._reaper.stdin is not None
+        assert self._reaper.stdout is not None
+        self._reaper.stdin.write(self.spec.first_line)
+        if not await self._reaper.stdout.readline():
+            status = await self._reaper.wait()
+            raise StartFailed(f"Its process ended at once ({describe_exit(status)}).")
+        try:
+            reply = await self.configure(config)
+        except grpc.aio.AioRpcError as error:
+            raise StartFailed(f"Its process did not answer the handshake ({error.code().name}).") from None
+        if reply.problem:
+            raise StartFailed(reply.problem)
+        if reply.protocol_version != PROTOCOL or not hmac.compare_digest(reply.proof, proof(self.spec.token)):
+            raise StartFailed("Something other than its process answered.")
+        self.process_id = reply.process_id
+        # From here on no other process can connect to the socket, or be taken for this one.
+        await _run_in_thread(self._remove_socket)
+        await self.measure_memory()
+
+    def _remove_socket(self) -> None:
+        with contextlib.suppress(OSError):
+            (self.spec.folder / "socket").unlink()
+
+    async def configure(self, config: ServeConfig) -> messages.ConfigureResponse:
+        """The handshake; grpc.aio.AioRpcError if it fails."""
+        reply: messages.ConfigureResponse = await self.call("Configure", config.request(), _START_LIMIT)
+        return reply
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended, and the service has not begun to end it."""
+        return not self._over and not self.reason
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since it was started."""
+        return asyncio.get_running_loop().time() - self._started_at
+
+    @property
+    def reaper_id(self) -> int:
+        """The process id of its reaper."""
+        return self._reaper.pid
+
+    async def call(self, method: str, request: Any, timeout: float) -> Any:
+        """The process's answer within `timeout` seconds; grpc.aio.AioRpcError if the call fails."""
+        self._calls += 1
+        self._idle.clear()
+        request_id = current_request_id()
+        metadata = ((TOKEN, self.spec.token), *(((REQUEST_ID, request_id),) if request_id else ()))
+        try:
+            return await getattr(self._stub, method)(
+                request, timeout=timeout, metadata=metadata, wait_for_ready=not self.process_id
+            )
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    async def health_check(self) -> int:
+        """How many of its calls are stuck; grpc.aio.AioRpcError if it does not answer."""
+        reply = await self.call("CheckHealth", messages.CheckHealthRequest(), _HEALTH_CHECK_TIMEOUT)
+        return int(reply.stuck_calls)
+
+    async def measure_memory(self) -> None:
+        """Measure its memory, with that of the processes that it has started."""
+        # In a thread: if many processes run, asking for their parents takes a while.
+        self.memory = await _run_in_thread(_memory_below, self._reaper.pid)
+
+    def processor_seconds(self) -> float:
+        """Seconds of processor time that it has used."""
+        try:
+            used = psutil.Process(self.process_id).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return float(used.user + used.system)
+
+    async def _wait_until_ended(self) -> str:
+        status = await self._reaper.wait()
+        # Before its channel is closed, which fails the calls that still run.
+        self._over = True
+        await self._channel.close()
+        await _run_in_thread(self.spec.close)
+        return self.reason or f"It ended by itself ({describe_exit(status)})."
+
+    def stop(self, reason: str) -> None:
+        """Begin to end it; `reason` is a sentence."""
+        self.reason = self.reason or reason
+        if self._reaper.stdin is not None:
+            self._reaper.stdin.close()
+
+    async def end(self, reason: str = "It was ended.") -> None:
+        """End it and all that it has started."""
+        self.stop(reason)
+        done, _ = await asyncio.wait({self.ended}, timeout=_REAPER_LIMIT)
+        if not done:
+            # The reaper itself is stuck; the system ends the main program with it.
+            with contextlib.suppress(ProcessLookupError):
+                self._reaper.kill()
+            await asyncio.wait({self.ended}, timeout=_REAPER_LIMIT)
+        # What it wrote last is still to be read.
+        await asyncio.wait({self._log_lines}, timeout=_LAST_LINES_LIMIT)
+        self._log_lines.cancel()
+        await asyncio.wait({self._log_lines})
+
+    async def end_when_idle(self, reason: str) -> None:
+        """End it once its calls have ended, or after ten seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_LIMIT):
+                await self._idle.wait()
+        await self.end(reason)
+
+    def abandon_calls(self) -> None:
+        """Let `end_when_idle` wait no longer for its calls."""
+        self._idle.set()
+
+    async def failure_reason(self, error: grpc.aio.AioRpcError, reason: str) -> str:
+        """Why it failed to answer: `reason`, unless its connection broke."""
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return reason
+        # Most often it has ended, and `ended` says in a moment how.
+        await asyncio.wait({self.ended}, timeout=_END_NOTICE_LIMIT)
+        return "Its connection broke."
+
+
+# A pool of its own: other work in threads, such as a slow look-up of a name, must not delay a health check.
+_threads = ThreadPoolExecutor(2, thread_name_prefix="plugin processes")
+
+
+async def _run_in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_threads, work, *arguments)
+
+
+def _memory_below(reaper: int) -> int:
+    """Bytes of memory of the processes below the reaper."""
+    try:
+        below = psutil.Process(reaper).children(recursive=True)
+    except psutil.Error:
+        return 0
+    total = 0
+    for process in below:
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_info().rss
+    return total

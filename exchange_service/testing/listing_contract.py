@@ -1,0 +1,239 @@
+"""The half of the contract that every plugin keeps, whether or not it reads balances: how it loads and its manifest."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+import pluggy
+import pytest
+
+from exchange_service import plugin_api
+from exchange_service.plugin_api import (
+    API_VERSION,
+    ASSET_CLASSES,
+    ExchangeMetadata,
+    Manifest,
+    NotSupported,
+)
+from exchange_service.testing.calls import venue_call
+
+# A plugin imports these where it first uses them, so that a service that only lists the exchange does not load them.
+HEAVY_LIBRARIES = (
+    "ccxt",
+    "eth_account",
+    "grpc",
+    "matplotlib",
+    "numpy",
+    "pandas",
+    "polars",
+    "redis",
+    "requests",
+    "scipy",
+    "sqlalchemy",
+    "web3",
+)
+
+_FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
+_ID = re.compile(r"[a-z][a-z0-9_]*\Z")
+
+
+class ListingContract:
+    """What every plugin keeps, whether or not it reads balances yet: how it loads, and its manifest.
+
+    Set `plugin` to the module that the entry point names, and `exchange_id` to the listing to test.
+    """
+
+    plugin: ModuleType
+    exchange_id: str
+
+    @pytest.fixture
+    def hooks(self) -> Any:
+        """The plugin's hooks, registered as the service registers them."""
+        return self._load_hooks()
+
+    @pytest.fixture
+    def manifest(self) -> Manifest:
+        """The plugin's manifest."""
+        return self._load_manifest()
+
+    def _load_hooks(self) -> Any:
+        manager = pluggy.PluginManager("exchange_service")
+        manager.add_hookspecs(plugin_api)
+        manager.register(self.plugin)
+        manager.check_pending()
+        return manager.hook
+
+    def _load_manifest(self) -> Manifest:
+        manifest = self._load_hooks().exchange_manifest()
+        assert isinstance(manifest, Manifest), "exchange_manifest must return a Manifest"
+        return manifest
+
+    def _find_listing(self) -> ExchangeMetadata:
+        for exchange in self._load_manifest().exchanges:
+            if exchange.id == self.exchange_id:
+                return exchange
+        raise AssertionError(f"the manifest does not list {self.exchange_id!r}")
+
+    def test_the_manifest_loads_and_names_this_version_of_the_door(self, manifest: Manifest) -> None:
+        assert manifest.api_version == API_VERSION, "the plugin is written for another version of plugin_api"
+        assert self._find_listing().id == self.exchange_id
+        assert self._load_manifest() == manifest, "the manifest changes from call to call"
+
+    def test_fetch_balance_is_a_coroutine_function(self, hooks: Any) -> None:
+        assert hooks.fetch_balance.get_hookimpls(), "the plugin has no fetch_balance"
+        for implementation in hooks.fetch_balance.get_hookimpls():
+            assert inspect.iscoroutinefunction(implementation.function), "fetch_balance must be `async def`"
+
+    def test_importing_it_pulls_in_neither_heavy_libraries_nor_the_service(self) -> None:
+        loaded = _import_and_list_modules(self.plugin.__name__)
+        heavy = sorted(loaded.intersection(HEAVY_LIBRARIES))
+        assert not heavy, f"importing the plugin imports {', '.join(heavy)}: import them where they are first used"
+        inner = sorted(name for name in loaded if name.startswith("exchange_service."))
+        assert not inner, (
+            f"the plugin imports {', '.join(inner)}: all that it may import is exchange_service.plugin_api"
+        )
+
+    def test_ids_are_lower_case_and_unique(self, manifest: Manifest) -> None:
+        ids = [exchange.id for exchange in manifest.exchanges]
+        assert len(set(ids)) == len(ids), "an id is listed twice"
+        assert all(map(_ID.match, ids)), f"ids are lower case letters, digits and _: {ids}"
+
+    def test_the_listing_is_complete(self, manifest: Manifest) -> None:
+        for exchange in manifest.exchanges:
+            assert exchange.asset_class in ASSET_CLASSES, f"{exchange.id}: unknown asset class {exchange.asset_class!r}"
+            for name in ("name", "asset_types", "market_hours", "icon", "color_class", "instructions"):
+                assert getattr(exchange, name).strip(), f"{exchange.id}: {name} is empty"
+
+    def test_links_are_https(self, manifest: Manifest) -> None:
+        # Some of CCXT's own links are http. No credential is sent to a link.
+        schemes = {True: ("https", "http"), False: ("https",)}
+        for exchange in manifest.exchanges:
+            for link in filter(None, (exchange.documentation_url, exchange.credential_url)):
+                parts = urlsplit(link)
+                assert parts.scheme in schemes[exchange.is_ccxt], f"{exchange.id}: {link} is not an https link"
+                assert parts.hostname, f"{exchange.id}: {link} names no host"
+
+    def test_environments_begin_with_production_and_are_told_apart(self, manifest: Manifest) -> None:
+        for exchange in manifest.exchanges:
+            names = [environment.name for environment in exchange.environments]
+            assert names in (["production"], ["production", "sandbox"]), f"{exchange.id}: {names}"
+            words = names + [alias for environment in exchange.environments for alias in environment.aliases]
+            assert len(set(words)) == len(words), f"{exchange.id}: two environments share a name"
+            assert words == [word.strip().lower() for word in words], f"{exchange.id}: names are lower case"
+            assert exchange.capabilities.sandbox == ("sandbox" in names), (
+                f"{exchange.id}: capabilities.sandbox and the environments disagree"
+            )
+
+    def test_venue_addresses_are_encrypted_and_bare(self, manifest: Manifest) -> None:
+        for exchange in manifest.exchanges:
+            for environment in exchange.environments:
+                assert environment.urls, f"{exchange.id}: {environment.name} has no address"
+                for url in environment.urls.values():
+                    parts = urlsplit(url)
+                    assert parts.scheme in ("https", "wss"), f"{exchange.id}: {url} is not encrypted"
+                    assert parts.hostname, f"{exchange.id}: {url} names no host"
+                    extras = (parts.username, parts.password, parts.query, parts.fragment)
+                    assert not any(extras), f"{exchange.id}: {url} holds more than scheme, host and path"
+
+    def test_a_sandbox_is_not_the_live_venue(self, manifest: Manifest) -> None:
+        for exchange in manifest.exchanges:
+            if exchange.is_ccxt:
+                # Some of CCXT's venues have their sandbox on the same host and choose it by a header.
+                continue
+            addresses = [dict(environment.urls) for environment in exchange.environments]
+            assert all(other != addresses[0] for other in addresses[1:]), f"{exchange.id}: its sandbox is the live host"
+
+    def test_credential_fields_make_a_form(self, manifest: Manifest) -> None:
+        for exchange in manifest.exchanges:
+            names = [field.name for field in exchange.credential_fields]
+            assert len(set(names)) == len(names), f"{exchange.id}: a credential field is listed twice"
+            for field in exchange.credential_fields:
+                assert _FIELD_NAME.match(field.name), f"{exchange.id}: {field.name!r} is not a valid name of a field"
+                assert field.name not in ("sandbox", "environment"), (
+                    f"{exchange.id}: the service itself reads {field.name}"
+                )
+                assert field.label.strip(), f"{exchange.id}: {field.name} has no label"
+                hidden = field.secret or field.name not in ("api_secret", "passphrase")
+                assert hidden, f"{exchange.id}: {field.name} must be marked as a secret"
+
+    def test_what_the_sheet_asks_for_agrees_with_the_credential_fields(self, manifest: Manifest) -> None:
+        for exchange in manifest.exchanges:
+            fields = {field.name: field for field in exchange.credential_fields}
+            passphrase = fields.get("passphrase")
+            assert not exchange.requires_passphrase or passphrase, (
+                f"{exchange.id}: requires_passphrase, but no such credential field"
+            )
+            needed = passphrase is not None and passphrase.required
+            assert exchange.requires_passphrase or not needed, (
+                f"{exchange.id}: the passphrase is required, but requires_passphrase is false"
+            )
+            # CCXT has names of its own for an account id.
+            account_id = next((fields[name] for name in ("account_id", "uid", "accountId") if name in fields), None)
+            assert not exchange.requires_account_id or account_id, (
+                f"{exchange.id}: requires_account_id, but no such credential field"
+            )
+            needed = account_id is not None and account_id.required
+            assert exchange.requires_account_id or not needed, (
+                f"{exchange.id}: the account id is required, but requires_account_id is false"
+            )
+
+    def test_a_read_without_secret_asks_for_none(self, manifest: Manifest) -> None:
+        for exchange in manifest.exchanges:
+            if exchange.capabilities.read_without_secret:
+                required = [field.name for field in exchange.credential_fields if field.required and field.secret]
+                assert not required, f"{exchange.id}: reads without a secret, but requires {required}"
+
+    def test_a_borrowed_credential_is_one_of_the_same_plugin(self, manifest: Manifest) -> None:
+        lenders = {exchange.id for exchange in manifest.exchanges if not exchange.credential_of}
+        for exchange in manifest.exchanges:
+            fits = not exchange.credential_of or exchange.credential_of in lenders
+            assert fits, f"{exchange.id}: {exchange.credential_of!r} has no credential of its own in this plugin"
+
+    def test_exactly_an_unsupported_exchange_says_why(self, manifest: Manifest) -> None:
+        for exchange in manifest.exchanges:
+            reason = exchange.unsupported_reason
+            assert bool(reason) != exchange.capabilities.balance, (
+                f"{exchange.id}: give an unsupported_reason exactly if capabilities.balance is false"
+            )
+            assert not reason or reason.endswith("."), f"{exchange.id}: unsupported_reason must be a sentence"
+
+    def test_an_exchange_that_pushes_has_a_watch(self, hooks: Any, manifest: Manifest) -> None:
+        pushes = any(exchange.capabilities.push for exchange in manifest.exchanges)
+        assert not pushes or hooks.watch_balance.get_hookimpls(), (
+            "capabilities.push is set, but watch_balance is missing"
+        )
+
+    @pytest.mark.asyncio
+    async def test_an_unsupported_exchange_refuses_with_a_sentence(self, hooks: Any, manifest: Manifest) -> None:
+        for exchange in manifest.exchanges:
+            if exchange.capabilities.balance:
+                continue
+            # Nothing listens at this address, so a plugin that sends a request anyway fails otherwise.
+            async with venue_call(exchange, override="http://127.0.0.1:1", timeout=1.0) as call:
+                with pytest.raises(NotSupported) as refusal:
+                    await hooks.fetch_balance(call=call)
+            assert refusal.value.message.endswith("."), f"{exchange.id}: the error's message must be a sentence"
+
+
+def _import_and_list_modules(name: str) -> set[str]:
+    """The modules that importing `name` loads besides those of plugin_api, in an interpreter of its own."""
+    script = (
+        "import importlib, json, sys\n"
+        "sys.path[:] = json.loads(sys.argv[1])\n"
+        "import exchange_service.plugin_api\n"
+        "before = set(sys.modules)\n"
+        "importlib.import_module(sys.argv[2])\n"
+        "print(json.dumps(sorted(set(sys.modules) - before)))\n"
+    )
+    command = [sys.executable, "-c", script, json.dumps(sys.path), name]
+    # The interpreter is ours and the name is the plugin's own: no input comes from outside.
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603
+    assert result.returncode == 0, f"the plugin cannot be imported by its name: {result.stderr}"
+    return set(json.loads(result.stdout.splitlines()[-1]))

@@ -1,0 +1,114 @@
+"""Loads plugins: from an entry point to the hooks that the service calls.
+
+Each plugin gets a plugin manager of its own. A plugin that raises at import, misspells a hook or has another API
+version is rejected with a sentence for the operator, and the other plugins serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+
+from exchange_service import plugin_api
+from exchange_service.model import Manifest, PluginInfo
+from exchange_service.plugin_kit.state import State
+from exchange_service.venues.manifests import PluginRejected, refreshed_manifest, validate_manifest
+
+# Entry-point groups: plugins, and the simulators of their venues for the demo and the tests.
+PLUGIN_GROUP = "exchange_service"
+SIMULATOR_GROUP = "exchange_service.simulators"
+# Seconds that the hook refresh_manifest may take.
+_REFRESH_TIMEOUT = 120.0
+
+
+@dataclass(slots=True)
+class LoadedPlugin:
+    """A plugin that serves: its hooks, its manifest, and the state that its accounts share.
+
+    `manager` is None if none of the plugin's code is loaded in this process. `own_process`: the plugin reads accounts
+    in a process of its own. `third_party`: it does so, and is not made by this project. `refreshes`: it has the hook
+    refresh_manifest.
+    """
+
+    info: PluginInfo
+    manager: pluggy.PluginManager | None
+    manifest: Manifest
+    state: State
+    own_process: bool = False
+    third_party: bool = False
+    refreshes: bool = False
+
+    @property
+    def hook(self) -> Any:
+        """The hooks of this plugin alone."""
+        assert self.manager is not None
+        return self.manager.hook
+
+    async def refreshed_manifest(self) -> Manifest | None:
+        """What the hook refresh_manifest gives, called in this process; None if there is nothing newer to use."""
+
+        async def refresh() -> object:
+            async with asyncio.timeout(_REFRESH_TIMEOUT):
+                return await self.hook.refresh_manifest()
+
+        return await refreshed_manifest(self.info.name, refresh) if self.refreshes else None
+
+
+def installed_plugins() -> tuple[EntryPoint, ...]:
+    """The entry points of all installed plugins."""
+    return tuple(entry_points(group=PLUGIN_GROUP))
+
+
+def plugin_info(point: EntryPoint) -> PluginInfo:
+    """Where an entry point's plugin comes from."""
+    if point.dist is None:
+        return PluginInfo(point.name, "", "")
+    return PluginInfo(point.name, point.dist.version, point.dist.name)
+
+
+def load_entry_point(point: EntryPoint) -> LoadedPlugin:
+    """Import a plugin and read its manifest, in this process; PluginRejected if it cannot serve."""
+    info = plugin_info(point)
+    try:
+        module = point.load()
+    except KeyboardInterrupt:
+        raise
+    # A module may do anything at import, sys.exit included.
+    except BaseException as error:
+        raise PluginRejected(
+            f"Importing {point.value} failed with {type(error).__name__}. "
+            f"Run `python -c 'import {point.module}'` to see why, or uninstall {info.distribution}."
+        ) from None
+    return load_plugin(module, info)
+
+
+def load_plugin(module: object, info: PluginInfo) -> LoadedPlugin:
+    """Register one plugin with a manager of its own and read its manifest; PluginRejected if it cannot serve."""
+    manager = pluggy.PluginManager(plugin_api.hookspec.project_name)
+    manager.add_hookspecs(plugin_api)
+    try:
+        manager.register(module, info.name)
+        manager.check_pending()
+    except (pluggy.PluginValidationError, ValueError) as error:
+        # Of pluggy's text only the hook's name: the rest holds the paths of this machine, and callers read this.
+        named = re.search(r"hook '(\w+)'", str(error))
+        hook = f"The hook {named[1]}" if named else "A hook"
+        raise PluginRejected(
+            f"{hook} is not part of the plugin API, or takes other arguments there; see docs/plugins.md."
+        ) from None
+    for name in ("exchange_manifest", "fetch_balance"):
+        if not getattr(manager.hook, name).get_hookimpls():
+            raise PluginRejected(f"The hook {name} is missing; see docs/plugins.md.")
+    try:
+        manifest = manager.hook.exchange_manifest()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise PluginRejected(f"Its manifest could not be read: {type(error).__name__}.") from None
+    refreshes = bool(manager.hook.refresh_manifest.get_hookimpls())
+    return LoadedPlugin(info, manager, validate_manifest(manifest), State(), refreshes=refreshes)

@@ -1,0 +1,34 @@
+"""One balance of Aster: the futures and the spot account of a wallet."""
+
+from __future__ import annotations
+
+from exchange_service.plugin_api import Balance, KeyRights, VenueAccount, VenueCall, gather_accounts
+from exchange_service_aster import parse
+from exchange_service_aster.client import AsterClient
+from exchange_service_aster.scheme import AgentScheme
+
+
+async def read_balance(call: VenueCall) -> Balance:
+    """The requested accounts, with a summary if the futures account's covers everything that is held."""
+    client = await AsterClient.open(call)
+    account_id = client.scheme.account_id
+
+    async def read(account_type: str) -> VenueAccount:
+        if account_type == parse.SPOT:
+            return parse.spot_account(await client.spot_account(), account_id)
+        return parse.futures_account(await client.futures_account(), account_id)
+
+    def unread(account_type: str) -> VenueAccount:
+        return VenueAccount(id=account_id, type=account_type)
+
+    requested = [account_type for account_type in call.exchange.account_types if call.wants(account_type)]
+    accounts = await gather_accounts(requested, read, unread=unread)
+    return Balance(accounts, parse.overall_summary(accounts), notes=parse.notes(accounts))
+
+
+async def read_key_rights(call: VenueCall) -> KeyRights:
+    """What the agent may do, and when it expires. Of an HMAC key the venue says nothing."""
+    client = await AsterClient.open(call)
+    if not isinstance(client.scheme, AgentScheme):
+        return KeyRights(notes=(parse.HMAC_RIGHTS,))
+    return parse.key_rights(await client.agents(), client.scheme.agent)

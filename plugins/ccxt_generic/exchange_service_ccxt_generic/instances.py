@@ -1,0 +1,208 @@
+"""CCXT's classes, the markets that accounts share, and one instance for each account."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from exchange_service.plugin_api import SANDBOX, NotSupported, VenueCall, VenueMalformed
+from exchange_service_ccxt_generic.credentials import StoredCredential, read_credential
+from exchange_service_ccxt_generic.describe import environment_urls, required_credentials
+from exchange_service_ccxt_generic.exact import Exact, Guarded, make_layered_class
+from exchange_service_ccxt_generic.kinds import KINDS
+from exchange_service_ccxt_generic.recording import Recorder
+from exchange_service_ccxt_generic.refusals import SAFE_OPTIONS
+
+# Milliseconds for one request. The host ends the call at its deadline, which may be earlier.
+_ACCOUNT_TIMEOUT = 10_000
+# Milliseconds. Lists of markets are megabytes, and loading them goes on after the call's deadline.
+_MARKETS_TIMEOUT = 30_000
+_CONCURRENT_LOADS = 2
+# Seconds. Until the markets are loaded again, new assets have their venue's code.
+_MARKETS_AGE = 24 * 3600.0
+# Seconds. A user may change the kind of the account, which is read when the instance is made.
+INSTANCE_AGE = 3600.0
+_CCXT_LOGGER = "ccxt.base.exchange"
+
+# These exchanges send even their public lists to a key alone, so each account loads its own.
+_KEY_FOR_MARKETS = frozenset({"alpaca", "mudrex"})
+
+
+@dataclass(frozen=True, slots=True)
+class Untouched:
+    """An instance in the call's environment before it has any user's data: what it needs, and its addresses."""
+
+    # CCXT's names of the credentials that it needs.
+    required: tuple[str, ...]
+    urls: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What the calls of an account use: CCXT's module, the stored credential and the instance."""
+
+    ccxt: Any
+    stored: StoredCredential
+    instance: Any
+
+
+class Instances:
+    """Makes the instances of one call. They are kept in the state of the plugin and of the account."""
+
+    def __init__(self, call: VenueCall, recorder: Recorder) -> None:
+        self._call = call
+        self._recorder = recorder
+        self._id = call.exchange.id
+        self._venue = call.exchange.name
+
+    async def open(self) -> Opened:
+        """What the account is read with, with the current markets that all accounts share."""
+        state = self._call.account_state
+        opened = await state.get("opened", self._open, max_age=INSTANCE_AGE)
+        source = await self._markets()
+        if source is not None and opened.instance.markets is not source.markets:
+            opened.instance.set_markets_from_exchange(source)
+        return opened
+
+    async def _open(self) -> Opened:
+        """The credential, read once, and the account's instance. The host drops the state if the credential changes."""
+        call = self._call
+        ccxt = await call.plugin_state.get("ccxt", import_ccxt)
+        untouched = await call.plugin_state.get(f"untouched {self._where()}", partial(self._describe_untouched, ccxt))
+        stored = read_credential(call.credential, self._id, untouched.required, call.exchange.account_types)
+        make = partial(self._account_instance, ccxt, stored, untouched, await self._markets())
+        return Opened(ccxt, stored, await call.account_state.get("instance", make, max_age=INSTANCE_AGE))
+
+    async def _markets(self) -> Any:
+        """The instance with the markets that all accounts share; None if each account loads its own."""
+        if self._id in _KEY_FOR_MARKETS:
+            return None
+        return await self._call.plugin_state.get(f"markets {self._where()}", self._fetch_markets, max_age=_MARKETS_AGE)
+
+    async def _fetch_markets(self) -> Any:
+        return await self.load_markets(await self._call.plugin_state.get("ccxt", import_ccxt))
+
+    def forget(self) -> None:
+        """Drop the account's instance, and with it what CCXT has found out about the account."""
+        for name in ("opened", "instance"):
+            self._call.account_state.forget(name)
+
+    def _where(self) -> str:
+        return f"{self._id} {self._call.environment.name} {self._call.override}"
+
+    async def _describe_untouched(self, ccxt: Any) -> Untouched:
+        instance = self.construct(ccxt, Guarded, self._call.public_http.client_session, _MARKETS_TIMEOUT)
+        await instance.close()
+        required = required_credentials(self._id, instance.requiredCredentials)
+        return Untouched(required, environment_urls(instance.urls, instance.hostname))
+
+    async def load_markets(self, ccxt: Any) -> Any:
+        """An instance without a key that has loaded the markets. The state makes it in a task of its own, which goes on
+        after the deadline of the call that began it."""
+        # Reading megabytes keeps the event loop busy. Many at the same time would block it for too long.
+        slots = await self._call.plugin_state.get("loading markets", _load_slots)
+        async with slots:
+            return await self._load_markets_now(ccxt)
+
+    async def _load_markets_now(self, ccxt: Any) -> Any:
+        instance = self.construct(ccxt, Guarded, self._call.public_http.client_session, _MARKETS_TIMEOUT)
+        self._rebase(instance)
+        with self._recorder.record(ccxt):
+            await instance.load_markets()
+        await instance.close()
+        if not instance.markets:
+            raise VenueMalformed(f"{self._venue} lists no markets, so its answer cannot be checked.")
+        return instance
+
+    async def _account_instance(self, ccxt: Any, stored: StoredCredential, untouched: Untouched, source: Any) -> Any:
+        """An instance for the account. If CCXT distinguishes kinds of account, it has already read the account's kind.
+
+        `source` has the shared markets, if there are any.
+        """
+        session = self._call.http.client_session
+        instance = self.construct(ccxt, Exact, session, _ACCOUNT_TIMEOUT, credentials=stored.constructor)
+        if environment_urls(instance.urls, instance.hostname) != untouched.urls:
+            raise RuntimeError("an instance's addresses differ from its exchange's")
+        self._rebase(instance)
+        if source is not None:
+            instance.set_markets_from_exchange(source)
+        kind = KINDS.get(self._id)
+        if kind is not None:
+            with self._recorder.record(ccxt) as record:
+                await getattr(instance, kind.method)(*kind.arguments)
+            self._recorder.raise_swallowed(ccxt, record, kind.plain)
+            if not kind.is_told(record.answers):
+                raise self._recorder.unknown_kind()
+        return instance
+
+    def construct(
+        self,
+        ccxt: Any,
+        layer: type[Guarded],
+        session: Any,
+        timeout: int,
+        credentials: Mapping[str, str] | None = None,
+    ) -> Any:
+        """An instance in the call's environment, with `timeout` in milliseconds. Raises NotSupported if CCXT lacks it.
+
+        CCXT sets an attribute for every key that its constructor is given, so it gets these keys and no others.
+        """
+        ccxt_class = getattr(ccxt, self._id, None) if self._id in ccxt.exchanges else None
+        if ccxt_class is None:
+            raise NotSupported(f"The installed CCXT has no exchange {self._id}.")
+        instance = make_layered_class(layer, ccxt_class)(
+            {
+                **(credentials or {}),
+                "session": session,
+                "timeout": timeout,
+                "enableRateLimit": True,
+                "aiohttp_trust_env": False,
+                "verbose": False,
+                "enableLastHttpResponse": False,
+                "enableLastResponseHeaders": False,
+                # The test host of Binance's futures still works, but CCXT refuses it without this option.
+                "options": {**SAFE_OPTIONS, "disableFuturesSandboxWarning": True},
+            }
+        )
+        if self._call.environment.name == SANDBOX:
+            # Without test addresses CCXT's own switch fails half-way and leaves the live addresses.
+            if not instance.urls.get("test"):
+                raise NotSupported(f"{self._venue} has no test environment.")
+            instance.set_sandbox_mode(True)
+        return instance
+
+    def _rebase(self, instance: Any) -> None:
+        """Replace every address of the exchange by the operator's, if there is one."""
+        if self._call.override:
+            # Some classes also read the test hosts.
+            for name in ("api", "test"):
+                instance.urls[name] = self._rebase_urls(instance.urls.get(name))
+
+    def _rebase_urls(self, urls: Any) -> Any:
+        if isinstance(urls, Mapping):
+            return {name: self._rebase_urls(below) for name, below in urls.items()}
+        return self._call.rebased(urls) if isinstance(urls, str) else urls
+
+
+async def _load_slots() -> asyncio.Semaphore:
+    return asyncio.Semaphore(_CONCURRENT_LOADS)
+
+
+async def import_ccxt() -> Any:
+    """CCXT's module. Importing it takes seconds, so a thread does it."""
+    module = await asyncio.to_thread(importlib.import_module, "ccxt.async_support")
+    # At DEBUG CCXT logs keys, signed addresses and whole bodies. The filter works for any level that is set later.
+    logger = logging.getLogger(_CCXT_LOGGER)
+    logger.addFilter(_is_not_debug)
+    if logger.getEffectiveLevel() < logging.INFO:
+        logger.setLevel(logging.INFO)
+    return module
+
+
+def _is_not_debug(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.INFO

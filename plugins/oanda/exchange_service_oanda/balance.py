@@ -1,0 +1,25 @@
+"""One balance of OANDA: the stored account, or every account of the token."""
+
+from __future__ import annotations
+
+import asyncio
+
+from exchange_service.plugin_api import Balance, VenueAccount, VenueCall, combined_summary, gather_accounts
+from exchange_service_oanda import parse
+from exchange_service_oanda.client import OandaClient
+
+# OANDA refuses more than two new connections a second.
+_CONCURRENT_READS = 2
+
+
+async def read_balance(call: VenueCall) -> Balance:
+    """The accounts with a summary, if it can be given for all of them. An account that fails has its error."""
+    client = OandaClient(call)
+    slots = asyncio.Semaphore(_CONCURRENT_READS)
+
+    async def read(account_id: str) -> VenueAccount:
+        async with slots:
+            return parse.account(await client.summary(account_id), account_id)
+
+    accounts = await gather_accounts(await client.account_ids(), read, type="forex")
+    return Balance(accounts, combined_summary(accounts))

@@ -1,0 +1,126 @@
+"""The credential store while PostgreSQL is down, frozen, slow or restarted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from exchange_service.credentials.database import CALL_LIMIT
+from exchange_service.credentials.sql import open_store
+from exchange_service.errors import StoreUnavailable
+from tests.credential_tables import (
+    FULL,
+    KEY,
+    OANDA,
+    OWNERS_TABLES,
+    SLACK,
+    Database,
+    find_reference,
+    seconds,
+)
+from tests.harness import eventually
+from tests.servers import PostgresServer
+
+
+class TestPostgresInTrouble:
+    async def test_a_database_that_is_down_at_the_start_is_used_when_it_comes(
+        self, own_postgres_database: str, postgres_server: PostgresServer
+    ) -> None:
+        postgres_server.stop()
+        try:
+            store = await open_store(own_postgres_database, KEY)
+            for _ in range(2):
+                with pytest.raises(StoreUnavailable, match="cannot be used"):
+                    await store.find(OANDA)
+            assert await store.problem()
+        finally:
+            postgres_server.start()
+        assert await store.find(OANDA) is None
+        assert await store.problem() == ""
+        await store.close()
+
+    async def test_a_restarted_database_is_used_again_at_once(
+        self, own_postgres_database: str, postgres_server: PostgresServer
+    ) -> None:
+        store = await open_store(own_postgres_database, KEY)
+        await store.put(OANDA, FULL)
+        postgres_server.stop()
+        postgres_server.start()
+        assert await store.find(OANDA) is not None
+        await store.close()
+
+    async def test_a_frozen_database_is_unavailable_in_time_and_used_again_when_thawed(
+        self, own_postgres_database: str, postgres_server: PostgresServer
+    ) -> None:
+        store = await open_store(own_postgres_database, KEY)
+        await store.put(OANDA, FULL)
+
+        async def refused() -> float:
+            started = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                await store.find(OANDA)
+            return time.monotonic() - started
+
+        with postgres_server.frozen():
+            waits = await asyncio.gather(*(refused() for _ in range(30)))
+            waits.append(await refused())
+        assert max(waits) < CALL_LIMIT + SLACK
+
+        async def has_recovered() -> bool:
+            return not await store.problem()
+
+        await eventually(has_recovered, "the store's recovery")
+        assert await store.open(await find_reference(store, OANDA)) == FULL
+        await store.close()
+
+    async def test_a_frozen_database_does_not_hold_up_closing(
+        self, own_postgres_database: str, postgres_server: PostgresServer
+    ) -> None:
+        store = await open_store(own_postgres_database, KEY)
+        await store.put(OANDA, FULL)
+        with postgres_server.frozen():
+            finding = asyncio.ensure_future(store.find(OANDA))
+            # One turn of the event loop: the call is under way.
+            await asyncio.sleep(0)
+            assert await seconds(store.close()) < CALL_LIMIT + SLACK
+            with pytest.raises(StoreUnavailable):
+                await finding
+
+    async def test_a_slow_statement_is_ended_by_the_server_itself(self, postgres_database: str) -> None:
+        database = Database(postgres_database)
+        database.run(OWNERS_TABLES["text"])
+        store = await open_store(postgres_database, KEY)
+        await store.find(OANDA)
+        with psycopg.connect(postgres_database) as other:
+            other.execute("LOCK TABLE bot_credentials IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(StoreUnavailable, match="QueryCanceled"):
+                await store.find(OANDA)
+        assert await store.find(OANDA) is None
+        await store.close()
+
+    async def test_no_statement_is_prepared_on_the_server(self, postgres_database: str) -> None:
+        # A pooler gives the next transaction another server connection, which would not know it.
+        store = await open_store(postgres_database, KEY)
+        for _ in range(20):
+            await store.find(OANDA)
+        count = sa.text("SELECT count(*) FROM pg_prepared_statements")
+        assert await store.call(lambda connection, _: connection.scalar(count)) == 0
+        await store.close()
+
+    async def test_cancelled_callers_use_up_no_connections(self, postgres_database: str) -> None:
+        store = await open_store(postgres_database, KEY)
+        await store.put(OANDA, FULL)
+        for number in range(60):
+            callers = [asyncio.create_task(store.find(OANDA)) for _ in range(3)]
+            for _ in range(number):
+                await asyncio.sleep(0)
+            for caller in callers:
+                caller.cancel()
+            await asyncio.gather(*callers, return_exceptions=True)
+        answers = await asyncio.gather(*(store.find(OANDA) for _ in range(20)))
+        assert all(answers)
+        await store.close()

@@ -1,0 +1,157 @@
+"""Words that made readers stumble do not come back, and neither do names that were replaced."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SUFFIXES = {".md", ".proto", ".py", ".toml", ".yaml"}
+SPECIAL_NAMES = {"Dockerfile", "Makefile"}
+# Generated code repeats the comments of protos/; a changelog keeps its history; this file has the words themselves.
+SKIPPED = ("exchange_service/v1/", "exchange_service/plugin_host/v1/", "CHANGELOG.md", "tests/test_words.py")
+
+# Rooms that still have such words or names, as beginnings of paths. A clean room leaves the list.
+NOT_YET_CLEAN: tuple[str, ...] = (
+    "docs/architecture.md",
+    "docs/operations.md",
+    "docs/venues.md",
+    "exchange_service/app.py",
+    "exchange_service/balances/",
+    "exchange_service/cache/",
+    "exchange_service/catalogue.py",
+    "exchange_service/grpc_server/",
+    "exchange_service/plugin_host/",
+    "exchange_service/plugin_kit/",
+    "exchange_service/pytest_plugin.py",
+    "exchange_service/streams/",
+    "exchange_service/testing/",
+    "exchange_service/venue_gate/",
+    "exchange_service/venues/",
+    "exchange_service/wire/",
+    "plugins/",
+    "protos/",
+    "tests/e2e/",
+    "tests/evil/",
+    "tests/faults/",
+    "tests/harness.py",
+    "tests/test_balances.py",
+    "tests/test_contract.py",
+    "tests/test_feeds.py",
+    "tests/test_plugin_host.py",
+    "tests/test_registry.py",
+    "tests/test_sessions.py",
+    "tests/test_venue_gate.py",
+    "tests/test_wire.py",
+)
+
+# What stumbles, and what to write in its place. A blank stands for any white space, line ends included.
+WORDS = {
+    r"\b(for|to|of|by|with|from|than|only|but|also) who\b": "a noun before it, or: if you ..., callers that ...",
+    r"[.:;] Who\b(?![^.]*\?)": "a noun: a caller that ..., the operator",
+    r"\b[Ww]hoever\b": "a noun: every caller that ..., a person who ...",
+    r"\banew\b": "again",
+    r"\b(is|are|be|was) none\b": "is not a ...; if there is no ...",
+    r"\bso that it\b": "two sentences",
+    r"\bof which\b[^.]{0,120}\bof which\b": "two sentences",
+    r"\b(br(ing|ings|inging|ought)) (it |them )?along\b": "installs, contains, comes with",
+    r"\blets? (it|them)sel(f|ves) be\b": "can be",
+    r"\bin so many words\b": "explicitly",
+    r"\bin earnest\b": "in production, really",
+    r"\btheir kin\b": "similar ones",
+    r"\bkeep their own manners\b": "behave differently",
+    r"\bgets in who\b": "authenticates ...",
+    r"\b([Hh]e|[Hh]im|[Hh]is|[Hh]imself)\b": "they, it, the caller, the user, the operator",
+}
+
+# Names that were replaced, and by what.
+NAMES = {
+    r"\bturn_kept\b": "lease_held",
+    r"\bKeptBalances\b|\bkept_balances?\b": "CachedBalances, cached",
+    r"\bat_hand\b": "get_local",
+    r"\bclass _?Flight\b|\b_landed\b": "a single-flight call, _on_fetch_done",
+    r"\bgave_up\b": "publish_abandoned",
+    r"\bwake_with\b|\bwake_no_more\b|\b_heard\b": "add_listener, remove_listener, _on_message",
+    r"\bPlaces\b|\b_Shelf\b|\bclass _?Place\b": "Bulkhead, compartment, slot; MailboxSlot; AssociatedData",
+    r"\bUrgency\b|\bsomebody_waits\b": "Priority, promote",
+    r"\bclass Budget\b|\bput_back\b": "RateLimiter, release",
+    r"\bSharedCount\b|\bclass Share\b": "SharedRateLimits, QuotaStore",
+    r"\bclass _?Pause\b": "Cooldown",
+    r"\bclass _?Pace\b": "PollBackoff",
+    r"\bclass _?Reading\b": "BalanceResult",
+    r"\bmade_ready\b": "on_event_age",
+    r"\bclass Proof\b": "PresentedCredentials, KeyCheck",
+    r"\bclass Callers\b": "Authenticator",
+    r"\bclass Boundary\b": "HandlerWrapper",
+    r"\bnewer_introduction\b|\bintroduction\b": "manifest, refreshed_manifest",
+    r"\bUnfit\b|\bclass Problem\b": "PluginRejected, PluginProblem",
+    r"\bclass (Terms|Launch|Work|Condition)\b": "ProcessPolicy, LaunchSpec, ServeConfig, ProcessStatus",
+    r"\bcall_overdue\b": "report_timeout",
+    r"\bMeteredVenues\b|\bmetered_\w+": "instrumented, InstrumentedVenues",
+    r"\b[Cc]heckups?\b": "credential_check",
+    r"\bmisshapen\b": "shape_error",
+    r"\bclass (Outcome|Row|State|Breaker)\b": "a name of its own for each",
+    r"\bclass (Bench|Shifted)\b|\bpencil\b": "TestService, OffsetClock, fake_client",
+}
+
+# (path, the matched text): places where the word is right.
+ALLOWED = {
+    # The state that a plugin keeps, a name of the plugin API.
+    ("exchange_service/plugin_kit/state.py", "class State"),
+}
+
+
+@cache
+def texts() -> dict[str, str]:
+    """The project's own texts by path. Marks of comments and of joined literals are blanks, so that lines run on."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    paths = [Path(line) for line in listed.stdout.splitlines()]
+    return {
+        str(path): _run_on((ROOT / path).read_text())
+        for path in paths
+        if (path.suffix in SUFFIXES or path.name in SPECIAL_NAMES)
+        and not str(path).startswith(SKIPPED)
+        and (ROOT / path).is_file()
+    }
+
+
+def _run_on(text: str) -> str:
+    def blanks(match: re.Match[str]) -> str:
+        return re.sub(r"[^\n]", " ", match[0])
+
+    text = re.sub(r"^[ \t]*(#|//)[#!]?", blanks, text, flags=re.MULTILINE)
+    return re.sub(r'"\n[ \t]*[fr]?"', blanks, text)
+
+
+def _hits(pattern: str, skipped: tuple[str, ...]) -> Iterator[str]:
+    expression = re.compile(pattern.replace(" ", r"\s+"))
+    for path, text in texts().items():
+        if path.startswith(skipped):
+            continue
+        for match in expression.finditer(text):
+            if (path, " ".join(match[0].split())) not in ALLOWED:
+                yield f"{path}:{text.count(chr(10), 0, match.start()) + 1}: {' '.join(match[0].split())}"
+
+
+@pytest.mark.parametrize(("pattern", "better"), WORDS.items())
+def test_no_text_has_words_that_made_readers_stumble(pattern: str, better: str) -> None:
+    hits = list(_hits(pattern, NOT_YET_CLEAN))
+    assert hits == [], f"write {better!r} in place of:\n" + "\n".join(hits)
+
+
+@pytest.mark.parametrize(("pattern", "new"), NAMES.items())
+def test_no_name_comes_back_that_was_replaced(pattern: str, new: str) -> None:
+    hits = list(_hits(pattern, NOT_YET_CLEAN))
+    assert hits == [], f"the name is now {new}:\n" + "\n".join(hits)
+
+
+def test_each_pattern_finds_its_word_across_lines_and_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = {"a.py": _run_on('# This is\n# none of ours.\nraise E("it is for "\n    "who asks")\n')}
+    monkeypatch.setitem(globals(), "texts", lambda: sample)
+    hits = [hit for pattern in WORDS for hit in _hits(pattern, ())]
+    assert hits == ["a.py:3: for who", "a.py:1: is none"]

@@ -29,6 +29,7 @@ from rich.table import Table
 
 from benchmarks.serving import Bed, Serving, bed, free_port, serving
 from benchmarks.visitors import Visitors
+from exchange_service.errors import VenueUnavailable
 from tests.servers import RedisServer
 
 DEFAULT_MINUTES = 20.0
@@ -39,6 +40,8 @@ _SETTINGS = {"poll_interval": "2", "replicas": f"{_REPLICAS}"}
 _WARM_UP = 20.0
 _FAULT_EVERY, _FAULT_LASTS = 25.0, 3.0
 _DRAINING = 30.0
+# Seconds after which a circuit breaker that the faults have opened is closed again.
+_BREAKER = 120.0
 # Seconds in which the process releases what has ended.
 _SETTLING = 3.0
 # The ways in which the venue fails, see its module; a number is the seconds of a slow answer.
@@ -132,9 +135,9 @@ class Slot:
         await self._wait_until_drained()
         await asyncio.sleep(_SETTLING)
         # The question itself runs as a task each time. Tasks that the first one started are gone at the second.
-        first = Counter((await self.service.process())["tasks"])
+        first = await self._running_tasks()
         await asyncio.sleep(_SETTLING)
-        tasks = first & Counter((await self.service.process())["tasks"])
+        tasks = first & await self._running_tasks()
         if self.tasks and tasks - self.tasks:
             console.print(f"{self.name}: tasks that were not there: {dict(tasks - self.tasks)}", highlight=False)
         self.tasks = tasks
@@ -145,6 +148,15 @@ class Slot:
         megabytes = process.memory_info().rss / 1e6
         open_count = await self._open_count()
         return (megabytes, tasks.total(), process.num_threads(), clients, redis, others, open_count)
+
+    async def _running_tasks(self) -> Counter[str]:
+        """The names of the process's tasks. The venue's last fault may have opened the circuit breaker: wait for it."""
+        async with asyncio.timeout(_BREAKER):
+            while True:
+                try:
+                    return Counter((await self.service.process())["tasks"])
+                except VenueUnavailable as error:
+                    await asyncio.sleep(error.retry_after or 1.0)
 
     async def _wait_until_drained(self) -> None:
         patience = time.monotonic() + _DRAINING

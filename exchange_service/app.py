@@ -73,7 +73,7 @@ class Service:
     streams: Streams
     key_watch: KeyWatch
     metrics: Metrics
-    # Where metrics are shown, with the port that was taken; empty where they are not.
+    # The address of the metrics, with the port that was taken; empty if they are not served.
     metrics_address: str
     _stack: AsyncExitStack
 

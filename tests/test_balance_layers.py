@@ -341,6 +341,24 @@ class TestCompareAndSet:
         assert result.stored.version > newer.version
         assert await cache.get("balance:1") == result.stored.encode()
 
+    async def test_a_newer_balance_with_a_lower_version_is_not_returned(self) -> None:
+        # Another replica has seen the same content for longer, and stores it again while this one is without Redis.
+        cache, gate, clock = MemoryCache(), Gate(answer("2")), Clock()
+        layer, cached = leased(cache, Inner(lambda: gate(None)), clock)  # type: ignore[arg-type]
+        ours = stored("1", clock.now)
+        await cached.write("balance:1", ours, replacing=None)
+        lower = stored("1", clock.now - 50)
+        theirs = stored("1", clock.now + 10, lower)
+        assert theirs.version < ours.version
+        clock.now += 20
+        fetch = asyncio.ensure_future(layer.fetch(target(newer_than=ours.fetch_time), soon(), Priority()))
+        await gate.entered.wait()
+        await cache.set("balance:1", theirs.encode(), TTL)
+        gate.opened.set()
+        result = await fetch
+        assert result.stored.version > ours.version
+        assert await cache.get("balance:1") == result.stored.encode()
+
 
 class TestReads:
     async def test_a_cold_call_reads_the_cache_twice_and_a_warm_one_not_at_all(self, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Changes of stored credentials: every replica forgets what it made of the old one, and its feeds look again."""
+"""Changes of stored credentials: every replica drops what depends on the old one, and its feeds read again."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class CredentialChanges:
         """The target is about to be read with its credential."""
         reference = target.reference
         for account in {reference.account, reference.stored_as}:
-            mark = credential_id(self._hash_key, account)
-            keys = self._used.setdefault(mark, {}).setdefault(reference.account, set())
+            hashed_id = credential_id(self._hash_key, account)
+            keys = self._used.setdefault(hashed_id, {}).setdefault(reference.account, set())
             # Keys of versions that are gone are never listened for again.
             if target.key not in keys and len(keys) >= _MOST_KEYS_OF_ONE:
                 keys.clear()
@@ -45,13 +45,13 @@ class CredentialChanges:
 
     async def publish(self, account: Account) -> None:
         """The account's credential has changed or gone: act on it here and on every other replica."""
-        mark = credential_id(self._hash_key, account)
-        self.on_change(mark)
-        await self._cached.publish_credential_change(mark)
+        hashed_id = credential_id(self._hash_key, account)
+        self.on_change(hashed_id)
+        await self._cached.publish_credential_change(hashed_id)
 
-    def on_change(self, mark: bytes) -> None:
-        """Forget what was made of the credential with this id, and have its feeds look again."""
-        for account, keys in self._used.pop(mark, {}).items():
+    def on_change(self, hashed_id: bytes) -> None:
+        """Drop what depends on the credential with this id, and have its feeds read again."""
+        for account, keys in self._used.pop(hashed_id, {}).items():
             self._references.forget(account)
             self._venues.forget(account)
             for key in keys:

@@ -16,8 +16,8 @@ _MOST_KEYS = 40_000
 
 
 class BalanceKeys:
-    """Makes targets. A key is a keyed hash: it tells nobody who the user is, and it depends on the credential's
-    version, so that no balance outlives a change of the credential."""
+    """Makes targets. A key is a keyed hash: it does not reveal the user, and it depends on the credential's
+    version, so no balance outlives a change of the credential."""
 
     def __init__(self, hash_key: bytes) -> None:
         self._hash_key = hash_key

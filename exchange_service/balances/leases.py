@@ -99,7 +99,7 @@ class Leased:
 
     async def _store(self, target: Target, fetched: FetchedBalance, previous: StoredBalance | None) -> FetchResult:
         """Store the balance with a version that follows `previous`. A replica that lost its lease may have written
-        meanwhile: its balance serves if it is newer."""
+        meanwhile: its balance serves if it is newer, and its version does not go back."""
         present = previous
         for _ in range(_MOST_WRITES):
             try:
@@ -112,10 +112,16 @@ class Leased:
             written, present = await self._cached.write(target.key, stored, replacing=present)
             if written:
                 return FetchResult(stored, here=True)
-            if present is not None and (previous is None or present.fetch_time > previous.fetch_time):
+            if present is not None and (previous is None or _follows(present, previous)):
                 return FetchResult(present, here=False)
         # Others keep writing: the caller has its answer, and the next fetch stores one.
         return FetchResult(stored, here=True)
+
+
+def _follows(present: StoredBalance, previous: StoredBalance) -> bool:
+    """Whether the cache's balance may follow the one that this replica knows. One that a replica stored while this one
+    had no Redis may be newer, and yet have a lower version."""
+    return present.fetch_time > previous.fetch_time and present.version >= previous.version
 
 
 @asynccontextmanager

@@ -141,7 +141,7 @@ class Balances:
         self.cached.remove_listener(key, event)
 
     async def publish_credential_change(self, account: Account) -> None:
-        """Have every replica forget what it made of a credential that has changed or gone."""
+        """Have every replica drop what depends on a credential that has changed or gone."""
         await self.credentials.publish(account)
 
     def end(self) -> None:

@@ -99,7 +99,7 @@ class SingleFlight(Generic[T]):
         self._forget(target.key, call)
         if call.task.cancelled():
             return
-        # Taken here too: perhaps nobody waits for it any more, and asyncio would log it.
+        # Taken here too: if no caller waits for it any more, asyncio would log it.
         error = call.task.exception()
         if isinstance(error, ServiceError):
             log.debug("fetch.failed", exchange=target.listing.metadata.id, reason=error.reason)

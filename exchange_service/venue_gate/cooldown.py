@@ -54,7 +54,7 @@ class Cooldowns:
         self._consecutive: LRUCache[str, int] = LRUCache(_MOST_KEYS)
 
     def refusal(self, keys: Sequence[str], venue: str) -> ServiceError | None:
-        """The error for a call that a cooldown refuses, with the delay; None if none of the keys cools down."""
+        """The error for a call that a cooldown refuses, with the delay; None if no key cools down."""
         for key in keys:
             cooldown = self._cooldowns.get(key)
             if cooldown is not None:

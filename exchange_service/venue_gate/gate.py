@@ -133,7 +133,7 @@ class _Passage:
 
     def cooling_key(self, error: ServiceError) -> str:
         """The key that cools down after this error: the venue's, or the credential's if it is a rate limit and all of
-        the listing's limits count by key. If nobody knows by what the venue counts, the venue's."""
+        the listing's limits count by key. If it is not known what the venue counts by, the venue's."""
         limits = self.metadata.limits
         by_key = isinstance(error, VenueRateLimited) and bool(limits) and all(limit.scope == "key" for limit in limits)
         return self.keys[by_key]
@@ -325,8 +325,8 @@ class Gated:
 
 
 async def _acquire_all(missing: Sequence[RateLimiter], acquired: list[RateLimiter], polling: bool) -> float:
-    """Take permits of each; the limiters that gave them go to `acquired`. Returns zero, or the wait for the first that
-    has none left."""
+    """Take permits of each; the limiters that gave them go to `acquired`. Returns zero, or the wait for the first
+    without enough."""
     for limiter in missing:
         wait = await limiter.acquire(polling)
         if wait:

@@ -35,7 +35,7 @@ class SharedRateLimits(Protocol):
 def until_room(
     previous: int, previous_left: float, current: int, current_left: float, *, room: int, seconds: int
 ) -> float:
-    """Seconds until a sliding window has room for what leaves `room` to all before it; zero where it has now.
+    """Seconds until a sliding window has room for what leaves `room` to all before it; zero if it has room now.
 
     The window is reckoned from two fixed ones: of the `previous` one as much counts as still lies within `seconds`,
     and it leaves in `previous_left` seconds; the `current` one begins to leave in `current_left`.
@@ -78,7 +78,7 @@ class Window:
         return int(self._previous * left / self._seconds) + self._current
 
     def wait(self, count: int, allowed: int, now: float) -> float:
-        """Seconds until `count` more are allowed; zero where they are now."""
+        """Seconds until `count` more are allowed; zero if they are allowed now."""
         self._advance(now)
         left = max(0.0, self._began + self._seconds - now)
         return until_room(self._previous, left, self._current, left, room=allowed - count, seconds=self._seconds)
@@ -104,7 +104,7 @@ class RateLimiter:
         self._shared = shared
         self._replicas = replicas
         self._window = Window(limit.seconds)
-        # By whether polling may use them: permits of the reserve are for callers who wait alone.
+        # By whether polling may use them: permits of the reserve are only for callers who wait.
         self._batches = {polling: _Batch(limit.cost) for polling in (True, False)}
         # From when on it is worth asking Redis again.
         self._ask_after = {True: 0.0, False: 0.0}

@@ -13,11 +13,11 @@ from exchange_service.errors import (
 from exchange_service.model import PRODUCTION, Trouble
 
 # A refused key or a rate limit speaks of one account; these speak of the venue, or of its plugin. The sentences are
-# ours: an error's own message was made for one user, and the catalogue is for everybody.
+# ours: an error's own message was made for one user, and all callers read the catalogue.
 _SENTENCES: dict[type[ServiceError], str] = {
     PluginFailed: "The plugin failed when the venue was last asked.",
     VenueMaintenance: "The venue said that it is in maintenance when last asked.",
-    VenueMalformed: "The venue answered with something that is no balance when last asked.",
+    VenueMalformed: "The venue answered with something that is not a balance when last asked.",
     VenueTimeout: "The venue did not answer in time when last asked.",
     VenueUnavailable: "The venue could not be reached, or had trouble, when last asked.",
 }
@@ -36,7 +36,7 @@ class VenueStatus:
         self.troubles: dict[str, Trouble] = {}
         self.plugin_troubles: dict[str, Trouble] = {}
         self._by_environment: dict[str, dict[str, Trouble]] = {}
-        # Rises with every change, so that a copy made of it can be recognized as old.
+        # Rises with every change: a copy made at an earlier number is out of date.
         self.generation = 0
 
     def failed(
@@ -72,8 +72,8 @@ class VenueStatus:
         self.generation += 1
 
     def plugin_changed(self, plugin: str, trouble: str, now: float, *, serves: bool = False) -> None:
-        """A plugin cannot be called, for the reason that `trouble` gives, or can be again where it is empty; `serves`:
-        it can for some accounts."""
+        """A plugin cannot be called, for the reason that `trouble` gives, or can be called again if it is empty.
+        `serves`: it can be called for some accounts."""
         known = self.plugin_troubles.pop(plugin, None)
         if trouble:
             self.plugin_troubles[plugin] = Trouble(trouble, known.since if known else now, serves)

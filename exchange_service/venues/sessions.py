@@ -148,7 +148,7 @@ class Sessions:
         self._close_if_done(session)
 
     def _close_if_done(self, session: _Session) -> None:
-        """Close a retired session that nobody uses, beside the call: a plugin's closing may take its time."""
+        """Close a retired session that no call uses, in a task of its own: a plugin's closing may take its time."""
         if session.retired and not session.users:
             if session.held is not None:
                 session.held.release()
@@ -220,8 +220,9 @@ class Sessions:
 
 
 def _secret_texts(credential: Credential, metadata: ExchangeMetadata) -> Iterator[str]:
-    """What of the credential is a secret, by its listing's word where it has one; an account's number may be shown."""
-    declared = {asked.name: asked.secret for asked in metadata.credential_fields}
+    """The credential's secrets: the fields that its listing declares secret, and undeclared ones whose names are
+    secrets' names. An account's number may be shown."""
+    declared = {field.name: field.secret for field in metadata.credential_fields}
     for name in SECRET_FIELDS:
         if declared.get(name, True):
             yield getattr(credential, name).reveal()

@@ -61,7 +61,7 @@ def at(answer: Any, path: str) -> Any:
 
 
 def broken(exchange_id: str, account: Account) -> Iterator[tuple[str, Any]]:
-    """The answer with one row that is none or says nothing, beside a good row or in its place."""
+    """The answer with one row that is no object or has no figures, beside a good row or instead of it."""
     if account.rows_at is not None:
         for row in (None, {}, [], True, "much"):
             answer = copy.deepcopy(account.answer)

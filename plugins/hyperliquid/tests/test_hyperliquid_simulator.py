@@ -122,7 +122,7 @@ async def test_the_situations_are_what_they_are_called() -> None:
         assert limited.value.retry_after == 30
         partly = await read(simulator, row(simulator, "partly"))
         assert [type(account.error) for account in partly.venue_accounts if account.error] == [CredentialInvalid]
-        # The limit on one account is none on another.
+        # The limit of one account does not apply to another.
         assert (await read(simulator, row(simulator, "moving"))).summary is not None
 
 
@@ -147,7 +147,7 @@ async def test_the_troubles_are_what_they_are_called() -> None:
             if found is not None and error is not None:
                 with pytest.raises(error):
                     await read(simulator, found["extra_metadata"])
-        # One account's trouble is none of another's.
+        # The trouble of one account does not affect another.
         assert (await read(simulator, good)).summary is not None
 
 

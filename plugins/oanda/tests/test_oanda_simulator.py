@@ -91,7 +91,7 @@ async def test_the_situations_are_what_they_are_called() -> None:
         assert limited.value.retry_after == 30
         partly = await read(simulator, row(simulator, "partly"))
         assert [type(account.error) for account in partly.venue_accounts if account.error] == [AccountUnknown]
-        # The limit on one account is none on another.
+        # The limit of one account does not apply to another.
         assert (await read(simulator, row(simulator, "moving"))).summary is not None
 
 

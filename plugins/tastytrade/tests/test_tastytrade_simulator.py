@@ -147,7 +147,7 @@ async def test_the_situations_are_what_they_are_called() -> None:
         partly = await read(venue, rows["partly"])
         assert [type(account.error) for account in partly.venue_accounts if account.error] == [PermissionMissing]
         assert [account.type for account in partly.venue_accounts] == ["margin", "cash", "margin"]
-        # The trouble of one account is none of another's.
+        # The trouble of one account does not affect another.
         assert (await read(venue, rows["moving"])).summary is not None
 
 

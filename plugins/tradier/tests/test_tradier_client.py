@@ -121,7 +121,7 @@ class TestWhichAccountsAreRead:
         assert balance.summary is not None
         assert balance.summary.equity == Decimal("45985.60")
         assert balance.summary.cash == Decimal("23820.60")
-        # Tradier gives none for a cash account, and then there is none for both.
+        # Tradier states no buying power for a cash account, so the sum of both is unknown.
         assert balance.summary.buying_power is None
 
     @BOTH

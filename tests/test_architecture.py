@@ -176,7 +176,7 @@ def test_the_public_face_of_the_plugin_page_is_pinned() -> None:
     from exchange_service import plugin_api
 
     hooks = {"exchange_manifest", "fetch_balance", "watch_balance", "check_credential", "refresh_manifest"}
-    found = {name for name in vars(plugin_api) if getattr(vars(plugin_api)[name], "exchange_service_spec", None)}
-    assert found == hooks
+    declared = {name for name in vars(plugin_api) if getattr(vars(plugin_api)[name], "exchange_service_spec", None)}
+    assert declared == hooks
     assert all(hasattr(plugin_api, name) for name in plugin_api.__all__)
     assert len(set(plugin_api.__all__)) == len(plugin_api.__all__)

@@ -61,7 +61,7 @@ class Inner:
         return await self.make()
 
     def raising(self, *errors: ServiceError | None) -> None:
-        """Raise these errors in turn, an answer in the place of None; the last one for all further fetches."""
+        """Raise these errors in turn, an answer where one is None; the last one for all further fetches."""
         left = list(errors)
 
         async def fail_or_answer() -> FetchedBalance:

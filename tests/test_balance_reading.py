@@ -98,7 +98,7 @@ async def test_a_forced_read_is_counted_and_passes_by_what_is_at_hand(max_age: f
     reading = ReaderUnderTest(FakeBalances(local=Source.CACHE))
     assert (await reading.get(max_age)).source is Source.VENUE
     assert reading.refreshes == [CALLER]
-    assert [asked for asked, _ in reading.balances.asked] == [max_age]
+    assert [requested for requested, _ in reading.balances.asked] == [max_age]
 
 
 @pytest.mark.parametrize("max_age", [None, 1.0, 30.0])

@@ -42,8 +42,8 @@ def test_a_plain_field_refuses_what_no_header_can_carry(value: str) -> None:
 
 
 def test_metadata_are_read_by_an_allow_list() -> None:
-    found = read_metadata(stored(account_id=" 12-3 ", index=7, closed=True), account_id=str, index=int, closed=bool)
-    assert found == {"account_id": "12-3", "index": 7, "closed": True}
+    metadata = read_metadata(stored(account_id=" 12-3 ", index=7, closed=True), account_id=str, index=int, closed=bool)
+    assert metadata == {"account_id": "12-3", "index": 7, "closed": True}
 
 
 def test_the_names_that_the_host_reads_are_allowed_everywhere() -> None:

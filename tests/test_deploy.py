@@ -201,12 +201,14 @@ class TestContainers:
         assert json.loads(next(line for line in lines if line.startswith("CMD")).removeprefix("CMD ")) == ["serve"]
 
     def test_everything_that_the_image_copies_is_there_and_not_ignored(self) -> None:
-        kept = {line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"}
+        included = {
+            line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"
+        }
         copied = [
             source
             for line in (DEPLOY / "Dockerfile").read_text().splitlines()
             if line.startswith("COPY ") and "--from" not in line
             for source in line.split()[1:-1]
         ]
-        assert set(copied) == kept
+        assert set(copied) == included
         assert all((ROOT / source).exists() for source in copied)

@@ -87,10 +87,10 @@ def test_a_field_error_names_the_field() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [(7, 7.0), (0, 0.0), (1e300, 3600.0), (-1, 5.0), (math.inf, 5.0), ("x", 5.0)]
+    ("given", "expected"), [(7, 7.0), (0, 0.0), (1e300, 3600.0), (-1, 5.0), (math.inf, 5.0), ("x", 5.0)]
 )
-def test_a_delay_is_one_that_can_be_sent_and_waited_for(given: Any, kept: float) -> None:
-    assert errors.VenueUnavailable("It is down.", retry_after=given).retry_after == kept
+def test_a_delay_is_one_that_can_be_sent_and_waited_for(given: Any, expected: float) -> None:
+    assert errors.VenueUnavailable("It is down.", retry_after=given).retry_after == expected
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "貨", "\N{GRINNING FACE}", "\ud800"])

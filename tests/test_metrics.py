@@ -51,7 +51,7 @@ class Samples(dict[tuple[str, tuple[tuple[str, str], ...]], float]):
         return self[f"exchange_service_{name}", tuple(sorted(labels.items()))]
 
     def labels(self, name: str) -> list[dict[str, str]]:
-        return [dict(labels) for found, labels in self if found == f"exchange_service_{name}"]
+        return [dict(labels) for metric, labels in self if metric == f"exchange_service_{name}"]
 
 
 def read(address: str, path: str = "/metrics") -> str:

@@ -324,9 +324,9 @@ class TestAccount:
         with pytest.raises(NotSupported, match="Pencil has no sandbox"):
             self.registry.account("alice", "pencil", "sandbox")
 
-    @pytest.mark.parametrize(("requested", "hint"), [("papr", "'paper'"), ("PENCI", "'pencil'")])
-    def test_an_unknown_id_comes_with_a_near_match(self, requested: str, hint: str) -> None:
-        with pytest.raises(ExchangeUnknown, match=f"Did you mean {hint}"):
+    @pytest.mark.parametrize(("requested", "suggestion"), [("papr", "'paper'"), ("PENCI", "'pencil'")])
+    def test_an_unknown_id_comes_with_a_near_match(self, requested: str, suggestion: str) -> None:
+        with pytest.raises(ExchangeUnknown, match=f"Did you mean {suggestion}"):
             self.registry.find(requested)
 
     def test_an_id_like_no_other_comes_with_the_way_to_the_list(self) -> None:

@@ -31,11 +31,11 @@ ROAD = [
 def waiting_files(begin: str) -> list[str]:
     """The files of the suspended coroutines that begin in this file and wait for each other, outermost first."""
     # gRPC's own coroutines are compiled and do not lead to ours, so ours are looked for among all objects.
-    found = [
+    suspended = [
         item for item in gc.get_objects() if inspect.iscoroutine(item) and item.cr_code.co_filename.endswith(begin)
     ]
     files: list[str] = []
-    waiting: Any = next(item for item in found if all(other.cr_await is not item for other in found))
+    waiting: Any = next(item for item in suspended if all(other.cr_await is not item for other in suspended))
     while (code := getattr(waiting, "cr_code", None)) is not None:
         files.append(code.co_filename)
         waiting = waiting.cr_await

@@ -125,12 +125,12 @@ async def test_the_user_agent_names_the_service() -> None:
 @pytest.mark.threat("T6")
 @pytest.mark.parametrize("through", ["get", "post", "session_get"])
 async def test_a_host_that_the_manifest_does_not_name_is_never_asked(through: str) -> None:
-    async with EchoVenue() as venue, EchoVenue() as stranger, opened(venue.url) as http:
+    async with EchoVenue() as venue, EchoVenue() as other_venue, opened(venue.url) as http:
         sender = http.client_session if through == "session_get" else http
         method = "get" if through == "session_get" else through
         with pytest.raises(PluginFailed, match=r"a host that its manifest does not name: 127\.0\.0\.1"):
-            await getattr(sender, method)(f"{stranger.url}/steal?key=1")
-        assert stranger.requests == []
+            await getattr(sender, method)(f"{other_venue.url}/steal?key=1")
+        assert other_venue.requests == []
 
 
 @pytest.mark.parametrize("url", ["http://localhost:{port}/", "https://127.0.0.1:{port}/", "http://127.0.0.2:{port}/"])

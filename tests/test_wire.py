@@ -1,4 +1,4 @@
-"""Model to bytes to messages: every digit is kept, unknown is never zero, and other bytes are not a balance."""
+"""Model to bytes to messages: no digit is lost, unknown is never zero, and other bytes are not a balance."""
 
 from __future__ import annotations
 
@@ -158,8 +158,8 @@ class TestBalance:
             row("TINY", "0.000000000000000001"),
         )
         result = stored(one(*rows))
-        kept = [asset.asset for asset in message(result.compact).venue_accounts[0].assets]
-        assert kept == ["DEBT", "UNKNOWN", "NEGATIVE", "TINY"]
+        remaining = [asset.asset for asset in message(result.compact).venue_accounts[0].assets]
+        assert remaining == ["DEBT", "UNKNOWN", "NEGATIVE", "TINY"]
         assert len(message(result.data).venue_accounts[0].assets) == len(rows)
         rest = message(result.compact)
         for side in (rest, whole := message(result.data)):

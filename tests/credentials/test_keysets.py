@@ -121,10 +121,10 @@ class TestFile:
         first = read_keyset(file)
         rotate(file)
         change_keyset_file(file, lambda keyset: keyset.without(first.primary))
-        kept = retired_file(file, first.primary)
-        assert read_keyset(kept) == first
-        assert stat.S_IMODE(kept.stat().st_mode) == 0o600
-        assert {path.name for path in file.parent.iterdir()} == {file.name, kept.name}
+        retired = retired_file(file, first.primary)
+        assert read_keyset(retired) == first
+        assert stat.S_IMODE(retired.stat().st_mode) == 0o600
+        assert {path.name for path in file.parent.iterdir()} == {file.name, retired.name}
 
     def test_a_disk_that_is_full_leaves_the_keyset_as_it_was_and_no_half_file(
         self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -51,7 +51,7 @@ class TestValue:
         assert CANARY not in sealed
 
     @pytest.mark.parametrize(
-        "place",
+        "other",
         [
             AssociatedData("other_table", "api_key", USER, "oanda", "production"),
             AssociatedData("bot_credentials", "api_secret", USER, "oanda", "production"),
@@ -61,12 +61,12 @@ class TestValue:
             # The same letters, cut at another point.
             AssociatedData("bot_credentials", "api_key", USER + "o", "anda", "production"),
         ],
-        ids=lambda place: f"{place.table} {place.column} {place.user_id[-4:]} {place.exchange} {place.environment}",
+        ids=lambda other: f"{other.table} {other.column} {other.user_id[-4:]} {other.exchange} {other.environment}",
     )
-    async def test_it_does_not_open_in_another_row_or_column(self, keys: GivenKeys, place: AssociatedData) -> None:
+    async def test_it_does_not_open_in_another_row_or_column(self, keys: GivenKeys, other: AssociatedData) -> None:
         sealed = await seal(CANARY, HERE, keys)
         with pytest.raises(CredentialUnreadable, match="does not open") as caught:
-            await unseal(sealed, place, keys)
+            await unseal(sealed, other, keys)
         assert CANARY not in everything_of(caught.value)
         assert caught.value.__context__ is None
 
@@ -111,9 +111,9 @@ class TestValue:
     async def test_what_another_program_sealed_wrongly_is_unreadable_and_not_shown(
         self, keys: GivenKeys, keyset: Keyset, data_key: bytes, value: bytes
     ) -> None:
-        place = HERE.encode()
-        _, wrapped = keyset.wrap(data_key, place)
-        body = encrypt(aead(bytes(32)), value, place)
+        associated_data = HERE.encode()
+        _, wrapped = keyset.wrap(data_key, associated_data)
+        body = encrypt(aead(bytes(32)), value, associated_data)
         parts = [base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (wrapped, body)]
         sealed = ":".join(["xs1", keyset.primary, *parts])
         with pytest.raises(CredentialUnreadable, match="does not open") as caught:
@@ -130,7 +130,7 @@ class TestValue:
 
 
 class RemoteKeys:
-    """Keys as a KMS offers them: kept elsewhere, requested for each value, and sometimes unreachable."""
+    """Keys as a KMS offers them: stored elsewhere, requested for each value, and sometimes unreachable."""
 
     def __init__(self) -> None:
         self.keyset = new_keyset()

@@ -45,16 +45,16 @@ async def careless(call: VenueCall) -> Balance:
 
 @pytest.fixture
 def plugin() -> ScriptedPlugin:
-    found = listing(account_types=TYPES, default_account_types=("spot",))
-    return ScriptedPlugin(found, listing("brokerage", account_types=TYPES), answer=obedient)
+    exchange = listing(account_types=TYPES, default_account_types=("spot",))
+    return ScriptedPlugin(exchange, listing("brokerage", account_types=TYPES), answer=obedient)
 
 
 @pytest.fixture
 async def running(tmp_path: Path, plugin: ScriptedPlugin) -> AsyncIterator[Running]:
-    async with serving(tmp_path, registry=registry_of(plugin), poll_interval=0.1) as found:
-        await found.store("paper")
-        await found.store("brokerage")
-        yield found
+    async with serving(tmp_path, registry=registry_of(plugin), poll_interval=0.1) as opened:
+        await opened.store("paper")
+        await opened.store("brokerage")
+        yield opened
 
 
 async def read(running: Running, account_type: str, exchange_id: str = "paper") -> dict[str, str]:

@@ -204,10 +204,10 @@ class TestCertificates:
     @pytest.mark.parametrize(
         "names",
         [
-            ("stranger",),
+            ("unlisted",),
             ("BILLING",),
             # Who signs may have looked at the DNS names alone, and let the holder choose the rest.
-            ("billing", "stranger.example"),
+            ("billing", "unlisted.example"),
             ("whatever", "desk.example", "twice"),
         ],
         ids=" and ".join,

@@ -54,9 +54,9 @@ class TestStreams:
     async def test_a_revoked_token_ends_its_own_streams_only(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path) as running:
             revoked, stored = await service_token(running, EVERYBODY)
-            kept, _ = await service_token(running, EVERYBODY)
+            valid_token, _ = await service_token(running, EVERYBODY)
             streams = [open_stream(running, bearer(revoked), user, "paper") for user in ("alice", "bob")]
-            other = open_stream(running, bearer(kept), "alice", "paper")
+            other = open_stream(running, bearer(valid_token), "alice", "paper")
             for stream in (*streams, other):
                 await stream.next_of("balance")
             async with identities.token_store(running.service.settings.database_url) as store:
@@ -65,7 +65,7 @@ class TestStreams:
                 ended = await stream.failure()
                 assert (ended.reason, "revoked" in ended.message) == ("CALLER_UNKNOWN", True)
             assert (await failure(read_balance(running, bearer(revoked)))).reason == "CALLER_UNKNOWN"
-            assert (await read_balance(running, bearer(kept))).balance.user_id == "alice"
+            assert (await read_balance(running, bearer(valid_token))).balance.user_id == "alice"
             assert not other.call.done()
             other.call.cancel()
 

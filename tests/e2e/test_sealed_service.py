@@ -347,7 +347,7 @@ class TestUnderTraffic:
                     await traffic.more(50)
                     await ran(tmp_path, "keys", "rotate", **keyset)
                     second = read_keyset(keyset_file).primary
-                    # Sealed with the new key by somebody else, perhaps before the service has looked at the file again.
+                    # Sealed with the new key by another program, perhaps before the service has read the file again.
                     await stored_elsewhere(database.url, keyset_file, users[1], f"{CANARY} of {users[1]}")
                     await traffic.more(50)
                     await ran(tmp_path, "credentials", "rewrap", **keyset)

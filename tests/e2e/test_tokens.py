@@ -58,9 +58,9 @@ class TestCommands:
             again = await balance("alice")
             assert (again.returncode, "revoked" in again.stderr) == (4, True)
         # Not before the end: to close a file is to give up SQLite's locks on it, for the whole process.
-        kept = await asyncio.to_thread((tmp_path / "credentials.db").read_bytes)
-        assert token_id.encode() in kept
-        assert secret.encode() not in kept
+        stored = await asyncio.to_thread((tmp_path / "credentials.db").read_bytes)
+        assert token_id.encode() in stored
+        assert secret.encode() not in stored
 
     def test_a_token_needs_one_clear_scope_and_a_clear_end(self, tmp_path: Path) -> None:
         for arguments in (

@@ -69,8 +69,8 @@ async def balance_of(
     venue: AsterSimulator, row: dict[str, Any] = AGENT_ROW, *, account_type: str = "", **options: Any
 ) -> Balance:
     async with venue_call(ASTER, override=venue.url, **row, **options) as call:
-        asked = replace(call, account=replace(call.account, account_type=account_type))
-        return await exchange_service_aster.fetch_balance(asked)
+        request = replace(call, account=replace(call.account, account_type=account_type))
+        return await exchange_service_aster.fetch_balance(request)
 
 
 async def refusal_of(fault: Fault, row: dict[str, Any] = AGENT_ROW) -> VenueError:
@@ -82,7 +82,7 @@ async def refusal_of(fault: Fault, row: dict[str, Any] = AGENT_ROW) -> VenueErro
 
 
 async def invalid(**row: Any) -> str:
-    """What is said of a stored credential that is refused before Aster is asked."""
+    """The error for a stored credential that is refused before Aster is asked."""
     async with venue_with() as venue:
         with pytest.raises(CredentialInvalid) as refusal:
             await balance_of(venue, row)
@@ -110,7 +110,7 @@ def rows(balance: Balance) -> dict[str, list[AssetBalance]]:
 async def test_the_worked_example_comes_out_to_the_digit(row: dict[str, Any]) -> None:
     async with venue_with() as venue:
         balance = await balance_of(venue, row)
-    held = {kind: [(r.asset, r.total, r.free, r.used) for r in found] for kind, found in rows(balance).items()}
+    held = {kind: [(r.asset, r.total, r.free, r.used) for r in assets] for kind, assets in rows(balance).items()}
     assert held == {
         "futures": [
             ("USDT", Decimal("5120.44"), Decimal("4594.54"), Decimal("610.10")),
@@ -237,20 +237,20 @@ async def test_the_test_network_has_its_own_chain() -> None:
             await balance_of(venue)
 
 
-class AskedUrl(Exception):
+class RequestedUrl(Exception):
     """The address that a plugin asked for."""
 
 
-class TellingHttp:
+class UrlRecordingHttp:
     """A session that reaches nothing and tells where it was sent."""
 
     client_session = None
 
     async def get(self, url: str, **options: Any) -> Response:
-        raise AskedUrl(url)
+        raise RequestedUrl(url)
 
     async def post(self, url: str, **options: Any) -> Response:
-        raise AskedUrl(url)
+        raise RequestedUrl(url)
 
 
 @pytest.mark.parametrize(
@@ -264,10 +264,10 @@ class TellingHttp:
 )
 async def test_each_account_is_asked_at_its_own_host(environment: str, account_type: str, address: str) -> None:
     async with venue_call(ASTER, environment=environment, **AGENT_ROW) as call:
-        told = replace(call, http=TellingHttp(), account=replace(call.account, account_type=account_type))
-        with pytest.raises(AskedUrl) as asked:
-            await exchange_service_aster.fetch_balance(told)
-    assert str(asked.value).partition("?")[0] == address
+        recorded_call = replace(call, http=UrlRecordingHttp(), account=replace(call.account, account_type=account_type))
+        with pytest.raises(RequestedUrl) as raised:
+            await exchange_service_aster.fetch_balance(recorded_call)
+    assert str(raised.value).partition("?")[0] == address
 
 
 # Which scheme a credential is for.
@@ -361,11 +361,11 @@ async def test_a_clock_that_differs_is_measured_once_and_then_gone_by(row: dict[
         # Refused only after the clock was measured for the other.
         venue.fail(Fault(delay=0.1, pass_on=True, path=SPOT if row is AGENT_ROW else OLD_SPOT, times=1))
         first = await exchange_service_aster.fetch_balance(call)
-        asked = paths(venue)
+        requested = paths(venue)
         await exchange_service_aster.fetch_balance(call)
     assert all(account.error is None for account in first.venue_accounts)
-    assert asked.count(TIME) == 1
-    assert len(asked) == 5
+    assert requested.count(TIME) == 1
+    assert len(requested) == 5
     assert len(venue.requests) == 7
 
 
@@ -373,9 +373,9 @@ async def test_the_time_is_asked_for_without_a_key() -> None:
     async with venue_with() as venue:
         venue.clock_offset = 40.0
         await balance_of(venue, KEY_ROW)
-    asked = next(request for request in venue.requests if request.path == TIME)
-    assert dict(asked.query) == {}
-    assert "X-MBX-APIKEY" not in asked.headers
+    time_request = next(request for request in venue.requests if request.path == TIME)
+    assert dict(time_request.query) == {}
+    assert "X-MBX-APIKEY" not in time_request.headers
 
 
 async def test_a_nonce_that_is_refused_twice_is_a_clock_skew_about_the_nonce() -> None:
@@ -600,9 +600,9 @@ async def test_a_trouble_has_asters_own_answer_and_does_not_affect_other_account
 
 async def test_a_wallet_that_aster_does_not_know_is_refused_like_an_unknown_agent() -> None:
     async with venue_with() as venue:
-        stranger = {"api_secret": PRIVATE_KEY, "metadata": {"wallet_address": "0x" + "12" * 20}}
+        other_wallet = {"api_secret": PRIVATE_KEY, "metadata": {"wallet_address": "0x" + "12" * 20}}
         with pytest.raises(CredentialRejected, match="wallet_address"):
-            await balance_of(venue, stranger)
+            await balance_of(venue, other_wallet)
 
 
 async def test_the_demo_shows_futures_without_spot_where_the_spot_host_fails() -> None:

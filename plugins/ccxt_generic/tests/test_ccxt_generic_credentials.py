@@ -163,32 +163,32 @@ def test_a_read_credential_does_not_show_itself() -> None:
 
 @pytest.mark.usefixtures("without_markets")
 async def test_a_secret_that_cannot_sign_is_the_users_to_correct(
-    listings: Mapping[str, ExchangeMetadata], told: Any
+    listings: Mapping[str, ExchangeMetadata], venue: Any
 ) -> None:
     import exchange_service_ccxt_generic as plugin
 
     from exchange_service.testing import venue_call
 
     async with venue_call(
-        listings["kraken"], override=told.url, api_key="key", api_secret="not base64", timeout=20.0
+        listings["kraken"], override=venue.url, api_key="key", api_secret="not base64", timeout=20.0
     ) as call:
         with pytest.raises(CredentialInvalid, match="sign"):
             await plugin.fetch_balance(call)
-    assert told.requests == []
+    assert venue.requests == []
 
 
 @pytest.mark.usefixtures("without_markets")
 async def test_an_invalid_private_key_is_a_credential_invalid(
-    listings: Mapping[str, ExchangeMetadata], told: Any
+    listings: Mapping[str, ExchangeMetadata], venue: Any
 ) -> None:
     import exchange_service_ccxt_generic as plugin
 
     from exchange_service.testing import venue_call
 
-    async with venue_call(listings["lighter"], override=told.url, api_secret="no key", timeout=20.0) as call:
+    async with venue_call(listings["lighter"], override=venue.url, api_secret="no key", timeout=20.0) as call:
         with pytest.raises(CredentialInvalid):
             await plugin.fetch_balance(call)
-    assert told.requests == []
+    assert venue.requests == []
 
 
 async def test_without_a_test_host_the_sandbox_is_not_supported(listings: Mapping[str, ExchangeMetadata]) -> None:

@@ -144,9 +144,9 @@ def test_bybits_limit_ends_when_bybit_says(ends_in: float | None, shortest: floa
     ends = "soon" if ends_in is None else str(int((time.time() + ends_in) * 1000))
     body = '{"retCode":10006,"retMsg":"Too many visits!"}'
     answer = Answer(status=200, headers={"X-Bapi-Limit-Reset-Timestamp": ends}, body=body, is_json=True)
-    pause = translate(RateLimitExceeded("x"), answer, "bybit", "Bybit").retry_after
-    assert pause is not None
-    assert shortest <= pause <= longest
+    delay = translate(RateLimitExceeded("x"), answer, "bybit", "Bybit").retry_after
+    assert delay is not None
+    assert shortest <= delay <= longest
 
 
 @pytest.mark.parametrize(

@@ -127,11 +127,11 @@ NAMES = st.sampled_from(["type", "defaultType", "fetchBalance"])
 def test_an_option_is_the_one_that_ccxt_finds(
     options: dict[str, Any], params: dict[str, Any], default: Any, instances: tuple[Any, Any]
 ) -> None:
-    found = []
+    results = []
     for instance in instances:
         instance.options = options
-        found.append(instance.handle_option_and_params(params, "fetchBalance", "type", default))
-    assert found[0] == found[1]
+        results.append(instance.handle_option_and_params(params, "fetchBalance", "type", default))
+    assert results[0] == results[1]
 
 
 def test_a_kept_row_is_not_taken_for_another_of_equal_but_other_figures() -> None:

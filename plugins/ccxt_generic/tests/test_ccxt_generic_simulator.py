@@ -142,8 +142,8 @@ async def test_each_trouble_is_answered_in_the_venues_words(demo: tuple[Any, Rea
 def test_all_three_are_found_by_the_demo() -> None:
     from importlib.metadata import entry_points
 
-    found = {point.name: point.load() for point in entry_points(group="exchange_service.simulators")}
-    assert {name: found.get(name) for name in ("apex", "binance", "coinbase")} == {
+    simulators = {point.name: point.load() for point in entry_points(group="exchange_service.simulators")}
+    assert {name: simulators.get(name) for name in ("apex", "binance", "coinbase")} == {
         "apex": ApexSimulator,
         "binance": BinanceSimulator,
         "coinbase": CoinbaseSimulator,

@@ -80,7 +80,7 @@ def kinds(simulator: HyperliquidSimulator) -> list[str]:
 async def test_a_plain_address_gives_main_dex_and_spot() -> None:
     async with venue() as simulator:
         balance = await read(simulator)
-        asked = kinds(simulator)
+        requested = kinds(simulator)
     assert [account.identity for account in balance.venue_accounts] == [(MASTER, "perpetual", ""), (MASTER, "spot", "")]
     assert [account.assets for account in balance.venue_accounts] == [
         (AssetBalance("USDC", Decimal(1000), Decimal(1000), Decimal(0)),),
@@ -90,7 +90,7 @@ async def test_a_plain_address_gives_main_dex_and_spot() -> None:
     assert (balance.summary.total, balance.summary.available) == (Decimal(1040), Decimal("1024.5"))
     assert balance.venue_time == datetime(2025, 11, 24, 16, 0, 0, 123000, tzinfo=UTC)
     assert balance.notes == ()
-    assert asked == ["clearinghouseState", "spotClearinghouseState", "userAbstraction"]
+    assert requested == ["clearinghouseState", "spotClearinghouseState", "userAbstraction"]
 
 
 async def test_the_worked_examples_are_reproduced_to_the_digit() -> None:
@@ -220,11 +220,11 @@ async def test_a_mode_that_changed_and_changed_back_between_two_reads_is_not_ask
         assert len(simulator.questions("userAbstraction")) == 1
 
 
-@pytest.mark.parametrize(("played", "said"), [("unifiedAccount", "default"), ("default", "unifiedAccount")])
-async def test_a_mode_that_fits_no_answer_gives_no_figure_until_it_does(played: str, said: str) -> None:
+@pytest.mark.parametrize(("played", "stated"), [("unifiedAccount", "default"), ("default", "unifiedAccount")])
+async def test_a_mode_that_fits_no_answer_gives_no_figure_until_it_does(played: str, stated: str) -> None:
     async with venue() as simulator, calling(simulator) as call:
         keep(simulator, played)
-        simulator.wallets[MASTER].answers["userAbstraction"] = said
+        simulator.wallets[MASTER].answers["userAbstraction"] = stated
         for questions in (2, 3):
             balance = await fetch_balance(call)
             assert len(simulator.questions("userAbstraction")) == questions
@@ -369,7 +369,7 @@ async def test_a_builder_dex_is_read_in_its_own_collateral() -> None:
         balance = await read(simulator, dexs=" xyz, flx,,xyz")
         assert [question["dex"] for question in simulator.questions("clearinghouseState")].count("xyz") == 1
     rows = {account.sub_account: account.assets[0] for account in balance.venue_accounts if account.type != "spot"}
-    assert {dex: (found.asset, found.total) for dex, found in rows.items()} == {
+    assert {dex: (held.asset, held.total) for dex, held in rows.items()} == {
         "": ("USDC", Decimal(1000)),
         "xyz": ("USDC", Decimal(7)),
         "flx": ("USDH", Decimal(5)),

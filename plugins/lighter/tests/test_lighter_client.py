@@ -87,10 +87,10 @@ async def test_the_worked_example_comes_through_to_the_digit() -> None:
         assert row is not None
         balance = await read(simulator, **row["extra_metadata"])
     rows = {
-        (account.type, found.asset): [
-            f"{value:f}" for value in (found.total, found.free, found.used) if value is not None
+        (account.type, asset.asset): [
+            f"{value:f}" for value in (asset.total, asset.free, asset.used) if value is not None
         ]
-        for account, found in balance.rows()
+        for account, asset in balance.rows()
     }
     assert rows == {
         ("perpetual", "USDC"): ["3200.500000", "3099.700000", "184.800000"],
@@ -109,7 +109,7 @@ async def test_the_worked_example_comes_through_to_the_digit() -> None:
 async def test_a_wallet_shows_each_of_its_accounts_in_one_request() -> None:
     async with venue() as simulator:
         balance = await read(simulator)
-        asked = [(request.path, dict(request.query)) for request in simulator.requests]
+        requested = [(request.path, dict(request.query)) for request in simulator.requests]
     assert [account.identity for account in balance.venue_accounts] == [
         (str(MASTER), "perpetual", ""),
         (str(MASTER), "spot", ""),
@@ -120,7 +120,7 @@ async def test_a_wallet_shows_each_of_its_accounts_in_one_request() -> None:
     assert balance.summary is not None
     assert (balance.summary.total, balance.summary.available) == (Decimal(1100), Decimal("1084.5"))
     assert balance.notes == ()
-    assert asked == [(PATH, {"by": "l1_address", "value": WALLET})]
+    assert requested == [(PATH, {"by": "l1_address", "value": WALLET})]
 
 
 @pytest.mark.parametrize("key", ["wallet_address", "l1_address", "user"])
@@ -151,7 +151,7 @@ async def test_an_empty_sub_account_that_is_asked_for_by_its_index_is_shown() ->
     async with venue() as simulator:
         balance = await read(simulator, account_index=SECOND_SUB)
     assert {account.id for account in balance.venue_accounts} == {str(SECOND_SUB)}
-    assert all(found.is_zero() for _, found in balance.rows())
+    assert all(asset.is_zero() for _, asset in balance.rows())
 
 
 async def test_an_account_index_of_another_wallet_is_an_account_unknown() -> None:
@@ -192,20 +192,20 @@ async def test_where_neither_address_nor_index_is_stored_both_are_named(metadata
         assert not simulator.requests
 
 
-class AskedUrl(Exception):
+class RequestedUrl(Exception):
     """The address that a plugin asked for."""
 
 
-class TellingHttp:
+class UrlRecordingHttp:
     """A session that reaches nothing and tells where it was sent."""
 
     client_session = None
 
     async def get(self, url: str, **options: Any) -> Response:
-        raise AskedUrl(url)
+        raise RequestedUrl(url)
 
     async def post(self, url: str, **options: Any) -> Response:
-        raise AskedUrl(url)
+        raise RequestedUrl(url)
 
 
 @pytest.mark.parametrize(
@@ -221,9 +221,9 @@ class TellingHttp:
 async def test_environment_and_deployment_choose_the_host(environment: str, deployment: str, host: str) -> None:
     metadata = {"wallet_address": WALLET, "deployment": deployment}
     async with venue_call(LIGHTER, environment=environment, metadata=metadata) as call:
-        told: VenueCall = replace(call, http=TellingHttp())
-        with pytest.raises(AskedUrl, match=f"^{host}{PATH}$"):
-            await fetch_balance(told)
+        recorded_call: VenueCall = replace(call, http=UrlRecordingHttp())
+        with pytest.raises(RequestedUrl, match=f"^{host}{PATH}$"):
+            await fetch_balance(recorded_call)
 
 
 async def test_robinhood_chain_reckons_in_its_own_dollar() -> None:
@@ -429,9 +429,9 @@ async def test_a_token_can_only_read_and_says_until_when(token: str) -> None:
 
 
 async def test_the_check_of_an_expired_token_says_so() -> None:
-    found = await rights(f"ro:61:all:{LONG_AGO}:abcdef")
-    assert found.expires == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
-    assert any("expired" in note for note in found.notes)
+    result = await rights(f"ro:61:all:{LONG_AGO}:abcdef")
+    assert result.expires == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+    assert any("expired" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("status", [200, 400])

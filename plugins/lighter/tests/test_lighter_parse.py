@@ -176,7 +176,7 @@ def test_an_empty_account_that_is_the_only_one_is_shown_with_zeros(kind: int) ->
     del answer["accounts"][0]
     balance = read(answer)
     assert [account.type for account in balance.venue_accounts] == ["perpetual", "spot"]
-    assert all(found.is_zero() for _, found in balance.rows())
+    assert all(asset.is_zero() for _, asset in balance.rows())
     assert balance.summary is not None
     assert (balance.summary.currency, balance.summary.equity) == ("USDC", Decimal(0))
     assert balance.notes == ()
@@ -218,7 +218,7 @@ def test_a_unified_account_without_spot_needs_no_remark() -> None:
 
 def test_the_collaterals_symbol_is_the_venues_own() -> None:
     balance = read(payload("account_robinhood"))
-    assert {found.asset for _, found in balance.rows()} == {"USDG"}
+    assert {asset.asset for _, asset in balance.rows()} == {"USDG"}
     assert balance.summary is not None
     assert balance.summary.currency == "USDG"
 
@@ -306,9 +306,9 @@ def test_an_account_without_positions_has_no_open_profit() -> None:
 def test_every_digit_of_a_noisy_figure_is_kept() -> None:
     noisy = "1250.4399999999998340000000000000000001"
     balance = read(with_inner("assets", balance=noisy, locked_balance="0.0000000000000000000000000000000001"))
-    found = balance.venue_accounts[1].assets[0]
-    assert str(found.total) == noisy
-    assert str(found.free) == "1250.4399999999998340000000000000000000"
+    asset = balance.venue_accounts[1].assets[0]
+    assert str(asset.total) == noisy
+    assert str(asset.free) == "1250.4399999999998340000000000000000000"
 
 
 def test_a_missing_lock_leaves_free_unknown() -> None:

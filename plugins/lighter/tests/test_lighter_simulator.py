@@ -20,7 +20,7 @@ from exchange_service.testing.venue import SITUATIONS, TROUBLES
 PAYLOADS = Path(__file__).parents[1] / "payloads"
 WALLET = "0x8c967e73e6b15087c42a10d344cff4c96d877f1d"
 OTHER_WALLET = "0x035605fc2f24d65300227189025e90a0d947f16c"
-MASTER, SUB, STRANGER = 61, 281474976700001, 62
+MASTER, SUB, FOREIGN = 61, 281474976700001, 62
 BY_ADDRESS = {"by": "l1_address", "value": WALLET}
 BY_INDEX = {"by": "index", "value": str(MASTER)}
 
@@ -30,7 +30,7 @@ def simulated() -> LighterSimulator:
     simulator.add(
         SimulatedAccount(MASTER, WALLET, collateral=Decimal(1000)),
         SimulatedAccount(SUB, WALLET, kind=1),
-        SimulatedAccount(STRANGER, OTHER_WALLET),
+        SimulatedAccount(FOREIGN, OTHER_WALLET),
     )
     return simulator
 
@@ -98,7 +98,7 @@ async def test_accounts_come_in_pages_that_a_cursor_joins() -> None:
 async def test_a_token_is_good_for_the_accounts_that_it_was_made_for() -> None:
     async with simulated() as simulator:
         whole, single = simulator.add_token(MASTER), simulator.add_token(MASTER, scope="single")
-        foreign = simulator.add_token(STRANGER)
+        foreign = simulator.add_token(FOREIGN)
         assert await code(simulator, BY_ADDRESS, whole) == (200, 200)
         assert await code(simulator, BY_INDEX, single) == (200, 200)
         assert await code(simulator, {**BY_INDEX, "auth": single}) == (200, 200)
@@ -161,7 +161,7 @@ async def test_the_situations_are_what_they_are_called_and_live_side_by_side() -
         for trouble in TROUBLES:
             simulator.troubled_credential(trouble)
         assert rows["refused"] is None
-        assert all(found.is_zero() for _, found in (await read(simulator, rows["empty"])).rows())
+        assert all(asset.is_zero() for _, asset in (await read(simulator, rows["empty"])).rows())
         with pytest.raises(VenueRateLimited):
             await read(simulator, rows["limited"])
         partly = await read(simulator, rows["partly"])

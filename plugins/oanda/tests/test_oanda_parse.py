@@ -22,13 +22,13 @@ def payload(name: str) -> Any:
 
 def summary_with(**changes: Any) -> Any:
     """The recorded summary with some fields changed; `...` leaves a field out."""
-    found = payload("summary.json")
+    answer = payload("summary.json")
     for name, value in changes.items():
         if value is ...:
-            del found["account"][name]
+            del answer["account"][name]
         else:
-            found["account"][name] = value
-    return found
+            answer["account"][name] = value
+    return answer
 
 
 def test_an_account_is_one_row_in_its_own_currency() -> None:

@@ -32,9 +32,9 @@ async def get(simulator: OandaSimulator, path: str, authorization: str) -> tuple
 
 
 def row(simulator: OandaSimulator, situation: str) -> Mapping[str, Any]:
-    found = simulator.demo_credential(situation)
-    assert found is not None
-    return found
+    credential = simulator.demo_credential(situation)
+    assert credential is not None
+    return credential
 
 
 async def read(simulator: OandaSimulator, row: Mapping[str, Any]) -> Balance:
@@ -66,10 +66,10 @@ async def test_a_request_is_refused_in_oandas_words(path: str, authorization: st
 async def test_the_moving_account_is_the_worked_example_and_moves() -> None:
     async with OandaSimulator() as simulator:
         assert isinstance(simulator, OandaSimulator)
-        found = row(simulator, "moving")
-        before = (await read(simulator, found)).summary
+        credential = row(simulator, "moving")
+        before = (await read(simulator, credential)).summary
         simulator.move()
-        after = (await read(simulator, found)).summary
+        after = (await read(simulator, credential)).summary
     assert before is not None
     assert after is not None
     assert (before.equity, before.unrealised_pnl) == (Decimal("25182.5126"), Decimal("-127.9300"))
@@ -83,7 +83,7 @@ async def test_the_situations_are_what_they_are_called() -> None:
     async with OandaSimulator() as simulator:
         assert isinstance(simulator, OandaSimulator)
         empty = await read(simulator, row(simulator, "empty"))
-        assert all(found.is_zero() for _, found in empty.rows())
+        assert all(asset.is_zero() for _, asset in empty.rows())
         with pytest.raises(CredentialRejected):
             await read(simulator, row(simulator, "refused"))
         with pytest.raises(VenueRateLimited) as limited:
@@ -109,7 +109,7 @@ async def test_the_stale_account_answers_once() -> None:
 async def test_an_unknown_account_and_somebody_elses_account_have_different_statuses(trouble: str, status: int) -> None:
     async with OandaSimulator() as simulator:
         assert isinstance(simulator, OandaSimulator)
-        found = simulator.troubled_credential(trouble)
-        assert found is not None
-        path = f"/v3/accounts/{found['extra_metadata']['account_id']}/summary"
-        assert (await get(simulator, path, f"Bearer {found['api_key']}"))[0] == status
+        credential = simulator.troubled_credential(trouble)
+        assert credential is not None
+        path = f"/v3/accounts/{credential['extra_metadata']['account_id']}/summary"
+        assert (await get(simulator, path, f"Bearer {credential['api_key']}"))[0] == status

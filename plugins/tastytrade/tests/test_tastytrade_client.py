@@ -116,16 +116,16 @@ async def test_a_balance_takes_a_token_the_list_and_each_accounts_balances() -> 
 async def test_the_token_is_asked_for_with_the_secret_and_the_refresh_token_alone() -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue:
         await balance_of(venue, api_key="a-client-id", secret=f" {SECRET}\n", refresh=f"  {REFRESH} ")
-    asked = venue.requests[0]
-    assert (asked.method, asked.path) == ("POST", TOKEN)
-    assert json.loads(asked.body) == {
+    request = venue.requests[0]
+    assert (request.method, request.path) == ("POST", TOKEN)
+    assert json.loads(request.body) == {
         "grant_type": "refresh_token",
         "client_secret": SECRET,
         "refresh_token": REFRESH,
     }
-    assert asked.headers["Content-Type"] == "application/json"
-    assert "Authorization" not in asked.headers
-    assert not asked.query
+    assert request.headers["Content-Type"] == "application/json"
+    assert "Authorization" not in request.headers
+    assert not request.query
 
 
 async def test_every_request_says_what_we_are_and_asks_for_json() -> None:
@@ -303,12 +303,12 @@ async def test_closed_accounts_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "read"), [("cash", [SECOND]), ("margin", [FIRST]), ("", [FIRST, SECOND]), ("all", [FIRST, SECOND])]
+    ("requested", "read"), [("cash", [SECOND]), ("margin", [FIRST]), ("", [FIRST, SECOND]), ("all", [FIRST, SECOND])]
 )
-async def test_only_the_type_of_account_that_is_asked_for_is_read(asked: str, read: list[str]) -> None:
+async def test_only_the_type_of_account_that_is_asked_for_is_read(requested: str, read: list[str]) -> None:
     accounts = SimulatedAccount(FIRST), SimulatedAccount(SECOND, margin_or_cash="Cash")
     async with venue_with(*accounts) as venue, calling(venue) as call:
-        balance = await fetch(replace(call, account=replace(call.account, account_type=asked)))
+        balance = await fetch(replace(call, account=replace(call.account, account_type=requested)))
     assert [account.id for account in balance.venue_accounts] == read
     assert sorted(paths(venue)[2:]) == [balances(number) for number in read]
 

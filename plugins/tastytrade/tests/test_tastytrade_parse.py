@@ -21,30 +21,30 @@ def payload(name: str) -> Any:
     return parse_json((PAYLOADS / name).read_bytes())
 
 
-def changed(found: Any, changes: dict[str, Any]) -> None:
+def changed(answer: Any, changes: dict[str, Any]) -> None:
     """Change some fields of an object; `...` leaves a field out."""
     for name, value in changes.items():
         if value is ...:
-            found.pop(name, None)
+            answer.pop(name, None)
         else:
-            found[name] = value
+            answer[name] = value
 
 
 def balances_with(**changes: Any) -> Any:
     """The recorded balances with some fields changed; `_` stands for the dash in their names."""
-    found = payload("balances.json")
-    changed(found["data"], {name.replace("_", "-"): value for name, value in changes.items()})
-    return found
+    answer = payload("balances.json")
+    changed(answer["data"], {name.replace("_", "-"): value for name, value in changes.items()})
+    return answer
 
 
 def accounts_with(*several: dict[str, Any]) -> Any:
     """A list of accounts like the recorded one, each with some fields changed."""
-    found = payload("accounts.json")
+    answer = payload("accounts.json")
     items = [payload("accounts.json")["data"]["items"][0] for _ in several]
     for item, changes in zip(items, several, strict=True):
         changed(item["account"], changes)
-    found["data"]["items"] = items
-    return found
+    answer["data"]["items"] = items
+    return answer
 
 
 def summary_of(account: VenueAccount) -> Summary:
@@ -212,7 +212,7 @@ def test_balances_of_another_shape_are_malformed(answer: Any) -> None:
 
 
 def test_the_list_gives_each_open_account_with_its_type_and_name() -> None:
-    found = parse.open_accounts(
+    accounts = parse.open_accounts(
         accounts_with(
             {"account-number": "5WX00000"},
             {
@@ -225,7 +225,7 @@ def test_the_list_gives_each_open_account_with_its_type_and_name() -> None:
             {"account-number": "5WX00003", "margin-or-cash": "Margin", "nickname": ...},
         )
     )
-    assert found == [
+    assert accounts == [
         parse.ListedAccount("5WX00000", "margin", "Individual"),
         parse.ListedAccount("5WX00001", "cash", "Later"),
         parse.ListedAccount("5WX00003", "margin", ""),

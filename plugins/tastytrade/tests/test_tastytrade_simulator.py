@@ -138,7 +138,7 @@ async def test_the_situations_are_what_they_are_called() -> None:
         assert isinstance(venue, TastytradeSimulator)
         rows = {situation: venue.demo_credential(situation) for situation in SITUATIONS}
         assert all(row is not None for row in rows.values())
-        assert all(found.is_zero() for _, found in (await read(venue, rows["empty"])).rows())
+        assert all(asset.is_zero() for _, asset in (await read(venue, rows["empty"])).rows())
         with pytest.raises(CredentialRejected):
             await read(venue, rows["refused"])
         with pytest.raises(VenueRateLimited) as limited:

@@ -1,4 +1,4 @@
-"""Tradier over HTTP: which accounts are read, from which host, within which budget, and Tradier's errors as ours."""
+"""Tradier over HTTP: the accounts that are read, their host, the rate limit, and Tradier's errors as ours."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ async def balance_of(
     async with venue_call(
         listing, override=venue.url, environment=environment, api_key=token, metadata=metadata
     ) as call:
-        asked = replace(call, account=replace(call.account, account_type=account_type))
-        return await exchange_service_tradier.fetch_balance(asked)
+        request = replace(call, account=replace(call.account, account_type=account_type))
+        return await exchange_service_tradier.fetch_balance(request)
 
 
 async def refusal_of(fault: Fault, *, environment: str = "production", **metadata: Any) -> VenueError:
@@ -142,16 +142,18 @@ class TestWhichAccountsAreRead:
             balance = await balance_of(venue)
         assert str(balance.venue_accounts[0].assets[0].total) == str(exact)
 
-    @pytest.mark.parametrize(("account_type", "found"), [("cash", [SECOND]), ("margin", [FIRST, THIRD]), ("all", None)])
+    @pytest.mark.parametrize(
+        ("account_type", "expected"), [("cash", [SECOND]), ("margin", [FIRST, THIRD]), ("all", None)]
+    )
     async def test_accounts_of_a_type_that_is_not_asked_for_are_not_read(
-        self, account_type: str, found: list[str] | None
+        self, account_type: str, expected: list[str] | None
     ) -> None:
-        found = found or [FIRST, SECOND, THIRD]
+        expected = expected or [FIRST, SECOND, THIRD]
         day_trader = SimulatedAccount(THIRD, "pdt")
         async with venue_with(SimulatedAccount(FIRST), cash_account(SECOND), day_trader) as venue:
             balance = await balance_of(venue, account_type=account_type)
-        assert ids(balance) == found
-        assert sorted(paths(venue)[1:]) == [balances_path(number) for number in found]
+        assert ids(balance) == expected
+        assert sorted(paths(venue)[1:]) == [balances_path(number) for number in expected]
 
     @BOTH
     @pytest.mark.parametrize("nothing", [None, "null", [], ...], ids=str)
@@ -451,11 +453,11 @@ class TestTheRequestBudget:
             headers = {"X-Ratelimit-Available": "0", "X-Ratelimit-Expiry": expiry}
             venue.fail(Fault(body=good, headers=headers))
             balance = await exchange_service_tradier.fetch_balance(call)
-            asked = len(venue.requests)
+            sent = len(venue.requests)
             with pytest.raises(VenueRateLimited) as refusal:
                 await exchange_service_tradier.fetch_balance(call)
         assert equities(balance) == [Decimal(3)]
-        assert len(venue.requests) == asked
+        assert len(venue.requests) == sent
         assert refusal.value.retry_after is not None
         assert 30 < refusal.value.retry_after <= 40
 

@@ -25,12 +25,12 @@ def payload(name: str) -> Any:
 def changed(name: str, *, block: str = "", **changes: Any) -> Any:
     """A recorded answer with some fields changed, of the balances or of a block of theirs; `...` leaves one out."""
     answer = payload(name)
-    found = answer["balances"][block] if block else answer["balances"]
+    figures = answer["balances"][block] if block else answer["balances"]
     for field, value in changes.items():
         if value is ...:
-            del found[field]
+            del figures[field]
         else:
-            found[field] = value
+            figures[field] = value
     return answer
 
 

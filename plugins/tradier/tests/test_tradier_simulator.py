@@ -98,7 +98,7 @@ async def test_all_situations_and_troubles_live_in_one_simulator(simulator: Trad
         tokens = [row["api_key"] for row in (*rows.values(), *troubles.values()) if row]
         assert len(set(tokens)) == len(tokens)
         assert (await read(venue, rows["moving"])).summary is not None
-        assert all(found.is_zero() for _, found in (await read(venue, rows["empty"])).rows())
+        assert all(asset.is_zero() for _, asset in (await read(venue, rows["empty"])).rows())
         with pytest.raises(CredentialRejected):
             await read(venue, rows["refused"])
         with pytest.raises(VenueRateLimited):

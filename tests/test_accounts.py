@@ -168,7 +168,7 @@ def test_no_account_has_no_summary() -> None:
     assert combined_summary([]) is None
 
 
-def test_what_a_plugin_may_raise_is_a_venue_error() -> None:
+def test_an_error_that_a_plugin_may_raise_is_a_venue_error() -> None:
     assert issubclass(AccountUnknown, VenueError)
 
 

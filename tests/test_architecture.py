@@ -105,7 +105,7 @@ def test_every_file_of_the_package_is_seen_by_the_import_checks(graph: grimp.Imp
         assert module in graph.modules, f"{file} is not seen: does its folder lack an __init__.py?"
 
 
-def test_each_part_imports_only_what_the_house_allows(graph: grimp.ImportGraph) -> None:
+def test_each_package_imports_only_what_the_list_allows(graph: grimp.ImportGraph) -> None:
     wrong = []
     for module in own_modules(graph):
         here = part(module)
@@ -117,7 +117,7 @@ def test_each_part_imports_only_what_the_house_allows(graph: grimp.ImportGraph) 
     assert not wrong
 
 
-def test_the_list_names_no_part_that_is_gone(graph: grimp.ImportGraph) -> None:
+def test_the_list_names_no_package_that_no_longer_exists(graph: grimp.ImportGraph) -> None:
     assert set(ALLOWED) == {part(module) for module in own_modules(graph)}
 
 

@@ -154,7 +154,7 @@ class TestSingleFlight:
         await asyncio.gather(*(flight.fetch(target(key=key), soon(), Priority()) for key in ("balance:1", "balance:2")))
         assert inner.fetches == 2
 
-    async def test_a_caller_who_joins_promotes_the_fetch_that_a_feed_has_begun(self) -> None:
+    async def test_a_caller_that_joins_promotes_the_fetch_that_a_feed_has_begun(self) -> None:
         gate = Gate("a balance")
         inner = Inner(lambda: gate(None))  # type: ignore[arg-type]
         flight: SingleFlight[str] = SingleFlight(inner, 8.0)
@@ -187,7 +187,7 @@ class TestSingleFlight:
 
 
 class TestLeased:
-    async def test_the_holder_stores_what_it_fetched_and_other_replicas_are_told(self) -> None:
+    async def test_the_holder_stores_its_balance_and_other_replicas_are_notified(self) -> None:
         cache = SharedCache()
         layer, cached = leased(cache, Inner())
         result = await layer.fetch(target(), soon(), Priority())
@@ -209,7 +209,7 @@ class TestLeased:
         assert theirs.stored.data == ours.stored.data
         assert waiting_inner.fetches == 0
 
-    async def test_a_balance_that_is_no_newer_than_the_callers_own_does_not_serve(self) -> None:
+    async def test_a_balance_that_is_no_newer_than_the_callers_version_is_not_enough(self) -> None:
         cache, inner, clock = SharedCache(), Inner(), Clock()
         layer, _ = leased(cache, inner, clock)
         first = await layer.fetch(target(), soon(), Priority())
@@ -247,12 +247,12 @@ class TestErrorsForReplicasThatWait:
         _, outcome = await asyncio.gather(first, second, return_exceptions=True)
         return outcome, waiting_inner.fetches
 
-    async def test_the_venues_own_last_word_is_passed_on(self) -> None:
+    async def test_the_venues_last_error_is_passed_on(self) -> None:
         outcome, fetches = await self.outcomes(VenueUnavailable("It is down."))
         assert isinstance(outcome, VenueUnavailable)
         assert fetches == 0
 
-    async def test_an_error_of_the_gate_is_not_and_the_replica_asks_itself(self) -> None:
+    async def test_an_error_of_the_gate_is_not_passed_on_and_the_replica_fetches_itself(self) -> None:
         error = VenueUnavailable("It is left alone.")
         error.venue_was_asked = False
         outcome, fetches = await self.outcomes(error)
@@ -268,7 +268,7 @@ class TestGated:
         assert await Gated(inner).fetch(target(), soon(), Priority()) == answer()
         assert inner.fetches == 2
 
-    async def test_the_venues_last_word_counts_as_the_venues(self) -> None:
+    async def test_the_venues_last_error_counts_as_the_venues(self) -> None:
         inner = Inner()
         inner.raising(VenueUnavailable("It is down."))
         with pytest.raises(VenueUnavailable) as failed:
@@ -276,7 +276,7 @@ class TestGated:
         assert failed.value.venue_was_asked
         assert inner.fetches == 2
 
-    async def test_an_error_of_its_own_says_that_the_venue_was_not_asked(self) -> None:
+    async def test_an_error_of_the_gate_is_marked_as_sent_without_a_request(self) -> None:
         inner = Inner()
         inner.raising(VenueMaintenance("It is in maintenance.", retry_after=30.0))
         gate = Gated(inner)
@@ -294,7 +294,7 @@ def stored(total: str, fetch_time: float, previous: StoredBalance | None = None)
 
 
 class TestCompareAndSet:
-    async def test_the_loser_returns_the_winners_newer_balance_and_its_own_is_not_stored(self) -> None:
+    async def test_after_a_lost_write_the_winners_newer_balance_is_returned(self) -> None:
         # Without leases: as when one has expired while its holder waited for the venue.
         cache, gate = MemoryCache(), Gate(answer("1"))
         slow, slow_cached = leased(cache, Inner(lambda: gate(None)))  # type: ignore[arg-type]

@@ -100,7 +100,7 @@ class TestInstalled:
         keys = [(entry.name.lower(), entry.id) for entry in everything.exchanges]
         assert keys == sorted(keys)
 
-    def test_each_has_what_a_form_needs_to_show_and_connect_it(self, everything: ListExchangesResponse) -> None:
+    def test_each_listing_has_the_fields_that_a_form_needs(self, everything: ListExchangesResponse) -> None:
         for entry in everything.exchanges:
             assert entry.name, entry.id
             assert entry.asset_class in ASSET_CLASSES, entry.id
@@ -352,7 +352,7 @@ class TestOverTheWire:
         async with serving(tmp_path) as running:
             yield running
 
-    async def test_the_client_gets_what_the_catalogue_says(self, running: Running) -> None:
+    async def test_the_client_gets_the_listings_of_the_catalogue(self, running: Running) -> None:
         reply = await running.client.list_exchanges(source="custom")
         assert {entry.id for entry in reply.exchanges} == set(OWNED)
         unchanged = await running.client.list_exchanges(source="custom", etag=reply.etag)

@@ -100,7 +100,7 @@ def test_a_wallet_is_read_under_each_of_its_names_in_lower_case(name: str) -> No
     assert wallet_address(stored(**{name: ADDRESS})) == ADDRESS.lower()
 
 
-def test_an_api_key_that_is_an_address_is_the_wallet_if_the_metadata_name_none() -> None:
+def test_an_api_key_that_is_an_address_is_the_wallet_if_the_metadata_has_no_wallet() -> None:
     assert wallet_address(Credential(Secret(f" {ADDRESS} "))) == ADDRESS.lower()
 
 

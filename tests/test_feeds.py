@@ -277,7 +277,9 @@ class ManualSource:
 
 
 class TestSources:
-    async def test_a_feed_reads_when_its_source_says_so_and_asks_the_venue_if_it_says_so(self, service: Bench) -> None:
+    async def test_a_feed_reads_when_its_source_triggers_and_asks_the_venue_if_the_source_requests_it(
+        self, service: Bench
+    ) -> None:
         result, reads, source = await service.get(), list[bool](), ManualSource()
 
         async def read(_: Any, ask_venue: bool) -> BalanceResult:
@@ -565,7 +567,7 @@ def raising_a_new(make: Any) -> Any:
     return answer
 
 
-class TestPause:
+class TestPollDelays:
     @pytest.mark.parametrize(
         ("error", "least", "most"),
         [
@@ -681,7 +683,7 @@ class TestLifetime:
                 continue
         assert streams.counts() == (0, 0)
 
-    async def test_leaving_while_the_store_is_asked_again_leaves_nothing_behind(self, service: Bench) -> None:
+    async def test_leaving_during_a_query_to_the_store_leaves_nothing_behind(self, service: Bench) -> None:
         requested, slow = asyncio.Event(), False
 
         async def accounts(user_id: str) -> list[Any]:
@@ -702,7 +704,7 @@ class TestLifetime:
         await until(lambda: not [task for task in asyncio.all_tasks() - before if "accounts" in task.get_name()])
         assert streams.counts() == (0, 0)
 
-    async def test_nobody_subscribes_after_the_end(self, service: Bench) -> None:
+    async def test_no_caller_can_subscribe_after_the_end(self, service: Bench) -> None:
         async with streams_of(service) as streams:
             await streams.close()
             with pytest.raises(ShuttingDown):

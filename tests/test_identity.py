@@ -107,7 +107,7 @@ class TestScopes:
         | st.lists(st.text() | st.integers() | st.none() | st.just("*"))
         | st.dictionaries(st.text(), st.text())
     )
-    def test_a_value_is_a_scope_that_comes_back_the_same_or_none_at_all(self, value: Any) -> None:
+    def test_a_value_is_a_scope_that_comes_back_the_same_or_is_not_a_scope(self, value: Any) -> None:
         try:
             scope = scope_from(value)
         except ValueError:
@@ -118,7 +118,7 @@ class TestScopes:
             assert scope.users == set(value)
 
     @pytest.mark.parametrize("value", [[], ["*"], ["alice", "act-as"], ["alice", ""], [" "], ["a\nb"], "alice", {}])
-    def test_what_could_be_a_typing_error_is_not_a_scope(self, value: Any) -> None:
+    def test_a_value_that_could_be_a_typing_error_is_not_a_scope(self, value: Any) -> None:
         with pytest.raises(ValueError, match="a scope is"):
             scope_from(value)
 
@@ -165,9 +165,7 @@ class TestMemory:
         assert checked.calls == 2
         await authentication.close()
 
-    async def test_a_service_token_is_looked_at_again_within_half_a_minute(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_a_service_token_is_checked_again_within_half_a_minute(self, monkeypatch: pytest.MonkeyPatch) -> None:
         clock, store = Shifted(monkeypatch), FakeTokenStore()
         checked = CountingMethod(ServiceTokens(store.find, store.close))
         authentication = Authenticator([checked], Quotas(PLENTY))
@@ -181,7 +179,7 @@ class TestMemory:
             await authentication.admit(presented)
         await authentication.close()
 
-    async def test_a_stream_ends_also_where_a_call_has_learnt_of_the_smaller_scope_before(
+    async def test_a_stream_ends_even_if_a_call_has_seen_the_smaller_scope_before(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock, store = Shifted(monkeypatch), FakeTokenStore()
@@ -244,7 +242,7 @@ class TestMemory:
                 assert isinstance(await ends[1], CallerUnknown)
         await authentication.close()
 
-    async def test_while_the_store_is_away_a_known_caller_is_accepted_for_five_minutes(
+    async def test_while_the_store_is_down_a_known_caller_is_accepted_for_five_minutes(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock, store = Shifted(monkeypatch), FakeTokenStore()
@@ -280,7 +278,7 @@ class TestMemory:
         assert authentication.remembered_refusals == 10
         await authentication.close()
 
-    async def test_nothing_that_is_kept_shows_a_token(self) -> None:
+    async def test_nothing_in_memory_shows_a_token(self) -> None:
         token = web_token("alice")
         store = FakeTokenStore()
         service = store.add(Scope(everybody=True))
@@ -364,12 +362,12 @@ class TestServiceTokens:
 
 
 class TestCertificates:
-    async def test_one_that_came_with_a_token_says_nothing(self) -> None:
+    async def test_a_certificate_sent_with_a_token_is_ignored(self) -> None:
         method = ClientCertificates({"billing": Scope(everybody=True)})
         presented = PresentedCredentials(token="x", certificate=b"x", certificate_names=("billing",))
         assert await method.authenticate(presented) is None
 
-    async def test_one_that_cannot_be_read_proves_nothing(self) -> None:
+    async def test_a_certificate_that_cannot_be_read_proves_nothing(self) -> None:
         method = ClientCertificates({"billing": Scope(everybody=True)})
         with pytest.raises(CallerUnknown):
             await method.authenticate(PresentedCredentials(certificate=b"x", certificate_names=("billing",)))
@@ -426,7 +424,7 @@ class TestIssuersKeys:
             await eventually(is_withdrawn, "the withdrawal")
             await keys.close()
 
-    async def test_key_ids_that_are_made_up_do_not_make_us_flood_the_issuer(self) -> None:
+    async def test_invented_key_ids_do_not_make_the_service_flood_the_issuer(self) -> None:
         async with issuing("spring") as issuer:
             keys = from_url(issuer.url)
             for number in range(50):
@@ -471,7 +469,7 @@ class TestIssuersKeys:
             "[" * 100_000,
         ],
     )
-    async def test_what_is_no_set_of_public_keys_gives_none(self, text: str) -> None:
+    async def test_a_document_that_is_not_a_set_of_public_keys_gives_no_key(self, text: str) -> None:
         async def read() -> str:
             return text
 
@@ -515,7 +513,7 @@ class TestQuotas:
         for link in links:
             await link.close()
 
-    async def test_replicas_give_out_one_allowance_between_them(self, replicas: list[Quotas]) -> None:
+    async def test_replicas_share_one_allowance(self, replicas: list[Quotas]) -> None:
         desk = Identity("service desk", Kind.SERVICE, Scope(everybody=True))
         # By the minute, so that no window ends meanwhile.
         shares = await asyncio.gather(*(count_permitted(quotas, 40, desk, Action.REFRESH) for quotas in replicas))
@@ -557,7 +555,7 @@ class TestQuotas:
         clock.by(4)
         assert await count_permitted(quotas, 50, action=Action.REFRESH) == 50
 
-    async def test_what_is_counted_in_redis_names_nobody(self, replicas: list[Quotas], redis_url: str) -> None:
+    async def test_counters_in_redis_do_not_name_a_caller(self, replicas: list[Quotas], redis_url: str) -> None:
         import redis
 
         identity = Identity(f"service {uuid.uuid4().hex}", Kind.SERVICE, Scope(everybody=True))
@@ -567,7 +565,7 @@ class TestQuotas:
         assert keys
         assert not [key for key in keys if identity.name.split()[1] in key]
 
-    async def test_a_redis_that_hangs_costs_a_call_a_moment_and_the_next_nothing(
+    async def test_a_redis_that_hangs_delays_one_call_a_little_and_the_next_not_at_all(
         self, redis_server: RedisServer
     ) -> None:
         link = RedisLink(redis_server.url)

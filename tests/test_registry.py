@@ -259,14 +259,14 @@ class Refreshing(ScriptedPlugin):
 
 
 class TestRefresh:
-    async def test_a_newer_manifest_takes_the_place_of_the_old(self) -> None:
+    async def test_a_refreshed_manifest_replaces_the_old_one(self) -> None:
         registry = registry_of(Refreshing(Manifest(1, (listing("new"),))), ScriptedPlugin())
         before = registry.generation
         await registry.refresh()
         assert list(registry.listings) == ["new", "paper"]
         assert registry.generation > before
 
-    async def test_none_changes_nothing(self) -> None:
+    async def test_no_refreshed_manifest_changes_nothing(self) -> None:
         registry = registry_of(Refreshing(None), ScriptedPlugin())
         before = registry.generation
         await registry.refresh()
@@ -283,7 +283,7 @@ class TestRefresh:
             Manifest(1, (listing("new"), listing("new"))),
         ],
     )
-    async def test_a_failing_one_keeps_the_old_and_lets_the_others_refresh(self, newer: Any) -> None:
+    async def test_a_failing_plugin_leaves_its_old_manifest_and_the_others_refresh(self, newer: Any) -> None:
         registry = registry_of(Refreshing(newer), Refreshing(Manifest(1, (listing("newer"),))))
         # In a task, as the service does it: there SystemExit would end the event loop.
         await asyncio.create_task(registry.refresh())
@@ -310,7 +310,7 @@ class TestAccount:
             ("demo", "sandbox"),
         ],
     )
-    def test_an_environment_goes_by_its_name_or_the_venues_word(self, requested: str, name: str) -> None:
+    def test_an_environment_has_its_name_or_the_venues_own_name(self, requested: str, name: str) -> None:
         account, listed = self.registry.account("alice", " PAPER ", requested)
         assert (account.user_id, account.exchange_id, account.environment) == ("alice", "paper", name)
         assert listed.metadata.id == "paper"
@@ -320,7 +320,7 @@ class TestAccount:
             self.registry.account("alice", "paper", "moon")
         assert refusal.value.field == "environment"
 
-    def test_a_sandbox_that_the_venue_has_not_is_not_supported(self) -> None:
+    def test_a_missing_sandbox_is_not_supported(self) -> None:
         with pytest.raises(NotSupported, match="Pencil has no sandbox"):
             self.registry.account("alice", "pencil", "sandbox")
 
@@ -335,7 +335,7 @@ class TestAccount:
         assert len(refusal.value.message) < 200
 
 
-async def test_the_end_closes_what_the_plugins_share() -> None:
+async def test_the_end_closes_the_shared_state_of_plugins() -> None:
     closed: list[str] = []
     registry = registry_of(ScriptedPlugin())
 

@@ -178,7 +178,7 @@ class TestCertificates:
         async with authenticated_service(tmp_path, **changes) as running:
             yield running
 
-    async def test_a_certificates_common_name_or_dns_name_says_which_users_it_reads(
+    async def test_a_certificates_common_name_or_dns_name_decides_which_users_it_reads(
         self, running: Running, authority: Authority
     ) -> None:
         billing = authority.channel_credentials(authority.sign("billing"))
@@ -280,7 +280,7 @@ class TestHealthAndReflection:
             assert SERVICE in [item.name for item in reply.list_services_response.service]
             call.cancel()
 
-    async def test_a_check_that_breaks_before_reflection_is_told_without_the_exceptions_text(
+    async def test_a_check_that_breaks_before_reflection_is_reported_without_the_exceptions_text(
         self, tmp_path: Path
     ) -> None:
         async with authenticated_service(tmp_path, reflection=True) as running:

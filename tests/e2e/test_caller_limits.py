@@ -84,7 +84,7 @@ class TestStreams:
             stays.call.cancel()
 
     @pytest.mark.usefixtures("quick")
-    async def test_a_database_that_is_away_ends_no_stream_and_admits_no_new_caller(
+    async def test_a_database_that_is_down_ends_no_stream_and_admits_no_new_caller(
         self, tmp_path: Path, own_postgres_database: str, postgres_server: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(database, "CALL_LIMIT", 0.3)
@@ -181,9 +181,7 @@ class TestQuotas:
         # A second may end while they are made; each process alone would take 40 of its 60.
         assert taken in (40, 80)
 
-    async def test_a_redis_that_is_away_leaves_each_replica_its_own_count(
-        self, tmp_path: Path, redis_server: Any
-    ) -> None:
+    async def test_while_redis_is_down_each_replica_counts_for_itself(self, tmp_path: Path, redis_server: Any) -> None:
         redis_server.kill()
         async with authenticated_service(
             tmp_path, cache_url=redis_server.url, hash_key="0123456789abcdef", user_calls=3

@@ -73,7 +73,7 @@ class TestAddresses:
         with pytest.raises(UnsafeSettings, match="TLS"):
             await start_service(settings_for(tmp_path, address="0.0.0.0:0"), registry=registry_of(ScriptedPlugin()))
 
-    async def test_the_operator_may_insist_on_no_tls(self, tmp_path: Path) -> None:
+    async def test_the_operator_may_allow_plaintext(self, tmp_path: Path) -> None:
         async with serving(
             tmp_path, registry=registry_of(ScriptedPlugin()), address="0.0.0.0:0", insecure=True
         ) as running:
@@ -156,7 +156,7 @@ class TestOverrides:
             ("production", ""),
         ]
 
-    async def test_a_real_venues_own_name_leads_to_its_sandbox(self, tmp_path: Path) -> None:
+    async def test_the_venues_own_name_of_its_sandbox_is_accepted(self, tmp_path: Path) -> None:
         async with (
             OandaSimulator() as practice,
             serving(tmp_path, venue_urls={"oanda.practice": practice.url, "oanda": "http://127.0.0.1:1"}) as running,

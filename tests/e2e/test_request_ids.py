@@ -122,7 +122,7 @@ class TestCaller:
                     await client.get_balance(USER, "paper")
             assert given.value.request_id == UUID
 
-    async def test_it_is_the_reference_of_a_bug_of_ours(
+    async def test_it_is_the_reference_of_an_internal_error(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: Any
     ) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:

@@ -224,7 +224,7 @@ class TestScope:
             failed = await failure(read_balance(running, bearer(web_token("bob")), "alice"))
         assert failed.message.startswith(OUTSIDE)
 
-    async def test_existing_and_unknown_users_are_refused_in_the_same_words(self, tmp_path: Path) -> None:
+    async def test_existing_and_unknown_users_are_refused_with_the_same_message(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path) as running:
             answers = set()
             for user in ("alice", "dave", "nobody-at-all", "\N{GRINNING FACE}"):

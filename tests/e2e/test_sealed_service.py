@@ -106,7 +106,7 @@ async def ran(home: Path, *arguments: str, **extra: str) -> Any:
 
 class TestWrongKeys:
     @pytest.mark.parametrize("kind", ["another key of the same name", "another key", "no keyset", "no file", "no JSON"])
-    async def test_the_service_says_not_serving_and_why_and_nothing_of_the_row_reaches_the_venue(
+    async def test_the_service_reports_not_serving_with_the_reason_and_the_row_never_reaches_the_venue(
         self, tmp_path: Path, keyset_file: Path, kind: str
     ) -> None:
         plugin, right = ScriptedPlugin(), read_keyset(keyset_file)
@@ -206,7 +206,7 @@ class TestWrongKeys:
         await store.close()
 
     @pytest.mark.usefixtures("quick_checks")
-    async def test_keys_that_are_lost_while_it_serves_are_noticed_by_the_first_call_and_said_until_they_are_back(
+    async def test_keys_that_are_lost_while_it_serves_are_noticed_by_the_first_call_and_reported_until_they_are_back(
         self, tmp_path: Path, keyset_file: Path
     ) -> None:
         right, plugin = read_keyset(keyset_file), ScriptedPlugin()
@@ -226,7 +226,7 @@ class TestWrongKeys:
             await eventually(lambda: says(SERVING), "serving")
             assert totals((await running.client.get_balance(USER, "paper")).balance) == {"BTC": "1.50"}
 
-    async def test_two_keysets_and_a_prohibition_without_one_are_no_start(
+    async def test_with_two_keysets_or_without_plaintext_and_keyset_it_does_not_start(
         self, tmp_path: Path, keyset_file: Path
     ) -> None:
         for changes, named in (
@@ -502,7 +502,9 @@ class TestCommands:
         assert refused.exit_code == 4
         assert command(tmp_path, "credentials", "list", "-o", "json").stdout.strip() == "[]"
 
-    def test_doctor_says_how_the_credentials_stand_and_what_to_do(self, tmp_path: Path, keys: dict[str, str]) -> None:
+    def test_doctor_reports_the_state_of_the_credentials_and_what_to_do(
+        self, tmp_path: Path, keys: dict[str, str]
+    ) -> None:
         add(tmp_path)
         code, ((severity, text),) = findings(tmp_path)
         assert (code, severity) == (0, "warning")
@@ -555,7 +557,7 @@ class TestCommands:
         assert second in status.stdout
         assert material not in status.stdout + status.stderr
 
-    def test_a_key_may_be_handed_round_before_it_seals(self, tmp_path: Path, keys: dict[str, str]) -> None:
+    def test_a_key_may_be_distributed_before_it_seals(self, tmp_path: Path, keys: dict[str, str]) -> None:
         file = tmp_path / "keyset.json"
         first = read_keyset(file).primary
         assert command(tmp_path, "keys", "rotate", "--add-only", **keys).exit_code == 0
@@ -566,7 +568,7 @@ class TestCommands:
         assert command(tmp_path, "keys", "rotate", "--to", "none", **keys).exit_code == 4
         assert command(tmp_path, "keys", "rotate", "--to", first, "--add-only", **keys).exit_code == 2
 
-    def test_sealing_wants_a_choice_and_a_keyset_and_unsealing_a_yes(
+    def test_sealing_needs_a_selection_and_a_keyset_and_unsealing_a_confirmation(
         self, tmp_path: Path, keys: dict[str, str]
     ) -> None:
         add(tmp_path)
@@ -590,7 +592,7 @@ class TestCommands:
         assert (refused.exit_code, "either keyset_file or keyset" in refused.stderr) == (2, True)
         assert not (tmp_path / "credentials.db").exists()
 
-    def test_a_second_keyset_does_not_come_into_a_table_by_mistake(self, tmp_path: Path, keys: dict[str, str]) -> None:
+    def test_a_second_keyset_does_not_seal_into_a_table_by_mistake(self, tmp_path: Path, keys: dict[str, str]) -> None:
         add(tmp_path, **keys)
         Database(f"sqlite:///{tmp_path / 'credentials.db'}").insert(user_id="bob", api_key=CANARY)
         write_keyset(tmp_path / "keyset.json", new_keyset())
@@ -608,12 +610,12 @@ class TestCommands:
         refused = command(tmp_path, "keys", "rotate", **given)
         assert (refused.exit_code, "where it is stored" in refused.stderr) == (2, True)
 
-    def test_a_choice_that_fits_no_row_is_no_success(self, tmp_path: Path, keys: dict[str, str]) -> None:
+    def test_a_selection_that_matches_no_row_is_an_error(self, tmp_path: Path, keys: dict[str, str]) -> None:
         add(tmp_path, **keys)
         done = command(tmp_path, "credentials", "seal", "--user", "nobody", **keys)
         assert (done.exit_code, "no credential is stored for this choice" in done.stderr) == (3, True)
 
-    def test_a_row_that_cannot_be_opened_is_named_and_the_exit_code_says_so(
+    def test_a_row_that_cannot_be_opened_is_named_and_the_exit_code_is_an_error(
         self, tmp_path: Path, keys: dict[str, str]
     ) -> None:
         add(tmp_path, **keys)

@@ -185,7 +185,7 @@ class TestRefusals:
         assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
         assert failed.fields == [field]
 
-    async def test_a_bad_field_of_a_stream_is_named_with_its_place(self, running: Running) -> None:
+    async def test_a_bad_field_of_a_stream_is_named_with_its_path(self, running: Running) -> None:
         async with streaming(running, "paper", "") as stream:
             failed = await stream.failure()
         assert (failed.code, failed.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["accounts[1].exchange_id"])
@@ -241,7 +241,7 @@ class TestRefusals:
         with pytest.raises(CredentialMissing):
             await running.client.get_balance(USER, "paper")
 
-    async def test_a_listed_exchange_without_balances_says_so(self, tmp_path: Path) -> None:
+    async def test_a_listed_exchange_without_balances_is_not_supported(self, tmp_path: Path) -> None:
         (tmp_path / "other").mkdir()
         async with serving(tmp_path / "other") as running:
             entries = {entry.id: entry for entry in await running.client.all_exchanges(source="custom")}
@@ -254,7 +254,7 @@ class TestRefusals:
 
 
 class TestVenueFailures:
-    async def test_a_refused_key_says_so_and_holds_no_key(self, tmp_path: Path) -> None:
+    async def test_the_error_for_a_refused_key_does_not_hold_the_key(self, tmp_path: Path) -> None:
         async with serving_with(tmp_path, "oanda") as (running, _):
             await running.store("oanda", user="bob", api_key="a-key-that-was-revoked")
             failed = await failure(running.stub.GetBalance(balance_request("oanda", user_id="bob")))
@@ -388,9 +388,7 @@ class TestNonsense:
                 assert totals(reply.balance), name
 
     @pytest.mark.parametrize("exchange_id", VENUES)
-    async def test_the_last_good_balance_is_given_in_its_place_and_marked(
-        self, tmp_path: Path, exchange_id: str
-    ) -> None:
+    async def test_the_last_good_balance_is_returned_instead_and_marked(self, tmp_path: Path, exchange_id: str) -> None:
         async with serving_with(tmp_path, exchange_id) as (running, venue):
             good = await running.client.get_balance(USER, exchange_id)
             for name, fault in NONSENSE.items():
@@ -405,7 +403,7 @@ class TestNonsense:
                 # A success, because so many failures in a row would open the venue's breaker.
                 good = await running.client.get_balance(USER, exchange_id, max_age=0)
 
-    async def test_nonsense_after_the_markets_are_known_is_no_balance_either(self, tmp_path: Path) -> None:
+    async def test_a_malformed_answer_after_the_markets_are_known_is_not_a_balance_either(self, tmp_path: Path) -> None:
         async with serving_with(tmp_path, "binance") as (running, venue):
             await running.client.get_balance(USER, "binance")
             for name, fault in NONSENSE.items():

@@ -86,7 +86,7 @@ class TestRedis:
             ]
         assert versions == sorted(set(versions))
 
-    async def test_the_last_good_balance_of_another_replica_is_given(self, tmp_path: Path, redis_url: str) -> None:
+    async def test_the_last_good_balance_of_another_replica_is_returned(self, tmp_path: Path, redis_url: str) -> None:
         shared = sharing(redis_url)
         async with OandaSimulator() as venue:
             shared["venue_urls"] = {"oanda": venue.url}
@@ -223,7 +223,7 @@ class TestPostgres:
             ) as running:
                 assert (await running.client.get_balance(user, "oanda")).balance.venue_accounts
 
-    async def test_a_database_that_is_down_is_said_so_and_the_catalogue_is_served(self, tmp_path: Path) -> None:
+    async def test_a_database_that_is_down_is_reported_and_the_catalogue_is_served(self, tmp_path: Path) -> None:
         down = "postgresql://nobody:hunter2@127.0.0.1:1/none"
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), database_url=down) as running:
             failed = await failure(running.stub.GetBalance(balance_request()))

@@ -178,7 +178,7 @@ class TestChanges:
         async with streaming(running, selector) as stream:
             assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50"}
 
-    async def test_a_subscriber_who_joins_a_running_feed_gets_its_state_at_once(
+    async def test_a_subscriber_that_joins_a_running_feed_gets_its_state_at_once(
         self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
         async with streaming(running, "paper") as first:
@@ -222,7 +222,7 @@ class TestErrors:
             assert recovery.balance.version == good.version
             assert not recovery.freshness.HasField("stale")
 
-    async def test_a_subscriber_who_joins_during_an_error_gets_it(
+    async def test_a_subscriber_that_joins_during_an_error_gets_it(
         self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
         async with streaming(running, "paper") as first:
@@ -386,7 +386,7 @@ class TestCost:
 
 
 class TestIntervals:
-    async def test_balances_come_no_more_often_than_the_subscriber_wants(
+    async def test_balances_come_no_more_often_than_the_subscribers_interval(
         self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
         fake_venue.answer = rising()
@@ -411,7 +411,7 @@ class TestIntervals:
 
 
 class TestReconnectStorms:
-    async def test_a_thousand_streams_at_once_are_all_accepted_and_told_to_come_back_at_different_times(
+    async def test_a_thousand_streams_at_once_are_all_accepted_and_come_back_at_different_times(
         self, tmp_path: Path, fake_venue: ScriptedPlugin
     ) -> None:
         # All streams are of one caller, who may make few calls a second.
@@ -453,7 +453,7 @@ class TestEnds:
         # Only the feed's task polls.
         await until(lambda: not any(task.get_name().startswith("feed ") for task in asyncio.all_tasks()), "its end")
 
-    async def test_leaving_while_the_venue_is_asked_cancels_that_request(
+    async def test_leaving_during_a_fetch_cancels_its_request(
         self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
         fake_venue.answer = gate = Gate()
@@ -602,7 +602,7 @@ class TestSlowReaders:
         assert read == sorted(set(read))
         assert len(read) < read[-1] - read[0] + 1, "nothing was skipped"
 
-    async def test_a_subscriber_who_does_not_read_is_ended_and_no_other(self, tmp_path: Path) -> None:
+    async def test_a_subscriber_that_does_not_read_is_ended_and_no_other(self, tmp_path: Path) -> None:
         plugin = ScriptedPlugin(answer=rising(notes=PADDING))
         async with serving(
             tmp_path, registry=registry_of(plugin), poll_interval=0.1, max_age=0.0, write_timeout=0.3
@@ -644,7 +644,7 @@ class TestSlowReaders:
                 await until(lambda: running.service.streams.counts() == (0, 0), "the end of the stream")
             assert "call.failed" not in {line["event"] for line in lines}
 
-    async def test_of_two_subscribers_who_stop_reading_each_is_ended_in_time(self, tmp_path: Path) -> None:
+    async def test_each_of_two_subscribers_that_stop_reading_is_ended_in_time(self, tmp_path: Path) -> None:
         plugin = ScriptedPlugin(answer=rising(notes=PADDING))
         async with (
             serving(

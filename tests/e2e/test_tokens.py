@@ -116,7 +116,7 @@ class TestCommands:
         with pytest.raises(ValueError, match="plaintext"):
             ExchangeServiceClient("192.0.2.1:50051", metadata=[("Authorization", "Bearer xst_a_b")])
 
-    def test_a_whole_token_in_the_place_of_its_id_is_not_repeated(self, tmp_path: Path) -> None:
+    def test_a_whole_token_given_instead_of_its_id_is_not_repeated(self, tmp_path: Path) -> None:
         done = run_command(tmp_path, "tokens", "revoke", "xst_aaaaaaaaaaaa_topsecretpart")
         assert done.returncode == 3
         assert "topsecretpart" not in done.stdout + done.stderr
@@ -140,7 +140,7 @@ class TestCommands:
 
 
 class TestTokenTable:
-    async def test_on_postgresql_it_is_closed_to_everybody_else(self, postgres_database: str) -> None:
+    async def test_on_postgresql_the_table_is_closed_to_other_roles(self, postgres_database: str) -> None:
         text, stored = tokens.new_token("x", EVERYBODY)
         with psycopg.connect(postgres_database, autocommit=True) as connection:
             for role in ("anon", "authenticated"):

@@ -342,7 +342,7 @@ async def evil(service: Served, load: SteadyLoad) -> AsyncIterator[Served]:
         ("babbles", "Its manifest holds a value of another type than the plugin API says."),
     ],
 )
-async def test_one_that_cannot_be_loaded_is_a_problem_with_its_reason_and_none_of_its_exchanges_are_listed(
+async def test_one_that_cannot_be_loaded_is_a_problem_with_its_reason_and_its_exchanges_are_not_listed(
     evil: Served, name: str, reason: str
 ) -> None:
     listed = await evil.client.list_plugins()
@@ -472,7 +472,7 @@ async def test_one_that_opens_more_files_or_writes_longer_ones_than_allowed_fail
 
 
 @pytest.mark.threat("T12")
-async def test_what_one_prints_does_not_fill_the_log_and_its_secret_is_not_in_it(evil: Served) -> None:
+async def test_the_output_of_one_does_not_fill_the_log_and_its_secret_is_not_in_it(evil: Served) -> None:
     await evil.works("evil-prints")
     assert await evil.balance("evil-prints", "prints") == {"BTC": "1.50"}
     await evil.works("evil-prints")
@@ -557,7 +557,7 @@ async def test_a_plugin_finds_no_other_venues_credential_in_what_its_process_can
 
 
 @pytest.mark.threat("T11")
-async def test_a_host_that_the_manifest_does_not_name_is_not_asked(evil: Served) -> None:
+async def test_a_host_that_the_manifest_does_not_name_gets_no_request(evil: Served) -> None:
     await evil.works("evil-wanders")
     failed = await evil.fails("evil-wanders", "wanders")
     assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "PLUGIN_FAILED")

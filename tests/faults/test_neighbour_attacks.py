@@ -124,7 +124,7 @@ async def test_a_value_that_is_copied_to_another_row_opens_there_if_plain_and_no
 
 
 @pytest.mark.threat("T4", attack=True)
-async def test_a_plain_value_in_the_place_of_a_sealed_one_is_used_unless_plaintext_is_forbidden(
+async def test_a_plain_value_that_replaces_a_sealed_one_is_used_unless_plaintext_is_forbidden(
     tmp_path: Path,
 ) -> None:
     keys, path = GivenKeys(new_keyset().as_text()), tmp_path / "sealed"
@@ -172,7 +172,7 @@ class TestSharedRedis:
             assert totals(reply.balance) == {"BTC": "1.50"}
             assert reply.freshness.source == balance_pb2.BALANCE_SOURCE_VENUE
 
-    async def test_plain_cache_keys_reveal_accounts_and_ours_reveal_nothing(
+    async def test_plain_cache_keys_reveal_accounts_and_hashed_ones_do_not(
         self, tmp_path: Path, redis_server: RedisServer
     ) -> None:
         with redis.Redis.from_url(redis_server.url) as neighbour:

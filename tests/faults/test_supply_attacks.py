@@ -235,6 +235,6 @@ class TestAudit:
         well = [{"name": name, "version": "1", "vulns": []} for name in names]
         assert audit.main(*auditor(tmp_path, {"dependencies": [*well, entry]})) == 1
 
-    def test_a_program_that_fails_fails_it(self, audit: ModuleType, tmp_path: Path) -> None:
+    def test_a_failing_audit_program_fails_the_audit(self, audit: ModuleType, tmp_path: Path) -> None:
         well = [{"name": name, "version": "1", "vulns": []} for name in audit.locked_names(audit.LOCK.read_text())]
         assert audit.main(*auditor(tmp_path, {"dependencies": well}, code=1)) == 1

@@ -115,7 +115,7 @@ class Rebinding(AbstractResolver):
 
 @pytest.mark.threat("T7", attack=True)
 class TestInside:
-    async def test_a_name_that_resolves_inside_is_asked_by_a_bare_session_and_not_by_ours(
+    async def test_a_name_that_resolves_to_an_inside_address_is_reached_by_a_bare_session_and_not_by_ours(
         self, thief: Recorder
     ) -> None:
         port = thief.url.rpartition(":")[2]

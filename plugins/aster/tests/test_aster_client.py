@@ -180,7 +180,7 @@ async def test_there_is_one_figure_for_everything_only_where_nothing_but_the_usd
 
 
 @pytest.mark.parametrize(("account_type", "path"), [("futures", FUTURES), ("spot", SPOT)])
-async def test_only_what_is_asked_for_is_read(account_type: str, path: str) -> None:
+async def test_only_the_requested_account_is_read(account_type: str, path: str) -> None:
     async with venue_with() as venue:
         balance = await balance_of(venue, account_type=account_type)
     assert [account.type for account in balance.venue_accounts] == [account_type]
@@ -262,7 +262,7 @@ class UrlRecordingHttp:
         ("testnet", "spot", f"https://sapi.asterdex-testnet.com{SPOT}"),
     ],
 )
-async def test_each_account_is_asked_at_its_own_host(environment: str, account_type: str, address: str) -> None:
+async def test_each_account_is_read_from_its_own_host(environment: str, account_type: str, address: str) -> None:
     async with venue_call(ASTER, environment=environment, **AGENT_ROW) as call:
         recorded_call = replace(call, http=UrlRecordingHttp(), account=replace(call.account, account_type=account_type))
         with pytest.raises(RequestedUrl) as raised:
@@ -286,7 +286,7 @@ async def test_each_account_is_asked_at_its_own_host(environment: str, account_t
     ],
     ids=["0x", "other cases", "agent's address", "agent's address as written", "named v3", "HMAC", "named v1"],
 )
-async def test_the_scheme_follows_from_what_is_stored(row: dict[str, Any], paths_: list[str]) -> None:
+async def test_the_scheme_follows_from_the_stored_fields(row: dict[str, Any], paths_: list[str]) -> None:
     async with venue_with() as venue:
         await balance_of(venue, row)
     assert paths(venue) == paths_
@@ -330,7 +330,7 @@ async def test_the_wallets_own_key_is_refused_with_the_advice_to_delete_it() -> 
         ({"api_secret": PRIVATE_KEY, "metadata": {"wallet_address": WALLET, "user": AGENT}}, "different wallets"),
     ],
 )
-async def test_what_fits_no_scheme_is_refused_by_the_fields_name_before_aster_is_asked(
+async def test_a_credential_of_no_scheme_is_refused_by_the_fields_name_before_a_request(
     row: dict[str, Any], field: str
 ) -> None:
     message = await invalid(**row)
@@ -369,7 +369,7 @@ async def test_a_clock_that_differs_is_measured_once_and_then_gone_by(row: dict[
     assert len(venue.requests) == 7
 
 
-async def test_the_time_is_asked_for_without_a_key() -> None:
+async def test_the_time_is_requested_without_a_key() -> None:
     async with venue_with() as venue:
         venue.clock_offset = 40.0
         await balance_of(venue, KEY_ROW)
@@ -463,7 +463,7 @@ async def test_the_refused_key_may_be_the_address_or_a_right() -> None:
     assert "addresses" in message
 
 
-async def test_asters_own_words_are_not_passed_on() -> None:
+async def test_asters_message_is_not_passed_on() -> None:
     error = await refusal_of(saying(400, -1102, "Jane Doe, card 4111"))
     assert "Jane" not in error.message
 
@@ -514,7 +514,7 @@ async def test_a_ban_is_reported_for_all_accounts(row: dict[str, Any]) -> None:
     assert reports.cooldown == 130
 
 
-async def test_a_plain_limit_on_one_account_does_not_shut_out_the_others() -> None:
+async def test_a_plain_limit_on_one_account_does_not_block_the_others() -> None:
     shared = State()
     async with venue_with() as venue:
         venue.fail(Fault.rate_limited("7")).account = WALLET
@@ -564,7 +564,7 @@ async def test_the_rights_are_those_of_this_agent_and_not_of_the_wallets_others(
     assert (rights.trade, rights.withdraw) == (trade, withdraw)
 
 
-async def test_nothing_is_known_of_what_an_hmac_key_may_do_and_aster_is_not_asked() -> None:
+async def test_the_rights_of_an_hmac_key_are_unknown_and_no_request_is_sent() -> None:
     async with venue_with() as venue:
         rights = await rights_of(venue, KEY_ROW)
     assert (rights.trade, rights.withdraw, rights.expires) == (None, None, None)

@@ -65,7 +65,7 @@ def test_the_futures_row_has_the_three_figures_of_the_venue() -> None:
     assert (account.id, account.type) == (WALLET, "futures")
 
 
-def test_the_summary_keeps_every_figure_of_the_worked_example() -> None:
+def test_the_summary_has_every_figure_of_the_worked_example() -> None:
     assert parse.futures_account(payload("account.json"), WALLET).summary == Summary(
         "USDT",
         total=Decimal("5120.44"),
@@ -95,7 +95,7 @@ def test_a_figure_that_aster_does_not_state_is_unknown_and_not_zero(value: Any) 
 
 @pytest.mark.parametrize("value", [..., None, ""], ids=["missing", "null", "empty"])
 @pytest.mark.parametrize("field", ["totalWalletBalance", "totalMarginBalance", "assets"])
-def test_an_account_without_what_makes_a_balance_is_malformed(field: str, value: Any) -> None:
+def test_an_account_without_the_required_figures_is_malformed(field: str, value: Any) -> None:
     with pytest.raises(VenueMalformed):
         parse.futures_account(account_with(**{field: value}), WALLET)
 

@@ -83,7 +83,7 @@ async def test_an_account_is_read_by_the_name_of_its_type(read: Read, alice: Sim
         assert (account.type, totals(account)) == (account_type, assets)
 
 
-async def test_a_type_that_is_asked_for_goes_before_the_stored_one(read: Read, alice: SimulatedWallet) -> None:
+async def test_a_requested_type_overrides_the_stored_one(read: Read, alice: SimulatedWallet) -> None:
     metadata = {"defaultType": "future"}
     assert (await read(metadata=metadata)).venue_accounts[0].type == "future"
     assert (await read(metadata=metadata, account_type="spot")).venue_accounts[0].type == "spot"
@@ -141,7 +141,7 @@ async def test_a_key_that_is_refused_is_sent_once_and_refused_for_all(
     assert len([request for request in binance.requests if request.account]) == 1
 
 
-async def test_a_venue_that_limits_us_is_not_asked_on(
+async def test_after_a_rate_limit_no_further_request_is_sent(
     read: Read, binance: BinanceSimulator, alice: SimulatedWallet
 ) -> None:
     binance.fail(Fault.rate_limited("7")).account = "alicekey"
@@ -150,7 +150,7 @@ async def test_a_venue_that_limits_us_is_not_asked_on(
     assert len([request for request in binance.requests if request.account]) == 1
 
 
-async def test_where_no_wallet_can_be_read_trouble_that_passes_is_the_error(
+async def test_if_no_wallet_can_be_read_a_transient_error_is_raised_first(
     read: Read, binance: BinanceSimulator, alice: SimulatedWallet
 ) -> None:
     alice.linear, alice.inverse, alice.margin = None, None, None
@@ -255,7 +255,7 @@ def tell_gate(venue: Any, mode: int) -> None:
 
 @pytest.mark.usefixtures("without_markets")
 @pytest.mark.parametrize("requested", ["", "spot", ALL_ACCOUNT_TYPES])
-async def test_trouble_with_the_kind_of_account_leaves_no_wallet_for_the_plain_kind(
+async def test_an_error_about_the_kind_of_account_is_not_taken_for_the_plain_kind(
     listings: Listings, venue: Any, requested: str
 ) -> None:
     tell_gate(venue, mode=2)
@@ -284,7 +284,7 @@ async def test_the_kind_of_account_is_read_again_after_a_while(
 
 @pytest.mark.usefixtures("without_markets")
 @pytest.mark.parametrize(("unified", "expected"), [(True, UNIFIED), (False, "swap")])
-async def test_without_a_wish_the_account_is_called_what_it_is(
+async def test_without_a_requested_type_the_account_has_its_real_type(
     listings: Listings, venue: Any, unified: bool, expected: str
 ) -> None:
     tell_bybit(venue, unified=unified)
@@ -319,9 +319,7 @@ async def test_okxs_two_accounts_are_read_each(listings: Listings, venue: Any) -
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_a_second_trading_account_in_okxs_answer_is_not_left_out_without_a_word(
-    listings: Listings, venue: Any
-) -> None:
+async def test_a_second_trading_account_in_okxs_answer_is_not_left_out_silently(listings: Listings, venue: Any) -> None:
     venue.default = json.dumps({**OKX_TRADING, "data": OKX_TRADING["data"] * 2}).encode()
     with pytest.raises(VenueMalformed):
         await read_scripted(listings["okx"], venue.url)
@@ -340,7 +338,7 @@ def test_the_default_is_the_first_type_of_a_listing(listings: Listings) -> None:
         assert (wish.account_type, wish.named) == (listing.account_types[0], False)
 
 
-def test_what_users_would_call_their_balance_comes_first(listings: Listings) -> None:
+def test_the_type_that_users_call_their_balance_comes_first(listings: Listings) -> None:
     defaults = {name: listings[name].account_types[0] for name in ("binance", "bybit", "okx", "krakenfutures", "gate")}
     assert defaults == {
         "binance": "spot",
@@ -358,7 +356,7 @@ def kinds_of_account() -> Iterator[Mapping[str, bool]]:
     yield dict.fromkeys(names, True)
 
 
-def test_every_wallet_is_of_a_listed_type_and_asked_for_in_its_own_way(listings: Listings) -> None:
+def test_every_wallet_is_of_a_listed_type_and_has_its_own_request(listings: Listings) -> None:
     for listing in listings.values():
         for options in kinds_of_account():
             types = wallets(listing.id, listing.account_types, options)

@@ -207,14 +207,14 @@ async def test_the_venues_own_code_stands_beside_ccxts(listings: Listings, venue
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_the_venues_own_code_is_left_out_where_it_is_the_same(listings: Listings, venue: Any) -> None:
+async def test_the_venues_own_code_is_left_out_if_it_is_the_same(listings: Listings, venue: Any) -> None:
     tell(venue, RECORDED["bitget"], RECORDED["bitget"]["answer"])
     balance = await read_scripted(listings["bitget"], venue.url)
     assert [(entry.asset, entry.venue_asset) for _, entry in balance.rows()] == [("USDT", "")]
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_what_two_assets_hold_that_ccxt_names_alike_is_not_known(listings: Listings, venue: Any) -> None:
+async def test_amounts_of_two_assets_that_ccxt_names_alike_are_unknown(listings: Listings, venue: Any) -> None:
     venue.answers["/v2/auth/r/wallets"] = b'[["exchange","UST",1.5,0,1.5,"",null],["exchange","USDT",0,0,0,"",null]]'
     balance = await read_scripted(listings["bitfinex"], venue.url)
     assert [row for _, row in balance.rows()] == [AssetBalance("USDT")]
@@ -225,7 +225,7 @@ async def test_what_two_assets_hold_that_ccxt_names_alike_is_not_known(listings:
 
 @pytest.mark.usefixtures("without_markets")
 @pytest.mark.parametrize("exchange_id", ["bitget", "gate"])
-async def test_trouble_while_asking_for_the_kind_of_account_is_not_taken_for_a_kind(
+async def test_an_error_while_reading_the_kind_of_account_is_not_taken_for_a_kind(
     listings: Listings, venue: Any, exchange_id: str
 ) -> None:
     recorded = RECORDED[exchange_id]
@@ -291,9 +291,7 @@ async def test_a_request_that_may_change_something_is_refused_before_it_leaves(
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_the_first_account_type_of_a_listing_is_the_one_that_is_read_without_a_wish(
-    listings: Listings, venue: Any
-) -> None:
+async def test_the_first_account_type_of_a_listing_is_read_by_default(listings: Listings, venue: Any) -> None:
     several = [listing for listing in listings.values() if len(listing.account_types) > 1]
     assert len(several) > 20
     for listing in several:

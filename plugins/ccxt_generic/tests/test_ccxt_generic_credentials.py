@@ -58,12 +58,12 @@ def test_the_account_type_is_taken_in_both_forms(metadata: Mapping[str, Any]) ->
     assert wish.parameters == {"type": "future"}
 
 
-def test_without_a_wish_the_exchanges_default_is_read() -> None:
+def test_without_a_requested_type_the_exchanges_default_is_read() -> None:
     wish = read_credential(stored(), "binance", SPOT_KEYS, OFFERED).wish
     assert (wish.account_type, dict(wish.parameters)) == ("spot", {})
 
 
-def test_ccxts_words_for_one_account_are_taken_as_that_account() -> None:
+def test_ccxts_names_of_an_account_type_are_accepted() -> None:
     required = ("apiKey", "secret", "password")
     wish = read_credential(stored(passphrase="p", defaultType="swap"), "okx", required, ("trading", "funding")).wish
     assert wish.account_type == "trading"
@@ -123,7 +123,7 @@ def test_unknown_values_are_refused(metadata: Mapping[str, Any]) -> None:
         (("apiKey", "secret"), stored(key="k\r\nX-Evil: 1"), "api_key"),
     ],
 )
-def test_what_is_missing_is_named_as_our_field(required: tuple[str, ...], credential: Credential, field: str) -> None:
+def test_a_missing_field_has_our_name(required: tuple[str, ...], credential: Credential, field: str) -> None:
     with pytest.raises(CredentialInvalid, match=field.replace(".", r"\.")):
         read_credential(credential, "any", required, ("spot",))
 
@@ -152,7 +152,7 @@ def test_a_wallets_private_key_lies_in_the_sealed_column() -> None:
     assert constructor == {"privateKey": "0xfeed", "walletAddress": address.lower()}
 
 
-def test_a_private_key_in_lines_keeps_its_lines() -> None:
+def test_a_private_key_in_lines_is_not_changed() -> None:
     pem = "-----BEGIN EC PRIVATE KEY-----\nabc\n-----END EC PRIVATE KEY-----"
     assert read_credential(stored(secret=pem), "coinbase", SPOT_KEYS, ("spot",)).constructor["secret"] == pem
 

@@ -81,7 +81,7 @@ def assert_every_digit(balance: Balance, rows: Sequence[Row]) -> None:
 @pytest.mark.usefixtures("without_markets")
 @each_with_one_server
 @given(rows=ROWS)
-async def test_texts_keep_every_digit(listings: Listings, venue: Any, rows: Sequence[Row]) -> None:
+async def test_texts_lose_no_digit(listings: Listings, venue: Any, rows: Sequence[Row]) -> None:
     balance = await read(listings["binance"], venue, "/api/v3/account", binances_texts(rows))
     assert_every_digit(balance, rows)
 
@@ -89,7 +89,7 @@ async def test_texts_keep_every_digit(listings: Listings, venue: Any, rows: Sequ
 @pytest.mark.usefixtures("without_markets")
 @each_with_one_server
 @given(rows=ROWS)
-async def test_bare_numbers_keep_every_digit(listings: Listings, venue: Any, rows: Sequence[Row]) -> None:
+async def test_bare_numbers_lose_no_digit(listings: Listings, venue: Any, rows: Sequence[Row]) -> None:
     balance = await read(listings["binance"], venue, "/api/v3/account", binances_numbers(rows))
     assert_every_digit(balance, rows)
 
@@ -97,8 +97,6 @@ async def test_bare_numbers_keep_every_digit(listings: Listings, venue: Any, row
 @pytest.mark.usefixtures("without_markets")
 @each_with_one_server
 @given(rows=ROWS)
-async def test_a_venue_that_sends_numbers_keeps_every_digit(
-    listings: Listings, venue: Any, rows: Sequence[Row]
-) -> None:
+async def test_numbers_of_a_venue_lose_no_digit(listings: Listings, venue: Any, rows: Sequence[Row]) -> None:
     balance = await read(listings["bitfinex"], venue, "/v2/auth/r/wallets", bitfinexs_numbers(rows))
     assert_every_digit(balance, rows)

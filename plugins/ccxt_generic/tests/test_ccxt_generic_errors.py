@@ -88,7 +88,7 @@ def test_every_error_becomes_ours_and_loses_its_text(name: str) -> None:
         ("NetworkError", VenueUnavailable),
     ],
 )
-def test_the_meaning_of_an_error_is_kept(name: str, expected: type[VenueError]) -> None:
+def test_an_error_does_not_change_its_meaning(name: str, expected: type[VenueError]) -> None:
     from ccxt.base import errors
 
     assert type(translate(getattr(errors, name)("x"), Answer(), "okx", "OKX")) is expected
@@ -167,7 +167,7 @@ def test_bybits_limit_ends_when_bybit_says(ends_in: float | None, shortest: floa
         (Fault(reset=True), VenueUnavailable),
     ],
 )
-async def test_what_binance_answers_is_named(
+async def test_binances_answer_is_named(
     read: Read, binance: BinanceSimulator, fault: Fault, expected: type[VenueError]
 ) -> None:
     fault.path = ACCOUNT

@@ -54,7 +54,7 @@ async def rights(listing: ExchangeMetadata, url: str, **options: Any) -> KeyRigh
         (("enableWithdrawals",), False, True),
     ],
 )
-async def test_binance_tells(
+async def test_the_rights_of_a_binance_key_are_read(
     listings: Listings, binance: BinanceSimulator, granted: tuple[str, ...], trade: bool, withdraw: bool
 ) -> None:
     binance.wallets["alicekey"].rights = granted
@@ -65,13 +65,13 @@ async def test_binance_tells(
     assert all(request.method == "GET" for request in binance.requests)
 
 
-async def test_a_refused_key_has_no_rights_to_tell(listings: Listings, binance: BinanceSimulator) -> None:
+async def test_the_check_of_rights_rejects_a_refused_key(listings: Listings, binance: BinanceSimulator) -> None:
     with pytest.raises(CredentialRejected):
         await rights(listings["binance"], binance.url, api_key="unknownkey")
 
 
 @pytest.mark.parametrize(("may_trade", "may_transfer"), [(False, False), (True, False), (True, True)])
-async def test_coinbase_tells(listings: Listings, may_trade: bool, may_transfer: bool) -> None:
+async def test_the_rights_of_a_coinbase_key_are_read(listings: Listings, may_trade: bool, may_transfer: bool) -> None:
     async with CoinbaseSimulator() as venue:
         row = venue.demo_credential("moving")
         assert row is not None
@@ -90,7 +90,9 @@ async def test_coinbase_tells(listings: Listings, may_trade: bool, may_transfer:
         (BYBIT_KEY | {"permissions": {"Wallet": ["Withdraw"], "Spot": []}}, (False, True)),
     ],
 )
-async def test_bybit_tells(listings: Listings, venue: Any, key: Mapping[str, Any], expected: tuple[bool, bool]) -> None:
+async def test_the_rights_of_a_bybit_key_are_read(
+    listings: Listings, venue: Any, key: Mapping[str, Any], expected: tuple[bool, bool]
+) -> None:
     # The same for the question of the kind of account.
     venue.default = json.dumps({"retCode": 0, "result": key}).encode()
     result = await rights(listings["bybit"], venue.url)
@@ -104,7 +106,9 @@ async def test_bybit_tells(listings: Listings, venue: Any, key: Mapping[str, Any
     ("granted", "trade", "withdraw"),
     [("read_only", False, False), ("read_only,trade", True, False), ("read_only,withdraw,trade", True, True)],
 )
-async def test_okx_tells(listings: Listings, venue: Any, granted: str, trade: bool, withdraw: bool) -> None:
+async def test_the_rights_of_an_okx_key_are_read(
+    listings: Listings, venue: Any, granted: str, trade: bool, withdraw: bool
+) -> None:
     account = {"uid": "1", "perm": granted, "ip": "203.0.113.7", "label": "reader"}
     venue.answers["/api/v5/account/config"] = json.dumps({"code": "0", "data": [account], "msg": ""}).encode()
     assert await rights(listings["okx"], venue.url) == KeyRights(trade=trade, withdraw=withdraw)
@@ -133,7 +137,7 @@ async def test_an_answer_without_the_rights_is_malformed(
         await rights(listings[exchange_id], venue.url)
 
 
-async def test_where_nobody_can_be_asked_nothing_is_claimed(listings: Listings, venue: Any) -> None:
+async def test_if_rights_cannot_be_read_nothing_is_claimed(listings: Listings, venue: Any) -> None:
     result = await rights(listings["kraken"], venue.url)
     assert (result.trade, result.withdraw, result.expires) == (None, None, None)
     assert result.notes
@@ -146,6 +150,6 @@ async def test_a_test_host_without_the_request_claims_nothing(listings: Listings
     assert (result.trade, result.withdraw) == (None, None)
 
 
-async def test_an_exchange_that_is_not_read_is_not_asked_either(listings: Listings, venue: Any) -> None:
+async def test_an_exchange_that_is_not_supported_gets_no_request(listings: Listings, venue: Any) -> None:
     with pytest.raises(NotSupported):
         await rights(listings["bullish"], venue.url)

@@ -57,7 +57,7 @@ def hosts(environment: Environment) -> set[str]:
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_every_sandbox_is_asked_at_its_own_hosts_and_nowhere_else(
+async def test_every_sandbox_is_read_from_its_own_hosts_alone(
     listings: Listings, sent: list[tuple[str, Mapping[str, str]]]
 ) -> None:
     requested = set()
@@ -84,7 +84,7 @@ async def test_every_sandbox_is_asked_at_its_own_hosts_and_nowhere_else(
     assert requested == able
 
 
-async def test_an_exchange_without_a_test_host_says_so_before_anything_is_sent(listings: Listings, venue: Any) -> None:
+async def test_an_exchange_without_a_test_host_is_refused_before_a_request(listings: Listings, venue: Any) -> None:
     import ccxt.async_support as ccxt
 
     without = [listing for listing in listings.values() if not getattr(ccxt, listing.id)().urls.get("test")]

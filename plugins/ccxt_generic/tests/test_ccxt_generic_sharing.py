@@ -114,7 +114,7 @@ async def test_another_credential_has_another_instance(listings: Listings, binan
     assert keys == ["alicekey", "bobkey"]
 
 
-async def test_after_trouble_of_the_venue_the_next_call_has_a_new_instance(
+async def test_after_an_error_of_the_venue_the_next_call_has_a_new_instance(
     listings: Listings, binance: BinanceSimulator
 ) -> None:
     async with venue_call(listings["binance"], override=binance.url, **options()) as call:

@@ -185,7 +185,7 @@ def test_the_corpus_is_large_and_each_exception_from_it_has_its_reason() -> None
     assert all(TOLD_BEFORE.values())
 
 
-def test_what_is_sent_only_reads() -> None:
+def test_every_request_only_reads() -> None:
     words = ("order", "withdraw", "transfer/", "session", "approve", "login", "sign")
     for account in ACCOUNTS.values():
         for request in (account.request, *account.before, *account.otherwise):

@@ -72,7 +72,7 @@ def test_a_standard_wallet_has_its_perpetuals_to_the_digit(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", STANDARD)
-def test_a_standard_wallet_keeps_spot_apart(mode: str) -> None:
+def test_spot_is_separate_in_a_standard_wallet(mode: str) -> None:
     account = wallet(mode, "spot_state_standard").accounts[1]
     assert account.identity == (ADDRESS, "spot", "")
     assert account.assets == (
@@ -135,7 +135,7 @@ def test_the_venues_own_available_figure_is_in_a_note_if_it_differs() -> None:
     assert "sub-account Hedge" in note
 
 
-def test_a_unified_wallet_with_perpetuals_and_without_their_usdc_is_worth_nobody_knows_what() -> None:
+def test_a_unified_wallet_with_perpetuals_and_without_their_usdc_has_an_unknown_value() -> None:
     state = parse.spot_state({"balances": [], "tokenToAvailableAfterMaintenance": []})
     result = parse.wallet(ADDRESS, "unifiedAccount", state, (perps(),))
     assert [account.summary for account in result.accounts] == [None]
@@ -144,7 +144,7 @@ def test_a_unified_wallet_with_perpetuals_and_without_their_usdc_is_worth_nobody
     assert "unknown" in note
 
 
-def test_a_unified_wallet_without_perpetuals_and_a_usdc_row_holds_none() -> None:
+def test_a_unified_wallet_without_perpetuals_and_a_usdc_row_holds_no_usdc() -> None:
     state = parse.spot_state({"balances": [], "tokenToAvailableAfterMaintenance": []})
     summary = parse.wallet(ADDRESS, "unifiedAccount", state, (perps("clearinghouse_state_empty"),)).accounts[0].summary
     assert summary is not None
@@ -304,7 +304,7 @@ def test_the_time_is_in_milliseconds_as_a_number_or_a_text(time: Any) -> None:
     assert state.venue_time == datetime(2025, 11, 24, 16, 0, 0, 123000, tzinfo=UTC)
 
 
-def test_a_state_without_a_time_has_none() -> None:
+def test_a_state_without_a_time_has_no_venue_time() -> None:
     state = payload("clearinghouse_state")
     del state["time"], state["crossMaintenanceMarginUsed"]
     for entry in state["assetPositions"]:
@@ -325,7 +325,7 @@ def test_staked_hype_is_an_account_without_a_figure_in_usdc() -> None:
     assert account.summary is None
 
 
-def test_sub_accounts_are_read_in_lower_case_and_may_be_none() -> None:
+def test_sub_accounts_are_read_in_lower_case_and_may_be_absent() -> None:
     assert parse.sub_accounts(payload("sub_accounts"), ADDRESS) == [parse.SubAccount(SUB, "Hedge")]
     assert parse.sub_accounts(None, ADDRESS) == []
 
@@ -415,6 +415,6 @@ NONSENSE: list[tuple[Callable[[Any], Any], Any]] = [
 
 
 @pytest.mark.parametrize(("read", "value"), NONSENSE)
-def test_what_lacks_the_expected_shape_is_malformed(read: Callable[[Any], Any], value: Any) -> None:
+def test_an_answer_without_the_expected_shape_is_malformed(read: Callable[[Any], Any], value: Any) -> None:
     with pytest.raises(VenueMalformed):
         read(value)

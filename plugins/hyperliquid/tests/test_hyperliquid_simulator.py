@@ -151,7 +151,7 @@ async def test_the_troubles_are_what_they_are_called() -> None:
         assert (await read(simulator, good)).summary is not None
 
 
-async def test_a_limit_is_answered_without_a_word_and_without_a_delay() -> None:
+async def test_a_rate_limit_is_answered_without_a_message_and_without_a_delay() -> None:
     async with HyperliquidSimulator() as simulator:
         assert isinstance(simulator, HyperliquidSimulator)
         credential = simulator.troubled_credential("rate limit")

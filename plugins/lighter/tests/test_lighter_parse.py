@@ -125,7 +125,7 @@ def test_an_account_without_any_spot_asset_has_the_figure_of_its_perpetuals() ->
     assert balance.summary.equity == Decimal("3284.5")
 
 
-def test_a_share_in_a_pool_is_shown_by_what_was_put_in_and_is_in_no_figure() -> None:
+def test_a_share_in_a_pool_shows_its_deposit_and_is_in_no_figure() -> None:
     answer = changed(assets=[])
     balance = read(answer)
     pool = balance.venue_accounts[-1]
@@ -303,7 +303,7 @@ def test_an_account_without_positions_has_no_open_profit() -> None:
     assert figures(changed(positions=[])).unrealised_pnl == 0
 
 
-def test_every_digit_of_a_noisy_figure_is_kept() -> None:
+def test_no_digit_of_a_noisy_figure_is_lost() -> None:
     noisy = "1250.4399999999998340000000000000000001"
     balance = read(with_inner("assets", balance=noisy, locked_balance="0.0000000000000000000000000000000001"))
     asset = balance.venue_accounts[1].assets[0]
@@ -376,14 +376,14 @@ def doubled(key: str) -> Any:
     ],
     ids=["position", "asset", "share", "symbol", "two numbers", "asset number", "two collaterals"],
 )
-def test_what_stands_there_twice_is_malformed(answer: Any) -> None:
+def test_repeated_entries_are_malformed(answer: Any) -> None:
     with pytest.raises(VenueMalformed):
         read(answer)
 
 
 @pytest.mark.parametrize("field", ["index", "account_type", "collateral", "total_asset_value", "positions", "assets"])
 @pytest.mark.parametrize("value", [..., None, "", {}, True], ids=str)
-def test_an_account_without_what_makes_a_balance_is_malformed(field: str, value: Any) -> None:
+def test_an_account_without_the_required_figures_is_malformed(field: str, value: Any) -> None:
     with pytest.raises(VenueMalformed):
         read(changed(**{field: value}))
 

@@ -72,7 +72,7 @@ async def test_a_request_that_makes_no_sense_is_refused(params: Mapping[str, str
         assert await code(simulator, params) == (400, 20001)
 
 
-async def test_what_is_not_there_is_refused_in_the_venues_words() -> None:
+async def test_an_unknown_account_has_the_venues_own_answer() -> None:
     async with simulated() as simulator:
         for params in ({"by": "index", "value": "999"}, {"by": "l1_address", "value": "0x" + "0" * 40}):
             status, answer = await get(simulator, params)
@@ -190,5 +190,5 @@ async def test_the_troubles_are_what_they_are_called(trouble: str, expected: typ
 
 
 @pytest.mark.parametrize("trouble", ["wrong key", "missing right"])
-def test_where_no_key_is_needed_none_can_be_wrong(trouble: str) -> None:
+def test_without_a_key_no_key_can_be_wrong(trouble: str) -> None:
     assert LighterSimulator().troubled_credential(trouble) is None

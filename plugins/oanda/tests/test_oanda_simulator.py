@@ -53,7 +53,9 @@ async def read(simulator: OandaSimulator, row: Mapping[str, Any]) -> Balance:
         ("/v3/accounts/101-004-1-001/summary", f"Bearer {TOKEN}", 404, "The account specified does not exist."),
     ],
 )
-async def test_a_request_is_refused_in_oandas_words(path: str, authorization: str, status: int, message: str) -> None:
+async def test_a_refused_request_has_oandas_own_answer(
+    path: str, authorization: str, status: int, message: str
+) -> None:
     async with OandaSimulator() as simulator:
         assert isinstance(simulator, OandaSimulator)
         simulator.add_token(TOKEN, SimulatedAccount(FIRST))
@@ -106,7 +108,7 @@ async def test_the_stale_account_answers_once() -> None:
 
 
 @pytest.mark.parametrize(("trouble", "status"), [("missing right", 403), ("unknown account", 404)])
-async def test_an_unknown_account_and_somebody_elses_account_have_different_statuses(trouble: str, status: int) -> None:
+async def test_an_unknown_account_and_another_users_account_have_different_statuses(trouble: str, status: int) -> None:
     async with OandaSimulator() as simulator:
         assert isinstance(simulator, OandaSimulator)
         credential = simulator.troubled_credential(trouble)

@@ -59,7 +59,7 @@ def test_an_account_is_one_row_of_cash() -> None:
     assert account.id == NUMBER
 
 
-def test_the_summary_keeps_every_figure_of_the_worked_example() -> None:
+def test_the_summary_has_every_figure_of_the_worked_example() -> None:
     summary = summary_of(parse.account(payload("balances.json"), NUMBER))
     assert summary == Summary(
         "USD",
@@ -108,7 +108,7 @@ def test_three_fields_are_enough_for_a_balance() -> None:
 
 @pytest.mark.parametrize("field", ["account_number", "cash_balance", "net_liquidating_value"])
 @pytest.mark.parametrize("value", [..., None, ""], ids=["missing", "null", "empty"])
-def test_an_answer_without_what_makes_a_balance_is_malformed(field: str, value: Any) -> None:
+def test_an_answer_without_the_required_figures_is_malformed(field: str, value: Any) -> None:
     with pytest.raises(VenueMalformed):
         parse.account(balances_with(**{field: value}), NUMBER)
 
@@ -143,7 +143,7 @@ def test_a_figure_that_is_not_a_number_is_malformed(field: str, value: Any) -> N
         parse.account(balances_with(**{field: value}), NUMBER)
 
 
-def test_a_cash_account_uses_no_margin_and_says_so_with_the_venues_zero() -> None:
+def test_a_cash_account_uses_no_margin_and_shows_the_venues_zero() -> None:
     account = parse.account(balances_with(maintenance_requirement="0.0"), NUMBER)
     assert account.assets[0].used == 0
 
@@ -196,7 +196,7 @@ def test_a_list_of_one_currency_is_that_currency() -> None:
     assert parse.account(answer, NUMBER) == parse.account(payload("balances.json"), NUMBER)
 
 
-def test_a_list_that_names_a_currency_twice_or_none_is_malformed() -> None:
+def test_a_list_with_a_repeated_or_missing_currency_is_malformed() -> None:
     entry = balances_with()["data"]
     for items in ([entry, entry], []):
         with pytest.raises(VenueMalformed, match="currency"):
@@ -232,7 +232,7 @@ def test_the_list_gives_each_open_account_with_its_type_and_name() -> None:
     ]
 
 
-def test_a_login_without_accounts_has_none() -> None:
+def test_a_login_without_accounts_has_an_empty_list() -> None:
     assert parse.open_accounts({"data": {"items": []}}) == []
 
 

@@ -81,7 +81,7 @@ async def test_a_grant_of_another_shape_is_refused_in_the_envelope(grant: Any) -
 
 
 @pytest.mark.parametrize("path", ["/customers/me/accounts", f"/accounts/{NUMBER}/balances"])
-async def test_a_read_wants_a_token_that_lives(path: str) -> None:
+async def test_a_read_needs_a_valid_token(path: str) -> None:
     async with simulator() as venue:
         good = await token_of(venue)
         assert (await ask(venue, path, headers=good))[0] == 200
@@ -94,7 +94,7 @@ async def test_a_read_wants_a_token_that_lives(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/customers/me/accounts", f"/accounts/{NUMBER}/balances", "/oauth/token"])
-async def test_who_does_not_say_what_he_is_gets_the_gateways_page(path: str) -> None:
+async def test_a_request_without_a_user_agent_gets_the_gateways_page(path: str) -> None:
     async with simulator() as venue:
         headers = {name: value for name, value in (await token_of(venue)).items() if name != "User-Agent"}
         status, page = await ask(venue, path, headers=headers, grant=GRANT if path == "/oauth/token" else None)
@@ -102,7 +102,7 @@ async def test_who_does_not_say_what_he_is_gets_the_gateways_page(path: str) -> 
     assert "nginx" in page
 
 
-async def test_somebody_elses_account_is_not_permitted() -> None:
+async def test_another_users_account_is_not_permitted() -> None:
     async with simulator() as venue:
         status, answer = await ask(venue, "/accounts/5WX99999/balances", headers=await token_of(venue))
     assert (status, answer["error"]["code"]) == (403, "not_permitted")

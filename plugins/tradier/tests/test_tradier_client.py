@@ -107,7 +107,7 @@ class TestWhichAccountsAreRead:
         assert sorted(paths(venue)[1:]) == [balances_path(FIRST), balances_path(SECOND)]
 
     @BOTH
-    async def test_the_token_goes_as_a_bearer_and_json_is_asked_for(self, listing: ExchangeMetadata) -> None:
+    async def test_the_token_is_sent_as_a_bearer_and_json_is_requested(self, listing: ExchangeMetadata) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
             await balance_of(venue, listing, token=f"  {TOKEN}\n")
         for request in venue.requests:
@@ -136,7 +136,7 @@ class TestWhichAccountsAreRead:
             balance = await balance_of(venue)
         assert ids(balance) == ["60911111"]
 
-    async def test_a_number_of_more_than_seventeen_digits_is_kept_as_it_is(self) -> None:
+    async def test_a_number_of_more_than_seventeen_digits_stays_as_it_is(self) -> None:
         exact = Decimal("123456789012345.678901234567890123456789")
         async with venue_with(SimulatedAccount(FIRST, total_cash=exact)) as venue:
             balance = await balance_of(venue)
@@ -145,7 +145,7 @@ class TestWhichAccountsAreRead:
     @pytest.mark.parametrize(
         ("account_type", "expected"), [("cash", [SECOND]), ("margin", [FIRST, THIRD]), ("all", None)]
     )
-    async def test_accounts_of_a_type_that_is_not_asked_for_are_not_read(
+    async def test_accounts_of_a_type_that_is_not_requested_are_not_read(
         self, account_type: str, expected: list[str] | None
     ) -> None:
         expected = expected or [FIRST, SECOND, THIRD]
@@ -157,7 +157,7 @@ class TestWhichAccountsAreRead:
 
     @BOTH
     @pytest.mark.parametrize("nothing", [None, "null", [], ...], ids=str)
-    async def test_a_token_without_an_account_is_an_account_unknown_and_its_profile_is_not_kept(
+    async def test_a_token_without_an_account_is_an_account_unknown_and_its_profile_is_not_cached(
         self, listing: ExchangeMetadata, nothing: Any
     ) -> None:
         async with venue_with() as venue, venue_call(listing, override=venue.url, api_key=TOKEN) as call:
@@ -204,7 +204,7 @@ class TestTheStoredAccountId:
         async with venue_with(SimulatedAccount("60911111", bare_number=True)) as venue:
             assert ids(await balance_of(venue, account_id=60911111)) == ["60911111"]
 
-    async def test_its_options_need_the_profile_too_because_only_that_tells_the_option_level(self) -> None:
+    async def test_its_options_need_the_profile_too_because_only_that_has_the_option_level(self) -> None:
         async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND, option_level=0)) as venue:
             balance = await balance_of(venue, TRADIER_OPTIONS, account_id=FIRST)
             with pytest.raises(FeatureNotEnabled):
@@ -218,7 +218,9 @@ class TestTheStoredAccountId:
             assert ids(await balance_of(venue, listing, account_id=FIRST)) == [FIRST]
 
     @BOTH
-    async def test_somebody_elses_is_an_unknown_account_and_not_a_bad_token(self, listing: ExchangeMetadata) -> None:
+    async def test_another_users_account_is_an_unknown_account_and_not_a_bad_token(
+        self, listing: ExchangeMetadata
+    ) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
             with pytest.raises(AccountUnknown, match="account_id") as refusal:
                 await balance_of(venue, listing, account_id=THIRD)
@@ -226,7 +228,7 @@ class TestTheStoredAccountId:
 
     @BOTH
     @pytest.mark.parametrize("account_id", ["a/b", "a?b=c", "a#b", "a b", "..", "6YÄ00000"])
-    async def test_one_that_could_leave_its_place_in_the_path_is_refused(
+    async def test_an_account_id_that_could_change_the_path_is_refused(
         self, listing: ExchangeMetadata, account_id: str
     ) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
@@ -277,7 +279,7 @@ class TestTheOptionsView:
 
 
 class TestOneAccountAmongSeveral:
-    async def test_one_that_is_refused_stands_beside_the_others_with_its_error(self) -> None:
+    async def test_a_refused_account_is_shown_beside_the_others_with_its_error(self) -> None:
         async with venue_with(SimulatedAccount(FIRST), cash_account(SECOND, refused=True)) as venue:
             balance = await balance_of(venue)
         good, refused = balance.venue_accounts
@@ -287,7 +289,7 @@ class TestOneAccountAmongSeveral:
         assert (refused.id, refused.type, refused.assets) == (SECOND, "cash", ())
         assert balance.summary is None
 
-    async def test_trouble_with_one_leaves_the_others_readable(self) -> None:
+    async def test_an_error_of_one_leaves_the_others_readable(self) -> None:
         async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND)) as venue:
             venue.fail(Fault.html(503)).path = balances_path(SECOND)
             balance = await balance_of(venue)
@@ -328,7 +330,7 @@ async def test_notes_on_open_calls_are_in_the_order_of_the_accounts(listing: Exc
 
 class TestTheToken:
     @pytest.mark.parametrize("token", ["", "   ", "tökén", "two\r\nlines"])
-    async def test_one_that_cannot_be_one_is_refused_before_tradier_is_asked(self, token: str) -> None:
+    async def test_a_text_that_cannot_be_a_token_is_refused_before_a_request(self, token: str) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
             with pytest.raises(CredentialInvalid, match="api_key"):
                 await balance_of(venue, token=token)
@@ -336,7 +338,7 @@ class TestTheToken:
 
     @pytest.mark.parametrize(("environment", "other"), [("production", "sandbox"), ("sandbox", "live")])
     @pytest.mark.parametrize("plain", [False, True], ids=["a fault", "plain text"])
-    async def test_an_unknown_one_comes_with_the_hint_to_try_the_other_environment(
+    async def test_an_unknown_token_comes_with_the_advice_to_try_the_other_environment(
         self, environment: str, other: str, plain: bool
     ) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
@@ -351,14 +353,14 @@ class TestTheToken:
                 await balance_of(venue)
 
     @pytest.mark.parametrize("status", [200, 400, 401, 403, 500, 503])
-    async def test_the_words_count_before_the_status(self, status: int) -> None:
+    async def test_the_message_decides_before_the_status(self, status: int) -> None:
         for fault in (
             saying(status, "Invalid Access Token"),
             saying(status, "Refused.", "keymanagement.service.invalid_access_token"),
         ):
             assert type(await refusal_of(fault)) is CredentialRejected
 
-    async def test_a_page_for_people_says_nothing_about_the_token_whatever_it_mentions(self) -> None:
+    async def test_an_html_page_is_no_proof_against_the_token_whatever_it_mentions(self) -> None:
         page = b"<html><p>Log in, and renew your access token.</p></html>"
         assert type(await refusal_of(Fault(status=503, body=page, content_type="text/html"))) is VenueUnavailable
 
@@ -399,13 +401,13 @@ async def test_each_of_tradiers_errors_becomes_the_right_error(fault: Fault, exp
     assert type(await refusal_of(fault)) is expected
 
 
-async def test_tradiers_own_words_are_not_passed_on() -> None:
+async def test_tradiers_message_is_not_passed_on() -> None:
     for fault in (saying(400, "account of Jane Doe"), plainly(401, "Unauthorized Account: Jane Doe")):
         assert "Jane" not in (await refusal_of(fault)).message
 
 
 @BOTH
-async def test_the_rights_of_a_token_are_not_known_and_a_note_says_so(listing: ExchangeMetadata) -> None:
+async def test_the_rights_of_a_token_are_unknown_and_a_note_states_it(listing: ExchangeMetadata) -> None:
     async with venue_with() as venue, venue_call(listing, override=venue.url, api_key=TOKEN) as call:
         rights = await exchange_service_tradier.check_credential(call)
     assert (rights.trade, rights.withdraw, rights.expires) == (None, None, None)
@@ -413,7 +415,7 @@ async def test_the_rights_of_a_token_are_not_known_and_a_note_says_so(listing: E
     assert venue.requests == []
 
 
-class TestTheRequestBudget:
+class TestTheRateLimit:
     async def test_a_limit_without_any_header_is_waited_out_for_a_minute(self) -> None:
         error = await refusal_of(Fault(status=429, body=b"{}"))
         assert (type(error), error.retry_after) == (VenueRateLimited, 60)
@@ -461,7 +463,7 @@ class TestTheRequestBudget:
         assert refusal.value.retry_after is not None
         assert 30 < refusal.value.retry_after <= 40
 
-    async def test_a_profile_that_took_the_last_request_leaves_none_for_the_balances(self) -> None:
+    async def test_after_a_profile_that_took_the_last_request_no_balances_are_read(self) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
             venue.allowance = 1
             with pytest.raises(VenueRateLimited):
@@ -496,7 +498,7 @@ class TestTheRequestBudget:
             {"X-Ratelimit-Expiry": "253402300799000"},
         ],
     )
-    def test_it_stays_open_unless_tradier_says_how_long_it_is_used_up(self, headers: dict[str, str]) -> None:
+    def test_it_stays_open_unless_tradier_states_how_long_it_is_used_up(self, headers: dict[str, str]) -> None:
         budget = RequestBudget()
         budget.record(headers, now=1000.0)
         budget.check(1000.0)

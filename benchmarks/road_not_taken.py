@@ -34,7 +34,7 @@ async def road_not_taken() -> list[Line]:
     what = "Binance balance against a new CCXT instance a call"
     return [
         _line("kept", f"{what}: cached", cached * 1e3, other["seconds"] * 1e3),
-        _line("asked anew", f"{what}: forced", forced * 1e3, other["seconds"] * 1e3),
+        _line("forced", f"{what}: forced", forced * 1e3, other["seconds"] * 1e3),
         _line("processor", f"{what}: processor", processor * 1e3, other["processor"] * 1e3),
     ]
 

@@ -35,7 +35,7 @@ POOL_WAIT = 0.1
 # The cache, the shared rate limits and the quotas take their connections from the same pool.
 POOL_SIZE = 64
 HEALTH_CHECK_SECONDS = 15
-# A command ends itself shortly before its caller stops waiting for it, so that it can put its connection in order.
+# A command ends itself shortly before its caller stops waiting: it still has to put its connection in order.
 COMMAND_LIMIT = 0.28
 CALL_LIMIT = 0.3
 CLOSE_LIMIT = 1.0

@@ -94,7 +94,7 @@ def open_registry(settings: Settings) -> Registry:
 
 
 def _read_manifests(points: Sequence[EntryPoint]) -> Sequence[ManifestReply | PluginRejected]:
-    """The manifest of each plugin, or why there is none."""
+    """The manifest of each plugin, or why it has no manifest."""
 
     async def read_all() -> Sequence[ManifestReply | PluginRejected]:
         turns = asyncio.Semaphore(_AT_ONCE)

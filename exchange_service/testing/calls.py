@@ -28,7 +28,8 @@ async def venue_call(
     """The call that the service would make for this credential, with a real guarded session.
 
     Its many parameters are keywords that tests choose from. `override` is the simulator's URL, `timeout` the seconds
-    until the deadline. State and sessions are closed at the end, but not a `plugin_state` that is given. Raises ValueError if the listing has no such environment.
+    until the deadline. State and sessions are closed at the end, but not a `plugin_state` that is given. Raises
+    ValueError if the listing has no such environment.
     """
     venue_environment = exchange.environment(environment)
     if venue_environment is None:

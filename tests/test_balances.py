@@ -273,7 +273,7 @@ class TestReplicas:
         assert versions == sorted(versions)
         assert len(set(versions)) >= 6
 
-    async def test_the_same_content_keeps_the_version_that_another_replica_gave_it(
+    async def test_the_same_content_has_the_version_that_another_replica_gave_it(
         self, service: Bench, plugin: ScriptedPlugin
     ) -> None:
         other, clock = replica(service)
@@ -316,7 +316,7 @@ class TestOneFetchForAll:
         assert {type(outcome) for outcome in outcomes} == {VenueUnavailable}
         assert len(plugin.calls) == 1
 
-    async def test_a_caller_who_leaves_does_not_end_the_fetch_for_the_others(
+    async def test_a_caller_that_leaves_does_not_end_the_fetch_for_the_others(
         self, service: Bench, plugin: ScriptedPlugin
     ) -> None:
         plugin.answer = gate = Gate()
@@ -342,7 +342,7 @@ class TestOneFetchForAll:
         assert await asyncio.wait_for(gate.cancelled.wait(), 5)
 
     @pytest.mark.parametrize("steps", range(8))
-    async def test_a_caller_who_comes_right_after_the_last_one_has_left_is_answered(
+    async def test_a_caller_that_comes_right_after_the_last_one_has_left_is_answered(
         self, tmp_path: Path, plugin: ScriptedPlugin, steps: int
     ) -> None:
         plugin.answer = gate = Gate()
@@ -453,7 +453,7 @@ class TestLastGood:
         with pytest.raises(VenueUnavailable):
             await service.get()
 
-    async def test_it_is_returned_to_a_caller_who_cannot_wait_for_a_slow_venue(
+    async def test_it_is_returned_to_a_caller_that_cannot_wait_for_a_slow_venue(
         self, service: Bench, plugin: ScriptedPlugin
     ) -> None:
         await service.get()
@@ -737,7 +737,7 @@ class TestTheCachesBytes:
         assert len(plugin.calls) == 3
 
 
-async def test_amounts_keep_every_digit(service: Bench, plugin: ScriptedPlugin) -> None:
+async def test_amounts_lose_no_digit(service: Bench, plugin: ScriptedPlugin) -> None:
     row = AssetBalance("WEI", total=Decimal("123456789012345678901234567890.123456789012345678"), free=Decimal("1E+3"))
     plugin.answer = returning(Balance((VenueAccount(assets=(row,)),)))
     (account,) = balance_pb2.Balance.FromString((await service.get()).stored.data).venue_accounts

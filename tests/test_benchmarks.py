@@ -38,7 +38,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
-def test_each_goal_has_a_benchmark_that_says_which_hot_path_it_guards() -> None:
+def test_each_goal_has_a_benchmark_that_names_the_hot_path_it_guards() -> None:
     suite = {benchmark.name: benchmark for benchmark in benchmarks()}
     goals = "list_exchanges balance_in_process balance_redis first_list start streams storm venue_calls ccxt_balance"
     assert set(goals.split()) <= suite.keys()

@@ -135,7 +135,7 @@ class TestLife:
         assert balance.notes == ("v2",)
         assert [(client.key, client.closed) for client in clients] == [("v1", True), ("v2", False)]
 
-    async def test_a_call_in_progress_keeps_its_session_until_it_ends(self, sessions: Sessions) -> None:
+    async def test_a_session_stays_open_until_its_running_call_ends(self, sessions: Sessions) -> None:
         clients: list[Closable] = []
         plugin = keeping(clients)
         await fetch(sessions, plugin)
@@ -435,7 +435,7 @@ class TestTime:
             await fetch(sessions, ScriptedPlugin(answer=gate), timeout=0.1)
         await asyncio.wait_for(gate.cancelled.wait(), 5)
 
-    async def test_a_plugin_that_ignores_its_cancellation_keeps_no_caller_waiting(self, sessions: Sessions) -> None:
+    async def test_a_plugin_that_ignores_its_cancellation_delays_no_caller(self, sessions: Sessions) -> None:
         released, ended = asyncio.Event(), asyncio.Event()
 
         async def stubborn(_: VenueCall) -> Balance:
@@ -455,7 +455,7 @@ class TestTime:
         released.set()
         await asyncio.wait_for(ended.wait(), 5)
 
-    async def test_a_caller_who_gives_up_cancels_the_plugins_call(self, sessions: Sessions) -> None:
+    async def test_a_caller_that_gives_up_cancels_the_plugins_call(self, sessions: Sessions) -> None:
         gate = Gate()
         caller = asyncio.ensure_future(fetch(sessions, ScriptedPlugin(answer=gate)))
         await gate.entered.wait()

@@ -62,7 +62,7 @@ from tests.harness import (
     st.integers(1, 5),
     st.integers(5, 40),
 )
-def test_a_window_says_when_there_will_be_room(steps: list[tuple[float, int]], count: int, allowed: int) -> None:
+def test_a_window_computes_when_there_will_be_room(steps: list[tuple[float, int]], count: int, allowed: int) -> None:
     window, now = Window(10), 1000.0
     for passed, wished in steps:
         now += passed
@@ -102,7 +102,7 @@ class TestBreaking:
         assert metrics.refusals == ["VENUE_UNAVAILABLE"] * 3
 
     @pytest.mark.parametrize("kind", [CredentialRejected, PluginFailed, VenueRateLimited])
-    async def test_an_error_that_says_nothing_about_the_venue_does_not_open_the_breaker(
+    async def test_an_error_that_does_not_concern_the_venue_does_not_open_the_breaker(
         self, kind: type[ServiceError]
     ) -> None:
         venue = Venue()
@@ -133,7 +133,7 @@ class TestBreaking:
         # The first had all its time, the second three eighths of it.
         assert (venue.fetches, breaker.failures) == (2, 1)
 
-    async def test_after_the_pause_one_probe_decides_for_all_callers(self, shifted: Shifted) -> None:
+    async def test_after_the_delay_one_probe_decides_for_all_callers(self, shifted: Shifted) -> None:
         venue = Venue()
         gate = gated(attempts=1)
         venue.failing(VenueUnavailable("It is down."))
@@ -564,7 +564,7 @@ class TestCooldowns:
         ("limits", "others_wait"),
         [((), True), ((RateLimit("address", 99, 60),), True), ((RateLimit("key", 99, 60),), False)],
     )
-    async def test_a_venue_that_limits_us_is_not_asked_for_any_account_that_shares_the_limit(
+    async def test_a_venue_that_limits_us_gets_no_request_for_any_account_that_shares_the_limit(
         self, limits: tuple[RateLimit, ...], others_wait: bool
     ) -> None:
         venue = Venue(*limits)
@@ -580,7 +580,7 @@ class TestCooldowns:
         assert venue.fetches == (1 if others_wait else 2)
 
     @pytest.mark.parametrize("kind", [VenueMaintenance, VenueUnavailable])
-    async def test_a_venue_that_names_a_delay_is_not_asked_before_it_is_over(
+    async def test_a_venue_that_names_a_delay_gets_no_request_before_it_is_over(
         self, kind: type[ServiceError], shifted: Shifted
     ) -> None:
         venue = Venue(RateLimit("key", 99, 60))

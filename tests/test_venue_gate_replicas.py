@@ -151,7 +151,7 @@ class TestReplicas:
             assert 0.9 < time.monotonic() - limited_at < 1.5
             assert (await every(made, 1)) == [None] * 3
 
-    async def test_all_replicas_together_keep_to_a_rate_limit(self, tmp_path: Path, redis_url: str) -> None:
+    async def test_all_replicas_together_respect_a_rate_limit(self, tmp_path: Path, redis_url: str) -> None:
         requests, outcomes = await counted_together(tmp_path, redis_url, RateLimit("address", 30, 60), times=30)
         assert outcomes.count(None) == requests == 30
         assert {type(outcome) for outcome in outcomes if outcome} == {VenueRateLimited}
@@ -172,7 +172,7 @@ class TestReplicas:
                             await replica.get("user0", polling=polling)
                 assert len(venue.requests) == allowed
 
-    async def test_each_replica_keeps_to_its_part_of_a_limit_while_redis_is_down_and_logs_it_once(
+    async def test_while_redis_is_down_each_replica_uses_its_share_of_a_limit_and_logs_it_once(
         self, tmp_path: Path, redis_server: RedisServer
     ) -> None:
         limit = RateLimit("address", 30, 60)

@@ -134,7 +134,7 @@ class TestOneAsks:
                     await call
             assert len({id(call.account) for call in plugin.calls}) == len(plugin.calls)
 
-    async def test_a_replica_that_dies_while_it_asks_is_replaced_within_the_lease(
+    async def test_a_replica_that_dies_during_a_fetch_is_replaced_within_the_lease(
         self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("exchange_service.balances.leases.LEASE", 1.0)
@@ -290,7 +290,7 @@ async def test_the_command_that_stores_a_credential_notifies_the_replicas(
 class TestLeases:
     """A replica that holds the lease and dies or gives up delays the others as little as possible."""
 
-    async def test_of_all_replicas_that_wait_for_a_dead_holder_one_asks(
+    async def test_one_of_the_replicas_that_wait_for_a_dead_holder_asks_the_venue(
         self, tmp_path: Path, redis_url: str, plugin: Counting
     ) -> None:
         async with replicas(3, tmp_path, redis_url, plugin) as several:
@@ -318,7 +318,7 @@ class TestLeases:
             await asyncio.gather(*(running.client.get_balance("alice", "paper") for running in several))
             assert plugin.count == 1
 
-    async def test_a_caller_who_gives_up_releases_the_lease_to_the_next_replica(
+    async def test_a_caller_that_gives_up_releases_the_lease_to_the_next_replica(
         self, tmp_path: Path, redis_url: str, plugin: Counting
     ) -> None:
         plugin.answer = gate = Gate()

@@ -26,7 +26,7 @@ from exchange_service.venues.priority import Priority
 from exchange_service.wire.balances import FetchedBalance, fetched_balance
 from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import StoredBalance, store_balance
-from tests.harness import USER, Clock, Gate, ScriptedPlugin, bench, holding, registry_of, until
+from tests.harness import USER, Clock, Gate, ScriptedPlugin, holding, open_test_service, registry_of, until
 
 TTL = 300.0
 
@@ -38,9 +38,9 @@ def answer(total: str = "1") -> FetchedBalance:
 
 def target(**changes: Any) -> Target:
     """The one account that these tests read."""
-    account = Account(USER, "paper")
+    account = Account(USER, "fakex")
     reference = CredentialReference(account, account, "1")
-    plain = Target(account, registry_of(ScriptedPlugin()).listings["paper"], reference, "balance:1", "balance:1")
+    plain = Target(account, registry_of(ScriptedPlugin()).listings["fakex"], reference, "balance:1", "balance:1")
     return replace(plain, **changes)
 
 
@@ -363,7 +363,7 @@ class TestCompareAndSet:
 class TestReads:
     async def test_a_cold_call_reads_the_cache_twice_and_a_warm_one_not_at_all(self, tmp_path: Path) -> None:
         cache = CountingCache()
-        async with bench(tmp_path, ScriptedPlugin(), cache=cache) as service:
+        async with open_test_service(tmp_path, ScriptedPlugin(), cache=cache) as service:
             await service.put()
             assert (await service.get()).source is Source.VENUE
             assert cache.reads == 2
@@ -385,8 +385,8 @@ class TestTheWarmPath:
             raise AssertionError("the call forces nothing")
 
         # References are remembered, as in the service.
-        async with bench(tmp_path, ScriptedPlugin(), reference_ttl=60.0) as service:
-            account, listing = service.registry.account(USER, "paper", "")
+        async with open_test_service(tmp_path, ScriptedPlugin(), reference_ttl=60.0) as service:
+            account, listing = service.registry.account(USER, "fakex", "")
             assert service.balances.get_local(account, None) is None
             await service.put()
             fetched = await service.get()

@@ -18,8 +18,8 @@ from exchange_service.wire.stored import store_balance
 from tests.harness import ScriptedPlugin, holding, registry_of
 
 CALLER = Caller(ANYBODY, PresentedCredentials())
-ALICE = Account("alice", "paper")
-LISTING = registry_of(ScriptedPlugin()).listings["paper"]
+ALICE = Account("alice", "fakex")
+LISTING = registry_of(ScriptedPlugin()).listings["fakex"]
 STORED = store_balance(ALICE, fetched_balance(holding(("BTC", "1"))), 1.0, None)
 
 

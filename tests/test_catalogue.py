@@ -131,8 +131,8 @@ class TestInstalled:
 class TestEntries:
     async def test_every_field_of_a_listing_arrives(self) -> None:
         metadata = listing(
-            "paper",
-            name="Paper",
+            "fakex",
+            name="Fakex",
             icon="i",
             logo="/l.png",
             color_class="c",
@@ -149,10 +149,10 @@ class TestEntries:
             credential_fields=(CredentialField("api_key", "Token", False, False, "A word."),),
             environments=(Environment("production", {}, ("live",)), Environment("sandbox", {})),
         )
-        options = listing("options", credential_of="paper")
+        options = listing("options", credential_of="fakex")
         reply = await answer(Catalogue(registry_of(ScriptedPlugin(metadata, options))))
         second, first = reply.exchanges
-        assert second.credential_of == "paper"
+        assert second.credential_of == "fakex"
         for name in ("icon", "logo", "color_class", "instructions", "ip_whitelist", "requires_passphrase"):
             assert getattr(first, name) == getattr(metadata, name)
         assert first.requires_account_id
@@ -169,9 +169,9 @@ class TestEntries:
             ("sandbox", []),
         ]
         assert (first.plugin.name, first.plugin.version, first.plugin.distribution) == (
-            "paper",
+            "fakex",
             "0.1.0",
-            "exchange-service-paper",
+            "exchange-service-fakex",
         )
         assert first.status.availability == exchange_pb2.AVAILABILITY_UNAVAILABLE
         assert first.status.reason == "Not yet."
@@ -180,7 +180,7 @@ class TestEntries:
         problem = PluginProblem(info("broken"), "Importing it failed.")
         registry = Registry([loaded(ScriptedPlugin())], [problem])
         reply = await answer(Catalogue(registry))
-        assert [entry.id for entry in reply.exchanges] == ["paper"]
+        assert [entry.id for entry in reply.exchanges] == ["fakex"]
         (listed,) = reply.problems
         assert (listed.plugin.distribution, listed.reason) == ("exchange-service-broken", "Importing it failed.")
 

@@ -188,12 +188,12 @@ async def test_texts_of_a_venue_are_shown_and_do_nothing_to_the_terminal(tmp_pat
     async with serving(tmp_path, registry=registry_of(plugin), poll_interval=0.1) as running:
         await running.store()
         # What others store is not printed as it is either.
-        once = await ask_running(running, tmp_path, "balance", "-u", USER, "-e", "paper")
-        live = await ask_running(running, tmp_path, "watch", "-u", USER, "-e", "paper", "--events", "1")
+        once = await ask_running(running, tmp_path, "balance", "-u", USER, "-e", "fakex")
+        live = await ask_running(running, tmp_path, "watch", "-u", USER, "-e", "fakex", "--events", "1")
         plugin.answer = raising(VenueUnavailable(f"{HOSTILE} is down."))
         await running.store(user="bob")
-        failed = await ask_running(running, tmp_path, "balance", "-u", "bob", "-e", "paper")
-        trouble = await ask_running(running, tmp_path, "watch", "-u", "bob", "-e", "paper", "--events", "1")
+        failed = await ask_running(running, tmp_path, "balance", "-u", "bob", "-e", "fakex")
+        trouble = await ask_running(running, tmp_path, "watch", "-u", "bob", "-e", "fakex", "--events", "1")
     assert (once.returncode, live.returncode, trouble.returncode) == (0, 0, 5), once.stderr + live.stderr
     assert failed.returncode == 5
     assert harmless(once.stdout)
@@ -215,13 +215,13 @@ def test_a_live_table_shows_them_as_texts_too() -> None:
     row = balance_pb2.AssetBalance(asset=HOSTILE, total="1")
     account = balance_pb2.VenueAccount(id="1", type="spot", sub_account=HOSTILE, assets=[row])
     account.summary.CopyFrom(balance_pb2.Summary(currency=HOSTILE, equity="1"))
-    balance = balance_pb2.Balance(exchange_id="paper", environment="production", venue_accounts=[account])
+    balance = balance_pb2.Balance(exchange_id="fakex", environment="production", venue_accounts=[account])
     balance.summary.CopyFrom(account.summary)
     fault = balance_pb2.AccountFault(reason=error_reason_pb2.ERROR_REASON_VENUE_UNAVAILABLE, message=HOSTILE)
     view = LiveView()
     first = messages.StreamBalancesResponse(balance=messages.BalanceEvent(balance=balance))
     second = messages.StreamBalancesResponse(
-        account_error=messages.AccountErrorEvent(exchange_id="paper", environment="production", error=fault)
+        account_error=messages.AccountErrorEvent(exchange_id="fakex", environment="production", error=fault)
     )
     freshness = balance_pb2.Freshness(source=balance_pb2.BALANCE_SOURCE_LAST_GOOD, stale=fault)
     for shown in (

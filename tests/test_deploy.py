@@ -145,11 +145,11 @@ class TestClient:
                     return [count_calls(item.service.metrics.text().decode()) for item in (one, two)]
 
                 while not all(answered()):
-                    await client.get_balance(USER, "paper")
+                    await client.get_balance(USER, "fakex")
                 await one.service.stop()
                 before = answered()
                 for _ in range(20):
-                    await client.get_balance(USER, "paper")
+                    await client.get_balance(USER, "fakex")
                 assert answered() == [before[0], before[1] + 20]
 
     def test_the_python_client_notices_a_lost_connection_as_documented(self) -> None:

@@ -44,7 +44,7 @@ from exchange_service.identity.redis_quotas import RedisQuotas
 from exchange_service.identity.tokens import ServiceTokens, StoredToken, new_token
 from exchange_service.identity.web_tokens import JsonWebTokens
 from exchange_service.settings import Settings
-from tests.harness import PATIENCE, Shifted, eventually, until
+from tests.harness import PATIENCE, OffsetClock, eventually, until
 from tests.identities import SECRET, issuing, web_token
 from tests.servers import RedisServer
 
@@ -166,15 +166,15 @@ class TestMemory:
         await authentication.close()
 
     async def test_a_service_token_is_checked_again_within_half_a_minute(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        clock, store = Shifted(monkeypatch), FakeTokenStore()
+        clock, store = OffsetClock(monkeypatch), FakeTokenStore()
         checked = CountingMethod(ServiceTokens(store.find, store.close))
         authentication = Authenticator([checked], Quotas(PLENTY))
         presented = PresentedCredentials(token=store.add(Scope(everybody=True)))
         await authentication.admit(presented)
         store.rows.clear()
-        clock.by(15)
+        clock.advance(15)
         await authentication.admit(presented)
-        clock.by(15)
+        clock.advance(15)
         with pytest.raises(CallerUnknown):
             await authentication.admit(presented)
         await authentication.close()
@@ -182,7 +182,7 @@ class TestMemory:
     async def test_a_stream_ends_even_if_a_call_has_seen_the_smaller_scope_before(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        clock, store = Shifted(monkeypatch), FakeTokenStore()
+        clock, store = OffsetClock(monkeypatch), FakeTokenStore()
         authentication = Authenticator([ServiceTokens(store.find, store.close)], Quotas(PLENTY))
         presented = PresentedCredentials(token=store.add(Scope(frozenset({"alice", "bob"}))))
         caller, ended = await authentication.admit(presented), list[Any]()
@@ -192,7 +192,7 @@ class TestMemory:
                 store.rows[token_id] = replace(stored, scope=Scope(frozenset({"bob"})))
             await authentication.recheck()
             assert not ended
-            clock.by(21)
+            clock.advance(21)
             await authentication.admit(presented)
             await authentication.recheck()
         assert [type(error) for error in ended] == [UserForbidden]
@@ -245,20 +245,20 @@ class TestMemory:
     async def test_while_the_store_is_down_a_known_caller_is_accepted_for_five_minutes(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        clock, store = Shifted(monkeypatch), FakeTokenStore()
+        clock, store = OffsetClock(monkeypatch), FakeTokenStore()
         checked = CountingMethod(ServiceTokens(store.find, store.close))
         authentication = Authenticator([checked], Quotas(PLENTY))
         known, new = (PresentedCredentials(token=store.add(Scope(everybody=True))) for _ in range(2))
         await authentication.admit(known)
         store.away = True
-        clock.by(30)
+        clock.advance(30)
         for _ in range(20):
             await authentication.admit(known)
         # The store is not asked at each call, because each call would wait.
         assert checked.calls == 2
         with pytest.raises(StoreUnavailable):
             await authentication.admit(new)
-        clock.by(300)
+        clock.advance(300)
         with pytest.raises(StoreUnavailable):
             await authentication.admit(known)
         await authentication.close()
@@ -377,21 +377,21 @@ class TestIssuersKeys:
     async def test_an_outage_admits_no_new_key_and_known_keys_serve_an_hour(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        clock = Shifted(monkeypatch)
+        clock = OffsetClock(monkeypatch)
         async with issuing("spring") as issuer:
             keys = from_url(issuer.url)
             await keys.key("spring")
             issuer.down = True
-            clock.by(1800)
+            clock.advance(1800)
             # The one that it is answered with at once, and the one that is read beside it.
             await keys.key("spring")
             with pytest.raises(CallerUnknown):
                 await keys.key("autumn")
-            clock.by(1801)
+            clock.advance(1801)
             with pytest.raises(StoreUnavailable):
                 await keys.key("spring")
             issuer.down = False
-            clock.by(10)
+            clock.advance(10)
             await keys.key("spring")
             await keys.close()
 
@@ -406,12 +406,12 @@ class TestIssuersKeys:
     async def test_a_key_that_is_withdrawn_counts_no_more_after_the_next_reading(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        clock = Shifted(monkeypatch)
+        clock = OffsetClock(monkeypatch)
         async with issuing("spring", "autumn") as issuer:
             keys = from_url(issuer.url)
             await keys.key("spring")
             issuer.published.remove("spring")
-            clock.by(301)
+            clock.advance(301)
             await keys.key("autumn")
 
             async def is_withdrawn() -> bool:
@@ -488,14 +488,14 @@ async def count_permitted(quotas: Quotas, count: int, identity: Identity = ALICE
 
 class TestQuotas:
     async def test_each_second_brings_a_new_allowance(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        clock = Shifted(monkeypatch)
+        clock = OffsetClock(monkeypatch)
         quotas = Quotas({Kind.USER: Allowance(10, 4, 1)})
         assert await count_permitted(quotas, 30) == 10
         assert await count_permitted(quotas, 30, action=Action.REFRESH) == 4
-        clock.by(1)
+        clock.advance(1)
         assert await count_permitted(quotas, 30) == 10
         assert await count_permitted(quotas, 30, action=Action.REFRESH) == 0
-        clock.by(59)
+        clock.advance(59)
         assert await count_permitted(quotas, 30, action=Action.REFRESH) == 4
 
     async def test_callers_that_are_not_authenticated_are_not_counted(self) -> None:
@@ -538,7 +538,7 @@ class TestQuotas:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Redis's window is not that of the process: it may end a moment after the request."""
-        clock, requests, left = Shifted(monkeypatch), list[int](), False
+        clock, requests, left = OffsetClock(monkeypatch), list[int](), False
 
         class Shared:
             async def take(self, key: str, action: Action, limit: int, count: int) -> bool:
@@ -552,7 +552,7 @@ class TestQuotas:
             await quotas.take(ALICE, Action.REFRESH)
         assert 0 < (refused.value.retry_after or 0) <= 3
         left = True
-        clock.by(4)
+        clock.advance(4)
         assert await count_permitted(quotas, 50, action=Action.REFRESH) == 50
 
     async def test_counters_in_redis_do_not_name_a_caller(self, replicas: list[Quotas], redis_url: str) -> None:

@@ -171,16 +171,16 @@ class TestService:
         async with serving(tmp_path, registry=registry_of(plugin), metrics_address=ON_A_FREE_PORT) as running:
             await running.store()
             for _ in range(3):
-                await running.client.get_balance(USER, "paper")
+                await running.client.get_balance(USER, "fakex")
             await failure(running.stub.GetBalance(balance_request("nowhere")))
-            async with streaming(running, "paper") as stream:
+            async with streaming(running, "fakex") as stream:
                 await stream.next_of("balance")
                 samples = await scraped(running)
         assert samples.value("call_seconds_count", method="GetBalance", code="OK") == 3
         assert samples.value("call_seconds_count", method="GetBalance", code="NOT_FOUND") == 1
         assert samples.value("call_failures_total", reason="EXCHANGE_UNKNOWN") == 1
-        assert samples.value("venue_fetches_total", exchange="paper", reason="OK") == 1
-        assert samples.value("venue_fetch_seconds_count", exchange="paper") == 1
+        assert samples.value("venue_fetches_total", exchange="fakex", reason="OK") == 1
+        assert samples.value("venue_fetch_seconds_count", exchange="fakex") == 1
         assert samples.value("balance_reads_total", source="venue") == 1
         assert samples.value("balance_reads_total", source="cache") == 2
         assert samples.value("credentials_opened_total", reason="OK") == 1
@@ -211,7 +211,7 @@ class TestService:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), metrics_address=ON_A_FREE_PORT) as running:
             for user in users:
                 await running.store(user=user)
-                await running.client.get_balance(user, "paper")
+                await running.client.get_balance(user, "fakex")
                 await failure(running.stub.GetBalance(balance_request(user, user_id=user)))
             text = await asyncio.to_thread(read, running.service.metrics_address)
         assert not [user for user in users if user in text]

@@ -68,6 +68,6 @@ async def test_a_cold_call_enters_at_most_eight_files_each_once(tmp_path: Path) 
 
     async with serving(tmp_path, registry=registry_of(ScriptedPlugin(answer=record))) as running:
         await running.store()
-        await running.client.get_balance("alice", "paper")
+        await running.client.get_balance("alice", "fakex")
     assert [file for file, _ in groupby(chain(*stacks))] == ROAD
     assert len(ROAD) <= 8

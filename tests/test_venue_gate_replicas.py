@@ -54,7 +54,7 @@ class Replica:
     metrics: Recorder
 
     async def get(self, user: str, *, polling: bool = False) -> BalanceResult:
-        account = Account(user, "paper")
+        account = Account(user, "fakex")
         deadline = asyncio.get_running_loop().time() + 10
         return await self.balances.get(account, self.listing, max_age=0, deadline=deadline, polling=polling)
 
@@ -64,17 +64,17 @@ async def replicas(
     folder: Path, venue: LoopbackVenue, redis_url: str, *limits: RateLimit, users: int = 1, prefix: str = ""
 ) -> AsyncIterator[list[Replica]]:
     """Three replicas on one Redis and one store; each caches balances for itself, so each asks the venue."""
-    metadata = listing(limits=limits, environments=(Environment("production", {"api": "https://api.paper.example"}),))
+    metadata = listing(limits=limits, environments=(Environment("production", {"api": "https://api.fakex.example"}),))
     registry = registry_of(ScriptedPlugin(metadata, answer=over_http))
     prefix = prefix or f"test-{random.getrandbits(64):x}:"
     async with AsyncExitStack() as stack:
         store = await open_store(f"sqlite:///{folder / 'credentials.db'}", KEY)
         stack.push_async_callback(store.close)
         for number in range(users):
-            await store.put(Account(f"user{number}", "paper"), Credential.from_texts({"api_key": f"key{number}"}))
+            await store.put(Account(f"user{number}", "fakex"), Credential.from_texts({"api_key": f"key{number}"}))
         http = VenueHttpPool(timeout=5.0)
         stack.push_async_callback(http.close)
-        sessions = Sessions(store.open, http, overrides={"paper": venue.url})
+        sessions = Sessions(store.open, http, overrides={"fakex": venue.url})
         stack.push_async_callback(sessions.close)
         made = []
         for _ in range(3):
@@ -84,7 +84,7 @@ async def replicas(
             gate = GateOptions(shared=RedisSharedState(link, prefix=prefix), replicas=3, metrics=metrics)
             balances = open_balances(sessions, references, MemoryCache(), BalanceOptions(KEY, gate=gate))
             stack.push_async_callback(balances.close)
-            made.append(Replica(balances, registry.listings["paper"], metrics))
+            made.append(Replica(balances, registry.listings["fakex"], metrics))
         yield made
 
 

@@ -46,7 +46,7 @@ from exchange_service.wire.stored import (
     with_known_rows,
 )
 
-ALICE = Account("alice", "paper")
+ALICE = Account("alice", "fakex")
 NOW = 1_800_000_000.25
 AMOUNT = re.compile(r"-?\d+(\.\d+)?\Z", re.ASCII)
 NAMES: tuple[Any, ...] = ("total", "free", "used", "debt")
@@ -125,7 +125,7 @@ class TestBalance:
             notes=("one", "two"),
         )
         result = message(stored(balance).data)
-        assert (result.user_id, result.exchange_id, result.environment) == ("alice", "paper", "production")
+        assert (result.user_id, result.exchange_id, result.environment) == ("alice", "fakex", "production")
         assert result.fetch_time.ToJsonString() == "2027-01-15T08:00:00.250Z"
         assert result.venue_time.ToDatetime(UTC) == when
         assert list(result.notes) == ["one", "two"]
@@ -243,7 +243,7 @@ class TestStored:
 
     @pytest.mark.parametrize(
         "other",
-        [Account("bob", "paper"), Account("alice", "pencil"), Account("alice", "paper", "sandbox")],
+        [Account("bob", "fakex"), Account("alice", "fakey"), Account("alice", "fakex", "sandbox")],
     )
     def test_another_accounts_balance_is_refused(self, other: Account) -> None:
         assert decode_stored(other, self.good.encode()) is None
@@ -377,7 +377,7 @@ class TestReplies:
 
     def test_an_error_event_names_its_account(self) -> None:
         event = messages.StreamBalancesResponse.FromString(account_error_event(ALICE, CredentialRejected("No."), 7))
-        assert event.account_error.exchange_id == "paper"
+        assert event.account_error.exchange_id == "fakex"
         assert event.account_error.error.reason == error_reason_pb2.ERROR_REASON_CREDENTIAL_REJECTED
         assert not event.account_error.error.HasField("retry_delay")
         assert event.account_error.last_version == 7
@@ -385,7 +385,7 @@ class TestReplies:
     def test_a_heartbeat_has_the_clock_and_the_accounts_states(self) -> None:
         states = [
             AccountState(ALICE, 7, 1.5, None),
-            AccountState(Account("alice", "pencil"), 0, None, CredentialRejected("No.")),
+            AccountState(Account("alice", "fakey"), 0, None, CredentialRejected("No.")),
         ]
         beat = messages.StreamBalancesResponse.FromString(heartbeat_event(NOW, map(account_state, states))).heartbeat
         assert beat.server_time.ToJsonString() == "2027-01-15T08:00:00.250Z"

@@ -203,7 +203,7 @@ class TestDamagedRows:
             await store.put(Account(str(uuid.UUID(int=number)), "oanda"), FULL)
         # What a user may type into another program, which stores it: an id that no keyset has, or one that it has.
         for text in ("xs1:none:AAAA:AAAA", f"xs1:{keyset.primary}:AAAA:AAAA"):
-            database.insert(user_id=OTHER, exchange=f"paper {len(text)}", api_key=text)
+            database.insert(user_id=OTHER, exchange=f"fakex {len(text)}", api_key=text)
         check = await check_keys(store)
         assert (len(check.problems), check.keys_fit) == (1, True)
         assert "the key none, which" in check.problems[0]

@@ -52,12 +52,12 @@ def plugin() -> ScriptedPlugin:
 @pytest.fixture
 async def running(tmp_path: Path, plugin: ScriptedPlugin) -> AsyncIterator[Running]:
     async with serving(tmp_path, registry=registry_of(plugin), poll_interval=0.1) as opened:
-        await opened.store("paper")
+        await opened.store("fakex")
         await opened.store("brokerage")
         yield opened
 
 
-async def read(running: Running, account_type: str, exchange_id: str = "paper") -> dict[str, str]:
+async def read(running: Running, account_type: str, exchange_id: str = "fakex") -> dict[str, str]:
     reply = await running.client.get_balance(USER, exchange_id, account_type=account_type)
     assert reply.balance.account_type == account_type.lower()
     return {account.type: account.assets[0].total for account in reply.balance.venue_accounts}
@@ -106,7 +106,7 @@ async def test_accounts_that_were_not_requested_are_dropped_and_the_summary_is_o
     running: Running, plugin: ScriptedPlugin
 ) -> None:
     plugin.answer = careless
-    reply = await running.client.get_balance(USER, "paper", account_type="funding")
+    reply = await running.client.get_balance(USER, "fakex", account_type="funding")
     assert [account.type for account in reply.balance.venue_accounts] == ["funding"]
     assert reply.balance.summary.total == "300.0"
 
@@ -127,7 +127,7 @@ async def test_one_type_with_an_error_is_shown_beside_the_others(running: Runnin
         return Balance((WALLETS["spot"], VenueAccount(type="margin", error=VenueUnavailable("It is down."))))
 
     plugin.answer = partly
-    reply = await running.client.get_balance(USER, "paper", account_type="all")
+    reply = await running.client.get_balance(USER, "fakex", account_type="all")
     spot, margin = reply.balance.venue_accounts
     assert not spot.HasField("error")
     assert margin.error.message == "It is down."
@@ -162,7 +162,7 @@ async def test_a_right_that_one_type_lacks_does_not_affect_the_others(running: R
 
 
 async def test_a_stream_follows_several_types_of_one_account(running: Running) -> None:
-    wishes = [AccountSelector(exchange_id="paper", account_type=name) for name in ("spot", "all")]
+    wishes = [AccountSelector(exchange_id="fakex", account_type=name) for name in ("spot", "all")]
     async with streaming(running, *wishes) as stream:
         seen = {}
         while len(seen) < 2:
@@ -173,8 +173,8 @@ async def test_a_stream_follows_several_types_of_one_account(running: Running) -
 
 async def test_a_stream_reports_the_state_of_each_type(tmp_path: Path, plugin: ScriptedPlugin) -> None:
     async with serving(tmp_path, registry=registry_of(plugin), heartbeat_interval=0.1) as running:
-        await running.store("paper")
-        wishes = [AccountSelector(exchange_id="paper", account_type=name) for name in ("spot", "perpetual")]
+        await running.store("fakex")
+        wishes = [AccountSelector(exchange_id="fakex", account_type=name) for name in ("spot", "perpetual")]
         async with streaming(running, *wishes) as stream:
             error = await stream.next_of("account_error")
             heartbeat = await stream.next_of("heartbeat")
@@ -185,8 +185,8 @@ async def test_a_stream_reports_the_state_of_each_type(tmp_path: Path, plugin: S
 
 async def test_the_catalogue_lists_the_types_and_the_default(running: Running) -> None:
     entries = {entry.id: entry for entry in await running.client.all_exchanges()}
-    assert list(entries["paper"].account_types) == list(TYPES)
-    assert list(entries["paper"].default_account_types) == ["spot"]
+    assert list(entries["fakex"].account_types) == list(TYPES)
+    assert list(entries["fakex"].default_account_types) == ["spot"]
     assert list(entries["brokerage"].default_account_types) == list(TYPES)
 
 
@@ -202,7 +202,7 @@ async def test_a_row_whose_figures_do_not_add_up_is_marked_and_left_as_it_is(
         return Balance((VenueAccount(type="spot", assets=rows),))
 
     plugin.answer = margin_venue
-    reply = await running.client.get_balance(USER, "paper")
+    reply = await running.client.get_balance(USER, "fakex")
     assert {row.asset: row.mismatch for row in reply.balance.venue_accounts[0].assets} == {
         "USD": True,
         "EUR": False,

@@ -127,16 +127,16 @@ class TestPresentedCredentials:
 
     async def test_a_users_own_token_reads_that_user_alone(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path) as running, client_of(running, token=web_token("bob")) as client:
-            assert totals((await client.get_balance("bob", "paper")).balance) == {"BTC": amount("bob", "paper")}
+            assert totals((await client.get_balance("bob", "fakex")).balance) == {"BTC": amount("bob", "fakex")}
             assert (await client.list_exchanges()).stats.total == 2
             with pytest.raises(UserForbidden):
-                await client.get_balance("alice", "paper")
+                await client.get_balance("alice", "fakex")
 
     async def test_a_claim_widens_a_token_to_the_users_that_it_names(self, tmp_path: Path) -> None:
         token = web_token("desk", exchange_service_users=["alice", "bob"])
         async with authenticated_service(tmp_path) as running, client_of(running, token=token) as client:
             for user in ("alice", "bob"):
-                await client.get_balance(user, "paper")
+                await client.get_balance(user, "fakex")
             with pytest.raises(UserForbidden):
                 await client.get_balance("carol", "other_venue")
 
@@ -188,18 +188,18 @@ class TestCertificates:
                 "BTC": amount("carol", "other_venue")
             }
         async with client_of(running, credentials=desk) as client:
-            await client.get_balance("alice", "paper")
+            await client.get_balance("alice", "fakex")
             with pytest.raises(UserForbidden):
-                await client.get_balance("bob", "paper")
+                await client.get_balance("bob", "fakex")
 
     async def test_a_gateways_certificate_reads_the_user_that_each_call_names(
         self, running: Running, authority: Authority
     ) -> None:
         gateway = authority.channel_credentials(authority.sign("gateway"))
         async with client_of(running, credentials=gateway, metadata=[("x-act-as", "bob")]) as client:
-            await client.get_balance("bob", "paper")
+            await client.get_balance("bob", "fakex")
             with pytest.raises(UserForbidden):
-                await client.get_balance("alice", "paper")
+                await client.get_balance("alice", "fakex")
 
     @pytest.mark.parametrize(
         "names",
@@ -218,7 +218,7 @@ class TestCertificates:
         presented = authority.channel_credentials(authority.sign(*names))
         async with client_of(running, credentials=presented) as client:
             with pytest.raises(CallerUnknown):
-                await client.get_balance("alice", "paper")
+                await client.get_balance("alice", "fakex")
             with pytest.raises(CallerUnknown):
                 await client.list_exchanges()
 
@@ -227,13 +227,13 @@ class TestCertificates:
     ) -> None:
         billing = authority.channel_credentials(authority.sign("billing"))
         async with client_of(running, credentials=billing, token=web_token("bob")) as client:
-            await client.get_balance("bob", "paper")
+            await client.get_balance("bob", "fakex")
             with pytest.raises(UserForbidden):
-                await client.get_balance("alice", "paper")
+                await client.get_balance("alice", "fakex")
         # A token that is no good does not fall back on it either.
         async with client_of(running, credentials=billing, token="nonsense") as client:
             with pytest.raises(CallerUnknown):
-                await client.get_balance("bob", "paper")
+                await client.get_balance("bob", "fakex")
 
     async def test_without_a_certificate_of_the_authority_there_is_no_connection(
         self, running: Running, authority: Authority, tmp_path: Path
@@ -245,12 +245,12 @@ class TestCertificates:
         for presented in (authority.channel_credentials(), forged):
             async with client_of(running, credentials=presented, timeout=2) as client:
                 with pytest.raises(ServiceUnreachable):
-                    await client.get_balance("alice", "paper")
+                    await client.get_balance("alice", "fakex")
 
     async def test_a_stream_ends_with_its_certificate(self, running: Running, authority: Authority) -> None:
         short = authority.channel_credentials(authority.sign("billing", lifetime=2))
         async with client_of(running, credentials=short) as client:
-            stream = open_stream(Running(running.service, client), [], "alice", "paper")
+            stream = open_stream(Running(running.service, client), [], "alice", "fakex")
             await stream.next_of("balance")
             ended = await stream.failure()
         assert ended.reason == "CALLER_UNKNOWN"

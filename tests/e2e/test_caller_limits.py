@@ -34,7 +34,7 @@ from tests.identities import bearer, service_token, web_token
 class TestStreams:
     async def test_a_stream_ends_with_its_token(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path, jwt_leeway=0) as running:
-            stream = open_stream(running, bearer(web_token(lifetime=2)), "alice", "paper")
+            stream = open_stream(running, bearer(web_token(lifetime=2)), "alice", "fakex")
             await stream.next_of("balance")
             async with asyncio.timeout(PATIENCE):
                 ended = await stream.failure()
@@ -55,8 +55,8 @@ class TestStreams:
         async with authenticated_service(tmp_path) as running:
             revoked, stored = await service_token(running, EVERYBODY)
             valid_token, _ = await service_token(running, EVERYBODY)
-            streams = [open_stream(running, bearer(revoked), user, "paper") for user in ("alice", "bob")]
-            other = open_stream(running, bearer(valid_token), "alice", "paper")
+            streams = [open_stream(running, bearer(revoked), user, "fakex") for user in ("alice", "bob")]
+            other = open_stream(running, bearer(valid_token), "alice", "fakex")
             for stream in (*streams, other):
                 await stream.next_of("balance")
             async with identities.token_store(running.service.settings.database_url) as store:
@@ -73,7 +73,7 @@ class TestStreams:
     async def test_a_scope_that_shrinks_ends_the_streams_of_users_outside_it(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path) as running:
             token, stored = await service_token(running, Scope(frozenset({"alice", "bob"})))
-            leaves, stays = (open_stream(running, bearer(token), user, "paper") for user in ("alice", "bob"))
+            leaves, stays = (open_stream(running, bearer(token), user, "fakex") for user in ("alice", "bob"))
             await leaves.next_of("balance")
             await stays.next_of("balance")
             async with identities.token_store(running.service.settings.database_url) as store:
@@ -91,7 +91,7 @@ class TestStreams:
         async with authenticated_service(tmp_path, database_url=own_postgres_database) as running:
             known, _ = await service_token(running, EVERYBODY)
             unknown, _ = await service_token(running, EVERYBODY)
-            stream = open_stream(running, bearer(known), "alice", "paper")
+            stream = open_stream(running, bearer(known), "alice", "fakex")
             await stream.next_of("balance")
             with postgres_server.frozen():
                 failed = await failure(read_balance(running, bearer(unknown)))
@@ -143,16 +143,16 @@ class TestQuotas:
     async def test_streams_beyond_the_quota_are_refused_until_one_ends(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path, user_streams=2) as running:
             token = bearer(web_token("alice"))
-            streams = [open_stream(running, token, "alice", "paper") for _ in range(2)]
+            streams = [open_stream(running, token, "alice", "fakex") for _ in range(2)]
             for stream in streams:
                 await stream.next_of("balance")
-            failed = await failure(open_stream(running, token, "alice", "paper").next())
+            failed = await failure(open_stream(running, token, "alice", "fakex").next())
             assert failed.reason == "CALLER_RATE_LIMITED"
             assert failed.retry_delay is not None
             streams.pop().call.cancel()
             async with asyncio.timeout(PATIENCE):
                 while True:
-                    again = open_stream(running, token, "alice", "paper")
+                    again = open_stream(running, token, "alice", "fakex")
                     try:
                         await again.next_of("balance")
                     except grpc.aio.AioRpcError:

@@ -31,7 +31,7 @@ from exchange_service.venues.sessions import Sessions
 from tests.harness import USER, Answer, ScriptedPlugin, raising, registry_of, returning, settings_for
 from tests.test_cli import call
 
-ACCOUNT = Account(USER, "paper")
+ACCOUNT = Account(USER, "fakex")
 
 
 class TellingPlugin(ScriptedPlugin):
@@ -121,7 +121,7 @@ async def test_every_type_of_account_is_read(tmp_path: Path) -> None:
 
 async def test_a_credential_that_is_not_stored_is_reported_as_missing(tmp_path: Path) -> None:
     with pytest.raises(CredentialMissing):
-        await checked(tmp_path, ScriptedPlugin(), Account("nobody", "paper"))
+        await checked(tmp_path, ScriptedPlugin(), Account("nobody", "fakex"))
 
 
 class TestCommand:

@@ -79,7 +79,7 @@ async def health(running: Running) -> int:
 
 @asynccontextmanager
 async def sealed_by(folder: Path, keyset_file: Path) -> AsyncIterator[None]:
-    """Afterwards there is a sealed credential of USER at "paper" in the folder's database."""
+    """Afterwards there is a sealed credential of USER at "fakex" in the folder's database."""
     async with serving(folder, registry=registry_of(ScriptedPlugin()), keyset_file=keyset_file) as running:
         await running.store(api_key=CANARY)
         assert await health(running) == SERVING
@@ -157,7 +157,7 @@ class TestWrongKeys:
                         return bool(await health(running) == SERVING)
 
                     await eventually(serves, "serving")
-                    assert totals((await running.client.get_balance(USER, "paper")).balance) == {"BTC": "1.50"}
+                    assert totals((await running.client.get_balance(USER, "fakex")).balance) == {"BTC": "1.50"}
         events = [line["event"] for line in lines]
         # It reported the problem once, however often it checked.
         assert (events.count("keys.unproven"), events.count("keys.proven")) == (1, 1)
@@ -224,7 +224,7 @@ class TestWrongKeys:
             await eventually(lambda: says(NOT_SERVING), "not serving")
             write_keyset(keyset_file, right)
             await eventually(lambda: says(SERVING), "serving")
-            assert totals((await running.client.get_balance(USER, "paper")).balance) == {"BTC": "1.50"}
+            assert totals((await running.client.get_balance(USER, "fakex")).balance) == {"BTC": "1.50"}
 
     async def test_with_two_keysets_or_without_plaintext_and_keyset_it_does_not_start(
         self, tmp_path: Path, keyset_file: Path
@@ -249,14 +249,14 @@ class TestWrongKeys:
                 USER,
             )
             failed = await failure(running.stub.GetBalance(balance_request(user_id="mallory")))
-            assert totals((await running.client.get_balance(USER, "paper")).balance) == {"BTC": "1.50"}
+            assert totals((await running.client.get_balance(USER, "fakex")).balance) == {"BTC": "1.50"}
         assert failed.reason == "CREDENTIAL_UNREADABLE"
         assert [call.account.user_id for call in plugin.calls] == [USER]
 
     async def test_a_plain_row_is_refused_where_it_is_not_allowed(self, tmp_path: Path, keyset_file: Path) -> None:
         async with sealed_by(tmp_path, keyset_file):
             database = Database(f"sqlite:///{tmp_path / 'credentials.db'}")
-            database.insert(user_id="bob", exchange="paper")
+            database.insert(user_id="bob", exchange="fakex")
             for allowed in (True, False):
                 async with serving(
                     tmp_path,
@@ -265,12 +265,12 @@ class TestWrongKeys:
                     allow_plaintext=allowed,
                 ) as running:
                     assert await health(running) == SERVING
-                    assert (await running.client.get_balance(USER, "paper")).balance
+                    assert (await running.client.get_balance(USER, "fakex")).balance
                     if allowed:
-                        assert (await running.client.get_balance("bob", "paper")).balance
+                        assert (await running.client.get_balance("bob", "fakex")).balance
                     else:
                         with pytest.raises(CredentialUnreadable, match="plain text"):
-                            await running.client.get_balance("bob", "paper")
+                            await running.client.get_balance("bob", "fakex")
 
 
 class Traffic:
@@ -285,9 +285,9 @@ class Traffic:
     async def _call_on(self, user: str) -> None:
         balances = self.running.service.balances
         while not self._enough.is_set():
-            account, _ = self.running.service.registry.account(user, "paper", "")
+            account, _ = self.running.service.registry.account(user, "fakex", "")
             await balances.publish_credential_change(account)
-            reply = await self.running.client.get_balance(user, "paper", max_age=0)
+            reply = await self.running.client.get_balance(user, "fakex", max_age=0)
             assert reply.balance.user_id == user
             self.answered += 1
 
@@ -340,7 +340,7 @@ class TestUnderTraffic:
                 for user in users:
                     await running.store(user=user, api_key=f"{CANARY} of {user}")
                 first = read_keyset(keyset_file).primary
-                async with streaming(running, "paper", user=users[0]) as stream:
+                async with streaming(running, "fakex", user=users[0]) as stream:
                     events: list[str] = []
                     follower = asyncio.ensure_future(follow(stream, events))
                     traffic = Traffic(running, users)
@@ -383,7 +383,7 @@ class TestUnderTraffic:
         for user in users:
             secret = f"{CANARY} of {user}"
             database.insert(
-                user_id=user, exchange="paper", api_key=secret, extra_metadata=json.dumps({"private_key": secret})
+                user_id=user, exchange="fakex", api_key=secret, extra_metadata=json.dumps({"private_key": secret})
             )
         others = (
             "SELECT id, created_at, user_id, exchange, environment, is_active, mood FROM bot_credentials ORDER BY id"
@@ -414,7 +414,7 @@ class TestUnderTraffic:
             assert "0 changed, 20 with nothing to do" in again.stderr
             assert await traffic.end() >= 90
             for user in users:
-                assert (await running.client.get_balance(user, "paper", max_age=0)).balance.user_id == user
+                assert (await running.client.get_balance(user, "fakex", max_age=0)).balance.user_id == user
         for seen in plugin.calls:
             secret = f"{CANARY} of {seen.account.user_id}"
             assert (seen.credential.api_key.reveal(), seen.credential.metadata) == (secret, {"private_key": secret})
@@ -430,7 +430,7 @@ async def follow(stream: Stream, events: list[str]) -> None:
 
 async def stored_elsewhere(url: str, keyset_file: Path, user: str, api_key: str) -> None:
     store = await open_store(url, b"another process", keys=FileKeys(keyset_file))
-    await store.put(Account(user, "paper"), Credential.from_texts({"api_key": api_key}))
+    await store.put(Account(user, "fakex"), Credential.from_texts({"api_key": api_key}))
     await store.close()
 
 

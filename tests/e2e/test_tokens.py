@@ -40,10 +40,10 @@ class TestCommands:
         async with authenticated_service(tmp_path) as running:
 
             async def balance(user: str, presented: str = token) -> subprocess.CompletedProcess[str]:
-                arguments = ("balance", "--user", user, "--exchange", "paper", "--address", running.service.address)
+                arguments = ("balance", "--user", user, "--exchange", "fakex", "--address", running.service.address)
                 return await asyncio.to_thread(run_command, tmp_path, *arguments, EXCHANGE_SERVICE_TOKEN=presented)
 
-            assert amount("alice", "paper") in (await balance("alice")).stdout
+            assert amount("alice", "fakex") in (await balance("alice")).stdout
             refused = await balance("bob")
             assert (refused.returncode, "USER_FORBIDDEN" in refused.stderr) == (4, True)
             assert "CALLER_UNKNOWN" in (await balance("alice", "")).stderr
@@ -109,7 +109,7 @@ class TestCommands:
             authenticated_service(tmp_path) as running,
             client_of(running, token=web_token(), timeout=PATIENCE) as client,
         ):
-            assert (await client.get_balance("alice", "paper")).balance.user_id == "alice"
+            assert (await client.get_balance("alice", "fakex")).balance.user_id == "alice"
         assert not connected.is_set()
 
     def test_a_token_in_the_metadata_is_a_token_too(self) -> None:
@@ -129,9 +129,9 @@ class TestCommands:
             address = f"127.0.0.1:{running.service.address.rpartition(':')[2]}"
             flags = ("--address", address, "--tls-ca", str(authority.file))
             identification = ("--tls-certificate", certificate, "--tls-key", key)
-            arguments = ("balance", "--user", "alice", "--exchange", "paper")
+            arguments = ("balance", "--user", "alice", "--exchange", "fakex")
             done = await asyncio.to_thread(run_command, tmp_path, *arguments, *flags, *identification)
-            assert amount("alice", "paper") in done.stdout, done.stderr
+            assert amount("alice", "fakex") in done.stdout, done.stderr
             half = await asyncio.to_thread(run_command, tmp_path, *arguments, *flags, *identification[:2])
             assert half.returncode == 2
             probe = ("EXCHANGE_SERVICE_CLIENT_CERTIFICATE", certificate), ("EXCHANGE_SERVICE_CLIENT_KEY", key)

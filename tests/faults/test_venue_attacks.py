@@ -258,7 +258,7 @@ async def test_callers_at_the_same_time_cost_a_request_each_and_here_one_for_all
     plugin = ScriptedPlugin(answer=answer)
     async with serving(tmp_path, registry=registry_of(plugin)) as running:
         await running.store()
-        account, entry = running.service.registry.account("alice", "paper", "")
+        account, entry = running.service.registry.account("alice", "fakex", "")
         reference = await running.service.store.find(account)
         assert reference is not None
         venues, deadline = running.service.venues, asyncio.get_running_loop().time() + 10
@@ -270,7 +270,7 @@ async def test_callers_at_the_same_time_cost_a_request_each_and_here_one_for_all
         assert len(plugin.calls) == 50
         plugin.calls.clear()
         together.clear()
-        calls = [asyncio.ensure_future(running.client.get_balance("alice", "paper")) for _ in range(50)]
+        calls = [asyncio.ensure_future(running.client.get_balance("alice", "fakex")) for _ in range(50)]
         await until(lambda: plugin.calls, "the first fetch")
         together.set()
         await asyncio.gather(*calls)

@@ -249,7 +249,7 @@ class TestAddress:
 
 @pytest.fixture
 def silent() -> Iterator[ExitStack]:
-    """Readers who connect and then say nothing."""
+    """Readers that connect and then send nothing."""
     with ExitStack() as stack:
         yield stack
 

@@ -414,7 +414,7 @@ class TestReconnectStorms:
     async def test_a_thousand_streams_at_once_are_all_accepted_and_come_back_at_different_times(
         self, tmp_path: Path, fake_venue: ScriptedPlugin
     ) -> None:
-        # All streams are of one caller, who may make few calls a second.
+        # All streams are of one caller, which may make few calls a second.
         settings = settings_for(tmp_path, jwt_secret=SECRET, service_calls=100, **CALM)
         service = await start_service(settings, registry=registry_of(fake_venue))
         async with ExchangeServiceClient(service.address) as client:

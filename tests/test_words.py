@@ -65,7 +65,8 @@ NAMES = {
     r"\b[Cc]heckups?\b": "credential_check",
     r"\bmisshapen\b": "shape_error",
     r"\bclass (Outcome|Row|State|Breaker)\b": "a name of its own for each",
-    r"\bclass (Bench|Shifted)\b|\bpencil\b": "TestService, OffsetClock, fake_client",
+    r"\bclass (Bench|Shifted)\b|\bpencil\b": "TestService, OffsetClock, fakey",
+    r"\b[Ss]trangers?\b|\b[Kk]eepers?\b": "third-party plugin, another caller; reaper",
 }
 
 # (path, the matched text): places where the word is right.

@@ -136,7 +136,7 @@ async def test_the_worked_example_comes_out_to_the_digit(row: dict[str, Any]) ->
     assert balance.notes == ()
 
 
-async def test_an_account_bears_the_wallets_address_where_it_is_known() -> None:
+async def test_an_account_has_the_wallets_address_if_it_is_known() -> None:
     async with venue_with() as venue:
         of_agent, of_key = await balance_of(venue), await balance_of(venue, KEY_ROW)
     assert [account.id for account in of_agent.venue_accounts] == [WALLET, WALLET]
@@ -171,7 +171,7 @@ async def test_totals_of_all_assets_are_not_passed_off_as_those_of_usdt() -> Non
     assert any("multi-assets mode" in note for note in balance.notes)
 
 
-async def test_there_is_one_figure_for_everything_only_where_nothing_but_the_usdt_of_futures_is_held() -> None:
+async def test_there_is_one_summary_only_if_nothing_but_the_usdt_of_futures_is_held() -> None:
     async with venue_with(SimulatedWallet([SimulatedAsset("USDT", Decimal(100))])) as venue:
         balance = await balance_of(venue)
         assert balance.summary == balance.venue_accounts[0].summary
@@ -355,7 +355,7 @@ async def test_nonces_rise_for_all_that_ask_at_the_same_time() -> None:
 
 @BOTH_SCHEMES
 @pytest.mark.parametrize("offset", [-40.0, 40.0], ids=["behind", "ahead"])
-async def test_a_clock_that_differs_is_measured_once_and_then_gone_by(row: dict[str, Any], offset: float) -> None:
+async def test_a_clock_that_differs_is_measured_once_and_then_applied(row: dict[str, Any], offset: float) -> None:
     async with venue_with() as venue, venue_call(ASTER, override=venue.url, **row) as call:
         venue.clock_offset = offset
         # Refused only after the clock was measured for the other.
@@ -605,7 +605,7 @@ async def test_a_wallet_that_aster_does_not_know_is_refused_like_an_unknown_agen
             await balance_of(venue, other_wallet)
 
 
-async def test_the_demo_shows_futures_without_spot_where_the_spot_host_fails() -> None:
+async def test_the_demo_shows_futures_without_spot_if_the_spot_host_fails() -> None:
     async with venue_with() as venue:
         partly = venue.demo_credential("partly")
         assert partly is not None

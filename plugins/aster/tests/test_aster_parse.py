@@ -249,7 +249,7 @@ FIGURES = Summary("USDT", total=Decimal(5), equity=Decimal(6))
     ],
     ids=["zeros besides", "nothing besides", "another in futures", "another on spot", "USDT on spot"],
 )
-def test_the_figure_for_everything_is_that_of_futures_where_it_leaves_nothing_out(
+def test_the_summary_is_that_of_futures_if_it_leaves_nothing_out(
     futures: tuple[AssetBalance, ...], spot: tuple[AssetBalance, ...], summary: Summary | None
 ) -> None:
     accounts = [

@@ -117,7 +117,7 @@ async def test_the_stored_kind_of_contract_does_not_make_all_read_a_wallet_twice
     assert (shown["future"], shown["delivery"]) == ({"USDT": Decimal("50.5")}, {"BTC": Decimal("0.5")})
 
 
-async def test_where_one_currency_holds_for_all_there_is_one_figure(read: Read, alice: SimulatedWallet) -> None:
+async def test_if_all_accounts_have_one_currency_there_is_one_summary(read: Read, alice: SimulatedWallet) -> None:
     alice.inverse = {}
     balance = await read(account_type=ALL_ACCOUNT_TYPES)
     assert balance.summary is not None
@@ -161,7 +161,7 @@ async def test_if_no_wallet_can_be_read_a_transient_error_is_raised_first(
         await read(account_type=ALL_ACCOUNT_TYPES)
 
 
-async def test_where_no_wallet_can_be_read_there_is_an_error(
+async def test_if_no_wallet_can_be_read_there_is_an_error(
     read: Read, binance: BinanceSimulator, alice: SimulatedWallet
 ) -> None:
     for path in ("/api/v3/account", "/fapi/v3/account", "/dapi/v1/account", "/sapi/v1/margin/account"):

@@ -69,7 +69,7 @@ def test_ccxts_names_of_an_account_type_are_accepted() -> None:
     assert wish.account_type == "trading"
 
 
-def test_the_kind_of_contract_and_of_margin_are_taken_where_ccxt_knows_them() -> None:
+def test_the_kinds_of_contract_and_of_margin_that_ccxt_knows_are_accepted() -> None:
     swap = stored(options={"defaultType": "swap", "defaultSubType": "inverse"})
     wish = read_credential(swap, "binance", SPOT_KEYS, OFFERED).wish
     assert wish.parameters == {"type": "swap", "subType": "inverse"}
@@ -78,7 +78,7 @@ def test_the_kind_of_contract_and_of_margin_are_taken_where_ccxt_knows_them() ->
     assert wish.parameters == {"type": "margin", "marginMode": "isolated"}
 
 
-def test_a_wish_that_would_read_another_account_is_refused() -> None:
+def test_an_option_that_would_read_another_account_is_refused() -> None:
     for metadata in ({"subType": "linear"}, {"defaultType": "delivery", "subType": "linear"}, {"marginMode": "cross"}):
         with pytest.raises(CredentialInvalid):
             read_credential(stored(**metadata), "binance", SPOT_KEYS, OFFERED)
@@ -140,11 +140,11 @@ def test_each_field_reaches_ccxts_own() -> None:
     }
 
 
-def test_an_account_id_serves_as_uid_where_only_that_is_needed() -> None:
+def test_an_account_id_serves_as_uid_if_only_that_is_needed() -> None:
     assert read_credential(stored(account_id="7"), "coinmate", ("uid",), ("spot",)).constructor == {"uid": "7"}
 
 
-def test_a_wallets_private_key_lies_in_the_sealed_column() -> None:
+def test_a_wallets_private_key_is_in_the_sealed_column() -> None:
     address = "0x" + "1A" * 20
     credential = stored(key="", secret="0xfeed", wallet_address=address)
     required = ("privateKey", "walletAddress")

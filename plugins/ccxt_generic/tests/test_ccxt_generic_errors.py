@@ -138,7 +138,9 @@ def test_the_venues_own_delay_is_respected(value: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("ends_in", "shortest", "longest"), [(2.0, 1.0, 2.6), (-60.0, 10.0, 10.0), (9000.0, 10.0, 10.0), (None, 10.0, 10.0)]
 )
-def test_bybits_limit_ends_when_bybit_says(ends_in: float | None, shortest: float, longest: float) -> None:
+def test_bybits_limit_ends_at_the_time_that_bybit_states(
+    ends_in: float | None, shortest: float, longest: float
+) -> None:
     from ccxt.base.errors import RateLimitExceeded
 
     ends = "soon" if ends_in is None else str(int((time.time() + ends_in) * 1000))

@@ -308,7 +308,7 @@ async def test_unknown_metadata_are_refused_before_a_request(metadata: dict[str,
         assert not simulator.requests
 
 
-async def test_an_api_wallets_address_shows_its_main_wallet_and_says_so() -> None:
+async def test_an_api_wallets_address_shows_its_main_wallet_with_a_note() -> None:
     async with venue() as simulator, calling(simulator, AGENT) as call:
         simulator.add_agent(AGENT, MASTER)
         balance, again = await fetch_balance(call), await fetch_balance(call)
@@ -489,7 +489,7 @@ async def test_many_sub_accounts_are_all_read_and_not_at_the_same_time() -> None
         assert len({request.account for request in simulator.requests[before:]} - {MASTER}) == 4
 
 
-async def test_vaults_and_staking_are_shown_when_wanted() -> None:
+async def test_vaults_and_staking_are_shown_if_requested() -> None:
     async with venue() as simulator:
         simulator.wallets[MASTER].vaults = {VAULT: "742.500082"}
         simulator.wallets[MASTER].staked = ("10.0", "2.0", "0.5")

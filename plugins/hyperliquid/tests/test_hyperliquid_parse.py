@@ -169,7 +169,7 @@ def test_a_dex_that_could_not_be_read_leaves_unified_profit_unknown() -> None:
     assert result.accounts[1] == failed
 
 
-def test_an_unknown_mode_is_shown_without_equity_and_says_so() -> None:
+def test_an_unknown_mode_is_shown_without_equity_and_with_a_note() -> None:
     result = wallet("someNewMode", "spot_state_unified")
     assert [account.type for account in result.accounts] == ["perpetual", "spot"]
     assert [account.summary for account in result.accounts] == [None, None]

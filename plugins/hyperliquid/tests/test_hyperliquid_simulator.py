@@ -111,7 +111,7 @@ async def test_the_moving_wallet_moves_and_stays_consistent() -> None:
     assert after.equity - after.unrealised_pnl == before.equity - before.unrealised_pnl
 
 
-async def test_the_situations_are_what_they_are_called() -> None:
+async def test_each_situation_is_what_its_name_says() -> None:
     async with HyperliquidSimulator() as simulator:
         assert isinstance(simulator, HyperliquidSimulator)
         assert simulator.demo_credential("refused") is None
@@ -126,7 +126,7 @@ async def test_the_situations_are_what_they_are_called() -> None:
         assert (await read(simulator, row(simulator, "moving"))).summary is not None
 
 
-async def test_the_troubles_are_what_they_are_called() -> None:
+async def test_each_trouble_is_what_its_name_says() -> None:
     expected = {
         "wrong key": None,
         "missing right": None,

@@ -81,7 +81,7 @@ async def refusal_of(fault: Fault, api_key: str = "", **metadata: Any) -> VenueE
     return refusal.value
 
 
-async def test_the_worked_example_comes_through_to_the_digit() -> None:
+async def test_the_worked_example_comes_out_to_the_digit() -> None:
     async with LighterSimulator() as simulator:
         row = simulator.demo_credential("moving")
         assert row is not None
@@ -184,7 +184,7 @@ async def test_unknown_metadata_are_refused_before_a_request(metadata: dict[str,
 
 
 @pytest.mark.parametrize("metadata", [{}, {"wallet_address": "", "account_index": None}])
-async def test_where_neither_address_nor_index_is_stored_both_are_named(metadata: dict[str, Any]) -> None:
+async def test_if_neither_address_nor_index_is_stored_both_are_named(metadata: dict[str, Any]) -> None:
     async with venue() as simulator:
         async with venue_call(LIGHTER, override=simulator.url, metadata=metadata) as call:
             with pytest.raises(CredentialInvalid, match=r"wallet_address or .*account_index"):
@@ -247,7 +247,7 @@ async def test_all_pages_are_read_in_their_order() -> None:
     assert cursors == [None, "1", "2"]
 
 
-async def test_a_cursor_that_comes_again_is_malformed() -> None:
+async def test_a_repeated_cursor_is_malformed() -> None:
     async with venue() as simulator:
         simulator.fail(Fault(body=b'{"code": 200, "accounts": [], "next_cursor": "7"}'))
         with pytest.raises(VenueMalformed, match="repeat"):
@@ -255,7 +255,7 @@ async def test_a_cursor_that_comes_again_is_malformed() -> None:
         assert len(simulator.requests) == 2
 
 
-async def test_pages_without_end_are_given_up() -> None:
+async def test_endless_pages_are_malformed() -> None:
     async with venue() as simulator:
         simulator.page_size = 1
         for number in range(20):

@@ -103,7 +103,7 @@ def test_there_is_no_summary_for_everything_if_other_assets_are_held() -> None:
     assert any("USDC" in note for note in balance.notes)
 
 
-def test_where_spot_holds_nothing_but_the_collateral_there_is_one_figure_for_everything() -> None:
+def test_if_spot_holds_nothing_but_the_collateral_there_is_one_summary() -> None:
     answer = payload("account_classic")
     answer["accounts"][0]["assets"].pop()
     balance = read(answer)
@@ -223,7 +223,7 @@ def test_the_collaterals_symbol_is_the_venues_own() -> None:
     assert balance.summary.currency == "USDG"
 
 
-def test_where_no_account_shows_the_collateral_it_is_the_deployments_usual_one() -> None:
+def test_if_no_account_shows_the_collateral_it_is_the_deployments_usual_one() -> None:
     assert read(changed("account_robinhood", assets=[]), "USDG").venue_accounts[0].assets[0].asset == "USDG"
 
 

@@ -113,7 +113,7 @@ async def test_a_token_is_refused_when_it_is_unknown_expired_or_called_a_bearers
             assert await code(simulator, BY_INDEX, token) == (400, 20013)
 
 
-async def test_a_request_belongs_to_the_wallet_whose_accounts_it_asks_for() -> None:
+async def test_a_request_belongs_to_the_wallet_whose_accounts_it_reads() -> None:
     async with simulated() as simulator:
         for params in (BY_ADDRESS, BY_INDEX, {"by": "index", "value": "999"}, {}):
             await get(simulator, params)
@@ -154,7 +154,7 @@ async def test_the_moving_account_moves_and_stays_consistent() -> None:
     assert after.equity - after.unrealised_pnl == after.cash == before.cash
 
 
-async def test_the_situations_are_what_they_are_called_and_live_side_by_side() -> None:
+async def test_each_situation_is_what_its_name_says_beside_the_others() -> None:
     async with LighterSimulator() as simulator:
         assert isinstance(simulator, LighterSimulator)
         rows = {situation: simulator.demo_credential(situation) for situation in SITUATIONS}
@@ -181,7 +181,7 @@ async def test_the_situations_are_what_they_are_called_and_live_side_by_side() -
         ("outage", VenueUnavailable),
     ],
 )
-async def test_the_troubles_are_what_they_are_called(trouble: str, expected: type[VenueError]) -> None:
+async def test_each_trouble_is_what_its_name_says(trouble: str, expected: type[VenueError]) -> None:
     async with LighterSimulator() as simulator:
         assert isinstance(simulator, LighterSimulator)
         row = simulator.troubled_credential(trouble)

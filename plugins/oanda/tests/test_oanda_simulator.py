@@ -81,7 +81,7 @@ async def test_the_moving_account_is_the_worked_example_and_moves() -> None:
     assert after.equity - after.unrealised_pnl == after.cash == before.cash
 
 
-async def test_the_situations_are_what_they_are_called() -> None:
+async def test_each_situation_is_what_its_name_says() -> None:
     async with OandaSimulator() as simulator:
         assert isinstance(simulator, OandaSimulator)
         empty = await read(simulator, row(simulator, "empty"))

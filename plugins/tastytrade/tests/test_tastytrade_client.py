@@ -229,7 +229,7 @@ async def test_a_grant_that_is_revoked_meanwhile_is_refused_as_a_whole() -> None
     assert venue.token_requests == 2
 
 
-async def test_a_token_that_could_not_be_had_is_asked_for_again() -> None:
+async def test_a_failed_token_request_is_repeated_by_the_next_call() -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue, calling(venue) as call:
         venue.fail(replace(Fault.html(502), times=1))
         with pytest.raises(VenueUnavailable):
@@ -279,7 +279,7 @@ async def test_a_password_login_is_refused_with_advice_and_no_request_is_sent(ro
     assert "horse" not in refusal.value.message
 
 
-async def test_a_missing_client_secret_is_named_before_the_venue_is_asked() -> None:
+async def test_a_missing_client_secret_is_named_before_a_request() -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue:
         with pytest.raises(CredentialInvalid, match="api_secret"):
             await balance_of(venue, secret=" ")

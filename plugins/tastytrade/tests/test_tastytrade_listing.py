@@ -35,7 +35,7 @@ def test_an_environment_is_found_by_its_name_and_by_the_venues_name(word: str, a
     assert environment.urls["api"] == address
 
 
-def test_the_refresh_token_is_the_passphrase_that_the_sheet_asks_for() -> None:
+def test_the_refresh_token_is_the_passphrase_of_the_listing() -> None:
     fields = {field.name: field for field in TASTYTRADE.credential_fields}
     assert fields["passphrase"].label == "Refresh token"
     assert fields["passphrase"].required

@@ -133,7 +133,7 @@ async def test_the_moving_account_is_the_worked_example_and_moves_consistently()
     assert after.equity - after.available == Decimal("45230.412") - Decimal("19735.412")
 
 
-async def test_the_situations_are_what_they_are_called() -> None:
+async def test_each_situation_is_what_its_name_says() -> None:
     async with TastytradeSimulator() as venue:
         assert isinstance(venue, TastytradeSimulator)
         rows = {situation: venue.demo_credential(situation) for situation in SITUATIONS}

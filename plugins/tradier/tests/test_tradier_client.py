@@ -180,7 +180,7 @@ class TestWhichAccountsAreRead:
         assert paths(venue).count(PROFILE) == 1
         assert paths(venue).count(balances_path(FIRST)) == 3
 
-    async def test_a_profile_that_failed_is_asked_for_again(self) -> None:
+    async def test_a_profile_that_failed_is_read_again(self) -> None:
         async with (
             venue_with(SimulatedAccount(FIRST)) as venue,
             venue_call(TRADIER, override=venue.url, api_key=TOKEN) as call,
@@ -246,7 +246,7 @@ class TestTheOptionsView:
         assert [row.asset for row in account.assets] == ["USD", "OPTION_LONG", "OPTION_SHORT", "OPTION_NET"]
         assert balance.summary == account.summary
 
-    async def test_a_note_says_what_its_rows_are(self) -> None:
+    async def test_a_note_explains_its_rows(self) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
             options, whole = await balance_of(venue, TRADIER_OPTIONS), await balance_of(venue)
         (note,) = options.notes

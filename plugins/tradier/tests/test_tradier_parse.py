@@ -145,7 +145,7 @@ class TestTheAccountAsAWhole:
 class TestWhichFiguresCount:
     """The part of an answer that depends on the kind of account."""
 
-    def test_the_account_type_chooses_where_several_are_there(self) -> None:
+    def test_the_account_type_chooses_among_several_blocks(self) -> None:
         block = {"option_buying_power": Decimal(1), "stock_buying_power": Decimal(2)}
         answer = margin_with(account_type="pdt", pdt=block)
         assert (summary_of(answer).available, summary_of(answer).buying_power) == (Decimal(1), Decimal(2))

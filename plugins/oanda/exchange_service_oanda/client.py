@@ -80,7 +80,7 @@ class OandaClient:
             return
         message = _error_message(response)
         if status in (401, 403) and "forbidden" in message:
-            # The token is valid, but the account belongs to another user.
+            # The token is valid, but the account belongs to somebody else.
             raise AccountUnknown(refusal)
         if status == 401 or (status == 403 and message):
             raise CredentialRejected(

@@ -125,8 +125,8 @@ class TradierClient:
             return
         if "unauthorized account" in message:
             raise AccountUnknown(
-                "Tradier: the token may not read this account. Check the stored account_id: "
-                "a number that begins with VA belongs to the sandbox."
+                "Tradier: the token may not read this account. A number that begins with VA belongs to the sandbox.",
+                advice="Check the stored account_id.",
             )
         if response.status == 401:
             raise self._token_error(expired=False)
@@ -134,15 +134,15 @@ class TradierClient:
             # Tradier itself gives a reason. Without one, the gateway in front of it refuses us.
             raise AddressNotAllowed("Tradier's gateway refuses requests from this service's network address.")
         if response.status == 400:
-            raise RequestRefused("Tradier rejects our request (HTTP 400). Check the stored account_id.")
+            raise RequestRefused("Tradier rejects our request (HTTP 400).", advice="Check the stored account_id.")
         raise_unexpected_status(response, "Tradier")
 
     def _token_error(self, *, expired: bool) -> CredentialRejected:
         if expired:
-            return CredentialRejected("Tradier's access token has expired. Store a new one.")
+            return CredentialRejected("Tradier's access token has expired.", advice="Store a new one.")
         return CredentialRejected(
-            f"Tradier refuses the token. Check first whether it is for the {self._other_environment} environment: "
-            "a token works in one only."
+            "Tradier refuses the token. A token works in one environment only.",
+            advice=f"Check first whether it is for the {self._other_environment} environment.",
         )
 
 

@@ -75,7 +75,7 @@ class SingleFlight(Generic[T]):
         if not done:
             raise VenueTimeout(f"{target.listing.metadata.name} did not answer in the time that the call had.")
         if call.task.cancelled():
-            raise ShuttingDown("The service is shutting down; call again, another replica will answer.")
+            raise ShuttingDown("This replica is shutting down.")
         return call.task.result()
 
     def snapshot(self) -> tuple[int, int]:

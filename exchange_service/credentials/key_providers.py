@@ -86,7 +86,8 @@ class _KeysetProvider:
         except KeysetInvalid:
             # The operator's sentence names a path, which is in the log; callers need not know it.
             problem = CredentialUnreadable(
-                "The service's keyset cannot be used.", advice="The service's log and `doctor` say why."
+                "The service's keyset cannot be used.",
+                advice="Run `exchange-service doctor`, or look in the service's log.",
             )
         raise problem
 

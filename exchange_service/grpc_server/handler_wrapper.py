@@ -140,4 +140,4 @@ def _log_failure(error: Exception) -> ServiceFailed:
     # Outside of our own calls, as in reflection, there is no current id.
     request_id = current_request_id() or new_request_id()
     log.error("call.failed", request_id=request_id, error=type(error).__name__, at=raised_at(error))
-    return ServiceFailed(f"The service failed; its log has more under {request_id}.")
+    return ServiceFailed(f"The service failed under the reference {request_id}.")

@@ -247,7 +247,10 @@ class _StreamCallers:
         except Exception as error:
             # A caller that cannot be checked loses its streams, and the checks of the other callers go on.
             log.error("caller.check_failed", error=type(error).__name__)
-            _end_all(streams, ServiceFailed("The service failed to identify the caller; its log says why."))
+            _end_all(
+                streams,
+                ServiceFailed("The service failed to identify the caller.", advice="Look for the reason in its log."),
+            )
         else:
             _end_outside(streams, identity)
 

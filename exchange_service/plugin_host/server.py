@@ -157,7 +157,11 @@ class PluginServer:
         except Exception as error:
             # Its text stays here: it may hold a credential.
             log.error("plugin_host.failed", error=type(error).__name__)
-            return reply(fault=write_error(PluginFailed("The process that runs the plugin failed; its log says why.")))
+            return reply(
+                fault=write_error(
+                    PluginFailed("The process that runs the plugin failed.", advice="Look for the reason in its log.")
+                )
+            )
         finally:
             if offered:
                 self._offered.pop(reference, None)

@@ -21,9 +21,11 @@ def required_text(credential: Credential, field: str, *, plain: bool = False) ->
     """
     value: str = getattr(credential, field).reveal().strip()
     if not value:
-        raise CredentialInvalid(f"{field} is missing: store it with `exchange-service credentials add`.")
+        raise CredentialInvalid(f"{field} is missing.", advice="Store it with `exchange-service credentials add`.")
     if plain and not (value.isascii() and value.isprintable()):
-        raise CredentialInvalid(f"{field} holds other than plain characters: copy it again, and nothing around it.")
+        raise CredentialInvalid(
+            f"{field} holds other than plain characters.", advice="Copy it again, and nothing around it."
+        )
     return value
 
 
@@ -55,7 +57,9 @@ def wallet_address(credential: Credential) -> str:
     """
     stored = {key: _address(key, credential.metadata[key]) for key in _WALLET_KEYS if credential.metadata.get(key)}
     if len(set(stored.values())) > 1:
-        raise CredentialInvalid(f"extra_metadata names different wallets: {' and '.join(stored)}. Keep one of them.")
+        raise CredentialInvalid(
+            f"extra_metadata names different wallets: {' and '.join(stored)}.", advice="Keep one of them."
+        )
     if stored:
         return next(iter(stored.values()))
     key_text = credential.api_key.reveal().strip()

@@ -140,7 +140,9 @@ class Feed:
             self._fail(error.with_traceback(None))
         except Exception as error:
             log.error("feed.failed", exchange=self.account.exchange_id, error=type(error).__name__)
-            self._fail(ServiceFailed("The service failed to read this account. Its log has the reason."))
+            self._fail(
+                ServiceFailed("The service failed to read this account.", advice="Look for the reason in its log.")
+            )
         else:
             return result
         return None

@@ -141,5 +141,7 @@ def _make_feed(polling: Polling, on_event_age: Callable[[float], None], account:
 
 def _shutting_down(delay: float | None = None) -> ShuttingDown:
     return ShuttingDown(
-        "This replica is shutting down. Open the stream again; another replica will answer.", retry_after=delay
+        "This replica is shutting down.",
+        retry_after=delay,
+        advice="Open the stream again; another replica will answer.",
     )

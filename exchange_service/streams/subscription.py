@@ -69,7 +69,7 @@ class Subscription:
                 return event
             now = self._clock.monotonic()
             if now >= self._ends:
-                raise StreamLifetimeReached("The stream has reached its maximum lifetime. Open it again.")
+                raise StreamLifetimeReached("The stream has reached its maximum lifetime.")
             if now >= self._next_heartbeat:
                 return self._heartbeat(now)
             if not mailbox.pending:

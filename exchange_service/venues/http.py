@@ -192,8 +192,8 @@ def _translated_failures(venue: str) -> Iterator[None]:
     except aiohttp.ClientConnectionError as error:
         if isinstance(getattr(error, "os_error", None), _NotPublic):
             raise VenueUnavailable(
-                f"{venue}'s host leads to an address that is not of the public internet, so nothing is sent there. "
-                "If that is intended, the operator names the host in venue_urls."
+                f"{venue}'s host leads to an address that is not of the public internet, so nothing is sent there.",
+                advice="Name the host in the setting venue_urls if that is intended.",
             ) from None
         if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError):
             raise VenueUnavailable(f"{venue} cannot be reached, or ended the connection.") from None

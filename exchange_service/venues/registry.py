@@ -116,8 +116,8 @@ class Registry:
         if listing is not None:
             return listing
         near = difflib.get_close_matches(exchange_id.lower(), self.listings, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else "See `exchange-service exchanges` for all ids."
-        raise ExchangeUnknown(f"No exchange has the id {exchange_id[:64]!r}. {hint}")
+        advice = f"Did you mean {near[0]!r}?" if near else "See `exchange-service exchanges` for all ids."
+        raise ExchangeUnknown(f"No exchange has the id {exchange_id[:64]!r}.", advice=advice)
 
     def account(
         self, user_id: str, exchange_id: str, environment: str, account_type: str = ""

@@ -535,7 +535,7 @@ class TestHandlerWrapper:
         assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "SERVICE_FAILED")
         assert "hunter2" not in repr(failed)
         assert "ValueError" not in failed.message
-        reference = failed.message.rpartition("under ")[2].split(".")[0]
+        reference = failed.message.rpartition("under the reference ")[2].split(".")[0]
         assert len(reference) == 12
 
     async def test_a_stream_that_breaks_ends_the_same_way_after_what_it_sent(self, stub: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from exchange_service.plugin_api import (
     AddressNotAllowed,
@@ -46,46 +46,65 @@ _TOO_MANY_REQUESTS = -1003
 _REQUEST_CODES = range(-1199, -1099)
 
 _LIMITED = "Aster limits the requests from this service's address."
-_KEY_REFUSED = (
-    "Aster refuses the key: it is wrong or expired, lacks the right to read, or is bound to other network addresses. "
-    "Check the key on Aster's API page."
+
+
+class _Refusal(NamedTuple):
+    """Which error one of Aster's codes or messages is."""
+
+    kind: type[VenueError]
+    message: str
+    advice: str | None = None
+
+    def error(self) -> VenueError:
+        return self.kind(self.message, advice=self.advice)
+
+
+_KEY_REFUSED = _Refusal(
+    CredentialRejected,
+    "Aster refuses the key: it is wrong or expired, lacks the right to read, or is bound to other network addresses.",
+    "Check the key on Aster's API page.",
 )
-_SIGNATURE_REFUSED = (
-    "Aster refuses the signature. Check api_secret, and for an agent also wallet_address, that the agent is registered "
-    "in this environment, and that it has not expired."
+_SIGNATURE_REFUSED = _Refusal(
+    CredentialRejected,
+    "Aster refuses the signature.",
+    "Check api_secret, and for an agent also wallet_address, that the agent is registered in this environment, and "
+    "that it has not expired.",
 )
-_AGENT_UNKNOWN = (
+_AGENT_UNKNOWN = _Refusal(
+    CredentialRejected,
     "Aster does not know this agent of the wallet: it has expired, or is registered in the other environment or for "
-    "another wallet. Check wallet_address and api_secret, or register a new agent."
+    "another wallet.",
+    "Check wallet_address and api_secret, or register a new agent.",
 )
-_TIME_REFUSED = "Aster refuses the time of our requests, even by its own clock. Check this service's clock."
-_NONCE_REFUSED = (
+_TIME_REFUSED = _Refusal(
+    ClockSkew,
+    "Aster refuses the time of our requests, even by its own clock.",
+    "Check this service's clock.",
+)
+_NONCE_REFUSED = _Refusal(
+    ClockSkew,
     "Aster refuses the nonce of our requests, even by its own clock. Another program may sign with the same agent or "
-    "wallet: give this service an agent that nothing else uses."
+    "wallet.",
+    "Give this service an agent that nothing else uses.",
 )
-_TROUBLE = "Aster could not answer the request."
-_BY_CODE: dict[int, tuple[type[VenueError], str]] = {
-    -1001: (VenueUnavailable, _TROUBLE),
-    -1002: (CredentialRejected, _KEY_REFUSED),
-    -1006: (VenueUnavailable, _TROUBLE),
-    -1007: (VenueTimeout, "Aster did not answer in time."),
-    -1011: (
-        AddressNotAllowed,
-        "Aster refuses this key from our network address: add the address to the key's list.",
+_TROUBLE = _Refusal(VenueUnavailable, "Aster could not answer the request.")
+_BY_CODE: dict[int, _Refusal] = {
+    -1001: _TROUBLE,
+    -1002: _KEY_REFUSED,
+    -1006: _TROUBLE,
+    -1007: _Refusal(VenueTimeout, "Aster did not answer in time."),
+    -1011: _Refusal(
+        AddressNotAllowed, "Aster refuses this key from our network address.", "Add the address to the key's list."
     ),
-    -1016: (VenueUnavailable, _TROUBLE),
-    -1021: (ClockSkew, _TIME_REFUSED),
-    -1022: (CredentialRejected, _SIGNATURE_REFUSED),
-    -2014: (CredentialRejected, "Aster refuses the format of the key. Check api_key, or store a new key."),
-    -2015: (CredentialRejected, _KEY_REFUSED),
-    -4225: (ClockSkew, _NONCE_REFUSED),
+    -1016: _TROUBLE,
+    -1021: _TIME_REFUSED,
+    -1022: _SIGNATURE_REFUSED,
+    -2014: _Refusal(CredentialRejected, "Aster refuses the format of the key.", "Check api_key, or store a new key."),
+    -2015: _KEY_REFUSED,
+    -4225: _NONCE_REFUSED,
 }
 # Refusals of agents have been seen with the code of unknown errors. Only the message tells them apart.
-_BY_WORD: dict[str, tuple[type[VenueError], str]] = {
-    "nonce": (ClockSkew, _NONCE_REFUSED),
-    "signature": (CredentialRejected, _SIGNATURE_REFUSED),
-    "agent": (CredentialRejected, _AGENT_UNKNOWN),
-}
+_BY_WORD: dict[str, _Refusal] = {"nonce": _NONCE_REFUSED, "signature": _SIGNATURE_REFUSED, "agent": _AGENT_UNKNOWN}
 _FIREWALL = (
     "Aster's firewall refuses requests from this service's address (HTTP 403): there were too many, or it does not "
     "serve the address's region."
@@ -210,15 +229,14 @@ def _raise_for_error(response: Response, code: int | None, message: str) -> NoRe
 
 def _raise_for_code(code: int, message: str) -> None:
     if code in _BY_CODE:
-        kind, sentence = _BY_CODE[code]
-        raise kind(sentence)
+        raise _BY_CODE[code].error()
     if code in _REQUEST_CODES:
         raise RequestRefused(f"Aster rejects our request ({code}).")
-    for word, (kind, sentence) in _BY_WORD.items():
+    for word, refusal in _BY_WORD.items():
         if word in message:
-            raise kind(sentence)
+            raise refusal.error()
     if code == _UNKNOWN_ERROR:
-        raise VenueUnavailable(_TROUBLE)
+        raise _TROUBLE.error()
 
 
 def _raise_for_firewall(response: Response) -> NoReturn:

@@ -103,7 +103,8 @@ async def _load_signing() -> None:
     except ImportError:
         raise NotSupported(
             "An agent's signature needs coincurve, which cannot be imported here: it has no release for Python 3.14. "
-            "Run the service with an earlier Python. Older HMAC keys do not need it."
+            "Older HMAC keys do not need it.",
+            advice="Run the service with an earlier Python.",
         ) from None
 
 
@@ -126,15 +127,19 @@ def _hmac_scheme(credential: Credential, metadata: Mapping[str, Any], secret: st
     for name in _WALLET_NAMES:
         if metadata.get(name):
             # The key decides which account is read, which need not be that wallet's.
-            raise CredentialInvalid(f"extra_metadata.{name} cannot be stored with the scheme v1: remove one of them.")
+            raise CredentialInvalid(
+                f"extra_metadata.{name} cannot be stored with the scheme v1.", advice="Remove one of them."
+            )
     if _ADDRESS.match(api_key):
-        raise CredentialInvalid("api_key is an address, but the scheme v1 needs an API key: remove the scheme.")
+        raise CredentialInvalid(
+            "api_key is an address, but the scheme v1 needs an API key.", advice="Remove the scheme."
+        )
     if not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
         raise CredentialInvalid("api_key is not an API key: it holds other than plain characters.")
     if secret[:2].lower() == "0x" and _PRIVATE_KEY.match(secret):
         raise CredentialInvalid(
-            "api_secret is a private key of an agent, but api_key is an API key of the older scheme. "
-            "For an agent leave api_key empty and store wallet_address."
+            "api_secret is a private key of an agent, but api_key is an API key of the older scheme.",
+            advice="Leave api_key empty for an agent, and store wallet_address.",
         )
     if not (secret.isascii() and secret.isprintable()):
         raise CredentialInvalid("api_secret is not an HMAC secret: it holds other than plain characters.")
@@ -145,8 +150,9 @@ def _wallet(metadata: Mapping[str, Any]) -> str:
     # The API key is not read: here it is an agent's address, never the wallet's.
     if not any(metadata.get(name) for name in _WALLET_NAMES):
         raise CredentialInvalid(
-            "extra_metadata.wallet_address is missing: store the address of the main wallet that the agent acts for. "
-            "(An HMAC key of the older scheme needs its api_key instead.)"
+            "extra_metadata.wallet_address is missing.",
+            advice="Store the address of the main wallet that the agent acts for. For an HMAC key of the older scheme "
+            "store its api_key instead.",
         )
     return wallet_address(Credential(metadata=metadata))
 
@@ -155,8 +161,8 @@ def _private_key(secret: str) -> bytes:
     match = _PRIVATE_KEY.match(secret)
     if match is None:
         raise CredentialInvalid(
-            "api_secret is not a private key of an agent, which has 64 hexadecimal digits, with or without 0x. "
-            "Store an HMAC key of the older scheme with its api_key and without wallet_address."
+            "api_secret is not a private key of an agent, which has 64 hexadecimal digits, with or without 0x.",
+            advice="Store an HMAC key of the older scheme with its api_key and without wallet_address.",
         )
     return bytes.fromhex(match["digits"])
 
@@ -164,15 +170,16 @@ def _private_key(secret: str) -> bytes:
 def _check_agent(scheme: AgentScheme, api_key: str) -> None:
     if scheme.agent == scheme.account_id:
         raise CredentialInvalid(
-            "api_secret is the private key of the wallet itself, with which anybody can empty it. Delete it here, "
-            "register an agent on Aster's page and store the agent's key."
+            "api_secret is the private key of the wallet itself, with which anybody can empty it.",
+            advice="Delete it here, register an agent on Aster's page and store the agent's key.",
         )
     if api_key and not _ADDRESS.match(api_key):
         raise CredentialInvalid(
-            "api_key is not an agent's address, which has 0x and 40 hexadecimal digits. Leave it empty for an agent; "
-            "store an HMAC key of the older scheme without wallet_address."
+            "api_key is not an agent's address, which has 0x and 40 hexadecimal digits.",
+            advice="Leave it empty for an agent; store an HMAC key of the older scheme without wallet_address.",
         )
     if api_key and api_key.lower() != scheme.agent:
         raise CredentialInvalid(
-            "api_key is not the address of the key in api_secret. Store both of one agent, or leave api_key empty."
+            "api_key is not the address of the key in api_secret.",
+            advice="Store both of one agent, or leave api_key empty.",
         )

@@ -137,7 +137,7 @@ def _text(name: str, credential: Credential, metadata: Mapping[str, Any], requir
     key = ours.rpartition(".")[2]
     value: str = metadata.get(key) or (metadata.get("account_id", "") if key == "uid" else "")
     if not value:
-        raise CredentialInvalid(f"{ours} is missing: store it with `exchange-service credentials add`.")
+        raise CredentialInvalid(f"{ours} is missing.", advice="Store it with `exchange-service credentials add`.")
     return value
 
 

@@ -312,7 +312,7 @@ class Exact(Guarded):
             if any(base.__module__.startswith("ccxt.") for base in type(error).__mro__):
                 raise
             unusable = CredentialInvalid(
-                "api_secret cannot be used to sign. Check that it was copied whole, with all its lines."
+                "api_secret cannot be used to sign.", advice="Check that it was copied whole, with all its lines."
             )
             if (record := RECORD.get(None)) is not None:
                 # Recorded too, because a class may catch it, as it catches errors of the venue.

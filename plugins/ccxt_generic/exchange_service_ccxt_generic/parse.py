@@ -149,5 +149,7 @@ def gather(venue: str, results: Mapping[str, Balance | VenueError]) -> Balance:
 def _beside_others(venue: str, error: VenueError) -> VenueError:
     """The error of one account beside readable ones: the key as such is not refused then."""
     if isinstance(error, CredentialRejected):
-        return PermissionMissing(f"{venue} accepts the key, but not for this account. Give it the right to read it.")
+        return PermissionMissing(
+            f"{venue} accepts the key, but not for this account.", advice="Give it the right to read it."
+        )
     return error

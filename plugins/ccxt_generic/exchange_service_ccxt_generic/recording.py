@@ -34,7 +34,7 @@ class Recorder:
             if not record.answers and isinstance(error, ValueError):
                 # Before any request CCXT reads only what the user has stored.
                 raise CredentialInvalid(
-                    f"CCXT cannot use the stored key for {self._venue}. Check that it was copied whole."
+                    f"CCXT cannot use the stored key for {self._venue}.", advice="Check that it was copied whole."
                 ) from None
             if not record.answers:
                 raise

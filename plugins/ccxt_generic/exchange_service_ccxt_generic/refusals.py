@@ -22,7 +22,7 @@ _CHANGES_SOMETHING: Mapping[str, str] = {
 _UNSUPPORTED: Mapping[str, str] = {
     **{name: f"{reason}, and this service only reads." for name, reason in _CHANGES_SOMETHING.items()},
     # Its answer for the kind of an account is a bare text, as that of an outage may be.
-    "hyperliquid": "It is read by the plugin exchange-service-hyperliquid: install that.",
+    "hyperliquid": "It is read by the plugin exchange-service-hyperliquid, which is not loaded.",
 }
 
 # The paths of the POSTs with which CCXT's `fetch_balance` reads at these exchanges.

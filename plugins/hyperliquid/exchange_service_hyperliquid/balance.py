@@ -72,8 +72,9 @@ async def _wallets(client: HyperliquidClient) -> tuple[list[parse.Wallet], tuple
     role = await client.role(client.address)
     if role.name == "missing":
         raise AccountUnknown(
-            "Hyperliquid does not know the stored wallet_address in this environment. Check for a typing error, "
-            "and that it is the main wallet's address, not that of another chain or of the other network."
+            "Hyperliquid does not know the stored wallet_address in this environment.",
+            advice="Check for a typing error, and that it is the main wallet's address, not that of another chain or "
+            "of the other network.",
         )
     if role.name == "agent":
         return await _read_wallets(client, role.master), (_AGENT,)

@@ -161,7 +161,7 @@ def _raise_for_error(response: Response) -> None:
         return
     if status == 422:
         raise RequestRefused(
-            "Hyperliquid cannot read the request (HTTP 422). Check the stored wallet_address and dexs."
+            "Hyperliquid cannot read the request (HTTP 422).", advice="Check the stored wallet_address and dexs."
         )
     if status == 403:
         # There is no key that could lack a right, so the gateway in front of the venue refuses us.

@@ -67,7 +67,8 @@ class LighterClient:
         has_address = bool(_WALLET_KEYS & metadata.keys()) or is_address(call.credential.api_key)
         if self.index is None and not has_address:
             raise CredentialInvalid(
-                "extra_metadata.wallet_address or extra_metadata.account_index is missing: store one of them."
+                "extra_metadata.wallet_address or extra_metadata.account_index is missing.",
+                advice="Store one of them.",
             )
         self.address = wallet_address(call.credential) if has_address else ""
         address_name, self.usual_collateral = _deployment(metadata)
@@ -142,11 +143,13 @@ class LighterClient:
         token_refused = code in _CODES_OF_TOKENS and "auth" in message
         if code == _API_KEY_NOT_FOUND or token_refused or response.status == 401:
             raise CredentialRejected(
-                "Lighter does not show the account without a valid token. "
-                "Make a read-only token on Lighter's page of API keys and store it as api_key."
+                "Lighter does not show the account without a valid token.",
+                advice="Make a read-only token on Lighter's page of API keys and store it as api_key.",
             )
         if code == _INVALID_PARAMETER or response.status == 404:
-            raise RequestRefused("Lighter rejects our request. Check the stored wallet_address and account_index.")
+            raise RequestRefused(
+                "Lighter rejects our request.", advice="Check the stored wallet_address and account_index."
+            )
         response.raise_for_status()
         raise VenueMalformed("Lighter's answer does not say that it succeeded.")
 
@@ -157,7 +160,8 @@ class LighterClient:
             )
         return AccountUnknown(
             "Lighter has no account of the stored wallet_address in this environment and deployment: the first deposit "
-            "opens one. Check for a typing error, and that the wallet is the one that owns the account."
+            "opens one.",
+            advice="Check for a typing error, and that the wallet is the one that owns the account.",
         )
 
 

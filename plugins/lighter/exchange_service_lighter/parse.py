@@ -46,10 +46,8 @@ _MARGIN_IN_OTHER_ASSETS = (
 )
 _POOL_SHARES = "Pool shares are shown by what was paid into them, and are in no summary."
 _POOL_WITHOUT_VALUE = "Shares in a pool are left out if Lighter does not state their value."
-_ONLY_POOLS = (
-    "Lighter has a public pool there and no user's account. Store the wallet_address or account_index of an account of "
-    "your own."
-)
+_ONLY_POOLS = "Lighter has a public pool there and no user's account."
+_STORE_AN_ACCOUNT = "Store the wallet_address or account_index of an account of your own."
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +136,7 @@ def balance(found: Sequence[Account], usual_collateral: str) -> Balance:
     read = [account for account in found if isinstance(account, ReadAccount)]
     own = [account for account in read if not account.is_pool]
     if not own:
-        raise unread[0].error if unread else AccountUnknown(_ONLY_POOLS)
+        raise unread[0].error if unread else AccountUnknown(_ONLY_POOLS, advice=_STORE_AN_ACCOUNT)
     shown = [account for account in own if account.kind == _MASTER or not account.is_empty()] or own[:1]
     symbol = _collateral_symbol(read, usual_collateral)
     failed = [VenueAccount(id=str(account.index), error=account.error) for account in unread]

@@ -43,8 +43,8 @@ def token(api_key: Secret) -> Token | None:
         return None
     if _PRIVATE_KEY.match(text):
         raise CredentialInvalid(
-            "api_key holds a private key, which reading a balance at Lighter never needs. Remove it from this service, "
-            "and replace it at Lighter if anybody else could have seen it."
+            "api_key holds a private key, which reading a balance at Lighter never needs.",
+            advice="Remove it from this service, and replace it at Lighter if anybody else could have seen it.",
         )
     match = _READ_ONLY.match(text) or _SIGNED.match(text)
     if match is None or int(match["expires"]) > _LAST_SECOND:

@@ -25,11 +25,19 @@ from exchange_service_oanda import parse
 _ACCOUNT_LIST_AGE = 600.0
 _ACCOUNT_ID = re.compile(r"[0-9A-Za-z]+(-[0-9A-Za-z]+)*\Z", re.ASCII)
 
-_STORED_ACCOUNT_REFUSED = "OANDA does not know this account, or the token may not read it. Check the stored account_id."
-_LISTED_ACCOUNT_REFUSED = (
-    "OANDA lists this account but does not show it: it may be closed, or belong to another platform such as MT4."
+# Messages with their advice.
+_STORED_ACCOUNT_REFUSED = (
+    "OANDA does not know this account, or the token may not read it.",
+    "Check the stored account_id.",
 )
-_LIST_REFUSED = "OANDA does not list the accounts of this token. Store the account_id of the account to read."
+_LISTED_ACCOUNT_REFUSED = (
+    "OANDA lists this account but does not show it: it may be closed, or belong to another platform such as MT4.",
+    "Check the account at OANDA.",
+)
+_LIST_REFUSED = (
+    "OANDA does not list the accounts of this token.",
+    "Store the account_id of the account to read.",
+)
 
 
 class OandaClient:
@@ -65,15 +73,17 @@ class OandaClient:
         ids = parse.account_ids(await self._get("/v3/accounts", _LIST_REFUSED))
         if not ids:
             # Raised before the list is kept, because the user may open the first account at any time.
-            raise AccountUnknown("OANDA: the token is valid but has no account. Check that its login has a v20 one.")
+            raise AccountUnknown(
+                "OANDA: the token is valid but has no account.", advice="Check that its login has a v20 one."
+            )
         return ids
 
-    async def _get(self, path: str, refusal: str) -> Any:
+    async def _get(self, path: str, refusal: tuple[str, str]) -> Any:
         response = await self._http.get(self._base + path, headers=self._headers)
         self._raise_for_error(response, refusal)
         return response.json()
 
-    def _raise_for_error(self, response: Response, refusal: str) -> None:
+    def _raise_for_error(self, response: Response, refusal: tuple[str, str]) -> None:
         """Raise the error of a response. OANDA's message decides first; `refusal` is for a refused account."""
         status = response.status
         if status == 200:
@@ -81,17 +91,17 @@ class OandaClient:
         message = _error_message(response)
         if status in (401, 403) and "forbidden" in message:
             # The token is valid, but the account belongs to somebody else.
-            raise AccountUnknown(refusal)
+            raise AccountUnknown(refusal[0], advice=refusal[1])
         if status == 401 or (status == 403 and message):
             raise CredentialRejected(
-                f"OANDA refuses the token. Check first whether it is a token for {self._other_environment} accounts: "
-                "a token works in one environment only."
+                "OANDA refuses the token. A token works in one environment only.",
+                advice=f"Check first whether it is a token for {self._other_environment} accounts.",
             )
         if status == 403:
             # OANDA itself gives a reason. Without one, the gateway in front of it refuses us.
             raise AddressNotAllowed("OANDA's gateway refuses requests from this service's network address.")
         if status == 404 or (status == 400 and "accountid" in message):
-            raise AccountUnknown(refusal)
+            raise AccountUnknown(refusal[0], advice=refusal[1])
         raise_unexpected_status(response, "OANDA")
 
 

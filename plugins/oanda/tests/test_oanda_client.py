@@ -203,7 +203,7 @@ async def test_a_token_that_dies_between_two_requests_is_refused_as_a_whole() ->
 
 async def test_a_token_without_an_account_is_an_account_unknown_and_its_list_is_not_cached() -> None:
     async with venue_with() as venue, venue_call(OANDA, override=venue.url, api_key=TOKEN) as call:
-        with pytest.raises(AccountUnknown, match="reads no account"):
+        with pytest.raises(AccountUnknown, match="the token is valid but has no account"):
             await exchange_service_oanda.fetch_balance(call)
         venue.add_token(TOKEN, SimulatedAccount(FIRST))
         balance = await exchange_service_oanda.fetch_balance(call)
@@ -237,7 +237,7 @@ async def test_an_account_id_of_the_retired_interface_is_refused_before_a_reques
 @pytest.mark.parametrize("account_id", ["a/b", "a?b=c", "a#b", "a b", ".."])
 async def test_an_account_id_that_could_change_the_path_is_refused(account_id: str) -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue:
-        with pytest.raises(CredentialInvalid, match="no account id"):
+        with pytest.raises(CredentialInvalid, match="is not a v20 account id"):
             await balance_of(venue, account_id=account_id)
     assert venue.requests == []
 

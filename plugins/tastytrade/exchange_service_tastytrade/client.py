@@ -34,9 +34,10 @@ _ACCOUNT_LIST_AGE = 600.0
 _LOGIN_KEYS = frozenset({"login", "username", "password", "remember_token"})
 # In OAuth the second stands for a wrong client secret.
 _REFUSED_GRANTS = ("invalid_grant", "invalid_client")
+_LOGINS_RETIRED = "tastytrade retired logins by user name and password for programs on 2025-12-01."
 _USE_A_GRANT = (
-    "tastytrade retired logins by user name and password for programs on 2025-12-01. Create an OAuth application with "
-    "the scope read and a grant for it, then store its client secret as api_secret and its refresh token as passphrase."
+    "Create an OAuth application with the scope read and a grant for it, then store its client secret as api_secret "
+    "and its refresh token as passphrase."
 )
 
 
@@ -64,8 +65,8 @@ class TastytradeClient:
             # The account may have been opened since the list was read.
             self._state.forget("accounts")
             raise AccountUnknown(
-                "tastytrade lists no open account with the stored number for this login. Check the stored account_id, "
-                "or leave it empty to read every open account."
+                "tastytrade lists no open account with the stored number for this login.",
+                advice="Check the stored account_id, or leave it empty to read every open account.",
             )
         return stored
 
@@ -123,9 +124,9 @@ class TastytradeClient:
         _raise_for_page(response)
         if response.status == 401 or _error_code(response) in _REFUSED_GRANTS:
             raise CredentialRejected(
-                "tastytrade refuses the client secret or the refresh token. Check that both belong to the same OAuth "
-                f"application, that the grant was not revoked, and that it is not for the {self._other_environment}: "
-                "a grant works in one environment only."
+                "tastytrade refuses the client secret or the refresh token. A grant works in one environment only.",
+                advice="Check that both belong to the same OAuth application, that the grant was not revoked, and that "
+                f"it is not for the {self._other_environment}.",
             )
         raise_unexpected_status(response, "tastytrade")
 
@@ -135,13 +136,13 @@ class TastytradeClient:
         _raise_for_page(response)
         if response.status == 401:
             raise CredentialRejected(
-                "tastytrade refuses a new access token of the stored grant. Create another grant, and store its "
-                "refresh token."
+                "tastytrade refuses a new access token of the stored grant.",
+                advice="Create another grant, and store its refresh token.",
             )
         if response.status == 403:
             raise PermissionMissing(
-                "tastytrade does not let this grant read the account. Check that its OAuth application has the scope "
-                "read, and that the login may see the account."
+                "tastytrade does not let this grant read the account.",
+                advice="Check that its OAuth application has the scope read, and that the login may see the account.",
             )
         raise_unexpected_status(response, "tastytrade")
 
@@ -149,13 +150,17 @@ class TastytradeClient:
 def _reject_password_login(credential: Credential) -> None:
     """Raise CredentialInvalid for a password login. It is never sent: the venue blocks addresses that try it."""
     if "@" in credential.api_key.reveal() or not _LOGIN_KEYS.isdisjoint(credential.metadata):
-        raise CredentialInvalid(f"The stored credential is a login by user name and password. {_USE_A_GRANT}")
+        raise CredentialInvalid(
+            f"The stored credential is a login by user name and password. {_LOGINS_RETIRED}", advice=_USE_A_GRANT
+        )
 
 
 def _refresh_token(credential: Credential, metadata: Mapping[str, Any]) -> Secret:
     token = credential.passphrase.reveal().strip() or metadata.get("refresh_token", "")
     if not token:
-        raise CredentialInvalid(f"passphrase is missing: it holds the refresh token. {_USE_A_GRANT}")
+        raise CredentialInvalid(
+            f"passphrase is missing: it holds the refresh token. {_LOGINS_RETIRED}", advice=_USE_A_GRANT
+        )
     return Secret(token)
 
 
@@ -171,7 +176,8 @@ def _raise_for_page(response: Response) -> None:
     if response.status in (401, 403):
         raise AddressNotAllowed(
             "tastytrade's gateway refuses requests from this service's network address. It blocks an address for some "
-            "hours after repeated failed logins: wait, or call from another one."
+            "hours after repeated failed logins.",
+            advice="Wait, or call from another address.",
         )
     if response.status in (400, 404, 422):
         raise VenueUnavailable(f"tastytrade's gateway answered in its place (HTTP {response.status}).")

@@ -49,11 +49,13 @@ class RequestBudget:
         if now < self._blocked_until:
             raise VenueRateLimited(_LIMITED, retry_after=self._blocked_until - now)
 
-    def record(self, headers: Mapping[str, str], now: float) -> None:
-        """Record what the headers of an answer say."""
+    def record(self, headers: Mapping[str, str], now: float) -> float:
+        """Record what the headers of an answer say. Returns the seconds to wait if no request is left, otherwise 0."""
         wait = time_to_expiry(headers, time.time())
-        if wait is not None and headers.get("X-Ratelimit-Available", "").strip() == "0":
-            self._blocked_until = now + wait
+        if wait is None or headers.get("X-Ratelimit-Available", "").strip() != "0":
+            return 0.0
+        self._blocked_until = now + wait
+        return wait
 
 
 def time_to_expiry(headers: Mapping[str, str], now: float) -> float | None:
@@ -74,6 +76,7 @@ class TradierClient:
         self.account_id: str = read_metadata(call.credential, account_id=str).get("account_id", "")
         if self.account_id and not _ACCOUNT_NUMBER.match(self.account_id):
             raise CredentialInvalid("extra_metadata.account_id is not an account number, such as 6YA00000.")
+        self._call = call
         self._http = call.http
         self._base = call.url()
         self._state = call.account_state
@@ -106,7 +109,8 @@ class TradierClient:
         loop = asyncio.get_running_loop()
         budget.check(loop.time())
         response = await self._http.get(self._base + path, headers=self._headers)
-        budget.record(response.headers, loop.time())
+        # The budget stops this process at once, the cooldown stops the other replicas once the call has ended.
+        self._call.report_cooldown(budget.record(response.headers, loop.time()))
         self._raise_for_error(response)
         return response.json()
 
@@ -125,8 +129,8 @@ class TradierClient:
             return
         if "unauthorized account" in message:
             raise AccountUnknown(
-                "Tradier: the token may not read this account. Check the stored account_id: "
-                "a number that begins with VA belongs to the sandbox."
+                "Tradier: the token may not read this account. A number that begins with VA belongs to the sandbox.",
+                advice="Check the stored account_id.",
             )
         if response.status == 401:
             raise self._token_error(expired=False)
@@ -134,15 +138,15 @@ class TradierClient:
             # Tradier itself gives a reason. Without one, the gateway in front of it refuses us.
             raise AddressNotAllowed("Tradier's gateway refuses requests from this service's network address.")
         if response.status == 400:
-            raise RequestRefused("Tradier rejects our request (HTTP 400). Check the stored account_id.")
+            raise RequestRefused("Tradier rejects our request (HTTP 400).", advice="Check the stored account_id.")
         raise_unexpected_status(response, "Tradier")
 
     def _token_error(self, *, expired: bool) -> CredentialRejected:
         if expired:
-            return CredentialRejected("Tradier's access token has expired. Store a new one.")
+            return CredentialRejected("Tradier's access token has expired.", advice="Store a new one.")
         return CredentialRejected(
-            f"Tradier refuses the token. Check first whether it is for the {self._other_environment} environment: "
-            "a token works in one only."
+            "Tradier refuses the token. A token works in one environment only.",
+            advice=f"Check first whether it is for the {self._other_environment} environment.",
         )
 
 

@@ -128,7 +128,8 @@ def options_account(payload: Any, number: str) -> VenueAccount:
 def options_not_enabled(number: str) -> FeatureNotEnabled:
     """The error of an account without options. Zeros in its place would look like an empty account."""
     return FeatureNotEnabled(
-        f"Tradier: options are not enabled for the account {number}. Apply for an option level in Tradier's settings."
+        f"Tradier: options are not enabled for the account {number}.",
+        advice="Apply for an option level in Tradier's settings.",
     )
 
 

@@ -460,8 +460,17 @@ class TestTheRateLimit:
                 await exchange_service_tradier.fetch_balance(call)
         assert equities(balance) == [Decimal(3)]
         assert len(venue.requests) == sent
+        assert 30 < call.reports.cooldown <= 40
         assert refusal.value.retry_after is not None
         assert 30 < refusal.value.retry_after <= 40
+
+    async def test_no_cooldown_is_reported_while_requests_are_left(self) -> None:
+        async with (
+            venue_with(SimulatedAccount(FIRST)) as venue,
+            venue_call(TRADIER, override=venue.url, api_key=TOKEN) as call,
+        ):
+            await exchange_service_tradier.fetch_balance(call)
+            assert call.reports.cooldown == 0
 
     async def test_after_a_profile_that_took_the_last_request_no_balances_are_read(self) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
@@ -478,10 +487,16 @@ class TestTheRateLimit:
                 await balance_of(venue)
             assert ids(await balance_of(venue, token="another-token")) == [SECOND]
 
+    @BOTH
+    def test_a_reported_cooldown_is_of_the_token_alone(self, listing: ExchangeMetadata) -> None:
+        # The service lets the whole venue cool down unless all limits are counted by key.
+        assert {limit.scope for limit in listing.limits} == {"key"}
+
     def test_it_opens_when_the_minute_is_over(self) -> None:
         budget = RequestBudget()
         # The end is so far off that the whole minute is waited for, whatever the machine's clock says.
-        budget.record({"X-Ratelimit-Available": "0", "X-Ratelimit-Expiry": "253402300799000"}, now=1000.0)
+        wait = budget.record({"X-Ratelimit-Available": "0", "X-Ratelimit-Expiry": "253402300799000"}, now=1000.0)
+        assert wait == 60.0
         with pytest.raises(VenueRateLimited) as refusal:
             budget.check(1058.5)
         assert refusal.value.retry_after == 1.5
@@ -500,7 +515,7 @@ class TestTheRateLimit:
     )
     def test_it_stays_open_unless_tradier_states_how_long_it_is_used_up(self, headers: dict[str, str]) -> None:
         budget = RequestBudget()
-        budget.record(headers, now=1000.0)
+        assert budget.record(headers, now=1000.0) == 0
         budget.check(1000.0)
 
     @pytest.mark.parametrize(

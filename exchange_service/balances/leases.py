@@ -99,7 +99,8 @@ class Leased:
 
     async def _store(self, target: Target, fetched: FetchedBalance, previous: StoredBalance | None) -> FetchResult:
         """Store the balance with a version that follows `previous`. A replica that lost its lease may have written
-        meanwhile: its balance serves if it is newer, and its version does not go back."""
+        meanwhile: its balance serves if it is newer, and its version does not go back. If its clock is behind, its
+        balance may have the higher version and not be newer: then ours follows that one."""
         present = previous
         for _ in range(_MOST_WRITES):
             try:
@@ -114,6 +115,8 @@ class Leased:
                 return FetchResult(stored, here=True)
             if present is not None and (previous is None or _follows(present, previous)):
                 return FetchResult(present, here=False)
+            if present is not None and previous is not None and present.version > previous.version:
+                previous = present
         # Others keep writing: the caller has its answer, and the next fetch stores one.
         return FetchResult(stored, here=True)
 

@@ -205,6 +205,10 @@ class Http(Protocol):
         """The guarded aiohttp.ClientSession itself, for libraries that make their own calls. Never close it."""
 
 
+# More units than any limit has; what a venue states beyond them would not fit into a message.
+_MOST_USED = 2**62
+
+
 @dataclass(frozen=True, slots=True)
 class VenueCall:
     """The arguments of one call of a hook: the account, its credential, a deadline, sessions and state."""
@@ -253,14 +257,19 @@ class VenueCall:
         """Report how much of a rate limit is used, if an answer says so, for example in a header.
 
         `used` is in units of the listing's `RateLimit` whose window has `seconds`; `resets_after` are the seconds until
-        the venue counts from zero again (default: the whole window). Once all is used, no request is sent until then.
+        the venue counts from zero again (default: the whole window, which is also the most). Once all is used, no
+        request is sent until then; of a limit that counts by key, none with this key. Of several reports in one call,
+        as from two hosts, the greatest counts. Raises ValueError or TypeError for what is not a number.
         """
-        self.reports.usage[seconds] = (used, seconds if resets_after is None else resets_after)
+        used = min(int(used), _MOST_USED)
+        if used >= self.reports.usage.get(seconds, (0, 0.0))[0]:
+            self.reports.usage[seconds] = (used, float(seconds if resets_after is None else resets_after))
 
     def report_cooldown(self, seconds: float) -> None:
         """Report that the venue wants no requests for `seconds`, although this call may still return a balance, for
-        example because only one of several accounts was refused. No request is sent until then, for any account."""
-        self.reports.cooldown = max(self.reports.cooldown, seconds)
+        example because only one of several accounts was refused. No request is sent until then, for any account; if all
+        of the listing's limits count by key, none with this key."""
+        self.reports.cooldown = max(self.reports.cooldown, float(seconds))
 
     def remaining(self) -> float:
         """Seconds until the deadline, never negative."""

@@ -359,6 +359,43 @@ class TestCompareAndSet:
         assert result.stored.version > ours.version
         assert await cache.get("balance:1") == result.stored.encode()
 
+    async def test_the_version_follows_one_that_a_replica_with_a_late_clock_has_written(self) -> None:
+        cache, gate, clock = MemoryCache(), Gate(answer("1")), Clock()
+        layer, cached = leased(cache, Inner(lambda: gate(None)), clock)  # type: ignore[arg-type]
+        ours = stored("1", clock.now)
+        await cached.write("balance:1", ours, replacing=None)
+        theirs = stored("2", clock.now - 1.5, ours)
+        clock.now += 5
+        fetch = asyncio.ensure_future(layer.fetch(target(newer_than=ours.fetch_time), soon(), Priority()))
+        await gate.entered.wait()
+        await cache.set("balance:1", theirs.encode(), TTL)
+        gate.opened.set()
+        result = await fetch
+        # The content is the one before theirs: with its version, a replica that has seen theirs would not take it.
+        assert result.stored.version > theirs.version
+        assert await cache.get("balance:1") == result.stored.encode()
+
+    async def test_a_balance_from_before_the_fetch_began_is_replaced_and_the_version_rises(self) -> None:
+        # What this replica knows is what it could not write to Redis; another one has written since.
+        cache, clock = MemoryCache(), Clock()
+        inner = Inner()
+        layer, cached = leased(cache, inner, clock)
+        ours = stored("1", clock.now)
+        await cached.write("balance:1", ours, replacing=None)
+        theirs = stored("2", clock.now + 10)
+        clock.now += 20
+
+        async def written_meanwhile() -> FetchedBalance:
+            await cache.set("balance:1", theirs.encode(), TTL)
+            return answer("1")
+
+        inner.make = written_meanwhile
+        result = await layer.fetch(target(newer_than=ours.fetch_time), soon(), Priority())
+        assert result.here
+        assert result.stored.fetch_time == clock.now
+        assert result.stored.version > theirs.version
+        assert await cache.get("balance:1") == result.stored.encode()
+
 
 class TestReads:
     async def test_a_cold_call_reads_the_cache_twice_and_a_warm_one_not_at_all(self, tmp_path: Path) -> None:

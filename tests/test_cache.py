@@ -330,9 +330,21 @@ class TestCompareAndSet:
         await client.set("x:a", b"old")
         assert await own.compare_and_set("a", b"after", 30, expected=b"old") == b"during"
         assert await own.compare_and_set("a", b"after", 30, expected=b"") == b"during"
-        assert await own.compare_and_set("a", b"after", 30, expected=b"dur") is None
+        # Once that matches, Redis decides: another replica may have written what is newer still.
+        assert await own.compare_and_set("a", b"after", 30, expected=b"dur") == b"old"
+        assert await client.get("x:a") == b"old"
+        assert await own.compare_and_set("a", b"after", 30, expected=b"old") is None
         assert await client.get("x:a") == b"after"
         assert await own.get("a") == b"after"
+
+    async def test_what_was_not_written_stays_while_redis_does_not_answer(
+        self, own: RedisCache, redis_server: RedisServer
+    ) -> None:
+        redis_server.kill()
+        assert await own.compare_and_set("a", b"first", 30, expected=b"") is None
+        assert await own.compare_and_set("a", b"second", 30, expected=b"first") is None
+        assert await own.get("a") == b"second"
+        assert await own.compare_and_set("a", b"third", 30, expected=b"first") == b"second"
 
     async def test_its_value_is_read_while_redis_does_not_answer(
         self, own: RedisCache, redis_server: RedisServer

@@ -29,7 +29,8 @@ from exchange_service.errors import (
 )
 from exchange_service.model import Account, Credential, VenueReports
 from exchange_service.plugin_api import Environment, RateLimit
-from exchange_service.testing import Fault
+from exchange_service.plugin_host.protocol import read_reports, write_reports
+from exchange_service.testing import Fault, venue_call
 from exchange_service.v1 import exchange_pb2
 from exchange_service.venue_gate import GateOptions
 from exchange_service.venue_gate.rate_limits import Window
@@ -672,6 +673,92 @@ class TestReports:
         venue.report = lambda reports: None
         results = [await outcome(venue.through(gate)) for _ in range(4)]
         assert [type(error) for error in results] == [type(None)] * 2 + [VenueRateLimited] * 2
+
+    @pytest.mark.parametrize("used", [18, 20, 10**9])
+    async def test_what_others_have_used_is_free_again_once_the_venue_counts_from_zero(
+        self, used: int, shifted: Shifted
+    ) -> None:
+        venue = Venue(RateLimit("address", 20, 60, cost=3))
+        gate = gated()
+        venue.report = lambda reports: reports.usage.update({60: (used, 12.0)})
+        assert await outcome(venue.through(gate)) is None
+        venue.report = lambda reports: None
+        error = await outcome(venue.through(gate))
+        assert isinstance(error, VenueRateLimited)
+        assert error.retry_after == pytest.approx(12, abs=1)
+        shifted.by(13)
+        assert [await outcome(venue.through(gate)) for _ in range(5)] == [None] * 5
+
+    async def test_a_limit_that_one_key_has_used_up_leaves_the_other_keys_alone(self) -> None:
+        venue = Venue(RateLimit("address", 1000, 1), RateLimit("key", 20, 60))
+        gate = gated()
+        venue.report = lambda reports: reports.usage.update({60: (20, 30.0)})
+        assert await outcome(venue.through(gate, key="one")) is None
+        venue.report = lambda reports: None
+        assert await outcome(venue.through(gate, key="another")) is None
+        error = await outcome(venue.through(gate, key="one"))
+        assert isinstance(error, VenueRateLimited)
+        assert error.retry_after == pytest.approx(30, abs=1)
+
+    async def test_a_used_up_limit_holds_for_its_window_at_most(self) -> None:
+        venue = Venue(PER_MINUTE)
+        gate = gated()
+        venue.report = lambda reports: reports.usage.update({60: (20, 3600.0)})
+        assert await outcome(venue.through(gate)) is None
+        error = await outcome(venue.through(gate))
+        assert isinstance(error, VenueRateLimited)
+        assert error.retry_after == pytest.approx(60, abs=1)
+
+    @pytest.mark.parametrize("strange", [float("nan"), float("inf"), -1.0])
+    async def test_a_strange_number_shuts_out_nobody_for_long(self, strange: float) -> None:
+        venue = Venue(PER_MINUTE)
+        gate = gated()
+
+        def report(reports: VenueReports) -> None:
+            reports.usage[60] = (strange, strange)  # type: ignore[assignment]
+
+        venue.report = report
+        assert await outcome(venue.through(gate)) is None
+        venue.report = lambda reports: None
+        error = await outcome(venue.through(gate))
+        assert error is None or (isinstance(error, VenueRateLimited) and strange == float("inf"))
+
+    async def test_of_two_hosts_the_one_where_more_is_used_counts(self) -> None:
+        async with venue_call(listing("paper")) as call:
+            call.report_usage(2400, 60, resets_after=12)
+            call.report_usage(7, 60, resets_after=12)
+            assert call.reports.usage == {60: (2400, 12.0)}
+
+    async def test_whatever_number_a_venue_states_leaves_the_process_of_its_plugin(self) -> None:
+        async with venue_call(listing("paper")) as call:
+            call.report_usage(10**30, 60, resets_after=1e300)
+            call.report_cooldown(1e300)
+            received = VenueReports()
+            read_reports(write_reports(call.reports), received)
+            assert received == call.reports
+
+    async def test_a_ban_holds_if_the_caller_has_gone_before_the_call_ended(self) -> None:
+        venue, entered = Venue(), asyncio.Event()
+        gate = gated()
+
+        async def endless() -> str:
+            entered.set()
+            await asyncio.sleep(60)
+            return "never"
+
+        def report(reports: VenueReports) -> None:
+            reports.cooldown = 130.0
+
+        venue.answer, venue.report = endless, report
+        gone = asyncio.ensure_future(venue.through(gate))
+        await entered.wait()
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        error = await outcome(venue.through(gate, key="another"))
+        assert isinstance(error, VenueRateLimited)
+        assert error.retry_after == pytest.approx(130, abs=1)
+        assert gate.in_flight == 0
 
 
 class TestBalances:

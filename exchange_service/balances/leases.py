@@ -88,6 +88,7 @@ class Leased:
         previous = await self._cached.read(target.key, target.account)
         if previous is not None and previous.fetch_time > target.newer_than:
             return FetchResult(previous, here=False)
+        began = self._now()
         try:
             fetched = await self.inner.fetch(target, deadline, priority)
         except VenueError as error:
@@ -95,11 +96,14 @@ class Leased:
             if error.venue_was_asked:
                 await self._cached.publish_error(target.key, error)
             raise
-        return await self._store(target, fetched, previous)
+        return await self._store(target, fetched, previous, began)
 
-    async def _store(self, target: Target, fetched: FetchedBalance, previous: StoredBalance | None) -> FetchResult:
-        """Store the balance with a version that follows `previous`. A replica that lost its lease may have written
-        meanwhile: its balance serves if it is newer, and its version does not go back."""
+    async def _store(
+        self, target: Target, fetched: FetchedBalance, previous: StoredBalance | None, began: float
+    ) -> FetchResult:
+        """Store the balance with a version that follows `previous`. Another replica may have written meanwhile: its
+        balance serves if it was fetched after ours had begun and its version does not go back. Else ours takes its
+        place, and follows it if its version is the higher one: a late clock, or a write while we had no Redis."""
         present = previous
         for _ in range(_MOST_WRITES):
             try:
@@ -112,16 +116,14 @@ class Leased:
             written, present = await self._cached.write(target.key, stored, replacing=present)
             if written:
                 return FetchResult(stored, here=True)
-            if present is not None and (previous is None or _follows(present, previous)):
+            if present is None:
+                continue
+            if present.fetch_time > began and (previous is None or present.version >= previous.version):
                 return FetchResult(present, here=False)
+            if previous is None or present.version > previous.version:
+                previous = present
         # Others keep writing: the caller has its answer, and the next fetch stores one.
         return FetchResult(stored, here=True)
-
-
-def _follows(present: StoredBalance, previous: StoredBalance) -> bool:
-    """Whether the cache's balance may follow the one that this replica knows. One that a replica stored while this one
-    had no Redis may be newer, and yet have a lower version."""
-    return present.fetch_time > previous.fetch_time and present.version >= previous.version
 
 
 @asynccontextmanager

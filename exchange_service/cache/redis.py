@@ -87,14 +87,14 @@ class RedisCache:
             await self._unwritten.delete(key)
 
     async def compare_and_set(self, key: str, value: bytes, ttl: float, *, expected: bytes) -> bytes | None:
-        """See `Cache`. While Redis does not answer, `value` is kept in this process without a comparison."""
+        """See `Cache`. While Redis does not answer, `value` is compared with what this process could not write, and
+        kept in its place. Once Redis answers, it is Redis's value that counts, also in place of what was not written:
+        another replica may have written a newer one."""
         unwritten = await self._unwritten.get(key)
         if unwritten is not None:
             if not (expected and unwritten.startswith(expected)):
                 return unwritten
-            # Redis holds something older, which `expected` says nothing about.
-            await self.set(key, value, ttl)
-            return None
+            await self._unwritten.delete(key)
         arguments = (expected, value, _milliseconds(ttl))
         try:
             stored = await self._link.call(lambda: self._compare_and_set([self._prefix + key], arguments))

@@ -271,6 +271,8 @@ class Gated:
             raise
         except BaseException:
             breaker.abandoned(probe)
+            # A ban that one answer has named holds, although nobody waits for the others any more.
+            await self._apply_reports(passage)
             raise
         else:
             breaker.succeeded(probe)
@@ -286,15 +288,21 @@ class Gated:
     async def _apply_reports(self, passage: _Passage) -> None:
         """Act on what the plugin has learnt of the venue's limits, beside a balance or an error."""
         reports = passage.target.reports
-        seconds = reports.cooldown
-        for limiter in passage.limiters:
-            used, resets_after = reports.usage.get(limiter.limit.seconds, (0, 0.0))
-            limiter.observe(used)
-            if used >= limiter.limit.count:
-                seconds = max(seconds, resets_after)
-        if seconds > 0:
-            error = VenueRateLimited("The venue's limit is used up.", retry_after=seconds)
+        if reports.cooldown > 0:
+            error = VenueRateLimited("The venue wants no requests.", retry_after=reports.cooldown)
             await self._cooldowns.cool_down(passage.cooling_key(error), error)
+        for limiter in passage.limiters:
+            limit = limiter.limit
+            if limit.seconds not in reports.usage:
+                continue
+            used, resets_after = reports.usage[limit.seconds]
+            # No window lasts longer than its limit says, whatever the answer does.
+            resets_after = min(resets_after, limit.seconds)
+            limiter.observe(used, resets_after)
+            if used >= limit.count and resets_after > 0:
+                # What counts by key is used up for this key, and other users go on.
+                error = VenueRateLimited("The venue's limit is used up.", retry_after=resets_after)
+                await self._cooldowns.cool_down(passage.keys[limit.scope == "key"], error)
 
     def _record_failure(self, passage: _Passage, error: ServiceError, started: float) -> None:
         """Report a failure to the breaker and the status."""

@@ -112,6 +112,9 @@ class RateLimiter:
         # Permits given out without Redis, and when last: they are counted there as soon as it answers.
         self._owed = 0
         self._owed_at = 0.0
+        # What other programs have used by the venue's count, until it counts from zero again.
+        self._others = 0
+        self._others_until = 0.0
         self._asking = asyncio.Lock()
 
     def _allowed(self, polling: bool) -> int:
@@ -121,15 +124,20 @@ class RateLimiter:
 
     def left(self) -> float:
         """The share that is left, from 0 to 1, as this process has counted."""
-        used = self._window.used(asyncio.get_running_loop().time())
-        return max(0.0, 1 - used / self.limit.count)
+        now = asyncio.get_running_loop().time()
+        return max(0.0, 1 - (self._window.used(now) + self._used_by_others(now)) / self.limit.count)
 
-    def observe(self, used: int) -> None:
-        """The venue counts `used` units as used now: other programs may share the limit. Replicas that count together
-        in Redis cannot tell whose these are, so only a process that counts alone follows."""
+    def observe(self, used: int, resets_after: float) -> None:
+        """The venue counts `used` units as used now, and counts from zero again in `resets_after` seconds: other
+        programs may share the limit. Replicas that count together in Redis cannot tell whose these are, so only a
+        process that counts alone follows."""
         if self._shared is None:
             now = asyncio.get_running_loop().time()
-            self._window.add(max(0, used - self._window.used(now)), now)
+            self._others = max(0, min(used, self.limit.count) - self._window.used(now))
+            self._others_until = now + resets_after
+
+    def _used_by_others(self, now: float) -> int:
+        return self._others if now < self._others_until else 0
 
     def acquire_local(self, polling: bool, now: float) -> bool:
         """Take a balance's cost of the permits that this process has already; whether there were enough."""
@@ -195,7 +203,10 @@ class RateLimiter:
         """The same by this process's own count, of `count` for all that it does."""
         cost = self.limit.cost
         allowed = max(cost, int(count * (1 - RESERVE)) if polling else count)
-        wait = self._window.wait(cost, allowed, now)
+        others = self._used_by_others(now)
+        wait = self._window.wait(cost, allowed - others, now)
+        if others and wait:
+            wait = min(wait, max(self._others_until - now, self._window.wait(cost, allowed, now)))
         if wait:
             return min(max(_LEAST_WAIT, wait), self.limit.seconds)
         self._window.add(cost, now)

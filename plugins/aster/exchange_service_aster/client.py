@@ -161,7 +161,9 @@ class AsterClient:
 
     def _read(self, response: Response) -> Any:
         """The payload of a response. Raises its error, which may also have status 200."""
-        self._call.report_usage(_used_weight(response), 60, resets_after=60 - self._clock.milliseconds() // 1000 % 60)
+        used = _used_weight(response)
+        if used:
+            self._call.report_usage(used, 60, resets_after=60 - self._clock.milliseconds() // 1000 % 60)
         payload = response.json() if response.status == 200 else _json_or_nothing(response)
         code, message = _error(payload)
         if response.status in (418, 429) or code == _TOO_MANY_REQUESTS:

@@ -15,6 +15,7 @@ docs/plugins.md explains every name of this page.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -254,17 +255,33 @@ class VenueCall:
 
         `used` is in units of the listing's `RateLimit` whose window has `seconds`; `resets_after` are the seconds until
         the venue counts from zero again (default: the whole window). Once all is used, no request is sent until then.
+        Raises TypeError if a number is of another type, such as a header's text, ValueError if it is not finite.
         """
-        self.reports.usage[seconds] = (used, seconds if resets_after is None else resets_after)
+        delay = _at_least_zero(seconds if resets_after is None else resets_after)
+        self.reports.usage[int(_at_least_zero(seconds))] = (min(int(_at_least_zero(used)), _MOST_UNITS), delay)
 
     def report_cooldown(self, seconds: float) -> None:
         """Report that the venue wants no requests for `seconds`, although this call may still return a balance, for
-        example because only one of several accounts was refused. No request is sent until then, for any account."""
-        self.reports.cooldown = max(self.reports.cooldown, seconds)
+        example because only one of several accounts was refused. No request is sent until then, for any account. Raises
+        as `report_usage` does."""
+        self.reports.cooldown = max(self.reports.cooldown, _at_least_zero(seconds))
 
     def remaining(self) -> float:
         """Seconds until the deadline, never negative."""
         return max(0.0, self.deadline - asyncio.get_running_loop().time())
+
+
+# More units than any venue counts, and few enough to cross between processes.
+_MOST_UNITS = 2**53
+
+
+def _at_least_zero(number: float) -> float:
+    """The number, or 0 in place of a negative one. Raises TypeError for another type, ValueError if not finite."""
+    if not isinstance(number, int | float):
+        raise TypeError(f"a report takes numbers, not {type(number).__name__}")
+    if not math.isfinite(number):
+        raise ValueError("a report takes finite numbers")
+    return max(0.0, number)
 
 
 @hookspec(firstresult=True)

@@ -662,6 +662,22 @@ class TestReports:
         assert error.retry_after == pytest.approx(12, abs=1)
         assert venue.fetches == 1
 
+    async def test_a_limit_by_key_that_is_used_up_stops_that_key_alone(self) -> None:
+        venue = Venue(RateLimit("address", 1000, 60), RateLimit("key", 20, 60))
+        gate = gated()
+        venue.report = lambda reports: reports.usage.update({60: (20, 12.0)})
+        assert await outcome(venue.through(gate)) is None
+        venue.report = lambda reports: None
+        assert isinstance(await outcome(venue.through(gate)), VenueRateLimited)
+        assert await outcome(venue.through(gate, key="another")) is None
+
+    async def test_a_reported_cooldown_holds_for_all_keys_although_the_limits_are_by_key(self) -> None:
+        venue = Venue(RateLimit("key", 20, 60))
+        gate = gated()
+        venue.report = lambda reports: setattr(reports, "cooldown", 130.0)
+        assert await outcome(venue.through(gate)) is None
+        assert isinstance(await outcome(venue.through(gate, key="another")), VenueRateLimited)
+
     async def test_what_others_have_used_of_a_limit_is_not_given_out_again(self) -> None:
         venue = Venue(PER_MINUTE)
         gate = gated()

@@ -284,17 +284,22 @@ class Gated:
                 self._metrics.breaker(passage.metadata.venue, passage.environment, breaker.state.value)
 
     async def _apply_reports(self, passage: _Passage) -> None:
-        """Act on what the plugin has learnt of the venue's limits, beside a balance or an error."""
-        reports = passage.target.reports
-        seconds = reports.cooldown
+        """Act on what the plugin has learnt of the venue's limits, beside a balance or an error.
+
+        A cooldown is for the venue, a limit that is used up for what it counts by: one user's key must not stop others.
+        """
+        reports, keys = passage.target.reports, passage.keys
+        cooling = {keys[0]: reports.cooldown}
         for limiter in passage.limiters:
             used, resets_after = reports.usage.get(limiter.limit.seconds, (0, 0.0))
             limiter.observe(used)
             if used >= limiter.limit.count:
-                seconds = max(seconds, resets_after)
-        if seconds > 0:
-            error = VenueRateLimited("The venue's limit is used up.", retry_after=seconds)
-            await self._cooldowns.cool_down(passage.cooling_key(error), error)
+                key = keys[limiter.limit.scope == "key"]
+                cooling[key] = max(cooling.get(key, 0.0), resets_after)
+        for key, seconds in cooling.items():
+            if seconds > 0:
+                error = VenueRateLimited("The venue's limit is used up.", retry_after=seconds)
+                await self._cooldowns.cool_down(key, error)
 
     def _record_failure(self, passage: _Passage, error: ServiceError, started: float) -> None:
         """Report a failure to the breaker and the status."""

@@ -64,12 +64,15 @@ async def hop() -> list[Line]:
                 "plugin_start": "at-once",
             }
 
-            async def served(place: str, **more: Any) -> Serving:
+            async def served(place: str, **variables: str) -> Serving:
                 places = json.dumps({_OANDA: place})
-                return await stack.enter_async_context(serving(folder, plugin_processes=places, **settings, **more))
+                variables["PYTHONPATH"] = os.pathsep.join((_UNPACED, *_path()))
+                return await stack.enter_async_context(
+                    serving(folder, plugin_processes=places, variables=variables, **settings)
+                )
 
             apart, inside = await served("own-process"), await served("in-process")
-            unpaced = await served("in-process", variables={"PYTHONPATH": os.pathsep.join((_UNPACED, *_path()))})
+            unpaced = await served("in-process", BENCHMARK_UNPACED_CCXT="1")
             bare = [await _bare(binance, row) for _ in range(_PAIRS)]
             return [
                 *await _hop(apart, inside),

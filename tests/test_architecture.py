@@ -45,10 +45,10 @@ ALLOWED: dict[str, set[str]] = {
     "operator": {"v1"},
     "plugin_api": {"amounts", "errors", "model", "plugin_kit"},
     "plugin_host": {
-        *{"credentials", "errors", "gc_tuning", "model", "observability", "operator", "settings", "v1", "venues"},
-        *{"wire"},
+        *{"credentials", "errors", "gc_tuning", "model", "observability", "operator", "settings", "tasks", "v1"},
+        *{"venues", "wire"},
     },
-    "plugin_kit": {"amounts", "errors", "model"},
+    "plugin_kit": {"amounts", "errors", "model", "tasks"},
     "pytest_plugin": set(),
     "settings": {"addresses", "observability"},
     "startup_checks": {"identity", "settings", "venues"},

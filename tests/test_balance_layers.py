@@ -241,7 +241,7 @@ class TestErrorsForReplicasThatWait:
         first = asyncio.ensure_future(holder.fetch(target(), soon(), Priority()))
         await entered.wait()
         second = asyncio.ensure_future(waiter.fetch(target(), soon(), Priority()))
-        # One turn of the loop, in which it asks for the lease and begins to wait.
+        # One iteration of the loop, in which it asks for the lease and begins to wait.
         await asyncio.sleep(0)
         opened.set()
         _, outcome = await asyncio.gather(first, second, return_exceptions=True)

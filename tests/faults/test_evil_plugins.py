@@ -34,6 +34,7 @@ from exchange_service.client import AccountSelector, ExchangeServiceClient
 from exchange_service.credentials.sql import open_store
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, VenueTimeout
 from exchange_service.model import Account, Credential
+from exchange_service.operator.v1 import plugin_service_pb2
 from exchange_service.v1 import balance_pb2, exchange_service_pb2, exchange_service_pb2_grpc
 from tests.harness import PATIENCE, Failure, balance_request, eventually, failure, totals, until
 
@@ -147,23 +148,23 @@ class Served:
 
         await eventually(serves, f"that {exchange_id} serves")
 
-    async def plugin(self, exchange_id: str) -> exchange_service_pb2.PluginProcess:
+    async def plugin(self, exchange_id: str) -> plugin_service_pb2.PluginProcess:
         """The plugin's process as ListPlugins shows it."""
         name = exchange_id.replace("-", "_")
         (status,) = [item for item in (await self.client.list_plugins()).plugins if item.plugin.name == name]
         (process,) = status.processes
         return process
 
-    async def restarted(self, exchange_id: str) -> exchange_service_pb2.PluginProcess:
+    async def restarted(self, exchange_id: str) -> plugin_service_pb2.PluginProcess:
         """Its process, once it has replaced the one that runs now or ran last."""
         before = await self.plugin(exchange_id)
 
         async def replaced() -> bool:
             now = await self.plugin(exchange_id)
-            running = now.state == exchange_service_pb2.PLUGIN_PROCESS_STATE_RUNNING
+            running = now.state == plugin_service_pb2.PLUGIN_PROCESS_STATE_RUNNING
             return running and now.restart_count > 0 and now.process_id != before.process_id
 
-        if before.restart_count == 0 or before.state != exchange_service_pb2.PLUGIN_PROCESS_STATE_RUNNING:
+        if before.restart_count == 0 or before.state != plugin_service_pb2.PLUGIN_PROCESS_STATE_RUNNING:
             await eventually(replaced, f"that {exchange_id} is started again")
         return await self.plugin(exchange_id)
 

@@ -112,7 +112,7 @@ class Service:
 class BalanceOptions:
     """How balances are read: what the layers of the road are given. `venue_timeout` is in seconds."""
 
-    hash_key: bytes
+    hash_key: bytes = field(repr=False)
     freshness: Freshness = field(default_factory=Freshness)
     backoff: PollBackoff = field(default_factory=PollBackoff)
     gate: GateOptions = field(default_factory=GateOptions)
@@ -151,7 +151,7 @@ async def start_service(
 class _Storage:
     """Where the service keeps and finds things."""
 
-    hash_key: bytes
+    hash_key: bytes = field(repr=False)
     store: SqlCredentialStore
     references: CachedReferences
     # None if there is one process only.

@@ -15,6 +15,7 @@ docs/plugins.md explains every name of this page.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -205,10 +206,6 @@ class Http(Protocol):
         """The guarded aiohttp.ClientSession itself, for libraries that make their own calls. Never close it."""
 
 
-# More units than any limit has; what a venue states beyond them would not fit into a message.
-_MOST_USED = 2**62
-
-
 @dataclass(frozen=True, slots=True)
 class VenueCall:
     """The arguments of one call of a hook: the account, its credential, a deadline, sessions and state."""
@@ -259,21 +256,36 @@ class VenueCall:
         `used` is in units of the listing's `RateLimit` whose window has `seconds`; `resets_after` are the seconds until
         the venue counts from zero again (default: the whole window, which is also the most). Once all is used, no
         request is sent until then; of a limit that counts by key, none with this key. Of several reports in one call,
-        as from two hosts, the greatest counts. Raises ValueError or TypeError for what is not a number.
+        as from two hosts, the greatest counts. Raises TypeError if a number is of another type, such as a header's
+        text, ValueError if it is not finite.
         """
-        used = min(int(used), _MOST_USED)
-        if used >= self.reports.usage.get(seconds, (0, 0.0))[0]:
-            self.reports.usage[seconds] = (used, float(seconds if resets_after is None else resets_after))
+        window, units = int(_at_least_zero(seconds)), min(int(_at_least_zero(used)), _MOST_UNITS)
+        delay = _at_least_zero(seconds if resets_after is None else resets_after)
+        if units >= self.reports.usage.get(window, (0, 0.0))[0]:
+            self.reports.usage[window] = (units, delay)
 
     def report_cooldown(self, seconds: float) -> None:
         """Report that the venue wants no requests for `seconds`, although this call may still return a balance, for
         example because only one of several accounts was refused. No request is sent until then, for any account; if all
-        of the listing's limits count by key, none with this key."""
-        self.reports.cooldown = max(self.reports.cooldown, float(seconds))
+        of the listing's limits count by key, none with this key. Raises as `report_usage` does."""
+        self.reports.cooldown = max(self.reports.cooldown, _at_least_zero(seconds))
 
     def remaining(self) -> float:
         """Seconds until the deadline, never negative."""
         return max(0.0, self.deadline - asyncio.get_running_loop().time())
+
+
+# More units than any venue counts, and few enough to cross between processes.
+_MOST_UNITS = 2**53
+
+
+def _at_least_zero(number: float) -> float:
+    """The number, or 0 in place of a negative one. Raises TypeError for another type, ValueError if not finite."""
+    if not isinstance(number, int | float):
+        raise TypeError(f"a report takes numbers, not {type(number).__name__}")
+    if not math.isfinite(number):
+        raise ValueError("a report takes finite numbers")
+    return max(0.0, number)
 
 
 @hookspec(firstresult=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 
 import pytest
@@ -172,9 +173,17 @@ def test_an_error_that_a_plugin_may_raise_is_a_venue_error() -> None:
     assert issubclass(AccountUnknown, VenueError)
 
 
-async def test_a_read_that_calls_exit_does_not_end_the_service() -> None:
-    async def read(account_id: str) -> VenueAccount:
-        raise SystemExit(3)
+async def exiting_coroutine(account_id: str) -> VenueAccount:
+    raise SystemExit(3)
 
+
+def exiting_call(account_id: str) -> Awaitable[VenueAccount]:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize("read", [exiting_coroutine, exiting_call])
+async def test_a_read_that_calls_exit_does_not_end_the_service(
+    read: Callable[[str], Awaitable[VenueAccount]],
+) -> None:
     with pytest.raises(RuntimeError, match="exit"):
         await gather_accounts(["1", "2"], read)

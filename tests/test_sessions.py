@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from typing import Any
 
@@ -35,7 +35,10 @@ from exchange_service.plugin_api import (
     VenueAccount,
     VenueCall,
     VenueError,
+    VenueReports,
 )
+from exchange_service.plugin_host.protocol import read_reports, write_reports
+from exchange_service.testing import venue_call
 from exchange_service.venues.answers import MAX_ROWS
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.http import VenueHttpPool
@@ -528,3 +531,28 @@ class TestShape:
         rows = (_row(total=Decimal(1), venue_asset="XXBT"), _row(total=Decimal(2), venue_asset="XBT.F"))
         balance = await fetch(sessions, ScriptedPlugin(answer=returning(Balance((VenueAccount(assets=rows),)))))
         assert len(balance.venue_accounts[0].assets) == 2
+
+
+class TestReports:
+    """What a plugin reports of the venue's limits goes to the gate, and perhaps to another process first."""
+
+    @pytest.mark.parametrize("number", ["12", None, float("nan"), float("inf")])
+    @pytest.mark.parametrize("report", [VenueCall.report_cooldown, lambda call, used: call.report_usage(used, 60)])
+    async def test_a_report_without_a_number_is_the_plugins_failure(
+        self, sessions: Sessions, report: Callable[[VenueCall, Any], None], number: Any
+    ) -> None:
+        async def answer(call: VenueCall) -> Balance:
+            report(call, number)
+            return holding(("BTC", "1"))
+
+        with pytest.raises(PluginFailed, match="fakex"):
+            await fetch(sessions, ScriptedPlugin(answer=answer))
+
+    @pytest.mark.parametrize(("used", "counted"), [(12, 12), (3.5, 3), (-1, 0), (10**30, 2**53)])
+    async def test_a_report_is_in_units_that_can_be_counted_and_sent(self, used: Any, counted: int) -> None:
+        async with venue_call(listing("paper")) as call:
+            call.report_usage(used, 60, resets_after=-2)
+            call.report_cooldown(-2)
+        reports = VenueReports()
+        read_reports(write_reports(call.reports), reports)
+        assert reports == VenueReports({60: (counted, 0.0)}, 0.0)

@@ -217,10 +217,16 @@ async def test_no_task_is_left_behind() -> None:
     assert asyncio.all_tasks() == before
 
 
-async def test_making_a_value_that_calls_exit_does_not_end_the_service() -> None:
-    async def make() -> str:
-        raise SystemExit(3)
+async def exiting_coroutine() -> str:
+    raise SystemExit(3)
 
+
+def exiting_call() -> Awaitable[str]:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize("make", [exiting_coroutine, exiting_call])
+async def test_making_a_value_that_calls_exit_does_not_end_the_service(make: Callable[[], Awaitable[str]]) -> None:
     state = State()
     with pytest.raises(RuntimeError, match="exit"):
         await state.get("name", make)

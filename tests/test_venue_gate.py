@@ -665,6 +665,23 @@ class TestReports:
         assert error.retry_after == pytest.approx(12, abs=1)
         assert venue.fetches == 1
 
+    async def test_a_limit_by_key_that_is_used_up_stops_that_key_alone(self) -> None:
+        venue = Venue(RateLimit("address", 1000, 60), RateLimit("key", 20, 60))
+        gate = gated()
+        venue.report = lambda reports: reports.usage.update({60: (20, 12.0)})
+        assert await outcome(venue.through(gate)) is None
+        venue.report = lambda reports: None
+        assert isinstance(await outcome(venue.through(gate)), VenueRateLimited)
+        assert await outcome(venue.through(gate, key="another")) is None
+
+    async def test_a_reported_cooldown_holds_for_its_key_alone_if_all_limits_are_by_key(self) -> None:
+        venue = Venue(RateLimit("key", 20, 60))
+        gate = gated()
+        venue.report = lambda reports: setattr(reports, "cooldown", 130.0)
+        assert await outcome(venue.through(gate)) is None
+        assert isinstance(await outcome(venue.through(gate)), VenueRateLimited)
+        assert await outcome(venue.through(gate, key="another")) is None
+
     async def test_what_others_have_used_of_a_limit_is_not_given_out_again(self) -> None:
         venue = Venue(PER_MINUTE)
         gate = gated()
@@ -676,7 +693,7 @@ class TestReports:
 
     @pytest.mark.parametrize("used", [18, 20, 10**9])
     async def test_what_others_have_used_is_free_again_once_the_venue_counts_from_zero(
-        self, used: int, shifted: Shifted
+        self, used: int, offset_clock: OffsetClock
     ) -> None:
         venue = Venue(RateLimit("address", 20, 60, cost=3))
         gate = gated()
@@ -686,7 +703,7 @@ class TestReports:
         error = await outcome(venue.through(gate))
         assert isinstance(error, VenueRateLimited)
         assert error.retry_after == pytest.approx(12, abs=1)
-        shifted.by(13)
+        offset_clock.advance(13)
         assert [await outcome(venue.through(gate)) for _ in range(5)] == [None] * 5
 
     async def test_a_limit_that_one_key_has_used_up_leaves_the_other_keys_alone(self) -> None:

@@ -119,15 +119,16 @@ async def listen(
 
 def _bind(server: grpc.aio.Server, address: str, tls: grpc.ServerCredentials | None) -> str:
     """Bind the address; the result has the port in use. Raises BindError if that fails."""
+    is_unix = address.startswith("unix:")
     try:
         port = server.add_secure_port(address, tls) if tls else server.add_insecure_port(address)
     except RuntimeError:
         port = 0
-    if address.startswith("unix:"):
-        return address
     if not port:
         reason = "the address is in use or does not belong to this machine"
+        if is_unix:
+            reason = "the socket's folder does not exist or cannot be written to, or the path is too long"
         if tls:
             reason += ", or the certificate and key do not match"
         raise BindError(f"Cannot listen on {address}: {reason}.")
-    return f"{address.rpartition(':')[0]}:{port}"
+    return address if is_unix else f"{address.rpartition(':')[0]}:{port}"

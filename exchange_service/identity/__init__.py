@@ -144,7 +144,10 @@ class Caller:
     def require_everybody(self) -> None:
         """Raise UserForbidden unless the caller may read every user; what concerns no user is for operators."""
         if not self.identity.scope.everybody:
-            raise UserForbidden("Only a caller that may read every user can ask for this.")
+            raise UserForbidden(
+                "Only a caller that may read every user can ask for this.",
+                advice="Use a token or certificate for all users.",
+            )
 
 
 @dataclass(frozen=True, slots=True)

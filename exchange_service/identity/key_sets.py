@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 _REFRESH = 300.0
 # An unknown key id is a reason to read the keys again, but not more often than this: anybody can invent a key id.
 MIN_INTERVAL = 5.0
-# Seconds for which the known keys serve while the issuer does not response.
+# Seconds for which the known keys serve while the issuer does not answer.
 _OUTAGE = 3600.0
 _FETCH_LIMIT = 4.0
 _LONGEST = 256 * 1024

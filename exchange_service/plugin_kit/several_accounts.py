@@ -61,7 +61,7 @@ async def _read_all(
 ) -> list[VenueAccount | VenueError]:
     async def read_one(account_id: str) -> VenueAccount | VenueError:
         try:
-            return await without_exit(read(account_id), "reading an account")
+            return await without_exit(partial(read, account_id), "reading an account")
         except VenueError as error:
             return error
 

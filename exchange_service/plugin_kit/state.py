@@ -110,7 +110,7 @@ class State:
 
 
 async def _make_hidden(make: Callable[[], Awaitable[Any]]) -> _Hidden:
-    return _Hidden(await without_exit(make(), "making a value"))
+    return _Hidden(await without_exit(make, "making a value"))
 
 
 async def _close(entry: _Entry) -> None:

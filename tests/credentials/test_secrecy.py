@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
+from exchange_service.app import BalanceOptions
 from exchange_service.credentials.sql import SqlCredentialStore, open_store, select_rows
 from exchange_service.errors import StoreUnavailable
 from exchange_service.model import Credential, Secret
@@ -79,6 +80,9 @@ class TestSecrecy:
         assert rows
         assert CANARY not in repr(rows)
         assert CANARY not in f"{store!r} {reference!r} {opened!r} {opened} {await store.accounts(USER)!r}"
+
+    def test_the_options_of_balances_do_not_show_the_key_of_the_hashes(self) -> None:
+        assert CANARY not in repr(BalanceOptions(CANARY.encode()))
 
     async def test_a_refused_statement_shows_no_value(self, postgres_database: str) -> None:
         database = Database(postgres_database)

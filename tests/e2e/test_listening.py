@@ -63,6 +63,17 @@ class TestAddresses:
             # The first one still serves.
             assert (await running.client.list_exchanges()).stats.total == 1
 
+    async def test_a_unix_socket_serves(self, tmp_path: Path) -> None:
+        address = f"unix:{tmp_path / 'socket'}"
+        async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), address=address) as running:
+            assert running.service.address == address
+            assert (await running.client.list_exchanges()).stats.total == 1
+
+    async def test_a_unix_socket_that_cannot_be_made_ends_the_start(self, tmp_path: Path) -> None:
+        settings = settings_for(tmp_path, address=f"unix:{tmp_path / 'missing' / 'socket'}")
+        with pytest.raises(BindError, match="folder does not exist"):
+            await start_service(settings, registry=registry_of(ScriptedPlugin()))
+
     async def test_a_port_is_free_again_after_the_stop(self, tmp_path: Path) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
             address = running.service.address

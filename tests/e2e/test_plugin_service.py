@@ -48,7 +48,7 @@ async def test_only_a_known_caller_that_may_read_every_user_is_served(tmp_path: 
         with pytest.raises(CallerUnknown):
             await running.client.list_plugins()
         async with ExchangeServiceClient(running.service.address, token=web_token("alice")) as client:
-            with pytest.raises(UserForbidden):
+            with pytest.raises(UserForbidden, match=r"Use a token or certificate for all users\.$"):
                 await client.list_plugins()
         one_user, _ = await service_token(running, Scope(frozenset({"alice"})))
         async with ExchangeServiceClient(running.service.address, token=one_user) as client:

@@ -396,6 +396,24 @@ class TestCompareAndSet:
         assert result.stored.version > theirs.version
         assert await cache.get("balance:1") == result.stored.encode()
 
+    async def test_of_replicas_that_keep_writing_none_returns_a_version_that_is_not_stored(self) -> None:
+        clock = Clock()
+
+        class Overtaken(MemoryCache):
+            latest = stored("0", clock.now - 100)
+
+            async def compare_and_set(self, key: str, value: bytes, ttl: float, *, expected: bytes) -> bytes | None:
+                # Another replica, whose clock is behind, always comes first.
+                self.latest = stored(str(self.latest.version), clock.now - 50, self.latest)
+                return self.latest.encode()
+
+        cache = Overtaken()
+        await cache.set("balance:1", cache.latest.encode(), TTL)
+        layer, cached = leased(cache, Inner(), clock)
+        result = await layer.fetch(target(newer_than=cache.latest.fetch_time), soon(), Priority())
+        assert (result.stored, result.here) == (cache.latest, False)
+        assert cached.get_local("balance:1") == cache.latest
+
 
 class TestReads:
     async def test_a_cold_call_reads_the_cache_twice_and_a_warm_one_not_at_all(self, tmp_path: Path) -> None:

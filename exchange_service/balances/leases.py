@@ -122,7 +122,10 @@ class Leased:
                 return FetchResult(present, here=False)
             if previous is None or present.version > previous.version:
                 previous = present
-        # Others keep writing: the caller has its answer, and the next fetch stores one.
+        # Others keep writing, and the caller gets what they have stored: a version that is not stored must not be seen,
+        # because the next one may be lower.
+        if present is not None and present is previous:
+            return FetchResult(present, here=False)
         return FetchResult(stored, here=True)
 
 

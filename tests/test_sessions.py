@@ -550,7 +550,7 @@ class TestReports:
 
     @pytest.mark.parametrize(("used", "counted"), [(12, 12), (3.5, 3), (-1, 0), (10**30, 2**53)])
     async def test_a_report_is_in_units_that_can_be_counted_and_sent(self, used: Any, counted: int) -> None:
-        async with venue_call(listing("paper")) as call:
+        async with venue_call(listing("fakex")) as call:
             call.report_usage(used, 60, resets_after=-2)
             call.report_cooldown(-2)
         reports = VenueReports()

@@ -741,13 +741,13 @@ class TestReports:
         assert error is None or (isinstance(error, VenueRateLimited) and strange == float("inf"))
 
     async def test_of_two_hosts_the_one_where_more_is_used_counts(self) -> None:
-        async with venue_call(listing("paper")) as call:
+        async with venue_call(listing("fakex")) as call:
             call.report_usage(2400, 60, resets_after=12)
             call.report_usage(7, 60, resets_after=12)
             assert call.reports.usage == {60: (2400, 12.0)}
 
     async def test_whatever_number_a_venue_states_leaves_the_process_of_its_plugin(self) -> None:
-        async with venue_call(listing("paper")) as call:
+        async with venue_call(listing("fakex")) as call:
             call.report_usage(10**30, 60, resets_after=1e300)
             call.report_cooldown(1e300)
             received = VenueReports()

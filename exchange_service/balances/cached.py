@@ -99,7 +99,7 @@ class CachedBalances:
 
     async def publish_error(self, key: str, error: ServiceError) -> None:
         """Tell the replicas that wait for this balance why it could not be read."""
-        await self._cache.set(f"fault:{key}", encode_error(error), _ERROR_TTL)
+        await self._cache.set(f"error:{key}", encode_error(error), _ERROR_TTL)
         await self._cache.publish(_BALANCE + key.encode())
 
     async def publish_abandoned(self, key: str) -> None:
@@ -108,12 +108,12 @@ class CachedBalances:
 
     async def cached_error(self, key: str) -> ServiceError | None:
         """Why another replica could not read the balance just now; None if it did not say."""
-        raw = await self._cache.get(f"fault:{key}")
+        raw = await self._cache.get(f"error:{key}")
         return decode_error(raw) if raw is not None else None
 
     async def lease(self, key: str, seconds: float) -> Lease | None:
         """The right to ask the venue for this balance; None while another replica has it."""
-        return await self._cache.lease(f"turn:{key}", seconds)
+        return await self._cache.lease(f"lease:{key}", seconds)
 
     @contextmanager
     def changes(self, key: str) -> Iterator[asyncio.Event]:

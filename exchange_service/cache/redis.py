@@ -56,7 +56,7 @@ class RedisCache:
         self._unwritten = MemoryCache()
         self._tasks = TaskSet()
         # Every replica on this prefix is subscribed to it; a message begins with its sender.
-        self._channel = f"{prefix}hints"
+        self._channel = f"{prefix}invalidations"
         self._sender = secrets.token_bytes(_SENDER_LENGTH)
         self._subscribed = False
         self._listeners: list[Listener] = []

@@ -263,14 +263,14 @@ class TestRefresh:
         registry = registry_of(Refreshing(Manifest(1, (listing("new"),))), ScriptedPlugin())
         before = registry.generation
         await registry.refresh()
-        assert list(registry.listings) == ["new", "fakex"]
+        assert list(registry.listings) == ["fakex", "new"]
         assert registry.generation > before
 
     async def test_no_refreshed_manifest_changes_nothing(self) -> None:
         registry = registry_of(Refreshing(None), ScriptedPlugin())
         before = registry.generation
         await registry.refresh()
-        assert (list(registry.listings), registry.generation) == (["old", "fakex"], before)
+        assert (list(registry.listings), registry.generation) == (["fakex", "old"], before)
 
     @pytest.mark.parametrize(
         "newer",

@@ -414,6 +414,37 @@ class TestCompareAndSet:
         assert (result.stored, result.here) == (cache.latest, False)
         assert cached.get_local("balance:1") == cache.latest
 
+    @pytest.mark.parametrize("message", [None, b"bbalance:1"])
+    async def test_after_messages_were_missed_the_version_follows_what_the_cache_did_not_get(
+        self, message: bytes | None
+    ) -> None:
+        # Or another replica has told that it has fetched the old content again.
+        cache, clock = SharedCache(), Clock()
+        layer, cached = leased(cache, Inner(), clock)
+        before = (await layer.fetch(target(), soon(), Priority())).stored
+        # The cache is out of reach, so this one stays in the process, whose subscribers have seen it.
+        alone = stored("2", clock.now + 10, before)
+        cached._keep_newer("balance:1", alone)
+        assert await cached.read("balance:1", target().account) == alone
+        for listener in cache._listeners:
+            listener(message)
+        assert cached.get_local("balance:1") is None
+        assert await cached.read("balance:1", target().account) == alone
+        # Now the venue has the first content again.
+        clock.now += 20
+        result = await layer.fetch(target(newer_than=alone.fetch_time), soon(), Priority())
+        assert result.stored.version > alone.version
+        assert await cache.get("balance:1") == result.stored.encode()
+
+    async def test_a_copy_from_before_messages_were_missed_is_not_returned_for_what_the_cache_has_lost(self) -> None:
+        cache, clock = SharedCache(), Clock()
+        layer, cached = leased(cache, Inner(), clock)
+        await layer.fetch(target(), soon(), Priority())
+        for listener in cache._listeners:
+            listener(None)
+        await cache.delete("balance:1")
+        assert await cached.read("balance:1", target().account) is None
+
 
 class TestReads:
     async def test_a_cold_call_reads_the_cache_twice_and_a_warm_one_not_at_all(self, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ class TestEntries:
         )
         options = listing("options", credential_of="fakex")
         reply = await answer(Catalogue(registry_of(ScriptedPlugin(metadata, options))))
-        second, first = reply.exchanges
+        first, second = reply.exchanges
         assert second.credential_of == "fakex"
         for name in ("icon", "logo", "color_class", "instructions", "ip_whitelist", "requires_passphrase"):
             assert getattr(first, name) == getattr(metadata, name)

@@ -34,6 +34,9 @@ class CachedBalances:
         self._cache = cache
         self._ttl = ttl
         self._copies: LRUCache[str, StoredBalance] = LRUCache(_MOST_BYTES, getsizeof=_size)
+        # Copies that no call gets any more, because the cache may hold something newer. It may also hold something
+        # older: this process stores its own while the cache is out of reach, and versions must not go back.
+        self._outdated: LRUCache[str, StoredBalance] = LRUCache(_MOST_BYTES, getsizeof=_size)
         self._listeners: dict[str, set[asyncio.Event]] = {}
         # Called with the credential id of an account whose credential has changed.
         self.on_credential: Callable[[bytes], None] = lambda _: None
@@ -51,6 +54,7 @@ class CachedBalances:
     def drop_local(self, key: str) -> None:
         """Drop this process's copy: the next read asks the cache."""
         self._copies.pop(key, None)
+        self._outdated.pop(key, None)
 
     async def read(self, key: str, account: Account) -> StoredBalance | None:
         """The cache's balance. One that is damaged or another account's counts as missing, and is deleted."""
@@ -68,11 +72,10 @@ class CachedBalances:
     def _keep_newer(self, key: str, stored: StoredBalance) -> StoredBalance:
         """Keep what the cache holds as the local copy, and return it; or the local copy if its version is higher, as
         when a replica whose lease was over has written last."""
-        copy = self._copies.get(key)
-        if copy is not None and copy.version > stored.version:
-            return copy
-        self._copies[key] = stored
-        return stored
+        copy = self._copies.get(key) or self._outdated.pop(key, None)
+        newer = copy if copy is not None and copy.version > stored.version else stored
+        self._copies[key] = newer
+        return newer
 
     async def write(
         self, key: str, stored: StoredBalance, *, replacing: StoredBalance | None
@@ -149,10 +152,13 @@ class CachedBalances:
     def _on_message(self, message: bytes | None) -> None:
         if message is None:
             # Something may have been missed: the next read of each balance asks the cache again.
+            self._outdated.update(self._copies)
             self._copies.clear()
         elif message.startswith(_BALANCE):
             key = message[1:].decode(errors="replace")
-            self.drop_local(key)
+            copy = self._copies.pop(key, None)
+            if copy is not None:
+                self._outdated[key] = copy
             self.notify(key)
         elif message.startswith(_CREDENTIAL):
             self.on_credential(message[1:])

@@ -1,5 +1,5 @@
 """What a plugin's own process adds to a balance: time, processor in both processes, bytes between them. And the whole
-road to CCXT, the hop included, compared with CCXT alone. Guards how `plugin_host` passes a call on.
+path to CCXT, the hop included, compared with CCXT alone. Guards how `plugin_host` passes a call on.
 
 The serving process's share of a fetch is the difference between a forced balance and a cached one.
 """
@@ -50,7 +50,7 @@ class Cost:
 
 
 async def hop() -> list[Line]:
-    """The hop of a small plugin, which is the same in both processes, and the road to CCXT."""
+    """The hop of a small plugin, which is the same in both processes, and the path to CCXT."""
     with tempfile.TemporaryDirectory(prefix="exchange-service-benchmark-") as name:
         folder = Path(name)
         async with AsyncExitStack() as stack:
@@ -64,12 +64,15 @@ async def hop() -> list[Line]:
                 "plugin_start": "at-once",
             }
 
-            async def served(place: str, **more: Any) -> Serving:
+            async def served(place: str, **variables: str) -> Serving:
                 places = json.dumps({_OANDA: place})
-                return await stack.enter_async_context(serving(folder, plugin_processes=places, **settings, **more))
+                variables["PYTHONPATH"] = os.pathsep.join((_UNPACED, *_path()))
+                return await stack.enter_async_context(
+                    serving(folder, plugin_processes=places, variables=variables, **settings)
+                )
 
             apart, inside = await served("own-process"), await served("in-process")
-            unpaced = await served("in-process", variables={"PYTHONPATH": os.pathsep.join((_UNPACED, *_path()))})
+            unpaced = await served("in-process", BENCHMARK_UNPACED_CCXT="1")
             bare = [await _bare(binance, row) for _ in range(_PAIRS)]
             return [
                 *await _hop(apart, inside),

@@ -1,7 +1,7 @@
 """Subscribers by the thousand, in a process of their own: `python -m benchmarks.subscribers`.
 
-Reads a line of JSON (`Work`), opens the streams and prints an `Opened`. Then it prints, for each line with a number of
-seconds, the `Delays` of the messages in that time. Ends with its standard input.
+Reads a `StreamPlan` as a line of JSON, opens the streams and prints an `Opened`. Then it prints, for each line with a
+number of seconds, the `Delays` of the messages in that time. Ends with its standard input.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CEILING = 0xFF
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class StreamPlan:
     """What to open: `each` streams for each account from `first` on. `gap`: the least seconds between two accounts, so
     that their feeds do not all begin at once; 0: everything at once."""
 
@@ -75,8 +75,8 @@ class Delays:
 
 
 class _Subscribers:
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self, plan: StreamPlan) -> None:
+        self._plan = plan
         self._connections: list[Connection] = []
         self._greeted: set[tuple[int, int]] = set()
         self._ended: set[tuple[int, int]] = set()
@@ -87,28 +87,28 @@ class _Subscribers:
         self._fetched: dict[bytes, float] = {}
 
     async def open(self) -> Opened:
-        work = self._work
-        needed = -(-work.streams // STREAMS_A_CONNECTION)
+        plan = self._plan
+        needed = -(-plan.streams // STREAMS_A_CONNECTION)
         for number in range(needed):
             message, ended = partial(self._message, number), partial(self._end, number)
-            self._connections.append(await connect(work.port, message, ended))
+            self._connections.append(await connect(plan.port, message, ended))
         # Opening the connections is not measured: clients have one already.
         await asyncio.sleep(0.5)
         began = time.time()
-        headers = request_headers(work.port, f"{SERVICE}StreamBalances", work.metadata)
+        headers = request_headers(plan.port, f"{SERVICE}StreamBalances", plan.metadata)
         opened = 0
-        for account in range(work.first, work.first + work.accounts):
+        for account in range(plan.first, plan.first + plan.accounts):
             selector = AccountSelector(exchange_id=EXCHANGE)
             request = StreamBalancesRequest(user_id=user(account), accounts=[selector]).SerializeToString()
-            for _ in range(work.each):
+            for _ in range(plan.each):
                 connection = self._connections[opened % needed]
                 connection.send([connection.prepared(headers, request)])
                 opened += 1
-            if work.gap:
-                await asyncio.sleep(work.gap)
+            if plan.gap:
+                await asyncio.sleep(plan.gap)
                 await self._caught_up(opened)
         try:
-            async with asyncio.timeout(work.patience):
+            async with asyncio.timeout(plan.patience):
                 await self._all_open.wait()
         except TimeoutError:
             self._last = time.time()
@@ -116,7 +116,7 @@ class _Subscribers:
 
     async def _caught_up(self, opened: int) -> None:
         """Wait for the streams that were opened before, so that none is refused because there are so many at once."""
-        patience = time.monotonic() + self._work.patience
+        patience = time.monotonic() + self._plan.patience
         while len(self._settled) < opened and time.monotonic() < patience:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
@@ -151,7 +151,7 @@ class _Subscribers:
         if key not in self._settled:
             self._settled.add(key)
             self._last = now
-            if len(self._settled) >= self._work.streams:
+            if len(self._settled) >= self._plan.streams:
                 self._all_open.set()
 
     async def measure(self, seconds: float) -> Delays:
@@ -178,8 +178,8 @@ class Client:
 
 
 @asynccontextmanager
-async def subscribed(port: int, metadata: Sequence[tuple[str, str]], **work: Any) -> AsyncIterator[Client]:
-    """A process whose streams are open; they are closed with it. `work` as in `Work`."""
+async def subscribed(port: int, metadata: Sequence[tuple[str, str]], **plan: Any) -> AsyncIterator[Client]:
+    """A process whose streams are open; they are closed with it. `plan` as in `StreamPlan`."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.subscribers"),
         cwd=ROOT,
@@ -188,7 +188,7 @@ async def subscribed(port: int, metadata: Sequence[tuple[str, str]], **work: Any
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        whole = Work(port=port, metadata=tuple(metadata), **work)
+        whole = StreamPlan(port=port, metadata=tuple(metadata), **plan)
         yield Client(Opened(**await _ask(process, asdict(whole))), process)
     finally:
         assert process.stdin is not None
@@ -210,9 +210,9 @@ async def _main() -> None:
     lines = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    work = json.loads(await lines.readline())
-    work["metadata"] = tuple((name, value) for name, value in work["metadata"])
-    subscribers = _Subscribers(Work(**work))
+    plan = json.loads(await lines.readline())
+    plan["metadata"] = tuple((name, value) for name, value in plan["metadata"])
+    subscribers = _Subscribers(StreamPlan(**plan))
     _say(asdict(await subscribers.open()))
     while line := await lines.readline():
         _say(asdict(await subscribers.measure(json.loads(line))))

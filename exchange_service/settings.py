@@ -141,7 +141,7 @@ class Settings(BaseSettings):
     allow_plaintext: bool = Field(
         True,
         description="Also read credentials that are stored in plain text. Set false once all are sealed: a plain "
-        "credential that somebody put in the place of a sealed one is then refused.",
+        "credential that another program put in place of a sealed one is then refused.",
     )
     cache_url: str = Field(
         "memory://", description="Where balances are cached for a short time: memory:// or redis://host:6379/0."

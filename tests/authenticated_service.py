@@ -26,9 +26,9 @@ from tests.harness import (
 from tests.identities import SECRET, Authority
 
 USERS = ("alice", "bob", "carol", "dave")
-EXCHANGES = ("paper", "other_venue")
+EXCHANGES = ("fakex", "other_venue")
 # The stored credentials: dave has none, and bob and carol have one each.
-STORED = {("alice", "paper"), ("alice", "other_venue"), ("bob", "paper"), ("carol", "other_venue")}
+STORED = {("alice", "fakex"), ("alice", "other_venue"), ("bob", "fakex"), ("carol", "other_venue")}
 EVERYBODY = Scope(everybody=True)
 ACTS_FOR_ALL = Scope(everybody=True, requires_act_as=True)
 OUTSIDE = "USER_FORBIDDEN: This user's accounts are outside the caller's scope."

@@ -77,9 +77,12 @@ class Canary:
 
     def add_credential(self, row: Mapping[str, Any], metadata: ExchangeMetadata) -> None:
         """What of a stored row is a secret, as its listing says."""
-        for asked in metadata.credential_fields:
-            if asked.secret:
-                self.add_secret(row.get(asked.name) or row.get("extra_metadata", {}).get(asked.name), asked.name)
+        for credential_field in metadata.credential_fields:
+            if credential_field.secret:
+                self.add_secret(
+                    row.get(credential_field.name) or row.get("extra_metadata", {}).get(credential_field.name),
+                    credential_field.name,
+                )
         for name in ("api_secret", "passphrase"):
             self.add_secret(row.get(name), name)
 
@@ -98,17 +101,17 @@ class Canary:
 
     def finds(self) -> list[str]:
         """Where a secret was found, without showing it."""
-        found = []
+        hits = []
         for sink, texts in self.sinks.items():
             everything = "\0".join(texts)
             for secret, what in self.secrets.items():
                 for form in {secret, quote(secret, safe=""), base64.b64encode(secret.encode()).decode().rstrip("=")}:
-                    place = everything.find(form)
-                    if place >= 0:
-                        before = everything[max(0, place - 160) : place].rpartition("\0")[2]
-                        found.append(f"{sink} holds {what}, after {before!r}")
+                    position = everything.find(form)
+                    if position >= 0:
+                        before = everything[max(0, position - 160) : position].rpartition("\0")[2]
+                        hits.append(f"{sink} holds {what}, after {before!r}")
                         break
-        return found
+        return hits
 
     def summary(self, finds: int) -> str:
         return f"canary: {len(self.secrets)} secrets, {len(self.paths)} paths, {len(self.sinks)} sinks, {finds} finds"
@@ -223,19 +226,19 @@ class CanaryRun:
             await self._store("hasty", user, HASTY_ROW)
             await self._read("hasty", user)
         self.canary.add_secret(HASTY_SIGNATURE, "signature")
-        await self._strangers()
+        await self._other_callers()
         self.canary.paths.append("exchanges")
         self.canary.hold("replies", await self.client.list_exchanges())
         for venue in self.venues.values():
             for request in venue.requests:
                 self.canary.add_request(request)
 
-    async def _strangers(self) -> None:
+    async def _other_callers(self) -> None:
         """Callers whose tokens prove nothing, or not enough."""
         for token in (f"{self.token}x", "xst_nobody_a-secret-of-a-service-token", web_token("mallory")):
             self.canary.add_secret(token, "a caller's token")
-            stranger = replace(self, token=token)
-            await stranger._call("oanda", "moving", timeout=PATIENCE)
+            other_caller = replace(self, token=token)
+            await other_caller._call("oanda", "moving", timeout=PATIENCE)
 
     async def _faults(self, exchange_id: str, row: Mapping[str, Any]) -> None:
         """Every fault of the venue, one after the other, each for a user of its own: the last one's is remembered."""
@@ -253,7 +256,7 @@ class CanaryRun:
             await self.service.store.put(Account(user, exchange_id), credential)
 
     async def _read(self, exchange_id: str, user: str) -> None:
-        """Read the account: from what is kept or else from the venue, by force, and as a stream."""
+        """Read the account: from the cache or else from the venue, by a forced read, and as a stream."""
         async with self._calling:
             # The first call may have to import a venue's library.
             await self._call(exchange_id, user, timeout=1.0 if user == "slow" else PATIENCE)

@@ -50,7 +50,7 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """A PostgreSQL of this test process, to freeze and stop; who does so brings it back."""
+    """A PostgreSQL of this test process, to freeze and stop; the test that does so brings it back."""
     server = PostgresServer()
     yield server
     server.close()

@@ -58,7 +58,7 @@ class Venue:
     # By the id of the listing, for as long as the test holds the venue.
     by_listing: ClassVar[WeakValueDictionary[int, Venue]] = WeakValueDictionary()
 
-    def __init__(self, *limits: RateLimit, name: str = "paper", plugin: Any = None) -> None:
+    def __init__(self, *limits: RateLimit, name: str = "fakex", plugin: Any = None) -> None:
         registry = registry_of(plugin or ScriptedPlugin(listing(name, limits=limits)))
         self.listing: Listing = registry.listings[name]
         self.by_listing[id(self.listing)] = self

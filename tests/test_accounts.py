@@ -40,7 +40,7 @@ async def test_accounts_come_in_the_order_of_their_ids() -> None:
         return account(account_id)
 
     accounts = await gather_accounts(["slow", "quick"], read)
-    assert [found.id for found in accounts] == ["slow", "quick"]
+    assert [entry.id for entry in accounts] == ["slow", "quick"]
 
 
 async def test_accounts_are_read_at_the_same_time() -> None:
@@ -168,7 +168,7 @@ def test_no_account_has_no_summary() -> None:
     assert combined_summary([]) is None
 
 
-def test_what_a_plugin_may_raise_is_a_venue_error() -> None:
+def test_an_error_that_a_plugin_may_raise_is_a_venue_error() -> None:
     assert issubclass(AccountUnknown, VenueError)
 
 

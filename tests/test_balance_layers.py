@@ -26,7 +26,7 @@ from exchange_service.venues.priority import Priority
 from exchange_service.wire.balances import FetchedBalance, fetched_balance
 from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import StoredBalance, store_balance
-from tests.harness import USER, Clock, Gate, ScriptedPlugin, bench, holding, registry_of, until
+from tests.harness import USER, Clock, Gate, ScriptedPlugin, holding, open_test_service, registry_of, until
 
 TTL = 300.0
 
@@ -38,9 +38,9 @@ def answer(total: str = "1") -> FetchedBalance:
 
 def target(**changes: Any) -> Target:
     """The one account that these tests read."""
-    account = Account(USER, "paper")
+    account = Account(USER, "fakex")
     reference = CredentialReference(account, account, "1")
-    plain = Target(account, registry_of(ScriptedPlugin()).listings["paper"], reference, "balance:1", "balance:1")
+    plain = Target(account, registry_of(ScriptedPlugin()).listings["fakex"], reference, "balance:1", "balance:1")
     return replace(plain, **changes)
 
 
@@ -61,7 +61,7 @@ class Inner:
         return await self.make()
 
     def raising(self, *errors: ServiceError | None) -> None:
-        """Raise these errors in turn, an answer in the place of None; the last one for all further fetches."""
+        """Raise these errors in turn, an answer where one is None; the last one for all further fetches."""
         left = list(errors)
 
         async def fail_or_answer() -> FetchedBalance:
@@ -154,7 +154,7 @@ class TestSingleFlight:
         await asyncio.gather(*(flight.fetch(target(key=key), soon(), Priority()) for key in ("balance:1", "balance:2")))
         assert inner.fetches == 2
 
-    async def test_a_caller_who_joins_promotes_the_fetch_that_a_feed_has_begun(self) -> None:
+    async def test_a_caller_that_joins_promotes_the_fetch_that_a_feed_has_begun(self) -> None:
         gate = Gate("a balance")
         inner = Inner(lambda: gate(None))  # type: ignore[arg-type]
         flight: SingleFlight[str] = SingleFlight(inner, 8.0)
@@ -187,7 +187,7 @@ class TestSingleFlight:
 
 
 class TestLeased:
-    async def test_the_holder_stores_what_it_fetched_and_other_replicas_are_told(self) -> None:
+    async def test_the_holder_stores_its_balance_and_other_replicas_are_notified(self) -> None:
         cache = SharedCache()
         layer, cached = leased(cache, Inner())
         result = await layer.fetch(target(), soon(), Priority())
@@ -209,7 +209,7 @@ class TestLeased:
         assert theirs.stored.data == ours.stored.data
         assert waiting_inner.fetches == 0
 
-    async def test_a_balance_that_is_no_newer_than_the_callers_own_does_not_serve(self) -> None:
+    async def test_a_balance_that_is_no_newer_than_the_callers_version_is_not_enough(self) -> None:
         cache, inner, clock = SharedCache(), Inner(), Clock()
         layer, _ = leased(cache, inner, clock)
         first = await layer.fetch(target(), soon(), Priority())
@@ -241,18 +241,18 @@ class TestErrorsForReplicasThatWait:
         first = asyncio.ensure_future(holder.fetch(target(), soon(), Priority()))
         await entered.wait()
         second = asyncio.ensure_future(waiter.fetch(target(), soon(), Priority()))
-        # One turn of the loop, in which it asks for the lease and begins to wait.
+        # One iteration of the loop, in which it asks for the lease and begins to wait.
         await asyncio.sleep(0)
         opened.set()
         _, outcome = await asyncio.gather(first, second, return_exceptions=True)
         return outcome, waiting_inner.fetches
 
-    async def test_the_venues_own_last_word_is_passed_on(self) -> None:
+    async def test_the_venues_last_error_is_passed_on(self) -> None:
         outcome, fetches = await self.outcomes(VenueUnavailable("It is down."))
         assert isinstance(outcome, VenueUnavailable)
         assert fetches == 0
 
-    async def test_an_error_of_the_gate_is_not_and_the_replica_asks_itself(self) -> None:
+    async def test_an_error_of_the_gate_is_not_passed_on_and_the_replica_fetches_itself(self) -> None:
         error = VenueUnavailable("It is left alone.")
         error.venue_was_asked = False
         outcome, fetches = await self.outcomes(error)
@@ -268,7 +268,7 @@ class TestGated:
         assert await Gated(inner).fetch(target(), soon(), Priority()) == answer()
         assert inner.fetches == 2
 
-    async def test_the_venues_last_word_counts_as_the_venues(self) -> None:
+    async def test_the_venues_last_error_counts_as_the_venues(self) -> None:
         inner = Inner()
         inner.raising(VenueUnavailable("It is down."))
         with pytest.raises(VenueUnavailable) as failed:
@@ -276,7 +276,7 @@ class TestGated:
         assert failed.value.venue_was_asked
         assert inner.fetches == 2
 
-    async def test_an_error_of_its_own_says_that_the_venue_was_not_asked(self) -> None:
+    async def test_an_error_of_the_gate_is_marked_as_sent_without_a_request(self) -> None:
         inner = Inner()
         inner.raising(VenueMaintenance("It is in maintenance.", retry_after=30.0))
         gate = Gated(inner)
@@ -294,7 +294,7 @@ def stored(total: str, fetch_time: float, previous: StoredBalance | None = None)
 
 
 class TestCompareAndSet:
-    async def test_the_loser_returns_the_winners_newer_balance_and_its_own_is_not_stored(self) -> None:
+    async def test_after_a_lost_write_the_winners_newer_balance_is_returned(self) -> None:
         # Without leases: as when one has expired while its holder waited for the venue.
         cache, gate = MemoryCache(), Gate(answer("1"))
         slow, slow_cached = leased(cache, Inner(lambda: gate(None)))  # type: ignore[arg-type]
@@ -363,7 +363,7 @@ class TestCompareAndSet:
 class TestReads:
     async def test_a_cold_call_reads_the_cache_twice_and_a_warm_one_not_at_all(self, tmp_path: Path) -> None:
         cache = CountingCache()
-        async with bench(tmp_path, ScriptedPlugin(), cache=cache) as service:
+        async with open_test_service(tmp_path, ScriptedPlugin(), cache=cache) as service:
             await service.put()
             assert (await service.get()).source is Source.VENUE
             assert cache.reads == 2
@@ -385,8 +385,8 @@ class TestTheWarmPath:
             raise AssertionError("the call forces nothing")
 
         # References are remembered, as in the service.
-        async with bench(tmp_path, ScriptedPlugin(), reference_ttl=60.0) as service:
-            account, listing = service.registry.account(USER, "paper", "")
+        async with open_test_service(tmp_path, ScriptedPlugin(), reference_ttl=60.0) as service:
+            account, listing = service.registry.account(USER, "fakex", "")
             assert service.balances.get_local(account, None) is None
             await service.put()
             fetched = await service.get()

@@ -18,8 +18,8 @@ from exchange_service.wire.stored import store_balance
 from tests.harness import ScriptedPlugin, holding, registry_of
 
 CALLER = Caller(ANYBODY, PresentedCredentials())
-ALICE = Account("alice", "paper")
-LISTING = registry_of(ScriptedPlugin()).listings["paper"]
+ALICE = Account("alice", "fakex")
+LISTING = registry_of(ScriptedPlugin()).listings["fakex"]
 STORED = store_balance(ALICE, fetched_balance(holding(("BTC", "1"))), 1.0, None)
 
 
@@ -66,7 +66,7 @@ class ReaderUnderTest:
         return [line.split('"')[1] for line in lines if line.startswith(start) and line.endswith(" 1.0")]
 
 
-def test_a_balance_at_hand_is_returned_in_one_step_without_suspending() -> None:
+def test_a_local_copy_is_returned_in_one_step_without_suspending() -> None:
     reading = ReaderUnderTest(FakeBalances(local=Source.CACHE))
     coroutine = reading.get()
     # Outside of any event loop, so that a suspension or a look at the deadline would fail.
@@ -86,7 +86,7 @@ def test_a_balance_at_hand_is_returned_in_one_step_without_suspending() -> None:
         (Source.LAST_GOOD, "nowhere", "last-good"),
     ],
 )
-async def test_the_metrics_say_where_a_balance_was(source: Source, kind: str, name: str) -> None:
+async def test_the_metrics_count_where_a_balance_was_found(source: Source, kind: str, name: str) -> None:
     reading = ReaderUnderTest(FakeBalances(shared=source))
     assert (await reading.get()).source is source
     assert reading.counted("cache_reads", "kind") == [kind]
@@ -94,11 +94,11 @@ async def test_the_metrics_say_where_a_balance_was(source: Source, kind: str, na
 
 
 @pytest.mark.parametrize("max_age", [0.0, 0.999])
-async def test_a_forced_read_is_counted_and_passes_by_what_is_at_hand(max_age: float) -> None:
+async def test_a_forced_read_is_counted_and_ignores_the_local_copy(max_age: float) -> None:
     reading = ReaderUnderTest(FakeBalances(local=Source.CACHE))
     assert (await reading.get(max_age)).source is Source.VENUE
     assert reading.refreshes == [CALLER]
-    assert [asked for asked, _ in reading.balances.asked] == [max_age]
+    assert [requested for requested, _ in reading.balances.asked] == [max_age]
 
 
 @pytest.mark.parametrize("max_age", [None, 1.0, 30.0])

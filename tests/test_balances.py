@@ -44,14 +44,14 @@ from exchange_service.wire.stored import store_balance
 from tests.harness import (
     HASH_KEY,
     USER,
-    Bench,
     Clock,
     Gate,
+    OffsetClock,
     ScriptedPlugin,
-    Shifted,
-    bench,
+    TestService,
     holding,
     listing,
+    open_test_service,
     raising,
     returning,
     totals,
@@ -63,7 +63,7 @@ def figures(result: Any) -> dict[str, str]:
     return totals(balance_pb2.Balance.FromString(result.stored.data))
 
 
-async def joined(service: Bench, callers: int) -> None:
+async def joined(service: TestService, callers: int) -> None:
     """Wait until so many callers wait for the one fetch."""
     await until(lambda: service.balances.fetcher.snapshot() == (1, callers))
 
@@ -74,20 +74,22 @@ def plugin() -> ScriptedPlugin:
 
 
 @pytest.fixture
-async def service(tmp_path: Path, plugin: ScriptedPlugin) -> AsyncIterator[Bench]:
+async def service(tmp_path: Path, plugin: ScriptedPlugin) -> AsyncIterator[TestService]:
     """One venue, and the user's stored credential for it."""
-    async with bench(tmp_path, plugin) as service:
+    async with open_test_service(tmp_path, plugin) as service:
         await service.put()
         yield service
 
 
 @pytest.fixture
-async def shifted(monkeypatch: pytest.MonkeyPatch, service: Bench) -> Shifted:
-    return Shifted(monkeypatch)
+async def offset_clock(monkeypatch: pytest.MonkeyPatch, service: TestService) -> OffsetClock:
+    return OffsetClock(monkeypatch)
 
 
 class TestFreshness:
-    async def test_a_cached_balance_is_returned_while_it_is_fresh(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_cached_balance_is_returned_while_it_is_fresh(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
         first = await service.get()
         service.clock.now += 29
         second = await service.get()
@@ -96,21 +98,23 @@ class TestFreshness:
         assert len(plugin.calls) == 1
 
     async def test_the_venue_is_asked_again_when_the_balance_is_too_old(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         await service.get()
         service.clock.now += 31
         assert (await service.get()).source is Source.VENUE
         assert len(plugin.calls) == 2
 
-    async def test_the_caller_chooses_how_fresh_a_balance_must_be(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_the_caller_chooses_how_fresh_a_balance_must_be(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
         await service.get()
         service.clock.now += 100
         assert (await service.get(max_age=200)).source is Source.CACHE
         assert (await service.get(max_age=99)).source is Source.VENUE
         assert len(plugin.calls) == 2
 
-    async def test_a_max_age_of_zero_asks_the_venue(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_max_age_of_zero_asks_the_venue(self, service: TestService, plugin: ScriptedPlugin) -> None:
         await service.get()
         assert (await service.get(max_age=0)).source is Source.VENUE
         assert len(plugin.calls) == 2
@@ -118,14 +122,14 @@ class TestFreshness:
     async def test_a_configured_max_age_of_zero_asks_the_venue_each_time(
         self, tmp_path: Path, plugin: ScriptedPlugin
     ) -> None:
-        async with bench(tmp_path, plugin, max_age=0.0) as service:
+        async with open_test_service(tmp_path, plugin, max_age=0.0) as service:
             await service.put()
             await service.get()
             await service.get()
         assert len(plugin.calls) == 2
 
     async def test_the_version_rises_only_when_the_content_changes(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         first = await service.get(max_age=0)
         service.clock.now += 5
@@ -140,7 +144,7 @@ class TestFreshness:
         assert changed.stored.version > same.stored.version
         assert after_the_clock_went_back.stored.version > changed.stored.version
 
-    async def test_users_never_see_each_others_balances(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_users_never_see_each_others_balances(self, service: TestService, plugin: ScriptedPlugin) -> None:
         async def by_key(call: VenueCall) -> Balance:
             return holding(("BTC", call.credential.api_key.reveal()))
 
@@ -151,7 +155,7 @@ class TestFreshness:
         assert figures(await service.get(user="bob")) == {"BTC": "2"}
         assert figures(await service.get()) == {"BTC": "1"}
 
-    async def test_the_keys_of_the_cache_do_not_reveal_the_user(self, service: Bench) -> None:
+    async def test_the_keys_of_the_cache_do_not_reveal_the_user(self, service: TestService) -> None:
         key = (await service.get()).key
         assert await service.cache.get(key)
         assert USER not in key
@@ -162,7 +166,7 @@ class TestClocks:
     """A cached balance from the future says that a clock is wrong, and nothing about its age."""
 
     async def test_after_the_clock_was_set_back_a_cached_balance_is_not_fresh(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         before = await service.get()
         service.clock.now -= 200
@@ -176,7 +180,7 @@ class TestClocks:
         assert result.stored.version > before.stored.version
 
     async def test_a_balance_cached_by_a_replica_whose_clock_is_ahead_is_not_fresh(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         other, clock = replica(service)
         clock.now += 120
@@ -188,7 +192,7 @@ class TestClocks:
         assert result.stored.version == ahead.stored.version
 
     async def test_replicas_whose_clocks_differ_a_little_share_cached_balances(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         other, clock = replica(service)
         clock.now += 1.5
@@ -198,7 +202,7 @@ class TestClocks:
         assert len(plugin.calls) == 1
 
     async def test_a_balance_from_the_future_may_serve_as_the_last_good_one(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         await service.get()
         service.clock.now -= 200
@@ -210,7 +214,7 @@ class TestClocks:
         assert len(plugin.calls) == 2
 
 
-def replica(service: Bench) -> tuple[Balances, Clock]:
+def replica(service: TestService) -> tuple[Balances, Clock]:
     """Another replica: the same store and the same cache, and its own fetches and its own clock."""
     clock = Clock(service.clock.now)
     options = BalanceOptions(HASH_KEY, freshness=Freshness(now=clock))
@@ -218,15 +222,15 @@ def replica(service: Bench) -> tuple[Balances, Clock]:
     return other, clock
 
 
-async def get_from(balances: Balances, service: Bench, *, max_age: float | None = None) -> BalanceResult:
-    account, entry = service.registry.account(USER, "paper", "")
+async def get_from(balances: Balances, service: TestService, *, max_age: float | None = None) -> BalanceResult:
+    account, entry = service.registry.account(USER, "fakex", "")
     deadline = asyncio.get_running_loop().time() + 10
     return await balances.get(account, entry, max_age=max_age, deadline=deadline)
 
 
 class TestReplicas:
     async def test_a_newer_balance_that_another_replica_wrote_during_the_fetch_is_returned(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         other, clock = replica(service)
         plugin.answer = gate = Gate(holding(("BTC", "1")))
@@ -242,7 +246,9 @@ class TestReplicas:
         assert ours.stored.version == newer.stored.version
         assert figures(await service.get()) == figures(await get_from(other, service)) == {"BTC": "2"}
 
-    async def test_an_older_balance_in_the_cache_is_replaced(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_an_older_balance_in_the_cache_is_replaced(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
         other, _ = replica(service)
         older = await get_from(other, service)
         service.clock.now += 40
@@ -253,7 +259,7 @@ class TestReplicas:
 
     @pytest.mark.parametrize("ahead", [1.0, 120.0, -200.0])
     async def test_versions_never_go_back_however_the_clocks_differ(
-        self, service: Bench, plugin: ScriptedPlugin, ahead: float
+        self, service: TestService, plugin: ScriptedPlugin, ahead: float
     ) -> None:
         other, clock = replica(service)
         clock.now += ahead
@@ -273,8 +279,8 @@ class TestReplicas:
         assert versions == sorted(versions)
         assert len(set(versions)) >= 6
 
-    async def test_the_same_content_keeps_the_version_that_another_replica_gave_it(
-        self, service: Bench, plugin: ScriptedPlugin
+    async def test_the_same_content_has_the_version_that_another_replica_gave_it(
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         other, clock = replica(service)
         clock.now += 120
@@ -290,7 +296,9 @@ class TestReplicas:
 
 
 class TestOneFetchForAll:
-    async def test_callers_at_the_same_time_share_one_request(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_callers_at_the_same_time_share_one_request(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
         plugin.answer = gate = Gate()
         callers = [asyncio.ensure_future(service.get(max_age=0)) for _ in range(200)]
         await gate.entered.wait()
@@ -300,7 +308,7 @@ class TestOneFetchForAll:
         assert len(plugin.calls) == 1
         assert {result.stored.version for result in results} == {results[0].stored.version}
 
-    async def test_callers_at_the_same_time_share_a_failure(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_callers_at_the_same_time_share_a_failure(self, service: TestService, plugin: ScriptedPlugin) -> None:
         gate = Gate()
 
         async def fail(call: VenueCall) -> Balance:
@@ -316,8 +324,8 @@ class TestOneFetchForAll:
         assert {type(outcome) for outcome in outcomes} == {VenueUnavailable}
         assert len(plugin.calls) == 1
 
-    async def test_a_caller_who_leaves_does_not_end_the_fetch_for_the_others(
-        self, service: Bench, plugin: ScriptedPlugin
+    async def test_a_caller_that_leaves_does_not_end_the_fetch_for_the_others(
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         plugin.answer = gate = Gate()
         leaver, stayer = (asyncio.ensure_future(service.get()) for _ in range(2))
@@ -330,7 +338,7 @@ class TestOneFetchForAll:
         assert not gate.cancelled.is_set()
 
     async def test_the_fetch_is_cancelled_when_the_last_caller_leaves(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         plugin.answer = gate = Gate()
         callers = [asyncio.ensure_future(service.get()) for _ in range(3)]
@@ -342,12 +350,12 @@ class TestOneFetchForAll:
         assert await asyncio.wait_for(gate.cancelled.wait(), 5)
 
     @pytest.mark.parametrize("steps", range(8))
-    async def test_a_caller_who_comes_right_after_the_last_one_has_left_is_answered(
+    async def test_a_caller_that_comes_right_after_the_last_one_has_left_is_answered(
         self, tmp_path: Path, plugin: ScriptedPlugin, steps: int
     ) -> None:
         plugin.answer = gate = Gate()
         # With a known reference nothing stands between the call and the fetch that is being cancelled.
-        async with bench(tmp_path, plugin, reference_ttl=60.0) as service:
+        async with open_test_service(tmp_path, plugin, reference_ttl=60.0) as service:
             await service.put()
             leaver = asyncio.ensure_future(service.get())
             await gate.entered.wait()
@@ -361,7 +369,7 @@ class TestOneFetchForAll:
             assert leaver.cancelled()
 
     async def test_a_caller_with_a_short_deadline_gets_an_error_while_the_fetch_goes_on(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         plugin.answer = gate = Gate()
         patient = asyncio.ensure_future(service.get())
@@ -375,7 +383,7 @@ class TestOneFetchForAll:
         assert len(plugin.calls) == 1
 
     async def test_a_balance_that_comes_after_the_only_caller_gave_up_is_cached_for_the_next(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         plugin.answer = gate = Gate()
         with pytest.raises(VenueTimeout):
@@ -387,20 +395,22 @@ class TestOneFetchForAll:
 
     async def test_a_fetch_has_a_time_limit_of_its_own(self, tmp_path: Path, plugin: ScriptedPlugin) -> None:
         plugin.answer = gate = Gate()
-        async with bench(tmp_path, plugin, venue_timeout=0.2) as service:
+        async with open_test_service(tmp_path, plugin, venue_timeout=0.2) as service:
             await service.put()
             with pytest.raises(VenueTimeout):
                 await service.get()
             assert gate.cancelled.is_set()
 
-    async def test_a_deadline_that_has_passed_costs_no_request(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_deadline_that_has_passed_costs_no_request(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
         for timeout in (-1.0, 0.0, 0.005):
             with pytest.raises(DeadlinePassed):
                 await service.get(timeout=timeout)
         assert plugin.calls == []
 
     async def test_the_end_of_the_service_ends_a_fetch_with_a_reason(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         plugin.answer = gate = Gate()
         caller = asyncio.ensure_future(service.get())
@@ -417,7 +427,7 @@ LASTING = [CredentialRejected, PermissionMissing, AddressNotAllowed, CredentialI
 class TestLastGood:
     @pytest.mark.parametrize("kind", TRANSIENT)
     async def test_it_is_returned_after_a_transient_error(
-        self, service: Bench, plugin: ScriptedPlugin, kind: type[ServiceError]
+        self, service: TestService, plugin: ScriptedPlugin, kind: type[ServiceError]
     ) -> None:
         await service.get()
         service.clock.now += 100
@@ -430,7 +440,7 @@ class TestLastGood:
 
     @pytest.mark.parametrize("kind", LASTING)
     async def test_it_is_not_returned_after_an_error_that_the_user_must_resolve(
-        self, service: Bench, plugin: ScriptedPlugin, kind: type[ServiceError]
+        self, service: TestService, plugin: ScriptedPlugin, kind: type[ServiceError]
     ) -> None:
         await service.get()
         service.clock.now += 100
@@ -438,13 +448,13 @@ class TestLastGood:
         with pytest.raises(kind):
             await service.get()
 
-    async def test_it_is_not_returned_for_a_forced_call(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_it_is_not_returned_for_a_forced_call(self, service: TestService, plugin: ScriptedPlugin) -> None:
         await service.get()
         plugin.answer = raising(VenueUnavailable("It is down."))
         with pytest.raises(VenueUnavailable):
             await service.get(max_age=0)
 
-    async def test_it_is_not_returned_beyond_the_grace(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_it_is_not_returned_beyond_the_grace(self, service: TestService, plugin: ScriptedPlugin) -> None:
         await service.get()
         plugin.answer = raising(VenueUnavailable("It is down."))
         service.clock.now += 300
@@ -453,8 +463,8 @@ class TestLastGood:
         with pytest.raises(VenueUnavailable):
             await service.get()
 
-    async def test_it_is_returned_to_a_caller_who_cannot_wait_for_a_slow_venue(
-        self, service: Bench, plugin: ScriptedPlugin
+    async def test_it_is_returned_to_a_caller_that_cannot_wait_for_a_slow_venue(
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         await service.get()
         service.clock.now += 100
@@ -463,7 +473,9 @@ class TestLastGood:
         assert isinstance(result.stale, VenueTimeout)
         assert figures(result) == {"BTC": "1.50"}
 
-    async def test_without_an_earlier_balance_the_error_is_raised(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_without_an_earlier_balance_the_error_is_raised(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
         plugin.answer = raising(VenueMalformed("Nonsense."))
         with pytest.raises(VenueMalformed):
             await service.get()
@@ -476,23 +488,25 @@ REMEMBERED = [CredentialRejected, PermissionMissing, AddressNotAllowed, Credenti
 class TestRefusals:
     @pytest.mark.parametrize("kind", REMEMBERED)
     async def test_a_refused_key_is_not_sent_to_the_venue_again_for_a_minute(
-        self, service: Bench, plugin: ScriptedPlugin, shifted: Shifted, kind: type[ServiceError]
+        self, service: TestService, plugin: ScriptedPlugin, offset_clock: OffsetClock, kind: type[ServiceError]
     ) -> None:
         plugin.answer = raising(kind("No."))
         for _ in range(5):
             with pytest.raises(kind):
                 await service.get()
         assert len(plugin.calls) == 1
-        shifted.by(59)
+        offset_clock.advance(59)
         with pytest.raises(kind):
             await service.get()
         assert len(plugin.calls) == 1
-        shifted.by(2)
+        offset_clock.advance(2)
         with pytest.raises(kind):
             await service.get()
         assert len(plugin.calls) == 2
 
-    async def test_a_forced_call_asks_the_venue_despite_a_refusal(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_forced_call_asks_the_venue_despite_a_refusal(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
         plugin.answer = raising(CredentialRejected("No."))
         with pytest.raises(CredentialRejected):
             await service.get()
@@ -503,7 +517,7 @@ class TestRefusals:
         assert figures(await service.get()) == {"BTC": "2"}
         assert len(plugin.calls) == 3
 
-    async def test_a_new_key_is_tried_at_once(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_new_key_is_tried_at_once(self, service: TestService, plugin: ScriptedPlugin) -> None:
         plugin.answer = raising(CredentialRejected("No."))
         with pytest.raises(CredentialRejected):
             await service.get()
@@ -511,7 +525,7 @@ class TestRefusals:
         plugin.answer = returning(holding(("BTC", "2")))
         assert figures(await service.get()) == {"BTC": "2"}
 
-    async def test_a_refused_key_affects_no_other_user(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_refused_key_affects_no_other_user(self, service: TestService, plugin: ScriptedPlugin) -> None:
         plugin.answer = raising(CredentialRejected("No."))
         with pytest.raises(CredentialRejected):
             await service.get()
@@ -519,7 +533,7 @@ class TestRefusals:
         plugin.answer = returning(holding(("BTC", "2")))
         assert figures(await service.get(user="bob")) == {"BTC": "2"}
 
-    async def test_other_errors_are_not_remembered(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_other_errors_are_not_remembered(self, service: TestService, plugin: ScriptedPlugin) -> None:
         plugin.answer = raising(VenueUnavailable("It is down."))
         for _ in range(3):
             with pytest.raises(VenueUnavailable):
@@ -527,38 +541,38 @@ class TestRefusals:
         assert len(plugin.calls) == 3
 
     async def test_a_venue_that_limits_us_is_not_asked_during_its_delay_not_even_by_forced_calls(
-        self, service: Bench, plugin: ScriptedPlugin, shifted: Shifted
+        self, service: TestService, plugin: ScriptedPlugin, offset_clock: OffsetClock
     ) -> None:
         plugin.answer = raising(VenueRateLimited("Too many.", retry_after=7.0))
         with pytest.raises(VenueRateLimited) as first:
             await service.get()
         assert first.value.retry_after == 7.0
-        shifted.by(4)
+        offset_clock.advance(4)
         for max_age in (None, 0.0):
             with pytest.raises(VenueRateLimited) as later:
                 await service.get(max_age=max_age)
             assert later.value.retry_after is not None
             assert 2.0 < later.value.retry_after < 3.01
         assert len(plugin.calls) == 1
-        shifted.by(3)
+        offset_clock.advance(3)
         plugin.answer = returning(holding(("BTC", "2")))
         assert figures(await service.get()) == {"BTC": "2"}
 
     async def test_while_a_venue_limits_us_the_last_good_balance_is_returned(
-        self, service: Bench, plugin: ScriptedPlugin, shifted: Shifted
+        self, service: TestService, plugin: ScriptedPlugin, offset_clock: OffsetClock
     ) -> None:
         await service.get()
         service.clock.now += 31
         plugin.answer = raising(VenueRateLimited("Too many.", retry_after=7.0))
         await service.get()
-        shifted.by(5)
+        offset_clock.advance(5)
         result = await service.get()
         assert isinstance(result.stale, VenueRateLimited)
         assert result.stale.retry_after is not None
         assert result.stale.retry_after < 2.01
         assert len(plugin.calls) == 2
 
-    async def test_a_delay_of_zero_counts_as_no_delay(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_delay_of_zero_counts_as_no_delay(self, service: TestService, plugin: ScriptedPlugin) -> None:
         plugin.answer = raising(VenueRateLimited("Too many.", retry_after=0.0))
         with pytest.raises(VenueRateLimited):
             await service.get()
@@ -568,21 +582,21 @@ class TestRefusals:
 
 class TestCredentials:
     async def test_without_a_credential_the_error_says_how_to_add_one(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
-        with pytest.raises(CredentialMissing, match="credentials add --user USER --exchange paper"):
+        with pytest.raises(CredentialMissing, match="credentials add --user USER --exchange fakex"):
             await service.get(user="nobody")
         assert plugin.calls == []
 
     async def test_a_changed_key_gets_a_fetch_of_its_own_and_not_the_cached_balance(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         await service.get()
         await service.put(api_key="another-key")
         assert (await service.get()).source is Source.VENUE
         assert [call.credential.api_key.reveal() for call in plugin.calls] == ["a-key-for-tests", "another-key"]
 
-    async def test_a_removed_key_opens_nothing_any_more(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_removed_key_opens_nothing_any_more(self, service: TestService, plugin: ScriptedPlugin) -> None:
         account = await service.put()
         await service.get()
         await service.store.remove(account)
@@ -592,7 +606,7 @@ class TestCredentials:
     async def test_a_listing_without_balances_says_why_before_anything_is_read(self, tmp_path: Path) -> None:
         metadata = listing(capabilities=Capabilities(balance=False), unsupported_reason="Not yet written.")
         plugin = ScriptedPlugin(metadata)
-        async with bench(tmp_path, plugin) as service:
+        async with open_test_service(tmp_path, plugin) as service:
             with pytest.raises(NotSupported, match=r"^Not yet written\.$"):
                 await service.get()
         assert plugin.calls == []
@@ -603,7 +617,7 @@ SECRET = "https://api.example/balance?signature=48be"
 
 class TestEnvironments:
     async def test_an_environment_in_the_metadata_that_the_venue_lacks_costs_no_request(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         await service.put(metadata={"environment": "moon"})
         for max_age in (None, 0.0):
@@ -618,7 +632,7 @@ class TestEnvironments:
             for venue in (live, practice):
                 venue.add_token("a-token-for-tests", SimulatedAccount("101-004-7654321-001"))
             overrides = {"oanda.production": live.url, "oanda.sandbox": practice.url}
-            async with bench(tmp_path, exchange_service_oanda, overrides=overrides) as service:
+            async with open_test_service(tmp_path, exchange_service_oanda, overrides=overrides) as service:
                 await service.put("oanda", api_key="a-token-for-tests", metadata={"sandbox": True})
                 sandbox = balance_pb2.Balance.FromString((await service.get("oanda")).stored.data)
                 assert (bool(practice.requests), live.requests) == (True, [])
@@ -630,13 +644,13 @@ class TestEnvironments:
                 assert list(production.notes) == []
 
     async def test_an_exchange_reads_with_the_credential_of_another_of_its_plugin(self, tmp_path: Path) -> None:
-        plugin = ScriptedPlugin(listing("paper"), listing("paper_options", credential_of="paper"))
-        async with bench(tmp_path, plugin) as service:
-            await service.put("paper", api_key="the-papers-key")
-            assert figures(await service.get("paper_options")) == {"BTC": "1.50"}
+        plugin = ScriptedPlugin(listing("fakex"), listing("fakex_options", credential_of="fakex"))
+        async with open_test_service(tmp_path, plugin) as service:
+            await service.put("fakex", api_key="the-fakexs-key")
+            assert figures(await service.get("fakex_options")) == {"BTC": "1.50"}
         (call,) = plugin.calls
-        assert call.exchange.id == "paper_options"
-        assert call.credential.api_key.reveal() == "the-papers-key"
+        assert call.exchange.id == "fakex_options"
+        assert call.credential.api_key.reveal() == "the-fakexs-key"
 
 
 class TestBrokenPlugins:
@@ -644,12 +658,12 @@ class TestBrokenPlugins:
         "error", [ValueError(SECRET), SystemExit(SECRET), KeyError(SECRET), RecursionError(SECRET)]
     )
     async def test_the_type_of_a_plugins_exception_is_named_and_its_text_never_quoted(
-        self, service: Bench, plugin: ScriptedPlugin, error: BaseException
+        self, service: TestService, plugin: ScriptedPlugin, error: BaseException
     ) -> None:
         plugin.answer = raising(error)
         with pytest.raises(PluginFailed) as failed:
             await service.get()
-        assert "paper" in failed.value.message
+        assert "fakex" in failed.value.message
         assert type(error).__name__ in failed.value.message
         assert "signature" not in failed.value.message
         assert failed.value.__cause__ is None
@@ -675,14 +689,14 @@ class TestBrokenPlugins:
         ],
     )
     async def test_a_balance_that_cannot_be_serialized_is_the_plugins_failure(
-        self, service: Bench, plugin: ScriptedPlugin, balance: Balance
+        self, service: TestService, plugin: ScriptedPlugin, balance: Balance
     ) -> None:
         plugin.answer = returning(balance)
-        with pytest.raises(PluginFailed, match="paper"):
+        with pytest.raises(PluginFailed, match="fakex"):
             await service.get()
         assert len(service.cache) == 0
 
-    async def test_a_time_without_a_zone_is_taken_as_utc(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_time_without_a_zone_is_taken_as_utc(self, service: TestService, plugin: ScriptedPlugin) -> None:
         plugin.answer = returning(holding(("BTC", "1"), venue_time=datetime(2026, 1, 2, 3, 4, 5)))  # noqa: DTZ001
         stored = (await service.get()).stored
         assert balance_pb2.Balance.FromString(stored.data).venue_time.ToJsonString() == "2026-01-02T03:04:05Z"
@@ -690,7 +704,7 @@ class TestBrokenPlugins:
 
 @pytest.mark.threat("T10")
 class TestTheCachesBytes:
-    async def only_key(self, service: Bench) -> str:
+    async def only_key(self, service: TestService) -> str:
         key = (await service.get()).key
         # As after an invalidation by another replica.
         service.balances.cached.drop_local(key)
@@ -698,7 +712,7 @@ class TestTheCachesBytes:
 
     @pytest.mark.parametrize("raw", [b"", b"\x03", b"\x03\xff\xff\xff", b"junk", b"\x02"])
     async def test_foreign_bytes_count_as_missing_and_are_overwritten(
-        self, service: Bench, plugin: ScriptedPlugin, raw: bytes
+        self, service: TestService, plugin: ScriptedPlugin, raw: bytes
     ) -> None:
         key = await self.only_key(service)
         good = await service.cache.get(key)
@@ -709,7 +723,7 @@ class TestTheCachesBytes:
         assert await service.cache.get(key) == good
 
     async def test_foreign_bytes_are_removed_even_if_the_venue_fails(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         key = await self.only_key(service)
         await service.cache.set(key, b"junk", 100)
@@ -719,7 +733,7 @@ class TestTheCachesBytes:
         assert await service.cache.get(key) is None
 
     async def test_another_accounts_balance_under_the_key_is_refused(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         key = await self.only_key(service)
         bob = await service.put(user="bob")
@@ -730,14 +744,14 @@ class TestTheCachesBytes:
         assert result.source is Source.VENUE
 
     async def test_a_cache_that_stores_nothing_loses_no_call(self, tmp_path: Path, plugin: ScriptedPlugin) -> None:
-        async with bench(tmp_path, plugin, cache=MemoryCache(max_entries=0), max_age=0.0) as service:
+        async with open_test_service(tmp_path, plugin, cache=MemoryCache(max_entries=0), max_age=0.0) as service:
             await service.put()
             for _ in range(3):
                 assert figures(await service.get()) == {"BTC": "1.50"}
         assert len(plugin.calls) == 3
 
 
-async def test_amounts_keep_every_digit(service: Bench, plugin: ScriptedPlugin) -> None:
+async def test_amounts_lose_no_digit(service: TestService, plugin: ScriptedPlugin) -> None:
     row = AssetBalance("WEI", total=Decimal("123456789012345678901234567890.123456789012345678"), free=Decimal("1E+3"))
     plugin.answer = returning(Balance((VenueAccount(assets=(row,)),)))
     (account,) = balance_pb2.Balance.FromString((await service.get()).stored.data).venue_accounts

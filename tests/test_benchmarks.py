@@ -38,7 +38,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
-def test_each_goal_has_a_benchmark_that_says_which_hot_path_it_guards() -> None:
+def test_each_goal_has_a_benchmark_that_names_the_hot_path_it_guards() -> None:
     suite = {benchmark.name: benchmark for benchmark in benchmarks()}
     goals = "list_exchanges balance_in_process balance_redis first_list start streams storm venue_calls ccxt_balance"
     assert set(goals.split()) <= suite.keys()
@@ -100,13 +100,13 @@ def test_a_ratio_counts_as_met_only_with_five_pairs() -> None:
 
 def test_medians_are_compared_so_one_bad_pair_changes_nothing() -> None:
     pairs = [(1.0, 1.0), (1.0, 1.0), (9.0, 1.0), (1.0, 1.0), (1.0, 9.0)]
-    found = compared("a/b", "", "ms", pairs, at_most=1.5)
-    assert (found.ours, found.ceiling, found.met) == (1.0, 1.0, True)
+    line = compared("a/b", "", "ms", pairs, at_most=1.5)
+    assert (line.ours, line.ceiling, line.met) == (1.0, 1.0, True)
 
 
 def test_an_absolute_goal_is_shown_as_the_ceiling() -> None:
-    found = bounded("start/seconds", "", "s", 0.45, 0.9)
-    assert (found.ceiling, found.ratio, found.met) == (0.9, 0.5, True)
+    line = bounded("start/seconds", "", "s", 0.45, 0.9)
+    assert (line.ceiling, line.ratio, line.met) == (0.9, 0.5, True)
     assert not bounded("start/seconds", "", "s", 0.91, 0.9).met
 
 
@@ -126,7 +126,7 @@ def test_a_ceiling_is_short_and_imports_nothing_of_the_service(ceiling: Path) ->
 
 
 async def test_the_load_client_gets_the_whole_reply_that_a_real_client_gets(tmp_path: Path) -> None:
-    plugin = ScriptedPlugin(*(listing(f"paper{number}", instructions="x" * 400) for number in range(60)))
+    plugin = ScriptedPlugin(*(listing(f"fakex{number}", instructions="x" * 400) for number in range(60)))
     async with serving(tmp_path, registry=registry_of(plugin)) as running:
         expected = await running.client.list_exchanges()
         arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -167,14 +167,14 @@ def test_an_unfinished_line_of_the_venues_log_does_not_count() -> None:
 
 def test_refreshes_are_counted_for_each_account_and_interval() -> None:
     other = [VenueRequest(user(1), 1, moment) for moment in (0.0, 2.0)]
-    found = refreshes([*requests((0.0, 1), (2.0, 1), (4.0, 1), (6.0, 1)), *other], 8.0, 2.0, (9, 100.0))
-    assert (found.mean, found.worst, found.twice) == (0.75, 1.0, 0)
+    line = refreshes([*requests((0.0, 1), (2.0, 1), (4.0, 1), (6.0, 1)), *other], 8.0, 2.0, (9, 100.0))
+    assert (line.mean, line.worst, line.twice) == (0.75, 1.0, 0)
 
 
 def test_two_refreshes_in_one_interval_are_excused_in_a_takeover_alone() -> None:
     twice = requests((0.0, 1), (0.1, 2), (2.0, 1), (7.0, 2), (7.2, 3), (60.0, 2), (60.1, 3))
-    found = refreshes(twice, 62.0, 2.0, (1, 3.0))
-    assert (found.twice, found.in_takeover) == (2, 1)
+    line = refreshes(twice, 62.0, 2.0, (1, 3.0))
+    assert (line.twice, line.in_takeover) == (2, 1)
     of_another = refreshes(requests((2.0, 2), (7.0, 2), (7.2, 3)), 10.0, 2.0, (1, 3.0))
     assert (of_another.twice, of_another.in_takeover) == (1, 0)
 

@@ -25,7 +25,7 @@ SLACK = 0.25
 
 
 class Clock:
-    """A clock that moves when it is told to."""
+    """A clock that moves only when a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -57,7 +57,7 @@ class TestMemory:
         assert await cache.get("a") is None
         assert len(cache) == cache.size == 0
 
-    async def test_a_time_of_zero_keeps_nothing_and_removes_what_was_there(self) -> None:
+    async def test_a_time_of_zero_stores_nothing_and_removes_the_stored_value(self) -> None:
         cache = MemoryCache()
         await cache.set("a", b"1", 10)
         await cache.set("a", b"2", 0)
@@ -87,7 +87,7 @@ class TestMemory:
         assert 0 < len(cache) < 50
         assert await cache.get("999") == bytes(999 % 700)
 
-    async def test_a_value_larger_than_the_cache_is_not_kept_and_pushes_nothing_out(self) -> None:
+    async def test_a_value_larger_than_the_cache_is_not_stored_and_evicts_nothing(self) -> None:
         cache = MemoryCache(max_bytes=1000)
         await cache.set("small", b"1", 10)
         await cache.set("large", bytes(2000), 10)
@@ -158,7 +158,7 @@ class TestRedis:
         await shared.delete("a")
         assert await shared.get("a") is None
 
-    async def test_replicas_see_what_another_one_wrote_and_deleted(
+    async def test_replicas_see_writes_and_deletions_of_another_one(
         self, redis_server: RedisServer, connect: Connect
     ) -> None:
         one, two = (connect(redis_server.url) for _ in range(2))
@@ -238,7 +238,7 @@ class TestListeners:
         for queue in received:
             assert await asyncio.wait_for(queue.get(), 5) == b"from the other"
 
-    async def test_a_listener_is_told_that_messages_may_have_been_missed(
+    async def test_a_listener_is_notified_that_messages_may_have_been_missed(
         self, own: RedisCache, redis_server: RedisServer
     ) -> None:
         received = asyncio.Queue[bytes | None]()
@@ -263,7 +263,7 @@ class TestCompareAndSet:
         assert await either.compare_and_set("a", b"\x00\x02 second", 10, expected=b"\x00\x01") is None
         assert await either.get("a") == b"\x00\x02 second"
 
-    async def test_otherwise_it_writes_nothing_and_returns_what_is_stored(self, either: Cache) -> None:
+    async def test_otherwise_it_writes_nothing_and_returns_the_stored_value(self, either: Cache) -> None:
         await either.set("a", b"\x00\x01 first", 10)
         assert await either.compare_and_set("a", b"second", 10, expected=b"\x00\x02") == b"\x00\x01 first"
         assert await either.get("a") == b"\x00\x01 first"
@@ -383,7 +383,7 @@ class TestRedisInTrouble:
         await eventually(sees_it)
         assert await own.problem() == ""
 
-    async def test_what_was_written_during_an_outage_is_still_there_after_it(
+    async def test_a_value_written_during_an_outage_is_still_there_after_it(
         self, own: RedisCache, redis_server: RedisServer, client: redis_client.Redis
     ) -> None:
         redis_server.kill()
@@ -454,7 +454,7 @@ class TestRedisInTrouble:
         assert max(waits) < CALL_LIMIT + 2 * SLACK
         redis_server.thaw()
 
-    async def test_a_full_redis_is_read_and_what_it_refuses_stays_in_the_process(
+    async def test_a_full_redis_is_read_and_values_that_it_refuses_stay_in_the_process(
         self, own: RedisCache, client: redis_client.Redis
     ) -> None:
         await own.set("a", b"old", 30)
@@ -489,7 +489,7 @@ class TestRedisInTrouble:
             assert "AuthenticationError" in problem
             assert "canary" not in problem
 
-    async def test_trouble_is_logged_once_a_minute_and_without_the_password(
+    async def test_errors_are_logged_once_a_minute_and_without_the_password(
         self, redis_server: RedisServer, connect: Connect
     ) -> None:
         redis_server.kill()
@@ -536,7 +536,7 @@ class TestCancellation:
         for key in range(10):
             assert await shared.get(str(key)) == b"value of %d" % key
 
-    async def test_answers_that_come_after_the_time_limit_reach_nobody(
+    async def test_answers_that_come_after_the_time_limit_reach_no_caller(
         self, redis_server: RedisServer, client: redis_client.Redis
     ) -> None:
         # A breaker that never opens: each call goes to the slow server, runs out of time and is cut off.

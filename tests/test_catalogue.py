@@ -100,7 +100,7 @@ class TestInstalled:
         keys = [(entry.name.lower(), entry.id) for entry in everything.exchanges]
         assert keys == sorted(keys)
 
-    def test_each_has_what_a_form_needs_to_show_and_connect_it(self, everything: ListExchangesResponse) -> None:
+    def test_each_listing_has_the_fields_that_a_form_needs(self, everything: ListExchangesResponse) -> None:
         for entry in everything.exchanges:
             assert entry.name, entry.id
             assert entry.asset_class in ASSET_CLASSES, entry.id
@@ -131,8 +131,8 @@ class TestInstalled:
 class TestEntries:
     async def test_every_field_of_a_listing_arrives(self) -> None:
         metadata = listing(
-            "paper",
-            name="Paper",
+            "fakex",
+            name="Fakex",
             icon="i",
             logo="/l.png",
             color_class="c",
@@ -149,10 +149,10 @@ class TestEntries:
             credential_fields=(CredentialField("api_key", "Token", False, False, "A word."),),
             environments=(Environment("production", {}, ("live",)), Environment("sandbox", {})),
         )
-        options = listing("options", credential_of="paper")
+        options = listing("options", credential_of="fakex")
         reply = await answer(Catalogue(registry_of(ScriptedPlugin(metadata, options))))
         second, first = reply.exchanges
-        assert second.credential_of == "paper"
+        assert second.credential_of == "fakex"
         for name in ("icon", "logo", "color_class", "instructions", "ip_whitelist", "requires_passphrase"):
             assert getattr(first, name) == getattr(metadata, name)
         assert first.requires_account_id
@@ -169,9 +169,9 @@ class TestEntries:
             ("sandbox", []),
         ]
         assert (first.plugin.name, first.plugin.version, first.plugin.distribution) == (
-            "paper",
+            "fakex",
             "0.1.0",
-            "exchange-service-paper",
+            "exchange-service-fakex",
         )
         assert first.status.availability == exchange_pb2.AVAILABILITY_UNAVAILABLE
         assert first.status.reason == "Not yet."
@@ -180,7 +180,7 @@ class TestEntries:
         problem = PluginProblem(info("broken"), "Importing it failed.")
         registry = Registry([loaded(ScriptedPlugin())], [problem])
         reply = await answer(Catalogue(registry))
-        assert [entry.id for entry in reply.exchanges] == ["paper"]
+        assert [entry.id for entry in reply.exchanges] == ["fakex"]
         (listed,) = reply.problems
         assert (listed.plugin.distribution, listed.reason) == ("exchange-service-broken", "Importing it failed.")
 
@@ -352,7 +352,7 @@ class TestOverTheWire:
         async with serving(tmp_path) as running:
             yield running
 
-    async def test_the_client_gets_what_the_catalogue_says(self, running: Running) -> None:
+    async def test_the_client_gets_the_listings_of_the_catalogue(self, running: Running) -> None:
         reply = await running.client.list_exchanges(source="custom")
         assert {entry.id for entry in reply.exchanges} == set(OWNED)
         unchanged = await running.client.list_exchanges(source="custom", etag=reply.etag)

@@ -98,7 +98,7 @@ TestBreakerMachine.settings = settings(max_examples=60, stateful_step_count=40, 
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_breakers_pauses_grow_up_to_five_minutes_and_differ_a_little(seed: int) -> None:
+def test_a_breakers_delays_grow_up_to_five_minutes_and_differ_a_little(seed: int) -> None:
     now, chance = 0.0, random.Random(seed)
     breaker = CircuitBreaker(lambda: now, chance.uniform)
     for _ in range(FAILURES_TO_OPEN):

@@ -92,7 +92,7 @@ def test_the_output_format_and_the_address_have_environment_twins(demo: str, tmp
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ["oanda"]
 
 
-def test_watch_shows_a_change_and_ends_after_the_events_it_was_asked_for(demo: str, tmp_path: Path) -> None:
+def test_watch_shows_a_change_and_ends_after_the_requested_number_of_events(demo: str, tmp_path: Path) -> None:
     done = ask(demo, tmp_path, "watch", "-u", "demo", "-e", "oanda", "--events", "3", "-o", "jsonl")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     equities = [event["balance"]["balance"]["summary"]["equity"] for event in events if "balance" in event]
@@ -122,7 +122,7 @@ def test_failures_have_an_exit_code_a_sentence_and_for_programs_an_object(
     assert json.loads(for_programs.stderr)["error"]["reason"] == reason
 
 
-def test_watch_asks_for_no_more_balances_than_it_is_told_to(demo: str, tmp_path: Path) -> None:
+def test_watch_requests_balances_no_more_often_than_its_interval(demo: str, tmp_path: Path) -> None:
     arguments = ("watch", "-u", "demo", "-e", "oanda", "-o", "jsonl", "--events", "2")
     began = time.monotonic()
     ask(demo, tmp_path, *arguments, "--min-interval", "3")
@@ -131,7 +131,7 @@ def test_watch_asks_for_no_more_balances_than_it_is_told_to(demo: str, tmp_path:
     assert ask(demo, tmp_path, *arguments, "--min-interval", "3601").returncode == 2
 
 
-def test_watching_what_can_never_be_followed_ends_as_the_balance_of_it_does(demo: str, tmp_path: Path) -> None:
+def test_watching_an_account_that_can_never_be_followed_ends_as_its_balance_does(demo: str, tmp_path: Path) -> None:
     done = ask(demo, tmp_path, "watch", "-u", "demo", "-e", "nosuch", "-e", "NoSuch", "-e", "bullish")
     assert done.returncode == 3
     assert "EXCHANGE_UNKNOWN" in done.stdout
@@ -188,12 +188,12 @@ async def test_texts_of_a_venue_are_shown_and_do_nothing_to_the_terminal(tmp_pat
     async with serving(tmp_path, registry=registry_of(plugin), poll_interval=0.1) as running:
         await running.store()
         # What others store is not printed as it is either.
-        once = await ask_running(running, tmp_path, "balance", "-u", USER, "-e", "paper")
-        live = await ask_running(running, tmp_path, "watch", "-u", USER, "-e", "paper", "--events", "1")
+        once = await ask_running(running, tmp_path, "balance", "-u", USER, "-e", "fakex")
+        live = await ask_running(running, tmp_path, "watch", "-u", USER, "-e", "fakex", "--events", "1")
         plugin.answer = raising(VenueUnavailable(f"{HOSTILE} is down."))
         await running.store(user="bob")
-        failed = await ask_running(running, tmp_path, "balance", "-u", "bob", "-e", "paper")
-        trouble = await ask_running(running, tmp_path, "watch", "-u", "bob", "-e", "paper", "--events", "1")
+        failed = await ask_running(running, tmp_path, "balance", "-u", "bob", "-e", "fakex")
+        trouble = await ask_running(running, tmp_path, "watch", "-u", "bob", "-e", "fakex", "--events", "1")
     assert (once.returncode, live.returncode, trouble.returncode) == (0, 0, 5), once.stderr + live.stderr
     assert failed.returncode == 5
     assert harmless(once.stdout)
@@ -215,13 +215,13 @@ def test_a_live_table_shows_them_as_texts_too() -> None:
     row = balance_pb2.AssetBalance(asset=HOSTILE, total="1")
     account = balance_pb2.VenueAccount(id="1", type="spot", sub_account=HOSTILE, assets=[row])
     account.summary.CopyFrom(balance_pb2.Summary(currency=HOSTILE, equity="1"))
-    balance = balance_pb2.Balance(exchange_id="paper", environment="production", venue_accounts=[account])
+    balance = balance_pb2.Balance(exchange_id="fakex", environment="production", venue_accounts=[account])
     balance.summary.CopyFrom(account.summary)
     fault = balance_pb2.AccountFault(reason=error_reason_pb2.ERROR_REASON_VENUE_UNAVAILABLE, message=HOSTILE)
     view = LiveView()
     first = messages.StreamBalancesResponse(balance=messages.BalanceEvent(balance=balance))
     second = messages.StreamBalancesResponse(
-        account_error=messages.AccountErrorEvent(exchange_id="paper", environment="production", error=fault)
+        account_error=messages.AccountErrorEvent(exchange_id="fakex", environment="production", error=fault)
     )
     freshness = balance_pb2.Freshness(source=balance_pb2.BALANCE_SOURCE_LAST_GOOD, stale=fault)
     for shown in (
@@ -266,7 +266,7 @@ def test_credentials_are_added_listed_and_removed_and_never_shown(tmp_path: Path
     assert CANARY not in added.stderr + removed.stderr
 
 
-def test_a_stored_credential_is_replaced_only_when_that_is_asked_for(tmp_path: Path) -> None:
+def test_a_stored_credential_is_replaced_only_on_request(tmp_path: Path) -> None:
     assert add(tmp_path, {"api_key": "first"}).returncode == 0
     refused = add(tmp_path, {"api_key": "second"})
     assert refused.returncode == 2
@@ -320,7 +320,7 @@ def test_secrets_are_prompted_for_on_a_terminal_and_not_echoed(tmp_path: Path) -
     assert [entry["user_id"] for entry in listed(tmp_path)] == ["alice"]
 
 
-def test_doctor_finds_a_credential_that_lacks_a_field_and_says_what_to_do(tmp_path: Path) -> None:
+def test_doctor_finds_a_credential_that_lacks_a_field_and_advises_what_to_do(tmp_path: Path) -> None:
     assert call(tmp_path, "doctor").returncode == 0
     add(tmp_path, {"api_key": "token"})
     # Another program stored this one.
@@ -350,7 +350,7 @@ def test_doctor_finds_a_credential_that_lacks_a_field_and_says_what_to_do(tmp_pa
         ("EXCHANGE_PLUGINS", {"oanda": "exchange-service-onada"}, "'exchange-service-onada'"),
     ],
 )
-def test_a_setting_for_what_is_not_served_is_doctors_error_and_no_start(
+def test_a_setting_for_an_exchange_that_is_not_served_is_an_error_of_doctor_and_of_serve(
     tmp_path: Path, name: str, value: dict[str, str], named: str
 ) -> None:
     variable = {f"EXCHANGE_SERVICE_{name}": json.dumps(value)}
@@ -364,7 +364,7 @@ def test_a_setting_for_what_is_not_served_is_doctors_error_and_no_start(
     assert named in refused.stderr
 
 
-def test_a_venues_own_word_for_its_sandbox_is_no_error_of_doctors(tmp_path: Path) -> None:
+def test_doctor_accepts_a_venues_own_name_of_its_sandbox(tmp_path: Path) -> None:
     variable = {"EXCHANGE_SERVICE_VENUE_URLS": json.dumps({"oanda.practice": "http://127.0.0.1:1"})}
     done = call(tmp_path, "doctor", "-o", "json", **variable)
     assert done.returncode == 0
@@ -384,7 +384,7 @@ def test_doctor_names_a_database_and_a_cache_that_do_not_answer(tmp_path: Path) 
     assert CANARY not in done.stdout + done.stderr
 
 
-def test_plugins_shows_what_each_serves(tmp_path: Path) -> None:
+def test_plugins_shows_the_exchanges_of_each_plugin(tmp_path: Path) -> None:
     report = json.loads(call(tmp_path, "plugins", "-o", "json").stdout)
     served = {plugin["name"]: plugin["exchanges"] for plugin in report["plugins"]}
     assert served["oanda"] == 1
@@ -435,7 +435,7 @@ def test_a_settings_file_is_read_and_a_flag_wins_over_it(tmp_path: Path) -> None
     assert call(tmp_path, "serve", "--config", str(tmp_path / "none.toml")).returncode == 2
 
 
-def test_the_demo_with_redis_keeps_balances_there(tmp_path: Path) -> None:
+def test_the_demo_with_redis_caches_balances_there(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "exchange_service", "demo", "--redis", "--address", "127.0.0.1:0"]
     with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -42,8 +42,8 @@ def test_a_plain_field_refuses_what_no_header_can_carry(value: str) -> None:
 
 
 def test_metadata_are_read_by_an_allow_list() -> None:
-    found = read_metadata(stored(account_id=" 12-3 ", index=7, closed=True), account_id=str, index=int, closed=bool)
-    assert found == {"account_id": "12-3", "index": 7, "closed": True}
+    metadata = read_metadata(stored(account_id=" 12-3 ", index=7, closed=True), account_id=str, index=int, closed=bool)
+    assert metadata == {"account_id": "12-3", "index": 7, "closed": True}
 
 
 def test_the_names_that_the_host_reads_are_allowed_everywhere() -> None:
@@ -100,7 +100,7 @@ def test_a_wallet_is_read_under_each_of_its_names_in_lower_case(name: str) -> No
     assert wallet_address(stored(**{name: ADDRESS})) == ADDRESS.lower()
 
 
-def test_an_api_key_that_is_an_address_is_the_wallet_if_the_metadata_name_none() -> None:
+def test_an_api_key_that_is_an_address_is_the_wallet_if_the_metadata_has_no_wallet() -> None:
     assert wallet_address(Credential(Secret(f" {ADDRESS} "))) == ADDRESS.lower()
 
 

@@ -65,7 +65,7 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
 
 
 class TestReplicas:
-    async def test_what_one_has_fetched_the_other_one_finds(self, replicas: Replicas) -> None:
+    async def test_one_replica_finds_the_balance_that_the_other_one_fetched(self, replicas: Replicas) -> None:
         first, second = replicas.addresses
         async with ExchangeServiceClient(first) as client:
             fetched = await client.get_balance("demo", "oanda")
@@ -79,7 +79,7 @@ class TestReplicas:
         assert done.returncode == 0, done.stderr
         assert re.fullmatch(r"(EUR \d{16}\n){4}", done.stdout)
 
-    def test_an_interrupt_ends_all_that_it_has_started(self, tmp_path: Path) -> None:
+    def test_an_interrupt_ends_every_process_that_it_has_started(self, tmp_path: Path) -> None:
         replicas = start_replicas(tmp_path, "--sqlite")
         below = replicas.below()
         assert len(below) >= 3
@@ -145,14 +145,14 @@ class TestClient:
                     return [count_calls(item.service.metrics.text().decode()) for item in (one, two)]
 
                 while not all(answered()):
-                    await client.get_balance(USER, "paper")
+                    await client.get_balance(USER, "fakex")
                 await one.service.stop()
                 before = answered()
                 for _ in range(20):
-                    await client.get_balance(USER, "paper")
+                    await client.get_balance(USER, "fakex")
                 assert answered() == [before[0], before[1] + 20]
 
-    def test_the_python_client_notices_a_lost_connection_as_the_documents_say(self) -> None:
+    def test_the_python_client_notices_a_lost_connection_as_documented(self) -> None:
         keepalive = {name: value for name, value in documented("OPTIONS") if name != "grpc.service_config"}
         assert keepalive == {name: dict(_OPTIONS)[name] for name in keepalive}
 
@@ -185,13 +185,13 @@ class TestContainers:
         grace = float(service["stop_grace_period"].removesuffix("s"))
         assert grace > Settings.model_fields["shutdown_grace"].default + 5
 
-    def test_what_it_names_is_there(self, compose: Any) -> None:
+    def test_the_files_and_services_that_it_names_exist(self, compose: Any) -> None:
         build = compose["services"]["exchange-service"]["build"]
         assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
         assert set(compose["services"]["exchange-service"]["depends_on"]) <= set(compose["services"])
         assert compose["volumes"].keys() == {"credentials"}
 
-    def test_the_image_takes_locked_versions_and_runs_as_nobody_of_the_host(self) -> None:
+    def test_the_image_installs_locked_versions_and_does_not_run_as_root(self) -> None:
         lines = (DEPLOY / "Dockerfile").read_text().splitlines()
         installs = [line for line in lines if line.startswith("RUN pip install")]
         assert installs
@@ -201,12 +201,14 @@ class TestContainers:
         assert json.loads(next(line for line in lines if line.startswith("CMD")).removeprefix("CMD ")) == ["serve"]
 
     def test_everything_that_the_image_copies_is_there_and_not_ignored(self) -> None:
-        kept = {line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"}
+        included = {
+            line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"
+        }
         copied = [
             source
             for line in (DEPLOY / "Dockerfile").read_text().splitlines()
             if line.startswith("COPY ") and "--from" not in line
             for source in line.split()[1:-1]
         ]
-        assert set(copied) == kept
+        assert set(copied) == included
         assert all((ROOT / source).exists() for source in copied)

@@ -102,7 +102,7 @@ def test_every_link_within_a_page_leads_to_a_heading(document: Path) -> None:
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
 
 
-def test_what_is_generated_is_current() -> None:
+def test_generated_pages_are_current() -> None:
     spec = importlib.util.spec_from_file_location("docs_generator", ROOT / "scripts" / "docs.py")
     assert spec is not None
     assert spec.loader is not None
@@ -175,7 +175,7 @@ def test_the_python_example_of_the_readme_runs(demo_address: str) -> None:
 
 
 @pytest.mark.parametrize("reason", sorted(re.findall(r"^## (\w+)$", (ROOT / "docs" / "errors.md").read_text(), re.M)))
-def test_the_demo_shows_the_reasons_that_the_error_page_says_it_does(demo_address: str, reason: str) -> None:
+def test_the_demo_shows_the_reasons_that_the_error_page_lists_for_it(demo_address: str, reason: str) -> None:
     page = (ROOT / "docs" / "errors.md").read_text()
     section = re.search(rf"^## {reason}\n(.*?)(?=^## |\Z)", page, re.M | re.DOTALL)
     assert section

@@ -53,7 +53,7 @@ def test_an_error_comes_back_from_its_reason(leaf: type[ServiceError]) -> None:
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.reason)
-def test_without_a_delay_the_errors_own_is_recommended(leaf: type[ServiceError]) -> None:
+def test_without_a_delay_the_default_of_the_error_is_recommended(leaf: type[ServiceError]) -> None:
     assert from_reason(leaf.reason, "What happened.").retry_after == leaf.default_retry_after
 
 
@@ -67,7 +67,7 @@ def test_a_delay_of_zero_is_a_delay() -> None:
     assert errors.VenueRateLimited("Wait.", retry_after=0).retry_after == 0
 
 
-def test_what_says_nothing_about_the_account_is_transient() -> None:
+def test_an_error_that_does_not_concern_the_account_is_transient() -> None:
     transient = {leaf.reason for leaf in LEAVES if leaf.transient}
     assert transient == {
         "VENUE_RATE_LIMITED",
@@ -87,10 +87,10 @@ def test_a_field_error_names_the_field() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [(7, 7.0), (0, 0.0), (1e300, 3600.0), (-1, 5.0), (math.inf, 5.0), ("x", 5.0)]
+    ("given", "expected"), [(7, 7.0), (0, 0.0), (1e300, 3600.0), (-1, 5.0), (math.inf, 5.0), ("x", 5.0)]
 )
-def test_a_delay_is_one_that_can_be_sent_and_waited_for(given: Any, kept: float) -> None:
-    assert errors.VenueUnavailable("It is down.", retry_after=given).retry_after == kept
+def test_a_delay_is_one_that_can_be_sent_and_waited_for(given: Any, expected: float) -> None:
+    assert errors.VenueUnavailable("It is down.", retry_after=given).retry_after == expected
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "貨", "\N{GRINNING FACE}", "\ud800"])

@@ -36,21 +36,21 @@ from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.exchange_service_pb2 import StreamBalancesResponse
 from tests.harness import (
     USER,
-    Bench,
     Gate,
+    OffsetClock,
     ScriptedPlugin,
-    Shifted,
-    bench,
+    TestService,
     holding,
     listing,
+    open_test_service,
     raising,
     returning,
     totals,
     until,
 )
 
-FAKE_VENUE = Selector("paper")
-ACCOUNT = Account(USER, "paper")
+FAKE_VENUE = Selector("fakex")
+ACCOUNT = Account(USER, "fakex")
 # Seconds between two polls.
 INTERVAL = 0.02
 
@@ -93,7 +93,7 @@ class Reader:
 
 
 @asynccontextmanager
-async def streams_of(service: Bench, *, accounts_of: Any = None, **options: Any) -> AsyncIterator[Streams]:
+async def streams_of(service: TestService, *, accounts_of: Any = None, **options: Any) -> AsyncIterator[Streams]:
     settings = StreamSettings(**({"interval": INTERVAL, "heartbeat_interval": 600.0} | options))
     accounts_of = accounts_of or service.store.accounts
     streams = Streams(service.registry, service.balances, accounts_of, settings, clock=Clock(wall=service.clock))
@@ -105,15 +105,15 @@ async def streams_of(service: Bench, *, accounts_of: Any = None, **options: Any)
 
 @pytest.fixture
 def plugin() -> ScriptedPlugin:
-    return ScriptedPlugin(listing("paper"), listing("pencil"))
+    return ScriptedPlugin(listing("fakex"), listing("fakey"))
 
 
 @pytest.fixture
-async def service(tmp_path: Path, plugin: ScriptedPlugin) -> AsyncIterator[Bench]:
-    async with bench(tmp_path, plugin, max_age=0.0, backoff=PollBackoff(INTERVAL, INTERVAL)) as service:
+async def service(tmp_path: Path, plugin: ScriptedPlugin) -> AsyncIterator[TestService]:
+    async with open_test_service(tmp_path, plugin, max_age=0.0, backoff=PollBackoff(INTERVAL, INTERVAL)) as service:
         # A poll accepts no cached balance older than half of the interval, so here time has to pass.
         service.clock.ticking = True
-        await service.put("paper")
+        await service.put("fakex")
         yield service
 
 
@@ -129,8 +129,8 @@ def rising(plugin: ScriptedPlugin) -> None:
 
 
 @pytest.fixture
-async def loop_clock(monkeypatch: pytest.MonkeyPatch) -> Shifted:
-    return Shifted(monkeypatch)
+async def loop_clock(monkeypatch: pytest.MonkeyPatch) -> OffsetClock:
+    return OffsetClock(monkeypatch)
 
 
 def trouble(streams: Streams) -> str:
@@ -147,7 +147,7 @@ async def polled(plugin: ScriptedPlugin, times: int) -> None:
 class TestMailbox:
     @pytest.mark.usefixtures("rising")
     async def test_a_late_reader_gets_the_latest_and_nothing_in_between(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         async with streams_of(service) as streams, streams.subscribe(USER, [FAKE_VENUE]) as subscription:
             reader = Reader(subscription)
@@ -158,7 +158,9 @@ class TestMailbox:
             await polled(plugin, 2)
             assert await reader.balance() == {"BTC": "1000"}
 
-    async def test_an_error_does_not_push_out_an_unread_balance(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_an_error_does_not_push_out_an_unread_balance(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
         async with streams_of(service) as streams, streams.subscribe(USER, [FAKE_VENUE]) as subscription:
             await polled(plugin, 2)
             plugin.answer = raising(VenueUnavailable("It is down.", retry_after=0.0))
@@ -167,7 +169,7 @@ class TestMailbox:
             assert await reader.balance() == {"BTC": "1.50"}
             assert (await reader.next()).WhichOneof("event") == "account_error"
 
-    async def test_a_balance_pushes_out_an_unread_error(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_balance_pushes_out_an_unread_error(self, service: TestService, plugin: ScriptedPlugin) -> None:
         async with streams_of(service) as streams, streams.subscribe(USER, [FAKE_VENUE]) as subscription:
             plugin.answer = raising(VenueUnavailable("It is down.", retry_after=0.0))
             await polled(plugin, 2)
@@ -176,18 +178,18 @@ class TestMailbox:
             assert await Reader(subscription).balance() == {"BTC": "2"}
 
     @pytest.mark.usefixtures("rising")
-    async def test_no_account_starves_another(self, service: Bench) -> None:
-        await service.put("pencil")
+    async def test_no_account_starves_another(self, service: TestService) -> None:
+        await service.put("fakey")
         async with (
             streams_of(service) as streams,
-            streams.subscribe(USER, [FAKE_VENUE, Selector("pencil")]) as subscription,
+            streams.subscribe(USER, [FAKE_VENUE, Selector("fakey")]) as subscription,
         ):
             reader = Reader(subscription)
             seen = [(await reader.next()).balance.balance.exchange_id for _ in range(20)]
-        assert min(seen.count("paper"), seen.count("pencil")) >= 5
+        assert min(seen.count("fakex"), seen.count("fakey")) >= 5
 
     async def test_a_balances_age_is_computed_when_it_is_handed_out(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         async with streams_of(service) as streams, streams.subscribe(USER, [FAKE_VENUE]) as subscription:
             await until(lambda: subscription.snapshot().pending, "the first balance")
@@ -200,7 +202,7 @@ class TestMailbox:
         assert event.freshness.source == balance_pb2.BALANCE_SOURCE_VENUE
 
     async def test_so_is_the_age_of_the_state_that_a_new_subscriber_gets(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         async with streams_of(service) as streams, streams.subscribe(USER, [FAKE_VENUE]) as first:
             await Reader(first).balance()
@@ -212,7 +214,7 @@ class TestMailbox:
         assert event.freshness.age.seconds >= 50
 
     async def test_the_fetch_time_that_a_new_subscriber_gets_is_that_of_the_newest_fetch(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         async with streams_of(service) as streams, streams.subscribe(USER, [FAKE_VENUE]) as first:
             before = (await Reader(first).next()).balance.balance
@@ -226,7 +228,9 @@ class TestMailbox:
         assert event.balance.fetch_time.seconds - before.fetch_time.seconds >= 500
         assert event.freshness.age.seconds < 100
 
-    async def test_readers_at_about_the_same_time_share_one_event(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_readers_at_about_the_same_time_share_one_event(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
         async with streams_of(service) as streams, AsyncExitStack() as stack:
             subscriptions = [await stack.enter_async_context(streams.subscribe(USER, [FAKE_VENUE])) for _ in range(4)]
             for subscription in subscriptions:
@@ -244,7 +248,7 @@ class TestMailbox:
         # A later reader gets the age at that time.
         assert event.freshness.age.seconds >= 50
 
-    async def test_a_balance_that_is_held_back_can_be_taken_once_it_is_due(self, service: Bench) -> None:
+    async def test_a_balance_that_is_held_back_can_be_taken_once_it_is_due(self, service: TestService) -> None:
         result, wall = await service.get(), service.clock()
         update = Update(result.stored, result.stored.compact, result.source, None, lambda age: None)
         mailbox = Mailbox(Clock(wall=lambda: wall), min_interval=5.0)
@@ -277,7 +281,9 @@ class ManualSource:
 
 
 class TestSources:
-    async def test_a_feed_reads_when_its_source_says_so_and_asks_the_venue_if_it_says_so(self, service: Bench) -> None:
+    async def test_a_feed_reads_when_its_source_triggers_and_asks_the_venue_if_the_source_requests_it(
+        self, service: TestService
+    ) -> None:
         result, reads, source = await service.get(), list[bool](), ManualSource()
 
         async def read(_: Any, ask_venue: bool) -> BalanceResult:
@@ -303,7 +309,7 @@ class TestIntervals:
 
     @pytest.mark.usefixtures("rising")
     async def test_changes_in_between_come_as_one_which_is_the_latest(
-        self, service: Bench, plugin: ScriptedPlugin, loop_clock: Shifted
+        self, service: TestService, plugin: ScriptedPlugin, loop_clock: OffsetClock
     ) -> None:
         async with (
             streams_of(service) as streams,
@@ -315,14 +321,14 @@ class TestIntervals:
                 following = asyncio.ensure_future(reader.balance())
                 await polled(plugin, 3)
                 assert not following.done()
-                loop_clock.by(5.0)
+                loop_clock.advance(5.0)
                 seen.append(int((await following)["BTC"]))
                 # The newest balance of the venue, except for one whose answer is on its way.
                 assert len(plugin.calls) - seen[-1] <= 1
         assert seen[2] - seen[1] > 1, "nothing was left out"
 
     @pytest.mark.usefixtures("rising")
-    async def test_one_subscribers_interval_is_not_anothers(self, service: Bench) -> None:
+    async def test_one_subscribers_interval_is_not_anothers(self, service: TestService) -> None:
         async with (
             streams_of(service) as streams,
             streams.subscribe(USER, [FAKE_VENUE], min_interval=600.0) as rarely,
@@ -336,15 +342,15 @@ class TestIntervals:
             waiting.cancel()
         assert len(set(seen)) == 5
 
-    async def test_an_interval_applies_to_each_account_alone(self, service: Bench) -> None:
-        await service.put("pencil")
-        both = [FAKE_VENUE, Selector("pencil")]
+    async def test_an_interval_applies_to_each_account_alone(self, service: TestService) -> None:
+        await service.put("fakey")
+        both = [FAKE_VENUE, Selector("fakey")]
         async with streams_of(service) as streams, streams.subscribe(USER, both, min_interval=600.0) as subscription:
             reader = Reader(subscription)
-            assert {(await reader.next()).balance.balance.exchange_id for _ in both} == {"paper", "pencil"}
+            assert {(await reader.next()).balance.balance.exchange_id for _ in both} == {"fakex", "fakey"}
 
     async def test_an_error_comes_at_once_and_again_behind_the_balance_that_was_held_back(
-        self, service: Bench, plugin: ScriptedPlugin, loop_clock: Shifted
+        self, service: TestService, plugin: ScriptedPlugin, loop_clock: OffsetClock
     ) -> None:
         async with (
             streams_of(service) as streams,
@@ -361,12 +367,12 @@ class TestIntervals:
             held_back = asyncio.ensure_future(reader.balance())
             await polled(plugin, 2)
             assert not held_back.done()
-            loop_clock.by(5.0)
+            loop_clock.advance(5.0)
             assert await held_back == {"BTC": "2"}
             assert await reader.reason() == "VENUE_UNAVAILABLE"
 
     async def test_an_account_that_leaves_while_its_balance_is_held_back_sends_nothing_more(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         async with (
             streams_of(service, heartbeat_interval=0.2) as streams,
@@ -392,7 +398,7 @@ BEAT: dict[str, Any] = {"heartbeat_interval": 0.3}
 class TestNewSubscribers:
     """A new subscriber of a failing account gets what GetBalance would return."""
 
-    async def test_a_refused_key_shows_no_old_balance(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_refused_key_shows_no_old_balance(self, service: TestService, plugin: ScriptedPlugin) -> None:
         async with streams_of(service, **BEAT) as streams, streams.subscribe(USER, [FAKE_VENUE]) as first:
             reader = Reader(first)
             await reader.balance()
@@ -403,7 +409,9 @@ class TestNewSubscribers:
                 assert await new_reader.reason() == "CREDENTIAL_REJECTED"
                 assert await new_reader.until_heartbeat() == []
 
-    async def test_a_removed_key_shows_no_old_balance_either(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_removed_key_shows_no_old_balance_either(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
         async with streams_of(service, **BEAT) as streams, streams.subscribe(USER, [FAKE_VENUE]) as first:
             reader = Reader(first)
             await reader.balance()
@@ -417,7 +425,7 @@ class TestNewSubscribers:
                 assert await new_reader.until_heartbeat() == []
             # A failing venue does not bring it back either, once there is a key again.
             plugin.answer = raising(VenueUnavailable("It is down.", retry_after=0.0))
-            await service.put("paper", api_key="another-key")
+            await service.put("fakex", api_key="another-key")
             await until(lambda: trouble(streams) == "VENUE_UNAVAILABLE")
             async with streams.subscribe(USER, [FAKE_VENUE]) as third:
                 new_reader = Reader(third)
@@ -425,7 +433,7 @@ class TestNewSubscribers:
                 assert await new_reader.until_heartbeat() == []
 
     async def test_a_transient_error_shows_the_last_good_balance_marked_and_then_the_error(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         async with streams_of(service, **BEAT) as streams, streams.subscribe(USER, [FAKE_VENUE]) as first:
             reader = Reader(first)
@@ -443,7 +451,7 @@ class TestNewSubscribers:
                 assert await new_reader.reason() == "VENUE_UNAVAILABLE"
                 assert await new_reader.until_heartbeat() == []
 
-    async def test_beyond_the_grace_it_shows_only_the_error(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_beyond_the_grace_it_shows_only_the_error(self, service: TestService, plugin: ScriptedPlugin) -> None:
         async with streams_of(service, **BEAT) as streams, streams.subscribe(USER, [FAKE_VENUE]) as first:
             reader = Reader(first)
             await reader.balance()
@@ -457,15 +465,15 @@ class TestNewSubscribers:
 
 
 class TestResuming:
-    async def held(self, service: Bench, streams: Streams) -> int:
+    async def held(self, service: TestService, streams: Streams) -> int:
         """The version that a subscriber has when their stream ends."""
         async with streams.subscribe(USER, [FAKE_VENUE]) as subscription:
             version: int = (await Reader(subscription).next()).balance.balance.version
             return version
 
-    async def test_a_subscriber_with_the_current_version_gets_nothing(self, service: Bench) -> None:
+    async def test_a_subscriber_with_the_current_version_gets_nothing(self, service: TestService) -> None:
         async with streams_of(service, **BEAT) as streams:
-            selector = Selector("paper", known_version=await self.held(service, streams))
+            selector = Selector("fakex", known_version=await self.held(service, streams))
             async with streams.subscribe(USER, [selector]) as subscription:
                 assert await Reader(subscription).until_heartbeat() == []
 
@@ -477,7 +485,7 @@ class TestResuming:
         ],
     )
     async def test_after_an_error_the_recovery_is_sent_even_if_the_balance_is_the_known_one(
-        self, service: Bench, plugin: ScriptedPlugin, loop_clock: Shifted, error: ServiceError, reason: str
+        self, service: TestService, plugin: ScriptedPlugin, loop_clock: OffsetClock, error: ServiceError, reason: str
     ) -> None:
         good = plugin.answer
         async with streams_of(service) as streams:
@@ -485,28 +493,28 @@ class TestResuming:
             plugin.answer = raising(error)
             # The cached balance is too old to be returned in its place.
             service.clock.now += 301
-            async with streams.subscribe(USER, [Selector("paper", known_version=version)]) as subscription:
+            async with streams.subscribe(USER, [Selector("fakex", known_version=version)]) as subscription:
                 reader = Reader(subscription)
                 assert await reader.reason() == reason
                 plugin.answer = good
                 # A venue that refused the key is not asked for a minute.
-                loop_clock.by(61.0)
+                loop_clock.advance(61.0)
                 event = (await reader.next()).balance
         assert event.balance.version == version
         assert not event.freshness.HasField("stale")
 
     async def test_so_is_it_if_the_error_is_still_unread(
-        self, service: Bench, plugin: ScriptedPlugin, loop_clock: Shifted
+        self, service: TestService, plugin: ScriptedPlugin, loop_clock: OffsetClock
     ) -> None:
         good = plugin.answer
         async with streams_of(service) as streams:
             version = await self.held(service, streams)
             plugin.answer = raising(CredentialRejected("The key is refused."))
             service.clock.now += 301
-            async with streams.subscribe(USER, [Selector("paper", known_version=version)]) as subscription:
+            async with streams.subscribe(USER, [Selector("fakex", known_version=version)]) as subscription:
                 await until(lambda: subscription.snapshot().pending, "the error")
                 plugin.answer = good
-                loop_clock.by(61.0)
+                loop_clock.advance(61.0)
                 await until(lambda: not trouble(streams), "the recovery")
                 event = (await Reader(subscription).next()).balance
         assert event.balance.version == version
@@ -526,7 +534,7 @@ UNSENDABLE = {
 class TestUnsendableErrors:
     @pytest.mark.parametrize("name", UNSENDABLE)
     async def test_one_reaches_the_subscriber_and_the_feed_lives_on(
-        self, service: Bench, plugin: ScriptedPlugin, loop_clock: Shifted, name: str
+        self, service: TestService, plugin: ScriptedPlugin, loop_clock: OffsetClock, name: str
     ) -> None:
         async with streams_of(service, heartbeat_interval=1e6, lifetime=1e6) as streams:
             plugin.answer = raising_a_new(UNSENDABLE[name])
@@ -538,12 +546,12 @@ class TestUnsendableErrors:
                 assert 0 <= event.error.retry_delay.ToTimedelta().total_seconds() <= 3600
                 plugin.answer = returning(holding(("BTC", "2")))
                 # No cooldown is longer than an hour.
-                loop_clock.by(3601.0)
+                loop_clock.advance(3601.0)
                 assert await reader.balance() == {"BTC": "2"}
 
     @pytest.mark.parametrize("name", UNSENDABLE)
     async def test_one_of_a_single_venue_account_is_part_of_the_balance(
-        self, service: Bench, plugin: ScriptedPlugin, name: str
+        self, service: TestService, plugin: ScriptedPlugin, name: str
     ) -> None:
         async def partly(_: VenueCall) -> Balance:
             return Balance((*holding(("BTC", "1")).venue_accounts, VenueAccount("2", error=UNSENDABLE[name]())))
@@ -565,7 +573,7 @@ def raising_a_new(make: Any) -> Any:
     return answer
 
 
-class TestPause:
+class TestPollDelays:
     @pytest.mark.parametrize(
         ("error", "least", "most"),
         [
@@ -576,7 +584,7 @@ class TestPause:
         ],
     )
     async def test_a_feed_waits_as_long_as_the_venue_asks_up_to_five_minutes(
-        self, service: Bench, error: ServiceError | None, least: float, most: float
+        self, service: TestService, error: ServiceError | None, least: float, most: float
     ) -> None:
         polling = Polling(service.balances, interval=10.0)
         pauses = [polling.pause(None, error) for _ in range(50)]
@@ -584,7 +592,9 @@ class TestPause:
         if least != most:
             assert len(set(pauses)) > 10, "feeds that start together drift apart"
 
-    async def test_a_venue_that_limits_us_is_not_polled_meanwhile(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_venue_that_limits_us_is_not_polled_meanwhile(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
         plugin.answer = raising(VenueRateLimited("Wait.", retry_after=60.0))
         async with streams_of(service) as streams, streams.subscribe(USER, [FAKE_VENUE]) as subscription:
             event = await Reader(subscription).next()
@@ -595,18 +605,18 @@ class TestPause:
 
 
 class TestLifetime:
-    async def test_a_stream_ends_when_its_lifetime_is_over(self, service: Bench, loop_clock: Shifted) -> None:
+    async def test_a_stream_ends_when_its_lifetime_is_over(self, service: TestService, loop_clock: OffsetClock) -> None:
         async with (
             streams_of(service, lifetime=3600.0) as streams,
             streams.subscribe(USER, [FAKE_VENUE]) as subscription,
         ):
             reader = Reader(subscription)
             await reader.balance()
-            loop_clock.by(3600 * 1.11)
+            loop_clock.advance(3600 * 1.11)
             with pytest.raises(StreamLifetimeReached):
                 await reader.next()
 
-    async def test_lifetimes_differ_so_that_streams_do_not_all_come_back_at_once(self, service: Bench) -> None:
+    async def test_lifetimes_differ_so_that_streams_do_not_all_come_back_at_once(self, service: TestService) -> None:
         ends = set()
         async with streams_of(service, lifetime=3600.0) as streams:
             for _ in range(10):
@@ -616,7 +626,7 @@ class TestLifetime:
         assert min(ends) >= 3239
         assert max(ends) <= 3960
 
-    async def test_a_failed_opening_leaves_nothing_behind(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_failed_opening_leaves_nothing_behind(self, service: TestService, plugin: ScriptedPlugin) -> None:
         async def down(_: str) -> list[Any]:
             raise StoreUnavailable("The database is down.")
 
@@ -625,7 +635,7 @@ class TestLifetime:
                 await streams.subscribe(USER).__aenter__()
             assert streams.counts() == (0, 0)
 
-    async def test_a_store_that_fails_later_ends_nothing(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_a_store_that_fails_later_ends_nothing(self, service: TestService, plugin: ScriptedPlugin) -> None:
         state = {"down": False}
 
         async def accounts(user_id: str) -> list[Any]:
@@ -642,10 +652,10 @@ class TestLifetime:
             state["down"] = True
             for _ in range(3):
                 beat = (await reader.next()).heartbeat
-                assert [account.exchange_id for account in beat.accounts] == ["paper"]
+                assert [account.exchange_id for account in beat.accounts] == ["fakex"]
 
     async def test_a_store_that_is_slow_later_holds_up_neither_balances_nor_heartbeats(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         requested, answered, slow = asyncio.Event(), asyncio.Event(), False
 
@@ -674,14 +684,14 @@ class TestLifetime:
                 beats += (await reader.next()).WhichOneof("event") == "heartbeat"
             assert not answered.is_set()
             # Once it answers, what was added meanwhile joins.
-            await service.put("pencil")
+            await service.put("fakey")
             slow = False
             answered.set()
-            while (event := await reader.next()).balance.balance.exchange_id != "pencil":
+            while (event := await reader.next()).balance.balance.exchange_id != "fakey":
                 continue
         assert streams.counts() == (0, 0)
 
-    async def test_leaving_while_the_store_is_asked_again_leaves_nothing_behind(self, service: Bench) -> None:
+    async def test_leaving_during_a_query_to_the_store_leaves_nothing_behind(self, service: TestService) -> None:
         requested, slow = asyncio.Event(), False
 
         async def accounts(user_id: str) -> list[Any]:
@@ -702,13 +712,13 @@ class TestLifetime:
         await until(lambda: not [task for task in asyncio.all_tasks() - before if "accounts" in task.get_name()])
         assert streams.counts() == (0, 0)
 
-    async def test_nobody_subscribes_after_the_end(self, service: Bench) -> None:
+    async def test_no_caller_can_subscribe_after_the_end(self, service: TestService) -> None:
         async with streams_of(service) as streams:
             await streams.close()
             with pytest.raises(ShuttingDown):
                 await streams.subscribe(USER, [FAKE_VENUE]).__aenter__()
 
-    async def test_the_end_ends_every_stream_and_every_poll(self, service: Bench, plugin: ScriptedPlugin) -> None:
+    async def test_the_end_ends_every_stream_and_every_poll(self, service: TestService, plugin: ScriptedPlugin) -> None:
         async with streams_of(service) as streams, streams.subscribe(USER, [FAKE_VENUE]) as subscription:
             reader = Reader(subscription)
             await reader.balance()
@@ -719,14 +729,14 @@ class TestLifetime:
             with pytest.raises(ShuttingDown):
                 await reader.next()
 
-    async def test_more_accounts_than_allowed_are_refused(self, service: Bench) -> None:
+    async def test_more_accounts_than_allowed_are_refused(self, service: TestService) -> None:
         async with streams_of(service, max_accounts=2) as streams:
             with pytest.raises(FieldInvalid, match="at most 2"):
                 await streams.subscribe(USER, [FAKE_VENUE] * 3).__aenter__()
             assert streams.counts() == (0, 0)
 
-    async def test_an_account_named_twice_is_followed_once(self, service: Bench) -> None:
-        twice = [FAKE_VENUE, Selector("PAPER", "live")]
+    async def test_an_account_named_twice_is_followed_once(self, service: TestService) -> None:
+        twice = [FAKE_VENUE, Selector("FAKEX", "live")]
         async with (
             streams_of(service, heartbeat_interval=0.1) as streams,
             streams.subscribe(USER, twice) as subscription,

@@ -44,7 +44,7 @@ from exchange_service.identity.redis_quotas import RedisQuotas
 from exchange_service.identity.tokens import ServiceTokens, StoredToken, new_token
 from exchange_service.identity.web_tokens import JsonWebTokens
 from exchange_service.settings import Settings
-from tests.harness import PATIENCE, Shifted, eventually, until
+from tests.harness import PATIENCE, OffsetClock, eventually, until
 from tests.identities import SECRET, issuing, web_token
 from tests.servers import RedisServer
 
@@ -107,7 +107,7 @@ class TestScopes:
         | st.lists(st.text() | st.integers() | st.none() | st.just("*"))
         | st.dictionaries(st.text(), st.text())
     )
-    def test_a_value_is_a_scope_that_comes_back_the_same_or_none_at_all(self, value: Any) -> None:
+    def test_a_value_is_a_scope_that_comes_back_the_same_or_is_not_a_scope(self, value: Any) -> None:
         try:
             scope = scope_from(value)
         except ValueError:
@@ -118,7 +118,7 @@ class TestScopes:
             assert scope.users == set(value)
 
     @pytest.mark.parametrize("value", [[], ["*"], ["alice", "act-as"], ["alice", ""], [" "], ["a\nb"], "alice", {}])
-    def test_what_could_be_a_typing_error_is_not_a_scope(self, value: Any) -> None:
+    def test_a_value_that_could_be_a_typing_error_is_not_a_scope(self, value: Any) -> None:
         with pytest.raises(ValueError, match="a scope is"):
             scope_from(value)
 
@@ -165,26 +165,24 @@ class TestMemory:
         assert checked.calls == 2
         await authentication.close()
 
-    async def test_a_service_token_is_looked_at_again_within_half_a_minute(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        clock, store = Shifted(monkeypatch), FakeTokenStore()
+    async def test_a_service_token_is_checked_again_within_half_a_minute(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock, store = OffsetClock(monkeypatch), FakeTokenStore()
         checked = CountingMethod(ServiceTokens(store.find, store.close))
         authentication = Authenticator([checked], Quotas(PLENTY))
         presented = PresentedCredentials(token=store.add(Scope(everybody=True)))
         await authentication.admit(presented)
         store.rows.clear()
-        clock.by(15)
+        clock.advance(15)
         await authentication.admit(presented)
-        clock.by(15)
+        clock.advance(15)
         with pytest.raises(CallerUnknown):
             await authentication.admit(presented)
         await authentication.close()
 
-    async def test_a_stream_ends_also_where_a_call_has_learnt_of_the_smaller_scope_before(
+    async def test_a_stream_ends_even_if_a_call_has_seen_the_smaller_scope_before(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        clock, store = Shifted(monkeypatch), FakeTokenStore()
+        clock, store = OffsetClock(monkeypatch), FakeTokenStore()
         authentication = Authenticator([ServiceTokens(store.find, store.close)], Quotas(PLENTY))
         presented = PresentedCredentials(token=store.add(Scope(frozenset({"alice", "bob"}))))
         caller, ended = await authentication.admit(presented), list[Any]()
@@ -194,7 +192,7 @@ class TestMemory:
                 store.rows[token_id] = replace(stored, scope=Scope(frozenset({"bob"})))
             await authentication.recheck()
             assert not ended
-            clock.by(21)
+            clock.advance(21)
             await authentication.admit(presented)
             await authentication.recheck()
         assert [type(error) for error in ended] == [UserForbidden]
@@ -244,23 +242,23 @@ class TestMemory:
                 assert isinstance(await ends[1], CallerUnknown)
         await authentication.close()
 
-    async def test_while_the_store_is_away_a_known_caller_is_accepted_for_five_minutes(
+    async def test_while_the_store_is_down_a_known_caller_is_accepted_for_five_minutes(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        clock, store = Shifted(monkeypatch), FakeTokenStore()
+        clock, store = OffsetClock(monkeypatch), FakeTokenStore()
         checked = CountingMethod(ServiceTokens(store.find, store.close))
         authentication = Authenticator([checked], Quotas(PLENTY))
         known, new = (PresentedCredentials(token=store.add(Scope(everybody=True))) for _ in range(2))
         await authentication.admit(known)
         store.away = True
-        clock.by(30)
+        clock.advance(30)
         for _ in range(20):
             await authentication.admit(known)
         # The store is not asked at each call, because each call would wait.
         assert checked.calls == 2
         with pytest.raises(StoreUnavailable):
             await authentication.admit(new)
-        clock.by(300)
+        clock.advance(300)
         with pytest.raises(StoreUnavailable):
             await authentication.admit(known)
         await authentication.close()
@@ -280,7 +278,7 @@ class TestMemory:
         assert authentication.remembered_refusals == 10
         await authentication.close()
 
-    async def test_nothing_that_is_kept_shows_a_token(self) -> None:
+    async def test_nothing_in_memory_shows_a_token(self) -> None:
         token = web_token("alice")
         store = FakeTokenStore()
         service = store.add(Scope(everybody=True))
@@ -364,12 +362,12 @@ class TestServiceTokens:
 
 
 class TestCertificates:
-    async def test_one_that_came_with_a_token_says_nothing(self) -> None:
+    async def test_a_certificate_sent_with_a_token_is_ignored(self) -> None:
         method = ClientCertificates({"billing": Scope(everybody=True)})
         presented = PresentedCredentials(token="x", certificate=b"x", certificate_names=("billing",))
         assert await method.authenticate(presented) is None
 
-    async def test_one_that_cannot_be_read_proves_nothing(self) -> None:
+    async def test_a_certificate_that_cannot_be_read_proves_nothing(self) -> None:
         method = ClientCertificates({"billing": Scope(everybody=True)})
         with pytest.raises(CallerUnknown):
             await method.authenticate(PresentedCredentials(certificate=b"x", certificate_names=("billing",)))
@@ -379,21 +377,21 @@ class TestIssuersKeys:
     async def test_an_outage_admits_no_new_key_and_known_keys_serve_an_hour(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        clock = Shifted(monkeypatch)
+        clock = OffsetClock(monkeypatch)
         async with issuing("spring") as issuer:
             keys = from_url(issuer.url)
             await keys.key("spring")
             issuer.down = True
-            clock.by(1800)
+            clock.advance(1800)
             # The one that it is answered with at once, and the one that is read beside it.
             await keys.key("spring")
             with pytest.raises(CallerUnknown):
                 await keys.key("autumn")
-            clock.by(1801)
+            clock.advance(1801)
             with pytest.raises(StoreUnavailable):
                 await keys.key("spring")
             issuer.down = False
-            clock.by(10)
+            clock.advance(10)
             await keys.key("spring")
             await keys.close()
 
@@ -408,12 +406,12 @@ class TestIssuersKeys:
     async def test_a_key_that_is_withdrawn_counts_no_more_after_the_next_reading(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        clock = Shifted(monkeypatch)
+        clock = OffsetClock(monkeypatch)
         async with issuing("spring", "autumn") as issuer:
             keys = from_url(issuer.url)
             await keys.key("spring")
             issuer.published.remove("spring")
-            clock.by(301)
+            clock.advance(301)
             await keys.key("autumn")
 
             async def is_withdrawn() -> bool:
@@ -426,7 +424,7 @@ class TestIssuersKeys:
             await eventually(is_withdrawn, "the withdrawal")
             await keys.close()
 
-    async def test_key_ids_that_are_made_up_do_not_make_us_flood_the_issuer(self) -> None:
+    async def test_invented_key_ids_do_not_make_the_service_flood_the_issuer(self) -> None:
         async with issuing("spring") as issuer:
             keys = from_url(issuer.url)
             for number in range(50):
@@ -471,7 +469,7 @@ class TestIssuersKeys:
             "[" * 100_000,
         ],
     )
-    async def test_what_is_no_set_of_public_keys_gives_none(self, text: str) -> None:
+    async def test_a_document_that_is_not_a_set_of_public_keys_gives_no_key(self, text: str) -> None:
         async def read() -> str:
             return text
 
@@ -490,14 +488,14 @@ async def count_permitted(quotas: Quotas, count: int, identity: Identity = ALICE
 
 class TestQuotas:
     async def test_each_second_brings_a_new_allowance(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        clock = Shifted(monkeypatch)
+        clock = OffsetClock(monkeypatch)
         quotas = Quotas({Kind.USER: Allowance(10, 4, 1)})
         assert await count_permitted(quotas, 30) == 10
         assert await count_permitted(quotas, 30, action=Action.REFRESH) == 4
-        clock.by(1)
+        clock.advance(1)
         assert await count_permitted(quotas, 30) == 10
         assert await count_permitted(quotas, 30, action=Action.REFRESH) == 0
-        clock.by(59)
+        clock.advance(59)
         assert await count_permitted(quotas, 30, action=Action.REFRESH) == 4
 
     async def test_callers_that_are_not_authenticated_are_not_counted(self) -> None:
@@ -515,7 +513,7 @@ class TestQuotas:
         for link in links:
             await link.close()
 
-    async def test_replicas_give_out_one_allowance_between_them(self, replicas: list[Quotas]) -> None:
+    async def test_replicas_share_one_allowance(self, replicas: list[Quotas]) -> None:
         desk = Identity("service desk", Kind.SERVICE, Scope(everybody=True))
         # By the minute, so that no window ends meanwhile.
         shares = await asyncio.gather(*(count_permitted(quotas, 40, desk, Action.REFRESH) for quotas in replicas))
@@ -540,7 +538,7 @@ class TestQuotas:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Redis's window is not that of the process: it may end a moment after the request."""
-        clock, requests, left = Shifted(monkeypatch), list[int](), False
+        clock, requests, left = OffsetClock(monkeypatch), list[int](), False
 
         class Shared:
             async def take(self, key: str, action: Action, limit: int, count: int) -> bool:
@@ -554,10 +552,10 @@ class TestQuotas:
             await quotas.take(ALICE, Action.REFRESH)
         assert 0 < (refused.value.retry_after or 0) <= 3
         left = True
-        clock.by(4)
+        clock.advance(4)
         assert await count_permitted(quotas, 50, action=Action.REFRESH) == 50
 
-    async def test_what_is_counted_in_redis_names_nobody(self, replicas: list[Quotas], redis_url: str) -> None:
+    async def test_counters_in_redis_do_not_name_a_caller(self, replicas: list[Quotas], redis_url: str) -> None:
         import redis
 
         identity = Identity(f"service {uuid.uuid4().hex}", Kind.SERVICE, Scope(everybody=True))
@@ -567,7 +565,7 @@ class TestQuotas:
         assert keys
         assert not [key for key in keys if identity.name.split()[1] in key]
 
-    async def test_a_redis_that_hangs_costs_a_call_a_moment_and_the_next_nothing(
+    async def test_a_redis_that_hangs_delays_one_call_a_little_and_the_next_not_at_all(
         self, redis_server: RedisServer
     ) -> None:
         link = RedisLink(redis_server.url)

@@ -22,7 +22,7 @@ async def relay(*chunks: bytes) -> list[Any]:
     return lines
 
 
-async def test_a_line_keeps_its_event_level_and_fields_and_names_the_plugin() -> None:
+async def test_a_line_has_its_event_level_and_fields_and_names_the_plugin() -> None:
     (line,) = await relay(b'{"event":"asked","level":"info","timestamp":"now","plugin":"another","cost":5}\n')
     assert line == {"event": "asked", "log_level": "info", "plugin": "guest", "cost": 5}
 

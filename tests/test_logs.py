@@ -84,14 +84,14 @@ PLAIN = [
 
 
 @pytest.mark.parametrize(("secret", "line"), LEAKS)
-def test_a_secret_is_found_by_its_look_or_the_name_before_it(secret: str, line: str) -> None:
+def test_a_secret_is_found_by_its_form_or_the_name_before_it(secret: str, line: str) -> None:
     assert secret in line
     assert secret not in redact_text(line)
     assert HIDDEN in redact_text(line)
 
 
 @pytest.mark.parametrize("line", PLAIN)
-def test_what_an_operator_needs_stays(line: str) -> None:
+def test_text_that_an_operator_needs_is_not_redacted(line: str) -> None:
     assert redact_text(line) == line
 
 
@@ -103,7 +103,7 @@ def test_what_an_operator_needs_stays(line: str) -> None:
         *("Set-Cookie", "listenKey", "jwt", "auth", "pin", "credential", "key"),
     ],
 )
-def test_what_stands_under_the_name_of_a_secret_is_hidden(name: str) -> None:
+def test_a_value_under_the_name_of_a_secret_is_hidden(name: str) -> None:
     assert is_secret_name(name)
     assert redact({name: "short"}) == {name: HIDDEN}
     assert redact({name: 1234}) == {name: HIDDEN}
@@ -123,7 +123,7 @@ def test_a_keyed_hash_stays_readable_under_the_name_of_one_alone() -> None:
     assert redact({"user_hash": HEX, "user": HEX}) == {"user_hash": HEX, "user": HIDDEN}
 
 
-def test_an_audit_line_keeps_all_of_itself() -> None:
+def test_an_audit_line_is_not_redacted() -> None:
     line = {"event": "credential.opened", "user": HEX[:24], "exchange": "oanda", "keys": ["plain", "2026-11-22-a1b2"]}
     assert redact(line) == line
 
@@ -197,7 +197,7 @@ def test_names_and_values_that_stand_in_pairs_are_names_and_values() -> None:
         *("%22", "%3A", "key=(", "key=a(", "'key',", "',", ":/", "key=>"),
     ],
 )
-def test_no_text_takes_long_to_look_through(unit: str) -> None:
+def test_no_text_takes_long_to_search(unit: str) -> None:
     text = unit * (16_000 // len(unit))
     began = time.perf_counter()
     redact_text(text)
@@ -222,7 +222,7 @@ class TestLiveSecrets:
         live.hold(["demo-token", "demo-token-of-bob"])
         assert live.hide_in("(demo-token-of-bob)") == f"({HIDDEN})"
 
-    def test_it_is_hidden_until_the_last_who_holds_it_lets_go(self, live: LiveSecrets) -> None:
+    def test_it_is_hidden_until_its_last_holder_releases_it(self, live: LiveSecrets) -> None:
         first, second = live.hold(["demo-token"]), live.hold(["demo-token"])
         first.release()
         first.release()
@@ -236,7 +236,7 @@ class TestLiveSecrets:
         live.hold(["a", "is", ""])
         assert live.hide_in("this is a line") == "this is a line"
 
-    def test_it_shows_none_of_them(self, live: LiveSecrets) -> None:
+    def test_it_does_not_show_the_secrets(self, live: LiveSecrets) -> None:
         held = live.hold(["demo-token"])
         assert "demo" not in repr(live) + str(live) + repr(held)
 
@@ -302,7 +302,7 @@ class TestOurLines:
         assert "hunter2" not in text
         assert HEX not in text
 
-    def test_what_stands_in_the_context_is_redacted(self, error_output: ErrorOutput) -> None:
+    def test_values_in_the_context_are_redacted(self, error_output: ErrorOutput) -> None:
         with structlog.contextvars.bound_contextvars(passphrase="hunter2"):
             structlog.get_logger().info("called")
         assert json.loads(error_output.getvalue())["passphrase"] == HIDDEN
@@ -328,7 +328,7 @@ class TestOtherLibrariesLines:
         assert HEX not in text
 
     @pytest.mark.parametrize("name", ["aiosqlite", "ccxt.base.exchange", "sqlalchemy.engine.Engine", "psycopg.pool"])
-    def test_those_that_quote_statements_and_requests_are_not_heard_below_info(
+    def test_lines_that_quote_statements_and_requests_are_dropped_below_info(
         self, error_output: ErrorOutput, name: str
     ) -> None:
         logging.getLogger(name).debug("INSERT ('alice', 'short')")
@@ -341,7 +341,7 @@ class TestOtherLibrariesLines:
         LibraryLines().handle(record)
         assert error_output.getvalue() == ""
 
-    async def test_asyncios_word_on_a_task_that_nobody_awaited_holds_no_text_of_it(
+    async def test_asyncios_line_about_a_task_that_was_not_awaited_holds_no_text_of_its_error(
         self, error_output: ErrorOutput
     ) -> None:
         held = LIVE.hold(["my dog's name"])
@@ -359,7 +359,7 @@ class TestOtherLibrariesLines:
         assert "never retrieved" in text
         assert "my dog" not in text
 
-    def test_configuring_twice_says_nothing_twice(self, error_output: ErrorOutput) -> None:
+    def test_configuring_twice_duplicates_no_line(self, error_output: ErrorOutput) -> None:
         configure_logging("debug", "json")
         logging.getLogger("venue-sdk").warning("once")
         assert error_output.getvalue().count("once") == 1

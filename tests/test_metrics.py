@@ -51,7 +51,7 @@ class Samples(dict[tuple[str, tuple[tuple[str, str], ...]], float]):
         return self[f"exchange_service_{name}", tuple(sorted(labels.items()))]
 
     def labels(self, name: str) -> list[dict[str, str]]:
-        return [dict(labels) for found, labels in self if found == f"exchange_service_{name}"]
+        return [dict(labels) for metric, labels in self if metric == f"exchange_service_{name}"]
 
 
 def read(address: str, path: str = "/metrics") -> str:
@@ -79,7 +79,7 @@ class TestCounts:
         assert samples.value("call_seconds_bucket", le="+Inf", **well) == 3
         assert samples.value("call_seconds_count", method="GetBalance", code="NOT_FOUND") == 1
 
-    def test_an_exchange_that_nobody_serves_is_no_label(self) -> None:
+    def test_an_exchange_that_is_not_served_is_no_label(self) -> None:
         metrics = Metrics(lambda: {"oanda"})
         for exchange in ("oanda", "alice@example.com", "x" * 1000):
             metrics.fetch_ended(exchange, "", 0.1)
@@ -103,7 +103,7 @@ class TestCounts:
         metrics.retried("tradier")
         assert Samples(metrics.text()).value("venue_retries_total", exchange="tradier") == 1
 
-    def test_a_reason_that_is_none_of_ours_is_no_label(self) -> None:
+    def test_an_unknown_reason_is_no_label(self) -> None:
         metrics = Metrics(lambda: {"oanda"})
         metrics.call_failed("https://venue.example/?signature=abc")
         metrics.fetch_ended("oanda", "a venue's own words", 1.0)
@@ -111,14 +111,14 @@ class TestCounts:
         assert samples.value("call_failures_total", reason="other") == 1
         assert samples.value("venue_fetches_total", exchange="oanda", reason="other") == 1
 
-    def test_other_words_are_few_and_look_like_words(self) -> None:
+    def test_other_labels_are_few_and_have_the_form_of_words(self) -> None:
         metrics = Metrics()
         for number in range(1000):
             metrics.cache_read(f"kind-{number}")
         metrics.cache_read("alice@example.com")
         assert len(Samples(metrics.text()).labels("cache_reads_total")) == MAX_WORDS + 1
 
-    def test_a_breaker_is_in_one_state_and_a_budget_has_its_last_share(self) -> None:
+    def test_a_breaker_is_in_one_state_and_a_rate_limit_has_its_last_share(self) -> None:
         metrics = Metrics(lambda: {"oanda"})
         for state in ("open", "half-open", "closed"):
             metrics.breaker("oanda", "production", state)
@@ -129,7 +129,7 @@ class TestCounts:
         ]
         assert samples.value("venue_budget_left", exchange="oanda", scope="address") == 0.6
 
-    def test_what_is_watched_is_asked_for_at_a_look(self) -> None:
+    def test_a_watched_number_is_read_when_metrics_are_refreshed(self) -> None:
         metrics, open_streams = Metrics(), [1, 2]
         metrics.watch("streams", lambda: len(open_streams))
         metrics.watch_processes(lambda: [ProcessOfPlugin("acme", 1, True, 4096, 2)])
@@ -171,16 +171,16 @@ class TestService:
         async with serving(tmp_path, registry=registry_of(plugin), metrics_address=ON_A_FREE_PORT) as running:
             await running.store()
             for _ in range(3):
-                await running.client.get_balance(USER, "paper")
+                await running.client.get_balance(USER, "fakex")
             await failure(running.stub.GetBalance(balance_request("nowhere")))
-            async with streaming(running, "paper") as stream:
+            async with streaming(running, "fakex") as stream:
                 await stream.next_of("balance")
                 samples = await scraped(running)
         assert samples.value("call_seconds_count", method="GetBalance", code="OK") == 3
         assert samples.value("call_seconds_count", method="GetBalance", code="NOT_FOUND") == 1
         assert samples.value("call_failures_total", reason="EXCHANGE_UNKNOWN") == 1
-        assert samples.value("venue_fetches_total", exchange="paper", reason="OK") == 1
-        assert samples.value("venue_fetch_seconds_count", exchange="paper") == 1
+        assert samples.value("venue_fetches_total", exchange="fakex", reason="OK") == 1
+        assert samples.value("venue_fetch_seconds_count", exchange="fakex") == 1
         assert samples.value("balance_reads_total", source="venue") == 1
         assert samples.value("balance_reads_total", source="cache") == 2
         assert samples.value("credentials_opened_total", reason="OK") == 1
@@ -199,7 +199,7 @@ class TestService:
         reasons = {labels["reason"] for labels in samples.labels("venue_fetches_total")}
         assert reasons == {"VENUE_UNAVAILABLE"}
 
-    async def test_a_call_that_nobody_serves_is_counted_without_its_name(self, tmp_path: Path) -> None:
+    async def test_a_call_of_an_unknown_method_is_counted_without_its_name(self, tmp_path: Path) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), metrics_address=ON_A_FREE_PORT) as running:
             call = running.client.channel.unary_unary("/somebody.Elses/Method")
             assert (await failure(call(b""))).code is grpc.StatusCode.UNIMPLEMENTED
@@ -211,7 +211,7 @@ class TestService:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), metrics_address=ON_A_FREE_PORT) as running:
             for user in users:
                 await running.store(user=user)
-                await running.client.get_balance(user, "paper")
+                await running.client.get_balance(user, "fakex")
                 await failure(running.stub.GetBalance(balance_request(user, user_id=user)))
             text = await asyncio.to_thread(read, running.service.metrics_address)
         assert not [user for user in users if user in text]
@@ -224,7 +224,9 @@ class TestAddress:
             assert running.service.metrics_address == ""
 
     @pytest.mark.parametrize("address", ["0.0.0.0:9464", "[::]:9464", "metrics.example:9464"])
-    def test_it_is_shown_to_others_only_where_that_is_meant(self, tmp_path: Path, address: str) -> None:
+    def test_it_is_served_to_other_machines_only_if_that_is_allowed_explicitly(
+        self, tmp_path: Path, address: str
+    ) -> None:
         with pytest.raises(UnsafeSettings, match="metrics_open"):
             check_settings(settings_for(tmp_path, metrics_address=address))
         check_settings(settings_for(tmp_path, metrics_address=address, metrics_open=True))
@@ -237,7 +239,7 @@ class TestAddress:
                     settings_for(tmp_path, metrics_address=address), registry=registry_of(ScriptedPlugin())
                 )
 
-    async def test_nothing_else_is_there_and_nothing_is_told_of_what_runs(self, tmp_path: Path) -> None:
+    async def test_nothing_else_is_served_and_no_version_is_revealed(self, tmp_path: Path) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), metrics_address=ON_A_FREE_PORT) as running:
             with pytest.raises(HTTPError, match="404") as refused:
                 await asyncio.to_thread(read, running.service.metrics_address, "/etc/passwd")
@@ -247,7 +249,7 @@ class TestAddress:
 
 @pytest.fixture
 def silent() -> Iterator[ExitStack]:
-    """Readers who connect and then say nothing."""
+    """Readers that connect and then send nothing."""
     with ExitStack() as stack:
         yield stack
 
@@ -265,7 +267,7 @@ class TestReaders:
             samples = Samples(read(running.service.metrics_address))
             assert samples.value("call_seconds_count", method="ListExchanges", code="OK") == 1
 
-    async def test_readers_who_say_nothing_keep_nobody_out(
+    async def test_silent_readers_do_not_block_others(
         self, tmp_path: Path, silent: ExitStack, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # So that they are not ended for their silence meanwhile.
@@ -276,7 +278,9 @@ class TestReaders:
             # Nor do they gather: the oldest had to make room.
             assert await asyncio.to_thread(readers[0].recv, 1) == b""
 
-    async def test_it_ends_with_the_service_and_with_whoever_reads_it(self, tmp_path: Path, silent: ExitStack) -> None:
+    async def test_it_ends_with_the_service_although_a_reader_is_connected(
+        self, tmp_path: Path, silent: ExitStack
+    ) -> None:
         settings = settings_for(tmp_path, metrics_address=ON_A_FREE_PORT)
         service = await start_service(settings, registry=registry_of(ScriptedPlugin()))
         address = service.metrics_address

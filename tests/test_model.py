@@ -53,7 +53,7 @@ def test_a_secret_is_not_pickled() -> None:
         copy.deepcopy(Secret("s3cret"))
 
 
-def test_secrets_are_equal_by_what_they_hold() -> None:
+def test_secrets_are_equal_if_their_texts_are() -> None:
     assert Secret("a") == Secret("a")
     assert Secret("a") != Secret("b")
     assert Secret("a") != "a"
@@ -95,11 +95,11 @@ def test_an_environment_is_found_by_name_or_alias_in_any_case(word: str, name: s
 
 
 @pytest.mark.parametrize("word", ["prod", "staging", "live,practice", "https://venue.example"])
-def test_an_unknown_environment_is_none(word: str) -> None:
+def test_an_unknown_environment_is_not_found(word: str) -> None:
     assert LISTING.environment(word) is None
 
 
-def test_an_account_is_production_unless_said_otherwise() -> None:
+def test_an_account_is_production_by_default() -> None:
     assert Account("alice", "venue") == Account("alice", "venue", "production")
     assert Account("alice", "venue") != Account("alice", "venue", "sandbox")
 
@@ -118,7 +118,7 @@ def test_a_summary_takes_finite_numbers_only(figure: str, value: str) -> None:
         Summary("EUR", **{figure: Decimal(value)})
 
 
-def test_what_is_not_stated_is_unknown_and_not_zero() -> None:
+def test_a_figure_that_is_not_stated_is_unknown_and_not_zero() -> None:
     row = AssetBalance("EUR", total=Decimal(1))
     assert (row.free, row.used, row.debt) == (None, None, None)
     assert Summary("EUR").total is None
@@ -130,7 +130,7 @@ def test_a_row_is_zero_when_all_that_is_known_is() -> None:
     assert not AssetBalance("EUR", total=zero, debt=Decimal("0.1")).is_zero()
 
 
-def test_a_row_of_which_nothing_is_known_is_not_zero() -> None:
+def test_a_row_without_a_known_figure_is_not_zero() -> None:
     assert not AssetBalance("EUR").is_zero()
 
 
@@ -156,7 +156,7 @@ def test_the_rows_of_a_balance_come_with_the_account_that_holds_them() -> None:
     assert held == [("s", "EUR"), ("f", "EUR"), ("f", "EUR")]
 
 
-def test_the_nouns_do_not_change() -> None:
+def test_the_values_are_immutable() -> None:
     row: Any = AssetBalance("EUR", total=Decimal(1))
     with pytest.raises(FrozenInstanceError):
         row.total = Decimal(2)

@@ -160,7 +160,7 @@ def test_a_required_amount_must_be_given(source: dict[str, Any]) -> None:
     [True, False, 1.5, [], {}, "NaN", "-Infinity", "1,5", "1_000", "0x10", " 1", "1\n", "١", "1e400", "1e-61", "1e61"],
     ids=repr,
 )
-def test_a_value_that_is_not_an_amount_is_malformed_and_the_message_says_where(value: Any) -> None:
+def test_a_value_that_is_not_an_amount_is_malformed_and_the_message_names_its_path(value: Any) -> None:
     with pytest.raises(VenueMalformed, match=r"account\.total"):
         amount({"total": value}, "total", "account")
 

@@ -220,20 +220,20 @@ class TestPlugin:
             assert 0 < report["remaining"] <= 8
             assert report["override"] == "http://127.0.0.1:9"
 
-    async def test_none_of_its_code_is_imported_by_the_service(self, guest: Path, tmp_path: Path) -> None:
+    async def test_the_service_imports_no_code_of_it(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path) as running:
             await running.store("guest")
             await read_report(running)
             assert "guest_plugin" not in sys.modules
 
-    async def test_its_errors_keep_their_reason_sentence_and_delay(self, guest: Path, tmp_path: Path) -> None:
+    async def test_its_errors_arrive_with_their_reason_message_and_delay(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path) as running:
             await running.store("guest", metadata={"deed": "limited"})
             with pytest.raises(VenueRateLimited, match="Guest limits our requests") as caught:
                 await running.client.get_balance("alice", "guest")
             assert caught.value.retry_after == pytest.approx(7, abs=1)
 
-    async def test_what_it_reports_of_its_venues_limits_reaches_the_gate(self, guest: Path, tmp_path: Path) -> None:
+    async def test_its_reports_of_its_venues_limits_reach_the_gate(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path) as running:
             await running.store("guest", metadata={"deed": "report"})
             assert (await running.client.get_balance("alice", "guest")).balance.venue_accounts
@@ -258,7 +258,7 @@ class TestPlugin:
             assert caught.value.reason == "VENUE_TIMEOUT"
             assert (await read_report(running))["process"] == before["process"]
 
-    async def test_what_a_key_may_do_is_asked_in_its_process_too(self, guest: Path, tmp_path: Path) -> None:
+    async def test_the_rights_of_a_key_are_read_in_its_process_too(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path) as running:
             await running.store("guest")
             async with open_checker(settings_for(tmp_path)) as checker:
@@ -352,7 +352,7 @@ class TestSurroundings:
         assert len(report["files"]) < 25
         assert report["limits"] == [256, 0]
 
-    async def test_what_it_prints_is_a_log_line_without_its_secrets(
+    async def test_its_output_is_a_log_line_without_its_secrets(
         self, guest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         async with hosting(tmp_path) as running:
@@ -435,7 +435,7 @@ class TestEnds:
             assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "PLUGIN_UNAVAILABLE")
             assert failed.retry_delay is not None
 
-    async def test_one_that_ends_again_and_again_is_started_after_longer_and_longer_pauses(self, guest: Path) -> None:
+    async def test_one_that_ends_again_and_again_is_started_after_longer_and_longer_delays(self, guest: Path) -> None:
         manifest = await guest_manifest()
         troubles: list[str] = []
         clock = Clock()
@@ -458,7 +458,7 @@ class TestEnds:
         finally:
             await supervisor.close()
 
-    async def test_one_that_is_down_is_not_started_by_calls_before_its_pause_is_over(self, guest: Path) -> None:
+    async def test_one_that_is_down_is_not_started_by_calls_before_its_delay_is_over(self, guest: Path) -> None:
         manifest = await guest_manifest()
         clock = Clock()
         restarts = RestartPolicy(policy(), clock)
@@ -477,7 +477,7 @@ class TestEnds:
         finally:
             await supervisor.close()
 
-    async def test_while_it_is_down_the_catalogue_says_so_and_since_when(self, guest: Path, tmp_path: Path) -> None:
+    async def test_while_it_is_down_the_catalogue_reports_it_and_since_when(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path) as running:
             await running.store("guest", metadata={"deed": "end"})
             for _ in range(2):
@@ -551,7 +551,9 @@ class TestEnds:
 
 
 class TestSignals:
-    async def test_one_that_a_process_manager_sends_to_all_alike_is_left_to_the_service(self, guest: Path) -> None:
+    async def test_a_signal_that_a_process_manager_sends_to_every_process_is_left_to_the_service(
+        self, guest: Path
+    ) -> None:
         process = await PluginProcess.start(policy(), config(await guest_manifest()))
         try:
             for pid in (process.reaper_id, process.process_id):
@@ -563,7 +565,7 @@ class TestSignals:
             await process.end()
         assert not processes()
 
-    async def test_a_call_on_one_that_has_ended_says_so_and_counts_as_no_cancellation(
+    async def test_a_call_on_one_that_has_ended_is_unavailable_and_not_cancelled(
         self, guest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         running_process = Supervisor.process
@@ -581,7 +583,7 @@ class TestSignals:
                 await running.client.get_balance("alice", "guest", max_age=0)
 
 
-class TestPlaces:
+class TestWhereItRuns:
     @pytest.mark.threat("T11")
     def test_a_third_party_plugin_with_the_name_of_one_of_ours_is_not_loaded_whatever_the_settings_say(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -627,7 +629,7 @@ class TestPlaces:
         assert any("not among allowed_plugins" in problem.reason for problem in registry.problems)
         assert "guest_plugin" not in sys.modules
 
-    async def test_several_processes_share_the_accounts_and_each_keeps_its_own(
+    async def test_several_processes_share_the_accounts_and_each_account_stays_with_one(
         self, guest: Path, tmp_path: Path
     ) -> None:
         async with hosting(tmp_path, plugin_process_counts={"guest": 2}) as running:
@@ -655,7 +657,7 @@ class TestPlaces:
 
 
 class TestManifest:
-    async def test_one_that_fails_at_import_says_which_error(
+    async def test_one_that_fails_at_import_is_reported_with_the_error(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         install(tmp_path, "broken", "raise KeyError('no')")
@@ -680,7 +682,9 @@ class TestManifest:
             await third_party_manifest(policy("sleeper"), limit=0.7)
         assert not processes()
 
-    async def test_what_is_not_a_manifest_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_an_answer_that_is_not_a_manifest_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         wrong = GUEST.replace('market_hours="24/7 Trading"', "market_hours=24")
         install(tmp_path, "guest", wrong)
         monkeypatch.syspath_prepend(str(tmp_path))
@@ -715,7 +719,7 @@ class TestMessages:
         assert protocol.read_manifest(protocol.write_manifest(manifest)) == manifest
 
     @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"api_version": 1, "exchanges": [{"id": 5}]}', b"\xff"])
-    def test_what_is_not_a_manifest_is_a_value_error(self, data: bytes) -> None:
+    def test_bytes_that_are_not_a_manifest_are_a_value_error(self, data: bytes) -> None:
         with pytest.raises(ValueError, match="Manifest"):
             protocol.read_manifest(data)
 
@@ -732,7 +736,7 @@ class TestMessages:
             KeyRights(trade=False, withdraw=True, expires=datetime(2027, 1, 2, 3, 4, 5, tzinfo=UTC), notes=("a", "b")),
         ],
     )
-    def test_rights_survive_and_what_is_not_known_stays_unknown(self, rights: KeyRights) -> None:
+    def test_rights_survive_and_unknown_ones_stay_unknown(self, rights: KeyRights) -> None:
         assert protocol.read_rights(protocol.write_rights(rights)) == rights
 
     def test_an_error_that_no_plugin_may_raise_is_its_failure(self) -> None:

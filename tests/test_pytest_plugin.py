@@ -60,17 +60,17 @@ def test_without_the_flag_nothing_is_added(tmp_path: Path) -> None:
 
 
 class TestSuites:
-    def test_each_exchange_that_a_simulator_plays_has_the_whole_contract(self) -> None:
-        (found,) = suite.suites(exchange_service_oanda, {"oanda": OandaSimulator})
-        assert issubclass(found, PluginContract)
+    def test_each_exchange_with_a_simulator_has_the_whole_contract(self) -> None:
+        (suite_class,) = suite.suites(exchange_service_oanda, {"oanda": OandaSimulator})
+        assert issubclass(suite_class, PluginContract)
 
-    def test_a_plugin_that_no_simulator_plays_fails_with_what_to_do(self) -> None:
-        (found,) = suite.suites(exchange_service_oanda, {})
-        assert not issubclass(found, PluginContract)
+    def test_a_plugin_without_a_simulator_fails_with_advice(self) -> None:
+        (suite_class,) = suite.suites(exchange_service_oanda, {})
+        assert not issubclass(suite_class, PluginContract)
         with pytest.raises(AssertionError, match=r"exchange_service\.simulators"):
-            found().test_a_simulator_plays_the_venue()
+            suite_class().test_a_simulator_plays_the_venue()
 
-    def test_a_plugin_with_listings_alone_needs_none(self) -> None:
+    def test_a_plugin_with_listings_alone_needs_no_simulator(self) -> None:
         listed = ExchangeMetadata(
             "soon",
             "Soon",
@@ -83,5 +83,5 @@ class TestSuites:
         )
         plugin = ModuleType("soon")
         plugin.exchange_manifest = lambda: Manifest(1, (listed,))  # type: ignore[attr-defined]
-        (found,) = suite.suites(plugin, {})
-        assert not hasattr(found, "test_a_simulator_plays_the_venue")
+        (suite_class,) = suite.suites(plugin, {})
+        assert not hasattr(suite_class, "test_a_simulator_plays_the_venue")

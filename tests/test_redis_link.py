@@ -25,7 +25,7 @@ SLACK = 0.25
 
 
 class Clock:
-    """A clock that moves when it is told to."""
+    """A clock that moves only when a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -51,7 +51,7 @@ class TestBreaker:
         clock.now += 0.01
         assert breaker.take_probe()
 
-    def test_one_probe_at_a_time_and_longer_pauses_up_to_ten_seconds(self) -> None:
+    def test_one_probe_at_a_time_and_longer_delays_up_to_ten_seconds(self) -> None:
         clock = Clock()
         breaker = LinkBreaker(clock)
         for _ in range(3):
@@ -68,7 +68,7 @@ class TestBreaker:
             pauses.append(waited)
         assert pauses == [1, 2, 4, 8, 10, 10]
 
-    def test_late_failures_of_older_calls_do_not_lengthen_the_pause(self) -> None:
+    def test_late_failures_of_older_calls_do_not_lengthen_the_delay(self) -> None:
         clock = Clock()
         breaker = LinkBreaker(clock)
         for _ in range(30):
@@ -217,7 +217,7 @@ class TestCall:
 
 
 class TestRecovery:
-    async def test_its_users_share_what_is_known_of_redis_and_one_line_in_the_log(
+    async def test_its_users_share_the_state_of_redis_and_one_line_in_the_log(
         self, link: RedisLink, redis_server: RedisServer
     ) -> None:
         recovered = []

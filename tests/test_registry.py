@@ -138,12 +138,12 @@ class TestBrokenPlugins:
         plugin = ScriptedPlugin()
         plugin.manifest = Manifest(1, plugin.manifest.exchanges, notes=("The catalogue is older than the library.",))
         registry = registry_of(plugin)
-        assert list(registry.listings) == ["paper"]
+        assert list(registry.listings) == ["fakex"]
         assert [problem.reason for problem in registry.problems] == ["The catalogue is older than the library."]
 
     def test_an_exchange_may_use_the_credential_of_another_of_the_same_plugin(self) -> None:
-        plugin = ScriptedPlugin(listing("paper"), listing("paper_options", credential_of="paper"))
-        assert set(registry_of(plugin).listings) == {"paper", "paper_options"}
+        plugin = ScriptedPlugin(listing("fakex"), listing("fakex_options", credential_of="fakex"))
+        assert set(registry_of(plugin).listings) == {"fakex", "fakex_options"}
 
 
 def ccxt(*ids: str) -> ScriptedPlugin:
@@ -153,18 +153,18 @@ def ccxt(*ids: str) -> ScriptedPlugin:
 class TestPrecedence:
     @pytest.mark.parametrize("custom_first", [True, False])
     def test_a_custom_plugin_comes_before_ccxt_and_is_listed_once(self, custom_first: bool) -> None:
-        custom = loaded(ScriptedPlugin(listing("paper")), "custom")
-        generic = loaded(ccxt("paper", "pencil"), "ccxt_generic")
+        custom = loaded(ScriptedPlugin(listing("fakex")), "custom")
+        generic = loaded(ccxt("fakex", "fakey"), "ccxt_generic")
         registry = Registry([custom, generic] if custom_first else [generic, custom])
-        assert list(registry.listings) == ["paper", "pencil"]
-        assert registry.find("paper").plugin is custom
+        assert list(registry.listings) == ["fakex", "fakey"]
+        assert registry.find("fakex").plugin is custom
         assert registry.problems == ()
 
     @pytest.mark.threat("T11")
     def test_of_two_custom_ones_the_first_serves_and_both_are_named(self) -> None:
         first, second = loaded(ScriptedPlugin(), "first"), loaded(ScriptedPlugin(), "second")
         registry = Registry([first, second])
-        assert registry.find("paper").plugin is first
+        assert registry.find("fakex").plugin is first
         (problem,) = registry.problems
         assert problem.plugin is second.info
         assert "exchange-service-first" in problem.reason
@@ -173,36 +173,36 @@ class TestPrecedence:
 
     def test_the_operators_choice_serves(self) -> None:
         first, second = loaded(ScriptedPlugin(), "first"), loaded(ScriptedPlugin(), "second")
-        registry = Registry([first, second], choices={"paper": "exchange-service-second"})
-        assert registry.find("paper").plugin is second
+        registry = Registry([first, second], choices={"fakex": "exchange-service-second"})
+        assert registry.find("fakex").plugin is second
         (problem,) = registry.problems
         assert problem.plugin is first.info
 
     def test_a_refused_claim_costs_the_second_plugin_nothing_else(self) -> None:
         first = loaded(ScriptedPlugin(), "first")
-        second = loaded(ScriptedPlugin(listing("paper"), listing("pencil")), "second")
+        second = loaded(ScriptedPlugin(listing("fakex"), listing("fakey")), "second")
         registry = Registry([first, second])
-        assert registry.find("pencil").plugin is second
+        assert registry.find("fakey").plugin is second
 
     @pytest.mark.threat("T11")
     def test_an_exchange_is_not_listed_whose_credential_another_plugin_won(self) -> None:
         first = loaded(ScriptedPlugin(), "first")
-        second = loaded(ScriptedPlugin(listing("paper"), listing("paper_options", credential_of="paper")), "second")
+        second = loaded(ScriptedPlugin(listing("fakex"), listing("fakex_options", credential_of="fakex")), "second")
         registry = Registry([first, second])
-        assert list(registry.listings) == ["paper"]
-        assert registry.find("paper").plugin is first
+        assert list(registry.listings) == ["fakex"]
+        assert registry.find("fakex").plugin is first
         lost, unlisted = registry.problems
         assert lost.plugin is unlisted.plugin is second.info
-        assert "'paper_options' is not listed" in unlisted.reason
-        assert "'paper', which another plugin serves" in unlisted.reason
+        assert "'fakex_options' is not listed" in unlisted.reason
+        assert "'fakex', which another plugin serves" in unlisted.reason
 
     def test_the_operators_choice_lists_it_again(self) -> None:
         first = loaded(ScriptedPlugin(), "first")
-        second = loaded(ScriptedPlugin(listing("paper"), listing("paper_options", credential_of="paper")), "second")
-        registry = Registry([first, second], choices={"paper": "exchange-service-second"})
+        second = loaded(ScriptedPlugin(listing("fakex"), listing("fakex_options", credential_of="fakex")), "second")
+        registry = Registry([first, second], choices={"fakex": "exchange-service-second"})
         assert {name: listed.plugin for name, listed in registry.listings.items()} == {
-            "paper": second,
-            "paper_options": second,
+            "fakex": second,
+            "fakex_options": second,
         }
         (problem,) = registry.problems
         assert problem.plugin is first.info
@@ -210,25 +210,25 @@ class TestPrecedence:
     def test_a_custom_plugin_that_takes_an_id_from_ccxt_takes_no_credential_with_it(self) -> None:
         generic = loaded(
             ScriptedPlugin(
-                listing("paper", is_ccxt=True), listing("paper_options", is_ccxt=True, credential_of="paper")
+                listing("fakex", is_ccxt=True), listing("fakex_options", is_ccxt=True, credential_of="fakex")
             ),
             "ccxt_generic",
         )
         registry = Registry([generic, loaded(ScriptedPlugin(), "custom")])
-        assert list(registry.listings) == ["paper"]
+        assert list(registry.listings) == ["fakex"]
         assert [problem.plugin for problem in registry.problems] == [generic.info]
 
     def test_a_chain_of_borrowed_credentials_breaks_where_its_first_link_is_lost(self) -> None:
         second = loaded(
             ScriptedPlugin(
-                listing("paper"),
-                listing("paper_options", credential_of="paper"),
-                listing("paper_futures", credential_of="paper_options"),
+                listing("fakex"),
+                listing("fakex_options", credential_of="fakex"),
+                listing("fakex_futures", credential_of="fakex_options"),
             ),
             "second",
         )
         registry = Registry([loaded(ScriptedPlugin(), "first"), second])
-        assert list(registry.listings) == ["paper"]
+        assert list(registry.listings) == ["fakex"]
         assert len(registry.problems) == 3
 
     def test_an_installed_plugins_own_credential_of_serves(self) -> None:
@@ -259,18 +259,18 @@ class Refreshing(ScriptedPlugin):
 
 
 class TestRefresh:
-    async def test_a_newer_manifest_takes_the_place_of_the_old(self) -> None:
+    async def test_a_refreshed_manifest_replaces_the_old_one(self) -> None:
         registry = registry_of(Refreshing(Manifest(1, (listing("new"),))), ScriptedPlugin())
         before = registry.generation
         await registry.refresh()
-        assert list(registry.listings) == ["new", "paper"]
+        assert list(registry.listings) == ["new", "fakex"]
         assert registry.generation > before
 
-    async def test_none_changes_nothing(self) -> None:
+    async def test_no_refreshed_manifest_changes_nothing(self) -> None:
         registry = registry_of(Refreshing(None), ScriptedPlugin())
         before = registry.generation
         await registry.refresh()
-        assert (list(registry.listings), registry.generation) == (["old", "paper"], before)
+        assert (list(registry.listings), registry.generation) == (["old", "fakex"], before)
 
     @pytest.mark.parametrize(
         "newer",
@@ -283,7 +283,7 @@ class TestRefresh:
             Manifest(1, (listing("new"), listing("new"))),
         ],
     )
-    async def test_a_failing_one_keeps_the_old_and_lets_the_others_refresh(self, newer: Any) -> None:
+    async def test_a_failing_plugin_leaves_its_old_manifest_and_the_others_refresh(self, newer: Any) -> None:
         registry = registry_of(Refreshing(newer), Refreshing(Manifest(1, (listing("newer"),))))
         # In a task, as the service does it: there SystemExit would end the event loop.
         await asyncio.create_task(registry.refresh())
@@ -297,7 +297,7 @@ WITH_SANDBOX = (
 
 
 class TestAccount:
-    registry = registry_of(ScriptedPlugin(listing("paper", environments=WITH_SANDBOX), listing("pencil")))
+    registry = registry_of(ScriptedPlugin(listing("fakex", environments=WITH_SANDBOX), listing("fakey")))
 
     @pytest.mark.parametrize(
         ("requested", "name"),
@@ -310,23 +310,23 @@ class TestAccount:
             ("demo", "sandbox"),
         ],
     )
-    def test_an_environment_goes_by_its_name_or_the_venues_word(self, requested: str, name: str) -> None:
-        account, listed = self.registry.account("alice", " PAPER ", requested)
-        assert (account.user_id, account.exchange_id, account.environment) == ("alice", "paper", name)
-        assert listed.metadata.id == "paper"
+    def test_an_environment_has_its_name_or_the_venues_own_name(self, requested: str, name: str) -> None:
+        account, listed = self.registry.account("alice", " FAKEX ", requested)
+        assert (account.user_id, account.exchange_id, account.environment) == ("alice", "fakex", name)
+        assert listed.metadata.id == "fakex"
 
     def test_an_unknown_environment_is_a_bad_field_that_names_the_known_ones(self) -> None:
         with pytest.raises(FieldInvalid, match="production, live, sandbox, practice, demo") as refusal:
-            self.registry.account("alice", "paper", "moon")
+            self.registry.account("alice", "fakex", "moon")
         assert refusal.value.field == "environment"
 
-    def test_a_sandbox_that_the_venue_has_not_is_not_supported(self) -> None:
-        with pytest.raises(NotSupported, match="Pencil has no sandbox"):
-            self.registry.account("alice", "pencil", "sandbox")
+    def test_a_missing_sandbox_is_not_supported(self) -> None:
+        with pytest.raises(NotSupported, match="Fakey has no sandbox"):
+            self.registry.account("alice", "fakey", "sandbox")
 
-    @pytest.mark.parametrize(("requested", "hint"), [("papr", "'paper'"), ("PENCI", "'pencil'")])
-    def test_an_unknown_id_comes_with_a_near_match(self, requested: str, hint: str) -> None:
-        with pytest.raises(ExchangeUnknown, match=f"Did you mean {hint}"):
+    @pytest.mark.parametrize(("requested", "suggestion"), [("fkex", "'fakex'"), ("FKEY", "'fakey'")])
+    def test_an_unknown_id_comes_with_a_near_match(self, requested: str, suggestion: str) -> None:
+        with pytest.raises(ExchangeUnknown, match=f"Did you mean {suggestion}"):
             self.registry.find(requested)
 
     def test_an_id_like_no_other_comes_with_the_way_to_the_list(self) -> None:
@@ -335,7 +335,7 @@ class TestAccount:
         assert len(refusal.value.message) < 200
 
 
-async def test_the_end_closes_what_the_plugins_share() -> None:
+async def test_the_end_closes_the_shared_state_of_plugins() -> None:
     closed: list[str] = []
     registry = registry_of(ScriptedPlugin())
 
@@ -355,7 +355,7 @@ def test_a_module_serves_as_a_plugin() -> None:
 
     @hookimpl
     def exchange_manifest() -> Manifest:
-        return Manifest(1, (listing("paper"),))
+        return Manifest(1, (listing("fakex"),))
 
     @hookimpl
     async def fetch_balance(call: VenueCall) -> Balance:

@@ -43,9 +43,9 @@ def reader(registry: CountingRegistry) -> RequestReader:
 
 
 def test_a_request_names_its_account_age_and_rows(reader: RequestReader) -> None:
-    request = balance_request("PAPER", environment="live", max_age=Duration(nanos=500_000_000), include_zero=True)
+    request = balance_request("FAKEX", environment="live", max_age=Duration(nanos=500_000_000), include_zero=True)
     query, include_zero = reader.read_get_balance(request.SerializeToString(), EVERYBODY)
-    assert query.account == Account("alice", "paper")
+    assert query.account == Account("alice", "fakex")
     assert (query.max_age, query.forced, include_zero) == (0.5, True, True)
 
 
@@ -131,12 +131,12 @@ def test_bytes_of_another_kind_are_a_bad_request_every_time(reader: RequestReade
 
 
 def test_a_streams_selectors_and_interval_are_read() -> None:
-    accounts = [messages.AccountSelector(exchange_id="paper", environment="live", known_version=7, account_type="spot")]
+    accounts = [messages.AccountSelector(exchange_id="fakex", environment="live", known_version=7, account_type="spot")]
     request = messages.StreamBalancesRequest(user_id="bob", accounts=accounts, min_interval=Duration(seconds=2))
     query = read_stream_balances(request.SerializeToString(), BOB)
     assert (query.user_id, query.min_interval) == ("bob", 2.0)
     (selector,) = query.selectors
-    assert (selector.exchange_id, selector.environment, selector.known_version) == ("paper", "live", 7)
+    assert (selector.exchange_id, selector.environment, selector.known_version) == ("fakex", "live", 7)
     assert selector.account_type == "spot"
 
 

@@ -26,8 +26,8 @@ def report(*, memory: int = 1, stuck_calls: int = 0, processor_seconds: float = 
     return HealthReport(memory, stuck_calls, processor_seconds)
 
 
-class TestPauses:
-    def test_the_first_end_is_followed_at_once_and_each_further_one_after_a_pause_twice_as_long(self) -> None:
+class TestDelays:
+    def test_the_first_restart_is_immediate_and_each_further_delay_is_twice_as_long(self) -> None:
         policy = policy_for()
         pauses = [policy.process_ended(1.0) for _ in range(9)]
         assert pauses == [0.01, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
@@ -68,7 +68,7 @@ class TestReplacements:
             clock.now += 1
             assert policy.may_replace()
 
-    def test_one_that_lived_for_an_hour_begins_with_the_first_pause_again(self) -> None:
+    def test_one_that_lived_for_an_hour_begins_with_the_first_delay_again(self) -> None:
         clock = Clock()
         policy = policy_for(clock=clock)
         for _ in range(4):
@@ -104,7 +104,7 @@ class TestAnswers:
 
 
 class TestFaults:
-    def test_a_healthy_process_has_none(self) -> None:
+    def test_a_healthy_process_has_no_fault(self) -> None:
         assert policy_for().fault(report(memory=MEMORY)) == ""
 
     def test_more_memory_than_allowed_is_one(self) -> None:
@@ -123,13 +123,13 @@ class TestFaults:
         assert faults[:-1] == [""] * (PROCESSOR_SAMPLES - 1)
         assert faults[-1] == "It used the processor without a pause for a minute."
 
-    def test_one_of_ours_and_one_that_pauses_have_not(self) -> None:
+    def test_one_of_this_project_and_one_that_idles_at_times_have_no_fault(self) -> None:
         ours, pausing = policy_for(third_party=False), policy_for()
         for second in range(2 * PROCESSOR_SAMPLES):
             assert ours.fault(report(processor_seconds=float(second))) == ""
             assert pausing.fault(report(processor_seconds=second * 0.8)) == ""
 
-    def test_what_one_process_used_is_not_held_against_the_next(self) -> None:
+    def test_the_processor_time_of_one_process_is_not_counted_for_the_next(self) -> None:
         policy = policy_for()
         for second in range(PROCESSOR_SAMPLES - 1):
             policy.fault(report(processor_seconds=float(second)))

@@ -73,7 +73,7 @@ def address_of(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize(("wanted", "runs_on"), [("auto", "uvloop"), ("uvloop", "uvloop"), ("asyncio", "asyncio")])
-def test_serve_runs_on_the_loop_that_is_wanted_and_ends_well(tmp_path: Path, wanted: str, runs_on: str) -> None:
+def test_serve_runs_on_the_requested_loop_and_ends_well(tmp_path: Path, wanted: str, runs_on: str) -> None:
     with started(tmp_path, "serve", "--address", "127.0.0.1:0", "--event-loop", wanted) as process:
         assert process.stdout is not None
         address = address_of(process)
@@ -158,7 +158,7 @@ def test_without_uvloop_pythons_own_loop_serves_unless_uvloop_is_requested() -> 
         loop_factory("uvloop")
 
 
-def test_with_uvloop_it_is_taken_unless_asyncio_is_wanted() -> None:
+def test_uvloop_is_used_if_installed_unless_asyncio_is_requested() -> None:
     assert loop_factory("auto") is uvloop.new_event_loop
     assert loop_factory("asyncio") is None
 

@@ -43,9 +43,9 @@ from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
 from exchange_service.venues.sessions import Sessions, venue_environment
 from exchange_service.wire.balances import read_fetched
-from tests.harness import USER, Gate, ScriptedPlugin, Shifted, holding, listing, loaded, raising, returning, until
+from tests.harness import USER, Gate, OffsetClock, ScriptedPlugin, holding, listing, loaded, raising, returning, until
 
-ACCOUNT = Account(USER, "paper")
+ACCOUNT = Account(USER, "fakex")
 
 
 def reference(version: str = "v1", account: Account = ACCOUNT) -> CredentialReference:
@@ -75,7 +75,7 @@ def vault() -> Vault:
 @pytest.fixture
 async def sessions(vault: Vault) -> AsyncIterator[Sessions]:
     http = VenueHttpPool(timeout=5.0)
-    made = Sessions(vault.open, http, overrides={"paper.sandbox": "http://127.0.0.1:9", "oanda": "http://127.0.0.1:8"})
+    made = Sessions(vault.open, http, overrides={"fakex.sandbox": "http://127.0.0.1:9", "oanda": "http://127.0.0.1:8"})
     yield made
     await made.close()
     await http.close()
@@ -135,7 +135,7 @@ class TestLife:
         assert balance.notes == ("v2",)
         assert [(client.key, client.closed) for client in clients] == [("v1", True), ("v2", False)]
 
-    async def test_a_call_in_progress_keeps_its_session_until_it_ends(self, sessions: Sessions) -> None:
+    async def test_a_session_stays_open_until_its_running_call_ends(self, sessions: Sessions) -> None:
         clients: list[Closable] = []
         plugin = keeping(clients)
         await fetch(sessions, plugin)
@@ -160,7 +160,7 @@ class TestLife:
     async def test_accounts_never_share_a_session(self, sessions: Sessions) -> None:
         clients: list[Closable] = []
         plugin = keeping(clients)
-        bob = Account("bob", "paper")
+        bob = Account("bob", "fakex")
         assert (await fetch(sessions, plugin, reference("alices"))).notes == ("alices",)
         assert (await fetch(sessions, plugin, reference("bobs", bob))).notes == ("bobs",)
         assert (await fetch(sessions, plugin, reference("alices"))).notes == ("alices",)
@@ -178,7 +178,7 @@ class TestLife:
     ) -> None:
         clients: list[Closable] = []
         plugin = keeping(clients)
-        shifted = Shifted(monkeypatch)
+        offset_clock = OffsetClock(monkeypatch)
         await fetch(sessions, plugin)
         closed = asyncio.Event()
 
@@ -186,14 +186,14 @@ class TestLife:
             closed.set()
 
         monkeypatch.setattr(Closable, "close", announce)
-        await fetch(sessions, plugin, reference("bobs", Account("bob", "paper")))
-        shifted.by(290)
+        await fetch(sessions, plugin, reference("bobs", Account("bob", "fakex")))
+        offset_clock.advance(290)
         # The sweeper looks now, and both sessions may be idle for longer.
         for _ in range(10):
             await asyncio.sleep(0)
         assert len(sessions.snapshot()) == 2
         await fetch(sessions, plugin, reference())
-        shifted.by(290)
+        offset_clock.advance(290)
         await asyncio.wait_for(closed.wait(), 5)
         assert sessions.snapshot() == {ACCOUNT}
 
@@ -201,7 +201,7 @@ class TestLife:
         clients: list[Closable] = []
         await fetch(sessions, keeping(clients))
         sessions.forget(ACCOUNT)
-        sessions.forget(Account("nobody", "paper"))
+        sessions.forget(Account("nobody", "fakex"))
         await until(lambda: clients[0].closed)
 
     async def test_a_closing_that_hangs_delays_neither_the_next_call_nor_the_end(self, vault: Vault) -> None:
@@ -253,7 +253,7 @@ class TestLife:
         clients: list[Closable] = []
         plugin = keeping(clients)
         for user in ("a", "b", "c"):
-            await fetch(sessions, plugin, reference(user, Account(user, "paper")))
+            await fetch(sessions, plugin, reference(user, Account(user, "fakex")))
         await sessions.close()
         await http.close()
         assert [client.closed for client in clients] == [True] * 3
@@ -262,8 +262,8 @@ class TestLife:
 class TestEnvironment:
     with_sandbox = listing(
         environments=(
-            Environment("production", {"api": "https://api.paper.example"}),
-            Environment("sandbox", {"api": "https://test.paper.example"}, aliases=("practice",)),
+            Environment("production", {"api": "https://api.fakex.example"}),
+            Environment("sandbox", {"api": "https://test.fakex.example"}, aliases=("practice",)),
         )
     )
 
@@ -282,7 +282,7 @@ class TestEnvironment:
     def test_the_stored_metadata_may_choose_the_test_host_and_never_the_live_one(
         self, requested: str, metadata: dict[str, Any], expected: str
     ) -> None:
-        account = Account(USER, "paper", requested)
+        account = Account(USER, "fakex", requested)
         assert venue_environment(self.with_sandbox, account, Credential(metadata=metadata)).name == expected
 
     def test_a_sandbox_that_the_venue_lacks_is_not_supported(self) -> None:
@@ -291,7 +291,7 @@ class TestEnvironment:
 
     @pytest.mark.parametrize("word", ["moon", "production2", "pro duction"])
     def test_an_environment_in_the_metadata_that_the_venue_lacks_makes_the_credential_invalid(self, word: str) -> None:
-        with pytest.raises(CredentialInvalid, match=r"extra_metadata\.environment names no environment of Paper"):
+        with pytest.raises(CredentialInvalid, match=r"extra_metadata\.environment names no environment of Fakex"):
             venue_environment(self.with_sandbox, ACCOUNT, Credential(metadata={"environment": word}))
 
     async def test_another_environment_than_the_requested_one_is_mentioned_in_a_note(
@@ -302,8 +302,8 @@ class TestEnvironment:
         for version, metadata in (("v2", {"sandbox": True}), ("v3", {"environment": "practice"})):
             vault.metadata = metadata
             balance = await fetch(sessions, plugin, reference(version))
-            assert balance.notes == ("Its own.", "Read from Paper's sandbox, which the stored metadata choose.")
-        requested = reference("v4", Account(USER, "paper", "sandbox"))
+            assert balance.notes == ("Its own.", "Read from Fakex's sandbox, which the stored metadata choose.")
+        requested = reference("v4", Account(USER, "fakex", "sandbox"))
         assert (await fetch(sessions, plugin, requested)).notes == ("Its own.",)
 
     async def test_the_plugin_gets_the_environments_address_or_the_operators(
@@ -314,9 +314,9 @@ class TestEnvironment:
         vault.metadata = {"sandbox": True}
         await fetch(sessions, plugin, reference("v2"))
         production, sandbox = plugin.calls
-        assert production.url() == "https://api.paper.example"
+        assert production.url() == "https://api.fakex.example"
         assert (sandbox.environment.name, sandbox.url()) == ("sandbox", "http://127.0.0.1:9")
-        assert (production.account, production.exchange.id) == (ACCOUNT, "paper")
+        assert (production.account, production.exchange.id) == (ACCOUNT, "fakex")
 
     async def test_a_plugin_reaches_the_operators_host_and_no_other(self, vault: Vault) -> None:
         async with OandaSimulator() as venue, OandaSimulator() as other:
@@ -387,7 +387,7 @@ class TestErrors:
     async def test_an_error_without_a_text_is_the_plugins_failure(
         self, sessions: Sessions, error: ServiceError
     ) -> None:
-        with pytest.raises(PluginFailed, match="paper"):
+        with pytest.raises(PluginFailed, match="fakex"):
             await fetch(sessions, ScriptedPlugin(answer=raising(error)))
 
     @pytest.mark.parametrize("error", [VenueError("No."), _Own("No.")])
@@ -415,7 +415,7 @@ class TestErrors:
         with pytest.raises(PluginFailed) as raised:
             await fetch(sessions, ScriptedPlugin(answer=raising(error)))
         assert type(error).__name__ in raised.value.message
-        assert "exchange-service-paper" in raised.value.message
+        assert "exchange-service-fakex" in raised.value.message
         assert "signature" not in raised.value.message
 
     async def test_a_timeout_of_the_plugins_own_is_the_venues(self, sessions: Sessions) -> None:
@@ -435,7 +435,7 @@ class TestTime:
             await fetch(sessions, ScriptedPlugin(answer=gate), timeout=0.1)
         await asyncio.wait_for(gate.cancelled.wait(), 5)
 
-    async def test_a_plugin_that_ignores_its_cancellation_keeps_no_caller_waiting(self, sessions: Sessions) -> None:
+    async def test_a_plugin_that_ignores_its_cancellation_delays_no_caller(self, sessions: Sessions) -> None:
         released, ended = asyncio.Event(), asyncio.Event()
 
         async def stubborn(_: VenueCall) -> Balance:
@@ -455,7 +455,7 @@ class TestTime:
         released.set()
         await asyncio.wait_for(ended.wait(), 5)
 
-    async def test_a_caller_who_gives_up_cancels_the_plugins_call(self, sessions: Sessions) -> None:
+    async def test_a_caller_that_gives_up_cancels_the_plugins_call(self, sessions: Sessions) -> None:
         gate = Gate()
         caller = asyncio.ensure_future(fetch(sessions, ScriptedPlugin(answer=gate)))
         await gate.entered.wait()

@@ -133,11 +133,11 @@ def test_the_hash_key_does_not_show_itself() -> None:
         ("localhost.example.com:50051", False),
     ],
 )
-def test_loopback_is_told_from_the_rest(address: str, loopback: bool) -> None:
+def test_loopback_addresses_are_recognised(address: str, loopback: bool) -> None:
     assert load_settings(address=address).loopback is loopback
 
 
-def test_every_setting_says_what_it_is_for() -> None:
+def test_every_setting_has_a_help_text() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert field.description.endswith((".", "}.")), name

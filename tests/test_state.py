@@ -88,7 +88,7 @@ async def test_the_age_counts_from_when_the_value_was_made(advance: Callable[[fl
     assert await state.get("token", maker.make, max_age=50) == 1
 
 
-async def test_a_failure_is_raised_to_every_waiting_call_and_not_kept() -> None:
+async def test_a_failure_is_raised_to_every_waiting_call_and_not_stored() -> None:
     state, maker = State(), Maker()
     maker.failure = ValueError("no token")
     results = await asyncio.gather(*(state.get("token", maker.make) for _ in range(3)), return_exceptions=True)
@@ -156,7 +156,7 @@ async def test_closing_closes_every_value() -> None:
     assert sorted(maker.closed) == [1, 2]
 
 
-async def test_a_value_that_cannot_be_closed_does_not_keep_the_others_open() -> None:
+async def test_a_value_that_cannot_be_closed_does_not_stop_the_others_from_closing() -> None:
     async def refuse(number: int) -> None:
         raise OSError("it does not close")
 

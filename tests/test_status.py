@@ -101,7 +101,7 @@ class TestEach:
         assert names.count("RetryInfo") <= 1
         assert ("BadRequest" in names) == (reason == "FIELD_INVALID")
 
-    def test_it_says_who_acts_and_how(self, code: str, reason: str, delay: str) -> None:
+    def test_it_names_the_role_that_acts_and_the_next_step(self, code: str, reason: str, delay: str) -> None:
         row = TABLE[_leaf(reason)]
         assert row.who
         assert row.next_step.endswith(".")
@@ -109,7 +109,7 @@ class TestEach:
             assert status_of(_made(reason, "It happened.")).message == f"{reason}: It happened. {row.next_step}"
 
 
-def test_the_given_delay_stands_in_all_three_places() -> None:
+def test_the_given_delay_is_in_the_details_and_in_the_pushback_trailer() -> None:
     error = errors.VenueRateLimited("Too many.", retry_after=7.25)
     (retry,) = [detail for detail in unpacked(_status(error)) if isinstance(detail, error_details_pb2.RetryInfo)]
     assert retry.retry_delay.ToTimedelta().total_seconds() == 7.25
@@ -126,12 +126,12 @@ def test_a_bad_field_is_named_with_its_path() -> None:
     assert (violation.field, violation.description) == ("accounts[3].exchange_id", "it is required.")
 
 
-def test_the_errors_own_advice_takes_the_place_of_the_tables_next_step() -> None:
+def test_the_errors_own_advice_replaces_the_tables_next_step() -> None:
     error = errors.CredentialMissing("Nothing is stored.", advice="Add it.")
     assert status_of(error).message == "CREDENTIAL_MISSING: Nothing is stored. Add it."
 
 
-def test_empty_advice_says_that_there_is_nothing_to_do() -> None:
+def test_empty_advice_means_that_there_is_nothing_to_do() -> None:
     assert status_of(errors.NotSupported("It has none.", advice="")).message == "NOT_SUPPORTED: It has none."
 
 

@@ -25,7 +25,7 @@ async def ignore_cancellation(until: asyncio.Event) -> None:
 
 
 class TestTaskSet:
-    async def test_a_task_is_kept_until_it_ends_and_gives_its_result(self) -> None:
+    async def test_a_task_is_referenced_until_it_ends_and_gives_its_result(self) -> None:
         tasks, go = TaskSet(), asyncio.Event()
 
         async def work() -> int:

@@ -40,15 +40,15 @@ from exchange_service.wire.replies import Source
 from tests.gates import Answering, Recorder, Venue, gated, outcome, over_http
 from tests.harness import (
     USER,
-    Bench,
     Clock,
     Gate,
+    OffsetClock,
     ScriptedPlugin,
-    Shifted,
+    TestService,
     balance_request,
-    bench,
     failure,
     listing,
+    open_test_service,
     raising,
     serving,
     streaming,
@@ -62,7 +62,7 @@ from tests.harness import (
     st.integers(1, 5),
     st.integers(5, 40),
 )
-def test_a_window_says_when_there_will_be_room(steps: list[tuple[float, int]], count: int, allowed: int) -> None:
+def test_a_window_computes_when_there_will_be_room(steps: list[tuple[float, int]], count: int, allowed: int) -> None:
     window, now = Window(10), 1000.0
     for passed, wished in steps:
         now += passed
@@ -75,8 +75,8 @@ def test_a_window_says_when_there_will_be_room(steps: list[tuple[float, int]], c
 
 
 @pytest.fixture
-async def shifted(monkeypatch: pytest.MonkeyPatch) -> Shifted:
-    return Shifted(monkeypatch)
+async def offset_clock(monkeypatch: pytest.MonkeyPatch) -> OffsetClock:
+    return OffsetClock(monkeypatch)
 
 
 OF_THE_VENUE = [VenueUnavailable, VenueTimeout, VenueMaintenance, VenueMalformed]
@@ -98,11 +98,11 @@ class TestBreaking:
             assert error.retry_after is not None
             assert 26 < error.retry_after <= 33
         assert venue.fetches == 5
-        assert metrics.breakers == [("paper", "production", "open")]
+        assert metrics.breakers == [("fakex", "production", "open")]
         assert metrics.refusals == ["VENUE_UNAVAILABLE"] * 3
 
     @pytest.mark.parametrize("kind", [CredentialRejected, PluginFailed, VenueRateLimited])
-    async def test_an_error_that_says_nothing_about_the_venue_does_not_open_the_breaker(
+    async def test_an_error_that_does_not_concern_the_venue_does_not_open_the_breaker(
         self, kind: type[ServiceError]
     ) -> None:
         venue = Venue()
@@ -113,7 +113,7 @@ class TestBreaking:
         assert venue.fetches == 8
 
     async def test_a_timeout_of_a_fetch_that_waited_long_for_a_slot_does_not_count_as_a_failure(
-        self, shifted: Shifted
+        self, offset_clock: OffsetClock
     ) -> None:
         venue = Venue()
         gate = gated(attempts=1, of_venue=1)
@@ -125,21 +125,21 @@ class TestBreaking:
 
         venue.answer = hold
         fetches = [asyncio.ensure_future(outcome(venue.through(gate, timeout=8.0))) for _ in range(2)]
-        await until(lambda: venue.fetches == 1 and gate.snapshot()["paper production"].waiting == 1)
-        shifted.by(5.0)
+        await until(lambda: venue.fetches == 1 and gate.snapshot()["fakex production"].waiting == 1)
+        offset_clock.advance(5.0)
         held.set()
         await asyncio.gather(*fetches)
-        breaker = gate.snapshot()["paper production"]
+        breaker = gate.snapshot()["fakex production"]
         # The first had all its time, the second three eighths of it.
         assert (venue.fetches, breaker.failures) == (2, 1)
 
-    async def test_after_the_pause_one_probe_decides_for_all_callers(self, shifted: Shifted) -> None:
+    async def test_after_the_delay_one_probe_decides_for_all_callers(self, offset_clock: OffsetClock) -> None:
         venue = Venue()
         gate = gated(attempts=1)
         venue.failing(VenueUnavailable("It is down."))
         for _ in range(5):
             await outcome(venue.through(gate))
-        shifted.by(34)
+        offset_clock.advance(34)
         held = asyncio.Event()
 
         async def hold() -> str:
@@ -155,13 +155,13 @@ class TestBreaking:
         assert outcomes.count(None) == 1
         assert await outcome(venue.through(gate)) is None
 
-    async def test_after_a_cancelled_probe_another_one_is_admitted(self, shifted: Shifted) -> None:
+    async def test_after_a_cancelled_probe_another_one_is_admitted(self, offset_clock: OffsetClock) -> None:
         venue = Venue()
         gate = gated(attempts=1)
         venue.failing(VenueUnavailable("It is down."))
         for _ in range(5):
             await outcome(venue.through(gate))
-        shifted.by(34)
+        offset_clock.advance(34)
         venue.answer = asyncio.Event().wait  # type: ignore[assignment]
         probe = asyncio.ensure_future(venue.through(gate))
         await until(lambda: venue.fetches == 6)
@@ -184,12 +184,12 @@ class TestBreaking:
         assert await outcome(venue.through(gate, key="good")) is None
 
     async def test_a_venue_that_accepts_no_connection_fails_quickly_and_is_then_not_asked(self, tmp_path: Path) -> None:
-        metadata = listing(environments=(Environment("production", {"api": "https://api.paper.example"}),))
+        metadata = listing(environments=(Environment("production", {"api": "https://api.fakex.example"}),))
         plugin = ScriptedPlugin(metadata, answer=over_http)
         venue = Answering()
         await venue.start()
         await venue.stop()
-        async with bench(tmp_path, plugin, gate=GateOptions(), overrides={"paper": venue.url}) as service:
+        async with open_test_service(tmp_path, plugin, gate=GateOptions(), overrides={"fakex": venue.url}) as service:
             await service.put()
             started = time.monotonic()
             for _ in range(5):
@@ -203,40 +203,40 @@ class TestBreaking:
         venue, status = Venue(), VenueStatus()
         gate = gated(attempts=1, status=status)
         venue.failing(VenueUnavailable("It is down."))
-        account = Account(USER, "paper", "sandbox")
+        account = Account(USER, "fakex", "sandbox")
         reference = CredentialReference(account, account, "1")
         for _ in range(5):
             deadline = asyncio.get_running_loop().time() + 8
             await outcome(gate.fetch(Target(account, venue.listing, reference), deadline, Priority()))
         venue.answer = venue.good
         assert await outcome(venue.through(gate)) is None
-        assert status.troubles["paper"].serves
-        assert status.troubles["paper"].reason.endswith("(its sandbox).")
+        assert status.troubles["fakex"].serves
+        assert status.troubles["fakex"].reason.endswith("(its sandbox).")
 
 
 class TestStatus:
     async def test_a_listing_is_degraded_after_a_failure_and_unavailable_while_the_breaker_is_open(
-        self, shifted: Shifted
+        self, offset_clock: OffsetClock
     ) -> None:
         venue, status, clock = Venue(), VenueStatus(), Clock()
         gate = gated(attempts=1, status=status, now=clock)
         venue.failing(VenueUnavailable("It is down."))
         await outcome(venue.through(gate))
-        assert status.troubles["paper"].serves
+        assert status.troubles["fakex"].serves
         since = clock.now
         clock.now += 10
         for _ in range(4):
             await outcome(venue.through(gate))
-        trouble = status.troubles["paper"]
+        trouble = status.troubles["fakex"]
         assert (trouble.serves, trouble.since) == (False, since)
         assert "left alone" in trouble.reason
-        shifted.by(34)
+        offset_clock.advance(34)
         venue.answer = venue.good
         await venue.through(gate)
         assert status.troubles == {}
 
     async def test_clients_see_the_status_and_get_the_delay_and_a_feed_does_not_ask_the_venue(
-        self, tmp_path: Path, shifted: Shifted
+        self, tmp_path: Path, offset_clock: OffsetClock
     ) -> None:
         async with OandaSimulator() as venue, serving(tmp_path, venue_urls={"oanda": venue.url}) as running:
             row = venue.demo_credential("moving")
@@ -255,7 +255,7 @@ class TestStatus:
             assert len(venue.requests) == seen
             assert await _availability(running) == exchange_pb2.AVAILABILITY_UNAVAILABLE
             venue.recover()
-            shifted.by(34)
+            offset_clock.advance(34)
             await running.stub.GetBalance(_forced())
             assert await _availability(running) == exchange_pb2.AVAILABILITY_AVAILABLE
 
@@ -309,11 +309,11 @@ class TestRetries:
         assert await outcome(venue.through(gated())) is error
         assert venue.fetches == 1
 
-    async def test_a_slow_failure_and_one_that_leaves_no_time_are_not_retried(self, shifted: Shifted) -> None:
+    async def test_a_slow_failure_and_one_that_leaves_no_time_are_not_retried(self, offset_clock: OffsetClock) -> None:
         venue = Venue()
 
         async def slowly() -> str:
-            shifted.by(1.1)
+            offset_clock.advance(1.1)
             raise VenueTimeout("It did not answer in time.")
 
         venue.answer = slowly
@@ -321,7 +321,7 @@ class TestRetries:
         assert venue.fetches == 1
 
         async def most_of_the_time() -> str:
-            shifted.by(0.9)
+            offset_clock.advance(0.9)
             raise VenueUnavailable("It failed for a moment.")
 
         venue.answer = most_of_the_time
@@ -352,8 +352,8 @@ class TestRetries:
 
 class TestBulkhead:
     async def test_a_slow_venue_fills_only_its_own_compartment(self) -> None:
-        slow = Venue(plugin=ScriptedPlugin(listing("paper"), listing("quick")))
-        quick = Venue(name="quick", plugin=ScriptedPlugin(listing("paper"), listing("quick")))
+        slow = Venue(plugin=ScriptedPlugin(listing("fakex"), listing("quick")))
+        quick = Venue(name="quick", plugin=ScriptedPlugin(listing("fakex"), listing("quick")))
         gate = gated(of_venue=8, of_plugin=12)
         done = asyncio.Event()
 
@@ -375,7 +375,7 @@ class TestBulkhead:
         assert gate.in_flight == 0
 
     async def test_a_slot_that_one_venue_of_a_plugin_releases_goes_to_another(self) -> None:
-        plugin = ScriptedPlugin(listing("paper"), listing("quick"))
+        plugin = ScriptedPlugin(listing("fakex"), listing("quick"))
         slow, quick = Venue(plugin=plugin), Venue(name="quick", plugin=plugin)
         gate = gated(of_venue=2, of_plugin=2)
         held = asyncio.Event()
@@ -441,7 +441,7 @@ class TestBulkhead:
             ("call", Priority()),
         ):
             fetches.append(asyncio.ensure_future(one(name, priority)))
-        await until(lambda: gate.snapshot()["paper production"].waiting == 4)
+        await until(lambda: gate.snapshot()["fakex production"].waiting == 4)
         joined.promote()
         first.set()
         await asyncio.gather(*fetches)
@@ -481,7 +481,7 @@ PER_MINUTE = RateLimit("address", 20, 60)
 
 
 class TestRateLimits:
-    async def test_a_call_beyond_the_rate_limit_fails_with_the_delay(self, shifted: Shifted) -> None:
+    async def test_a_call_beyond_the_rate_limit_fails_with_the_delay(self, offset_clock: OffsetClock) -> None:
         venue, metrics = Venue(PER_MINUTE), Recorder()
         gate = gated(metrics=metrics)
         outcomes = [await outcome(venue.through(gate, key=str(number))) for number in range(25)]
@@ -490,8 +490,8 @@ class TestRateLimits:
         assert isinstance(error, VenueRateLimited)
         assert error.retry_after is not None
         assert venue.fetches == 20
-        assert metrics.budgets[-1] == ("paper", "address", 0.0)
-        shifted.by(error.retry_after + 0.1)
+        assert metrics.budgets[-1] == ("fakex", "address", 0.0)
+        offset_clock.advance(error.retry_after + 0.1)
         assert await outcome(venue.through(gate)) is None
 
     async def test_polling_leaves_a_fifth_of_a_limit_to_callers(self) -> None:
@@ -564,7 +564,7 @@ class TestCooldowns:
         ("limits", "others_wait"),
         [((), True), ((RateLimit("address", 99, 60),), True), ((RateLimit("key", 99, 60),), False)],
     )
-    async def test_a_venue_that_limits_us_is_not_asked_for_any_account_that_shares_the_limit(
+    async def test_a_venue_that_limits_us_gets_no_request_for_any_account_that_shares_the_limit(
         self, limits: tuple[RateLimit, ...], others_wait: bool
     ) -> None:
         venue = Venue(*limits)
@@ -580,8 +580,8 @@ class TestCooldowns:
         assert venue.fetches == (1 if others_wait else 2)
 
     @pytest.mark.parametrize("kind", [VenueMaintenance, VenueUnavailable])
-    async def test_a_venue_that_names_a_delay_is_not_asked_before_it_is_over(
-        self, kind: type[ServiceError], shifted: Shifted
+    async def test_a_venue_that_names_a_delay_gets_no_request_before_it_is_over(
+        self, kind: type[ServiceError], offset_clock: OffsetClock
     ) -> None:
         venue = Venue(RateLimit("key", 99, 60))
         gate = gated()
@@ -591,7 +591,7 @@ class TestCooldowns:
         await outcome(venue.through(gate))
         venue.answer = venue.good
         assert type(await outcome(venue.through(gate, key="another"))) is kind
-        shifted.by(kind.default_retry_after + 0.1)
+        offset_clock.advance(kind.default_retry_after + 0.1)
         assert await outcome(venue.through(gate)) is None
         assert venue.fetches == 2
 
@@ -604,7 +604,7 @@ class TestCooldowns:
         assert await outcome(venue.through(gate)) is None
 
     async def test_the_cooldown_for_a_rate_limit_without_a_delay_grows_up_to_five_minutes(
-        self, shifted: Shifted
+        self, offset_clock: OffsetClock
     ) -> None:
         venue = Venue()
         gate = gated()
@@ -615,7 +615,7 @@ class TestCooldowns:
             assert error is not None
             assert error.retry_after is not None
             assert 9.9 < error.retry_after <= min(300, 10 * 2**count)
-            shifted.by(error.retry_after + 0.1)
+            offset_clock.advance(error.retry_after + 0.1)
         assert venue.fetches == 11
 
     async def test_a_cooldown_lasts_an_hour_at_most(self) -> None:
@@ -633,7 +633,7 @@ class TestReports:
 
     @pytest.mark.parametrize("fails", [False, True])
     async def test_a_reported_cooldown_holds_for_all_accounts_whatever_the_call_came_to(
-        self, fails: bool, shifted: Shifted
+        self, fails: bool, offset_clock: OffsetClock
     ) -> None:
         venue = Venue()
         gate = gated(attempts=1)
@@ -648,11 +648,13 @@ class TestReports:
         error = await outcome(venue.through(gate, key="another"))
         assert isinstance(error, VenueRateLimited)
         assert error.retry_after == pytest.approx(130, abs=1)
-        shifted.by(131)
+        offset_clock.advance(131)
         venue.report, venue.answer = (lambda reports: None), venue.good
         assert await outcome(venue.through(gate, key="another")) is None
 
-    async def test_a_limit_that_the_venue_counts_as_used_up_holds_until_it_resets(self, shifted: Shifted) -> None:
+    async def test_a_limit_that_the_venue_counts_as_used_up_holds_until_it_resets(
+        self, offset_clock: OffsetClock
+    ) -> None:
         venue = Venue(PER_MINUTE)
         gate = gated()
         venue.report = lambda reports: reports.usage.update({60: (20, 12.0)})
@@ -678,14 +680,14 @@ class TestBalances:
         return ScriptedPlugin()
 
     @pytest.fixture
-    async def service(self, tmp_path: Path, plugin: ScriptedPlugin) -> AsyncIterator[Bench]:
-        async with bench(tmp_path, plugin, gate=GateOptions(of_venue=1)) as service:
+    async def service(self, tmp_path: Path, plugin: ScriptedPlugin) -> AsyncIterator[TestService]:
+        async with open_test_service(tmp_path, plugin, gate=GateOptions(of_venue=1)) as service:
             for user in (USER, "bob", "carol"):
                 await service.put(user=user)
             yield service
 
     async def test_a_cached_balance_is_returned_while_the_gate_refuses_fetches(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         await service.get()
         plugin.answer = raising(VenueRateLimited("Too many.", retry_after=60))
@@ -698,14 +700,14 @@ class TestBalances:
         assert len(plugin.calls) == 2
 
     async def test_a_poll_that_a_caller_joins_goes_before_other_polls(
-        self, service: Bench, plugin: ScriptedPlugin
+        self, service: TestService, plugin: ScriptedPlugin
     ) -> None:
         plugin.answer = gate = Gate()
         fetches = [asyncio.ensure_future(service.get())]
         await gate.entered.wait()
         for count, user in enumerate(("bob", "carol"), 1):
             fetches.append(asyncio.ensure_future(polled(service, user)))
-            await until(lambda count=count: service.gate.snapshot()["paper production"].waiting == count)
+            await until(lambda count=count: service.gate.snapshot()["fakex production"].waiting == count)
         fetches.append(asyncio.ensure_future(service.get(user="carol")))
         await until(lambda: service.balances.fetcher.snapshot() == (3, 4))
         gate.opened.set()
@@ -713,7 +715,7 @@ class TestBalances:
         assert [call.account.user_id for call in plugin.calls] == [USER, "carol", "bob"]
 
 
-async def polled(service: Bench, user: str) -> BalanceResult:
-    account, entry = service.registry.account(user, "paper", "")
+async def polled(service: TestService, user: str) -> BalanceResult:
+    account, entry = service.registry.account(user, "fakex", "")
     deadline = asyncio.get_running_loop().time() + 10
     return await service.balances.get(account, entry, max_age=None, deadline=deadline, polling=True)

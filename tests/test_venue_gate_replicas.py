@@ -54,7 +54,7 @@ class Replica:
     metrics: Recorder
 
     async def get(self, user: str, *, polling: bool = False) -> BalanceResult:
-        account = Account(user, "paper")
+        account = Account(user, "fakex")
         deadline = asyncio.get_running_loop().time() + 10
         return await self.balances.get(account, self.listing, max_age=0, deadline=deadline, polling=polling)
 
@@ -64,17 +64,17 @@ async def replicas(
     folder: Path, venue: LoopbackVenue, redis_url: str, *limits: RateLimit, users: int = 1, prefix: str = ""
 ) -> AsyncIterator[list[Replica]]:
     """Three replicas on one Redis and one store; each caches balances for itself, so each asks the venue."""
-    metadata = listing(limits=limits, environments=(Environment("production", {"api": "https://api.paper.example"}),))
+    metadata = listing(limits=limits, environments=(Environment("production", {"api": "https://api.fakex.example"}),))
     registry = registry_of(ScriptedPlugin(metadata, answer=over_http))
     prefix = prefix or f"test-{random.getrandbits(64):x}:"
     async with AsyncExitStack() as stack:
         store = await open_store(f"sqlite:///{folder / 'credentials.db'}", KEY)
         stack.push_async_callback(store.close)
         for number in range(users):
-            await store.put(Account(f"user{number}", "paper"), Credential.from_texts({"api_key": f"key{number}"}))
+            await store.put(Account(f"user{number}", "fakex"), Credential.from_texts({"api_key": f"key{number}"}))
         http = VenueHttpPool(timeout=5.0)
         stack.push_async_callback(http.close)
-        sessions = Sessions(store.open, http, overrides={"paper": venue.url})
+        sessions = Sessions(store.open, http, overrides={"fakex": venue.url})
         stack.push_async_callback(sessions.close)
         made = []
         for _ in range(3):
@@ -84,7 +84,7 @@ async def replicas(
             gate = GateOptions(shared=RedisSharedState(link, prefix=prefix), replicas=3, metrics=metrics)
             balances = open_balances(sessions, references, MemoryCache(), BalanceOptions(KEY, gate=gate))
             stack.push_async_callback(balances.close)
-            made.append(Replica(balances, registry.listings["paper"], metrics))
+            made.append(Replica(balances, registry.listings["fakex"], metrics))
         yield made
 
 
@@ -151,7 +151,7 @@ class TestReplicas:
             assert 0.9 < time.monotonic() - limited_at < 1.5
             assert (await every(made, 1)) == [None] * 3
 
-    async def test_all_replicas_together_keep_to_a_rate_limit(self, tmp_path: Path, redis_url: str) -> None:
+    async def test_all_replicas_together_respect_a_rate_limit(self, tmp_path: Path, redis_url: str) -> None:
         requests, outcomes = await counted_together(tmp_path, redis_url, RateLimit("address", 30, 60), times=30)
         assert outcomes.count(None) == requests == 30
         assert {type(outcome) for outcome in outcomes if outcome} == {VenueRateLimited}
@@ -172,7 +172,7 @@ class TestReplicas:
                             await replica.get("user0", polling=polling)
                 assert len(venue.requests) == allowed
 
-    async def test_each_replica_keeps_to_its_part_of_a_limit_while_redis_is_down_and_logs_it_once(
+    async def test_while_redis_is_down_each_replica_uses_its_share_of_a_limit_and_logs_it_once(
         self, tmp_path: Path, redis_server: RedisServer
     ) -> None:
         limit = RateLimit("address", 30, 60)

@@ -124,13 +124,13 @@ async def test_the_user_agent_names_the_service() -> None:
 
 @pytest.mark.threat("T6")
 @pytest.mark.parametrize("through", ["get", "post", "session_get"])
-async def test_a_host_that_the_manifest_does_not_name_is_never_asked(through: str) -> None:
-    async with EchoVenue() as venue, EchoVenue() as stranger, opened(venue.url) as http:
+async def test_a_host_that_the_manifest_does_not_name_never_gets_a_request(through: str) -> None:
+    async with EchoVenue() as venue, EchoVenue() as other_venue, opened(venue.url) as http:
         sender = http.client_session if through == "session_get" else http
         method = "get" if through == "session_get" else through
         with pytest.raises(PluginFailed, match=r"a host that its manifest does not name: 127\.0\.0\.1"):
-            await getattr(sender, method)(f"{stranger.url}/steal?key=1")
-        assert stranger.requests == []
+            await getattr(sender, method)(f"{other_venue.url}/steal?key=1")
+        assert other_venue.requests == []
 
 
 @pytest.mark.parametrize("url", ["http://localhost:{port}/", "https://127.0.0.1:{port}/", "http://127.0.0.2:{port}/"])
@@ -213,13 +213,13 @@ async def test_an_honest_compressed_body_is_read() -> None:
         assert (await http.get(venue.url)).json() == {"total": "1.50"}
 
 
-async def test_a_body_that_is_not_compressed_as_it_says_is_malformed() -> None:
+async def test_a_body_with_a_wrong_content_encoding_is_malformed() -> None:
     error = await refusal("/", Fault(body=b"plain", headers={"Content-Encoding": "gzip"}))
     assert isinstance(error, VenueMalformed)
 
 
 @pytest.mark.threat("T16")
-async def test_no_cookie_is_kept_for_the_next_request() -> None:
+async def test_no_cookie_is_stored_for_the_next_request() -> None:
     async with EchoVenue() as venue, opened(venue.url) as http:
         first = await http.get(venue.url)
         await http.get(venue.url)
@@ -366,7 +366,7 @@ def answer(status: int, body: bytes = b"", **headers: str) -> VenueResponse:
         (520, VenueUnavailable),
     ],
 )
-def test_a_status_means_what_the_plugins_page_says(status: int, expected: type[ServiceError]) -> None:
+def test_a_status_means_what_the_page_for_plugin_authors_documents(status: int, expected: type[ServiceError]) -> None:
     with pytest.raises(ServiceError) as raised:
         answer(status).raise_for_status()
     assert type(raised.value) is expected
@@ -409,7 +409,7 @@ def test_a_body_that_is_not_json_is_malformed_and_names_the_venue() -> None:
         ("inf", 300.0),
     ],
 )
-def test_a_delay_in_seconds_is_kept_within_bounds(value: str, seconds: float) -> None:
+def test_a_delay_in_seconds_is_limited(value: str, seconds: float) -> None:
     assert retry_after({"Retry-After": value}) == seconds
 
 
@@ -494,7 +494,7 @@ def test_an_address_of_the_public_internet_is_recognised(address: str) -> None:
 @pytest.mark.threat("T7")
 class TestInsideAddresses:
     @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "169.254.169.254", "::ffff:10.0.0.1", "10.0.0.1"])
-    async def test_a_manifests_host_that_resolves_to_an_inside_address_is_not_asked(self, address: str) -> None:
+    async def test_a_manifests_host_that_resolves_to_an_inside_address_gets_no_request(self, address: str) -> None:
         async with opened("http://venue.example", override="", resolver=Names([address])) as http:
             with capture_logs() as lines, pytest.raises(VenueUnavailable, match="venue_urls"):
                 await http.get("http://venue.example/balance", headers={"X-Key": "k"})
@@ -503,7 +503,7 @@ class TestInsideAddresses:
         ]
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "127.1"])
-    async def test_an_inside_address_in_the_manifest_is_not_asked(self, host: str) -> None:
+    async def test_an_inside_address_in_the_manifest_gets_no_request(self, host: str) -> None:
         async with EchoVenue() as inside:
             url = f"http://{host}:{inside.url.rpartition(':')[2]}"
             async with opened(url, override="") as http:
@@ -512,7 +512,7 @@ class TestInsideAddresses:
                     await http.get(url)
             assert inside.requests == []
 
-    async def test_the_error_says_so_if_all_addresses_of_a_host_are_inside(self) -> None:
+    async def test_the_error_is_explicit_if_all_addresses_of_a_host_are_inside(self) -> None:
         names = Names(["127.0.0.1", "::1", "10.1.2.3"])
         async with opened("http://venue.example", override="", resolver=names) as http:
             with pytest.raises(VenueUnavailable, match="public internet"):

@@ -64,7 +64,7 @@ async def test_a_refused_key_does_not_change_the_status(tmp_path: Path) -> None:
         assert (await status_of(client)).availability == exchange_pb2.AVAILABILITY_AVAILABLE
 
 
-def test_a_trouble_has_the_time_of_its_beginning_and_the_newest_reason() -> None:
+def test_a_listing_problem_has_the_time_of_its_beginning_and_the_newest_reason() -> None:
     status = VenueStatus()
     status.failed("oanda", VenueTimeout("OANDA did not answer in time."), 100.0)
     status.failed("oanda", VenueUnavailable("OANDA has trouble."), 200.0)
@@ -84,7 +84,7 @@ def test_an_errors_message_for_one_user_is_not_shown_to_all() -> None:
     assert "7654321" not in status.troubles["oanda"].reason
 
 
-def test_a_broken_plugin_is_a_trouble_and_a_rate_limit_is_not() -> None:
+def test_a_broken_plugin_is_a_listing_problem_and_a_rate_limit_is_not() -> None:
     status = VenueStatus()
     status.failed("oanda", VenueRateLimited("OANDA limits our requests."), 1.0)
     assert status.troubles == {}

@@ -1,4 +1,4 @@
-"""Model to bytes to messages: every digit is kept, unknown is never zero, and other bytes are not a balance."""
+"""Model to bytes to messages: no digit is lost, unknown is never zero, and other bytes are not a balance."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from exchange_service.wire.stored import (
     with_known_rows,
 )
 
-ALICE = Account("alice", "paper")
+ALICE = Account("alice", "fakex")
 NOW = 1_800_000_000.25
 AMOUNT = re.compile(r"-?\d+(\.\d+)?\Z", re.ASCII)
 NAMES: tuple[Any, ...] = ("total", "free", "used", "debt")
@@ -125,7 +125,7 @@ class TestBalance:
             notes=("one", "two"),
         )
         result = message(stored(balance).data)
-        assert (result.user_id, result.exchange_id, result.environment) == ("alice", "paper", "production")
+        assert (result.user_id, result.exchange_id, result.environment) == ("alice", "fakex", "production")
         assert result.fetch_time.ToJsonString() == "2027-01-15T08:00:00.250Z"
         assert result.venue_time.ToDatetime(UTC) == when
         assert list(result.notes) == ["one", "two"]
@@ -158,8 +158,8 @@ class TestBalance:
             row("TINY", "0.000000000000000001"),
         )
         result = stored(one(*rows))
-        kept = [asset.asset for asset in message(result.compact).venue_accounts[0].assets]
-        assert kept == ["DEBT", "UNKNOWN", "NEGATIVE", "TINY"]
+        remaining = [asset.asset for asset in message(result.compact).venue_accounts[0].assets]
+        assert remaining == ["DEBT", "UNKNOWN", "NEGATIVE", "TINY"]
         assert len(message(result.data).venue_accounts[0].assets) == len(rows)
         rest = message(result.compact)
         for side in (rest, whole := message(result.data)):
@@ -168,7 +168,7 @@ class TestBalance:
         assert rest == whole
 
     @pytest.mark.parametrize("digit", "123456789")
-    def test_one_digit_is_enough_to_keep_a_row(self, digit: str) -> None:
+    def test_a_row_with_one_digit_other_than_zero_stays(self, digit: str) -> None:
         result = message(stored(one(row("BTC", f"0.000{digit}"), row("ETH", "0.0000"))).compact)
         assert [asset.asset for asset in result.venue_accounts[0].assets] == ["BTC"]
 
@@ -180,7 +180,7 @@ class TestVersion:
         assert stored(self.balance).version == 1_800_000_000_250_000
         assert message(stored(self.balance).data).version == 1_800_000_000_250_000
 
-    def test_equal_content_keeps_it_whatever_the_times_say(self) -> None:
+    def test_equal_content_has_the_same_version_whatever_the_times(self) -> None:
         first = stored(self.balance)
         when = datetime(2026, 1, 1, tzinfo=UTC)
         later = replace(
@@ -243,7 +243,7 @@ class TestStored:
 
     @pytest.mark.parametrize(
         "other",
-        [Account("bob", "paper"), Account("alice", "pencil"), Account("alice", "paper", "sandbox")],
+        [Account("bob", "fakex"), Account("alice", "fakey"), Account("alice", "fakex", "sandbox")],
     )
     def test_another_accounts_balance_is_refused(self, other: Account) -> None:
         assert decode_stored(other, self.good.encode()) is None
@@ -261,15 +261,15 @@ class TestStored:
         assert decode_stored(ALICE, replace(self.good, version=self.good.version + 1).encode()) is None
 
     @pytest.mark.parametrize("pause", [-1.0, 86_401.0, float("nan"), float("inf")])
-    def test_a_pause_that_no_feed_makes_is_refused(self, pause: float) -> None:
+    def test_a_poll_interval_that_no_feed_uses_is_refused(self, pause: float) -> None:
         assert decode_stored(ALICE, replace(self.good, pause=pause).encode()) is None
 
-    def test_the_pause_is_kept(self) -> None:
+    def test_the_poll_interval_is_stored(self) -> None:
         result = decode_stored(ALICE, replace(self.good, pause=12.5).encode())
         assert result is not None
         assert result.pause == 12.5
 
-    def test_an_error_is_kept_with_its_sentence_advice_and_delay(self) -> None:
+    def test_an_error_is_stored_with_its_message_advice_and_delay(self) -> None:
         error = decode_error(encode_error(VenueRateLimited("Too fast.", retry_after=2.5, advice="Wait.")))
         assert isinstance(error, VenueRateLimited)
         assert (error.message, error.advice, error.retry_after) == ("Too fast.", "Wait.", 2.5)
@@ -311,14 +311,14 @@ class TestKnownRows:
     def test_a_zero_row_that_was_never_reported_stays_out(self) -> None:
         assert self.send(one(row("BTC", "0"))) == [{}]
 
-    def test_an_account_with_an_error_says_nothing_and_is_not_forgotten(self) -> None:
+    def test_an_account_with_an_error_adds_no_row_and_is_not_forgotten(self) -> None:
         good = one(row("BTC", "1"), row("ETH", "2"))
         refused = Balance((VenueAccount("1", "spot", "main", error=CredentialRejected("No.")),))
         sent = self.send(good, refused, one(row("BTC", "1")))
         assert sent[1] == {}
         assert sent[2] == {"1:BTC": {"total": "1"}, "1:ETH": {"total": "0"}}
 
-    def test_an_account_that_is_gone_says_nothing(self) -> None:
+    def test_an_account_that_is_gone_adds_no_row(self) -> None:
         other = VenueAccount("2", "spot", assets=(row("ETH", "2"),))
         first = one(row("BTC", "1")).venue_accounts[0]
         sent = self.send(Balance((first, other)), Balance((first,)))
@@ -377,7 +377,7 @@ class TestReplies:
 
     def test_an_error_event_names_its_account(self) -> None:
         event = messages.StreamBalancesResponse.FromString(account_error_event(ALICE, CredentialRejected("No."), 7))
-        assert event.account_error.exchange_id == "paper"
+        assert event.account_error.exchange_id == "fakex"
         assert event.account_error.error.reason == error_reason_pb2.ERROR_REASON_CREDENTIAL_REJECTED
         assert not event.account_error.error.HasField("retry_delay")
         assert event.account_error.last_version == 7
@@ -385,7 +385,7 @@ class TestReplies:
     def test_a_heartbeat_has_the_clock_and_the_accounts_states(self) -> None:
         states = [
             AccountState(ALICE, 7, 1.5, None),
-            AccountState(Account("alice", "pencil"), 0, None, CredentialRejected("No.")),
+            AccountState(Account("alice", "fakey"), 0, None, CredentialRejected("No.")),
         ]
         beat = messages.StreamBalancesResponse.FromString(heartbeat_event(NOW, map(account_state, states))).heartbeat
         assert beat.server_time.ToJsonString() == "2027-01-15T08:00:00.250Z"
@@ -454,7 +454,7 @@ accounts = st.lists(
 
 
 @given(accounts.map(tuple).map(Balance))
-def test_from_model_to_bytes_to_message_every_digit_is_kept(balance: Balance) -> None:
+def test_from_model_to_bytes_to_message_no_digit_is_lost(balance: Balance) -> None:
     first = stored(balance)
     again = decode_stored(ALICE, first.encode())
     assert again is not None

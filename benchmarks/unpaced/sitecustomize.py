@@ -1,11 +1,25 @@
-"""On PYTHONPATH of a serving process and its plugins' processes: CCXT sends requests without the pauses that venues
-want, as the ceiling does. On loopback the pauses would dominate the figures."""
+"""On PYTHONPATH of a serving process and its plugins' processes: no request waits for a venue's rate limit.
 
-from exchange_service_ccxt_generic.exact import Guarded
+On loopback the limits would dominate the figures. With BENCHMARK_UNPACED_CCXT set CCXT also leaves out the pauses that
+venues want between requests, as the ceiling does.
+"""
+
+import os
+
+from exchange_service.venue_gate.rate_limits import RateLimiter
+
+
+def _acquire_local(self: RateLimiter, polling: bool, now: float) -> bool:
+    """There are always enough permits."""
+    return True
 
 
 async def _at_once(self: object, cost: object = None) -> None:
     """CCXT's pause before a request."""
 
 
-Guarded.throttle = _at_once
+RateLimiter.acquire_local = _acquire_local
+if "BENCHMARK_UNPACED_CCXT" in os.environ:
+    from exchange_service_ccxt_generic.exact import Guarded
+
+    Guarded.throttle = _at_once

@@ -21,8 +21,8 @@ VENUE = "venue"
 class Vault:
     """Opens and seals the rows of a store. Without `keys` nothing is sealed, and sealed values do not open.
 
-    If `allow_plaintext` is false, a row that holds a plain value is refused: somebody may have put it in the place of
-    a sealed one.
+    If `allow_plaintext` is false, a row that holds a plain value is refused: another program may have put it in place
+    of a sealed one.
     """
 
     keys: KeyProvider | None

@@ -26,6 +26,7 @@ from exchange_service.plugin_host.protocol import (
 )
 from exchange_service.plugin_host.supervisor import ProcessStatus, Supervisor
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
+from exchange_service.tasks import TaskSet
 from exchange_service.venues.answers import MAX_ROWS, shape_error
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.loading import LoadedPlugin
@@ -74,7 +75,7 @@ class PluginClients:
         self._open_credential = open_credential
         self._settings = settings
         self._on_change = on_change
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = TaskSet()
         self._processes = {
             plugin.info.name: [self._supervisor(plugin) for _ in range(settings.processes.get(plugin.info.name, 1))]
             for plugin in registry.plugins
@@ -175,9 +176,7 @@ class PluginClients:
             return
         process = self._supervisor_of(listing.plugin.info.name, account).running
         if process is not None:
-            task = asyncio.create_task(_forget(process, account), name="forgetting a session")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.start(_forget(process, account), name="forgetting a session")
 
     async def configure(self) -> None:
         """Give the running processes the newer manifests."""
@@ -185,10 +184,9 @@ class PluginClients:
 
     async def close(self) -> None:
         """End every process, and close the sessions here."""
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
         endings = (supervisor.close() for supervisor in self._supervisors())
-        await asyncio.gather(*endings, *self._tasks, return_exceptions=True)
+        await asyncio.gather(*endings, self._tasks.wait(), return_exceptions=True)
         await self._here.close()
 
 

@@ -150,8 +150,8 @@ def milliseconds(source: Mapping[str, Any], key: str, where: str) -> datetime | 
 def check_unique(names: Iterable[Hashable], message: str) -> None:
     """Raise VenueMalformed with `message` if one of the names occurs twice.
 
-    Call it for lists of accounts and of assets: an account that is read twice counts twice in a summary, and of two
-    rows for one asset nobody can say which is right.
+    Call it for lists of accounts and of assets: an account that is read twice counts twice in a summary, and if one
+    asset has two rows, it is unknown which is right.
     """
     seen = list(names)
     if len(set(seen)) != len(seen):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from exchange_service.plugin_kit.tasks import without_exit
+from exchange_service.tasks import TaskSet
 
 T = TypeVar("T")
 
@@ -39,8 +40,8 @@ class State:
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
-        # Tasks that close forgotten values. The event loop itself keeps only weak references to tasks.
-        self._closing: set[asyncio.Task[None]] = set()
+        # They close forgotten values.
+        self._closing = TaskSet()
         self._closed = False
 
     async def get(
@@ -95,22 +96,17 @@ class State:
             return
         del self._entries[name]
         if entry.close is not None:
-            task = asyncio.get_running_loop().create_task(_close(entry), name=f"state {name} closing")
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing.start(_close(entry), name=f"state {name} closing")
 
     async def close(self) -> None:
         """Close every value. The host calls it; plugins do not."""
         self._closed = True
         entries, self._entries = list(self._entries.values()), {}
-        loop = asyncio.get_running_loop()
-        closing = {*self._closing, *(loop.create_task(_close(entry), name="state closing") for entry in entries)}
-        if not closing:
-            return
+        for entry in entries:
+            self._closing.start(_close(entry), name="state closing")
         # A value that does not close in time is abandoned: the service and the other values must not wait for it.
-        _, hanging = await asyncio.wait(closing, timeout=_CLOSE_TIMEOUT)
-        for task in hanging:
-            task.cancel()
+        if not await self._closing.wait(_CLOSE_TIMEOUT):
+            self._closing.cancel()
 
 
 async def _make_hidden(make: Callable[[], Awaitable[Any]]) -> _Hidden:

@@ -27,8 +27,9 @@ async def venue_call(
 ) -> AsyncIterator[VenueCall]:
     """The call that the service would make for this credential, with a real guarded session.
 
-    `override` is the simulator's URL, `timeout` the seconds until the deadline. State and sessions are closed at the
-    end, but not a `plugin_state` that is given. Raises ValueError if the listing has no such environment.
+    Its many parameters are keywords that tests choose from. `override` is the simulator's URL, `timeout` the seconds
+    until the deadline. State and sessions are closed at the end, but not a `plugin_state` that is given. Raises
+    ValueError if the listing has no such environment.
     """
     venue_environment = exchange.environment(environment)
     if venue_environment is None:

@@ -45,9 +45,7 @@ class TestAudit:
         for store in stores:
             await store.close()
 
-    async def test_a_commands_hashes_are_those_of_the_service_and_need_a_key_that_nobody_knows(
-        self, sqlite_database: Database
-    ) -> None:
+    async def test_a_commands_hashes_equal_the_services_and_need_the_hash_key(self, sqlite_database: Database) -> None:
         async def hashed(**changes: Any) -> str:
             store = await open_configured_store(Settings(database_url=sqlite_database.url, **changes))
             await store.close()

@@ -86,7 +86,7 @@ class TestFile:
         with pytest.raises(KeysetInvalid, match="cannot be made"):
             create_keyset_file(tmp_path / "no" / "folder.json")
 
-    def test_a_rotation_adds_a_key_that_seals_and_keeps_the_older_ones(self, file: Path) -> None:
+    def test_a_rotation_adds_a_key_that_seals_and_leaves_the_older_ones(self, file: Path) -> None:
         before = read_keyset(file)
         rotate(file)
         after = read_keyset(file)
@@ -96,7 +96,7 @@ class TestFile:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert [path.name for path in file.parent.iterdir()] == [file.name]
 
-    def test_its_owner_keeps_it_when_another_user_rotates(self, file: Path) -> None:
+    def test_its_owner_stays_the_same_when_another_user_rotates(self, file: Path) -> None:
         if os.geteuid() == 0:
             os.chown(file, 12345, 23456)
         before = file.stat()
@@ -117,14 +117,14 @@ class TestFile:
             list(pool.map(rotate, [file] * 12))
         assert len(read_keyset(file).keys) == 13
 
-    def test_a_key_that_is_taken_away_is_kept_beside_the_file(self, file: Path) -> None:
+    def test_a_retired_key_is_stored_beside_the_file(self, file: Path) -> None:
         first = read_keyset(file)
         rotate(file)
         change_keyset_file(file, lambda keyset: keyset.without(first.primary))
-        kept = retired_file(file, first.primary)
-        assert read_keyset(kept) == first
-        assert stat.S_IMODE(kept.stat().st_mode) == 0o600
-        assert {path.name for path in file.parent.iterdir()} == {file.name, kept.name}
+        retired = retired_file(file, first.primary)
+        assert read_keyset(retired) == first
+        assert stat.S_IMODE(retired.stat().st_mode) == 0o600
+        assert {path.name for path in file.parent.iterdir()} == {file.name, retired.name}
 
     def test_a_disk_that_is_full_leaves_the_keyset_as_it_was_and_no_half_file(
         self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -206,7 +206,7 @@ class TestForm:
             keyset_text(keys={"a:b": {"key": KEY, "created": CREATED}}, primary="a:b"),
         ],
     )
-    def test_what_is_no_keyset_is_refused_without_being_shown(self, text: str) -> None:
+    def test_a_file_that_is_not_a_keyset_is_refused_without_being_shown(self, text: str) -> None:
         with pytest.raises(KeysetInvalid, match="cannot be used") as caught:
             parse_keyset(text)
         assert CANARY not in f"{caught.value!r}{caught.value.__context__!r}"
@@ -264,7 +264,7 @@ class TestKeysOfAFile:
         clock.now += REREAD_AFTER
         assert await keys.primary() == read_keyset(file).primary != before
 
-    async def test_a_key_that_is_not_known_yet_is_looked_for_at_once(self, file: Path) -> None:
+    async def test_an_unknown_key_makes_the_file_be_read_at_once(self, file: Path) -> None:
         keys = FileKeys(file, clock=Clock())
         await keys.primary()
         rotate(file)
@@ -273,7 +273,7 @@ class TestKeysOfAFile:
         with pytest.raises(KeyUnknown):
             await keys.unwrap("other", wrapped, ROW)
 
-    async def test_a_file_that_breaks_leaves_the_last_good_keys_in_use_and_says_so_once(self, file: Path) -> None:
+    async def test_a_file_that_breaks_leaves_the_last_good_keys_in_use_and_is_logged_once(self, file: Path) -> None:
         clock = Clock()
         keys = FileKeys(file, clock=clock)
         primary, good = await keys.primary(), read_keyset(file).as_text()
@@ -309,7 +309,7 @@ class TestKeysOfAFile:
         assert await keys.primary() == made.primary
 
 
-async def test_a_keyset_of_the_environment_is_used_as_it_is_or_said_to_be_none() -> None:
+async def test_a_keyset_of_the_environment_is_used_as_it_is_or_refused_as_no_keyset() -> None:
     keyset = new_keyset()
     given = GivenKeys(keyset.as_text())
     assert (await given.problem(), await given.primary()) == ("", keyset.primary)

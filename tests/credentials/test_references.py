@@ -68,7 +68,7 @@ async def version_of(references: CachedReferences) -> str | None:
 
 
 class TestReferences:
-    async def test_the_store_is_asked_once_in_thirty_seconds(
+    async def test_the_store_is_queried_once_in_thirty_seconds(
         self, references: CachedReferences, fake: FakeStore, clock: Clock
     ) -> None:
         for _ in range(5):
@@ -90,7 +90,7 @@ class TestReferences:
         clock.now += 2
         assert await version_of(references) == "1"
 
-    async def test_callers_at_the_same_time_share_one_question(
+    async def test_callers_at_the_same_time_share_one_query(
         self, references: CachedReferences, fake: FakeStore
     ) -> None:
         fake.gate.clear()
@@ -104,13 +104,13 @@ class TestReferences:
         assert isinstance(answers[0], asyncio.CancelledError)
         assert fake.requests == 1
 
-    async def test_a_forgotten_account_is_asked_for_again(self, references: CachedReferences, fake: FakeStore) -> None:
+    async def test_a_forgotten_account_is_queried_again(self, references: CachedReferences, fake: FakeStore) -> None:
         await version_of(references)
         fake.version = "2"
         references.forget(OANDA)
         assert await version_of(references) == "2"
 
-    async def test_an_answer_from_before_the_change_is_not_kept(
+    async def test_an_answer_from_before_the_change_is_not_cached(
         self, references: CachedReferences, fake: FakeStore
     ) -> None:
         fake.gate.clear()

@@ -115,7 +115,7 @@ class TestOwnersTable:
         made.run(OWNERS_TABLES["uuid and jsonb"])
         return made
 
-    async def test_columns_that_are_not_ours_keep_what_they_hold(self, owners: Database, keys: GivenKeys) -> None:
+    async def test_columns_of_other_programs_are_not_changed(self, owners: Database, keys: GivenKeys) -> None:
         others = (
             "SELECT id, created_at, user_id, exchange, environment, is_active, mood FROM bot_credentials ORDER BY id"
         )
@@ -133,7 +133,7 @@ class TestOwnersTable:
         assert (owners.run(others), owners.run(schema)) == before
         await store.close()
 
-    async def test_a_column_that_is_too_narrow_keeps_its_row_plain_and_the_others_are_sealed(
+    async def test_a_column_that_is_too_narrow_leaves_its_row_plain_and_the_others_are_sealed(
         self, owners: Database, keys: GivenKeys
     ) -> None:
         owners.run(
@@ -181,7 +181,7 @@ class TestDamagedRows:
         assert read_columns(sqlite_database) == before
         assert (await survey(store)).values_by_key[""] == 2
 
-    async def test_one_damaged_row_says_nothing_about_the_key(
+    async def test_one_damaged_row_does_not_prove_the_key_wrong(
         self, open_sqlite: Stores, sqlite_database: Database, keys: GivenKeys
     ) -> None:
         store = await open_sqlite(keys)
@@ -195,7 +195,7 @@ class TestDamagedRows:
         (problem,) = await problems_of(store)
         assert "the key other, which the keyset does not have" in problem
 
-    async def test_stray_values_that_look_sealed_are_said_and_do_not_stop_the_service(
+    async def test_stray_values_that_look_sealed_are_logged_and_do_not_stop_the_service(
         self, open_with: Stores, database: Database, keys: GivenKeys, keyset: Keyset
     ) -> None:
         store = await open_with(keys)
@@ -203,7 +203,7 @@ class TestDamagedRows:
             await store.put(Account(str(uuid.UUID(int=number)), "oanda"), FULL)
         # What a user may type into another program, which stores it: an id that no keyset has, or one that it has.
         for text in ("xs1:none:AAAA:AAAA", f"xs1:{keyset.primary}:AAAA:AAAA"):
-            database.insert(user_id=OTHER, exchange=f"paper {len(text)}", api_key=text)
+            database.insert(user_id=OTHER, exchange=f"fakex {len(text)}", api_key=text)
         check = await check_keys(store)
         assert (len(check.problems), check.keys_fit) == (1, True)
         assert "the key none, which" in check.problems[0]
@@ -215,7 +215,7 @@ class TestDamagedRows:
         database.run("DELETE FROM bot_credentials")
         assert (await check_keys(store)).keys_fit
 
-    async def test_a_keyset_file_that_breaks_is_said_and_the_last_good_keys_go_on(
+    async def test_a_keyset_file_that_breaks_is_reported_and_the_last_good_keys_stay_in_use(
         self, open_sqlite: Stores, tmp_path: Path
     ) -> None:
         file = tmp_path / "keyset.json"

@@ -51,7 +51,7 @@ class TestValue:
         assert CANARY not in sealed
 
     @pytest.mark.parametrize(
-        "place",
+        "other",
         [
             AssociatedData("other_table", "api_key", USER, "oanda", "production"),
             AssociatedData("bot_credentials", "api_secret", USER, "oanda", "production"),
@@ -61,12 +61,12 @@ class TestValue:
             # The same letters, cut at another point.
             AssociatedData("bot_credentials", "api_key", USER + "o", "anda", "production"),
         ],
-        ids=lambda place: f"{place.table} {place.column} {place.user_id[-4:]} {place.exchange} {place.environment}",
+        ids=lambda other: f"{other.table} {other.column} {other.user_id[-4:]} {other.exchange} {other.environment}",
     )
-    async def test_it_does_not_open_in_another_row_or_column(self, keys: GivenKeys, place: AssociatedData) -> None:
+    async def test_it_does_not_open_in_another_row_or_column(self, keys: GivenKeys, other: AssociatedData) -> None:
         sealed = await seal(CANARY, HERE, keys)
         with pytest.raises(CredentialUnreadable, match="does not open") as caught:
-            await unseal(sealed, place, keys)
+            await unseal(sealed, other, keys)
         assert CANARY not in everything_of(caught.value)
         assert caught.value.__context__ is None
 
@@ -108,12 +108,12 @@ class TestValue:
         assert not is_sealed(text)
 
     @pytest.mark.parametrize(("data_key", "value"), [(b"short", b""), (bytes(32), b"\xff" + CANARY.encode())])
-    async def test_what_another_program_sealed_wrongly_is_unreadable_and_not_shown(
+    async def test_a_value_that_another_program_sealed_wrongly_is_unreadable_and_not_shown(
         self, keys: GivenKeys, keyset: Keyset, data_key: bytes, value: bytes
     ) -> None:
-        place = HERE.encode()
-        _, wrapped = keyset.wrap(data_key, place)
-        body = encrypt(aead(bytes(32)), value, place)
+        associated_data = HERE.encode()
+        _, wrapped = keyset.wrap(data_key, associated_data)
+        body = encrypt(aead(bytes(32)), value, associated_data)
         parts = [base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (wrapped, body)]
         sealed = ":".join(["xs1", keyset.primary, *parts])
         with pytest.raises(CredentialUnreadable, match="does not open") as caught:
@@ -130,7 +130,7 @@ class TestValue:
 
 
 class RemoteKeys:
-    """Keys as a KMS offers them: kept elsewhere, requested for each value, and sometimes unreachable."""
+    """Keys as a KMS offers them: stored elsewhere, requested for each value, and sometimes unreachable."""
 
     def __init__(self) -> None:
         self.keyset = new_keyset()
@@ -163,7 +163,7 @@ class RemoteKeys:
 
 
 class TestEveryTable:
-    async def test_what_is_put_with_keys_is_sealed_in_every_column_and_opened(
+    async def test_a_credential_stored_with_keys_is_sealed_in_every_column_and_opened(
         self, open_with: Stores, database: Database, keys: GivenKeys, request: pytest.FixtureRequest
     ) -> None:
         store = await open_with(keys)
@@ -190,7 +190,9 @@ class TestEveryTable:
         assert await rewrite_all(store, Change.UNSEAL) == {RewriteResult.CHANGED: 1}
         assert read_columns(database) == before
 
-    async def test_what_is_null_or_empty_stays_so(self, open_with: Stores, database: Database, keys: GivenKeys) -> None:
+    async def test_null_and_empty_values_stay_as_they_are(
+        self, open_with: Stores, database: Database, keys: GivenKeys
+    ) -> None:
         store = await open_with(keys)
         database.insert(api_secret="", passphrase=None, extra_metadata="{}")
         database.insert(exchange="tradier", extra_metadata=None, passphrase="")
@@ -257,7 +259,9 @@ class TestEveryTable:
         (other,) = await problems_of(await open_with(given_keys(wrong)))
         assert f"The key {keyset.primary} of the keyset is not the one" in other
 
-    async def test_only_what_was_chosen_is_sealed(self, open_with: Stores, database: Database, keys: GivenKeys) -> None:
+    async def test_only_the_chosen_rows_are_sealed(
+        self, open_with: Stores, database: Database, keys: GivenKeys
+    ) -> None:
         store = await open_with(keys)
         for user, exchange in ((USER, "oanda"), (USER, "tradier"), (OTHER, "oanda"), (OTHER, "tradier")):
             database.insert(user_id=user, exchange=exchange)
@@ -283,7 +287,7 @@ class TestEveryTable:
 
 
 class TestWithoutTheKeys:
-    async def test_a_sealed_row_is_refused_and_its_text_goes_nowhere(
+    async def test_a_sealed_row_is_refused_and_its_text_is_not_shown(
         self, open_sqlite: Stores, keys: GivenKeys
     ) -> None:
         await (await open_sqlite(keys)).put(OANDA, FULL)
@@ -412,7 +416,7 @@ class TestOtherKindsOfColumns:
         assert await rewrite_all(store, Change.UNSEAL) == {RewriteResult.CHANGED: 2}
         await store.close()
 
-    async def test_a_column_that_ignores_case_opens_what_was_put_under_another_spelling(
+    async def test_a_column_that_ignores_case_opens_a_value_stored_under_another_spelling(
         self, tmp_path: Path, keys: GivenKeys
     ) -> None:
         database = Database(f"sqlite:///{tmp_path}/credentials.db")

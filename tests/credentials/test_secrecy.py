@@ -70,7 +70,7 @@ class TestWhoElseMayRead:
 
 
 class TestSecrecy:
-    async def test_nothing_that_is_shown_holds_a_secret(self, store: SqlCredentialStore) -> None:
+    async def test_no_text_that_is_shown_holds_a_secret(self, store: SqlCredentialStore) -> None:
         secret = Credential(*(Secret(CANARY) for _ in range(3)), {"private_key": CANARY})
         await store.put(OANDA, secret)
         reference = await find_reference(store, OANDA)

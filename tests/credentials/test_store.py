@@ -41,25 +41,25 @@ class TestEveryTable:
         assert await store.remove(OANDA) is False
         assert await store.problem() == ""
 
-    async def test_what_is_put_is_found_and_opened(self, store: SqlCredentialStore) -> None:
+    async def test_a_stored_credential_is_found_and_opened(self, store: SqlCredentialStore) -> None:
         assert await store.put(OANDA, FULL) is True
         reference = await find_reference(store, OANDA)
         assert reference.account == reference.stored_as == OANDA
         opened = await store.open(reference)
         assert opened == FULL
 
-    async def test_putting_again_replaces_and_says_so(self, store: SqlCredentialStore) -> None:
+    async def test_storing_again_replaces_and_reports_it(self, store: SqlCredentialStore) -> None:
         await store.put(OANDA, FULL)
         assert await store.put(OANDA, Credential(Secret("other"))) is False
         opened = await store.open(await find_reference(store, OANDA))
         assert opened == Credential(Secret("other"))
         assert await store.accounts(USER) == [OANDA]
 
-    async def test_simultaneous_puts_make_one_row(self, store: SqlCredentialStore) -> None:
+    async def test_storing_at_the_same_time_makes_one_row(self, store: SqlCredentialStore) -> None:
         results = await asyncio.gather(*(store.put(OANDA, FULL) for _ in range(8)))
         assert sorted(results) == [False] * 7 + [True]
 
-    async def test_what_is_removed_is_gone_and_the_others_stay(self, store: SqlCredentialStore) -> None:
+    async def test_a_removed_credential_is_gone_and_the_others_stay(self, store: SqlCredentialStore) -> None:
         sandbox = Account(USER, "oanda", SANDBOX)
         await store.put(OANDA, FULL)
         await store.put(sandbox, FULL)
@@ -114,7 +114,7 @@ class TestEveryTable:
             assert await store.accounts(user) == []
             assert await store.remove(account) is False
 
-    async def test_accounts_are_sorted_and_only_the_users_own(self, store: SqlCredentialStore) -> None:
+    async def test_accounts_are_sorted_and_belong_to_the_user_alone(self, store: SqlCredentialStore) -> None:
         other = str(uuid.UUID(int=1))
         for account in (Account(USER, "tradier"), OANDA, Account(USER, "oanda", SANDBOX), Account(other, "oanda")):
             await store.put(account, FULL)
@@ -208,7 +208,7 @@ class TestMalformed:
         assert caught.value.__context__ is None
 
     @pytest.mark.parametrize("metadata", ["", "  ", "null", "{}"])
-    async def test_metadata_that_says_nothing_is_empty(
+    async def test_null_and_empty_metadata_are_an_empty_object(
         self, metadata: str, sqlite_store: SqlCredentialStore, sqlite_url: str
     ) -> None:
         await sqlite_store.problem()
@@ -240,7 +240,7 @@ class TestMalformed:
             Credential(metadata={CANARY: float("nan")}),
         ],
     )
-    async def test_what_a_database_cannot_store_is_refused(
+    async def test_a_text_that_the_database_cannot_store_is_refused(
         self, credential: Credential, sqlite_store: SqlCredentialStore
     ) -> None:
         with pytest.raises(CredentialInvalid) as caught:
@@ -250,7 +250,7 @@ class TestMalformed:
 
 
 class TestOwnersTable:
-    async def test_columns_that_are_not_ours_keep_what_they_hold(self, postgres_database: str) -> None:
+    async def test_columns_of_other_programs_are_not_changed(self, postgres_database: str) -> None:
         database = Database(postgres_database)
         database.run(OWNERS_TABLES["uuid and jsonb"])
         database.insert(is_active=False, mood="wild")
@@ -285,7 +285,7 @@ class TestOwnersTable:
         assert "lacks the column" in await store.problem()
         await store.close()
 
-    async def test_a_table_that_changes_while_in_use_is_looked_at_again(self, postgres_database: str) -> None:
+    async def test_a_table_that_changes_while_in_use_is_inspected_again(self, postgres_database: str) -> None:
         database = Database(postgres_database)
         database.run(OWNERS_TABLES["text"])
         database.insert()
@@ -325,7 +325,7 @@ class TestSqliteFile:
         os.chmod(tmp_path / "credentials.db", 0o644)
         assert "chmod 600" in (await sqlite_store.warnings())[0]
 
-    async def test_a_reader_is_not_kept_out_by_a_writer(self, sqlite_store: SqlCredentialStore, tmp_path: Path) -> None:
+    async def test_a_writer_does_not_block_a_reader(self, sqlite_store: SqlCredentialStore, tmp_path: Path) -> None:
         await sqlite_store.put(OANDA, FULL)
         with sqlite3.connect(tmp_path / "credentials.db", isolation_level=None) as writer:
             writer.execute("BEGIN EXCLUSIVE")

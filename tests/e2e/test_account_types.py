@@ -45,25 +45,25 @@ async def careless(call: VenueCall) -> Balance:
 
 @pytest.fixture
 def plugin() -> ScriptedPlugin:
-    found = listing(account_types=TYPES, default_account_types=("spot",))
-    return ScriptedPlugin(found, listing("brokerage", account_types=TYPES), answer=obedient)
+    exchange = listing(account_types=TYPES, default_account_types=("spot",))
+    return ScriptedPlugin(exchange, listing("brokerage", account_types=TYPES), answer=obedient)
 
 
 @pytest.fixture
 async def running(tmp_path: Path, plugin: ScriptedPlugin) -> AsyncIterator[Running]:
-    async with serving(tmp_path, registry=registry_of(plugin), poll_interval=0.1) as found:
-        await found.store("paper")
-        await found.store("brokerage")
-        yield found
+    async with serving(tmp_path, registry=registry_of(plugin), poll_interval=0.1) as opened:
+        await opened.store("fakex")
+        await opened.store("brokerage")
+        yield opened
 
 
-async def read(running: Running, account_type: str, exchange_id: str = "paper") -> dict[str, str]:
+async def read(running: Running, account_type: str, exchange_id: str = "fakex") -> dict[str, str]:
     reply = await running.client.get_balance(USER, exchange_id, account_type=account_type)
     assert reply.balance.account_type == account_type.lower()
     return {account.type: account.assets[0].total for account in reply.balance.venue_accounts}
 
 
-async def test_without_a_wish_the_exchanges_default_is_read(running: Running) -> None:
+async def test_without_a_requested_type_the_exchanges_default_is_read(running: Running) -> None:
     assert await read(running, "") == {"spot": "1.0"}
 
 
@@ -71,15 +71,15 @@ async def test_an_exchange_without_a_default_reads_all_its_types(running: Runnin
     assert set(await read(running, "", "brokerage")) == set(TYPES)
 
 
-async def test_one_type_is_asked_for_by_its_name_in_any_case(running: Running) -> None:
+async def test_one_type_is_requested_by_its_name_in_any_case(running: Running) -> None:
     assert await read(running, "Margin") == {"margin": "20.0"}
 
 
-async def test_all_gathers_every_type_each_in_rows_of_its_own(running: Running) -> None:
+async def test_all_types_are_read_each_in_rows_of_its_own(running: Running) -> None:
     assert await read(running, "all") == {"spot": "1.0", "margin": "20.0", "funding": "300.0"}
 
 
-async def test_types_are_kept_apart_and_a_kept_answer_serves_its_own_type_alone(
+async def test_types_are_cached_apart_and_a_cached_answer_serves_its_own_type_alone(
     running: Running, plugin: ScriptedPlugin
 ) -> None:
     for _ in range(2):
@@ -95,18 +95,18 @@ async def test_the_types_of_one_account_share_its_session(running: Running, plug
     assert first.account_state is second.account_state
 
 
-async def test_a_type_that_the_exchange_has_not_is_refused_with_those_that_it_has(running: Running) -> None:
+async def test_a_type_that_the_exchange_lacks_is_refused_with_a_list_of_its_types(running: Running) -> None:
     with pytest.raises(FieldInvalid) as refusal:
         await read(running, "options")
     assert "account_type" in refusal.value.message
     assert "spot, margin, funding, all" in refusal.value.message
 
 
-async def test_what_was_not_asked_for_is_dropped_and_the_summary_is_of_the_rest(
+async def test_accounts_that_were_not_requested_are_dropped_and_the_summary_is_of_the_rest(
     running: Running, plugin: ScriptedPlugin
 ) -> None:
     plugin.answer = careless
-    reply = await running.client.get_balance(USER, "paper", account_type="funding")
+    reply = await running.client.get_balance(USER, "fakex", account_type="funding")
     assert [account.type for account in reply.balance.venue_accounts] == ["funding"]
     assert reply.balance.summary.total == "300.0"
 
@@ -122,12 +122,12 @@ async def test_an_account_that_lacks_the_type_is_an_error_and_not_nothing_held(
         await read(running, "margin")
 
 
-async def test_one_type_in_trouble_stands_beside_the_others(running: Running, plugin: ScriptedPlugin) -> None:
+async def test_one_type_with_an_error_is_shown_beside_the_others(running: Running, plugin: ScriptedPlugin) -> None:
     async def partly(call: VenueCall) -> Balance:
         return Balance((WALLETS["spot"], VenueAccount(type="margin", error=VenueUnavailable("It is down."))))
 
     plugin.answer = partly
-    reply = await running.client.get_balance(USER, "paper", account_type="all")
+    reply = await running.client.get_balance(USER, "fakex", account_type="all")
     spot, margin = reply.balance.venue_accounts
     assert not spot.HasField("error")
     assert margin.error.message == "It is down."
@@ -145,7 +145,7 @@ async def test_where_no_account_could_be_read_their_error_is_the_answer(
         await read(running, "")
 
 
-async def test_a_venues_pause_holds_for_every_type_of_the_account(running: Running, plugin: ScriptedPlugin) -> None:
+async def test_a_venues_cooldown_applies_to_every_type_of_the_account(running: Running, plugin: ScriptedPlugin) -> None:
     plugin.answer = raising(VenueRateLimited("Slowly.", retry_after=30))
     for account_type in ("spot", "margin", "all"):
         with pytest.raises(VenueRateLimited):
@@ -153,9 +153,7 @@ async def test_a_venues_pause_holds_for_every_type_of_the_account(running: Runni
     assert len(plugin.calls) == 1
 
 
-async def test_a_right_that_one_type_lacks_says_nothing_about_the_others(
-    running: Running, plugin: ScriptedPlugin
-) -> None:
+async def test_a_right_that_one_type_lacks_does_not_affect_the_others(running: Running, plugin: ScriptedPlugin) -> None:
     plugin.answer = raising(PermissionMissing("Not margin."))
     with pytest.raises(PermissionMissing):
         await read(running, "margin")
@@ -164,7 +162,7 @@ async def test_a_right_that_one_type_lacks_says_nothing_about_the_others(
 
 
 async def test_a_stream_follows_several_types_of_one_account(running: Running) -> None:
-    wishes = [AccountSelector(exchange_id="paper", account_type=name) for name in ("spot", "all")]
+    wishes = [AccountSelector(exchange_id="fakex", account_type=name) for name in ("spot", "all")]
     async with streaming(running, *wishes) as stream:
         seen = {}
         while len(seen) < 2:
@@ -173,10 +171,10 @@ async def test_a_stream_follows_several_types_of_one_account(running: Running) -
     assert seen == {"spot": 1, "all": 3}
 
 
-async def test_a_stream_says_of_each_type_how_it_is(tmp_path: Path, plugin: ScriptedPlugin) -> None:
+async def test_a_stream_reports_the_state_of_each_type(tmp_path: Path, plugin: ScriptedPlugin) -> None:
     async with serving(tmp_path, registry=registry_of(plugin), heartbeat_interval=0.1) as running:
-        await running.store("paper")
-        wishes = [AccountSelector(exchange_id="paper", account_type=name) for name in ("spot", "perpetual")]
+        await running.store("fakex")
+        wishes = [AccountSelector(exchange_id="fakex", account_type=name) for name in ("spot", "perpetual")]
         async with streaming(running, *wishes) as stream:
             error = await stream.next_of("account_error")
             heartbeat = await stream.next_of("heartbeat")
@@ -185,10 +183,10 @@ async def test_a_stream_says_of_each_type_how_it_is(tmp_path: Path, plugin: Scri
     assert {state.account_type for state in heartbeat.accounts} == {"spot", "perpetual"}
 
 
-async def test_the_catalogue_says_which_types_there_are_and_which_is_read_by_default(running: Running) -> None:
+async def test_the_catalogue_lists_the_types_and_the_default(running: Running) -> None:
     entries = {entry.id: entry for entry in await running.client.all_exchanges()}
-    assert list(entries["paper"].account_types) == list(TYPES)
-    assert list(entries["paper"].default_account_types) == ["spot"]
+    assert list(entries["fakex"].account_types) == list(TYPES)
+    assert list(entries["fakex"].default_account_types) == ["spot"]
     assert list(entries["brokerage"].default_account_types) == list(TYPES)
 
 
@@ -204,7 +202,7 @@ async def test_a_row_whose_figures_do_not_add_up_is_marked_and_left_as_it_is(
         return Balance((VenueAccount(type="spot", assets=rows),))
 
     plugin.answer = margin_venue
-    reply = await running.client.get_balance(USER, "paper")
+    reply = await running.client.get_balance(USER, "fakex")
     assert {row.asset: row.mismatch for row in reply.balance.venue_accounts[0].assets} == {
         "USD": True,
         "EUR": False,

@@ -127,16 +127,16 @@ class TestPresentedCredentials:
 
     async def test_a_users_own_token_reads_that_user_alone(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path) as running, client_of(running, token=web_token("bob")) as client:
-            assert totals((await client.get_balance("bob", "paper")).balance) == {"BTC": amount("bob", "paper")}
+            assert totals((await client.get_balance("bob", "fakex")).balance) == {"BTC": amount("bob", "fakex")}
             assert (await client.list_exchanges()).stats.total == 2
             with pytest.raises(UserForbidden):
-                await client.get_balance("alice", "paper")
+                await client.get_balance("alice", "fakex")
 
     async def test_a_claim_widens_a_token_to_the_users_that_it_names(self, tmp_path: Path) -> None:
         token = web_token("desk", exchange_service_users=["alice", "bob"])
         async with authenticated_service(tmp_path) as running, client_of(running, token=token) as client:
             for user in ("alice", "bob"):
-                await client.get_balance(user, "paper")
+                await client.get_balance(user, "fakex")
             with pytest.raises(UserForbidden):
                 await client.get_balance("carol", "other_venue")
 
@@ -178,7 +178,7 @@ class TestCertificates:
         async with authenticated_service(tmp_path, **changes) as running:
             yield running
 
-    async def test_a_certificates_common_name_or_dns_name_says_which_users_it_reads(
+    async def test_a_certificates_common_name_or_dns_name_decides_which_users_it_reads(
         self, running: Running, authority: Authority
     ) -> None:
         billing = authority.channel_credentials(authority.sign("billing"))
@@ -188,26 +188,26 @@ class TestCertificates:
                 "BTC": amount("carol", "other_venue")
             }
         async with client_of(running, credentials=desk) as client:
-            await client.get_balance("alice", "paper")
+            await client.get_balance("alice", "fakex")
             with pytest.raises(UserForbidden):
-                await client.get_balance("bob", "paper")
+                await client.get_balance("bob", "fakex")
 
     async def test_a_gateways_certificate_reads_the_user_that_each_call_names(
         self, running: Running, authority: Authority
     ) -> None:
         gateway = authority.channel_credentials(authority.sign("gateway"))
         async with client_of(running, credentials=gateway, metadata=[("x-act-as", "bob")]) as client:
-            await client.get_balance("bob", "paper")
+            await client.get_balance("bob", "fakex")
             with pytest.raises(UserForbidden):
-                await client.get_balance("alice", "paper")
+                await client.get_balance("alice", "fakex")
 
     @pytest.mark.parametrize(
         "names",
         [
-            ("stranger",),
+            ("unlisted",),
             ("BILLING",),
             # Who signs may have looked at the DNS names alone, and let the holder choose the rest.
-            ("billing", "stranger.example"),
+            ("billing", "unlisted.example"),
             ("whatever", "desk.example", "twice"),
         ],
         ids=" and ".join,
@@ -218,7 +218,7 @@ class TestCertificates:
         presented = authority.channel_credentials(authority.sign(*names))
         async with client_of(running, credentials=presented) as client:
             with pytest.raises(CallerUnknown):
-                await client.get_balance("alice", "paper")
+                await client.get_balance("alice", "fakex")
             with pytest.raises(CallerUnknown):
                 await client.list_exchanges()
 
@@ -227,13 +227,13 @@ class TestCertificates:
     ) -> None:
         billing = authority.channel_credentials(authority.sign("billing"))
         async with client_of(running, credentials=billing, token=web_token("bob")) as client:
-            await client.get_balance("bob", "paper")
+            await client.get_balance("bob", "fakex")
             with pytest.raises(UserForbidden):
-                await client.get_balance("alice", "paper")
+                await client.get_balance("alice", "fakex")
         # A token that is no good does not fall back on it either.
         async with client_of(running, credentials=billing, token="nonsense") as client:
             with pytest.raises(CallerUnknown):
-                await client.get_balance("bob", "paper")
+                await client.get_balance("bob", "fakex")
 
     async def test_without_a_certificate_of_the_authority_there_is_no_connection(
         self, running: Running, authority: Authority, tmp_path: Path
@@ -245,12 +245,12 @@ class TestCertificates:
         for presented in (authority.channel_credentials(), forged):
             async with client_of(running, credentials=presented, timeout=2) as client:
                 with pytest.raises(ServiceUnreachable):
-                    await client.get_balance("alice", "paper")
+                    await client.get_balance("alice", "fakex")
 
     async def test_a_stream_ends_with_its_certificate(self, running: Running, authority: Authority) -> None:
         short = authority.channel_credentials(authority.sign("billing", lifetime=2))
         async with client_of(running, credentials=short) as client:
-            stream = open_stream(Running(running.service, client), [], "alice", "paper")
+            stream = open_stream(Running(running.service, client), [], "alice", "fakex")
             await stream.next_of("balance")
             ended = await stream.failure()
         assert ended.reason == "CALLER_UNKNOWN"
@@ -280,7 +280,7 @@ class TestHealthAndReflection:
             assert SERVICE in [item.name for item in reply.list_services_response.service]
             call.cancel()
 
-    async def test_a_check_that_breaks_before_reflection_is_told_without_the_exceptions_text(
+    async def test_a_check_that_breaks_before_reflection_is_reported_without_the_exceptions_text(
         self, tmp_path: Path
     ) -> None:
         async with authenticated_service(tmp_path, reflection=True) as running:

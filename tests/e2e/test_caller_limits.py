@@ -34,7 +34,7 @@ from tests.identities import bearer, service_token, web_token
 class TestStreams:
     async def test_a_stream_ends_with_its_token(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path, jwt_leeway=0) as running:
-            stream = open_stream(running, bearer(web_token(lifetime=2)), "alice", "paper")
+            stream = open_stream(running, bearer(web_token(lifetime=2)), "alice", "fakex")
             await stream.next_of("balance")
             async with asyncio.timeout(PATIENCE):
                 ended = await stream.failure()
@@ -54,9 +54,9 @@ class TestStreams:
     async def test_a_revoked_token_ends_its_own_streams_only(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path) as running:
             revoked, stored = await service_token(running, EVERYBODY)
-            kept, _ = await service_token(running, EVERYBODY)
-            streams = [open_stream(running, bearer(revoked), user, "paper") for user in ("alice", "bob")]
-            other = open_stream(running, bearer(kept), "alice", "paper")
+            valid_token, _ = await service_token(running, EVERYBODY)
+            streams = [open_stream(running, bearer(revoked), user, "fakex") for user in ("alice", "bob")]
+            other = open_stream(running, bearer(valid_token), "alice", "fakex")
             for stream in (*streams, other):
                 await stream.next_of("balance")
             async with identities.token_store(running.service.settings.database_url) as store:
@@ -65,7 +65,7 @@ class TestStreams:
                 ended = await stream.failure()
                 assert (ended.reason, "revoked" in ended.message) == ("CALLER_UNKNOWN", True)
             assert (await failure(read_balance(running, bearer(revoked)))).reason == "CALLER_UNKNOWN"
-            assert (await read_balance(running, bearer(kept))).balance.user_id == "alice"
+            assert (await read_balance(running, bearer(valid_token))).balance.user_id == "alice"
             assert not other.call.done()
             other.call.cancel()
 
@@ -73,7 +73,7 @@ class TestStreams:
     async def test_a_scope_that_shrinks_ends_the_streams_of_users_outside_it(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path) as running:
             token, stored = await service_token(running, Scope(frozenset({"alice", "bob"})))
-            leaves, stays = (open_stream(running, bearer(token), user, "paper") for user in ("alice", "bob"))
+            leaves, stays = (open_stream(running, bearer(token), user, "fakex") for user in ("alice", "bob"))
             await leaves.next_of("balance")
             await stays.next_of("balance")
             async with identities.token_store(running.service.settings.database_url) as store:
@@ -84,14 +84,14 @@ class TestStreams:
             stays.call.cancel()
 
     @pytest.mark.usefixtures("quick")
-    async def test_a_database_that_is_away_ends_no_stream_and_admits_no_new_caller(
+    async def test_a_database_that_is_down_ends_no_stream_and_admits_no_new_caller(
         self, tmp_path: Path, own_postgres_database: str, postgres_server: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(database, "CALL_LIMIT", 0.3)
         async with authenticated_service(tmp_path, database_url=own_postgres_database) as running:
             known, _ = await service_token(running, EVERYBODY)
             unknown, _ = await service_token(running, EVERYBODY)
-            stream = open_stream(running, bearer(known), "alice", "paper")
+            stream = open_stream(running, bearer(known), "alice", "fakex")
             await stream.next_of("balance")
             with postgres_server.frozen():
                 failed = await failure(read_balance(running, bearer(unknown)))
@@ -143,16 +143,16 @@ class TestQuotas:
     async def test_streams_beyond_the_quota_are_refused_until_one_ends(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path, user_streams=2) as running:
             token = bearer(web_token("alice"))
-            streams = [open_stream(running, token, "alice", "paper") for _ in range(2)]
+            streams = [open_stream(running, token, "alice", "fakex") for _ in range(2)]
             for stream in streams:
                 await stream.next_of("balance")
-            failed = await failure(open_stream(running, token, "alice", "paper").next())
+            failed = await failure(open_stream(running, token, "alice", "fakex").next())
             assert failed.reason == "CALLER_RATE_LIMITED"
             assert failed.retry_delay is not None
             streams.pop().call.cancel()
             async with asyncio.timeout(PATIENCE):
                 while True:
-                    again = open_stream(running, token, "alice", "paper")
+                    again = open_stream(running, token, "alice", "fakex")
                     try:
                         await again.next_of("balance")
                     except grpc.aio.AioRpcError:
@@ -181,9 +181,7 @@ class TestQuotas:
         # A second may end while they are made; each process alone would take 40 of its 60.
         assert taken in (40, 80)
 
-    async def test_a_redis_that_is_away_leaves_each_replica_its_own_count(
-        self, tmp_path: Path, redis_server: Any
-    ) -> None:
+    async def test_while_redis_is_down_each_replica_counts_for_itself(self, tmp_path: Path, redis_server: Any) -> None:
         redis_server.kill()
         async with authenticated_service(
             tmp_path, cache_url=redis_server.url, hash_key="0123456789abcdef", user_calls=3

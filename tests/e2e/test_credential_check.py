@@ -31,7 +31,7 @@ from exchange_service.venues.sessions import Sessions
 from tests.harness import USER, Answer, ScriptedPlugin, raising, registry_of, returning, settings_for
 from tests.test_cli import call
 
-ACCOUNT = Account(USER, "paper")
+ACCOUNT = Account(USER, "fakex")
 
 
 class TellingPlugin(ScriptedPlugin):
@@ -84,13 +84,13 @@ async def test_a_key_that_may_only_read_is_not(tmp_path: Path) -> None:
     assert check.warnings == ()
 
 
-async def test_a_venue_that_does_not_say_is_not_made_to(tmp_path: Path) -> None:
+async def test_rights_that_a_venue_does_not_state_are_not_guessed(tmp_path: Path) -> None:
     check = await checked(tmp_path, ScriptedPlugin())
     assert check.balance is not None
     assert check.rights == KeyRights()
 
 
-async def test_a_key_that_reads_balances_works_also_where_its_rights_cannot_be_asked(tmp_path: Path) -> None:
+async def test_a_key_that_reads_balances_works_even_if_its_rights_cannot_be_read(tmp_path: Path) -> None:
     check = await checked(tmp_path, TellingPlugin(raising(VenueUnavailable("It is down."))))
     assert check.error is None
     assert check.rights is None
@@ -104,7 +104,7 @@ async def test_a_plugin_that_answers_with_something_else_does_not_break_the_chec
     assert "in place of KeyRights" in check.warnings[0]
 
 
-async def test_a_refused_key_does_not_work_and_its_rights_are_not_asked(tmp_path: Path) -> None:
+async def test_a_refused_key_does_not_work_and_its_rights_are_not_requested(tmp_path: Path) -> None:
     plugin = TellingPlugin(raising(AssertionError("not asked")))
     plugin.answer = raising(CredentialRejected("It is revoked."))
     check = await checked(tmp_path, plugin)
@@ -113,15 +113,15 @@ async def test_a_refused_key_does_not_work_and_its_rights_are_not_asked(tmp_path
     assert check.error.message == "It is revoked."
 
 
-async def test_every_type_of_account_is_looked_at(tmp_path: Path) -> None:
+async def test_every_type_of_account_is_read(tmp_path: Path) -> None:
     plugin = ScriptedPlugin()
     await checked(tmp_path, plugin)
     assert [made.account.account_type for made in plugin.calls] == ["all"]
 
 
-async def test_what_is_not_stored_is_said_to_be_missing(tmp_path: Path) -> None:
+async def test_a_credential_that_is_not_stored_is_reported_as_missing(tmp_path: Path) -> None:
     with pytest.raises(CredentialMissing):
-        await checked(tmp_path, ScriptedPlugin(), Account("nobody", "paper"))
+        await checked(tmp_path, ScriptedPlugin(), Account("nobody", "fakex"))
 
 
 class TestCommand:
@@ -149,13 +149,15 @@ class TestCommand:
         assert "account forex 101-004-7654321-001 Primary: 1 asset, equity 25182.5126 EUR" in done.stdout
         assert "good" not in done.stdout
 
-    async def test_it_says_why_a_key_does_not_work_and_ends_so(self, venue: OandaSimulator, tmp_path: Path) -> None:
+    async def test_it_states_why_a_key_does_not_work_and_its_exit_code_is_an_error(
+        self, venue: OandaSimulator, tmp_path: Path
+    ) -> None:
         done = await self.run(venue, tmp_path, "bad-token", "-e", "oanda")
         assert done.returncode == 4
         assert "alice at OANDA (production): does not work, CREDENTIAL_REJECTED" in done.stdout
         assert "bad-token" not in done.stdout + done.stderr
 
-    async def test_for_programs_it_is_one_list(self, venue: OandaSimulator, tmp_path: Path) -> None:
+    async def test_the_output_for_programs_is_one_list(self, venue: OandaSimulator, tmp_path: Path) -> None:
         done = await self.run(venue, tmp_path, "good", "-o", "json")
         (entry,) = json.loads(done.stdout)
         assert entry["works"] is True
@@ -166,7 +168,7 @@ class TestCommand:
         assert done.returncode == 2
         assert "--environment needs --exchange" in done.stderr
 
-    async def test_for_a_user_without_credentials_it_says_so(self, tmp_path: Path) -> None:
+    async def test_it_reports_a_user_without_credentials(self, tmp_path: Path) -> None:
         done = call(tmp_path, "credentials", "check", "-u", "nobody")
         assert done.returncode == 3
         assert "no credential is stored for nobody" in done.stderr

@@ -35,7 +35,7 @@ async def test_a_watch_of_the_demos_user_shows_every_venue_moving(tmp_path: Path
     assert seen.keys() == CUSTOM | THROUGH_CCXT
 
 
-async def test_every_situation_is_shown_by_a_user_of_its_own(tmp_path: Path) -> None:
+async def test_each_situation_has_its_own_user(tmp_path: Path) -> None:
     async with running_demo(settings_for(tmp_path)) as demo:
         assert demo.users.keys() == {user_of(situation) for situation in SITUATIONS}
         assert set(demo.users[MAIN_USER]) == CUSTOM | THROUGH_CCXT

@@ -73,7 +73,7 @@ class TestAddresses:
         with pytest.raises(UnsafeSettings, match="TLS"):
             await start_service(settings_for(tmp_path, address="0.0.0.0:0"), registry=registry_of(ScriptedPlugin()))
 
-    async def test_the_operator_may_insist_on_no_tls(self, tmp_path: Path) -> None:
+    async def test_the_operator_may_allow_plaintext(self, tmp_path: Path) -> None:
         async with serving(
             tmp_path, registry=registry_of(ScriptedPlugin()), address="0.0.0.0:0", insecure=True
         ) as running:
@@ -92,7 +92,7 @@ class TestAddresses:
         self, silent_address: str
     ) -> None:
         async with ExchangeServiceClient(silent_address, timeout=0.3) as client:
-            for call in (client.list_exchanges(), client.get_balance(USER, "paper")):
+            for call in (client.list_exchanges(), client.get_balance(USER, "fakex")):
                 with pytest.raises(DeadlinePassed, match=f"{silent_address} did not answer in time"):
                     await call
 
@@ -121,18 +121,18 @@ class TestAddresses:
 
 WITH_SANDBOX = (Environment("production", {}, aliases=("live",)), Environment("sandbox", {}, aliases=("practice",)))
 WRONG_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
-    "an unknown exchange": ({"venue_urls": {"papre": "http://127.0.0.1:1"}}, "'papre'"),
-    "an unknown exchange's sandbox": ({"venue_urls": {"papre.sandbox": "http://127.0.0.1:1"}}, "'papre.sandbox'"),
-    "an unknown environment": ({"venue_urls": {"paper.moon": "http://127.0.0.1:1"}}, "'paper.moon'"),
-    "an environment without a name": ({"venue_urls": {"paper.": "http://127.0.0.1:1"}}, "'paper.'"),
-    "a distribution that is not installed": ({"exchange_plugins": {"paper": "exchange-service-papre"}}, "-papre'"),
+    "an unknown exchange": ({"venue_urls": {"fakexe": "http://127.0.0.1:1"}}, "'fakexe'"),
+    "an unknown exchange's sandbox": ({"venue_urls": {"fakexe.sandbox": "http://127.0.0.1:1"}}, "'fakexe.sandbox'"),
+    "an unknown environment": ({"venue_urls": {"fakex.moon": "http://127.0.0.1:1"}}, "'fakex.moon'"),
+    "an environment without a name": ({"venue_urls": {"fakex.": "http://127.0.0.1:1"}}, "'fakex.'"),
+    "a distribution that is not installed": ({"exchange_plugins": {"fakex": "exchange-service-fakexe"}}, "-fakexe'"),
 }
 
 
 class TestOverrides:
     @pytest.fixture
     def plugin(self) -> ScriptedPlugin:
-        return ScriptedPlugin(listing("paper", environments=WITH_SANDBOX))
+        return ScriptedPlugin(listing("fakex", environments=WITH_SANDBOX))
 
     @pytest.mark.parametrize("name", WRONG_SETTINGS)
     async def test_an_override_for_an_exchange_that_is_not_served_is_refused_by_its_name(
@@ -142,21 +142,21 @@ class TestOverrides:
         with pytest.raises(UnsafeSettings, match=named):
             await start_service(settings_for(tmp_path, **settings), registry=registry_of(plugin))
 
-    @pytest.mark.parametrize("name", ["paper.sandbox", "paper.practice", "paper.PRACTICE"])
+    @pytest.mark.parametrize("name", ["fakex.sandbox", "fakex.practice", "fakex.PRACTICE"])
     async def test_an_alias_stands_for_its_environment_and_for_no_other(
         self, tmp_path: Path, plugin: ScriptedPlugin, name: str
     ) -> None:
         async with serving(tmp_path, registry=registry_of(plugin), venue_urls={name: "http://127.0.0.1:1"}) as running:
             await running.store(environment="sandbox")
             await running.store()
-            await running.client.get_balance(USER, "paper", environment="practice")
-            await running.client.get_balance(USER, "paper")
+            await running.client.get_balance(USER, "fakex", environment="practice")
+            await running.client.get_balance(USER, "fakex")
         assert [(call.environment.name, call.override) for call in plugin.calls] == [
             ("sandbox", "http://127.0.0.1:1"),
             ("production", ""),
         ]
 
-    async def test_a_real_venues_own_name_leads_to_its_sandbox(self, tmp_path: Path) -> None:
+    async def test_the_venues_own_name_of_its_sandbox_is_accepted(self, tmp_path: Path) -> None:
         async with (
             OandaSimulator() as practice,
             serving(tmp_path, venue_urls={"oanda.practice": practice.url, "oanda": "http://127.0.0.1:1"}) as running,
@@ -168,7 +168,7 @@ class TestOverrides:
         assert totals(reply.balance) == {"EUR": "25310.4426"}
 
     async def test_a_distribution_that_is_installed_may_be_chosen(self, tmp_path: Path, plugin: ScriptedPlugin) -> None:
-        chosen = {"paper": "exchange-service-paper"}
+        chosen = {"fakex": "exchange-service-fakex"}
         async with serving(tmp_path, registry=registry_of(plugin), exchange_plugins=chosen) as running:
             assert (await running.client.list_exchanges()).stats.total == 1
 
@@ -223,7 +223,7 @@ class TestStop:
         gate = Gate()
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin(answer=gate)), shutdown_grace=5) as running:
             await running.store()
-            call = asyncio.ensure_future(running.client.get_balance(USER, "paper"))
+            call = asyncio.ensure_future(running.client.get_balance(USER, "fakex"))
             await gate.entered.wait()
             stopping = asyncio.ensure_future(running.service.server.stop(5))
             await until(lambda: not stopping.done())
@@ -276,7 +276,7 @@ class TestStop:
             running = Running(service, client)
             for user in ("alice", "bob", "carol"):
                 await running.store(user=user)
-                await client.get_balance(user, "paper")
+                await client.get_balance(user, "fakex")
         async with asyncio.timeout(5):
             await service.stop()
         assert sorted(closing) == ["the account's"] * 3 + ["the plugin's"]

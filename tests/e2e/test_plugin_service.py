@@ -23,7 +23,7 @@ KEY = "x-request-id"
 
 
 def registry() -> Registry:
-    plugin = loaded(ScriptedPlugin(listing("paper"), listing("pencil")))
+    plugin = loaded(ScriptedPlugin(listing("fakex"), listing("fakey")))
     return Registry([plugin], [PluginProblem(info("broken"), "Importing it failed.")])
 
 
@@ -31,7 +31,7 @@ async def test_it_lists_the_plugins_with_their_listings_processes_and_problems(t
     async with serving(tmp_path, registry=registry()) as running:
         reply = await running.client.list_plugins()
     (status,) = reply.plugins
-    assert (status.plugin.name, status.plugin.distribution) == ("paper", "exchange-service-paper")
+    assert (status.plugin.name, status.plugin.distribution) == ("fakex", "exchange-service-fakex")
     assert (status.own_process, status.exchange_count, status.balance_exchange_count) == (False, 2, 2)
     (process,) = status.processes
     assert process.state == messages.PLUGIN_PROCESS_STATE_RUNNING

@@ -34,7 +34,7 @@ from tests.harness import (
 )
 from tests.servers import RedisServer
 
-PAPER = AccountSelector(exchange_id="paper")
+FAKEX = AccountSelector(exchange_id="fakex")
 
 
 class Counting(ScriptedPlugin):
@@ -80,8 +80,8 @@ def waiting_calls(several: list[Running]) -> int:
 
 
 async def key_of(running: Running) -> str:
-    """The cache's key of alice's balance at paper."""
-    account = Account("alice", "paper")
+    """The cache's key of alice's balance at fakex."""
+    account = Account("alice", "fakex")
     reference = await running.service.store.find(account)
     assert reference is not None
     return running.service.balances.keys.key(account, reference)
@@ -101,7 +101,7 @@ class TestOneAsks:
         async with replicas(3, tmp_path, redis_url, plugin) as several:
             await several[0].store()
             calls = [
-                asyncio.ensure_future(running.client.get_balance("alice", "paper"))
+                asyncio.ensure_future(running.client.get_balance("alice", "fakex"))
                 for running in several
                 for _ in range(30)
             ]
@@ -122,19 +122,19 @@ class TestOneAsks:
             async def down(_: Any) -> Any:
                 entered.set()
                 await opened.wait()
-                raise VenueUnavailable("Paper is down.")
+                raise VenueUnavailable("Fakex is down.")
 
             plugin.answer = down
-            calls = [asyncio.ensure_future(running.client.get_balance("alice", "paper")) for running in several]
+            calls = [asyncio.ensure_future(running.client.get_balance("alice", "fakex")) for running in several]
             await entered.wait()
             await until(lambda: waiting_calls(several) == 3, "a call at each replica")
             opened.set()
             for call in calls:
-                with pytest.raises(ServiceError, match="Paper is down"):
+                with pytest.raises(ServiceError, match="Fakex is down"):
                     await call
             assert len({id(call.account) for call in plugin.calls}) == len(plugin.calls)
 
-    async def test_a_replica_that_dies_while_it_asks_is_replaced_within_the_lease(
+    async def test_a_replica_that_dies_during_a_fetch_is_replaced_within_the_lease(
         self, tmp_path: Path, redis_url: str, plugin: Counting, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("exchange_service.balances.leases.LEASE", 1.0)
@@ -143,7 +143,7 @@ class TestOneAsks:
             # Taken, and never released.
             assert await first.service.balances.cached.lease(await key_of(first), 1.0) is not None
             began = time.monotonic()
-            await second.client.get_balance("alice", "paper")
+            await second.client.get_balance("alice", "fakex")
             assert 0.5 < time.monotonic() - began < 3
 
 
@@ -154,7 +154,7 @@ class TestFeeds:
         async with replicas(3, tmp_path, redis_url, plugin, poll_interval=0.4) as several:
             await several[0].store()
             async with AsyncExitStack() as stack:
-                streams = [await stack.enter_async_context(streaming(running, PAPER)) for running in several]
+                streams = [await stack.enter_async_context(streaming(running, FAKEX)) for running in several]
                 first = [await next_total(stream) for stream in streams]
                 assert set(first) == {"1"}
                 began = time.monotonic()
@@ -170,8 +170,8 @@ class TestFeeds:
         monkeypatch.setattr("exchange_service.streams.polling.LEASE", 0.5)
         async with replicas(2, tmp_path, redis_url, plugin, poll_interval=0.3) as (first, second):
             await first.store()
-            async with streaming(second, PAPER) as stays:
-                async with streaming(first, PAPER) as goes:
+            async with streaming(second, FAKEX) as stays:
+                async with streaming(first, FAKEX) as goes:
                     await next_total(goes)
                     last = int(await next_total(stays))
                 await until(lambda: not first.service.streams.counts()[0], "the end of the first one's feed")
@@ -191,7 +191,7 @@ class TestFeeds:
         async with replicas(2, tmp_path, redis_url, plugin, poll_interval=0.3) as several:
             await several[0].store()
             monkeypatch.setattr(redis_cache.RedisCache, "publish", lose)
-            async with streaming(several[0], PAPER) as one, streaming(several[1], PAPER) as other:
+            async with streaming(several[0], FAKEX) as one, streaming(several[1], FAKEX) as other:
                 for stream in (one, other):
                     seen = [int(await next_total(stream)) for _ in range(3)]
                     assert seen == sorted(set(seen))
@@ -201,7 +201,7 @@ class TestFeeds:
     ) -> None:
         async with replicas(2, tmp_path, redis_server.url, plugin, poll_interval=0.3) as several:
             await several[0].store()
-            async with streaming(several[0], PAPER) as one, streaming(several[1], PAPER) as other:
+            async with streaming(several[0], FAKEX) as one, streaming(several[1], FAKEX) as other:
                 await next_total(one)
                 await next_total(other)
                 redis_server.kill()
@@ -217,14 +217,14 @@ class TestCredential:
         async with replicas(2, tmp_path, redis_url, plugin) as (first, second):
             await first.store(api_key="the-first-key")
             for running in (first, second):
-                await running.client.get_balance("alice", "paper")
+                await running.client.get_balance("alice", "fakex")
             await first.store(api_key="the-second-key")
-            await first.service.balances.publish_credential_change(Account("alice", "paper"))
+            await first.service.balances.publish_credential_change(Account("alice", "fakex"))
             plugin.answer = returning(holding(("ETH", "1")))
             for running in (first, second):
 
                 async def sees(one: Running = running) -> bool:
-                    reply = await one.client.get_balance("alice", "paper")
+                    reply = await one.client.get_balance("alice", "fakex")
                     return bool(reply.balance.venue_accounts[0].assets[0].asset == "ETH")
 
                 await eventually_soon(sees)
@@ -235,14 +235,14 @@ class TestCredential:
         async with replicas(2, tmp_path, redis_url, plugin) as (first, second):
             await first.store()
             for running in (first, second):
-                await running.client.get_balance("alice", "paper")
+                await running.client.get_balance("alice", "fakex")
             await first.remove()
-            await first.service.balances.publish_credential_change(Account("alice", "paper"))
+            await first.service.balances.publish_credential_change(Account("alice", "fakex"))
             for running in (first, second):
 
                 async def gone(one: Running = running) -> bool:
                     try:
-                        await one.client.get_balance("alice", "paper")
+                        await one.client.get_balance("alice", "fakex")
                     except CredentialMissing:
                         return True
                     return False
@@ -290,14 +290,14 @@ async def test_the_command_that_stores_a_credential_notifies_the_replicas(
 class TestLeases:
     """A replica that holds the lease and dies or gives up delays the others as little as possible."""
 
-    async def test_of_all_replicas_that_wait_for_a_dead_holder_one_asks(
+    async def test_one_of_the_replicas_that_wait_for_a_dead_holder_asks_the_venue(
         self, tmp_path: Path, redis_url: str, plugin: Counting
     ) -> None:
         async with replicas(3, tmp_path, redis_url, plugin) as several:
             await several[0].store()
             # Taken, and never released.
             assert await several[0].service.balances.cached.lease(await key_of(several[0]), 1.0) is not None
-            calls = [running.client.get_balance("alice", "paper") for running in several for _ in range(5)]
+            calls = [running.client.get_balance("alice", "fakex") for running in several for _ in range(5)]
             replies = await asyncio.gather(*calls)
             assert plugin.count == 1
             assert len({reply.balance.version for reply in replies}) == 1
@@ -315,20 +315,20 @@ class TestLeases:
         plugin.answer = slow
         async with replicas(3, tmp_path, redis_url, plugin) as several:
             await several[0].store()
-            await asyncio.gather(*(running.client.get_balance("alice", "paper") for running in several))
+            await asyncio.gather(*(running.client.get_balance("alice", "fakex") for running in several))
             assert plugin.count == 1
 
-    async def test_a_caller_who_gives_up_releases_the_lease_to_the_next_replica(
+    async def test_a_caller_that_gives_up_releases_the_lease_to_the_next_replica(
         self, tmp_path: Path, redis_url: str, plugin: Counting
     ) -> None:
         plugin.answer = gate = Gate()
         async with replicas(2, tmp_path, redis_url, plugin) as (first, second):
             await first.store()
-            gone = asyncio.ensure_future(first.client.get_balance("alice", "paper"))
+            abandoned = asyncio.ensure_future(first.client.get_balance("alice", "fakex"))
             await gate.entered.wait()
-            waits = asyncio.ensure_future(second.client.get_balance("alice", "paper"))
+            waits = asyncio.ensure_future(second.client.get_balance("alice", "fakex"))
             plugin.answer = plugin.next
-            gone.cancel()
+            abandoned.cancel()
             began = time.monotonic()
             assert (await waits).balance.venue_accounts
             assert time.monotonic() - began < 2
@@ -340,7 +340,7 @@ class TestLeases:
             await first.store()
             for wanted in range(1, 7):
                 running = (first, second)[wanted % 2]
-                reply = await running.client.get_balance("alice", "paper", max_age=0)
+                reply = await running.client.get_balance("alice", "fakex", max_age=0)
                 assert reply.balance.venue_accounts[0].assets[0].total == str(wanted)
 
 
@@ -351,7 +351,7 @@ class TestVersions:
         async with replicas(2, tmp_path, redis_url, plugin, poll_interval=0.2) as (running, other):
             await running.store()
             cache = running.service.cache
-            async with streaming(running, PAPER) as stream:
+            async with streaming(running, FAKEX) as stream:
                 first = (await stream.next_of("balance")).balance
                 key = await key_of(running)
                 old = await cache.get(key)
@@ -376,13 +376,13 @@ async def test_an_error_that_a_retry_repairs_reaches_no_replica(
         entered.set()
         await opened.wait()
         if fetches == 1:
-            raise VenueUnavailable("Paper stumbled.")
+            raise VenueUnavailable("Fakex stumbled.")
         return await plugin.next(call)
 
     plugin.answer = stumbling
     async with replicas(2, tmp_path, redis_url, plugin) as several:
         await several[0].store()
-        calls = [asyncio.ensure_future(running.client.get_balance("alice", "paper")) for running in several]
+        calls = [asyncio.ensure_future(running.client.get_balance("alice", "fakex")) for running in several]
         await entered.wait()
         await until(lambda: waiting_calls(several) == 2, "a call at each replica")
         opened.set()

@@ -62,7 +62,7 @@ def lines(capfd: pytest.CaptureFixture[str]) -> Iterator[Any]:
 
 
 async def talkative(_: VenueCall) -> Any:
-    structlog.get_logger("paper").info("paper.asked")
+    structlog.get_logger("fakex").info("fakex.asked")
     return holding(("BTC", "1"))
 
 
@@ -105,7 +105,7 @@ class TestCaller:
     async def test_a_stream_carries_it_when_it_ends(self, tmp_path: Path) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
             await running.store()
-            async with streaming(running, "paper") as stream:
+            async with streaming(running, "fakex") as stream:
                 await stream.next_of("balance")
                 await running.service.streams.close()
                 failed = await stream.failure()
@@ -115,21 +115,21 @@ class TestCaller:
     async def test_the_python_client_has_it_on_the_error(self, tmp_path: Path) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
             with pytest.raises(CredentialMissing) as made:
-                await running.client.get_balance(USER, "paper")
+                await running.client.get_balance(USER, "fakex")
             assert MADE.match(made.value.request_id)
             async with ExchangeServiceClient(running.service.address, metadata=((KEY, UUID),)) as client:
                 with pytest.raises(CredentialMissing) as given:
-                    await client.get_balance(USER, "paper")
+                    await client.get_balance(USER, "fakex")
             assert given.value.request_id == UUID
 
-    async def test_it_is_the_reference_of_a_bug_of_ours(
+    async def test_it_is_the_reference_of_an_internal_error(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: Any
     ) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
             monkeypatch.setattr(running.service.registry, "account", None)
             with pytest.raises(ServiceFailed, match=UUID):
                 async with ExchangeServiceClient(running.service.address, metadata=((KEY, UUID),)) as client:
-                    await client.get_balance(USER, "paper")
+                    await client.get_balance(USER, "fakex")
         (line,) = [line for line in lines() if line["event"] == "call.failed"]
         assert line["request_id"] == UUID
 
@@ -140,7 +140,7 @@ class TestLog:
             await running.store()
             await running.stub.GetBalance(balance_request(), metadata=((KEY, UUID),))
         of_call = {line["event"] for line in lines() if line.get("request_id") == UUID}
-        assert of_call == {"paper.asked", "credential.opened"}
+        assert of_call == {"fakex.asked", "credential.opened"}
         assert "service.listening" in {line["event"] for line in lines() if "request_id" not in line}
 
     async def test_concurrent_calls_keep_their_ids_apart(self, tmp_path: Path, lines: Any) -> None:
@@ -151,7 +151,7 @@ class TestLog:
             await asyncio.gather(
                 *(running.stub.GetBalance(balance_request(user_id=user), metadata=((KEY, user),)) for user in users)
             )
-        assert sorted(line["request_id"] for line in lines() if line["event"] == "paper.asked") == sorted(users)
+        assert sorted(line["request_id"] for line in lines() if line["event"] == "fakex.asked") == sorted(users)
 
     async def test_work_that_outlives_a_call_does_not_carry_its_id(self, tmp_path: Path) -> None:
         seen: list[str] = []
@@ -166,11 +166,11 @@ class TestLog:
         plugin = ScriptedPlugin(answer=answer)
         async with serving(tmp_path, registry=registry_of(plugin), poll_interval=0.1) as running:
             await running.store()
-            selector = messages.AccountSelector(exchange_id="paper")
+            selector = messages.AccountSelector(exchange_id="fakex")
             request = messages.StreamBalancesRequest(user_id=USER, accounts=[selector])
             first = running.stub.StreamBalances(request, metadata=((KEY, "first"),))
             await gate.entered.wait()
-            async with streaming(running, "paper") as second:
+            async with streaming(running, "fakex") as second:
                 await until(lambda: running.service.streams.counts() == (1, 2))
                 first.cancel()
                 await until(lambda: running.service.server.handler_wrapper.running() == 1)
@@ -183,7 +183,7 @@ class TestLog:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin(answer=talkative))) as running:
             await running.store(api_key="my-venue-key-1234")
             await running.stub.GetBalance(balance_request(), metadata=((KEY, "my-venue-key-1234"),))
-        (line,) = [line for line in lines() if line["event"] == "paper.asked"]
+        (line,) = [line for line in lines() if line["event"] == "fakex.asked"]
         assert line["request_id"] == "[hidden]"
 
     def test_lines_of_other_libraries_carry_it_too(self, capfd: pytest.CaptureFixture[str], lines: Any) -> None:

@@ -39,7 +39,7 @@ class TestStart:
         await service.stop()
         raise AssertionError("it should not start")
 
-    async def test_where_others_reach_it_a_service_needs_a_way_to_tell_callers_apart(
+    async def test_on_a_public_address_a_service_must_authenticate_callers(
         self, tmp_path: Path, authority: Authority
     ) -> None:
         text = await self.refusal(tmp_path, **tls_settings(authority))
@@ -50,7 +50,7 @@ class TestStart:
         ):
             pass
 
-    async def test_the_operator_may_insist_on_serving_anybody(self, tmp_path: Path, authority: Authority) -> None:
+    async def test_the_operator_may_choose_to_serve_every_caller(self, tmp_path: Path, authority: Authority) -> None:
         open_to_all = tls_settings(authority, open_to_all=True)
         async with serving(tmp_path, registry=registry_of(make_plugin()), **open_to_all) as running:
             async with client_of(running, credentials=authority.channel_credentials()) as client:
@@ -69,7 +69,7 @@ class TestStart:
             assert "insecure" in text if insecure else "in the clear" in text
 
     @pytest.mark.parametrize("combination", list(itertools.product([False, True], repeat=5)), ids=str)
-    def test_every_combination_of_what_opens_the_service_starts_or_is_refused_with_a_sentence(
+    def test_every_combination_of_access_settings_starts_or_is_refused_with_a_sentence(
         self, tmp_path: Path, combination: tuple[bool, ...]
     ) -> None:
         loopback, tls, identity, insecure, open_to_all = combination
@@ -113,7 +113,7 @@ class TestStart:
         }.items():
             assert name in await self.refusal(tmp_path, **changes)
 
-    async def test_the_log_says_at_the_start_which_callers_are_served(self, tmp_path: Path) -> None:
+    async def test_the_log_names_at_the_start_the_callers_that_are_served(self, tmp_path: Path) -> None:
         with capture_logs() as lines:
             async with serving(tmp_path, registry=registry_of(make_plugin())):
                 pass

@@ -92,7 +92,7 @@ ATTEMPTS = st.builds(
 def _attempt(
     kind: str, target: str, *, act_as: str | None = None, streamed: bool = False, warm: bool = True
 ) -> Attempt:
-    return Attempt(kind, frozenset({"bob"}), act_as, target, "paper", streamed, warm, False)
+    return Attempt(kind, frozenset({"bob"}), act_as, target, "fakex", streamed, warm, False)
 
 
 async def metadata_of(running: Running, attempt: Attempt) -> list[tuple[str, str]]:
@@ -219,19 +219,19 @@ class TestScope:
         async with serving(tmp_path, registry=registry_of(make_plugin())) as running:
             await running.store(user="alice")
             reply = await read_balance(running, bearer(web_token("bob")), "alice")
-            assert totals(reply.balance) == {"BTC": amount("alice", "paper")}
+            assert totals(reply.balance) == {"BTC": amount("alice", "fakex")}
         async with authenticated_service(tmp_path) as running:
             failed = await failure(read_balance(running, bearer(web_token("bob")), "alice"))
         assert failed.message.startswith(OUTSIDE)
 
-    async def test_existing_and_unknown_users_are_refused_in_the_same_words(self, tmp_path: Path) -> None:
+    async def test_existing_and_unknown_users_are_refused_with_the_same_message(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path) as running:
             answers = set()
             for user in ("alice", "dave", "nobody-at-all", "\N{GRINNING FACE}"):
                 for changes in ({}, {"exchange_id": "nowhere"}, {"environment": "moon"}):
                     failed = await failure(read_balance(running, bearer(web_token("bob")), user, **changes))
                     answers.add((failed.code, failed.message, str(failed.details)))
-                for exchanges in (("nowhere",), ("paper",), ()):
+                for exchanges in (("nowhere",), ("fakex",), ()):
                     failed = await failure(open_stream(running, bearer(web_token("bob")), user, *exchanges).next())
                     answers.add((failed.code, failed.message, str(failed.details)))
         ((code, message, _),) = answers
@@ -244,7 +244,7 @@ class TestScope:
             assert (await read_balance(running, bearer(token, "alice"))).balance.user_id == "alice"
             silent = await failure(read_balance(running, bearer(token)))
             other = await failure(read_balance(running, bearer(token, "bob")))
-            streamed = await failure(open_stream(running, bearer(token, "bob"), "alice", "paper").next())
+            streamed = await failure(open_stream(running, bearer(token, "bob"), "alice", "fakex").next())
         assert silent.reason == other.reason == streamed.reason == "USER_FORBIDDEN"
         assert "x-act-as" in silent.message
         assert "x-act-as" in other.message

@@ -79,7 +79,7 @@ async def health(running: Running) -> int:
 
 @asynccontextmanager
 async def sealed_by(folder: Path, keyset_file: Path) -> AsyncIterator[None]:
-    """Afterwards there is a sealed credential of USER at "paper" in the folder's database."""
+    """Afterwards there is a sealed credential of USER at "fakex" in the folder's database."""
     async with serving(folder, registry=registry_of(ScriptedPlugin()), keyset_file=keyset_file) as running:
         await running.store(api_key=CANARY)
         assert await health(running) == SERVING
@@ -106,7 +106,7 @@ async def ran(home: Path, *arguments: str, **extra: str) -> Any:
 
 class TestWrongKeys:
     @pytest.mark.parametrize("kind", ["another key of the same name", "another key", "no keyset", "no file", "no JSON"])
-    async def test_the_service_says_not_serving_and_why_and_nothing_of_the_row_reaches_the_venue(
+    async def test_the_service_reports_not_serving_with_the_reason_and_the_row_never_reaches_the_venue(
         self, tmp_path: Path, keyset_file: Path, kind: str
     ) -> None:
         plugin, right = ScriptedPlugin(), read_keyset(keyset_file)
@@ -157,7 +157,7 @@ class TestWrongKeys:
                         return bool(await health(running) == SERVING)
 
                     await eventually(serves, "serving")
-                    assert totals((await running.client.get_balance(USER, "paper")).balance) == {"BTC": "1.50"}
+                    assert totals((await running.client.get_balance(USER, "fakex")).balance) == {"BTC": "1.50"}
         events = [line["event"] for line in lines]
         # It reported the problem once, however often it checked.
         assert (events.count("keys.unproven"), events.count("keys.proven")) == (1, 1)
@@ -206,7 +206,7 @@ class TestWrongKeys:
         await store.close()
 
     @pytest.mark.usefixtures("quick_checks")
-    async def test_keys_that_are_lost_while_it_serves_are_noticed_by_the_first_call_and_said_until_they_are_back(
+    async def test_keys_that_are_lost_while_it_serves_are_noticed_by_the_first_call_and_reported_until_they_are_back(
         self, tmp_path: Path, keyset_file: Path
     ) -> None:
         right, plugin = read_keyset(keyset_file), ScriptedPlugin()
@@ -224,9 +224,9 @@ class TestWrongKeys:
             await eventually(lambda: says(NOT_SERVING), "not serving")
             write_keyset(keyset_file, right)
             await eventually(lambda: says(SERVING), "serving")
-            assert totals((await running.client.get_balance(USER, "paper")).balance) == {"BTC": "1.50"}
+            assert totals((await running.client.get_balance(USER, "fakex")).balance) == {"BTC": "1.50"}
 
-    async def test_two_keysets_and_a_prohibition_without_one_are_no_start(
+    async def test_with_two_keysets_or_without_plaintext_and_keyset_it_does_not_start(
         self, tmp_path: Path, keyset_file: Path
     ) -> None:
         for changes, named in (
@@ -249,14 +249,14 @@ class TestWrongKeys:
                 USER,
             )
             failed = await failure(running.stub.GetBalance(balance_request(user_id="mallory")))
-            assert totals((await running.client.get_balance(USER, "paper")).balance) == {"BTC": "1.50"}
+            assert totals((await running.client.get_balance(USER, "fakex")).balance) == {"BTC": "1.50"}
         assert failed.reason == "CREDENTIAL_UNREADABLE"
         assert [call.account.user_id for call in plugin.calls] == [USER]
 
     async def test_a_plain_row_is_refused_where_it_is_not_allowed(self, tmp_path: Path, keyset_file: Path) -> None:
         async with sealed_by(tmp_path, keyset_file):
             database = Database(f"sqlite:///{tmp_path / 'credentials.db'}")
-            database.insert(user_id="bob", exchange="paper")
+            database.insert(user_id="bob", exchange="fakex")
             for allowed in (True, False):
                 async with serving(
                     tmp_path,
@@ -265,12 +265,12 @@ class TestWrongKeys:
                     allow_plaintext=allowed,
                 ) as running:
                     assert await health(running) == SERVING
-                    assert (await running.client.get_balance(USER, "paper")).balance
+                    assert (await running.client.get_balance(USER, "fakex")).balance
                     if allowed:
-                        assert (await running.client.get_balance("bob", "paper")).balance
+                        assert (await running.client.get_balance("bob", "fakex")).balance
                     else:
                         with pytest.raises(CredentialUnreadable, match="plain text"):
-                            await running.client.get_balance("bob", "paper")
+                            await running.client.get_balance("bob", "fakex")
 
 
 class Traffic:
@@ -285,9 +285,9 @@ class Traffic:
     async def _call_on(self, user: str) -> None:
         balances = self.running.service.balances
         while not self._enough.is_set():
-            account, _ = self.running.service.registry.account(user, "paper", "")
+            account, _ = self.running.service.registry.account(user, "fakex", "")
             await balances.publish_credential_change(account)
-            reply = await self.running.client.get_balance(user, "paper", max_age=0)
+            reply = await self.running.client.get_balance(user, "fakex", max_age=0)
             assert reply.balance.user_id == user
             self.answered += 1
 
@@ -340,14 +340,14 @@ class TestUnderTraffic:
                 for user in users:
                     await running.store(user=user, api_key=f"{CANARY} of {user}")
                 first = read_keyset(keyset_file).primary
-                async with streaming(running, "paper", user=users[0]) as stream:
+                async with streaming(running, "fakex", user=users[0]) as stream:
                     events: list[str] = []
                     follower = asyncio.ensure_future(follow(stream, events))
                     traffic = Traffic(running, users)
                     await traffic.more(50)
                     await ran(tmp_path, "keys", "rotate", **keyset)
                     second = read_keyset(keyset_file).primary
-                    # Sealed with the new key by somebody else, perhaps before the service has looked at the file again.
+                    # Sealed with the new key by another program, perhaps before the service has read the file again.
                     await stored_elsewhere(database.url, keyset_file, users[1], f"{CANARY} of {users[1]}")
                     await traffic.more(50)
                     await ran(tmp_path, "credentials", "rewrap", **keyset)
@@ -383,7 +383,7 @@ class TestUnderTraffic:
         for user in users:
             secret = f"{CANARY} of {user}"
             database.insert(
-                user_id=user, exchange="paper", api_key=secret, extra_metadata=json.dumps({"private_key": secret})
+                user_id=user, exchange="fakex", api_key=secret, extra_metadata=json.dumps({"private_key": secret})
             )
         others = (
             "SELECT id, created_at, user_id, exchange, environment, is_active, mood FROM bot_credentials ORDER BY id"
@@ -414,7 +414,7 @@ class TestUnderTraffic:
             assert "0 changed, 20 with nothing to do" in again.stderr
             assert await traffic.end() >= 90
             for user in users:
-                assert (await running.client.get_balance(user, "paper", max_age=0)).balance.user_id == user
+                assert (await running.client.get_balance(user, "fakex", max_age=0)).balance.user_id == user
         for seen in plugin.calls:
             secret = f"{CANARY} of {seen.account.user_id}"
             assert (seen.credential.api_key.reveal(), seen.credential.metadata) == (secret, {"private_key": secret})
@@ -430,7 +430,7 @@ async def follow(stream: Stream, events: list[str]) -> None:
 
 async def stored_elsewhere(url: str, keyset_file: Path, user: str, api_key: str) -> None:
     store = await open_store(url, b"another process", keys=FileKeys(keyset_file))
-    await store.put(Account(user, "paper"), Credential.from_texts({"api_key": api_key}))
+    await store.put(Account(user, "fakex"), Credential.from_texts({"api_key": api_key}))
     await store.close()
 
 
@@ -502,7 +502,9 @@ class TestCommands:
         assert refused.exit_code == 4
         assert command(tmp_path, "credentials", "list", "-o", "json").stdout.strip() == "[]"
 
-    def test_doctor_says_how_the_credentials_stand_and_what_to_do(self, tmp_path: Path, keys: dict[str, str]) -> None:
+    def test_doctor_reports_the_state_of_the_credentials_and_what_to_do(
+        self, tmp_path: Path, keys: dict[str, str]
+    ) -> None:
         add(tmp_path)
         code, ((severity, text),) = findings(tmp_path)
         assert (code, severity) == (0, "warning")
@@ -555,7 +557,7 @@ class TestCommands:
         assert second in status.stdout
         assert material not in status.stdout + status.stderr
 
-    def test_a_key_may_be_handed_round_before_it_seals(self, tmp_path: Path, keys: dict[str, str]) -> None:
+    def test_a_key_may_be_distributed_before_it_seals(self, tmp_path: Path, keys: dict[str, str]) -> None:
         file = tmp_path / "keyset.json"
         first = read_keyset(file).primary
         assert command(tmp_path, "keys", "rotate", "--add-only", **keys).exit_code == 0
@@ -566,7 +568,7 @@ class TestCommands:
         assert command(tmp_path, "keys", "rotate", "--to", "none", **keys).exit_code == 4
         assert command(tmp_path, "keys", "rotate", "--to", first, "--add-only", **keys).exit_code == 2
 
-    def test_sealing_wants_a_choice_and_a_keyset_and_unsealing_a_yes(
+    def test_sealing_needs_a_selection_and_a_keyset_and_unsealing_a_confirmation(
         self, tmp_path: Path, keys: dict[str, str]
     ) -> None:
         add(tmp_path)
@@ -590,7 +592,7 @@ class TestCommands:
         assert (refused.exit_code, "either keyset_file or keyset" in refused.stderr) == (2, True)
         assert not (tmp_path / "credentials.db").exists()
 
-    def test_a_second_keyset_does_not_come_into_a_table_by_mistake(self, tmp_path: Path, keys: dict[str, str]) -> None:
+    def test_a_second_keyset_does_not_seal_into_a_table_by_mistake(self, tmp_path: Path, keys: dict[str, str]) -> None:
         add(tmp_path, **keys)
         Database(f"sqlite:///{tmp_path / 'credentials.db'}").insert(user_id="bob", api_key=CANARY)
         write_keyset(tmp_path / "keyset.json", new_keyset())
@@ -608,12 +610,12 @@ class TestCommands:
         refused = command(tmp_path, "keys", "rotate", **given)
         assert (refused.exit_code, "where it is stored" in refused.stderr) == (2, True)
 
-    def test_a_choice_that_fits_no_row_is_no_success(self, tmp_path: Path, keys: dict[str, str]) -> None:
+    def test_a_selection_that_matches_no_row_is_an_error(self, tmp_path: Path, keys: dict[str, str]) -> None:
         add(tmp_path, **keys)
         done = command(tmp_path, "credentials", "seal", "--user", "nobody", **keys)
         assert (done.exit_code, "no credential is stored for this choice" in done.stderr) == (3, True)
 
-    def test_a_row_that_cannot_be_opened_is_named_and_the_exit_code_says_so(
+    def test_a_row_that_cannot_be_opened_is_named_and_the_exit_code_is_an_error(
         self, tmp_path: Path, keys: dict[str, str]
     ) -> None:
         add(tmp_path, **keys)

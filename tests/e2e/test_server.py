@@ -185,20 +185,20 @@ class TestRefusals:
         assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
         assert failed.fields == [field]
 
-    async def test_a_bad_field_of_a_stream_is_named_with_its_place(self, running: Running) -> None:
-        async with streaming(running, "paper", "") as stream:
+    async def test_a_bad_field_of_a_stream_is_named_with_its_path(self, running: Running) -> None:
+        async with streaming(running, "fakex", "") as stream:
             failed = await stream.failure()
         assert (failed.code, failed.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["accounts[1].exchange_id"])
 
     async def test_more_accounts_than_a_stream_may_follow_are_refused(self, running: Running) -> None:
-        async with streaming(running, *["paper"] * 201) as stream:
+        async with streaming(running, *["fakex"] * 201) as stream:
             failed = await stream.failure()
         assert (failed.code, failed.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["accounts"])
 
     async def test_an_unknown_exchange_comes_with_a_near_match(self, running: Running) -> None:
-        failed = await failure(running.stub.GetBalance(balance_request("papre")))
+        failed = await failure(running.stub.GetBalance(balance_request("fakexe")))
         assert (failed.code, failed.reason) == (grpc.StatusCode.NOT_FOUND, "EXCHANGE_UNKNOWN")
-        assert "Did you mean 'paper'?" in failed.message
+        assert "Did you mean 'fakex'?" in failed.message
 
     async def test_an_account_without_a_credential_is_not_found(self, running: Running) -> None:
         failed = await failure(running.stub.GetBalance(balance_request()))
@@ -235,13 +235,13 @@ class TestRefusals:
 
     async def test_the_client_raises_the_error_that_the_reason_stands_for(self, running: Running) -> None:
         with pytest.raises(FieldInvalid, match=r"^FIELD_INVALID: user_id"):
-            await running.client.get_balance("", "paper")
+            await running.client.get_balance("", "fakex")
         with pytest.raises(ExchangeUnknown):
             await running.client.get_balance(USER, "nowhere")
         with pytest.raises(CredentialMissing):
-            await running.client.get_balance(USER, "paper")
+            await running.client.get_balance(USER, "fakex")
 
-    async def test_a_listed_exchange_without_balances_says_so(self, tmp_path: Path) -> None:
+    async def test_a_listed_exchange_without_balances_is_not_supported(self, tmp_path: Path) -> None:
         (tmp_path / "other").mkdir()
         async with serving(tmp_path / "other") as running:
             entries = {entry.id: entry for entry in await running.client.all_exchanges(source="custom")}
@@ -254,7 +254,7 @@ class TestRefusals:
 
 
 class TestVenueFailures:
-    async def test_a_refused_key_says_so_and_holds_no_key(self, tmp_path: Path) -> None:
+    async def test_the_error_for_a_refused_key_does_not_hold_the_key(self, tmp_path: Path) -> None:
         async with serving_with(tmp_path, "oanda") as (running, _):
             await running.store("oanda", user="bob", api_key="a-key-that-was-revoked")
             failed = await failure(running.stub.GetBalance(balance_request("oanda", user_id="bob")))
@@ -329,20 +329,20 @@ class TestUnsendableErrors:
     async def test_a_balance_too_large_to_send_is_the_failure_of_its_plugin_and_account_alone(
         self, tmp_path: Path
     ) -> None:
-        plugin = ScriptedPlugin(listing("paper"), listing("pencil"), answer=_too_much_for("paper"))
+        plugin = ScriptedPlugin(listing("fakex"), listing("fakey"), answer=_too_much_for("fakex"))
         async with serving(tmp_path, registry=registry_of(plugin)) as running:
-            await running.store("paper")
-            await running.store("pencil")
+            await running.store("fakex")
+            await running.store("fakey")
             failed = await failure(running.stub.GetBalance(balance_request()))
             assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "PLUGIN_FAILED")
             assert "cannot be serialized" in failed.message
-            assert totals((await running.client.get_balance(USER, "pencil")).balance) == {"BTC": "1.50"}
+            assert totals((await running.client.get_balance(USER, "fakey")).balance) == {"BTC": "1.50"}
 
     async def test_the_largest_balance_that_is_accepted_can_be_sent(self, tmp_path: Path) -> None:
         plugin = ScriptedPlugin(answer=returning(_long_codes(7_000)))
         async with serving(tmp_path, registry=registry_of(plugin)) as running:
             await running.store()
-            reply = await running.client.get_balance(USER, "paper")
+            reply = await running.client.get_balance(USER, "fakex")
             assert len(totals(reply.balance)) == 7_000
             assert reply.ByteSize() > 1_900_000
 
@@ -388,9 +388,7 @@ class TestNonsense:
                 assert totals(reply.balance), name
 
     @pytest.mark.parametrize("exchange_id", VENUES)
-    async def test_the_last_good_balance_is_given_in_its_place_and_marked(
-        self, tmp_path: Path, exchange_id: str
-    ) -> None:
+    async def test_the_last_good_balance_is_returned_instead_and_marked(self, tmp_path: Path, exchange_id: str) -> None:
         async with serving_with(tmp_path, exchange_id) as (running, venue):
             good = await running.client.get_balance(USER, exchange_id)
             for name, fault in NONSENSE.items():
@@ -405,7 +403,7 @@ class TestNonsense:
                 # A success, because so many failures in a row would open the venue's breaker.
                 good = await running.client.get_balance(USER, exchange_id, max_age=0)
 
-    async def test_nonsense_after_the_markets_are_known_is_no_balance_either(self, tmp_path: Path) -> None:
+    async def test_a_malformed_answer_after_the_markets_are_known_is_not_a_balance_either(self, tmp_path: Path) -> None:
         async with serving_with(tmp_path, "binance") as (running, venue):
             await running.client.get_balance(USER, "binance")
             for name, fault in NONSENSE.items():
@@ -453,7 +451,7 @@ class TestDeadlines:
             call.cancel()
             await asyncio.wait_for(gate.cancelled.wait(), 5)
             gate.opened.set()
-            reply = await running.client.get_balance(USER, "paper")
+            reply = await running.client.get_balance(USER, "fakex")
             assert reply.balance.venue_accounts[0].assets[0].total == "1.50"
 
 

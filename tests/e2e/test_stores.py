@@ -67,8 +67,8 @@ class TestRedis:
             serving(tmp_path, registry=registry_of(two), **shared | {"hash_key": "a key of its own"}) as second,
         ):
             await first.store()
-            await first.client.get_balance(USER, "paper")
-            reply = await second.client.get_balance(USER, "paper")
+            await first.client.get_balance(USER, "fakex")
+            reply = await second.client.get_balance(USER, "fakex")
         assert reply.freshness.source == balance_pb2.BALANCE_SOURCE_VENUE
         assert (len(one.calls), len(two.calls)) == (1, 1)
 
@@ -81,12 +81,12 @@ class TestRedis:
         ):
             await first.store()
             versions = [
-                (await replica.client.get_balance(USER, "paper", max_age=0)).balance.version
+                (await replica.client.get_balance(USER, "fakex", max_age=0)).balance.version
                 for replica in (first, second, first, second)
             ]
         assert versions == sorted(set(versions))
 
-    async def test_the_last_good_balance_of_another_replica_is_given(self, tmp_path: Path, redis_url: str) -> None:
+    async def test_the_last_good_balance_of_another_replica_is_returned(self, tmp_path: Path, redis_url: str) -> None:
         shared = sharing(redis_url)
         async with OandaSimulator() as venue:
             shared["venue_urls"] = {"oanda": venue.url}
@@ -113,7 +113,7 @@ class TestRedis:
             async def call_on(user: str) -> None:
                 while not enough.is_set():
                     started = time.monotonic()
-                    reply = await running.client.get_balance(user, "paper")
+                    reply = await running.client.get_balance(user, "fakex")
                     answered.append(time.monotonic() - started)
                     assert totals(reply.balance) == {"BTC": "1.50"}
                     assert reply.balance.user_id == user
@@ -146,8 +146,8 @@ class TestRedis:
         nobody = "redis://127.0.0.1:1/0"
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), **sharing(nobody)) as running:
             await running.store()
-            assert totals((await running.client.get_balance(USER, "paper")).balance) == {"BTC": "1.50"}
-            async with streaming(running, "paper") as stream:
+            assert totals((await running.client.get_balance(USER, "fakex")).balance) == {"BTC": "1.50"}
+            async with streaming(running, "fakex") as stream:
                 assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50"}
 
 
@@ -206,7 +206,7 @@ class TestPostgres:
     async def test_a_user_that_cannot_be_a_uuid_is_one_without_a_credential(self, tmp_path: Path, owner: str) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), database_url=owner) as running:
             with pytest.raises(CredentialMissing):
-                await running.client.get_balance("alice", "paper")
+                await running.client.get_balance("alice", "fakex")
             async with streaming(running, user="alice") as stream:
                 call = asyncio.ensure_future(stream.next())
                 assert (await running.client.list_exchanges()).stats.total == 1
@@ -223,7 +223,7 @@ class TestPostgres:
             ) as running:
                 assert (await running.client.get_balance(user, "oanda")).balance.venue_accounts
 
-    async def test_a_database_that_is_down_is_said_so_and_the_catalogue_is_served(self, tmp_path: Path) -> None:
+    async def test_a_database_that_is_down_is_reported_and_the_catalogue_is_served(self, tmp_path: Path) -> None:
         down = "postgresql://nobody:hunter2@127.0.0.1:1/none"
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), database_url=down) as running:
             failed = await failure(running.stub.GetBalance(balance_request()))
@@ -248,4 +248,4 @@ class TestPostgres:
 
 async def _store_and_read(running: Running, user: str) -> None:
     await running.store(user=user, metadata={"account_id": "1"})
-    assert totals((await running.client.get_balance(user, "paper")).balance) == {"BTC": "1.50"}
+    assert totals((await running.client.get_balance(user, "fakex")).balance) == {"BTC": "1.50"}

@@ -49,7 +49,7 @@ from tests.harness import (
 from tests.identities import SECRET, bearer, web_token
 
 TOKEN = "a-token-for-tests"
-FAKE_VENUE = messages.AccountSelector(exchange_id="paper")
+FAKE_VENUE = messages.AccountSelector(exchange_id="fakex")
 QUICK: dict[str, Any] = {"poll_interval": 0.1, "heartbeat_interval": 0.15}
 # No heartbeat comes within a test.
 CALM: dict[str, Any] = {"poll_interval": 0.1, "heartbeat_interval": 600.0}
@@ -59,19 +59,19 @@ PADDING = tuple(f"{'x' * 1000}{number}" for number in range(2000))
 
 @pytest.fixture
 def fake_venue() -> ScriptedPlugin:
-    return ScriptedPlugin(listing("paper"))
+    return ScriptedPlugin(listing("fakex"))
 
 
 @pytest.fixture
 def other_venue() -> ScriptedPlugin:
-    return ScriptedPlugin(listing("pencil"), answer=returning(holding(("ETH", "7"))))
+    return ScriptedPlugin(listing("fakey"), answer=returning(holding(("ETH", "7"))))
 
 
 @pytest.fixture
 async def running(tmp_path: Path, fake_venue: ScriptedPlugin, other_venue: ScriptedPlugin) -> AsyncIterator[Running]:
     """Two venues; the user has a credential for the first."""
     async with serving(tmp_path, registry=registry_of(fake_venue, other_venue), **CALM) as running:
-        await running.store("paper")
+        await running.store("fakex")
         yield running
 
 
@@ -79,7 +79,7 @@ async def running(tmp_path: Path, fake_venue: ScriptedPlugin, other_venue: Scrip
 async def quick(tmp_path: Path, fake_venue: ScriptedPlugin, other_venue: ScriptedPlugin) -> AsyncIterator[Running]:
     """The same with frequent heartbeats."""
     async with serving(tmp_path, registry=registry_of(fake_venue, other_venue), **QUICK) as running:
-        await running.store("paper")
+        await running.store("fakex")
         yield running
 
 
@@ -103,7 +103,7 @@ class TestChanges:
     async def test_the_first_event_is_the_present_state_and_then_come_only_changes(
         self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
-        async with streaming(running, "paper") as stream:
+        async with streaming(running, "fakex") as stream:
             first = (await stream.next()).balance
             assert totals(first.balance) == {"BTC": "1.50"}
             assert first.balance.version > 0
@@ -130,7 +130,7 @@ class TestChanges:
 
     async def test_a_row_once_reported_stays_at_zero(self, running: Running, fake_venue: ScriptedPlugin) -> None:
         fake_venue.answer = returning(holding(("BTC", "1.50"), ("ETH", "2")))
-        async with streaming(running, "paper") as stream:
+        async with streaming(running, "fakex") as stream:
             assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50", "ETH": "2"}
             fake_venue.answer = returning(holding(("BTC", "1.50")))
             assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50", "ETH": "0"}
@@ -141,7 +141,7 @@ class TestChanges:
         self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
         fake_venue.answer = returning(holding(("BTC", "1.50"), ("DUST", "0.000")))
-        async with streaming(running, "paper") as stream:
+        async with streaming(running, "fakex") as stream:
             assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50"}
 
     async def test_an_account_that_becomes_unreadable_shows_no_rows(
@@ -151,7 +151,7 @@ class TestChanges:
         other = VenueAccount("2", "spot", assets=(AssetBalance("ETH", total=Decimal(2)),))
         refused = VenueAccount("2", "spot", error=VenueUnavailable("Down."))
         fake_venue.answer = returning(Balance((good, other)))
-        async with streaming(running, "paper") as stream:
+        async with streaming(running, "fakex") as stream:
             await stream.next_of("balance")
             fake_venue.answer = returning(Balance((good, refused)))
             partly = (await stream.next_of("balance")).balance.venue_accounts
@@ -165,8 +165,8 @@ class TestChanges:
     async def test_a_known_version_skips_the_snapshot_and_not_the_next_change(
         self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
-        held = (await running.client.get_balance(USER, "paper")).balance
-        selector = messages.AccountSelector(exchange_id="paper", known_version=held.version)
+        held = (await running.client.get_balance(USER, "fakex")).balance
+        selector = messages.AccountSelector(exchange_id="fakex", known_version=held.version)
         async with streaming(running, selector) as stream:
             await polled(fake_venue, 2)
             fake_venue.answer = returning(holding(("BTC", "9")))
@@ -174,20 +174,20 @@ class TestChanges:
             assert totals(first.balance.balance) == {"BTC": "9"}
 
     async def test_an_old_version_brings_the_snapshot(self, running: Running) -> None:
-        selector = messages.AccountSelector(exchange_id="paper", known_version=7)
+        selector = messages.AccountSelector(exchange_id="fakex", known_version=7)
         async with streaming(running, selector) as stream:
             assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50"}
 
-    async def test_a_subscriber_who_joins_a_running_feed_gets_its_state_at_once(
+    async def test_a_subscriber_that_joins_a_running_feed_gets_its_state_at_once(
         self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
-        async with streaming(running, "paper") as first:
+        async with streaming(running, "fakex") as first:
             await first.next_of("balance")
             gate = Gate()
             fake_venue.answer = gate
             await gate.entered.wait()
             # The venue hangs, and still the second subscriber has something to show.
-            async with streaming(running, "paper") as second:
+            async with streaming(running, "fakex") as second:
                 assert totals((await second.next_of("balance")).balance) == {"BTC": "1.50"}
 
 
@@ -195,20 +195,20 @@ class TestErrors:
     async def test_one_accounts_error_comes_beside_the_others_balance(
         self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
-        await running.store("pencil")
+        await running.store("fakey")
         fake_venue.answer = raising(CredentialRejected("The key is refused."))
-        async with streaming(running, "paper", "pencil") as stream:
+        async with streaming(running, "fakex", "fakey") as stream:
             events = [await stream.next() for _ in range(2)]
         kinds = {event.WhichOneof("event"): event for event in events}
         error = kinds["account_error"].account_error
-        assert (error.exchange_id, error.environment, error.last_version) == ("paper", "production", 0)
+        assert (error.exchange_id, error.environment, error.last_version) == ("fakex", "production", 0)
         assert error.error.reason == error_reason_pb2.ERROR_REASON_CREDENTIAL_REJECTED
         assert totals(kinds["balance"].balance.balance) == {"ETH": "7"}
 
     async def test_an_error_is_sent_once_and_its_end_is_a_balance(
         self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
-        async with streaming(running, "paper") as stream:
+        async with streaming(running, "fakex") as stream:
             good = (await stream.next_of("balance")).balance
             fake_venue.answer = raising(VenueUnavailable("It is down.", retry_after=0.1))
             error = await stream.next_of("account_error")
@@ -222,36 +222,36 @@ class TestErrors:
             assert recovery.balance.version == good.version
             assert not recovery.freshness.HasField("stale")
 
-    async def test_a_subscriber_who_joins_during_an_error_gets_it(
+    async def test_a_subscriber_that_joins_during_an_error_gets_it(
         self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
-        async with streaming(running, "paper") as first:
+        async with streaming(running, "fakex") as first:
             await first.next_of("balance")
             fake_venue.answer = raising(VenueUnavailable("It is down."))
             await first.next_of("account_error")
-            async with streaming(running, "paper") as second:
+            async with streaming(running, "fakex") as second:
                 balance = (await second.next()).balance
                 assert balance.freshness.source == balance_pb2.BALANCE_SOURCE_LAST_GOOD
                 assert balance.freshness.stale.reason == error_reason_pb2.ERROR_REASON_VENUE_UNAVAILABLE
                 assert (await second.next()).WhichOneof("event") == "account_error"
 
     async def test_an_unknown_exchange_is_an_error_of_its_own_and_the_others_go_on(self, running: Running) -> None:
-        async with streaming(running, "papre", "paper") as stream:
+        async with streaming(running, "fakexe", "fakex") as stream:
             error = await stream.next_of("account_error")
             assert (error.exchange_id, error.error.reason) == (
-                "papre",
+                "fakexe",
                 error_reason_pb2.ERROR_REASON_EXCHANGE_UNKNOWN,
             )
-            assert "Did you mean 'paper'?" in error.error.message
+            assert "Did you mean 'fakex'?" in error.error.message
             assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50"}
 
     async def test_an_account_without_a_credential_is_an_error_and_works_once_it_has_one(
         self, running: Running
     ) -> None:
-        async with streaming(running, "pencil") as stream:
+        async with streaming(running, "fakey") as stream:
             error = await stream.next_of("account_error")
             assert error.error.reason == error_reason_pb2.ERROR_REASON_CREDENTIAL_MISSING
-            await running.store("pencil")
+            await running.store("fakey")
             assert totals((await stream.next_of("balance")).balance) == {"ETH": "7"}
 
     async def test_a_malformed_answer_never_replaces_a_balance(self, tmp_path: Path) -> None:
@@ -270,13 +270,13 @@ class TestErrors:
     async def test_a_balance_too_large_to_send_is_one_accounts_error_and_the_stream_goes_on(
         self, running: Running, fake_venue: ScriptedPlugin, other_venue: ScriptedPlugin
     ) -> None:
-        await running.store("pencil")
+        await running.store("fakey")
         codes = (f"{'X' * 128}{number:05}" for number in range(9_000))
         fake_venue.answer = returning(holding(*((code, "1") for code in codes)))
-        async with streaming(running, "paper", "pencil") as stream:
+        async with streaming(running, "fakex", "fakey") as stream:
             kinds = {event.WhichOneof("event"): event for event in [await stream.next() for _ in range(2)]}
             error = kinds["account_error"].account_error
-            assert (error.exchange_id, error.last_version) == ("paper", 0)
+            assert (error.exchange_id, error.last_version) == ("fakex", 0)
             assert error.error.reason == error_reason_pb2.ERROR_REASON_PLUGIN_FAILED
             assert totals(kinds["balance"].balance.balance) == {"ETH": "7"}
             for amount in ("8", "9"):
@@ -289,7 +289,7 @@ class TestErrors:
         self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
         fake_venue.answer = raising(SystemExit("signature=48be"))
-        async with streaming(running, "paper") as stream:
+        async with streaming(running, "fakex") as stream:
             error = await stream.next_of("account_error")
             assert error.error.reason == error_reason_pb2.ERROR_REASON_PLUGIN_FAILED
             assert "signature" not in error.error.message
@@ -301,9 +301,9 @@ class TestHeartbeats:
     async def test_they_have_the_state_of_each_account(
         self, quick: Running, fake_venue: ScriptedPlugin, other_venue: ScriptedPlugin
     ) -> None:
-        await quick.store("pencil")
+        await quick.store("fakey")
         other_venue.answer = raising(CredentialRejected("No."))
-        async with streaming(quick, "paper", "pencil", "papre") as stream:
+        async with streaming(quick, "fakex", "fakey", "fakexe") as stream:
             balance = (await stream.next_of("balance")).balance
 
             def complete(beat: Any) -> bool:
@@ -313,13 +313,13 @@ class TestHeartbeats:
             while not complete(beat):
                 beat = await stream.next_of("heartbeat")
         states = {state.exchange_id: state for state in beat.accounts}
-        assert set(states) == {"paper", "pencil", "papre"}
-        assert states["paper"].version == balance.version
-        assert states["paper"].HasField("age")
-        assert not states["paper"].HasField("error")
-        assert states["pencil"].error.reason == error_reason_pb2.ERROR_REASON_CREDENTIAL_REJECTED
-        assert (states["pencil"].version, states["pencil"].HasField("age")) == (0, False)
-        assert states["papre"].error.reason == error_reason_pb2.ERROR_REASON_EXCHANGE_UNKNOWN
+        assert set(states) == {"fakex", "fakey", "fakexe"}
+        assert states["fakex"].version == balance.version
+        assert states["fakex"].HasField("age")
+        assert not states["fakex"].HasField("error")
+        assert states["fakey"].error.reason == error_reason_pb2.ERROR_REASON_CREDENTIAL_REJECTED
+        assert (states["fakey"].version, states["fakey"].HasField("age")) == (0, False)
+        assert states["fakexe"].error.reason == error_reason_pb2.ERROR_REASON_EXCHANGE_UNKNOWN
         assert beat.server_time.seconds > 0
 
     async def test_they_come_when_nothing_else_happens(self, quick: Running) -> None:
@@ -331,19 +331,19 @@ class TestHeartbeats:
 
 class TestAllAccounts:
     async def test_an_empty_selection_follows_every_stored_account(self, running: Running) -> None:
-        await running.store("pencil")
-        await running.store("pencil", user="bob")
+        await running.store("fakey")
+        await running.store("fakey", user="bob")
         async with streaming(running) as stream:
             balances = [(await stream.next_of("balance")).balance for _ in range(2)]
-        assert {(balance.user_id, balance.exchange_id) for balance in balances} == {(USER, "paper"), (USER, "pencil")}
+        assert {(balance.user_id, balance.exchange_id) for balance in balances} == {(USER, "fakex"), (USER, "fakey")}
 
     async def test_one_added_later_joins_and_one_removed_leaves(self, quick: Running) -> None:
         async with streaming(quick) as stream:
-            assert (await stream.next_of("balance")).balance.exchange_id == "paper"
-            await quick.store("pencil")
-            assert (await stream.next_of("balance")).balance.exchange_id == "pencil"
-            await quick.remove("paper")
-            while [state.exchange_id for state in (await stream.next_of("heartbeat")).accounts] != ["pencil"]:
+            assert (await stream.next_of("balance")).balance.exchange_id == "fakex"
+            await quick.store("fakey")
+            assert (await stream.next_of("balance")).balance.exchange_id == "fakey"
+            await quick.remove("fakex")
+            while [state.exchange_id for state in (await stream.next_of("heartbeat")).accounts] != ["fakey"]:
                 continue
             assert quick.service.streams.counts() == (1, 1)
 
@@ -360,7 +360,7 @@ class TestCost:
     async def test_many_subscribers_cost_the_venue_one_poll_loop(
         self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
-        streams = [streaming(running, "paper") for _ in range(30)]
+        streams = [streaming(running, "fakex") for _ in range(30)]
         opened = [await stream.__aenter__() for stream in streams]
         await asyncio.gather(*(stream.next_of("balance") for stream in opened))
         assert running.service.streams.counts() == (1, 30)
@@ -377,16 +377,16 @@ class TestCost:
 
     async def test_a_stream_and_a_call_share_one_request(self, running: Running, fake_venue: ScriptedPlugin) -> None:
         fake_venue.answer = gate = Gate()
-        async with streaming(running, "paper") as stream:
+        async with streaming(running, "fakex") as stream:
             await gate.entered.wait()
-            call = asyncio.ensure_future(running.client.get_balance(USER, "paper"))
+            call = asyncio.ensure_future(running.client.get_balance(USER, "fakex"))
             gate.opened.set()
             assert totals((await stream.next_of("balance")).balance) == totals((await call).balance)
         assert len(fake_venue.calls) <= 2
 
 
 class TestIntervals:
-    async def test_balances_come_no_more_often_than_the_subscriber_wants(
+    async def test_balances_come_no_more_often_than_the_subscribers_interval(
         self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
         fake_venue.answer = rising()
@@ -411,10 +411,10 @@ class TestIntervals:
 
 
 class TestReconnectStorms:
-    async def test_a_thousand_streams_at_once_are_all_accepted_and_told_to_come_back_at_different_times(
+    async def test_a_thousand_streams_at_once_are_all_accepted_and_come_back_at_different_times(
         self, tmp_path: Path, fake_venue: ScriptedPlugin
     ) -> None:
-        # All streams are of one caller, who may make few calls a second.
+        # All streams are of one caller, which may make few calls a second.
         settings = settings_for(tmp_path, jwt_secret=SECRET, service_calls=100, **CALM)
         service = await start_service(settings, registry=registry_of(fake_venue))
         async with ExchangeServiceClient(service.address) as client:
@@ -443,9 +443,9 @@ class TestEnds:
         await until(lambda: running.service.streams.counts() == (0, 0), "the end of the feed")
 
     async def test_a_feed_ends_with_its_last_subscriber(self, running: Running, fake_venue: ScriptedPlugin) -> None:
-        async with streaming(running, "paper") as first:
+        async with streaming(running, "fakex") as first:
             await first.next_of("balance")
-            async with streaming(running, "paper") as second:
+            async with streaming(running, "fakex") as second:
                 await second.next_of("balance")
                 assert running.service.streams.counts() == (1, 2)
             await until(lambda: running.service.streams.counts() == (1, 1))
@@ -453,11 +453,11 @@ class TestEnds:
         # Only the feed's task polls.
         await until(lambda: not any(task.get_name().startswith("feed ") for task in asyncio.all_tasks()), "its end")
 
-    async def test_leaving_while_the_venue_is_asked_cancels_that_request(
+    async def test_leaving_during_a_fetch_cancels_its_request(
         self, running: Running, fake_venue: ScriptedPlugin
     ) -> None:
         fake_venue.answer = gate = Gate()
-        async with streaming(running, "paper"):
+        async with streaming(running, "fakex"):
             await gate.entered.wait()
         assert await asyncio.wait_for(gate.cancelled.wait(), 5)
         await self.left(running)
@@ -482,7 +482,7 @@ class TestEnds:
         await self.left(running)
 
     async def test_a_refused_subscription_leaves_nothing_behind(self, running: Running) -> None:
-        async with streaming(running, *["paper"] * 201) as stream:
+        async with streaming(running, *["fakex"] * 201) as stream:
             await stream.failure()
         assert running.service.streams.counts() == (0, 0)
 
@@ -491,7 +491,7 @@ class TestEnds:
     ) -> None:
         async with serving(tmp_path, registry=registry_of(fake_venue), stream_lifetime=1.0, **CALM) as running:
             await running.store()
-            async with streaming(running, "paper") as stream:
+            async with streaming(running, "fakex") as stream:
                 failed = await stream.failure()
             assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "STREAM_LIFETIME_REACHED")
             assert failed.retry_delay == 0.0
@@ -503,7 +503,7 @@ class TestEnds:
     ) -> None:
         async with serving(tmp_path, registry=registry_of(fake_venue), stream_lifetime=1.0, **CALM) as running:
             await running.store()
-            selected = [messages.AccountSelector(exchange_id="paper")]
+            selected = [messages.AccountSelector(exchange_id="fakex")]
             events = running.client.stream_balances(USER, selected, resume=True)
             async with aclosing(events) as stream:  # type: ignore[type-var]
                 first = (await anext(stream)).balance.balance
@@ -522,7 +522,7 @@ class TestEnds:
         async with serving(tmp_path, registry=registry_of(fake_venue), stream_lifetime=1.0, **CALM) as running:
             await running.store()
             # As many as a stream may follow: with one more the second stream would be refused.
-            selected = [messages.AccountSelector(exchange_id="PAPER", environment="live")]
+            selected = [messages.AccountSelector(exchange_id="FAKEX", environment="live")]
             selected += [messages.AccountSelector(exchange_id=f"none{number}") for number in range(199)]
             events = running.client.stream_balances(USER, selected, resume=True)
             async with aclosing(events) as stream:  # type: ignore[type-var]
@@ -544,7 +544,7 @@ class TestEnds:
         async with ExchangeServiceClient(service.address) as client:
             running = Running(service, client)
             await running.store()
-            async with streaming(running, "paper") as stream:
+            async with streaming(running, "fakex") as stream:
                 await stream.next_of("balance")
                 stopping = asyncio.ensure_future(service.stop())
                 failed = await stream.failure()
@@ -559,7 +559,7 @@ class TestEnds:
         async with ExchangeServiceClient(service.address) as client, AsyncExitStack() as stack:
             running = Running(service, client)
             await running.store()
-            streams = [await stack.enter_async_context(streaming(running, "paper")) for _ in range(20)]
+            streams = [await stack.enter_async_context(streaming(running, "fakex")) for _ in range(20)]
             for stream in streams:
                 await stream.next_of("balance")
             stopping = asyncio.ensure_future(service.stop())
@@ -573,7 +573,7 @@ class TestEnds:
 
     async def test_a_service_that_is_about_to_stop_accepts_no_new_stream(self, running: Running) -> None:
         await running.service.streams.close()
-        async with streaming(running, "paper") as late:
+        async with streaming(running, "fakex") as late:
             assert (await late.failure()).reason == "SHUTTING_DOWN"
 
 
@@ -594,7 +594,7 @@ class TestSlowReaders:
         plugin = ScriptedPlugin(answer=rising(notes=PADDING))
         async with serving(tmp_path, registry=registry_of(plugin), poll_interval=0.1, max_age=0.0) as running:
             await running.store()
-            async with streaming(running, "paper") as slow, streaming(running, "paper") as quick:
+            async with streaming(running, "fakex") as slow, streaming(running, "fakex") as quick:
                 seen = [int(totals((await quick.next_of("balance")).balance)["BTC"]) for _ in range(12)]
                 read: list[int] = []
                 while not read or read[-1] < seen[-1]:
@@ -602,13 +602,13 @@ class TestSlowReaders:
         assert read == sorted(set(read))
         assert len(read) < read[-1] - read[0] + 1, "nothing was skipped"
 
-    async def test_a_subscriber_who_does_not_read_is_ended_and_no_other(self, tmp_path: Path) -> None:
+    async def test_a_subscriber_that_does_not_read_is_ended_and_no_other(self, tmp_path: Path) -> None:
         plugin = ScriptedPlugin(answer=rising(notes=PADDING))
         async with serving(
             tmp_path, registry=registry_of(plugin), poll_interval=0.1, max_age=0.0, write_timeout=0.3
         ) as running:
             await running.store()
-            async with streaming(running, "paper") as reader:
+            async with streaming(running, "fakex") as reader:
                 await reader.next_of("balance")
                 frozen = ExchangeServiceClient(running.service.address)
                 call = Running(running.service, frozen).stub.StreamBalances(
@@ -644,7 +644,7 @@ class TestSlowReaders:
                 await until(lambda: running.service.streams.counts() == (0, 0), "the end of the stream")
             assert "call.failed" not in {line["event"] for line in lines}
 
-    async def test_of_two_subscribers_who_stop_reading_each_is_ended_in_time(self, tmp_path: Path) -> None:
+    async def test_each_of_two_subscribers_that_stop_reading_is_ended_in_time(self, tmp_path: Path) -> None:
         plugin = ScriptedPlugin(answer=rising(notes=PADDING))
         async with (
             serving(

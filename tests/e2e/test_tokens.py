@@ -40,10 +40,10 @@ class TestCommands:
         async with authenticated_service(tmp_path) as running:
 
             async def balance(user: str, presented: str = token) -> subprocess.CompletedProcess[str]:
-                arguments = ("balance", "--user", user, "--exchange", "paper", "--address", running.service.address)
+                arguments = ("balance", "--user", user, "--exchange", "fakex", "--address", running.service.address)
                 return await asyncio.to_thread(run_command, tmp_path, *arguments, EXCHANGE_SERVICE_TOKEN=presented)
 
-            assert amount("alice", "paper") in (await balance("alice")).stdout
+            assert amount("alice", "fakex") in (await balance("alice")).stdout
             refused = await balance("bob")
             assert (refused.returncode, "USER_FORBIDDEN" in refused.stderr) == (4, True)
             assert "CALLER_UNKNOWN" in (await balance("alice", "")).stderr
@@ -58,9 +58,9 @@ class TestCommands:
             again = await balance("alice")
             assert (again.returncode, "revoked" in again.stderr) == (4, True)
         # Not before the end: to close a file is to give up SQLite's locks on it, for the whole process.
-        kept = await asyncio.to_thread((tmp_path / "credentials.db").read_bytes)
-        assert token_id.encode() in kept
-        assert secret.encode() not in kept
+        stored = await asyncio.to_thread((tmp_path / "credentials.db").read_bytes)
+        assert token_id.encode() in stored
+        assert secret.encode() not in stored
 
     def test_a_token_needs_one_clear_scope_and_a_clear_end(self, tmp_path: Path) -> None:
         for arguments in (
@@ -109,14 +109,14 @@ class TestCommands:
             authenticated_service(tmp_path) as running,
             client_of(running, token=web_token(), timeout=PATIENCE) as client,
         ):
-            assert (await client.get_balance("alice", "paper")).balance.user_id == "alice"
+            assert (await client.get_balance("alice", "fakex")).balance.user_id == "alice"
         assert not connected.is_set()
 
     def test_a_token_in_the_metadata_is_a_token_too(self) -> None:
         with pytest.raises(ValueError, match="plaintext"):
             ExchangeServiceClient("192.0.2.1:50051", metadata=[("Authorization", "Bearer xst_a_b")])
 
-    def test_a_whole_token_in_the_place_of_its_id_is_not_repeated(self, tmp_path: Path) -> None:
+    def test_a_whole_token_given_instead_of_its_id_is_not_repeated(self, tmp_path: Path) -> None:
         done = run_command(tmp_path, "tokens", "revoke", "xst_aaaaaaaaaaaa_topsecretpart")
         assert done.returncode == 3
         assert "topsecretpart" not in done.stdout + done.stderr
@@ -129,9 +129,9 @@ class TestCommands:
             address = f"127.0.0.1:{running.service.address.rpartition(':')[2]}"
             flags = ("--address", address, "--tls-ca", str(authority.file))
             identification = ("--tls-certificate", certificate, "--tls-key", key)
-            arguments = ("balance", "--user", "alice", "--exchange", "paper")
+            arguments = ("balance", "--user", "alice", "--exchange", "fakex")
             done = await asyncio.to_thread(run_command, tmp_path, *arguments, *flags, *identification)
-            assert amount("alice", "paper") in done.stdout, done.stderr
+            assert amount("alice", "fakex") in done.stdout, done.stderr
             half = await asyncio.to_thread(run_command, tmp_path, *arguments, *flags, *identification[:2])
             assert half.returncode == 2
             probe = ("EXCHANGE_SERVICE_CLIENT_CERTIFICATE", certificate), ("EXCHANGE_SERVICE_CLIENT_KEY", key)
@@ -140,7 +140,7 @@ class TestCommands:
 
 
 class TestTokenTable:
-    async def test_on_postgresql_it_is_closed_to_everybody_else(self, postgres_database: str) -> None:
+    async def test_on_postgresql_the_table_is_closed_to_other_roles(self, postgres_database: str) -> None:
         text, stored = tokens.new_token("x", EVERYBODY)
         with psycopg.connect(postgres_database, autocommit=True) as connection:
             for role in ("anon", "authenticated"):

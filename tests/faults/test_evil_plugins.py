@@ -34,6 +34,7 @@ from exchange_service.client import AccountSelector, ExchangeServiceClient
 from exchange_service.credentials.sql import open_store
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, VenueTimeout
 from exchange_service.model import Account, Credential
+from exchange_service.operator.v1 import plugin_service_pb2
 from exchange_service.v1 import balance_pb2, exchange_service_pb2, exchange_service_pb2_grpc
 from tests.harness import PATIENCE, Failure, balance_request, eventually, failure, totals, until
 
@@ -147,23 +148,23 @@ class Served:
 
         await eventually(serves, f"that {exchange_id} serves")
 
-    async def plugin(self, exchange_id: str) -> exchange_service_pb2.PluginProcess:
+    async def plugin(self, exchange_id: str) -> plugin_service_pb2.PluginProcess:
         """The plugin's process as ListPlugins shows it."""
         name = exchange_id.replace("-", "_")
         (status,) = [item for item in (await self.client.list_plugins()).plugins if item.plugin.name == name]
         (process,) = status.processes
         return process
 
-    async def restarted(self, exchange_id: str) -> exchange_service_pb2.PluginProcess:
+    async def restarted(self, exchange_id: str) -> plugin_service_pb2.PluginProcess:
         """Its process, once it has replaced the one that runs now or ran last."""
         before = await self.plugin(exchange_id)
 
         async def replaced() -> bool:
             now = await self.plugin(exchange_id)
-            running = now.state == exchange_service_pb2.PLUGIN_PROCESS_STATE_RUNNING
+            running = now.state == plugin_service_pb2.PLUGIN_PROCESS_STATE_RUNNING
             return running and now.restart_count > 0 and now.process_id != before.process_id
 
-        if before.restart_count == 0 or before.state != exchange_service_pb2.PLUGIN_PROCESS_STATE_RUNNING:
+        if before.restart_count == 0 or before.state != plugin_service_pb2.PLUGIN_PROCESS_STATE_RUNNING:
             await eventually(replaced, f"that {exchange_id} is started again")
         return await self.plugin(exchange_id)
 
@@ -342,7 +343,7 @@ async def evil(service: Served, load: SteadyLoad) -> AsyncIterator[Served]:
         ("babbles", "Its manifest holds a value of another type than the plugin API says."),
     ],
 )
-async def test_one_that_cannot_be_loaded_is_a_problem_with_its_reason_and_none_of_its_exchanges_are_listed(
+async def test_one_that_cannot_be_loaded_is_a_problem_with_its_reason_and_its_exchanges_are_not_listed(
     evil: Served, name: str, reason: str
 ) -> None:
     listed = await evil.client.list_plugins()
@@ -472,7 +473,7 @@ async def test_one_that_opens_more_files_or_writes_longer_ones_than_allowed_fail
 
 
 @pytest.mark.threat("T12")
-async def test_what_one_prints_does_not_fill_the_log_and_its_secret_is_not_in_it(evil: Served) -> None:
+async def test_the_output_of_one_does_not_fill_the_log_and_its_secret_is_not_in_it(evil: Served) -> None:
     await evil.works("evil-prints")
     assert await evil.balance("evil-prints", "prints") == {"BTC": "1.50"}
     await evil.works("evil-prints")
@@ -557,7 +558,7 @@ async def test_a_plugin_finds_no_other_venues_credential_in_what_its_process_can
 
 
 @pytest.mark.threat("T11")
-async def test_a_host_that_the_manifest_does_not_name_is_not_asked(evil: Served) -> None:
+async def test_a_host_that_the_manifest_does_not_name_gets_no_request(evil: Served) -> None:
     await evil.works("evil-wanders")
     failed = await evil.fails("evil-wanders", "wanders")
     assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "PLUGIN_FAILED")

@@ -124,7 +124,7 @@ async def test_a_value_that_is_copied_to_another_row_opens_there_if_plain_and_no
 
 
 @pytest.mark.threat("T4", attack=True)
-async def test_a_plain_value_in_the_place_of_a_sealed_one_is_used_unless_plaintext_is_forbidden(
+async def test_a_plain_value_that_replaces_a_sealed_one_is_used_unless_plaintext_is_forbidden(
     tmp_path: Path,
 ) -> None:
     keys, path = GivenKeys(new_keyset().as_text()), tmp_path / "sealed"
@@ -148,12 +148,12 @@ class TestSharedRedis:
         settings = {"cache_url": redis_server.url, "hash_key": "the hash key of the replicas"}
         async with serving(tmp_path, registry=registry_of(plugin), **settings) as running:
             await running.store(user="alice")
-            await running.client.get_balance("alice", "paper")
+            await running.client.get_balance("alice", "fakex")
             with redis.Redis.from_url(redis_server.url) as neighbour:
                 (alices,) = neighbour.keys("*balance:*")
                 plugin.answer = ScriptedPlugin(answer=_of("BTC", "999")).answer
                 await running.store(user="bob")
-                await running.client.get_balance("bob", "paper")
+                await running.client.get_balance("bob", "fakex")
                 (bobs,) = set(neighbour.keys("*balance:*")) - {alices}
                 foreign = neighbour.get(bobs)
                 neighbour.set(alices, foreign)
@@ -162,30 +162,30 @@ class TestSharedRedis:
         with monkeypatch.context() as unguarded:
             unguarded.setattr(
                 "exchange_service.balances.cached.decode_stored",
-                lambda _, raw: decode_stored(Account("bob", "paper"), raw),
+                lambda _, raw: decode_stored(Account("bob", "fakex"), raw),
             )
             async with serving(tmp_path, registry=registry_of(plugin), **settings) as running:
-                reply = await running.client.get_balance("alice", "paper")
+                reply = await running.client.get_balance("alice", "fakex")
                 assert totals(reply.balance) == {"BTC": "999"}
         async with serving(tmp_path, registry=registry_of(plugin), **settings) as running:
-            reply = await running.client.get_balance("alice", "paper")
+            reply = await running.client.get_balance("alice", "fakex")
             assert totals(reply.balance) == {"BTC": "1.50"}
             assert reply.freshness.source == balance_pb2.BALANCE_SOURCE_VENUE
 
-    async def test_plain_cache_keys_reveal_accounts_and_ours_reveal_nothing(
+    async def test_plain_cache_keys_reveal_accounts_and_hashed_ones_do_not(
         self, tmp_path: Path, redis_server: RedisServer
     ) -> None:
         with redis.Redis.from_url(redis_server.url) as neighbour:
-            neighbour.set("balance:alice:paper", b"as it is often done")
-            assert neighbour.keys("*alice*") == [b"balance:alice:paper"]
+            neighbour.set("balance:alice:fakex", b"as it is often done")
+            assert neighbour.keys("*alice*") == [b"balance:alice:fakex"]
             neighbour.flushall()
             settings = {"cache_url": redis_server.url, "hash_key": "the hash key of the replicas"}
             async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), **settings) as running:
                 await running.store(user="alice")
-                await running.client.get_balance("alice", "paper")
+                await running.client.get_balance("alice", "fakex")
             names = neighbour.keys("*")
             assert names
-            assert not [name for name in names if b"alice" in name or b"paper" in name]
+            assert not [name for name in names if b"alice" in name or b"fakex" in name]
 
 
 def _of(asset: str, total: str) -> Any:

@@ -180,7 +180,7 @@ def _unmet(wanted: list[tuple[str, str]], locked: dict[str, tuple[str, int]], ou
             continue
         version = locked.get(name, ("", 0))[0]
         if not version or not requirement.specifier.contains(version, prereleases=True):
-            unmet.append(f"{origin} wants {text}, and locked is {version or 'none'}")
+            unmet.append(f"{origin} wants {text}, and the lock has {version or 'none'}")
     return unmet
 
 
@@ -188,8 +188,8 @@ def _unmet(wanted: list[tuple[str, str]], locked: dict[str, tuple[str, int]], ou
 def test_pins_that_do_not_fit_are_found() -> None:
     locked = {"urllib3": ("2.8.0", 1)}
     assert _unmet([("lighter-sdk", "urllib3<2.1"), ("other", "absent>=1"), ("fits", "urllib3>=2")], locked, set()) == [
-        "lighter-sdk wants urllib3<2.1, and locked is 2.8.0",
-        "other wants absent>=1, and locked is none",
+        "lighter-sdk wants urllib3<2.1, and the lock has 2.8.0",
+        "other wants absent>=1, and the lock has none",
     ]
 
 
@@ -235,6 +235,6 @@ class TestAudit:
         well = [{"name": name, "version": "1", "vulns": []} for name in names]
         assert audit.main(*auditor(tmp_path, {"dependencies": [*well, entry]})) == 1
 
-    def test_a_program_that_fails_fails_it(self, audit: ModuleType, tmp_path: Path) -> None:
+    def test_a_failing_audit_program_fails_the_audit(self, audit: ModuleType, tmp_path: Path) -> None:
         well = [{"name": name, "version": "1", "vulns": []} for name in audit.locked_names(audit.LOCK.read_text())]
         assert audit.main(*auditor(tmp_path, {"dependencies": well}, code=1)) == 1

@@ -22,7 +22,9 @@ def test_the_table_has_every_threat_in_its_order(table: dict[str, threats.Threat
 
 
 @pytest.mark.parametrize("name", WANTED)
-def test_each_threat_has_a_test_that_first_attacks_or_says_why_not(table: dict[str, threats.Threat], name: str) -> None:
+def test_each_threat_has_a_test_that_first_attacks_or_states_why_not(
+    table: dict[str, threats.Threat], name: str
+) -> None:
     threat = table[name]
     assert threat.marks or threat.open, f"{name} has no test, and nothing says why"
     assert threat.attacked or (name == "T11" and threat.open), f"no test of {name} first succeeds as the attacker"

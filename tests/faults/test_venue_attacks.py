@@ -115,7 +115,7 @@ class Rebinding(AbstractResolver):
 
 @pytest.mark.threat("T7", attack=True)
 class TestInside:
-    async def test_a_name_that_resolves_inside_is_asked_by_a_bare_session_and_not_by_ours(
+    async def test_a_name_that_resolves_to_an_inside_address_is_reached_by_a_bare_session_and_not_by_ours(
         self, thief: Recorder
     ) -> None:
         port = thief.url.rpartition(":")[2]
@@ -258,7 +258,7 @@ async def test_callers_at_the_same_time_cost_a_request_each_and_here_one_for_all
     plugin = ScriptedPlugin(answer=answer)
     async with serving(tmp_path, registry=registry_of(plugin)) as running:
         await running.store()
-        account, entry = running.service.registry.account("alice", "paper", "")
+        account, entry = running.service.registry.account("alice", "fakex", "")
         reference = await running.service.store.find(account)
         assert reference is not None
         venues, deadline = running.service.venues, asyncio.get_running_loop().time() + 10
@@ -270,7 +270,7 @@ async def test_callers_at_the_same_time_cost_a_request_each_and_here_one_for_all
         assert len(plugin.calls) == 50
         plugin.calls.clear()
         together.clear()
-        calls = [asyncio.ensure_future(running.client.get_balance("alice", "paper")) for _ in range(50)]
+        calls = [asyncio.ensure_future(running.client.get_balance("alice", "fakex")) for _ in range(50)]
         await until(lambda: plugin.calls, "the first fetch")
         together.set()
         await asyncio.gather(*calls)

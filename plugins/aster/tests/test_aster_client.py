@@ -69,8 +69,8 @@ async def balance_of(
     venue: AsterSimulator, row: dict[str, Any] = AGENT_ROW, *, account_type: str = "", **options: Any
 ) -> Balance:
     async with venue_call(ASTER, override=venue.url, **row, **options) as call:
-        asked = replace(call, account=replace(call.account, account_type=account_type))
-        return await exchange_service_aster.fetch_balance(asked)
+        request = replace(call, account=replace(call.account, account_type=account_type))
+        return await exchange_service_aster.fetch_balance(request)
 
 
 async def refusal_of(fault: Fault, row: dict[str, Any] = AGENT_ROW) -> VenueError:
@@ -82,7 +82,7 @@ async def refusal_of(fault: Fault, row: dict[str, Any] = AGENT_ROW) -> VenueErro
 
 
 async def invalid(**row: Any) -> str:
-    """What is said of a stored credential that is refused before Aster is asked."""
+    """The error for a stored credential that is refused before Aster is asked."""
     async with venue_with() as venue:
         with pytest.raises(CredentialInvalid) as refusal:
             await balance_of(venue, row)
@@ -110,7 +110,7 @@ def rows(balance: Balance) -> dict[str, list[AssetBalance]]:
 async def test_the_worked_example_comes_out_to_the_digit(row: dict[str, Any]) -> None:
     async with venue_with() as venue:
         balance = await balance_of(venue, row)
-    held = {kind: [(r.asset, r.total, r.free, r.used) for r in found] for kind, found in rows(balance).items()}
+    held = {kind: [(r.asset, r.total, r.free, r.used) for r in assets] for kind, assets in rows(balance).items()}
     assert held == {
         "futures": [
             ("USDT", Decimal("5120.44"), Decimal("4594.54"), Decimal("610.10")),
@@ -136,7 +136,7 @@ async def test_the_worked_example_comes_out_to_the_digit(row: dict[str, Any]) ->
     assert balance.notes == ()
 
 
-async def test_an_account_bears_the_wallets_address_where_it_is_known() -> None:
+async def test_an_account_has_the_wallets_address_if_it_is_known() -> None:
     async with venue_with() as venue:
         of_agent, of_key = await balance_of(venue), await balance_of(venue, KEY_ROW)
     assert [account.id for account in of_agent.venue_accounts] == [WALLET, WALLET]
@@ -171,7 +171,7 @@ async def test_totals_of_all_assets_are_not_passed_off_as_those_of_usdt() -> Non
     assert any("multi-assets mode" in note for note in balance.notes)
 
 
-async def test_there_is_one_figure_for_everything_only_where_nothing_but_the_usdt_of_futures_is_held() -> None:
+async def test_there_is_one_summary_only_if_nothing_but_the_usdt_of_futures_is_held() -> None:
     async with venue_with(SimulatedWallet([SimulatedAsset("USDT", Decimal(100))])) as venue:
         balance = await balance_of(venue)
         assert balance.summary == balance.venue_accounts[0].summary
@@ -180,7 +180,7 @@ async def test_there_is_one_figure_for_everything_only_where_nothing_but_the_usd
 
 
 @pytest.mark.parametrize(("account_type", "path"), [("futures", FUTURES), ("spot", SPOT)])
-async def test_only_what_is_asked_for_is_read(account_type: str, path: str) -> None:
+async def test_only_the_requested_account_is_read(account_type: str, path: str) -> None:
     async with venue_with() as venue:
         balance = await balance_of(venue, account_type=account_type)
     assert [account.type for account in balance.venue_accounts] == [account_type]
@@ -237,20 +237,20 @@ async def test_the_test_network_has_its_own_chain() -> None:
             await balance_of(venue)
 
 
-class AskedUrl(Exception):
+class RequestedUrl(Exception):
     """The address that a plugin asked for."""
 
 
-class TellingHttp:
+class UrlRecordingHttp:
     """A session that reaches nothing and tells where it was sent."""
 
     client_session = None
 
     async def get(self, url: str, **options: Any) -> Response:
-        raise AskedUrl(url)
+        raise RequestedUrl(url)
 
     async def post(self, url: str, **options: Any) -> Response:
-        raise AskedUrl(url)
+        raise RequestedUrl(url)
 
 
 @pytest.mark.parametrize(
@@ -262,12 +262,12 @@ class TellingHttp:
         ("testnet", "spot", f"https://sapi.asterdex-testnet.com{SPOT}"),
     ],
 )
-async def test_each_account_is_asked_at_its_own_host(environment: str, account_type: str, address: str) -> None:
+async def test_each_account_is_read_from_its_own_host(environment: str, account_type: str, address: str) -> None:
     async with venue_call(ASTER, environment=environment, **AGENT_ROW) as call:
-        told = replace(call, http=TellingHttp(), account=replace(call.account, account_type=account_type))
-        with pytest.raises(AskedUrl) as asked:
-            await exchange_service_aster.fetch_balance(told)
-    assert str(asked.value).partition("?")[0] == address
+        recorded_call = replace(call, http=UrlRecordingHttp(), account=replace(call.account, account_type=account_type))
+        with pytest.raises(RequestedUrl) as raised:
+            await exchange_service_aster.fetch_balance(recorded_call)
+    assert str(raised.value).partition("?")[0] == address
 
 
 # Which scheme a credential is for.
@@ -286,7 +286,7 @@ async def test_each_account_is_asked_at_its_own_host(environment: str, account_t
     ],
     ids=["0x", "other cases", "agent's address", "agent's address as written", "named v3", "HMAC", "named v1"],
 )
-async def test_the_scheme_follows_from_what_is_stored(row: dict[str, Any], paths_: list[str]) -> None:
+async def test_the_scheme_follows_from_the_stored_fields(row: dict[str, Any], paths_: list[str]) -> None:
     async with venue_with() as venue:
         await balance_of(venue, row)
     assert paths(venue) == paths_
@@ -330,7 +330,7 @@ async def test_the_wallets_own_key_is_refused_with_the_advice_to_delete_it() -> 
         ({"api_secret": PRIVATE_KEY, "metadata": {"wallet_address": WALLET, "user": AGENT}}, "different wallets"),
     ],
 )
-async def test_what_fits_no_scheme_is_refused_by_the_fields_name_before_aster_is_asked(
+async def test_a_credential_of_no_scheme_is_refused_by_the_fields_name_before_a_request(
     row: dict[str, Any], field: str
 ) -> None:
     message = await invalid(**row)
@@ -355,27 +355,27 @@ async def test_nonces_rise_for_all_that_ask_at_the_same_time() -> None:
 
 @BOTH_SCHEMES
 @pytest.mark.parametrize("offset", [-40.0, 40.0], ids=["behind", "ahead"])
-async def test_a_clock_that_differs_is_measured_once_and_then_gone_by(row: dict[str, Any], offset: float) -> None:
+async def test_a_clock_that_differs_is_measured_once_and_then_applied(row: dict[str, Any], offset: float) -> None:
     async with venue_with() as venue, venue_call(ASTER, override=venue.url, **row) as call:
         venue.clock_offset = offset
         # Refused only after the clock was measured for the other.
         venue.fail(Fault(delay=0.1, pass_on=True, path=SPOT if row is AGENT_ROW else OLD_SPOT, times=1))
         first = await exchange_service_aster.fetch_balance(call)
-        asked = paths(venue)
+        requested = paths(venue)
         await exchange_service_aster.fetch_balance(call)
     assert all(account.error is None for account in first.venue_accounts)
-    assert asked.count(TIME) == 1
-    assert len(asked) == 5
+    assert requested.count(TIME) == 1
+    assert len(requested) == 5
     assert len(venue.requests) == 7
 
 
-async def test_the_time_is_asked_for_without_a_key() -> None:
+async def test_the_time_is_requested_without_a_key() -> None:
     async with venue_with() as venue:
         venue.clock_offset = 40.0
         await balance_of(venue, KEY_ROW)
-    asked = next(request for request in venue.requests if request.path == TIME)
-    assert dict(asked.query) == {}
-    assert "X-MBX-APIKEY" not in asked.headers
+    time_request = next(request for request in venue.requests if request.path == TIME)
+    assert dict(time_request.query) == {}
+    assert "X-MBX-APIKEY" not in time_request.headers
 
 
 async def test_a_nonce_that_is_refused_twice_is_a_clock_skew_about_the_nonce() -> None:
@@ -463,7 +463,7 @@ async def test_the_refused_key_may_be_the_address_or_a_right() -> None:
     assert "addresses" in message
 
 
-async def test_asters_own_words_are_not_passed_on() -> None:
+async def test_asters_message_is_not_passed_on() -> None:
     error = await refusal_of(saying(400, -1102, "Jane Doe, card 4111"))
     assert "Jane" not in error.message
 
@@ -514,7 +514,7 @@ async def test_a_ban_is_reported_for_all_accounts(row: dict[str, Any]) -> None:
     assert reports.cooldown == 130
 
 
-async def test_a_plain_limit_on_one_account_does_not_shut_out_the_others() -> None:
+async def test_a_plain_limit_on_one_account_does_not_block_the_others() -> None:
     shared = State()
     async with venue_with() as venue:
         venue.fail(Fault.rate_limited("7")).account = WALLET
@@ -564,7 +564,7 @@ async def test_the_rights_are_those_of_this_agent_and_not_of_the_wallets_others(
     assert (rights.trade, rights.withdraw) == (trade, withdraw)
 
 
-async def test_nothing_is_known_of_what_an_hmac_key_may_do_and_aster_is_not_asked() -> None:
+async def test_the_rights_of_an_hmac_key_are_unknown_and_no_request_is_sent() -> None:
     async with venue_with() as venue:
         rights = await rights_of(venue, KEY_ROW)
     assert (rights.trade, rights.withdraw, rights.expires) == (None, None, None)
@@ -600,12 +600,12 @@ async def test_a_trouble_has_asters_own_answer_and_does_not_affect_other_account
 
 async def test_a_wallet_that_aster_does_not_know_is_refused_like_an_unknown_agent() -> None:
     async with venue_with() as venue:
-        stranger = {"api_secret": PRIVATE_KEY, "metadata": {"wallet_address": "0x" + "12" * 20}}
+        other_wallet = {"api_secret": PRIVATE_KEY, "metadata": {"wallet_address": "0x" + "12" * 20}}
         with pytest.raises(CredentialRejected, match="wallet_address"):
-            await balance_of(venue, stranger)
+            await balance_of(venue, other_wallet)
 
 
-async def test_the_demo_shows_futures_without_spot_where_the_spot_host_fails() -> None:
+async def test_the_demo_shows_futures_without_spot_if_the_spot_host_fails() -> None:
     async with venue_with() as venue:
         partly = venue.demo_credential("partly")
         assert partly is not None

@@ -32,14 +32,14 @@ def payload(name: str) -> Any:
     return parse_json((PAYLOADS / name).read_bytes())
 
 
-def changed(found: Any, **changes: Any) -> Any:
+def changed(answer: Any, **changes: Any) -> Any:
     """An object with some fields changed; `...` leaves a field out."""
     for name, value in changes.items():
         if value is ...:
-            del found[name]
+            del answer[name]
         else:
-            found[name] = value
-    return found
+            answer[name] = value
+    return answer
 
 
 def account_with(**changes: Any) -> Any:
@@ -48,9 +48,9 @@ def account_with(**changes: Any) -> Any:
 
 def asset_with(**changes: Any) -> Any:
     """The recorded account with its one asset changed."""
-    found = payload("account.json")
-    changed(found["assets"][0], **changes)
-    return found
+    answer = payload("account.json")
+    changed(answer["assets"][0], **changes)
+    return answer
 
 
 def spot_with(**changes: Any) -> Any:
@@ -65,7 +65,7 @@ def test_the_futures_row_has_the_three_figures_of_the_venue() -> None:
     assert (account.id, account.type) == (WALLET, "futures")
 
 
-def test_the_summary_keeps_every_figure_of_the_worked_example() -> None:
+def test_the_summary_has_every_figure_of_the_worked_example() -> None:
     assert parse.futures_account(payload("account.json"), WALLET).summary == Summary(
         "USDT",
         total=Decimal("5120.44"),
@@ -87,15 +87,15 @@ def test_used_is_the_margin_that_aster_states_and_never_total_less_free() -> Non
 def test_a_figure_that_aster_does_not_state_is_unknown_and_not_zero(value: Any) -> None:
     row = parse.futures_account(asset_with(initialMargin=value, availableBalance=value), WALLET).assets[0]
     assert (row.free, row.used) == (None, None)
-    found = account_with(availableBalance=value, totalInitialMargin=value, totalUnrealizedProfit=value)
-    summary = parse.futures_account(found, WALLET).summary
+    answer = account_with(availableBalance=value, totalInitialMargin=value, totalUnrealizedProfit=value)
+    summary = parse.futures_account(answer, WALLET).summary
     assert summary is not None
     assert (summary.available, summary.margin_used, summary.unrealised_pnl) == (None, None, None)
 
 
 @pytest.mark.parametrize("value", [..., None, ""], ids=["missing", "null", "empty"])
 @pytest.mark.parametrize("field", ["totalWalletBalance", "totalMarginBalance", "assets"])
-def test_an_account_without_what_makes_a_balance_is_malformed(field: str, value: Any) -> None:
+def test_an_account_without_the_required_figures_is_malformed(field: str, value: Any) -> None:
     with pytest.raises(VenueMalformed):
         parse.futures_account(account_with(**{field: value}), WALLET)
 
@@ -127,25 +127,25 @@ def test_numbers_may_come_as_texts_or_bare_and_lose_no_digit() -> None:
 
 
 def test_an_asset_that_is_listed_twice_is_malformed() -> None:
-    found = payload("account.json")
-    found["assets"].append(dict(found["assets"][0], walletBalance="0"))
+    answer = payload("account.json")
+    answer["assets"].append(dict(answer["assets"][0], walletBalance="0"))
     with pytest.raises(VenueMalformed, match="twice"):
-        parse.futures_account(found, WALLET)
+        parse.futures_account(answer, WALLET)
     row = {"asset": "USDT", "free": "1", "locked": "0"}
     with pytest.raises(VenueMalformed, match="twice"):
         parse.spot_account(spot_with(balances=[row, row]), WALLET)
 
 
 def test_an_asset_that_is_not_held_but_could_be_borrowed_has_no_row() -> None:
-    found = payload("account.json")
-    found["assets"].append(dict(found["assets"][0], asset="USDF", walletBalance="0.00000000"))
-    assert [row.asset for row in parse.futures_account(found, WALLET).assets] == ["USDT"]
+    answer = payload("account.json")
+    answer["assets"].append(dict(answer["assets"][0], asset="USDF", walletBalance="0.00000000"))
+    assert [row.asset for row in parse.futures_account(answer, WALLET).assets] == ["USDT"]
 
 
 def test_a_balance_that_no_listed_asset_makes_up_is_malformed() -> None:
-    for found in (account_with(assets=[]), asset_with(walletBalance="0.00000000")):
+    for answer in (account_with(assets=[]), asset_with(walletBalance="0.00000000")):
         with pytest.raises(VenueMalformed, match="lists no asset"):
-            parse.futures_account(found, WALLET)
+            parse.futures_account(answer, WALLET)
     empty = parse.futures_account(account_with(assets=[], totalWalletBalance="0.00000000"), WALLET)
     assert empty.assets == ()
 
@@ -162,8 +162,8 @@ def test_a_total_that_is_not_that_of_usdt_gives_the_multi_assets_mode_away() -> 
 
 
 def test_an_asset_without_any_figure_is_a_row_of_zeros() -> None:
-    found = asset_with(walletBalance="0", availableBalance="0.00000000", initialMargin="0")
-    account = parse.futures_account(changed(found, totalWalletBalance="0"), WALLET)
+    answer = asset_with(walletBalance="0", availableBalance="0.00000000", initialMargin="0")
+    account = parse.futures_account(changed(answer, totalWalletBalance="0"), WALLET)
     assert account.assets == (AssetBalance("USDT", Decimal(0), Decimal(0), Decimal(0)),)
 
 
@@ -214,9 +214,9 @@ def test_an_invalid_time_is_malformed(value: Any) -> None:
 
 
 def test_futures_are_as_old_as_their_latest_change() -> None:
-    found = payload("account.json")
-    found["assets"].append(dict(found["assets"][0], asset="BNB", updateTime=1763000000000))
-    assert parse.futures_account(found, WALLET).venue_time == CHANGED
+    answer = payload("account.json")
+    answer["assets"].append(dict(answer["assets"][0], asset="BNB", updateTime=1763000000000))
+    assert parse.futures_account(answer, WALLET).venue_time == CHANGED
 
 
 @pytest.mark.parametrize("answer", [None, [], {}, "", 0, {"assets": {}}, {"assets": [None]}], ids=json.dumps)
@@ -249,7 +249,7 @@ FIGURES = Summary("USDT", total=Decimal(5), equity=Decimal(6))
     ],
     ids=["zeros besides", "nothing besides", "another in futures", "another on spot", "USDT on spot"],
 )
-def test_the_figure_for_everything_is_that_of_futures_where_it_leaves_nothing_out(
+def test_the_summary_is_that_of_futures_if_it_leaves_nothing_out(
     futures: tuple[AssetBalance, ...], spot: tuple[AssetBalance, ...], summary: Summary | None
 ) -> None:
     accounts = [

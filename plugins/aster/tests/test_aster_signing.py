@@ -147,7 +147,7 @@ def test_bytes_that_are_not_a_key_have_no_address(key: bytes) -> None:
         signing.address_of(key)
 
 
-def test_importing_the_plugin_does_not_import_what_only_signing_needs() -> None:
+def test_importing_the_plugin_does_not_import_the_libraries_for_signing() -> None:
     script = "import sys, exchange_service_aster; print('coincurve' in sys.modules, 'Crypto' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -27,7 +27,7 @@ async def balance_of(venue: AsterSimulator, row: dict[str, Any]) -> Balance:
         return await exchange_service_aster.fetch_balance(call)
 
 
-async def test_an_agent_is_not_supported_and_the_message_says_what_to_do() -> None:
+async def test_an_agent_is_not_supported_and_the_error_advises_what_to_do() -> None:
     async with AsterSimulator() as venue, venue_call(ASTER, override=venue.url, **AGENT_ROW) as call:
         for hook in (exchange_service_aster.fetch_balance, exchange_service_aster.check_credential):
             with pytest.raises(NotSupported, match=r"coincurve.*earlier Python"):
@@ -35,7 +35,7 @@ async def test_an_agent_is_not_supported_and_the_message_says_what_to_do() -> No
     assert venue.requests == []
 
 
-async def test_a_mistake_in_what_is_stored_is_named_all_the_same() -> None:
+async def test_a_mistake_in_a_stored_credential_is_named_all_the_same() -> None:
     async with AsterSimulator() as venue:
         with pytest.raises(CredentialInvalid, match="wallet_address"):
             await balance_of(venue, {"api_secret": "11" * 32})

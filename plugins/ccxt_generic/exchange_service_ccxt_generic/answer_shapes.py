@@ -1,4 +1,4 @@
-"""The shape of an account's answer for each exchange: where its rows are, and what proves that there are none.
+"""The shape of an account's answer for each exchange: where its rows are, and what proves that it has no rows.
 
 These are facts, taken from the code by which CCXT reads each exchange. `empty` applies them. An exchange that is not in
 the table is never believed to be empty.

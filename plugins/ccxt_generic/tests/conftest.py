@@ -45,8 +45,8 @@ def read(listings: Mapping[str, ExchangeMetadata], binance: BinanceSimulator) ->
     return read_balance
 
 
-class ToldVenue(LoopbackVenue):
-    """A venue that answers each path with the body it is told, and every other path with `default`."""
+class ScriptedVenue(LoopbackVenue):
+    """A venue that answers each path with the body that a test sets, and every other path with `default`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,10 +64,10 @@ class ToldVenue(LoopbackVenue):
 
 
 @pytest.fixture
-async def told() -> AsyncIterator[ToldVenue]:
-    async with ToldVenue() as venue:
-        assert isinstance(venue, ToldVenue)
-        yield venue
+async def venue() -> AsyncIterator[ScriptedVenue]:
+    async with ScriptedVenue() as scripted:
+        assert isinstance(scripted, ScriptedVenue)
+        yield scripted
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ async def test_an_account_is_read_by_the_name_of_its_type(read: Read, alice: Sim
         assert (account.type, totals(account)) == (account_type, assets)
 
 
-async def test_a_type_that_is_asked_for_goes_before_the_stored_one(read: Read, alice: SimulatedWallet) -> None:
+async def test_a_requested_type_overrides_the_stored_one(read: Read, alice: SimulatedWallet) -> None:
     metadata = {"defaultType": "future"}
     assert (await read(metadata=metadata)).venue_accounts[0].type == "future"
     assert (await read(metadata=metadata, account_type="spot")).venue_accounts[0].type == "spot"
@@ -102,8 +102,8 @@ async def test_all_reads_each_wallet_once_as_an_account_of_its_own(
     balance = await read(account_type=ALL_ACCOUNT_TYPES)
     assert [account.type for account in balance.venue_accounts] == ["spot", "margin", "future", "delivery", "funding"]
     assert [account.error for account in balance.venue_accounts] == [None] * 5
-    asked = [request.path for request in binance.requests if request.account]
-    assert len(asked) == len(set(asked)) == 5
+    requested = [request.path for request in binance.requests if request.account]
+    assert len(requested) == len(set(requested)) == 5
     # Contracts that are settled in coins have no row in dollars, so that there is no one figure for all.
     assert balance.summary is None
 
@@ -117,7 +117,7 @@ async def test_the_stored_kind_of_contract_does_not_make_all_read_a_wallet_twice
     assert (shown["future"], shown["delivery"]) == ({"USDT": Decimal("50.5")}, {"BTC": Decimal("0.5")})
 
 
-async def test_where_one_currency_holds_for_all_there_is_one_figure(read: Read, alice: SimulatedWallet) -> None:
+async def test_if_all_accounts_have_one_currency_there_is_one_summary(read: Read, alice: SimulatedWallet) -> None:
     alice.inverse = {}
     balance = await read(account_type=ALL_ACCOUNT_TYPES)
     assert balance.summary is not None
@@ -141,7 +141,7 @@ async def test_a_key_that_is_refused_is_sent_once_and_refused_for_all(
     assert len([request for request in binance.requests if request.account]) == 1
 
 
-async def test_a_venue_that_limits_us_is_not_asked_on(
+async def test_after_a_rate_limit_no_further_request_is_sent(
     read: Read, binance: BinanceSimulator, alice: SimulatedWallet
 ) -> None:
     binance.fail(Fault.rate_limited("7")).account = "alicekey"
@@ -150,7 +150,7 @@ async def test_a_venue_that_limits_us_is_not_asked_on(
     assert len([request for request in binance.requests if request.account]) == 1
 
 
-async def test_where_no_wallet_can_be_read_trouble_that_passes_is_the_error(
+async def test_if_no_wallet_can_be_read_a_transient_error_is_raised_first(
     read: Read, binance: BinanceSimulator, alice: SimulatedWallet
 ) -> None:
     alice.linear, alice.inverse, alice.margin = None, None, None
@@ -161,7 +161,7 @@ async def test_where_no_wallet_can_be_read_trouble_that_passes_is_the_error(
         await read(account_type=ALL_ACCOUNT_TYPES)
 
 
-async def test_where_no_wallet_can_be_read_there_is_an_error(
+async def test_if_no_wallet_can_be_read_there_is_an_error(
     read: Read, binance: BinanceSimulator, alice: SimulatedWallet
 ) -> None:
     for path in ("/api/v3/account", "/fapi/v3/account", "/dapi/v1/account", "/sapi/v1/margin/account"):
@@ -201,16 +201,16 @@ async def test_calls_for_several_types_at_the_same_time_do_not_disturb_each_othe
     assert isinstance(future, VenueError)
 
 
-async def read_told(listing: ExchangeMetadata, url: str, **options: Any) -> Balance:
+async def read_scripted(listing: ExchangeMetadata, url: str, **options: Any) -> Balance:
     """Read with credentials of a plausible form."""
     options = {"api_key": "abcdef0123456789", "api_secret": "c2VjcmV0", "passphrase": "words", **options}
     async with venue_call(listing, override=url, timeout=20.0, **options) as call:
         return await plugin.fetch_balance(call)
 
 
-def tell_bybit(told: Any, *, unified: bool) -> None:
+def tell_bybit(venue: Any, *, unified: bool) -> None:
     status = {"uta": 1 if unified else 0, "unifiedMarginStatus": 6 if unified else 1}
-    told.answers = {
+    venue.answers = {
         "/v5/user/query-api": json.dumps({"retCode": 0, "result": status}).encode(),
         "/v5/account/info": json.dumps({"retCode": 0, "result": status}).encode(),
         "/v5/account/wallet-balance": json.dumps(BYBIT_WALLET).encode(),
@@ -218,113 +218,111 @@ def tell_bybit(told: Any, *, unified: bool) -> None:
     }
 
 
-def asked_for(told: Any) -> list[str]:
+def asked_for(venue: Any) -> list[str]:
     """The account types that Bybit was asked for."""
-    return [request.query["accountType"] for request in told.requests if "accountType" in request.query]
+    return [request.query["accountType"] for request in venue.requests if "accountType" in request.query]
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_bybits_unified_account_is_read_once_for_all(listings: Listings, told: Any) -> None:
-    tell_bybit(told, unified=True)
-    balance = await read_told(listings["bybit"], told.url, account_type=ALL_ACCOUNT_TYPES)
+async def test_bybits_unified_account_is_read_once_for_all(listings: Listings, venue: Any) -> None:
+    tell_bybit(venue, unified=True)
+    balance = await read_scripted(listings["bybit"], venue.url, account_type=ALL_ACCOUNT_TYPES)
     assert {account.type: totals(account) for account in balance.venue_accounts} == {
         UNIFIED: {"USDT": Decimal(7)},
         "funding": {"USDC": Decimal(3)},
     }
-    assert asked_for(told) == ["UNIFIED", "FUND"]
+    assert asked_for(venue) == ["UNIFIED", "FUND"]
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_bybits_older_account_is_read_wallet_by_wallet(listings: Listings, told: Any) -> None:
-    tell_bybit(told, unified=False)
-    balance = await read_told(listings["bybit"], told.url, account_type=ALL_ACCOUNT_TYPES)
+async def test_bybits_older_account_is_read_wallet_by_wallet(listings: Listings, venue: Any) -> None:
+    tell_bybit(venue, unified=False)
+    balance = await read_scripted(listings["bybit"], venue.url, account_type=ALL_ACCOUNT_TYPES)
     assert [account.type for account in balance.venue_accounts] == ["swap", "spot", "funding"]
-    assert asked_for(told)[0] == "CONTRACT"
-    assert sorted(asked_for(told)) == ["CONTRACT", "FUND", "SPOT"]
+    assert asked_for(venue)[0] == "CONTRACT"
+    assert sorted(asked_for(venue)) == ["CONTRACT", "FUND", "SPOT"]
 
 
-def tell_gate(told: Any, mode: int) -> None:
+def tell_gate(venue: Any, mode: int) -> None:
     coins = {"USDT": {"available": "7", "freeze": "0"}}
-    told.answers = {
+    venue.answers = {
         "/api/v4/account/detail": json.dumps({"key": {"mode": mode}}).encode(),
         "/api/v4/unified/accounts": json.dumps({"locked": False, "balances": coins}).encode(),
         "/api/v4/spot/accounts": b"[]",
     }
-    told.default = b"[]"
+    venue.default = b"[]"
 
 
 @pytest.mark.usefixtures("without_markets")
-@pytest.mark.parametrize("asked", ["", "spot", ALL_ACCOUNT_TYPES])
-async def test_trouble_with_the_kind_of_account_leaves_no_wallet_for_the_plain_kind(
-    listings: Listings, told: Any, asked: str
+@pytest.mark.parametrize("requested", ["", "spot", ALL_ACCOUNT_TYPES])
+async def test_an_error_about_the_kind_of_account_is_not_taken_for_the_plain_kind(
+    listings: Listings, venue: Any, requested: str
 ) -> None:
-    tell_gate(told, mode=2)
-    told.fail(Fault(status=502, path="/api/v4/account/detail", times=1))
-    options: dict[str, Any] = {"api_key": "abcdef0123456789", "api_secret": "c2VjcmV0", "account_type": asked}
-    async with venue_call(listings["gate"], override=told.url, timeout=20.0, **options) as call:
+    tell_gate(venue, mode=2)
+    venue.fail(Fault(status=502, path="/api/v4/account/detail", times=1))
+    options: dict[str, Any] = {"api_key": "abcdef0123456789", "api_secret": "c2VjcmV0", "account_type": requested}
+    async with venue_call(listings["gate"], override=venue.url, timeout=20.0, **options) as call:
         outcomes = await asyncio.gather(*(plugin.fetch_balance(call) for _ in range(3)), return_exceptions=True)
         after = await plugin.fetch_balance(call)
     assert {type(outcome) for outcome in outcomes} == {VenueUnavailable}
     assert [totals(account) for account in after.venue_accounts] == [{"USDT": Decimal(7)}]
-    assert {request.path for request in told.requests} == {"/api/v4/account/detail", "/api/v4/unified/accounts"}
+    assert {request.path for request in venue.requests} == {"/api/v4/account/detail", "/api/v4/unified/accounts"}
 
 
 @pytest.mark.usefixtures("without_markets")
 async def test_the_kind_of_account_is_read_again_after_a_while(
-    listings: Listings, told: Any, monkeypatch: pytest.MonkeyPatch
+    listings: Listings, venue: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(instances, "INSTANCE_AGE", 0.0)
     options: dict[str, Any] = {"api_key": "abcdef0123456789", "api_secret": "c2VjcmV0"}
-    async with venue_call(listings["gate"], override=told.url, timeout=20.0, **options) as call:
-        tell_gate(told, mode=1)
+    async with venue_call(listings["gate"], override=venue.url, timeout=20.0, **options) as call:
+        tell_gate(venue, mode=1)
         assert list((await plugin.fetch_balance(call)).rows()) == []
-        tell_gate(told, mode=2)
+        tell_gate(venue, mode=2)
         assert totals((await plugin.fetch_balance(call)).venue_accounts[0]) == {"USDT": Decimal(7)}
 
 
 @pytest.mark.usefixtures("without_markets")
 @pytest.mark.parametrize(("unified", "expected"), [(True, UNIFIED), (False, "swap")])
-async def test_without_a_wish_the_account_is_called_what_it_is(
-    listings: Listings, told: Any, unified: bool, expected: str
+async def test_without_a_requested_type_the_account_has_its_real_type(
+    listings: Listings, venue: Any, unified: bool, expected: str
 ) -> None:
-    tell_bybit(told, unified=unified)
-    assert (await read_told(listings["bybit"], told.url)).venue_accounts[0].type == expected
+    tell_bybit(venue, unified=unified)
+    assert (await read_scripted(listings["bybit"], venue.url)).venue_accounts[0].type == expected
 
 
 @pytest.mark.usefixtures("without_markets")
 async def test_a_requested_unified_account_that_the_user_lacks_is_a_feature_not_enabled(
-    listings: Listings, told: Any
+    listings: Listings, venue: Any
 ) -> None:
-    tell_bybit(told, unified=False)
+    tell_bybit(venue, unified=False)
     with pytest.raises(FeatureNotEnabled):
-        await read_told(listings["bybit"], told.url, account_type=UNIFIED)
+        await read_scripted(listings["bybit"], venue.url, account_type=UNIFIED)
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_a_market_of_a_unified_account_is_the_unified_account(listings: Listings, told: Any) -> None:
-    tell_bybit(told, unified=True)
-    (account,) = (await read_told(listings["bybit"], told.url, account_type="spot")).venue_accounts
+async def test_a_market_of_a_unified_account_is_the_unified_account(listings: Listings, venue: Any) -> None:
+    tell_bybit(venue, unified=True)
+    (account,) = (await read_scripted(listings["bybit"], venue.url, account_type="spot")).venue_accounts
     assert (account.type, totals(account)) == ("spot", {"USDT": Decimal(7)})
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_okxs_two_accounts_are_read_each(listings: Listings, told: Any) -> None:
-    told.answers = {
+async def test_okxs_two_accounts_are_read_each(listings: Listings, venue: Any) -> None:
+    venue.answers = {
         "/api/v5/account/balance": json.dumps(OKX_TRADING).encode(),
         "/api/v5/asset/balances": b'{"code":"0","data":[{"ccy":"BTC","bal":"1","availBal":"1","frozenBal":"0"}]}',
     }
-    balance = await read_told(listings["okx"], told.url, account_type=ALL_ACCOUNT_TYPES)
+    balance = await read_scripted(listings["okx"], venue.url, account_type=ALL_ACCOUNT_TYPES)
     assert [account.type for account in balance.venue_accounts] == ["trading", "funding"]
     assert totals(balance.venue_accounts[1]) == {"BTC": Decimal(1)}
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_a_second_trading_account_in_okxs_answer_is_not_left_out_without_a_word(
-    listings: Listings, told: Any
-) -> None:
-    told.default = json.dumps({**OKX_TRADING, "data": OKX_TRADING["data"] * 2}).encode()
+async def test_a_second_trading_account_in_okxs_answer_is_not_left_out_silently(listings: Listings, venue: Any) -> None:
+    venue.default = json.dumps({**OKX_TRADING, "data": OKX_TRADING["data"] * 2}).encode()
     with pytest.raises(VenueMalformed):
-        await read_told(listings["okx"], told.url)
+        await read_scripted(listings["okx"], venue.url)
 
 
 def credential_of(listing: ExchangeMetadata, **metadata: str) -> Credential:
@@ -340,7 +338,7 @@ def test_the_default_is_the_first_type_of_a_listing(listings: Listings) -> None:
         assert (wish.account_type, wish.named) == (listing.account_types[0], False)
 
 
-def test_what_users_would_call_their_balance_comes_first(listings: Listings) -> None:
+def test_the_type_that_users_call_their_balance_comes_first(listings: Listings) -> None:
     defaults = {name: listings[name].account_types[0] for name in ("binance", "bybit", "okx", "krakenfutures", "gate")}
     assert defaults == {
         "binance": "spot",
@@ -358,27 +356,27 @@ def kinds_of_account() -> Iterator[Mapping[str, bool]]:
     yield dict.fromkeys(names, True)
 
 
-def test_every_wallet_is_of_a_listed_type_and_asked_for_in_its_own_way(listings: Listings) -> None:
+def test_every_wallet_is_of_a_listed_type_and_has_its_own_request(listings: Listings) -> None:
     for listing in listings.values():
         for options in kinds_of_account():
             types = wallets(listing.id, listing.account_types, options)
             assert set(types) <= set(listing.account_types), listing.id
             if len(types) > 1:
-                asked = [json.dumps(type_parameters(listing.id, name), sort_keys=True) for name in types]
-                assert len(set(asked)) == len(asked), listing.id
+                parameters = [json.dumps(type_parameters(listing.id, name), sort_keys=True) for name in types]
+                assert len(set(parameters)) == len(parameters), listing.id
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_every_wallet_of_an_exchange_is_another_request(listings: Listings, told: Any) -> None:
+async def test_every_wallet_of_an_exchange_is_another_request(listings: Listings, venue: Any) -> None:
     """No two of the types that `all` reads ask the venue for the same, or one wallet would be counted twice."""
     one_answer_for_all = {"bitfinex", "krakenfutures", "latoken", "lighter"}
     not_without_assets = {"phemex"}
     other_hosts = {"xt"}
-    tell_bybit(told, unified=False)
+    tell_bybit(venue, unified=False)
     # Bitget takes an answer without a fault for a unified account.
-    told.answers["/api/v3/account/settings"] = b'{"code":"40085","msg":"You are in Classic Account mode"}'
-    told.answers["/api/v4/account/detail"] = b'{"key":{"mode":1}}'
-    told.answers["/api/ua/v1/account/mode"] = b'{"code":"200000","data":{"selfAccountMode":"CLASSIC"}}'
+    venue.answers["/api/v3/account/settings"] = b'{"code":"40085","msg":"You are in Classic Account mode"}'
+    venue.answers["/api/v4/account/detail"] = b'{"key":{"mode":1}}'
+    venue.answers["/api/ua/v1/account/mode"] = b'{"code":"200000","data":{"selfAccountMode":"CLASSIC"}}'
     for listing in listings.values():
         types = wallets(listing.id, listing.account_types, {})
         if len(types) < 2 or listing.id in one_answer_for_all | not_without_assets | other_hosts:
@@ -387,12 +385,12 @@ async def test_every_wallet_of_an_exchange_is_another_request(listings: Listings
             continue
         seen = {}
         for account_type in types:
-            told.requests.clear()
+            venue.requests.clear()
             metadata = {field.name: "0x" + "1a" * 20 for field in listing.credential_fields if "wallet" in field.name}
             with contextlib.suppress(VenueError):
-                await read_told(listing, told.url, account_type=account_type, metadata=metadata)
+                await read_scripted(listing, venue.url, account_type=account_type, metadata=metadata)
             varying = ("timestamp", "signature", "Signature", "Timestamp", "nonce", "tonce", "requestId", "recvWindow")
-            last = told.requests[-1]
+            last = venue.requests[-1]
             query = {name: value for name, value in last.query.items() if name not in varying}
             body = last.body if last.method == "POST" and not query else b""
             seen[account_type] = (last.path, json.dumps(query, sort_keys=True), body[:40])

@@ -44,8 +44,8 @@ def spot_answer(balances: str) -> bytes:
 
 def row(balance: Balance, asset: str) -> tuple[Decimal | None, Decimal | None, Decimal | None]:
     """Total, free and used of one asset."""
-    found = {entry.asset: entry for _, entry in balance.rows()}[asset]
-    return found.total, found.free, found.used
+    assets = {entry.asset: entry for _, entry in balance.rows()}[asset]
+    return assets.total, assets.free, assets.used
 
 
 async def test_a_spot_account_is_read(read: Read) -> None:
@@ -161,7 +161,7 @@ async def test_nothing_is_left_open_or_warned_of(read: Read, caplog: pytest.LogC
     assert logged == []
 
 
-async def read_told(listing: ExchangeMetadata, url: str, metadata: Mapping[str, Any] | None = None) -> Balance:
+async def read_scripted(listing: ExchangeMetadata, url: str, metadata: Mapping[str, Any] | None = None) -> Balance:
     """Read any exchange with credentials of a plausible form."""
     secret = "MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI="
     key = "account-abcdefgh" if listing.id == "gemini" else "abcdef0123456789"
@@ -170,53 +170,53 @@ async def read_told(listing: ExchangeMetadata, url: str, metadata: Mapping[str, 
         return await plugin.fetch_balance(call)
 
 
-def tell(told: Any, recorded: Mapping[str, Any], answer: Any) -> None:
+def tell(venue: Any, recorded: Mapping[str, Any], answer: Any) -> None:
     """Let the venue give the recorded answers, and `answer` for the balance itself: JSON, or its text where the numbers
     are bare and have more digits than JSON would keep in the file."""
-    told.answers = {path: json.dumps(body).encode() for path, body in recorded["before"].items()}
+    venue.answers = {path: json.dumps(body).encode() for path, body in recorded["before"].items()}
     text = json.dumps(answer) if isinstance(answer, (dict, list)) else answer
-    told.answers[recorded["path"]] = text.encode()
+    venue.answers[recorded["path"]] = text.encode()
 
 
 @pytest.mark.usefixtures("without_markets")
 @pytest.mark.parametrize("exchange_id", RECORDED)
 async def test_recorded_answers_are_read_as_the_venue_means_them(
-    listings: Listings, told: Any, exchange_id: str
+    listings: Listings, venue: Any, exchange_id: str
 ) -> None:
     recorded = RECORDED[exchange_id]
-    tell(told, recorded, recorded["answer"])
-    balance = await read_told(listings[exchange_id], told.url)
+    tell(venue, recorded, recorded["answer"])
+    balance = await read_scripted(listings[exchange_id], venue.url)
     expected = {asset: tuple(map(Decimal, amounts)) for asset, amounts in recorded["rows"].items()}
     assert {entry.asset: row(balance, entry.asset) for _, entry in balance.rows()} == expected
 
 
 @pytest.mark.usefixtures("without_markets")
 @pytest.mark.parametrize("exchange_id", [name for name, recorded in RECORDED.items() if recorded["empty"] is not None])
-async def test_the_recorded_empty_account_is_believed(listings: Listings, told: Any, exchange_id: str) -> None:
+async def test_the_recorded_empty_account_is_believed(listings: Listings, venue: Any, exchange_id: str) -> None:
     recorded = RECORDED[exchange_id]
-    tell(told, recorded, recorded["empty"])
-    balance = await read_told(listings[exchange_id], told.url)
+    tell(venue, recorded, recorded["empty"])
+    balance = await read_scripted(listings[exchange_id], venue.url)
     assert list(balance.rows()) == []
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_the_venues_own_code_stands_beside_ccxts(listings: Listings, told: Any) -> None:
-    told.answers["/v2/auth/r/wallets"] = b'[["exchange","UST",1.5,0,1.5,"",null]]'
-    balance = await read_told(listings["bitfinex"], told.url)
+async def test_the_venues_own_code_stands_beside_ccxts(listings: Listings, venue: Any) -> None:
+    venue.answers["/v2/auth/r/wallets"] = b'[["exchange","UST",1.5,0,1.5,"",null]]'
+    balance = await read_scripted(listings["bitfinex"], venue.url)
     assert [(entry.asset, entry.venue_asset.upper()) for _, entry in balance.rows()] == [("USDT", "UST")]
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_the_venues_own_code_is_left_out_where_it_is_the_same(listings: Listings, told: Any) -> None:
-    tell(told, RECORDED["bitget"], RECORDED["bitget"]["answer"])
-    balance = await read_told(listings["bitget"], told.url)
+async def test_the_venues_own_code_is_left_out_if_it_is_the_same(listings: Listings, venue: Any) -> None:
+    tell(venue, RECORDED["bitget"], RECORDED["bitget"]["answer"])
+    balance = await read_scripted(listings["bitget"], venue.url)
     assert [(entry.asset, entry.venue_asset) for _, entry in balance.rows()] == [("USDT", "")]
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_what_two_assets_hold_that_ccxt_names_alike_is_not_known(listings: Listings, told: Any) -> None:
-    told.answers["/v2/auth/r/wallets"] = b'[["exchange","UST",1.5,0,1.5,"",null],["exchange","USDT",0,0,0,"",null]]'
-    balance = await read_told(listings["bitfinex"], told.url)
+async def test_amounts_of_two_assets_that_ccxt_names_alike_are_unknown(listings: Listings, venue: Any) -> None:
+    venue.answers["/v2/auth/r/wallets"] = b'[["exchange","UST",1.5,0,1.5,"",null],["exchange","USDT",0,0,0,"",null]]'
+    balance = await read_scripted(listings["bitfinex"], venue.url)
     assert [row for _, row in balance.rows()] == [AssetBalance("USDT")]
     assert balance.summary is None
     assert len(balance.notes) == 1
@@ -225,15 +225,15 @@ async def test_what_two_assets_hold_that_ccxt_names_alike_is_not_known(listings:
 
 @pytest.mark.usefixtures("without_markets")
 @pytest.mark.parametrize("exchange_id", ["bitget", "gate"])
-async def test_trouble_while_asking_for_the_kind_of_account_is_not_taken_for_a_kind(
-    listings: Listings, told: Any, exchange_id: str
+async def test_an_error_while_reading_the_kind_of_account_is_not_taken_for_a_kind(
+    listings: Listings, venue: Any, exchange_id: str
 ) -> None:
     recorded = RECORDED[exchange_id]
-    tell(told, recorded, recorded["empty"])
+    tell(venue, recorded, recorded["empty"])
     probe = next(iter(recorded["before"]))
-    told.answers[probe] = b"<html>maintenance</html>"
+    venue.answers[probe] = b"<html>maintenance</html>"
     with pytest.raises(VenueMalformed):
-        await read_told(listings[exchange_id], told.url)
+        await read_scripted(listings[exchange_id], venue.url)
 
 
 @pytest.mark.usefixtures("without_markets")
@@ -248,27 +248,27 @@ async def test_trouble_while_asking_for_the_kind_of_account_is_not_taken_for_a_k
     ],
 )
 async def test_a_key_that_may_not_ask_for_the_kind_of_account_reads_no_wallet(
-    listings: Listings, told: Any, status: int, body: Any, expected: type[VenueError]
+    listings: Listings, venue: Any, status: int, body: Any, expected: type[VenueError]
 ) -> None:
     """Gate's answer for spot would be the plain account's, whichever the user has."""
     recorded = RECORDED["gate"]
-    tell(told, recorded, recorded["answer"])
+    tell(venue, recorded, recorded["answer"])
     fault = Fault(status=status, body=json.dumps(body).encode(), path=next(iter(recorded["before"])))
-    told.fail(fault)
+    venue.fail(fault)
     with pytest.raises(expected) as caught:
-        await read_told(listings["gate"], told.url)
+        await read_scripted(listings["gate"], venue.url)
     assert type(caught.value) is expected
-    assert [request.path for request in told.requests] == [fault.path]
+    assert [request.path for request in venue.requests] == [fault.path]
 
 
 @pytest.mark.usefixtures("without_markets")
 async def test_exchanges_that_sign_in_or_approve_something_are_refused_before_a_request(
-    listings: Listings, told: Any
+    listings: Listings, venue: Any
 ) -> None:
     for exchange_id in ("aster", "bullish", "grvt", "paradex", "polymarket"):
         with pytest.raises(NotSupported):
-            await read_told(listings[exchange_id], told.url)
-    assert told.requests == []
+            await read_scripted(listings[exchange_id], venue.url)
+    assert venue.requests == []
 
 
 async def test_a_request_that_may_change_something_is_refused_before_it_leaves(
@@ -291,16 +291,14 @@ async def test_a_request_that_may_change_something_is_refused_before_it_leaves(
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_the_first_account_type_of_a_listing_is_the_one_that_is_read_without_a_wish(
-    listings: Listings, told: Any
-) -> None:
+async def test_the_first_account_type_of_a_listing_is_read_by_default(listings: Listings, venue: Any) -> None:
     several = [listing for listing in listings.values() if len(listing.account_types) > 1]
     assert len(several) > 20
     for listing in several:
         paths = []
         for metadata in ({}, {"defaultType": listing.account_types[0]}):
-            told.requests.clear()
+            venue.requests.clear()
             with contextlib.suppress(VenueError):
-                await read_told(listing, told.url, metadata)
-            paths.append([request.path for request in told.requests])
+                await read_scripted(listing, venue.url, metadata)
+            paths.append([request.path for request in venue.requests])
         assert paths[0] == paths[1], listing.id

@@ -126,15 +126,15 @@ CASES = [(name, *case) for name, cases in SAID.items() for case in cases]
 
 
 @pytest.mark.usefixtures("without_markets")
-@pytest.mark.parametrize(("exchange_id", "status", "said", "expected"), CASES)
-async def test_what_a_venue_says_becomes_the_right_reason(
-    listings: Listings, told: Any, exchange_id: str, status: int, said: Any, expected: type[VenueError]
+@pytest.mark.parametrize(("exchange_id", "status", "answer", "expected"), CASES)
+async def test_each_answer_of_a_venue_becomes_the_right_reason(
+    listings: Listings, venue: Any, exchange_id: str, status: int, answer: Any, expected: type[VenueError]
 ) -> None:
-    body = said if isinstance(said, str) else json.dumps(said)
-    kind = "text/html" if isinstance(said, str) else "application/json"
-    told.fail(Fault(status=status, body=body.encode(), content_type=kind))
+    body = answer if isinstance(answer, str) else json.dumps(answer)
+    kind = "text/html" if isinstance(answer, str) else "application/json"
+    venue.fail(Fault(status=status, body=body.encode(), content_type=kind))
     options: dict[str, Any] = {"api_key": "abcdef0123456789", "api_secret": "c2VjcmV0", "passphrase": "words"}
-    async with venue_call(listings[exchange_id], override=told.url, timeout=20.0, **options) as call:
+    async with venue_call(listings[exchange_id], override=venue.url, timeout=20.0, **options) as call:
         with pytest.raises(VenueError) as caught:
             await plugin.fetch_balance(call)
     assert type(caught.value) is expected
@@ -144,10 +144,10 @@ async def test_what_a_venue_says_becomes_the_right_reason(
 
 @pytest.mark.usefixtures("without_markets")
 @pytest.mark.parametrize("exchange_id", SAID)
-async def test_the_delay_that_a_venue_names_is_kept(listings: Listings, told: Any, exchange_id: str) -> None:
-    told.fail(Fault.rate_limited("7"))
+async def test_the_delay_that_a_venue_names_is_passed_on(listings: Listings, venue: Any, exchange_id: str) -> None:
+    venue.fail(Fault.rate_limited("7"))
     options: dict[str, Any] = {"api_key": "abcdef0123456789", "api_secret": "c2VjcmV0", "passphrase": "words"}
-    async with venue_call(listings[exchange_id], override=told.url, timeout=20.0, **options) as call:
+    async with venue_call(listings[exchange_id], override=venue.url, timeout=20.0, **options) as call:
         with pytest.raises(VenueRateLimited) as caught:
             await plugin.fetch_balance(call)
     assert caught.value.retry_after == 7.0

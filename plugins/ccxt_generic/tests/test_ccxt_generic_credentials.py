@@ -58,18 +58,18 @@ def test_the_account_type_is_taken_in_both_forms(metadata: Mapping[str, Any]) ->
     assert wish.parameters == {"type": "future"}
 
 
-def test_without_a_wish_the_exchanges_default_is_read() -> None:
+def test_without_a_requested_type_the_exchanges_default_is_read() -> None:
     wish = read_credential(stored(), "binance", SPOT_KEYS, OFFERED).wish
     assert (wish.account_type, dict(wish.parameters)) == ("spot", {})
 
 
-def test_ccxts_words_for_one_account_are_taken_as_that_account() -> None:
+def test_ccxts_names_of_an_account_type_are_accepted() -> None:
     required = ("apiKey", "secret", "password")
     wish = read_credential(stored(passphrase="p", defaultType="swap"), "okx", required, ("trading", "funding")).wish
     assert wish.account_type == "trading"
 
 
-def test_the_kind_of_contract_and_of_margin_are_taken_where_ccxt_knows_them() -> None:
+def test_the_kinds_of_contract_and_of_margin_that_ccxt_knows_are_accepted() -> None:
     swap = stored(options={"defaultType": "swap", "defaultSubType": "inverse"})
     wish = read_credential(swap, "binance", SPOT_KEYS, OFFERED).wish
     assert wish.parameters == {"type": "swap", "subType": "inverse"}
@@ -78,7 +78,7 @@ def test_the_kind_of_contract_and_of_margin_are_taken_where_ccxt_knows_them() ->
     assert wish.parameters == {"type": "margin", "marginMode": "isolated"}
 
 
-def test_a_wish_that_would_read_another_account_is_refused() -> None:
+def test_an_option_that_would_read_another_account_is_refused() -> None:
     for metadata in ({"subType": "linear"}, {"defaultType": "delivery", "subType": "linear"}, {"marginMode": "cross"}):
         with pytest.raises(CredentialInvalid):
             read_credential(stored(**metadata), "binance", SPOT_KEYS, OFFERED)
@@ -123,7 +123,7 @@ def test_unknown_values_are_refused(metadata: Mapping[str, Any]) -> None:
         (("apiKey", "secret"), stored(key="k\r\nX-Evil: 1"), "api_key"),
     ],
 )
-def test_what_is_missing_is_named_as_our_field(required: tuple[str, ...], credential: Credential, field: str) -> None:
+def test_a_missing_field_has_our_name(required: tuple[str, ...], credential: Credential, field: str) -> None:
     with pytest.raises(CredentialInvalid, match=field.replace(".", r"\.")):
         read_credential(credential, "any", required, ("spot",))
 
@@ -140,11 +140,11 @@ def test_each_field_reaches_ccxts_own() -> None:
     }
 
 
-def test_an_account_id_serves_as_uid_where_only_that_is_needed() -> None:
+def test_an_account_id_serves_as_uid_if_only_that_is_needed() -> None:
     assert read_credential(stored(account_id="7"), "coinmate", ("uid",), ("spot",)).constructor == {"uid": "7"}
 
 
-def test_a_wallets_private_key_lies_in_the_sealed_column() -> None:
+def test_a_wallets_private_key_is_in_the_sealed_column() -> None:
     address = "0x" + "1A" * 20
     credential = stored(key="", secret="0xfeed", wallet_address=address)
     required = ("privateKey", "walletAddress")
@@ -152,7 +152,7 @@ def test_a_wallets_private_key_lies_in_the_sealed_column() -> None:
     assert constructor == {"privateKey": "0xfeed", "walletAddress": address.lower()}
 
 
-def test_a_private_key_in_lines_keeps_its_lines() -> None:
+def test_a_private_key_in_lines_is_not_changed() -> None:
     pem = "-----BEGIN EC PRIVATE KEY-----\nabc\n-----END EC PRIVATE KEY-----"
     assert read_credential(stored(secret=pem), "coinbase", SPOT_KEYS, ("spot",)).constructor["secret"] == pem
 
@@ -163,32 +163,32 @@ def test_a_read_credential_does_not_show_itself() -> None:
 
 @pytest.mark.usefixtures("without_markets")
 async def test_a_secret_that_cannot_sign_is_the_users_to_correct(
-    listings: Mapping[str, ExchangeMetadata], told: Any
+    listings: Mapping[str, ExchangeMetadata], venue: Any
 ) -> None:
     import exchange_service_ccxt_generic as plugin
 
     from exchange_service.testing import venue_call
 
     async with venue_call(
-        listings["kraken"], override=told.url, api_key="key", api_secret="not base64", timeout=20.0
+        listings["kraken"], override=venue.url, api_key="key", api_secret="not base64", timeout=20.0
     ) as call:
         with pytest.raises(CredentialInvalid, match="sign"):
             await plugin.fetch_balance(call)
-    assert told.requests == []
+    assert venue.requests == []
 
 
 @pytest.mark.usefixtures("without_markets")
 async def test_an_invalid_private_key_is_a_credential_invalid(
-    listings: Mapping[str, ExchangeMetadata], told: Any
+    listings: Mapping[str, ExchangeMetadata], venue: Any
 ) -> None:
     import exchange_service_ccxt_generic as plugin
 
     from exchange_service.testing import venue_call
 
-    async with venue_call(listings["lighter"], override=told.url, api_secret="no key", timeout=20.0) as call:
+    async with venue_call(listings["lighter"], override=venue.url, api_secret="no key", timeout=20.0) as call:
         with pytest.raises(CredentialInvalid):
             await plugin.fetch_balance(call)
-    assert told.requests == []
+    assert venue.requests == []
 
 
 async def test_without_a_test_host_the_sandbox_is_not_supported(listings: Mapping[str, ExchangeMetadata]) -> None:

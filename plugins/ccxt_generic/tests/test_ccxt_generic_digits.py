@@ -66,10 +66,10 @@ def bitfinexs_numbers(rows: Sequence[Row]) -> str:
     return f"[{','.join(wallets)}]"
 
 
-async def read(listing: ExchangeMetadata, told: Any, path: str, body: str) -> Balance:
-    told.answers[path] = body.encode()
+async def read(listing: ExchangeMetadata, venue: Any, path: str, body: str) -> Balance:
+    venue.answers[path] = body.encode()
     options: dict[str, Any] = {"api_key": "abcdef0123456789", "api_secret": "c2VjcmV0", "timeout": 20.0}
-    async with venue_call(listing, override=told.url, **options) as call:
+    async with venue_call(listing, override=venue.url, **options) as call:
         return await plugin.fetch_balance(call)
 
 
@@ -81,22 +81,22 @@ def assert_every_digit(balance: Balance, rows: Sequence[Row]) -> None:
 @pytest.mark.usefixtures("without_markets")
 @each_with_one_server
 @given(rows=ROWS)
-async def test_texts_keep_every_digit(listings: Listings, told: Any, rows: Sequence[Row]) -> None:
-    balance = await read(listings["binance"], told, "/api/v3/account", binances_texts(rows))
+async def test_texts_lose_no_digit(listings: Listings, venue: Any, rows: Sequence[Row]) -> None:
+    balance = await read(listings["binance"], venue, "/api/v3/account", binances_texts(rows))
     assert_every_digit(balance, rows)
 
 
 @pytest.mark.usefixtures("without_markets")
 @each_with_one_server
 @given(rows=ROWS)
-async def test_bare_numbers_keep_every_digit(listings: Listings, told: Any, rows: Sequence[Row]) -> None:
-    balance = await read(listings["binance"], told, "/api/v3/account", binances_numbers(rows))
+async def test_bare_numbers_lose_no_digit(listings: Listings, venue: Any, rows: Sequence[Row]) -> None:
+    balance = await read(listings["binance"], venue, "/api/v3/account", binances_numbers(rows))
     assert_every_digit(balance, rows)
 
 
 @pytest.mark.usefixtures("without_markets")
 @each_with_one_server
 @given(rows=ROWS)
-async def test_a_venue_that_sends_numbers_keeps_every_digit(listings: Listings, told: Any, rows: Sequence[Row]) -> None:
-    balance = await read(listings["bitfinex"], told, "/v2/auth/r/wallets", bitfinexs_numbers(rows))
+async def test_numbers_of_a_venue_lose_no_digit(listings: Listings, venue: Any, rows: Sequence[Row]) -> None:
+    balance = await read(listings["bitfinex"], venue, "/v2/auth/r/wallets", bitfinexs_numbers(rows))
     assert_every_digit(balance, rows)

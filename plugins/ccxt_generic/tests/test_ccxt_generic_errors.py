@@ -88,7 +88,7 @@ def test_every_error_becomes_ours_and_loses_its_text(name: str) -> None:
         ("NetworkError", VenueUnavailable),
     ],
 )
-def test_the_meaning_of_an_error_is_kept(name: str, expected: type[VenueError]) -> None:
+def test_an_error_does_not_change_its_meaning(name: str, expected: type[VenueError]) -> None:
     from ccxt.base import errors
 
     assert type(translate(getattr(errors, name)("x"), Answer(), "okx", "OKX")) is expected
@@ -138,15 +138,17 @@ def test_the_venues_own_delay_is_respected(value: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("ends_in", "shortest", "longest"), [(2.0, 1.0, 2.6), (-60.0, 10.0, 10.0), (9000.0, 10.0, 10.0), (None, 10.0, 10.0)]
 )
-def test_bybits_limit_ends_when_bybit_says(ends_in: float | None, shortest: float, longest: float) -> None:
+def test_bybits_limit_ends_at_the_time_that_bybit_states(
+    ends_in: float | None, shortest: float, longest: float
+) -> None:
     from ccxt.base.errors import RateLimitExceeded
 
     ends = "soon" if ends_in is None else str(int((time.time() + ends_in) * 1000))
     body = '{"retCode":10006,"retMsg":"Too many visits!"}'
     answer = Answer(status=200, headers={"X-Bapi-Limit-Reset-Timestamp": ends}, body=body, is_json=True)
-    pause = translate(RateLimitExceeded("x"), answer, "bybit", "Bybit").retry_after
-    assert pause is not None
-    assert shortest <= pause <= longest
+    delay = translate(RateLimitExceeded("x"), answer, "bybit", "Bybit").retry_after
+    assert delay is not None
+    assert shortest <= delay <= longest
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,7 @@ def test_bybits_limit_ends_when_bybit_says(ends_in: float | None, shortest: floa
         (Fault(reset=True), VenueUnavailable),
     ],
 )
-async def test_what_binance_answers_is_named(
+async def test_binances_answer_is_named(
     read: Read, binance: BinanceSimulator, fault: Fault, expected: type[VenueError]
 ) -> None:
     fault.path = ACCOUNT

@@ -22,7 +22,7 @@ DIGITS = st.text("0123456789", min_size=1, max_size=30)
 
 
 @given(whole=st.integers(0, 10**30), fraction=DIGITS, sign=st.sampled_from(["", "-"]))
-def test_a_bare_number_keeps_every_digit(whole: int, fraction: str, sign: str) -> None:
+def test_a_bare_number_loses_no_digit(whole: int, fraction: str, sign: str) -> None:
     text = f"{sign}{whole}.{fraction}"
     value = exact_json(f'{{"free": {text}}}')["free"]
     assert value == text
@@ -30,7 +30,7 @@ def test_a_bare_number_keeps_every_digit(whole: int, fraction: str, sign: str) -
 
 
 @given(st.integers(-(10**98), 10**98))
-def test_a_bare_integer_keeps_every_digit(number: int) -> None:
+def test_a_bare_integer_loses_no_digit(number: int) -> None:
     assert exact_json(f"[{number}]") == [number]
 
 
@@ -127,14 +127,14 @@ NAMES = st.sampled_from(["type", "defaultType", "fetchBalance"])
 def test_an_option_is_the_one_that_ccxt_finds(
     options: dict[str, Any], params: dict[str, Any], default: Any, instances: tuple[Any, Any]
 ) -> None:
-    found = []
+    results = []
     for instance in instances:
         instance.options = options
-        found.append(instance.handle_option_and_params(params, "fetchBalance", "type", default))
-    assert found[0] == found[1]
+        results.append(instance.handle_option_and_params(params, "fetchBalance", "type", default))
+    assert results[0] == results[1]
 
 
-def test_a_kept_row_is_not_taken_for_another_of_equal_but_other_figures() -> None:
+def test_a_cached_row_is_not_used_for_a_row_of_equal_but_other_figures() -> None:
     assert [str(row.total) for row in parse.rows({"total": {"A": "1.50"}}, {})] == ["1.50"]
     assert [str(row.total) for row in parse.rows({"total": {"A": "1.5"}}, {})] == ["1.5"]
     assert parse.rows({"total": {"A": 1}}, {})[0].total == 1
@@ -143,7 +143,7 @@ def test_a_kept_row_is_not_taken_for_another_of_equal_but_other_figures() -> Non
             parse.rows({"total": {"A": nonsense}}, {})
 
 
-class TestPause:
+class TestSpacing:
     @staticmethod
     def guarded(rate_limit: float) -> Guarded:
         instance = Guarded()
@@ -151,7 +151,7 @@ class TestPause:
         instance.session = None
         return instance
 
-    async def test_who_has_not_asked_for_a_while_waits_for_nothing(self) -> None:
+    async def test_after_an_idle_time_the_first_request_does_not_wait(self) -> None:
         instance = self.guarded(10_000)
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -160,7 +160,7 @@ class TestPause:
         await instance.throttle(20)
         assert loop.time() - began < 1
 
-    async def test_requests_that_follow_each_other_leave_the_pause_that_their_weight_wants(self) -> None:
+    async def test_consecutive_requests_are_spaced_by_their_weight(self) -> None:
         instance = self.guarded(50)
         loop = asyncio.get_running_loop()
         began = loop.time()

@@ -65,7 +65,7 @@ def test_listings_follow_the_rules_for_ccxt(listings: Listings) -> None:
         assert listing.capabilities.sandbox == (listing.environment("sandbox") is not None)
 
 
-def test_what_a_user_gives_comes_from_ccxts_required_credentials(listings: Listings) -> None:
+def test_the_credential_fields_come_from_ccxts_required_credentials(listings: Listings) -> None:
     assert [field.name for field in listings["okx"].credential_fields] == ["api_key", "api_secret", "passphrase"]
     assert listings["okx"].requires_passphrase
     assert [field.name for field in listings["coinmate"].credential_fields] == ["api_key", "api_secret", "uid"]

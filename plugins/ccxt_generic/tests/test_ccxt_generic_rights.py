@@ -54,31 +54,31 @@ async def rights(listing: ExchangeMetadata, url: str, **options: Any) -> KeyRigh
         (("enableWithdrawals",), False, True),
     ],
 )
-async def test_binance_tells(
+async def test_the_rights_of_a_binance_key_are_read(
     listings: Listings, binance: BinanceSimulator, granted: tuple[str, ...], trade: bool, withdraw: bool
 ) -> None:
     binance.wallets["alicekey"].rights = granted
     key: dict[str, Any] = {"api_key": "alicekey", "api_secret": "alicesecret"}
-    told = await rights(listings["binance"], binance.url, **key)
-    assert (told.trade, told.withdraw) == (trade, withdraw)
-    assert any("allow-list" in note for note in told.notes)
+    result = await rights(listings["binance"], binance.url, **key)
+    assert (result.trade, result.withdraw) == (trade, withdraw)
+    assert any("allow-list" in note for note in result.notes)
     assert all(request.method == "GET" for request in binance.requests)
 
 
-async def test_a_refused_key_has_no_rights_to_tell(listings: Listings, binance: BinanceSimulator) -> None:
+async def test_the_check_of_rights_rejects_a_refused_key(listings: Listings, binance: BinanceSimulator) -> None:
     with pytest.raises(CredentialRejected):
         await rights(listings["binance"], binance.url, api_key="unknownkey")
 
 
 @pytest.mark.parametrize(("may_trade", "may_transfer"), [(False, False), (True, False), (True, True)])
-async def test_coinbase_tells(listings: Listings, may_trade: bool, may_transfer: bool) -> None:
+async def test_the_rights_of_a_coinbase_key_are_read(listings: Listings, may_trade: bool, may_transfer: bool) -> None:
     async with CoinbaseSimulator() as venue:
         row = venue.demo_credential("moving")
         assert row is not None
         profile = venue.profiles[row["api_key"]]
         profile.may_trade, profile.may_transfer = may_trade, may_transfer
-        told = await rights(listings["coinbase"], venue.url, **row)
-    assert told == KeyRights(trade=may_trade, withdraw=may_transfer)
+        result = await rights(listings["coinbase"], venue.url, **row)
+    assert result == KeyRights(trade=may_trade, withdraw=may_transfer)
 
 
 @pytest.mark.usefixtures("without_markets")
@@ -90,13 +90,15 @@ async def test_coinbase_tells(listings: Listings, may_trade: bool, may_transfer:
         (BYBIT_KEY | {"permissions": {"Wallet": ["Withdraw"], "Spot": []}}, (False, True)),
     ],
 )
-async def test_bybit_tells(listings: Listings, told: Any, key: Mapping[str, Any], expected: tuple[bool, bool]) -> None:
+async def test_the_rights_of_a_bybit_key_are_read(
+    listings: Listings, venue: Any, key: Mapping[str, Any], expected: tuple[bool, bool]
+) -> None:
     # The same for the question of the kind of account.
-    told.default = json.dumps({"retCode": 0, "result": key}).encode()
-    said = await rights(listings["bybit"], told.url)
-    assert (said.trade, said.withdraw) == expected
-    assert said.expires == datetime(2027, 5, 15, 3, 21, 5, tzinfo=UTC)
-    assert any("allow-list" in note for note in said.notes)
+    venue.default = json.dumps({"retCode": 0, "result": key}).encode()
+    result = await rights(listings["bybit"], venue.url)
+    assert (result.trade, result.withdraw) == expected
+    assert result.expires == datetime(2027, 5, 15, 3, 21, 5, tzinfo=UTC)
+    assert any("allow-list" in note for note in result.notes)
 
 
 @pytest.mark.usefixtures("without_markets")
@@ -104,10 +106,12 @@ async def test_bybit_tells(listings: Listings, told: Any, key: Mapping[str, Any]
     ("granted", "trade", "withdraw"),
     [("read_only", False, False), ("read_only,trade", True, False), ("read_only,withdraw,trade", True, True)],
 )
-async def test_okx_tells(listings: Listings, told: Any, granted: str, trade: bool, withdraw: bool) -> None:
+async def test_the_rights_of_an_okx_key_are_read(
+    listings: Listings, venue: Any, granted: str, trade: bool, withdraw: bool
+) -> None:
     account = {"uid": "1", "perm": granted, "ip": "203.0.113.7", "label": "reader"}
-    told.answers["/api/v5/account/config"] = json.dumps({"code": "0", "data": [account], "msg": ""}).encode()
-    assert await rights(listings["okx"], told.url) == KeyRights(trade=trade, withdraw=withdraw)
+    venue.answers["/api/v5/account/config"] = json.dumps({"code": "0", "data": [account], "msg": ""}).encode()
+    assert await rights(listings["okx"], venue.url) == KeyRights(trade=trade, withdraw=withdraw)
 
 
 @pytest.mark.usefixtures("without_markets")
@@ -126,26 +130,26 @@ async def test_okx_tells(listings: Listings, told: Any, granted: str, trade: boo
     ],
 )
 async def test_an_answer_without_the_rights_is_malformed(
-    listings: Listings, told: Any, exchange_id: str, answer: Any
+    listings: Listings, venue: Any, exchange_id: str, answer: Any
 ) -> None:
-    told.default = json.dumps(answer).encode()
+    venue.default = json.dumps(answer).encode()
     with pytest.raises(VenueMalformed, match=listings[exchange_id].name):
-        await rights(listings[exchange_id], told.url)
+        await rights(listings[exchange_id], venue.url)
 
 
-async def test_where_nobody_can_be_asked_nothing_is_claimed(listings: Listings, told: Any) -> None:
-    said = await rights(listings["kraken"], told.url)
-    assert (said.trade, said.withdraw, said.expires) == (None, None, None)
-    assert said.notes
-    assert told.requests == []
+async def test_if_rights_cannot_be_read_nothing_is_claimed(listings: Listings, venue: Any) -> None:
+    result = await rights(listings["kraken"], venue.url)
+    assert (result.trade, result.withdraw, result.expires) == (None, None, None)
+    assert result.notes
+    assert venue.requests == []
 
 
 async def test_a_test_host_without_the_request_claims_nothing(listings: Listings, binance: BinanceSimulator) -> None:
     key: dict[str, Any] = {"api_key": "alicekey", "api_secret": "alicesecret"}
-    said = await rights(listings["binance"], binance.url, environment="sandbox", **key)
-    assert (said.trade, said.withdraw) == (None, None)
+    result = await rights(listings["binance"], binance.url, environment="sandbox", **key)
+    assert (result.trade, result.withdraw) == (None, None)
 
 
-async def test_an_exchange_that_is_not_read_is_not_asked_either(listings: Listings, told: Any) -> None:
+async def test_an_exchange_that_is_not_supported_gets_no_request(listings: Listings, venue: Any) -> None:
     with pytest.raises(NotSupported):
-        await rights(listings["bullish"], told.url)
+        await rights(listings["bullish"], venue.url)

@@ -17,7 +17,7 @@ from exchange_service.testing import venue_call
 
 Listings = Mapping[str, ExchangeMetadata]
 
-# Their test environment is the live host, told by a header of its own.
+# Their test environment is the live host, chosen by a header.
 BY_HEADER = {"okx", "okxus", "myokx"}
 
 
@@ -57,10 +57,10 @@ def hosts(environment: Environment) -> set[str]:
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_every_sandbox_is_asked_at_its_own_hosts_and_nowhere_else(
+async def test_every_sandbox_is_read_from_its_own_hosts_alone(
     listings: Listings, sent: list[tuple[str, Mapping[str, str]]]
 ) -> None:
-    asked = set()
+    requested = set()
     for listing in listings.values():
         sandbox, live = listing.environment(SANDBOX), listing.environment("production")
         if sandbox is None or not listing.capabilities.balance:
@@ -73,7 +73,7 @@ async def test_every_sandbox_is_asked_at_its_own_hosts_and_nowhere_else(
                 with contextlib.suppress(VenueError):
                     await plugin.fetch_balance(call)
             for url, headers in sent:
-                asked.add(listing.id)
+                requested.add(listing.id)
                 assert urlsplit(url).netloc in hosts(sandbox), listing.id
                 if listing.id in BY_HEADER:
                     assert headers["x-simulated-trading"] == "1"
@@ -81,10 +81,10 @@ async def test_every_sandbox_is_asked_at_its_own_hosts_and_nowhere_else(
                     assert urlsplit(url).netloc not in hosts(live), listing.id
     able = {name for name, listing in listings.items() if listing.capabilities.sandbox and listing.capabilities.balance}
     assert len(able) > 30
-    assert asked == able
+    assert requested == able
 
 
-async def test_an_exchange_without_a_test_host_says_so_before_anything_is_sent(listings: Listings, told: Any) -> None:
+async def test_an_exchange_without_a_test_host_is_refused_before_a_request(listings: Listings, venue: Any) -> None:
     import ccxt.async_support as ccxt
 
     without = [listing for listing in listings.values() if not getattr(ccxt, listing.id)().urls.get("test")]
@@ -92,8 +92,8 @@ async def test_an_exchange_without_a_test_host_says_so_before_anything_is_sent(l
     assert not any(listing.environment(SANDBOX) for listing in without)
     for listing in without:
         # The service refuses it before the plugin is called; the plugin does not rely on that.
-        invented = replace(listing, environments=(Environment(SANDBOX, {"api": told.url}),))
-        async with venue_call(invented, environment=SANDBOX, override=told.url, **plausible(listing)) as call:
+        invented = replace(listing, environments=(Environment(SANDBOX, {"api": venue.url}),))
+        async with venue_call(invented, environment=SANDBOX, override=venue.url, **plausible(listing)) as call:
             with pytest.raises(NotSupported):
                 await plugin.fetch_balance(call)
-    assert told.requests == []
+    assert venue.requests == []

@@ -41,11 +41,11 @@ async def test_many_accounts_load_the_markets_once(listings: Listings, binance: 
 
 async def test_the_types_of_an_account_share_its_instance(listings: Listings, binance: BinanceSimulator) -> None:
     async with venue_call(listings["binance"], override=binance.url, **options()) as call:
-        kept = set()
+        instances = set()
         for account_type in ("", "spot", "future", "all"):
             await plugin.fetch_balance(replace(call, account=replace(call.account, account_type=account_type)))
-            kept.add(id(await instance_of(call)))
-    assert len(kept) == 1
+            instances.add(id(await instance_of(call)))
+    assert len(instances) == 1
     assert loadings(binance) == 1
 
 
@@ -114,7 +114,7 @@ async def test_another_credential_has_another_instance(listings: Listings, binan
     assert keys == ["alicekey", "bobkey"]
 
 
-async def test_after_trouble_of_the_venue_the_next_call_has_a_new_instance(
+async def test_after_an_error_of_the_venue_the_next_call_has_a_new_instance(
     listings: Listings, binance: BinanceSimulator
 ) -> None:
     async with venue_call(listings["binance"], override=binance.url, **options()) as call:

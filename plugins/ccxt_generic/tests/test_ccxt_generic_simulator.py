@@ -105,7 +105,7 @@ async def test_a_slow_account_answers_in_the_end(demo: tuple[Any, Read]) -> None
     assert list((await read(row)).rows())
 
 
-async def test_one_key_is_one_account_so_that_none_is_partly_readable(demo: tuple[Any, Read]) -> None:
+async def test_one_key_is_one_account_and_never_partly_readable(demo: tuple[Any, Read]) -> None:
     assert demo[0].demo_credential("partly") is None
 
 
@@ -129,7 +129,7 @@ EXPECTED: Mapping[str, type[VenueError]] = {
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-async def test_each_trouble_is_answered_in_the_venues_words(demo: tuple[Any, Read], trouble: str) -> None:
+async def test_each_trouble_has_the_venues_own_answer(demo: tuple[Any, Read], trouble: str) -> None:
     venue, read = demo
     row = venue.troubled_credential(trouble)
     if row is None:
@@ -142,8 +142,8 @@ async def test_each_trouble_is_answered_in_the_venues_words(demo: tuple[Any, Rea
 def test_all_three_are_found_by_the_demo() -> None:
     from importlib.metadata import entry_points
 
-    found = {point.name: point.load() for point in entry_points(group="exchange_service.simulators")}
-    assert {name: found.get(name) for name in ("apex", "binance", "coinbase")} == {
+    simulators = {point.name: point.load() for point in entry_points(group="exchange_service.simulators")}
+    assert {name: simulators.get(name) for name in ("apex", "binance", "coinbase")} == {
         "apex": ApexSimulator,
         "binance": BinanceSimulator,
         "coinbase": CoinbaseSimulator,
@@ -167,7 +167,7 @@ async def test_a_changed_secret_is_refused_everywhere(demo: tuple[Any, Read]) ->
         await read({**row, "api_secret": secret})
 
 
-async def test_apex_refuses_other_words(listings: Listings) -> None:
+async def test_apex_refuses_another_passphrase(listings: Listings) -> None:
     async with played(ApexSimulator, listings) as (venue, read):
         row = venue.demo_credential("moving")
         with pytest.raises(CredentialRejected):
@@ -223,7 +223,7 @@ async def test_a_token_for_another_address_is_refused(listings: Listings) -> Non
     assert statuses == [200, 401]
 
 
-async def test_the_simulators_move_nobody_else(demo: tuple[Any, Read]) -> None:
+async def test_the_simulators_move_no_other_account(demo: tuple[Any, Read]) -> None:
     venue, read = demo
     row = venue.demo_credential("slow")
     venue.recover()

@@ -57,7 +57,7 @@ async def test_an_exchange_that_is_not_served_is_refused_before_any_request(exch
     assert venue.requests == []
 
 
-def test_each_account_type_says_why_an_answer_without_rows_is_an_empty_account_or_is_not() -> None:
+def test_each_account_type_states_why_an_answer_without_rows_is_an_empty_account_or_is_not() -> None:
     for exchange_id in SERVED:
         for account_type in LISTINGS[exchange_id].account_types:
             known = shapes(exchange_id, account_type)

@@ -23,7 +23,7 @@ from plugins.ccxt_generic.tests.every_exchange.corpus import (
     TRUE_EMPTY_TYPES,
 )
 from plugins.ccxt_generic.tests.every_exchange.credentials import traces
-from plugins.ccxt_generic.tests.every_exchange.venue import ToldVenue, opened, read, shown_by
+from plugins.ccxt_generic.tests.every_exchange.venue import ScriptedVenue, opened, read, shown_by
 from plugins.ccxt_generic.tests.every_exchange.well_formed import ACCOUNTS, Account, as_json, meant, rows
 
 Property = Callable[[str, object], None]
@@ -37,7 +37,7 @@ class Attempt:
     """One malformed answer: in place of every answer of the exchange, or of one with good ones for the others."""
 
     name: str
-    place: str = ""
+    position: str = ""
 
 
 @dataclass(slots=True)
@@ -56,23 +56,23 @@ class Tried:
 
 def attempts(account: Account) -> Iterator[Attempt]:
     """Each body for every answer; where there are several, also for each of them alone."""
-    places = ["", *account.before, account.request] if account.before else [""]
-    for place in places:
+    positions = ["", *account.before, account.request] if account.before else [""]
+    for position in positions:
         for name in CORPUS:
-            yield Attempt(name, place)
+            yield Attempt(name, position)
 
 
-def misbehave(venue: ToldVenue, account: Account, attempt: Attempt) -> None:
+def misbehave(venue: ScriptedVenue, account: Account, attempt: Attempt) -> None:
     venue.requests.clear()
     venue.answers.clear()
     venue.default = CORPUS[attempt.name]
     if not account.request:
         # The account of another type: the exchange is good up to its balance.
         venue.answers = {request: Fault(body=as_json(answer)) for request, answer in account.before.items()}
-    elif attempt.place:
+    elif attempt.position:
         good = {**account.before, account.request: account.answer}
         venue.answers = {request: Fault(body=as_json(answer)) for request, answer in good.items()}
-        venue.answers[attempt.place] = CORPUS[attempt.name]
+        venue.answers[attempt.position] = CORPUS[attempt.name]
 
 
 async def outcome(call: VenueCall) -> Balance | VenueError:
@@ -86,14 +86,14 @@ async def outcome(call: VenueCall) -> Balance | VenueError:
 def is_false(result: Balance | VenueError, exchange_id: str, account: Account, attempt: Attempt) -> bool:
     """Whether nonsense has become a balance. Where a body is the exchange's own answer for an empty account, it has to
     be taken for one; and where only a public list is broken, the account's own answer still tells the truth."""
-    whole = not attempt.place and not account.before
-    if exchange_id in TRUE_EMPTY.get(attempt.name, {}) and (whole or attempt.place == account.request):
+    whole = not attempt.position and not account.before
+    if exchange_id in TRUE_EMPTY.get(attempt.name, {}) and (whole or attempt.position == account.request):
         return not is_empty(result)
     if not isinstance(result, Balance):
         return False
     if exchange_id in TOLD_BEFORE and attempt == Attempt("an empty list", account.request):
         return not rows(result).items() < meant(account).items()
-    return attempt.place not in account.lists or rows(result) != meant(account)
+    return attempt.position not in account.lists or rows(result) != meant(account)
 
 
 def is_empty(result: Balance | VenueError) -> bool:
@@ -118,7 +118,7 @@ async def tried(
         for attempt in chosen:
             misbehave(venue, account, attempt)
             came = await outcome(call)
-            where = f"{account_type} {attempt.name} {attempt.place}: {came!r}"
+            where = f"{account_type} {attempt.name} {attempt.position}: {came!r}"
             result.number += 1
             result.requests |= venue.seen()
             if false(came, attempt):
@@ -185,7 +185,7 @@ def test_the_corpus_is_large_and_each_exception_from_it_has_its_reason() -> None
     assert all(TOLD_BEFORE.values())
 
 
-def test_what_is_sent_only_reads() -> None:
+def test_every_request_only_reads() -> None:
     words = ("order", "withdraw", "transfer/", "session", "approve", "login", "sign")
     for account in ACCOUNTS.values():
         for request in (account.request, *account.before, *account.otherwise):

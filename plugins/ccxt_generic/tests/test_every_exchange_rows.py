@@ -33,7 +33,7 @@ def is_figure(value: Any) -> bool:
 
 
 def replaced(value: Any, old: Any, new: Any) -> Any:
-    """A copy with each value that `old` fits in place of which `new` stands."""
+    """A copy in which `new` replaces each value that `old` accepts."""
     if isinstance(value, dict):
         return {name: replaced(below, old, new) for name, below in value.items()}
     if isinstance(value, list):
@@ -48,9 +48,9 @@ def holds_figures(value: Any) -> bool:
 def rows_of(answer: Any) -> list[Any] | None:
     """The innermost list of the answer whose entries hold the figures."""
     if isinstance(answer, dict):
-        return next((found for below in answer.values() if (found := rows_of(below)) is not None), None)
+        return next((rows for below in answer.values() if (rows := rows_of(below)) is not None), None)
     if isinstance(answer, list) and any(isinstance(row, (dict, list)) and holds_figures(row) for row in answer):
-        return next((found for row in answer if (found := rows_of(row)) is not None), answer)
+        return next((rows for row in answer if (rows := rows_of(row)) is not None), answer)
     return None
 
 
@@ -61,7 +61,7 @@ def at(answer: Any, path: str) -> Any:
 
 
 def broken(exchange_id: str, account: Account) -> Iterator[tuple[str, Any]]:
-    """The answer with one row that is none or says nothing, beside a good row or in its place."""
+    """The answer with one row that is no object or has no figures, beside a good row or instead of it."""
     if account.rows_at is not None:
         for row in (None, {}, [], True, "much"):
             answer = copy.deepcopy(account.answer)

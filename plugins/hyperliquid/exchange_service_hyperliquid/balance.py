@@ -1,7 +1,7 @@
 """One balance of Hyperliquid: which requests it takes, and what a failed request means for the rest.
 
 The main dex, spot and mode of an address are needed together: one of them alone does not say what the wallet holds.
-The list of sub-accounts is needed too, because without it nobody knows what is missing. If any of these fails, the
+The list of sub-accounts is needed too, because without it a missing one goes unnoticed. If any of these fails, the
 balance fails. A builder dex, a sub-account, the vaults or the staking account fails alone, and is in the balance with
 its error.
 """

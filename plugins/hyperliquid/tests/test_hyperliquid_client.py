@@ -80,7 +80,7 @@ def kinds(simulator: HyperliquidSimulator) -> list[str]:
 async def test_a_plain_address_gives_main_dex_and_spot() -> None:
     async with venue() as simulator:
         balance = await read(simulator)
-        asked = kinds(simulator)
+        requested = kinds(simulator)
     assert [account.identity for account in balance.venue_accounts] == [(MASTER, "perpetual", ""), (MASTER, "spot", "")]
     assert [account.assets for account in balance.venue_accounts] == [
         (AssetBalance("USDC", Decimal(1000), Decimal(1000), Decimal(0)),),
@@ -90,7 +90,7 @@ async def test_a_plain_address_gives_main_dex_and_spot() -> None:
     assert (balance.summary.total, balance.summary.available) == (Decimal(1040), Decimal("1024.5"))
     assert balance.venue_time == datetime(2025, 11, 24, 16, 0, 0, 123000, tzinfo=UTC)
     assert balance.notes == ()
-    assert asked == ["clearinghouseState", "spotClearinghouseState", "userAbstraction"]
+    assert requested == ["clearinghouseState", "spotClearinghouseState", "userAbstraction"]
 
 
 async def test_the_worked_examples_are_reproduced_to_the_digit() -> None:
@@ -148,7 +148,7 @@ async def test_the_recorded_payloads_come_through_whole() -> None:
     assert balance.summary.unrealised_pnl == Decimal("321.5")
 
 
-async def test_the_mode_is_asked_for_once() -> None:
+async def test_the_mode_is_read_once() -> None:
     async with venue() as simulator, calling(simulator) as call:
         for _ in range(3):
             await fetch_balance(call)
@@ -156,7 +156,7 @@ async def test_the_mode_is_asked_for_once() -> None:
         assert len(simulator.questions("clearinghouseState")) == 3
 
 
-async def test_a_failed_mode_is_asked_for_again() -> None:
+async def test_a_failed_mode_is_read_again() -> None:
     async with venue() as simulator, calling(simulator) as call:
         simulator.wallets[MASTER].answers["userAbstraction"] = None
         with pytest.raises(VenueMalformed):
@@ -175,7 +175,7 @@ async def test_an_unknown_mode_gives_rows_and_a_remark() -> None:
     assert "someNewMode" in balance.notes[0]
 
 
-async def test_an_unknown_mode_is_not_kept() -> None:
+async def test_an_unknown_mode_is_not_cached() -> None:
     async with venue() as simulator, calling(simulator) as call:
         simulator.wallets[MASTER].mode = "someNewMode"
         assert (await fetch_balance(call)).summary is None
@@ -209,7 +209,7 @@ async def test_a_wallet_that_changes_its_mode_counts_its_money_once_at_once(stan
         assert costs == [3, 2, 3, 2, 3, 2]
 
 
-async def test_a_mode_that_changed_and_changed_back_between_two_reads_is_not_asked_for() -> None:
+async def test_a_mode_that_changed_and_changed_back_between_two_reads_is_not_read_again() -> None:
     async with venue() as simulator, calling(simulator) as call:
         for modes in (("default",), ("unifiedAccount", "default")):
             for mode in modes:
@@ -220,11 +220,11 @@ async def test_a_mode_that_changed_and_changed_back_between_two_reads_is_not_ask
         assert len(simulator.questions("userAbstraction")) == 1
 
 
-@pytest.mark.parametrize(("played", "said"), [("unifiedAccount", "default"), ("default", "unifiedAccount")])
-async def test_a_mode_that_fits_no_answer_gives_no_figure_until_it_does(played: str, said: str) -> None:
+@pytest.mark.parametrize(("played", "stated"), [("unifiedAccount", "default"), ("default", "unifiedAccount")])
+async def test_a_mode_that_fits_no_answer_gives_no_figure_until_it_does(played: str, stated: str) -> None:
     async with venue() as simulator, calling(simulator) as call:
         keep(simulator, played)
-        simulator.wallets[MASTER].answers["userAbstraction"] = said
+        simulator.wallets[MASTER].answers["userAbstraction"] = stated
         for questions in (2, 3):
             balance = await fetch_balance(call)
             assert len(simulator.questions("userAbstraction")) == questions
@@ -252,7 +252,7 @@ async def test_if_the_changed_mode_cannot_be_read_the_old_one_gives_no_balance()
         assert balance.summary.total == 1040
 
 
-async def test_a_sub_account_that_changes_its_mode_is_asked_about_alone() -> None:
+async def test_only_the_mode_of_a_changed_sub_account_is_read_again() -> None:
     async with venue() as simulator, calling(simulator, sub_accounts=True) as call:
         simulator.wallets[MASTER].sub_accounts = {"Hedge": SUB}
         sub = simulator.add_wallet(SUB, SimulatedWallet(perps={"": SimulatedPerps(Decimal(60))}))
@@ -273,7 +273,7 @@ async def test_the_balance_is_as_old_as_its_oldest_dex() -> None:
 
 
 @pytest.mark.parametrize("key", ["wallet_address", "l1_address", "user"])
-async def test_the_address_is_taken_from_any_of_its_names_and_asked_in_lower_case(key: str) -> None:
+async def test_the_address_is_taken_from_any_of_its_names_and_sent_in_lower_case(key: str) -> None:
     shouted = "0x" + MASTER[2:].upper()
     async with venue() as simulator:
         async with venue_call(HYPERLIQUID, override=simulator.url, metadata={key: shouted}) as call:
@@ -300,7 +300,7 @@ async def test_an_address_in_the_key_is_taken() -> None:
         {"wallet_address": MASTER, "dexs": ",".join(f"d{number}" for number in range(21))},
     ],
 )
-async def test_metadata_that_are_not_taken_are_refused_before_anything_is_asked(metadata: dict[str, Any]) -> None:
+async def test_unknown_metadata_are_refused_before_a_request(metadata: dict[str, Any]) -> None:
     async with venue() as simulator:
         async with venue_call(HYPERLIQUID, override=simulator.url, metadata=metadata) as call:
             with pytest.raises(CredentialInvalid):
@@ -308,7 +308,7 @@ async def test_metadata_that_are_not_taken_are_refused_before_anything_is_asked(
         assert not simulator.requests
 
 
-async def test_an_api_wallets_address_shows_its_main_wallet_and_says_so() -> None:
+async def test_an_api_wallets_address_shows_its_main_wallet_with_a_note() -> None:
     async with venue() as simulator, calling(simulator, AGENT) as call:
         simulator.add_agent(AGENT, MASTER)
         balance, again = await fetch_balance(call), await fetch_balance(call)
@@ -352,7 +352,7 @@ async def test_an_account_that_is_truly_empty_is_a_balance(role: str) -> None:
     assert balance.notes == ()
 
 
-async def test_the_dear_question_is_not_asked_where_something_is_held() -> None:
+async def test_the_expensive_request_is_not_sent_if_something_is_held() -> None:
     async with venue() as simulator:
         await read(simulator)
         simulator.wallets[MASTER].perps.clear()
@@ -369,7 +369,7 @@ async def test_a_builder_dex_is_read_in_its_own_collateral() -> None:
         balance = await read(simulator, dexs=" xyz, flx,,xyz")
         assert [question["dex"] for question in simulator.questions("clearinghouseState")].count("xyz") == 1
     rows = {account.sub_account: account.assets[0] for account in balance.venue_accounts if account.type != "spot"}
-    assert {dex: (found.asset, found.total) for dex, found in rows.items()} == {
+    assert {dex: (held.asset, held.total) for dex, held in rows.items()} == {
         "": ("USDC", Decimal(1000)),
         "xyz": ("USDC", Decimal(7)),
         "flx": ("USDH", Decimal(5)),
@@ -444,7 +444,7 @@ async def test_sub_accounts_are_kept_apart() -> None:
     assert balance.summary.total == Decimal(1100)
 
 
-async def test_sub_accounts_are_not_asked_for_unless_wanted() -> None:
+async def test_sub_accounts_are_not_read_unless_requested() -> None:
     async with venue() as simulator:
         simulator.wallets[MASTER].sub_accounts = {"Hedge": SUB}
         balance = await read(simulator)
@@ -463,7 +463,7 @@ async def test_a_sub_account_that_fails_stands_with_its_error() -> None:
     assert balance.summary is None
 
 
-async def test_more_sub_accounts_than_can_be_are_not_asked_about() -> None:
+async def test_more_sub_accounts_than_possible_are_not_read() -> None:
     async with venue() as simulator:
         simulator.wallets[MASTER].sub_accounts = {f"Sub {number}": f"0x{number:040x}" for number in range(101)}
         with pytest.raises(VenueMalformed, match="100 sub-accounts"):
@@ -489,7 +489,7 @@ async def test_many_sub_accounts_are_all_read_and_not_at_the_same_time() -> None
         assert len({request.account for request in simulator.requests[before:]} - {MASTER}) == 4
 
 
-async def test_vaults_and_staking_are_shown_when_wanted() -> None:
+async def test_vaults_and_staking_are_shown_if_requested() -> None:
     async with venue() as simulator:
         simulator.wallets[MASTER].vaults = {VAULT: "742.500082"}
         simulator.wallets[MASTER].staked = ("10.0", "2.0", "0.5")
@@ -522,7 +522,7 @@ STATES = ["clearinghouseState", "spotClearinghouseState", "userAbstraction"]
         ("all", ["perpetual", "spot", "vault", "staking"], sorted([*STATES, "userVaultEquities", "delegatorSummary"])),
     ],
 )
-async def test_only_the_kind_of_account_that_is_asked_for_is_read(
+async def test_only_the_requested_type_of_account_is_read(
     account_type: str, types: list[str], questions: list[str]
 ) -> None:
     async with venue() as simulator:
@@ -532,7 +532,7 @@ async def test_only_the_kind_of_account_that_is_asked_for_is_read(
     assert [account.type for account in balance.venue_accounts] == types
 
 
-async def test_the_summary_is_of_the_accounts_that_are_asked_for() -> None:
+async def test_the_summary_is_of_the_requested_accounts() -> None:
     async with venue() as simulator:
         filled(simulator)
         totals = {}
@@ -544,7 +544,7 @@ async def test_the_summary_is_of_the_accounts_that_are_asked_for() -> None:
         assert (await read(simulator, account_type="staking")).summary is None
 
 
-async def test_who_asks_for_one_kind_is_not_given_what_the_metadata_add() -> None:
+async def test_a_request_for_one_type_is_not_extended_by_the_metadata() -> None:
     async with venue() as simulator:
         filled(simulator)
         balance = await read(simulator, account_type="spot", vaults=True, staking=True)
@@ -552,7 +552,7 @@ async def test_who_asks_for_one_kind_is_not_given_what_the_metadata_add() -> Non
     assert [account.type for account in balance.venue_accounts] == ["spot"]
 
 
-async def test_sub_accounts_are_not_asked_about_where_only_extras_are_wanted() -> None:
+async def test_sub_accounts_are_not_read_if_only_extras_are_requested() -> None:
     async with venue() as simulator:
         filled(simulator).sub_accounts = {"Hedge": SUB}
         await read(simulator, account_type="vault", sub_accounts=True)
@@ -568,7 +568,7 @@ async def test_a_sub_account_that_could_not_be_read_is_shown_for_every_requested
     assert balance.summary is None
 
 
-async def test_a_unified_wallet_has_no_perpetual_account_and_says_where_its_money_is() -> None:
+async def test_a_unified_wallet_has_no_perpetual_account_and_the_error_names_the_spot_account() -> None:
     async with venue() as simulator:
         keep(simulator, "unifiedAccount")
         with pytest.raises(FeatureNotEnabled, match="spot"):
@@ -581,7 +581,7 @@ async def test_a_unified_wallet_has_no_perpetual_account_and_says_where_its_mone
 
 
 @pytest.mark.parametrize("account_type", ["vault", "staking"])
-async def test_a_wrong_address_is_found_out_whatever_is_asked_for(account_type: str) -> None:
+async def test_a_wrong_address_is_noticed_whatever_is_requested(account_type: str) -> None:
     async with venue() as simulator:
         filled(simulator)
         simulator.add_agent(AGENT, MASTER)
@@ -645,7 +645,7 @@ async def test_an_extra_that_is_requested_alone_and_fails_raises_its_error(accou
         (Fault(status=204), VenueMalformed),
     ],
 )
-async def test_the_venues_trouble_has_our_name(fault: Fault, expected: type[VenueError]) -> None:
+async def test_the_venues_errors_have_our_reasons(fault: Fault, expected: type[VenueError]) -> None:
     async with venue() as simulator:
         simulator.fail(fault)
         with pytest.raises(expected) as raised:

@@ -33,13 +33,13 @@ def test_it_has_the_values_that_the_application_shows() -> None:
         ("testnet", "https://api.hyperliquid-testnet.xyz"),
     ],
 )
-def test_an_environment_is_found_by_its_name_and_by_the_venues_word(word: str, address: str) -> None:
+def test_an_environment_is_found_by_its_name_and_by_the_venues_name(word: str, address: str) -> None:
     environment = HYPERLIQUID.environment(word)
     assert isinstance(environment, Environment)
     assert environment.urls == {"api": address}
 
 
-def test_it_says_that_a_read_needs_no_secret() -> None:
+def test_it_states_that_a_read_needs_no_secret() -> None:
     assert HYPERLIQUID.capabilities.read_without_secret
     assert not any(field.secret for field in HYPERLIQUID.credential_fields)
 

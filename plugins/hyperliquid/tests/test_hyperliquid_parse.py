@@ -72,7 +72,7 @@ def test_a_standard_wallet_has_its_perpetuals_to_the_digit(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", STANDARD)
-def test_a_standard_wallet_keeps_spot_apart(mode: str) -> None:
+def test_spot_is_separate_in_a_standard_wallet(mode: str) -> None:
     account = wallet(mode, "spot_state_standard").accounts[1]
     assert account.identity == (ADDRESS, "spot", "")
     assert account.assets == (
@@ -97,14 +97,14 @@ def test_unrealised_profit_is_summed_exactly() -> None:
 
 @pytest.mark.parametrize("mode", UNIFIED)
 def test_a_unified_wallet_counts_its_equity_once(mode: str) -> None:
-    found = wallet(mode, "spot_state_unified")
-    assert [account.identity for account in found.accounts] == [(ADDRESS, "spot", "")]
-    assert found.accounts[0].assets == (
+    result = wallet(mode, "spot_state_unified")
+    assert [account.identity for account in result.accounts] == [(ADDRESS, "spot", "")]
+    assert result.accounts[0].assets == (
         row("USDC", "5230.118264", "4387.618264", "842.5"),
         row("HYPE", "31.25", "31.25", "0.0"),
         row("UBTC", "0.0", "0.0", "0.0"),
     )
-    assert found.accounts[0].summary == Summary(
+    assert result.accounts[0].summary == Summary(
         "USDC",
         total=Decimal("5230.118264"),
         equity=Decimal("5230.118264"),
@@ -112,8 +112,8 @@ def test_a_unified_wallet_counts_its_equity_once(mode: str) -> None:
         margin_used=Decimal("842.5"),
         unrealised_pnl=Decimal("321.5"),
     )
-    assert any("USDC part" in note for note in found.notes)
-    assert parse.overall_summary(found.accounts) == (found.accounts[0].summary, ())
+    assert any("USDC part" in note for note in result.notes)
+    assert parse.overall_summary(result.accounts) == (result.accounts[0].summary, ())
 
 
 def unified_usdc(left: str) -> parse.SpotState:
@@ -127,24 +127,24 @@ def test_a_unified_wallet_with_nothing_but_usdc_needs_no_remark() -> None:
 
 
 def test_the_venues_own_available_figure_is_in_a_note_if_it_differs() -> None:
-    found = parse.wallet(ADDRESS, "unifiedAccount", unified_usdc("4810.334120"), (perps(),), name="Hedge")
-    assert found.accounts[0].summary is not None
-    assert found.accounts[0].summary.available == Decimal("4387.618264")
-    (note,) = found.notes
+    result = parse.wallet(ADDRESS, "unifiedAccount", unified_usdc("4810.334120"), (perps(),), name="Hedge")
+    assert result.accounts[0].summary is not None
+    assert result.accounts[0].summary.available == Decimal("4387.618264")
+    (note,) = result.notes
     assert "is 4810.334120." in note
     assert "sub-account Hedge" in note
 
 
-def test_a_unified_wallet_with_perpetuals_and_without_their_usdc_is_worth_nobody_knows_what() -> None:
+def test_a_unified_wallet_with_perpetuals_and_without_their_usdc_has_an_unknown_value() -> None:
     state = parse.spot_state({"balances": [], "tokenToAvailableAfterMaintenance": []})
-    found = parse.wallet(ADDRESS, "unifiedAccount", state, (perps(),))
-    assert [account.summary for account in found.accounts] == [None]
-    assert parse.overall_summary(found.accounts)[0] is None
-    (note,) = found.notes
+    result = parse.wallet(ADDRESS, "unifiedAccount", state, (perps(),))
+    assert [account.summary for account in result.accounts] == [None]
+    assert parse.overall_summary(result.accounts)[0] is None
+    (note,) = result.notes
     assert "unknown" in note
 
 
-def test_a_unified_wallet_without_perpetuals_and_a_usdc_row_holds_none() -> None:
+def test_a_unified_wallet_without_perpetuals_and_a_usdc_row_holds_no_usdc() -> None:
     state = parse.spot_state({"balances": [], "tokenToAvailableAfterMaintenance": []})
     summary = parse.wallet(ADDRESS, "unifiedAccount", state, (perps("clearinghouse_state_empty"),)).accounts[0].summary
     assert summary is not None
@@ -163,41 +163,41 @@ def test_unrealised_profit_in_another_collateral_is_not_added_to_usdc() -> None:
 
 def test_a_dex_that_could_not_be_read_leaves_unified_profit_unknown() -> None:
     failed = VenueAccount(ADDRESS, "perpetual", "flx", error=VenueUnavailable("down"))
-    found = wallet("unifiedAccount", "spot_state_unified", unread=(failed,))
-    assert found.accounts[0].summary is not None
-    assert found.accounts[0].summary.unrealised_pnl is None
-    assert found.accounts[1] == failed
+    result = wallet("unifiedAccount", "spot_state_unified", unread=(failed,))
+    assert result.accounts[0].summary is not None
+    assert result.accounts[0].summary.unrealised_pnl is None
+    assert result.accounts[1] == failed
 
 
-def test_an_unknown_mode_is_shown_without_equity_and_says_so() -> None:
-    found = wallet("someNewMode", "spot_state_unified")
-    assert [account.type for account in found.accounts] == ["perpetual", "spot"]
-    assert [account.summary for account in found.accounts] == [None, None]
-    assert found.accounts[0].assets == (row("USDC", "8420.118264", "7611.904113", "802.5"),)
-    assert "someNewMode" in found.notes[0]
-    assert parse.overall_summary(found.accounts) == (None, ())
+def test_an_unknown_mode_is_shown_without_equity_and_with_a_note() -> None:
+    result = wallet("someNewMode", "spot_state_unified")
+    assert [account.type for account in result.accounts] == ["perpetual", "spot"]
+    assert [account.summary for account in result.accounts] == [None, None]
+    assert result.accounts[0].assets == (row("USDC", "8420.118264", "7611.904113", "802.5"),)
+    assert "someNewMode" in result.notes[0]
+    assert parse.overall_summary(result.accounts) == (None, ())
 
 
 @pytest.mark.parametrize("mode", [*STANDARD, *UNIFIED])
 @pytest.mark.parametrize("name", ["spot_state_unified", "spot_state_standard", "spot_state_empty"])
 def test_a_mode_and_an_answer_that_do_not_fit_give_rows_and_no_figure(mode: str, name: str) -> None:
-    found = wallet(mode, name)
+    result = wallet(mode, name)
     fits = (mode in UNIFIED) == (name == "spot_state_unified")
     assert parse.contradicts(mode, spot(name)) is not fits
-    assert any("answers as in another" in note for note in found.notes) is not fits
+    assert any("answers as in another" in note for note in result.notes) is not fits
     if not fits:
-        assert [account.type for account in found.accounts] == ["perpetual", "spot"]
-        assert [account.summary for account in found.accounts] == [None, None]
-        assert parse.overall_summary(found.accounts) == (None, ())
+        assert [account.type for account in result.accounts] == ["perpetual", "spot"]
+        assert [account.summary for account in result.accounts] == [None, None]
+        assert parse.overall_summary(result.accounts) == (None, ())
 
 
 @pytest.mark.parametrize("mode", [*STANDARD, *UNIFIED])
 @pytest.mark.parametrize("field", [{}, {"tokenToAvailableAfterMaintenance": [[0, "40.0"]]}], ids=["without", "with"])
 def test_without_perpetuals_no_mode_is_doubtful(mode: str, field: dict[str, Any]) -> None:
     state = parse.spot_state({"balances": [{"coin": "USDC", "total": "40.0", "hold": "0.0"}], **field})
-    found = parse.wallet(ADDRESS, mode, state, (perps("clearinghouse_state_empty"),))
-    summary, _ = parse.overall_summary(found.accounts)
-    assert found.notes == ()
+    result = parse.wallet(ADDRESS, mode, state, (perps("clearinghouse_state_empty"),))
+    summary, _ = parse.overall_summary(result.accounts)
+    assert result.notes == ()
     assert summary is not None
     assert (summary.total, summary.equity) == (40, 40)
 
@@ -208,29 +208,29 @@ def test_an_unknown_mode_contradicts_nothing() -> None:
 
 
 def test_each_dex_is_an_account_in_its_own_collateral() -> None:
-    found = wallet(
+    result = wallet(
         "default", "spot_state_empty", perps(), perps("clearinghouse_state_builder_dex", dex="flx", collateral="USDH")
     )
-    account = found.accounts[1]
+    account = result.accounts[1]
     assert account.identity == (ADDRESS, "perpetual", "flx")
     assert account.assets == (row("USDH", "310.2499999999998", "248.1999999999998", "62.05"),)
     assert account.summary is not None
     assert account.summary.currency == "USDH"
-    assert found.venue_times == (
+    assert result.venue_times == (
         datetime(2025, 11, 24, 16, 0, 0, 123000, tzinfo=UTC),
         datetime(2025, 11, 24, 15, 59, 59, 876000, tzinfo=UTC),
     )
 
 
 def test_a_sub_accounts_dex_is_named_after_both() -> None:
-    found = wallet("default", "spot_state_empty", perps(), perps(dex="xyz"), name="Hedge")
-    assert [account.sub_account for account in found.accounts] == ["Hedge", "Hedge/xyz", "Hedge"]
+    result = wallet("default", "spot_state_empty", perps(), perps(dex="xyz"), name="Hedge")
+    assert [account.sub_account for account in result.accounts] == ["Hedge", "Hedge/xyz", "Hedge"]
 
 
 def test_perpetuals_and_spot_usdc_have_one_figure() -> None:
     state = parse.spot_state({"balances": [payload("spot_state_standard")["balances"][0]]})
-    found = parse.wallet(ADDRESS, "default", state, (perps(),))
-    summary, notes = parse.overall_summary(found.accounts)
+    result = parse.wallet(ADDRESS, "default", state, (perps(),))
+    summary, notes = parse.overall_summary(result.accounts)
     assert notes == ()
     assert summary == Summary(
         "USDC",
@@ -254,8 +254,8 @@ def test_other_tokens_beside_standard_perpetuals_leave_no_single_figure() -> Non
 
 def test_an_empty_dex_in_another_collateral_does_not_hinder_the_figure() -> None:
     empty = perps("clearinghouse_state_empty", "flx", "USDH")
-    found = wallet("default", "spot_state_empty", perps(), empty)
-    assert parse.overall_summary(found.accounts) == (PERP_FIGURES, ())
+    result = wallet("default", "spot_state_empty", perps(), empty)
+    assert parse.overall_summary(result.accounts) == (PERP_FIGURES, ())
 
 
 def test_an_unread_account_leaves_no_single_figure() -> None:
@@ -264,9 +264,9 @@ def test_an_unread_account_leaves_no_single_figure() -> None:
 
 
 def test_an_empty_wallet_is_worth_zero() -> None:
-    found = wallet("default", "spot_state_empty", perps("clearinghouse_state_empty"))
-    assert found.is_empty
-    summary, _ = parse.overall_summary(found.accounts)
+    result = wallet("default", "spot_state_empty", perps("clearinghouse_state_empty"))
+    assert result.is_empty
+    summary, _ = parse.overall_summary(result.accounts)
     assert summary is not None
     assert (summary.currency, summary.equity) == ("USDC", 0)
 
@@ -287,9 +287,9 @@ def test_outcome_rows_are_left_out_with_a_note() -> None:
     state = spot("spot_state_outcomes")
     assert [entry.asset for entry in state.rows] == ["USDC"]
     assert state.outcomes == 1
-    found = parse.wallet(ADDRESS, "default", state, (perps(),))
-    assert any("outcome" in note for note in found.notes)
-    assert found.accounts[1].summary is None
+    result = parse.wallet(ADDRESS, "default", state, (perps(),))
+    assert any("outcome" in note for note in result.notes)
+    assert result.accounts[1].summary is None
 
 
 def test_a_missing_hold_leaves_free_unknown() -> None:
@@ -304,7 +304,7 @@ def test_the_time_is_in_milliseconds_as_a_number_or_a_text(time: Any) -> None:
     assert state.venue_time == datetime(2025, 11, 24, 16, 0, 0, 123000, tzinfo=UTC)
 
 
-def test_a_state_without_a_time_has_none() -> None:
+def test_a_state_without_a_time_has_no_venue_time() -> None:
     state = payload("clearinghouse_state")
     del state["time"], state["crossMaintenanceMarginUsed"]
     for entry in state["assetPositions"]:
@@ -325,7 +325,7 @@ def test_staked_hype_is_an_account_without_a_figure_in_usdc() -> None:
     assert account.summary is None
 
 
-def test_sub_accounts_are_read_in_lower_case_and_may_be_none() -> None:
+def test_sub_accounts_are_read_in_lower_case_and_may_be_absent() -> None:
     assert parse.sub_accounts(payload("sub_accounts"), ADDRESS) == [parse.SubAccount(SUB, "Hedge")]
     assert parse.sub_accounts(None, ADDRESS) == []
 
@@ -415,6 +415,6 @@ NONSENSE: list[tuple[Callable[[Any], Any], Any]] = [
 
 
 @pytest.mark.parametrize(("read", "value"), NONSENSE)
-def test_what_lacks_the_expected_shape_is_malformed(read: Callable[[Any], Any], value: Any) -> None:
+def test_an_answer_without_the_expected_shape_is_malformed(read: Callable[[Any], Any], value: Any) -> None:
     with pytest.raises(VenueMalformed):
         read(value)

@@ -32,9 +32,9 @@ async def post(simulator: HyperliquidSimulator, body: bytes, content_type: str =
 
 
 def row(simulator: HyperliquidSimulator, situation: str) -> Mapping[str, Any]:
-    found = simulator.demo_credential(situation)
-    assert found is not None
-    metadata: Mapping[str, Any] = found["extra_metadata"]
+    credential = simulator.demo_credential(situation)
+    assert credential is not None
+    metadata: Mapping[str, Any] = credential["extra_metadata"]
     return metadata
 
 
@@ -111,22 +111,22 @@ async def test_the_moving_wallet_moves_and_stays_consistent() -> None:
     assert after.equity - after.unrealised_pnl == before.equity - before.unrealised_pnl
 
 
-async def test_the_situations_are_what_they_are_called() -> None:
+async def test_each_situation_is_what_its_name_says() -> None:
     async with HyperliquidSimulator() as simulator:
         assert isinstance(simulator, HyperliquidSimulator)
         assert simulator.demo_credential("refused") is None
         empty = await read(simulator, row(simulator, "empty"))
-        assert all(found.is_zero() for _, found in empty.rows())
+        assert all(asset.is_zero() for _, asset in empty.rows())
         with pytest.raises(VenueRateLimited) as limited:
             await read(simulator, row(simulator, "limited"))
         assert limited.value.retry_after == 30
         partly = await read(simulator, row(simulator, "partly"))
         assert [type(account.error) for account in partly.venue_accounts if account.error] == [CredentialInvalid]
-        # The limit on one account is none on another.
+        # The limit of one account does not apply to another.
         assert (await read(simulator, row(simulator, "moving"))).summary is not None
 
 
-async def test_the_troubles_are_what_they_are_called() -> None:
+async def test_each_trouble_is_what_its_name_says() -> None:
     expected = {
         "wrong key": None,
         "missing right": None,
@@ -140,27 +140,27 @@ async def test_the_troubles_are_what_they_are_called() -> None:
         assert isinstance(simulator, HyperliquidSimulator)
         good = row(simulator, "moving")
         rows = {trouble: simulator.troubled_credential(trouble) for trouble in TROUBLES}
-        assert len({str(found) for found in rows.values() if found}) == 4
+        assert len({str(credential) for credential in rows.values() if credential}) == 4
         for trouble, error in expected.items():
-            found = rows[trouble]
-            assert (found is None) == (error is None)
-            if found is not None and error is not None:
+            credential = rows[trouble]
+            assert (credential is None) == (error is None)
+            if credential is not None and error is not None:
                 with pytest.raises(error):
-                    await read(simulator, found["extra_metadata"])
-        # One account's trouble is none of another's.
+                    await read(simulator, credential["extra_metadata"])
+        # The trouble of one account does not affect another.
         assert (await read(simulator, good)).summary is not None
 
 
-async def test_a_limit_is_answered_without_a_word_and_without_a_delay() -> None:
+async def test_a_rate_limit_is_answered_without_a_message_and_without_a_delay() -> None:
     async with HyperliquidSimulator() as simulator:
         assert isinstance(simulator, HyperliquidSimulator)
-        found = simulator.troubled_credential("rate limit")
-        assert found is not None
-        user = found["extra_metadata"]["wallet_address"]
+        credential = simulator.troubled_credential("rate limit")
+        assert credential is not None
+        user = credential["extra_metadata"]["wallet_address"]
         body = '{"type": "spotClearinghouseState", "user": "' + user + '"}'
         assert await post(simulator, body.encode()) == (429, "null")
         with pytest.raises(VenueRateLimited) as limited:
-            await read(simulator, found["extra_metadata"])
+            await read(simulator, credential["extra_metadata"])
     assert limited.value.retry_after == 10
 
 

@@ -81,16 +81,16 @@ async def refusal_of(fault: Fault, api_key: str = "", **metadata: Any) -> VenueE
     return refusal.value
 
 
-async def test_the_worked_example_comes_through_to_the_digit() -> None:
+async def test_the_worked_example_comes_out_to_the_digit() -> None:
     async with LighterSimulator() as simulator:
         row = simulator.demo_credential("moving")
         assert row is not None
         balance = await read(simulator, **row["extra_metadata"])
     rows = {
-        (account.type, found.asset): [
-            f"{value:f}" for value in (found.total, found.free, found.used) if value is not None
+        (account.type, asset.asset): [
+            f"{value:f}" for value in (asset.total, asset.free, asset.used) if value is not None
         ]
-        for account, found in balance.rows()
+        for account, asset in balance.rows()
     }
     assert rows == {
         ("perpetual", "USDC"): ["3200.500000", "3099.700000", "184.800000"],
@@ -109,7 +109,7 @@ async def test_the_worked_example_comes_through_to_the_digit() -> None:
 async def test_a_wallet_shows_each_of_its_accounts_in_one_request() -> None:
     async with venue() as simulator:
         balance = await read(simulator)
-        asked = [(request.path, dict(request.query)) for request in simulator.requests]
+        requested = [(request.path, dict(request.query)) for request in simulator.requests]
     assert [account.identity for account in balance.venue_accounts] == [
         (str(MASTER), "perpetual", ""),
         (str(MASTER), "spot", ""),
@@ -120,17 +120,17 @@ async def test_a_wallet_shows_each_of_its_accounts_in_one_request() -> None:
     assert balance.summary is not None
     assert (balance.summary.total, balance.summary.available) == (Decimal(1100), Decimal("1084.5"))
     assert balance.notes == ()
-    assert asked == [(PATH, {"by": "l1_address", "value": WALLET})]
+    assert requested == [(PATH, {"by": "l1_address", "value": WALLET})]
 
 
 @pytest.mark.parametrize("key", ["wallet_address", "l1_address", "user"])
-async def test_the_address_is_taken_from_any_of_its_names_and_asked_in_lower_case(key: str) -> None:
+async def test_the_address_is_taken_from_any_of_its_names_and_sent_in_lower_case(key: str) -> None:
     async with venue() as simulator:
         assert (await read(simulator, **{key: "0x" + WALLET[2:].upper()})).summary is not None
         assert simulator.requests[0].query["value"] == WALLET
 
 
-async def test_an_address_in_the_place_of_a_token_is_taken_and_not_sent_as_one() -> None:
+async def test_an_address_instead_of_a_token_is_accepted_and_not_sent_as_a_token() -> None:
     async with venue() as simulator:
         async with venue_call(LIGHTER, override=simulator.url, api_key=WALLET) as call:
             assert (await fetch_balance(call)).summary is not None
@@ -147,11 +147,11 @@ async def test_an_account_index_is_the_only_one_read(index: Any) -> None:
     assert balance.summary.total == Decimal(60)
 
 
-async def test_an_empty_sub_account_that_is_asked_for_by_its_index_is_shown() -> None:
+async def test_an_empty_sub_account_that_is_requested_by_its_index_is_shown() -> None:
     async with venue() as simulator:
         balance = await read(simulator, account_index=SECOND_SUB)
     assert {account.id for account in balance.venue_accounts} == {str(SECOND_SUB)}
-    assert all(found.is_zero() for _, found in balance.rows())
+    assert all(asset.is_zero() for _, asset in balance.rows())
 
 
 async def test_an_account_index_of_another_wallet_is_an_account_unknown() -> None:
@@ -176,7 +176,7 @@ async def test_an_account_index_of_another_wallet_is_an_account_unknown() -> Non
     ],
     ids=str,
 )
-async def test_metadata_that_are_not_taken_are_refused_before_anything_is_asked(metadata: dict[str, Any]) -> None:
+async def test_unknown_metadata_are_refused_before_a_request(metadata: dict[str, Any]) -> None:
     async with venue() as simulator:
         with pytest.raises(CredentialInvalid):
             await read(simulator, **metadata)
@@ -184,7 +184,7 @@ async def test_metadata_that_are_not_taken_are_refused_before_anything_is_asked(
 
 
 @pytest.mark.parametrize("metadata", [{}, {"wallet_address": "", "account_index": None}])
-async def test_where_neither_address_nor_index_is_stored_both_are_named(metadata: dict[str, Any]) -> None:
+async def test_if_neither_address_nor_index_is_stored_both_are_named(metadata: dict[str, Any]) -> None:
     async with venue() as simulator:
         async with venue_call(LIGHTER, override=simulator.url, metadata=metadata) as call:
             with pytest.raises(CredentialInvalid, match=r"wallet_address or .*account_index"):
@@ -192,20 +192,20 @@ async def test_where_neither_address_nor_index_is_stored_both_are_named(metadata
         assert not simulator.requests
 
 
-class AskedUrl(Exception):
+class RequestedUrl(Exception):
     """The address that a plugin asked for."""
 
 
-class TellingHttp:
+class UrlRecordingHttp:
     """A session that reaches nothing and tells where it was sent."""
 
     client_session = None
 
     async def get(self, url: str, **options: Any) -> Response:
-        raise AskedUrl(url)
+        raise RequestedUrl(url)
 
     async def post(self, url: str, **options: Any) -> Response:
-        raise AskedUrl(url)
+        raise RequestedUrl(url)
 
 
 @pytest.mark.parametrize(
@@ -221,12 +221,12 @@ class TellingHttp:
 async def test_environment_and_deployment_choose_the_host(environment: str, deployment: str, host: str) -> None:
     metadata = {"wallet_address": WALLET, "deployment": deployment}
     async with venue_call(LIGHTER, environment=environment, metadata=metadata) as call:
-        told: VenueCall = replace(call, http=TellingHttp())
-        with pytest.raises(AskedUrl, match=f"^{host}{PATH}$"):
-            await fetch_balance(told)
+        recorded_call: VenueCall = replace(call, http=UrlRecordingHttp())
+        with pytest.raises(RequestedUrl, match=f"^{host}{PATH}$"):
+            await fetch_balance(recorded_call)
 
 
-async def test_robinhood_chain_reckons_in_its_own_dollar() -> None:
+async def test_robinhood_chain_has_its_own_dollar() -> None:
     async with venue() as simulator:
         body = (PAYLOADS / "account_robinhood.json").read_bytes()
         simulator.fail(Fault(body=body))
@@ -247,7 +247,7 @@ async def test_all_pages_are_read_in_their_order() -> None:
     assert cursors == [None, "1", "2"]
 
 
-async def test_a_cursor_that_comes_again_is_malformed() -> None:
+async def test_a_repeated_cursor_is_malformed() -> None:
     async with venue() as simulator:
         simulator.fail(Fault(body=b'{"code": 200, "accounts": [], "next_cursor": "7"}'))
         with pytest.raises(VenueMalformed, match="repeat"):
@@ -255,7 +255,7 @@ async def test_a_cursor_that_comes_again_is_malformed() -> None:
         assert len(simulator.requests) == 2
 
 
-async def test_pages_without_end_are_given_up() -> None:
+async def test_endless_pages_are_malformed() -> None:
     async with venue() as simulator:
         simulator.page_size = 1
         for number in range(20):
@@ -303,13 +303,13 @@ async def test_the_answer_for_another_wallet_or_account_is_malformed(address: An
 
 
 @pytest.mark.parametrize("metadata", [{"wallet_address": OTHER_WALLET}, {"account_index": 999}], ids=str)
-async def test_what_lighter_does_not_know_is_unknown(metadata: dict[str, Any]) -> None:
+async def test_an_account_that_lighter_does_not_know_is_unknown(metadata: dict[str, Any]) -> None:
     async with venue() as simulator:
         with pytest.raises(AccountUnknown, match=next(iter(metadata))):
             await read(simulator, **metadata)
 
 
-async def test_for_a_wallet_that_never_deposited_the_message_says_why_it_is_unknown() -> None:
+async def test_for_a_wallet_that_never_deposited_the_message_explains_why_it_is_unknown() -> None:
     async with venue() as simulator:
         with pytest.raises(AccountUnknown, match="first deposit"):
             await read(simulator, wallet_address=OTHER_WALLET)
@@ -328,7 +328,7 @@ async def test_a_token_is_sent_as_it_is_and_needs_no_remark() -> None:
     assert balance.notes == ()
 
 
-async def test_without_a_token_none_is_sent() -> None:
+async def test_without_a_token_no_token_is_sent() -> None:
     async with venue() as simulator:
         await read(simulator)
         assert "Authorization" not in simulator.requests[0].headers
@@ -377,14 +377,14 @@ async def test_an_expired_token_is_not_sent_and_there_is_a_note() -> None:
     assert any("expired on 2023-11-14" in note for note in balance.notes)
 
 
-async def test_where_lighter_wants_a_token_and_takes_none_the_credential_is_rejected() -> None:
+async def test_if_lighter_needs_a_token_and_refuses_it_the_credential_is_rejected() -> None:
     fault = answering(400, 20013, "invalid auth")
     for api_key in ("", SIGNED_TOKEN):
         assert isinstance(await refusal_of(fault, api_key), CredentialRejected)
 
 
 @pytest.mark.parametrize("key", [LIGHTER_KEY, "0x" + LIGHTER_KEY.upper(), "0x" + "5e" * 32, "5E" * 32])
-async def test_a_private_key_is_refused_before_anything_is_asked_and_not_repeated(key: str) -> None:
+async def test_a_private_key_is_refused_before_a_request_and_not_repeated(key: str) -> None:
     async with venue() as simulator:
         with pytest.raises(CredentialInvalid, match="private key") as refusal:
             await read(simulator, key)
@@ -424,14 +424,14 @@ async def test_without_a_key_nothing_can_be_done_but_reading() -> None:
 
 
 @pytest.mark.parametrize("token", [f"ro:61:single:{FAR_OFF}:abcdef", SIGNED_TOKEN])
-async def test_a_token_can_only_read_and_says_until_when(token: str) -> None:
+async def test_a_token_can_only_read_and_its_end_is_known(token: str) -> None:
     assert await rights(token) == KeyRights(False, False, expires=datetime(2100, 1, 1, tzinfo=UTC))
 
 
-async def test_the_check_of_an_expired_token_says_so() -> None:
-    found = await rights(f"ro:61:all:{LONG_AGO}:abcdef")
-    assert found.expires == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
-    assert any("expired" in note for note in found.notes)
+async def test_the_check_of_an_expired_token_reports_its_end() -> None:
+    result = await rights(f"ro:61:all:{LONG_AGO}:abcdef")
+    assert result.expires == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+    assert any("expired" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("status", [200, 400])
@@ -478,7 +478,7 @@ async def test_lighters_own_code_decides_under_any_status(status: int, code: int
     ],
     ids=lambda value: f"{value.status} {value.body[:30]!r}" if isinstance(value, Fault) else value.__name__,
 )
-async def test_each_of_lighters_troubles_becomes_the_right_error(fault: Fault, expected: type[VenueError]) -> None:
+async def test_each_error_of_lighter_becomes_the_right_error(fault: Fault, expected: type[VenueError]) -> None:
     assert type(await refusal_of(fault)) is expected
 
 
@@ -488,7 +488,7 @@ async def test_a_limit_names_the_venues_delay_or_ten_seconds(header: str, second
     assert (await refusal_of(limit)).retry_after == seconds
 
 
-async def test_lighters_own_words_are_not_passed_on() -> None:
+async def test_lighters_message_is_not_passed_on() -> None:
     for code in (20001, 20013, 20558, 21100, 23000, 29999):
         error = await refusal_of(answering(400, code, "auth of Jane Doe"))
         assert "Jane" not in error.message

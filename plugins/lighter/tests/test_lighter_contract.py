@@ -1,4 +1,4 @@
-"""Lighter keeps the contract of a plugin, here with a token: without one there is no secret to be kept."""
+"""Lighter fulfils the contract of a plugin, here with a token: without one there is no secret to hide."""
 
 from __future__ import annotations
 

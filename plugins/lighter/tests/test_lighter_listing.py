@@ -32,13 +32,13 @@ def test_it_has_the_values_that_the_application_shows() -> None:
         ("testnet", "https://testnet.zklighter.elliot.ai", "https://api.rh-testnet.lighter.xyz"),
     ],
 )
-def test_an_environment_is_found_by_its_name_and_by_the_venues_word(word: str, address: str, robinhood: str) -> None:
+def test_an_environment_is_found_by_its_name_and_by_the_venues_name(word: str, address: str, robinhood: str) -> None:
     environment = LIGHTER.environment(word)
     assert isinstance(environment, Environment)
     assert environment.urls == {"api": address, "robinhood": robinhood}
 
 
-def test_it_says_that_a_read_needs_no_secret() -> None:
+def test_it_states_that_a_read_needs_no_secret() -> None:
     assert LIGHTER.capabilities.read_without_secret
     assert [field.name for field in LIGHTER.credential_fields if field.secret] == ["api_key"]
 

@@ -103,7 +103,7 @@ def test_there_is_no_summary_for_everything_if_other_assets_are_held() -> None:
     assert any("USDC" in note for note in balance.notes)
 
 
-def test_where_spot_holds_nothing_but_the_collateral_there_is_one_figure_for_everything() -> None:
+def test_if_spot_holds_nothing_but_the_collateral_there_is_one_summary() -> None:
     answer = payload("account_classic")
     answer["accounts"][0]["assets"].pop()
     balance = read(answer)
@@ -125,7 +125,7 @@ def test_an_account_without_any_spot_asset_has_the_figure_of_its_perpetuals() ->
     assert balance.summary.equity == Decimal("3284.5")
 
 
-def test_a_share_in_a_pool_is_shown_by_what_was_put_in_and_is_in_no_figure() -> None:
+def test_a_share_in_a_pool_shows_its_deposit_and_is_in_no_figure() -> None:
     answer = changed(assets=[])
     balance = read(answer)
     pool = balance.venue_accounts[-1]
@@ -176,7 +176,7 @@ def test_an_empty_account_that_is_the_only_one_is_shown_with_zeros(kind: int) ->
     del answer["accounts"][0]
     balance = read(answer)
     assert [account.type for account in balance.venue_accounts] == ["perpetual", "spot"]
-    assert all(found.is_zero() for _, found in balance.rows())
+    assert all(asset.is_zero() for _, asset in balance.rows())
     assert balance.summary is not None
     assert (balance.summary.currency, balance.summary.equity) == ("USDC", Decimal(0))
     assert balance.notes == ()
@@ -218,12 +218,12 @@ def test_a_unified_account_without_spot_needs_no_remark() -> None:
 
 def test_the_collaterals_symbol_is_the_venues_own() -> None:
     balance = read(payload("account_robinhood"))
-    assert {found.asset for _, found in balance.rows()} == {"USDG"}
+    assert {asset.asset for _, asset in balance.rows()} == {"USDG"}
     assert balance.summary is not None
     assert balance.summary.currency == "USDG"
 
 
-def test_where_no_account_shows_the_collateral_it_is_the_deployments_usual_one() -> None:
+def test_if_no_account_shows_the_collateral_it_is_the_deployments_usual_one() -> None:
     assert read(changed("account_robinhood", assets=[]), "USDG").venue_accounts[0].assets[0].asset == "USDG"
 
 
@@ -303,12 +303,12 @@ def test_an_account_without_positions_has_no_open_profit() -> None:
     assert figures(changed(positions=[])).unrealised_pnl == 0
 
 
-def test_every_digit_of_a_noisy_figure_is_kept() -> None:
+def test_no_digit_of_a_noisy_figure_is_lost() -> None:
     noisy = "1250.4399999999998340000000000000000001"
     balance = read(with_inner("assets", balance=noisy, locked_balance="0.0000000000000000000000000000000001"))
-    found = balance.venue_accounts[1].assets[0]
-    assert str(found.total) == noisy
-    assert str(found.free) == "1250.4399999999998340000000000000000000"
+    asset = balance.venue_accounts[1].assets[0]
+    assert str(asset.total) == noisy
+    assert str(asset.free) == "1250.4399999999998340000000000000000000"
 
 
 def test_a_missing_lock_leaves_free_unknown() -> None:
@@ -376,14 +376,14 @@ def doubled(key: str) -> Any:
     ],
     ids=["position", "asset", "share", "symbol", "two numbers", "asset number", "two collaterals"],
 )
-def test_what_stands_there_twice_is_malformed(answer: Any) -> None:
+def test_repeated_entries_are_malformed(answer: Any) -> None:
     with pytest.raises(VenueMalformed):
         read(answer)
 
 
 @pytest.mark.parametrize("field", ["index", "account_type", "collateral", "total_asset_value", "positions", "assets"])
 @pytest.mark.parametrize("value", [..., None, "", {}, True], ids=str)
-def test_an_account_without_what_makes_a_balance_is_malformed(field: str, value: Any) -> None:
+def test_an_account_without_the_required_figures_is_malformed(field: str, value: Any) -> None:
     with pytest.raises(VenueMalformed):
         read(changed(**{field: value}))
 

@@ -20,7 +20,7 @@ from exchange_service.testing.venue import SITUATIONS, TROUBLES
 PAYLOADS = Path(__file__).parents[1] / "payloads"
 WALLET = "0x8c967e73e6b15087c42a10d344cff4c96d877f1d"
 OTHER_WALLET = "0x035605fc2f24d65300227189025e90a0d947f16c"
-MASTER, SUB, STRANGER = 61, 281474976700001, 62
+MASTER, SUB, FOREIGN = 61, 281474976700001, 62
 BY_ADDRESS = {"by": "l1_address", "value": WALLET}
 BY_INDEX = {"by": "index", "value": str(MASTER)}
 
@@ -30,7 +30,7 @@ def simulated() -> LighterSimulator:
     simulator.add(
         SimulatedAccount(MASTER, WALLET, collateral=Decimal(1000)),
         SimulatedAccount(SUB, WALLET, kind=1),
-        SimulatedAccount(STRANGER, OTHER_WALLET),
+        SimulatedAccount(FOREIGN, OTHER_WALLET),
     )
     return simulator
 
@@ -72,7 +72,7 @@ async def test_a_request_that_makes_no_sense_is_refused(params: Mapping[str, str
         assert await code(simulator, params) == (400, 20001)
 
 
-async def test_what_is_not_there_is_refused_in_the_venues_words() -> None:
+async def test_an_unknown_account_has_the_venues_own_answer() -> None:
     async with simulated() as simulator:
         for params in ({"by": "index", "value": "999"}, {"by": "l1_address", "value": "0x" + "0" * 40}):
             status, answer = await get(simulator, params)
@@ -98,7 +98,7 @@ async def test_accounts_come_in_pages_that_a_cursor_joins() -> None:
 async def test_a_token_is_good_for_the_accounts_that_it_was_made_for() -> None:
     async with simulated() as simulator:
         whole, single = simulator.add_token(MASTER), simulator.add_token(MASTER, scope="single")
-        foreign = simulator.add_token(STRANGER)
+        foreign = simulator.add_token(FOREIGN)
         assert await code(simulator, BY_ADDRESS, whole) == (200, 200)
         assert await code(simulator, BY_INDEX, single) == (200, 200)
         assert await code(simulator, {**BY_INDEX, "auth": single}) == (200, 200)
@@ -113,7 +113,7 @@ async def test_a_token_is_refused_when_it_is_unknown_expired_or_called_a_bearers
             assert await code(simulator, BY_INDEX, token) == (400, 20013)
 
 
-async def test_a_request_belongs_to_the_wallet_whose_accounts_it_asks_for() -> None:
+async def test_a_request_belongs_to_the_wallet_whose_accounts_it_reads() -> None:
     async with simulated() as simulator:
         for params in (BY_ADDRESS, BY_INDEX, {"by": "index", "value": "999"}, {}):
             await get(simulator, params)
@@ -154,14 +154,14 @@ async def test_the_moving_account_moves_and_stays_consistent() -> None:
     assert after.equity - after.unrealised_pnl == after.cash == before.cash
 
 
-async def test_the_situations_are_what_they_are_called_and_live_side_by_side() -> None:
+async def test_each_situation_is_what_its_name_says_beside_the_others() -> None:
     async with LighterSimulator() as simulator:
         assert isinstance(simulator, LighterSimulator)
         rows = {situation: simulator.demo_credential(situation) for situation in SITUATIONS}
         for trouble in TROUBLES:
             simulator.troubled_credential(trouble)
         assert rows["refused"] is None
-        assert all(found.is_zero() for _, found in (await read(simulator, rows["empty"])).rows())
+        assert all(asset.is_zero() for _, asset in (await read(simulator, rows["empty"])).rows())
         with pytest.raises(VenueRateLimited):
             await read(simulator, rows["limited"])
         partly = await read(simulator, rows["partly"])
@@ -181,7 +181,7 @@ async def test_the_situations_are_what_they_are_called_and_live_side_by_side() -
         ("outage", VenueUnavailable),
     ],
 )
-async def test_the_troubles_are_what_they_are_called(trouble: str, expected: type[VenueError]) -> None:
+async def test_each_trouble_is_what_its_name_says(trouble: str, expected: type[VenueError]) -> None:
     async with LighterSimulator() as simulator:
         assert isinstance(simulator, LighterSimulator)
         row = simulator.troubled_credential(trouble)
@@ -190,5 +190,5 @@ async def test_the_troubles_are_what_they_are_called(trouble: str, expected: typ
 
 
 @pytest.mark.parametrize("trouble", ["wrong key", "missing right"])
-def test_where_no_key_is_needed_none_can_be_wrong(trouble: str) -> None:
+def test_without_a_key_no_key_can_be_wrong(trouble: str) -> None:
     assert LighterSimulator().troubled_credential(trouble) is None

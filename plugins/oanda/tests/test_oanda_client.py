@@ -77,7 +77,7 @@ async def test_every_account_of_the_token_is_an_account_of_the_balance() -> None
     assert sorted(paths(venue)[1:]) == [f"{LIST}/{FIRST}/summary", f"{LIST}/{SECOND}/summary"]
 
 
-async def test_the_token_goes_as_a_bearer_and_json_is_asked_for() -> None:
+async def test_the_token_is_sent_as_a_bearer_and_json_is_requested() -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue:
         await balance_of(venue, token=f"  {TOKEN}\n")
     for request in venue.requests:
@@ -201,7 +201,7 @@ async def test_a_token_that_dies_between_two_requests_is_refused_as_a_whole() ->
             await balance_of(venue)
 
 
-async def test_a_token_without_an_account_is_an_account_unknown_and_its_list_is_not_kept() -> None:
+async def test_a_token_without_an_account_is_an_account_unknown_and_its_list_is_not_cached() -> None:
     async with venue_with() as venue, venue_call(OANDA, override=venue.url, api_key=TOKEN) as call:
         with pytest.raises(AccountUnknown, match="the token is valid but has no account"):
             await exchange_service_oanda.fetch_balance(call)
@@ -220,14 +220,14 @@ async def test_a_stored_account_id_is_the_only_one_read() -> None:
     assert balance.summary.currency == "USD"
 
 
-async def test_somebody_elses_account_id_is_an_unknown_account_and_not_a_bad_token() -> None:
+async def test_another_users_account_id_is_an_unknown_account_and_not_a_bad_token() -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue:
         with pytest.raises(AccountUnknown, match="account_id"):
             await balance_of(venue, account_id=THIRD)
 
 
 @pytest.mark.parametrize("account_id", ["7654321", 7654321])
-async def test_an_account_id_of_the_retired_interface_is_refused_before_oanda_is_asked(account_id: Any) -> None:
+async def test_an_account_id_of_the_retired_interface_is_refused_before_a_request(account_id: Any) -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue:
         with pytest.raises(CredentialInvalid, match="retired v1 interface"):
             await balance_of(venue, account_id=account_id)
@@ -235,7 +235,7 @@ async def test_an_account_id_of_the_retired_interface_is_refused_before_oanda_is
 
 
 @pytest.mark.parametrize("account_id", ["a/b", "a?b=c", "a#b", "a b", ".."])
-async def test_an_account_id_that_could_leave_its_place_in_the_path_is_refused(account_id: str) -> None:
+async def test_an_account_id_that_could_change_the_path_is_refused(account_id: str) -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue:
         with pytest.raises(CredentialInvalid, match="is not a v20 account id"):
             await balance_of(venue, account_id=account_id)
@@ -243,7 +243,7 @@ async def test_an_account_id_that_could_leave_its_place_in_the_path_is_refused(a
 
 
 @pytest.mark.parametrize("token", ["", "   ", "tökén", "two\r\nlines"])
-async def test_a_token_that_cannot_be_one_is_refused_before_oanda_is_asked(token: str) -> None:
+async def test_a_text_that_cannot_be_a_token_is_refused_before_a_request(token: str) -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue:
         with pytest.raises(CredentialInvalid, match="api_key"):
             await balance_of(venue, token=token)
@@ -261,7 +261,7 @@ async def test_the_account_list_is_read_once_for_many_balances() -> None:
     assert paths(venue).count(f"{LIST}/{FIRST}/summary") == 3
 
 
-async def test_a_list_that_failed_is_asked_for_again() -> None:
+async def test_a_list_that_failed_is_read_again() -> None:
     async with (
         venue_with(SimulatedAccount(FIRST)) as venue,
         venue_call(OANDA, override=venue.url, api_key=TOKEN) as call,
@@ -275,7 +275,7 @@ async def test_a_list_that_failed_is_asked_for_again() -> None:
 
 @pytest.mark.parametrize(("environment", "other"), [("production", "practice"), ("sandbox", "live")])
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_refused_token_comes_with_the_hint_to_try_the_other_environment(
+async def test_a_refused_token_comes_with_the_advice_to_try_the_other_environment(
     environment: str, other: str, status: int
 ) -> None:
     fault = saying(status, "Insufficient authorization to perform request.")
@@ -285,7 +285,7 @@ async def test_a_refused_token_comes_with_the_hint_to_try_the_other_environment(
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_forbidden_request_means_that_the_account_is_somebody_elses(status: int) -> None:
+async def test_a_forbidden_request_means_that_the_account_belongs_to_another_user(status: int) -> None:
     error = await refusal_of(saying(status, "The provided request was forbidden."), account_id=FIRST)
     assert isinstance(error, AccountUnknown)
 
@@ -317,7 +317,7 @@ async def test_each_of_oandas_errors_becomes_the_right_error(fault: Fault, expec
     assert type(await refusal_of(fault)) is expected
 
 
-async def test_an_account_that_cannot_be_read_comes_with_what_to_do() -> None:
+async def test_an_account_that_cannot_be_read_comes_with_advice() -> None:
     forbidden = saying(403, "The provided request was forbidden.")
     assert "Check the stored account_id" in (await refusal_of(forbidden, account_id=FIRST)).text
     assert "Store the account_id" in (await refusal_of(forbidden)).text
@@ -327,7 +327,7 @@ async def test_an_account_that_cannot_be_read_comes_with_what_to_do() -> None:
     assert "another platform" in error.text
 
 
-async def test_oandas_own_words_are_not_passed_on() -> None:
+async def test_oandas_message_is_not_passed_on() -> None:
     error = await refusal_of(saying(400, "accountID of Jane Doe, card 4111"))
     assert "Jane" not in error.message
 
@@ -339,7 +339,7 @@ async def test_the_name_of_oandas_answer_is_not_passed_on(status: int) -> None:
     assert "42717890123456789" not in f"{error!r} {error.args} {vars(error)}"
 
 
-async def test_the_rights_of_a_token_are_not_known_and_a_note_says_so() -> None:
+async def test_the_rights_of_a_token_are_unknown_and_a_note_states_it() -> None:
     async with venue_with() as venue, venue_call(OANDA, override=venue.url, api_key=TOKEN) as call:
         rights = await exchange_service_oanda.check_credential(call)
     assert (rights.trade, rights.withdraw, rights.expires) == (None, None, None)

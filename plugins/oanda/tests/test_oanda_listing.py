@@ -28,7 +28,7 @@ def test_it_has_the_values_that_the_application_shows() -> None:
         ("practice", "https://api-fxpractice.oanda.com"),
     ],
 )
-def test_an_environment_is_found_by_its_name_and_by_the_venues_word(word: str, address: str) -> None:
+def test_an_environment_is_found_by_its_name_and_by_the_venues_name(word: str, address: str) -> None:
     environment = OANDA.environment(word)
     assert isinstance(environment, Environment)
     assert environment.urls["api"] == address

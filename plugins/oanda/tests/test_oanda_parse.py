@@ -22,13 +22,13 @@ def payload(name: str) -> Any:
 
 def summary_with(**changes: Any) -> Any:
     """The recorded summary with some fields changed; `...` leaves a field out."""
-    found = payload("summary.json")
+    answer = payload("summary.json")
     for name, value in changes.items():
         if value is ...:
-            del found["account"][name]
+            del answer["account"][name]
         else:
-            found["account"][name] = value
-    return found
+            answer["account"][name] = value
+    return answer
 
 
 def test_an_account_is_one_row_in_its_own_currency() -> None:
@@ -37,7 +37,7 @@ def test_an_account_is_one_row_in_its_own_currency() -> None:
     assert account.assets == (row,)
 
 
-def test_the_summary_keeps_every_figure_of_the_worked_example() -> None:
+def test_the_summary_has_every_figure_of_the_worked_example() -> None:
     summary = parse.account(payload("summary.json"), ACCOUNT_ID).summary
     assert summary == Summary(
         "EUR",
@@ -58,7 +58,7 @@ def test_no_digit_is_added_or_lost() -> None:
     assert str(exact.assets[0].total) == "1234567890123456789012.345678"
 
 
-def test_what_may_be_used_is_oandas_own_figure_and_not_reckoned() -> None:
+def test_the_available_amount_is_oandas_own_figure_and_not_computed() -> None:
     account = parse.account(payload("summary.json"), ACCOUNT_ID)
     assert account.summary is not None
     assert account.summary.equity is not None
@@ -66,7 +66,7 @@ def test_what_may_be_used_is_oandas_own_figure_and_not_reckoned() -> None:
     assert account.summary.available != account.summary.equity - account.summary.margin_used
 
 
-def test_the_account_keeps_its_id_kind_and_name() -> None:
+def test_the_account_has_its_id_kind_and_name() -> None:
     account = parse.account(payload("summary.json"), ACCOUNT_ID)
     assert (account.id, account.type, account.label) == (ACCOUNT_ID, "forex", "Primary")
 
@@ -86,7 +86,7 @@ def test_a_figure_that_oanda_does_not_state_is_unknown_and_not_zero(field: str, 
 
 @pytest.mark.parametrize("field", ["id", "currency", "balance", "NAV"])
 @pytest.mark.parametrize("value", [..., None, ""], ids=["missing", "null", "empty"])
-def test_an_answer_without_what_makes_a_balance_is_malformed(field: str, value: Any) -> None:
+def test_an_answer_without_the_required_figures_is_malformed(field: str, value: Any) -> None:
     with pytest.raises(VenueMalformed):
         parse.account(summary_with(**{field: value}), ACCOUNT_ID)
 

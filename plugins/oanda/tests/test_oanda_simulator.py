@@ -32,9 +32,9 @@ async def get(simulator: OandaSimulator, path: str, authorization: str) -> tuple
 
 
 def row(simulator: OandaSimulator, situation: str) -> Mapping[str, Any]:
-    found = simulator.demo_credential(situation)
-    assert found is not None
-    return found
+    credential = simulator.demo_credential(situation)
+    assert credential is not None
+    return credential
 
 
 async def read(simulator: OandaSimulator, row: Mapping[str, Any]) -> Balance:
@@ -53,7 +53,9 @@ async def read(simulator: OandaSimulator, row: Mapping[str, Any]) -> Balance:
         ("/v3/accounts/101-004-1-001/summary", f"Bearer {TOKEN}", 404, "The account specified does not exist."),
     ],
 )
-async def test_a_request_is_refused_in_oandas_words(path: str, authorization: str, status: int, message: str) -> None:
+async def test_a_refused_request_has_oandas_own_answer(
+    path: str, authorization: str, status: int, message: str
+) -> None:
     async with OandaSimulator() as simulator:
         assert isinstance(simulator, OandaSimulator)
         simulator.add_token(TOKEN, SimulatedAccount(FIRST))
@@ -66,10 +68,10 @@ async def test_a_request_is_refused_in_oandas_words(path: str, authorization: st
 async def test_the_moving_account_is_the_worked_example_and_moves() -> None:
     async with OandaSimulator() as simulator:
         assert isinstance(simulator, OandaSimulator)
-        found = row(simulator, "moving")
-        before = (await read(simulator, found)).summary
+        credential = row(simulator, "moving")
+        before = (await read(simulator, credential)).summary
         simulator.move()
-        after = (await read(simulator, found)).summary
+        after = (await read(simulator, credential)).summary
     assert before is not None
     assert after is not None
     assert (before.equity, before.unrealised_pnl) == (Decimal("25182.5126"), Decimal("-127.9300"))
@@ -79,11 +81,11 @@ async def test_the_moving_account_is_the_worked_example_and_moves() -> None:
     assert after.equity - after.unrealised_pnl == after.cash == before.cash
 
 
-async def test_the_situations_are_what_they_are_called() -> None:
+async def test_each_situation_is_what_its_name_says() -> None:
     async with OandaSimulator() as simulator:
         assert isinstance(simulator, OandaSimulator)
         empty = await read(simulator, row(simulator, "empty"))
-        assert all(found.is_zero() for _, found in empty.rows())
+        assert all(asset.is_zero() for _, asset in empty.rows())
         with pytest.raises(CredentialRejected):
             await read(simulator, row(simulator, "refused"))
         with pytest.raises(VenueRateLimited) as limited:
@@ -91,7 +93,7 @@ async def test_the_situations_are_what_they_are_called() -> None:
         assert limited.value.retry_after == 30
         partly = await read(simulator, row(simulator, "partly"))
         assert [type(account.error) for account in partly.venue_accounts if account.error] == [AccountUnknown]
-        # The limit on one account is none on another.
+        # The limit of one account does not apply to another.
         assert (await read(simulator, row(simulator, "moving"))).summary is not None
 
 
@@ -106,10 +108,10 @@ async def test_the_stale_account_answers_once() -> None:
 
 
 @pytest.mark.parametrize(("trouble", "status"), [("missing right", 403), ("unknown account", 404)])
-async def test_an_unknown_account_and_somebody_elses_account_have_different_statuses(trouble: str, status: int) -> None:
+async def test_an_unknown_account_and_another_users_account_have_different_statuses(trouble: str, status: int) -> None:
     async with OandaSimulator() as simulator:
         assert isinstance(simulator, OandaSimulator)
-        found = simulator.troubled_credential(trouble)
-        assert found is not None
-        path = f"/v3/accounts/{found['extra_metadata']['account_id']}/summary"
-        assert (await get(simulator, path, f"Bearer {found['api_key']}"))[0] == status
+        credential = simulator.troubled_credential(trouble)
+        assert credential is not None
+        path = f"/v3/accounts/{credential['extra_metadata']['account_id']}/summary"
+        assert (await get(simulator, path, f"Bearer {credential['api_key']}"))[0] == status

@@ -25,7 +25,7 @@ from exchange_service.plugin_api import (
 # The values in the venue's documents, for answers without them.
 _USUAL_LIFE = 900
 _USUAL_CURRENCY = "USD"
-# Seconds before its end from which a token is not used, so that it is still valid when the request arrives.
+# A token is not used in its last seconds, because it must still be valid when the request arrives.
 _MARGIN = 60.0
 
 

@@ -113,22 +113,22 @@ async def test_a_balance_takes_a_token_the_list_and_each_accounts_balances() -> 
     assert sorted(paths(venue)[2:]) == [balances(FIRST), balances(SECOND)]
 
 
-async def test_the_token_is_asked_for_with_the_secret_and_the_refresh_token_alone() -> None:
+async def test_the_token_is_requested_with_the_secret_and_the_refresh_token_alone() -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue:
         await balance_of(venue, api_key="a-client-id", secret=f" {SECRET}\n", refresh=f"  {REFRESH} ")
-    asked = venue.requests[0]
-    assert (asked.method, asked.path) == ("POST", TOKEN)
-    assert json.loads(asked.body) == {
+    request = venue.requests[0]
+    assert (request.method, request.path) == ("POST", TOKEN)
+    assert json.loads(request.body) == {
         "grant_type": "refresh_token",
         "client_secret": SECRET,
         "refresh_token": REFRESH,
     }
-    assert asked.headers["Content-Type"] == "application/json"
-    assert "Authorization" not in asked.headers
-    assert not asked.query
+    assert request.headers["Content-Type"] == "application/json"
+    assert "Authorization" not in request.headers
+    assert not request.query
 
 
-async def test_every_request_says_what_we_are_and_asks_for_json() -> None:
+async def test_every_request_names_the_service_and_requests_json() -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue:
         await balance_of(venue)
     for request in venue.requests:
@@ -197,7 +197,7 @@ async def test_a_token_that_the_venue_ended_early_is_renewed_and_the_read_repeat
     assert paths(venue)[3:] == [balances(FIRST), TOKEN, balances(FIRST)]
 
 
-async def test_who_learns_late_that_a_token_has_ended_takes_the_one_that_was_renewed_meanwhile() -> None:
+async def test_a_late_refusal_of_an_old_token_uses_the_token_renewed_meanwhile() -> None:
     async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND)) as venue, calling(venue) as call:
         await fetch(call)
         venue.end_tokens()
@@ -229,7 +229,7 @@ async def test_a_grant_that_is_revoked_meanwhile_is_refused_as_a_whole() -> None
     assert venue.token_requests == 2
 
 
-async def test_a_token_that_could_not_be_had_is_asked_for_again() -> None:
+async def test_a_failed_token_request_is_repeated_by_the_next_call() -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue, calling(venue) as call:
         venue.fail(replace(Fault.html(502), times=1))
         with pytest.raises(VenueUnavailable):
@@ -248,7 +248,7 @@ async def test_for_a_refused_grant_the_message_names_the_secret_and_the_token(ro
 
 @pytest.mark.parametrize("status", [400, 401])
 @pytest.mark.parametrize(("environment", "other"), [("production", "sandbox"), ("sandbox", "live venue")])
-async def test_a_refused_grant_comes_with_the_hint_to_the_other_environment(
+async def test_a_refused_grant_comes_with_the_advice_to_try_the_other_environment(
     status: int, environment: str, other: str
 ) -> None:
     error = await refusal_of(flat(status, "invalid_grant"), TOKEN, environment=environment)
@@ -271,7 +271,7 @@ async def test_a_refused_grant_comes_with_the_hint_to_the_other_environment(
     ],
     ids=str,
 )
-async def test_a_password_login_is_refused_with_what_to_do_and_the_venue_is_not_asked(row: dict[str, str]) -> None:
+async def test_a_password_login_is_refused_with_advice_and_no_request_is_sent(row: dict[str, str]) -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue:
         with pytest.raises(CredentialInvalid, match=r"on 2025-12-01.*passphrase") as refusal:
             await balance_of(venue, **row)
@@ -279,7 +279,7 @@ async def test_a_password_login_is_refused_with_what_to_do_and_the_venue_is_not_
     assert "horse" not in refusal.value.message
 
 
-async def test_a_missing_client_secret_is_named_before_the_venue_is_asked() -> None:
+async def test_a_missing_client_secret_is_named_before_a_request() -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue:
         with pytest.raises(CredentialInvalid, match="api_secret"):
             await balance_of(venue, secret=" ")
@@ -303,12 +303,12 @@ async def test_closed_accounts_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "read"), [("cash", [SECOND]), ("margin", [FIRST]), ("", [FIRST, SECOND]), ("all", [FIRST, SECOND])]
+    ("requested", "read"), [("cash", [SECOND]), ("margin", [FIRST]), ("", [FIRST, SECOND]), ("all", [FIRST, SECOND])]
 )
-async def test_only_the_type_of_account_that_is_asked_for_is_read(asked: str, read: list[str]) -> None:
+async def test_only_the_requested_type_of_account_is_read(requested: str, read: list[str]) -> None:
     accounts = SimulatedAccount(FIRST), SimulatedAccount(SECOND, margin_or_cash="Cash")
     async with venue_with(*accounts) as venue, calling(venue) as call:
-        balance = await fetch(replace(call, account=replace(call.account, account_type=asked)))
+        balance = await fetch(replace(call, account=replace(call.account, account_type=requested)))
     assert [account.id for account in balance.venue_accounts] == read
     assert sorted(paths(venue)[2:]) == [balances(number) for number in read]
 
@@ -359,7 +359,7 @@ async def test_if_every_account_is_refused_the_error_is_raised() -> None:
             await balance_of(venue)
 
 
-async def test_a_login_without_an_open_account_is_an_account_unknown_and_its_list_is_not_kept() -> None:
+async def test_a_login_without_an_open_account_is_an_account_unknown_and_its_list_is_not_cached() -> None:
     async with venue_with(SimulatedAccount(FIRST, closed=True)) as venue, calling(venue) as call:
         with pytest.raises(AccountUnknown, match="no open account"):
             await fetch(call)
@@ -404,7 +404,7 @@ async def test_the_time_of_a_balance_is_the_oldest_of_its_accounts() -> None:
     assert balance.venue_time is not None
 
 
-async def test_what_a_grant_may_do_is_not_guessed() -> None:
+async def test_the_rights_of_a_grant_are_not_guessed() -> None:
     async with venue_with(SimulatedAccount(FIRST)) as venue, calling(venue) as call:
         rights = await exchange_service_tastytrade.check_credential(call)
     assert (rights.trade, rights.withdraw, rights.expires) == (None, None, None)
@@ -475,6 +475,6 @@ async def test_a_refusal_that_no_token_can_heal_is_not_answered_with_another(fau
     assert paths(venue) == [TOKEN, LIST]
 
 
-async def test_tastytrades_own_words_are_not_passed_on() -> None:
+async def test_tastytrades_message_is_not_passed_on() -> None:
     error = await refusal_of(saying(403, "not_permitted", "Jane Doe, card 4111"), LIST)
     assert "Jane" not in error.message

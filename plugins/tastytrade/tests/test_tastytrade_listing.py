@@ -29,20 +29,20 @@ def test_it_has_the_values_that_the_application_shows() -> None:
         ("cert", "https://api.cert.tastyworks.com"),
     ],
 )
-def test_an_environment_is_found_by_its_name_and_by_the_venues_word(word: str, address: str) -> None:
+def test_an_environment_is_found_by_its_name_and_by_the_venues_name(word: str, address: str) -> None:
     environment = TASTYTRADE.environment(word)
     assert isinstance(environment, Environment)
     assert environment.urls["api"] == address
 
 
-def test_the_refresh_token_is_the_passphrase_that_the_sheet_asks_for() -> None:
+def test_the_refresh_token_is_the_passphrase_of_the_listing() -> None:
     fields = {field.name: field for field in TASTYTRADE.credential_fields}
     assert fields["passphrase"].label == "Refresh token"
     assert fields["passphrase"].required
     assert fields["passphrase"].secret
 
 
-def test_the_instructions_say_that_the_right_to_read_is_enough() -> None:
+def test_the_instructions_state_that_the_right_to_read_is_enough() -> None:
     assert "the scope read alone" in TASTYTRADE.instructions
 
 

@@ -21,30 +21,30 @@ def payload(name: str) -> Any:
     return parse_json((PAYLOADS / name).read_bytes())
 
 
-def changed(found: Any, changes: dict[str, Any]) -> None:
+def changed(answer: Any, changes: dict[str, Any]) -> None:
     """Change some fields of an object; `...` leaves a field out."""
     for name, value in changes.items():
         if value is ...:
-            found.pop(name, None)
+            answer.pop(name, None)
         else:
-            found[name] = value
+            answer[name] = value
 
 
 def balances_with(**changes: Any) -> Any:
     """The recorded balances with some fields changed; `_` stands for the dash in their names."""
-    found = payload("balances.json")
-    changed(found["data"], {name.replace("_", "-"): value for name, value in changes.items()})
-    return found
+    answer = payload("balances.json")
+    changed(answer["data"], {name.replace("_", "-"): value for name, value in changes.items()})
+    return answer
 
 
 def accounts_with(*several: dict[str, Any]) -> Any:
     """A list of accounts like the recorded one, each with some fields changed."""
-    found = payload("accounts.json")
+    answer = payload("accounts.json")
     items = [payload("accounts.json")["data"]["items"][0] for _ in several]
     for item, changes in zip(items, several, strict=True):
         changed(item["account"], changes)
-    found["data"]["items"] = items
-    return found
+    answer["data"]["items"] = items
+    return answer
 
 
 def summary_of(account: VenueAccount) -> Summary:
@@ -59,7 +59,7 @@ def test_an_account_is_one_row_of_cash() -> None:
     assert account.id == NUMBER
 
 
-def test_the_summary_keeps_every_figure_of_the_worked_example() -> None:
+def test_the_summary_has_every_figure_of_the_worked_example() -> None:
     summary = summary_of(parse.account(payload("balances.json"), NUMBER))
     assert summary == Summary(
         "USD",
@@ -108,7 +108,7 @@ def test_three_fields_are_enough_for_a_balance() -> None:
 
 @pytest.mark.parametrize("field", ["account_number", "cash_balance", "net_liquidating_value"])
 @pytest.mark.parametrize("value", [..., None, ""], ids=["missing", "null", "empty"])
-def test_an_answer_without_what_makes_a_balance_is_malformed(field: str, value: Any) -> None:
+def test_an_answer_without_the_required_figures_is_malformed(field: str, value: Any) -> None:
     with pytest.raises(VenueMalformed):
         parse.account(balances_with(**{field: value}), NUMBER)
 
@@ -143,7 +143,7 @@ def test_a_figure_that_is_not_a_number_is_malformed(field: str, value: Any) -> N
         parse.account(balances_with(**{field: value}), NUMBER)
 
 
-def test_a_cash_account_uses_no_margin_and_says_so_with_the_venues_zero() -> None:
+def test_a_cash_account_uses_no_margin_and_shows_the_venues_zero() -> None:
     account = parse.account(balances_with(maintenance_requirement="0.0"), NUMBER)
     assert account.assets[0].used == 0
 
@@ -196,7 +196,7 @@ def test_a_list_of_one_currency_is_that_currency() -> None:
     assert parse.account(answer, NUMBER) == parse.account(payload("balances.json"), NUMBER)
 
 
-def test_a_list_that_names_a_currency_twice_or_none_is_malformed() -> None:
+def test_a_list_with_a_repeated_or_missing_currency_is_malformed() -> None:
     entry = balances_with()["data"]
     for items in ([entry, entry], []):
         with pytest.raises(VenueMalformed, match="currency"):
@@ -212,7 +212,7 @@ def test_balances_of_another_shape_are_malformed(answer: Any) -> None:
 
 
 def test_the_list_gives_each_open_account_with_its_type_and_name() -> None:
-    found = parse.open_accounts(
+    accounts = parse.open_accounts(
         accounts_with(
             {"account-number": "5WX00000"},
             {
@@ -225,14 +225,14 @@ def test_the_list_gives_each_open_account_with_its_type_and_name() -> None:
             {"account-number": "5WX00003", "margin-or-cash": "Margin", "nickname": ...},
         )
     )
-    assert found == [
+    assert accounts == [
         parse.ListedAccount("5WX00000", "margin", "Individual"),
         parse.ListedAccount("5WX00001", "cash", "Later"),
         parse.ListedAccount("5WX00003", "margin", ""),
     ]
 
 
-def test_a_login_without_accounts_has_none() -> None:
+def test_a_login_without_accounts_has_an_empty_list() -> None:
     assert parse.open_accounts({"data": {"items": []}}) == []
 
 

@@ -81,7 +81,7 @@ async def test_a_grant_of_another_shape_is_refused_in_the_envelope(grant: Any) -
 
 
 @pytest.mark.parametrize("path", ["/customers/me/accounts", f"/accounts/{NUMBER}/balances"])
-async def test_a_read_wants_a_token_that_lives(path: str) -> None:
+async def test_a_read_needs_a_valid_token(path: str) -> None:
     async with simulator() as venue:
         good = await token_of(venue)
         assert (await ask(venue, path, headers=good))[0] == 200
@@ -94,7 +94,7 @@ async def test_a_read_wants_a_token_that_lives(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/customers/me/accounts", f"/accounts/{NUMBER}/balances", "/oauth/token"])
-async def test_who_does_not_say_what_he_is_gets_the_gateways_page(path: str) -> None:
+async def test_a_request_without_a_user_agent_gets_the_gateways_page(path: str) -> None:
     async with simulator() as venue:
         headers = {name: value for name, value in (await token_of(venue)).items() if name != "User-Agent"}
         status, page = await ask(venue, path, headers=headers, grant=GRANT if path == "/oauth/token" else None)
@@ -102,7 +102,7 @@ async def test_who_does_not_say_what_he_is_gets_the_gateways_page(path: str) -> 
     assert "nginx" in page
 
 
-async def test_somebody_elses_account_is_not_permitted() -> None:
+async def test_another_users_account_is_not_permitted() -> None:
     async with simulator() as venue:
         status, answer = await ask(venue, "/accounts/5WX99999/balances", headers=await token_of(venue))
     assert (status, answer["error"]["code"]) == (403, "not_permitted")
@@ -133,12 +133,12 @@ async def test_the_moving_account_is_the_worked_example_and_moves_consistently()
     assert after.equity - after.available == Decimal("45230.412") - Decimal("19735.412")
 
 
-async def test_the_situations_are_what_they_are_called() -> None:
+async def test_each_situation_is_what_its_name_says() -> None:
     async with TastytradeSimulator() as venue:
         assert isinstance(venue, TastytradeSimulator)
         rows = {situation: venue.demo_credential(situation) for situation in SITUATIONS}
         assert all(row is not None for row in rows.values())
-        assert all(found.is_zero() for _, found in (await read(venue, rows["empty"])).rows())
+        assert all(asset.is_zero() for _, asset in (await read(venue, rows["empty"])).rows())
         with pytest.raises(CredentialRejected):
             await read(venue, rows["refused"])
         with pytest.raises(VenueRateLimited) as limited:
@@ -147,7 +147,7 @@ async def test_the_situations_are_what_they_are_called() -> None:
         partly = await read(venue, rows["partly"])
         assert [type(account.error) for account in partly.venue_accounts if account.error] == [PermissionMissing]
         assert [account.type for account in partly.venue_accounts] == ["margin", "cash", "margin"]
-        # The trouble of one account is none of another's.
+        # The trouble of one account does not affect another.
         assert (await read(venue, rows["moving"])).summary is not None
 
 

@@ -1,4 +1,4 @@
-"""Tradier over HTTP: which accounts are read, from which host, within which budget, and Tradier's errors as ours."""
+"""Tradier over HTTP: the accounts that are read, their host, the rate limit, and Tradier's errors as ours."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ async def balance_of(
     async with venue_call(
         listing, override=venue.url, environment=environment, api_key=token, metadata=metadata
     ) as call:
-        asked = replace(call, account=replace(call.account, account_type=account_type))
-        return await exchange_service_tradier.fetch_balance(asked)
+        request = replace(call, account=replace(call.account, account_type=account_type))
+        return await exchange_service_tradier.fetch_balance(request)
 
 
 async def refusal_of(fault: Fault, *, environment: str = "production", **metadata: Any) -> VenueError:
@@ -107,7 +107,7 @@ class TestWhichAccountsAreRead:
         assert sorted(paths(venue)[1:]) == [balances_path(FIRST), balances_path(SECOND)]
 
     @BOTH
-    async def test_the_token_goes_as_a_bearer_and_json_is_asked_for(self, listing: ExchangeMetadata) -> None:
+    async def test_the_token_is_sent_as_a_bearer_and_json_is_requested(self, listing: ExchangeMetadata) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
             await balance_of(venue, listing, token=f"  {TOKEN}\n")
         for request in venue.requests:
@@ -121,7 +121,7 @@ class TestWhichAccountsAreRead:
         assert balance.summary is not None
         assert balance.summary.equity == Decimal("45985.60")
         assert balance.summary.cash == Decimal("23820.60")
-        # Tradier gives none for a cash account, and then there is none for both.
+        # Tradier states no buying power for a cash account, so the sum of both is unknown.
         assert balance.summary.buying_power is None
 
     @BOTH
@@ -136,26 +136,28 @@ class TestWhichAccountsAreRead:
             balance = await balance_of(venue)
         assert ids(balance) == ["60911111"]
 
-    async def test_a_number_of_more_than_seventeen_digits_is_kept_as_it_is(self) -> None:
+    async def test_a_number_of_more_than_seventeen_digits_stays_as_it_is(self) -> None:
         exact = Decimal("123456789012345.678901234567890123456789")
         async with venue_with(SimulatedAccount(FIRST, total_cash=exact)) as venue:
             balance = await balance_of(venue)
         assert str(balance.venue_accounts[0].assets[0].total) == str(exact)
 
-    @pytest.mark.parametrize(("account_type", "found"), [("cash", [SECOND]), ("margin", [FIRST, THIRD]), ("all", None)])
-    async def test_accounts_of_a_type_that_is_not_asked_for_are_not_read(
-        self, account_type: str, found: list[str] | None
+    @pytest.mark.parametrize(
+        ("account_type", "expected"), [("cash", [SECOND]), ("margin", [FIRST, THIRD]), ("all", None)]
+    )
+    async def test_accounts_of_a_type_that_is_not_requested_are_not_read(
+        self, account_type: str, expected: list[str] | None
     ) -> None:
-        found = found or [FIRST, SECOND, THIRD]
+        expected = expected or [FIRST, SECOND, THIRD]
         day_trader = SimulatedAccount(THIRD, "pdt")
         async with venue_with(SimulatedAccount(FIRST), cash_account(SECOND), day_trader) as venue:
             balance = await balance_of(venue, account_type=account_type)
-        assert ids(balance) == found
-        assert sorted(paths(venue)[1:]) == [balances_path(number) for number in found]
+        assert ids(balance) == expected
+        assert sorted(paths(venue)[1:]) == [balances_path(number) for number in expected]
 
     @BOTH
     @pytest.mark.parametrize("nothing", [None, "null", [], ...], ids=str)
-    async def test_a_token_without_an_account_is_an_account_unknown_and_its_profile_is_not_kept(
+    async def test_a_token_without_an_account_is_an_account_unknown_and_its_profile_is_not_cached(
         self, listing: ExchangeMetadata, nothing: Any
     ) -> None:
         async with venue_with() as venue, venue_call(listing, override=venue.url, api_key=TOKEN) as call:
@@ -178,7 +180,7 @@ class TestWhichAccountsAreRead:
         assert paths(venue).count(PROFILE) == 1
         assert paths(venue).count(balances_path(FIRST)) == 3
 
-    async def test_a_profile_that_failed_is_asked_for_again(self) -> None:
+    async def test_a_profile_that_failed_is_read_again(self) -> None:
         async with (
             venue_with(SimulatedAccount(FIRST)) as venue,
             venue_call(TRADIER, override=venue.url, api_key=TOKEN) as call,
@@ -202,7 +204,7 @@ class TestTheStoredAccountId:
         async with venue_with(SimulatedAccount("60911111", bare_number=True)) as venue:
             assert ids(await balance_of(venue, account_id=60911111)) == ["60911111"]
 
-    async def test_its_options_need_the_profile_too_because_only_that_tells_the_option_level(self) -> None:
+    async def test_its_options_need_the_profile_too_because_only_that_has_the_option_level(self) -> None:
         async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND, option_level=0)) as venue:
             balance = await balance_of(venue, TRADIER_OPTIONS, account_id=FIRST)
             with pytest.raises(FeatureNotEnabled):
@@ -216,7 +218,9 @@ class TestTheStoredAccountId:
             assert ids(await balance_of(venue, listing, account_id=FIRST)) == [FIRST]
 
     @BOTH
-    async def test_somebody_elses_is_an_unknown_account_and_not_a_bad_token(self, listing: ExchangeMetadata) -> None:
+    async def test_another_users_account_is_an_unknown_account_and_not_a_bad_token(
+        self, listing: ExchangeMetadata
+    ) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
             with pytest.raises(AccountUnknown, match="account_id") as refusal:
                 await balance_of(venue, listing, account_id=THIRD)
@@ -224,7 +228,7 @@ class TestTheStoredAccountId:
 
     @BOTH
     @pytest.mark.parametrize("account_id", ["a/b", "a?b=c", "a#b", "a b", "..", "6YÄ00000"])
-    async def test_one_that_could_leave_its_place_in_the_path_is_refused(
+    async def test_an_account_id_that_could_change_the_path_is_refused(
         self, listing: ExchangeMetadata, account_id: str
     ) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
@@ -242,7 +246,7 @@ class TestTheOptionsView:
         assert [row.asset for row in account.assets] == ["USD", "OPTION_LONG", "OPTION_SHORT", "OPTION_NET"]
         assert balance.summary == account.summary
 
-    async def test_a_note_says_what_its_rows_are(self) -> None:
+    async def test_a_note_explains_its_rows(self) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
             options, whole = await balance_of(venue, TRADIER_OPTIONS), await balance_of(venue)
         (note,) = options.notes
@@ -275,7 +279,7 @@ class TestTheOptionsView:
 
 
 class TestOneAccountAmongSeveral:
-    async def test_one_that_is_refused_stands_beside_the_others_with_its_error(self) -> None:
+    async def test_a_refused_account_is_shown_beside_the_others_with_its_error(self) -> None:
         async with venue_with(SimulatedAccount(FIRST), cash_account(SECOND, refused=True)) as venue:
             balance = await balance_of(venue)
         good, refused = balance.venue_accounts
@@ -285,7 +289,7 @@ class TestOneAccountAmongSeveral:
         assert (refused.id, refused.type, refused.assets) == (SECOND, "cash", ())
         assert balance.summary is None
 
-    async def test_trouble_with_one_leaves_the_others_readable(self) -> None:
+    async def test_an_error_of_one_leaves_the_others_readable(self) -> None:
         async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND)) as venue:
             venue.fail(Fault.html(503)).path = balances_path(SECOND)
             balance = await balance_of(venue)
@@ -326,7 +330,7 @@ async def test_notes_on_open_calls_are_in_the_order_of_the_accounts(listing: Exc
 
 class TestTheToken:
     @pytest.mark.parametrize("token", ["", "   ", "tökén", "two\r\nlines"])
-    async def test_one_that_cannot_be_one_is_refused_before_tradier_is_asked(self, token: str) -> None:
+    async def test_a_text_that_cannot_be_a_token_is_refused_before_a_request(self, token: str) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
             with pytest.raises(CredentialInvalid, match="api_key"):
                 await balance_of(venue, token=token)
@@ -334,7 +338,7 @@ class TestTheToken:
 
     @pytest.mark.parametrize(("environment", "other"), [("production", "sandbox"), ("sandbox", "live")])
     @pytest.mark.parametrize("plain", [False, True], ids=["a fault", "plain text"])
-    async def test_an_unknown_one_comes_with_the_hint_to_try_the_other_environment(
+    async def test_an_unknown_token_comes_with_the_advice_to_try_the_other_environment(
         self, environment: str, other: str, plain: bool
     ) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
@@ -349,14 +353,14 @@ class TestTheToken:
                 await balance_of(venue)
 
     @pytest.mark.parametrize("status", [200, 400, 401, 403, 500, 503])
-    async def test_the_words_count_before_the_status(self, status: int) -> None:
+    async def test_the_message_decides_before_the_status(self, status: int) -> None:
         for fault in (
             saying(status, "Invalid Access Token"),
             saying(status, "Refused.", "keymanagement.service.invalid_access_token"),
         ):
             assert type(await refusal_of(fault)) is CredentialRejected
 
-    async def test_a_page_for_people_says_nothing_about_the_token_whatever_it_mentions(self) -> None:
+    async def test_an_html_page_is_no_proof_against_the_token_whatever_it_mentions(self) -> None:
         page = b"<html><p>Log in, and renew your access token.</p></html>"
         assert type(await refusal_of(Fault(status=503, body=page, content_type="text/html"))) is VenueUnavailable
 
@@ -397,13 +401,13 @@ async def test_each_of_tradiers_errors_becomes_the_right_error(fault: Fault, exp
     assert type(await refusal_of(fault)) is expected
 
 
-async def test_tradiers_own_words_are_not_passed_on() -> None:
+async def test_tradiers_message_is_not_passed_on() -> None:
     for fault in (saying(400, "account of Jane Doe"), plainly(401, "Unauthorized Account: Jane Doe")):
         assert "Jane" not in (await refusal_of(fault)).message
 
 
 @BOTH
-async def test_the_rights_of_a_token_are_not_known_and_a_note_says_so(listing: ExchangeMetadata) -> None:
+async def test_the_rights_of_a_token_are_unknown_and_a_note_states_it(listing: ExchangeMetadata) -> None:
     async with venue_with() as venue, venue_call(listing, override=venue.url, api_key=TOKEN) as call:
         rights = await exchange_service_tradier.check_credential(call)
     assert (rights.trade, rights.withdraw, rights.expires) == (None, None, None)
@@ -411,7 +415,7 @@ async def test_the_rights_of_a_token_are_not_known_and_a_note_says_so(listing: E
     assert venue.requests == []
 
 
-class TestTheRequestBudget:
+class TestTheRateLimit:
     async def test_a_limit_without_any_header_is_waited_out_for_a_minute(self) -> None:
         error = await refusal_of(Fault(status=429, body=b"{}"))
         assert (type(error), error.retry_after) == (VenueRateLimited, 60)
@@ -451,11 +455,11 @@ class TestTheRequestBudget:
             headers = {"X-Ratelimit-Available": "0", "X-Ratelimit-Expiry": expiry}
             venue.fail(Fault(body=good, headers=headers))
             balance = await exchange_service_tradier.fetch_balance(call)
-            asked = len(venue.requests)
+            sent = len(venue.requests)
             with pytest.raises(VenueRateLimited) as refusal:
                 await exchange_service_tradier.fetch_balance(call)
         assert equities(balance) == [Decimal(3)]
-        assert len(venue.requests) == asked
+        assert len(venue.requests) == sent
         assert 30 < call.reports.cooldown <= 40
         assert refusal.value.retry_after is not None
         assert 30 < refusal.value.retry_after <= 40
@@ -468,7 +472,7 @@ class TestTheRequestBudget:
             await exchange_service_tradier.fetch_balance(call)
             assert call.reports.cooldown == 0
 
-    async def test_a_profile_that_took_the_last_request_leaves_none_for_the_balances(self) -> None:
+    async def test_after_a_profile_that_took_the_last_request_no_balances_are_read(self) -> None:
         async with venue_with(SimulatedAccount(FIRST)) as venue:
             venue.allowance = 1
             with pytest.raises(VenueRateLimited):
@@ -509,7 +513,7 @@ class TestTheRequestBudget:
             {"X-Ratelimit-Expiry": "253402300799000"},
         ],
     )
-    def test_it_stays_open_unless_tradier_says_how_long_it_is_used_up(self, headers: dict[str, str]) -> None:
+    def test_it_stays_open_unless_tradier_states_how_long_it_is_used_up(self, headers: dict[str, str]) -> None:
         budget = RequestBudget()
         assert budget.record(headers, now=1000.0) == 0
         budget.check(1000.0)

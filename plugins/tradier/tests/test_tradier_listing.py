@@ -44,7 +44,7 @@ def test_the_options_listing_uses_the_credential_of_the_account_listing() -> Non
         ("paper", "https://sandbox.tradier.com/v1"),
     ],
 )
-def test_an_environment_is_found_by_its_name_and_by_the_venues_word(word: str, address: str) -> None:
+def test_an_environment_is_found_by_its_name_and_by_the_venues_name(word: str, address: str) -> None:
     environment = TRADIER.environment(word)
     assert isinstance(environment, Environment)
     assert environment.urls["api"] == address
@@ -61,6 +61,6 @@ def test_both_read_balances_of_several_accounts_and_in_the_sandbox() -> None:
         assert listing.unsupported_reason == ""
 
 
-def test_each_tells_which_kinds_of_account_it_shows() -> None:
+def test_each_listing_names_its_types_of_account() -> None:
     assert TRADIER.account_types == ("cash", "margin")
     assert TRADIER_OPTIONS.account_types == ("options",)

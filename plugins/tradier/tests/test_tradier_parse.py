@@ -25,12 +25,12 @@ def payload(name: str) -> Any:
 def changed(name: str, *, block: str = "", **changes: Any) -> Any:
     """A recorded answer with some fields changed, of the balances or of a block of theirs; `...` leaves one out."""
     answer = payload(name)
-    found = answer["balances"][block] if block else answer["balances"]
+    figures = answer["balances"][block] if block else answer["balances"]
     for field, value in changes.items():
         if value is ...:
-            del found[field]
+            del figures[field]
         else:
-            found[field] = value
+            figures[field] = value
     return answer
 
 
@@ -65,7 +65,7 @@ class TestTheAccountAsAWhole:
         assert account.assets == (AssetBalance("USD", total=cash, free=free, used=used),)
         assert (account.id, account.type, account.label) == (MARGIN, "margin", "")
 
-    def test_its_summary_keeps_every_figure_of_the_worked_example(self) -> None:
+    def test_its_summary_has_every_figure_of_the_worked_example(self) -> None:
         assert summary_of(payload("balances_margin.json")) == Summary(
             "USD",
             total=Decimal("18450.27"),
@@ -96,7 +96,7 @@ class TestTheAccountAsAWhole:
         assert account.assets == (AssetBalance("USD", total=cash, free=free, used=used),)
         assert (summary.available, summary.margin_used, summary.buying_power) == (free, used, None)
 
-    def test_what_a_cash_account_has_bound_is_what_is_unsettled_and_what_orders_reserve(self) -> None:
+    def test_the_used_cash_of_a_cash_account_is_unsettled_or_reserved_by_orders(self) -> None:
         answer = cash_with(pending_cash=Decimal("0.000000000000000000000001"))
         used = parse.account(answer, CASH).assets[0].used
         assert str(used) == "250.000000000000000000000001"
@@ -111,7 +111,7 @@ class TestTheAccountAsAWhole:
         ],
         ids=["no pending cash", "pending cash null", "no unsettled funds", "less than nothing"],
     )
-    def test_where_a_part_of_it_is_unknown_so_is_what_is_bound(self, answer: Any) -> None:
+    def test_if_a_part_of_it_is_unknown_so_is_the_used_cash(self, answer: Any) -> None:
         assert parse.account(answer, CASH).assets[0].used is None
         assert summary_of(answer, CASH).margin_used is None
 
@@ -145,7 +145,7 @@ class TestTheAccountAsAWhole:
 class TestWhichFiguresCount:
     """The part of an answer that depends on the kind of account."""
 
-    def test_the_account_type_chooses_where_several_are_there(self) -> None:
+    def test_the_account_type_chooses_among_several_blocks(self) -> None:
         block = {"option_buying_power": Decimal(1), "stock_buying_power": Decimal(2)}
         answer = margin_with(account_type="pdt", pdt=block)
         assert (summary_of(answer).available, summary_of(answer).buying_power) == (Decimal(1), Decimal(2))
@@ -155,12 +155,12 @@ class TestWhichFiguresCount:
 
     @pytest.mark.parametrize("name", NUMBERS)
     @pytest.mark.parametrize("kind", [..., None, "null", "portfolio"])
-    def test_without_a_usable_type_the_one_that_is_there_counts(self, name: str, kind: Any) -> None:
+    def test_without_a_usable_type_the_block_that_is_present_counts(self, name: str, kind: Any) -> None:
         answer = changed(name, account_type=kind)
         assert parse.account(answer, NUMBERS[name]) == parse.account(payload(name), NUMBERS[name])
 
     @pytest.mark.parametrize("nothing", [..., None, "null"])
-    def test_where_the_type_names_one_that_is_not_there_the_other_counts(self, nothing: Any) -> None:
+    def test_if_the_block_that_the_type_names_is_missing_the_other_counts(self, nothing: Any) -> None:
         answer = margin_with(account_type="pdt", pdt=None)
         if nothing is not ...:
             answer["balances"]["cash"] = nothing
@@ -242,7 +242,7 @@ class TestTheOptionsView:
 
 
 class TestOpenCalls:
-    def test_most_accounts_have_none(self) -> None:
+    def test_most_accounts_have_no_open_call(self) -> None:
         for name, number in NUMBERS.items():
             assert parse.open_calls(payload(name), number) == ()
 
@@ -271,7 +271,7 @@ class TestTheProfile:
     def test_an_empty_list_has_several_forms(self, profile: Any) -> None:
         assert parse.listed_accounts({"profile": profile}) == []
 
-    def test_what_it_does_not_say_of_an_account_is_not_known(self) -> None:
+    def test_a_figure_that_it_does_not_state_is_unknown(self) -> None:
         answer = {"profile": {"account": {"account_number": MARGIN, "type": "joint"}}}
         assert parse.listed_accounts(answer) == [ListedAccount(MARGIN)]
 
@@ -312,7 +312,7 @@ class TestWhatIsNoBalance:
 
     @pytest.mark.parametrize("field", ["account_number", "total_cash", "total_equity"])
     @pytest.mark.parametrize("value", [..., None, ""], ids=["missing", "null", "empty"])
-    def test_an_answer_without_what_makes_a_balance_is_malformed(self, view: Any, field: str, value: Any) -> None:
+    def test_an_answer_without_the_required_figures_is_malformed(self, view: Any, field: str, value: Any) -> None:
         with pytest.raises(VenueMalformed, match=field):
             view(margin_with(**{field: value}), MARGIN)
 

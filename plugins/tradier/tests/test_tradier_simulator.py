@@ -49,7 +49,7 @@ async def read(venue: TradierSimulator, row: Mapping[str, Any] | None) -> Balanc
         return await fetch_balance(call)
 
 
-async def test_who_does_not_ask_for_json_gets_xml(simulator: TradierSimulator) -> None:
+async def test_a_request_without_json_in_accept_gets_xml(simulator: TradierSimulator) -> None:
     async with simulator as venue:
         status, text, headers = await get(venue, "/v1/user/profile", {"Authorization": f"Bearer {TOKEN}"})
     assert (status, headers["Content-Type"]) == (200, "application/xml; charset=utf-8")
@@ -65,13 +65,13 @@ async def test_a_token_that_it_does_not_know_is_a_fault(simulator: TradierSimula
     assert fault["detail"]["errorcode"] == "keymanagement.service.invalid_access_token"
 
 
-async def test_an_account_of_somebody_else_is_refused_in_plain_text(simulator: TradierSimulator) -> None:
+async def test_an_account_of_another_user_is_refused_in_plain_text(simulator: TradierSimulator) -> None:
     async with simulator as venue:
         status, text, _ = await get(venue, "/v1/accounts/6YZ99999/balances")
     assert (status, text) == (401, "Unauthorized Account: 6YZ99999")
 
 
-async def test_numbers_are_bare_and_keep_their_digits(simulator: TradierSimulator) -> None:
+async def test_numbers_are_bare_and_lose_no_digit(simulator: TradierSimulator) -> None:
     async with simulator as venue:
         _, text, _ = await get(venue, f"/v1/accounts/{NUMBER}/balances")
     assert '"total_cash": 18450.2700000000000000,' in text
@@ -98,7 +98,7 @@ async def test_all_situations_and_troubles_live_in_one_simulator(simulator: Trad
         tokens = [row["api_key"] for row in (*rows.values(), *troubles.values()) if row]
         assert len(set(tokens)) == len(tokens)
         assert (await read(venue, rows["moving"])).summary is not None
-        assert all(found.is_zero() for _, found in (await read(venue, rows["empty"])).rows())
+        assert all(asset.is_zero() for _, asset in (await read(venue, rows["empty"])).rows())
         with pytest.raises(CredentialRejected):
             await read(venue, rows["refused"])
         with pytest.raises(VenueRateLimited):

@@ -1,4 +1,4 @@
-"""What the evil plugins share: each serves one exchange, and does a deed for the user who has the deed's name."""
+"""What the evil plugins share: each serves one exchange, and does a deed for the user that has the deed's name."""
 
 from __future__ import annotations
 

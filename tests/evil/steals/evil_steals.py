@@ -17,37 +17,37 @@ SERVICE = "/exchange_service.plugin_host.v1.PluginHostService/"
 
 def _environments() -> list[str]:
     """Its own environment and arguments, and those of its parent processes."""
-    found, pid = [repr(dict(os.environ)), repr(sys.argv)], os.getpid()
+    values, pid = [repr(dict(os.environ)), repr(sys.argv)], os.getpid()
     while pid > 1:
         for name in ("environ", "cmdline"):
             try:
-                found.append(Path(f"/proc/{pid}/{name}").read_text(errors="replace"))
+                values.append(Path(f"/proc/{pid}/{name}").read_text(errors="replace"))
             except OSError as error:
-                found.append(repr(error))
+                values.append(repr(error))
         pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return found
+    return values
 
 
 def _descriptors() -> list[str]:
     """The paths of its open files, and what can be read from them."""
-    found = []
+    values = []
     for name in os.listdir("/proc/self/fd"):
         try:
-            found.append(f"descriptor {name}: {os.readlink(f'/proc/self/fd/{name}')}")
-            found.append(os.pread(int(name), 1024 * 1024, 0).decode(errors="replace"))
+            values.append(f"descriptor {name}: {os.readlink(f'/proc/self/fd/{name}')}")
+            values.append(os.pread(int(name), 1024 * 1024, 0).decode(errors="replace"))
         except OSError as error:
-            found.append(repr(error))
-    return found
+            values.append(repr(error))
+    return values
 
 
 def _objects() -> list[str]:
     """Every text of its process that can be reached from the objects which the garbage collector knows."""
-    found: dict[int, Any] = {}
+    values: dict[int, Any] = {}
     for item in gc.get_objects():
         for part in (item, *gc.get_referents(item)):
             if isinstance(part, str | bytes) and len(part) < 10_000:
-                found[id(part)] = part
-    return [repr(part) for part in found.values()]
+                values[id(part)] = part
+    return [repr(part) for part in values.values()]
 
 
 def _others() -> list[str]:

@@ -58,7 +58,7 @@ _MORE: Mapping[str, Fault] = {
     "a success with nothing": Fault(body=b'{"code": "0", "success": true, "status": "ok", "msg": ""}'),
     "an envelope of empty objects": Fault(body=b'{"data": {}, "result": {}, "balances": {}, "accounts": {}}'),
     "an envelope of texts": Fault(body=b'{"data": "[]", "result": "{}", "balances": "0", "accounts": ""}'),
-    "rows that are none": Fault(body=b'{"data": [null, 1, "x"], "result": [null], "balances": [[]]}'),
+    "rows that are not objects": Fault(body=b'{"data": [null, 1, "x"], "result": [null], "balances": [[]]}'),
     "the error of a gateway": Fault(body=b'{"message": "no healthy upstream", "request_id": "7"}'),
     "GraphQL": Fault(body=b'{"data": {"viewer": null}, "errors": [{"message": "internal"}]}'),
 }

@@ -1,4 +1,4 @@
-"""A venue that answers every exchange as it is told, and the reading of balances there, with the markets preset."""
+"""A venue that answers for every exchange from a script, and reads of balances there, with the markets preset."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from plugins.ccxt_generic.tests.every_exchange.credentials import credential
 from plugins.ccxt_generic.tests.every_exchange.well_formed import Account, as_json
 
 
-class ToldVenue(LoopbackVenue):
-    """It gives each request, such as "GET /v2/balance", the body it is told, or the fault; any other gets `default`."""
+class ScriptedVenue(LoopbackVenue):
+    """It gives each request, such as "GET /v2/balance", the scripted body or fault; any other gets `default`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ async def _markets(client: CcxtClient, ccxt: Any, assets: Mapping[str, str]) -> 
 @asynccontextmanager
 async def opened(
     listing: ExchangeMetadata, assets: Mapping[str, str], account_type: str = ""
-) -> AsyncIterator[tuple[ToldVenue, VenueCall]]:
+) -> AsyncIterator[tuple[ScriptedVenue, VenueCall]]:
     """The venue, listening, and a call for an account there, with the markets preset in the plugin's state and without
     CCXT's pauses between requests. `account_type` as a user stores it; empty for the listing's first."""
     given, state = credential(listing), State()
@@ -97,7 +97,7 @@ async def opened(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Guarded, "throttle", no_pause, raising=False)
         async with (
-            ToldVenue() as venue,
+            ScriptedVenue() as venue,
             venue_call(listing, override=venue.url, plugin_state=state, timeout=100.0, **given) as call,
         ):
             if listing.capabilities.balance:
@@ -109,5 +109,5 @@ async def opened(
 
 
 async def read(call: VenueCall) -> Balance:
-    """One balance through the plugin's door."""
+    """One balance through the plugin's hook."""
     return await plugin.fetch_balance(call)

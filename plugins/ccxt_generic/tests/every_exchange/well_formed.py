@@ -163,17 +163,17 @@ def _hitbtc() -> Account:
 
 
 def _htx_like(asset: str) -> Account:
-    kept = {"id": 5202591, "type": "spot", "state": "working"}
+    account = {"id": 5202591, "type": "spot", "state": "working"}
     rows = [
         {"currency": asset, "type": "trade", "balance": FREE},
         {"currency": asset, "type": "frozen", "balance": USED},
     ]
     return Account(
         "GET /v1/account/accounts/5202591/balance",
-        {"status": "ok", "data": {**kept, "list": rows}},
-        before={"GET /v1/account/accounts": {"status": "ok", "data": [{**kept, "subtype": ""}]}},
+        {"status": "ok", "data": {**account, "list": rows}},
+        before={"GET /v1/account/accounts": {"status": "ok", "data": [{**account, "subtype": ""}]}},
         otherwise=("GET /v1/account/accounts/None/balance",),
-        empty={"status": "ok", "data": {**kept, "list": []}},
+        empty={"status": "ok", "data": {**account, "list": []}},
     )
 
 

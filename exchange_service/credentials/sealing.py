@@ -104,6 +104,7 @@ def open_value(
 ) -> str | None:
     """The plain value of a column, for other Python programs: null and plain values are returned unchanged.
 
+    Each part of the value's place in the database is a parameter of its own, because the value is bound to all of them.
     `extra_metadata` is returned as the JSON text. CredentialUnreadable if the value does not open.
     """
     if text is None or not is_sealed(text):

@@ -92,6 +92,17 @@ class LaunchSpec:
         """Where the process listens."""
         return str(self.folder / "socket")
 
+    async def spawn(self, *, stderr: int) -> asyncio.subprocess.Process:
+        """Start the reaper, with pipes for its input and output; `stderr` as asyncio takes it. Raises OSError."""
+        return await asyncio.create_subprocess_exec(
+            *self.command,
+            env=self.environment,
+            cwd=self.folder,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=stderr,
+        )
+
     def close(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -151,14 +162,7 @@ async def _request_manifest(policy: ProcessPolicy, flag: str, limit: float) -> M
     """Run the main program with this flag; when this returns, or is cancelled, the process has ended."""
     spec = prepare_launch(policy, flag)
     try:
-        process = await asyncio.create_subprocess_exec(
-            *spec.command,
-            env=spec.environment,
-            cwd=spec.folder,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        process = await spec.spawn(stderr=asyncio.subprocess.DEVNULL)
         try:
             async with asyncio.timeout(limit):
                 data, status = await _exchange(process, spec.first_line)

@@ -112,14 +112,7 @@ class PluginProcess:
         except OSError as error:
             raise StartFailed(f"There is no room for a process's folder ({type(error).__name__}).") from None
         try:
-            reaper = await asyncio.create_subprocess_exec(
-                *spec.command,
-                env=spec.environment,
-                cwd=spec.folder,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
+            reaper = await spec.spawn(stderr=asyncio.subprocess.PIPE)
         except BaseException as error:
             spec.close()
             if isinstance(error, OSError):

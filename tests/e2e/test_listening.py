@@ -165,7 +165,7 @@ class TestOverrides:
             PluginProblem(served.info, "The catalogue is older than the library."),
         ]
         registry = Registry([served], problems)
-        with pytest.raises(UnsafeSettings, match="acme was not loaded: The hook fetch_balances is unknown.$"):
+        with pytest.raises(UnsafeSettings, match=r"acme was not loaded: The hook fetch_balances is unknown\.$"):
             await start_service(settings_for(tmp_path, venue_urls={"acme": "http://127.0.0.1:1"}), registry=registry)
 
     @pytest.mark.parametrize("name", ["fakex.sandbox", "fakex.practice", "fakex.PRACTICE"])

@@ -93,7 +93,9 @@ async def _demo(settings: Settings, redis: bool) -> None:
             tune_gc()
             welcome = partial(_print_welcome, running, time.monotonic() - started)
             await running.service.run_until_signal(welcome)
-    except (UnsafeSettings, BindError) as error:
+    except UnsafeSettings as error:
+        fail(str(error), ExitCode.ACT)
+    except BindError as error:
         fail(f"{error} Another service may be running; choose a port with --address 127.0.0.1:50052.", ExitCode.ACT)
     messages.print("Stopped.")
     await end_process()

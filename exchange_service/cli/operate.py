@@ -120,7 +120,9 @@ def _print_welcome(running: object, seconds: float) -> None:
     console.print(users)
     flag = "" if address == "127.0.0.1:50051" else f" --address {address}"
     console.print("\nTry next, in a second terminal (`. .venv/bin/activate` first):")
-    for command in ("exchanges", f"balance --user {MAIN_USER} --exchange oanda", f"watch --user {MAIN_USER}"):
+    # A plugin's author may have installed no plugin but their own.
+    exchange = "oanda" if "oanda" in running.venues else next(iter(running.venues), "oanda")
+    for command in ("exchanges", f"balance --user {MAIN_USER} --exchange {exchange}", f"watch --user {MAIN_USER}"):
         console.print(f"  exchange-service {command}{flag}", soft_wrap=True)
     console.print("\nInterrupt (Ctrl-C) to end.")
 

@@ -23,6 +23,7 @@ from google.rpc import error_details_pb2, status_pb2
 from exchange_service.addresses import is_loopback
 from exchange_service.errors import (
     DeadlinePassed,
+    FieldInvalid,
     ServiceError,
     ShuttingDown,
     StoreUnavailable,
@@ -296,11 +297,17 @@ def _duration(seconds: float) -> Duration:
 
 def _from_status(status: status_pb2.Status) -> ServiceError:
     reason, retry_after = "", None
+    violation = None
     for detail in status.details:
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             reason = error_details_pb2.ErrorInfo.FromString(detail.value).reason
         elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
             delay = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay
             retry_after = delay.seconds + delay.nanos / 1e9
+        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            violation = next(iter(error_details_pb2.BadRequest.FromString(detail.value).field_violations), None)
     # The message of a status ends with its advice.
-    return from_reason(reason, status.message, retry_after, advice="")
+    error = from_reason(reason, status.message, retry_after, advice="")
+    if isinstance(error, FieldInvalid) and violation is not None:
+        error.field, error.description = violation.field, violation.description
+    return error

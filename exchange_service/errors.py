@@ -117,10 +117,10 @@ class HostError(ServiceError):
 
 
 class FieldInvalid(RequestError):
-    """A request's field is missing or malformed; `field` is its path."""
+    """A request's field is missing or malformed; `field` is its path, and `description` says what is wrong with it."""
 
     reason = "FIELD_INVALID"
-    # Empty if the error was read from the wire: there the details name the field.
+    # Empty if a client got no details.
     field = ""
     description = ""
 

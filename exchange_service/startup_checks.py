@@ -85,9 +85,19 @@ def venue_overrides(settings: Settings, registry: Registry) -> dict[str, str]:
         listing = registry.listings.get(exchange_id)
         known = listing.metadata.environment(environment) if listing and environment else None
         if listing is None or (dot and known is None):
-            raise UnsafeSettings(f"venue_urls names {name!r}, which no plugin serves. It should be an exchange's id.")
+            raise UnsafeSettings(
+                f"venue_urls names {name!r}, which no plugin serves. It should be an exchange's id, or "
+                f"id.environment.{_not_loaded(registry)}"
+            )
         overrides[f"{exchange_id}.{known.name}" if known else exchange_id] = url
     return overrides
+
+
+def _not_loaded(registry: Registry) -> str:
+    """The plugins that could not be loaded, each with its reason: an exchange that is missing may be one of theirs."""
+    loaded = {plugin.info for plugin in registry.plugins}
+    problems = [item for item in registry.problems if item.plugin not in loaded]
+    return "".join(f" The plugin {item.plugin.name} was not loaded: {item.reason}" for item in problems)
 
 
 def check_plugin_settings(settings: Settings, registry: Registry) -> None:

@@ -33,7 +33,7 @@ _DEMO = {
     "CREDENTIAL_MISSING": "balance --user nobody --exchange oanda",
     "CREDENTIAL_REJECTED": "balance --user demo-refused --exchange oanda",
     "VENUE_RATE_LIMITED": "balance --user demo-limited --exchange oanda",
-    "VENUE_UNAVAILABLE": "balance --user demo-stale --exchange oanda, twice, the second time with --max-age 0",
+    "VENUE_UNAVAILABLE": "balance --user demo-stale --exchange oanda`, twice, the second time with `--max-age 0",
     "VENUE_TIMEOUT": "balance --user demo-slow --exchange oanda --max-age 0 --timeout 2",
     "ACCOUNT_UNKNOWN": "balance --user demo-partly --exchange oanda",
     "NOT_SUPPORTED": "balance --user demo --exchange bullish",

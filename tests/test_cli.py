@@ -404,6 +404,14 @@ def test_serve_and_demo_refuse_a_port_that_is_taken(demo: str, tmp_path: Path) -
         done = ask(demo, tmp_path, command)
         assert done.returncode == 4
         assert demo in done.stderr
+    assert "choose a port" in done.stderr
+
+
+def test_a_demo_that_others_could_reach_is_refused_without_advice_on_ports(tmp_path: Path) -> None:
+    done = call(tmp_path, "demo", "--address", "0.0.0.0:0")
+    assert done.returncode == 4
+    assert "tls_certificate" in done.stderr
+    assert "choose a port" not in done.stderr
 
 
 def test_a_wrong_setting_is_named_and_its_value_is_not_shown(tmp_path: Path) -> None:

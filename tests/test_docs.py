@@ -180,7 +180,7 @@ def test_the_demo_shows_the_reasons_that_the_error_page_lists_for_it(demo_addres
     section = re.search(rf"^## {reason}\n(.*?)(?=^## |\Z)", page, re.M | re.DOTALL)
     assert section
     demo = re.search(
-        r"see it in the demo: `exchange-service ([^`,]*)(, twice, the second time with (.*))?`", section[1]
+        r"see it in the demo: `exchange-service ([^`]*)`(, twice, the second time with `(.*)`)?", section[1]
     )
     if demo is None:
         return

@@ -93,7 +93,9 @@ async def _demo(settings: Settings, redis: bool) -> None:
             tune_gc()
             welcome = partial(_print_welcome, running, time.monotonic() - started)
             await running.service.run_until_signal(welcome)
-    except (UnsafeSettings, BindError) as error:
+    except UnsafeSettings as error:
+        fail(str(error), ExitCode.ACT)
+    except BindError as error:
         fail(f"{error} Another service may be running; choose a port with --address 127.0.0.1:50052.", ExitCode.ACT)
     messages.print("Stopped.")
     await end_process()
@@ -118,7 +120,9 @@ def _print_welcome(running: object, seconds: float) -> None:
     console.print(users)
     flag = "" if address == "127.0.0.1:50051" else f" --address {address}"
     console.print("\nTry next, in a second terminal (`. .venv/bin/activate` first):")
-    for command in ("exchanges", f"balance --user {MAIN_USER} --exchange oanda", f"watch --user {MAIN_USER}"):
+    # A plugin's author may have installed no plugin but their own.
+    exchange = "oanda" if "oanda" in running.venues else next(iter(running.venues), "oanda")
+    for command in ("exchanges", f"balance --user {MAIN_USER} --exchange {exchange}", f"watch --user {MAIN_USER}"):
         console.print(f"  exchange-service {command}{flag}", soft_wrap=True)
     console.print("\nInterrupt (Ctrl-C) to end.")
 

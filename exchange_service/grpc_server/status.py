@@ -33,7 +33,7 @@ class StatusRow:
 
 _C = grpc.StatusCode
 _RETRYABLE = (_C.UNAVAILABLE, _C.RESOURCE_EXHAUSTED, _C.DEADLINE_EXCEEDED, _C.ABORTED)
-_CALLER, _USER, _OPERATOR, _NOBODY = "caller", "user", "operator", "nobody: try again"
+_CALLER, _USER, _OPERATOR, _NOBODY = "caller", "user", "operator", "nobody"
 
 TABLE: dict[type[errors.ServiceError], StatusRow] = {
     errors.FieldInvalid: StatusRow(_C.INVALID_ARGUMENT, _CALLER, "Correct the field and call again."),

@@ -41,7 +41,7 @@ HEAVY_LIBRARIES = (
 )
 
 _FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
-_ID = re.compile(r"[a-z][a-z0-9_]*\Z")
+_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\Z")
 
 
 class ListingContract:
@@ -103,7 +103,7 @@ class ListingContract:
     def test_ids_are_lower_case_and_unique(self, manifest: Manifest) -> None:
         ids = [exchange.id for exchange in manifest.exchanges]
         assert len(set(ids)) == len(ids), "an id is listed twice"
-        assert all(map(_ID.match, ids)), f"ids are lower case letters, digits and _: {ids}"
+        assert all(map(_ID.match, ids)), f"ids are lower case letters, digits, _ and -: {ids}"
 
     def test_the_listing_is_complete(self, manifest: Manifest) -> None:
         for exchange in manifest.exchanges:

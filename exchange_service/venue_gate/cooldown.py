@@ -62,7 +62,8 @@ class Cooldowns:
                     "limits our requests" if cooldown.reason == VenueRateLimited.reason else "asked to be left alone"
                 )
                 return _COOLING[cooldown.reason](
-                    f"{venue} {action}, and is not asked until then.", retry_after=cooldown.until - _loop_time()
+                    f"{venue} {action}, and is not asked before the delay is over.",
+                    retry_after=cooldown.until - _loop_time(),
                 )
         return None
 

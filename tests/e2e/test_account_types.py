@@ -100,6 +100,8 @@ async def test_a_type_that_the_exchange_lacks_is_refused_with_a_list_of_its_type
         await read(running, "options")
     assert "account_type" in refusal.value.message
     assert "spot, margin, funding, all" in refusal.value.message
+    named = (refusal.value.field, refusal.value.description)
+    assert named == ("account_type", "Fakex has no accounts of this type.")
 
 
 async def test_accounts_that_were_not_requested_are_dropped_and_the_summary_is_of_the_rest(

@@ -24,9 +24,11 @@ from exchange_service.errors import (
 )
 from exchange_service.grpc_server.server import BindError
 from exchange_service.grpc_server.servicer import SERVICE
+from exchange_service.model import PluginInfo
 from exchange_service.plugin_api import Balance, Environment, VenueCall
 from exchange_service.startup_checks import UnsafeSettings
 from exchange_service.testing import Fault
+from exchange_service.venues.registry import PluginProblem, Registry
 from tests.harness import (
     USER,
     Gate,
@@ -36,6 +38,7 @@ from tests.harness import (
     failure,
     holding,
     listing,
+    loaded,
     registry_of,
     serving,
     settings_for,
@@ -152,6 +155,18 @@ class TestOverrides:
         settings, named = WRONG_SETTINGS[name]
         with pytest.raises(UnsafeSettings, match=named):
             await start_service(settings_for(tmp_path, **settings), registry=registry_of(plugin))
+
+    async def test_a_refusal_tells_of_a_plugin_that_was_not_loaded_and_of_no_other(
+        self, tmp_path: Path, plugin: ScriptedPlugin
+    ) -> None:
+        served = loaded(plugin)
+        problems = [
+            PluginProblem(PluginInfo("acme", "1.0.0", "exchange-service-acme"), "The hook fetch_balances is unknown."),
+            PluginProblem(served.info, "The catalogue is older than the library."),
+        ]
+        registry = Registry([served], problems)
+        with pytest.raises(UnsafeSettings, match=r"acme was not loaded: The hook fetch_balances is unknown\.$"):
+            await start_service(settings_for(tmp_path, venue_urls={"acme": "http://127.0.0.1:1"}), registry=registry)
 
     @pytest.mark.parametrize("name", ["fakex.sandbox", "fakex.practice", "fakex.PRACTICE"])
     async def test_an_alias_stands_for_its_environment_and_for_no_other(

@@ -6,7 +6,7 @@ in UTC.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -257,6 +257,8 @@ class VenueReports:
 
     usage: dict[int, tuple[int, float]] = field(default_factory=dict)
     cooldown: float = 0.0
+    # Called after each report, so that the gate can act on it before the call ends.
+    on_report: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -263,12 +263,14 @@ class VenueCall:
         delay = _at_least_zero(seconds if resets_after is None else resets_after)
         if units >= self.reports.usage.get(window, (0, 0.0))[0]:
             self.reports.usage[window] = (units, delay)
+        self.reports.on_report()
 
     def report_cooldown(self, seconds: float) -> None:
         """Report that the venue wants no requests for `seconds`, although this call may still return a balance, for
         example because only one of several accounts was refused. No request is sent until then, for any account; if all
         of the listing's limits count by key, none with this key. Raises as `report_usage` does."""
         self.reports.cooldown = max(self.reports.cooldown, _at_least_zero(seconds))
+        self.reports.on_report()
 
     def remaining(self) -> float:
         """Seconds until the deadline, never negative."""

@@ -653,6 +653,19 @@ class TestReports:
         venue.report, venue.answer = (lambda reports: None), venue.good
         assert await outcome(venue.through(gate, key="another")) is None
 
+    async def test_a_reported_cooldown_holds_before_the_call_that_reports_it_ends(self) -> None:
+        venue = Venue()
+        gate = gated()
+        venue.report = lambda reports: (setattr(reports, "cooldown", 130.0), reports.on_report())[1]
+        venue.answer = asyncio.Event().wait  # type: ignore[assignment]
+        hanging = asyncio.ensure_future(venue.through(gate))
+        await until(lambda: venue.fetches == 1)
+        error = await outcome(venue.through(gate, key="another"))
+        assert isinstance(error, VenueRateLimited)
+        assert venue.fetches == 1
+        hanging.cancel()
+        await asyncio.wait({hanging})
+
     async def test_a_limit_that_the_venue_counts_as_used_up_holds_until_it_resets(
         self, offset_clock: OffsetClock
     ) -> None:

@@ -72,6 +72,10 @@ class Cooldowns:
         for key, reason, left in await self._shared.cooldowns(keys) if self._shared is not None else ():
             self._keep(key, reason if reason in _COOLING else VenueRateLimited.reason, left)
 
+    def hold(self, key: str, error: ServiceError) -> None:
+        """Let `key` cool down in this process at once, for the time that the error names."""
+        self._keep(key, error.reason, min(error.retry_after or 0.0, _LONGEST))
+
     async def cool_down(self, key: str, error: ServiceError) -> None:
         """Act on a venue's error on all replicas: if it asks to be left alone, `key` cools down for the time that it
         names. A rate limit without a time cools down for a guess: longer each time in a row, and fully jittered."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NoReturn, Protocol
 
 import structlog
@@ -138,6 +139,30 @@ class _Passage:
         by_key = isinstance(error, VenueRateLimited) and bool(limits) and all(limit.scope == "key" for limit in limits)
         return self.keys[by_key]
 
+    def observe_usage(self) -> None:
+        """Let the rate limiters count what the plugin has reported."""
+        for limiter, used, resets_after in self._usage():
+            limiter.observe(used, resets_after)
+
+    def reported(self) -> Iterator[tuple[str, VenueRateLimited]]:
+        """The keys that cool down by what the plugin has reported, each with the error that names the time."""
+        if self.target.reports.cooldown > 0:
+            error = VenueRateLimited("The venue wants no requests.", retry_after=self.target.reports.cooldown)
+            yield self.cooling_key(error), error
+        for limiter, used, resets_after in self._usage():
+            if used >= limiter.limit.count and resets_after > 0:
+                # What counts by key is used up for this key, and other users go on.
+                error = VenueRateLimited("The venue's limit is used up.", retry_after=resets_after)
+                yield self.keys[limiter.limit.scope == "key"], error
+
+    def _usage(self) -> Iterator[tuple[RateLimiter, int, float]]:
+        """Each limit that the plugin has reported on, with the units used and the seconds until it resets. No window
+        lasts longer than its limit says, whatever the answer does."""
+        for limiter in self.limiters:
+            usage = self.target.reports.usage.get(limiter.limit.seconds)
+            if usage is not None:
+                yield limiter, usage[0], min(usage[1], limiter.limit.seconds)
+
 
 class Gated:
     """Lets fetches through to the venues as those can bear them, and is the only layer that asks a venue again."""
@@ -261,6 +286,7 @@ class Gated:
             passage.venue.retries.called()
         before = breaker.state
         passage.probe = probe = breaker.enter()
+        passage.target.reports.on_report = partial(self._hold_reported, passage)
         try:
             answer = await self.inner.fetch(passage.target, passage.deadline, passage.priority)
         except ServiceError as error:
@@ -285,24 +311,16 @@ class Gated:
             if probe or breaker.state is not before:
                 self._metrics.breaker(passage.metadata.venue, passage.environment, breaker.state.value)
 
+    def _hold_reported(self, passage: _Passage) -> None:
+        """Act in this process at once on what the plugin has just reported: its call may go on for long."""
+        for key, error in passage.reported():
+            self._cooldowns.hold(key, error)
+
     async def _apply_reports(self, passage: _Passage) -> None:
-        """Act on what the plugin has learnt of the venue's limits, beside a balance or an error."""
-        reports = passage.target.reports
-        if reports.cooldown > 0:
-            error = VenueRateLimited("The venue wants no requests.", retry_after=reports.cooldown)
-            await self._cooldowns.cool_down(passage.cooling_key(error), error)
-        for limiter in passage.limiters:
-            limit = limiter.limit
-            if limit.seconds not in reports.usage:
-                continue
-            used, resets_after = reports.usage[limit.seconds]
-            # No window lasts longer than its limit says, whatever the answer does.
-            resets_after = min(resets_after, limit.seconds)
-            limiter.observe(used, resets_after)
-            if used >= limit.count and resets_after > 0:
-                # What counts by key is used up for this key, and other users go on.
-                error = VenueRateLimited("The venue's limit is used up.", retry_after=resets_after)
-                await self._cooldowns.cool_down(passage.keys[limit.scope == "key"], error)
+        """Act on all replicas on what the plugin has reported, beside a balance or an error."""
+        passage.observe_usage()
+        for key, error in passage.reported():
+            await self._cooldowns.cool_down(key, error)
 
     def _record_failure(self, passage: _Passage, error: ServiceError, started: float) -> None:
         """Report a failure to the breaker and the status."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,6 +174,7 @@ class TestScope:
             followed = open_stream(running, auditor, attempt.target, attempt.exchange_id)
             await followed.next()
         metadata = await metadata_of(running, attempt)
+        await self.finish_lookups(running)
         calls, statements = len(watched.plugin.calls), len(watched.statements)
         result = await self.make_attempt(running, metadata, attempt)
         if followed is not None:
@@ -190,6 +192,12 @@ class TestScope:
             assert totals(result.balance) == {"BTC": amount(attempt.target, attempt.exchange_id)}
         else:
             assert result.reason == "CREDENTIAL_MISSING"
+
+    @staticmethod
+    async def finish_lookups(running: Running) -> None:
+        """Wait for the lookups that were started beside a call, because a cached reference was old."""
+        while requests := list(running.service.balances.references._requests.values()):
+            await asyncio.wait(requests)
 
     @staticmethod
     async def make_attempt(running: Running, metadata: list[tuple[str, str]], attempt: Attempt) -> AttemptResult:

@@ -10,6 +10,7 @@ imports nothing of the service.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 _SUITE = str(Path(__file__).parent / "testing" / "suite.py")
 # The name of a test's property: an exchange's id, how many malformed answers were tried, how many were believed.
 MALFORMED = "malformed answers"
+# The name of a test's property: what a sweep is over, the ids that it tried, how many cases, of which the right answer
+# is not known for so many, and so many came out wrong.
+SWEEP = "sweep"
+# The name of a test's property: how many facts have a witness, and how many are unproven.
+WITNESSES = "witnesses"
 # The names of the plugins to test. The suite reads them when pytest collects it.
 CHOSEN: list[str] = []
 
@@ -46,19 +52,32 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print how many malformed answers all tests have tried, also those in workers of pytest-xdist."""
-    exchanges: set[str] = set()
-    tried = believed = 0
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            # The property is recorded at teardown, so that a failed test counts too.
-            if getattr(report, "when", "") != "teardown":
-                continue
-            for name, value in getattr(report, "user_properties", ()):
-                if name == MALFORMED:
-                    exchanges.add(value[0])
-                    tried, believed = tried + value[1], believed + value[2]
-    if tried:
+    """Print what all tests have counted, also those in workers of pytest-xdist."""
+    counted = list(_counted(terminalreporter))
+    malformed = [value for name, value in counted if name == MALFORMED]
+    if tried := sum(value[1] for value in malformed):
+        exchanges = {value[0] for value in malformed}
+        believed = sum(value[2] for value in malformed)
         terminalreporter.write_line(
             f"malformed answers: {tried:,} tried at {len(exchanges)} exchanges, {believed} became a false balance"
         )
+    sweeps = [value for name, value in counted if name == SWEEP]
+    for subject in dict.fromkeys(value[0] for value in sweeps):
+        parts = [value for value in sweeps if value[0] == subject]
+        ids = {exchange_id for value in parts for exchange_id in value[1]}
+        tried, unknown, wrong = (sum(value[place] for value in parts) for place in (2, 3, 4))
+        terminalreporter.write_line(
+            f"sweep of {subject}: {tried:,} tried at {len(ids)} ids, {unknown:,} unknown, wrong: {wrong}"
+        )
+    facts = [value for name, value in counted if name == WITNESSES]
+    if facts:
+        known, unproven = (sum(value[place] for value in facts) for place in (0, 1))
+        terminalreporter.write_line(f"facts about venues: {known:,} with a witness, {unproven:,} unproven")
+
+
+def _counted(terminalreporter: Any) -> Iterator[tuple[str, Any]]:
+    """The properties of all tests. They are recorded at teardown, so that a failed test counts too."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "teardown":
+                yield from getattr(report, "user_properties", ())

@@ -20,6 +20,7 @@ from exchange_service.plugin_api import (
     VenueUnavailable,
     parse_json,
 )
+from exchange_service.testing.witnesses import read_payload
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
 WALLET = "0x63dd5acc6b1aa0f563956c0e534dd30b6dcf7c4e"
@@ -29,7 +30,7 @@ CHANGED = datetime(2025, 11, 24, 16, 0, 0, 123000, tzinfo=UTC)
 
 
 def payload(name: str) -> Any:
-    return parse_json((PAYLOADS / name).read_bytes())
+    return parse_json(read_payload(PAYLOADS / name))
 
 
 def changed(answer: Any, **changes: Any) -> Any:

@@ -29,11 +29,12 @@ from exchange_service.plugin_api import (
     VenueMalformed,
 )
 from exchange_service.testing import Fault, venue_call
+from exchange_service.testing.witnesses import read_payload
 
 Read = Callable[..., Awaitable[Balance]]
 Listings = Mapping[str, ExchangeMetadata]
 
-RECORDED: Mapping[str, Any] = json.loads((Path(__file__).parent.parent / "payloads" / "balances.json").read_bytes())
+RECORDED: Mapping[str, Any] = json.loads(read_payload(Path(__file__).parent.parent / "payloads" / "balances.json"))
 MARKET_PATHS = ["/api/v3/exchangeInfo", "/fapi/v1/exchangeInfo", "/dapi/v1/exchangeInfo"]
 
 

@@ -41,6 +41,7 @@ from exchange_service.plugin_api import (
     parse_json,
 )
 from exchange_service.testing import Fault, venue_call
+from exchange_service.testing.witnesses import read_payload
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
 MASTER = "0x8c967e73e6b15087c42a10d344cff4c96d877f1d"
@@ -136,8 +137,8 @@ async def test_the_recorded_payloads_come_through_whole() -> None:
     async with venue() as simulator:
         simulator.wallets[MASTER].mode = "unifiedAccount"
         simulator.wallets[MASTER].answers = {
-            "clearinghouseState": (PAYLOADS / "clearinghouse_state.json").read_bytes(),
-            "spotClearinghouseState": (PAYLOADS / "spot_state_unified.json").read_bytes(),
+            "clearinghouseState": read_payload(PAYLOADS / "clearinghouse_state.json"),
+            "spotClearinghouseState": read_payload(PAYLOADS / "spot_state_unified.json"),
         }
         balance = await read(simulator)
     assert [account.type for account in balance.venue_accounts] == ["spot"]

@@ -20,6 +20,7 @@ from exchange_service.plugin_api import (
     VenueUnavailable,
     parse_json,
 )
+from exchange_service.testing.witnesses import read_payload
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
 ADDRESS = "0x8c967e73e6b15087c42a10d344cff4c96d877f1d"
@@ -29,7 +30,7 @@ STANDARD = ["disabled", "default", "dexAbstraction"]
 
 
 def payload(name: str) -> Any:
-    return parse_json((PAYLOADS / f"{name}.json").read_bytes())
+    return parse_json(read_payload(PAYLOADS / f"{name}.json"))
 
 
 def perps(name: str = "clearinghouse_state", dex: str = "", collateral: str = "USDC") -> parse.PerpState:

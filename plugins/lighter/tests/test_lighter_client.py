@@ -33,6 +33,7 @@ from exchange_service.plugin_api import (
     VenueUnavailable,
 )
 from exchange_service.testing import Fault, venue_call
+from exchange_service.testing.witnesses import read_payload
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
 WALLET = "0x8c967e73e6b15087c42a10d344cff4c96d877f1d"
@@ -228,7 +229,7 @@ async def test_environment_and_deployment_choose_the_host(environment: str, depl
 
 async def test_robinhood_chain_has_its_own_dollar() -> None:
     async with venue() as simulator:
-        body = (PAYLOADS / "account_robinhood.json").read_bytes()
+        body = read_payload(PAYLOADS / "account_robinhood.json")
         simulator.fail(Fault(body=body))
         balance = await read(simulator, account_index=77, deployment="robinhood")
         simulator.recover()
@@ -285,7 +286,7 @@ async def test_a_page_that_fails_leaves_no_part_of_a_balance() -> None:
 async def test_fewer_accounts_than_lighter_counts_are_malformed() -> None:
     async with venue() as simulator:
         simulator.fail(
-            Fault(body=(PAYLOADS / "account_classic.json").read_bytes().replace(b'"total": 2', b'"total": 3'))
+            Fault(body=read_payload(PAYLOADS / "account_classic.json").replace(b'"total": 2', b'"total": 3'))
         )
         with pytest.raises(VenueMalformed, match="fewer"):
             await read(simulator, wallet_address="0x" + "aa".rjust(40, "0"))

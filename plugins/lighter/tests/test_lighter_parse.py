@@ -19,6 +19,7 @@ from exchange_service.plugin_api import (
     VenueUnavailable,
     parse_json,
 )
+from exchange_service.testing.witnesses import read_payload
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
 POOL = 281474976710654
@@ -26,7 +27,7 @@ LIT_POOL = 281474976624800
 
 
 def payload(name: str) -> Any:
-    return parse_json((PAYLOADS / f"{name}.json").read_bytes())
+    return parse_json(read_payload(PAYLOADS / f"{name}.json"))
 
 
 def read(answer: Any, collateral: str = "USDC") -> Balance:

@@ -16,6 +16,7 @@ from exchange_service_lighter.simulator import LighterSimulator, SimulatedAccoun
 from exchange_service.plugin_api import AccountUnknown, Balance, VenueError, VenueRateLimited, VenueUnavailable
 from exchange_service.testing import venue_call
 from exchange_service.testing.venue import SITUATIONS, TROUBLES
+from exchange_service.testing.witnesses import read_payload
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
 WALLET = "0x8c967e73e6b15087c42a10d344cff4c96d877f1d"
@@ -77,7 +78,7 @@ async def test_an_unknown_account_has_the_venues_own_answer() -> None:
         for params in ({"by": "index", "value": "999"}, {"by": "l1_address", "value": "0x" + "0" * 40}):
             status, answer = await get(simulator, params)
             assert status == 400
-            assert answer == json.loads((PAYLOADS / "account_not_found.json").read_bytes())
+            assert answer == json.loads(read_payload(PAYLOADS / "account_not_found.json"))
 
 
 async def test_an_address_is_found_in_any_letters() -> None:
@@ -121,7 +122,7 @@ async def test_a_request_belongs_to_the_wallet_whose_accounts_it_reads() -> None
 
 
 async def test_the_worked_example_is_answered_member_for_member() -> None:
-    recorded = json.loads((PAYLOADS / "account_classic.json").read_bytes())["accounts"][0]
+    recorded = json.loads(read_payload(PAYLOADS / "account_classic.json"))["accounts"][0]
     async with LighterSimulator() as simulator:
         assert isinstance(simulator, LighterSimulator)
         simulator.demo_credential("moving")

@@ -11,13 +11,14 @@ import pytest
 from exchange_service_oanda import parse
 
 from exchange_service.plugin_api import AssetBalance, Summary, VenueMalformed, parse_json
+from exchange_service.testing.witnesses import read_payload
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
 ACCOUNT_ID = "101-004-7654321-001"
 
 
 def payload(name: str) -> Any:
-    return parse_json((PAYLOADS / name).read_bytes())
+    return parse_json(read_payload(PAYLOADS / name))
 
 
 def summary_with(**changes: Any) -> Any:

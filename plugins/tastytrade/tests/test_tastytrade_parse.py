@@ -12,13 +12,14 @@ import pytest
 from exchange_service_tastytrade import parse
 
 from exchange_service.plugin_api import AssetBalance, Summary, VenueAccount, VenueMalformed, parse_json
+from exchange_service.testing.witnesses import read_payload
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
 NUMBER = "5WX00000"
 
 
 def payload(name: str) -> Any:
-    return parse_json((PAYLOADS / name).read_bytes())
+    return parse_json(read_payload(PAYLOADS / name))
 
 
 def changed(answer: Any, changes: dict[str, Any]) -> None:

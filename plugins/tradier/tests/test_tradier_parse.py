@@ -12,6 +12,7 @@ from exchange_service_tradier import parse
 from exchange_service_tradier.parse import ListedAccount
 
 from exchange_service.plugin_api import AssetBalance, FeatureNotEnabled, Summary, VenueMalformed, parse_json
+from exchange_service.testing.witnesses import read_payload
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
 MARGIN, DAY_TRADER, CASH = "6YA00000", "6YD33333", "6YB11111"
@@ -19,7 +20,7 @@ NUMBERS = {"balances_margin.json": MARGIN, "balances_pdt.json": DAY_TRADER, "bal
 
 
 def payload(name: str) -> Any:
-    return parse_json((PAYLOADS / name).read_bytes())
+    return parse_json(read_payload(PAYLOADS / name))
 
 
 def changed(name: str, *, block: str = "", **changes: Any) -> Any:

@@ -1,0 +1,154 @@
+"""Witnesses: where a fact about a venue is known from, so that tests do not only agree with their own writer.
+
+A witness is a text such as "vendor: https://docs.acme.example/errors". Its first word is one of KINDS.
+
+- A payload file is a JSON object whose members are `witness` and, last, `answer`.
+- A row of a table in Python has the comment `# witness: ...`. At the end of a row's line it is for that row, on a line
+  of its own for every row below it, and above the table for all its rows.
+
+`unproven` is the honest word for a guess, with what was looked for: docs/venues.md lists every fact that has it.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+KINDS = {
+    "vendor": "the venue's own page, specification or library, by its address",
+    "CCXT": "CCXT's class and one of its members, such as `okx.exceptions`, in the installed version",
+    "test data": "a captured answer in another project's tests, by repository and path",
+    "report": "a public report, by repository and number or by its address",
+    "standard": "a published standard, such as an RFC or an EIP",
+    "unproven": "a guess",
+}
+_COMMENT = "# witness:"
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """`kind` is one of KINDS, `source` says where; it is empty only for a guess."""
+
+    kind: str
+    source: str
+
+    @property
+    def proven(self) -> bool:
+        """Whether the fact is known from somebody else."""
+        return self.kind != "unproven"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a table: its source text without comments, its line, and its witness, None if it has none."""
+
+    text: str
+    line: int
+    witness: Witness | None
+    # The texts of the row's key, or of the row itself where it is a plain text.
+    words: tuple[str, ...] = ()
+
+
+def parse_witness(text: str) -> Witness:
+    """The witness that `text` names. Raises ValueError for an unknown kind, or one without a source."""
+    kind, _, source = (part.strip() for part in text.partition(":"))
+    if kind not in KINDS:
+        raise ValueError(f"a witness begins with one of {', '.join(KINDS)}, not {kind[:40]!r}")
+    if not source and kind != "unproven":
+        raise ValueError(f"a witness of the kind {kind!r} says where: {KINDS[kind]}")
+    return Witness(kind, source)
+
+
+def payload_witness(path: Path) -> Witness:
+    """The witness of a payload file. Raises ValueError if it has none."""
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict) or not isinstance(content.get("witness"), str):
+        raise ValueError(f"{path.name} has no member `witness`")
+    return parse_witness(content["witness"])
+
+
+def read_payload(path: Path) -> bytes:
+    """The answer in a payload file, every digit as it stands there. Raises ValueError if the file has no witness."""
+    payload_witness(path)
+    text = path.read_text(encoding="utf-8").rstrip()
+    answer = text.partition('"answer":')[2].removesuffix("}").strip()
+    if json.loads(answer) != json.loads(text)["answer"]:
+        raise ValueError(f"`answer` is not the last member of {path.name}")
+    return answer.encode()
+
+
+def table_rows(path: Path, table: str) -> tuple[Row, ...]:
+    """The rows of the table with this name in a Python file, each with its witness.
+
+    A row is an entry of the outermost literal: of a dict, list, tuple or set, also within a call. Raises LookupError if
+    the file assigns no such name.
+    """
+    source = path.read_text(encoding="utf-8")
+    comments = dict(_comments(source))
+    for statement in ast.walk(ast.parse(source)):
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            if any(isinstance(target, ast.Name) and target.id == table for target in targets):
+                return tuple(_rows(source, statement.value, comments, _above(comments, statement.lineno)))
+    raise LookupError(f"{path.name} has no table {table}")
+
+
+def _comments(source: str) -> Iterator[tuple[int, tuple[bool, str]]]:
+    """Every comment by its line: whether it stands alone on it, and its text."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], (not token.line[: token.start[1]].strip(), token.string)
+
+
+def _above(comments: dict[int, tuple[bool, str]], line: int) -> Witness | None:
+    """The witness in the comments that stand directly above a line."""
+    while (line := line - 1) in comments and comments[line][0]:
+        if comments[line][1].startswith(_COMMENT):
+            return parse_witness(comments[line][1].removeprefix(_COMMENT))
+    return None
+
+
+def _rows(
+    source: str, value: ast.expr, comments: dict[int, tuple[bool, str]], witness: Witness | None
+) -> Iterator[Row]:
+    container = _outermost(value)
+    if container is None:
+        yield Row(ast.get_source_segment(source, value) or "", value.lineno, witness)
+        return
+    done = container.lineno - 1
+    for first, last in _entries(container):
+        own, end = None, last.end_lineno or last.lineno
+        for line in range(done + 1, end + 1):
+            alone, text = comments.get(line, (False, ""))
+            if text.startswith(_COMMENT):
+                found = parse_witness(text.removeprefix(_COMMENT))
+                witness, own = (found, own) if alone and line < first.lineno else (witness, found)
+        done = end
+        yield Row(ast.get_source_segment(source, first) or "", first.lineno, own or witness, tuple(_texts(first)))
+
+
+def _outermost(value: ast.expr) -> ast.expr | None:
+    """The literal container that holds the rows; None if there is none."""
+    if isinstance(value, (ast.Dict, ast.List, ast.Tuple, ast.Set)):
+        return value
+    if isinstance(value, ast.Call):
+        return next((found for argument in value.args if (found := _outermost(argument)) is not None), None)
+    return None
+
+
+def _entries(container: ast.expr) -> list[tuple[ast.expr, ast.expr]]:
+    """The first and the last expression of each row, which are the key and the value in a dict."""
+    if isinstance(container, ast.Dict):
+        return [(key or value, value) for key, value in zip(container.keys, container.values, strict=True)]
+    return [(entry, entry) for entry in getattr(container, "elts", [])]
+
+
+def _texts(node: ast.expr) -> Iterator[str]:
+    for found in ast.walk(node):
+        if isinstance(found, ast.Constant) and isinstance(found.value, str):
+            yield found.value

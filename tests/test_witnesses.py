@@ -1,0 +1,92 @@
+"""Every fact about a venue names where it is known from, and what is only a guess says so."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ccxt.async_support as ccxt
+import pytest
+
+from exchange_service.pytest_plugin import WITNESSES
+from exchange_service.testing.witnesses import Witness, parse_witness, payload_witness, read_payload, table_rows
+from tests.witnessed import ROOT, TABLES, payload_files
+
+
+def ccxt_text(source: str) -> str:
+    """The text of CCXT's member that a witness names, such as `okx.exceptions`: of its description or its code."""
+    exchange_id, _, member = source.partition(" ")[0].partition(".")
+    kind = getattr(ccxt, exchange_id)
+    if not member:
+        return inspect.getsource(kind)
+    described = kind().describe()
+    return str(described[member]) if member in described else inspect.getsource(getattr(kind, member))
+
+
+@pytest.mark.parametrize("path", sorted(TABLES))
+def test_every_row_of_a_table_has_a_witness(path: str, record_property: Callable[[str, object], None]) -> None:
+    rows = [(table, row) for table in TABLES[path] for row in table_rows(ROOT / path, table)]
+    assert [f"{table}, line {row.line}: {row.text}" for table, row in rows if row.witness is None] == []
+    witnesses = [row.witness for _, row in rows if row.witness is not None]
+    record_property(WITNESSES, [sum(one.proven for one in witnesses), sum(not one.proven for one in witnesses)])
+
+
+@pytest.mark.parametrize("path", sorted(TABLES))
+def test_what_cites_ccxt_is_in_the_installed_ccxt(path: str) -> None:
+    missing = [
+        f"{table}, line {row.line}: {word!r} is not in {row.witness.source}"
+        for table in TABLES[path]
+        for row in table_rows(ROOT / path, table)
+        if row.witness is not None and row.witness.kind == "CCXT"
+        for word in row.words
+        if word not in ccxt_text(row.witness.source)
+    ]
+    assert missing == []
+
+
+def test_every_payload_file_has_a_witness(record_property: Callable[[str, object], None]) -> None:
+    witnesses = [payload_witness(path) for path in payload_files()]
+    assert witnesses
+    record_property(WITNESSES, [sum(one.proven for one in witnesses), sum(not one.proven for one in witnesses)])
+
+
+class TestReading:
+    """How witnesses are read, from a table that is written for the test."""
+
+    def rows(self, folder: Path, source: str) -> Iterator[tuple[str, Witness | None]]:
+        path = folder / "table.py"
+        path.write_text(source)
+        return ((row.text, row.witness) for row in table_rows(path, "TABLE"))
+
+    def test_a_comment_at_the_end_is_for_its_row_and_one_alone_for_the_rows_below(self, tmp_path: Path) -> None:
+        source = """# witness: unproven
+TABLE: dict = {
+    "a": 1,
+    # witness: vendor: https://acme.example
+    "b": 2,
+    "c": 3,  # witness: CCXT: okx.exceptions
+    "d": 4,
+}
+"""
+        kinds = {text: witness and witness.kind for text, witness in self.rows(tmp_path, source)}
+        assert kinds == {'"a"': "unproven", '"b"': "vendor", '"c"': "CCXT", '"d"': "vendor"}
+
+    def test_a_row_without_a_witness_has_none(self, tmp_path: Path) -> None:
+        assert dict(self.rows(tmp_path, "TABLE = frozenset({'a'})\n")) == {"'a'": None}
+
+    @pytest.mark.parametrize("text", ["somebody said so", "vendor:", ""])
+    def test_an_unknown_kind_and_a_missing_source_are_refused(self, text: str) -> None:
+        with pytest.raises(ValueError, match="a witness"):
+            parse_witness(text)
+
+    def test_an_answer_keeps_every_digit(self, tmp_path: Path) -> None:
+        path = tmp_path / "one.json"
+        path.write_text('{"witness": "unproven", "answer": {"a": 1.10, "answer": {}}}\n')
+        assert read_payload(path) == b'{"a": 1.10, "answer": {}}'
+
+    def test_a_payload_without_a_witness_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "one.json"
+        path.write_text('{"answer": 1}')
+        with pytest.raises(ValueError, match="no member `witness`"):
+            read_payload(path)

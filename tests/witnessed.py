@@ -9,7 +9,18 @@ ROOT = Path(__file__).parent.parent
 _CCXT = "plugins/ccxt_generic/exchange_service_ccxt_generic"
 
 # By file: the names of its tables whose rows are facts about venues.
-TABLES: Mapping[str, tuple[str, ...]] = {}
+TABLES: Mapping[str, tuple[str, ...]] = {
+    "plugins/oanda/exchange_service_oanda/__init__.py": ("LIMITS",),
+    "plugins/oanda/exchange_service_oanda/simulator.py": ("_REFUSALS",),
+    "plugins/tastytrade/exchange_service_tastytrade/__init__.py": ("LIMITS",),
+    "plugins/tastytrade/exchange_service_tastytrade/client.py": ("_REFUSED_GRANTS",),
+    "plugins/tastytrade/exchange_service_tastytrade/parse.py": ("_FIGURES", "_TYPES"),
+    "plugins/tastytrade/exchange_service_tastytrade/simulator.py": ("_ERRORS", "_GATEWAY_PAGE", "_REFUSED_GRANT"),
+    "plugins/tradier/exchange_service_tradier/__init__.py": ("LIMITS",),
+    "plugins/tradier/exchange_service_tradier/parse.py": ("_CALLS", "_OPTION_FIELDS", "_TYPES"),
+    "plugins/tradier/exchange_service_tradier/simulator.py": ("_FAULTS", "_UNAUTHORIZED_ACCOUNT"),
+    "plugins/tradier/tests/test_tradier_client.py": ("BODIES",),
+}
 
 
 def payload_files() -> Iterator[Path]:

@@ -33,6 +33,7 @@ _HEADERS = {"Accept": "application/json", "User-Agent": USER_AGENT}
 _ACCOUNT_LIST_AGE = 600.0
 _LOGIN_KEYS = frozenset({"login", "username", "password", "remember_token"})
 # In OAuth the second stands for a wrong client secret.
+# witness: standard: RFC 6749, section 5.2
 _REFUSED_GRANTS = ("invalid_grant", "invalid_client")
 _LOGINS_RETIRED = "tastytrade retired logins by user name and password for programs on 2025-12-01."
 _USE_A_GRANT = (

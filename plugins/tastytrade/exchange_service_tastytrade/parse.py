@@ -26,6 +26,8 @@ from exchange_service.plugin_api import (
 # The values in the venue's documents, for answers without them.
 _USUAL_LIFE = 900
 _USUAL_CURRENCY = "USD"
+# The figures that are read.
+# witness: vendor: https://developer.tastytrade.com/docs/concepts/positions-and-balances
 _FIGURES = (
     "cash-balance",
     "net-liquidating-value",
@@ -34,6 +36,7 @@ _FIGURES = (
     "maintenance-requirement",
 )
 # The words of `margin-or-cash` in lower case, which are our account types.
+# witness: test data: laustindasauce/tasty-go accounts_test.go
 _TYPES = frozenset({"cash", "margin"})
 # A token is not used in its last seconds, because it must still be valid when the request arrives.
 _MARGIN = 60.0

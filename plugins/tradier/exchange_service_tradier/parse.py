@@ -33,8 +33,11 @@ OPTION_NET = "OPTION_NET"
 
 # The object with the figures of each kind of account, and our account type for it. The account of a pattern day trader
 # (pdt) is a margin account with one more figure.
+# witness: vendor: https://docs.tradier.com/docs/balances
 _TYPES = {"margin": "margin", "pdt": "margin", "cash": "cash"}
+# witness: vendor: https://docs.tradier.com/docs/balances
 _OPTION_FIELDS = ("option_long_value", "option_short_value", "option_requirement")
+# witness: vendor: https://docs.tradier.com/docs/balances
 _CALLS = {"maintenance_call": "maintenance call", "fed_call": "fed call"}
 
 
@@ -156,8 +159,8 @@ def open_calls(payload: Any, number: str) -> tuple[str, ...]:
 def _option_rows(entry: Mapping[str, Any]) -> tuple[AssetBalance, ...]:
     """The rows for long, short and net.
 
-    Tradier has changed the sign of the short value over the years. Here it is always negative, and its debt is what
-    it costs to buy the positions back.
+    Tradier has changed the sign of the short value over the years: the fixtures of tradier/tradier.rb have a positive
+    one. Here it is always negative, and its debt is what it costs to buy the positions back.
     """
     long = required_amount(entry, "option_long_value", "balances")
     short = required_amount(entry, "option_short_value", "balances").copy_abs()

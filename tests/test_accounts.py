@@ -212,6 +212,27 @@ def test_a_single_account_keeps_its_own_deficit() -> None:
     assert deficit_notes(accounts, summary) == ()
 
 
+def test_an_account_that_holds_nothing_takes_nothing_away() -> None:
+    held = broker_account("1", total="5", available="4", buying_power="8")
+    flat = AssetBalance("EUR", total=Decimal("0.0000"), used=Decimal(0))
+    empty = VenueAccount("2", assets=(flat,), summary=Summary("EUR", total=Decimal(0), equity=Decimal("0.0000")))
+    assert combined_summary([empty, held]) == combined_summary([held, empty]) == held.summary
+    assert combined_summary([empty, empty]) == empty.summary
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        VenueAccount("2", summary=Summary("EUR")),
+        VenueAccount("2", summary=Summary("EUR", total=Decimal(0), equity=Decimal(3))),
+        VenueAccount("2", assets=(AssetBalance("EUR", total=Decimal(1)),), summary=Summary("EUR", equity=Decimal(0))),
+    ],
+    ids=["states nothing", "holds positions", "holds a row"],
+)
+def test_an_account_counts_unless_its_every_figure_is_a_zero(other: VenueAccount) -> None:
+    assert combined_summary([broker_account("1", total="5"), other]) is None
+
+
 @pytest.mark.parametrize("figure", ["total", "cash", "equity", "unrealised_pnl", "margin_used"])
 def test_money_and_losses_are_added_with_their_signs(figure: str) -> None:
     accounts = [broker_account("1", **{figure: "100"}), broker_account("2", **{figure: "-20"})]
@@ -235,8 +256,15 @@ def test_every_figure_of_a_sum_follows_the_rules_that_are_written_down(accounts:
     read = [VenueAccount(str(place), summary=Summary("USD", **figures)) for place, figures in enumerate(accounts)]
     summary = combined_summary(read)
     assert summary is not None
+    known_zeros = [[figure for figure in figures.values() if figure is not None] for figures in accounts]
+    counted = [
+        figures for figures, known in zip(accounts, known_zeros, strict=True) if any(known) or not known
+    ] or accounts[:1]
+    if len(counted) == 1:
+        assert summary == Summary("USD", **counted[0])
+        return
     for name in FIGURES:
-        values = [figures[name] for figures in accounts]
+        values = [figures[name] for figures in counted]
         known = None not in values
         spendable = name not in ("available", "buying_power") or (known and min(values) >= 0)
         assert getattr(summary, name) == (sum(values) if known and spendable else None)

@@ -75,10 +75,12 @@ def combined_summary(accounts: Sequence[VenueAccount]) -> Summary | None:
     """The summary for accounts that do not overlap: the sum of each figure that all of them state.
 
     Money and profit are added whatever their signs. What may be spent within an account, `available` and
-    `buying_power`, is added only if no account has a negative one: see `deficit_notes`. None if there is no account, if
-    one has an error or no summary, or if their currencies differ.
+    `buying_power`, is added only if no account has a negative one: see `deficit_notes`. An account that holds nothing
+    takes nothing away: beside others it is not counted. None if there is no account, if one has an error or no summary,
+    or if the currencies of those that count differ.
     """
-    summaries = [account.summary for account in accounts]
+    counted = [account for account in accounts if not _holds_nothing(account)] or accounts[:1]
+    summaries = [account.summary for account in counted]
     known = [summary for summary in summaries if summary is not None]
     if not known or len(known) != len(summaries) or len({summary.currency for summary in known}) != 1:
         return None
@@ -91,6 +93,15 @@ def combined_summary(accounts: Sequence[VenueAccount]) -> Summary | None:
             continue
         figures[item.name] = exact_sum(values)
     return Summary(currency=known[0].currency, **figures)
+
+
+def _holds_nothing(account: VenueAccount) -> bool:
+    """Whether the venue states figures for the account, and every one of them is zero."""
+    if account.error is not None or account.summary is None:
+        return False
+    stated = (getattr(account.summary, item.name) for item in fields(Summary) if item.name != "currency")
+    known = [figure for figure in stated if figure is not None]
+    return bool(known) and not any(known) and all(row.is_zero() for row in account.assets)
 
 
 def deficit_notes(accounts: Sequence[VenueAccount], summary: Summary | None) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 
@@ -51,6 +51,14 @@ class OandaSimulator(DemoVenue):
     """Simulates api-fxtrade.oanda.com."""
 
     exchange_id = "oanda"
+    trouble_witnesses: ClassVar[Mapping[str, str]] = {
+        "wrong key": "vendor: https://developer.oanda.com/rest-live-v20/troubleshooting-errors/",
+        "missing right": "report: https://github.com/hootnot/oanda-api-v20/issues/202",
+        "wrong environment": "report: https://github.com/happydasch/btoandav20/issues/71",
+        "unknown account": "vendor: https://developer.oanda.com/rest-live-v20/troubleshooting-errors/",
+        "rate limit": "unproven: OANDA's answer over its limits was looked for",
+        "outage": "unproven: an answer of OANDA during an outage was looked for",
+    }
 
     def __init__(self) -> None:
         super().__init__()

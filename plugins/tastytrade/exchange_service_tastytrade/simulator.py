@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 
@@ -94,6 +94,14 @@ class TastytradeSimulator(DemoVenue):
     """Simulates api.tastyworks.com, which does not know the grants of the sandbox."""
 
     exchange_id = "tastytrade"
+    trouble_witnesses: ClassVar[Mapping[str, str]] = {
+        "wrong key": "report: https://github.com/tastyware/tastytrade/issues/281",
+        "missing right": "vendor: https://developer.tastytrade.com/reference/errors/",
+        "wrong environment": "unproven: the answer of one host to a grant of the other was looked for",
+        "unknown account": "vendor: https://developer.tastytrade.com/api-guides/customer-account-info",
+        "rate limit": "vendor: https://developer.tastytrade.com/reference/errors/",
+        "outage": "unproven: an answer of tastytrade during an outage was looked for",
+    }
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 
@@ -109,6 +109,13 @@ class TradierSimulator(DemoVenue):
     """Simulates api.tradier.com, which does not know the tokens of the sandbox."""
 
     exchange_id = "tradier"
+    trouble_witnesses: ClassVar[Mapping[str, str]] = {
+        "wrong key": "test data: QuantConnect/Lean.Brokerages.Tradier TradierBrokerageAditionalTests.cs",
+        "wrong environment": "unproven: the answer of one host to a token of the other was looked for",
+        "unknown account": "test data: QuantConnect/Lean.Brokerages.Tradier TradierBrokerageTests.cs",
+        "rate limit": "unproven: the body was looked for; the headers are as on Tradier's page on rate limiting",
+        "outage": "unproven: an answer of Tradier during an outage was looked for",
+    }
     # The requests that a token may send in a minute.
     allowance = 120
 

@@ -4,19 +4,23 @@ others and their sum true."""
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from exchange_service_oanda import OANDA
 from exchange_service_oanda.simulator import OandaSimulator
 from exchange_service_oanda.simulator import SimulatedAccount as OandaAccount
+from exchange_service_tastytrade import TASTYTRADE
 from exchange_service_tastytrade.simulator import SimulatedAccount as TastytradeAccount
 from exchange_service_tastytrade.simulator import TastytradeSimulator
+from exchange_service_tradier import TRADIER, TRADIER_OPTIONS
 from exchange_service_tradier.simulator import SimulatedAccount as TradierAccount
 from exchange_service_tradier.simulator import TradierSimulator, cash_account
 
+from exchange_service.pytest_plugin import SWEEP
 from exchange_service.testing import DemoVenue, Fault
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from tests.harness import USER, Running, serving
@@ -116,6 +120,25 @@ async def test_an_odd_entry_of_the_list_is_that_accounts_error_and_the_others_ar
     assert read
     assert {account.error.reason for account in broken} == {error_reason_pb2.ERROR_REASON_VENUE_MALFORMED}
     assert not balance.HasField("summary")
+
+
+async def test_every_listed_account_type_of_a_broker_can_be_read(
+    brokers: Brokers, record_property: Callable[[str, object], None]
+) -> None:
+    venue = brokers.venues["tastytrade"]
+    assert isinstance(venue, TastytradeSimulator)
+    venue.grants[GRANT["passphrase"]].accounts[TASTYTRADE_IDS[0]].margin_or_cash = "Cash"
+    tried, unread = 0, []
+    for exchange in (OANDA, TRADIER, TRADIER_OPTIONS, TASTYTRADE):
+        for account_type in exchange.account_types:
+            balance = await brokers.balance(exchange.id, account_type=account_type)
+            read = [account for account in balance.venue_accounts if account.assets]
+            tried += 1
+            if not read or {account.type for account in read} != {account_type}:
+                unread.append((exchange.id, account_type))
+    ids = ["oanda", "tradier", "tradier_options", "tastytrade"]
+    record_property(SWEEP, ["account types of brokers", ids, tried, 0, len(unread)])
+    assert unread == []
 
 
 @pytest.mark.parametrize("stamp", ["yesterday", 17640000, None])

@@ -29,7 +29,7 @@ _ACCOUNT_ID = re.compile(r"[0-9A-Za-z]+(-[0-9A-Za-z]+)*\Z", re.ASCII)
 # Messages with their advice.
 _STORED_ACCOUNT_REFUSED = (
     "OANDA does not know this account, or the token may not read it.",
-    "Check the stored account_id.",
+    "Check the stored account_id. Practice and live have accounts of their own.",
 )
 _LISTED_ACCOUNT_REFUSED = (
     "OANDA lists this account but does not show it: it may be closed, or belong to another platform such as MT4.",
@@ -49,7 +49,8 @@ class OandaClient:
         self.account_id: str = read_metadata(call.credential, account_id=str).get("account_id", "")
         if self.account_id.isdigit():
             raise CredentialInvalid(
-                "extra_metadata.account_id is of the retired v1 interface. A v20 id looks like 101-004-7654321-001."
+                "extra_metadata.account_id is of the retired v1 interface, or a login of MT4 or MT5. "
+                "A v20 id looks like 101-004-7654321-001."
             )
         if self.account_id and not _ACCOUNT_ID.match(self.account_id):
             raise CredentialInvalid("extra_metadata.account_id is not a v20 account id, such as 101-004-7654321-001.")

@@ -72,7 +72,8 @@ class TastytradeClient:
             self._state.forget("accounts")
             raise AccountUnknown(
                 "tastytrade lists no open account with the stored number for this login.",
-                advice="Check the stored account_id, or leave it empty to read every open account.",
+                advice="Check the stored account_id, or leave it empty to read every open account. "
+                "The sandbox has accounts of its own.",
             )
         return {self.account_id: stored}
 

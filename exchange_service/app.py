@@ -42,6 +42,7 @@ from exchange_service.observability.metrics_server import MetricsNotShown, Metri
 from exchange_service.plugin_host.client import PluginClients, ProcessSettings
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.plugin_host.report import PluginReport
+from exchange_service.plugin_host.sandbox import own_ports
 from exchange_service.plugin_host.supervisor import ProcessState
 from exchange_service.settings import Settings, unknown_variables
 from exchange_service.startup_checks import UnsafeSettings, check_plugin_settings, check_settings, venue_overrides
@@ -201,7 +202,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
     catalogue = Catalogue(registry, status)
     servicer = Servicer(RequestReader(registry), authenticator, catalogue, reader, streams, writes)
-    plugins = PluginServicer(PluginReport(registry, venues))
+    plugins = PluginServicer(PluginReport(registry, venues, settings.plugin_sandbox))
     # Before the first call: a service without the right keys must not be taken for one that works.
     key_watch = KeyWatch(store)
     may_serve = await key_watch.first()
@@ -288,6 +289,8 @@ def open_venues(
         memory=settings.plugin_memory,
         processes=settings.plugin_process_counts,
         start_at_once=settings.plugin_start == "at-once",
+        sandbox=settings.plugin_sandbox,
+        own_ports=own_ports(settings),
     )
     return PluginClients(
         registry,

@@ -238,6 +238,12 @@ class Settings(BaseSettings):
         description="When plugin processes start. on-demand: when a call first needs one of the plugin's exchanges. "
         "at-once: with the service.",
     )
+    plugin_sandbox: Literal["auto", "require", "off"] = Field(
+        "auto",
+        description="Restrict what plugins' own processes reach (files, network ports, other processes), by Linux's "
+        "Landlock. auto: as far as the kernel can. require: start none unless it can restrict all three (Linux 6.12). "
+        "off: do not.",
+    )
     metrics_address: str | None = Field(
         None,
         description="Host and port that serve metrics to Prometheus over HTTP, at /metrics. Unset: metrics are not "

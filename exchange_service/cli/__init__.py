@@ -6,11 +6,15 @@ import os
 
 # gRPC's own lines on standard error repeat our error messages; it reads this variable when it is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# Nor does it need handlers for a fork: every process that we start runs another program at once. Under uvloop, which
+# forks in earnest, they crash one in fifty of these processes before that program begins.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import typer
 
 from exchange_service.cli import calls, credential_check_command, credentials, keys, operate, plugins, sealing, tokens
 from exchange_service.observability.logs import configure_logging
+from exchange_service.process_secrecy import hide_process
 
 app = typer.Typer(
     name="exchange-service",
@@ -46,5 +50,6 @@ def _options(
 
 def main() -> None:
     """Run the command line."""
+    hide_process()
     configure_logging()
     app()

@@ -13,6 +13,7 @@ from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.errors import CredentialInvalid, ServiceError
 from exchange_service.identity.methods import who_may_call
 from exchange_service.model import SECRET_FIELDS, Account, Credential, ExchangeMetadata
+from exchange_service.plugin_host import sandbox
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.settings import Settings
 from exchange_service.startup_checks import UnsafeSettings, check_plugin_settings, check_settings, venue_overrides
@@ -39,7 +40,8 @@ class Finding:
 async def examine(settings: Settings) -> list[Finding]:
     """Check everything. Nothing is changed, except that a missing credential table is created."""
     registry = open_registry(settings)
-    findings = [*_check_settings(settings, registry), *_check_plugins(registry), *await _check_cache(settings)]
+    findings = [*_check_settings(settings, registry), *_check_plugins(registry)]
+    findings += [*_check_sandbox(settings, registry), *await _check_cache(settings)]
     store = await open_configured_store(settings)
     try:
         findings += await _check_database(store)
@@ -78,6 +80,26 @@ def _check_plugins(registry: Registry) -> list[Finding]:
         text = "no exchange is served; install a plugin, such as exchange-service-oanda."
         return [*findings, Finding(Severity.ERROR, "plugins", text)]
     return [Finding(Severity.WELL, "plugins", text), *findings]
+
+
+def _check_sandbox(settings: Settings, registry: Registry) -> list[Finding]:
+    """What plugins' own processes are kept to, and which of the service's secrets lie where they may read."""
+    if not any(plugin.own_process for plugin in registry.plugins) and settings.plugin_sandbox != "require":
+        return []
+    subject, mode = "plugin processes", settings.plugin_sandbox
+    text = f"kept to: {sandbox.level(mode)}."
+    if mode == "require" and not sandbox.complete():
+        text = f"plugin_sandbox=require, and this kernel restricts {sandbox.level('auto')}: none is started."
+        return [Finding(Severity.ERROR, subject, text)]
+    strangers = any(plugin.third_party for plugin in registry.plugins)
+    weak = strangers and (mode == "off" or not sandbox.complete())
+    if weak:
+        text = f"{text[:-1]}. Code of others runs there as this user; docs/security.md says what it can reach."
+    findings = [Finding(Severity.WARNING if weak else Severity.WELL, subject, text)]
+    for name, path in sandbox.secret_files(settings):
+        text = f"{name} ({path}) lies in a folder of modules, which plugins' processes may read: move it elsewhere."
+        findings.append(Finding(Severity.WARNING, subject, text))
+    return findings
 
 
 async def _check_cache(settings: Settings) -> list[Finding]:

@@ -43,6 +43,8 @@ async def _plugins(target: Target, output: Output) -> None:
         reply = _read_installed()
     if output is Output.TABLE:
         console.print(_table(reply))
+        for held_to in sorted({status.sandbox for status in reply.plugins if status.sandbox}):
+            messages.print(f"Plugins' own processes are kept to: {plain(held_to)}.", soft_wrap=True)
         for status in reply.plugins:
             for process in status.processes:
                 if process.last_end:
@@ -66,7 +68,8 @@ def _read_installed() -> plugin_service_pb2.ListPluginsResponse:
     from exchange_service.plugin_host.discovery import open_registry
     from exchange_service.plugin_host.report import list_installed
 
-    return list_installed(open_registry(read_settings(None, {})))
+    settings = read_settings(None, {})
+    return list_installed(open_registry(settings), settings.plugin_sandbox)
 
 
 def _row(status: plugin_service_pb2.PluginStatus) -> dict[str, Any]:
@@ -78,6 +81,7 @@ def _row(status: plugin_service_pb2.PluginStatus) -> dict[str, Any]:
         "exchanges": status.exchange_count,
         "with_balances": status.balance_exchange_count,
         "own_process": status.own_process,
+        "sandbox": status.sandbox,
         "processes": [tables.as_dict(process) for process in status.processes],
     }
 

@@ -24,6 +24,7 @@ from exchange_service.plugin_host.protocol import (
     write_call,
     write_credential,
 )
+from exchange_service.plugin_host.sandbox import Mode, venue_ports
 from exchange_service.plugin_host.supervisor import ProcessStatus, Supervisor
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.tasks import TaskSet
@@ -49,6 +50,9 @@ class ProcessSettings:
     memory: Mapping[str, int]
     processes: Mapping[str, int]
     start_at_once: bool
+    sandbox: Mode = "auto"
+    # The service's own, which a manifest does not open.
+    own_ports: frozenset[int] = frozenset()
 
 
 # MiB, for our own plugins (CCXT with twenty exchanges' markets needs several hundred) and for third-party ones.
@@ -89,13 +93,14 @@ class PluginClients:
         name = plugin.info.name
         default = _THIRD_PARTY_MEMORY if plugin.third_party else _MEMORY
         memory = self._settings.memory.get(name, default) * MEBIBYTE
-        policy = ProcessPolicy(name, plugin.info.distribution, memory, plugin.third_party)
+        policy = ProcessPolicy(name, plugin.info.distribution, memory, plugin.third_party, self._settings.sandbox)
 
         def config() -> ServeConfig:
             settings = self._settings
             own = {metadata.id for metadata in plugin.manifest.exchanges}
             overrides = {name: url for name, url in settings.overrides.items() if name.partition(".")[0] in own}
-            return ServeConfig(plugin.manifest, overrides, settings.venue_timeout, settings.session_idle)
+            ports = venue_ports(plugin.manifest, overrides, settings.own_ports)
+            return ServeConfig(plugin.manifest, overrides, settings.venue_timeout, settings.session_idle, ports)
 
         return Supervisor(policy, config, lambda: self._notify(name))
 

@@ -17,6 +17,7 @@ from exchange_service.plugin_host.launch import (
     third_party_manifest,
     third_party_refresh,
 )
+from exchange_service.plugin_host.sandbox import own_ports, venue_ports
 from exchange_service.settings import Settings
 from exchange_service.venues.loading import installed_plugins, plugin_info
 from exchange_service.venues.manifests import ManifestReply, PluginRejected
@@ -84,42 +85,55 @@ def open_registry(settings: Settings) -> Registry:
         return placement(info, settings.plugin_processes, settings.allowed_plugins)
 
     points, left_out = one_of_each_name(installed_plugins())
+    manifests = _Manifests(settings)
     return load_registry(
         points=points,
         left_out=left_out,
         choices=settings.exchange_plugins,
         place=place,
-        third_party=ThirdPartyManifests(_read_manifests, _refresh_manifest),
+        third_party=ThirdPartyManifests(manifests.read, manifests.refresh),
     )
 
 
-def _read_manifests(points: Sequence[EntryPoint]) -> Sequence[ManifestReply | PluginRejected]:
-    """The manifest of each plugin, or why it has no manifest."""
+class _Manifests:
+    """Reads the manifests of third-party plugins, each in a process that then ends."""
 
-    async def read_all() -> Sequence[ManifestReply | PluginRejected]:
-        turns = asyncio.Semaphore(_AT_ONCE)
-        return await asyncio.gather(*(_read_manifest(plugin_info(point), turns) for point in points))
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        # What each plugin gave last: its addresses say which ports its hook refresh_manifest may need.
+        self._given: dict[PluginInfo, Manifest] = {}
 
-    # In a thread: the caller may run in an event loop, which cannot run another one.
-    with ThreadPoolExecutor(1, thread_name_prefix="manifests") as pool:
-        return pool.submit(asyncio.run, read_all()).result()
+    def read(self, points: Sequence[EntryPoint]) -> Sequence[ManifestReply | PluginRejected]:
+        """The manifest of each plugin, or why it has no manifest."""
 
+        async def read_all() -> Sequence[ManifestReply | PluginRejected]:
+            turns = asyncio.Semaphore(_AT_ONCE)
+            return await asyncio.gather(*(self._read_one(plugin_info(point), turns) for point in points))
 
-async def _read_manifest(info: PluginInfo, turns: asyncio.Semaphore) -> ManifestReply | PluginRejected:
-    async with turns:
+        # In a thread: the caller may run in an event loop, which cannot run another one.
+        with ThreadPoolExecutor(1, thread_name_prefix="manifests") as pool:
+            return pool.submit(asyncio.run, read_all()).result()
+
+    async def _read_one(self, info: PluginInfo, turns: asyncio.Semaphore) -> ManifestReply | PluginRejected:
+        async with turns:
+            try:
+                reply = await third_party_manifest(self._policy(info))
+            except StartFailed as failure:
+                return PluginRejected(str(failure))
+        self._given[info] = reply.manifest
+        return reply
+
+    async def refresh(self, info: PluginInfo) -> Manifest | None:
+        """A newer manifest of one plugin, or None."""
+        given, settings = self._given.get(info, Manifest(0, ())), self._settings
+        ids = {metadata.id for metadata in given.exchanges}
+        overrides = {name: url for name, url in settings.venue_urls.items() if name.partition(".")[0] in ids}
         try:
-            return await third_party_manifest(_policy(info))
+            return await third_party_refresh(self._policy(info), venue_ports(given, overrides, own_ports(settings)))
         except StartFailed as failure:
-            return PluginRejected(str(failure))
+            log.warning("plugin.refresh_failed", plugin=info.name, reason=str(failure))
+            return None
 
-
-async def _refresh_manifest(info: PluginInfo) -> Manifest | None:
-    try:
-        return await third_party_refresh(_policy(info))
-    except StartFailed as failure:
-        log.warning("plugin.refresh_failed", plugin=info.name, reason=str(failure))
-        return None
-
-
-def _policy(info: PluginInfo) -> ProcessPolicy:
-    return ProcessPolicy(info.name, info.distribution, _MANIFEST_MEMORY, third_party=True)
+    def _policy(self, info: PluginInfo) -> ProcessPolicy:
+        confined = self._settings.plugin_sandbox
+        return ProcessPolicy(info.name, info.distribution, _MANIFEST_MEMORY, third_party=True, confined=confined)

@@ -23,6 +23,9 @@ async def check_health(process: PluginProcess, restarts: RestartPolicy) -> Healt
     """What is wrong with the process; None if nothing is. Waits as long as `restarts` lets the process take."""
     try:
         stuck_calls = await _count_stuck_calls(process, restarts)
+    except grpc.aio.UsageError:
+        # Its channel is closed because it has ended, which `ended` tells.
+        return None
     except grpc.aio.AioRpcError as error:
         reason = await process.failure_reason(error, f"It does not answer ({error.code().name}).")
         return HealthFault(reason, answers=False)
@@ -30,6 +33,7 @@ async def check_health(process: PluginProcess, restarts: RestartPolicy) -> Healt
         return HealthFault("It did not answer any more: the plugin blocked its event loop.", answers=False)
     await process.measure_memory()
     reason = restarts.fault(HealthReport(process.memory, stuck_calls, process.processor_seconds()))
+    reason = reason or process.outgrown()
     return HealthFault(reason, answers=True) if reason else None
 
 

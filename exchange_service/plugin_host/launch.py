@@ -1,7 +1,7 @@
 """How a process that runs a plugin is started: what it is given, and what is kept from it.
 
 It gets an environment of a few harmless names, a folder of its own as its home, no open file of the service, and limits
-of the system. docs/security.md says what this protects from, and what it does not.
+of the system, and it reaches only what sandbox.py lists. docs/security.md says what this protects from, and what not.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import secrets
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from exchange_service.model import Manifest
+from exchange_service.plugin_host import sandbox
 from exchange_service.plugin_host.protocol import read_manifest
 from exchange_service.venues.manifests import ManifestReply
 
@@ -38,6 +40,8 @@ _REFRESH_LIMIT = 120.0
 _REAPER_LIMIT = 5.0
 # Bytes of a third-party plugin's manifest: callers are shown it with the catalogue.
 _LONGEST_MANIFEST = 512 * 1024
+# The exit status of a process that the kernel did not restrict as it was told, see reaper.py.
+_NOT_CONFINED = 126
 # Arguments of the main program, instead of a socket: write the manifest, or a newer one.
 WRITE_MANIFEST, REFRESH_MANIFEST = "--manifest", "--refresh"
 # The first byte of the answer: a plugin that may have a newer manifest later, and a reason in place of a manifest.
@@ -52,13 +56,15 @@ class StartFailed(Exception):
 class ProcessPolicy:
     """How a plugin's processes are run. `memory`: bytes; a process that uses more is replaced.
 
-    `third_party`: the plugin is not of this project, and its limits are closer.
+    `third_party`: the plugin is not of this project, and its limits are closer. `confined`: see the setting
+    plugin_sandbox.
     """
 
     name: str
     distribution: str
     memory: int
     third_party: bool
+    confined: sandbox.Mode = "auto"
 
     def limits(self) -> dict[str, int]:
         """The system's limits, by their names in `resource`."""
@@ -108,12 +114,18 @@ class LaunchSpec:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def prepare_launch(policy: ProcessPolicy, flag: str = "") -> LaunchSpec:
-    """A folder that only this user may enter, and the reaper's command for a program that serves in it.
+def prepare_launch(policy: ProcessPolicy, flag: str = "", *, ports: Iterable[int] = ()) -> LaunchSpec:
+    """A folder that only this user may enter, and the reaper's command for a program that serves in it and may connect
+    to these ports.
 
     With one of the flags of the main program, the program does what the flag says instead. Raises OSError if there is
-    no room for the folder.
+    no room for the folder, and StartFailed if it must be confined and cannot be.
     """
+    if policy.confined == "require" and not sandbox.complete():
+        raise StartFailed(
+            f"plugin_sandbox=require, and of a plugin's process this kernel restricts {sandbox.level('auto')}; files, "
+            "network ports and signals need Linux 6.12."
+        )
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
     if len(str(folder / "socket")) > _LONGEST_SOCKET:
         folder.rmdir()
@@ -122,6 +134,7 @@ def prepare_launch(policy: ProcessPolicy, flag: str = "") -> LaunchSpec:
     # -P: the folder that it runs in holds no modules.
     main = [sys.executable, "-P", "-m", _MAIN, policy.name, policy.distribution, flag or str(folder / "socket")]
     config = {"folder": str(folder), "command": main, "limits": policy.limits(), "nice": policy.nice, "token": token}
+    config["reach"] = None if policy.confined == "off" else sandbox.reach(folder, ports)
     return LaunchSpec(
         # Isolated, and without the installed packages: the reaper starts quickly and stays small.
         command=(sys.executable, "-I", "-S", str(_REAPER)),
@@ -149,18 +162,24 @@ async def third_party_manifest(policy: ProcessPolicy, *, limit: float = _MANIFES
     return reply
 
 
-async def third_party_refresh(policy: ProcessPolicy, *, limit: float = _REFRESH_LIMIT) -> Manifest | None:
+async def third_party_refresh(
+    policy: ProcessPolicy, ports: Iterable[int] = (), *, limit: float = _REFRESH_LIMIT
+) -> Manifest | None:
     """What a plugin's hook refresh_manifest gives, called in a process that then ends; None for nothing newer.
+
+    The process may connect to `ports`.
 
     Raises StartFailed if the process gives no answer within `limit` seconds.
     """
-    reply = await _request_manifest(policy, REFRESH_MANIFEST, limit)
+    reply = await _request_manifest(policy, REFRESH_MANIFEST, limit, ports)
     return reply.manifest if reply else None
 
 
-async def _request_manifest(policy: ProcessPolicy, flag: str, limit: float) -> ManifestReply | None:
+async def _request_manifest(
+    policy: ProcessPolicy, flag: str, limit: float, ports: Iterable[int] = ()
+) -> ManifestReply | None:
     """Run the main program with this flag; when this returns, or is cancelled, the process has ended."""
-    spec = prepare_launch(policy, flag)
+    spec = prepare_launch(policy, flag, ports=ports)
     try:
         process = await spec.spawn(stderr=asyncio.subprocess.DEVNULL)
         try:
@@ -228,6 +247,8 @@ def describe_exit(status: int | None) -> str:
     """How a process ended, in words, by the reaper's exit status."""
     if status is None or status < 0:
         return "its reaper was killed"
+    if status == _NOT_CONFINED:
+        return "the kernel did not restrict what it may reach; see plugin_sandbox"
     if status > 128:
         return f"ended by signal {status - 128}"
     return f"exit status {status}"

@@ -28,6 +28,7 @@ from exchange_service.observability.logs import configure_logging
 from exchange_service.observability.redaction import redact
 from exchange_service.plugin_host.launch import REFRESH_MANIFEST, REFRESHES, REJECTED, WRITE_MANIFEST
 from exchange_service.plugin_host.protocol import MAX_MESSAGE, write_manifest
+from exchange_service.process_secrecy import hide_process
 from exchange_service.venues.loading import PLUGIN_GROUP, LoadedPlugin, load_entry_point
 from exchange_service.venues.manifests import PluginRejected
 
@@ -135,6 +136,7 @@ async def _serve(name: str, distribution: str, socket: str, token: str, answer: 
 
 def main() -> None:
     """See the module's docstring."""
+    hide_process()
     name, distribution, target = sys.argv[1:]
     token, answer, _ = _take_streams()
     if target in (WRITE_MANIFEST, REFRESH_MANIFEST):

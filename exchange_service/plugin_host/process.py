@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import grpc
 import psutil
+import structlog
 
 from exchange_service.model import Manifest
 from exchange_service.observability.logs import current_request_id
@@ -25,6 +26,7 @@ from exchange_service.plugin_host.protocol import (
     proof,
     write_manifest,
 )
+from exchange_service.plugin_host.sandbox import lookup_files
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.plugin_host.v1 import plugin_host_pb2_grpc
 
@@ -53,17 +55,23 @@ _CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
+log = structlog.get_logger("exchange_service.plugin_host")
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """What a process is told to serve: see ConfigureRequest. Times are in seconds."""
+    """What a process is told to serve: see ConfigureRequest. Times are in seconds.
+
+    `ports`: those that its venues need, to which it may connect.
+    """
 
     manifest: Manifest
     overrides: Mapping[str, str]
     venue_timeout: float
     session_idle: float
+    ports: frozenset[int] = frozenset()
 
     def request(self) -> messages.ConfigureRequest:
         """The message of the handshake."""
@@ -76,6 +84,10 @@ class ServeConfig:
         )
 
 
+class _NeverBegan(StartFailed):
+    """The process ended before any code of ours or of the plugin's ran in it."""
+
+
 class PluginProcess:
     """One process, from its start to its end.
 
@@ -84,11 +96,13 @@ class PluginProcess:
     """
 
     def __init__(
-        self, policy: ProcessPolicy, manifest: Manifest, spec: LaunchSpec, reaper: asyncio.subprocess.Process
+        self, policy: ProcessPolicy, config: ServeConfig, spec: LaunchSpec, reaper: asyncio.subprocess.Process
     ) -> None:
         self.policy = policy
-        self.manifest = manifest
+        self.manifest = config.manifest
         self.spec = spec
+        self._ports = self._needed_ports = config.ports
+        self._looked_up_by = lookup_files()
         self.process_id = 0
         self.memory = 0
         self.reason = ""
@@ -108,7 +122,15 @@ class PluginProcess:
     async def start(cls, policy: ProcessPolicy, config: ServeConfig) -> PluginProcess:
         """Start a process and return it once it serves; StartFailed if it does not come to that."""
         try:
-            spec = prepare_launch(policy)
+            return await cls._start_once(policy, config)
+        except _NeverBegan as failure:
+            log.warning("plugin_host.start_failed", plugin=policy.name, reason=str(failure), again_in=0)
+            return await cls._start_once(policy, config)
+
+    @classmethod
+    async def _start_once(cls, policy: ProcessPolicy, config: ServeConfig) -> PluginProcess:
+        try:
+            spec = prepare_launch(policy, ports=config.ports)
         except OSError as error:
             raise StartFailed(f"There is no room for a process's folder ({type(error).__name__}).") from None
         try:
@@ -118,7 +140,7 @@ class PluginProcess:
             if isinstance(error, OSError):
                 raise StartFailed(f"A process could not be started ({type(error).__name__}).") from None
             raise
-        process = cls(policy, config.manifest, spec, reaper)
+        process = cls(policy, config, spec, reaper)
         try:
             async with asyncio.timeout(_START_LIMIT):
                 await process._begin(config)
@@ -132,10 +154,16 @@ class PluginProcess:
     async def _begin(self, config: ServeConfig) -> None:
         assert self._reaper.stdin is not None
         assert self._reaper.stdout is not None
-        self._reaper.stdin.write(self.spec.first_line)
+        try:
+            self._reaper.stdin.write(self.spec.first_line)
+        # uvloop's, if the reaper has ended already.
+        except RuntimeError:
+            raise _NeverBegan(f"Its process ended at once ({describe_exit(await self._reaper.wait())}).") from None
         if not await self._reaper.stdout.readline():
             status = await self._reaper.wait()
-            raise StartFailed(f"Its process ended at once ({describe_exit(status)}).")
+            # Negative: not the plugin's program, but its reaper was killed.
+            failure = _NeverBegan if status < 0 else StartFailed
+            raise failure(f"Its process ended at once ({describe_exit(status)}).")
         try:
             reply = await self.configure(config)
         except grpc.aio.AioRpcError as error:
@@ -156,7 +184,18 @@ class PluginProcess:
     async def configure(self, config: ServeConfig) -> messages.ConfigureResponse:
         """The handshake; grpc.aio.AioRpcError if it fails."""
         reply: messages.ConfigureResponse = await self.call("Configure", config.request(), _START_LIMIT)
+        self._needed_ports = config.ports
         return reply
+
+    def outgrown(self) -> str:
+        """Why it reaches less than a new process would, a sentence; empty if it does not."""
+        if self.policy.confined == "off":
+            return ""
+        if not self._needed_ports <= self._ports:
+            return "Its newer manifest names ports to which it could not connect."
+        if lookup_files() != self._looked_up_by:
+            return "The files by which names of hosts are looked up were replaced, and it could not read them."
+        return ""
 
     @property
     def alive(self) -> bool:

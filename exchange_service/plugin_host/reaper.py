@@ -1,5 +1,7 @@
 """Starts the main program of a plugin's process, and ends all that it has started when it or the service ends.
 
+Before the main program begins, the kernel is told what it may reach (Landlock): see sandbox.py, which makes the list.
+
 It is a process between the two because it must outlive both: the service may be killed, and the plugin may do anything
 to its own process. It runs no plugin's code, imports nothing of this project, and waits.
 
@@ -18,6 +20,8 @@ import resource
 import select
 import shutil
 import signal
+import stat
+import struct
 import sys
 import time
 from typing import Any
@@ -30,12 +34,57 @@ _IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _END = signal.SIGUSR1
 _SET_PARENT_DEATH_SIGNAL = 1
 _SET_CHILD_SUBREAPER = 36
+_SET_NO_NEW_PRIVILEGES = 38
+# The main program's exit status if the kernel does not restrict what it may reach: then it is not begun.
+_NOT_CONFINED = 126
+
+# Landlock's system calls, which have the same numbers on every processor.
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_BELOW_PATH, _TO_PORT = 1, 2
 
 
 def _process_control(option: int, value: int) -> None:
     """Linux's prctl; does nothing on other systems."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _confine(reach: dict[str, list[Any]]) -> None:
+    """Let this process, and all that it starts, reach nothing else from now on. OSError if the kernel refuses.
+
+    `reach`: the rights that are restricted, and the paths and ports with the rights that they have all the same.
+    """
+    attributes = struct.pack(f"={len(reach['restricted'])}Q", *reach["restricted"])
+    ruleset = _landlock(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
+    for path, of_folder, of_file in reach["paths"]:
+        _allow_path(ruleset, path, of_folder, of_file)
+    for port, rights in reach["ports"]:
+        _landlock(_ADD_RULE, ruleset, _TO_PORT, struct.pack("=QQ", rights, port), 0)
+    _landlock(_RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
+
+
+def _allow_path(ruleset: int, path: str, of_folder: int, of_file: int) -> None:
+    """Give a file these rights, or all that is below a folder; nothing if there is no such path."""
+    try:
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
+    rights = of_folder if stat.S_ISDIR(os.fstat(place).st_mode) else of_file
+    if rights:
+        _landlock(_ADD_RULE, ruleset, _BELOW_PATH, struct.pack("=Qi", rights, place), 0)
+    if path.startswith("/proc/"):
+        # A rule holds for a node, and the kernel may forget those of /proc and make others, except for an open one.
+        os.set_inheritable(place, True)
+    else:
+        os.close(place)
+
+
+def _landlock(call: int, *arguments: Any) -> int:
+    result = int(ctypes.CDLL(None, use_errno=True).syscall(call, *arguments))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "Landlock")
+    return result
 
 
 def _limit(limits: dict[str, int]) -> None:
@@ -70,6 +119,13 @@ def _start(config: dict[str, Any]) -> int:
         os.dup2(read, 0)
         os.closerange(3, 256)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # No program that it starts has more rights than it, whoever owns the program.
+        _process_control(_SET_NO_NEW_PRIVILEGES, 1)
+        if config["reach"] is not None:
+            try:
+                _confine(config["reach"])
+            except OSError:
+                os._exit(_NOT_CONFINED)
         os.execv(config["command"][0], config["command"])  # noqa: S606 - ours, and no shell
     finally:
         os._exit(127)

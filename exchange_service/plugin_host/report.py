@@ -11,6 +11,7 @@ import psutil
 from exchange_service.model import ExchangeMetadata
 from exchange_service.operator.v1 import plugin_service_pb2
 from exchange_service.plugin_host.client import PluginClients
+from exchange_service.plugin_host.sandbox import Mode, level
 from exchange_service.plugin_host.supervisor import ProcessState, ProcessStatus
 from exchange_service.venues.loading import LoadedPlugin
 from exchange_service.venues.registry import Registry
@@ -28,14 +29,15 @@ _STATES = {
 class PluginReport:
     """Reports the plugins of this replica."""
 
-    def __init__(self, registry: Registry, venues: PluginClients) -> None:
+    def __init__(self, registry: Registry, venues: PluginClients, sandbox: Mode = "auto") -> None:
         self._registry = registry
         self._venues = venues
+        self._sandbox = sandbox
         self._began = asyncio.get_running_loop().time()
 
     def answer(self) -> bytes:
         """A serialised ListPluginsResponse."""
-        response = list_installed(self._registry)
+        response = list_installed(self._registry, self._sandbox)
         for status, plugin in zip(response.plugins, self._registry.plugins, strict=True):
             status.processes.extend(_process_message(process) for process in self._statuses(plugin))
         return response.SerializeToString()
@@ -47,24 +49,27 @@ class PluginReport:
         return (ProcessStatus(ProcessState.RUNNING, os.getpid(), psutil.Process().memory_info().rss, uptime, 0, ""),)
 
 
-def list_installed(registry: Registry) -> plugin_service_pb2.ListPluginsResponse:
+def list_installed(registry: Registry, sandbox: Mode = "auto") -> plugin_service_pb2.ListPluginsResponse:
     """The installed plugins, without the processes that run them."""
-    listings = registry.listings.values()
+    listings, held_to = registry.listings.values(), level(sandbox)
     return plugin_service_pb2.ListPluginsResponse(
         plugins=[
-            _plugin_message(plugin, [item.metadata for item in listings if item.plugin is plugin])
+            _plugin_message(plugin, [item.metadata for item in listings if item.plugin is plugin], held_to)
             for plugin in registry.plugins
         ],
         problems=[problem_message(problem.plugin, problem.reason) for problem in registry.problems],
     )
 
 
-def _plugin_message(plugin: LoadedPlugin, served: Sequence[ExchangeMetadata]) -> plugin_service_pb2.PluginStatus:
+def _plugin_message(
+    plugin: LoadedPlugin, served: Sequence[ExchangeMetadata], held_to: str
+) -> plugin_service_pb2.PluginStatus:
     return plugin_service_pb2.PluginStatus(
         plugin=plugin_message(plugin.info),
         own_process=plugin.own_process,
         exchange_count=len(served),
         balance_exchange_count=sum(metadata.capabilities.balance for metadata in served),
+        sandbox=held_to if plugin.own_process else "",
     )
 
 

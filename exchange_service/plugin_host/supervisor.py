@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -133,8 +135,9 @@ class Supervisor:
 
     def _on_start_done(self, task: asyncio.Task[None]) -> None:
         self._starting = None
-        if not task.cancelled() and task.exception() is not None:
-            log.error("plugin_host.start_failed", plugin=self.policy.name, error=type(task.exception()).__name__)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("plugin_host.start_failed", plugin=self.policy.name, **_described(error))
             self._restart_after("Its process could not be started.", 0.0)
 
     def _use(self, process: PluginProcess) -> None:
@@ -184,6 +187,8 @@ class Supervisor:
     async def _watch(self, process: PluginProcess) -> None:
         while process.alive:
             await asyncio.sleep(HEALTH_CHECK_INTERVAL)
+            if not process.alive:
+                return
             try:
                 fault = await check_health(process, self._restarts)
                 if fault is not None and not fault.answers:
@@ -195,7 +200,7 @@ class Supervisor:
                     return
             except Exception as error:
                 # Whatever went wrong here, the process must not be left without a watch.
-                log.error("plugin_host.watch_failed", plugin=self.policy.name, error=type(error).__name__)
+                log.error("plugin_host.watch_failed", plugin=self.policy.name, **_described(error))
 
     async def _replace(self, old: PluginProcess, reason: str) -> bool:
         """Start another process, and end this one when its calls have ended; False if no other could be started."""
@@ -239,6 +244,13 @@ class Supervisor:
         if self._process is not None:
             await self._process.end("The service has ended.")
         await self._endings.close()
+
+
+def _described(error: BaseException) -> dict[str, str]:
+    """An error of the service's own work around a process, for the log: no plugin's code has a part in its text."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in last)
+    return {"error": type(error).__name__, "text": str(error)[:200], "where": where}
 
 
 def _end_reason(ended: asyncio.Task[str]) -> str:

@@ -15,6 +15,8 @@ from tests.servers import PostgresServer, RedisServer, postgres_address, redis_a
 
 # A property of a test: what the canary searched and found, as a sentence.
 CANARY = "canary"
+# A property of a test: what a plugin's process tried to reach, and what came of it, a line each.
+RAID = "raid"
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -23,7 +25,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         for report in reports:
             if getattr(report, "when", "") == "teardown":
                 for name, value in getattr(report, "user_properties", ()):
-                    if name == CANARY:
+                    if name in (CANARY, RAID):
                         terminalreporter.write_line(value)
 
 

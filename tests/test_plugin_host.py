@@ -19,6 +19,7 @@ import grpc
 import psutil
 import pytest
 from exchange_service_ccxt_generic import exchange_manifest as ccxt_manifest
+from structlog.testing import capture_logs
 
 from exchange_service.cli.credential_check import open_checker
 from exchange_service.credentials import CredentialReference
@@ -29,6 +30,7 @@ from exchange_service.model import Account, Credential, KeyRights, Manifest
 from exchange_service.operator.v1 import plugin_service_pb2 as plugins
 from exchange_service.plugin_host import protocol
 from exchange_service.plugin_host.discovery import open_registry, placement
+from exchange_service.plugin_host.health import HealthFault, check_health
 from exchange_service.plugin_host.launch import MEBIBYTE, ProcessPolicy, StartFailed, third_party_manifest
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
 from exchange_service.plugin_host.restart_policy import RestartPolicy
@@ -396,8 +398,8 @@ class TestSurroundings:
             await server.stop(0)
 
 
-def policy(name: str = "guest", memory: int = 512) -> ProcessPolicy:
-    return ProcessPolicy(name, f"acme-{name}", memory * MEBIBYTE, third_party=True)
+def policy(name: str = "guest", memory: int = 512, **changes: Any) -> ProcessPolicy:
+    return ProcessPolicy(name, f"acme-{name}", memory * MEBIBYTE, third_party=True, **changes)
 
 
 async def guest_manifest() -> Manifest:
@@ -425,6 +427,48 @@ class TestEnds:
             process = await process_of(running)
             assert process.state == plugins.PLUGIN_PROCESS_STATE_RUNNING
             assert "signal 9" in process.last_end
+
+    @pytest.mark.threat("T32")
+    async def test_an_end_is_no_failure_of_the_watch_over_it(
+        self, guest: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # The watch looks at it again after its end, and before its end is known everywhere.
+        monkeypatch.setattr("exchange_service.plugin_host.supervisor.HEALTH_CHECK_INTERVAL", 0.01)
+        manifest = await guest_manifest()
+        supervisor = Supervisor(policy(), lambda: config(manifest), lambda: None)
+        try:
+            with capture_logs() as lines:
+                process = await supervisor.process(asyncio.get_running_loop().time() + PATIENCE)
+                os.kill(process.process_id, signal.SIGKILL)
+                await process.ended
+                fault = await check_health(process, RestartPolicy(policy(), Clock()))
+                assert fault == HealthFault("Its connection broke.", answers=False)
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await process.configure(config(manifest))
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+                await until(lambda: supervisor.snapshot().restarts == 1, "its end")
+        finally:
+            await supervisor.close()
+        assert [line["event"] for line in lines if line["log_level"] == "error"] == []
+
+    @pytest.mark.threat("T32")
+    async def test_a_failure_of_our_own_at_its_start_is_logged_with_its_text_and_place(
+        self, guest: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fails(*_: object) -> None:
+            raise RuntimeError("a transport is closed")
+
+        manifest = await guest_manifest()
+        monkeypatch.setattr(PluginProcess, "start", fails)
+        supervisor = Supervisor(policy(), lambda: config(manifest), lambda: None)
+        try:
+            with capture_logs() as lines, pytest.raises(PluginUnavailable):
+                await supervisor.process(asyncio.get_running_loop().time() + PATIENCE)
+        finally:
+            await supervisor.close()
+        (line,) = [line for line in lines if line["event"] == "plugin_host.start_failed"]
+        assert (line["error"], line["text"]) == ("RuntimeError", "a transport is closed")
+        assert line["where"].startswith("test_plugin_host.py:")
 
     async def test_its_caller_gets_unavailable_or_the_last_good_value(self, guest: Path, tmp_path: Path) -> None:
         async with hosting(tmp_path) as running:

@@ -205,14 +205,6 @@ async def _call_process(
         return await process.call(method, request, left + _TIMEOUT_MARGIN)
     except grpc.aio.AioRpcError as error:
         code = error.code()
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        # Not cancelled by the caller: the process has ended, and its channel was closed.
-        code = grpc.StatusCode.UNAVAILABLE
-    except grpc.aio.UsageError:
-        code = grpc.StatusCode.UNAVAILABLE
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         supervisor.report_timeout()
         raise VenueTimeout(f"{listing.metadata.name} did not answer in time.")

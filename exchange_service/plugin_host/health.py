@@ -23,9 +23,6 @@ async def check_health(process: PluginProcess, restarts: RestartPolicy) -> Healt
     """What is wrong with the process; None if nothing is. Waits as long as `restarts` lets the process take."""
     try:
         stuck_calls = await _count_stuck_calls(process, restarts)
-    except grpc.aio.UsageError:
-        # Its channel is closed because it has ended, which `ended` tells.
-        return None
     except grpc.aio.AioRpcError as error:
         reason = await process.failure_reason(error, f"It does not answer ({error.code().name}).")
         return HealthFault(reason, answers=False)

@@ -123,8 +123,8 @@ def prepare_launch(policy: ProcessPolicy, flag: str = "", *, ports: Iterable[int
     """
     if policy.confined == "require" and not sandbox.complete():
         raise StartFailed(
-            f"plugin_sandbox=require, and of a plugin's process this kernel restricts {sandbox.level('auto')}; files, "
-            "network ports and signals need Linux 6.12."
+            "plugin_sandbox=require needs a kernel that restricts files, network ports and signals (Linux 6.12). This "
+            f"one: {sandbox.level('auto')}."
         )
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
     if len(str(folder / "socket")) > _LONGEST_SOCKET:

@@ -213,7 +213,10 @@ class PluginProcess:
         return self._reaper.pid
 
     async def call(self, method: str, request: Any, timeout: float) -> Any:
-        """The process's answer within `timeout` seconds; grpc.aio.AioRpcError if the call fails."""
+        """The process's answer within `timeout` seconds; grpc.aio.AioRpcError if the call fails.
+
+        The code is UNAVAILABLE if the process ends before it answers, or has ended.
+        """
         self._calls += 1
         self._idle.clear()
         request_id = current_request_id()
@@ -222,6 +225,15 @@ class PluginProcess:
             return await getattr(self._stub, method)(
                 request, timeout=timeout, metadata=metadata, wait_for_ready=not self.process_id
             )
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Not cancelled by the caller: the process has ended, and its channel was closed.
+            raise _ended() from None
+        except grpc.aio.UsageError:
+            # The channel was closed before.
+            raise _ended() from None
         finally:
             self._calls -= 1
             if not self._calls:
@@ -291,6 +303,12 @@ class PluginProcess:
         # Most often it has ended, and `ended` says in a moment how.
         await asyncio.wait({self.ended}, timeout=_END_NOTICE_LIMIT)
         return "Its connection broke."
+
+
+def _ended() -> grpc.aio.AioRpcError:
+    """How a call fails on a process that has ended."""
+    nothing = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing, "the process has ended")
 
 
 # A pool of its own: other work in threads, such as a slow look-up of a name, must not delay a health check.

@@ -13,11 +13,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,18 +32,26 @@ from exchange_service_ccxt_generic.simulator import BinanceSimulator
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
 from exchange_service.client import AccountSelector, ExchangeServiceClient
+from exchange_service.credentials.keysets import new_keyset
 from exchange_service.credentials.sql import open_store
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, VenueTimeout
 from exchange_service.model import Account, Credential
 from exchange_service.operator.v1 import plugin_service_pb2
+from exchange_service.plugin_host.sandbox import landlock_abi, level
 from exchange_service.v1 import balance_pb2, exchange_service_pb2, exchange_service_pb2_grpc
+from tests.conftest import RAID
 from tests.harness import PATIENCE, Failure, balance_request, eventually, failure, totals, until
+from tests.identities import Authority
+from tests.servers import RedisServer
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).parent.parent.parent
 OANDA_SECRET = "oanda-canary-5f0c1e77a2-token"
 EVIL_SECRET = "evil-canary-93b1d46e08-key"
+PROGRAM = (str(Path(sys.executable).with_name("exchange-service")),)
+# The same without what hides its memory from other programs of its user.
+UNHIDDEN = (sys.executable, "-c", "from exchange_service import cli; cli.hide_process = lambda: None; cli.main()")
 # Seconds that a venue has.
 VENUE_TIMEOUT = 1.5
 # Seconds: the longest that a caller of another venue may wait, also on a busy machine, and the longest that the event
@@ -93,11 +102,17 @@ def family(folder: Path) -> list[psutil.Process]:
     members = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                known = [process.cwd(), *process.cmdline(), *process.environ().values()]
-                if any(str(folder) in text for text in known):
-                    members.append(process)
+            if process.status() != psutil.STATUS_ZOMBIE and any(str(folder) in text for text in known_of(process)):
+                members.append(process)
     return members
+
+
+def known_of(process: psutil.Process) -> Iterator[str]:
+    """Its command and, where another program of the user may see them, its folder and its environment."""
+    yield from process.cmdline()
+    with suppress(psutil.AccessDenied):
+        yield process.cwd()
+        yield from process.environ().values()
 
 
 @contextmanager
@@ -119,6 +134,7 @@ class Served:
     folder: Path
     process: asyncio.subprocess.Process
     client: ExchangeServiceClient
+    address: str
 
     @property
     def log(self) -> str:
@@ -170,8 +186,18 @@ class Served:
 
 
 @asynccontextmanager
-async def served(folder: Path, site: Path, **settings: Any) -> AsyncIterator[Served]:
-    """`exchange-service serve` with these settings, with credentials for every deed."""
+async def served(
+    folder: Path,
+    site: Path,
+    *,
+    program: Sequence[str] = PROGRAM,
+    credentials: grpc.ChannelCredentials | None = None,
+    **settings: Any,
+) -> AsyncIterator[Served]:
+    """`exchange-service serve` with these settings, with credentials for every deed.
+
+    `credentials`: the client's, for TLS.
+    """
     database = f"sqlite:///{folder / 'credentials.db'}"
     await store_credentials(database, folder)
     environment = {
@@ -182,14 +208,14 @@ async def served(folder: Path, site: Path, **settings: Any) -> AsyncIterator[Ser
         "PYTHONPATH": str(site),
         "TMPDIR": str(folder),
     }
-    program = str(Path(sys.executable).with_name("exchange-service"))
     with (folder / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *(program, "serve", "--address", "127.0.0.1:0"), env=environment, stderr=log, start_new_session=True
+            *(*program, "serve", "--address", "127.0.0.1:0"), env=environment, stderr=log, start_new_session=True
         )
     try:
-        async with ExchangeServiceClient(await address_of(process, folder / "log"), timeout=PATIENCE) as client:
-            yield Served(folder, process, client)
+        address = await address_of(process, folder / "log")
+        async with ExchangeServiceClient(address, timeout=PATIENCE, credentials=credentials) as client:
+            yield Served(folder, process, client, address)
     finally:
         with suppress(ProcessLookupError):
             process.kill()
@@ -432,13 +458,21 @@ async def test_one_that_leaks_tasks_and_sockets_fails_at_its_own_limit_and_the_s
     evil: Served,
 ) -> None:
     await evil.works("evil-leaks")
-    before = psutil.Process(evil.process.pid).num_fds()
+    before = open_files(evil.process)
     assert await evil.balance("evil-leaks", "leaks") == {"BTC": "1.50"}
     await evil.balance("evil-leaks", "leaks")
     with pytest.raises(PluginFailed):
         await evil.balance("evil-leaks", "leaks")
     await evil.works("evil-leaks")
-    assert psutil.Process(evil.process.pid).num_fds() < before + 20
+    assert open_files(evil.process) < before + 20
+
+
+def open_files(process: asyncio.subprocess.Process) -> int:
+    """How many it has open; 0 if only root may see that of the service."""
+    try:
+        return psutil.Process(process.pid).num_fds()
+    except psutil.AccessDenied:
+        return 0
 
 
 @pytest.mark.threat("T12")
@@ -509,6 +543,99 @@ async def test_one_that_floods_the_pipe_of_its_log_lines_delays_no_caller(
     os.kill((await evil.plugin("evil-prints")).process_id, signal.SIGKILL)
 
 
+# What evil-raids tries, with the version of Landlock that refuses it.
+ATTEMPTS = {
+    **dict.fromkeys(("environment", "memory", "open files", "debugger", "environment of another plugin"), 1),
+    **dict.fromkeys(("keyset file", "database file", "TLS key", "file in the home", "names in the home"), 1),
+    **dict.fromkeys(("code in the service's packages", "file in the service's folder"), 1),
+    **dict.fromkeys(("Redis", "the service's port", "a port of another program"), 4),
+    **dict.fromkeys(("signal", "abstract socket"), 6),
+}
+# What other protections of the system also refuse to a user who is not root, so that it may fail in any case.
+FOR_ROOT = {"memory", "debugger", "environment of another plugin"}
+
+
+def abstract_listener(name: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"\0{name}")
+    listener.listen()
+    return listener
+
+
+async def raid(site: Path, redis: RedisServer, sandbox: str, program: Sequence[str]) -> dict[str, tuple[bool, str]]:
+    """For each attempt of evil-raids whether it succeeded, and what came of it."""
+    with folder_of_processes() as folder, tempfile.TemporaryDirectory() as home:
+        authority = Authority.create(folder / "tls")
+        certificate, key = authority.sign("service")
+        (folder / "keyset.json").write_text(new_keyset().as_text())
+        (folder / "keyset.json").chmod(0o600)
+        (Path(home) / "id_ed25519").write_text("the user's own key")
+        settings = {
+            "allowed_plugins": ["evil-raids", "evil-sleeps"],
+            "plugin_sandbox": sandbox,
+            "cache_url": redis.url,
+            "keyset_file": str(folder / "keyset.json"),
+            "tls_certificate": str(certificate),
+            "tls_key": str(key),
+        }
+        credentials = authority.channel_credentials()
+        with abstract_listener(folder.name):
+            async with served(folder, site, program=program, credentials=credentials, **settings) as running:
+                await running.works("evil-sleeps")
+                service = running.process.pid
+                targets = {
+                    **dict.fromkeys(("environment", "memory", "open files", "debugger", "signal"), service),
+                    "environment of another plugin": (await running.plugin("evil-sleeps")).process_id,
+                    "keyset file": settings["keyset_file"],
+                    "database file": str(folder / "credentials.db"),
+                    "TLS key": settings["tls_key"],
+                    "file in the home": f"{home}/id_ed25519",
+                    "names in the home": home,
+                    "code in the service's packages": str(site / "raided.py"),
+                    "file in the service's folder": str(folder / "raided"),
+                    "Redis": redis.port,
+                    "the service's port": int(running.address.rpartition(":")[2]),
+                    "a port of another program": free_port(),
+                    "abstract socket": folder.name,
+                }
+                assert set(targets) == set(ATTEMPTS)
+                await store_targets(folder, targets)
+                reply = await running.client.get_balance("raids", "evil-raids", max_age=0)
+                (site / "raided.py").unlink(missing_ok=True)
+                return {name: (done, text) for name, done, text in map(json.loads, reply.balance.notes)}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+async def store_targets(folder: Path, targets: dict[str, Any]) -> None:
+    store = await open_store(f"sqlite:///{folder / 'credentials.db'}", b"0123456789abcdef")
+    credential = Credential.from_texts({"api_key": EVIL_SECRET}, {"targets": json.dumps(targets)})
+    await store.put(Account("raids", "evil-raids"), credential)
+    await store.close()
+
+
+@pytest.mark.threat("T11", attack=True)
+@pytest.mark.threat("T30", attack=True)
+async def test_a_plugin_reaches_whatever_the_services_user_may_unless_its_process_is_confined(
+    site: Path, redis_server: RedisServer, record_property: Callable[[str, object], None]
+) -> None:
+    abi = landlock_abi()
+    if not abi:
+        pytest.skip(f"plugins' processes are kept to nothing here: {level('auto')}")
+    off = await raid(site, redis_server, "off", UNHIDDEN)
+    on = await raid(site, redis_server, "auto", PROGRAM)
+    rows = [f"{name}: unconfined {off[name][1]}; confined {on[name][1]}" for name in ATTEMPTS]
+    record_property(RAID, "\n".join([f"what a plugin's process tried ({level('auto')}):", *rows]))
+    print("\n".join(rows))
+    expected = set(ATTEMPTS) - (set() if os.geteuid() == 0 else FOR_ROOT)
+    assert {name for name, (done, _) in off.items() if done} >= expected
+    assert {name for name, (done, _) in on.items() if done} == {name for name, since in ATTEMPTS.items() if since > abi}
+
+
 @pytest.mark.threat("T11", attack=True)
 @pytest.mark.threat("T12", attack=True)
 async def test_in_the_services_own_process_a_thief_finds_every_credential_and_a_sleeper_blocks_every_caller(
@@ -545,7 +672,8 @@ async def test_a_plugin_finds_no_other_venues_credential_in_what_its_process_can
     # Other plugins have sessions open, and listen somewhere.
     await asyncio.gather(evil.works("evil-steals"), evil.works("evil-wanders"), evil.works("evil-files"))
     await evil.balance("evil-steals", "steals")
-    loot = text_of(evil.folder / "loot")
+    (file,) = [*evil.folder.glob("loot"), *evil.folder.glob("exchange-service-plugin-*/loot")]
+    loot = text_of(file)
     # It does find its own.
     assert EVIL_SECRET in loot
     assert "exchange-service-plugin-" in loot

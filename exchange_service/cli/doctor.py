@@ -91,8 +91,8 @@ def _check_sandbox(settings: Settings, registry: Registry) -> list[Finding]:
     if mode == "require" and not sandbox.complete():
         text = f"plugin_sandbox=require, and this kernel restricts {sandbox.level('auto')}: none is started."
         return [Finding(Severity.ERROR, subject, text)]
-    strangers = any(plugin.third_party for plugin in registry.plugins)
-    weak = strangers and (mode == "off" or not sandbox.complete())
+    third_party = any(plugin.third_party for plugin in registry.plugins)
+    weak = third_party and (mode == "off" or not sandbox.complete())
     if weak:
         text = f"{text[:-1]}. Code of others runs there as this user; docs/security.md says what it can reach."
     findings = [Finding(Severity.WARNING if weak else Severity.WELL, subject, text)]

@@ -119,7 +119,7 @@ def _start(config: dict[str, Any]) -> int:
         os.dup2(read, 0)
         os.closerange(3, 256)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        # No program that it starts has more rights than it, whoever owns the program.
+        # No program that it starts has more rights than it, such as the rights of the program's owner.
         _process_control(_SET_NO_NEW_PRIVILEGES, 1)
         if config["reach"] is not None:
             try:

@@ -551,7 +551,7 @@ ATTEMPTS = {
     **dict.fromkeys(("Redis", "the service's port", "a port of another program"), 4),
     **dict.fromkeys(("signal", "abstract socket"), 6),
 }
-# What other protections of the system also refuse to a user who is not root, so that it may fail in any case.
+# What other protections of the system may also refuse to a user who is not root.
 FOR_ROOT = {"memory", "debugger", "environment of another plugin"}
 
 

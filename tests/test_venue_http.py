@@ -368,7 +368,7 @@ def answer(status: int, body: bytes = b"", **headers: str) -> VenueResponse:
 )
 def test_a_status_means_what_the_page_for_plugin_authors_documents(status: int, expected: type[ServiceError]) -> None:
     with pytest.raises(ServiceError) as raised:
-        answer(status).raise_for_status()
+        answer(status, b"{}").raise_for_status()
     assert type(raised.value) is expected
     assert raised.value.message.startswith("Echo ")
 
@@ -395,7 +395,7 @@ def test_a_rate_limit_takes_the_venues_delay_or_else_its_own() -> None:
 
 def test_a_body_that_is_not_json_is_malformed_and_names_the_venue() -> None:
     with pytest.raises(VenueMalformed, match=r"^Echo: "):
-        answer(200, b"<html>").json()
+        answer(200, b"<balance/>").json()
 
 
 @pytest.mark.parametrize(

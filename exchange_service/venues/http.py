@@ -35,6 +35,7 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.model import Environment, ExchangeMetadata
+from exchange_service.plugin_kit.gateways import gateway_error
 from exchange_service.plugin_kit.payload import parse_json, retry_after
 
 ACCOUNT_BODY_LIMIT = 8 * 1024 * 1024
@@ -63,10 +64,13 @@ class VenueResponse:
     body: bytes
 
     def json(self) -> Any:
-        """The body as JSON with exact numbers, or VenueMalformed."""
+        """The body as JSON with exact numbers; VenueMalformed, or VenueUnavailable for the page of a gateway."""
         try:
             return parse_json(self.body)
         except VenueMalformed as malformed:
+            if self.status < 300 and (error := gateway_error(self, self.venue)):
+                # A captive portal, for example, sends its page as a success.
+                raise error from None
             raise VenueMalformed(f"{self.venue}: {malformed.message}") from None
 
     def raise_for_status(self) -> None:
@@ -76,6 +80,8 @@ class VenueResponse:
             return
         if status < 400:
             raise VenueMalformed(f"{venue} answered with a redirect, which is not followed.")
+        if error := gateway_error(self, venue):
+            raise error
         if status == 401:
             raise CredentialRejected(f"{venue} refuses the key (HTTP 401).")
         if status == 403:

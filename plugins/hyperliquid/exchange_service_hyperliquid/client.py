@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 from exchange_service.plugin_api import (
     SECRET_FIELDS,
-    AddressNotAllowed,
     CredentialInvalid,
     RequestRefused,
     Response,
     VenueCall,
     VenueMalformed,
+    gateway_error,
     raise_unexpected_status,
     read_metadata,
     wallet_address,
@@ -163,9 +163,8 @@ def _raise_for_error(response: Response) -> None:
         raise RequestRefused(
             "Hyperliquid cannot read the request (HTTP 422).", advice="Check the stored wallet_address and dexs."
         )
-    if status == 403:
-        # There is no key that could lack a right, so the gateway in front of the venue refuses us.
-        raise AddressNotAllowed("Hyperliquid's gateway refuses requests from this service's network address.")
-    if status in (400, 401, 404, 405, 415):
+    if error := gateway_error(response, "Hyperliquid"):
+        raise error
+    if status in (400, 401, 403, 404, 405, 415):
         raise RequestRefused(f"Hyperliquid rejects our request (HTTP {status}).")
     raise_unexpected_status(response, "Hyperliquid")

@@ -18,6 +18,7 @@ from exchange_service.plugin_api import (
     VenueRateLimited,
     as_object,
     check_unique,
+    gateway_error,
     read_metadata,
     retry_after,
     wallet_address,
@@ -134,6 +135,8 @@ class LighterClient:
             return
         if response.status >= 500:
             response.raise_for_status()
+        if error := gateway_error(response, "Lighter"):
+            raise error
         if code == _ACCOUNT_NOT_FOUND:
             raise self._account_unknown()
         if code in _RATE_LIMITS or response.status == 429:

@@ -13,7 +13,7 @@ from typing import Protocol
 from exchange_service.errors import RegionRestricted, VenueError, VenueUnavailable
 from exchange_service.plugin_kit.payload import retry_after
 
-# Statuses that say what is wrong, whoever sends them.
+# Statuses that say what is wrong, also if a gateway sends them.
 _TELL_ENOUGH = frozenset({408, 418, 429, 451, 504})
 # A proxy's own statuses: it wants to be signed in to.
 _OF_PROXIES = frozenset({407, 511})

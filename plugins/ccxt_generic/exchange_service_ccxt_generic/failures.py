@@ -54,7 +54,7 @@ _BY_PLAIN_STATUS: Mapping[int, Meaning] = {401: BY_CLASS["AuthenticationError"],
 
 _BYBITS = ("bybit", "bybiteu", "bybitid")
 # A page with status 403 is the firewall's after too many requests. A missing right has another status.
-# witness: vendor: https://developers.binance.com/docs/binance-spot-api-docs/rest-api/limits
+# witness: vendor: https://developers.binance.com/docs/binance-spot-api-docs/rest-api/http-return-codes
 _FIREWALLS_LIMIT = ("binance", "binancecoinm", "binanceus", "binanceusdm")
 # What CCXT reads in a page, at exchanges whose pages it knows.
 _KNOWN_PAGES = (VenueMaintenance, VenueRateLimited)

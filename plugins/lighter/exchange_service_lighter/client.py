@@ -159,12 +159,15 @@ class LighterClient:
     def _account_unknown(self) -> AccountUnknown:
         if self.index is not None:
             return AccountUnknown(
-                "Lighter has no account with the stored account_index in this environment and deployment."
+                "Lighter has no account with the stored account_index in this environment and deployment.",
+                advice="Check the number and extra_metadata.deployment (lighter or robinhood), or store the "
+                "wallet_address in its place. The testnet has accounts of its own.",
             )
         return AccountUnknown(
             "Lighter has no account of the stored wallet_address in this environment and deployment: the first deposit "
             "opens one.",
-            advice="Check for a typing error, and that the wallet is the one that owns the account.",
+            advice="Check for a typing error, that the wallet is the one that owns the account, and "
+            "extra_metadata.deployment (lighter or robinhood). The testnet has accounts of its own.",
         )
 
 

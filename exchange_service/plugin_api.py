@@ -172,10 +172,7 @@ class Response(Protocol):
         """The body, decompressed."""
 
     def json(self) -> Any:
-        """The body as a JSON value with exact numbers, see `parse_json`.
-
-        Raises VenueMalformed if it is not JSON, VenueUnavailable if a gateway sent its page as a success.
-        """
+        """The body as a JSON value with exact numbers, see `parse_json`. Raises VenueMalformed if it is not JSON."""
 
     def raise_for_status(self) -> None:
         """Raise the error that a status of 300 or more usually means. Look for your venue's own error codes first.

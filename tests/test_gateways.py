@@ -45,7 +45,7 @@ def test_no_answer_of_a_gateway_says_anything_about_the_key(name: str, fault: Fa
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
-        (200, PAGE, VenueUnavailable),
+        (200, PAGE, VenueMalformed),
         (200, b"<?xml version='1.0'?><balances/>", VenueMalformed),
         (200, b"OK", VenueMalformed),
         (401, PAGE, VenueUnavailable),

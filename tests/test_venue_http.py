@@ -395,7 +395,7 @@ def test_a_rate_limit_takes_the_venues_delay_or_else_its_own() -> None:
 
 def test_a_body_that_is_not_json_is_malformed_and_names_the_venue() -> None:
     with pytest.raises(VenueMalformed, match=r"^Echo: "):
-        answer(200, b"<balance/>").json()
+        answer(200, b"<html>").json()
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,6 @@ _REGION = re.compile(
     r"error(?: code)?:? 1009\b",
     re.IGNORECASE,
 )
-_HTML = re.compile(
-    r"(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL
-)
 # Cloudflare answers in JSON where JSON is asked for, and marks it.
 _MARKED = re.compile(r'"cloudflare_error"\s*:\s*true')
 
@@ -54,14 +51,14 @@ class _Response(Protocol):
 def gateway_error(response: _Response, venue: str) -> VenueError | None:
     """The error of an answer that is not from the venue's interface; None if it may be.
 
-    It is VenueUnavailable, which is transient, or RegionRestricted for a page that says so. With a status of 2xx only
-    an HTML page is a gateway's. A server's trouble and a limit (408, 418, 429, 5xx) are left to `raise_for_status`,
-    except for the statuses of proxies.
+    It is VenueUnavailable, which is transient, or RegionRestricted for a page that says so. A success, a redirect, a
+    server's trouble and a limit (408, 418, 429, 5xx) say enough by their status, except for the statuses of proxies: a
+    page that was sent as a success, as by a captive portal, is not JSON and so malformed.
     """
     status, text = response.status, _text(response.body)
-    if status in _TELL_ENOUGH or not _is_from_gateway(status, text):
+    if status < 400 or status in _TELL_ENOUGH or not _is_from_gateway(status, text):
         return None
-    if status >= 400 and _REGION.search(text):
+    if _REGION.search(text):
         return RegionRestricted(f"{venue} does not serve the region that this service calls from (HTTP {status}).")
     return VenueUnavailable(
         f"{venue} was not reached: a gateway answered in its place (HTTP {status}).",
@@ -77,15 +74,13 @@ def _text(body: bytes | str) -> str:
 
 
 def _is_from_gateway(status: int, text: str) -> bool:
-    if status >= 400 and text.startswith("{") and _MARKED.search(text):
+    if text.startswith("{") and _MARKED.search(text):
         return True
     if status >= 500 and status not in _OF_PROXIES:
         # A page of the venue's own server says as much as the status.
         return False
-    if status < 300:
-        return _HTML.match(text) is not None
     if text.startswith("<"):
-        return status >= 400
+        return True
     if text.startswith(("{", "[")):
         return status in _OF_PROXIES
     return status in _TEXT_FROM_GATEWAYS

@@ -64,13 +64,10 @@ class VenueResponse:
     body: bytes
 
     def json(self) -> Any:
-        """The body as JSON with exact numbers; VenueMalformed, or VenueUnavailable for the page of a gateway."""
+        """The body as JSON with exact numbers, or VenueMalformed."""
         try:
             return parse_json(self.body)
         except VenueMalformed as malformed:
-            if self.status < 300 and (error := gateway_error(self, self.venue)):
-                # A captive portal, for example, sends its page as a success.
-                raise error from None
             raise VenueMalformed(f"{self.venue}: {malformed.message}") from None
 
     def raise_for_status(self) -> None:

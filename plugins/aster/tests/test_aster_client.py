@@ -450,7 +450,7 @@ async def test_an_invalid_time_is_malformed() -> None:
         (Fault.html(503), VenueUnavailable),
         (Fault.html(504), VenueTimeout),
         (Fault(status=202, body=b"{}"), VenueMalformed),
-        (Fault.html(200), VenueUnavailable),
+        (Fault.html(200), VenueMalformed),
     ],
     ids=lambda value: f"{value.status} {value.body[:60]!r}" if isinstance(value, Fault) else value.__name__,
 )

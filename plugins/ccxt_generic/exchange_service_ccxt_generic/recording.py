@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from exchange_service.plugin_api import CredentialInvalid, RequestRefused, VenueError, VenueMalformed, gateway_error
-from exchange_service_ccxt_generic.answers import RECORD, Answer, Record
+from exchange_service.plugin_api import CredentialInvalid, RequestRefused, VenueError, VenueMalformed
+from exchange_service_ccxt_generic.answers import RECORD, Record
 from exchange_service_ccxt_generic.failures import refused_before_sending, translate
 from exchange_service_ccxt_generic.kinds import has_code
 
@@ -27,7 +27,7 @@ class Recorder:
         try:
             yield record
         except VenueMalformed as malformed:
-            raise self._gateway_error(record.of(malformed)) or self.with_venue(malformed) from None
+            raise self.with_venue(malformed) from None
         except ccxt.BaseError as error:
             raise self._translate(ccxt, error, record) from None
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
@@ -77,9 +77,6 @@ class Recorder:
         if isinstance(error, ccxt.BaseError):
             return translate(error, record.of(error), self._id, self._venue)
         return VenueMalformed(f"{self._venue} answered in a shape that cannot be read.")
-
-    def _gateway_error(self, answer: Answer) -> VenueError | None:
-        return gateway_error(answer, self._venue) if answer.status else None
 
     @staticmethod
     def _is_of_credential(ccxt: Any, error: Exception) -> bool:

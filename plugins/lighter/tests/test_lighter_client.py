@@ -476,7 +476,7 @@ async def test_lighters_own_code_decides_under_any_status(status: int, code: int
         (Fault.html(502), VenueUnavailable),
         (Fault(status=503, body=b"under maintenance"), VenueMaintenance),
         (Fault(status=504), VenueTimeout),
-        (Fault.html(200), VenueUnavailable),
+        (Fault.html(200), VenueMalformed),
     ],
     ids=lambda value: f"{value.status} {value.body[:30]!r}" if isinstance(value, Fault) else value.__name__,
 )

@@ -431,7 +431,7 @@ async def test_the_rights_of_a_grant_are_not_guessed() -> None:
         (Fault.html(504), VenueTimeout),
         (Fault(status=206, body=b"{}"), VenueMalformed),
         (saying(200, "unauthorized"), VenueMalformed),
-        (Fault.html(200), VenueUnavailable),
+        (Fault.html(200), VenueMalformed),
     ],
     ids=lambda value: f"{value.status} {value.body[:40]!r}" if isinstance(value, Fault) else value.__name__,
 )
@@ -457,7 +457,7 @@ async def test_each_of_tastytrades_errors_becomes_the_right_error(
         (Fault.html(502), VenueUnavailable),
         (Fault.html(504), VenueTimeout),
         (Fault(status=202, body=b"{}"), VenueMalformed),
-        (Fault.html(200), VenueUnavailable),
+        (Fault.html(200), VenueMalformed),
     ],
     ids=lambda value: f"{value.status} {value.body[:40]!r}" if isinstance(value, Fault) else value.__name__,
 )

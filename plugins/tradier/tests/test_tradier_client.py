@@ -390,7 +390,7 @@ class TestTheToken:
         (Fault(status=503, body=b"<html>Scheduled Maintenance</html>"), VenueMaintenance),
         (Fault.html(504), VenueTimeout),
         (Fault(status=206, body=b"{}"), VenueMalformed),
-        (Fault.html(200), VenueUnavailable),
+        (Fault.html(200), VenueMalformed),
         (Fault(body=b""), VenueMalformed),
         (Fault(body=b"null"), VenueMalformed),
         (Fault(body=b"<?xml version='1.0'?><balances/>", content_type="application/xml"), VenueMalformed),
@@ -548,7 +548,7 @@ class TestOneAccountsTrouble:
         ),
         (200, b'{"balances":null}', VenueMalformed),  # witness: unproven: reported in the field without a source
         (200, b'{"balances":"null"}', VenueMalformed),  # witness: unproven: as the collections of Tradier
-        (200, b"<!DOCTYPE html><html></html>", VenueUnavailable),
+        (200, b"<!DOCTYPE html><html></html>", VenueMalformed),
         (200, b"", VenueMalformed),  # witness: unproven: an empty body was looked for
     )
 

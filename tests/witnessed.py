@@ -9,7 +9,12 @@ ROOT = Path(__file__).parent.parent
 _CCXT = "plugins/ccxt_generic/exchange_service_ccxt_generic"
 
 # By file: the names of its tables whose rows are facts about venues.
-TABLES: Mapping[str, tuple[str, ...]] = {}
+TABLES: Mapping[str, tuple[str, ...]] = {
+    "plugins/hyperliquid/exchange_service_hyperliquid/__init__.py": ("_LIMITS",),
+    "plugins/hyperliquid/exchange_service_hyperliquid/client.py": ("_REJECTED",),
+    "plugins/hyperliquid/exchange_service_hyperliquid/parse.py": ("STANDARD_MODES", "UNIFIED_MODES"),
+    "plugins/hyperliquid/exchange_service_hyperliquid/simulator.py": ("_REFUSALS",),
+}
 
 
 def payload_files() -> Iterator[Path]:

@@ -14,6 +14,10 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "plugins/hyperliquid/exchange_service_hyperliquid/client.py": ("_REJECTED",),
     "plugins/hyperliquid/exchange_service_hyperliquid/parse.py": ("STANDARD_MODES", "UNIFIED_MODES"),
     "plugins/hyperliquid/exchange_service_hyperliquid/simulator.py": ("_REFUSALS",),
+    "plugins/lighter/exchange_service_lighter/__init__.py": ("_LIMITS",),
+    "plugins/lighter/exchange_service_lighter/client.py": ("_DEPLOYMENTS", "_BY_CODE"),
+    "plugins/lighter/exchange_service_lighter/parse.py": ("_POOLS", "_SYMBOLS", "_ASSETS_OF_POOLS"),
+    "plugins/lighter/exchange_service_lighter/simulator.py": ("_ERRORS",),
 }
 
 

@@ -10,6 +10,10 @@ _CCXT = "plugins/ccxt_generic/exchange_service_ccxt_generic"
 
 # By file: the names of its tables whose rows are facts about venues.
 TABLES: Mapping[str, tuple[str, ...]] = {
+    "plugins/aster/exchange_service_aster/__init__.py": ("_LIMITS",),
+    "plugins/aster/exchange_service_aster/client.py": ("_BY_CODE", "_BY_WORD", "_REGION_WORDS"),
+    "plugins/aster/exchange_service_aster/simulator.py": ("_REFUSALS",),
+    "plugins/aster/tests/test_aster_signing.py": ("HMAC_EXAMPLES", "SIGNATURES", "ADDRESSES"),
     "plugins/hyperliquid/exchange_service_hyperliquid/__init__.py": ("_LIMITS",),
     "plugins/hyperliquid/exchange_service_hyperliquid/client.py": ("_REJECTED",),
     "plugins/hyperliquid/exchange_service_hyperliquid/parse.py": ("STANDARD_MODES", "UNIFIED_MODES"),

@@ -70,6 +70,9 @@ _NO_USDC_ROW = (
     "Hyperliquid shows the perpetuals of a unified wallet but not the USDC with their equity: "
     "the value of the wallet is unknown."
 )
+_OTHER_TOKENS_ALONE = (
+    "There is no summary of a wallet that holds other tokens and no USDC: Hyperliquid states no value of them here."
+)
 _OUTCOMES = "Rows such as +12345 are positions in outcome markets: their amounts are numbers of shares."
 _BORROWED = (
     "The wallet has borrowed. Hyperliquid does not document whether a total already leaves the debt out, "
@@ -140,6 +143,10 @@ class SpotState:
     def holds_other_than_usdc(self) -> bool:
         """Whether a figure in USDC leaves out something that is held."""
         return any(row.asset != USDC and not row.is_zero() for row in self.rows)
+
+    def holds_only_other_tokens(self) -> bool:
+        """Whether something is held, but no USDC: its zero would look like an empty wallet."""
+        return self.holds_other_than_usdc() and self.usdc().is_zero()
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +324,7 @@ def wallet(
     unified = mode in UNIFIED_MODES and not doubtful
     if unified:
         accounts: tuple[VenueAccount, ...] = (_unified_account(address, name, spot, perps, complete=not unread),)
-        notes = _unified_notes(accounts[0], name, spot)
+        notes = _unified_notes(accounts[0], name, spot, stated=_has_usdc_figure(spot, perps, complete=not unread))
     else:
         known = mode in STANDARD_MODES and not doubtful
         accounts = (
@@ -440,7 +447,7 @@ def _unified_account(
 
     What is used of USDC is what orders and positions use. Unrealised profit is unknown if a dex has another collateral
     or could not be read, and equity if something is borrowed. With perpetuals and without a USDC row there is no
-    summary.
+    summary, and none if other tokens are held and no USDC.
     """
     usdc = spot.usdc()
     in_usdc = complete and not any(perp.unrealised_pnl and perp.collateral != USDC for perp in perps)
@@ -452,16 +459,21 @@ def _unified_account(
         margin_used=usdc.used,
         unrealised_pnl=exact_sum(perp.unrealised_pnl for perp in perps) if in_usdc else None,
     )
-    stated = spot.has_usdc() or (complete and all(perp.is_empty() for perp in perps))
+    stated = _has_usdc_figure(spot, perps, complete=complete) and not spot.holds_only_other_tokens()
     return VenueAccount(
         id=address, type="spot", sub_account=name, assets=spot.rows, summary=figures if stated else None
     )
 
 
-def _unified_notes(account: VenueAccount, name: str, spot: SpotState) -> list[str]:
+def _has_usdc_figure(spot: SpotState, perps: Sequence[PerpState], *, complete: bool) -> bool:
+    """Whether the USDC of a unified wallet is stated, or is certainly zero."""
+    return spot.has_usdc() or (complete and all(perp.is_empty() for perp in perps))
+
+
+def _unified_notes(account: VenueAccount, name: str, spot: SpotState, *, stated: bool) -> list[str]:
     borrowed = [_BORROWED] if spot.has_debts() else []
     if account.summary is None:
-        return [_NO_USDC_ROW, *borrowed]
+        return [_OTHER_TOKENS_ALONE if stated else _NO_USDC_ROW, *borrowed]
     part = [_USDC_PART] if spot.holds_other_than_usdc() else []
     return [*_own_figure_note(name, spot), *part, *borrowed]
 
@@ -508,8 +520,15 @@ def _spot_row(entry: Any, lends: bool) -> AssetBalance:
         total=total,
         free=free if free is None or free >= 0 else None,
         used=used,
-        debt=amount(entry, "borrowed", "balances[]"),
+        debt=_borrowed(entry),
     )
+
+
+def _borrowed(entry: Any) -> Decimal | None:
+    debt = amount(entry, "borrowed", "balances[]")
+    if debt is not None and debt < 0:
+        raise VenueMalformed("balances[].borrowed is negative.")
+    return debt
 
 
 def _reserved(entry: Any, lends: bool) -> Decimal | None:

@@ -344,6 +344,20 @@ def test_under_portfolio_margin_what_is_reserved_is_stated_apart_and_a_debt_is_s
     assert any("borrowed" in note for note in result.notes)
 
 
+def test_a_negative_debt_is_malformed() -> None:
+    with pytest.raises(VenueMalformed, match="borrowed"):
+        parse.spot_state({"balances": [{**PORTFOLIO, "borrowed": "-0.2"}]})
+
+
+@pytest.mark.parametrize("usdc", [[], [{"coin": "USDC", "total": "0.0", "hold": "0.0"}]], ids=["no row", "zero"])
+def test_a_unified_wallet_with_other_tokens_alone_has_no_figure_of_zero(usdc: list[Any]) -> None:
+    state = parse.spot_state({"balances": [*usdc, {"coin": "HYPE", "total": "31.25", "hold": "0.0"}]})
+    result = parse.wallet(ADDRESS, "unifiedAccount", state, (perps("clearinghouse_state_empty"),))
+    assert result.accounts[0].summary is None
+    assert any("no USDC" in note for note in result.notes)
+    assert parse.overall_summary(result.accounts)[0] is None
+
+
 def test_under_portfolio_margin_a_hold_alone_tells_neither_part() -> None:
     alone = {name: value for name, value in PORTFOLIO.items() if name != "spotHold"}
     held = parse.spot_state({"balances": [alone], **AFTER}).rows[0]

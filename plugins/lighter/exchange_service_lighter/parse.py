@@ -55,6 +55,7 @@ _UNIFIED_EQUITY = (
     "In unified mode equity is Lighter's own figure and counts what serves as margin. It may include spot rows: "
     "do not add them to it."
 )
+_NOTHING_COUNTED = "There is no summary, because it would count nothing of what is held."
 _MARGIN_IN_OTHER_ASSETS = (
     "Assets besides the collateral serve as margin: they are rows of the perpetual account, and Lighter's equity "
     "counts their value as margin."
@@ -170,6 +171,8 @@ def balance(found: Sequence[Account], usual_collateral: str) -> Balance:
     failed = [VenueAccount(id=str(account.index), error=account.error) for account in unread]
     parts = [part for account in shown for part in _parts(account, symbol)]
     summary, more = _overall_summary([*_figures(shown, symbol), *failed], symbol)
+    if summary is not None and _hides_everything(summary, parts):
+        summary, more = None, (_NOTHING_COUNTED,)
     notes = [note for account in shown for note in _notes(account)]
     notes += [_pool_left_out(account) for account in read if account.is_pool]
     return Balance((*parts, *failed), summary, notes=tuple(dict.fromkeys((*notes, *more))))
@@ -429,6 +432,12 @@ def _overall_summary(accounts: Sequence[VenueAccount], symbol: str) -> tuple[Sum
     stated = all(account.summary for account in accounts if account.type != "spot")
     missing = f"There is no summary for everything, because not everything held is in {symbol}."
     return summary, (missing,) if summary is None and stated else ()
+
+
+def _hides_everything(summary: Summary, parts: Sequence[VenueAccount]) -> bool:
+    """Whether the summary is zero although something is held, such as spot in unified mode or a share in a pool."""
+    held = not all(row.is_zero() for part in parts for row in part.assets)
+    return held and not any((summary.total, summary.equity, summary.available, summary.margin_used))
 
 
 def _notes(account: ReadAccount) -> list[str]:

@@ -264,6 +264,22 @@ def test_a_sub_account_with_nothing_but_a_pending_payout_is_shown() -> None:
     assert "281474976700001" in {account.id for account in balance.venue_accounts}
 
 
+def test_there_is_no_summary_of_zero_beside_something_that_is_held() -> None:
+    spot = {"symbol": "USDC", "asset_id": 3, "balance": "20", "locked_balance": "0", "margin_balance": "0"}
+    nothing = {
+        "collateral": "0",
+        "total_asset_value": "0",
+        "available_balance": "0",
+        "cross_initial_margin_requirement": "0",
+        "positions": [],
+    }
+    held = read(changed("account_unified", assets=[spot], **nothing))
+    assert held.summary is None
+    assert any("no summary" in note for note in held.notes)
+    empty = read(changed("account_unified", assets=[{**spot, "balance": "0"}], **nothing))
+    assert empty.summary is not None
+
+
 def test_a_unified_account_without_spot_needs_no_remark() -> None:
     balance = read(payload("account_robinhood"))
     assert balance.summary is not None

@@ -22,6 +22,16 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "plugins/lighter/exchange_service_lighter/client.py": ("_DEPLOYMENTS", "_BY_CODE"),
     "plugins/lighter/exchange_service_lighter/parse.py": ("_POOLS", "_SYMBOLS", "_ASSETS_OF_POOLS"),
     "plugins/lighter/exchange_service_lighter/simulator.py": ("_ERRORS",),
+    "plugins/oanda/exchange_service_oanda/__init__.py": ("LIMITS",),
+    "plugins/oanda/exchange_service_oanda/simulator.py": ("_REFUSALS",),
+    "plugins/tastytrade/exchange_service_tastytrade/__init__.py": ("LIMITS",),
+    "plugins/tastytrade/exchange_service_tastytrade/client.py": ("_REFUSED_GRANTS",),
+    "plugins/tastytrade/exchange_service_tastytrade/parse.py": ("_FIGURES", "_TYPES"),
+    "plugins/tastytrade/exchange_service_tastytrade/simulator.py": ("_ERRORS", "_GATEWAY_PAGE", "_REFUSED_GRANT"),
+    "plugins/tradier/exchange_service_tradier/__init__.py": ("LIMITS",),
+    "plugins/tradier/exchange_service_tradier/parse.py": ("_CALLS", "_OPTION_FIELDS", "_TYPES"),
+    "plugins/tradier/exchange_service_tradier/simulator.py": ("_FAULTS", "_UNAUTHORIZED_ACCOUNT"),
+    "plugins/tradier/tests/test_tradier_client.py": ("BODIES",),
 }
 
 

@@ -20,6 +20,7 @@ from exchange_service.plugin_api import (
     exact_sum,
     milliseconds,
     required_amount,
+    required_milliseconds,
     text,
 )
 
@@ -117,9 +118,7 @@ def notes(accounts: Sequence[VenueAccount], *, lent: bool = False) -> tuple[str,
 
 def server_time(payload: Any) -> int:
     """The venue's time of `GET /fapi/v1/time`, in milliseconds since 1970."""
-    time = milliseconds(as_object(payload, "the answer"), "serverTime", "the answer")
-    if time is None:
-        raise VenueMalformed("serverTime is missing.")
+    time = required_milliseconds(as_object(payload, "the answer"), "serverTime", "the answer")
     return (time - _EPOCH) // timedelta(milliseconds=1)
 
 
@@ -134,7 +133,7 @@ def key_rights(payload: Any, agent: str) -> KeyRights:
     return KeyRights(
         trade=_any_right(ours[0], "canSpotTrade", "canPerpTrade"),
         withdraw=_any_right(ours[0], "canWithdraw"),
-        expires=_time(ours[0], "expired"),
+        expires=required_milliseconds(ours[0], "expired", "agents[]") if ours[0].get("expired") else None,
     )
 
 
@@ -184,17 +183,14 @@ def _counts_usdt_alone(account: VenueAccount) -> bool:
     return account.summary is None or account.summary.total == held
 
 
-def _time(source: Mapping[str, Any], key: str = "updateTime") -> datetime | None:
-    """A time that is only told, in milliseconds or nanoseconds; None if it is not stated or cannot be read."""
-    value = source.get(key)
+def _time(source: Mapping[str, Any]) -> datetime | None:
+    """When the wallet last changed, in milliseconds or nanoseconds; None if it is not stated or cannot be read."""
+    value = source.get("updateTime")
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
     if type(value) is int and value >= _NANOSECONDS_FROM:
         value //= 1_000_000
-    try:
-        return milliseconds({key: value}, key, "the answer")
-    except VenueMalformed:
-        return None
+    return milliseconds({"updateTime": value}, "updateTime", "the answer")
 
 
 def _any_right(entry: Mapping[str, Any], *names: str) -> bool | None:

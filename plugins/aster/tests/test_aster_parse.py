@@ -247,15 +247,11 @@ def test_a_time_that_aster_does_not_state_is_unknown(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["soon", -1, True, 10**25, [], {}, Decimal("1.5")])
-def test_a_time_that_cannot_be_read_is_absent(value: Any) -> None:
-    for account in (
-        parse.spot_account(spot_with(updateTime=value), WALLET),
-        parse.futures_account(asset_with(updateTime=value), WALLET),
-    ):
-        assert account.venue_time is None
-        assert account.assets
-    agents = [{"agentAddress": READER, "canWithdraw": False, "expired": value}]
-    assert parse.key_rights(agents, READER) == KeyRights(withdraw=False)
+def test_a_time_that_cannot_be_read_is_unknown_and_leaves_the_figures(value: Any) -> None:
+    assert parse.spot_account(spot_with(updateTime=value), WALLET).venue_time is None
+    account = parse.futures_account(asset_with(updateTime=value), WALLET)
+    assert account.venue_time is None
+    assert account.assets
 
 
 def test_futures_are_as_old_as_their_latest_change() -> None:
@@ -350,6 +346,7 @@ def test_an_agent_that_is_not_listed_has_no_known_rights() -> None:
         [{}],
         [{"agentAddress": READER}] * 2,
         [{"agentAddress": READER, "canWithdraw": "no"}],
+        [{"agentAddress": READER, "expired": "soon"}],
     ],
     ids=json.dumps,
 )

@@ -208,7 +208,7 @@ def perp_state(payload: Any, dex: str = "", collateral: str = USDC) -> PerpState
         margin_used=required_amount(margin, "totalMarginUsed", "marginSummary"),
         unrealised_pnl=exact_sum(required_amount(entry, "unrealizedPnl", "position") for entry in positions),
         positions=len(positions),
-        venue_time=_time(found),
+        venue_time=milliseconds(found, "time", "the answer"),
     )
 
 
@@ -552,14 +552,6 @@ def _escrow_rows(entries: Sequence[Any]) -> tuple[AssetBalance, ...]:
     )
     check_unique((row.asset for row in rows), "Hyperliquid lists a coin twice.")
     return rows
-
-
-def _time(found: Mapping[str, Any]) -> datetime | None:
-    """When the figures were true. A time that cannot be read is not a reason to refuse them."""
-    try:
-        return milliseconds(found, "time", "the answer")
-    except VenueMalformed:
-        return None
 
 
 def _after_maintenance(pairs: Any) -> dict[int, Decimal]:

@@ -467,6 +467,7 @@ async def test_lighters_own_code_decides_under_any_status(status: int, code: int
         (Fault(status=202, body=b'{"code": 200, "accounts": []}'), VenueMalformed),
         (Fault(status=403, body=b"{}"), RegionRestricted),
         (Fault.html(403), VenueUnavailable),
+        (Fault(status=403), VenueUnavailable),
         (Fault(status=403, body=b"<html>Lighter is not available in your country</html>"), RegionRestricted),
         (Fault(status=404), RequestRefused),
         (Fault(status=429), VenueRateLimited),

@@ -37,7 +37,6 @@ def name_in_accounts(fetched: FetchedBalance, address: str) -> FetchedBalance:
 def _naming(error: AddressNotAllowed, address: str) -> AddressNotAllowed:
     if address in error.text:
         return error
-    advice = _USUAL_ADVICE if error.advice is None else error.advice
-    return AddressNotAllowed(
-        error.message, retry_after=error.given_delay, advice=f"{advice} This service calls from {address}.".strip()
-    )
+    usual = _USUAL_ADVICE if error.advice is None else error.advice
+    advice = f"{usual} This service calls from {address}.".strip()
+    return AddressNotAllowed(error.message, retry_after=error.given_delay, advice=advice)

@@ -311,7 +311,7 @@ _BITRUE_CONTRACTS = _list(
     "marginCoin",
     "accountNormal",
     "accountLock",
-    figures=Figures("totalEquity", "accountNormal", "accountLock"),
+    figures=Figures("totalEquity", "", "accountLock"),
     code="0",
 )
 _BLOFIN_WALLET = _list(
@@ -360,7 +360,7 @@ _GATE_SPOT = (
         "balances",
         "available",
         "freeze",
-        figures=Figures("equity", "available", "freeze", "total_liab|borrowed"),
+        figures=Figures("equity", "available", "freeze", "total_liab|borrowed+interest"),
         locked=False,
     ),
     _list("", "currency", "available", "freeze|locked", figures=Figures("", "available", "freeze|locked")),
@@ -495,7 +495,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         "availableBalance",
         "totalEquityValue",
         asset="=USDT",
-        figures=Figures("totalEquityValue", "availableBalance", "initialMargin"),
+        figures=Figures("totalEquityValue", "availableBalance"),
     ),
     "backpack": _object(
         "",
@@ -817,7 +817,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     # The isolated account lists pairs, the cross one is an object of assets.
     "gate margin": (
         _object(
-            "balances", "available", "freeze", figures=Figures("", "available", "freeze", "borrowed"), locked=False
+            "balances", "available", "freeze", figures=Figures("equity", "available", "freeze", "total_liab|borrowed+interest"), locked=False
         ),
         _list(
             "",
@@ -826,7 +826,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
             "locked",
             parts=("base", "quote"),
             several=True,
-            figures=Figures("", "available", "locked", "borrowed"),
+            figures=Figures("", "available", "locked", "borrowed+interest"),
         ),
     ),
     "gate swap": _GATE_CONTRACTS,
@@ -1029,7 +1029,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
             "available",
             "reserved",
             "total",
-            figures=Figures("total", "available", "reserved+staked"),
+            figures=Figures("total", "available", "reserved"),
         ),
         _list(
             "data",
@@ -1037,7 +1037,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
             "available",
             "reserved",
             "total",
-            figures=Figures("total", "available", "reserved+staked"),
+            figures=Figures("total", "available", "reserved"),
         ),
     ),
     "tokocrypto": _list("data.accountAssets", "asset", "free", "locked", figures=_FREE_LOCKED, code=0),

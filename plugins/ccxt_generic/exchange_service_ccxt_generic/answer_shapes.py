@@ -366,7 +366,10 @@ _GATE_SPOT = (
     _list("", "currency", "available", "freeze|locked", figures=Figures("", "available", "freeze|locked")),
 )
 _GATE_CONTRACTS = _one("", "total", "available", asset="currency", figures=Figures("total", "available"))
-_GATE_FUNDING = _list("", "currency", "available", "locked", figures=Figures("", "available", "locked"))
+# What is lent out is the user's too.
+_GATE_FUNDING = _list(
+    "", "currency", "available", "locked", figures=Figures("available+locked+lent", "available", "locked")
+)
 _HITBTC = _list("", "currency", "available", "reserved", figures=Figures("", "available", "reserved"))
 _HTX_LINEAR = _list(
     "data.details",
@@ -817,7 +820,11 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     # The isolated account lists pairs, the cross one is an object of assets.
     "gate margin": (
         _object(
-            "balances", "available", "freeze", figures=Figures("equity", "available", "freeze", "total_liab|borrowed+interest"), locked=False
+            "balances",
+            "available",
+            "freeze",
+            figures=Figures("equity", "available", "freeze", "total_liab|borrowed+interest"),
+            locked=False,
         ),
         _list(
             "",

@@ -221,7 +221,8 @@ class AssetBalance(google.protobuf.message.Message):
     """The sub-account that holds it, repeated here so that a row is complete. Empty: the main one."""
     total: builtins.str
     """The whole amount. Absent: the venue does not say. This and the next two are the venue's own figures. If its API
-    gives two of the three and defines the third by them, the third is computed exactly.
+    gives two of the three and defines the third by them, the third is computed exactly. It is absent if it would be
+    negative: then the venue's figures do not hang together in that way.
     """
     free: builtins.str
     """The amount that can be used now. On margin venues `free` and `used` need not add up to `total`."""
@@ -232,8 +233,9 @@ class AssetBalance(google.protobuf.message.Message):
     venue_account_id: builtins.str
     """The `id` of the venue account that holds it, repeated here so that a row is complete."""
     mismatch: builtins.bool
-    """True: the venue gives total, free and used, and free and used do not add up to the total. That is usual on margin
-    venues, which count open profit as free. Elsewhere it deserves a check. The figures are the venue's in either case.
+    """True: the venue gives total, free and used, and free and used do not add up to the total, or gives the total and one
+    of the others, which is larger. That is usual on margin venues, which count open profit as free. Elsewhere it
+    deserves a check. The figures are the venue's in either case.
     """
     def __init__(
         self,

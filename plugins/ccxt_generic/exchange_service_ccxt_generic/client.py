@@ -27,12 +27,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """CCXT's balance of one account, the raw answers behind it, and the venue's codes by CCXT's."""
+    """CCXT's balance of one account, the raw answers behind it, the venue's codes by CCXT's, and CCXT's instance."""
 
     account_type: str
     result: Any = field(repr=False)
     answers: list[Any] = field(repr=False)
     venue_codes: Mapping[str, list[str]] = field(repr=False)
+    instance: Any = field(repr=False)
 
 
 class CcxtClient:
@@ -71,7 +72,7 @@ class CcxtClient:
         answers = record.json_values()
         if not opened.instance.markets:
             raise VenueMalformed(f"{self._venue} lists no markets, so its answer cannot be checked.")
-        return Fetched(account_type, result, answers, record.venue_codes)
+        return Fetched(account_type, result, answers, record.venue_codes, opened.instance)
 
     async def key_rights(self, opened: Opened, question: Question) -> KeyRights:
         """What the exchange says of the key. A test host may not serve the request: then the rights are unknown."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -14,16 +15,13 @@ from exchange_service.plugin_api import (
     Balance,
     CredentialRejected,
     PermissionMissing,
-    Summary,
     VenueAccount,
     VenueError,
     as_object,
-    combined_summary,
     parse_amount,
 )
+from exchange_service_ccxt_generic.headline import summarize
 
-# The first of these that has a row is the currency of the summary.
-_SUMMARY_CURRENCIES = ("USDT", "USD", "USDC")
 _COLUMNS = ("total", "free", "used", "debt")
 _NOTHING = (None, None, None, None)
 # A row takes some hundred bytes. It does not say whose it is.
@@ -83,16 +81,6 @@ def _unless_negative(amount: Decimal | None) -> Decimal | None:
     return None if amount is None or amount < 0 else amount
 
 
-def summary(assets: tuple[AssetBalance, ...]) -> Summary | None:
-    """The figures of the first of USDT, USD and USDC that has a row; None if there is no such row."""
-    by_code = {row.asset: row for row in assets}
-    for currency in _SUMMARY_CURRENCIES:
-        if row := by_code.get(currency):
-            known = row.total is not None or row.free is not None
-            return Summary(currency, total=row.total, available=row.free) if known else None
-    return None
-
-
 def venue_time(result: Mapping[str, Any]) -> datetime | None:
     """The venue's time of the balance; None if it is missing or implausible."""
     stamp = result.get("timestamp")
@@ -137,13 +125,16 @@ def balance(
     notes: tuple[str, ...] = (),
     others: Mapping[str, tuple[AssetBalance, ...]] = MappingProxyType({}),
 ) -> Balance:
-    """One account's balance. `others` are rows of further accounts in the same answer, by the venue's type of them."""
-    accounts = tuple(
-        VenueAccount(type=name, assets=rows, summary=summary(rows), venue_time=when)
+    """One account's balance, without the summary of all accounts.
+
+    `others` are rows of further accounts in the same answer, by the venue's type of them.
+    """
+    accounts = (
+        VenueAccount(type=name, assets=rows, venue_time=when)
         for name, rows in ((account_type, assets), *((_type_name(kind), rows) for kind, rows in others.items()))
     )
-    figures = combined_summary([account for account in accounts if account.assets]) if others else accounts[0].summary
-    return Balance(venue_accounts=accounts, summary=figures, venue_time=when, notes=notes)
+    summed = tuple(replace(account, summary=summarize([account])) for account in accounts)
+    return Balance(venue_accounts=summed, venue_time=when, notes=notes)
 
 
 def _type_name(kind: str) -> str:
@@ -154,8 +145,7 @@ def _type_name(kind: str) -> str:
 def gather(venue: str, results: Mapping[str, Balance | VenueError]) -> Balance:
     """The balance of several reads, by requested type; a read that failed is an account with its error.
 
-    Raises an error if all reads failed, preferably a transient one. There is a summary if all accounts with rows have
-    one currency.
+    Raises an error if all reads failed, preferably a transient one.
     """
     errors = [result for result in results.values() if isinstance(result, VenueError)]
     if len(errors) == len(results):
@@ -171,8 +161,7 @@ def gather(venue: str, results: Mapping[str, Balance | VenueError]) -> Balance:
             known = {account.identity for account in accounts}
             accounts.extend(account for account in result.venue_accounts if account.identity not in known)
             notes.update(dict.fromkeys(result.notes))
-    figures = combined_summary([account for account in accounts if account.assets or account.error])
-    return Balance(venue_accounts=tuple(accounts), summary=figures, notes=tuple(notes))
+    return Balance(venue_accounts=tuple(accounts), notes=tuple(notes))
 
 
 def _beside_others(venue: str, error: VenueError) -> VenueError:

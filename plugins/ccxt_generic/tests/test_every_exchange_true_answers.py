@@ -28,6 +28,7 @@ BY_NAME = {answer.name: answer for answer in true_answers()}
 KNOWN_DIFFERENCES: Mapping[str, str] = {
     "bitget/future": "Bitget does not say which kind of account it is.",
     "bitget/margin": "Bitget does not say which kind of account it is.",
+    "bitget/spot-empty": "Bitget does not say which kind of account it is.",
     "bitget/spot-frozen": "Bitget does not say which kind of account it is.",
     "bitget/spot": "Bitget does not say which kind of account it is.",
     "bitget/swap": "Bitget does not say which kind of account it is.",

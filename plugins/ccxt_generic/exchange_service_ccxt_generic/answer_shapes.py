@@ -163,6 +163,16 @@ _BYBIT = _list(
     "result.list.*.coin", "coin", "walletBalance", "availableToWithdraw|free|locked", retCode=0, empty=_WALLETS
 )
 _BYBIT_FUNDING = _list("result.balance", "coin", "walletBalance", "transferBalance", retCode=0)
+# All accounts are in one list. Each wallet takes those of its own type.
+_COINBASE_ACCOUNTS = _list(
+    "accounts",
+    "available_balance.currency",
+    "available_balance.value",
+    "hold.value",
+    several=True,
+    has_next=False,
+    last_page={"has_next": False},
+)
 _COINBASE_CONTRACTS = _one("balance_summary", "total_usd_balance.value", "futures_buying_power.value")
 _DIGIFINEX_SPOT = _list("list", "currency", "free", "total", code=0)
 # The unified account has an object of assets, every other a list.
@@ -185,6 +195,9 @@ _OKX = _list("data.only.details", "ccy", "eq", "availEq|availBal|frozenBal", cod
 _OKX_FUNDING = _list("data", "ccy", "bal", "availBal", "frozenBal", code="0")
 _ORDERLY = _list("data.holding", "token", "holding", "frozen", success=True)
 _MUDREX = _one("data", "balance|total", "locked_amount|withdrawable")
+_PHEMEX_CONTRACTS = _one(
+    "data.account", "accountBalanceEv|accountBalanceRv", "totalUsedBalanceEv|totalUsedBalanceRv", asset="currency"
+)
 
 # By exchange, or by exchange and account type. Of several shapes the first one that fits counts.
 _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
@@ -210,6 +223,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "binance future": _BINANCE_CONTRACTS,
     "binance swap": _BINANCE_CONTRACTS,
     "binance delivery": _BINANCE_CONTRACTS,
+    "binance isolated": _BINANCE_MARGIN,
     "binance papi": _list("", "asset", "totalWalletBalance", "umUnrealizedPNL", "cmUnrealizedPNL"),
     "binance funding": _list("", "asset", "free", "locked", "freeze", "withdrawing"),
     "binancecoinm": _BINANCE_CONTRACTS,
@@ -219,6 +233,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "bingx spot": _list("data.balances", "asset", "free", "locked", code=0),
     "bingx swap": _BINGX_CONTRACTS,
     "bingx inverse": _BINGX_CONTRACTS,
+    "bingx standard": _list("data", "asset", "balance", "availableBalance", code=0),
     "bingx funding": _list("data.assets", "asset", "free", "locked", code=0),
     "bit2c": _flat(_ALL),
     "bitbank": _list("data.assets", "asset", "free_amount", "locked_amount", "onhand_amount", success=1),
@@ -233,6 +248,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "bitget swap": _BITGET_CONTRACTS,
     "bitget future": _BITGET_CONTRACTS,
     "bitget inverse": _BITGET_CONTRACTS,
+    "bitget usdc_swap": _BITGET_CONTRACTS,
     "bitget funding": _list("data", "coin", "available", "frozen", "balance", code="00000"),
     "bitget unified": _BITGET_UNIFIED,
     "bithumb": _list("", "currency", "balance", "locked"),
@@ -259,6 +275,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "bybit unified": _BYBIT,
     "bybit swap": _BYBIT,
     "bybit future": _BYBIT,
+    "bybit inverse": _BYBIT,
     "bybit spot": _BYBIT,
     "bybit funding": _BYBIT_FUNDING,
     "bybiteu unified": _BYBIT,
@@ -267,20 +284,19 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "bybitid unified": _BYBIT,
     "bybitid swap": _BYBIT,
     "bybitid future": _BYBIT,
+    "bybitid inverse": _BYBIT,
     "bybitid spot": _BYBIT,
     "bybitid funding": _BYBIT_FUNDING,
     "bydfi": _list("data", "asset", "total|balance", "available|availableBalance", code=200),
     "cex": _object("data", "balance", ok="ok"),
-    "coinbase spot": _list(
-        "accounts",
-        "available_balance.currency",
-        "available_balance.value",
-        "hold.value",
-        several=True,
-        has_next=False,
-        last_page={"has_next": False},
+    "coinbase spot": replace(
+        _COINBASE_ACCOUNTS,
         # Vaults and portfolios are accounts of other types.
         taken=lambda row: at(row, "type") in (None, "", "ACCOUNT_TYPE_CRYPTO", "ACCOUNT_TYPE_FIAT"),
+    ),
+    "coinbase vault": replace(_COINBASE_ACCOUNTS, taken=lambda row: at(row, "type") == "ACCOUNT_TYPE_VAULT"),
+    "coinbase perp_futures": replace(
+        _COINBASE_ACCOUNTS, taken=lambda row: at(row, "type") == "ACCOUNT_TYPE_PERP_FUTURES"
     ),
     "coinbase swap": _COINBASE_CONTRACTS,
     "coinbase future": _COINBASE_CONTRACTS,
@@ -321,6 +337,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     ),
     "gate swap": _GATE_CONTRACTS,
     "gate future": _GATE_CONTRACTS,
+    "gate inverse": _GATE_CONTRACTS,
     "gate option": _GATE_CONTRACTS,
     "gate funding": _GATE_FUNDING,
     "gateeu spot": _GATE_SPOT,
@@ -340,6 +357,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         _list("data.list", "currency", "balance", status="ok", apart="type"),
         _list("data.*.list", "currency", "balance", several=True, empty=_WALLETS, wallet_needed=True),
     ),
+    "htx isolated": _list("data.*.list", "currency", "balance", several=True, empty=_WALLETS, status="ok"),
     "htx swap": _HTX_LINEAR,
     "htx future": _HTX_LINEAR,
     "htx inverse": _HTX_INVERSE,
@@ -357,22 +375,18 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         _KUCOIN_UNIFIED,
         _list("data.accounts", "currency", "totalBalance", "availableBalance", "holdBalance", code="200000"),
     ),
+    # The isolated account lists pairs.
+    "kucoin isolated": (
+        _KUCOIN_UNIFIED,
+        _list("data.assets", "symbol", "baseAsset.available", "quoteAsset.available", named=False, code="200000"),
+    ),
     "kucoin swap": _KUCOIN_CONTRACTS,
+    "kucoin inverse": _KUCOIN_CONTRACTS,
     "kucoin future": _KUCOIN_CONTRACTS,
     "kucoinfutures": _KUCOIN_CONTRACTS,
     "latoken spot": replace(_LATOKEN, taken=lambda row: at(row, "type") in (None, "ACCOUNT_TYPE_SPOT")),
     "latoken funding": replace(_LATOKEN, taken=lambda row: at(row, "type") in (None, "ACCOUNT_TYPE_WALLET")),
     "lbank": _list("data.balances", "asset", "free", "locked", result="true"),
-    "lighter spot": _list(
-        "accounts.*.assets",
-        "symbol",
-        "balance",
-        "locked_balance",
-        several=True,
-        empty=_WALLETS,
-        wallet_needed=True,
-        code=200,
-    ),
     "lighter swap": _list("accounts", "index", "collateral", "available_balance", never_empty=_ONE, named=False),
     "luno": _list("balance", "asset", "balance", "reserved", "unconfirmed", several=True),
     "mercado": _object("response_data.balance", "available", "total", never_empty=_ALL),
@@ -405,12 +419,8 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     ),
     "paymium": _flat(),
     "phemex spot": _list("data", "currency", "balanceEv", "lockedTradingBalanceEv", "lockedWithdrawEv", code=0),
-    "phemex swap": _one(
-        "data.account",
-        "accountBalanceEv|accountBalanceRv",
-        "totalUsedBalanceEv|totalUsedBalanceRv",
-        asset="currency",
-    ),
+    "phemex swap": _PHEMEX_CONTRACTS,
+    "phemex inverse": _PHEMEX_CONTRACTS,
     # A list of accounts, each with its assets.
     "poloniex spot": _list("*.balances", "currency", "available", "hold", empty=_WALLETS, wallet_needed=True),
     "poloniex swap": _list("data.details", "ccy", "avail", "im", code="200"),

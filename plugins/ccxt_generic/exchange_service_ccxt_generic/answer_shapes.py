@@ -610,7 +610,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
             "totalAmount",
             "borrow",
             "interest",
-            figures=Figures("totalAmount", "available", "frozen", "borrow+interest"),
+            figures=Figures("totalAmount", "available|transferable", "frozen", "borrow+interest"),
             code="00000",
         ),
         _BITGET_UNIFIED,

@@ -52,7 +52,12 @@ _BITGET_CONTRACT = {
     "maxTransferOut": FREE,
     "accountEquity": TOTAL,
 }
-_BITRUE_CONTRACT = {"marginCoin": "BTC", "accountNormal": bare(FREE), "accountLock": bare(USED)}
+_BITRUE_CONTRACT = {
+    "marginCoin": "BTC",
+    "accountNormal": bare(TOTAL),
+    "accountLock": bare(USED),
+    "totalEquity": bare(TOTAL),
+}
 _BLOFIN_ROW = {"currency": "BTC", "balance": TOTAL, "available": FREE, "frozen": USED, "bonus": "0"}
 _BYBIT_FUND = {
     "memberId": "1",
@@ -177,7 +182,7 @@ FURTHER: Mapping[str, Account] = {
         "bitget",
         _at_data(
             "GET /api/v2/margin/crossed/account/assets",
-            [{"coin": "BTC", "totalAmount": TOTAL, "transferable": FREE, "borrow": "0", "interest": "0"}],
+            [{"coin": "BTC", "totalAmount": TOTAL, "available": FREE, "frozen": USED, "borrow": "0", "interest": "0"}],
             code="00000",
         ),
     ),
@@ -337,7 +342,7 @@ FURTHER: Mapping[str, Account] = {
         "GET /accounts/accountPositions", {"account": _PHEMEX_INVERSE}, {"BTC": _ROUNDED}, code=0, msg=""
     ),
     "poloniex swap": _at_data(
-        "GET /v3/account/balance", {"details": [{"ccy": "BTC", "eq": TOTAL, "avail": TOTAL, "im": USED}]}, code="200"
+        "GET /v3/account/balance", {"details": [{"ccy": "BTC", "eq": TOTAL, "avail": FREE, "im": USED}]}, code="200"
     ),
     "toobit swap": Account(
         "GET /api/v1/futures/balance", [{"asset": "BTC", "balance": TOTAL, "availableBalance": FREE}]

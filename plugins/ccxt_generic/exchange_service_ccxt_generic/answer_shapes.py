@@ -175,7 +175,7 @@ def _flat(fields: Figures, reason: str = _FLAT, **options: Any) -> Rows:
     return Rows("", "", never_empty=reason, fields=fields, **options)
 
 
-def _of_kind(path: str, own: tuple[Any, ...], others: tuple[str, ...] = ()) -> Callable[[Any], bool | str]:
+def _of_kind(path: str, own: tuple[Any, ...], others: tuple[Any, ...] = ()) -> Callable[[Any], bool | str]:
     """Whether a row names a kind of account that is the requested one, or one of another account type."""
 
     def taken(row: Any) -> bool | str:
@@ -346,6 +346,18 @@ _BYBIT_FUNDING = _list(
     figures=Figures("walletBalance", "transferBalance"),
     retCode=0,
 )
+_COINBASE_KINDS = ("ACCOUNT_TYPE_CRYPTO", "ACCOUNT_TYPE_FIAT", "ACCOUNT_TYPE_VAULT", "ACCOUNT_TYPE_PERP_FUTURES")
+# All accounts are in one list. Each wallet takes those of its own type.
+_COINBASE_ACCOUNTS = _list(
+    "accounts",
+    "available_balance.currency",
+    "available_balance.value",
+    "hold.value",
+    figures=Figures("", "available_balance.value", "hold.value"),
+    several=True,
+    has_next=False,
+    last_page={"has_next": False},
+)
 _COINBASE_CONTRACTS = _one(
     "balance_summary",
     "total_usd_balance.value",
@@ -477,6 +489,13 @@ _XT_CONTRACTS = _list(
     ),
     returnCode=0,
 )
+_PHEMEX_CONTRACTS = _one(
+    "data.account",
+    "accountBalanceEv|accountBalanceRv",
+    "totalUsedBalanceEv|totalUsedBalanceRv",
+    asset="currency",
+    by_ccxt=_SCALED,
+)
 
 # By exchange, or by exchange and account type. Of several shapes the first one that fits counts.
 _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
@@ -521,6 +540,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "binance future": _BINANCE_CONTRACTS,
     "binance swap": _BINANCE_CONTRACTS,
     "binance delivery": _BINANCE_CONTRACTS,
+    "binance isolated": _BINANCE_MARGIN,
     # The free and the locked part are stated for the margin account alone, which is one of three parts.
     "binance papi": _list(
         "",
@@ -550,6 +570,9 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "bingx spot": _list("data.balances", "asset", "free", "locked", figures=_FREE_LOCKED, code=0),
     "bingx swap": _BINGX_CONTRACTS,
     "bingx inverse": _BINGX_CONTRACTS,
+    "bingx standard": _list(
+        "data", "asset", "balance", "availableBalance", figures=Figures("balance", "availableBalance"), code=0
+    ),
     "bingx funding": _list("data.assets", "asset", "free", "locked", figures=_FREE_LOCKED, code=0),
     "bit2c": _flat(Figures("{}", "AVAILABLE_{}", "LOCKED_{}"), _ALL, upper=True),
     "bitbank": _list(
@@ -588,6 +611,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "bitget swap": _BITGET_CONTRACTS,
     "bitget future": _BITGET_CONTRACTS,
     "bitget inverse": _BITGET_CONTRACTS,
+    "bitget usdc_swap": _BITGET_CONTRACTS,
     "bitget funding": _list(
         "data",
         "coin",
@@ -672,6 +696,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "bybit unified": _BYBIT,
     "bybit swap": _BYBIT,
     "bybit future": _BYBIT,
+    "bybit inverse": _BYBIT,
     "bybit spot": _BYBIT,
     "bybit funding": _BYBIT_FUNDING,
     "bybiteu unified": _BYBIT,
@@ -680,6 +705,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "bybitid unified": _BYBIT,
     "bybitid swap": _BYBIT,
     "bybitid future": _BYBIT,
+    "bybitid inverse": _BYBIT,
     "bybitid spot": _BYBIT,
     "bybitid funding": _BYBIT_FUNDING,
     "bydfi": _list(
@@ -691,17 +717,15 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         code=200,
     ),
     "cex": _object("data", "balance", figures=Figures("balance", "", "balanceOnHold"), ok="ok"),
-    "coinbase spot": _list(
-        "accounts",
-        "available_balance.currency",
-        "available_balance.value",
-        "hold.value",
-        figures=Figures("", "available_balance.value", "hold.value"),
-        several=True,
-        has_next=False,
-        last_page={"has_next": False},
-        # Vaults and portfolios of perpetuals are accounts of other types.
-        taken=_of_kind("type", (None, "", "ACCOUNT_TYPE_CRYPTO", "ACCOUNT_TYPE_FIAT")),
+    "coinbase spot": replace(
+        _COINBASE_ACCOUNTS,
+        taken=_of_kind("type", (None, "", "ACCOUNT_TYPE_CRYPTO", "ACCOUNT_TYPE_FIAT"), _COINBASE_KINDS),
+    ),
+    "coinbase vault": replace(
+        _COINBASE_ACCOUNTS, taken=_of_kind("type", ("ACCOUNT_TYPE_VAULT",), (None, "", *_COINBASE_KINDS))
+    ),
+    "coinbase perp_futures": replace(
+        _COINBASE_ACCOUNTS, taken=_of_kind("type", ("ACCOUNT_TYPE_PERP_FUTURES",), (None, "", *_COINBASE_KINDS))
     ),
     "coinbase swap": _COINBASE_CONTRACTS,
     "coinbase future": _COINBASE_CONTRACTS,
@@ -838,6 +862,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     ),
     "gate swap": _GATE_CONTRACTS,
     "gate future": _GATE_CONTRACTS,
+    "gate inverse": _GATE_CONTRACTS,
     "gate option": _GATE_CONTRACTS,
     "gate funding": _GATE_FUNDING,
     "gateeu spot": _GATE_SPOT,
@@ -872,6 +897,9 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
             wallet_needed=True,
             **_HTX_PARTS,
         ),
+    ),
+    "htx isolated": _list(
+        "data.*.list", "currency", "balance", several=True, empty=_WALLETS, status="ok", **_HTX_PARTS
     ),
     "htx swap": _HTX_LINEAR,
     "htx future": _HTX_LINEAR,
@@ -919,23 +947,27 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
             code="200000",
         ),
     ),
+    # The isolated account lists pairs.
+    "kucoin isolated": (
+        _KUCOIN_UNIFIED,
+        _list(
+            "data.assets",
+            "currency",
+            "available",
+            "hold",
+            parts=("baseAsset", "quoteAsset"),
+            several=True,
+            figures=Figures("total", "available", "hold", "liability+interest"),
+            code="200000",
+        ),
+    ),
     "kucoin swap": _KUCOIN_CONTRACTS,
+    "kucoin inverse": _KUCOIN_CONTRACTS,
     "kucoin future": _KUCOIN_CONTRACTS,
     "kucoinfutures": _KUCOIN_CONTRACTS,
     "latoken spot": replace(_LATOKEN, taken=_of_kind("type", (None, "ACCOUNT_TYPE_SPOT"), ("ACCOUNT_TYPE_WALLET",))),
     "latoken funding": replace(_LATOKEN, taken=_of_kind("type", (None, "ACCOUNT_TYPE_WALLET"), ("ACCOUNT_TYPE_SPOT",))),
     "lbank": _list("data.balances", "asset", "free", "locked", figures=_FREE_LOCKED, result="true"),
-    "lighter spot": _list(
-        "accounts.*.assets",
-        "symbol",
-        "balance",
-        "locked_balance",
-        figures=Figures("balance", "", "locked_balance"),
-        several=True,
-        empty=_WALLETS,
-        wallet_needed=True,
-        code=200,
-    ),
     "lighter swap": _list(
         "accounts",
         "=USDC",
@@ -1011,13 +1043,8 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         by_ccxt=_SCALED,
         code=0,
     ),
-    "phemex swap": _one(
-        "data.account",
-        "accountBalanceEv|accountBalanceRv",
-        "totalUsedBalanceEv|totalUsedBalanceRv",
-        asset="currency",
-        by_ccxt=_SCALED,
-    ),
+    "phemex swap": _PHEMEX_CONTRACTS,
+    "phemex inverse": _PHEMEX_CONTRACTS,
     # A list of accounts, each with its assets.
     "poloniex spot": _list(
         "*.balances",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -15,7 +16,13 @@ from exchange_service.plugin_api import (
     VenueMalformed,
     VenueTimeout,
 )
-from exchange_service_ccxt_generic.account_types import UNIFIED, true_type
+from exchange_service_ccxt_generic.account_types import (
+    UNIFIED,
+    is_unified,
+    true_type,
+    type_options,
+    without_plain,
+)
 from exchange_service_ccxt_generic.credentials import Wish
 from exchange_service_ccxt_generic.instances import Instances, Opened
 from exchange_service_ccxt_generic.recording import Recorder
@@ -61,9 +68,12 @@ class CcxtClient:
     async def fetch(self, opened: Opened, wish: Wish) -> Fetched:
         """What CCXT makes of the account that `wish` names. Raises a VenueError, also for one that CCXT has caught."""
         account_type = self._type_read(opened, wish)
+        parameters = dict(wish.parameters)
+        if is_unified(self._id, opened.instance.options):
+            parameters = without_plain(parameters)
         with self.recorder.record(opened.ccxt) as record:
             try:
-                result = await opened.instance.fetch_balance(dict(wish.parameters))
+                result = await self._instance_for(opened, account_type).fetch_balance(parameters)
             except opened.ccxt.BaseError as error:
                 if record.arose_in_reading(error):
                     self.recorder.raise_swallowed(opened.ccxt, record)
@@ -81,6 +91,15 @@ class CcxtClient:
                 return question.read(await getattr(opened.instance, question.method)())
         except NotSupported:
             return unknown_rights(self._venue)
+
+    def _instance_for(self, opened: Opened, account_type: str) -> Any:
+        """The account's instance; a copy with other options if CCXT needs them to read an account of this type."""
+        options = type_options(self._id, account_type)
+        if not options:
+            return opened.instance
+        instance = copy.copy(opened.instance)
+        instance.options = {**instance.options, **options}
+        return instance
 
     def _type_read(self, opened: Opened, wish: Wish) -> str:
         """The type of the account that `wish` reads. Raises FeatureNotEnabled for a unified one if it is not."""

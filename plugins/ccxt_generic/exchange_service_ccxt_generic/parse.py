@@ -142,6 +142,19 @@ def _type_name(kind: str) -> str:
     return kind.lower().removeprefix("account_type_")
 
 
+def joined(venue: str, account_type: str, results: Mapping[str, Balance | VenueError]) -> Balance:
+    """One account from a read for each currency. The notes name what is refused; an error is raised if all are."""
+    read = {code: result for code, result in results.items() if isinstance(result, Balance)}
+    errors = {code: result for code, result in results.items() if isinstance(result, VenueError)}
+    if not read:
+        raise next(iter(errors.values()))
+    assets = tuple(row for result in read.values() for account in result.venue_accounts for row in account.assets)
+    notes = dict.fromkeys(note for result in read.values() for note in result.notes)
+    if errors:
+        notes[f"{venue} shows no {account_type} wallet for {', '.join(errors)}."] = None
+    return balance(assets, account_type, None, tuple(notes))
+
+
 def gather(venue: str, results: Mapping[str, Balance | VenueError]) -> Balance:
     """The balance of several reads, by requested type; a read that failed is an account with its error.
 

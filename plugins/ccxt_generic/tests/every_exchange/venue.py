@@ -70,13 +70,25 @@ def _market(quote: str) -> dict[str, Any]:
     return {**known, "quoteId": quote, "type": "spot", "spot": True, "active": True, "info": {}}
 
 
+# A contract that is settled in its own coin.
+_COIN_SETTLED = _market("USD") | {
+    "id": "BTCUSDM",
+    "symbol": "BTC/USD:BTC",
+    "type": "swap",
+    "spot": False,
+    "swap": True,
+    "contract": True,
+    "settle": "BTC",
+}
+
+
 async def _markets(client: CcxtClient, ccxt: Any, assets: Mapping[str, str]) -> Any:
-    """What the client keeps of an exchange's public lists: here two markets, and the assets of the test."""
+    """What the client keeps of an exchange's public lists: here three markets, and the assets of the test."""
     instance = client.instances.construct(ccxt, Guarded, None, 1000)
     currencies = {
         code: {"id": venue_id, "code": code, "precision": 1e-8, "info": {}} for code, venue_id in assets.items()
     }
-    instance.set_markets([_market("USDT"), _market("USD")], currencies)
+    instance.set_markets([_market("USDT"), _market("USD"), _COIN_SETTLED], currencies)
     for name in instance.options.get("marketHelperProps", []):
         instance.options.setdefault(name, {})
     return instance

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from exchange_service.plugin_api import (
     ALL_ACCOUNT_TYPES,
+    AssetBalance,
     Balance,
     CredentialRejected,
     FeatureNotEnabled,
@@ -26,13 +27,17 @@ from exchange_service_ccxt_generic.account_types import (
     unread,
     wallets,
 )
+from exchange_service_ccxt_generic.answer_shapes import Rows, shapes
 from exchange_service_ccxt_generic.client import CcxtClient, Fetched
 from exchange_service_ccxt_generic.credentials import Wish
 from exchange_service_ccxt_generic.emptiness import find_problem, proves_empty
+from exchange_service_ccxt_generic.figures import Codes, overlay, read_rows
 from exchange_service_ccxt_generic.headline import with_headline
 from exchange_service_ccxt_generic.instances import Opened
+from exchange_service_ccxt_generic.matching import Named, match
 from exchange_service_ccxt_generic.rights import QUESTIONS, unknown_rights
 
+_KIND = "{venue} also lists an account of the type {kind}, which no account type here reads: it is shown as well."
 # Seconds before the deadline at which one wallet of several is given up, so that the others are still returned.
 _RESERVE = 0.5
 
@@ -227,16 +232,38 @@ async def _read_wallet(call: VenueCall, client: CcxtClient, opened: Opened, wish
 def _check(call: VenueCall, client: CcxtClient, fetched: Fetched) -> Balance:
     """The balance. Raises VenueMalformed if CCXT lost a row, or found none and the answer does not prove it."""
     exchange_id, venue = call.exchange.id, call.exchange.name
+    shape, rows = match(exchange_id, fetched.account_type, fetched.answers)
     try:
-        assets = parse.rows(fetched.result, fetched.venue_codes)
+        shown = parse.shown(fetched.result)
+        if shapes(exchange_id, fetched.account_type):
+            problem = find_problem(shape, rows, fetched.answers, fetched.venue_codes, shown)
+            if problem:
+                raise VenueMalformed(f"{venue} answered with {problem}.")
+        kinds = _rows_by_kind(shape, rows, fetched)
     except VenueMalformed as malformed:
         raise client.recorder.with_venue(malformed) from None
-    shown = {row.asset for row in assets}
-    problem = find_problem(exchange_id, fetched.account_type, fetched.answers, fetched.venue_codes, shown)
-    if problem:
-        raise VenueMalformed(f"{venue} answered with {problem}.")
-    if not assets and not proves_empty(exchange_id, fetched.account_type, fetched.answers[-1]):
+    assets = kinds.pop("", ())
+    if not assets and not kinds and not proves_empty(exchange_id, fetched.account_type, fetched.answers[-1]):
         raise VenueMalformed(f"{venue} answered without a balance, and not as it answers for an empty account.")
     notes = parse.collision_notes(assets, fetched.venue_codes)
+    notes += tuple(_KIND.format(venue=venue, kind=kind) for kind in kinds)
     venue_time = None if exchange_id in _TIME_OF_LAST_CHANGE else parse.venue_time(fetched.result)
-    return parse.balance(assets, fetched.account_type, venue_time, notes)
+    return parse.balance(assets, fetched.account_type, venue_time, notes, kinds)
+
+
+def _rows_by_kind(shape: Rows | None, rows: Sequence[Named], fetched: Fetched) -> dict[str, tuple[AssetBalance, ...]]:
+    """The rows of the requested account at "", and those of others that hold something by the venue's name of them.
+
+    Raises VenueMalformed for a figure that is not an amount.
+    """
+    codes = Codes(fetched.venue_codes, fetched.instance)
+    if shape is None or shape.figures is None:
+        assets = parse.rows(fetched.result, fetched.venue_codes)
+        if shape is not None and shape.fields is not None:
+            assets = overlay(shape, fetched.answers[-1], rows, assets, codes)
+        return {"": assets}
+    kinds = read_rows(shape, rows, codes)
+    if shape.beside_rows or shape.before:
+        read = {row.asset for row in kinds[""]}
+        kinds[""] += tuple(row for row in parse.rows(fetched.result, fetched.venue_codes) if row.asset not in read)
+    return {kind: assets for kind, assets in kinds.items() if not kind or not all(row.is_zero() for row in assets)}

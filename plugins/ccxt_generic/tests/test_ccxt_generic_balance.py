@@ -18,7 +18,6 @@ import pytest
 from exchange_service_ccxt_generic.simulator import BinanceSimulator, SimulatedWallet
 
 from exchange_service.plugin_api import (
-    AssetBalance,
     Balance,
     CredentialRejected,
     ExchangeMetadata,
@@ -215,13 +214,13 @@ async def test_the_venues_own_code_is_left_out_if_it_is_the_same(listings: Listi
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_amounts_of_two_assets_that_ccxt_names_alike_are_unknown(listings: Listings, venue: Any) -> None:
+async def test_two_assets_that_ccxt_names_alike_have_a_row_each(listings: Listings, venue: Any) -> None:
     venue.answers["/v2/auth/r/wallets"] = b'[["exchange","UST",1.5,0,1.5,"",null],["exchange","USDT",0,0,0,"",null]]'
     balance = await read_scripted(listings["bitfinex"], venue.url)
-    assert [row for _, row in balance.rows()] == [AssetBalance("USDT")]
-    assert balance.summary is None
-    assert len(balance.notes) == 1
-    assert "USDT" in balance.notes[0]
+    assert [(entry.asset, entry.venue_asset, entry.total) for _, entry in balance.rows()] == [
+        ("UST", "", Decimal("1.5")),
+        ("USDT", "", Decimal(0)),
+    ]
 
 
 @pytest.mark.usefixtures("without_markets")

@@ -7,6 +7,7 @@ import binascii
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
@@ -95,11 +96,16 @@ async def _markets(client: CcxtClient, ccxt: Any, assets: Mapping[str, str]) -> 
 
 @asynccontextmanager
 async def opened(
-    listing: ExchangeMetadata, assets: Mapping[str, str], account_type: str = ""
+    listing: ExchangeMetadata,
+    assets: Mapping[str, str],
+    account_type: str = "",
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[tuple[ScriptedVenue, VenueCall]]:
     """The venue, listening, and a call for an account there, with the markets preset in the plugin's state and without
-    CCXT's pauses between requests. `account_type` as a user stores it; empty for the listing's first."""
+    CCXT's pauses between requests. `account_type` as a user stores it; empty for the listing's first. `metadata` is
+    what the user stores beside it."""
     given, state = credential(listing), State()
+    given["metadata"].update(metadata)
     if account_type:
         given["metadata"]["defaultType"] = account_type
 

@@ -463,7 +463,7 @@ ACCOUNTS: Mapping[str, Account] = {
     "dydx": Account(
         f"GET /v4/addresses/0x{'1a' * 20}/subaccountNumber/0",
         {"subaccount": {"equity": TOTAL, "freeCollateral": FREE, "assetPositions": {}}},
-        {"USDC": (None, FREE, None)},
+        {"USDC": HELD},
     ),
     "extended": _within(
         "GET /api/v1/user/spot/balances",

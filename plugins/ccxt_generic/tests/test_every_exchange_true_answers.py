@@ -1,0 +1,103 @@
+"""What venues really send is read as they mean it, and every account type that is listed can be read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import exchange_service_ccxt_generic as plugin
+import pytest
+
+from exchange_service.plugin_api import Balance, ExchangeMetadata, VenueError
+from exchange_service.pytest_plugin import SWEEP
+from exchange_service.testing import Fault
+from plugins.ccxt_generic.tests.every_exchange.true_answers import (
+    TrueAnswer,
+    differences,
+    true_answers,
+    unproven_types,
+)
+from plugins.ccxt_generic.tests.every_exchange.venue import opened, read
+from plugins.ccxt_generic.tests.every_exchange.well_formed import ACCOUNTS, as_json
+
+LISTINGS: Mapping[str, ExchangeMetadata] = {listing.id: listing for listing in plugin.exchange_manifest().exchanges}
+SERVED = [name for name, listing in LISTINGS.items() if listing.capabilities.balance]
+BY_NAME = {answer.name: answer for answer in true_answers()}
+
+# Answers that are read otherwise than the venue means them. An entry goes when its answer is read well.
+KNOWN_DIFFERENCES: Mapping[str, str] = {
+    "bitget/future": "Bitget does not say which kind of account it is.",
+    "bitget/margin": "Bitget does not say which kind of account it is.",
+    "bitget/spot-frozen": "Bitget does not say which kind of account it is.",
+    "bitget/spot": "Bitget does not say which kind of account it is.",
+    "bitget/swap": "Bitget does not say which kind of account it is.",
+}
+
+
+async def read_answer(answer: TrueAnswer) -> Balance:
+    """The balance of a venue that gives this answer, through the plugin's hook."""
+    listing = LISTINGS[answer.exchange_id]
+    async with opened(listing, answer.assets, answer.account_type, answer.metadata) as (venue, call):
+        venue.answers = {request: Fault(body=as_json(body)) for request, body in answer.before.items()}
+        venue.answers[answer.request] = Fault(body=answer.body)
+        return await read(call)
+
+
+async def wrong(answer: TrueAnswer) -> tuple[str, ...]:
+    """What comes out otherwise than the venue means it."""
+    try:
+        return differences(answer, await read_answer(answer))
+    except VenueError as error:
+        return (f"{type(error).__name__}: {error}",)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+async def test_each_figure_that_a_venue_sends_is_the_figure_shown(
+    name: str, record_property: Callable[[str, object], None]
+) -> None:
+    found = await wrong(BY_NAME[name])
+    record_property(SWEEP, ["true answers", [BY_NAME[name].exchange_id], 1, 0, int(bool(found))])
+    if name in KNOWN_DIFFERENCES:
+        assert found, f"{name} is read well now: its entry in KNOWN_DIFFERENCES goes"
+        pytest.xfail(KNOWN_DIFFERENCES[name])
+    assert found == ()
+
+
+@pytest.mark.parametrize("exchange_id", SERVED)
+async def test_every_account_type_that_is_listed_can_be_read(
+    exchange_id: str, record_property: Callable[[str, object], None]
+) -> None:
+    """From a true answer, or for the first type from a made-up one in the shape of CCXT's sample."""
+    unreadable, unknown = [], []
+    for account_type in LISTINGS[exchange_id].account_types:
+        balances = [
+            await read_answer(answer)
+            for answer in true_answers()
+            if (answer.exchange_id, answer.account_type) == (exchange_id, account_type)
+            and answer.rows
+            and answer.name not in KNOWN_DIFFERENCES
+        ]
+        if not balances and account_type == LISTINGS[exchange_id].account_types[0]:
+            balances = [await read_well_formed(exchange_id)]
+        if not balances:
+            unknown.append(account_type)
+        elif not any(row.total is not None or row.free is not None for one in balances for _, row in one.rows()):
+            unreadable.append(account_type)
+    tried = len(LISTINGS[exchange_id].account_types)
+    record_property(SWEEP, ["account types that are listed", [exchange_id], tried, len(unknown), len(unreadable)])
+    assert unreadable == []
+
+
+async def read_well_formed(exchange_id: str) -> Balance:
+    account = ACCOUNTS[exchange_id]
+    async with opened(LISTINGS[exchange_id], account.assets) as (venue, call):
+        venue.tell(account, account.answer)
+        return await read(call)
+
+
+def test_types_without_a_public_answer_are_known_as_such() -> None:
+    unproven = Counter(exchange_id for exchange_id, _ in unproven_types(LISTINGS))
+    assert set(unproven) <= set(SERVED)
+    for answer in true_answers():
+        assert answer.account_type in LISTINGS[answer.exchange_id].account_types, answer.name
+        assert answer.name.split("/")[1].split("-")[0] == answer.account_type, answer.name

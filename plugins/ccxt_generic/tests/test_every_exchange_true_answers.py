@@ -25,13 +25,7 @@ SERVED = [name for name, listing in LISTINGS.items() if listing.capabilities.bal
 BY_NAME = {answer.name: answer for answer in true_answers()}
 
 # Answers that are read otherwise than the venue means them. An entry goes when its answer is read well.
-KNOWN_DIFFERENCES: Mapping[str, str] = {
-    "bitget/future": "Bitget does not say which kind of account it is.",
-    "bitget/margin": "Bitget does not say which kind of account it is.",
-    "bitget/spot-frozen": "Bitget does not say which kind of account it is.",
-    "bitget/spot": "Bitget does not say which kind of account it is.",
-    "bitget/swap": "Bitget does not say which kind of account it is.",
-}
+KNOWN_DIFFERENCES: Mapping[str, str] = {}
 
 
 async def read_answer(answer: TrueAnswer) -> Balance:

@@ -294,6 +294,15 @@ _BITGET_SPOT = (
     ),
 )
 _BITGET_UNIFIED = _BITGET_SPOT[1]
+_BITGET_MARGIN = _list(
+    "data",
+    "coin",
+    "totalAmount",
+    "borrow",
+    "interest",
+    figures=Figures("totalAmount", "available", "frozen", "borrow+interest"),
+    code="00000",
+)
 _BITGET_CONTRACTS = (
     _list(
         "data",
@@ -414,6 +423,7 @@ _HTX_PARTS: Mapping[str, Any] = {
     ),
     "figures": Figures("", "trade", "frozen+lock+bank", "loan+interest"),
 }
+_HTX_ISOLATED = _list("data.*.list", "currency", "balance", several=True, empty=_WALLETS, status="ok", **_HTX_PARTS)
 _HTX_SPOT = _list("data.list", "currency", "balance", status="ok", **_HTX_PARTS)
 # The unified account lists accounts, each with its currencies.
 _KUCOIN_UNIFIED = _list(
@@ -571,7 +581,12 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "bingx swap": _BINGX_CONTRACTS,
     "bingx inverse": _BINGX_CONTRACTS,
     "bingx standard": _list(
-        "data", "asset", "balance", "availableBalance", figures=Figures("balance", "availableBalance"), code=0
+        "data",
+        "asset",
+        "balance",
+        "availableBalance",
+        figures=Figures("balance", "availableBalance", adds_up=False),
+        code=0,
     ),
     "bingx funding": _list("data.assets", "asset", "free", "locked", figures=_FREE_LOCKED, code=0),
     "bit2c": _flat(Figures("{}", "AVAILABLE_{}", "LOCKED_{}"), _ALL, upper=True),
@@ -596,18 +611,9 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "bitfinex derivatives": replace(_BITFINEX, taken=_for_derivatives),
     "bitflyer": _list("", "currency_code", "amount", "available", figures=Figures("amount", "available")),
     "bitget spot": _BITGET_SPOT,
-    "bitget margin": (
-        _list(
-            "data",
-            "coin",
-            "totalAmount",
-            "borrow",
-            "interest",
-            figures=Figures("totalAmount", "available", "frozen", "borrow+interest"),
-            code="00000",
-        ),
-        _BITGET_UNIFIED,
-    ),
+    "bitget margin": (_BITGET_MARGIN, _BITGET_UNIFIED),
+    # The isolated account lists the two assets of each pair.
+    "bitget isolated": (replace(_BITGET_MARGIN, several=True, identity="symbol"), _BITGET_UNIFIED),
     "bitget swap": _BITGET_CONTRACTS,
     "bitget future": _BITGET_CONTRACTS,
     "bitget inverse": _BITGET_CONTRACTS,
@@ -717,15 +723,17 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         code=200,
     ),
     "cex": _object("data", "balance", figures=Figures("balance", "", "balanceOnHold"), ok="ok"),
-    "coinbase spot": replace(
-        _COINBASE_ACCOUNTS,
-        taken=_of_kind("type", (None, "", "ACCOUNT_TYPE_CRYPTO", "ACCOUNT_TYPE_FIAT"), _COINBASE_KINDS),
-    ),
-    "coinbase vault": replace(
-        _COINBASE_ACCOUNTS, taken=_of_kind("type", ("ACCOUNT_TYPE_VAULT",), (None, "", *_COINBASE_KINDS))
-    ),
-    "coinbase perp_futures": replace(
-        _COINBASE_ACCOUNTS, taken=_of_kind("type", ("ACCOUNT_TYPE_PERP_FUTURES",), (None, "", *_COINBASE_KINDS))
+    "coinbase spot": _list(
+        "accounts",
+        "available_balance.currency",
+        "available_balance.value",
+        "hold.value",
+        figures=Figures("", "available_balance.value", "hold.value"),
+        several=True,
+        has_next=False,
+        last_page={"has_next": False},
+        # Vaults and portfolios of perpetuals are accounts of other types.
+        taken=_of_kind("type", (None, "", "ACCOUNT_TYPE_CRYPTO", "ACCOUNT_TYPE_FIAT")),
     ),
     "coinbase swap": _COINBASE_CONTRACTS,
     "coinbase future": _COINBASE_CONTRACTS,
@@ -886,21 +894,8 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "hollaex": _flat(Figures("{}_balance", "{}_available"), _ALL),
     "htx spot": _HTX_SPOT,
     # The isolated account lists pairs, each with its assets.
-    "htx margin": (
-        _HTX_SPOT,
-        _list(
-            "data.*.list",
-            "currency",
-            "balance",
-            several=True,
-            empty=_WALLETS,
-            wallet_needed=True,
-            **_HTX_PARTS,
-        ),
-    ),
-    "htx isolated": _list(
-        "data.*.list", "currency", "balance", several=True, empty=_WALLETS, status="ok", **_HTX_PARTS
-    ),
+    "htx margin": (_HTX_SPOT, replace(_HTX_ISOLATED, wallet_needed=True)),
+    "htx isolated": _HTX_ISOLATED,
     "htx swap": _HTX_LINEAR,
     "htx future": _HTX_LINEAR,
     "htx inverse": _HTX_INVERSE,
@@ -954,7 +949,6 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
             "data.assets",
             "currency",
             "available",
-            "hold",
             parts=("baseAsset", "quoteAsset"),
             several=True,
             figures=Figures("total", "available", "hold", "liability+interest"),

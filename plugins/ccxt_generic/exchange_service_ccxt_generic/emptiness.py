@@ -21,7 +21,9 @@ def proves_empty(exchange_id: str, account_type: str, raw: Any) -> bool:
     shape, rows = match(exchange_id, account_type, [raw])
     if shape is None or not shape.empty:
         return False
-    if any(_is_taken(shape, row) and not says_nothing(shape, name, row) for name, row in rows):
+    # A row of another kind of account, which does not tell of the requested one, is not counted here.
+    own = [(name, row) for name, row in rows if shape.taken is None or shape.taken(row) is True]
+    if not all(says_nothing(shape, name, row) for name, row in own):
         return False
     if _problem_of_rows(shape, rows):
         return False
@@ -68,7 +70,7 @@ def _problem_of_rows(shape: Rows, rows: Sequence[Named]) -> str:
 
 def _problem_of_row(shape: Rows, name: Any, row: Any) -> str:
     """What is wrong with one row; empty if nothing is."""
-    if shape.by_field and type(row) is dict and type(name) is str and name:
+    if shape.by_field and not shape.apart and type(row) is dict and type(name) is str and name:
         # Nearly every row. The rest of this function would have the same result.
         for amount in shape.amounts:
             value = row.get(amount)

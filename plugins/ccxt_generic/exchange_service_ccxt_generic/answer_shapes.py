@@ -175,7 +175,7 @@ def _flat(fields: Figures, reason: str = _FLAT, **options: Any) -> Rows:
     return Rows("", "", never_empty=reason, fields=fields, **options)
 
 
-def _of_kind(path: str, own: tuple[Any, ...], others: tuple[Any, ...] = ()) -> Callable[[Any], bool | str]:
+def _of_kind(path: str, own: tuple[Any, ...], others: tuple[str, ...] = ()) -> Callable[[Any], bool | str]:
     """Whether a row names a kind of account that is the requested one, or one of another account type."""
 
     def taken(row: Any) -> bool | str:
@@ -354,18 +354,6 @@ _BYBIT_FUNDING = _list(
     "transferBalance",
     figures=Figures("walletBalance", "transferBalance"),
     retCode=0,
-)
-_COINBASE_KINDS = ("ACCOUNT_TYPE_CRYPTO", "ACCOUNT_TYPE_FIAT", "ACCOUNT_TYPE_VAULT", "ACCOUNT_TYPE_PERP_FUTURES")
-# All accounts are in one list. Each wallet takes those of its own type.
-_COINBASE_ACCOUNTS = _list(
-    "accounts",
-    "available_balance.currency",
-    "available_balance.value",
-    "hold.value",
-    figures=Figures("", "available_balance.value", "hold.value"),
-    several=True,
-    has_next=False,
-    last_page={"has_next": False},
 )
 _COINBASE_CONTRACTS = _one(
     "balance_summary",
@@ -962,6 +950,17 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "latoken spot": replace(_LATOKEN, taken=_of_kind("type", (None, "ACCOUNT_TYPE_SPOT"), ("ACCOUNT_TYPE_WALLET",))),
     "latoken funding": replace(_LATOKEN, taken=_of_kind("type", (None, "ACCOUNT_TYPE_WALLET"), ("ACCOUNT_TYPE_SPOT",))),
     "lbank": _list("data.balances", "asset", "free", "locked", figures=_FREE_LOCKED, result="true"),
+    "lighter spot": _list(
+        "accounts.*.assets",
+        "symbol",
+        "balance",
+        "locked_balance",
+        figures=Figures("balance", "", "locked_balance"),
+        several=True,
+        empty=_WALLETS,
+        wallet_needed=True,
+        code=200,
+    ),
     "lighter swap": _list(
         "accounts",
         "=USDC",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from decimal import Decimal
 
 import exchange_service_ccxt_generic as plugin
 import pytest
 
-from exchange_service.plugin_api import Balance, ExchangeMetadata, VenueError
+from exchange_service.plugin_api import AssetBalance, Balance, ExchangeMetadata, VenueAccount, VenueError
 from exchange_service.pytest_plugin import SWEEP
 from exchange_service.testing import Fault
 from plugins.ccxt_generic.tests.every_exchange.further_types import FURTHER
@@ -90,3 +92,36 @@ def test_types_without_a_public_answer_are_known_as_such() -> None:
     for answer in true_answers():
         assert answer.account_type in LISTINGS[answer.exchange_id].account_types, answer.name
         assert answer.name.split("/")[1].split("-")[0] == answer.account_type, answer.name
+
+
+class TestComparing:
+    """How a balance is compared with a true answer: total 10, free 7, and no word on what is used."""
+
+    ANSWER = replace(true_answers()[0], rows={"BTC": {"total": Decimal(10), "free": Decimal(7)}})
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            AssetBalance("BTC", Decimal(11), Decimal(7)),
+            AssetBalance("BTC", Decimal(10)),
+            AssetBalance("BTC", Decimal(10), Decimal(7), Decimal(2)),
+            AssetBalance("BTC", Decimal(10), Decimal(7), debt=Decimal(1)),
+            AssetBalance("ETH", Decimal(10), Decimal(7)),
+        ],
+        ids=str,
+    )
+    def test_another_figure_is_a_difference(self, row: AssetBalance) -> None:
+        assert differences(self.ANSWER, balance_of(row)) != ()
+
+    def test_what_follows_from_the_others_may_be_shown_or_left_out(self) -> None:
+        for used in (None, Decimal(3)):
+            assert differences(self.ANSWER, balance_of(AssetBalance("BTC", Decimal(10), Decimal(7), used))) == ()
+
+    def test_a_second_row_is_a_difference(self) -> None:
+        row = AssetBalance("BTC", Decimal(10), Decimal(7))
+        assert differences(self.ANSWER, balance_of(row, row)) == ("BTC: several rows",)
+
+
+def balance_of(*rows: AssetBalance) -> Balance:
+    """One account with these rows."""
+    return Balance(venue_accounts=(VenueAccount(type="spot", assets=rows),))

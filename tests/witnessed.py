@@ -26,6 +26,16 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     f"{_CCXT}/kinds.py": ("KINDS",),
     f"{_CCXT}/limits.py": ("_BY_KEY", "_COSTS"),
     f"{_CCXT}/refusals.py": ("_CHANGES_SOMETHING", "_READS_BY_POST", "SIGN_INS"),
+    "plugins/oanda/exchange_service_oanda/__init__.py": ("LIMITS",),
+    "plugins/oanda/exchange_service_oanda/simulator.py": ("_REFUSALS",),
+    "plugins/tastytrade/exchange_service_tastytrade/__init__.py": ("LIMITS",),
+    "plugins/tastytrade/exchange_service_tastytrade/client.py": ("_REFUSED_GRANTS",),
+    "plugins/tastytrade/exchange_service_tastytrade/parse.py": ("_FIGURES", "_TYPES"),
+    "plugins/tastytrade/exchange_service_tastytrade/simulator.py": ("_ERRORS", "_GATEWAY_PAGE", "_REFUSED_GRANT"),
+    "plugins/tradier/exchange_service_tradier/__init__.py": ("LIMITS",),
+    "plugins/tradier/exchange_service_tradier/parse.py": ("_CALLS", "_OPTION_FIELDS", "_TYPES"),
+    "plugins/tradier/exchange_service_tradier/simulator.py": ("_FAULTS", "_UNAUTHORIZED_ACCOUNT"),
+    "plugins/tradier/tests/test_tradier_client.py": ("BODIES",),
 }
 # Files whose rows begin with ids and words of ours. CCXT's member that a row cites exists, but has other words.
 OWN_WORDS = frozenset(f"{_CCXT}/{name}.py" for name in ("account_types", "kinds", "limits", "refusals"))

@@ -20,6 +20,7 @@ from exchange_service.plugin_api import (
     exact_sum,
     milliseconds,
     required_amount,
+    required_milliseconds,
     text,
 )
 
@@ -93,9 +94,7 @@ def notes(accounts: Sequence[VenueAccount]) -> tuple[str, ...]:
 
 def server_time(payload: Any) -> int:
     """The venue's time of `GET /fapi/v1/time`, in milliseconds since 1970."""
-    time = milliseconds(as_object(payload, "the answer"), "serverTime", "the answer")
-    if time is None:
-        raise VenueMalformed("serverTime is missing.")
+    time = required_milliseconds(as_object(payload, "the answer"), "serverTime", "the answer")
     return (time - _EPOCH) // timedelta(milliseconds=1)
 
 
@@ -110,7 +109,7 @@ def key_rights(payload: Any, agent: str) -> KeyRights:
     return KeyRights(
         trade=_any_right(ours[0], "canSpotTrade", "canPerpTrade"),
         withdraw=_any_right(ours[0], "canWithdraw"),
-        expires=milliseconds(ours[0], "expired", "agents[]"),
+        expires=required_milliseconds(ours[0], "expired", "agents[]") if ours[0].get("expired") else None,
     )
 
 

@@ -207,11 +207,11 @@ def test_a_time_that_aster_does_not_state_is_unknown(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["soon", -1, True, 10**25, [], {}, Decimal("1.5")])
-def test_an_invalid_time_is_malformed(value: Any) -> None:
-    with pytest.raises(VenueMalformed):
-        parse.spot_account(spot_with(updateTime=value), WALLET)
-    with pytest.raises(VenueMalformed):
-        parse.futures_account(asset_with(updateTime=value), WALLET)
+def test_a_time_that_cannot_be_read_is_unknown_and_leaves_the_figures(value: Any) -> None:
+    assert parse.spot_account(spot_with(updateTime=value), WALLET).venue_time is None
+    account = parse.futures_account(asset_with(updateTime=value), WALLET)
+    assert account.venue_time is None
+    assert account.assets
 
 
 def test_futures_are_as_old_as_their_latest_change() -> None:

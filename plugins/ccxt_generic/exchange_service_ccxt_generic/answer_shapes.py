@@ -175,14 +175,14 @@ def _flat(fields: Figures, reason: str = _FLAT, **options: Any) -> Rows:
     return Rows("", "", never_empty=reason, fields=fields, **options)
 
 
-def _of_kind(path: str, own: tuple[Any, ...], others: tuple[str, ...] = ()) -> Callable[[Any], bool | str]:
+def _of_kind(path: str, own: tuple[Any, ...], others: tuple[Any, ...] = ()) -> Callable[[Any], bool | str]:
     """Whether a row names a kind of account that is the requested one, or one of another account type."""
 
     def taken(row: Any) -> bool | str:
         kind = at(row, path)
-        if kind in own or not isinstance(kind, str):
-            return True
-        return False if kind in others else kind
+        if kind in own or kind in others:
+            return kind in own
+        return kind if isinstance(kind, str) and kind else True
 
     return taken
 
@@ -300,7 +300,7 @@ _BITGET_MARGIN = _list(
     "totalAmount",
     "borrow",
     "interest",
-    figures=Figures("totalAmount", "available", "frozen", "borrow+interest"),
+    figures=Figures("totalAmount", "available|transferable", "frozen", "borrow+interest"),
     code="00000",
 )
 _BITGET_CONTRACTS = (
@@ -355,6 +355,20 @@ _BYBIT_FUNDING = _list(
     figures=Figures("walletBalance", "transferBalance"),
     retCode=0,
 )
+# All accounts are in one list. Each account type takes those of its own kind.
+_COINBASE_ACCOUNTS = _list(
+    "accounts",
+    "available_balance.currency",
+    "available_balance.value",
+    "hold.value",
+    figures=Figures("", "available_balance.value", "hold.value"),
+    several=True,
+    beyond=True,
+    empty=_FILTERED,
+    has_next=False,
+    last_page={"has_next": False},
+)
+_COINBASE_WALLETS = (None, "", "ACCOUNT_TYPE_CRYPTO", "ACCOUNT_TYPE_FIAT")
 _COINBASE_CONTRACTS = _one(
     "balance_summary",
     "total_usd_balance.value",
@@ -475,6 +489,13 @@ _MUDREX = _one(
     figures=Figures("total", "balance|withdrawable", "locked_amount"),
 )
 
+_PHEMEX_CONTRACTS = _one(
+    "data.account",
+    "accountBalanceEv|accountBalanceRv",
+    "totalUsedBalanceEv|totalUsedBalanceRv",
+    asset="currency",
+    by_ccxt=_SCALED,
+)
 _XT_CONTRACTS = _list(
     "result",
     "coin",
@@ -486,13 +507,6 @@ _XT_CONTRACTS = _list(
         "openOrderMarginFrozen+isolatedMargin+crossedMargin",
     ),
     returnCode=0,
-)
-_PHEMEX_CONTRACTS = _one(
-    "data.account",
-    "accountBalanceEv|accountBalanceRv",
-    "totalUsedBalanceEv|totalUsedBalanceRv",
-    asset="currency",
-    by_ccxt=_SCALED,
 )
 
 # By exchange, or by exchange and account type. Of several shapes the first one that fits counts.
@@ -573,7 +587,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         "asset",
         "balance",
         "availableBalance",
-        figures=Figures("balance", "availableBalance", adds_up=False),
+        figures=Figures("balance", "availableBalance"),
         code=0,
     ),
     "bingx funding": _list("data.assets", "asset", "free", "locked", figures=_FREE_LOCKED, code=0),
@@ -711,18 +725,8 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         code=200,
     ),
     "cex": _object("data", "balance", figures=Figures("balance", "", "balanceOnHold"), ok="ok"),
-    "coinbase spot": _list(
-        "accounts",
-        "available_balance.currency",
-        "available_balance.value",
-        "hold.value",
-        figures=Figures("", "available_balance.value", "hold.value"),
-        several=True,
-        has_next=False,
-        last_page={"has_next": False},
-        # Vaults and portfolios of perpetuals are accounts of other types.
-        taken=_of_kind("type", (None, "", "ACCOUNT_TYPE_CRYPTO", "ACCOUNT_TYPE_FIAT")),
-    ),
+    # Vaults and portfolios of perpetuals are accounts of other types, and are shown beside the wallets.
+    "coinbase spot": replace(_COINBASE_ACCOUNTS, taken=_of_kind("type", _COINBASE_WALLETS)),
     "coinbase swap": _COINBASE_CONTRACTS,
     "coinbase future": _COINBASE_CONTRACTS,
     "coinbaseexchange": _list(
@@ -937,6 +941,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
             "data.assets",
             "currency",
             "available",
+            "hold",
             parts=("baseAsset", "quoteAsset"),
             several=True,
             figures=Figures("total", "available", "hold", "liability+interest"),

@@ -37,7 +37,7 @@ from exchange_service_ccxt_generic.instances import Opened
 from exchange_service_ccxt_generic.matching import Named, match
 from exchange_service_ccxt_generic.rights import QUESTIONS, unknown_rights
 
-_KIND = "{venue} also lists an account of the type {kind}, which no account type here reads: it is shown as well."
+_KIND = "{venue} also lists an account of the type {kind}, which is shown beside the requested one."
 # Seconds before the deadline at which one wallet of several is given up, so that the others are still returned.
 _RESERVE = 0.5
 

@@ -168,11 +168,13 @@ def gather(venue: str, results: Mapping[str, Balance | VenueError]) -> Balance:
     notes: dict[str, None] = {}
     for account_type, result in results.items():
         if isinstance(result, VenueError):
-            accounts.append(VenueAccount(type=account_type, error=_beside_others(venue, result)))
+            found = [VenueAccount(type=account_type, error=_beside_others(venue, result))]
         else:
-            # An account that no type reads may be in the answer for several of them.
-            known = {account.identity for account in accounts}
-            accounts.extend(account for account in result.venue_accounts if account.identity not in known)
+            found = list(result.venue_accounts)
+        # An answer may also have held an account of another type, which is then there already.
+        known = {account.identity for account in accounts}
+        accounts.extend(account for account in found if account.identity not in known)
+        if isinstance(result, Balance):
             notes.update(dict.fromkeys(result.notes))
     return Balance(venue_accounts=tuple(accounts), notes=tuple(notes))
 

@@ -57,7 +57,7 @@ _BITGET_CONTRACT = {
 _BITGET_MARGIN = {"available": FREE, "transferable": FREE, "frozen": USED, "borrow": "0", "interest": "0"}
 _BITRUE_CONTRACT = {
     "marginCoin": "BTC",
-    "accountNormal": bare(FREE),
+    "accountNormal": bare(TOTAL),
     "accountLock": bare(USED),
     "totalEquity": bare(TOTAL),
 }
@@ -163,7 +163,6 @@ FURTHER: Mapping[str, Account] = {
     "bingx standard": _at_data(
         "GET /openApi/contract/v1/balance",
         [{"asset": "BTC", "balance": TOTAL, "availableBalance": FREE, "maxWithdrawAmount": TOTAL}],
-        {"BTC": (TOTAL, FREE, None)},
         code=0,
     ),
     "bingx funding": _at_data("GET /openApi/fund/v1/account/balance", {"assets": [_FREE_AND_LOCKED]}, code=0, msg=""),

@@ -20,7 +20,6 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "_UNIFIED",
         "_PARAMETERS",
         "_BY_SETTLEMENT",
-        "_OPTIONS",
         "_FURTHER",
         "_ALWAYS",
     ),

@@ -26,7 +26,7 @@ _BY_EXCHANGE: Mapping[str, tuple[str, ...]] = {
     "bingx": ("spot", "swap", "inverse", "standard", "funding"),  # witness: CCXT: bingx.fetch_balance
     "bitfinex": ("spot", "margin", "funding", "derivatives"),  # witness: CCXT: bitfinex.fetch_balance
     # witness: CCXT: bitget.fetch_balance
-    "bitget": ("spot", "margin", "swap", "usdc_swap", "future", "inverse", "funding", UNIFIED),
+    "bitget": ("spot", "margin", "isolated", "swap", "usdc_swap", "future", "inverse", "funding", UNIFIED),
     "bitrue": ("spot", "swap", "inverse"),  # witness: CCXT: bitrue.fetch_balance
     "blofin": ("swap", "funding", "spot", "earn", "copy_trading"),  # witness: CCXT: blofin.fetch_balance
     "btse": ("spot", "swap"),  # witness: CCXT: btse.fetch_balance
@@ -37,7 +37,7 @@ _BY_EXCHANGE: Mapping[str, tuple[str, ...]] = {
     # witness: CCXT: bydfi.fetch_balance
     "bydfi": ("spot", "swap", "inverse", "funding", "copy_trading", "grid"),
     # witness: CCXT: coinbase.fetch_balance
-    "coinbase": ("spot", "vault", "perp_futures", "swap", "future"),
+    "coinbase": ("spot", "swap", "future"),
     "deepcoin": ("spot", "swap"),  # witness: CCXT: deepcoin.fetch_balance
     "digifinex": ("spot", "margin", "swap"),  # witness: CCXT: digifinex.fetch_balance
     "fmfwio": ("spot", "funding"),  # witness: CCXT: fmfwio.fetch_balance
@@ -54,8 +54,7 @@ _BY_EXCHANGE: Mapping[str, tuple[str, ...]] = {
     "kucoin": ("spot", "funding", "margin", "isolated", "swap", "future", "inverse", UNIFIED),
     "kucoinfutures": ("swap", "inverse"),
     "latoken": ("spot", "funding"),  # witness: CCXT: latoken.fetch_balance
-    # CCXT adds the figures of Lighter's spot assets to nothing, and has nothing then.
-    "lighter": ("swap",),  # witness: CCXT: lighter.fetch_balance
+    "lighter": ("swap", "spot"),  # witness: CCXT: lighter.fetch_balance
     "mexc": ("spot", "swap"),  # witness: CCXT: mexc.fetch_balance
     "mudrex": ("swap", "spot"),  # witness: CCXT: mudrex.fetch_balance
     # witness: CCXT: okx.fetch_balance
@@ -114,8 +113,6 @@ _PART_OF_UNIFIED = "a part of the unified account"
 _UNREAD: Mapping[str, str] = {
     # witness: CCXT: binance.fetch_balance
     "binance": "Options and savings are not read.",
-    # witness: CCXT: bitget.parse_balance
-    "bitget": "Isolated margin is not read: of an asset in several of its pairs CCXT shows one alone.",
     # witness: vendor: https://github.com/btsecom/docs/blob/master/source/futuresV2_3/en/index.html.md
     "btse": "Isolated futures wallets are not read: BTSE gives each by the name of its market alone.",
     # witness: CCXT: bydfi.fetch_balance
@@ -124,8 +121,6 @@ _UNREAD: Mapping[str, str] = {
     "gate": "A cross margin account that is not part of a unified account is not read.",
     # witness: CCXT: krakenfutures.fetch_balance
     "krakenfutures": "Margin accounts of single markets are not read: CCXT reads each by the name of its market alone.",
-    # witness: CCXT: lighter.fetch_balance
-    "lighter": "Spot assets are not read: CCXT shows none of their figures.",
     # witness: CCXT: mexc.fetch_balance
     "mexc": "Isolated margin is not read: MEXC gives it by the names of markets alone.",
     # witness: CCXT: mudrex.fetch_balance
@@ -186,6 +181,7 @@ _PARAMETERS: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("bingx", "standard"): {"standard": True},  # witness: CCXT: bingx.fetch_balance
     # witness: CCXT: bitget.handle_product_type_and_params
     ("bitget", "inverse"): {"type": "swap", "subType": "inverse"},
+    ("bitget", "isolated"): {"type": "spot", "marginMode": "isolated"},  # witness: CCXT: bitget.fetch_balance
     ("bitget", "margin"): {"type": "spot", "marginMode": "cross"},  # witness: CCXT: bitget.fetch_balance
     ("bitget", UNIFIED): {},  # witness: CCXT: bitget.handle_uta_and_params
     ("bitget", "usdc_swap"): {"type": "swap", "productType": "USDC-FUTURES"},  # witness: CCXT: bitget.fetch_balance
@@ -199,9 +195,6 @@ _PARAMETERS: Mapping[tuple[str, str], Mapping[str, Any]] = {
     # witness: CCXT: bydfi.fetch_balance
     ("bydfi", "copy_trading"): {"type": "COPY"},
     ("bydfi", "grid"): {"type": "GRID"},
-    # witness: CCXT: coinbase.fetch_balance
-    ("coinbase", "perp_futures"): {"type": "spot"},
-    ("coinbase", "vault"): {"type": "spot"},
     # witness: CCXT: gate.fetch_balance
     ("gate", "future"): {"type": "future", "settle": "usdt"},
     ("gate", "inverse"): {"type": "swap", "settle": "btc"},
@@ -234,13 +227,6 @@ _BY_SETTLEMENT: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("kucoin", "inverse"): ("USDT",),
     ("kucoinfutures", "inverse"): ("USDT",),
     ("phemex", "inverse"): ("USDT", "USDC"),  # witness: CCXT: phemex.fetch_balance
-}
-
-# Options of CCXT with which it reads the account, in place of those that the instance has.
-_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    # witness: CCXT: coinbase.parse_custom_balance
-    ("coinbase", "perp_futures"): {"accounts": [], "v3Accounts": ["ACCOUNT_TYPE_PERP_FUTURES"]},
-    ("coinbase", "vault"): {"accounts": [], "v3Accounts": ["ACCOUNT_TYPE_VAULT"]},
 }
 
 # Further parameters that `fetch_balance` has for an account type, with all known values. With another type it would
@@ -361,11 +347,6 @@ def type_parameters(exchange_id: str, account_type: str | None) -> dict[str, Any
     if account_type is not None and exchange_id in _BY_EXCHANGE:
         parameters.update(_PARAMETERS.get((exchange_id, account_type), {"type": account_type}))
     return parameters
-
-
-def type_options(exchange_id: str, account_type: str) -> Mapping[str, Any]:
-    """CCXT's options for the type, beside those that the instance has."""
-    return _OPTIONS.get((exchange_id, account_type), {})
 
 
 def without_plain(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -294,6 +294,15 @@ _BITGET_SPOT = (
     ),
 )
 _BITGET_UNIFIED = _BITGET_SPOT[1]
+_BITGET_MARGIN = _list(
+    "data",
+    "coin",
+    "totalAmount",
+    "borrow",
+    "interest",
+    figures=Figures("totalAmount", "available|transferable", "frozen", "borrow+interest"),
+    code="00000",
+)
 _BITGET_CONTRACTS = (
     _list(
         "data",
@@ -416,6 +425,7 @@ _HTX_PARTS: Mapping[str, Any] = {
     ),
     "figures": Figures("", "trade", "frozen+lock+bank", "loan+interest"),
 }
+_HTX_ISOLATED = _list("data.*.list", "currency", "balance", several=True, empty=_WALLETS, status="ok", **_HTX_PARTS)
 _HTX_SPOT = _list("data.list", "currency", "balance", status="ok", **_HTX_PARTS)
 # The unified account lists accounts, each with its currencies.
 _KUCOIN_UNIFIED = _list(
@@ -619,18 +629,9 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "bitflyer": _list("", "currency_code", "amount", "available", figures=Figures("amount", "available")),
     # witness: CCXT: bitget.fetch_balance
     "bitget spot": _BITGET_SPOT,
-    "bitget margin": (
-        _list(
-            "data",
-            "coin",
-            "totalAmount",
-            "borrow",
-            "interest",
-            figures=Figures("totalAmount", "available|transferable", "frozen", "borrow+interest"),
-            code="00000",
-        ),
-        _BITGET_UNIFIED,
-    ),
+    "bitget margin": (_BITGET_MARGIN, _BITGET_UNIFIED),
+    # The isolated account lists the two assets of each pair.
+    "bitget isolated": (replace(_BITGET_MARGIN, several=True, identity="symbol"), _BITGET_UNIFIED),
     "bitget swap": _BITGET_CONTRACTS,
     "bitget future": _BITGET_CONTRACTS,
     "bitget inverse": _BITGET_CONTRACTS,
@@ -764,14 +765,6 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     # Vaults and portfolios of perpetuals are accounts of other types, and are shown beside the wallets.
     # witness: CCXT: coinbase.fetch_balance
     "coinbase spot": replace(_COINBASE_ACCOUNTS, taken=_of_kind("type", _COINBASE_WALLETS)),
-    "coinbase vault": replace(
-        _COINBASE_ACCOUNTS,
-        taken=_of_kind("type", ("ACCOUNT_TYPE_VAULT",), (*_COINBASE_WALLETS, "ACCOUNT_TYPE_PERP_FUTURES")),
-    ),
-    "coinbase perp_futures": replace(
-        _COINBASE_ACCOUNTS,
-        taken=_of_kind("type", ("ACCOUNT_TYPE_PERP_FUTURES",), (*_COINBASE_WALLETS, "ACCOUNT_TYPE_VAULT")),
-    ),
     # witness: CCXT: coinbase.parse_custom_balance
     "coinbase swap": _COINBASE_CONTRACTS,
     "coinbase future": _COINBASE_CONTRACTS,
@@ -958,21 +951,8 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     # witness: CCXT: htx.fetch_balance
     "htx spot": _HTX_SPOT,
     # The isolated account lists pairs, each with its assets.
-    "htx margin": (
-        _HTX_SPOT,
-        _list(
-            "data.*.list",
-            "currency",
-            "balance",
-            several=True,
-            empty=_WALLETS,
-            wallet_needed=True,
-            **_HTX_PARTS,
-        ),
-    ),
-    "htx isolated": _list(
-        "data.*.list", "currency", "balance", several=True, empty=_WALLETS, status="ok", **_HTX_PARTS
-    ),
+    "htx margin": (_HTX_SPOT, replace(_HTX_ISOLATED, wallet_needed=True)),
+    "htx isolated": _HTX_ISOLATED,
     "htx swap": _HTX_LINEAR,
     "htx future": _HTX_LINEAR,
     "htx inverse": _HTX_INVERSE,
@@ -1052,6 +1032,17 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     # witness: CCXT: lbank.parse_balance
     "lbank": _list("data.balances", "asset", "free", "locked", figures=_FREE_LOCKED, result="true"),
     # witness: CCXT: lighter.fetch_balance
+    "lighter spot": _list(
+        "accounts.*.assets",
+        "symbol",
+        "balance",
+        "locked_balance",
+        figures=Figures("balance", "", "locked_balance"),
+        several=True,
+        empty=_WALLETS,
+        wallet_needed=True,
+        code=200,
+    ),
     "lighter swap": _list(
         "accounts",
         "=USDC",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -20,7 +19,6 @@ from exchange_service_ccxt_generic.account_types import (
     UNIFIED,
     is_unified,
     true_type,
-    type_options,
     without_plain,
 )
 from exchange_service_ccxt_generic.credentials import Wish
@@ -73,7 +71,7 @@ class CcxtClient:
             parameters = without_plain(parameters)
         with self.recorder.record(opened.ccxt) as record:
             try:
-                result = await self._instance_for(opened, account_type).fetch_balance(parameters)
+                result = await opened.instance.fetch_balance(parameters)
             except opened.ccxt.BaseError as error:
                 if record.arose_in_reading(error):
                     self.recorder.raise_swallowed(opened.ccxt, record)
@@ -91,15 +89,6 @@ class CcxtClient:
                 return question.read(await getattr(opened.instance, question.method)())
         except NotSupported:
             return unknown_rights(self._venue)
-
-    def _instance_for(self, opened: Opened, account_type: str) -> Any:
-        """The account's instance; a copy with other options if CCXT needs them to read an account of this type."""
-        options = type_options(self._id, account_type)
-        if not options:
-            return opened.instance
-        instance = copy.copy(opened.instance)
-        instance.options = {**instance.options, **options}
-        return instance
 
     def _type_read(self, opened: Opened, wish: Wish) -> str:
         """The type of the account that `wish` reads. Raises FeatureNotEnabled for a unified one if it is not."""

@@ -22,6 +22,8 @@ from plugins.ccxt_generic.tests.every_exchange.well_formed import (
 _FREE_AND_LOCKED = {"asset": "BTC", "free": FREE, "locked": USED}
 _MARGIN_FIGURES = {"free": FREE, "locked": USED, "borrowed": "0", "interest": "0", "netAsset": TOTAL}
 _NOTHING = {"asset": "USDT", "free": "0", "locked": "0", "borrowed": "0", "interest": "0", "totalAsset": "0"}
+# The sums of two pairs.
+_TWICE = ("2.6691357802469136", "2.469135780246913578", "0.200000000000000022")
 _NO_USDT = {"USDT": ("0", "0", "0")}
 
 
@@ -52,6 +54,7 @@ _BITGET_CONTRACT = {
     "maxTransferOut": FREE,
     "accountEquity": TOTAL,
 }
+_BITGET_MARGIN = {"available": FREE, "transferable": FREE, "frozen": USED, "borrow": "0", "interest": "0"}
 _BITRUE_CONTRACT = {
     "marginCoin": "BTC",
     "accountNormal": bare(TOTAL),
@@ -97,12 +100,6 @@ _PHEMEX_INVERSE = {
     "totalUsedBalanceEv": bare("10000000000000001"),
 }
 _ROUNDED = ("1334567890.1234568", "1234567890.12345679", "100000000.00000001")
-
-
-def _coinbase(account_type: str) -> Account:
-    account = ACCOUNTS["coinbase"]
-    accounts = [{**row, "type": account_type} for row in account.answer["accounts"]]
-    return replace(account, answer={**account.answer, "accounts": accounts})
 
 
 def _gate(request: str, **figures: Any) -> Account:
@@ -182,7 +179,16 @@ FURTHER: Mapping[str, Account] = {
         "bitget",
         _at_data(
             "GET /api/v2/margin/crossed/account/assets",
-            [{"coin": "BTC", "totalAmount": TOTAL, "available": FREE, "frozen": USED, "borrow": "0", "interest": "0"}],
+            [{"coin": "BTC", "totalAmount": TOTAL, **_BITGET_MARGIN}],
+            code="00000",
+        ),
+    ),
+    "bitget isolated": _beside_kind(
+        "bitget",
+        _at_data(
+            "GET /api/v2/margin/isolated/account/assets",
+            [{"symbol": pair, "coin": "BTC", "totalAmount": TOTAL, **_BITGET_MARGIN} for pair in ("BTCUSDT", "ETHBTC")],
+            {"BTC": _TWICE},
             code="00000",
         ),
     ),
@@ -225,8 +231,6 @@ FURTHER: Mapping[str, Account] = {
     **_bybit("bybiteu", "spot"),
     **_bybit("bybitid", "swap", "future", "inverse", "spot"),
     **{f"bydfi {name}": ACCOUNTS["bydfi"] for name in ("swap", "inverse", "funding", "copy_trading", "grid")},
-    "coinbase vault": _coinbase("ACCOUNT_TYPE_VAULT"),
-    "coinbase perp_futures": _coinbase("ACCOUNT_TYPE_PERP_FUTURES"),
     "coinbase swap": Account("GET /api/v3/brokerage/cfm/balance_summary", _CFM, {"USD": HELD}),
     "coinbase future": Account("GET /api/v3/brokerage/cfm/balance_summary", _CFM, {"USD": HELD}),
     "deepcoin swap": ACCOUNTS["deepcoin"],
@@ -315,6 +319,14 @@ FURTHER: Mapping[str, Account] = {
     ),
     "latoken funding": replace(
         ACCOUNTS["latoken"], answer=[{**ACCOUNTS["latoken"].answer[0], "type": "ACCOUNT_TYPE_WALLET"}]
+    ),
+    "lighter spot": replace(
+        ACCOUNTS["lighter"],
+        answer={
+            "code": 200,
+            "accounts": [{"index": 666666, "assets": [{"symbol": "BTC", "balance": TOTAL, "locked_balance": USED}]}],
+        },
+        rows={"BTC": HELD},
     ),
     "mexc swap": _at_data(
         "GET /api/v1/private/account/assets",

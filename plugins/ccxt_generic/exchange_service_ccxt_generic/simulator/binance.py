@@ -45,6 +45,8 @@ class SimulatedWallet:
     inverse: dict[str, tuple[str, str, str]] | None = field(default_factory=dict)
     # Asset → (free, locked); None if the account was never opened.
     margin: dict[str, tuple[str, str]] | None = None
+    # (Base, quote) → (free, free) of the isolated margin account of this pair.
+    isolated: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     funding: dict[str, tuple[str, str]] = field(default_factory=dict)
     # Asset → total of the portfolio margin account; None if the user has no such account.
     portfolio: dict[str, str] | None = None
@@ -90,6 +92,7 @@ class BinanceSimulator(DemoVenue):
             web.get("/fapi/v3/account", self._require_signature(lambda wallet: _contract_account(wallet.linear))),
             web.get("/dapi/v1/account", self._require_signature(lambda wallet: _contract_account(wallet.inverse))),
             web.get("/sapi/v1/margin/account", self._require_signature(_margin_account)),
+            web.get("/sapi/v1/margin/isolated/account", self._require_signature(_isolated_account)),
             web.post("/sapi/v1/asset/get-funding-asset", self._require_signature(_funding_account)),
             web.get("/papi/v1/balance", self._require_signature(_portfolio)),
             web.get("/sapi/v1/account/apiRestrictions", self._require_signature(_restrictions)),
@@ -258,6 +261,27 @@ def _margin_account(wallet: SimulatedWallet) -> Any:
             for asset, (free, locked) in wallet.margin.items()
         ],
     }
+
+
+def _isolated_account(wallet: SimulatedWallet) -> dict[str, Any]:
+    return {
+        "assets": [
+            {
+                "symbol": "".join(pair),
+                "baseAsset": _isolated_side(pair[0], free[0]),
+                "quoteAsset": _isolated_side(pair[1], free[1]),
+                "isolatedCreated": True,
+                "enabled": True,
+                "tradeEnabled": True,
+            }
+            for pair, free in wallet.isolated.items()
+        ]
+    }
+
+
+def _isolated_side(asset: str, free: str) -> dict[str, Any]:
+    nothing = dict.fromkeys(("borrowed", "interest", "locked"), "0")
+    return {"asset": asset, "borrowEnabled": True, "free": free, **nothing, "netAsset": free, "totalAsset": free}
 
 
 def _funding_account(wallet: SimulatedWallet) -> list[dict[str, str]]:

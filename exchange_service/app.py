@@ -291,6 +291,7 @@ def open_venues(
         start_at_once=settings.plugin_start == "at-once",
         sandbox=settings.plugin_sandbox,
         own_ports=own_ports(settings),
+        outgoing_address=settings.outgoing_address or "",
     )
     return PluginClients(
         registry,

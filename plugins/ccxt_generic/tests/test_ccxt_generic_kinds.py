@@ -11,7 +11,6 @@ from typing import Any
 
 import exchange_service_ccxt_generic as plugin
 import pytest
-from aiohttp import web
 from exchange_service_ccxt_generic.account_types import wallets
 from exchange_service_ccxt_generic.client import CcxtClient
 from exchange_service_ccxt_generic.exact import Guarded
@@ -28,38 +27,11 @@ from exchange_service.plugin_api import (
     VenueMalformed,
 )
 from exchange_service.pytest_plugin import SWEEP
-from exchange_service.testing import LoopbackVenue, venue_call
+from exchange_service.testing import venue_call
+from plugins.ccxt_generic.tests.every_exchange.by_query import Answers, VenueByQuery
 from plugins.ccxt_generic.tests.every_exchange.credentials import credential
 
 LISTINGS = {listing.id: listing for listing in plugin.exchange_manifest().exchanges}
-
-# A request, such as "/api/v1/accounts?type=trade", and its answer: a body, or a status and a body.
-Answers = Mapping[str, Any]
-
-
-class VenueOfKinds(LoopbackVenue):
-    """It answers each request by its path and by the parameters that the script names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.answers: dict[str, Any] = {}
-
-    def routes(self) -> list[web.RouteDef]:
-        return [web.route("*", "/{tail:.*}", self._answer)]
-
-    async def _answer(self, request: web.Request) -> web.Response:
-        for name, answer in self.answers.items():
-            path, _, query = name.partition("?")
-            named = dict(part.split("=") for part in query.split("&") if part)
-            if path == request.path and named.items() <= dict(request.query).items():
-                status, body = answer if isinstance(answer, tuple) else (200, answer)
-                return web.json_response(body, status=status)
-        return web.json_response({"code": "404", "msg": "no such path"}, status=404)
-
-    def count(self, path: str) -> int:
-        """How often a path was asked for."""
-        return sum(request.path == path for request in self.requests)
-
 
 MARKETS = (
     {"id": "BTCUSDT", "symbol": "BTC/USDT", "base": "BTC", "quote": "USDT", "type": "spot", "spot": True},
@@ -84,12 +56,12 @@ async def known_markets(client: CcxtClient, ccxt: Any) -> Any:
 
 
 @asynccontextmanager
-async def reading(exchange_id: str, account_type: str = "") -> AsyncIterator[tuple[VenueOfKinds, VenueCall]]:
+async def reading(exchange_id: str, account_type: str = "") -> AsyncIterator[tuple[VenueByQuery, VenueCall]]:
     """The venue and a call for one account there, with the markets known."""
     state, listing = State(), LISTINGS[exchange_id]
     options = {**credential(listing), "plugin_state": state, "timeout": 60.0, "account_type": account_type}
-    async with VenueOfKinds() as venue, venue_call(listing, override=venue.url, **options) as call:
-        assert isinstance(venue, VenueOfKinds)
+    async with VenueByQuery() as venue, venue_call(listing, override=venue.url, **options) as call:
+        assert isinstance(venue, VenueByQuery)
         ccxt = await state.get("ccxt", import_ccxt)
         where = f"markets {exchange_id} {call.environment.name} {venue.url}"
         await state.get(where, partial(known_markets, CcxtClient(call), ccxt))

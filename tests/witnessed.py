@@ -23,12 +23,13 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "_FURTHER",
         "_ALWAYS",
     ),
+    f"{_CCXT}/instances.py": ("_KEY_FOR_MARKETS",),
     f"{_CCXT}/kinds.py": ("KINDS",),
     f"{_CCXT}/limits.py": ("_BY_KEY", "_COSTS"),
     f"{_CCXT}/refusals.py": ("_CHANGES_SOMETHING", "_READS_BY_POST", "SIGN_INS"),
 }
 # Files whose rows begin with ids and words of ours. CCXT's member that a row cites exists, but has other words.
-OWN_WORDS = frozenset(f"{_CCXT}/{name}.py" for name in ("account_types", "kinds", "limits", "refusals"))
+OWN_WORDS = frozenset(f"{_CCXT}/{name}.py" for name in ("account_types", "instances", "kinds", "limits", "refusals"))
 
 
 def payload_files() -> Iterator[Path]:

@@ -62,7 +62,7 @@ KUCOIN_UNIFIED: Answers = {
         "code": "200000",
         "data": {"accounts": [{"currencies": [{"currency": "USDT", "available": "20", "hold": "1", "equity": "21"}]}]},
     },
-    # What is left of the account of trades: an empty list, as for who never had anything.
+    # What is left of the account of trades: an empty list, as for a user with an unused account.
     "/api/v1/accounts?type=trade_hf": NOTHING,
 }
 BITGET: Answers = {

@@ -512,6 +512,7 @@ _XT_CONTRACTS = _list(
 # By exchange, or by exchange and account type. Of several shapes the first one that fits counts.
 _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     # Shares and options are not read. The cash is in the answer before.
+    # witness: CCXT: alpaca.parse_balance
     "alpaca": _list(
         "",
         "symbol",
@@ -524,6 +525,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         taken=lambda row: at(row, "asset_class") not in ("us_equity", "us_option"),
         before=("currency", "cash"),
     ),
+    # witness: CCXT: apex.parse_balance
     "apex": _one(
         "data",
         "availableBalance",
@@ -531,6 +533,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         asset="=USDT",
         figures=Figures("totalEquityValue", "availableBalance"),
     ),
+    # witness: CCXT: backpack.parse_balance
     "backpack": _object(
         "",
         "available",
@@ -539,14 +542,17 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("", "available", "locked+staked"),
         never_empty=_UNTOLD,
     ),
+    # witness: CCXT: bequant.parse_balance
     "bequant spot": _HITBTC,
     "bequant funding": _HITBTC,
+    # witness: CCXT: bigone.parse_balance
     "bigone spot": _list(
         "data", "asset_symbol", "balance", "locked_balance", figures=Figures("balance", "", "locked_balance"), code=0
     ),
     "bigone funding": _list(
         "data", "asset_symbol", "balance", "locked_balance", figures=Figures("balance", "", "locked_balance"), code=0
     ),
+    # witness: CCXT: binance.fetch_balance
     "binance spot": _BINANCE_SPOT,
     "binance margin": _BINANCE_MARGIN,
     "binance future": _BINANCE_CONTRACTS,
@@ -575,10 +581,14 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         "withdrawing",
         figures=Figures("", "free", "locked+freeze+withdrawing"),
     ),
+    # witness: CCXT: binancecoinm.fetch_balance
     "binancecoinm": _BINANCE_CONTRACTS,
+    # witness: CCXT: binanceus.fetch_balance
     "binanceus": _BINANCE_SPOT,
+    # witness: CCXT: binanceusdm.fetch_balance
     "binanceusdm swap": _BINANCE_CONTRACTS,
     "binanceusdm future": _BINANCE_CONTRACTS,
+    # witness: CCXT: bingx.parse_balance
     "bingx spot": _list("data.balances", "asset", "free", "locked", figures=_FREE_LOCKED, code=0),
     "bingx swap": _BINGX_CONTRACTS,
     "bingx inverse": _BINGX_CONTRACTS,
@@ -591,7 +601,9 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         code=0,
     ),
     "bingx funding": _list("data.assets", "asset", "free", "locked", figures=_FREE_LOCKED, code=0),
+    # witness: CCXT: bit2c.parse_balance
     "bit2c": _flat(Figures("{}", "AVAILABLE_{}", "LOCKED_{}"), _ALL, upper=True),
+    # witness: CCXT: bitbank.parse_balance
     "bitbank": _list(
         "data.assets",
         "asset",
@@ -601,17 +613,21 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("onhand_amount", "free_amount", "locked_amount"),
         success=1,
     ),
+    # witness: CCXT: bitbns.parse_balance
     "bitbns": _flat(
         Figures("", "data.availableorder{}", "data.inorder{}"),
         _ALL,
         # The rupee is called money.
         aliases=(("INR", "Money"),),
     ),
+    # witness: CCXT: bitfinex.fetch_balance
     "bitfinex spot": replace(_BITFINEX, taken=_in_wallet("exchange")),
     "bitfinex margin": replace(_BITFINEX, taken=_in_wallet("margin")),
     "bitfinex funding": replace(_BITFINEX, taken=_in_wallet("funding")),
     "bitfinex derivatives": replace(_BITFINEX, taken=_for_derivatives),
+    # witness: CCXT: bitflyer.parse_balance
     "bitflyer": _list("", "currency_code", "amount", "available", figures=Figures("amount", "available")),
+    # witness: CCXT: bitget.fetch_balance
     "bitget spot": _BITGET_SPOT,
     "bitget margin": (_BITGET_MARGIN, _BITGET_UNIFIED),
     # The isolated account lists the two assets of each pair.
@@ -631,11 +647,16 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     ),
     "bitget unified": _BITGET_UNIFIED,
     # "balance" is what orders may use.
+    # witness: CCXT: bithumb.parse_balance
     "bithumb": _list("", "currency", "balance", "locked", figures=Figures("", "balance", "locked")),
+    # witness: CCXT: bitopro.fetch_balance
     "bitopro": _list("data", "currency", "amount", "available", figures=Figures("amount", "available")),
+    # witness: CCXT: bitrue.parse_balance
     "bitrue spot": _SPOT_LIKE_BINANCE,
+    # witness: CCXT: bitrue.fetch_balance
     "bitrue swap": _BITRUE_CONTRACTS,
     "bitrue inverse": _BITRUE_CONTRACTS,
+    # witness: CCXT: bitso.parse_balance
     "bitso": _list(
         "payload.balances",
         "currency",
@@ -645,9 +666,11 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("total", "available", "locked"),
         success=True,
     ),
+    # witness: CCXT: bitstamp.parse_balance
     "bitstamp": _list(
         "", "currency", "available", "reserved", "total", figures=Figures("total", "available", "reserved")
     ),
+    # witness: CCXT: bitteam.parse_balance
     "bitteam": _object(
         "result",
         "free",
@@ -657,9 +680,13 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         others=("free", "used", "total"),
         never_empty=_ALL,
     ),
+    # witness: CCXT: bittrade.parse_balance
     "bittrade": _HTX_SPOT,
+    # witness: CCXT: bitvavo.parse_balance
     "bitvavo": _list("", "symbol", "available", "inOrder", figures=Figures("", "available", "inOrder")),
+    # witness: CCXT: blockchaincom.fetch_balance
     "blockchaincom": _list("primary", "currency", "balance", "available", figures=Figures("balance", "available")),
+    # witness: CCXT: blofin.parse_balance
     "blofin swap": _list(
         "data.details",
         "currency",
@@ -672,8 +699,11 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "blofin spot": _BLOFIN_WALLET,
     "blofin earn": _BLOFIN_WALLET,
     "blofin copy_trading": _BLOFIN_WALLET,
+    # witness: CCXT: btcbox.parse_balance
     "btcbox": _flat(Figures("", "{}_balance", "{}_lock")),
+    # witness: CCXT: btcmarkets.parse_balance
     "btcmarkets": _list("", "assetName", "balance", "locked", figures=Figures("balance", "available", "locked")),
+    # witness: CCXT: btcturk.parse_balance
     "btcturk": _list(
         "data",
         "asset",
@@ -683,6 +713,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("balance", "free", "locked"),
         success=True,
     ),
+    # witness: CCXT: btse.fetch_balance
     "btse spot": _list(
         "data",
         "asset",
@@ -692,6 +723,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         success=True,
         several=True,
     ),
+    # witness: CCXT: btse.parse_balance
     "btse swap": _list(
         "*.assets",
         "currency",
@@ -701,21 +733,25 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         empty=_WALLETS,
         wallet_needed=True,
     ),
+    # witness: CCXT: bybit.parse_balance
     "bybit unified": _BYBIT,
     "bybit swap": _BYBIT,
     "bybit future": _BYBIT,
     "bybit inverse": _BYBIT,
     "bybit spot": _BYBIT,
     "bybit funding": _BYBIT_FUNDING,
+    # witness: CCXT: bybiteu.parse_balance
     "bybiteu unified": _BYBIT,
     "bybiteu spot": _BYBIT,
     "bybiteu funding": _BYBIT_FUNDING,
+    # witness: CCXT: bybitid.parse_balance
     "bybitid unified": _BYBIT,
     "bybitid swap": _BYBIT,
     "bybitid future": _BYBIT,
     "bybitid inverse": _BYBIT,
     "bybitid spot": _BYBIT,
     "bybitid funding": _BYBIT_FUNDING,
+    # witness: CCXT: bydfi.fetch_balance
     "bydfi": _list(
         "data",
         "asset",
@@ -724,15 +760,21 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("total|balance", "available|availableBalance", "frozen+positionMargin"),
         code=200,
     ),
+    # witness: CCXT: cex.fetch_balance
     "cex": _object("data", "balance", figures=Figures("balance", "", "balanceOnHold"), ok="ok"),
     # Vaults and portfolios of perpetuals are accounts of other types, and are shown beside the wallets.
+    # witness: CCXT: coinbase.fetch_balance
     "coinbase spot": replace(_COINBASE_ACCOUNTS, taken=_of_kind("type", _COINBASE_WALLETS)),
+    # witness: CCXT: coinbase.parse_custom_balance
     "coinbase swap": _COINBASE_CONTRACTS,
     "coinbase future": _COINBASE_CONTRACTS,
+    # witness: CCXT: coinbaseexchange.parse_balance
     "coinbaseexchange": _list(
         "", "currency", "available", "hold", "balance", figures=Figures("balance", "available", "hold")
     ),
+    # witness: CCXT: coincheck.parse_balance
     "coincheck": _flat(Figures("", "{}", "{}_reserved", "{}_debt")),
+    # witness: CCXT: coinmate.parse_balance
     "coinmate": _object(
         "data",
         "available",
@@ -741,6 +783,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("balance", "available", "reserved"),
         never_empty=_ALL,
     ),
+    # witness: CCXT: coinone.parse_balance
     "coinone": _object(
         "",
         "avail",
@@ -749,13 +792,16 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         others=("errorCode", "result", "normalWallets", "errorMsg"),
         never_empty=_ALL,
     ),
+    # witness: CCXT: coinsph.parse_balance
     "coinsph": _SPOT_LIKE_BINANCE,
     # A key that may only read gets a list of objects, each with assets by name.
+    # witness: CCXT: coinspot.parse_balance
     "coinspot": (
         replace(_object("balances.*", "balance", figures=Figures("balance"), status="ok"), empty=_WITHIN),
         _object("balance", "", figures=Figures("."), status="ok"),
     ),
     # One object for the account, its assets under "position_balances".
+    # witness: CCXT: cryptocom.parse_balance
     "cryptocom": _list(
         "result.data.only.position_balances",
         "instrument_name",
@@ -764,7 +810,9 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("quantity", "", "reserved_qty"),
         code=0,
     ),
+    # witness: CCXT: cryptomus.parse_balance
     "cryptomus": _list("result", "ticker", "available", "held", figures=Figures("", "available", "held")),
+    # witness: CCXT: deepcoin.parse_balance
     "deepcoin spot": _list(
         "data",
         "ccy",
@@ -783,6 +831,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("bal", "availBal", "frozenBal"),
         code="0",
     ),
+    # witness: CCXT: delta.parse_balance
     "delta": _list(
         "result",
         "asset_id",
@@ -793,6 +842,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         success=True,
         named=False,
     ),
+    # witness: CCXT: deribit.parse_balance
     "deribit": _list(
         "result.summaries",
         "currency",
@@ -801,6 +851,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         "maintenance_margin",
         figures=Figures("equity", "available_funds", "initial_margin|maintenance_margin", adds_up=False),
     ),
+    # witness: CCXT: derive.parse_balance
     "derive": _list(
         "result.*.collaterals",
         "currency",
@@ -810,6 +861,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         empty=_WALLETS,
         wallet_needed=True,
     ),
+    # witness: CCXT: digifinex.fetch_balance
     "digifinex spot": _DIGIFINEX_SPOT,
     "digifinex margin": _DIGIFINEX_SPOT,
     "digifinex swap": _list(
@@ -820,7 +872,9 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("equity", "avail_balance", "margin+frozen_margin+frozen_money"),
         code=0,
     ),
+    # witness: CCXT: dydx.fetch_balance
     "dydx": _one("subaccount", "freeCollateral", asset="=USDC", figures=Figures("equity", "freeCollateral")),
+    # witness: CCXT: extended.fetch_balance
     "extended": _list(
         "data",
         "asset",
@@ -829,8 +883,10 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("balance", "availableToWithdraw"),
         status="OK",
     ),
+    # witness: CCXT: fmfwio.parse_balance
     "fmfwio spot": _HITBTC,
     "fmfwio funding": _HITBTC,
+    # witness: CCXT: foxbit.fetch_balance
     "foxbit": _list(
         "data",
         "currency_symbol",
@@ -839,6 +895,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         "balance_available",
         figures=Figures("balance", "balance_available", "balance_locked"),
     ),
+    # witness: CCXT: gate.fetch_balance
     "gate spot": _GATE_SPOT,
     "gate unified": _GATE_SPOT,
     # The isolated account lists pairs, the cross one is an object of assets.
@@ -865,11 +922,15 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "gate inverse": _GATE_CONTRACTS,
     "gate option": _GATE_CONTRACTS,
     "gate funding": _GATE_FUNDING,
+    # witness: CCXT: gateeu.fetch_balance
     "gateeu spot": _GATE_SPOT,
     "gateeu unified": _GATE_SPOT,
     "gateeu funding": _GATE_FUNDING,
+    # witness: CCXT: gemini.parse_balance
     "gemini": _list("", "currency", "amount", "available", figures=Figures("amount", "available")),
+    # witness: CCXT: hashkey.parse_balance
     "hashkey spot": _list("balances", "asset", "free", "locked", "total", figures=Figures("total", "free", "locked")),
+    # witness: CCXT: hashkey.fetch_balance
     "hashkey swap": _list(
         "",
         "asset",
@@ -879,11 +940,15 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("balance", "availableBalance", "positionMargin+orderMargin"),
         beyond=True,
     ),
+    # witness: CCXT: hibachi.parse_balance
     "hibachi": _one("", "balance", "maximalWithdraw", asset="=USDT", figures=Figures("balance", "maximalWithdraw")),
+    # witness: CCXT: hitbtc.parse_balance
     "hitbtc spot": _HITBTC,
     "hitbtc funding": _HITBTC,
     "hitbtc swap": _HITBTC,
+    # witness: CCXT: hollaex.parse_balance
     "hollaex": _flat(Figures("{}_balance", "{}_available"), _ALL),
+    # witness: CCXT: htx.fetch_balance
     "htx spot": _HTX_SPOT,
     # The isolated account lists pairs, each with its assets.
     "htx margin": (_HTX_SPOT, replace(_HTX_ISOLATED, wallet_needed=True)),
@@ -892,6 +957,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "htx future": _HTX_LINEAR,
     "htx inverse": _HTX_INVERSE,
     "htx delivery": _HTX_INVERSE,
+    # witness: CCXT: independentreserve.parse_balance
     "independentreserve": _list(
         "",
         "CurrencyCode",
@@ -899,10 +965,12 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         "TotalBalance",
         figures=Figures("TotalBalance", "AvailableBalance"),
     ),
+    # witness: CCXT: indodax.parse_balance
     "indodax": _object(
         "return.balance", "", fields=Figures("", "return.balance.{}", "return.balance_hold.{}"), never_empty=_ALL
     ),
     # An account that never held anything has an empty object as its result. A credit line may be traded too.
+    # witness: vendor: https://docs.kraken.com/api-reference/account-data/get-extended-balance.md
     "kraken": _object(
         "result",
         "balance",
@@ -910,6 +978,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("balance", "balance+credit-credit_used-hold_trade", "hold_trade", "credit_used"),
         error=[],
     ),
+    # witness: CCXT: krakenfutures.parse_balance
     "krakenfutures flex": _object(
         "accounts.flex.currencies",
         "quantity",
@@ -918,10 +987,14 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         result="success",
     ),
     # Nothing in the cash account can be in use.
+    # witness: CCXT: krakenfutures.fetch_balance
     "krakenfutures cash": _object("accounts.cash.balances", "", figures=Figures(".", "."), result="success"),
+    # witness: CCXT: kucoin.fetch_balance
     "kucoin spot": _KUCOIN_SPOT,
     "kucoin funding": _KUCOIN_SPOT,
+    # witness: CCXT: kucoin.fetch_uta_balance
     "kucoin unified": _KUCOIN_UNIFIED,
+    # witness: CCXT: kucoin.fetch_balance
     "kucoin margin": (
         _KUCOIN_UNIFIED,
         _list(
@@ -951,10 +1024,14 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "kucoin swap": _KUCOIN_CONTRACTS,
     "kucoin inverse": _KUCOIN_CONTRACTS,
     "kucoin future": _KUCOIN_CONTRACTS,
+    # witness: CCXT: kucoinfutures.fetch_balance
     "kucoinfutures": _KUCOIN_CONTRACTS,
+    # witness: CCXT: latoken.fetch_balance
     "latoken spot": replace(_LATOKEN, taken=_of_kind("type", (None, "ACCOUNT_TYPE_SPOT"), ("ACCOUNT_TYPE_WALLET",))),
     "latoken funding": replace(_LATOKEN, taken=_of_kind("type", (None, "ACCOUNT_TYPE_WALLET"), ("ACCOUNT_TYPE_SPOT",))),
+    # witness: CCXT: lbank.parse_balance
     "lbank": _list("data.balances", "asset", "free", "locked", figures=_FREE_LOCKED, result="true"),
+    # witness: CCXT: lighter.fetch_balance
     "lighter spot": _list(
         "accounts.*.assets",
         "symbol",
@@ -976,6 +1053,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         identity="index",
         never_empty=_ONE,
     ),
+    # witness: CCXT: luno.parse_balance
     "luno": _list(
         "balance",
         "asset",
@@ -985,9 +1063,11 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("balance", "", "reserved"),
         several=True,
     ),
+    # witness: CCXT: mercado.parse_balance
     "mercado": _object(
         "response_data.balance", "available", "total", figures=Figures("total", "available"), never_empty=_ALL
     ),
+    # witness: CCXT: mexc.fetch_balance
     "mexc spot": replace(_SPOT_LIKE_BINANCE, beside=({"canTrade": True},)),
     "mexc swap": _list(
         "data",
@@ -997,12 +1077,16 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("equity", "availableBalance", "frozenBalance"),
         success=True,
     ),
+    # witness: CCXT: modetrade.fetch_balance
     "modetrade": _ORDERLY,
+    # witness: CCXT: mudrex.parse_balance
     "mudrex swap": _MUDREX,
     "mudrex spot": _MUDREX,
+    # witness: CCXT: myokx.fetch_balance
     "myokx trading": _OKX,
     "myokx funding": _OKX_FUNDING,
     # Assets are numbers, whose names CCXT looks up.
+    # witness: CCXT: nado.fetch_balance
     "nado": _list(
         "data.spot_balances",
         "product_id",
@@ -1013,14 +1097,20 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         never_empty=_ALL,
         status="success",
     ),
+    # witness: CCXT: ndax.parse_balance
     "ndax": _list("", "ProductId", "Amount", "Hold", figures=Figures("Amount", "", "Hold")),
+    # witness: CCXT: okx.fetch_balance
     "okx trading": _OKX,
     "okx funding": _OKX_FUNDING,
+    # witness: CCXT: okxus.fetch_balance
     "okxus trading": _OKX,
     "okxus funding": _OKX_FUNDING,
+    # witness: CCXT: onetrading.parse_balance
     "onetrading": _list("balances", "currency_code", "available", "locked", figures=Figures("", "available", "locked")),
+    # witness: CCXT: p2b.parse_balance
     "p2b": _object("result", "available", "freeze", figures=Figures("", "available", "freeze"), success=True),
     # The cash is beside the list, in USDC, which CCXT would read from there alone.
+    # witness: CCXT: pacifica.fetch_balance
     "pacifica": _list(
         "data.spot_balances",
         "symbol",
@@ -1031,7 +1121,9 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         spelled=lambda symbol: "" if symbol == "USDC" else symbol,
         beside_rows=("data.balance", "data.total_margin_used"),
     ),
+    # witness: CCXT: paymium.parse_balance
     "paymium": _flat(Figures("", "balance_{}", "locked_{}")),
+    # witness: CCXT: phemex.fetch_balance
     "phemex spot": _list(
         "data",
         "currency",
@@ -1044,6 +1136,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
     "phemex swap": _PHEMEX_CONTRACTS,
     "phemex inverse": _PHEMEX_CONTRACTS,
     # A list of accounts, each with its assets.
+    # witness: CCXT: poloniex.parse_balance
     "poloniex spot": _list(
         "*.balances",
         "currency",
@@ -1053,7 +1146,9 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         empty=_WALLETS,
         wallet_needed=True,
     ),
+    # witness: CCXT: poloniex.fetch_balance
     "poloniex swap": _list("data.details", "ccy", "avail", "im", figures=Figures("eq", "avail", "im"), code="200"),
+    # witness: CCXT: revolutx.fetch_balance
     "revolutx": (
         _list(
             "",
@@ -1072,8 +1167,11 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
             figures=Figures("total", "available", "reserved"),
         ),
     ),
+    # witness: CCXT: tokocrypto.fetch_balance
     "tokocrypto": _list("data.accountAssets", "asset", "free", "locked", figures=_FREE_LOCKED, code=0),
+    # witness: CCXT: toobit.parse_balance
     "toobit spot": _list("balances", "asset", "free", "locked", "total", figures=Figures("total", "free", "locked")),
+    # witness: CCXT: toobit.fetch_balance
     "toobit swap": _list(
         "",
         "asset",
@@ -1082,7 +1180,9 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("balance", "availableBalance", "positionMargin+orderMargin"),
     ),
     # "balance" is what orders may use.
+    # witness: CCXT: upbit.parse_balance
     "upbit": _list("", "currency", "balance", "locked", figures=Figures("", "balance", "locked")),
+    # witness: CCXT: weex.parse_balance
     "weex spot": _SPOT_LIKE_BINANCE,
     # The test host's asset has another name than the one that CCXT gives it.
     "weex swap": _list(
@@ -1094,6 +1194,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("balance", "availableBalance", "frozen"),
         beyond=True,
     ),
+    # witness: CCXT: whitebit.parse_balance
     "whitebit spot": _object(
         "", "available", "freeze", figures=Figures("", "available", "freeze"), never_empty=_UNTOLD
     ),
@@ -1101,6 +1202,7 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         "", "main_balance", figures=Figures("main_balance", "main_balance"), never_empty=_UNTOLD
     ),
     "whitebit swap": _object("", "", figures=Figures("."), never_empty=_UNTOLD),
+    # witness: CCXT: woo.fetch_balance
     "woo": _list(
         "data.holding",
         "token",
@@ -1109,7 +1211,9 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("holding", "availableBalance", "frozen"),
         success=True,
     ),
+    # witness: CCXT: woofipro.fetch_balance
     "woofipro": _ORDERLY,
+    # witness: CCXT: xt.fetch_balance
     "xt spot": _list(
         "result.assets",
         "currency",
@@ -1119,14 +1223,17 @@ _SHAPES: Mapping[str, Rows | tuple[Rows, ...]] = {
         figures=Figures("totalAmount", "availableAmount", "frozenAmount"),
         rc=0,
     ),
+    # witness: CCXT: xt.parse_balance
     "xt swap": _XT_CONTRACTS,
     "xt inverse": _XT_CONTRACTS,
+    # witness: CCXT: zaif.parse_balance
     "zaif": _object(
         "return.funds",
         "",
         fields=Figures("return.deposit.{}|return.funds.{}", "return.funds.{}"),
         never_empty=_ALL,
     ),
+    # witness: CCXT: zebpay.parse_balance
     "zebpay spot": _list("data", "currency", "free", "used", "total", figures=_ALL_THREE),
     "zebpay swap": _list("data", "currency", "free", "used", "total", figures=_ALL_THREE),
 }

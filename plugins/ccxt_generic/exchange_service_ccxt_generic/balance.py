@@ -44,16 +44,17 @@ _RESERVE = 0.5
 # CCXT's time of the balance is here the time when the account last changed, which may be years ago.
 _TIME_OF_LAST_CHANGE = frozenset(
     {
+        # witness: CCXT: binance.parse_balance_custom
         "binance",
         "binancecoinm",
         "binanceus",
         "binanceusdm",
-        "bitrue",
-        "hollaex",
-        "latoken",
-        "pacifica",
-        "phemex",
-        "tokocrypto",
+        "bitrue",  # witness: CCXT: bitrue.parse_balance
+        "hollaex",  # witness: CCXT: hollaex.parse_balance
+        "latoken",  # witness: CCXT: latoken.fetch_balance
+        "pacifica",  # witness: CCXT: pacifica.fetch_balance
+        "phemex",  # witness: CCXT: phemex.parse_spot_balance
+        "tokocrypto",  # witness: CCXT: tokocrypto.parse_balance_custom
     }
 )
 

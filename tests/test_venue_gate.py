@@ -803,7 +803,7 @@ class TestReports:
     """What a plugin reports of the venue's limits, beside a balance or an error."""
 
     @pytest.mark.parametrize("fails", [False, True])
-    async def test_a_reported_cooldown_holds_for_all_accounts_whatever_the_call_came_to(
+    async def test_a_cooldown_that_two_accounts_calls_report_holds_for_all_whatever_they_came_to(
         self, fails: bool, offset_clock: OffsetClock
     ) -> None:
         venue = Venue()
@@ -815,7 +815,9 @@ class TestReports:
         venue.report = report
         if fails:
             venue.failing(CredentialRejected("It refuses the key."))
-        assert (await outcome(venue.through(gate)) is not None) == fails
+        for key in ("one", "two"):
+            assert (await outcome(venue.through(gate, key=key)) is not None) == fails
+            assert isinstance(await outcome(venue.through(gate, key=key)), VenueRateLimited)
         error = await outcome(venue.through(gate, key="another"))
         assert isinstance(error, VenueRateLimited)
         assert error.retry_after == pytest.approx(130, abs=1)
@@ -830,7 +832,7 @@ class TestReports:
         venue.answer = asyncio.Event().wait  # type: ignore[assignment]
         hanging = asyncio.ensure_future(venue.through(gate))
         await until(lambda: venue.fetches == 1)
-        error = await outcome(venue.through(gate, key="another"))
+        error = await outcome(venue.through(gate))
         assert isinstance(error, VenueRateLimited)
         assert venue.fetches == 1
         hanging.cancel()
@@ -955,7 +957,7 @@ class TestReports:
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gone
-        error = await outcome(venue.through(gate, key="another"))
+        error = await outcome(venue.through(gate))
         assert isinstance(error, VenueRateLimited)
         assert error.retry_after == pytest.approx(130, abs=1)
         assert gate.in_flight == 0

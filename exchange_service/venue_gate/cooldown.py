@@ -24,9 +24,9 @@ _MOST_DOUBLINGS = 16
 _MOST_KEYS = 10_000
 # Seconds for which it is known at the least that an account was sent away.
 _LEAST_MEMORY = 60.0
-# These end the names under which it is known, and which account was told that a limit is used up.
+# These end the names under which it is known, and for which account a plugin has reported it.
 _SENT_AWAY = " sent away"
-_USED_UP = " used up"
+_REPORTED = " reported"
 
 
 class GateKeys(NamedTuple):
@@ -64,8 +64,7 @@ class Cooldown:
 
 @dataclass(frozen=True, slots=True)
 class _Met:
-    """The account that a venue has sent away, or that it told a limit to be used up; since when, and until when that is
-    worth knowing."""
+    """An account that a venue wants no requests of; since when, and until when that is worth knowing."""
 
     account: str
     since: float
@@ -133,12 +132,12 @@ class Cooldowns:
         if await self._another_met(keys.venue + _SENT_AWAY, keys.account, max(_LEAST_MEMORY, seconds)):
             await self.cool_down(keys.venue, error)
 
-    async def use_up(self, keys: GateKeys, error: ServiceError, *, by_credential: bool) -> None:
-        """Act on an answer that says that a limit is used up, good as it may be otherwise: its credential cools down,
-        and the venue if an answer to another account has said so for the same time."""
+    async def report(self, keys: GateKeys, error: ServiceError, *, by_credential: bool) -> None:
+        """Act on an answer that says that the venue wants no requests, good as it may be otherwise: its credential
+        cools down, and the venue if an answer to another account has said so for the same time."""
         seconds = self._seconds(keys.credential, error)
         await self._cool_down(keys.credential, error, seconds)
-        if seconds and not by_credential and await self._another_met(keys.venue + _USED_UP, keys.account, seconds):
+        if seconds and not by_credential and await self._another_met(keys.venue + _REPORTED, keys.account, seconds):
             await self.cool_down(keys.venue, error)
 
     async def succeeded(self, keys: GateKeys, began: float) -> None:

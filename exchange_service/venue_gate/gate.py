@@ -168,16 +168,12 @@ class _Passage:
         for limiter, used, resets_after in self._usage():
             limiter.observe(used, resets_after, self.keys.account)
 
-    def reported_cooldown(self) -> tuple[str, VenueRateLimited] | None:
-        """The key that cools down because the venue has said that it counts by it, and the error that names the
-        time."""
-        if self.target.reports.cooldown <= 0:
-            return None
-        error = VenueRateLimited("The venue wants no requests.", retry_after=self.target.reports.cooldown)
-        return (self.keys.credential if self.by_credential(error) else self.keys.venue), error
-
-    def used_up(self) -> Iterator[tuple[bool, VenueRateLimited]]:
-        """The limits that the venue counts as used up: whether by key, and the error that names the time."""
+    def reported(self) -> Iterator[tuple[bool, VenueRateLimited]]:
+        """What the plugin has reported: whether it holds for the credential alone in any case, and the error that
+        names the time."""
+        if self.target.reports.cooldown > 0:
+            error = VenueRateLimited("The venue wants no requests.", retry_after=self.target.reports.cooldown)
+            yield self.by_credential(error), error
         for limiter, used, resets_after in self._usage():
             if used >= limiter.limit.count and resets_after > 0:
                 error = VenueRateLimited("The venue's limit is used up.", retry_after=resets_after)
@@ -379,21 +375,14 @@ class Gated:
 
     def _hold_reported(self, passage: _Passage) -> None:
         """Act in this process at once on what the plugin has just reported: its call may go on for long."""
-        reported = passage.reported_cooldown()
-        if reported is not None:
-            self._cooldowns.hold(*reported)
-        for _, error in passage.used_up():
+        for _, error in passage.reported():
             self._cooldowns.hold(passage.keys.credential, error)
 
     async def _apply_reports(self, passage: _Passage) -> None:
         """Act on all replicas on what the plugin has reported, beside a balance or an error."""
         passage.observe_usage()
-        reported = passage.reported_cooldown()
-        if reported is not None:
-            await self._cooldowns.cool_down(*reported)
-        for by_key, error in passage.used_up():
-            # A limit by key is used up for this key. That one by address is, another account's answer has to say too.
-            await self._cooldowns.use_up(passage.keys, error, by_credential=by_key)
+        for by_credential, error in passage.reported():
+            await self._cooldowns.report(passage.keys, error, by_credential=by_credential)
 
     def _learn(self, passage: _Passage, asked: _Asked) -> None:
         """Report to the breakers and the status how the fetch ended."""

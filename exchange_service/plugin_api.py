@@ -73,11 +73,12 @@ from exchange_service.plugin_kit.payload import (
     parse_amount,
     parse_json,
     required_amount,
+    required_milliseconds,
     retry_after,
     text,
 )
 from exchange_service.plugin_kit.responses import raise_unexpected_status
-from exchange_service.plugin_kit.several_accounts import combined_summary, gather_accounts
+from exchange_service.plugin_kit.several_accounts import combined_summary, gather_accounts, read_account_list
 from exchange_service.plugin_kit.state import State
 
 __all__ = [
@@ -136,8 +137,10 @@ __all__ = [
     "parse_amount",
     "parse_json",
     "raise_unexpected_status",
+    "read_account_list",
     "read_metadata",
     "required_amount",
+    "required_milliseconds",
     "required_text",
     "retry_after",
     "text",

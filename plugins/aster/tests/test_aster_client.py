@@ -154,8 +154,10 @@ async def test_assets_that_are_not_held_are_rows_of_zeros() -> None:
 async def test_in_multi_assets_mode_an_asset_that_aster_would_lend_is_not_a_holding() -> None:
     wallet = SimulatedWallet([SimulatedAsset("USDT", Decimal(100)), SimulatedAsset("USDF", lent=Decimal(95))])
     async with venue_with(wallet) as venue:
-        futures, _ = (await balance_of(venue)).venue_accounts
+        balance = await balance_of(venue)
+    futures, _ = balance.venue_accounts
     assert "USDF" not in [row.asset for row in futures.assets]
+    assert any("lend" in note for note in balance.notes)
 
 
 async def test_totals_of_all_assets_are_not_passed_off_as_those_of_usdt() -> None:

@@ -19,6 +19,7 @@ from exchange_service_ccxt_generic.account_types import wallets
 from exchange_service_ccxt_generic.client import CcxtClient, Fetched
 from exchange_service_ccxt_generic.credentials import Wish
 from exchange_service_ccxt_generic.emptiness import find_problem, proves_empty
+from exchange_service_ccxt_generic.headline import with_headline
 from exchange_service_ccxt_generic.instances import Opened
 from exchange_service_ccxt_generic.rights import QUESTIONS, unknown_rights
 
@@ -45,7 +46,7 @@ _TIME_OF_LAST_CHANGE = frozenset(
 async def read_balance(call: VenueCall) -> Balance:
     """The account's balance. An answer that proves nothing is VenueMalformed and never zero."""
     client = CcxtClient(call)
-    return await client.by_deadline(call.deadline, _read(call, client))
+    return with_headline(await client.by_deadline(call.deadline, _read(call, client)))
 
 
 async def read_key_rights(call: VenueCall) -> KeyRights:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -12,16 +13,13 @@ from exchange_service.plugin_api import (
     Balance,
     CredentialRejected,
     PermissionMissing,
-    Summary,
     VenueAccount,
     VenueError,
     as_object,
-    combined_summary,
     parse_amount,
 )
+from exchange_service_ccxt_generic.headline import summarize
 
-# The first of these that has a row is the currency of the summary.
-_SUMMARY_CURRENCIES = ("USDT", "USD", "USDC")
 _COLUMNS = ("total", "free", "used", "debt")
 _NOTHING = (None, None, None, None)
 # A row takes some hundred bytes. It does not say whose it is.
@@ -68,16 +66,6 @@ def _row(code: str, own_name: str, total: Any, free: Any, used: Any, debt: Any) 
     return None if amounts == _NOTHING else AssetBalance(code, *amounts, venue_asset=own_name)
 
 
-def summary(assets: tuple[AssetBalance, ...]) -> Summary | None:
-    """The figures of the first of USDT, USD and USDC that has a row; None if there is no such row."""
-    by_code = {row.asset: row for row in assets}
-    for currency in _SUMMARY_CURRENCIES:
-        if row := by_code.get(currency):
-            known = row.total is not None or row.free is not None
-            return Summary(currency, total=row.total, available=row.free) if known else None
-    return None
-
-
 def venue_time(result: Mapping[str, Any]) -> datetime | None:
     """The venue's time of the balance; None if it is missing or implausible."""
     stamp = result.get("timestamp")
@@ -118,17 +106,15 @@ def _own_name(code: str, names: Sequence[str]) -> str:
 def balance(
     assets: tuple[AssetBalance, ...], account_type: str, when: datetime | None, notes: tuple[str, ...] = ()
 ) -> Balance:
-    """One account's balance."""
-    figures = summary(assets)
-    account = VenueAccount(type=account_type, assets=assets, summary=figures, venue_time=when)
-    return Balance(venue_accounts=(account,), summary=figures, venue_time=when, notes=notes)
+    """One account's balance, without the summary of all accounts."""
+    account = VenueAccount(type=account_type, assets=assets, venue_time=when)
+    return Balance(venue_accounts=(replace(account, summary=summarize([account])),), venue_time=when, notes=notes)
 
 
 def gather(venue: str, results: Mapping[str, Balance | VenueError]) -> Balance:
     """The balance of several reads, by requested type; a read that failed is an account with its error.
 
-    Raises an error if all reads failed, preferably a transient one. There is a summary if all accounts with rows have
-    one currency.
+    Raises an error if all reads failed, preferably a transient one.
     """
     errors = [result for result in results.values() if isinstance(result, VenueError)]
     if len(errors) == len(results):
@@ -142,8 +128,7 @@ def gather(venue: str, results: Mapping[str, Balance | VenueError]) -> Balance:
         else:
             accounts.extend(result.venue_accounts)
             notes.update(dict.fromkeys(result.notes))
-    figures = combined_summary([account for account in accounts if account.assets or account.error])
-    return Balance(venue_accounts=tuple(accounts), summary=figures, notes=tuple(notes))
+    return Balance(venue_accounts=tuple(accounts), notes=tuple(notes))
 
 
 def _beside_others(venue: str, error: VenueError) -> VenueError:

@@ -104,8 +104,9 @@ async def test_all_reads_each_wallet_once_as_an_account_of_its_own(
     assert [account.error for account in balance.venue_accounts] == [None] * 5
     requested = [request.path for request in binance.requests if request.account]
     assert len(requested) == len(set(requested)) == 5
-    # Contracts that are settled in coins have no row in dollars, so that there is no one figure for all.
-    assert balance.summary is None
+    assert balance.summary is not None
+    assert (balance.summary.currency, balance.summary.total) == ("USDT", Decimal("71.0"))
+    assert balance.notes == ("The summary counts USDT alone. Also held: BTC.",)
 
 
 async def test_the_stored_kind_of_contract_does_not_make_all_read_a_wallet_twice(

@@ -67,6 +67,7 @@ EXPORTS: dict[str, set[str]] = {
         "exact_difference",
         "exact_sum",
         "gather_accounts",
+        "gateway_error",
         "hookimpl",
         "hookspec",
         "milliseconds",

@@ -9,7 +9,6 @@ from urllib.parse import quote
 
 from exchange_service.plugin_api import (
     AccountUnknown,
-    AddressNotAllowed,
     Credential,
     CredentialInvalid,
     CredentialRejected,
@@ -20,6 +19,7 @@ from exchange_service.plugin_api import (
     VenueMalformed,
     VenueUnavailable,
     as_object,
+    gateway_error,
     raise_unexpected_status,
     read_metadata,
     required_text,
@@ -39,6 +39,11 @@ _LOGINS_RETIRED = "tastytrade retired logins by user name and password for progr
 _USE_A_GRANT = (
     "Create an OAuth application with the scope read and a grant for it, then store its client secret as api_secret "
     "and its refresh token as passphrase."
+)
+
+_GATEWAY_ADVICE = (
+    "Call again later. The gateway blocks an address for some hours after repeated failed logins: wait, or call from "
+    "another address."
 )
 
 
@@ -177,17 +182,12 @@ def _refuses_token(response: Response) -> bool:
 
 
 def _raise_for_page(response: Response) -> None:
-    """Raise the error of an HTML page: the gateway sends it, and it says nothing about the grant or the account."""
-    if not _is_page(response):
-        return
-    if response.status in (401, 403):
-        raise AddressNotAllowed(
-            "tastytrade's gateway refuses requests from this service's network address. It blocks an address for some "
-            "hours after repeated failed logins.",
-            advice="Wait, or call from another address.",
-        )
-    if response.status in (400, 404, 422):
-        raise VenueUnavailable(f"tastytrade's gateway answered in its place (HTTP {response.status}).")
+    """Raise the error of a page: the gateway sends it, and it says nothing about the grant or the account."""
+    error = gateway_error(response, "tastytrade")
+    if isinstance(error, VenueUnavailable):
+        raise VenueUnavailable(error.message, retry_after=error.given_delay, advice=_GATEWAY_ADVICE)
+    if error is not None:
+        raise error
 
 
 def _is_page(response: Response) -> bool:

@@ -73,6 +73,7 @@ class Service:
     streams: Streams
     key_watch: KeyWatch
     metrics: Metrics
+    status: VenueStatus
     # The address of the metrics, with the port that was taken; empty if they are not served.
     metrics_address: str
     _stack: AsyncExitStack
@@ -121,7 +122,8 @@ class BalanceOptions:
 
 def open_balances(venues: Venues, references: CachedReferences, cache: Cache, options: BalanceOptions) -> Balances:
     """GetBalance's use case. The road of a fetch is one line: each layer has the next one inside."""
-    freshness, backoff, gate, refusals = options.freshness, options.backoff, options.gate, Refusals()
+    freshness, backoff, gate = options.freshness, options.backoff, options.gate
+    refusals = Refusals(freshness.was_good_lately)
     cached = CachedBalances(cache, max(freshness.stale_grace, freshness.max_age))
     seconds, done, now = options.venue_timeout, refusals.on_fetch_done, freshness.now
     road = SingleFlight(Leased(Gated(Instrumented(venues, gate.metrics), gate), cached, backoff, now), seconds, done)
@@ -216,7 +218,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         stack.push_async_callback(_end, asyncio.create_task(work, name=name))
     exchanges, serving = len(registry.listings), who_may_call(settings)
     log.info("service.listening", address=server.address, exchanges=exchanges, serving=serving)
-    parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics)
+    parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics, status)
     return Service(settings, server, *parts, metrics_address, stack)
 
 

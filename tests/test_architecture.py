@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
         *{"balances", "cache", "catalogue", "credentials", "grpc_server", "identity", "model", "observability"},
         *{"plugin_host", "settings", "startup_checks", "streams", "venue_gate", "venues"},
     },
-    "balances": {"cache", "credentials", "errors", "identity", "model", "observability", "venues", "wire"},
+    "balances": {"cache", "credentials", "errors", "identity", "model", "observability", "tasks", "venues", "wire"},
     "cache": {"tasks"},
     "catalogue": {"errors", "model", "venue_gate", "venues", "wire"},
     "cli": {

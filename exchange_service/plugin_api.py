@@ -64,6 +64,7 @@ from exchange_service.model import (
     VenueReports,
 )
 from exchange_service.plugin_kit.credential_fields import read_metadata, required_text, wallet_address
+from exchange_service.plugin_kit.key_texts import KEY_KINDS, PrivateKey, clean_text, private_key
 from exchange_service.plugin_kit.payload import (
     amount,
     as_list,
@@ -84,6 +85,7 @@ __all__ = [
     "ALL_ACCOUNT_TYPES",
     "API_VERSION",
     "ASSET_CLASSES",
+    "KEY_KINDS",
     "PRODUCTION",
     "SANDBOX",
     "SECRET_FIELDS",
@@ -106,6 +108,7 @@ __all__ = [
     "Manifest",
     "NotSupported",
     "PermissionMissing",
+    "PrivateKey",
     "RateLimit",
     "RegionRestricted",
     "RequestRefused",
@@ -126,6 +129,7 @@ __all__ = [
     "as_list",
     "as_object",
     "check_unique",
+    "clean_text",
     "combined_summary",
     "exact_difference",
     "exact_sum",
@@ -135,6 +139,7 @@ __all__ = [
     "milliseconds",
     "parse_amount",
     "parse_json",
+    "private_key",
     "raise_unexpected_status",
     "read_metadata",
     "required_amount",

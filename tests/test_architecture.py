@@ -28,8 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     "catalogue": {"errors", "model", "venue_gate", "venues", "wire"},
     "cli": {
         *{"__init__", "amounts", "app", "balances", "cache", "client", "credentials", "errors", "gc_tuning"},
-        *{"grpc_server", "identity", "model", "observability", "operator", "plugin_host", "settings", "startup_checks"},
-        *{"testing", "v1", "venue_gate", "venues", "wire"},
+        *{"grpc_server", "identity", "model", "observability", "operator", "plugin_host", "plugin_kit", "settings"},
+        *{"startup_checks", "testing", "v1", "venue_gate", "venues", "wire"},
     },
     "client": {"addresses", "errors", "operator", "v1"},
     "credentials": {"errors", "model", "settings", "tasks"},

@@ -9,7 +9,9 @@ ROOT = Path(__file__).parent.parent
 _CCXT = "plugins/ccxt_generic/exchange_service_ccxt_generic"
 
 # By file: the names of its tables whose rows are facts about venues.
-TABLES: Mapping[str, tuple[str, ...]] = {}
+TABLES: Mapping[str, tuple[str, ...]] = {
+    f"{_CCXT}/key_forms.py": ("KEYS_IN_LINES",),
+}
 
 
 def payload_files() -> Iterator[Path]:

@@ -20,6 +20,7 @@ from exchange_service.plugin_api import (
     VenueMalformed,
     VenueUnavailable,
     as_object,
+    clean_text,
     raise_unexpected_status,
     read_metadata,
     required_text,
@@ -49,7 +50,7 @@ class TastytradeClient:
         metadata = read_metadata(call.credential, account_id=str, refresh_token=str)
         self.account_id: str = metadata.get("account_id", "")
         self._refresh_token = _refresh_token(call.credential, metadata)
-        self._client_secret = Secret(required_text(call.credential, "api_secret"))
+        self._client_secret = Secret(clean_text(required_text(call.credential, "api_secret"), "api_secret"))
         self._http = call.http
         self._state = call.account_state
         self._base = call.url()
@@ -161,7 +162,7 @@ def _refresh_token(credential: Credential, metadata: Mapping[str, Any]) -> Secre
         raise CredentialInvalid(
             f"passphrase is missing: it holds the refresh token. {_LOGINS_RETIRED}", advice=_USE_A_GRANT
         )
-    return Secret(token)
+    return Secret(clean_text(token, "passphrase"))
 
 
 def _refuses_token(response: Response) -> bool:

@@ -51,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "plugin_kit": {"amounts", "errors", "model", "tasks"},
     "pytest_plugin": set(),
     "settings": {"addresses", "observability"},
-    "startup_checks": {"identity", "settings", "venues"},
+    "startup_checks": {"cache", "credentials", "identity", "settings", "venues"},
     "streams": {"balances", "errors", "model", "venues", "wire"},
     "tasks": set(),
     "testing": {"plugin_api", "pytest_plugin", "venues"},

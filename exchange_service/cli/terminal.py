@@ -22,7 +22,7 @@ _ASK_FOR_MARKS, _NO_MARKS = "\x1b[?2004h", "\x1b[?2004l"
 _PASTE_BEGINS, _PASTE_ENDS = b"\x1b[200~", b"\x1b[201~"
 # Far more than any key has.
 _MOST_BYTES = 1 << 20
-# Places in the list of a terminal's attributes.
+# Where in the list of a terminal's attributes.
 _LOCAL, _CONTROL = 3, 6
 
 

@@ -102,7 +102,7 @@ def clean_text(text: str, field: str) -> str:
 
 
 def private_key(text: str, field: str, kinds: Sequence[str]) -> PrivateKey | None:
-    """The private key that `text` is, as one of `kinds`; None if it is none. Raises CredentialInvalid for others."""
+    """The private key that `text` is, as one of `kinds`; None if it is not one. Raises CredentialInvalid for others."""
     key = find_private_key(text, field)
     if key is not None and key.kind not in kinds:
         wanted = " or ".join(KEY_KINDS[kind] for kind in kinds)

@@ -20,7 +20,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
-from exchange_service.addresses import is_loopback
+from exchange_service.addresses import is_loopback, is_private
 from exchange_service.errors import (
     DeadlinePassed,
     FieldInvalid,
@@ -86,8 +86,8 @@ class ExchangeServiceClient:
         self._address = address
         self._metadata = (*metadata, ("authorization", f"Bearer {token}")) if token else tuple(metadata)
         self._timeout = timeout
-        # By default gRPC sends a call to this machine, with its token, through the proxy that the environment names.
-        all_options = [*_OPTIONS, ("grpc.enable_http_proxy", 0 if local else 1), *options]
+        # By default gRPC sends a call to our own network, with its token, through the proxy that the environment names.
+        all_options = [*_OPTIONS, ("grpc.enable_http_proxy", 0 if is_private(address) else 1), *options]
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(address, options=all_options)
         else:

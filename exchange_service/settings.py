@@ -132,8 +132,8 @@ class Settings(BaseSettings):
     )
     database_url: str = Field(
         default_factory=_default_database,
-        description="The database of credentials: sqlite:///path or postgresql://user:password@host/name. Percent-encode "
-        "the password.",
+        description="The database of credentials: sqlite:///path or postgresql://user:password@host/name. "
+        "Percent-encode the password.",
     )
     keyset_file: Path | None = Field(
         None, description="File with the keys that seal credentials, made by `exchange-service keys create`."

@@ -254,7 +254,7 @@ def _read_without_marks(text: str, field: str) -> PrivateKey | None:
 
 
 def _decode(compact: str) -> bytes | None:
-    """The bytes of a text in base64, however it is padded; None if it is none."""
+    """The bytes of a text in base64, however it is padded; None if it is not base64."""
     if len(compact) % 4 == 1:
         compact = compact[:-1]
     try:

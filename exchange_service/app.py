@@ -82,10 +82,14 @@ class Service:
         """Where it listens, with the port that was taken."""
         return self.server.address
 
-    async def stop(self) -> None:
-        """Say NOT_SERVING, end the streams with a reason, give calls their grace, then close everything."""
+    async def stop(self, delay: float = 0.0) -> None:
+        """Say NOT_SERVING, and serve on for `delay` seconds; then end the streams with a reason, give calls their
+        grace, and close everything."""
         self.key_watch.end()
         await self.server.set_serving(False)
+        if delay:
+            log.info("service.leaving", seconds=delay)
+            await asyncio.sleep(delay)
         await self.streams.close()
         # Shortly before the grace is over, what still waits for a venue is told why, instead of being cut off.
         asyncio.get_running_loop().call_later(max(0.0, self.settings.shutdown_grace - 0.3), self.balances.end)
@@ -94,18 +98,25 @@ class Service:
 
     async def run_until_signal(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT, then stop. `ready` is called once they are heeded."""
-        stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
+        stopping: asyncio.Future[signal.Signals] = loop.create_future()
+
+        def heed(name: signal.Signals) -> None:
+            if not stopping.done():
+                stopping.set_result(name)
+
         for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, stopping.set)
+            loop.add_signal_handler(name, heed, name)
+        delay = 0.0
         try:
             ready()
-            await stopping.wait()
+            # A person who interrupts waits for the end; an orchestrator's load balancer has to notice it first.
+            delay = self.settings.shutdown_delay if await stopping is signal.SIGTERM else 0.0
         finally:
             # A second signal ends the process at once.
             for name in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(name)
-            await self.stop()
+            await self.stop(delay)
 
 
 @dataclass(frozen=True, slots=True)

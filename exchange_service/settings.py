@@ -203,6 +203,13 @@ class Settings(BaseSettings):
     session_idle: float = Field(
         300.0, ge=1, le=86400, description="Seconds after which an account's unused venue session is closed."
     )
+    shutdown_delay: float = Field(
+        3.0,
+        ge=0,
+        le=300,
+        description="Seconds after SIGTERM for which the service already says NOT_SERVING and still takes connections "
+        "and calls, so that load balancers notice first. An interrupt (Ctrl-C) does without.",
+    )
     shutdown_grace: float = Field(5.0, ge=0, le=300, description="Seconds that running calls have to end at shutdown.")
     venue_urls: dict[str, str] = Field(
         default_factory=dict,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ _MAX_REQUEST = 64 * 1024
 _MAX_REPLY = 4 * 1024 * 1024
 # The time in seconds that cancelled handlers have to clean up.
 _CLEANUP_TIMEOUT = 2.0
+# The time in seconds that calls have at least to tell their callers that the service ends.
+_LEAST_GRACE = 0.3
 
 _OPTIONS: Sequence[tuple[str, int]] = (
     # It is on by default, and then a second process binds the same port and takes half of the connections.
@@ -67,6 +70,9 @@ class Server:
     async def stop(self, grace: float) -> None:
         """Accept no new calls, and give those in progress `grace` seconds."""
         self.health.set_serving(False)
+        grace = max(grace, _LEAST_GRACE)
+        # Before gRPC cancels them, when no status can be sent any more.
+        asyncio.get_running_loop().call_later(grace - _LEAST_GRACE / 2, self.handler_wrapper.end_all)
         await self.grpc_server.stop(grace)
         await self.handler_wrapper.wait_until_idle(_CLEANUP_TIMEOUT)
 

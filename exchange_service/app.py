@@ -28,10 +28,11 @@ from exchange_service.credentials.configured import configured_hash_key, open_co
 from exchange_service.credentials.key_check import KeyWatch
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore
+from exchange_service.grpc_server.certificates import CertificateFiles, RenewedCertificates, watch_ends
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.grpc_server.plugin_servicer import PluginServicer
 from exchange_service.grpc_server.requests import RequestReader
-from exchange_service.grpc_server.server import Server, credentials, listen
+from exchange_service.grpc_server.server import BindError, Server, listen
 from exchange_service.grpc_server.servicer import Servicer
 from exchange_service.grpc_server.write_limit import WriteLimit
 from exchange_service.identity.authenticator import Authenticator
@@ -223,6 +224,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     for work, name in (
         (_refresh_manifests(registry, venues), "newer manifests"),
         (key_watch.run(server.set_serving), "proof of keys"),
+        *([] if (files := certificate_files(settings)) is None else [(watch_ends(files), "ends of certificates")]),
     ):
         stack.push_async_callback(_end, asyncio.create_task(work, name=name))
     exchanges, serving = len(registry.listings), who_may_call(settings)
@@ -349,11 +351,21 @@ def _serve_metrics(metrics: Metrics, settings: Settings, stack: AsyncExitStack) 
 async def _listen(
     settings: Settings, services: Sequence[ServiceMethods], authenticator: Authenticator, metrics: Metrics
 ) -> Server:
-    tls = None
-    if settings.tls_certificate and settings.tls_key:
-        tls = credentials(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+    files = certificate_files(settings)
+    try:
+        tls = None if files is None else RenewedCertificates(files).credentials()
+    except (OSError, ValueError):
+        # The library's text may name what is in the file.
+        raise BindError("tls_certificate and tls_key cannot be read, or do not match.") from None
     reflect = settings.loopback if settings.reflection is None else settings.reflection
     return await listen(services, authenticator, settings.address, tls=tls, reflect=reflect, metrics=metrics)
+
+
+def certificate_files(settings: Settings) -> CertificateFiles | None:
+    """The files of the server's TLS identity; None without TLS."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return CertificateFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

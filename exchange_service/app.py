@@ -301,6 +301,7 @@ def open_venues(
         memory=settings.plugin_memory,
         processes=settings.plugin_process_counts,
         start_at_once=settings.plugin_start == "at-once",
+        outgoing_address=settings.outgoing_address or "",
     )
     return PluginClients(
         registry,

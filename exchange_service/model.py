@@ -317,10 +317,11 @@ class AssetBalance:
         _check_amounts(self, skip=frozenset({"asset", "venue_asset"}))
 
     def mismatch(self) -> bool:
-        """Whether all three numbers are known, and `free` and `used` do not add up to `total`."""
-        if self.total is None or self.free is None or self.used is None:
+        """Whether `free` and `used` do not add up to `total`, or the only one of them that is known is larger."""
+        parts = [part for part in (self.free, self.used) if part is not None]
+        if self.total is None or not parts:
             return False
-        return exact_sum((self.free, self.used)) != self.total
+        return exact_sum(parts) != self.total if len(parts) == 2 else parts[0] > self.total
 
     def is_zero(self) -> bool:
         """Whether at least one amount is known, and all known ones are zero."""

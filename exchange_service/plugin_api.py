@@ -64,6 +64,7 @@ from exchange_service.model import (
     VenueReports,
 )
 from exchange_service.plugin_kit.credential_fields import read_metadata, required_text, wallet_address
+from exchange_service.plugin_kit.gateways import gateway_error
 from exchange_service.plugin_kit.key_texts import KEY_KINDS, PrivateKey, clean_text, private_key
 from exchange_service.plugin_kit.payload import (
     amount,
@@ -74,11 +75,12 @@ from exchange_service.plugin_kit.payload import (
     parse_amount,
     parse_json,
     required_amount,
+    required_milliseconds,
     retry_after,
     text,
 )
 from exchange_service.plugin_kit.responses import raise_unexpected_status
-from exchange_service.plugin_kit.several_accounts import combined_summary, gather_accounts
+from exchange_service.plugin_kit.several_accounts import combined_summary, gather_accounts, read_account_list
 from exchange_service.plugin_kit.state import State
 
 __all__ = [
@@ -133,6 +135,7 @@ __all__ = [
     "combined_summary",
     "exact_difference",
     "exact_sum",
+    "gateway_error",
     "gather_accounts",
     "hookimpl",
     "hookspec",
@@ -141,8 +144,10 @@ __all__ = [
     "parse_json",
     "private_key",
     "raise_unexpected_status",
+    "read_account_list",
     "read_metadata",
     "required_amount",
+    "required_milliseconds",
     "required_text",
     "retry_after",
     "text",
@@ -177,6 +182,7 @@ class Response(Protocol):
     def raise_for_status(self) -> None:
         """Raise the error that a status of 300 or more usually means. Look for your venue's own error codes first.
 
+        An answer of a gateway in the venue's place (see `gateway_error`) is VenueUnavailable, also with 401 and 403.
         401 CredentialRejected · 403 PermissionMissing · 404 AccountUnknown · 418, 429 VenueRateLimited with the
         venue's Retry-After · 451 RegionRestricted · 408, 504 VenueTimeout · other 4xx RequestRefused ·
         503 with "maintenance" in the body VenueMaintenance · other 5xx VenueUnavailable · 3xx VenueMalformed.

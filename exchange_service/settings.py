@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -22,6 +23,8 @@ from exchange_service.addresses import encoding_problem, is_loopback, is_loopbac
 from exchange_service.observability.redaction import redact
 
 ENVIRONMENT_PREFIX = "EXCHANGE_SERVICE_"
+# More do not fit into an error's advice.
+_MOST_OUTGOING_ADDRESSES = 4
 CONFIG_VARIABLE = f"{ENVIRONMENT_PREFIX}CONFIG"
 
 
@@ -216,6 +219,11 @@ class Settings(BaseSettings):
         description="Addresses to use instead of a venue's own, for simulators and proxies, by exchange id or "
         '"id.environment", as JSON: {"oanda": "http://127.0.0.1:9001"}.',
     )
+    outgoing_address: str | None = Field(
+        None,
+        description="The IP address, or several with commas between them, from which this service calls the venues. It "
+        "is named in the errors of users whose key does not allow it. Unset: only where the venue names it.",
+    )
     exchange_plugins: dict[str, str] = Field(
         default_factory=dict,
         description="The distribution that serves an exchange id which two plugins claim, by exchange id, as JSON: "
@@ -275,6 +283,24 @@ class Settings(BaseSettings):
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"the address for {exchange!r} should begin with http:// or https://")
         return value
+
+    @field_validator("outgoing_address")
+    @classmethod
+    def _validate_outgoing_address(cls, value: str | None) -> str | None:
+        """Texts in errors, so nothing but addresses, in one form."""
+        if value is None:
+            return None
+        try:
+            networks = [ip_network(part.strip(), strict=False) for part in value.split(",")]
+        except ValueError:
+            raise ValueError("it should be an IP address, or several with commas between them") from None
+        if len(networks) > _MOST_OUTGOING_ADDRESSES:
+            raise ValueError(f"it should be at most {_MOST_OUTGOING_ADDRESSES} addresses")
+        single = (network.prefixlen == network.max_prefixlen for network in networks)
+        return ", ".join(
+            str(network.network_address) if alone else str(network)
+            for network, alone in zip(networks, single, strict=True)
+        )
 
     @field_validator("plugin_process_counts", "plugin_memory")
     @classmethod

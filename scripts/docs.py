@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,8 +20,10 @@ from exchange_service.model import Account, Credential
 from exchange_service.observability.logs import configure_logging
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 from exchange_service.testing.venue import TROUBLES, DemoVenue
+from exchange_service.testing.witnesses import Witness, parse_witness, payload_witness, table_rows
 from exchange_service.v1 import error_reason_pb2
 from scripts.threats import security_page
+from tests.witnessed import TABLES, payload_files
 
 ROOT = Path(__file__).parent.parent
 _REASON = re.compile(r"  // (?P<text>[^\n]*(?:\n  // [^\n]*)*)\n  ERROR_REASON_(?P<name>[A-Z_]+) = \d+;")
@@ -87,23 +89,30 @@ line "what to do" of its reason below. In a stream, and beside accounts that cou
 
 _VENUES_HEAD = """# What goes wrong at venues
 
-This page shows the errors that you get if something goes wrong at a venue. `make docs` generates it: each line is an
-answer of the running service, with a simulator in place of the venue. A test compares the table with a new one.
-[errors.md](errors.md) says what each reason means and whether to try again.
+This page shows the errors that you get if something goes wrong at a venue, and how far we know that the venues answer
+so. `make docs` generates it: each line is an answer of the running service, with a simulator in place of the venue. A
+test compares the table with a new one. [errors.md](errors.md) says what each reason means and whether to try again.
 
 Some venues have no such case: Hyperliquid and Lighter, for example, are read without a key, and a token of Tradier has
 no rights that could be missing. To most venues a key of the wrong environment looks like any wrong key. The message of
-the status begins with the reason, which is left out here.
+the status begins with the reason, which is left out here. The last column says where the venue's own answer is known
+from: its documentation (vendor), CCXT's source, another project's captured answer (test data), or a public report.
 
-| exchange | trouble | status | reason | message |
-|---|---|---|---|---|"""
+| exchange | trouble | status | reason | message | proven by |
+|---|---|---|---|---|---|"""
 
 
 _NO_SUCH_CASE = "no such case at this venue"
 
+_UNPROVEN_HEAD = """## What is not proven
+
+Every fact about a venue in this project names where it is known from: each recorded answer in its file, each row of a
+table beside it. These facts are our guesses, because we found no source. If you can confirm or correct one, please say
+so."""
+
 
 async def venues_page() -> str:
-    """docs/venues.md: the error that a caller gets for each trouble that a simulator can show."""
+    """docs/venues.md: the error that a caller gets for each trouble that a simulator can show, and what is unproven."""
     lines = [_VENUES_HEAD]
     codes = {leaf: row.code.name for leaf, row in TABLE.items()}
     async with _service_with_simulators() as (service, venues), ExchangeServiceClient(service.address) as client:
@@ -112,14 +121,44 @@ async def venues_page() -> str:
             for trouble in TROUBLES:
                 row = venue.troubled_credential(trouble)
                 if row is None:
-                    lines.append(f"| {name} | {trouble} | | | {_NO_SUCH_CASE} |")
+                    lines.append(f"| {name} | {trouble} | | | {_NO_SUCH_CASE} | |")
                     continue
                 credential = Credential.from_texts(row, row.get("extra_metadata"))
                 await service.store.put(Account(trouble, exchange_id), credential)
                 error = await _error_of(client, trouble, exchange_id)
-                message = error.message.removeprefix(f"{error.reason}: ").replace("|", "\\|")
-                lines.append(f"| {name} | {trouble} | {codes[type(error)]} | `{error.reason}` | {message} |")
-    return "\n".join(lines) + "\n"
+                message = _cell(error.message.removeprefix(f"{error.reason}: "))
+                witness = _cell(_witness(parse_witness(venue.trouble_witnesses.get(trouble, "unproven"))))
+                cells = (name, trouble, codes[type(error)], f"`{error.reason}`", message, witness)
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + f"\n\n{_UNPROVEN_HEAD}\n\n" + "\n".join(_unproven_facts()) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _witness(witness: Witness) -> str:
+    return f"{witness.kind}: {witness.source}" if witness.source else witness.kind
+
+
+def _unproven_facts() -> Iterator[str]:
+    """A line for each table and recorded answer with facts that nobody else has confirmed."""
+    for path, tables in sorted(TABLES.items()):
+        for table in tables:
+            by_reason: dict[str, list[str]] = {}
+            for row in table_rows(ROOT / path, table):
+                if row.witness is not None and not row.witness.proven:
+                    by_reason.setdefault(row.witness.source, []).append(" ".join(row.words) or row.text)
+            for reason, rows in by_reason.items():
+                yield f"- `{path}`, `{table}`: {', '.join(rows)}{_reason(reason)}"
+    for file in payload_files():
+        witness = payload_witness(file)
+        if not witness.proven:
+            yield f"- `{file.relative_to(ROOT).as_posix()}`{_reason(witness.source)}"
+
+
+def _reason(text: str) -> str:
+    return f" ({text})" if text else ""
 
 
 async def _error_of(client: ExchangeServiceClient, user: str, exchange_id: str) -> ServiceError:

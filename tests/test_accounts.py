@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import fields
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exchange_service.errors import AccountUnknown, CredentialRejected, VenueError, VenueTimeout
+from exchange_service.errors import AccountUnknown, CredentialRejected, VenueError, VenueMalformed, VenueTimeout
 from exchange_service.model import AssetBalance, Summary, VenueAccount
-from exchange_service.plugin_kit.several_accounts import combined_summary, gather_accounts
+from exchange_service.plugin_kit.payload import text
+from exchange_service.plugin_kit.several_accounts import (
+    combined_summary,
+    deficit_notes,
+    gather_accounts,
+    read_account_list,
+)
 
 
 def account(id: str, total: str = "1", currency: str = "EUR") -> VenueAccount:
@@ -163,6 +171,150 @@ def test_a_figure_that_one_account_does_not_state_is_not_summed() -> None:
 )
 def test_there_is_no_summary_if_it_would_leave_something_out(others: list[VenueAccount]) -> None:
     assert combined_summary([account("1"), *others]) is None
+
+
+def broker_account(id: str, **figures: str) -> VenueAccount:
+    return VenueAccount(id=id, summary=Summary("USD", **{name: Decimal(value) for name, value in figures.items()}))
+
+
+SPENDABLE = pytest.mark.parametrize(
+    ("figure", "words"), [("available", "available amount"), ("buying_power", "buying power")]
+)
+
+
+@SPENDABLE
+@pytest.mark.parametrize("values", [("100", "-20"), ("-20", "100"), ("-1", "-2"), ("-0.01", "0")])
+def test_a_deficit_of_one_account_is_neither_paid_by_another_nor_taken_from_it(
+    figure: str, words: str, values: tuple[str, str]
+) -> None:
+    accounts = [broker_account(str(place), total="1", **{figure: value}) for place, value in enumerate(values)]
+    summary = combined_summary(accounts)
+    assert summary == Summary("USD", total=Decimal(2))
+    (note,) = deficit_notes(accounts, summary)
+    assert words in note
+    named = note.partition(" in ")[2].partition(":")[0]
+    assert named == ", ".join(str(place) for place, value in enumerate(values) if value.startswith("-"))
+
+
+@SPENDABLE
+def test_what_can_be_spent_in_each_account_is_added(figure: str, words: str) -> None:
+    accounts = [broker_account("1", **{figure: "100"}), broker_account("2", **{figure: "0"})]
+    summary = combined_summary(accounts)
+    assert summary is not None
+    assert getattr(summary, figure) == 100
+    assert deficit_notes(accounts, summary) == ()
+
+
+def test_a_single_account_keeps_its_own_deficit() -> None:
+    accounts = [broker_account("1", available="-20")]
+    summary = combined_summary(accounts)
+    assert summary == Summary("USD", available=Decimal(-20))
+    assert deficit_notes(accounts, summary) == ()
+
+
+def test_an_account_that_holds_nothing_takes_nothing_away() -> None:
+    held = broker_account("1", total="5", available="4", buying_power="8")
+    flat = AssetBalance("EUR", total=Decimal("0.0000"), used=Decimal(0))
+    empty = VenueAccount("2", assets=(flat,), summary=Summary("EUR", total=Decimal(0), equity=Decimal("0.0000")))
+    assert combined_summary([empty, held]) == combined_summary([held, empty]) == held.summary
+    assert combined_summary([empty, empty]) == empty.summary
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        VenueAccount("2", summary=Summary("EUR")),
+        VenueAccount("2", summary=Summary("EUR", total=Decimal(0), equity=Decimal(3))),
+        VenueAccount("2", assets=(AssetBalance("EUR", total=Decimal(1)),), summary=Summary("EUR", equity=Decimal(0))),
+    ],
+    ids=["states nothing", "holds positions", "holds a row"],
+)
+def test_an_account_counts_unless_its_every_figure_is_a_zero(other: VenueAccount) -> None:
+    assert combined_summary([broker_account("1", total="5"), other]) is None
+
+
+@pytest.mark.parametrize("figure", ["total", "cash", "equity", "unrealised_pnl", "margin_used"])
+def test_money_and_losses_are_added_with_their_signs(figure: str) -> None:
+    accounts = [broker_account("1", **{figure: "100"}), broker_account("2", **{figure: "-20"})]
+    summary = combined_summary(accounts)
+    assert summary is not None
+    assert getattr(summary, figure) == 80
+    assert deficit_notes(accounts, summary) == ()
+
+
+def test_without_a_summary_there_is_nothing_to_explain() -> None:
+    accounts = [broker_account("1", available="-1"), VenueAccount(id="2", error=VenueTimeout("Too slow."))]
+    assert deficit_notes(accounts, combined_summary(accounts)) == ()
+
+
+FIGURES = [item.name for item in fields(Summary) if item.name != "currency"]
+summaries = st.fixed_dictionaries({name: st.none() | st.integers(-5, 5).map(Decimal) for name in FIGURES})
+
+
+@given(st.lists(summaries, min_size=2, max_size=4))
+def test_every_figure_of_a_sum_follows_the_rules_that_are_written_down(accounts: list[Mapping[str, Decimal]]) -> None:
+    read = [VenueAccount(str(place), summary=Summary("USD", **figures)) for place, figures in enumerate(accounts)]
+    summary = combined_summary(read)
+    assert summary is not None
+    known_zeros = [[figure for figure in figures.values() if figure is not None] for figures in accounts]
+    counted = [
+        figures for figures, known in zip(accounts, known_zeros, strict=True) if any(known) or not known
+    ] or accounts[:1]
+    if len(counted) == 1:
+        assert summary == Summary("USD", **counted[0])
+        return
+    for name in FIGURES:
+        values = [figures[name] for figures in counted]
+        known = None not in values
+        spendable = name not in ("available", "buying_power") or (known and min(values) >= 0)
+        assert getattr(summary, name) == (sum(values) if known and spendable else None)
+
+
+def listed(*entries: Any) -> dict[str, Any]:
+    """The list as accounts with an id and a kind, both texts."""
+
+    def identify(entry: Mapping[str, Any]) -> str:
+        return text(entry, "id", "entry")
+
+    return read_account_list(entries, identify, lambda entry: text(entry, "kind", "entry"))
+
+
+def test_an_account_list_gives_each_account_by_its_id_in_order() -> None:
+    accounts = listed({"id": "b", "kind": "cash"}, {"id": "a", "kind": "margin"})
+    assert list(accounts.items()) == [("b", "cash"), ("a", "margin")]
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ({"id": "odd"}, "odd"),
+        ({"id": "odd", "kind": 7}, "odd"),
+        ({"kind": "cash"}, ""),
+        (None, ""),
+        ([], ""),
+        ("a", ""),
+    ],
+    ids=str,
+)
+def test_a_malformed_entry_is_the_error_of_that_account_alone(entry: Any, named: str) -> None:
+    accounts = listed(entry, {"id": "good", "kind": "cash"})
+    assert accounts["good"] == "cash"
+    assert isinstance(accounts[named], VenueMalformed)
+    assert len(accounts) == 2
+
+
+def test_an_account_that_is_listed_twice_is_its_own_error() -> None:
+    twice = {"id": "a", "kind": "cash"}
+    accounts = listed(twice, {"id": "b", "kind": "cash"}, twice)
+    assert isinstance(accounts["a"], VenueMalformed)
+    assert "twice" in accounts["a"].message
+    assert accounts["b"] == "cash"
+
+
+def test_several_entries_without_an_id_stand_together() -> None:
+    accounts = listed({}, None, {"id": "a", "kind": "cash"})
+    assert "several" in accounts[""].message
+    assert accounts["a"] == "cash"
 
 
 def test_no_account_has_no_summary() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -19,9 +20,11 @@ from exchange_service.plugin_kit.payload import (
     as_list,
     as_object,
     check_unique,
+    milliseconds,
     parse_amount,
     parse_json,
     required_amount,
+    required_milliseconds,
     text,
 )
 from exchange_service.plugin_kit.responses import raise_unexpected_status
@@ -209,6 +212,25 @@ def test_a_text_that_is_not_required_may_be_missing_but_not_be_something_else() 
 def test_a_float_is_never_formatted_as_an_amount() -> None:
     with pytest.raises(TypeError, match="float"):
         format_amount(1.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [1764000000123, "1764000000123"])
+def test_a_time_in_milliseconds_is_a_number_or_a_text_of_digits(value: Any) -> None:
+    when = datetime(2025, 11, 24, 16, 0, 0, 123000, tzinfo=UTC)
+    assert (
+        milliseconds({"time": value}, "time", "here") == required_milliseconds({"time": value}, "time", "here") == when
+    )
+
+
+@pytest.mark.parametrize(
+    "value", [None, "", 0, "0", "soon", -1, True, 10**25, "9" * 19, [], {}, Decimal("1.5")], ids=str
+)
+def test_a_time_that_cannot_be_read_is_absent_where_it_informs_and_malformed_where_something_depends_on_it(
+    value: Any,
+) -> None:
+    assert milliseconds({"time": value}, "time", "here") is None
+    with pytest.raises(VenueMalformed, match=re.escape("here.time")):
+        required_milliseconds({"time": value}, "time", "here")
 
 
 def test_names_that_occur_once_are_unique_and_a_repeated_one_is_malformed() -> None:

@@ -133,15 +133,24 @@ def parse_amount(value: Any, where: str) -> Decimal | None:
 
 
 def milliseconds(source: Mapping[str, Any], key: str, where: str) -> datetime | None:
-    """The time at `key`, given in milliseconds since 1970, as a datetime in UTC; None if it is missing, null or 0.
+    """The time at `key`, given in milliseconds since 1970, as a datetime in UTC, for information alone.
 
-    Takes numbers and texts of digits. Raises VenueMalformed for anything else, and for a time after the year 9999.
+    Takes numbers and texts of digits. None for anything else and for 0, because a balance is true without its time.
+    """
+    try:
+        return required_milliseconds(source, key, where)
+    except VenueMalformed:
+        return None
+
+
+def required_milliseconds(source: Mapping[str, Any], key: str, where: str) -> datetime:
+    """The time at `key` as `milliseconds` reads it, where something depends on it: when a key ends, a venue's clock.
+
+    Raises VenueMalformed if it is missing, 0, after the year 9999, or no time in milliseconds.
     """
     value = source.get(key)
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
-    if value is None or value == "" or (type(value) is int and value == 0):
-        return None
     if type(value) is not int or not 0 < value <= _LAST_MILLISECOND:
         raise VenueMalformed(f"{where}.{key} should be a time in milliseconds but is {_describe(value)}.")
     return _EPOCH + timedelta(milliseconds=value)

@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from decimal import Decimal
 from functools import partial
+from typing import Any, TypeVar
 
 from exchange_service.amounts import exact_sum
-from exchange_service.errors import CredentialRejected, VenueError
+from exchange_service.errors import CredentialRejected, VenueError, VenueMalformed
 from exchange_service.model import Summary, VenueAccount
+from exchange_service.plugin_kit.payload import as_object
 from exchange_service.plugin_kit.tasks import without_exit
+
+Listed = TypeVar("Listed")
+
+# What may be spent within one account, in words. Another account's money does not pay for a deficit of it.
+_SPENDABLE = {"available": "available amount", "buying_power": "buying power"}
+
+
+def read_account_list(
+    entries: Iterable[Any],
+    identify: Callable[[Mapping[str, Any]], str],
+    read: Callable[[Mapping[str, Any]], Listed],
+) -> dict[str, Listed | VenueMalformed]:
+    """The accounts of a venue's list by their ids: each as `read` gives it, or as the error why it cannot be read.
+
+    An entry that is malformed, or whose id is listed twice, is the error of that account alone. The entries in which
+    `identify` finds no id stand together under the empty id, as one error.
+    """
+    found: dict[str, Listed | VenueMalformed] = {}
+    for entry in entries:
+        account_id = ""
+        try:
+            account_id = identify(as_object(entry, "an account of the list"))
+            listed: Listed | VenueMalformed = read(entry)
+        except VenueMalformed as error:
+            listed = error
+        if account_id in found:
+            listed = VenueMalformed(_TWICE if account_id else _WITHOUT_IDS)
+        found[account_id] = listed
+    return found
+
+
+_TWICE = "The venue lists this account twice."
+_WITHOUT_IDS = "The venue lists several accounts without a readable id."
 
 
 async def gather_accounts(
@@ -39,9 +74,13 @@ async def gather_accounts(
 def combined_summary(accounts: Sequence[VenueAccount]) -> Summary | None:
     """The summary for accounts that do not overlap: the sum of each figure that all of them state.
 
-    None if there is no account, if one has an error or no summary, or if their currencies differ.
+    Money and profit are added whatever their signs. What may be spent within an account, `available` and
+    `buying_power`, is added only if no account has a negative one: see `deficit_notes`. An account that holds nothing
+    takes nothing away: beside others it is not counted. None if there is no account, if one has an error or no summary,
+    or if the currencies of those that count differ.
     """
-    summaries = [account.summary for account in accounts]
+    counted = [account for account in accounts if not _holds_nothing(account)] or accounts[:1]
+    summaries = [account.summary for account in counted]
     known = [summary for summary in summaries if summary is not None]
     if not known or len(known) != len(summaries) or len({summary.currency for summary in known}) != 1:
         return None
@@ -50,10 +89,39 @@ def combined_summary(accounts: Sequence[VenueAccount]) -> Summary | None:
     figures: dict[str, Decimal] = {}
     for item in fields(Summary):
         values = [getattr(summary, item.name) for summary in known]
-        if item.name == "currency" or None in values:
+        if item.name == "currency" or None in values or (item.name in _SPENDABLE and min(values) < 0):
             continue
         figures[item.name] = exact_sum(values)
     return Summary(currency=known[0].currency, **figures)
+
+
+def _holds_nothing(account: VenueAccount) -> bool:
+    """Whether the venue states figures for the account, and every one of them is zero."""
+    if account.error is not None or account.summary is None:
+        return False
+    stated = (getattr(account.summary, item.name) for item in fields(Summary) if item.name != "currency")
+    known = [figure for figure in stated if figure is not None]
+    return bool(known) and not any(known) and all(row.is_zero() for row in account.assets)
+
+
+def deficit_notes(accounts: Sequence[VenueAccount], summary: Summary | None) -> tuple[str, ...]:
+    """A sentence for each figure that `summary`, over these accounts, lacks because one of them has a negative one."""
+    if summary is None or len(accounts) < 2:
+        return ()
+    notes = []
+    for figure, words in _SPENDABLE.items():
+        short = [account.id or account.type for account in accounts if _is_negative(account.summary, figure)]
+        if short and getattr(summary, figure) is None:
+            notes.append(
+                f"There is no {words} for all accounts together, because it is negative in {', '.join(short)}: "
+                "another account's money does not pay for that."
+            )
+    return tuple(notes)
+
+
+def _is_negative(summary: Summary | None, figure: str) -> bool:
+    value = None if summary is None else getattr(summary, figure)
+    return value is not None and value < 0
 
 
 async def _read_all(

@@ -203,6 +203,8 @@ class DemoVenue(LoopbackVenue):
     exchange_id = ""
     # The requests that reading a balance may send, such as "GET /v3/accounts/{id}/summary". Empty: not checked.
     allowed_requests: ClassVar[Sequence[str]] = ()
+    # By each of TROUBLES that it shows: where it is known from that the venue answers so; see `testing.witnesses`.
+    trouble_witnesses: ClassVar[Mapping[str, str]] = {}
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
         """Set up an account in this situation, one of SITUATIONS, and return the row to store for it: any of

@@ -44,7 +44,7 @@ class Witness:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """One row of a table: its source text without comments, its line, and its witness, None if it has none."""
 
     text: str
@@ -82,7 +82,7 @@ def read_payload(path: Path) -> bytes:
     return answer.encode()
 
 
-def table_rows(path: Path, table: str) -> tuple[Row, ...]:
+def table_rows(path: Path, table: str) -> tuple[TableRow, ...]:
     """The rows of the table with this name in a Python file, each with its witness.
 
     A row is an entry of the outermost literal: of a dict, list, tuple or set, also within a call. Raises LookupError if
@@ -115,10 +115,11 @@ def _above(comments: dict[int, tuple[bool, str]], line: int) -> Witness | None:
 
 def _rows(
     source: str, value: ast.expr, comments: dict[int, tuple[bool, str]], witness: Witness | None
-) -> Iterator[Row]:
+) -> Iterator[TableRow]:
+    lines = source.encode().split(b"\n")
     container = _outermost(value)
     if container is None:
-        yield Row(ast.get_source_segment(source, value) or "", value.lineno, witness)
+        yield TableRow(_segment(lines, value), value.lineno, witness)
         return
     done = container.lineno - 1
     for first, last in _entries(container):
@@ -129,7 +130,16 @@ def _rows(
                 found = parse_witness(text.removeprefix(_COMMENT))
                 witness, own = (found, own) if alone and line < first.lineno else (witness, found)
         done = end
-        yield Row(ast.get_source_segment(source, first) or "", first.lineno, own or witness, tuple(_texts(first)))
+        yield TableRow(_segment(lines, first), first.lineno, own or witness, tuple(_texts(first)))
+
+
+def _segment(lines: list[bytes], node: ast.expr) -> str:
+    """The source of a node. `ast.get_source_segment` splits the whole source for each one."""
+    end, last = node.end_lineno or node.lineno, node.end_col_offset
+    if end == node.lineno:
+        return lines[end - 1][node.col_offset : last].decode()
+    first, *middle = lines[node.lineno - 1 : end - 1]
+    return b"\n".join((first[node.col_offset :], *middle, lines[end - 1][:last])).decode()
 
 
 def _outermost(value: ast.expr) -> ast.expr | None:

@@ -104,9 +104,11 @@ class Balance(google.protobuf.message.Message):
 
     @property
     def summary(self) -> Global___Summary:
-        """The one figure to show, in one currency. Present if all venue accounts could be read, do not overlap, and have
-        figures in that currency. It says nothing about assets in other currencies: beside crypto assets it is the part
-        that is held in its currency, for example the USDT of a wallet that also holds BTC.
+        """The one figure to show, in one currency. It is present if all venue accounts could be read and do not overlap. An
+        account that was never opened at the venue, or that holds nothing, takes nothing away. A broker's summary counts
+        everything. A crypto wallet's counts the one of USDT, USD and USDC of which most is held, and is absent if only
+        other assets are held. What it leaves out stands in `notes`. `available` is absent if one of several accounts is in
+        deficit. docs/operations.md has the rules.
         """
 
     @property
@@ -220,20 +222,23 @@ class AssetBalance(google.protobuf.message.Message):
     sub_account: builtins.str
     """The sub-account that holds it, repeated here so that a row is complete. Empty: the main one."""
     total: builtins.str
-    """The whole amount. Absent: the venue does not say. This and the next two are the venue's own figures. If its API
-    gives two of the three and defines the third by them, the third is computed exactly.
+    """The whole amount, debt not subtracted unless the venue does so. Absent: the venue does not say. This and the next
+    two are the venue's own figures wherever it states them. If it states two of the three, and its third is by
+    definition their sum or difference, the third is reckoned exactly from them. A reckoned figure is absent if it
+    would be negative where it cannot be.
     """
     free: builtins.str
-    """The amount that can be used now. On margin venues `free` and `used` need not add up to `total`."""
+    """The amount that can be used now; reckoned as `total` says. On margin venues `free` and `used` need not add up to `total`."""
     used: builtins.str
-    """The amount that is reserved by orders or positions."""
+    """The amount that is reserved by orders or positions; reckoned as `total` says."""
     debt: builtins.str
-    """The amount that is owed, for venues that lend. Absent: the venue does not say."""
+    """The amount that is owed, as the venue states it; never negative. Absent: the venue does not say."""
     venue_account_id: builtins.str
     """The `id` of the venue account that holds it, repeated here so that a row is complete."""
     mismatch: builtins.bool
-    """True: the venue gives total, free and used, and free and used do not add up to the total. That is usual on margin
-    venues, which count open profit as free. Elsewhere it deserves a check. The figures are the venue's in either case.
+    """True: the venue gives total, free and used, and free and used do not add up to the total, or gives the total and one
+    of the others, which is larger. That is usual on margin venues, which count open profit as free. Elsewhere it
+    deserves a check. The figures are the venue's in either case.
     """
     def __init__(
         self,

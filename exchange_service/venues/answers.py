@@ -9,7 +9,7 @@ import structlog
 from exchange_service.errors import FeatureNotEnabled, PluginFailed, ServiceError, VenueError, leaves
 from exchange_service.model import ALL_ACCOUNT_TYPES, AssetBalance, Balance, KeyRights, Summary, VenueAccount
 from exchange_service.plugin_api import VenueCall
-from exchange_service.plugin_kit.several_accounts import combined_summary
+from exchange_service.plugin_kit.several_accounts import combined_summary, deficit_notes
 from exchange_service.venues.registry import Listing
 from exchange_service.wire.balances import FetchedBalance, fetched_balance
 
@@ -28,6 +28,8 @@ def read_balance(answer: object, listing: Listing, call: VenueCall) -> FetchedBa
     requested type, and the accounts' own error if not one of them could be read.
     """
     balance = _require_readable(_select_requested(_validate(answer, listing), call))
+    if deficits := deficit_notes(balance.venue_accounts, balance.summary):
+        balance = replace(balance, notes=(*balance.notes, *deficits))
     if call.environment.name != call.account.environment:
         note = f"Read from {call.exchange.name}'s {call.environment.name}, which the stored metadata choose."
         balance = replace(balance, notes=(*balance.notes, note))

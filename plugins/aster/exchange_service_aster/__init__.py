@@ -17,6 +17,10 @@ from exchange_service.plugin_api import (
 from exchange_service_aster import parse
 from exchange_service_aster.balance import read_balance, read_key_rights
 
+# In the venue's weights: the two accounts together weigh ten.
+# witness: vendor: asterdex/api-docs V3(Recommended)/EN/aster-finance-futures-api-v3.md
+_LIMITS = (RateLimit("address", 2400, 60, cost=10),)
+
 ASTER = ExchangeMetadata(
     id="aster",
     name="Aster",
@@ -72,8 +76,7 @@ ASTER = ExchangeMetadata(
     ),
     documentation_url="https://asterdex.github.io/aster-api-website/",
     credential_url="https://www.asterdex.com/en/api-wallet",
-    # In the venue's weights: the two accounts together weigh ten.
-    limits=(RateLimit("address", 2400, 60, cost=10),),
+    limits=_LIMITS,
 )
 
 

@@ -12,18 +12,23 @@ async def read_balance(call: VenueCall) -> Balance:
     """The requested accounts, with a summary if the futures account's covers everything that is held."""
     client = await AsterClient.open(call)
     account_id = client.scheme.account_id
+    lent = False
 
     async def read(account_type: str) -> VenueAccount:
+        nonlocal lent
         if account_type == parse.SPOT:
             return parse.spot_account(await client.spot_account(), account_id)
-        return parse.futures_account(await client.futures_account(), account_id)
+        payload = await client.futures_account()
+        account = parse.futures_account(payload, account_id)
+        lent = parse.lends(payload)
+        return account
 
     def unread(account_type: str) -> VenueAccount:
         return VenueAccount(id=account_id, type=account_type)
 
     requested = [account_type for account_type in call.exchange.account_types if call.wants(account_type)]
     accounts = await gather_accounts(requested, read, unread=unread)
-    return Balance(accounts, parse.overall_summary(accounts), notes=parse.notes(accounts))
+    return Balance(accounts, parse.overall_summary(accounts), notes=parse.notes(accounts, lent=lent))
 
 
 async def read_key_rights(call: VenueCall) -> KeyRights:

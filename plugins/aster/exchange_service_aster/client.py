@@ -19,6 +19,7 @@ from exchange_service.plugin_api import (
     VenueRateLimited,
     VenueTimeout,
     VenueUnavailable,
+    gateway_error,
     raise_unexpected_status,
     retry_after,
 )
@@ -88,6 +89,7 @@ _NONCE_REFUSED = _Refusal(
     "Give this service an agent that nothing else uses.",
 )
 _TROUBLE = _Refusal(VenueUnavailable, "Aster could not answer the request.")
+# witness: vendor: asterdex/api-docs V3(Recommended)/EN/aster-finance-futures-api-v3.md
 _BY_CODE: dict[int, _Refusal] = {
     -1001: _TROUBLE,
     -1002: _KEY_REFUSED,
@@ -97,19 +99,24 @@ _BY_CODE: dict[int, _Refusal] = {
         AddressNotAllowed, "Aster refuses this key from our network address.", "Add the address to the key's list."
     ),
     -1016: _TROUBLE,
-    -1021: _TIME_REFUSED,
+    -1021: _TIME_REFUSED,  # witness: vendor: asterdex/api-docs V1(Legacy)/EN/aster-finance-futures-api.md
     -1022: _SIGNATURE_REFUSED,
     -2014: _Refusal(CredentialRejected, "Aster refuses the format of the key.", "Check api_key, or store a new key."),
     -2015: _KEY_REFUSED,
     -4225: _NONCE_REFUSED,
 }
 # Refusals of agents have been seen with the code of unknown errors. Only the message tells them apart.
-_BY_WORD: dict[str, _Refusal] = {"nonce": _NONCE_REFUSED, "signature": _SIGNATURE_REFUSED, "agent": _AGENT_UNKNOWN}
+_BY_WORD: dict[str, _Refusal] = {
+    "nonce": _NONCE_REFUSED,  # witness: vendor: asterdex/api-docs V3(Recommended)/EN/aster-finance-futures-api-v3.md
+    "signature": _SIGNATURE_REFUSED,  # witness: unproven: seen in a public list of changes that names no repository
+    "agent": _AGENT_UNKNOWN,  # witness: report: NoFxAiOS/nofx#41
+}
 _FIREWALL = (
     "Aster's firewall refuses requests from this service's address (HTTP 403): there were too many, or it does not "
     "serve the address's region."
 )
 _REGION = "Aster does not serve the region of this service's address (HTTP 403)."
+# witness: unproven: looked for in the vendor's pages and in public reports
 _REGION_WORDS = (b"your country", b"your region", b"restricted location")
 
 
@@ -220,6 +227,8 @@ def _raise_for_error(response: Response, code: int | None, message: str) -> NoRe
     if status == 403 and _json_or_nothing(response) is None:
         # An HTML page: the firewall in front of Aster has answered.
         _raise_for_firewall(response)
+    if error := gateway_error(response, "Aster"):
+        raise error
     if status == 404:
         # No path contains an account, so Aster does not know the path itself.
         raise RequestRefused("Aster does not know the path of our request (HTTP 404): its interface has changed.")

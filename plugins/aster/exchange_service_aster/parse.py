@@ -20,6 +20,7 @@ from exchange_service.plugin_api import (
     exact_sum,
     milliseconds,
     required_amount,
+    required_milliseconds,
     text,
 )
 
@@ -30,9 +31,26 @@ _MULTI_ASSETS = (
     "The futures account seems to be in multi-assets mode, because Aster's total is not that of its USDT. Its summary "
     "then counts all assets, and may be in US dollars instead of USDT."
 )
+_LENT = (
+    "Some assets of the futures account are available although nothing of them is held: Aster would lend them on the "
+    "others. They have no row."
+)
 HMAC_RIGHTS = "Aster does not say what an HMAC key may do. Agents, its newer keys, can be limited to reading."
 
 _USDT = "USDT"
+# The amounts that a row needs, or says nothing.
+_FUTURES_ROW = ("walletBalance", "availableBalance", "initialMargin")
+_SPOT_ROW = ("free", "locked")
+# What is not zero if something of an asset is held or at risk.
+_HOLDINGS = (
+    "walletBalance",
+    "marginBalance",
+    "unrealizedProfit",
+    "initialMargin",
+    "maintMargin",
+    "positionInitialMargin",
+    "openOrderInitialMargin",
+)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A larger time counts nanoseconds. The spot account has been seen to send such times.
 _NANOSECONDS_FROM = 10**17
@@ -41,21 +59,21 @@ _NANOSECONDS_FROM = 10**17
 def futures_account(payload: Any, account_id: str) -> VenueAccount:
     """The futures account with the venue's own figures, which need not add up.
 
-    An asset whose wallet balance is zero is left out if another of its figures is not: that is what the venue would
-    lend on the other assets. If all its figures are zero, it keeps its row.
+    An asset that the venue would lend on the others, and of which nothing is held, has no row. If all its figures are
+    zero, it keeps its row.
     """
     found = as_object(payload, "the answer")
-    entries = [as_object(entry, "assets[]") for entry in as_list(found.get("assets"), "assets")]
+    entries = [entry for entry in _futures_entries(found) if not _says_nothing(entry, _FUTURES_ROW)]
     rows = [_futures_row(entry) for entry in entries]
     check_unique((row.asset for row in rows), "Aster lists an asset twice.")
-    times = [time for time in (_time(entry, "assets[]") for entry in entries) if time is not None]
+    times = [time for time in map(_time, entries) if time is not None]
     wallet = required_amount(found, "totalWalletBalance", "the answer")
     if wallet and not any(row.total for row in rows):
         raise VenueMalformed("Aster states a futures balance but lists no asset with a balance.")
     return VenueAccount(
         id=account_id,
         type=FUTURES,
-        assets=tuple(row for row in rows if not _is_lent(row)),
+        assets=tuple(row for row, entry in zip(rows, entries, strict=True) if not _is_lent(entry)),
         summary=Summary(
             _USDT,
             total=wallet,
@@ -65,16 +83,22 @@ def futures_account(payload: Any, account_id: str) -> VenueAccount:
             margin_used=amount(found, "totalInitialMargin", "the answer"),
             unrealised_pnl=amount(found, "totalUnrealizedProfit", "the answer"),
         ),
-        venue_time=_time(found, "the answer") or max(times, default=None),
+        venue_time=_time(found) or max(times, default=None),
     )
+
+
+def lends(payload: Any) -> bool:
+    """Whether the futures account has an asset that is available although nothing of it is held."""
+    return any(map(_is_lent, _futures_entries(as_object(payload, "the answer"))))
 
 
 def spot_account(payload: Any, account_id: str) -> VenueAccount:
     """The spot account. It has no summary, because prices are not read."""
     found = as_object(payload, "the answer")
-    rows = [_spot_row(as_object(entry, "balances[]")) for entry in as_list(found.get("balances"), "balances")]
+    entries = [as_object(entry, "balances[]") for entry in as_list(found.get("balances"), "balances")]
+    rows = [_spot_row(entry) for entry in entries if not _says_nothing(entry, _SPOT_ROW)]
     check_unique((row.asset for row in rows), "Aster lists an asset twice.")
-    return VenueAccount(id=account_id, type=SPOT, assets=tuple(rows), venue_time=_time(found, "the answer"))
+    return VenueAccount(id=account_id, type=SPOT, assets=tuple(rows), venue_time=_time(found))
 
 
 def overall_summary(accounts: Sequence[VenueAccount]) -> Summary | None:
@@ -86,16 +110,15 @@ def overall_summary(accounts: Sequence[VenueAccount]) -> Summary | None:
     return next((account.summary for account in accounts if account.summary and _counts_usdt_alone(account)), None)
 
 
-def notes(accounts: Sequence[VenueAccount]) -> tuple[str, ...]:
-    """Notes on the balance as a whole."""
-    return () if all(map(_counts_usdt_alone, accounts)) else (_MULTI_ASSETS,)
+def notes(accounts: Sequence[VenueAccount], *, lent: bool = False) -> tuple[str, ...]:
+    """Notes on the balance as a whole; `lent` is whether assets that the venue would lend have no row."""
+    mode = () if all(map(_counts_usdt_alone, accounts)) else (_MULTI_ASSETS,)
+    return (*mode, _LENT) if lent else mode
 
 
 def server_time(payload: Any) -> int:
     """The venue's time of `GET /fapi/v1/time`, in milliseconds since 1970."""
-    time = milliseconds(as_object(payload, "the answer"), "serverTime", "the answer")
-    if time is None:
-        raise VenueMalformed("serverTime is missing.")
+    time = required_milliseconds(as_object(payload, "the answer"), "serverTime", "the answer")
     return (time - _EPOCH) // timedelta(milliseconds=1)
 
 
@@ -110,8 +133,17 @@ def key_rights(payload: Any, agent: str) -> KeyRights:
     return KeyRights(
         trade=_any_right(ours[0], "canSpotTrade", "canPerpTrade"),
         withdraw=_any_right(ours[0], "canWithdraw"),
-        expires=milliseconds(ours[0], "expired", "agents[]"),
+        expires=required_milliseconds(ours[0], "expired", "agents[]") if ours[0].get("expired") else None,
     )
+
+
+def _futures_entries(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [as_object(entry, "assets[]") for entry in as_list(found.get("assets"), "assets")]
+
+
+def _says_nothing(entry: Mapping[str, Any], members: Sequence[str]) -> bool:
+    """Whether the amounts of a row are all empty texts."""
+    return all(entry.get(member) == "" for member in members)
 
 
 def _futures_row(entry: Mapping[str, Any]) -> AssetBalance:
@@ -124,12 +156,25 @@ def _futures_row(entry: Mapping[str, Any]) -> AssetBalance:
 
 
 def _spot_row(entry: Mapping[str, Any]) -> AssetBalance:
-    free, locked = (required_amount(entry, key, "balances[]") for key in ("free", "locked"))
-    return AssetBalance(text(entry, "asset", "balances[]"), total=exact_sum((free, locked)), free=free, used=locked)
+    free, locked = (required_amount(entry, key, "balances[]") for key in _SPOT_ROW)
+    total = exact_sum((free, locked))
+    # Nothing is owed on spot, so such a sum is not the holding.
+    known = total if total >= 0 else None
+    return AssetBalance(text(entry, "asset", "balances[]"), total=known, free=free, used=locked)
 
 
-def _is_lent(row: AssetBalance) -> bool:
-    return not row.total and not row.is_zero()
+def _is_lent(entry: Mapping[str, Any]) -> bool:
+    """Whether an asset is available although its balance and all that depends on one is zero."""
+    return bool(amount(entry, "availableBalance", "assets[]")) and not any(
+        _may_be_held(entry, member) for member in _HOLDINGS
+    )
+
+
+def _may_be_held(entry: Mapping[str, Any], member: str) -> bool:
+    try:
+        return bool(amount(entry, member, "assets[]"))
+    except VenueMalformed:
+        return True
 
 
 def _counts_usdt_alone(account: VenueAccount) -> bool:
@@ -138,14 +183,14 @@ def _counts_usdt_alone(account: VenueAccount) -> bool:
     return account.summary is None or account.summary.total == held
 
 
-def _time(source: Mapping[str, Any], where: str) -> datetime | None:
-    """When the wallet last changed, stated in milliseconds or nanoseconds; None if the venue does not state it."""
+def _time(source: Mapping[str, Any]) -> datetime | None:
+    """When the wallet last changed, in milliseconds or nanoseconds; None if it is not stated or cannot be read."""
     value = source.get("updateTime")
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
     if type(value) is int and value >= _NANOSECONDS_FROM:
         value //= 1_000_000
-    return milliseconds({"updateTime": value}, "updateTime", where)
+    return milliseconds({"updateTime": value}, "updateTime", "the answer")
 
 
 def _any_right(entry: Mapping[str, Any], *names: str) -> bool | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import importlib.util
+import json
 import random
 import time
 from collections.abc import Mapping
@@ -29,6 +30,29 @@ _NEVER_HELD = ("ETH", "BTC", "USDF", "ASBNB", "USD1")
 _NONCES = 100
 _NONCE_WINDOW = 10_000_000
 _WEIGHT_LIMIT = 2400
+# What refuses a request: the status, Aster's code and its message. Of the statuses only 429 is known from the venue.
+_REFUSALS: dict[str, tuple[int, int, str]] = {
+    # witness: vendor: asterdex/api-docs V3(Recommended)/EN/aster-finance-futures-api-v3.md
+    "limit": (
+        429,
+        -1003,
+        "Too many requests; current limit is 2400 requests per minute. Please use the websocket for live updates to "
+        "avoid polling the API.",
+    ),
+    "no signature": (400, -1102, "Mandatory parameter 'signature' was not sent, was empty/null, or malformed."),
+    "no agent": (400, -1102, "A mandatory parameter was not sent, was empty/null, or malformed."),
+    "no time": (400, -1102, "Mandatory parameter 'timestamp' was not sent, was empty/null, or malformed."),
+    "key": (401, -2015, "Invalid API-key, IP, or permissions for action."),
+    "signature of a key": (400, -1022, "Signature for this request is not valid."),
+    "address": (401, -1011, "This IP cannot access this route."),
+    "nonce": (400, -4225, "Nonce Expired"),
+    # witness: vendor: asterdex/api-docs V1(Legacy)/EN/aster-finance-futures-api.md
+    "time": (400, -1021, "Timestamp for this request is outside of the recvWindow."),
+    # witness: report: NoFxAiOS/nofx#41
+    "agent": (400, -1000, "No agent found"),
+    # witness: unproven: seen in a public list of changes that names no repository; not in the vendor's pages
+    "signature of an agent": (400, -1000, "Signature check failed"),
+}
 
 
 @dataclass(slots=True)
@@ -180,10 +204,10 @@ class AsterSimulator(DemoVenue):
     def _wallet(self, request: web.Request) -> SimulatedWallet:
         """The wallet that a signed request may read. Raises what refuses the request."""
         if self.used_weight > _WEIGHT_LIMIT:
-            _refuse(429, -1003, "Too many requests; current limit is 2400 requests per minute.")
+            _refuse("limit")
         message, _, signature = request.query_string.rpartition("&signature=")
         if not message:
-            _refuse(400, -1102, "Mandatory parameter 'signature' was not sent, was empty/null, or malformed.")
+            _refuse("no signature")
         if "/v3/" in request.path:
             return self._wallet_of_agent(request, message, signature)
         return self._wallet_of_key(request, message, signature)
@@ -191,41 +215,41 @@ class AsterSimulator(DemoVenue):
     def _wallet_of_key(self, request: web.Request, message: str, signature: str) -> SimulatedWallet:
         key = self.keys.get(request.headers.get("X-MBX-APIKEY", ""))
         if key is None:
-            _refuse(401, -2015, "Invalid API-key, IP, or permissions for action.")
+            _refuse("key")
         expected = hmac.digest(key.secret.encode(), message.encode(), hashlib.sha256).hex()
         if signature.lower() != expected:
-            _refuse(400, -1022, "Signature for this request is not valid.")
+            _refuse("signature of a key")
         sent, window = request.query.get("timestamp", ""), request.query.get("recvWindow", "5000")
         if not (sent.isdecimal() and window.isdecimal()):
-            _refuse(400, -1102, "Mandatory parameter 'timestamp' was not sent, was empty/null, or malformed.")
+            _refuse("no time")
         now = self._milliseconds()
         if not (int(sent) < now + 1000 and now - int(sent) <= int(window)):
-            _refuse(400, -1021, "Timestamp for this request is outside of the recvWindow.")
+            _refuse("time")
         return key.wallet
 
     def _wallet_of_agent(self, request: web.Request, message: str, signature: str) -> SimulatedWallet:
         user, signer, nonce = (request.query.get(name, "") for name in ("user", "signer", "nonce"))
         if not (user and signer and nonce.isdecimal()):
-            _refuse(400, -1102, "Mandatory parameter was not sent, was empty/null, or malformed.")
+            _refuse("no agent")
         if signer_of(message, signature, self.chain_id) != signer.lower():
-            _refuse(400, -1000, "Signature check failed")
+            _refuse("signature of an agent")
         wallet = self.wallets.get(user.lower())
         agent = wallet.agents.get(signer.lower()) if wallet else None
         if wallet is None or agent is None or agent.expired <= self._milliseconds():
-            _refuse(400, -1000, "No agent found")
+            _refuse("agent")
         if agent.elsewhere:
-            _refuse(401, -1011, "This IP cannot access this route.")
+            _refuse("address")
         if not agent.can_read:
-            _refuse(401, -2015, "Invalid API-key, IP, or permissions for action.")
+            _refuse("key")
         self._take_nonce(wallet, int(nonce))
         return wallet
 
     def _take_nonce(self, wallet: SimulatedWallet, nonce: int) -> None:
         if abs(nonce - self._microseconds()) > _NONCE_WINDOW or nonce in wallet.nonces:
-            _refuse(400, -4225, "Nonce Expired")
+            _refuse("nonce")
         # While there is room no nonce was dropped, so a lower one that is not stored was not used.
         if len(wallet.nonces) >= _NONCES and nonce < min(wallet.nonces):
-            _refuse(400, -4225, "Nonce Expired")
+            _refuse("nonce")
         wallet.nonces = sorted([*wallet.nonces, nonce])[-_NONCES:]
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
@@ -394,15 +418,17 @@ def _text(value: Decimal) -> str:
     return f"{value:.8f}"
 
 
-def _refuse(status: int, code: int, message: str) -> NoReturn:
-    body = f'{{"code": {code}, "msg": "{message}"}}'
+def _refuse(name: str) -> NoReturn:
+    status, code, message = _REFUSALS[name]
+    body = json.dumps({"code": code, "msg": message})
     kind = {400: web.HTTPBadRequest, 401: web.HTTPUnauthorized, 429: web.HTTPTooManyRequests}[status]
     raise kind(text=body, content_type="application/json")
 
 
 def _rate_limit(retry_after: str) -> Fault:
-    body = b'{"code": -1003, "msg": "Too many requests; current limit is 2400 requests per minute."}'
-    return Fault(status=429, body=body, headers={"Retry-After": retry_after})
+    status, code, message = _REFUSALS["limit"]
+    body = json.dumps({"code": code, "msg": message}).encode()
+    return Fault(status=status, body=body, headers={"Retry-After": retry_after})
 
 
 def _demo_digits(words: str) -> str:

@@ -154,8 +154,10 @@ async def test_assets_that_are_not_held_are_rows_of_zeros() -> None:
 async def test_in_multi_assets_mode_an_asset_that_aster_would_lend_is_not_a_holding() -> None:
     wallet = SimulatedWallet([SimulatedAsset("USDT", Decimal(100)), SimulatedAsset("USDF", lent=Decimal(95))])
     async with venue_with(wallet) as venue:
-        futures, _ = (await balance_of(venue)).venue_accounts
+        balance = await balance_of(venue)
+    futures, _ = balance.venue_accounts
     assert "USDF" not in [row.asset for row in futures.assets]
+    assert any("lend" in note for note in balance.notes)
 
 
 async def test_totals_of_all_assets_are_not_passed_off_as_those_of_usdt() -> None:
@@ -440,7 +442,9 @@ async def test_an_invalid_time_is_malformed() -> None:
         (Fault.html(403), VenueRateLimited),
         (Fault(status=403, body=b"<html>configured to block access from your country</html>"), RegionRestricted),
         (Fault(status=403, body=b'<html><div role="region">Blocked</div></html>'), VenueRateLimited),
-        (Fault.html(404), RequestRefused),
+        (Fault.html(404), VenueUnavailable),
+        (Fault.html(401), VenueUnavailable),
+        (Fault(status=404, body=b"{}"), RequestRefused),
         (Fault(status=418), VenueRateLimited),
         (Fault(status=429), VenueRateLimited),
         (Fault(status=451), RegionRestricted),

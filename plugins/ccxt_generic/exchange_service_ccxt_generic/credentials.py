@@ -69,11 +69,11 @@ class StoredCredential:
         return self._wish(account_type, self.further)
 
     def wish_beside_others(self, account_type: str) -> Wish:
-        """The wish for one of all the user's wallets, without the stored kind of contract.
+        """The wish for one of all the user's wallets, without the stored kind of contract and of margin.
 
         Each kind is a wallet of its own: with the stored kind one would be read twice and another not at all.
         """
-        return self._wish(account_type, {name: value for name, value in self.further.items() if name != "subType"})
+        return self._wish(account_type, {})
 
     def _wish(self, account_type: str, further: Mapping[str, str]) -> Wish:
         parameters = type_parameters(self.exchange_id, account_type)

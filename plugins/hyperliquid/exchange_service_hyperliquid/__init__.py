@@ -16,6 +16,11 @@ from exchange_service.plugin_api import (
 )
 from exchange_service_hyperliquid.balance import key_rights, read_balance
 
+# In the venue's weights: each of the two states weighs two. The mode weighs twenty and is read once an hour; its
+# share is the other two.
+# witness: vendor: https://hyperliquid.gitbook.io/hyperliquid-docs/for-developers/api/rate-limits
+_LIMITS = (RateLimit("address", 1200, 60, cost=6),)
+
 HYPERLIQUID = ExchangeMetadata(
     id="hyperliquid",
     name="Hyperliquid",
@@ -53,9 +58,7 @@ HYPERLIQUID = ExchangeMetadata(
         Environment("sandbox", {"api": "https://api.hyperliquid-testnet.xyz"}, aliases=("testnet",)),
     ),
     documentation_url="https://hyperliquid.gitbook.io/hyperliquid-docs/for-developers/api",
-    # In the venue's weights: each of the two states weighs two. The mode weighs twenty and is read once an hour; its
-    # share is the other two.
-    limits=(RateLimit("address", 1200, 60, cost=6),),
+    limits=_LIMITS,
     # No credential_url: the only page for keys makes API wallets, whose address must not be stored.
 )
 

@@ -1,9 +1,10 @@
 """One balance of Hyperliquid: which requests it takes, and what a failed request means for the rest.
 
 The main dex, spot and mode of an address are needed together: one of them alone does not say what the wallet holds.
-The list of sub-accounts is needed too, because without it a missing one goes unnoticed. If any of these fails, the
-balance fails. A builder dex, a sub-account, the vaults or the staking account fails alone, and is in the balance with
-its error.
+The list of sub-accounts is needed too, because without it a missing one goes unnoticed. If any of these requests fails,
+the balance fails. If an answer for the main dex or for spot has another shape, that account has the error, and
+the other one is shown. A builder dex, a sub-account, a vault or the staking account fails alone, and is in the balance
+with its error.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from exchange_service.plugin_api import (
+    ALL_ACCOUNT_TYPES,
     AccountUnknown,
     Balance,
     FeatureNotEnabled,
@@ -21,6 +23,7 @@ from exchange_service.plugin_api import (
     VenueAccount,
     VenueCall,
     VenueError,
+    VenueMalformed,
 )
 from exchange_service_hyperliquid import parse
 from exchange_service_hyperliquid.client import HyperliquidClient
@@ -33,6 +36,10 @@ _ALL_ON_SPOT = (
     "A unified wallet has no perpetual account of its own: its perpetuals are in the spot wallet's USDC. "
     "Request the account type spot, or none."
 )
+_DEXS_NOT_READ = (
+    "Of the perpetuals only the main dex was read. Store the names of builder dexs in extra_metadata.dexs to read them."
+)
+_SUB_ACCOUNTS_NOT_READ = "Sub-accounts were not read. Store extra_metadata.sub_accounts as true to read them too."
 # Each takes three requests and one for each builder dex, and one wallet must not take every connection.
 _CONCURRENT_SUB_ACCOUNTS = 4
 
@@ -50,6 +57,8 @@ async def read_balance(call: VenueCall) -> Balance:
             raise FeatureNotEnabled(_ALL_ON_SPOT)
         notes = (*notes, _ALL_ON_SPOT)
     summary, more = parse.overall_summary(accounts)
+    if call.account.account_type == ALL_ACCOUNT_TYPES:
+        more = (*more, *_left_out(client))
     notes = (*notes, *(note for wallet in wallets for note in wallet.notes), *more)
     times = [time for wallet in wallets for time in wallet.venue_times]
     return Balance(accounts, summary, venue_time=min(times, default=None), notes=tuple(dict.fromkeys(notes)))
@@ -60,17 +69,23 @@ def key_rights(call: VenueCall) -> KeyRights:
     return KeyRights(trade=False, withdraw=False, notes=HyperliquidClient(call).needless_secrets())
 
 
+def _left_out(client: HyperliquidClient) -> tuple[str, ...]:
+    """What a request for everything does not read: each part costs requests, so the user names it."""
+    dexs = () if client.dexs else (_DEXS_NOT_READ,)
+    return dexs if client.with_sub_accounts else (*dexs, _SUB_ACCOUNTS_NOT_READ)
+
+
 async def _wallets(client: HyperliquidClient) -> tuple[list[parse.Wallet], tuple[str, ...]]:
     """The wallets of the stored address, or of the main wallet if it is an API wallet's, and notes.
 
     The venue answers for a wrong address as for an empty wallet. The role tells them apart. It weighs much, so it is
-    read only if all wallets are empty.
+    read only if all wallets are empty. A wallet whose tokens wait in escrow is missing too: it is not activated.
     """
     wallets = await _read_wallets(client, client.address)
     if not all(wallet.is_empty for wallet in wallets):
         return wallets, ()
     role = await client.role(client.address)
-    if role.name == "missing":
+    if role.name == "missing" and not any(wallet.has_escrows for wallet in wallets):
         raise AccountUnknown(
             "Hyperliquid does not know the stored wallet_address in this environment.",
             advice="Check for a typing error, and that it is the main wallet's address, not that of another chain or "
@@ -107,6 +122,8 @@ async def _read_wallets(client: HyperliquidClient, address: str) -> list[parse.W
 
 
 async def _sub_account(client: HyperliquidClient, sub: parse.SubAccount, slots: asyncio.Semaphore) -> parse.Wallet:
+    if sub.error is not None:
+        raise sub.error
     async with slots:
         return await _wallet(client, sub.address, sub.name)
 
@@ -114,16 +131,30 @@ async def _sub_account(client: HyperliquidClient, sub: parse.SubAccount, slots: 
 async def _wallet(client: HyperliquidClient, address: str, name: str = "") -> parse.Wallet:
     mode, spot, main, *dexs = await _gather(
         client.mode(address),
-        client.spot_state(address),
-        client.perp_state(address),
+        _or_malformed(client.spot_state(address)),
+        _or_malformed(client.perp_state(address)),
         *(_builder_dex(client, address, name, dex) for dex in client.dexs),
     )
+    perps = [state for state in (main, *dexs) if isinstance(state, parse.PerpState)]
+    unread = tuple(dex for dex in dexs if isinstance(dex, VenueAccount))
+    if isinstance(main, VenueMalformed):
+        unread = (VenueAccount(id=address, type="perpetual", sub_account=name, error=main), *unread)
+    if isinstance(spot, VenueMalformed):
+        if isinstance(main, VenueMalformed) or mode in parse.UNIFIED_MODES:
+            raise spot
+        return parse.wallet_without_spot(address, spot, perps, name=name, unread=unread)
     if parse.contradicts(mode, spot):
         # Nearly always the wallet has changed its mode since it was read. With the old mode money may count twice.
         mode = await client.reread_mode(address)
-    perps = [main, *(dex for dex in dexs if isinstance(dex, parse.PerpState))]
-    unread = tuple(dex for dex in dexs if isinstance(dex, VenueAccount))
     return parse.wallet(address, mode, spot, perps, name=name, unread=unread)
+
+
+async def _or_malformed(read: Coroutine[Any, Any, Any]) -> Any:
+    """The state that `read` returns, or the error of an answer with another shape."""
+    try:
+        return await read
+    except VenueMalformed as error:
+        return error
 
 
 async def _builder_dex(client: HyperliquidClient, address: str, name: str, dex: str) -> parse.PerpState | VenueAccount:
@@ -135,7 +166,7 @@ async def _builder_dex(client: HyperliquidClient, address: str, name: str, dex: 
 
 
 async def _vaults(client: HyperliquidClient, address: str) -> parse.Wallet:
-    accounts = parse.vault_accounts(await client.vault_equities(address))
+    accounts = parse.vault_accounts(await client.vault_equities(address), address)
     return parse.Wallet(accounts, is_empty=not accounts)
 
 

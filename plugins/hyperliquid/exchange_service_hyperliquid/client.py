@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from exchange_service.plugin_api import (
@@ -13,6 +15,7 @@ from exchange_service.plugin_api import (
     Response,
     VenueCall,
     VenueMalformed,
+    gateway_error,
     raise_unexpected_status,
     read_metadata,
     wallet_address,
@@ -24,6 +27,8 @@ T = TypeVar("T")
 # Seconds. The limit is a weight of 1200 a minute for our network address. A state weighs 2, a role 60, and most other
 # requests 20, so everything but the states is kept. A spot state shows when the kept mode is out of date.
 _MODE_AGE = 3600.0
+# A wallet whose mode was never set may get one at any time, and has no summary until then.
+_UNSET_MODE_AGE = 600.0
 _ROLE_AGE = 600.0
 _SUB_ACCOUNT_LIST_AGE = 600.0
 _DEX_LIST_AGE = 600.0
@@ -31,8 +36,25 @@ _TOKEN_TABLE_AGE = 3600.0
 # Each dex costs one request a balance. No user needs more.
 _MAX_DEXS = 20
 _MAX_DEX_NAME = 32
+# The status for a body that the venue cannot read, such as one with an unknown type or a malformed address.
+_UNREADABLE = 422
+# Statuses that mean a key or an account elsewhere. Reads need no key and name no account in the path.
+# witness: unproven: looked for in the vendor's pages and in the SDKs of hyperliquid-dex, nktkas and JKorf
+_REJECTED = frozenset({400, 401, 404, 405, 415})
 # Account types that the stored metadata can add to the default, and the name of each there.
 _ADDED_TYPES = {"vault": "vaults", "staking": "staking"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Mode:
+    """A mode, and when it was read, in the event loop's seconds."""
+
+    name: str
+    read: float
+
+    def age(self) -> float:
+        """Seconds since it was read."""
+        return _now() - self.read
 
 
 class HyperliquidClient:
@@ -70,16 +92,23 @@ class HyperliquidClient:
         return tuple(f"Hyperliquid needs no {name} to be read: remove the stored one." for name in needless)
 
     async def mode(self, address: str) -> str:
-        """The mode of the account, such as "default" or "unifiedAccount", which decides what the states mean."""
+        """The mode of the account, such as "default" or "unifiedAccount", which decides what the states mean.
 
-        async def fetch() -> str:
-            return parse.mode(await self._info("userAbstraction", user=address))
+        It is parse.UNSET_MODE if the venue knows none.
+        """
 
-        mode = await self._call.account_state.get(f"mode {address}", fetch, max_age=_MODE_AGE)
-        if mode not in parse.STANDARD_MODES | parse.UNIFIED_MODES:
+        async def fetch() -> _Mode:
+            return _Mode(parse.mode(await self._info("userAbstraction", user=address)), _now())
+
+        state, name = self._call.account_state, f"mode {address}"
+        kept = await state.get(name, fetch, max_age=_MODE_AGE)
+        if kept.name == parse.UNSET_MODE and kept.age() > _UNSET_MODE_AGE:
+            state.forget(name)
+            kept = await state.get(name, fetch, max_age=_MODE_AGE)
+        if kept.name not in parse.STANDARD_MODES | parse.UNIFIED_MODES | {parse.UNSET_MODE}:
             # It may be a mistake of the venue, so it is not kept.
-            self._call.account_state.forget(f"mode {address}")
-        return mode
+            state.forget(name)
+        return kept.name
 
     async def reread_mode(self, address: str) -> str:
         """The current mode, for when a state contradicts the one that `mode` returned."""
@@ -104,7 +133,7 @@ class HyperliquidClient:
         return parse.spot_state(await self._info("spotClearinghouseState", user=address))
 
     async def sub_accounts(self, address: str) -> list[parse.SubAccount]:
-        """The sub-accounts of a main wallet."""
+        """The sub-accounts of a main wallet, those with an unreadable entry with its error."""
 
         async def fetch() -> list[parse.SubAccount]:
             return parse.sub_accounts(await self._info("subAccounts", user=address), address)
@@ -145,6 +174,10 @@ class HyperliquidClient:
         return response.json()
 
 
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
 def _dex_names(listed: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
     if len(names) > _MAX_DEXS:
@@ -159,13 +192,18 @@ def _raise_for_error(response: Response) -> None:
     status = response.status
     if status == 200:
         return
-    if status == 422:
+    if status == _UNREADABLE:
         raise RequestRefused(
             "Hyperliquid cannot read the request (HTTP 422).", advice="Check the stored wallet_address and dexs."
         )
+    if error := gateway_error(response, "Hyperliquid"):
+        raise error
     if status == 403:
-        # There is no key that could lack a right, so the gateway in front of the venue refuses us.
-        raise AddressNotAllowed("Hyperliquid's gateway refuses requests from this service's network address.")
-    if status in (400, 401, 404, 405, 415):
+        # There is no key that could lack a right.
+        raise AddressNotAllowed(
+            "Hyperliquid refuses requests from this service's network address (HTTP 403).",
+            advice="Check that Hyperliquid serves the region of this service's network address.",
+        )
+    if status in _REJECTED:
         raise RequestRefused(f"Hyperliquid rejects our request (HTTP {status}).")
     raise_unexpected_status(response, "Hyperliquid")

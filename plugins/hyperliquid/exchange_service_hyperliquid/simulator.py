@@ -15,7 +15,18 @@ from aiohttp import web
 from exchange_service.testing import DemoVenue, Fault, json_object, show_situation
 
 _TIME = 1764000000123
-_UNREADABLE = "Failed to deserialize the JSON body into the target type"
+# What the venue answers instead of a state, by status.
+_REFUSALS: dict[int, str] = {
+    # witness: unproven: looked for in the vendor's pages and in issues of its clients
+    415: "Expected request with `Content-Type: application/json`",
+    # witness: report: https://nktkas.gitbook.io/hyperliquid-api/api/info/spotclearinghousestate
+    422: "Failed to deserialize the JSON body into the target type",
+    # The venue's answer for a dex that it does not have. The client must not send this request.
+    # witness: unproven: looked for in the vendor's pages and in issues of its clients
+    500: "unknown dex",
+    # witness: unproven: looked for in the vendor's pages and in issues of its clients
+    429: "null",
+}
 
 
 @dataclass(slots=True)
@@ -53,12 +64,19 @@ class SimulatedPerps:
 
 @dataclass(slots=True)
 class SimulatedWallet:
-    """One address. `spot` has rows of (coin, token, total, hold); `sub_accounts` has addresses by name."""
+    """One address. `spot` has rows of (coin, token, total, hold); `sub_accounts` has addresses by name.
 
-    mode: str = "default"
+    `escrows` has what waits for the activation of the wallet, as (coin, token, total). `lending` has the members that
+    portfolio margin adds to a row, by coin.
+    """
+
+    # None for a mode that was never set.
+    mode: str | None = "default"
     role: Mapping[str, Any] = field(default_factory=lambda: {"role": "user"})
     perps: dict[str, SimulatedPerps] = field(default_factory=dict)
     spot: list[tuple[str, int | None, str, str]] = field(default_factory=list)
+    escrows: list[tuple[str, int, str]] = field(default_factory=list)
+    lending: dict[str, dict[str, str]] = field(default_factory=dict)
     sub_accounts: dict[str, str] = field(default_factory=dict)
     vaults: dict[str, str] = field(default_factory=dict)
     staked: tuple[str, str, str] = ("0.0", "0.0", "0.0")
@@ -90,6 +108,22 @@ def unified_wallet() -> SimulatedWallet:
             ("UBTC", 197, "0.0", "0.0"),
         ],
         after_maintenance="4810.334120",
+    )
+
+
+def escrowed_wallet() -> SimulatedWallet:
+    """A wallet that was never activated: 250.75 USDC from HyperEVM wait for it, and the venue knows no such user."""
+    return SimulatedWallet(role={"role": "missing"}, escrows=[("USDC", 0, "250.75")])
+
+
+def portfolio_margin_wallet() -> SimulatedWallet:
+    """A wallet with portfolio margin: 7.5 USDC, of which orders reserve 4.5, and 0.2 USDC borrowed.
+
+    `hold` is less than what is reserved by what the wallet could borrow.
+    """
+    lending = {"spotHold": "4.5", "ltv": "0.0", "borrowed": "0.2", "supplied": "7.7"}
+    return SimulatedWallet(
+        mode="portfolioMargin", spot=[("USDC", 0, "7.5", "1.5")], lending={"USDC": lending}, after_maintenance="6.5"
     )
 
 
@@ -140,20 +174,19 @@ class HyperliquidSimulator(DemoVenue):
 
     async def _info(self, request: web.Request) -> web.Response:
         if request.content_type != "application/json":
-            return web.Response(status=415, text="Expected request with `Content-Type: application/json`")
+            return _refusal(415)
         body = json_object(await request.read())
         wanted = body.get("type")
         if wanted in ("perpDexs", "meta", "spotMeta"):
             return web.json_response(self._market(wanted, body.get("dex", "")))
         answer = _ANSWERS.get(wanted) if isinstance(wanted, str) else None
         if answer is None or not _is_address(body.get("user")):
-            return web.Response(status=422, text=_UNREADABLE)
+            return _refusal(422)
         wallet = self.wallets.get(body["user"].lower(), _UNKNOWN)
         if wanted in wallet.answers:
             return _stored_answer(wallet.answers[wanted])
         if wanted == "clearinghouseState" and body.get("dex", "") not in ("", *self.dexs):
-            # The venue's true answer is not known. The client must not send this request.
-            return web.Response(status=500, text="unknown dex")
+            return _refusal(500)
         return web.json_response(answer(self, wallet, body))
 
     def _market(self, wanted: str, dex: str) -> Any:
@@ -217,7 +250,7 @@ class HyperliquidSimulator(DemoVenue):
         if situation == "partly":
             # The second dex no longer exists.
             metadata["dexs"] = "xyz,gone"
-        limit = Fault(status=429, body=b"null", headers={"Retry-After": "30"})
+        limit = Fault(status=429, body=_REFUSALS[429].encode(), headers={"Retry-After": "30"})
         # A balance needs three answers: the mode and two states.
         show_situation(self, situation, address, answers=3, limit=limit)
         return {"extra_metadata": metadata}
@@ -228,7 +261,7 @@ class HyperliquidSimulator(DemoVenue):
             return None
         address = _named_address(f"trouble {trouble}")
         # The venue states neither a reason nor a delay.
-        show_situation(self, trouble, address, limit=Fault(status=429, body=b"null"))
+        show_situation(self, trouble, address, limit=Fault(status=429, body=_REFUSALS[429].encode()))
         # The address is not added: an address with a typing error, or of the other network, is unknown to the venue.
         return {"extra_metadata": {"wallet_address": address}}
 
@@ -254,6 +287,10 @@ _ANSWERS = {
 
 def _is_address(value: Any) -> bool:
     return isinstance(value, str) and len(value) == 42 and value[:2] == "0x" and set(value[2:]) <= set(string.hexdigits)
+
+
+def _refusal(status: int) -> web.Response:
+    return web.Response(status=status, text=_REFUSALS[status])
 
 
 def _stored_answer(answer: Any) -> web.Response:
@@ -304,14 +341,26 @@ def _position(position: SimulatedPosition) -> dict[str, Any]:
 
 def _spot_state(wallet: SimulatedWallet) -> dict[str, Any]:
     rows = [
-        {"coin": coin, "token": token, "total": total, "hold": hold, "entryNtl": "0.0"}
+        {"coin": coin, "token": token, "total": total, "hold": hold, "entryNtl": "0.0", **_lending(wallet, coin, hold)}
         for coin, token, total, hold in wallet.spot
     ]
+    state: dict[str, Any] = {"balances": rows}
+    if wallet.escrows:
+        state["evmEscrows"] = [{"coin": coin, "token": token, "total": total} for coin, token, total in wallet.escrows]
     if wallet.mode not in ("unifiedAccount", "portfolioMargin"):
-        return {"balances": rows}
+        return state
+    if wallet.mode == "portfolioMargin":
+        state |= {"portfolioMarginEnabled": True, "portfolioMarginRatio": "0.4", "tokenToPortfolioBorrowRatio": []}
     usdc = [(Decimal(total), Decimal(hold)) for coin, _, total, hold in wallet.spot if coin == "USDC"]
     left = [wallet.after_maintenance or _text(total - hold) for total, hold in usdc]
-    return {"balances": rows, "tokenToAvailableAfterMaintenance": [[0, amount] for amount in left]}
+    return state | {"tokenToAvailableAfterMaintenance": [[0, amount] for amount in left]}
+
+
+def _lending(wallet: SimulatedWallet, coin: str, hold: str) -> dict[str, str]:
+    """The members that portfolio margin adds to a row. As at the venue, a token without any hold lacks `spotHold`."""
+    if wallet.mode != "portfolioMargin" or coin in wallet.lending:
+        return wallet.lending.get(coin, {})
+    return {"spotHold": hold} if Decimal(hold) else {}
 
 
 def _text(value: Decimal) -> str:

@@ -17,6 +17,8 @@ from exchange_service_hyperliquid.simulator import (
     HyperliquidSimulator,
     SimulatedPerps,
     SimulatedWallet,
+    escrowed_wallet,
+    portfolio_margin_wallet,
     standard_wallet,
     unified_wallet,
 )
@@ -159,7 +161,7 @@ async def test_the_mode_is_read_once() -> None:
 
 async def test_a_failed_mode_is_read_again() -> None:
     async with venue() as simulator, calling(simulator) as call:
-        simulator.wallets[MASTER].answers["userAbstraction"] = None
+        simulator.wallets[MASTER].answers["userAbstraction"] = {}
         with pytest.raises(VenueMalformed):
             await fetch_balance(call)
         simulator.wallets[MASTER].answers.clear()
@@ -243,7 +245,7 @@ async def test_if_the_changed_mode_cannot_be_read_the_old_one_gives_no_balance()
     async with venue() as simulator, calling(simulator) as call:
         await fetch_balance(call)
         keep(simulator, "unifiedAccount")
-        simulator.wallets[MASTER].answers["userAbstraction"] = None
+        simulator.wallets[MASTER].answers["userAbstraction"] = {}
         for _ in range(2):
             with pytest.raises(VenueMalformed):
                 await fetch_balance(call)
@@ -340,6 +342,126 @@ async def test_an_address_that_was_never_seen_is_unknown() -> None:
     async with venue() as simulator:
         with pytest.raises(AccountUnknown, match="wallet_address"):
             await read(simulator, AGENT)
+
+
+async def test_a_wallet_that_was_never_activated_shows_what_waits_in_escrow() -> None:
+    async with venue() as simulator:
+        simulator.add_wallet(AGENT, escrowed_wallet())
+        balance = await read(simulator, AGENT)
+    held = [(account.sub_account, row) for account, row in balance.rows() if not row.is_zero()]
+    assert held == [("escrow", AssetBalance("USDC", total=Decimal("250.75")))]
+    assert balance.summary is not None
+    assert (balance.summary.total, balance.summary.available) == (Decimal("250.75"), None)
+    assert any("activated" in note for note in balance.notes)
+
+
+async def test_an_escrow_of_nothing_does_not_make_an_unknown_address_known() -> None:
+    async with venue() as simulator:
+        simulator.add_wallet(AGENT, SimulatedWallet(role={"role": "missing"}, escrows=[("USDC", 0, "0.0")]))
+        with pytest.raises(AccountUnknown):
+            await read(simulator, AGENT)
+
+
+async def test_a_wallet_with_portfolio_margin_shows_what_is_free_and_what_is_borrowed() -> None:
+    async with venue() as simulator:
+        simulator.add_wallet(AGENT, portfolio_margin_wallet())
+        balance = await read(simulator, AGENT)
+    (account,) = balance.venue_accounts
+    assert account.assets == (
+        AssetBalance("USDC", Decimal("7.5"), Decimal("3.0"), Decimal("4.5"), debt=Decimal("0.2")),
+    )
+    assert balance.summary is not None
+    assert (balance.summary.total, balance.summary.available, balance.summary.equity) == (Decimal("7.5"), 3, None)
+    assert any("borrowed" in note for note in balance.notes)
+
+
+async def test_a_mode_that_was_never_set_is_not_a_failure_and_is_kept() -> None:
+    async with venue() as simulator, calling(simulator) as call:
+        simulator.wallets[MASTER].mode = None
+        for _ in range(3):
+            balance = await fetch_balance(call)
+            assert [account.assets[0].total for account in balance.venue_accounts] == [1000, 40]
+            assert balance.summary is None
+            assert len(balance.notes) == 1
+        assert len(simulator.questions("userAbstraction")) == 1
+        keep(simulator, "unifiedAccount")
+        balance = await fetch_balance(call)
+        assert balance.summary is not None
+        assert balance.summary.total == 1040
+
+
+async def test_a_mode_that_was_never_set_is_read_again_after_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with venue() as simulator, calling(simulator) as call:
+        simulator.wallets[MASTER].mode = None
+        assert (await fetch_balance(call)).summary is None
+        simulator.wallets[MASTER].mode = "default"
+        assert (await fetch_balance(call)).summary is None
+        loop = asyncio.get_running_loop()
+        later = loop.time() + 601
+        monkeypatch.setattr("exchange_service_hyperliquid.client._now", lambda: later)
+        assert (await fetch_balance(call)).summary is not None
+
+
+@pytest.mark.parametrize("mode", ["default", None, "someNewMode"])
+async def test_an_odd_spot_answer_does_not_hide_the_perpetuals(mode: str | None) -> None:
+    async with venue() as simulator:
+        simulator.wallets[MASTER].mode = mode
+        simulator.wallets[MASTER].answers["spotClearinghouseState"] = {"balances": [{"coin": "USDC", "total": {}}]}
+        balance = await read(simulator)
+    perpetual, spot = balance.venue_accounts
+    assert perpetual.assets == (AssetBalance("USDC", Decimal(1000), Decimal(1000), Decimal(0)),)
+    assert (spot.identity, type(spot.error)) == ((MASTER, "spot", ""), VenueMalformed)
+    assert (perpetual.summary, balance.summary) == (None, None)
+
+
+async def test_an_odd_answer_for_the_main_dex_does_not_hide_the_spot_tokens() -> None:
+    async with venue() as simulator:
+        simulator.wallets[MASTER].answers["clearinghouseState"] = {"marginSummary": None}
+        balance = await read(simulator)
+        keep(simulator, "unifiedAccount")
+        unified = await read(simulator)
+    spot, perpetual = balance.venue_accounts
+    assert spot.assets == (AssetBalance("USDC", Decimal("40.0"), Decimal("24.5"), Decimal("15.5")),)
+    assert (perpetual.identity, type(perpetual.error)) == ((MASTER, "perpetual", ""), VenueMalformed)
+    assert balance.summary is None
+    assert unified.venue_accounts[0].assets[0].total == 1040
+    assert unified.summary is None
+
+
+async def test_without_its_spot_state_a_unified_wallet_has_no_balance() -> None:
+    async with venue() as simulator:
+        keep(simulator, "unifiedAccount")
+        simulator.wallets[MASTER].answers["spotClearinghouseState"] = {}
+        with pytest.raises(VenueMalformed):
+            await read(simulator)
+
+
+async def test_an_odd_entry_of_a_sub_account_does_not_fail_the_wallet() -> None:
+    async with venue() as simulator:
+        simulator.wallets[MASTER].answers["subAccounts"] = [
+            {"name": "Hedge", "subAccountUser": SUB, "master": MASTER},
+            {"name": "Odd", "subAccountUser": None, "master": MASTER},
+        ]
+        balance = await read(simulator, sub_accounts=True)
+    assert [account.identity for account in balance.venue_accounts] == [
+        (MASTER, "perpetual", ""),
+        (MASTER, "spot", ""),
+        (SUB, "perpetual", "Hedge"),
+        (SUB, "spot", "Hedge"),
+        (MASTER, "", "sub-account 2"),
+    ]
+    assert isinstance(balance.venue_accounts[-1].error, VenueMalformed)
+    assert balance.summary is None
+
+
+async def test_a_request_for_everything_says_what_is_read_only_if_it_is_named() -> None:
+    async with venue() as simulator:
+        plain = await read(simulator, account_type="all")
+        named = await read(simulator, account_type="all", dexs="xyz", sub_accounts=True)
+        default = await read(simulator)
+    assert [any(word in note for note in plain.notes) for word in ("dexs", "sub_accounts")] == [True, True]
+    assert named.notes == ()
+    assert default.notes == ()
 
 
 @pytest.mark.parametrize("role", ["user", "vault", "subAccount", "somethingNew"])
@@ -635,7 +757,9 @@ async def test_an_extra_that_is_requested_alone_and_fails_raises_its_error(accou
         (Fault(status=400), RequestRefused),
         (Fault(status=418), VenueRateLimited),
         (Fault(status=401), RequestRefused),
-        (Fault(status=403), AddressNotAllowed),
+        (Fault(status=403, body=b'{"error": "forbidden"}'), AddressNotAllowed),
+        (Fault.html(403), VenueUnavailable),
+        (Fault(status=403, body=b""), VenueUnavailable),
         (Fault(status=404), RequestRefused),
         (Fault(status=429, body=b"null"), VenueRateLimited),
         (Fault(status=500, body=b"null"), VenueUnavailable),
@@ -653,6 +777,15 @@ async def test_the_venues_errors_have_our_reasons(fault: Fault, expected: type[V
             await read(simulator)
     assert type(raised.value) is expected
     assert raised.value.message.endswith(".")
+
+
+@pytest.mark.parametrize("fault", [Fault.html(403), Fault(status=403, body=b"{}")], ids=["a page", "an answer"])
+async def test_no_refusal_speaks_of_a_key(fault: Fault) -> None:
+    async with venue() as simulator:
+        simulator.fail(fault)
+        with pytest.raises(VenueError) as raised:
+            await read(simulator)
+    assert "key" not in f"{raised.value.message} {raised.value.advice}".lower()
 
 
 async def test_an_unreadable_request_points_to_the_stored_address() -> None:

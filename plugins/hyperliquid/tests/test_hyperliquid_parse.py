@@ -284,19 +284,146 @@ def test_a_wallet_that_holds_something_is_not_empty(name: str) -> None:
     assert not wallet("default", "spot_state_empty", perps()).is_empty
 
 
-def test_outcome_rows_are_left_out_with_a_note() -> None:
-    state = spot("spot_state_outcomes")
-    assert [entry.asset for entry in state.rows] == ["USDC"]
-    assert state.outcomes == 1
+@pytest.mark.parametrize("coin", ["+12345", "o7", "#970"])
+def test_positions_in_outcome_markets_are_rows_with_the_venues_code_and_a_note(coin: str) -> None:
+    entry = {"coin": coin, "total": "10.0", "hold": "0.0", "entryNtl": "4.2"}
+    state = parse.spot_state({"balances": [*payload("spot_state_empty")["balances"], entry]})
+    assert state.rows == (row(coin, "10", "10", "0"),)
     result = parse.wallet(ADDRESS, "default", state, (perps(),))
     assert any("outcome" in note for note in result.notes)
     assert result.accounts[1].summary is None
+
+
+def test_a_wallet_without_outcomes_needs_no_note_on_them() -> None:
+    closed = {"coin": "+12345", "total": "0.0", "hold": "0.0"}
+    state = parse.spot_state({"balances": [*payload("spot_state_standard")["balances"], closed]})
+    assert not any("outcome" in note for note in parse.wallet(ADDRESS, "default", state, (perps(),)).notes)
 
 
 def test_a_missing_hold_leaves_free_unknown() -> None:
     assert parse.spot_state({"balances": [{"coin": "HYPE", "total": "3"}]}).rows == (
         AssetBalance("HYPE", total=Decimal(3)),
     )
+
+
+def test_a_row_whose_amounts_are_all_empty_says_nothing() -> None:
+    told, empty = payload("spot_state_standard")["balances"][0], {"coin": "HYPE", "total": "", "hold": ""}
+    assert parse.spot_state({"balances": [told, empty]}) == parse.spot_state({"balances": [told]})
+    assert parse.spot_state({"balances": [], "evmEscrows": [{"coin": "USDC", "token": 0, "total": ""}]}).escrows == ()
+
+
+def test_what_is_free_is_never_negative() -> None:
+    (held,) = parse.spot_state({"balances": [{"coin": "USDC", "total": "5", "hold": "7.5"}]}).rows
+    assert held == AssetBalance("USDC", total=Decimal(5), used=Decimal("7.5"))
+
+
+def test_a_negative_hold_leaves_both_parts_unknown() -> None:
+    (held,) = parse.spot_state({"balances": [{"coin": "USDC", "total": "10000.0", "hold": "-5.0"}]}).rows
+    assert held == AssetBalance("USDC", total=Decimal("10000.0"))
+
+
+@pytest.mark.parametrize(("total", "hold"), [("1.25e3", "5E+1"), ("1250", "50"), ("1.25E3", "50.0")])
+def test_an_amount_with_an_exponent_takes_the_same_road_as_any_other(total: str, hold: str) -> None:
+    assert parse.spot_state({"balances": [{"coin": "USDC", "total": total, "hold": hold}]}).rows == (
+        row("USDC", "1250", "1200", "50"),
+    )
+
+
+PORTFOLIO = {"coin": "USDC", "total": "7.5", "hold": "1.5", "spotHold": "4.5", "borrowed": "0.2"}
+AFTER = {"tokenToAvailableAfterMaintenance": [[0, "6.5"]]}
+
+
+def test_under_portfolio_margin_what_is_reserved_is_stated_apart_and_a_debt_is_shown() -> None:
+    state = parse.spot_state({"balances": [PORTFOLIO], **AFTER})
+    debt = Decimal("0.2")
+    assert state.rows == (AssetBalance("USDC", Decimal("7.5"), Decimal(3), Decimal("4.5"), debt=debt),)
+    result = parse.wallet(ADDRESS, "portfolioMargin", state, (perps("clearinghouse_state_empty"),))
+    summary = result.accounts[0].summary
+    assert summary is not None
+    assert (summary.total, summary.available, summary.equity) == (Decimal("7.5"), Decimal(3), None)
+    assert any("borrowed" in note for note in result.notes)
+
+
+def test_a_negative_debt_is_malformed() -> None:
+    with pytest.raises(VenueMalformed, match="borrowed"):
+        parse.spot_state({"balances": [{**PORTFOLIO, "borrowed": "-0.2"}]})
+
+
+@pytest.mark.parametrize("usdc", [[], [{"coin": "USDC", "total": "0.0", "hold": "0.0"}]], ids=["no row", "zero"])
+def test_a_unified_wallet_with_other_tokens_alone_has_no_figure_of_zero(usdc: list[Any]) -> None:
+    state = parse.spot_state({"balances": [*usdc, {"coin": "HYPE", "total": "31.25", "hold": "0.0"}]})
+    result = parse.wallet(ADDRESS, "unifiedAccount", state, (perps("clearinghouse_state_empty"),))
+    assert result.accounts[0].summary is None
+    assert any("no USDC" in note for note in result.notes)
+    assert parse.overall_summary(result.accounts)[0] is None
+
+
+def test_under_portfolio_margin_a_hold_alone_tells_neither_part() -> None:
+    alone = {name: value for name, value in PORTFOLIO.items() if name != "spotHold"}
+    held = parse.spot_state({"balances": [alone], **AFTER}).rows[0]
+    assert (held.free, held.used, held.debt) == (None, None, Decimal("0.2"))
+    flagged = {"balances": [{"coin": "USDC", "total": "7.5", "hold": "1.5"}], "portfolioMarginEnabled": True}
+    assert parse.spot_state(flagged).rows[0].free is None
+    # Tokens without any hold lack the other figure.
+    idle = parse.spot_state({"balances": [{**alone, "hold": "0.0"}], **AFTER}).rows[0]
+    assert (idle.free, idle.used) == (Decimal("7.5"), 0)
+
+
+@pytest.mark.parametrize("field", [AFTER, {"portfolioMarginEnabled": True}], ids=str)
+def test_either_field_of_portfolio_margin_contradicts_a_standard_mode(field: dict[str, Any]) -> None:
+    state = parse.spot_state({"balances": [], **field})
+    assert all(parse.contradicts(mode, state) for mode in STANDARD)
+    assert not any(parse.contradicts(mode, state) for mode in UNIFIED)
+
+
+def test_what_waits_in_escrow_is_an_account_of_its_own_with_a_note() -> None:
+    state = spot("spot_state_escrow")
+    result = parse.wallet(ADDRESS, "default", state, (perps("clearinghouse_state_empty"),))
+    assert (result.is_empty, result.has_escrows) == (True, True)
+    account = result.accounts[-1]
+    assert account.identity == (ADDRESS, "spot", "escrow")
+    assert account.assets == (AssetBalance("USDC", total=Decimal("250.75")),)
+    summary, _ = parse.overall_summary(result.accounts)
+    assert summary == Summary("USDC", total=Decimal("250.75"), equity=Decimal("250.75"))
+    assert any("activated" in note for note in result.notes)
+
+
+def test_other_tokens_in_escrow_leave_no_single_figure() -> None:
+    state = parse.spot_state({"balances": [], "evmEscrows": [{"coin": "HYPE", "token": 150, "total": "2"}]})
+    result = parse.wallet(ADDRESS, "default", state, (perps(),))
+    assert parse.overall_summary(result.accounts)[0] is None
+
+
+def test_an_escrow_of_nothing_is_not_shown() -> None:
+    state = parse.spot_state({"balances": [], "evmEscrows": [{"coin": "USDC", "token": 0, "total": "0.0"}]})
+    result = parse.wallet(ADDRESS, "default", state, (perps("clearinghouse_state_empty"),))
+    assert [account.sub_account for account in result.accounts] == ["", ""]
+    assert not result.has_escrows
+
+
+def test_a_mode_that_was_never_set_gives_rows_without_a_sum() -> None:
+    assert parse.mode(None) == parse.UNSET_MODE
+    result = wallet(parse.UNSET_MODE, "spot_state_standard")
+    assert [account.type for account in result.accounts] == ["perpetual", "spot"]
+    assert [account.summary for account in result.accounts] == [None, None]
+    assert result.accounts[0].assets == (row("USDC", "8420.118264", "7611.904113", "802.5"),)
+    assert any("none was ever set" in note for note in result.notes)
+    assert parse.overall_summary(result.accounts) == (None, ())
+
+
+def test_a_mode_that_was_never_set_is_contradicted_by_a_unified_answer() -> None:
+    assert parse.contradicts(parse.UNSET_MODE, spot("spot_state_unified"))
+    assert not parse.contradicts(parse.UNSET_MODE, spot("spot_state_standard"))
+
+
+def test_unread_perpetuals_leave_a_unified_wallet_without_usdc_unknown() -> None:
+    failed = VenueAccount(ADDRESS, "perpetual", error=VenueMalformed("odd"))
+    state = parse.spot_state({"balances": [], **AFTER})
+    result = parse.wallet(ADDRESS, "unifiedAccount", state, (), unread=(failed,))
+    assert result.accounts[0].summary is None
+    assert not result.is_empty
+    doubtful = parse.wallet(ADDRESS, "default", state, (), unread=(failed,))
+    assert doubtful.accounts[0].summary is None
 
 
 @pytest.mark.parametrize("time", [1764000000123, "1764000000123"])
@@ -313,11 +440,34 @@ def test_a_state_without_a_time_has_no_venue_time() -> None:
     assert parse.perp_state(state).venue_time is None
 
 
+@pytest.mark.parametrize("time", ["yesterday", Decimal("1764000000.123"), True, 10**18, -1, [], {}], ids=str)
+def test_a_time_that_cannot_be_read_is_absent(time: Any) -> None:
+    state = parse.perp_state(changed("clearinghouse_state", time, "time"))
+    assert state.venue_time is None
+    assert state.account_value == Decimal("8420.118264")
+
+
 def test_vault_deposits_are_accounts_of_their_own() -> None:
-    (account,) = parse.vault_accounts(payload("vault_equities"))
+    (account,) = parse.vault_accounts(payload("vault_equities"), ADDRESS)
     assert account.identity == ("0xdfc24b077bc1425ad1dea75bcb6f8158e10df303", "vault", "")
     assert account.assets == (AssetBalance("USDC", total=Decimal("742.500082")),)
     assert account.summary == Summary("USDC", total=Decimal("742.500082"), equity=Decimal("742.500082"))
+
+
+@pytest.mark.parametrize(
+    "odd", [None, {"vaultAddress": SUB}, {"equity": "1"}, {"vaultAddress": SUB, "equity": "NaN"}], ids=str
+)
+def test_an_odd_vault_is_its_own_error(odd: Any) -> None:
+    good, bad = parse.vault_accounts([*payload("vault_equities"), odd], ADDRESS)
+    assert good.assets == (AssetBalance("USDC", total=Decimal("742.500082")),)
+    assert bad.identity == (ADDRESS, "vault", "vault 2")
+    assert isinstance(bad.error, VenueMalformed)
+
+
+def test_a_vault_that_is_listed_twice_counts_once() -> None:
+    first, second = parse.vault_accounts(payload("vault_equities") * 2, ADDRESS)
+    assert first.error is None
+    assert isinstance(second.error, VenueMalformed)
 
 
 def test_staked_hype_is_an_account_without_a_figure_in_usdc() -> None:
@@ -333,6 +483,26 @@ def test_sub_accounts_are_read_in_lower_case_and_may_be_absent() -> None:
 
 def test_a_nameless_sub_account_is_called_by_its_address() -> None:
     assert parse.sub_accounts([sub_account(SUB)], ADDRESS) == [parse.SubAccount(SUB, SUB)]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        {"name": "Hedge"},
+        sub_account("me"),
+        {"subAccountUser": SUB},
+        sub_account(SUB, SUB),
+        sub_account(ADDRESS),
+        sub_account("0x035605fc2f24d65300227189025e90a0d947f16C"),
+    ],
+    ids=str,
+)
+def test_an_odd_entry_of_a_sub_account_is_that_sub_accounts_error(odd: Any) -> None:
+    good, bad = parse.sub_accounts([*payload("sub_accounts"), odd], ADDRESS)
+    assert good == parse.SubAccount(SUB, "Hedge")
+    assert (bad.address, bad.name) == (ADDRESS, "sub-account 2")
+    assert isinstance(bad.error, VenueMalformed)
 
 
 def test_an_agent_names_its_main_wallet() -> None:
@@ -378,11 +548,6 @@ NONSENSE: list[tuple[Callable[[Any], Any], Any]] = [
     (parse.perp_state, without(PERP, "assetPositions", 0, "position", "unrealizedPnl")),
     (parse.perp_state, changed(PERP, "NaN", "marginSummary", "accountValue")),
     (parse.perp_state, changed(PERP, True, "withdrawable")),
-    (parse.perp_state, changed(PERP, "yesterday", "time")),
-    (parse.perp_state, changed(PERP, Decimal("1764000000.123"), "time")),
-    (parse.perp_state, changed(PERP, True, "time")),
-    (parse.perp_state, changed(PERP, 10**18, "time")),
-    (parse.perp_state, changed(PERP, -1, "time")),
     *((parse.spot_state, value) for value in (None, [], {}, "ok", {"balances": None}, {"balances": {}})),
     (parse.spot_state, changed(SPOT, [None], "balances")),
     (parse.spot_state, without(SPOT, "balances", 0, "coin")),
@@ -394,19 +559,16 @@ NONSENSE: list[tuple[Callable[[Any], Any], Any]] = [
         (parse.spot_state, changed(SPOT, value, "tokenToAvailableAfterMaintenance"))
         for value in ({}, "ok", [None], [[]], [[0]], [[0, None]], [[0, "1", "2"]], [["0", "1"]], [[0, "1"], [0, "1"]])
     ),
-    *((parse.mode, value) for value in (None, "", [], {}, 0, True)),
+    *(
+        (parse.spot_state, changed(SPOT, value, "evmEscrows"))
+        for value in ({}, "ok", [None], [{}], [{"coin": "USDC"}], [{"total": "1"}], [{"coin": "A", "total": "1"}] * 2)
+    ),
+    *((parse.mode, value) for value in ("", [], {}, 0, True)),
     *((parse.role, value) for value in (None, [], {}, "user", {"role": None}, {"role": "agent"})),
     (parse.role, {"role": "agent", "data": {"user": "0x12"}}),
     (parse.role, {"role": "agent", "data": {"user": "0x" + "g" * 40}}),
-    *(
-        (lambda value: parse.sub_accounts(value, ADDRESS), value)
-        for value in (
-            *({}, "ok", [None], [{"name": "Hedge"}], [sub_account("me")], [{"subAccountUser": SUB}]),
-            *([sub_account(SUB, SUB)], [sub_account(ADDRESS)], [sub_account(SUB), sub_account(SUB.upper())]),
-        )
-    ),
-    *((parse.vault_accounts, value) for value in (None, {}, [None], [{"vaultAddress": ADDRESS}], [{"equity": "1"}])),
-    (parse.vault_accounts, [{"vaultAddress": ADDRESS, "equity": "1"}] * 2),
+    *((lambda value: parse.sub_accounts(value, ADDRESS), value) for value in ({}, "ok", True)),
+    *((lambda value: parse.vault_accounts(value, ADDRESS), value) for value in (None, {}, "ok")),
     *((lambda value: parse.staking_account(value, ADDRESS), value) for value in (None, [], {}, {"delegated": "1"})),
     *((parse.dex_names, value) for value in (None, {}, [], ["xyz"], [None, {}], [None, None, 3])),
     *((parse.collateral_token, value) for value in (None, {}, {"collateralToken": "360"}, {"collateralToken": True})),

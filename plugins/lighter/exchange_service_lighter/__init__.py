@@ -16,6 +16,10 @@ from exchange_service.plugin_api import (
 )
 from exchange_service_lighter.balance import key_rights, read_balance
 
+# The limit without a token. One request reads all accounts of a wallet.
+# witness: vendor: https://apidocs.lighter.xyz/docs/rate-limits
+_LIMITS = (RateLimit("address", 60, 60),)
+
 LIGHTER = ExchangeMetadata(
     id="lighter",
     name="Lighter DEX",
@@ -75,8 +79,7 @@ LIGHTER = ExchangeMetadata(
     ),
     documentation_url="https://apidocs.lighter.xyz",
     credential_url="https://app.lighter.xyz/apikeys",
-    # The limit without a token. One request reads all accounts of a wallet.
-    limits=(RateLimit("address", 60, 60),),
+    limits=_LIMITS,
 )
 
 

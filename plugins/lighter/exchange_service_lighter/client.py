@@ -14,10 +14,12 @@ from exchange_service.plugin_api import (
     RequestRefused,
     Response,
     VenueCall,
+    VenueError,
     VenueMalformed,
     VenueRateLimited,
     as_object,
     check_unique,
+    gateway_error,
     read_metadata,
     retry_after,
     wallet_address,
@@ -26,7 +28,8 @@ from exchange_service_lighter import parse
 from exchange_service_lighter.tokens import Token, is_address, token
 
 # By stored deployment: the name of its address in the listing, and the collateral of its perpetuals.
-_DEPLOYMENTS = {"lighter": ("api", "USDC"), "robinhood": ("robinhood", "USDG")}
+# witness: report: https://docs.rs/crate/df-lighter-core/latest/source/src/account/holdings/account.rs
+_DEPLOYMENTS: Mapping[str, tuple[str, str]] = {"lighter": ("api", "USDC"), "robinhood": ("robinhood", "USDG")}
 _WALLET_KEYS = frozenset({"wallet_address", "l1_address", "user"})
 # Lighter's own numbers of sub-accounts lie just above 2^48.
 _LARGEST_INDEX = 2**53
@@ -36,11 +39,23 @@ _MAX_PAGES = 10
 _REFUSAL_AGE = 600.0
 
 _SUCCESS = 200
-_INVALID_PARAMETER = 20001
-_RESTRICTED_JURISDICTION = 20558
-_ACCOUNT_NOT_FOUND = 21100
-_API_KEY_NOT_FOUND = 21109
-_RATE_LIMITS = range(23000, 23004)
+# Which error each of Lighter's codes is.
+_BY_CODE: Mapping[int, type[VenueError]] = {
+    20001: RequestRefused,  # witness: unproven: looked for in the vendor's pages, its SDK and CCXT
+    20558: RegionRestricted,  # witness: unproven: looked for in the vendor's pages, its SDK and CCXT
+    21100: AccountUnknown,  # witness: report: elliottech/lighter-python#132
+    # witness: report: JKorf/Lighter.Net Lighter.Net/LighterErrors.cs
+    21102: CredentialRejected,
+    21107: CredentialRejected,
+    21109: CredentialRejected,
+    21110: CredentialRejected,
+    21120: CredentialRejected,
+    # witness: CCXT: lighter.exceptions
+    23000: VenueRateLimited,
+    23001: VenueRateLimited,
+    23002: VenueRateLimited,
+    23003: VenueRateLimited,
+}
 # The documents do not say which of these codes a refused token has. The message tells.
 _CODES_OF_TOKENS = range(20000, 22000)
 
@@ -134,19 +149,22 @@ class LighterClient:
             return
         if response.status >= 500:
             response.raise_for_status()
-        if code == _ACCOUNT_NOT_FOUND:
+        if error := gateway_error(response, "Lighter"):
+            raise error
+        kind = None if code is None else _BY_CODE.get(code)
+        if kind is AccountUnknown:
             raise self._account_unknown()
-        if code in _RATE_LIMITS or response.status == 429:
+        if kind is VenueRateLimited or response.status == 429:
             raise VenueRateLimited("Lighter limits our requests.", retry_after=retry_after(response.headers))
-        if code == _RESTRICTED_JURISDICTION or response.status == 403:
+        if kind is RegionRestricted or response.status == 403:
             raise RegionRestricted("Lighter does not serve the region that this service calls from.")
         token_refused = code in _CODES_OF_TOKENS and "auth" in message
-        if code == _API_KEY_NOT_FOUND or token_refused or response.status == 401:
+        if kind is CredentialRejected or token_refused or response.status == 401:
             raise CredentialRejected(
                 "Lighter does not show the account without a valid token.",
                 advice="Make a read-only token on Lighter's page of API keys and store it as api_key.",
             )
-        if code == _INVALID_PARAMETER or response.status == 404:
+        if kind is RequestRefused or response.status == 404:
             raise RequestRefused(
                 "Lighter rejects our request.", advice="Check the stored wallet_address and account_index."
             )
@@ -156,12 +174,15 @@ class LighterClient:
     def _account_unknown(self) -> AccountUnknown:
         if self.index is not None:
             return AccountUnknown(
-                "Lighter has no account with the stored account_index in this environment and deployment."
+                "Lighter has no account with the stored account_index in this environment and deployment.",
+                advice="Check the number and extra_metadata.deployment (lighter or robinhood), or store the "
+                "wallet_address in its place. The testnet has accounts of its own.",
             )
         return AccountUnknown(
             "Lighter has no account of the stored wallet_address in this environment and deployment: the first deposit "
             "opens one.",
-            advice="Check for a typing error, and that the wallet is the one that owns the account.",
+            advice="Check for a typing error, that the wallet is the one that owns the account, and "
+            "extra_metadata.deployment (lighter or robinhood). The testnet has accounts of its own.",
         )
 
 

@@ -29,22 +29,39 @@ from exchange_service.plugin_api import (
 
 # Values of `account_trading_mode`. Classic: perpetuals and spot hold separate money. Unified: spot may be margin.
 CLASSIC, UNIFIED = 0, 1
-# Values of `account_type`. Every other value is that of a pool.
+# Values of `account_type`: of a user, and of pools, which hold the money of many users.
 _MASTER, _SUB_ACCOUNT = 0, 1
+# witness: vendor: elliottech/lighter-python docs/DetailedAccountAccountTypeEnum.md
+_POOLS = frozenset(
+    {
+        2,  # Public pool.
+        3,  # Insurance fund.
+        4,  # Staking pool.
+    }
+)
 # The number of the collateral of perpetuals in every deployment. Its symbol differs.
 _COLLATERAL_ASSET = 3
+# The symbols of assets by number, for amounts that name only the number.
+# witness: vendor: https://apidocs.lighter.xyz/docs/evm-interop-tokens-transfers
+_SYMBOLS: dict[int, str] = {1: "ETH", 2: "LIT"}
 _CROSS_MARGIN = 0
 # The pool in which LIT is staked has its amounts in LIT. All other known pools have them in the collateral.
-_ASSETS_OF_POOLS = {281474976624800: "LIT"}
+# witness: test data: public portfolio tracker, tests of its Lighter account parser (the index names no repository)
+_ASSETS_OF_POOLS: dict[int, str] = {281474976624800: "LIT"}
+# The sub-account name of what was taken out of a pool and is not paid out yet.
+_UNLOCKS = "unlocks"
 
 _UNIFIED_EQUITY = (
     "In unified mode equity is Lighter's own figure and counts what serves as margin. It may include spot rows: "
     "do not add them to it."
 )
+_NOTHING_COUNTED = "There is no summary, because it would count nothing of what is held."
 _MARGIN_IN_OTHER_ASSETS = (
-    "Assets besides the collateral serve as margin. Lighter's equity counts them; what was moved to margin has no row."
+    "Assets besides the collateral serve as margin: they are rows of the perpetual account, and Lighter's equity "
+    "counts their value as margin."
 )
 _POOL_SHARES = "Pool shares are shown by what was paid into them, and are in no summary."
+_PENDING_UNLOCKS = "What was taken out of staking and is not paid out yet is shown apart, and is in no summary."
 _POOL_WITHOUT_VALUE = "Shares in a pool are left out if Lighter does not state their value."
 _ONLY_POOLS = "Lighter has a public pool there and no user's account."
 _STORE_AN_ACCOUNT = "Store the wallet_address or account_index of an account of your own."
@@ -63,7 +80,8 @@ class PoolShare:
 class ReadAccount:
     """One account: the amounts of its perpetuals in the collateral, its spot rows and its shares in pools.
 
-    `collateral_symbol` is empty if the account does not show the asset.
+    `collateral_symbol` is empty if the account does not show the asset. `margins` are the other assets that serve as
+    margin. `unlocks` has what was taken out of a pool and is not paid out yet, by symbol, empty for the collateral.
     """
 
     index: int
@@ -79,24 +97,30 @@ class ReadAccount:
     unrealised_pnl: Decimal | None
     open_positions: int
     spot: tuple[AssetBalance, ...]
-    margin_in_other_assets: bool
+    margins: tuple[AssetBalance, ...]
     shares: tuple[PoolShare, ...]
+    unlocks: tuple[tuple[str, Decimal], ...]
 
     @property
     def is_pool(self) -> bool:
         """Whether it holds the money of many users."""
-        return self.kind not in (_MASTER, _SUB_ACCOUNT)
+        return self.kind in _POOLS
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is one of the user's own accounts."""
+        return self.kind in (_MASTER, _SUB_ACCOUNT)
 
     def is_empty(self) -> bool:
         """Whether nothing is held here."""
-        figures = (self.collateral, self.equity, self.available, self.open_positions, self.margin_in_other_assets)
+        figures = (self.collateral, self.equity, self.available, self.open_positions, self.margins, self.unlocks)
         shares = any(share.principal is None or share.principal for share in self.shares)
         return not any(figures) and not shares and all(row.is_zero() for row in self.spot)
 
 
 @dataclass(frozen=True, slots=True)
 class UnreadAccount:
-    """An account that Lighter lists but could not read itself."""
+    """An account that Lighter lists but could not read itself, or whose figures cannot be read."""
 
     index: int
     l1_address: str
@@ -129,19 +153,26 @@ def page(payload: Any) -> Page:
 def balance(found: Sequence[Account], usual_collateral: str) -> Balance:
     """All accounts of a wallet, without empty sub-accounts and without pools that the wallet runs.
 
-    `usual_collateral` is the collateral's symbol if no account shows it. Raises the accounts' error if not one could
-    be read, and AccountUnknown if there are only pools.
+    `usual_collateral` is the collateral's symbol if no account shows it. Raises the error of an account that could not
+    be read if no other one is shown, and AccountUnknown if there are only pools.
     """
     unread = [account for account in found if isinstance(account, UnreadAccount)]
     read = [account for account in found if isinstance(account, ReadAccount)]
-    own = [account for account in read if not account.is_pool]
-    if not own:
-        raise unread[0].error if unread else AccountUnknown(_ONLY_POOLS, advice=_STORE_AN_ACCOUNT)
-    shown = [account for account in own if account.kind == _MASTER or not account.is_empty()] or own[:1]
+    own = [account for account in read if account.is_own]
+    unknown = [account for account in read if not (account.is_own or account.is_pool)]
+    unread += [_of_unknown_kind(account) for account in unknown if not (own and account.is_empty())]
+    if not own and not unread:
+        raise AccountUnknown(_ONLY_POOLS, advice=_STORE_AN_ACCOUNT)
+    shown = [account for account in own if account.kind == _MASTER or not account.is_empty()]
+    if not shown and unread:
+        raise unread[0].error
+    shown = shown or own[:1]
     symbol = _collateral_symbol(read, usual_collateral)
     failed = [VenueAccount(id=str(account.index), error=account.error) for account in unread]
     parts = [part for account in shown for part in _parts(account, symbol)]
     summary, more = _overall_summary([*_figures(shown, symbol), *failed], symbol)
+    if summary is not None and _hides_everything(summary, parts):
+        summary, more = None, (_NOTHING_COUNTED,)
     notes = [note for account in shown for note in _notes(account)]
     notes += [_pool_left_out(account) for account in read if account.is_pool]
     return Balance((*parts, *failed), summary, notes=tuple(dict.fromkeys((*notes, *more))))
@@ -149,20 +180,28 @@ def balance(found: Sequence[Account], usual_collateral: str) -> Balance:
 
 def _account(entry: Any) -> Account:
     index = _integer(entry, "index", "accounts[]")
-    if entry.get("account_index") is not None and _integer(entry, "account_index", "accounts[]") != index:
-        raise VenueMalformed("Lighter states two numbers for an account.")
     address = text(entry, "l1_address", "accounts[]", required=False).lower()
-    code = _integer(entry, "code", "accounts[]", default=0)
-    if code != 0:
-        return UnreadAccount(index, address, VenueUnavailable(f"Lighter could not read this account (code {code})."))
-    return _read_account(entry, index, address)
+    try:
+        code = _integer(entry, "code", "accounts[]", default=0)
+        if code != 0:
+            raise VenueUnavailable(f"Lighter could not read this account (code {code}).")
+        return _read_account(entry, index, address)
+    except VenueError as error:
+        return UnreadAccount(index, address, error)
+
+
+def _of_unknown_kind(account: ReadAccount) -> UnreadAccount:
+    error = VenueMalformed(f"Lighter lists an account of an unknown kind ({account.kind}).")
+    return UnreadAccount(account.index, account.l1_address, error)
 
 
 def _read_account(entry: Any, index: int, address: str) -> ReadAccount:
+    if entry.get("account_index") is not None and _integer(entry, "account_index", "accounts[]") != index:
+        raise VenueMalformed("Lighter states two numbers for an account.")
     mode = _integer(entry, "account_trading_mode", "accounts[]", default=CLASSIC)
     positions = _entries(entry, "positions", "market_id")
     assets = _entries(entry, "assets", "asset_id")
-    collateral = required_amount(entry, "collateral", "accounts[]")
+    collateral = _collateral(required_amount(entry, "collateral", "accounts[]"), assets, mode)
     equity = required_amount(entry, "total_asset_value", "accounts[]")
     available = amount(entry, "available_balance", "accounts[]")
     return ReadAccount(
@@ -179,9 +218,20 @@ def _read_account(entry: Any, index: int, address: str) -> ReadAccount:
         unrealised_pnl=_unrealised_pnl(positions, equity, collateral, mode),
         open_positions=sum(1 for position in positions if _is_open(position)),
         spot=_spot_rows(assets),
-        margin_in_other_assets=any(_is_other_margin(asset) for asset in assets),
+        margins=tuple(_margin_row(asset) for asset in assets if _is_other_margin(asset)),
         shares=_shares(entry),
+        unlocks=_unlocks(entry, {asset["asset_id"]: _symbol(asset) for asset in assets}),
     )
+
+
+def _collateral(stated: Decimal, assets: Sequence[Any], mode: int) -> Decimal:
+    """The collateral. In unified mode it may be stated only as the asset's margin."""
+    if stated or mode != UNIFIED:
+        return stated
+    margins = [
+        amount(asset, "margin_balance", "assets[]") for asset in assets if asset["asset_id"] == _COLLATERAL_ASSET
+    ]
+    return next((margin for margin in margins if margin), stated)
 
 
 def _margin_used(entry: Any, positions: Sequence[Any], equity: Decimal, available: Decimal | None) -> Decimal | None:
@@ -224,18 +274,29 @@ def _is_open(position: Any) -> bool:
 
 
 def _spot_rows(assets: Sequence[Any]) -> tuple[AssetBalance, ...]:
-    """The spot holdings, without `margin_balance`: for the collateral that is the perpetuals' money."""
-    rows = tuple(_spot_row(asset) for asset in assets)
-    check_unique((row.asset for row in rows), "Lighter lists an asset twice.")
-    return rows
+    """The spot holdings, without `margin_balance`: for the collateral that is the perpetuals' money.
+
+    A row whose amounts are all empty texts says nothing.
+    """
+    check_unique((_symbol(asset) for asset in assets), "Lighter lists an asset twice.")
+    return tuple(_spot_row(asset) for asset in assets if not _says_nothing(asset))
+
+
+def _says_nothing(asset: Any) -> bool:
+    return asset.get("balance") == "" and asset.get("locked_balance") in ("", None)
 
 
 def _spot_row(asset: Any) -> AssetBalance:
     total = required_amount(asset, "balance", "assets[]")
     locked = amount(asset, "locked_balance", "assets[]")
-    # The venue defines free as balance minus locked and does not send it.
+    # The venue defines free as balance minus locked and does not send it. Unified, more may be locked than is on spot.
     free = None if locked is None else exact_difference(total, locked)
-    return AssetBalance(_symbol(asset), total=total, free=free, used=locked)
+    return AssetBalance(_symbol(asset), total=total, free=free if free is None or free >= 0 else None, used=locked)
+
+
+def _margin_row(asset: Any) -> AssetBalance:
+    """What was moved from spot to the perpetuals' margin. The venue does not say how much of it is free."""
+    return AssetBalance(_symbol(asset), total=required_amount(asset, "margin_balance", "assets[]"))
 
 
 def _is_other_margin(asset: Any) -> bool:
@@ -258,6 +319,19 @@ def _shares(entry: Any) -> tuple[PoolShare, ...]:
         )
         for share in _entries(entry, "shares", "public_pool_index")
     )
+
+
+def _unlocks(entry: Any, symbols: dict[int, str]) -> tuple[tuple[str, Decimal], ...]:
+    """What was taken out of pools and is not paid out yet: the sum for each asset. The list may be missing."""
+    sums: dict[str, Decimal] = {}
+    listed = [] if entry.get("pending_unlocks") is None else entry["pending_unlocks"]
+    for unlock in as_list(listed, "pending_unlocks"):
+        found = as_object(unlock, "pending_unlocks[]")
+        asset = _integer(found, "asset_index", "pending_unlocks[]")
+        known = "" if asset == _COLLATERAL_ASSET else symbols.get(asset) or _SYMBOLS.get(asset) or f"asset {asset}"
+        part = required_amount(found, "amount", "pending_unlocks[]")
+        sums[known] = exact_sum((sums.get(known, Decimal(0)), part))
+    return tuple((symbol, total) for symbol, total in sums.items() if total)
 
 
 def _entries(source: Any, key: str, number: str) -> list[Any]:
@@ -297,7 +371,9 @@ def _parts(account: ReadAccount, symbol: str) -> tuple[VenueAccount, ...]:
         for share in account.shares
         if share.principal is not None
     )
-    return (_perpetual(account, symbol), _spot(account, symbol), *pools)
+    rows = tuple(AssetBalance(asset or symbol, total=total) for asset, total in account.unlocks)
+    unlocks = VenueAccount(id=str(account.index), type="pool", sub_account=_UNLOCKS, label=account.name, assets=rows)
+    return (_perpetual(account, symbol), _spot(account, symbol), *pools, *((unlocks,) if rows else ()))
 
 
 def _figures(accounts: Sequence[ReadAccount], symbol: str) -> list[VenueAccount]:
@@ -321,7 +397,7 @@ def _perpetual(account: ReadAccount, symbol: str) -> VenueAccount:
         id=str(account.index),
         type="perpetual",
         label=account.name,
-        assets=(row,),
+        assets=(row, *account.margins),
         summary=figures if account.mode in (CLASSIC, UNIFIED) else None,
     )
 
@@ -358,6 +434,12 @@ def _overall_summary(accounts: Sequence[VenueAccount], symbol: str) -> tuple[Sum
     return summary, (missing,) if summary is None and stated else ()
 
 
+def _hides_everything(summary: Summary, parts: Sequence[VenueAccount]) -> bool:
+    """Whether the summary is zero although something is held, such as spot in unified mode or a share in a pool."""
+    held = not all(row.is_zero() for part in parts for row in part.assets)
+    return held and not any((summary.total, summary.equity, summary.available, summary.margin_used))
+
+
 def _notes(account: ReadAccount) -> list[str]:
     notes = []
     if account.mode not in (CLASSIC, UNIFIED):
@@ -367,12 +449,14 @@ def _notes(account: ReadAccount) -> list[str]:
         )
     if account.mode == UNIFIED and not all(row.is_zero() for row in account.spot):
         notes.append(_UNIFIED_EQUITY)
-    if account.mode != CLASSIC and account.margin_in_other_assets:
+    if account.margins:
         notes.append(_MARGIN_IN_OTHER_ASSETS)
     if any(share.principal is not None for share in account.shares):
         notes.append(_POOL_SHARES)
     if any(share.principal is None for share in account.shares):
         notes.append(_POOL_WITHOUT_VALUE)
+    if account.unlocks:
+        notes.append(_PENDING_UNLOCKS)
     return notes
 
 

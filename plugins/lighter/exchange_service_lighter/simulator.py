@@ -18,8 +18,16 @@ _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}\Z")
 _DIGITS = re.compile(r"[0-9]{1,19}\Z")
 _FIRST_SUB_ACCOUNT = 281474976700001
 _POOL = 281474976710654
+_UNLOCKED = 1770000000
+# The refusals: Lighter's code and its message. All but the first have status 400.
+_ERRORS: dict[str, tuple[int, str]] = {
+    "limit": (23000, "Too Many Requests!"),  # witness: report: JKorf/Lighter.Net Lighter.Net/LighterErrors.cs
+    "parameter": (20001, "invalid param"),  # witness: unproven: yongkangc/lighter-rust#6 has the words without a code
+    "account": (21100, "account not found"),  # witness: report: elliottech/lighter-python#132
+    "token": (20013, "invalid auth token"),  # witness: unproven: looked for in the vendor's pages, its SDK and CCXT
+}
 # Lighter is not known to send a header for how long to wait.
-_LIMIT = Fault(status=429, body=b'{"code": 23000, "message": "too many requests"}')
+_LIMIT = Fault(status=429, body=b'{"code": 23000, "message": "Too Many Requests!"}')
 
 
 @dataclass(slots=True)
@@ -80,6 +88,8 @@ class SimulatedAccount:
     assets: list[SimulatedAsset] = field(default_factory=list)
     # What was put into each pool, by the pool's number.
     shares: dict[int, str] = field(default_factory=dict)
+    # What was taken out of staking and is not paid out yet, as (the asset's number, the amount).
+    unlocks: list[tuple[int, str]] = field(default_factory=list)
     code: int = 0
     changes: dict[str, Any] = field(default_factory=dict)
     moving: bool = False
@@ -124,17 +134,17 @@ class LighterSimulator(DemoVenue):
         by, value = request.query.get("by"), request.query.get("value", "")
         pattern = {"l1_address": _ADDRESS, "index": _DIGITS}.get(by or "")
         if pattern is None or not pattern.match(value):
-            return _error(400, 20001, "invalid param")
+            return _error("parameter")
         found = [account for account in self.accounts.values() if value.lower() == _name(account, by)]
         if token and not self._is_valid(token, found):
-            return _error(400, 20013, "invalid auth token")
+            return _error("token")
         if not found:
-            return _error(400, 21100, "account not found")
+            return _error("account")
         return self._page(found, request.query.get("cursor", "0"))
 
     def _page(self, found: Sequence[SimulatedAccount], cursor: str) -> web.Response:
         if not _DIGITS.match(cursor):
-            return _error(400, 20001, "invalid param")
+            return _error("parameter")
         first, end = int(cursor), int(cursor) + self.page_size
         answer: dict[str, Any] = {"code": 200, "total": len(found)}
         if end < len(found):
@@ -233,7 +243,9 @@ def _account_entry(account: SimulatedAccount) -> dict[str, Any]:
         "shares": [_share(pool, principal) for pool, principal in account.shares.items()],
         "created_at": 0,
         "transaction_time": 0,
-        "pending_unlocks": [],
+        "pending_unlocks": [
+            {"unlock_timestamp": _UNLOCKED, "asset_index": asset, "amount": amount} for asset, amount in account.unlocks
+        ],
         "approved_integrators": [],
         "can_rfq": False,
         "can_rfq_market_ids": None,
@@ -283,8 +295,9 @@ def _share(pool: int, principal: str) -> dict[str, Any]:
     }
 
 
-def _error(status: int, code: int, message: str) -> web.Response:
-    return web.json_response({"code": code, "message": message}, status=status)
+def _error(name: str) -> web.Response:
+    code, message = _ERRORS[name]
+    return web.json_response({"code": code, "message": message}, status=400)
 
 
 def _money(value: Decimal) -> str:

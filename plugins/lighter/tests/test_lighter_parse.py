@@ -200,7 +200,8 @@ def test_master_and_sub_account_have_one_figure_together() -> None:
 def test_a_unified_account_has_lighters_own_equity_and_no_money_twice() -> None:
     balance = read(payload("account_unified"))
     perpetual, spot = balance.venue_accounts
-    assert [digits(asset) for asset in perpetual.assets] == [("USDC", "500.000000", "1049.439999", "185.000001")]
+    assert digits(perpetual.assets[0]) == ("USDC", "500.000000", "1049.439999", "185.000001")
+    assert perpetual.assets[1:] == (AssetBalance("ETH", total=Decimal("0.25")),)
     assert spot.assets == (row("USDC", "20", "20", "0"), row("ETH", "0.5", "0.5", "0"))
     assert spot.summary is None
     assert perpetual.summary is not None
@@ -209,6 +210,74 @@ def test_a_unified_account_has_lighters_own_equity_and_no_money_twice() -> None:
     assert balance.summary == perpetual.summary
     assert any("do not add" in note for note in balance.notes)
     assert any("serve as margin" in note for note in balance.notes)
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+def test_an_asset_that_is_held_only_as_margin_has_a_row(mode: int) -> None:
+    moved = {"symbol": "ETH", "asset_id": 1, "balance": "0", "locked_balance": "0", "margin_balance": "2.5"}
+    balance = read(changed("account_unified", assets=[moved], account_trading_mode=mode))
+    perpetual, spot = balance.venue_accounts
+    assert perpetual.assets[1] == AssetBalance("ETH", total=Decimal("2.5"))
+    assert spot.assets == (row("ETH", "0", "0", "0"),)
+    assert any("serve as margin" in note for note in balance.notes)
+
+
+def test_a_collateral_that_is_stated_only_as_margin_is_the_perpetuals_total_in_unified_mode() -> None:
+    moved = {"symbol": "USDC", "asset_id": 3, "balance": "0", "locked_balance": "0", "margin_balance": "750.25"}
+    changes = {"assets": [moved], "collateral": "0.000000"}
+    assert read(changed("account_unified", **changes)).venue_accounts[0].assets[0].total == Decimal("750.25")
+    classic = read(changed("account_unified", account_trading_mode=0, **changes))
+    assert classic.venue_accounts[0].assets[0].total == 0
+
+
+def test_a_lock_that_is_larger_than_the_balance_leaves_free_unknown() -> None:
+    balance = read(with_inner("assets", balance="20", locked_balance="35"))
+    assert balance.venue_accounts[1].assets[0] == AssetBalance("USDC", total=Decimal(20), used=Decimal(35))
+
+
+def test_a_row_whose_amounts_are_all_empty_says_nothing() -> None:
+    balance = read(with_inner("assets", balance="", locked_balance="", margin_balance=""))
+    assert [asset.asset for asset in balance.venue_accounts[1].assets] == ["ETH"]
+
+
+def test_what_waits_to_be_paid_out_of_staking_is_shown_and_in_no_figure() -> None:
+    unlocks = [
+        {"unlock_timestamp": 1770000000, "asset_index": 2, "amount": "12.5"},
+        {"unlock_timestamp": 1771000000, "asset_index": 2, "amount": "7.5"},
+        {"unlock_timestamp": 1772000000, "asset_index": 3, "amount": "999"},
+        {"unlock_timestamp": 1773000000, "asset_index": 1, "amount": "0"},
+        {"unlock_timestamp": "soon", "asset_index": 44, "amount": "3"},
+    ]
+    balance = read(changed(assets=[], pending_unlocks=unlocks))
+    unlocking = balance.venue_accounts[-1]
+    assert unlocking.identity == ("90210", "pool", "unlocks")
+    assert {asset.asset: asset.total for asset in unlocking.assets} == {"LIT": 20, "USDC": 999, "asset 44": 3}
+    assert balance.summary == read(changed(assets=[])).summary
+    assert any("paid out" in note for note in balance.notes)
+    for nothing in (None, ..., []):
+        assert read(changed(pending_unlocks=nothing)) == read(payload("account_classic"))
+
+
+def test_a_sub_account_with_nothing_but_a_pending_payout_is_shown() -> None:
+    unlocks = [{"unlock_timestamp": 1770000000, "asset_index": 2, "amount": "12.5"}]
+    balance = read(changed(number=1, pending_unlocks=unlocks))
+    assert "281474976700001" in {account.id for account in balance.venue_accounts}
+
+
+def test_there_is_no_summary_of_zero_beside_something_that_is_held() -> None:
+    spot = {"symbol": "USDC", "asset_id": 3, "balance": "20", "locked_balance": "0", "margin_balance": "0"}
+    nothing = {
+        "collateral": "0",
+        "total_asset_value": "0",
+        "available_balance": "0",
+        "cross_initial_margin_requirement": "0",
+        "positions": [],
+    }
+    held = read(changed("account_unified", assets=[spot], **nothing))
+    assert held.summary is None
+    assert any("no summary" in note for note in held.notes)
+    empty = read(changed("account_unified", assets=[{**spot, "balance": "0"}], **nothing))
+    assert empty.summary is not None
 
 
 def test_a_unified_account_without_spot_needs_no_remark() -> None:
@@ -339,7 +408,24 @@ def test_if_lighter_could_not_read_any_account_its_error_is_raised() -> None:
         read(answer)
 
 
-@pytest.mark.parametrize("kind", [2, 3])
+@pytest.mark.parametrize("kind", [5, 9])
+def test_an_account_of_an_unknown_kind_that_holds_something_is_its_own_error(kind: int) -> None:
+    balance = read(changed(number=1, account_type=kind, collateral="5"))
+    failed = balance.venue_accounts[-1]
+    assert failed.id == "281474976700001"
+    assert isinstance(failed.error, VenueMalformed)
+    assert balance.summary is None
+    assert read(changed(number=1, account_type=kind)) == read(payload("account_classic"))
+
+
+def test_an_account_of_an_unknown_kind_alone_is_malformed() -> None:
+    answer = changed(number=1, account_type=9)
+    del answer["accounts"][0]
+    with pytest.raises(VenueMalformed, match="unknown kind"):
+        read(answer)
+
+
+@pytest.mark.parametrize("kind", [2, 3, 4])
 def test_a_pool_that_the_wallet_runs_is_left_out_with_a_note(kind: int) -> None:
     balance = read(changed(number=1, account_type=kind, collateral="5000000"))
     assert {account.id for account in balance.venue_accounts} == {"90210"}
@@ -380,6 +466,26 @@ def doubled(key: str) -> Any:
 def test_repeated_entries_are_malformed(answer: Any) -> None:
     with pytest.raises(VenueMalformed):
         read(answer)
+
+
+def test_an_odd_account_is_its_own_error_beside_the_others() -> None:
+    for field in ("account_type", "collateral", "total_asset_value", "positions", "assets", "account_index"):
+        balance = read(changed(number=1, **{field: {}}))
+        assert balance.venue_accounts[:3] == read(payload("account_classic")).venue_accounts
+        failed = balance.venue_accounts[-1]
+        assert (failed.id, type(failed.error)) == ("281474976700001", VenueMalformed)
+        assert balance.summary is None
+
+
+def test_if_the_master_is_odd_an_empty_sub_account_does_not_stand_for_the_wallet() -> None:
+    with pytest.raises(VenueMalformed):
+        read(changed(collateral="NaN"))
+
+
+def test_an_account_that_cannot_be_told_from_others_makes_the_list_malformed() -> None:
+    for field in ("index", "l1_address"):
+        with pytest.raises(VenueMalformed):
+            parse.page(changed(number=1, **{field: {}}))
 
 
 @pytest.mark.parametrize("field", ["index", "account_type", "collateral", "total_asset_value", "positions", "assets"])

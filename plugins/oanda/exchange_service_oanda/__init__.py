@@ -16,6 +16,10 @@ from exchange_service.plugin_api import (
 )
 from exchange_service_oanda.balance import read_balance
 
+LIMITS = (
+    # What OANDA recommends for one connection. A balance costs the list of accounts and, usually, one account.
+    RateLimit("address", 100, 1, cost=2),  # witness: vendor: https://developer.oanda.com/rest-live-v20/best-practices
+)
 OANDA = ExchangeMetadata(
     id="oanda",
     name="OANDA",
@@ -48,8 +52,7 @@ OANDA = ExchangeMetadata(
     ),
     documentation_url="https://developer.oanda.com/rest-live-v20/introduction/",
     credential_url="https://www.oanda.com/account/tpa/personal_token",
-    # A balance costs the list of accounts and, usually, one account.
-    limits=(RateLimit("address", 100, 1, cost=2),),
+    limits=LIMITS,
 )
 
 _NO_READ_ONLY_TOKENS = (

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 
-from exchange_service.plugin_api import Balance, VenueAccount, VenueCall, combined_summary, gather_accounts
+from exchange_service.plugin_api import (
+    Balance,
+    VenueAccount,
+    VenueCall,
+    VenueMalformed,
+    combined_summary,
+    gather_accounts,
+)
 from exchange_service_oanda import parse
 from exchange_service_oanda.client import OandaClient
 
-# OANDA refuses more than two new connections a second.
+# OANDA recommends at most two new connections a second.
 _CONCURRENT_READS = 2
 
 
@@ -17,9 +24,13 @@ async def read_balance(call: VenueCall) -> Balance:
     client = OandaClient(call)
     slots = asyncio.Semaphore(_CONCURRENT_READS)
 
+    listed = await client.accounts()
+
     async def read(account_id: str) -> VenueAccount:
+        if isinstance(broken := listed[account_id], VenueMalformed):
+            raise broken
         async with slots:
             return parse.account(await client.summary(account_id), account_id)
 
-    accounts = await gather_accounts(await client.account_ids(), read, type="forex")
+    accounts = await gather_accounts(list(listed), read, type="forex")
     return Balance(accounts, combined_summary(accounts))

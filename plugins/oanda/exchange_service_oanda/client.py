@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
 from exchange_service.plugin_api import (
     AccountUnknown,
-    AddressNotAllowed,
     CredentialInvalid,
     CredentialRejected,
     Response,
@@ -16,6 +16,7 @@ from exchange_service.plugin_api import (
     VenueMalformed,
     as_object,
     clean_text,
+    gateway_error,
     raise_unexpected_status,
     read_metadata,
     required_text,
@@ -29,7 +30,7 @@ _ACCOUNT_ID = re.compile(r"[0-9A-Za-z]+(-[0-9A-Za-z]+)*\Z", re.ASCII)
 # Messages with their advice.
 _STORED_ACCOUNT_REFUSED = (
     "OANDA does not know this account, or the token may not read it.",
-    "Check the stored account_id.",
+    "Check the stored account_id. Practice and live have accounts of their own.",
 )
 _LISTED_ACCOUNT_REFUSED = (
     "OANDA lists this account but does not show it: it may be closed, or belong to another platform such as MT4.",
@@ -49,7 +50,8 @@ class OandaClient:
         self.account_id: str = read_metadata(call.credential, account_id=str).get("account_id", "")
         if self.account_id.isdigit():
             raise CredentialInvalid(
-                "extra_metadata.account_id is of the retired v1 interface. A v20 id looks like 101-004-7654321-001."
+                "extra_metadata.account_id is of the retired v1 interface, or a login of MT4 or MT5. "
+                "A v20 id looks like 101-004-7654321-001."
             )
         if self.account_id and not _ACCOUNT_ID.match(self.account_id):
             raise CredentialInvalid("extra_metadata.account_id is not a v20 account id, such as 101-004-7654321-001.")
@@ -59,25 +61,29 @@ class OandaClient:
         self._other_environment = "practice" if call.environment.name == "production" else "live"
         self._headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
 
-    async def account_ids(self) -> list[str]:
-        """The stored account id, or the ids of all accounts of the token. Raises AccountUnknown if it has none."""
+    async def accounts(self) -> Mapping[str, str | VenueMalformed]:
+        """The stored account, or all accounts of the token, by their ids. Raises AccountUnknown if it has none."""
         if self.account_id:
-            return [self.account_id]
-        return await self._state.get("account ids", self._list_ids, max_age=_ACCOUNT_LIST_AGE)
+            return {self.account_id: self.account_id}
+        accounts = await self._state.get("accounts", self._list_accounts, max_age=_ACCOUNT_LIST_AGE)
+        if any(isinstance(account, VenueMalformed) for account in accounts.values()):
+            # A broken list is not kept.
+            self._state.forget("accounts")
+        return accounts
 
     async def summary(self, account_id: str) -> Any:
         """The payload of one account's summary."""
         refusal = _STORED_ACCOUNT_REFUSED if account_id == self.account_id else _LISTED_ACCOUNT_REFUSED
         return await self._get(f"/v3/accounts/{quote(account_id, safe='')}/summary", refusal)
 
-    async def _list_ids(self) -> list[str]:
-        ids = parse.account_ids(await self._get("/v3/accounts", _LIST_REFUSED))
-        if not ids:
+    async def _list_accounts(self) -> Mapping[str, str | VenueMalformed]:
+        accounts = parse.listed_accounts(await self._get("/v3/accounts", _LIST_REFUSED))
+        if not accounts:
             # Raised before the list is kept, because the user may open the first account at any time.
             raise AccountUnknown(
                 "OANDA: the token is valid but has no account.", advice="Check that its login has a v20 one."
             )
-        return ids
+        return accounts
 
     async def _get(self, path: str, refusal: tuple[str, str]) -> Any:
         response = await self._http.get(self._base + path, headers=self._headers)
@@ -89,6 +95,8 @@ class OandaClient:
         status = response.status
         if status == 200:
             return
+        if error := gateway_error(response, "OANDA"):
+            raise error
         message = _error_message(response)
         if status in (401, 403) and "forbidden" in message:
             # The token is valid, but the account belongs to somebody else.
@@ -98,9 +106,6 @@ class OandaClient:
                 "OANDA refuses the token. A token works in one environment only.",
                 advice=f"Check first whether it is a token for {self._other_environment} accounts.",
             )
-        if status == 403:
-            # OANDA itself gives a reason. Without one, the gateway in front of it refuses us.
-            raise AddressNotAllowed("OANDA's gateway refuses requests from this service's network address.")
         if status == 404 or (status == 400 and "accountid" in message):
             raise AccountUnknown(refusal[0], advice=refusal[1])
         raise_unexpected_status(response, "OANDA")

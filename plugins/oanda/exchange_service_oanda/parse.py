@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from exchange_service.plugin_api import (
@@ -12,24 +14,23 @@ from exchange_service.plugin_api import (
     amount,
     as_list,
     as_object,
-    check_unique,
+    read_account_list,
     required_amount,
     text,
 )
 
 
-def account_ids(payload: Any) -> list[str]:
-    """The ids of `GET /v3/accounts`."""
+def listed_accounts(payload: Any) -> dict[str, str | VenueMalformed]:
+    """The accounts of `GET /v3/accounts`: their ids, each by itself, or the error why an entry cannot be read."""
     accounts = as_list(as_object(payload, "the answer").get("accounts"), "accounts")
-    ids = [text(as_object(entry, "accounts[]"), "id", "accounts[]") for entry in accounts]
-    check_unique(ids, "OANDA lists an account twice.")
-    return ids
+    return read_account_list(accounts, _id, _id)
 
 
 def account(payload: Any, account_id: str) -> VenueAccount:
-    """The account of `GET /v3/accounts/{id}/summary`: one row, in the account's own currency.
+    """The account of `GET /v3/accounts/{id}/summary`: one row, in the account's own currency, hedging or not.
 
-    `marginAvailable` is OANDA's own figure, computed with closeout prices. It is not NAV minus margin.
+    All figures are OANDA's own. Those of the margin closeout (`marginCloseoutNAV` and so on) are not shown: they are
+    the same figures at other prices.
     """
     entry = as_object(as_object(payload, "the answer").get("account"), "account")
     if text(entry, "id", "account") != account_id:
@@ -37,11 +38,11 @@ def account(payload: Any, account_id: str) -> VenueAccount:
     currency = text(entry, "currency", "account")
     balance = required_amount(entry, "balance", "account")
     available = amount(entry, "marginAvailable", "account")
-    margin_used = amount(entry, "marginUsed", "account")
+    margin_used = _not_negative(amount(entry, "marginUsed", "account"))
     return VenueAccount(
         id=account_id,
         type="forex",
-        label=text(entry, "alias", "account", required=False),
+        label=_alias(entry),
         assets=(AssetBalance(currency, total=balance, free=available, used=margin_used),),
         summary=Summary(
             currency,
@@ -53,3 +54,18 @@ def account(payload: Any, account_id: str) -> VenueAccount:
             unrealised_pnl=amount(entry, "unrealizedPL", "account"),
         ),
     )
+
+
+def _id(entry: Mapping[str, Any]) -> str:
+    return text(entry, "id", "accounts[]")
+
+
+def _alias(entry: Mapping[str, Any]) -> str:
+    """The name that the user gave the account; empty if there is none, or none that can be read."""
+    alias = entry.get("alias")
+    return alias if isinstance(alias, str) else ""
+
+
+def _not_negative(figure: Decimal | None) -> Decimal | None:
+    """The figure, or None if it is negative: then it does not say how much is in use."""
+    return None if figure is None or figure < 0 else figure

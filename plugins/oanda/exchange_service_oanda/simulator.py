@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 
@@ -17,9 +17,23 @@ from exchange_service.testing import DemoVenue, Fault, bearer_token, show_situat
 _REQUEST_ID = "42717890123456789"
 
 
+# What OANDA says when it refuses a request: the status and `errorMessage`.
+_REFUSALS: Mapping[str, tuple[type[web.HTTPError], str]] = {
+    # witness: vendor: https://developer.oanda.com/rest-live-v20/troubleshooting-errors/
+    "token": (web.HTTPUnauthorized, "Insufficient authorization to perform request."),
+    # For any account that the token does not read, whether it exists or not. OANDA's page has the message with 401,
+    # people report it with 403.
+    "account": (web.HTTPForbidden, "The provided request was forbidden."),
+}
+
+
 @dataclass(slots=True)
 class SimulatedAccount:
-    """One v20 account; amounts in its currency."""
+    """One v20 account; amounts in its currency.
+
+    In captured answers `marginAvailable` is NAV less the used margin. The default differs from that on purpose: it
+    shows that the figure is taken and not computed.
+    """
 
     id: str
     currency: str = "EUR"
@@ -37,6 +51,14 @@ class OandaSimulator(DemoVenue):
     """Simulates api-fxtrade.oanda.com."""
 
     exchange_id = "oanda"
+    trouble_witnesses: ClassVar[Mapping[str, str]] = {
+        "wrong key": "vendor: https://developer.oanda.com/rest-live-v20/troubleshooting-errors/",
+        "missing right": "report: https://github.com/hootnot/oanda-api-v20/issues/202",
+        "wrong environment": "report: https://github.com/happydasch/btoandav20/issues/71",
+        "unknown account": "vendor: https://developer.oanda.com/rest-live-v20/troubleshooting-errors/",
+        "rate limit": "unproven: OANDA's answer over its limits was looked for",
+        "outage": "unproven: an answer of OANDA during an outage was looked for",
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +83,7 @@ class OandaSimulator(DemoVenue):
         """The accounts of the request's token."""
         accounts = self.tokens.get(self.account_of(request, b""))
         if accounts is None:
-            raise _error(web.HTTPUnauthorized, "Insufficient authorization to perform request.")
+            raise _refusal("token")
         return accounts
 
     async def _list(self, request: web.Request) -> web.Response:
@@ -69,12 +91,9 @@ class OandaSimulator(DemoVenue):
         return web.json_response({"accounts": accounts}, headers={"RequestID": _REQUEST_ID})
 
     async def _summary(self, request: web.Request) -> web.Response:
-        account_id = request.match_info["id"]
-        account = self._accounts(request).get(account_id)
-        if account is None and not any(account_id in accounts for accounts in self.tokens.values()):
-            raise _error(web.HTTPNotFound, "The account specified does not exist.")
+        account = self._accounts(request).get(request.match_info["id"])
         if account is None or account.refused:
-            raise _error(web.HTTPForbidden, "The provided request was forbidden.")
+            raise _refusal("account")
         answer = {"account": _summary(account), "lastTransactionID": "2417"}
         return web.json_response(answer, headers={"RequestID": _REQUEST_ID})
 
@@ -144,6 +163,7 @@ def _summary(account: SimulatedAccount) -> dict[str, Any]:
     }
 
 
-def _error(kind: type[web.HTTPError], message: str) -> web.HTTPError:
+def _refusal(what: str) -> web.HTTPError:
+    kind, message = _REFUSALS[what]
     body = json.dumps({"errorMessage": message})
     return kind(text=body, content_type="application/json", headers={"RequestID": _REQUEST_ID})

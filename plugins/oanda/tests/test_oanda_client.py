@@ -16,12 +16,12 @@ from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
 from exchange_service.plugin_api import (
     AccountUnknown,
-    AddressNotAllowed,
     AssetBalance,
     Balance,
     CredentialInvalid,
     CredentialRejected,
     Http,
+    PermissionMissing,
     RequestRefused,
     Response,
     Summary,
@@ -296,9 +296,11 @@ async def test_a_forbidden_request_means_that_the_account_belongs_to_another_use
         (saying(400, "Invalid value specified for 'accountID'"), AccountUnknown),
         (saying(400, "Invalid value specified for 'count'"), RequestRefused),
         (Fault(status=401), CredentialRejected),
-        (Fault.html(403), AddressNotAllowed),
+        (Fault.html(401), VenueUnavailable),
+        (Fault.html(403), VenueUnavailable),
+        (Fault(status=403, body=b"{}"), PermissionMissing),
         (saying(404, "No such account"), AccountUnknown),
-        (Fault.html(404), AccountUnknown),
+        (Fault.html(404), VenueUnavailable),
         (Fault(status=405), RequestRefused),
         (Fault(status=416), RequestRefused),
         (Fault(status=418), VenueRateLimited),
@@ -345,3 +347,61 @@ async def test_the_rights_of_a_token_are_unknown_and_a_note_states_it() -> None:
     assert (rights.trade, rights.withdraw, rights.expires) == (None, None, None)
     assert "no read-only tokens" in rights.notes[0]
     assert venue.requests == []
+
+
+def listing_accounts(*entries: Any) -> Fault:
+    return Fault(body=json.dumps({"accounts": entries}).encode(), path=LIST)
+
+
+@pytest.mark.parametrize("odd", [None, {}, {"id": 7}, {"id": ""}, []], ids=json.dumps)
+async def test_an_odd_entry_of_the_list_is_an_account_with_its_error_beside_the_others(odd: Any) -> None:
+    async with venue_with(SimulatedAccount(FIRST)) as venue:
+        venue.fail(listing_accounts({"id": FIRST}, odd))
+        balance = await balance_of(venue)
+    good, broken = balance.venue_accounts
+    assert good.assets
+    assert isinstance(broken.error, VenueMalformed)
+    assert (broken.id, balance.summary) == ("", None)
+
+
+async def test_an_account_that_is_listed_twice_is_its_own_error() -> None:
+    async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND)) as venue:
+        venue.fail(listing_accounts({"id": FIRST}, {"id": SECOND}, {"id": FIRST}))
+        balance = await balance_of(venue)
+    assert [(account.id, type(account.error)) for account in balance.venue_accounts] == [
+        (FIRST, VenueMalformed),
+        (SECOND, type(None)),
+    ]
+
+
+async def test_a_list_with_nothing_but_odd_entries_is_malformed_and_not_kept() -> None:
+    async with (
+        venue_with(SimulatedAccount(FIRST)) as venue,
+        venue_call(OANDA, override=venue.url, api_key=TOKEN) as call,
+    ):
+        venue.fail(replace(listing_accounts({}, None), times=1))
+        with pytest.raises(VenueMalformed):
+            await exchange_service_oanda.fetch_balance(call)
+        balance = await exchange_service_oanda.fetch_balance(call)
+    assert [account.id for account in balance.venue_accounts] == [FIRST]
+
+
+@pytest.mark.parametrize("body", [b'{"account": null}', b'{"account": {"id": "another"}}', b"[]", b"<html>"])
+async def test_one_accounts_odd_summary_is_its_own_error(body: bytes) -> None:
+    async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND)) as venue:
+        venue.fail(Fault(body=body, path=f"{LIST}/{SECOND}/summary"))
+        balance = await balance_of(venue)
+    good, broken = balance.venue_accounts
+    assert good.assets
+    assert isinstance(broken.error, VenueMalformed)
+    assert balance.summary is None
+
+
+async def test_one_accounts_deficit_is_not_taken_from_another_account() -> None:
+    flat = Decimal("0.0000")
+    short = SimulatedAccount(SECOND, "EUR", "Second", Decimal("-5.0000"), flat, flat, Decimal("-5.0000"))
+    async with venue_with(SimulatedAccount(FIRST), short) as venue:
+        balance = await balance_of(venue)
+    assert balance.summary is not None
+    assert balance.summary.available is None
+    assert balance.summary.total == Decimal("25305.4426")

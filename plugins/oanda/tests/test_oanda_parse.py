@@ -34,37 +34,35 @@ def summary_with(**changes: Any) -> Any:
 
 def test_an_account_is_one_row_in_its_own_currency() -> None:
     account = parse.account(payload("summary.json"), ACCOUNT_ID)
-    row = AssetBalance("EUR", total=Decimal("25310.4426"), free=Decimal("23246.1055"), used=Decimal("1940.2271"))
+    row = AssetBalance("EUR", total=Decimal("48695.6580"), free=Decimal("39428.7580"), used=Decimal("9948.9000"))
     assert account.assets == (row,)
 
 
-def test_the_summary_has_every_figure_of_the_worked_example() -> None:
+def test_the_summary_has_every_figure_of_the_captured_answer() -> None:
     summary = parse.account(payload("summary.json"), ACCOUNT_ID).summary
     assert summary == Summary(
         "EUR",
-        total=Decimal("25310.4426"),
-        cash=Decimal("25310.4426"),
-        equity=Decimal("25182.5126"),
-        available=Decimal("23246.1055"),
-        margin_used=Decimal("1940.2271"),
-        unrealised_pnl=Decimal("-127.9300"),
+        total=Decimal("48695.6580"),
+        cash=Decimal("48695.6580"),
+        equity=Decimal("49377.6580"),
+        available=Decimal("39428.7580"),
+        margin_used=Decimal("9948.9000"),
+        unrealised_pnl=Decimal("682.0000"),
     )
 
 
 def test_no_digit_is_added_or_lost() -> None:
     account = parse.account(payload("summary.json"), ACCOUNT_ID)
     assert account.summary is not None
-    assert str(account.summary.unrealised_pnl) == "-127.9300"
+    assert str(account.summary.unrealised_pnl) == "682.0000"
     exact = parse.account(summary_with(balance="1234567890123456789012.345678"), ACCOUNT_ID)
     assert str(exact.assets[0].total) == "1234567890123456789012.345678"
 
 
 def test_the_available_amount_is_oandas_own_figure_and_not_computed() -> None:
-    account = parse.account(payload("summary.json"), ACCOUNT_ID)
+    account = parse.account(summary_with(marginAvailable="39443.8580"), ACCOUNT_ID)
     assert account.summary is not None
-    assert account.summary.equity is not None
-    assert account.summary.margin_used is not None
-    assert account.summary.available != account.summary.equity - account.summary.margin_used
+    assert account.summary.available == account.assets[0].free == Decimal("39443.8580")
 
 
 def test_the_account_has_its_id_kind_and_name() -> None:
@@ -110,26 +108,54 @@ def test_the_answer_for_another_account_is_malformed() -> None:
 
 
 def test_the_account_list_gives_the_ids_in_order() -> None:
-    assert parse.account_ids(payload("accounts.json")) == ["101-004-7654321-001", "101-004-7654321-002"]
+    assert list(parse.listed_accounts(payload("accounts.json"))) == ["101-004-7654321-001", "101-004-7654321-002"]
 
 
 def test_an_empty_account_list_is_one() -> None:
-    assert parse.account_ids({"accounts": []}) == []
+    assert parse.listed_accounts({"accounts": []}) == {}
 
 
-def test_an_account_list_that_names_one_twice_is_malformed() -> None:
-    with pytest.raises(VenueMalformed, match="twice"):
-        parse.account_ids({"accounts": [{"id": ACCOUNT_ID}, {"id": "101-004-7654321-002"}, {"id": ACCOUNT_ID}]})
+def test_an_account_that_is_listed_twice_is_malformed_and_the_others_are_not() -> None:
+    other = "101-004-7654321-002"
+    listed = parse.listed_accounts({"accounts": [{"id": ACCOUNT_ID}, {"id": other}, {"id": ACCOUNT_ID}]})
+    assert isinstance(listed[ACCOUNT_ID], VenueMalformed)
+    assert listed[other] == other
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [None, [], {}, "accounts", {"accounts": None}, {"accounts": {}}, {"accounts": [None]}, {"accounts": [{"id": 7}]}],
-    ids=json.dumps,
-)
+@pytest.mark.parametrize("broken", [None, [], {}, {"id": None}, {"id": ""}, {"id": 7}, "101-004-7654321-002"], ids=str)
+def test_an_entry_without_an_id_is_malformed_and_the_others_are_not(broken: Any) -> None:
+    listed = parse.listed_accounts({"accounts": [broken, {"id": ACCOUNT_ID, "tags": "none"}]})
+    assert listed[ACCOUNT_ID] == ACCOUNT_ID
+    assert isinstance(listed[""], VenueMalformed)
+
+
+@pytest.mark.parametrize("answer", [None, [], {}, "accounts", {"accounts": None}, {"accounts": {}}], ids=json.dumps)
 def test_an_account_list_of_another_shape_is_malformed(answer: Any) -> None:
     with pytest.raises(VenueMalformed):
-        parse.account_ids(answer)
+        parse.listed_accounts(answer)
+
+
+def test_used_margin_that_is_negative_is_unknown() -> None:
+    account = parse.account(summary_with(marginUsed="-0.0001"), ACCOUNT_ID)
+    assert account.summary is not None
+    assert account.assets[0].used is account.summary.margin_used is None
+
+
+def test_a_negative_value_and_a_negative_available_amount_are_shown_as_they_are() -> None:
+    account = parse.account(summary_with(NAV="-12.3400", marginAvailable="-0.5000"), ACCOUNT_ID)
+    assert account.summary is not None
+    assert (str(account.summary.equity), str(account.summary.available)) == ("-12.3400", "-0.5000")
+
+
+def test_hedging_changes_no_figure() -> None:
+    assert parse.account(summary_with(hedgingEnabled=True), ACCOUNT_ID) == parse.account(
+        payload("summary.json"), ACCOUNT_ID
+    )
+
+
+@pytest.mark.parametrize("alias", [7, ["Primary"], None])
+def test_a_name_that_cannot_be_read_is_left_out(alias: Any) -> None:
+    assert parse.account(summary_with(alias=alias), ACCOUNT_ID).label == ""
 
 
 @pytest.mark.parametrize("answer", [None, [], {}, "", 0, {"account": None}, {"account": []}], ids=json.dumps)

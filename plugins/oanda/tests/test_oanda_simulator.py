@@ -50,7 +50,7 @@ async def read(simulator: OandaSimulator, row: Mapping[str, Any]) -> Balance:
         ("/v3/accounts", "Bearer another", 401, "Insufficient authorization to perform request."),
         ("/v3/accounts", f"Basic {TOKEN}", 401, "Insufficient authorization to perform request."),
         (f"/v3/accounts/{SECOND}/summary", f"Bearer {TOKEN}", 403, "The provided request was forbidden."),
-        ("/v3/accounts/101-004-1-001/summary", f"Bearer {TOKEN}", 404, "The account specified does not exist."),
+        ("/v3/accounts/101-004-1-001/summary", f"Bearer {TOKEN}", 403, "The provided request was forbidden."),
     ],
 )
 async def test_a_refused_request_has_oandas_own_answer(
@@ -107,11 +107,11 @@ async def test_the_stale_account_answers_once() -> None:
                 await fetch_balance(call)
 
 
-@pytest.mark.parametrize(("trouble", "status"), [("missing right", 403), ("unknown account", 404)])
-async def test_an_unknown_account_and_another_users_account_have_different_statuses(trouble: str, status: int) -> None:
+@pytest.mark.parametrize("trouble", ["missing right", "unknown account"])
+async def test_an_unknown_account_and_another_users_account_are_refused_alike(trouble: str) -> None:
     async with OandaSimulator() as simulator:
         assert isinstance(simulator, OandaSimulator)
         credential = simulator.troubled_credential(trouble)
         assert credential is not None
         path = f"/v3/accounts/{credential['extra_metadata']['account_id']}/summary"
-        assert (await get(simulator, path, f"Bearer {credential['api_key']}"))[0] == status
+        assert (await get(simulator, path, f"Bearer {credential['api_key']}"))[0] == 403

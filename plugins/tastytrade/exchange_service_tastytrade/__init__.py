@@ -16,6 +16,11 @@ from exchange_service.plugin_api import (
 )
 from exchange_service_tastytrade.balance import read_balance
 
+# witness: unproven: numbers were looked for on the pages of developer.tastytrade.com
+LIMITS = (
+    # This allows a balance every two seconds: the list and, usually, one account.
+    RateLimit("key", 60, 60, cost=2),
+)
 TASTYTRADE = ExchangeMetadata(
     id="tastytrade",
     name="Tasty Trade",
@@ -68,8 +73,7 @@ TASTYTRADE = ExchangeMetadata(
     ),
     documentation_url="https://developer.tastytrade.com",
     credential_url="https://my.tastytrade.com/app.html#/manage/api-access/oauth-applications",
-    # The venue publishes no limits. These allow a balance every two seconds: the list and, usually, one account.
-    limits=(RateLimit("key", 60, 60, cost=2),),
+    limits=LIMITS,
 )
 
 _READ_IS_ENOUGH = (

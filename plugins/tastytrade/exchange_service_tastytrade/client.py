@@ -9,7 +9,6 @@ from urllib.parse import quote
 
 from exchange_service.plugin_api import (
     AccountUnknown,
-    AddressNotAllowed,
     Credential,
     CredentialInvalid,
     CredentialRejected,
@@ -21,6 +20,7 @@ from exchange_service.plugin_api import (
     VenueUnavailable,
     as_object,
     clean_text,
+    gateway_error,
     raise_unexpected_status,
     read_metadata,
     required_text,
@@ -34,11 +34,17 @@ _HEADERS = {"Accept": "application/json", "User-Agent": USER_AGENT}
 _ACCOUNT_LIST_AGE = 600.0
 _LOGIN_KEYS = frozenset({"login", "username", "password", "remember_token"})
 # In OAuth the second stands for a wrong client secret.
+# witness: standard: RFC 6749, section 5.2
 _REFUSED_GRANTS = ("invalid_grant", "invalid_client")
 _LOGINS_RETIRED = "tastytrade retired logins by user name and password for programs on 2025-12-01."
 _USE_A_GRANT = (
     "Create an OAuth application with the scope read and a grant for it, then store its client secret as api_secret "
     "and its refresh token as passphrase."
+)
+
+_GATEWAY_ADVICE = (
+    "Call again later. The gateway blocks an address for some hours after repeated failed logins: wait, or call from "
+    "another address."
 )
 
 
@@ -56,28 +62,34 @@ class TastytradeClient:
         self._base = call.url()
         self._other_environment = "sandbox (cert)" if call.environment.name == "production" else "live venue"
 
-    async def accounts(self) -> list[parse.ListedAccount]:
-        """The open accounts of the login, or the stored account alone. Raises AccountUnknown if there is none."""
-        listed = await self._state.get("accounts", self._list_open_accounts, max_age=_ACCOUNT_LIST_AGE)
-        if not self.account_id:
-            return listed
-        stored = [account for account in listed if account.number == self.account_id]
-        if not stored:
+    async def accounts(self) -> parse.Accounts:
+        """All accounts of the login, or the stored account alone. Raises AccountUnknown if none of them is open."""
+        listed = await self._state.get("accounts", self._list_accounts, max_age=_ACCOUNT_LIST_AGE)
+        if any(isinstance(account, VenueMalformed) for account in listed.values()):
+            # A broken list is not kept.
+            self._state.forget("accounts")
+        return self._stored_account(listed) if self.account_id else listed
+
+    def _stored_account(self, listed: parse.Accounts) -> parse.Accounts:
+        # The entry without a readable number may be that of the stored account.
+        stored = listed.get(self.account_id, listed.get(""))
+        if stored is None or not parse.is_open(stored):
             # The account may have been opened since the list was read.
             self._state.forget("accounts")
             raise AccountUnknown(
                 "tastytrade lists no open account with the stored number for this login.",
-                advice="Check the stored account_id, or leave it empty to read every open account.",
+                advice="Check the stored account_id, or leave it empty to read every open account. "
+                "The sandbox has accounts of its own.",
             )
-        return stored
+        return {self.account_id: stored}
 
     async def balances(self, number: str) -> Any:
         """The payload of one account's balances."""
         return await self._get(f"/accounts/{quote(number, safe='')}/balances")
 
-    async def _list_open_accounts(self) -> list[parse.ListedAccount]:
-        accounts = parse.open_accounts(await self._get("/customers/me/accounts"))
-        if not accounts:
+    async def _list_accounts(self) -> parse.Accounts:
+        accounts = parse.listed_accounts(await self._get("/customers/me/accounts"))
+        if not any(map(parse.is_open, accounts.values())):
             # Raised before the list is kept, because the user may open the first account at any time.
             raise AccountUnknown("tastytrade: the grant is valid, but its login has no open account.")
         return accounts
@@ -171,17 +183,12 @@ def _refuses_token(response: Response) -> bool:
 
 
 def _raise_for_page(response: Response) -> None:
-    """Raise the error of an HTML page: the gateway sends it, and it says nothing about the grant or the account."""
-    if not _is_page(response):
-        return
-    if response.status in (401, 403):
-        raise AddressNotAllowed(
-            "tastytrade's gateway refuses requests from this service's network address. It blocks an address for some "
-            "hours after repeated failed logins.",
-            advice="Wait, or call from another address.",
-        )
-    if response.status in (400, 404, 422):
-        raise VenueUnavailable(f"tastytrade's gateway answered in its place (HTTP {response.status}).")
+    """Raise the error of a page: the gateway sends it, and it says nothing about the grant or the account."""
+    error = gateway_error(response, "tastytrade")
+    if isinstance(error, VenueUnavailable):
+        raise VenueUnavailable(error.message, retry_after=error.given_delay, advice=_GATEWAY_ADVICE)
+    if error is not None:
+        raise error
 
 
 def _is_page(response: Response) -> bool:
@@ -195,5 +202,6 @@ def _error_code(response: Response) -> str:
     except VenueMalformed:
         return ""
     error = body.get("error")
-    code = error.get("code") if isinstance(error, dict) else body.get("error_code")
+    # OAuth's own shape has the code as the text of `error`.
+    code = error.get("code") if isinstance(error, dict) else error or body.get("error_code")
     return code if isinstance(code, str) else ""

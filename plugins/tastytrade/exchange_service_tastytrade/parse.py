@@ -18,6 +18,7 @@ from exchange_service.plugin_api import (
     as_list,
     as_object,
     check_unique,
+    read_account_list,
     required_amount,
     text,
 )
@@ -25,6 +26,18 @@ from exchange_service.plugin_api import (
 # The values in the venue's documents, for answers without them.
 _USUAL_LIFE = 900
 _USUAL_CURRENCY = "USD"
+# The figures that are read.
+# witness: vendor: https://developer.tastytrade.com/docs/concepts/positions-and-balances
+_FIGURES = (
+    "cash-balance",
+    "net-liquidating-value",
+    "derivative-buying-power",
+    "equity-buying-power",
+    "maintenance-requirement",
+)
+# The words of `margin-or-cash` in lower case, which are our account types.
+# witness: test data: laustindasauce/tasty-go accounts_test.go
+_TYPES = frozenset({"cash", "margin"})
 # A token is not used in its last seconds, because it must still be valid when the request arrives.
 _MARGIN = 60.0
 
@@ -39,11 +52,16 @@ class AccessToken:
 
 @dataclass(frozen=True, slots=True)
 class ListedAccount:
-    """One open account of the login; `type` is "cash" or "margin"."""
+    """One account of the login; `type` is "cash" or "margin"."""
 
     number: str
     type: str
     label: str = ""
+    closed: bool = False
+
+
+# By account number; an account whose entry is malformed is its error.
+Accounts = Mapping[str, ListedAccount | VenueMalformed]
 
 
 def access_token(payload: Any, requested_at: float) -> AccessToken:
@@ -62,13 +80,14 @@ def access_token(payload: Any, requested_at: float) -> AccessToken:
     return AccessToken(Secret(token), renew_at=requested_at + max(life - _MARGIN, life / 2))
 
 
-def open_accounts(payload: Any) -> list[ListedAccount]:
-    """The accounts of `GET /customers/me/accounts` that are not closed, in the same order."""
-    entries = [as_object(entry, "items[]") for entry in as_list(_data(payload).get("items"), "data.items")]
-    accounts = [as_object(entry.get("account"), "items[].account") for entry in entries]
-    numbers = [text(account, "account-number", "account") for account in accounts]
-    check_unique(numbers, "tastytrade lists an account twice.")
-    return [_listed_account(account) for account in accounts if not _is_closed(account)]
+def listed_accounts(payload: Any) -> Accounts:
+    """The accounts of `GET /customers/me/accounts`, also closed ones, in the same order."""
+    return read_account_list(as_list(_data(payload).get("items"), "data.items"), _listed_number, _listed_account)
+
+
+def is_open(listed: ListedAccount | VenueMalformed) -> bool:
+    """Whether the account may be open: also if its entry in the list cannot be read."""
+    return isinstance(listed, VenueMalformed) or not listed.closed
 
 
 def account(payload: Any, number: str) -> VenueAccount:
@@ -80,11 +99,13 @@ def account(payload: Any, number: str) -> VenueAccount:
     data = _data(payload)
     items = as_list(data["items"], "data.items") if "items" in data else [data]
     entries = [as_object(entry, "data") for entry in items]
+    if len(entries) > 1:
+        entries = [entry for entry in entries if not _says_nothing(entry)]
     summaries = [_summary(entry, number) for entry in entries]
     if not summaries:
         raise VenueMalformed("tastytrade answered with an account without a currency.")
     check_unique((summary.currency for summary in summaries), "tastytrade names a currency twice.")
-    times = [_time(entry, "updated-at") for entry in entries]
+    times = [_time(entry.get("updated-at")) for entry in entries]
     return VenueAccount(
         id=number,
         assets=tuple(_row(summary) for summary in summaries),
@@ -93,11 +114,31 @@ def account(payload: Any, number: str) -> VenueAccount:
     )
 
 
-def _listed_account(account: Mapping[str, Any]) -> ListedAccount:
-    # Retirement and joint accounts are cash or margin accounts too. Any other word counts as margin.
-    account_type = "cash" if text(account, "margin-or-cash", "account") == "Cash" else "margin"
-    label = text(account, "nickname", "account", required=False)
-    return ListedAccount(text(account, "account-number", "account"), account_type, label)
+def _listed_number(entry: Mapping[str, Any]) -> str:
+    """The account number, also one that is not a text as it should be, so that its error has a name."""
+    number = _account(entry).get("account-number")
+    return str(number) if type(number) is int else text(_account(entry), "account-number", "account")
+
+
+def _listed_account(entry: Mapping[str, Any]) -> ListedAccount:
+    account = _account(entry)
+    # Retirement and joint accounts are cash or margin accounts too.
+    account_type = text(account, "margin-or-cash", "account").lower()
+    if account_type not in _TYPES:
+        raise VenueMalformed(
+            "tastytrade says of this account neither that it is a cash nor that it is a margin account."
+        )
+    nickname = account.get("nickname")
+    return ListedAccount(
+        number=text(account, "account-number", "account"),
+        type=account_type,
+        label=nickname if isinstance(nickname, str) else "",
+        closed=_is_closed(account),
+    )
+
+
+def _account(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    return as_object(entry.get("account"), "items[].account")
 
 
 def _is_closed(account: Mapping[str, Any]) -> bool:
@@ -118,9 +159,19 @@ def _summary(entry: Mapping[str, Any], number: str) -> Summary:
         cash=cash,
         available=_figure(entry, "derivative-buying-power"),
         equity=_required_figure(entry, "net-liquidating-value"),
-        margin_used=_figure(entry, "maintenance-requirement"),
+        margin_used=_not_negative(_figure(entry, "maintenance-requirement")),
         buying_power=_figure(entry, "equity-buying-power"),
     )
+
+
+def _says_nothing(entry: Mapping[str, Any]) -> bool:
+    """Whether this is a currency whose every figure is empty, beside others."""
+    return all(entry.get(figure) in (None, "") for figure in _FIGURES)
+
+
+def _not_negative(figure: Decimal | None) -> Decimal | None:
+    """The figure, or None if it is negative: then it does not say how much is in use."""
+    return None if figure is None or figure < 0 else figure
 
 
 def _row(summary: Summary) -> AssetBalance:
@@ -146,18 +197,13 @@ def _with_effect(value: Decimal, entry: Mapping[str, Any], key: str) -> Decimal:
     return value.copy_negate() if effect == "Debit" and value else value
 
 
-def _time(entry: Mapping[str, Any], key: str) -> datetime | None:
-    """The time at `key`, in ISO 8601 with an offset, in UTC; None if it is missing or empty."""
-    stamp = text(entry, key, "balances", required=False)
-    if not stamp:
-        return None
+def _time(stamp: Any) -> datetime | None:
+    """The time in ISO 8601 with an offset, in UTC; None if it cannot be read, because it is for information alone."""
     try:
         instant = datetime.fromisoformat(stamp)
-        if instant.tzinfo is None:
-            raise ValueError
-        return instant.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise VenueMalformed(f"balances.{key} should be a time with an offset but is another text.") from None
+        return None if instant.tzinfo is None else instant.astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _data(payload: Any) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 
@@ -16,10 +16,29 @@ from exchange_service.testing import DemoVenue, Fault, bearer_token, json_object
 
 _GRANT_FIELDS = {"grant_type", "client_secret", "refresh_token"}
 _ZERO = Decimal("0.0")
+# witness: vendor: https://developer.tastytrade.com/faq
 _GATEWAY_PAGE = (
     "<html>\r\n<head><title>401 Authorization Required</title></head>\r\n<body>\r\n"
     "<center><h1>401 Authorization Required</h1></center>\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
 )
+
+
+# What tastytrade says when it refuses a request: the status, and `code` and `message` of `error`.
+_ERRORS: Mapping[str, tuple[type[web.HTTPError], str, str]] = {
+    # witness: test data: laustindasauce/tasty-go tasty_test.go
+    "token": (
+        web.HTTPUnauthorized,
+        "unauthorized",
+        "Unauthorized. Unique customer support identifier: 0a1b2c3d",
+    ),
+    # witness: vendor: https://developer.tastytrade.com/api-overview (code and message, without a status)
+    "forbidden": (web.HTTPForbidden, "not_permitted", "User not permitted access"),
+    # witness: unproven: the answer to a token request of another form was looked for
+    "grant form": (web.HTTPBadRequest, "validation_error", "Request validation failed"),
+}
+# Of a refused grant. Its status is unproven: the report has none.
+# witness: report: https://github.com/tastyware/tastytrade/issues/281
+_REFUSED_GRANT = {"error_code": "invalid_grant", "error_description": "Invalid JWT"}
 
 
 @dataclass(slots=True)
@@ -75,6 +94,14 @@ class TastytradeSimulator(DemoVenue):
     """Simulates api.tastyworks.com, which does not know the grants of the sandbox."""
 
     exchange_id = "tastytrade"
+    trouble_witnesses: ClassVar[Mapping[str, str]] = {
+        "wrong key": "report: https://github.com/tastyware/tastytrade/issues/281",
+        "missing right": "vendor: https://developer.tastytrade.com/reference/errors/",
+        "wrong environment": "unproven: the answer of one host to a grant of the other was looked for",
+        "unknown account": "vendor: https://developer.tastytrade.com/api-guides/customer-account-info",
+        "rate limit": "vendor: https://developer.tastytrade.com/reference/errors/",
+        "outage": "unproven: an answer of tastytrade during an outage was looked for",
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,11 +156,10 @@ class TastytradeSimulator(DemoVenue):
         body = json_object(await request.read())
         well_formed = request.content_type == "application/json" and set(body) == _GRANT_FIELDS
         if not well_formed or body["grant_type"] != "refresh_token" or "Authorization" in request.headers:
-            raise _error(web.HTTPBadRequest, "validation_error", "Request validation failed")
+            raise _error("grant form")
         grant = self.grants.get(str(body["refresh_token"]))
         if grant is None or grant.client_secret != body["client_secret"]:
-            refusal = {"error_code": "invalid_grant", "error_description": "Invalid JWT"}
-            return web.json_response(refusal, status=400)
+            return web.json_response(_REFUSED_GRANT, status=400)
         self._issued += 1
         token = f"simulated.access-token.{self._issued:08}"
         self._tokens[token] = (body["refresh_token"], asyncio.get_running_loop().time() + self.token_life)
@@ -145,10 +171,9 @@ class TastytradeSimulator(DemoVenue):
         refresh_token, ends = self._bearer(request)
         grant = self.grants.get(refresh_token)
         if grant is None or asyncio.get_running_loop().time() >= ends:
-            message = "Unauthorized. Unique customer support identifier: 0a1b2c3d"
-            raise _error(web.HTTPUnauthorized, "unauthorized", message)
+            raise _error("token")
         if "read" not in grant.scopes:
-            raise _error(web.HTTPForbidden, "not_permitted", "User not permitted access")
+            raise _error("forbidden")
         return grant
 
     async def _list(self, request: web.Request) -> web.Response:
@@ -161,7 +186,7 @@ class TastytradeSimulator(DemoVenue):
     async def _balances(self, request: web.Request) -> web.Response:
         account = self._reader(request).accounts.get(request.match_info["number"])
         if account is None or account.refused:
-            raise _error(web.HTTPForbidden, "not_permitted", "User not permitted access")
+            raise _error("forbidden")
         return web.json_response({"data": _balances(account), "context": request.path})
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
@@ -218,7 +243,8 @@ def _behind_gateway(handler: Any) -> Any:
     return handle
 
 
-def _error(kind: type[web.HTTPError], code: str, message: str) -> web.HTTPError:
+def _error(what: str) -> web.HTTPError:
+    kind, code, message = _ERRORS[what]
     return kind(text=json.dumps({"error": {"code": code, "message": message}}), content_type="application/json")
 
 

@@ -19,7 +19,6 @@ from exchange_service_tastytrade.simulator import SimulatedAccount, TastytradeSi
 
 from exchange_service.plugin_api import (
     AccountUnknown,
-    AddressNotAllowed,
     Balance,
     CredentialInvalid,
     CredentialRejected,
@@ -417,9 +416,9 @@ async def test_the_rights_of_a_grant_are_not_guessed() -> None:
         (saying(400, "validation_error"), RequestRefused),
         (saying(401, "invalid_credentials"), CredentialRejected),
         (Fault(status=401), CredentialRejected),
-        (Fault.html(401), AddressNotAllowed),
+        (Fault.html(401), VenueUnavailable),
         (saying(403, "not_permitted"), PermissionMissing),
-        (Fault.html(403), AddressNotAllowed),
+        (Fault.html(403), VenueUnavailable),
         (saying(404, "record_not_found"), AccountUnknown),
         (Fault.html(404), VenueUnavailable),
         (saying(422, "validation_error"), RequestRefused),
@@ -451,8 +450,8 @@ async def test_each_of_tastytrades_errors_becomes_the_right_error(
         (saying(400, "validation_error"), RequestRefused),
         (saying(401, "unauthorized"), CredentialRejected),
         (Fault(status=401), CredentialRejected),
-        (Fault.html(401), AddressNotAllowed),
-        (Fault.html(403), AddressNotAllowed),
+        (Fault.html(401), VenueUnavailable),
+        (Fault.html(403), VenueUnavailable),
         (Fault.html(404), VenueUnavailable),
         (Fault(status=429), VenueRateLimited),
         (Fault.html(502), VenueUnavailable),
@@ -478,3 +477,100 @@ async def test_a_refusal_that_no_token_can_heal_is_not_answered_with_another(fau
 async def test_tastytrades_message_is_not_passed_on() -> None:
     error = await refusal_of(saying(403, "not_permitted", "Jane Doe, card 4111"), LIST)
     assert "Jane" not in error.message
+
+
+def listing_accounts(*accounts: Any) -> Fault:
+    items = [{"account": account, "authority-level": "owner"} for account in accounts]
+    return Fault(body=json.dumps({"data": {"items": items}}).encode(), path=LIST)
+
+
+def entry(number: Any, **changes: Any) -> dict[str, Any]:
+    """An account of the list; `...` leaves a member out, `_` stands for the dash in its name."""
+    members = {"account-number": number, "margin-or-cash": "Margin", "is-closed": False, "nickname": "Mine"}
+    members |= {name.replace("_", "-"): value for name, value in changes.items()}
+    return {name: value for name, value in members.items() if value is not ...}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"margin_or_cash": ...}, {"margin_or_cash": None}, {"margin_or_cash": "Portfolio"}, {"is_closed": "no"}],
+    ids=str,
+)
+async def test_an_account_of_another_shape_is_its_own_error_beside_the_others(changes: dict[str, Any]) -> None:
+    async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND)) as venue:
+        venue.fail(listing_accounts(entry(FIRST, **changes), entry(SECOND)))
+        balance = await balance_of(venue)
+        with pytest.raises(VenueMalformed):
+            await balance_of(venue, account_id=FIRST)
+        alone = await balance_of(venue, account_id=SECOND)
+    broken, good = balance.venue_accounts
+    assert isinstance(broken.error, VenueMalformed)
+    assert (broken.id, good.id, balance.summary) == (FIRST, SECOND, None)
+    assert good.assets
+    assert alone.summary is not None
+
+
+@pytest.mark.parametrize("odd", [None, [], {}, {"margin-or-cash": "Cash"}], ids=json.dumps)
+async def test_an_entry_without_a_number_is_an_account_with_its_error_beside_the_others(odd: Any) -> None:
+    async with venue_with(SimulatedAccount(FIRST)) as venue:
+        venue.fail(listing_accounts(odd, entry(FIRST)))
+        balance = await balance_of(venue)
+        # It may be the stored account, so that one is not called unknown.
+        with pytest.raises(VenueMalformed):
+            await balance_of(venue, account_id=THIRD)
+    broken, good = balance.venue_accounts
+    assert isinstance(broken.error, VenueMalformed)
+    assert (broken.id, good.id, balance.summary) == ("", FIRST, None)
+    assert good.assets
+
+
+async def test_a_broken_list_is_not_kept() -> None:
+    async with venue_with(SimulatedAccount(FIRST)) as venue, calling(venue) as call:
+        venue.fail(replace(listing_accounts(entry(FIRST, margin_or_cash=...)), times=1))
+        with pytest.raises(VenueMalformed):
+            await fetch(call)
+        assert (await fetch(call)).summary is not None
+
+
+async def test_closed_accounts_are_left_out_with_a_note() -> None:
+    async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND, closed=True)) as venue:
+        balance = await balance_of(venue)
+    assert [account.id for account in balance.venue_accounts] == [FIRST]
+    assert balance.notes == (f"Closed at tastytrade, and left out: {SECOND}.",)
+
+
+@pytest.mark.parametrize("body", [b'{"data": null}', b'{"data": {"items": []}}', b'{"data": {"account-number": "x"}}'])
+async def test_one_accounts_odd_balances_are_its_own_error(body: bytes) -> None:
+    async with venue_with(SimulatedAccount(FIRST), SimulatedAccount(SECOND)) as venue:
+        venue.fail(Fault(body=body, path=balances(SECOND)))
+        balance = await balance_of(venue)
+    good, broken = balance.venue_accounts
+    assert good.assets
+    assert isinstance(broken.error, VenueMalformed)
+    assert (broken.type, broken.label, balance.summary) == ("margin", "Individual", None)
+
+
+@pytest.mark.parametrize("stamp", ["yesterday", 1764000000, "2026-11-20T21:00:05", [], None], ids=json.dumps)
+async def test_a_time_that_cannot_be_read_fails_no_balance(stamp: Any) -> None:
+    figures = {"account-number": FIRST, "cash-balance": "10.5", "net-liquidating-value": "12", "updated-at": stamp}
+    async with venue_with(SimulatedAccount(FIRST)) as venue:
+        venue.fail(Fault(body=json.dumps({"data": figures}).encode(), path=balances(FIRST)))
+        balance = await balance_of(venue)
+    assert balance.venue_time is None
+    assert balance.summary is not None
+    assert balance.summary.total == Decimal("10.5")
+
+
+async def test_one_accounts_deficit_is_not_taken_from_another_account() -> None:
+    short = SimulatedAccount(SECOND, cash=Decimal("-10000.0"), long_equity=Decimal("12000.0"))
+    async with venue_with(SimulatedAccount(FIRST), short) as venue:
+        balance = await balance_of(venue)
+    assert balance.summary is not None
+    assert (balance.summary.available, balance.summary.buying_power) == (None, None)
+    assert balance.summary.cash == Decimal("2875.412")
+
+
+@pytest.mark.parametrize("code", ["invalid_grant", "invalid_client"])
+async def test_a_refused_grant_may_be_told_in_oauths_own_shape(code: str) -> None:
+    fault = Fault(status=400, body=json.dumps({"error": code, "error_description": "Invalid JWT"}).encode())
+    assert isinstance(await refusal_of(fault, TOKEN), CredentialRejected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -55,28 +56,28 @@ def summary_of(account: VenueAccount) -> Summary:
 
 def test_an_account_is_one_row_of_cash() -> None:
     account = parse.account(payload("balances.json"), NUMBER)
-    row = AssetBalance("USD", total=Decimal("12875.412"), free=Decimal("19735.412"), used=Decimal("24380.0"))
+    row = AssetBalance("USD", total=Decimal("44178.164"), free=Decimal("13278.164"), used=Decimal("30900.0"))
     assert account.assets == (row,)
     assert account.id == NUMBER
 
 
-def test_the_summary_has_every_figure_of_the_worked_example() -> None:
+def test_the_summary_has_every_figure_of_the_captured_answer() -> None:
     summary = summary_of(parse.account(payload("balances.json"), NUMBER))
     assert summary == Summary(
         "USD",
-        total=Decimal("12875.412"),
-        cash=Decimal("12875.412"),
-        equity=Decimal("45230.412"),
-        available=Decimal("19735.412"),
-        margin_used=Decimal("24380.0"),
-        buying_power=Decimal("39470.824"),
+        total=Decimal("44178.164"),
+        cash=Decimal("44178.164"),
+        equity=Decimal("41409.164"),
+        available=Decimal("13278.164"),
+        margin_used=Decimal("30900.0"),
+        buying_power=Decimal("26556.328"),
     )
     assert summary.unrealised_pnl is None
 
 
 def test_no_digit_is_added_or_lost() -> None:
     summary = summary_of(parse.account(payload("balances.json"), NUMBER))
-    assert str(summary.margin_used) == "24380.0"
+    assert str(summary.margin_used) == "30900.0"
     exact = parse.account(balances_with(cash_balance="1234567890123456789012.345678"), NUMBER)
     assert str(exact.assets[0].total) == "1234567890123456789012.345678"
 
@@ -88,10 +89,14 @@ def test_the_time_is_the_venues_in_utc() -> None:
     assert parse.account(balances_with(updated_at=...), NUMBER).venue_time is None
 
 
-@pytest.mark.parametrize("value", ["yesterday", "2026-11-20T21:00:05", "0001-01-01T00:00:00+23:59", 1764000000, True])
-def test_an_invalid_time_is_malformed(value: Any) -> None:
-    with pytest.raises(VenueMalformed, match="updated-at"):
-        parse.account(balances_with(updated_at=value), NUMBER)
+@pytest.mark.parametrize(
+    "value",
+    ["yesterday", "2026-11-20T21:00:05", "0001-01-01T00:00:00+23:59", 1764000000, True, [], {}, None, ""],
+    ids=str,
+)
+def test_a_time_that_cannot_be_read_is_unknown_and_leaves_the_figures(value: Any) -> None:
+    account = parse.account(balances_with(updated_at=value), NUMBER)
+    assert account == replace(parse.account(payload("balances.json"), NUMBER), venue_time=None)
 
 
 def test_an_older_answer_without_a_currency_is_in_dollars() -> None:
@@ -188,7 +193,7 @@ def test_the_answer_for_another_account_is_malformed() -> None:
 def test_a_list_of_currencies_gives_a_row_each_and_no_summary() -> None:
     dollars, euros = balances_with()["data"], balances_with(currency="EUR", cash_balance="3")["data"]
     account = parse.account({"data": {"items": [dollars, euros]}}, NUMBER)
-    assert [(row.asset, row.total) for row in account.assets] == [("USD", Decimal("12875.412")), ("EUR", Decimal(3))]
+    assert [(row.asset, row.total) for row in account.assets] == [("USD", Decimal("44178.164")), ("EUR", Decimal(3))]
     assert account.summary is None
 
 
@@ -212,61 +217,93 @@ def test_balances_of_another_shape_are_malformed(answer: Any) -> None:
         parse.account(answer, NUMBER)
 
 
-def test_the_list_gives_each_open_account_with_its_type_and_name() -> None:
-    accounts = parse.open_accounts(
+def test_the_list_gives_each_account_with_its_type_and_name() -> None:
+    accounts = parse.listed_accounts(
         accounts_with(
             {"account-number": "5WX00000"},
-            {
-                "account-number": "5WX00001",
-                "margin-or-cash": "Cash",
-                "account-type-name": "Roth IRA",
-                "nickname": "Later",
-            },
+            {"account-number": "5WX00001", "margin-or-cash": "CASH", "nickname": "Later"},
             {"account-number": "5WX00002", "is-closed": True},
             {"account-number": "5WX00003", "margin-or-cash": "Margin", "nickname": ...},
+            {"account-number": "5WX00004", "nickname": ["Individual"]},
         )
     )
-    assert accounts == [
+    assert list(accounts.values()) == [
         parse.ListedAccount("5WX00000", "margin", "Individual"),
         parse.ListedAccount("5WX00001", "cash", "Later"),
+        parse.ListedAccount("5WX00002", "margin", "Individual", closed=True),
         parse.ListedAccount("5WX00003", "margin", ""),
+        parse.ListedAccount("5WX00004", "margin", ""),
+    ]
+    assert list(accounts) == [f"5WX0000{digit}" for digit in range(5)]
+
+
+def test_the_captured_list_has_a_retirement_account_a_margin_account_and_a_cash_account() -> None:
+    assert list(parse.listed_accounts(payload("accounts_three.json")).values()) == [
+        parse.ListedAccount("5YZ00000", "cash", "Roth IRA"),
+        parse.ListedAccount("5WW00000", "margin", "Margin acct"),
+        parse.ListedAccount("5WZ00000", "cash", "Individual"),
     ]
 
 
 def test_a_login_without_accounts_has_an_empty_list() -> None:
-    assert parse.open_accounts({"data": {"items": []}}) == []
+    assert parse.listed_accounts({"data": {"items": []}}) == {}
 
 
-def test_a_list_that_names_an_account_twice_is_malformed() -> None:
-    with pytest.raises(VenueMalformed, match="twice"):
-        parse.open_accounts(accounts_with({}, {"account-number": "5WX00001"}, {"is-closed": True}))
+def test_an_account_that_is_listed_twice_is_malformed_and_the_others_are_not() -> None:
+    listed = parse.listed_accounts(accounts_with({}, {"account-number": "5WX00001"}, {"is-closed": True}))
+    assert isinstance(listed[NUMBER], VenueMalformed)
+    assert isinstance(listed["5WX00001"], parse.ListedAccount)
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "number"),
     [
-        {"account-number": ...},
-        {"account-number": 7},
-        {"is-closed": "true"},
-        {"margin-or-cash": ...},
-        {"nickname": ["Individual"]},
+        ({"account-number": ...}, ""),
+        ({"account-number": ""}, ""),
+        ({"account-number": 7}, "7"),
+        ({"is-closed": "true"}, NUMBER),
+        ({"margin-or-cash": ...}, NUMBER),
+        ({"margin-or-cash": None}, NUMBER),
+        ({"margin-or-cash": True}, NUMBER),
+        ({"margin-or-cash": "Portfolio"}, NUMBER),
     ],
     ids=str,
 )
-def test_an_account_of_another_shape_is_malformed(changes: dict[str, Any]) -> None:
-    with pytest.raises(VenueMalformed):
-        parse.open_accounts(accounts_with(changes))
+def test_an_account_of_another_shape_is_malformed_and_the_others_are_not(changes: dict[str, Any], number: str) -> None:
+    listed = parse.listed_accounts(accounts_with(changes, {"account-number": "5WX00001"}))
+    assert isinstance(listed[number], VenueMalformed)
+    assert listed["5WX00001"] == parse.ListedAccount("5WX00001", "margin", "Individual")
+    assert len(listed) == 2
+
+
+@pytest.mark.parametrize("broken", [None, [], {}, {"account": []}, {"account": None}, "5WX00000"], ids=json.dumps)
+def test_an_entry_that_is_no_account_is_malformed_and_the_others_are_not(broken: Any) -> None:
+    answer = accounts_with({})
+    answer["data"]["items"].append(broken)
+    listed = parse.listed_accounts(answer)
+    assert isinstance(listed[""], VenueMalformed)
+    assert listed[NUMBER] == parse.ListedAccount(NUMBER, "margin", "Individual")
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [None, [], {}, {"data": None}, {"data": {}}, {"data": {"items": {}}}, {"data": {"items": [None]}},
-     {"data": {"items": [{}]}}, {"data": {"items": [{"account": []}]}}],
-    ids=json.dumps,
-)  # fmt: skip
+    "answer", [None, [], {}, {"data": None}, {"data": {}}, {"data": {"items": {}}}], ids=json.dumps
+)
 def test_a_list_of_another_shape_is_malformed(answer: Any) -> None:
     with pytest.raises(VenueMalformed):
-        parse.open_accounts(answer)
+        parse.listed_accounts(answer)
+
+
+def test_a_requirement_that_is_negative_is_unknown() -> None:
+    account = parse.account(balances_with(maintenance_requirement="-1"), NUMBER)
+    assert account.assets[0].used is summary_of(account).margin_used is None
+
+
+@pytest.mark.parametrize("nothing", [..., None, ""], ids=["missing", "null", "empty"])
+def test_a_currency_whose_every_figure_is_empty_is_no_row_and_refuses_nothing(nothing: Any) -> None:
+    figures = ("cash_balance", "net_liquidating_value", "derivative_buying_power", "equity_buying_power")
+    empty = balances_with(currency="EUR", maintenance_requirement=nothing, **dict.fromkeys(figures, nothing))["data"]
+    answer = {"data": {"items": [balances_with()["data"], empty]}}
+    assert parse.account(answer, NUMBER) == parse.account(payload("balances.json"), NUMBER)
 
 
 @pytest.mark.parametrize(

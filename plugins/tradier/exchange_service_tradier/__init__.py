@@ -18,6 +18,11 @@ from exchange_service.plugin_api import (
 )
 from exchange_service_tradier.balance import read_balance, read_options_balance
 
+# witness: vendor: https://documentation.tradier.com/brokerage-api/overview/rate-limiting
+LIMITS = (
+    # The limit of the sandbox; the live limit is twice as high. A balance costs one account and sometimes the profile.
+    RateLimit("key", 60, 60, cost=2),
+)
 TRADIER = ExchangeMetadata(
     id="tradier",
     name="Tradier",
@@ -51,8 +56,7 @@ TRADIER = ExchangeMetadata(
     ),
     documentation_url="https://documentation.tradier.com/brokerage-api",
     credential_url="https://dash.tradier.com/settings/api",
-    # The limit of the sandbox; the live limit is twice as high. A balance costs one account and sometimes the profile.
-    limits=(RateLimit("key", 60, 60, cost=2),),
+    limits=LIMITS,
 )
 
 TRADIER_OPTIONS = replace(

@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 from exchange_service.plugin_api import (
     AccountUnknown,
-    AddressNotAllowed,
     CredentialInvalid,
     CredentialRejected,
     RequestRefused,
@@ -20,6 +19,7 @@ from exchange_service.plugin_api import (
     VenueMalformed,
     VenueRateLimited,
     clean_text,
+    gateway_error,
     raise_unexpected_status,
     read_metadata,
     required_text,
@@ -33,6 +33,8 @@ _PROFILE_AGE = 600.0
 # Seconds. Tradier counts requests by the minute. A header that asks for a longer wait comes from a wrong clock.
 _WINDOW = 60.0
 _MILLISECONDS = re.compile(r"\d{1,15}\Z", re.ASCII)
+# By account number.
+Profile = Mapping[str, parse.ListedAccount | VenueMalformed]
 _LIMITED = "Tradier limits the requests of this token."
 
 
@@ -84,22 +86,18 @@ class TradierClient:
         self._other_environment = "sandbox" if call.environment.name == "production" else "live"
         self._headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
 
-    async def profile(self) -> list[parse.ListedAccount]:
-        """Every account of the token, also closed ones."""
+    async def profile(self) -> Profile:
+        """Every account of the token by its number, also closed ones, or the error why it cannot be read."""
 
-        async def fetch() -> list[parse.ListedAccount]:
+        async def fetch() -> Profile:
             return parse.listed_accounts(await self._get("/user/profile"))
 
-        return await self._state.get("profile", fetch, max_age=_PROFILE_AGE)
-
-    async def open_accounts(self) -> list[parse.ListedAccount]:
-        """The accounts of the token that are not closed. Raises AccountUnknown if there is none."""
-        accounts = [account for account in await self.profile() if not account.closed]
-        if not accounts:
-            # The user may open an account at any time, which must not wait until the stored profile is too old.
+        profile = await self._state.get("profile", fetch, max_age=_PROFILE_AGE)
+        broken = any(isinstance(account, VenueMalformed) for account in profile.values())
+        if broken or not any(map(parse.is_open, profile.values())):
+            # A broken profile is not kept. Neither is one without an open account: the user may open one at any time.
             self._state.forget("profile")
-            raise AccountUnknown("Tradier: the token is valid but has no open account.")
-        return accounts
+        return profile
 
     async def balances(self, number: str) -> Any:
         """The payload of one account's balances."""
@@ -131,13 +129,13 @@ class TradierClient:
         if "unauthorized account" in message:
             raise AccountUnknown(
                 "Tradier: the token may not read this account. A number that begins with VA belongs to the sandbox.",
-                advice="Check the stored account_id.",
+                advice="Check the stored account_id, or leave it empty to read every account of the token. An account "
+                "of another login needs that login's token.",
             )
+        if error := gateway_error(response, "Tradier"):
+            raise error
         if response.status == 401:
             raise self._token_error(expired=False)
-        if response.status == 403 and not message:
-            # Tradier itself gives a reason. Without one, the gateway in front of it refuses us.
-            raise AddressNotAllowed("Tradier's gateway refuses requests from this service's network address.")
         if response.status == 400:
             raise RequestRefused("Tradier rejects our request (HTTP 400).", advice="Check the stored account_id.")
         raise_unexpected_status(response, "Tradier")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -16,9 +16,9 @@ from exchange_service.plugin_api import (
     amount,
     as_list,
     as_object,
-    check_unique,
     exact_difference,
     exact_sum,
+    read_account_list,
     required_amount,
     text,
 )
@@ -33,8 +33,11 @@ OPTION_NET = "OPTION_NET"
 
 # The object with the figures of each kind of account, and our account type for it. The account of a pattern day trader
 # (pdt) is a margin account with one more figure.
+# witness: vendor: https://docs.tradier.com/docs/balances
 _TYPES = {"margin": "margin", "pdt": "margin", "cash": "cash"}
+# witness: vendor: https://docs.tradier.com/docs/balances
 _OPTION_FIELDS = ("option_long_value", "option_short_value", "option_requirement")
+# witness: vendor: https://docs.tradier.com/docs/balances
 _CALLS = {"maintenance_call": "maintenance call", "fed_call": "fed call"}
 
 
@@ -48,23 +51,34 @@ class ListedAccount:
     closed: bool = False
 
 
-def listed_accounts(payload: Any) -> list[ListedAccount]:
-    """The accounts of `GET /user/profile`, also closed ones."""
+def listed_accounts(payload: Any) -> dict[str, ListedAccount | VenueMalformed]:
+    """The accounts of `GET /user/profile` by their numbers, also closed ones. A malformed one is there as its error."""
     profile = as_object(as_object(payload, "the answer").get("profile"), "profile")
-    entries = [as_object(entry, "account[]") for entry in _collection(profile, "account")]
-    accounts = [_listed_account(entry) for entry in entries]
-    check_unique((account.number for account in accounts), "Tradier lists an account twice.")
-    return accounts
+    return read_account_list(_collection(profile, "account"), _listed_number, _listed_account)
+
+
+def _listed_number(entry: Mapping[str, Any]) -> str:
+    return _account_number(entry, "account[]")
 
 
 def _listed_account(entry: Mapping[str, Any]) -> ListedAccount:
-    kind = text(entry, "type", "account[]", required=False).lower()
     return ListedAccount(
-        number=_account_number(entry, "account[]"),
-        type=_TYPES.get(kind, ""),
+        number=_listed_number(entry),
+        type=_TYPES.get(_word(entry, "type"), ""),
         option_level=amount(entry, "option_level", "account[]"),
-        closed=text(entry, "status", "account[]", required=False).lower() == "closed",
+        closed=_word(entry, "status") == "closed",
     )
+
+
+def is_open(listed: ListedAccount | VenueMalformed) -> bool:
+    """Whether the account may be open: also if its entry in the profile cannot be read."""
+    return isinstance(listed, VenueMalformed) or not listed.closed
+
+
+def _word(entry: Mapping[str, Any], key: str) -> str:
+    """The word at `key` in lower case; empty for anything else: older answers have a number as the status."""
+    value = entry.get(key)
+    return value.lower() if isinstance(value, str) else ""
 
 
 def account(payload: Any, number: str) -> VenueAccount:
@@ -78,12 +92,12 @@ def account(payload: Any, number: str) -> VenueAccount:
     cash = required_amount(entry, "total_cash", "balances")
     if block == "cash":
         available, buying_power = amount(figures, "cash_available", where), None
-        used = _bound_cash(amount(figures, "unsettled_funds", where), amount(entry, "pending_cash", "balances"))
+        bound = (amount(figures, "unsettled_funds", where), amount(entry, "pending_cash", "balances"))
+        used = _bound_cash(cash, available, bound)
     else:
         available = amount(figures, "option_buying_power", where)
         buying_power = amount(figures, "stock_buying_power", where)
-        used = amount(entry, "current_requirement", "balances")
-    used = _not_negative(used)
+        used = _not_negative(amount(entry, "current_requirement", "balances"))
     return VenueAccount(
         id=number,
         type=_TYPES[block],
@@ -145,8 +159,8 @@ def open_calls(payload: Any, number: str) -> tuple[str, ...]:
 def _option_rows(entry: Mapping[str, Any]) -> tuple[AssetBalance, ...]:
     """The rows for long, short and net.
 
-    Tradier has changed the sign of the short value over the years. Here it is always negative, and its debt is what
-    it costs to buy the positions back.
+    Tradier has changed the sign of the short value over the years: the fixtures of tradier/tradier.rb have a positive
+    one. Here it is always negative, and its debt is what it costs to buy the positions back.
     """
     long = required_amount(entry, "option_long_value", "balances")
     short = required_amount(entry, "option_short_value", "balances").copy_abs()
@@ -159,9 +173,17 @@ def _option_rows(entry: Mapping[str, Any]) -> tuple[AssetBalance, ...]:
     )
 
 
-def _bound_cash(unsettled: Decimal | None, pending: Decimal | None) -> Decimal | None:
-    """The cash that a cash account cannot use: sales that have not settled, and the reserve for open orders."""
-    return None if unsettled is None or pending is None else exact_sum((unsettled, pending))
+def _bound_cash(cash: Decimal, available: Decimal | None, parts: Sequence[Decimal | None]) -> Decimal | None:
+    """The cash that a cash account cannot use: sales that have not settled, and the reserve for open orders.
+
+    Tradier does not state it. It is known only if the parts explain the whole difference between all cash and what is
+    available; the account may hold back other cash.
+    """
+    known = [part for part in parts if part is not None and part >= 0]
+    if available is None or len(known) != len(parts):
+        return None
+    bound = exact_sum(known)
+    return bound if exact_sum((available, bound)) == cash else None
 
 
 def _not_negative(figure: Decimal | None) -> Decimal | None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 
@@ -16,6 +16,26 @@ from exchange_service.testing import DemoVenue, bearer_token, show_situation
 
 _ZERO = Decimal(0)
 _WINDOW = 60
+# The faults of Tradier's gateway: the status, `faultstring` and `errorcode`.
+_FAULTS: Mapping[str, tuple[type[web.HTTPError], str, str]] = {
+    # witness: test data: QuantConnect/Lean.Brokerages.Tradier TradierBrokerageAditionalTests.cs
+    "token": (web.HTTPUnauthorized, "Invalid Access Token", "keymanagement.service.invalid_access_token"),
+    "expired": (
+        web.HTTPInternalServerError,
+        "Access Token expired",
+        "keymanagement.service.access_token_expired",
+    ),
+    # witness: unproven: Tradier's answer over the limit was looked for; this is how Apigee, its gateway, says it
+    "quota": (
+        web.HTTPTooManyRequests,
+        "Rate limit quota violation. Quota limit exceeded.",
+        "policies.ratelimit.QuotaViolation",
+    ),
+}
+
+# Before the number. Its status is unproven: the test does not state it.
+# witness: test data: QuantConnect/Lean.Brokerages.Tradier TradierBrokerageTests.cs
+_UNAUTHORIZED_ACCOUNT = "Unauthorized Account: "
 
 
 @dataclass(slots=True)
@@ -89,6 +109,13 @@ class TradierSimulator(DemoVenue):
     """Simulates api.tradier.com, which does not know the tokens of the sandbox."""
 
     exchange_id = "tradier"
+    trouble_witnesses: ClassVar[Mapping[str, str]] = {
+        "wrong key": "test data: QuantConnect/Lean.Brokerages.Tradier TradierBrokerageAditionalTests.cs",
+        "wrong environment": "unproven: the answer of one host to a token of the other was looked for",
+        "unknown account": "test data: QuantConnect/Lean.Brokerages.Tradier TradierBrokerageTests.cs",
+        "rate limit": "unproven: the body was looked for; the headers are as on Tradier's page on rate limiting",
+        "outage": "unproven: an answer of Tradier during an outage was looked for",
+    }
     # The requests that a token may send in a minute.
     allowance = 120
 
@@ -128,7 +155,7 @@ class TradierSimulator(DemoVenue):
         number = request.match_info["number"]
         account = token.accounts.get(number)
         if account is None or account.refused:
-            return web.Response(status=401, text=f"Unauthorized Account: {number}", headers=headers)
+            return web.Response(status=401, text=_UNAUTHORIZED_ACCOUNT + number, headers=headers)
         return _answer(request, {"balances": _figures(account)}, headers)
 
     def _admit(self, request: web.Request) -> tuple[SimulatedToken, dict[str, str]]:
@@ -137,10 +164,9 @@ class TradierSimulator(DemoVenue):
         if token is None and self.plain_refusals:
             raise web.HTTPUnauthorized(text="Invalid Access Token")
         if token is None:
-            raise _fault(web.HTTPUnauthorized, "Invalid Access Token", "keymanagement.service.invalid_access_token")
+            raise _fault("token")
         if token.expired:
-            code = "keymanagement.service.access_token_expired"
-            raise _fault(web.HTTPInternalServerError, "Access Token expired", code)
+            raise _fault("expired")
         minute = int(time.time()) // _WINDOW
         token.used = token.used + 1 if token.minute == minute else 1
         token.minute = minute
@@ -152,8 +178,7 @@ class TradierSimulator(DemoVenue):
             "X-Ratelimit-Expiry": str((minute + 1) * _WINDOW * 1000),
         }
         if token.limited or left < 0:
-            message = "Rate limit quota violation. Quota limit exceeded."
-            raise _fault(web.HTTPTooManyRequests, message, "policies.ratelimit.QuotaViolation", headers)
+            raise _fault("quota", headers)
         return token, headers
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
@@ -286,8 +311,7 @@ def _json(value: Any) -> str:
     return json.dumps(value)
 
 
-def _fault(
-    kind: type[web.HTTPError], message: str, code: str, headers: Mapping[str, str] | None = None
-) -> web.HTTPException:
+def _fault(what: str, headers: Mapping[str, str] | None = None) -> web.HTTPException:
+    kind, message, code = _FAULTS[what]
     body = json.dumps({"fault": {"faultstring": message, "detail": {"errorcode": code}}})
     return kind(text=body, content_type="application/json", headers=headers)

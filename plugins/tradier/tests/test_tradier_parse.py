@@ -99,6 +99,7 @@ class TestTheAccountAsAWhole:
 
     def test_the_used_cash_of_a_cash_account_is_unsettled_or_reserved_by_orders(self) -> None:
         answer = cash_with(pending_cash=Decimal("0.000000000000000000000001"))
+        answer["balances"]["cash"]["cash_available"] = Decimal("5120.329999999999999999999999")
         used = parse.account(answer, CASH).assets[0].used
         assert str(used) == "250.000000000000000000000001"
 
@@ -109,8 +110,19 @@ class TestTheAccountAsAWhole:
             changed("balances_cash.json", pending_cash=None),
             changed("balances_cash.json", block="cash", unsettled_funds=...),
             changed("balances_cash.json", pending_cash=Decimal(-251)),
+            changed("balances_cash.json", pending_cash=Decimal(-1)),
+            changed("balances_cash.json", block="cash", cash_available=...),
+            changed("balances_cash.json", block="cash", cash_available=Decimal("5100.00")),
         ],
-        ids=["no pending cash", "pending cash null", "no unsettled funds", "less than nothing"],
+        ids=[
+            "no pending cash",
+            "pending cash null",
+            "no unsettled funds",
+            "less than nothing",
+            "a part that is negative",
+            "no available cash",
+            "cash that the parts do not explain",
+        ],
     )
     def test_if_a_part_of_it_is_unknown_so_is_the_used_cash(self, answer: Any) -> None:
         assert parse.account(answer, CASH).assets[0].used is None
@@ -257,30 +269,57 @@ class TestOpenCalls:
 
 class TestTheProfile:
     def test_one_account_stands_there_bare(self) -> None:
-        assert parse.listed_accounts(payload("profile_one_account.json")) == [
-            ListedAccount(MARGIN, "margin", option_level=Decimal(3))
-        ]
+        assert parse.listed_accounts(payload("profile_one_account.json")) == {
+            MARGIN: ListedAccount(MARGIN, "margin", option_level=Decimal(3))
+        }
 
     def test_several_stand_in_a_list_and_numbers_are_texts(self) -> None:
-        assert parse.listed_accounts(payload("profile_several_accounts.json")) == [
+        assert list(parse.listed_accounts(payload("profile_several_accounts.json")).values()) == [
             ListedAccount(MARGIN, "margin", option_level=Decimal(3)),
             ListedAccount("60911111", "cash", option_level=Decimal(0)),
             ListedAccount("6YC22222", "margin", option_level=Decimal(2), closed=True),
         ]
 
+    def test_the_documented_one_has_three_accounts(self) -> None:
+        assert list(parse.listed_accounts(payload("documented_profile.json")).values()) == [
+            ListedAccount("VA000001", "margin", option_level=Decimal(6)),
+            ListedAccount("VA000002", "margin", option_level=Decimal(3)),
+            ListedAccount("VA000003", "cash", option_level=Decimal(2)),
+        ]
+
+    def test_an_old_one_has_a_number_as_the_status_and_no_option_level(self) -> None:
+        assert list(parse.listed_accounts(payload("profile_of_2014.json")).values()) == [
+            ListedAccount("60911111", "margin"),
+            ListedAccount("60922222", "margin"),
+        ]
+
     @pytest.mark.parametrize("profile", [{}, {"account": None}, {"account": "null"}, {"account": []}], ids=json.dumps)
     def test_an_empty_list_has_several_forms(self, profile: Any) -> None:
-        assert parse.listed_accounts({"profile": profile}) == []
+        assert parse.listed_accounts({"profile": profile}) == {}
 
     def test_a_figure_that_it_does_not_state_is_unknown(self) -> None:
         answer = {"profile": {"account": {"account_number": MARGIN, "type": "joint"}}}
-        assert parse.listed_accounts(answer) == [ListedAccount(MARGIN)]
+        assert parse.listed_accounts(answer) == {MARGIN: ListedAccount(MARGIN)}
 
     @pytest.mark.parametrize("other", [60911111, "60911111"])
-    def test_one_that_is_listed_twice_is_malformed(self, other: Any) -> None:
-        accounts = [{"account_number": 60911111}, {"account_number": other}]
-        with pytest.raises(VenueMalformed, match="twice"):
-            parse.listed_accounts({"profile": {"account": accounts}})
+    def test_one_that_is_listed_twice_is_malformed_and_the_others_are_not(self, other: Any) -> None:
+        accounts = [{"account_number": 60911111}, {"account_number": MARGIN}, {"account_number": other}]
+        listed = parse.listed_accounts({"profile": {"account": accounts}})
+        assert isinstance(listed["60911111"], VenueMalformed)
+        assert listed[MARGIN] == ListedAccount(MARGIN)
+
+    @pytest.mark.parametrize("number", [..., None, "", True, [], Decimal("1.5")], ids=str)
+    def test_one_without_a_number_is_malformed_and_the_others_are_not(self, number: Any) -> None:
+        broken = {} if number is ... else {"account_number": number}
+        listed = parse.listed_accounts({"profile": {"account": [broken, None, {"account_number": MARGIN}]}})
+        assert isinstance(listed[""], VenueMalformed)
+        assert listed[MARGIN] == ListedAccount(MARGIN)
+
+    def test_one_whose_option_level_cannot_be_read_is_malformed_and_the_others_are_not(self) -> None:
+        accounts = [{"account_number": MARGIN, "option_level": "many"}, {"account_number": CASH}]
+        listed = parse.listed_accounts({"profile": {"account": accounts}})
+        assert isinstance(listed[MARGIN], VenueMalformed)
+        assert listed[CASH] == ListedAccount(CASH)
 
     @pytest.mark.parametrize(
         "answer",
@@ -293,11 +332,6 @@ class TestTheProfile:
             {"profile": []},
             {"profile": {"account": "6YA00000"}},
             {"profile": {"account": 7}},
-            {"profile": {"account": {}}},
-            {"profile": {"account": [None]}},
-            {"profile": {"account": {"account_number": True}}},
-            {"profile": {"account": {"account_number": ""}}},
-            {"profile": {"account": {"account_number": MARGIN, "option_level": "many"}}},
         ],
         ids=json.dumps,
     )

@@ -7,6 +7,7 @@ import binascii
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
@@ -69,13 +70,25 @@ def _market(quote: str) -> dict[str, Any]:
     return {**known, "quoteId": quote, "type": "spot", "spot": True, "active": True, "info": {}}
 
 
+# A contract that is settled in its own coin.
+_COIN_SETTLED = _market("USD") | {
+    "id": "BTCUSDM",
+    "symbol": "BTC/USD:BTC",
+    "type": "swap",
+    "spot": False,
+    "swap": True,
+    "contract": True,
+    "settle": "BTC",
+}
+
+
 async def _markets(client: CcxtClient, ccxt: Any, assets: Mapping[str, str]) -> Any:
-    """What the client keeps of an exchange's public lists: here two markets, and the assets of the test."""
+    """What the client keeps of an exchange's public lists: here three markets, and the assets of the test."""
     instance = client.instances.construct(ccxt, Guarded, None, 1000)
     currencies = {
         code: {"id": venue_id, "code": code, "precision": 1e-8, "info": {}} for code, venue_id in assets.items()
     }
-    instance.set_markets([_market("USDT"), _market("USD")], currencies)
+    instance.set_markets([_market("USDT"), _market("USD"), _COIN_SETTLED], currencies)
     for name in instance.options.get("marketHelperProps", []):
         instance.options.setdefault(name, {})
     return instance
@@ -83,11 +96,16 @@ async def _markets(client: CcxtClient, ccxt: Any, assets: Mapping[str, str]) -> 
 
 @asynccontextmanager
 async def opened(
-    listing: ExchangeMetadata, assets: Mapping[str, str], account_type: str = ""
+    listing: ExchangeMetadata,
+    assets: Mapping[str, str],
+    account_type: str = "",
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[tuple[ScriptedVenue, VenueCall]]:
     """The venue, listening, and a call for an account there, with the markets preset in the plugin's state and without
-    CCXT's pauses between requests. `account_type` as a user stores it; empty for the listing's first."""
+    CCXT's pauses between requests. `account_type` as a user stores it; empty for the listing's first. `metadata` is
+    what the user stores beside it."""
     given, state = credential(listing), State()
+    given["metadata"].update(metadata)
     if account_type:
         given["metadata"]["defaultType"] = account_type
 

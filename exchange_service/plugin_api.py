@@ -65,6 +65,7 @@ from exchange_service.model import (
 )
 from exchange_service.plugin_kit.credential_fields import read_metadata, required_text, wallet_address
 from exchange_service.plugin_kit.gateways import gateway_error
+from exchange_service.plugin_kit.key_texts import KEY_KINDS, PrivateKey, clean_text, private_key
 from exchange_service.plugin_kit.payload import (
     amount,
     as_list,
@@ -86,6 +87,7 @@ __all__ = [
     "ALL_ACCOUNT_TYPES",
     "API_VERSION",
     "ASSET_CLASSES",
+    "KEY_KINDS",
     "PRODUCTION",
     "SANDBOX",
     "SECRET_FIELDS",
@@ -108,6 +110,7 @@ __all__ = [
     "Manifest",
     "NotSupported",
     "PermissionMissing",
+    "PrivateKey",
     "RateLimit",
     "RegionRestricted",
     "RequestRefused",
@@ -128,6 +131,7 @@ __all__ = [
     "as_list",
     "as_object",
     "check_unique",
+    "clean_text",
     "combined_summary",
     "exact_difference",
     "exact_sum",
@@ -138,6 +142,7 @@ __all__ = [
     "milliseconds",
     "parse_amount",
     "parse_json",
+    "private_key",
     "raise_unexpected_status",
     "read_account_list",
     "read_metadata",

@@ -19,7 +19,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from exchange_service.addresses import is_loopback, is_loopback_host
+from exchange_service.addresses import encoding_problem, is_loopback, is_loopback_host
 from exchange_service.observability.redaction import redact
 
 ENVIRONMENT_PREFIX = "EXCHANGE_SERVICE_"
@@ -135,7 +135,8 @@ class Settings(BaseSettings):
     )
     database_url: str = Field(
         default_factory=_default_database,
-        description="The database of credentials: sqlite:///path or postgresql://user:password@host/name.",
+        description="The database of credentials: sqlite:///path or postgresql://user:password@host/name. "
+        "Percent-encode the password.",
     )
     keyset_file: Path | None = Field(
         None, description="File with the keys that seal credentials, made by `exchange-service keys create`."
@@ -147,7 +148,9 @@ class Settings(BaseSettings):
         "credential that another program put in place of a sealed one is then refused.",
     )
     cache_url: str = Field(
-        "memory://", description="Where balances are cached for a short time: memory:// or redis://host:6379/0."
+        "memory://",
+        description="Where balances are cached for a short time: memory:// or redis://host:6379/0. Percent-encode a "
+        "password in it.",
     )
     cache_prefix: str = Field("exchange-service:", description="The prefix of the service's keys in a shared Redis.")
     hash_key: SecretStr | None = Field(
@@ -202,6 +205,13 @@ class Settings(BaseSettings):
     )
     session_idle: float = Field(
         300.0, ge=1, le=86400, description="Seconds after which an account's unused venue session is closed."
+    )
+    shutdown_delay: float = Field(
+        3.0,
+        ge=0,
+        le=300,
+        description="Seconds after SIGTERM for which the service already says NOT_SERVING and still takes connections "
+        "and calls, so that load balancers notice first. An interrupt (Ctrl-C) does without.",
     )
     shutdown_grace: float = Field(5.0, ge=0, le=300, description="Seconds that running calls have to end at shutdown.")
     venue_urls: dict[str, str] = Field(
@@ -311,6 +321,8 @@ class Settings(BaseSettings):
     def _validate_database(cls, value: str) -> str:
         if not value.startswith(("sqlite://", "sqlite+", "postgresql://", "postgresql+", "postgres://")):
             raise ValueError("it should be sqlite:///path or postgresql://user:password@host/name")
+        if not value.startswith("sqlite"):
+            _check_encoding(value)
         return value
 
     @field_validator("cache_url")
@@ -318,6 +330,7 @@ class Settings(BaseSettings):
     def _validate_cache(cls, value: str) -> str:
         if not value.startswith(("memory:", "redis://", "rediss://", "unix://")):
             raise ValueError("it should be memory:// or redis://host:6379/0")
+        _check_encoding(value)
         return value
 
     @field_validator("address")
@@ -418,6 +431,12 @@ def unknown_variables() -> list[str]:
     known = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in (*Settings.model_fields, *_OTHER_VARIABLES)}
     ours = (name for name in os.environ if name.upper().startswith(ENVIRONMENT_PREFIX))
     return sorted(name for name in ours if name.upper() not in known and "_TEST_" not in name)
+
+
+def _check_encoding(url: str) -> None:
+    problem = encoding_problem(url)
+    if problem:
+        raise ValueError(problem)
 
 
 def load_settings(**flags: Any) -> Settings:

@@ -87,7 +87,13 @@ domain is `exchange-service`, its reason one of the names below. A bad field com
 
 The status message is the reason, what happened, and what to do: the advice of the error itself if it has any, else the
 line "what to do" of its reason below. In a stream, and beside accounts that could be read, the same reasons come as an
-`AccountFault`."""
+`AccountFault`.
+
+A venue sometimes refuses once what it took a moment ago. If an account has given a balance within `stale_grace`, a
+refusal (CREDENTIAL_REJECTED, PERMISSION_MISSING, ADDRESS_NOT_ALLOWED, CLOCK_SKEW, REGION_RESTRICTED, ACCOUNT_UNKNOWN,
+FEATURE_NOT_ENABLED, REQUEST_REFUSED) becomes an error only after the venue has said it twice, two seconds apart. Until
+then calls and streams get the last good balance, with the refusal as the reason why it is stale. A call with `max_age`
+zero waits for the second answer. It also looks up the stored credential again, so a corrected key counts at once."""
 
 
 _VENUES_HEAD = """# What goes wrong at venues

@@ -10,6 +10,7 @@ _CCXT = "plugins/ccxt_generic/exchange_service_ccxt_generic"
 
 # By file: the names of its tables whose rows are facts about venues.
 TABLES: Mapping[str, tuple[str, ...]] = {
+    f"{_CCXT}/key_forms.py": ("KEYS_IN_LINES",),
     f"{_CCXT}/codes.py": (
         "GROWING_NONCES",
         "SISTERS",
@@ -76,6 +77,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "_FURTHER",
         "_ALWAYS",
     ),
+    f"{_CCXT}/instances.py": ("_KEY_FOR_MARKETS",),
     f"{_CCXT}/answer_shapes.py": ("_SHAPES",),
     f"{_CCXT}/balance.py": ("_TIME_OF_LAST_CHANGE",),
     f"{_CCXT}/kinds.py": ("KINDS",),
@@ -105,7 +107,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "plugins/tradier/exchange_service_tradier/simulator.py": ("_FAULTS", "_UNAUTHORIZED_ACCOUNT"),
     "plugins/tradier/tests/test_tradier_client.py": ("BODIES",),
 }
-OWN = ("account_types", "answer_shapes", "balance", "kinds", "limits", "refusals", "rights")
+OWN = ("account_types", "answer_shapes", "balance", "instances", "kinds", "limits", "refusals", "rights")
 # Files whose rows begin with ids and words of ours. CCXT's member that a row cites exists, but has other words.
 OWN_WORDS = frozenset(f"{_CCXT}/{name}.py" for name in OWN)
 

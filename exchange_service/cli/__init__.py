@@ -13,6 +13,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 import typer
 
 from exchange_service.cli import calls, credential_check_command, credentials, keys, operate, plugins, sealing, tokens
+from exchange_service.cli.outcome import use_any_encoding
 from exchange_service.observability.logs import configure_logging
 from exchange_service.process_secrecy import hide_process
 
@@ -51,5 +52,6 @@ def _options(
 def main() -> None:
     """Run the command line."""
     hide_process()
+    use_any_encoding()
     configure_logging()
     app()

@@ -164,9 +164,11 @@ def own_ports(settings: Settings) -> frozenset[int]:
     for url in (settings.cache_url, settings.database_url):
         scheme = urlsplit(url).scheme.partition("+")[0]
         ports.add(_port(url) or defaults.get(scheme, 0))
-    for address in (settings.address, settings.metrics_address or ""):
-        port = address.rpartition(":")[2]
-        ports.add(int(port) if port.isdigit() else 0)
+    # Every address that it listens on; the one that venues see has no port.
+    for name in Settings.model_fields:
+        if name.endswith("address") and name != "outgoing_address":
+            port = str(getattr(settings, name) or "").rpartition(":")[2]
+            ports.add(int(port) if port.isdigit() else 0)
     return frozenset(ports - {0})
 
 

@@ -15,6 +15,7 @@ from exchange_service.plugin_api import (
     VenueCall,
     VenueMalformed,
     as_object,
+    clean_text,
     gateway_error,
     raise_unexpected_status,
     read_metadata,
@@ -45,7 +46,7 @@ class OandaClient:
     """The two reads that a balance needs."""
 
     def __init__(self, call: VenueCall) -> None:
-        token = required_text(call.credential, "api_key", plain=True)
+        token = clean_text(required_text(call.credential, "api_key"), "api_key")
         self.account_id: str = read_metadata(call.credential, account_id=str).get("account_id", "")
         if self.account_id.isdigit():
             raise CredentialInvalid(

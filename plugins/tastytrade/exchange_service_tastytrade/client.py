@@ -19,6 +19,7 @@ from exchange_service.plugin_api import (
     VenueMalformed,
     VenueUnavailable,
     as_object,
+    clean_text,
     gateway_error,
     raise_unexpected_status,
     read_metadata,
@@ -55,7 +56,7 @@ class TastytradeClient:
         metadata = read_metadata(call.credential, account_id=str, refresh_token=str)
         self.account_id: str = metadata.get("account_id", "")
         self._refresh_token = _refresh_token(call.credential, metadata)
-        self._client_secret = Secret(required_text(call.credential, "api_secret"))
+        self._client_secret = Secret(clean_text(required_text(call.credential, "api_secret"), "api_secret"))
         self._http = call.http
         self._state = call.account_state
         self._base = call.url()
@@ -173,7 +174,7 @@ def _refresh_token(credential: Credential, metadata: Mapping[str, Any]) -> Secre
         raise CredentialInvalid(
             f"passphrase is missing: it holds the refresh token. {_LOGINS_RETIRED}", advice=_USE_A_GRANT
         )
-    return Secret(token)
+    return Secret(clean_text(token, "passphrase"))
 
 
 def _refuses_token(response: Response) -> bool:

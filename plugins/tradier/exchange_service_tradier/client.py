@@ -18,6 +18,7 @@ from exchange_service.plugin_api import (
     VenueCall,
     VenueMalformed,
     VenueRateLimited,
+    clean_text,
     gateway_error,
     raise_unexpected_status,
     read_metadata,
@@ -74,7 +75,7 @@ class TradierClient:
     """The two reads that a balance needs."""
 
     def __init__(self, call: VenueCall) -> None:
-        token = required_text(call.credential, "api_key", plain=True)
+        token = clean_text(required_text(call.credential, "api_key"), "api_key")
         self.account_id: str = read_metadata(call.credential, account_id=str).get("account_id", "")
         if self.account_id and not _ACCOUNT_NUMBER.match(self.account_id):
             raise CredentialInvalid("extra_metadata.account_id is not an account number, such as 6YA00000.")

@@ -280,7 +280,8 @@ class SteadyLoad:
             except ServiceError as error:
                 self.errors.append(f"{what}: {error.reason} {error.message}")
             self._record(what, time.monotonic() - began)
-            await asyncio.sleep(0.03)
+            # With the polling for the stream less than the half of OANDA's limit that one account may use.
+            await asyncio.sleep(0.08)
 
     async def _follow(self) -> None:
         last = time.monotonic()

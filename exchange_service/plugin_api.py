@@ -64,6 +64,8 @@ from exchange_service.model import (
     VenueReports,
 )
 from exchange_service.plugin_kit.credential_fields import read_metadata, required_text, wallet_address
+from exchange_service.plugin_kit.gateways import gateway_error
+from exchange_service.plugin_kit.key_texts import KEY_KINDS, PrivateKey, clean_text, private_key
 from exchange_service.plugin_kit.payload import (
     amount,
     as_list,
@@ -85,6 +87,7 @@ __all__ = [
     "ALL_ACCOUNT_TYPES",
     "API_VERSION",
     "ASSET_CLASSES",
+    "KEY_KINDS",
     "PRODUCTION",
     "SANDBOX",
     "SECRET_FIELDS",
@@ -107,6 +110,7 @@ __all__ = [
     "Manifest",
     "NotSupported",
     "PermissionMissing",
+    "PrivateKey",
     "RateLimit",
     "RegionRestricted",
     "RequestRefused",
@@ -127,15 +131,18 @@ __all__ = [
     "as_list",
     "as_object",
     "check_unique",
+    "clean_text",
     "combined_summary",
     "exact_difference",
     "exact_sum",
+    "gateway_error",
     "gather_accounts",
     "hookimpl",
     "hookspec",
     "milliseconds",
     "parse_amount",
     "parse_json",
+    "private_key",
     "raise_unexpected_status",
     "read_account_list",
     "read_metadata",
@@ -175,6 +182,7 @@ class Response(Protocol):
     def raise_for_status(self) -> None:
         """Raise the error that a status of 300 or more usually means. Look for your venue's own error codes first.
 
+        An answer of a gateway in the venue's place (see `gateway_error`) is VenueUnavailable, also with 401 and 403.
         401 CredentialRejected · 403 PermissionMissing · 404 AccountUnknown · 418, 429 VenueRateLimited with the
         venue's Retry-After · 451 RegionRestricted · 408, 504 VenueTimeout · other 4xx RequestRefused ·
         503 with "maintenance" in the body VenueMaintenance · other 5xx VenueUnavailable · 3xx VenueMalformed.

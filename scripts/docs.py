@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from exchange_service_ccxt_generic import exchange_manifest
+
 from exchange_service.app import Service, start_service
 from exchange_service.cli.demo import SIMULATOR_GROUP
 from exchange_service.cli.flags import default_text
@@ -22,6 +24,7 @@ from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 from exchange_service.testing.venue import TROUBLES, DemoVenue
 from exchange_service.testing.witnesses import Witness, parse_witness, payload_witness, table_rows
 from exchange_service.v1 import error_reason_pb2
+from plugins.ccxt_generic.tests.every_exchange.true_answers import unproven_types
 from scripts.threats import security_page
 from tests.witnessed import TABLES, payload_files
 
@@ -161,6 +164,9 @@ def _unproven_facts() -> Iterator[str]:
         witness = payload_witness(file)
         if not witness.proven:
             yield f"- `{file.relative_to(ROOT).as_posix()}`{_reason(witness.source)}"
+    listings = {listing.id: listing for listing in exchange_manifest().exchanges}
+    types = ", ".join(" ".join(entry) for entry in unproven_types(listings))
+    yield f"- account types of CCXT's exchanges of which no public answer was found: {types}"
 
 
 def _reason(text: str) -> str:

@@ -580,7 +580,10 @@ class TestResuming:
                 plugin.answer = good
                 loop_clock.advance(61.0)
                 await until(lambda: not trouble(streams), "the recovery")
-                event = (await Reader(subscription).next()).balance
+                reader = Reader(subscription)
+                # A stream that resumes begins with a heartbeat.
+                assert (await reader.next()).HasField("heartbeat")
+                event = (await reader.next()).balance
         assert event.balance.version == version
 
 

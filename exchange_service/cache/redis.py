@@ -7,16 +7,22 @@ import contextlib
 import secrets
 import time
 
+import structlog
+
 from exchange_service.cache import Lease, Listener
 from exchange_service.cache.memory import LocalLease, MemoryCache
-from exchange_service.cache.redis_link import NoAnswer
+from exchange_service.cache.redis_link import REPORT_EVERY, NoAnswer
 from exchange_service.cache.sealed_redis import Replacement, SealedRedis
 from exchange_service.cache.sealing import Opened
 from exchange_service.tasks import TaskSet
 
+log = structlog.get_logger(__name__)
+
 # Seconds for which the subscription waits for a message before it checks whether the connection still works, and the
 # shortest and longest pause between two attempts to subscribe.
 _MESSAGE_WAIT = 5.0
+# Seconds for the answer to a subscription that only tries whether we may.
+_ANSWER_WAIT = 0.1
 _RESUBSCRIBE_PAUSES = (0.2, 5.0)
 _CLOSE_LIMIT = 0.5
 # Bytes by which a replica recognises its own messages.
@@ -48,6 +54,7 @@ class RedisCache:
         self._sender = secrets.token_bytes(_SENDER_LENGTH)
         self._subscribed = False
         self._listeners: list[Listener] = []
+        self._flood_reported = float("-inf")
         self._link.add_recovery_listener(self._forget_unwritten)
 
     async def get(self, key: str) -> bytes | None:
@@ -144,14 +151,15 @@ class RedisCache:
             try:
                 await self._listen()
             except Exception as error:
-                self._link.report_trouble(error.kind if isinstance(error, NoAnswer) else type(error).__name__)
+                if not isinstance(error, NoAnswer):
+                    self._link.report_trouble(error)
             self._subscribed = False
             # A subscription that held for a while was a good one.
             pause = _RESUBSCRIBE_PAUSES[0] if time.monotonic() - began > longest else min(pause * 2, longest)
             await asyncio.sleep(pause)
 
     async def _listen(self) -> None:
-        """Pass on the messages of other replicas; ends with an error, at the latest when too many are not ours."""
+        """Pass on the messages of other replicas; ends with an error, or when too many are not ours."""
         foreign, second = 0, 0
         await self._sealed.ask_the_time()
         async with self._link.subscriber.pubsub(ignore_subscribe_messages=True) as channel:
@@ -171,9 +179,19 @@ class RedisCache:
                     now = int(time.monotonic())
                     foreign, second = (foreign + 1 if now == second else 1), now
                     if foreign > _MOST_FOREIGN:
-                        raise NoAnswer("a flood of messages that are not ours")
+                        self._report_flood()
+                        return
                 elif not message.startswith(self._sender):
                     self._notify(message[_SENDER_LENGTH:])
+
+    def _report_flood(self) -> None:
+        """Log that the subscription is given up for a while, at most once a minute."""
+        now = time.monotonic()
+        if now - self._flood_reported >= REPORT_EVERY:
+            self._flood_reported = now
+            log.warning(
+                "redis.foreign_messages", server=self._link.server, now="other replicas are not heard for a while"
+            )
 
     def _notify(self, message: bytes | None) -> None:
         for listener in self._listeners:
@@ -189,12 +207,22 @@ class RedisCache:
         try:
             await self._link.call(self._redis.ping, force=True)
         except NoAnswer as failure:
-            return f"Redis at {server} does not answer ({failure.kind}). Each replica uses its own memory."
+            return _trouble(server, failure)
         try:
             await self._link.call(lambda: self._redis.set(self._sealed.name("doctor"), b"1", px=1000), force=True)
         except NoAnswer as failure:
-            return f"Redis at {server} answers but stores nothing ({failure.kind}). Check its memory and role."
+            return _trouble(server, failure)
+        try:
+            await self._link.call(self._try_channel, force=True)
+        except NoAnswer as failure:
+            return _trouble(server, failure)
         return ""
+
+    async def _try_channel(self) -> None:
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
+            await channel.subscribe(self._sealed.name(_CHANNEL))
+            # The answer: an error if the user has no right to the channel.
+            await channel.get_message(timeout=_ANSWER_WAIT)
 
     async def close(self) -> None:
         """End the subscription and forget the copies. The link stays open; its opener closes it."""
@@ -255,3 +283,10 @@ class _RedisLease:
         if self._head:
             with contextlib.suppress(NoAnswer):
                 await self._sealed.remove(self._name, self._head)
+
+
+def _trouble(server: str, failure: NoAnswer) -> str:
+    """What is wrong, for the operator: silence, or what an answering Redis says."""
+    if failure.says:
+        return f"Redis at {server} answers and refuses: {failure.says}. Each replica uses its own memory."
+    return f"Redis at {server} does not answer ({failure.kind}). Each replica uses its own memory."

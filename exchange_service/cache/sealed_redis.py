@@ -27,8 +27,12 @@ _SHORT = 32 * 1024
 # Seconds after which Redis is asked again what time it is there.
 _CLOCK_EVERY = 10.0
 # Times that a value is compared and written again because another replica was faster.
-_MOST_TRIES = 8
-_CONFLICT_PAUSE = 0.004
+_MOST_TRIES = 16
+# Of them those without a pause before, and what the pause grows by, in seconds.
+_AT_ONCE = 3
+_CONFLICT_PAUSE = 0.003
+# Seconds after which no more is tried: that others write is no failure of Redis.
+_PATIENCE = 0.15
 # Seconds for which a message is believed.
 _MESSAGE_SECONDS = 10.0
 
@@ -72,6 +76,13 @@ return 0
 """
 
 
+class Conflict(NoAnswer):
+    """Others kept writing to the same name."""
+
+    def __init__(self) -> None:
+        super().__init__("Conflict")
+
+
 class SealedRedis:
     """Payloads by key, each sealed for its name and for a time. Every method raises NoAnswer while Redis does not
     answer."""
@@ -87,6 +98,7 @@ class SealedRedis:
         # What Redis's clock is ahead of the event loop's, and when that was asked.
         self._clock_ahead = 0.0
         self._clock_asked = float("-inf")
+        self._asking = asyncio.Lock()
 
     def name(self, key: str) -> str:
         """The name in Redis of the value at `key`, or of a channel."""
@@ -131,12 +143,12 @@ class SealedRedis:
 
         `decide` is called again if another value was written meanwhile. `new` says that probably nothing is stored.
         Returns what the written value begins with, for `renew` and `remove`; empty if nothing was written. Raises
-        NoAnswer as well if others keep writing.
+        Conflict if others keep writing.
         """
         return await self.link.call(lambda: self._update(self.name(key), decide, new=new))
 
     async def _update(self, name: str, decide: Decide, *, new: bool) -> bytes:
-        now = await self._now()
+        began, now = asyncio.get_running_loop().time(), await self._now()
         seen = b"" if new else await self._read_one(name)
         for attempt in range(_MOST_TRIES):
             replacement = decide(self._open(name, seen, now), now)
@@ -146,11 +158,15 @@ class SealedRedis:
             stored = await self._replace([name], (seen[:HEAD], sealed, _milliseconds(replacement[1]), _MOST_STORED))
             if stored is None:
                 return sealed[:HEAD]
+            # Once more at once, before it is out of date; if many write at the same time, each when it draws the lot.
             seen = stored
-            if attempt:
+            if asyncio.get_running_loop().time() - began > _PATIENCE:
+                break
+            if attempt >= _AT_ONCE:
                 await asyncio.sleep(random.uniform(0, _CONFLICT_PAUSE * attempt))  # noqa: S311
+                seen = await self._read_one(name)
             now = await self._now()
-        raise NoAnswer("Conflict")
+        raise Conflict
 
     async def _read_one(self, name: str) -> bytes:
         """The bytes at `name`; none if they cannot be ours."""
@@ -204,12 +220,22 @@ class SealedRedis:
 
     async def _now(self) -> float:
         """The time in Redis, in seconds since the epoch: one clock for all replicas."""
+        now = asyncio.get_running_loop().time()
+        if now - self._clock_asked > _CLOCK_EVERY:
+            now = await self._ask_the_clock()
+        return now + self._clock_ahead
+
+    async def _ask_the_clock(self) -> float:
+        """Ask Redis for its time, once for all who need it; returns the event loop's."""
         loop_time = asyncio.get_running_loop().time
-        if loop_time() - self._clock_asked > _CLOCK_EVERY:
-            seconds, microseconds = await self._redis.time()
-            self._clock_asked = loop_time()
-            self._clock_ahead = seconds + microseconds / 1e6 - self._clock_asked
-        return loop_time() + self._clock_ahead
+        # Who knows it well enough does not wait for another one to ask.
+        if not (self._asking.locked() and self._clock_asked > float("-inf")):
+            async with self._asking:
+                if loop_time() - self._clock_asked > _CLOCK_EVERY:
+                    seconds, microseconds = await self._redis.time()
+                    self._clock_asked = loop_time()
+                    self._clock_ahead = seconds + microseconds / 1e6 - self._clock_asked
+        return loop_time()
 
 
 async def answered(call: Awaitable[T]) -> T | None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NoReturn, Protocol
 
@@ -113,8 +113,8 @@ class _Passage:
 
     target: Target
     venue: _Venue
-    # The breaker of the account alone.
-    own: CircuitBreaker
+    # The breaker of the account alone, if it has failed lately.
+    own: CircuitBreaker | None
     limiters: list[RateLimiter]
     keys: GateKeys
     priority: Priority
@@ -151,7 +151,7 @@ class _Passage:
         if wait is not None:
             text = f"{name} failed for several accounts in a row, and is left alone for a while."
             return VenueUnavailable(text, retry_after=wait)
-        wait = self.own.wait(self.keys.account) if self.asked is None else None
+        wait = self.own.wait(self.keys.account) if self.asked is None and self.own is not None else None
         if wait is not None:
             text = f"{name} failed several times in a row for this account, and is not asked for it for a while."
             return VenueUnavailable(text, retry_after=wait)
@@ -201,7 +201,7 @@ class Gated:
         self._cooldowns = Cooldowns(options.shared)
         self._limiters = RateLimiters(options.shared, options.replicas)
         self._venues: dict[str, _Venue] = {}
-        # By the credential's key.
+        # By the credential's key, of accounts that have failed since they were last answered.
         self._own: LRUCache[str, CircuitBreaker] = LRUCache(_MOST_ACCOUNTS)
         options.metrics.watch("fetches", lambda: self.in_flight)
 
@@ -247,8 +247,6 @@ class Gated:
         # An account is known by its user: a user who changes the credential is no other account.
         keys = GateKeys(name, f"{name} {version}", target.user_key or target.account.user_id)
         own = self._own.get(keys.credential)
-        if own is None:
-            self._own[keys.credential] = own = CircuitBreaker.of_account(_loop_time)
         limiters = [self._limiters.get(keys[limit.scope == "key"], limit) for limit in metadata.limits]
         return _Passage(target, venue, own, limiters, keys, priority, _loop_time(), deadline)
 
@@ -370,7 +368,9 @@ class Gated:
         breaker, account = passage.venue.breaker, passage.keys.account
         before = breaker.state
         passage.venue.retries.called()
-        passage.asked = _Asked(breaker.enter(account), passage.own.enter(account), before)
+        entry = breaker.enter(account)
+        own_entry = passage.own.enter(account) if passage.own is not None else replace(entry, probe=False)
+        passage.asked = _Asked(entry, own_entry, before)
         return passage.asked
 
     def _hold_reported(self, passage: _Passage) -> None:
@@ -386,14 +386,15 @@ class Gated:
 
     def _learn(self, passage: _Passage, asked: _Asked) -> None:
         """Report to the breakers and the status how the fetch ended."""
-        breaker = passage.venue.breaker
-        for one, entry in ((breaker, asked.entry), (passage.own, asked.own_entry)):
-            if asked.answered:
-                one.succeeded(entry)
-            elif asked.counts:
-                one.failed(entry)
-            else:
-                one.abandoned(entry)
+        breaker, key = passage.venue.breaker, passage.keys.credential
+        _tell(breaker, asked, asked.entry)
+        own = self._own.get(key)
+        if own is None and asked.counts:
+            self._own[key] = own = CircuitBreaker.of_account(_loop_time)
+        if own is not None:
+            _tell(own, asked, asked.own_entry)
+            if asked.answered and own.state is BreakerState.CLOSED:
+                del self._own[key]
         self._show(passage, asked)
         state = breaker.state
         if asked.entry.probe or state is not asked.before:
@@ -424,6 +425,16 @@ class Gated:
         error.venue_was_asked = False
         error.late = late
         raise error
+
+
+def _tell(breaker: CircuitBreaker, asked: _Asked, entry: Entry) -> None:
+    """Report the end of a fetch to a breaker that it has entered."""
+    if asked.answered:
+        breaker.succeeded(entry)
+    elif asked.counts:
+        breaker.failed(entry)
+    else:
+        breaker.abandoned(entry)
 
 
 def _may_speak_of_the_venue(passage: _Passage, error: ServiceError, started: float) -> bool:

@@ -135,7 +135,8 @@ class RateLimiter:
         # What other programs have used by the venue's count, until it counts from zero again: as the answers to two
         # accounts have said, the newest last.
         self._others: dict[str, tuple[int, float]] = {}
-        self._of_accounts: LRUCache[str, Window] = LRUCache(_MOST_ACCOUNTS)
+        # A limit by key is one account's alone.
+        self._of_accounts: LRUCache[str, Window] | None = None if limit.scope == "key" else LRUCache(_MOST_ACCOUNTS)
         self._asking = asyncio.Lock()
 
     def _allowed(self, polling: bool) -> int:
@@ -168,8 +169,8 @@ class RateLimiter:
 
     def take_part(self, account: str, polling: bool, now: float) -> float:
         """Take a balance's cost of the part of the limit that the account may use in this process. Returns zero, or
-        the seconds until it is worth trying again. A limit by key is the account's alone."""
-        if self.limit.scope == "key":
+        the seconds until it is worth trying again."""
+        if self._of_accounts is None:
             return 0.0
         window = self._of_accounts.get(account)
         if window is None:
@@ -183,8 +184,8 @@ class RateLimiter:
 
     def return_part(self, account: str, now: float) -> None:
         """Return what `take_part` took: the venue was not asked after all."""
-        window = self._of_accounts.get(account)
-        if window is not None and self.limit.scope != "key":
+        window = self._of_accounts.get(account) if self._of_accounts is not None else None
+        if window is not None:
             window.add(-self.limit.cost, now)
 
     def acquire_local(self, polling: bool, now: float) -> bool:

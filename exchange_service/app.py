@@ -21,7 +21,7 @@ from exchange_service.balances.leases import Leased
 from exchange_service.balances.refusals import Refusals
 from exchange_service.balances.service import BalanceReader, Balances
 from exchange_service.balances.single_flight import SingleFlight
-from exchange_service.cache import Cache, make_cache, open_link
+from exchange_service.cache import Cache, make_cache, open_link, open_sealed
 from exchange_service.catalogue import Catalogue
 from exchange_service.credentials import CredentialReference
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
@@ -56,7 +56,7 @@ from exchange_service.venues.registry import Registry
 from exchange_service.venues.sessions import Sessions
 
 if TYPE_CHECKING:
-    from exchange_service.cache.redis_link import RedisLink
+    from exchange_service.cache.sealed_redis import SealedRedis
 
 log = structlog.get_logger(__name__)
 
@@ -137,8 +137,9 @@ def open_balances(venues: Venues, references: CachedReferences, cache: Cache, op
     """GetBalance's use case. The road of a fetch is one line: each layer has the next one inside."""
     freshness, backoff, gate = options.freshness, options.backoff, options.gate
     refusals = Refusals(freshness.was_good_lately)
-    cached = CachedBalances(cache, max(freshness.stale_grace, freshness.max_age))
     seconds, done, now = options.venue_timeout, refusals.on_fetch_done, freshness.now
+    ttl = max(freshness.stale_grace, freshness.max_age)
+    cached = CachedBalances(cache, ttl, longest_pause=2 * backoff.idle, now=now)
     road = SingleFlight(Leased(Gated(Instrumented(venues, gate.metrics), gate), cached, backoff, now), seconds, done)
     credentials = CredentialChanges(options.hash_key, references, venues, cached)
     return Balances(references, road, cached, refusals, credentials, BalanceKeys(options.hash_key), freshness)
@@ -169,8 +170,8 @@ class _Storage:
     hash_key: bytes = field(repr=False)
     store: SqlCredentialStore
     references: CachedReferences
-    # None if there is one process only.
-    link: RedisLink | None
+    # What replicas share; None if there is one process only.
+    shared: SealedRedis | None
     cache: Cache
 
 
@@ -179,11 +180,15 @@ async def _open_storage(settings: Settings, stack: AsyncExitStack) -> _Storage:
     store = await open_configured_store(settings, hash_key)
     stack.push_async_callback(store.close)
     link = open_link(settings.cache_url)
+    sealed = None
     if link is not None:
         stack.push_async_callback(link.close)
-    cache = make_cache(link, prefix=settings.cache_prefix)
+        sealed = open_sealed(link, hash_key, prefix=settings.cache_prefix)
+    cache = make_cache(sealed)
     stack.push_async_callback(cache.close)
-    return _Storage(hash_key, store, CachedReferences(store), link, cache)
+    # With a key of its own a process shares nothing, and keeps to its part of the limits.
+    shared = sealed if settings.hash_key is not None else None
+    return _Storage(hash_key, store, CachedReferences(store), shared, cache)
 
 
 async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, accounts_apart: bool) -> Service:
@@ -202,14 +207,14 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     opening = instrumented_opening(storage.references.open, metrics)
     venues = open_venues(settings, registry, opening, http, status)
     stack.push_async_callback(venues.close)
-    gate = _gate_options(settings, storage.link, status, metrics, accounts_apart=accounts_apart)
+    gate = _gate_options(settings, storage.shared, status, metrics, accounts_apart=accounts_apart)
     options = _balance_options(settings, hash_key, gate)
     balances = open_balances(venues, storage.references, storage.cache, options)
     stack.push_async_callback(balances.close)
     streams = Streams(
         registry, balances, store.accounts, _stream_settings(settings), on_event_age=metrics.value_handed_out
     )
-    authenticator = open_authenticator(settings, hash_key, storage.link)
+    authenticator = open_authenticator(settings, hash_key, storage.shared)
     stack.push_async_callback(authenticator.close)
     reader = BalanceReader(balances, authenticator.take_refresh, metrics, call_timeout=settings.call_timeout)
     writes = WriteLimit(settings.write_timeout, metrics.event_written)
@@ -266,14 +271,14 @@ def _balance_options(settings: Settings, hash_key: bytes, gate: GateOptions) -> 
 
 
 def _gate_options(
-    settings: Settings, link: RedisLink | None, status: VenueStatus, metrics: Metrics, *, accounts_apart: bool
+    settings: Settings, sealed: SealedRedis | None, status: VenueStatus, metrics: Metrics, *, accounts_apart: bool
 ) -> GateOptions:
     shared = None
-    if link is not None:
+    if sealed is not None:
         # Late, because a service without Redis does without its library.
         from exchange_service.venue_gate.redis_state import RedisSharedState
 
-        shared = RedisSharedState(link, prefix=settings.cache_prefix)
+        shared = RedisSharedState(sealed)
     return GateOptions(
         replicas=settings.replicas,
         of_venue=settings.venue_fetches,
@@ -335,7 +340,7 @@ def _process_figures(registry: Registry, venues: PluginClients) -> Iterator[Proc
 
 def _hash_key(settings: Settings) -> bytes:
     if settings.hash_key is None and not settings.cache_url.startswith("memory:"):
-        log.warning("settings.hash_key_unset", effect="this process shares no cached balances with other replicas")
+        log.warning("settings.hash_key_unset", effect="this process shares nothing with other replicas")
     return configured_hash_key(settings)
 
 

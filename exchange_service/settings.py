@@ -155,8 +155,9 @@ class Settings(BaseSettings):
     cache_prefix: str = Field("exchange-service:", description="The prefix of the service's keys in a shared Redis.")
     hash_key: SecretStr | None = Field(
         None,
-        description="The key of the hashes in cache keys, 16 characters or more. Give all replicas the same key, so "
-        "that they share cached balances. Unset: a random key for each process.",
+        description="The key of the hashes in cache keys and of what is sealed in Redis, 16 characters or more, at "
+        "random. Give all replicas the same key, so that they share balances, limits and delays. Unset: a random key "
+        "for each process.",
     )
     max_age: float = Field(
         30.0, ge=0, le=3600, description="Seconds for which a cached balance is fresh, unless a call says otherwise."

@@ -71,7 +71,6 @@ HOMES = {
     "ccxt": set(),
     "typer": {"cli"},
     "jwt": {"identity"},
-    "limits": {"cache", "identity"},
     "stamina": {"venue_gate"},
     "prometheus_client": {"observability"},
     "uvloop": {"cli"},

@@ -130,8 +130,9 @@ def soon() -> float:
 
 def leased(cache: MemoryCache, inner: Inner, clock: Clock | None = None) -> tuple[Leased, CachedBalances]:
     """One replica on this cache, and its balances."""
-    cached = CachedBalances(cache, TTL)
-    return Leased(inner, cached, now=clock or Clock()), cached
+    now = clock or Clock()
+    cached = CachedBalances(cache, TTL, longest_pause=60.0, now=now)
+    return Leased(inner, cached, now=now), cached
 
 
 class TestSingleFlight:
@@ -314,7 +315,7 @@ class TestCompareAndSet:
 
     async def test_a_lost_write_does_not_replace_the_local_copy_by_an_older_version(self) -> None:
         cache = MemoryCache()
-        cached = CachedBalances(cache, TTL)
+        cached = CachedBalances(cache, TTL, longest_pause=60.0)
         older = stored("1", 100.0)
         newer = stored("2", 200.0, older)
         await cached.write("balance:1", newer, replacing=None)

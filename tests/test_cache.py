@@ -12,16 +12,38 @@ from typing import Protocol
 import pytest
 import redis.asyncio as redis_client
 import structlog.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from exchange_service.cache import Cache, open_cache
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.cache.redis import RedisCache
 from exchange_service.cache.redis_link import CALL_LIMIT, LinkBreaker, RedisLink
+from exchange_service.cache.sealed_redis import SealedRedis
+from exchange_service.cache.sealing import HEAD, CacheSeal
 from tests.harness import eventually
 from tests.servers import RedisServer
 
 # What a busy machine may add to a time limit.
 SLACK = 0.25
+KEY = b"0123456789abcdef"
+SEAL = CacheSeal(KEY)
+
+
+def name(key: str) -> str:
+    """The name in Redis of the value at `key` of a cache whose prefix is "x:"."""
+    return f"x:{SEAL.fingerprint}:{key}"
+
+
+def sealed(key: str, value: bytes, seconds: float = 60.0) -> bytes:
+    """What another replica stores at this key."""
+    return SEAL.seal(name(key), value, time.time() + seconds)
+
+
+async def read(client: redis_client.Redis, key: str) -> bytes | None:
+    """What is stored in Redis at this key."""
+    opened = SEAL.open(name(key), await client.get(name(key)) or b"", time.time())
+    return opened.payload if opened is not None else None
 
 
 class Clock:
@@ -105,9 +127,44 @@ class TestMemory:
         assert len(cache) == 50
 
     async def test_it_is_the_cache_of_a_memory_url(self) -> None:
-        async with open_cache("memory://", prefix="x:") as cache:
+        async with open_cache("memory://", KEY, prefix="x:") as cache:
             assert isinstance(cache, MemoryCache)
             assert await cache.problem() == ""
+
+
+@pytest.mark.threat("T40")
+class TestSeal:
+    now = 1_800_000_000.0
+
+    @given(st.binary(max_size=200), st.floats(0.001, 400_000))
+    def test_what_was_sealed_opens_for_its_name_until_its_time_is_over(self, payload: bytes, seconds: float) -> None:
+        sealed = SEAL.seal("a", payload, self.now + seconds)
+        opened = SEAL.open("a", sealed, self.now)
+        assert opened is not None
+        assert opened.payload == payload
+        assert opened.left == pytest.approx(seconds, abs=0.002)
+        assert CacheSeal(KEY).open("a", sealed, self.now + seconds) is not None
+        assert SEAL.open("a", sealed, self.now + seconds + 2) is None
+        assert SEAL.open("b", sealed, self.now) is None
+        assert CacheSeal(b"another hash key").open("a", sealed, self.now) is None
+
+    @given(st.data())
+    def test_one_bit_that_differs_is_enough(self, data: st.DataObject) -> None:
+        sealed = bytearray(SEAL.seal("a", b"payload", self.now + 60))
+        place = data.draw(st.integers(0, len(sealed) - 1))
+        sealed[place] ^= 1 << data.draw(st.integers(0, 7))
+        assert SEAL.open("a", bytes(sealed), self.now) is None
+
+    @given(st.binary(max_size=300))
+    def test_no_bytes_open_or_raise(self, raw: bytes) -> None:
+        assert SEAL.open("a", raw, self.now) is None
+        assert SEAL.open("a", SEAL.seal("a", b"", self.now + 9)[:3] + raw, self.now) is None
+
+    def test_two_values_never_begin_alike_and_reveal_nothing_of_each_other(self) -> None:
+        first, second = (SEAL.seal("a", b"payload", self.now) for _ in range(2))
+        assert first[:HEAD] != second[:HEAD]
+        assert first[HEAD:] != second[HEAD:]
+        assert "0123456789abcdef" not in repr(SEAL) + SEAL.fingerprint
 
 
 class Connect(Protocol):
@@ -123,7 +180,7 @@ async def connect() -> AsyncIterator[Connect]:
         def connect(url: str, *, prefix: str = "x:", breaker: LinkBreaker | None = None) -> RedisCache:
             link = RedisLink(url, breaker=breaker)
             stack.push_async_callback(link.close)
-            cache = RedisCache(link, prefix=prefix)
+            cache = RedisCache(SealedRedis(link, KEY, prefix=prefix))
             stack.push_async_callback(cache.close)
             return cache
 
@@ -171,25 +228,79 @@ class TestRedis:
 
     async def test_a_value_ends_with_its_time(self, own: RedisCache, client: redis_client.Redis) -> None:
         await own.set("a", b"1", 30)
-        assert 29_000 < await client.pttl("x:a") <= 30_000
+        assert 29_000 < await client.pttl(name("a")) <= 30_000
         await own.set("a", b"1", 0.05)
         await eventually(lambda: _is_missing(own, "a"))
         await own.set("a", b"1", 30)
         await own.set("a", b"1", 0)
         assert await own.get("a") is None
 
-    async def test_foreign_bytes_come_back_as_they_are(self, own: RedisCache, client: redis_client.Redis) -> None:
-        await client.set("x:junk", b"\x80\x04 not ours \xff")
-        assert await own.get("junk") == b"\x80\x04 not ours \xff"
-        await client.set("x:number", 12)
-        assert await own.get("number") == b"12"
+    @pytest.mark.parametrize(
+        "foreign",
+        [
+            b"",
+            b"12",
+            b"\x80\x04 not ours \xff",
+            b"x" * 100_000,
+            CacheSeal(b"another hash key").seal(name("a"), b"forged", time.time() + 60),
+            sealed("b", b"of another key"),
+            sealed("a", b"of a time that is over", -2.0),
+            sealed("a", b"of a day that is over", -200_000.0),
+            sealed("a", b"cut")[:-1],
+            sealed("a", b"longer") + b"x",
+        ],
+    )
+    async def test_bytes_that_were_not_sealed_for_this_name_and_time_are_missing(
+        self, own: RedisCache, client: redis_client.Redis, foreign: bytes
+    ) -> None:
+        await client.set(name("a"), foreign)
+        assert await own.get("a") is None
+        # They delay no writer either.
+        assert await own.compare_and_set("a", b"ours", 10, expected=b"") is None
+        assert await own.get("a") == b"ours"
+
+    async def test_the_rights_that_the_operators_page_names_are_enough(
+        self, redis_server: RedisServer, client: redis_client.Redis, connect: Connect
+    ) -> None:
+        reading = ("get", "getrange", "strlen", "type", "time", "ping", "subscribe")
+        commands = (*reading, "eval", "evalsha", "script|load", "set", "unlink", "publish")
+        rights = ["reset", "on", ">pw", "~x:*", "&x:*", "-@all", *(f"+{command}" for command in commands)]
+        await client.execute_command("ACL", "SETUSER", "service", *rights)
+        one, two = (connect(redis_server.url.replace("redis://", "redis://service:pw@")) for _ in range(2))
+        received = asyncio.Queue[bytes | None]()
+        two.add_listener(received.put_nowait)
+        assert await asyncio.wait_for(received.get(), 5) is None
+        with structlog.testing.capture_logs() as logs:
+            await one.publish(b"a message")
+            assert await asyncio.wait_for(received.get(), 5) == b"a message"
+            assert await one.compare_and_set("a", b"1", 30, expected=b"") is None
+            assert await two.compare_and_set("a", b"2", 30, expected=b"1") is None
+            assert await one.get("a") == b"2"
+            lease = await one.lease("l", 5)
+            assert lease is not None
+            assert await two.lease("l", 5) is None
+            await lease.renew()
+            assert await two.lease("l", 5) is None
+            await lease.release()
+            assert await two.lease("l", 5) is not None
+            await one.delete("a")
+            assert await two.get("a") is None
+            assert await one.problem() == ""
+        assert logs == []
+
+    async def test_a_value_is_read_whole_whatever_its_length(self, own: RedisCache, client: redis_client.Redis) -> None:
+        for length in (1, 30_000, 32 * 1024, 40_000, 2 * 1024 * 1024):
+            await own.set("a", bytes(length), 10)
+            assert await own.get("a") == bytes(length)
+        await client.append(name("a"), bytes(1024 * 1024))
+        assert await own.get("a") is None
 
     async def test_a_foreign_kind_of_value_is_a_miss_and_no_failure(
         self, redis_server: RedisServer, client: redis_client.Redis, connect: Connect
     ) -> None:
         breaker = LinkBreaker()
         cache = connect(redis_server.url, breaker=breaker)
-        await client.lpush("x:list", "1")
+        await client.lpush(name("list"), "1")
         for _ in range(3):
             assert await cache.get("list") is None
             # Redis did answer, so that failures before and after are not in a row.
@@ -285,9 +396,9 @@ class TestCompareAndSet:
         self, own: RedisCache, client: redis_client.Redis
     ) -> None:
         assert await own.compare_and_set("a", b"1", 30, expected=b"") is None
-        assert 29_000 < await client.pttl("x:a") <= 30_000
+        assert 29_000 < await client.pttl(name("a")) <= 30_000
         assert await own.compare_and_set("a", b"2", 60, expected=b"1") is None
-        assert 59_000 < await client.pttl("x:a") <= 60_000
+        assert 59_000 < await client.pttl(name("a")) <= 60_000
 
     async def test_of_writers_that_race_one_wins_each_round_and_the_others_see_its_value(
         self, redis_server: RedisServer, connect: Connect
@@ -315,7 +426,7 @@ class TestCompareAndSet:
         assert await own.compare_and_set("a", b"1", 30, expected=b"") is None
         await client.script_flush()
         assert await own.compare_and_set("a", b"2", 30, expected=b"1") is None
-        assert await client.get("x:a") == b"2"
+        assert await read(client, "a") == b"2"
 
     async def test_while_redis_does_not_answer_the_value_stays_in_the_process(
         self, own: RedisCache, redis_server: RedisServer, client: redis_client.Redis
@@ -327,14 +438,14 @@ class TestCompareAndSet:
         redis_server.start()
         await eventually(lambda: _is_empty(own.problem()))
         # What could not be written is newer than what Redis holds, so it is what a writer is compared with.
-        await client.set("x:a", b"old")
+        await client.set(name("a"), sealed("a", b"old"))
         assert await own.compare_and_set("a", b"after", 30, expected=b"old") == b"during"
         assert await own.compare_and_set("a", b"after", 30, expected=b"") == b"during"
         # Once that matches, Redis decides: another replica may have written what is newer still.
         assert await own.compare_and_set("a", b"after", 30, expected=b"dur") == b"old"
-        assert await client.get("x:a") == b"old"
+        assert await read(client, "a") == b"old"
         assert await own.compare_and_set("a", b"after", 30, expected=b"old") is None
-        assert await client.get("x:a") == b"after"
+        assert await read(client, "a") == b"after"
         assert await own.get("a") == b"after"
 
     async def test_what_was_not_written_stays_while_redis_does_not_answer(
@@ -353,16 +464,22 @@ class TestCompareAndSet:
         redis_server.kill()
         assert await own.get("a") == b"1"
 
-    async def test_a_foreign_kind_of_value_is_no_error(self, own: RedisCache, client: redis_client.Redis) -> None:
-        await client.lpush("x:list", "1")
-        assert await own.compare_and_set("list", b"1", 30, expected=b"0") is None
-        assert await own.get("list") == b"1"
+    async def test_a_foreign_kind_of_value_and_one_that_is_too_long_count_as_missing_and_are_replaced(
+        self, own: RedisCache, client: redis_client.Redis
+    ) -> None:
+        await client.lpush(name("list"), "1")
+        await client.set(name("long"), bytes(3 * 1024 * 1024))
+        for key in ("list", "long"):
+            assert await own.get(key) is None
+            assert await own.compare_and_set(key, b"1", 30, expected=b"0") == b""
+            assert await own.compare_and_set(key, b"1", 30, expected=b"") is None
+            assert await own.get(key) == b"1"
 
 
 class TestRedisInTrouble:
     async def test_a_redis_that_is_down_at_the_start_is_no_error(self, redis_server: RedisServer) -> None:
         redis_server.kill()
-        async with open_cache(redis_server.url, prefix="x:") as cache:
+        async with open_cache(redis_server.url, KEY, prefix="x:") as cache:
             assert await cache.get("a") is None
             await cache.set("a", b"1", 10)
             assert await cache.get("a") == b"1"
@@ -404,8 +521,8 @@ class TestRedisInTrouble:
         await eventually(lambda: _is_empty(own.problem()))
         assert await own.get("a") == b"during"
         await own.set("a", b"after", 30)
-        assert await client.get("x:a") == b"after"
-        await client.set("x:a", b"by another replica")
+        assert await read(client, "a") == b"after"
+        await client.set(name("a"), sealed("a", b"by another replica"))
         assert await own.get("a") == b"by another replica"
 
     async def test_a_frozen_redis_costs_a_short_wait_three_times_and_then_nothing(
@@ -446,7 +563,7 @@ class TestRedisInTrouble:
 
     async def test_a_frozen_redis_does_not_hold_up_closing(self, redis_server: RedisServer) -> None:
         link = RedisLink(redis_server.url)
-        cache = RedisCache(link, prefix="x:")
+        cache = RedisCache(SealedRedis(link, KEY, prefix="x:"))
         cache.add_listener(lambda _: None)
         await cache.set("a", b"1", 30)
         redis_server.freeze()
@@ -473,13 +590,13 @@ class TestRedisInTrouble:
         await client.config_set("maxmemory", "1mb")
         await own.set("a", b"new", 30)
         await own.set("b", b"only here", 30)
-        assert await client.get("x:a") == b"old"
+        assert await read(client, "a") == b"old"
         assert await own.get("a") == b"new"
         assert await own.get("b") == b"only here"
         assert "answers and refuses: its memory is full" in await own.problem()
         await client.config_set("maxmemory", "0")
         await own.set("a", b"newer", 30)
-        assert await client.get("x:a") == b"newer"
+        assert await read(client, "a") == b"newer"
 
     async def test_a_read_only_replica_is_read_and_refuses_writes_without_an_error(
         self, own: RedisCache, client: redis_client.Redis
@@ -553,9 +670,9 @@ class TestCancellation:
     ) -> None:
         # A breaker that never opens: each call goes to the slow server, runs out of time and is cut off.
         link = RedisLink(redis_server.url, breaker=_NeverOpen())
-        cache = RedisCache(link, prefix="x:")
+        cache = RedisCache(SealedRedis(link, KEY, prefix="x:"))
         for key in range(10):
-            await client.set(f"x:{key}", b"value of %d" % key)
+            await client.set(name(str(key)), sealed(str(key), b"value of %d" % key))
         try:
             for _ in range(3):
                 await client.execute_command("CLIENT", "PAUSE", "900", "ALL")

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exchange_service.cache.redis_link import RedisLink
+from exchange_service.cache.sealed_redis import SealedRedis
 from exchange_service.errors import (
     CallerRateLimited,
     CallerUnknown,
@@ -543,7 +544,7 @@ class TestQuotas:
         allowances = {Kind.SERVICE: Allowance(60, 40, 1)}
         prefix = f"test-{uuid.uuid4().hex}:"
         links = [RedisLink(redis_url) for _ in range(3)]
-        stores = [RedisQuotas(link, prefix=prefix) for link in links]
+        stores = [RedisQuotas(SealedRedis(link, b"0123456789abcdef", prefix=prefix)) for link in links]
         yield [Quotas(allowances, shared=store, hash_key=b"0123456789abcdef") for store in stores]
         for link in links:
             await link.close()
@@ -604,7 +605,9 @@ class TestQuotas:
         self, redis_server: RedisServer
     ) -> None:
         link = RedisLink(redis_server.url)
-        quotas = Quotas({Kind.USER: Allowance(5, 5, 1)}, shared=RedisQuotas(link, prefix="x:"))
+        quotas = Quotas(
+            {Kind.USER: Allowance(5, 5, 1)}, shared=RedisQuotas(SealedRedis(link, b"0123456789abcdef", prefix="x:"))
+        )
         redis_server.freeze()
         began = time.monotonic()
         assert await count_permitted(quotas, 20) == 5

@@ -11,10 +11,11 @@ import pytest
 import redis.asyncio as redis_client
 import structlog.testing
 
-from exchange_service.cache import make_cache, open_cache, open_link
+from exchange_service.cache import make_cache, open_cache, open_link, open_sealed
 from tests.harness import eventually
 from tests.servers import RedisServer
 
+KEY = b"0123456789abcdef"
 HELLO = b"%1\r\n$5\r\nproto\r\n:3\r\n"
 Answer = Callable[[bytes], bytes]
 
@@ -80,7 +81,7 @@ async def test_what_an_answering_redis_says_is_told_to_the_operator_and_in_the_l
     answer, word = ANSWERS[name]
     async with answering(answer) as url:
         with structlog.testing.capture_logs() as lines:
-            async with open_cache(url, prefix="p:") as cache:
+            async with open_cache(url, KEY, prefix="p:") as cache:
                 problem = await cache.problem()
     assert "answers and refuses: " in problem
     assert word in problem
@@ -91,7 +92,7 @@ async def test_what_an_answering_redis_says_is_told_to_the_operator_and_in_the_l
 
 
 async def test_a_silent_redis_does_not_answer() -> None:
-    async with open_cache("redis://127.0.0.1:9/0", prefix="p:") as cache:
+    async with open_cache("redis://127.0.0.1:9/0", KEY, prefix="p:") as cache:
         with structlog.testing.capture_logs() as lines:
             assert "does not answer" in await cache.problem()
     assert [line["event"] for line in lines] == ["redis.out_of_reach"]
@@ -108,9 +109,9 @@ async def test_a_user_without_a_right_to_channels_is_told_so() -> None:
         await admin.execute_command("ACL", "SETUSER", "app", "on", ">word", "~*", "+@all", "resetchannels")
         await admin.aclose()
         url = server.url.replace("//", "//app:word@")
-        async with open_cache(url, prefix="p:") as cache:
+        async with open_cache(url, KEY, prefix="p:") as cache:
             assert "no right to our channel" in await cache.problem()
-        async with open_cache(url, prefix="p:") as cache:
+        async with open_cache(url, KEY, prefix="p:") as cache:
             with structlog.testing.capture_logs() as lines:
                 cache.add_listener(lambda _: None)
                 await eventually(some)
@@ -140,7 +141,8 @@ async def test_when_the_old_server_becomes_a_replica_writes_reach_the_new_one_wi
         name = await asyncio.start_server(forward, "127.0.0.1", 0)
         link = open_link(f"redis://127.0.0.1:{name.sockets[0].getsockname()[1]}/0")
         assert link is not None
-        cache = make_cache(link, prefix="p:")
+        sealed = open_sealed(link, KEY, prefix="p:")
+        cache = make_cache(sealed)
         admin, there = redis_client.Redis.from_url(old.url), redis_client.Redis.from_url(new.url)
         # Several connections to the old server.
         await asyncio.gather(*(cache.set(f"before {number}", b"1", 60.0) for number in range(8)))
@@ -149,14 +151,14 @@ async def test_when_the_old_server_becomes_a_replica_writes_reach_the_new_one_wi
 
         async def arrived() -> bool:
             await cache.set("after", b"2", 60.0)
-            return await there.get("p:after") == b"2"
+            return await there.exists(sealed.name("after")) == 1
 
         began = asyncio.get_running_loop().time()
         await eventually(arrived)
         assert asyncio.get_running_loop().time() - began < 3.0
         assert await cache.problem() == ""
         await asyncio.gather(*(cache.set(f"later {number}", b"3", 60.0) for number in range(8)))
-        assert len(await there.keys("p:later*")) == 8
+        assert len(await there.keys(sealed.name("later*"))) == 8
         await cache.close()
         await link.close()
         await admin.aclose()

@@ -18,6 +18,7 @@ from exchange_service.app import BalanceOptions, open_balances
 from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.cache.redis_link import RedisLink
+from exchange_service.cache.sealed_redis import SealedRedis
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import open_store
 from exchange_service.errors import (
@@ -81,7 +82,9 @@ async def replicas(
             link, metrics = RedisLink(redis_url), Recorder()
             stack.push_async_callback(link.close)
             references = CachedReferences(store, ttl=60.0)
-            gate = GateOptions(shared=RedisSharedState(link, prefix=prefix), replicas=3, metrics=metrics)
+            gate = GateOptions(
+                shared=RedisSharedState(SealedRedis(link, KEY, prefix=prefix)), replicas=3, metrics=metrics
+            )
             balances = open_balances(sessions, references, MemoryCache(), BalanceOptions(KEY, gate=gate))
             stack.push_async_callback(balances.close)
             made.append(Replica(balances, registry.listings["fakex"], metrics))

@@ -14,7 +14,17 @@ from google.protobuf.wrappers_pb2 import BytesValue, Int64Value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exchange_service.errors import CredentialRejected, VenueRateLimited, VenueUnavailable
+from exchange_service.errors import (
+    CredentialMissing,
+    CredentialRejected,
+    ServiceError,
+    ServiceFailed,
+    UserForbidden,
+    VenueError,
+    VenueRateLimited,
+    VenueUnavailable,
+    leaves,
+)
 from exchange_service.model import Account, AssetBalance, Balance, Summary, VenueAccount
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1 import exchange_service_pb2 as messages
@@ -39,6 +49,7 @@ from exchange_service.wire.replies import Source, fresh_field, get_balance_reply
 from exchange_service.wire.stored import (
     RowIdentity,
     StoredBalance,
+    StoredBounds,
     decode_error,
     decode_stored,
     encode_error,
@@ -48,6 +59,7 @@ from exchange_service.wire.stored import (
 
 ALICE = Account("alice", "fakex")
 NOW = 1_800_000_000.25
+BOUNDS = StoredBounds(longest_pause=60.0, now=lambda: NOW)
 AMOUNT = re.compile(r"-?\d+(\.\d+)?\Z", re.ASCII)
 NAMES: tuple[Any, ...] = ("total", "free", "used", "debt")
 
@@ -216,7 +228,7 @@ class TestStored:
     good = stored(one(row("BTC", "1.50")))
 
     def test_an_encoded_balance_is_decoded(self) -> None:
-        result = decode_stored(ALICE, self.good.encode())
+        result = decode_stored(ALICE, self.good.encode(), BOUNDS)
         assert result == self.good
 
     @pytest.mark.parametrize(
@@ -239,18 +251,18 @@ class TestStored:
         ],
     )
     def test_other_bytes_are_refused(self, raw: bytes) -> None:
-        assert decode_stored(ALICE, raw) is None
+        assert decode_stored(ALICE, raw, BOUNDS) is None
 
     @pytest.mark.parametrize(
         "other",
         [Account("bob", "fakex"), Account("alice", "fakey"), Account("alice", "fakex", "sandbox")],
     )
     def test_another_accounts_balance_is_refused(self, other: Account) -> None:
-        assert decode_stored(other, self.good.encode()) is None
+        assert decode_stored(other, self.good.encode(), BOUNDS) is None
 
     @given(st.binary(max_size=200))
     def test_no_bytes_raise(self, raw: bytes) -> None:
-        assert decode_stored(ALICE, b"\x03" + raw) is None or message(raw[16:]).user_id == "alice"
+        assert decode_stored(ALICE, b"\x03" + raw, BOUNDS) is None or message(raw[16:]).user_id == "alice"
 
     def test_it_begins_with_the_format_and_the_version_that_a_compare_and_set_expects(self) -> None:
         assert self.good.header_prefix == b"\x03" + self.good.version.to_bytes(8, "big")
@@ -258,25 +270,43 @@ class TestStored:
         assert replace(self.good, pause=12.5).encode().startswith(self.good.header_prefix)
 
     def test_a_header_of_another_version_than_the_messages_is_refused(self) -> None:
-        assert decode_stored(ALICE, replace(self.good, version=self.good.version + 1).encode()) is None
+        assert decode_stored(ALICE, replace(self.good, version=self.good.version + 1).encode(), BOUNDS) is None
 
-    @pytest.mark.parametrize("pause", [-1.0, 86_401.0, float("nan"), float("inf")])
+    @pytest.mark.parametrize("pause", [-1.0, 60.5, 86_400.0, float("nan"), float("inf")])
     def test_a_poll_interval_that_no_feed_uses_is_refused(self, pause: float) -> None:
-        assert decode_stored(ALICE, replace(self.good, pause=pause).encode()) is None
+        assert decode_stored(ALICE, replace(self.good, pause=pause).encode(), BOUNDS) is None
 
     def test_the_poll_interval_is_stored(self) -> None:
-        result = decode_stored(ALICE, replace(self.good, pause=12.5).encode())
+        result = decode_stored(ALICE, replace(self.good, pause=12.5).encode(), BOUNDS)
         assert result is not None
         assert result.pause == 12.5
 
-    def test_an_error_is_stored_with_its_message_advice_and_delay(self) -> None:
-        error = decode_error(encode_error(VenueRateLimited("Too fast.", retry_after=2.5, advice="Wait.")))
-        assert isinstance(error, VenueRateLimited)
-        assert (error.message, error.advice, error.retry_after) == ("Too fast.", "Wait.", 2.5)
+    def test_a_version_more_than_a_day_ahead_of_the_clock_is_refused(self) -> None:
+        for ahead, believed in ((86_000, True), (87_000, False), (10**9, False)):
+            ahead_of_us = stored(one(row("BTC", "1.50")), NOW + ahead)
+            assert (decode_stored(ALICE, ahead_of_us.encode(), BOUNDS) is not None) == believed
+
+    @pytest.mark.parametrize("kind", sorted(leaves(VenueError), key=lambda kind: kind.reason))
+    def test_every_error_of_a_venue_is_stored_by_its_reason_and_told_with_a_text_of_ours(
+        self, kind: type[VenueError]
+    ) -> None:
+        stored_error = encode_error(kind("What the venue said of alice.", retry_after=2.5, advice="Do this."))
+        assert b"alice" not in stored_error
+        error = decode_error(stored_error, "Fakex")
+        assert type(error) is kind
+        assert "Fakex" in error.message
+        assert error.advice is None
+        assert error.retry_after == (2.5 if kind.transient else None)
+
+    @pytest.mark.parametrize("kind", [UserForbidden, ServiceFailed, CredentialMissing])
+    def test_an_error_that_no_venue_gives_is_not_taken_from_the_cache(self, kind: type[ServiceError]) -> None:
+        assert decode_error(encode_error(kind("Forged.")), "Fakex") is None
 
     @given(st.binary(max_size=50))
     def test_other_bytes_are_not_an_error(self, raw: bytes) -> None:
-        assert decode_error(raw) is None or raw[:1] == b"\x03"
+        for tail in (raw, b"\x03" + raw, encode_error(VenueRateLimited("x")) + raw):
+            error = decode_error(tail, "Fakex")
+            assert error is None or error.message == "Fakex limits our requests."
 
 
 class TestKnownRows:
@@ -456,7 +486,7 @@ accounts = st.lists(
 @given(accounts.map(tuple).map(Balance))
 def test_from_model_to_bytes_to_message_no_digit_is_lost(balance: Balance) -> None:
     first = stored(balance)
-    again = decode_stored(ALICE, first.encode())
+    again = decode_stored(ALICE, first.encode(), BOUNDS)
     assert again is not None
     reply = messages.GetBalanceResponse.FromString(get_balance_reply(again, Source.CACHE, 0, None, include_zero=True))
     assert len(reply.balance.venue_accounts) == len(balance.venue_accounts)

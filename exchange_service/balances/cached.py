@@ -8,6 +8,7 @@ lost invalidation costs time and nothing else, because every waiter also looks a
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,7 @@ from cachetools import LRUCache
 from exchange_service.cache import Cache, Lease
 from exchange_service.errors import ServiceError
 from exchange_service.model import Account
-from exchange_service.wire.stored import StoredBalance, decode_error, decode_stored, encode_error
+from exchange_service.wire.stored import StoredBalance, StoredBounds, decode_error, decode_stored, encode_error
 
 # Bytes of local copies, with an estimate of what each costs beside its message: at most 20,000 of them.
 _MOST_BYTES = 32 * 1024 * 1024
@@ -28,11 +29,16 @@ _BALANCE, _CREDENTIAL = b"b", b"c"
 
 
 class CachedBalances:
-    """Balances by key, for `ttl` seconds, shared by all replicas on one cache."""
+    """Balances by key, for `ttl` seconds, shared by all replicas on one cache.
 
-    def __init__(self, cache: Cache, ttl: float) -> None:
+    A balance that a feed is to read again only after more than `longest_pause` seconds is not believed. `now` is in
+    seconds since the epoch.
+    """
+
+    def __init__(self, cache: Cache, ttl: float, *, longest_pause: float, now: Callable[[], float] = time.time) -> None:
         self._cache = cache
         self._ttl = ttl
+        self._bounds = StoredBounds(longest_pause, now)
         self._copies: LRUCache[str, StoredBalance] = LRUCache(_MOST_BYTES, getsizeof=_size)
         # Copies that no call gets any more, because the cache may hold something newer. It may also hold something
         # older: this process stores its own while the cache is out of reach, and versions must not go back.
@@ -62,7 +68,7 @@ class CachedBalances:
         if raw is None:
             self.drop_local(key)
             return None
-        stored = decode_stored(account, raw)
+        stored = decode_stored(account, raw, self._bounds)
         if stored is None:
             self.drop_local(key)
             await self._cache.delete(key)
@@ -88,7 +94,7 @@ class CachedBalances:
         expected = replacing.header_prefix if replacing is not None else b""
         raw = await self._cache.compare_and_set(key, stored.encode(), self._ttl, expected=expected)
         if raw is not None:
-            present = decode_stored(stored.account, raw)
+            present = decode_stored(stored.account, raw, self._bounds)
             if present is not None:
                 self._keep_newer(key, present)
             elif raw:
@@ -109,10 +115,10 @@ class CachedBalances:
         """Tell the replicas that wait for this balance that no answer comes."""
         await self._cache.publish(_BALANCE + key.encode())
 
-    async def cached_error(self, key: str) -> ServiceError | None:
-        """Why another replica could not read the balance just now; None if it did not say."""
+    async def cached_error(self, key: str, venue: str) -> ServiceError | None:
+        """Why another replica could not read the balance just now, told of `venue`; None if it did not say."""
         raw = await self._cache.get(f"error:{key}")
-        return decode_error(raw) if raw is not None else None
+        return decode_error(raw, venue) if raw is not None else None
 
     async def lease(self, key: str, seconds: float) -> Lease | None:
         """The right to ask the venue for this balance; None while another replica has it."""

@@ -6,10 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from exchange_service.wire.stored import StoredBalance
-
-# Seconds by which replicas' clocks may differ.
-_CLOCK_TOLERANCE = 2.0
+from exchange_service.wire.stored import CLOCK_TOLERANCE, StoredBalance
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +26,15 @@ class Freshness:
         """Whether it is at most `max_age` seconds old (None: the operator's limit). One from the future says that a
         clock is wrong, and nothing about its age."""
         limit = self.max_age if max_age is None else max_age
-        return limit > 0 and -_CLOCK_TOLERANCE <= self.now() - stored.fetch_time <= limit
+        return limit > 0 and -CLOCK_TOLERANCE <= self.now() - stored.fetch_time <= limit
 
     def within_grace(self, stored: StoredBalance) -> bool:
-        """Whether it may still be given in place of a venue's passing trouble."""
-        return self.age(stored) <= self.stale_grace
+        """Whether it may still be given in place of a venue's passing trouble; never one from the future."""
+        return -CLOCK_TOLERANCE <= self.now() - stored.fetch_time <= self.stale_grace
 
     def was_good_lately(self, fetch_time: float) -> bool:
         """The same of a balance that was fetched then, in seconds since the epoch; 0 if there is none."""
-        return fetch_time > 0 and self.now() - fetch_time <= self.stale_grace
+        return fetch_time > 0 and -CLOCK_TOLERANCE <= self.now() - fetch_time <= self.stale_grace
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from exchange_service.errors import PluginFailed, VenueError, VenueTimeout
 from exchange_service.venues.fetching import Fetcher, Target
 from exchange_service.venues.priority import Priority
 from exchange_service.wire.balances import FetchedBalance
-from exchange_service.wire.stored import StoredBalance, store_balance
+from exchange_service.wire.stored import CLOCK_TOLERANCE, StoredBalance, store_balance
 
 # Seconds after which another replica takes over the lease of one that has not come back from the venue.
 LEASE = 5.0
@@ -79,9 +79,10 @@ class Leased:
             notified = False
         changed.clear()
         stored = await self._cached.read(target.key, target.account)
-        if stored is not None and stored.fetch_time > target.newer_than:
+        if stored is not None and self._serves(stored, target.newer_than):
             return stored
-        error = await self._cached.cached_error(target.key) if notified else None
+        name = target.listing.metadata.name
+        error = await self._cached.cached_error(target.key, name) if notified else None
         if error is not None:
             raise error
         return None
@@ -89,7 +90,7 @@ class Leased:
     async def _fetch_as_holder(self, target: Target, deadline: float, priority: Priority) -> FetchResult:
         # Another replica may have come back between our look at the cache and our lease.
         previous = await self._cached.read(target.key, target.account)
-        if previous is not None and previous.fetch_time > target.newer_than:
+        if previous is not None and self._serves(previous, target.newer_than):
             return FetchResult(previous, here=False)
         began = self._now()
         try:
@@ -100,6 +101,11 @@ class Leased:
                 await self._cached.publish_error(target.key, error)
             raise
         return await self._store(target, fetched, previous, began)
+
+    def _serves(self, stored: StoredBalance, newer_than: float) -> bool:
+        """Whether it was fetched after this time, and not later than now: a fetch time ahead says nothing of its
+        age."""
+        return newer_than < stored.fetch_time <= self._now() + CLOCK_TOLERANCE
 
     async def _store(
         self, target: Target, fetched: FetchedBalance, previous: StoredBalance | None, began: float
@@ -121,7 +127,7 @@ class Leased:
                 return FetchResult(stored, here=True)
             if present is None:
                 continue
-            if present.fetch_time > began and (previous is None or present.version >= previous.version):
+            if self._serves(present, began) and (previous is None or present.version >= previous.version):
                 return FetchResult(present, here=False)
             if previous is None or present.version > previous.version:
                 previous = present

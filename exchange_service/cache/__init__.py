@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from exchange_service.cache.redis_link import RedisLink
+    from exchange_service.cache.sealed_redis import SealedRedis
 
 # Called with a message of another replica, or with None if messages may have been missed.
 Listener = Callable[[bytes | None], None]
@@ -92,22 +93,29 @@ def open_link(url: str) -> RedisLink | None:
     return RedisLink(url)
 
 
-def make_cache(link: RedisLink | None, *, prefix: str) -> Cache:
-    """The cache in the Redis of `link`, its keys beginning with `prefix`; in the process if there is no link."""
-    if link is None:
+def open_sealed(link: RedisLink, hash_key: bytes, *, prefix: str) -> SealedRedis:
+    """What replicas with the same `hash_key` share in the Redis of `link`; its names begin with `prefix`."""
+    from exchange_service.cache.sealed_redis import SealedRedis
+
+    return SealedRedis(link, hash_key, prefix=prefix)
+
+
+def make_cache(sealed: SealedRedis | None) -> Cache:
+    """The cache in Redis; in the process if there is no Redis."""
+    if sealed is None:
         from exchange_service.cache.memory import MemoryCache
 
         return MemoryCache()
     from exchange_service.cache.redis import RedisCache
 
-    return RedisCache(link, prefix=prefix)
+    return RedisCache(sealed)
 
 
 @asynccontextmanager
-async def open_cache(url: str, *, prefix: str) -> AsyncIterator[Cache]:
+async def open_cache(url: str, hash_key: bytes, *, prefix: str) -> AsyncIterator[Cache]:
     """A cache on a link of its own, closed together at the end; see `open_link` and `make_cache`."""
     link = open_link(url)
-    cache = make_cache(link, prefix=prefix)
+    cache = make_cache(open_sealed(link, hash_key, prefix=prefix) if link is not None else None)
     try:
         yield cache
     finally:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable
+import time
 
-from redis.asyncio.lock import Lock
-from redis.exceptions import LockError
+import structlog
 
 from exchange_service.cache import Lease, Listener
 from exchange_service.cache.memory import LocalLease, MemoryCache
-from exchange_service.cache.redis_link import NoAnswer, RedisLink
+from exchange_service.cache.redis_link import REPORT_EVERY, NoAnswer
+from exchange_service.cache.sealed_redis import Replacement, SealedRedis
+from exchange_service.cache.sealing import Opened
 from exchange_service.tasks import TaskSet
+
+log = structlog.get_logger(__name__)
 
 # Seconds for which the subscription waits for a message before it checks whether the connection still works, and the
 # shortest and longest pause between two attempts to subscribe.
@@ -24,22 +27,14 @@ _RESUBSCRIBE_PAUSES = (0.2, 5.0)
 _CLOSE_LIMIT = 0.5
 # Bytes by which a replica recognises its own messages.
 _SENDER_LENGTH = 8
-
-# Writes ARGV[2] for ARGV[3] milliseconds if the value begins with ARGV[1], or is missing where that is empty. The value
-# is sent back only where it does not match.
-_COMPARE_AND_SET = """
-local matches
-if #ARGV[1] == 0 then
-  matches = redis.call('EXISTS', KEYS[1]) == 0
-else
-  matches = redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) == ARGV[1]
-end
-if not matches then
-  return redis.call('GET', KEYS[1]) or ''
-end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-return false
-"""
+# Every replica with the same key is subscribed to it; a message begins with its sender.
+_CHANNEL = "invalidations"
+# Messages in a second that are not ours, after which the subscription is given up for a while: a lost message costs
+# time, and a flood costs everything else.
+_MOST_FOREIGN = 200
+# Seconds for which a value that could not be written is preferred to what Redis holds. While Redis does not answer at
+# all, the copies serve for longer.
+_UNWRITTEN = 8.0
 
 
 class RedisCache:
@@ -49,20 +44,18 @@ class RedisCache:
     answer, and values that could not be written. The latter are newer than those in Redis, so they are read first.
     """
 
-    def __init__(self, link: RedisLink, *, prefix: str) -> None:
-        self._link = link
-        self._redis = link.redis
-        self._prefix = prefix
-        self._compare_and_set = link.redis.register_script(_COMPARE_AND_SET)
+    def __init__(self, sealed: SealedRedis) -> None:
+        self._sealed = sealed
+        self._link = sealed.link
+        self._redis = sealed.link.redis
         self._copies = MemoryCache()
         self._unwritten = MemoryCache()
         self._tasks = TaskSet()
-        # Every replica on this prefix is subscribed to it; a message begins with its sender.
-        self._channel = f"{prefix}invalidations"
         self._sender = secrets.token_bytes(_SENDER_LENGTH)
         self._subscribed = False
         self._listeners: list[Listener] = []
-        link.add_recovery_listener(self._forget_unwritten)
+        self._flood_reported = float("-inf")
+        self._link.add_recovery_listener(self._forget_unwritten)
 
     async def get(self, key: str) -> bytes | None:
         """The bytes at `key` in Redis; those of this process while Redis does not answer."""
@@ -70,10 +63,9 @@ class RedisCache:
         if unwritten is not None:
             return unwritten
         try:
-            value = await self._link.call(lambda: self._redis.get(self._prefix + key))
+            return await self._sealed.get(key)
         except NoAnswer:
             return await self._copies.get(key)
-        return value if isinstance(value, bytes) else None
 
     async def set(self, key: str, value: bytes, ttl: float) -> None:
         """Keep `value` at `key` for `ttl` seconds, in Redis and in this process."""
@@ -82,9 +74,9 @@ class RedisCache:
             return
         await self._copies.set(key, value, ttl)
         try:
-            await self._link.call(lambda: self._redis.set(self._prefix + key, value, px=_milliseconds(ttl)))
+            await self._sealed.set(key, value, ttl)
         except NoAnswer:
-            await self._unwritten.set(key, value, ttl)
+            await self._unwritten.set(key, value, min(ttl, _UNWRITTEN))
         else:
             await self._unwritten.delete(key)
 
@@ -97,14 +89,19 @@ class RedisCache:
             if not (expected and unwritten.startswith(expected)):
                 return unwritten
             await self._unwritten.delete(key)
-        arguments = (expected, value, _milliseconds(ttl))
+        stored = b""
+
+        def decide(present: Opened | None, _: float) -> Replacement:
+            nonlocal stored
+            stored = present.payload if present is not None else b""
+            matches = stored.startswith(expected) if expected else not stored
+            return (value, ttl) if matches else None
+
         try:
-            stored = await self._link.call(lambda: self._compare_and_set([self._prefix + key], arguments))
-        except NoAnswer:
-            await self._unwritten.set(key, value, ttl)
-        else:
-            if isinstance(stored, bytes):
+            if not await self._sealed.update(key, decide, new=not expected):
                 return stored
+        except NoAnswer:
+            await self._unwritten.set(key, value, min(ttl, _UNWRITTEN))
         await self._copies.set(key, value, ttl)
         return None
 
@@ -113,7 +110,7 @@ class RedisCache:
         await self._copies.delete(key)
         await self._unwritten.delete(key)
         with contextlib.suppress(NoAnswer):
-            await self._link.call(lambda: self._redis.delete(self._prefix + key))
+            await self._sealed.delete(key)
 
     @property
     def shared(self) -> bool:
@@ -121,8 +118,11 @@ class RedisCache:
         return self._link.available
 
     async def lease(self, name: str, seconds: float) -> Lease | None:
-        """Take `name` for `seconds` by Redis's own clock; while Redis does not answer, each replica has its own."""
-        lease = _RedisLease(self._link, self._prefix + name, seconds)
+        """Take `name` for `seconds` by Redis's own clock; while Redis does not answer, each replica has its own.
+
+        Only a replica's own lease is respected, and only up to its end: what else stands there is replaced.
+        """
+        lease = _RedisLease(self._sealed, name, seconds, self._tasks)
         try:
             return lease if await lease.acquire() else None
         except NoAnswer:
@@ -131,7 +131,7 @@ class RedisCache:
     async def publish(self, message: bytes) -> None:
         """Send `message` to every other replica that is subscribed."""
         with contextlib.suppress(NoAnswer):
-            await self._link.call(lambda: self._redis.publish(self._channel, self._sender + message))
+            await self._sealed.publish(_CHANNEL, self._sender + message)
 
     @property
     def subscribed(self) -> bool:
@@ -147,22 +147,51 @@ class RedisCache:
     async def _subscribe(self) -> None:
         pause, longest = _RESUBSCRIBE_PAUSES
         while True:
+            began = time.monotonic()
             try:
-                async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
-                    await channel.subscribe(self._channel)
-                    pause = _RESUBSCRIBE_PAUSES[0]
-                    self._subscribed = True
-                    self._notify(None)
-                    while True:
-                        message = await channel.get_message(timeout=_MESSAGE_WAIT)
-                        data = message["data"] if message else b""
-                        if isinstance(data, bytes) and data and not data.startswith(self._sender):
-                            self._notify(data[_SENDER_LENGTH:])
+                await self._listen()
             except Exception as error:
-                self._link.report_trouble(error)
+                if not isinstance(error, NoAnswer):
+                    self._link.report_trouble(error)
             self._subscribed = False
+            # A subscription that held for a while was a good one.
+            pause = _RESUBSCRIBE_PAUSES[0] if time.monotonic() - began > longest else min(pause * 2, longest)
             await asyncio.sleep(pause)
-            pause = min(pause * 2, longest)
+
+    async def _listen(self) -> None:
+        """Pass on the messages of other replicas; ends with an error, or when too many are not ours."""
+        foreign, second = 0, 0
+        await self._sealed.ask_the_time()
+        async with self._link.subscriber.pubsub(ignore_subscribe_messages=True) as channel:
+            await channel.subscribe(self._sealed.name(_CHANNEL))
+            self._subscribed = True
+            self._notify(None)
+            while True:
+                received = await channel.get_message(timeout=_MESSAGE_WAIT)
+                # What has arrived already is read without a pause: other work comes first.
+                await asyncio.sleep(0)
+                if received is None:
+                    await self._sealed.ask_the_time()
+                    continue
+                data = received["data"]
+                message = self._sealed.open_message(_CHANNEL, data) if isinstance(data, bytes) else None
+                if message is None:
+                    now = int(time.monotonic())
+                    foreign, second = (foreign + 1 if now == second else 1), now
+                    if foreign > _MOST_FOREIGN:
+                        self._report_flood()
+                        return
+                elif not message.startswith(self._sender):
+                    self._notify(message[_SENDER_LENGTH:])
+
+    def _report_flood(self) -> None:
+        """Log that the subscription is given up for a while, at most once a minute."""
+        now = time.monotonic()
+        if now - self._flood_reported >= REPORT_EVERY:
+            self._flood_reported = now
+            log.warning(
+                "redis.foreign_messages", server=self._link.server, now="other replicas are not heard for a while"
+            )
 
     def _notify(self, message: bytes | None) -> None:
         for listener in self._listeners:
@@ -180,7 +209,7 @@ class RedisCache:
         except NoAnswer as failure:
             return _trouble(server, failure)
         try:
-            await self._link.call(lambda: self._redis.set(f"{self._prefix}doctor", b"1", px=1000), force=True)
+            await self._link.call(lambda: self._redis.set(self._sealed.name("doctor"), b"1", px=1000), force=True)
         except NoAnswer as failure:
             return _trouble(server, failure)
         try:
@@ -191,7 +220,7 @@ class RedisCache:
 
     async def _try_channel(self) -> None:
         async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
-            await channel.subscribe(self._channel)
+            await channel.subscribe(self._sealed.name(_CHANNEL))
             # The answer: an error if the user has no right to the channel.
             await channel.get_message(timeout=_ANSWER_WAIT)
 
@@ -203,46 +232,57 @@ class RedisCache:
 
 
 class _RedisLease:
-    """A lease that every replica on this Redis respects."""
+    """A lease that every replica with the same key respects. What it has begun is ended by `tasks` if its caller goes
+    meanwhile."""
 
     shared = True
 
-    def __init__(self, link: RedisLink, name: str, seconds: float) -> None:
-        self._link = link
-        self._lock = Lock(link.redis, name, timeout=seconds, blocking=False, thread_local=False)
+    def __init__(self, sealed: SealedRedis, name: str, seconds: float, tasks: TaskSet) -> None:
+        self._sealed = sealed
+        self._name = name
+        self._seconds = seconds
+        self._tasks = tasks
+        self._token = secrets.token_bytes(_SENDER_LENGTH)
+        # What our value begins with; empty if it is not ours.
+        self._head = b""
         self._wanted = True
+        self._renewing: asyncio.Task[None] | None = None
 
     async def acquire(self) -> bool:
         """Whether it is ours now; raises NoAnswer."""
         try:
-            return await self._link.call(self._acquire)
+            return await asyncio.shield(self._tasks.start(self._acquire(), name="lease"))
         except (NoAnswer, asyncio.CancelledError):
             self._wanted = False
             raise
 
     async def _acquire(self) -> bool:
-        acquired = bool(await self._lock.acquire())
-        if acquired and not self._wanted:
+        self._head = await self._sealed.update(self._name, self._take, new=True)
+        if self._head and not self._wanted:
             # The caller has gone meanwhile, and nothing else would release it.
-            await self._lock.release()
-        return acquired
+            await self.release()
+        return bool(self._head)
+
+    def _take(self, holder: Opened | None, _: float) -> Replacement:
+        return (self._token, self._seconds) if holder is None else None
 
     async def renew(self) -> None:
         """Hold it for as long again, if it is still ours."""
-        await self._call(self._lock.reacquire)
+        self._renewing = self._tasks.start(self._renew(), name="renewal of a lease")
+        await asyncio.shield(self._renewing)
+
+    async def _renew(self) -> None:
+        with contextlib.suppress(NoAnswer):
+            if self._head:
+                self._head = await self._sealed.renew(self._name, self._head, self._token, self._seconds)
 
     async def release(self) -> None:
         """Release it, if it is still ours."""
-        await self._call(self._lock.release)
-
-    async def _call(self, command: Callable[[], Awaitable[object]]) -> None:
-        async def run() -> None:
-            # It has expired, and perhaps another replica holds it now.
-            with contextlib.suppress(LockError):
-                await command()
-
-        with contextlib.suppress(NoAnswer):
-            await self._link.call(run)
+        if self._renewing is not None:
+            await asyncio.wait({self._renewing})
+        if self._head:
+            with contextlib.suppress(NoAnswer):
+                await self._sealed.remove(self._name, self._head)
 
 
 def _trouble(server: str, failure: NoAnswer) -> str:
@@ -250,8 +290,3 @@ def _trouble(server: str, failure: NoAnswer) -> str:
     if failure.says:
         return f"Redis at {server} answers and refuses: {failure.says}. Each replica uses its own memory."
     return f"Redis at {server} does not answer ({failure.kind}). Each replica uses its own memory."
-
-
-def _milliseconds(seconds: float) -> int:
-    """A time to live as Redis takes it: whole milliseconds, at least one."""
-    return max(1, round(seconds * 1000))

@@ -10,11 +10,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import redis.asyncio as redis_client
 import structlog
+from redis.asyncio.connection import DefaultParser
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -31,9 +32,6 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from exchange_service.tasks import TaskSet
-
-if TYPE_CHECKING:
-    from limits.aio.storage import RedisStorage
 
 T = TypeVar("T")
 
@@ -53,10 +51,15 @@ CLOSE_LIMIT = 1.0
 
 FAILURES_TO_OPEN = 3
 FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 10.0
+LONGEST_PAUSE = 5.0
 REPORT_EVERY = 60.0
 # Seconds: a server that stays a replica must not cost a connection for each call.
 _CONNECT_ANEW_EVERY = 1.0
+
+# The most bytes of one answer, and of one message of another replica. Values are no longer, because scripts look at
+# their length in Redis; messages have some hundred bytes.
+MOST_ANSWERED = 4 * 1024 * 1024
+MOST_IN_A_MESSAGE = 64 * 1024
 
 # The library's text when all connections are in use: that is this process's own load, not a failure of Redis.
 _POOL_BUSY = "No connection available."
@@ -107,7 +110,7 @@ _ANSWERS: tuple[tuple[_Sign, str], ...] = (
 
 
 class LinkBreaker:
-    """Whether calls go to Redis. Three failures in a row stop them for a second, then for two, at most for ten.
+    """Whether calls go to Redis. Three failures in a row stop them for a second, then for two, at most for five.
 
     While calls are stopped, one probe at a time may find out whether Redis is back.
     """
@@ -156,14 +159,16 @@ class LinkBreaker:
 class RedisLink:
     """The link that the cache, the gate's shared rate limits and the quotas use together.
 
-    `redis` is the client; its commands go through `call`.
+    `redis` is the client; its commands go through `call`. `subscriber` is for pub/sub.
     """
 
     def __init__(self, url: str, *, breaker: LinkBreaker | None = None) -> None:
         """A link to redis://…, rediss://… (TLS) or unix://…; connects nothing yet. Raises ValueError if redis-py cannot
         read the URL."""
-        self._pool = connection_pool(url)
+        self._pool = connection_pool(url, MOST_ANSWERED)
         self.redis = redis_client.Redis(connection_pool=self._pool)
+        # For subscriptions alone: anybody who may write to Redis may publish anything.
+        self.subscriber = redis_client.Redis(connection_pool=connection_pool(url, MOST_IN_A_MESSAGE))
         self.server = _server(self._pool.connection_kwargs)
         self._breaker = breaker or LinkBreaker()
         self._tasks = TaskSet()
@@ -181,15 +186,6 @@ class RedisLink:
     def add_recovery_listener(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever Redis answers again after the link was not `available`."""
         self._recovery_listeners.append(listener)
-
-    def counters(self, key_prefix: str) -> RedisStorage:
-        """Storage for the `limits` library on this link's connections. Use its methods through `call`."""
-        # Imported late, because the cache alone does not need the library.
-        from limits.aio.storage import RedisStorage
-
-        options: dict[str, Any] = {"connection_pool": self._pool, "key_prefix": key_prefix}
-        # The pool has the real address; the library insists on one that it can parse.
-        return RedisStorage("async+redis://", implementation="redispy", **options)
 
     async def call(self, command: Callable[[], Awaitable[T]], *, force: bool = False) -> T:
         """The result of `command`, in bounded time even where the library shields its own clean-up from cancellation.
@@ -218,6 +214,10 @@ class RedisLink:
         try:
             async with asyncio.timeout(COMMAND_LIMIT):
                 result = await command()
+        except NoAnswer:
+            # It answers, and others wrote at the same time.
+            self._on_success()
+            raise
         except ResponseError as error:
             # It answers: full, read-only, moved, or with another kind of value at the key.
             self._on_success()
@@ -280,12 +280,36 @@ class RedisLink:
     async def close(self) -> None:
         """End the calls under way and close the connections; bounded, whatever state Redis is in."""
         self._tasks.cancel()
-        self._tasks.start(self.redis.aclose(close_connection_pool=True), name="redis closing")
+        for client in (self.redis, self.subscriber):
+            self._tasks.start(client.aclose(close_connection_pool=True), name="redis closing")
         await self._tasks.wait(CLOSE_LIMIT)
 
 
-def connection_pool(url: str) -> redis_client.BlockingConnectionPool:
-    """Connections to the Redis at `url`, each step in bounded time. Raises ValueError if redis-py cannot read it."""
+def _parser_up_to(most: int) -> type[Any]:
+    """A parser of answers that refuses more than `most` bytes for one: they are dropped as they come, so that no value
+    fills the memory or holds the event loop."""
+
+    parser: Any = DefaultParser
+
+    class BoundedParser(parser):  # type: ignore[misc]
+        _received = 0
+
+        async def read_response(self, *arguments: Any, **options: Any) -> Any:
+            self._received = 0
+            return await super().read_response(*arguments, **options)
+
+        async def read_from_socket(self) -> Any:
+            self._received += 1
+            if self._received * self._read_size > most + self._read_size:
+                raise RedisConnectionError("an answer that is too long")
+            return await super().read_from_socket()
+
+    return BoundedParser
+
+
+def connection_pool(url: str, most: int = MOST_ANSWERED) -> redis_client.BlockingConnectionPool:
+    """Connections to the Redis at `url`, each step in bounded time, and no answer longer than `most` bytes. Raises
+    ValueError if redis-py cannot read it."""
     pool, readable = None, False
     # Suppressed: the library's exception may hold the URL, and with it the password.
     with suppress(ValueError, TypeError, RedisError):
@@ -299,6 +323,7 @@ def connection_pool(url: str) -> redis_client.BlockingConnectionPool:
             # The default of ten retries turns a frozen server into a minute.
             retry=Retry(NoBackoff(), 0),
             protocol=3,
+            parser_class=_parser_up_to(most),
             # Redis could ask for longer time limits by them.
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )

@@ -246,9 +246,10 @@ async def _publish_change(settings: Settings, *accounts: Account) -> None:
     from exchange_service.credentials import credential_id
     from exchange_service.credentials.configured import configured_hash_key
 
-    async with open_cache(settings.cache_url, prefix=settings.cache_prefix) as cache:
+    hash_key = configured_hash_key(settings)
+    async with open_cache(settings.cache_url, hash_key, prefix=settings.cache_prefix) as cache:
         for account in dict.fromkeys(accounts):
-            await publish_credential_change(cache, credential_id(configured_hash_key(settings), account))
+            await publish_credential_change(cache, credential_id(hash_key, account))
 
 
 async def with_store(settings: Settings, work: Callable[[Any], Awaitable[None]]) -> None:

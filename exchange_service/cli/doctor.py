@@ -7,7 +7,7 @@ from enum import Enum
 
 from exchange_service.app import certificate_files
 from exchange_service.cache import open_cache
-from exchange_service.credentials.configured import open_configured_store
+from exchange_service.credentials.configured import configured_hash_key, open_configured_store
 from exchange_service.credentials.key_check import check_keys
 from exchange_service.credentials.rewriting import survey
 from exchange_service.credentials.sql import SqlCredentialStore
@@ -67,7 +67,7 @@ def _check_settings(settings: Settings, registry: Registry) -> list[Finding]:
     except UnsafeSettings as unsafe:
         findings.append(Finding(Severity.ERROR, "settings", str(unsafe)))
     if settings.hash_key is None and not settings.cache_url.startswith("memory:"):
-        text = "hash_key is unset, so replicas do not share cached balances; set the same one for all of them."
+        text = "hash_key is unset, so replicas share nothing in Redis; set the same one for all of them."
         findings.append(Finding(Severity.WARNING, "settings", text))
     for exchange_id in settings.venue_urls:
         text = f"venue_urls replaces the address of {exchange_id}; this is meant only for a simulator or a proxy."
@@ -120,7 +120,7 @@ def _check_sandbox(settings: Settings, registry: Registry) -> list[Finding]:
 
 
 async def _check_cache(settings: Settings) -> list[Finding]:
-    async with open_cache(settings.cache_url, prefix=settings.cache_prefix) as cache:
+    async with open_cache(settings.cache_url, configured_hash_key(settings), prefix=settings.cache_prefix) as cache:
         problem = await cache.problem()
     if problem:
         text = f"{problem.rstrip('.')}. The service works without it, but asks the venues more often. Check cache_url."

@@ -10,12 +10,12 @@ from exchange_service.identity.quotas import Allowance, Quotas, QuotaStore
 from exchange_service.settings import Settings
 
 if TYPE_CHECKING:
-    from exchange_service.cache.redis_link import RedisLink
+    from exchange_service.cache.sealed_redis import SealedRedis
 
 
-def open_authenticator(settings: Settings, hash_key: bytes, link: RedisLink | None = None) -> Authenticator:
+def open_authenticator(settings: Settings, hash_key: bytes, sealed: SealedRedis | None = None) -> Authenticator:
     """The Authenticator for these settings, not connected yet. ValueError, with a sentence, for an invalid scope."""
-    return Authenticator(_make_methods(settings), _make_quotas(settings, hash_key, link))
+    return Authenticator(_make_methods(settings), _make_quotas(settings, hash_key, sealed))
 
 
 def certificate_scopes(settings: Settings) -> dict[str, Scope]:
@@ -66,16 +66,16 @@ def _make_web_tokens(settings: Settings) -> AuthenticationMethod:
     )
 
 
-def _make_quotas(settings: Settings, hash_key: bytes, link: RedisLink | None) -> Quotas:
+def _make_quotas(settings: Settings, hash_key: bytes, sealed: SealedRedis | None) -> Quotas:
     allowances = {
         Kind.USER: Allowance(settings.user_calls, settings.user_refreshes, settings.user_streams),
         Kind.SERVICE: Allowance(settings.service_calls, settings.service_refreshes, settings.service_streams),
     }
     shared: QuotaStore | None = None
-    if settings.knows_callers and link is not None:
+    if settings.knows_callers and sealed is not None:
         from exchange_service.identity.redis_quotas import RedisQuotas
 
-        shared = RedisQuotas(link, prefix=settings.cache_prefix)
+        shared = RedisQuotas(sealed)
     return Quotas(allowances, shared=shared, hash_key=hash_key)
 
 

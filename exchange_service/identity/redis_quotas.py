@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from limits import RateLimitItem, RateLimitItemPerMinute, RateLimitItemPerSecond
-from limits.aio.strategies import FixedWindowRateLimiter
+import struct
 
-from exchange_service.cache.redis_link import NoAnswer, RedisLink
+from exchange_service.cache.redis_link import NoAnswer
+from exchange_service.cache.sealed_redis import Replacement, SealedRedis
+from exchange_service.cache.sealing import Opened
 from exchange_service.identity.quotas import Action
+
+# When the window ends by Redis's clock, in seconds since the epoch, and the permits that were taken in it.
+_WINDOW = struct.Struct(">dQ")
 
 
 class RedisQuotas:
-    """The QuotaStore in Redis."""
+    """The QuotaStore in Redis. A window begins with its first permit."""
 
-    def __init__(self, link: RedisLink, *, prefix: str) -> None:
-        self._link = link
-        self._limiter = FixedWindowRateLimiter(link.counters(f"{prefix}quota"))
+    def __init__(self, sealed: SealedRedis) -> None:
+        self._sealed = sealed
 
     async def take(self, key: str, action: Action, limit: int, count: int) -> bool | None:
         """See QuotaStore."""
+
+        def decide(present: Opened | None, now: float) -> Replacement:
+            ends, used = _WINDOW.unpack(present.payload) if present is not None else (0.0, 0)
+            if not now < ends <= now + action.window:
+                ends, used = now + action.window, 0
+            if used + count > limit:
+                return None
+            return _WINDOW.pack(ends, used + count), ends - now
+
         try:
-            return await self._link.call(lambda: self._limiter.hit(_item(action, limit), key, cost=count))
+            return bool(await self._sealed.update(f"quota:{action.name}:{limit}:{key}", decide))
         except NoAnswer:
             return None
-
-
-def _item(action: Action, limit: int) -> RateLimitItem:
-    kind = RateLimitItemPerMinute if action is Action.REFRESH else RateLimitItemPerSecond
-    # Named by the action, because two actions may have the same limit.
-    return kind(limit, namespace=action.name)

@@ -21,6 +21,10 @@ from exchange_service.wire.stored import RowIdentity, StoredBalance, with_known_
 
 log = structlog.get_logger(__name__)
 
+# Reads in a row that bring a lower version than the feed has, after which the feed believes them: a version that is too
+# high must not stay for good.
+_MOST_LOWER = 3
+
 # Reads the account: what the feed has so far, and whether the venue is to be asked.
 ReadBalance = Callable[[StoredBalance | None, bool], Awaitable[BalanceResult]]
 
@@ -67,6 +71,8 @@ class Feed:
         self._on_event_age = on_event_age
         self._current: StoredBalance | None = None
         self._current_key = ""
+        # Reads in a row that brought a lower version.
+        self._lower = 0
         self._error: ServiceError | None = None
         # A refusal that is doubted: the balance is shown with it, and it is no error yet.
         self._doubt: ServiceError | None = None
@@ -158,9 +164,9 @@ class Feed:
 
     def _receive(self, result: BalanceResult) -> None:
         stored, stale = result.stored, result.stale
-        if self._current is not None and result.key == self._current_key and stored.version < self._current.version:
-            # An older balance: from the local copy while Redis does not answer, or written after a lease had expired.
+        if self._current is not None and result.key == self._current_key and self._is_older(stored, self._current):
             return
+        self._lower = 0
         self._current_key = result.key
         changed = self._current is None or stored.version != self._current.version
         self._current = stored
@@ -186,6 +192,17 @@ class Feed:
             self._doubt = self._error = None
             if changed or recovered:
                 self._hand_out(result.source, None)
+
+    def _is_older(self, stored: StoredBalance, current: StoredBalance) -> bool:
+        """Whether it is an older balance: from the local copy while Redis does not answer, or written after a lease had
+        expired. A lower version that stays is no older balance: the one that the feed has was never a good one."""
+        if stored.version >= current.version:
+            return False
+        self._lower += 1
+        if self._lower < _MOST_LOWER:
+            return True
+        log.warning("feed.version_went_back", exchange=self.account.exchange_id, reads=self._lower)
+        return False
 
     def _hand_out(self, source: Source, stale: ServiceError | None) -> None:
         """Put the current balance into every slot."""

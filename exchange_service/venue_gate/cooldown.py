@@ -106,12 +106,13 @@ class Cooldowns:
         if self._shared is None:
             return
         sent_away = keys.venue + _SENT_AWAY
-        for key, word, left in await self._shared.cooldowns((keys.venue, keys.credential, sent_away)):
-            if key != sent_away:
-                self._keep(key, word if word in _COOLING else VenueRateLimited.reason, left)
-            elif key not in self._met:
+        for key, word, seconds in await self._shared.cooldowns((keys.venue, keys.credential, sent_away)):
+            left = min(seconds, _LONGEST)
+            if key == sent_away:
                 now = _loop_time()
-                self._met[key] = _Met(word, now, now + left)
+                self._met.setdefault(key, _Met(word, now, now + left))
+            elif word in _COOLING:
+                self._keep(key, word, left)
 
     def hold(self, key: str, error: ServiceError) -> None:
         """Let `key` cool down in this process at once, for the time that the error names."""

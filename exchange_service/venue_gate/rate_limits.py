@@ -8,6 +8,7 @@ from the others.
 from __future__ import annotations
 
 import asyncio
+import struct
 from typing import Protocol
 
 from cachetools import LRUCache
@@ -54,13 +55,28 @@ def until_room(
     return current_left + seconds - room * seconds / current
 
 
+# When the current part of a window began, and the counts of the previous and the current one.
+_WINDOW = struct.Struct(">dQQ")
+
+
 class Window:
-    """A sliding window's count in this process."""
+    """A sliding window's count, in this process or, as bytes, for all replicas. Times are of one clock."""
 
     def __init__(self, seconds: int) -> None:
         self._seconds = seconds
         self._began = 0.0
         self._previous = self._current = 0
+
+    @classmethod
+    def unpack(cls, seconds: int, packed: bytes) -> Window:
+        """The window that `pack` wrote."""
+        window = cls(seconds)
+        window._began, window._previous, window._current = _WINDOW.unpack(packed)
+        return window
+
+    def pack(self) -> bytes:
+        """The counts as bytes."""
+        return _WINDOW.pack(self._began, self._previous, self._current)
 
     def _advance(self, now: float) -> None:
         passed = int((now - self._began) // self._seconds)
@@ -159,8 +175,8 @@ class RateLimiter:
         window = self._of_accounts.get(account)
         if window is None:
             window = self._of_accounts[account] = Window(self.limit.seconds)
-        replicas = self._replicas if self._shared is not None else 1
-        wait = window.wait(self.limit.cost, max(self.limit.cost, int(self._allowed(polling) * OF_ONE) // replicas), now)
+        allowed = max(self.limit.cost, int(self._allowed(polling) * OF_ONE) // self._replicas)
+        wait = window.wait(self.limit.cost, allowed, now)
         if not wait:
             window.add(self.limit.cost, now)
             return 0.0
@@ -193,7 +209,7 @@ class RateLimiter:
         """Take a balance's cost. Returns zero, or the seconds until it is worth trying again."""
         clock = asyncio.get_running_loop().time
         if self._shared is None:
-            return self._acquire_alone(polling, clock(), self.limit.count, account)
+            return self._acquire_alone(polling, clock(), account)
         async with self._asking:
             # While this one waited for the lock another one may have brought enough for both.
             now = clock()
@@ -206,10 +222,13 @@ class RateLimiter:
                 if wait is not None:
                     return wait
                 self._alone_until = clock() + _ALONE
-            return self._acquire_alone(polling, clock(), self.limit.count // self._replicas, account)
+            return self._acquire_alone(polling, clock(), account)
 
     async def _acquire_shared(self, shared: SharedRateLimits, polling: bool, now: float) -> float | None:
         cost, batch, allowed = self.limit.cost, self._batches[polling], self._allowed(polling)
+        wait = self._own_wait(allowed, now)
+        if wait:
+            return max(_LEAST_WAIT, wait)
         if now < batch.ends:
             # Used up before its time was over.
             most = self.limit.count // _BATCHES // cost * cost
@@ -217,24 +236,31 @@ class RateLimiter:
         else:
             batch.size = cost
         owed = min(self._owed, allowed - batch.size) if now < self._owed_at + self.limit.seconds else 0
-        wait = await shared.take(self.key, allowed, self.limit.seconds, batch.size + owed)
-        if wait and batch.size + owed > cost:
+        taken = await shared.take(self.key, allowed, self.limit.seconds, batch.size + owed)
+        if taken and batch.size + owed > cost:
             batch.size = cost
-            wait = await shared.take(self.key, allowed, self.limit.seconds, cost)
-        if wait is None:
+            taken = await shared.take(self.key, allowed, self.limit.seconds, cost)
+        if taken is None:
             return None
         self._owed = 0
-        if wait:
-            wait = max(_LEAST_WAIT, wait)
+        if taken:
+            # Never beyond the limit's own window.
+            wait = min(max(_LEAST_WAIT, taken), self.limit.seconds)
             self._ask_after[polling] = now + wait
             return wait
         batch.left, batch.ends = batch.size - cost, now + self.limit.seconds / _BATCHES
         self._window.add(cost, now)
         return 0.0
 
-    def _acquire_alone(self, polling: bool, now: float, count: int, account: str) -> float:
-        """The same by this process's own count, of `count` for all that it does."""
+    def _own_wait(self, allowed: int, now: float) -> float:
+        """Seconds until this process's own count leaves room for a balance: it sends no more than the limit, whatever
+        becomes of the count in Redis."""
+        return self._window.wait(self.limit.cost, allowed, now)
+
+    def _acquire_alone(self, polling: bool, now: float, account: str) -> float:
+        """The same by this process's own count, of its part of the limit."""
         cost = self.limit.cost
+        count = max(cost, self.limit.count // self._replicas)
         allowed = max(cost, int(count * (1 - RESERVE)) if polling else count)
         others, until = self._used_by_others(now, account)
         wait = self._window.wait(cost, allowed - others, now)
@@ -250,7 +276,7 @@ class RateLimiter:
 
 class RateLimiters:
     """The rate limiters of all venues. `replicas` share a limit, each keeping to its part, while `shared` does not
-    answer; it is None if there is one process only."""
+    answer; it is None if they share no Redis."""
 
     def __init__(self, shared: SharedRateLimits | None = None, replicas: int = 1) -> None:
         self._shared = shared

@@ -2,83 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
-from exchange_service.cache.redis_link import NoAnswer, RedisLink
-from exchange_service.venue_gate.rate_limits import until_room
+from exchange_service.cache.redis_link import NoAnswer
+from exchange_service.cache.sealed_redis import Conflict, Replacement, SealedRedis, answered
+from exchange_service.cache.sealing import Opened
+from exchange_service.venue_gate.rate_limits import Window
 
-T = TypeVar("T")
+# Seconds for which a count is kept at most, from the last permit on; what is sealed has to end within a few days.
+_LONGEST_KEPT = 5 * 86_400.0
+# Seconds to wait if others keep writing to a count, and how often in a row that is believed.
+_CONFLICT_WAIT = 0.05
+_MOST_CONFLICTS = 10
 
 
 class RedisSharedState:
-    """The SharedState in Redis. Names and values hold venues and keyed hashes of credentials and
-    users, never a user."""
+    """The SharedState in Redis. Names hold venues and keyed hashes of credentials, and never a user; what is kept under
+    them is sealed."""
 
-    def __init__(self, link: RedisLink, *, prefix: str) -> None:
-        self._link = link
-        self._redis = link.redis
-        self._prefix = f"{prefix}venue:"
-        self._counters = link.counters(f"{prefix}venue-budget")
+    def __init__(self, sealed: SealedRedis) -> None:
+        self._sealed = sealed
+        # In a row, over all limits.
+        self._conflicts = 0
 
     async def take(self, key: str, allowed: int, seconds: int, count: int) -> float | None:
         """See SharedRateLimits."""
+        wait = 0.0
 
-        async def ask() -> float:
-            if await self._counters.acquire_sliding_window_entry(key, allowed, seconds, count):
-                return 0.0
-            window = await self._counters.get_sliding_window(key, seconds)
-            # It may have moved on since it refused.
-            return until_room(*window, room=allowed - count, seconds=seconds) or 0.001
+        def decide(present: Opened | None, now: float) -> Replacement:
+            nonlocal wait
+            window = Window.unpack(seconds, present.payload) if present is not None else Window(seconds)
+            wait = window.wait(count, allowed, now)
+            if wait:
+                return None
+            window.add(count, now)
+            return window.pack(), min(2.0 * seconds, _LONGEST_KEPT)
 
-        return await self._call(ask)
+        try:
+            written = await self._sealed.update(f"venue-budget:{key}", decide)
+        except Conflict:
+            # Others take permits too; if it goes on, that is not all they do.
+            self._conflicts += 1
+            return _CONFLICT_WAIT if self._conflicts <= _MOST_CONFLICTS else None
+        except NoAnswer:
+            return None
+        self._conflicts = 0
+        return 0.0 if written else wait
 
     async def cooldowns(self, keys: Sequence[str]) -> list[tuple[str, str, float]]:
         """The keys that cool down, each with the reason and the seconds left; empty while Redis does not answer."""
-        names = [self._prefix + key for key in keys]
-
-        async def ask() -> list[tuple[str, str, float]]:
-            reasons = await self._redis.mget(names)
-            return [
-                (key, reason.decode("ascii", "replace"), max(0, await self._redis.pttl(name)) / 1000)
-                for key, name, reason in zip(keys, names, reasons, strict=True)
-                if isinstance(reason, bytes)
-            ]
-
-        return await self._call(ask) or []
+        known = await answered(self._sealed.get_all([_name(key) for key in keys]))
+        return [
+            (key, opened.payload.decode(), opened.left)
+            for key, opened in zip(keys, known or (), strict=False)
+            if opened is not None
+        ]
 
     async def cool_down(self, key: str, reason: str, seconds: float) -> None:
         """Let `key` cool down for `seconds`, unless it does so for longer already."""
-        name, milliseconds = self._prefix + key, max(1, round(seconds * 1000))
 
-        async def ask() -> None:
-            if await self._redis.pttl(name) < milliseconds:
-                await self._redis.set(name, reason, px=milliseconds)
+        def decide(present: Opened | None, _: float) -> Replacement:
+            return (reason.encode(), seconds) if present is None or present.left < seconds else None
 
-        await self._call(ask)
+        await answered(self._sealed.update(_name(key), decide))
 
     async def met(self, key: str, account: str, seconds: float) -> str | None:
         """See SharedCooldowns."""
-        name, milliseconds = self._prefix + key, max(1, round(seconds * 1000))
+        before: str | None = None
 
-        async def ask() -> str | None:
-            before = await self._redis.get(name)
-            await self._redis.set(name, account, px=milliseconds)
-            return before.decode("ascii", "replace") if isinstance(before, bytes) else None
+        def decide(present: Opened | None, _: float) -> Replacement:
+            nonlocal before
+            before = present.payload.decode() if present is not None else None
+            return account.encode(), seconds
 
-        return await self._call(ask)
+        await answered(self._sealed.update(_name(key), decide))
+        return before
 
     async def forget_met(self, key: str) -> None:
         """See SharedCooldowns."""
+        await answered(self._sealed.delete(_name(key)))
 
-        async def ask() -> None:
-            await self._redis.delete(self._prefix + key)
 
-        await self._call(ask)
-
-    async def _call(self, command: Callable[[], Awaitable[T]]) -> T | None:
-        """The result of `command`; None while Redis does not answer."""
-        try:
-            return await self._link.call(command)
-        except NoAnswer:
-            return None
+def _name(key: str) -> str:
+    return f"venue:{key}"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
 from google.protobuf.message import DecodeError
 
-from exchange_service.errors import ServiceError
+from exchange_service import errors
+from exchange_service.errors import ServiceError, from_reason
 from exchange_service.model import Account
 from exchange_service.v1 import balance_pb2
-from exchange_service.wire.balances import AMOUNTS, AmountName, FetchedBalance, fault_message, parse_fetched, read_fault
+from exchange_service.wire.balances import AMOUNTS, AmountName, FetchedBalance, parse_fetched
 from exchange_service.wire.protobuf import encode_field, to_seconds, to_timestamp
 
 # A stored balance is this header and a serialised `Balance`: the format, the version, and the pause. A value of another
@@ -22,13 +24,51 @@ from exchange_service.wire.protobuf import encode_field, to_seconds, to_timestam
 _FORMAT = b"\x03"
 _HEADER = struct.Struct(">cQd")
 _PREFIX = struct.Struct(">cQ")
-_LONGEST_PAUSE = 86_400.0
+# Seconds by which replicas' clocks may differ. A fetch time that is further ahead says nothing about a balance's age.
+CLOCK_TOLERANCE = 2.0
+# A version that is further ahead of the clock is not believed: versions never go back, so it would stay for as long.
+_MOST_AHEAD = 86_400.0
 # The most rows at "0" that a feed remembers for one account. No venue lists that many; a venue that renamed its assets
 # in every answer would otherwise fill the events.
 _MAX_GONE_ROWS = 2000
+# A cached error is its reason behind this: the format, and the delay in seconds, negative if none was given.
+_ERROR = struct.Struct(">cd")
+# What a replica tells of an error that another one met. The texts are ours, because who can write to the cache must not
+# speak to callers.
+_ERROR_TEXTS = {
+    errors.CredentialInvalid.reason: "A field of the credential for {venue} is missing or not accepted.",
+    errors.CredentialRejected.reason: "{venue} refuses the key.",
+    errors.PermissionMissing.reason: "{venue} does not let this key read balances.",
+    errors.AddressNotAllowed.reason: "{venue} does not accept this key from our network address.",
+    errors.ClockSkew.reason: "{venue} refuses the time of our request.",
+    errors.RegionRestricted.reason: "{venue} does not serve the region that we call from.",
+    errors.AccountUnknown.reason: "{venue} knows no such account.",
+    errors.FeatureNotEnabled.reason: "A feature that is needed is not enabled for this account at {venue}.",
+    errors.VenueRateLimited.reason: "{venue} limits our requests.",
+    errors.VenueUnavailable.reason: "{venue} cannot be reached, or answers with an error.",
+    errors.VenueMaintenance.reason: "{venue} is in maintenance.",
+    errors.VenueTimeout.reason: "{venue} did not answer in time.",
+    errors.VenueMalformed.reason: "{venue} did not answer with a valid balance.",
+    errors.NotSupported.reason: "{venue} has no balance of this kind.",
+    errors.RequestRefused.reason: "{venue} refuses our request.",
+}
 # What tells a row from the others of its balance: the venue account's id, type and sub-account, the asset, and the
 # venue's own code.
 RowIdentity: TypeAlias = tuple[str, str, str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBounds:
+    """What is believed of a stored balance: a pause of at most `longest_pause` seconds, and a version of at most a day
+    from now. `now` is in seconds since the epoch."""
+
+    longest_pause: float
+    now: Callable[[], float] = time.time
+
+    def allow(self, version: int, pause: float) -> bool:
+        """Whether both are within the bounds."""
+        most = int((self.now() + _MOST_AHEAD) * 1_000_000)
+        return 0 <= pause <= self.longest_pause and 0 < version <= most
 
 
 @dataclass(frozen=True)
@@ -115,8 +155,9 @@ def store_balance(
     return StoredBalance(account, message.SerializeToString(deterministic=True), fetch_time, version)
 
 
-def decode_stored(account: Account, raw: bytes) -> StoredBalance | None:
-    """The balance of `account` that `encode` wrote; None for another format, other bytes or another account."""
+def decode_stored(account: Account, raw: bytes, bounds: StoredBounds) -> StoredBalance | None:
+    """The balance of `account` that `encode` wrote; None for another format, other bytes or another account, and for
+    what is not within the bounds."""
     if raw[:1] != _FORMAT:
         return None
     try:
@@ -125,7 +166,7 @@ def decode_stored(account: Account, raw: bytes) -> StoredBalance | None:
         message = balance_pb2.Balance.FromString(data)
     except (struct.error, DecodeError):
         return None
-    if not 0 <= pause <= _LONGEST_PAUSE or not version or version != message.version:
+    if version != message.version or not bounds.allow(version, pause):
         return None
     if Account(message.user_id, message.exchange_id, message.environment, message.account_type) != account:
         return None
@@ -133,19 +174,26 @@ def decode_stored(account: Account, raw: bytes) -> StoredBalance | None:
 
 
 def encode_error(error: ServiceError) -> bytes:
-    """An error for the cache, which keeps it for a moment; `decode_error` reads it."""
-    return _FORMAT + fault_message(error).SerializeToString()
+    """An error for the cache, which keeps it for a moment: its reason and its delay. `decode_error` reads it."""
+    delay = -1.0 if error.given_delay is None else error.given_delay
+    return _ERROR.pack(_FORMAT, delay) + error.reason.encode()
 
 
-def decode_error(raw: bytes) -> ServiceError | None:
-    """The error that `encode_error` wrote; None for other bytes."""
-    if raw[:1] != _FORMAT:
+def decode_error(raw: bytes, venue: str) -> ServiceError | None:
+    """The error that `encode_error` wrote, told of `venue` with a text of our own; None for other bytes, and for a
+    reason that no venue gives."""
+    if raw[:1] != _FORMAT or len(raw) < _ERROR.size:
         return None
-    try:
-        error = read_fault(balance_pb2.AccountFault.FromString(raw[1:]))
-    except (DecodeError, ValueError):
+    _, delay = _ERROR.unpack_from(raw)
+    reason = raw[_ERROR.size :].decode("ascii", "replace")
+    text = _ERROR_TEXTS.get(reason)
+    if text is None:
         return None
-    return error if error.reason else None
+    error = from_reason(reason, text.format(venue=venue), delay if delay >= 0 else None)
+    # A refusal holds until the user acts, and no delay makes it hold for longer.
+    if not error.transient:
+        error.retry_after = error.given_delay = None
+    return error
 
 
 def with_known_rows(

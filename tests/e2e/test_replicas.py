@@ -17,7 +17,7 @@ from exchange_service.balances.leases import LEASE
 from exchange_service.cache import redis as redis_cache
 from exchange_service.cache import redis_link
 from exchange_service.credentials import credential_id
-from exchange_service.errors import CredentialMissing, ServiceError, VenueUnavailable
+from exchange_service.errors import CredentialMissing, VenueUnavailable
 from exchange_service.model import Account
 from exchange_service.v1.exchange_service_pb2 import AccountSelector
 from tests.harness import (
@@ -130,7 +130,7 @@ class TestOneAsks:
             await until(lambda: waiting_calls(several) == 3, "a call at each replica")
             opened.set()
             for call in calls:
-                with pytest.raises(ServiceError, match="Fakex is down"):
+                with pytest.raises(VenueUnavailable, match="Fakex"):
                     await call
             assert len({id(call.account) for call in plugin.calls}) == len(plugin.calls)
 

@@ -15,6 +15,7 @@ import redis
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
+from exchange_service.cache.sealing import CacheSeal
 from exchange_service.credentials.audit import Audit
 from exchange_service.credentials.key_check import KeyWatch
 from exchange_service.credentials.key_providers import GivenKeys, KeyProvider
@@ -162,7 +163,13 @@ class TestSharedRedis:
         with monkeypatch.context() as unguarded:
             unguarded.setattr(
                 "exchange_service.balances.cached.decode_stored",
-                lambda _, raw: decode_stored(Account("bob", "fakex"), raw),
+                lambda _, raw, bounds: decode_stored(Account("bob", "fakex"), raw, bounds),
+            )
+            # The seal belongs to the name as well.
+            names = dict.fromkeys((alices.decode(), bobs.decode()), bobs.decode())
+            opened = CacheSeal.open
+            unguarded.setattr(
+                CacheSeal, "open", lambda seal, name, sealed, now: opened(seal, names.get(name, name), sealed, now)
             )
             async with serving(tmp_path, registry=registry_of(plugin), **settings) as running:
                 reply = await running.client.get_balance("alice", "fakex")

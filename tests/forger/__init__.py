@@ -1,0 +1,1 @@
+"""A program that writes to a Redis at random, as somebody who may write there could."""

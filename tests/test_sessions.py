@@ -332,7 +332,7 @@ class TestEnvironment:
             http = VenueHttpPool(timeout=5.0)
             sessions = Sessions(vault.open, http, overrides={"oanda": venue.url})
             requested = reference("v1", Account(USER, "oanda"))
-            with pytest.raises(PluginFailed, match="does not name"):
+            with pytest.raises(PluginFailed, match="asked for the port"):
                 await fetch(sessions, ScriptedPlugin(OANDA, answer=elsewhere), requested)
             await sessions.close()
             await http.close()

@@ -21,6 +21,8 @@ from exchange_service.errors import VenueMalformed
 _MAX_DIGITS = 100
 # A larger exponent would fill memory when the amount is written out without one.
 _MAX_EXPONENT = 60
+# What opens and separates the values of JSON: a body has at most one value more than these characters.
+_MARKS = (b",", b":", b"[", b"{")
 # Seconds. After a longer delay the venue is asked again anyway: if it still limits us, it says so again.
 _MAX_RETRY_AFTER = 300.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -46,6 +48,15 @@ def _parse_integer(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
         raise VenueMalformed("The answer holds a number that is too long.")
     return int(digits)
+
+
+def count_marks(body: bytes) -> int:
+    """How many commas, colons and opening brackets a body has, those in texts included: a bound on its JSON values.
+
+    Counting takes a millisecond for a mebibyte, and the values would take fifty times as long, and a hundred times the
+    memory of the body.
+    """
+    return sum(map(body.count, _MARKS))
 
 
 def parse_json(body: bytes | str) -> Any:

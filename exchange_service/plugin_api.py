@@ -240,10 +240,6 @@ class Http(Protocol):
         It changes the encoding of a URL given as a text; `yarl.URL(url, encoded=True)` goes as it is.
         """
 
-    @property
-    def has_read_much(self) -> bool:
-        """Whether an answer of this call was large; see `VenueCall.compute`."""
-
 
 @dataclass(frozen=True, slots=True)
 class VenueCall:
@@ -319,7 +315,7 @@ class VenueCall:
         After a large answer it runs in a thread, so that no other user waits for it; otherwise at once. Use it where a
         venue's answer is turned into rows. Raises what `work` raises.
         """
-        if self.http.has_read_much or self.public_http.has_read_much:
+        if any(getattr(http, "has_read_much", False) for http in (self.http, self.public_http)):
             return await beside_the_loop(work, *arguments, **options)
         return work(*arguments, **options)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
+import threading
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from email.utils import format_datetime
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -36,7 +39,7 @@ from exchange_service.errors import (
 )
 from exchange_service.model import ANSWER_LIMIT, LARGEST_PUBLIC_ANSWER_LIMIT, Environment, ExchangeMetadata
 from exchange_service.plugin_kit.payload import retry_after
-from exchange_service.testing import Fault, LoopbackVenue
+from exchange_service.testing import Fault, LoopbackVenue, venue_call
 from exchange_service.venues.http import (
     VenueHttp,
     VenueHttpPool,
@@ -283,6 +286,62 @@ async def test_a_body_above_the_limit_is_cut() -> None:
     error = await refusal("/", Fault(body=b" " * (ANSWER_LIMIT + 1)))
     assert isinstance(error, VenueMalformed)
     assert "more than 1 MiB" in error.message
+
+
+@pytest.mark.threat("T70")
+async def test_a_listing_may_allow_longer_answers() -> None:
+    async with EchoVenue() as venue:
+        pool = VenueHttpPool(timeout=5.0)
+        exchange = replace(listing(venue.url), answer_limit=2 * ANSWER_LIMIT)
+        http = pool.http(exchange, exchange.environments[0], venue.url)
+        venue.fail(Fault(body=b" " * 2 * ANSWER_LIMIT))
+        assert len((await http.get(venue.url)).body) == 2 * ANSWER_LIMIT
+        venue.fail(Fault(body=b" " * (2 * ANSWER_LIMIT + 1)))
+        with pytest.raises(VenueMalformed, match="more than 2 MiB"):
+            await http.get(venue.url)
+        await pool.close()
+
+
+@pytest.mark.threat("T70")
+async def test_an_answer_of_very_many_values_is_refused_before_it_is_read() -> None:
+    error = await refusal("/", Fault(body=b"[" + b"1," * 140_000 + b"1]"))
+    assert isinstance(error, VenueMalformed)
+    assert "more values than any account has" in error.message
+
+
+class TestLargeAnswers:
+    """They are read in a thread, and what is made of them too; small ones are not."""
+
+    async def test_a_large_answer_is_read_once_and_its_error_is_raised_each_time(self) -> None:
+        async with EchoVenue() as venue, opened(venue.url) as http:
+            small = await http.get(venue.url)
+            assert small.json() is not small.json()
+            assert not http.has_read_much
+            venue.fail(Fault(body=b"[" + b"0.10," * 10_000 + b"0.10]"))
+            large = await http.get(venue.url)
+            assert http.has_read_much
+            assert large.json() is large.json()
+            assert large.json() == [Decimal("0.10")] * 10_001
+            venue.fail(Fault(body=b"[" + b"0.10," * 10_000 + b"]"))
+            broken = await http.get(venue.url)
+            for _ in range(2):
+                with pytest.raises(VenueMalformed, match="Echo: The answer is not JSON"):
+                    broken.json()
+
+    async def test_what_a_call_makes_of_an_answer_is_made_in_a_thread_if_one_was_large(self) -> None:
+        def thread(*, fail: bool) -> str:
+            if fail:
+                raise VenueMalformed("no")
+            return threading.current_thread().name
+
+        async with EchoVenue() as venue, venue_call(listing(venue.url), override=venue.url) as call:
+            await call.http.get(venue.url)
+            assert await call.compute(thread, fail=False) == threading.main_thread().name
+            venue.fail(Fault(body=b"[" + b"1," * 10_000 + b"1]"))
+            await call.public_http.get(venue.url)
+            assert (await call.compute(thread, fail=False)).startswith("large answers")
+            with pytest.raises(VenueMalformed, match="no"):
+                await call.compute(thread, fail=True)
 
 
 async def test_public_market_data_may_be_larger() -> None:

@@ -132,7 +132,7 @@ class _RecordingHttp:
 
     @property
     def has_read_much(self) -> bool:
-        return self._http.has_read_much
+        return getattr(self._http, "has_read_much", False)
 
     async def get(self, url: str, **options: Any) -> Response:
         return self._record(await self._http.get(url, **options))

@@ -47,8 +47,9 @@ CONNECT_TIMEOUT = 3.0
 _BYTES_FOR_A_MARK = 8
 # The most values of one answer: four times those of the longest list of markets.
 _MOST_MARKS = 4_000_000
-# An answer with more is read in a thread. Reading this many takes at most three milliseconds.
+# An answer with more, or of more bytes, is read in a thread. Reading this many takes at most three milliseconds.
 _LARGE = 8000
+_LARGE_BODY = 128 * 1024
 # Bytes whose values are counted in a thread.
 _LONG = 1024 * 1024
 # What a request may hold as it is: all else cannot be sent, or would be cut off.
@@ -364,7 +365,7 @@ class VenueHttp:
             async with self._session.request(method, url, allow_redirects=False, **options) as response:
                 body = await response.read()
         told = (self._venue, response.status, response.headers, body, str(url))
-        if len(body) <= _LARGE or count_marks(body) <= _LARGE:
+        if len(body) <= _LARGE or (len(body) <= _LARGE_BODY and count_marks(body) <= _LARGE):
             return VenueResponse(*told)
         self.has_read_much = True
         return await _read_large(*told)

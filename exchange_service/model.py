@@ -169,6 +169,12 @@ class RateLimit:
             raise ValueError("RateLimit.cost must not be more than its count: no balance could ever be read")
 
 
+# Bytes of one answer of a venue: the usual and the largest limit of an account's, and the largest of market data.
+ANSWER_LIMIT = 1024 * 1024
+LARGEST_ANSWER_LIMIT = 8 * ANSWER_LIMIT
+LARGEST_PUBLIC_ANSWER_LIMIT = 64 * ANSWER_LIMIT
+
+
 @dataclass(frozen=True, slots=True)
 class ExchangeMetadata:
     """One listing: plain data that is known before any code for the venue has run. docs/plugins.md has its fields."""
@@ -200,6 +206,9 @@ class ExchangeMetadata:
     unsupported_reason: str = ""
     # How often the venue may be asked; all of them apply. Empty: not known, and only the venue itself limits us.
     limits: tuple[RateLimit, ...] = ()
+    # Bytes, decompressed: the largest answer that is read through `http` and `public_http`. More is VENUE_MALFORMED.
+    answer_limit: int = ANSWER_LIMIT
+    public_answer_limit: int = LARGEST_PUBLIC_ANSWER_LIMIT
 
     @property
     def venue(self) -> str:

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import pluggy
 
@@ -43,6 +43,7 @@ from exchange_service.errors import (
 )
 from exchange_service.model import (
     ALL_ACCOUNT_TYPES,
+    ANSWER_LIMIT,
     ASSET_CLASSES,
     PRODUCTION,
     SANDBOX,
@@ -82,9 +83,11 @@ from exchange_service.plugin_kit.payload import (
 from exchange_service.plugin_kit.responses import raise_unexpected_status
 from exchange_service.plugin_kit.several_accounts import combined_summary, gather_accounts, read_account_list
 from exchange_service.plugin_kit.state import State
+from exchange_service.tasks import beside_the_loop
 
 __all__ = [
     "ALL_ACCOUNT_TYPES",
+    "ANSWER_LIMIT",
     "API_VERSION",
     "ASSET_CLASSES",
     "KEY_KINDS",
@@ -130,6 +133,7 @@ __all__ = [
     "amount",
     "as_list",
     "as_object",
+    "beside_the_loop",
     "check_unique",
     "clean_text",
     "combined_summary",
@@ -157,6 +161,9 @@ __all__ = [
 # The version of this page. It rises when a plugin written for the version before would break.
 API_VERSION = 1
 
+T = TypeVar("T")
+P = ParamSpec("P")
+
 hookspec = pluggy.HookspecMarker("exchange_service")
 hookimpl = pluggy.HookimplMarker("exchange_service")
 
@@ -176,6 +183,10 @@ class Response(Protocol):
     def body(self) -> bytes:
         """The body, decompressed."""
 
+    @property
+    def url(self) -> str:
+        """The URL as it was sent, with the query. It may hold a signature or a key, so put it into no text."""
+
     def json(self) -> Any:
         """The body as a JSON value with exact numbers, see `parse_json`. Raises VenueMalformed if it is not JSON."""
 
@@ -191,10 +202,20 @@ class Response(Protocol):
 
 class Http(Protocol):
     """The guarded HTTP session: only the manifest's hosts, no redirects, no cookies, no proxy from the environment,
-    bounded time and size. Failures below HTTP are raised as VenueUnavailable, VenueTimeout or VenueMalformed."""
+    bounded time and size. Failures below HTTP are raised as VenueUnavailable, VenueTimeout or VenueMalformed.
+
+    `url` goes on the wire byte for byte, so that a signature over its query holds. It must be plain ASCII without
+    blanks and `#`: percent-encode the rest yourself, or PluginFailed is raised. `params`, a mapping or pairs, are
+    appended in their order as `urllib.parse.urlencode(params, quote_via=quote, safe="")` writes them: everything but
+    letters, digits and `_.-~` is percent-encoded. `Response.url` tells what was sent.
+    """
 
     async def get(
-        self, url: str, *, params: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
+        self,
+        url: str,
+        *,
+        params: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Response:
         """Send a GET to `url` and return the whole answer, whatever its status."""
 
@@ -204,7 +225,7 @@ class Http(Protocol):
         *,
         json: Any = None,
         data: bytes | Mapping[str, str] | None = None,
-        params: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         """Send a POST to `url` and return the whole answer, whatever its status.
@@ -214,7 +235,10 @@ class Http(Protocol):
 
     @property
     def client_session(self) -> Any:
-        """The guarded aiohttp.ClientSession itself, for libraries that make their own calls. Never close it."""
+        """The guarded aiohttp.ClientSession itself, for libraries that make their own calls. Never close it.
+
+        It changes the encoding of a URL given as a text; `yarl.URL(url, encoded=True)` goes as it is.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +252,8 @@ class VenueCall:
     environment: Environment
     # What the user stored. Reveal secrets where they are used; keep them in `account_state` only.
     credential: Credential = field(repr=False)
-    # `http` is for the account's own answers, up to 8 MiB; `public_http` for public market data, up to 64 MiB.
+    # `http` is for the account's own answers, up to the listing's `answer_limit`; `public_http` for public market data,
+    # up to its `public_answer_limit`.
     http: Http = field(repr=False)
     public_http: Http = field(repr=False)
     # The event loop's time, in seconds, at which the host ends the call.
@@ -283,6 +308,16 @@ class VenueCall:
         `report_usage` does."""
         self.reports.cooldown = max(self.reports.cooldown, _at_least_zero(seconds))
         self.reports.on_report()
+
+    async def compute(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """What the plain function `work` makes of an answer: `await call.compute(parse.account, payload)`.
+
+        After a large answer it runs in a thread, so that no other user waits for it; otherwise at once. Use it where a
+        venue's answer is turned into rows. Raises what `work` raises.
+        """
+        if any(getattr(http, "has_read_much", False) for http in (self.http, self.public_http)):
+            return await beside_the_loop(work, *arguments, **options)
+        return work(*arguments, **options)
 
     def remaining(self) -> float:
         """Seconds until the deadline, never negative."""

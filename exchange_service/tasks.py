@@ -1,12 +1,16 @@
-"""Tasks that outlive their callers: kept until they end, their exceptions taken, ended in bounded time."""
+"""Tasks that outlive their callers, kept until they end and ended in bounded time; and work beside the event loop."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import cache, partial
+from typing import Any, ParamSpec, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 def retrieve_exception(task: asyncio.Future[Any]) -> None:
@@ -16,6 +20,21 @@ def retrieve_exception(task: asyncio.Future[Any]) -> None:
     """
     if not task.cancelled():
         task.exception()
+
+
+async def beside_the_loop(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """What `work` returns or raises, computed in a thread, so that the event loop serves others meanwhile.
+
+    One thread does all such work, piece by piece: large answers are never computed at the same time, and the loop
+    competes for the interpreter with one thread only. For plain functions that take some hundredths of a second.
+    """
+    run = partial(copy_context().run, work, *arguments, **options)
+    return await asyncio.get_running_loop().run_in_executor(_thread(), run)
+
+
+@cache
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="large answers")
 
 
 class TaskSet:

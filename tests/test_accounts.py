@@ -339,3 +339,30 @@ async def test_a_read_that_calls_exit_does_not_end_the_service(
 ) -> None:
     with pytest.raises(RuntimeError, match="exit"):
         await gather_accounts(["1", "2"], read)
+
+
+class TestTooMany:
+    """Each account costs a request, so there is a limit to how many a venue may list."""
+
+    async def test_two_hundred_accounts_are_read(self) -> None:
+        ids = [str(number) for number in range(200)]
+        assert len(await gather(**{name: account(name) for name in ids})) == 200
+        assert (
+            len(read_account_list([{"id": name} for name in ids], lambda entry: text(entry, "id", "it"), dict)) == 200
+        )
+
+    async def test_of_more_none_is_read(self) -> None:
+        read: list[str] = []
+
+        async def reads(account_id: str) -> VenueAccount:
+            read.append(account_id)
+            return account(account_id)
+
+        with pytest.raises(VenueMalformed, match="more than 200 accounts"):
+            await gather_accounts([str(number) for number in range(201)], reads)
+        assert read == []
+
+    def test_a_longer_list_is_malformed(self) -> None:
+        entries = ({"id": str(number)} for number in range(201))
+        with pytest.raises(VenueMalformed, match="more than 200 accounts"):
+            read_account_list(entries, lambda entry: text(entry, "id", "it"), dict)

@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"amounts", "errors"},
     "observability": {"errors"},
     "operator": {"v1"},
-    "plugin_api": {"amounts", "errors", "model", "plugin_kit"},
+    "plugin_api": {"amounts", "errors", "model", "plugin_kit", "tasks"},
     "plugin_host": {
         *{"credentials", "errors", "gc_tuning", "model", "observability", "operator", "process_secrecy"},
         *{"settings", "tasks", "v1", "venues", "wire"},

@@ -20,6 +20,7 @@ from exchange_service.plugin_kit.payload import (
     as_list,
     as_object,
     check_unique,
+    count_marks,
     milliseconds,
     parse_amount,
     parse_json,
@@ -262,3 +263,11 @@ def test_a_status_with_an_error_of_its_own_raises_that_error() -> None:
     with pytest.raises(VenueUnavailable) as raised:
         raise_unexpected_status(FakeResponse(503, error), "Acme")
     assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    ("body", "marks"),
+    [(b"", 0), (b"1", 0), (b"[]", 1), (b"[1,2]", 2), (b'{"a":[1,{}]}', 5), (b'"a,b"', 1), (b"[[],[]]", 4)],
+)
+def test_the_marks_of_a_body_are_a_bound_on_its_values(body: bytes, marks: int) -> None:
+    assert count_marks(body) == marks

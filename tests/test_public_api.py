@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 EXPORTS: dict[str, set[str]] = {
     "exchange_service.plugin_api": {
         "ALL_ACCOUNT_TYPES",
+        "ANSWER_LIMIT",
         "API_VERSION",
         "ASSET_CLASSES",
         "Account",
@@ -64,6 +65,7 @@ EXPORTS: dict[str, set[str]] = {
         "amount",
         "as_list",
         "as_object",
+        "beside_the_loop",
         "check_unique",
         "clean_text",
         "combined_summary",

@@ -96,6 +96,9 @@ BROKEN = {
     "has no name": (source().replace('"good", "good"', '"good", ""'), "name"),
     "has no production": (source().replace('"production"', '"live"'), "production"),
     "has an address without a host": (source().replace("{}", "{'api': '/v1'}"), "without a host"),
+    "has an answer limit beyond the largest": (source(more="answer_limit=8 * 1024 * 1024 + 1"), "answer_limit 8388609"),
+    "has an answer limit that is no number": (source(more="answer_limit='1 MiB'"), "answer_limit '1 MiB'"),
+    "has a public answer limit of nothing": (source(more="public_answer_limit=0"), "public_answer_limit 0"),
     "uses another plugin's credential": (source(more="credential_of='oanda'"), "another plugin"),
 }
 

@@ -332,7 +332,7 @@ class TestEnvironment:
             http = VenueHttpPool(timeout=5.0)
             sessions = Sessions(vault.open, http, overrides={"oanda": venue.url})
             requested = reference("v1", Account(USER, "oanda"))
-            with pytest.raises(PluginFailed, match="does not name"):
+            with pytest.raises(PluginFailed, match="asked for the port"):
                 await fetch(sessions, ScriptedPlugin(OANDA, answer=elsewhere), requested)
             await sessions.close()
             await http.close()
@@ -491,6 +491,17 @@ WRONG_SHAPES = {
     "a summary of another type": (Balance((), summary={"total": 1}), "summary"),  # type: ignore[arg-type]
     "an account's summary of another type": (Balance((VenueAccount(summary=1.5),)), "summary"),  # type: ignore[arg-type]
     "an account's error of another type": (Balance((VenueAccount(error=ValueError()),)), "error"),  # type: ignore[arg-type]
+    "too many accounts": (
+        Balance(tuple(VenueAccount(id=str(number)) for number in range(MAX_ROWS + 1))),
+        f"accounts are more than {MAX_ROWS}",
+    ),
+    "an account's name without an end": (Balance((VenueAccount(sub_account="a" * 301),)), "over 300 characters"),
+    "an asset's name without an end": (Balance((VenueAccount(assets=(_row("A" * 301),)),)), "over 300 characters"),
+    "a venue's code without an end": (
+        Balance((VenueAccount(assets=(_row(venue_asset="A" * 301),)),)),
+        "over 300 characters",
+    ),
+    "a venue's code that is no text": (Balance((VenueAccount(assets=(_row(venue_asset=5),)),)), "not a text"),
     "too many rows": (
         Balance((VenueAccount(assets=tuple(_row(f"A{number}") for number in range(MAX_ROWS + 1))),)),
         f"more than {MAX_ROWS}",

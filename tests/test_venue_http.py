@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
+import threading
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from email.utils import format_datetime
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import pytest
@@ -33,12 +37,10 @@ from exchange_service.errors import (
     VenueTimeout,
     VenueUnavailable,
 )
-from exchange_service.model import Environment, ExchangeMetadata
+from exchange_service.model import ANSWER_LIMIT, LARGEST_PUBLIC_ANSWER_LIMIT, Environment, ExchangeMetadata
 from exchange_service.plugin_kit.payload import retry_after
-from exchange_service.testing import Fault, LoopbackVenue
+from exchange_service.testing import Fault, LoopbackVenue, venue_call
 from exchange_service.venues.http import (
-    ACCOUNT_BODY_LIMIT,
-    PUBLIC_BODY_LIMIT,
     VenueHttp,
     VenueHttpPool,
     VenueResponse,
@@ -125,7 +127,7 @@ async def test_the_user_agent_names_the_service() -> None:
 @pytest.mark.threat("T6")
 @pytest.mark.parametrize("through", ["get", "post", "session_get"])
 async def test_a_host_that_the_manifest_does_not_name_never_gets_a_request(through: str) -> None:
-    async with EchoVenue() as venue, EchoVenue() as other_venue, opened(venue.url) as http:
+    async with EchoVenue() as other_venue, opened("https://venue.example", override="") as http:
         sender = http.client_session if through == "session_get" else http
         method = "get" if through == "session_get" else through
         with pytest.raises(PluginFailed, match=r"a host that its manifest does not name: 127\.0\.0\.1"):
@@ -139,6 +141,110 @@ async def test_another_name_scheme_or_port_is_another_host(url: str) -> None:
         with pytest.raises(PluginFailed):
             await http.get(url.format(port=venue.url.rpartition(":")[2]))
         assert venue.requests == []
+
+
+class TestWhatIsToldOfAWrongAddress:
+    """The message names what differs from the manifest: the scheme, the port or the host."""
+
+    @pytest.mark.parametrize(
+        ("url", "told"),
+        [
+            (
+                "http://api.venue.example/v1",
+                "asked for api.venue.example by http, but its manifest names it with https",
+            ),
+            ("ws://api.venue.example/v1", "with the scheme ws: only https and http"),
+            ("wss://api.venue.example/v1", "with the scheme wss"),
+            ("ftp://api.venue.example/v1", "with the scheme ftp"),
+            (
+                "https://api.venue.example:8443/",
+                "asked for the port 8443 of api.venue.example, but its manifest names 443",
+            ),
+            ("https://api.venue.example.evil.example/", "does not name: api.venue.example.evil.example"),
+            ("https://api.venue.example@evil.example/", "does not name: evil.example"),
+            ("https://api.venue.example\\@evil.example/", "is not an HTTP address"),
+            ("https://api%2evenue.example/", "does not name: api"),
+            ("https://API.venue.example:99999/", "is not an HTTP address"),
+            ("api.venue.example/v1", "is not an HTTP address"),
+            ("", "percent-encoded"),
+            ("https://api.venue.example/a b", "percent-encoded"),
+            ("https://api.venue.example/?a=1#b", "percent-encoded"),
+            ("https://api.venue.example/?name=é", "percent-encoded"),
+            ("https://api.venue.example/\r\nHost: evil", "percent-encoded"),
+        ],
+    )
+    async def test_by_the_plugin(self, url: str, told: str) -> None:
+        async with opened("https://api.venue.example", override="") as http:
+            with pytest.raises(PluginFailed) as raised:
+                await http.get(url)
+        assert told in raised.value.message
+
+    @pytest.mark.parametrize("scheme", ["http", "ws", "wss"])
+    async def test_by_a_library_that_uses_the_session_itself(self, scheme: str) -> None:
+        async with opened("https://api.venue.example", override="") as http:
+            with pytest.raises(PluginFailed) as raised:
+                await http.client_session.get(f"{scheme}://api.venue.example/v1")
+        assert "does not name" not in raised.value.message
+
+    async def test_of_a_host_that_the_operator_has_replaced(self) -> None:
+        async with EchoVenue() as venue, opened("https://api.venue.example", override=venue.url) as http:
+            with pytest.raises(PluginFailed, match=r"venue_urls sends it to another: it should ask call\.url\(\)"):
+                await http.get("https://api.venue.example/v1")
+
+
+# What a session would change in a query, if it read it: these are signed as they stand.
+_SIGNED = [
+    "a=1%2C2&b=%2Fpath&c=%3A&d=%40&e=%27%28%29%2A%21",
+    "a=1,2&b=/path&c=:&d=@&e='()*!",
+    "time=2024-01-01T00%3A00%3A00%2B00%3A00&signature=ab%2Fcd%2Bef%3D%3D",
+    "blank=a%20b&plus=a+b&empty=&alone",
+    "lower=%c3%a9&upper=%C3%A9&hex=%7E%2d%5f",
+    "list=[1,2]&object={%22a%22:1}&pipe=a|b&caret=^&tick=`",
+    "double=%252C&broken=%zz&percent=%",
+    "b=2&a=1&b=1&b=2",
+    "question=?&slash=//&semicolon=;",
+]
+
+
+class TestSignedQueries:
+    """A signature is over the query's bytes, so these reach the venue as the plugin wrote them."""
+
+    @pytest.mark.parametrize("query", _SIGNED)
+    @pytest.mark.parametrize("method", ["get", "post"])
+    async def test_a_query_is_sent_byte_for_byte(self, query: str, method: str) -> None:
+        async with EchoVenue() as venue, opened(venue.url) as http:
+            response = await getattr(http, method)(f"{venue.url}/v1/orders%2Fopen?{query}")
+        assert venue.requests[0].target == f"/v1/orders%2Fopen?{query}"
+        assert response.url == f"{venue.url}/v1/orders%2Fopen?{query}"
+
+    @pytest.mark.parametrize("path", ["", "/", "/a/../b", "//a//b/", "/%7Ea/%2e%2e/b", "/a;b=1,2"])
+    async def test_a_path_is_sent_byte_for_byte(self, path: str) -> None:
+        async with EchoVenue() as venue, opened(venue.url) as http:
+            await http.get(f"{venue.url}{path}?x=%2C")
+        assert venue.requests[0].target == f"{path or '/'}?x=%2C"
+
+    @pytest.mark.parametrize(
+        "pairs",
+        [
+            [("a", "1,2"), ("b", "/x y:@"), ("c", "é+&=?#%"), ("b", "~-_.")],
+            {"symbol": "BTC/USDT:USDT", "time": "2024-01-01T00:00:00+00:00"},
+            {"number": 12},
+            {},
+        ],
+    )
+    async def test_pairs_are_encoded_as_the_documents_say(self, pairs: Any) -> None:
+        written = urlencode(pairs, quote_via=quote, safe="")
+        async with EchoVenue() as venue, opened(venue.url) as http:
+            await http.get(f"{venue.url}/v1", params=pairs)
+            await http.get(f"{venue.url}/v1?first=%2C", params=pairs)
+        assert venue.requests[0].target == (f"/v1?{written}" if written else "/v1")
+        assert venue.requests[1].target == ("/v1?first=%2C" + (f"&{written}" if written else ""))
+
+    async def test_the_url_of_a_response_is_told_and_not_shown(self) -> None:
+        async with EchoVenue() as venue, opened(venue.url) as http:
+            response = await http.get(f"{venue.url}/v1?signature=5ec7e7")
+        assert response.url.endswith("signature=5ec7e7")
+        assert "5ec7e7" not in repr(response) + str(response)
 
 
 @pytest.mark.parametrize("url", ["nowhere", "file:///etc/hosts", "ftp://127.0.0.1/", "http://", "/v1/balance"])
@@ -172,27 +278,83 @@ async def test_no_redirect_is_followed_not_even_on_the_same_host(status: int, th
 
 async def test_a_body_up_to_the_limit_is_read() -> None:
     async with EchoVenue() as venue, opened(venue.url) as http:
-        venue.fail(Fault(body=b" " * ACCOUNT_BODY_LIMIT))
-        assert len((await http.get(venue.url)).body) == ACCOUNT_BODY_LIMIT
+        venue.fail(Fault(body=b" " * ANSWER_LIMIT))
+        assert len((await http.get(venue.url)).body) == ANSWER_LIMIT
 
 
 async def test_a_body_above_the_limit_is_cut() -> None:
-    error = await refusal("/", Fault(body=b" " * (ACCOUNT_BODY_LIMIT + 1)))
+    error = await refusal("/", Fault(body=b" " * (ANSWER_LIMIT + 1)))
     assert isinstance(error, VenueMalformed)
-    assert "more than 8 MiB" in error.message
+    assert "more than 1 MiB" in error.message
+
+
+@pytest.mark.threat("T70")
+async def test_a_listing_may_allow_longer_answers() -> None:
+    async with EchoVenue() as venue:
+        pool = VenueHttpPool(timeout=5.0)
+        exchange = replace(listing(venue.url), answer_limit=2 * ANSWER_LIMIT)
+        http = pool.http(exchange, exchange.environments[0], venue.url)
+        venue.fail(Fault(body=b" " * 2 * ANSWER_LIMIT))
+        assert len((await http.get(venue.url)).body) == 2 * ANSWER_LIMIT
+        venue.fail(Fault(body=b" " * (2 * ANSWER_LIMIT + 1)))
+        with pytest.raises(VenueMalformed, match="more than 2 MiB"):
+            await http.get(venue.url)
+        await pool.close()
+
+
+@pytest.mark.threat("T70")
+async def test_an_answer_of_very_many_values_is_refused_before_it_is_read() -> None:
+    error = await refusal("/", Fault(body=b"[" + b"1," * 140_000 + b"1]"))
+    assert isinstance(error, VenueMalformed)
+    assert "more values than any account has" in error.message
+
+
+class TestLargeAnswers:
+    """They are read in a thread, and what is made of them too; small ones are not."""
+
+    async def test_a_large_answer_is_read_once_and_its_error_is_raised_each_time(self) -> None:
+        async with EchoVenue() as venue, opened(venue.url) as http:
+            small = await http.get(venue.url)
+            assert small.json() is not small.json()
+            assert not http.has_read_much
+            venue.fail(Fault(body=b"[" + b"0.10," * 10_000 + b"0.10]"))
+            large = await http.get(venue.url)
+            assert http.has_read_much
+            assert large.json() is large.json()
+            assert large.json() == [Decimal("0.10")] * 10_001
+            venue.fail(Fault(body=b"[" + b"0.10," * 10_000 + b"]"))
+            broken = await http.get(venue.url)
+            for _ in range(2):
+                with pytest.raises(VenueMalformed, match="Echo: The answer is not JSON"):
+                    broken.json()
+
+    async def test_what_a_call_makes_of_an_answer_is_made_in_a_thread_if_one_was_large(self) -> None:
+        def thread(*, fail: bool) -> str:
+            if fail:
+                raise VenueMalformed("no")
+            return threading.current_thread().name
+
+        async with EchoVenue() as venue, venue_call(listing(venue.url), override=venue.url) as call:
+            await call.http.get(venue.url)
+            assert await call.compute(thread, fail=False) == threading.main_thread().name
+            venue.fail(Fault(body=b"[" + b"1," * 10_000 + b"1]"))
+            await call.public_http.get(venue.url)
+            assert (await call.compute(thread, fail=False)).startswith("large answers")
+            with pytest.raises(VenueMalformed, match="no"):
+                await call.compute(thread, fail=True)
 
 
 async def test_public_market_data_may_be_larger() -> None:
     async with EchoVenue() as venue, opened(venue.url, public=True) as http:
-        venue.fail(Fault(body=b" " * (ACCOUNT_BODY_LIMIT + 1)))
-        assert len((await http.get(venue.url)).body) == ACCOUNT_BODY_LIMIT + 1
-    error = await refusal("/", Fault(body=b" " * (PUBLIC_BODY_LIMIT + 1)), public=True)
+        venue.fail(Fault(body=b" " * (ANSWER_LIMIT + 1)))
+        assert len((await http.get(venue.url)).body) == ANSWER_LIMIT + 1
+    error = await refusal("/", Fault(body=b" " * (LARGEST_PUBLIC_ANSWER_LIMIT + 1)), public=True)
     assert isinstance(error, VenueMalformed)
 
 
 async def test_the_limit_holds_for_libraries_that_use_the_session_itself() -> None:
     async with EchoVenue() as venue, opened(venue.url) as http:
-        venue.fail(Fault(body=b" " * (ACCOUNT_BODY_LIMIT + 1)))
+        venue.fail(Fault(body=b" " * (ANSWER_LIMIT + 1)))
         for read in ("read", "text", "json"):
             async with http.client_session.get(venue.url) as response:
                 with pytest.raises(VenueMalformed):

@@ -81,7 +81,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     f"{_CCXT}/answer_shapes.py": ("_SHAPES",),
     f"{_CCXT}/balance.py": ("_TIME_OF_LAST_CHANGE",),
     f"{_CCXT}/kinds.py": ("KINDS",),
-    f"{_CCXT}/limits.py": ("_BY_KEY", "_COSTS"),
+    f"{_CCXT}/limits.py": ("_BY_KEY", "_COSTS", "_LONG_ANSWERS"),
     f"{_CCXT}/rights.py": ("_BINANCE_TRADES", "_BINANCE_MOVES", "_BYBIT_OTHERS", "QUESTIONS"),
     f"{_CCXT}/refusals.py": ("_CHANGES_SOMETHING", "_READS_BY_POST", "SIGN_INS"),
     "plugins/aster/exchange_service_aster/__init__.py": ("_LIMITS",),

@@ -27,7 +27,7 @@ from exchange_service.plugin_host.protocol import (
 from exchange_service.plugin_host.sandbox import Mode, venue_ports
 from exchange_service.plugin_host.supervisor import ProcessStatus, Supervisor
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
-from exchange_service.tasks import TaskSet
+from exchange_service.tasks import TaskSet, beside_the_loop
 from exchange_service.venues.answers import MAX_ROWS, shape_error
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.loading import LoadedPlugin
@@ -39,6 +39,8 @@ from exchange_service.wire.balances import FetchedBalance, fetched_balance, read
 
 # Seconds that a process has, beyond the deadline, to answer that the deadline has passed.
 _TIMEOUT_MARGIN = 0.25
+# Bytes. A third-party plugin's larger balance is checked in a thread: it may have a thousand rows and more.
+_LARGE_BALANCE = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,11 @@ class PluginClients:
 
         reply = await self._ask("FetchBalance", request, target, deadline)
         fetched = FetchedBalance(reply.balance)
-        return _revalidate(fetched, target.listing) if plugin.third_party else fetched
+        if not plugin.third_party:
+            return fetched
+        if len(fetched) <= _LARGE_BALANCE:
+            return _revalidate(fetched, target.listing)
+        return await beside_the_loop(_revalidate, fetched, target.listing)
 
     async def key_rights(self, target: Target, deadline: float) -> KeyRights:
         """See `Venues`."""
@@ -232,7 +238,7 @@ def _revalidate(fetched: FetchedBalance, listing: Listing) -> FetchedBalance:
     """
     name = listing.plugin.info.name
     try:
-        if rows_of(fetched) > MAX_ROWS:
+        if rows_of(fetched) > 2 * MAX_ROWS:
             raise ValueError("more rows than any venue has")
         balance = read_fetched(fetched)
         problem = shape_error(balance)

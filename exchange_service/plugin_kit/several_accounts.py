@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from decimal import Decimal
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 from exchange_service.amounts import exact_sum
@@ -17,6 +18,8 @@ from exchange_service.plugin_kit.tasks import without_exit
 
 Listed = TypeVar("Listed")
 
+# More than any venue shows behind one credential: each costs a request, an account in the balance, or both.
+MOST_ACCOUNTS = 200
 # What may be spent within one account, in words. Another account's money does not pay for a deficit of it.
 _SPENDABLE = {"available": "available amount", "buying_power": "buying power"}
 
@@ -29,8 +32,11 @@ def read_account_list(
     """The accounts of a venue's list by their ids: each as `read` gives it, or as the error why it cannot be read.
 
     An entry that is malformed, or whose id is listed twice, is the error of that account alone. The entries in which
-    `identify` finds no id stand together under the empty id, as one error.
+    `identify` finds no id stand together under the empty id, as one error. Raises VenueMalformed if there are more than
+    200 entries.
     """
+    entries = tuple(islice(entries, MOST_ACCOUNTS + 1))
+    check_number(len(entries))
     found: dict[str, Listed | VenueMalformed] = {}
     for entry in entries:
         account_id = ""
@@ -43,6 +49,12 @@ def read_account_list(
             listed = VenueMalformed(_TWICE if account_id else _WITHOUT_IDS)
         found[account_id] = listed
     return found
+
+
+def check_number(accounts: int) -> None:
+    """Raise VenueMalformed if there are more accounts behind one credential than 200."""
+    if accounts > MOST_ACCOUNTS:
+        raise VenueMalformed(f"The venue lists more than {MOST_ACCOUNTS} accounts behind one credential.")
 
 
 _TWICE = "The venue lists this account twice."
@@ -60,8 +72,10 @@ async def gather_accounts(
 
     An account that fails with a VenueError is in the result with its error and with `type`, or as `unread(id)`
     describes it. Raises the error if all accounts fail, or if any fails with CredentialRejected, because the key is
-    the same for all. Any other exception is raised after all reads have ended.
+    the same for all. Any other exception is raised after all reads have ended. Raises VenueMalformed, and reads none,
+    if there are more than 200.
     """
+    check_number(len(ids))
     results = await _read_all(ids, read)
     _raise_if_nothing_is_known(results)
     describe = unread or partial(VenueAccount, type=type)

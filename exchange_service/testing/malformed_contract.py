@@ -130,6 +130,10 @@ class _RecordingHttp:
     def client_session(self) -> Any:
         return self._http.client_session
 
+    @property
+    def has_read_much(self) -> bool:
+        return getattr(self._http, "has_read_much", False)
+
     async def get(self, url: str, **options: Any) -> Response:
         return self._record(await self._http.get(url, **options))
 

@@ -19,7 +19,8 @@ from aiohttp import web
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
-    """One request that the venue received. `account` is what `account_of` says of it."""
+    """One request that the venue received. `account` is what `account_of` says of it, `target` the path and the query
+    as they came on the wire."""
 
     method: str
     path: str
@@ -27,6 +28,7 @@ class RecordedRequest:
     headers: Mapping[str, str]
     body: bytes
     account: str
+    target: str = ""
 
 
 @dataclass(slots=True)
@@ -149,7 +151,9 @@ class LoopbackVenue:
         body = await request.read()
         account = self.account_of(request, body)
         self.requests.append(
-            RecordedRequest(request.method, request.path, dict(request.query), request.headers, body, account)
+            RecordedRequest(
+                request.method, request.path, dict(request.query), request.headers, body, account, request.raw_path
+            )
         )
         fault = self._fault_for(account, request.path)
         if fault is None:

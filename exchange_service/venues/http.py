@@ -1,19 +1,22 @@
 """The guarded HTTP session that plugins receive.
 
 It protects the service and its users against: a redirect that carries a key to another host, a body or a compressed
-bomb that fills the memory, cookies that one user's answer sets and another's request sends, a proxy from the
-environment, a host that the manifest does not name, an address inside our own network, and endless waiting.
+bomb that fills the memory, an answer of so many values that reading it holds up everybody else, cookies that one user's
+answer sets and another's request sends, a proxy from the environment, a host that the manifest does not name, an
+address inside our own network, and endless waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import structlog
@@ -36,11 +39,22 @@ from exchange_service.errors import (
 )
 from exchange_service.model import Environment, ExchangeMetadata
 from exchange_service.plugin_kit.gateways import gateway_error
-from exchange_service.plugin_kit.payload import parse_json, retry_after
+from exchange_service.plugin_kit.payload import count_marks, parse_json, retry_after
+from exchange_service.tasks import beside_the_loop
 
-ACCOUNT_BODY_LIMIT = 8 * 1024 * 1024
-PUBLIC_BODY_LIMIT = 64 * 1024 * 1024
 CONNECT_TIMEOUT = 3.0
+# Bytes of an answer for each value in it (see `count_marks`), at least; the densest honest answers have nine.
+_BYTES_FOR_A_MARK = 8
+# The most values of one answer: four times those of the longest list of markets.
+_MOST_MARKS = 4_000_000
+# An answer with more, or of more bytes, is read in a thread. Reading this many takes at most three milliseconds.
+_LARGE = 8000
+_LARGE_BODY = 128 * 1024
+# Bytes whose values are counted in a thread.
+_LONG = 1024 * 1024
+# What a request may hold as it is: all else cannot be sent, or would be cut off.
+_SENDABLE = re.compile(r"[!-\"$-~]+\Z")
+_SCHEMES = ("https", "http")
 _USER_AGENT = "exchange-service"
 _CHUNK = 64 * 1024
 # Public by their numbers, but in the clouds of Azure and Oracle they lead to the cloud's own services; and ranges that
@@ -56,15 +70,26 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class VenueResponse:
-    """A venue's answer, read in full; see `plugin_api.Response`."""
+    """A venue's answer, read in full; see `plugin_api.Response`.
+
+    `repr` shows neither the URL, which may hold a signature, nor what the venue sent.
+    """
 
     venue: str
     status: int
-    headers: Mapping[str, str]
-    body: bytes
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    url: str = field(default="", repr=False)
+    # What `json` returns or raises, if the answer is large: it was read in a thread.
+    _read: Any = field(default=None, repr=False, compare=False)
 
     def json(self) -> Any:
         """The body as JSON with exact numbers, or VenueMalformed."""
+        if isinstance(self._read, VenueMalformed):
+            raise VenueMalformed(self._read.message)
+        return self._parse() if self._read is None else self._read
+
+    def _parse(self) -> Any:
         try:
             return parse_json(self.body)
         except VenueMalformed as malformed:
@@ -98,12 +123,24 @@ class VenueResponse:
         raise VenueUnavailable(f"{venue} has trouble (HTTP {status}).", retry_after=retry_after(self.headers))
 
 
-def _origin(url: URL) -> str:
-    return str(url.origin())
+async def _read_large(venue: str, status: int, headers: Mapping[str, str], body: bytes, url: str) -> VenueResponse:
+    """The answer, whose JSON a thread has read already."""
+    response = VenueResponse(venue, status, headers, body, url)
+    try:
+        value = await beside_the_loop(response._parse)
+    except VenueMalformed as malformed:
+        value = malformed
+    return VenueResponse(venue, status, headers, body, url, value)
+
+
+async def _count_marks(body: bytes) -> int:
+    return count_marks(body) if len(body) <= _LONG else await beside_the_loop(count_marks, body)
 
 
 def _bounded_response(venue: str, limit: int) -> type[aiohttp.ClientResponse]:
-    """A response class that stops reading a body at `limit` bytes, whatever method reads it, and refuses redirects."""
+    """A response class that stops reading a body at `limit` bytes, whatever method reads it, and refuses redirects and
+    bodies of very many values."""
+    most_marks = min(limit // _BYTES_FOR_A_MARK, _MOST_MARKS)
 
     class BoundedResponse(aiohttp.ClientResponse):
         def __repr__(self) -> str:
@@ -124,25 +161,63 @@ def _bounded_response(venue: str, limit: int) -> type[aiohttp.ClientResponse]:
                     size += len(chunk)
                     if size > limit:
                         self.close()
-                        raise VenueMalformed(f"{venue} answered with more than {limit // (1024 * 1024)} MiB.")
+                        raise VenueMalformed(f"{venue} answered with more than {_in_words(limit)}.")
                     chunks.append(chunk)
-                self._body = b"".join(chunks)
+                body = b"".join(chunks)
+                if len(body) > most_marks and await _count_marks(body) > most_marks:
+                    raise VenueMalformed(f"{venue} answered with more values than any account has.")
+                self._body = body
             return await super().read()
 
     return BoundedResponse
 
 
-def _bound_request(venue: str, origins: frozenset[str]) -> type[aiohttp.ClientRequest]:
+def _in_words(size: int) -> str:
+    """A number of bytes as a limit is told: 8 MiB, 512 KiB or 1000 bytes."""
+    for unit, name in ((1024 * 1024, "MiB"), (1024, "KiB")):
+        if size % unit == 0:
+            return f"{size // unit} {name}"
+    return f"{size} bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """What requests of one venue's session may reach: the manifest's origins, or the operator's in their place."""
+
+    venue: str
+    origins: frozenset[tuple[str, str | None, int | None]]
+    by_operator: bool
+
+    def check(self, url: URL) -> None:
+        """Raise PluginFailed for a URL of another origin. It says in what the URL differs."""
+        host = (url.host or "").lower()
+        if (url.scheme, host, url.port) in self.origins:
+            return
+        raise PluginFailed(f"The plugin for {self.venue} {self._difference(url.scheme, host, url.port)}")
+
+    def _difference(self, scheme: str, host: str, port: int | None) -> str:
+        if scheme and scheme not in _SCHEMES:
+            return f"asked for an address with the scheme {scheme}: only https and http are sent."
+        if not scheme or not host:
+            return "asked for something that is not an HTTP address."
+        named = sorted((scheme, port) for scheme, name, port in self.origins if name == host)
+        who = "the setting venue_urls names" if self.by_operator else "its manifest names"
+        if not named:
+            if self.by_operator:
+                return f"asked for the host {host}, and venue_urls sends it to another: it should ask call.url()."
+            return f"asked for a host that its manifest does not name: {host}."
+        if all(scheme != known for known, _ in named):
+            return f"asked for {host} by {scheme}, but {who} it with {named[0][0]}."
+        return f"asked for the port {port} of {host}, but {who} {' and '.join(str(known) for _, known in named)}."
+
+
+def _bound_request(reach: _Reach) -> type[aiohttp.ClientRequest]:
     """A request class for these origins alone. A middleware would do the same, but it costs more per request, and a
     request can name others in its place."""
-    known = {(url.scheme, url.host, url.port) for url in map(URL, origins)}
 
     class BoundRequest(aiohttp.ClientRequest):
         def __init__(self, method: str, url: URL, **options: Any) -> None:
-            if (url.scheme, url.host, url.port) not in known:
-                raise PluginFailed(
-                    f"The plugin for {venue} asked for a host that its manifest does not name: {url.host}."
-                )
+            reach.check(url)
             super().__init__(method, url, **options)
 
     return BoundRequest
@@ -209,17 +284,32 @@ def _translated_failures(venue: str) -> Iterator[None]:
         raise VenueMalformed(f"{venue} answered with something that is not HTTP.") from None
 
 
+Params = Mapping[str, str] | Iterable[tuple[str, str]]
+
+
+def _written(params: Params) -> str:
+    """The query of these pairs, in their order. Every character but letters, digits and `_.-~` is percent-encoded."""
+    pairs = [*(params.items() if isinstance(params, Mapping) else params)]
+    for name, value in pairs:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise TypeError(f"the parameter {name} should be a text, not {type(value).__name__}")
+    return urlencode(pairs, quote_via=quote, safe="")
+
+
 class VenueHttp:
     """The guarded session of one exchange and environment; `for_call` bounds it by a call's deadline."""
 
-    def __init__(self, venue: str, session: aiohttp.ClientSession, deadline: float | None = None) -> None:
-        self._venue = venue
+    def __init__(self, reach: _Reach, session: aiohttp.ClientSession, deadline: float | None = None) -> None:
+        self._reach = reach
+        self._venue = reach.venue
         self._session = session
         self._deadline = deadline
+        # Whether an answer was large, so that what is made of it may take long too.
+        self.has_read_much = False
 
     def for_call(self, deadline: float) -> VenueHttp:
         """The same session for one call that ends at `deadline`, in the event loop's time."""
-        return VenueHttp(self._venue, self._session, deadline)
+        return VenueHttp(self._reach, self._session, deadline)
 
     @property
     def client_session(self) -> aiohttp.ClientSession:
@@ -227,7 +317,7 @@ class VenueHttp:
         return self._session
 
     async def get(
-        self, url: str, *, params: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
+        self, url: str, *, params: Params | None = None, headers: Mapping[str, str] | None = None
     ) -> VenueResponse:
         """GET `url`."""
         return await self._request("GET", url, params=params, headers=headers)
@@ -238,13 +328,32 @@ class VenueHttp:
         *,
         json: Any = None,
         data: bytes | Mapping[str, str] | None = None,
-        params: Mapping[str, str] | None = None,
+        params: Params | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> VenueResponse:
         """POST to `url`."""
         return await self._request("POST", url, params=params, headers=headers, json=json, data=data)
 
-    async def _request(self, method: str, url: str, **options: Any) -> VenueResponse:
+    def _as_it_is(self, url: str, params: Params | None) -> URL:
+        """The URL that goes on the wire, byte for byte; PluginFailed for one that cannot be sent so, or not at all."""
+        if params is not None and (query := _written(params)):
+            url = f"{url}{'&' if '?' in url else '?'}{query}"
+        if not _SENDABLE.match(url):
+            raise PluginFailed(
+                f"The plugin for {self._venue} asked for an address with a blank, a '#' or another character that is "
+                "not plain ASCII: it has to be percent-encoded."
+            )
+        try:
+            sent = URL(url, encoded=True)
+            self._reach.check(sent)
+        except ValueError:
+            raise PluginFailed(
+                f"The plugin for {self._venue} asked for something that is not an HTTP address."
+            ) from None
+        return sent
+
+    async def _request(self, method: str, address: str, params: Params | None = None, **options: Any) -> VenueResponse:
+        url = self._as_it_is(address, params)
         if self._deadline is not None:
             left = self._deadline - asyncio.get_running_loop().time()
             if left <= 0:
@@ -255,7 +364,11 @@ class VenueHttp:
         with _translated_failures(self._venue):
             async with self._session.request(method, url, allow_redirects=False, **options) as response:
                 body = await response.read()
-                return VenueResponse(self._venue, response.status, response.headers, body)
+        told = (self._venue, response.status, response.headers, body, str(url))
+        if len(body) <= _LARGE or (len(body) <= _LARGE_BODY and count_marks(body) <= _LARGE):
+            return VenueResponse(*told)
+        self.has_read_much = True
+        return await _read_large(*told)
 
 
 class VenueHttpPool:
@@ -278,20 +391,21 @@ class VenueHttpPool:
         key = (exchange.id, environment.name, public)
         if key not in self._sessions:
             urls = [override] if override else environment.urls.values()
-            origins = frozenset(_origin(URL(url)) for url in urls)
-            limit = PUBLIC_BODY_LIMIT if public else ACCOUNT_BODY_LIMIT
+            origins = frozenset((url.scheme, url.host, url.port) for url in map(URL, urls))
+            reach = _Reach(exchange.name, origins, by_operator=bool(override))
+            limit = exchange.public_answer_limit if public else exchange.answer_limit
             session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     resolver=self._resolver, socket_factory=None if override else _public_sockets(exchange.name)
                 ),
-                request_class=_bound_request(exchange.name, origins),
+                request_class=_bound_request(reach),
                 response_class=_bounded_response(exchange.name, limit),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
                 timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=CONNECT_TIMEOUT),
                 headers={"User-Agent": _USER_AGENT},
             )
-            self._sessions[key] = VenueHttp(exchange.name, session)
+            self._sessions[key] = VenueHttp(reach, session)
         return self._sessions[key]
 
     async def close(self) -> None:

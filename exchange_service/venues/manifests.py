@@ -10,7 +10,13 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from exchange_service.model import PRODUCTION, ExchangeMetadata, Manifest
+from exchange_service.model import (
+    LARGEST_ANSWER_LIMIT,
+    LARGEST_PUBLIC_ANSWER_LIMIT,
+    PRODUCTION,
+    ExchangeMetadata,
+    Manifest,
+)
 from exchange_service.plugin_api import API_VERSION
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\Z")
@@ -57,6 +63,12 @@ def _validate_listing(metadata: ExchangeMetadata, ids: Sequence[str]) -> None:
         raise PluginRejected(f"{where} should name the environment 'production' first.")
     if metadata.credential_of and metadata.credential_of not in ids:
         raise PluginRejected(f"{where} uses the credential of an exchange of another plugin.")
+    for name, most in (("answer_limit", LARGEST_ANSWER_LIMIT), ("public_answer_limit", LARGEST_PUBLIC_ANSWER_LIMIT)):
+        limit = getattr(metadata, name)
+        if type(limit) is not int or not 1 <= limit <= most:
+            raise PluginRejected(
+                f"{where} has {name} {limit!r:.40}, which is not a whole number of bytes from 1 to {most}."
+            )
     for environment in metadata.environments:
         for url in environment.urls.values():
             if not urlsplit(url).hostname:

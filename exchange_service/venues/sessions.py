@@ -75,7 +75,7 @@ class Sessions:
         listing = target.listing
 
         async def read(call: VenueCall) -> FetchedBalance:
-            return read_balance(await listing.plugin.hook.fetch_balance(call=call), listing, call)
+            return await read_balance(await listing.plugin.hook.fetch_balance(call=call), listing, call)
 
         return await self._call_plugin(target, deadline, read)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from exchange_service.plugin_api import (
+    ANSWER_LIMIT,
     Balance,
     Capabilities,
     CredentialField,
@@ -77,6 +78,7 @@ ASTER = ExchangeMetadata(
     documentation_url="https://asterdex.github.io/aster-api-website/",
     credential_url="https://www.asterdex.com/en/api-wallet",
     limits=_LIMITS,
+    public_answer_limit=ANSWER_LIMIT,
 )
 
 

@@ -17,10 +17,10 @@ async def read_balance(call: VenueCall) -> Balance:
     async def read(account_type: str) -> VenueAccount:
         nonlocal lent
         if account_type == parse.SPOT:
-            return parse.spot_account(await client.spot_account(), account_id)
+            return await call.compute(parse.spot_account, await client.spot_account(), account_id)
         payload = await client.futures_account()
-        account = parse.futures_account(payload, account_id)
-        lent = parse.lends(payload)
+        account = await call.compute(parse.futures_account, payload, account_id)
+        lent = await call.compute(parse.lends, payload)
         return account
 
     def unread(account_type: str) -> VenueAccount:
@@ -28,7 +28,8 @@ async def read_balance(call: VenueCall) -> Balance:
 
     requested = [account_type for account_type in call.exchange.account_types if call.wants(account_type)]
     accounts = await gather_accounts(requested, read, unread=unread)
-    return Balance(accounts, parse.overall_summary(accounts), notes=parse.notes(accounts, lent=lent))
+    summary = await call.compute(parse.overall_summary, accounts)
+    return Balance(accounts, summary, notes=await call.compute(parse.notes, accounts, lent=lent))
 
 
 async def read_key_rights(call: VenueCall) -> KeyRights:
@@ -36,4 +37,4 @@ async def read_key_rights(call: VenueCall) -> KeyRights:
     client = await AsterClient.open(call)
     if not isinstance(client.scheme, AgentScheme):
         return KeyRights(notes=(parse.HMAC_RIGHTS,))
-    return parse.key_rights(await client.agents(), client.scheme.agent)
+    return await call.compute(parse.key_rights, await client.agents(), client.scheme.agent)

@@ -216,7 +216,8 @@ def _error(payload: Any) -> tuple[int | None, str]:
     code = payload.get("code")
     if isinstance(code, str) and re.fullmatch(r"-?[0-9]{1,6}", code):
         code = int(code)
-    return code if type(code) is int else None, str(payload.get("msg", "")).lower()
+    message = payload.get("msg")
+    return code if type(code) is int else None, message.lower() if isinstance(message, str) else ""
 
 
 def _raise_for_error(response: Response, code: int | None, message: str) -> NoReturn:

@@ -15,6 +15,8 @@ from typing import Any
 import exchange_service_aster
 import pytest
 from exchange_service_aster import ASTER
+from exchange_service_aster.clock import VenueClock
+from exchange_service_aster.scheme import AgentScheme, HmacScheme
 from exchange_service_aster.simulator import AsterSimulator, SimulatedAsset, SimulatedWallet, address_of
 
 from exchange_service.plugin_api import (
@@ -229,6 +231,29 @@ async def test_an_hmac_key_goes_in_its_header_and_the_signature_comes_last() -> 
     for request in venue.requests:
         assert list(request.query) == ["recvWindow", "timestamp", "signature"]
         assert request.headers["X-MBX-APIKEY"] == API_KEY
+
+
+@BOTH_SCHEMES
+async def test_the_query_on_the_wire_is_byte_for_byte_what_was_signed(
+    row: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed: list[str] = []
+
+    def record(scheme: type[HmacScheme] | type[AgentScheme]) -> None:
+        sign = scheme.query
+
+        def query(self: Any, clock: VenueClock) -> str:
+            signed.append(sign(self, clock))
+            return signed[-1]
+
+        monkeypatch.setattr(scheme, "query", query)
+
+    record(HmacScheme)
+    record(AgentScheme)
+    async with venue_with() as venue:
+        await balance_of(venue, row)
+    assert sorted(request.target.partition("?")[2] for request in venue.requests) == sorted(signed)
+    assert len(signed) == 2
 
 
 async def test_the_test_network_has_its_own_chain() -> None:

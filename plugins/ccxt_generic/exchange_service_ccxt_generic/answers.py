@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from exchange_service.plugin_api import VenueMalformed
+from exchange_service.plugin_api import VenueMalformed, beside_the_loop
 from exchange_service_ccxt_generic.exact_json import exact_json, reread_json
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+# Characters. What is made of a longer body is made in a thread: the other exchanges share the event loop. Binance's
+# list of all assets has 60,000.
+_LARGE = 100_000
+
+
+async def in_turn(size: int, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """What `work` makes of bodies with so many characters: in a thread if they are large, otherwise at once."""
+    if size > _LARGE:
+        return await beside_the_loop(work, *arguments, **options)
+    return work(*arguments, **options)
 
 
 @dataclass(slots=True)
@@ -38,6 +52,11 @@ class Record:
     answers: list[Answer] = field(default_factory=list)
     # The venue's own codes of the assets that CCXT has named, by CCXT's code.
     venue_codes: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """The characters of all bodies."""
+        return sum(len(answer.body) for answer in self.answers)
 
     def of(self, error: BaseException) -> Answer:
         """The answer that led to `error`; an empty one if there is none."""

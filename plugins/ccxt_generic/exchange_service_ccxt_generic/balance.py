@@ -28,6 +28,7 @@ from exchange_service_ccxt_generic.account_types import (
     wallets,
 )
 from exchange_service_ccxt_generic.answer_shapes import Rows, shapes
+from exchange_service_ccxt_generic.answers import in_turn
 from exchange_service_ccxt_generic.client import CcxtClient, Fetched
 from exchange_service_ccxt_generic.credentials import Wish
 from exchange_service_ccxt_generic.emptiness import find_problem, proves_empty
@@ -62,7 +63,9 @@ _TIME_OF_LAST_CHANGE = frozenset(
 async def read_balance(call: VenueCall) -> Balance:
     """The account's balance. An answer that proves nothing is VenueMalformed and never zero."""
     client = CcxtClient(call)
-    return with_headline(await client.by_deadline(call.deadline, _read(call, client)))
+    balance = await client.by_deadline(call.deadline, _read(call, client))
+    # A row comes from a hundred characters or so.
+    return await in_turn(100 * sum(1 for _ in balance.rows()), with_headline, balance)
 
 
 async def read_key_rights(call: VenueCall) -> KeyRights:
@@ -219,7 +222,8 @@ async def _read_settled(
 
 async def _read_wallet(call: VenueCall, client: CcxtClient, opened: Opened, wish: Wish) -> Balance:
     try:
-        return _check(call, client, await client.fetch(opened, wish))
+        fetched = await client.fetch(opened, wish)
+        return await in_turn(fetched.size, _check, call, client, fetched)
     except VenueError as error:
         if error.transient:
             # While the venue has trouble CCXT may have found out something wrong about the account.

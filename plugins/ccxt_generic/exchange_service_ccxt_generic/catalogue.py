@@ -25,7 +25,7 @@ from exchange_service.plugin_api import (
     Manifest,
 )
 from exchange_service_ccxt_generic.key_forms import KEYS_IN_LINES
-from exchange_service_ccxt_generic.limits import limits_of
+from exchange_service_ccxt_generic.limits import answer_limit_of, limits_of
 
 # Seconds. Building takes one to three, and several times that on a busy machine.
 BUILD_TIMEOUT = 60.0
@@ -158,4 +158,5 @@ def listing(entry: Mapping[str, Any]) -> ExchangeMetadata:
         is_ccxt=True,
         unsupported_reason=reason,
         limits=limits_of(entry["id"], entry["rate_limit"]),
+        answer_limit=answer_limit_of(entry["id"]),
     )

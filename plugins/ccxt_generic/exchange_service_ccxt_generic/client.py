@@ -21,6 +21,7 @@ from exchange_service_ccxt_generic.account_types import (
     true_type,
     without_plain,
 )
+from exchange_service_ccxt_generic.answers import in_turn
 from exchange_service_ccxt_generic.credentials import Wish
 from exchange_service_ccxt_generic.instances import Instances, Opened
 from exchange_service_ccxt_generic.recording import Recorder
@@ -39,6 +40,8 @@ class Fetched:
     answers: list[Any] = field(repr=False)
     venue_codes: Mapping[str, list[str]] = field(repr=False)
     instance: Any = field(repr=False)
+    # The characters of the answers.
+    size: int = 0
 
 
 class CcxtClient:
@@ -77,10 +80,10 @@ class CcxtClient:
                     self.recorder.raise_swallowed(opened.ccxt, record)
                 raise
         self.recorder.raise_swallowed(opened.ccxt, record)
-        answers = record.json_values()
+        answers = await in_turn(record.size, record.json_values)
         if not opened.instance.markets:
             raise VenueMalformed(f"{self._venue} lists no markets, so its answer cannot be checked.")
-        return Fetched(account_type, result, answers, record.venue_codes, opened.instance)
+        return Fetched(account_type, result, answers, record.venue_codes, opened.instance, record.size)
 
     async def key_rights(self, opened: Opened, question: Question) -> KeyRights:
         """What the exchange says of the key. A test host may not serve the request: then the rights are unknown."""

@@ -21,7 +21,7 @@ import aiohttp
 from yarl import URL
 
 from exchange_service.plugin_api import CredentialInvalid, NotSupported, VenueError, VenueMalformed
-from exchange_service_ccxt_generic.answers import ANSWER, RECORD, Answer
+from exchange_service_ccxt_generic.answers import ANSWER, RECORD, Answer, in_turn
 from exchange_service_ccxt_generic.exact_json import exact_json
 from exchange_service_ccxt_generic.refusals import SIGN_INS, is_read
 
@@ -180,7 +180,7 @@ class Guarded:
         try:
             sent = self.prepare_request_headers(headers)
             reason = await self._send(answer, url, method, sent, body)
-            value = self.parse_json(answer.body)
+            value = await in_turn(len(answer.body), self.parse_json, answer.body)
             arguments = (answer.status, reason, url, method, answer.headers, answer.body, value, sent, body)
             self.handle_errors(*arguments)
             self.handle_http_status_code(answer.status, reason, url, method, answer.body)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exchange_service.plugin_api import RateLimit
+from exchange_service.plugin_api import ANSWER_LIMIT, RateLimit
 
 _SECONDS = 60
 # These count private requests by user or key, by their documents. All others are assumed to count by address, as most
@@ -41,6 +41,24 @@ _COSTS = {
     "kucoin": 36,  # witness: CCXT: kucoin.api
     "kucoinfutures": 40,  # witness: CCXT: kucoinfutures.api
 }
+
+
+# How many times the usual size an account's answers may have, where one of them lists more than the account holds. The
+# longest elsewhere are Binance's: 700 assets in 60 kilobytes.
+_LONG_ANSWERS = {
+    # Each account loads its own markets.
+    "alpaca": 8,  # witness: CCXT: alpaca.fetch_markets
+    "mudrex": 8,  # witness: CCXT: mudrex.fetch_markets
+    # It may list several entries for each of its assets, held or not.
+    "htx": 4,  # witness: unproven: an answer of a true account was looked for in stored pages, code and test data
+    # It lists contracts that were never traded, each with a kilobyte.
+    "phemex": 4,  # witness: report: ccxt/ccxt#18099
+}
+
+
+def answer_limit_of(exchange_id: str) -> int:
+    """The bytes that an answer about an account may have."""
+    return ANSWER_LIMIT * _LONG_ANSWERS.get(exchange_id, 1)
 
 
 def limits_of(exchange_id: str, rate_limit: float) -> tuple[RateLimit, ...]:

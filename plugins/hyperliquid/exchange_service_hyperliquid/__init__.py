@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from exchange_service.plugin_api import (
+    ANSWER_LIMIT,
     Balance,
     Capabilities,
     CredentialField,
@@ -59,6 +60,7 @@ HYPERLIQUID = ExchangeMetadata(
     ),
     documentation_url="https://hyperliquid.gitbook.io/hyperliquid-docs/for-developers/api",
     limits=_LIMITS,
+    public_answer_limit=ANSWER_LIMIT,
     # No credential_url: the only page for keys makes API wallets, whose address must not be stored.
 )
 

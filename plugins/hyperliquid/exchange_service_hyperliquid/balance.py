@@ -56,7 +56,7 @@ async def read_balance(call: VenueCall) -> Balance:
         if not accounts:
             raise FeatureNotEnabled(_ALL_ON_SPOT)
         notes = (*notes, _ALL_ON_SPOT)
-    summary, more = parse.overall_summary(accounts)
+    summary, more = await client.compute(parse.overall_summary, accounts)
     if call.account.account_type == ALL_ACCOUNT_TYPES:
         more = (*more, *_left_out(client))
     notes = (*notes, *(note for wallet in wallets for note in wallet.notes), *more)
@@ -142,11 +142,11 @@ async def _wallet(client: HyperliquidClient, address: str, name: str = "") -> pa
     if isinstance(spot, VenueMalformed):
         if isinstance(main, VenueMalformed) or mode in parse.UNIFIED_MODES:
             raise spot
-        return parse.wallet_without_spot(address, spot, perps, name=name, unread=unread)
+        return await client.compute(parse.wallet_without_spot, address, spot, perps, name=name, unread=unread)
     if parse.contradicts(mode, spot):
         # Nearly always the wallet has changed its mode since it was read. With the old mode money may count twice.
         mode = await client.reread_mode(address)
-    return parse.wallet(address, mode, spot, perps, name=name, unread=unread)
+    return await client.compute(parse.wallet, address, mode, spot, perps, name=name, unread=unread)
 
 
 async def _or_malformed(read: Coroutine[Any, Any, Any]) -> Any:
@@ -166,12 +166,12 @@ async def _builder_dex(client: HyperliquidClient, address: str, name: str, dex: 
 
 
 async def _vaults(client: HyperliquidClient, address: str) -> parse.Wallet:
-    accounts = parse.vault_accounts(await client.vault_equities(address), address)
+    accounts = await client.compute(parse.vault_accounts, await client.vault_equities(address), address)
     return parse.Wallet(accounts, is_empty=not accounts)
 
 
 async def _staking(client: HyperliquidClient, address: str) -> parse.Wallet:
-    account = parse.staking_account(await client.staking(address), address)
+    account = await client.compute(parse.staking_account, await client.staking(address), address)
     return parse.Wallet((account,), is_empty=all(row.is_zero() for row in account.assets))
 
 

@@ -76,6 +76,7 @@ class HyperliquidClient:
         self.with_sub_accounts: bool = metadata.get("sub_accounts", False)
         self._added_types = [account_type for account_type, word in _ADDED_TYPES.items() if metadata.get(word)]
         self._call = call
+        self.compute = call.compute
         self._url = call.url() + "/info"
 
     def wants(self, account_type: str) -> bool:
@@ -126,17 +127,19 @@ class HyperliquidClient:
     async def perp_state(self, address: str, dex: str = "") -> parse.PerpState:
         """The perpetuals of an address on one dex. Raises CredentialInvalid if the venue has no such dex."""
         collateral = await self._collateral(dex) if dex else parse.USDC
-        return parse.perp_state(await self._info("clearinghouseState", user=address, dex=dex), dex, collateral)
+        state = await self._info("clearinghouseState", user=address, dex=dex)
+        return await self._call.compute(parse.perp_state, state, dex, collateral)
 
     async def spot_state(self, address: str) -> parse.SpotState:
         """The spot tokens of an address."""
-        return parse.spot_state(await self._info("spotClearinghouseState", user=address))
+        return await self._call.compute(parse.spot_state, await self._info("spotClearinghouseState", user=address))
 
     async def sub_accounts(self, address: str) -> list[parse.SubAccount]:
         """The sub-accounts of a main wallet, those with an unreadable entry with its error."""
 
         async def fetch() -> list[parse.SubAccount]:
-            return parse.sub_accounts(await self._info("subAccounts", user=address), address)
+            listed = await self._info("subAccounts", user=address)
+            return await self._call.compute(parse.sub_accounts, listed, address)
 
         return await self._call.account_state.get(f"sub accounts {address}", fetch, max_age=_SUB_ACCOUNT_LIST_AGE)
 
@@ -162,7 +165,7 @@ class HyperliquidClient:
         """A table that all accounts share. Its name in the state has the URL, because the two environments differ."""
 
         async def fetch() -> T:
-            return read(await self._info(type, public=True, **fields))
+            return await self._call.compute(read, await self._info(type, public=True, **fields))
 
         name = " ".join((self._url, type, *fields.values()))
         return await self._call.plugin_state.get(name, fetch, max_age=max_age)

@@ -51,6 +51,9 @@ _USDC_TOKEN = 0
 # Each costs at least three requests. No user's wallet has more.
 _MAX_SUB_ACCOUNTS = 100
 
+# No user's wallet is in more vaults.
+_MAX_VAULTS = 200
+
 # Members that only the tokens of a wallet with portfolio margin have.
 _OF_PORTFOLIO_MARGIN = ("borrowed", "supplied", "ltv")
 # The code of a position in an outcome market: active ones are +N, settled ones oN, and #N is that of one side.
@@ -254,8 +257,11 @@ def vault_accounts(payload: Any, address: str) -> tuple[VenueAccount, ...]:
 
     An entry that cannot be read is an account of `address` with the error.
     """
+    entries = as_list(payload, "the answer")
+    if len(entries) > _MAX_VAULTS:
+        raise VenueMalformed(f"Hyperliquid lists more than {_MAX_VAULTS} vaults of the wallet.")
     accounts: list[VenueAccount] = []
-    for number, entry in enumerate(as_list(payload, "the answer"), start=1):
+    for number, entry in enumerate(entries, start=1):
         try:
             account = _vault(as_object(entry, "vaults[]"))
             check_unique((*(other.id for other in accounts), account.id), "Hyperliquid lists a vault twice.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from exchange_service.plugin_api import (
+    ANSWER_LIMIT,
     Balance,
     Capabilities,
     CredentialField,
@@ -80,6 +81,7 @@ LIGHTER = ExchangeMetadata(
     documentation_url="https://apidocs.lighter.xyz",
     credential_url="https://app.lighter.xyz/apikeys",
     limits=_LIMITS,
+    public_answer_limit=ANSWER_LIMIT,
 )
 
 

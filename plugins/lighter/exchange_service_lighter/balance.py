@@ -12,7 +12,7 @@ from exchange_service_lighter.client import LighterClient
 async def read_balance(call: VenueCall) -> Balance:
     """The accounts with Lighter's summary, and with notes on the stored token."""
     client = LighterClient(call)
-    balance = parse.balance(await client.accounts(), client.usual_collateral)
+    balance = await call.compute(parse.balance, await client.accounts(), client.usual_collateral)
     return replace(balance, notes=(*client.notes, *balance.notes))
 
 

@@ -35,6 +35,7 @@ _WALLET_KEYS = frozenset({"wallet_address", "l1_address", "user"})
 _LARGEST_INDEX = 2**53
 # A page costs one of 60 requests a minute. No user's wallet has more accounts than fit on these pages.
 _MAX_PAGES = 10
+_MAX_ACCOUNTS = 200
 # Seconds for which a token that Lighter refused is not sent again.
 _REFUSAL_AGE = 600.0
 
@@ -100,7 +101,7 @@ class LighterClient:
         return accounts
 
     async def _by_index(self, index: int) -> list[parse.Account]:
-        accounts = list(parse.page(await self._read(by="index", value=str(index))).accounts)
+        accounts = list((await self._page(by="index", value=str(index))).accounts)
         if any(account.index != index for account in accounts):
             raise VenueMalformed("Lighter answered for another account than the requested one.")
         if self.address and any(account.l1_address != self.address for account in accounts):
@@ -112,8 +113,10 @@ class LighterClient:
         cursors: list[str] = []
         while len(cursors) < _MAX_PAGES:
             cursor = {"cursor": cursors[-1]} if cursors else {}
-            page = parse.page(await self._read(by="l1_address", value=self.address, **cursor))
+            page = await self._page(by="l1_address", value=self.address, **cursor)
             accounts += page.accounts
+            if len(accounts) > _MAX_ACCOUNTS:
+                raise VenueMalformed(f"Lighter lists more than {_MAX_ACCOUNTS} accounts of the wallet.")
             if any(account.l1_address != self.address for account in page.accounts):
                 raise VenueMalformed("Lighter answered for another wallet than the requested one.")
             if not page.next_cursor:
@@ -124,6 +127,9 @@ class LighterClient:
                 raise VenueMalformed("Lighter's pages of accounts repeat themselves.")
             cursors.append(page.next_cursor)
         raise VenueMalformed(f"Lighter lists the wallet's accounts on more than {_MAX_PAGES} pages.")
+
+    async def _page(self, **params: str) -> parse.Page:
+        return await self._call.compute(parse.page, await self._read(**params))
 
     async def _read(self, **params: str) -> Any:
         """The payload. A token only raises the limit on requests, so the read is repeated without a refused token."""
@@ -218,4 +224,5 @@ def _error(response: Response) -> tuple[int | None, str]:
     except VenueMalformed:
         return None, ""
     code = body.get("code")
-    return code if type(code) is int else None, str(body.get("message", "")).lower()
+    message = body.get("message")
+    return code if type(code) is int else None, message.lower() if isinstance(message, str) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from exchange_service.plugin_api import (
+    ANSWER_LIMIT,
     Balance,
     Capabilities,
     CredentialField,
@@ -53,6 +54,7 @@ OANDA = ExchangeMetadata(
     documentation_url="https://developer.oanda.com/rest-live-v20/introduction/",
     credential_url="https://www.oanda.com/account/tpa/personal_token",
     limits=LIMITS,
+    public_answer_limit=ANSWER_LIMIT,
 )
 
 _NO_READ_ONLY_TOKENS = (

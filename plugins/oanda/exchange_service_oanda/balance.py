@@ -30,7 +30,7 @@ async def read_balance(call: VenueCall) -> Balance:
         if isinstance(broken := listed[account_id], VenueMalformed):
             raise broken
         async with slots:
-            return parse.account(await client.summary(account_id), account_id)
+            return await call.compute(parse.account, await client.summary(account_id), account_id)
 
     accounts = await gather_accounts(list(listed), read, type="forex")
     return Balance(accounts, combined_summary(accounts))

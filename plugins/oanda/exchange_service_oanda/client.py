@@ -55,6 +55,7 @@ class OandaClient:
             )
         if self.account_id and not _ACCOUNT_ID.match(self.account_id):
             raise CredentialInvalid("extra_metadata.account_id is not a v20 account id, such as 101-004-7654321-001.")
+        self._call = call
         self._http = call.http
         self._state = call.account_state
         self._base = call.url()
@@ -77,7 +78,7 @@ class OandaClient:
         return await self._get(f"/v3/accounts/{quote(account_id, safe='')}/summary", refusal)
 
     async def _list_accounts(self) -> Mapping[str, str | VenueMalformed]:
-        accounts = parse.listed_accounts(await self._get("/v3/accounts", _LIST_REFUSED))
+        accounts = await self._call.compute(parse.listed_accounts, await self._get("/v3/accounts", _LIST_REFUSED))
         if not accounts:
             # Raised before the list is kept, because the user may open the first account at any time.
             raise AccountUnknown(
@@ -114,6 +115,7 @@ class OandaClient:
 def _error_message(response: Response) -> str:
     """OANDA's message in lower case, empty if it sent none. It chooses the error and is never passed on."""
     try:
-        return str(as_object(response.json(), "the error").get("errorMessage") or "").lower()
+        message = as_object(response.json(), "the error").get("errorMessage")
     except VenueMalformed:
         return ""
+    return message.lower() if isinstance(message, str) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from exchange_service.plugin_api import (
+    ANSWER_LIMIT,
     Balance,
     Capabilities,
     CredentialField,
@@ -74,6 +75,7 @@ TASTYTRADE = ExchangeMetadata(
     documentation_url="https://developer.tastytrade.com",
     credential_url="https://my.tastytrade.com/app.html#/manage/api-access/oauth-applications",
     limits=LIMITS,
+    public_answer_limit=ANSWER_LIMIT,
 )
 
 _READ_IS_ENOUGH = (

@@ -26,7 +26,7 @@ async def read_balance(call: VenueCall) -> Balance:
         entry = requested[number]
         if isinstance(entry, VenueMalformed):
             raise entry
-        account = parse.account(await client.balances(number), number)
+        account = await call.compute(parse.account, await client.balances(number), number)
         return replace(account, type=entry.type, label=entry.label)
 
     def unread(number: str) -> VenueAccount:

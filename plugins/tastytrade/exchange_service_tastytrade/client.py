@@ -57,6 +57,7 @@ class TastytradeClient:
         self.account_id: str = metadata.get("account_id", "")
         self._refresh_token = _refresh_token(call.credential, metadata)
         self._client_secret = Secret(clean_text(required_text(call.credential, "api_secret"), "api_secret"))
+        self._call = call
         self._http = call.http
         self._state = call.account_state
         self._base = call.url()
@@ -88,7 +89,7 @@ class TastytradeClient:
         return await self._get(f"/accounts/{quote(number, safe='')}/balances")
 
     async def _list_accounts(self) -> parse.Accounts:
-        accounts = parse.listed_accounts(await self._get("/customers/me/accounts"))
+        accounts = await self._call.compute(parse.listed_accounts, await self._get("/customers/me/accounts"))
         if not any(map(parse.is_open, accounts.values())):
             # Raised before the list is kept, because the user may open the first account at any time.
             raise AccountUnknown("tastytrade: the grant is valid, but its login has no open account.")

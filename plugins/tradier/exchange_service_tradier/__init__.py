@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from exchange_service.plugin_api import (
+    ANSWER_LIMIT,
     Balance,
     Capabilities,
     CredentialField,
@@ -57,6 +58,7 @@ TRADIER = ExchangeMetadata(
     documentation_url="https://documentation.tradier.com/brokerage-api",
     credential_url="https://dash.tradier.com/settings/api",
     limits=LIMITS,
+    public_answer_limit=ANSWER_LIMIT,
 )
 
 TRADIER_OPTIONS = replace(

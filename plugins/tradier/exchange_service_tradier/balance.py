@@ -60,8 +60,8 @@ async def _read_accounts(
         if entry.type == parse.OPTIONS and entry.option_level == 0:
             raise parse.options_not_enabled(number)
         payload = await client.balances(number)
-        account = parse_account(payload, number)
-        margin_calls[number] = parse.open_calls(payload, number)
+        account = await client.compute(parse_account, payload, number)
+        margin_calls[number] = await client.compute(parse.open_calls, payload, number)
         return account
 
     def unread(number: str) -> VenueAccount:

@@ -80,6 +80,7 @@ class TradierClient:
         if self.account_id and not _ACCOUNT_NUMBER.match(self.account_id):
             raise CredentialInvalid("extra_metadata.account_id is not an account number, such as 6YA00000.")
         self._call = call
+        self.compute = call.compute
         self._http = call.http
         self._base = call.url()
         self._state = call.account_state
@@ -90,7 +91,7 @@ class TradierClient:
         """Every account of the token by its number, also closed ones, or the error why it cannot be read."""
 
         async def fetch() -> Profile:
-            return parse.listed_accounts(await self._get("/user/profile"))
+            return await self.compute(parse.listed_accounts, await self._get("/user/profile"))
 
         profile = await self._state.get("profile", fetch, max_age=_PROFILE_AGE)
         broken = any(isinstance(account, VenueMalformed) for account in profile.values())
@@ -163,7 +164,7 @@ def _error_message(response: Response) -> str:
     except VenueMalformed:
         return _plain_text(response.body)
     fault = answer.get("fault") if isinstance(answer, dict) else None
-    return "" if fault is None else str(fault).lower()
+    return "" if fault is None else _plain_text(response.body)
 
 
 def _plain_text(body: bytes) -> str:

@@ -15,7 +15,7 @@ from typing import Any, TextIO, cast
 
 import structlog
 
-from exchange_service.observability.redaction import redact, redact_text
+from exchange_service.observability.redaction import is_own_name, is_own_word, redact, redact_text
 
 # Below INFO these libraries log statements with their parameters, requests with their headers, or whole answers.
 QUOTING_LOGGERS = ("aiosqlite", "ccxt", "psycopg", "redis", "sqlalchemy", "urllib3")
@@ -82,13 +82,20 @@ def add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) 
 
 def redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
     """A structlog processor: hide the secrets of an event."""
-    return {redact(name): _redact_field(name, value) for name, value in event.items()}
+    return {_redact_name(name): _redact_field(name, value) for name, value in event.items()}
+
+
+def _redact_name(name: str) -> str:
+    return name if is_own_name(name) else redact_text(name)
 
 
 def _redact_field(name: str, value: Any) -> Any:
     if name == REQUEST_ID and isinstance(value, str):
         # Most request ids are UUIDs, which look like keys.
         return redact_text(value, runs=False)
+    if is_own_word(name, value):
+        # None of these is a secret, and a text that a user has stored must not hide them in everybody's lines.
+        return redact_text(value, held=False)
     return redact(value, name)
 
 

@@ -30,6 +30,7 @@ _STRAY_SHARE = 0.1
 # are tried with each key.
 _MOST_STRAYS = 50
 _SAMPLES = 5
+_LONGEST_ID = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +138,8 @@ def _unquoted(table: CredentialTable, column: str) -> sa.ColumnElement[str]:
 
 
 def _begins(table: CredentialTable, column: str, prefix: str) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        sa.func.substr(_unquoted(table, column), 1, len(prefix)) == prefix, table.clause.c.user_id.is_not(None)
-    )
+    starts = sa.func.substr(_unquoted(table, column), 1, len(prefix)) == prefix
+    return sa.and_(starts, table.clause.c.user_id.is_not(None), table.is_possible())
 
 
 def _number_of(users: sa.ColumnElement[str]) -> sa.ColumnElement[int]:
@@ -152,7 +152,8 @@ async def _count_users(
     """The number of users whose values in a column name each expected key id, and each of those other ids that the most
     users have. A text that cannot be an id is left out, because no key could ever open its value."""
     prefix = f"{FORM}:"
-    rest = sa.func.substr(_unquoted(table, column), len(prefix) + 1)
+    # The text may be long, and an id is not.
+    rest = sa.func.substr(_unquoted(table, column), len(prefix) + 1, _LONGEST_ID + 2)
     if connection.dialect.name == "postgresql":
         key_id = sa.func.split_part(rest, ":", 1)
     else:

@@ -107,13 +107,18 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class CredentialField:
-    """One input of a user: `name` is api_key, api_secret, passphrase or a key of the metadata."""
+    """One input of a user: `name` is api_key, api_secret, passphrase or a key of the metadata.
+
+    `private_keys` are the kinds of private key in lines (PEM) that it takes: rsa, ed25519 or p256. Empty: it takes one
+    line of text. None: not said, so the text is stored as it is given.
+    """
 
     name: str
     label: str
     required: bool = True
     secret: bool = True
     description: str = ""
+    private_keys: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

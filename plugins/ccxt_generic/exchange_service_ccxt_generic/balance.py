@@ -84,7 +84,7 @@ async def _read(call: VenueCall, client: CcxtClient) -> Balance:
     try:
         balance = await _read_requested(call, client, opened)
     except VenueError as error:
-        if not _may_be_another_kind(error) or not await _kind_has_changed(client, opened):
+        if error.transient or not await _kind_has_changed(client, opened):
             raise
     else:
         if not _is_doubtful(balance) or not await client.instances.kind_has_changed(opened):
@@ -92,15 +92,11 @@ async def _read(call: VenueCall, client: CcxtClient) -> Balance:
     return await _read_requested(call, client, await client.instances.open())
 
 
-def _may_be_another_kind(error: VenueError) -> bool:
-    """Whether a venue may refuse so the requests for another kind of account than the user's."""
-    return not error.transient and not isinstance(error, CredentialRejected)
-
-
 def _is_doubtful(balance: Balance) -> bool:
     """Whether nothing is held in the balance, or an account in it is refused."""
-    errors = [account.error for account in balance.venue_accounts if isinstance(account.error, VenueError)]
-    if any(map(_may_be_another_kind, errors)):
+    if any(
+        isinstance(error := account.error, VenueError) and not error.transient for account in balance.venue_accounts
+    ):
         return True
     return not any(amount for _, row in balance.rows() for amount in (row.total, row.free, row.used, row.debt))
 
@@ -214,7 +210,8 @@ async def _read_settled(
         try:
             results[code] = await _read_wallet(call, client, opened, asked)
         except VenueError as error:
-            if error.transient or isinstance(error, CredentialRejected):
+            # A key that has just read another wallet is not refused as such.
+            if error.transient or (isinstance(error, CredentialRejected) and not results):
                 raise
             results[code] = error
     return parse.joined(venue, wish.account_type, results)

@@ -34,7 +34,12 @@ _BALANCES_OF_A_KIND = 2
 _CCXT_LOGGER = "ccxt.base.exchange"
 
 # These exchanges send even their public lists to a key alone, so each account loads its own.
-_KEY_FOR_MARKETS = frozenset({"alpaca", "mudrex"})
+_KEY_FOR_MARKETS = frozenset(
+    {
+        "alpaca",  # witness: CCXT: alpaca.fetch_markets
+        "mudrex",  # witness: CCXT: mudrex.fetch_markets
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,36 @@ async def test_a_wallet_that_cannot_be_read_stands_with_its_error(read: Read, al
     assert balance.summary is None
 
 
+async def test_portfolio_margin_stands_for_the_accounts_that_it_adds_up(
+    read: Read, binance: BinanceSimulator, alice: SimulatedWallet
+) -> None:
+    # After a user has turned it on, Binance refuses the accounts of futures.
+    alice.linear, alice.inverse, alice.portfolio = None, None, {"USDT": "1500.25"}
+    balance = await read(account_type=ALL_ACCOUNT_TYPES)
+    shown = {account.type: totals(account) for account in balance.venue_accounts}
+    assert shown["papi"] == {"USDT": Decimal("1500.25")}
+    assert set(shown) == {"spot", "isolated", "funding", "papi"}
+    assert "margin (a part of papi)" in balance.notes[0]
+
+
+async def test_without_portfolio_margin_an_account_of_futures_that_is_refused_stands_with_its_error(
+    read: Read, alice: SimulatedWallet
+) -> None:
+    alice.linear = None
+    balance = await read(account_type=ALL_ACCOUNT_TYPES)
+    errors = {account.type: type(account.error) for account in balance.venue_accounts if account.error}
+    assert errors == {"future": PermissionMissing}
+    assert "papi (the venue does not show it, which only some accounts have)" in balance.notes[0]
+
+
+async def test_isolated_margin_is_read_beside_the_cross_account(read: Read, alice: SimulatedWallet) -> None:
+    alice.isolated = {("BTC", "USDT"): ("0.25", "40"), ("ETH", "USDT"): ("1", "2")}
+    balance = await read(account_type=ALL_ACCOUNT_TYPES)
+    shown = {account.type: totals(account) for account in balance.venue_accounts}
+    assert shown["margin"] == {"USDT": Decimal(4)}
+    assert shown["isolated"] == {"BTC": Decimal("0.25"), "USDT": Decimal(42), "ETH": Decimal(1)}
+
+
 async def test_a_key_that_is_refused_is_sent_once_and_refused_for_all(
     read: Read, binance: BinanceSimulator, alice: SimulatedWallet
 ) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl
 
 from aiohttp import web
@@ -28,6 +28,7 @@ _UPDATED = 1_730_419_200_000
 _LONGEST_WINDOW = 60_000
 _LARGEST_LEAD = 1_000
 
+# witness: CCXT: binance (describe: -2015)
 _REFUSED = (401, -2015, "Invalid API-key, IP, or permissions for action.")
 
 
@@ -58,6 +59,12 @@ class BinanceSimulator(DemoVenue):
     """Simulates Binance's REST interface."""
 
     exchange_id = "binance"
+    trouble_witnesses: ClassVar[Mapping[str, str]] = {
+        "wrong key": "CCXT: binance.exceptions",
+        "wrong environment": "unproven: the answer of one host to a key of the other was looked for",
+        "rate limit": "vendor: https://developers.binance.com/en/docs/products/derivatives-trading-usds-futures/error-code",
+        "outage": "unproven: an answer of Binance during an outage was looked for",
+    }
 
     def __init__(self) -> None:
         super().__init__()

@@ -286,7 +286,13 @@ FURTHER: Mapping[str, Account] = {
     ),
     "krakenfutures cash": Account(
         "GET /derivatives/api/v3/accounts",
-        {"result": "success", "accounts": {"cash": {"type": "cashAccount", "balances": {"xbt": bare(TOTAL)}}}},
+        {
+            "result": "success",
+            "accounts": {
+                "flex": {"type": "multiCollateralMarginAccount", "currencies": {}},
+                "cash": {"type": "cashAccount", "balances": {"xbt": bare(TOTAL)}},
+            },
+        },
         {"BTC": (TOTAL, TOTAL, "0", "xbt")},
         assets={"BTC": "xbt"},
     ),

@@ -25,7 +25,8 @@ from plugins.ccxt_generic.tests.every_exchange.well_formed import Account, as_js
 
 
 class ScriptedVenue(LoopbackVenue):
-    """It gives each request, such as "GET /v2/balance", the scripted body or fault; any other gets `default`."""
+    """It gives each request, such as "GET /v2/balance" or "GET /v2/balance?type=spot", the scripted body or fault; any
+    other gets `default`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +37,11 @@ class ScriptedVenue(LoopbackVenue):
         return [web.route("*", "/{tail:.*}", self._answer)]
 
     async def _answer(self, request: web.Request) -> web.Response:
-        fault = self.answers.get(f"{request.method} {request.path}", self.default)
+        request_line = f"{request.method} {request.path}"
+        fault = self.answers.get(request_line)
+        for name, value in request.query.items() if fault is None else ():
+            fault = self.answers.get(f"{request_line}?{name}={value}", fault)
+        fault = self.default if fault is None else fault
         headers = {"Content-Type": fault.content_type, **fault.headers}
         return web.Response(status=fault.status, body=fault.body, headers=headers)
 
@@ -82,7 +87,7 @@ _COIN_SETTLED = _market("USD") | {
 }
 
 
-async def _markets(client: CcxtClient, ccxt: Any, assets: Mapping[str, str]) -> Any:
+def preset_markets(client: CcxtClient, ccxt: Any, assets: Mapping[str, str]) -> Any:
     """What the client keeps of an exchange's public lists: here three markets, and the assets of the test."""
     instance = client.instances.construct(ccxt, Guarded, None, 1000)
     currencies = {
@@ -92,6 +97,10 @@ async def _markets(client: CcxtClient, ccxt: Any, assets: Mapping[str, str]) -> 
     for name in instance.options.get("marketHelperProps", []):
         instance.options.setdefault(name, {})
     return instance
+
+
+async def _markets(client: CcxtClient, ccxt: Any, assets: Mapping[str, str]) -> Any:
+    return preset_markets(client, ccxt, assets)
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from exchange_service.credentials import CredentialReference
+from exchange_service.credentials import MOST_ACCOUNTS, CredentialReference
 from exchange_service.credentials.audit import Audit
 from exchange_service.credentials.database import Database
 from exchange_service.credentials.engine import database_address, make_engine, sqlite_file
@@ -33,9 +33,8 @@ from exchange_service.model import PRODUCTION, Account, Credential
 
 T = TypeVar("T")
 
-# The rows of one user that are read at once: at one exchange and the one whose credential it uses, and at all of them.
+# The rows of one user that are read at once, at one exchange and the one whose credential it uses.
 _MOST_ROWS = 32
-_MOST_ACCOUNTS = 2_000
 
 
 async def open_store(
@@ -208,7 +207,7 @@ async def _select_accounts(connection: AsyncConnection, table: CredentialTable, 
         if user is None:
             return []
         query = query.where(columns.user_id == user, table.is_exactly(user_id))
-        query = query.distinct().order_by(*texts).limit(_MOST_ACCOUNTS)
+        query = query.distinct().order_by(*texts).limit(MOST_ACCOUNTS)
     rows = (await connection.execute(query)).all()
     return sorted({Account(row[0], row[1], row[2] or PRODUCTION) for row in rows})
 

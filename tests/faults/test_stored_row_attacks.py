@@ -181,7 +181,7 @@ async def test_thousands_of_rows_of_one_user_are_read_at_each_call_unless_their_
 ) -> None:
     if not mitigated:
         monkeypatch.setattr("exchange_service.credentials.sql._MOST_ROWS", 10**6)
-        monkeypatch.setattr("exchange_service.credentials.sql._MOST_ACCOUNTS", 10**6)
+        monkeypatch.setattr("exchange_service.credentials.sql.MOST_ACCOUNTS", 10**6)
     table.run(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000)"
         " INSERT INTO bot_credentials (user_id, exchange, environment, api_key)"

@@ -19,7 +19,7 @@ from exchange_service.balances.instrumented import Instrumented, instrumented_op
 from exchange_service.balances.keys import BalanceKeys
 from exchange_service.balances.leases import Leased
 from exchange_service.balances.refusals import Refusals
-from exchange_service.balances.service import BalanceReader, Balances
+from exchange_service.balances.service import BalanceReader, Balances, forced_below
 from exchange_service.balances.single_flight import SingleFlight
 from exchange_service.cache import Cache, make_cache, open_link
 from exchange_service.catalogue import Catalogue
@@ -210,7 +210,13 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     )
     authenticator = open_authenticator(settings, hash_key, storage.link)
     stack.push_async_callback(authenticator.close)
-    reader = BalanceReader(balances, authenticator.take_refresh, metrics, call_timeout=settings.call_timeout)
+    reader = BalanceReader(
+        balances,
+        authenticator.take_refresh,
+        metrics,
+        call_timeout=settings.call_timeout,
+        forced_below=forced_below(settings.max_age),
+    )
     writes = WriteLimit(settings.write_timeout, metrics.event_written)
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
     catalogue = Catalogue(registry, status)

@@ -110,7 +110,8 @@ class Settings(BaseSettings):
         30,
         ge=1,
         le=1_000_000,
-        description="Refreshes per minute that a user's own token may force (max_age below 1 s).",
+        description="Refreshes per minute that a user's own token may force (max_age below 5 s, or below half of the "
+        "setting `max_age` if that is less).",
     )
     user_streams: int = Field(
         20,

@@ -208,7 +208,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     streams = Streams(
         registry, balances, store.accounts, _stream_settings(settings), on_event_age=metrics.value_handed_out
     )
-    authenticator = open_authenticator(settings, hash_key, storage.link)
+    authenticator = _open_authenticator(settings, storage)
     stack.push_async_callback(authenticator.close)
     reader = BalanceReader(
         balances,
@@ -239,6 +239,14 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     log.info("service.listening", address=server.address, exchanges=exchanges, serving=serving)
     parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics, status)
     return Service(settings, server, *parts, metrics_address, stack)
+
+
+def _open_authenticator(settings: Settings, storage: _Storage) -> Authenticator:
+    """Raises UnsafeSettings if a method of authentication cannot work."""
+    try:
+        return open_authenticator(settings, storage.hash_key, storage.link)
+    except ValueError as error:
+        raise UnsafeSettings(str(error)) from None
 
 
 def _watch(

@@ -49,6 +49,7 @@ async def examine(settings: Settings) -> list[Finding]:
         if findings[-1].severity is not Severity.ERROR:
             findings += await _check_keys(store)
             findings += await _check_credentials(store, registry)
+            findings += await _check_tokens(settings)
     finally:
         await store.close()
         await registry.close()
@@ -138,6 +139,34 @@ async def _check_keys(store: SqlCredentialStore) -> list[Finding]:
         text = f"credentials in plain text{refused}: {counts.plain_rows}; `exchange-service credentials seal --all`."
         findings.append(Finding(severity, "keys", text))
     return findings
+
+
+async def _check_tokens(settings: Settings) -> list[Finding]:
+    """Who else may write to the table of service tokens, and whether each of its rows is signed."""
+    if not settings.service_tokens:
+        return []
+    from exchange_service.identity.token_signatures import KeyUnusable, configured_signatures
+    from exchange_service.identity.token_store import TokenStore
+
+    store = TokenStore(settings.database_url)
+    try:
+        signatures = configured_signatures(settings)
+        findings = [Finding(Severity.WARNING, "tokens", text) for text in await store.warnings()]
+        tokens = [token for token in await store.all() if token.revoked is None]
+    except KeyUnusable as unusable:
+        return [Finding(Severity.ERROR, "tokens", str(unusable))]
+    except ServiceError as error:
+        return [Finding(Severity.ERROR, "tokens", error.text)]
+    finally:
+        await store.close()
+    unsigned = [token.id for token in tokens if not signatures.fits(token)]
+    if unsigned:
+        text = (
+            f"not signed with this service's key, and refused: {', '.join(unsigned[:10])}. If you made them, "
+            "`exchange-service tokens sign`; if not, somebody else writes to the table."
+        )
+        return [*findings, Finding(Severity.ERROR, "tokens", text)]
+    return [*findings, Finding(Severity.WELL, "tokens", f"{len(tokens)} in use, each signed.")]
 
 
 async def _check_credentials(store: SqlCredentialStore, registry: Registry) -> list[Finding]:

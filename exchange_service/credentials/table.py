@@ -184,18 +184,23 @@ async def lock_for_writing(connection: AsyncConnection) -> None:
 
 
 async def postgres_warnings(connection: AsyncConnection, _table: CredentialTable) -> list[str]:
-    """A sentence with advice for each way in which other roles can read or change the table."""
+    """A sentence with advice for each way in which other roles can read or change the table of credentials."""
+    return await table_warnings(connection, TABLE)
+
+
+async def table_warnings(connection: AsyncConnection, table: str) -> list[str]:
+    """The same for any table of ours on PostgreSQL."""
     warnings = []
     query = sa.text("SELECT relrowsecurity FROM pg_class WHERE oid = to_regclass(:table)")
-    if not await connection.scalar(query, {"table": TABLE}):
+    if not await connection.scalar(query, {"table": table}):
         warnings.append(
-            f"row-level security is off on {TABLE}, so a public Data API would show it:"
-            f" ALTER TABLE {TABLE} ENABLE ROW LEVEL SECURITY"
+            f"row-level security is off on {table}, so a public Data API would show it:"
+            f" ALTER TABLE {table} ENABLE ROW LEVEL SECURITY"
         )
-    rights = await connection.execute(_POSTGRES_RIGHTS, {"table": TABLE, "roles": list(API_ROLES)})
+    rights = await connection.execute(_POSTGRES_RIGHTS, {"table": table, "roles": list(API_ROLES)})
     for role, reads, writes in rights:
         if reads or writes:
             verb = "read" if reads else "changed"
             name = role.upper() if role == "public" else role
-            warnings.append(f"{TABLE} can be {verb} by {name}: REVOKE ALL ON {TABLE} FROM {name}")
+            warnings.append(f"{table} can be {verb} by {name}: REVOKE ALL ON {table} FROM {name}")
     return warnings

@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {
         *{"__init__", "amounts", "app", "balances", "cache", "client", "credentials", "errors", "gc_tuning"},
         *{"grpc_server", "identity", "model", "observability", "operator", "plugin_host", "plugin_kit", "settings"},
-        *{"startup_checks", "testing", "v1", "venue_gate", "venues", "wire"},
+        *{"printable", "startup_checks", "testing", "v1", "venue_gate", "venues", "wire"},
     },
     "client": {"addresses", "errors", "operator", "v1"},
     "credentials": {"errors", "model", "settings", "tasks"},
@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "identity": {"cache", "credentials", "errors", "settings", "tasks"},
     "model": {"amounts", "errors"},
-    "observability": {"errors"},
+    "observability": {"errors", "printable"},
     "operator": {"v1"},
     "plugin_api": {"amounts", "errors", "model", "plugin_kit"},
     "plugin_host": {
@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         *{"venues", "wire"},
     },
     "plugin_kit": {"amounts", "errors", "model", "tasks"},
+    "printable": set(),
     "pytest_plugin": set(),
     "settings": {"addresses", "observability"},
     "startup_checks": {"cache", "credentials", "identity", "settings", "venues"},

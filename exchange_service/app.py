@@ -45,7 +45,13 @@ from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.plugin_host.report import PluginReport
 from exchange_service.plugin_host.supervisor import ProcessState
 from exchange_service.settings import Settings, unknown_variables
-from exchange_service.startup_checks import UnsafeSettings, check_plugin_settings, check_settings, venue_overrides
+from exchange_service.startup_checks import (
+    UnsafeSettings,
+    check_plugin_settings,
+    check_settings,
+    network_warnings,
+    venue_overrides,
+)
 from exchange_service.streams.service import Streams, StreamSettings
 from exchange_service.venue_gate import Gated, GateOptions
 from exchange_service.venue_gate.status import VenueStatus
@@ -151,6 +157,8 @@ async def start_service(
     `accounts_apart` is for a demo, see GateOptions.
     """
     check_settings(settings)
+    for text in network_warnings(settings):
+        log.warning("settings.unencrypted", problem=text)
     for name in unknown_variables():
         log.warning("settings.unknown_variable", name=name)
     stack = AsyncExitStack()
@@ -356,7 +364,7 @@ def _serve_metrics(metrics: Metrics, settings: Settings, stack: AsyncExitStack) 
         return ""
     host, _, port = settings.metrics_address.rpartition(":")
     try:
-        shown = MetricsServer(metrics, host.strip("[]"), int(port))
+        shown = MetricsServer(metrics, host.strip("[]"), int(port), settings.metrics_hosts)
     except MetricsNotShown as error:
         raise UnsafeSettings(str(error)) from None
     stack.push_async_callback(_end, asyncio.create_task(metrics.run(), name="event loop's punctuality"))

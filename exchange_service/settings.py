@@ -265,6 +265,12 @@ class Settings(BaseSettings):
     metrics_open: bool = Field(
         False, description="Serve metrics on an address other than loopback, to everybody who reaches the port."
     )
+    metrics_hosts: list[str] = Field(
+        default_factory=list,
+        description="Further names in the Host header for which metrics are served, as JSON: "
+        '["metrics.example.com"]. The host of `metrics_address`, addresses and localhost are always served; if '
+        "`metrics_open` is set, also names of one word and of private networks, such as those of a cluster.",
+    )
     event_loop: Literal["auto", "asyncio", "uvloop"] = Field(
         "auto", description="The event loop. auto: uvloop if it is installed, else Python's own asyncio."
     )

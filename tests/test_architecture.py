@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "identity": {"cache", "credentials", "errors", "settings", "tasks"},
     "model": {"amounts", "errors"},
-    "observability": {"errors", "printable"},
+    "observability": {"addresses", "errors", "printable"},
     "operator": {"v1"},
     "plugin_api": {"amounts", "errors", "model", "plugin_kit"},
     "plugin_host": {
@@ -52,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "printable": set(),
     "pytest_plugin": set(),
     "settings": {"addresses", "observability"},
-    "startup_checks": {"cache", "credentials", "identity", "settings", "venues"},
+    "startup_checks": {"addresses", "cache", "credentials", "identity", "settings", "venues"},
     "streams": {"balances", "errors", "model", "venues", "wire"},
     "tasks": set(),
     "testing": {"plugin_api", "pytest_plugin", "venues"},

@@ -17,7 +17,13 @@ from exchange_service.identity.methods import who_may_call
 from exchange_service.model import SECRET_FIELDS, Account, Credential, ExchangeMetadata
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.settings import Settings
-from exchange_service.startup_checks import UnsafeSettings, check_plugin_settings, check_settings, venue_overrides
+from exchange_service.startup_checks import (
+    UnsafeSettings,
+    check_plugin_settings,
+    check_settings,
+    network_warnings,
+    venue_overrides,
+)
 from exchange_service.venues.registry import Registry
 
 
@@ -69,6 +75,7 @@ def _check_settings(settings: Settings, registry: Registry) -> list[Finding]:
     if settings.hash_key is None and not settings.cache_url.startswith("memory:"):
         text = "hash_key is unset, so replicas do not share cached balances; set the same one for all of them."
         findings.append(Finding(Severity.WARNING, "settings", text))
+    findings += [Finding(Severity.WARNING, "settings", text) for text in network_warnings(settings)]
     for exchange_id in settings.venue_urls:
         text = f"venue_urls replaces the address of {exchange_id}; this is meant only for a simulator or a proxy."
         findings.append(Finding(Severity.WARNING, "settings", text))

@@ -33,7 +33,7 @@ def _close_stdout() -> typer.Exit:
 
 
 class _Pipeable(Console):
-    """The library's console, which shows no escape sequence of a foreign text, whoever forgot to look at it."""
+    """The library's console, which shows no escape sequence of a foreign text that nobody has looked at."""
 
     def on_broken_pipe(self) -> None:
         raise _close_stdout()

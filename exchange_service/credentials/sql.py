@@ -178,7 +178,7 @@ async def select_rows(
         return []
     columns = table.clause.c
     own = (columns.user_id == user, table.is_exactly(user_id), columns.exchange.in_(exchanges), table.is_possible())
-    # One more than is allowed, so that it shows.
+    # One more than is allowed shows that there are too many.
     query = sa.select(*table.as_text()).where(*own).limit(_MOST_ROWS + 1)
     rows = [CredentialRow(*row) for row in await connection.execute(query)]
     if len(rows) > _MOST_ROWS:

@@ -91,8 +91,8 @@ class MetricsServer:
     def _is_expected(self, header: str) -> bool:
         """Whether the name that the reader has called is one of this server's.
 
-        A page of a stranger, open in a browser that can reach the port, could have its own name lead here, and then
-        read what this server answers. It cannot do so with an address, nor with a name of a private network.
+        Somebody's page, open in a browser that can reach the port, could have its own name lead here, and then read
+        what this server answers. It cannot do so with an address, nor with a name of a private network.
         """
         name = host_of(header).lower().rstrip(".")
         if not header or name in self._names or is_loopback_host(name) or is_ip_address(name):

@@ -173,7 +173,7 @@ class RateLimiter:
 
     def _note_shortage(self, account: str, now: float) -> None:
         """A caller has found no permits for the account: for a while others may use less, unless this one has used more
-        than that itself, or has been told by the venue alone that there are none."""
+        than that itself, or knows of the shortage from the venue alone."""
         window = self._of_accounts.get(account) if self._of_accounts is not None else None
         if window is None or window.used(now) > max(self.limit.cost, int(self.limit.count * OF_ONE_BESIDE_OTHERS)):
             return

@@ -134,11 +134,25 @@ def test_a_connection_to_another_machine_without_encryption_is_warned_of(
     assert "example" not in str(warnings)
 
 
-@pytest.mark.threat("T62")
-async def test_the_log_says_so_at_the_start(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, cache_url="redis://203.0.113.1:1/0")
+@pytest.mark.threat("T62", attack=True)
+async def test_the_password_of_a_redis_is_read_off_the_network_and_the_log_says_so_at_the_start(tmp_path: Path) -> None:
+    overheard = b""
+
+    async def overhear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal overheard
+        overheard += await reader.read(1024)
+        writer.close()
+
+    listener = await asyncio.start_server(overhear, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    here, elsewhere = f"redis://:the-password@127.0.0.1:{port}/0", "redis://:the-password@203.0.113.1:1/0"
     with capture_logs() as lines:
-        service = await start_service(settings, registry=registry_of(ScriptedPlugin()))
-        await service.stop()
+        for url in (here, elsewhere):
+            service = await start_service(settings_for(tmp_path, cache_url=url), registry=registry_of(ScriptedPlugin()))
+            await service.cache.problem()
+            await service.stop()
+    listener.close()
+    assert b"the-password" in overheard
     (line,) = [line for line in lines if line["event"] == "settings.unencrypted"]
     assert "rediss://" in line["problem"]
+    assert "the-password" not in str(lines)

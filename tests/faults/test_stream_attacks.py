@@ -10,10 +10,11 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2
 
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.errors import FieldInvalid
-from exchange_service.grpc_server import requests
+from exchange_service.grpc_server import health, requests, server
 from exchange_service.grpc_server.requests import RequestReader, parse, read_stream_balances
 from exchange_service.grpc_server.servicer import SERVICE
 from exchange_service.identity import ANYBODY, Caller, PresentedCredentials
@@ -25,6 +26,7 @@ from tests.harness import ScriptedPlugin, Stream, listing, registry_of, serving
 from tests.identities import SECRET, web_token
 
 UNKNOWN = [messages.AccountSelector(exchange_id=f"fakes{number}") for number in range(200)]
+_REFLECTION = "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 EVERYBODY = Caller(ANYBODY, PresentedCredentials())
 
 
@@ -212,3 +214,53 @@ async def test_a_credential_that_is_stored_is_found_as_soon_as_ever() -> None:
     assert await references.find(first, now=True) is None
     store.version = "2"
     assert await references.find(first, now=True) is not None
+
+
+@pytest.mark.threat("T55", attack=True)
+@pytest.mark.parametrize("service", ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"])
+async def test_a_stranger_has_a_large_health_check_parsed_unless_its_size_is_looked_at_first(
+    tmp_path: Path, service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"\x3a\x00" * 30_000
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), jwt_secret=SECRET) as running:
+
+        async def asked(request: bytes) -> bytes:
+            if service.endswith("Check"):
+                unary: Any = running.client.channel.unary_unary(f"/{service}")
+                return bytes(await unary(request))
+            streaming: Any = running.client.channel.unary_stream(f"/{service}")
+            call = streaming(request)
+            try:
+                return bytes(await call.read())
+            finally:
+                call.cancel()
+
+        with monkeypatch.context() as off:
+            off.setattr(health, "_LARGEST_REQUEST", 2**20)
+            assert await asked(data) == b"\x08\x01"
+        for request in (data, b"\xff\xff"):
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await asked(request)
+            assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert await asked(b"") == b"\x08\x01"
+
+
+@pytest.mark.threat("T55")
+async def test_a_strangers_question_to_reflection_is_not_even_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[bytes] = []
+    monkeypatch.setattr(server, "parse", lambda kind, data: parsed.append(data) or parse(kind, data))
+    question = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
+    metadata = (("authorization", f"Bearer {web_token('alice')}"),)
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), jwt_secret=SECRET) as running:
+        ask: Any = running.client.channel.stream_stream(f"/{_REFLECTION}")
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await ask(iter([question])).read()
+        assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert parsed == []
+        assert b"ExchangeService" in await ask(iter([question]), metadata=metadata).read()
+        assert parsed == [question]
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await ask(iter([b"\xff\xff"]), metadata=metadata).read()
+        assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -78,12 +78,20 @@ protos: .venv-protos/.ready  ## Generate the Python packages from protos/
 docs: $(VENV)/.dev  ## Rewrite the generated pages of docs/
 	$(BIN)/python -m scripts.docs
 
-lock:  ## Compile requirements/*.lock again
-	@test -x .venv-lock/bin/uv || ($(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv)
+.venv-lock/.ready: requirements/lock.lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/lock.lock
+	@touch $@
+
+.venv-audit/.ready: requirements/audit.lock
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/audit.lock
+	@touch $@
+
+lock: .venv-lock/.ready  ## Compile requirements/*.lock again
 	scripts/lock
 
-audit:  ## Ask the advisory service about every locked version (needs the network)
-	@test -x .venv-audit/bin/pip-audit || ($(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet pip-audit)
+audit: .venv-audit/.ready  ## Ask the advisory service about every locked version (needs the network)
 	@.venv-audit/bin/python scripts/audit.py .venv-audit/bin/pip-audit
 
 clean:  ## Remove everything that was installed or built here

@@ -23,7 +23,7 @@ def is_loopback(address: str) -> bool:
 
 def is_private(address: str) -> bool:
     """Whether a service's address is on this machine or in a private network, where no proxy leads."""
-    return address.startswith(_UNIX) or all(_is_private_host(host) for host in _hosts(address))
+    return address.startswith(_UNIX) or all(is_private_host(host) for host in _hosts(address))
 
 
 def _hosts(address: str) -> list[str]:
@@ -31,16 +31,17 @@ def _hosts(address: str) -> list[str]:
         if address.startswith(scheme):
             address = address.removeprefix(scheme)
             break
-    return [_host(part) for part in address.split(",")]
+    return [host_of(part) for part in address.split(",")]
 
 
-def _host(part: str) -> str:
+def host_of(part: str) -> str:
     """The host of host:port or [address]:port, or of one without a port."""
     host, colon, _ = part.rpartition(":")
-    return (host if colon else part).strip("[]")
+    return (host if colon and not part.endswith("]") else part).strip("[]")
 
 
-def _is_private_host(host: str) -> bool:
+def is_private_host(host: str) -> bool:
+    """Whether a host without its port is on this machine or in a private network."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -48,6 +49,15 @@ def _is_private_host(host: str) -> bool:
         # A name of one word is one of this network's own.
         return "." not in name or name.endswith(_PRIVATE_ENDS)
     return address.is_private or address.is_link_local or address.is_loopback
+
+
+def is_ip_address(host: str) -> bool:
+    """Whether a host is an address and not a name, without brackets."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback_host(host: str) -> bool:

@@ -19,7 +19,7 @@ from exchange_service.balances.instrumented import Instrumented, instrumented_op
 from exchange_service.balances.keys import BalanceKeys
 from exchange_service.balances.leases import Leased
 from exchange_service.balances.refusals import Refusals
-from exchange_service.balances.service import BalanceReader, Balances
+from exchange_service.balances.service import BalanceReader, Balances, forced_below
 from exchange_service.balances.single_flight import SingleFlight
 from exchange_service.cache import Cache, make_cache, open_link, open_sealed
 from exchange_service.catalogue import Catalogue
@@ -46,7 +46,13 @@ from exchange_service.plugin_host.report import PluginReport
 from exchange_service.plugin_host.sandbox import own_ports
 from exchange_service.plugin_host.supervisor import ProcessState
 from exchange_service.settings import Settings, unknown_variables
-from exchange_service.startup_checks import UnsafeSettings, check_plugin_settings, check_settings, venue_overrides
+from exchange_service.startup_checks import (
+    UnsafeSettings,
+    check_plugin_settings,
+    check_settings,
+    network_warnings,
+    venue_overrides,
+)
 from exchange_service.streams.service import Streams, StreamSettings
 from exchange_service.venue_gate import Gated, GateOptions
 from exchange_service.venue_gate.status import VenueStatus
@@ -153,6 +159,8 @@ async def start_service(
     `accounts_apart` is for a demo, see GateOptions.
     """
     check_settings(settings)
+    for text in network_warnings(settings):
+        log.warning("settings.unencrypted", problem=text)
     for name in unknown_variables():
         log.warning("settings.unknown_variable", name=name)
     stack = AsyncExitStack()
@@ -214,9 +222,15 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     streams = Streams(
         registry, balances, store.accounts, _stream_settings(settings), on_event_age=metrics.value_handed_out
     )
-    authenticator = open_authenticator(settings, hash_key, storage.shared)
+    authenticator = _open_authenticator(settings, storage)
     stack.push_async_callback(authenticator.close)
-    reader = BalanceReader(balances, authenticator.take_refresh, metrics, call_timeout=settings.call_timeout)
+    reader = BalanceReader(
+        balances,
+        authenticator.take_refresh,
+        metrics,
+        call_timeout=settings.call_timeout,
+        forced_below=forced_below(settings.max_age),
+    )
     writes = WriteLimit(settings.write_timeout, metrics.event_written)
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
     catalogue = Catalogue(registry, status)
@@ -239,6 +253,14 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     log.info("service.listening", address=server.address, exchanges=exchanges, serving=serving)
     parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics, status)
     return Service(settings, server, *parts, metrics_address, stack)
+
+
+def _open_authenticator(settings: Settings, storage: _Storage) -> Authenticator:
+    """Raises UnsafeSettings if a method of authentication cannot work."""
+    try:
+        return open_authenticator(settings, storage.hash_key, storage.shared)
+    except ValueError as error:
+        raise UnsafeSettings(str(error)) from None
 
 
 def _watch(
@@ -350,7 +372,7 @@ def _serve_metrics(metrics: Metrics, settings: Settings, stack: AsyncExitStack) 
         return ""
     host, _, port = settings.metrics_address.rpartition(":")
     try:
-        shown = MetricsServer(metrics, host.strip("[]"), int(port))
+        shown = MetricsServer(metrics, host.strip("[]"), int(port), settings.metrics_hosts)
     except MetricsNotShown as error:
         raise UnsafeSettings(str(error)) from None
     stack.push_async_callback(_end, asyncio.create_task(metrics.run(), name="event loop's punctuality"))

@@ -110,7 +110,8 @@ class Settings(BaseSettings):
         30,
         ge=1,
         le=1_000_000,
-        description="Refreshes per minute that a user's own token may force (max_age below 1 s).",
+        description="Refreshes per minute that a user's own token may force (max_age below 5 s, or below half of the "
+        "setting `max_age` if that is less).",
     )
     user_streams: int = Field(
         20,
@@ -270,6 +271,12 @@ class Settings(BaseSettings):
     )
     metrics_open: bool = Field(
         False, description="Serve metrics on an address other than loopback, to everybody who reaches the port."
+    )
+    metrics_hosts: list[str] = Field(
+        default_factory=list,
+        description="Further names in the Host header for which metrics are served, as JSON: "
+        '["metrics.example.com"]. The host of `metrics_address`, addresses and localhost are always served; if '
+        "`metrics_open` is set, also names of one word and of private networks, such as those of a cluster.",
     )
     event_loop: Literal["auto", "asyncio", "uvloop"] = Field(
         "auto", description="The event loop. auto: uvloop if it is installed, else Python's own asyncio."

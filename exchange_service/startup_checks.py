@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from urllib.parse import urlsplit
 
+from exchange_service.addresses import is_loopback_host
 from exchange_service.cache import check_url as check_cache_url
 from exchange_service.credentials.engine import database_address
 from exchange_service.identity.methods import certificate_scopes
 from exchange_service.settings import Settings
 from exchange_service.venues.registry import Registry
+
+_KEY_LOG = "SSLKEYLOGFILE"
+# What `sslmode` has to be for a PostgreSQL on another host: by default its library goes on without TLS.
+_ENCRYPTED = ("require", "verify-ca", "verify-full")
 
 
 class UnsafeSettings(Exception):
@@ -34,6 +41,12 @@ def check_settings(settings: Settings) -> None:
     if not settings.loopback and os.environ.get("GRPC_TRACE", "none") not in ("", "none"):
         # It is gRPC's own, and writes the metadata of every call, tokens included, past our log.
         raise UnsafeSettings("GRPC_TRACE is set, which writes callers' tokens to standard error: unset it.")
+    if os.environ.get(_KEY_LOG):
+        # Python's own TLS heeds it, and so every connection to a venue.
+        raise UnsafeSettings(
+            f"{_KEY_LOG} is set, which writes the keys of connections to venues to a file, and with them users' "
+            "credentials can be read off the network: unset it."
+        )
     if not settings.metrics_on_loopback and not settings.metrics_open:
         raise UnsafeSettings(
             f"{settings.metrics_address} can be reached by others, and metrics tell who is served and how much: set "
@@ -123,3 +136,30 @@ def check_plugin_settings(settings: Settings, registry: Registry) -> None:
         for name in getattr(settings, setting):
             if name not in named:
                 raise UnsafeSettings(f"{setting} names {name!r}, which is not an installed plugin.")
+
+
+def network_warnings(settings: Settings) -> list[str]:
+    """A sentence for each connection to another machine that is not encrypted for certain."""
+    warnings = []
+    database = database_address(settings.database_url)
+    if database.get_backend_name() == "postgresql":
+        hosts = [host for host in (database.host, *_as_list(database.query.get("host", ()))) if host]
+        mode = _as_list(database.query.get("sslmode", os.environ.get("PGSSLMODE", "")))
+        if any(_is_elsewhere(host) for host in hosts) and not (mode and mode[-1] in _ENCRYPTED):
+            warnings.append(
+                "database_url leads to another machine, and without TLS if the server has none: add "
+                "?sslmode=verify-full&sslrootcert=FILE to it, or sslmode=require to encrypt only."
+            )
+    cache = urlsplit(settings.cache_url)
+    if cache.scheme == "redis" and _is_elsewhere(cache.hostname or "localhost"):
+        warnings.append("cache_url leads to another machine in plain text: use rediss://.")
+    return warnings
+
+
+def _as_list(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _is_elsewhere(hosts: str) -> bool:
+    """Whether one of these hosts is another machine; a path is that of a socket."""
+    return any(not host.startswith(("/", "@")) and not is_loopback_host(host.strip("[]")) for host in hosts.split(","))

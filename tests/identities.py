@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.identity import Scope
+from exchange_service.identity.token_signatures import configured_signatures
 from exchange_service.identity.token_store import TokenStore
 from exchange_service.identity.tokens import StoredToken, new_token
 from tests.harness import Running
@@ -102,6 +103,7 @@ async def token_store(url: str) -> AsyncIterator[TokenStore]:
 async def service_token(running: Running, scope: Scope, *, lifetime: float | None = None) -> tuple[str, StoredToken]:
     """A token of the running service, stored as `tokens create` does it."""
     text, stored = new_token("for the tests", scope, lifetime=lifetime)
+    stored = replace(stored, signature=configured_signatures(running.service.settings).sign(stored))
     async with token_store(running.service.settings.database_url) as store:
         await store.add(stored)
     return text, stored

@@ -101,7 +101,17 @@ async def test_a_forced_read_is_counted_and_ignores_the_local_copy(max_age: floa
     assert [requested for requested, _ in reading.balances.asked] == [max_age]
 
 
-@pytest.mark.parametrize("max_age", [None, 1.0, 30.0])
+@pytest.mark.parametrize("max_age", [1.0, 4.999])
+async def test_a_read_that_is_nearly_forced_is_counted_unless_there_is_a_local_copy(max_age: float) -> None:
+    reading = ReaderUnderTest(FakeBalances(local=Source.CACHE))
+    assert (await reading.get(max_age)).source is Source.CACHE
+    assert reading.refreshes == []
+    reading.balances.local = None
+    assert (await reading.get(max_age)).source is Source.VENUE
+    assert reading.refreshes == [CALLER]
+
+
+@pytest.mark.parametrize("max_age", [None, 5.0, 30.0])
 async def test_no_other_read_is_counted(max_age: float | None) -> None:
     reading = ReaderUnderTest(FakeBalances())
     await reading.get(max_age)

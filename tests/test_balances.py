@@ -16,8 +16,10 @@ from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
 from exchange_service.app import BalanceOptions, open_balances
 from exchange_service.balances.freshness import Freshness
+from exchange_service.balances.refusals import Refusals
 from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.cache.memory import MemoryCache
+from exchange_service.credentials import CredentialReference
 from exchange_service.errors import (
     AccountUnknown,
     AddressNotAllowed,
@@ -40,8 +42,9 @@ from exchange_service.errors import (
     VenueTimeout,
     VenueUnavailable,
 )
-from exchange_service.plugin_api import AssetBalance, Balance, Capabilities, VenueAccount, VenueCall
+from exchange_service.plugin_api import Account, AssetBalance, Balance, Capabilities, VenueAccount, VenueCall
 from exchange_service.v1 import balance_pb2
+from exchange_service.venues.fetching import Target
 from exchange_service.wire.balances import fetched_balance
 from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import store_balance
@@ -57,6 +60,7 @@ from tests.harness import (
     listing,
     open_test_service,
     raising,
+    registry_of,
     returning,
     totals,
     until,
@@ -888,3 +892,21 @@ async def test_amounts_lose_no_digit(service: TestService, plugin: ScriptedPlugi
     (account,) = balance_pb2.Balance.FromString((await service.get()).stored.data).venue_accounts
     assert account.assets[0].total == "123456789012345678901234567890.123456789012345678"
     assert account.assets[0].free == "1000"
+
+
+async def test_refusals_that_are_over_are_forgotten_whatever_lies_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, refusals = OffsetClock(monkeypatch), Refusals()
+    kept: Any = refusals._refusals
+    listing = registry_of(ScriptedPlugin()).listings["fakex"]
+    for number, seconds in enumerate([86_400.0, *[5.0] * 100]):
+        account = Account(f"user {number}", "fakex")
+        target = Target(account, listing, CredentialReference(account, account, "1"), f"key {number}", f"own {number}")
+        refusals.on_fetch_done(target, CredentialInvalid("It is not valid.", retry_after=seconds))
+    assert len(kept) == 101
+    clock.advance(6)
+    kept.expire()
+    # The first one lasts longer, and no longer than an hour.
+    assert len(kept) == 1
+    clock.advance(3600)
+    kept.expire()
+    assert len(kept) == 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import logging
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,15 @@ import structlog
 
 from exchange_service.observability import logs
 from exchange_service.observability.logs import LibraryLines, configure_logging
-from exchange_service.observability.redaction import HIDDEN, LIVE, LiveSecrets, is_secret_name, redact, redact_text
+from exchange_service.observability.redaction import (
+    EVENT_NAME,
+    HIDDEN,
+    LIVE,
+    LiveSecrets,
+    is_secret_name,
+    redact,
+    redact_text,
+)
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJlLW9mLWFsaWNl"
 HEX = "48be6f12aa0934cd77e1b05c4f3d2e1948be6f12aa0934cd77e1b05c4f3d2e19"
@@ -210,39 +220,50 @@ class TestLiveSecrets:
         return LiveSecrets()
 
     def test_a_held_secret_is_hidden_whatever_it_looks_like(self, live: LiveSecrets) -> None:
-        live.hold(["my dog's name", "correct horse"])
-        assert live.hide_in("so my dog's name, correct horse") == f"so {HIDDEN}, {HIDDEN}"
+        live.hold(["my dog's other name", "correct horse battery"])
+        assert live.hide_in("so my dog's other name, correct horse battery") == f"so {HIDDEN}, {HIDDEN}"
 
     def test_it_is_known_in_a_url_in_json_and_line_by_line(self, live: LiveSecrets) -> None:
-        live.hold(["a/b c+d=e&f", 'with "quotes"', "first line\nsecond line"])
-        for written in ("a%2Fb%20c%2Bd%3De%26f", 'with \\"quotes\\"', "second line", "first line\\nsecond line"):
+        live.hold(["a/b c+d=e&f and g", 'with "quotes" in it', "first line of it\nsecond line of it"])
+        for written in (
+            "a%2Fb%20c%2Bd%3De%26f%20and%20g",
+            'with \\"quotes\\" in it',
+            "second line of it",
+            "first line of it\\nsecond line of it",
+        ):
             assert written not in live.hide_in(f"it was {written}.")
 
     def test_the_longer_of_two_that_begin_alike_is_hidden_whole(self, live: LiveSecrets) -> None:
-        live.hold(["demo-token", "demo-token-of-bob"])
-        assert live.hide_in("(demo-token-of-bob)") == f"({HIDDEN})"
+        live.hold(["demonstration-token", "demonstration-token-of-bob"])
+        assert live.hide_in("(demonstration-token-of-bob)") == f"({HIDDEN})"
 
     def test_it_is_hidden_until_its_last_holder_releases_it(self, live: LiveSecrets) -> None:
-        first, second = live.hold(["demo-token"]), live.hold(["demo-token"])
+        first, second = live.hold(["demonstration-token"]), live.hold(["demonstration-token"])
         first.release()
         first.release()
-        assert live.hide_in("demo-token") == HIDDEN
+        assert live.hide_in("demonstration-token") == HIDDEN
         second.release()
-        assert live.hide_in("demo-token") == "demo-token"
+        assert live.hide_in("demonstration-token") == "demonstration-token"
         assert len(live) == 0
         assert live.snapshot() == {"texts": 0, "starts": 0}
 
     def test_a_short_text_is_no_secret_that_could_be_found(self, live: LiveSecrets) -> None:
-        live.hold(["a", "is", ""])
-        assert live.hide_in("this is a line") == "this is a line"
+        live.hold(["a", "is", "", "fifteen letters"])
+        assert live.hide_in("this is a line of fifteen letters") == "this is a line of fifteen letters"
 
     def test_it_does_not_show_the_secrets(self, live: LiveSecrets) -> None:
-        held = live.hold(["demo-token"])
+        held = live.hold(["demonstration-token"])
         assert "demo" not in repr(live) + str(live) + repr(held)
 
     def test_a_line_costs_the_same_however_many_are_held(self, live: LiveSecrets) -> None:
-        live.hold(f"secret-number-{number}" for number in range(20_000))
+        for first in range(0, 20_000, 32):
+            live.hold(f"secret-number-{number:05}" for number in range(first, first + 32))
+        assert len(live) == 20_000
         assert "number" not in live.hide_in("secret-number-19999")
+
+    def test_of_one_account_only_so_many_are_held(self, live: LiveSecrets) -> None:
+        live.hold(f"secret-number-{number:05}" for number in range(40))
+        assert live.hide_in("secret-number-00031, secret-number-00032") == f"{HIDDEN}, secret-number-00032"
 
 
 class ErrorOutput:
@@ -344,10 +365,10 @@ class TestOtherLibrariesLines:
     async def test_asyncios_line_about_a_task_that_was_not_awaited_holds_no_text_of_its_error(
         self, error_output: ErrorOutput
     ) -> None:
-        held = LIVE.hold(["my dog's name"])
+        held = LIVE.hold(["my dog's other name"])
 
         async def fail() -> None:
-            raise ValueError("my dog's name")
+            raise ValueError("my dog's other name")
 
         task = asyncio.create_task(fail())
         await asyncio.wait({task})
@@ -377,3 +398,73 @@ def test_without_the_one_redaction_point_both_kinds_of_line_leak(
     else:
         logging.getLogger("venue-sdk").warning("asked %s", "hunter2")
     assert "hunter2" in error_output.getvalue()
+
+
+def test_every_line_of_ours_has_a_plain_name_as_its_event() -> None:
+    """Such a name is shown whatever users have stored, so it must be written in the code and hold nothing else."""
+    found = 0
+    for path in (*Path("exchange_service").rglob("*.py"), *Path("plugins").glob("*/exchange_service_*/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            if ast.unparse(node.func.value) != "log" or node.func.attr not in ("debug", "info", "warning", "error"):
+                continue
+            event = node.args[0]
+            # One name, or one of two.
+            names = [event.body, event.orelse] if isinstance(event, ast.IfExp) else [event]
+            for name in names:
+                assert isinstance(name, ast.Constant), f"{path}:{node.lineno}"
+                assert EVENT_NAME.match(str(name.value)), f"{path}:{node.lineno}"
+            found += 1
+    assert found > 30
+
+
+OWN_WORDS = ["credential.opened", "CREDENTIAL_REJECTED", "StoreUnavailable", "coinbaseexchange", "2026-11-29T10:00:00"]
+
+
+@pytest.mark.threat("T50", attack=True)
+@pytest.mark.parametrize("mitigated", [False, True])
+def test_texts_that_a_user_stores_hide_what_everybodys_lines_say_and_not_our_own_words(
+    error_output: ErrorOutput, monkeypatch: pytest.MonkeyPatch, mitigated: bool
+) -> None:
+    if not mitigated:
+        monkeypatch.setattr(logs, "is_own_word", lambda name, value: False)
+    held = LIVE.hold(OWN_WORDS)
+    try:
+        structlog.get_logger().info(
+            "credential.opened",
+            reason="CREDENTIAL_REJECTED",
+            error="StoreUnavailable",
+            exchange="coinbaseexchange",
+            problem="The coinbaseexchange is not one of ours.",
+        )
+    finally:
+        held.release()
+    line = json.loads(error_output.getvalue())
+    shown = [line["event"], line["reason"], line["error"], line["exchange"]]
+    assert shown == ([*OWN_WORDS[:4]] if mitigated else [HIDDEN] * 4)
+    # In free text a stored text is hidden as ever.
+    assert line["problem"] == f"The {HIDDEN} is not one of ours."
+
+
+@pytest.mark.threat("T50", attack=True)
+@pytest.mark.parametrize("mitigated", [False, True])
+def test_a_user_who_stores_short_texts_hides_the_words_of_every_line(
+    error_output: ErrorOutput, monkeypatch: pytest.MonkeyPatch, mitigated: bool
+) -> None:
+    if not mitigated:
+        monkeypatch.setattr(LIVE, "shortest", 8)
+    held = LIVE.hold(["database", "answered", "that was too short"])
+    try:
+        structlog.get_logger().info("line", problem="The database has not answered.")
+    finally:
+        held.release()
+    assert ("database" in error_output.getvalue()) == mitigated
+
+
+@pytest.mark.threat("T50", attack=True)
+@pytest.mark.parametrize("mitigated", [False, True])
+def test_a_user_who_stores_thousands_of_texts_has_all_of_them_looked_for(mitigated: bool) -> None:
+    live = LiveSecrets() if mitigated else LiveSecrets(most=1_000_000)
+    live.hold(f"text number {number:06} of one user" for number in range(10_000))
+    assert len(live) == (2 * 32 if mitigated else 2 * 10_000)

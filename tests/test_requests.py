@@ -46,15 +46,7 @@ def test_a_request_names_its_account_age_and_rows(reader: RequestReader) -> None
     request = balance_request("FAKEX", environment="live", max_age=Duration(nanos=500_000_000), include_zero=True)
     query, include_zero = reader.read_get_balance(request.SerializeToString(), EVERYBODY)
     assert query.account == Account("alice", "fakex")
-    assert (query.max_age, query.forced, include_zero) == (0.5, True, True)
-
-
-@pytest.mark.parametrize(
-    ("max_age", "forced"), [(None, False), (Duration(), True), (Duration(seconds=1), False), (Duration(nanos=1), True)]
-)
-def test_an_age_below_a_second_is_forced(reader: RequestReader, max_age: Duration | None, forced: bool) -> None:
-    query, _ = reader.read_get_balance(balance_request(max_age=max_age).SerializeToString(), EVERYBODY)
-    assert query.forced is forced
+    assert (query.max_age, include_zero) == (0.5, True)
 
 
 def test_a_request_that_comes_again_is_not_read_again(reader: RequestReader, registry: CountingRegistry) -> None:

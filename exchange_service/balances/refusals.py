@@ -28,6 +28,7 @@ from exchange_service.venues.fetching import Target
 
 # A refused credential stays refused until its user acts.
 _SECONDS = 60.0
+_LONGEST = 3600.0
 _MOST = 20_000
 _REFUSALS = (CredentialRejected, PermissionMissing, AddressNotAllowed, CredentialInvalid)
 # These hold for the credential, whatever account type is requested.
@@ -119,7 +120,8 @@ class Refusals:
 
     def _remember(self, target: Target, error: ServiceError) -> None:
         if isinstance(error, _REFUSALS):
-            seconds = _SECONDS if error.retry_after is None else error.retry_after
+            # Not for longer than a venue can mean it.
+            seconds = min(_SECONDS if error.retry_after is None else error.retry_after, _LONGEST)
             key = target.credential_key if isinstance(error, _OF_THE_CREDENTIAL) else target.key
             self._refusals[key] = _Refusal(error, _loop_time() + seconds)
 

@@ -27,8 +27,11 @@ from exchange_service.venues.registry import Listing
 from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import StoredBalance
 
-# Seconds. A smaller `max_age` reaches the venue in nearly every call, so it counts as forced.
-_FORCED_BELOW = 1.0
+# Seconds. A smaller `max_age` reaches the venue in nearly every call, so it counts as forced whatever is cached.
+_ALWAYS_FORCED_BELOW = 1.0
+# A call with a smaller `max_age` than this, or than half of the default, reaches the venue more often than the default
+# would, so it counts as forced unless this process has a copy that is young enough.
+_FORCED_BELOW = 5.0
 # Seconds for which a second ask waits; the fetch has a time limit of its own.
 _SECOND_ASK = 60.0
 _SOURCE_NAMES = {source: source.name.lower().replace("_", "-") for source in Source}
@@ -217,14 +220,15 @@ class BalanceQuery:
     listing: Listing
     max_age: float | None
 
-    @property
-    def forced(self) -> bool:
-        """Whether the query nearly always reaches the venue."""
-        return self.max_age is not None and self.max_age < _FORCED_BELOW
+
+def forced_below(default: float) -> float:
+    """The `max_age` in seconds from which on a call is not forced, where the operator's own one is `default`."""
+    return max(_ALWAYS_FORCED_BELOW, min(_FORCED_BELOW, default / 2))
 
 
 class BalanceReader:
-    """Reads balances for callers. `call_timeout` is in seconds, for a call without a deadline."""
+    """Reads balances for callers. `call_timeout` is in seconds, for a call without a deadline; `forced_below` too, see
+    the function of this name."""
 
     def __init__(
         self,
@@ -233,11 +237,13 @@ class BalanceReader:
         metrics: Metrics,
         *,
         call_timeout: float,
+        forced_below: float = _FORCED_BELOW,
     ) -> None:
         self._balances = balances
         self._count_refresh = count_refresh
         self._metrics = metrics
         self._call_timeout = call_timeout
+        self._forced_below = forced_below
 
     async def get(
         self, query: BalanceQuery, caller: Caller, time_remaining: Callable[[], float | None]
@@ -247,11 +253,12 @@ class BalanceReader:
         A balance that this process has is returned without suspending. Raises CallerRateLimited for too many forced
         reads, and otherwise as `Balances.get` does.
         """
-        if query.forced:
+        age = query.max_age
+        result = None
+        if age is None or age >= _ALWAYS_FORCED_BELOW:
+            result = self._balances.get_local(query.account, age)
+        if result is None and age is not None and age < self._forced_below:
             await self._count_refresh(caller)
-            result = None
-        else:
-            result = self._balances.get_local(query.account, query.max_age)
         if result is not None:
             self._metrics.cache_read("process")
         else:

@@ -354,7 +354,7 @@ def _print_event(event: StreamBalancesResponse) -> None:
             amounts = "".join(f" {name} {figure}" for name, figure in named if figure)
             console.print(f"{now} {exchange} {account} {asset}{amounts}{stale}", soft_wrap=True)
         for fault in tables.faults(balance):
-            console.print(f"{now} {balance.exchange_id} not read: {fault}", soft_wrap=True)
+            console.print(f"{now} {plain(balance.exchange_id)} not read: {fault}", soft_wrap=True)
     elif kind == "account_error":
         console.print(f"{now} {_describe_error(event)}", soft_wrap=True)
     elif kind == "heartbeat":

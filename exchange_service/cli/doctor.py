@@ -18,7 +18,13 @@ from exchange_service.model import SECRET_FIELDS, Account, Credential, ExchangeM
 from exchange_service.plugin_host import sandbox
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.settings import Settings
-from exchange_service.startup_checks import UnsafeSettings, check_plugin_settings, check_settings, venue_overrides
+from exchange_service.startup_checks import (
+    UnsafeSettings,
+    check_plugin_settings,
+    check_settings,
+    network_warnings,
+    venue_overrides,
+)
 from exchange_service.venues.registry import Registry
 
 
@@ -50,6 +56,7 @@ async def examine(settings: Settings) -> list[Finding]:
         if findings[-1].severity is not Severity.ERROR:
             findings += await _check_keys(store)
             findings += await _check_credentials(store, registry)
+            findings += await _check_tokens(settings)
     finally:
         await store.close()
         await registry.close()
@@ -69,6 +76,7 @@ def _check_settings(settings: Settings, registry: Registry) -> list[Finding]:
     if settings.hash_key is None and not settings.cache_url.startswith("memory:"):
         text = "hash_key is unset, so replicas share nothing in Redis; set the same one for all of them."
         findings.append(Finding(Severity.WARNING, "settings", text))
+    findings += [Finding(Severity.WARNING, "settings", text) for text in network_warnings(settings)]
     for exchange_id in settings.venue_urls:
         text = f"venue_urls replaces the address of {exchange_id}; this is meant only for a simulator or a proxy."
         findings.append(Finding(Severity.WARNING, "settings", text))
@@ -159,6 +167,34 @@ async def _check_keys(store: SqlCredentialStore) -> list[Finding]:
         text = f"credentials in plain text{refused}: {counts.plain_rows}; `exchange-service credentials seal --all`."
         findings.append(Finding(severity, "keys", text))
     return findings
+
+
+async def _check_tokens(settings: Settings) -> list[Finding]:
+    """Who else may write to the table of service tokens, and whether each of its rows is signed."""
+    if not settings.service_tokens:
+        return []
+    from exchange_service.identity.token_signatures import KeyUnusable, configured_signatures
+    from exchange_service.identity.token_store import TokenStore
+
+    store = TokenStore(settings.database_url)
+    try:
+        signatures = configured_signatures(settings)
+        findings = [Finding(Severity.WARNING, "tokens", text) for text in await store.warnings()]
+        tokens = [token for token in await store.all() if token.revoked is None]
+    except KeyUnusable as unusable:
+        return [Finding(Severity.ERROR, "tokens", str(unusable))]
+    except ServiceError as error:
+        return [Finding(Severity.ERROR, "tokens", error.text)]
+    finally:
+        await store.close()
+    unsigned = [token.id for token in tokens if not signatures.fits(token)]
+    if unsigned:
+        text = (
+            f"not signed with this service's key, and refused: {', '.join(unsigned[:10])}. If you made them, "
+            "`exchange-service tokens sign`; if not, somebody else writes to the table."
+        )
+        return [*findings, Finding(Severity.ERROR, "tokens", text)]
+    return [*findings, Finding(Severity.WELL, "tokens", f"{len(tokens)} in use, each signed.")]
 
 
 async def _check_credentials(store: SqlCredentialStore, registry: Registry) -> list[Finding]:

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from enum import IntEnum, StrEnum
 from typing import Any, NoReturn
 
@@ -16,9 +16,11 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
+from rich.segment import Segment
 
 from exchange_service import errors
 from exchange_service.client import ServiceUnreachable
+from exchange_service.printable import printable
 
 # The width of output into a file or a pipe, which must not be cut to the width of a terminal.
 _WIDE = 160
@@ -31,8 +33,16 @@ def _close_stdout() -> typer.Exit:
 
 
 class _Pipeable(Console):
+    """The library's console, which shows no escape sequence of a foreign text that nobody has looked at."""
+
     def on_broken_pipe(self) -> None:
         raise _close_stdout()
+
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        return super()._render_buffer(
+            segment if segment.control else Segment(printable(segment.text, keep="\n"), segment.style)
+            for segment in buffer
+        )
 
 
 def _make_console(*, stderr: bool = False) -> Console:
@@ -57,6 +67,11 @@ def _escape_letters(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """The value as JSON that a terminal can show: letters as they are, and what is not printable escaped."""
+    return printable(json.dumps(value, indent=indent, ensure_ascii=False), keep="\n")
 
 
 def echo(text: str) -> None:
@@ -145,7 +160,7 @@ def run(
             wait = f" (Wait {error.retry_after:.3g} s.)" if error.retry_after else ""
             fail(error.text + wait, exit_code(error))
         fault = {"reason": error.reason, "message": error.text, "retry_after": error.retry_after}
-        typer.echo(json.dumps({"error": fault}, ensure_ascii=False), err=True)
+        typer.echo(json_text({"error": fault}), err=True)
         raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.table import Table
 
-from exchange_service.cli.outcome import Output, console, echo, plain
+from exchange_service.cli.outcome import Output, console, echo, json_text, plain
 from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_pb2
 from exchange_service.wire.protobuf import to_seconds
 
@@ -33,12 +32,12 @@ def as_dict(message: Message) -> dict[str, Any]:
 
 def print_json(value: Any) -> None:
     """One JSON value, indented."""
-    echo(json.dumps(value, indent=2, ensure_ascii=False))
+    echo(json_text(value, indent=2))
 
 
 def print_line(value: Any) -> None:
     """One JSON value on a line."""
-    echo(json.dumps(value, ensure_ascii=False))
+    echo(json_text(value))
 
 
 def print_list(entries: Sequence[Mapping[str, Any]], output: Output, make_table: Callable[[], Table]) -> None:
@@ -90,27 +89,28 @@ def _amount_table(*names: str) -> Table:
 
 def balance_lines(message: balance_pb2.Balance) -> Iterator[tuple[str, ...]]:
     """The lines of a balance's table; "-" stands for an amount that the venue does not report."""
+    exchange_id = plain(message.exchange_id)
     for account in message.venue_accounts:
         name = plain(" ".join(part for part in (account.type, _short(account.id), account.sub_account) if part))
         if account.HasField("error"):
             reason = error_reason_pb2.ErrorReason.Name(account.error.reason).removeprefix("ERROR_REASON_")
-            yield (message.exchange_id, name, f"[red]{reason}[/]", "", "", "")
+            yield (exchange_id, name, f"[red]{reason}[/]", "", "", "")
         elif not account.assets:
-            yield (message.exchange_id, name, "[dim]nothing held[/]", "", "", "")
+            yield (exchange_id, name, "[dim]nothing held[/]", "", "", "")
         for row in account.assets:
-            yield (message.exchange_id, name, plain(row.asset), *_amounts(row))
+            yield (exchange_id, name, plain(row.asset), *_amounts(row))
         if account.HasField("summary") and account.summary.HasField("equity"):
             figures = account.summary
-            available = figures.available if figures.HasField("available") else "-"
+            available = plain(figures.available) if figures.HasField("available") else "-"
             label = f"[dim]equity {plain(figures.currency)}[/]"
-            yield (message.exchange_id, name, label, figures.equity, available, "")
+            yield (exchange_id, name, label, plain(figures.equity), available, "")
 
 
 def _amounts(row: balance_pb2.AssetBalance) -> tuple[str, str, str]:
     return (
-        row.total if row.HasField("total") else "-",
-        row.free if row.HasField("free") else "-",
-        row.used if row.HasField("used") else "-",
+        plain(row.total) if row.HasField("total") else "-",
+        plain(row.free) if row.HasField("free") else "-",
+        plain(row.used) if row.HasField("used") else "-",
     )
 
 
@@ -132,7 +132,8 @@ def summary(message: balance_pb2.Balance) -> str:
         return ""
     figures = as_dict(message.summary)
     currency = figures.pop("currency", "")
-    return f"{plain(currency)}  " + "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items())
+    named = (f"{name.replace('_', ' ')} {plain(str(value))}" for name, value in figures.items())
+    return f"{plain(currency)}  " + "  ".join(named)
 
 
 def freshness(value: balance_pb2.Freshness) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
 if TYPE_CHECKING:
     # Imports the database, which other commands do not need.
+    from exchange_service.identity.token_signatures import TokenSignatures
     from exchange_service.identity.token_store import TokenStore
     from exchange_service.identity.tokens import StoredToken
 
@@ -59,8 +61,10 @@ def create(
         fail("a --user is not an id that a call could name", ExitCode.USAGE)
     token, stored = new_token(name, scope, lifetime=_parse_lifetime(expires) if expires else None)
 
+    signatures = _signatures(settings)
+
     async def add(store: TokenStore) -> None:
-        await store.add(stored)
+        await store.add(replace(stored, signature=signatures.sign(stored)))
 
     run(_with_tokens(settings, add))
     echo(token)
@@ -92,22 +96,26 @@ def list_tokens(
 ) -> None:
     """List the tokens with the users that they may read; never the tokens themselves."""
 
+    signatures = _signatures(settings)
+
     async def show(store: TokenStore) -> None:
         tokens = await store.all()
-        tables.print_list([_as_dict(token) for token in tokens], output, lambda: _make_table(tokens))
+        entries = [_as_dict(token, signatures.fits(token)) for token in tokens]
+        tables.print_list(entries, output, lambda: _make_table(tokens, signatures))
 
     run(_with_tokens(settings, show), output)
 
 
-def _make_table(tokens: Sequence[StoredToken]) -> Table:
-    table = Table("id", "name", "reads", "created", "expires", "revoked", box=None, pad_edge=False)
+def _make_table(tokens: Sequence[StoredToken], signatures: TokenSignatures) -> Table:
+    table = Table("id", "name", "reads", "created", "expires", "revoked", "signed", box=None, pad_edge=False)
     for token in tokens:
         times = (_format_time(token.created), _format_time(token.expires) or "never", _format_time(token.revoked))
-        table.add_row(token.id, plain(token.name), plain(token.scope.describe()), *times)
+        signed = "" if token.revoked is not None else "yes" if signatures.fits(token) else "[red]no[/]"
+        table.add_row(plain(token.id), plain(token.name), plain(token.scope.describe()), *times, signed)
     return table
 
 
-def _as_dict(token: StoredToken) -> dict[str, Any]:
+def _as_dict(token: StoredToken, signed: bool) -> dict[str, Any]:
     return {
         "id": token.id,
         "name": token.name,
@@ -115,7 +123,50 @@ def _as_dict(token: StoredToken) -> dict[str, Any]:
         "created": _format_time(token.created),
         "expires": _format_time(token.expires) or None,
         "revoked": _format_time(token.revoked) or None,
+        "signed": signed,
     }
+
+
+@app.command()
+@with_settings("database_url")
+def sign(
+    settings: Settings,
+    token_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="As `tokens list` shows them.")
+    ] = None,
+    all_tokens: Annotated[bool, typer.Option("--all", help="Every token that is not revoked.")] = False,
+) -> None:
+    """Sign tokens that this service does not accept: those of an earlier version, or of another `hash_key`.
+
+    Look at them first with `tokens list`: another program may have written them."""
+    if bool(token_ids) == all_tokens:
+        fail("name the tokens to sign, or give --all", ExitCode.USAGE)
+    signatures, wanted = _signatures(settings), set(token_ids or ())
+
+    async def sign_tokens(store: TokenStore) -> None:
+        tokens = [token for token in await store.all() if token.revoked is None]
+        missing = wanted - {token.id for token in tokens}
+        if missing:
+            # Not repeated: one may be a whole token instead of its id.
+            fail(f"{len(missing)} of these ids are of no token, or of a revoked one", ExitCode.MISSING)
+        for token in tokens:
+            if signatures.fits(token) or not (all_tokens or token.id in wanted):
+                continue
+            done = await store.sign(token, signatures.sign(token))
+            word = "Signed" if done else "Left as it is, because another program has changed it:"
+            name, reads = plain(token.name), plain(token.scope.describe())
+            messages.print(f"{word} the token {plain(token.id)} ({name}), which reads {reads}.", soft_wrap=True)
+
+    run(_with_tokens(settings, sign_tokens))
+
+
+def _signatures(settings: Settings) -> TokenSignatures:
+    from exchange_service.identity.token_signatures import KeyUnusable, configured_signatures
+
+    try:
+        return configured_signatures(settings)
+    except KeyUnusable as error:
+        fail(str(error), ExitCode.ACT)
 
 
 @app.command()

@@ -11,6 +11,9 @@ from typing import Protocol
 
 from exchange_service.model import Account, Credential
 
+# The most accounts of a user that a store lists.
+MOST_ACCOUNTS = 2_000
+
 
 @dataclass(frozen=True, slots=True)
 class CredentialReference:
@@ -45,7 +48,8 @@ class CredentialStore(Protocol):
         """What the row holds. CredentialMissing if the row is gone, CredentialInvalid if its metadata is not JSON."""
 
     async def accounts(self, user_id: str) -> list[Account]:
-        """Every stored account of the user, sorted; environments as the rows say, null as production."""
+        """Every stored account of the user, sorted, up to MOST_ACCOUNTS; environments as the rows say, null as
+        production."""
 
     async def all_accounts(self) -> list[Account]:
         """Every stored account of every user, sorted."""

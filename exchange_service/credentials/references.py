@@ -10,7 +10,7 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from exchange_service.credentials import CredentialReference, CredentialStore
+from exchange_service.credentials import MOST_ACCOUNTS, CredentialReference, CredentialStore
 from exchange_service.errors import StoreUnavailable
 from exchange_service.model import Account, Credential
 from exchange_service.tasks import retrieve_exception
@@ -38,6 +38,14 @@ class _Entry:
     expires: float
 
 
+@dataclass(slots=True)
+class _StoredAccounts:
+    """What a user has stored, as the store says or is about to say, and until when that counts, in the clock's time."""
+
+    accounts: asyncio.Future[list[Account]]
+    expires: float
+
+
 class CachedReferences:
     """`find` from memory if the store was asked recently. It holds references, never a secret.
 
@@ -57,6 +65,7 @@ class CachedReferences:
         self._clock = clock
         self._entries: LRUCache[Account, _Entry] = LRUCache(max_accounts)
         self._requests: dict[Account, asyncio.Task[CredentialReference | None]] = {}
+        self._stored: LRUCache[str, _StoredAccounts] = LRUCache(max_accounts)
 
     async def find(
         self, account: Account, *, aliases: Sequence[str] = (), credential_of: str = "", now: bool = False
@@ -67,6 +76,7 @@ class CachedReferences:
         time_now = self._clock()
         if now:
             self._requests.pop(account, None)
+            self._stored.pop(account.user_id, None)
         elif entry is not None and time_now < entry.expires:
             if time_now >= entry.refresh_after:
                 self._request(account, aliases, credential_of)
@@ -98,6 +108,7 @@ class CachedReferences:
     def forget(self, account: Account) -> None:
         """Ask the store at the next call: the credential was changed or refused."""
         self._entries.pop(account, None)
+        self._stored.pop(account.user_id, None)
         # A running request may have been answered before the change.
         self._requests.pop(account, None)
 
@@ -106,6 +117,8 @@ class CachedReferences:
     ) -> CredentialReference | None:
         request = asyncio.current_task()
         try:
+            if await self._is_still_missing(account, credential_of):
+                return None
             reference = await self._store.find(account, aliases=aliases, credential_of=credential_of)
         except StoreUnavailable:
             entry = self._entries.get(account)
@@ -121,6 +134,25 @@ class CachedReferences:
             self._keep(account, reference)
         return reference
 
+    async def _is_still_missing(self, account: Account, credential_of: str) -> bool:
+        """Whether an account that had no credential a moment ago has none now, by one look at all that its user has
+        stored: a stream may name hundreds of accounts without credentials, and each asks again and again."""
+        entry = self._entries.get(account)
+        if entry is None or entry.reference is not None:
+            return False
+        stored = self._stored.get(account.user_id)
+        now = self._clock()
+        if stored is None or now >= stored.expires or _has_failed(stored.accounts):
+            accounts = asyncio.create_task(self._store.accounts(account.user_id), name="stored accounts")
+            accounts.add_done_callback(retrieve_exception)
+            stored = self._stored[account.user_id] = _StoredAccounts(accounts, now + min(self._ttl, MISSING_TTL))
+        accounts_now = await asyncio.shield(stored.accounts)
+        own, other = account.exchange_id.lower(), credential_of.lower()
+        if len(accounts_now) >= MOST_ACCOUNTS or any(item.exchange_id in (own, other) for item in accounts_now):
+            return False
+        entry.refresh_after = entry.expires = stored.expires
+        return True
+
     def _keep(self, account: Account, reference: CredentialReference | None) -> None:
         now = self._clock()
         ttl = min(self._ttl, MISSING_TTL) if reference is None else self._ttl
@@ -129,3 +161,7 @@ class CachedReferences:
     def _on_request_done(self, account: Account, request: asyncio.Task[Any]) -> None:
         if self._requests.get(account) is request:
             del self._requests[account]
+
+
+def _has_failed(task: asyncio.Future[Any]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)

@@ -46,6 +46,7 @@ class RewriteResult(Enum):
     IN_USE = "changed by another program at the same time"
     REFUSED = "refused by the database; a column may be too narrow for a sealed value"
     UNREADABLE = "cannot be opened"
+    TOO_LONG = "holds a text that is too long to be read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,8 @@ async def _rewrite_row(
     for _ in range(_ATTEMPTS):
         if row is None:
             return RewriteResult.NOTHING_TO_DO
+        if row.too_long:
+            return RewriteResult.TOO_LONG
         try:
             texts = await _make_texts(store, change, row, dry_run=dry_run)
         except CredentialUnreadable:
@@ -184,7 +187,7 @@ async def _read_rows(store: SqlCredentialStore, choice: Choice) -> AsyncIterator
 async def _read_page(store: SqlCredentialStore, choice: Choice, last: Any) -> tuple[list[Any], list[CredentialRow]]:
     async def read(connection: AsyncConnection, table: CredentialTable) -> tuple[list[Any], list[CredentialRow]]:
         columns = table.clause.c
-        chosen: list[sa.ColumnElement[bool]] = [columns.user_id.is_not(None), columns.exchange.is_not(None)]
+        chosen = [columns.user_id.is_not(None), columns.exchange.is_not(None), table.is_possible()]
         if choice.user_id:
             user = table.user(choice.user_id)
             if user is None:

@@ -17,7 +17,12 @@ from exchange_service.model import PRODUCTION, SECRET_FIELDS, Account, Credentia
 TABLE = "bot_credentials"
 # The columns that may hold a secret, and are therefore sealed.
 SECRET_COLUMNS = (*SECRET_FIELDS, "extra_metadata")
-COLUMNS = ("user_id", "exchange", "environment", *SECRET_COLUMNS)
+KEY_COLUMNS = ("user_id", "exchange", "environment")
+COLUMNS = (*KEY_COLUMNS, *SECRET_COLUMNS)
+# Bytes. Longer texts are left in the database: any credential is shorter, and to read and parse a longer one would
+# delay every call.
+LONGEST_SECRET = 64 * 1024
+LONGEST_KEY = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,8 @@ class CredentialRow:
     api_secret: str | None = field(repr=False)
     passphrase: str | None = field(repr=False)
     extra_metadata: str | None = field(repr=False)
+    # The first column whose text is too long; its text was not read, and the value is null here.
+    too_long: str | None = None
 
     @property
     def account(self) -> Account:
@@ -115,10 +122,17 @@ def read_credential(row: CredentialRow) -> Credential:
 
 
 def only_one(rows: Sequence[CredentialRow], account: Account) -> CredentialRow | None:
-    """The row, or None; CredentialInvalid if there are several, because nothing says which one is meant."""
+    """The row, or None. CredentialInvalid if there are several, because nothing says which one is meant, or if the
+    row's texts are too long to be read."""
     if len(rows) > 1:
         raise CredentialInvalid(
             f"More than one credential is stored for {account.exchange_id} in the environment {account.environment}.",
             advice="Remove all but one.",
+        )
+    if rows and rows[0].too_long:
+        raise CredentialInvalid(
+            f"The {rows[0].too_long} of the stored {account.exchange_id} credential is longer than "
+            f"{LONGEST_SECRET // 1024} KiB.",
+            advice="Store it again without what the exchange does not need.",
         )
     return rows[0] if rows else None

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from exchange_service.credentials import CredentialReference
+from exchange_service.credentials import MOST_ACCOUNTS, CredentialReference
 from exchange_service.credentials.audit import Audit
 from exchange_service.credentials.database import Database
 from exchange_service.credentials.engine import database_address, make_engine, sqlite_file
 from exchange_service.credentials.key_providers import KeyProvider
 from exchange_service.credentials.rows import (
+    KEY_COLUMNS,
+    LONGEST_SECRET,
     TABLE,
     CredentialRow,
     environment_name,
@@ -30,6 +32,9 @@ from exchange_service.errors import CredentialInvalid, CredentialMissing, Creden
 from exchange_service.model import PRODUCTION, Account, Credential
 
 T = TypeVar("T")
+
+# The rows of one user that are read at once, at one exchange and the one whose credential it uses.
+_MOST_ROWS = 32
 
 
 async def open_store(
@@ -89,7 +94,7 @@ class SqlCredentialStore:
         their values."""
         exchange = account.exchange_id.lower()
         account = Account(account.user_id, exchange, account.environment.strip() or PRODUCTION)
-        row = await self._make_row(account, credential, _storable_metadata(account, credential))
+        row = self._make_row(account, credential, _storable_metadata(account, credential))
         # Before the transaction: a key may be kept elsewhere, and no connection should wait for it.
         sealed = await self.vault.seal_columns(row, plain_columns(row)) if self.vault.keys else None
         new = await self.call(
@@ -99,18 +104,13 @@ class SqlCredentialStore:
             self.vault.audit.record_sealing(row, {key_id_of(text) for text in sealed.values()})
         return new
 
-    async def _make_row(self, account: Account, credential: Credential, metadata: str) -> CredentialRow:
+    @staticmethod
+    def _make_row(account: Account, credential: Credential, metadata: str) -> CredentialRow:
         """The row that the credential will become."""
 
-        async def read_user(connection: AsyncConnection, table: CredentialTable) -> str:
-            # A value is bound to the id as the column shows it: a uuid has several spellings, and so has a text in a
-            # column that ignores case.
-            user = str(_require_user(table, account))
-            row = only_one(await _select_matching(connection, table, account), account)
-            return row.user_id if row else user
-
         return CredentialRow(
-            user_id=await self.call(read_user) if self.vault.keys else account.user_id,
+            # A value is bound to the id as the column shows it, and no row with another spelling is ever read.
+            user_id=account.user_id,
             exchange=account.exchange_id,
             environment=account.environment,
             api_key=credential.api_key.reveal(),
@@ -159,6 +159,9 @@ def _storable_metadata(account: Account, credential: Credential) -> str:
     texts = [text.reveal() for text in (credential.api_key, credential.api_secret, credential.passphrase)]
     if not metadata or not all(map(is_storable, (account.user_id, exchange, account.environment, metadata, *texts))):
         raise CredentialInvalid(f"The {exchange} credential contains a value that a database cannot store.")
+    if any(len(text.encode()) > LONGEST_SECRET // 2 for text in (metadata, *texts)):
+        # A sealed text is longer by a third.
+        raise CredentialInvalid(f"A text of the {exchange} credential is longer than {LONGEST_SECRET // 2048} KiB.")
     if any(map(is_sealed, texts)):
         raise CredentialInvalid(
             f"A text of the {exchange} credential begins as sealed values do, and could not be read again."
@@ -169,13 +172,21 @@ def _storable_metadata(account: Account, credential: Credential) -> str:
 async def select_rows(
     connection: AsyncConnection, table: CredentialTable, user_id: str, exchanges: Sequence[str]
 ) -> list[CredentialRow]:
-    """The user's rows at these exchanges."""
+    """The user's rows at these exchanges. CredentialInvalid if there are more than anybody needs."""
     user = table.user(user_id)
     if user is None or not all(map(is_storable, exchanges)):
         return []
     columns = table.clause.c
-    query = sa.select(*table.as_text()).where(columns.user_id == user, columns.exchange.in_(exchanges))
-    return [CredentialRow(*row) for row in await connection.execute(query)]
+    own = (columns.user_id == user, table.is_exactly(user_id), columns.exchange.in_(exchanges), table.is_possible())
+    # One more than is allowed shows that there are too many.
+    query = sa.select(*table.as_text()).where(*own).limit(_MOST_ROWS + 1)
+    rows = [CredentialRow(*row) for row in await connection.execute(query)]
+    if len(rows) > _MOST_ROWS:
+        raise CredentialInvalid(
+            f"More than {_MOST_ROWS} credentials of this user are stored for {exchanges[0]}.",
+            advice="Remove those that are not needed.",
+        )
+    return rows
 
 
 async def _select_matching(
@@ -189,13 +200,14 @@ async def _select_matching(
 
 async def _select_accounts(connection: AsyncConnection, table: CredentialTable, user_id: str | None) -> list[Account]:
     columns = table.clause.c
-    texts = [sa.cast(columns[name], sa.Text) for name in ("user_id", "exchange", "environment")]
-    query = sa.select(*texts).where(columns.user_id.is_not(None), columns.exchange.is_not(None))
+    texts = [table.text(name) for name in KEY_COLUMNS]
+    query = sa.select(*texts).where(columns.user_id.is_not(None), columns.exchange.is_not(None), table.is_possible())
     if user_id is not None:
         user = table.user(user_id)
         if user is None:
             return []
-        query = query.where(columns.user_id == user)
+        query = query.where(columns.user_id == user, table.is_exactly(user_id))
+        query = query.distinct().order_by(*texts).limit(MOST_ACCOUNTS)
     rows = (await connection.execute(query)).all()
     return sorted({Account(row[0], row[1], row[2] or PRODUCTION) for row in rows})
 
@@ -204,6 +216,11 @@ def _require_user(table: CredentialTable, account: Account) -> object:
     user = table.user(account.user_id)
     if user is None:
         raise CredentialInvalid(f"The table {TABLE} takes only a UUID as user_id.")
+    if str(user) != account.user_id:
+        raise CredentialInvalid(
+            f"The table {TABLE} shows this user_id in another spelling, and only that one is ever read.",
+            advice=f"Store it for {user}.",
+        )
     return user
 
 
@@ -223,20 +240,23 @@ async def _put(connection: AsyncConnection, table: CredentialTable, account: Acc
     for column, text in (new.sealed or {}).items():
         values[column] = table.value(column, text)
     await lock_for_writing(connection)
-    row = only_one(await _select_matching(connection, table, account), account)
+    rows = await _select_matching(connection, table, account)
+    # One that is too long is replaced as any other.
+    row = only_one([replace(row, too_long=None) for row in rows], account)
     if row is not None:
         if new.sealed is None and sealed_columns(row):
             raise CredentialUnreadable(
                 f"The stored {row.exchange} credential is sealed, and there is no keyset to seal the new one with.",
                 advice="Set keyset_file, or remove the stored one first.",
             )
-        if new.sealed and row.user_id != new.row.user_id:
-            raise StoreUnavailable(f"Another program stored the {row.exchange} credential at the same time.")
         changed = await connection.execute(sa.update(table.clause).where(*table.matches(user, row)).values(values))
         if changed.rowcount:
             return False
     keys = {"user_id": user, "exchange": account.exchange_id, "environment": account.environment}
     await connection.execute(sa.insert(table.clause).values({**keys, **values}))
+    if not await _select_matching(connection, table, account):
+        # Such as a text with a blank at its end, in a column of a fixed length.
+        raise CredentialInvalid(f"The table {TABLE} does not show this user_id as it was given; use another one.")
     return True
 
 

@@ -17,7 +17,16 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from exchange_service.credentials.database import API_ROLES, create_table, lock_table
-from exchange_service.credentials.rows import COLUMNS, TABLE, CredentialRow, is_storable
+from exchange_service.credentials.rows import (
+    COLUMNS,
+    KEY_COLUMNS,
+    LONGEST_KEY,
+    LONGEST_SECRET,
+    SECRET_COLUMNS,
+    TABLE,
+    CredentialRow,
+    is_storable,
+)
 from exchange_service.errors import StoreUnavailable
 from exchange_service.model import PRODUCTION, SECRET_FIELDS, Credential
 
@@ -52,10 +61,39 @@ class CredentialTable:
 
     clause: sa.TableClause
     nullable: frozenset[str]
+    is_postgres: bool = True
+
+    def text(self, column: str) -> sa.ColumnElement[str]:
+        """The column as text."""
+        return sa.cast(self.clause.c[column], sa.Text)
+
+    def _bytes(self, column: str) -> sa.ColumnElement[int]:
+        text = self.text(column)
+        if self.is_postgres:
+            return sa.func.octet_length(text)
+        return sa.func.length(sa.cast(text, sa.LargeBinary))
 
     def as_text(self) -> list[sa.ColumnElement[Any]]:
-        """Every column as text, so that one reader serves every column type."""
-        return [sa.cast(self.clause.c[name], sa.Text).label(name) for name in COLUMNS]
+        """Every column as text, so that one reader serves every column type, and the name of a column with a secret
+        that is too long; its text stays in the database."""
+        long = [(name, self._is_longer(name, LONGEST_SECRET)) for name in SECRET_COLUMNS]
+        secrets = [sa.case((is_long, sa.null()), else_=self.text(name)).label(name) for name, is_long in long]
+        first = sa.case(*((is_long, sa.literal(name, sa.Text)) for name, is_long in long), else_=sa.null())
+        return [*(self.text(name).label(name) for name in KEY_COLUMNS), *secrets, first.label("too_long")]
+
+    def _is_longer(self, column: str, limit: int) -> sa.ColumnElement[bool]:
+        return sa.func.coalesce(self._bytes(column), 0) > limit
+
+    def is_possible(self) -> sa.ColumnElement[bool]:
+        """Whether the row can be that of an account: its user, exchange and environment are not too long."""
+        return sa.and_(*(sa.not_(self._is_longer(name, LONGEST_KEY)) for name in KEY_COLUMNS))
+
+    def is_exactly(self, user_id: str) -> sa.ColumnElement[bool]:
+        """Whether the row's user is this one, letter by letter. A database may equate more: texts in capitals, with
+        blanks at their end, or as another spelling of a uuid. Nobody may read a user whose id is not what they gave."""
+        text = self.text("user_id")
+        # SQLite compares the result of a cast as the column is compared.
+        return sa.collate(text, "C" if self.is_postgres else "BINARY") == user_id
 
     def value(self, column: str, text: str) -> Any:
         """A text in the form that the column takes. A JSON column gets exactly this JSON, digits included."""
@@ -86,11 +124,11 @@ class CredentialTable:
     def matches(self, user: Any, row: CredentialRow) -> list[sa.ColumnElement[bool]]:
         """The conditions that select exactly this row."""
         columns = self.clause.c
-        environment = sa.cast(columns.environment, sa.Text)
         return [
             columns.user_id == user,
+            self.is_exactly(row.user_id),
             columns.exchange == row.exchange,
-            environment.is_not_distinct_from(row.environment),
+            self.text("environment").is_not_distinct_from(row.environment),
         ]
 
 
@@ -107,6 +145,7 @@ async def open_table(connection: AsyncConnection) -> CredentialTable:
     return CredentialTable(
         sa.table(TABLE, *(sa.column(name, _column_type(kinds[name])) for name in COLUMNS)),
         frozenset(name for name, (_, nullable) in columns.items() if nullable),
+        connection.dialect.name == "postgresql",
     )
 
 
@@ -145,18 +184,23 @@ async def lock_for_writing(connection: AsyncConnection) -> None:
 
 
 async def postgres_warnings(connection: AsyncConnection, _table: CredentialTable) -> list[str]:
-    """A sentence with advice for each way in which other roles can read or change the table."""
+    """A sentence with advice for each way in which other roles can read or change the table of credentials."""
+    return await table_warnings(connection, TABLE)
+
+
+async def table_warnings(connection: AsyncConnection, table: str) -> list[str]:
+    """The same for any table of ours on PostgreSQL."""
     warnings = []
     query = sa.text("SELECT relrowsecurity FROM pg_class WHERE oid = to_regclass(:table)")
-    if not await connection.scalar(query, {"table": TABLE}):
+    if not await connection.scalar(query, {"table": table}):
         warnings.append(
-            f"row-level security is off on {TABLE}, so a public Data API would show it:"
-            f" ALTER TABLE {TABLE} ENABLE ROW LEVEL SECURITY"
+            f"row-level security is off on {table}, so a public Data API would show it:"
+            f" ALTER TABLE {table} ENABLE ROW LEVEL SECURITY"
         )
-    rights = await connection.execute(_POSTGRES_RIGHTS, {"table": TABLE, "roles": list(API_ROLES)})
+    rights = await connection.execute(_POSTGRES_RIGHTS, {"table": table, "roles": list(API_ROLES)})
     for role, reads, writes in rights:
         if reads or writes:
             verb = "read" if reads else "changed"
             name = role.upper() if role == "public" else role
-            warnings.append(f"{TABLE} can be {verb} by {name}: REVOKE ALL ON {TABLE} FROM {name}")
+            warnings.append(f"{table} can be {verb} by {name}: REVOKE ALL ON {table} FROM {name}")
     return warnings

@@ -49,15 +49,15 @@ class Authentication:
 
         return handle
 
-    def require_caller_of_reflection(self, inner: _StreamHandler) -> _StreamHandler:
-        """Reflection's own handler for known callers only."""
+    def require_caller_of_reflection(self, inner: _StreamHandler, parse: Callable[[bytes], Any]) -> _StreamHandler:
+        """Reflection's own handler for known callers only. `parse` reads the bytes of a request."""
 
         async def handle(requests: Any, context: Context) -> AsyncIterator[Any]:
             async def admit_each() -> AsyncIterator[Any]:
                 # Each request counts: one call may send requests without end.
                 async for request in requests:
                     await self._admit(context)
-                    yield request
+                    yield parse(request)
 
             try:
                 async for reply in inner(admit_each(), context):

@@ -7,8 +7,10 @@ the service's own change to NOT_SERVING.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from exchange_service.errors import ServiceOverloaded
@@ -17,6 +19,8 @@ from exchange_service.grpc_server.handler_wrapper import Context, abort
 NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 _MAX_WATCHERS = 1000
+# Bytes; the name of a service is short.
+_LARGEST_REQUEST = 1024
 _ANSWER = health_pb2.HealthCheckResponse
 
 
@@ -24,6 +28,15 @@ def local_address(address: str) -> str:
     """Where a server on `address` that wants TLS answers health checks of this machine: a socket of Linux without a
     file. In a container it is the container's own."""
     return f"unix-abstract:exchange-service-health-{address.rpartition(':')[2]}"
+
+
+async def _service_of(data: bytes, context: Context) -> str:
+    """The service that a request asks for; the call ends if it is too large or no such request."""
+    if len(data) <= _LARGEST_REQUEST:
+        with suppress(DecodeError):
+            return str(health_pb2.HealthCheckRequest.FromString(data).service)
+    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The request is not a health check's.")
+    raise AssertionError("the call was ended")
 
 
 class Health:
@@ -43,30 +56,32 @@ class Health:
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The handlers for the server."""
-        coders = health_pb2.HealthCheckRequest.FromString, _ANSWER.SerializeToString
+        # The requests come as bytes: anybody can send one, so a large one is not even parsed.
+        reply = _ANSWER.SerializeToString
         return grpc.method_handlers_generic_handler(
             NAME,
             {
-                "Check": grpc.unary_unary_rpc_method_handler(self.check, *coders),
-                "Watch": grpc.unary_stream_rpc_method_handler(self.watch, *coders),
+                "Check": grpc.unary_unary_rpc_method_handler(self.check, None, reply),
+                "Watch": grpc.unary_stream_rpc_method_handler(self.watch, None, reply),
             },
         )
 
-    async def check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
+    async def check(self, data: bytes, context: Context) -> health_pb2.HealthCheckResponse:
         """Check: the present state."""
-        if request.service not in self._services:
+        if await _service_of(data, context) not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service.")
         return _ANSWER(status=self._state)
 
-    async def watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+    async def watch(self, data: bytes, context: Context) -> None:
         """Watch: the present state, and every change."""
+        service = await _service_of(data, context)
         if self._watchers >= _MAX_WATCHERS:
             await abort(
                 context, ServiceOverloaded("Too many clients watch this service's health.", advice="Use Check instead.")
             )
         self._watchers += 1
         try:
-            await self._send_changes(request.service, context)
+            await self._send_changes(service, context)
         finally:
             self._watchers -= 1
 

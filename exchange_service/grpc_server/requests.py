@@ -16,10 +16,14 @@ from exchange_service.catalogue import CCXT, CUSTOM, Query
 from exchange_service.errors import FieldInvalid
 from exchange_service.identity import Caller
 from exchange_service.streams.accounts import Selector
+from exchange_service.streams.service import check_number
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.venues.registry import Registry
 from exchange_service.wire.protobuf import to_seconds
 
+# Bytes. The largest request that can be valid is smaller; a message of many empty parts takes long to read.
+_LARGEST = 16 * 1024
+_LARGEST_STREAM = 64 * 1024
 _MAX_TEXT = 256
 _MAX_PAGE_TOKEN = 1024
 # The longest `min_interval` of a stream, in seconds.
@@ -98,14 +102,16 @@ class RequestReader:
         return BalanceQuery(account, listing, max_age)
 
 
-def read_stream_balances(data: bytes, caller: Caller) -> StreamQuery:
-    """The query of a StreamBalancesRequest.
+def read_stream_balances(data: bytes, caller: Caller, max_accounts: int = 200) -> StreamQuery:
+    """The query of a StreamBalancesRequest; more than `max_accounts` are counted and not read.
 
     Raises FieldInvalid for a bad request, and UserForbidden if the caller may not read the user.
     """
-    request = parse(messages.StreamBalancesRequest, data)
+    request = parse(messages.StreamBalancesRequest, data, limit=_LARGEST_STREAM)
     user_id = required_text(request, "user_id")
     caller.require(user_id)
+    check_number("accounts", len(request.accounts), max_accounts)
+    check_number("known", len(request.known), max_accounts)
     selectors = [_selector(entry, f"accounts[{index}].") for index, entry in enumerate(request.accounts)]
     known = [_selector(entry, f"known[{index}].") for index, entry in enumerate(request.known)]
     min_interval = to_seconds(request.min_interval)
@@ -135,8 +141,11 @@ def _list_query(request: messages.ListExchangesRequest) -> Query:
     )
 
 
-def parse(kind: type[_Request], data: bytes) -> _Request:
-    """The request as a message. Raises FieldInvalid if the bytes are not a message of this kind."""
+def parse(kind: type[_Request], data: bytes, *, limit: int = _LARGEST) -> _Request:
+    """The request as a message. Raises FieldInvalid for more than `limit` bytes, which are not looked at, and for bytes
+    that are not a message of this kind."""
+    if len(data) > limit:
+        raise FieldInvalid("request", f"it should have at most {limit // 1024} KiB.")
     try:
         return kind.FromString(data)
     except DecodeError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import grpc
 import structlog
@@ -15,6 +17,7 @@ from exchange_service.grpc_server import health
 from exchange_service.grpc_server.authentication import Authentication
 from exchange_service.grpc_server.handler_wrapper import Handler, HandlerWrapper, UnknownMethods
 from exchange_service.grpc_server.methods import ServiceMethods
+from exchange_service.grpc_server.requests import parse
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Action
 from exchange_service.observability.metrics import Metrics
@@ -86,9 +89,12 @@ class Server:
 def _reflect(names: Sequence[str], authentication: Authentication) -> grpc.GenericRpcHandler:
     """gRPC's reflection of these services, for known callers only."""
     servicer = reflection.aio.ReflectionServicer(names)
-    handler = grpc.stream_stream_rpc_method_handler(
-        authentication.require_caller_of_reflection(servicer.ServerReflectionInfo),
-        reflection_pb2.ServerReflectionRequest.FromString,
+    handler: Any = grpc.stream_stream_rpc_method_handler(
+        authentication.require_caller_of_reflection(
+            servicer.ServerReflectionInfo, partial(parse, reflection_pb2.ServerReflectionRequest)
+        ),
+        # Bytes, which are parsed for known callers only.
+        None,
         reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
     return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": handler})

@@ -46,7 +46,8 @@ class Servicer:
     async def stream_balances(self, data: bytes, context: Context) -> None:
         """StreamBalances."""
         caller = current_caller()
-        query = read_stream_balances(data, caller)
+        query = read_stream_balances(data, caller, self.streams.max_accounts)
+        await self.authenticator.take_selectors(caller, len(query.selectors))
         with self.authenticator.streaming(caller, query.user_id) as watch:
             async with self.streams.subscribe(
                 query.user_id, query.selectors, known=query.known, min_interval=query.min_interval

@@ -109,6 +109,12 @@ class Authenticator:
             raise CallerUnknown("The call does not identify its caller.", advice=_AUTHENTICATE)
         return self.recall(presented.digest) or await self._verify_once(presented)
 
+    async def take_selectors(self, caller: Caller, count: int) -> None:
+        """Count the accounts that a stream selects beyond the first, which the call itself has counted;
+        CallerRateLimited if they exceed the quota."""
+        if count > 1:
+            await self._quotas.take(caller.identity, Action.OPENING, count - 1)
+
     async def take_refresh(self, caller: Caller) -> None:
         """Count a refresh that the caller forces; CallerRateLimited if it exceeds the quota."""
         await self._quotas.take(caller.identity, Action.REFRESH)

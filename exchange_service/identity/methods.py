@@ -37,11 +37,16 @@ def _make_methods(settings: Settings) -> list[AuthenticationMethod]:
 
         methods.append(ClientCertificates(certificate_scopes(settings)))
     if settings.service_tokens:
+        from exchange_service.identity.token_signatures import KeyUnusable, configured_signatures
         from exchange_service.identity.token_store import TokenStore
         from exchange_service.identity.tokens import ServiceTokens
 
+        try:
+            signatures = configured_signatures(settings)
+        except KeyUnusable as error:
+            raise ValueError(str(error)) from None
         store = TokenStore(settings.database_url)
-        methods.append(ServiceTokens(store.find, store.close))
+        methods.append(ServiceTokens(store.find, store.close, signatures.fits))
     if settings.jwt_secret or settings.jwt_jwks_url or settings.jwt_jwks_file:
         methods.append(_make_web_tokens(settings))
     return methods

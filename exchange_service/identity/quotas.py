@@ -26,7 +26,7 @@ _MAX_WINDOWS = 50_000
 
 class Action(Enum):
     """What is counted. Opening a stream does not count as a call: after its restart a service opens thousands at
-    once."""
+    once. It counts once for each account that it selects."""
 
     CALL = "calls a second"
     OPENING = "new streams a second"
@@ -95,22 +95,25 @@ class Quotas:
         window.used += 1
         return True
 
-    async def take(self, identity: Identity, action: Action) -> None:
-        """Count the action, or raise CallerRateLimited with the time until more permits are possible."""
+    async def take(self, identity: Identity, action: Action, count: int = 1) -> None:
+        """Count the action `count` times. Raises CallerRateLimited with the time until more permits are possible.
+
+        More than a window has take all of it but one, which the call that brings them has taken already."""
         allowance = self._allowances.get(identity.kind)
         if allowance is None:
             return
         limit = allowance.of(action)
+        count = min(count, max(1, limit - 1))
         window, clock = self._window(identity, action), asyncio.get_running_loop().time
-        if window.used >= window.granted and clock() >= window.request_after:
+        if window.used + count > window.granted and clock() >= window.request_after:
             async with window.requesting:
                 # Another call may have requested permits while this one waited for the lock.
-                if window.used >= window.granted and clock() >= window.request_after:
-                    await self._request(window, identity, action, limit)
-        if window.used >= window.granted:
+                if window.used + count > window.granted and clock() >= window.request_after:
+                    await self._request(window, identity, action, limit, window.used + count - window.granted)
+        if window.used + count > window.granted:
             left = max(0.05, min(window.ends, window.request_after) - clock())
             raise CallerRateLimited(f"This caller may have {limit} {action.value}.", retry_after=left)
-        window.used += 1
+        window.used += count
 
     def _window(self, identity: Identity, action: Action) -> _Window:
         key = (action, identity.name)
@@ -120,9 +123,10 @@ class Quotas:
             self._windows[key] = window = _Window(now + action.window)
         return window
 
-    async def _request(self, window: _Window, identity: Identity, action: Action, limit: int) -> None:
-        """Prefetch a batch of the permits that replicas share; grant the whole limit if this process counts alone."""
-        batch = max(1, limit // BATCHES)
+    async def _request(self, window: _Window, identity: Identity, action: Action, limit: int, least: int) -> None:
+        """Prefetch a batch of the permits that replicas share, `least` or more; grant the whole limit if this process
+        counts alone."""
+        batch = max(least, limit // BATCHES)
         taken = None
         if self._shared is not None:
             taken = await self._shared.take(self._key(identity), action, limit, batch)

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from exchange_service.credentials.database import Database, create_table
 from exchange_service.credentials.engine import database_address, make_engine
+from exchange_service.credentials.table import table_warnings
 from exchange_service.identity import Scope, scope_from
 from exchange_service.identity.tokens import StoredToken
 
@@ -25,7 +26,11 @@ TOKENS = sa.Table(
     sa.Column("created", sa.BigInteger, nullable=False),
     sa.Column("expires", sa.BigInteger),
     sa.Column("revoked", sa.BigInteger),
+    sa.Column("signature", sa.Text),
 )
+# Characters. A longer scope is not read.
+_LONGEST_SCOPE = 256 * 1024
+_LONGEST = 1024
 
 
 class TokenStore:
@@ -47,14 +52,42 @@ class TokenStore:
 
     async def add(self, token: StoredToken) -> None:
         """Store a new token."""
-        values = {name: getattr(token, name) for name in ("id", "name", "digest", "created", "expires", "revoked")}
+        names = ("id", "name", "digest", "created", "expires", "revoked", "signature")
+        values = {name: getattr(token, name) for name in names}
         row = {**values, "scope": json.dumps(token.scope.as_value())}
         await self.execute(sa.insert(TOKENS).values(row))
 
     async def revoke(self, token_id: str) -> bool:
-        """Revoke the token; False if there is no token with this id, or if it was revoked before."""
+        """Revoke the token; False if there is no token with this id, or if it was revoked before. Its signature goes
+        too: who takes the revocation back in the table does not bring the token back."""
         valid = sa.and_(TOKENS.c.id == token_id, TOKENS.c.revoked.is_(None))
-        return await self.execute(sa.update(TOKENS).where(valid).values(revoked=int(time.time()))) > 0
+        return await self.execute(sa.update(TOKENS).where(valid).values(revoked=int(time.time()), signature=None)) > 0
+
+    async def sign(self, token: StoredToken, signature: str) -> bool:
+        """Sign the row; False if it is gone, revoked, or not as it was read."""
+        columns = TOKENS.c
+        same = sa.and_(
+            columns.id == token.id,
+            columns.name == token.name,
+            columns.digest == token.digest,
+            columns.scope == json.dumps(token.scope.as_value()),
+            columns.created == token.created,
+            columns.expires.is_not_distinct_from(token.expires),
+            columns.revoked.is_(None),
+        )
+        return await self.execute(sa.update(TOKENS).where(same).values(signature=signature)) > 0
+
+    async def warnings(self) -> list[str]:
+        """What an operator should change: other roles or users can read or change the table. StoreUnavailable if the
+        database does not answer."""
+        if not self._database.is_postgres:
+            await self.all()
+            return []
+
+        async def read(connection: AsyncConnection, _: sa.Table) -> list[str]:
+            return await table_warnings(connection, TABLE)
+
+        return await self._database.call(read)
 
     async def execute(self, statement: sa.Insert | sa.Update) -> int:
         """Run a statement on TOKENS in a transaction; the number of rows that it changed."""
@@ -71,15 +104,39 @@ class TokenStore:
 
 async def _open_table(connection: AsyncConnection) -> sa.Table:
     await create_table(connection, TOKENS)
+    if not await _has_signatures(connection):
+        # A table of an earlier version. Its tokens are refused until they are signed.
+        exists = "IF NOT EXISTS " if connection.dialect.name == "postgresql" else ""
+        await connection.execute(sa.text(f"ALTER TABLE {TABLE} ADD COLUMN {exists}signature TEXT"))
     return TOKENS
 
 
+async def _has_signatures(connection: AsyncConnection) -> bool:
+    if connection.dialect.name == "postgresql":
+        query = sa.text(
+            "SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass(:table) AND attname = 'signature'"
+            " AND NOT attisdropped"
+        )
+        return await connection.scalar(query, {"table": TABLE}) is not None
+    return any(row.name == "signature" for row in await connection.execute(sa.text(f"PRAGMA table_info({TABLE})")))
+
+
 async def _select(connection: AsyncConnection, where: sa.ColumnElement[bool]) -> list[StoredToken]:
-    query = sa.select(TOKENS).where(where).order_by(TOKENS.c.created, TOKENS.c.id)
+    short = [sa.func.length(TOKENS.c[name]) <= _LONGEST for name in ("id", "name", "digest")]
+    bounded = (*short, sa.func.length(TOKENS.c.scope) <= _LONGEST_SCOPE)
+    columns = [*(column for column in TOKENS.c if column.name != "signature"), _signature()]
+    query = sa.select(*columns).where(where, *bounded).order_by(TOKENS.c.created, TOKENS.c.id)
     return [
-        StoredToken(row.id, row.name, row.digest, _read_scope(row.scope), row.created, row.expires, row.revoked)
+        StoredToken(
+            *(row.id, row.name, row.digest, _read_scope(row.scope), row.created, row.expires, row.revoked),
+            signature=row.signature or "",
+        )
         for row in await connection.execute(query)
     ]
+
+
+def _signature() -> sa.ColumnElement[str]:
+    return sa.func.substr(TOKENS.c.signature, 1, _LONGEST).label("signature")
 
 
 def _read_scope(text: str) -> Scope:

@@ -10,10 +10,13 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+import structlog
 from cachetools import LRUCache
 
 from exchange_service.errors import CallerUnknown, ServiceOverloaded
 from exchange_service.identity import Identity, Kind, PresentedCredentials, Scope, Verified
+
+log = structlog.get_logger(__name__)
 
 PREFIX = "xst_"
 # Seconds for which a token is not checked again. Together with the interval of the streams' checks, a revoked token
@@ -44,6 +47,8 @@ class StoredToken:
     created: int
     expires: int | None = None
     revoked: int | None = None
+    # Over everything above except `revoked`; see token_signatures. Empty: not signed.
+    signature: str = field(default="", repr=False)
 
 
 def new_token(name: str, scope: Scope, *, lifetime: float | None = None) -> tuple[str, StoredToken]:
@@ -60,13 +65,18 @@ def _digest(secret: str) -> str:
 
 
 class ServiceTokens:
-    """Authenticates service tokens. `find` returns the row with an id, or None."""
+    """Authenticates service tokens. `find` returns the row with an id, or None; `is_signed` tells whether a row is one
+    that the operator's commands have written, and not another program."""
 
     def __init__(
-        self, find: Callable[[str], Awaitable[StoredToken | None]], close: Callable[[], Awaitable[None]]
+        self,
+        find: Callable[[str], Awaitable[StoredToken | None]],
+        close: Callable[[], Awaitable[None]],
+        is_signed: Callable[[StoredToken], bool] = lambda stored: True,
     ) -> None:
         self._find = find
         self._close = close
+        self._is_signed = is_signed
         # The digests of verified tokens by their ids.
         self._verified: LRUCache[str, str] = LRUCache(_MAX_VERIFIED)
         self._unverified = 0
@@ -85,6 +95,12 @@ class ServiceTokens:
             raise CallerUnknown("This service does not know the service token.")
         if stored.revoked is not None:
             raise CallerUnknown("The service token has been revoked.", advice=_RENEW)
+        if not self._is_signed(stored):
+            log.warning("token.not_signed", token=stored.id, effect="it is refused; see `exchange-service tokens list`")
+            raise CallerUnknown(
+                "The service token's entry is not signed with this service's key.",
+                advice="If the operator made it, they sign it with `exchange-service tokens sign`.",
+            )
         if stored.expires is not None and stored.expires <= time.time():
             raise CallerUnknown("The service token has expired.", advice=_RENEW)
         self._verified[stored.id] = digest

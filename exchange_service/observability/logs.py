@@ -15,7 +15,8 @@ from typing import Any, TextIO, cast
 
 import structlog
 
-from exchange_service.observability.redaction import redact, redact_text
+from exchange_service.observability.redaction import is_own_name, is_own_word, redact, redact_text
+from exchange_service.printable import printable
 
 # Below INFO these libraries log statements with their parameters, requests with their headers, or whole answers.
 QUOTING_LOGGERS = ("aiosqlite", "ccxt", "psycopg", "redis", "sqlalchemy", "urllib3")
@@ -52,8 +53,10 @@ def configure_logging(level: str = "warning", style: str = "auto", stream: TextI
     """
     for_people = style == "console" or (style == "auto" and sys.stderr.isatty())
     _listen_to_libraries()
+    visible: list[Any] = []
     renderer: Any = structlog.processors.JSONRenderer()
     if for_people:
+        visible = [make_visible]
         # The pretty formatter would show the values of local variables.
         renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(
@@ -64,6 +67,7 @@ def configure_logging(level: str = "warning", style: str = "auto", stream: TextI
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             redact_event,
+            *visible,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
@@ -82,13 +86,30 @@ def add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) 
 
 def redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
     """A structlog processor: hide the secrets of an event."""
-    return {redact(name): _redact_field(name, value) for name, value in event.items()}
+    return {_redact_name(name): _redact_field(name, value) for name, value in event.items()}
+
+
+def make_visible(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """A structlog processor for terminals: escape what would move the cursor or forge a line. JSON does so itself."""
+    return {printable(name): _make_visible(name, value) for name, value in event.items()}
+
+
+def _make_visible(name: str, value: Any) -> Any:
+    # A traceback has several lines. What is no text is shown by its `repr`.
+    return printable(value, keep="\n\t" if name == "exception" else "") if isinstance(value, str) else value
+
+
+def _redact_name(name: str) -> str:
+    return name if is_own_name(name) else redact_text(name)
 
 
 def _redact_field(name: str, value: Any) -> Any:
     if name == REQUEST_ID and isinstance(value, str):
         # Most request ids are UUIDs, which look like keys.
         return redact_text(value, runs=False)
+    if is_own_word(name, value):
+        # None of these is a secret, and a text that a user has stored must not hide them in everybody's lines.
+        return redact_text(value, held=False)
     return redact(value, name)
 
 
@@ -114,7 +135,8 @@ class LibraryLines(logging.Handler):
         try:
             request_id = current_request_id()
             call = f" {REQUEST_ID}={redact_text(request_id, runs=False)}" if request_id else ""
-            sys.stderr.write(f"{redact(self.format(record))}{call}\n")
+            # Tracebacks have several lines.
+            sys.stderr.write(printable(f"{redact(self.format(record))}{call}", keep="\n\t") + "\n")
         except Exception:
             self.handleError(record)
 

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
+from exchange_service.addresses import host_of, is_ip_address, is_loopback_host, is_private_host
 from exchange_service.observability.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -45,8 +46,11 @@ class MetricsNotShown(Exception):
 class MetricsServer:
     """Serves `metrics` until it is closed. `address` is host:port, with the port that was taken."""
 
-    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
+    def __init__(self, metrics: Metrics, host: str, port: int, names: Sequence[str] = ()) -> None:
+        """`names`: further names by which readers may call the server."""
         self._metrics = metrics
+        self._names = frozenset((host.lower(), *(name.lower().rstrip(".") for name in names)))
+        self._on_loopback = is_loopback_host(host)
         self._loop = asyncio.get_running_loop()
         self._making = threading.Lock()
         self._next = 0.0
@@ -74,12 +78,26 @@ class MetricsServer:
         if environ.get("PATH_INFO") not in ("/", "/metrics") or environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
             start("404 Not Found", [("Content-Type", "text/plain")])
             return [b"This server has /metrics only.\n"]
+        if not self._is_expected(environ.get("HTTP_HOST", "")):
+            start("421 Misdirected Request", [("Content-Type", "text/plain")])
+            return [b"This server has another name; see the setting metrics_hosts.\n"]
         with self._making:
             time.sleep(max(0.0, self._next - time.monotonic()))
             self._refresh()
             body: Iterable[bytes] = self._inner(environ, start)
             self._next = time.monotonic() + _PAUSE
         return body
+
+    def _is_expected(self, header: str) -> bool:
+        """Whether the name that the reader has called is one of this server's.
+
+        Somebody's page, open in a browser that can reach the port, could have its own name lead here, and then read
+        what this server answers. It cannot do so with an address, nor with a name of a private network.
+        """
+        name = host_of(header).lower().rstrip(".")
+        if not header or name in self._names or is_loopback_host(name) or is_ip_address(name):
+            return True
+        return not self._on_loopback and is_private_host(name)
 
     def _refresh(self) -> None:
         """Let the event loop refresh the present state; if it takes too long, the state of the last time is shown."""

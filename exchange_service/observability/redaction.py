@@ -13,10 +13,29 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
 HIDDEN = "[hidden]"
+
+# A user stores these texts, and so decides what is searched for in everybody's lines: no more of them than an account
+# needs, and none so short that it is a word of ordinary lines. A PEM key has 50 lines.
+SHORTEST = 16
+MOST_TEXTS = 32
+_MOST_LINES = 64
+
+# What our own code calls things. No text that a user has stored may hide it: an event's name would be gone from
+# everybody's log. `tests/test_logs.py` sees to it that no line of ours has another event than such a name.
+EVENT_NAME = re.compile(r"[a-z_]+(?:\.[a-z_]+)*\Z")
+_FIELD_NAME = re.compile(r"[a-z_]{1,40}\Z")
+_LETTERS = re.compile(r"[A-Za-z_]{1,80}\Z")
+_WORD_OF_OURS = re.compile(r"[A-Za-z0-9_.:+ -]{1,80}\Z")
+_OWN_WORDS = {
+    "event": EVENT_NAME,
+    **dict.fromkeys(("level", "reason", "error", "purpose", "answer"), _LETTERS),
+    **dict.fromkeys(("timestamp", "exchange", "venue", "plugin", "user"), _WORD_OF_OURS),
+}
 
 # Characters of one line's text; a venue library can write 100 MB into a record.
 _LONGEST = 16_384
@@ -68,10 +87,11 @@ class LiveSecrets:
     A line is searched once, whatever their number: each position is looked up by its first characters.
     """
 
-    # A shorter text is a word that other lines hold too.
-    shortest = 8
+    shortest = SHORTEST
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST_TEXTS) -> None:
+        """`most`: how many texts one account may have hidden."""
+        self._most = most
         self._texts: Counter[str] = Counter()
         self._by_start: dict[str, set[str]] = {}
 
@@ -82,8 +102,10 @@ class LiveSecrets:
         return len(self._texts)
 
     def hold(self, texts: Iterable[str]) -> Held:
-        """Hide these texts from now on, until the result's `release` is called."""
-        forms = {form for text in texts for form in _forms(text) if len(form) >= self.shortest}
+        """Hide these texts from now on, until the result's `release` is called: of one account, the first so many that
+        are long enough."""
+        chosen = islice((text for text in dict.fromkeys(texts) if len(text) >= self.shortest), self._most)
+        forms = {form for text in chosen for form in _forms(text) if len(form) >= self.shortest}
         for form in forms:
             self._texts[form] += 1
             self._by_start.setdefault(form[: self.shortest], set()).add(form)
@@ -142,7 +164,7 @@ LIVE = LiveSecrets()
 
 def _forms(text: str) -> set[str]:
     """The forms in which a line may hold a secret: as it is, in a URL, in JSON, and each of its lines."""
-    lines = [line.strip() for line in text.splitlines()] if "\n" in text else []
+    lines = [line.strip() for line in text.splitlines()[:_MOST_LINES]] if "\n" in text else []
     return {text, quote(text, safe=""), quote(text), json.dumps(text)[1:-1], *lines}
 
 
@@ -152,6 +174,17 @@ def is_secret_name(name: str) -> bool:
     """Whether a value of this name is a secret; true for "api_key", "X-MBX-APIKEY" and "refreshToken"."""
     plain = _CAMEL.sub("_", name)
     return bool(_SECRET_NAME.search(plain)) and not _HARMLESS_NAME.search(plain)
+
+
+def is_own_name(name: str) -> bool:
+    """Whether this is the name of a field as our own code gives it."""
+    return _FIELD_NAME.match(name) is not None
+
+
+def is_own_word(name: str, value: object) -> bool:
+    """Whether a field of this name has a value that our code chose, such as an event's name or an error's reason."""
+    form = _OWN_WORDS.get(name)
+    return form is not None and isinstance(value, str) and form.match(value) is not None
 
 
 def redact(value: Any, name: str = "") -> Any:
@@ -195,12 +228,15 @@ def _represent(value: object) -> str:
         return f"<{type(value).__name__}>"
 
 
-def redact_text(text: str, *, runs: bool = True) -> str:
+def redact_text(text: str, *, runs: bool = True, held: bool = True) -> str:
     """The text without secrets, found by their value, by the name before them, or by their form.
 
-    `runs`: whether to hide long runs of random characters; not where a keyed hash is expected.
+    `runs`: whether to hide long runs of random characters; not where a keyed hash is expected. `held`: whether to look
+    for the secrets of open sessions; not in our own words.
     """
-    if len(text) > _LONGEST:
+    if not held:
+        text = text[:_LONGEST]
+    elif len(text) > _LONGEST:
         # The last word may be the cut-off beginning of a secret, which could not be recognised.
         text = f"{LIVE.hide_in(text, _LONGEST).rstrip(_OF_WORDS)}… ({len(text)} characters)"
     else:

@@ -39,7 +39,10 @@ class AccountDirectory:
 
     def find(self, user_id: str, selector: Selector) -> tuple[Account, Listing]:
         """The account that is selected, and its listing. Raises what `Registry.account` raises."""
-        return self.registry.account(user_id, selector.exchange_id, selector.environment, selector.account_type)
+        # No similar id is looked for: a stream may name hundreds, and the search would delay every other caller.
+        return self.registry.account(
+            user_id, selector.exchange_id, selector.environment, selector.account_type, suggest=False
+        )
 
     async def stored(self, user_id: str) -> list[Selector]:
         """Selectors of the user's stored accounts. Raises StoreUnavailable."""

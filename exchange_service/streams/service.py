@@ -93,10 +93,8 @@ class Streams:
         """
         if self._closed:
             raise _shutting_down()
-        most = self._settings.max_accounts
-        for field, entries in (("accounts", selectors), ("known", known)):
-            if len(entries) > most:
-                raise FieldInvalid(field, f"one stream can follow at most {most} accounts.")
+        check_number("accounts", len(selectors), self.max_accounts)
+        check_number("known", len(known), self.max_accounts)
         subscription = self._make_subscription(user_id, min_interval)
         self._subscriptions.add(subscription)
         try:
@@ -105,6 +103,11 @@ class Streams:
         finally:
             self._subscriptions.discard(subscription)
             subscription.close()
+
+    @property
+    def max_accounts(self) -> int:
+        """How many accounts one stream may follow."""
+        return self._settings.max_accounts
 
     def counts(self) -> tuple[int, int]:
         """How many feeds run, and how many subscriptions are open."""
@@ -144,6 +147,12 @@ def _make_feed(polling: Polling, on_event_age: Callable[[float], None], account:
         within_grace=polling.balances.within_grace,
         on_event_age=on_event_age,
     )
+
+
+def check_number(field: str, number: int, most: int) -> None:
+    """Raise FieldInvalid if a stream names more accounts in this field than it may follow."""
+    if number > most:
+        raise FieldInvalid(field, f"one stream can follow at most {most} accounts.")
 
 
 def _shutting_down(delay: float | None = None) -> ShuttingDown:

@@ -219,7 +219,8 @@ class GetBalanceRequest(google.protobuf.message.Message):
     def max_age(self) -> google.protobuf.duration_pb2.Duration:
         """The greatest age of a cached balance that the caller accepts. Unset: 30 seconds, or the operator's setting. Zero:
         ask the venue now, or share the answer to a request that is already in progress; if that fails, the call fails
-        instead of returning the last good balance.
+        instead of returning the last good balance. Less than half of the operator's setting, or less than 5 seconds if that
+        is less, counts against the caller's quota of forced refreshes unless a cached balance is young enough.
         """
 
     def __init__(

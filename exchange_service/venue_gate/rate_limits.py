@@ -19,6 +19,8 @@ from exchange_service.model import RateLimit
 RESERVE = 0.2
 # The part of a limit by address that one account may use: another one finds permits whatever it does.
 OF_ONE = 0.5
+# The same for as long as another account's calls find no permits.
+OF_ONE_BESIDE_OTHERS = 0.25
 # A batch of permits is at most this part of a window's, and lasts for this part of the window.
 _BATCHES = 20
 # Seconds for which a Redis that did not answer is not asked again.
@@ -137,6 +139,8 @@ class RateLimiter:
         self._others: dict[str, tuple[int, float]] = {}
         # A limit by key is one account's alone.
         self._of_accounts: LRUCache[str, Window] | None = None if limit.scope == "key" else LRUCache(_MOST_ACCOUNTS)
+        # The last two accounts that found no permits although they had not used up their part, until when that counts.
+        self._short: dict[str, float] = {}
         self._asking = asyncio.Lock()
 
     def _allowed(self, polling: bool) -> int:
@@ -175,12 +179,30 @@ class RateLimiter:
         window = self._of_accounts.get(account)
         if window is None:
             window = self._of_accounts[account] = Window(self.limit.seconds)
-        allowed = max(self.limit.cost, int(self._allowed(polling) * OF_ONE) // self._replicas)
+        part = OF_ONE_BESIDE_OTHERS if self._others_are_short(account, now) else OF_ONE
+        allowed = max(self.limit.cost, int(self._allowed(polling) * part) // self._replicas)
         wait = window.wait(self.limit.cost, allowed, now)
         if not wait:
             window.add(self.limit.cost, now)
             return 0.0
         return min(max(_LEAST_WAIT, wait), self.limit.seconds)
+
+    def _note_shortage(self, account: str, now: float) -> None:
+        """A caller has found no permits for the account: for a while others may use less, unless this one has used more
+        than that itself, or knows of the shortage from the venue alone."""
+        window = self._of_accounts.get(account) if self._of_accounts is not None else None
+        if window is None or window.used(now) > max(self.limit.cost, int(self.limit.count * OF_ONE_BESIDE_OTHERS)):
+            return
+        if self._shared is None and not self._window.wait(self.limit.cost, self.limit.count, now):
+            return
+        self._short.pop(account, None)
+        self._short[account] = now + self.limit.seconds
+        if len(self._short) > 2:
+            # With two of them each account has another one.
+            del self._short[next(iter(self._short))]
+
+    def _others_are_short(self, account: str, now: float) -> bool:
+        return any(now < until and name != account for name, until in self._short.items())
 
     def return_part(self, account: str, now: float) -> None:
         """Return what `take_part` took: the venue was not asked after all."""
@@ -207,6 +229,12 @@ class RateLimiter:
 
     async def acquire(self, polling: bool, account: str = "") -> float:
         """Take a balance's cost. Returns zero, or the seconds until it is worth trying again."""
+        wait = await self._acquire(polling, account)
+        if wait and not polling:
+            self._note_shortage(account, asyncio.get_running_loop().time())
+        return wait
+
+    async def _acquire(self, polling: bool, account: str) -> float:
         clock = asyncio.get_running_loop().time
         if self._shared is None:
             return self._acquire_alone(polling, clock(), account)

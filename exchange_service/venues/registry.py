@@ -20,6 +20,9 @@ from exchange_service.venues.loading import (
 )
 from exchange_service.venues.manifests import ManifestReply, PluginRejected, refreshed_manifest, validate_manifest
 
+# Longer than this is no slip of the pen for any id, and the search takes longer the longer the text is.
+_LONGEST_SLIP = 40
+
 
 @dataclass(frozen=True, slots=True)
 class PluginProblem:
@@ -110,24 +113,27 @@ class Registry:
         )
         return winner, PluginProblem(loser.plugin.info, reason)
 
-    def find(self, exchange_id: str) -> Listing:
-        """The listing with this id, case ignored; else ExchangeUnknown, which names a similar id."""
+    def find(self, exchange_id: str, *, suggest: bool = True) -> Listing:
+        """The listing with this id, case ignored; else ExchangeUnknown. With `suggest` it names a similar id; to search
+        for one takes a millisecond."""
         listing = self.listings.get(exchange_id.strip().lower())
         if listing is not None:
             return listing
-        near = difflib.get_close_matches(exchange_id.lower(), self.listings, n=1)
+        near: list[str] = []
+        if suggest and len(exchange_id) <= _LONGEST_SLIP:
+            near = difflib.get_close_matches(exchange_id.lower(), self.listings, n=1)
         advice = f"Did you mean {near[0]!r}?" if near else "See `exchange-service exchanges` for all ids."
         raise ExchangeUnknown(f"No exchange has the id {exchange_id[:64]!r}.", advice=advice)
 
     def account(
-        self, user_id: str, exchange_id: str, environment: str, account_type: str = ""
+        self, user_id: str, exchange_id: str, environment: str, account_type: str = "", *, suggest: bool = True
     ) -> tuple[Account, Listing]:
         """The account that a request names, with the environment's own name for an alias, and its listing.
 
-        Raises ExchangeUnknown, NotSupported for a sandbox that the venue does not have, and FieldInvalid for any other
-        unknown environment and for an unknown account type.
+        `suggest` as in `find`. Raises ExchangeUnknown, NotSupported for a sandbox that the venue does not have, and
+        FieldInvalid for any other unknown environment and for an unknown account type.
         """
-        listing = self.find(exchange_id)
+        listing = self.find(exchange_id, suggest=suggest)
         metadata = listing.metadata
         known = metadata.environment(environment)
         if known is not None:

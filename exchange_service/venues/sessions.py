@@ -226,7 +226,8 @@ def _secret_texts(credential: Credential, metadata: ExchangeMetadata) -> Iterato
     for name in SECRET_FIELDS:
         if declared.get(name, True):
             yield getattr(credential, name).reveal()
-    for name, value in credential.metadata.items():
+    # Declared ones first, because only so many are held.
+    for name, value in sorted(credential.metadata.items(), key=lambda item: item[0] not in declared):
         if declared.get(name, is_secret_name(name)):
             yield from _texts_in(value)
 

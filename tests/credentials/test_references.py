@@ -35,6 +35,14 @@ class FakeStore:
             raise error
         return None if version is None else CredentialReference(account, account, version)
 
+    async def accounts(self, user_id: str) -> list[Account]:
+        self.requests += 1
+        version, error = self.version, self.error
+        await self.gate.wait()
+        if error is not None:
+            raise error
+        return [] if version is None else [OANDA]
+
     async def open(self, reference: CredentialReference) -> Credential:
         return FULL
 

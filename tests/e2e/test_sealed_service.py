@@ -185,7 +185,7 @@ class TestWrongKeys:
         reports: list[bool] = []
         looking, looked = asyncio.Event(), asyncio.Event()
 
-        async def slow(_: Any) -> key_check.KeyCheck:
+        async def slow(*_: Any) -> key_check.KeyCheck:
             looking.set()
             await looked.wait()
             return key_check.KeyCheck((), True)

@@ -196,7 +196,7 @@ class TestPostgres:
             self.insert(owner, other, "oanda", environment=None, api_key=TOKEN, metadata={})
             async with serving(tmp_path, database_url=owner, venue_urls={"oanda": venue.url}) as running:
                 chosen = (await running.client.get_balance(user, "oanda")).balance
-                every = (await running.client.get_balance(other.upper(), "oanda")).balance
+                every = (await running.client.get_balance(other, "oanda")).balance
                 async with streaming(running, user=user) as stream:
                     followed = (await stream.next_of("balance")).balance
         assert [account.id for account in chosen.venue_accounts] == [ACCOUNT]

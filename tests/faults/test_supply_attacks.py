@@ -238,3 +238,21 @@ class TestAudit:
     def test_a_failing_audit_program_fails_the_audit(self, audit: ModuleType, tmp_path: Path) -> None:
         well = [{"name": name, "version": "1", "vulns": []} for name in audit.locked_names(audit.LOCK.read_text())]
         assert audit.main(*auditor(tmp_path, {"dependencies": well}, code=1)) == 1
+
+
+@pytest.mark.threat("T20")
+def test_no_tool_is_installed_without_its_hash() -> None:
+    """Also those that compile and check the locks."""
+    for line in (ROOT / "Makefile").read_text().splitlines():
+        if ("pip install" in line and not line.startswith("PIP_INSTALL =")) or "PIP_INSTALL)" in line:
+            # Our own projects have no hash, and bring nothing with them.
+            assert "--require-hashes" in line or "--no-deps" in line, line
+    assert set(pins(ROOT / "requirements" / "lock.lock")) == {"uv"}
+    assert "pip-audit" in pins(ROOT / "requirements" / "audit.lock")
+
+
+@pytest.mark.threat("T20")
+def test_the_images_base_can_be_given_by_its_digest() -> None:
+    text = (ROOT / "deploy" / "Dockerfile").read_text()
+    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["${BASE}", "${BASE}"]
+    assert "@sha256:" in text

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pluggy
 
@@ -151,7 +151,24 @@ __all__ = [
 API_VERSION = 1
 
 hookspec = pluggy.HookspecMarker("exchange_service")
-hookimpl = pluggy.HookimplMarker("exchange_service")
+
+# A hook as a type checker accepts it. One of another form is refused by the service too, when it is loaded.
+_Hook = TypeVar(
+    "_Hook",
+    bound="Callable[[], Manifest] | Callable[[VenueCall], Coroutine[Any, Any, Balance]] | "
+    "Callable[[VenueCall], AsyncIterator[Balance]] | Callable[[VenueCall], Coroutine[Any, Any, KeyRights]] | "
+    "Callable[[], Coroutine[Any, Any, Manifest | None]]",
+)
+
+
+class _HookMarker(Protocol):
+    """The type of `hookimpl`: it returns the function that it marks."""
+
+    def __call__(self, function: _Hook, /) -> _Hook:
+        """Mark the function as a hook."""
+
+
+hookimpl: _HookMarker = pluggy.HookimplMarker("exchange_service")
 
 
 class Response(Protocol):

@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "startup_checks": {"identity", "settings", "venues"},
     "streams": {"balances", "errors", "model", "venues", "wire"},
     "tasks": set(),
-    "testing": {"plugin_api", "pytest_plugin", "venues"},
+    "testing": {"model", "plugin_api", "pytest_plugin", "venues"},
     "v1": set(),
     "venue_gate": {"cache", "errors", "model", "observability", "venues", "wire"},
     "venues": {"credentials", "errors", "model", "observability", "plugin_api", "plugin_kit", "tasks", "wire"},

@@ -55,7 +55,7 @@ def list_installed(registry: Registry) -> plugin_service_pb2.ListPluginsResponse
             _plugin_message(plugin, [item.metadata for item in listings if item.plugin is plugin])
             for plugin in registry.plugins
         ],
-        problems=[problem_message(problem.plugin, problem.reason) for problem in registry.problems],
+        problems=[problem_message(problem.plugin, problem.reason, problem.notice) for problem in registry.problems],
     )
 
 

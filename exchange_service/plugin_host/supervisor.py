@@ -13,7 +13,7 @@ import structlog
 
 from exchange_service.errors import PluginUnavailable
 from exchange_service.plugin_host.health import check_health
-from exchange_service.plugin_host.launch import ProcessPolicy, StartFailed
+from exchange_service.plugin_host.launch import PluginChanged, ProcessPolicy, StartFailed
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
 from exchange_service.plugin_host.restart_policy import HEALTH_CHECK_INTERVAL, LEAST_PAUSE, RestartPolicy
 
@@ -68,6 +68,8 @@ class Supervisor:
         self._restart_count = 0
         self._last_end = ""
         self._closed = False
+        # Whether the last attempt to start it found another plugin than the service has loaded.
+        self._changed = False
 
     @property
     def running(self) -> PluginProcess | None:
@@ -97,6 +99,11 @@ class Supervisor:
             self._begin_start()
         assert self._starting is not None
         await asyncio.wait({self._starting}, timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
+        if self.running is None and self._changed:
+            raise PluginUnavailable(
+                f"The plugin {self.policy.name} was changed since the service loaded it.",
+                advice="The operator has to restart the service.",
+            )
         if self.running is None:
             raise _unavailable(self.policy.name, "is being started" if self._starting else "could not be started")
         return self.running
@@ -126,6 +133,7 @@ class Supervisor:
         try:
             process = await PluginProcess.start(self.policy, self._config())
         except StartFailed as failure:
+            self._changed = isinstance(failure, PluginChanged)
             self._restart_after(str(failure), 0.0)
             return
         self._use(process)
@@ -140,6 +148,7 @@ class Supervisor:
     def _use(self, process: PluginProcess) -> None:
         """From now on calls go to this process."""
         self._process = process
+        self._changed = False
         self._restarts.process_started()
         process.ended.add_done_callback(lambda ended: self._lose(process, _end_reason(ended)))
         if self._watching is not None:
@@ -171,7 +180,8 @@ class Supervisor:
         self._cancel_timer()
         self._timer = asyncio.get_running_loop().call_later(pause, self._begin_start)
         log.warning("plugin_host.ended", plugin=self.policy.name, reason=reason, again_in=round(pause, 1))
-        self._set_trouble(f"The process of its plugin is down and is being started again. {reason}")
+        down = "" if self._changed else "The process of its plugin is down and is being started again. "
+        self._set_trouble(f"{down}{reason}")
 
     def _set_trouble(self, trouble: str) -> None:
         self.trouble = trouble

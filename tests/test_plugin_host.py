@@ -506,7 +506,8 @@ class TestEnds:
             await running.store("guest", user="bob", metadata={"deed": "block"})
             with pytest.raises(ServiceError) as caught:
                 await running.client.get_balance("bob", "guest")
-            assert caught.value.reason == "VENUE_TIMEOUT"
+            # The venue was never asked.
+            assert caught.value.reason == "PLUGIN_UNAVAILABLE"
             await eventually(lambda: serves_again(running, before["process"]), "another process")
             assert "blocked its event loop" in (await process_of(running)).last_end
 

@@ -160,6 +160,7 @@ EXPORTS: dict[str, set[str]] = {
         "ExchangeMetadata",
         "KeyRights",
         "Manifest",
+        "ModelError",
         "PluginInfo",
         "RateLimit",
         "Secret",
@@ -167,6 +168,8 @@ EXPORTS: dict[str, set[str]] = {
         "Trouble",
         "VenueAccount",
         "VenueReports",
+        "WrongType",
+        "WrongValue",
     },
 }
 # Single names within modules that are otherwise our own.

@@ -91,22 +91,23 @@ class Supervisor:
         if self.running is not None:
             return self.running
         if self._closed:
-            raise _unavailable(self.policy.name, "is being ended")
+            raise self._unavailable("is being ended")
         if self._starting is None:
             delay = self._restarts.restart_delay()
             if delay > 0:
-                raise _unavailable(self.policy.name, "is down and is started again soon", retry_after=delay)
+                raise self._unavailable("is down and is started again soon", retry_after=delay)
             self._begin_start()
         assert self._starting is not None
         await asyncio.wait({self._starting}, timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
-        if self.running is None and self._changed:
-            raise PluginUnavailable(
-                f"The plugin {self.policy.name} was changed since the service loaded it.",
-                advice="The operator has to restart the service.",
-            )
         if self.running is None:
-            raise _unavailable(self.policy.name, "is being started" if self._starting else "could not be started")
+            raise self._unavailable("is being started" if self._starting else "could not be started")
         return self.running
+
+    def _unavailable(self, state: str, retry_after: float | None = None) -> PluginUnavailable:
+        if self._changed:
+            text = f"The plugin {self.policy.name} was changed since the service loaded it."
+            return PluginUnavailable(text, advice="The operator has to restart the service.", retry_after=retry_after)
+        return PluginUnavailable(f"The process of the plugin {self.policy.name} {state}.", retry_after=retry_after)
 
     def start(self) -> None:
         """Begin to start the process, unless it runs or is about to."""
@@ -254,10 +255,6 @@ class Supervisor:
 def _end_reason(ended: asyncio.Task[str]) -> str:
     known = not ended.cancelled() and ended.exception() is None
     return ended.result() if known else "Its end was not seen."
-
-
-def _unavailable(plugin: str, state: str, retry_after: float | None = None) -> PluginUnavailable:
-    return PluginUnavailable(f"The process of the plugin {plugin} {state}.", retry_after=retry_after)
 
 
 class _Endings:

@@ -58,7 +58,7 @@ def manifest_faults(manifest: object) -> Iterator[str]:
             "Install a matching release of one of them."
         )
         return
-    wrong = [f"In its manifest {sentence}" for sentence in wrong_types(manifest)]
+    wrong = [f"In its manifest, {sentence}" for sentence in wrong_types(manifest)]
     yield from wrong or broken_rules(manifest)
 
 

@@ -9,10 +9,10 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: run replicas test check bench soak protos lock docs audit clean help
+.PHONY: run replicas test two-users check bench soak protos lock docs audit clean help
 
 help:  ## Show the verbs
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "python 3.11 or newer is needed, this is " + sys.version'
@@ -59,6 +59,10 @@ check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos
 	@if [ -f protos/released.binpb ]; then cd protos && ../$(BIN)/buf breaking --against released.binpb; \
 	else echo "buf breaking: skipped, nothing has been released yet"; fi
 	scripts/protos --check
+
+# SECONDS=20 for a short one.
+two-users: $(VENV)/.dev  ## Watch for two minutes whether one user's bad answers reach another user
+	EXCHANGE_SERVICE_BAD_SECONDS=$(or $(SECONDS),120) $(BIN)/python -m pytest -q -n0 -s tests/e2e/test_two_users.py
 
 # One by its name: make bench ONLY=streams; SECONDS=60 watches the streams for so long.
 bench: $(VENV)/.dev  ## Measure against ceilings, and print the table

@@ -164,6 +164,7 @@ async def serving(
         **_SETTINGS,
         **settings,
     }
+    named = {"shutdown_delay": "0", **named}
     variables = {f"EXCHANGE_SERVICE_{name.upper()}": value for name, value in named.items()}
     path = {
         "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(made.folder)))),

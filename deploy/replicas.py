@@ -132,6 +132,8 @@ async def run(first_port: int, sqlite: bool) -> int:
             "EXCHANGE_SERVICE_CACHE_URL": f"redis://127.0.0.1:{redis.port}/0",
             "EXCHANGE_SERVICE_HASH_KEY": secrets.token_hex(16),
             "EXCHANGE_SERVICE_REPLICAS": str(REPLICAS),
+            # No load balancer has to notice their end.
+            "EXCHANGE_SERVICE_SHUTDOWN_DELAY": "0",
             "EXCHANGE_SERVICE_VENUE_URLS": json.dumps({"oanda": venue.url}),
         }
         await store_demo_account(venue, environment)

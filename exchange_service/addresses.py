@@ -1,13 +1,53 @@
-"""Addresses of services: whether one is on this machine."""
+"""Addresses of services: whether one is on this machine or in a private network, and URLs that say what they mean."""
 
 from __future__ import annotations
 
 import ipaddress
+import re
+
+# A percent sign that does not begin an encoded byte.
+_LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+# How gRPC writes what a name stands for, before one or several host:port.
+_SCHEMES = ("dns:///", "dns:", "ipv4:", "ipv6:")
+_UNIX = ("unix:", "unix-abstract:")
+# The ends of names that only private networks know.
+_PRIVATE_ENDS = (".local", ".internal", ".svc", ".lan", ".home.arpa", ".localhost")
 
 
 def is_loopback(address: str) -> bool:
-    """Whether a service's address, host:port or unix:path, is on this machine."""
-    return address.startswith("unix:") or is_loopback_host(address.rpartition(":")[0].strip("[]"))
+    """Whether a service's address is on this machine: host:port, unix:path, or as gRPC writes several of them."""
+    return address.startswith(_UNIX) or all(is_loopback_host(host) for host in _hosts(address))
+
+
+def is_private(address: str) -> bool:
+    """Whether a service's address is on this machine or in a private network, where no proxy leads."""
+    return address.startswith(_UNIX) or all(_is_private_host(host) for host in _hosts(address))
+
+
+def _hosts(address: str) -> list[str]:
+    for scheme in _SCHEMES:
+        if address.startswith(scheme):
+            address = address.removeprefix(scheme)
+            break
+    return [_host(part) for part in address.split(",")]
+
+
+def _host(part: str) -> str:
+    """The host of host:port or [address]:port, or of one without a port."""
+    host, colon, _ = part.rpartition(":")
+    return (host if colon else part).strip("[]")
+
+
+def _is_private_host(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        name = host.rstrip(".").lower()
+        # A name of one word is one of this network's own.
+        return "." not in name or name.endswith(_PRIVATE_ENDS)
+    return address.is_private or address.is_link_local or address.is_loopback
 
 
 def is_loopback_host(host: str) -> bool:
@@ -19,3 +59,22 @@ def is_loopback_host(host: str) -> bool:
     except ValueError:
         # Any other name, "127.example.com" too, may lead to another machine.
         return False
+
+
+def encoding_problem(url: str) -> str:
+    """What is wrong with the characters of a URL that may hold a password, without a part of it; empty if nothing is.
+
+    A character such as # ends the address early if it is not encoded, and the rest of the password is then read as
+    something else.
+    """
+    _, _, rest = url.partition("://")
+    userinfo = rest.rpartition("@")[0]
+    found = [name for name in "#/?@[]" if name in userinfo]
+    if "#" in rest and "#" not in found:
+        found.append("#")
+    if _LONE_PERCENT.search(userinfo):
+        found.append("%")
+    if not found:
+        return ""
+    codes = ", ".join(f"{name} as %{ord(name):02X}" for name in found)
+    return f"it holds characters that have a meaning in a URL: percent-encode the password ({codes})"

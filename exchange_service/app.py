@@ -28,10 +28,11 @@ from exchange_service.credentials.configured import configured_hash_key, open_co
 from exchange_service.credentials.key_check import KeyWatch
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore
+from exchange_service.grpc_server.certificates import CertificateFiles, RenewedCertificates, watch_ends
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.grpc_server.plugin_servicer import PluginServicer
 from exchange_service.grpc_server.requests import RequestReader
-from exchange_service.grpc_server.server import Server, credentials, listen
+from exchange_service.grpc_server.server import BindError, Server, listen
 from exchange_service.grpc_server.servicer import Servicer
 from exchange_service.grpc_server.write_limit import WriteLimit
 from exchange_service.identity.authenticator import Authenticator
@@ -79,6 +80,7 @@ class Service:
     streams: Streams
     key_watch: KeyWatch
     metrics: Metrics
+    status: VenueStatus
     # The address of the metrics, with the port that was taken; empty if they are not served.
     metrics_address: str
     _stack: AsyncExitStack
@@ -88,10 +90,14 @@ class Service:
         """Where it listens, with the port that was taken."""
         return self.server.address
 
-    async def stop(self) -> None:
-        """Say NOT_SERVING, end the streams with a reason, give calls their grace, then close everything."""
+    async def stop(self, delay: float = 0.0) -> None:
+        """Say NOT_SERVING, and serve on for `delay` seconds; then end the streams with a reason, give calls their
+        grace, and close everything."""
         self.key_watch.end()
         await self.server.set_serving(False)
+        if delay:
+            log.info("service.leaving", seconds=delay)
+            await asyncio.sleep(delay)
         await self.streams.close()
         # Shortly before the grace is over, what still waits for a venue is told why, instead of being cut off.
         asyncio.get_running_loop().call_later(max(0.0, self.settings.shutdown_grace - 0.3), self.balances.end)
@@ -100,18 +106,25 @@ class Service:
 
     async def run_until_signal(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT, then stop. `ready` is called once they are heeded."""
-        stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
+        stopping: asyncio.Future[signal.Signals] = loop.create_future()
+
+        def heed(name: signal.Signals) -> None:
+            if not stopping.done():
+                stopping.set_result(name)
+
         for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, stopping.set)
+            loop.add_signal_handler(name, heed, name)
+        delay = 0.0
         try:
             ready()
-            await stopping.wait()
+            # A person who interrupts waits for the end; an orchestrator's load balancer has to notice it first.
+            delay = self.settings.shutdown_delay if await stopping is signal.SIGTERM else 0.0
         finally:
             # A second signal ends the process at once.
             for name in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(name)
-            await self.stop()
+            await self.stop(delay)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +140,8 @@ class BalanceOptions:
 
 def open_balances(venues: Venues, references: CachedReferences, cache: Cache, options: BalanceOptions) -> Balances:
     """GetBalance's use case. The road of a fetch is one line: each layer has the next one inside."""
-    freshness, backoff, gate, refusals = options.freshness, options.backoff, options.gate, Refusals()
+    freshness, backoff, gate = options.freshness, options.backoff, options.gate
+    refusals = Refusals(freshness.was_good_lately)
     cached = CachedBalances(cache, max(freshness.stale_grace, freshness.max_age))
     seconds, done, now = options.venue_timeout, refusals.on_fetch_done, freshness.now
     road = SingleFlight(Leased(Gated(Instrumented(venues, gate.metrics), gate), cached, backoff, now), seconds, done)
@@ -219,11 +233,12 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     for work, name in (
         (_refresh_manifests(registry, venues), "newer manifests"),
         (key_watch.run(server.set_serving), "proof of keys"),
+        *([] if (files := certificate_files(settings)) is None else [(watch_ends(files), "ends of certificates")]),
     ):
         stack.push_async_callback(_end, asyncio.create_task(work, name=name))
     exchanges, serving = len(registry.listings), who_may_call(settings)
     log.info("service.listening", address=server.address, exchanges=exchanges, serving=serving)
-    parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics)
+    parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics, status)
     return Service(settings, server, *parts, metrics_address, stack)
 
 
@@ -295,6 +310,7 @@ def open_venues(
         memory=settings.plugin_memory,
         processes=settings.plugin_process_counts,
         start_at_once=settings.plugin_start == "at-once",
+        outgoing_address=settings.outgoing_address or "",
     )
     return PluginClients(
         registry,
@@ -352,11 +368,21 @@ def _serve_metrics(metrics: Metrics, settings: Settings, stack: AsyncExitStack) 
 async def _listen(
     settings: Settings, services: Sequence[ServiceMethods], authenticator: Authenticator, metrics: Metrics
 ) -> Server:
-    tls = None
-    if settings.tls_certificate and settings.tls_key:
-        tls = credentials(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+    files = certificate_files(settings)
+    try:
+        tls = None if files is None else RenewedCertificates(files).credentials()
+    except (OSError, ValueError):
+        # The library's text may name what is in the file.
+        raise BindError("tls_certificate and tls_key cannot be read, or do not match.") from None
     reflect = settings.loopback if settings.reflection is None else settings.reflection
     return await listen(services, authenticator, settings.address, tls=tls, reflect=reflect, metrics=metrics)
+
+
+def certificate_files(settings: Settings) -> CertificateFiles | None:
+    """The files of the server's TLS identity; None without TLS."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return CertificateFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -91,6 +91,7 @@ class Catalogue:
         return self._entries
 
     def _generation(self) -> tuple[int, int]:
+        self._status.pass_time()
         return (self._registry.generation, self._status.generation)
 
     def _entry(self, listing: Listing) -> _Entry:

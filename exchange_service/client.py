@@ -20,7 +20,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
-from exchange_service.addresses import is_loopback
+from exchange_service.addresses import is_loopback, is_private
 from exchange_service.errors import (
     DeadlinePassed,
     FieldInvalid,
@@ -55,6 +55,8 @@ _OPTIONS = (
 )
 _RESUMABLE = (ShuttingDown, StreamLifetimeReached, StoreUnavailable)
 _LONGEST_PAUSE = 30.0
+# The most that a request takes.
+_MOST_ACCOUNTS = 200
 
 
 class ServiceUnreachable(ServiceError):
@@ -86,8 +88,8 @@ class ExchangeServiceClient:
         self._address = address
         self._metadata = (*metadata, ("authorization", f"Bearer {token}")) if token else tuple(metadata)
         self._timeout = timeout
-        # By default gRPC sends a call to this machine, with its token, through the proxy that the environment names.
-        all_options = [*_OPTIONS, ("grpc.enable_http_proxy", 0 if local else 1), *options]
+        # By default gRPC sends a call to our own network, with its token, through the proxy that the environment names.
+        all_options = [*_OPTIONS, ("grpc.enable_http_proxy", 0 if is_private(address) else 1), *options]
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(address, options=all_options)
         else:
@@ -199,10 +201,25 @@ class ExchangeServiceClient:
         """Yield the events of a user's accounts, until an error is raised or you stop iterating. No `accounts`: all.
 
         `min_interval` is the least number of seconds between two balances of one account, 0 to 3600; 0 is every change.
-        With `resume` the stream is opened again if the service restarts or cannot be reached, and yields only what has
-        changed meanwhile; `on_interruption` is called with each error that ended it. Raises ServiceError.
+        With `resume` the stream is opened again if the service restarts or can no longer be reached, and yields a
+        heartbeat and then only what has changed meanwhile; `on_interruption` is called with each error that ended it.
+        Raises ServiceError; also with `resume` if nothing was ever reached at the address.
         """
         position = _StreamPosition(user_id, accounts, min_interval)
+        connected = asyncio.ensure_future(self._channel.channel_ready())
+        try:
+            async for event in self._resumed(position, resume, connected, on_interruption):
+                yield event
+        finally:
+            connected.cancel()
+
+    async def _resumed(
+        self,
+        position: _StreamPosition,
+        resume: bool,
+        connected: asyncio.Future[None],
+        on_interruption: Callable[[ServiceError], None] | None,
+    ) -> AsyncIterator[StreamBalancesResponse]:
         pause = 0.0
         while True:
             try:
@@ -212,7 +229,8 @@ class ExchangeServiceClient:
                     yield event
                 raise ServiceUnreachable(f"The service at {self._address} ended the stream without a reason.")
             except (*_RESUMABLE, ServiceUnreachable) as error:
-                if not resume:
+                # An address that was never right does not become so by waiting.
+                if not resume or (isinstance(error, ServiceUnreachable) and not connected.done()):
                     raise
                 if on_interruption is not None:
                     on_interruption(error)
@@ -255,28 +273,36 @@ class ExchangeServiceClient:
 
 
 class _StreamPosition:
-    """What a stream follows, and the newest version of each account: enough to open the stream again."""
+    """What a stream follows, as the caller spelled it, and the newest version of each account, as the events name it:
+    enough to open the stream again."""
 
     def __init__(self, user_id: str, accounts: Sequence[AccountSelector], min_interval: float) -> None:
         self._user_id = user_id
         self._min_interval = min_interval
-        self._versions = {
-            (selector.exchange_id, selector.environment or "production", selector.account_type): selector.known_version
-            for selector in accounts
-        }
+        self._accounts = list(accounts)
+        self._versions: dict[tuple[str, str, str], int] = {}
 
     def request(self) -> StreamBalancesRequest:
         """The request that goes on from here."""
-        selectors = [
+        known = [
             AccountSelector(
                 exchange_id=exchange_id, environment=environment, account_type=account_type, known_version=version
             )
             for (exchange_id, environment, account_type), version in self._versions.items()
         ]
-        request = StreamBalancesRequest(user_id=self._user_id, accounts=selectors)
+        accounts = [self._with_version(selector) for selector in self._accounts]
+        request = StreamBalancesRequest(user_id=self._user_id, accounts=accounts, known=known[-_MOST_ACCOUNTS:])
         if self._min_interval:
             request.min_interval.CopyFrom(_duration(self._min_interval))
         return request
+
+    def _with_version(self, selector: AccountSelector) -> AccountSelector:
+        """The selector with its newest version, for services that do not read `known` yet."""
+        key = (selector.exchange_id, selector.environment or "production", selector.account_type)
+        made = AccountSelector()
+        made.CopyFrom(selector)
+        made.known_version = self._versions.get(key, selector.known_version)
+        return made
 
     def advance(self, event: StreamBalancesResponse) -> None:
         """Take over the version of a balance."""
@@ -284,9 +310,8 @@ class _StreamPosition:
             return
         balance = event.balance.balance
         key = (balance.exchange_id, balance.environment, balance.account_type)
-        # An alias of an environment is not added: it would count as one more account.
-        if key in self._versions:
-            self._versions[key] = max(self._versions[key], balance.version)
+        # The newest last: a stream of all accounts may have followed some that are gone.
+        self._versions[key] = max(self._versions.pop(key, 0), balance.version)
 
 
 def _duration(seconds: float) -> Duration:

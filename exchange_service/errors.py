@@ -66,6 +66,8 @@ class ServiceError(Exception):
     given_delay: float | None = None
     # False if the venue gate raised it, so that no venue was asked.
     venue_was_asked: bool = True
+    # True if a poll found our own requests to the venue used up, or no slot free: nothing has failed, it is late.
+    late: bool = False
 
     def __init__(self, message: str, *, retry_after: float | None = None, advice: str | None = None) -> None:
         self.advice = None if advice is None else _sendable(advice, _LONGEST_ADVICE)

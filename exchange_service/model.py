@@ -120,13 +120,18 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class CredentialField:
-    """One input of a user: `name` is api_key, api_secret, passphrase or a key of the metadata."""
+    """One input of a user: `name` is api_key, api_secret, passphrase or a key of the metadata.
+
+    `private_keys` are the kinds of private key in lines (PEM) that it takes: rsa, ed25519 or p256. Empty: it takes one
+    line of text. None: not said, so the text is stored as it is given.
+    """
 
     name: str
     label: str
     required: bool = True
     secret: bool = True
     description: str = ""
+    private_keys: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,10 +332,11 @@ class AssetBalance:
         _check_amounts(self, skip=frozenset({"asset", "venue_asset"}))
 
     def mismatch(self) -> bool:
-        """Whether all three numbers are known, and `free` and `used` do not add up to `total`."""
-        if self.total is None or self.free is None or self.used is None:
+        """Whether `free` and `used` do not add up to `total`, or the only one of them that is known is larger."""
+        parts = [part for part in (self.free, self.used) if part is not None]
+        if self.total is None or not parts:
             return False
-        return exact_sum((self.free, self.used)) != self.total
+        return exact_sum(parts) != self.total if len(parts) == 2 else parts[0] > self.total
 
     def is_zero(self) -> bool:
         """Whether at least one amount is known, and all known ones are zero."""

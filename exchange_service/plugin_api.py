@@ -64,6 +64,8 @@ from exchange_service.model import (
     VenueReports,
 )
 from exchange_service.plugin_kit.credential_fields import read_metadata, required_text, wallet_address
+from exchange_service.plugin_kit.gateways import gateway_error
+from exchange_service.plugin_kit.key_texts import KEY_KINDS, PrivateKey, clean_text, private_key
 from exchange_service.plugin_kit.payload import (
     amount,
     as_list,
@@ -85,6 +87,7 @@ __all__ = [
     "ALL_ACCOUNT_TYPES",
     "API_VERSION",
     "ASSET_CLASSES",
+    "KEY_KINDS",
     "PRODUCTION",
     "SANDBOX",
     "SECRET_FIELDS",
@@ -107,6 +110,7 @@ __all__ = [
     "Manifest",
     "NotSupported",
     "PermissionMissing",
+    "PrivateKey",
     "RateLimit",
     "RegionRestricted",
     "RequestRefused",
@@ -127,15 +131,18 @@ __all__ = [
     "as_list",
     "as_object",
     "check_unique",
+    "clean_text",
     "combined_summary",
     "exact_difference",
     "exact_sum",
+    "gateway_error",
     "gather_accounts",
     "hookimpl",
     "hookspec",
     "milliseconds",
     "parse_amount",
     "parse_json",
+    "private_key",
     "raise_unexpected_status",
     "read_account_list",
     "read_metadata",
@@ -192,6 +199,7 @@ class Response(Protocol):
     def raise_for_status(self) -> None:
         """Raise the error that a status of 300 or more usually means. Look for your venue's own error codes first.
 
+        An answer of a gateway in the venue's place (see `gateway_error`) is VenueUnavailable, also with 401 and 403.
         401 CredentialRejected · 403 PermissionMissing · 404 AccountUnknown · 418, 429 VenueRateLimited with the
         venue's Retry-After · 451 RegionRestricted · 408, 504 VenueTimeout · other 4xx RequestRefused ·
         503 with "maintenance" in the body VenueMaintenance · other 5xx VenueUnavailable · 3xx VenueMalformed.
@@ -275,9 +283,9 @@ class VenueCall:
 
         `used` is in units of the listing's `RateLimit` whose window has `seconds`; `resets_after` are the seconds until
         the venue counts from zero again (default: the whole window, which is also the most). Once all is used, no
-        request is sent until then; of a limit that counts by key, none with this key. Of several reports in one call,
-        as from two hosts, the greatest counts. Raises TypeError if a number is of another type, such as a header's
-        text, ValueError if it is not finite.
+        request is sent with this key until then; nor with any, of a limit by address, if another key's call says so.
+        Of several reports in one call, as from two hosts, the greatest counts. Raises TypeError if a number is of
+        another type, such as a header's text, ValueError if it is not finite.
         """
         window, units = int(_at_least_zero(seconds)), min(int(_at_least_zero(used)), _MOST_UNITS)
         delay = _at_least_zero(seconds if resets_after is None else resets_after)
@@ -287,8 +295,9 @@ class VenueCall:
 
     def report_cooldown(self, seconds: float) -> None:
         """Report that the venue wants no requests for `seconds`, although this call may still return a balance, for
-        example because only one of several accounts was refused. No request is sent until then, for any account; if all
-        of the listing's limits count by key, none with this key. Raises as `report_usage` does."""
+        example because only one of several accounts was refused. No request is sent until then with this key; nor for
+        any account if another one's call reports the same, unless all of the listing's limits count by key. Raises as
+        `report_usage` does."""
         self.reports.cooldown = max(self.reports.cooldown, _at_least_zero(seconds))
         self.reports.on_report()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -18,10 +19,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from exchange_service.addresses import is_loopback, is_loopback_host
+from exchange_service.addresses import encoding_problem, is_loopback, is_loopback_host
 from exchange_service.observability.redaction import redact
 
 ENVIRONMENT_PREFIX = "EXCHANGE_SERVICE_"
+# More do not fit into an error's advice.
+_MOST_OUTGOING_ADDRESSES = 4
 CONFIG_VARIABLE = f"{ENVIRONMENT_PREFIX}CONFIG"
 
 
@@ -132,7 +135,8 @@ class Settings(BaseSettings):
     )
     database_url: str = Field(
         default_factory=_default_database,
-        description="The database of credentials: sqlite:///path or postgresql://user:password@host/name.",
+        description="The database of credentials: sqlite:///path or postgresql://user:password@host/name. "
+        "Percent-encode the password.",
     )
     keyset_file: Path | None = Field(
         None, description="File with the keys that seal credentials, made by `exchange-service keys create`."
@@ -144,7 +148,9 @@ class Settings(BaseSettings):
         "credential that another program put in place of a sealed one is then refused.",
     )
     cache_url: str = Field(
-        "memory://", description="Where balances are cached for a short time: memory:// or redis://host:6379/0."
+        "memory://",
+        description="Where balances are cached for a short time: memory:// or redis://host:6379/0. Percent-encode a "
+        "password in it.",
     )
     cache_prefix: str = Field("exchange-service:", description="The prefix of the service's keys in a shared Redis.")
     hash_key: SecretStr | None = Field(
@@ -200,11 +206,23 @@ class Settings(BaseSettings):
     session_idle: float = Field(
         300.0, ge=1, le=86400, description="Seconds after which an account's unused venue session is closed."
     )
+    shutdown_delay: float = Field(
+        3.0,
+        ge=0,
+        le=300,
+        description="Seconds after SIGTERM for which the service already says NOT_SERVING and still takes connections "
+        "and calls, so that load balancers notice first. An interrupt (Ctrl-C) does without.",
+    )
     shutdown_grace: float = Field(5.0, ge=0, le=300, description="Seconds that running calls have to end at shutdown.")
     venue_urls: dict[str, str] = Field(
         default_factory=dict,
         description="Addresses to use instead of a venue's own, for simulators and proxies, by exchange id or "
         '"id.environment", as JSON: {"oanda": "http://127.0.0.1:9001"}.',
+    )
+    outgoing_address: str | None = Field(
+        None,
+        description="The IP address, or several with commas between them, from which this service calls the venues. It "
+        "is named in the errors of users whose key does not allow it. Unset: only where the venue names it.",
     )
     exchange_plugins: dict[str, str] = Field(
         default_factory=dict,
@@ -267,6 +285,24 @@ class Settings(BaseSettings):
                 raise ValueError(f"the address for {exchange!r} should begin with http:// or https://")
         return value
 
+    @field_validator("outgoing_address")
+    @classmethod
+    def _validate_outgoing_address(cls, value: str | None) -> str | None:
+        """Texts in errors, so nothing but addresses, in one form."""
+        if value is None:
+            return None
+        try:
+            networks = [ip_network(part.strip(), strict=False) for part in value.split(",")]
+        except ValueError:
+            raise ValueError("it should be an IP address, or several with commas between them") from None
+        if len(networks) > _MOST_OUTGOING_ADDRESSES:
+            raise ValueError(f"it should be at most {_MOST_OUTGOING_ADDRESSES} addresses")
+        single = (network.prefixlen == network.max_prefixlen for network in networks)
+        return ", ".join(
+            str(network.network_address) if alone else str(network)
+            for network, alone in zip(networks, single, strict=True)
+        )
+
     @field_validator("plugin_process_counts", "plugin_memory")
     @classmethod
     def _validate_positive(cls, value: dict[str, int]) -> dict[str, int]:
@@ -280,6 +316,8 @@ class Settings(BaseSettings):
     def _validate_database(cls, value: str) -> str:
         if not value.startswith(("sqlite://", "sqlite+", "postgresql://", "postgresql+", "postgres://")):
             raise ValueError("it should be sqlite:///path or postgresql://user:password@host/name")
+        if not value.startswith("sqlite"):
+            _check_encoding(value)
         return value
 
     @field_validator("cache_url")
@@ -287,6 +325,7 @@ class Settings(BaseSettings):
     def _validate_cache(cls, value: str) -> str:
         if not value.startswith(("memory:", "redis://", "rediss://", "unix://")):
             raise ValueError("it should be memory:// or redis://host:6379/0")
+        _check_encoding(value)
         return value
 
     @field_validator("address")
@@ -393,6 +432,12 @@ def unknown_variables() -> list[str]:
     known = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in (*Settings.model_fields, *_OTHER_VARIABLES)}
     ours = (name for name in os.environ if name.upper().startswith(ENVIRONMENT_PREFIX))
     return sorted(name for name in ours if name.upper() not in known and "_TEST_" not in name)
+
+
+def _check_encoding(url: str) -> None:
+    problem = encoding_problem(url)
+    if problem:
+        raise ValueError(problem)
 
 
 def load_settings(**flags: Any) -> Settings:

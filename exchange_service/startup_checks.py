@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from exchange_service.cache import check_url as check_cache_url
+from exchange_service.credentials.engine import database_address
 from exchange_service.identity.methods import certificate_scopes
 from exchange_service.settings import Settings
 from exchange_service.venues.loading import goes_by
@@ -14,8 +16,18 @@ class UnsafeSettings(Exception):
     """Settings that contradict each other or would open the service to others; the text says which to change."""
 
 
+def check_urls(settings: Settings) -> None:
+    """Raise UnsafeSettings for a URL that its library cannot read; the text has no part of it."""
+    for name, check in (("cache_url", check_cache_url), ("database_url", database_address)):
+        try:
+            check(getattr(settings, name))
+        except ValueError as error:
+            raise UnsafeSettings(f"{name}: {error}.") from None
+
+
 def check_settings(settings: Settings) -> None:
     """Raise UnsafeSettings for settings that contradict each other or would open the service to others unprotected."""
+    check_urls(settings)
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise UnsafeSettings("Set both tls_certificate and tls_key, or neither.")
     _check_identity(settings)

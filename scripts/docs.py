@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from exchange_service_ccxt_generic import exchange_manifest
+
 from exchange_service.app import Service, start_service
 from exchange_service.cli.demo import SIMULATOR_GROUP
 from exchange_service.cli.flags import default_text
@@ -22,6 +24,7 @@ from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 from exchange_service.testing.venue import TROUBLES, DemoVenue
 from exchange_service.testing.witnesses import Witness, parse_witness, payload_witness, table_rows
 from exchange_service.v1 import error_reason_pb2
+from plugins.ccxt_generic.tests.every_exchange.true_answers import unproven_types
 from scripts.threats import security_page
 from tests.witnessed import TABLES, payload_files
 
@@ -84,7 +87,13 @@ domain is `exchange-service`, its reason one of the names below. A bad field com
 
 The status message is the reason, what happened, and what to do: the advice of the error itself if it has any, else the
 line "what to do" of its reason below. In a stream, and beside accounts that could be read, the same reasons come as an
-`AccountFault`."""
+`AccountFault`.
+
+A venue sometimes refuses once what it took a moment ago. If an account has given a balance within `stale_grace`, a
+refusal (CREDENTIAL_REJECTED, PERMISSION_MISSING, ADDRESS_NOT_ALLOWED, CLOCK_SKEW, REGION_RESTRICTED, ACCOUNT_UNKNOWN,
+FEATURE_NOT_ENABLED, REQUEST_REFUSED) becomes an error only after the venue has said it twice, two seconds apart. Until
+then calls and streams get the last good balance, with the refusal as the reason why it is stale. A call with `max_age`
+zero waits for the second answer. It also looks up the stored credential again, so a corrected key counts at once."""
 
 
 _VENUES_HEAD = """# What goes wrong at venues
@@ -155,6 +164,9 @@ def _unproven_facts() -> Iterator[str]:
         witness = payload_witness(file)
         if not witness.proven:
             yield f"- `{file.relative_to(ROOT).as_posix()}`{_reason(witness.source)}"
+    listings = {listing.id: listing for listing in exchange_manifest().exchanges}
+    types = ", ".join(" ".join(entry) for entry in unproven_types(listings))
+    yield f"- account types of CCXT's exchanges of which no public answer was found: {types}"
 
 
 def _reason(text: str) -> str:

@@ -87,12 +87,16 @@ class Venue:
 
         self.answer = fail
 
-    def through(self, gate: Gated, *, key: str = "1", polling: bool = False, timeout: float = 8.0) -> Any:
-        """A fetch of the account that this key opens."""
-        return self.with_priority(gate, Priority(polling=polling), key=key, timeout=timeout)
+    def through(
+        self, gate: Gated, *, key: str = "1", user: str = "", polling: bool = False, timeout: float = 8.0
+    ) -> Any:
+        """A fetch of the account that this key opens; each key is another user's unless one is named."""
+        return self.with_priority(gate, Priority(polling=polling), key=key, user=user, timeout=timeout)
 
-    def with_priority(self, gate: Gated, priority: Priority, *, key: str = "1", timeout: float = 8.0) -> Any:
-        account = Account(f"user of {key}", self.listing.metadata.id)
+    def with_priority(
+        self, gate: Gated, priority: Priority, *, key: str = "1", user: str = "", timeout: float = 8.0
+    ) -> Any:
+        account = Account(user or f"user of {key}", self.listing.metadata.id)
         deadline = asyncio.get_running_loop().time() + timeout
         reference = CredentialReference(account, account, key)
         return gate.fetch(Target(account, self.listing, reference), deadline, priority)

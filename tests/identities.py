@@ -51,9 +51,10 @@ class Issuer:
         self.keys[key_id] = ec.generate_private_key(ec.SECP256R1())
         self.published.append(key_id)
 
-    def sign(self, key_id: str, subject: str = "alice", **claims: Any) -> str:
+    def sign(self, key_id: str, subject: str = "alice", *, named: bool = True, **claims: Any) -> str:
+        """A token that this key signs; `named`: with the key's id in its header."""
         payload = {"sub": subject, "aud": AUDIENCE, "exp": int(time.time() + 600), **claims}
-        return jwt.encode(payload, self.keys[key_id], algorithm="ES256", headers={"kid": key_id})
+        return jwt.encode(payload, self.keys[key_id], algorithm="ES256", headers={"kid": key_id} if named else {})
 
     def document(self) -> dict[str, Any]:
         entries = []

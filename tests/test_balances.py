@@ -21,13 +21,17 @@ from exchange_service.cache.memory import MemoryCache
 from exchange_service.errors import (
     AccountUnknown,
     AddressNotAllowed,
+    ClockSkew,
     CredentialInvalid,
     CredentialMissing,
     CredentialRejected,
     DeadlinePassed,
+    FeatureNotEnabled,
     NotSupported,
     PermissionMissing,
     PluginFailed,
+    RegionRestricted,
+    RequestRefused,
     ServiceError,
     ShuttingDown,
     VenueMaintenance,
@@ -421,7 +425,18 @@ class TestOneFetchForAll:
 
 
 TRANSIENT = [VenueUnavailable, VenueMaintenance, VenueTimeout, VenueMalformed, VenueRateLimited, PluginFailed]
-LASTING = [CredentialRejected, PermissionMissing, AddressNotAllowed, CredentialInvalid, AccountUnknown, NotSupported]
+LASTING = [CredentialInvalid, NotSupported]
+# A venue may say these by mistake.
+DOUBTED = [
+    CredentialRejected,
+    PermissionMissing,
+    AddressNotAllowed,
+    ClockSkew,
+    RegionRestricted,
+    AccountUnknown,
+    FeatureNotEnabled,
+    RequestRefused,
+]
 
 
 class TestLastGood:
@@ -481,6 +496,106 @@ class TestLastGood:
             await service.get()
 
 
+async def second_word(service: TestService, plugin: ScriptedPlugin, calls: int, offset_clock: OffsetClock) -> None:
+    """Let the pause before the second ask pass, and wait until it has been answered."""
+    offset_clock.advance(2.1)
+    await until(lambda: len(plugin.calls) == calls and service.balances.fetcher.snapshot() == (0, 0))
+
+
+class TestDoubts:
+    """A venue that refuses what it took a moment ago is asked again before it is believed."""
+
+    @pytest.mark.parametrize("kind", DOUBTED)
+    async def test_the_last_good_balance_is_given_with_the_reason_until_the_venue_refuses_again(
+        self, service: TestService, plugin: ScriptedPlugin, offset_clock: OffsetClock, kind: type[ServiceError]
+    ) -> None:
+        await service.get()
+        service.clock.now += 100
+        plugin.answer = raising(kind("Something is wrong."))
+        for _ in range(3):
+            result = await service.get()
+            assert (result.source, type(result.stale)) == (Source.LAST_GOOD, kind)
+        assert len(plugin.calls) == 2
+        await second_word(service, plugin, 3, offset_clock)
+        for _ in range(2):
+            with pytest.raises(kind):
+                await service.get()
+        # It stays told, also when it is asked again after a minute.
+        offset_clock.advance(61.0)
+        with pytest.raises(kind):
+            await service.get()
+
+    @pytest.mark.parametrize("kind", DOUBTED)
+    async def test_a_refusal_that_the_venue_takes_back_is_forgotten(
+        self, service: TestService, plugin: ScriptedPlugin, offset_clock: OffsetClock, kind: type[ServiceError]
+    ) -> None:
+        await service.get()
+        service.clock.now += 100
+        plugin.answer = raising(kind("Something is wrong."))
+        assert (await service.get()).source is Source.LAST_GOOD
+        plugin.answer = returning(holding(("BTC", "2")))
+        await second_word(service, plugin, 3, offset_clock)
+        result = await service.get()
+        assert (result.stale, figures(result)) == (None, {"BTC": "2"})
+        # The next slip is doubted again.
+        service.clock.now += 100
+        plugin.answer = raising(kind("Something is wrong."))
+        assert (await service.get()).source is Source.LAST_GOOD
+
+    @pytest.mark.parametrize("believed", [False, True])
+    async def test_a_forced_call_waits_for_the_second_word(
+        self, service: TestService, plugin: ScriptedPlugin, offset_clock: OffsetClock, believed: bool
+    ) -> None:
+        await service.get()
+        service.clock.now += 100
+        plugin.answer = raising(CredentialRejected("No."))
+        forced = asyncio.ensure_future(service.get(max_age=0))
+        await until(lambda: len(plugin.calls) == 2 and service.balances.fetcher.snapshot() == (0, 0))
+        assert not forced.done()
+        if not believed:
+            plugin.answer = returning(holding(("BTC", "2")))
+        offset_clock.advance(2.1)
+        if believed:
+            with pytest.raises(CredentialRejected):
+                await forced
+            with pytest.raises(CredentialRejected):
+                await service.get()
+        else:
+            assert figures(await forced) == {"BTC": "2"}
+        assert len(plugin.calls) == 3
+
+    async def test_a_forced_call_without_the_time_for_it_gets_the_first_word(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
+        await service.get()
+        service.clock.now += 100
+        plugin.answer = raising(CredentialRejected("No."))
+        with pytest.raises(CredentialRejected):
+            await service.get(max_age=0, timeout=1.0)
+        assert len(plugin.calls) == 2
+
+    async def test_a_refusal_long_after_the_last_good_balance_is_believed_at_once(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
+        await service.get()
+        service.clock.now += 301
+        plugin.answer = raising(CredentialRejected("No."))
+        for _ in range(2):
+            with pytest.raises(CredentialRejected):
+                await service.get()
+        assert len(plugin.calls) == 2
+
+    async def test_the_end_of_the_service_waits_for_no_second_word(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
+        await service.get()
+        service.clock.now += 100
+        plugin.answer = raising(CredentialRejected("No."))
+        await service.get()
+        async with asyncio.timeout(1.0):
+            await service.balances.close()
+
+
 REMEMBERED = [CredentialRejected, PermissionMissing, AddressNotAllowed, CredentialInvalid]
 
 
@@ -524,6 +639,23 @@ class TestRefusals:
         await service.put(api_key="another-key")
         plugin.answer = returning(holding(("BTC", "2")))
         assert figures(await service.get()) == {"BTC": "2"}
+
+    async def test_who_forces_a_read_sees_a_corrected_key_at_once_also_if_the_database_alone_knows_of_it(
+        self, tmp_path: Path, plugin: ScriptedPlugin
+    ) -> None:
+        async with open_test_service(tmp_path, plugin, reference_ttl=600.0) as service:
+            await service.put(api_key="a-mistyped-key")
+            plugin.answer = raising(CredentialRejected("No."))
+            with pytest.raises(CredentialRejected):
+                await service.get()
+            await service.put(api_key="the-right-key")
+            plugin.answer = returning(holding(("BTC", "2")))
+            with pytest.raises(CredentialRejected):
+                await service.get()
+            assert figures(await service.get(max_age=0)) == {"BTC": "2"}
+            assert plugin.calls[-1].credential.api_key.reveal() == "the-right-key"
+            # From then on all callers do.
+            assert figures(await service.get()) == {"BTC": "2"}
 
     async def test_a_refused_key_affects_no_other_user(self, service: TestService, plugin: ScriptedPlugin) -> None:
         plugin.answer = raising(CredentialRejected("No."))

@@ -34,6 +34,7 @@ from exchange_service.streams.subscription import Subscription
 from exchange_service.streams.update import Update
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.exchange_service_pb2 import StreamBalancesResponse
+from exchange_service.wire.replies import Source
 from tests.harness import (
     USER,
     Gate,
@@ -90,6 +91,14 @@ class Reader:
         while not events or events[-1].WhichOneof("event") != "heartbeat":
             events.append(await self.next())
         return events[:-1]
+
+
+async def doubted(reader: Reader) -> str:
+    """The reason that the next balance is marked with."""
+    event = await reader.next_news()
+    assert event.WhichOneof("event") == "balance", event
+    name: str = error_reason_pb2.ErrorReason.Name(event.balance.freshness.stale.reason)
+    return name.removeprefix("ERROR_REASON_")
 
 
 @asynccontextmanager
@@ -398,16 +407,71 @@ BEAT: dict[str, Any] = {"heartbeat_interval": 0.3}
 class TestNewSubscribers:
     """A new subscriber of a failing account gets what GetBalance would return."""
 
-    async def test_a_refused_key_shows_no_old_balance(self, service: TestService, plugin: ScriptedPlugin) -> None:
+    async def test_a_refused_key_shows_no_old_balance(
+        self, service: TestService, plugin: ScriptedPlugin, loop_clock: OffsetClock
+    ) -> None:
         async with streams_of(service, **BEAT) as streams, streams.subscribe(USER, [FAKE_VENUE]) as first:
             reader = Reader(first)
             await reader.balance()
             plugin.answer = raising(CredentialRejected("The key is refused."))
+            assert await doubted(reader) == "CREDENTIAL_REJECTED"
+            loop_clock.advance(2.6)
             assert await reader.reason() == "CREDENTIAL_REJECTED"
             async with streams.subscribe(USER, [FAKE_VENUE]) as second:
                 new_reader = Reader(second)
                 assert await new_reader.reason() == "CREDENTIAL_REJECTED"
                 assert await new_reader.until_heartbeat() == []
+
+    async def test_a_refusal_is_shown_beside_the_balance_until_the_venue_has_been_asked_again(
+        self, service: TestService, plugin: ScriptedPlugin, loop_clock: OffsetClock
+    ) -> None:
+        good = plugin.answer
+        async with streams_of(service, **BEAT) as streams, streams.subscribe(USER, [FAKE_VENUE]) as first:
+            reader = Reader(first)
+            await reader.balance()
+            plugin.answer = raising(CredentialRejected("The key is refused."))
+            assert await doubted(reader) == "CREDENTIAL_REJECTED"
+            async with streams.subscribe(USER, [FAKE_VENUE]) as second:
+                assert await doubted(Reader(second)) == "CREDENTIAL_REJECTED"
+            assert trouble(streams) == ""
+            plugin.answer = good
+            calls = len(plugin.calls)
+            loop_clock.advance(2.6)
+            event = (await reader.next_news()).balance
+            assert not event.freshness.HasField("stale")
+            assert len(plugin.calls) > calls
+
+    async def test_a_poll_that_waits_for_our_own_requests_is_late_and_no_error(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
+        late = VenueRateLimited("Our requests are used up.", retry_after=0.05)
+        late.late = True
+        polls = asyncio.Event()
+        fetch = service.balances.fetcher.inner.fetch
+
+        async def used_up(*_: Any) -> Any:
+            polls.set()
+            raise late
+
+        async with streams_of(service, **BEAT) as streams, streams.subscribe(USER, [FAKE_VENUE]) as first:
+            reader = Reader(first)
+            await reader.balance()
+            service.balances.fetcher.inner.fetch = used_up  # type: ignore[method-assign]
+            for _ in range(3):
+                polls.clear()
+                service.clock.now += 31
+                await polls.wait()
+            assert trouble(streams) == ""
+            beat = await reader.next()
+            while beat.WhichOneof("event") != "heartbeat" or beat.heartbeat.accounts[0].age.seconds < 60:
+                assert beat.WhichOneof("event") == "heartbeat", beat
+                beat = await reader.next()
+            # A call is told, and what it gets is marked.
+            result = await service.get()
+            assert (result.source, result.stale) == (Source.LAST_GOOD, late)
+            service.balances.fetcher.inner.fetch = fetch  # type: ignore[method-assign]
+            plugin.answer = returning(holding(("BTC", "2")))
+            assert await reader.balance() == {"BTC": "2"}
 
     async def test_a_removed_key_shows_no_old_balance_either(
         self, service: TestService, plugin: ScriptedPlugin
@@ -516,7 +580,10 @@ class TestResuming:
                 plugin.answer = good
                 loop_clock.advance(61.0)
                 await until(lambda: not trouble(streams), "the recovery")
-                event = (await Reader(subscription).next()).balance
+                reader = Reader(subscription)
+                # A stream that resumes begins with a heartbeat.
+                assert (await reader.next()).HasField("heartbeat")
+                event = (await reader.next()).balance
         assert event.balance.version == version
 
 

@@ -11,7 +11,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -380,19 +382,19 @@ class TestIssuersKeys:
         clock = OffsetClock(monkeypatch)
         async with issuing("spring") as issuer:
             keys = from_url(issuer.url)
-            await keys.key("spring")
+            await keys.key("spring", "ES256")
             issuer.down = True
             clock.advance(1800)
             # The one that it is answered with at once, and the one that is read beside it.
-            await keys.key("spring")
+            await keys.key("spring", "ES256")
             with pytest.raises(CallerUnknown):
-                await keys.key("autumn")
+                await keys.key("autumn", "ES256")
             clock.advance(1801)
             with pytest.raises(StoreUnavailable):
-                await keys.key("spring")
+                await keys.key("spring", "ES256")
             issuer.down = False
             clock.advance(10)
-            await keys.key("spring")
+            await keys.key("spring", "ES256")
             await keys.close()
 
     async def test_an_issuer_that_never_answered_admits_no_caller(self) -> None:
@@ -400,7 +402,7 @@ class TestIssuersKeys:
             issuer.down = True
             keys = from_url(issuer.url)
             with pytest.raises(StoreUnavailable):
-                await keys.key("spring")
+                await keys.key("spring", "ES256")
             await keys.close()
 
     async def test_a_key_that_is_withdrawn_counts_no_more_after_the_next_reading(
@@ -409,14 +411,14 @@ class TestIssuersKeys:
         clock = OffsetClock(monkeypatch)
         async with issuing("spring", "autumn") as issuer:
             keys = from_url(issuer.url)
-            await keys.key("spring")
+            await keys.key("spring", "ES256")
             issuer.published.remove("spring")
             clock.advance(301)
-            await keys.key("autumn")
+            await keys.key("autumn", "ES256")
 
             async def is_withdrawn() -> bool:
                 try:
-                    await keys.key("spring")
+                    await keys.key("spring", "ES256")
                 except CallerUnknown:
                     return True
                 return False
@@ -429,7 +431,7 @@ class TestIssuersKeys:
             keys = from_url(issuer.url)
             for number in range(50):
                 with pytest.raises(CallerUnknown):
-                    await keys.key(f"made up {number}")
+                    await keys.key(f"made up {number}", "ES256")
             assert issuer.requests == 1
             await keys.close()
 
@@ -438,9 +440,42 @@ class TestIssuersKeys:
             issuer.redirect = forger.url
             keys = from_url(issuer.url)
             with pytest.raises(StoreUnavailable):
-                await keys.key("spring")
+                await keys.key("spring", "ES256")
             assert forger.requests == 0
             await keys.close()
+
+    async def test_without_an_id_the_one_key_that_fits_is_meant(self) -> None:
+        other = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(rsa.generate_private_key(65537, 2048).public_key()))
+        async with issuing("spring") as issuer:
+            (spring,) = issuer.document()["keys"]
+        nameless = {name: value for name, value in spring.items() if name not in ("kid", "alg", "use")}
+        for entries in ([spring], [nameless], [spring, other], [other | {"kid": "a"}, nameless]):
+
+            async def read(entries: object = entries) -> str:
+                return json.dumps({"keys": entries})
+
+            keys = KeySet(read)
+            tokens = JsonWebTokens(keys=keys)
+            verified = await tokens.authenticate(PresentedCredentials(token=issuer.sign("spring", named=False)))
+            assert verified is not None
+            assert verified.identity.scope.users == {"alice"}
+            with pytest.raises(CallerUnknown):
+                await tokens.authenticate(PresentedCredentials(token=issuer.sign("spring", named=False) + "x"))
+            await tokens.close()
+
+    async def test_without_an_id_a_token_is_refused_where_several_keys_fit_or_none(self) -> None:
+        async with issuing("spring", "autumn") as issuer:
+            entries = issuer.document()["keys"]
+        nameless = [{name: value for name, value in entry.items() if name != "kid"} for entry in entries]
+        for several in (entries, nameless, [entries[0], nameless[1]]):
+
+            async def read(several: object = several) -> str:
+                return json.dumps({"keys": several})
+
+            tokens = JsonWebTokens(keys=KeySet(read))
+            with pytest.raises(CallerUnknown, match="not exactly one key of its issuer fits"):
+                await tokens.authenticate(PresentedCredentials(token=issuer.sign("spring", named=False)))
+            await tokens.close()
 
     @pytest.mark.parametrize(
         "odd",
@@ -454,7 +489,7 @@ class TestIssuersKeys:
             return json.dumps({"keys": [autumn | odd, spring]})
 
         keys = KeySet(read)
-        assert (await keys.key("spring")).key_id == "spring"
+        assert (await keys.key("spring", "ES256")).key_id == "spring"
         await keys.close()
 
     @pytest.mark.parametrize(
@@ -475,7 +510,7 @@ class TestIssuersKeys:
 
         keys = KeySet(read)
         with pytest.raises(StoreUnavailable):
-            await keys.key("spring")
+            await keys.key("spring", "ES256")
         await keys.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType, ModuleType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -75,7 +75,9 @@ HOLDERS: dict[type, Any] = {
 
 def wrong_values(kind: Any) -> Iterator[Any]:
     """Values that a field of this type must not have; the commonest slips first."""
-    if get_origin(kind) is tuple:
+    if get_origin(kind) is UnionType:
+        yield from (value for value in wrong_values(get_args(kind)[0]) if value is not None)
+    elif get_origin(kind) is tuple:
         (inner, _) = get_args(kind)
         one = {str: "cash", Environment: FULL.environments[0], CredentialField: FIELD, RateLimit: LIMIT}.get(
             inner, FULL
@@ -252,6 +254,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a field that the service reads": ({"credential_fields": (CredentialField("sandbox", "S"),)}, "itself reads"),
     "a field without a label": ({"credential_fields": (CredentialField("api_key", ""),)}, "no label"),
     "a secret that is shown": ({"credential_fields": (CredentialField("api_secret", "S", secret=False),)}, "as secret"),
+    "a private key of another kind": (
+        {"credential_fields": (CredentialField("api_key", "Key", private_keys=("dsa",)),)},
+        "not one of rsa",
+    ),
     "an escape in a label": ({"credential_fields": (CredentialField("api_key", "\x1b]0;x"),)}, "the label of"),
     "an account type that is a request": ({"account_types": ("all",), "default_account_types": ()}, "'all'"),
     "an account type twice": ({"account_types": ("cash", "Cash")}, "twice"),

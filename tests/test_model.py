@@ -124,6 +124,26 @@ def test_a_figure_that_is_not_stated_is_unknown_and_not_zero() -> None:
     assert Summary("EUR").total is None
 
 
+@pytest.mark.parametrize(
+    ("total", "free", "used", "differs"),
+    [
+        ("2", "1", "1", False),
+        ("2", "1", "0.5", True),
+        ("2", "1", None, False),
+        ("2", "3", None, True),
+        ("2", None, "3", True),
+        ("-1", "0", None, True),
+        ("2", None, None, False),
+        (None, "3", "1", False),
+    ],
+)
+def test_a_part_that_is_larger_than_the_total_is_a_mismatch_as_is_a_sum_that_differs(
+    total: str | None, free: str | None, used: str | None, differs: bool
+) -> None:
+    amounts = [None if amount is None else Decimal(amount) for amount in (total, free, used)]
+    assert AssetBalance("EUR", *amounts).mismatch() is differs
+
+
 def test_a_row_is_zero_when_all_that_is_known_is() -> None:
     zero = Decimal("0.000")
     assert AssetBalance("EUR", total=zero, free=zero).is_zero()

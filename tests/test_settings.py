@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +12,11 @@ import pytest
 from pydantic import ValidationError
 
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings, load_settings
+from exchange_service.startup_checks import UnsafeSettings, check_settings
 
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in os.environ:
         if name.startswith(ENVIRONMENT_PREFIX):
             monkeypatch.delenv(name)
@@ -153,3 +155,88 @@ def test_settings_that_are_shown_hold_no_password() -> None:
         assert "hunter" not in text
         assert "db.example/bots" in text
     assert shown.database_url == "postgresql://service:hunter2@db.example/bots"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:57#Wc903z@10.1.2.3:6379/0",
+        "redis://:57/Wc903z@10.1.2.3:6379/0",
+        "redis://:57?Wc903z@10.1.2.3:6379/0",
+        "redis://:57@Wc903z@10.1.2.3:6379/0",
+        "redis://:57[Wc903z@10.1.2.3:6379/0",
+        "rediss://user:57%Wc903z@10.1.2.3:6379/0",
+        "redis://10.1.2.3:6379/0#Wc903z",
+        "postgresql://user:57#Wc903z@10.1.2.3/bots",
+        "postgresql://user:57/Wc903z@10.1.2.3/bots",
+        "postgresql+psycopg://user:57@Wc903z@10.1.2.3:5432/bots",
+    ],
+)
+def test_a_password_that_would_be_read_as_something_else_is_refused_and_not_repeated(url: str) -> None:
+    name = "cache_url" if url.startswith("redis") else "database_url"
+    with pytest.raises(ValidationError) as refused:
+        load_settings(**{name: url})
+    assert "percent-encode the password" in str(refused.value)
+    assert "Wc903z" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "told"),
+    [
+        ("cache_url", "redis://10.1.2.3:99999/0", "a port"),
+        ("cache_url", "redis://10.1.2.3:port/0", "a port"),
+        ("cache_url", "redis://10.1.2.3/zero", "the number of a database"),
+        ("cache_url", "redis://10.1.2.3/0?sockettimeout=1", "only options"),
+        ("cache_url", "redis://10.1.2.3/0?decode_responses=true", "only options"),
+        ("cache_url", "redis://10.1.2.3/0?socket_timeout=soon", "only options"),
+        ("cache_url", "rediss://10.1.2.3/0?ssl_cert_reqs=some", "only options"),
+        ("cache_url", "redis://[::1", "as redis-py reads it"),
+        ("cache_url", "unix://", "as redis-py reads it"),
+        ("database_url", "postgresql://u:hunter2@10.1.2.3/bots?pgbouncer=true&schema=public", "'pgbouncer', 'schema'"),
+        ("database_url", "postgresql://u:hunter2@10.1.2.3/bots?sslmod=hunter2", "'sslmod'"),
+        ("database_url", "sqlite:////tmp/x.db?tiemout=5", "'tiemout'"),
+        ("database_url", "postgresql://u:hunter2@10.1.2.3:port/bots", "postgresql://user:password@host/database"),
+    ],
+)
+def test_a_url_that_its_library_cannot_read_is_a_sentence_at_the_start(name: str, url: str, told: str) -> None:
+    settings = load_settings(**{name: url})
+    with pytest.raises(UnsafeSettings) as unsafe:
+        check_settings(settings)
+    assert str(unsafe.value).startswith(f"{name}: ")
+    assert told in str(unsafe.value)
+    assert "hunter2" not in str(unsafe.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("cache_url", "redis://:57%23Wc903z@10.1.2.3:6379/0"),
+        ("cache_url", "rediss://user:word@10.1.2.3/1?ssl_cert_reqs=required&socket_timeout=1"),
+        ("cache_url", "unix:///run/redis.sock?db=1"),
+        ("cache_url", "redis://[::1]:6379/0"),
+        ("cache_url", "redis://localhost"),
+        ("database_url", "postgresql://u:%23%2F%40@10.1.2.3/bots?sslmode=require&application_name=x"),
+        ("database_url", "sqlite:////tmp/a#b.db?timeout=5"),
+    ],
+)
+def test_a_url_that_says_what_it_means_is_taken(name: str, url: str) -> None:
+    check_settings(load_settings(**{name: url}))
+
+
+@pytest.mark.parametrize("command", [("serve",), ("doctor",), ("credentials", "list")])
+def test_every_command_tells_a_wrong_url_in_a_sentence(command: tuple[str, ...], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "exchange_service", *command],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "EXCHANGE_SERVICE_DATABASE_URL": "postgresql://u:hunter2@10.1.2.3/bots?pgbouncer=true",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "'pgbouncer'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hunter2" not in done.stderr + done.stdout

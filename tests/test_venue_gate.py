@@ -32,8 +32,9 @@ from exchange_service.plugin_api import Environment, RateLimit
 from exchange_service.plugin_host.protocol import read_reports, write_reports
 from exchange_service.testing import Fault, venue_call
 from exchange_service.v1 import exchange_pb2
-from exchange_service.venue_gate import GateOptions
+from exchange_service.venue_gate import Gated, GateOptions
 from exchange_service.venue_gate.rate_limits import Window
+from exchange_service.venue_gate.retries import OF_ONE
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.priority import Priority
@@ -80,19 +81,26 @@ async def offset_clock(monkeypatch: pytest.MonkeyPatch) -> OffsetClock:
     return OffsetClock(monkeypatch)
 
 
+async def broken(gate: Gated, venue: Venue) -> None:
+    """Let the venue fail for five accounts: it is left alone then."""
+    venue.failing(VenueUnavailable("It is down."))
+    for number in range(5):
+        await outcome(venue.through(gate, key=f"account {number}"))
+
+
 OF_THE_VENUE = [VenueUnavailable, VenueTimeout, VenueMaintenance, VenueMalformed]
 
 
 class TestBreaking:
     @pytest.mark.parametrize("kind", OF_THE_VENUE)
-    async def test_after_five_failures_in_a_row_the_venue_is_not_asked_and_callers_get_the_delay(
+    async def test_after_failures_of_several_accounts_in_a_row_the_venue_is_not_asked_and_callers_get_the_delay(
         self, kind: type[ServiceError]
     ) -> None:
         venue, metrics = Venue(), Recorder()
         gate = gated(attempts=1, metrics=metrics)
         venue.failing(kind("It fails."))
-        for _ in range(5):
-            assert type(await outcome(venue.through(gate))) is kind
+        for number in range(5):
+            assert type(await outcome(venue.through(gate, key=str(number)))) is kind
         for _ in range(3):
             error = await outcome(venue.through(gate, key="another"))
             assert type(error) is VenueUnavailable
@@ -125,7 +133,7 @@ class TestBreaking:
             raise VenueTimeout("It did not answer in time.")
 
         venue.answer = hold
-        fetches = [asyncio.ensure_future(outcome(venue.through(gate, timeout=8.0))) for _ in range(2)]
+        fetches = [asyncio.ensure_future(outcome(venue.through(gate, key=str(number)))) for number in range(2)]
         await until(lambda: venue.fetches == 1 and gate.snapshot()["fakex production"].waiting == 1)
         offset_clock.advance(5.0)
         held.set()
@@ -134,12 +142,10 @@ class TestBreaking:
         # The first had all its time, the second three eighths of it.
         assert (venue.fetches, breaker.failures) == (2, 1)
 
-    async def test_after_the_delay_one_probe_decides_for_all_callers(self, offset_clock: OffsetClock) -> None:
+    async def test_after_the_delay_probes_of_two_accounts_decide_for_all(self, offset_clock: OffsetClock) -> None:
         venue = Venue()
         gate = gated(attempts=1)
-        venue.failing(VenueUnavailable("It is down."))
-        for _ in range(5):
-            await outcome(venue.through(gate))
+        await broken(gate, venue)
         offset_clock.advance(34)
         held = asyncio.Event()
 
@@ -149,19 +155,17 @@ class TestBreaking:
 
         venue.answer = hold
         fetches = [asyncio.ensure_future(outcome(venue.through(gate, key=str(number)))) for number in range(20)]
-        await until(lambda: sum(fetch.done() for fetch in fetches) == 19)
-        assert venue.fetches == 6
+        await until(lambda: sum(fetch.done() for fetch in fetches) == 18)
+        assert venue.fetches == 7
         held.set()
         outcomes = await asyncio.gather(*fetches)
-        assert outcomes.count(None) == 1
+        assert outcomes.count(None) == 2
         assert await outcome(venue.through(gate)) is None
 
     async def test_after_a_cancelled_probe_another_one_is_admitted(self, offset_clock: OffsetClock) -> None:
         venue = Venue()
         gate = gated(attempts=1)
-        venue.failing(VenueUnavailable("It is down."))
-        for _ in range(5):
-            await outcome(venue.through(gate))
+        await broken(gate, venue)
         offset_clock.advance(34)
         venue.answer = asyncio.Event().wait  # type: ignore[assignment]
         probe = asyncio.ensure_future(venue.through(gate))
@@ -193,26 +197,135 @@ class TestBreaking:
         async with open_test_service(tmp_path, plugin, gate=GateOptions(), overrides={"fakex": venue.url}) as service:
             await service.put()
             started = time.monotonic()
-            for _ in range(5):
+            for _ in range(8):
                 with pytest.raises(VenueUnavailable):
                     await service.get()
-            # Three attempts of the first, two of the second, and no more from then on.
-            assert len(plugin.calls) == 5
+            # Five calls, of which the account's two retries repeat the first, and no more from then on.
+            assert len(plugin.calls) == 7
             assert time.monotonic() - started < 3
 
     async def test_the_sandbox_has_a_breaker_of_its_own(self) -> None:
         venue, status = Venue(), VenueStatus()
         gate = gated(attempts=1, status=status)
         venue.failing(VenueUnavailable("It is down."))
-        account = Account(USER, "fakex", "sandbox")
-        reference = CredentialReference(account, account, "1")
-        for _ in range(5):
+        for number in range(5):
+            account = Account(f"{USER} {number}", "fakex", "sandbox")
+            reference = CredentialReference(account, account, str(number))
             deadline = asyncio.get_running_loop().time() + 8
             await outcome(gate.fetch(Target(account, venue.listing, reference), deadline, Priority()))
         venue.answer = venue.good
         assert await outcome(venue.through(gate)) is None
         assert status.troubles["fakex"].serves
         assert status.troubles["fakex"].reason.endswith("(its sandbox).")
+
+
+class TestOneAccount:
+    """What one account meets holds for that account alone."""
+
+    @pytest.mark.parametrize("kind", OF_THE_VENUE)
+    async def test_an_account_that_fails_again_and_again_is_left_alone_and_the_others_are_served(
+        self, kind: type[ServiceError], offset_clock: OffsetClock
+    ) -> None:
+        venue, status = Venue(), VenueStatus()
+        gate = gated(status=status)
+        for _ in range(30):
+            venue.failing(kind("It fails."))
+            await outcome(venue.through(gate, key="bad"))
+        asked = venue.fetches
+        assert asked <= 7, "five calls, one of them repeated"
+        error = await outcome(venue.through(gate, key="bad"))
+        assert isinstance(error, VenueUnavailable)
+        assert "this account" in error.message
+        venue.answer = venue.good
+        assert await outcome(venue.through(gate, key="good")) is None
+        assert (venue.fetches, status.troubles) == (asked + 1, {})
+        offset_clock.advance(34)
+        assert await outcome(venue.through(gate, key="bad")) is None
+
+    async def test_two_accounts_that_fail_while_others_are_answered_never_stop_the_venue(self) -> None:
+        venue, status = Venue(), VenueStatus()
+        gate = gated(attempts=1, status=status)
+        for _ in range(40):
+            venue.failing(VenueUnavailable("It is down."))
+            for key in ("bad", "worse", "worst"):
+                await outcome(venue.through(gate, key=key))
+            venue.answer = venue.good
+            assert await outcome(venue.through(gate, key="good")) is None
+        for _ in range(8):
+            venue.failing(VenueUnavailable("It is down."))
+            for key in ("bad", "worse", "worst"):
+                await outcome(venue.through(gate, key=key))
+        venue.answer = venue.good
+        assert await outcome(venue.through(gate, key="another")) is None
+        assert status.troubles == {}
+
+    @pytest.mark.parametrize("hangs", [False, True])
+    async def test_a_probe_that_fails_or_hangs_does_not_keep_other_accounts_out(
+        self, hangs: bool, offset_clock: OffsetClock
+    ) -> None:
+        venue = Venue()
+        gate = gated(attempts=1)
+        await broken(gate, venue)
+        offset_clock.advance(34)
+        if hangs:
+            venue.answer = asyncio.Event().wait  # type: ignore[assignment]
+        bad = asyncio.ensure_future(outcome(venue.through(gate, key="bad")))
+        await until(lambda: bad.done() or (hangs and venue.fetches == 6))
+        venue.answer = venue.good
+        assert await outcome(venue.through(gate, key="good")) is None
+        bad.cancel()
+        await asyncio.wait({bad})
+
+    async def test_the_retries_of_one_account_leave_the_others_theirs(self) -> None:
+        venue = Venue()
+        gate = gated()
+        venue.failing(VenueUnavailable("It is down."))
+        for _ in range(3):
+            await outcome(venue.through(gate, key="bad"))
+        before = venue.fetches
+
+        async def fails_twice() -> str:
+            if venue.fetches < before + 3:
+                raise VenueUnavailable("It failed for a moment.")
+            return "a balance"
+
+        venue.answer = fails_twice
+        assert await outcome(venue.through(gate, key="good")) is None
+
+    async def test_the_slow_calls_of_one_user_leave_slots_to_the_others(self) -> None:
+        venue = Venue()
+        gate = gated(of_venue=4)
+        venue.answer = asyncio.Event().wait  # type: ignore[assignment]
+        # As with an account of many types.
+        slow = [
+            asyncio.ensure_future(outcome(venue.through(gate, key=str(number), user="slow"))) for number in range(20)
+        ]
+        await until(lambda: venue.now == 2)
+        venue.answer = venue.good
+        assert await outcome(venue.through(gate, key="good", timeout=2.0)) is None
+        for fetch in slow:
+            fetch.cancel()
+        await asyncio.wait(slow)
+        assert gate.in_flight == 0
+
+    async def test_one_user_cannot_use_up_a_limit_by_address(self) -> None:
+        venue = Venue(PER_MINUTE)
+        gate = gated()
+        results = [await outcome(venue.through(gate, key="eager")) for _ in range(30)]
+        assert results.count(None) == 10
+        assert [await outcome(venue.through(gate, key=str(number))) for number in range(10)] == [None] * 10
+
+    async def test_an_answer_that_calls_the_addresss_limit_used_up_holds_for_its_account_until_another_one_says_so(
+        self,
+    ) -> None:
+        venue = Venue(PER_MINUTE)
+        gate = gated()
+        venue.report = lambda reports: reports.usage.update({60: (20, 12.0)})
+        assert await outcome(venue.through(gate, key="one")) is None
+        assert isinstance(await outcome(venue.through(gate, key="one")), VenueRateLimited)
+        assert await outcome(venue.through(gate, key="two")) is None
+        assert isinstance(await outcome(venue.through(gate, key="three")), VenueRateLimited)
+        assert venue.fetches == 2
 
 
 class TestStatus:
@@ -222,12 +335,14 @@ class TestStatus:
         venue, status, clock = Venue(), VenueStatus(), Clock()
         gate = gated(attempts=1, status=status, now=clock)
         venue.failing(VenueUnavailable("It is down."))
-        await outcome(venue.through(gate))
+        await outcome(venue.through(gate, key="0"))
+        assert status.troubles == {}
+        await outcome(venue.through(gate, key="1"))
         assert status.troubles["fakex"].serves
         since = clock.now
         clock.now += 10
-        for _ in range(4):
-            await outcome(venue.through(gate))
+        for number in range(2, 5):
+            await outcome(venue.through(gate, key=str(number)))
         trouble = status.troubles["fakex"]
         assert (trouble.serves, trouble.since) == (False, since)
         assert "left alone" in trouble.reason
@@ -242,10 +357,12 @@ class TestStatus:
         async with OandaSimulator() as venue, serving(tmp_path, venue_urls={"oanda": venue.url}) as running:
             row = venue.demo_credential("moving")
             assert row is not None
-            await running.service.store.put(Account(USER, "oanda"), Credential.from_texts(row))
+            users = [USER, *(f"{USER} {number}" for number in range(4))]
+            for user in users:
+                await running.service.store.put(Account(user, "oanda"), Credential.from_texts(row))
             venue.fail(Fault.html(503))
-            for _ in range(5):
-                await failure(running.stub.GetBalance(_forced()))
+            for user in users:
+                await failure(running.stub.GetBalance(_forced(user)))
             seen = len(venue.requests)
             failed = await failure(running.stub.GetBalance(_forced()))
             assert failed.reason == "VENUE_UNAVAILABLE"
@@ -261,8 +378,8 @@ class TestStatus:
             assert await _availability(running) == exchange_pb2.AVAILABILITY_AVAILABLE
 
 
-def _forced() -> Any:
-    request = balance_request("oanda")
+def _forced(user: str = USER) -> Any:
+    request = balance_request("oanda", user_id=user)
     request.max_age.FromSeconds(0)
     return request
 
@@ -348,7 +465,8 @@ class TestRetries:
 
         await asyncio.gather(*(one(number) for number in range(400)))
         assert metrics.retries > 40
-        assert metrics.retries <= 0.2 * venue.fetches
+        # The retries of the account that has most come on top.
+        assert metrics.retries <= 0.2 * venue.fetches + OF_ONE
 
 
 class TestBulkhead:
@@ -386,9 +504,9 @@ class TestBulkhead:
             return "a balance"
 
         slow.answer = hold
-        holders = [asyncio.ensure_future(slow.through(gate)) for _ in range(2)]
+        holders = [asyncio.ensure_future(slow.through(gate, key=str(number))) for number in range(2)]
         await until(lambda: slow.now == 2)
-        waiting = asyncio.ensure_future(quick.through(gate))
+        waiting = asyncio.ensure_future(quick.through(gate, key="another"))
 
         def waits() -> bool:
             quick_venue = gate.snapshot().get("quick production")
@@ -404,7 +522,7 @@ class TestBulkhead:
         venue, metrics = Venue(), Recorder()
         gate = gated(of_venue=2, metrics=metrics)
         venue.answer = asyncio.Event().wait  # type: ignore[assignment]
-        holders = [asyncio.ensure_future(venue.through(gate)) for _ in range(2)]
+        holders = [asyncio.ensure_future(venue.through(gate, key=str(number))) for number in range(2)]
         await until(lambda: venue.fetches == 2)
         error = await outcome(venue.through(gate, timeout=0.2))
         assert isinstance(error, ServiceOverloaded)
@@ -430,7 +548,7 @@ class TestBulkhead:
         joined = Priority(polling=True)
 
         async def one(name: str, priority: Priority) -> None:
-            await venue.with_priority(gate, priority)
+            await venue.with_priority(gate, priority, key=name)
             order.append(name)
 
         fetches = [asyncio.ensure_future(one("holder", Priority()))]
@@ -509,7 +627,9 @@ class TestRateLimits:
         venue = Venue(RateLimit("address", 5, 1))
         gate = gated(of_venue=1)
         started = time.monotonic()
-        polls = [asyncio.ensure_future(outcome(venue.through(gate, polling=True))) for _ in range(5)]
+        polls = [
+            asyncio.ensure_future(outcome(venue.through(gate, key=str(number), polling=True))) for number in range(5)
+        ]
         await until(lambda: venue.fetches == 4)
         assert gate.in_flight == 0
         assert await outcome(venue.through(gate)) is None
@@ -519,8 +639,8 @@ class TestRateLimits:
     async def test_a_waiting_poll_that_a_caller_joins_may_use_the_reserve(self) -> None:
         venue = Venue(RateLimit("address", 5, 3))
         gate = gated()
-        for _ in range(4):
-            await venue.through(gate, polling=True)
+        for number in range(4):
+            await venue.through(gate, key=f"another {number}", polling=True)
         priority = Priority(polling=True)
         poll = asyncio.ensure_future(venue.with_priority(gate, priority))
         for _ in range(10):
@@ -529,6 +649,16 @@ class TestRateLimits:
         priority.promote()
         await asyncio.wait_for(poll, 1)
         assert venue.fetches == 5
+
+    async def test_a_poll_without_permits_in_time_is_late_and_a_call_is_not(self) -> None:
+        venue = Venue(PER_MINUTE)
+        gate = gated()
+        for number in range(30):
+            await outcome(venue.through(gate, key=str(number)))
+        for polling in (True, False):
+            error = await outcome(venue.through(gate, key="another", polling=polling, timeout=0.2))
+            assert isinstance(error, VenueRateLimited)
+            assert error.late == polling
 
     async def test_a_limit_by_key_counts_each_key_apart(self) -> None:
         venue = Venue(RateLimit("key", 3, 60))
@@ -539,10 +669,10 @@ class TestRateLimits:
         assert venue.fetches == 6
 
     async def test_a_balance_takes_its_cost_of_each_limit(self) -> None:
-        venue = Venue(RateLimit("address", 100, 60, cost=30), RateLimit("key", 50, 60))
+        venue = Venue(RateLimit("address", 100, 60, cost=30), RateLimit("key", 1, 60))
         gate = gated()
-        for _ in range(5):
-            await outcome(venue.through(gate))
+        for number in range(5):
+            await outcome(venue.through(gate, key=str(number)))
         assert venue.fetches == 3
 
     async def test_permits_are_released_if_the_venue_is_not_asked(self) -> None:
@@ -561,12 +691,9 @@ class TestRateLimits:
 
 
 class TestCooldowns:
-    @pytest.mark.parametrize(
-        ("limits", "others_wait"),
-        [((), True), ((RateLimit("address", 99, 60),), True), ((RateLimit("key", 99, 60),), False)],
-    )
-    async def test_a_venue_that_limits_us_gets_no_request_for_any_account_that_shares_the_limit(
-        self, limits: tuple[RateLimit, ...], others_wait: bool
+    @pytest.mark.parametrize("limits", [(), (RateLimit("address", 99, 60),), (RateLimit("key", 99, 60),)])
+    async def test_a_venue_that_limits_one_account_gets_no_request_for_it_and_serves_the_others(
+        self, limits: tuple[RateLimit, ...]
     ) -> None:
         venue = Venue(*limits)
         gate = gated()
@@ -577,11 +704,51 @@ class TestCooldowns:
             error = await outcome(venue.through(gate, polling=polling))
             assert isinstance(error, VenueRateLimited)
             assert error.retry_after == pytest.approx(7, abs=0.5)
+        assert await outcome(venue.through(gate, key="another")) is None
+        assert venue.fetches == 2
+
+    @pytest.mark.parametrize(
+        ("limits", "others_wait"),
+        [((), True), ((RateLimit("address", 99, 60),), True), ((RateLimit("key", 99, 60),), False)],
+    )
+    async def test_a_venue_that_limits_two_accounts_gets_no_request_for_any_that_shares_the_limit(
+        self, limits: tuple[RateLimit, ...], others_wait: bool
+    ) -> None:
+        venue = Venue(*limits)
+        gate = gated()
+        venue.failing(VenueRateLimited("Too many.", retry_after=7))
+        for key in ("one", "two"):
+            await outcome(venue.through(gate, key=key))
+        venue.answer = venue.good
         assert (await outcome(venue.through(gate, key="another")) is not None) == others_wait
-        assert venue.fetches == (1 if others_wait else 2)
+        assert venue.fetches == (2 if others_wait else 3)
+
+    async def test_two_accounts_that_are_limited_do_not_stop_a_venue_that_has_answered_between(self) -> None:
+        venue = Venue()
+        gate = gated()
+        venue.failing(VenueRateLimited("Too many.", retry_after=7))
+        await outcome(venue.through(gate, key="one"))
+        venue.answer = venue.good
+        await venue.through(gate, key="good")
+        venue.failing(VenueRateLimited("Too many.", retry_after=7))
+        await outcome(venue.through(gate, key="two"))
+        venue.answer = venue.good
+        assert await outcome(venue.through(gate, key="another")) is None
+
+    async def test_a_user_who_changes_the_key_is_no_second_account(self) -> None:
+        venue = Venue()
+        gate = gated(attempts=1)
+        venue.failing(VenueRateLimited("Too many.", retry_after=7))
+        for key in ("old", "new"):
+            await outcome(venue.through(gate, key=key, user="one"))
+        venue.failing(VenueUnavailable("It is down."))
+        for number in range(12):
+            await outcome(venue.through(gate, key=str(number), user="one"))
+        venue.answer = venue.good
+        assert await outcome(venue.through(gate, key="another")) is None
 
     @pytest.mark.parametrize("kind", [VenueMaintenance, VenueUnavailable])
-    async def test_a_venue_that_names_a_delay_gets_no_request_before_it_is_over(
+    async def test_a_venue_that_names_a_delay_to_two_accounts_gets_no_request_before_it_is_over(
         self, kind: type[ServiceError], offset_clock: OffsetClock
     ) -> None:
         venue = Venue(RateLimit("key", 99, 60))
@@ -589,12 +756,15 @@ class TestCooldowns:
         assert kind.default_retry_after is not None
         # Also if the venue names the very delay that we would guess.
         venue.failing(kind("Back soon.", retry_after=kind.default_retry_after))
-        await outcome(venue.through(gate))
+        await outcome(venue.through(gate, key="one"))
+        assert type(await outcome(venue.through(gate, key="one"))) is kind
+        assert venue.fetches == 1
+        await outcome(venue.through(gate, key="two"))
         venue.answer = venue.good
         assert type(await outcome(venue.through(gate, key="another"))) is kind
         offset_clock.advance(kind.default_retry_after + 0.1)
-        assert await outcome(venue.through(gate)) is None
-        assert venue.fetches == 2
+        assert await outcome(venue.through(gate, key="one")) is None
+        assert venue.fetches == 3
 
     async def test_a_venue_that_names_no_delay_is_asked_again_at_once(self) -> None:
         venue = Venue()
@@ -633,7 +803,7 @@ class TestReports:
     """What a plugin reports of the venue's limits, beside a balance or an error."""
 
     @pytest.mark.parametrize("fails", [False, True])
-    async def test_a_reported_cooldown_holds_for_all_accounts_whatever_the_call_came_to(
+    async def test_a_cooldown_that_two_accounts_calls_report_holds_for_all_whatever_they_came_to(
         self, fails: bool, offset_clock: OffsetClock
     ) -> None:
         venue = Venue()
@@ -645,7 +815,9 @@ class TestReports:
         venue.report = report
         if fails:
             venue.failing(CredentialRejected("It refuses the key."))
-        assert (await outcome(venue.through(gate)) is not None) == fails
+        for key in ("one", "two"):
+            assert (await outcome(venue.through(gate, key=key)) is not None) == fails
+            assert isinstance(await outcome(venue.through(gate, key=key)), VenueRateLimited)
         error = await outcome(venue.through(gate, key="another"))
         assert isinstance(error, VenueRateLimited)
         assert error.retry_after == pytest.approx(130, abs=1)
@@ -660,7 +832,7 @@ class TestReports:
         venue.answer = asyncio.Event().wait  # type: ignore[assignment]
         hanging = asyncio.ensure_future(venue.through(gate))
         await until(lambda: venue.fetches == 1)
-        error = await outcome(venue.through(gate, key="another"))
+        error = await outcome(venue.through(gate))
         assert isinstance(error, VenueRateLimited)
         assert venue.fetches == 1
         hanging.cancel()
@@ -717,7 +889,7 @@ class TestReports:
         assert isinstance(error, VenueRateLimited)
         assert error.retry_after == pytest.approx(12, abs=1)
         offset_clock.advance(13)
-        assert [await outcome(venue.through(gate)) for _ in range(5)] == [None] * 5
+        assert [await outcome(venue.through(gate, key=str(number))) for number in range(5)] == [None] * 5
 
     async def test_a_limit_that_one_key_has_used_up_leaves_the_other_keys_alone(self) -> None:
         venue = Venue(RateLimit("address", 1000, 1), RateLimit("key", 20, 60))
@@ -785,7 +957,7 @@ class TestReports:
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gone
-        error = await outcome(venue.through(gate, key="another"))
+        error = await outcome(venue.through(gate))
         assert isinstance(error, VenueRateLimited)
         assert error.retry_after == pytest.approx(130, abs=1)
         assert gate.in_flight == 0
@@ -808,13 +980,14 @@ class TestBalances:
     ) -> None:
         await service.get()
         plugin.answer = raising(VenueRateLimited("Too many.", retry_after=60))
-        with pytest.raises(VenueRateLimited):
-            await service.get(user="bob")
+        for user in ("bob", "carol"):
+            with pytest.raises(VenueRateLimited):
+                await service.get(user=user)
         assert (await service.get()).source is Source.CACHE
         service.clock.now += 31
         stale = await service.get()
         assert (stale.source, type(stale.stale)) == (Source.LAST_GOOD, VenueRateLimited)
-        assert len(plugin.calls) == 2
+        assert len(plugin.calls) == 3
 
     async def test_a_poll_that_a_caller_joins_goes_before_other_polls(
         self, service: TestService, plugin: ScriptedPlugin

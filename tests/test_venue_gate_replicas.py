@@ -128,15 +128,38 @@ class TestReplicas:
             assert set(await every(made, 3, users=3)) == {None}
             venue.fail(Fault.rate_limited("7"))
             seen = len(venue.requests)
-            with pytest.raises(VenueRateLimited):
-                await made[0].get("user0")
-            assert len(venue.requests) == seen + 1
+            # Two accounts on two replicas meet it.
+            for replica, user in ((made[0], "user0"), (made[1], "user1")):
+                with pytest.raises(VenueRateLimited):
+                    await replica.get(user)
+            assert len(venue.requests) == seen + 2
             venue.recover()
             for _ in range(4):
                 outcomes = await every(made, 3, users=3)
                 assert {type(outcome) for outcome in outcomes} == {VenueRateLimited}
                 assert all(6 < (outcome.retry_after or 0) <= 7 for outcome in outcomes if outcome)
-            assert len(venue.requests) == seen + 1
+            assert len(venue.requests) == seen + 2
+
+    async def test_one_accounts_delay_holds_for_it_on_all_replicas_and_for_no_other_account(
+        self, tmp_path: Path, redis_url: str
+    ) -> None:
+        async with Answering() as venue, replicas(tmp_path, venue, redis_url, users=3) as made:
+            venue.fail(Fault.rate_limited("300"))
+            with pytest.raises(VenueRateLimited):
+                await made[0].get("user0")
+            venue.recover()
+            for replica in made:
+                with pytest.raises(VenueRateLimited):
+                    await replica.get("user0")
+                for user in ("user1", "user2"):
+                    await replica.get(user)
+            # The venue has answered since: a second account's delay is its own as well.
+            venue.fail(Fault.rate_limited("300"))
+            with pytest.raises(VenueRateLimited):
+                await made[1].get("user1")
+            venue.recover()
+            for replica in made:
+                await replica.get("user2")
 
     async def test_a_cooldown_ends_on_all_replicas_at_the_same_time(self, tmp_path: Path, redis_url: str) -> None:
         async with Answering() as venue, replicas(tmp_path, venue, redis_url) as made:
@@ -164,12 +187,12 @@ class TestReplicas:
     async def test_polling_leaves_a_fifth_of_a_limit_to_callers_on_any_replica(
         self, tmp_path: Path, redis_url: str
     ) -> None:
-        async with Answering() as venue, replicas(tmp_path, venue, redis_url, PER_MINUTE) as made:
+        async with Answering() as venue, replicas(tmp_path, venue, redis_url, PER_MINUTE, users=24) as made:
             for polling, allowed in ((True, 16), (False, 20)):
-                for _ in range(8):
-                    for replica in made:
+                for number in range(8):
+                    for place, replica in enumerate(made):
                         with suppress(VenueRateLimited):
-                            await replica.get("user0", polling=polling)
+                            await replica.get(f"user{number + 8 * place}", polling=polling)
                 assert len(venue.requests) == allowed
 
     async def test_while_redis_is_down_each_replica_uses_its_share_of_a_limit_and_logs_it_once(

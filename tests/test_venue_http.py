@@ -368,7 +368,7 @@ def answer(status: int, body: bytes = b"", **headers: str) -> VenueResponse:
 )
 def test_a_status_means_what_the_page_for_plugin_authors_documents(status: int, expected: type[ServiceError]) -> None:
     with pytest.raises(ServiceError) as raised:
-        answer(status).raise_for_status()
+        answer(status, b"{}").raise_for_status()
     assert type(raised.value) is expected
     assert raised.value.message.startswith("Echo ")
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import ccxt.async_support as ccxt
 import pytest
+from exchange_service_ccxt_generic.answer_shapes import _SHAPES, Rows, shapes
+from exchange_service_ccxt_generic.formulas import members
 
 from exchange_service.pytest_plugin import WITNESSES
 from exchange_service.testing.witnesses import Witness, parse_witness, payload_witness, read_payload, table_rows
-from tests.witnessed import ROOT, TABLES, payload_files
+from tests.witnessed import BEYOND_CCXT, OWN_WORDS, ROOT, TABLES, payload_files
 
 
+@cache
 def ccxt_text(source: str) -> str:
     """The text of CCXT's member that a witness names, such as `okx.exceptions`: of its description or its code."""
     exchange_id, _, member = source.partition(" ")[0].partition(".")
@@ -39,10 +44,66 @@ def test_what_cites_ccxt_is_in_the_installed_ccxt(path: str) -> None:
         for table in TABLES[path]
         for row in table_rows(ROOT / path, table)
         if row.witness is not None and row.witness.kind == "CCXT"
-        for word in row.words
-        if word not in ccxt_text(row.witness.source)
+        for word, text in _cited(path, row.words, ccxt_text(row.witness.source))
+        if word not in text
     ]
     assert missing == []
+
+
+def _cited(path: str, words: tuple[str, ...], text: str) -> Iterator[tuple[str, str]]:
+    """The words of a row that CCXT's text must have, each with the text."""
+    return ((word, text) for word in words if path not in OWN_WORDS)
+
+
+def test_every_member_of_a_row_is_in_ccxts_class(record_property: Callable[[str, object], None]) -> None:
+    """An update of CCXT that reads another member fails here."""
+    missing = []
+    for key in _SHAPES:
+        exchange_id, _, account_type = key.partition(" ")
+        words, known = _words_of_class(exchange_id), BEYOND_CCXT.get(exchange_id, {})
+        missing += [
+            f"{key}: {member}"
+            for shape in shapes(exchange_id, account_type)
+            for member in _members(shape)
+            if member not in known and not _is_mentioned(member, words)
+        ]
+    beyond = [parse_witness(source) for known in BEYOND_CCXT.values() for source in known.values()]
+    record_property(WITNESSES, [sum(one.proven for one in beyond), sum(not one.proven for one in beyond)])
+    assert missing == []
+
+
+@cache
+def _words_of_class(exchange_id: str) -> frozenset[str]:
+    """The words of the source of CCXT's class, and of the classes of other exchanges that it extends."""
+    kinds = (kind for kind in getattr(ccxt, exchange_id).__mro__ if kind.__module__.startswith("ccxt.async_support."))
+    files = [inspect.getfile(kind) for kind in kinds if ".base" not in kind.__module__]
+    return frozenset(word for file in files for word in re.findall(r"[\w-]+", Path(file).read_text(encoding="utf-8")))
+
+
+def _is_mentioned(member: str, words: frozenset[str]) -> bool:
+    """Whether a source has the name of a member, or the part of a name that is joined with an asset's."""
+    if member.startswith("_") or member.endswith("_"):
+        return any(member in word for word in words)
+    return member in words
+
+
+def _members(shape: Rows) -> set[str]:
+    """The names of fields that a shape reads: of where its rows are, of the asset, its amounts and its figures."""
+    paths = [
+        shape.path,
+        *shape.amounts,
+        *shape.parts,
+        shape.apart,
+        *shape.apart_known,
+        *shape.beside_rows,
+        *shape.before,
+    ]
+    if not shape.literal:
+        paths.append(shape.asset)
+    for figures in filter(None, (shape.figures, shape.fields)):
+        paths += [path for formula in figures.formulas() for path in members(formula)]
+    names = {name.strip("{}") for path in paths for name in re.split(r"[.|]", path)}
+    return {name for name in names if name and name not in ("*", "only") and not name.isdigit()}
 
 
 def test_every_payload_file_has_a_witness(record_property: Callable[[str, object], None]) -> None:

@@ -35,6 +35,10 @@ class Freshness:
         """Whether it may still be given in place of a venue's passing trouble."""
         return self.age(stored) <= self.stale_grace
 
+    def was_good_lately(self, fetch_time: float) -> bool:
+        """The same of a balance that was fetched then, in seconds since the epoch; 0 if there is none."""
+        return fetch_time > 0 and self.now() - fetch_time <= self.stale_grace
+
 
 @dataclass(frozen=True, slots=True)
 class PollBackoff:

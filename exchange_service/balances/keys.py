@@ -23,12 +23,13 @@ class BalanceKeys:
         self._hash_key = hash_key
         # Hashing costs more than all else in a call that finds its balance in the process.
         self._known: LRUCache[Account, tuple[str, str]] = LRUCache(_MOST_KEYS)
+        self._users: LRUCache[str, str] = LRUCache(_MOST_KEYS)
 
     def target(self, account: Account, listing: Listing, reference: CredentialReference) -> Target:
         """The target of this account, read with this credential."""
         key = self.key(account, reference)
         credential_key = self.key(account.stored(), reference)
-        return Target(account, listing, reference, key, credential_key)
+        return Target(account, listing, reference, key, credential_key, self._user_key(account.user_id))
 
     def key(self, account: Account, reference: CredentialReference) -> str:
         """The cache's key for the account's balance."""
@@ -39,4 +40,11 @@ class BalanceKeys:
         text = "\0".join((*names, reference.version))
         key = "balance:" + hmac.new(self._hash_key, text.encode(), hashlib.sha256).hexdigest()
         self._known[account] = (reference.version, key)
+        return key
+
+    def _user_key(self, user_id: str) -> str:
+        key = self._users.get(user_id)
+        if key is None:
+            text = "user\0" + user_id
+            key = self._users[user_id] = hmac.new(self._hash_key, text.encode(), hashlib.sha256).hexdigest()[:32]
         return key

@@ -56,7 +56,10 @@ class Leased:
                 if stored is not None:
                     return FetchResult(stored, here=False)
                 if asyncio.get_running_loop().time() >= deadline:
-                    raise VenueTimeout(f"{target.listing.metadata.name} did not answer another replica in time.")
+                    error = VenueTimeout(f"{target.listing.metadata.name} did not answer another replica in time.")
+                    # The other one may be late itself, and says so if it fails.
+                    error.late = priority.polling
+                    raise error
         async with lease_held(lease, LEASE):
             try:
                 return await self._fetch_as_holder(target, deadline, priority)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 from exchange_service.balances.cached import CachedBalances
 from exchange_service.balances.credential_changes import CredentialChanges
 from exchange_service.balances.freshness import Freshness
 from exchange_service.balances.keys import BalanceKeys
 from exchange_service.balances.leases import FetchResult
-from exchange_service.balances.refusals import Refusals
+from exchange_service.balances.refusals import Doubt, Refusals
 from exchange_service.balances.single_flight import LEAST_TIME, SingleFlight
 from exchange_service.credentials import CredentialReference
 from exchange_service.credentials.references import CachedReferences
@@ -19,6 +20,7 @@ from exchange_service.errors import CredentialMissing, DeadlinePassed, NotSuppor
 from exchange_service.identity import Caller
 from exchange_service.model import PRODUCTION, Account
 from exchange_service.observability.metrics import Metrics
+from exchange_service.tasks import TaskSet
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
@@ -27,19 +29,23 @@ from exchange_service.wire.stored import StoredBalance
 
 # Seconds. A smaller `max_age` reaches the venue in nearly every call, so it counts as forced.
 _FORCED_BELOW = 1.0
+# Seconds for which a second ask waits; the fetch has a time limit of its own.
+_SECOND_ASK = 60.0
 _SOURCE_NAMES = {source: source.name.lower().replace("_", "-") for source in Source}
 
 
 @dataclass(frozen=True, slots=True)
 class BalanceResult:
     """A balance as it is handed out: `age` in seconds; `stale` says why it is only the last good one. `key` is its key
-    in the cache."""
+    in the cache. If `stale` is a refusal that is doubted, the venue is asked for its second word in `asked_in` seconds.
+    """
 
     stored: StoredBalance
     source: Source
     age: float
     stale: ServiceError | None = None
     key: str = ""
+    asked_in: float | None = None
 
 
 @dataclass(slots=True)
@@ -53,6 +59,9 @@ class Balances:
     credentials: CredentialChanges
     keys: BalanceKeys
     freshness: Freshness
+    # By the key of the balance: asking for second words.
+    _second_asks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _tasks: TaskSet = field(default_factory=TaskSet)
 
     async def get(
         self, account: Account, listing: Listing, *, max_age: float | None, deadline: float, polling: bool = False
@@ -67,7 +76,9 @@ class Balances:
             raise DeadlinePassed("The deadline has passed, or leaves too little time to answer.")
         if not listing.metadata.capabilities.balance:
             raise NotSupported(listing.metadata.unsupported_reason or f"{listing.metadata.name} is not yet supported.")
-        target = self.keys.target(account, listing, await self._reference(account, listing))
+        # Who forces a read may have corrected the key just now.
+        reference = await self._reference(account, listing, now=max_age == 0)
+        target = self.keys.target(account, listing, reference)
         self.credentials.note(target)
         stored = self.cached.get_local(target.key)
         if stored is None or not self.freshness.is_fresh(stored, max_age):
@@ -92,28 +103,71 @@ class Balances:
         self, target: Target, last: StoredBalance | None, deadline: float, *, forced: bool, polling: bool
     ) -> BalanceResult:
         """Ask the venue; `last` is the last good balance, given in place of a passing trouble unless `forced`."""
-        newer_than = last.fetch_time if last is not None else 0.0
+        target = replace(target, newer_than=last.fetch_time if last is not None else 0.0)
         try:
             if not forced:
                 self.refusals.raise_known(target)
-            fetched = await self.fetcher.fetch(
-                replace(target, newer_than=newer_than), deadline, Priority(polling=polling)
-            )
+                self._raise_doubted(target)
+            fetched = await self._ask(target, deadline, forced=forced, polling=polling)
         except ServiceError as error:
-            if not forced and error.transient and last is not None and self.freshness.within_grace(last):
+            if forced or last is None or not self.freshness.within_grace(last):
+                raise
+            doubt = self._doubt(target, error)
+            if doubt is None and not error.transient:
+                raise
+            if doubt is None:
                 return self._result(target.key, last, Source.LAST_GOOD, error)
-            raise
+            self._ask_again_later(target, doubt)
+            return replace(self._result(target.key, last, Source.LAST_GOOD, error), asked_in=doubt.left())
         return self._result(target.key, fetched.stored, Source.VENUE if fetched.here else Source.CACHE)
+
+    async def _ask(self, target: Target, deadline: float, *, forced: bool, polling: bool) -> FetchResult:
+        """Fetch the balance. If the venue refuses what it took a moment ago, a forced call waits for its second
+        word."""
+        try:
+            return await self.fetcher.fetch(target, deadline, Priority(polling=polling))
+        except ServiceError as error:
+            doubt = self._doubt(target, error) if forced else None
+            if doubt is None or asyncio.get_running_loop().time() + doubt.left() + LEAST_TIME >= deadline:
+                raise
+        await asyncio.sleep(doubt.left())
+        return await self.fetcher.fetch(target, deadline, Priority(polling=polling))
+
+    def _raise_doubted(self, target: Target) -> None:
+        """Raise a refusal that is doubted, until it is time to ask for the second word."""
+        doubt = self.refusals.doubt(target)
+        if doubt is not None and doubt.left() > 0:
+            raise doubt.error.with_traceback(None)
+
+    def _doubt(self, target: Target, error: ServiceError) -> Doubt | None:
+        """The doubt that this error is met with; None if it is believed, or no refusal."""
+        doubt = self.refusals.doubt(target)
+        return doubt if doubt is not None and doubt.error.reason == error.reason else None
+
+    def _ask_again_later(self, target: Target, doubt: Doubt) -> None:
+        """Ask for the second word beside the calls, so that the next one is told it."""
+        if target.key not in self._second_asks:
+            task = self._tasks.start(self._ask_again(target, doubt), name=f"second ask {target.listing.metadata.id}")
+            self._second_asks[target.key] = task
+            task.add_done_callback(lambda _: self._second_asks.pop(target.key, None))
+
+    async def _ask_again(self, target: Target, doubt: Doubt) -> None:
+        await asyncio.sleep(doubt.left())
+        deadline = asyncio.get_running_loop().time() + _SECOND_ASK
+        with suppress(ServiceError):
+            await self.fetcher.fetch(target, deadline, Priority())
 
     def _result(
         self, key: str, stored: StoredBalance, source: Source, stale: ServiceError | None = None
     ) -> BalanceResult:
         return BalanceResult(stored, source, self.freshness.age(stored), stale, key)
 
-    async def _reference(self, account: Account, listing: Listing) -> CredentialReference:
+    async def _reference(self, account: Account, listing: Listing, *, now: bool) -> CredentialReference:
         metadata = listing.metadata
         aliases = metadata.environment_aliases(account.environment)
-        reference = await self.references.find(account.stored(), aliases=aliases, credential_of=metadata.credential_of)
+        reference = await self.references.find(
+            account.stored(), aliases=aliases, credential_of=metadata.credential_of, now=now
+        )
         if reference is None:
             self.credentials.forget_session(account.stored())
             raise CredentialMissing(
@@ -146,10 +200,12 @@ class Balances:
 
     def end(self) -> None:
         """Cancel every fetch in progress; callers who wait for one get SHUTTING_DOWN."""
+        self._tasks.cancel()
         self.fetcher.end()
 
     async def close(self) -> None:
         """Cancel every fetch in progress and wait for its end, for a second at most."""
+        await self._tasks.close()
         await self.fetcher.close()
 
 

@@ -73,6 +73,14 @@ class Cache(Protocol):
         """Release what it holds."""
 
 
+def check_url(url: str) -> None:
+    """Raise ValueError, without the URL in its text, for one that `open_link` does not take."""
+    if not url.startswith("memory:"):
+        from exchange_service.cache.redis_link import connection_pool
+
+        connection_pool(url)
+
+
 def open_link(url: str) -> RedisLink | None:
     """The process's link to the Redis that `url` names ("redis://…", "rediss://…" or "unix://…", as redis-py reads
     them); None for "memory://". Raises ValueError for any other URL, without the URL in its text."""

@@ -18,6 +18,8 @@ from exchange_service.tasks import TaskSet
 # Seconds for which the subscription waits for a message before it checks whether the connection still works, and the
 # shortest and longest pause between two attempts to subscribe.
 _MESSAGE_WAIT = 5.0
+# Seconds for the answer to a subscription that only tries whether we may.
+_ANSWER_WAIT = 0.1
 _RESUBSCRIBE_PAUSES = (0.2, 5.0)
 _CLOSE_LIMIT = 0.5
 # Bytes by which a replica recognises its own messages.
@@ -157,7 +159,7 @@ class RedisCache:
                         if isinstance(data, bytes) and data and not data.startswith(self._sender):
                             self._notify(data[_SENDER_LENGTH:])
             except Exception as error:
-                self._link.report_trouble(type(error).__name__)
+                self._link.report_trouble(error)
             self._subscribed = False
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
@@ -176,12 +178,22 @@ class RedisCache:
         try:
             await self._link.call(self._redis.ping, force=True)
         except NoAnswer as failure:
-            return f"Redis at {server} does not answer ({failure.kind}). Each replica uses its own memory."
+            return _trouble(server, failure)
         try:
             await self._link.call(lambda: self._redis.set(f"{self._prefix}doctor", b"1", px=1000), force=True)
         except NoAnswer as failure:
-            return f"Redis at {server} answers but stores nothing ({failure.kind}). Check its memory and role."
+            return _trouble(server, failure)
+        try:
+            await self._link.call(self._try_channel, force=True)
+        except NoAnswer as failure:
+            return _trouble(server, failure)
         return ""
+
+    async def _try_channel(self) -> None:
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
+            await channel.subscribe(self._channel)
+            # The answer: an error if the user has no right to the channel.
+            await channel.get_message(timeout=_ANSWER_WAIT)
 
     async def close(self) -> None:
         """End the subscription and forget the copies. The link stays open; its opener closes it."""
@@ -231,6 +243,13 @@ class _RedisLease:
 
         with contextlib.suppress(NoAnswer):
             await self._link.call(run)
+
+
+def _trouble(server: str, failure: NoAnswer) -> str:
+    """What is wrong, for the operator: silence, or what an answering Redis says."""
+    if failure.says:
+        return f"Redis at {server} answers and refuses: {failure.says}. Each replica uses its own memory."
+    return f"Redis at {server} does not answer ({failure.kind}). Each replica uses its own memory."
 
 
 def _milliseconds(seconds: float) -> int:

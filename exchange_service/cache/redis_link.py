@@ -9,14 +9,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import redis.asyncio as redis_client
 import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    InvalidResponse,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from exchange_service.tasks import TaskSet
@@ -44,6 +55,8 @@ FAILURES_TO_OPEN = 3
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 10.0
 REPORT_EVERY = 60.0
+# Seconds: a server that stays a replica must not cost a connection for each call.
+_CONNECT_ANEW_EVERY = 1.0
 
 # The library's text when all connections are in use: that is this process's own load, not a failure of Redis.
 _POOL_BUSY = "No connection available."
@@ -53,9 +66,44 @@ class NoAnswer(Exception):
     """Redis did not answer, or answered with an error. `kind` is the class of the library's exception; its text is left
     out, because it may hold anything."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, says: str = "") -> None:
         super().__init__(kind)
         self.kind = kind
+        # What Redis says if it answers, as a part of a sentence; empty if it is silent.
+        self.says = says
+
+
+def explain(error: Exception) -> str:
+    """What the answer of a Redis that refuses says, as a part of a sentence; empty if it did not answer.
+
+    The server's own text is not repeated: it may hold a key or a user's name.
+    """
+    text = str(error)
+    if not isinstance(error, ResponseError | AuthenticationError | BusyLoadingError | InvalidResponse):
+        return "it has no connection left for us" if "max number of clients" in text else ""
+    return next((says for sign, says in _ANSWERS if sign(error, text)), f"it answers with {type(error).__name__}")
+
+
+def is_read_only(error: Exception) -> bool:
+    """Whether the server is a replica, which takes no writes. A script's error has the word in its text."""
+    return isinstance(error, ReadOnlyError) or "READONLY" in str(error)
+
+
+_Sign = Callable[[Exception, str], bool]
+_ANSWERS: tuple[tuple[_Sign, str], ...] = (
+    (lambda error, _: is_read_only(error), "it is a replica, which takes no writes"),
+    (lambda error, _: isinstance(error, BusyLoadingError), "it is still loading its data"),
+    (lambda _, text: "HELLO" in text and "unknown command" in text, "it does not speak RESP3: Redis 6 or later does"),
+    (lambda _, text: "NOPROTO" in text, "it does not speak RESP3: Redis 6 or later does"),
+    (lambda error, _: isinstance(error, AuthenticationError), "it refuses the user or the password"),
+    (lambda _, text: "channel" in text and "access" in text, "its user has no right to our channel (ACL: &prefix*)"),
+    (
+        lambda error, _: isinstance(error, NoPermissionError),
+        "its user has no right to a command or key that we need (ACL: ~prefix* +@all)",
+    ),
+    (lambda error, _: isinstance(error, OutOfMemoryError), "its memory is full"),
+    (lambda error, _: isinstance(error, InvalidResponse), "it is no Redis"),
+)
 
 
 class LinkBreaker:
@@ -114,13 +162,15 @@ class RedisLink:
     def __init__(self, url: str, *, breaker: LinkBreaker | None = None) -> None:
         """A link to redis://…, rediss://… (TLS) or unix://…; connects nothing yet. Raises ValueError if redis-py cannot
         read the URL."""
-        self._pool = _connection_pool(url)
+        self._pool = connection_pool(url)
         self.redis = redis_client.Redis(connection_pool=self._pool)
         self.server = _server(self._pool.connection_kwargs)
         self._breaker = breaker or LinkBreaker()
         self._tasks = TaskSet()
         self._recovery_listeners: list[Callable[[], None]] = []
         self._reported_at: float | None = None
+        # When connections were last ended because the server takes no writes.
+        self._ended_at: float | None = None
         self._trouble_reported = False
 
     @property
@@ -156,7 +206,8 @@ class RedisLink:
         done, _ = await asyncio.wait({task}, timeout=CALL_LIMIT)
         if not done:
             task.cancel()
-            self._on_failure("TimeoutError")
+            self._breaker.record_failure()
+            self.report_trouble(TimeoutError())
             raise NoAnswer("TimeoutError")
         if task.cancelled():
             raise NoAnswer("closed")
@@ -170,16 +221,26 @@ class RedisLink:
         except ResponseError as error:
             # It answers: full, read-only, moved, or with another kind of value at the key.
             self._on_success()
-            kind = type(error).__name__
-            self.report_trouble(kind)
+            failure = NoAnswer(type(error).__name__, explain(error))
+            self.report_trouble(error)
+            if is_read_only(error):
+                await self._connect_anew()
         except Exception as error:
-            kind = type(error).__name__
+            failure = NoAnswer(type(error).__name__, explain(error))
             if not (isinstance(error, RedisConnectionError) and str(error) == _POOL_BUSY):
-                self._on_failure(kind)
+                self._breaker.record_failure()
+                self.report_trouble(error)
         else:
             self._on_success()
             return result
-        raise NoAnswer(kind)
+        raise failure
+
+    async def _connect_anew(self) -> None:
+        """End the connections that are not in use: behind the server's name there may be another one by now."""
+        now = time.monotonic()
+        if self._ended_at is None or now - self._ended_at >= _CONNECT_ANEW_EVERY:
+            self._ended_at = now
+            await self._pool.disconnect(inuse_connections=False)
 
     async def _probe(self) -> None:
         try:
@@ -200,21 +261,19 @@ class RedisLink:
             self._trouble_reported = False
             log.info("redis.answers_again", server=self.server)
 
-    def _on_failure(self, kind: str) -> None:
-        self._breaker.record_failure()
-        self.report_trouble(kind)
-
-    def report_trouble(self, kind: str) -> None:
-        """Log that Redis cannot be used, at most once a minute; `kind` is the class of the library's exception."""
+    def report_trouble(self, error: Exception) -> None:
+        """Log that Redis cannot be used and why, at most once a minute: that it is silent, or what it says."""
         now = time.monotonic()
         if self._reported_at is not None and now - self._reported_at < REPORT_EVERY:
             return
         self._reported_at = now
         self._trouble_reported = True
+        says = explain(error)
         log.warning(
-            "redis.out_of_reach",
+            "redis.refuses" if says else "redis.out_of_reach",
             server=self.server,
-            error=kind,
+            error=type(error).__name__,
+            **({"because": says} if says else {}),
             now="each replica uses its own memory and keeps to its part of the limits",
         )
 
@@ -225,9 +284,11 @@ class RedisLink:
         await self._tasks.wait(CLOSE_LIMIT)
 
 
-def _connection_pool(url: str) -> redis_client.BlockingConnectionPool:
+def connection_pool(url: str) -> redis_client.BlockingConnectionPool:
     """Connections to the Redis at `url`, each step in bounded time. Raises ValueError if redis-py cannot read it."""
-    try:
+    pool, readable = None, False
+    # Suppressed: the library's exception may hold the URL, and with it the password.
+    with suppress(ValueError, TypeError, RedisError):
         pool = redis_client.BlockingConnectionPool.from_url(
             url,
             max_connections=POOL_SIZE,
@@ -244,12 +305,24 @@ def _connection_pool(url: str) -> redis_client.BlockingConnectionPool:
         # A misspelt option in the URL would otherwise show only at the first call.
         make_connection: Callable[[], Any] = pool.make_connection
         make_connection()
-    except (ValueError, TypeError):
-        pool = None
-    if pool is None:
-        # Outside the handler: the library's exception may hold the URL, and with it the password.
-        raise ValueError("the cache must be memory:// or redis://, rediss:// or unix:// as redis-py reads it")
+        readable = True
+    if pool is None or not readable or not _says_what_it_means(url):
+        raise ValueError(
+            "the cache must be memory:// or redis://, rediss:// or unix:// as redis-py reads it: "
+            "a port from 1 to 65535, the number of a database, and only options that redis-py knows"
+        )
     return pool
+
+
+def _says_what_it_means(url: str) -> bool:
+    """Whether redis-py reads every part of the URL, and no option changes what this module relies on."""
+    parts = urlsplit(url)
+    if {"decode_responses", "protocol", "encoding", "encoding_errors"} & parse_qs(parts.query).keys():
+        return False
+    if parts.scheme == "unix":
+        return len(parts.path) > 1
+    number = parts.path.strip("/")
+    return bool(parts.hostname or not parts.netloc) and (not number or number.isdigit())
 
 
 def _server(options: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import typer
 
 from exchange_service.cli import calls, credential_check_command, credentials, keys, operate, plugins, sealing, tokens
+from exchange_service.cli.outcome import use_any_encoding
 from exchange_service.observability.logs import configure_logging
 
 app = typer.Typer(
@@ -46,5 +47,6 @@ def _options(
 
 def main() -> None:
     """Run the command line."""
+    use_any_encoding()
     configure_logging()
     app()

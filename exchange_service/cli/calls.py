@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +23,7 @@ from exchange_service.cli.flags import replacing
 from exchange_service.cli.outcome import ExitCode, Output, console, exit_code, fail, messages, plain, run
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable, is_loopback
 from exchange_service.errors import ExchangeUnknown, FieldInvalid, NotSupported, ServiceError, from_reason
+from exchange_service.grpc_server.health import local_address
 from exchange_service.settings import ENVIRONMENT_PREFIX
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.exchange_service_pb2 import AccountSelector, StreamBalancesResponse
@@ -379,20 +380,36 @@ def health(target: Target) -> None:
 
 
 async def _health(target: Target) -> None:
-    async with target.client() as client:
-        stub = health_pb2_grpc.HealthStub(client.channel)
-        try:
-            reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=target.timeout)
-        except grpc.aio.AioRpcError as error:
-            raise ServiceUnreachable(
-                f"The service at {target.address} did not answer ({error.code().name}).",
-                advice="Start it with `exchange-service serve` or `exchange-service demo`.",
-            ) from None
+    try:
+        reply = await _check(target)
+    except grpc.aio.AioRpcError as error:
+        reply = await _check_locally(target, error)
     name = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
     console.print(name)
     if reply.status != health_pb2.HealthCheckResponse.SERVING:
         messages.print("The service's log says why, and so does `exchange-service doctor` with the same settings.")
         raise typer.Exit(ExitCode.AGAIN)
+
+
+async def _check(target: Target) -> health_pb2.HealthCheckResponse:
+    async with target.client() as client:
+        stub = health_pb2_grpc.HealthStub(client.channel)
+        reply: health_pb2.HealthCheckResponse = await stub.Check(
+            health_pb2.HealthCheckRequest(), timeout=target.timeout
+        )
+        return reply
+
+
+async def _check_locally(target: Target, refused: grpc.aio.AioRpcError) -> health_pb2.HealthCheckResponse:
+    """Ask a service on this machine that wants TLS, where it answers health checks without. ServiceUnreachable if it
+    does not."""
+    if is_loopback(target.address) and not target.address.startswith("unix"):
+        with suppress(grpc.aio.AioRpcError):
+            return await _check(replace(target, address=local_address(target.address), plaintext=True))
+    raise ServiceUnreachable(
+        f"The service at {target.address} did not answer ({refused.code().name}).",
+        advice="Start it with `exchange-service serve` or `exchange-service demo`.",
+    )
 
 
 def version() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -13,9 +13,14 @@ from rich.table import Table
 from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, exit_code, fail, messages, plain, run
-from exchange_service.errors import ServiceError
-from exchange_service.model import SECRET_FIELDS, Account, Credential, ExchangeMetadata
+from exchange_service.errors import CredentialInvalid, ServiceError
+from exchange_service.model import SECRET_FIELDS, Account, Credential, CredentialField, ExchangeMetadata
+from exchange_service.plugin_kit.credential_fields import stored_field, stored_form
+from exchange_service.plugin_kit.key_texts import is_unfinished
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+
+if TYPE_CHECKING:
+    from exchange_service.cli.terminal import Terminal
 
 app = typer.Typer(help="Store, list, check and remove the credentials of users' accounts.", no_args_is_help=True)
 
@@ -59,6 +64,10 @@ def add(
             fail("a credential is stored already; add --replace to replace it", ExitCode.USAGE)
         confirm(f"Replace the stored credential of {user} at {metadata.name}?")
     credential = _read_stdin() if stdin else _prompt(metadata)
+    try:
+        credential = stored_form(metadata, credential)
+    except CredentialInvalid as invalid:
+        fail(f"nothing was stored: {invalid.text}", ExitCode.USAGE)
     problem = missing_fields(metadata, credential)
     if problem:
         fail(f"nothing was stored: {problem}", ExitCode.USAGE)
@@ -120,22 +129,37 @@ def _prompt(metadata: ExchangeMetadata) -> Credential:
         messages.print(metadata.instructions)
     if not sys.stdin.isatty():
         fail("standard input is not a terminal; add --stdin and pass a JSON object", ExitCode.USAGE)
+    # Here, because the module needs a terminal's own library.
+    from exchange_service.cli.terminal import EndOfInput, open_terminal
+
     values: dict[str, str] = {}
-    for field in metadata.credential_fields:
-        label = field.label if field.required else f"{field.label} (may be left empty)"
-        default = None if field.required else ""
-        try:
-            value = typer.prompt(label, hide_input=field.secret, default=default, show_default=False)
-        except typer.Abort:
-            raise typer.Exit(_INTERRUPTED) from None
-        values[field.name] = value.strip()
+    try:
+        with open_terminal(is_unfinished) as terminal:
+            for field in metadata.credential_fields:
+                values[field.name] = _ask(terminal, field)
+    except (EndOfInput, KeyboardInterrupt):
+        raise typer.Exit(_INTERRUPTED) from None
+    except CredentialInvalid as invalid:
+        fail(f"nothing was stored: {invalid.text} A key of several lines can also come by --stdin.", ExitCode.USAGE)
     metadata_values = {name: value for name, value in values.items() if value and name not in SECRET_FIELDS}
     return Credential.from_texts(values, metadata_values)
 
 
+def _ask(terminal: Terminal, field: CredentialField) -> str:
+    """The answer for a field, as it is stored. Raises CredentialInvalid at once if it cannot be that."""
+    label = field.label if field.required else f"{field.label} (may be left empty)"
+    while True:
+        answer = terminal.ask(label, hidden=field.secret).strip()
+        if answer:
+            return stored_field(field, answer)
+        if not field.required:
+            return ""
+
+
 def _read_stdin() -> Credential:
     try:
-        value = json.load(sys.stdin)
+        # A key in lines is often put into the object as it is.
+        value = json.loads(sys.stdin.read(), strict=False)
     except ValueError:
         # The parser's own text would repeat a part of the input.
         fail("standard input is not one JSON object", ExitCode.USAGE)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from exchange_service.app import certificate_files
 from exchange_service.cache import open_cache
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials.configured import open_configured_store
@@ -14,6 +15,7 @@ from exchange_service.credentials.key_check import check_keys
 from exchange_service.credentials.rewriting import survey
 from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.errors import CredentialInvalid, ServiceError
+from exchange_service.grpc_server.certificates import ending
 from exchange_service.identity.methods import who_may_call
 from exchange_service.model import SECRET_FIELDS, Account, Credential, ExchangeMetadata
 from exchange_service.operator.v1.plugin_service_pb2 import PLUGIN_PROCESS_STATE_RUNNING
@@ -53,7 +55,7 @@ async def examine(settings: Settings) -> list[Finding]:
     """Check everything. Nothing is changed, except that a credential table that an existing database lacks is
     created."""
     registry = open_registry(settings)
-    findings = [*_check_settings(settings, registry), *_check_plugins(registry)]
+    findings = [*_check_settings(settings, registry), *_check_certificates(settings), *_check_plugins(registry)]
     findings += [*await _check_running_service(settings, registry), *await _check_cache(settings)]
     store = await open_configured_store(settings)
     try:
@@ -86,6 +88,21 @@ def _check_settings(settings: Settings, registry: Registry) -> list[Finding]:
         text = f"venue_urls replaces the address of {exchange_id}; this is meant only for a simulator or a proxy."
         findings.append(Finding(Severity.WARNING, "settings", text))
     return findings
+
+
+def _check_certificates(settings: Settings) -> list[Finding]:
+    files = certificate_files(settings)
+    if files is None:
+        return []
+    try:
+        files.configuration()
+        text = ending(files)
+    except (OSError, ValueError):
+        text = "tls_certificate, tls_key or tls_client_ca cannot be read, or the key is another certificate's."
+        return [Finding(Severity.ERROR, "TLS", text)]
+    if not text:
+        return [Finding(Severity.WELL, "TLS", "the certificate and its key fit, and do not end soon.")]
+    return [Finding(Severity.ERROR if " ended " in text else Severity.WARNING, "TLS", text)]
 
 
 def _check_plugins(registry: Registry) -> list[Finding]:

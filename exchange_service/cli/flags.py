@@ -117,7 +117,7 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
         if value is not None and ("dict" in kind or "list" in kind):
             flags[name] = _json(name, value)
     try:
-        return load_settings(**flags)
+        settings = load_settings(**flags)
     except ValidationError as invalid:
         fail(
             f"a setting is wrong: {describe(invalid)}. `exchange-service serve --help` lists them.",
@@ -125,6 +125,15 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
         )
     except (OSError, ValueError) as error:
         fail(f"the settings file cannot be read: {error}", ExitCode.USAGE)
+    if settings.model_fields_set & {"cache_url", "database_url"}:
+        # Late, because the check loads the libraries of databases.
+        from exchange_service.startup_checks import UnsafeSettings, check_urls
+
+        try:
+            check_urls(settings)
+        except UnsafeSettings as unsafe:
+            fail(f"a setting is wrong: {unsafe}", ExitCode.USAGE)
+    return settings
 
 
 def _json(name: str, value: str) -> Any:

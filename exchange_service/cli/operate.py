@@ -76,7 +76,13 @@ def demo(
     """Serve simulated accounts on loopback, to try everything without a key. Nothing leaves this machine."""
     given = settings.model_fields_set
     # Livelier than a real service, unless the settings say otherwise.
-    quick = {"poll_interval": 2.0, "poll_interval_still": 2.0, "log_level": "warning", "max_age": 5.0}
+    quick = {
+        "shutdown_delay": 0.0,
+        "poll_interval": 2.0,
+        "poll_interval_still": 2.0,
+        "log_level": "warning",
+        "max_age": 5.0,
+    }
     settings = settings.model_copy(update={name: quick[name] for name in quick.keys() - given})
     run(_demo(settings, redis), loop_factory=_select_loop(settings))
 

@@ -25,13 +25,39 @@ def database_address(url: str) -> sa.URL:
         parsed = sa.make_url(url)
     family = parsed.drivername.partition("+")[0] if parsed is not None else ""
     if parsed is not None and family in ("postgres", "postgresql"):
+        _check_options(parsed, _postgres_options())
         return parsed.set(drivername="postgresql+psycopg")
     if parsed is not None and family == "sqlite":
+        _check_options(parsed, _SQLITE_OPTIONS)
         path = parsed.database
         if path and path != ":memory:":
             parsed = parsed.set(database=os.path.expanduser(path))
         return parsed.set(drivername="sqlite+aiosqlite")
     raise ValueError("the credential database must be postgresql://user:password@host/database or sqlite:///path")
+
+
+# Those of Python's module, and of SQLite's own file: URLs.
+_SQLITE_OPTIONS = frozenset(
+    {
+        *{"timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements", "uri"},
+        *{"cache", "mode", "nolock", "immutable", "vfs", "psow", "modeof"},
+    }
+)
+
+
+def _postgres_options() -> frozenset[str]:
+    """The names of the options that the installed libpq knows."""
+    import psycopg
+
+    return frozenset(option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults())
+
+
+def _check_options(url: sa.URL, known: frozenset[str]) -> None:
+    """Raise ValueError with the names of the options that nobody reads. Their values are not told."""
+    unknown = sorted(name for name in url.query if name not in known)
+    if unknown:
+        names = ", ".join(repr(name[:40]) for name in unknown)
+        raise ValueError(f"its options are not all known to the database's library: {names}; remove them")
 
 
 def make_engine(url: sa.URL) -> AsyncEngine:

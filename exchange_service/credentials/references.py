@@ -59,13 +59,16 @@ class CachedReferences:
         self._requests: dict[Account, asyncio.Task[CredentialReference | None]] = {}
 
     async def find(
-        self, account: Account, *, aliases: Sequence[str] = (), credential_of: str = ""
+        self, account: Account, *, aliases: Sequence[str] = (), credential_of: str = "", now: bool = False
     ) -> CredentialReference | None:
-        """As the store's `find`. An exchange's `aliases` and `credential_of` must always be the same."""
+        """As the store's `find`. An exchange's `aliases` and `credential_of` must always be the same. With `now` the
+        store is asked in any case, also if it is being asked already: that request may have missed the last change."""
         entry = self._entries.get(account)
-        now = self._clock()
-        if entry is not None and now < entry.expires:
-            if now >= entry.refresh_after:
+        time_now = self._clock()
+        if now:
+            self._requests.pop(account, None)
+        elif entry is not None and time_now < entry.expires:
+            if time_now >= entry.refresh_after:
                 self._request(account, aliases, credential_of)
             return entry.reference
         # Shielded: a caller that is cancelled does not end the request for the others.

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 import structlog
 
-from exchange_service.errors import ServiceError, ServiceFailed
+from exchange_service.errors import ServiceError, ServiceFailed, ShuttingDown
 from exchange_service.grpc_server.status import CallStatus, status_of
 from exchange_service.observability.logs import CallMark, current_call, current_request_id
 from exchange_service.observability.metrics import OTHER, WELL, Metrics
@@ -60,10 +60,17 @@ class HandlerWrapper:
     def __init__(self, metrics: Metrics | None = None) -> None:
         self._metrics = metrics or Metrics()
         self._running: set[asyncio.Task[Any]] = set()
+        self._ending = False
 
     def running(self) -> int:
         """The number of calls in progress, open streams included."""
         return len(self._running)
+
+    def end_all(self) -> None:
+        """End every call in progress with SHUTTING_DOWN, and those that come from now on."""
+        self._ending = True
+        for task in self._running:
+            task.cancel()
 
     async def wait_until_idle(self, timeout: float) -> None:
         """Wait until no handler runs, for at most `timeout` seconds. grpc's own stop does not wait for handlers."""
@@ -85,6 +92,8 @@ class HandlerWrapper:
             # Each call has its own task, and therefore its own context.
             current_call.set(mark)
             try:
+                if self._ending:
+                    raise _ending()
                 reply = await inner(request, context)
                 if given:
                     # Sent only to a caller that uses ids, because a trailer on each call has a cost.
@@ -94,6 +103,12 @@ class HandlerWrapper:
                 code = grpc.StatusCode.UNKNOWN.name
                 raise
             except asyncio.CancelledError:
+                if self._ending and not context.cancelled():
+                    task.uncancel()
+                    end = find_status(_ending())
+                    code = end.code.name
+                    metrics.call_failed(end.reason)
+                    await context.abort(end.code, end.message, (*end.trailers, (REQUEST_ID_KEY, mark.request_id)))
                 # Re-raised: if a cancelled call returned, what grpc keeps for it would leak.
                 code = grpc.StatusCode.CANCELLED.name
                 raise
@@ -108,6 +123,10 @@ class HandlerWrapper:
                 mark.request_id = ""
 
         return handle
+
+
+def _ending() -> ShuttingDown:
+    return ShuttingDown("This replica of the service is shutting down.")
 
 
 class UnknownMethods(grpc.GenericRpcHandler):

@@ -20,6 +20,12 @@ _MAX_WATCHERS = 1000
 _ANSWER = health_pb2.HealthCheckResponse
 
 
+def local_address(address: str) -> str:
+    """Where a server on `address` that wants TLS answers health checks of this machine: a socket of Linux without a
+    file. In a container it is the container's own."""
+    return f"unix-abstract:exchange-service-health-{address.rpartition(':')[2]}"
+
+
 class Health:
     """Reports whether these services, and the server as a whole (""), serve. At first they do not."""
 

@@ -42,6 +42,7 @@ class StreamQuery:
     user_id: str
     selectors: list[Selector]
     min_interval: float
+    known: list[Selector]
 
 
 class RequestReader:
@@ -106,10 +107,11 @@ def read_stream_balances(data: bytes, caller: Caller) -> StreamQuery:
     user_id = required_text(request, "user_id")
     caller.require(user_id)
     selectors = [_selector(entry, f"accounts[{index}].") for index, entry in enumerate(request.accounts)]
+    known = [_selector(entry, f"known[{index}].") for index, entry in enumerate(request.known)]
     min_interval = to_seconds(request.min_interval)
     if not 0 <= min_interval <= _MAX_INTERVAL:
         raise FieldInvalid("min_interval", f"it should be between 0 and {_MAX_INTERVAL:g} seconds.")
-    return StreamQuery(user_id, selectors, min_interval)
+    return StreamQuery(user_id, selectors, min_interval, known)
 
 
 def _selector(entry: messages.AccountSelector, path: str) -> Selector:

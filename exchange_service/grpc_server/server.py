@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
+import structlog
 from google.protobuf.descriptor import MethodDescriptor
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -18,11 +19,15 @@ from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Action
 from exchange_service.observability.metrics import Metrics
 
+log = structlog.get_logger(__name__)
+
 # Our requests are small; a larger one is an attack or a mistake.
 _MAX_REQUEST = 64 * 1024
 _MAX_REPLY = 4 * 1024 * 1024
 # The time in seconds that cancelled handlers have to clean up.
 _CLEANUP_TIMEOUT = 2.0
+# The time in seconds that calls have at least to tell their callers that the service ends.
+_LEAST_GRACE = 0.3
 
 _OPTIONS: Sequence[tuple[str, int]] = (
     # It is on by default, and then a second process binds the same port and takes half of the connections.
@@ -37,7 +42,8 @@ _OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    # A client may ping while nothing is sent. Without this one that pings twice in five minutes is cut off.
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),
     ("grpc.max_connection_age_ms", 70 * 60 * 1000),
     ("grpc.max_connection_age_grace_ms", 60 * 1000),
     # With the defaults some of a few thousand subscribers that reconnect at the same time are refused.
@@ -58,6 +64,8 @@ class Server:
     grpc_server: grpc.aio.Server
     health: health.Health
     handler_wrapper: HandlerWrapper
+    # Answers health checks of this machine while the server itself wants TLS.
+    local_checks: grpc.aio.Server | None = None
 
     async def set_serving(self, serving: bool) -> None:
         """Set the state that the health service reports."""
@@ -66,7 +74,12 @@ class Server:
     async def stop(self, grace: float) -> None:
         """Accept no new calls, and give those in progress `grace` seconds."""
         self.health.set_serving(False)
+        grace = max(grace, _LEAST_GRACE)
+        # Before gRPC cancels them, when no status can be sent any more.
+        asyncio.get_running_loop().call_later(grace - _LEAST_GRACE / 2, self.handler_wrapper.end_all)
         await self.grpc_server.stop(grace)
+        if self.local_checks is not None:
+            await self.local_checks.stop(0)
         await self.handler_wrapper.wait_until_idle(_CLEANUP_TIMEOUT)
 
 
@@ -81,14 +94,6 @@ def _reflect(names: Sequence[str], authentication: Authentication) -> grpc.Gener
     return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": handler})
 
 
-def credentials(certificate: Path, key: Path, client_ca: Path | None = None) -> grpc.ServerCredentials:
-    """The server's TLS identity from PEM files. With `client_ca` every client needs a certificate signed by it."""
-    pair = (key.read_bytes(), certificate.read_bytes())
-    if client_ca is None:
-        return grpc.ssl_server_credentials([pair])
-    return grpc.ssl_server_credentials([pair], client_ca.read_bytes(), require_client_auth=True)
-
-
 async def listen(
     services: Sequence[ServiceMethods],
     authenticator: Authenticator,
@@ -98,7 +103,10 @@ async def listen(
     reflect: bool,
     metrics: Metrics | None = None,
 ) -> Server:
-    """Start to listen on `address` for these services, and for health checks. Raises BindError if that fails."""
+    """Start to listen on `address` for these services, and for health checks. Raises BindError if that fails.
+
+    With `tls` there is a second listener, which answers health checks of this machine alone, without TLS.
+    """
     wrapper, authentication = HandlerWrapper(metrics), Authentication(authenticator)
     server = grpc.aio.server(options=list(_OPTIONS))
     names = [service.name for service in services]
@@ -114,7 +122,21 @@ async def listen(
     server.add_generic_rpc_handlers((*handlers, UnknownMethods(metrics)))
     address = _bind(server, address, tls)
     await server.start()
-    return Server(address, server, states, wrapper)
+    local = await _listen_for_local_checks(states, address) if tls is not None else None
+    return Server(address, server, states, wrapper, local)
+
+
+async def _listen_for_local_checks(states: health.Health, address: str) -> grpc.aio.Server | None:
+    """A listener for health checks that need no certificate; None where the system has no such sockets."""
+    server = grpc.aio.server(options=list(_OPTIONS))
+    server.add_generic_rpc_handlers((states.handlers(),))
+    try:
+        server.add_insecure_port(health.local_address(address))
+    except RuntimeError:
+        log.warning("health.no_local_checks", address=address)
+        return None
+    await server.start()
+    return server
 
 
 def _bind(server: grpc.aio.Server, address: str, tls: grpc.ServerCredentials | None) -> str:

@@ -49,7 +49,7 @@ class Servicer:
         query = read_stream_balances(data, caller)
         with self.authenticator.streaming(caller, query.user_id) as watch:
             async with self.streams.subscribe(
-                query.user_id, query.selectors, min_interval=query.min_interval
+                query.user_id, query.selectors, known=query.known, min_interval=query.min_interval
             ) as subscription:
                 watch(subscription.end)
                 writer = self.writes.writer(context)

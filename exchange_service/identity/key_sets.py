@@ -32,17 +32,19 @@ class KeySet:
 
     def __init__(self, read: Callable[[], Awaitable[str | bytes]]) -> None:
         self._read = read
-        self._keys: dict[str | None, jwt.PyJWK] = {}
+        self._keys: tuple[jwt.PyJWK, ...] = ()
         self._confirmed: float | None = None
         self._tried: float | None = None
         self._reading: asyncio.Task[None] | None = None
         self._unreadable = False
 
-    async def key(self, key_id: str | None) -> jwt.PyJWK:
-        """The key with this id. CallerUnknown if the issuer does not publish it, StoreUnavailable if the keys cannot be
-        read."""
+    async def key(self, key_id: str | None, algorithm: str) -> jwt.PyJWK:
+        """The key with this id; without an id the one key that is for this algorithm.
+
+        CallerUnknown if the issuer does not publish it, StoreUnavailable if the keys cannot be read.
+        """
         now = asyncio.get_running_loop().time()
-        key = self._keys.get(key_id)
+        key = self._find(key_id, algorithm)
         if key is not None and self._confirmed is not None and now - self._confirmed < _OUTAGE:
             if now - self._confirmed >= _REFRESH:
                 # Beside the call, which the known key still serves.
@@ -53,10 +55,18 @@ class KeySet:
             await asyncio.wait({task})
         if self._confirmed is None or asyncio.get_running_loop().time() - self._confirmed >= _OUTAGE:
             raise StoreUnavailable("The keys of the tokens' issuer cannot be read right now.", retry_after=MIN_INTERVAL)
-        key = self._keys.get(key_id)
-        if key is None:
-            raise CallerUnknown("The token is signed with a key that its issuer does not publish.")
-        return key
+        key = self._find(key_id, algorithm)
+        if key is not None:
+            return key
+        if key_id is None:
+            raise CallerUnknown("The token does not name its key, and not exactly one key of its issuer fits it.")
+        raise CallerUnknown("The token is signed with a key that its issuer does not publish.")
+
+    def _find(self, key_id: str | None, algorithm: str) -> jwt.PyJWK | None:
+        if key_id is not None:
+            return next((key for key in self._keys if key.key_id == key_id), None)
+        fitting = [key for key in self._keys if key.algorithm_name == algorithm]
+        return fitting[0] if len(fitting) == 1 else None
 
     def _start_reading(self, now: float) -> asyncio.Task[None] | None:
         """The running read, or a new one; None if the last one began less than MIN_INTERVAL ago."""
@@ -90,10 +100,10 @@ class KeySet:
             await asyncio.wait({self._reading})
 
 
-def _select_usable(document: object) -> dict[str | None, jwt.PyJWK]:
+def _select_usable(document: object) -> tuple[jwt.PyJWK, ...]:
     """The keys that can check a signature; ValueError for a set without one, which no issuer would publish."""
     entries = document.get("keys") if isinstance(document, dict) else None
-    keys: dict[str | None, jwt.PyJWK] = {}
+    keys: dict[object, jwt.PyJWK] = {}
     for entry in entries if isinstance(entries, list) else ():
         if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
             continue
@@ -104,10 +114,11 @@ def _select_usable(document: object) -> dict[str | None, jwt.PyJWK]:
             # An unusable key, perhaps of a newer type, must not affect the others.
             continue
         if key.algorithm_name in ALGORITHMS and (key_id is None or isinstance(key_id, str)):
-            keys[key_id] = key
+            # Of two with the same id the later one counts; those without an id are all kept.
+            keys[key_id or object()] = key
     if not keys:
         raise ValueError("no key")
-    return keys
+    return tuple(keys.values())
 
 
 def from_file(path: Path) -> KeySet:

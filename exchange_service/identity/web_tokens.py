@@ -67,7 +67,7 @@ class JsonWebTokens:
         if algorithm == _SHARED and self._secret is not None:
             return self._secret, _SHARED
         if isinstance(algorithm, str) and algorithm in ALGORITHMS and self._keys is not None:
-            key = await self._keys.key(header.get("kid"))
+            key = await self._keys.key(header.get("kid"), algorithm)
             return key, key.algorithm_name
         raise CallerUnknown("The token is signed in a way that this service does not accept.")
 

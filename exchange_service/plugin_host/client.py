@@ -31,6 +31,7 @@ from exchange_service.venues.answers import MAX_ROWS, shape_error
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.loading import LoadedPlugin
 from exchange_service.venues.manifests import manifest_digest
+from exchange_service.venues.outgoing import name_in_accounts, named_in_errors
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Sessions
@@ -50,6 +51,8 @@ class ProcessSettings:
     memory: Mapping[str, int]
     processes: Mapping[str, int]
     start_at_once: bool
+    # The service's address on the internet, for errors; empty if the operator has not set it.
+    outgoing_address: str = ""
 
 
 # MiB, for our own plugins (CCXT with twenty exchanges' markets needs several hundred) and for third-party ones.
@@ -116,6 +119,11 @@ class PluginClients:
 
     async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchedBalance:
         """See `Venues`."""
+        address = self._settings.outgoing_address
+        with named_in_errors(address):
+            return name_in_accounts(await self._fetch(target, deadline, priority), address)
+
+    async def _fetch(self, target: Target, deadline: float, priority: Priority) -> FetchedBalance:
         plugin = target.listing.plugin
         if not plugin.own_process:
             return await self._here.fetch(target, deadline, priority)
@@ -129,6 +137,10 @@ class PluginClients:
 
     async def key_rights(self, target: Target, deadline: float) -> KeyRights:
         """See `Venues`."""
+        with named_in_errors(self._settings.outgoing_address):
+            return await self._key_rights(target, deadline)
+
+    async def _key_rights(self, target: Target, deadline: float) -> KeyRights:
         plugin = target.listing.plugin
         if not plugin.own_process:
             return await self._here.key_rights(target, deadline)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from exchange_service.errors import CredentialInvalid
-from exchange_service.model import Credential
+from exchange_service.model import SECRET_FIELDS, Credential, CredentialField, ExchangeMetadata, Secret
+from exchange_service.plugin_kit.key_texts import private_key, stored_text
 
 # The host itself reads these from the metadata, so every plugin accepts them.
 _HOST_KEYS = {"sandbox": bool, "environment": str}
@@ -68,6 +70,36 @@ def wallet_address(credential: Credential) -> str:
     raise CredentialInvalid(
         "extra_metadata.wallet_address is missing.", advice="Store the main wallet's address there."
     )
+
+
+def stored_field(field: CredentialField, text: str) -> str:
+    """What a user gave for a field, as it is best stored. Raises CredentialInvalid if the field does not take it."""
+    name = field.name if field.name in SECRET_FIELDS else f"extra_metadata.{field.name}"
+    if field.name in _WALLET_KEYS:
+        return _address(field.name, text)
+    if field.private_keys is None:
+        return text.strip()
+    return stored_text(text, name, field.private_keys)
+
+
+def stored_form(metadata: ExchangeMetadata, credential: Credential) -> Credential:
+    """The credential as it is best stored: each text in the form that its field takes.
+
+    Raises CredentialInvalid with the first field that does not take what it holds.
+    """
+    fields = {field.name: field for field in metadata.credential_fields}
+    texts = {name: getattr(credential, name).reveal() for name in SECRET_FIELDS}
+    if any(field.private_keys is not None for field in fields.values()):
+        # A private key in a field that is for something else would be sent as it is.
+        for name in texts.keys() - {name for name, field in fields.items() if field.private_keys}:
+            private_key(texts[name], name, ())
+    given = {name: text for name, text in texts.items() if text and name in fields}
+    values = {
+        name: stored_field(fields[name], value) if name in fields and isinstance(value, str) and value else value
+        for name, value in credential.metadata.items()
+    }
+    secrets = {name: Secret(stored_field(fields[name], text)) for name, text in given.items()}
+    return replace(credential, **secrets, metadata=values)
 
 
 def _convert(value: Any, kind: type) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -49,7 +50,17 @@ class AccountDirectory:
 class FollowedAccounts:
     """The accounts of one stream: each has a slot in the stream's mailbox, which the account's feed fills."""
 
-    __slots__ = ("_directory", "_feeds", "_follows_all", "_mailbox", "_reload", "_slots", "_unavailable", "_user_id")
+    __slots__ = (
+        "_directory",
+        "_feeds",
+        "_follows_all",
+        "_known",
+        "_mailbox",
+        "_reload",
+        "_slots",
+        "_unavailable",
+        "_user_id",
+    )
 
     def __init__(self, user_id: str, directory: AccountDirectory, feeds: Feeds, mailbox: Mailbox) -> None:
         self._user_id = user_id
@@ -61,6 +72,8 @@ class FollowedAccounts:
         self._unavailable: dict[Account, ServiceError] = {}
         # Whether the stored accounts are followed, which may change while the stream lasts.
         self._follows_all = False
+        # The versions that the subscriber had when the stream began, until an account is followed.
+        self._known: dict[Account, int] = {}
         self._reload: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -72,8 +85,13 @@ class FollowedAccounts:
         """The accounts that have a slot."""
         return tuple(self._slots)
 
-    async def open(self, selectors: Sequence[Selector]) -> None:
-        """Follow these accounts, or every stored one if there are no selectors. Raises StoreUnavailable."""
+    async def open(self, selectors: Sequence[Selector], known: Sequence[Selector] = ()) -> None:
+        """Follow these accounts, or every stored one if there are no selectors; `known` are the versions that the
+        subscriber has already. Raises StoreUnavailable."""
+        for entry in known:
+            # One of an exchange that is not served any more is not followed either.
+            with suppress(ServiceError):
+                self._known[self._directory.find(self._user_id, entry)[0]] = entry.known_version
         for selector in selectors:
             self._follow(selector)
         if not selectors:
@@ -112,7 +130,8 @@ class FollowedAccounts:
                 self._mailbox.add_slot().put_error(account_error_event(account, error, 0))
             return account
         if account not in self._slots:
-            slot = self._slots[account] = self._mailbox.add_slot(selector.known_version)
+            known = max(selector.known_version, self._known.pop(account, 0))
+            slot = self._slots[account] = self._mailbox.add_slot(known)
             self._feeds.join(account, listing, slot)
         return account
 

@@ -68,6 +68,10 @@ class Feed:
         self._current: StoredBalance | None = None
         self._current_key = ""
         self._error: ServiceError | None = None
+        # A refusal that is doubted: the balance is shown with it, and it is no error yet.
+        self._doubt: ServiceError | None = None
+        # Why the last read is late; nothing has failed.
+        self._late: ServiceError | None = None
         # The current balance as bytes, with the rows that were reported before, and the balance it was made of.
         self._data = b""
         self._data_of: StoredBalance | None = None
@@ -97,8 +101,9 @@ class Feed:
         """Add a subscriber's slot, and put the present state into it."""
         self.slots.add(slot)
         if self._current is not None and self._may_show(self._current):
-            source = Source.LAST_GOOD if self._error else Source.CACHE
-            slot.put_balance(self._make_update(self._current, source, self._error))
+            stale = self._error or self._doubt
+            source = Source.LAST_GOOD if stale else Source.CACHE
+            slot.put_balance(self._make_update(self._current, source, stale))
         if self._error is not None:
             slot.put_error(account_error_event(self.account, self._error, self.version))
 
@@ -126,18 +131,22 @@ class Feed:
         try:
             while True:
                 result = await self._read(ask_venue)
-                ask_venue = await self._source.wait(result, self._error)
+                ask_venue = await self._source.wait(result, self._late or self._error)
         finally:
             self._source.close()
 
     async def _read(self, ask_venue: bool) -> BalanceResult | None:
-        """Read the account once and hand out what is new. Returns None if that failed."""
+        """Read the account once and hand out what is new. Returns None if that failed, or is late."""
+        self._late = None
         try:
             result = await self._read_balance(self._current, ask_venue)
             self._receive(result)
         except ServiceError as error:
             # Without its traceback, which keeps alive everything that the failed call used.
-            self._fail(error.with_traceback(None))
+            if error.late:
+                self._late = error.with_traceback(None)
+            else:
+                self._fail(error.with_traceback(None))
         except Exception as error:
             log.error("feed.failed", exchange=self.account.exchange_id, error=type(error).__name__)
             self._fail(
@@ -154,18 +163,36 @@ class Feed:
             return
         self._current_key = result.key
         changed = self._current is None or stored.version != self._current.version
-        recovered = self._error is not None and stale is None
         self._current = stored
-        if stale is not None and not changed:
-            self._fail(stale)
-            return
-        self._error = stale
-        if changed or recovered:
-            update = self._make_update(stored, result.source, stale)
+        if stale is not None and stale.late:
+            self._late = stale
+            if changed and self._error is None:
+                self._hand_out(result.source, self._doubt)
+        elif stale is not None and result.asked_in is not None:
+            # The feed reads again when the venue has been asked for its second word.
+            is_new = self._doubt is None or self._doubt.reason != stale.reason
+            self._doubt, self._error = stale, None
+            if changed or is_new:
+                self._hand_out(result.source, stale)
+        elif stale is not None:
+            if changed:
+                self._doubt, self._error = None, stale
+                self._hand_out(result.source, stale)
+                self._announce(stale)
+            else:
+                self._fail(stale)
+        else:
+            recovered = self._error is not None or self._doubt is not None
+            self._doubt = self._error = None
+            if changed or recovered:
+                self._hand_out(result.source, None)
+
+    def _hand_out(self, source: Source, stale: ServiceError | None) -> None:
+        """Put the current balance into every slot."""
+        if self._current is not None:
+            update = self._make_update(self._current, source, stale)
             for slot in self.slots:
                 slot.put_balance(update)
-        if stale is not None:
-            self._announce(stale)
 
     def _make_update(self, stored: StoredBalance, source: Source, stale: ServiceError | None) -> Update:
         """The current balance to hand out; its bytes are made once for each fetch that is handed out."""
@@ -177,7 +204,7 @@ class Feed:
     def _fail(self, error: ServiceError) -> None:
         """Announce the error, unless the last one had the same reason: a venue that stays down is announced once."""
         is_new = self._error is None or self._error.reason != error.reason
-        self._error = error
+        self._error, self._doubt = error, None
         if isinstance(error, CredentialMissing):
             # What was read with a key that is gone is shown neither to new subscribers nor to those who have not read
             # it yet.

@@ -25,6 +25,8 @@ _JITTER = 0.1
 _MIN_PAUSE = 0.05
 # The most seconds that a feed waits because an error asks for a delay.
 _MAX_RETRY_DELAY = 300.0
+# Seconds that a second ask is given before a feed reads its answer.
+_SECOND_ASK = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Polling:
         replica asked for: if another replica asked last, that replica comes first, and this one follows within the
         lease in case the other is gone."""
         jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
+        if result is not None and result.asked_in is not None:
+            return result.asked_in + _SECOND_ASK
         if result is None or error is not None:
             wait = self.interval * jitter
             if error is not None and error.retry_after is not None:

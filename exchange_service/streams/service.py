@@ -78,22 +78,29 @@ class Streams:
 
     @asynccontextmanager
     async def subscribe(
-        self, user_id: str, selectors: Sequence[Selector] = (), *, min_interval: float = 0.0
+        self,
+        user_id: str,
+        selectors: Sequence[Selector] = (),
+        *,
+        known: Sequence[Selector] = (),
+        min_interval: float = 0.0,
     ) -> AsyncIterator[Subscription]:
         """Open a subscription to these accounts of the user, or to every stored one if there are no selectors. Of each
-        account there is one balance per `min_interval` seconds at most.
+        account there is one balance per `min_interval` seconds at most. `known` are accounts with the versions that the
+        subscriber has of them, however they are selected.
 
         Raises ShuttingDown, StoreUnavailable, or FieldInvalid for too many selectors.
         """
         if self._closed:
             raise _shutting_down()
         most = self._settings.max_accounts
-        if len(selectors) > most:
-            raise FieldInvalid("accounts", f"one stream can follow at most {most} accounts.")
+        for field, entries in (("accounts", selectors), ("known", known)):
+            if len(entries) > most:
+                raise FieldInvalid(field, f"one stream can follow at most {most} accounts.")
         subscription = self._make_subscription(user_id, min_interval)
         self._subscriptions.add(subscription)
         try:
-            await subscription.open(selectors)
+            await subscription.open(selectors, known)
             yield subscription
         finally:
             self._subscriptions.discard(subscription)

@@ -87,11 +87,14 @@ class Subscription:
         self._ended = error
         self._mailbox.wake()
 
-    async def open(self, selectors: Sequence[Selector]) -> None:
-        """Follow these accounts, or every stored one if there are no selectors. Raises StoreUnavailable."""
-        await self._accounts.open(selectors)
-        if not self._accounts:
-            # There is nothing to wait for, and the subscriber should know it.
+    async def open(self, selectors: Sequence[Selector], known: Sequence[Selector] = ()) -> None:
+        """Follow these accounts, or every stored one if there are no selectors; `known` are the versions that the
+        subscriber has already. Raises StoreUnavailable."""
+        await self._accounts.open(selectors, known)
+        resumes = any(selector.known_version for selector in (*selectors, *known))
+        if resumes or not self._accounts:
+            # The subscriber should know at once what it follows, and that what it has is still of this moment, although
+            # there may be nothing else to wait for.
             self._next_heartbeat = self._clock.monotonic()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Answers that no venue means as a balance: whole bodies, and true answers with one figure replaced."""
+"""Answers that no venue means as a balance: whole bodies, true answers with a figure replaced, and gateways' pages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from exchange_service.testing.venue import Fault
@@ -43,6 +44,60 @@ NONSENSE: Mapping[str, Fault] = {
     "bytes of no text": Fault(body=b"\xff\xfe\x00\x80{}"),
     "a broken compression": Fault(body=b"not gzip at all", headers={"Content-Encoding": "gzip"}),
 }
+
+# What gateways send in a venue's place: each says nothing about a key, a right or an account.
+# witness: vendor: https://developers.cloudflare.com/changelog/post/2026-03-11-json-rfc9457-responses-for-1xxx-errors/
+_CLOUDFLARE_JSON = (
+    b'{"type": "https://developers.cloudflare.com/1020/", "title": "Error 1020: Access denied", "status": 403, '
+    b'"error_code": 1020, "error_name": "access_denied", "cloudflare_error": true, "retryable": false}'
+)
+GATEWAY_PAGES: Mapping[str, Fault] = {
+    "Cloudflare's block": Fault(
+        body=b"<!DOCTYPE html>\n<html class='no-js' lang='en-US'><head><title>Attention Required! | Cloudflare</title>"
+        b"</head><body><h1>Sorry, you have been blocked</h1><p>You are unable to access this site. Your IP: 203.0.113.9"
+        b"</p></body></html>",
+        content_type="text/html; charset=UTF-8",
+        headers={"Server": "cloudflare"},
+    ),
+    "Cloudflare's challenge": Fault(
+        body=b"<!DOCTYPE html><html><head><title>Just a moment...</title></head><body>Enable JavaScript and cookies to "
+        b"continue</body></html>",
+        content_type="text/html; charset=UTF-8",
+        headers={"Server": "cloudflare"},
+    ),
+    "Cloudflare's number": Fault(body=b"error code: 1020", content_type="text/plain; charset=UTF-8"),
+    "Akamai": Fault(
+        body=b"<HTML><HEAD>\n<TITLE>Access Denied</TITLE>\n</HEAD><BODY>\n<H1>Access Denied</H1>\nYou don't have "
+        b"permission to access this on this server.<P>\nReference&#32;&#35;18&#46;5e\n</BODY>\n</HTML>\n",
+        content_type="text/html",
+        headers={"Server": "AkamaiGHost"},
+    ),
+    "nginx": Fault(
+        body=b"<html>\r\n<head><title>403 Forbidden</title></head>\r\n<body>\r\n<center><h1>403 Forbidden</h1></center>"
+        b"\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n",
+        content_type="text/html",
+        headers={"Server": "nginx"},
+    ),
+    "a captive portal": Fault(
+        body=b"<html><body><form action='/login'>Sign in to use this network. Password, API key or token: <input>"
+        b"</form></body></html>",
+        content_type="text/html",
+    ),
+}
+# Cloudflare answers so if JSON is asked for, and only with a status of 400 or more.
+GATEWAY_JSON: Mapping[str, Fault] = {"Cloudflare's JSON": Fault(body=_CLOUDFLARE_JSON)}
+GATEWAY_STATUSES = (200, 401, 403, 404, 429, 503)
+
+
+def gateway_answers() -> Iterator[tuple[str, Fault]]:
+    """Each gateway's answer with each status that it may have, named."""
+    for name, page in {**GATEWAY_PAGES, **GATEWAY_JSON}.items():
+        for status in GATEWAY_STATUSES:
+            plain = page.content_type.startswith("text/plain") and status in (401, 404)
+            if not plain and (status >= 400 or name in GATEWAY_PAGES):
+                # In a plain text with 401 or 404, venues themselves say what is wrong.
+                yield f"{name}, HTTP {status}", replace(page, status=status)
+
 
 # These replace a figure. Not one of them is an amount.
 _POISONS: tuple[Any, ...] = ("NaN", "Infinity", "1e999", "1,5", "about 12", True, {}, [])

@@ -11,7 +11,7 @@ import pytest
 from exchange_service.plugin_api import Balance, Http, Response, VenueError
 from exchange_service.pytest_plugin import MALFORMED
 from exchange_service.testing.calling_contract import CallingContract
-from exchange_service.testing.malformed import NONSENSE, poison_figures
+from exchange_service.testing.malformed import NONSENSE, gateway_answers, poison_figures
 from exchange_service.testing.venue import Fault, LoopbackVenue
 
 
@@ -39,6 +39,20 @@ class MalformedContract(CallingContract):
                 for step in range(steps):
                     venue.recover()
                     venue.fail(replace(fault))
+                    if step:
+                        venue.fail(Fault(pass_on=True, times=step))
+                    result = await self._fetch_outcome(venue, row)
+                    self._assert_honest(result, good, f"{name} in answer {step + 1}", whole=step == 0)
+
+    @pytest.mark.asyncio
+    async def test_a_gateways_page_is_never_a_balance_nor_a_word_on_the_key(self) -> None:
+        async with self._open_venue() as (venue, row):
+            good = await self._fetch_good(venue, row)
+            steps = len(venue.requests)
+            for name, fault in gateway_answers():
+                for step in range(steps):
+                    venue.recover()
+                    venue.fail(fault)
                     if step:
                         venue.fail(Fault(pass_on=True, times=step))
                     result = await self._fetch_outcome(venue, row)

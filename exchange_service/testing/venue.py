@@ -10,6 +10,7 @@ import asyncio
 import gzip
 import ssl
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -176,9 +177,11 @@ class LoopbackVenue:
     async def _drip(self, fault: Fault, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(status=fault.status, headers={"Content-Type": fault.content_type})
         await response.prepare(request)
-        for byte in fault.body or b" " * 600:
-            await response.write(bytes([byte]))
-            await self._pause(1.0)
+        # The client may have gone.
+        with suppress(ConnectionResetError):
+            for byte in fault.body or b" " * 600:
+                await response.write(bytes([byte]))
+                await self._pause(1.0)
         return response
 
     async def _pause(self, seconds: float) -> None:

@@ -116,9 +116,10 @@ def _above(comments: dict[int, tuple[bool, str]], line: int) -> Witness | None:
 def _rows(
     source: str, value: ast.expr, comments: dict[int, tuple[bool, str]], witness: Witness | None
 ) -> Iterator[TableRow]:
+    lines = source.encode().split(b"\n")
     container = _outermost(value)
     if container is None:
-        yield TableRow(ast.get_source_segment(source, value) or "", value.lineno, witness)
+        yield TableRow(_segment(lines, value), value.lineno, witness)
         return
     done = container.lineno - 1
     for first, last in _entries(container):
@@ -129,7 +130,16 @@ def _rows(
                 found = parse_witness(text.removeprefix(_COMMENT))
                 witness, own = (found, own) if alone and line < first.lineno else (witness, found)
         done = end
-        yield TableRow(ast.get_source_segment(source, first) or "", first.lineno, own or witness, tuple(_texts(first)))
+        yield TableRow(_segment(lines, first), first.lineno, own or witness, tuple(_texts(first)))
+
+
+def _segment(lines: list[bytes], node: ast.expr) -> str:
+    """The source of a node. `ast.get_source_segment` splits the whole source for each one."""
+    end, last = node.end_lineno or node.lineno, node.end_col_offset
+    if end == node.lineno:
+        return lines[end - 1][node.col_offset : last].decode()
+    first, *middle = lines[node.lineno - 1 : end - 1]
+    return b"\n".join((first[node.col_offset :], *middle, lines[end - 1][:last])).decode()
 
 
 def _outermost(value: ast.expr) -> ast.expr | None:

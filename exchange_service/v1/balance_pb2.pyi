@@ -236,8 +236,9 @@ class AssetBalance(google.protobuf.message.Message):
     venue_account_id: builtins.str
     """The `id` of the venue account that holds it, repeated here so that a row is complete."""
     mismatch: builtins.bool
-    """True: the venue gives total, free and used, and free and used do not add up to the total. That is usual on margin
-    venues, which count open profit as free. Elsewhere it deserves a check. The figures are the venue's in either case.
+    """True: the venue gives total, free and used, and free and used do not add up to the total, or gives the total and one
+    of the others, which is larger. That is usual on margin venues, which count open profit as free. Elsewhere it
+    deserves a check. The figures are the venue's in either case.
     """
     def __init__(
         self,

@@ -45,7 +45,7 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_ADDRESS_NOT_ALLOWED: _ErrorReason.ValueType  # 10
     """FAILED_PRECONDITION: the venue does not accept the key from this service's network address."""
     ERROR_REASON_CLOCK_SKEW: _ErrorReason.ValueType  # 11
-    """FAILED_PRECONDITION: the venue refuses the request's time: a clock is wrong."""
+    """FAILED_PRECONDITION: the venue refuses the request's time, or its nonce if another program uses the key."""
     ERROR_REASON_REGION_RESTRICTED: _ErrorReason.ValueType  # 12
     """FAILED_PRECONDITION: the venue does not serve the region that this service calls from."""
     ERROR_REASON_ACCOUNT_UNKNOWN: _ErrorReason.ValueType  # 13
@@ -121,7 +121,7 @@ ERROR_REASON_PERMISSION_MISSING: ErrorReason.ValueType  # 9
 ERROR_REASON_ADDRESS_NOT_ALLOWED: ErrorReason.ValueType  # 10
 """FAILED_PRECONDITION: the venue does not accept the key from this service's network address."""
 ERROR_REASON_CLOCK_SKEW: ErrorReason.ValueType  # 11
-"""FAILED_PRECONDITION: the venue refuses the request's time: a clock is wrong."""
+"""FAILED_PRECONDITION: the venue refuses the request's time, or its nonce if another program uses the key."""
 ERROR_REASON_REGION_RESTRICTED: ErrorReason.ValueType  # 12
 """FAILED_PRECONDITION: the venue does not serve the region that this service calls from."""
 ERROR_REASON_ACCOUNT_UNKNOWN: ErrorReason.ValueType  # 13

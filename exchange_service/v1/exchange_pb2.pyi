@@ -196,6 +196,7 @@ class CredentialField(google.protobuf.message.Message):
     REQUIRED_FIELD_NUMBER: builtins.int
     SECRET_FIELD_NUMBER: builtins.int
     DESCRIPTION_FIELD_NUMBER: builtins.int
+    PRIVATE_KEYS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Where the value is stored: "api_key", "api_secret", "passphrase", or a key of `extra_metadata`
     such as "account_id" or "wallet_address".
@@ -208,6 +209,12 @@ class CredentialField(google.protobuf.message.Message):
     """True: hide the value while it is typed, and never show it again."""
     description: builtins.str
     """A sentence of help. Empty: the label is enough."""
+    @property
+    def private_keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The kinds of private key in lines (PEM) that it takes: "rsa", "ed25519" or "p256". A form should then offer several
+        lines. Empty: none is known.
+        """
+
     def __init__(
         self,
         *,
@@ -216,8 +223,9 @@ class CredentialField(google.protobuf.message.Message):
         required: builtins.bool = ...,
         secret: builtins.bool = ...,
         description: builtins.str = ...,
+        private_keys: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["description", b"description", "label", b"label", "name", b"name", "required", b"required", "secret", b"secret"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["description", b"description", "label", b"label", "name", b"name", "private_keys", b"private_keys", "required", b"required", "secret", b"secret"]) -> None: ...
 
 Global___CredentialField: typing_extensions.TypeAlias = CredentialField
 

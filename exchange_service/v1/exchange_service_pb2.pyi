@@ -279,6 +279,7 @@ class StreamBalancesRequest(google.protobuf.message.Message):
     USER_ID_FIELD_NUMBER: builtins.int
     ACCOUNTS_FIELD_NUMBER: builtins.int
     MIN_INTERVAL_FIELD_NUMBER: builtins.int
+    KNOWN_FIELD_NUMBER: builtins.int
     user_id: builtins.str
     """The user's id in the credential store. Required, at most 256 characters."""
     @property
@@ -294,15 +295,24 @@ class StreamBalancesRequest(google.protobuf.message.Message):
         sent again after that balance. Unset or zero: every change is sent as soon as it is read.
         """
 
+    @property
+    def known(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___AccountSelector]:
+        """The balances that the caller has already, at most 200: each names an account as its events do, with the version of
+        its newest balance. It counts as the `known_version` of whichever selector, or empty selection, leads to the
+        account; others are ignored. If the request names any known version, here or in `accounts`, the stream resumes, and
+        its first event is a heartbeat.
+        """
+
     def __init__(
         self,
         *,
         user_id: builtins.str = ...,
         accounts: collections.abc.Iterable[Global___AccountSelector] | None = ...,
         min_interval: google.protobuf.duration_pb2.Duration | None = ...,
+        known: collections.abc.Iterable[Global___AccountSelector] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["min_interval", b"min_interval"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accounts", b"accounts", "min_interval", b"min_interval", "user_id", b"user_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accounts", b"accounts", "known", b"known", "min_interval", b"min_interval", "user_id", b"user_id"]) -> None: ...
 
 Global___StreamBalancesRequest: typing_extensions.TypeAlias = StreamBalancesRequest
 

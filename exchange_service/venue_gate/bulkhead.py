@@ -105,6 +105,9 @@ class Bulkhead:
         compartment = self._compartments[plugin]
         compartment.queues[venue].taken -= 1
         compartment.taken -= 1
+        if not compartment.taken and not any(queue.waiting for queue in compartment.queues.values()):
+            del self._compartments[plugin]
+            return
         # If the plugin had room all the time, only this venue's fetches have waited for this slot.
         names = [venue] if compartment.taken + 1 < self._of_plugin else list(compartment.queues)
         heads = []

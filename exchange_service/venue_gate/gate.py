@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NoReturn, Protocol
 
 import structlog
+from cachetools import LRUCache
 
 from exchange_service.errors import (
     ServiceError,
@@ -22,9 +24,9 @@ from exchange_service.errors import (
 )
 from exchange_service.model import ExchangeMetadata
 from exchange_service.observability.metrics import Metrics
-from exchange_service.venue_gate.breaker import BreakerState, CircuitBreaker
+from exchange_service.venue_gate.breaker import BreakerState, CircuitBreaker, Entry
 from exchange_service.venue_gate.bulkhead import Bulkhead
-from exchange_service.venue_gate.cooldown import Cooldowns, SharedCooldowns
+from exchange_service.venue_gate.cooldown import Cooldowns, GateKeys, SharedCooldowns
 from exchange_service.venue_gate.rate_limits import RateLimiter, RateLimiters, SharedRateLimits
 from exchange_service.venue_gate.retries import ATTEMPTS, RetryBudget, attempts_of, backoff, worth_repeating
 from exchange_service.venue_gate.status import VenueStatus
@@ -34,13 +36,16 @@ from exchange_service.wire.balances import FetchedBalance
 
 log = structlog.get_logger(__name__)
 
-# These speak of the venue; a refused key, a rate limit or a broken plugin do not.
+# These may speak of the venue; a refused key, a rate limit or a broken plugin do not.
 _OF_THE_VENUE = (VenueUnavailable, VenueTimeout, VenueMaintenance, VenueMalformed)
 # The part of a fetch's time that must be left for the venue when its waiting ends, and the most of that in seconds.
 _FOR_THE_VENUE = 0.25
 _MOST_FOR_THE_VENUE = 2.0
 # A timeout speaks of the venue if the venue had at least this part of the fetch's time.
 _FAIR_SHARE = 0.5
+# The part of a venue's slots, and of a plugin's, that one user's fetches may take.
+_OF_ONE = 0.5
+_MOST_ACCOUNTS = 20_000
 
 
 class SharedState(SharedRateLimits, SharedCooldowns, Protocol):
@@ -88,21 +93,37 @@ class _Venue:
 
 
 @dataclass(slots=True)
+class _Asked:
+    """A fetch that has come as far as its venue: what both breakers know it by, and how it ended last. `error` is None
+    if that says nothing of the venue."""
+
+    entry: Entry
+    own_entry: Entry
+    # The state of the venue's breaker when the fetch entered.
+    before: BreakerState
+    answered: bool = False
+    error: ServiceError | None = None
+    # Whether the error may speak of the venue.
+    counts: bool = False
+
+
+@dataclass(slots=True)
 class _Passage:
     """One fetch on its way through the gate."""
 
     target: Target
     venue: _Venue
+    # The breaker of the account alone, if it has failed lately.
+    own: CircuitBreaker | None
     limiters: list[RateLimiter]
-    # The venue's, and the credential's there.
-    keys: tuple[str, str]
+    keys: GateKeys
     priority: Priority
     began: float
     deadline: float
     attempt: int = 0
-    # Seconds that the venue took to fail; None if it was not asked. And whether that was the breaker's probe.
+    # Seconds that the venue took to fail; None if it was not asked.
     failed_after: float | None = None
-    probe: bool = False
+    asked: _Asked | None = None
 
     @property
     def metadata(self) -> ExchangeMetadata:
@@ -125,35 +146,38 @@ class _Passage:
         error = cooldowns.refusal(self.keys, name)
         if error is not None:
             return error
-        wait = self.venue.breaker.wait()
-        if wait is None:
-            return None
-        return VenueUnavailable(
-            f"{name} failed several times in a row, and is left alone for a while.", retry_after=wait
-        )
+        # A fetch that has entered already, and asks again, is no other probe.
+        wait = self.venue.breaker.wait(self.keys.account) if self.asked is None else None
+        if wait is not None:
+            text = f"{name} failed for several accounts in a row, and is left alone for a while."
+            return VenueUnavailable(text, retry_after=wait)
+        wait = self.own.wait(self.keys.account) if self.asked is None and self.own is not None else None
+        if wait is not None:
+            text = f"{name} failed several times in a row for this account, and is not asked for it for a while."
+            return VenueUnavailable(text, retry_after=wait)
+        return None
 
-    def cooling_key(self, error: ServiceError) -> str:
-        """The key that cools down after this error: the venue's, or the credential's if it is a rate limit and all of
-        the listing's limits count by key. If it is not known what the venue counts by, the venue's."""
+    def by_credential(self, error: ServiceError) -> bool:
+        """Whether the error holds for this credential alone: a rate limit, where all of the listing's limits count by
+        key."""
         limits = self.metadata.limits
-        by_key = isinstance(error, VenueRateLimited) and bool(limits) and all(limit.scope == "key" for limit in limits)
-        return self.keys[by_key]
+        return isinstance(error, VenueRateLimited) and bool(limits) and all(limit.scope == "key" for limit in limits)
 
     def observe_usage(self) -> None:
         """Let the rate limiters count what the plugin has reported."""
         for limiter, used, resets_after in self._usage():
-            limiter.observe(used, resets_after)
+            limiter.observe(used, resets_after, self.keys.account)
 
-    def reported(self) -> Iterator[tuple[str, VenueRateLimited]]:
-        """The keys that cool down by what the plugin has reported, each with the error that names the time."""
+    def reported(self) -> Iterator[tuple[bool, VenueRateLimited]]:
+        """What the plugin has reported: whether it holds for the credential alone in any case, and the error that
+        names the time."""
         if self.target.reports.cooldown > 0:
             error = VenueRateLimited("The venue wants no requests.", retry_after=self.target.reports.cooldown)
-            yield self.cooling_key(error), error
+            yield self.by_credential(error), error
         for limiter, used, resets_after in self._usage():
             if used >= limiter.limit.count and resets_after > 0:
-                # What counts by key is used up for this key, and other users go on.
                 error = VenueRateLimited("The venue's limit is used up.", retry_after=resets_after)
-                yield self.keys[limiter.limit.scope == "key"], error
+                yield limiter.limit.scope == "key", error
 
     def _usage(self) -> Iterator[tuple[RateLimiter, int, float]]:
         """Each limit that the plugin has reported on, with the units used and the seconds until it resets. No window
@@ -172,9 +196,13 @@ class Gated:
         self._options = options = options or GateOptions()
         self._status, self._metrics, self._now = options.status, options.metrics, options.now
         self._bulkhead = Bulkhead(options.of_venue, options.of_plugin)
+        # One user's part of it.
+        self._of_user = Bulkhead(max(1, int(options.of_venue * _OF_ONE)), max(1, int(options.of_plugin * _OF_ONE)))
         self._cooldowns = Cooldowns(options.shared)
         self._limiters = RateLimiters(options.shared, options.replicas)
         self._venues: dict[str, _Venue] = {}
+        # By the credential's key, of accounts that have failed since they were last answered.
+        self._own: LRUCache[str, CircuitBreaker] = LRUCache(_MOST_ACCOUNTS)
         options.metrics.watch("fetches", lambda: self.in_flight)
 
     @property
@@ -196,11 +224,16 @@ class Gated:
         now, forced calls included; ServiceOverloaded if too many are being read.
         """
         passage = self._begin(target, deadline, priority)
-        async for attempt in attempts_of(lambda error: self._retry_delay(passage, error)):
-            with attempt:
-                passage.attempt += 1
-                passage.failed_after = None
-                return await self._pass(passage)
+        try:
+            async for attempt in attempts_of(lambda error: self._retry_delay(passage, error)):
+                with attempt:
+                    passage.attempt += 1
+                    passage.failed_after = None
+                    return await self._pass(passage)
+        finally:
+            # A call counts once, however often the venue was asked.
+            if passage.asked is not None:
+                self._learn(passage, passage.asked)
         raise AssertionError("the attempts end with an answer or an error")
 
     def _begin(self, target: Target, deadline: float, priority: Priority) -> _Passage:
@@ -211,19 +244,26 @@ class Gated:
         venue = self._venues.get(name)
         if venue is None:
             self._venues[name] = venue = _Venue(name, CircuitBreaker(_loop_time), RetryBudget(_loop_time))
-        keys = (name, f"{name} {version}")
+        # An account is known by its user: a user who changes the credential is no other account.
+        keys = GateKeys(name, f"{name} {version}", target.user_key or target.account.user_id)
+        own = self._own.get(keys.credential)
         limiters = [self._limiters.get(keys[limit.scope == "key"], limit) for limit in metadata.limits]
-        return _Passage(target, venue, limiters, keys, priority, _loop_time(), deadline)
+        return _Passage(target, venue, own, limiters, keys, priority, _loop_time(), deadline)
 
     def _retry_delay(self, passage: _Passage, error: BaseException) -> bool | float:
         """False if the venue is not asked again, else the seconds to wait before it is."""
-        if passage.attempt >= self._options.attempts or passage.failed_after is None or passage.probe:
+        asked, account = passage.asked, passage.keys.account
+        if passage.attempt >= self._options.attempts or passage.failed_after is None or asked is None:
+            return False
+        breaker = passage.venue.breaker
+        if asked.entry.probe or asked.own_entry.probe or breaker.is_own(account):
             return False
         if not worth_repeating(error, passage.failed_after):
             return False
         wait = backoff(passage.attempt)
-        too_late = _loop_time() + wait > passage.latest
-        if too_late or passage.refusal(self._cooldowns) is not None or not passage.venue.retries.take():
+        if _loop_time() + wait > passage.latest or passage.refusal(self._cooldowns) is not None:
+            return False
+        if breaker.state is not BreakerState.CLOSED or not passage.venue.retries.take(account):
             return False
         self._metrics.retried(passage.metadata.id)
         log.debug("venue.asked_again", exchange=passage.metadata.id, attempt=passage.attempt + 1)
@@ -231,28 +271,42 @@ class Gated:
 
     async def _pass(self, passage: _Passage) -> FetchedBalance:
         """Ask the venue as soon as it may be asked."""
-        plugin, venue = passage.target.listing.plugin.info.name, passage.venue.name
         while True:
             self._raise_refusal(passage)
             polling = passage.priority.polling
-            try:
-                await self._bulkhead.acquire(plugin, venue, passage.priority, passage.latest)
-            except ServiceOverloaded as error:
-                self._refuse(error)
-            try:
+            async with self._slot(passage):
                 wait = await self._acquire_permits(passage)
                 if not wait:
                     return await self._ask_venue(passage)
-            finally:
-                self._bulkhead.release(plugin, venue)
             if polling and not passage.priority.polling:
                 # A caller has joined meanwhile, for whom there may be more permits.
                 continue
             # The slot is free meanwhile: other fetches need it more.
             if not polling or _loop_time() + wait > passage.latest:
                 text = f"Our requests to {passage.metadata.name} are used up for now: it limits them."
-                self._refuse(VenueRateLimited(text, retry_after=wait))
+                self._refuse(VenueRateLimited(text, retry_after=wait), late=polling)
             await passage.priority.pause(wait)
+
+    @asynccontextmanager
+    async def _slot(self, passage: _Passage) -> AsyncIterator[None]:
+        """A slot of the user's part, then one of all. Raises ServiceOverloaded if none is free in time."""
+        plugin, venue = passage.target.listing.plugin.info.name, passage.venue.name
+        users_plugin, polling = f"{plugin} {passage.keys.account}", passage.priority.polling
+        try:
+            await self._of_user.acquire(users_plugin, venue, passage.priority, passage.latest)
+        except ServiceOverloaded as error:
+            self._refuse(error, late=polling)
+        try:
+            try:
+                await self._bulkhead.acquire(plugin, venue, passage.priority, passage.latest)
+            except ServiceOverloaded as error:
+                self._refuse(error, late=polling)
+            try:
+                yield
+            finally:
+                self._bulkhead.release(plugin, venue)
+        finally:
+            self._of_user.release(users_plugin, venue)
 
     async def _acquire_permits(self, passage: _Passage) -> float:
         """Take the fetch's cost of every rate limit, and look whether another replica knows of a cooldown.
@@ -260,101 +314,149 @@ class Gated:
         Returns zero if the venue may be asked now, else the seconds until its limits may allow it. Raises if it cools
         down. Redis is asked once: for the cooldowns and, at the same time, for permits that this process lacks.
         """
-        now, polling = _loop_time(), passage.priority.polling
+        now, polling, account = _loop_time(), passage.priority.polling, passage.keys.account
+        parts: list[RateLimiter] = []
+        for limiter in passage.limiters:
+            wait = limiter.take_part(account, polling, now)
+            if wait:
+                _return_parts(parts, account)
+                return wait
+            parts.append(limiter)
         acquired = [limiter for limiter in passage.limiters if limiter.acquire_local(polling, now)]
         missing = [limiter for limiter in passage.limiters if limiter not in acquired]
         wait = 0.0
         if self._options.shared is None:
-            wait = await _acquire_all(missing, acquired, polling)
+            wait = await _acquire_all(missing, acquired, polling, account)
         elif not missing:
             await self._cooldowns.refresh(passage.keys)
         else:
             refreshed = self._cooldowns.refresh(passage.keys)
-            _, wait = await asyncio.gather(refreshed, _acquire_all(missing, acquired, polling))
+            _, wait = await asyncio.gather(refreshed, _acquire_all(missing, acquired, polling, account))
         for limiter in passage.limiters:
             self._metrics.budget_left(passage.metadata.id, limiter.limit.scope, limiter.left())
         if wait or passage.refusal(self._cooldowns) is not None:
             for limiter in acquired:
                 limiter.release(polling, _loop_time())
+            _return_parts(parts, account)
         self._raise_refusal(passage)
         return wait
 
     async def _ask_venue(self, passage: _Passage) -> FetchedBalance:
-        """Ask the venue, and learn from how it went."""
-        breaker, started = passage.venue.breaker, _loop_time()
-        if passage.attempt == 1:
-            passage.venue.retries.called()
-        before = breaker.state
-        passage.probe = probe = breaker.enter()
+        """Ask the venue, and keep how it went."""
+        started = _loop_time()
+        asked = passage.asked or self._enter(passage)
+        asked.error, asked.counts = None, False
         passage.target.reports.on_report = partial(self._hold_reported, passage)
         try:
             answer = await self.inner.fetch(passage.target, passage.deadline, passage.priority)
         except ServiceError as error:
             passage.failed_after = _loop_time() - started
-            self._record_failure(passage, error, started)
-            await self._cooldowns.cool_down(passage.cooling_key(error), error)
+            asked.error, asked.counts = error, _may_speak_of_the_venue(passage, error, started)
+            await self._cooldowns.send_away(passage.keys, error, by_credential=passage.by_credential(error))
             await self._apply_reports(passage)
             raise
         except BaseException:
-            breaker.abandoned(probe)
             # A ban that one answer has named holds, although nobody waits for the others any more.
             await self._apply_reports(passage)
             raise
-        else:
-            breaker.succeeded(probe)
-            self._cooldowns.succeeded(passage.keys)
-            await self._apply_reports(passage)
-            if breaker.state is BreakerState.CLOSED:
-                self._status.answered(passage.metadata.venue, passage.environment)
-            return answer
-        finally:
-            if probe or breaker.state is not before:
-                self._metrics.breaker(passage.metadata.venue, passage.environment, breaker.state.value)
+        asked.answered = True
+        await self._cooldowns.succeeded(passage.keys, asked.entry.began)
+        await self._apply_reports(passage)
+        return answer
+
+    def _enter(self, passage: _Passage) -> _Asked:
+        breaker, account = passage.venue.breaker, passage.keys.account
+        before = breaker.state
+        passage.venue.retries.called()
+        entry = breaker.enter(account)
+        own_entry = passage.own.enter(account) if passage.own is not None else replace(entry, probe=False)
+        passage.asked = _Asked(entry, own_entry, before)
+        return passage.asked
 
     def _hold_reported(self, passage: _Passage) -> None:
         """Act in this process at once on what the plugin has just reported: its call may go on for long."""
-        for key, error in passage.reported():
-            self._cooldowns.hold(key, error)
+        for _, error in passage.reported():
+            self._cooldowns.hold(passage.keys.credential, error)
 
     async def _apply_reports(self, passage: _Passage) -> None:
         """Act on all replicas on what the plugin has reported, beside a balance or an error."""
         passage.observe_usage()
-        for key, error in passage.reported():
-            await self._cooldowns.cool_down(key, error)
+        for by_credential, error in passage.reported():
+            await self._cooldowns.report(passage.keys, error, by_credential=by_credential)
 
-    def _record_failure(self, passage: _Passage, error: ServiceError, started: float) -> None:
-        """Report a failure to the breaker and the status."""
-        breaker = passage.venue.breaker
-        fair = not isinstance(error, VenueTimeout) or (
-            passage.deadline - started >= (passage.deadline - passage.began) * _FAIR_SHARE
-        )
-        if isinstance(error, _OF_THE_VENUE) and fair:
-            breaker.failed(passage.probe)
-        else:
-            breaker.abandoned(passage.probe)
-        serves = breaker.state is BreakerState.CLOSED
-        venue = passage.metadata.venue
-        self._status.failed(venue, error, self._now(), environment=passage.environment, serves=serves)
-        if not serves:
-            log.debug("venue.left_alone", venue=passage.venue.name, reason=error.reason)
+    def _learn(self, passage: _Passage, asked: _Asked) -> None:
+        """Report to the breakers and the status how the fetch ended."""
+        breaker, key = passage.venue.breaker, passage.keys.credential
+        _tell(breaker, asked, asked.entry)
+        own = self._own.get(key)
+        if own is None and asked.counts:
+            self._own[key] = own = CircuitBreaker.of_account(_loop_time)
+        if own is not None:
+            _tell(own, asked, asked.own_entry)
+            if asked.answered and own.state is BreakerState.CLOSED:
+                del self._own[key]
+        self._show(passage, asked)
+        state = breaker.state
+        if asked.entry.probe or state is not asked.before:
+            self._metrics.breaker(passage.metadata.venue, passage.environment, state.value)
+
+    def _show(self, passage: _Passage, asked: _Asked) -> None:
+        """Let the catalogue say how the venue is."""
+        breaker, status, now = passage.venue.breaker, self._status, self._now()
+        venue, environment, account = passage.metadata.venue, passage.environment, passage.keys.account
+        if asked.answered:
+            if breaker.state is BreakerState.CLOSED:
+                began = now - (_loop_time() - asked.entry.began)
+                status.answered(venue, environment, account=account, began=began, now=now)
+        elif asked.error is not None:
+            left_alone = breaker.pause_left or None
+            status.failed(venue, asked.error, now, account=account, environment=environment, left_alone=left_alone)
+            if left_alone:
+                log.debug("venue.left_alone", venue=passage.venue.name, reason=asked.error.reason)
 
     def _raise_refusal(self, passage: _Passage) -> None:
         error = passage.refusal(self._cooldowns)
         if error is not None:
             self._refuse(error)
 
-    def _refuse(self, error: ServiceError) -> NoReturn:
+    def _refuse(self, error: ServiceError, *, late: bool = False) -> NoReturn:
         """Raise an error of the gate's own: the venue was not asked."""
         self._metrics.refused(error.reason)
         error.venue_was_asked = False
+        error.late = late
         raise error
 
 
-async def _acquire_all(missing: Sequence[RateLimiter], acquired: list[RateLimiter], polling: bool) -> float:
+def _tell(breaker: CircuitBreaker, asked: _Asked, entry: Entry) -> None:
+    """Report the end of a fetch to a breaker that it has entered."""
+    if asked.answered:
+        breaker.succeeded(entry)
+    elif asked.counts:
+        breaker.failed(entry)
+    else:
+        breaker.abandoned(entry)
+
+
+def _may_speak_of_the_venue(passage: _Passage, error: ServiceError, started: float) -> bool:
+    """A timeout does so only if the venue had its fair share of the time."""
+    if not isinstance(error, _OF_THE_VENUE):
+        return False
+    fair_share = (passage.deadline - passage.began) * _FAIR_SHARE
+    return not isinstance(error, VenueTimeout) or passage.deadline - started >= fair_share
+
+
+def _return_parts(limiters: Sequence[RateLimiter], account: str) -> None:
+    for limiter in limiters:
+        limiter.return_part(account, _loop_time())
+
+
+async def _acquire_all(
+    missing: Sequence[RateLimiter], acquired: list[RateLimiter], polling: bool, account: str
+) -> float:
     """Take permits of each; the limiters that gave them go to `acquired`. Returns zero, or the wait for the first
     without enough."""
     for limiter in missing:
-        wait = await limiter.acquire(polling)
+        wait = await limiter.acquire(polling, account)
         if wait:
             return wait
         acquired.append(limiter)

@@ -16,12 +16,16 @@ from exchange_service.model import RateLimit
 
 # The part of a limit that polling leaves to callers who wait.
 RESERVE = 0.2
+# The part of a limit by address that one account may use: another one finds permits whatever it does.
+OF_ONE = 0.5
 # A batch of permits is at most this part of a window's, and lasts for this part of the window.
 _BATCHES = 20
 # Seconds for which a Redis that did not answer is not asked again.
 _ALONE = 1.0
 _LEAST_WAIT = 0.05
 _MOST_LIMITERS = 50_000
+# The accounts whose use of one limit is known.
+_MOST_ACCOUNTS = 1_000
 
 
 class SharedRateLimits(Protocol):
@@ -112,9 +116,11 @@ class RateLimiter:
         # Permits given out without Redis, and when last: they are counted there as soon as it answers.
         self._owed = 0
         self._owed_at = 0.0
-        # What other programs have used by the venue's count, until it counts from zero again.
-        self._others = 0
-        self._others_until = 0.0
+        # What other programs have used by the venue's count, until it counts from zero again: as the answers to two
+        # accounts have said, the newest last.
+        self._others: dict[str, tuple[int, float]] = {}
+        # A limit by key is one account's alone.
+        self._of_accounts: LRUCache[str, Window] | None = None if limit.scope == "key" else LRUCache(_MOST_ACCOUNTS)
         self._asking = asyncio.Lock()
 
     def _allowed(self, polling: bool) -> int:
@@ -125,19 +131,46 @@ class RateLimiter:
     def left(self) -> float:
         """The share that is left, from 0 to 1, as this process has counted."""
         now = asyncio.get_running_loop().time()
-        return max(0.0, 1 - (self._window.used(now) + self._used_by_others(now)) / self.limit.count)
+        return max(0.0, 1 - (self._window.used(now) + self._used_by_others(now)[0]) / self.limit.count)
 
-    def observe(self, used: int, resets_after: float) -> None:
+    def observe(self, used: int, resets_after: float, account: str) -> None:
         """The venue counts `used` units as used now, and counts from zero again in `resets_after` seconds: other
         programs may share the limit. Replicas that count together in Redis cannot tell whose these are, so only a
-        process that counts alone follows."""
+        process that counts alone follows. What only the answers to one account say holds for this account."""
         if self._shared is None:
             now = asyncio.get_running_loop().time()
-            self._others = max(0, min(used, self.limit.count) - self._window.used(now))
-            self._others_until = now + resets_after
+            self._others.pop(account, None)
+            used_by_others = max(0, min(used, self.limit.count) - self._window.used(now))
+            self._others[account] = used_by_others, now + resets_after
+            if len(self._others) > 2:
+                del self._others[next(iter(self._others))]
 
-    def _used_by_others(self, now: float) -> int:
-        return self._others if now < self._others_until else 0
+    def _used_by_others(self, now: float, account: str = "") -> tuple[int, float]:
+        """How much other programs have used, as far as it holds for the account, and until when they have."""
+        valid = {name: said for name, said in self._others.items() if now < said[1]}
+        agreed = min(valid.values()) if len(valid) > 1 else (0, 0.0)
+        return max(agreed, valid.get(account, (0, 0.0)))
+
+    def take_part(self, account: str, polling: bool, now: float) -> float:
+        """Take a balance's cost of the part of the limit that the account may use in this process. Returns zero, or
+        the seconds until it is worth trying again."""
+        if self._of_accounts is None:
+            return 0.0
+        window = self._of_accounts.get(account)
+        if window is None:
+            window = self._of_accounts[account] = Window(self.limit.seconds)
+        replicas = self._replicas if self._shared is not None else 1
+        wait = window.wait(self.limit.cost, max(self.limit.cost, int(self._allowed(polling) * OF_ONE) // replicas), now)
+        if not wait:
+            window.add(self.limit.cost, now)
+            return 0.0
+        return min(max(_LEAST_WAIT, wait), self.limit.seconds)
+
+    def return_part(self, account: str, now: float) -> None:
+        """Return what `take_part` took: the venue was not asked after all."""
+        window = self._of_accounts.get(account) if self._of_accounts is not None else None
+        if window is not None:
+            window.add(-self.limit.cost, now)
 
     def acquire_local(self, polling: bool, now: float) -> bool:
         """Take a balance's cost of the permits that this process has already; whether there were enough."""
@@ -156,11 +189,11 @@ class RateLimiter:
             batch.left = self.limit.cost + (batch.left if now < batch.ends else 0)
             batch.ends = now + self.limit.seconds / _BATCHES
 
-    async def acquire(self, polling: bool) -> float:
+    async def acquire(self, polling: bool, account: str = "") -> float:
         """Take a balance's cost. Returns zero, or the seconds until it is worth trying again."""
         clock = asyncio.get_running_loop().time
         if self._shared is None:
-            return self._acquire_alone(polling, clock(), self.limit.count)
+            return self._acquire_alone(polling, clock(), self.limit.count, account)
         async with self._asking:
             # While this one waited for the lock another one may have brought enough for both.
             now = clock()
@@ -173,7 +206,7 @@ class RateLimiter:
                 if wait is not None:
                     return wait
                 self._alone_until = clock() + _ALONE
-            return self._acquire_alone(polling, clock(), self.limit.count // self._replicas)
+            return self._acquire_alone(polling, clock(), self.limit.count // self._replicas, account)
 
     async def _acquire_shared(self, shared: SharedRateLimits, polling: bool, now: float) -> float | None:
         cost, batch, allowed = self.limit.cost, self._batches[polling], self._allowed(polling)
@@ -199,14 +232,14 @@ class RateLimiter:
         self._window.add(cost, now)
         return 0.0
 
-    def _acquire_alone(self, polling: bool, now: float, count: int) -> float:
+    def _acquire_alone(self, polling: bool, now: float, count: int, account: str) -> float:
         """The same by this process's own count, of `count` for all that it does."""
         cost = self.limit.cost
         allowed = max(cost, int(count * (1 - RESERVE)) if polling else count)
-        others = self._used_by_others(now)
+        others, until = self._used_by_others(now, account)
         wait = self._window.wait(cost, allowed - others, now)
         if others and wait:
-            wait = min(wait, max(self._others_until - now, self._window.wait(cost, allowed, now)))
+            wait = min(wait, max(until - now, self._window.wait(cost, allowed, now)))
         if wait:
             return min(max(_LEAST_WAIT, wait), self.limit.seconds)
         self._window.add(cost, now)

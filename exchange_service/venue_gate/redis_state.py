@@ -12,7 +12,8 @@ T = TypeVar("T")
 
 
 class RedisSharedState:
-    """The SharedState in Redis. Keys name venues and keyed hashes of credentials, never a user."""
+    """The SharedState in Redis. Names and values hold venues and keyed hashes of credentials and
+    users, never a user."""
 
     def __init__(self, link: RedisLink, *, prefix: str) -> None:
         self._link = link
@@ -53,6 +54,25 @@ class RedisSharedState:
         async def ask() -> None:
             if await self._redis.pttl(name) < milliseconds:
                 await self._redis.set(name, reason, px=milliseconds)
+
+        await self._call(ask)
+
+    async def met(self, key: str, account: str, seconds: float) -> str | None:
+        """See SharedCooldowns."""
+        name, milliseconds = self._prefix + key, max(1, round(seconds * 1000))
+
+        async def ask() -> str | None:
+            before = await self._redis.get(name)
+            await self._redis.set(name, account, px=milliseconds)
+            return before.decode("ascii", "replace") if isinstance(before, bytes) else None
+
+        return await self._call(ask)
+
+    async def forget_met(self, key: str) -> None:
+        """See SharedCooldowns."""
+
+        async def ask() -> None:
+            await self._redis.delete(self._prefix + key)
 
         await self._call(ask)
 

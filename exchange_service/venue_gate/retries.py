@@ -18,6 +18,8 @@ ATTEMPTS = 3
 SHARE = 0.2
 FLOOR = 3
 WINDOW = 10
+# An account's retries in each window: those of one call.
+OF_ONE = ATTEMPTS - 1
 # A failure that took longer is not a slip, and the caller has waited long enough.
 QUICK = 1.0
 _FIRST_WAIT = 0.2
@@ -28,25 +30,33 @@ stamina.instrumentation.set_on_retry_hooks(())
 
 
 class RetryBudget:
-    """Counts one venue's calls and retries; `clock` is in seconds."""
+    """Counts one venue's calls and retries; `clock` is in seconds.
+
+    One account has two retries in each window. Those of the account that has most do not count against the others, so
+    that one account that fails all the time leaves the others theirs.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._calls = Window(WINDOW)
-        self._retries = Window(WINDOW)
+        self._retries: dict[str, Window] = {}
 
     def called(self) -> None:
         """Count a first call for a balance."""
         self._calls.add(1, self._clock())
 
-    def take(self) -> bool:
-        """Whether there may be one retry more; if so it is counted."""
+    def take(self, account: str) -> bool:
+        """Whether there may be one retry more for this account; if so it is counted."""
         now = self._clock()
+        used = {name: count for name, window in self._retries.items() if (count := window.used(now))}
+        self._retries = {name: self._retries[name] for name in used}
+        if used.get(account, 0) >= OF_ONE:
+            return False
         # The share is of first calls and retries together.
         allowed = max(FLOOR, int(self._calls.used(now) * SHARE / (1 - SHARE)))
-        if self._retries.used(now) >= allowed:
+        if sum(used.values()) - max(used.values(), default=0) >= allowed:
             return False
-        self._retries.add(1, now)
+        self._retries.setdefault(account, Window(WINDOW)).add(1, now)
         return True
 
 

@@ -18,9 +18,10 @@ T_co = TypeVar("T_co", covariant=True)
 class Target:
     """What a fetch is to read.
 
-    `key` names the balance in the cache and `credential_key` the stored credential for all account types; both are
-    keyed hashes, and empty in a plugin's process, which keeps nothing. `newer_than` is the fetch time, in seconds since
-    the epoch, of the balance that the caller has already: what another replica brings must be newer.
+    `key` names the balance in the cache, `credential_key` the stored credential for all account types, and `user_key`
+    the user; they are keyed hashes, and empty in a plugin's process, which keeps nothing. `newer_than` is the fetch
+    time, in seconds since the epoch, of the balance that the caller has already: what another replica brings must be
+    newer.
     """
 
     account: Account
@@ -28,6 +29,7 @@ class Target:
     reference: CredentialReference
     key: str = ""
     credential_key: str = ""
+    user_key: str = ""
     newer_than: float = 0.0
     # What the plugin reports of the venue's limits while the fetch is made, for the gate.
     reports: VenueReports = field(default_factory=VenueReports, compare=False)

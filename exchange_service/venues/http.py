@@ -35,6 +35,7 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.model import Environment, ExchangeMetadata
+from exchange_service.plugin_kit.gateways import gateway_error
 from exchange_service.plugin_kit.payload import parse_json, retry_after
 
 ACCOUNT_BODY_LIMIT = 8 * 1024 * 1024
@@ -76,6 +77,8 @@ class VenueResponse:
             return
         if status < 400:
             raise VenueMalformed(f"{venue} answered with a redirect, which is not followed.")
+        if error := gateway_error(self, venue):
+            raise error
         if status == 401:
             raise CredentialRejected(f"{venue} refuses the key (HTTP 401).")
         if status == 403:

@@ -16,6 +16,7 @@ from exchange_service.model import (
     ExchangeMetadata,
     Manifest,
 )
+from exchange_service.plugin_kit.key_texts import KEY_KINDS
 from exchange_service.venues.lookalikes import is_printable, mixes_alphabets, shape
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\Z")
@@ -152,6 +153,8 @@ def _field_faults(credential_fields: Collection[CredentialField]) -> Iterator[st
             yield f"has no label for the credential field {field.name!r}."
         if field.name in ("api_secret", "passphrase") and not field.secret:
             yield f"must mark the credential field {field.name!r} as secret."
+        if not set(field.private_keys or ()) <= set(KEY_KINDS):
+            yield f"names a kind of private key for {field.name!r} that is not one of {', '.join(KEY_KINDS)}."
         for name in ("label", "description"):
             yield from _text_faults(f"the {name} of the credential field {field.name!r}", getattr(field, name))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from exchange_service.model import ExchangeMetadata, Manifest
 
@@ -34,12 +34,15 @@ def _field_types(kind: Any) -> dict[str, Any]:
 
 
 def _in_value(value: Any, kind: Any, path: str) -> Iterator[str]:
-    if get_origin(kind) is tuple:
+    if get_origin(kind) in (Union, UnionType):
+        if value is not None or NoneType not in get_args(kind):
+            yield from _in_value(value, next(part for part in get_args(kind) if part is not NoneType), path)
+    elif get_origin(kind) is tuple:
         yield from _in_tuple(value, get_args(kind)[0], path)
     elif get_origin(kind) is Literal:
         if not any(value is choice or (type(value) is str and value == choice) for choice in get_args(kind)):
             yield _sentence(path, " or ".join(f'"{choice}"' for choice in get_args(kind)), value)
-    elif kind is not str and get_origin(kind) is not None:
+    elif get_origin(kind) is Mapping:
         yield from _in_mapping(value, path)
     elif is_dataclass(kind):
         if type(value) is kind:

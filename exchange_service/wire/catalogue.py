@@ -43,7 +43,14 @@ def catalogue_entry(metadata: ExchangeMetadata, plugin: PluginInfo, trouble: Tro
             **{item.name: getattr(metadata.capabilities, item.name) for item in fields(metadata.capabilities)}
         ),
         credential_fields=[
-            exchange_pb2.CredentialField(**{item.name: getattr(entry, item.name) for item in fields(entry)})
+            exchange_pb2.CredentialField(
+                name=entry.name,
+                label=entry.label,
+                required=entry.required,
+                secret=entry.secret,
+                description=entry.description,
+                private_keys=entry.private_keys or (),
+            )
             for entry in metadata.credential_fields
         ],
         environments=[

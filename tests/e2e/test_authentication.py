@@ -319,6 +319,7 @@ class TestIssuersKeys:
             authenticated_service(tmp_path, jwt_secret=None, jwt_jwks_url=issuer.url) as running,
         ):
             await read_balance(running, bearer(issuer.sign("spring")))
+            await read_balance(running, bearer(issuer.sign("spring", named=False)))
             issuer.add_key("autumn")
             await read_balance(running, bearer(issuer.sign("autumn")))
             # What was signed before is still good.

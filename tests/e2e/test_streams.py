@@ -16,8 +16,8 @@ from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 from structlog.testing import capture_logs
 
 from exchange_service.app import start_service
-from exchange_service.client import ExchangeServiceClient
-from exchange_service.errors import FieldInvalid, StreamLifetimeReached
+from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
+from exchange_service.errors import FieldInvalid, ServiceError, StreamLifetimeReached
 from exchange_service.plugin_api import (
     AssetBalance,
     Balance,
@@ -35,6 +35,7 @@ from tests.harness import (
     Running,
     ScriptedPlugin,
     Stream,
+    failure,
     holding,
     listing,
     raising,
@@ -170,8 +171,8 @@ class TestChanges:
         async with streaming(running, selector) as stream:
             await polled(fake_venue, 2)
             fake_venue.answer = returning(holding(("BTC", "9")))
-            first = await stream.next()
-            assert totals(first.balance.balance) == {"BTC": "9"}
+            assert (await stream.next()).HasField("heartbeat")
+            assert totals((await stream.next_of("balance")).balance) == {"BTC": "9"}
 
     async def test_an_old_version_brings_the_snapshot(self, running: Running) -> None:
         selector = messages.AccountSelector(exchange_id="fakex", known_version=7)
@@ -516,18 +517,77 @@ class TestEnds:
                 second = (await following).balance.balance
         assert (totals(first), totals(second)) == ({"BTC": "1.50"}, {"BTC": "2"})
 
-    async def test_a_client_that_resumes_with_an_alias_names_no_account_twice(
-        self, tmp_path: Path, fake_venue: ScriptedPlugin
+    @pytest.mark.parametrize(
+        "selected",
+        [
+            [],
+            [messages.AccountSelector(exchange_id="fakex")],
+            [messages.AccountSelector(exchange_id=" FakeX ", environment="LIVE")],
+            [messages.AccountSelector(exchange_id="FAKEX", account_type="All")],
+            [messages.AccountSelector(exchange_id="fakex"), messages.AccountSelector(exchange_id="FAKEX")],
+            # As many as a stream may follow: with one more the second stream would be refused.
+            [
+                messages.AccountSelector(exchange_id="FAKEX", environment="live"),
+                *(messages.AccountSelector(exchange_id=f"none{number}") for number in range(199)),
+            ],
+        ],
+        ids=["all", "its id", "an alias", "all types", "twice", "as many as may be"],
+    )
+    async def test_a_client_resumes_with_a_heartbeat_and_no_repetition_however_it_spelled_the_accounts(
+        self, tmp_path: Path, fake_venue: ScriptedPlugin, selected: list[messages.AccountSelector]
     ) -> None:
         async with serving(tmp_path, registry=registry_of(fake_venue), stream_lifetime=1.0, **CALM) as running:
             await running.store()
-            # As many as a stream may follow: with one more the second stream would be refused.
-            selected = [messages.AccountSelector(exchange_id="FAKEX", environment="live")]
-            selected += [messages.AccountSelector(exchange_id=f"none{number}") for number in range(199)]
-            events = running.client.stream_balances(USER, selected, resume=True)
+            resumed = asyncio.Event()
+            events = running.client.stream_balances(
+                USER, selected, resume=True, on_interruption=lambda _: resumed.set()
+            )
             async with aclosing(events) as stream:  # type: ignore[type-var]
                 assert totals((await _first_balance(stream)).balance.balance) == {"BTC": "1.50"}
-                assert totals((await _first_balance(stream)).balance.balance) == {"BTC": "1.50"}
+                event = await anext(stream)
+                while not resumed.is_set():
+                    event = await anext(stream)
+                assert event.HasField("heartbeat")
+                followed = [account for account in event.heartbeat.accounts if account.exchange_id == "fakex"]
+                assert len(followed) == 1
+                following = asyncio.ensure_future(_first_balance(stream))
+                await until(lambda: running.service.streams.counts()[1] == 1, "the second stream")
+                await polled(fake_venue, 2)
+                fake_venue.answer = returning(holding(("BTC", "2")))
+                # The first balance after the interruption is the changed one.
+                assert totals((await following).balance.balance) == {"BTC": "2"}
+
+    async def test_a_stream_of_all_accounts_takes_known_versions_beside_an_empty_selection(
+        self, tmp_path: Path, fake_venue: ScriptedPlugin
+    ) -> None:
+        async with serving(tmp_path, registry=registry_of(fake_venue), **CALM) as running:
+            await running.store()
+            async with streaming(running) as stream:
+                version = (await stream.next_of("balance")).balance.version
+            for known, first in ((version, "heartbeat"), (version - 1, "heartbeat"), (0, "balance")):
+                entry = messages.AccountSelector(exchange_id="fakex", environment="live", known_version=known)
+                request = messages.StreamBalancesRequest(user_id=USER, known=[entry])
+                call = running.stub.StreamBalances(request)
+                event = await call.read()
+                assert event.WhichOneof("event") == first
+                if known != version:
+                    while not event.HasField("balance"):
+                        event = await call.read()
+                    assert event.balance.balance.version == version
+                call.cancel()
+            entries = [messages.AccountSelector(exchange_id="fakex", known_version=1)] * 201
+            failed = await failure(
+                running.stub.StreamBalances(messages.StreamBalancesRequest(user_id=USER, known=entries)).read()
+            )
+            assert failed.reason == "FIELD_INVALID"
+
+    async def test_an_address_that_was_never_reached_is_an_error_also_for_a_client_that_resumes(self) -> None:
+        interruptions: list[ServiceError] = []
+        async with ExchangeServiceClient("127.0.0.1:9") as client:
+            events = client.stream_balances(USER, resume=True, on_interruption=interruptions.append)
+            with pytest.raises(ServiceUnreachable):
+                await asyncio.wait_for(anext(events), 20)
+        assert interruptions == []
 
     async def test_a_client_that_does_not_resume_gets_the_error(
         self, tmp_path: Path, fake_venue: ScriptedPlugin

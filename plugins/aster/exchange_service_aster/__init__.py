@@ -49,8 +49,9 @@ ASTER = ExchangeMetadata(
             "Agent address, or API key",
             required=False,
             description="For an agent its address, or nothing. An older HMAC key needs its API key here.",
+            private_keys=(),
         ),
-        CredentialField("api_secret", "Agent private key, or API secret"),
+        CredentialField("api_secret", "Agent private key, or API secret", private_keys=()),
         CredentialField(
             "scheme",
             "Scheme",

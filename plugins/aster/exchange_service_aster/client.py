@@ -19,6 +19,7 @@ from exchange_service.plugin_api import (
     VenueRateLimited,
     VenueTimeout,
     VenueUnavailable,
+    gateway_error,
     raise_unexpected_status,
     retry_after,
 )
@@ -226,6 +227,8 @@ def _raise_for_error(response: Response, code: int | None, message: str) -> NoRe
     if status == 403 and _json_or_nothing(response) is None:
         # An HTML page: the firewall in front of Aster has answered.
         _raise_for_firewall(response)
+    if error := gateway_error(response, "Aster"):
+        raise error
     if status == 404:
         # No path contains an account, so Aster does not know the path itself.
         raise RequestRefused("Aster does not know the path of our request (HTTP 404): its interface has changed.")

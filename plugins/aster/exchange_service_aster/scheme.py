@@ -17,6 +17,7 @@ from exchange_service.plugin_api import (
     CredentialInvalid,
     NotSupported,
     VenueCall,
+    clean_text,
     read_metadata,
     required_text,
     wallet_address,
@@ -83,7 +84,7 @@ async def read_scheme(call: VenueCall) -> HmacScheme | AgentScheme:
     agent if the library that signs for agents is not installed.
     """
     metadata = read_metadata(call.credential, wallet_address=str, l1_address=str, user=str, scheme=str)
-    secret = required_text(call.credential, "api_secret")
+    secret = clean_text(required_text(call.credential, "api_secret"), "api_secret")
     if _scheme_name(call.credential, metadata) == V1:
         return _hmac_scheme(call.credential, metadata, secret)
     wallet, private_key = _wallet(metadata), _private_key(secret)
@@ -123,7 +124,7 @@ def _scheme_name(credential: Credential, metadata: Mapping[str, Any]) -> str:
 
 
 def _hmac_scheme(credential: Credential, metadata: Mapping[str, Any], secret: str) -> HmacScheme:
-    api_key = required_text(credential, "api_key")
+    api_key = clean_text(required_text(credential, "api_key"), "api_key")
     for name in _WALLET_NAMES:
         if metadata.get(name):
             # The key decides which account is read, which need not be that wallet's.

@@ -24,6 +24,7 @@ from exchange_service.plugin_api import (
     ExchangeMetadata,
     Manifest,
 )
+from exchange_service_ccxt_generic.key_forms import KEYS_IN_LINES
 from exchange_service_ccxt_generic.limits import limits_of
 
 # Seconds. Building takes one to three, and several times that on a busy machine.
@@ -115,13 +116,19 @@ async def _build_in_child() -> bytes:
     return answer
 
 
+def _credential_field(exchange_id: str, field: Mapping[str, Any]) -> CredentialField:
+    kinds = KEYS_IN_LINES.get(exchange_id, ()) if field["name"] == "api_secret" else ()
+    # A passphrase is its user's own choice, so whatever stands in it stays.
+    return CredentialField(**field, private_keys=None if field["name"] == "passphrase" else kinds)
+
+
 def listing(entry: Mapping[str, Any]) -> ExchangeMetadata:
     """One entry of the snapshot as a listing."""
     sandbox: Mapping[str, str] | None = entry["sandbox"]
     environments = [Environment(PRODUCTION, entry["production"], aliases=("live",))]
     if sandbox:
         environments.append(Environment(SANDBOX, sandbox, aliases=_SANDBOX_ALIASES))
-    fields = tuple(CredentialField(**field) for field in entry["credential_fields"])
+    fields = tuple(_credential_field(entry["id"], field) for field in entry["credential_fields"])
     reason: str = entry["unsupported_reason"]
     return ExchangeMetadata(
         id=entry["id"],

@@ -15,7 +15,12 @@ from exchange_service.plugin_api import (
     VenueMalformed,
     VenueTimeout,
 )
-from exchange_service_ccxt_generic.account_types import UNIFIED, true_type
+from exchange_service_ccxt_generic.account_types import (
+    UNIFIED,
+    is_unified,
+    true_type,
+    without_plain,
+)
 from exchange_service_ccxt_generic.credentials import Wish
 from exchange_service_ccxt_generic.instances import Instances, Opened
 from exchange_service_ccxt_generic.recording import Recorder
@@ -27,12 +32,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """CCXT's balance of one account, the raw answers behind it, and the venue's codes by CCXT's."""
+    """CCXT's balance of one account, the raw answers behind it, the venue's codes by CCXT's, and CCXT's instance."""
 
     account_type: str
     result: Any = field(repr=False)
     answers: list[Any] = field(repr=False)
     venue_codes: Mapping[str, list[str]] = field(repr=False)
+    instance: Any = field(repr=False)
 
 
 class CcxtClient:
@@ -60,9 +66,12 @@ class CcxtClient:
     async def fetch(self, opened: Opened, wish: Wish) -> Fetched:
         """What CCXT makes of the account that `wish` names. Raises a VenueError, also for one that CCXT has caught."""
         account_type = self._type_read(opened, wish)
+        parameters = dict(wish.parameters)
+        if is_unified(self._id, opened.instance.options):
+            parameters = without_plain(parameters)
         with self.recorder.record(opened.ccxt) as record:
             try:
-                result = await opened.instance.fetch_balance(dict(wish.parameters))
+                result = await opened.instance.fetch_balance(parameters)
             except opened.ccxt.BaseError as error:
                 if record.arose_in_reading(error):
                     self.recorder.raise_swallowed(opened.ccxt, record)
@@ -71,7 +80,7 @@ class CcxtClient:
         answers = record.json_values()
         if not opened.instance.markets:
             raise VenueMalformed(f"{self._venue} lists no markets, so its answer cannot be checked.")
-        return Fetched(account_type, result, answers, record.venue_codes)
+        return Fetched(account_type, result, answers, record.venue_codes, opened.instance)
 
     async def key_rights(self, opened: Opened, question: Question) -> KeyRights:
         """What the exchange says of the key. A test host may not serve the request: then the rights are unknown."""

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from exchange_service.plugin_api import Credential, CredentialInvalid, read_metadata, required_text, wallet_address
+from exchange_service.plugin_api import (
+    Credential,
+    CredentialInvalid,
+    clean_text,
+    private_key,
+    read_metadata,
+    required_text,
+    wallet_address,
+)
 from exchange_service_ccxt_generic.account_types import (
     canonical,
     further_names,
@@ -14,6 +22,7 @@ from exchange_service_ccxt_generic.account_types import (
     known_words,
     type_parameters,
 )
+from exchange_service_ccxt_generic.key_forms import secret_for_ccxt
 
 # CCXT's credentials and our names: those that are secrets of ours, and those in the metadata.
 _SECRETS = {"apiKey": "api_key", "secret": "api_secret", "password": "passphrase"}
@@ -60,11 +69,11 @@ class StoredCredential:
         return self._wish(account_type, self.further)
 
     def wish_beside_others(self, account_type: str) -> Wish:
-        """The wish for one of all the user's wallets, without the stored kind of contract.
+        """The wish for one of all the user's wallets, without the stored kind of contract and of margin.
 
         Each kind is a wallet of its own: with the stored kind one would be read twice and another not at all.
         """
-        return self._wish(account_type, {name: value for name, value in self.further.items() if name != "subType"})
+        return self._wish(account_type, {})
 
     def _wish(self, account_type: str, further: Mapping[str, str]) -> Wish:
         parameters = type_parameters(self.exchange_id, account_type)
@@ -81,10 +90,14 @@ def read_credential(
     Raises CredentialInvalid with the field that is missing, or the metadata that are not known.
     """
     metadata = _metadata(credential, required)
-    constructor = {name: _text(name, credential, metadata, required) for name in required}
+    constructor = {name: _text(name, credential, metadata, required, exchange_id) for name in required}
     for name, text in constructor.items():
-        if name not in ("secret", "privateKey") and not (text.isascii() and text.isprintable()):
-            raise CredentialInvalid(f"{_our_name(name, required)} holds other than plain characters.")
+        ours = _our_name(name, required)
+        if ours != "api_secret":
+            # A key in the wrong field would be sent as it is.
+            private_key(text, ours, ())
+            if not (text.isascii() and text.isprintable()):
+                raise CredentialInvalid(f"{ours} holds other than plain characters.")
     account_type, named = _stored_type(metadata, exchange_id, offered)
     further = _further(metadata, exchange_id, account_type)
     wish = Wish(account_type, {**type_parameters(exchange_id, account_type if named else None), **further}, named)
@@ -126,19 +139,23 @@ def _flatten(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _text(name: str, credential: Credential, metadata: Mapping[str, Any], required: tuple[str, ...]) -> str:
-    if name in _SECRETS:
-        return required_text(credential, _SECRETS[name])
-    if name == "walletAddress":
-        return wallet_address(credential)
+def _text(
+    name: str, credential: Credential, metadata: Mapping[str, Any], required: tuple[str, ...], exchange_id: str
+) -> str:
     ours = _our_name(name, required)
     if ours == "api_secret":
-        return required_text(credential, "api_secret")
+        return secret_for_ccxt(required_text(credential, ours), ours, exchange_id)
+    if name == "apiKey":
+        return clean_text(required_text(credential, ours), ours)
+    if name == "password":
+        return required_text(credential, ours)
+    if name == "walletAddress":
+        return wallet_address(credential)
     key = ours.rpartition(".")[2]
     value: str = metadata.get(key) or (metadata.get("account_id", "") if key == "uid" else "")
     if not value:
         raise CredentialInvalid(f"{ours} is missing.", advice="Store it with `exchange-service credentials add`.")
-    return value
+    return clean_text(value, ours) if name == "privateKey" else value
 
 
 def _our_name(name: str, required: tuple[str, ...]) -> str:

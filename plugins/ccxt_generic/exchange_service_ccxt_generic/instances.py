@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import importlib
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from exchange_service.plugin_api import SANDBOX, NotSupported, VenueCall, VenueM
 from exchange_service_ccxt_generic.credentials import StoredCredential, read_credential
 from exchange_service_ccxt_generic.describe import environment_urls, required_credentials
 from exchange_service_ccxt_generic.exact import Exact, Guarded, make_layered_class
-from exchange_service_ccxt_generic.kinds import KINDS
+from exchange_service_ccxt_generic.kinds import KINDS, Kind, kept, questions
 from exchange_service_ccxt_generic.recording import Recorder
 from exchange_service_ccxt_generic.refusals import SAFE_OPTIONS
 
@@ -25,12 +26,20 @@ _MARKETS_TIMEOUT = 30_000
 _CONCURRENT_LOADS = 2
 # Seconds. Until the markets are loaded again, new assets have their venue's code.
 _MARKETS_AGE = 24 * 3600.0
-# Seconds. A user may change the kind of the account, which is read when the instance is made.
+# Seconds.
 INSTANCE_AGE = 3600.0
+# How many balances are read before the venue is asked again which kind of account it is. A user who changes the kind
+# is read rightly in the second call after at the latest.
+_BALANCES_OF_A_KIND = 2
 _CCXT_LOGGER = "ccxt.base.exchange"
 
 # These exchanges send even their public lists to a key alone, so each account loads its own.
-_KEY_FOR_MARKETS = frozenset({"alpaca", "mudrex"})
+_KEY_FOR_MARKETS = frozenset(
+    {
+        "alpaca",  # witness: CCXT: alpaca.fetch_markets
+        "mudrex",  # witness: CCXT: mudrex.fetch_markets
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,13 @@ class Untouched:
     urls: Mapping[str, str]
 
 
+@dataclass(slots=True)
+class Belief:
+    """How many balances were read since the venue has said which kind of account it is."""
+
+    balances: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """What the calls of an account use: CCXT's module, the stored credential and the instance."""
@@ -49,6 +65,7 @@ class Opened:
     ccxt: Any
     stored: StoredCredential
     instance: Any
+    belief: Belief = field(default_factory=Belief)
 
 
 class Instances:
@@ -59,15 +76,58 @@ class Instances:
         self._recorder = recorder
         self._id = call.exchange.id
         self._venue = call.exchange.name
+        # Whether the venue has told this call which kind of account it is.
+        self._kind_is_new = False
 
     async def open(self) -> Opened:
         """What the account is read with, with the current markets that all accounts share."""
-        state = self._call.account_state
-        opened = await state.get("opened", self._open, max_age=INSTANCE_AGE)
+        opened = await self._open_kept()
+        if opened.belief.balances >= _BALANCES_OF_A_KIND and await self.kind_has_changed(opened):
+            opened = await self._open_kept()
+        self._kind_is_new = self._kind_is_new or not opened.belief.balances
+        opened.belief.balances += 1
         source = await self._markets()
         if source is not None and opened.instance.markets is not source.markets:
             opened.instance.set_markets_from_exchange(source)
         return opened
+
+    async def _open_kept(self) -> Opened:
+        return await self._call.account_state.get("opened", self._open, max_age=INSTANCE_AGE)
+
+    async def kind_has_changed(self, opened: Opened) -> bool:
+        """Ask the venue again which kind of account it is, unless it has told this call. If the kind has changed, the
+        instance is dropped, and `open` makes another.
+        """
+        if self._kind_is_new or self._id not in KINDS:
+            return False
+        # Calls at the same time share the answer, which no later call gets.
+        changed = await self._call.account_state.get("kind", partial(self._ask_again, opened), max_age=0.0)
+        self._kind_is_new = True
+        return changed
+
+    async def _ask_again(self, opened: Opened) -> bool:
+        asked = questions(self._id, opened.instance.options)
+        before = kept(asked, opened.instance.options)
+        # A copy, because other calls read with the instance meanwhile.
+        other = copy.copy(opened.instance)
+        other.options = {name: value for name, value in other.options.items() if name not in before}
+        await self._ask(opened.ccxt, other, asked)
+        opened.belief.balances = 0
+        if kept(asked, other.options) == before:
+            return False
+        self.forget()
+        return True
+
+    async def _ask(self, ccxt: Any, instance: Any, asked: Sequence[Kind]) -> None:
+        """Let CCXT ask the venue these questions. Raises VenueMalformed if an answer states no known kind."""
+        for kind in asked:
+            if kind.unless and instance.options.get(kind.unless) is True:
+                continue
+            with self._recorder.record(ccxt) as record:
+                await getattr(instance, kind.method)(*kind.arguments)
+            self._recorder.raise_swallowed(ccxt, record, kind.plain)
+            if not kind.is_told(record.answers):
+                raise self._recorder.unknown_kind()
 
     async def _open(self) -> Opened:
         """The credential, read once, and the account's instance. The host drops the state if the credential changes."""
@@ -131,13 +191,7 @@ class Instances:
         self._rebase(instance)
         if source is not None:
             instance.set_markets_from_exchange(source)
-        kind = KINDS.get(self._id)
-        if kind is not None:
-            with self._recorder.record(ccxt) as record:
-                await getattr(instance, kind.method)(*kind.arguments)
-            self._recorder.raise_swallowed(ccxt, record, kind.plain)
-            if not kind.is_told(record.answers):
-                raise self._recorder.unknown_kind()
+        await self._ask(ccxt, instance, KINDS.get(self._id, ()))
         return instance
 
     def construct(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from exchange_service.plugin_api import (
@@ -26,6 +28,12 @@ _NOTHING = (None, None, None, None)
 _ROWS_KEPT = 4096
 # Milliseconds from 2009 to 2100. Another time is not that of a balance.
 _PLAUSIBLE_TIMES = range(1_230_768_000_000, 4_102_444_800_000)
+
+
+def shown(result: Any) -> set[str]:
+    """The codes of the assets in a result of `fetch_balance`."""
+    balance = as_object(result, "the result")
+    return {code for name in _COLUMNS for code in as_object(balance.get(name, {}), name)}
 
 
 def rows(result: Any, venue_codes: Mapping[str, list[str]]) -> tuple[AssetBalance, ...]:
@@ -56,14 +64,21 @@ def rows(result: Any, venue_codes: Mapping[str, list[str]]) -> tuple[AssetBalanc
 # Most rows are the same as in the call before, and many are zero for every user.
 @lru_cache(maxsize=_ROWS_KEPT, typed=True)
 def _row(code: str, own_name: str, total: Any, free: Any, used: Any, debt: Any) -> AssetBalance | None:
-    """The row with the figures of CCXT's columns; None if it has no figure."""
+    """The row with the figures of CCXT's columns; None if it has no figure.
+
+    CCXT computes parts that a venue does not state. A negative one is not known.
+    """
     amounts = (
         parse_amount(total, "total of a row"),
-        parse_amount(free, "free of a row"),
-        parse_amount(used, "used of a row"),
+        _unless_negative(parse_amount(free, "free of a row")),
+        _unless_negative(parse_amount(used, "used of a row")),
         parse_amount(debt, "debt of a row"),
     )
     return None if amounts == _NOTHING else AssetBalance(code, *amounts, venue_asset=own_name)
+
+
+def _unless_negative(amount: Decimal | None) -> Decimal | None:
+    return None if amount is None or amount < 0 else amount
 
 
 def venue_time(result: Mapping[str, Any]) -> datetime | None:
@@ -75,10 +90,10 @@ def venue_time(result: Mapping[str, Any]) -> datetime | None:
 
 
 def collision_notes(assets: tuple[AssetBalance, ...], venue_codes: Mapping[str, list[str]]) -> tuple[str, ...]:
-    """A sentence for each row with several of the venue's assets."""
+    """A sentence for each row whose amounts are unknown because it stands for several of the venue's assets."""
     if max(map(len, venue_codes.values()), default=0) < 2:
         return ()
-    alike = sorted(row.asset for row in assets if _differ(venue_codes.get(row.asset, ())))
+    alike = sorted(row.asset for row in assets if row == AssetBalance(row.asset))
     return tuple(
         f"CCXT uses the code {code} for {', '.join(sorted(_different(venue_codes[code])))}: their amounts are unknown."
         for code in alike
@@ -104,11 +119,40 @@ def _own_name(code: str, names: Sequence[str]) -> str:
 
 
 def balance(
-    assets: tuple[AssetBalance, ...], account_type: str, when: datetime | None, notes: tuple[str, ...] = ()
+    assets: tuple[AssetBalance, ...],
+    account_type: str,
+    when: datetime | None,
+    notes: tuple[str, ...] = (),
+    others: Mapping[str, tuple[AssetBalance, ...]] = MappingProxyType({}),
 ) -> Balance:
-    """One account's balance, without the summary of all accounts."""
-    account = VenueAccount(type=account_type, assets=assets, venue_time=when)
-    return Balance(venue_accounts=(replace(account, summary=summarize([account])),), venue_time=when, notes=notes)
+    """One account's balance, without the summary of all accounts.
+
+    `others` are rows of further accounts in the same answer, by the venue's type of them.
+    """
+    accounts = (
+        VenueAccount(type=name, assets=rows, venue_time=when)
+        for name, rows in ((account_type, assets), *((_type_name(kind), rows) for kind, rows in others.items()))
+    )
+    summed = tuple(replace(account, summary=summarize([account])) for account in accounts)
+    return Balance(venue_accounts=summed, venue_time=when, notes=notes)
+
+
+def _type_name(kind: str) -> str:
+    """The type to show for the venue's name of a kind of account."""
+    return kind.lower().removeprefix("account_type_")
+
+
+def joined(venue: str, account_type: str, results: Mapping[str, Balance | VenueError]) -> Balance:
+    """One account from a read for each currency. The notes name what is refused; an error is raised if all are."""
+    read = {code: result for code, result in results.items() if isinstance(result, Balance)}
+    errors = {code: result for code, result in results.items() if isinstance(result, VenueError)}
+    if not read:
+        raise next(iter(errors.values()))
+    assets = tuple(row for result in read.values() for account in result.venue_accounts for row in account.assets)
+    notes = dict.fromkeys(note for result in read.values() for note in result.notes)
+    if errors:
+        notes[f"{venue} shows no {account_type} wallet for {', '.join(errors)}."] = None
+    return balance(assets, account_type, None, tuple(notes))
 
 
 def gather(venue: str, results: Mapping[str, Balance | VenueError]) -> Balance:
@@ -124,9 +168,13 @@ def gather(venue: str, results: Mapping[str, Balance | VenueError]) -> Balance:
     notes: dict[str, None] = {}
     for account_type, result in results.items():
         if isinstance(result, VenueError):
-            accounts.append(VenueAccount(type=account_type, error=_beside_others(venue, result)))
+            found = [VenueAccount(type=account_type, error=_beside_others(venue, result))]
         else:
-            accounts.extend(result.venue_accounts)
+            found = list(result.venue_accounts)
+        # An answer may also have held an account of another type, which is then there already.
+        known = {account.identity for account in accounts}
+        accounts.extend(account for account in found if account.identity not in known)
+        if isinstance(result, Balance):
             notes.update(dict.fromkeys(result.notes))
     return Balance(venue_accounts=tuple(accounts), notes=tuple(notes))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from exchange_service.plugin_api import CredentialInvalid, RequestRefused, VenueError, VenueMalformed
 from exchange_service_ccxt_generic.answers import RECORD, Record
-from exchange_service_ccxt_generic.failures import translate
+from exchange_service_ccxt_generic.failures import refused_before_sending, translate
 from exchange_service_ccxt_generic.kinds import has_code
 
 
@@ -67,6 +67,8 @@ class Recorder:
     def _translate(self, ccxt: Any, error: Exception, record: Record) -> VenueError:
         if isinstance(error, VenueError):
             return error
+        if not record.answers and isinstance(error, ccxt.BaseError) and self._is_of_credential(ccxt, error):
+            return refused_before_sending(error, self._venue)
         refused = isinstance(error, ccxt.ExchangeError) and not isinstance(
             error, (ccxt.AuthenticationError, ccxt.NotSupported)
         )
@@ -75,3 +77,8 @@ class Recorder:
         if isinstance(error, ccxt.BaseError):
             return translate(error, record.of(error), self._id, self._venue)
         return VenueMalformed(f"{self._venue} answered in a shape that cannot be read.")
+
+    @staticmethod
+    def _is_of_credential(ccxt: Any, error: Exception) -> bool:
+        """Whether CCXT's refusal is of what the user stored, if no request has been sent."""
+        return isinstance(error, (ccxt.AuthenticationError, ccxt.ArgumentsRequired, ccxt.BadRequest))

@@ -11,11 +11,17 @@ from collections.abc import Mapping
 
 # For these, CCXT's `fetch_balance` signs in or approves something before it reads.
 _CHANGES_SOMETHING: Mapping[str, str] = {
+    # witness: CCXT: aster.load_markets_and_sign_in
     "aster": "CCXT approves a broker's fee before it reads a balance",
+    # witness: CCXT: bullish.handle_token
     "bullish": "CCXT opens a login session before it reads a balance",
+    # witness: CCXT: coinbaseinternational.authenticate_v2
     "coinbaseinternational": "CCXT signs in before it reads a balance",
+    # witness: CCXT: grvt.load_markets_and_sign_in
     "grvt": "CCXT signs in and approves a broker's fee before it reads a balance",
+    # witness: CCXT: paradex.authenticate_rest
     "paradex": "CCXT signs in with the wallet's key before it reads a balance",
+    # witness: CCXT: polymarket.create_proxy_credentials
     "polymarket": "CCXT creates further credentials before it reads a balance",
 }
 
@@ -27,42 +33,44 @@ _UNSUPPORTED: Mapping[str, str] = {
 
 # The paths of the POSTs with which CCXT's `fetch_balance` reads at these exchanges.
 _READS_BY_POST: Mapping[str, tuple[str, ...]] = {
-    "binance": ("asset/get-funding-asset",),
-    "bitbns": ("currentCoinBalance/EVERYTHING",),
-    "bitfinex": ("auth/r/wallets",),
-    "bithumb": ("info/balance",),
-    "bitstamp": ("account_balances/",),
-    "btcbox": ("balance",),
-    "cex": ("get_my_wallet_balance", "get_my_account_status_v3"),
-    "coinmate": ("balances",),
-    "coinone": ("account/balance",),
-    "coinspot": ("my/balances", "ro/my/balances"),
-    "cryptocom": ("private/user-balance",),
-    "derive": ("get_all_portfolios", "get_subaccount"),
-    "gemini": ("v1/balances",),
-    "htx": ("api/v1/contract_account_info", "swap-api/v1/swap_account_info"),
-    "independentreserve": ("GetAccounts",),
-    "indodax": ("getInfo",),
-    "kraken": ("BalanceEx",),
+    "binance": ("asset/get-funding-asset",),  # witness: CCXT: binance.api
+    "bitbns": ("currentCoinBalance/EVERYTHING",),  # witness: CCXT: bitbns.api
+    "bitfinex": ("auth/r/wallets",),  # witness: CCXT: bitfinex.api
+    "bithumb": ("info/balance",),  # witness: CCXT: bithumb.api
+    "bitstamp": ("account_balances/",),  # witness: CCXT: bitstamp.api
+    "btcbox": ("balance",),  # witness: CCXT: btcbox.api
+    "cex": ("get_my_wallet_balance", "get_my_account_status_v3"),  # witness: CCXT: cex.api
+    "coinmate": ("balances",),  # witness: CCXT: coinmate.api
+    "coinone": ("account/balance",),  # witness: CCXT: coinone.api
+    "coinspot": ("my/balances", "ro/my/balances"),  # witness: CCXT: coinspot.api
+    "cryptocom": ("private/user-balance",),  # witness: CCXT: cryptocom.api
+    "derive": ("get_all_portfolios", "get_subaccount"),  # witness: CCXT: derive.api
+    "gemini": ("v1/balances",),  # witness: CCXT: gemini.api
+    "htx": ("api/v1/contract_account_info", "swap-api/v1/swap_account_info"),  # witness: CCXT: htx.api
+    "independentreserve": ("GetAccounts",),  # witness: CCXT: independentreserve.api
+    "indodax": ("getInfo",),  # witness: CCXT: indodax.api
+    "kraken": ("BalanceEx",),  # witness: CCXT: kraken.api
+    # witness: CCXT: lbank.api
     "lbank": ("user_info", "supplement/user_info_account", "supplement/user_info"),
-    "mercado": ("get_account_info",),
-    "p2b": ("account/balances",),
+    "mercado": ("get_account_info",),  # witness: CCXT: mercado.api
+    "p2b": ("account/balances",),  # witness: CCXT: p2b.api
+    # witness: CCXT: whitebit.api
     "whitebit": ("trade-account/balance", "main-account/balance", "collateral-account/balance"),
-    "zaif": ("get_info",),
+    "zaif": ("get_info",),  # witness: CCXT: zaif.api
 }
 
 # Methods by which CCXT's classes sign in, register or approve. Each raises NotSupported.
 SIGN_INS = (
-    "sign_in",
-    "sign_in_with_api_key",
-    "sign_in_with_private_key",
-    "initialize_client",
-    "authenticate_rest",
-    "onboarding",
-    "approve_builder_fee",
-    "handle_builder_fee_approval",
-    "create_proxy_credentials",
-    "set_ref",
+    "sign_in",  # witness: CCXT: ndax.sign_in
+    "sign_in_with_api_key",  # witness: CCXT: grvt.sign_in_with_api_key
+    "sign_in_with_private_key",  # witness: CCXT: grvt.sign_in_with_private_key
+    "initialize_client",  # witness: CCXT: grvt.initialize_client
+    "authenticate_rest",  # witness: CCXT: paradex.authenticate_rest
+    "onboarding",  # witness: CCXT: paradex.onboarding
+    "approve_builder_fee",  # witness: CCXT: hyperliquid.approve_builder_fee
+    "handle_builder_fee_approval",  # witness: CCXT: lighter.handle_builder_fee_approval
+    "create_proxy_credentials",  # witness: CCXT: polymarket.create_proxy_credentials
+    "set_ref",  # witness: CCXT: hyperliquid.set_ref
 )
 
 # Options that keep CCXT from attaching or approving fees.

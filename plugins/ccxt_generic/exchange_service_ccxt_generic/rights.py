@@ -9,6 +9,7 @@ from typing import Any
 
 from exchange_service.plugin_api import KeyRights, VenueMalformed, as_list, as_object, text
 
+# witness: vendor: https://developers.binance.com/docs/wallet/account/api-key-permission
 _BINANCE_TRADES = (
     "enableSpotAndMarginTrading",
     "enableMargin",
@@ -16,8 +17,10 @@ _BINANCE_TRADES = (
     "enableVanillaOptions",
     "enablePortfolioMarginTrading",
 )
+# witness: vendor: https://developers.binance.com/docs/wallet/account/api-key-permission
 _BINANCE_MOVES = ("enableInternalTransfer", "permitsUniversalTransfer")
 # Bybit's groups of rights that are not for trading.
+# witness: vendor: https://bybit-exchange.github.io/docs/v5/user/apikey-info
 _BYBIT_OTHERS = frozenset({"Wallet", "Exchange", "Earn", "Affiliate"})
 _NO_ALLOW_LIST = "The key has no IP allow-list: it works from every address."
 
@@ -98,13 +101,17 @@ _BYBIT_QUESTION = Question("privateGetV5UserQueryApi", _bybit)
 _OKX_QUESTION = Question("privateGetAccountConfig", _okx)
 
 QUESTIONS: Mapping[str, Question] = {
+    # witness: vendor: https://developers.binance.com/docs/wallet/account/api-key-permission
     "binance": _BINANCE_QUESTION,
     "binancecoinm": _BINANCE_QUESTION,
     "binanceusdm": _BINANCE_QUESTION,
+    # witness: vendor: https://bybit-exchange.github.io/docs/v5/user/apikey-info
     "bybit": _BYBIT_QUESTION,
     "bybiteu": _BYBIT_QUESTION,
     "bybitid": _BYBIT_QUESTION,
+    # witness: CCXT: coinbase.api
     "coinbase": Question("v3PrivateGetBrokerageKeyPermissions", _coinbase),
+    # witness: CCXT: okx.api
     "myokx": _OKX_QUESTION,
     "okx": _OKX_QUESTION,
     "okxus": _OKX_QUESTION,

@@ -12,7 +12,12 @@ from typing import Any
 import exchange_service_ccxt_generic as plugin
 import pytest
 from exchange_service_ccxt_generic import instances
-from exchange_service_ccxt_generic.account_types import UNIFIED, type_parameters, wallets
+from exchange_service_ccxt_generic.account_types import (
+    UNIFIED,
+    settlement_currencies,
+    type_parameters,
+    wallets,
+)
 from exchange_service_ccxt_generic.credentials import read_credential
 from exchange_service_ccxt_generic.simulator import BinanceSimulator, SimulatedWallet
 
@@ -100,13 +105,18 @@ async def test_all_reads_each_wallet_once_as_an_account_of_its_own(
     read: Read, binance: BinanceSimulator, alice: SimulatedWallet
 ) -> None:
     balance = await read(account_type=ALL_ACCOUNT_TYPES)
-    assert [account.type for account in balance.venue_accounts] == ["spot", "margin", "future", "delivery", "funding"]
-    assert [account.error for account in balance.venue_accounts] == [None] * 5
+    read_types = ["spot", "margin", "isolated", "future", "delivery", "funding"]
+    assert [account.type for account in balance.venue_accounts] == read_types
+    assert [account.error for account in balance.venue_accounts] == [None] * 6
     requested = [request.path for request in binance.requests if request.account]
-    assert len(requested) == len(set(requested)) == 5
+    assert len(requested) == len(set(requested)) == 6
     assert balance.summary is not None
     assert (balance.summary.currency, balance.summary.total) == ("USDT", Decimal("71.0"))
-    assert balance.notes == ("The summary counts USDT alone. Also held: BTC.",)
+    assert balance.notes == (
+        "Left out: swap (the same wallet as future); papi (it adds up margin, future, delivery).",
+        "Options and savings are not read.",
+        "The summary counts USDT alone. Also held: BTC.",
+    )
 
 
 async def test_the_stored_kind_of_contract_does_not_make_all_read_a_wallet_twice(
@@ -134,6 +144,36 @@ async def test_a_wallet_that_cannot_be_read_stands_with_its_error(read: Read, al
     assert balance.summary is None
 
 
+async def test_portfolio_margin_stands_for_the_accounts_that_it_adds_up(
+    read: Read, binance: BinanceSimulator, alice: SimulatedWallet
+) -> None:
+    # After a user has turned it on, Binance refuses the accounts of futures.
+    alice.linear, alice.inverse, alice.portfolio = None, None, {"USDT": "1500.25"}
+    balance = await read(account_type=ALL_ACCOUNT_TYPES)
+    shown = {account.type: totals(account) for account in balance.venue_accounts}
+    assert shown["papi"] == {"USDT": Decimal("1500.25")}
+    assert set(shown) == {"spot", "isolated", "funding", "papi"}
+    assert "margin (a part of papi)" in balance.notes[0]
+
+
+async def test_without_portfolio_margin_an_account_of_futures_that_is_refused_stands_with_its_error(
+    read: Read, alice: SimulatedWallet
+) -> None:
+    alice.linear = None
+    balance = await read(account_type=ALL_ACCOUNT_TYPES)
+    errors = {account.type: type(account.error) for account in balance.venue_accounts if account.error}
+    assert errors == {"future": PermissionMissing}
+    assert "papi (the venue does not show it, which only some accounts have)" in balance.notes[0]
+
+
+async def test_isolated_margin_is_read_beside_the_cross_account(read: Read, alice: SimulatedWallet) -> None:
+    alice.isolated = {("BTC", "USDT"): ("0.25", "40"), ("ETH", "USDT"): ("1", "2")}
+    balance = await read(account_type=ALL_ACCOUNT_TYPES)
+    shown = {account.type: totals(account) for account in balance.venue_accounts}
+    assert shown["margin"] == {"USDT": Decimal(4)}
+    assert shown["isolated"] == {"BTC": Decimal("0.25"), "USDT": Decimal(42), "ETH": Decimal(1)}
+
+
 async def test_a_key_that_is_refused_is_sent_once_and_refused_for_all(
     read: Read, binance: BinanceSimulator, alice: SimulatedWallet
 ) -> None:
@@ -155,7 +195,7 @@ async def test_if_no_wallet_can_be_read_a_transient_error_is_raised_first(
     read: Read, binance: BinanceSimulator, alice: SimulatedWallet
 ) -> None:
     alice.linear, alice.inverse, alice.margin = None, None, None
-    for path in ("/api/v3/account", "/sapi/v1/asset/get-funding-asset"):
+    for path in ("/api/v3/account", "/sapi/v1/margin/isolated/account", "/sapi/v1/asset/get-funding-asset"):
         binance.fail(Fault(status=502, path=path))
     # The key of the others is refused, which would be taken for lasting.
     with pytest.raises(VenueUnavailable):
@@ -167,7 +207,8 @@ async def test_if_no_wallet_can_be_read_there_is_an_error(
 ) -> None:
     for path in ("/api/v3/account", "/fapi/v3/account", "/dapi/v1/account", "/sapi/v1/margin/account"):
         binance.fail(Fault(body=b"{}", path=path))
-    binance.fail(Fault(body=b"{}", path="/sapi/v1/asset/get-funding-asset"))
+    for path in ("/sapi/v1/asset/get-funding-asset", "/sapi/v1/margin/isolated/account"):
+        binance.fail(Fault(body=b"{}", path=path))
     with pytest.raises(VenueMalformed):
         await read(account_type=ALL_ACCOUNT_TYPES)
 
@@ -363,7 +404,11 @@ def test_every_wallet_is_of_a_listed_type_and_has_its_own_request(listings: List
             types = wallets(listing.id, listing.account_types, options)
             assert set(types) <= set(listing.account_types), listing.id
             if len(types) > 1:
-                parameters = [json.dumps(type_parameters(listing.id, name), sort_keys=True) for name in types]
+                parameters = [
+                    json.dumps(type_parameters(listing.id, name), sort_keys=True)
+                    for name in types
+                    if settlement_currencies(listing.id, name, {}, {}) is None
+                ]
                 assert len(set(parameters)) == len(parameters), listing.id
 
 
@@ -375,11 +420,16 @@ async def test_every_wallet_of_an_exchange_is_another_request(listings: Listings
     other_hosts = {"xt"}
     tell_bybit(venue, unified=False)
     # Bitget takes an answer without a fault for a unified account.
-    venue.answers["/api/v3/account/settings"] = b'{"code":"40085","msg":"You are in Classic Account mode"}'
+    venue.answers["/api/v3/account/settings"] = b'{"code":"40084","msg":"You are in Classic Account mode"}'
     venue.answers["/api/v4/account/detail"] = b'{"key":{"mode":1}}'
+    venue.answers["/api/v1/hf/accounts/opened"] = b'{"code":"200000","data":false}'
     venue.answers["/api/ua/v1/account/mode"] = b'{"code":"200000","data":{"selfAccountMode":"CLASSIC"}}'
     for listing in listings.values():
-        types = wallets(listing.id, listing.account_types, {})
+        types = [
+            name
+            for name in wallets(listing.id, listing.account_types, {})
+            if settlement_currencies(listing.id, name, {}, {}) is None
+        ]
         if len(types) < 2 or listing.id in one_answer_for_all | not_without_assets | other_hosts:
             continue
         if not listing.capabilities.balance:

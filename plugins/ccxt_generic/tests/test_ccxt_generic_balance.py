@@ -10,7 +10,6 @@ import logging
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import exchange_service_ccxt_generic as plugin
@@ -18,7 +17,6 @@ import pytest
 from exchange_service_ccxt_generic.simulator import BinanceSimulator, SimulatedWallet
 
 from exchange_service.plugin_api import (
-    AssetBalance,
     Balance,
     CredentialRejected,
     ExchangeMetadata,
@@ -29,12 +27,11 @@ from exchange_service.plugin_api import (
     VenueMalformed,
 )
 from exchange_service.testing import Fault, venue_call
-from exchange_service.testing.witnesses import read_payload
+from plugins.ccxt_generic.tests.every_exchange.true_answers import TrueAnswer, true_answer
 
 Read = Callable[..., Awaitable[Balance]]
 Listings = Mapping[str, ExchangeMetadata]
 
-RECORDED: Mapping[str, Any] = json.loads(read_payload(Path(__file__).parent.parent / "payloads" / "balances.json"))
 MARKET_PATHS = ["/api/v3/exchangeInfo", "/fapi/v1/exchangeInfo", "/dapi/v1/exchangeInfo"]
 
 
@@ -171,33 +168,13 @@ async def read_scripted(listing: ExchangeMetadata, url: str, metadata: Mapping[s
         return await plugin.fetch_balance(call)
 
 
-def tell(venue: Any, recorded: Mapping[str, Any], answer: Any) -> None:
-    """Let the venue give the recorded answers, and `answer` for the balance itself: JSON, or its text where the numbers
-    are bare and have more digits than JSON would keep in the file."""
-    venue.answers = {path: json.dumps(body).encode() for path, body in recorded["before"].items()}
-    text = json.dumps(answer) if isinstance(answer, (dict, list)) else answer
-    venue.answers[recorded["path"]] = text.encode()
-
-
-@pytest.mark.usefixtures("without_markets")
-@pytest.mark.parametrize("exchange_id", RECORDED)
-async def test_recorded_answers_are_read_as_the_venue_means_them(
-    listings: Listings, venue: Any, exchange_id: str
-) -> None:
-    recorded = RECORDED[exchange_id]
-    tell(venue, recorded, recorded["answer"])
-    balance = await read_scripted(listings[exchange_id], venue.url)
-    expected = {asset: tuple(map(Decimal, amounts)) for asset, amounts in recorded["rows"].items()}
-    assert {entry.asset: row(balance, entry.asset) for _, entry in balance.rows()} == expected
-
-
-@pytest.mark.usefixtures("without_markets")
-@pytest.mark.parametrize("exchange_id", [name for name, recorded in RECORDED.items() if recorded["empty"] is not None])
-async def test_the_recorded_empty_account_is_believed(listings: Listings, venue: Any, exchange_id: str) -> None:
-    recorded = RECORDED[exchange_id]
-    tell(venue, recorded, recorded["empty"])
-    balance = await read_scripted(listings[exchange_id], venue.url)
-    assert list(balance.rows()) == []
+def tell(venue: Any, answer: TrueAnswer) -> None:
+    """Let the venue give this answer, and its answers before."""
+    told = {
+        **{request: json.dumps(body).encode() for request, body in answer.before.items()},
+        answer.request: answer.body,
+    }
+    venue.answers = {request.partition(" ")[2]: body for request, body in told.items()}
 
 
 @pytest.mark.usefixtures("without_markets")
@@ -209,19 +186,19 @@ async def test_the_venues_own_code_stands_beside_ccxts(listings: Listings, venue
 
 @pytest.mark.usefixtures("without_markets")
 async def test_the_venues_own_code_is_left_out_if_it_is_the_same(listings: Listings, venue: Any) -> None:
-    tell(venue, RECORDED["bitget"], RECORDED["bitget"]["answer"])
-    balance = await read_scripted(listings["bitget"], venue.url)
+    tell(venue, true_answer("gate/spot"))
+    balance = await read_scripted(listings["gate"], venue.url)
     assert [(entry.asset, entry.venue_asset) for _, entry in balance.rows()] == [("USDT", "")]
 
 
 @pytest.mark.usefixtures("without_markets")
-async def test_amounts_of_two_assets_that_ccxt_names_alike_are_unknown(listings: Listings, venue: Any) -> None:
+async def test_two_assets_that_ccxt_names_alike_have_a_row_each(listings: Listings, venue: Any) -> None:
     venue.answers["/v2/auth/r/wallets"] = b'[["exchange","UST",1.5,0,1.5,"",null],["exchange","USDT",0,0,0,"",null]]'
     balance = await read_scripted(listings["bitfinex"], venue.url)
-    assert [row for _, row in balance.rows()] == [AssetBalance("USDT")]
-    assert balance.summary is None
-    assert len(balance.notes) == 1
-    assert "USDT" in balance.notes[0]
+    assert [(entry.asset, entry.venue_asset, entry.total) for _, entry in balance.rows()] == [
+        ("UST", "", Decimal("1.5")),
+        ("USDT", "", Decimal(0)),
+    ]
 
 
 @pytest.mark.usefixtures("without_markets")
@@ -229,10 +206,10 @@ async def test_amounts_of_two_assets_that_ccxt_names_alike_are_unknown(listings:
 async def test_an_error_while_reading_the_kind_of_account_is_not_taken_for_a_kind(
     listings: Listings, venue: Any, exchange_id: str
 ) -> None:
-    recorded = RECORDED[exchange_id]
-    tell(venue, recorded, recorded["empty"])
-    probe = next(iter(recorded["before"]))
-    venue.answers[probe] = b"<html>maintenance</html>"
+    answer = true_answer(f"{exchange_id}/spot-empty")
+    tell(venue, answer)
+    (probe,) = answer.before
+    venue.answers[probe.partition(" ")[2]] = b"<html>maintenance</html>"
     with pytest.raises(VenueMalformed):
         await read_scripted(listings[exchange_id], venue.url)
 
@@ -252,9 +229,10 @@ async def test_a_key_that_may_not_ask_for_the_kind_of_account_reads_no_wallet(
     listings: Listings, venue: Any, status: int, body: Any, expected: type[VenueError]
 ) -> None:
     """Gate's answer for spot would be the plain account's, whichever the user has."""
-    recorded = RECORDED["gate"]
-    tell(venue, recorded, recorded["answer"])
-    fault = Fault(status=status, body=json.dumps(body).encode(), path=next(iter(recorded["before"])))
+    answer = true_answer("gate/spot")
+    tell(venue, answer)
+    (probe,) = answer.before
+    fault = Fault(status=status, body=json.dumps(body).encode(), path=probe.partition(" ")[2])
     venue.fail(fault)
     with pytest.raises(expected) as caught:
         await read_scripted(listings["gate"], venue.url)

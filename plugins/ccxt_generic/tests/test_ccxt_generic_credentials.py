@@ -152,11 +152,6 @@ def test_a_wallets_private_key_is_in_the_sealed_column() -> None:
     assert constructor == {"privateKey": "0xfeed", "walletAddress": address.lower()}
 
 
-def test_a_private_key_in_lines_is_not_changed() -> None:
-    pem = "-----BEGIN EC PRIVATE KEY-----\nabc\n-----END EC PRIVATE KEY-----"
-    assert read_credential(stored(secret=pem), "coinbase", SPOT_KEYS, ("spot",)).constructor["secret"] == pem
-
-
 def test_a_read_credential_does_not_show_itself() -> None:
     assert "secret" not in repr(read_credential(stored(), "binance", SPOT_KEYS, OFFERED))
 
@@ -170,7 +165,7 @@ async def test_a_secret_that_cannot_sign_is_the_users_to_correct(
     from exchange_service.testing import venue_call
 
     async with venue_call(
-        listings["kraken"], override=venue.url, api_key="key", api_secret="not base64", timeout=20.0
+        listings["kraken"], override=venue.url, api_key="key", api_secret="not-base64", timeout=20.0
     ) as call:
         with pytest.raises(CredentialInvalid, match="sign"):
             await plugin.fetch_balance(call)

@@ -9,7 +9,8 @@ from typing import Any
 import exchange_service_ccxt_generic as plugin
 import pytest
 from exchange_service_ccxt_generic.answers import Answer
-from exchange_service_ccxt_generic.failures import INHERITED, ROWS, translate
+from exchange_service_ccxt_generic.failures import translate
+from exchange_service_ccxt_generic.meanings import BY_CLASS, INHERITED
 from exchange_service_ccxt_generic.simulator import BinanceSimulator
 
 from exchange_service.plugin_api import (
@@ -52,20 +53,20 @@ def test_every_error_of_ccxt_has_a_row_or_takes_its_parents_on_purpose() -> None
             if child.__module__ == root.__module__:
                 yield from classes(child)
 
-    known = set(ROWS) | INHERITED
+    known = set(BY_CLASS) | INHERITED
     assert set(names(error_hierarchy)) == known
     assert set(classes(BaseError)) == known
-    assert not set(ROWS) & INHERITED
+    assert not set(BY_CLASS) & INHERITED
 
 
-@pytest.mark.parametrize("name", sorted({*ROWS, *INHERITED}))
+@pytest.mark.parametrize("name", sorted({*BY_CLASS, *INHERITED}))
 def test_every_error_becomes_ours_and_loses_its_text(name: str) -> None:
     from ccxt.base import errors
 
     raised = getattr(errors, name)(SIGNED_TEXT)
     ours = translate(raised, Answer(), "kraken", "Kraken")
-    row = next(base.__name__ for base in type(raised).__mro__ if base.__name__ in ROWS)
-    assert type(ours) is ROWS[row][0]
+    row = next(base.__name__ for base in type(raised).__mro__ if base.__name__ in BY_CLASS)
+    assert type(ours) is BY_CLASS[row][0]
     assert "Kraken" in ours.message
     assert "signature" not in ours.message
     assert "http" not in ours.message
@@ -100,6 +101,7 @@ def test_an_error_does_not_change_its_meaning(name: str, expected: type[VenueErr
         (400, RequestRefused),
         (403, PermissionMissing),
         (404, RequestRefused),
+        (407, VenueUnavailable),
         (418, VenueRateLimited),
         (429, VenueRateLimited),
         (451, RegionRestricted),
@@ -110,7 +112,8 @@ def test_an_error_does_not_change_its_meaning(name: str, expected: type[VenueErr
 def test_a_status_that_ccxt_takes_for_an_outage_becomes_its_own_error(status: int, expected: type[VenueError]) -> None:
     from ccxt.base.errors import ExchangeNotAvailable
 
-    assert type(translate(ExchangeNotAvailable("x"), Answer(status=status), "okx", "OKX")) is expected
+    answer = Answer(status=status, body="{}", is_json=True)
+    assert type(translate(ExchangeNotAvailable("x"), answer, "okx", "OKX")) is expected
 
 
 @pytest.mark.parametrize(

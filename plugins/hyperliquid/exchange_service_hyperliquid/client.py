@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from exchange_service.plugin_api import (
     SECRET_FIELDS,
@@ -15,7 +15,7 @@ from exchange_service.plugin_api import (
     Response,
     VenueCall,
     VenueMalformed,
-    VenueUnavailable,
+    gateway_error,
     raise_unexpected_status,
     read_metadata,
     wallet_address,
@@ -187,20 +187,6 @@ def _dex_names(listed: str) -> tuple[str, ...]:
     return names
 
 
-def _raise_for_gateway(response: Response) -> NoReturn:
-    """Raise the error of a refusal with status 403: a page comes and goes, an answer of the venue's own stays."""
-    try:
-        response.json()
-    except VenueMalformed:
-        raise VenueUnavailable(
-            "The gateway in front of Hyperliquid refuses requests from this service's network address (HTTP 403)."
-        ) from None
-    raise AddressNotAllowed(
-        "Hyperliquid refuses requests from this service's network address (HTTP 403).",
-        advice="Check that Hyperliquid serves the region of this service's network address.",
-    )
-
-
 def _raise_for_error(response: Response) -> None:
     """Raise the error of a response. Reads need no key, so statuses such as 401 mean something else here."""
     status = response.status
@@ -210,9 +196,14 @@ def _raise_for_error(response: Response) -> None:
         raise RequestRefused(
             "Hyperliquid cannot read the request (HTTP 422).", advice="Check the stored wallet_address and dexs."
         )
+    if error := gateway_error(response, "Hyperliquid"):
+        raise error
     if status == 403:
-        # There is no key that could lack a right: the gateway in front of the venue refuses us.
-        _raise_for_gateway(response)
+        # There is no key that could lack a right.
+        raise AddressNotAllowed(
+            "Hyperliquid refuses requests from this service's network address (HTTP 403).",
+            advice="Check that Hyperliquid serves the region of this service's network address.",
+        )
     if status in _REJECTED:
         raise RequestRefused(f"Hyperliquid rejects our request (HTTP {status}).")
     raise_unexpected_status(response, "Hyperliquid")

@@ -44,7 +44,7 @@ def wrong_spot_figures(entry: Mapping[str, Any], row: AssetBalance, *, lends: bo
         wrong.append("negative used")
     if row.free is not None and row.free < 0:
         wrong.append("negative free")
-    if row.mismatch():
+    if row.mismatch() and None not in (row.free, row.used):
         wrong.append("parts that do not add up")
     if netted and whole and row.free is not None and row.free > (total or 0) - whole:
         wrong.append("free beyond what is owned")

@@ -60,6 +60,7 @@ LIGHTER = ExchangeMetadata(
             "Read-only token",
             required=False,
             description="Begins with ro: and raises the venue's limit on requests. Never a private key.",
+            private_keys=(),
         ),
     ),
     account_types=("perpetual", "spot", "pool"),

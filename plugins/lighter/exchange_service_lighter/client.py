@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from exchange_service.plugin_api import (
     AccountUnknown,
@@ -17,9 +17,9 @@ from exchange_service.plugin_api import (
     VenueError,
     VenueMalformed,
     VenueRateLimited,
-    VenueUnavailable,
     as_object,
     check_unique,
+    gateway_error,
     read_metadata,
     retry_after,
     wallet_address,
@@ -149,15 +149,15 @@ class LighterClient:
             return
         if response.status >= 500:
             response.raise_for_status()
+        if error := gateway_error(response, "Lighter"):
+            raise error
         kind = None if code is None else _BY_CODE.get(code)
         if kind is AccountUnknown:
             raise self._account_unknown()
         if kind is VenueRateLimited or response.status == 429:
             raise VenueRateLimited("Lighter limits our requests.", retry_after=retry_after(response.headers))
-        if kind is RegionRestricted:
+        if kind is RegionRestricted or response.status == 403:
             raise RegionRestricted("Lighter does not serve the region that this service calls from.")
-        if response.status == 403:
-            _raise_for_gateway(response)
         token_refused = code in _CODES_OF_TOKENS and "auth" in message
         if kind is CredentialRejected or token_refused or response.status == 401:
             raise CredentialRejected(
@@ -174,24 +174,16 @@ class LighterClient:
     def _account_unknown(self) -> AccountUnknown:
         if self.index is not None:
             return AccountUnknown(
-                "Lighter has no account with the stored account_index in this environment and deployment."
+                "Lighter has no account with the stored account_index in this environment and deployment.",
+                advice="Check the number and extra_metadata.deployment (lighter or robinhood), or store the "
+                "wallet_address in its place. The testnet has accounts of its own.",
             )
         return AccountUnknown(
             "Lighter has no account of the stored wallet_address in this environment and deployment: the first deposit "
             "opens one.",
-            advice="Check for a typing error, and that the wallet is the one that owns the account.",
+            advice="Check for a typing error, that the wallet is the one that owns the account, and "
+            "extra_metadata.deployment (lighter or robinhood). The testnet has accounts of its own.",
         )
-
-
-def _raise_for_gateway(response: Response) -> NoReturn:
-    """Raise the error of a refusal with status 403: a page comes and goes, an answer of the venue's own stays."""
-    try:
-        response.json()
-    except VenueMalformed:
-        raise VenueUnavailable(
-            "The gateway in front of Lighter refuses requests from this service's network address (HTTP 403)."
-        ) from None
-    raise RegionRestricted("Lighter does not serve the region that this service calls from.")
 
 
 async def _new_token_state() -> _TokenState:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from exchange_service.plugin_api import CredentialInvalid, Secret
+from exchange_service.plugin_api import CredentialInvalid, Secret, clean_text
 
 # A token of Lighter's page, valid for a day to ten years: ro:{account}:{single or all}:{Unix seconds}:{hex}.
 _READ_ONLY = re.compile(r"ro:\d{1,19}:(single|all):(?P<expires>\d{1,19}):[0-9a-fA-F]+\Z", re.ASCII)
@@ -41,6 +41,7 @@ def token(api_key: Secret) -> Token | None:
     text = api_key.reveal().strip()
     if not text or is_address(api_key):
         return None
+    text = clean_text(text, "api_key")
     if _PRIVATE_KEY.match(text):
         raise CredentialInvalid(
             "api_key holds a private key, which reading a balance at Lighter never needs.",

@@ -35,7 +35,7 @@ OANDA = ExchangeMetadata(
         "A token belongs either to live or to practice accounts."
     ),
     credential_fields=(
-        CredentialField("api_key", "Personal access token"),
+        CredentialField("api_key", "Personal access token", private_keys=()),
         CredentialField(
             "account_id",
             "Account ID",

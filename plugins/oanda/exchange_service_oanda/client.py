@@ -9,13 +9,14 @@ from urllib.parse import quote
 
 from exchange_service.plugin_api import (
     AccountUnknown,
-    AddressNotAllowed,
     CredentialInvalid,
     CredentialRejected,
     Response,
     VenueCall,
     VenueMalformed,
     as_object,
+    clean_text,
+    gateway_error,
     raise_unexpected_status,
     read_metadata,
     required_text,
@@ -45,7 +46,7 @@ class OandaClient:
     """The two reads that a balance needs."""
 
     def __init__(self, call: VenueCall) -> None:
-        token = required_text(call.credential, "api_key", plain=True)
+        token = clean_text(required_text(call.credential, "api_key"), "api_key")
         self.account_id: str = read_metadata(call.credential, account_id=str).get("account_id", "")
         if self.account_id.isdigit():
             raise CredentialInvalid(
@@ -94,6 +95,8 @@ class OandaClient:
         status = response.status
         if status == 200:
             return
+        if error := gateway_error(response, "OANDA"):
+            raise error
         message = _error_message(response)
         if status in (401, 403) and "forbidden" in message:
             # The token is valid, but the account belongs to somebody else.
@@ -103,9 +106,6 @@ class OandaClient:
                 "OANDA refuses the token. A token works in one environment only.",
                 advice=f"Check first whether it is a token for {self._other_environment} accounts.",
             )
-        if status == 403:
-            # OANDA itself gives a reason. Without one, the gateway in front of it refuses us.
-            raise AddressNotAllowed("OANDA's gateway refuses requests from this service's network address.")
         if status == 404 or (status == 400 and "accountid" in message):
             raise AccountUnknown(refusal[0], advice=refusal[1])
         raise_unexpected_status(response, "OANDA")

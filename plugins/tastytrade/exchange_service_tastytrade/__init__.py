@@ -48,11 +48,13 @@ TASTYTRADE = ExchangeMetadata(
             "api_secret",
             "Client secret",
             description="The OAuth application's secret, which tastytrade shows once.",
+            private_keys=(),
         ),
         CredentialField(
             "passphrase",
             "Refresh token",
             description="From Create Grant. It does not expire and can be revoked on the same page.",
+            private_keys=(),
         ),
         CredentialField(
             "account_id",

@@ -9,7 +9,6 @@ from urllib.parse import quote
 
 from exchange_service.plugin_api import (
     AccountUnknown,
-    AddressNotAllowed,
     Credential,
     CredentialInvalid,
     CredentialRejected,
@@ -20,6 +19,8 @@ from exchange_service.plugin_api import (
     VenueMalformed,
     VenueUnavailable,
     as_object,
+    clean_text,
+    gateway_error,
     raise_unexpected_status,
     read_metadata,
     required_text,
@@ -41,6 +42,11 @@ _USE_A_GRANT = (
     "and its refresh token as passphrase."
 )
 
+_GATEWAY_ADVICE = (
+    "Call again later. The gateway blocks an address for some hours after repeated failed logins: wait, or call from "
+    "another address."
+)
+
 
 class TastytradeClient:
     """The two reads that a balance needs."""
@@ -50,7 +56,7 @@ class TastytradeClient:
         metadata = read_metadata(call.credential, account_id=str, refresh_token=str)
         self.account_id: str = metadata.get("account_id", "")
         self._refresh_token = _refresh_token(call.credential, metadata)
-        self._client_secret = Secret(required_text(call.credential, "api_secret"))
+        self._client_secret = Secret(clean_text(required_text(call.credential, "api_secret"), "api_secret"))
         self._http = call.http
         self._state = call.account_state
         self._base = call.url()
@@ -168,7 +174,7 @@ def _refresh_token(credential: Credential, metadata: Mapping[str, Any]) -> Secre
         raise CredentialInvalid(
             f"passphrase is missing: it holds the refresh token. {_LOGINS_RETIRED}", advice=_USE_A_GRANT
         )
-    return Secret(token)
+    return Secret(clean_text(token, "passphrase"))
 
 
 def _refuses_token(response: Response) -> bool:
@@ -177,17 +183,12 @@ def _refuses_token(response: Response) -> bool:
 
 
 def _raise_for_page(response: Response) -> None:
-    """Raise the error of an HTML page: the gateway sends it, and it says nothing about the grant or the account."""
-    if not _is_page(response):
-        return
-    if response.status in (401, 403):
-        raise AddressNotAllowed(
-            "tastytrade's gateway refuses requests from this service's network address. It blocks an address for some "
-            "hours after repeated failed logins.",
-            advice="Wait, or call from another address.",
-        )
-    if response.status in (400, 404, 422):
-        raise VenueUnavailable(f"tastytrade's gateway answered in its place (HTTP {response.status}).")
+    """Raise the error of a page: the gateway sends it, and it says nothing about the grant or the account."""
+    error = gateway_error(response, "tastytrade")
+    if isinstance(error, VenueUnavailable):
+        raise VenueUnavailable(error.message, retry_after=error.given_delay, advice=_GATEWAY_ADVICE)
+    if error is not None:
+        raise error
 
 
 def _is_page(response: Response) -> bool:

@@ -38,7 +38,7 @@ TRADIER = ExchangeMetadata(
         "connect. The sandbox has its own token and account number."
     ),
     credential_fields=(
-        CredentialField("api_key", "Access token"),
+        CredentialField("api_key", "Access token", private_keys=()),
         CredentialField(
             "account_id",
             "Account number",

@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 from exchange_service.plugin_api import (
     AccountUnknown,
-    AddressNotAllowed,
     CredentialInvalid,
     CredentialRejected,
     RequestRefused,
@@ -19,6 +18,8 @@ from exchange_service.plugin_api import (
     VenueCall,
     VenueMalformed,
     VenueRateLimited,
+    clean_text,
+    gateway_error,
     raise_unexpected_status,
     read_metadata,
     required_text,
@@ -74,7 +75,7 @@ class TradierClient:
     """The two reads that a balance needs."""
 
     def __init__(self, call: VenueCall) -> None:
-        token = required_text(call.credential, "api_key", plain=True)
+        token = clean_text(required_text(call.credential, "api_key"), "api_key")
         self.account_id: str = read_metadata(call.credential, account_id=str).get("account_id", "")
         if self.account_id and not _ACCOUNT_NUMBER.match(self.account_id):
             raise CredentialInvalid("extra_metadata.account_id is not an account number, such as 6YA00000.")
@@ -128,13 +129,13 @@ class TradierClient:
         if "unauthorized account" in message:
             raise AccountUnknown(
                 "Tradier: the token may not read this account. A number that begins with VA belongs to the sandbox.",
-                advice="Check the stored account_id.",
+                advice="Check the stored account_id, or leave it empty to read every account of the token. An account "
+                "of another login needs that login's token.",
             )
+        if error := gateway_error(response, "Tradier"):
+            raise error
         if response.status == 401:
             raise self._token_error(expired=False)
-        if response.status == 403 and not message:
-            # Tradier itself gives a reason. Without one, the gateway in front of it refuses us.
-            raise AddressNotAllowed("Tradier's gateway refuses requests from this service's network address.")
         if response.status == 400:
             raise RequestRefused("Tradier rejects our request (HTTP 400).", advice="Check the stored account_id.")
         raise_unexpected_status(response, "Tradier")

@@ -18,7 +18,6 @@ from exchange_service_tradier.simulator import SimulatedAccount, TradierSimulato
 
 from exchange_service.plugin_api import (
     AccountUnknown,
-    AddressNotAllowed,
     Balance,
     CredentialInvalid,
     CredentialRejected,
@@ -375,10 +374,11 @@ class TestTheToken:
         (plainly(403, "Unauthorized Account: 6YZ99999"), AccountUnknown),
         (plainly(400, "Unauthorized Account: 6YZ99999"), AccountUnknown),
         (Fault(status=401), CredentialRejected),
-        (Fault(status=403), AddressNotAllowed),
-        (Fault.html(403), AddressNotAllowed),
+        (Fault(status=403), VenueUnavailable),
+        (Fault.html(403), VenueUnavailable),
+        (Fault(status=403, body=b"{}"), PermissionMissing),
         (saying(403, "Required scope is missing", "steps.oauth.v2.InsufficientScope"), PermissionMissing),
-        (Fault.html(404), AccountUnknown),
+        (Fault.html(404), VenueUnavailable),
         (Fault(status=405), RequestRefused),
         (saying(429, "Rate limit quota violation.", "policies.ratelimit.QuotaViolation"), VenueRateLimited),
         (saying(429, "Quota limit of this access token exceeded."), VenueRateLimited),

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 
@@ -19,6 +19,8 @@ from exchange_service.testing import DemoVenue, Fault, show_situation
 _CONTRACTS = ("BTC", "ETH")
 # Milliseconds that a request's time may be off.
 _WINDOW = 10_000
+# witness: CCXT: apex (describe: 20006, apikey sign error)
+_SIGNATURE_REFUSED = {"code": 20006, "msg": "apikey sign error", "timeCost": 5320995}
 
 
 @dataclass(slots=True)
@@ -39,6 +41,12 @@ class ApexSimulator(DemoVenue):
     """Simulates ApeX Omni's REST interface. Only orders would need a seed besides."""
 
     exchange_id = "apex"
+    trouble_witnesses: ClassVar[Mapping[str, str]] = {
+        "wrong key": "CCXT: apex.exceptions",
+        "wrong environment": "unproven: the answer of one host to a key of the other was looked for",
+        "rate limit": "CCXT: apex.httpExceptions",
+        "outage": "unproven: an answer of ApeX during an outage was looked for",
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +78,7 @@ class ApexSimulator(DemoVenue):
     async def _balance(self, request: web.Request) -> web.Response:
         account = self.accounts.get(request.headers.get("APEX-API-KEY", ""))
         if account is None or not _is_signed(request, account):
-            return web.json_response({"code": 20006, "msg": "apikey sign error", "timeCost": 5320995})
+            return web.json_response(_SIGNATURE_REFUSED)
         figures = {
             "totalEquityValue": account.equity,
             "availableBalance": account.available,

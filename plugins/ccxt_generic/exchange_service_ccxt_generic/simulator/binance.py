@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl
 
 from aiohttp import web
@@ -28,6 +28,7 @@ _UPDATED = 1_730_419_200_000
 _LONGEST_WINDOW = 60_000
 _LARGEST_LEAD = 1_000
 
+# witness: CCXT: binance (describe: -2015)
 _REFUSED = (401, -2015, "Invalid API-key, IP, or permissions for action.")
 
 
@@ -44,6 +45,8 @@ class SimulatedWallet:
     inverse: dict[str, tuple[str, str, str]] | None = field(default_factory=dict)
     # Asset → (free, locked); None if the account was never opened.
     margin: dict[str, tuple[str, str]] | None = None
+    # (Base, quote) → (free, free) of the isolated margin account of this pair.
+    isolated: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     funding: dict[str, tuple[str, str]] = field(default_factory=dict)
     # Asset → total of the portfolio margin account; None if the user has no such account.
     portfolio: dict[str, str] | None = None
@@ -56,6 +59,12 @@ class BinanceSimulator(DemoVenue):
     """Simulates Binance's REST interface."""
 
     exchange_id = "binance"
+    trouble_witnesses: ClassVar[Mapping[str, str]] = {
+        "wrong key": "CCXT: binance.exceptions",
+        "wrong environment": "unproven: the answer of one host to a key of the other was looked for",
+        "rate limit": "vendor: https://developers.binance.com/en/docs/products/derivatives-trading-usds-futures/error-code",
+        "outage": "unproven: an answer of Binance during an outage was looked for",
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,6 +92,7 @@ class BinanceSimulator(DemoVenue):
             web.get("/fapi/v3/account", self._require_signature(lambda wallet: _contract_account(wallet.linear))),
             web.get("/dapi/v1/account", self._require_signature(lambda wallet: _contract_account(wallet.inverse))),
             web.get("/sapi/v1/margin/account", self._require_signature(_margin_account)),
+            web.get("/sapi/v1/margin/isolated/account", self._require_signature(_isolated_account)),
             web.post("/sapi/v1/asset/get-funding-asset", self._require_signature(_funding_account)),
             web.get("/papi/v1/balance", self._require_signature(_portfolio)),
             web.get("/sapi/v1/account/apiRestrictions", self._require_signature(_restrictions)),
@@ -251,6 +261,27 @@ def _margin_account(wallet: SimulatedWallet) -> Any:
             for asset, (free, locked) in wallet.margin.items()
         ],
     }
+
+
+def _isolated_account(wallet: SimulatedWallet) -> dict[str, Any]:
+    return {
+        "assets": [
+            {
+                "symbol": "".join(pair),
+                "baseAsset": _isolated_side(pair[0], free[0]),
+                "quoteAsset": _isolated_side(pair[1], free[1]),
+                "isolatedCreated": True,
+                "enabled": True,
+                "tradeEnabled": True,
+            }
+            for pair, free in wallet.isolated.items()
+        ]
+    }
+
+
+def _isolated_side(asset: str, free: str) -> dict[str, Any]:
+    nothing = dict.fromkeys(("borrowed", "interest", "locked"), "0")
+    return {"asset": asset, "borrowEnabled": True, "free": free, **nothing, "netAsset": free, "totalAsset": free}
 
 
 def _funding_account(wallet: SimulatedWallet) -> list[dict[str, str]]:

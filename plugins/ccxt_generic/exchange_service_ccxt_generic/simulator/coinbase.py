@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 
@@ -32,8 +32,9 @@ _LEGACY_WINDOW = 30
 # Rows on one page at most, whatever a request asks for.
 _LARGEST_PAGE = 250
 
-_PERMISSION_DENIED = {
-    "error": "PERMISSION_DENIED",
+# witness: report: https://github.com/Drakkar-Software/OctoBot-Tentacles/pull/1431
+_MISSING_SCOPES = {
+    "error": "unknown",
     "error_details": "Missing required scopes",
     "message": "Missing required scopes",
 }
@@ -62,6 +63,12 @@ class CoinbaseSimulator(DemoVenue):
     """Simulates Coinbase's REST interface."""
 
     exchange_id = "coinbase"
+    trouble_witnesses: ClassVar[Mapping[str, str]] = {
+        "wrong key": "report: https://github.com/ccxt/ccxt/issues/26300",
+        "missing right": "report: https://github.com/Drakkar-Software/OctoBot-Tentacles/pull/1431",
+        "rate limit": "vendor: https://docs.cdp.coinbase.com/coinbase-business/api-architecture/rate-limiting",
+        "outage": "unproven: an answer of Coinbase during an outage was looked for",
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +126,7 @@ class CoinbaseSimulator(DemoVenue):
             if profile is None or not _is_signed(request, profile):
                 return web.Response(status=401, text="Unauthorized\n")
             if not profile.may_view:
-                return web.json_response(_PERMISSION_DENIED, status=403)
+                return web.json_response(_MISSING_SCOPES, status=403)
             return answer(profile, request)
 
         return handle

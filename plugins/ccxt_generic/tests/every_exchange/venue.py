@@ -7,6 +7,7 @@ import binascii
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
@@ -24,7 +25,8 @@ from plugins.ccxt_generic.tests.every_exchange.well_formed import Account, as_js
 
 
 class ScriptedVenue(LoopbackVenue):
-    """It gives each request, such as "GET /v2/balance", the scripted body or fault; any other gets `default`."""
+    """It gives each request, such as "GET /v2/balance" or "GET /v2/balance?type=spot", the scripted body or fault; any
+    other gets `default`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +37,11 @@ class ScriptedVenue(LoopbackVenue):
         return [web.route("*", "/{tail:.*}", self._answer)]
 
     async def _answer(self, request: web.Request) -> web.Response:
-        fault = self.answers.get(f"{request.method} {request.path}", self.default)
+        request_line = f"{request.method} {request.path}"
+        fault = self.answers.get(request_line)
+        for name, value in request.query.items() if fault is None else ():
+            fault = self.answers.get(f"{request_line}?{name}={value}", fault)
+        fault = self.default if fault is None else fault
         headers = {"Content-Type": fault.content_type, **fault.headers}
         return web.Response(status=fault.status, body=fault.body, headers=headers)
 
@@ -69,25 +75,46 @@ def _market(quote: str) -> dict[str, Any]:
     return {**known, "quoteId": quote, "type": "spot", "spot": True, "active": True, "info": {}}
 
 
-async def _markets(client: CcxtClient, ccxt: Any, assets: Mapping[str, str]) -> Any:
-    """What the client keeps of an exchange's public lists: here two markets, and the assets of the test."""
+# A contract that is settled in its own coin.
+_COIN_SETTLED = _market("USD") | {
+    "id": "BTCUSDM",
+    "symbol": "BTC/USD:BTC",
+    "type": "swap",
+    "spot": False,
+    "swap": True,
+    "contract": True,
+    "settle": "BTC",
+}
+
+
+def preset_markets(client: CcxtClient, ccxt: Any, assets: Mapping[str, str]) -> Any:
+    """What the client keeps of an exchange's public lists: here three markets, and the assets of the test."""
     instance = client.instances.construct(ccxt, Guarded, None, 1000)
     currencies = {
         code: {"id": venue_id, "code": code, "precision": 1e-8, "info": {}} for code, venue_id in assets.items()
     }
-    instance.set_markets([_market("USDT"), _market("USD")], currencies)
+    instance.set_markets([_market("USDT"), _market("USD"), _COIN_SETTLED], currencies)
     for name in instance.options.get("marketHelperProps", []):
         instance.options.setdefault(name, {})
     return instance
 
 
+async def _markets(client: CcxtClient, ccxt: Any, assets: Mapping[str, str]) -> Any:
+    return preset_markets(client, ccxt, assets)
+
+
 @asynccontextmanager
 async def opened(
-    listing: ExchangeMetadata, assets: Mapping[str, str], account_type: str = ""
+    listing: ExchangeMetadata,
+    assets: Mapping[str, str],
+    account_type: str = "",
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[tuple[ScriptedVenue, VenueCall]]:
     """The venue, listening, and a call for an account there, with the markets preset in the plugin's state and without
-    CCXT's pauses between requests. `account_type` as a user stores it; empty for the listing's first."""
+    CCXT's pauses between requests. `account_type` as a user stores it; empty for the listing's first. `metadata` is
+    what the user stores beside it."""
     given, state = credential(listing), State()
+    given["metadata"].update(metadata)
     if account_type:
         given["metadata"]["defaultType"] = account_type
 

@@ -180,9 +180,8 @@ def _htx_like(asset: str) -> Account:
 def _kucoin() -> Account:
     row = {"id": "5", "currency": "BTC", "type": "trade", "balance": TOTAL, "available": FREE, "holds": USED}
     kind = {"code": "200000", "data": {"selfAccountMode": "CLASSIC"}}
-    return _within(
-        "GET /api/v1/accounts", row, "data", {"code": "200000"}, before={"GET /api/ua/v1/account/mode": kind}
-    )
+    before = {"GET /api/ua/v1/account/mode": kind, "GET /api/v1/hf/accounts/opened": {"code": "200000", "data": False}}
+    return _within("GET /api/v1/accounts", row, "data", {"code": "200000"}, before=before)
 
 
 _ALPACA_ASSET = {
@@ -275,7 +274,7 @@ ACCOUNTS: Mapping[str, Account] = {
         "data",
         {"code": "00000", "msg": "success"},
         otherwise=("GET /api/v3/account/assets",),
-        before={"GET /api/v3/account/settings": {"code": "40085", "msg": "You are in Classic Account mode"}},
+        before={"GET /api/v3/account/settings": {"code": "40084", "msg": "You are in Classic Account mode"}},
     ),
     "bithumb": _bare_list("GET /v1/accounts", {"currency": "BTC", "balance": FREE, "locked": USED}),
     "bitopro": _within(
@@ -464,7 +463,7 @@ ACCOUNTS: Mapping[str, Account] = {
     "dydx": Account(
         f"GET /v4/addresses/0x{'1a' * 20}/subaccountNumber/0",
         {"subaccount": {"equity": TOTAL, "freeCollateral": FREE, "assetPositions": {}}},
-        {"USDC": (None, FREE, None)},
+        {"USDC": HELD},
     ),
     "extended": _within(
         "GET /api/v1/user/spot/balances",

@@ -1,0 +1,143 @@
+"""TLS over time: a renewed certificate is served, one that ends is warned of, and health checks work with TLS on."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+import json
+import os
+import re
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog.testing
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from exchange_service.grpc_server import certificates
+from tests.harness import ScriptedPlugin, eventually, registry_of, serving, until
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def write(folder: Path, name: str, days: float = 90.0) -> tuple[Path, Path]:
+    """A self-signed certificate of this name for 127.0.0.1, which ends in `days`, and its key, as PEM files."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    alternative = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=100))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(alternative, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "certificate.pem", folder / "key.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    files[1].write_bytes(private)
+    return files
+
+
+async def served(address: str) -> str:
+    """The name in the certificate that a new connection is shown."""
+    port = int(address.rpartition(":")[2])
+    text = await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port), timeout=5)
+    return x509.load_pem_x509_certificate(text.encode()).subject.rfc4514_string().removeprefix("CN=")
+
+
+def tls(files: tuple[Path, Path], **more: Any) -> dict[str, Any]:
+    return {"address": "0.0.0.0:0", "tls_certificate": files[0], "tls_key": files[1], "open_to_all": True, **more}
+
+
+async def test_a_renewed_certificate_is_served_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert certificates.LOOK_EVERY <= 60
+    monkeypatch.setattr(certificates, "LOOK_EVERY", 0.1)
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), **tls(write(tmp_path, "old"))) as running:
+        address = running.service.address
+        assert await served(address) == "old"
+        write(tmp_path, "new")
+
+        async def renewed() -> bool:
+            return await served(address) == "new"
+
+        await eventually(renewed)
+        # Half a renewal: the last pair that fitted goes on.
+        with structlog.testing.capture_logs() as lines:
+            (tmp_path / "key.pem").write_bytes(b"not a key")
+
+            async def noticed() -> bool:
+                assert await served(address) == "new"
+                return any(line["event"] == "certificate.unusable" for line in lines)
+
+            await eventually(noticed)
+        write(tmp_path, "newest")
+
+        async def whole() -> bool:
+            return await served(address) == "newest"
+
+        await eventually(whole)
+
+
+@pytest.mark.parametrize(("days", "told"), [(5, "in 5 days"), (-1, "ended on"), (90, "")])
+async def test_a_certificate_that_ends_soon_is_in_the_log_and_in_doctor(tmp_path: Path, days: int, told: str) -> None:
+    files = write(tmp_path, "exchange-service", days + 0.1)
+    with structlog.testing.capture_logs() as lines:
+        async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), **tls(files)):
+            if told:
+                await until(lambda: any(line["event"] == "certificate.ends_soon" for line in lines))
+    problems = [line["problem"] for line in lines if line["event"] == "certificate.ends_soon"]
+    assert all(told in problem for problem in problems)
+    assert bool(problems) == bool(told)
+    done = await asyncio.to_thread(command, tmp_path, files, "doctor", "-o", "json")
+    (finding,) = [entry for entry in json.loads(done.stdout) if entry["subject"] == "TLS"]
+    assert finding["severity"] == {5: "warning", -1: "error", 90: "ok"}[days]
+    assert told in finding["text"]
+
+
+@pytest.mark.parametrize("client_certificates", [False, True], ids=["TLS", "with client certificates"])
+async def test_the_images_health_check_works_with_tls_on(tmp_path: Path, client_certificates: bool) -> None:
+    files = write(tmp_path, "exchange-service")
+    more: dict[str, Any] = {"tls_client_ca": files[0]} if client_certificates else {}
+    text = (ROOT / "deploy" / "Dockerfile").read_text()
+    match = re.search(r"^HEALTHCHECK .*CMD (\[.*\])$", text, re.MULTILINE)
+    assert match
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), **tls(files, **more)) as running:
+        port = running.service.address.rpartition(":")[2]
+        check = [part.replace("50051", port) for part in json.loads(match[1])]
+        assert check[0] == "exchange-service"
+        done = await asyncio.to_thread(command, tmp_path, files, *check[1:])
+        assert (done.returncode, done.stdout.strip()) == (0, "SERVING"), done.stderr
+        await running.service.server.set_serving(False)
+        done = await asyncio.to_thread(command, tmp_path, files, *check[1:])
+        assert (done.returncode, done.stdout.strip()) == (5, "NOT_SERVING")
+    done = await asyncio.to_thread(command, tmp_path, files, *check[1:])
+    assert done.returncode == 5
+    assert "did not answer" in done.stderr
+
+
+def command(home: Path, files: tuple[Path, Path], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command with the settings of a service with TLS, as the container's variables give them."""
+    variables = {
+        "EXCHANGE_SERVICE_TLS_CERTIFICATE": str(files[0]),
+        "EXCHANGE_SERVICE_TLS_KEY": str(files[1]),
+        "EXCHANGE_SERVICE_DATABASE_URL": f"sqlite:///{home / 'service.db'}",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "exchange_service", *arguments],
+        env={"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )

@@ -51,6 +51,7 @@ from exchange_service.startup_checks import (
     check_plugin_settings,
     check_settings,
     network_warnings,
+    unused_settings,
     venue_overrides,
 )
 from exchange_service.streams.service import Streams, StreamSettings
@@ -58,7 +59,7 @@ from exchange_service.venue_gate import Gated, GateOptions
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.fetching import Venues
 from exchange_service.venues.http import VenueHttpPool
-from exchange_service.venues.registry import Registry
+from exchange_service.venues.registry import PluginProblem, Registry
 from exchange_service.venues.sessions import Sessions
 
 if TYPE_CHECKING:
@@ -201,8 +202,9 @@ async def _open_storage(settings: Settings, stack: AsyncExitStack) -> _Storage:
 
 async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, accounts_apart: bool) -> Service:
     """Make each part from the ones before it, and put its closing on the stack."""
-    for problem in registry.problems:
-        log.warning("plugin.problem", plugin=problem.plugin.name, reason=problem.reason)
+    _log_problems(registry.problems)
+    for sentence in unused_settings(settings, registry):
+        log.warning("settings.unused", reason=sentence)
     stack.push_async_callback(registry.close)
     storage = await _open_storage(settings, stack)
     store, hash_key = storage.store, storage.hash_key
@@ -346,10 +348,17 @@ def open_venues(
 
 async def _refresh_manifests(registry: Registry, venues: PluginClients) -> None:
     """Take newer manifests, and pass them on to the plugins' processes."""
-    before = registry.generation
+    before, known = registry.generation, set(registry.problems)
     await registry.refresh()
     if registry.generation != before:
+        _log_problems(problem for problem in registry.problems if problem not in known)
         await venues.configure()
+
+
+def _log_problems(problems: Iterable[PluginProblem]) -> None:
+    for problem in problems:
+        event = "plugin.notice" if problem.notice else "plugin.problem"
+        log.warning(event, plugin=problem.plugin.name, reason=problem.reason)
 
 
 def _process_figures(registry: Registry, venues: PluginClients) -> Iterator[ProcessOfPlugin]:

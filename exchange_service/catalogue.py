@@ -78,7 +78,7 @@ class Catalogue:
             matching_count=len(matching),
             custom=len(entries) - ccxt,
             ccxt=ccxt,
-            problems=[(problem.plugin, problem.reason) for problem in self._registry.problems],
+            problems=[(problem.plugin, problem.reason, problem.notice) for problem in self._registry.problems],
         )
         self._replies[query] = reply, list_exchanges_etag(reply)
         return self._replies[query]

@@ -25,6 +25,19 @@ SANDBOX = "sandbox"
 ASSET_CLASSES = ("Crypto", "Forex", "Stocks", "Options", "Futures", "Multi-Asset")
 
 
+class ModelError(Exception):
+    """A value that one of these classes refuses. Its text names fields and types and holds no value: it may be logged
+    and shown."""
+
+
+class WrongType(ModelError, TypeError):
+    """A value is of another type than its field."""
+
+
+class WrongValue(ModelError, ValueError):
+    """A value is outside the bounds of its field."""
+
+
 class Secret:
     """A text that printing, formatting and `repr` show as `Secret(***)`. Pickling it raises TypeError."""
 
@@ -159,14 +172,16 @@ class RateLimit:
     cost: int = 1
 
     def __post_init__(self) -> None:
-        if self.scope not in ("address", "key"):
-            raise ValueError('RateLimit.scope must be "address" or "key"')
+        if not isinstance(self.scope, str) or self.scope not in ("address", "key"):
+            raise WrongValue('RateLimit.scope must be "address" or "key"')
         for name in ("count", "seconds", "cost"):
             number = getattr(self, name)
-            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise ValueError(f"RateLimit.{name} must be a whole number of 1 or more")
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise WrongValue(f"RateLimit.{name} must be a whole number of 1 or more, not {type(number).__name__}")
+            if number < 1:
+                raise WrongValue(f"RateLimit.{name} must be a whole number of 1 or more")
         if self.cost > self.count:
-            raise ValueError("RateLimit.cost must not be more than its count: no balance could ever be read")
+            raise WrongValue("RateLimit.cost must not be more than its count: no balance could ever be read")
 
 
 # Bytes of one answer of a venue: the usual and the largest limit of an account's, and the largest of market data.
@@ -299,11 +314,11 @@ def _check_amounts(value: Any, *, skip: frozenset[str]) -> None:
         if amount is None or name in skip:
             continue
         if not isinstance(amount, Decimal):
-            raise TypeError(f"{type(value).__name__}.{name} must be a Decimal or None, not {type(amount).__name__}")
+            raise WrongType(f"{type(value).__name__}.{name} must be a Decimal or None, not {type(amount).__name__}")
         if not amount.is_finite():
-            raise ValueError(f"{type(value).__name__}.{name} must be a finite number")
+            raise WrongValue(f"{type(value).__name__}.{name} must be a finite number")
         if abs(amount.adjusted()) > _LARGEST_POWER or len(amount.as_tuple().digits) > _MOST_DIGITS:
-            raise ValueError(f"{type(value).__name__}.{name} is too large, too small or too long to be an amount")
+            raise WrongValue(f"{type(value).__name__}.{name} is too large, too small or too long to be an amount")
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,7 +389,7 @@ class VenueAccount:
 
     def __post_init__(self) -> None:
         if self.error is not None and (self.assets or self.summary):
-            raise ValueError("a VenueAccount has either figures or an error")
+            raise WrongValue("a VenueAccount has either figures or an error")
 
     @property
     def identity(self) -> tuple[str, str, str]:

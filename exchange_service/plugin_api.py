@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -165,7 +165,24 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 hookspec = pluggy.HookspecMarker("exchange_service")
-hookimpl = pluggy.HookimplMarker("exchange_service")
+
+# A hook as a type checker accepts it. One of another form is refused by the service too, when it is loaded.
+_Hook = TypeVar(
+    "_Hook",
+    bound="Callable[[], Manifest] | Callable[[VenueCall], Coroutine[Any, Any, Balance]] | "
+    "Callable[[VenueCall], AsyncIterator[Balance]] | Callable[[VenueCall], Coroutine[Any, Any, KeyRights]] | "
+    "Callable[[], Coroutine[Any, Any, Manifest | None]]",
+)
+
+
+class _HookMarker(Protocol):
+    """The type of `hookimpl`: it returns the function that it marks."""
+
+    def __call__(self, function: _Hook, /) -> _Hook:
+        """Mark the function as a hook."""
+
+
+hookimpl: _HookMarker = pluggy.HookimplMarker("exchange_service")
 
 
 class Response(Protocol):

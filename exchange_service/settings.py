@@ -228,13 +228,14 @@ class Settings(BaseSettings):
     )
     exchange_plugins: dict[str, str] = Field(
         default_factory=dict,
-        description="The distribution that serves an exchange id which two plugins claim, by exchange id, as JSON: "
-        '{"acme": "acme-exchange"}.',
+        description="The distribution or plugin that serves an exchange id which two plugins claim, by exchange id, "
+        'as JSON: {"acme": "acme-exchange", "binance": "ccxt_generic"}.',
     )
     allowed_plugins: list[str] = Field(
         default_factory=list,
         description="Third-party distributions whose plugins are loaded, as JSON: "
-        '["acme-exchange"]. Empty: all that are installed.',
+        '["acme-exchange"]. Empty: all that are installed if the service listens on loopback and has no keyset, else '
+        "none.",
     )
     plugin_processes: dict[str, Literal["in-process", "own-process"]] = Field(
         default_factory=dict,
@@ -410,6 +411,12 @@ class Settings(BaseSettings):
     def loopback(self) -> bool:
         """Whether the service can be reached from this machine only."""
         return is_loopback(self.address)
+
+    @property
+    def third_party_by_name(self) -> bool:
+        """Whether third-party plugins are loaded only if `allowed_plugins` names them: others can reach the service, or
+        it holds the keys of sealed credentials."""
+        return not self.loopback or self.keyset_file is not None or self.keyset is not None
 
     @property
     def metrics_on_loopback(self) -> bool:

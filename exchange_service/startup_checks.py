@@ -11,6 +11,7 @@ from exchange_service.cache import check_url as check_cache_url
 from exchange_service.credentials.engine import database_address
 from exchange_service.identity.methods import certificate_scopes
 from exchange_service.settings import Settings
+from exchange_service.venues.loading import goes_by
 from exchange_service.venues.registry import Registry
 
 _KEY_LOG = "SSLKEYLOGFILE"
@@ -100,38 +101,38 @@ def _check_openness(settings: Settings) -> None:
 
 
 def venue_overrides(settings: Settings, registry: Registry) -> dict[str, str]:
-    """The operator's addresses in place of venues', by "id" or "id.environment".
+    """The operator's addresses in place of venues', by "id" or "id.environment", of those that are served.
 
-    Raises UnsafeSettings for one that no plugin serves: after a slip of the pen real keys would go to the real venue.
+    Raises UnsafeSettings for one that no plugin serves, if all plugins are loaded: after a slip of the pen real keys
+    would go to the real venue. If one is not loaded, the exchange may be its own; see `unused_settings`.
     """
     overrides = {}
     for name, url in settings.venue_urls.items():
         exchange_id, dot, environment = name.partition(".")
         listing = registry.listings.get(exchange_id)
         known = listing.metadata.environment(environment) if listing and environment else None
+        if listing is None and _may_be_unlisted(exchange_id, registry):
+            continue
         if listing is None or (dot and known is None):
             raise UnsafeSettings(
-                f"venue_urls names {name!r}, which no plugin serves. It should be an exchange's id, or "
-                f"id.environment.{_not_loaded(registry)}"
+                f"venue_urls names {name!r}, which no plugin serves. It should be an exchange's id, or id.environment."
             )
         overrides[f"{exchange_id}.{known.name}" if known else exchange_id] = url
     return overrides
 
 
-def _not_loaded(registry: Registry) -> str:
-    """The plugins that could not be loaded, each with its reason: an exchange that is missing may be one of theirs."""
-    loaded = {plugin.info for plugin in registry.plugins}
-    problems = [item for item in registry.problems if item.plugin not in loaded]
-    return "".join(f" The plugin {item.plugin.name} was not loaded: {item.reason}" for item in problems)
+def _may_be_unlisted(exchange_id: str, registry: Registry) -> bool:
+    """Whether an id that nobody serves may be one that a plugin would serve if nothing were wrong with it."""
+    return bool(registry.not_loaded) or registry.has_unlisted(exchange_id)
 
 
 def check_plugin_settings(settings: Settings, registry: Registry) -> None:
     """Raise UnsafeSettings for a setting that names a plugin which is not installed."""
-    installed = {plugin.info.distribution for plugin in registry.plugins}
-    for exchange_id, distribution in settings.exchange_plugins.items():
-        if distribution not in installed:
-            raise UnsafeSettings(f"exchange_plugins gives {exchange_id!r} to {distribution!r}, which is not installed.")
-    named = {item.info.name for item in registry.plugins} | {item.plugin.name for item in registry.problems}
+    installed = [plugin.info for plugin in registry.plugins] + [item.plugin for item in registry.problems]
+    for exchange_id, choice in settings.exchange_plugins.items():
+        if not any(goes_by(info, choice) for info in installed):
+            raise UnsafeSettings(f"exchange_plugins gives {exchange_id!r} to {choice!r}, which is not installed.")
+    named = {info.name for info in installed}
     for setting in ("plugin_processes", "plugin_process_counts", "plugin_memory"):
         for name in getattr(settings, setting):
             if name not in named:
@@ -163,3 +164,30 @@ def _as_list(value: str | Sequence[str]) -> list[str]:
 def _is_elsewhere(hosts: str) -> bool:
     """Whether one of these hosts is another machine; a path is that of a socket."""
     return any(not host.startswith(("/", "@")) and not is_loopback_host(host.strip("[]")) for host in hosts.split(","))
+
+
+def unused_settings(settings: Settings, registry: Registry) -> list[str]:
+    """A sentence for each setting that has no effect, because the plugin that it is for is not loaded or does not serve
+    what it names."""
+    sentences = []
+    for name in settings.venue_urls:
+        exchange_id = name.partition(".")[0]
+        if exchange_id not in registry.listings and _may_be_unlisted(exchange_id, registry):
+            sentences.append(f"venue_urls names {name!r}, which no plugin serves now.{_not_loaded(registry)}")
+    for exchange_id, choice in settings.exchange_plugins.items():
+        chosen = [plugin for plugin in registry.plugins if goes_by(plugin.info, choice)]
+        ids = {metadata.id for plugin in chosen for metadata in plugin.manifest.exchanges}
+        if exchange_id not in ids:
+            lists = "does not list it" if chosen else "is not loaded"
+            sentences.append(f"exchange_plugins gives {exchange_id!r} to {choice!r}, which {lists}.")
+    loaded = {plugin.info.name for plugin in registry.plugins}
+    for setting in ("plugin_processes", "plugin_process_counts", "plugin_memory"):
+        for name in getattr(settings, setting):
+            if name not in loaded and any(item.plugin.name == name for item in registry.not_loaded):
+                sentences.append(f"{setting} names {name!r}, which is not loaded.")
+    return sentences
+
+
+def _not_loaded(registry: Registry) -> str:
+    """The plugins that could not be loaded, each with its reason: an exchange that is missing may be one of theirs."""
+    return "".join(f" The plugin {item.plugin.name} was not loaded: {item.reason}" for item in registry.not_loaded)

@@ -26,9 +26,11 @@ from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore, open_store
 from exchange_service.model import PluginInfo
 from exchange_service.plugin_api import (
+    SANDBOX,
     Account,
     AssetBalance,
     Balance,
+    Capabilities,
     Credential,
     Environment,
     ExchangeMetadata,
@@ -62,9 +64,11 @@ def listing(exchange_id: str = "fakex", **changes: Any) -> ExchangeMetadata:
         "asset_class": "Crypto",
         "asset_types": "Crypto Spot",
         "market_hours": "24/7 Trading",
-        "environments": (Environment("production", {}, aliases=("live",)),),
+        "environments": (Environment("production", {"api": "https://venue.example"}, aliases=("live",)),),
     }
-    return ExchangeMetadata(**(plain | changes))
+    plain |= changes
+    sandbox = any(environment.name == SANDBOX for environment in plain["environments"])
+    return ExchangeMetadata(**({"capabilities": Capabilities(sandbox=sandbox)} | plain))
 
 
 def holding(*rows: tuple[str, str], **changes: Any) -> Balance:

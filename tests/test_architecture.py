@@ -56,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "startup_checks": {"addresses", "cache", "credentials", "identity", "settings", "venues"},
     "streams": {"balances", "errors", "model", "venues", "wire"},
     "tasks": set(),
-    "testing": {"plugin_api", "pytest_plugin", "venues"},
+    "testing": {"model", "plugin_api", "pytest_plugin", "venues"},
     "v1": set(),
     "venue_gate": {"cache", "errors", "model", "observability", "venues", "wire"},
     "venues": {"credentials", "errors", "model", "observability", "plugin_api", "plugin_kit", "tasks", "wire"},

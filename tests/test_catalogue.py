@@ -147,7 +147,10 @@ class TestEntries:
             unsupported_reason="Not yet.",
             capabilities=Capabilities(False, True, True, True, True),
             credential_fields=(CredentialField("api_key", "Token", False, False, "A word."),),
-            environments=(Environment("production", {}, ("live",)), Environment("sandbox", {})),
+            environments=(
+                Environment("production", {"api": "https://fakex.example"}, ("live",)),
+                Environment("sandbox", {"api": "https://test.fakex.example"}),
+            ),
         )
         options = listing("options", credential_of="fakex")
         reply = await answer(Catalogue(registry_of(ScriptedPlugin(metadata, options))))

@@ -167,6 +167,7 @@ EXPORTS: dict[str, set[str]] = {
         "ExchangeMetadata",
         "KeyRights",
         "Manifest",
+        "ModelError",
         "PluginInfo",
         "RateLimit",
         "Secret",
@@ -174,6 +175,8 @@ EXPORTS: dict[str, set[str]] = {
         "Trouble",
         "VenueAccount",
         "VenueReports",
+        "WrongType",
+        "WrongValue",
     },
 }
 # Single names within modules that are otherwise our own.

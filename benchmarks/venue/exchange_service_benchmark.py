@@ -66,7 +66,7 @@ def exchange_manifest() -> Manifest:
         asset_class="Crypto",
         asset_types="Crypto Spot",
         market_hours="24/7 Trading",
-        environments=(Environment("production", {}),),
+        environments=(Environment("production", {"api": "https://guest.example"}),),
     )
     return Manifest(api_version=1, exchanges=(listing,))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from exchange_service.app import certificate_files
 from exchange_service.cache import open_cache
+from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
 from exchange_service.credentials.key_check import check_keys
 from exchange_service.credentials.rewriting import survey
@@ -15,17 +18,22 @@ from exchange_service.errors import CredentialInvalid, ServiceError
 from exchange_service.grpc_server.certificates import ending
 from exchange_service.identity.methods import who_may_call
 from exchange_service.model import SECRET_FIELDS, Account, Credential, ExchangeMetadata
+from exchange_service.operator.v1.plugin_service_pb2 import PLUGIN_PROCESS_STATE_RUNNING
 from exchange_service.plugin_host import sandbox
 from exchange_service.plugin_host.discovery import open_registry
-from exchange_service.settings import Settings
+from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 from exchange_service.startup_checks import (
     UnsafeSettings,
     check_plugin_settings,
     check_settings,
     network_warnings,
+    unused_settings,
     venue_overrides,
 )
 from exchange_service.venues.registry import Registry
+
+# Seconds that the running service has to say what it has loaded.
+_SERVICE_TIMEOUT = 3.0
 
 
 class Severity(Enum):
@@ -46,14 +54,17 @@ class Finding:
 
 
 async def examine(settings: Settings) -> list[Finding]:
-    """Check everything. Nothing is changed, except that a missing credential table is created."""
+    """Check everything. Nothing is changed, except that a credential table that an existing database lacks is
+    created."""
     registry = open_registry(settings)
     findings = [*_check_settings(settings, registry), *_check_certificates(settings), *_check_plugins(registry)]
-    findings += [*_check_sandbox(settings, registry), *await _check_cache(settings)]
+    findings += [*_check_sandbox(settings, registry), *await _check_running_service(settings, registry)]
+    findings += await _check_cache(settings)
     store = await open_configured_store(settings)
     try:
-        findings += await _check_database(store)
-        if findings[-1].severity is not Severity.ERROR:
+        file = store.missing_file()
+        findings += await (_check_without_database(store, file) if file else _check_database(store))
+        if not file and findings[-1].severity is not Severity.ERROR:
             findings += await _check_keys(store)
             findings += await _check_credentials(store, registry)
             findings += await _check_tokens(settings)
@@ -69,6 +80,7 @@ def _check_settings(settings: Settings, registry: Registry) -> list[Finding]:
         check_settings(settings)
         venue_overrides(settings, registry)
         check_plugin_settings(settings, registry)
+        findings += [Finding(Severity.WARNING, "settings", text) for text in unused_settings(settings, registry)]
         text = f"the service would listen on {settings.address}, {who_may_call(settings)}."
         findings.append(Finding(Severity.WELL, "settings", text))
     except UnsafeSettings as unsafe:
@@ -99,7 +111,10 @@ def _check_certificates(settings: Settings) -> list[Finding]:
 
 
 def _check_plugins(registry: Registry) -> list[Finding]:
-    findings = [Finding(Severity.ERROR, f"plugin {item.plugin.name}", item.reason) for item in registry.problems]
+    findings = [
+        Finding(Severity.WARNING if item.notice else Severity.ERROR, f"plugin {item.plugin.name}", item.reason)
+        for item in registry.problems
+    ]
     text = f"{len(registry.plugins)} loaded, serving {len(registry.listings)} exchanges."
     if not registry.listings:
         text = "no exchange is served; install a plugin, such as exchange-service-oanda."
@@ -124,6 +139,46 @@ def _check_sandbox(settings: Settings, registry: Registry) -> list[Finding]:
     for name, path in sandbox.secret_files(settings):
         text = f"{name} ({path}) lies in a folder of modules, which plugins' processes may read: move it elsewhere."
         findings.append(Finding(Severity.WARNING, subject, text))
+    return findings
+
+
+async def _check_running_service(settings: Settings, registry: Registry) -> list[Finding]:
+    """Whether the service that runs here has loaded the plugins that are installed now; nothing if none answers."""
+    if not settings.loopback or settings.tls_certificate or settings.address.endswith(":0"):
+        return []
+    token = os.environ.get(f"{ENVIRONMENT_PREFIX}TOKEN", "").strip()
+    try:
+        async with ExchangeServiceClient(settings.address, token=token, timeout=_SERVICE_TIMEOUT) as client:
+            running = (await client.list_plugins()).plugins
+    except ServiceError:
+        return []
+    installed = {plugin.info.distribution: plugin.info.version for plugin in registry.plugins}
+    findings = []
+    for status in running:
+        plugin = status.plugin
+        now = installed.get(plugin.distribution, plugin.version)
+        if now != plugin.version:
+            text = (
+                f"the running service has loaded version {plugin.version}, and {now} is installed: restart the service."
+            )
+            findings.append(Finding(Severity.ERROR, f"plugin {plugin.name}", text))
+        findings += [
+            Finding(Severity.ERROR, f"plugin {plugin.name}", f"its process does not serve. {process.last_end}")
+            for process in status.processes
+            if process.last_end and process.state != PLUGIN_PROCESS_STATE_RUNNING and now == plugin.version
+        ]
+    return findings
+
+
+async def _check_without_database(store: SqlCredentialStore, file: Path) -> list[Finding]:
+    text = f"{file} does not exist yet; `exchange-service serve` and `credentials add` create it."
+    findings = [Finding(Severity.WELL, "database", text)]
+    keys = store.vault.keys
+    if keys is None:
+        text = "there is no keyset, so credentials will be stored in plain text: `exchange-service keys create FILE`."
+        findings.append(Finding(Severity.WARNING, "keys", text))
+    elif problem := await keys.problem():
+        findings.append(Finding(Severity.ERROR, "keys", problem))
     return findings
 
 

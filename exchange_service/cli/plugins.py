@@ -11,7 +11,7 @@ from rich.table import Table
 from exchange_service.cli import tables
 from exchange_service.cli.calls import OutputOption, Target, calling
 from exchange_service.cli.flags import read_settings
-from exchange_service.cli.outcome import Output, console, messages, plain, run
+from exchange_service.cli.outcome import ExitCode, Output, console, messages, plain, run
 from exchange_service.client import ServiceUnreachable
 from exchange_service.operator.v1 import plugin_service_pb2
 from exchange_service.wire.protobuf import to_seconds
@@ -29,7 +29,8 @@ _MEBIBYTE = 1024 * 1024
 def plugins(target: Target, output: OutputOption = Output.TABLE) -> None:
     """Show the plugins, what they serve, the processes that run them, and why one is not loaded.
 
-    Asks the running service. If no service answers, it shows the installed plugins.
+    Asks the running service. If no service answers, it shows the installed plugins. Exit code 4 if a plugin, or a
+    listing of one, is not served although it is installed.
     """
     run(_plugins(target, output), output)
 
@@ -41,6 +42,12 @@ async def _plugins(target: Target, output: Output) -> None:
     except ServiceUnreachable:
         messages.print(f"[yellow]No service answers at {plain(target.address)}; these are the installed plugins.[/]")
         reply = _read_installed()
+    _show(reply, output)
+    if any(not problem.notice for problem in reply.problems):
+        raise typer.Exit(ExitCode.ACT)
+
+
+def _show(reply: plugin_service_pb2.ListPluginsResponse, output: Output) -> None:
     if output is Output.TABLE:
         console.print(_table(reply))
         for held_to in sorted({status.sandbox for status in reply.plugins if status.sandbox}):
@@ -52,11 +59,12 @@ async def _plugins(target: Target, output: Output) -> None:
                         f"[yellow]{plain(status.plugin.name)}:[/] last ended: {plain(process.last_end)}", soft_wrap=True
                     )
         for problem in reply.problems:
-            messages.print(f"[yellow]{plain(problem.plugin.name)}:[/] {plain(problem.reason)}", soft_wrap=True)
+            colour = "yellow" if problem.notice else "red"
+            messages.print(f"[{colour}]{plain(problem.plugin.name)}:[/] {plain(problem.reason)}", soft_wrap=True)
         return
     rows = [_row(status) for status in reply.plugins]
     if output is Output.JSON:
-        problems = [{"name": item.plugin.name, "reason": item.reason} for item in reply.problems]
+        problems = [{"name": item.plugin.name, "reason": item.reason, "notice": item.notice} for item in reply.problems]
         tables.print_json({"plugins": rows, "problems": problems})
     else:
         for row in rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -130,6 +131,11 @@ class SqlCredentialStore:
         except StoreUnavailable as error:
             return error.text
         return ""
+
+    def missing_file(self) -> Path | None:
+        """The SQLite file if it does not exist yet, because the first call creates it; else None."""
+        path = sqlite_file(self._database.url)
+        return path if path is not None and not path.exists() else None
 
     async def warnings(self) -> list[str]:
         """What an operator should change although the store works: other roles or users can read the credentials."""

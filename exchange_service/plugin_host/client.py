@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from exchange_service.credentials import CredentialReference
-from exchange_service.errors import PluginFailed, PluginUnavailable, VenueTimeout
+from exchange_service.errors import PluginFailed, PluginUnavailable
 from exchange_service.model import Account, Credential, KeyRights
 from exchange_service.plugin_host.launch import MEBIBYTE, ProcessPolicy
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
@@ -31,6 +31,7 @@ from exchange_service.tasks import TaskSet, beside_the_loop
 from exchange_service.venues.answers import MAX_ROWS, shape_error
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.loading import LoadedPlugin
+from exchange_service.venues.manifests import manifest_digest
 from exchange_service.venues.outgoing import name_in_accounts, named_in_errors
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing, Registry
@@ -99,13 +100,16 @@ class PluginClients:
         default = _THIRD_PARTY_MEMORY if plugin.third_party else _MEMORY
         memory = self._settings.memory.get(name, default) * MEBIBYTE
         policy = ProcessPolicy(name, plugin.info.distribution, memory, plugin.third_party, self._settings.sandbox)
+        # As the plugin's code gave it; a newer one that the plugin has given since is passed on to the process.
+        loaded = manifest_digest(plugin.manifest)
 
         def config() -> ServeConfig:
             settings = self._settings
             own = {metadata.id for metadata in plugin.manifest.exchanges}
             overrides = {name: url for name, url in settings.overrides.items() if name.partition(".")[0] in own}
             ports = venue_ports(plugin.manifest, overrides, settings.own_ports)
-            return ServeConfig(plugin.manifest, overrides, settings.venue_timeout, settings.session_idle, ports)
+            times = (settings.venue_timeout, settings.session_idle)
+            return ServeConfig(plugin.manifest, overrides, *times, ports, plugin.info.version, loaded)
 
         return Supervisor(policy, config, lambda: self._notify(name))
 
@@ -225,7 +229,10 @@ async def _call_process(
         code = error.code()
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         supervisor.report_timeout()
-        raise VenueTimeout(f"{listing.metadata.name} did not answer in time.")
+        # It did not even say that the deadline has passed: the venue is not the cause.
+        raise PluginUnavailable(
+            f"The process of the plugin {name} did not answer in time; it may block its event loop."
+        )
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         raise PluginUnavailable(f"The process of the plugin {name} ended, and is started again.")
     raise PluginFailed(f"The process of the plugin {name} failed ({code.name}).")
@@ -241,7 +248,7 @@ def _revalidate(fetched: FetchedBalance, listing: Listing) -> FetchedBalance:
         if rows_of(fetched) > 2 * MAX_ROWS:
             raise ValueError("more rows than any venue has")
         balance = read_fetched(fetched)
-        problem = shape_error(balance)
+        problem = shape_error(balance, listing.metadata)
         if problem:
             raise PluginFailed(f"The plugin {name} answered with a wrong balance: {problem}.")
         return fetched_balance(balance)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 
@@ -19,7 +21,7 @@ from exchange_service.plugin_host.launch import (
 )
 from exchange_service.plugin_host.sandbox import own_ports, venue_ports
 from exchange_service.settings import Settings
-from exchange_service.venues.loading import installed_plugins, plugin_info
+from exchange_service.venues.loading import OURS, installed_plugins, plugin_info, same_distribution
 from exchange_service.venues.manifests import ManifestReply, PluginRejected
 from exchange_service.venues.registry import (
     Placement,
@@ -29,27 +31,30 @@ from exchange_service.venues.registry import (
     load_registry,
 )
 
-# The distributions of this project: what they do at import is known.
-OURS = frozenset(
-    f"exchange-service-{name}"
-    for name in ("aster", "ccxt-generic", "hyperliquid", "lighter", "oanda", "tastytrade", "tradier")
-)
 # Of ours the one whose library takes seconds to import and megabytes to parse.
 _HEAVY = frozenset({"exchange-service-ccxt-generic"})
 log = structlog.get_logger(__name__)
 
+# They stand in settings, log lines and commands.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+_VERSION = re.compile(r"[A-Za-z0-9.+!_-]{0,100}\Z")
 # For a process that gives a manifest: bytes of memory, and how many of them run at once.
 _MANIFEST_MEMORY = 512 * MEBIBYTE
 _AT_ONCE = 4
 
 
-def placement(info: PluginInfo, wishes: Mapping[str, str], allowed: Sequence[str]) -> Placement:
+def placement(
+    info: PluginInfo, wishes: Mapping[str, str], allowed: Sequence[str], *, by_name: bool = False
+) -> Placement:
     """Where a plugin runs: where the operator's wish for its name says.
 
     Without a wish, our own plugins except CCXT run in the service's process, and all others in processes of their own.
+    A third-party plugin that is not `allowed` runs nowhere; all are allowed if none is named, unless they have to be
+    (`by_name`).
     """
     ours = info.distribution in OURS
-    if allowed and not ours and info.distribution not in allowed:
+    named = any(same_distribution(name, info.distribution) for name in allowed)
+    if not ours and not named and (allowed or by_name):
         return Placement.REFUSED
     wish = wishes.get(info.name)
     if wish == "in-process":
@@ -57,6 +62,19 @@ def placement(info: PluginInfo, wishes: Mapping[str, str], allowed: Sequence[str
     if not ours:
         return Placement.THIRD_PARTY
     return Placement.OWN_PROCESS if wish == "own-process" or info.distribution in _HEAVY else Placement.IN_PROCESS
+
+
+def _refusal(info: PluginInfo, settings: Settings) -> str:
+    """Why a third-party plugin is not loaded, and the setting with which it would be."""
+    because = ""
+    if not settings.allowed_plugins:
+        because = " The service can be reached by others" if not settings.loopback else " The service holds a keyset"
+        because += ", so it loads only the third-party plugins that are named."
+    setting = json.dumps([*settings.allowed_plugins, info.distribution])
+    return (
+        f"{info.distribution} is not among allowed_plugins, so none of its code is loaded.{because} "
+        f"If you trust it, set allowed_plugins={setting}."
+    )
 
 
 def one_of_each_name(points: Sequence[EntryPoint]) -> tuple[list[EntryPoint], list[PluginProblem]]:
@@ -78,13 +96,41 @@ def one_of_each_name(points: Sequence[EntryPoint]) -> tuple[list[EntryPoint], li
     return list(chosen.values()), left_out
 
 
+def _separate(
+    points: Sequence[EntryPoint], refuse: Callable[[PluginInfo], str]
+) -> tuple[list[EntryPoint], list[PluginProblem]]:
+    """The plugins that may be loaded, and the others with the reason. Those take no name from the first."""
+    chosen, refused = [], []
+    for point in points:
+        info = plugin_info(point)
+        if reason := refuse(info):
+            shown = PluginInfo(*(_printable(text)[:100] for text in (info.name, info.version, info.distribution)))
+            refused.append(PluginProblem(shown, reason))
+        else:
+            chosen.append(point)
+    return chosen, refused
+
+
+def _reason_to_refuse(info: PluginInfo, place: Placement, settings: Settings) -> str:
+    if not _NAME.match(info.name) or not _NAME.match(info.distribution) or not _VERSION.match(info.version):
+        return "Its name, distribution or version is missing, or has unusual characters, so nothing of it is loaded."
+    return _refusal(info, settings) if place is Placement.REFUSED else ""
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
 def open_registry(settings: Settings) -> Registry:
     """Every installed plugin, as the settings place them."""
 
     def place(info: PluginInfo) -> Placement:
-        return placement(info, settings.plugin_processes, settings.allowed_plugins)
+        by_name = settings.third_party_by_name
+        return placement(info, settings.plugin_processes, settings.allowed_plugins, by_name=by_name)
 
-    points, left_out = one_of_each_name(installed_plugins())
+    points, refused = _separate(installed_plugins(), lambda info: _reason_to_refuse(info, place(info), settings))
+    points, left_out = one_of_each_name(points)
+    left_out += refused
     manifests = _Manifests(settings)
     return load_registry(
         points=points,
@@ -120,6 +166,10 @@ class _Manifests:
                 reply = await third_party_manifest(self._policy(info))
             except StartFailed as failure:
                 return PluginRejected(str(failure))
+            except OSError as error:
+                # One that cannot be read must not keep the others from serving.
+                text = f"The process that reads its manifest could not be started ({type(error).__name__})."
+                return PluginRejected(text)
         self._given[info] = reply.manifest
         return reply
 
@@ -132,6 +182,9 @@ class _Manifests:
             return await third_party_refresh(self._policy(info), venue_ports(given, overrides, own_ports(settings)))
         except StartFailed as failure:
             log.warning("plugin.refresh_failed", plugin=info.name, reason=str(failure))
+            return None
+        except OSError as error:
+            log.warning("plugin.refresh_failed", plugin=info.name, error=type(error).__name__)
             return None
 
     def _policy(self, info: PluginInfo) -> ProcessPolicy:

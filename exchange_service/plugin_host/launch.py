@@ -19,8 +19,7 @@ from pathlib import Path
 
 from exchange_service.model import Manifest
 from exchange_service.plugin_host import sandbox
-from exchange_service.plugin_host.protocol import read_manifest
-from exchange_service.venues.manifests import ManifestReply
+from exchange_service.venues.manifests import LONGEST_MANIFEST, ManifestReply, read_manifest
 
 _REAPER = Path(__file__).with_name("reaper.py")
 _MAIN = "exchange_service.plugin_host.main"
@@ -38,8 +37,6 @@ _MANIFEST_LIMIT = 10.0
 _REFRESH_LIMIT = 120.0
 # Seconds that a reaper has to end.
 _REAPER_LIMIT = 5.0
-# Bytes of a third-party plugin's manifest: callers are shown it with the catalogue.
-_LONGEST_MANIFEST = 512 * 1024
 # The exit status of a process that the kernel did not restrict as it was told, see reaper.py.
 _NOT_CONFINED = 126
 # Arguments of the main program, instead of a socket: write the manifest, or a newer one.
@@ -50,6 +47,10 @@ REFRESHES, REJECTED = b"+", b"!"
 
 class StartFailed(Exception):
     """A process did not begin to serve; the text is a sentence for the operator."""
+
+
+class PluginChanged(StartFailed):
+    """The plugin was changed since the service loaded it: another version of it is installed, or another manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +201,8 @@ async def _exchange(process: asyncio.subprocess.Process, first_line: bytes) -> t
     assert process.stdout is not None
     process.stdin.write(first_line)
     data = b""
-    while len(data) < _LONGEST_MANIFEST:
-        more = await process.stdout.read(_LONGEST_MANIFEST - len(data))
+    while len(data) < LONGEST_MANIFEST:
+        more = await process.stdout.read(LONGEST_MANIFEST - len(data))
         if not more:
             return data, await process.wait()
         data += more
@@ -224,7 +225,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 async def _drain(process: asyncio.subprocess.Process) -> None:
     """Wait until the process has ended; asyncio notices that only when its output has been read."""
     assert process.stdout is not None
-    while await process.stdout.read(_LONGEST_MANIFEST):
+    while await process.stdout.read(LONGEST_MANIFEST):
         pass
     await process.wait()
 
@@ -232,7 +233,7 @@ async def _drain(process: asyncio.subprocess.Process) -> None:
 def _parse_answer(data: bytes, status: int | None) -> ManifestReply | None:
     """The manifest that a process wrote before it ended with this status; None if it wrote nothing."""
     if data[:1] == REJECTED:
-        raise StartFailed(data[1:1000].decode(errors="replace"))
+        raise StartFailed(printable(data[1:1000].decode(errors="replace")))
     if not data and status == 0:
         return None
     if not data:
@@ -241,6 +242,11 @@ def _parse_answer(data: bytes, status: int | None) -> ManifestReply | None:
         return ManifestReply(read_manifest(data.removeprefix(REFRESHES)), data.startswith(REFRESHES))
     except ValueError:
         raise StartFailed("What it gave as its manifest is not one; see docs/plugins.md.") from None
+
+
+def printable(text: str) -> str:
+    """A text of a plugin's process without characters that do something to a terminal."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def describe_exit(status: int | None) -> str:

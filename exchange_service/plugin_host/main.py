@@ -27,10 +27,10 @@ from exchange_service.gc_tuning import set_thresholds
 from exchange_service.observability.logs import configure_logging
 from exchange_service.observability.redaction import redact
 from exchange_service.plugin_host.launch import REFRESH_MANIFEST, REFRESHES, REJECTED, WRITE_MANIFEST
-from exchange_service.plugin_host.protocol import MAX_MESSAGE, write_manifest
+from exchange_service.plugin_host.protocol import MAX_MESSAGE
 from exchange_service.process_secrecy import hide_process
 from exchange_service.venues.loading import PLUGIN_GROUP, LoadedPlugin, load_entry_point
-from exchange_service.venues.manifests import PluginRejected
+from exchange_service.venues.manifests import PluginRejected, write_manifest
 
 READY = b"ready\n"
 # Lines that the plugin prints and that are logged in a second, and characters of a line.
@@ -104,7 +104,7 @@ async def _answer_manifest(name: str, distribution: str, answer: int, *, newer: 
     except PluginRejected as rejection:
         data = REJECTED + str(rejection).encode()
     except ValueError:
-        data = REJECTED + b"Its manifest holds a value of another type than the plugin API says."
+        data = REJECTED + b"Its manifest cannot be written as JSON."
     with os.fdopen(answer, "wb") as out:
         out.write(data)
 

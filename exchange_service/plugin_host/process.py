@@ -16,7 +16,15 @@ import structlog
 
 from exchange_service.model import Manifest
 from exchange_service.observability.logs import current_request_id
-from exchange_service.plugin_host.launch import LaunchSpec, ProcessPolicy, StartFailed, describe_exit, prepare_launch
+from exchange_service.plugin_host.launch import (
+    LaunchSpec,
+    PluginChanged,
+    ProcessPolicy,
+    StartFailed,
+    describe_exit,
+    prepare_launch,
+    printable,
+)
 from exchange_service.plugin_host.log_relay import relay_log
 from exchange_service.plugin_host.protocol import (
     MAX_MESSAGE,
@@ -24,11 +32,11 @@ from exchange_service.plugin_host.protocol import (
     REQUEST_ID,
     TOKEN,
     proof,
-    write_manifest,
 )
 from exchange_service.plugin_host.sandbox import lookup_files
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.plugin_host.v1 import plugin_host_pb2_grpc
+from exchange_service.venues.manifests import write_manifest
 
 # Seconds that a process has until it serves, the plugin's import included.
 _START_LIMIT = 15.0
@@ -42,6 +50,9 @@ _REAPER_LIMIT = 5.0
 _END_NOTICE_LIMIT = 1.0
 # Seconds that reading the last log lines may take after the end.
 _LAST_LINES_LIMIT = 0.5
+
+# Characters of the sentence by which a process says why it cannot serve.
+_LONGEST_PROBLEM = 500
 
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -72,6 +83,10 @@ class ServeConfig:
     venue_timeout: float
     session_idle: float
     ports: frozenset[int] = frozenset()
+    # What the service has loaded: the version of the plugin's distribution, and a digest of its manifest. Empty: the
+    # process need not compare.
+    plugin_version: str = ""
+    loaded_digest: bytes = b""
 
     def request(self) -> messages.ConfigureRequest:
         """The message of the handshake."""
@@ -81,6 +96,8 @@ class ServeConfig:
             overrides=self.overrides,
             venue_timeout=self.venue_timeout,
             session_idle=self.session_idle,
+            plugin_version=self.plugin_version,
+            manifest_digest=self.loaded_digest,
         )
 
 
@@ -169,7 +186,8 @@ class PluginProcess:
         except grpc.aio.AioRpcError as error:
             raise StartFailed(f"Its process did not answer the handshake ({error.code().name}).") from None
         if reply.problem:
-            raise StartFailed(reply.problem)
+            failure = PluginChanged if reply.changed else StartFailed
+            raise failure(printable(reply.problem[:_LONGEST_PROBLEM]))
         if reply.protocol_version != PROTOCOL or not hmac.compare_digest(reply.proof, proof(self.spec.token)):
             raise StartFailed("Something other than its process answered.")
         self.process_id = reply.process_id

@@ -6,22 +6,17 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
-from functools import cache
-from typing import TYPE_CHECKING
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, VenueError
-from exchange_service.model import SECRET_FIELDS, Account, Credential, KeyRights, Manifest, VenueReports
+from exchange_service.model import SECRET_FIELDS, Account, Credential, KeyRights, VenueReports
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
 from exchange_service.wire.balances import fault_message, read_fault
 from exchange_service.wire.protobuf import from_datetime, to_datetime
 
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
 # Rises with every change of plugin_host.proto, or of what its fields mean.
-PROTOCOL = 2
+PROTOCOL = 3
 SERVICE = messages.DESCRIPTOR.services_by_name["PluginHostService"].full_name
 # Metadata: the token of every call, and the id of the caller's request that a call is made for.
 TOKEN = "token"  # noqa: S105 - its name
@@ -33,24 +28,6 @@ MAX_MESSAGE = 4 * 1024 * 1024
 def proof(token: str) -> bytes:
     """A digest that only a process with the token can compute."""
     return hmac.new(token.encode(), b"plugin process", hashlib.sha256).digest()
-
-
-@cache
-def _manifest_adapter() -> TypeAdapter[Manifest]:
-    # Late: a process that never exchanges a manifest does not need it.
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Manifest)
-
-
-def write_manifest(manifest: Manifest) -> bytes:
-    """The manifest as JSON; ValueError if a value is not of its field's type."""
-    return _manifest_adapter().dump_json(manifest, warnings="error")
-
-
-def read_manifest(data: bytes) -> Manifest:
-    """The manifest that `write_manifest` wrote; ValueError for anything else."""
-    return _manifest_adapter().validate_json(data, strict=True)
 
 
 def write_call(reference: CredentialReference, account_type: str, timeout: float) -> messages.VenueCall:

@@ -57,7 +57,7 @@ def list_installed(registry: Registry, sandbox: Mode = "auto") -> plugin_service
             _plugin_message(plugin, [item.metadata for item in listings if item.plugin is plugin], held_to)
             for plugin in registry.plugins
         ],
-        problems=[problem_message(problem.plugin, problem.reason) for problem in registry.problems],
+        problems=[problem_message(problem.plugin, problem.reason, problem.notice) for problem in registry.problems],
     )
 
 

@@ -23,7 +23,6 @@ from exchange_service.plugin_host.protocol import (
     TOKEN,
     proof,
     read_credential,
-    read_manifest,
     read_reference,
     write_error,
     write_reports,
@@ -33,7 +32,7 @@ from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.http import VenueHttpPool
 from exchange_service.venues.loading import LoadedPlugin
-from exchange_service.venues.manifests import PluginRejected
+from exchange_service.venues.manifests import PluginRejected, manifest_digest, read_manifest
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Sessions
@@ -46,6 +45,10 @@ log = structlog.get_logger(__name__)
 
 class _CredentialNeeded(Exception):
     """The account has no session, and the call has no credential."""
+
+
+class _PluginChanged(PluginRejected):
+    """The plugin is not the one that the service loaded."""
 
 
 @dataclass(slots=True)
@@ -75,7 +78,7 @@ class PluginServer:
 
     async def configure(self, request: messages.ConfigureRequest) -> messages.ConfigureResponse:
         """The handshake."""
-        problem = ""
+        problem, changed = "", False
         if request.protocol_version != PROTOCOL:
             problem = f"Its process speaks version {PROTOCOL} and the service {request.protocol_version}."
         elif self._served is not None:
@@ -84,13 +87,18 @@ class PluginServer:
             try:
                 self._served = self._open_plugin(request)
             except PluginRejected as rejection:
-                problem = str(rejection)
+                problem, changed = str(rejection), isinstance(rejection, _PluginChanged)
         return messages.ConfigureResponse(
-            protocol_version=PROTOCOL, problem=problem, proof=proof(self._token), process_id=os.getpid()
+            protocol_version=PROTOCOL,
+            problem=problem,
+            proof=proof(self._token),
+            process_id=os.getpid(),
+            changed=changed,
         )
 
     def _open_plugin(self, request: messages.ConfigureRequest) -> _ServedPlugin:
         plugin = self._load()
+        _require_same(plugin, request)
         http = VenueHttpPool(timeout=request.venue_timeout)
         sessions = Sessions(
             self._open_credential, http, overrides=dict(request.overrides), idle_timeout=request.session_idle
@@ -213,6 +221,19 @@ class PluginServer:
                 mark.request_id = ""
 
         return handle
+
+
+def _require_same(plugin: LoadedPlugin, request: messages.ConfigureRequest) -> None:
+    """Raise PluginRejected if the service loaded another version or manifest of the plugin than this process."""
+    if not request.plugin_version and not request.manifest_digest:
+        return
+    name, installed, loaded = plugin.info.distribution, plugin.info.version, request.plugin_version
+    if loaded != installed:
+        raise _PluginChanged(
+            f"Restart the service: version {installed} of {name} is installed, and the service loaded {loaded}."
+        )
+    if request.manifest_digest != manifest_digest(plugin.manifest):
+        raise _PluginChanged(f"Restart the service: the manifest of {name} is not the one that the service loaded.")
 
 
 def _target(call: messages.VenueCall, listing: Listing) -> Target:

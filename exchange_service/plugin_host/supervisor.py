@@ -15,7 +15,7 @@ import structlog
 
 from exchange_service.errors import PluginUnavailable
 from exchange_service.plugin_host.health import check_health
-from exchange_service.plugin_host.launch import ProcessPolicy, StartFailed
+from exchange_service.plugin_host.launch import PluginChanged, ProcessPolicy, StartFailed
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
 from exchange_service.plugin_host.restart_policy import HEALTH_CHECK_INTERVAL, LEAST_PAUSE, RestartPolicy
 
@@ -70,6 +70,8 @@ class Supervisor:
         self._restart_count = 0
         self._last_end = ""
         self._closed = False
+        # Whether the last attempt to start it found another plugin than the service has loaded.
+        self._changed = False
 
     @property
     def running(self) -> PluginProcess | None:
@@ -91,17 +93,23 @@ class Supervisor:
         if self.running is not None:
             return self.running
         if self._closed:
-            raise _unavailable(self.policy.name, "is being ended")
+            raise self._unavailable("is being ended")
         if self._starting is None:
             delay = self._restarts.restart_delay()
             if delay > 0:
-                raise _unavailable(self.policy.name, "is down and is started again soon", retry_after=delay)
+                raise self._unavailable("is down and is started again soon", retry_after=delay)
             self._begin_start()
         assert self._starting is not None
         await asyncio.wait({self._starting}, timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
         if self.running is None:
-            raise _unavailable(self.policy.name, "is being started" if self._starting else "could not be started")
+            raise self._unavailable("is being started" if self._starting else "could not be started")
         return self.running
+
+    def _unavailable(self, state: str, retry_after: float | None = None) -> PluginUnavailable:
+        if self._changed:
+            text = f"The plugin {self.policy.name} was changed since the service loaded it."
+            return PluginUnavailable(text, advice="The operator has to restart the service.", retry_after=retry_after)
+        return PluginUnavailable(f"The process of the plugin {self.policy.name} {state}.", retry_after=retry_after)
 
     def start(self) -> None:
         """Begin to start the process, unless it runs or is about to."""
@@ -128,6 +136,7 @@ class Supervisor:
         try:
             process = await PluginProcess.start(self.policy, self._config())
         except StartFailed as failure:
+            self._changed = isinstance(failure, PluginChanged)
             self._restart_after(str(failure), 0.0)
             return
         self._use(process)
@@ -143,6 +152,7 @@ class Supervisor:
     def _use(self, process: PluginProcess) -> None:
         """From now on calls go to this process."""
         self._process = process
+        self._changed = False
         self._restarts.process_started()
         process.ended.add_done_callback(lambda ended: self._lose(process, _end_reason(ended)))
         if self._watching is not None:
@@ -174,7 +184,8 @@ class Supervisor:
         self._cancel_timer()
         self._timer = asyncio.get_running_loop().call_later(pause, self._begin_start)
         log.warning("plugin_host.ended", plugin=self.policy.name, reason=reason, again_in=round(pause, 1))
-        self._set_trouble(f"The process of its plugin is down and is being started again. {reason}")
+        down = "" if self._changed else "The process of its plugin is down and is being started again. "
+        self._set_trouble(f"{down}{reason}")
 
     def _set_trouble(self, trouble: str) -> None:
         self.trouble = trouble
@@ -256,10 +267,6 @@ def _described(error: BaseException) -> dict[str, str]:
 def _end_reason(ended: asyncio.Task[str]) -> str:
     known = not ended.cancelled() and ended.exception() is None
     return ended.result() if known else "Its end was not seen."
-
-
-def _unavailable(plugin: str, state: str, retry_after: float | None = None) -> PluginUnavailable:
-    return PluginUnavailable(f"The process of the plugin {plugin} {state}.", retry_after=retry_after)
 
 
 class _Endings:

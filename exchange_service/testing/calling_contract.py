@@ -141,9 +141,12 @@ class CallingContract(ListingContract):
         assert len(set(accounts)) == len(accounts), f"two accounts have the same id, type and sub-account: {accounts}"
         rows = [(*account.identity, row.asset, row.venue_asset) for account, row in balance.rows()]
         assert len(set(rows)) == len(rows), f"two rows are for the same account and asset: {rows}"
-        for account, asset in balance.rows():
+        types = self._find_listing().account_types
+        for account in balance.venue_accounts:
+            unknown = account.error is not None and not account.type
+            assert unknown or account.type in types, f"account_types lacks {account.type!r}"
+        for _, asset in balance.rows():
             assert asset.asset.strip(), "a row has no asset"
-            assert account.type in self._find_listing().account_types, f"account_types lacks {account.type!r}"
             amounts = (asset.total, asset.free, asset.used, asset.debt)
             assert any(amount is not None for amount in amounts), f"the row {asset.asset} has no amount"
             for amount in amounts:

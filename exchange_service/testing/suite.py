@@ -12,11 +12,15 @@ from exchange_service.plugin_api import Manifest
 from exchange_service.testing.contract import ListingContract, PluginContract
 from exchange_service.testing.venue import DemoVenue
 from exchange_service.venues.loading import PLUGIN_GROUP, SIMULATOR_GROUP
+from exchange_service.venues.manifests import manifest_faults
 
 
 def suites(plugin: ModuleType, simulators: dict[str, type[DemoVenue]]) -> Iterator[type]:
     """A test class for each of the plugin's exchanges that has a simulator; if there is none, one for the listing."""
     manifest: Manifest = plugin.exchange_manifest()
+    if list(manifest_faults(manifest)):
+        yield type(f"Test_{plugin.__name__}", (_RefusedManifest,), {"plugin": plugin})
+        return
     simulated = [listed.id for listed in manifest.exchanges if listed.capabilities.balance and listed.id in simulators]
     for exchange_id in simulated:
         content = {"plugin": plugin, "exchange_id": exchange_id, "simulator": simulators[exchange_id]}
@@ -27,6 +31,16 @@ def suites(plugin: ModuleType, simulators: dict[str, type[DemoVenue]]) -> Iterat
     if any(listed.capabilities.balance for listed in manifest.exchanges):
         content["test_a_simulator_plays_the_venue"] = _fail_without_simulator
     yield type(f"Test_{manifest.exchanges[0].id}", (ListingContract,), content)
+
+
+class _RefusedManifest:
+    """In place of the suite for a plugin whose manifest the service refuses: which exchanges it has is not known."""
+
+    plugin: ModuleType
+
+    def test_the_service_would_load_it(self) -> None:
+        faults = list(manifest_faults(self.plugin.exchange_manifest()))
+        raise AssertionError("the service would refuse the plugin:\n" + "\n".join(faults))
 
 
 def _fail_without_simulator(self: Any) -> None:

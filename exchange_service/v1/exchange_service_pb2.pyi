@@ -168,14 +168,19 @@ Global___CatalogueStats: typing_extensions.TypeAlias = CatalogueStats
 
 @typing.final
 class PluginProblem(google.protobuf.message.Message):
-    """PluginProblem says that a plugin is missing from the catalogue, or serves less than it should."""
+    """PluginProblem says that a plugin is missing from the catalogue, serves less than it should, or serves something that
+    an operator should know of.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PLUGIN_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    NOTICE_FIELD_NUMBER: builtins.int
     reason: builtins.str
     """A sentence: what is wrong and what to do. It never holds an exception's own text."""
+    notice: builtins.bool
+    """True if nothing is missing: a notice, for example that a third-party plugin serves an exchange in place of CCXT."""
     @property
     def plugin(self) -> exchange_service.v1.exchange_pb2.Plugin:
         """The plugin."""
@@ -185,9 +190,10 @@ class PluginProblem(google.protobuf.message.Message):
         *,
         plugin: exchange_service.v1.exchange_pb2.Plugin | None = ...,
         reason: builtins.str = ...,
+        notice: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["plugin", b"plugin"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["plugin", b"plugin", "reason", b"reason"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["notice", b"notice", "plugin", b"plugin", "reason", b"reason"]) -> None: ...
 
 Global___PluginProblem: typing_extensions.TypeAlias = PluginProblem
 

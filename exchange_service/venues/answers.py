@@ -7,7 +7,15 @@ from dataclasses import replace
 import structlog
 
 from exchange_service.errors import FeatureNotEnabled, PluginFailed, ServiceError, VenueError, leaves
-from exchange_service.model import ALL_ACCOUNT_TYPES, AssetBalance, Balance, KeyRights, Summary, VenueAccount
+from exchange_service.model import (
+    ALL_ACCOUNT_TYPES,
+    AssetBalance,
+    Balance,
+    ExchangeMetadata,
+    KeyRights,
+    Summary,
+    VenueAccount,
+)
 from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_kit.several_accounts import combined_summary, deficit_notes
 from exchange_service.tasks import beside_the_loop
@@ -91,7 +99,7 @@ def _validate(answer: object, listing: Listing) -> Balance:
     if not isinstance(answer, Balance):
         log.error("plugin.failed", plugin=plugin, answer=type(answer).__name__)
         raise PluginFailed(f"The plugin {plugin} answered with {type(answer).__name__} in place of a Balance.")
-    problem = shape_error(answer)
+    problem = shape_error(answer, listing.metadata)
     if problem:
         log.error("plugin.failed", plugin=plugin, problem=problem)
         raise PluginFailed(f"The plugin {plugin} answered with a wrong balance: {problem}.")
@@ -135,8 +143,15 @@ def _serialize(balance: Balance, listing: Listing) -> FetchedBalance:
         raise PluginFailed(f"The plugin {name} answered with a balance that cannot be serialized.") from None
 
 
-def shape_error(balance: Balance) -> str:
-    """What is wrong with the shape of a plugin's answer, in words; empty if nothing is."""
+def _has_known_type(account: VenueAccount, metadata: ExchangeMetadata) -> bool:
+    """Whether the listing has the account's type. That of an account that could not be read may be unknown; a listing
+    without account types does not say which there are."""
+    unknown = not account.type and account.error is not None
+    return unknown or not metadata.account_types or account.type in metadata.account_types
+
+
+def shape_error(balance: Balance, metadata: ExchangeMetadata) -> str:
+    """What is wrong with the shape of a plugin's answer for this listing, in words; empty if nothing is."""
     identities = set()
     count = 0
     if len(balance.venue_accounts) > MAX_ROWS:
@@ -149,6 +164,10 @@ def shape_error(balance: Balance) -> str:
         if account.identity in identities:
             return "two accounts have the same id, type and sub-account"
         identities.add(account.identity)
+        if not _has_known_type(account, metadata):
+            return (
+                f"an account is of the type {account.type[:40]!r}, which account_types of {metadata.id} does not list"
+            )
         if not isinstance(account.summary, Summary | None) or not isinstance(account.error, ServiceError | None):
             return "an account's summary or error is of another type"
         assets = set()

@@ -15,13 +15,20 @@ from typing import Any
 import pluggy
 
 from exchange_service import plugin_api
-from exchange_service.model import Manifest, PluginInfo
+from exchange_service.model import Manifest, ModelError, PluginInfo
 from exchange_service.plugin_kit.state import State
+from exchange_service.venues.hooks import hook_fault
 from exchange_service.venues.manifests import PluginRejected, refreshed_manifest, validate_manifest
 
 # Entry-point groups: plugins, and the simulators of their venues for the demo and the tests.
 PLUGIN_GROUP = "exchange_service"
 SIMULATOR_GROUP = "exchange_service.simulators"
+# The distributions of this project: what they do at import is known.
+OURS = frozenset(
+    f"exchange-service-{name}"
+    for name in ("aster", "ccxt-generic", "hyperliquid", "lighter", "oanda", "tastytrade", "tradier")
+)
+_MODULE = re.compile(r"[\w.]+\s*(:\s*[\w.]+)?\s*(\[.*\])?\s*\Z")
 # Seconds that the hook refresh_manifest may take.
 _REFRESH_TIMEOUT = 120.0
 
@@ -42,6 +49,11 @@ class LoadedPlugin:
     own_process: bool = False
     third_party: bool = False
     refreshes: bool = False
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is made by this project."""
+        return self.info.distribution in OURS
 
     @property
     def hook(self) -> Any:
@@ -65,10 +77,25 @@ def installed_plugins() -> tuple[EntryPoint, ...]:
 
 
 def plugin_info(point: EntryPoint) -> PluginInfo:
-    """Where an entry point's plugin comes from."""
+    """Where an entry point's plugin comes from. A distribution that is half removed has no name or version any more."""
     if point.dist is None:
         return PluginInfo(point.name, "", "")
-    return PluginInfo(point.name, point.dist.version, point.dist.name)
+    known = point.dist.metadata
+    return PluginInfo(point.name, known["Version"] or "", known["Name"] or "")
+
+
+def goes_by(info: PluginInfo, name: str) -> bool:
+    """Whether `name` is a plugin's own name, or that of its distribution."""
+    return name == info.name or same_distribution(name, info.distribution)
+
+
+def same_distribution(one: str, other: str) -> bool:
+    """Whether two names are of the same distribution: "-", "_", "." and case make no difference."""
+    return _normal_name(one) == _normal_name(other)
+
+
+def _normal_name(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def load_entry_point(point: EntryPoint) -> LoadedPlugin:
@@ -80,11 +107,21 @@ def load_entry_point(point: EntryPoint) -> LoadedPlugin:
         raise
     # A module may do anything at import, sys.exit included.
     except BaseException as error:
+        value = point.value[:100]
+        if not _MODULE.match(value):
+            raise PluginRejected(f"Its entry point {value!r} does not name a module.") from None
+        module = value.partition(":")[0].strip()
         raise PluginRejected(
-            f"Importing {point.value} failed with {type(error).__name__}. "
-            f"Run `python -c 'import {point.module}'` to see why, or uninstall {info.distribution}."
+            f"Importing {value} failed with {describe_failure(error)} "
+            f"Run `python -c 'import {module}'` to see why, or uninstall {info.distribution}."
         ) from None
     return load_plugin(module, info)
+
+
+def describe_failure(error: BaseException) -> str:
+    """An exception's type, and its text only if it is of the model's own: another text may hold anything."""
+    text = f": {error}" if isinstance(error, ModelError) else ""
+    return f"{type(error).__name__}{text}."
 
 
 def load_plugin(module: object, info: PluginInfo) -> LoadedPlugin:
@@ -101,14 +138,14 @@ def load_plugin(module: object, info: PluginInfo) -> LoadedPlugin:
         raise PluginRejected(
             f"{hook} is not part of the plugin API, or takes other arguments there; see docs/plugins.md."
         ) from None
-    for name in ("exchange_manifest", "fetch_balance"):
-        if not getattr(manager.hook, name).get_hookimpls():
-            raise PluginRejected(f"The hook {name} is missing; see docs/plugins.md.")
+    fault = hook_fault(manager.hook)
+    if fault:
+        raise PluginRejected(fault)
     try:
         manifest = manager.hook.exchange_manifest()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise PluginRejected(f"Its manifest could not be read: {type(error).__name__}.") from None
+        raise PluginRejected(f"Its manifest could not be read: {describe_failure(error)}") from None
     refreshes = bool(manager.hook.refresh_manifest.get_hookimpls())
     return LoadedPlugin(info, manager, validate_manifest(manifest), State(), refreshes=refreshes)

@@ -1,25 +1,27 @@
-"""What a plugin's manifest must be, at the load and when the plugin gives a newer one."""
+"""What a plugin's manifest must be, when it is loaded and when the plugin gives a newer one, and its form between
+processes."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable, Callable, Sequence
+import hashlib
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from functools import cache
+from typing import TYPE_CHECKING
 
 import structlog
 
-from exchange_service.model import (
-    LARGEST_ANSWER_LIMIT,
-    LARGEST_PUBLIC_ANSWER_LIMIT,
-    PRODUCTION,
-    ExchangeMetadata,
-    Manifest,
-)
+from exchange_service.model import Manifest
 from exchange_service.plugin_api import API_VERSION
+from exchange_service.venues.manifest_rules import broken_rules
+from exchange_service.venues.manifest_types import wrong_types
 
-_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\Z")
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+# Bytes of a third-party plugin's manifest: callers are shown it with the catalogue.
+LONGEST_MANIFEST = 512 * 1024
 
 log = structlog.get_logger(__name__)
 
@@ -38,41 +40,49 @@ class ManifestReply:
 
 def validate_manifest(manifest: object) -> Manifest:
     """The manifest, if everything that the service relies on holds; else PluginRejected is raised."""
-    if not isinstance(manifest, Manifest):
-        raise PluginRejected(f"exchange_manifest should return a Manifest, and returned {type(manifest).__name__}.")
-    if manifest.api_version != API_VERSION:
-        raise PluginRejected(
-            f"It was written for version {manifest.api_version} of the plugin API; this service has {API_VERSION}. "
-            "Install a matching release of one of them."
-        )
-    ids = [metadata.id for metadata in manifest.exchanges]
-    if len(set(ids)) != len(ids):
-        raise PluginRejected("It lists an exchange id twice.")
-    for metadata in manifest.exchanges:
-        _validate_listing(metadata, ids)
+    for fault in manifest_faults(manifest):
+        raise PluginRejected(fault)
+    assert isinstance(manifest, Manifest)
     return manifest
 
 
-def _validate_listing(metadata: ExchangeMetadata, ids: Sequence[str]) -> None:
-    where = f"The listing {str(metadata.id)[:64]!r}"
-    if not isinstance(metadata.id, str) or not _ID.match(metadata.id):
-        raise PluginRejected(f"{where} has an id that is not lower case letters, digits, '_' and '-'.")
-    if not metadata.name or not metadata.asset_class:
-        raise PluginRejected(f"{where} lacks a name or an asset class.")
-    if not metadata.environments or metadata.environments[0].name != PRODUCTION:
-        raise PluginRejected(f"{where} should name the environment 'production' first.")
-    if metadata.credential_of and metadata.credential_of not in ids:
-        raise PluginRejected(f"{where} uses the credential of an exchange of another plugin.")
-    for name, most in (("answer_limit", LARGEST_ANSWER_LIMIT), ("public_answer_limit", LARGEST_PUBLIC_ANSWER_LIMIT)):
-        limit = getattr(metadata, name)
-        if type(limit) is not int or not 1 <= limit <= most:
-            raise PluginRejected(
-                f"{where} has {name} {limit!r:.40}, which is not a whole number of bytes from 1 to {most}."
-            )
-    for environment in metadata.environments:
-        for url in environment.urls.values():
-            if not urlsplit(url).hostname:
-                raise PluginRejected(f"{where} has an address without a host.")
+def manifest_faults(manifest: object) -> Iterator[str]:
+    """A sentence for everything for which the service refuses a manifest. Rules for values are looked at only if all
+    have the right types."""
+    if type(manifest) is not Manifest:
+        yield f"exchange_manifest should return a Manifest, and returned {type(manifest).__name__}."
+        return
+    if type(manifest.api_version) is int and manifest.api_version != API_VERSION:
+        yield (
+            f"It was written for version {manifest.api_version} of the plugin API; this service has {API_VERSION}. "
+            "Install a matching release of one of them."
+        )
+        return
+    wrong = [f"In its manifest, {sentence}" for sentence in wrong_types(manifest)]
+    yield from wrong or broken_rules(manifest)
+
+
+@cache
+def _manifest_adapter() -> TypeAdapter[Manifest]:
+    # Late: a process that never exchanges a manifest does not need it.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Manifest)
+
+
+def write_manifest(manifest: Manifest) -> bytes:
+    """The manifest as JSON; ValueError if a value is not of its field's type."""
+    return _manifest_adapter().dump_json(manifest, warnings="error")
+
+
+def read_manifest(data: bytes) -> Manifest:
+    """The manifest that `write_manifest` wrote; ValueError for anything else."""
+    return _manifest_adapter().validate_json(data, strict=True)
+
+
+def manifest_digest(manifest: Manifest) -> bytes:
+    """The same for equal manifests, whichever process they are in."""
+    return hashlib.sha256(write_manifest(manifest)).digest()
 
 
 async def refreshed_manifest(plugin: str, refresh: Callable[[], Awaitable[object]]) -> Manifest | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -14,22 +15,29 @@ from exchange_service.model import ALL_ACCOUNT_TYPES, SANDBOX, Account, Exchange
 from exchange_service.plugin_kit.state import State
 from exchange_service.venues.loading import (
     LoadedPlugin,
+    goes_by,
     installed_plugins,
     load_entry_point,
     plugin_info,
+    same_distribution,
 )
+from exchange_service.venues.lookalikes import shape
 from exchange_service.venues.manifests import ManifestReply, PluginRejected, refreshed_manifest, validate_manifest
 
 # Longer than this is no slip of the pen for any id, and the search takes longer the longer the text is.
 _LONGEST_SLIP = 40
+# Ids that one sentence names.
+_MOST_IDS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class PluginProblem:
-    """Why a plugin, or one of its listings, is not served."""
+    """Why a plugin, or one of its listings, is not served; a `notice` says what an operator should know of one that
+    is."""
 
     plugin: PluginInfo
     reason: str
+    notice: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,38 +88,64 @@ class Registry:
         self.generation = 0
         self.listings: dict[str, Listing] = {}
         self.problems: tuple[PluginProblem, ...] = ()
+        self._unlisted: set[str] = set()
         self._merge()
 
+    @property
+    def not_loaded(self) -> tuple[PluginProblem, ...]:
+        """The plugins that are installed and not loaded, with the reasons."""
+        loaded = {plugin.info for plugin in self.plugins}
+        return tuple(problem for problem in self._load_problems if problem.plugin not in loaded)
+
+    def has_unlisted(self, exchange_id: str) -> bool:
+        """Whether a plugin has a listing of this id that is not served."""
+        return exchange_id in self._unlisted
+
     def _merge(self) -> None:
-        """Custom listings before CCXT's for the same id; of two custom ones the first, unless the operator chose."""
-        listings: dict[str, Listing] = {}
+        """One listing for each id: a custom one before CCXT's, of several custom ones the first and ours before others,
+        unless the operator chose."""
         problems = list(self._load_problems)
         for plugin in self.plugins:
-            problems.extend(PluginProblem(plugin.info, note) for note in plugin.manifest.notes)
-            for metadata in plugin.manifest.exchanges:
-                held = listings.get(metadata.id)
-                new = Listing(metadata, plugin)
-                if held is None or (held.metadata.is_ccxt and not metadata.is_ccxt):
-                    listings[metadata.id] = new
-                elif held.metadata.is_ccxt == metadata.is_ccxt:
-                    listings[metadata.id], problem = self._choose(held, new)
-                    problems.append(problem)
-        problems.extend(_drop_orphans(listings))
+            problems.extend(PluginProblem(plugin.info, note, notice=True) for note in plugin.manifest.notes)
+        trusted_first = sorted(self.plugins, key=lambda plugin: not plugin.ours)
+        claims = [Listing(metadata, plugin) for plugin in trusted_first for metadata in plugin.manifest.exchanges]
+        distinct, lookalikes = _without_lookalikes(claims)
+        claimants: dict[str, list[Listing]] = {}
+        for claim in distinct:
+            claimants.setdefault(claim.metadata.id, []).append(claim)
+        listings: dict[str, Listing] = {}
+        taken: dict[PluginInfo, list[Listing]] = {}
+        for exchange_id, several in claimants.items():
+            winner, more = self._choose(exchange_id, several)
+            problems.extend(more)
+            if winner is None:
+                continue
+            listings[exchange_id] = winner
+            if not winner.metadata.is_ccxt and not winner.plugin.ours:
+                taken.setdefault(winner.plugin.info, []).extend(item for item in several if item.metadata.is_ccxt)
+        problems += [*lookalikes, *_drop_orphans(listings)]
+        problems += [_takeover(plugin, replaced) for plugin, replaced in taken.items() if replaced]
         self.listings = dict(sorted(listings.items(), key=lambda item: (item[1].metadata.name.lower(), item[0])))
+        self._unlisted = {claim.metadata.id for claim in claims} - set(listings)
         self.problems = tuple(problems)
         self.generation += 1
 
-    def _choose(self, held: Listing, new: Listing) -> tuple[Listing, PluginProblem]:
-        exchange_id = held.metadata.id
-        winner, loser = held, new
-        if self._choices.get(exchange_id) == new.plugin.info.distribution:
-            winner, loser = new, held
-        reason = (
-            f"{exchange_id!r} is claimed by {held.plugin.info.distribution} and {new.plugin.info.distribution}; "
-            f"{winner.plugin.info.distribution} serves it. Uninstall one, or choose with the setting "
-            f"exchange_plugins={{'{exchange_id}': '<distribution>'}}."
-        )
-        return winner, PluginProblem(loser.plugin.info, reason)
+    def _choose(self, exchange_id: str, claimants: Sequence[Listing]) -> tuple[Listing | None, list[PluginProblem]]:
+        """The listing that serves an id, and what is to be said of the others. None: the operator's choice is not
+        loaded. No other plugin then gets the credentials that are meant for it."""
+        choice = self._choices.get(exchange_id, "")
+        chosen = [claim for claim in claimants if choice and same_distribution(choice, claim.plugin.info.distribution)]
+        chosen = chosen or [claim for claim in claimants if claim.plugin.info.name == choice]
+        if not chosen and choice and any(goes_by(problem.plugin, choice) for problem in self.not_loaded):
+            reason = f"{exchange_id!r} is not listed: exchange_plugins gives it to {choice!r}, which is not loaded."
+            return None, [PluginProblem(claim.plugin.info, reason) for claim in claimants]
+        winner = (chosen or sorted(claimants, key=lambda claim: claim.metadata.is_ccxt))[0]
+        return winner, [
+            _lost_claim(claim, winner, self._choices, chosen=bool(chosen))
+            for claim in claimants
+            # That a custom plugin comes before CCXT is the rule.
+            if claim is not winner and (not claim.metadata.is_ccxt or winner.metadata.is_ccxt)
+        ]
 
     def find(self, exchange_id: str, *, suggest: bool = True) -> Listing:
         """The listing with this id, case ignored; else ExchangeUnknown. With `suggest` it names a similar id; to search
@@ -162,6 +196,51 @@ class Registry:
         """Close the plugins' shared state."""
         for plugin in self.plugins:
             await plugin.state.close()
+
+
+def _without_lookalikes(claims: Sequence[Listing]) -> tuple[list[Listing], list[PluginProblem]]:
+    """The listings without those of third-party plugins whose id or name a person may take for another listing's, and
+    why those are left out. `claims` begins with our own plugins'."""
+    distinct, problems = [], []
+    known: dict[str, Listing] = {}
+    for claim in claims:
+        seen = (known.get(shape(text)) for text in (claim.metadata.id, claim.metadata.name))
+        other = next((item for item in seen if item is not None and item.metadata.id != claim.metadata.id), None)
+        if other is not None and not claim.plugin.ours:
+            reason = (
+                f"{claim.metadata.id!r} ({claim.metadata.name}) is not listed: its id or name looks like that of "
+                f"{other.metadata.id!r} ({other.metadata.name}) of {other.plugin.info.distribution}. It needs another."
+            )
+            problems.append(PluginProblem(claim.plugin.info, reason))
+            continue
+        distinct.append(claim)
+        for text in (claim.metadata.id, claim.metadata.name):
+            known.setdefault(shape(text), claim)
+    return distinct, problems
+
+
+def _lost_claim(loser: Listing, winner: Listing, choices: Mapping[str, str], *, chosen: bool) -> PluginProblem:
+    exchange_id, served_by = winner.metadata.id, winner.plugin.info.distribution
+    both = sorted((served_by, loser.plugin.info.distribution))
+    reason = f"{exchange_id!r} is claimed by {both[0]} and {both[1]}; {served_by} serves it"
+    if chosen:
+        return PluginProblem(loser.plugin.info, f"{reason}, as exchange_plugins says.", notice=True)
+    setting = json.dumps({**choices, exchange_id: loser.plugin.info.distribution})
+    advice = f"Uninstall one, or choose the other one with the setting exchange_plugins={setting}"
+    return PluginProblem(loser.plugin.info, f"{reason}. {advice}.")
+
+
+def _takeover(plugin: PluginInfo, replaced: Sequence[Listing]) -> PluginProblem:
+    """What an operator should know of a third-party plugin that serves ids of CCXT."""
+    ids = [listing.metadata.id for listing in replaced]
+    shown = ", ".join(ids[:_MOST_IDS]) + (f" and {len(ids) - _MOST_IDS} more" if len(ids) > _MOST_IDS else "")
+    before = replaced[0].plugin.info
+    setting = json.dumps({ids[0]: before.name})
+    reason = (
+        f"{plugin.distribution} serves {shown} in place of {before.distribution}, and gets the credentials of their "
+        f"users. To give an id back to CCXT set exchange_plugins={setting}."
+    )
+    return PluginProblem(plugin, reason, notice=True)
 
 
 def _drop_orphans(listings: dict[str, Listing]) -> list[PluginProblem]:
@@ -224,8 +303,6 @@ def load_registry(
 
 def _load_placed(point: EntryPoint, placement: Placement, reply: ManifestReply | PluginRejected | None) -> LoadedPlugin:
     info = plugin_info(point)
-    if placement is Placement.REFUSED:
-        raise PluginRejected(f"{info.distribution} is not among allowed_plugins, so none of its code is loaded.")
     if placement is Placement.THIRD_PARTY:
         if not isinstance(reply, ManifestReply):
             raise reply or PluginRejected("Its manifest was not read.")
@@ -233,6 +310,8 @@ def _load_placed(point: EntryPoint, placement: Placement, reply: ManifestReply |
         return LoadedPlugin(
             info, None, manifest, State(), own_process=True, third_party=True, refreshes=reply.refreshes
         )
+    if placement is Placement.REFUSED:
+        raise PluginRejected(f"{info.distribution} is not allowed, so none of its code is loaded.")
     plugin = load_entry_point(point)
     plugin.own_process = placement is Placement.OWN_PROCESS
     return plugin

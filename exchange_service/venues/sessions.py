@@ -14,13 +14,23 @@ import structlog
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import CredentialInvalid, NotSupported, PluginFailed, VenueError, VenueTimeout
-from exchange_service.model import SANDBOX, SECRET_FIELDS, Account, Credential, Environment, ExchangeMetadata, KeyRights
+from exchange_service.model import (
+    SANDBOX,
+    SECRET_FIELDS,
+    Account,
+    Credential,
+    Environment,
+    ExchangeMetadata,
+    KeyRights,
+    ModelError,
+)
 from exchange_service.observability.redaction import LIVE, Held, is_secret_name
 from exchange_service.observability.tracebacks import raised_at
 from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_kit.state import State
 from exchange_service.tasks import TaskSet, retrieve_exception
 from exchange_service.venues.answers import read_balance, read_key_rights, translate_error
+from exchange_service.venues.busy_time import BusyTime
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.http import VenueHttpPool
 from exchange_service.venues.priority import Priority
@@ -30,6 +40,8 @@ from exchange_service.wire.balances import FetchedBalance
 T = TypeVar("T")
 
 _SWEEP_INTERVAL = 30.0
+# The share of a call's time for which a plugin may keep the loop busy and still say that its venue is slow.
+_BLOCKED_SHARE = 0.5
 
 log = structlog.get_logger(__name__)
 
@@ -103,22 +115,26 @@ class Sessions:
         except BaseException:
             self._release(session)
             raise
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(_run_hook(listing, call, read), name=f"fetch {call.exchange.id}")
+        loop, busy = asyncio.get_running_loop(), BusyTime()
+        run = busy.measure(lambda: _run_hook(listing, call, read))
+        task = loop.create_task(run, name=f"fetch {call.exchange.id}")
         # Not before the hook has ended: one that was left behind at its deadline still uses the state.
         task.add_done_callback(lambda _: self._release(session))
-        return await self._wait_for(task, listing, call)
+        return await self._wait_for(task, listing, call, busy)
 
-    async def _wait_for(self, task: asyncio.Task[T], listing: Listing, call: VenueCall) -> T:
+    async def _wait_for(self, task: asyncio.Task[T], listing: Listing, call: VenueCall, busy: BusyTime) -> T:
         """The plugin's answer within the deadline. A plugin that ignores its cancellation is left behind and not
         awaited."""
+        allowed = call.remaining()
         try:
-            done, _ = await asyncio.wait({task}, timeout=call.remaining())
+            done, _ = await asyncio.wait({task}, timeout=allowed)
         except asyncio.CancelledError:
             self._leave_behind(task)
             raise
         if not done:
             self._leave_behind(task)
+            if busy.seconds > allowed * _BLOCKED_SHARE:
+                raise _blocked(listing, busy)
             raise VenueTimeout(f"{call.exchange.name} did not answer in time.")
         if task.cancelled():
             raise PluginFailed(f"The plugin {listing.plugin.info.name} cancelled its own call.")
@@ -265,6 +281,15 @@ def _has_opened(task: asyncio.Future[Credential]) -> bool:
     return not task.cancelled() and task.exception() is None
 
 
+def _blocked(listing: Listing, busy: BusyTime) -> PluginFailed:
+    name, seconds = listing.plugin.info.name, round(busy.seconds, 1)
+    log.error("plugin.failed", plugin=name, exchange=listing.metadata.id, problem="it blocks its loop", seconds=seconds)
+    return PluginFailed(
+        f"The plugin {name} blocked its event loop for {seconds:g} s, and did not answer in time.",
+        advice="Report it to the plugin's author; docs/plugins.md says what to do instead.",
+    )
+
+
 async def _run_hook(listing: Listing, call: VenueCall, read: Callable[[VenueCall], Awaitable[T]]) -> T:
     """Call a hook and let only our own errors out: another exception's text may hold a signed URL."""
     name = listing.plugin.info.name
@@ -286,6 +311,7 @@ async def _run_hook(listing: Listing, call: VenueCall, read: Callable[[VenueCall
             exchange=call.exchange.id,
             error=type(error).__name__,
             at=raised_at(error, most=4),
+            **({"problem": str(error)} if isinstance(error, ModelError) else {}),
         )
         raise PluginFailed(
             f"The plugin {name} ({listing.plugin.info.distribution}) failed with {type(error).__name__}.",

@@ -78,10 +78,11 @@ def list_exchanges_reply(
     matching_count: int,
     custom: int,
     ccxt: int,
-    problems: Iterable[tuple[PluginInfo, str]],
+    problems: Iterable[tuple[PluginInfo, str, bool]],
 ) -> bytes:
     """A serialised ListExchangesResponse of serialised entries, with an etag of its content.
 
+    `problems` are plugins, each with a sentence and whether it is a notice.
     `custom` and `ccxt` count the whole catalogue's entries by source.
     """
     page = b"".join(encode_field(1, entry) for entry in entries)
@@ -89,7 +90,7 @@ def list_exchanges_reply(
         next_page_token=next_page_token,
         stats=exchange_service_pb2.CatalogueStats(total=custom + ccxt, custom=custom, ccxt=ccxt),
         matching_count=matching_count,
-        problems=[problem_message(plugin, reason) for plugin, reason in problems],
+        problems=[problem_message(*problem) for problem in problems],
     )
     content = page + rest.SerializeToString(deterministic=True)
     etag = hashlib.sha256(content).hexdigest()[:24]
@@ -111,6 +112,6 @@ def plugin_message(plugin: PluginInfo) -> exchange_pb2.Plugin:
     return exchange_pb2.Plugin(name=plugin.name, version=plugin.version, distribution=plugin.distribution)
 
 
-def problem_message(plugin: PluginInfo, reason: str) -> exchange_service_pb2.PluginProblem:
-    """Why a plugin, or a part of it, is not served."""
-    return exchange_service_pb2.PluginProblem(plugin=plugin_message(plugin), reason=reason)
+def problem_message(plugin: PluginInfo, reason: str, notice: bool) -> exchange_service_pb2.PluginProblem:
+    """Why a plugin, or a part of it, is not served, or what there is to know of it."""
+    return exchange_service_pb2.PluginProblem(plugin=plugin_message(plugin), reason=reason, notice=notice)

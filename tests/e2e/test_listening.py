@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
+from structlog.testing import capture_logs
 
 from exchange_service.app import start_service
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
@@ -133,7 +134,10 @@ class TestAddresses:
                 await client.list_exchanges()
 
 
-WITH_SANDBOX = (Environment("production", {}, aliases=("live",)), Environment("sandbox", {}, aliases=("practice",)))
+WITH_SANDBOX = (
+    Environment("production", {"api": "https://fakex.example"}, aliases=("live",)),
+    Environment("sandbox", {"api": "https://test.fakex.example"}, aliases=("practice",)),
+)
 WRONG_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown exchange": ({"venue_urls": {"fakexe": "http://127.0.0.1:1"}}, "'fakexe'"),
     "an unknown exchange's sandbox": ({"venue_urls": {"fakexe.sandbox": "http://127.0.0.1:1"}}, "'fakexe.sandbox'"),
@@ -156,7 +160,7 @@ class TestOverrides:
         with pytest.raises(UnsafeSettings, match=named):
             await start_service(settings_for(tmp_path, **settings), registry=registry_of(plugin))
 
-    async def test_a_refusal_tells_of_a_plugin_that_was_not_loaded_and_of_no_other(
+    async def test_an_override_for_an_exchange_of_a_plugin_that_is_not_loaded_is_a_warning_and_the_others_serve(
         self, tmp_path: Path, plugin: ScriptedPlugin
     ) -> None:
         served = loaded(plugin)
@@ -165,8 +169,11 @@ class TestOverrides:
             PluginProblem(served.info, "The catalogue is older than the library."),
         ]
         registry = Registry([served], problems)
-        with pytest.raises(UnsafeSettings, match=r"acme was not loaded: The hook fetch_balances is unknown\.$"):
-            await start_service(settings_for(tmp_path, venue_urls={"acme": "http://127.0.0.1:1"}), registry=registry)
+        with capture_logs() as lines:
+            async with serving(tmp_path, registry=registry, venue_urls={"acme": "http://127.0.0.1:1"}) as running:
+                assert [entry.id for entry in (await running.client.list_exchanges()).exchanges] == ["fakex"]
+        (line,) = [line for line in lines if line["event"] == "settings.unused"]
+        assert line["reason"].endswith("The plugin acme was not loaded: The hook fetch_balances is unknown.")
 
     @pytest.mark.parametrize("name", ["fakex.sandbox", "fakex.practice", "fakex.PRACTICE"])
     async def test_an_alias_stands_for_its_environment_and_for_no_other(

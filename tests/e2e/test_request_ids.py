@@ -204,7 +204,8 @@ from exchange_service.plugin_api import *
 
 LISTING = ExchangeMetadata(
     id="guest", name="Guest", asset_class="Crypto", asset_types="Crypto Spot", market_hours="24/7 Trading",
-    environments=(Environment("production", {}),), capabilities=Capabilities(balance=True, sandbox=False),
+    environments=(Environment("production", {"api": "https://guest.example"}),),
+    capabilities=Capabilities(balance=True, sandbox=False),
 )
 
 

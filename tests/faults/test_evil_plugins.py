@@ -366,8 +366,11 @@ async def evil(service: Served, load: SteadyLoad) -> AsyncIterator[Served]:
         ("exits", "Importing evil_exits failed with SystemExit."),
         ("vanishes", "Its process ended "),
         ("misspells", "The hook fetch_balance is not part of the plugin API"),
-        ("lies", "exchange_manifest should return a Manifest, and returned dict."),
-        ("babbles", "Its manifest holds a value of another type than the plugin API says."),
+        ("lies", "The hook exchange_manifest says that it returns dict"),
+        (
+            "babbles",
+            "In its manifest, exchanges[0] ('evil-babbles').asset_types should be a text and is of the type list.",
+        ),
     ],
 )
 async def test_one_that_cannot_be_loaded_is_a_problem_with_its_reason_and_its_exchanges_are_not_listed(
@@ -382,13 +385,13 @@ async def test_one_that_cannot_be_loaded_is_a_problem_with_its_reason_and_its_ex
 
 
 @pytest.mark.threat("T12")
-async def test_one_that_blocks_its_event_loop_times_out_and_is_started_again(evil: Served) -> None:
+async def test_one_that_blocks_its_event_loop_is_named_in_place_of_its_venue_and_is_started_again(evil: Served) -> None:
     async def one(exchange_id: str, deed: str) -> None:
         await evil.works(exchange_id)
         first = await evil.plugin(exchange_id)
         began = time.monotonic()
         failed = await evil.fails(exchange_id, deed)
-        assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "VENUE_TIMEOUT")
+        assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "PLUGIN_UNAVAILABLE")
         assert time.monotonic() - began < VENUE_TIMEOUT + LONGEST_WAIT
         now = await evil.restarted(exchange_id)
         assert now.last_end == "It did not answer any more: the plugin blocked its event loop."

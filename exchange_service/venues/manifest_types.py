@@ -1,0 +1,105 @@
+"""Whether every value of a manifest has the type of its field, and how to write it rightly if it has not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from exchange_service.model import ExchangeMetadata, Manifest
+
+# What each type is called in a sentence: one value, and several.
+_WORDS = {str: ("a text", "texts"), bool: ("True or False", "truth values"), int: ("a whole number", "numbers")}
+# The longest text that a sentence repeats.
+_LONGEST_SHOWN = 40
+
+
+def wrong_types(manifest: Manifest) -> Iterator[str]:
+    """A sentence for each value that is not of its field's type: the field, the value's type and the right form."""
+    yield from _in_fields(manifest, "")
+
+
+def _in_fields(value: Any, path: str) -> Iterator[str]:
+    kind: Any = type(value)
+    kinds = _field_types(kind)
+    for item in fields(value):
+        yield from _in_value(getattr(value, item.name), kinds[item.name], f"{path}{item.name}")
+
+
+@cache
+def _field_types(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _in_value(value: Any, kind: Any, path: str) -> Iterator[str]:
+    if get_origin(kind) in (Union, UnionType):
+        if value is not None or NoneType not in get_args(kind):
+            yield from _in_value(value, next(part for part in get_args(kind) if part is not NoneType), path)
+    elif get_origin(kind) is tuple:
+        yield from _in_tuple(value, get_args(kind)[0], path)
+    elif get_origin(kind) is Literal:
+        if not any(value is choice or (type(value) is str and value == choice) for choice in get_args(kind)):
+            yield _sentence(path, " or ".join(f'"{choice}"' for choice in get_args(kind)), value)
+    elif get_origin(kind) is Mapping:
+        yield from _in_mapping(value, path)
+    elif is_dataclass(kind):
+        if type(value) is kind:
+            yield from _in_fields(value, f"{path}.")
+        else:
+            yield _sentence(path, _one(kind), value)
+    elif not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        yield _sentence(path, _one(kind), value)
+
+
+def _in_tuple(value: Any, kind: Any, path: str) -> Iterator[str]:
+    if type(value) is tuple:
+        for place, item in enumerate(value):
+            yield from _in_value(item, kind, _place(path, place, item))
+        return
+    sentence = _sentence(path, f"a tuple of {_several(kind)}", value)
+    if isinstance(value, kind):
+        shown = f"{kind.__name__}(...)"
+        if isinstance(value, str):
+            short = len(value) <= _LONGEST_SHOWN and value.isascii() and value.isprintable() and '"' not in value
+            shown = f'"{value}"' if short else '"..."'
+        yield f"{sentence} A comma is missing: write ({shown},) with a comma before the bracket."
+    elif isinstance(value, list | set | frozenset):
+        yield f"{sentence} Write (..., ) with round brackets, and a comma also after a single element."
+    elif value is None:
+        yield f"{sentence} Write () for an empty one."
+    else:
+        yield sentence
+
+
+def _place(path: str, place: int, item: Any) -> str:
+    """Which element it is; a listing has its id beside the number, by which its author finds it."""
+    named = f" ({item.id[:64]!r})" if isinstance(item, ExchangeMetadata) and isinstance(item.id, str) else ""
+    return f"{path}[{place}]{named}"
+
+
+def _in_mapping(value: Any, path: str) -> Iterator[str]:
+    if type(value) is not dict:
+        advice = " Write {**it}." if isinstance(value, Mapping) else ""
+        yield _sentence(path, 'a dict of texts, such as {"api": "https://api.acme.example"},', value) + advice
+        return
+    for name, item in value.items():
+        if not isinstance(name, str):
+            yield _sentence(f"a key of {path}", "a text", name)
+        elif not isinstance(item, str):
+            yield _sentence(f"{path}[{name[:_LONGEST_SHOWN]!r}]", "a text", item)
+
+
+def _sentence(path: str, right: str, value: Any) -> str:
+    kind = "None" if isinstance(value, NoneType) else f"of the type {type(value).__name__[:_LONGEST_SHOWN]}"
+    return f"{path} should be {right} and is {kind}."
+
+
+def _one(kind: Any) -> str:
+    name = kind.__name__
+    return _WORDS[kind][0] if kind in _WORDS else f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def _several(kind: Any) -> str:
+    return _WORDS[kind][1] if kind in _WORDS else kind.__name__

@@ -172,6 +172,9 @@ def shape_error(balance: Balance, metadata: ExchangeMetadata) -> str:
             return "an account's summary or error is of another type"
         assets = set()
         for row in account.assets:
+            count += 1
+            if count > MAX_ROWS:
+                return f"it has more than {MAX_ROWS} rows"
             if not isinstance(row, AssetBalance) or not isinstance(row.asset, str) or not row.asset:
                 return "a row is not an AssetBalance, or has no asset"
             if not isinstance(row.venue_asset, str):
@@ -181,7 +184,6 @@ def shape_error(balance: Balance, metadata: ExchangeMetadata) -> str:
             assets.add((row.asset, row.venue_asset))
         if len(assets) != len(account.assets):
             return "an account has two rows for one asset"
-        count += len(account.assets)
     if not isinstance(balance.summary, Summary | None):
         return "its summary is of another type"
-    return f"{count} rows are more than {MAX_ROWS}" if count > MAX_ROWS else ""
+    return ""

@@ -25,7 +25,7 @@ from exchange_service_ccxt_generic.meanings import (
 )
 
 # The word alone, or a part of a name such as IP_FORBIDDEN, no_authorization_i_p or clientIp.
-_IP = r"(?:(?<![a-z])ips?(?![a-z])|(?<![a-z])ip ?addr|\bi_p\b|_i_p\b|client_?ip\b)"
+_IP = r"(?:(?<![a-z])ips?(?![a-z])|(?<![a-z])ip ?addr|\bi_p\b|_i_p\b|client_?ip\b|client[-_ ]address\b)"
 _KEY = (
     r"(?:api[-_ ]?keys?|access[-_ ]?(?:key|id)|(?<!listen )(?<!withdraw )\bkeys?\b|apikey|credentials?|passphrase"
     r"|secret|jwt\b|(?:access|auth|bearer|session)[-_ ]tokens?\b)"
@@ -94,7 +94,7 @@ _NONCE = _pattern(_near(r"nonces?", _NONCE_OFF, 40) + r"|\w*nonce(?:below|duplic
 _RIGHT = _pattern(
     r"(?:no|not have|without|insufficient|lacks?|missing|requires?|require more|incorrect|invalid|not enough)"
     r"[^.|]{0,30}(?:permission|privilege|access right|authority|\bscopes?\b|\brole\b)"
-    r"|permissions?[-_ ](?:denied|missing|required|insufficient)|read access is required|out_of_scope"
+    r"|permissions?[-_ ]?(?:denied|missing|required|insufficient)|read access is required|out_of_scope"
     r"|not (?:allowed|permitted|enabled) (?:for|by|on) (?:this|your|the) (?:api )?key"
 )
 _EXPIRED = _pattern(_near(_KEY, r"expired", 20))

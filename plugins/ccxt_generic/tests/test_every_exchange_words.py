@@ -109,6 +109,13 @@ async def refusal(exchange_id: str, status: int, body: bytes, content_type: str 
         ),
         ("bitget", 200, b'{"code":"40015","msg":"System is abnormal, please try again later"}', "VENUE_UNAVAILABLE"),
         ("kraken", 200, b'{"error":["EService:Deadline elapsed"]}', "VENUE_UNAVAILABLE"),
+        ("krakenfutures", 200, b'{"result":"error","error":"permissionDenied"}', "PERMISSION_MISSING"),
+        (
+            "htx",
+            200,
+            b'{"status":"error","err-code":"invalid-client-address","err-msg":"Invalid client address"}',
+            "ADDRESS_NOT_ALLOWED",
+        ),
         ("bitbank", 200, b'{"success":0,"data":{"code":70011}}', "VENUE_UNAVAILABLE"),
         ("deribit", 400, b'{"error":{"code":13028,"message":"x"}}', "VENUE_UNAVAILABLE"),
         (

@@ -127,18 +127,19 @@ def balance(
 ) -> Balance:
     """One account's balance, without the summary of all accounts.
 
-    `others` are rows of further accounts in the same answer, by the venue's type of them.
+    `others` are rows of further accounts in the same answer, by the venue's kind of them, which is no type of the
+    listing and therefore stands in the place of a sub-account's name.
     """
     accounts = (
-        VenueAccount(type=name, assets=rows, venue_time=when)
-        for name, rows in ((account_type, assets), *((_type_name(kind), rows) for kind, rows in others.items()))
+        VenueAccount(type=account_type, assets=assets, venue_time=when),
+        *(VenueAccount(sub_account=_kind_name(kind), assets=rows, venue_time=when) for kind, rows in others.items()),
     )
     summed = tuple(replace(account, summary=summarize([account])) for account in accounts)
     return Balance(venue_accounts=summed, venue_time=when, notes=notes)
 
 
-def _type_name(kind: str) -> str:
-    """The type to show for the venue's name of a kind of account."""
+def _kind_name(kind: str) -> str:
+    """What to show for the venue's name of a kind of account."""
     return kind.lower().removeprefix("account_type_")
 
 

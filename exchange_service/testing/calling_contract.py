@@ -143,7 +143,7 @@ class CallingContract(ListingContract):
         assert len(set(rows)) == len(rows), f"two rows are for the same account and asset: {rows}"
         types = self._find_listing().account_types
         for account in balance.venue_accounts:
-            unknown = account.error is not None and not account.type
+            unknown = not account.type and (account.error is not None or account.sub_account)
             assert unknown or account.type in types, f"account_types lacks {account.type!r}"
         for _, asset in balance.rows():
             assert asset.asset.strip(), "a row has no asset"

@@ -144,9 +144,10 @@ def _serialize(balance: Balance, listing: Listing) -> FetchedBalance:
 
 
 def _has_known_type(account: VenueAccount, metadata: ExchangeMetadata) -> bool:
-    """Whether the listing has the account's type. That of an account that could not be read may be unknown; a listing
-    without account types does not say which there are."""
-    unknown = not account.type and account.error is not None
+    """Whether the listing has the account's type. That of an account that could not be read may be unknown, and so may
+    that of one with a name of its own as its sub-account; a listing without account types does not say which there
+    are."""
+    unknown = not account.type and (account.error is not None or bool(account.sub_account))
     return unknown or not metadata.account_types or account.type in metadata.account_types
 
 

@@ -196,7 +196,10 @@ class TestKinds:
     @pytest.mark.parametrize("kind", ["ACCOUNT_TYPE_VAULT", "ACCOUNT_TYPE_PERP_FUTURES", "ACCOUNT_TYPE_NEW"])
     async def test_coinbases_other_accounts_are_shown_with_a_note(self, kind: str) -> None:
         balance = await self.read_coinbase(self.coinbase("ACCOUNT_TYPE_CRYPTO", "1"), self.coinbase(kind, "5"))
-        shown = {account.type: [entry.total for entry in account.assets] for account in balance.venue_accounts}
+        shown = {
+            account.type or account.sub_account: [entry.total for entry in account.assets]
+            for account in balance.venue_accounts
+        }
         assert shown == {"spot": [Decimal(1)], kind.lower().removeprefix("account_type_"): [Decimal(5)]}
         assert any(kind in note for note in balance.notes)
 
@@ -217,7 +220,7 @@ class TestKinds:
     async def test_bitfinexs_unknown_wallet_is_shown(self, account_type: str) -> None:
         answer = [["vault", "BTC", 5, 0, 5, None, None]]
         balance = await reading("bitfinex", account_type, BITFINEX, answer)
-        assert {account.type: len(account.assets) for account in balance.venue_accounts} == {
+        assert {account.type or account.sub_account: len(account.assets) for account in balance.venue_accounts} == {
             account_type: 0,
             "vault": 1,
         }
@@ -227,13 +230,20 @@ class TestKinds:
         async with opened(LISTINGS["bitfinex"], CODES) as (venue, call):
             venue.answers[BITFINEX] = Fault(body=as_json(answer))
             balance = await read(replace(call, account=replace(call.account, account_type="all")))
-        assert sorted(account.type for account in balance.venue_accounts) == ["funding", "margin", "spot", "vault"]
+        assert sorted(account.type or account.sub_account for account in balance.venue_accounts) == [
+            "funding",
+            "margin",
+            "spot",
+            "vault",
+        ]
 
     @pytest.mark.parametrize("account_type", ["spot", "funding"])
     async def test_latokens_unknown_type_is_shown(self, account_type: str) -> None:
         answer = [{"type": "ACCOUNT_TYPE_FUTURES", "currency": "BTC", "available": "5", "blocked": "0"}]
         balance = await reading("latoken", account_type, "GET /v2/auth/account", answer)
-        assert [(account.type, entry.total) for account, entry in balance.rows()] == [("futures", Decimal(5))]
+        assert [(account.type or account.sub_account, entry.total) for account, entry in balance.rows()] == [
+            ("futures", Decimal(5))
+        ]
 
     @pytest.mark.parametrize(
         ("exchange_id", "account_type", "path"),

@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "amounts": set(),
     "app": {
         *{"balances", "cache", "catalogue", "credentials", "grpc_server", "identity", "model", "observability"},
-        *{"plugin_host", "settings", "startup_checks", "streams", "venue_gate", "venues"},
+        *{"open_files", "plugin_host", "settings", "startup_checks", "streams", "venue_gate", "venues"},
     },
     "balances": {"cache", "credentials", "errors", "identity", "model", "observability", "tasks", "venues", "wire"},
     "cache": {"tasks"},
@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {
         *{"__init__", "amounts", "app", "balances", "cache", "client", "credentials", "errors", "gc_tuning"},
         *{"grpc_server", "identity", "model", "observability", "operator", "plugin_host", "plugin_kit", "settings"},
-        *{"startup_checks", "testing", "v1", "venue_gate", "venues", "wire"},
+        *{"open_files", "startup_checks", "testing", "v1", "venue_gate", "venues", "wire"},
     },
     "client": {"addresses", "errors", "operator", "v1"},
     "credentials": {"errors", "model", "settings", "tasks"},
@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         *{"venues", "wire"},
     },
     "plugin_kit": {"amounts", "errors", "model", "tasks"},
+    "open_files": set(),
     "pytest_plugin": set(),
     "settings": {"addresses", "observability"},
     "startup_checks": {"cache", "credentials", "identity", "settings", "venues"},
@@ -57,7 +58,9 @@ ALLOWED: dict[str, set[str]] = {
     "testing": {"plugin_api", "pytest_plugin", "venues"},
     "v1": set(),
     "venue_gate": {"cache", "errors", "model", "observability", "venues", "wire"},
-    "venues": {"credentials", "errors", "model", "observability", "plugin_api", "plugin_kit", "tasks", "wire"},
+    "venues": {
+        *{"credentials", "errors", "model", "observability", "open_files", "plugin_api", "plugin_kit", "tasks", "wire"},
+    },
     "wire": {"amounts", "errors", "model", "v1"},
 }
 # Where each of the heavy libraries may be imported.

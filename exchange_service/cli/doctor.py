@@ -15,10 +15,14 @@ from exchange_service.errors import CredentialInvalid, ServiceError
 from exchange_service.grpc_server.certificates import ending
 from exchange_service.identity.methods import who_may_call
 from exchange_service.model import SECRET_FIELDS, Account, Credential, ExchangeMetadata
+from exchange_service.open_files import limit, most_connections, raise_limit
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.settings import Settings
 from exchange_service.startup_checks import UnsafeSettings, check_plugin_settings, check_settings, venue_overrides
 from exchange_service.venues.registry import Registry
+
+# Fewer are worth a warning: a load balancer alone may open hundreds.
+_FEW_CONNECTIONS = 2000
 
 
 class Severity(Enum):
@@ -42,7 +46,7 @@ async def examine(settings: Settings) -> list[Finding]:
     """Check everything. Nothing is changed, except that a missing credential table is created."""
     registry = open_registry(settings)
     findings = [*_check_settings(settings, registry), *_check_certificates(settings), *_check_plugins(registry)]
-    findings += await _check_cache(settings)
+    findings += [*_check_open_files(), *await _check_cache(settings)]
     store = await open_configured_store(settings)
     try:
         findings += await _check_database(store)
@@ -87,6 +91,18 @@ def _check_certificates(settings: Settings) -> list[Finding]:
     if not text:
         return [Finding(Severity.WELL, "TLS", "the certificate and its key fit, and do not end soon.")]
     return [Finding(Severity.ERROR if " ended " in text else Severity.WARNING, "TLS", text)]
+
+
+def _check_open_files() -> list[Finding]:
+    raise_limit()
+    most = most_connections()
+    if most is None or most >= _FEW_CONNECTIONS:
+        return []
+    text = (
+        f"this user may have {limit()} files open, so at most {most} connections are taken: raise the hard limit "
+        "(`ulimit -Hn`, LimitNOFILE, or --ulimit nofile) if there are more callers."
+    )
+    return [Finding(Severity.WARNING, "open files", text)]
 
 
 def _check_plugins(registry: Registry) -> list[Finding]:

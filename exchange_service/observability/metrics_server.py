@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
+from exchange_service.observability.health_pages import HealthPages
 from exchange_service.observability.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -43,22 +44,26 @@ class MetricsNotShown(Exception):
 
 
 class MetricsServer:
-    """Serves `metrics` until it is closed. `address` is host:port, with the port that was taken."""
+    """Serves `metrics` and the pages of `health`, those that are given, until it is closed. `address` is host:port,
+    with the port that was taken."""
 
-    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
+    def __init__(self, metrics: Metrics | None, host: str, port: int, health: HealthPages | None = None) -> None:
         self._metrics = metrics
+        self._health = health
         self._loop = asyncio.get_running_loop()
         self._making = threading.Lock()
         self._next = 0.0
         registry = CollectorRegistry(auto_describe=True)
-        registry.register(_YieldingCollector(metrics.registry))
+        if metrics is not None:
+            registry.register(_YieldingCollector(metrics.registry))
         self._inner = make_wsgi_app(registry)
+        shown = "health" if metrics is None else "metrics"
         try:
             self._server = _Server((host, port), ":" in host)
         except OSError as error:
             raise MetricsNotShown(
-                f"Cannot show metrics on {host}:{port}: {error.strerror or type(error).__name__}. "
-                "Set metrics_address to another one."
+                f"Cannot show {shown} on {host}:{port}: {error.strerror or type(error).__name__}. "
+                f"Set {shown}_address to another one."
             ) from None
         self._server.set_app(self._answer)
         bracketed = f"[{host}]" if ":" in host else host
@@ -71,9 +76,15 @@ class MetricsServer:
             # By default the header shows the version of Python.
             return start_response(status, [*headers, ("Server", "exchange-service")], *error)
 
-        if environ.get("PATH_INFO") not in ("/", "/metrics") or environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
+        path = environ.get("PATH_INFO", "")
+        answer = self._health.answer(path) if self._health is not None else None
+        if answer is not None:
+            start(answer[0], [("Content-Type", "text/plain"), ("Content-Length", str(len(answer[1])))])
+            return [answer[1] if environ.get("REQUEST_METHOD") != "HEAD" else b""]
+        known = self._metrics is not None and path in ("/", "/metrics")
+        if not known or environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
             start("404 Not Found", [("Content-Type", "text/plain")])
-            return [b"This server has /metrics only.\n"]
+            return [b"There is no such page here.\n"]
         with self._making:
             time.sleep(max(0.0, self._next - time.monotonic()))
             self._refresh()
@@ -86,7 +97,8 @@ class MetricsServer:
         refreshed = threading.Event()
 
         def refresh() -> None:
-            self._metrics.refresh()
+            if self._metrics is not None:
+                self._metrics.refresh()
             refreshed.set()
 
         # RuntimeError: the loop has ended meanwhile.

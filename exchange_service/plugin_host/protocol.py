@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from exchange_service.credentials import CredentialReference
-from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, VenueError
+from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, ServiceOverloaded, VenueError
 from exchange_service.model import SECRET_FIELDS, Account, Credential, KeyRights, Manifest, VenueReports
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
@@ -144,6 +144,6 @@ def read_error(fault: balance_pb2.AccountFault, plugin: str) -> ServiceError:
         error = read_fault(fault)
     except (ValueError, ArithmeticError):
         error = None
-    if isinstance(error, VenueError | PluginFailed | PluginUnavailable):
+    if isinstance(error, VenueError | PluginFailed | PluginUnavailable | ServiceOverloaded):
         return error
     return PluginFailed(f"The plugin {plugin} failed with an unknown error.")

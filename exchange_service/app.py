@@ -32,14 +32,16 @@ from exchange_service.grpc_server.certificates import CertificateFiles, RenewedC
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.grpc_server.plugin_servicer import PluginServicer
 from exchange_service.grpc_server.requests import RequestReader
-from exchange_service.grpc_server.server import BindError, Server, listen
+from exchange_service.grpc_server.server import BindError, ConnectionLimits, Server, listen
 from exchange_service.grpc_server.servicer import Servicer
 from exchange_service.grpc_server.write_limit import WriteLimit
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.methods import open_authenticator, who_may_call
 from exchange_service.model import Credential
+from exchange_service.observability.health_pages import HealthPages
 from exchange_service.observability.metrics import Metrics, ProcessOfPlugin
 from exchange_service.observability.metrics_server import MetricsNotShown, MetricsServer
+from exchange_service.open_files import most_connections
 from exchange_service.plugin_host.client import PluginClients, ProcessSettings
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.plugin_host.report import PluginReport
@@ -85,6 +87,8 @@ class Service:
     status: VenueStatus
     # The address of the metrics, with the port that was taken; empty if they are not served.
     metrics_address: str
+    # The same for /livez and /readyz.
+    health_address: str
     _stack: AsyncExitStack
 
     @property
@@ -121,7 +125,7 @@ class Service:
         try:
             ready()
             # A person who interrupts waits for the end; an orchestrator's load balancer has to notice it first.
-            delay = self.settings.shutdown_delay if await stopping is signal.SIGTERM else 0.0
+            delay = self.settings.leaving_delay if await stopping is signal.SIGTERM else 0.0
         finally:
             # A second signal ends the process at once.
             for name in (signal.SIGTERM, signal.SIGINT):
@@ -241,20 +245,24 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     # Before the first call: a service without the right keys must not be taken for one that works.
     key_watch = KeyWatch(store)
     may_serve = await key_watch.first()
-    metrics_address = _serve_metrics(metrics, settings, stack)
+    pages = HealthPages(asyncio.get_running_loop())
+    metrics_address, health_address = _serve_http(metrics, pages, settings, stack)
     server = await _listen(settings, (servicer.methods(), plugins.methods()), authenticator, metrics)
+    pages.is_serving = lambda: server.health.is_serving
     _watch(metrics, streams, server, lambda: _process_figures(registry, venues))
     await server.set_serving(may_serve)
-    for work, name in (
+    background = [
         (_refresh_manifests(registry, venues), "newer manifests"),
         (key_watch.run(server.set_serving), "proof of keys"),
-        *([] if (files := certificate_files(settings)) is None else [(watch_ends(files), "ends of certificates")]),
-    ):
+    ]
+    if (files := certificate_files(settings)) is not None:
+        background.append((watch_ends(files, metrics.certificates), "ends of certificates"))
+    for work, name in background:
         stack.push_async_callback(_end, asyncio.create_task(work, name=name))
     exchanges, serving = len(registry.listings), who_may_call(settings)
     log.info("service.listening", address=server.address, exchanges=exchanges, serving=serving)
     parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics, status)
-    return Service(settings, server, *parts, metrics_address, stack)
+    return Service(settings, server, *parts, metrics_address, health_address, stack)
 
 
 def _open_authenticator(settings: Settings, storage: _Storage) -> Authenticator:
@@ -375,19 +383,39 @@ def _hash_key(settings: Settings) -> bytes:
     return configured_hash_key(settings)
 
 
-def _serve_metrics(metrics: Metrics, settings: Settings, stack: AsyncExitStack) -> str:
-    """Serve metrics if the settings ask for it. Returns the address, empty if not; UnsafeSettings if it is taken."""
-    if settings.metrics_address is None:
+def _serve_http(metrics: Metrics, pages: HealthPages, settings: Settings, stack: AsyncExitStack) -> tuple[str, str]:
+    """Serve metrics and health over HTTP if the settings ask for it. Returns their addresses, empty if not;
+    UnsafeSettings if one is taken."""
+    shown, health = settings.metrics_address, settings.health_address
+    # Port 0 is a port of its own each time.
+    together = shown == health and not (shown or "").endswith(":0")
+    names = settings.metrics_hosts
+    at_metrics = _show(shown, metrics, pages if together else None, stack, names)
+    at_health = at_metrics if together else _show(health, None, pages, stack, names)
+    if at_metrics:
+        stack.push_async_callback(_end, asyncio.create_task(metrics.run(), name="event loop's punctuality"))
+        log.info("metrics.shown", address=at_metrics)
+    if at_health:
+        log.info("health.shown", address=at_health)
+    return at_metrics, at_health
+
+
+def _show(
+    address: str | None, metrics: Metrics | None, pages: HealthPages | None, stack: AsyncExitStack, names: Sequence[str]
+) -> str:
+    """Serve these over HTTP until the stack is closed, metrics to readers that call the server by one of its `names`.
+
+    Returns the address with its port; empty without one.
+    """
+    if address is None:
         return ""
-    host, _, port = settings.metrics_address.rpartition(":")
+    host, _, port = address.rpartition(":")
     try:
-        shown = MetricsServer(metrics, host.strip("[]"), int(port), settings.metrics_hosts)
+        server = MetricsServer(metrics, host.strip("[]"), int(port), names, pages)
     except MetricsNotShown as error:
         raise UnsafeSettings(str(error)) from None
-    stack.push_async_callback(_end, asyncio.create_task(metrics.run(), name="event loop's punctuality"))
-    stack.push_async_callback(shown.close)
-    log.info("metrics.shown", address=shown.address)
-    return shown.address
+    stack.push_async_callback(server.close)
+    return server.address
 
 
 async def _listen(
@@ -400,7 +428,10 @@ async def _listen(
         # The library's text may name what is in the file.
         raise BindError("tls_certificate and tls_key cannot be read, or do not match.") from None
     reflect = settings.loopback if settings.reflection is None else settings.reflection
-    return await listen(services, authenticator, settings.address, tls=tls, reflect=reflect, metrics=metrics)
+    limits = ConnectionLimits(settings.connection_streams, most_connections())
+    return await listen(
+        services, authenticator, settings.address, tls=tls, reflect=reflect, metrics=metrics, limits=limits
+    )
 
 
 def certificate_files(settings: Settings) -> CertificateFiles | None:

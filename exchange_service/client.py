@@ -11,7 +11,9 @@ class of `exchange_service.errors` for the server's reason; its `request_id` is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -52,7 +54,12 @@ _OPTIONS = (
     # A minute by default, which the line above does not change.
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    # Otherwise channels to one address share a connection, and its limit of open calls.
+    ("grpc.use_local_subchannel_pool", 1),
 )
+# A server lets each connection have so many calls and streams open at the same time, and gRPC lets further ones wait
+# without a word. This service's limit is 250; proxies often have 100 or 128.
+_CALLS_A_CONNECTION = 100
 _RESUMABLE = (ShuttingDown, StreamLifetimeReached, StoreUnavailable)
 _LONGEST_PAUSE = 30.0
 # The most that a request takes.
@@ -63,12 +70,57 @@ class ServiceUnreachable(ServiceError):
     """Nothing answers at the service's address, or something other than this service does."""
 
 
+@dataclass(slots=True)
+class _Connection:
+    """A channel with a connection of its own, and the number of its open calls and streams."""
+
+    channel: grpc.aio.Channel
+    stub: Any
+    plugin_stub: Any
+    calls: int = 0
+
+
+class _Connections:
+    """As many connections as the open calls need: another one when each has as many as it may have."""
+
+    def __init__(self, open_channel: Callable[[], grpc.aio.Channel], calls_a_connection: int) -> None:
+        self._open_channel = open_channel
+        self._most = max(calls_a_connection, 1)
+        self.all = [self._open()]
+
+    def _open(self) -> _Connection:
+        channel = self._open_channel()
+        # The code that protoc makes is not typed.
+        make: Any = exchange_service_pb2_grpc.ExchangeServiceStub
+        make_plugin: Any = plugin_service_pb2_grpc.PluginServiceStub
+        return _Connection(channel, make(channel), make_plugin(channel))
+
+    @contextmanager
+    def use(self) -> Iterator[_Connection]:
+        """A connection for one call or stream, which is open until the end of the block."""
+        connection = next((one for one in self.all if one.calls < self._most), None)
+        if connection is None:
+            connection = self._open()
+            self.all.append(connection)
+        connection.calls += 1
+        try:
+            yield connection
+        finally:
+            connection.calls -= 1
+
+    async def close(self) -> None:
+        """Close all of them."""
+        await asyncio.gather(*(connection.channel.close() for connection in self.all))
+
+
 class ExchangeServiceClient:
-    """One channel to the service at `address`, host:port.
+    """The service at `address`, host:port, by one connection, and by further ones for hundreds of streams and calls at
+    the same time.
 
     `metadata` and the bearer `token` are sent with every call. `timeout` is in seconds and applies to unary calls.
-    `options` are additional options of the gRPC channel, such as a service config. Raises ValueError for a token, also
-    one in `metadata`, that would be sent to another machine in plaintext.
+    `options` are additional options of the gRPC channel, such as a service config. `calls_a_connection` must not be
+    more than the setting `connection_streams` of the service, nor the limit of a proxy before it. Raises ValueError for
+    a token, also one in `metadata`, that would be sent to another machine in plaintext.
     """
 
     def __init__(
@@ -80,6 +132,7 @@ class ExchangeServiceClient:
         token: str = "",
         timeout: float = 10.0,
         options: Sequence[tuple[str, Any]] = (),
+        calls_a_connection: int = _CALLS_A_CONNECTION,
     ) -> None:
         local = is_loopback(address)
         bears_token = token or any(name.lower() == "authorization" for name, _ in metadata)
@@ -90,12 +143,13 @@ class ExchangeServiceClient:
         self._timeout = timeout
         # By default gRPC sends a call to our own network, with its token, through the proxy that the environment names.
         all_options = [*_OPTIONS, ("grpc.enable_http_proxy", 0 if is_private(address) else 1), *options]
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, options=all_options)
-        else:
-            self._channel = grpc.aio.secure_channel(address, credentials, options=all_options)
-        self._stub: Any = exchange_service_pb2_grpc.ExchangeServiceStub(self._channel)
-        self._plugin_stub: Any = plugin_service_pb2_grpc.PluginServiceStub(self._channel)
+
+        def open_channel() -> grpc.aio.Channel:
+            if credentials is None:
+                return grpc.aio.insecure_channel(address, options=all_options)
+            return grpc.aio.secure_channel(address, credentials, options=all_options)
+
+        self._connections = _Connections(open_channel, calls_a_connection)
 
     async def __aenter__(self) -> ExchangeServiceClient:
         return self
@@ -107,12 +161,12 @@ class ExchangeServiceClient:
 
     @property
     def channel(self) -> grpc.aio.Channel:
-        """The channel, for other services on it, such as health."""
-        return self._channel
+        """The channel of the first connection, for other services on it, such as health."""
+        return self._connections.all[0].channel
 
     async def close(self) -> None:
-        """Close the channel. Calls and streams on it end."""
-        await self._channel.close()
+        """Close all connections. Calls and streams end."""
+        await self._connections.close()
 
     async def list_exchanges(
         self,
@@ -141,12 +195,13 @@ class ExchangeServiceClient:
             page_token=page_token,
             etag=etag,
         )
-        reply: ListExchangesResponse = await self._call(self._stub.ListExchanges, request)
+        reply: ListExchangesResponse = await self._call(lambda one: one.stub.ListExchanges, request)
         return reply
 
     async def list_plugins(self) -> ListPluginsResponse:
         """The plugins of the replica that answers, and the processes that run them. For operators."""
-        reply: ListPluginsResponse = await self._call(self._plugin_stub.ListPlugins, ListPluginsRequest())
+        request = ListPluginsRequest()
+        reply: ListPluginsResponse = await self._call(lambda one: one.plugin_stub.ListPlugins, request)
         return reply
 
     async def all_exchanges(
@@ -186,7 +241,7 @@ class ExchangeServiceClient:
         )
         if max_age is not None:
             request.max_age.CopyFrom(_duration(max_age))
-        reply: GetBalanceResponse = await self._call(self._stub.GetBalance, request)
+        reply: GetBalanceResponse = await self._call(lambda one: one.stub.GetBalance, request)
         return reply
 
     async def stream_balances(
@@ -206,7 +261,7 @@ class ExchangeServiceClient:
         Raises ServiceError; also with `resume` if nothing was ever reached at the address.
         """
         position = _StreamPosition(user_id, accounts, min_interval)
-        connected = asyncio.ensure_future(self._channel.channel_ready())
+        connected = asyncio.ensure_future(self.channel.channel_ready())
         try:
             async for event in self._resumed(position, resume, connected, on_interruption):
                 yield event
@@ -238,21 +293,23 @@ class ExchangeServiceClient:
                 await asyncio.sleep(pause)
 
     async def _events(self, request: StreamBalancesRequest) -> AsyncIterator[StreamBalancesResponse]:
-        call = self._stub.StreamBalances(request, metadata=self._metadata)
-        try:
-            async for event in call:
-                yield event
-        except grpc.aio.AioRpcError as error:
-            raise self._translate(error) from None
-        finally:
-            # If only the iterator is dropped, the call stays open at the server.
-            call.cancel()
+        with self._connections.use() as connection:
+            call = connection.stub.StreamBalances(request, metadata=self._metadata)
+            try:
+                async for event in call:
+                    yield event
+            except grpc.aio.AioRpcError as error:
+                raise self._translate(error) from None
+            finally:
+                # If only the iterator is dropped, the call stays open at the server.
+                call.cancel()
 
-    async def _call(self, method: Any, request: Any) -> Any:
-        try:
-            return await method(request, timeout=self._timeout, metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            raise self._translate(error) from None
+    async def _call(self, method_of: Callable[[_Connection], Any], request: Any) -> Any:
+        with self._connections.use() as connection:
+            try:
+                return await method_of(connection)(request, timeout=self._timeout, metadata=self._metadata)
+            except grpc.aio.AioRpcError as error:
+                raise self._translate(error) from None
 
     def _translate(self, error: grpc.aio.AioRpcError) -> ServiceError:
         # A tuple first: `dict` takes the object that older releases of grpcio return for a mapping.

@@ -208,14 +208,22 @@ class Settings(BaseSettings):
     session_idle: float = Field(
         300.0, ge=1, le=86400, description="Seconds after which an account's unused venue session is closed."
     )
-    shutdown_delay: float = Field(
-        3.0,
+    shutdown_delay: float | None = Field(
+        None,
         ge=0,
         le=300,
         description="Seconds after SIGTERM for which the service already says NOT_SERVING and still takes connections "
-        "and calls, so that load balancers notice first. An interrupt (Ctrl-C) does without.",
+        "and calls, so that load balancers notice first. An interrupt (Ctrl-C) does without. Unset: 5, or 0 on "
+        "loopback.",
     )
     shutdown_grace: float = Field(5.0, ge=0, le=300, description="Seconds that running calls have to end at shutdown.")
+    connection_streams: int = Field(
+        250,
+        ge=1,
+        le=100_000,
+        description="Calls and streams that one connection may have open at the same time. A client that needs more "
+        "opens further connections. A much larger number lets one peer stop the service for seconds.",
+    )
     venue_urls: dict[str, str] = Field(
         default_factory=dict,
         description="Addresses to use instead of a venue's own, for simulators and proxies, by exchange id or "
@@ -278,6 +286,11 @@ class Settings(BaseSettings):
         description="Further names in the Host header for which metrics are served, as JSON: "
         '["metrics.example.com"]. The host of `metrics_address`, addresses and localhost are always served; if '
         "`metrics_open` is set, also names of one word and of private networks, such as those of a cluster.",
+    )
+    health_address: str | None = Field(
+        None,
+        description="Host and port that answer /livez and /readyz over HTTP, in plaintext, for load balancers and "
+        "Kubernetes, such as 127.0.0.1:8086. It may be the same as `metrics_address`. Unset: they are not answered.",
     )
     event_loop: Literal["auto", "asyncio", "uvloop"] = Field(
         "auto", description="The event loop. auto: uvloop if it is installed, else Python's own asyncio."
@@ -350,9 +363,9 @@ class Settings(BaseSettings):
             raise ValueError("it should be host:port, such as 127.0.0.1:50051")
         return value
 
-    @field_validator("metrics_address")
+    @field_validator("metrics_address", "health_address")
     @classmethod
-    def _validate_metrics_address(cls, value: str | None) -> str | None:
+    def _validate_http_address(cls, value: str | None) -> str | None:
         host, colon, port = (value or "").rpartition(":")
         if value is not None and not (host and colon and port.isdigit() and int(port) < 65536):
             raise ValueError("it should be host:port, such as 127.0.0.1:9464")
@@ -422,6 +435,13 @@ class Settings(BaseSettings):
     def metrics_on_loopback(self) -> bool:
         """Whether metrics can be read from this machine only, if at all."""
         return self.metrics_address is None or is_loopback_host(self.metrics_address.rpartition(":")[0].strip("[]"))
+
+    @property
+    def leaving_delay(self) -> float:
+        """`shutdown_delay`, or its default: no load balancer leads to a service on loopback."""
+        if self.shutdown_delay is not None:
+            return self.shutdown_delay
+        return 0.0 if self.loopback else 5.0
 
     @property
     def takes_tokens(self) -> bool:

@@ -139,3 +139,12 @@ def test_a_message_of_several_sentences_without_advice_is_given_the_next_step() 
     error = errors.CredentialRejected("The token has expired. It was made in May.")
     next_step = TABLE[errors.CredentialRejected].next_step
     assert status_of(error).message == f"CREDENTIAL_REJECTED: {error.message} {next_step}"
+
+
+@pytest.mark.parametrize(("left", "sent"), [(None, "7250"), (8.0, "7250"), (7.25, "-1"), (1.0, "-1"), (0.0, "-1")])
+def test_a_delay_that_does_not_fit_into_the_deadline_ends_grpcs_own_retries(left: float | None, sent: str) -> None:
+    status = status_of(errors.VenueUnavailable("It is down.", retry_after=7.25)).fitted(left)
+    assert dict(status.trailers)[PUSHBACK_KEY] == sent
+    assert len(status.trailers) == 2
+    without = status_of(errors.CredentialMissing("Nothing is stored."))
+    assert without.fitted(left) == without

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
+import os
 import socket
 import threading
 import zlib
@@ -31,6 +33,7 @@ from exchange_service.errors import (
     RegionRestricted,
     RequestRefused,
     ServiceError,
+    ServiceOverloaded,
     VenueMaintenance,
     VenueMalformed,
     VenueRateLimited,
@@ -697,3 +700,43 @@ class TestInsideAddresses:
                     with pytest.raises(VenueUnavailable):
                         await http.get("http://venue.example/balance")
         assert len(lines) == 20
+
+
+class TestOwnTrouble:
+    """No file is left in this process: that is not the venue's trouble."""
+
+    @pytest.mark.threat("T65")
+    @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS])
+    @pytest.mark.parametrize("override", [None, ""], ids=["an operator's host", "a manifest's host"])
+    async def test_without_a_socket_the_service_is_overloaded_and_the_log_says_so(
+        self, number: int, override: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object, **__: object) -> socket.socket:
+            raise OSError(number, "none left")
+
+        async with opened("http://venue.example", override=override, resolver=Names(["93.184.216.34"])) as http:
+            monkeypatch.setattr(socket, "socket", refuse)
+            with capture_logs() as lines, pytest.raises(ServiceOverloaded) as raised:
+                await http.get("http://venue.example/balance")
+            monkeypatch.undo()
+        assert raised.value.retry_after
+        assert [line["event"] for line in lines] == ["service.out_of_files"]
+
+    @pytest.mark.threat("T65")
+    @pytest.mark.parametrize("files_left", [False, True])
+    async def test_a_name_that_cannot_be_looked_up_is_the_venues_only_if_a_file_is_left(
+        self, files_left: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Failing(Names):
+            async def resolve(self, *_: Any, **__: Any) -> list[ResolveResult]:
+                raise socket.gaierror(socket.EAI_AGAIN, "try again")
+
+        def refuse(*_: object, **__: object) -> int:
+            raise OSError(errno.EMFILE, "none left")
+
+        async with opened("http://venue.example", override="", resolver=Failing([])) as http:
+            if not files_left:
+                monkeypatch.setattr(os, "open", refuse)
+            with pytest.raises(VenueUnavailable if files_left else ServiceOverloaded):
+                await http.get("http://venue.example/balance")
+            monkeypatch.undo()

@@ -18,6 +18,7 @@ from exchange_service.errors import CredentialInvalid, ServiceError
 from exchange_service.grpc_server.certificates import ending
 from exchange_service.identity.methods import who_may_call
 from exchange_service.model import SECRET_FIELDS, Account, Credential, ExchangeMetadata
+from exchange_service.open_files import limit, most_connections, raise_limit
 from exchange_service.operator.v1.plugin_service_pb2 import PLUGIN_PROCESS_STATE_RUNNING
 from exchange_service.plugin_host import sandbox
 from exchange_service.plugin_host.discovery import open_registry
@@ -34,6 +35,8 @@ from exchange_service.venues.registry import Registry
 
 # Seconds that the running service has to say what it has loaded.
 _SERVICE_TIMEOUT = 3.0
+# Fewer are worth a warning: a load balancer alone may open hundreds.
+_FEW_CONNECTIONS = 2000
 
 
 class Severity(Enum):
@@ -59,7 +62,7 @@ async def examine(settings: Settings) -> list[Finding]:
     registry = open_registry(settings)
     findings = [*_check_settings(settings, registry), *_check_certificates(settings), *_check_plugins(registry)]
     findings += [*_check_sandbox(settings, registry), *await _check_running_service(settings, registry)]
-    findings += await _check_cache(settings)
+    findings += [*_check_open_files(), *await _check_cache(settings)]
     store = await open_configured_store(settings)
     try:
         file = store.missing_file()
@@ -108,6 +111,18 @@ def _check_certificates(settings: Settings) -> list[Finding]:
     if not text:
         return [Finding(Severity.WELL, "TLS", "the certificate and its key fit, and do not end soon.")]
     return [Finding(Severity.ERROR if " ended " in text else Severity.WARNING, "TLS", text)]
+
+
+def _check_open_files() -> list[Finding]:
+    raise_limit()
+    most = most_connections()
+    if most is None or most >= _FEW_CONNECTIONS:
+        return []
+    text = (
+        f"this user may have {limit()} files open, so at most {most} connections are taken: raise the hard limit "
+        "(`ulimit -Hn`, LimitNOFILE, or --ulimit nofile) if there are more callers."
+    )
+    return [Finding(Severity.WARNING, "open files", text)]
 
 
 def _check_plugins(registry: Registry) -> list[Finding]:

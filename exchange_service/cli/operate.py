@@ -19,6 +19,7 @@ from exchange_service.cli.outcome import ExitCode, Output, console, fail, messag
 from exchange_service.cli.runtime import LoopFactory, LoopMissing, loop_factory
 from exchange_service.gc_tuning import tune_gc
 from exchange_service.observability.logs import configure_logging
+from exchange_service.open_files import raise_limit
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
 
@@ -42,6 +43,7 @@ async def _serve(settings: Settings) -> None:
     from exchange_service.startup_checks import UnsafeSettings
 
     configure_logging(settings.log_level, settings.log_format)
+    raise_limit()
     try:
         service = await start_service(settings)
     except (UnsafeSettings, BindError) as error:
@@ -93,6 +95,7 @@ async def _demo(settings: Settings, redis: bool) -> None:
     from exchange_service.startup_checks import UnsafeSettings
 
     configure_logging(settings.log_level, settings.log_format)
+    raise_limit()
     started = time.monotonic()
     try:
         async with running_demo(settings, redis=redis) as running:

@@ -18,8 +18,9 @@ log = structlog.get_logger(__name__)
 
 # Seconds between two looks at the files; a new connection is a reason to look.
 LOOK_EVERY = 5.0
-# Seconds between two looks at the end of the certificates.
-_WATCH_EVERY = 6 * 3600.0
+# Seconds between two looks at the end of the certificates, and between two warnings of the same.
+_WATCH_EVERY = 300.0
+_WARN_EVERY = 6 * 3600.0
 # Days before its end from which a certificate is warned of. Those that renew themselves do so earlier.
 WARN_DAYS = 14.0
 
@@ -39,13 +40,25 @@ class CertificateFiles:
         return tuple((stat.st_mtime_ns, stat.st_ino, stat.st_size) for stat in stats)
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
-        """The identity as gRPC takes it. Raises OSError or ssl.SSLError if the files do not fit together."""
+        """The identity as gRPC takes it. Raises OSError or ValueError if the files do not fit together, or one is not
+        whole."""
         # gRPC itself would take a pair that does not fit, and then refuse every connection. Without a password the
         # library would ask at the terminal for that of an encrypted key.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key, password="")
-        pair = (self.key.read_bytes(), self.certificate.read_bytes())
-        roots = None if self.client_ca is None else self.client_ca.read_bytes()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, self.key, password="")
+        pair = (self.key.read_bytes(), _whole(self.certificate.read_bytes()))
+        roots = None if self.client_ca is None else _whole(self.client_ca.read_bytes())
+        if roots is not None:
+            context.load_verify_locations(cadata=roots.decode("ascii", "replace"))
         return grpc.ssl_server_certificate_configuration([pair], roots)
+
+
+def _whole(text: bytes) -> bytes:
+    """The text of PEM, if no certificate in it is cut off; ValueError if one is, or if there is none."""
+    begun, ended = text.count(b"-----BEGIN CERTIFICATE-----"), text.count(b"-----END CERTIFICATE-----")
+    if begun != ended or not begun:
+        raise ValueError("a certificate is cut off")
+    return text
 
 
 class RenewedCertificates:
@@ -79,6 +92,9 @@ class RenewedCertificates:
             if stamp == self._stamp:
                 return None
             renewed = self._files.configuration()
+            if self._files.stamp() != stamp:
+                # They are being replaced at this moment: the next look takes them.
+                return None
         except (OSError, ValueError) as error:
             # Perhaps one of two files is new already and the other one is not.
             if not self._troubled:
@@ -90,15 +106,23 @@ class RenewedCertificates:
         return renewed
 
 
-def ending(files: CertificateFiles, now: datetime | None = None) -> str:
-    """A sentence about the first certificate of the files that ends soon or has ended; empty if none does."""
+def ends(files: CertificateFiles) -> dict[str, datetime]:
+    """When the first certificate of each file ends, by the file's setting. Raises OSError or ValueError for a file that
+    cannot be read."""
     from cryptography import x509
 
+    named = (("tls_certificate", files.certificate), ("tls_client_ca", files.client_ca))
+    return {
+        name: min(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(path.read_bytes()))
+        for name, path in named
+        if path is not None
+    }
+
+
+def ending(files: CertificateFiles, now: datetime | None = None) -> str:
+    """A sentence about the first certificate of the files that ends soon or has ended; empty if none does."""
     now = now or datetime.now(UTC)
-    for name, path in (("tls_certificate", files.certificate), ("tls_client_ca", files.client_ca)):
-        if path is None:
-            continue
-        end = min(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(path.read_bytes()))
+    for name, end in ends(files).items():
         days = (end - now).total_seconds() / 86400
         if days < 0:
             return f"the certificate in {name} ended on {end:%Y-%m-%d}, and clients refuse it: renew it."
@@ -107,14 +131,18 @@ def ending(files: CertificateFiles, now: datetime | None = None) -> str:
     return ""
 
 
-async def watch_ends(files: CertificateFiles) -> None:
-    """Write a line into the log, at the start and several times a day, while a certificate ends soon."""
+async def watch_ends(files: CertificateFiles, tell: Callable[[dict[str, float]], None] = lambda _: None) -> None:
+    """Write a line into the log, at the start and several times a day, while a certificate ends soon; `tell` takes the
+    ends, in seconds since the epoch, by the file's setting."""
+    warned, warned_at = "", 0.0
     while True:
         try:
+            tell({name: end.timestamp() for name, end in ends(files).items()})
             text = ending(files)
         except (OSError, ValueError) as error:
             log.warning("certificate.unreadable", error=type(error).__name__)
         else:
-            if text:
+            if text and (text != warned or time.monotonic() - warned_at >= _WARN_EVERY):
                 log.warning("certificate.ends_soon", problem=text)
+                warned, warned_at = text, time.monotonic()
         await asyncio.sleep(_WATCH_EVERY)

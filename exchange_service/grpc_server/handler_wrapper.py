@@ -108,7 +108,7 @@ class HandlerWrapper:
                     end = find_status(_ending())
                     code = end.code.name
                     metrics.call_failed(end.reason)
-                    await context.abort(end.code, end.message, (*end.trailers, (REQUEST_ID_KEY, mark.request_id)))
+                    await _abort(context, end, (REQUEST_ID_KEY, mark.request_id))
                 # Re-raised: if a cancelled call returned, what grpc keeps for it would leak.
                 code = grpc.StatusCode.CANCELLED.name
                 raise
@@ -116,7 +116,7 @@ class HandlerWrapper:
                 end = find_status(error)
                 code = end.code.name
                 metrics.call_failed(end.reason)
-                await context.abort(end.code, end.message, (*end.trailers, (REQUEST_ID_KEY, mark.request_id)))
+                await _abort(context, end, (REQUEST_ID_KEY, mark.request_id))
             finally:
                 running.discard(task)
                 metrics.call_ended(method, code, time.monotonic() - began)
@@ -142,8 +142,12 @@ class UnknownMethods(grpc.GenericRpcHandler):
 
 async def abort(context: Context, error: Exception) -> NoReturn:
     """End the call with our error as the status table says, or with a reference to the log for another exception."""
-    end = find_status(error)
-    await context.abort(end.code, end.message, end.trailers)
+    await _abort(context, find_status(error))
+
+
+async def _abort(context: Context, end: CallStatus, *more: tuple[str, str]) -> NoReturn:
+    end = end.fitted(context.time_remaining())
+    await context.abort(end.code, end.message, (*end.trailers, *more))
 
 
 def find_status(error: Exception) -> CallStatus:

@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from exchange_service.errors import ServiceOverloaded
+from exchange_service.errors import ServiceOverloaded, ShuttingDown
 from exchange_service.grpc_server.handler_wrapper import Context, abort
 
 NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -47,12 +47,23 @@ class Health:
         self._state = _ANSWER.NOT_SERVING
         self._changed = asyncio.Event()
         self._watchers = 0
+        self._ended = False
+
+    def end(self) -> None:
+        """End every watch: the service ends."""
+        self._ended = True
+        self._changed.set()
 
     def set_serving(self, serving: bool) -> None:
         """Set the state, and send it to all watchers."""
         self._state = _ANSWER.SERVING if serving else _ANSWER.NOT_SERVING
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether it says SERVING."""
+        return bool(self._state == _ANSWER.SERVING)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The handlers for the server."""
@@ -95,3 +106,5 @@ class Health:
                 sent = state
                 await context.write(_ANSWER(status=state))
             await changed.wait()
+            if self._ended:
+                await abort(context, ShuttingDown("This replica of the service is shutting down."))

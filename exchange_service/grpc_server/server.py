@@ -29,6 +29,8 @@ _MAX_REQUEST = 64 * 1024
 _MAX_REPLY = 4 * 1024 * 1024
 # The time in seconds that cancelled handlers have to clean up.
 _CLEANUP_TIMEOUT = 2.0
+# The time in seconds that ended calls have to send their statuses on a busy machine.
+_TELLING = 1.0
 # The time in seconds that calls have at least to tell their callers that the service ends.
 _LEAST_GRACE = 0.3
 
@@ -37,8 +39,6 @@ _OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", _MAX_REQUEST),
     ("grpc.max_send_message_length", _MAX_REPLY),
-    # Thousands of streams may come over few connections.
-    ("grpc.max_concurrent_streams", 10_000),
     # A vanished client is noticed only by these together; the ping timeout alone is a minute by default.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -49,10 +49,32 @@ _OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.http2.min_ping_interval_without_data_ms", 500),
     ("grpc.max_connection_age_ms", 70 * 60 * 1000),
     ("grpc.max_connection_age_grace_ms", 60 * 1000),
-    # With the defaults some of a few thousand subscribers that reconnect at the same time are refused.
-    ("grpc.server.max_pending_requests", 100_000),
-    ("grpc.server.max_pending_requests_hard_limit", 200_000),
+    # With the defaults some of a few thousand subscribers that reconnect at the same time are refused. With ten times
+    # as many, requests that are reset at once hold up all others for seconds.
+    ("grpc.server.max_pending_requests", 5_000),
+    ("grpc.server.max_pending_requests_hard_limit", 10_000),
+    # A connection that says nothing is closed after this time, not after two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What peers may hold open before they are known: the calls and streams of one connection, and the connections in
+    all (None: as many as the system allows)."""
+
+    streams: int = 250
+    connections: int | None = None
+
+    def options(self) -> list[tuple[str, int]]:
+        """The limits as options of gRPC."""
+        options = [("grpc.max_concurrent_streams", self.streams)]
+        if self.connections is not None:
+            options.append(("grpc.max_allowed_incoming_connections", self.connections))
+        return options
+
+
+_LIMITS = ConnectionLimits()
 
 
 class BindError(Exception):
@@ -75,15 +97,23 @@ class Server:
         self.health.set_serving(serving)
 
     async def stop(self, grace: float) -> None:
-        """Accept no new calls, and give those in progress `grace` seconds."""
+        """Accept no new calls, and give those in progress `grace` seconds; then each is told that the service ends."""
         self.health.set_serving(False)
         grace = max(grace, _LEAST_GRACE)
-        # Before gRPC cancels them, when no status can be sent any more.
-        asyncio.get_running_loop().call_later(grace - _LEAST_GRACE / 2, self.handler_wrapper.end_all)
-        await self.grpc_server.stop(grace)
+        ending = asyncio.get_running_loop().call_later(grace - _LEAST_GRACE / 2, self._end_calls)
+        try:
+            # What gRPC itself cuts off gets no status any more, so it waits for those that are told first. It returns
+            # once no call is left.
+            await self.grpc_server.stop(grace + _TELLING)
+        finally:
+            ending.cancel()
         if self.local_checks is not None:
             await self.local_checks.stop(0)
         await self.handler_wrapper.wait_until_idle(_CLEANUP_TIMEOUT)
+
+    def _end_calls(self) -> None:
+        self.handler_wrapper.end_all()
+        self.health.end()
 
 
 def _reflect(names: Sequence[str], authentication: Authentication) -> grpc.GenericRpcHandler:
@@ -108,13 +138,14 @@ async def listen(
     tls: grpc.ServerCredentials | None,
     reflect: bool,
     metrics: Metrics | None = None,
+    limits: ConnectionLimits = _LIMITS,
 ) -> Server:
     """Start to listen on `address` for these services, and for health checks. Raises BindError if that fails.
 
     With `tls` there is a second listener, which answers health checks of this machine alone, without TLS.
     """
     wrapper, authentication = HandlerWrapper(metrics), Authentication(authenticator)
-    server = grpc.aio.server(options=list(_OPTIONS))
+    server = grpc.aio.server(options=[*_OPTIONS, *limits.options()])
     names = [service.name for service in services]
     states = health.Health(*names)
 
@@ -134,7 +165,7 @@ async def listen(
 
 async def _listen_for_local_checks(states: health.Health, address: str) -> grpc.aio.Server | None:
     """A listener for health checks that need no certificate; None where the system has no such sockets."""
-    server = grpc.aio.server(options=list(_OPTIONS))
+    server = grpc.aio.server(options=[*_OPTIONS, *_LIMITS.options()])
     server.add_generic_rpc_handlers((states.handlers(),))
     try:
         server.add_insecure_port(health.local_address(address))

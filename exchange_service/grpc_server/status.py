@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 from google.protobuf import any_pb2
@@ -92,6 +92,19 @@ class CallStatus:
     reason: str
     message: str
     trailers: tuple[tuple[str, str | bytes], ...]
+
+    def fitted(self, seconds_left: float | None) -> CallStatus:
+        """The same for a call with so much time left: if its delay does not fit, gRPC is told not to retry, so that the
+        caller gets this error now, and not the end of its deadline later."""
+        late = [
+            (name, value)
+            for name, value in self.trailers
+            if name == PUSHBACK_KEY and seconds_left is not None and int(value) / 1000 >= seconds_left
+        ]
+        if not late:
+            return self
+        kept = tuple(item for item in self.trailers if item not in late)
+        return replace(self, trailers=(*kept, (PUSHBACK_KEY, "-1")))
 
 
 def status_of(error: errors.ServiceError) -> CallStatus:

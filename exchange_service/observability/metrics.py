@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -100,6 +101,7 @@ class Metrics:
         self._credentials: dict[_Labels, int] = defaultdict(int)
         self._budgets: dict[_Labels, float] = {}
         self._breakers: dict[_Labels, str] = {}
+        self._certificates: dict[str, float] = {}
         self._watched: dict[str, Callable[[], int]] = {}
         self._levels: dict[str, int] = {}
         self._processes: Callable[[], Iterable[ProcessOfPlugin]] = tuple
@@ -166,6 +168,10 @@ class Metrics:
     def credential_opened(self, reason: str = "") -> None:
         """A stored credential was opened, or could not be opened for this `reason` of the error tree."""
         self._credentials[(self._reason(reason),)] += 1
+
+    def certificates(self, ends: dict[str, float]) -> None:
+        """When the server's certificates end, in seconds since the epoch, by the setting that names the file."""
+        self._certificates = ends
 
     # The event loop
 
@@ -249,6 +255,12 @@ class Metrics:
         for labels, state in list(self._breakers.items()):
             breakers.add_metric((*labels, state), 1.0)
         yield breakers
+        days = GaugeMetricFamily(
+            name + "certificate_days_left", "Days until a certificate of the server ends.", labels=("file",)
+        )
+        for file, end in self._certificates.items():
+            days.add_metric((file,), (end - time.time()) / 86400)
+        yield days
         for watched, count in self._levels.items():
             yield GaugeMetricFamily(f"{name}{watched}_open", f"How many {watched} are open now.", value=count)
         yield from _process_families(name + "plugin_process_", self._processes_seen)

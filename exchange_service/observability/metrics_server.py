@@ -22,6 +22,7 @@ from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
 from exchange_service.addresses import host_of, is_ip_address, is_loopback_host, is_private_host
+from exchange_service.observability.health_pages import HealthPages
 from exchange_service.observability.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -44,25 +45,36 @@ class MetricsNotShown(Exception):
 
 
 class MetricsServer:
-    """Serves `metrics` until it is closed. `address` is host:port, with the port that was taken."""
+    """Serves `metrics` and the pages of `health`, those that are given, until it is closed. `address` is host:port,
+    with the port that was taken."""
 
-    def __init__(self, metrics: Metrics, host: str, port: int, names: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        metrics: Metrics | None,
+        host: str,
+        port: int,
+        names: Sequence[str] = (),
+        health: HealthPages | None = None,
+    ) -> None:
         """`names`: further names by which readers may call the server."""
         self._metrics = metrics
+        self._health = health
         self._names = frozenset((host.lower(), *(name.lower().rstrip(".") for name in names)))
         self._on_loopback = is_loopback_host(host)
         self._loop = asyncio.get_running_loop()
         self._making = threading.Lock()
         self._next = 0.0
         registry = CollectorRegistry(auto_describe=True)
-        registry.register(_YieldingCollector(metrics.registry))
+        if metrics is not None:
+            registry.register(_YieldingCollector(metrics.registry))
         self._inner = make_wsgi_app(registry)
+        shown = "health" if metrics is None else "metrics"
         try:
             self._server = _Server((host, port), ":" in host)
         except OSError as error:
             raise MetricsNotShown(
-                f"Cannot show metrics on {host}:{port}: {error.strerror or type(error).__name__}. "
-                "Set metrics_address to another one."
+                f"Cannot show {shown} on {host}:{port}: {error.strerror or type(error).__name__}. "
+                f"Set {shown}_address to another one."
             ) from None
         self._server.set_app(self._answer)
         bracketed = f"[{host}]" if ":" in host else host
@@ -75,9 +87,15 @@ class MetricsServer:
             # By default the header shows the version of Python.
             return start_response(status, [*headers, ("Server", "exchange-service")], *error)
 
-        if environ.get("PATH_INFO") not in ("/", "/metrics") or environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
+        path = environ.get("PATH_INFO", "")
+        answer = self._health.answer(path) if self._health is not None else None
+        if answer is not None:
+            start(answer[0], [("Content-Type", "text/plain"), ("Content-Length", str(len(answer[1])))])
+            return [answer[1] if environ.get("REQUEST_METHOD") != "HEAD" else b""]
+        known = self._metrics is not None and path in ("/", "/metrics")
+        if not known or environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
             start("404 Not Found", [("Content-Type", "text/plain")])
-            return [b"This server has /metrics only.\n"]
+            return [b"There is no such page here.\n"]
         if not self._is_expected(environ.get("HTTP_HOST", "")):
             start("421 Misdirected Request", [("Content-Type", "text/plain")])
             return [b"This server has another name; see the setting metrics_hosts.\n"]
@@ -104,7 +122,8 @@ class MetricsServer:
         refreshed = threading.Event()
 
         def refresh() -> None:
-            self._metrics.refresh()
+            if self._metrics is not None:
+                self._metrics.refresh()
             refreshed.set()
 
         # RuntimeError: the loop has ended meanwhile.

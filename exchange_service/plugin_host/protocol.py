@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 
 from exchange_service.credentials import CredentialReference
-from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, VenueError
+from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, ServiceOverloaded, VenueError
 from exchange_service.model import SECRET_FIELDS, Account, Credential, KeyRights, VenueReports
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
@@ -121,6 +121,6 @@ def read_error(fault: balance_pb2.AccountFault, plugin: str) -> ServiceError:
         error = read_fault(fault)
     except (ValueError, ArithmeticError):
         error = None
-    if isinstance(error, VenueError | PluginFailed | PluginUnavailable):
+    if isinstance(error, VenueError | PluginFailed | PluginUnavailable | ServiceOverloaded):
         return error
     return PluginFailed(f"The plugin {plugin} failed with an unknown error.")

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 
 import aiohttp
 import structlog
-from aiohttp.abc import AbstractResolver
+from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.connector import Connection
 from yarl import URL
 
@@ -31,6 +31,7 @@ from exchange_service.errors import (
     PluginFailed,
     RegionRestricted,
     RequestRefused,
+    ServiceOverloaded,
     VenueMaintenance,
     VenueMalformed,
     VenueRateLimited,
@@ -38,6 +39,7 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.model import Environment, ExchangeMetadata
+from exchange_service.open_files import none_left
 from exchange_service.plugin_kit.gateways import gateway_error
 from exchange_service.plugin_kit.payload import count_marks, parse_json, retry_after
 from exchange_service.tasks import beside_the_loop
@@ -249,15 +251,55 @@ def _public_sockets(venue: str) -> Callable[[aiohttp.AddrInfoType], socket.socke
     logged: set[str] = set()
 
     def open_socket(where: aiohttp.AddrInfoType) -> socket.socket:
-        family, kind, protocol, _, (address, *_) = where
+        address, *_ = where[4]
         if not is_public(str(address)):
             if address not in logged and len(logged) < _MOST_LOGGED:
                 logged.add(address)
                 log.warning("venue.address_refused", venue=venue, address=address)
             raise _NotPublic
-        return socket.socket(family=family, type=kind, proto=protocol)
+        return _open_socket(where)
 
     return open_socket
+
+
+def _open_socket(where: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket. ServiceOverloaded if this process has none left, which says nothing about the venue."""
+    family, kind, protocol, *_ = where
+    try:
+        return socket.socket(family=family, type=kind, proto=protocol)
+    except OSError as error:
+        _raise_if_none_left(error)
+        raise
+
+
+def _raise_if_none_left(error: BaseException) -> None:
+    """Raise ServiceOverloaded if this process has no file left."""
+    if not none_left(error):
+        return
+    log.error("service.out_of_files", effect="no venue can be asked", advice="raise the limit on open files")
+    raise ServiceOverloaded(
+        "The service has no connection left for the venue.",
+        advice="Call again after the delay. The operator: raise the limit on open files (`exchange-service doctor`).",
+    ) from None
+
+
+class _Resolver(AbstractResolver):
+    """Looks names up as `inner` does; a failure for want of files is not taken for the name's."""
+
+    def __init__(self, inner: AbstractResolver) -> None:
+        self._inner = inner
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        try:
+            return await self._inner.resolve(host, port, family)
+        except OSError as error:
+            _raise_if_none_left(error)
+            raise
+
+    async def close(self) -> None:
+        await self._inner.close()
 
 
 @contextmanager
@@ -396,7 +438,8 @@ class VenueHttpPool:
             limit = exchange.public_answer_limit if public else exchange.answer_limit
             session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    resolver=self._resolver, socket_factory=None if override else _public_sockets(exchange.name)
+                    resolver=_Resolver(self._resolver or aiohttp.ThreadedResolver()),
+                    socket_factory=_open_socket if override else _public_sockets(exchange.name),
                 ),
                 request_class=_bound_request(reach),
                 response_class=_bounded_response(exchange.name, limit),

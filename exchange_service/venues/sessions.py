@@ -13,7 +13,14 @@ from typing import Any, TypeVar
 import structlog
 
 from exchange_service.credentials import CredentialReference
-from exchange_service.errors import CredentialInvalid, NotSupported, PluginFailed, VenueError, VenueTimeout
+from exchange_service.errors import (
+    CredentialInvalid,
+    NotSupported,
+    PluginFailed,
+    ServiceOverloaded,
+    VenueError,
+    VenueTimeout,
+)
 from exchange_service.model import (
     SANDBOX,
     SECRET_FIELDS,
@@ -295,7 +302,8 @@ async def _run_hook(listing: Listing, call: VenueCall, read: Callable[[VenueCall
     name = listing.plugin.info.name
     try:
         return await read(call)
-    except PluginFailed:
+    # The second one: the session that the plugin was given has no connection left.
+    except (PluginFailed, ServiceOverloaded):
         raise
     except VenueError as error:
         raise translate_error(error, name) from None

@@ -14,12 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import structlog.testing
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
 from exchange_service.grpc_server import certificates
 from tests.harness import ScriptedPlugin, eventually, registry_of, serving, until
 
@@ -141,3 +143,50 @@ def command(home: Path, files: tuple[Path, Path], *arguments: str) -> subprocess
         text=True,
         timeout=60,
     )
+
+
+async def test_client_authorities_are_read_again_and_half_a_file_keeps_the_ones_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificates, "LOOK_EVERY", 0.05)
+    server = write(tmp_path, "server")
+    old, new = (write(folder, folder.name) for folder in (tmp_path / "old", tmp_path / "new") if not folder.mkdir())
+    authority = tmp_path / "authority.pem"
+    authority.write_bytes(old[0].read_bytes())
+    settings = tls(server, tls_client_ca=authority)
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), **settings) as running:
+        address = f"127.0.0.1:{running.service.address.rpartition(':')[2]}"
+
+        async def accepts(identity: tuple[Path, Path]) -> bool:
+            ours = grpc.ssl_channel_credentials(
+                server[0].read_bytes(), identity[1].read_bytes(), identity[0].read_bytes()
+            )
+            async with ExchangeServiceClient(address, credentials=ours, timeout=3) as client:
+                try:
+                    await client.list_exchanges(page_size=1)
+                except ServiceUnreachable:
+                    return False
+                return True
+
+        assert (await accepts(old), await accepts(new)) == (True, False)
+        whole = new[0].read_bytes()
+        for half in (whole[: len(whole) // 2], old[0].read_bytes() + whole[: len(whole) // 2], b""):
+            authority.write_bytes(half)
+            await asyncio.sleep(0.1)
+            assert (await accepts(old), await accepts(new)) == (True, False)
+        authority.write_bytes(whole)
+
+        async def moved() -> bool:
+            return (await accepts(old), await accepts(new)) == (False, True)
+
+        await eventually(moved)
+
+
+async def test_the_days_that_are_left_are_a_metric(tmp_path: Path) -> None:
+    files = write(tmp_path, "exchange-service", 30.5)
+    settings = tls(files, tls_client_ca=files[0])
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), **settings) as running:
+        metrics = running.service.metrics
+        name = "exchange_service_certificate_days_left"
+        await until(lambda: f'{name}{{file="tls_certificate"}} 30.' in metrics.text().decode())
+        assert f'{name}{{file="tls_client_ca"}} 30.' in metrics.text().decode()

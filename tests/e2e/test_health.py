@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import socket
 import struct
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from exchange_service.grpc_server import health, plugin_servicer
 from exchange_service.grpc_server.servicer import SERVICE
+from exchange_service.observability import health_pages
 from tests.harness import PATIENCE, Running, ScriptedPlugin, failure, registry_of, serving
 
 WATCH = "/grpc.health.v1.Health/Watch"
@@ -117,3 +121,62 @@ async def test_watchers_are_limited_and_checks_still_answered(tmp_path: Path, mo
                     continue
                 break
         again.cancel()
+
+
+def page(address: str, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection(address, timeout=10)
+    connection.request("GET", path)
+    reply = connection.getresponse()
+    return reply.status, reply.read().decode().strip()
+
+
+async def test_the_health_port_answers_over_http_without_tls(tmp_path: Path) -> None:
+    settings = {"health_address": "127.0.0.1:0", "metrics_address": "127.0.0.1:0"}
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), **settings) as running:
+        address = running.service.health_address
+        assert address != running.service.metrics_address
+        for path in ("/livez", "/readyz"):
+            assert (await asyncio.to_thread(page, address, path))[0] == 200
+        await running.service.server.set_serving(False)
+        assert await asyncio.to_thread(page, address, "/readyz") == (503, "NOT_SERVING")
+        assert await asyncio.to_thread(page, address, "/livez") == (200, "ok")
+        for path in ("/", "/metrics"):
+            assert (await asyncio.to_thread(page, address, path))[0] == 404
+        assert (await asyncio.to_thread(page, running.service.metrics_address, "/readyz"))[0] == 404
+
+
+async def test_the_health_port_may_be_that_of_the_metrics(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    settings = {"health_address": address, "metrics_address": address}
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), **settings):
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert (await asyncio.to_thread(page, address, path))[0] == 200
+
+
+async def test_a_service_whose_event_loop_hangs_is_neither_alive_nor_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health_pages, "_TURN_LIMIT", 0.2)
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), health_address="127.0.0.1:0") as running:
+        found: list[tuple[int, str]] = []
+        asking = threading.Thread(
+            target=lambda: found.extend(page(running.service.health_address, path) for path in ("/livez", "/readyz"))
+        )
+        asking.start()
+        # The event loop hangs here.
+        asking.join(20)
+        assert found == [(503, "the event loop does not turn")] * 2
+        assert (await asyncio.to_thread(page, running.service.health_address, "/livez"))[0] == 200
+
+
+async def test_a_watcher_is_told_that_the_service_ends(tmp_path: Path) -> None:
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), shutdown_grace=0.0) as running:
+        watch = stub_of(running).Watch(asking())
+        assert (await watch.read()).status == STATES.SERVING
+        stopping = asyncio.ensure_future(running.service.stop())
+        assert (await watch.read()).status == STATES.NOT_SERVING
+        failed = await failure(watch.read())
+        await stopping
+    assert failed.reason == "SHUTTING_DOWN"

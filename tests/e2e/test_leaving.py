@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from pathlib import Path
@@ -13,9 +14,21 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from exchange_service.client import ExchangeServiceClient
+from exchange_service.errors import VenueUnavailable
 from exchange_service.grpc_server.servicer import Servicer
+from exchange_service.v1 import exchange_service_pb2_grpc
 from exchange_service.v1.exchange_service_pb2 import ListExchangesRequest
-from tests.harness import Gate, ScriptedPlugin, balance_request, failure, registry_of, serving, streaming
+from tests.harness import (
+    Gate,
+    ScriptedPlugin,
+    balance_request,
+    failure,
+    raising,
+    registry_of,
+    serving,
+    settings_for,
+    streaming,
+)
 from tests.test_runtime import address_of, started
 
 
@@ -107,3 +120,32 @@ async def test_a_stream_is_told_so_too(tmp_path: Path) -> None:
             failed = await stream.failure()
             await stopping
     assert failed.reason == "SHUTTING_DOWN"
+
+
+@pytest.mark.parametrize(("address", "delay"), [("127.0.0.1:0", 0.0), ("unix:/tmp/x", 0.0), ("0.0.0.0:0", 5.0)])
+def test_the_delay_is_for_services_that_a_load_balancer_can_lead_to(tmp_path: Path, address: str, delay: float) -> None:
+    assert settings_for(tmp_path, address=address).leaving_delay == delay
+    assert settings_for(tmp_path, address=address, shutdown_delay=1.5).leaving_delay == 1.5
+
+
+async def test_the_true_reason_comes_at_once_if_its_delay_does_not_fit_into_the_deadline(tmp_path: Path) -> None:
+    error = VenueUnavailable("It is down.", retry_after=30.0)
+    policy = {
+        "maxAttempts": 3,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    config = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin(answer=raising(error)))) as running:
+        await running.store()
+        options = [("grpc.service_config", config), ("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(running.service.address, options=options) as channel:
+            stub: Any = exchange_service_pb2_grpc.ExchangeServiceStub(channel)
+            began = time.monotonic()
+            failed = await failure(stub.GetBalance(balance_request(), timeout=8))
+            assert time.monotonic() - began < 4
+    assert failed.reason == "VENUE_UNAVAILABLE"
+    assert failed.trailers["grpc-retry-pushback-ms"] == "-1"
+    assert failed.retry_delay == pytest.approx(30, abs=1)

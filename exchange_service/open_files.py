@@ -1,0 +1,52 @@
+"""The system's limit on open files, which connections count towards: raised at the start, and told when it is met."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+if sys.platform != "win32":
+    import resource
+
+# What the service needs besides its callers' connections: to venues, the database, Redis, plugins and files.
+_RESERVED = 400
+# The system may allow any number; some programs that ours start would walk through all of them.
+_MOST = 1_048_576
+_OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+
+def raise_limit() -> None:
+    """Raise the soft limit to the hard one: the soft one is meant for old programs, and is often 1,024."""
+    if sys.platform == "win32":
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def limit() -> int | None:
+    """How many files this process may have open; None without a limit."""
+    if sys.platform == "win32":
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def most_connections() -> int | None:
+    """How many connections of callers leave enough files for everything else; None without a limit."""
+    files = limit()
+    return None if files is None else max(files - _RESERVED, files // 2, 1)
+
+
+def none_left(error: BaseException) -> bool:
+    """Whether `error` came because this machine has no file, buffer or memory left, so that no other is to blame."""
+    if isinstance(error, OSError) and error.errno in _OURS:
+        return True
+    try:
+        # The look-up of a name says only that it failed.
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as own:
+        return own.errno in _OURS
+    return False

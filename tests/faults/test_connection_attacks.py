@@ -1,0 +1,235 @@
+"""Attacks below the calls, on connections and HTTP/2 itself, by a peer that nobody knows: each first succeeds with the
+mitigation switched off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from exchange_service.client import ExchangeServiceClient
+from exchange_service.errors import ServiceError
+from exchange_service.grpc_server import server
+
+ROOT = Path(__file__).parent.parent.parent
+MEBIBYTE = 2**20
+# The service, perhaps with a limit on open files and with parts switched off, as lines of Python say.
+PROGRAM = """
+import resource, sys
+from exchange_service.cli import main
+{changes}
+sys.argv = ["exchange-service", "demo", "--address", "127.0.0.1:0", *sys.argv[1:]]
+main()
+"""
+UNBOUNDED = """
+from exchange_service.grpc_server import server
+server._OPTIONS = (
+    *(option for option in server._OPTIONS if "pending" not in option[0]),
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 200_000),
+)
+"""
+
+
+@dataclass
+class Target:
+    """A demo service in a process of its own."""
+
+    address: str
+    process: psutil.Process
+
+    @property
+    def port(self) -> str:
+        return self.address.rpartition(":")[2]
+
+    async def has_taken_them(self) -> None:
+        """Wait until it has taken the connections that wait, those that it takes."""
+        before = 0
+        while before != (before := self.process.num_fds()):  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+
+    def memory(self) -> int:
+        return int(self.process.memory_info().rss)
+
+
+@contextmanager
+def demo(home: Path, *arguments: str, changes: str = "") -> Iterator[Target]:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(changes=changes), *arguments],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            match = re.search(r"127\.0\.0\.1:\d+", line)
+            assert match, line
+            yield Target(match[0], psutil.Process(process.pid))
+        finally:
+            process.kill()
+
+
+@asynccontextmanager
+async def peer(*arguments: str) -> AsyncIterator[dict[str, int]]:
+    """The hostile peer, from its answer to the end of the block."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.raw_http2", *arguments),
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield json.loads(await process.stdout.readline())
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+@asynccontextmanager
+async def caller(target: Target) -> AsyncIterator[list[float]]:
+    """Somebody else, who calls all the time on a connection of their own; the seconds of each call."""
+    seconds: list[float] = []
+    async with ExchangeServiceClient(target.address, timeout=60) as client:
+
+        async def call() -> None:
+            while True:
+                began = time.monotonic()
+                with contextlib.suppress(ServiceError):
+                    await client.list_exchanges(page_size=1)
+                seconds.append(time.monotonic() - began)
+                await asyncio.sleep(0.005)
+
+        await client.list_exchanges(page_size=1)
+        calling = asyncio.create_task(call())
+        try:
+            yield seconds
+            # The call that still waits counts too.
+            count = len(seconds)
+            while len(seconds) <= count:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        finally:
+            calling.cancel()
+            await asyncio.wait({calling})
+
+
+async def rapid_reset(target: Target, seconds: float) -> tuple[float, float]:
+    """The longest call of another caller, in seconds, and the MiB that the service holds afterwards."""
+    before = target.memory()
+    async with caller(target) as others, peer("reset", target.port, str(seconds)) as done:
+        assert done["requests"] > 10_000
+    return max(others), (target.memory() - before) / MEBIBYTE
+
+
+@pytest.mark.threat("T63", attack=True)
+async def test_requests_that_are_reset_at_once_stop_the_service_unless_a_connection_has_few(tmp_path: Path) -> None:
+    with demo(tmp_path, "--connection-streams", "10000", changes=UNBOUNDED) as target:
+        outage, _ = await rapid_reset(target, 2.0)
+        assert outage > 0.7
+    with demo(tmp_path) as target:
+        bounded, memory = await rapid_reset(target, 4.0)
+    assert bounded < min(1.0, outage)
+    assert memory < 100
+
+
+@pytest.mark.threat("T64", attack=True)
+async def test_requests_that_never_end_fill_the_memory_unless_a_connection_has_few(tmp_path: Path) -> None:
+    with demo(tmp_path, "--connection-streams", "10000", changes=UNBOUNDED) as target:
+        before = target.memory()
+        async with peer("open", target.port, "1", "9000") as done:
+            assert done["refused"] == 0
+            assert target.memory() - before > 100 * MEBIBYTE
+    with demo(tmp_path) as target:
+        before = target.memory()
+        async with caller(target) as others, peer("open", target.port, "4", "9000") as done:
+            assert done["refused"] == 4 * (9000 - 250)
+            assert target.memory() - before < 100 * MEBIBYTE
+        assert max(others) < 1.0
+
+
+FEW_FILES = "resource.setrlimit(resource.RLIMIT_NOFILE, (600, {hard}))"
+IMPATIENT = """
+from exchange_service.grpc_server import server
+server._OPTIONS = tuple({**dict(server._OPTIONS), "grpc.server_handshake_timeout_ms": 500}.items())
+"""
+UNAWARE = """
+import exchange_service.app, exchange_service.cli.operate, exchange_service.venues.http
+exchange_service.app.most_connections = lambda: None
+exchange_service.cli.operate.raise_limit = lambda: None
+exchange_service.venues.http.none_left = lambda error: False
+"""
+
+
+async def reason_of_a_read(target: Target, silent: int) -> str:
+    """The reason of a balance that is read while so many connections say nothing; empty if it is read."""
+    async with ExchangeServiceClient(target.address, timeout=20) as client:
+        # Until here nothing is asked of this venue, so there is no open connection to it.
+        await client.get_balance("demo", "tradier", max_age=0)
+        async with peer("silent", target.port, str(silent)):
+            await target.has_taken_them()
+            try:
+                await client.get_balance("demo", "oanda", max_age=0)
+            except ServiceError as error:
+                return error.reason
+    return ""
+
+
+@pytest.mark.threat("T65", attack=True)
+async def test_silent_connections_take_the_files_of_venue_calls_unless_they_are_limited(tmp_path: Path) -> None:
+    with demo(tmp_path, changes=FEW_FILES.format(hard=600) + UNAWARE) as target:
+        assert await reason_of_a_read(target, 620) == "VENUE_UNAVAILABLE"
+    # The hard limit is as low: some of the connections are not taken.
+    with demo(tmp_path, changes=FEW_FILES.format(hard=600)) as target:
+        assert await reason_of_a_read(target, 620) == ""
+    with demo(tmp_path, changes=FEW_FILES.format(hard=4096)) as target:
+        assert await reason_of_a_read(target, 620) == ""
+        assert target.process.rlimit(psutil.RLIMIT_NOFILE) == (4096, 4096)
+
+
+@pytest.mark.threat("T65")
+async def test_a_connection_that_says_nothing_is_closed_within_seconds(tmp_path: Path) -> None:
+    assert dict(server._OPTIONS)["grpc.server_handshake_timeout_ms"] <= 10_000
+    with demo(tmp_path, changes=IMPATIENT) as target:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(target.port))
+        async with asyncio.timeout(20):
+            assert b"handshake timeout" in await reader.read(-1)
+        writer.close()
+
+
+async def test_hundreds_of_streams_and_calls_of_one_client_open_the_connections_that_they_need(tmp_path: Path) -> None:
+    with demo(tmp_path, "--connection-streams", "20") as target:
+        async with (
+            ExchangeServiceClient(target.address, calls_a_connection=20) as client,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            streams = [client.stream_balances("demo") for _ in range(110)]
+            for stream in streams:
+                stack.push_async_callback(stream.aclose)  # type: ignore[attr-defined]
+            async with asyncio.timeout(60):
+                first = await asyncio.gather(*(anext(stream) for stream in streams))
+                assert len(first) == 110
+                await asyncio.gather(*(client.get_balance("demo", "oanda") for _ in range(60)))
+        # A client that has one connection alone waits without a word, which the page for operators says.
+        async with ExchangeServiceClient(target.address, timeout=1.0) as client, contextlib.AsyncExitStack() as stack:
+            streams = [client.stream_balances("demo") for _ in range(20)]
+            for stream in streams:
+                stack.push_async_callback(stream.aclose)  # type: ignore[attr-defined]
+                await anext(stream)
+            with pytest.raises(ServiceError):
+                await client.list_exchanges()

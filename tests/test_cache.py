@@ -249,6 +249,8 @@ class TestRedis:
             sealed("a", b"cut")[:-1],
             sealed("a", b"longer") + b"x",
         ],
+        # Sealed bytes differ each time, and the workers of pytest-xdist want the same names.
+        ids=range(10),
     )
     async def test_bytes_that_were_not_sealed_for_this_name_and_time_are_missing(
         self, own: RedisCache, client: redis_client.Redis, foreign: bytes

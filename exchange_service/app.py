@@ -365,8 +365,10 @@ async def _refresh_manifests(registry: Registry, venues: PluginClients) -> None:
 
 def _log_problems(problems: Iterable[PluginProblem]) -> None:
     for problem in problems:
-        event = "plugin.notice" if problem.notice else "plugin.problem"
-        log.warning(event, plugin=problem.plugin.name, reason=problem.reason)
+        if problem.notice:
+            log.warning("plugin.notice", plugin=problem.plugin.name, reason=problem.reason)
+        else:
+            log.warning("plugin.problem", plugin=problem.plugin.name, reason=problem.reason)
 
 
 def _process_figures(registry: Registry, venues: PluginClients) -> Iterator[ProcessOfPlugin]:

@@ -95,7 +95,7 @@ def raised() -> tuple[list[Placed], list[Placed]]:
 
 
 # Words with which a fact begins: "The service's log says why.", "There is nothing to wait for."
-_NO_VERBS = {"The", "There"}
+_NO_VERBS = {"If", "The", "There"}
 
 
 @cache

@@ -286,7 +286,8 @@ class TestStored:
             ahead_of_us = stored(one(row("BTC", "1.50")), NOW + ahead)
             assert (decode_stored(ALICE, ahead_of_us.encode(), BOUNDS) is not None) == believed
 
-    @pytest.mark.parametrize("kind", sorted(leaves(VenueError), key=lambda kind: kind.reason))
+    # Other tests derive classes of their own.
+    @pytest.mark.parametrize("kind", [kind for kind in leaves(VenueError) if kind.__module__ == VenueError.__module__])
     def test_every_error_of_a_venue_is_stored_by_its_reason_and_told_with_a_text_of_ours(
         self, kind: type[VenueError]
     ) -> None:

@@ -262,7 +262,9 @@ async def _put(connection: AsyncConnection, table: CredentialTable, account: Acc
     await connection.execute(sa.insert(table.clause).values({**keys, **values}))
     if not await _select_matching(connection, table, account):
         # Such as a text with a blank at its end, in a column of a fixed length.
-        raise CredentialInvalid(f"The table {TABLE} does not show this user_id as it was given; use another one.")
+        raise CredentialInvalid(
+            f"The table {TABLE} does not show this user_id as it was given.", advice="Use another user_id."
+        )
     return True
 
 

@@ -339,22 +339,22 @@ class TestUnsendableErrors:
             assert totals((await running.client.get_balance(USER, "fakey")).balance) == {"BTC": "1.50"}
 
     async def test_the_largest_balance_that_is_accepted_can_be_sent(self, tmp_path: Path) -> None:
-        plugin = ScriptedPlugin(answer=returning(_long_codes(7_000)))
+        plugin = ScriptedPlugin(answer=returning(_long_codes(3_600)))
         async with serving(tmp_path, registry=registry_of(plugin)) as running:
             await running.store()
             reply = await running.client.get_balance(USER, "fakex")
-            assert len(totals(reply.balance)) == 7_000
+            assert len(totals(reply.balance)) == 3_600
             assert reply.ByteSize() > 1_900_000
 
 
 def _long_codes(rows: int) -> Balance:
-    """A balance of rows of about 280 bytes each."""
-    return holding(*((f"{'X' * 128}{number:05}", "1") for number in range(rows)))
+    """A balance of rows of about 540 bytes each."""
+    return holding(*((f"{'X' * 256}{number:05}", "1") for number in range(rows)))
 
 
 def _too_much_for(exchange_id: str) -> Answer:
     async def answer(call: VenueCall) -> Balance:
-        return _long_codes(9_000) if call.exchange.id == exchange_id else holding(("BTC", "1.50"))
+        return _long_codes(4_800) if call.exchange.id == exchange_id else holding(("BTC", "1.50"))
 
     return answer
 

@@ -418,12 +418,16 @@ class TestReconnectStorms:
         # All streams are of one caller, which may make few calls a second.
         settings = settings_for(tmp_path, jwt_secret=SECRET, service_calls=100, **CALM)
         service = await start_service(settings, registry=registry_of(fake_venue))
-        async with ExchangeServiceClient(service.address) as client:
-            running = Running(service, client)
-            await running.store()
+        async with AsyncExitStack() as stack:
+            # One connection takes 250 calls.
+            clients = [await stack.enter_async_context(ExchangeServiceClient(service.address)) for _ in range(10)]
+            callers = [Running(service, client) for client in clients]
+            await callers[0].store()
             token = bearer(web_token("desk", exchange_service_users="*"))
             request = messages.StreamBalancesRequest(user_id=USER, accounts=[FAKE_VENUE])
-            streams = [Stream(running.stub.StreamBalances(request, metadata=token)) for _ in range(1000)]
+            streams = [
+                Stream(caller.stub.StreamBalances(request, metadata=token)) for caller in callers for _ in range(100)
+            ]
             firsts = await asyncio.gather(*(stream.next_of("balance") for stream in streams))
             assert {totals(first.balance)["BTC"] for first in firsts} == {"1.50"}
             assert service.streams.counts() == (1, 1000)

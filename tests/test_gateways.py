@@ -74,5 +74,16 @@ def test_a_page_is_told_from_the_venues_word(status: int, body: bytes, expected:
     assert type(raised(answer(status, body))) is expected
 
 
+@pytest.mark.parametrize("kind", ["ForbiddenException", "MissingAuthenticationTokenException:http://x/"])
+def test_a_refusal_of_amazons_gateway_in_json_says_nothing_about_the_key(kind: str) -> None:
+    response = answer(403, b'{"message":"Forbidden"}', **{"X-Amzn-ErrorType": kind})
+    assert type(raised(response)) is VenueUnavailable
+
+
+def test_what_a_venue_decides_behind_amazons_gateway_is_its_own_word() -> None:
+    response = answer(403, b'{"message":"Forbidden"}', **{"X-Amzn-ErrorType": "AccessDeniedException"})
+    assert type(raised(response)) is PermissionMissing
+
+
 def test_a_gateways_delay_is_kept() -> None:
     assert raised(answer(403, PAGE, **{"Retry-After": "12"})).retry_after == 12

@@ -19,6 +19,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "_BACKPACK",
         "_BINANCE",
         "_BINGX",
+        "_BITBANK",
         "_BITFLYER",
         "_BITGET",
         "_BITHUMB",

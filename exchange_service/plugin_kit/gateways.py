@@ -34,6 +34,11 @@ _REGION = re.compile(
 # Cloudflare answers in JSON where JSON is asked for, and marks it.
 _MARKED = re.compile(r'"cloudflare_error"\s*:\s*true')
 
+# Amazon's gateway refuses a request in JSON, such as {"message":"Forbidden"}, before the venue has seen it.
+# witness: vendor: https://repost.aws/knowledge-center/api-gateway-troubleshoot-403-forbidden
+_AMAZONS_NAME = "x-amzn-errortype"
+_AMAZONS_REFUSALS = ("forbiddenexception", "missingauthenticationtokenexception")
+
 
 class _Response(Protocol):
     """What is needed here of `plugin_api.Response`."""
@@ -56,7 +61,9 @@ def gateway_error(response: _Response, venue: str) -> VenueError | None:
     page that was sent as a success, as by a captive portal, is not JSON and so malformed.
     """
     status, text = response.status, _text(response.body)
-    if status < 400 or status in _TELL_ENOUGH or not _is_from_gateway(status, text):
+    if status < 400 or status in _TELL_ENOUGH:
+        return None
+    if not _is_from_gateway(status, text) and not (status == 403 and _is_from_amazon(response.headers)):
         return None
     if _REGION.search(text):
         return RegionRestricted(f"{venue} does not serve the region that this service calls from (HTTP {status}).")
@@ -71,6 +78,11 @@ def _text(body: bytes | str) -> str:
     if isinstance(body, bytes):
         body = body[:_MOST_READ].decode("utf-8", "replace")
     return body[:_MOST_READ].lstrip("\ufeff").strip()
+
+
+def _is_from_amazon(headers: Mapping[str, str]) -> bool:
+    kind = next((value for name, value in headers.items() if name.lower() == _AMAZONS_NAME), "")
+    return kind.lower().startswith(_AMAZONS_REFUSALS)
 
 
 def _is_from_gateway(status: int, text: str) -> bool:

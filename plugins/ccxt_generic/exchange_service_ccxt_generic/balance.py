@@ -161,7 +161,7 @@ async def _read_sum(
         return
     result = await _read_or_error(call, client, opened, opened.stored.wish_beside_others(name))
     if isinstance(result, VenueError):
-        reasons[name] = "the venue does not show it, which only some accounts have"
+        reasons[name] = "only some accounts have it, and the venue does not show it for this one"
         return
     for one in added_up.of:
         results.pop(one, None)

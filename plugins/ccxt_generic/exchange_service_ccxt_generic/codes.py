@@ -71,6 +71,19 @@ _BINGX: Mapping[str, Meaning] = {"100419": ADDRESS}
 # witness: CCXT: bitflyer.exceptions
 _BITFLYER: Mapping[str, Meaning] = {"-2": MAINTENANCE}
 
+# CCXT has sentences for some of these, but a class for none.
+# witness: vendor: https://github.com/bitbankinc/bitbank-api-docs/blob/master/errors.md
+_BITBANK: Mapping[str, Meaning] = {
+    "10001": OUTAGE,
+    "10003": OUTAGE,
+    "10005": OUTAGE,
+    "70001": OUTAGE,
+    "70002": OUTAGE,
+    "70003": OUTAGE,
+    "70011": OUTAGE,
+    "70012": OUTAGE,
+}
+
 # witness: CCXT: bitget.exceptions
 _BITGET: Mapping[str, Meaning] = {
     "30008": CLOCK,
@@ -80,6 +93,7 @@ _BITGET: Mapping[str, Meaning] = {
     "30018": KEY_ELSEWHERE,
     "32022": REGION,
     "40018": ADDRESS,
+    "40099": KEY_ELSEWHERE,  # witness: report: ccxt/ccxt#26125
 }
 
 # witness: CCXT: bithumb.exceptions
@@ -141,10 +155,17 @@ _COINSPH: Mapping[str, Meaning] = {
 }
 
 # witness: CCXT: cryptocom.exceptions
-_CRYPTOCOM: Mapping[str, Meaning] = {"40103": ADDRESS}
+_CRYPTOCOM: Mapping[str, Meaning] = {
+    # CCXT takes it for a missing right. It was the code of the older interface for a wrong key or signature.
+    "10002": KEY,  # witness: report: a Go client's table of codes, from exchange-docs.crypto.com/spot
+    "40103": ADDRESS,
+}
 
 # witness: CCXT: deribit.exceptions
-_DERIBIT: Mapping[str, Meaning] = {"12005": REGION}
+_DERIBIT: Mapping[str, Meaning] = {
+    "12005": REGION,
+    "13028": OUTAGE,  # witness: report: TundraSoft/tundra-connect, wiki, Deribit-Errors
+}
 
 # witness: CCXT: derive.exceptions
 _DERIVE: Mapping[str, Meaning] = {
@@ -312,6 +333,7 @@ CODES: Mapping[str, Mapping[str, Meaning]] = {
     **dict.fromkeys(("binance", "binancecoinm", "binanceus", "binanceusdm"), _BINANCE),
     "bingx": _BINGX,
     "bitflyer": _BITFLYER,
+    "bitbank": _BITBANK,
     "bitget": _BITGET,
     "bithumb": _BITHUMB,
     "bitrue": _BITRUE,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 # Members with a code: a number or a short word, such as -2015, "50110" or "IP_FORBIDDEN".
@@ -24,7 +24,15 @@ _MESSAGES = re.compile(
     re.IGNORECASE,
 )
 # Members that hold the error, or a list of errors, or texts of errors by field.
-_HOLDERS = re.compile(r"err|data\Z|result\Z|reason\Z|response\Z|details?\Z|message\Z|msg\Z|__all__\Z", re.IGNORECASE)
+_HOLDERS = re.compile(
+    r"err|data\Z|result\Z|reason\Z|response\Z|details?\Z|context\Z|message\Z|msg\Z|__all__\Z", re.IGNORECASE
+)
+# A code made of words says as much as a sentence, such as "ip_not_whitelisted_for_api_key".
+_WORDS = re.compile(r"[A-Za-z]+(?:[-_][A-Za-z]+)+\Z")
+# Members with the address from which the venue was asked.
+_SENDERS = re.compile(r"(client|request|remote|your|current)?_?ip(_?addr(ess)?)?\Z", re.IGNORECASE)
+# Members with an error's texts by the name of a field.
+_BY_FIELD = re.compile(r"errors\Z", re.IGNORECASE)
 _DEEPEST = 4
 # Venues send few errors in one answer; an answer with more is a list of something else.
 _MOST = 50
@@ -32,10 +40,11 @@ _MOST = 50
 
 @dataclass(frozen=True, slots=True)
 class ErrorMembers:
-    """The codes and the messages of an answer, in the order in which they stand in it."""
+    """The codes and the messages of an answer, in the order in which they stand in it, and the address it tells of."""
 
     codes: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -45,40 +54,59 @@ class ErrorMembers:
 
 def error_members(value: Any) -> ErrorMembers:
     """What the answer `value` says of an error, wherever its venue writes it."""
-    codes: list[str] = []
-    messages: list[str] = []
-    _collect(value, codes, messages, _DEEPEST)
-    return ErrorMembers(tuple(codes[:_MOST]), tuple(messages[:_MOST]))
+    found = _Found()
+    found.collect(value, _DEEPEST)
+    return ErrorMembers(*(tuple(texts[:_MOST]) for texts in (found.codes, found.messages, found.addresses)))
 
 
-def _collect(value: Any, codes: list[str], messages: list[str], depth: int) -> None:
-    if depth == 0:
-        return
-    if isinstance(value, list):
-        # Such as Kraken's errors, Bitfinex's ["error", 10114, "nonce: small"], and orders with an error each.
-        for entry in value[:_MOST]:
-            if isinstance(entry, str | int) and not isinstance(entry, bool):
-                codes.append(str(entry))
-                messages.append(str(entry))
-            else:
-                _collect(entry, codes, messages, depth - 1)
-    elif isinstance(value, dict):
-        for name, content in value.items():
-            _collect_member(name, content, codes, messages, depth)
+@dataclass(slots=True)
+class _Found:
+    codes: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    addresses: list[str] = field(default_factory=list)
 
+    def collect(self, value: Any, depth: int) -> None:
+        if depth == 0:
+            return
+        if isinstance(value, list):
+            # Such as Kraken's errors, Bitfinex's ["error", 10114, "nonce: small"], and orders with an error each.
+            for entry in value[:_MOST]:
+                if isinstance(entry, str | int) and not isinstance(entry, bool):
+                    self.codes.append(str(entry))
+                    self.messages.append(str(entry))
+                else:
+                    self.collect(entry, depth - 1)
+        elif isinstance(value, dict):
+            for name, content in value.items():
+                self._collect_member(name, content, depth)
 
-def _collect_member(name: str, content: Any, codes: list[str], messages: list[str], depth: int) -> None:
-    if isinstance(content, dict | list):
-        if _HOLDERS.search(name):
-            _collect(content, codes, messages, depth - 1)
-    elif isinstance(content, str | int) and not isinstance(content, bool):
+    def _collect_member(self, name: str, content: Any, depth: int) -> None:
+        if isinstance(content, dict | list):
+            if _HOLDERS.search(name):
+                self.collect(content, depth - 1)
+            if isinstance(content, dict) and _BY_FIELD.search(name):
+                self._collect_by_field(content)
+        elif isinstance(content, str | int) and not isinstance(content, bool):
+            self._collect_text(name, content, depth)
+
+    def _collect_text(self, name: str, content: str | int, depth: int) -> None:
         text = str(content)
-        if _CODES.match(name):
-            codes.append(text)
-        if isinstance(content, str) and _MESSAGES.search(name):
-            messages.append(text)
+        is_code = _CODES.match(name) is not None
+        if is_code:
+            self.codes.append(text)
+        if isinstance(content, str) and _SENDERS.match(name):
+            self.addresses.append(text)
+        if isinstance(content, str) and (_MESSAGES.search(name) or (is_code and _WORDS.match(text))):
+            self.messages.append(text)
             for inner in _within(text):
-                _collect(inner, codes, messages, depth - 1)
+                self.collect(inner, depth - 1)
+
+    def _collect_by_field(self, errors: dict[str, Any]) -> None:
+        """The texts of errors by the name of a field, such as {"nonce": ["too small"]}."""
+        for name, texts in errors.items():
+            for text in texts if isinstance(texts, list) else [texts]:
+                if isinstance(text, str):
+                    self.messages.append(f"{name}: {text}")
 
 
 def _within(text: str) -> Iterator[Any]:

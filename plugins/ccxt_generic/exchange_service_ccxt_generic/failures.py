@@ -102,7 +102,8 @@ def translate(error: BaseException, answer: Answer, exchange_id: str, venue: str
     delay = retry_after(answer.headers) if meaning.kind.transient else None
     if delay is None and meaning.kind is VenueRateLimited and exchange_id in _BYBITS:
         delay = _until_limit_ends(answer)
-    address = f", {found}" if meaning.kind is AddressNotAllowed and (found := named_address(refusal.said.text)) else ""
+    told = " | ".join((refusal.said.text, *refusal.said.addresses)) if meaning.kind is AddressNotAllowed else ""
+    address = f", {found}" if (found := named_address(told)) else ""
     message = meaning.message.format(venue=venue, address=address)
     return meaning.kind(message, retry_after=delay, advice=_advice(meaning, exchange_id))
 

@@ -6,7 +6,7 @@
    there is no summary. If nothing is held, it is the first of the three that has a row.
 4. The figures are the sums of that currency's rows. A figure that a row lacks is absent, and so is what is available
    if one of several wallets is in deficit, because another wallet does not pay for it.
-5. What the summary leaves out stands in a note.
+5. What the summary leaves out stands in a note, and so does each asset that is owed: a total may be before debts.
 """
 
 from __future__ import annotations
@@ -62,10 +62,6 @@ def summarize(accounts: Sequence[VenueAccount]) -> Summary | None:
     return Summary(currency, total=_sum([row.total for row in own]), available=None if deficit else _sum(frees))
 
 
-def _held_of(currency: str, rows: Sequence[AssetBalance]) -> Decimal:
-    return exact_sum(_amount(row) or Decimal(0) for row in rows if row.asset == currency)
-
-
 def _amount(row: AssetBalance) -> Decimal | None:
     return row.total if row.total is not None else row.free
 
@@ -79,11 +75,24 @@ def _sum(amounts: Sequence[Decimal | None]) -> Decimal | None:
 
 
 def _left_out(accounts: Sequence[VenueAccount], currency: str, subject: str) -> Iterator[str]:
-    """A sentence on the other assets that are held, if there are any."""
-    held = (row for account in accounts for row in account.assets if not row.is_zero())
-    others = sorted({row.asset for row in held if row.asset != currency})
+    """A sentence on the other assets that are held, and one on all that are owed, if there are any."""
+    rows = [row for account in accounts for row in account.assets]
+    others = sorted(
+        {row.asset for row in rows if row.asset != currency and not row.is_zero() and not _is_owed_alone(row)}
+    )
     if others:
         yield f"{subject} counts {currency} alone. Also held: {_named(others)}."
+    owed = sorted({row.asset for row in rows if _is_owed(row)})
+    if owed:
+        yield f"Owed at the venue: {_named(owed)}."
+
+
+def _is_owed(row: AssetBalance) -> bool:
+    return (row.debt is not None and row.debt > 0) or (row.total is not None and row.total < 0)
+
+
+def _is_owed_alone(row: AssetBalance) -> bool:
+    return _is_owed(row) and not any(amount and amount > 0 for amount in (row.total, row.free, row.used))
 
 
 def _types(accounts: Sequence[VenueAccount]) -> list[str]:

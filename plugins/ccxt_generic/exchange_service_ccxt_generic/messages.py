@@ -18,13 +18,14 @@ from exchange_service_ccxt_generic.meanings import (
     LIMIT,
     MAINTENANCE,
     NONCE,
+    OUTAGE,
     REGION,
     RIGHT,
     Meaning,
 )
 
 # The word alone, or a part of a name such as IP_FORBIDDEN, no_authorization_i_p or clientIp.
-_IP = r"(?:(?<![a-z])ips?(?![a-z])|(?<![a-z])ip ?addr|\bi_p\b|_i_p\b|client_?ip\b)"
+_IP = r"(?:(?<![a-z])ips?(?![a-z])|(?<![a-z])ip ?addr|\bi_p\b|_i_p\b|client_?ip\b|client[-_ ]address\b)"
 _KEY = (
     r"(?:api[-_ ]?keys?|access[-_ ]?(?:key|id)|(?<!listen )(?<!withdraw )\bkeys?\b|apikey|credentials?|passphrase"
     r"|secret|jwt\b|(?:access|auth|bearer|session)[-_ ]tokens?\b)"
@@ -35,15 +36,15 @@ _WRONG = (
 )
 _TIME = (
     r"(?:time[-_ ]?stamp|request[-_ ]?time|recv[-_ ]?window|receive window|\bclock\b|\btonce\b"
-    r"|(?:server|system|local|header|your) time\b)"
+    r"|(?:server|system|local|header|your|submission) time\b)"
 )
 _OFF = (
     r"(?:expired|outside|out of|ahead|behind|invalid|incorrect|too (?:old|early|late|far|small|large)|outdated|drift"
-    r"|skew|differ|less than|greater than|not valid|in the future|in the past|not within|exceed|stale)"
+    r"|skew|differ|mismatch|less than|greater than|not valid|in the future|in the past|not within|exceed|stale)"
 )
 _NONCE_OFF = (
-    r"(?:increment|increas|greater|higher|larger|small|low\b|below|duplicat|already|used|repeat|unique|reus|invalid|bad\b|too"
-    r"|wrong|incorrect|error)"
+    r"(?:increment|increas|greater|higher|larger|small|low\b|below|less than|duplicat|already|used|repeat|unique"
+    r"|reus|invalid|bad\b|too|wrong|incorrect|error)"
 )
 
 
@@ -63,7 +64,7 @@ _TOO_MANY = _pattern(
     r"|slow down"
 )
 _REGION = _pattern(
-    r"restricted (?:location|region|country|jurisdiction)|"
+    r"restricted (?:location|region|country|jurisdiction)|from a supported (?:location|region|country)|"
     + _near(
         r"(?:countr(?:y|ies)|\bregions?\b|jurisdiction|your location|located)",
         r"(?:not (?:support|avail|allow|permit|serv)|unsupported|unavailable|restrict|prohibit|blocked?|banned"
@@ -82,17 +83,18 @@ _ADDRESS = _pattern(
 )
 _MAINTENANCE = _pattern(
     r"maintenance(?! margin)|maintaining|being maintained|(?:is|are) being upgraded"
-    r"|(?:system|server|service) (?:is )?(?:being )?upgrad"
+    r"|(?:system|server|service|engine) (?:is )?(?:being )?upgrad"
 )
 _CLOCK = _pattern(
     _near(_TIME, _OFF, 40)
     + r"|request (?:has |is )?expired|acceptable window|expired request|request_expired|out of sync"
+    r"|signature[-_ ]?expired|expired[-_ ]signature"
 )
 _NONCE = _pattern(_near(r"nonces?", _NONCE_OFF, 40) + r"|\w*nonce(?:below|duplicate|toolow|small)\w*|\binvalidnonce\b")
 _RIGHT = _pattern(
     r"(?:no|not have|without|insufficient|lacks?|missing|requires?|require more|incorrect|invalid|not enough)"
     r"[^.|]{0,30}(?:permission|privilege|access right|authority|\bscopes?\b|\brole\b)"
-    r"|permissions?[-_ ](?:denied|missing|required|insufficient)|read access is required|out_of_scope"
+    r"|permissions?[-_ ]?(?:denied|missing|required|insufficient)|read access is required|out_of_scope"
     r"|not (?:allowed|permitted|enabled) (?:for|by|on) (?:this|your|the) (?:api )?key"
 )
 _EXPIRED = _pattern(_near(_KEY, r"expired", 20))
@@ -104,9 +106,25 @@ _KEY_WRONG = _pattern(
     r"|authorization (?:failed|error)|invalid[_ ](?:authorization|key)\b|invalid/no apikey|not authenticated"
 )
 
+# The key, the signature or the login itself, and not one of the key's rights.
+_KEY_ITSELF = _pattern(
+    _near(
+        rf"(?:{_KEY}|signature|\bsign\b)",
+        r"(?:invalid|incorrect|wrong|not (?:valid|found|match|exist|correct)|mismatch|does(?:n't| not) (?:exist|match)"
+        r"|unknown|illegal|expired|revoked|verif|failed)",
+        40,
+    )
+)
+_OUTAGE = _pattern(
+    r"(?:system|service|server|network|internal)s?[- ]?(?:is |are |server )?(?:currently |temporarily )?"
+    r"(?:busy|error|abnormal|exception|failure|overload|unavailable)"
+    r"|temporarily[-_ ]unavailable|try again (?:later|shortly|in a)|\boverloaded\b|deadline elapsed"
+    r"|\btimed[-_ ]out\b|\btimeout\b"
+)
+
 # That a nonce has to grow: its refusal means that somebody else has used a greater one.
 _NONCE_GROWS = _pattern(
-    _near(r"nonces?", r"(?:increment|increas|greater|higher|larger|small|low|below|already|used|reus)", 40)
+    _near(r"nonces?", r"(?:increment|increas|greater|higher|larger|small|low|below|less than|already|used|reus)", 40)
 )
 
 # The classes of CCXT that say no more than that something is wrong: any sentence of the venue says more.
@@ -122,7 +140,7 @@ def meaning_of(text: str, class_name: str) -> Meaning | None:
     if class_name in _VAGUE:
         return _of_vague(text)
     if class_name == "AuthenticationError":
-        return _first(text, (_THREE_CAUSES, KEY_ADDRESS_OR_RIGHT)) or _place(text) or _time(text)
+        return _first(text, (_THREE_CAUSES, KEY_ADDRESS_OR_RIGHT)) or _place(text) or _time(text) or _right_alone(text)
     if class_name in ("PermissionDenied", "AccountSuspended"):
         return _first(text, (_THREE_CAUSES, KEY_ADDRESS_OR_RIGHT)) or _place(text)
     if class_name == "InvalidNonce" and _NONCE_GROWS.search(text):
@@ -136,8 +154,13 @@ def _of_vague(text: str) -> Meaning | None:
         or _place(text)
         or _first(text, (_MAINTENANCE, MAINTENANCE))
         or _time(text)
-        or _first(text, (_RIGHT, RIGHT), (_EXPIRED, KEY_EXPIRED), (_KEY_WRONG, KEY))
+        or _first(text, (_RIGHT, RIGHT), (_EXPIRED, KEY_EXPIRED), (_KEY_WRONG, KEY), (_OUTAGE, OUTAGE))
     )
+
+
+def _right_alone(text: str) -> Meaning | None:
+    """That a right is missing, if the sentence blames neither the key itself nor its signature."""
+    return RIGHT if _RIGHT.search(text) and not _KEY_ITSELF.search(text) else None
 
 
 def _first(text: str, *pairs: tuple[re.Pattern[str], Meaning]) -> Meaning | None:
@@ -162,7 +185,8 @@ def _time(text: str) -> Meaning | None:
 
 # What may be an address, also within brackets or before a port.
 _ADDRESSES = re.compile(
-    r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-f]{0,4}(?::[0-9a-f]{0,4}){2,7})(?![\w.]*\w)", re.IGNORECASE
+    r"(?:(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}|(?<![\w.:])[0-9a-f]{0,4}(?::[0-9a-f]{0,4}){2,7})(?![\w.]*\w)",
+    re.IGNORECASE,
 )
 # Not an address of this service on the internet, whatever the venue means by it. Addresses that are reserved for
 # documents do not occur.

@@ -163,7 +163,7 @@ async def test_without_portfolio_margin_an_account_of_futures_that_is_refused_st
     balance = await read(account_type=ALL_ACCOUNT_TYPES)
     errors = {account.type: type(account.error) for account in balance.venue_accounts if account.error}
     assert errors == {"future": PermissionMissing}
-    assert "papi (the venue does not show it, which only some accounts have)" in balance.notes[0]
+    assert "papi (only some accounts have it, and the venue does not show it for this one)" in balance.notes[0]
 
 
 async def test_isolated_margin_is_read_beside_the_cross_account(read: Read, alice: SimulatedWallet) -> None:

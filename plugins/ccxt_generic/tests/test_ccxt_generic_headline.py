@@ -92,6 +92,13 @@ def test_a_figure_that_one_row_lacks_is_absent() -> None:
     assert headline(wallet(USDT="10"), lacking)[0] == "USDT 11 None"
 
 
+def test_what_is_owed_is_not_called_held_and_is_named_beside_the_summary() -> None:
+    borrowed = AssetBalance("USDT", Decimal(6), Decimal(5), Decimal(1), Decimal("20.25"))
+    owed = VenueAccount(type="margin", assets=(borrowed, AssetBalance("BTC", total=Decimal(0), debt=Decimal(1))))
+    assert headline(owed) == ("USDT 6 5", ("Owed at the venue: BTC, USDT.",))
+    assert headline(wallet(USDC="4.25", USDT="-10.5")) == ("USDC 4.25 4.25", ("Owed at the venue: USDT.",))
+
+
 _AMOUNTS = st.none() | st.decimals(min_value=-(10**6), max_value=10**6, places=3)
 _ROWS = st.builds(
     AssetBalance, st.sampled_from(("USDT", "USD", "USDC", "BTC", "EUR")), total=_AMOUNTS, free=_AMOUNTS, debt=_AMOUNTS

@@ -35,6 +35,7 @@ MEANT_OTHERWISE: Mapping[tuple[str, str], str] = {
     **{(bybit, "10020"): "the account is not a unified one" for bybit in ("bybit", "bybiteu", "bybitid")},
     **{(bybit, "10024"): "compliance rules: the user's region" for bybit in ("bybit", "bybiteu", "bybitid")},
     **{(bybit, "10028"): "the account is not a unified one" for bybit in ("bybit", "bybiteu", "bybitid")},
+    ("cryptocom", "10002"): "a wrong key or signature, by its documents",
     ("kucoin", "400006"): "the request's address, by Kucoin/kucoin-api-docs#395",
     ("kucoinfutures", "400006"): "the request's address, by Kucoin/kucoin-api-docs#395",
     ("onetrading", "INTERNAL_ERROR"): "a failure of the venue, by its name",

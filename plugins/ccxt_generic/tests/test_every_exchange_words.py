@@ -78,6 +78,52 @@ async def refusal(exchange_id: str, status: int, body: bytes, content_type: str 
         ),
         ("bitso", 401, b'{"success":false,"error":{"code":"0213","message":"x"}}', "ADDRESS_NOT_ALLOWED"),
         ("digifinex", 200, b'{"code":10007}', "ADDRESS_NOT_ALLOWED"),
+        (
+            "delta",
+            401,
+            b'{"success":false,"error":{"code":"ip_not_whitelisted_for_api_key","context":{"client_ip":"203.0.113.9"}}}',
+            "ADDRESS_NOT_ALLOWED",
+        ),
+        ("delta", 401, b'{"success":false,"error":{"code":"expired_signature"}}', "CLOCK_SKEW"),
+        (
+            "htx",
+            200,
+            b'{"status":"error","err-code":"api-signature-not-valid","err-msg":'
+            b'"Signature not valid: Incorrect IP address [x]:203.0.113.9","data":null}',
+            "ADDRESS_NOT_ALLOWED",
+        ),
+        (
+            "htx",
+            200,
+            b'{"status":"error","err-code":"api-signature-not-valid","err-msg":'
+            b'"Signature not valid: Invalid submission time or incorrect time format","data":null}',
+            "CLOCK_SKEW",
+        ),
+        ("kucoin", 403, b'{"code":"400007","msg":"Access denied-->Require more permission"}', "PERMISSION_MISSING"),
+        ("phemex", 401, b'{"code":"401","msg":"401 Insufficient privilege."}', "PERMISSION_MISSING"),
+        (
+            "bitget",
+            400,
+            b'{"code":"40099","msg":"exchange environment is incorrect","data":null}',
+            "CREDENTIAL_REJECTED",
+        ),
+        ("bitget", 200, b'{"code":"40015","msg":"System is abnormal, please try again later"}', "VENUE_UNAVAILABLE"),
+        ("kraken", 200, b'{"error":["EService:Deadline elapsed"]}', "VENUE_UNAVAILABLE"),
+        ("krakenfutures", 200, b'{"result":"error","error":"permissionDenied"}', "PERMISSION_MISSING"),
+        (
+            "htx",
+            200,
+            b'{"status":"error","err-code":"invalid-client-address","err-msg":"Invalid client address"}',
+            "ADDRESS_NOT_ALLOWED",
+        ),
+        ("bitbank", 200, b'{"success":0,"data":{"code":70011}}', "VENUE_UNAVAILABLE"),
+        ("deribit", 400, b'{"error":{"code":13028,"message":"x"}}', "VENUE_UNAVAILABLE"),
+        (
+            "whitebit",
+            422,
+            b'{"code":0,"message":"Validation failed","errors":{"nonce":["Your nonce is less than the one before"]}}',
+            "CLOCK_SKEW",
+        ),
         ("coinspot", 400, b'{"status":"error","message":"invalid/no apikey"}', "CREDENTIAL_REJECTED"),
         ("independentreserve", 400, b'{"Message":"Invalid signature"}', "CREDENTIAL_REJECTED"),
     ],
@@ -97,6 +143,18 @@ def test_a_refused_address_is_named_if_the_venue_names_it(exchange_id: str, addr
     error = translate(ccxt.AuthenticationError("x"), answer, exchange_id, "Acme")
     assert error.reason == "ADDRESS_NOT_ALLOWED"
     assert f"the address of this service, {address}." in error.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"code": "ip_not_whitelisted_for_api_key", "context": {"client_ip": "203.0.113.9"}}},
+        {"err-code": "x", "err-msg": "Incorrect IP address [x]:203.0.113.9"},
+    ],
+)
+def test_a_refused_address_is_named_beside_the_sentence_too(body: Mapping[str, Any]) -> None:
+    error = translate(ccxt.AuthenticationError("x"), answer_of(401, body), "delta", "Acme")
+    assert "the address of this service, 203.0.113.9." in error.message
 
 
 @pytest.mark.parametrize(

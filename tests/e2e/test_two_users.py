@@ -200,7 +200,7 @@ def forget_pauses(running: Running) -> None:
     """As if every account's own pauses were over: the next bad answer reaches it."""
     fetcher: Any = running.service.balances.fetcher
     gate = fetcher.inner.inner
-    gate._own.clear()
+    gate._outcomes.own.clear()
     for key in list(gate._cooldowns._cooldowns):
         # A venue, its environment, and the credential.
         if len(key.split()) == 3:

@@ -62,7 +62,7 @@ check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos
 
 # SECONDS=20 for a short one.
 two-users: $(VENV)/.dev  ## Watch for two minutes whether one user's bad answers reach another user
-	EXCHANGE_SERVICE_BAD_SECONDS=$(or $(SECONDS),120) $(BIN)/python -m pytest -q -n0 -s tests/e2e/test_two_users.py
+	EXCHANGE_SERVICE_BAD_SECONDS=$(or $(SECONDS),120) $(BIN)/python -m pytest -q -n0 -s --timeout 900 tests/e2e/test_two_users.py
 
 # One by its name: make bench ONLY=streams; SECONDS=60 watches the streams for so long.
 bench: $(VENV)/.dev  ## Measure against ceilings, and print the table

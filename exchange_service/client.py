@@ -299,7 +299,7 @@ class ExchangeServiceClient:
                 async for event in call:
                     yield event
             except grpc.aio.AioRpcError as error:
-                raise self._translate(error) from None
+                raise _translate(error, self._address) from None
             finally:
                 # If only the iterator is dropped, the call stays open at the server.
                 call.cancel()
@@ -309,24 +309,24 @@ class ExchangeServiceClient:
             try:
                 return await method_of(connection)(request, timeout=self._timeout, metadata=self._metadata)
             except grpc.aio.AioRpcError as error:
-                raise self._translate(error) from None
+                raise _translate(error, self._address) from None
 
-    def _translate(self, error: grpc.aio.AioRpcError) -> ServiceError:
-        # A tuple first: `dict` takes the object that older releases of grpcio return for a mapping.
-        trailers = dict(tuple(error.trailing_metadata() or ()))
-        if "grpc-status-details-bin" in trailers:
-            translated = _from_status(status_pb2.Status.FromString(trailers["grpc-status-details-bin"]))
-            translated.request_id = str(trailers.get("x-request-id", ""))
-            return translated
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlinePassed(
-                f"The service at {self._address} did not answer in time.", advice="Give the call more time."
-            )
-        text = error.details() or ""
-        return ServiceUnreachable(
-            f"The service at {self._address} did not answer ({error.code().name}: {text[:200]}).",
-            advice="Start it with `exchange-service serve` or `exchange-service demo`.",
-        )
+
+def _translate(error: grpc.aio.AioRpcError, address: str) -> ServiceError:
+    """The error of a call to the service at `address`: of the reason that it gives, else that it did not answer."""
+    # A tuple first: `dict` takes the object that older releases of grpcio return for a mapping.
+    trailers = dict(tuple(error.trailing_metadata() or ()))
+    if "grpc-status-details-bin" in trailers:
+        translated = _from_status(status_pb2.Status.FromString(trailers["grpc-status-details-bin"]))
+        translated.request_id = str(trailers.get("x-request-id", ""))
+        return translated
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlinePassed(f"The service at {address} did not answer in time.", advice="Give the call more time.")
+    text = error.details() or ""
+    return ServiceUnreachable(
+        f"The service at {address} did not answer ({error.code().name}: {text[:200]}).",
+        advice="Start it with `exchange-service serve` or `exchange-service demo`.",
+    )
 
 
 class _StreamPosition:

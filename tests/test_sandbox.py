@@ -180,7 +180,7 @@ async def test_a_process_that_could_not_look_names_up_any_more_is_replaced(
     process = await PluginProcess.start(policy(), ServeConfig(await guest_manifest(), {}, 8.0, 300.0))
     try:
         assert process.outgrown() == ""
-        monkeypatch.setattr("exchange_service.plugin_host.process.lookup_files", lambda: ((1, 2),))
+        monkeypatch.setattr("exchange_service.plugin_host.sandbox.lookup_files", lambda: ((1, 2),))
         assert process.outgrown() == (
             "The files by which names of hosts are looked up were replaced, and it could not read them."
         )

@@ -14,7 +14,14 @@ from exchange_service_ccxt_generic.answer_shapes import _SHAPES, Rows, shapes
 from exchange_service_ccxt_generic.formulas import members
 
 from exchange_service.pytest_plugin import WITNESSES
-from exchange_service.testing.witnesses import Witness, parse_witness, payload_witness, read_payload, table_rows
+from exchange_service.testing.witnesses import (
+    Witness,
+    parse_witness,
+    payload_witness,
+    read_payload,
+    stray_witnesses,
+    table_rows,
+)
 from tests.witnessed import BEYOND_CCXT, OWN_WORDS, ROOT, TABLES, payload_files
 
 
@@ -104,6 +111,17 @@ def _members(shape: Rows) -> set[str]:
         paths += [path for formula in figures.formulas() for path in members(formula)]
     names = {name.strip("{}") for path in paths for name in re.split(r"[.|]", path)}
     return {name for name in names if name and name not in ("*", "only") and not name.isdigit()}
+
+
+def test_every_table_that_names_witnesses_is_checked() -> None:
+    stray = {
+        str(path.relative_to(ROOT)): lines
+        for folder in ("exchange_service", "plugins")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if path != ROOT / "exchange_service" / "testing" / "witnesses.py"
+        if (lines := stray_witnesses(path, TABLES.get(path.relative_to(ROOT).as_posix(), ())))
+    }
+    assert stray == {}
 
 
 def test_every_payload_file_has_a_witness(record_property: Callable[[str, object], None]) -> None:

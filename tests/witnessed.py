@@ -10,6 +10,7 @@ _CCXT = "plugins/ccxt_generic/exchange_service_ccxt_generic"
 
 # By file: the names of its tables whose rows are facts about venues.
 TABLES: Mapping[str, tuple[str, ...]] = {
+    "exchange_service/plugin_kit/gateways.py": ("_AMAZONS_REFUSALS",),
     f"{_CCXT}/key_forms.py": ("KEYS_IN_LINES",),
     f"{_CCXT}/codes.py": (
         "GROWING_NONCES",

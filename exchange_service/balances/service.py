@@ -79,7 +79,7 @@ class Balances:
             raise DeadlinePassed("The deadline has passed, or leaves too little time to answer.")
         if not listing.metadata.capabilities.balance:
             raise NotSupported(listing.metadata.unsupported_reason or f"{listing.metadata.name} is not yet supported.")
-        # Who forces a read may have corrected the key just now.
+        # A caller that forces a read may have corrected the key just now.
         reference = await self._reference(account, listing, now=max_age == 0)
         target = self.keys.target(account, listing, reference)
         self.credentials.note(target)

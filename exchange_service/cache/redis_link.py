@@ -54,7 +54,7 @@ FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 5.0
 REPORT_EVERY = 60.0
 # Seconds: a server that stays a replica must not cost a connection for each call.
-_CONNECT_ANEW_EVERY = 1.0
+_RECONNECT_EVERY = 1.0
 
 # The most bytes of one answer, and of one message of another replica. Values are no longer, because scripts look at
 # their length in Redis; messages have some hundred bytes.
@@ -224,7 +224,7 @@ class RedisLink:
             failure = NoAnswer(type(error).__name__, explain(error))
             self.report_trouble(error)
             if is_read_only(error):
-                await self._connect_anew()
+                await self._reconnect()
         except Exception as error:
             failure = NoAnswer(type(error).__name__, explain(error))
             if not (isinstance(error, RedisConnectionError) and str(error) == _POOL_BUSY):
@@ -235,10 +235,10 @@ class RedisLink:
             return result
         raise failure
 
-    async def _connect_anew(self) -> None:
+    async def _reconnect(self) -> None:
         """End the connections that are not in use: behind the server's name there may be another one by now."""
         now = time.monotonic()
-        if self._ended_at is None or now - self._ended_at >= _CONNECT_ANEW_EVERY:
+        if self._ended_at is None or now - self._ended_at >= _RECONNECT_EVERY:
             self._ended_at = now
             await self._pool.disconnect(inuse_connections=False)
 

@@ -33,7 +33,7 @@ from exchange_service.plugin_host.protocol import (
     TOKEN,
     proof,
 )
-from exchange_service.plugin_host.sandbox import lookup_files
+from exchange_service.plugin_host.sandbox import Reach
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.plugin_host.v1 import plugin_host_pb2_grpc
 from exchange_service.venues.manifests import write_manifest
@@ -118,8 +118,7 @@ class PluginProcess:
         self.policy = policy
         self.manifest = config.manifest
         self.spec = spec
-        self._ports = self._needed_ports = config.ports
-        self._looked_up_by = lookup_files()
+        self._reach = Reach(config.ports)
         self.process_id = 0
         self.memory = 0
         self.reason = ""
@@ -192,28 +191,18 @@ class PluginProcess:
             raise StartFailed("Something other than its process answered.")
         self.process_id = reply.process_id
         # From here on no other process can connect to the socket, or be taken for this one.
-        await _run_in_thread(self._remove_socket)
+        await _run_in_thread(_remove_socket, self.spec)
         await self.measure_memory()
-
-    def _remove_socket(self) -> None:
-        with contextlib.suppress(OSError):
-            (self.spec.folder / "socket").unlink()
 
     async def configure(self, config: ServeConfig) -> messages.ConfigureResponse:
         """The handshake; grpc.aio.AioRpcError if it fails."""
         reply: messages.ConfigureResponse = await self.call("Configure", config.request(), _START_LIMIT)
-        self._needed_ports = config.ports
+        self._reach.needed = config.ports
         return reply
 
     def outgrown(self) -> str:
         """Why it reaches less than a new process would, a sentence; empty if it does not."""
-        if self.policy.confined == "off":
-            return ""
-        if not self._needed_ports <= self._ports:
-            return "Its newer manifest names ports to which it could not connect."
-        if lookup_files() != self._looked_up_by:
-            return "The files by which names of hosts are looked up were replaced, and it could not read them."
-        return ""
+        return "" if self.policy.confined == "off" else self._reach.outgrown()
 
     @property
     def alive(self) -> bool:
@@ -269,11 +258,7 @@ class PluginProcess:
 
     def processor_seconds(self) -> float:
         """Seconds of processor time that it has used."""
-        try:
-            used = psutil.Process(self.process_id).cpu_times()
-        except psutil.Error:
-            return 0.0
-        return float(used.user + used.system)
+        return _processor_seconds(self.process_id)
 
     async def _wait_until_ended(self) -> str:
         status = await self._reaper.wait()
@@ -321,6 +306,19 @@ class PluginProcess:
         # Most often it has ended, and `ended` says in a moment how.
         await asyncio.wait({self.ended}, timeout=_END_NOTICE_LIMIT)
         return "Its connection broke."
+
+
+def _processor_seconds(process_id: int) -> float:
+    try:
+        used = psutil.Process(process_id).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(used.user + used.system)
+
+
+def _remove_socket(spec: LaunchSpec) -> None:
+    with contextlib.suppress(OSError):
+        (spec.folder / "socket").unlink()
 
 
 def _ended() -> grpc.aio.AioRpcError:

@@ -138,6 +138,23 @@ def lookup_files() -> tuple[tuple[int, int], ...]:
     return tuple(there)
 
 
+class Reach:
+    """What a process was given when it began, and the ports that it has come to need since."""
+
+    def __init__(self, ports: frozenset[int]) -> None:
+        self.needed = ports
+        self._ports = ports
+        self._looked_up_by = lookup_files()
+
+    def outgrown(self) -> str:
+        """Why it reaches less than a new process would, a sentence; empty if it does not."""
+        if not self.needed <= self._ports:
+            return "Its newer manifest names ports to which it could not connect."
+        if lookup_files() != self._looked_up_by:
+            return "The files by which names of hosts are looked up were replaced, and it could not read them."
+        return ""
+
+
 def venue_ports(manifest: Manifest, overrides: Mapping[str, str], withheld: Collection[int]) -> frozenset[int]:
     """The ports to which a plugin connects: HTTPS, those of its manifest's addresses, and those of the operator's.
 

@@ -67,8 +67,7 @@ class Supervisor:
         self._configuring: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._endings = _Endings(policy.name)
-        self._restart_count = 0
-        self._last_end = ""
+        self._restart_count, self._last_end = 0, ""
         self._closed = False
         # Whether the last attempt to start it found another plugin than the service has loaded.
         self._changed = False

@@ -35,8 +35,8 @@ _REGION = re.compile(
 _MARKED = re.compile(r'"cloudflare_error"\s*:\s*true')
 
 # Amazon's gateway refuses a request in JSON, such as {"message":"Forbidden"}, before the venue has seen it.
-# witness: vendor: https://repost.aws/knowledge-center/api-gateway-troubleshoot-403-forbidden
 _AMAZONS_NAME = "x-amzn-errortype"
+# witness: vendor: https://repost.aws/knowledge-center/api-gateway-troubleshoot-403-forbidden
 _AMAZONS_REFUSALS = ("forbiddenexception", "missingauthenticationtokenexception")
 
 

@@ -15,7 +15,7 @@ import ast
 import io
 import json
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,12 +90,32 @@ def table_rows(path: Path, table: str) -> tuple[TableRow, ...]:
     """
     source = path.read_text(encoding="utf-8")
     comments = dict(_comments(source))
+    for name, value, line in _assignments(source):
+        if name == table:
+            return tuple(_rows(source, value, comments, _above(comments, line)))
+    raise LookupError(f"{path.name} has no table {table}")
+
+
+def stray_witnesses(path: Path, tables: Collection[str]) -> list[int]:
+    """The lines of a Python file with a witness that belongs to none of these tables, so that nothing checks it."""
+    source = path.read_text(encoding="utf-8")
+    comments = dict(_comments(source))
+    held: set[int] = set()
+    for name, value, line in _assignments(source):
+        if name in tables:
+            while line - 1 in comments and comments[line - 1][0]:
+                line -= 1
+            held.update(range(line, (value.end_lineno or line) + 1))
+    return [line for line, (_, text) in comments.items() if text.startswith(_COMMENT) and line not in held]
+
+
+def _assignments(source: str) -> Iterator[tuple[str, ast.expr, int]]:
+    """Every name that is assigned, with the value and the line where that begins."""
     for statement in ast.walk(ast.parse(source)):
         if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None:
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            if any(isinstance(target, ast.Name) and target.id == table for target in targets):
-                return tuple(_rows(source, statement.value, comments, _above(comments, statement.lineno)))
-    raise LookupError(f"{path.name} has no table {table}")
+            for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
+                if isinstance(target, ast.Name):
+                    yield target.id, statement.value, statement.lineno
 
 
 def _comments(source: str) -> Iterator[tuple[int, tuple[bool, str]]]:

@@ -6,12 +6,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn, Protocol
 
 import structlog
-from cachetools import LRUCache
 
 from exchange_service.errors import (
     ServiceError,
@@ -24,11 +23,12 @@ from exchange_service.errors import (
 )
 from exchange_service.model import ExchangeMetadata
 from exchange_service.observability.metrics import Metrics
-from exchange_service.venue_gate.breaker import BreakerState, CircuitBreaker, Entry
+from exchange_service.venue_gate.breaker import BreakerState, CircuitBreaker
 from exchange_service.venue_gate.bulkhead import Bulkhead
 from exchange_service.venue_gate.cooldown import Cooldowns, GateKeys, SharedCooldowns
+from exchange_service.venue_gate.outcomes import Asked, Outcomes, Venue
 from exchange_service.venue_gate.rate_limits import RateLimiter, RateLimiters, SharedRateLimits
-from exchange_service.venue_gate.retries import ATTEMPTS, RetryBudget, attempts_of, backoff, worth_repeating
+from exchange_service.venue_gate.retries import ATTEMPTS, attempts_of, backoff, worth_repeating
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.fetching import Fetcher, Target
 from exchange_service.venues.priority import Priority
@@ -45,7 +45,6 @@ _MOST_FOR_THE_VENUE = 2.0
 _FAIR_SHARE = 0.5
 # The part of a venue's slots, and of a plugin's, that one user's fetches may take.
 _OF_ONE = 0.5
-_MOST_ACCOUNTS = 20_000
 
 
 class SharedState(SharedRateLimits, SharedCooldowns, Protocol):
@@ -84,35 +83,11 @@ class VenueSnapshot:
 
 
 @dataclass(slots=True)
-class _Venue:
-    """What is known of a venue's environment, such as "oanda production"."""
-
-    name: str
-    breaker: CircuitBreaker
-    retries: RetryBudget
-
-
-@dataclass(slots=True)
-class _Asked:
-    """A fetch that has come as far as its venue: what both breakers know it by, and how it ended last. `error` is None
-    if that says nothing of the venue."""
-
-    entry: Entry
-    own_entry: Entry
-    # The state of the venue's breaker when the fetch entered.
-    before: BreakerState
-    answered: bool = False
-    error: ServiceError | None = None
-    # Whether the error may speak of the venue.
-    counts: bool = False
-
-
-@dataclass(slots=True)
 class _Passage:
     """One fetch on its way through the gate."""
 
     target: Target
-    venue: _Venue
+    venue: Venue
     # The breaker of the account alone, if it has failed lately.
     own: CircuitBreaker | None
     limiters: list[RateLimiter]
@@ -123,7 +98,7 @@ class _Passage:
     attempt: int = 0
     # Seconds that the venue took to fail; None if it was not asked.
     failed_after: float | None = None
-    asked: _Asked | None = None
+    asked: Asked | None = None
 
     @property
     def metadata(self) -> ExchangeMetadata:
@@ -194,15 +169,13 @@ class Gated:
     def __init__(self, inner: Fetcher[FetchedBalance], options: GateOptions | None = None) -> None:
         self.inner = inner
         self._options = options = options or GateOptions()
-        self._status, self._metrics, self._now = options.status, options.metrics, options.now
+        self._metrics = options.metrics
+        self._outcomes = Outcomes(options.status, options.metrics, options.now)
         self._bulkhead = Bulkhead(options.of_venue, options.of_plugin)
         # One user's part of it.
         self._of_user = Bulkhead(max(1, int(options.of_venue * _OF_ONE)), max(1, int(options.of_plugin * _OF_ONE)))
         self._cooldowns = Cooldowns(options.shared)
         self._limiters = RateLimiters(options.shared, options.replicas)
-        self._venues: dict[str, _Venue] = {}
-        # By the credential's key, of accounts that have failed since they were last answered.
-        self._own: LRUCache[str, CircuitBreaker] = LRUCache(_MOST_ACCOUNTS)
         options.metrics.watch("fetches", lambda: self.in_flight)
 
     @property
@@ -214,7 +187,7 @@ class Gated:
         """Every venue that was asked, by its name and environment, such as "oanda production"."""
         return {
             name: VenueSnapshot(venue.breaker.state, venue.breaker.failures, *self._bulkhead.load(name))
-            for name, venue in self._venues.items()
+            for name, venue in self._outcomes.venues.items()
         }
 
     async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchedBalance:
@@ -233,7 +206,7 @@ class Gated:
         finally:
             # A call counts once, however often the venue was asked.
             if passage.asked is not None:
-                self._learn(passage, passage.asked)
+                self._outcomes.learn(passage.asked, passage.venue, passage.keys, target)
         raise AssertionError("the attempts end with an answer or an error")
 
     def _begin(self, target: Target, deadline: float, priority: Priority) -> _Passage:
@@ -241,12 +214,9 @@ class Gated:
         name = f"{metadata.venue} {target.account.environment}"
         if self._options.accounts_apart:
             name = f"{name} {version}"
-        venue = self._venues.get(name)
-        if venue is None:
-            self._venues[name] = venue = _Venue(name, CircuitBreaker(_loop_time), RetryBudget(_loop_time))
         # An account is known by its user: a user who changes the credential is no other account.
         keys = GateKeys(name, f"{name} {version}", target.user_key or target.account.user_id)
-        own = self._own.get(keys.credential)
+        venue, own = self._outcomes.venue(name), self._outcomes.own.get(keys.credential)
         limiters = [self._limiters.get(keys[limit.scope == "key"], limit) for limit in metadata.limits]
         return _Passage(target, venue, own, limiters, keys, priority, _loop_time(), deadline)
 
@@ -344,7 +314,9 @@ class Gated:
     async def _ask_venue(self, passage: _Passage) -> FetchedBalance:
         """Ask the venue, and keep how it went."""
         started = _loop_time()
-        asked = passage.asked or self._enter(passage)
+        if passage.asked is None:
+            passage.asked = self._outcomes.enter(passage.venue, passage.own, passage.keys.account)
+        asked = passage.asked
         asked.error, asked.counts = None, False
         passage.target.reports.on_report = partial(self._hold_reported, passage)
         try:
@@ -364,15 +336,6 @@ class Gated:
         await self._apply_reports(passage)
         return answer
 
-    def _enter(self, passage: _Passage) -> _Asked:
-        breaker, account = passage.venue.breaker, passage.keys.account
-        before = breaker.state
-        passage.venue.retries.called()
-        entry = breaker.enter(account)
-        own_entry = passage.own.enter(account) if passage.own is not None else replace(entry, probe=False)
-        passage.asked = _Asked(entry, own_entry, before)
-        return passage.asked
-
     def _hold_reported(self, passage: _Passage) -> None:
         """Act in this process at once on what the plugin has just reported: its call may go on for long."""
         for _, error in passage.reported():
@@ -383,36 +346,6 @@ class Gated:
         passage.observe_usage()
         for by_credential, error in passage.reported():
             await self._cooldowns.report(passage.keys, error, by_credential=by_credential)
-
-    def _learn(self, passage: _Passage, asked: _Asked) -> None:
-        """Report to the breakers and the status how the fetch ended."""
-        breaker, key = passage.venue.breaker, passage.keys.credential
-        _tell(breaker, asked, asked.entry)
-        own = self._own.get(key)
-        if own is None and asked.counts:
-            self._own[key] = own = CircuitBreaker.of_account(_loop_time)
-        if own is not None:
-            _tell(own, asked, asked.own_entry)
-            if asked.answered and own.state is BreakerState.CLOSED:
-                del self._own[key]
-        self._show(passage, asked)
-        state = breaker.state
-        if asked.entry.probe or state is not asked.before:
-            self._metrics.breaker(passage.metadata.venue, passage.environment, state.value)
-
-    def _show(self, passage: _Passage, asked: _Asked) -> None:
-        """Let the catalogue say how the venue is."""
-        breaker, status, now = passage.venue.breaker, self._status, self._now()
-        venue, environment, account = passage.metadata.venue, passage.environment, passage.keys.account
-        if asked.answered:
-            if breaker.state is BreakerState.CLOSED:
-                began = now - (_loop_time() - asked.entry.began)
-                status.answered(venue, environment, account=account, began=began, now=now)
-        elif asked.error is not None:
-            left_alone = breaker.pause_left or None
-            status.failed(venue, asked.error, now, account=account, environment=environment, left_alone=left_alone)
-            if left_alone:
-                log.debug("venue.left_alone", venue=passage.venue.name, reason=asked.error.reason)
 
     def _raise_refusal(self, passage: _Passage) -> None:
         error = passage.refusal(self._cooldowns)
@@ -425,16 +358,6 @@ class Gated:
         error.venue_was_asked = False
         error.late = late
         raise error
-
-
-def _tell(breaker: CircuitBreaker, asked: _Asked, entry: Entry) -> None:
-    """Report the end of a fetch to a breaker that it has entered."""
-    if asked.answered:
-        breaker.succeeded(entry)
-    elif asked.counts:
-        breaker.failed(entry)
-    else:
-        breaker.abandoned(entry)
 
 
 def _may_speak_of_the_venue(passage: _Passage, error: ServiceError, started: float) -> bool:

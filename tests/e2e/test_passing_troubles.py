@@ -51,16 +51,24 @@ def old_at_once(seconds: float = 0.001) -> Any:
     return request
 
 
+async def read_again(running: Running) -> Any:
+    """The reply to such a request. Within a millisecond of the call before, the copy is still young enough."""
+    reply = await running.stub.GetBalance(old_at_once())
+    while reply.freshness.source == balance_pb2.BALANCE_SOURCE_CACHE:
+        reply = await running.stub.GetBalance(old_at_once())
+    return reply
+
+
 async def test_a_venue_that_refuses_once_is_asked_again_and_the_last_good_balance_given(tmp_path: Path) -> None:
     async with oanda(tmp_path) as (running, venue):
         await running.stub.GetBalance(balance_request("oanda"))
         venue.fail(Fault(status=REFUSAL.status, body=REFUSAL.body, times=1))
-        reply = await running.stub.GetBalance(old_at_once())
+        reply = await read_again(running)
         assert reply.freshness.source == balance_pb2.BALANCE_SOURCE_LAST_GOOD
         assert reply.freshness.stale.reason == REJECTED
 
         async def is_good_again() -> bool:
-            return not (await running.stub.GetBalance(old_at_once())).freshness.HasField("stale")
+            return not (await read_again(running)).freshness.HasField("stale")
 
         await eventually(is_good_again)
 
@@ -69,7 +77,7 @@ async def test_a_key_that_is_really_revoked_is_told_within_seconds(tmp_path: Pat
     async with oanda(tmp_path) as (running, venue):
         await running.stub.GetBalance(balance_request("oanda"))
         venue.fail(REFUSAL)
-        assert (await running.stub.GetBalance(old_at_once())).freshness.stale.reason == REJECTED
+        assert (await read_again(running)).freshness.stale.reason == REJECTED
         async with asyncio.timeout(5.0):
             failed = await failure(running.stub.GetBalance(_forced()))
         assert failed.reason == "CREDENTIAL_REJECTED"

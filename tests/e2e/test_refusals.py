@@ -2,79 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from aiohttp import web
-from exchange_service_ccxt_generic.exact import Guarded
-from exchange_service_ccxt_generic.instances import Instances
 from exchange_service_hyperliquid.simulator import HyperliquidSimulator, SimulatedPerps, SimulatedWallet
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 from google.protobuf.duration_pb2 import Duration
 
 from exchange_service.testing import Fault, LoopbackVenue
 from exchange_service.v1 import balance_pb2, error_reason_pb2
+from tests.ccxt_service import through_ccxt
 from tests.harness import USER, Failure, Running, balance_request, failure, serving, totals
 
-KEY = {
-    "api_key": "abcdef0123456789",
-    "api_secret": "MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI=",
-    "passphrase": "words",
-}
 WALLET = "0x" + "1f" * 20
 PAGES = {
     "blocked": b"<!DOCTYPE html><html><head><title>Attention Required! | Cloudflare</title></head></html>",
     "challenge": b"<!DOCTYPE html><html><head><title>Just a moment...</title></head></html>",
 }
-
-
-class AnyVenue(LoopbackVenue):
-    """A venue that answers every path with the same body, until a fault is set."""
-
-    body = b"{}"
-
-    def routes(self) -> list[web.RouteDef]:
-        return [web.route("*", "/{tail:.*}", self._answer)]
-
-    async def _answer(self, _: web.Request) -> web.Response:
-        return web.Response(body=self.body, content_type="application/json")
-
-
-@pytest.fixture
-def preset_markets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CCXT's markets are preset, and there are no pauses: the account's own answers are what is tested."""
-
-    async def no_pause(self: Guarded, cost: Any = None) -> None:
-        return None
-
-    async def markets(self: Instances, ccxt: Any) -> Any:
-        instance = self.construct(ccxt, Guarded, None, 1000)
-        market = {"id": "BTCAUD", "symbol": "BTC/AUD", "base": "BTC", "quote": "AUD", "spot": True}
-        instance.set_markets([instance.safe_market_structure(market)])
-        for name in instance.options.get("marketHelperProps", []):
-            instance.options.setdefault(name, {})
-        return instance
-
-    monkeypatch.setattr(Guarded, "throttle", no_pause, raising=False)
-    monkeypatch.setattr(Instances, "load_markets", markets)
-
-
-@asynccontextmanager
-async def through_ccxt(
-    folder: Path, exchange_id: str, body: bytes = b"{}", **settings: Any
-) -> AsyncIterator[tuple[Running, LoopbackVenue]]:
-    """The service with one exchange of CCXT's, whose venue answers everything with `body`."""
-    async with AnyVenue() as venue:
-        assert isinstance(venue, AnyVenue)
-        venue.body = body
-        options: dict[str, Any] = {"plugin_processes": {"ccxt_generic": "in-process"}, **settings}
-        async with serving(folder, venue_urls={exchange_id: venue.url}, **options) as running:
-            await running.store(exchange_id, **KEY)
-            yield running, venue
 
 
 async def forced(running: Running, exchange_id: str) -> Failure:
@@ -96,11 +41,11 @@ async def passes(running: Running, venue: LoopbackVenue, exchange_id: str, page:
     assert not any(word in failed.message for word in ("key", "token", "allow-list"))
 
 
-@pytest.mark.usefixtures("preset_markets")
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 async def test_a_gateways_page_is_a_passing_trouble_at_btcmarkets(tmp_path: Path, page: bytes) -> None:
     body = b'[{"assetName":"BTC","balance":"1.5","available":"1.25","locked":"0.25"}]'
-    async with through_ccxt(tmp_path, "btcmarkets", body) as (running, venue):
+    async with through_ccxt(tmp_path, "btcmarkets") as (running, venue):
+        venue.default = Fault(body=body)
         await passes(running, venue, "btcmarkets", page)
 
 
@@ -120,7 +65,6 @@ async def test_a_gateways_page_is_a_passing_trouble_at_oanda_and_hyperliquid(tmp
             await passes(running, hyperliquid, "hyperliquid", page)
 
 
-@pytest.mark.usefixtures("preset_markets")
 @pytest.mark.parametrize(
     ("exchange_id", "status", "body", "reason"),
     [

@@ -200,7 +200,7 @@ def forget_pauses(running: Running) -> None:
     """As if every account's own pauses were over: the next bad answer reaches it."""
     fetcher: Any = running.service.balances.fetcher
     gate = fetcher.inner.inner
-    gate._own.clear()
+    gate._outcomes.own.clear()
     for key in list(gate._cooldowns._cooldowns):
         # A venue, its environment, and the credential.
         if len(key.split()) == 3:
@@ -244,7 +244,8 @@ async def test_whatever_the_venues_answer_to_one_user_another_one_is_served(
     counts = {name: len(of_venue) for name, of_venue in zip(venues.by_listing, met, strict=True)}
     print(f"bad answers met, of {len(every)}: {counts}")
     assert set().union(*met) == every
-    assert min(counts.values()) > (len(every) - 3 if BAD_SECONDS >= 120 else 15)
+    # Our own limits for one account hold the first back where the venue counts by key.
+    assert min(counts.values()) > (len(every) - 8 if BAD_SECONDS >= 120 else 15)
     for name in (*CUSTOM, *THROUGH_CCXT):
         assert seen[SECOND, name].good > 10
         assert seen[SECOND, name].events > 3

@@ -25,8 +25,7 @@ from plugins.ccxt_generic.tests.every_exchange.well_formed import Account, as_js
 
 
 class ScriptedVenue(LoopbackVenue):
-    """It gives each request, such as "GET /v2/balance" or "GET /v2/balance?type=spot", the scripted body or fault; any
-    other gets `default`."""
+    """It gives each request, such as "GET /v2/balance", the scripted body or fault; any other gets `default`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,11 +36,7 @@ class ScriptedVenue(LoopbackVenue):
         return [web.route("*", "/{tail:.*}", self._answer)]
 
     async def _answer(self, request: web.Request) -> web.Response:
-        request_line = f"{request.method} {request.path}"
-        fault = self.answers.get(request_line)
-        for name, value in request.query.items() if fault is None else ():
-            fault = self.answers.get(f"{request_line}?{name}={value}", fault)
-        fault = self.default if fault is None else fault
+        fault = self.answers.get(f"{request.method} {request.path}", self.default)
         headers = {"Content-Type": fault.content_type, **fault.headers}
         return web.Response(status=fault.status, body=fault.body, headers=headers)
 

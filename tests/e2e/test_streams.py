@@ -243,7 +243,7 @@ class TestErrors:
                 "fakexe",
                 error_reason_pb2.ERROR_REASON_EXCHANGE_UNKNOWN,
             )
-            assert "Did you mean 'fakex'?" in error.error.message
+            assert "See `exchange-service exchanges`" in error.error.message
             assert totals((await stream.next_of("balance")).balance) == {"BTC": "1.50"}
 
     async def test_an_account_without_a_credential_is_an_error_and_works_once_it_has_one(

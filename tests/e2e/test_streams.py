@@ -418,12 +418,16 @@ class TestReconnectStorms:
         # All streams are of one caller, which may make few calls a second.
         settings = settings_for(tmp_path, jwt_secret=SECRET, service_calls=100, **CALM)
         service = await start_service(settings, registry=registry_of(fake_venue))
-        async with ExchangeServiceClient(service.address) as client:
-            running = Running(service, client)
-            await running.store()
+        async with AsyncExitStack() as stack:
+            # A connection has at most 250.
+            clients = [await stack.enter_async_context(ExchangeServiceClient(service.address)) for _ in range(4)]
+            several = [Running(service, client) for client in clients]
+            await several[0].store()
             token = bearer(web_token("desk", exchange_service_users="*"))
             request = messages.StreamBalancesRequest(user_id=USER, accounts=[FAKE_VENUE])
-            streams = [Stream(running.stub.StreamBalances(request, metadata=token)) for _ in range(1000)]
+            streams = [
+                Stream(several[number % 4].stub.StreamBalances(request, metadata=token)) for number in range(1000)
+            ]
             firsts = await asyncio.gather(*(stream.next_of("balance") for stream in streams))
             assert {totals(first.balance)["BTC"] for first in firsts} == {"1.50"}
             assert service.streams.counts() == (1, 1000)

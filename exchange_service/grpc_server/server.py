@@ -49,10 +49,10 @@ _OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.http2.min_ping_interval_without_data_ms", 500),
     ("grpc.max_connection_age_ms", 70 * 60 * 1000),
     ("grpc.max_connection_age_grace_ms", 60 * 1000),
-    # With the defaults some of a few thousand subscribers that reconnect at the same time are refused. With ten times
-    # as many, requests that are reset at once hold up all others for seconds.
-    ("grpc.server.max_pending_requests", 5_000),
-    ("grpc.server.max_pending_requests_hard_limit", 10_000),
+    # Beyond the first, gRPC ends some of the calls that wait, as CANCELLED: ten thousand subscribers may come back at
+    # the same time. With ten times as many, requests that are reset at once hold up all others for seconds.
+    ("grpc.server.max_pending_requests", 10_000),
+    ("grpc.server.max_pending_requests_hard_limit", 20_000),
     # A connection that says nothing is closed after this time, not after two minutes.
     ("grpc.server_handshake_timeout_ms", 10_000),
 )

@@ -9,7 +9,7 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: run replicas test two-users check bench soak protos lock docs audit clean help
+.PHONY: run replicas test threats two-users check bench soak protos lock docs audit clean help
 
 help:  ## Show the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -59,6 +59,9 @@ check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos
 	@if [ -f protos/released.binpb ]; then cd protos && ../$(BIN)/buf breaking --against released.binpb; \
 	else echo "buf breaking: skipped, nothing has been released yet"; fi
 	scripts/protos --check
+
+threats: $(VENV)/.dev .venv-oldest/.ready  ## Attack the service, each time without and with the mitigation, and print the table
+	$(BIN)/python -m pytest -q -m threat --threats $(ARGS)
 
 # SECONDS=20 for a short one.
 two-users: $(VENV)/.dev  ## Watch for two minutes whether one user's bad answers reach another user

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,27 @@ def threats() -> list[Threat]:
     if unknown:
         raise ValueError(f"tests are marked with {', '.join(unknown)}, which threats.toml does not have")
     return [_threat(name, row, marks, nodes) for name, row in rows.items()]
+
+
+def outcome_lines(outcomes: Iterable[tuple[str, bool, bool]]) -> Iterator[str]:
+    """A table of how attacks ended: of each test that ran, its threat, whether it attacks, and whether it passed.
+
+    A test that attacks passes only if the attack succeeds with the mitigation switched off and fails with it.
+    """
+    by_threat: dict[str, list[tuple[bool, bool]]] = {}
+    for threat, attack, passed in outcomes:
+        by_threat.setdefault(threat, []).append((attack, passed))
+    yield f"{'':4} {'mitigation off':16} {'mitigation on':16} {'attacks':>8} {'further tests':>14}  threat"
+    for name, row in tomllib.loads(THREATS.read_text()).items():
+        ran = by_threat.get(name, [])
+        attacks = [passed for attack, passed in ran if attack]
+        if not all(passed for _, passed in ran):
+            ends = ("a test failed", "a test failed")
+        elif attacks:
+            ends = ("attack succeeds", "attack fails")
+        else:
+            ends = ("not tried", "holds" if ran else "not tried")
+        yield f"{name:4} {ends[0]:16} {ends[1]:16} {len(attacks):8} {len(ran) - len(attacks):14}  {row['threat']}"
 
 
 def _threat(name: str, row: dict[str, object], marks: list[Mark], nodes: set[str]) -> Threat:

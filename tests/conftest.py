@@ -11,22 +11,39 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
+from scripts import threats
 from tests.servers import PostgresServer, RedisServer, postgres_address, redis_address
 
 # A property of a test: what the canary searched and found, as a sentence.
 CANARY = "canary"
 # A property of a test: what a plugin's process tried to reach, and what came of it, a line each.
 RAID = "raid"
+# A property of a test: the threat that it is about, and whether it attacks first with the mitigation switched off.
+THREAT = "threat"
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say what the canary searched, also over the workers of pytest-xdist."""
-    for reports in terminalreporter.stats.values():
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--threats", action="store_true", help="print how the attack of each threat ended")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    for mark in item.iter_markers(THREAT):
+        item.user_properties.append((THREAT, (mark.args[0], mark.kwargs.get("attack", False))))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say what the canary searched and how the attacks ended, also over the workers of pytest-xdist."""
+    outcomes: list[tuple[str, bool, bool]] = []
+    for outcome, reports in terminalreporter.stats.items():
         for report in reports:
-            if getattr(report, "when", "") == "teardown":
-                for name, value in getattr(report, "user_properties", ()):
-                    if name in (CANARY, RAID):
-                        terminalreporter.write_line(value)
+            when = getattr(report, "when", "")
+            for name, value in getattr(report, "user_properties", ()):
+                if name in (CANARY, RAID) and when == "teardown":
+                    terminalreporter.write_line(value)
+                elif name == THREAT and (when == "call" or outcome in ("failed", "error")):
+                    outcomes.append((*value, outcome == "passed"))
+    for line in threats.outcome_lines(outcomes) if config.getoption("threats") else ():
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture

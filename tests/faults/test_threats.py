@@ -63,3 +63,14 @@ def test_a_named_test_that_does_not_exist_is_an_error(tmp_path: Path, monkeypatc
     monkeypatch.setattr(threats, "ROOT", tmp_path)
     with pytest.raises(ValueError, match="do not exist"):
         threats.threats()
+
+
+def test_the_table_of_outcomes_tells_an_attack_that_ends_otherwise_from_one_that_was_not_tried() -> None:
+    lines = list(
+        threats.outcome_lines([("T1", True, True), ("T1", False, True), ("T2", True, False), ("T3", False, True)])
+    )
+    cells = {line[:4].strip(): (line[5:21].strip(), line[22:38].strip()) for line in lines}
+    assert cells["T1"] == ("attack succeeds", "attack fails")
+    assert cells["T2"] == ("a test failed", "a test failed")
+    assert cells["T3"] == ("not tried", "holds")
+    assert cells["T4"] == ("not tried", "not tried")

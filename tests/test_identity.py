@@ -538,6 +538,33 @@ class TestQuotas:
         quotas = Quotas({Kind.USER: Allowance(1, 1, 1)})
         assert await count_permitted(quotas, 50, ANYBODY) == 50
 
+    @pytest.mark.parametrize("redis", [False, True])
+    @pytest.mark.parametrize("limit", [1, 20, 60])
+    async def test_streams_that_select_more_than_a_window_has_are_opened_one_after_the_other(
+        self, monkeypatch: pytest.MonkeyPatch, redis: bool, limit: int
+    ) -> None:
+        """Each has taken a permit before any of them says how many accounts it selects, and all come back together."""
+        clock, taken = OffsetClock(monkeypatch), 0
+
+        class Shared:
+            async def take(self, key: str, action: Action, limit: int, count: int) -> bool:
+                nonlocal taken
+                if taken + count > limit:
+                    return False
+                taken += count
+                return True
+
+        quotas = Quotas({Kind.USER: Allowance(limit, 1, limit)}, shared=Shared() if redis else None)
+        waiting = min(limit, 20)
+        for _ in range(waiting):
+            assert await count_permitted(quotas, waiting, action=Action.OPENING) == waiting
+            opened = [quotas.take_selectors(ALICE, 200) for _ in range(waiting)]
+            refusals = await asyncio.gather(*opened, return_exceptions=True)
+            assert refusals.count(None) == 1
+            waiting -= 1
+            clock.advance(1)
+            taken = 0
+
     @pytest.fixture
     async def replicas(self, redis_url: str) -> AsyncIterator[list[Quotas]]:
         """Three processes' counts of one Redis: sixty calls a second for a service."""

@@ -113,7 +113,7 @@ class Authenticator:
         """Count the accounts that a stream selects beyond the first, which the call itself has counted;
         CallerRateLimited if they exceed the quota."""
         if count > 1:
-            await self._quotas.take(caller.identity, Action.OPENING, count - 1)
+            await self._quotas.take_selectors(caller.identity, count - 1)
 
     async def take_refresh(self, caller: Caller) -> None:
         """Count a refresh that the caller forces; CallerRateLimited if it exceeds the quota."""

@@ -57,8 +57,7 @@ class Finding:
 
 
 async def examine(settings: Settings) -> list[Finding]:
-    """Check everything. Nothing is changed, except that a credential table that an existing database lacks is
-    created."""
+    """Check everything. Nothing is changed, except that a table of ours that an existing database lacks is created."""
     registry = open_registry(settings)
     findings = [*_check_settings(settings, registry), *_check_certificates(settings), *_check_plugins(registry)]
     findings += [*_check_sandbox(settings, registry), *await _check_running_service(settings, registry)]
@@ -248,7 +247,7 @@ async def _check_tokens(settings: Settings) -> list[Finding]:
 
     store = TokenStore(settings.database_url)
     try:
-        signatures = configured_signatures(settings)
+        signatures = configured_signatures(settings, make_key=False)
         findings = [Finding(Severity.WARNING, "tokens", text) for text in await store.warnings()]
         tokens = [token for token in await store.all() if token.revoked is None]
     except KeyUnusable as unusable:

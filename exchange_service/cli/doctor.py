@@ -242,13 +242,14 @@ async def _check_tokens(settings: Settings) -> list[Finding]:
     """Who else may write to the table of service tokens, and whether each of its rows is signed."""
     if not settings.service_tokens:
         return []
-    from exchange_service.identity.token_signatures import KeyUnusable, configured_signatures
+    from exchange_service.identity.token_signatures import KeyUnusable, configured_signatures, key_warning
     from exchange_service.identity.token_store import TokenStore
 
     store = TokenStore(settings.database_url)
     try:
         signatures = configured_signatures(settings, make_key=False)
-        findings = [Finding(Severity.WARNING, "tokens", text) for text in await store.warnings()]
+        warnings = [*await store.warnings(), *filter(None, [key_warning(settings)])]
+        findings = [Finding(Severity.WARNING, "tokens", text) for text in warnings]
         tokens = [token for token in await store.all() if token.revoked is None]
     except KeyUnusable as unusable:
         return [Finding(Severity.ERROR, "tokens", str(unusable))]

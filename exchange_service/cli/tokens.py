@@ -49,6 +49,7 @@ def create(
     """Make a token, and print it once. Its holder sends `authorization: Bearer TOKEN` with each call, or sets
     EXCHANGE_SERVICE_TOKEN for this command line."""
     from exchange_service.identity import scope_from
+    from exchange_service.identity.token_signatures import key_warning
     from exchange_service.identity.tokens import new_token
 
     if (bool(user) + all_users + act_as) != 1:
@@ -76,6 +77,8 @@ def create(
         f"The token {stored.id} ({plain(name)}) reads {plain(scope.describe())}, {until}. It is not shown again.",
         soft_wrap=True,
     )
+    if warning := key_warning(settings):
+        messages.print(f"[yellow]note:[/] {plain(warning)}", soft_wrap=True)
     if not settings.service_tokens:
         messages.print("[yellow]note:[/] the service accepts tokens once service_tokens=true is set.", soft_wrap=True)
 

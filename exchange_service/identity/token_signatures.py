@@ -56,6 +56,16 @@ def configured_signatures(settings: Settings, *, make_key: bool = True) -> Token
     return TokenSignatures(_key_of_file(_key_file(settings), make_key))
 
 
+def key_warning(settings: Settings) -> str:
+    """A sentence for the operator if the key is on this machine only and the database need not be; else empty."""
+    if settings.hash_key is not None or database_address(settings.database_url).get_backend_name() == "sqlite":
+        return ""
+    return (
+        f"the key of service tokens is in {_key_file(settings)} and nowhere else, so other machines, users and "
+        "containers refuse tokens that are signed with it: set the same hash_key for all of them."
+    )
+
+
 def _key_file(settings: Settings) -> Path | None:
     """Where the key is kept; None for a database in memory, which no other process has."""
     url = database_address(settings.database_url)

@@ -21,7 +21,7 @@ from exchange_service.cli.doctor import Severity, examine
 from exchange_service.errors import StoreUnavailable
 from exchange_service.identity import Scope
 from exchange_service.identity import tokens as service_tokens
-from exchange_service.identity.token_signatures import KeyUnusable, TokenSignatures, configured_signatures
+from exchange_service.identity.token_signatures import KeyUnusable, TokenSignatures, configured_signatures, key_warning
 from exchange_service.identity.tokens import StoredToken, new_token
 from exchange_service.startup_checks import UnsafeSettings
 from tests.authenticated_service import authenticated_service, read_balance, run_command
@@ -291,6 +291,16 @@ async def test_doctor_names_the_roles_that_can_change_the_table_of_tokens(
 
 class TestKey:
     """Where the key of the signatures comes from."""
+
+    async def test_that_it_is_on_this_machine_only_is_said(self, tmp_path: Path, postgres_database: str) -> None:
+        options = {"EXCHANGE_SERVICE_DATABASE_URL": postgres_database}
+        done = run_command(tmp_path, "tokens", "create", "--name", "x", "--all-users", **options)
+        assert (done.returncode, "set the same hash_key" in done.stderr) == (0, True), done.stderr
+        settings = settings_for(tmp_path, service_tokens=True, database_url=postgres_database)
+        texts = [finding.text for finding in await examine(settings) if finding.subject == "tokens"]
+        assert any("set the same hash_key" in text for text in texts)
+        for changes in ({"hash_key": "k" * 16}, {"database_url": f"sqlite:///{tmp_path / 'credentials.db'}"}):
+            assert key_warning(settings_for(tmp_path, **({"database_url": postgres_database} | changes))) == ""
 
     async def test_to_look_makes_no_file(self, tmp_path: Path) -> None:
         """Another user who looks, such as root, would leave a file that the service cannot read."""

@@ -534,6 +534,20 @@ class TestQuotas:
         clock.advance(59)
         assert await count_permitted(quotas, 30, action=Action.REFRESH) == 4
 
+    async def test_what_is_given_back_can_be_taken_again_until_its_window_ends(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = OffsetClock(monkeypatch)
+        quotas = Quotas({Kind.USER: Allowance(10, 4, 1)})
+        quotas.give_back(ALICE, Action.REFRESH)
+        assert await count_permitted(quotas, 10, action=Action.REFRESH) == 4
+        quotas.give_back(ALICE, Action.REFRESH)
+        assert await count_permitted(quotas, 10, action=Action.REFRESH) == 1
+        clock.advance(60)
+        for _ in range(9):
+            quotas.give_back(ALICE, Action.REFRESH)
+        assert await count_permitted(quotas, 10, action=Action.REFRESH) == 4
+
     async def test_callers_that_are_not_authenticated_are_not_counted(self) -> None:
         quotas = Quotas({Kind.USER: Allowance(1, 1, 1)})
         assert await count_permitted(quotas, 50, ANYBODY) == 50

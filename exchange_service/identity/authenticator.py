@@ -119,6 +119,10 @@ class Authenticator:
         """Count a refresh that the caller forces; CallerRateLimited if it exceeds the quota."""
         await self._quotas.take(caller.identity, Action.REFRESH)
 
+    def return_refresh(self, caller: Caller) -> None:
+        """Take back a refresh that was counted: the venue was not asked for it."""
+        self._quotas.give_back(caller.identity, Action.REFRESH)
+
     def recall(self, digest: bytes) -> Identity | None:
         """The identity of credentials that need no check now; None if they do."""
         remembered = self._remembered.get(digest)

@@ -113,6 +113,12 @@ class Quotas:
             raise _refusal(window, action, limit)
         window.used += 1
 
+    def give_back(self, identity: Identity, action: Action) -> None:
+        """Take back an action that was counted and not done; nothing if its window has ended."""
+        window = self._windows.get((action, identity.name))
+        if window is not None and window.used:
+            window.used -= 1
+
     async def take_selectors(self, identity: Identity, count: int) -> None:
         """Count what a stream selects beyond its first account. Raises CallerRateLimited as `take`.
 

@@ -16,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from exchange_service.cache.redis_link import RedisLink
 from exchange_service.cache.sealed_redis import SealedRedis
@@ -202,6 +203,17 @@ class TestMemory:
         await authentication.recheck()
         assert len(ended) == 1
         await authentication.close()
+
+    async def test_a_token_that_is_not_signed_is_named_once_a_minute_however_often_it_is_tried(self) -> None:
+        store = FakeTokenStore()
+        unsigned = ServiceTokens(store.find, store.close, lambda stored: False)
+        texts = [store.add(Scope(everybody=True)) for _ in range(2)]
+        with capture_logs() as lines:
+            for text in texts * 3:
+                with pytest.raises(CallerUnknown, match="not signed"):
+                    await unsigned.authenticate(PresentedCredentials(token=text))
+        assert [line["event"] for line in lines] == ["token.not_signed"] * 2
+        assert {line["token"] for line in lines} == set(store.rows)
 
     async def test_a_stream_without_act_as_ends_when_its_caller_must_name_the_user(
         self, monkeypatch: pytest.MonkeyPatch

@@ -236,6 +236,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         metrics,
         call_timeout=settings.call_timeout,
         forced_below=forced_below(settings.max_age),
+        return_refresh=authenticator.return_refresh,
     )
     writes = WriteLimit(settings.write_timeout, metrics.event_written)
     # The catalogue is made of this process's own plugins, so its answers stay in the process.

@@ -157,8 +157,9 @@ class Settings(BaseSettings):
     hash_key: SecretStr | None = Field(
         None,
         description="The key of the hashes in cache keys and of what is sealed in Redis, 16 characters or more, at "
-        "random. Give all replicas the same key, so that they share balances, limits and delays. Unset: a random key "
-        "for each process.",
+        "random. Give all replicas the same key, so that they share balances, limits and delays. Service tokens are "
+        "signed with it too: before it changes, sign them with the new one (`tokens sign`). Unset: a random key for "
+        "each process.",
     )
     max_age: float = Field(
         30.0, ge=0, le=3600, description="Seconds for which a cached balance is fresh, unless a call says otherwise."

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from exchange_service.addresses import is_loopback_host
+from exchange_service.addresses import host_of, is_loopback_host
 from exchange_service.cache import check_url as check_cache_url
 from exchange_service.credentials.engine import database_address
 from exchange_service.identity.methods import certificate_scopes
@@ -144,7 +144,10 @@ def network_warnings(settings: Settings) -> list[str]:
     warnings = []
     database = database_address(settings.database_url)
     if database.get_backend_name() == "postgresql":
-        hosts = [host for host in (database.host, *_as_list(database.query.get("host", ()))) if host]
+        named = [database.host or "", *_as_list(database.query.get("host", ""))]
+        # As its library does if the URL names none.
+        hosts = [host for host in named if host] or [os.environ.get("PGHOST", "")]
+        hosts += _as_list(database.query.get("hostaddr", ""))
         mode = _as_list(database.query.get("sslmode", os.environ.get("PGSSLMODE", "")))
         if any(_is_elsewhere(host) for host in hosts) and not (mode and mode[-1] in _ENCRYPTED):
             warnings.append(
@@ -162,8 +165,12 @@ def _as_list(value: str | Sequence[str]) -> list[str]:
 
 
 def _is_elsewhere(hosts: str) -> bool:
-    """Whether one of these hosts is another machine; a path is that of a socket."""
-    return any(not host.startswith(("/", "@")) and not is_loopback_host(host.strip("[]")) for host in hosts.split(","))
+    """Whether one of these hosts, with or without a port, is another machine; a path is that of a socket."""
+    return any(
+        not host.startswith(("/", "@")) and not any(map(is_loopback_host, (host.strip("[]"), host_of(host))))
+        for host in hosts.split(",")
+        if host
+    )
 
 
 def unused_settings(settings: Settings, registry: Registry) -> list[str]:

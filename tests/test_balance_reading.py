@@ -49,7 +49,13 @@ class ReaderUnderTest:
         self.metrics = Metrics()
         self.refusal = refusal
         self.refreshes: list[Caller] = []
-        self.reader = BalanceReader(cast(Balances, balances), self.count_refresh, self.metrics, call_timeout=10.0)
+        self.reader = BalanceReader(
+            cast(Balances, balances),
+            self.count_refresh,
+            self.metrics,
+            call_timeout=10.0,
+            return_refresh=self.refreshes.remove,
+        )
 
     async def count_refresh(self, caller: Caller) -> None:
         self.refreshes.append(caller)
@@ -108,6 +114,16 @@ async def test_a_read_that_is_nearly_forced_is_counted_unless_there_is_a_local_c
     assert reading.refreshes == []
     reading.balances.local = None
     assert (await reading.get(max_age)).source is Source.VENUE
+    assert reading.refreshes == [CALLER]
+
+
+@pytest.mark.parametrize("max_age", [0.5, 1.0, 4.999])
+async def test_a_read_that_another_replica_has_made_is_not_counted_twice(max_age: float) -> None:
+    reading = ReaderUnderTest(FakeBalances(shared=Source.CACHE))
+    assert (await reading.get(max_age)).source is Source.CACHE
+    assert reading.refreshes == []
+    reading.balances.shared = Source.LAST_GOOD
+    await reading.get(max_age)
     assert reading.refreshes == [CALLER]
 
 

@@ -16,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from exchange_service.cache.redis_link import RedisLink
 from exchange_service.cache.sealed_redis import SealedRedis
@@ -202,6 +203,17 @@ class TestMemory:
         await authentication.recheck()
         assert len(ended) == 1
         await authentication.close()
+
+    async def test_a_token_that_is_not_signed_is_named_once_a_minute_however_often_it_is_tried(self) -> None:
+        store = FakeTokenStore()
+        unsigned = ServiceTokens(store.find, store.close, lambda stored: False)
+        texts = [store.add(Scope(everybody=True)) for _ in range(2)]
+        with capture_logs() as lines:
+            for text in texts * 3:
+                with pytest.raises(CallerUnknown, match="not signed"):
+                    await unsigned.authenticate(PresentedCredentials(token=text))
+        assert [line["event"] for line in lines] == ["token.not_signed"] * 2
+        assert {line["token"] for line in lines} == set(store.rows)
 
     async def test_a_stream_without_act_as_ends_when_its_caller_must_name_the_user(
         self, monkeypatch: pytest.MonkeyPatch
@@ -534,9 +546,50 @@ class TestQuotas:
         clock.advance(59)
         assert await count_permitted(quotas, 30, action=Action.REFRESH) == 4
 
+    async def test_what_is_given_back_can_be_taken_again_until_its_window_ends(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = OffsetClock(monkeypatch)
+        quotas = Quotas({Kind.USER: Allowance(10, 4, 1)})
+        quotas.give_back(ALICE, Action.REFRESH)
+        assert await count_permitted(quotas, 10, action=Action.REFRESH) == 4
+        quotas.give_back(ALICE, Action.REFRESH)
+        assert await count_permitted(quotas, 10, action=Action.REFRESH) == 1
+        clock.advance(60)
+        for _ in range(9):
+            quotas.give_back(ALICE, Action.REFRESH)
+        assert await count_permitted(quotas, 10, action=Action.REFRESH) == 4
+
     async def test_callers_that_are_not_authenticated_are_not_counted(self) -> None:
         quotas = Quotas({Kind.USER: Allowance(1, 1, 1)})
         assert await count_permitted(quotas, 50, ANYBODY) == 50
+
+    @pytest.mark.parametrize("redis", [False, True])
+    @pytest.mark.parametrize("limit", [1, 20, 60])
+    async def test_streams_that_select_more_than_a_window_has_are_opened_one_after_the_other(
+        self, monkeypatch: pytest.MonkeyPatch, redis: bool, limit: int
+    ) -> None:
+        """Each has taken a permit before any of them says how many accounts it selects, and all come back together."""
+        clock, taken = OffsetClock(monkeypatch), 0
+
+        class Shared:
+            async def take(self, key: str, action: Action, limit: int, count: int) -> bool:
+                nonlocal taken
+                if taken + count > limit:
+                    return False
+                taken += count
+                return True
+
+        quotas = Quotas({Kind.USER: Allowance(limit, 1, limit)}, shared=Shared() if redis else None)
+        waiting = min(limit, 20)
+        for _ in range(waiting):
+            assert await count_permitted(quotas, waiting, action=Action.OPENING) == waiting
+            opened = [quotas.take_selectors(ALICE, 200) for _ in range(waiting)]
+            refusals = await asyncio.gather(*opened, return_exceptions=True)
+            assert refusals.count(None) == 1
+            waiting -= 1
+            clock.advance(1)
+            taken = 0
 
     @pytest.fixture
     async def replicas(self, redis_url: str) -> AsyncIterator[list[Quotas]]:

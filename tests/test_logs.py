@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import structlog
@@ -250,6 +251,20 @@ class TestLiveSecrets:
     def test_a_short_text_is_no_secret_that_could_be_found(self, live: LiveSecrets) -> None:
         live.hold(["a", "is", "", "fifteen letters"])
         assert live.hide_in("this is a line of fifteen letters") == "this is a line of fifteen letters"
+
+    @pytest.mark.parametrize("password", ["Tr0ub4dor&3x", "hunter2!", "aB3dE5gH", "pass-phrase-12", "se cr3t!"])
+    def test_a_password_that_is_short_and_no_word_is_hidden(self, live: LiveSecrets, password: str) -> None:
+        held = live.hold([password])
+        for written in (password, quote(password, safe=""), json.dumps(json.dumps(password))):
+            assert password not in live.hide_in(f"the venue said: {written}")
+            assert HIDDEN in live.hide_in(written)
+        held.release()
+        assert live.snapshot() == {"texts": 0, "starts": 0}
+
+    @pytest.mark.parametrize("word", ["answered", "127.0.0.1:50", "20261130", "time-out of it", "a1!"])
+    def test_a_word_or_a_number_of_ordinary_lines_is_not(self, live: LiveSecrets, word: str) -> None:
+        live.hold([word])
+        assert live.hide_in(word) == word
 
     def test_it_does_not_show_the_secrets(self, live: LiveSecrets) -> None:
         held = live.hold(["demonstration-token"])

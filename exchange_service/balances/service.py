@@ -227,8 +227,8 @@ def forced_below(default: float) -> float:
 
 
 class BalanceReader:
-    """Reads balances for callers. `call_timeout` is in seconds, for a call without a deadline; `forced_below` too, see
-    the function of this name."""
+    """Reads balances for callers. `return_refresh` takes back what `count_refresh` has counted. `call_timeout` is in
+    seconds, for a call without a deadline; `forced_below` too, see the function of this name."""
 
     def __init__(
         self,
@@ -238,12 +238,14 @@ class BalanceReader:
         *,
         call_timeout: float,
         forced_below: float = _FORCED_BELOW,
+        return_refresh: Callable[[Caller], None] = lambda caller: None,
     ) -> None:
         self._balances = balances
         self._count_refresh = count_refresh
         self._metrics = metrics
         self._call_timeout = call_timeout
         self._forced_below = forced_below
+        self._return_refresh = return_refresh
 
     async def get(
         self, query: BalanceQuery, caller: Caller, time_remaining: Callable[[], float | None]
@@ -257,13 +259,17 @@ class BalanceReader:
         result = None
         if age is None or age >= _ALWAYS_FORCED_BELOW:
             result = self._balances.get_local(query.account, age)
-        if result is None and age is not None and age < self._forced_below:
+        forced = result is None and age is not None and age < self._forced_below
+        if forced:
             await self._count_refresh(caller)
         if result is not None:
             self._metrics.cache_read("process")
         else:
             deadline = self._deadline(time_remaining())
             result = await self._balances.get(query.account, query.listing, max_age=query.max_age, deadline=deadline)
+            if forced and result.source is Source.CACHE:
+                # Another replica has asked the venue, and counted it.
+                self._return_refresh(caller)
             self._metrics.cache_read("shared" if result.source is Source.CACHE else "nowhere")
         self._metrics.balance_read(_SOURCE_NAMES[result.source])
         return result

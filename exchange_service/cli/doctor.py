@@ -57,8 +57,7 @@ class Finding:
 
 
 async def examine(settings: Settings) -> list[Finding]:
-    """Check everything. Nothing is changed, except that a credential table that an existing database lacks is
-    created."""
+    """Check everything. Nothing is changed, except that a table of ours that an existing database lacks is created."""
     registry = open_registry(settings)
     findings = [*_check_settings(settings, registry), *_check_certificates(settings), *_check_plugins(registry)]
     findings += [*_check_sandbox(settings, registry), *await _check_running_service(settings, registry)]
@@ -243,13 +242,14 @@ async def _check_tokens(settings: Settings) -> list[Finding]:
     """Who else may write to the table of service tokens, and whether each of its rows is signed."""
     if not settings.service_tokens:
         return []
-    from exchange_service.identity.token_signatures import KeyUnusable, configured_signatures
+    from exchange_service.identity.token_signatures import KeyUnusable, configured_signatures, key_warning
     from exchange_service.identity.token_store import TokenStore
 
     store = TokenStore(settings.database_url)
     try:
-        signatures = configured_signatures(settings)
-        findings = [Finding(Severity.WARNING, "tokens", text) for text in await store.warnings()]
+        signatures = configured_signatures(settings, make_key=False)
+        warnings = [*await store.warnings(), *filter(None, [key_warning(settings)])]
+        findings = [Finding(Severity.WARNING, "tokens", text) for text in warnings]
         tokens = [token for token in await store.all() if token.revoked is None]
     except KeyUnusable as unusable:
         return [Finding(Severity.ERROR, "tokens", str(unusable))]

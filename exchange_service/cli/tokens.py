@@ -49,6 +49,7 @@ def create(
     """Make a token, and print it once. Its holder sends `authorization: Bearer TOKEN` with each call, or sets
     EXCHANGE_SERVICE_TOKEN for this command line."""
     from exchange_service.identity import scope_from
+    from exchange_service.identity.token_signatures import key_warning
     from exchange_service.identity.tokens import new_token
 
     if (bool(user) + all_users + act_as) != 1:
@@ -64,7 +65,10 @@ def create(
     signatures = _signatures(settings)
 
     async def add(store: TokenStore) -> None:
-        await store.add(replace(stored, signature=signatures.sign(stored)))
+        try:
+            await store.add(replace(stored, signature=signatures.sign(stored)))
+        except ValueError as error:
+            fail(str(error), ExitCode.USAGE)
 
     run(_with_tokens(settings, add))
     echo(token)
@@ -73,6 +77,8 @@ def create(
         f"The token {stored.id} ({plain(name)}) reads {plain(scope.describe())}, {until}. It is not shown again.",
         soft_wrap=True,
     )
+    if warning := key_warning(settings):
+        messages.print(f"[yellow]note:[/] {plain(warning)}", soft_wrap=True)
     if not settings.service_tokens:
         messages.print("[yellow]note:[/] the service accepts tokens once service_tokens=true is set.", soft_wrap=True)
 
@@ -96,7 +102,7 @@ def list_tokens(
 ) -> None:
     """List the tokens with the users that they may read; never the tokens themselves."""
 
-    signatures = _signatures(settings)
+    signatures = _signatures(settings, make_key=False)
 
     async def show(store: TokenStore) -> None:
         tokens = await store.all()
@@ -149,22 +155,26 @@ def sign(
         if missing:
             # Not repeated: one may be a whole token instead of its id.
             fail(f"{len(missing)} of these ids are of no token, or of a revoked one", ExitCode.MISSING)
+        changed = False
         for token in tokens:
             if signatures.fits(token) or not (all_tokens or token.id in wanted):
                 continue
             done = await store.sign(token, signatures.sign(token))
+            changed = changed or not done
             word = "Signed" if done else "Left as it is, because another program has changed it:"
             name, reads = plain(token.name), plain(token.scope.describe())
             messages.print(f"{word} the token {plain(token.id)} ({name}), which reads {reads}.", soft_wrap=True)
+        if changed:
+            raise typer.Exit(ExitCode.AGAIN)
 
     run(_with_tokens(settings, sign_tokens))
 
 
-def _signatures(settings: Settings) -> TokenSignatures:
+def _signatures(settings: Settings, *, make_key: bool = True) -> TokenSignatures:
     from exchange_service.identity.token_signatures import KeyUnusable, configured_signatures
 
     try:
-        return configured_signatures(settings)
+        return configured_signatures(settings, make_key=make_key)
     except KeyUnusable as error:
         fail(str(error), ExitCode.ACT)
 

@@ -74,7 +74,11 @@ async def check_keys(store: SqlCredentialStore, had: frozenset[str] = frozenset(
         unopened += users[key_id]
     strays = {key_id: count for key_id, count in users.items() if key_id not in known | had}
     problems += map(_missing, sorted(strays))
-    fits = unopened <= (opened + unopened) * _STRAY_SHARE and _are_strays(strays, opened)
+    readable = opened
+    if (unopened or strays) and store.vault.allow_plaintext:
+        # Before the first `credentials seal` there may be no sealed credential at all.
+        readable = max(opened, await _count_plain_users(store))
+    fits = unopened <= (readable + unopened) * _STRAY_SHARE and _are_strays(strays, readable)
     return KeyCheck(tuple(problems), fits, known)
 
 

@@ -113,11 +113,15 @@ class Authenticator:
         """Count the accounts that a stream selects beyond the first, which the call itself has counted;
         CallerRateLimited if they exceed the quota."""
         if count > 1:
-            await self._quotas.take(caller.identity, Action.OPENING, count - 1)
+            await self._quotas.take_selectors(caller.identity, count - 1)
 
     async def take_refresh(self, caller: Caller) -> None:
         """Count a refresh that the caller forces; CallerRateLimited if it exceeds the quota."""
         await self._quotas.take(caller.identity, Action.REFRESH)
+
+    def return_refresh(self, caller: Caller) -> None:
+        """Take back a refresh that was counted: the venue was not asked for it."""
+        self._quotas.give_back(caller.identity, Action.REFRESH)
 
     def recall(self, digest: bytes) -> Identity | None:
         """The identity of credentials that need no check now; None if they do."""

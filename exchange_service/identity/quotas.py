@@ -70,7 +70,14 @@ class _Window:
     granted: int = 0
     used: int = 0
     request_after: float = 0.0
+    # Whether a stream's selectors were counted in it.
+    selected: bool = False
     requesting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+def _refusal(window: _Window, action: Action, limit: int) -> CallerRateLimited:
+    left = max(0.05, min(window.ends, window.request_after) - asyncio.get_running_loop().time())
+    return CallerRateLimited(f"This caller may have {limit} {action.value}.", retry_after=left)
 
 
 class Quotas:
@@ -95,25 +102,40 @@ class Quotas:
         window.used += 1
         return True
 
-    async def take(self, identity: Identity, action: Action, count: int = 1) -> None:
-        """Count the action `count` times. Raises CallerRateLimited with the time until more permits are possible.
-
-        More than a window has take all of it but one, which the call that brings them has taken already."""
+    async def take(self, identity: Identity, action: Action) -> None:
+        """Count the action. Raises CallerRateLimited with the time until more permits are possible."""
         allowance = self._allowances.get(identity.kind)
         if allowance is None:
             return
-        limit = allowance.of(action)
-        count = min(count, max(1, limit - 1))
-        window, clock = self._window(identity, action), asyncio.get_running_loop().time
-        if window.used + count > window.granted and clock() >= window.request_after:
-            async with window.requesting:
-                # Another call may have requested permits while this one waited for the lock.
-                if window.used + count > window.granted and clock() >= window.request_after:
-                    await self._request(window, identity, action, limit, window.used + count - window.granted)
-        if window.used + count > window.granted:
-            left = max(0.05, min(window.ends, window.request_after) - clock())
-            raise CallerRateLimited(f"This caller may have {limit} {action.value}.", retry_after=left)
-        window.used += count
+        limit, window = allowance.of(action), self._window(identity, action)
+        await self._prefetch(window, identity, action, limit, 1)
+        if window.used >= window.granted:
+            raise _refusal(window, action, limit)
+        window.used += 1
+
+    def give_back(self, identity: Identity, action: Action) -> None:
+        """Take back an action that was counted and not done; nothing if its window has ended."""
+        window = self._windows.get((action, identity.name))
+        if window is not None and window.used:
+            window.used -= 1
+
+    async def take_selectors(self, identity: Identity, count: int) -> None:
+        """Count what a stream selects beyond its first account. Raises CallerRateLimited as `take`.
+
+        The first stream of a window is never refused, whatever it selects: several that are opened at once would else
+        refuse each other, again and again."""
+        allowance = self._allowances.get(identity.kind)
+        if allowance is None:
+            return
+        action = Action.OPENING
+        limit, window = allowance.of(action), self._window(identity, action)
+        # More than a window has take all of it but one, which the call that brings them has taken already.
+        count = min(count, limit - 1)
+        await self._prefetch(window, identity, action, limit, count)
+        if window.selected and window.used + count > window.granted:
+            raise _refusal(window, action, limit)
+        window.selected = True
+        window.used = min(window.used + count, window.granted)
 
     def _window(self, identity: Identity, action: Action) -> _Window:
         key = (action, identity.name)
@@ -122,6 +144,15 @@ class Quotas:
         if window is None or now >= window.ends:
             self._windows[key] = window = _Window(now + action.window)
         return window
+
+    async def _prefetch(self, window: _Window, identity: Identity, action: Action, limit: int, count: int) -> None:
+        """Let the window have permits for `count` more, if there are as many."""
+        clock = asyncio.get_running_loop().time
+        if window.used + count > window.granted and clock() >= window.request_after:
+            async with window.requesting:
+                # Another call may have requested permits while this one waited for the lock.
+                if window.used + count > window.granted and clock() >= window.request_after:
+                    await self._request(window, identity, action, limit, window.used + count - window.granted)
 
     async def _request(self, window: _Window, identity: Identity, action: Action, limit: int, least: int) -> None:
         """Prefetch a batch of the permits that replicas share, `least` or more; grant the whole limit if this process

@@ -41,15 +41,29 @@ class TokenSignatures:
         return hmac.new(self._key, json.dumps(values).encode(), hashlib.sha256).hexdigest()
 
     def fits(self, token: StoredToken) -> bool:
-        """Whether the row is as it was signed with this key."""
-        return hmac.compare_digest(self.sign(token).encode(), token.signature.encode("utf-8", "replace"))
+        """Whether the row is as it was signed with this key. It may also have a signature of the key before."""
+        mine = self.sign(token).encode()
+        return any(hmac.compare_digest(mine, one.encode("utf-8", "replace")) for one in token.signature.split()[:2])
 
 
-def configured_signatures(settings: Settings) -> TokenSignatures:
-    """The signatures by the key that the settings name. Raises KeyUnusable if there is none and none can be made."""
+def configured_signatures(settings: Settings, *, make_key: bool = True) -> TokenSignatures:
+    """The signatures by the key that the settings name. Raises KeyUnusable if there is none and none can be made.
+
+    Without `make_key` no file is made: if there is none, no token is signed with its key.
+    """
     if settings.hash_key is not None:
         return TokenSignatures(settings.hash_key.get_secret_value().encode())
-    return TokenSignatures(_key_of_file(_key_file(settings)))
+    return TokenSignatures(_key_of_file(_key_file(settings), make_key))
+
+
+def key_warning(settings: Settings) -> str:
+    """A sentence for the operator if the key is on this machine only and the database need not be; else empty."""
+    if settings.hash_key is not None or database_address(settings.database_url).get_backend_name() == "sqlite":
+        return ""
+    return (
+        f"the key of service tokens is in {_key_file(settings)} and nowhere else, so other machines, users and "
+        "containers refuse tokens that are signed with it: set the same hash_key for all of them."
+    )
 
 
 def _key_file(settings: Settings) -> Path | None:
@@ -61,8 +75,8 @@ def _key_file(settings: Settings) -> Path | None:
     return file and file.with_name(f"{file.name}.{_FILE}")
 
 
-def _key_of_file(path: Path | None) -> bytes:
-    if path is None:
+def _key_of_file(path: Path | None, make: bool) -> bytes:
+    if path is None or not (make or path.exists()):
         return secrets.token_bytes(_BYTES)
     try:
         if not path.exists():
@@ -72,6 +86,9 @@ def _key_of_file(path: Path | None) -> bytes:
         key = bytes.fromhex(path.read_text("ascii").strip())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is damaged"
+        if isinstance(error, PermissionError):
+            # Such as one that a command made as another user.
+            raise KeyUnusable(f"This user cannot read or make {path}: give it to this user, or set hash_key.") from None
         raise KeyUnusable(f"The key of service tokens in {path} cannot be used ({reason}): set hash_key.") from None
     if len(key) != _BYTES:
         raise KeyUnusable(f"The key of service tokens in {path} cannot be used (it is damaged): set hash_key.")

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import structlog
-from cachetools import LRUCache
+from cachetools import LRUCache, TTLCache
 
 from exchange_service.errors import CallerUnknown, ServiceOverloaded
 from exchange_service.identity import Identity, Kind, PresentedCredentials, Scope, Verified
@@ -31,6 +31,8 @@ _ID_BYTES = 6
 _UNVERIFIED_AT_ONCE = 5
 _MAX_UNVERIFIED = 1000
 _MAX_VERIFIED = 20_000
+# Seconds after which the log names a token that is not signed again: its holder may try many times a second.
+_SAY_AGAIN = 60.0
 # Compared with if there is no such id, so that the answer takes as long.
 _NO_DIGEST = "0" * 64
 _RENEW = "Ask the operator for a new one."
@@ -79,6 +81,7 @@ class ServiceTokens:
         self._is_signed = is_signed
         # The digests of verified tokens by their ids.
         self._verified: LRUCache[str, str] = LRUCache(_MAX_VERIFIED)
+        self._named: TTLCache[str, bool] = TTLCache(_MAX_UNVERIFIED, _SAY_AGAIN)
         self._unverified = 0
         self._slots = asyncio.Semaphore(_UNVERIFIED_AT_ONCE)
 
@@ -96,7 +99,10 @@ class ServiceTokens:
         if stored.revoked is not None:
             raise CallerUnknown("The service token has been revoked.", advice=_RENEW)
         if not self._is_signed(stored):
-            log.warning("token.not_signed", token=stored.id, effect="it is refused; see `exchange-service tokens list`")
+            if stored.id not in self._named:
+                self._named[stored.id] = True
+                effect = "it is refused; see `exchange-service tokens list`"
+                log.warning("token.not_signed", token=stored.id, effect=effect)
             raise CallerUnknown(
                 "The service token's entry is not signed with this service's key.",
                 advice="If the operator made it, they sign it with `exchange-service tokens sign`.",

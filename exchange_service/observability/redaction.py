@@ -20,8 +20,10 @@ from urllib.parse import quote
 HIDDEN = "[hidden]"
 
 # A user stores these texts, and so decides what is searched for in everybody's lines: no more of them than an account
-# needs, and none so short that it is a word of ordinary lines. A PEM key has 50 lines.
+# needs, and none that is a word of ordinary lines. A PEM key has 50 lines. A password may be shorter than a word of
+# ours, but then it has more than letters.
 SHORTEST = 16
+_SHORTEST_MIXED = 8
 MOST_TEXTS = 32
 _MOST_LINES = 64
 
@@ -104,12 +106,18 @@ class LiveSecrets:
     def hold(self, texts: Iterable[str]) -> Held:
         """Hide these texts from now on, until the result's `release` is called: of one account, the first so many that
         are long enough."""
-        chosen = islice((text for text in dict.fromkeys(texts) if len(text) >= self.shortest), self._most)
-        forms = {form for text in chosen for form in _forms(text) if len(form) >= self.shortest}
+        chosen = islice(filter(self._is_findable, dict.fromkeys(texts)), self._most)
+        forms = {form for text in chosen for form in _forms(text) if self._is_findable(form)}
         for form in forms:
             self._texts[form] += 1
-            self._by_start.setdefault(form[: self.shortest], set()).add(form)
+            self._by_start.setdefault(self._start(form), set()).add(form)
         return Held(self, forms)
+
+    def _is_findable(self, text: str) -> bool:
+        return len(text) >= self.shortest or (len(text) >= _SHORTEST_MIXED and _is_mixed(text))
+
+    def _start(self, form: str) -> str:
+        return form[: self.shortest if len(form) >= self.shortest else _SHORTEST_MIXED]
 
     def _release(self, forms: Iterable[str]) -> None:
         for form in forms:
@@ -117,10 +125,10 @@ class LiveSecrets:
             if self._texts[form] > 0:
                 continue
             del self._texts[form]
-            same_start = self._by_start[form[: self.shortest]]
-            same_start.discard(form)
-            if not same_start:
-                del self._by_start[form[: self.shortest]]
+            start = self._start(form)
+            self._by_start[start].discard(form)
+            if not self._by_start[start]:
+                del self._by_start[start]
 
     def snapshot(self) -> dict[str, int]:
         """The number of texts, and of their different first characters."""
@@ -131,9 +139,12 @@ class LiveSecrets:
         end = len(text) if end is None else end
         if not self._texts:
             return text[:end]
-        parts, done, place = [], 0, 0
-        while place < end and place <= len(text) - self.shortest:
-            candidates = self._by_start.get(text[place : place + self.shortest], ())
+        parts, done, place, by_start = [], 0, 0, self._by_start
+        while place < end and place <= len(text) - _SHORTEST_MIXED:
+            candidates = (
+                *by_start.get(text[place : place + self.shortest], ()),
+                *by_start.get(text[place : place + _SHORTEST_MIXED], ()),
+            )
             secret = max((held for held in candidates if text.startswith(held, place)), key=len, default="")
             if not secret:
                 place += 1
@@ -160,6 +171,13 @@ class Held:
 
 # One for the whole process, as logging is.
 LIVE = LiveSecrets()
+
+
+def _is_mixed(text: str) -> bool:
+    """Whether it has a letter, a digit, and either both kinds of letters or another character, as passwords have."""
+    letters = any(letter.isalpha() for letter in text)
+    both = text != text.lower() and text != text.upper()
+    return letters and any(letter.isdigit() for letter in text) and (both or not text.isalnum())
 
 
 def _forms(text: str) -> set[str]:

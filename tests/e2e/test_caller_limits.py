@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import sqlalchemy as sa
 
 from exchange_service.credentials import database
 from exchange_service.identity import Scope, authenticator, token_store, tokens
+from exchange_service.identity.token_signatures import configured_signatures
+from exchange_service.identity.tokens import StoredToken
 from exchange_service.v1 import exchange_service_pb2 as messages
 from tests import identities
 from tests.authenticated_service import (
@@ -24,11 +28,20 @@ from tests.authenticated_service import (
 )
 from tests.harness import (
     PATIENCE,
+    Running,
     balance_request,
     failure,
     failure_of,
 )
 from tests.identities import bearer, service_token, web_token
+
+
+async def change_scope(running: Running, stored: StoredToken, **columns: str) -> None:
+    """Write the token's scope into its row, with these columns and without a command."""
+    scope = json.dumps(stored.scope.as_value())
+    change = sa.update(token_store.TOKENS).where(token_store.TOKENS.c.id == stored.id).values(scope=scope, **columns)
+    async with identities.token_store(running.service.settings.database_url) as store:
+        await store.execute(change)
 
 
 class TestStreams:
@@ -76,24 +89,37 @@ class TestStreams:
             leaves, stays = (open_stream(running, bearer(token), user, "fakex") for user in ("alice", "bob"))
             await leaves.next_of("balance")
             await stays.next_of("balance")
-            async with identities.token_store(running.service.settings.database_url) as store:
-                smaller = sa.update(token_store.TOKENS).where(token_store.TOKENS.c.id == stored.id)
-                await store.execute(smaller.values(scope='["bob"]'))
+            smaller = replace(stored, scope=Scope(frozenset({"bob"})))
+            signature = configured_signatures(running.service.settings).sign(smaller)
+            await change_scope(running, smaller, signature=signature)
             assert (await leaves.failure()).reason == "USER_FORBIDDEN"
             assert not stays.call.done()
             stays.call.cancel()
 
     @pytest.mark.usefixtures("quick")
+    async def test_a_scope_that_another_program_changes_ends_all_streams_of_the_token(self, tmp_path: Path) -> None:
+        async with authenticated_service(tmp_path) as running:
+            token, stored = await service_token(running, Scope(frozenset({"alice", "bob"})))
+            streams = [open_stream(running, bearer(token), user, "fakex") for user in ("alice", "bob")]
+            for stream in streams:
+                await stream.next_of("balance")
+            await change_scope(running, replace(stored, scope=Scope(frozenset({"bob"}))))
+            for stream in streams:
+                ended = await stream.failure()
+                assert (ended.reason, "is not signed" in ended.message) == ("CALLER_UNKNOWN", True)
+
+    @pytest.mark.usefixtures("quick")
     async def test_a_database_that_is_down_ends_no_stream_and_admits_no_new_caller(
         self, tmp_path: Path, own_postgres_database: str, postgres_server: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(database, "CALL_LIMIT", 0.3)
         async with authenticated_service(tmp_path, database_url=own_postgres_database) as running:
             known, _ = await service_token(running, EVERYBODY)
             unknown, _ = await service_token(running, EVERYBODY)
             stream = open_stream(running, bearer(known), "alice", "fakex")
             await stream.next_of("balance")
             with postgres_server.frozen():
+                # Not before: a busy machine takes longer to store what the test needs.
+                monkeypatch.setattr(database, "CALL_LIMIT", 0.3)
                 failed = await failure(read_balance(running, bearer(unknown)))
                 assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
                 assert (await read_balance(running, bearer(known))).balance.user_id == "alice"

@@ -117,6 +117,10 @@ async def test_metrics_for_a_network_are_shown_under_names_that_only_such_a_netw
         ("database_url", "postgresql://u:p@localhost/x", False),
         ("database_url", "postgresql://u:p@[::1]/x", False),
         ("database_url", "postgresql://u:p@/x?host=/var/run/postgresql", False),
+        ("database_url", "postgresql://u:p@/x", False),
+        ("database_url", "postgresql://u:p@localhost/x?hostaddr=10.0.0.7", True),
+        ("database_url", "postgresql://u:p@/x?host=localhost:5432&host=127.0.0.1:5433", False),
+        ("database_url", "postgresql://u:p@/x?host=localhost:5432&host=db.example:5433", True),
         ("cache_url", "redis://:p@cache.example:6379/0", True),
         ("cache_url", "redis://10.0.0.7", True),
         ("cache_url", "rediss://:p@cache.example:6379/0", False),
@@ -132,6 +136,15 @@ def test_a_connection_to_another_machine_without_encryption_is_warned_of(
     assert [setting in text for text in warnings] == [True] * warned
     # The addresses hold passwords.
     assert "example" not in str(warnings)
+
+
+@pytest.mark.threat("T62")
+def test_a_host_that_only_the_environment_names_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_for(tmp_path, database_url="postgresql://u:p@/x")
+    monkeypatch.setenv("PGHOST", "db.example")
+    assert len(network_warnings(settings)) == 1
+    monkeypatch.setenv("PGSSLMODE", "require")
+    assert network_warnings(settings) == []
 
 
 @pytest.mark.threat("T62", attack=True)

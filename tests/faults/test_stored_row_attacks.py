@@ -82,6 +82,31 @@ async def test_without_a_keyset_one_text_that_looks_sealed_does_the_same(
     await store.close()
 
 
+@pytest.mark.threat("T51", attack=True)
+@pytest.mark.parametrize("mitigated", [False, True])
+async def test_with_a_keyset_the_same_text_does_it_while_the_others_are_not_sealed_yet(
+    table: Database, monkeypatch: pytest.MonkeyPatch, mitigated: bool
+) -> None:
+    async def none(_: SqlCredentialStore) -> int:
+        return 0
+
+    if not mitigated:
+        # Only those were counted whose credentials a key opens.
+        monkeypatch.setattr(key_check, "_count_plain_users", none)
+    keyset = new_keyset()
+    store = await open_store(table.url, HASH_KEY, keys=GivenKeys(keyset.as_text()))
+    for user in range(20):
+        table.insert(user_id=f"user {user}", api_key="in plain text")
+    for key_id in ("none", keyset.primary):
+        table.insert(user_id="mallory", exchange=f"fakex {key_id}", api_key=f"xs1:{key_id}:AAAA:AAAA")
+        assert (await check_keys(store)).keys_fit is mitigated
+    await store.close()
+    # Where plain credentials are refused, they prove nothing.
+    store = await open_store(table.url, HASH_KEY, keys=GivenKeys(keyset.as_text()), allow_plaintext=False)
+    assert not (await check_keys(store)).keys_fit
+    await store.close()
+
+
 @pytest.mark.threat("T51")
 async def test_a_replica_that_lacks_the_key_of_most_users_does_not_serve(table: Database) -> None:
     older = new_keyset()

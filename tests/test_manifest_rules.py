@@ -305,6 +305,17 @@ class TestRules:
             contract_of(module).test_the_service_would_load_it()
         assert sentence in str(failed.value)
 
+    @pytest.mark.parametrize(
+        "twin", [replace(FULL, id="acme_"), replace(FULL, id="other", name="ACME"), replace(FULL, id="0anda", name="X")]
+    )
+    def test_a_listing_that_the_service_leaves_out_for_its_looks_fails_the_suite(self, twin: ExchangeMetadata) -> None:
+        with pytest.raises(AssertionError, match=r"leave listings out:\n.* looks like that of"):
+            contract_of(module_of(Manifest(1, (FULL, twin)))).test_the_service_would_load_it()
+
+    def test_a_listing_that_the_operator_may_choose_passes_the_suite(self) -> None:
+        theirs = (replace(FULL, id="oanda", name="OANDA"), replace(FULL, id="kraken", name="Kraken"))
+        contract_of(module_of(Manifest(1, (FULL, *theirs)))).test_the_service_would_load_it()
+
     def test_a_manifest_that_keeps_every_rule_passes_both(self) -> None:
         module = module_of(Manifest(1, (FULL,), notes=("All is well.",)))
         assert load_plugin(module, info("acme")).manifest.exchanges == (FULL,)

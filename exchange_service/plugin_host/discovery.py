@@ -121,6 +121,9 @@ def reason_to_refuse(point: EntryPoint, settings: Settings) -> str:
     info = plugin_info(point)
     if not _NAME.match(info.name) or not _NAME.match(info.distribution) or not _VERSION.match(info.version):
         return "Its name, distribution or version is missing, or has unusual characters, so nothing of it is loaded."
+    ours = next((name for name in OURS if same_distribution(name, info.distribution)), info.distribution)
+    if info.distribution != ours:
+        return f"Its distribution calls itself {ours} in another spelling, so nothing of it is loaded. Uninstall it."
     if not is_recorded(point):
         return (
             f"Another record of {info.distribution} is installed, so nothing of this one is loaded. pip leaves one "

@@ -178,6 +178,20 @@ class TestTakeover:
         assert problem.reason.startswith("Another record of exchange-service-oanda is installed")
 
     @pytest.mark.threat("T35")
+    @pytest.mark.parametrize("name", ["Exchange_Service.OANDA", "exchange-service-ccxt.generic"])
+    def test_a_distribution_with_our_name_in_another_spelling_is_not_loaded_even_if_it_hides_ours(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        folder = tmp_path / "site"
+        folder.mkdir()
+        install(folder, "twin", THIEF.replace('"binance"', '"oanda"'), name)
+        monkeypatch.syspath_prepend(str(folder))
+        registry = open_registry(settings_for(tmp_path, allowed_plugins=[name]))
+        assert all(listed.plugin.ours for listed in registry.listings.values())
+        (problem,) = [item for item in registry.problems if not item.notice]
+        assert "in another spelling" in problem.reason
+
+    @pytest.mark.threat("T35")
     async def test_what_an_interrupted_pip_leaves_is_not_taken_for_the_plugin(
         self, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

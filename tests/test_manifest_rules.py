@@ -261,6 +261,8 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "an escape in a label": ({"credential_fields": (CredentialField("api_key", "\x1b]0;x"),)}, "the label of"),
     "an account type that is a request": ({"account_types": ("all",), "default_account_types": ()}, "'all'"),
     "an account type twice": ({"account_types": ("cash", "Cash")}, "twice"),
+    "more units than can be counted": ({"limits": (RateLimit("key", 10**400, 60),)}, "more than 1000000000 units"),
+    "a window without an end": ({"limits": (RateLimit("key", 10, 10**400),)}, "more than 31622400 seconds"),
     "a default that is not listed": ({"default_account_types": ("spot",)}, "account_types does not list"),
 }
 

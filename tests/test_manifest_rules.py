@@ -261,6 +261,8 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "an escape in a label": ({"credential_fields": (CredentialField("api_key", "\x1b]0;x"),)}, "the label of"),
     "an account type that is a request": ({"account_types": ("all",), "default_account_types": ()}, "'all'"),
     "an account type twice": ({"account_types": ("cash", "Cash")}, "twice"),
+    "more units than can be counted": ({"limits": (RateLimit("key", 10**400, 60),)}, "more than 1000000000 units"),
+    "a window without an end": ({"limits": (RateLimit("key", 10, 10**400),)}, "more than 31622400 seconds"),
     "a default that is not listed": ({"default_account_types": ("spot",)}, "account_types does not list"),
 }
 
@@ -304,6 +306,17 @@ class TestRules:
         with pytest.raises(AssertionError) as failed:
             contract_of(module).test_the_service_would_load_it()
         assert sentence in str(failed.value)
+
+    @pytest.mark.parametrize(
+        "twin", [replace(FULL, id="acme_"), replace(FULL, id="other", name="ACME"), replace(FULL, id="0anda", name="X")]
+    )
+    def test_a_listing_that_the_service_leaves_out_for_its_looks_fails_the_suite(self, twin: ExchangeMetadata) -> None:
+        with pytest.raises(AssertionError, match=r"leave listings out:\n.* looks like that of"):
+            contract_of(module_of(Manifest(1, (FULL, twin)))).test_the_service_would_load_it()
+
+    def test_a_listing_that_the_operator_may_choose_passes_the_suite(self) -> None:
+        theirs = (replace(FULL, id="oanda", name="OANDA"), replace(FULL, id="kraken", name="Kraken"))
+        contract_of(module_of(Manifest(1, (FULL, *theirs)))).test_the_service_would_load_it()
 
     def test_a_manifest_that_keeps_every_rule_passes_both(self) -> None:
         module = module_of(Manifest(1, (FULL,), notes=("All is well.",)))

@@ -20,6 +20,7 @@ import structlog
 
 from exchange_service.app import Service, start_service
 from exchange_service.model import Account, Credential
+from exchange_service.plugin_host.discovery import open_registry, reason_to_refuse
 from exchange_service.settings import Settings
 from exchange_service.testing.venue import SITUATIONS, DemoVenue
 from exchange_service.venues.loading import SIMULATOR_GROUP
@@ -66,7 +67,7 @@ async def running_demo(settings: Settings, *, redis: bool = False) -> AsyncItera
     async with AsyncExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="exchange-service-demo-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        venues = await _start_venues(stack)
+        venues = await _start_venues(stack, settings)
         changes: dict[str, Any] = {
             "database_url": f"sqlite:///{folder / 'demo.db'}",
             "venue_urls": {name: venue.url for name, venue in venues.items()} | settings.venue_urls,
@@ -79,7 +80,9 @@ async def running_demo(settings: Settings, *, redis: bool = False) -> AsyncItera
             changes["cache_url"] = _start_redis(stack)
             changes["hash_key"] = "only for this demo"
         # A simulator is healthy for one user and broken for another: one account's trouble must not hold others up.
-        service = await start_service(Settings.model_validate(settings.model_dump() | changes), accounts_apart=True)
+        demo_settings = Settings.model_validate(settings.model_dump() | changes)
+        # Of the operator's settings: with their keyset third-party plugins are loaded by name only, here too.
+        service = await start_service(demo_settings, registry=open_registry(settings), accounts_apart=True)
         stack.push_async_callback(service.stop)
         users = await _store_users(service, venues)
         mover = asyncio.create_task(_move_balances(list(venues.values())), name="moving balances")
@@ -93,14 +96,22 @@ async def running_demo(settings: Settings, *, redis: bool = False) -> AsyncItera
         )
 
 
-async def _start_venues(stack: AsyncExitStack) -> dict[str, DemoVenue]:
-    """Start the simulators of the installed plugins, by exchange id. One that does not start is logged and left out."""
+async def _start_venues(stack: AsyncExitStack, settings: Settings) -> dict[str, DemoVenue]:
+    """Start the simulators of the plugins that the settings allow, by exchange id. One that does not start is logged
+    and left out."""
     venues: dict[str, DemoVenue] = {}
     for point in sorted(entry_points(group=SIMULATOR_GROUP), key=lambda point: point.name):
+        # It would run in this process, which may read what the service may.
+        if reason := reason_to_refuse(point, settings):
+            log.warning("demo.simulator_left_out", simulator=point.name, reason=reason)
+            continue
         try:
             venue: DemoVenue = point.load()()
             await venue.start()
-        except Exception as error:
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            raise
+        # A module may do anything at import, sys.exit included.
+        except BaseException as error:
             log.warning("demo.simulator_left_out", simulator=point.name, error=type(error).__name__)
             continue
         stack.push_async_callback(venue.stop)

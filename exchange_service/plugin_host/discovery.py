@@ -21,7 +21,7 @@ from exchange_service.plugin_host.launch import (
 )
 from exchange_service.plugin_host.sandbox import own_ports, venue_ports
 from exchange_service.settings import Settings
-from exchange_service.venues.loading import OURS, installed_plugins, plugin_info, same_distribution
+from exchange_service.venues.loading import OURS, installed_plugins, is_recorded, plugin_info, same_distribution
 from exchange_service.venues.manifests import ManifestReply, PluginRejected
 from exchange_service.venues.registry import (
     Placement,
@@ -85,7 +85,7 @@ def one_of_each_name(points: Sequence[EntryPoint]) -> tuple[list[EntryPoint], li
     """
     chosen: dict[str, EntryPoint] = {}
     # Ours before third-party ones, and of these the first by its distribution's name.
-    for point in sorted(points, key=lambda point: (plugin_info(point).distribution not in OURS, plugin_info(point))):
+    for point in sorted(points, key=_trusted_first):
         chosen.setdefault(point.name, point)
     left_out = []
     for point in points:
@@ -96,14 +96,19 @@ def one_of_each_name(points: Sequence[EntryPoint]) -> tuple[list[EntryPoint], li
     return list(chosen.values()), left_out
 
 
+def _trusted_first(point: EntryPoint) -> tuple[bool, str]:
+    distribution = plugin_info(point).distribution
+    return distribution not in OURS, distribution
+
+
 def _separate(
-    points: Sequence[EntryPoint], refuse: Callable[[PluginInfo], str]
+    points: Sequence[EntryPoint], refuse: Callable[[EntryPoint], str]
 ) -> tuple[list[EntryPoint], list[PluginProblem]]:
     """The plugins that may be loaded, and the others with the reason. Those take no name from the first."""
     chosen, refused = [], []
     for point in points:
         info = plugin_info(point)
-        if reason := refuse(info):
+        if reason := refuse(point):
             shown = PluginInfo(*(_printable(text)[:100] for text in (info.name, info.version, info.distribution)))
             refused.append(PluginProblem(shown, reason))
         else:
@@ -111,10 +116,25 @@ def _separate(
     return chosen, refused
 
 
-def _reason_to_refuse(info: PluginInfo, place: Placement, settings: Settings) -> str:
+def reason_to_refuse(point: EntryPoint, settings: Settings) -> str:
+    """Why none of an entry point's code is loaded, for the operator; empty if it may be."""
+    info = plugin_info(point)
     if not _NAME.match(info.name) or not _NAME.match(info.distribution) or not _VERSION.match(info.version):
         return "Its name, distribution or version is missing, or has unusual characters, so nothing of it is loaded."
-    return _refusal(info, settings) if place is Placement.REFUSED else ""
+    ours = next((name for name in OURS if same_distribution(name, info.distribution)), info.distribution)
+    if info.distribution != ours:
+        return f"Its distribution calls itself {ours} in another spelling, so nothing of it is loaded. Uninstall it."
+    if not is_recorded(point):
+        return (
+            f"Another record of {info.distribution} is installed, so nothing of this one is loaded. pip leaves one "
+            "behind if it is interrupted: remove it, and install the distribution again."
+        )
+    return _refusal(info, settings) if _place(info, settings) is Placement.REFUSED else ""
+
+
+def _place(info: PluginInfo, settings: Settings) -> Placement:
+    by_name = settings.third_party_by_name
+    return placement(info, settings.plugin_processes, settings.allowed_plugins, by_name=by_name)
 
 
 def _printable(text: str) -> str:
@@ -123,12 +143,7 @@ def _printable(text: str) -> str:
 
 def open_registry(settings: Settings) -> Registry:
     """Every installed plugin, as the settings place them."""
-
-    def place(info: PluginInfo) -> Placement:
-        by_name = settings.third_party_by_name
-        return placement(info, settings.plugin_processes, settings.allowed_plugins, by_name=by_name)
-
-    points, refused = _separate(installed_plugins(), lambda info: _reason_to_refuse(info, place(info), settings))
+    points, refused = _separate(installed_plugins(), lambda point: reason_to_refuse(point, settings))
     points, left_out = one_of_each_name(points)
     left_out += refused
     manifests = _Manifests(settings)
@@ -136,7 +151,7 @@ def open_registry(settings: Settings) -> Registry:
         points=points,
         left_out=left_out,
         choices=settings.exchange_plugins,
-        place=place,
+        place=lambda info: _place(info, settings),
         third_party=ThirdPartyManifests(manifests.read, manifests.refresh),
     )
 

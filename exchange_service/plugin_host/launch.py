@@ -241,6 +241,8 @@ def _parse_answer(data: bytes, status: int | None) -> ManifestReply | None:
     try:
         return ManifestReply(read_manifest(data.removeprefix(REFRESHES)), data.startswith(REFRESHES))
     except ValueError:
+        if len(data) >= LONGEST_MANIFEST:
+            raise StartFailed(f"Its manifest has more than {LONGEST_MANIFEST} bytes as JSON.") from None
         raise StartFailed("What it gave as its manifest is not one; see docs/plugins.md.") from None
 
 

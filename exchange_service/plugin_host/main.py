@@ -29,7 +29,7 @@ from exchange_service.observability.redaction import redact
 from exchange_service.plugin_host.launch import REFRESH_MANIFEST, REFRESHES, REJECTED, WRITE_MANIFEST
 from exchange_service.plugin_host.protocol import MAX_MESSAGE
 from exchange_service.process_secrecy import hide_process
-from exchange_service.venues.loading import PLUGIN_GROUP, LoadedPlugin, load_entry_point
+from exchange_service.venues.loading import PLUGIN_GROUP, LoadedPlugin, is_recorded, load_entry_point, plugin_info
 from exchange_service.venues.manifests import PluginRejected, write_manifest
 
 READY = b"ready\n"
@@ -89,7 +89,7 @@ def _take_streams() -> tuple[str, int, TextIO]:
 def _load(name: str, distribution: str) -> LoadedPlugin:
     """The plugin of this name and distribution; PluginRejected if it cannot serve."""
     for point in entry_points(group=PLUGIN_GROUP, name=name):
-        if (point.dist.name if point.dist else "") == distribution:
+        if plugin_info(point).distribution == distribution and is_recorded(point):
             return load_entry_point(point)
     raise PluginRejected("It is not installed any more.")
 

@@ -28,6 +28,7 @@ from exchange_service.plugin_host.launch import (
 from exchange_service.plugin_host.log_relay import relay_log
 from exchange_service.plugin_host.protocol import (
     MAX_MESSAGE,
+    OTHER_VERSION,
     PROTOCOL,
     REQUEST_ID,
     TOKEN,
@@ -184,11 +185,14 @@ class PluginProcess:
             reply = await self.configure(config)
         except grpc.aio.AioRpcError as error:
             raise StartFailed(f"Its process did not answer the handshake ({error.code().name}).") from None
+        if not hmac.compare_digest(reply.proof, proof(self.spec.token)):
+            raise StartFailed("Something other than its process answered.")
+        # The installed code is newer or older than the code that runs here, and its words may mean something else.
+        if reply.protocol_version != PROTOCOL:
+            raise PluginChanged(OTHER_VERSION)
         if reply.problem:
             failure = PluginChanged if reply.changed else StartFailed
             raise failure(printable(reply.problem[:_LONGEST_PROBLEM]))
-        if reply.protocol_version != PROTOCOL or not hmac.compare_digest(reply.proof, proof(self.spec.token)):
-            raise StartFailed("Something other than its process answered.")
         self.process_id = reply.process_id
         # From here on no other process can connect to the socket, or be taken for this one.
         await _run_in_thread(_remove_socket, self.spec)

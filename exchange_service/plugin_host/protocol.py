@@ -17,6 +17,8 @@ from exchange_service.wire.protobuf import from_datetime, to_datetime
 
 # Rises with every change of plugin_host.proto, or of what its fields mean.
 PROTOCOL = 3
+# What is wrong if the two sides have not the same one, for operators.
+OTHER_VERSION = "Restart the service: another version of exchange-service is installed than the one that runs."
 SERVICE = messages.DESCRIPTOR.services_by_name["PluginHostService"].full_name
 # Metadata: the token of every call, and the id of the caller's request that a call is made for.
 TOKEN = "token"  # noqa: S105 - its name

@@ -17,6 +17,7 @@ from exchange_service.errors import PluginFailed, ServiceError
 from exchange_service.model import Account, Credential, VenueReports
 from exchange_service.observability.logs import CallMark, current_call
 from exchange_service.plugin_host.protocol import (
+    OTHER_VERSION,
     PROTOCOL,
     REQUEST_ID,
     SERVICE,
@@ -80,7 +81,7 @@ class PluginServer:
         """The handshake."""
         problem, changed = "", False
         if request.protocol_version != PROTOCOL:
-            problem = f"Its process speaks version {PROTOCOL} and the service {request.protocol_version}."
+            problem, changed = OTHER_VERSION, True
         elif self._served is not None:
             self._served.serve(request.manifest)
         else:
@@ -233,7 +234,10 @@ def _require_same(plugin: LoadedPlugin, request: messages.ConfigureRequest) -> N
             f"Restart the service: version {installed} of {name} is installed, and the service loaded {loaded}."
         )
     if request.manifest_digest != manifest_digest(plugin.manifest):
-        raise _PluginChanged(f"Restart the service: the manifest of {name} is not the one that the service loaded.")
+        raise _PluginChanged(
+            f"Restart the service: the manifest of {name} is not the one that the service loaded. If that does not "
+            "help, it is another one each time that the plugin is imported: report it to the plugin's author."
+        )
 
 
 def _target(call: messages.VenueCall, listing: Listing) -> Target:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,7 @@ from exchange_service.plugin_api import (
     NotSupported,
 )
 from exchange_service.testing.calls import venue_call
-from exchange_service.venues.loading import load_plugin
+from exchange_service.venues.loading import OURS, LoadedPlugin, installed_plugins, load_plugin, plugin_info
 from exchange_service.venues.manifests import (
     LONGEST_MANIFEST,
     PluginRejected,
@@ -32,6 +33,7 @@ from exchange_service.venues.manifests import (
     read_manifest,
     write_manifest,
 )
+from exchange_service.venues.registry import Registry, load_registry
 
 # A plugin imports these where it first uses them, so that a service that only lists the exchange does not load them.
 HEAVY_LIBRARIES = (
@@ -96,9 +98,11 @@ class ListingContract:
         faults = list(manifest_faults(self._load_manifest()))
         assert not faults, "the service would refuse the plugin:\n" + "\n".join(faults)
         try:
-            load_plugin(self.plugin, PluginInfo(self.plugin.__name__, "", ""))
+            plugin = load_plugin(self.plugin, PluginInfo(self.plugin.__name__, "", ""))
         except PluginRejected as rejection:
             raise AssertionError(f"the service would refuse the plugin: {rejection}") from None
+        left_out = _left_out(plugin)
+        assert not left_out, "the service would leave listings out:\n" + "\n".join(left_out)
 
     def test_its_manifest_survives_the_way_between_two_processes(self, manifest: Manifest) -> None:
         data = write_manifest(manifest)
@@ -192,6 +196,24 @@ class ListingContract:
                 with pytest.raises(NotSupported) as refusal:
                     await hooks.fetch_balance(call=call)
             assert refusal.value.message.endswith("."), f"{exchange.id}: the error's message must be a sentence"
+
+
+def _left_out(plugin: LoadedPlugin) -> list[str]:
+    """Why listings of the plugin would not be served beside our own plugins, as far as these are installed, although
+    the operator chose it for each of its ids."""
+    choices = {exchange.id: plugin.info.name for exchange in plugin.manifest.exchanges}
+    beside = [other for other in _our_plugins() if other.info.name != plugin.info.name]
+    problems = Registry([*beside, plugin], choices=choices).problems
+    return [problem.reason for problem in problems if problem.plugin == plugin.info and not problem.notice]
+
+
+@cache
+def _our_plugins() -> tuple[LoadedPlugin, ...]:
+    """The installed plugins of this project, each named by its module."""
+    points = [point for point in installed_plugins() if plugin_info(point).distribution in OURS]
+    plugins = load_registry(points=points).plugins
+    modules = {point.name: point.module for point in points}
+    return tuple(replace(plugin, info=replace(plugin.info, name=modules[plugin.info.name])) for plugin in plugins)
 
 
 @cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from typing import Any
 
 import pluggy
@@ -80,8 +80,24 @@ def plugin_info(point: EntryPoint) -> PluginInfo:
     """Where an entry point's plugin comes from. A distribution that is half removed has no name or version any more."""
     if point.dist is None:
         return PluginInfo(point.name, "", "")
-    known = point.dist.metadata
+    try:
+        known = point.dist.metadata
+    # There is no such file, or it is not a text.
+    except (OSError, TypeError, ValueError):
+        return PluginInfo(point.name, "", "")
     return PluginInfo(point.name, known["Version"] or "", known["Name"] or "")
+
+
+def is_recorded(point: EntryPoint) -> bool:
+    """Whether the entry point is one of the distribution that is found by the name which its record of installation
+    gives. pip leaves a second record if it is interrupted, and a distribution can bring one with another's name."""
+    info = plugin_info(point)
+    try:
+        found = distribution(info.distribution)
+        return found.version == info.version and point in found.entry_points
+    # ValueError: for an empty name.
+    except (PackageNotFoundError, ValueError):
+        return False
 
 
 def goes_by(info: PluginInfo, name: str) -> bool:

@@ -26,6 +26,8 @@ _FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}\Z")
 # Characters of a name, and of any other text.
 _LONGEST_NAME = 100
 _LONGEST_TEXT = 2000
+# Of a rate limit: requests or weights, and seconds.
+_MOST_UNITS, _LONGEST_WINDOW = 10**9, 366 * 24 * 3600
 
 
 def broken_rules(manifest: Manifest) -> Iterator[str]:
@@ -69,6 +71,8 @@ def _listing_faults(metadata: ExchangeMetadata, ids: Collection[str]) -> Iterato
         limit = getattr(metadata, name)
         if not 1 <= limit <= most:
             yield f"has {name} {limit}, which is not a number of bytes from 1 to {most}."
+    if any(limit.count > _MOST_UNITS or limit.seconds > _LONGEST_WINDOW for limit in metadata.limits):
+        yield f"has a RateLimit of more than {_MOST_UNITS} units, or of more than {_LONGEST_WINDOW} seconds."
     yield from _environment_faults(metadata)
     yield from _link_faults(metadata)
     yield from _field_faults(metadata.credential_fields)

@@ -15,7 +15,6 @@ from exchange_service.model import ALL_ACCOUNT_TYPES, SANDBOX, Account, Exchange
 from exchange_service.plugin_kit.state import State
 from exchange_service.venues.loading import (
     LoadedPlugin,
-    goes_by,
     installed_plugins,
     load_entry_point,
     plugin_info,
@@ -132,12 +131,13 @@ class Registry:
 
     def _choose(self, exchange_id: str, claimants: Sequence[Listing]) -> tuple[Listing | None, list[PluginProblem]]:
         """The listing that serves an id, and what is to be said of the others. None: the operator's choice is not
-        loaded. No other plugin then gets the credentials that are meant for it."""
+        loaded, or does not list it. No other plugin then gets the credentials that are meant for it."""
         choice = self._choices.get(exchange_id, "")
-        chosen = [claim for claim in claimants if choice and same_distribution(choice, claim.plugin.info.distribution)]
-        chosen = chosen or [claim for claim in claimants if claim.plugin.info.name == choice]
-        if not chosen and choice and any(goes_by(problem.plugin, choice) for problem in self.not_loaded):
-            reason = f"{exchange_id!r} is not listed: exchange_plugins gives it to {choice!r}, which is not loaded."
+        meant = self._named(choice)
+        chosen = [claim for claim in claimants if claim.plugin.info in meant]
+        if meant and not chosen:
+            lacks = "does not list it" if any(plugin.info in meant for plugin in self.plugins) else "is not loaded"
+            reason = f"{exchange_id!r} is not listed: exchange_plugins gives it to {choice!r}, which {lacks}."
             return None, [PluginProblem(claim.plugin.info, reason) for claim in claimants]
         winner = (chosen or sorted(claimants, key=lambda claim: claim.metadata.is_ccxt))[0]
         return winner, [
@@ -146,6 +146,15 @@ class Registry:
             # That a custom plugin comes before CCXT is the rule.
             if claim is not winner and (not claim.metadata.is_ccxt or winner.metadata.is_ccxt)
         ]
+
+    def _named(self, choice: str) -> list[PluginInfo]:
+        """The installed plugins that an operator's choice names, loaded or not: those of the distribution of this name,
+        else those that have it as their own, because a plugin may call itself as any distribution."""
+        if not choice:
+            return []
+        installed = [plugin.info for plugin in self.plugins] + [problem.plugin for problem in self.not_loaded]
+        of_distribution = [info for info in installed if same_distribution(choice, info.distribution)]
+        return of_distribution or [info for info in installed if info.name == choice]
 
     def find(self, exchange_id: str, *, suggest: bool = True) -> Listing:
         """The listing with this id, case ignored; else ExchangeUnknown. With `suggest` it names a similar id; to search

@@ -6,7 +6,8 @@ Here the host calls a plugin, and so here it enforces the deadline and lets only
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -37,7 +38,6 @@ from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_kit.state import State
 from exchange_service.tasks import TaskSet, retrieve_exception
 from exchange_service.venues.answers import read_balance, read_key_rights, translate_error
-from exchange_service.venues.busy_time import BusyTime
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.http import VenueHttpPool
 from exchange_service.venues.priority import Priority
@@ -49,6 +49,8 @@ T = TypeVar("T")
 _SWEEP_INTERVAL = 30.0
 # The share of a call's time for which a plugin may keep the loop busy and still say that its venue is slow.
 _BLOCKED_SHARE = 0.5
+# Seconds that are no blocking, however little time a call had.
+_LEAST_BLOCKED = 0.2
 
 log = structlog.get_logger(__name__)
 
@@ -122,14 +124,13 @@ class Sessions:
         except BaseException:
             self._release(session)
             raise
-        loop, busy = asyncio.get_running_loop(), BusyTime()
-        run = busy.measure(lambda: _run_hook(listing, call, read))
-        task = loop.create_task(run, name=f"fetch {call.exchange.id}")
+        run = _MeasuredRun(_run_hook(listing, call, read))
+        task = asyncio.get_running_loop().create_task(run, name=f"fetch {call.exchange.id}")
         # Not before the hook has ended: one that was left behind at its deadline still uses the state.
         task.add_done_callback(lambda _: self._release(session))
-        return await self._wait_for(task, listing, call, busy)
+        return await self._wait_for(task, listing, call, run)
 
-    async def _wait_for(self, task: asyncio.Task[T], listing: Listing, call: VenueCall, busy: BusyTime) -> T:
+    async def _wait_for(self, task: asyncio.Task[T], listing: Listing, call: VenueCall, run: _MeasuredRun[T]) -> T:
         """The plugin's answer within the deadline. A plugin that ignores its cancellation is left behind and not
         awaited."""
         allowed = call.remaining()
@@ -140,8 +141,8 @@ class Sessions:
             raise
         if not done:
             self._leave_behind(task)
-            if busy.seconds > allowed * _BLOCKED_SHARE:
-                raise _blocked(listing, busy)
+            if run.busy > max(_LEAST_BLOCKED, allowed * _BLOCKED_SHARE):
+                raise _blocked(listing, run.busy)
             raise VenueTimeout(f"{call.exchange.name} did not answer in time.")
         if task.cancelled():
             raise PluginFailed(f"The plugin {listing.plugin.info.name} cancelled its own call.")
@@ -288,13 +289,47 @@ def _has_opened(task: asyncio.Future[Credential]) -> bool:
     return not task.cancelled() and task.exception() is None
 
 
-def _blocked(listing: Listing, busy: BusyTime) -> PluginFailed:
-    name, seconds = listing.plugin.info.name, round(busy.seconds, 1)
+def _blocked(listing: Listing, busy: float) -> PluginFailed:
+    name, seconds = listing.plugin.info.name, round(busy, 1)
     log.error("plugin.failed", plugin=name, exchange=listing.metadata.id, problem="it blocks its loop", seconds=seconds)
     return PluginFailed(
         f"The plugin {name} blocked its event loop for {seconds:g} s, and did not answer in time.",
         advice="Report it to the plugin's author; docs/plugins.md says what to do instead.",
     )
+
+
+class _MeasuredRun(Coroutine[Any, Any, T]):
+    """A coroutine for a task to run. `busy` adds up the seconds for which its steps kept the event loop from others:
+    a plugin that blocks the loop must not be taken for a slow venue. Steps of tasks that it starts are not counted."""
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self._work = work
+        self.busy = 0.0
+
+    def send(self, value: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return self._work.send(value)
+        finally:
+            self.busy += time.perf_counter() - began
+
+    def throw(self, *error: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return self._work.throw(*error)
+        finally:
+            self.busy += time.perf_counter() - began
+
+    def close(self) -> None:
+        self._work.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._work.__await__()
+
+    @property
+    def cr_frame(self) -> Any:
+        """Where it waits now, for the stack that a task shows."""
+        return getattr(self._work, "cr_frame", None)
 
 
 async def _run_hook(listing: Listing, call: VenueCall, read: Callable[[VenueCall], Awaitable[T]]) -> T:

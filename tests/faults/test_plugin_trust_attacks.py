@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,10 +17,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from exchange_service.app import start_service
+from exchange_service.cli.demo import running_demo
 from exchange_service.credentials.keysets import new_keyset
 from exchange_service.errors import PluginFailed, PluginUnavailable, VenueTimeout
 from exchange_service.plugin_api import AssetBalance, Balance, Manifest, Summary, VenueAccount, VenueCall
 from exchange_service.plugin_host import process as process_module
+from exchange_service.plugin_host import protocol
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.startup_checks import UnsafeSettings
 from exchange_service.testing import listing_contract
@@ -155,6 +158,93 @@ class TestTakeover:
             assert problem.reason.endswith('exchange_plugins={"oanda": "acme-thief"}.')
         assert Registry([thief, ours], choices={"oanda": "acme-thief"}).find("oanda").plugin is thief
 
+    @pytest.mark.threat("T35", attack=True)
+    def test_a_second_record_with_our_name_lets_code_of_others_into_the_service_unless_records_are_compared(
+        self, thief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        meta = thief / "harmless.egg-info"
+        meta.mkdir()
+        (meta / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: exchange-service-oanda\nVersion: 9.0\n")
+        (meta / "entry_points.txt").write_text("[exchange_service]\naaa = thief_plugin\n")
+        settings = settings_for(tmp_path, keyset=new_keyset().as_text(), allowed_plugins=["acme-other"])
+        with monkeypatch.context() as off:
+            off.setattr("exchange_service.plugin_host.discovery.is_recorded", lambda _: True)
+            plugin = open_registry(settings).find("binance").plugin
+            assert (plugin.info.name, plugin.third_party) == ("aaa", False)
+        registry = open_registry(settings)
+        assert registry.find("binance").plugin.info.name == "ccxt_generic"
+        assert registry.find("oanda").plugin.info.version != "9.0"
+        (problem,) = [item for item in registry.problems if item.plugin.name == "aaa"]
+        assert problem.reason.startswith("Another record of exchange-service-oanda is installed")
+
+    @pytest.mark.threat("T35")
+    @pytest.mark.parametrize("name", ["Exchange_Service.OANDA", "exchange-service-ccxt.generic"])
+    def test_a_distribution_with_our_name_in_another_spelling_is_not_loaded_even_if_it_hides_ours(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        folder = tmp_path / "site"
+        folder.mkdir()
+        install(folder, "twin", THIEF.replace('"binance"', '"oanda"'), name)
+        monkeypatch.syspath_prepend(str(folder))
+        registry = open_registry(settings_for(tmp_path, allowed_plugins=[name]))
+        assert all(listed.plugin.ours for listed in registry.listings.values())
+        (problem,) = [item for item in registry.problems if not item.notice]
+        assert "in another spelling" in problem.reason
+
+    @pytest.mark.threat("T35")
+    async def test_what_an_interrupted_pip_leaves_is_not_taken_for_the_plugin(
+        self, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path_factory.mktemp("site")
+        install(folder, "guest", guest_code("whole"))
+        left = folder / "~cme_guest-1.1.dist-info"
+        left.mkdir()
+        (left / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-guest\nVersion: 1.1\n")
+        (left / "entry_points.txt").write_text("[exchange_service]\nguest = guest_plugin\n")
+        monkeypatch.syspath_prepend(str(folder))
+        async with with_installed(tmp_path) as running:
+            assert running.service.registry.find("guest").plugin.info.version == "1.2"
+            (problem,) = running.service.registry.problems
+            assert "pip leaves one behind" in problem.reason
+            await running.store("guest")
+            assert await read_note(running) == "whole"
+
+    @pytest.mark.threat("T35")
+    async def test_the_demo_runs_no_code_of_a_distribution_that_is_not_allowed(
+        self, thief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mark = tmp_path / "ran"
+        (thief / "thief_simulator.py").write_text(f"open({str(mark)!r}, 'w').close()\nraise SystemExit(3)\n")
+        (thief / "acme_thief-1.2.dist-info" / "entry_points.txt").write_text(
+            "[exchange_service]\nthief = thief_plugin\n"
+            "[exchange_service.simulators]\nthief = thief_simulator:Simulator\n"
+        )
+        points = [point for point in entry_points(group="exchange_service.simulators") if point.name == "thief"]
+        monkeypatch.setattr("exchange_service.cli.demo.entry_points", lambda **_: points)
+        async with running_demo(settings_for(tmp_path, keyset=new_keyset().as_text())) as demo:
+            assert demo.service.registry.find("binance").plugin.info.name == "ccxt_generic"
+            (problem,) = demo.service.registry.problems
+            assert problem.reason.endswith('set allowed_plugins=["acme-thief"].')
+        assert not mark.exists()
+        with capture_logs() as lines:
+            async with running_demo(settings_for(tmp_path, allowed_plugins=["acme-thief"])) as demo:
+                assert demo.service.registry.find("binance").plugin.info.distribution == "acme-thief"
+        assert mark.exists()
+        assert [line["error"] for line in lines if line["event"] == "demo.simulator_left_out"] == ["SystemExit"]
+
+    @pytest.mark.threat("T35")
+    def test_a_plugin_that_calls_itself_as_the_chosen_distribution_is_not_the_chosen_one(self) -> None:
+        thief = loaded(ScriptedPlugin(listing("binance")), "exchange-service-ccxt-generic", "acme-thief")
+        ours = info("ccxt_generic", "exchange-service-ccxt-generic")
+        broken = PluginProblem(ours, "Importing it failed.")
+        without = loaded(ScriptedPlugin(listing("kraken", is_ccxt=True)), ours.name, ours.distribution)
+        for registry, why in (
+            (Registry([thief], [broken], {"binance": "exchange-service-ccxt-generic"}), "which is not loaded."),
+            (Registry([thief, without], [], {"binance": "exchange-service-ccxt-generic"}), "which does not list it."),
+        ):
+            assert "binance" not in registry.listings
+            assert registry.problems[-1].reason.endswith(why)
+
     @pytest.mark.threat("T35")
     def test_an_id_whose_chosen_plugin_is_not_loaded_goes_to_no_other(self) -> None:
         thief = loaded(ScriptedPlugin(listing("binance")), "aaa", "acme-thief")
@@ -217,6 +307,21 @@ def upgrade(folder: Path, *, version: str, code: str) -> None:
     old.rename(folder / f"acme_guest-{version}.dist-info")
 
 
+async def read_note(running: Running) -> str:
+    """What the running code says of itself, once a process serves; else why none does."""
+    notes: list[str] = []
+
+    async def serves() -> bool:
+        try:
+            notes[:] = (await running.client.get_balance("alice", "guest", max_age=0)).balance.notes
+        except PluginUnavailable as error:
+            notes[:] = [error.message]
+        return "started" not in notes[0] and "ended" not in notes[0]
+
+    await eventually(serves, "its process")
+    return notes[0]
+
+
 class TestHalfAnUpgrade:
     @pytest.fixture
     def site(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -227,20 +332,6 @@ class TestHalfAnUpgrade:
         # Files that change within a second, with the same size, would be read from their compiled form.
         monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
         return folder
-
-    async def read(self, running: Running) -> str:
-        """What the running code says of itself, once a process serves."""
-        notes: list[str] = []
-
-        async def serves() -> bool:
-            try:
-                notes[:] = (await running.client.get_balance("alice", "guest", max_age=0)).balance.notes
-            except PluginUnavailable as error:
-                notes[:] = [error.message]
-            return "started" not in notes[0] and "ended" not in notes[0]
-
-        await eventually(serves, "its process")
-        return notes[0]
 
     async def end_process(self, running: Running) -> None:
         (supervisor,) = running.service.venues._processes["guest"]
@@ -253,6 +344,7 @@ class TestHalfAnUpgrade:
         ("version", "code", "words"),
         [
             ("2.0", guest_code("new"), "version 2.0 of acme-guest is installed, and the service loaded 1.2"),
+            ("1.1", guest_code("new"), "version 1.1 of acme-guest is installed, and the service loaded 1.2"),
             ("1.2", guest_code("new", icon="another"), "the manifest of acme-guest is not the one"),
         ],
     )
@@ -266,15 +358,15 @@ class TestHalfAnUpgrade:
 
         async with with_installed(tmp_path) as running:
             await running.store("guest")
-            assert await self.read(running) == "old"
+            assert await read_note(running) == "old"
             upgrade(site, version=version, code=code)
             with monkeypatch.context() as off:
                 off.setattr(process_module.ServeConfig, "request", without_comparing)
                 await self.end_process(running)
-                assert await self.read(running) == "new"
+                assert await read_note(running) == "new"
                 assert running.service.registry.find("guest").plugin.info.version == "1.2"
             await self.end_process(running)
-            assert "The plugin guest was changed since the service loaded it. The operator" in await self.read(running)
+            assert "The plugin guest was changed since the service loaded it. The operator" in await read_note(running)
             (entry,) = (await running.client.list_exchanges(search="guest")).exchanges
             assert entry.status.availability == exchange_pb2.AVAILABILITY_UNAVAILABLE
             assert entry.status.reason.startswith("Restart the service: ")
@@ -282,7 +374,37 @@ class TestHalfAnUpgrade:
             (status,) = [item for item in (await running.client.list_plugins()).plugins if item.plugin.name == "guest"]
             assert words in status.processes[0].last_end
         async with with_installed(tmp_path) as running:
-            assert await self.read(running) == "new"
+            assert await read_note(running) == "new"
+
+    @pytest.mark.threat("T37")
+    async def test_a_service_that_runs_serves_again_once_the_old_version_is_back(
+        self, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("exchange_service.plugin_host.restart_policy._LONGEST_PAUSE", 0.1)
+        async with with_installed(tmp_path) as running:
+            await running.store("guest")
+            assert await read_note(running) == "old"
+            upgrade(site, version="2.0", code=guest_code("new"))
+            await self.end_process(running)
+            assert "was changed" in await read_note(running)
+            upgrade(site, version="1.2", code=guest_code("back"))
+
+            async def serves() -> bool:
+                return await read_note(running) == "back"
+
+            await eventually(serves, "the old version")
+
+    @pytest.mark.threat("T37")
+    @pytest.mark.parametrize("difference", [1, -1])
+    async def test_another_version_of_the_service_under_a_running_one_asks_for_a_restart(
+        self, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, difference: int
+    ) -> None:
+        monkeypatch.setattr("exchange_service.plugin_host.process.PROTOCOL", protocol.PROTOCOL + difference)
+        async with with_installed(tmp_path) as running:
+            await running.store("guest")
+            assert "The plugin guest was changed since the service loaded it" in await read_note(running)
+            (entry,) = (await running.client.list_exchanges(search="guest")).exchanges
+            assert entry.status.reason == protocol.OTHER_VERSION
 
     @pytest.mark.threat("T37")
     async def test_the_same_version_and_manifest_serve_again_after_the_process_has_ended(
@@ -290,9 +412,9 @@ class TestHalfAnUpgrade:
     ) -> None:
         async with with_installed(tmp_path) as running:
             await running.store("guest")
-            assert await self.read(running) == "old"
+            assert await read_note(running) == "old"
             await self.end_process(running)
-            assert await self.read(running) == "old"
+            assert await read_note(running) == "old"
 
 
 @pytest.mark.threat("T38", attack=True)
@@ -311,6 +433,7 @@ def test_a_plugin_that_the_service_refuses_is_green_unless_the_suite_loads_it_as
     with monkeypatch.context() as off:
         off.setattr(listing_contract, "manifest_faults", lambda _: ())
         off.setattr(listing_contract, "load_plugin", lambda *_: None)
+        off.setattr(listing_contract, "_left_out", lambda _: [])
         suite.test_the_service_would_load_it()
     with pytest.raises(AssertionError, match=next(iter(changes))):
         suite.test_the_service_would_load_it()
@@ -376,17 +499,20 @@ class TestOneThatIsNotLoaded:
                 ("odd_plugin", "Version: 1.0\n"),
                 ("odd_plugin", "Name: acme-\x1b[2J\nVersion: 1.0\n"),
                 ("odd_plugin", "Name: acme-versionless\n"),
+                ("odd_plugin", "Name: acme-no-text\nVersion: \udcff\n"),
+                ("odd_plugin", ""),
             ]
         ):
             meta = tmp_path / f"odd_{number}-1.0.dist-info"
             meta.mkdir()
-            (meta / "METADATA").write_text(f"Metadata-Version: 2.1\n{metadata}")
+            if metadata:
+                (meta / "METADATA").write_bytes(f"Metadata-Version: 2.1\n{metadata}".encode(errors="surrogateescape"))
             (meta / "entry_points.txt").write_text(f"[exchange_service]\nodd{number} = {value}\n")
         monkeypatch.syspath_prepend(str(tmp_path))
         registry = open_registry(settings_for(tmp_path))
         assert len(registry.listings) > 100
         odd = [problem for problem in registry.problems if problem.plugin.name.startswith("odd")]
-        assert len(odd) == 4
+        assert len(odd) == 6
         assert all(problem.reason.isprintable() and problem.plugin.distribution.isprintable() for problem in odd)
 
     @pytest.mark.threat("T39")
@@ -459,6 +585,18 @@ class TestBlocking:
                 await running.client.get_balance("alice", "fakex", max_age=0)
             (line,) = [line for line in lines if line["event"] == "plugin.failed"]
             assert (line["plugin"], line["problem"]) == ("fakex", "it blocks its loop")
+
+    @pytest.mark.threat("T44")
+    async def test_a_moment_of_work_is_no_blocking_however_little_time_the_call_had(self, tmp_path: Path) -> None:
+        async def work(_: VenueCall) -> Balance:
+            time.sleep(0.08)  # noqa: ASYNC251
+            await asyncio.sleep(60)
+            raise AssertionError
+
+        async with serving(tmp_path, registry=registry_of(ScriptedPlugin(answer=work)), venue_timeout=0.1) as running:
+            await running.store()
+            with pytest.raises(VenueTimeout):
+                await running.client.get_balance("alice", "fakex")
 
     @pytest.mark.threat("T44")
     async def test_a_slow_venue_is_still_told_as_one(self, tmp_path: Path) -> None:

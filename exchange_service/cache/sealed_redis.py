@@ -114,12 +114,13 @@ class SealedRedis:
         return self._open(name, await self._read_one(name), now)
 
     async def get_all(self, keys: Sequence[str]) -> list[Opened | None]:
-        """What is at each of these keys; None if there is nothing of ours."""
+        """What is at each of these keys; None if there is nothing of ours, or nothing short: one answer brings them
+        all."""
         names = [self.name(key) for key in keys]
 
         async def read() -> list[Opened | None]:
             now = await self._now()
-            values = await self._read(names, (_MOST_STORED,))
+            values = await self._read(names, (_SHORT,))
             return [self._open(name, value, now) for name, value in zip(names, values, strict=True)]
 
         return await self.link.call(read)

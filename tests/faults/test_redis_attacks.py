@@ -18,11 +18,10 @@ from typing import Any
 
 import pytest
 import redis.asyncio as redis_client
-from redis.asyncio.connection import DefaultParser
 from structlog.testing import capture_logs
 
 from exchange_service.cache import redis_link
-from exchange_service.cache.sealed_redis import SealedRedis
+from exchange_service.cache.sealed_redis import Conflict, Decide, SealedRedis
 from exchange_service.cache.sealing import HEAD, CacheSeal, Opened
 from exchange_service.credentials import credential_id
 from exchange_service.errors import ServiceError, VenueRateLimited, VenueTimeout, VenueUnavailable
@@ -31,6 +30,7 @@ from exchange_service.model import Account
 from exchange_service.plugin_api import RateLimit, VenueCall
 from exchange_service.v1 import balance_pb2
 from exchange_service.venue_gate.rate_limits import RateLimiter, Window
+from exchange_service.venue_gate.redis_state import RedisSharedState
 from exchange_service.wire.balances import fetched_balance
 from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import StoredBalance, StoredBounds, store_balance
@@ -290,6 +290,32 @@ class TestShutOut:
                     outcome = await running.client.get_balance("alice", "fakex", max_age=0)
                 assert (outcome is None) == (seal is Unsealed)
 
+    async def test_a_count_that_somebody_writes_all_the_time_shuts_its_venue_out_unless_conflicts_are_known_by_limit(
+        self, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The counts of other venues are left in peace."""
+        link = redis_link.RedisLink(redis_url)
+        sealed = SealedRedis(link, HASH_KEY, prefix=f"test-{secrets.token_hex(4)}:")
+        update = SealedRedis.update
+
+        async def always_late(self: SealedRedis, key: str, decide: Decide, *, new: bool = False) -> bytes:
+            if key.endswith("attacked"):
+                raise Conflict
+            return await update(self, key, decide, new=new)
+
+        monkeypatch.setattr(SealedRedis, "update", always_late)
+        for by_limit in (False, True):
+            state: Any = RedisSharedState(sealed)
+            outcomes = []
+            for _ in range(20):
+                outcomes.append(await state.take("attacked", 100, 60, 1))
+                assert await state.take("other", 100, 60, 1) == 0.0
+                if not by_limit:
+                    state._conflicts.clear()
+            # None is to count alone.
+            assert (None in outcomes) == by_limit
+        await link.close()
+
     async def test_counts_that_are_removed_again_and_again_let_one_process_send_no_more_than_the_limit(
         self, tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -431,14 +457,15 @@ class TestSize:
             return bytes(await self.link.redis.get(name) or b"")
 
         fed = 0
-        feed = DefaultParser.read_from_socket
+        receive = asyncio.StreamReader.read
 
-        async def counted(self: Any) -> Any:
+        async def counted(self: asyncio.StreamReader, most: int = -1) -> bytes:
             nonlocal fed
-            fed += 1
-            return await feed(self)
+            received = await receive(self, most)
+            fed += len(received)
+            return received
 
-        monkeypatch.setattr(DefaultParser, "read_from_socket", counted)
+        monkeypatch.setattr(asyncio.StreamReader, "read", counted)
         monkeypatch.setattr(redis_link, "MOST_ANSWERED", 2**40)
         for bounded in (False, True):
             with monkeypatch.context() as patch:
@@ -452,8 +479,25 @@ class TestSize:
                 fed = 0
                 with suppress(redis_link.NoAnswer):
                     assert await sealed.get("a") is None
-                # In pieces of 64 KiB.
-                assert (fed > 10) == (not bounded)
+                assert (fed > 1024 * 1024) == (not bounded)
+                await link.close()
+
+    async def test_long_values_in_the_place_of_delays_put_redis_out_of_reach_unless_only_short_ones_are_read(
+        self, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for short in (False, True):
+            with monkeypatch.context() as patch:
+                if not short:
+                    patch.setattr("exchange_service.cache.sealed_redis._SHORT", 2 * 1024 * 1024)
+                link = redis_link.RedisLink(redis_server.url)
+                sealed = SealedRedis(link, HASH_KEY, prefix="x:")
+                names = ["one", "two", "three"]
+                async with redis_client.Redis.from_url(redis_server.url) as client:
+                    for name in names:
+                        await client.set(sealed.name(f"venue:{name}"), bytes(2_000_000))
+                for _ in range(3):
+                    assert await RedisSharedState(sealed).cooldowns(names) == []
+                assert link.available == short
                 await link.close()
 
     async def test_a_message_of_many_megabytes_is_read_unless_the_parser_refuses_it(

@@ -290,6 +290,14 @@ class TestRedis:
             assert await one.problem() == ""
         assert logs == []
 
+    @pytest.mark.parametrize("command", ["evalsha", "getrange", "time", "type", "unlink", "publish", "subscribe"])
+    async def test_the_operator_learns_that_a_right_is_missing(
+        self, redis_server: RedisServer, client: redis_client.Redis, connect: Connect, command: str
+    ) -> None:
+        await client.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~x:*", "&x:*", "+@all", f"-{command}")
+        cache = connect(redis_server.url.replace("redis://", "redis://app:pw@"))
+        assert "no right to a command" in await cache.problem()
+
     async def test_a_value_is_read_whole_whatever_its_length(self, own: RedisCache, client: redis_client.Redis) -> None:
         for length in (1, 30_000, 32 * 1024, 40_000, 2 * 1024 * 1024):
             await own.set("a", bytes(length), 10)

@@ -101,7 +101,8 @@ _ANSWERS: tuple[tuple[_Sign, str], ...] = (
     (lambda error, _: isinstance(error, AuthenticationError), "it refuses the user or the password"),
     (lambda _, text: "channel" in text and "access" in text, "its user has no right to our channel (ACL: &prefix*)"),
     (
-        lambda error, _: isinstance(error, NoPermissionError),
+        # A script's error has only the words.
+        lambda error, text: isinstance(error, NoPermissionError) or "ACL failure" in text,
         "its user has no right to a command or key that we need (ACL: ~prefix* +@all)",
     ),
     (lambda error, _: isinstance(error, OutOfMemoryError), "its memory is full"),

@@ -65,8 +65,8 @@ class Unsealed:
     def __init__(self, hash_key: bytes = b"") -> None:
         """No key is needed."""
 
-    def seal(self, name: str, payload: bytes, until: float) -> bytes:
-        return secrets.token_bytes(HEAD) + _END.pack(until) + payload
+    def seal(self, name: str, payload: bytes, now: float, seconds: float) -> bytes:
+        return secrets.token_bytes(HEAD) + _END.pack(now + seconds) + payload
 
     def open(self, name: str, sealed: bytes, now: float) -> Opened | None:
         if len(sealed) < HEAD + _END.size:
@@ -86,13 +86,11 @@ class Neighbour:
 
     async def forge(self, name: str, payload: bytes, seconds: float = 300.0) -> None:
         """Write what would be a value of ours if nothing were sealed; it never ends by itself."""
-        await self.client.set(name, self._seal.seal(name, payload, time.time() + seconds))
+        await self.client.set(name, self._seal.seal(name, payload, time.time(), seconds))
 
     async def forge_message(self, message: bytes) -> None:
         for channel in await self.client.pubsub_channels():
-            await self.client.publish(
-                channel, self._seal.seal(channel.decode(), b"12345678" + message, time.time() + 9)
-            )
+            await self.client.publish(channel, self._seal.seal(channel.decode(), b"12345678" + message, time.time(), 9))
 
 
 def forged(total: str, **changes: Any) -> StoredBalance:
@@ -262,7 +260,7 @@ class TestShutOut:
     ) -> None:
         for seal in (Unsealed, CacheSeal):
             async with attacked(tmp_path, redis_server, ScriptedPlugin(), seal) as (running, neighbour):
-                await neighbour.forge(sealed_name(running, "venue:fakex production"), b"VENUE_RATE_LIMITED", 1e9)
+                await neighbour.forge(sealed_name(running, "venue:fakex production"), b"VENUE_RATE_LIMITED", 1e6)
                 if seal is CacheSeal:
                     assert totals((await running.client.get_balance("alice", "fakex")).balance) == {"BTC": "1.50"}
                     continue
@@ -342,7 +340,7 @@ class TestShutOut:
                 neighbour,
             ):
                 name = sealed_name(running, f"lease:{await balance_key(running)}")
-                await neighbour.forge(name, b"mallory", 1e9)
+                await neighbour.forge(name, b"mallory", 1e6)
                 began = time.monotonic()
                 if seal is Unsealed:
                     with pytest.raises(VenueTimeout):
@@ -520,6 +518,38 @@ class TestSize:
                         received = await channel.get_message(timeout=5.0)
                     assert (received is None) == bounded
                 await link.close()
+
+    async def test_a_message_of_ours_that_is_repeated_thousands_of_times_is_acted_on_unless_it_counts_once(
+        self, tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for once in (False, True):
+            with monkeypatch.context() as patch:
+                if not once:
+                    patch.setattr(SealedRedis, "_is_first", lambda *_: True)
+                async with attacked(tmp_path, redis_server, ScriptedPlugin(), CacheSeal) as (running, neighbour):
+                    dropped: list[bytes] = []
+                    running.service.balances.cached.on_credential = dropped.append
+                    cache: Any = running.service.cache
+                    link = redis_link.RedisLink(redis_server.url)
+                    another = SealedRedis(link, b"the hash key of the replicas", prefix="exchange-service:")
+                    async with neighbour.client.pubsub(ignore_subscribe_messages=True) as listener:
+                        await listener.psubscribe("*")
+                        await listener.get_message(timeout=5.0)
+                        await another.publish("invalidations", b"87654321" + b"c" + b"ours")
+                        message = None
+                        while message is None:
+                            message = await listener.get_message(timeout=5.0)
+                    flood = neighbour.client.pipeline(transaction=False)
+                    for _ in range(3000):
+                        flood.publish(message["channel"], message["data"])
+                    await flood.execute()
+                    if once:
+                        await until(lambda one=cache: not one.subscribed, "the end of the subscription")
+                        await until(lambda one=cache: one.subscribed, "the next subscription")
+                        assert dropped == [b"ours"]
+                    else:
+                        await until(lambda seen=dropped: len(seen) == 3001, "the whole flood")
+                    await link.close()
 
     async def test_a_flood_of_messages_is_read_to_its_end_unless_the_subscription_is_given_up(
         self, tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch

@@ -29,6 +29,7 @@ class Forger:
         self._random = random.Random(seed)
         self._seal = CacheSeal(b"a key of the forger's own")
         self._seen: list[bytes] = []
+        self._names: set[bytes] = set()
         self._messages: list[bytes] = []
         self.written: Counter[str] = Counter()
 
@@ -46,8 +47,10 @@ class Forger:
             except (redis.TimeoutError, redis.ConnectionError):
                 # It came upon a huge message of its own.
                 listener = self._listener()
-            names = list(self._redis.scan_iter(count=1000))
-            huge = time.monotonic() >= next_huge
+            # Also those of what it has removed itself, or what was there for a moment.
+            self._names.update(self._redis.scan_iter(count=1000))
+            names = sorted(self._names)
+            huge = bool(names) and time.monotonic() >= next_huge
             if huge:
                 next_huge = time.monotonic() + 5.0
             for name in self._random.sample(names, min(len(names), 40)):
@@ -86,10 +89,13 @@ class Forger:
 
     def _sealed(self, name: bytes) -> None:
         """Sealed well, with another key, for the past or the future."""
-        until = time.time() + self._random.choice((-1e6, -5.0, 60.0, 1e6, 1e9))
+        since, seconds = (
+            time.time() + self._random.choice((-1e6, -65.0, 0.0, 1e6, 1e9)),
+            self._random.choice((60.0, 1e6)),
+        )
         version = self._random.choice((0, 1, 2**62, 2**64 - 1))
         payload = struct.pack(">cQd", b"\x03", version, self._random.choice((0.0, 86_400.0, float("inf"))))
-        self._redis.set(name, self._seal.seal(name.decode(), payload + self._random.randbytes(200), until))
+        self._redis.set(name, self._seal.seal(name.decode(), payload + self._random.randbytes(200), since, seconds))
 
     def _counter(self, name: bytes) -> None:
         self._redis.set(name, self._random.choice((-(2**60), 0, 10**9, 2**62)))
@@ -116,7 +122,11 @@ class Forger:
     def _message(self, name: bytes) -> None:
         channels = self._redis.pubsub_channels()
         if channels:
-            messages = [self._random.randbytes(40), self._seal.seal("x", b"b" * 80, time.time()), *self._messages[-3:]]
+            messages = [
+                self._random.randbytes(40),
+                self._seal.seal("x", b"b" * 80, time.time(), 9),
+                *self._messages[-3:],
+            ]
             if self._random.random() < 0.02:
                 messages = [bytes(self._random.choice((50_000, 1_000_000, 8_000_000)))]
             self._redis.publish(self._random.choice(channels), self._random.choice(messages))

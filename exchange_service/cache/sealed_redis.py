@@ -33,7 +33,7 @@ _AT_ONCE = 3
 _CONFLICT_PAUSE = 0.003
 # Seconds after which no more is tried: that others write is no failure of Redis.
 _PATIENCE = 0.15
-# Seconds for which a message is believed, and for which it is remembered at least, so that it is believed once.
+# Seconds for which a message is believed, and for which it is remembered at least: it is believed once.
 _MESSAGE_SECONDS = 10.0
 _REMEMBERED = 20.0
 
@@ -100,10 +100,10 @@ class SealedRedis:
         self._clock_ahead = 0.0
         self._clock_asked = float("-inf")
         self._asking = asyncio.Lock()
-        # What the messages of now, and of the while before, began with, and when it became now.
-        self._heard: set[bytes] = set()
-        self._heard_before: set[bytes] = set()
-        self._heard_since = float("-inf")
+        # What the messages that were opened lately began with, since when these are gathered, and those from before.
+        self._opened_messages: set[bytes] = set()
+        self._opened_before: set[bytes] = set()
+        self._opened_since = float("-inf")
 
     def name(self, key: str) -> str:
         """The name in Redis of the value at `key`, or of a channel."""
@@ -220,11 +220,11 @@ class SealedRedis:
 
     def _is_first(self, head: bytes, now: float) -> bool:
         """Whether no message that began with it has come lately; remembers it."""
-        if now - self._heard_since > _REMEMBERED:
-            self._heard_before, self._heard, self._heard_since = self._heard, set(), now
-        if head in self._heard or head in self._heard_before:
+        if now - self._opened_since > _REMEMBERED:
+            self._opened_before, self._opened_messages, self._opened_since = self._opened_messages, set(), now
+        if head in self._opened_messages or head in self._opened_before:
             return False
-        self._heard.add(head)
+        self._opened_messages.add(head)
         return True
 
     async def ask_the_time(self) -> None:

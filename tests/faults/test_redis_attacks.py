@@ -129,10 +129,10 @@ def sealed_name(running: Running, key: str) -> str:
     return str(cache._sealed.name(key))
 
 
-async def balance_key(running: Running) -> str:
-    reference = await running.service.store.find(ALICE)
+async def balance_key(running: Running, account: Account = ALICE) -> str:
+    reference = await running.service.store.find(account)
     assert reference is not None
-    return running.service.balances.keys.key(ALICE, reference)
+    return running.service.balances.keys.key(account, reference)
 
 
 @pytest.mark.threat("T40", attack=True)
@@ -680,6 +680,8 @@ async def test_whatever_somebody_writes_to_redis_no_balance_is_false_nothing_sta
         ]
         for user in USERS:
             await several[0].store(user=user)
+        keys = {user: await balance_key(several[0], Account(user, "fakex")) for user in USERS}
+        users = json.dumps({sealed_name(several[0], key): user for user, key in keys.items()})
         watch = Watch(plugin, several)
         await until_async(watch.is_as_before)
         stack.enter_context(garbage_as_in_serve())
@@ -693,7 +695,7 @@ async def test_whatever_somebody_writes_to_redis_no_balance_is_false_nothing_sta
             await asyncio.sleep(1.0)
         async with watched() as stall:
             command = (sys.executable, "-m", "tests.forger", redis_server.url, str(FORGED_SECONDS), "7")
-            forger = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+            forger = await asyncio.create_subprocess_exec(*command, users, stdout=asyncio.subprocess.PIPE)
             output, _ = await forger.communicate()
             ended = time.monotonic()
         assert forger.returncode == 0

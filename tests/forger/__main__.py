@@ -1,6 +1,6 @@
 """Writes to the Redis at a URL for some seconds, whatever it finds there; prints what it wrote as JSON.
 
-python -m tests.forger URL SECONDS SEED
+python -m tests.forger URL SECONDS SEED USERS, where USERS are the names of balances with their users, as JSON
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import suppress
 import redis
 
 from exchange_service.cache.sealing import CacheSeal
+from exchange_service.v1 import balance_pb2
 
 HUGE = 60 * 1024 * 1024
 
@@ -24,10 +25,11 @@ HUGE = 60 * 1024 * 1024
 class Forger:
     """Knows everything but the hash key: every name and every value that was ever there."""
 
-    def __init__(self, url: str, seed: int) -> None:
+    def __init__(self, url: str, seed: int, users: dict[str, str]) -> None:
         self._redis = redis.Redis.from_url(url, socket_timeout=30)
         self._random = random.Random(seed)
         self._seal = CacheSeal(b"a key of the forger's own")
+        self._users = users
         self._seen: list[bytes] = []
         self._names: set[bytes] = set()
         self._messages: list[bytes] = []
@@ -37,7 +39,15 @@ class Forger:
         """Write until the time is over. A huge value takes Redis itself half a second, so there is one in a while."""
         listener = self._listener()
         ends, next_huge = time.monotonic() + seconds, time.monotonic() + 1.0
-        common = [self._garbage, self._old, self._foreign, self._sealed, self._counter, self._kind, self._forever]
+        common = [
+            self._garbage,
+            self._old,
+            self._foreign,
+            *[self._sealed] * 4,
+            self._counter,
+            self._kind,
+            self._forever,
+        ]
         rare = [self._expiry, self._removal, self._message, self._long]
         while time.monotonic() < ends:
             try:
@@ -88,14 +98,23 @@ class Forger:
             self._redis.set(name, self._redis.getrange(other, 0, 10_000))
 
     def _sealed(self, name: bytes) -> None:
-        """Sealed well, with another key, for the past or the future."""
-        since, seconds = (
-            time.time() + self._random.choice((-1e6, -65.0, 0.0, 1e6, 1e9)),
-            self._random.choice((60.0, 1e6)),
-        )
-        version = self._random.choice((0, 1, 2**62, 2**64 - 1))
-        payload = struct.pack(">cQd", b"\x03", version, self._random.choice((0.0, 86_400.0, float("inf"))))
-        self._redis.set(name, self._seal.seal(name.decode(), payload + self._random.randbytes(200), since, seconds))
+        """Sealed well, with another key: a balance that no venue has given, of now, of the past or of the future."""
+        since = time.time() + self._often(0.0, -1e6, -65.0, 1e6, 1e9)
+        user = self._users.get(name.decode())
+        payload = self._balance(user) if user is not None else self._random.randbytes(40)
+        self._redis.set(name, self._seal.seal(name.decode(), payload, since, self._random.choice((60.0, 1e6))))
+
+    def _balance(self, user: str) -> bytes:
+        now = time.time()
+        version = int(self._often((now + 60) * 1e6, 0, 2**62))
+        message = balance_pb2.Balance(user_id=user, exchange_id="fakex", environment="production", version=version)
+        message.fetch_time.FromSeconds(int(now + self._often(0.0, -1e6, 1e6)))
+        message.venue_accounts.add(id="1", type="spot").assets.add(asset="BTC", total="999")
+        return struct.pack(">cQd", b"\x03", version, self._often(0.0, 86_400.0)) + message.SerializeToString()
+
+    def _often(self, usual: float, *others: float) -> float:
+        """The first of them, but for one time in four."""
+        return usual if self._random.random() < 0.75 else self._random.choice(others)
 
     def _counter(self, name: bytes) -> None:
         self._redis.set(name, self._random.choice((-(2**60), 0, 10**9, 2**62)))
@@ -134,8 +153,8 @@ class Forger:
 
 def main() -> None:
     """Write, and say what was written."""
-    url, seconds, seed = sys.argv[1:]
-    forger = Forger(url, int(seed))
+    url, seconds, seed, users = sys.argv[1:]
+    forger = Forger(url, int(seed), json.loads(users))
     forger.run(float(seconds))
     print(json.dumps(forger.written))
 

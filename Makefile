@@ -9,7 +9,7 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: run replicas test threats two-users check bench soak protos lock docs audit clean help
+.PHONY: run replicas test threats forger two-users check bench soak protos lock docs audit clean help
 
 help:  ## Show the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -66,6 +66,10 @@ threats: $(VENV)/.dev .venv-oldest/.ready  ## Attack the service, each time with
 # SECONDS=20 for a short one.
 two-users: $(VENV)/.dev  ## Watch for two minutes whether one user's bad answers reach another user
 	EXCHANGE_SERVICE_BAD_SECONDS=$(or $(SECONDS),120) $(BIN)/python -m pytest -q -n0 -s --timeout 900 tests/e2e/test_two_users.py
+
+# SECONDS=20 for a short one.
+forger: $(VENV)/.dev  ## Write whatever comes to the Redis of two replicas for a minute, and watch them
+	EXCHANGE_SERVICE_FORGED_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest -q -n0 -rA --timeout 900 tests/faults/test_redis_attacks.py -k whatever_somebody_writes
 
 # One by its name: make bench ONLY=streams; SECONDS=60 watches the streams for so long.
 bench: $(VENV)/.dev  ## Measure against ceilings, and print the table

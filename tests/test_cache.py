@@ -21,6 +21,7 @@ from exchange_service.cache.redis import RedisCache
 from exchange_service.cache.redis_link import CALL_LIMIT, LinkBreaker, RedisLink
 from exchange_service.cache.sealed_redis import SealedRedis
 from exchange_service.cache.sealing import HEAD, CacheSeal
+from exchange_service.venue_gate.redis_state import RedisSharedState
 from tests.harness import eventually
 from tests.servers import RedisServer
 
@@ -37,7 +38,7 @@ def name(key: str) -> str:
 
 def sealed(key: str, value: bytes, seconds: float = 60.0) -> bytes:
     """What another replica stores at this key."""
-    return SEAL.seal(name(key), value, time.time() + seconds)
+    return SEAL.seal(name(key), value, time.time(), seconds)
 
 
 async def read(client: redis_client.Redis, key: str) -> bytes | None:
@@ -138,19 +139,20 @@ class TestSeal:
 
     @given(st.binary(max_size=200), st.floats(0.001, 400_000))
     def test_what_was_sealed_opens_for_its_name_until_its_time_is_over(self, payload: bytes, seconds: float) -> None:
-        sealed = SEAL.seal("a", payload, self.now + seconds)
+        sealed = SEAL.seal("a", payload, self.now, seconds)
         opened = SEAL.open("a", sealed, self.now)
         assert opened is not None
         assert opened.payload == payload
         assert opened.left == pytest.approx(seconds, abs=0.002)
         assert CacheSeal(KEY).open("a", sealed, self.now + seconds) is not None
         assert SEAL.open("a", sealed, self.now + seconds + 2) is None
+        assert SEAL.open("a", sealed, self.now - 6) is None
         assert SEAL.open("b", sealed, self.now) is None
         assert CacheSeal(b"another hash key").open("a", sealed, self.now) is None
 
     @given(st.data())
     def test_one_bit_that_differs_is_enough(self, data: st.DataObject) -> None:
-        sealed = bytearray(SEAL.seal("a", b"payload", self.now + 60))
+        sealed = bytearray(SEAL.seal("a", b"payload", self.now, 60))
         place = data.draw(st.integers(0, len(sealed) - 1))
         sealed[place] ^= 1 << data.draw(st.integers(0, 7))
         assert SEAL.open("a", bytes(sealed), self.now) is None
@@ -158,10 +160,10 @@ class TestSeal:
     @given(st.binary(max_size=300))
     def test_no_bytes_open_or_raise(self, raw: bytes) -> None:
         assert SEAL.open("a", raw, self.now) is None
-        assert SEAL.open("a", SEAL.seal("a", b"", self.now + 9)[:3] + raw, self.now) is None
+        assert SEAL.open("a", SEAL.seal("a", b"", self.now, 9)[:3] + raw, self.now) is None
 
     def test_two_values_never_begin_alike_and_reveal_nothing_of_each_other(self) -> None:
-        first, second = (SEAL.seal("a", b"payload", self.now) for _ in range(2))
+        first, second = (SEAL.seal("a", b"payload", self.now, 60) for _ in range(2))
         assert first[:HEAD] != second[:HEAD]
         assert first[HEAD:] != second[HEAD:]
         assert "0123456789abcdef" not in repr(SEAL) + SEAL.fingerprint
@@ -242,7 +244,7 @@ class TestRedis:
             b"12",
             b"\x80\x04 not ours \xff",
             b"x" * 100_000,
-            CacheSeal(b"another hash key").seal(name("a"), b"forged", time.time() + 60),
+            CacheSeal(b"another hash key").seal(name("a"), b"forged", time.time(), 60),
             sealed("b", b"of another key"),
             sealed("a", b"of a time that is over", -2.0),
             sealed("a", b"of a day that is over", -200_000.0),
@@ -289,6 +291,14 @@ class TestRedis:
             assert await two.get("a") is None
             assert await one.problem() == ""
         assert logs == []
+
+    @pytest.mark.parametrize("command", ["evalsha", "getrange", "time", "type", "unlink", "publish", "subscribe"])
+    async def test_the_operator_learns_that_a_right_is_missing(
+        self, redis_server: RedisServer, client: redis_client.Redis, connect: Connect, command: str
+    ) -> None:
+        await client.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~x:*", "&x:*", "+@all", f"-{command}")
+        cache = connect(redis_server.url.replace("redis://", "redis://app:pw@"))
+        assert "no right to a command" in await cache.problem()
 
     async def test_a_value_is_read_whole_whatever_its_length(self, own: RedisCache, client: redis_client.Redis) -> None:
         for length in (1, 30_000, 32 * 1024, 40_000, 2 * 1024 * 1024):
@@ -351,6 +361,25 @@ class TestListeners:
         for queue in received:
             assert await asyncio.wait_for(queue.get(), 5) == b"from the other"
 
+    async def test_a_message_that_somebody_repeats_is_believed_once(
+        self, own: RedisCache, client: redis_client.Redis, connect: Connect, redis_server: RedisServer
+    ) -> None:
+        received = asyncio.Queue[bytes | None]()
+        own.add_listener(received.put_nowait)
+        assert await asyncio.wait_for(received.get(), 5) is None
+        async with client.pubsub(ignore_subscribe_messages=True) as channel:
+            await channel.psubscribe("*")
+            await channel.get_message(timeout=5)
+            other = connect(redis_server.url)
+            await other.publish(b"once")
+            message = None
+            while message is None:
+                message = await channel.get_message(timeout=5)
+        for _ in range(3):
+            await client.publish(message["channel"], message["data"])
+        await other.publish(b"the next one")
+        assert [await asyncio.wait_for(received.get(), 5) for _ in range(2)] == [b"once", b"the next one"]
+
     async def test_a_listener_is_notified_that_messages_may_have_been_missed(
         self, own: RedisCache, redis_server: RedisServer
     ) -> None:
@@ -361,6 +390,29 @@ class TestListeners:
         redis_server.start()
         assert await asyncio.wait_for(received.get(), 10) is None
         assert own.subscribed
+
+
+class ShiftedRedis(SealedRedis):
+    """As it is before Redis's clock goes back by an hour."""
+
+    async def _now(self) -> float:
+        return await super()._now() + 3600
+
+
+async def test_when_rediss_clock_goes_back_nothing_holds_for_longer_than_it_was_meant_to(redis_url: str) -> None:
+    """The clock of another server, which takes the place of the first."""
+    link, prefix = RedisLink(redis_url), f"test-{uuid.uuid4().hex}:"
+    before, after = ShiftedRedis(link, KEY, prefix=prefix), SealedRedis(link, KEY, prefix=prefix)
+    gate = RedisSharedState(before)
+    await gate.cool_down("venue", "VENUE_RATE_LIMITED", 10)
+    assert await gate.take("limit", 5, 60, 5) == 0
+    assert (await gate.take("limit", 5, 60, 5) or 0) > 50
+    assert await RedisCache(before).lease("lease", 5) is not None
+    gate = RedisSharedState(after)
+    assert await gate.cooldowns(["venue"]) == []
+    assert await gate.take("limit", 5, 60, 5) == 0
+    assert await RedisCache(after).lease("lease", 5) is not None
+    await link.close()
 
 
 @pytest.fixture(params=["memory", "redis"])

@@ -46,10 +46,15 @@ async def answering(answer: Answer) -> AsyncIterator[str]:
 
 
 def after_greeting(refusal: bytes, *commands: bytes) -> Answer:
+    good = {
+        b"HELLO": HELLO,
+        b"PING": b"+PONG\r\n",
+        b"TIME": b"*2\r\n$1\r\n9\r\n$1\r\n9\r\n",
+        b"GETRANGE": b"$0\r\n\r\n",
+    }
+
     def answer(command: bytes) -> bytes:
-        if command == b"HELLO":
-            return HELLO
-        return refusal if not commands or command in commands else b"+PONG\r\n" if command == b"PING" else b"+OK\r\n"
+        return refusal if command in commands else good.get(command, b"+OK\r\n")
 
     return answer
 
@@ -60,16 +65,24 @@ ANSWERS: dict[str, tuple[Answer, str]] = {
     "a wrong password": (lambda _: b"-WRONGPASS invalid username-password pair or user is disabled.\r\n", "password"),
     "no password": (lambda _: b"-NOAUTH Authentication required.\r\n", "password"),
     "no right to a command": (
-        after_greeting(b"-NOPERM this user has no permissions to run the 'set' command\r\n", b"SET"),
+        after_greeting(b"-NOPERM this user has no permissions to run the 'evalsha' command\r\n", b"EVALSHA"),
         "no right to a command or key",
     ),
     "no right to a key": (
-        after_greeting(b"-NOPERM this user has no permissions to access one of the keys used as arguments\r\n", b"SET"),
+        after_greeting(
+            b"-NOPERM this user has no permissions to access one of the keys used as arguments\r\n", b"EVALSHA"
+        ),
         "no right to a command or key",
     ),
     "loading": (after_greeting(b"-LOADING Redis is loading the dataset in memory\r\n", b"PING"), "loading its data"),
-    "full": (after_greeting(b"-OOM command not allowed when used memory > 'maxmemory'.\r\n", b"SET"), "memory is full"),
-    "a replica": (after_greeting(b"-READONLY You can't write against a read only replica.\r\n", b"SET"), "a replica"),
+    "full": (
+        after_greeting(b"-OOM command not allowed when used memory > 'maxmemory'.\r\n", b"EVALSHA"),
+        "memory is full",
+    ),
+    "a replica": (
+        after_greeting(b"-READONLY You can't write against a read only replica.\r\n", b"EVALSHA"),
+        "a replica",
+    ),
     "another error": (after_greeting(b"-CLUSTERDOWN The cluster is down\r\n", b"PING"), "answers with"),
     "no connection left": (lambda _: b"-ERR max number of clients reached\r\n", "no connection left"),
     "a web server": (lambda _: b"HTTP/1.1 400 Bad Request\r\n\r\n", "no Redis"),

@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
+import redis.asyncio as redis_client
 import structlog.testing
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from exchange_service.cache import make_cache, open_link, open_sealed
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.cache.redis import RedisCache
-from exchange_service.cache.redis_link import CALL_LIMIT, LinkBreaker, NoAnswer, RedisLink
+from exchange_service.cache.redis_link import CALL_LIMIT, LinkBreaker, NoAnswer, RedisLink, connection_pool
 from exchange_service.cache.sealed_redis import SealedRedis
 from tests.harness import eventually
 from tests.servers import RedisServer
@@ -271,6 +273,44 @@ class TestRecovery:
 
         await eventually(is_available)
         await link.close()
+
+
+class Pieces:
+    """A connection that brings its bytes in pieces of this length, as a network does."""
+
+    def __init__(self, answer: bytes, length: int) -> None:
+        self._left = answer
+        self._length = length
+
+    async def read(self, most: int) -> bytes:
+        length = min(most, self._length)
+        piece, self._left = self._left[:length], self._left[length:]
+        return piece
+
+
+@pytest.mark.threat("T42")
+class TestLengthOfAnAnswer:
+    @pytest.mark.parametrize("length", [100, 1448, 64 * 1024])
+    async def test_it_is_counted_in_bytes_however_they_come(self, length: int) -> None:
+        pool = connection_pool("redis://localhost:1", 200_000)
+        for size, is_read in ((150_000, True), (300_000, False)):
+            connection: Any = pool.make_connection()
+            connection._reader = Pieces(b"$%d\r\n%b\r\n" % (size, bytes(size)), length)
+            parser = connection._parser
+            parser.on_connect(connection)
+            if is_read:
+                assert await parser.read_response(disable_decoding=True) == bytes(size)
+            else:
+                with pytest.raises(redis_client.ConnectionError, match="too long"):
+                    await parser.read_response(disable_decoding=True)
+
+    async def test_what_comes_behind_an_answer_does_not_count_to_it(self) -> None:
+        connection: Any = connection_pool("redis://localhost:1", 1000).make_connection()
+        answers = [b"$500\r\n%b\r\n" % bytes(500)] * 400
+        connection._reader = Pieces(b"".join(answers), 60_001)
+        connection._parser.on_connect(connection)
+        for _ in answers:
+            assert await connection._parser.read_response(disable_decoding=True) == bytes(500)
 
 
 class TestUrl:

@@ -202,20 +202,16 @@ class RedisCache:
         self._unwritten = MemoryCache()
 
     async def problem(self) -> str:
-        """What is wrong with Redis at present, for the operator; empty if it reads and writes. It always asks Redis."""
-        server = self._link.server
+        """What is wrong with Redis at present, for the operator; empty if it lets this service do all that it does
+        there. It always asks Redis."""
         try:
             await self._link.call(self._redis.ping, force=True)
+            head = await self._sealed.update("doctor", lambda *_: (b"1", 1.0))
+            await self._sealed.remove("doctor", head)
+            await self._sealed.publish("doctor", b"1")
+            await self._link.call(self._try_channel)
         except NoAnswer as failure:
-            return _trouble(server, failure)
-        try:
-            await self._link.call(lambda: self._redis.set(self._sealed.name("doctor"), b"1", px=1000), force=True)
-        except NoAnswer as failure:
-            return _trouble(server, failure)
-        try:
-            await self._link.call(self._try_channel, force=True)
-        except NoAnswer as failure:
-            return _trouble(server, failure)
+            return _trouble(self._link.server, failure)
         return ""
 
     async def _try_channel(self) -> None:

@@ -101,7 +101,8 @@ _ANSWERS: tuple[tuple[_Sign, str], ...] = (
     (lambda error, _: isinstance(error, AuthenticationError), "it refuses the user or the password"),
     (lambda _, text: "channel" in text and "access" in text, "its user has no right to our channel (ACL: &prefix*)"),
     (
-        lambda error, _: isinstance(error, NoPermissionError),
+        # A script's error has only the words.
+        lambda error, text: isinstance(error, NoPermissionError) or "ACL failure" in text,
         "its user has no right to a command or key that we need (ACL: ~prefix* +@all)",
     ),
     (lambda error, _: isinstance(error, OutOfMemoryError), "its memory is full"),
@@ -299,10 +300,16 @@ def _parser_up_to(most: int) -> type[Any]:
             return await super().read_response(*arguments, **options)
 
         async def read_from_socket(self) -> Any:
-            self._received += 1
-            if self._received * self._read_size > most + self._read_size:
+            # As the library's own, which does not say how much has come: over a network that may be little at a time.
+            received = await self._stream.read(self._read_size)
+            if not received:
+                raise RedisConnectionError("the connection was closed")
+            self._received += len(received)
+            # What comes behind the answer may have come with it.
+            if self._received > most + self._read_size:
                 raise RedisConnectionError("an answer that is too long")
-            return await super().read_from_socket()
+            self._reader.feed(received)
+            return True
 
     return BoundedParser
 

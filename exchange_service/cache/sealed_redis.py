@@ -33,8 +33,9 @@ _AT_ONCE = 3
 _CONFLICT_PAUSE = 0.003
 # Seconds after which no more is tried: that others write is no failure of Redis.
 _PATIENCE = 0.15
-# Seconds for which a message is believed.
+# Seconds for which a message is believed, and for which it is remembered at least: it is believed once.
 _MESSAGE_SECONDS = 10.0
+_REMEMBERED = 20.0
 
 # What is stored in the place of a value: the payload, and the seconds for which it is kept. None leaves what is there.
 Replacement: TypeAlias = tuple[bytes, float] | None
@@ -99,6 +100,10 @@ class SealedRedis:
         self._clock_ahead = 0.0
         self._clock_asked = float("-inf")
         self._asking = asyncio.Lock()
+        # What the messages that were opened lately began with, since when these are gathered, and those from before.
+        self._opened_messages: set[bytes] = set()
+        self._opened_before: set[bytes] = set()
+        self._opened_since = float("-inf")
 
     def name(self, key: str) -> str:
         """The name in Redis of the value at `key`, or of a channel."""
@@ -114,12 +119,13 @@ class SealedRedis:
         return self._open(name, await self._read_one(name), now)
 
     async def get_all(self, keys: Sequence[str]) -> list[Opened | None]:
-        """What is at each of these keys; None if there is nothing of ours."""
+        """What is at each of these keys; None if there is nothing of ours, or nothing short: one answer brings them
+        all."""
         names = [self.name(key) for key in keys]
 
         async def read() -> list[Opened | None]:
             now = await self._now()
-            values = await self._read(names, (_MOST_STORED,))
+            values = await self._read(names, (_SHORT,))
             return [self._open(name, value, now) for name, value in zip(names, values, strict=True)]
 
         return await self.link.call(read)
@@ -129,7 +135,7 @@ class SealedRedis:
         name = self.name(key)
 
         async def write() -> None:
-            sealed = self._seal.seal(name, payload, await self._now() + seconds)
+            sealed = self._seal.seal(name, payload, await self._now(), seconds)
             await self._redis.set(name, sealed, px=_milliseconds(seconds))
 
         await self.link.call(write)
@@ -154,7 +160,7 @@ class SealedRedis:
             replacement = decide(self._open(name, seen, now), now)
             if replacement is None:
                 return b""
-            sealed = self._seal.seal(name, replacement[0], now + replacement[1])
+            sealed = self._seal.seal(name, replacement[0], now, replacement[1])
             stored = await self._replace([name], (seen[:HEAD], sealed, _milliseconds(replacement[1]), _MOST_STORED))
             if stored is None:
                 return sealed[:HEAD]
@@ -185,7 +191,7 @@ class SealedRedis:
         name = self.name(key)
 
         async def run() -> bytes:
-            sealed = self._seal.seal(name, payload, await self._now() + seconds)
+            sealed = self._seal.seal(name, payload, await self._now(), seconds)
             stored = await self._replace([name], (head, sealed, _milliseconds(seconds), _MOST_STORED))
             return sealed[:HEAD] if stored is None else b""
 
@@ -200,16 +206,26 @@ class SealedRedis:
         name = self.name(channel)
 
         async def send() -> None:
-            until = await self._now() + _MESSAGE_SECONDS
-            await self._redis.publish(name, self._seal.seal(name, message, until))
+            now = await self._now()
+            await self._redis.publish(name, self._seal.seal(name, message, now, _MESSAGE_SECONDS))
 
         await self.link.call(send)
 
     def open_message(self, channel: str, data: bytes) -> bytes | None:
-        """The message that `publish` sent; None for any other bytes, or if it was sent too long ago. Call
-        `ask_the_time` before, and now and then."""
-        opened = self._seal.open(self.name(channel), data, asyncio.get_running_loop().time() + self._clock_ahead)
-        return opened.payload if opened is not None else None
+        """The message that `publish` sent; None for any other bytes, or if it was sent too long ago or has come before:
+        somebody repeats it. Call `ask_the_time` before, and now and then."""
+        now = asyncio.get_running_loop().time()
+        opened = self._seal.open(self.name(channel), data, now + self._clock_ahead)
+        return opened.payload if opened is not None and self._is_first(data[:HEAD], now) else None
+
+    def _is_first(self, head: bytes, now: float) -> bool:
+        """Whether no message that began with it has come lately; remembers it."""
+        if now - self._opened_since > _REMEMBERED:
+            self._opened_before, self._opened_messages, self._opened_since = self._opened_messages, set(), now
+        if head in self._opened_messages or head in self._opened_before:
+            return False
+        self._opened_messages.add(head)
+        return True
 
     async def ask_the_time(self) -> None:
         """Ask Redis for its time if that was not done lately."""

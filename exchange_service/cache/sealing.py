@@ -1,7 +1,7 @@
 """What the service keeps in Redis is sealed: who lacks the hash key can neither read it nor write what is believed.
 
 AES-256-GCM, because it costs less than an HMAC of the same bytes and hides amounts and users as well. A sealed value
-belongs to the name under which it is kept, and is believed up to a time that it holds itself.
+belongs to the name under which it is kept, and is believed for a time that it holds itself.
 """
 
 from __future__ import annotations
@@ -16,19 +16,23 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 # A sealed value is this header, the nonce, and the sealed bytes: a format, the day of its end as a number of 16 bits,
-# which says what key sealed it, then the end in milliseconds since the epoch and the payload.
+# which says what key sealed it, then the end in milliseconds since the epoch, the milliseconds from its sealing to its
+# end, and the payload.
 _FORMAT = 0x53
 _HEADER = struct.Struct(">BH")
 _NONCE = 12
-_END = struct.Struct(">Q")
+_TIMES = struct.Struct(">QI")
 _SECONDS_OF_A_DAY = 86_400
 _MOST_DAYS = 8
 # The bytes that a sealed value begins with, of which no two are alike.
 HEAD = _HEADER.size + _NONCE
 # What sealing adds to a payload.
-OVERHEAD = HEAD + _END.size + 16
+OVERHEAD = HEAD + _TIMES.size + 16
 # Seconds by which this process may be wrong about Redis's clock.
 _TOLERANCE = 1.0
+# Seconds by which a value may be from the future. Redis's clock has gone back if it is more, as when another server has
+# taken its place; a delay or a count would then hold for as much longer.
+_AHEAD = 5.0
 
 
 class Opened(NamedTuple):
@@ -54,16 +58,17 @@ class CacheSeal:
     def __repr__(self) -> str:
         return "CacheSeal()"
 
-    def seal(self, name: str, payload: bytes, until: float) -> bytes:
-        """The payload, sealed for `name`, to be believed until then."""
-        day = int(until // _SECONDS_OF_A_DAY) & 0xFFFF
+    def seal(self, name: str, payload: bytes, now: float, seconds: float) -> bytes:
+        """The payload, sealed for `name`, to be believed for so long from now on."""
+        end = now + seconds
+        day = int(end // _SECONDS_OF_A_DAY) & 0xFFFF
         header, nonce = _HEADER.pack(_FORMAT, day), os.urandom(_NONCE)
-        inside = _END.pack(max(0, round(until * 1000))) + payload
+        inside = _TIMES.pack(round(end * 1000), max(0, round(seconds * 1000))) + payload
         return header + nonce + self._key(day).encrypt(nonce, inside, name.encode())
 
     def open(self, name: str, sealed: bytes, now: float) -> Opened | None:
         """What `seal` was given for this name; None for bytes that this key did not seal for it, or whose time is
-        over."""
+        over or has not come."""
         if len(sealed) < OVERHEAD:
             return None
         form, day = _HEADER.unpack_from(sealed)
@@ -74,8 +79,11 @@ class CacheSeal:
             inside = self._key(day).decrypt(sealed[_HEADER.size : HEAD], sealed[HEAD:], name.encode())
         except InvalidTag:
             return None
-        left = _END.unpack_from(inside)[0] / 1000 - now
-        return Opened(inside[_END.size :], max(0.0, left)) if left > -_TOLERANCE else None
+        end, lasts = _TIMES.unpack_from(inside)
+        left = end / 1000 - now
+        if not -_TOLERANCE < left <= lasts / 1000 + _AHEAD:
+            return None
+        return Opened(inside[_TIMES.size :], max(0.0, left))
 
     def _key(self, day: int) -> AESGCM:
         key = self._keys.get(day)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cachetools import LRUCache
+
 from exchange_service.cache.redis_link import NoAnswer
 from exchange_service.cache.sealed_redis import Conflict, Replacement, SealedRedis, answered
 from exchange_service.cache.sealing import Opened
@@ -11,9 +13,11 @@ from exchange_service.venue_gate.rate_limits import Window
 
 # Seconds for which a count is kept at most, from the last permit on; what is sealed has to end within a few days.
 _LONGEST_KEPT = 5 * 86_400.0
-# Seconds to wait if others keep writing to a count, and how often in a row that is believed.
+# Seconds to wait if others keep writing to a count, how often in a row that is believed, and for how many counts it is
+# known.
 _CONFLICT_WAIT = 0.05
 _MOST_CONFLICTS = 10
+_MOST_IN_CONFLICT = 1000
 
 
 class RedisSharedState:
@@ -22,8 +26,8 @@ class RedisSharedState:
 
     def __init__(self, sealed: SealedRedis) -> None:
         self._sealed = sealed
-        # In a row, over all limits.
-        self._conflicts = 0
+        # In a row, by the limit.
+        self._conflicts: LRUCache[str, int] = LRUCache(_MOST_IN_CONFLICT)
 
     async def take(self, key: str, allowed: int, seconds: int, count: int) -> float | None:
         """See SharedRateLimits."""
@@ -42,11 +46,11 @@ class RedisSharedState:
             written = await self._sealed.update(f"venue-budget:{key}", decide)
         except Conflict:
             # Others take permits too; if it goes on, that is not all they do.
-            self._conflicts += 1
-            return _CONFLICT_WAIT if self._conflicts <= _MOST_CONFLICTS else None
+            self._conflicts[key] = in_a_row = self._conflicts.get(key, 0) + 1
+            return _CONFLICT_WAIT if in_a_row <= _MOST_CONFLICTS else None
         except NoAnswer:
             return None
-        self._conflicts = 0
+        self._conflicts.pop(key, None)
         return 0.0 if written else wait
 
     async def cooldowns(self, keys: Sequence[str]) -> list[tuple[str, str, float]]:

@@ -18,11 +18,10 @@ from typing import Any
 
 import pytest
 import redis.asyncio as redis_client
-from redis.asyncio.connection import DefaultParser
 from structlog.testing import capture_logs
 
 from exchange_service.cache import redis_link
-from exchange_service.cache.sealed_redis import SealedRedis
+from exchange_service.cache.sealed_redis import Conflict, Decide, SealedRedis
 from exchange_service.cache.sealing import HEAD, CacheSeal, Opened
 from exchange_service.credentials import credential_id
 from exchange_service.errors import ServiceError, VenueRateLimited, VenueTimeout, VenueUnavailable
@@ -31,6 +30,7 @@ from exchange_service.model import Account
 from exchange_service.plugin_api import RateLimit, VenueCall
 from exchange_service.v1 import balance_pb2
 from exchange_service.venue_gate.rate_limits import RateLimiter, Window
+from exchange_service.venue_gate.redis_state import RedisSharedState
 from exchange_service.wire.balances import fetched_balance
 from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import StoredBalance, StoredBounds, store_balance
@@ -65,8 +65,8 @@ class Unsealed:
     def __init__(self, hash_key: bytes = b"") -> None:
         """No key is needed."""
 
-    def seal(self, name: str, payload: bytes, until: float) -> bytes:
-        return secrets.token_bytes(HEAD) + _END.pack(until) + payload
+    def seal(self, name: str, payload: bytes, now: float, seconds: float) -> bytes:
+        return secrets.token_bytes(HEAD) + _END.pack(now + seconds) + payload
 
     def open(self, name: str, sealed: bytes, now: float) -> Opened | None:
         if len(sealed) < HEAD + _END.size:
@@ -86,13 +86,11 @@ class Neighbour:
 
     async def forge(self, name: str, payload: bytes, seconds: float = 300.0) -> None:
         """Write what would be a value of ours if nothing were sealed; it never ends by itself."""
-        await self.client.set(name, self._seal.seal(name, payload, time.time() + seconds))
+        await self.client.set(name, self._seal.seal(name, payload, time.time(), seconds))
 
     async def forge_message(self, message: bytes) -> None:
         for channel in await self.client.pubsub_channels():
-            await self.client.publish(
-                channel, self._seal.seal(channel.decode(), b"12345678" + message, time.time() + 9)
-            )
+            await self.client.publish(channel, self._seal.seal(channel.decode(), b"12345678" + message, time.time(), 9))
 
 
 def forged(total: str, **changes: Any) -> StoredBalance:
@@ -131,10 +129,10 @@ def sealed_name(running: Running, key: str) -> str:
     return str(cache._sealed.name(key))
 
 
-async def balance_key(running: Running) -> str:
-    reference = await running.service.store.find(ALICE)
+async def balance_key(running: Running, account: Account = ALICE) -> str:
+    reference = await running.service.store.find(account)
     assert reference is not None
-    return running.service.balances.keys.key(ALICE, reference)
+    return running.service.balances.keys.key(account, reference)
 
 
 @pytest.mark.threat("T40", attack=True)
@@ -262,7 +260,7 @@ class TestShutOut:
     ) -> None:
         for seal in (Unsealed, CacheSeal):
             async with attacked(tmp_path, redis_server, ScriptedPlugin(), seal) as (running, neighbour):
-                await neighbour.forge(sealed_name(running, "venue:fakex production"), b"VENUE_RATE_LIMITED", 1e9)
+                await neighbour.forge(sealed_name(running, "venue:fakex production"), b"VENUE_RATE_LIMITED", 1e6)
                 if seal is CacheSeal:
                     assert totals((await running.client.get_balance("alice", "fakex")).balance) == {"BTC": "1.50"}
                     continue
@@ -290,6 +288,32 @@ class TestShutOut:
                     outcome = await running.client.get_balance("alice", "fakex", max_age=0)
                 assert (outcome is None) == (seal is Unsealed)
 
+    async def test_a_count_that_somebody_writes_all_the_time_shuts_its_venue_out_unless_conflicts_are_known_by_limit(
+        self, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The counts of other venues are left in peace."""
+        link = redis_link.RedisLink(redis_url)
+        sealed = SealedRedis(link, HASH_KEY, prefix=f"test-{secrets.token_hex(4)}:")
+        update = SealedRedis.update
+
+        async def always_late(self: SealedRedis, key: str, decide: Decide, *, new: bool = False) -> bytes:
+            if key.endswith("attacked"):
+                raise Conflict
+            return await update(self, key, decide, new=new)
+
+        monkeypatch.setattr(SealedRedis, "update", always_late)
+        for by_limit in (False, True):
+            state: Any = RedisSharedState(sealed)
+            outcomes = []
+            for _ in range(20):
+                outcomes.append(await state.take("attacked", 100, 60, 1))
+                assert await state.take("other", 100, 60, 1) == 0.0
+                if not by_limit:
+                    state._conflicts.clear()
+            # None is to count alone.
+            assert (None in outcomes) == by_limit
+        await link.close()
+
     async def test_counts_that_are_removed_again_and_again_let_one_process_send_no_more_than_the_limit(
         self, tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -316,7 +340,7 @@ class TestShutOut:
                 neighbour,
             ):
                 name = sealed_name(running, f"lease:{await balance_key(running)}")
-                await neighbour.forge(name, b"mallory", 1e9)
+                await neighbour.forge(name, b"mallory", 1e6)
                 began = time.monotonic()
                 if seal is Unsealed:
                     with pytest.raises(VenueTimeout):
@@ -431,14 +455,15 @@ class TestSize:
             return bytes(await self.link.redis.get(name) or b"")
 
         fed = 0
-        feed = DefaultParser.read_from_socket
+        receive = asyncio.StreamReader.read
 
-        async def counted(self: Any) -> Any:
+        async def counted(self: asyncio.StreamReader, most: int = -1) -> bytes:
             nonlocal fed
-            fed += 1
-            return await feed(self)
+            received = await receive(self, most)
+            fed += len(received)
+            return received
 
-        monkeypatch.setattr(DefaultParser, "read_from_socket", counted)
+        monkeypatch.setattr(asyncio.StreamReader, "read", counted)
         monkeypatch.setattr(redis_link, "MOST_ANSWERED", 2**40)
         for bounded in (False, True):
             with monkeypatch.context() as patch:
@@ -452,8 +477,25 @@ class TestSize:
                 fed = 0
                 with suppress(redis_link.NoAnswer):
                     assert await sealed.get("a") is None
-                # In pieces of 64 KiB.
-                assert (fed > 10) == (not bounded)
+                assert (fed > 1024 * 1024) == (not bounded)
+                await link.close()
+
+    async def test_long_values_in_the_place_of_delays_put_redis_out_of_reach_unless_only_short_ones_are_read(
+        self, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for short in (False, True):
+            with monkeypatch.context() as patch:
+                if not short:
+                    patch.setattr("exchange_service.cache.sealed_redis._SHORT", 2 * 1024 * 1024)
+                link = redis_link.RedisLink(redis_server.url)
+                sealed = SealedRedis(link, HASH_KEY, prefix="x:")
+                names = ["one", "two", "three"]
+                async with redis_client.Redis.from_url(redis_server.url) as client:
+                    for name in names:
+                        await client.set(sealed.name(f"venue:{name}"), bytes(2_000_000))
+                for _ in range(3):
+                    assert await RedisSharedState(sealed).cooldowns(names) == []
+                assert link.available == short
                 await link.close()
 
     async def test_a_message_of_many_megabytes_is_read_unless_the_parser_refuses_it(
@@ -476,6 +518,38 @@ class TestSize:
                         received = await channel.get_message(timeout=5.0)
                     assert (received is None) == bounded
                 await link.close()
+
+    async def test_a_message_of_ours_that_is_repeated_thousands_of_times_is_acted_on_unless_it_counts_once(
+        self, tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for once in (False, True):
+            with monkeypatch.context() as patch:
+                if not once:
+                    patch.setattr(SealedRedis, "_is_first", lambda *_: True)
+                async with attacked(tmp_path, redis_server, ScriptedPlugin(), CacheSeal) as (running, neighbour):
+                    dropped: list[bytes] = []
+                    running.service.balances.cached.on_credential = dropped.append
+                    cache: Any = running.service.cache
+                    link = redis_link.RedisLink(redis_server.url)
+                    another = SealedRedis(link, b"the hash key of the replicas", prefix="exchange-service:")
+                    async with neighbour.client.pubsub(ignore_subscribe_messages=True) as listener:
+                        await listener.psubscribe("*")
+                        await listener.get_message(timeout=5.0)
+                        await another.publish("invalidations", b"87654321" + b"c" + b"ours")
+                        message = None
+                        while message is None:
+                            message = await listener.get_message(timeout=5.0)
+                    flood = neighbour.client.pipeline(transaction=False)
+                    for _ in range(3000):
+                        flood.publish(message["channel"], message["data"])
+                    await flood.execute()
+                    if once:
+                        await until(lambda one=cache: not one.subscribed, "the end of the subscription")
+                        await until(lambda one=cache: one.subscribed, "the next subscription")
+                        assert dropped == [b"ours"]
+                    else:
+                        await until(lambda seen=dropped: len(seen) == 3001, "the whole flood")
+                    await link.close()
 
     async def test_a_flood_of_messages_is_read_to_its_end_unless_the_subscription_is_given_up(
         self, tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
@@ -606,6 +680,8 @@ async def test_whatever_somebody_writes_to_redis_no_balance_is_false_nothing_sta
         ]
         for user in USERS:
             await several[0].store(user=user)
+        keys = {user: await balance_key(several[0], Account(user, "fakex")) for user in USERS}
+        users = json.dumps({sealed_name(several[0], key): user for user, key in keys.items()})
         watch = Watch(plugin, several)
         await until_async(watch.is_as_before)
         stack.enter_context(garbage_as_in_serve())
@@ -619,7 +695,7 @@ async def test_whatever_somebody_writes_to_redis_no_balance_is_false_nothing_sta
             await asyncio.sleep(1.0)
         async with watched() as stall:
             command = (sys.executable, "-m", "tests.forger", redis_server.url, str(FORGED_SECONDS), "7")
-            forger = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+            forger = await asyncio.create_subprocess_exec(*command, users, stdout=asyncio.subprocess.PIPE)
             output, _ = await forger.communicate()
             ended = time.monotonic()
         assert forger.returncode == 0

@@ -1,6 +1,6 @@
 """Writes to the Redis at a URL for some seconds, whatever it finds there; prints what it wrote as JSON.
 
-python -m tests.forger URL SECONDS SEED
+python -m tests.forger URL SECONDS SEED USERS, where USERS are the names of balances with their users, as JSON
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import suppress
 import redis
 
 from exchange_service.cache.sealing import CacheSeal
+from exchange_service.v1 import balance_pb2
 
 HUGE = 60 * 1024 * 1024
 
@@ -24,11 +25,13 @@ HUGE = 60 * 1024 * 1024
 class Forger:
     """Knows everything but the hash key: every name and every value that was ever there."""
 
-    def __init__(self, url: str, seed: int) -> None:
+    def __init__(self, url: str, seed: int, users: dict[str, str]) -> None:
         self._redis = redis.Redis.from_url(url, socket_timeout=30)
         self._random = random.Random(seed)
         self._seal = CacheSeal(b"a key of the forger's own")
+        self._users = users
         self._seen: list[bytes] = []
+        self._names: set[bytes] = set()
         self._messages: list[bytes] = []
         self.written: Counter[str] = Counter()
 
@@ -36,7 +39,15 @@ class Forger:
         """Write until the time is over. A huge value takes Redis itself half a second, so there is one in a while."""
         listener = self._listener()
         ends, next_huge = time.monotonic() + seconds, time.monotonic() + 1.0
-        common = [self._garbage, self._old, self._foreign, self._sealed, self._counter, self._kind, self._forever]
+        common = [
+            self._garbage,
+            self._old,
+            self._foreign,
+            *[self._sealed] * 4,
+            self._counter,
+            self._kind,
+            self._forever,
+        ]
         rare = [self._expiry, self._removal, self._message, self._long]
         while time.monotonic() < ends:
             try:
@@ -46,8 +57,10 @@ class Forger:
             except (redis.TimeoutError, redis.ConnectionError):
                 # It came upon a huge message of its own.
                 listener = self._listener()
-            names = list(self._redis.scan_iter(count=1000))
-            huge = time.monotonic() >= next_huge
+            # Also those of what it has removed itself, or what was there for a moment.
+            self._names.update(self._redis.scan_iter(count=1000))
+            names = sorted(self._names)
+            huge = bool(names) and time.monotonic() >= next_huge
             if huge:
                 next_huge = time.monotonic() + 5.0
             for name in self._random.sample(names, min(len(names), 40)):
@@ -85,11 +98,23 @@ class Forger:
             self._redis.set(name, self._redis.getrange(other, 0, 10_000))
 
     def _sealed(self, name: bytes) -> None:
-        """Sealed well, with another key, for the past or the future."""
-        until = time.time() + self._random.choice((-1e6, -5.0, 60.0, 1e6, 1e9))
-        version = self._random.choice((0, 1, 2**62, 2**64 - 1))
-        payload = struct.pack(">cQd", b"\x03", version, self._random.choice((0.0, 86_400.0, float("inf"))))
-        self._redis.set(name, self._seal.seal(name.decode(), payload + self._random.randbytes(200), until))
+        """Sealed well, with another key: a balance that no venue has given, of now, of the past or of the future."""
+        since = time.time() + self._often(0.0, -1e6, -65.0, 1e6, 1e9)
+        user = self._users.get(name.decode())
+        payload = self._balance(user) if user is not None else self._random.randbytes(40)
+        self._redis.set(name, self._seal.seal(name.decode(), payload, since, self._random.choice((60.0, 1e6))))
+
+    def _balance(self, user: str) -> bytes:
+        now = time.time()
+        version = int(self._often((now + 60) * 1e6, 0, 2**62))
+        message = balance_pb2.Balance(user_id=user, exchange_id="fakex", environment="production", version=version)
+        message.fetch_time.FromSeconds(int(now + self._often(0.0, -1e6, 1e6)))
+        message.venue_accounts.add(id="1", type="spot").assets.add(asset="BTC", total="999")
+        return struct.pack(">cQd", b"\x03", version, self._often(0.0, 86_400.0)) + message.SerializeToString()
+
+    def _often(self, usual: float, *others: float) -> float:
+        """The first of them, but for one time in four."""
+        return usual if self._random.random() < 0.75 else self._random.choice(others)
 
     def _counter(self, name: bytes) -> None:
         self._redis.set(name, self._random.choice((-(2**60), 0, 10**9, 2**62)))
@@ -116,7 +141,11 @@ class Forger:
     def _message(self, name: bytes) -> None:
         channels = self._redis.pubsub_channels()
         if channels:
-            messages = [self._random.randbytes(40), self._seal.seal("x", b"b" * 80, time.time()), *self._messages[-3:]]
+            messages = [
+                self._random.randbytes(40),
+                self._seal.seal("x", b"b" * 80, time.time(), 9),
+                *self._messages[-3:],
+            ]
             if self._random.random() < 0.02:
                 messages = [bytes(self._random.choice((50_000, 1_000_000, 8_000_000)))]
             self._redis.publish(self._random.choice(channels), self._random.choice(messages))
@@ -124,8 +153,8 @@ class Forger:
 
 def main() -> None:
     """Write, and say what was written."""
-    url, seconds, seed = sys.argv[1:]
-    forger = Forger(url, int(seed))
+    url, seconds, seed, users = sys.argv[1:]
+    forger = Forger(url, int(seed), json.loads(users))
     forger.run(float(seconds))
     print(json.dumps(forger.written))
 

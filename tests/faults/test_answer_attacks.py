@@ -48,8 +48,6 @@ from tests.harness import loaded
 MEBIBYTE = 1024 * 1024
 # Seconds. The event loop stands still for less.
 LONGEST = 0.050
-# The same for the loop of CCXT's process, where CCXT's own reading of a balance runs.
-LONGEST_OF_CCXT = 0.400
 
 PLUGINS: Mapping[str, tuple[Any, Callable[[], DemoVenue]]] = {
     "aster": (exchange_service_aster, AsterSimulator),
@@ -148,6 +146,7 @@ def unbounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ):
             patch.setattr(f"{module}.beside_the_loop", at_once)
         patch.setattr("exchange_service_ccxt_generic.answers.beside_the_loop", at_once)
+        patch.setattr("exchange_service_ccxt_generic.exact.is_large", lambda size: False)
         patch.setattr(http, "_BYTES_FOR_A_MARK", 1)
         patch.setattr(http, "_MOST_MARKS", 1 << 40)
         patch.setattr(answers, "MAX_ROWS", 1 << 40)
@@ -361,16 +360,26 @@ def binance_account(size: int) -> bytes:
     return b'{"accountType":"SPOT","balances":[' + rows + b"]}"
 
 
+def empty_rows(size: int) -> bytes:
+    return filled(b'{"accountType":"SPOT","balances":[', b"{}", b"]}", size)
+
+
 @pytest.mark.threat("T70", attack=True)
-async def test_an_answer_stops_ccxts_exchanges_for_long_and_here_for_a_fraction(
+async def test_an_answer_stops_ccxts_exchanges_and_not_here(
     binance: BinanceSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exchange = listing_of(exchange_service_ccxt_generic, "binance")
     with unbounded(monkeypatch):
         wide = replace(exchange, answer_limit=LARGEST_ANSWER_LIMIT)
         long = await hold_of_ccxt(binance, wide, binance_account(LARGEST_ANSWER_LIMIT // 4))
-    assert long > 2 * LONGEST_OF_CCXT
-    held = {"rows of its own": await hold_of_ccxt(binance, exchange, as_many_as_allowed(binance_account))}
-    for name in ("lists", "numbers", "rows", "keys"):
+    assert long > 4 * LONGEST
+    held = {
+        "rows of its own": await hold_of_ccxt(binance, exchange, as_many_as_allowed(binance_account)),
+        "rows without anything": await hold_of_ccxt(binance, exchange, as_many_as_allowed(empty_rows)),
+        # As long as what is read on the loop may be.
+        "few rows": await hold_of_ccxt(binance, exchange, binance_account(39_000)),
+        "few rows without anything": await hold_of_ccxt(binance, exchange, empty_rows(18_000)),
+    }
+    for name in ("lists", "numbers", "fractions", "rows", "keys", "a key twice", "a long message"):
         held[name] = await hold_of_ccxt(binance, exchange, bodies()[f"{name}, as many as allowed"])
-    assert max(held.values()) < LONGEST_OF_CCXT
+    assert max(held.values()) < LONGEST, held

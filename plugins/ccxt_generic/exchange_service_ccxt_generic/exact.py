@@ -21,7 +21,8 @@ import aiohttp
 from yarl import URL
 
 from exchange_service.plugin_api import CredentialInvalid, NotSupported, VenueError, VenueMalformed
-from exchange_service_ccxt_generic.answers import ANSWER, RECORD, Answer, in_turn
+from exchange_service_ccxt_generic.answers import ANSWER, RECORD, Answer, in_turn, is_large, size_of
+from exchange_service_ccxt_generic.aside import step_aside, step_back
 from exchange_service_ccxt_generic.exact_json import exact_json
 from exchange_service_ccxt_generic.refusals import SIGN_INS, is_read
 
@@ -164,6 +165,7 @@ class Guarded:
     ) -> Any:
         """Sign and send one request, at the exchange's pace. CCXT itself repeats some requests; the host does that."""
         params, config = {} if params is None else params, {} if config is None else config
+        await step_back()
         await self.throttle(self.calculate_rate_limiter_cost(api, method, path, params, config))
         request = self.sign(path, api, method, params)
         return await self.fetch(request["url"], request["method"], request["headers"], request["body"])
@@ -173,6 +175,7 @@ class Guarded:
 
         CCXT itself looks for proxies, logs keys and keeps the last request.
         """
+        await step_back()
         answer = Answer()
         if (record := RECORD.get(None)) is not None:
             record.answers.append(answer)
@@ -180,16 +183,22 @@ class Guarded:
         try:
             sent = self.prepare_request_headers(headers)
             reason = await self._send(answer, url, method, sent, body)
-            value = await in_turn(len(answer.body), self.parse_json, answer.body)
-            arguments = (answer.status, reason, url, method, answer.headers, answer.body, value, sent, body)
-            self.handle_errors(*arguments)
-            self.handle_http_status_code(answer.status, reason, url, method, answer.body)
+            value = await in_turn(answer.size, self._accept, answer, reason, (url, method), (sent, body))
         except Exception as error:
             answer.error = error
             raise
         finally:
             ANSWER.reset(token)
+        if is_large(answer.size):
+            await step_aside()
         return answer.body if value is None else value
+
+    def _accept(self, answer: Answer, reason: str, target: tuple[str, str], sent: tuple[Any, Any]) -> Any:
+        """The JSON value of an answer, or None. Raises CCXT's error for an answer that is one."""
+        value = self.parse_json(answer.body)
+        self.handle_errors(answer.status, reason, *target, answer.headers, answer.body, value, *sent)
+        self.handle_http_status_code(answer.status, reason, *target, answer.body)
+        return value
 
     async def _send(self, answer: Answer, url: str, method: str, headers: Any, body: str | None) -> str:
         """Send the request and fill in the answer. Returns the reason phrase of the status."""
@@ -211,6 +220,7 @@ class Guarded:
         except aiohttp.ClientError as error:
             raise _ccxt_error("ExchangeError")(self.id) from error
         answer.status, answer.headers, answer.body = response.status, dict(response.headers), text
+        answer.size = size_of(text)
         if 200 <= response.status < 300 and not self._is_readable(text):
             raise VenueMalformed("The venue answered with something that is not JSON.")
         return response.reason or ""

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from exchange_service.plugin_api import SANDBOX, NotSupported, VenueCall, VenueMalformed
+from exchange_service_ccxt_generic.aside import by_steps
 from exchange_service_ccxt_generic.credentials import StoredCredential, read_credential
 from exchange_service_ccxt_generic.describe import environment_urls, required_credentials
 from exchange_service_ccxt_generic.exact import Exact, Guarded, make_layered_class
@@ -124,7 +125,7 @@ class Instances:
             if kind.unless and instance.options.get(kind.unless) is True:
                 continue
             with self._recorder.record(ccxt) as record:
-                await getattr(instance, kind.method)(*kind.arguments)
+                await by_steps(getattr(instance, kind.method)(*kind.arguments))
             self._recorder.raise_swallowed(ccxt, record, kind.plain)
             if not kind.is_told(record.answers):
                 raise self._recorder.unknown_kind()

@@ -20,6 +20,8 @@ Listed = TypeVar("Listed")
 
 # More than any venue shows behind one credential: each costs a request, an account in the balance, or both.
 MOST_ACCOUNTS = 200
+# Accounts that are read at the same time. Each may be waiting with an answer of the largest size.
+_AT_ONCE = 16
 # What may be spent within one account, in words. Another account's money does not pay for a deficit of it.
 _SPENDABLE = {"available": "available amount", "buying_power": "buying power"}
 
@@ -68,7 +70,7 @@ async def gather_accounts(
     type: str = "",
     unread: Callable[[str], VenueAccount] | None = None,
 ) -> tuple[VenueAccount, ...]:
-    """Read the accounts at the same time, by `read`; the results are in the order of `ids`.
+    """Read the accounts by `read`, 16 at the same time; the results are in the order of `ids`.
 
     An account that fails with a VenueError is in the result with its error and with `type`, or as `unread(id)`
     describes it. Raises the error if all accounts fail, or if any fails with CredentialRejected, because the key is
@@ -141,11 +143,16 @@ def _is_negative(summary: Summary | None, figure: str) -> bool:
 async def _read_all(
     ids: Sequence[str], read: Callable[[str], Awaitable[VenueAccount]]
 ) -> list[VenueAccount | VenueError]:
+    slots = asyncio.Semaphore(_AT_ONCE)
+
     async def read_one(account_id: str) -> VenueAccount | VenueError:
         try:
-            return await without_exit(partial(read, account_id), "reading an account")
+            async with slots:
+                return await without_exit(partial(read, account_id), "reading an account")
         except VenueError as error:
-            return error
+            # Without the frames that raised it: they hold the whole answer until the last account is read.
+            error.__context__ = error.__cause__ = None
+            return error.with_traceback(None)
 
     results: list[VenueAccount | VenueError] = []
     # One that breaks does not end the wait: no read may go on after this call has ended.

@@ -264,6 +264,52 @@ async def test_no_worst_answer_holds_the_loop_for_fifty_milliseconds(
     assert too_long == {}
 
 
+@asynccontextmanager
+async def raw_venue(answer: bytes) -> AsyncIterator[str]:
+    """The URL of a venue that sends these bytes to every request, and hangs up."""
+
+    async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        with suppress(ConnectionError):
+            writer.write(answer)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(send, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.threat("T70", attack=True)
+async def test_a_flood_of_interim_responses_takes_the_processor_and_ends_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    exchange, credential = listing_of(exchange_service_oanda, "oanda"), credential_of(OandaSimulator())
+
+    async def spent(url: str) -> float:
+        began = time.process_time()
+        assert isinstance(await read(exchange_service_oanda, exchange, url, credential), ServiceError)
+        return time.process_time() - began
+
+    async with raw_venue(b"HTTP/1.1 100 C\r\n\r\n" * 60_000) as url:
+        with monkeypatch.context() as patch:
+            patch.setattr(http, "_MOST_RESPONSES", 1 << 40)
+            patch.setattr(http, "_PART", 1 << 40)
+            assert await spent(url) > 2 * LONGEST
+        assert await spent(url) < LONGEST / 2
+
+
+@pytest.mark.threat("T70")
+async def test_a_body_in_pieces_of_one_byte_holds_no_loop() -> None:
+    exchange, credential = listing_of(exchange_service_oanda, "oanda"), credential_of(OandaSimulator())
+    drip = HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 300_000 + b"0\r\n\r\n"
+    async with raw_venue(drip) as url, watched() as held:
+        result = await read(exchange_service_oanda, exchange, url, credential)
+    assert isinstance(result, VenueMalformed)
+    assert held[0] < LONGEST
+
+
 def grown(body: bytes, size: int, *, innermost: bool) -> bytes:
     """A true answer in which one list of objects is filled up to the size with copies of other names."""
     try:

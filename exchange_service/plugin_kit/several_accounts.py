@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from exchange_service.amounts import exact_sum
-from exchange_service.errors import CredentialRejected, VenueError, VenueMalformed
+from exchange_service.errors import CredentialRejected, VenueError, VenueMalformed, without_origin
 from exchange_service.model import Summary, VenueAccount
 from exchange_service.plugin_kit.payload import as_object
 from exchange_service.plugin_kit.tasks import without_exit
@@ -150,9 +150,7 @@ async def _read_all(
             async with slots:
                 return await without_exit(partial(read, account_id), "reading an account")
         except VenueError as error:
-            # Without the frames that raised it: they hold the whole answer until the last account is read.
-            error.__context__ = error.__cause__ = None
-            return error.with_traceback(None)
+            return without_origin(error)
 
     results: list[VenueAccount | VenueError] = []
     # One that breaks does not end the wait: no read may go on after this call has ended.

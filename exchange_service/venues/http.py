@@ -41,7 +41,7 @@ from exchange_service.errors import (
     VenueTimeout,
     VenueUnavailable,
 )
-from exchange_service.model import Environment, ExchangeMetadata
+from exchange_service.model import Environment, ExchangeMetadata, WrongType
 from exchange_service.open_files import none_left
 from exchange_service.plugin_kit.gateways import gateway_error
 from exchange_service.plugin_kit.payload import count_marks, parse_json, retry_after
@@ -374,7 +374,7 @@ def _written(params: Params) -> str:
     pairs = [*(params.items() if isinstance(params, Mapping) else params)]
     for name, value in pairs:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise TypeError(f"the parameter {name} should be a text, not {type(value).__name__}")
+            raise WrongType(f"the parameter {name!r} should be a text, not {type(value).__name__}")
     return urlencode(pairs, quote_via=quote, safe="")
 
 
@@ -417,9 +417,11 @@ class VenueHttp:
         return await self._request("POST", url, params=params, headers=headers, json=json, data=data)
 
     def _as_it_is(self, url: str, params: Params | None) -> URL:
-        """The URL that goes on the wire, byte for byte; PluginFailed for one that cannot be sent so, or not at all."""
+        """The URL that goes on the wire, byte for byte but for a `?` at its end; PluginFailed for one that cannot be
+        sent so, or not at all."""
         if params is not None and (query := _written(params)):
-            url = f"{url}{'&' if '?' in url else '?'}{query}"
+            begun = url.endswith(("?", "&"))
+            url = f"{url}{'' if begun else '&' if '?' in url else '?'}{query}"
         if not _SENDABLE.match(url):
             raise PluginFailed(
                 f"The plugin for {self._venue} asked for an address with a blank, a '#' or another character that is "

@@ -17,9 +17,11 @@ from exchange_service.errors import (
     CredentialInvalid,
     NotSupported,
     PluginFailed,
+    ServiceError,
     ServiceOverloaded,
     VenueError,
     VenueTimeout,
+    without_origin,
 )
 from exchange_service.model import (
     SANDBOX,
@@ -123,7 +125,7 @@ class Sessions:
             self._release(session)
             raise
         loop, busy = asyncio.get_running_loop(), BusyTime()
-        run = busy.measure(lambda: _run_hook(listing, call, read))
+        run = busy.measure(lambda: _run_apart(listing, call, read))
         task = loop.create_task(run, name=f"fetch {call.exchange.id}")
         # Not before the hook has ended: one that was left behind at its deadline still uses the state.
         task.add_done_callback(lambda _: self._release(session))
@@ -295,6 +297,15 @@ def _blocked(listing: Listing, busy: BusyTime) -> PluginFailed:
         f"The plugin {name} blocked its event loop for {seconds:g} s, and did not answer in time.",
         advice="Report it to the plugin's author; docs/plugins.md says what to do instead.",
     )
+
+
+async def _run_apart(listing: Listing, call: VenueCall, read: Callable[[VenueCall], Awaitable[T]]) -> T:
+    """As `_run_hook`, but an error keeps nothing of the call."""
+    try:
+        return await _run_hook(listing, call, read)
+    except ServiceError as error:
+        failure = without_origin(error)
+    raise failure
 
 
 async def _run_hook(listing: Listing, call: VenueCall, read: Callable[[VenueCall], Awaitable[T]]) -> T:

@@ -32,6 +32,9 @@ _PAGES_ARE_DATA = frozenset({"gemini"})
 _IN_UTF8 = frozenset({"application/json", "application/json; charset=utf-8", "application/json;charset=UTF-8"})
 # Nearly every amount. Within these bounds the sum of two is exact.
 PLAIN_NUMBER = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?\Z")
+# Digits of an exponent, and of a precision.
+_LONGEST_EXPONENT = 4
+_HUGE_EXPONENT = re.compile(rf"[eE][+-]?\d{{{_LONGEST_EXPONENT + 1},}}")
 _EXACT_SUMS = Context(prec=100)
 # Most rows are the same as in the call before, or are all zero.
 _FIGURES_KEPT = 4096
@@ -80,6 +83,21 @@ def _compute(operation: Callable[[Decimal, Decimal], Decimal], one: str, other: 
     """The sum or difference of two plain numbers, as text without zeros at the end, as CCXT writes it."""
     result = operation(Decimal(one), Decimal(other))
     return format(_EXACT_SUMS.normalize(result), "f") if result else "0"
+
+
+@cache
+def bound_exponents() -> None:
+    """Let CCXT's numbers refuse an exponent of more digits than `_LONGEST_EXPONENT`, wherever it stands in an answer:
+    CCXT would build a number with that many digits."""
+    precise = importlib.import_module("ccxt.base.precise").Precise
+    make = precise.__init__
+
+    def make_bounded(self: Any, number: Any, decimals: Any = None) -> None:
+        if decimals is None and _HUGE_EXPONENT.search(number) is not None:
+            raise VenueMalformed("The answer holds a number that is too large.")
+        make(self, number, decimals)
+
+    precise.__init__ = make_bounded
 
 
 @cache
@@ -141,6 +159,12 @@ class Guarded:
         self.free_at = begins + (1.0 if cost is None else float(cost)) * self.rateLimit / 1000
         if begins > now:
             await asyncio.sleep(begins - now)
+
+    def parse_precision(self, precision: Any) -> Any:
+        """CCXT's step for a number of decimals. CCXT itself would write as many zeros as a venue's list says."""
+        if precision is not None and len(str(precision)) > _LONGEST_EXPONENT:
+            raise VenueMalformed("The list of markets holds a precision that is too large.")
+        return super().parse_precision(precision)  # type: ignore[misc]
 
     def log(self, *_: Any) -> None:
         """Print nothing. CCXT itself prints requests with keys and signatures if it is verbose."""

@@ -396,9 +396,10 @@ class TestTooMany:
             read.append(account_id)
             return account(account_id)
 
-        with pytest.raises(VenueMalformed, match="more than 200 accounts"):
+        with pytest.raises(VenueMalformed, match="more than 200 accounts") as refused:
             await gather_accounts([str(number) for number in range(201)], reads)
         assert read == []
+        assert "account_id" in str(refused.value.advice)
 
     def test_a_longer_list_is_malformed(self) -> None:
         entries = ({"id": str(number)} for number in range(201))

@@ -56,7 +56,10 @@ def read_account_list(
 def check_number(accounts: int) -> None:
     """Raise VenueMalformed if there are more accounts behind one credential than 200."""
     if accounts > MOST_ACCOUNTS:
-        raise VenueMalformed(f"The venue lists more than {MOST_ACCOUNTS} accounts behind one credential.")
+        raise VenueMalformed(
+            f"The venue lists more than {MOST_ACCOUNTS} accounts behind one credential.",
+            advice="Use a key that reads fewer accounts, or store the account_id of one if the exchange takes it.",
+        )
 
 
 _TWICE = "The venue lists this account twice."

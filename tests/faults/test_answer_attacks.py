@@ -385,14 +385,16 @@ async def binance() -> AsyncIterator[BinanceSimulator]:
         yield running
 
 
-async def hold_of_ccxt(binance: BinanceSimulator, exchange: ExchangeMetadata, body: bytes) -> float:
+async def hold_of_ccxt(
+    binance: BinanceSimulator, exchange: ExchangeMetadata, body: bytes, content_type: str = "application/json"
+) -> float:
     """How long CCXT's exchanges stand still for this answer of one of them, once its markets are there."""
     plugin = exchange_service_ccxt_generic
     entry, state = loaded(plugin, exchange.id), State()
     async with venue_call(exchange, override=binance.url, timeout=30, plugin_state=state, **ALICE) as call:
         listing: Any = SimpleNamespace(plugin=entry, metadata=exchange)
         await answers.read_balance(await plugin.fetch_balance(call=call), listing, call)
-        binance.fail(Fault(body=body)).path = "/api/v3/account"
+        binance.fail(Fault(body=body, content_type=content_type)).path = "/api/v3/account"
         async with watched() as held:
             with suppress(ServiceError):
                 await answers.read_balance(await plugin.fetch_balance(call=call), listing, call)
@@ -429,3 +431,15 @@ async def test_an_answer_stops_ccxts_exchanges_and_not_here(
     for name in ("lists", "numbers", "fractions", "rows", "keys", "a key twice", "a long message"):
         held[name] = await hold_of_ccxt(binance, exchange, bodies()[f"{name}, as many as allowed"])
     assert max(held.values()) < LONGEST, held
+
+
+@pytest.mark.threat("T70", attack=True)
+async def test_an_encoding_stops_ccxts_exchanges_and_is_not_believed_here(
+    binance: BinanceSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = listing_of(exchange_service_ccxt_generic, "binance")
+    answer = (b"a-" + b"a" * 90_000, "application/json; charset=punycode")
+    with monkeypatch.context() as patch:
+        patch.setattr("exchange_service_ccxt_generic.exact._ENCODINGS", {"punycode"})
+        assert await hold_of_ccxt(binance, exchange, *answer) > 3 * LONGEST
+    assert await hold_of_ccxt(binance, exchange, *answer) < LONGEST

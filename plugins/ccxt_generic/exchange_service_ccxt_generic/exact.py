@@ -30,6 +30,8 @@ from exchange_service_ccxt_generic.refusals import SIGN_INS, is_read
 _PAGES_ARE_DATA = frozenset({"gemini"})
 # The usual content types of JSON. For any other aiohttp detects the encoding.
 _IN_UTF8 = frozenset({"application/json", "application/json; charset=utf-8", "application/json;charset=UTF-8"})
+# Any other is read as UTF-8: a venue's answer names the encoding, and Python takes minutes for a mebibyte of some.
+_ENCODINGS = frozenset({"utf-8", "iso8859-1"})
 # Nearly every amount. Within these bounds the sum of two is exact.
 PLAIN_NUMBER = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?\Z")
 # Digits of an exponent, and of a precision.
@@ -236,7 +238,8 @@ class Guarded:
             ) as response:
                 content = await response.read()
                 plain = response.headers.get("Content-Type") in _IN_UTF8
-                text = content.decode("utf-8" if plain else response.get_encoding(), "replace").strip()
+                encoding = "utf-8" if plain else response.get_encoding()
+                text = content.decode(encoding if encoding in _ENCODINGS else "utf-8", "replace").strip()
         except TimeoutError as error:
             raise _ccxt_error("RequestTimeout")(self.id) from error
         except (aiohttp.ClientConnectionError, socket.gaierror) as error:

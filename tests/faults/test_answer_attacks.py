@@ -386,7 +386,11 @@ async def binance() -> AsyncIterator[BinanceSimulator]:
 
 
 async def hold_of_ccxt(
-    binance: BinanceSimulator, exchange: ExchangeMetadata, body: bytes, content_type: str = "application/json"
+    binance: BinanceSimulator,
+    exchange: ExchangeMetadata,
+    body: bytes,
+    content_type: str = "application/json",
+    status: int = 200,
 ) -> float:
     """How long CCXT's exchanges stand still for this answer of one of them, once its markets are there."""
     plugin = exchange_service_ccxt_generic
@@ -394,7 +398,7 @@ async def hold_of_ccxt(
     async with venue_call(exchange, override=binance.url, timeout=30, plugin_state=state, **ALICE) as call:
         listing: Any = SimpleNamespace(plugin=entry, metadata=exchange)
         await answers.read_balance(await plugin.fetch_balance(call=call), listing, call)
-        binance.fail(Fault(body=body, content_type=content_type)).path = "/api/v3/account"
+        binance.fail(Fault(status=status, body=body, content_type=content_type)).path = "/api/v3/account"
         async with watched() as held:
             with suppress(ServiceError):
                 await answers.read_balance(await plugin.fetch_balance(call=call), listing, call)
@@ -443,3 +447,19 @@ async def test_an_encoding_stops_ccxts_exchanges_and_is_not_believed_here(
         patch.setattr("exchange_service_ccxt_generic.exact._ENCODINGS", {"punycode"})
         assert await hold_of_ccxt(binance, exchange, *answer) > 3 * LONGEST
     assert await hold_of_ccxt(binance, exchange, *answer) < LONGEST
+
+
+@pytest.mark.threat("T70", attack=True)
+async def test_a_long_message_of_an_error_stops_ccxts_exchanges_and_is_cut_here(
+    binance: BinanceSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = listing_of(exchange_service_ccxt_generic, "binance")
+    message = b'{"code":-1,"msg":"' + b"a" * 60_000 + b'"}'
+    with monkeypatch.context() as patch:
+        patch.setattr("exchange_service_ccxt_generic.error_members._LONGEST_MESSAGE", 1 << 40)
+        patch.setattr("exchange_service_ccxt_generic.error_members._LONGEST_TEXT", 1 << 40)
+        assert await hold_of_ccxt(binance, exchange, message, status=400) > 4 * LONGEST
+    held = {"a long message": await hold_of_ccxt(binance, exchange, message, status=400)}
+    for name in ("a long text", "rows, as many as allowed", "keys, as many as allowed"):
+        held[name] = await hold_of_ccxt(binance, exchange, bodies()[name], status=400)
+    assert max(held.values()) < LONGEST, held

@@ -45,7 +45,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TypeVar
 
 
 class ServiceError(Exception):
@@ -82,16 +81,6 @@ class ServiceError(Exception):
     def text(self) -> str:
         """The message, followed by the advice if it was given."""
         return f"{self.message} {self.advice}" if self.advice else self.message
-
-
-Error = TypeVar("Error", bound=ServiceError)
-
-
-def without_origin(error: Error) -> Error:
-    """The same error without the frames and the exception that it comes from. They hold a venue's answer and a
-    credential, and an error may be kept for long."""
-    error.__context__ = error.__cause__ = None
-    return error.with_traceback(None)
 
 
 # In bytes, message and advice together. A longer text does not fit into a call's trailers, which hold it twice and

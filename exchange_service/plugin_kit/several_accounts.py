@@ -11,10 +11,11 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from exchange_service.amounts import exact_sum
-from exchange_service.errors import CredentialRejected, VenueError, VenueMalformed, without_origin
+from exchange_service.errors import CredentialRejected, VenueError, VenueMalformed
 from exchange_service.model import Summary, VenueAccount
 from exchange_service.plugin_kit.payload import as_object
 from exchange_service.plugin_kit.tasks import without_exit
+from exchange_service.tasks import without_origin
 
 Listed = TypeVar("Listed")
 

@@ -21,7 +21,6 @@ from exchange_service.errors import (
     ServiceOverloaded,
     VenueError,
     VenueTimeout,
-    without_origin,
 )
 from exchange_service.model import (
     SANDBOX,
@@ -37,7 +36,7 @@ from exchange_service.observability.redaction import LIVE, Held, is_secret_name
 from exchange_service.observability.tracebacks import raised_at
 from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_kit.state import State
-from exchange_service.tasks import TaskSet, retrieve_exception
+from exchange_service.tasks import TaskSet, retrieve_exception, without_origin
 from exchange_service.venues.answers import read_balance, read_key_rights, translate_error
 from exchange_service.venues.busy_time import BusyTime
 from exchange_service.venues.fetching import Target

@@ -454,7 +454,7 @@ async def test_a_long_message_of_an_error_stops_ccxts_exchanges_and_is_cut_here(
     binance: BinanceSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exchange = listing_of(exchange_service_ccxt_generic, "binance")
-    message = b'{"code":-1,"msg":"' + b"a" * 60_000 + b'"}'
+    message = b'{"code":-1,"msg":"' + b"a" * 15_000 + b'"}'
     with monkeypatch.context() as patch:
         patch.setattr("exchange_service_ccxt_generic.error_members._LONGEST_MESSAGE", 1 << 40)
         patch.setattr("exchange_service_ccxt_generic.error_members._LONGEST_TEXT", 1 << 40)

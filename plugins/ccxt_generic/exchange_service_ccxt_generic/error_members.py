@@ -37,8 +37,8 @@ _DEEPEST = 4
 # Venues send few errors in one answer; an answer with more is a list of something else.
 _MOST = 50
 # Characters of a message that are read, and of all messages: searching a longer text for words takes minutes.
-_LONGEST_MESSAGE = 1000
-_LONGEST_TEXT = 4000
+_LONGEST_MESSAGE = 500
+_LONGEST_TEXT = 1500
 
 
 @dataclass(frozen=True, slots=True)

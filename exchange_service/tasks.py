@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 T = TypeVar("T")
 P = ParamSpec("P")
+Error = TypeVar("Error", bound=BaseException)
 
 
 def retrieve_exception(task: asyncio.Future[Any]) -> None:
@@ -20,6 +21,13 @@ def retrieve_exception(task: asyncio.Future[Any]) -> None:
     """
     if not task.cancelled():
         task.exception()
+
+
+def without_origin(error: Error) -> Error:
+    """The same error without the frames and the exception that it comes from. They hold a venue's answer and a
+    credential, and an error may be kept for long."""
+    error.__context__ = error.__cause__ = None
+    return error.with_traceback(None)
 
 
 async def beside_the_loop(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import fields
 from decimal import Decimal
@@ -61,6 +62,43 @@ async def test_accounts_are_read_at_the_same_time() -> None:
         return account(account_id)
 
     assert len(await gather_accounts(["1", "2", "3"], read)) == 3
+
+
+async def test_so_many_accounts_are_read_at_the_same_time() -> None:
+    running, most = 0, 0
+
+    async def read(account_id: str) -> VenueAccount:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return account(account_id)
+
+    assert len(await gather_accounts([str(number) for number in range(100)], read)) == 100
+    assert most == 16
+
+
+async def test_an_error_does_not_keep_the_answer_that_led_to_it() -> None:
+    class Answer:
+        pass
+
+    answers: list[weakref.ref[Answer]] = []
+
+    async def read(account_id: str) -> VenueAccount:
+        if account_id == "last":
+            await asyncio.sleep(0)
+            assert [answer() for answer in answers] == [None, None]
+            return account(account_id)
+        answer = Answer()
+        answers.append(weakref.ref(answer))
+        try:
+            raise ValueError(answer)
+        except ValueError:
+            raise VenueMalformed("It cannot be read.") from None
+
+    accounts = await gather_accounts(["one", "two", "last"], read)
+    assert [entry.error is None for entry in accounts] == [False, False, True]
 
 
 async def test_an_account_that_fails_is_in_the_result_with_its_error() -> None:
@@ -358,9 +396,10 @@ class TestTooMany:
             read.append(account_id)
             return account(account_id)
 
-        with pytest.raises(VenueMalformed, match="more than 200 accounts"):
+        with pytest.raises(VenueMalformed, match="more than 200 accounts") as refused:
             await gather_accounts([str(number) for number in range(201)], reads)
         assert read == []
+        assert "account_id" in str(refused.value.advice)
 
     def test_a_longer_list_is_malformed(self) -> None:
         entries = ({"id": str(number)} for number in range(201))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from typing import Any
@@ -20,6 +21,7 @@ from exchange_service.errors import (
     PluginFailed,
     ServiceError,
     StoreUnavailable,
+    VenueMalformed,
     VenueRateLimited,
     VenueTimeout,
     VenueUnavailable,
@@ -363,6 +365,25 @@ class _Own(VenueError):
 
 
 class TestErrors:
+    async def test_an_error_keeps_nothing_of_the_answer_that_led_to_it(self, sessions: Sessions) -> None:
+        class Answer:
+            pass
+
+        answers: list[weakref.ref[Answer]] = []
+
+        async def fail(call: VenueCall) -> Balance:
+            answer = Answer()
+            answers.append(weakref.ref(answer))
+            try:
+                raise ValueError(answer)
+            except ValueError:
+                raise VenueMalformed("It cannot be read.") from None
+
+        with pytest.raises(VenueMalformed) as kept:
+            await fetch(sessions, ScriptedPlugin(answer=fail))
+        assert answers[0]() is None
+        assert kept.value.message == "It cannot be read."
+
     @pytest.mark.parametrize("error", [CredentialRejected("No."), VenueRateLimited("Too many.", retry_after=3.0)])
     async def test_our_errors_pass_as_they_are(self, sessions: Sessions, error: ServiceError) -> None:
         with pytest.raises(ServiceError) as raised:

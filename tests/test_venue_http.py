@@ -40,7 +40,7 @@ from exchange_service.errors import (
     VenueTimeout,
     VenueUnavailable,
 )
-from exchange_service.model import ANSWER_LIMIT, LARGEST_PUBLIC_ANSWER_LIMIT, Environment, ExchangeMetadata
+from exchange_service.model import ANSWER_LIMIT, LARGEST_PUBLIC_ANSWER_LIMIT, Environment, ExchangeMetadata, WrongType
 from exchange_service.plugin_kit.payload import retry_after
 from exchange_service.testing import Fault, LoopbackVenue, venue_call
 from exchange_service.venues.http import (
@@ -242,6 +242,21 @@ class TestSignedQueries:
             await http.get(f"{venue.url}/v1?first=%2C", params=pairs)
         assert venue.requests[0].target == (f"/v1?{written}" if written else "/v1")
         assert venue.requests[1].target == ("/v1?first=%2C" + (f"&{written}" if written else ""))
+
+    async def test_pairs_follow_a_query_that_is_begun(self) -> None:
+        async with EchoVenue() as venue, opened(venue.url) as http:
+            await http.get(f"{venue.url}/v1?", params={"a": "b"})
+            await http.get(f"{venue.url}/v1?first=1&", params={"a": "b"})
+            sent = await http.get(f"{venue.url}/v1?")
+        assert [request.target for request in venue.requests] == ["/v1?a=b", "/v1?first=1&a=b", "/v1"]
+        assert sent.url == f"{venue.url}/v1"
+
+    @pytest.mark.parametrize("value", [None, True, b"x", ["a"]])
+    async def test_a_parameter_that_is_no_text_is_refused_by_its_name(self, value: Any) -> None:
+        async with EchoVenue() as venue, opened(venue.url) as http:
+            with pytest.raises(WrongType, match="the parameter 'limit' should be a text"):
+                await http.get(f"{venue.url}/v1", params={"limit": value})
+        assert venue.requests == []
 
     async def test_the_url_of_a_response_is_told_and_not_shown(self) -> None:
         async with EchoVenue() as venue, opened(venue.url) as http:

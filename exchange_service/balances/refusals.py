@@ -123,7 +123,7 @@ class Refusals:
             # Not for longer than a venue can mean it.
             seconds = min(_SECONDS if error.retry_after is None else error.retry_after, _LONGEST)
             key = target.credential_key if isinstance(error, _OF_THE_CREDENTIAL) else target.key
-            self._refusals[key] = _Refusal(error, _loop_time() + seconds)
+            self._refusals[key] = _Refusal(error.with_traceback(None), _loop_time() + seconds)
 
 
 def _loop_time() -> float:

@@ -15,11 +15,14 @@ from exchange_service.errors import CredentialRejected, VenueError, VenueMalform
 from exchange_service.model import Summary, VenueAccount
 from exchange_service.plugin_kit.payload import as_object
 from exchange_service.plugin_kit.tasks import without_exit
+from exchange_service.tasks import without_origin
 
 Listed = TypeVar("Listed")
 
 # More than any venue shows behind one credential: each costs a request, an account in the balance, or both.
 MOST_ACCOUNTS = 200
+# Accounts that are read at the same time. Each may be waiting with an answer of the largest size.
+_AT_ONCE = 16
 # What may be spent within one account, in words. Another account's money does not pay for a deficit of it.
 _SPENDABLE = {"available": "available amount", "buying_power": "buying power"}
 
@@ -54,7 +57,10 @@ def read_account_list(
 def check_number(accounts: int) -> None:
     """Raise VenueMalformed if there are more accounts behind one credential than 200."""
     if accounts > MOST_ACCOUNTS:
-        raise VenueMalformed(f"The venue lists more than {MOST_ACCOUNTS} accounts behind one credential.")
+        raise VenueMalformed(
+            f"The venue lists more than {MOST_ACCOUNTS} accounts behind one credential.",
+            advice="Use a key that reads fewer accounts, or store the account_id of one if the exchange takes it.",
+        )
 
 
 _TWICE = "The venue lists this account twice."
@@ -68,7 +74,7 @@ async def gather_accounts(
     type: str = "",
     unread: Callable[[str], VenueAccount] | None = None,
 ) -> tuple[VenueAccount, ...]:
-    """Read the accounts at the same time, by `read`; the results are in the order of `ids`.
+    """Read the accounts by `read`, 16 at the same time; the results are in the order of `ids`.
 
     An account that fails with a VenueError is in the result with its error and with `type`, or as `unread(id)`
     describes it. Raises the error if all accounts fail, or if any fails with CredentialRejected, because the key is
@@ -141,11 +147,14 @@ def _is_negative(summary: Summary | None, figure: str) -> bool:
 async def _read_all(
     ids: Sequence[str], read: Callable[[str], Awaitable[VenueAccount]]
 ) -> list[VenueAccount | VenueError]:
+    slots = asyncio.Semaphore(_AT_ONCE)
+
     async def read_one(account_id: str) -> VenueAccount | VenueError:
         try:
-            return await without_exit(partial(read, account_id), "reading an account")
+            async with slots:
+                return await without_exit(partial(read, account_id), "reading an account")
         except VenueError as error:
-            return error
+            return without_origin(error)
 
     results: list[VenueAccount | VenueError] = []
     # One that breaks does not end the wait: no read may go on after this call has ended.

@@ -15,13 +15,16 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import aiohttp
 import structlog
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from exchange_service.errors import (
@@ -38,7 +41,7 @@ from exchange_service.errors import (
     VenueTimeout,
     VenueUnavailable,
 )
-from exchange_service.model import Environment, ExchangeMetadata
+from exchange_service.model import Environment, ExchangeMetadata, WrongType
 from exchange_service.open_files import none_left
 from exchange_service.plugin_kit.gateways import gateway_error
 from exchange_service.plugin_kit.payload import count_marks, parse_json, retry_after
@@ -58,7 +61,12 @@ _LONG = 1024 * 1024
 _SENDABLE = re.compile(r"[!-\"$-~]+\Z")
 _SCHEMES = ("https", "http")
 _USER_AGENT = "exchange-service"
-_CHUNK = 64 * 1024
+# Bytes of a body that are read at once. They may come in as many pieces, so others are served in between.
+_CHUNK = 16 * 1024
+# Bytes that are taken of a connection at once while it has no response, so that a flood of interim ones ends after the
+# first part. A venue sends one response, and one or two interim ones before.
+_PART = 16 * 1024
+_MOST_RESPONSES = 16
 # Public by their numbers, but in the clouds of Azure and Oracle they lead to the cloud's own services; and ranges that
 # older versions of Python do not call private.
 _CLOUDS = tuple(map(ipaddress.ip_network, ("168.63.129.16/32", "192.0.0.0/24", "64:ff9b:1::/48")))
@@ -165,6 +173,8 @@ def _bounded_response(venue: str, limit: int) -> type[aiohttp.ClientResponse]:
                         self.close()
                         raise VenueMalformed(f"{venue} answered with more than {_in_words(limit)}.")
                     chunks.append(chunk)
+                    if size > _CHUNK:
+                        await asyncio.sleep(0)
                 body = b"".join(chunks)
                 if len(body) > most_marks and await _count_marks(body) > most_marks:
                     raise VenueMalformed(f"{venue} answered with more values than any account has.")
@@ -223,6 +233,36 @@ def _bound_request(reach: _Reach) -> type[aiohttp.ClientRequest]:
             super().__init__(method, url, **options)
 
     return BoundRequest
+
+
+class _BoundedConnection(ResponseHandler):
+    """A connection that ends if very many responses wait on it: aiohttp would read interim ones without an end."""
+
+    def data_received(self, data: bytes) -> None:
+        taken = 0
+        # A body is taken as it comes: aiohttp bounds what it makes of it.
+        while taken < len(data) and (self._payload is None or self._payload.is_eof()):
+            if len(self) > _MOST_RESPONSES:
+                self.abort()
+                self.set_exception(HttpProcessingError(message="too many responses"))
+            if self.exception() is not None:
+                return
+            super().data_received(data[taken : taken + _PART])
+            taken += _PART
+        if taken < len(data) or not data:
+            super().data_received(data[taken:])
+
+
+def _bounded_connection(loop: asyncio.AbstractEventLoop) -> ResponseHandler:
+    return _BoundedConnection(loop)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Makes bounded connections. aiohttp has no option for their class."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory = partial(_bounded_connection, self._loop)
 
 
 class _NotPublic(OSError):
@@ -334,7 +374,7 @@ def _written(params: Params) -> str:
     pairs = [*(params.items() if isinstance(params, Mapping) else params)]
     for name, value in pairs:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise TypeError(f"the parameter {name} should be a text, not {type(value).__name__}")
+            raise WrongType(f"the parameter {name!r} should be a text, not {type(value).__name__}")
     return urlencode(pairs, quote_via=quote, safe="")
 
 
@@ -377,9 +417,11 @@ class VenueHttp:
         return await self._request("POST", url, params=params, headers=headers, json=json, data=data)
 
     def _as_it_is(self, url: str, params: Params | None) -> URL:
-        """The URL that goes on the wire, byte for byte; PluginFailed for one that cannot be sent so, or not at all."""
+        """The URL that goes on the wire, byte for byte but for a `?` at its end; PluginFailed for one that cannot be
+        sent so, or not at all."""
         if params is not None and (query := _written(params)):
-            url = f"{url}{'&' if '?' in url else '?'}{query}"
+            begun = url.endswith(("?", "&"))
+            url = f"{url}{'' if begun else '&' if '?' in url else '?'}{query}"
         if not _SENDABLE.match(url):
             raise PluginFailed(
                 f"The plugin for {self._venue} asked for an address with a blank, a '#' or another character that is "
@@ -437,7 +479,7 @@ class VenueHttpPool:
             reach = _Reach(exchange.name, origins, by_operator=bool(override))
             limit = exchange.public_answer_limit if public else exchange.answer_limit
             session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
+                connector=_Connector(
                     resolver=_Resolver(self._resolver or aiohttp.ThreadedResolver()),
                     socket_factory=_open_socket if override else _public_sockets(exchange.name),
                 ),

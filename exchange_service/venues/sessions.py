@@ -18,6 +18,7 @@ from exchange_service.errors import (
     CredentialInvalid,
     NotSupported,
     PluginFailed,
+    ServiceError,
     ServiceOverloaded,
     VenueError,
     VenueTimeout,
@@ -36,7 +37,7 @@ from exchange_service.observability.redaction import LIVE, Held, is_secret_name
 from exchange_service.observability.tracebacks import raised_at
 from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_kit.state import State
-from exchange_service.tasks import TaskSet, retrieve_exception
+from exchange_service.tasks import TaskSet, retrieve_exception, without_origin
 from exchange_service.venues.answers import read_balance, read_key_rights, translate_error
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.http import VenueHttpPool
@@ -124,7 +125,7 @@ class Sessions:
         except BaseException:
             self._release(session)
             raise
-        run = _MeasuredRun(_run_hook(listing, call, read))
+        run = _MeasuredRun(_run_apart(listing, call, read))
         task = asyncio.get_running_loop().create_task(run, name=f"fetch {call.exchange.id}")
         # Not before the hook has ended: one that was left behind at its deadline still uses the state.
         task.add_done_callback(lambda _: self._release(session))
@@ -330,6 +331,15 @@ class _MeasuredRun(Coroutine[Any, Any, T]):
     def cr_frame(self) -> Any:
         """Where it waits now, for the stack that a task shows."""
         return getattr(self._work, "cr_frame", None)
+
+
+async def _run_apart(listing: Listing, call: VenueCall, read: Callable[[VenueCall], Awaitable[T]]) -> T:
+    """As `_run_hook`, but an error keeps nothing of the call."""
+    try:
+        return await _run_hook(listing, call, read)
+    except ServiceError as error:
+        failure = without_origin(error)
+    raise failure
 
 
 async def _run_hook(listing: Listing, call: VenueCall, read: Callable[[VenueCall], Awaitable[T]]) -> T:

@@ -48,8 +48,6 @@ from tests.harness import loaded
 MEBIBYTE = 1024 * 1024
 # Seconds. The event loop stands still for less.
 LONGEST = 0.050
-# The same for the loop of CCXT's process, where CCXT's own reading of a balance runs.
-LONGEST_OF_CCXT = 0.400
 
 PLUGINS: Mapping[str, tuple[Any, Callable[[], DemoVenue]]] = {
     "aster": (exchange_service_aster, AsterSimulator),
@@ -148,6 +146,7 @@ def unbounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ):
             patch.setattr(f"{module}.beside_the_loop", at_once)
         patch.setattr("exchange_service_ccxt_generic.answers.beside_the_loop", at_once)
+        patch.setattr("exchange_service_ccxt_generic.exact.is_large", lambda size: False)
         patch.setattr(http, "_BYTES_FOR_A_MARK", 1)
         patch.setattr(http, "_MOST_MARKS", 1 << 40)
         patch.setattr(answers, "MAX_ROWS", 1 << 40)
@@ -265,6 +264,52 @@ async def test_no_worst_answer_holds_the_loop_for_fifty_milliseconds(
     assert too_long == {}
 
 
+@asynccontextmanager
+async def raw_venue(answer: bytes) -> AsyncIterator[str]:
+    """The URL of a venue that sends these bytes to every request, and hangs up."""
+
+    async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        with suppress(ConnectionError):
+            writer.write(answer)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(send, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.threat("T70", attack=True)
+async def test_a_flood_of_interim_responses_takes_the_processor_and_ends_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    exchange, credential = listing_of(exchange_service_oanda, "oanda"), credential_of(OandaSimulator())
+
+    async def spent(url: str) -> float:
+        began = time.process_time()
+        assert isinstance(await read(exchange_service_oanda, exchange, url, credential), ServiceError)
+        return time.process_time() - began
+
+    async with raw_venue(b"HTTP/1.1 100 C\r\n\r\n" * 60_000) as url:
+        with monkeypatch.context() as patch:
+            patch.setattr(http, "_MOST_RESPONSES", 1 << 40)
+            patch.setattr(http, "_PART", 1 << 40)
+            assert await spent(url) > 2 * LONGEST
+        assert await spent(url) < LONGEST / 2
+
+
+@pytest.mark.threat("T70")
+async def test_a_body_in_pieces_of_one_byte_holds_no_loop() -> None:
+    exchange, credential = listing_of(exchange_service_oanda, "oanda"), credential_of(OandaSimulator())
+    drip = HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 300_000 + b"0\r\n\r\n"
+    async with raw_venue(drip) as url, watched() as held:
+        result = await read(exchange_service_oanda, exchange, url, credential)
+    assert isinstance(result, VenueMalformed)
+    assert held[0] < LONGEST
+
+
 def grown(body: bytes, size: int, *, innermost: bool) -> bytes:
     """A true answer in which one list of objects is filled up to the size with copies of other names."""
     try:
@@ -340,14 +385,20 @@ async def binance() -> AsyncIterator[BinanceSimulator]:
         yield running
 
 
-async def hold_of_ccxt(binance: BinanceSimulator, exchange: ExchangeMetadata, body: bytes) -> float:
+async def hold_of_ccxt(
+    binance: BinanceSimulator,
+    exchange: ExchangeMetadata,
+    body: bytes,
+    content_type: str = "application/json",
+    status: int = 200,
+) -> float:
     """How long CCXT's exchanges stand still for this answer of one of them, once its markets are there."""
     plugin = exchange_service_ccxt_generic
     entry, state = loaded(plugin, exchange.id), State()
     async with venue_call(exchange, override=binance.url, timeout=30, plugin_state=state, **ALICE) as call:
         listing: Any = SimpleNamespace(plugin=entry, metadata=exchange)
         await answers.read_balance(await plugin.fetch_balance(call=call), listing, call)
-        binance.fail(Fault(body=body)).path = "/api/v3/account"
+        binance.fail(Fault(status=status, body=body, content_type=content_type)).path = "/api/v3/account"
         async with watched() as held:
             with suppress(ServiceError):
                 await answers.read_balance(await plugin.fetch_balance(call=call), listing, call)
@@ -361,16 +412,54 @@ def binance_account(size: int) -> bytes:
     return b'{"accountType":"SPOT","balances":[' + rows + b"]}"
 
 
+def empty_rows(size: int) -> bytes:
+    return filled(b'{"accountType":"SPOT","balances":[', b"{}", b"]}", size)
+
+
 @pytest.mark.threat("T70", attack=True)
-async def test_an_answer_stops_ccxts_exchanges_for_long_and_here_for_a_fraction(
+async def test_an_answer_stops_ccxts_exchanges_and_not_here(
     binance: BinanceSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exchange = listing_of(exchange_service_ccxt_generic, "binance")
     with unbounded(monkeypatch):
         wide = replace(exchange, answer_limit=LARGEST_ANSWER_LIMIT)
         long = await hold_of_ccxt(binance, wide, binance_account(LARGEST_ANSWER_LIMIT // 4))
-    assert long > 2 * LONGEST_OF_CCXT
-    held = {"rows of its own": await hold_of_ccxt(binance, exchange, as_many_as_allowed(binance_account))}
-    for name in ("lists", "numbers", "rows", "keys"):
+    assert long > 4 * LONGEST
+    held = {
+        "rows of its own": await hold_of_ccxt(binance, exchange, as_many_as_allowed(binance_account)),
+        "rows without anything": await hold_of_ccxt(binance, exchange, as_many_as_allowed(empty_rows)),
+        # As long as what is read on the loop may be.
+        "few rows": await hold_of_ccxt(binance, exchange, binance_account(39_000)),
+        "few rows without anything": await hold_of_ccxt(binance, exchange, empty_rows(18_000)),
+    }
+    for name in ("lists", "numbers", "fractions", "rows", "keys", "a key twice", "a long message"):
         held[name] = await hold_of_ccxt(binance, exchange, bodies()[f"{name}, as many as allowed"])
-    assert max(held.values()) < LONGEST_OF_CCXT
+    assert max(held.values()) < LONGEST, held
+
+
+@pytest.mark.threat("T70", attack=True)
+async def test_an_encoding_stops_ccxts_exchanges_and_is_not_believed_here(
+    binance: BinanceSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = listing_of(exchange_service_ccxt_generic, "binance")
+    answer = (b"a-" + b"a" * 90_000, "application/json; charset=punycode")
+    with monkeypatch.context() as patch:
+        patch.setattr("exchange_service_ccxt_generic.exact._ENCODINGS", {"punycode"})
+        assert await hold_of_ccxt(binance, exchange, *answer) > 3 * LONGEST
+    assert await hold_of_ccxt(binance, exchange, *answer) < LONGEST
+
+
+@pytest.mark.threat("T70", attack=True)
+async def test_a_long_message_of_an_error_stops_ccxts_exchanges_and_is_cut_here(
+    binance: BinanceSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = listing_of(exchange_service_ccxt_generic, "binance")
+    message = b'{"code":-1,"msg":"' + b"a" * 15_000 + b'"}'
+    with monkeypatch.context() as patch:
+        patch.setattr("exchange_service_ccxt_generic.error_members._LONGEST_MESSAGE", 1 << 40)
+        patch.setattr("exchange_service_ccxt_generic.error_members._LONGEST_TEXT", 1 << 40)
+        assert await hold_of_ccxt(binance, exchange, message, status=400) > 4 * LONGEST
+    held = {"a long message": await hold_of_ccxt(binance, exchange, message, status=400)}
+    for name in ("a long text", "rows, as many as allowed", "keys, as many as allowed"):
+        held[name] = await hold_of_ccxt(binance, exchange, bodies()[name], status=400)
+    assert max(held.values()) < LONGEST, held

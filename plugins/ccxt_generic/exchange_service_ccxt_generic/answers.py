@@ -13,14 +13,30 @@ from exchange_service_ccxt_generic.exact_json import exact_json, reread_json
 T = TypeVar("T")
 P = ParamSpec("P")
 
-# Characters. What is made of a longer body is made in a thread: the other exchanges share the event loop. Binance's
-# list of all assets has 60,000.
+# What is made of a larger body is made in a thread: the other exchanges share the event loop. Binance's list of all
+# assets has 60,000 characters, with a value for each twelve of them.
 _LARGE = 100_000
+# As many characters as cost the same as one value. CCXT takes at most four microseconds for a value.
+_CHARACTERS_OF_A_VALUE = 16
+# What opens and separates the values of JSON.
+_MARKS = (",", ":", "[", "{")
+
+
+def size_of(body: str) -> int:
+    """The size of a body: its characters, or what its values cost if that is more."""
+    if len(body) > _LARGE:
+        return len(body)
+    return max(len(body), _CHARACTERS_OF_A_VALUE * sum(map(body.count, _MARKS)))
+
+
+def is_large(size: int) -> bool:
+    """Whether what is made of bodies of this size is made in a thread."""
+    return size > _LARGE
 
 
 async def in_turn(size: int, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """What `work` makes of bodies with so many characters: in a thread if they are large, otherwise at once."""
-    if size > _LARGE:
+    """What `work` makes of bodies of this size: in a thread if they are large, otherwise at once."""
+    if is_large(size):
         return await beside_the_loop(work, *arguments, **options)
     return work(*arguments, **options)
 
@@ -35,6 +51,8 @@ class Answer:
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: str = field(default="", repr=False)
+    # See `size_of`.
+    size: int = 0
     is_json: bool = False
     error: Exception | None = field(default=None, repr=False)
 
@@ -55,8 +73,8 @@ class Record:
 
     @property
     def size(self) -> int:
-        """The characters of all bodies."""
-        return sum(len(answer.body) for answer in self.answers)
+        """The size of all bodies, see `size_of`."""
+        return sum(answer.size for answer in self.answers)
 
     def of(self, error: BaseException) -> Answer:
         """The answer that led to `error`; an empty one if there is none."""

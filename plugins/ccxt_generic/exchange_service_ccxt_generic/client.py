@@ -22,6 +22,7 @@ from exchange_service_ccxt_generic.account_types import (
     without_plain,
 )
 from exchange_service_ccxt_generic.answers import in_turn
+from exchange_service_ccxt_generic.aside import by_steps
 from exchange_service_ccxt_generic.credentials import Wish
 from exchange_service_ccxt_generic.instances import Instances, Opened
 from exchange_service_ccxt_generic.recording import Recorder
@@ -40,7 +41,7 @@ class Fetched:
     answers: list[Any] = field(repr=False)
     venue_codes: Mapping[str, list[str]] = field(repr=False)
     instance: Any = field(repr=False)
-    # The characters of the answers.
+    # The size of the answers.
     size: int = 0
 
 
@@ -74,7 +75,7 @@ class CcxtClient:
             parameters = without_plain(parameters)
         with self.recorder.record(opened.ccxt) as record:
             try:
-                result = await opened.instance.fetch_balance(parameters)
+                result = await by_steps(opened.instance.fetch_balance(parameters))
             except opened.ccxt.BaseError as error:
                 if record.arose_in_reading(error):
                     self.recorder.raise_swallowed(opened.ccxt, record)

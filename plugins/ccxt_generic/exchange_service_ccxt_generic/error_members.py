@@ -36,6 +36,9 @@ _BY_FIELD = re.compile(r"errors\Z", re.IGNORECASE)
 _DEEPEST = 4
 # Venues send few errors in one answer; an answer with more is a list of something else.
 _MOST = 50
+# Characters of a message that are read, and of all messages: searching a longer text for words takes minutes.
+_LONGEST_MESSAGE = 500
+_LONGEST_TEXT = 1500
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +52,15 @@ class ErrorMembers:
     @property
     def text(self) -> str:
         """All messages as one text."""
-        return " | ".join(self.messages)
+        return " | ".join(self.messages)[:_LONGEST_TEXT]
 
 
 def error_members(value: Any) -> ErrorMembers:
     """What the answer `value` says of an error, wherever its venue writes it."""
     found = _Found()
     found.collect(value, _DEEPEST)
-    return ErrorMembers(*(tuple(texts[:_MOST]) for texts in (found.codes, found.messages, found.addresses)))
+    texts = (found.codes, found.messages, found.addresses)
+    return ErrorMembers(*(tuple(text[:_LONGEST_MESSAGE] for text in some[:_MOST]) for some in texts))
 
 
 @dataclass(slots=True)

@@ -21,7 +21,8 @@ import aiohttp
 from yarl import URL
 
 from exchange_service.plugin_api import CredentialInvalid, NotSupported, VenueError, VenueMalformed
-from exchange_service_ccxt_generic.answers import ANSWER, RECORD, Answer, in_turn
+from exchange_service_ccxt_generic.answers import ANSWER, RECORD, Answer, in_turn, is_large, size_of
+from exchange_service_ccxt_generic.aside import step_aside, step_back
 from exchange_service_ccxt_generic.exact_json import exact_json
 from exchange_service_ccxt_generic.refusals import SIGN_INS, is_read
 
@@ -29,8 +30,13 @@ from exchange_service_ccxt_generic.refusals import SIGN_INS, is_read
 _PAGES_ARE_DATA = frozenset({"gemini"})
 # The usual content types of JSON. For any other aiohttp detects the encoding.
 _IN_UTF8 = frozenset({"application/json", "application/json; charset=utf-8", "application/json;charset=UTF-8"})
+# Any other is read as UTF-8: a venue's answer names the encoding, and Python takes minutes for a mebibyte of some.
+_ENCODINGS = frozenset({"utf-8", "iso8859-1"})
 # Nearly every amount. Within these bounds the sum of two is exact.
 PLAIN_NUMBER = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?\Z")
+# Digits of an exponent, and of a precision.
+_LONGEST_EXPONENT = 4
+_HUGE_EXPONENT = re.compile(rf"[eE][+-]?\d{{{_LONGEST_EXPONENT + 1},}}")
 _EXACT_SUMS = Context(prec=100)
 # Most rows are the same as in the call before, or are all zero.
 _FIGURES_KEPT = 4096
@@ -79,6 +85,21 @@ def _compute(operation: Callable[[Decimal, Decimal], Decimal], one: str, other: 
     """The sum or difference of two plain numbers, as text without zeros at the end, as CCXT writes it."""
     result = operation(Decimal(one), Decimal(other))
     return format(_EXACT_SUMS.normalize(result), "f") if result else "0"
+
+
+@cache
+def bound_exponents() -> None:
+    """Let CCXT's numbers refuse an exponent of more digits than `_LONGEST_EXPONENT`, wherever it stands in an answer:
+    CCXT would build a number with that many digits."""
+    precise = importlib.import_module("ccxt.base.precise").Precise
+    make = precise.__init__
+
+    def make_bounded(self: Any, number: Any, decimals: Any = None) -> None:
+        if decimals is None and _HUGE_EXPONENT.search(number) is not None:
+            raise VenueMalformed("The answer holds a number that is too large.")
+        make(self, number, decimals)
+
+    precise.__init__ = make_bounded
 
 
 @cache
@@ -141,6 +162,12 @@ class Guarded:
         if begins > now:
             await asyncio.sleep(begins - now)
 
+    def parse_precision(self, precision: Any) -> Any:
+        """CCXT's step for a number of decimals. CCXT itself would write as many zeros as a venue's list says."""
+        if precision is not None and len(str(precision)) > _LONGEST_EXPONENT:
+            raise VenueMalformed("The list of markets holds a precision that is too large.")
+        return super().parse_precision(precision)  # type: ignore[misc]
+
     def log(self, *_: Any) -> None:
         """Print nothing. CCXT itself prints requests with keys and signatures if it is verbose."""
 
@@ -164,6 +191,7 @@ class Guarded:
     ) -> Any:
         """Sign and send one request, at the exchange's pace. CCXT itself repeats some requests; the host does that."""
         params, config = {} if params is None else params, {} if config is None else config
+        await step_back()
         await self.throttle(self.calculate_rate_limiter_cost(api, method, path, params, config))
         request = self.sign(path, api, method, params)
         return await self.fetch(request["url"], request["method"], request["headers"], request["body"])
@@ -173,6 +201,7 @@ class Guarded:
 
         CCXT itself looks for proxies, logs keys and keeps the last request.
         """
+        await step_back()
         answer = Answer()
         if (record := RECORD.get(None)) is not None:
             record.answers.append(answer)
@@ -180,16 +209,22 @@ class Guarded:
         try:
             sent = self.prepare_request_headers(headers)
             reason = await self._send(answer, url, method, sent, body)
-            value = await in_turn(len(answer.body), self.parse_json, answer.body)
-            arguments = (answer.status, reason, url, method, answer.headers, answer.body, value, sent, body)
-            self.handle_errors(*arguments)
-            self.handle_http_status_code(answer.status, reason, url, method, answer.body)
+            value = await in_turn(answer.size, self._accept, answer, reason, (url, method), (sent, body))
         except Exception as error:
             answer.error = error
             raise
         finally:
             ANSWER.reset(token)
+        if is_large(answer.size):
+            await step_aside()
         return answer.body if value is None else value
+
+    def _accept(self, answer: Answer, reason: str, target: tuple[str, str], sent: tuple[Any, Any]) -> Any:
+        """The JSON value of an answer, or None. Raises CCXT's error for an answer that is one."""
+        value = self.parse_json(answer.body)
+        self.handle_errors(answer.status, reason, *target, answer.headers, answer.body, value, *sent)
+        self.handle_http_status_code(answer.status, reason, *target, answer.body)
+        return value
 
     async def _send(self, answer: Answer, url: str, method: str, headers: Any, body: str | None) -> str:
         """Send the request and fill in the answer. Returns the reason phrase of the status."""
@@ -203,7 +238,8 @@ class Guarded:
             ) as response:
                 content = await response.read()
                 plain = response.headers.get("Content-Type") in _IN_UTF8
-                text = content.decode("utf-8" if plain else response.get_encoding(), "replace").strip()
+                encoding = "utf-8" if plain else response.get_encoding()
+                text = content.decode(encoding if encoding in _ENCODINGS else "utf-8", "replace").strip()
         except TimeoutError as error:
             raise _ccxt_error("RequestTimeout")(self.id) from error
         except (aiohttp.ClientConnectionError, socket.gaierror) as error:
@@ -211,6 +247,7 @@ class Guarded:
         except aiohttp.ClientError as error:
             raise _ccxt_error("ExchangeError")(self.id) from error
         answer.status, answer.headers, answer.body = response.status, dict(response.headers), text
+        answer.size = size_of(text)
         if 200 <= response.status < 300 and not self._is_readable(text):
             raise VenueMalformed("The venue answered with something that is not JSON.")
         return response.reason or ""

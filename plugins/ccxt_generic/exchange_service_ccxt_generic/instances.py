@@ -12,9 +12,10 @@ from functools import partial
 from typing import Any
 
 from exchange_service.plugin_api import SANDBOX, NotSupported, VenueCall, VenueMalformed
+from exchange_service_ccxt_generic.aside import by_steps
 from exchange_service_ccxt_generic.credentials import StoredCredential, read_credential
 from exchange_service_ccxt_generic.describe import environment_urls, required_credentials
-from exchange_service_ccxt_generic.exact import Exact, Guarded, make_layered_class
+from exchange_service_ccxt_generic.exact import Exact, Guarded, bound_exponents, make_layered_class
 from exchange_service_ccxt_generic.kinds import KINDS, Kind, kept, questions
 from exchange_service_ccxt_generic.recording import Recorder
 from exchange_service_ccxt_generic.refusals import SAFE_OPTIONS
@@ -124,7 +125,7 @@ class Instances:
             if kind.unless and instance.options.get(kind.unless) is True:
                 continue
             with self._recorder.record(ccxt) as record:
-                await getattr(instance, kind.method)(*kind.arguments)
+                await by_steps(getattr(instance, kind.method)(*kind.arguments))
             self._recorder.raise_swallowed(ccxt, record, kind.plain)
             if not kind.is_told(record.answers):
                 raise self._recorder.unknown_kind()
@@ -250,6 +251,7 @@ async def _load_slots() -> asyncio.Semaphore:
 async def import_ccxt() -> Any:
     """CCXT's module. Importing it takes seconds, so a thread does it."""
     module = await asyncio.to_thread(importlib.import_module, "ccxt.async_support")
+    bound_exponents()
     # At DEBUG CCXT logs keys, signed addresses and whole bodies. The filter works for any level that is set later.
     logger = logging.getLogger(_CCXT_LOGGER)
     logger.addFilter(_is_not_debug)

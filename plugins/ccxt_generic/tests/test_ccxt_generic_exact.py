@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import importlib
 import json
 from decimal import Decimal
 from typing import Any
@@ -13,6 +14,7 @@ from exchange_service_ccxt_generic import parse
 from exchange_service_ccxt_generic.answers import Answer
 from exchange_service_ccxt_generic.exact import Exact, Guarded, make_layered_class
 from exchange_service_ccxt_generic.exact_json import exact_json
+from exchange_service_ccxt_generic.instances import import_ccxt
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -168,3 +170,25 @@ class TestSpacing:
         await instance.throttle()
         assert loop.time() - began >= 0.1
         assert instance.free_at - began >= 0.15
+
+
+class TestHugeNumbers:
+    """In the public lists, which CCXT reads itself: it would write as many zeros as one of these says."""
+
+    @pytest.mark.parametrize("precision", ["99999999", "-99999999", 10**9])
+    async def test_a_precision_is_refused(self, precision: Any) -> None:
+        ccxt = await import_ccxt()
+        instance = make_layered_class(Guarded, ccxt.kraken)({})
+        with pytest.raises(VenueMalformed, match="too large"):
+            instance.parse_precision(precision)
+        assert instance.parse_precision("8") == "0.00000001"
+        assert instance.parse_precision("-2") == "100"
+
+    @pytest.mark.parametrize("number", ["1e999999999", "1E+99999", "0.5e-999999999"])
+    async def test_an_exponent_is_refused_where_ccxt_computes_with_it(self, number: str) -> None:
+        await import_ccxt()
+        precise = importlib.import_module("ccxt.base.precise").Precise
+        with pytest.raises(VenueMalformed, match="too large"):
+            precise.string_div("1", number)
+        assert precise.string_mul("2", "1e30") == "2" + 30 * "0"
+        assert precise.string_div("1", "8") == "0.125"

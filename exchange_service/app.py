@@ -28,7 +28,12 @@ from exchange_service.credentials.configured import configured_hash_key, open_co
 from exchange_service.credentials.key_check import KeyWatch
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore
-from exchange_service.grpc_server.certificates import CertificateFiles, RenewedCertificates, watch_ends
+from exchange_service.grpc_server.certificates import (
+    CertificateFiles,
+    RenewedCertificates,
+    UnusableCertificates,
+    watch_ends,
+)
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.grpc_server.plugin_servicer import PluginServicer
 from exchange_service.grpc_server.requests import RequestReader
@@ -119,6 +124,7 @@ class Service:
             if not stopping.done():
                 stopping.set_result(name)
 
+        before = signal.getsignal(signal.SIGTERM)
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, heed, name)
         delay = 0.0
@@ -130,6 +136,7 @@ class Service:
             # A second signal ends the process at once.
             for name in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(name)
+            signal.signal(signal.SIGTERM, before)
             await self.stop(delay)
 
 
@@ -427,9 +434,8 @@ async def _listen(
     files = certificate_files(settings)
     try:
         tls = None if files is None else RenewedCertificates(files).credentials()
-    except (OSError, ValueError):
-        # The library's text may name what is in the file.
-        raise BindError("tls_certificate and tls_key cannot be read, or do not match.") from None
+    except UnusableCertificates as error:
+        raise BindError(str(error)) from None
     reflect = settings.loopback if settings.reflection is None else settings.reflection
     limits = ConnectionLimits(settings.connection_streams, most_connections())
     return await listen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -11,8 +12,8 @@ if sys.platform != "win32":
 
 # What the service needs besides its callers' connections: to venues, the database, Redis, plugins and files.
 _RESERVED = 400
-# The system may allow any number; some programs that ours start would walk through all of them.
-_MOST = 1_048_576
+# What is tried. The system may allow any number; some programs that ours start would walk through all of them.
+_MOST = (1_048_576, 65_536, 10_240)
 _OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
@@ -21,9 +22,14 @@ def raise_limit() -> None:
     if sys.platform == "win32":
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    for most in _MOST:
+        wanted = most if hard == resource.RLIM_INFINITY else min(hard, most)
+        if soft == resource.RLIM_INFINITY or soft >= wanted:
+            return
+        # macOS names no hard limit, and refuses more than the kernel's own; a sandbox may refuse all.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return
 
 
 def limit() -> int | None:

@@ -2,6 +2,7 @@
 
     reset PORT SECONDS              open requests and reset each at once
     open PORT CONNECTIONS REQUESTS  open requests that never end, and hold them until standard input ends
+    open ... FIELDS                 the same, each with so many fields of metadata, of one byte each on the wire
     silent PORT CONNECTIONS         open connections that say nothing, and hold them likewise
 
 It prints what it did as a line of JSON.
@@ -24,6 +25,8 @@ _HEADERS, _RST_STREAM = 1, 3
 _END_HEADERS = 4
 _CANCEL = struct.pack(">I", 8)
 _PATH = "/exchange_service.v1.ExchangeService/GetBalance"
+# A reference to a field of HPACK's static table: "accept-encoding: gzip, deflate".
+_INDEXED = b"\x90"
 # Requests that are open at a time before they are reset.
 _WAVE = 250
 
@@ -70,8 +73,8 @@ def _reset(port: int, seconds: float) -> None:
     _say({"requests": count})
 
 
-def _open(port: int, connections: int, requests: int) -> None:
-    headers = request_headers(port, _PATH, ())
+def _open(port: int, connections: int, requests: int, fields: int = 0) -> None:
+    headers = request_headers(port, _PATH, ()) + _INDEXED * fields
     peers = [Peer(port) for _ in range(connections)]
     for peer in peers:
         with contextlib.suppress(OSError):
@@ -80,7 +83,8 @@ def _open(port: int, connections: int, requests: int) -> None:
     # Until the server has answered all that it will answer.
     before = -1
     while before != (before := sum(peer.refused for peer in peers)):
-        time.sleep(0.5)
+        # Many fields take long to read.
+        time.sleep(2.0 if fields else 0.5)
     _say({"refused": before})
     sys.stdin.read()
 

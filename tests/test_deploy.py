@@ -187,7 +187,9 @@ class TestContainers:
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         grace = float(service["stop_grace_period"].removesuffix("s"))
-        assert grace > Settings.model_fields["shutdown_grace"].default + 5
+        settings = Settings(address=service["environment"]["EXCHANGE_SERVICE_ADDRESS"])
+        # What is left is for calls that are told of the end, and for closing.
+        assert grace > settings.leaving_delay + settings.shutdown_grace + 5
 
     def test_the_files_and_services_that_it_names_exist(self, compose: Any) -> None:
         build = compose["services"]["exchange-service"]["build"]

@@ -7,6 +7,7 @@ import builtins
 import gc
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,3 +180,43 @@ def test_a_client_imports_neither_uvloop_nor_metrics() -> None:
         env=dict(os.environ),
     )
     assert done.stdout.strip() == "[]"
+
+
+FIRST_PROCESS = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+def can_be_first() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    return not subprocess.run([*FIRST_PROCESS, "true"], stderr=subprocess.DEVNULL).returncode
+
+
+@pytest.mark.skipif(not can_be_first(), reason="this machine allows no process numbers of their own")
+@pytest.mark.parametrize("when", ["at the start", "while it stops"])
+def test_sigterm_ends_also_the_first_process_of_a_container_at_once(tmp_path: Path, when: str) -> None:
+    """The kernel keeps the default action of a signal from a process with the number 1, as an image's command has."""
+    arguments = ("serve", "--address", "127.0.0.1:0", "--shutdown-delay", "60")
+    # The last line before the event loop begins.
+    slow = "import exchange_service.cli.operate as o\no.configure_logging = lambda *_: (print('begun'), input())\n"
+    program = (slow if when == "at the start" else "") + PROGRAM
+    with subprocess.Popen(
+        [*FIRST_PROCESS, sys.executable, "-u", "-c", program, *arguments],
+        env=environment(tmp_path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            (service,) = psutil.Process(process.pid).children()
+            service.send_signal(signal.SIGTERM)
+            if when == "while it stops":
+                assert process.stderr is not None
+                assert any("service.leaving" in line for line in process.stderr)
+                service.send_signal(signal.SIGTERM)
+            process.wait(10)
+            assert process.returncode == 128 + signal.SIGTERM
+        finally:
+            process.kill()

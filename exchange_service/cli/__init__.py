@@ -14,6 +14,7 @@ import typer
 
 from exchange_service.cli import calls, credential_check_command, credentials, keys, operate, plugins, sealing, tokens
 from exchange_service.cli.outcome import use_any_encoding
+from exchange_service.cli.runtime import end_at_sigterm
 from exchange_service.observability.logs import configure_logging
 from exchange_service.process_secrecy import hide_process
 
@@ -51,6 +52,7 @@ def _options(
 
 def main() -> None:
     """Run the command line."""
+    end_at_sigterm()
     hide_process()
     use_any_encoding()
     configure_logging()

@@ -15,7 +15,7 @@ from exchange_service.credentials.key_check import check_keys
 from exchange_service.credentials.rewriting import survey
 from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.errors import CredentialInvalid, ServiceError
-from exchange_service.grpc_server.certificates import ending
+from exchange_service.grpc_server.certificates import UnusableCertificates, ending
 from exchange_service.identity.methods import who_may_call
 from exchange_service.model import SECRET_FIELDS, Account, Credential, ExchangeMetadata
 from exchange_service.open_files import limit, most_connections, raise_limit
@@ -104,9 +104,8 @@ def _check_certificates(settings: Settings) -> list[Finding]:
     try:
         files.configuration()
         text = ending(files)
-    except (OSError, ValueError):
-        text = "tls_certificate, tls_key or tls_client_ca cannot be read, or the key is another certificate's."
-        return [Finding(Severity.ERROR, "TLS", text)]
+    except UnusableCertificates as error:
+        return [Finding(Severity.ERROR, "TLS", str(error))]
     if not text:
         return [Finding(Severity.WELL, "TLS", "the certificate and its key fit, and do not end soon.")]
     return [Finding(Severity.ERROR if " ended " in text else Severity.WARNING, "TLS", text)]

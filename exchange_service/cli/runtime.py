@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable
 from typing import Literal
 
@@ -27,3 +29,12 @@ def loop_factory(wanted: Literal["auto", "asyncio", "uvloop"]) -> LoopFactory | 
             return None
         raise LoopMissing("uvloop is not installed: install it, or set event_loop to auto.") from None
     return uvloop.new_event_loop
+
+
+def end_at_sigterm() -> None:
+    """Let SIGTERM end the process at once, until the service heeds it, and again once it stops.
+
+    That is the default, which the kernel does not apply to the first process of a container.
+    """
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))

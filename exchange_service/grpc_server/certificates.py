@@ -16,6 +16,11 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
+
+class UnusableCertificates(ValueError):
+    """The files of the server's identity cannot be used; the text tells the operator which one."""
+
+
 # Seconds between two looks at the files; a new connection is a reason to look.
 LOOK_EVERY = 5.0
 # Seconds between two looks at the end of the certificates, and between two warnings of the same.
@@ -33,45 +38,69 @@ class CertificateFiles:
     key: Path
     client_ca: Path | None = None
 
-    def stamp(self) -> tuple[tuple[int, int, int], ...]:
-        """What changes when a file is replaced. Raises OSError if one is missing."""
-        files = (self.certificate, self.key, self.client_ca)
-        stats = [file.stat() for file in files if file is not None]
-        return tuple((stat.st_mtime_ns, stat.st_ino, stat.st_size) for stat in stats)
+    def stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """What changes when a file is replaced; None for one that cannot be found."""
+        return tuple(_stamp(file) for file in (self.certificate, self.key, self.client_ca) if file is not None)
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
-        """The identity as gRPC takes it. Raises OSError or ValueError if the files do not fit together, or one is not
+        """The identity as gRPC takes it. Raises UnusableCertificates if the files do not fit together, or one is not
         whole."""
+        certificate, key = _read("tls_certificate", self.certificate), _read("tls_key", self.key)
+        roots = None if self.client_ca is None else _read("tls_client_ca", self.client_ca)
         # gRPC itself would take a pair that does not fit, and then refuse every connection. Without a password the
         # library would ask at the terminal for that of an encrypted key.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.certificate, self.key, password="")
-        pair = (self.key.read_bytes(), _whole(self.certificate.read_bytes()))
-        roots = None if self.client_ca is None else _whole(self.client_ca.read_bytes())
+        _check_whole("tls_certificate", certificate)
+        try:
+            context.load_cert_chain(self.certificate, self.key, password="")
+        except (OSError, ValueError):
+            # The library's text may name what is in the file.
+            raise UnusableCertificates(
+                "tls_key: it is not a PEM file with the key of the certificate in tls_certificate, without a password."
+            ) from None
         if roots is not None:
-            context.load_verify_locations(cadata=roots.decode("ascii", "replace"))
-        return grpc.ssl_server_certificate_configuration([pair], roots)
+            _check_whole("tls_client_ca", roots)
+            try:
+                # Between the certificates there may be any text, such as the name of an authority.
+                context.load_verify_locations(cadata=roots.decode("ascii", "ignore"))
+            except ssl.SSLError:
+                raise UnusableCertificates("tls_client_ca: a certificate in the file is damaged.") from None
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], roots)
 
 
-def _whole(text: bytes) -> bytes:
-    """The text of PEM, if no certificate in it is cut off; ValueError if one is, or if there is none."""
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
+
+
+def _read(name: str, file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UnusableCertificates(f"{name}: the file cannot be read: {error.strerror}.") from None
+
+
+def _check_whole(name: str, text: bytes) -> None:
+    """Raise UnusableCertificates if there is no certificate in this text of PEM, or one is cut off."""
     begun, ended = text.count(b"-----BEGIN CERTIFICATE-----"), text.count(b"-----END CERTIFICATE-----")
     if begun != ended or not begun:
-        raise ValueError("a certificate is cut off")
-    return text
+        raise UnusableCertificates(f"{name}: the file has no certificate in PEM, or one is cut off.")
 
 
 class RenewedCertificates:
     """Gives each new connection the certificate that is in the files now; while they are wrong, the last good one."""
 
     def __init__(self, files: CertificateFiles, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises OSError or ssl.SSLError if the files cannot be used."""
+        """Raises UnusableCertificates."""
         self._files = files
         self._clock = clock
         self._stamp = files.stamp()
         self._looked_at = clock()
         self.first = files.configuration()
-        self._troubled = False
+        self._trouble = ""
 
     def credentials(self) -> grpc.ServerCredentials:
         """What the server listens with."""
@@ -87,21 +116,21 @@ class RenewedCertificates:
         if now - self._looked_at < LOOK_EVERY:
             return None
         self._looked_at = now
-        try:
-            stamp = self._files.stamp()
-            if stamp == self._stamp:
-                return None
-            renewed = self._files.configuration()
-            if self._files.stamp() != stamp:
-                # They are being replaced at this moment: the next look takes them.
-                return None
-        except (OSError, ValueError) as error:
-            # Perhaps one of two files is new already and the other one is not.
-            if not self._troubled:
-                log.warning("certificate.unusable", error=type(error).__name__, effect="the one before is served")
-            self._troubled = True
+        stamp = self._files.stamp()
+        if stamp == self._stamp:
             return None
-        self._stamp, self._troubled = stamp, False
+        try:
+            renewed = self._files.configuration()
+        except UnusableCertificates as error:
+            # Perhaps one of two files is new already and the other one is not.
+            if str(error) != self._trouble:
+                log.warning("certificate.unusable", problem=str(error), effect="the one before is served")
+            self._trouble = str(error)
+            return None
+        if self._files.stamp() != stamp:
+            # They are being replaced at this moment: the next look takes them.
+            return None
+        self._stamp, self._trouble = stamp, ""
         log.info("certificate.renewed")
         return renewed
 
@@ -124,10 +153,11 @@ def ending(files: CertificateFiles, now: datetime | None = None) -> str:
     now = now or datetime.now(UTC)
     for name, end in ends(files).items():
         days = (end - now).total_seconds() / 86400
-        if days < 0:
-            return f"the certificate in {name} ended on {end:%Y-%m-%d}, and clients refuse it: renew it."
+        when = f"ended on {end:%Y-%m-%d}" if days < 0 else f"ends on {end:%Y-%m-%d}, in {days:.0f} days"
+        if days < WARN_DAYS and name == "tls_client_ca":
+            return f"a certificate in {name} {when}; clients that it vouches for are then refused: renew or remove it."
         if days < WARN_DAYS:
-            return f"the certificate in {name} ends on {end:%Y-%m-%d}, in {days:.0f} days: renew it."
+            return f"the certificate in {name} {when}; clients then refuse it: renew it."
     return ""
 
 

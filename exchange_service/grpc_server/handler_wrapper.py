@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 import structlog
 
-from exchange_service.errors import ServiceError, ServiceFailed, ShuttingDown
+from exchange_service.errors import FieldInvalid, ServiceError, ServiceFailed, ShuttingDown
 from exchange_service.grpc_server.status import CallStatus, status_of
 from exchange_service.observability.logs import CallMark, current_call, current_request_id
 from exchange_service.observability.metrics import OTHER, WELL, Metrics
@@ -127,6 +127,33 @@ class HandlerWrapper:
 
 def _ending() -> ShuttingDown:
     return ShuttingDown("This replica of the service is shutting down.")
+
+
+# Fields of metadata that a call may have: what clients, tracing and proxies add is some tens.
+_MOST_FIELDS = 128
+
+
+class FewFields(grpc.GenericRpcHandler):
+    """The first generic handler: it ends a call with too many fields of metadata before its request is awaited.
+
+    gRPC limits their length on the wire alone. There a field that is repeated takes one byte, and here a hundred, and
+    the whole is made again each time that somebody looks at it.
+    """
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """A handler that refuses; None, which leaves the call to the other handlers, for an ordinary one."""
+        if len(details.invocation_metadata or ()) <= _MOST_FIELDS:
+            return None
+        # This kind of handler begins before the request has come.
+        return grpc.stream_stream_rpc_method_handler(_refuse_fields)
+
+
+async def _refuse_fields(_: Any, context: Context) -> None:
+    end = find_status(FieldInvalid("metadata", f"it should have at most {_MOST_FIELDS} fields."))
+    # Not by `abort`: its exception would hold the fields until the next collection of garbage.
+    context.set_code(end.code)
+    context.set_details(end.message)
+    context.set_trailing_metadata(end.trailers)
 
 
 class UnknownMethods(grpc.GenericRpcHandler):

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from exchange_service.grpc_server import health
 from exchange_service.grpc_server.authentication import Authentication
-from exchange_service.grpc_server.handler_wrapper import Handler, HandlerWrapper, UnknownMethods
+from exchange_service.grpc_server.handler_wrapper import FewFields, Handler, HandlerWrapper, UnknownMethods
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.grpc_server.requests import parse
 from exchange_service.identity.authenticator import Authenticator
@@ -156,7 +156,7 @@ async def listen(
     handlers = [*(service.register(wrap) for service in services), states.handlers()]
     if reflect:
         handlers.append(_reflect((*names, health.NAME, reflection.SERVICE_NAME), authentication))
-    server.add_generic_rpc_handlers((*handlers, UnknownMethods(metrics)))
+    server.add_generic_rpc_handlers((FewFields(), *handlers, UnknownMethods(metrics)))
     address = _bind(server, address, tls)
     await server.start()
     local = await _listen_for_local_checks(states, address) if tls is not None else None
@@ -187,7 +187,5 @@ def _bind(server: grpc.aio.Server, address: str, tls: grpc.ServerCredentials | N
         reason = "the address is in use or does not belong to this machine"
         if is_unix:
             reason = "the socket's folder does not exist or cannot be written to, or the path is too long"
-        if tls:
-            reason += ", or the certificate and key do not match"
         raise BindError(f"Cannot listen on {address}: {reason}.")
     return address if is_unix else f"{address.rpartition(':')[0]}:{port}"

@@ -21,9 +21,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from exchange_service.app import start_service
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
 from exchange_service.grpc_server import certificates
-from tests.harness import ScriptedPlugin, eventually, registry_of, serving, until
+from exchange_service.grpc_server.server import BindError
+from tests.harness import ScriptedPlugin, eventually, registry_of, serving, settings_for, until
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -129,9 +131,10 @@ async def test_the_images_health_check_works_with_tls_on(tmp_path: Path, client_
     assert "did not answer" in done.stderr
 
 
-def command(home: Path, files: tuple[Path, Path], *arguments: str) -> subprocess.CompletedProcess[str]:
+def command(home: Path, files: tuple[Path, Path], *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     """A command with the settings of a service with TLS, as the container's variables give them."""
     variables = {
+        **{f"EXCHANGE_SERVICE_{name}": value for name, value in more.items()},
         "EXCHANGE_SERVICE_TLS_CERTIFICATE": str(files[0]),
         "EXCHANGE_SERVICE_TLS_KEY": str(files[1]),
         "EXCHANGE_SERVICE_DATABASE_URL": f"sqlite:///{home / 'service.db'}",
@@ -190,3 +193,98 @@ async def test_the_days_that_are_left_are_a_metric(tmp_path: Path) -> None:
         name = "exchange_service_certificate_days_left"
         await until(lambda: f'{name}{{file="tls_certificate"}} 30.' in metrics.text().decode())
         assert f'{name}{{file="tls_client_ca"}} 30.' in metrics.text().decode()
+
+
+def bound(tmp_path: Path, what: str) -> certificates.CertificateFiles:
+    """The files of a server and of its clients' authority, of which one is wrong in this way."""
+    pair, authority = write(tmp_path, "server"), tmp_path / "authority.pem"
+    authority.write_bytes(pair[0].read_bytes())
+    match what:
+        case "another key":
+            (tmp_path / "other").mkdir()
+            pair[1].write_bytes(write(tmp_path / "other", "other")[1].read_bytes())
+        case "no key":
+            pair[1].unlink()
+        case "half a certificate":
+            pair[0].write_bytes(pair[0].read_bytes()[:200])
+        case "no authority":
+            authority.unlink()
+        case "a damaged authority":
+            authority.write_bytes(pair[0].read_bytes().replace(b"MII", b"AAA", 1))
+        case "an authority's name":
+            # As in lists of authorities: a name that is not in ASCII before each.
+            authority.write_bytes("# F\u0151tan\u00fas\u00edtv\u00e1ny\n".encode() + pair[0].read_bytes())
+    return certificates.CertificateFiles(*pair, authority)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("another key", "tls_key: it is not a PEM file with the key of the certificate in tls_certificate"),
+        ("no key", "tls_key: the file cannot be read: No such file or directory."),
+        ("half a certificate", "tls_certificate: the file has no certificate in PEM, or one is cut off."),
+        ("no authority", "tls_client_ca: the file cannot be read: No such file or directory."),
+        ("a damaged authority", "tls_client_ca: a certificate in the file is damaged."),
+        ("an authority's name", ""),
+    ],
+)
+async def test_the_file_that_is_wrong_is_named_at_the_start_in_the_log_and_in_doctor(
+    tmp_path: Path, what: str, told: str
+) -> None:
+    files = bound(tmp_path, what)
+    settings = tls((files.certificate, files.key), tls_client_ca=files.client_ca)
+    if not told:
+        async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), **settings):
+            assert certificates.ends(files)
+        return
+    # The settings themselves refuse a file that is missing at the start.
+    if all(file.exists() for file in (files.certificate, files.key, files.client_ca) if file):
+        with pytest.raises(BindError, match=re.escape(told)):
+            await start_service(settings_for(tmp_path, **settings), registry=registry_of(ScriptedPlugin()))
+        pair = files.certificate, files.key
+        done = await asyncio.to_thread(
+            command, tmp_path, pair, "doctor", "-o", "json", TLS_CLIENT_CA=str(files.client_ca)
+        )
+        (finding,) = [entry for entry in json.loads(done.stdout) if entry["subject"] == "TLS"]
+        assert (finding["severity"], told in finding["text"]) == ("error", True)
+    # And of files that become so while the service runs.
+    (tmp_path / "well").mkdir()
+    well = bound(tmp_path / "well", "")
+    renewed = certificates.RenewedCertificates(well, clock=iter(range(0, 1000, 10)).__next__)
+    for file in ("certificate", "key", "client_ca"):
+        wrong = getattr(files, file)
+        if wrong.exists():
+            getattr(well, file).write_bytes(wrong.read_bytes())
+        else:
+            getattr(well, file).unlink()
+    with structlog.testing.capture_logs() as lines:
+        assert renewed.changed() is None
+        assert renewed.changed() is None
+    assert [told in line["problem"] for line in lines] == [True]
+
+
+async def test_of_two_authorities_the_one_that_has_not_ended_lets_its_clients_in(tmp_path: Path) -> None:
+    server = write(tmp_path, "server")
+    old, new = (
+        write(folder, folder.name, days)
+        for folder, days in ((tmp_path / "old", -1.0), (tmp_path / "new", 90.0))
+        if not folder.mkdir()
+    )
+    authority = tmp_path / "authority.pem"
+    authority.write_bytes(old[0].read_bytes() + new[0].read_bytes())
+    settings = tls(server, tls_client_ca=authority)
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), **settings) as running:
+        address = f"127.0.0.1:{running.service.address.rpartition(':')[2]}"
+        for identity, accepted in ((old, False), (new, True)):
+            ours = grpc.ssl_channel_credentials(
+                server[0].read_bytes(), identity[1].read_bytes(), identity[0].read_bytes()
+            )
+            async with ExchangeServiceClient(address, credentials=ours, timeout=3) as client:
+                if accepted:
+                    assert (await client.list_exchanges(page_size=1)).stats.total
+                else:
+                    with pytest.raises(ServiceUnreachable):
+                        await client.list_exchanges(page_size=1)
+    # Nobody refuses the service for it: what to do is another thing than with its own certificate.
+    text = certificates.ending(certificates.CertificateFiles(*server, authority))
+    assert re.match(r"a certificate in tls_client_ca ended on .*; clients that it vouches for are then refused", text)

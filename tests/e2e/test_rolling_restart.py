@@ -142,7 +142,7 @@ def proxy(folder: Path, ports: list[int]) -> Iterator[str]:
 @pytest.mark.parametrize("way", ["round robin", "nginx"])
 async def test_a_rolling_restart_loses_no_call(tmp_path: Path, way: str) -> None:
     if way == "nginx" and NGINX is None:
-        pytest.skip("there is no nginx on this machine")
+        pytest.skip("there is no nginx on this machine; `make nginx` installs one")
     ports = free_ports(2)
     with ExitStack() as stack:
         processes = [stack.enter_context(replica(tmp_path / str(port), port)) for port in ports]

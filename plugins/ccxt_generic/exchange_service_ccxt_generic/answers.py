@@ -16,6 +16,8 @@ P = ParamSpec("P")
 # What is made of a larger body is made in a thread: the other exchanges share the event loop. Binance's list of all
 # assets has 60,000 characters, with a value for each twelve of them.
 _LARGE = 100_000
+# No venue's error is longer. Longer bodies are not read as errors, which would stop the other exchanges.
+_LONGEST_ERROR = 100_000
 # As many characters as cost the same as one value. CCXT takes at most four microseconds for a value.
 _CHARACTERS_OF_A_VALUE = 16
 # What opens and separates the values of JSON.
@@ -32,6 +34,11 @@ def size_of(body: str) -> int:
 def is_large(size: int) -> bool:
     """Whether what is made of bodies of this size is made in a thread."""
     return size > _LARGE
+
+
+def may_be_error(size: int) -> bool:
+    """Whether a body of this size is read as a venue's error."""
+    return size <= _LONGEST_ERROR
 
 
 async def in_turn(size: int, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:

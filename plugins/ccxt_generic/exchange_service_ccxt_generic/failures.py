@@ -24,7 +24,7 @@ from exchange_service.plugin_api import (
     gateway_error,
     retry_after,
 )
-from exchange_service_ccxt_generic.answers import Answer, is_large
+from exchange_service_ccxt_generic.answers import Answer, may_be_error
 from exchange_service_ccxt_generic.codes import CODES, GROWING_NONCES, SISTERS
 from exchange_service_ccxt_generic.error_members import ErrorMembers, error_members
 from exchange_service_ccxt_generic.exact_json import exact_json
@@ -138,8 +138,7 @@ def _until_limit_ends(answer: Answer) -> float | None:
 
 
 def _said(answer: Answer) -> ErrorMembers:
-    if is_large(answer.size):
-        # It is no error of the venue's, and reading it would stop the other exchanges.
+    if not may_be_error(answer.size):
         return ErrorMembers()
     try:
         return error_members(exact_json(answer.body))

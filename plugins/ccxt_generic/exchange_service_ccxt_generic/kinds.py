@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exchange_service.plugin_api import VenueMalformed
-from exchange_service_ccxt_generic.answers import Answer, is_large, size_of
+from exchange_service_ccxt_generic.answers import Answer, may_be_error, size_of
 from exchange_service_ccxt_generic.exact_json import exact_json
 from exchange_service_ccxt_generic.paths import at
 
@@ -89,6 +89,6 @@ def kept(asked: Sequence[Kind], options: Mapping[str, Any]) -> dict[str, Any]:
 def has_code(body: str, code: str) -> bool:
     """Whether the body is an object with this `code`; false for an empty code."""
     try:
-        return bool(code) and not is_large(size_of(body)) and str(at(exact_json(body), "code")) == code
+        return bool(code) and may_be_error(size_of(body)) and str(at(exact_json(body), "code")) == code
     except VenueMalformed:
         return False

@@ -16,12 +16,15 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.errors import FieldInvalid, ServiceError
 from exchange_service.grpc_server import server
+from exchange_service.v1.exchange_service_pb2 import ListExchangesRequest
+from exchange_service.v1.exchange_service_pb2_grpc import ExchangeServiceStub
 
 ROOT = Path(__file__).parent.parent.parent
 MEBIBYTE = 2**20
@@ -35,6 +38,8 @@ main()
 """
 UNBOUNDED = """
 from exchange_service.grpc_server import server
+from exchange_service.v1.exchange_service_pb2 import ListExchangesRequest
+from exchange_service.v1.exchange_service_pb2_grpc import ExchangeServiceStub
 server._OPTIONS = (
     *(option for option in server._OPTIONS if "pending" not in option[0]),
     ("grpc.server.max_pending_requests", 100_000),
@@ -131,9 +136,13 @@ async def caller(target: Target) -> AsyncIterator[list[float]]:
 
 async def rapid_reset(target: Target, seconds: float) -> tuple[float, float]:
     """The longest call of another caller, in seconds, and the MiB that the service holds afterwards."""
-    before = target.memory()
-    async with caller(target) as others, peer("reset", target.port, str(seconds)) as done:
-        assert done["requests"] > 10_000
+    async with caller(target) as others:
+        # By then it has loaded everything.
+        while len(others) < 200:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        before = target.memory()
+        async with peer("reset", target.port, str(seconds)) as done:
+            assert done["requests"] > 10_000
     return max(others), (target.memory() - before) / MEBIBYTE
 
 
@@ -191,6 +200,8 @@ async def test_requests_with_thousands_of_fields_are_held_unless_they_are_counte
 FEW_FILES = "resource.setrlimit(resource.RLIMIT_NOFILE, (600, {hard}))"
 IMPATIENT = """
 from exchange_service.grpc_server import server
+from exchange_service.v1.exchange_service_pb2 import ListExchangesRequest
+from exchange_service.v1.exchange_service_pb2_grpc import ExchangeServiceStub
 server._OPTIONS = tuple({**dict(server._OPTIONS), "grpc.server_handshake_timeout_ms": 500}.items())
 """
 UNAWARE = """
@@ -258,3 +269,11 @@ async def test_hundreds_of_streams_and_calls_of_one_client_open_the_connections_
                 await anext(stream)
             with pytest.raises(ServiceError):
                 await client.list_exchanges()
+
+
+async def test_calls_beyond_what_a_connection_takes_wait_and_none_is_refused(tmp_path: Path) -> None:
+    with demo(tmp_path, "--connection-streams", "50") as target:
+        async with grpc.aio.insecure_channel(target.address) as channel:
+            stub = ExchangeServiceStub(channel)
+            calls = (stub.ListExchanges(ListExchangesRequest(page_size=1), timeout=60) for _ in range(1000))
+            assert len(await asyncio.gather(*calls)) == 1000

@@ -38,8 +38,6 @@ main()
 """
 UNBOUNDED = """
 from exchange_service.grpc_server import server
-from exchange_service.v1.exchange_service_pb2 import ListExchangesRequest
-from exchange_service.v1.exchange_service_pb2_grpc import ExchangeServiceStub
 server._OPTIONS = (
     *(option for option in server._OPTIONS if "pending" not in option[0]),
     ("grpc.server.max_pending_requests", 100_000),
@@ -200,8 +198,6 @@ async def test_requests_with_thousands_of_fields_are_held_unless_they_are_counte
 FEW_FILES = "resource.setrlimit(resource.RLIMIT_NOFILE, (600, {hard}))"
 IMPATIENT = """
 from exchange_service.grpc_server import server
-from exchange_service.v1.exchange_service_pb2 import ListExchangesRequest
-from exchange_service.v1.exchange_service_pb2_grpc import ExchangeServiceStub
 server._OPTIONS = tuple({**dict(server._OPTIONS), "grpc.server_handshake_timeout_ms": 500}.items())
 """
 UNAWARE = """

@@ -53,6 +53,7 @@ from exchange_service.plugin_host.report import PluginReport
 from exchange_service.plugin_host.sandbox import own_ports
 from exchange_service.plugin_host.supervisor import ProcessState
 from exchange_service.settings import Settings, unknown_variables
+from exchange_service.spare_memory import give_back_spare_memory
 from exchange_service.startup_checks import (
     UnsafeSettings,
     check_plugin_settings,
@@ -262,6 +263,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     background = [
         (_refresh_manifests(registry, venues), "newer manifests"),
         (key_watch.run(server.set_serving), "proof of keys"),
+        (give_back_spare_memory(), "spare memory"),
     ]
     if (files := certificate_files(settings)) is not None:
         background.append((watch_ends(files, metrics.certificates), "ends of certificates"))

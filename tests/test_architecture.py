@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "amounts": set(),
     "app": {
         *{"balances", "cache", "catalogue", "credentials", "grpc_server", "identity", "model", "observability"},
-        *{"open_files", "plugin_host", "settings", "startup_checks", "streams", "venue_gate", "venues"},
+        *{"open_files", "plugin_host", "settings", "spare_memory", "startup_checks", "streams", "venue_gate", "venues"},
     },
     "balances": {"cache", "credentials", "errors", "identity", "model", "observability", "tasks", "venues", "wire"},
     "cache": {"tasks"},
@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "plugin_kit": {"amounts", "errors", "model", "tasks"},
     "open_files": set(),
+    "spare_memory": set(),
     "printable": set(),
     "process_secrecy": set(),
     "pytest_plugin": set(),

@@ -132,8 +132,8 @@ async def caller(target: Target) -> AsyncIterator[list[float]]:
             await asyncio.wait({calling})
 
 
-async def rapid_reset(target: Target, seconds: float) -> tuple[float, float]:
-    """The longest call of another caller, in seconds, and the MiB that the service holds afterwards."""
+async def rapid_reset(target: Target, seconds: float) -> tuple[float, int]:
+    """The longest call of another caller, in seconds, and the service's memory before, in bytes."""
     async with caller(target) as others:
         # By then it has loaded everything.
         while len(others) < 200:  # noqa: ASYNC110
@@ -141,7 +141,7 @@ async def rapid_reset(target: Target, seconds: float) -> tuple[float, float]:
         before = target.memory()
         async with peer("reset", target.port, str(seconds)) as done:
             assert done["requests"] > 10_000
-    return max(others), (target.memory() - before) / MEBIBYTE
+    return max(others), before
 
 
 @pytest.mark.threat("T63", attack=True)
@@ -150,9 +150,12 @@ async def test_requests_that_are_reset_at_once_stop_the_service_unless_a_connect
         outage, _ = await rapid_reset(target, 2.0)
         assert outage > 0.3
     with demo(tmp_path) as target:
-        bounded, memory = await rapid_reset(target, 4.0)
-    assert bounded < min(1.0, outage)
-    assert memory < 100
+        bounded, before = await rapid_reset(target, 4.0)
+        assert bounded < min(1.0, outage)
+        # What is free within the process is given back every five seconds.
+        async with asyncio.timeout(20):
+            while target.memory() - before > 100 * MEBIBYTE:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
 
 
 @pytest.mark.threat("T64", attack=True)

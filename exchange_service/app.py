@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -137,7 +137,8 @@ class Service:
             # A second signal ends the process at once.
             for name in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(name)
-            signal.signal(signal.SIGTERM, before)
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
             await self.stop(delay)
 
 
@@ -238,14 +239,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     )
     authenticator = _open_authenticator(settings, storage)
     stack.push_async_callback(authenticator.close)
-    reader = BalanceReader(
-        balances,
-        authenticator.take_refresh,
-        metrics,
-        call_timeout=settings.call_timeout,
-        forced_below=forced_below(settings.max_age),
-        return_refresh=authenticator.return_refresh,
-    )
+    reader = _balance_reader(settings, balances, authenticator, metrics)
     writes = WriteLimit(settings.write_timeout, metrics.event_written)
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
     catalogue = Catalogue(registry, status)
@@ -260,19 +254,36 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     pages.is_serving = lambda: server.health.is_serving
     _watch(metrics, streams, server, lambda: _process_figures(registry, venues))
     await server.set_serving(may_serve)
-    background = [
-        (_refresh_manifests(registry, venues), "newer manifests"),
-        (key_watch.run(server.set_serving), "proof of keys"),
-        (give_back_spare_memory(), "spare memory"),
-    ]
-    if (files := certificate_files(settings)) is not None:
-        background.append((watch_ends(files, metrics.certificates), "ends of certificates"))
-    for work, name in background:
+    background = _background(settings, registry, venues, metrics)
+    for work, name in (*background, (key_watch.run(server.set_serving), "proof of keys")):
         stack.push_async_callback(_end, asyncio.create_task(work, name=name))
     exchanges, serving = len(registry.listings), who_may_call(settings)
     log.info("service.listening", address=server.address, exchanges=exchanges, serving=serving)
     parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics, status)
     return Service(settings, server, *parts, metrics_address, health_address, stack)
+
+
+def _background(
+    settings: Settings, registry: Registry, venues: PluginClients, metrics: Metrics
+) -> Iterator[tuple[Coroutine[Any, Any, None], str]]:
+    """What runs beside the calls until the service ends, with the names of the tasks."""
+    yield _refresh_manifests(registry, venues), "newer manifests"
+    yield give_back_spare_memory(), "spare memory"
+    if (files := certificate_files(settings)) is not None:
+        yield watch_ends(files, metrics.certificates), "ends of certificates"
+
+
+def _balance_reader(
+    settings: Settings, balances: Balances, authenticator: Authenticator, metrics: Metrics
+) -> BalanceReader:
+    return BalanceReader(
+        balances,
+        authenticator.take_refresh,
+        metrics,
+        call_timeout=settings.call_timeout,
+        forced_below=forced_below(settings.max_age),
+        return_refresh=authenticator.return_refresh,
+    )
 
 
 def _open_authenticator(settings: Settings, storage: _Storage) -> Authenticator:

@@ -8,8 +8,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -157,14 +155,6 @@ def guest(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     return folder
 
 
-@asynccontextmanager
-async def hosting(folder: Path, **changes: Any) -> AsyncIterator[Running]:
-    """A service that has loaded the guest as an installed plugin."""
-    registry = open_registry(settings_for(folder, **changes))
-    async with serving(folder, registry=registry, **changes) as running:
-        yield running
-
-
 async def read_report(running: Running, exchange_id: str = "guest") -> dict[str, Any]:
     reply = await running.client.get_balance("alice", exchange_id, max_age=0)
     (note,) = reply.balance.notes
@@ -212,7 +202,7 @@ def processes() -> set[int]:
 
 class TestPlugin:
     async def test_it_answers_as_in_the_services_process_to_the_last_digit(self, guest: Path, tmp_path: Path) -> None:
-        async with hosting(tmp_path, venue_urls={"guest": "http://127.0.0.1:9"}) as running:
+        async with serving(tmp_path, venue_urls={"guest": "http://127.0.0.1:9"}) as running:
             await running.store("guest", api_key="the-guests-own-key")
             reply = await running.client.get_balance("alice", "guest")
             assert reply.balance.venue_accounts[0].assets[0].total == "0.123456789012345678"
@@ -224,20 +214,20 @@ class TestPlugin:
             assert report["override"] == "http://127.0.0.1:9"
 
     async def test_the_service_imports_no_code_of_it(self, guest: Path, tmp_path: Path) -> None:
-        async with hosting(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest")
             await read_report(running)
             assert "guest_plugin" not in sys.modules
 
     async def test_its_errors_arrive_with_their_reason_message_and_delay(self, guest: Path, tmp_path: Path) -> None:
-        async with hosting(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest", metadata={"deed": "limited"})
             with pytest.raises(VenueRateLimited, match="Guest limits our requests") as caught:
                 await running.client.get_balance("alice", "guest")
             assert caught.value.retry_after == pytest.approx(7, abs=1)
 
     async def test_its_reports_of_its_venues_limits_reach_the_gate(self, guest: Path, tmp_path: Path) -> None:
-        async with hosting(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest", metadata={"deed": "report"})
             assert (await running.client.get_balance("alice", "guest")).balance.venue_accounts
             with pytest.raises(VenueRateLimited) as caught:
@@ -245,14 +235,14 @@ class TestPlugin:
             assert caught.value.retry_after == pytest.approx(9, abs=1)
 
     async def test_another_exceptions_text_stays_in_its_process(self, guest: Path, tmp_path: Path) -> None:
-        async with hosting(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest", api_key="a-key-that-nobody-sees", metadata={"deed": "fail"})
             with pytest.raises(PluginFailed, match=r"acme-guest\) failed with ValueError") as caught:
                 await running.client.get_balance("alice", "guest")
             assert "a-key-that-nobody-sees" not in str(caught.value)
 
     async def test_a_call_that_takes_too_long_ends_in_time_and_others_go_on(self, guest: Path, tmp_path: Path) -> None:
-        async with hosting(tmp_path, venue_timeout=2.0) as running:
+        async with serving(tmp_path, venue_timeout=2.0) as running:
             await running.store("guest")
             await running.store("guest", user="bob", metadata={"deed": "sleep"})
             before = await first_report(running)
@@ -262,14 +252,14 @@ class TestPlugin:
             assert (await read_report(running))["process"] == before["process"]
 
     async def test_the_rights_of_a_key_are_read_in_its_process_too(self, guest: Path, tmp_path: Path) -> None:
-        async with hosting(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest")
             async with open_checker(settings_for(tmp_path)) as checker:
                 rights = (await checker.check(Account("alice", "guest"))).rights
             assert rights == KeyRights(trade=True, notes=("It may trade.",))
 
     async def test_a_newer_manifest_is_read_apart_and_reaches_the_process(self, guest: Path, tmp_path: Path) -> None:
-        async with hosting(tmp_path) as running:
+        async with serving(tmp_path) as running:
             registry = running.service.registry
             await until(lambda: any(item.reason == "Newer." for item in registry.problems), "the newer manifest")
             await running.store("guest")
@@ -288,7 +278,7 @@ class TestCredential:
             return await open_credential(store, reference)
 
         monkeypatch.setattr(SqlCredentialStore, "open", counted)
-        async with hosting(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest")
             first = await read_report(running)
             second = await read_report(running)
@@ -303,7 +293,7 @@ class TestCredential:
     ) -> None:
         # The store is asked for each call, so that the change is seen at once.
         monkeypatch.setattr("exchange_service.app.CachedReferences", partial(CachedReferences, ttl=0.0))
-        async with hosting(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest", api_key="the-first-key")
             assert (await read_report(running))["session"] == 1
             await running.store("guest", api_key="the-second-key")
@@ -311,7 +301,7 @@ class TestCredential:
             assert (report["session"], report["key"]) == (2, "the-second-key")
 
     async def test_a_new_process_asks_for_it_again(self, guest: Path, tmp_path: Path) -> None:
-        async with hosting(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest", api_key="the-guests-own-key")
             first = await read_report(running)
             os.kill(first["process"], signal.SIGKILL)
@@ -334,7 +324,7 @@ class TestSurroundings:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not for plugins")
         with (tmp_path / "open").open("w") as mine:
             os.set_inheritable(mine.fileno(), True)
-            async with serving(tmp_path, registry=open_registry(settings_for(tmp_path))) as running:
+            async with serving(tmp_path) as running:
                 await running.store("guest")
                 report = await read_report(running)
         known = {"HOME", "TMPDIR", "PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "LANG", "LANGUAGE"}
@@ -358,7 +348,7 @@ class TestSurroundings:
     async def test_its_output_is_a_log_line_without_its_secrets(
         self, guest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        async with hosting(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest", api_key="a-key-that-nobody-sees", metadata={"deed": "print"})
             await read_report(running)
             text = ""
@@ -415,7 +405,7 @@ class TestEnds:
     async def test_one_that_is_killed_is_reported_and_serves_again_within_seconds(
         self, guest: Path, tmp_path: Path
     ) -> None:
-        async with hosting(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest")
             before = await read_report(running)
             os.kill(before["process"], signal.SIGKILL)
@@ -472,7 +462,7 @@ class TestEnds:
         assert line["where"].startswith("test_plugin_host.py:")
 
     async def test_its_caller_gets_unavailable_or_the_last_good_value(self, guest: Path, tmp_path: Path) -> None:
-        async with hosting(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest", metadata={"deed": "end"})
             failed = await failure(
                 running.stub.GetBalance(public.GetBalanceRequest(user_id="alice", exchange_id="guest"))
@@ -523,7 +513,7 @@ class TestEnds:
             await supervisor.close()
 
     async def test_while_it_is_down_the_catalogue_reports_it_and_since_when(self, guest: Path, tmp_path: Path) -> None:
-        async with hosting(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest", metadata={"deed": "end"})
             for _ in range(2):
                 with pytest.raises(ServiceError):
@@ -544,7 +534,7 @@ class TestEnds:
         self, guest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("exchange_service.plugin_host.restart_policy.OVERDUE_ANSWER_LIMIT", 1.0)
-        async with hosting(tmp_path, venue_timeout=2.0) as running:
+        async with serving(tmp_path, venue_timeout=2.0) as running:
             await running.store("guest")
             before = await first_report(running)
             await running.store("guest", user="bob", metadata={"deed": "block"})
@@ -558,7 +548,7 @@ class TestEnds:
     async def test_one_whose_calls_ignore_their_deadline_is_replaced_without_a_gap(
         self, guest: Path, tmp_path: Path
     ) -> None:
-        async with hosting(tmp_path, venue_timeout=2.0) as running:
+        async with serving(tmp_path, venue_timeout=2.0) as running:
             await running.store("guest")
             before = await first_report(running)
             await running.store("guest", user="bob", metadata={"deed": "stubborn"})
@@ -573,7 +563,7 @@ class TestEnds:
             assert "ran on after their deadline" in (await process_of(running)).last_end
 
     async def test_one_that_grows_beyond_its_memory_is_replaced(self, guest: Path, tmp_path: Path) -> None:
-        async with hosting(tmp_path, plugin_memory={"guest": 150}) as running:
+        async with serving(tmp_path, plugin_memory={"guest": 150}) as running:
             await running.store("guest")
             before = await read_report(running)
             await running.store("guest", user="bob", metadata={"deed": "grow"})
@@ -582,7 +572,7 @@ class TestEnds:
             assert "more memory than plugin_memory allows" in (await process_of(running)).last_end
 
     async def test_all_end_with_the_service(self, guest: Path, tmp_path: Path) -> None:
-        async with hosting(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest")
             await read_report(running)
             assert processes()
@@ -621,7 +611,7 @@ class TestSignals:
             await process.end()
             return process
 
-        async with hosting(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest")
             await read_report(running)
             monkeypatch.setattr(Supervisor, "process", ended_process)
@@ -678,7 +668,7 @@ class TestWhereItRuns:
     async def test_several_processes_share_the_accounts_and_each_account_stays_with_one(
         self, guest: Path, tmp_path: Path
     ) -> None:
-        async with hosting(tmp_path, plugin_process_counts={"guest": 2}) as running:
+        async with serving(tmp_path, plugin_process_counts={"guest": 2}) as running:
             seen: dict[str, set[int]] = {}
             for user in ("alice", "bob", "carol", "dave", "erin", "frank"):
                 await running.store("guest", user=user)
@@ -692,9 +682,9 @@ class TestWhereItRuns:
     async def test_nothing_is_started_before_the_first_call_unless_the_operator_wants_it(
         self, guest: Path, tmp_path: Path
     ) -> None:
-        async with hosting(tmp_path) as running:
+        async with serving(tmp_path) as running:
             assert (await process_of(running)).state == plugins.PLUGIN_PROCESS_STATE_IDLE
-        async with hosting(tmp_path, plugin_start="at-once") as running:
+        async with serving(tmp_path, plugin_start="at-once") as running:
 
             async def runs() -> bool:
                 return (await process_of(running)).state == plugins.PLUGIN_PROCESS_STATE_RUNNING

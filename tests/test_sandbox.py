@@ -25,7 +25,7 @@ from exchange_service.settings import Settings
 from tests.harness import Clock, listing, serving, settings_for
 from tests.identities import Authority
 from tests.test_cli import call
-from tests.test_plugin_host import guest, guest_manifest, hosting, install, policy, status_of
+from tests.test_plugin_host import guest, guest_manifest, install, policy, status_of
 
 __all__ = ["guest"]
 
@@ -119,7 +119,7 @@ class TestHonestPlugin:
         monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
         async with https_venue(authority) as port, udp_answers() as udp:
             urls = {"honest": f"https://localhost:{port}"}
-            async with hosting(tmp_path, venue_urls=urls) as running:
+            async with serving(tmp_path, venue_urls=urls) as running:
                 await running.store("honest", metadata={"udp": str(udp)})
                 reply = await running.client.get_balance("alice", "honest")
                 assert (await status_of(running, "honest")).sandbox == sandbox.level("auto")

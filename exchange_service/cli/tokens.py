@@ -49,7 +49,6 @@ def create(
     """Make a token, and print it once. Its holder sends `authorization: Bearer TOKEN` with each call, or sets
     EXCHANGE_SERVICE_TOKEN for this command line."""
     from exchange_service.identity import scope_from
-    from exchange_service.identity.token_signatures import key_warning
     from exchange_service.identity.tokens import new_token
 
     if (bool(user) + all_users + act_as) != 1:
@@ -77,6 +76,13 @@ def create(
         f"The token {stored.id} ({plain(name)}) reads {plain(scope.describe())}, {until}. It is not shown again.",
         soft_wrap=True,
     )
+    _print_notes(settings)
+
+
+def _print_notes(settings: Settings) -> None:
+    """What the settings still lack for a new token to work."""
+    from exchange_service.identity.token_signatures import key_warning
+
     if warning := key_warning(settings):
         messages.print(f"[yellow]note:[/] {plain(warning)}", soft_wrap=True)
     if not settings.service_tokens:

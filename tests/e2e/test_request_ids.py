@@ -19,7 +19,6 @@ from exchange_service.errors import CredentialMissing, ServiceFailed, VenueUnava
 from exchange_service.grpc_server.handler_wrapper import given_request_id, new_request_id
 from exchange_service.observability.logs import configure_logging, current_request_id
 from exchange_service.plugin_api import VenueCall
-from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.v1 import exchange_service_pb2 as messages
 from tests.harness import (
     USER,
@@ -30,7 +29,6 @@ from tests.harness import (
     holding,
     registry_of,
     serving,
-    settings_for,
     streaming,
     until,
 )
@@ -235,7 +233,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("guest")
 async def test_the_lines_of_a_plugins_process_carry_the_id_of_their_call(tmp_path: Path, lines: Any) -> None:
-    async with serving(tmp_path, registry=open_registry(settings_for(tmp_path))) as running:
+    async with serving(tmp_path) as running:
         sent: list[str] = []
         for request_id in ("first", "second"):
             await running.store("guest", user=request_id)

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
 from importlib.metadata import entry_points
@@ -81,13 +79,6 @@ def thief(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     return folder
 
 
-@asynccontextmanager
-async def with_installed(folder: Path, **settings: Any) -> AsyncIterator[Running]:
-    registry = open_registry(settings_for(folder, **settings))
-    async with serving(folder, registry=registry, **settings) as running:
-        yield running
-
-
 class TestTakeover:
     @pytest.mark.threat("T35", attack=True)
     async def test_an_installed_plugin_gets_the_keys_of_a_ccxt_venue_unless_third_parties_are_loaded_by_name(
@@ -96,11 +87,11 @@ class TestTakeover:
         keyset = {"keyset": new_keyset().as_text()}
         with monkeypatch.context() as off:
             off.setattr("exchange_service.settings.Settings.third_party_by_name", False)
-            async with with_installed(tmp_path, **keyset) as running:
+            async with serving(tmp_path, **keyset) as running:
                 await running.store("binance", api_key=KEY)
                 stolen = (await running.client.get_balance("alice", "binance")).balance.notes
                 assert stolen == [KEY]
-        async with with_installed(tmp_path, **keyset) as running:
+        async with serving(tmp_path, **keyset) as running:
             (entry,) = (await running.client.list_exchanges(search="binance", page_size=1)).exchanges
             assert entry.plugin.distribution == "exchange-service-ccxt-generic"
             (problem,) = (await running.client.list_plugins()).problems
@@ -126,7 +117,7 @@ class TestTakeover:
         words = "acme-thief serves binance in place of exchange-service-ccxt-generic"
         for _ in range(2):
             with capture_logs() as lines:
-                async with with_installed(tmp_path) as running:
+                async with serving(tmp_path) as running:
                     shown = [(await running.client.list_exchanges()).problems]
                     shown.append((await running.client.list_plugins()).problems)
             (line,) = [line for line in lines if line["event"] == "plugin.notice"]
@@ -202,7 +193,7 @@ class TestTakeover:
         (left / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-guest\nVersion: 1.1\n")
         (left / "entry_points.txt").write_text("[exchange_service]\nguest = guest_plugin\n")
         monkeypatch.syspath_prepend(str(folder))
-        async with with_installed(tmp_path) as running:
+        async with serving(tmp_path) as running:
             assert running.service.registry.find("guest").plugin.info.version == "1.2"
             (problem,) = running.service.registry.problems
             assert "pip leaves one behind" in problem.reason
@@ -356,7 +347,7 @@ class TestHalfAnUpgrade:
         def without_comparing(config: Any) -> Any:
             return compared(replace(config, plugin_version="", loaded_digest=b""))
 
-        async with with_installed(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest")
             assert await read_note(running) == "old"
             upgrade(site, version=version, code=code)
@@ -373,7 +364,7 @@ class TestHalfAnUpgrade:
             assert words in entry.status.reason
             (status,) = [item for item in (await running.client.list_plugins()).plugins if item.plugin.name == "guest"]
             assert words in status.processes[0].last_end
-        async with with_installed(tmp_path) as running:
+        async with serving(tmp_path) as running:
             assert await read_note(running) == "new"
 
     @pytest.mark.threat("T37")
@@ -381,7 +372,7 @@ class TestHalfAnUpgrade:
         self, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("exchange_service.plugin_host.restart_policy._LONGEST_PAUSE", 0.1)
-        async with with_installed(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest")
             assert await read_note(running) == "old"
             upgrade(site, version="2.0", code=guest_code("new"))
@@ -400,7 +391,7 @@ class TestHalfAnUpgrade:
         self, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, difference: int
     ) -> None:
         monkeypatch.setattr("exchange_service.plugin_host.process.PROTOCOL", protocol.PROTOCOL + difference)
-        async with with_installed(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest")
             assert "The plugin guest was changed since the service loaded it" in await read_note(running)
             (entry,) = (await running.client.list_exchanges(search="guest")).exchanges
@@ -410,7 +401,7 @@ class TestHalfAnUpgrade:
     async def test_the_same_version_and_manifest_serve_again_after_the_process_has_ended(
         self, site: Path, tmp_path: Path
     ) -> None:
-        async with with_installed(tmp_path) as running:
+        async with serving(tmp_path) as running:
             await running.store("guest")
             assert await read_note(running) == "old"
             await self.end_process(running)
@@ -587,24 +578,20 @@ class TestBlocking:
             assert (line["plugin"], line["problem"]) == ("fakex", "it blocks its loop")
 
     @pytest.mark.threat("T44")
-    async def test_a_moment_of_work_is_no_blocking_however_little_time_the_call_had(self, tmp_path: Path) -> None:
-        async def work(_: VenueCall) -> Balance:
-            time.sleep(0.08)  # noqa: ASYNC251
-            await asyncio.sleep(60)
-            raise AssertionError
-
-        async with serving(tmp_path, registry=registry_of(ScriptedPlugin(answer=work)), venue_timeout=0.1) as running:
-            await running.store()
-            with pytest.raises(VenueTimeout):
-                await running.client.get_balance("alice", "fakex")
-
-    @pytest.mark.threat("T44")
-    async def test_a_slow_venue_is_still_told_as_one(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("worked", "allowed"), [(0.08, 0.1), (0.0, 0.3)], ids=["a moment of work in a short call", "a slow venue"]
+    )
+    async def test_what_is_no_blocking_is_still_told_as_a_slow_venue(
+        self, tmp_path: Path, worked: float, allowed: float
+    ) -> None:
         async def wait(_: VenueCall) -> Balance:
+            time.sleep(worked)  # noqa: ASYNC251
             await asyncio.sleep(60)
             raise AssertionError
 
-        async with serving(tmp_path, registry=registry_of(ScriptedPlugin(answer=wait)), venue_timeout=0.3) as running:
+        async with serving(
+            tmp_path, registry=registry_of(ScriptedPlugin(answer=wait)), venue_timeout=allowed
+        ) as running:
             await running.store()
             with pytest.raises(VenueTimeout):
                 await running.client.get_balance("alice", "fakex")

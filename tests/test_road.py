@@ -29,13 +29,18 @@ ROAD = [
 
 
 def waiting_files(begin: str) -> list[str]:
-    """The files of the suspended coroutines that begin in this file and wait for each other, outermost first."""
+    """The files of the suspended coroutines that begin in this file and wait for each other, outermost first: of the
+    longest chain, because others that begin there renew the lease, or may be left from an earlier test."""
     # gRPC's own coroutines are compiled and do not lead to ours, so ours are looked for among all objects.
     suspended = [
         item for item in gc.get_objects() if inspect.iscoroutine(item) and item.cr_code.co_filename.endswith(begin)
     ]
+    return max(map(chain_of, suspended), key=len)
+
+
+def chain_of(waiting: Any) -> list[str]:
+    """The files of this coroutine and of those that it waits for."""
     files: list[str] = []
-    waiting: Any = next(item for item in suspended if all(other.cr_await is not item for other in suspended))
     while (code := getattr(waiting, "cr_code", None)) is not None:
         files.append(code.co_filename)
         waiting = waiting.cr_await

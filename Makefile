@@ -30,15 +30,11 @@ $(VENV)/.dev: requirements/dev.lock $(VENV)/.run
 	@$(PIP_INSTALL) --require-hashes --requirement requirements/dev.lock
 	@touch $@
 
-# Two small environments of their own, because they need other versions than the service.
-.venv-protos/.ready: requirements/protos.lock
-	$(PYTHON) -m venv .venv-protos
-	.venv-protos/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/protos.lock
-	@touch $@
-
-.venv-oldest/.ready: requirements/oldest.lock
-	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/oldest.lock
+# Small environments of their own, because they need other versions than the service: .venv-protos from
+# requirements/protos.lock, and so on.
+.venv-%/.ready: requirements/%.lock
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
 	@touch $@
 
 run: $(VENV)/.run  ## Install and serve the demo (REDIS=1: with a Redis-compatible server as the cache)
@@ -99,16 +95,6 @@ protos: .venv-protos/.ready  ## Generate the Python packages from protos/
 
 docs: $(VENV)/.dev  ## Rewrite the generated pages of docs/
 	$(BIN)/python -m scripts.docs
-
-.venv-lock/.ready: requirements/lock.lock
-	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/lock.lock
-	@touch $@
-
-.venv-audit/.ready: requirements/audit.lock
-	$(PYTHON) -m venv .venv-audit
-	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/audit.lock
-	@touch $@
 
 lock: .venv-lock/.ready  ## Compile requirements/*.lock again
 	scripts/lock

@@ -46,8 +46,8 @@ ALLOWED: dict[str, set[str]] = {
     "operator": {"v1"},
     "plugin_api": {"amounts", "errors", "model", "plugin_kit", "tasks"},
     "plugin_host": {
-        *{"credentials", "errors", "gc_tuning", "model", "observability", "operator", "process_secrecy"},
-        *{"settings", "tasks", "v1", "venues", "wire"},
+        *{"credentials", "errors", "gc_tuning", "model", "observability", "operator", "printable"},
+        *{"process_secrecy", "settings", "tasks", "v1", "venues", "wire"},
     },
     "plugin_kit": {"amounts", "errors", "model", "tasks"},
     "open_files": set(),

@@ -162,7 +162,7 @@ HOSTILE = "[/x][red]\x1b[2J\x1b]0;owned\x07"
 
 def harmless(shown: str) -> bool:
     """Whether the markup is shown as text, and nothing of the sequences but their printable letters."""
-    return "[/x][red]\N{REPLACEMENT CHARACTER}[2J" in shown and not re.search(r"\x1b\[2J|\x1b\]|\x07", shown)
+    return "[/x][red]\\u001b[2J" in shown and not re.search(r"\x1b\[2J|\x1b\]|\x07", shown)
 
 
 def hostile_balance() -> Balance:

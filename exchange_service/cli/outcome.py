@@ -143,7 +143,7 @@ def fail(message: str, code: ExitCode) -> NoReturn:
 
 def plain(text: str) -> str:
     """A foreign text in a form that is safe to print: without markup, and without control characters."""
-    return escape("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text))
+    return escape(printable(text))
 
 
 def run(

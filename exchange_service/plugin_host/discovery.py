@@ -20,6 +20,7 @@ from exchange_service.plugin_host.launch import (
     third_party_refresh,
 )
 from exchange_service.plugin_host.sandbox import own_ports, venue_ports
+from exchange_service.printable import printable
 from exchange_service.settings import Settings
 from exchange_service.venues.loading import OURS, installed_plugins, is_recorded, plugin_info, same_distribution
 from exchange_service.venues.manifests import ManifestReply, PluginRejected
@@ -109,7 +110,7 @@ def _separate(
     for point in points:
         info = plugin_info(point)
         if reason := refuse(point):
-            shown = PluginInfo(*(_printable(text)[:100] for text in (info.name, info.version, info.distribution)))
+            shown = PluginInfo(*(printable(text)[:100] for text in (info.name, info.version, info.distribution)))
             refused.append(PluginProblem(shown, reason))
         else:
             chosen.append(point)
@@ -135,10 +136,6 @@ def reason_to_refuse(point: EntryPoint, settings: Settings) -> str:
 def _place(info: PluginInfo, settings: Settings) -> Placement:
     by_name = settings.third_party_by_name
     return placement(info, settings.plugin_processes, settings.allowed_plugins, by_name=by_name)
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def open_registry(settings: Settings) -> Registry:

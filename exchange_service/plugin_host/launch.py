@@ -19,6 +19,7 @@ from pathlib import Path
 
 from exchange_service.model import Manifest
 from exchange_service.plugin_host import sandbox
+from exchange_service.printable import printable
 from exchange_service.venues.manifests import LONGEST_MANIFEST, ManifestReply, read_manifest
 
 _REAPER = Path(__file__).with_name("reaper.py")
@@ -244,11 +245,6 @@ def _parse_answer(data: bytes, status: int | None) -> ManifestReply | None:
         if len(data) >= LONGEST_MANIFEST:
             raise StartFailed(f"Its manifest has more than {LONGEST_MANIFEST} bytes as JSON.") from None
         raise StartFailed("What it gave as its manifest is not one; see docs/plugins.md.") from None
-
-
-def printable(text: str) -> str:
-    """A text of a plugin's process without characters that do something to a terminal."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def describe_exit(status: int | None) -> str:

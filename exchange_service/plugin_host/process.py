@@ -23,7 +23,6 @@ from exchange_service.plugin_host.launch import (
     StartFailed,
     describe_exit,
     prepare_launch,
-    printable,
 )
 from exchange_service.plugin_host.log_relay import relay_log
 from exchange_service.plugin_host.protocol import (
@@ -37,6 +36,7 @@ from exchange_service.plugin_host.protocol import (
 from exchange_service.plugin_host.sandbox import Reach
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.plugin_host.v1 import plugin_host_pb2_grpc
+from exchange_service.printable import printable
 from exchange_service.venues.manifests import write_manifest
 
 # Seconds that a process has until it serves, the plugin's import included.

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import grpc
 import structlog
 
 from exchange_service.errors import PluginUnavailable
+from exchange_service.observability.tracebacks import raised_at
 from exchange_service.plugin_host.health import check_health
 from exchange_service.plugin_host.launch import PluginChanged, ProcessPolicy, StartFailed
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
@@ -256,11 +255,9 @@ class Supervisor:
         await self._endings.close()
 
 
-def _described(error: BaseException) -> dict[str, str]:
+def _described(error: BaseException) -> dict[str, Any]:
     """An error of the service's own work around a process, for the log: no plugin's code has a part in its text."""
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    where = "".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in last)
-    return {"error": type(error).__name__, "text": str(error)[:200], "where": where}
+    return {"error": type(error).__name__, "text": str(error)[:200], "at": raised_at(error, most=4)}
 
 
 def _end_reason(ended: asyncio.Task[str]) -> str:

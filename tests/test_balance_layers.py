@@ -26,7 +26,16 @@ from exchange_service.venues.priority import Priority
 from exchange_service.wire.balances import FetchedBalance, fetched_balance
 from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import StoredBalance, store_balance
-from tests.harness import USER, Clock, Gate, ScriptedPlugin, holding, open_test_service, registry_of, until
+from tests.harness import (
+    USER,
+    Clock,
+    Gate,
+    ScriptedPlugin,
+    holding,
+    open_test_service,
+    registry_of,
+    until,
+)
 
 TTL = 300.0
 
@@ -71,6 +80,15 @@ class Inner:
             raise error
 
         self.make = fail_or_answer
+
+
+def returning(value: FetchedBalance) -> Callable[[], Awaitable[FetchedBalance]]:
+    """Always this answer."""
+
+    async def give() -> FetchedBalance:
+        return value
+
+    return give
 
 
 class SharedCache(MemoryCache):
@@ -437,14 +455,52 @@ class TestCompareAndSet:
         assert result.stored.version > alone.version
         assert await cache.get("balance:1") == result.stored.encode()
 
-    async def test_a_copy_from_before_messages_were_missed_is_not_returned_for_what_the_cache_has_lost(self) -> None:
-        cache, clock = SharedCache(), Clock()
-        layer, cached = leased(cache, Inner(), clock)
-        await layer.fetch(target(), soon(), Priority())
+    async def test_what_the_cache_has_lost_is_not_fresh_any_more_and_stays_the_last_good_one(self) -> None:
+        cache, clock, inner = SharedCache(), Clock(), Inner()
+        layer, cached = leased(cache, inner, clock)
+        before = (await layer.fetch(target(), soon(), Priority())).stored
         for listener in cache._listeners:
             listener(None)
         await cache.delete("balance:1")
         assert await cached.read("balance:1", target().account) is None
+        assert cached.get_local("balance:1") is None
+        assert cached.last_good("balance:1") == before
+        # The same content keeps its version, and other content gets a higher one, although clocks may have gone back.
+        clock.now -= 5
+        inner.make = returning(answer("2"))
+        after = (await layer.fetch(target(newer_than=before.fetch_time), soon(), Priority())).stored
+        assert after.version > before.version
+
+    async def test_an_older_balance_that_another_replica_brings_back_replaces_none_that_was_seen_here(self) -> None:
+        cache, clock = SharedCache(), Clock()
+        layer, cached = leased(cache, Inner(), clock)
+        older = stored("0", clock.now - 10)
+        seen = (await layer.fetch(target(), soon(), Priority())).stored
+        for lost in (cache._listeners[0], None):
+            if lost is not None:
+                lost(None)
+            await cache.delete("balance:1")
+            assert await cached.read("balance:1", target().account) is None
+            await cache.set("balance:1", older.encode(), TTL)
+            assert await cached.read("balance:1", target().account) == seen
+            assert cached.get_local("balance:1") == seen
+
+    async def test_a_version_below_one_that_came_during_the_write_is_not_seen(self) -> None:
+        clock = Clock()
+        higher = stored("5", clock.now + 50)
+
+        class Slow(MemoryCache):
+            async def compare_and_set(self, key: str, value: bytes, ttl: float, *, expected: bytes) -> bytes | None:
+                refused = await super().compare_and_set(key, value, ttl, expected=expected)
+                if cached.last_good(key) is None:
+                    # A reader has come upon another replica's balance.
+                    cached._keep_newer(key, higher)
+                return refused
+
+        layer, cached = leased(Slow(), Inner(), clock)
+        result = await layer.fetch(target(), soon(), Priority())
+        assert result.stored.version >= higher.version
+        assert cached.get_local("balance:1") == result.stored
 
 
 class TestReads:

@@ -40,8 +40,9 @@ class CachedBalances:
         self._ttl = ttl
         self._bounds = StoredBounds(longest_pause, now)
         self._copies: LRUCache[str, StoredBalance] = LRUCache(_MOST_BYTES, getsizeof=_size)
-        # Copies that no call gets any more, because the cache may hold something newer. It may also hold something
-        # older: this process stores its own while the cache is out of reach, and versions must not go back.
+        # Copies that no call gets as fresh ones any more, because the cache may hold something newer. It may also hold
+        # something older, or nothing, as after a restart: versions must not go back, and the last good balance must
+        # outlive the cache.
         self._outdated: LRUCache[str, StoredBalance] = LRUCache(_MOST_BYTES, getsizeof=_size)
         self._listeners: dict[str, set[asyncio.Event]] = {}
         # Called with the credential id of an account whose credential has changed.
@@ -57,20 +58,31 @@ class CachedBalances:
         """This process's copy, perhaps too old."""
         return self._copies.get(key)
 
+    def last_good(self, key: str) -> StoredBalance | None:
+        """The newest balance that this process has seen, whatever the cache holds: perhaps too old, and fresh only if
+        `get_local` returns it too."""
+        return self._copies.get(key) or self._outdated.get(key)
+
     def drop_local(self, key: str) -> None:
-        """Drop this process's copy: the next read asks the cache."""
+        """Forget this process's copy, which is of no use any more."""
         self._copies.pop(key, None)
         self._outdated.pop(key, None)
+
+    def _doubt_local(self, key: str) -> None:
+        """The next read of this balance asks the cache; the copy stays as the last good one."""
+        copy = self._copies.pop(key, None)
+        if copy is not None:
+            self._outdated[key] = copy
 
     async def read(self, key: str, account: Account) -> StoredBalance | None:
         """The cache's balance. One that is damaged or another account's counts as missing, and is deleted."""
         raw = await self._cache.get(key)
         if raw is None:
-            self.drop_local(key)
+            self._doubt_local(key)
             return None
         stored = decode_stored(account, raw, self._bounds)
         if stored is None:
-            self.drop_local(key)
+            self._doubt_local(key)
             await self._cache.delete(key)
             return None
         return self._keep_newer(key, stored)
@@ -89,7 +101,8 @@ class CachedBalances:
         """Store a balance in the place of `replacing`, and notify every replica.
 
         Returns whether it was written. If the cache holds another version than `replacing` it was not, and the second
-        part is what the cache holds.
+        part is what the cache holds. If this process has come to know a higher version meanwhile, that is the second
+        part: the lower one must not be seen.
         """
         expected = replacing.header_prefix if replacing is not None else b""
         raw = await self._cache.compare_and_set(key, stored.encode(), self._ttl, expected=expected)
@@ -101,6 +114,10 @@ class CachedBalances:
                 # Damaged, or another account's.
                 await self._cache.delete(key)
             return False, present
+        newest = self.last_good(key)
+        if newest is not None and newest.version > stored.version:
+            return False, newest
+        self._outdated.pop(key, None)
         self._copies[key] = stored
         self.notify(key)
         await self._cache.publish(_BALANCE + key.encode())
@@ -162,9 +179,7 @@ class CachedBalances:
             self._copies.clear()
         elif message.startswith(_BALANCE):
             key = message[1:].decode(errors="replace")
-            copy = self._copies.pop(key, None)
-            if copy is not None:
-                self._outdated[key] = copy
+            self._doubt_local(key)
             self.notify(key)
         elif message.startswith(_CREDENTIAL):
             self.on_credential(message[1:])

@@ -89,9 +89,9 @@ class Leased:
 
     async def _fetch_as_holder(self, target: Target, deadline: float, priority: Priority) -> FetchResult:
         # Another replica may have come back between our look at the cache and our lease.
-        previous = await self._cached.read(target.key, target.account)
-        if previous is not None and self._serves(previous, target.newer_than):
-            return FetchResult(previous, here=False)
+        present = await self._cached.read(target.key, target.account)
+        if present is not None and self._serves(present, target.newer_than):
+            return FetchResult(present, here=False)
         began = self._now()
         try:
             fetched = await self.inner.fetch(target, deadline, priority)
@@ -100,7 +100,7 @@ class Leased:
             if error.venue_was_asked:
                 await self._cached.publish_error(target.key, error)
             raise
-        return await self._store(target, fetched, previous, began)
+        return await self._store(target, fetched, present, began)
 
     def _serves(self, stored: StoredBalance, newer_than: float) -> bool:
         """Whether it was fetched after this time, and not later than now: a fetch time ahead says nothing of its
@@ -108,20 +108,18 @@ class Leased:
         return newer_than < stored.fetch_time <= self._now() + CLOCK_TOLERANCE
 
     async def _store(
-        self, target: Target, fetched: FetchedBalance, previous: StoredBalance | None, began: float
+        self, target: Target, fetched: FetchedBalance, present: StoredBalance | None, began: float
     ) -> FetchResult:
-        """Store the balance with a version that follows `previous`. Another replica may have written meanwhile: its
-        balance serves if it was fetched after ours had begun and its version does not go back. Else ours takes its
-        place, and follows it if its version is the higher one: a late clock, or a write while we had no Redis."""
-        present = previous
+        """Store the balance in the place of `present`, with a version that follows the newest one that is known here.
+
+        Another replica may have written meanwhile: its balance serves if it was fetched after ours had begun and its
+        version does not go back. Else ours takes its place, and follows it if its version is the higher one: a late
+        clock, or a write while we had no Redis."""
+        previous = present
         for _ in range(_MOST_WRITES):
-            try:
-                stored = store_balance(target.account, fetched, self._now(), previous)
-            except ValueError:
-                # The plugin process sent an invalid message.
-                name = target.listing.plugin.info.name
-                raise PluginFailed(f"The plugin {name} answered with something that is not a balance.") from None
-            stored = replace(stored, pause=self._backoff.after(stored, previous))
+            # The cache may have lost what this process has handed out.
+            previous = _newer(previous, self._cached.last_good(target.key))
+            stored = self._make_stored(target, fetched, previous)
             written, present = await self._cached.write(target.key, stored, replacing=present)
             if written:
                 return FetchResult(stored, here=True)
@@ -129,13 +127,28 @@ class Leased:
                 continue
             if self._serves(present, began) and (previous is None or present.version >= previous.version):
                 return FetchResult(present, here=False)
-            if previous is None or present.version > previous.version:
-                previous = present
+            previous = _newer(previous, present)
         # Others keep writing, and the caller gets what they have stored: a version that is not stored must not be seen,
         # because the next one may be lower.
         if present is not None and present is previous:
             return FetchResult(present, here=False)
         return FetchResult(stored, here=True)
+
+    def _make_stored(self, target: Target, fetched: FetchedBalance, previous: StoredBalance | None) -> StoredBalance:
+        try:
+            stored = store_balance(target.account, fetched, self._now(), previous)
+        except ValueError:
+            # The plugin process sent an invalid message.
+            name = target.listing.plugin.info.name
+            raise PluginFailed(f"The plugin {name} answered with something that is not a balance.") from None
+        return replace(stored, pause=self._backoff.after(stored, previous))
+
+
+def _newer(one: StoredBalance | None, other: StoredBalance | None) -> StoredBalance | None:
+    """The one with the higher version; the other one if they are equal."""
+    if one is None or (other is not None and other.version >= one.version):
+        return other
+    return one
 
 
 @asynccontextmanager

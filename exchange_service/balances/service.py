@@ -89,7 +89,9 @@ class Balances:
             stored = await self.cached.read(target.key, account)
         if stored is not None and self.freshness.is_fresh(stored, max_age):
             return self._result(target.key, stored, Source.CACHE)
-        return await self._fetch(target, stored, deadline, forced=max_age == 0, polling=polling)
+        # The cache may have lost what this process has handed out.
+        last = stored or self.cached.last_good(target.key)
+        return await self._fetch(target, last, deadline, forced=max_age == 0, polling=polling)
 
     def get_local(self, account: Account, max_age: float | None) -> BalanceResult | None:
         """The account's balance if this process has a fresh copy; None if `get` must be called."""

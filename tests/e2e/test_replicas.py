@@ -19,6 +19,7 @@ from exchange_service.cache import redis_link
 from exchange_service.credentials import credential_id
 from exchange_service.errors import CredentialMissing, VenueUnavailable
 from exchange_service.model import Account
+from exchange_service.v1 import balance_pb2
 from exchange_service.v1.exchange_service_pb2 import AccountSelector
 from tests.harness import (
     Gate,
@@ -26,6 +27,7 @@ from tests.harness import (
     ScriptedPlugin,
     Stream,
     holding,
+    raising,
     registry_of,
     returning,
     serving,
@@ -363,6 +365,24 @@ class TestVersions:
                     await cache.set(key, old, 100)
                     await other.service.balances.cached.publish_abandoned(key)
                 assert versions == sorted(versions)
+
+
+async def test_the_last_good_balance_outlives_a_redis_that_restarts_empty_while_the_venue_is_down(
+    tmp_path: Path, redis_server: RedisServer, plugin: Counting
+) -> None:
+    async with replicas(2, tmp_path, redis_server.url, plugin, max_age=0.2) as several:
+        await several[0].store()
+        for running in several:
+            await running.client.get_balance("alice", "fakex")
+        plugin.answer = raising(VenueUnavailable("Fakex is down."))
+        redis_server.kill()
+        redis_server.start()
+        for running in several:
+            cache: Any = running.service.cache
+            await until(lambda one=cache: one.shared and one.subscribed, "the recovery")
+            reply = await running.client.get_balance("alice", "fakex", max_age=0.0001)
+            assert reply.freshness.source == balance_pb2.BALANCE_SOURCE_LAST_GOOD
+            assert reply.balance.venue_accounts[0].assets[0].total == "1"
 
 
 async def test_an_error_that_a_retry_repairs_reaches_no_replica(

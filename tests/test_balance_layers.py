@@ -237,6 +237,30 @@ class TestLeased:
         assert (await layer.fetch(target(newer_than=first.stored.fetch_time), soon(), Priority())).here
         assert inner.fetches == 2
 
+    async def test_a_balance_from_long_before_the_caller_came_is_not_enough(self) -> None:
+        # The caller has not seen it: Redis did not answer when it came.
+        cache, inner, clock = SharedCache(), Inner(), Clock()
+        layer, _ = leased(cache, inner, clock)
+        await layer.fetch(target(), soon(), Priority())
+        clock.now += 20
+        assert not (await layer.fetch(target(not_before=clock.now - 30), soon(), Priority())).here
+        assert (await layer.fetch(target(not_before=clock.now - 2), soon(), Priority())).here
+
+    async def test_while_the_cache_is_not_reliable_a_holder_is_not_waited_for_until_its_lease_ends(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("exchange_service.balances.leases._LOOK_EVERY", 0.01)
+        monkeypatch.setattr("exchange_service.balances.leases._PATIENCE", 0.05)
+        cache, inner = SharedCache(), Inner()
+        cache.held.add("lease:balance:1")
+        layer, _ = leased(cache, inner)
+        with pytest.raises(VenueTimeout):
+            await layer.fetch(target(), soon() - 9.8, Priority())
+        cache.reliable = False
+        assert (await layer.fetch(target(), soon(), Priority())).here
+        # The other one's lease is its own to release.
+        assert cache.held == {"lease:balance:1"}
+
     async def test_an_error_releases_the_lease(self) -> None:
         cache, inner = SharedCache(), Inner()
         inner.raising(VenueTimeout("Too slow."))

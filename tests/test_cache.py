@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 import redis.asyncio as redis_client
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from exchange_service.cache import Cache, open_cache
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.cache.redis import RedisCache
-from exchange_service.cache.redis_link import CALL_LIMIT, LinkBreaker, RedisLink
+from exchange_service.cache.redis_link import CALL_LIMIT, LinkBreaker, NoAnswer, RedisLink
 from exchange_service.cache.sealed_redis import SealedRedis
 from exchange_service.cache.sealing import HEAD, CacheSeal
 from exchange_service.venue_gate.redis_state import RedisSharedState
@@ -390,6 +390,57 @@ class TestListeners:
         redis_server.start()
         assert await asyncio.wait_for(received.get(), 10) is None
         assert own.subscribed
+
+
+@pytest.fixture
+def late_updates(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Lets the answers to so many updates come too late: what was asked for is done all the same."""
+    left, update = 0, SealedRedis.update
+
+    async def late(self: SealedRedis, *arguments: Any, **options: Any) -> bytes:
+        nonlocal left
+        head = await update(self, *arguments, **options)
+        if left:
+            left -= 1
+            raise NoAnswer("TimeoutError")
+        return head
+
+    def let(count: int) -> None:
+        nonlocal left
+        left = count
+
+    monkeypatch.setattr(SealedRedis, "update", late)
+    return let
+
+
+class TestLeases:
+    async def test_one_whose_answer_came_late_is_ours_at_the_next_try(
+        self, redis_server: RedisServer, connect: Connect, late_updates: Callable[[int], None]
+    ) -> None:
+        one, two = (connect(redis_server.url) for _ in range(2))
+        late_updates(1)
+        lease = await one.lease("l", 5)
+        assert lease is not None
+        assert lease.shared
+        assert await two.lease("l", 5) is None
+        await lease.release()
+        assert await two.lease("l", 5) is not None
+
+    async def test_one_that_was_given_without_our_knowing_is_removed_with_our_own(
+        self, redis_server: RedisServer, connect: Connect, late_updates: Callable[[int], None]
+    ) -> None:
+        one, two = (connect(redis_server.url) for _ in range(2))
+        late_updates(2)
+        lease = await one.lease("l", 60)
+        assert lease is not None
+        assert not lease.shared
+        assert await two.lease("l", 60) is None
+        await lease.release()
+        await eventually(lambda: _is_leased(two, "l"))
+
+
+async def _is_leased(cache: RedisCache, name: str) -> bool:
+    return await cache.lease(name, 60) is not None
 
 
 class ShiftedRedis(SealedRedis):

@@ -54,6 +54,11 @@ class CachedBalances:
         """Whether other replicas may use the same cache now."""
         return self._cache.shared
 
+    @property
+    def reliable(self) -> bool:
+        """Whether the cache has answered every call lately."""
+        return self._cache.reliable
+
     def get_local(self, key: str) -> StoredBalance | None:
         """This process's copy, perhaps too old."""
         return self._copies.get(key)

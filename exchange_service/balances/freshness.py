@@ -28,6 +28,11 @@ class Freshness:
         limit = self.max_age if max_age is None else max_age
         return limit > 0 and -CLOCK_TOLERANCE <= self.now() - stored.fetch_time <= limit
 
+    def not_before(self, max_age: float | None) -> float:
+        """The earliest fetch time, in seconds since the epoch, that serves a caller who asks now. A replica's balance
+        that comes while the caller waits may have been fetched by a clock that is behind."""
+        return self.now() - max(self.max_age if max_age is None else max_age, CLOCK_TOLERANCE)
+
     def within_grace(self, stored: StoredBalance) -> bool:
         """Whether it may still be given in place of a venue's passing trouble; never one from the future."""
         return -CLOCK_TOLERANCE <= self.now() - stored.fetch_time <= self.stale_grace

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from exchange_service.balances.cached import CachedBalances
 from exchange_service.balances.freshness import PollBackoff
 from exchange_service.cache import Lease
+from exchange_service.cache.memory import LocalLease
 from exchange_service.errors import PluginFailed, VenueError, VenueTimeout
 from exchange_service.venues.fetching import Fetcher, Target
 from exchange_service.venues.priority import Priority
@@ -21,6 +22,8 @@ from exchange_service.wire.stored import CLOCK_TOLERANCE, StoredBalance, store_b
 LEASE = 5.0
 # Seconds between two looks at what the holder has written. Its invalidation comes first, unless it is lost.
 _LOOK_EVERY = 0.5
+# Seconds after which a holder is not waited for if the cache has failed lately: the venue may have answered long ago.
+_PATIENCE = 1.0
 # Writes that lose against another replica's are tried again, which a broken clock must not make endless.
 _MOST_WRITES = 3
 
@@ -49,17 +52,11 @@ class Leased:
         self._now = now
 
     async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchResult:
-        """See `Fetcher`. Another replica's balance serves if it is newer than `target.newer_than`."""
+        """See `Fetcher`. Another replica's balance serves if it is newer than `target.wanted_after`."""
         with self._cached.changes(target.key) as changed:
-            while (lease := await self._cached.lease(target.key, LEASE)) is None:
-                stored = await self._wait_for_holder(target, changed)
-                if stored is not None:
-                    return FetchResult(stored, here=False)
-                if asyncio.get_running_loop().time() >= deadline:
-                    error = VenueTimeout(f"{target.listing.metadata.name} did not answer another replica in time.")
-                    # The other one may be late itself, and says so if it fails.
-                    error.late = priority.polling
-                    raise error
+            lease = await self._wait_for_lease(target, deadline, priority, changed)
+        if isinstance(lease, StoredBalance):
+            return FetchResult(lease, here=False)
         async with lease_held(lease, LEASE):
             try:
                 return await self._fetch_as_holder(target, deadline, priority)
@@ -68,6 +65,26 @@ class Leased:
                     # Replicas that wait for this balance need not wait any longer.
                     await self._cached.publish_abandoned(target.key)
                 raise
+
+    async def _wait_for_lease(
+        self, target: Target, deadline: float, priority: Priority, changed: asyncio.Event
+    ) -> Lease | StoredBalance:
+        """The lease, or the balance of the replica that had it. Raises that one's error."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        while (lease := await self._cached.lease(target.key, LEASE)) is None:
+            stored = await self._wait_for_holder(target, changed)
+            if stored is not None:
+                return stored
+            if clock() >= deadline:
+                error = VenueTimeout(f"{target.listing.metadata.name} did not answer another replica in time.")
+                # The other one may be late itself, and says so if it fails.
+                error.late = priority.polling
+                raise error
+            if not self._cached.reliable and clock() - began >= _PATIENCE:
+                # What the holder brings may never be seen here.
+                return LocalLease()
+        return lease
 
     async def _wait_for_holder(self, target: Target, changed: asyncio.Event) -> StoredBalance | None:
         """The balance of the replica that holds the lease; None if there is nothing yet. Raises its error."""
@@ -79,7 +96,7 @@ class Leased:
             notified = False
         changed.clear()
         stored = await self._cached.read(target.key, target.account)
-        if stored is not None and self._serves(stored, target.newer_than):
+        if stored is not None and self._serves(stored, target.wanted_after):
             return stored
         name = target.listing.metadata.name
         error = await self._cached.cached_error(target.key, name) if notified else None
@@ -90,7 +107,7 @@ class Leased:
     async def _fetch_as_holder(self, target: Target, deadline: float, priority: Priority) -> FetchResult:
         # Another replica may have come back between our look at the cache and our lease.
         present = await self._cached.read(target.key, target.account)
-        if present is not None and self._serves(present, target.newer_than):
+        if present is not None and self._serves(present, target.wanted_after):
             return FetchResult(present, here=False)
         began = self._now()
         try:

@@ -79,9 +79,10 @@ class Balances:
             raise DeadlinePassed("The deadline has passed, or leaves too little time to answer.")
         if not listing.metadata.capabilities.balance:
             raise NotSupported(listing.metadata.unsupported_reason or f"{listing.metadata.name} is not yet supported.")
+        not_before = self.freshness.not_before(max_age)
         # A caller that forces a read may have corrected the key just now.
         reference = await self._reference(account, listing, now=max_age == 0)
-        target = self.keys.target(account, listing, reference)
+        target = replace(self.keys.target(account, listing, reference), not_before=not_before)
         self.credentials.note(target)
         stored = self.cached.get_local(target.key)
         if stored is None or not self.freshness.is_fresh(stored, max_age):

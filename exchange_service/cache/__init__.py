@@ -57,6 +57,10 @@ class Cache(Protocol):
     def shared(self) -> bool:
         """Whether other replicas see what is kept here at present."""
 
+    @property
+    def reliable(self) -> bool:
+        """Whether the cache has answered every call lately: what another replica has taken or written is seen here."""
+
     async def lease(self, name: str, seconds: float) -> Lease | None:
         """Take `name` for `seconds`, or None if another replica holds it. Always taken while the cache is out of
         reach."""

@@ -107,6 +107,7 @@ class MemoryCache:
         self._drop(key)
 
     shared = False
+    reliable = True
 
     async def lease(self, name: str, seconds: float) -> Lease | None:
         """Always taken: there is no other replica."""

@@ -10,7 +10,7 @@ import time
 import structlog
 
 from exchange_service.cache import Lease, Listener
-from exchange_service.cache.memory import LocalLease, MemoryCache
+from exchange_service.cache.memory import MemoryCache
 from exchange_service.cache.redis_link import REPORT_EVERY, NoAnswer
 from exchange_service.cache.sealed_redis import Replacement, SealedRedis
 from exchange_service.cache.sealing import Opened
@@ -27,6 +27,8 @@ _RESUBSCRIBE_PAUSES = (0.2, 5.0)
 _CLOSE_LIMIT = 0.5
 # Bytes by which a replica recognises its own messages.
 _SENDER_LENGTH = 8
+# Times that a lease is tried while Redis is not known to be out of reach.
+_LEASE_TRIES = 2
 # Every replica with the same key is subscribed to it; a message begins with its sender.
 _CHANNEL = "invalidations"
 # Messages in a second that are not ours, after which the subscription is given up for a while: a lost message costs
@@ -117,16 +119,25 @@ class RedisCache:
         """Whether Redis answered lately."""
         return self._link.available
 
+    @property
+    def reliable(self) -> bool:
+        """Whether Redis has answered every call lately."""
+        return self._link.reliable
+
     async def lease(self, name: str, seconds: float) -> Lease | None:
         """Take `name` for `seconds` by Redis's own clock; while Redis does not answer, each replica has its own.
 
-        Only a replica's own lease is respected, and only up to its end: what else stands there is replaced.
+        Only a replica's own lease is respected, and only up to its end: what else stands there is replaced. If Redis is
+        late the lease may be taken there all the same: the next try finds it to be ours, or its release removes it.
         """
-        lease = _RedisLease(self._sealed, name, seconds, self._tasks)
-        try:
-            return lease if await lease.acquire() else None
-        except NoAnswer:
-            return LocalLease()
+        lease = _RedisLease(self._sealed, name, seconds, self._tasks, self._sender)
+        for _ in range(_LEASE_TRIES):
+            try:
+                return lease if await lease.acquire() else None
+            except NoAnswer:
+                if not self._link.available:
+                    break
+        return lease
 
     async def publish(self, message: bytes) -> None:
         """Send `message` to every other replica that is subscribed."""
@@ -228,39 +239,51 @@ class RedisCache:
 
 
 class _RedisLease:
-    """A lease that every replica with the same key respects. What it has begun is ended by `tasks` if its caller goes
-    meanwhile."""
+    """A lease that every replica with the same key respects; this process's alone if Redis did not answer. `holder`
+    tells this process's leases from others. What it has begun is ended by `tasks` if its caller goes meanwhile."""
 
-    shared = True
-
-    def __init__(self, sealed: SealedRedis, name: str, seconds: float, tasks: TaskSet) -> None:
+    def __init__(self, sealed: SealedRedis, name: str, seconds: float, tasks: TaskSet, holder: bytes) -> None:
         self._sealed = sealed
         self._name = name
         self._seconds = seconds
         self._tasks = tasks
-        self._token = secrets.token_bytes(_SENDER_LENGTH)
+        self._holder = holder
         # What our value begins with; empty if it is not ours.
         self._head = b""
+        # Whether it may have been taken in Redis without our knowing.
+        self._unsure = False
         self._wanted = True
         self._renewing: asyncio.Task[None] | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether other replicas respect it."""
+        return bool(self._head)
 
     async def acquire(self) -> bool:
         """Whether it is ours now; raises NoAnswer."""
         try:
             return await asyncio.shield(self._tasks.start(self._acquire(), name="lease"))
-        except (NoAnswer, asyncio.CancelledError):
+        except asyncio.CancelledError:
             self._wanted = False
             raise
 
     async def _acquire(self) -> bool:
-        self._head = await self._sealed.update(self._name, self._take, new=True)
-        if self._head and not self._wanted:
-            # The caller has gone meanwhile, and nothing else would release it.
-            await self.release()
+        try:
+            self._head = await self._sealed.update(self._name, self._take, new=True)
+        except NoAnswer:
+            self._unsure = True
+            raise
+        finally:
+            if not self._wanted:
+                # The caller has gone meanwhile, and nothing else would release it.
+                await self.release()
         return bool(self._head)
 
-    def _take(self, holder: Opened | None, _: float) -> Replacement:
-        return (self._token, self._seconds) if holder is None else None
+    def _take(self, present: Opened | None, _: float) -> Replacement:
+        # Ours: Redis was late, or a fetch of this process is ending.
+        free = present is None or present.payload == self._holder
+        return (self._holder, self._seconds) if free else None
 
     async def renew(self) -> None:
         """Hold it for as long again, if it is still ours."""
@@ -270,7 +293,7 @@ class _RedisLease:
     async def _renew(self) -> None:
         with contextlib.suppress(NoAnswer):
             if self._head:
-                self._head = await self._sealed.renew(self._name, self._head, self._token, self._seconds)
+                self._head = await self._sealed.renew(self._name, self._head, self._holder, self._seconds)
 
     async def release(self) -> None:
         """Release it, if it is still ours."""
@@ -279,6 +302,13 @@ class _RedisLease:
         if self._head:
             with contextlib.suppress(NoAnswer):
                 await self._sealed.remove(self._name, self._head)
+        elif self._unsure:
+            # Beside the caller, whom a late Redis has cost time enough.
+            self._tasks.start(self._remove_late(), name="release of a late lease")
+
+    async def _remove_late(self) -> None:
+        with contextlib.suppress(NoAnswer):
+            await self._sealed.remove_payload(self._name, self._holder)
 
 
 def _trouble(server: str, failure: NoAnswer) -> str:

@@ -53,6 +53,8 @@ FAILURES_TO_OPEN = 3
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 5.0
 REPORT_EVERY = 60.0
+# Seconds without a failure after which Redis counts as reliable again.
+RELIABLE_AFTER = 10.0
 # Seconds: a server that stays a replica must not cost a connection for each call.
 _RECONNECT_EVERY = 1.0
 
@@ -175,6 +177,8 @@ class RedisLink:
         self._tasks = TaskSet()
         self._recovery_listeners: list[Callable[[], None]] = []
         self._reported_at: float | None = None
+        # When it last did not answer in time.
+        self._failed_at = float("-inf")
         # When connections were last ended because the server takes no writes.
         self._ended_at: float | None = None
         self._trouble_reported = False
@@ -183,6 +187,11 @@ class RedisLink:
     def available(self) -> bool:
         """Whether calls go to Redis at present; False after several failures in a row, until it answers again."""
         return self._breaker.closed
+
+    @property
+    def reliable(self) -> bool:
+        """Whether Redis has answered every call in the last `RELIABLE_AFTER` seconds."""
+        return time.monotonic() - self._failed_at > RELIABLE_AFTER
 
     def add_recovery_listener(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever Redis answers again after the link was not `available`."""
@@ -203,8 +212,7 @@ class RedisLink:
         done, _ = await asyncio.wait({task}, timeout=CALL_LIMIT)
         if not done:
             task.cancel()
-            self._breaker.record_failure()
-            self.report_trouble(TimeoutError())
+            self._record_failure(TimeoutError())
             raise NoAnswer("TimeoutError")
         if task.cancelled():
             raise NoAnswer("closed")
@@ -229,12 +237,16 @@ class RedisLink:
         except Exception as error:
             failure = NoAnswer(type(error).__name__, explain(error))
             if not (isinstance(error, RedisConnectionError) and str(error) == _POOL_BUSY):
-                self._breaker.record_failure()
-                self.report_trouble(error)
+                self._record_failure(error)
         else:
             self._on_success()
             return result
         raise failure
+
+    def _record_failure(self, error: Exception) -> None:
+        self._failed_at = time.monotonic()
+        self._breaker.record_failure()
+        self.report_trouble(error)
 
     async def _reconnect(self) -> None:
         """End the connections that are not in use: behind the server's name there may be another one by now."""

@@ -201,6 +201,18 @@ class SealedRedis:
         """Remove the value at `key` if it begins with `head`."""
         await self.link.call(lambda: self._remove([self.name(key)], (head,)))
 
+    async def remove_payload(self, key: str, payload: bytes) -> None:
+        """Remove the value at `key` if `payload` is what it holds."""
+        name = self.name(key)
+
+        async def run() -> None:
+            value = await self._read_one(name)
+            opened = self._open(name, value, await self._now())
+            if opened is not None and opened.payload == payload:
+                await self._remove([name], (value[:HEAD],))
+
+        await self.link.call(run)
+
     async def publish(self, channel: str, message: bytes) -> None:
         """Send `message` to all who listen at `channel`."""
         name = self.name(channel)

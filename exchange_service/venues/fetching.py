@@ -20,8 +20,8 @@ class Target:
 
     `key` names the balance in the cache, `credential_key` the stored credential for all account types, and `user_key`
     the user; they are keyed hashes, and empty in a plugin's process, which keeps nothing. `newer_than` is the fetch
-    time, in seconds since the epoch, of the balance that the caller has already: what another replica brings must be
-    newer.
+    time, in seconds since the epoch, of the balance that the caller has already, and `not_before` the earliest one that
+    the caller accepts: what another replica brings must be newer than both.
     """
 
     account: Account
@@ -31,8 +31,14 @@ class Target:
     credential_key: str = ""
     user_key: str = ""
     newer_than: float = 0.0
+    not_before: float = 0.0
     # What the plugin reports of the venue's limits while the fetch is made, for the gate.
     reports: VenueReports = field(default_factory=VenueReports, compare=False)
+
+    @property
+    def wanted_after(self) -> float:
+        """The fetch time that another replica's balance must exceed."""
+        return max(self.newer_than, self.not_before)
 
 
 class Fetcher(Protocol[T_co]):

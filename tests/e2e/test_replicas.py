@@ -16,6 +16,7 @@ import pytest
 from exchange_service.balances.leases import LEASE
 from exchange_service.cache import redis as redis_cache
 from exchange_service.cache import redis_link
+from exchange_service.cache.sealed_redis import SealedRedis
 from exchange_service.credentials import credential_id
 from exchange_service.errors import CredentialMissing, VenueUnavailable
 from exchange_service.model import Account
@@ -95,11 +96,29 @@ async def next_total(stream: Stream) -> str:
     return total
 
 
+def late_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each replica's first lease be taken in Redis, and the answer come too late."""
+    update, late = SealedRedis.update, set()
+
+    async def answer_late(self: SealedRedis, key: str, *arguments: Any, **options: Any) -> bytes:
+        head = await update(self, key, *arguments, **options)
+        if key.startswith("lease:") and self not in late:
+            late.add(self)
+            raise redis_link.NoAnswer("TimeoutError")
+        return head
+
+    monkeypatch.setattr(SealedRedis, "update", answer_late)
+
+
 class TestOneAsks:
+    @pytest.mark.parametrize("late", [False, True])
     async def test_many_callers_at_every_replica_cost_the_venue_one_request(
-        self, tmp_path: Path, redis_url: str, plugin: Counting
+        self, tmp_path: Path, redis_url: str, plugin: Counting, late: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         plugin.answer = gate = Gate()
+        if late:
+            # As where a crowd holds the event loop for longer than Redis may take.
+            late_leases(monkeypatch)
         async with replicas(3, tmp_path, redis_url, plugin) as several:
             await several[0].store()
             calls = [

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import os
+import random
 import secrets
 import struct
 import sys
@@ -146,6 +147,25 @@ class TestForgedBalances:
                 await neighbour.forge(name, forged("999").encode())
                 reply = await running.client.get_balance("alice", "fakex")
                 assert totals(reply.balance) == {"BTC": seen}
+
+    async def test_a_flipped_bit_makes_a_false_balance_unless_values_are_sealed(
+        self, tmp_path: Path, redis_server: RedisServer
+    ) -> None:
+        chance = random.Random(7)
+        for seal in (Unsealed, CacheSeal):
+            async with attacked(tmp_path, redis_server, ScriptedPlugin(), seal) as (running, neighbour):
+                await running.client.get_balance("alice", "fakex")
+                key = await balance_key(running)
+                name, false = sealed_name(running, key), 0
+                good = await neighbour.client.get(name)
+                for _ in range(200):
+                    flipped = bytearray(good)
+                    flipped[chance.randrange(len(flipped))] ^= 1 << chance.randrange(8)
+                    await neighbour.client.set(name, bytes(flipped))
+                    running.service.balances.cached.drop_local(key)
+                    reply = await running.client.get_balance("alice", "fakex")
+                    false += totals(reply.balance) != {"BTC": "1.50"}
+                assert bool(false) == (seal is Unsealed)
 
     async def test_whoever_reads_redis_sees_amounts_and_users_unless_values_are_sealed(
         self, tmp_path: Path, redis_server: RedisServer

@@ -44,6 +44,7 @@ class Forger:
             self._old,
             self._foreign,
             *[self._sealed] * 4,
+            *[self._flipped] * 2,
             self._counter,
             self._kind,
             self._forever,
@@ -112,6 +113,13 @@ class Forger:
         message.venue_accounts.add(id="1", type="spot").assets.add(asset="BTC", total="999")
         return struct.pack(">cQd", b"\x03", version, self._often(0.0, 86_400.0)) + message.SerializeToString()
 
+    def _flipped(self, name: bytes) -> None:
+        """The value that is there, or one of before, with a bit or a few of them changed."""
+        value = bytearray(self._seen[-1] or self._random.choice(self._seen))
+        for _ in range(self._random.choice((1, 1, 1, 5)) if value else 0):
+            value[self._random.randrange(len(value))] ^= 1 << self._random.randrange(8)
+        self._redis.set(name, bytes(value), keepttl=True)
+
     def _often(self, usual: float, *others: float) -> float:
         """The first of them, but for one time in four."""
         return usual if self._random.random() < 0.75 else self._random.choice(others)
@@ -145,6 +153,7 @@ class Forger:
                 self._random.randbytes(40),
                 self._seal.seal("x", b"b" * 80, time.time(), 9),
                 *self._messages[-3:],
+                *[bytes((message[0] ^ 1, *message[1:])) for message in self._messages[-1:] if message],
             ]
             if self._random.random() < 0.02:
                 messages = [bytes(self._random.choice((50_000, 1_000_000, 8_000_000)))]

@@ -226,11 +226,15 @@ class ExchangeServiceClient:
         account_type: str = "",
         max_age: float | None = None,
         include_zero: bool = False,
+        known_version: int = 0,
     ) -> GetBalanceResponse:
         """The balance of one account, at most `max_age` seconds old. None: as the service is set; 0: ask the venue now.
 
         `account_type` is one of the exchange's types, "all", or empty for the exchange's default. `include_zero` keeps
-        rows that hold nothing. Raises ServiceError: the class of the server's reason, or ServiceUnreachable.
+        rows that hold nothing. With the `version` of a balance that you have as `known_version` the answer is never an
+        older one, whichever replica gives it.
+
+        Raises ServiceError: the class of the server's reason, or ServiceUnreachable.
         """
         request = GetBalanceRequest(
             user_id=user_id,
@@ -238,6 +242,7 @@ class ExchangeServiceClient:
             environment=environment,
             account_type=account_type,
             include_zero=include_zero,
+            known_version=known_version,
         )
         if max_age is not None:
             request.max_age.CopyFrom(_duration(max_age))

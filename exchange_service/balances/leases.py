@@ -49,7 +49,8 @@ class Leased:
         self._now = now
 
     async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchResult:
-        """See `Fetcher`. Another replica's balance serves if it is newer than `target.newer_than`."""
+        """See `Fetcher`. Another replica's balance serves if it is newer than `target.newer_than`, and not below
+        `target.known_version`."""
         with self._cached.changes(target.key) as changed:
             while (lease := await self._cached.lease(target.key, LEASE)) is None:
                 stored = await self._wait_for_holder(target, changed)
@@ -79,7 +80,7 @@ class Leased:
             notified = False
         changed.clear()
         stored = await self._cached.read(target.key, target.account)
-        if stored is not None and self._serves(stored, target.newer_than):
+        if stored is not None and self._serves(stored, target, target.newer_than):
             return stored
         name = target.listing.metadata.name
         error = await self._cached.cached_error(target.key, name) if notified else None
@@ -90,7 +91,7 @@ class Leased:
     async def _fetch_as_holder(self, target: Target, deadline: float, priority: Priority) -> FetchResult:
         # Another replica may have come back between our look at the cache and our lease.
         previous = await self._cached.read(target.key, target.account)
-        if previous is not None and self._serves(previous, target.newer_than):
+        if previous is not None and self._serves(previous, target, target.newer_than):
             return FetchResult(previous, here=False)
         began = self._now()
         try:
@@ -102,9 +103,11 @@ class Leased:
             raise
         return await self._store(target, fetched, previous, began)
 
-    def _serves(self, stored: StoredBalance, newer_than: float) -> bool:
-        """Whether it was fetched after this time, and not later than now: a fetch time ahead says nothing of its
-        age."""
+    def _serves(self, stored: StoredBalance, target: Target, newer_than: float) -> bool:
+        """Whether the caller has nothing newer, and it was fetched after this time, and not later than now: a fetch
+        time ahead says nothing of its age."""
+        if stored.version < target.known_version:
+            return False
         return newer_than < stored.fetch_time <= self._now() + CLOCK_TOLERANCE
 
     async def _store(
@@ -116,7 +119,7 @@ class Leased:
         present = previous
         for _ in range(_MOST_WRITES):
             try:
-                stored = store_balance(target.account, fetched, self._now(), previous)
+                stored = store_balance(target.account, fetched, self._now(), previous, target.known_version)
             except ValueError:
                 # The plugin process sent an invalid message.
                 name = target.listing.plugin.info.name
@@ -127,7 +130,7 @@ class Leased:
                 return FetchResult(stored, here=True)
             if present is None:
                 continue
-            if self._serves(present, began) and (previous is None or present.version >= previous.version):
+            if self._serves(present, target, began) and (previous is None or present.version >= previous.version):
                 return FetchResult(present, here=False)
             if previous is None or present.version > previous.version:
                 previous = present

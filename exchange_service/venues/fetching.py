@@ -21,7 +21,7 @@ class Target:
     `key` names the balance in the cache, `credential_key` the stored credential for all account types, and `user_key`
     the user; they are keyed hashes, and empty in a plugin's process, which keeps nothing. `newer_than` is the fetch
     time, in seconds since the epoch, of the balance that the caller has already: what another replica brings must be
-    newer.
+    newer. Nothing with a lower version than `known_version` serves.
     """
 
     account: Account
@@ -31,6 +31,7 @@ class Target:
     credential_key: str = ""
     user_key: str = ""
     newer_than: float = 0.0
+    known_version: int = 0
     # What the plugin reports of the venue's limits while the fetch is made, for the gate.
     reports: VenueReports = field(default_factory=VenueReports, compare=False)
 

@@ -128,6 +128,7 @@ def _selector(entry: messages.AccountSelector, path: str) -> Selector:
         text(entry, "environment", path=path),
         known_version(entry, path=path),
         text(entry, "account_type", path=path),
+        entry.unconfirmed,
     )
 
 

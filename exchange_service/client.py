@@ -35,7 +35,9 @@ from exchange_service.errors import (
 from exchange_service.operator.v1 import plugin_service_pb2_grpc
 from exchange_service.operator.v1.plugin_service_pb2 import ListPluginsRequest, ListPluginsResponse
 from exchange_service.v1 import exchange_pb2, exchange_service_pb2, exchange_service_pb2_grpc
+from exchange_service.v1.balance_pb2 import Balance
 from exchange_service.v1.exchange_service_pb2 import (
+    AccountErrorEvent,
     AccountSelector,
     GetBalanceRequest,
     GetBalanceResponse,
@@ -226,11 +228,15 @@ class ExchangeServiceClient:
         account_type: str = "",
         max_age: float | None = None,
         include_zero: bool = False,
+        known_version: int = 0,
     ) -> GetBalanceResponse:
         """The balance of one account, at most `max_age` seconds old. None: as the service is set; 0: ask the venue now.
 
         `account_type` is one of the exchange's types, "all", or empty for the exchange's default. `include_zero` keeps
-        rows that hold nothing. Raises ServiceError: the class of the server's reason, or ServiceUnreachable.
+        rows that hold nothing. With the `version` of a balance that you have as `known_version` the answer is never an
+        older one, whichever replica gives it.
+
+        Raises ServiceError: the class of the server's reason, or ServiceUnreachable.
         """
         request = GetBalanceRequest(
             user_id=user_id,
@@ -238,6 +244,7 @@ class ExchangeServiceClient:
             environment=environment,
             account_type=account_type,
             include_zero=include_zero,
+            known_version=known_version,
         )
         if max_age is not None:
             request.max_age.CopyFrom(_duration(max_age))
@@ -330,22 +337,29 @@ def _translate(error: grpc.aio.AioRpcError, address: str) -> ServiceError:
 
 
 class _StreamPosition:
-    """What a stream follows, as the caller spelled it, and the newest version of each account, as the events name it:
-    enough to open the stream again."""
+    """What a stream follows, as the caller spelled it, and what was seen of each account, as the events name it: its
+    newest version, and whether that is confirmed. Enough to open the stream again."""
 
     def __init__(self, user_id: str, accounts: Sequence[AccountSelector], min_interval: float) -> None:
         self._user_id = user_id
         self._min_interval = min_interval
         self._accounts = list(accounts)
+        # The newest version of each account, 0 for one of which only errors were seen.
         self._versions: dict[tuple[str, str, str], int] = {}
+        # The accounts whose last event was an error, or a balance that was marked.
+        self._unconfirmed: set[tuple[str, str, str]] = set()
 
     def request(self) -> StreamBalancesRequest:
         """The request that goes on from here."""
         known = [
             AccountSelector(
-                exchange_id=exchange_id, environment=environment, account_type=account_type, known_version=version
+                exchange_id=key[0],
+                environment=key[1],
+                account_type=key[2],
+                known_version=version,
+                unconfirmed=key in self._unconfirmed,
             )
-            for (exchange_id, environment, account_type), version in self._versions.items()
+            for key, version in self._versions.items()
         ]
         accounts = [self._with_version(selector) for selector in self._accounts]
         request = StreamBalancesRequest(user_id=self._user_id, accounts=accounts, known=known[-_MOST_ACCOUNTS:])
@@ -358,17 +372,27 @@ class _StreamPosition:
         key = (selector.exchange_id, selector.environment or "production", selector.account_type)
         made = AccountSelector()
         made.CopyFrom(selector)
-        made.known_version = self._versions.get(key, selector.known_version)
+        if key in self._versions:
+            made.known_version = max(self._versions[key], selector.known_version)
+            made.unconfirmed = key in self._unconfirmed
         return made
 
     def advance(self, event: StreamBalancesResponse) -> None:
-        """Take over the version of a balance."""
-        if not event.HasField("balance"):
-            return
-        balance = event.balance.balance
-        key = (balance.exchange_id, balance.environment, balance.account_type)
+        """Take over the version of a balance, and that an error came after it."""
+        if event.HasField("balance"):
+            balance = event.balance.balance
+            self._note(balance, balance.version, confirmed=not event.balance.freshness.HasField("stale"))
+        elif event.HasField("account_error"):
+            self._note(event.account_error, 0, confirmed=False)
+
+    def _note(self, account: Balance | AccountErrorEvent, version: int, *, confirmed: bool) -> None:
+        key = (account.exchange_id, account.environment, account.account_type)
         # The newest last: a stream of all accounts may have followed some that are gone.
-        self._versions[key] = max(self._versions.pop(key, 0), balance.version)
+        self._versions[key] = max(self._versions.pop(key, 0), version)
+        if confirmed:
+            self._unconfirmed.discard(key)
+        else:
+            self._unconfirmed.add(key)
 
 
 def _duration(seconds: float) -> Duration:

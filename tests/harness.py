@@ -376,11 +376,19 @@ class TestService:
         return account
 
     async def get(
-        self, exchange_id: str = "fakex", *, user: str = USER, max_age: float | None = None, timeout: float = 10.0
+        self,
+        exchange_id: str = "fakex",
+        *,
+        user: str = USER,
+        max_age: float | None = None,
+        timeout: float = 10.0,
+        known_version: int = 0,
     ) -> BalanceResult:
         account, exchange = self.registry.account(user, exchange_id, "")
         deadline = asyncio.get_running_loop().time() + timeout
-        return await self.balances.get(account, exchange, max_age=max_age, deadline=deadline)
+        return await self.balances.get(
+            account, exchange, max_age=max_age, deadline=deadline, known_version=known_version
+        )
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
@@ -30,12 +31,25 @@ class FakeBalances:
         self.local = local
         self.shared = shared
         self.asked: list[tuple[float | None, float]] = []
+        # Whether the cached balance is fresh, and below the known version.
+        self.passes_over = False
 
-    def get_local(self, account: Account, max_age: float | None) -> BalanceResult | None:
+    def get_local(self, account: Account, max_age: float | None, known_version: int) -> BalanceResult | None:
         return None if self.local is None else BalanceResult(STORED, self.local, 0.0)
 
-    async def get(self, account: Account, listing: Any, *, max_age: float | None, deadline: float) -> BalanceResult:
+    async def get(
+        self,
+        account: Account,
+        listing: Any,
+        *,
+        max_age: float | None,
+        deadline: float,
+        known_version: int,
+        on_passed_over: Callable[[], Awaitable[None]],
+    ) -> BalanceResult:
         self.asked.append((max_age, deadline))
+        if self.passes_over:
+            await on_passed_over()
         if isinstance(self.shared, Exception):
             raise self.shared
         return BalanceResult(STORED, self.shared, 0.0)
@@ -130,6 +144,19 @@ async def test_a_read_that_another_replica_has_made_is_not_counted_twice(max_age
 @pytest.mark.parametrize("max_age", [None, 5.0, 30.0])
 async def test_no_other_read_is_counted(max_age: float | None) -> None:
     reading = ReaderUnderTest(FakeBalances())
+    await reading.get(max_age)
+    assert reading.refreshes == []
+
+
+@pytest.mark.parametrize("max_age", [0.5, 2.0, None])
+async def test_a_read_that_only_the_known_version_sends_to_the_venue_is_counted_once(max_age: float | None) -> None:
+    reading = ReaderUnderTest(FakeBalances())
+    reading.balances.passes_over = True
+    assert (await reading.get(max_age)).source is Source.VENUE
+    assert reading.refreshes == [CALLER]
+    reading.refreshes.clear()
+    # Another replica has asked.
+    reading.balances.shared = Source.CACHE
     await reading.get(max_age)
     assert reading.refreshes == []
 

@@ -302,6 +302,81 @@ class TestReplicas:
         assert ours.stored.fetch_time == service.clock.now
 
 
+class TestKnownVersions:
+    """A caller that names the version of the balance that it has never gets an older one."""
+
+    async def test_the_known_version_itself_is_given_from_the_cache_while_it_is_fresh(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
+        first = await service.get()
+        again = await service.get(known_version=first.stored.version)
+        assert (again.source, again.stored) == (Source.CACHE, first.stored)
+        assert len(plugin.calls) == 1
+
+    async def test_what_is_older_is_passed_over_for_what_another_replica_has_stored(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
+        await service.get()
+        other, _ = replica(service)
+        plugin.answer = returning(holding(("BTC", "2")))
+        newer = await get_from(other, service, max_age=0)
+        calls = len(plugin.calls)
+        # This replica has heard of nothing, and its own copy is fresh.
+        assert (await service.get()).stored.version < newer.stored.version
+        assert (await service.get(known_version=newer.stored.version)).stored == newer.stored
+        assert len(plugin.calls) == calls
+
+    @pytest.mark.parametrize("ahead", [1, 5_000_000, 3_600_000_000])
+    async def test_if_nothing_is_as_new_the_venue_is_asked_and_its_answer_gets_a_version_above(
+        self, service: TestService, plugin: ScriptedPlugin, ahead: int
+    ) -> None:
+        first = await service.get()
+        known = first.stored.version + ahead
+        # The answer is the same, and whether it is what the caller has is not known.
+        result = await service.get(known_version=known)
+        assert result.source is Source.VENUE
+        assert result.stored.version > known
+        assert len(plugin.calls) == 2
+        # Nor does it go back for those that bring no version.
+        assert (await service.get()).stored == result.stored
+        assert len(plugin.calls) == 2
+
+    async def test_an_older_last_good_balance_is_not_given_in_place_of_the_venues_error(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
+        first = await service.get()
+        plugin.answer = raising(VenueUnavailable("It is down."))
+        service.clock.now += 100
+        with pytest.raises(VenueUnavailable):
+            await service.get(known_version=first.stored.version + 1)
+        result = await service.get(known_version=first.stored.version)
+        assert (result.source, result.stored) == (Source.LAST_GOOD, first.stored)
+
+    async def test_a_fetch_in_progress_that_brings_an_older_one_is_followed_by_another(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
+        plugin.answer = gate = Gate()
+        unaware = asyncio.ensure_future(service.get())
+        await gate.entered.wait()
+        known = int(service.clock() * 1_000_000) + 1_000_000
+        aware = asyncio.ensure_future(service.get(known_version=known))
+        await joined(service, 2)
+        gate.opened.set()
+        assert (await unaware).stored.version < known
+        assert (await aware).stored.version > known
+        assert len(plugin.calls) == 2
+
+    async def test_a_version_from_far_ahead_raises_the_accounts_versions_by_less_than_a_day(
+        self, service: TestService
+    ) -> None:
+        result = await service.get(known_version=2**64 - 1)
+        assert result.stored.version < (service.clock() + 86_400) * 1_000_000
+        # Every replica believes it, also one whose clock is half an hour behind.
+        other, clock = replica(service)
+        clock.now = service.clock() - 1800
+        assert (await get_from(other, service)).stored.version >= result.stored.version
+
+
 class TestOneFetchForAll:
     async def test_callers_at_the_same_time_share_one_request(
         self, service: TestService, plugin: ScriptedPlugin

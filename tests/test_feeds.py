@@ -285,6 +285,9 @@ class ManualSource:
     async def wait(self, result: BalanceResult | None, error: ServiceError | None) -> bool:
         return await self._answers.get()
 
+    def read_now(self) -> None:
+        self.read_again(ask_venue=False)
+
     def close(self) -> None:
         self.closed = True
 
@@ -295,7 +298,7 @@ class TestSources:
     ) -> None:
         result, reads, source = await service.get(), list[bool](), ManualSource()
 
-        async def read(_: Any, ask_venue: bool) -> BalanceResult:
+        async def read(_: Any, ask_venue: bool, known_version: int) -> BalanceResult:
             reads.append(ask_venue)
             return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -130,6 +131,30 @@ def test_a_streams_selectors_and_interval_are_read() -> None:
     (selector,) = query.selectors
     assert (selector.exchange_id, selector.environment, selector.known_version) == ("fakex", "live", 7)
     assert selector.account_type == "spot"
+
+
+@pytest.mark.parametrize("ahead", [24 * 3600, 2**40])
+def test_a_known_version_that_no_balance_can_have_is_refused_and_one_of_a_fast_clock_is_not(
+    reader: RequestReader, ahead: int
+) -> None:
+    now = int(time.time() * 1_000_000)
+    query, _ = reader.read_get_balance(
+        balance_request(known_version=now + 22 * 3600 * 1_000_000).SerializeToString(), EVERYBODY
+    )
+    assert query.known_version > now
+    too_high = now + ahead * 1_000_000
+    entry = messages.AccountSelector(exchange_id="fakex", known_version=too_high)
+    streams = [
+        messages.StreamBalancesRequest(user_id="bob", accounts=[entry]),
+        messages.StreamBalancesRequest(user_id="bob", known=[entry]),
+    ]
+    fields = []
+    for request in (balance_request(known_version=too_high), *streams):
+        read = READ["StreamBalances" if request in streams else "GetBalance"]
+        with pytest.raises(FieldInvalid) as refusal:
+            read(reader, request.SerializeToString())
+        fields.append(refusal.value.field)
+    assert fields == ["known_version", "accounts[0].known_version", "known[0].known_version"]
 
 
 @pytest.mark.parametrize("seconds", [-1, 3601])

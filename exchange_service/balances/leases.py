@@ -52,7 +52,8 @@ class Leased:
         self._now = now
 
     async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchResult:
-        """See `Fetcher`. Another replica's balance serves if it is newer than `target.wanted_after`."""
+        """See `Fetcher`. Another replica's balance serves if it is newer than `target.wanted_after`, and not below
+        `target.known_version`."""
         with self._cached.changes(target.key) as changed:
             lease = await self._wait_for_lease(target, deadline, priority, changed)
         if isinstance(lease, StoredBalance):
@@ -96,7 +97,7 @@ class Leased:
             notified = False
         changed.clear()
         stored = await self._cached.read(target.key, target.account)
-        if stored is not None and self._serves(stored, target.wanted_after):
+        if stored is not None and self._serves(stored, target, target.wanted_after):
             return stored
         name = target.listing.metadata.name
         error = await self._cached.cached_error(target.key, name) if notified else None
@@ -107,7 +108,7 @@ class Leased:
     async def _fetch_as_holder(self, target: Target, deadline: float, priority: Priority) -> FetchResult:
         # Another replica may have come back between our look at the cache and our lease.
         present = await self._cached.read(target.key, target.account)
-        if present is not None and self._serves(present, target.wanted_after):
+        if present is not None and self._serves(present, target, target.wanted_after):
             return FetchResult(present, here=False)
         began = self._now()
         try:
@@ -119,9 +120,11 @@ class Leased:
             raise
         return await self._store(target, fetched, present, began)
 
-    def _serves(self, stored: StoredBalance, newer_than: float) -> bool:
-        """Whether it was fetched after this time, and not later than now: a fetch time ahead says nothing of its
-        age."""
+    def _serves(self, stored: StoredBalance, target: Target, newer_than: float) -> bool:
+        """Whether the caller has nothing newer, and it was fetched after this time, and not later than now: a fetch
+        time ahead says nothing of its age."""
+        if stored.version < target.known_version:
+            return False
         return newer_than < stored.fetch_time <= self._now() + CLOCK_TOLERANCE
 
     async def _store(
@@ -142,7 +145,7 @@ class Leased:
                 return FetchResult(stored, here=True)
             if present is None:
                 continue
-            if self._serves(present, began) and (previous is None or present.version >= previous.version):
+            if self._serves(present, target, began) and (previous is None or present.version >= previous.version):
                 return FetchResult(present, here=False)
             previous = _newer(previous, present)
         # Others keep writing, and the caller gets what they have stored: a version that is not stored must not be seen,
@@ -153,7 +156,7 @@ class Leased:
 
     def _make_stored(self, target: Target, fetched: FetchedBalance, previous: StoredBalance | None) -> StoredBalance:
         try:
-            stored = store_balance(target.account, fetched, self._now(), previous)
+            stored = store_balance(target.account, fetched, self._now(), previous, target.known_version)
         except ValueError:
             # The plugin process sent an invalid message.
             name = target.listing.plugin.info.name

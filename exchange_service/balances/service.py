@@ -25,7 +25,7 @@ from exchange_service.venues.fetching import Target
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
 from exchange_service.wire.replies import Source
-from exchange_service.wire.stored import StoredBalance
+from exchange_service.wire.stored import StoredBalance, highest_known_version
 
 # Seconds. A smaller `max_age` reaches the venue in nearly every call, so it counts as forced whatever is cached.
 _ALWAYS_FORCED_BELOW = 1.0
@@ -51,6 +51,10 @@ class BalanceResult:
     asked_in: float | None = None
 
 
+async def _nothing() -> None:
+    """What is done if a caller has nothing to do."""
+
+
 @dataclass(slots=True)
 class Balances:
     """Reads balances for all callers, through `fetcher`, the road to the venues."""
@@ -67,13 +71,22 @@ class Balances:
     _tasks: TaskSet = field(default_factory=TaskSet)
 
     async def get(
-        self, account: Account, listing: Listing, *, max_age: float | None, deadline: float, polling: bool = False
+        self,
+        account: Account,
+        listing: Listing,
+        *,
+        max_age: float | None,
+        deadline: float,
+        polling: bool = False,
+        known_version: int = 0,
+        on_passed_over: Callable[[], Awaitable[None]] = _nothing,
     ) -> BalanceResult:
-        """The account's balance, at most `max_age` seconds old.
+        """The account's balance, at most `max_age` seconds old, and never one below `known_version`.
 
         `max_age` None means the operator's limit; 0 asks the venue now, and fails rather than give the last good value.
         `deadline` is the caller's, in the event loop's time. With `polling` no caller waits for it: at the venue it
-        comes after what callers wait for. Raises a ServiceError.
+        comes after what callers wait for. `on_passed_over` is awaited if the venue is asked only because a fresh
+        balance is below `known_version`. Raises a ServiceError.
         """
         if deadline - asyncio.get_running_loop().time() < LEAST_TIME:
             raise DeadlinePassed("The deadline has passed, or leaves too little time to answer.")
@@ -82,33 +95,42 @@ class Balances:
         not_before = self.freshness.not_before(max_age)
         # A caller that forces a read may have corrected the key just now.
         reference = await self._reference(account, listing, now=max_age == 0)
-        target = replace(self.keys.target(account, listing, reference), not_before=not_before)
+        known_version = min(known_version, highest_known_version(self.freshness.now()))
+        target = self.keys.target(account, listing, reference)
+        target = replace(target, not_before=not_before, known_version=known_version)
         self.credentials.note(target)
         stored = self.cached.get_local(target.key)
-        if stored is None or not self.freshness.is_fresh(stored, max_age):
+        if stored is None or not self._serves(stored, max_age, known_version):
             # Another replica may have a newer one.
             stored = await self.cached.read(target.key, account)
         if stored is not None and self.freshness.is_fresh(stored, max_age):
-            return self._result(target.key, stored, Source.CACHE)
+            if stored.version >= known_version:
+                return self._result(target.key, stored, Source.CACHE)
+            await on_passed_over()
         # The cache may have lost what this process has handed out.
         last = stored or self.cached.last_good(target.key)
         return await self._fetch(target, last, deadline, forced=max_age == 0, polling=polling)
 
-    def get_local(self, account: Account, max_age: float | None) -> BalanceResult | None:
-        """The account's balance if this process has a fresh copy; None if `get` must be called."""
+    def get_local(self, account: Account, max_age: float | None, known_version: int = 0) -> BalanceResult | None:
+        """The account's balance if this process has a fresh copy that is not below `known_version`; None if `get` must
+        be called."""
         reference = self.references.get_local(account.stored())
         if reference is None:
             return None
         key = self.keys.key(account, reference)
         stored = self.cached.get_local(key)
-        if stored is None or not self.freshness.is_fresh(stored, max_age):
+        if stored is None or not self._serves(stored, max_age, known_version):
             return None
         return self._result(key, stored, Source.CACHE)
+
+    def _serves(self, stored: StoredBalance, max_age: float | None, known_version: int) -> bool:
+        return stored.version >= known_version and self.freshness.is_fresh(stored, max_age)
 
     async def _fetch(
         self, target: Target, last: StoredBalance | None, deadline: float, *, forced: bool, polling: bool
     ) -> BalanceResult:
-        """Ask the venue; `last` is the last good balance, given in place of a passing trouble unless `forced`."""
+        """Ask the venue; `last` is the last good balance, given in place of a passing trouble unless `forced`, or the
+        caller has a newer one."""
         target = replace(target, newer_than=last.fetch_time if last is not None else 0.0)
         try:
             if not forced:
@@ -116,7 +138,7 @@ class Balances:
                 self._raise_doubted(target)
             fetched = await self._ask(target, deadline, forced=forced, polling=polling)
         except ServiceError as error:
-            if forced or last is None or not self.freshness.within_grace(last):
+            if forced or last is None or last.version < target.known_version or not self.within_grace(last):
                 raise
             doubt = self._doubt(target, error)
             if doubt is None and not error.transient:
@@ -131,13 +153,22 @@ class Balances:
         """Fetch the balance. If the venue refuses what it took a moment ago, a forced call waits for its second
         word."""
         try:
-            return await self.fetcher.fetch(target, deadline, Priority(polling=polling))
+            return await self._fetch_known(target, deadline, polling=polling)
         except ServiceError as error:
             doubt = self._doubt(target, error) if forced else None
             if doubt is None or asyncio.get_running_loop().time() + doubt.left() + LEAST_TIME >= deadline:
                 raise
         await asyncio.sleep(doubt.left())
-        return await self.fetcher.fetch(target, deadline, Priority(polling=polling))
+        return await self._fetch_known(target, deadline, polling=polling)
+
+    async def _fetch_known(self, target: Target, deadline: float, *, polling: bool) -> FetchResult:
+        """Fetch a balance that is not below the known version. A fetch that was in progress already may bring one: it
+        was begun for a caller that did not bring this version."""
+        while True:
+            fetched = await self.fetcher.fetch(target, deadline, Priority(polling=polling))
+            if fetched.stored.version >= target.known_version:
+                return fetched
+            target = replace(target, newer_than=max(target.newer_than, fetched.stored.fetch_time))
 
     def _raise_doubted(self, target: Target) -> None:
         """Raise a refusal that is doubted, until it is time to ask for the second word."""
@@ -217,11 +248,13 @@ class Balances:
 
 @dataclass(frozen=True, slots=True)
 class BalanceQuery:
-    """A balance that a caller asks for: `max_age` in seconds, None for the operator's setting."""
+    """A balance that a caller asks for: `max_age` in seconds, None for the operator's setting. `known_version` is the
+    version that the caller has already, 0 for none."""
 
     account: Account
     listing: Listing
     max_age: float | None
+    known_version: int = 0
 
 
 def forced_below(default: float) -> float:
@@ -261,20 +294,38 @@ class BalanceReader:
         age = query.max_age
         result = None
         if age is None or age >= _ALWAYS_FORCED_BELOW:
-            result = self._balances.get_local(query.account, age)
+            result = self._balances.get_local(query.account, age, query.known_version)
         forced = result is None and age is not None and age < self._forced_below
         if forced:
             await self._count_refresh(caller)
         if result is not None:
             self._metrics.cache_read("process")
         else:
-            deadline = self._deadline(time_remaining())
-            result = await self._balances.get(query.account, query.listing, max_age=query.max_age, deadline=deadline)
-            if forced and result.source is Source.CACHE:
-                # Another replica has asked the venue, and counted it.
-                self._return_refresh(caller)
+            result = await self._read(query, caller, self._deadline(time_remaining()), counted=forced)
             self._metrics.cache_read("shared" if result.source is Source.CACHE else "nowhere")
         self._metrics.balance_read(_SOURCE_NAMES[result.source])
+        return result
+
+    async def _read(self, query: BalanceQuery, caller: Caller, deadline: float, *, counted: bool) -> BalanceResult:
+        """Read by the road. A known version that no cached balance reaches is counted as a forced read."""
+
+        async def count() -> None:
+            nonlocal counted
+            if not counted:
+                await self._count_refresh(caller)
+                counted = True
+
+        result = await self._balances.get(
+            query.account,
+            query.listing,
+            max_age=query.max_age,
+            deadline=deadline,
+            known_version=query.known_version,
+            on_passed_over=count,
+        )
+        if counted and result.source is Source.CACHE:
+            # Another replica has asked the venue, and counted it.
+            self._return_refresh(caller)
         return result
 
     def _deadline(self, remaining: float | None) -> float:

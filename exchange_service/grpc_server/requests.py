@@ -5,6 +5,7 @@ A caller's right to read a user is checked before anything is looked up, so that
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from exchange_service.streams.service import check_number
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.venues.registry import Registry
 from exchange_service.wire.protobuf import to_seconds
+from exchange_service.wire.stored import highest_known_version
 
 # Bytes. The largest request that can be valid is smaller; a message of many empty parts takes long to read.
 _LARGEST = 16 * 1024
@@ -99,7 +101,7 @@ class RequestReader:
             raise FieldInvalid("max_age", "it should not be negative.")
         account_type = text(request, "account_type")
         account, listing = self._registry.account(request.user_id, exchange_id, environment, account_type)
-        return BalanceQuery(account, listing, max_age)
+        return BalanceQuery(account, listing, max_age, known_version(request))
 
 
 def read_stream_balances(data: bytes, caller: Caller, max_accounts: int = 200) -> StreamQuery:
@@ -124,8 +126,9 @@ def _selector(entry: messages.AccountSelector, path: str) -> Selector:
     return Selector(
         required_text(entry, "exchange_id", path=path),
         text(entry, "environment", path=path),
-        entry.known_version,
+        known_version(entry, path=path),
         text(entry, "account_type", path=path),
+        entry.unconfirmed,
     )
 
 
@@ -160,6 +163,15 @@ def text(message: Any, field: str, *, path: str = "", limit: int = _MAX_TEXT) ->
     if not value.isprintable():
         raise FieldInvalid(path + field, "it holds characters that cannot be printed.")
     return value
+
+
+def known_version(message: Any, *, path: str = "") -> int:
+    """The version that a caller has already. Raises FieldInvalid if no balance can have it: a new version would have to
+    be above it, and replicas do not believe one so far ahead."""
+    version: int = message.known_version
+    if version > highest_known_version(time.time()):
+        raise FieldInvalid(path + "known_version", "no balance has a version so far ahead; leave it out.")
+    return version
 
 
 def required_text(message: Any, field: str, *, path: str = "") -> str:

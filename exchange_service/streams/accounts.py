@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -12,7 +11,8 @@ import structlog
 from exchange_service.errors import ServiceError
 from exchange_service.model import Account
 from exchange_service.streams.feeds import Feeds
-from exchange_service.streams.mailbox import Mailbox, MailboxSlot
+from exchange_service.streams.mailbox import Known, Mailbox, MailboxSlot
+from exchange_service.streams.update import ErrorUpdate
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.wire.events import AccountState, account_error_event, account_state, heartbeat_event
 
@@ -21,12 +21,13 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """An account that a subscriber selects, and the version of it that they have already; see AccountSelector."""
+    """An account that a subscriber selects, and what they have of it already; see AccountSelector."""
 
     exchange_id: str
     environment: str = ""
     known_version: int = 0
     account_type: str = ""
+    unconfirmed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +73,11 @@ class FollowedAccounts:
         self._mailbox = mailbox
         self._slots: dict[Account, MailboxSlot] = {}
         # Accounts that were selected and cannot be followed: an unknown exchange, a wrong environment.
-        self._unavailable: dict[Account, ServiceError] = {}
+        self._unavailable: dict[Account, AccountState] = {}
         # Whether the stored accounts are followed, which may change while the stream lasts.
         self._follows_all = False
-        # The versions that the subscriber had when the stream began, until an account is followed.
-        self._known: dict[Account, int] = {}
+        # What the subscriber has of accounts that are not followed yet, or not any more.
+        self._known: dict[Account, Known] = {}
         self._reload: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -91,15 +92,22 @@ class FollowedAccounts:
     async def open(self, selectors: Sequence[Selector], known: Sequence[Selector] = ()) -> None:
         """Follow these accounts, or every stored one if there are no selectors; `known` are the versions that the
         subscriber has already. Raises StoreUnavailable."""
-        for entry in known:
-            # One of an exchange that is not served any more is not followed either.
-            with suppress(ServiceError):
-                self._known[self._directory.find(self._user_id, entry)[0]] = entry.known_version
+        for entry in (*selectors, *known):
+            self._note_known(entry)
         for selector in selectors:
             self._follow(selector)
         if not selectors:
             self._follows_all = True
             await self._follow_stored()
+
+    def _note_known(self, entry: Selector) -> None:
+        try:
+            account, _ = self._directory.find(self._user_id, entry)
+        except ServiceError:
+            account = self._named(entry)
+        known = self._known.get(account, Known())
+        version = max(known.version, entry.known_version)
+        self._known[account] = Known(version, known.unconfirmed or entry.unconfirmed)
 
     def close(self) -> None:
         """Leave every feed."""
@@ -117,31 +125,43 @@ class FollowedAccounts:
     def heartbeat(self, wall: float) -> bytes:
         """A serialised StreamBalancesResponse with the state of each account; `wall` is the time now, in seconds since
         the epoch."""
-        states = [self._feeds.state(account, wall) for account in sorted(self._slots)]
-        states += [
-            account_state(AccountState(account, 0, None, error)) for account, error in sorted(self._unavailable.items())
-        ]
+        states = [self._feeds.state(account, self._slots[account], wall) for account in sorted(self._slots)]
+        states += [account_state(self._unavailable[account]) for account in sorted(self._unavailable)]
         return heartbeat_event(wall, states)
 
     def _follow(self, selector: Selector) -> Account:
         try:
             account, listing = self._directory.find(self._user_id, selector)
         except ServiceError as error:
-            account = Account(self._user_id, selector.exchange_id, selector.environment, selector.account_type)
+            account = self._named(selector)
             if account not in self._unavailable:
-                self._unavailable[account] = error
-                self._mailbox.add_slot().put_error(account_error_event(account, error, 0))
+                self._tell_unavailable(account, error)
             return account
         if account not in self._slots:
-            known = max(selector.known_version, self._known.pop(account, 0))
-            slot = self._slots[account] = self._mailbox.add_slot(known)
+            slot = self._slots[account] = self._mailbox.add_slot(self._known.pop(account, None))
+            told = self._unavailable.pop(account, None)
+            slot.error = told.error if told is not None else None
             self._feeds.join(account, listing, slot)
         return account
+
+    def _named(self, selector: Selector) -> Account:
+        """The account of a selector that cannot be followed, as the subscriber named it."""
+        return Account(self._user_id, selector.exchange_id, selector.environment, selector.account_type)
+
+    def _tell_unavailable(self, account: Account, error: ServiceError) -> None:
+        version = self._known.get(account, Known()).version
+        self._unavailable[account] = AccountState(account, version, None, error)
+        # If it can be followed later, its balance is sent in any case.
+        self._known[account] = Known(version, unconfirmed=True)
+        self._mailbox.add_slot().put_error(ErrorUpdate(error, account_error_event(account, error, version)))
 
     def _leave(self, account: Account) -> None:
         slot = self._slots.pop(account)
         self._mailbox.remove_slot(slot)
         self._feeds.leave(account, slot)
+        if len(self._known) < self._directory.max_accounts:
+            # If it comes back, its balance is sent again, and is not older.
+            self._known[account] = Known(slot.version, unconfirmed=True)
 
     async def _follow_stored(self) -> None:
         wanted = {self._follow(selector) for selector in await self._directory.stored(self._user_id)}

@@ -13,7 +13,7 @@ from exchange_service.balances.service import BalanceResult
 from exchange_service.errors import CredentialMissing, ServiceError, ServiceFailed
 from exchange_service.model import Account
 from exchange_service.streams.mailbox import MailboxSlot
-from exchange_service.streams.update import AGE_TOLERANCE, Update
+from exchange_service.streams.update import AGE_TOLERANCE, ErrorUpdate, Update
 from exchange_service.wire.balances import AmountName
 from exchange_service.wire.events import AccountState, account_error_event, account_state
 from exchange_service.wire.replies import Source
@@ -25,8 +25,9 @@ log = structlog.get_logger(__name__)
 # high must not stay for good.
 _MOST_LOWER = 3
 
-# Reads the account: what the feed has so far, and whether the venue is to be asked.
-ReadBalance = Callable[[StoredBalance | None, bool], Awaitable[BalanceResult]]
+# Reads the account: what the feed has so far, whether the venue is to be asked, and the version below which nothing is
+# of use.
+ReadBalance = Callable[[StoredBalance | None, bool, int], Awaitable[BalanceResult]]
 
 
 class FeedSource(Protocol):
@@ -35,6 +36,9 @@ class FeedSource(Protocol):
     async def wait(self, result: BalanceResult | None, error: ServiceError | None) -> bool:
         """Return when the account is to be read again: True if the venue is to be asked, False if a cached balance
         suffices. `result` is what was read last, or None if that failed; `error` is the account's present error."""
+
+    def read_now(self) -> None:
+        """Have `wait` return soon: a subscriber has a newer balance than the feed."""
 
     def close(self) -> None:
         """Release what the source holds; the feed has ended."""
@@ -71,6 +75,10 @@ class Feed:
         self._on_event_age = on_event_age
         self._current: StoredBalance | None = None
         self._current_key = ""
+        # The version before the current one, and when it was fetched last.
+        self._replaced = (0, 0.0)
+        # The highest version that subscribers brought, or that the feed had before its credential went.
+        self._known_version = 0
         # Reads in a row that brought a lower version.
         self._lower = 0
         self._error: ServiceError | None = None
@@ -106,20 +114,33 @@ class Feed:
     def join(self, slot: MailboxSlot) -> None:
         """Add a subscriber's slot, and put the present state into it."""
         self.slots.add(slot)
+        self._known_version = max(self._known_version, slot.known_version)
+        if self._current is not None and slot.known_version > self.version:
+            self._source.read_now()
         if self._current is not None and self._may_show(self._current):
             stale = self._error or self._doubt
             source = Source.LAST_GOOD if stale else Source.CACHE
             slot.put_balance(self._make_update(self._current, source, stale))
         if self._error is not None:
-            slot.put_error(account_error_event(self.account, self._error, self.version))
+            slot.put_error(self._make_error_update(self._error, slot.known_version))
 
     def leave(self, slot: MailboxSlot) -> None:
         """Put nothing more into this slot."""
         self.slots.discard(slot)
 
-    def state(self, wall: float) -> bytes:
-        """The account's part of a serialised HeartbeatEvent; `wall` is the time now, in seconds since the epoch.
-        Heartbeats that are close in time share it."""
+    def state(self, slot: MailboxSlot, wall: float) -> bytes:
+        """The account's part of a serialised HeartbeatEvent, as the events that were taken from this slot have told it;
+        `wall` is the time now, in seconds since the epoch. Heartbeats that are close in time share it, except those of
+        slots with something unread."""
+        if slot.agrees(self.version, self._error):
+            return self._shared_state(wall)
+        current = self._current
+        fetch_time = current.fetch_time if current and slot.version == current.version else slot.fetch_time
+        age = max(0.0, wall - fetch_time) if fetch_time is not None else None
+        catching_up = slot.unconfirmed or slot.known_version > self.version
+        return account_state(AccountState(self.account, slot.version, age, slot.error, catching_up))
+
+    def _shared_state(self, wall: float) -> bytes:
         current, error = self._state_of
         same = current is self._current and error is self._error
         if not same or not 0.0 <= wall - self._state_time < AGE_TOLERANCE:
@@ -145,7 +166,8 @@ class Feed:
         """Read the account once and hand out what is new. Returns None if that failed, or is late."""
         self._late = None
         try:
-            result = await self._read_balance(self._current, ask_venue)
+            known_version = max(self._known_version, self.version)
+            result = await self._read_balance(self._current, ask_venue, known_version)
             self._receive(result)
         except ServiceError as error:
             # Without its traceback, which keeps alive everything that the failed call used.
@@ -169,6 +191,8 @@ class Feed:
         self._lower = 0
         self._current_key = result.key
         changed = self._current is None or stored.version != self._current.version
+        if changed and self._current is not None:
+            self._replaced = (self._current.version, self._current.fetch_time)
         self._current = stored
         if stale is not None and stale.late:
             self._late = stale
@@ -194,14 +218,15 @@ class Feed:
                 self._hand_out(result.source, None)
 
     def _is_older(self, stored: StoredBalance, current: StoredBalance) -> bool:
-        """Whether it is an older balance: from the local copy while Redis does not answer, or written after a lease had
-        expired. A lower version that stays is no older balance: the one that the feed has was never a good one."""
+        """Whether it is an older balance. Reads ask for none below the feed's version, so a lower one that stays is no
+        older balance: the feed's version is further ahead of the clock than any is believed to be."""
         if stored.version >= current.version:
             return False
         self._lower += 1
         if self._lower < _MOST_LOWER:
             return True
         log.warning("feed.version_went_back", exchange=self.account.exchange_id, reads=self._lower)
+        self._known_version = 0
         return False
 
     def _hand_out(self, source: Source, stale: ServiceError | None) -> None:
@@ -216,7 +241,7 @@ class Feed:
         if self._data_of is not stored:
             self._data, self._rows = with_known_rows(stored, self._rows)
             self._data_of = stored
-        return Update(stored, self._data, source, stale, self._on_event_age)
+        return Update(stored, self._data, source, stale, self._on_event_age, self._replaced)
 
     def _fail(self, error: ServiceError) -> None:
         """Announce the error, unless the last one had the same reason: a venue that stays down is announced once."""
@@ -225,16 +250,26 @@ class Feed:
         if isinstance(error, CredentialMissing):
             # What was read with a key that is gone is shown neither to new subscribers nor to those who have not read
             # it yet.
+            self._known_version = max(self._known_version, self.version)
             self._current, self._data_of, self._rows = None, None, {}
             for slot in self.slots:
-                slot.clear()
+                slot.drop_balance()
         if is_new:
             self._announce(error)
 
     def _announce(self, error: ServiceError) -> None:
-        event = account_error_event(self.account, error, self.version)
+        # Subscribers that resume bring few different versions.
+        updates: dict[int, ErrorUpdate] = {}
         for slot in self.slots:
-            slot.put_error(event)
+            known = max(slot.known_version, self.version)
+            update = updates.get(known)
+            if update is None:
+                update = updates[known] = self._make_error_update(error, known)
+            slot.put_error(update)
+
+    def _make_error_update(self, error: ServiceError, known_version: int) -> ErrorUpdate:
+        """The error to hand out to a subscriber that brought this version."""
+        return ErrorUpdate(error, account_error_event(self.account, error, max(known_version, self.version)))
 
     def _may_show(self, stored: StoredBalance) -> bool:
         """As for GetBalance: with an error, a last good balance is shown if the error is transient, for a while."""

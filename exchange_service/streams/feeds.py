@@ -40,10 +40,13 @@ class Feeds:
             del self._feeds[account]
             feed.stop()
 
-    def state(self, account: Account, wall: float) -> bytes:
-        """The account's part of a serialised HeartbeatEvent; `wall` is the time now, in seconds since the epoch."""
+    def state(self, account: Account, slot: MailboxSlot, wall: float) -> bytes:
+        """The account's part of a serialised HeartbeatEvent, as the events of this slot have told it; `wall` is the
+        time now, in seconds since the epoch."""
         feed = self._feeds.get(account)
-        return feed.state(wall) if feed else account_state(AccountState(account, 0, None, None))
+        if feed is None:
+            return account_state(AccountState(account, slot.version, None, slot.error, slot.unconfirmed))
+        return feed.state(slot, wall)
 
     def snapshot(self) -> dict[Account, FeedSnapshot]:
         """What each feed has now."""

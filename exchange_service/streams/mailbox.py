@@ -4,47 +4,92 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from exchange_service.errors import ServiceError
 from exchange_service.streams.clock import Clock
-from exchange_service.streams.update import Update
+from exchange_service.streams.update import ErrorUpdate, Update
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a reader has of an account before its stream begins: the version of its newest balance, 0 for none, and
+    whether its last event was an error or a marked balance."""
+
+    version: int = 0
+    unconfirmed: bool = False
 
 
 class MailboxSlot:
-    """One account's unread balance and error. `ready` is called with the slot whenever there is something to read."""
+    """One account's unread balance and error, and what the reader has of the account. `ready` is called with the slot
+    whenever there is something to read."""
 
-    __slots__ = ("_error", "_error_was_read", "_ready", "_update", "due", "known_version")
+    __slots__ = (
+        "_error",
+        "_error_was_read",
+        "_has_known",
+        "_ready",
+        "_update",
+        "due",
+        "error",
+        "fetch_time",
+        "known_version",
+        "unconfirmed",
+        "version",
+    )
 
-    def __init__(self, ready: Callable[[MailboxSlot], None], known_version: int = 0) -> None:
+    def __init__(self, ready: Callable[[MailboxSlot], None], known: Known | None = None) -> None:
         self._ready = ready
-        # The version that the reader already had, until the first balance or error is put here.
-        self.known_version = known_version
+        known = known or Known()
+        # The version that the reader brought: nothing older is ever handed out.
+        self.known_version = known.version
+        # Whether the first balance is left out if it is the known one.
+        self._has_known = known.version > 0 and not known.unconfirmed
+        # What the reader has: the newest version that was handed out or brought; when it was fetched last, if that was
+        # seen here, in seconds since the epoch; the error, if no balance was handed out after it.
+        self.version = known.version
+        self.fetch_time: float | None = None
+        self.error: ServiceError | None = None
+        # Whether the reader came with an error, and nothing was handed out since.
+        self.unconfirmed = known.unconfirmed
         # When the next balance may be read, in monotonic time.
         self.due = 0.0
         self._update: Update | None = None
-        self._error: bytes | None = None
+        self._error: ErrorUpdate | None = None
         # Whether the error was read while the balance before it is held back.
         self._error_was_read = False
 
     def put_balance(self, update: Update) -> None:
         """Put a new whole state here; it replaces what has not been read yet."""
-        if self.known_version:
-            known, self.known_version = self.known_version, 0
-            if known == update.version and update.stale is None:
-                # The first state of a stream that resumes, and the reader has it already.
-                return
+        if update.version < self.known_version:
+            # The reader has a newer one, from another replica.
+            return
+        has_known, self._has_known = self._has_known, False
+        if has_known and update.version == self.known_version and update.stale is None:
+            return
+        if self._update is None and update.replaces[0] == self.version:
+            self.fetch_time = update.replaces[1]
         self._update, self._error = update, None
         self._ready(self)
 
-    def put_error(self, event: bytes) -> None:
-        """Put a serialised account error here; an unread balance stays in front of it."""
-        self._error, self._error_was_read = event, False
+    def put_error(self, error: ErrorUpdate) -> None:
+        """Put an account's error here; an unread balance stays in front of it."""
+        self._error, self._error_was_read = error, False
         # After an error the recovery is news, even if the reader already has that balance.
-        self.known_version = 0
+        self._has_known = False
         self._ready(self)
 
-    def clear(self) -> None:
-        """Forget what is unread."""
-        self._update = self._error = None
+    def drop_balance(self) -> None:
+        """Forget the unread balance; an error that was not read yet stays."""
+        self._update = None
+        if self._error_was_read:
+            self._error = None
+
+    def agrees(self, version: int, error: ServiceError | None) -> bool:
+        """Whether the reader has been handed this version, and an error if there is one, and nothing is unread."""
+        if self._update is not None or self._error is not None or self.unconfirmed:
+            return False
+        return self.version == version and (self.error is None) == (error is None)
 
     def take(self, min_interval: float, wall: float, monotonic: float) -> tuple[bytes | None, bytes | None]:
         """Return the balance and the error to hand out now, each a serialised event or None.
@@ -55,16 +100,24 @@ class MailboxSlot:
         update, error = self._update, self._error
         if update is None:
             self._error = None
-            return None, error
+            return None, self._hand_out_error(error)
         if monotonic < self.due:
-            if error is None or self._error_was_read:
+            if self._error_was_read:
                 return None, None
-            self._error_was_read = True
-            return None, error
+            self._error_was_read = error is not None
+            return None, self._hand_out_error(error)
         self._update = self._error = None
         if min_interval:
             self.due = monotonic + min_interval
-        return update.event(wall), error
+        self.version, self.fetch_time = update.version, update.fetch_time
+        self.error, self.unconfirmed = None, False
+        return update.event(wall), self._hand_out_error(error)
+
+    def _hand_out_error(self, error: ErrorUpdate | None) -> bytes | None:
+        if error is None:
+            return None
+        self.error, self.unconfirmed = error.error, False
+        return error.event
 
     @property
     def held(self) -> bool:
@@ -98,13 +151,13 @@ class Mailbox:
         """How many slots hold a balance back."""
         return len(self._held)
 
-    def add_slot(self, known_version: int = 0) -> MailboxSlot:
-        """Return a new slot; `known_version` is the version that the reader has already."""
-        return MailboxSlot(self.ready, known_version)
+    def add_slot(self, known: Known | None = None) -> MailboxSlot:
+        """Return a new slot; `known` is what the reader has already."""
+        return MailboxSlot(self.ready, known)
 
     def remove_slot(self, slot: MailboxSlot) -> None:
         """Forget the slot and what is unread in it."""
-        slot.clear()
+        slot.drop_balance()
         self.pending.pop(slot, None)
         self._held.discard(slot)
 

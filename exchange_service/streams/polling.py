@@ -39,18 +39,25 @@ class Polling:
     clock: Clock = field(default_factory=Clock)
 
     async def read(
-        self, account: Account, listing: Listing, current: StoredBalance | None, ask_venue: bool
+        self,
+        account: Account,
+        listing: Listing,
+        current: StoredBalance | None,
+        ask_venue: bool,
+        known_version: int = 0,
     ) -> BalanceResult:
         """Read the account for a feed whose newest balance is `current`. The first balance may be as old as one of
         GetBalance. With `ask_venue` the venue is asked unless another replica has just done so; without it a cached
-        balance suffices, unless its next poll is overdue. Raises ServiceError."""
+        balance suffices, unless its next poll is overdue. None below `known_version` does. Raises ServiceError."""
         deadline = self.clock.monotonic() + self.venue_timeout + 1.0
         max_age = None
         if current is not None:
             pause = current.pause or self.interval
             # Well below the pause, so that no poll is answered by the balance of the poll before.
             max_age = pause * 0.5 if ask_venue else pause * (1 + _JITTER) + LEASE
-        return await self.balances.get(account, listing, max_age=max_age, deadline=deadline, polling=True)
+        return await self.balances.get(
+            account, listing, max_age=max_age, deadline=deadline, polling=True, known_version=known_version
+        )
 
     def pause(self, result: BalanceResult | None, error: ServiceError | None, fetched_here: float = 0.0) -> float:
         """Seconds until a feed asks the venue again. `fetched_here` is the fetch time of the last balance that this
@@ -96,6 +103,10 @@ class PollingSource:
         finally:
             self._changed.clear()
         return False
+
+    def read_now(self) -> None:
+        """See FeedSource."""
+        self._changed.set()
 
     def close(self) -> None:
         """Stop listening."""

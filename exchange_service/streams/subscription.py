@@ -91,7 +91,7 @@ class Subscription:
         """Follow these accounts, or every stored one if there are no selectors; `known` are the versions that the
         subscriber has already. Raises StoreUnavailable."""
         await self._accounts.open(selectors, known)
-        resumes = any(selector.known_version for selector in (*selectors, *known))
+        resumes = any(selector.known_version or selector.unconfirmed for selector in (*selectors, *known))
         if resumes or not self._accounts:
             # The subscriber should know at once what it follows, and that what it has is still of this moment, although
             # there may be nothing else to wait for.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from exchange_service.errors import ServiceError
 from exchange_service.wire.events import balance_event
@@ -13,11 +14,29 @@ from exchange_service.wire.stored import StoredBalance
 AGE_TOLERANCE = 0.1
 
 
+@dataclass(frozen=True, slots=True)
+class ErrorUpdate:
+    """An account's error to hand out, and the serialised event that tells it."""
+
+    error: ServiceError
+    event: bytes
+
+
 class Update:
     """A balance to hand out. Everybody who reads it within AGE_TOLERANCE shares one event; a later reader gets an event
     with the age at that time."""
 
-    __slots__ = ("_data", "_event", "_event_time", "_fetch_time", "_on_event_age", "_source", "stale", "version")
+    __slots__ = (
+        "_data",
+        "_event",
+        "_event_time",
+        "_on_event_age",
+        "_source",
+        "fetch_time",
+        "replaces",
+        "stale",
+        "version",
+    )
 
     def __init__(
         self,
@@ -26,14 +45,17 @@ class Update:
         source: Source,
         stale: ServiceError | None,
         on_event_age: Callable[[float], None],
+        replaces: tuple[int, float] = (0, 0.0),
     ) -> None:
         """`data` is the serialised Balance of `stored`. `on_event_age` is called with the age of the balance, in
-        seconds, for each event that is serialised."""
+        seconds, for each event that is serialised. `replaces` is the version before this one, and when it was fetched
+        last, in seconds since the epoch."""
         self.version = stored.version
         self.stale = stale
         self._on_event_age = on_event_age
         self._data = data
-        self._fetch_time = stored.fetch_time
+        self.fetch_time = stored.fetch_time
+        self.replaces = replaces
         self._source = source
         self._event = b""
         self._event_time = 0.0
@@ -41,7 +63,7 @@ class Update:
     def event(self, wall: float) -> bytes:
         """A serialised StreamBalancesResponse; `wall` is the time now, in seconds since the epoch."""
         if not self._event or not 0.0 <= wall - self._event_time < AGE_TOLERANCE:
-            age = max(0.0, wall - self._fetch_time)
+            age = max(0.0, wall - self.fetch_time)
             self._event = balance_event(self._data, self._source, age, self.stale)
             self._event_time = wall
             self._on_event_age(age)

@@ -209,6 +209,7 @@ class GetBalanceRequest(google.protobuf.message.Message):
     MAX_AGE_FIELD_NUMBER: builtins.int
     INCLUDE_ZERO_FIELD_NUMBER: builtins.int
     ACCOUNT_TYPE_FIELD_NUMBER: builtins.int
+    KNOWN_VERSION_FIELD_NUMBER: builtins.int
     user_id: builtins.str
     """The user's id in the credential store. Required, at most 256 characters."""
     exchange_id: builtins.str
@@ -220,6 +221,13 @@ class GetBalanceRequest(google.protobuf.message.Message):
     account_type: builtins.str
     """Which kinds of account to read: one of Exchange.account_types, or "all" for each of them; case is ignored.
     Empty: Exchange.default_account_types, or the types that the user's stored metadata choose instead.
+    """
+    known_version: builtins.int
+    """Balance.version of the newest balance of it that the caller has. The call then never returns an older one, whichever
+    replica answers: the service asks the venue again if it has nothing as new, or fails with the venue's error; that
+    counts as a forced refresh. Zero: versions never go back at one replica, but another replica may have an older
+    balance while the replicas cannot reach their Redis. A version of more than 23 hours from now is FIELD_INVALID: no
+    balance has one.
     """
     @property
     def max_age(self) -> google.protobuf.duration_pb2.Duration:
@@ -238,9 +246,10 @@ class GetBalanceRequest(google.protobuf.message.Message):
         max_age: google.protobuf.duration_pb2.Duration | None = ...,
         include_zero: builtins.bool = ...,
         account_type: builtins.str = ...,
+        known_version: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["max_age", b"max_age"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "environment", b"environment", "exchange_id", b"exchange_id", "include_zero", b"include_zero", "max_age", b"max_age", "user_id", b"user_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "environment", b"environment", "exchange_id", b"exchange_id", "include_zero", b"include_zero", "known_version", b"known_version", "max_age", b"max_age", "user_id", b"user_id"]) -> None: ...
 
 Global___GetBalanceRequest: typing_extensions.TypeAlias = GetBalanceRequest
 
@@ -300,8 +309,8 @@ class StreamBalancesRequest(google.protobuf.message.Message):
     def known(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___AccountSelector]:
         """The balances that the caller has already, at most 200: each names an account as its events do, with the version of
         its newest balance. It counts as the `known_version` of whichever selector, or empty selection, leads to the
-        account; others are ignored. If the request names any known version, here or in `accounts`, the stream resumes, and
-        its first event is a heartbeat.
+        account; others are ignored. If the request names any known version or unconfirmed account, here or in `accounts`,
+        the stream resumes, and its first event is a heartbeat.
         """
 
     def __init__(
@@ -327,17 +336,23 @@ class AccountSelector(google.protobuf.message.Message):
     ENVIRONMENT_FIELD_NUMBER: builtins.int
     KNOWN_VERSION_FIELD_NUMBER: builtins.int
     ACCOUNT_TYPE_FIELD_NUMBER: builtins.int
+    UNCONFIRMED_FIELD_NUMBER: builtins.int
     exchange_id: builtins.str
     """The exchange, see Exchange.id. Required; case is ignored."""
     environment: builtins.str
     """The environment or one of its aliases. Empty: "production"."""
     known_version: builtins.int
-    """Balance.version of the newest balance of it that the caller has. If it is still current, no first balance is sent.
-    Zero: always send a first balance.
+    """Balance.version of the newest balance of it that the caller has, see GetBalanceRequest.known_version. If it is still
+    current, no first balance is sent. No event names an older version, whichever replica answers. Zero: always send a
+    first balance; versions then never go back within the stream, and may be older than those of another stream.
     """
     account_type: builtins.str
     """Which kinds of account to follow, see GetBalanceRequest.account_type. The same exchange and environment may be
     selected several times with different kinds.
+    """
+    unconfirmed: builtins.bool
+    """True: the last event of the account that the caller has is an error, or a balance with `freshness.stale`. A balance
+    or an error is then sent in any case, also a balance of the known version.
     """
     def __init__(
         self,
@@ -346,8 +361,9 @@ class AccountSelector(google.protobuf.message.Message):
         environment: builtins.str = ...,
         known_version: builtins.int = ...,
         account_type: builtins.str = ...,
+        unconfirmed: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "environment", b"environment", "exchange_id", b"exchange_id", "known_version", b"known_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "environment", b"environment", "exchange_id", b"exchange_id", "known_version", b"known_version", "unconfirmed", b"unconfirmed"]) -> None: ...
 
 Global___AccountSelector: typing_extensions.TypeAlias = AccountSelector
 
@@ -433,7 +449,9 @@ class AccountErrorEvent(google.protobuf.message.Message):
     environment: builtins.str
     """The environment of the account."""
     last_version: builtins.int
-    """`version` of the last good balance that the service has of it. Zero: there is no such balance."""
+    """`version` of the last good balance that the service has of it, or the caller's `known_version` if that is newer.
+    Zero: there is no such balance.
+    """
     account_type: builtins.str
     """The `account_type` of its selector."""
     @property
@@ -456,7 +474,10 @@ Global___AccountErrorEvent: typing_extensions.TypeAlias = AccountErrorEvent
 
 @typing.final
 class HeartbeatEvent(google.protobuf.message.Message):
-    """HeartbeatEvent shows that the stream is alive, and the state of each account."""
+    """HeartbeatEvent shows that the stream is alive, and the state of each account as the events before it have told it. What
+    is still on its way, such as a balance that `min_interval` holds back, is not part of it: an account that had an error
+    has it until a balance event was sent.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -493,21 +514,29 @@ class AccountState(google.protobuf.message.Message):
     AGE_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     ACCOUNT_TYPE_FIELD_NUMBER: builtins.int
+    CATCHING_UP_FIELD_NUMBER: builtins.int
     exchange_id: builtins.str
     """The exchange of the account."""
     environment: builtins.str
     """The environment of the account."""
     version: builtins.int
-    """`version` of the newest balance. Zero: there is no balance yet."""
+    """`version` of the newest balance that was sent, or the caller's `known_version` if nothing newer was sent. Zero: the
+    caller has no balance yet.
+    """
     account_type: builtins.str
     """The `account_type` of its selector."""
+    catching_up: builtins.bool
+    """True: what the caller has is not confirmed yet. This replica has no balance as new as the `known_version`, or has not
+    sent anything of an `unconfirmed` account; it reads the account. A balance or an error follows, unless the balance
+    that it reads is the known one and is confirmed by that.
+    """
     @property
     def age(self) -> google.protobuf.duration_pb2.Duration:
-        """The age of the venue's last good answer. Absent: there is no answer yet."""
+        """The time since a venue's answer last held this version. Absent: this replica has not read it."""
 
     @property
     def error(self) -> exchange_service.v1.balance_pb2.AccountFault:
-        """What is wrong now. Absent: nothing is wrong."""
+        """The error that was sent, if no balance was sent after it. Absent: there is no such error."""
 
     def __init__(
         self,
@@ -518,8 +547,9 @@ class AccountState(google.protobuf.message.Message):
         age: google.protobuf.duration_pb2.Duration | None = ...,
         error: exchange_service.v1.balance_pb2.AccountFault | None = ...,
         account_type: builtins.str = ...,
+        catching_up: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["age", b"age", "error", b"error"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "age", b"age", "environment", b"environment", "error", b"error", "exchange_id", b"exchange_id", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "age", b"age", "catching_up", b"catching_up", "environment", b"environment", "error", b"error", "exchange_id", b"exchange_id", "version", b"version"]) -> None: ...
 
 Global___AccountState: typing_extensions.TypeAlias = AccountState

@@ -21,7 +21,8 @@ class Target:
     `key` names the balance in the cache, `credential_key` the stored credential for all account types, and `user_key`
     the user; they are keyed hashes, and empty in a plugin's process, which keeps nothing. `newer_than` is the fetch
     time, in seconds since the epoch, of the balance that the caller has already, and `not_before` the earliest one that
-    the caller accepts: what another replica brings must be newer than both.
+    the caller accepts: what another replica brings must be newer than both. Nothing with a lower version than
+    `known_version` serves.
     """
 
     account: Account
@@ -32,6 +33,7 @@ class Target:
     user_key: str = ""
     newer_than: float = 0.0
     not_before: float = 0.0
+    known_version: int = 0
     # What the plugin reports of the venue's limits while the fetch is made, for the gate.
     reports: VenueReports = field(default_factory=VenueReports, compare=False)
 

@@ -39,6 +39,7 @@ class AccountState:
     version: int
     age: float | None
     error: ServiceError | None
+    catching_up: bool = False
 
 
 def account_state(state: AccountState) -> bytes:
@@ -48,6 +49,7 @@ def account_state(state: AccountState) -> bytes:
         environment=state.account.environment,
         account_type=state.account.account_type,
         version=state.version,
+        catching_up=state.catching_up,
     )
     if state.age is not None:
         entry.age.CopyFrom(to_duration(state.age))

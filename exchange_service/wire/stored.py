@@ -28,6 +28,9 @@ _PREFIX = struct.Struct(">cQ")
 CLOCK_TOLERANCE = 2.0
 # A version that is further ahead of the clock is not believed: versions never go back, so it would stay for as long.
 _MOST_AHEAD = 86_400.0
+# What callers bring as a known version may be less far ahead: a version is made above it, and replicas whose clocks
+# differ by an hour still believe that one.
+_MOST_KNOWN_AHEAD = _MOST_AHEAD - 3600.0
 # The most rows at "0" that a feed remembers for one account. No venue lists that many; a venue that renamed its assets
 # in every answer would otherwise fill the events.
 _MAX_GONE_ROWS = 2000
@@ -129,14 +132,24 @@ class StoredBalance:
         return _HEADER.pack(_FORMAT, self.version, self.pause) + self.data
 
 
+def highest_known_version(now: float) -> int:
+    """The highest version that a caller can have at `now`, in seconds since the epoch."""
+    return int((now + _MOST_KNOWN_AHEAD) * 1_000_000)
+
+
 def store_balance(
-    account: Account, fetched: FetchedBalance, fetch_time: float, previous: StoredBalance | None
+    account: Account,
+    fetched: FetchedBalance,
+    fetch_time: float,
+    previous: StoredBalance | None,
+    known_version: int = 0,
 ) -> StoredBalance:
     """A plugin's answer with its account, fetch time and version.
 
-    The version is that of `previous` if the content is the same. Otherwise it is the greater of the previous version
-    plus one and the fetch time in microseconds, so it rises on every replica. Raises ValueError if `fetched` is not a
-    plugin's answer.
+    The version is that of `previous` if the content is the same. Otherwise it is the greatest of the previous version
+    plus one, the fetch time in microseconds, and `known_version` plus one, so it rises on every replica. A `previous`
+    below `known_version` counts as changed: what the known version held may differ. Raises ValueError if `fetched` is
+    not a plugin's answer.
     """
     message = parse_fetched(fetched)
     message.user_id = account.user_id
@@ -145,12 +158,11 @@ def store_balance(
     message.account_type = account.account_type
     message.fetch_time.CopyFrom(to_timestamp(fetch_time))
     draft = StoredBalance(account, message.SerializeToString(deterministic=True), fetch_time, 0)
-    if previous is None:
-        version = int(fetch_time * 1_000_000)
-    elif previous.digest == draft.digest:
+    if previous is not None and previous.version >= known_version and previous.digest == draft.digest:
         version = previous.version
     else:
-        version = max(previous.version + 1, int(fetch_time * 1_000_000))
+        last = max(previous.version if previous is not None else 0, known_version)
+        version = max(last + 1, int(fetch_time * 1_000_000))
     message.version = version
     return StoredBalance(account, message.SerializeToString(deterministic=True), fetch_time, version)
 

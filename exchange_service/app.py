@@ -235,7 +235,11 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     balances = open_balances(venues, storage.references, storage.cache, options)
     stack.push_async_callback(balances.close)
     streams = Streams(
-        registry, balances, store.accounts, _stream_settings(settings), on_event_age=metrics.value_handed_out
+        registry,
+        balances,
+        storage.references.accounts,
+        _stream_settings(settings),
+        on_event_age=metrics.value_handed_out,
     )
     authenticator = _open_authenticator(settings, storage)
     stack.push_async_callback(authenticator.close)
@@ -452,7 +456,14 @@ async def _listen(
     reflect = settings.loopback if settings.reflection is None else settings.reflection
     limits = ConnectionLimits(settings.connection_streams, most_connections())
     return await listen(
-        services, authenticator, settings.address, tls=tls, reflect=reflect, metrics=metrics, limits=limits
+        services,
+        authenticator,
+        settings.address,
+        tls=tls,
+        reflect=reflect,
+        metrics=metrics,
+        limits=limits,
+        call_timeout=settings.call_timeout,
     )
 
 

@@ -10,14 +10,13 @@ from typing import Generic, TypeVar
 
 import structlog
 
+from exchange_service.deadlines import ANSWER_MARGIN
 from exchange_service.errors import DeadlinePassed, ServiceError, ShuttingDown, VenueTimeout
 from exchange_service.venues.fetching import Fetcher, Target
 from exchange_service.venues.priority import Priority
 
 T = TypeVar("T")
 
-# The caller must still get our answer after we have given up waiting.
-ANSWER_MARGIN = 0.1
 # With less than this left there is no use in asking a venue.
 LEAST_TIME = 0.02
 

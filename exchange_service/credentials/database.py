@@ -7,6 +7,7 @@ context of ours: our error is made inside the handler and raised after it.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
@@ -26,9 +27,39 @@ CALL_LIMIT = 2.5
 # The server ends a statement before the call is given up, so that we can report the server's own error.
 STATEMENT_LIMIT_MS = 2000
 CLOSE_LIMIT = 2.0
+# A call that fails after so many seconds was kept waiting: the database is silent, frozen, locked or far too slow.
+# After some in a row only one call in ASK_EVERY seconds asks it, and the others fail at once: they would wait in vain,
+# each with a connection.
+SLOW_FAILURE = 0.9
+FAILURES_TO_SPARE = 2
+ASK_EVERY = 0.5
 
 # The roles that Supabase's public Data API acts as; it would offer them every new table.
 API_ROLES = ("anon", "authenticated")
+
+
+class Silence:
+    """Whether the database keeps its callers waiting; `clock` is in seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failures = 0
+        self._ask_at = 0.0
+
+    def may_ask(self) -> bool:
+        """Whether a call may ask the database. One that gets True does so."""
+        now = self._clock()
+        if self._failures >= FAILURES_TO_SPARE and now < self._ask_at:
+            return False
+        self._ask_at = now + ASK_EVERY
+        return True
+
+    def record(self, seconds: float, *, failed: bool) -> None:
+        """Note the end of a call that took so long. A failure that comes at once spares nobody anything."""
+        if not failed:
+            self._failures = 0
+        elif seconds >= SLOW_FAILURE:
+            self._failures += 1
 
 
 class Database(Generic[Schema]):
@@ -44,6 +75,7 @@ class Database(Generic[Schema]):
         self._prepare = prepare
         self._schema: Schema | None = None
         self._tasks = TaskSet()
+        self._silence = Silence()
         self._closed = False
 
     @property
@@ -65,21 +97,33 @@ class Database(Generic[Schema]):
         """
         if self._closed:
             raise StoreUnavailable(f"The {self._name} is closed.")
-        task = self._tasks.start(self._run(work), name=self._name)
+        if not self._silence.may_ask():
+            raise StoreUnavailable(f"The {self._name} has not answered lately.")
+        task, began = self._tasks.start(self._run(work), name=self._name), time.monotonic()
         try:
             done, _ = await asyncio.wait({task}, timeout=CALL_LIMIT)
         except asyncio.CancelledError:
             asyncio.get_running_loop().call_later(CALL_LIMIT, task.cancel)
             raise
+        result: T | ServiceError
         if not done:
             task.cancel()
-            raise StoreUnavailable(f"The {self._name} did not answer within {CALL_LIMIT} seconds.")
-        if task.cancelled():
-            raise StoreUnavailable(f"The {self._name} is closed.")
-        result = task.result()
+            self._drop_connections()
+            result = StoreUnavailable(f"The {self._name} did not answer within {CALL_LIMIT} seconds.")
+        elif task.cancelled():
+            result = StoreUnavailable(f"The {self._name} is closed.")
+        else:
+            result = task.result()
+        self._silence.record(time.monotonic() - began, failed=isinstance(result, StoreUnavailable))
         if isinstance(result, ServiceError):
             raise result
         return result
+
+    def _drop_connections(self) -> None:
+        """Let the next call connect again: those that lie in the pool may be as dead as this one, and each would cost a
+        caller the whole time. Those in use are closed when they come back."""
+        if self.is_postgres:
+            self._tasks.start(self._engine.dispose(), name=f"{self._name}: drop connections")
 
     async def _run(self, work: Callable[[AsyncConnection, Schema], Awaitable[T]]) -> T | ServiceError:
         """Return the work's result, or the error to raise. An error that was raised here, while a driver's exception

@@ -15,6 +15,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 SQLITE_BUSY_SECONDS = 1.5
 POOL_WAIT = 1.0
 CONNECT_SECONDS = 2
+# Options of libpq: the kernel gives a connection up whose other side has vanished, also one that waits in the pool.
+# The keepalives are in seconds, the time for what was sent and is not acknowledged in milliseconds.
+_CONNECTIONS = {
+    "connect_timeout": CONNECT_SECONDS,
+    "keepalives_idle": 10,
+    "keepalives_interval": 3,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 5000,
+}
 
 
 def database_address(url: str) -> sa.URL:
@@ -70,8 +79,7 @@ def make_engine(url: sa.URL) -> AsyncEngine:
     else:
         # Poolers that reassign a connection after each transaction lose prepared statements.
         arguments: dict[str, Any] = {"prepare_threshold": None}
-        if "connect_timeout" not in url.query:
-            arguments["connect_timeout"] = CONNECT_SECONDS
+        arguments |= {name: value for name, value in _CONNECTIONS.items() if name not in url.query}
         options |= {"connect_args": arguments, "pool_pre_ping": True}
     engine = create_async_engine(url, pool_size=5, max_overflow=5, pool_timeout=POOL_WAIT, **options)
     if url.get_backend_name() == "sqlite":

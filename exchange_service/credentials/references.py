@@ -11,6 +11,7 @@ from typing import Any
 from cachetools import LRUCache
 
 from exchange_service.credentials import MOST_ACCOUNTS, CredentialReference, CredentialStore
+from exchange_service.deadlines import has_ended, time_remaining, within
 from exchange_service.errors import StoreUnavailable
 from exchange_service.model import Account, Credential
 from exchange_service.tasks import retrieve_exception
@@ -24,6 +25,8 @@ MISSING_TTL = 2.0
 # While the database is down, cached references serve for GRACE seconds, and the database is tried every RETRY_AFTER.
 GRACE = 300.0
 RETRY_AFTER = 5.0
+# Seconds after which a store that has not answered yet counts as one that is down, where the answer before is known.
+KNOWN_AFTER = 0.5
 MAX_ACCOUNTS = 20_000
 
 
@@ -39,11 +42,28 @@ class _Entry:
 
 
 @dataclass(slots=True)
+class _Request:
+    """A request to the store in progress, and when it began, in the clock's time."""
+
+    answer: asyncio.Task[CredentialReference | None]
+    began: float
+
+
+@dataclass(slots=True)
 class _StoredAccounts:
-    """What a user has stored, as the store says or is about to say, and until when that counts, in the clock's time."""
+    """What a user has stored, as the store says or is about to say, and until when that counts; `known` is what it said
+    before, and when. The times are the clock's."""
 
     accounts: asyncio.Future[list[Account]]
+    began: float
     expires: float
+    known: tuple[list[Account], float] | None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the store has not said it."""
+        task = self.accounts
+        return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 class CachedReferences:
@@ -64,14 +84,17 @@ class CachedReferences:
         self._ttl = ttl
         self._clock = clock
         self._entries: LRUCache[Account, _Entry] = LRUCache(max_accounts)
-        self._requests: dict[Account, asyncio.Task[CredentialReference | None]] = {}
+        self._requests: dict[Account, _Request] = {}
         self._stored: LRUCache[str, _StoredAccounts] = LRUCache(max_accounts)
 
     async def find(
         self, account: Account, *, aliases: Sequence[str] = (), credential_of: str = "", now: bool = False
     ) -> CredentialReference | None:
         """As the store's `find`. An exchange's `aliases` and `credential_of` must always be the same. With `now` the
-        store is asked in any case, also if it is being asked already: that request may have missed the last change."""
+        store is asked in any case, also if it is being asked already: that request may have missed the last change.
+
+        A reference that was good lately serves while the store is down, or does not answer soon. StoreUnavailable if
+        there is none and the caller's deadline comes first."""
         entry = self._entries.get(account)
         time_now = self._clock()
         if now:
@@ -81,24 +104,65 @@ class CachedReferences:
             if time_now >= entry.refresh_after:
                 self._request(account, aliases, credential_of)
             return entry.reference
-        # Shielded: a caller that is cancelled does not end the request for the others.
-        return await asyncio.shield(self._request(account, aliases, credential_of))
+        request = self._request(account, aliases, credential_of)
+        known = self._known(account)
+        if known is not None and not await has_ended(request.answer, self._patience(request.began, forced=now)):
+            return known
+        return await within(request.answer, _late)
+
+    def _known(self, account: Account) -> CredentialReference | None:
+        """The reference that still serves while the store is down."""
+        entry = self._entries.get(account)
+        return entry.reference if entry is not None and self._clock() - entry.confirmed <= GRACE else None
+
+    def _patience(self, began: float, *, forced: bool = False) -> float | None:
+        """Seconds to wait for the answer to a request, where a known one can take its place. A forced call waits for
+        half of the time that it has: the last change matters to it most."""
+        if not forced:
+            return max(0.0, began + KNOWN_AFTER - self._clock())
+        remaining = time_remaining()
+        return None if remaining is None else max(KNOWN_AFTER, remaining / 2)
+
+    async def accounts(self, user_id: str) -> list[Account]:
+        """As the store's `accounts`. Callers share the answer for two seconds. The one before serves while the store is
+        down; StoreUnavailable as `find`."""
+        stored = self._stored_accounts(user_id)
+        if stored.known is None or self._clock() - stored.known[1] > GRACE:
+            return await within(stored.accounts, _late)
+        if not await has_ended(stored.accounts, self._patience(stored.began)):
+            return stored.known[0]
+        try:
+            return stored.accounts.result()
+        except StoreUnavailable:
+            return stored.known[0]
+
+    def _stored_accounts(self, user_id: str) -> _StoredAccounts:
+        """The running request for what the user has stored, a fresh answer, or a new request."""
+        stored, now = self._stored.get(user_id), self._clock()
+        if stored is not None and (not stored.accounts.done() or now < stored.expires) and not stored.has_failed:
+            return stored
+        accounts = asyncio.create_task(self._store.accounts(user_id), name="stored accounts")
+        accounts.add_done_callback(retrieve_exception)
+        known = None
+        if stored is not None:
+            known = stored.known if stored.has_failed else (stored.accounts.result(), stored.began)
+        stored = _StoredAccounts(accounts, now, now + min(self._ttl, MISSING_TTL), known)
+        self._stored[user_id] = stored
+        return stored
 
     def get_local(self, account: Account) -> CredentialReference | None:
         """The reference, if it is cached and not due for a refresh."""
         entry = self._entries.get(account)
         return entry.reference if entry is not None and self._clock() < entry.refresh_after else None
 
-    def _request(
-        self, account: Account, aliases: Sequence[str], credential_of: str
-    ) -> asyncio.Task[CredentialReference | None]:
+    def _request(self, account: Account, aliases: Sequence[str], credential_of: str) -> _Request:
         """The running request to the store, or a new one."""
         request = self._requests.get(account)
         if request is None:
-            request = asyncio.create_task(self._ask_store(account, aliases, credential_of), name="credential reference")
-            self._requests[account] = request
-            request.add_done_callback(lambda done: self._on_request_done(account, done))
-            request.add_done_callback(retrieve_exception)
+            answer = asyncio.create_task(self._ask_store(account, aliases, credential_of), name="credential reference")
+            request = self._requests[account] = _Request(answer, self._clock())
+            answer.add_done_callback(lambda done: self._on_request_done(account, done))
+            answer.add_done_callback(retrieve_exception)
         return request
 
     async def open(self, reference: CredentialReference) -> Credential:
@@ -115,7 +179,7 @@ class CachedReferences:
     async def _ask_store(
         self, account: Account, aliases: Sequence[str], credential_of: str
     ) -> CredentialReference | None:
-        request = asyncio.current_task()
+        task = asyncio.current_task()
         try:
             if await self._is_still_missing(account, credential_of):
                 return None
@@ -130,7 +194,8 @@ class CachedReferences:
         except Exception:
             self._entries.pop(account, None)
             raise
-        if self._requests.get(account) is request:
+        request = self._requests.get(account)
+        if request is not None and request.answer is task:
             self._keep(account, reference)
         return reference
 
@@ -140,12 +205,7 @@ class CachedReferences:
         entry = self._entries.get(account)
         if entry is None or entry.reference is not None:
             return False
-        stored = self._stored.get(account.user_id)
-        now = self._clock()
-        if stored is None or now >= stored.expires or _has_failed(stored.accounts):
-            accounts = asyncio.create_task(self._store.accounts(account.user_id), name="stored accounts")
-            accounts.add_done_callback(retrieve_exception)
-            stored = self._stored[account.user_id] = _StoredAccounts(accounts, now + min(self._ttl, MISSING_TTL))
+        stored = self._stored_accounts(account.user_id)
         accounts_now = await asyncio.shield(stored.accounts)
         own, other = account.exchange_id.lower(), credential_of.lower()
         if len(accounts_now) >= MOST_ACCOUNTS or any(item.exchange_id in (own, other) for item in accounts_now):
@@ -158,10 +218,11 @@ class CachedReferences:
         ttl = min(self._ttl, MISSING_TTL) if reference is None else self._ttl
         self._entries[account] = _Entry(reference, now, now + ttl * _REFRESH_AFTER, now + ttl)
 
-    def _on_request_done(self, account: Account, request: asyncio.Task[Any]) -> None:
-        if self._requests.get(account) is request:
+    def _on_request_done(self, account: Account, answer: asyncio.Task[Any]) -> None:
+        request = self._requests.get(account)
+        if request is not None and request.answer is answer:
             del self._requests[account]
 
 
-def _has_failed(task: asyncio.Future[Any]) -> bool:
-    return task.done() and (task.cancelled() or task.exception() is not None)
+def _late() -> StoreUnavailable:
+    return StoreUnavailable("The credential database did not answer in the time that the call had.")

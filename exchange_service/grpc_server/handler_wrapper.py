@@ -16,7 +16,8 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 import structlog
 
-from exchange_service.errors import FieldInvalid, ServiceError, ServiceFailed, ShuttingDown
+from exchange_service.deadlines import ANSWER_MARGIN, Deadline, set_deadline
+from exchange_service.errors import DeadlinePassed, FieldInvalid, ServiceError, ServiceFailed, ShuttingDown
 from exchange_service.grpc_server.status import CallStatus, status_of
 from exchange_service.observability.logs import CallMark, current_call, current_request_id
 from exchange_service.observability.metrics import OTHER, WELL, Metrics
@@ -51,14 +52,55 @@ def given_request_id(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
     return ""
 
 
+# Seconds before the deadline at which a call is ended that has not ended by itself. What has a reason of its own for
+# being late has told it by then.
+_LAST_MOMENT = ANSWER_MARGIN * 0.6
+
+
+class _LastMoment:
+    """Ends the handling of a call shortly before its caller's deadline, whatever it waits for: what gRPC itself ends at
+    a deadline gets no reason."""
+
+    __slots__ = ("_deadline", "_has_come", "_timer")
+
+    def __init__(self, task: asyncio.Task[Any], remaining: float | None) -> None:
+        """`remaining`: seconds until the deadline; None without one."""
+        self._has_come = False
+        self._deadline: Deadline | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        if remaining is not None:
+            loop = task.get_loop()
+            self._deadline = set_deadline(loop.time() + remaining)
+            # If too little is left, then as soon as the call has to wait for anything.
+            self._timer = loop.call_at(self._deadline.at - _LAST_MOMENT, self._end, task)
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        self._has_come = True
+        task.cancel()
+
+    def reason(self) -> Exception | None:
+        """Why the call was ended here: by what it waited for, if that is known. None if it was not."""
+        if not self._has_come or self._deadline is None:
+            return None
+        late = self._deadline.late
+        return late() if late is not None else DeadlinePassed("The call's deadline has come.")
+
+    def call_off(self) -> None:
+        """The call has ended, or is about to."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 class HandlerWrapper:
     """Wraps the handlers of our own services. Health and reflection are not wrapped.
 
     Each handler is wrapped once, when it is registered, because interceptors would be walked again for every call.
+    A unary call without a deadline gets `call_timeout` seconds.
     """
 
-    def __init__(self, metrics: Metrics | None = None) -> None:
+    def __init__(self, metrics: Metrics | None = None, call_timeout: float = 10.0) -> None:
         self._metrics = metrics or Metrics()
+        self._call_timeout = call_timeout
         self._running: set[asyncio.Task[Any]] = set()
         self._ending = False
 
@@ -77,9 +119,10 @@ class HandlerWrapper:
         if self._running:
             await asyncio.wait(set(self._running), timeout=timeout)
 
-    def wrap(self, method: str, inner: Handler) -> Handler:
+    def wrap(self, method: str, inner: Handler, *, streaming: bool = False) -> Handler:
         """The wrapped handler of the method of this name."""
         metrics, running = self._metrics, self._running
+        without_deadline = None if streaming else self._call_timeout
 
         async def handle(request: Any, context: Context) -> Any:
             task = asyncio.current_task()
@@ -91,6 +134,9 @@ class HandlerWrapper:
             mark = CallMark(given or new_request_id())
             # Each call has its own task, and therefore its own context.
             current_call.set(mark)
+            # Read once: gRPC counts by the wall clock, which may be set meanwhile.
+            remaining = context.time_remaining()
+            last_moment = _LastMoment(task, without_deadline if remaining is None else remaining)
             try:
                 if self._ending:
                     raise _ending()
@@ -103,26 +149,35 @@ class HandlerWrapper:
                 code = grpc.StatusCode.UNKNOWN.name
                 raise
             except asyncio.CancelledError:
-                if self._ending and not context.cancelled():
-                    task.uncancel()
-                    end = find_status(_ending())
-                    code = end.code.name
-                    metrics.call_failed(end.reason)
-                    await _abort(context, end, (REQUEST_ID_KEY, mark.request_id))
-                # Re-raised: if a cancelled call returned, what grpc keeps for it would leak.
-                code = grpc.StatusCode.CANCELLED.name
-                raise
+                reason = self._why_ended(last_moment)
+                if reason is None or context.cancelled():
+                    # Re-raised: if a cancelled call returned, what grpc keeps for it would leak.
+                    code = grpc.StatusCode.CANCELLED.name
+                    raise
+                task.uncancel()
+                end = find_status(reason)
+                code = end.code.name
+                await self._tell(context, end, mark, last_moment)
             except Exception as error:
                 end = find_status(error)
                 code = end.code.name
-                metrics.call_failed(end.reason)
-                await _abort(context, end, (REQUEST_ID_KEY, mark.request_id))
+                await self._tell(context, end, mark, last_moment)
             finally:
+                last_moment.call_off()
                 running.discard(task)
                 metrics.call_ended(method, code, time.monotonic() - began)
                 mark.request_id = ""
 
         return handle
+
+    def _why_ended(self, last_moment: _LastMoment) -> Exception | None:
+        """Why we have cancelled a call; None if we have not."""
+        return _ending() if self._ending else last_moment.reason()
+
+    async def _tell(self, context: Context, end: CallStatus, mark: CallMark, last_moment: _LastMoment) -> NoReturn:
+        last_moment.call_off()
+        self._metrics.call_failed(end.reason)
+        await _abort(context, end, (REQUEST_ID_KEY, mark.request_id))
 
 
 def _ending() -> ShuttingDown:

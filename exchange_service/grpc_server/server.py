@@ -142,19 +142,22 @@ async def listen(
     reflect: bool,
     metrics: Metrics | None = None,
     limits: ConnectionLimits = _LIMITS,
+    call_timeout: float = 10.0,
 ) -> Server:
     """Start to listen on `address` for these services, and for health checks. Raises BindError if that fails.
 
-    With `tls` there is a second listener, which answers health checks of this machine alone, without TLS.
+    With `tls` there is a second listener, which answers health checks of this machine alone, without TLS. A unary call
+    without a deadline may take `call_timeout` seconds.
     """
-    wrapper, authentication = HandlerWrapper(metrics), Authentication(authenticator)
+    wrapper, authentication = HandlerWrapper(metrics, call_timeout), Authentication(authenticator)
     server = grpc.aio.server(options=[*_OPTIONS, *limits.options()])
     names = [service.name for service in services]
     states = health.Health(*names)
 
     def wrap(method: MethodDescriptor, handler: Handler) -> Handler:
         action = Action.OPENING if method.server_streaming else Action.CALL
-        return wrapper.wrap(method.name, authentication.require_caller(handler, action))
+        inner = authentication.require_caller(handler, action)
+        return wrapper.wrap(method.name, inner, streaming=method.server_streaming)
 
     handlers = [*(service.register(wrap) for service in services), states.handlers()]
     if reflect:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from exchange_service.balances.service import BalanceReader
 from exchange_service.catalogue import Catalogue
+from exchange_service.deadlines import time_remaining
 from exchange_service.grpc_server.authentication import current_caller
 from exchange_service.grpc_server.handler_wrapper import Context
 from exchange_service.grpc_server.methods import ServiceMethods
@@ -40,7 +41,7 @@ class Servicer:
         """GetBalance."""
         caller = current_caller()
         query, include_zero = self.requests.read_get_balance(data, caller)
-        result = await self.balances.get(query, caller, context.time_remaining)
+        result = await self.balances.get(query, caller, time_remaining)
         return get_balance_reply(result.stored, result.source, result.age, result.stale, include_zero=include_zero)
 
     async def stream_balances(self, data: bytes, context: Context) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import structlog
 from cachetools import LRUCache, TTLCache
 
+from exchange_service.deadlines import has_ended, within
 from exchange_service.errors import CallerUnknown, ServiceError, ServiceFailed, StoreUnavailable, UserForbidden
 from exchange_service.identity import (
     ANYBODY,
@@ -32,6 +33,11 @@ _REFUSAL_MEMORY = 5.0
 MAX_REFUSALS = 2_000
 # Seconds between two attempts to confirm known credentials while their source does not answer.
 _RETRY_AFTER = 5.0
+# Credentials that are due for a check serve on without its answer after this many seconds, but only this long after the
+# check was due: a check ends within three seconds unless its source does not answer at all, so that a revoked token
+# still stops working within half a minute.
+_CONFIRM_WAIT = 0.5
+_UNCONFIRMED = 7.0
 # Seconds between two checks of the callers of open streams.
 RECHECK_INTERVAL = 7.0
 _AUTHENTICATE = "Send `authorization: Bearer TOKEN` with it."
@@ -89,7 +95,7 @@ class Authenticator:
     async def admit(self, presented: PresentedCredentials, action: Action = Action.CALL) -> Caller:
         """The caller, after the action is counted. CallerUnknown, CallerRateLimited, or StoreUnavailable if the caller
         cannot be identified right now."""
-        identity = await self.identify(presented)
+        identity = self._recall_presented(presented) or await self._verify_soon(presented)
         await self._quotas.take(identity, action)
         return Caller(identity, presented)
 
@@ -102,12 +108,32 @@ class Authenticator:
         return Caller(identity, _NOTHING_PRESENTED)
 
     async def identify(self, presented: PresentedCredentials) -> Identity:
-        """The identity that the credentials prove; CallerUnknown or StoreUnavailable as `admit`."""
+        """The identity that the credentials prove; CallerUnknown or StoreUnavailable as `admit`. If they are due for a
+        check, its answer is waited for."""
+        known = self._recall_presented(presented)
+        return known if known is not None else await within(self._verification(presented), _late)
+
+    def _recall_presented(self, presented: PresentedCredentials) -> Identity | None:
+        """As `recall`; CallerUnknown if nothing is presented."""
         if self.open_to_all:
             return ANYBODY
         if presented.is_empty:
             raise CallerUnknown("The call does not identify its caller.", advice=_AUTHENTICATE)
-        return self.recall(presented.digest) or await self._verify_once(presented)
+        return self.recall(presented.digest)
+
+    async def _verify_soon(self, presented: PresentedCredentials) -> Identity:
+        """Verify the credentials. Those that were good a moment ago serve on if the check takes long."""
+        verification = self._verification(presented)
+        known = self._known_lately(presented.digest)
+        if known is not None and not await has_ended(verification, _CONFIRM_WAIT):
+            return known
+        return await within(verification, _late)
+
+    def _known_lately(self, digest: bytes) -> Identity | None:
+        remembered, now = self._remembered.get(digest), _loop_time()
+        if remembered is None or now >= min(remembered.grace, remembered.until + _UNCONFIRMED):
+            return None
+        return None if _has_expired(remembered.identity) else remembered.identity
 
     async def take_selectors(self, caller: Caller, count: int) -> None:
         """Count the accounts that a stream selects beyond the first, which the call itself has counted;
@@ -131,8 +157,9 @@ class Authenticator:
         # By the wall clock, which may have been set since.
         return None if _has_expired(remembered.identity) else remembered.identity
 
-    async def _verify_once(self, presented: PresentedCredentials) -> Identity:
-        """Verify the credentials. Simultaneous calls with the same credentials share one verification."""
+    def _verification(self, presented: PresentedCredentials) -> asyncio.Task[Identity]:
+        """The check of the credentials: simultaneous calls with the same ones share it. CallerUnknown if they were
+        refused a moment ago."""
         refusal = self._refused.get(presented.digest)
         if refusal is not None:
             message, advice = refusal
@@ -143,7 +170,7 @@ class Authenticator:
             self._verifying[presented.digest] = task
             task.add_done_callback(lambda _: self._verifying.pop(presented.digest))
             task.add_done_callback(retrieve_exception)
-        return await asyncio.shield(task)
+        return task
 
     async def _verify(self, presented: PresentedCredentials) -> Identity:
         try:
@@ -291,6 +318,10 @@ def _end_outside(streams: list[_OpenStream], identity: Identity) -> None:
             Caller(identity, stream.presented).require(stream.user_id)
         except UserForbidden as refusal:
             stream.end(refusal)
+
+
+def _late() -> StoreUnavailable:
+    return StoreUnavailable("The caller could not be identified in the time that the call had.")
 
 
 def _has_expired(identity: Identity) -> bool:

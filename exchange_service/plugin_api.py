@@ -64,6 +64,7 @@ from exchange_service.model import (
     VenueAccount,
     VenueReports,
 )
+from exchange_service.plugin_kit.account_names import require_account, require_same_accounts
 from exchange_service.plugin_kit.credential_fields import read_metadata, required_text, wallet_address
 from exchange_service.plugin_kit.gateways import gateway_error
 from exchange_service.plugin_kit.key_texts import KEY_KINDS, PrivateKey, clean_text, private_key
@@ -150,6 +151,8 @@ __all__ = [
     "raise_unexpected_status",
     "read_account_list",
     "read_metadata",
+    "require_account",
+    "require_same_accounts",
     "required_amount",
     "required_milliseconds",
     "required_text",

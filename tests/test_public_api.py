@@ -82,6 +82,8 @@ EXPORTS: dict[str, set[str]] = {
         "raise_unexpected_status",
         "read_account_list",
         "read_metadata",
+        "require_account",
+        "require_same_accounts",
         "required_amount",
         "required_milliseconds",
         "required_text",

@@ -66,6 +66,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     f"{_CCXT}/simulator/binance.py": ("_REFUSED",),
     f"{_CCXT}/simulator/coinbase.py": ("_MISSING_SCOPES",),
     "exchange_service/testing/malformed.py": ("_CLOUDFLARE_JSON",),
+    f"{_CCXT}/account_names.py": ("NAMES", "_SEVERAL"),
     f"{_CCXT}/account_types.py": (
         "_BY_EXCHANGE",
         "_SYNONYMS",
@@ -109,7 +110,17 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "plugins/tradier/exchange_service_tradier/simulator.py": ("_FAULTS", "_UNAUTHORIZED_ACCOUNT"),
     "plugins/tradier/tests/test_tradier_client.py": ("BODIES",),
 }
-OWN = ("account_types", "answer_shapes", "balance", "instances", "kinds", "limits", "refusals", "rights")
+OWN = (
+    "account_names",
+    "account_types",
+    "answer_shapes",
+    "balance",
+    "instances",
+    "kinds",
+    "limits",
+    "refusals",
+    "rights",
+)
 # Files whose rows begin with ids and words of ours. CCXT's member that a row cites exists, but has other words.
 OWN_WORDS = frozenset(f"{_CCXT}/{name}.py" for name in OWN)
 

@@ -14,7 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from aiohttp import web
+from aiohttp import ClientSession, web
+from yarl import URL
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class RecordedRequest:
     body: bytes
     account: str
     target: str = ""
+    # The route that the request belongs to, such as "/v3/accounts/{id}/summary".
+    route: str = ""
 
 
 @dataclass(slots=True)
@@ -46,6 +49,9 @@ class Fault:
     drip: bool = False
     # After the delay send the true answer instead of `body`.
     pass_on: bool = False
+    # After the delay send what the last request of this account on the same route is answered with, as a venue that
+    # mixes up its users. If there was no such request, the true answer is sent.
+    as_account: str | None = None
     times: int | None = None
     account: str | None = None
     path: str | None = None
@@ -71,6 +77,15 @@ class Fault:
         """A small compressed body that expands to `size` bytes of JSON."""
         body = gzip.compress(b'{"padding":"' + b"0" * size + b'"}')
         return Fault(body=body, headers={"Content-Encoding": "gzip"})
+
+
+# Headers of a request that belong to its connection, and not to what is asked.
+_OF_THE_CONNECTION = frozenset({"Host", "Content-Length", "Transfer-Encoding", "Connection", "Accept-Encoding"})
+
+
+def _route(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else request.path
 
 
 class LoopbackVenue:
@@ -152,7 +167,14 @@ class LoopbackVenue:
         account = self.account_of(request, body)
         self.requests.append(
             RecordedRequest(
-                request.method, request.path, dict(request.query), request.headers, body, account, request.raw_path
+                request.method,
+                request.path,
+                dict(request.query),
+                request.headers,
+                body,
+                account,
+                request.raw_path,
+                _route(request),
             )
         )
         fault = self._fault_for(account, request.path)
@@ -166,7 +188,10 @@ class LoopbackVenue:
             await self._stopping.wait()
         if fault.delay:
             await self._pause(fault.delay)
-        if fault.pass_on:
+        other = self._last_request(fault.as_account, request) if fault.as_account else None
+        if other is not None:
+            return await self._answer_again(other)
+        if fault.pass_on or fault.as_account:
             answer: web.StreamResponse = await handler(request)
             return answer
         if fault.reset:
@@ -177,6 +202,25 @@ class LoopbackVenue:
             return await self._drip(fault, request)
         headers = {"Content-Type": fault.content_type, **fault.headers}
         return web.Response(status=fault.status, body=fault.body, headers=headers)
+
+    def _last_request(self, account: str, like: web.Request) -> RecordedRequest | None:
+        """The last request of this account on the route of another request."""
+        wanted = (account, like.method, _route(like))
+        return next(
+            (one for one in reversed(self.requests) if (one.account, one.method, one.route) == wanted),
+            None,
+        )
+
+    async def _answer_again(self, recorded: RecordedRequest) -> web.Response:
+        """What this request is answered with now. It is sent again, and so recorded again too."""
+        headers = {name: value for name, value in recorded.headers.items() if name not in _OF_THE_CONNECTION}
+        url = URL(self.url + recorded.target, encoded=True)
+        async with (
+            ClientSession() as session,
+            session.request(recorded.method, url, data=recorded.body, headers=headers) as answer,
+        ):
+            body, kind = await answer.read(), answer.headers.get("Content-Type", "application/json")
+            return web.Response(status=answer.status, body=body, headers={"Content-Type": kind})
 
     async def _drip(self, fault: Fault, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(status=fault.status, headers={"Content-Type": fault.content_type})
@@ -213,6 +257,9 @@ class DemoVenue(LoopbackVenue):
     # By each of TROUBLES that it shows: where it is known from that the venue answers so; see `testing.witnesses`.
     trouble_witnesses: ClassVar[Mapping[str, str]] = {}
 
+    # Where an answer names the account that it is of, such as "`account.id`"; empty if it names none.
+    named_by: ClassVar[str] = ""
+
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
         """Set up an account in this situation, one of SITUATIONS, and return the row to store for it: any of
         `api_key`, `api_secret`, `passphrase`, `extra_metadata`. None if this venue does not have the situation."""
@@ -221,6 +268,12 @@ class DemoVenue(LoopbackVenue):
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         """Set up an account with this trouble, one of TROUBLES, and return the row to store for it. The venue answers
         as the real one does. None if this venue has no such case, for example because it needs no key."""
+        return None
+
+    def other_credential(self) -> Mapping[str, Any] | None:
+        """Set up an account of another user, whose name and figures differ from those of the situation "moving", and
+        return the row to store for it. The contract suite answers with its figures in place of the true ones. None if
+        `named_by` is empty."""
         return None
 
     def lift_limits(self) -> None:

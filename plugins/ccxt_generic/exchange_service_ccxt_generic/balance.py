@@ -20,6 +20,7 @@ from exchange_service.plugin_api import (
     VenueRateLimited,
 )
 from exchange_service_ccxt_generic import parse
+from exchange_service_ccxt_generic.account_names import require_own_answers
 from exchange_service_ccxt_generic.account_types import (
     left_out,
     settlement_currencies,
@@ -223,7 +224,10 @@ async def _read_settled(
 async def _read_wallet(call: VenueCall, client: CcxtClient, opened: Opened, wish: Wish) -> Balance:
     try:
         fetched = await client.fetch(opened, wish)
-        return await in_turn(fetched.size, _check, call, client, fetched)
+        balance = await in_turn(fetched.size, _check, call, client, fetched)
+        # Afterwards, because an answer that is not a balance teaches no names.
+        await require_own_answers(call, fetched.account_type, fetched.answers)
+        return balance
     except VenueError as error:
         if error.transient:
             # While the venue has trouble CCXT may have found out something wrong about the account.

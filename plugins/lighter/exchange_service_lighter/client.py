@@ -21,6 +21,7 @@ from exchange_service.plugin_api import (
     check_unique,
     gateway_error,
     read_metadata,
+    require_account,
     retry_after,
     wallet_address,
 )
@@ -102,8 +103,8 @@ class LighterClient:
 
     async def _by_index(self, index: int) -> list[parse.Account]:
         accounts = list((await self._page(by="index", value=str(index))).accounts)
-        if any(account.index != index for account in accounts):
-            raise VenueMalformed("Lighter answered for another account than the requested one.")
+        for account in accounts:
+            require_account(index, account.index, "Lighter")
         if self.address and any(account.l1_address != self.address for account in accounts):
             raise AccountUnknown("The stored account_index belongs to an account of another wallet at Lighter.")
         return accounts

@@ -99,6 +99,7 @@ class LighterSimulator(DemoVenue):
     """Simulates mainnet.zklighter.elliot.ai."""
 
     exchange_id = "lighter"
+    named_by = "`accounts[].l1_address` and `accounts[].index`"
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,6 +177,11 @@ class LighterSimulator(DemoVenue):
         if situation == "partly":
             self.add(self._sub_account(address, name="Broken", code=20500))
         show_situation(self, situation, address, limit=_LIMIT)
+        return {"extra_metadata": {"wallet_address": address}}
+
+    def other_credential(self) -> Mapping[str, Any]:
+        address = _demo_address("other")
+        self.add(SimulatedAccount(self._free_index(), address, collateral=Decimal("77.7")))
         return {"extra_metadata": {"wallet_address": address}}
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:

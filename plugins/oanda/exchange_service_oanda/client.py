@@ -19,6 +19,7 @@ from exchange_service.plugin_api import (
     gateway_error,
     raise_unexpected_status,
     read_metadata,
+    require_same_accounts,
     required_text,
 )
 from exchange_service_oanda import parse
@@ -79,6 +80,7 @@ class OandaClient:
 
     async def _list_accounts(self) -> Mapping[str, str | VenueMalformed]:
         accounts = await self._call.compute(parse.listed_accounts, await self._get("/v3/accounts", _LIST_REFUSED))
+        await require_same_accounts(self._state, map(parse.owner, accounts), "OANDA")
         if not accounts:
             # Raised before the list is kept, because the user may open the first account at any time.
             raise AccountUnknown(

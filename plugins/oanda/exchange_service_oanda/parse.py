@@ -15,6 +15,7 @@ from exchange_service.plugin_api import (
     as_list,
     as_object,
     read_account_list,
+    require_account,
     required_amount,
     text,
 )
@@ -26,6 +27,11 @@ def listed_accounts(payload: Any) -> dict[str, str | VenueMalformed]:
     return read_account_list(accounts, _id, _id)
 
 
+def owner(account_id: str) -> str:
+    """What the ids of a user's accounts have in common: all of 101-004-7654321-001 but the account's own number."""
+    return account_id.rpartition("-")[0]
+
+
 def account(payload: Any, account_id: str) -> VenueAccount:
     """The account of `GET /v3/accounts/{id}/summary`: one row, in the account's own currency, hedging or not.
 
@@ -33,8 +39,7 @@ def account(payload: Any, account_id: str) -> VenueAccount:
     the same figures at other prices.
     """
     entry = as_object(as_object(payload, "the answer").get("account"), "account")
-    if text(entry, "id", "account") != account_id:
-        raise VenueMalformed("OANDA answered for another account than the requested one.")
+    require_account(account_id, text(entry, "id", "account"), "OANDA")
     currency = text(entry, "currency", "account")
     balance = required_amount(entry, "balance", "account")
     available = amount(entry, "marginAvailable", "account")

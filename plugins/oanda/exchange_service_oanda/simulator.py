@@ -51,6 +51,7 @@ class OandaSimulator(DemoVenue):
     """Simulates api-fxtrade.oanda.com."""
 
     exchange_id = "oanda"
+    named_by = "`account.id` of a summary, and `accounts[].id` of the list"
     trouble_witnesses: ClassVar[Mapping[str, str]] = {
         "wrong key": "vendor: https://developer.oanda.com/rest-live-v20/troubleshooting-errors/",
         "missing right": "report: https://github.com/hootnot/oanda-api-v20/issues/202",
@@ -112,6 +113,10 @@ class OandaSimulator(DemoVenue):
         # A balance needs two answers: the list of accounts, and the summary of one.
         show_situation(self, situation, token, answers=2)
         return {"api_key": token}
+
+    def other_credential(self) -> Mapping[str, Any]:
+        self.add_token("other-token", SimulatedAccount("101-004-1112223-001", balance=Decimal("77.7700")))
+        return {"api_key": "other-token"}
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         token = f"trouble-{trouble.replace(' ', '-')}-token"

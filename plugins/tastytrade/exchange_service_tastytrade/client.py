@@ -23,6 +23,7 @@ from exchange_service.plugin_api import (
     gateway_error,
     raise_unexpected_status,
     read_metadata,
+    require_same_accounts,
     required_text,
 )
 from exchange_service_tastytrade import parse
@@ -93,6 +94,7 @@ class TastytradeClient:
         if not any(map(parse.is_open, accounts.values())):
             # Raised before the list is kept, because the user may open the first account at any time.
             raise AccountUnknown("tastytrade: the grant is valid, but its login has no open account.")
+        await require_same_accounts(self._state, accounts, "tastytrade")
         return accounts
 
     async def _get(self, path: str) -> Any:

@@ -19,6 +19,7 @@ from exchange_service.plugin_api import (
     as_object,
     check_unique,
     read_account_list,
+    require_account,
     required_amount,
     text,
 )
@@ -150,8 +151,7 @@ def _is_closed(account: Mapping[str, Any]) -> bool:
 
 def _summary(entry: Mapping[str, Any], number: str) -> Summary:
     """The figures of an account in one currency."""
-    if text(entry, "account-number", "balances") != number:
-        raise VenueMalformed("tastytrade answered for another account than the requested one.")
+    require_account(number, text(entry, "account-number", "balances"), "tastytrade")
     cash = _required_figure(entry, "cash-balance")
     return Summary(
         text(entry, "currency", "balances", required=False) or _USUAL_CURRENCY,

@@ -94,6 +94,7 @@ class TastytradeSimulator(DemoVenue):
     """Simulates api.tastyworks.com, which does not know the grants of the sandbox."""
 
     exchange_id = "tastytrade"
+    named_by = "`account-number` of the balances, and of each account of the list"
     trouble_witnesses: ClassVar[Mapping[str, str]] = {
         "wrong key": "report: https://github.com/tastyware/tastytrade/issues/281",
         "missing right": "vendor: https://developer.tastytrade.com/reference/errors/",
@@ -206,6 +207,10 @@ class TastytradeSimulator(DemoVenue):
         # A balance needs three answers: the token, the list of accounts, and the balances of one.
         show_situation(self, situation, refresh_token, answers=3, delay=1.0)
         return {"api_secret": client_secret, "passphrase": refresh_token}
+
+    def other_credential(self) -> Mapping[str, Any]:
+        self.add_grant("other-refresh-token", "other-client-secret", SimulatedAccount("5WX77777", cash=Decimal("77.7")))
+        return {"api_secret": "other-client-secret", "passphrase": "other-refresh-token"}
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         refresh_token = f"troubled-{trouble.replace(' ', '-')}-refresh-token"

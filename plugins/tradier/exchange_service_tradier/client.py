@@ -22,6 +22,7 @@ from exchange_service.plugin_api import (
     gateway_error,
     raise_unexpected_status,
     read_metadata,
+    require_same_accounts,
     required_text,
     retry_after,
 )
@@ -91,7 +92,10 @@ class TradierClient:
         """Every account of the token by its number, also closed ones, or the error why it cannot be read."""
 
         async def fetch() -> Profile:
-            return await self.compute(parse.listed_accounts, await self._get("/user/profile"))
+            payload = await self._get("/user/profile")
+            listed = await self.compute(parse.listed_accounts, payload)
+            await require_same_accounts(self._state, (parse.owner(payload), *listed), "Tradier")
+            return listed
 
         profile = await self._state.get("profile", fetch, max_age=_PROFILE_AGE)
         broken = any(isinstance(account, VenueMalformed) for account in profile.values())

@@ -19,6 +19,7 @@ from exchange_service.plugin_api import (
     exact_difference,
     exact_sum,
     read_account_list,
+    require_account,
     required_amount,
     text,
 )
@@ -55,6 +56,12 @@ def listed_accounts(payload: Any) -> dict[str, ListedAccount | VenueMalformed]:
     """The accounts of `GET /user/profile` by their numbers, also closed ones. A malformed one is there as its error."""
     profile = as_object(as_object(payload, "the answer").get("profile"), "profile")
     return read_account_list(_collection(profile, "account"), _listed_number, _listed_account)
+
+
+def owner(payload: Any) -> str:
+    """The id of the user in `GET /user/profile`; empty if it has none that can be read."""
+    user_id = as_object(as_object(payload, "the answer").get("profile"), "profile").get("id")
+    return user_id if isinstance(user_id, str) else ""
 
 
 def _listed_number(entry: Mapping[str, Any]) -> str:
@@ -193,8 +200,7 @@ def _not_negative(figure: Decimal | None) -> Decimal | None:
 
 def _balances(payload: Any, number: str) -> Mapping[str, Any]:
     entry = as_object(as_object(payload, "the answer").get("balances"), "balances")
-    if _account_number(entry, "balances") != number:
-        raise VenueMalformed("Tradier answered for another account than the requested one.")
+    require_account(number, _account_number(entry, "balances"), "Tradier")
     return entry
 
 

@@ -81,6 +81,8 @@ class SimulatedToken:
     """A token, its accounts, and how many requests it has sent in the current minute."""
 
     accounts: dict[str, SimulatedAccount] = field(default_factory=dict)
+    # The id of the user in the profile.
+    user: str = "id-abc12345"
     expired: bool = False
     # Whether every request is over the limit.
     limited: bool = False
@@ -109,6 +111,7 @@ class TradierSimulator(DemoVenue):
     """Simulates api.tradier.com, which does not know the tokens of the sandbox."""
 
     exchange_id = "tradier"
+    named_by = "`balances.account_number`, and `profile.id` with the `account_number` of each account there"
     trouble_witnesses: ClassVar[Mapping[str, str]] = {
         "wrong key": "test data: QuantConnect/Lean.Brokerages.Tradier TradierBrokerageAditionalTests.cs",
         "wrong environment": "unproven: the answer of one host to a token of the other was looked for",
@@ -144,7 +147,7 @@ class TradierSimulator(DemoVenue):
 
     async def _profile(self, request: web.Request) -> web.Response:
         token, headers = self._admit(request)
-        profile: dict[str, Any] = {"id": "id-abc12345", "name": "Jane Doe"}
+        profile: dict[str, Any] = {"id": token.user, "name": "Jane Doe"}
         entries = [_profile_entry(account) for account in token.accounts.values()]
         if entries or self.no_accounts is not ...:
             profile["account"] = (entries[0] if len(entries) == 1 else entries) or self.no_accounts
@@ -192,6 +195,10 @@ class TradierSimulator(DemoVenue):
             # A balance needs two answers: the profile, and the balances of one account.
             show_situation(self, situation, token, answers=2)
         return {"api_key": token}
+
+    def other_credential(self) -> Mapping[str, Any]:
+        self.add_token("other-token", SimulatedAccount("6YZ77777", total_cash=Decimal("77.77"))).user = "id-xyz98765"
+        return {"api_key": "other-token"}
 
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         token = f"{trouble.replace(' ', '-')}-token"

@@ -53,12 +53,15 @@ class SimulatedWallet:
     # What the key may do besides reading, by Binance's names.
     rights: tuple[str, ...] = ()
     moving: bool = False
+    # The user's number.
+    uid: int = 354937868
 
 
 class BinanceSimulator(DemoVenue):
     """Simulates Binance's REST interface."""
 
     exchange_id = "binance"
+    named_by = "`uid` of the spot account"
     trouble_witnesses: ClassVar[Mapping[str, str]] = {
         "wrong key": "CCXT: binance.exceptions",
         "wrong environment": "unproven: the answer of one host to a key of the other was looked for",
@@ -161,6 +164,12 @@ class BinanceSimulator(DemoVenue):
         show_situation(self, situation, row["api_key"])
         return row
 
+    def other_credential(self) -> Mapping[str, Any]:
+        row = self._demo_row("other")
+        spot = {"BTC": ("7.77000000", "0.00000000")}
+        self.add_wallet(SimulatedWallet(row["api_key"], row["api_secret"], spot, uid=354937869))
+        return row
+
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         row = self._demo_row(trouble.replace(" ", ""))
         if trouble in ("wrong key", "wrong environment"):
@@ -217,7 +226,7 @@ def _spot_account(wallet: SimulatedWallet) -> dict[str, Any]:
         "accountType": "SPOT",
         "balances": [{"asset": asset, "free": free, "locked": locked} for asset, (free, locked) in wallet.spot.items()],
         "permissions": ["SPOT"],
-        "uid": 354937868,
+        "uid": wallet.uid,
     }
 
 

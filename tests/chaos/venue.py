@@ -88,10 +88,10 @@ class Venue:
         """Answer so from now on; "well" is the truth. `users`: for these numbers alone. `venue`: for this one alone."""
         await self._tell({"mode": name, "options": options})
 
-    async def astray(self) -> int:
-        """How many requests came to the host to which the mode "redirect" sends them."""
+    async def met(self, name: str) -> int:
+        """How many requests this mode has answered; "astray": how many came to the host of its redirects."""
         await self._tell({})
-        return int(self._told["astray"])
+        return int(self._told["met"].get(name, 0))
 
     async def _tell(self, command: Mapping[str, Any]) -> None:
         """Send a command and wait for its answer."""

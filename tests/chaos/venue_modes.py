@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class Ledger:
 
     record: Callable[[VenueAnswer], None]
     last: dict[tuple[str, int], int] = field(default_factory=dict)
+    # How many requests each mode has answered.
+    met: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
@@ -107,6 +110,7 @@ def mode(name: str, *, figures: bool = False) -> Callable[[Mode], Mode]:
         async def marked(ask: Ask) -> web.StreamResponse:
             if figures and not ask.reads_figures:
                 return await ask.truth()
+            ask.ledger.met[name] += 1
             ask.untrue(name)
             return await act(ask)
 
@@ -181,14 +185,10 @@ async def _held(ask: Ask) -> web.StreamResponse:
     return response
 
 
-@mode("flapping")
+@mode("flapping", figures=True)
 async def _flapping(ask: Ask) -> web.StreamResponse:
     """Every second request that reads figures fails."""
-    turns = ask.ledger.last
-    key = ("flapping", 0)
-    if ask.reads_figures:
-        turns[key] = turns.get(key, 0) + 1
-    if ask.reads_figures and turns[key] % 2:
+    if ask.ledger.met["flapping"] % 2:
         return web.Response(status=500, body=b"{}")
     ask.kind = "ok"
     return await ask.truth()
@@ -244,6 +244,7 @@ async def _foreign(ask: Ask) -> web.StreamResponse:
 async def _partial(ask: Ask) -> web.StreamResponse:
     """The second account of a user is refused, and users with one account have the truth."""
     if ask.user >= SEVERAL and "-002/" in ask.request.path:
+        ask.ledger.met["refused part"] += 1
         body = b'{"errorMessage":"The provided request was forbidden."}'
         return web.Response(status=403, body=body, headers={"Content-Type": "application/json"})
     ask.kind = "ok"

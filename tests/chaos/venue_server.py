@@ -70,9 +70,10 @@ class Venues:
         """The setting `venue_urls`."""
         return {name: venue.url for name, venue in self._venues.items()}
 
-    def astray(self) -> int:
-        """How many requests have come to the host of the redirects."""
-        return len(self._elsewhere.requests)
+    def state(self) -> Mapping[str, Any]:
+        """The addresses, what each mode has answered, and what has come to the host of the redirects."""
+        met = {**self._ledger.met, "astray": len(self._elsewhere.requests)}
+        return {"addresses": self.addresses(), "met": met}
 
     async def set_mode(self, name: str, options: Mapping[str, Any]) -> None:
         """Answer in this mode from now on. "refuse" and the kinds of certificates change how the venues listen."""
@@ -127,7 +128,7 @@ async def _command(venues: Venues, command: Mapping[str, Any]) -> Mapping[str, A
     """Carry out a command. Returns what to answer."""
     if "mode" in command:
         await venues.set_mode(command["mode"], command["options"])
-    return {"addresses": venues.addresses(), "astray": venues.astray()}
+    return venues.state()
 
 
 async def _lines(act: Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]) -> None:

@@ -128,6 +128,12 @@ class Proxy:
                 task.cancel()
         return len(chosen)
 
+    def lead_to(self, upstream: Upstream) -> Upstream:
+        """Lead elsewhere; the present connections end. Returns where it has led until now."""
+        before, self._upstream = self._upstream, upstream
+        self.reset()
+        return before
+
     def vanish(self) -> int:
         """Let the peers of the present connections vanish: nothing passes on them ever again, and nobody is told."""
         for connection in self._connections:

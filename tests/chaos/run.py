@@ -24,12 +24,14 @@ import structlog
 from tests.chaos.checker import Expectation, Figures, Violation, check, figures, summed
 from tests.chaos.faults import Fault, all_faults
 from tests.chaos.history import History
-from tests.chaos.rig import GRACE, INTERVAL, TTL, Rig
+from tests.chaos.rig import GRACE, INTERVAL, TTL, WELL_LIMIT, Rig
 
 TABLE = Path(__file__).parent.parent.parent / "scripts" / "faults.toml"
 DEFAULT_SECONDS = 5.0
 # Seconds before the fault, and after all is well.
 _WARM_UP, _AFTERWARDS = 1.0, 0.5
+# Seconds for which a recovery is watched after the time that it may take.
+_MORE = 6.0
 # Seconds until a new rig serves all its clients without a bad call.
 _FIRST_LIMIT = 30.0
 
@@ -95,10 +97,11 @@ class Runner:
         """Put the fault on a rig, and check the history."""
         rig = await self._rig_for(fault)
         seconds = max(self._seconds, fault.least)
-        well = await _phases(rig, fault, seconds)
-        history = await rig.history()
         row = self._rows.get(fault.name)
-        violations = check(history, row.expectation if row else Expectation(ttl=TTL, grace=GRACE, interval=INTERVAL))
+        expectation = row.expectation if row else Expectation(ttl=TTL, grace=GRACE, interval=INTERVAL)
+        well, missed = await _phases(rig, fault, seconds, expectation.recovery)
+        history = await rig.history()
+        violations = [*missed, *check(history, expectation)]
         outcome = Outcome(fault.name, self._seed, seconds, history, violations, figures(history, violations), well)
         if fault.own_rig or not well:
             await self._end_rig()
@@ -120,23 +123,28 @@ class Runner:
         await self._stack.aclose()
 
 
-async def _phases(rig: Rig, fault: Fault, seconds: float) -> bool:
-    """Warm up, put the fault, take it away, and wait until all is well. Returns whether it is."""
+async def _phases(rig: Rig, fault: Fault, seconds: float, recovery: float) -> tuple[bool, list[Violation]]:
+    """Warm up, put the fault, take it away, and wait until all is well. Returns whether it is, and what the fault
+    itself found wrong: that nothing has met it, or that its own clients were not served as they should."""
     rig.forget()
     rig.mark("warm", fault.name)
     await rig.new_accounts()
     rig.records += await rig.footprints("before")
     await asyncio.sleep(_WARM_UP)
     rig.mark("begin", fault.name)
-    async with fault.put(rig):
-        await asyncio.sleep(seconds)
+    missed = []
+    try:
+        async with fault.put(rig):
+            await asyncio.sleep(seconds)
+    except AssertionError as error:
+        missed.append(Violation("as_described", time.monotonic(), str(error)))
     healed = rig.mark("heal", fault.name)
-    well = await rig.until_well(healed)
+    well = await rig.until_well(healed, max(WELL_LIMIT, recovery + _MORE))
     rig.mark("well", fault.name)
     await asyncio.sleep(_AFTERWARDS)
     rig.records += await rig.footprints("after")
     rig.mark("over", fault.name)
-    return well
+    return well, missed
 
 
 def headline() -> str:

@@ -40,7 +40,7 @@ from tests.servers import PostgresServer, RedisServer
 
 REPLICAS = 2
 # Seconds, as in `checker.Expectation`.
-TTL, GRACE, INTERVAL, VENUE_TIMEOUT = 2.0, 12.0, 1.0, 1.0
+TTL, GRACE, INTERVAL, VENUE_TIMEOUT = 2.0, 12.0, 1.0, 1.6
 # What the clients may ask for in one fault, and how many are stored at the same time.
 NEW_A_FAULT, _STORING = 60, 8
 # Seconds without a bad call after which all is well, and how long to wait for them.

@@ -14,7 +14,7 @@ from tests.chaos.faults import all_faults
 from tests.chaos.run import details, line, run, table
 
 # Which faults: the same ones for a day, unless the environment names a seed.
-SEED = int(os.environ.get("EXCHANGE_SERVICE_CHAOS_SEED", datetime.date.today().toordinal()))
+SEED = int(os.environ.get("EXCHANGE_SERVICE_CHAOS_SEED", datetime.datetime.now(datetime.UTC).toordinal()))
 _HOW_MANY, _SECONDS = 5, 4.0
 
 

@@ -1,0 +1,346 @@
+"""Redis away, slow, wrong or full."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import redis.asyncio as redis_client
+from redis.exceptions import RedisError
+
+from tests.chaos.faults import fault
+from tests.chaos.proxy import CLEAR, Weather
+from tests.chaos.rig import Rig
+from tests.servers import RedisServer
+
+# Seconds between two steps of a fault that goes on and on.
+_STEP = 0.3
+
+
+@asynccontextmanager
+async def _weather(rig: Rig, weather: Weather, *replicas: int) -> AsyncIterator[None]:
+    """That weather between Redis and the replicas, all if none is named."""
+    proxies = [rig.redis_proxies[number] for number in replicas] or rig.redis_proxies
+    for proxy in proxies:
+        proxy.weather = weather
+    try:
+        yield
+    finally:
+        for proxy in proxies:
+            proxy.weather = CLEAR
+
+
+@asynccontextmanager
+async def _client(rig: Rig) -> AsyncIterator[redis_client.Redis]:
+    """A client of the server itself."""
+    client = redis_client.Redis(port=rig.redis.port, socket_timeout=5)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+@asynccontextmanager
+async def _configured(rig: Rig, **options: str) -> AsyncIterator[None]:
+    """The server's options changed, and changed back."""
+    async with _client(rig) as client:
+        before = {name: (await client.config_get(name))[name] for name in options}
+        try:
+            for name, value in options.items():
+                await client.config_set(name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                await client.config_set(name, value)
+
+
+@asynccontextmanager
+async def _again_and_again(step: object) -> AsyncIterator[None]:
+    """That step, an async function, every `_STEP` seconds."""
+
+    async def repeat() -> None:
+        while True:
+            with suppress(RedisError):
+                await step()  # type: ignore[operator]
+            await asyncio.sleep(_STEP)
+
+    task = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+@fault("redis-freeze")
+@asynccontextmanager
+async def freeze(rig: Rig) -> AsyncIterator[None]:
+    rig.redis.freeze()
+    try:
+        yield
+    finally:
+        rig.redis.thaw()
+
+
+@fault("redis-kill")
+@asynccontextmanager
+async def kill(rig: Rig) -> AsyncIterator[None]:
+    """Killed, and away for the whole time."""
+    rig.redis.kill()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(rig.redis.start)
+
+
+@fault("redis-restart-empty")
+@asynccontextmanager
+async def restart_empty(rig: Rig) -> AsyncIterator[None]:
+    """Killed and started again at once, without its values, while the venue is down."""
+    await rig.venue.set_mode("broken")
+    try:
+        await asyncio.sleep(0.5)
+        rig.redis.kill()
+        await asyncio.to_thread(rig.redis.start)
+        yield
+    finally:
+        await rig.venue.set_mode("well")
+
+
+@fault("redis-refuse")
+@asynccontextmanager
+async def refuse(rig: Rig) -> AsyncIterator[None]:
+    for proxy in rig.redis_proxies:
+        await proxy.refuse()
+    try:
+        yield
+    finally:
+        for proxy in rig.redis_proxies:
+            await proxy.accept()
+
+
+@fault("redis-slow")
+@asynccontextmanager
+async def slow(rig: Rig) -> AsyncIterator[None]:
+    async with _weather(rig, Weather(latency=0.1)):
+        yield
+
+
+@fault("redis-uneven")
+@asynccontextmanager
+async def uneven(rig: Rig) -> AsyncIterator[None]:
+    async with _weather(rig, Weather(uneven=0.25)):
+        yield
+
+
+@fault("redis-black-hole")
+@asynccontextmanager
+async def black_hole(rig: Rig) -> AsyncIterator[None]:
+    async with _weather(rig, Weather(silent=True)):
+        yield
+
+
+@fault("redis-half-open")
+@asynccontextmanager
+async def half_open(rig: Rig) -> AsyncIterator[None]:
+    for proxy in rig.redis_proxies:
+        proxy.vanish()
+    yield
+
+
+@fault("redis-narrow")
+@asynccontextmanager
+async def narrow(rig: Rig) -> AsyncIterator[None]:
+    async with _weather(rig, Weather(rate=4000)):
+        yield
+
+
+@fault("redis-sliced")
+@asynccontextmanager
+async def sliced(rig: Rig) -> AsyncIterator[None]:
+    async with _weather(rig, Weather(slices=40, slice_pause=0.002)):
+        yield
+
+
+@fault("redis-reset")
+@asynccontextmanager
+async def reset(rig: Rig) -> AsyncIterator[None]:
+    """All connections are reset again and again; new ones are served in between."""
+
+    async def step() -> None:
+        for proxy in rig.redis_proxies:
+            proxy.reset()
+
+    async with _again_and_again(step):
+        yield
+
+
+@fault("redis-pubsub-killed")
+@asynccontextmanager
+async def pubsub_killed(rig: Rig) -> AsyncIterator[None]:
+    async def step() -> None:
+        for proxy in rig.redis_proxies:
+            proxy.reset(subscribers_only=True)
+
+    async with _again_and_again(step):
+        yield
+
+
+@fault("redis-garbled")
+@asynccontextmanager
+async def garbled(rig: Rig) -> AsyncIterator[None]:
+    """Every tenth answer has a wrong bit."""
+    async with _weather(rig, Weather(garble=0.1)):
+        yield
+
+
+@fault("redis-away-from-one")
+@asynccontextmanager
+async def away_from_one(rig: Rig) -> AsyncIterator[None]:
+    """One replica cannot reach it; the other can."""
+    await rig.redis_proxies[0].refuse()
+    try:
+        yield
+    finally:
+        await rig.redis_proxies[0].accept()
+
+
+@fault("redis-silent-for-one")
+@asynccontextmanager
+async def silent_for_one(rig: Rig) -> AsyncIterator[None]:
+    async with _weather(rig, Weather(silent=True), 0):
+        yield
+
+
+@fault("redis-read-only")
+@asynccontextmanager
+async def read_only(rig: Rig) -> AsyncIterator[None]:
+    """It has become a replica of a server that is there, as after a failover, and takes no writes."""
+    async with _client(rig) as client:
+        with RedisServer() as other:
+            try:
+                await client.replicaof("127.0.0.1", str(other.port))
+                yield
+            finally:
+                await client.replicaof("NO", "ONE")
+
+
+@fault("redis-loading")
+@asynccontextmanager
+async def loading(rig: Rig) -> AsyncIterator[None]:
+    """Every command is refused, as while it loads its data: it follows a server that is not there."""
+    async with _client(rig) as client, _configured(rig, **{"replica-serve-stale-data": "no"}):
+        try:
+            await client.replicaof("127.0.0.1", "1")
+            yield
+        finally:
+            await client.replicaof("NO", "ONE")
+
+
+@fault("redis-full")
+@asynccontextmanager
+async def full(rig: Rig) -> AsyncIterator[None]:
+    async with _configured(rig, maxmemory="1", **{"maxmemory-policy": "noeviction"}):
+        yield
+
+
+@fault("redis-moved")
+@asynccontextmanager
+async def moved(rig: Rig) -> AsyncIterator[None]:
+    """In its place stands a node of a cluster, which sends everybody elsewhere or says that the cluster is down."""
+    with RedisServer("--cluster-enabled", "yes") as node:
+        upstreams = [proxy.lead_to(("127.0.0.1", node.port)) for proxy in rig.redis_proxies]
+        try:
+            yield
+        finally:
+            for proxy, upstream in zip(rig.redis_proxies, upstreams, strict=True):
+                proxy.lead_to(upstream)
+
+
+@fault("redis-flushed")
+@asynccontextmanager
+async def flushed(rig: Rig) -> AsyncIterator[None]:
+    async with _client(rig) as client:
+
+        async def step() -> None:
+            await client.flushall()
+
+        async with _again_and_again(step):
+            yield
+
+
+async def _rewrite(client: redis_client.Redis, change: object) -> None:
+    """Change every value that is a string."""
+    async for key in client.scan_iter(count=500):
+        with suppress(RedisError):
+            value = await client.get(key)
+            if value:
+                await client.set(key, change(value), keepttl=True)  # type: ignore[operator]
+
+
+@fault("redis-bits-flipped")
+@asynccontextmanager
+async def bits_flipped(rig: Rig) -> AsyncIterator[None]:
+    """One bit of each value, again and again."""
+
+    def flip(value: bytes) -> bytes:
+        changed = bytearray(value)
+        changed[secrets.randbelow(len(changed))] ^= 1 << secrets.randbelow(8)
+        return bytes(changed)
+
+    async with _client(rig) as client:
+
+        async def step() -> None:
+            await _rewrite(client, flip)
+
+        async with _again_and_again(step):
+            yield
+
+
+@fault("redis-foreign-values")
+@asynccontextmanager
+async def foreign_values(rig: Rig) -> AsyncIterator[None]:
+    """Values of other accounts and of nobody stand in each other's places."""
+    async with _client(rig) as client:
+        last = [b"not ours"]
+
+        def swap(value: bytes) -> bytes:
+            last.append(value)
+            return last.pop(0)
+
+        async def step() -> None:
+            await _rewrite(client, swap)
+
+        async with _again_and_again(step):
+            yield
+
+
+@fault("redis-no-rights")
+@asynccontextmanager
+async def no_rights(rig: Rig) -> AsyncIterator[None]:
+    """The user of the replicas may not do anything any more, and connections that are there end."""
+    async with _client(rig) as admin:
+        await admin.execute_command("ACL", "SETUSER", "admin", "on", ">admin", "~*", "&*", "+@all")
+        await admin.execute_command("AUTH", "admin", "admin")
+        await admin.execute_command("ACL", "SETUSER", "default", "-@all")
+        try:
+            for proxy in rig.redis_proxies:
+                proxy.reset()
+            yield
+        finally:
+            await admin.execute_command("ACL", "SETUSER", "default", "+@all")
+            await admin.execute_command("ACL", "DELUSER", "admin")
+
+
+@fault("redis-boot-away")
+@asynccontextmanager
+async def boot_away(rig: Rig) -> AsyncIterator[None]:
+    """One replica is started while Redis is away from it."""
+    await rig.redis_proxies[0].refuse()
+    try:
+        await rig.restart_replica(0)
+        yield
+    finally:
+        await rig.redis_proxies[0].accept()

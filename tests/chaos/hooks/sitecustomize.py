@@ -1,0 +1,28 @@
+"""Lets a test move the wall clock of a process: CHAOS_CLOCK names a file whose eight bytes are the seconds to add.
+
+It is on the path of a replica only while a fault of clocks is put on it. What reads the clock in C, such as
+`datetime.now`, is not moved.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+
+
+def _move(path: str) -> None:
+    with open(path, "r+b") as file:
+        shared = mmap.mmap(file.fileno(), 8)
+    true_time, true_time_ns = time.time, time.time_ns
+
+    def offset() -> float:
+        return float(struct.unpack("d", shared)[0])
+
+    time.time = lambda: true_time() + offset()
+    time.time_ns = lambda: true_time_ns() + int(offset() * 1_000_000_000)
+
+
+if "CHAOS_CLOCK" in os.environ:
+    _move(os.environ["CHAOS_CLOCK"])

@@ -418,6 +418,6 @@ async def open_test_service(
         await cache.close()
         # SQLite's driver complains of a connection whose opening is cancelled.
         if references._requests:
-            await asyncio.wait(set(references._requests.values()))
+            await asyncio.wait({request.answer for request in references._requests.values()})
         await store.close()
         await registry.close()

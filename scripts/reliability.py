@@ -16,12 +16,13 @@ MEASURED = Path(__file__).parent / "faults_measured.json"
 
 # The headings by the first word of a fault's name.
 _GROUPS = {
+    "nothing": "No fault",
     "redis": "Redis",
     "postgres": "PostgreSQL",
     "venue": "Venues",
     "": "Processes and limits",
 }
-_MODULES = {"redis": "redis", "postgres": "postgres", "venue": "venues", "": "processes"}
+_MODULES = {"nothing": "control", "redis": "redis", "postgres": "postgres", "venue": "venues", "": "processes"}
 
 _HEAD = """# Reliability
 

@@ -9,7 +9,7 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: run replicas test threats forger have-nginx nginx two-users check bench soak protos lock docs audit clean help
+.PHONY: run replicas test threats forger have-nginx nginx two-users check bench soak chaos protos lock docs audit clean help
 
 help:  ## Show the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -89,6 +89,12 @@ bench: $(VENV)/.dev  ## Measure against ceilings, and print the table
 # Two replicas under people who come and go, restarts and faults; MINUTES=3 for a short one.
 soak: $(VENV)/.dev  ## Watch for twenty minutes whether anything grows
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES))
+
+# One by its name, or all whose names begin so: make chaos FAULT=redis-freeze. JSON=scripts/faults_measured.json adds what
+# was measured to the file of docs/reliability.md.
+chaos: $(VENV)/.dev  ## Put every fault on two replicas under clients, and check what these saw (SECONDS=5, SEED=)
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m tests.chaos $(FAULT) $(if $(SECONDS),--seconds $(SECONDS)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(JSON),--json $(JSON))
 
 protos: .venv-protos/.ready  ## Generate the Python packages from protos/
 	scripts/protos

@@ -1,7 +1,7 @@
 """The accounts of the clients: their users, their secrets, and amounts that say which answer they are of.
 
 A user is a number. The venue knows the user by the secret, and every amount that it gives is `amount_of(number, seq)`:
-whoever sees an amount knows for whom the venue has said it, and when.
+a client that sees an amount knows for whom the venue has said it, and when.
 """
 
 from __future__ import annotations

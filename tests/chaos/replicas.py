@@ -27,7 +27,7 @@ _OPEN = re.compile(r"^exchange_service_(?:calls|feeds|streams|fetches)_open (\S+
 
 
 class Replica:
-    """One `exchange-service serve`, see the module `serve`. Its log is kept over restarts, for whoever searches it."""
+    """One `exchange-service serve`, see the module `serve`. Its log is kept over restarts, to be searched."""
 
     def __init__(self, number: int, folder: Path, settings: Mapping[str, str]) -> None:
         self.number = number

@@ -37,7 +37,7 @@ _FIRST_LIMIT = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FaultRow:
     """A fault's row of the table, see the head of `scripts/faults.toml`."""
 
     what: str
@@ -48,7 +48,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class FaultRun:
     """What a fault cost."""
 
     fault: str
@@ -60,21 +60,21 @@ class Outcome:
     # Whether the rig can be used again.
     well: bool
 
-    def unknown(self, row: Row) -> list[Violation]:
+    def unknown(self, row: FaultRow) -> list[Violation]:
         """The violations that the table does not name."""
         return [violation for violation in self.violations if violation.invariant not in row.open]
 
 
-def table() -> dict[str, Row]:
+def table() -> dict[str, FaultRow]:
     """The table by the faults' names."""
     return {name: _row(fields) for name, fields in tomllib.loads(TABLE.read_text()).items()}
 
 
-def _row(fields: dict[str, Any]) -> Row:
+def _row(fields: dict[str, Any]) -> FaultRow:
     reasons = {name: frozenset(fields.get(name, ())) for name in ("allowed", "allowed_new", "allowed_forced", "bare")}
     numbers = {name: float(fields[name]) for name in ("asks", "recovery") if name in fields}
     expectation = Expectation(**reasons, **numbers, ttl=TTL, grace=GRACE, interval=INTERVAL)
-    return Row(fields["what"], fields["expected"], expectation, fields.get("open", {}))
+    return FaultRow(fields["what"], fields["expected"], expectation, fields.get("open", {}))
 
 
 class Runner:
@@ -93,7 +93,7 @@ class Runner:
     async def __aexit__(self, *_: object) -> None:
         await self._end_rig()
 
-    async def run(self, fault: Fault) -> Outcome:
+    async def run(self, fault: Fault) -> FaultRun:
         """Put the fault on a rig, and check the history."""
         rig = await self._rig_for(fault)
         seconds = max(self._seconds, fault.least)
@@ -102,7 +102,7 @@ class Runner:
         well, missed = await _phases(rig, fault, seconds, expectation.recovery)
         history = await rig.history()
         violations = [*missed, *check(history, expectation)]
-        outcome = Outcome(fault.name, self._seed, seconds, history, violations, figures(history, violations), well)
+        outcome = FaultRun(fault.name, self._seed, seconds, history, violations, figures(history, violations), well)
         if fault.own_rig or not well:
             await self._end_rig()
         return outcome
@@ -155,7 +155,7 @@ def headline() -> str:
     )
 
 
-def line(outcome: Outcome) -> str:
+def line(outcome: FaultRun) -> str:
     """One line for a fault."""
     cost = outcome.figures
     seconds = "never" if cost.seconds is None else f"{cost.seconds:.1f} s"
@@ -165,7 +165,7 @@ def line(outcome: Outcome) -> str:
     )
 
 
-def details(outcome: Outcome, row: Row | None) -> list[str]:
+def details(outcome: FaultRun, row: FaultRow | None) -> list[str]:
     """A line for each invariant that is broken, with an example."""
     known = row.open if row else {}
     return [
@@ -174,7 +174,7 @@ def details(outcome: Outcome, row: Row | None) -> list[str]:
     ]
 
 
-async def run(names: Sequence[str], seconds: float, seed: int, folder: Path | None = None) -> list[Outcome]:
+async def run(names: Sequence[str], seconds: float, seed: int, folder: Path | None = None) -> list[FaultRun]:
     """Run these faults, print what they cost, and write their histories to the folder if there is one."""
     faults, rows = all_faults(), table()
     outcomes = []
@@ -189,7 +189,7 @@ async def run(names: Sequence[str], seconds: float, seed: int, folder: Path | No
     return outcomes
 
 
-def add_measured(file: Path, outcomes: Sequence[Outcome]) -> None:
+def add_measured(file: Path, outcomes: Sequence[FaultRun]) -> None:
     """Add the figures to a JSON file: for each fault those of the last run."""
     measured = json.loads(file.read_text()) if file.exists() else {}
     for outcome in outcomes:

@@ -106,7 +106,7 @@ class Venues:
         answered = False
         try:
             response = await mode(ask)
-            # Written here, so that it is known when it was whole. The client may have gone.
+            # Written here, to know when it was whole. The client may have gone.
             with suppress(ConnectionError):
                 await response.prepare(request)
                 await response.write_eof()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Put = Callable[["Rig"], AbstractAsyncContextManager[Any]]
 # The modules with the faults, in the order of the table.
-GROUPS = ("redis", "postgres", "venues", "processes")
+GROUPS = ("control", "redis", "postgres", "venues", "processes")
 
 
 @dataclass(frozen=True, slots=True)

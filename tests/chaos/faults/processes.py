@@ -108,14 +108,15 @@ async def stutters(rig: Rig) -> AsyncIterator[None]:
         yield
 
 
-@fault("lease-holder-killed")
+# A replica takes a lease over while it may still wait for the venue, so that has to be longer than a lease.
+@fault("lease-holder-killed", settings={"venue_timeout": "8"})
 @asynccontextmanager
 async def lease_holder_killed(rig: Rig) -> AsyncIterator[None]:
     """SIGKILL of a replica that has asked the venue and has no answer yet: the other one takes the lease over."""
     user = next(_own_users)
     await rig.store([user])
     asked = await rig.venue.met("slow")
-    await rig.venue.set_mode("slow", users=[user], seconds=0.8)
+    await rig.venue.set_mode("slow", users=[user], seconds=3.0)
     first = asyncio.create_task(ask(rig.replicas[0].address, user))
     try:
 
@@ -124,6 +125,7 @@ async def lease_holder_killed(rig: Rig) -> AsyncIterator[None]:
 
         await eventually(waits, "a request of the replica")
         await rig.replicas[0].kill()
+        await rig.venue.set_mode("well")
         began = time.monotonic()
         reply = await ask(rig.replicas[1].address, user)
         assert not isinstance(reply, ServiceError), f"the other replica answered: {reply}"

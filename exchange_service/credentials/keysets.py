@@ -174,7 +174,8 @@ def _read_entries(value: dict[str, Any]) -> Keyset | str:
 def _read_key(entry: Any) -> Key | None:
     if not isinstance(entry, dict) or entry.keys() != {"key", "created"}:
         return None
-    with suppress(ValueError, TypeError):
+    # OverflowError: a time that is not within the years 1 to 9999 in UTC.
+    with suppress(ValueError, TypeError, OverflowError):
         material = base64.b64decode(entry["key"], validate=True)
         created = datetime.fromisoformat(entry["created"])
         if len(material) == KEY_BYTES and created.tzinfo is not None:

@@ -41,5 +41,5 @@ def _expiry(certificate: bytes) -> float:
     """When the certificate expires, in seconds since 1970: TLS checks that only when the connection begins."""
     try:
         return x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise CallerUnknown("The client certificate cannot be read.") from None

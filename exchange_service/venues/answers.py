@@ -99,7 +99,7 @@ def _validate(answer: object, listing: Listing) -> Balance:
     if not isinstance(answer, Balance):
         log.error("plugin.failed", plugin=plugin, answer=type(answer).__name__)
         raise PluginFailed(f"The plugin {plugin} answered with {type(answer).__name__} in place of a Balance.")
-    problem = shape_error(answer, listing.metadata)
+    problem = _list_error(answer) or shape_error(answer, listing.metadata)
     if problem:
         log.error("plugin.failed", plugin=plugin, problem=problem)
         raise PluginFailed(f"The plugin {plugin} answered with a wrong balance: {problem}.")
@@ -149,6 +149,17 @@ def _has_known_type(account: VenueAccount, metadata: ExchangeMetadata) -> bool:
     are."""
     unknown = not account.type and (account.error is not None or bool(account.sub_account))
     return unknown or not metadata.account_types or account.type in metadata.account_types
+
+
+def _list_error(balance: Balance) -> str:
+    """Which list of a plugin's answer is something else, in words; empty if none is."""
+    for name in ("venue_accounts", "notes"):
+        if not isinstance(getattr(balance, name), tuple | list):
+            return f"its {name} are not a tuple"
+    for account in balance.venue_accounts:
+        if isinstance(account, VenueAccount) and not isinstance(account.assets, tuple | list):
+            return "the assets of an account are not a tuple"
+    return ""
 
 
 def shape_error(balance: Balance, metadata: ExchangeMetadata) -> str:

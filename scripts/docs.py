@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from exchange_service_ccxt_generic import exchange_manifest
+from exchange_service_ccxt_generic.account_names import NAMES
 
 from exchange_service.app import Service, start_service
 from exchange_service.cli.demo import SIMULATOR_GROUP
@@ -24,6 +25,7 @@ from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 from exchange_service.testing.venue import TROUBLES, DemoVenue
 from exchange_service.testing.witnesses import Witness, parse_witness, payload_witness, table_rows
 from exchange_service.v1 import error_reason_pb2
+from plugins.ccxt_generic.tests.every_exchange.named import named_types
 from plugins.ccxt_generic.tests.every_exchange.true_answers import unproven_types
 from scripts.reliability import reliability_page
 from scripts.threats import security_page
@@ -112,7 +114,28 @@ from: its documentation (vendor), CCXT's source, another project's captured answ
 |---|---|---|---|---|---|"""
 
 
+_NAMES_NONE = "the answer names none"
+
 _NO_SUCH_CASE = "no such case at this venue"
+
+_NAMES_HEAD = """## Whose answer it is
+
+A venue, or a cache before it, may send one user's answer to another. Where an answer names the user or the account, the
+name is compared: with the account that was asked for, or with the one that the same credential's answers have named
+before. An answer that names another one is `VENUE_MALFORMED`, and callers get the last good balance, marked as such.
+The names are kept while the account is in use: after a start, or minutes without a call, the first answer has nothing
+before it to be compared with, unless the credential holds the name.
+
+Where the answer names none, nothing can tell whose it is. At Hyperliquid this is so for the figures; its list of
+sub-accounts names the main wallet and is compared, as is the main wallet of an API wallet.
+
+| exchange | where its answers name the account |
+|---|---|"""
+
+_CCXT_NAMES_HEAD = """Through CCXT, with the account types whose recorded answers have the name:
+
+| exchange | name | account types |
+|---|---|---|"""
 
 _UNPROVEN_HEAD = """## What is not proven
 
@@ -125,9 +148,12 @@ async def venues_page() -> str:
     """docs/venues.md: the error that a caller gets for each trouble that a simulator can show, and what is unproven."""
     lines = [_VENUES_HEAD]
     codes = {leaf: row.code.name for leaf, row in TABLE.items()}
+    named: dict[str, str] = {}
     async with _service_with_simulators() as (service, venues), ExchangeServiceClient(service.address) as client:
         for exchange_id, venue in sorted(venues.items()):
             name = service.registry.find(exchange_id).metadata.name
+            if not type(venue).__module__.startswith("exchange_service_ccxt_generic"):
+                named[name] = venue.named_by
             for trouble in TROUBLES:
                 row = venue.troubled_credential(trouble)
                 if row is None:
@@ -140,7 +166,21 @@ async def venues_page() -> str:
                 witness = _cell(_witness(parse_witness(venue.trouble_witnesses.get(trouble, "unproven"))))
                 cells = (name, trouble, codes[type(error)], f"`{error.reason}`", message, witness)
                 lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + f"\n\n{_UNPROVEN_HEAD}\n\n" + "\n".join(_unproven_facts()) + "\n"
+    parts = ("\n".join(lines), "\n".join(_named_accounts(named)), _UNPROVEN_HEAD)
+    return "\n\n".join(parts) + "\n\n" + "\n".join(_unproven_facts()) + "\n"
+
+
+def _named_accounts(own: Mapping[str, str]) -> Iterator[str]:
+    """Where the answers of our own venues and of CCXT's exchanges name the account, and where they do not."""
+    yield _NAMES_HEAD
+    yield from (f"| {name} | {_cell(where) or _NAMES_NONE} |" for name, where in own.items())
+    yield f"\n{_CCXT_NAMES_HEAD}"
+    for exchange_id, paths in NAMES.items():
+        where = ", ".join(f"`{path.replace('.[]', '[]')}`" for path in paths)
+        yield f"| {exchange_id} | {where} | {', '.join(named_types(exchange_id))} |"
+    served = [listing.id for listing in exchange_manifest().exchanges if listing.capabilities.balance]
+    others = ", ".join(name for name in served if name not in NAMES)
+    yield f"\nAt these nothing is compared, because {_NAMES_NONE}, as far as answers are recorded: {others}."
 
 
 def _cell(text: str) -> str:

@@ -39,7 +39,7 @@ def require_account(expected: object, found: object, venue: str) -> None:
 async def require_same_accounts(state: State, found: Iterable[object], venue: str, *, kind: str = "") -> None:
     """Raise VenueMalformed if an answer names none of the accounts that the answer before has named.
 
-    `state` is `call.account_state`, which lives as long as the credential does; `found` are the names in one answer.
+    `state` is `call.account_state`, which lives while the account is in use; `found` are the names in one answer.
     Use it where the name is not known before the first answer. Accounts may be added, go away and change their order;
     an answer without names is not refused. `kind` keeps names apart that are not comparable, such as those of users
     and those of accounts. Raises VenueMalformed for more than 200 names too.

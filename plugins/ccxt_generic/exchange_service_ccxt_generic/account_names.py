@@ -1,8 +1,9 @@
 """Where an exchange's answers name the user or the account that they are of, and that it stays the same.
 
 CCXT takes every answer for the one of its key. Where the raw answer has a name, the name of the first answer must be in
-every later one, as long as the credential is the same. Numbers of rows, of wallets and of assets are no names: they
-differ within an account. The names of two account types are not compared: a venue may number the accounts of one user.
+every later one, while the account is in use with the same credential. Numbers of rows, of wallets and of assets are no
+names: they differ within an account. The names of two account types are not compared, because a venue may number each
+account of a user.
 """
 
 from __future__ import annotations

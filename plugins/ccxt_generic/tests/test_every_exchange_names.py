@@ -14,27 +14,17 @@ import exchange_service_ccxt_generic as plugin
 import pytest
 from exchange_service_ccxt_generic import account_names
 from exchange_service_ccxt_generic.account_names import NAMES, names
-from exchange_service_ccxt_generic.kinds import KINDS
 
 from exchange_service.plugin_api import Balance, ExchangeMetadata, VenueMalformed
 from exchange_service.pytest_plugin import SWEEP
 from exchange_service.testing import Fault
+from plugins.ccxt_generic.tests.every_exchange.named import bodies, is_named
 from plugins.ccxt_generic.tests.every_exchange.true_answers import TrueAnswer, true_answer, true_answers
 from plugins.ccxt_generic.tests.every_exchange.venue import ScriptedVenue, opened, read
 from plugins.ccxt_generic.tests.every_exchange.well_formed import as_json
 
 LISTINGS: Mapping[str, ExchangeMetadata] = {listing.id: listing for listing in plugin.exchange_manifest().exchanges}
 Change = Callable[[Any], Any]
-
-
-def bodies(answer: TrueAnswer) -> list[Any]:
-    """The answers that the balance is read from: not those that say which kind of account it is."""
-    before = () if answer.exchange_id in KINDS else answer.before.values()
-    return [*before, json.loads(answer.body)]
-
-
-def is_named(answer: TrueAnswer) -> bool:
-    return any(names(body, path) for path in NAMES.get(answer.exchange_id, ()) for body in bodies(answer))
 
 
 NAMED = [answer.name for answer in true_answers() if is_named(answer)]

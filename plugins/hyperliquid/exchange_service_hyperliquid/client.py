@@ -18,6 +18,7 @@ from exchange_service.plugin_api import (
     gateway_error,
     raise_unexpected_status,
     read_metadata,
+    require_same_accounts,
     wallet_address,
 )
 from exchange_service_hyperliquid import parse
@@ -120,7 +121,10 @@ class HyperliquidClient:
         """The role of an address at the venue. It weighs as much as thirty states: read it only if these are empty."""
 
         async def fetch() -> parse.Role:
-            return parse.role(await self._info("userRole", user=address))
+            role = parse.role(await self._info("userRole", user=address))
+            # The only answer that names a wallet besides the requested one, whose figures are then shown.
+            await require_same_accounts(self._call.account_state, [role.master], "Hyperliquid", kind=address)
+            return role
 
         return await self._call.account_state.get(f"role {address}", fetch, max_age=_ROLE_AGE)
 

@@ -864,3 +864,23 @@ async def test_a_secret_that_is_stored_all_the_same_should_be_removed(name: str)
 async def test_the_rights_of_an_invalid_address_are_not_known() -> None:
     with pytest.raises(CredentialInvalid, match="wallet_address"):
         await rights_of(api_key="0x" + "5e" * 32)
+
+
+async def test_an_api_wallet_that_is_suddenly_another_main_wallets_is_refused() -> None:
+    async with venue() as simulator, calling(simulator, AGENT) as call:
+        simulator.add_agent(AGENT, MASTER)
+        await fetch_balance(call)
+        simulator.add_wallet(SUB, SimulatedWallet(perps={"": SimulatedPerps(Decimal(7))}))
+        simulator.add_agent(AGENT, SUB)
+        call.account_state.forget(f"role {AGENT}")
+        with pytest.raises(VenueMalformed, match="another account than before"):
+            await fetch_balance(call)
+
+
+async def test_the_sub_accounts_of_another_wallet_are_refused() -> None:
+    async with venue() as simulator:
+        simulator.wallets[MASTER].sub_accounts = {"Hedge": SUB}
+        entry = simulator._sub_account(SECOND_SUB, "Hedge", SUB)
+        simulator._sub_account = lambda *_: entry  # type: ignore[method-assign]
+        balance = await read(simulator, sub_accounts=True)
+    assert [type(account.error) for account in balance.venue_accounts] == [type(None), type(None), VenueMalformed]

@@ -405,3 +405,19 @@ async def test_one_accounts_deficit_is_not_taken_from_another_account() -> None:
     assert balance.summary is not None
     assert balance.summary.available is None
     assert balance.summary.total == Decimal("25305.4426")
+
+
+async def test_the_list_of_another_user_is_refused_and_a_new_account_of_the_same_user_is_not() -> None:
+    async with venue_with(SimulatedAccount(FIRST)) as venue:
+        venue.add_token("of-another-user", SimulatedAccount("101-004-1112223-001"))
+        await balance_of(venue, token="of-another-user")
+        async with venue_call(OANDA, override=venue.url, api_key=TOKEN) as call:
+            await exchange_service_oanda.fetch_balance(call)
+            fault = venue.fail(Fault(account=TOKEN, as_account="of-another-user"))
+            call.account_state.forget("accounts")
+            with pytest.raises(VenueMalformed, match="another account than before"):
+                await exchange_service_oanda.fetch_balance(call)
+            venue.recover(fault)
+            venue.add_token(TOKEN, SimulatedAccount(SECOND))
+            balance = await exchange_service_oanda.fetch_balance(call)
+    assert [account.id for account in balance.venue_accounts] == [SECOND]

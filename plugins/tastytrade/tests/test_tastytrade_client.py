@@ -574,3 +574,22 @@ async def test_one_accounts_deficit_is_not_taken_from_another_account() -> None:
 async def test_a_refused_grant_may_be_told_in_oauths_own_shape(code: str) -> None:
     fault = Fault(status=400, body=json.dumps({"error": code, "error_description": "Invalid JWT"}).encode())
     assert isinstance(await refusal_of(fault, TOKEN), CredentialRejected)
+
+
+async def test_the_list_of_another_user_is_refused_and_a_new_account_of_the_same_user_is_not() -> None:
+    async with venue_with(SimulatedAccount(FIRST)) as venue:
+        venue.add_grant("of-another-user", SECRET, SimulatedAccount("5WX77777"))
+        await balance_of(venue, refresh="of-another-user")
+        async with calling(venue) as call:
+            await fetch(call)
+            fault = venue.fail(Fault(account=REFRESH, as_account="of-another-user", path=LIST))
+            call.account_state.forget("accounts")
+            with pytest.raises(VenueMalformed, match="another account than before"):
+                await fetch(call)
+            venue.recover(fault)
+            venue.grants[REFRESH].accounts = {
+                FIRST: SimulatedAccount(FIRST, closed=True),
+                SECOND: SimulatedAccount(SECOND),
+            }
+            balance = await fetch(call)
+    assert [account.id for account in balance.venue_accounts] == [SECOND]

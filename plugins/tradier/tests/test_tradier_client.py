@@ -641,3 +641,18 @@ class TestOneAccountsTrouble:
         assert (balance.summary.total, balance.summary.equity) == (Decimal("18450.27"), 40000)
         assert (balance.summary.available, balance.summary.unrealised_pnl) == (100, Decimal("-0.01"))
         assert "20 USD" in balance.notes[0]
+
+
+async def test_the_profile_of_another_user_is_refused_and_a_new_account_of_the_same_user_is_not() -> None:
+    async with venue_with(SimulatedAccount(FIRST)) as venue:
+        venue.add_token("of-another-user", SimulatedAccount("6YZ77777")).user = "id-another"
+        await balance_of(venue, token="of-another-user")
+        async with venue_call(TRADIER, override=venue.url, api_key=TOKEN) as call:
+            await exchange_service_tradier.fetch_balance(call)
+            fault = venue.fail(Fault(account=TOKEN, as_account="of-another-user"))
+            call.account_state.forget("profile")
+            with pytest.raises(VenueMalformed, match="another account than before"):
+                await exchange_service_tradier.fetch_balance(call)
+            venue.recover(fault)
+            venue.add_token(TOKEN, SimulatedAccount(SECOND))
+            assert ids(await exchange_service_tradier.fetch_balance(call)) == [SECOND]

@@ -46,7 +46,7 @@ from exchange_service.model import Credential
 from exchange_service.observability.health_pages import HealthPages
 from exchange_service.observability.metrics import Metrics, ProcessOfPlugin
 from exchange_service.observability.metrics_server import MetricsNotShown, MetricsServer
-from exchange_service.open_files import most_connections
+from exchange_service.open_files import idle_seconds, most_connections
 from exchange_service.plugin_host.client import PluginClients, ProcessSettings
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.plugin_host.report import PluginReport
@@ -454,7 +454,7 @@ async def _listen(
     except UnusableCertificates as error:
         raise BindError(str(error)) from None
     reflect = settings.loopback if settings.reflection is None else settings.reflection
-    limits = ConnectionLimits(settings.connection_streams, most_connections())
+    limits = ConnectionLimits(settings.connection_streams, most_connections(), idle_seconds())
     return await listen(
         services,
         authenticator,

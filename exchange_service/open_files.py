@@ -12,6 +12,9 @@ if sys.platform != "win32":
 
 # What the service needs besides its callers' connections: to venues, the database, Redis, plugins and files.
 _RESERVED = 400
+# A limit that leaves less for callers' connections than for the rest.
+_FEW = 2 * _RESERVED
+_IDLE, _IDLE_OF_FEW = 300.0, 10.0
 # What is tried. The system may allow any number; some programs that ours start would walk through all of them.
 _MOST = (1_048_576, 65_536, 10_240)
 _OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
@@ -43,7 +46,23 @@ def limit() -> int | None:
 def most_connections() -> int | None:
     """How many connections of callers leave enough files for everything else; None without a limit."""
     files = limit()
-    return None if files is None else max(files - _RESERVED, files // 2, 1)
+    if files is None:
+        return None
+    left = files - _open_now()
+    return max(left - _RESERVED, left // 2, 1)
+
+
+def idle_seconds() -> float:
+    """Seconds after which a caller's connection without a call is closed: fewer where there are few files."""
+    files = limit()
+    return _IDLE if files is None or files > _FEW else _IDLE_OF_FEW
+
+
+def _open_now() -> int:
+    """How many files this process has open; 0 where the system does not say so."""
+    with contextlib.suppress(OSError):
+        return len(os.listdir("/proc/self/fd")) - 1
+    return 0
 
 
 def none_left(error: BaseException) -> bool:

@@ -63,15 +63,18 @@ _OPTIONS: Sequence[tuple[str, int]] = (
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What peers may hold open before they are known: the calls and streams of one connection, and the connections in
-    all (None: as many as the system allows)."""
+    """What peers may hold open before they are known: the calls and streams of one connection, the connections in all
+    (None: as many as the system allows), and the seconds for which a connection may have no call."""
 
     streams: int = 250
     connections: int | None = None
+    idle: float = 300.0
 
     def options(self) -> list[tuple[str, int]]:
         """The limits as options of gRPC."""
-        options = [("grpc.max_concurrent_streams", self.streams)]
+        # A client notices nothing: it connects again for its next call.
+        idle = ("grpc.max_connection_idle_ms", round(self.idle * 1000))
+        options = [("grpc.max_concurrent_streams", self.streams), idle]
         if self.connections is not None:
             options.append(("grpc.max_allowed_incoming_connections", self.connections))
         return options

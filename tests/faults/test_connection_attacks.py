@@ -247,6 +247,40 @@ async def test_a_connection_that_says_nothing_is_closed_within_seconds(tmp_path:
         writer.close()
 
 
+HARDLY_ANY_FILES = """
+from exchange_service import open_files
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+open_files._IDLE_OF_FEW = 2.0
+"""
+
+
+async def test_with_hardly_any_files_venues_are_asked_and_new_clients_served_when_others_have_nothing_to_ask(
+    tmp_path: Path,
+) -> None:
+    with demo(tmp_path, changes=HARDLY_ANY_FILES) as target:
+        async with contextlib.AsyncExitStack() as stack:
+            others = [await stack.enter_async_context(ExchangeServiceClient(target.address)) for _ in range(40)]
+            answers = await asyncio.gather(
+                *(client.list_exchanges(page_size=1) for client in others), return_exceptions=True
+            )
+            served = [
+                client for client, answer in zip(others, answers, strict=True) if not isinstance(answer, BaseException)
+            ]
+            # Half of the files that are left are not for callers, and venues are asked with them.
+            assert 5 < len(served) < 20
+            for exchange in ("oanda", "tradier"):
+                await served[0].get_balance("demo", exchange, max_age=0)
+            # The others keep their connections, and call no more.
+            async with asyncio.timeout(30), ExchangeServiceClient(target.address) as newcomer:
+                while True:
+                    with contextlib.suppress(ServiceError):
+                        await newcomer.list_exchanges(page_size=1)
+                        break
+                    await asyncio.sleep(0.2)
+            # They notice nothing, and are served when they call again.
+            assert (await served[-1].list_exchanges(page_size=1)).stats.total
+
+
 async def test_hundreds_of_streams_and_calls_of_one_client_open_the_connections_that_they_need(tmp_path: Path) -> None:
     with demo(tmp_path, "--connection-streams", "20") as target:
         async with (

@@ -75,8 +75,8 @@ class Feed:
         self._on_event_age = on_event_age
         self._current: StoredBalance | None = None
         self._current_key = ""
-        # The version before the current one, and when it was fetched last.
-        self._replaced = (0, 0.0)
+        # The version before the current one, and when it was fetched last, in seconds since the epoch.
+        self._replaced: tuple[int, float] | None = None
         # The highest version that subscribers brought, or that the feed had before its credential went.
         self._known_version = 0
         # Reads in a row that brought a lower version.

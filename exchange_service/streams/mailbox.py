@@ -67,7 +67,7 @@ class MailboxSlot:
         has_known, self._has_known = self._has_known, False
         if has_known and update.version == self.known_version and update.stale is None:
             return
-        if self._update is None and update.replaces[0] == self.version:
+        if self._update is None and update.replaces is not None and update.replaces[0] == self.version:
             self.fetch_time = update.replaces[1]
         self._update, self._error = update, None
         self._ready(self)

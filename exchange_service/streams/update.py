@@ -45,11 +45,11 @@ class Update:
         source: Source,
         stale: ServiceError | None,
         on_event_age: Callable[[float], None],
-        replaces: tuple[int, float] = (0, 0.0),
+        replaces: tuple[int, float] | None = None,
     ) -> None:
         """`data` is the serialised Balance of `stored`. `on_event_age` is called with the age of the balance, in
-        seconds, for each event that is serialised. `replaces` is the version before this one, and when it was fetched
-        last, in seconds since the epoch."""
+        seconds, for each event that is serialised. `replaces` is the version before this one, if there was
+        one, and when it was fetched last, in seconds since the epoch."""
         self.version = stored.version
         self.stale = stale
         self._on_event_age = on_event_age

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import errno
+import io
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +29,7 @@ from exchange_service.observability.redaction import (
     redact,
     redact_text,
 )
+from tests.harness import ScriptedPlugin, registry_of, serving, totals
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJlLW9mLWFsaWNl"
 HEX = "48be6f12aa0934cd77e1b05c4f3d2e1948be6f12aa0934cd77e1b05c4f3d2e19"
@@ -413,6 +417,23 @@ def test_without_the_one_redaction_point_both_kinds_of_line_leak(
     else:
         logging.getLogger("venue-sdk").warning("asked %s", "hunter2")
     assert "hunter2" in error_output.getvalue()
+
+
+class FullDisk(io.StringIO):
+    """Standard error in a file on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_a_call_is_answered_though_its_log_lines_cannot_be_written(
+    tmp_path: Path, error_output: ErrorOutput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
+        await running.store()
+        monkeypatch.setattr(sys, "stderr", FullDisk())
+        reply = await running.client.get_balance("alice", "fakex")
+    assert totals(reply.balance) == {"BTC": "1.50"}
 
 
 def test_every_line_of_ours_has_a_plain_name_as_its_event() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TextIO, cast
@@ -114,13 +115,19 @@ def _redact_field(name: str, value: Any) -> Any:
 
 
 class StandardError:
-    """A stream that writes to what `sys.stderr` is at that moment."""
+    """A stream that writes to what `sys.stderr` is at that moment.
+
+    A line that cannot be written, because the disk is full or its reader has gone, is lost: what it is about goes on.
+    """
 
     def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+        with suppress(OSError):
+            return sys.stderr.write(text)
+        return 0
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 class LibraryLines(logging.Handler):

@@ -12,7 +12,7 @@ from tests.chaos.history import Event, Footprint, History, Reply, VenueAnswer
 AGE_TOLERANCE = 0.5
 END_TOLERANCE = 0.25
 # By how much a replica may have grown: files, bytes, threads, and open calls and streams of clients who come and go.
-FILES, MEMORY, THREADS, OPEN = 8, 24_000_000, 8, 30
+FILES, MEMORY, THREADS, OPEN = 24, 24_000_000, 8, 30
 # Seconds between two venue calls that are one call too many only if they come again and again.
 _SLACK_CALLS = 3
 # Seconds of lag at which the venue's process may be late as well.
@@ -219,8 +219,12 @@ def asked_once(history: History, expectation: Expectation) -> list[Violation]:
     for reply in history.replies:
         named = reply.known_version > 0 or reply.max_age is not None
         forced[reply.user, reply.account] += named
+    new = {(reply.user, reply.account) for reply in history.replies if reply.new}
     found = []
     for account, times in asked.items():
+        if account in new and len(times) > expectation.asks:
+            text = f"{account[0]}, a new account, was asked for {len(times)} times"
+            found.append(Violation("asked_once", times[-1], text))
         allowed = expectation.asks * ((times[-1] - times[0]) / expectation.interval + 1) + forced[account]
         if len(times) > allowed + _SLACK_CALLS:
             seconds = times[-1] - times[0]

@@ -120,9 +120,12 @@ class Clients:
                 request.max_age.FromMilliseconds(0 if kind == "forced" else 1000)
             if kind == "named" and _NAMES_VERSIONS:
                 request.known_version = versions.get(user, 0)
-            reply = await self._call(name, self._random.randrange(len(self._stubs)), request, kind == "new")
-            self.write(reply)
-            if reply.ok:
+            # Every replica is asked for a new account at the same time: the venue must be asked once even so.
+            everywhere = range(len(self._stubs))
+            replicas = everywhere if kind == "new" else (self._random.choice(everywhere),)
+            calls = [self._call(name, replica, request, kind == "new") for replica in replicas]
+            for reply in await asyncio.gather(*calls):
+                self.write(reply)
                 versions[user] = max(versions.get(user, 0), reply.version)
 
     def _user(self, kind: str) -> int | None:

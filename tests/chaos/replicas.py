@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -118,8 +119,13 @@ class Replica:
         process = psutil.Process(self.pid)
         count = await asyncio.to_thread(self._open_count)
         memory = process.memory_info().rss
-        files, threads = process.num_fds(), process.num_threads()
+        files, threads = process.num_fds() - self._pooled(process), process.num_threads()
         return Footprint(self.number, when, time.monotonic(), files, memory, threads, count, self.generation)
+
+    def _pooled(self, process: psutil.Process) -> int:
+        """Its connections to Redis and to the database: pools keep what a busy moment has opened, up to their size."""
+        ports = {urlsplit(self.settings[name]).port for name in ("cache_url", "database_url")}
+        return sum(bool(one.raddr) and one.raddr.port in ports for one in process.net_connections("tcp"))
 
     def metrics(self) -> str:
         """Its metrics as text. Raises OSError if it does not answer."""

@@ -29,6 +29,7 @@ from benchmarks.names import ROOT
 from exchange_service.credentials.key_providers import GivenKeys
 from exchange_service.credentials.keysets import new_keyset
 from exchange_service.credentials.sql import open_store
+from exchange_service.errors import StoreUnavailable
 from exchange_service.model import Account, Credential
 from tests.chaos.accounts import CANARY, EXCHANGE, REGULAR, secret_of, user_name
 from tests.chaos.checker import is_bad
@@ -41,8 +42,8 @@ from tests.servers import PostgresServer, RedisServer
 REPLICAS = 2
 # Seconds, as in `checker.Expectation`.
 TTL, GRACE, INTERVAL, VENUE_TIMEOUT = 2.0, 12.0, 1.0, 1.6
-# What the clients may ask for in one fault, and how many are stored at the same time.
-NEW_A_FAULT, _STORING = 60, 8
+# What the clients may ask for in one fault, how many are stored at the same time, and how often each is tried.
+NEW_A_FAULT, _STORING, _ATTEMPTS = 40, 4, 5
 # Seconds without a bad call after which all is well, and how long to wait for them.
 QUIET, WELL_LIMIT = 1.2, 12.0
 # How a secret may be spelled.
@@ -150,9 +151,16 @@ class Rig:
         slots = asyncio.Semaphore(_STORING)
 
         async def put(number: int) -> None:
-            async with slots:
-                account = Account(user_name(number), exchange)
-                await store.put(account, Credential.from_texts({"api_key": secret_of(number)}))
+            account = Account(user_name(number), exchange)
+            for left in reversed(range(_ATTEMPTS)):
+                async with slots:
+                    try:
+                        await store.put(account, Credential.from_texts({"api_key": secret_of(number)}))
+                        return
+                    except StoreUnavailable:
+                        # A busy machine is slow.
+                        if not left:
+                            raise
 
         try:
             await asyncio.gather(*(put(number) for number in users))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 import random
 import time
 import tomllib
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import structlog
+from structlog.testing import capture_logs
 
 from tests.chaos.checker import Expectation, Figures, Violation, check, figures, summed
 from tests.chaos.faults import Fault, all_faults
@@ -28,6 +27,7 @@ from tests.chaos.rig import GRACE, INTERVAL, TTL, WELL_LIMIT, Rig
 
 TABLE = Path(__file__).parent.parent.parent / "scripts" / "faults.toml"
 DEFAULT_SECONDS = 5.0
+RUNS_KEPT = 3
 # Seconds before the fault, and after all is well.
 _WARM_UP, _AFTERWARDS = 1.0, 0.5
 # Seconds for which a recovery is watched after the time that it may take.
@@ -169,7 +169,7 @@ def details(outcome: FaultRun, row: FaultRow | None) -> list[str]:
     """A line for each invariant that is broken, with an example."""
     known = row.open if row else {}
     return [
-        f"    {name}: {count}, {'known: ' + known[name] if name in known else 'for example ' + text}"
+        f"    {name}: {count}, {'known, ' if name in known else ''}for example {text}"
         for name, (count, text) in summed(outcome.violations).items()
     ]
 
@@ -179,23 +179,26 @@ async def run(names: Sequence[str], seconds: float, seed: int, folder: Path | No
     faults, rows = all_faults(), table()
     outcomes = []
     print(f"seed {seed}, {seconds:g} s each\n{headline()}", flush=True)
-    async with Runner(seconds, seed) as runner:
-        for name in names:
-            outcome = await runner.run(faults[name])
-            outcomes.append(outcome)
-            print("\n".join([line(outcome), *details(outcome, rows.get(name))]), flush=True)
-            if folder is not None:
-                outcome.history.write(folder / f"{name}.jsonl")
+    # The store of the rig logs each credential that it seals.
+    with capture_logs():
+        async with Runner(seconds, seed) as runner:
+            for name in names:
+                outcome = await runner.run(faults[name])
+                outcomes.append(outcome)
+                print("\n".join([line(outcome), *details(outcome, rows.get(name))]), flush=True)
+                if folder is not None:
+                    outcome.history.write(folder / f"{name}.jsonl")
     return outcomes
 
 
 def add_measured(file: Path, outcomes: Sequence[FaultRun]) -> None:
-    """Add the figures to a JSON file: for each fault those of the last run."""
+    """Add the figures to a JSON file: for each fault those of the last `RUNS_KEPT` runs, the newest last."""
     measured = json.loads(file.read_text()) if file.exists() else {}
     for outcome in outcomes:
         broken = {name: count for name, (count, _) in summed(outcome.violations).items()}
         run_of = {"seed": outcome.seed, "seconds_of_fault": outcome.seconds, "broken": broken}
-        measured[outcome.fault] = {**asdict(outcome.figures), **run_of}
+        runs = [*measured.get(outcome.fault, []), {**asdict(outcome.figures), **run_of}]
+        measured[outcome.fault] = runs[-RUNS_KEPT:]
     file.write_text(json.dumps(dict(sorted(measured.items())), indent=1) + "\n")
 
 
@@ -212,8 +215,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [name for name in known if not chosen.faults or any(name.startswith(part) for part in chosen.faults)]
     if not names:
         parser.error(f"there is no such fault; known are {', '.join(known)}")
-    # The store of the rig tells of each credential that it seals.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     outcomes = asyncio.run(run(names, chosen.seconds, chosen.seed, chosen.histories))
     if chosen.json:
         add_measured(chosen.json, outcomes)

@@ -66,7 +66,7 @@ def good() -> Iterator[Record]:
     yield from (Mark("warm", 1.0), Mark("begin", BEGIN), Mark("heal", HEAL), Mark("well", 17.0), Mark("over", 20.5))
     for seq in range(1, 21):
         yield from (answer(seq), reply(seq), event(seq), event(seq, "heartbeat"))
-    yield failed(12, "STORE_UNAVAILABLE", caller="new-1", new=True)
+    yield failed(12, "STORE_UNAVAILABLE", caller="new-1", new=True, user=OTHER)
     yield failed(12, "", caller="plain-2")
     yield event(13, "error", version=1012, reason="VENUE_TIMEOUT", age=None)
     yield from (footprint("before"), footprint("after", memory=201_000_000))
@@ -127,6 +127,10 @@ FURTHER = {
         [event(13, time=14.6, attempt=1, replica=1, age=1.58)],
     ),
     "an allowed reason, but after all is well": ("no_call_lost", [failed(18, "STORE_UNAVAILABLE", user=OTHER)]),
+    "a new account that two replicas have asked for": (
+        "asked_once",
+        [reply(5, caller="new-1", new=True, user=OTHER), answer(5, user=OTHER), answer(6, user=OTHER)],
+    ),
     "a stream that ends without a reason": ("reasons_given", [event(12, "end", code="INTERNAL")]),
     "a call that fails for good": ("recovers", [failed(16, "STORE_UNAVAILABLE", end=20.9, begin=16.9, deadline=9.0)]),
 }

@@ -20,7 +20,7 @@ _HOW_MANY, _SECONDS = 5, 4.0
 
 def chosen() -> list[str]:
     """Five faults that share a rig, in the order of the table."""
-    names = [name for name, fault in all_faults().items() if not fault.own_rig]
+    names = [name for name, fault in all_faults().items() if not fault.own_rig and fault.group != "control"]
     picked = set(random.Random(SEED).sample(names, _HOW_MANY))
     return [name for name in names if name in picked]
 
@@ -31,10 +31,10 @@ def test_five_faults_cost_what_the_table_says_and_no_more(capsys: pytest.Capture
     outcomes = asyncio.run(run(names, _SECONDS, SEED))
     with capsys.disabled():
         print(f"\nchaos, seed {SEED}: {', '.join(names)}")
-    for outcome in outcomes:
-        row = rows[outcome.fault]
-        assert not outcome.unknown(row), "\n".join([line(outcome), *details(outcome, row)])
-        assert outcome.figures.calls > 100
+    broken = [outcome for outcome in outcomes if outcome.unknown(rows[outcome.fault])]
+    texts = ["\n".join([line(outcome), *details(outcome, rows[outcome.fault])]) for outcome in broken]
+    assert not texts, "\n".join(texts)
+    assert all(outcome.figures.calls > 100 for outcome in outcomes)
 
 
 def test_every_fault_has_its_row_and_every_row_its_fault() -> None:
@@ -43,6 +43,7 @@ def test_every_fault_has_its_row_and_every_row_its_fault() -> None:
 
 def test_a_row_names_invariants_that_there_are() -> None:
     for name, row in table().items():
-        assert row.open.keys() <= INVARIANTS.keys(), name
+        # A fault may also find by itself that something is not as it describes.
+        assert row.open.keys() <= {*INVARIANTS, "as_described"}, name
         assert row.what.endswith("."), name
         assert row.expected.endswith("."), name

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import psycopg
 
 from tests.chaos.faults import fault
 from tests.chaos.proxy import CLEAR, Weather
 from tests.chaos.rig import Rig
+from tests.harness import until
 
 _STEP = 0.2
+# PostgreSQL's own limit, and what two replicas may have of it.
+_MOST_CONNECTIONS, _OF_THE_REPLICAS = 100, 24
 
 
 @asynccontextmanager
@@ -121,19 +124,28 @@ async def locked(rig: Rig) -> AsyncIterator[None]:
 @fault("postgres-no-connections")
 @asynccontextmanager
 async def no_connections(rig: Rig) -> AsyncIterator[None]:
-    """Others have all its connections, and those of the replicas were ended."""
-    async with AsyncExitStack() as stack:
-        admin = await _connect(rig)
-        stack.push_async_callback(admin.close)
-        for proxy in rig.postgres_proxies:
-            proxy.reset()
+    """Others have all its connections, and take each that becomes free; those of the replicas were ended."""
+    taken: list[psycopg.AsyncConnection] = []
+
+    async def take() -> None:
         while True:
             try:
-                connection = await _connect(rig)
+                taken.append(await _connect(rig))
             except psycopg.OperationalError:
-                break
-            stack.push_async_callback(connection.close)
+                await asyncio.sleep(0.01)
+
+    tasks = [asyncio.create_task(take()) for _ in range(2)]
+    try:
+        await until(lambda: len(taken) >= _MOST_CONNECTIONS - _OF_THE_REPLICAS, "the use of the connections")
+        for proxy in rig.postgres_proxies:
+            proxy.reset()
         yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for connection in taken:
+            await connection.close()
 
 
 @fault("postgres-cancelled")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import redis.asyncio as redis_client
 from redis.exceptions import RedisError
 
+from tests.chaos.accounts import REGULAR
 from tests.chaos.faults import fault
 from tests.chaos.proxy import CLEAR, Weather
 from tests.chaos.rig import Rig
@@ -57,13 +58,13 @@ async def _configured(rig: Rig, **options: str) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _again_and_again(step: object) -> AsyncIterator[None]:
+async def _again_and_again(step: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     """That step, an async function, every `_STEP` seconds."""
 
     async def repeat() -> None:
         while True:
             with suppress(RedisError):
-                await step()  # type: ignore[operator]
+                await step()
             await asyncio.sleep(_STEP)
 
     task = asyncio.create_task(repeat())
@@ -271,13 +272,31 @@ async def flushed(rig: Rig) -> AsyncIterator[None]:
             yield
 
 
-async def _rewrite(client: redis_client.Redis, change: object) -> None:
-    """Change every value that is a string."""
+async def _rewrite(client: redis_client.Redis, change: Callable[[bytes], bytes]) -> int:
+    """Change every value that is a string. Returns how many there were."""
+    count = 0
     async for key in client.scan_iter(count=500):
         with suppress(RedisError):
             value = await client.get(key)
             if value:
-                await client.set(key, change(value), keepttl=True)  # type: ignore[operator]
+                await client.set(key, change(value), keepttl=True)
+                count += 1
+    return count
+
+
+@asynccontextmanager
+async def _rewritten(rig: Rig, change: Callable[[bytes], bytes]) -> AsyncIterator[None]:
+    """Every value changed so, again and again. AssertionError if there was nothing to change."""
+    changed = 0
+    async with _client(rig) as client:
+
+        async def step() -> None:
+            nonlocal changed
+            changed += await _rewrite(client, change)
+
+        async with _again_and_again(step):
+            yield
+    assert changed > REGULAR, f"{changed} values were changed"
 
 
 @fault("redis-bits-flipped")
@@ -290,31 +309,22 @@ async def bits_flipped(rig: Rig) -> AsyncIterator[None]:
         changed[secrets.randbelow(len(changed))] ^= 1 << secrets.randbelow(8)
         return bytes(changed)
 
-    async with _client(rig) as client:
-
-        async def step() -> None:
-            await _rewrite(client, flip)
-
-        async with _again_and_again(step):
-            yield
+    async with _rewritten(rig, flip):
+        yield
 
 
 @fault("redis-foreign-values")
 @asynccontextmanager
 async def foreign_values(rig: Rig) -> AsyncIterator[None]:
     """Values of other accounts and of nobody stand in each other's places."""
-    async with _client(rig) as client:
-        last = [b"not ours"]
+    last = [b"not ours"]
 
-        def swap(value: bytes) -> bytes:
-            last.append(value)
-            return last.pop(0)
+    def swap(value: bytes) -> bytes:
+        last.append(value)
+        return last.pop(0)
 
-        async def step() -> None:
-            await _rewrite(client, swap)
-
-        async with _again_and_again(step):
-            yield
+    async with _rewritten(rig, swap):
+        yield
 
 
 @fault("redis-no-rights")

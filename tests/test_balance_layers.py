@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from exchange_service.cache import Lease, Listener
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import ServiceError, ShuttingDown, VenueMaintenance, VenueTimeout, VenueUnavailable
-from exchange_service.model import Account
+from exchange_service.model import Account, VenueReports
 from exchange_service.observability.metrics import Metrics
 from exchange_service.venue_gate import Gated, GateOptions
 from exchange_service.venues.fetching import Target
@@ -260,6 +261,13 @@ class TestLeased:
         assert (await layer.fetch(target(), soon(), Priority())).here
         # The other one's lease is its own to release.
         assert cache.held == {"lease:balance:1"}
+
+    async def test_a_balance_is_as_old_as_the_venues_answer(self) -> None:
+        clock = Clock()
+        layer, _ = leased(SharedCache(), Inner(), clock)
+        wanted = target(reports=VenueReports(answered_at=time.monotonic() - 3))
+        fetched = (await layer.fetch(wanted, soon(), Priority())).stored.fetch_time
+        assert clock.now - 5 < fetched <= clock.now - 3
 
     async def test_an_error_releases_the_lease(self) -> None:
         cache, inner = SharedCache(), Inner()

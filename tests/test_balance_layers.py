@@ -503,6 +503,29 @@ class TestCompareAndSet:
         after = (await layer.fetch(target(newer_than=before.fetch_time), soon(), Priority())).stored
         assert after.version > before.version
 
+    async def test_after_messages_were_missed_every_listener_looks_again(self) -> None:
+        cache = SharedCache()
+        _, cached = leased(cache, Inner())
+        events = {f"balance:{number}": asyncio.Event() for number in range(50)}
+        for key, event in events.items():
+            cached.add_listener(key, event)
+        cache._listeners[0](None)
+        # Not all at once, because each reads the cache.
+        assert 0 < sum(event.is_set() for event in events.values()) < 50
+        await until(lambda: all(event.is_set() for event in events.values()))
+
+    async def test_a_cache_that_does_not_answer_is_not_taken_for_one_that_has_lost_the_balance(self) -> None:
+        class Silent(MemoryCache):
+            async def get(self, key: str) -> bytes | None:
+                return None if not self.reliable else await super().get(key)
+
+        cache = Silent()
+        layer, cached = leased(cache, Inner())
+        before = (await layer.fetch(target(), soon(), Priority())).stored
+        cache.reliable = False
+        assert await cached.read("balance:1", target().account) == before
+        assert cached.get_local("balance:1") == before
+
     async def test_an_older_balance_that_another_replica_brings_back_replaces_none_that_was_seen_here(self) -> None:
         cache, clock = SharedCache(), Clock()
         layer, cached = leased(cache, Inner(), clock)

@@ -278,14 +278,16 @@ class PluginInfo:
 
 @dataclass(slots=True)
 class VenueReports:
-    """What a plugin has learnt of the venue's limits during one call; see `VenueCall.report_usage`.
+    """What is learnt of the venue beside its answer during one call; see `VenueCall.report_usage`.
 
     `usage` has the units used of the limit whose window has so many seconds, and the seconds until that window ends.
-    `cooldown` is in seconds, 0 if the venue did not ask for one.
+    `cooldown` is in seconds, 0 if the venue did not ask for one. `answered_at` is when the first good answer began to
+    come, by `time.monotonic`; the host sets it.
     """
 
     usage: dict[int, tuple[int, float]] = field(default_factory=dict)
     cooldown: float = 0.0
+    answered_at: float | None = field(default=None, compare=False)
     # Called after each report, so that the gate can act on it before the call ends.
     on_report: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
 

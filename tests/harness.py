@@ -43,10 +43,13 @@ from exchange_service.settings import Settings
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.v1 import exchange_service_pb2_grpc
 from exchange_service.venue_gate import Gated, GateOptions
+from exchange_service.venues.fetching import Target
 from exchange_service.venues.http import VenueHttpPool
 from exchange_service.venues.loading import LoadedPlugin, load_plugin
+from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Registry
 from exchange_service.venues.sessions import Sessions
+from exchange_service.wire.balances import FetchedBalance
 
 USER = "alice"
 HASH_KEY = b"0123456789abcdef"
@@ -344,6 +347,15 @@ class OffsetClock:
         self.seconds += seconds
 
 
+class SessionsByTheTestsClock(Sessions):
+    """Sessions whose answers are of the moment at which they are stored: the clock of a test stands still."""
+
+    async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchedBalance:
+        fetched = await super().fetch(target, deadline, priority)
+        target.reports.answered_at = None
+        return fetched
+
+
 @dataclass(slots=True)
 class TestService:
     """Balances with a store, sessions and a cache, as the service joins them, but without its server.
@@ -402,7 +414,7 @@ async def open_test_service(
     registry = registry_of(*plugins)
     store = await open_store(f"sqlite:///{folder / 'credentials.db'}", HASH_KEY)
     http = VenueHttpPool(timeout=5.0)
-    sessions = Sessions(store.open, http, overrides=overrides)
+    sessions = SessionsByTheTestsClock(store.open, http, overrides=overrides)
     cache, clock = options.pop("cache", MemoryCache()), Clock()
     references = CachedReferences(store, ttl=reference_ttl)
     limits = {name: options.pop(name) for name in ("max_age", "stale_grace") if name in options}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from exchange_service.cache import Lease, Listener
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import ServiceError, ShuttingDown, VenueMaintenance, VenueTimeout, VenueUnavailable
-from exchange_service.model import Account
+from exchange_service.model import Account, VenueReports
 from exchange_service.observability.metrics import Metrics
 from exchange_service.venue_gate import Gated, GateOptions
 from exchange_service.venues.fetching import Target
@@ -261,6 +262,13 @@ class TestLeased:
         # The other one's lease is its own to release.
         assert cache.held == {"lease:balance:1"}
 
+    async def test_a_balance_is_as_old_as_the_venues_answer(self) -> None:
+        clock = Clock()
+        layer, _ = leased(SharedCache(), Inner(), clock)
+        wanted = target(reports=VenueReports(answered_at=time.monotonic() - 3))
+        fetched = (await layer.fetch(wanted, soon(), Priority())).stored.fetch_time
+        assert clock.now - 5 < fetched <= clock.now - 3
+
     async def test_an_error_releases_the_lease(self) -> None:
         cache, inner = SharedCache(), Inner()
         inner.raising(VenueTimeout("Too slow."))
@@ -494,6 +502,29 @@ class TestCompareAndSet:
         inner.make = returning(answer("2"))
         after = (await layer.fetch(target(newer_than=before.fetch_time), soon(), Priority())).stored
         assert after.version > before.version
+
+    async def test_after_messages_were_missed_every_listener_looks_again(self) -> None:
+        cache = SharedCache()
+        _, cached = leased(cache, Inner())
+        events = {f"balance:{number}": asyncio.Event() for number in range(50)}
+        for key, event in events.items():
+            cached.add_listener(key, event)
+        cache._listeners[0](None)
+        # Not all at once, because each reads the cache.
+        assert 0 < sum(event.is_set() for event in events.values()) < 50
+        await until(lambda: all(event.is_set() for event in events.values()))
+
+    async def test_a_cache_that_does_not_answer_is_not_taken_for_one_that_has_lost_the_balance(self) -> None:
+        class Silent(MemoryCache):
+            async def get(self, key: str) -> bytes | None:
+                return None if not self.reliable else await super().get(key)
+
+        cache = Silent()
+        layer, cached = leased(cache, Inner())
+        before = (await layer.fetch(target(), soon(), Priority())).stored
+        cache.reliable = False
+        assert await cached.read("balance:1", target().account) == before
+        assert cached.get_local("balance:1") == before
 
     async def test_an_older_balance_that_another_replica_brings_back_replaces_none_that_was_seen_here(self) -> None:
         cache, clock = SharedCache(), Clock()

@@ -10,6 +10,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceErro
 from exchange_service.model import Account, Credential, KeyRights, Manifest
 from exchange_service.operator.v1 import plugin_service_pb2 as plugins
 from exchange_service.plugin_host import protocol
+from exchange_service.plugin_host.client import _answered_at
 from exchange_service.plugin_host.discovery import open_registry, placement
 from exchange_service.plugin_host.health import HealthFault, check_health
 from exchange_service.plugin_host.launch import MEBIBYTE, ProcessPolicy, StartFailed, third_party_manifest
@@ -104,6 +106,9 @@ async def fetch_balance(call):
                 pass
     if deed == "block":
         time.sleep(60)
+    if deed == "old":
+        await asyncio.sleep(0.4)
+        call.reports.answered_at = time.monotonic() - 0.3
     if deed == "report":
         call.report_cooldown(9.0)
     if deed == "limited":
@@ -233,6 +238,18 @@ class TestPlugin:
             with pytest.raises(VenueRateLimited) as caught:
                 await running.client.get_balance("alice", "guest", max_age=0)
             assert caught.value.retry_after == pytest.approx(9, abs=1)
+
+    async def test_its_balance_is_as_old_as_the_venues_answer_to_it(self, guest: Path, tmp_path: Path) -> None:
+        async with serving(tmp_path) as running:
+            await running.store("guest")
+            await first_report(running)
+            await running.store("guest", user="bob", metadata={"deed": "old"})
+            reply = await running.client.get_balance("bob", "guest")
+            assert 0.3 <= reply.freshness.age.ToNanoseconds() / 1e9 < 3
+
+    @pytest.mark.parametrize(("age", "answered"), [(2.0, 8.0), (0.0, 10.0), (99.0, 5.0), (-9.0, 10.0), (inf, 10.0)])
+    def test_it_says_no_time_at_which_its_venue_cannot_have_answered(self, age: float, answered: float) -> None:
+        assert _answered_at(age, 5.0, 10.0) == answered
 
     async def test_another_exceptions_text_stays_in_its_process(self, guest: Path, tmp_path: Path) -> None:
         async with serving(tmp_path) as running:

@@ -6,10 +6,12 @@ import asyncio
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from aiohttp import web
 from exchange_service_oanda import OANDA
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
@@ -40,7 +42,7 @@ from exchange_service.plugin_api import (
     VenueReports,
 )
 from exchange_service.plugin_host.protocol import read_reports, write_reports
-from exchange_service.testing import venue_call
+from exchange_service.testing import Fault, LoopbackVenue, venue_call
 from exchange_service.venues.answers import MAX_ROWS
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.http import VenueHttpPool
@@ -89,11 +91,15 @@ async def sessions(vault: Vault) -> AsyncIterator[Sessions]:
 async def fetch(
     sessions: Sessions, plugin: ScriptedPlugin, credential: CredentialReference | None = None, timeout: float = 5.0
 ) -> Balance:
-    entry = Listing(plugin.manifest.exchanges[0], loaded(plugin))
     deadline = asyncio.get_running_loop().time() + timeout
+    return read_fetched(await sessions.fetch(target_of(plugin, credential), deadline, Priority()))
+
+
+def target_of(plugin: ScriptedPlugin, credential: CredentialReference | None = None) -> Target:
+    """The account of the credential at the plugin's first exchange."""
+    entry = Listing(plugin.manifest.exchanges[0], loaded(plugin))
     credential = credential or reference()
-    target = Target(credential.account, entry, credential)
-    return read_fetched(await sessions.fetch(target, deadline, Priority()))
+    return Target(credential.account, entry, credential)
 
 
 class Closable:
@@ -339,6 +345,82 @@ class TestEnvironment:
             await sessions.close()
             await http.close()
             assert other.requests == []
+
+
+class Halves(LoopbackVenue):
+    """A venue that begins to answer at once, and ends when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_end = asyncio.Event()
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.get("/{path:.*}", self._begin)]
+
+    async def _begin(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"[")
+        await self.may_end.wait()
+        await response.write(b"]")
+        return response
+
+
+class TestTimeOfAnAnswer:
+    async def test_a_balance_is_as_old_as_the_beginning_of_the_accounts_first_answer(self, vault: Vault) -> None:
+        times: dict[str, float] = {}
+
+        async def read(call: VenueCall) -> Balance:
+            # In a task of its own, as libraries do it.
+            first = asyncio.create_task(call.http.get(venue.url + "/balance"))
+            await until(lambda: venue.requests and call.reports.answered_at is not None, "the beginning")
+            times["began"] = time.monotonic()
+            await asyncio.sleep(0.2)
+            venue.may_end.set()
+            await first
+            await call.http.get(venue.url + "/positions")
+            return holding(("BTC", "1"))
+
+        async with Halves() as venue, opened(vault, venue.url) as sessions:
+            target = target_of(ScriptedPlugin(answer=read))
+            await sessions.fetch(target, asyncio.get_running_loop().time() + 5, Priority())
+            assert target.reports.answered_at is not None
+            assert times["began"] - 0.2 < target.reports.answered_at <= times["began"]
+            assert time.monotonic() - target.reports.answered_at >= 0.2
+
+    async def test_public_answers_and_errors_say_nothing_of_its_age(self, vault: Vault) -> None:
+        times: dict[str, float] = {}
+
+        async def read(call: VenueCall) -> Balance:
+            venue.may_end.set()
+            await call.public_http.get(venue.url + "/markets")
+            venue.fail(Fault(status=500, times=1))
+            await call.http.get(venue.url + "/balance")
+            times["before"] = time.monotonic()
+            await call.http.get(venue.url + "/balance")
+            return holding(("BTC", "1"))
+
+        async with Halves() as venue, opened(vault, venue.url) as sessions:
+            target = target_of(ScriptedPlugin(answer=read))
+            await sessions.fetch(target, asyncio.get_running_loop().time() + 5, Priority())
+            assert target.reports.answered_at is not None
+            assert target.reports.answered_at > times["before"]
+
+    async def test_an_answer_that_came_by_another_way_is_of_the_hooks_end(self, sessions: Sessions) -> None:
+        target, before = target_of(ScriptedPlugin()), time.monotonic()
+        await sessions.fetch(target, asyncio.get_running_loop().time() + 5, Priority())
+        assert target.reports.answered_at is not None
+        assert before <= target.reports.answered_at <= time.monotonic()
+
+
+@asynccontextmanager
+async def opened(vault: Vault, url: str) -> AsyncIterator[Sessions]:
+    """Sessions that reach a venue of the test's."""
+    http = VenueHttpPool(timeout=5.0)
+    made = Sessions(vault.open, http, overrides={"fakex": url})
+    yield made
+    await made.close()
+    await http.close()
 
 
 class _Fancy(CredentialRejected):

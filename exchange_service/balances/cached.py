@@ -2,13 +2,15 @@
 
 A local copy is as good as the cache's while it is fresh, so the cache is read once per update and not once per call.
 When another replica writes, an invalidation drops the local copy and wakes everything that waits for the balance. A
-lost invalidation costs time and nothing else, because every waiter also looks again by the clock.
+lost invalidation costs time and nothing else, because every waiter also looks again by the clock. While none arrives, a
+copy needs a look at the cache every second.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,6 +24,12 @@ from exchange_service.wire.stored import StoredBalance, StoredBounds, decode_err
 # Bytes of local copies, with an estimate of what each costs beside its message: at most 20,000 of them.
 _MOST_BYTES = 32 * 1024 * 1024
 _COPY_BYTES = 1_600
+# While no messages arrive: seconds for which a copy serves without a look at the cache, and for how many it is known.
+_LOOK_EVERY = 1.0
+_MOST_LOOKS = 20_000
+# After messages were missed all listeners are woken, so many at once and with so many seconds between, because each
+# reads the cache.
+_WOKEN_AT_ONCE, _WAKE_PAUSE = 20, 0.02
 # Seconds for which a failed attempt to read an account is passed on to the replicas that waited for it.
 _ERROR_TTL = 2.0
 # The first byte of an invalidation: what has changed.
@@ -44,6 +52,8 @@ class CachedBalances:
         # something older, or nothing, as after a restart: versions must not go back, and the last good balance must
         # outlive the cache.
         self._outdated: LRUCache[str, StoredBalance] = LRUCache(_MOST_BYTES, getsizeof=_size)
+        # When the cache was last read for a copy, while no messages arrive.
+        self._looked: LRUCache[str, float] = LRUCache(_MOST_LOOKS)
         self._listeners: dict[str, set[asyncio.Event]] = {}
         # Called with the credential id of an account whose credential has changed.
         self.on_credential: Callable[[bytes], None] = lambda _: None
@@ -60,8 +70,11 @@ class CachedBalances:
         return self._cache.reliable
 
     def get_local(self, key: str) -> StoredBalance | None:
-        """This process's copy, perhaps too old."""
-        return self._copies.get(key)
+        """This process's copy, perhaps too old; None if the cache has to be looked at first."""
+        copy = self._copies.get(key)
+        if copy is None or self._cache.hears or time.monotonic() - self._looked.get(key, 0.0) < _LOOK_EVERY:
+            return copy
+        return None
 
     def last_good(self, key: str) -> StoredBalance | None:
         """The newest balance that this process has seen, whatever the cache holds: perhaps too old, and fresh only if
@@ -80,9 +93,14 @@ class CachedBalances:
             self._outdated[key] = copy
 
     async def read(self, key: str, account: Account) -> StoredBalance | None:
-        """The cache's balance. One that is damaged or another account's counts as missing, and is deleted."""
+        """The cache's balance; the local copy if the cache has none and has failed lately. One that is damaged or is
+        another account's counts as missing, and is deleted."""
         raw = await self._cache.get(key)
+        self._note_look(key)
         if raw is None:
+            if not self._cache.reliable:
+                # Silence says nothing, and must not send everybody to the venues.
+                return self._copies.get(key)
             self._doubt_local(key)
             return None
         stored = decode_stored(account, raw, self._bounds)
@@ -91,6 +109,10 @@ class CachedBalances:
             await self._cache.delete(key)
             return None
         return self._keep_newer(key, stored)
+
+    def _note_look(self, key: str) -> None:
+        if not self._cache.hears:
+            self._looked[key] = time.monotonic()
 
     def _keep_newer(self, key: str, stored: StoredBalance) -> StoredBalance:
         """Keep what the cache holds as the local copy, and return it; or the local copy if its version is higher, as
@@ -124,6 +146,7 @@ class CachedBalances:
             return False, newest
         self._outdated.pop(key, None)
         self._copies[key] = stored
+        self._note_look(key)
         self.notify(key)
         await self._cache.publish(_BALANCE + key.encode())
         return True, stored
@@ -182,12 +205,20 @@ class CachedBalances:
             # Something may have been missed: the next read of each balance asks the cache again.
             self._outdated.update(self._copies)
             self._copies.clear()
+            self._wake(deque(self._listeners))
         elif message.startswith(_BALANCE):
             key = message[1:].decode(errors="replace")
             self._doubt_local(key)
             self.notify(key)
         elif message.startswith(_CREDENTIAL):
             self.on_credential(message[1:])
+
+    def _wake(self, keys: deque[str]) -> None:
+        """Wake everything that waits for these balances, some of them now."""
+        for _ in range(min(len(keys), _WOKEN_AT_ONCE)):
+            self.notify(keys.popleft())
+        if keys:
+            asyncio.get_running_loop().call_later(_WAKE_PAUSE, self._wake, keys)
 
 
 async def publish_credential_change(cache: Cache, credential_id: bytes) -> None:

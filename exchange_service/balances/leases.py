@@ -154,9 +154,14 @@ class Leased:
             return FetchResult(present, here=False)
         return FetchResult(stored, here=True)
 
+    def _answer_time(self, target: Target) -> float:
+        """When the venue answered, in seconds since the epoch."""
+        answered_at = target.reports.answered_at
+        return self._now() - (time.monotonic() - answered_at if answered_at is not None else 0.0)
+
     def _make_stored(self, target: Target, fetched: FetchedBalance, previous: StoredBalance | None) -> StoredBalance:
         try:
-            stored = store_balance(target.account, fetched, self._now(), previous, target.known_version)
+            stored = store_balance(target.account, fetched, self._answer_time(target), previous, target.known_version)
         except ValueError:
             # The plugin process sent an invalid message.
             name = target.listing.plugin.info.name

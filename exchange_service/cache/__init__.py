@@ -58,6 +58,10 @@ class Cache(Protocol):
         """Whether other replicas see what is kept here at present."""
 
     @property
+    def hears(self) -> bool:
+        """Whether messages of other replicas arrive at present, or there is no cache to look at in their place."""
+
+    @property
     def reliable(self) -> bool:
         """Whether the cache has answered every call lately: what another replica has taken or written is seen here."""
 

@@ -107,6 +107,7 @@ class MemoryCache:
         self._drop(key)
 
     shared = False
+    hears = True
     reliable = True
 
     async def lease(self, name: str, seconds: float) -> Lease | None:

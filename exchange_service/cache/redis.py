@@ -120,6 +120,11 @@ class RedisCache:
         return self._link.available
 
     @property
+    def hears(self) -> bool:
+        """Whether messages of other replicas arrive, or Redis is out of reach."""
+        return self._subscribed or not self._link.available
+
+    @property
     def reliable(self) -> bool:
         """Whether Redis has answered every call lately."""
         return self._link.reliable

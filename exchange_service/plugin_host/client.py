@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import grpc
@@ -138,7 +140,9 @@ class PluginClients:
         def request(call: messages.VenueCall) -> messages.FetchBalanceRequest:
             return messages.FetchBalanceRequest(call=call)
 
+        asked_at = time.monotonic()
         reply = await self._ask("FetchBalance", request, target, deadline)
+        target.reports.answered_at = _answered_at(reply.answer_age, asked_at, time.monotonic())
         fetched = FetchedBalance(reply.balance)
         if not plugin.third_party:
             return fetched
@@ -215,6 +219,12 @@ class PluginClients:
         endings = (supervisor.close() for supervisor in self._supervisors())
         await asyncio.gather(*endings, self._tasks.wait(), return_exceptions=True)
         await self._here.close()
+
+
+def _answered_at(age: float, asked_at: float, now: float) -> float:
+    """When the venue answered, by this process's monotonic clock, if that was `age` seconds before a reply that came
+    now; never before it was asked, whatever the plugin's process says."""
+    return max(asked_at, min(now, now - age)) if isfinite(age) else now
 
 
 async def _call_process(

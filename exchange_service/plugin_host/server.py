@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -130,6 +131,8 @@ class PluginServer:
 
         reply: messages.FetchBalanceResponse = await self._answer(call, fetch, messages.FetchBalanceResponse)
         reply.reports.CopyFrom(write_reports(reports))
+        if reports.answered_at is not None:
+            reply.answer_age = time.monotonic() - reports.answered_at
         return reply
 
     async def check_credential(self, request: messages.CheckCredentialRequest) -> messages.CheckCredentialResponse:

@@ -12,8 +12,10 @@ import asyncio
 import ipaddress
 import re
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -41,7 +43,7 @@ from exchange_service.errors import (
     VenueTimeout,
     VenueUnavailable,
 )
-from exchange_service.model import Environment, ExchangeMetadata, WrongType
+from exchange_service.model import Environment, ExchangeMetadata, VenueReports, WrongType
 from exchange_service.open_files import none_left
 from exchange_service.plugin_kit.gateways import gateway_error
 from exchange_service.plugin_kit.payload import count_marks, parse_json, retry_after
@@ -76,6 +78,9 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _MOST_LOGGED = 20
 
 log = structlog.get_logger(__name__)
+
+# Learns when an account's answers come, in the task of a call and in those that it starts.
+noting_answers: ContextVar[VenueReports | None] = ContextVar("noting_answers", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +152,16 @@ async def _count_marks(body: bytes) -> int:
     return count_marks(body) if len(body) <= _LONG else await beside_the_loop(count_marks, body)
 
 
-def _bounded_response(venue: str, limit: int) -> type[aiohttp.ClientResponse]:
+def _note_answer() -> None:
+    """Keep when the first answer came: what a balance is made of is as old as the oldest of them."""
+    reports = noting_answers.get()
+    if reports is not None and reports.answered_at is None:
+        reports.answered_at = time.monotonic()
+
+
+def _bounded_response(venue: str, limit: int, *, public: bool = False) -> type[aiohttp.ClientResponse]:
     """A response class that stops reading a body at `limit` bytes, whatever method reads it, and refuses redirects and
-    bodies of very many values."""
+    bodies of very many values. Unless it is for `public` answers it keeps when a call's first one came."""
     most_marks = min(limit // _BYTES_FOR_A_MARK, _MOST_MARKS)
 
     class BoundedResponse(aiohttp.ClientResponse):
@@ -162,6 +174,8 @@ def _bounded_response(venue: str, limit: int) -> type[aiohttp.ClientResponse]:
             if 300 <= self.status < 400 and self.status != 304:
                 # Not followed: the headers that hold the key would go along. aiohttp closes what does not start.
                 raise VenueMalformed(f"{venue} answered with a redirect, which is not followed.")
+            if not public and self.status < 400:
+                _note_answer()
             return self
 
         async def read(self) -> bytes:
@@ -484,7 +498,7 @@ class VenueHttpPool:
                     socket_factory=_open_socket if override else _public_sockets(exchange.name),
                 ),
                 request_class=_bound_request(reach),
-                response_class=_bounded_response(exchange.name, limit),
+                response_class=_bounded_response(exchange.name, limit, public=public),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
                 timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=CONNECT_TIMEOUT),

@@ -40,7 +40,7 @@ from exchange_service.plugin_kit.state import State
 from exchange_service.tasks import TaskSet, retrieve_exception, without_origin
 from exchange_service.venues.answers import read_balance, read_key_rights, translate_error
 from exchange_service.venues.fetching import Target
-from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.http import VenueHttpPool, noting_answers
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
 from exchange_service.wire.balances import FetchedBalance
@@ -97,7 +97,11 @@ class Sessions:
         listing = target.listing
 
         async def read(call: VenueCall) -> FetchedBalance:
-            return await read_balance(await listing.plugin.hook.fetch_balance(call=call), listing, call)
+            answer = await listing.plugin.hook.fetch_balance(call=call)
+            if call.reports.answered_at is None:
+                # It came by another way than the guarded session.
+                call.reports.answered_at = time.monotonic()
+            return await read_balance(answer, listing, call)
 
         return await self._call_plugin(target, deadline, read)
 
@@ -334,7 +338,10 @@ class _MeasuredRun(Coroutine[Any, Any, T]):
 
 
 async def _run_apart(listing: Listing, call: VenueCall, read: Callable[[VenueCall], Awaitable[T]]) -> T:
-    """As `_run_hook`, but an error keeps nothing of the call."""
+    """As `_run_hook`, but an error keeps nothing of the call. The call's reports learn when the venue answered."""
+    # In the context of this task alone.
+    noting_answers.set(call.reports)
+    call.reports.answered_at = None
     try:
         return await _run_hook(listing, call, read)
     except ServiceError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.asyncio as redis_client
 
 from exchange_service.balances.leases import LEASE
 from exchange_service.cache import redis as redis_cache
@@ -33,6 +34,7 @@ from tests.harness import (
     returning,
     serving,
     streaming,
+    totals,
     until,
 )
 from tests.servers import RedisServer
@@ -216,6 +218,27 @@ class TestFeeds:
                 for stream in (one, other):
                     seen = [int(await next_total(stream)) for _ in range(3)]
                     assert seen == sorted(set(seen))
+
+    async def test_a_replica_that_hears_nothing_looks_at_the_cache_every_second(
+        self, tmp_path: Path, redis_server: RedisServer, plugin: Counting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(redis_cache, "_RESUBSCRIBE_PAUSES", (60.0, 60.0))
+        async with (
+            replicas(2, tmp_path, redis_server.url, plugin) as (first, second),
+            redis_client.Redis.from_url(redis_server.url) as client,
+        ):
+            await first.store()
+            for running in (first, second):
+                await running.client.get_balance("alice", "fakex")
+            await client.client_kill_filter(_type="pubsub")
+            await until(lambda: not is_subscribed(second), "the loss of the subscription")
+            await first.client.get_balance("alice", "fakex", max_age=0)
+
+            async def sees() -> bool:
+                return totals((await second.client.get_balance("alice", "fakex")).balance) == {"BTC": "2"}
+
+            await eventually_soon(sees)
+            assert plugin.count == 2
 
     async def test_without_redis_each_replica_polls_for_itself(
         self, tmp_path: Path, redis_server: RedisServer, plugin: Counting

@@ -254,10 +254,13 @@ class FetchBalanceResponse(google.protobuf.message.Message):
     FAULT_FIELD_NUMBER: builtins.int
     CREDENTIAL_NEEDED_FIELD_NUMBER: builtins.int
     REPORTS_FIELD_NUMBER: builtins.int
+    ANSWER_AGE_FIELD_NUMBER: builtins.int
     balance: builtins.bytes
     """A serialized exchange_service.v1.Balance, without its user, exchange, environment and fetch time."""
     credential_needed: builtins.bool
     """The service should send the same call again, with the credential."""
+    answer_age: builtins.float
+    """Seconds since the venue began to answer; of several answers, the first."""
     @property
     def fault(self) -> exchange_service.v1.balance_pb2.AccountFault:
         """The plugin's error: its reason is a venue's or PLUGIN_FAILED."""
@@ -273,9 +276,10 @@ class FetchBalanceResponse(google.protobuf.message.Message):
         fault: exchange_service.v1.balance_pb2.AccountFault | None = ...,
         credential_needed: builtins.bool = ...,
         reports: Global___VenueReports | None = ...,
+        answer_age: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["balance", b"balance", "credential_needed", b"credential_needed", "fault", b"fault", "outcome", b"outcome", "reports", b"reports"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["balance", b"balance", "credential_needed", b"credential_needed", "fault", b"fault", "outcome", b"outcome", "reports", b"reports"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answer_age", b"answer_age", "balance", b"balance", "credential_needed", b"credential_needed", "fault", b"fault", "outcome", b"outcome", "reports", b"reports"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["balance", "fault", "credential_needed"] | None: ...
 
 Global___FetchBalanceResponse: typing_extensions.TypeAlias = FetchBalanceResponse

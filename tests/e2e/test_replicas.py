@@ -427,6 +427,72 @@ async def test_the_last_good_balance_outlives_a_redis_that_restarts_empty_while_
             assert reply.balance.venue_accounts[0].assets[0].total == "1"
 
 
+class TestFrozenRedis:
+    """Each replica keeps balances for itself, and a caller may have a newer one of another replica."""
+
+    async def test_a_call_with_a_known_version_gets_no_older_balance_from_another_replica(
+        self, tmp_path: Path, redis_server: RedisServer, plugin: Counting
+    ) -> None:
+        async with replicas(2, tmp_path, redis_server.url, plugin) as (first, second):
+            await first.store()
+            for running in (first, second):
+                await running.client.get_balance("alice", "fakex")
+            redis_server.freeze()
+            newer = (await first.client.get_balance("alice", "fakex", max_age=0)).balance.version
+            # Without a word the other one gives what it has.
+            assert (await second.client.get_balance("alice", "fakex")).balance.version < newer
+            plugin.answer = raising(VenueUnavailable("Fakex is down."))
+            with pytest.raises(VenueUnavailable):
+                await second.client.get_balance("alice", "fakex", known_version=newer)
+            plugin.answer = plugin.next
+            last = {id(first): newer, id(second): newer}
+
+            async def goes_on(running: Running, **changes: Any) -> None:
+                reply = await running.client.get_balance("alice", "fakex", **changes)
+                assert reply.balance.version >= last[id(running)]
+                last[id(running)] = reply.balance.version
+
+            await goes_on(second, known_version=newer)
+            assert last[id(second)] > newer
+            # Nor do the versions of one replica go back when Redis is there again, with an older balance.
+            for running in (first, second):
+                await goes_on(running, max_age=0)
+            redis_server.thaw()
+            await until(lambda: first.service.cache.shared and second.service.cache.shared, "Redis")
+            for _ in range(3):
+                for running in (second, first):
+                    await goes_on(running)
+                    await goes_on(running, max_age=0)
+
+    async def test_a_stream_that_resumes_at_another_replica_goes_on_from_what_it_has(
+        self, tmp_path: Path, redis_server: RedisServer, plugin: Counting
+    ) -> None:
+        # No feed reads by itself within the test.
+        settings = {"poll_interval": 300.0, "poll_interval_still": 300.0, "heartbeat_interval": 0.3}
+        async with replicas(2, tmp_path, redis_server.url, plugin, **settings) as (first, second):
+            await first.store()
+            async with streaming(second, FAKEX) as stays:
+                older = (await stays.next_of("balance")).balance.version
+                redis_server.freeze()
+                newer = (await first.client.get_balance("alice", "fakex", max_age=0)).balance.version
+                assert newer > older
+                plugin.answer = gate = Gate(holding(("BTC", "9")))
+                resumed = AccountSelector(exchange_id="fakex", known_version=newer)
+                async with streaming(second, resumed) as stream:
+                    for _ in range(2):
+                        (state,) = (await stream.next_of("heartbeat")).accounts
+                        assert (state.version, state.catching_up) == (newer, True)
+                    await gate.entered.wait()
+                    gate.opened.set()
+                    event = await stream.next()
+                    while event.HasField("heartbeat"):
+                        event = await stream.next()
+                    assert event.balance.balance.version > newer
+                    assert (await stays.next_of("balance")).balance == event.balance.balance
+                    (state,) = (await stream.next_of("heartbeat")).accounts
+                    assert (state.version, state.catching_up) == (event.balance.balance.version, False)
+
+
 async def test_an_error_that_a_retry_repairs_reaches_no_replica(
     tmp_path: Path, redis_url: str, plugin: Counting
 ) -> None:

@@ -123,8 +123,9 @@ _NAMES_HEAD = """## Whose answer it is
 A venue, or a cache before it, may send one user's answer to another. Where an answer names the user or the account, the
 name is compared: with the account that was asked for, or with the one that the same credential's answers have named
 before. An answer that names another one is `VENUE_MALFORMED`, and callers get the last good balance, marked as such.
-The names are kept while the account is in use: after a start, or minutes without a call, the first answer has nothing
-before it to be compared with, unless the credential holds the name.
+The names are kept while the account is in use, but no longer than an hour in which no answer has one of them. After a
+start, or minutes without a call, nothing is known to compare the first answer with, unless the credential holds the
+name.
 
 Where the answer names none, nothing can tell whose it is. At Hyperliquid this is so for the figures; its list of
 sub-accounts names the main wallet and is compared, as is the main wallet of an API wallet.

@@ -9,8 +9,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from exchange_service.testing import Fault, LoopbackVenue, contract
+from exchange_service.testing import DemoVenue, Fault, LoopbackVenue, contract
 from tests.test_docs import write_documented_plugin
 
 NAME = "exchange_service_acme"
@@ -195,3 +196,43 @@ async def test_the_documented_plugin_passes_all_of_these_tests(
     good = suite([])
     for test, arguments in {(test, arguments) for _, test, arguments, _ in BAD.values()}:
         await run(good, test, arguments)
+
+
+def _naming(acme: Any) -> type[DemoVenue]:
+    """The documented simulator with the account's name in each answer."""
+
+    class NamingVenue(acme, DemoVenue):  # type: ignore[misc]
+        named_by = "`account`"
+
+        def account_of(self, request: web.Request, body: bytes) -> str:
+            return request.headers.get("Authorization", "").removeprefix("Bearer ")
+
+        async def _holdings(self, request: web.Request) -> web.Response:
+            token = self.account_of(request, b"")
+            return web.json_response({"account": token[:4], "holdings": self.holdings[token]})
+
+        def other_credential(self) -> dict[str, str]:
+            self.holdings["other-token-0123456789"] = [{"code": "ACME", "quantity": "77"}]
+            return {"api_key": "other-token-0123456789"}
+
+    return NamingVenue
+
+
+COMPARED = (
+    CHECK,
+    CHECK + '    await require_same_accounts(call.account_state, [response.json().get("account")], "Acme")\n',
+)
+
+
+@pytest.mark.parametrize("compares", [False, True])
+async def test_a_plugin_that_believes_another_users_answer_is_found(
+    suite: Callable[..., contract.PluginContract], compares: bool
+) -> None:
+    made = suite([COMPARED, (IMPORTS, IMPORTS + "    require_same_accounts,\n")] if compares else [])
+    type(made).simulator = _naming(type(made).simulator)
+    test = made.test_another_users_answer_is_never_this_ones_balance()
+    if compares:
+        await test
+        return
+    with pytest.raises(AssertionError, match="another user's answer for every request became a balance"):
+        await test

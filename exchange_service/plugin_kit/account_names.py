@@ -10,9 +10,9 @@ from exchange_service.errors import VenueMalformed
 from exchange_service.plugin_kit.several_accounts import check_number
 from exchange_service.plugin_kit.state import State
 
-# Seconds after which names that no answer has confirmed are forgotten. Otherwise a venue whose first answer was about
-# another account would be refused for as long as its own account is in use.
-_NAMES_AGE = 24 * 3600.0
+# Seconds after which names that no answer has confirmed are forgotten. Otherwise a user whose first answer was about
+# another account would be refused the true ones for as long as the account is in use.
+_NAMES_AGE = 3600.0
 # Characters of a name that are compared. No venue's names are longer.
 _LONGEST_NAME = 100
 
@@ -42,7 +42,8 @@ async def require_same_accounts(state: State, found: Iterable[object], venue: st
     `state` is `call.account_state`, which lives while the account is in use; `found` are the names in one answer.
     Use it where the name is not known before the first answer. Accounts may be added, go away and change their order;
     an answer without names is not refused. `kind` keeps names apart that are not comparable, such as those of users
-    and those of accounts. Raises VenueMalformed for more than 200 names too.
+    and those of accounts. Names that no answer confirms for an hour are forgotten, because the first answer may
+    have been the wrong one. Raises VenueMalformed for more than 200 names too.
     """
     names = frozenset(filter(None, map(_text, found)))
     check_number(len(names))

@@ -160,9 +160,7 @@ def main(names: Sequence[str]) -> int:
         print(f"without {mechanism.__name__}: {name} was broken {count} times\n", flush=True)
         if not count:
             held.append(name)
-    print(
-        f"held: {', '.join(held)}" if held else f"Each was seen to fail, of {len(INVARIANTS)} invariants {len(SHOWN)}."
-    )
+    print(f"held: {', '.join(held)}" if held else "Each was seen to fail.")
     return 1 if held else 0
 
 

@@ -75,6 +75,18 @@ def reasons() -> None:
     handler_wrapper.find_status = lambda error: replace(true_status(error), trailers=())
 
 
+def references() -> None:
+    """Every call looks its credential up."""
+    from exchange_service.credentials.references import CachedReferences
+
+    true_find = CachedReferences.find
+
+    async def find(self: Any, account: Any, **options: Any) -> Any:
+        return await true_find(self, account, **(options | {"now": True}))
+
+    CachedReferences.find = find  # type: ignore[method-assign]
+
+
 def last_good() -> None:
     """No last good balance is given."""
     from exchange_service.balances.freshness import Freshness
@@ -141,7 +153,8 @@ SHOWN = {
     "versions_rise": (older_balances, "redis-freeze"),
     "asked_once": (leases, "nothing"),
     "reasons_given": (reasons, "venue-500"),
-    "no_call_lost": (last_good, "venue-500"),
+    "no_call_lost": (references, "postgres-restart"),
+    "last_good_kept": (last_good, "venue-500"),
     "well_after_balance": (errors_in_heartbeats, "venue-500"),
     "secrets_kept": (secrecy, "nothing"),
     "recovers": (probes, "venue-500"),

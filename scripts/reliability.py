@@ -46,6 +46,7 @@ second, and a last good value is served for twelve seconds.
 - Versions rise: in a stream, also if it goes on at another replica; for a caller who names a version; for others at
   one replica.
 - The venue is asked once for an account and interval, or once by each replica while Redis is away.
+- While a venue fails, the last good balance is served with a mark until it is too old.
 - Every call ends within its deadline, and what fails has a reason. Calls fail only where the table says so.
 - After an account's error in a stream, a heartbeat says that it is well only after a balance.
 - No secret is in a log, a reply, a status or Redis.
@@ -53,8 +54,8 @@ second, and a last good value is served for twelve seconds.
 
 ## What was measured
 
-"Failed" are all calls that ended with an error, "lost" those of them that the table does not allow or that gave no
-reason. "False" are values of another user, or that the venue never gave. "Back" are versions that went back, "untold"
+"Failed" are all calls that ended with an error, "lost" those of them that the table does not allow, that gave
+no reason, or that could have had the last good balance. "False" are values of another user, or that the venue never gave. "Back" are versions that went back, "untold"
 ages that were not true and old values without a mark. "Other" are further rules that were broken. The last column is
 the time from the end of the fault until no call fails and no value is stale. Each figure is the greatest of the last
 runs, three at most, each with a seed of its own."""

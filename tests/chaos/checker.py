@@ -15,6 +15,8 @@ END_TOLERANCE = 0.25
 FILES, MEMORY, THREADS, OPEN = 24, 24_000_000, 8, 30
 # Seconds between two venue calls that are one call too many only if they come again and again.
 _SLACK_CALLS = 3
+# Seconds before the end of the grace, in which a last good balance may be too old already.
+_NEAR_GRACE = 2.0
 # Seconds of lag at which the venue's process may be late as well.
 _OVERLOADED = 0.3
 
@@ -293,6 +295,24 @@ def allowed_for(reply: Reply, expectation: Expectation) -> frozenset[str]:
 
 
 @invariant
+def last_good_kept(history: History, expectation: Expectation) -> list[Violation]:
+    """A venue's failure reaches no call that could have had the last good balance, allowed or not."""
+    index = Index.of(history)
+    known: dict[tuple[int, str, str], float] = {}
+    found = []
+    for reply in sorted(history.replies, key=lambda reply: reply.begin):
+        account = (reply.replica, reply.user, reply.account)
+        answer = index.answer(reply) if reply.ok else None
+        if answer is not None:
+            known[account] = max(known.get(account, 0.0), answer.made)
+        age = reply.end - known.get(account, 0.0)
+        if reply.reason.startswith("VENUE_") and reply.max_age != 0 and age < expectation.grace - _NEAR_GRACE:
+            text = f"{who(reply)}: {reply.reason}, though it had a balance of {age:.1f} s ago"
+            found.append(Violation("last_good_kept", reply.end, text))
+    return found
+
+
+@invariant
 def well_after_balance(history: History, _: Expectation) -> list[Violation]:
     """After an account's error no heartbeat says that it is well before a balance has come."""
     failed: set[tuple[str, int, str, str]] = set()
@@ -378,7 +398,8 @@ class Figures:
 
     calls: int
     events: int
-    # Calls that failed, and of those the ones that the table does not allow or that gave no reason.
+    # Calls that failed, and of those the ones that the table does not allow, that gave no reason, or that could have
+    # had the last good balance.
     failed: int
     lost: int
     false: int
@@ -396,7 +417,7 @@ def figures(history: History, violations: Sequence[Violation]) -> Figures:
     for violation in violations:
         counts[violation.invariant] += 1
     named = {
-        "lost": counts.pop("no_call_lost", 0) + counts.pop("reasons_given", 0),
+        "lost": sum(counts.pop(name, 0) for name in ("no_call_lost", "reasons_given", "last_good_kept")),
         "false": counts.pop("own_user", 0) + counts.pop("really_emitted", 0),
         "versions_back": counts.pop("versions_rise", 0),
         "untold": counts.pop("staleness_told", 0) + counts.pop("true_age", 0),

@@ -16,7 +16,9 @@ from tests.chaos.history import Event, Footprint, History, Lag, Mark, Record, Re
 
 USER, OTHER = "user-00001", "user-00002"
 BEGIN, HEAL = 10.0, 15.0
-EXPECTATION = Expectation(allowed=frozenset({"STORE_UNAVAILABLE"}), bare=frozenset({"UNAVAILABLE"}))
+EXPECTATION = Expectation(
+    allowed=frozenset({"STORE_UNAVAILABLE", "VENUE_UNAVAILABLE"}), bare=frozenset({"UNAVAILABLE"})
+)
 
 
 def answer(seq: int, **changes: Any) -> VenueAnswer:
@@ -82,7 +84,8 @@ WRONG: dict[str, list[Record]] = {
     "asked_once": [answer(number, begin=8.0 + number / 100) for number in range(30, 60)],
     "ends_in_time": [reply(5, begin=2.9)],
     "reasons_given": [failed(12, "", code="DEADLINE_EXCEEDED")],
-    "no_call_lost": [failed(12, "VENUE_UNAVAILABLE")],
+    "no_call_lost": [failed(12, "SERVICE_OVERLOADED")],
+    "last_good_kept": [failed(12, "VENUE_UNAVAILABLE")],
     "well_after_balance": [event(19, "error", time=19.6, reason="VENUE_TIMEOUT"), event(19, "heartbeat", time=19.7)],
     "secrets_kept": [Sighting("replica-0.log", "chaos-canary")],
     "recovers": [reply(18, stale="VENUE_TIMEOUT")],
@@ -167,7 +170,7 @@ def test_the_figures_count_what_was_broken() -> None:
     history = History.of([*good(), *itertools.chain.from_iterable(WRONG.values())])
     found = figures(history, check(history, EXPECTATION))
     assert (found.false, found.versions_back >= 1, found.leaked) == (2, True, 1)
-    assert found.failed == 4
+    assert (found.failed, found.lost) == (5, 3)
 
 
 def test_an_amount_says_whose_it_is_and_nothing_else_does() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.chaos.rig import Rig
 
 # Each fault that is one mode of the venue, for all users, by its name.
-_MODES: dict[str, tuple[str, dict[str, Any]]] = {
+MODE_OF: dict[str, tuple[str, dict[str, Any]]] = {
     "venue-401": ("unauthorized", {}),
     "venue-403": ("forbidden", {}),
     "venue-429": ("limited", {}),
@@ -75,7 +75,7 @@ def _enter_mode(name: str, mode: str, options: dict[str, Any]) -> None:
             yield
 
 
-for _name, (_mode, _options) in _MODES.items():
+for _name, (_mode, _options) in MODE_OF.items():
     _enter_mode(_name, _mode, _options)
 
 

@@ -62,7 +62,7 @@ class SingleFlight(Generic[T]):
         call.waiting += 1
         try:
             timeout = max(0.0, deadline - loop.time() - ANSWER_MARGIN)
-            done, _ = await asyncio.wait({call.task}, timeout=timeout)
+            await asyncio.wait({call.task}, timeout=timeout)
         except asyncio.CancelledError:
             if call.waiting == 1:
                 # Nobody joins a fetch that is being cancelled.
@@ -71,11 +71,16 @@ class SingleFlight(Generic[T]):
             raise
         finally:
             call.waiting -= 1
-        if not done:
+        if not call.task.done():
             raise VenueTimeout(f"{target.listing.metadata.name} did not answer in the time that the call had.")
         if call.task.cancelled():
             raise ShuttingDown("This replica is shutting down.")
-        return call.task.result()
+        try:
+            return call.task.result()
+        finally:
+            # The error's traceback holds this frame. If the frame held the error, both would stay in memory until the
+            # collector of cycles came, which it seldom does.
+            del call
 
     def snapshot(self) -> tuple[int, int]:
         """How many fetches are in progress, and how many callers wait for them."""
@@ -101,6 +106,8 @@ class SingleFlight(Generic[T]):
         # Taken here too: if no caller waits for it any more, asyncio would log it.
         error = call.task.exception()
         if isinstance(error, ServiceError):
+            # Its traceback holds the frames of the whole road, and these hold it.
+            error.with_traceback(None)
             log.debug("fetch.failed", exchange=target.listing.metadata.id, reason=error.reason)
         self._on_done(target, error)
 

@@ -107,9 +107,11 @@ class Feed:
 
     def stop(self) -> asyncio.Task[None] | None:
         """Stop reading; returns the task that ends, if it was started."""
-        if self._task is not None:
-            self._task.cancel()
-        return self._task
+        # Not kept: the error of the cancelled task holds its frames, and these hold the feed.
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        return task
 
     def join(self, slot: MailboxSlot) -> None:
         """Add a subscriber's slot, and put the present state into it."""

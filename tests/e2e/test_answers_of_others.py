@@ -12,7 +12,7 @@ from exchange_service.model import Account, Credential
 from exchange_service.testing import DemoVenue, Fault
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.venues.loading import SIMULATOR_GROUP
-from tests.harness import Running, balance_request, failure, serving
+from tests.harness import PATIENCE, Running, balance_request, failure, serving
 
 USER, OTHER = "alice", "bob"
 # By listing, each simulator whose answers name the account.
@@ -27,7 +27,9 @@ async def read(running: Running, venue: DemoVenue, user: str) -> tuple[balance_p
     assert row is not None
     credential = Credential.from_texts(row, row.get("extra_metadata"))
     await running.service.store.put(Account(user, venue.exchange_id), credential)
-    reply = await running.client.get_balance(user, venue.exchange_id)
+    # CCXT is imported for the first call.
+    request = balance_request(venue.exchange_id, user_id=user)
+    reply = await running.stub.GetBalance(request, timeout=2 * PATIENCE)
     return reply.balance, venue.requests[-1].account
 
 
@@ -39,7 +41,7 @@ def test_the_own_venues_whose_answers_name_the_account_are_all_here() -> None:
 async def test_the_last_good_balance_is_shown_in_place_of_another_users(tmp_path: Path, exchange_id: str) -> None:
     async with (
         SIMULATORS[exchange_id]() as venue,
-        serving(tmp_path, venue_urls={exchange_id: venue.url}) as running,
+        serving(tmp_path, venue_urls={exchange_id: venue.url}, venue_timeout=PATIENCE) as running,
     ):
         other, as_account = await read(running, venue, OTHER)
         good, account = await read(running, venue, USER)

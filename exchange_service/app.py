@@ -39,6 +39,7 @@ from exchange_service.grpc_server.plugin_servicer import PluginServicer
 from exchange_service.grpc_server.requests import RequestReader
 from exchange_service.grpc_server.server import BindError, ConnectionLimits, Server, listen
 from exchange_service.grpc_server.servicer import Servicer
+from exchange_service.grpc_server.turns import Openings, Writes
 from exchange_service.grpc_server.write_limit import WriteLimit
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.methods import open_authenticator, who_may_call
@@ -247,14 +248,16 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     writes = WriteLimit(settings.write_timeout, metrics.event_written)
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
     catalogue = Catalogue(registry, status)
-    servicer = Servicer(RequestReader(registry), authenticator, catalogue, reader, streams, writes)
+    openings = Openings()
+    turns = Writes(openings)
+    servicer = Servicer(RequestReader(registry), authenticator, catalogue, reader, streams, writes, turns)
     plugins = PluginServicer(PluginReport(registry, venues, settings.plugin_sandbox))
     # Before the first call: a service without the right keys must not be taken for one that works.
     key_watch = KeyWatch(store)
     may_serve = await key_watch.first()
     pages = HealthPages(asyncio.get_running_loop())
     metrics_address, health_address = _serve_http(metrics, pages, settings, stack)
-    server = await _listen(settings, (servicer.methods(), plugins.methods()), authenticator, metrics)
+    server = await _listen(settings, (servicer.methods(), plugins.methods()), authenticator, metrics, openings)
     pages.is_serving = lambda: server.health.is_serving
     _watch(metrics, streams, server, lambda: _process_figures(registry, venues))
     await server.set_serving(may_serve)
@@ -446,7 +449,11 @@ def _show(
 
 
 async def _listen(
-    settings: Settings, services: Sequence[ServiceMethods], authenticator: Authenticator, metrics: Metrics
+    settings: Settings,
+    services: Sequence[ServiceMethods],
+    authenticator: Authenticator,
+    metrics: Metrics,
+    openings: Openings,
 ) -> Server:
     files = certificate_files(settings)
     try:
@@ -464,6 +471,7 @@ async def _listen(
         metrics=metrics,
         limits=limits,
         call_timeout=settings.call_timeout,
+        openings=openings,
     )
 
 

@@ -19,6 +19,7 @@ import structlog
 from exchange_service.deadlines import ANSWER_MARGIN, Deadline, set_deadline
 from exchange_service.errors import DeadlinePassed, FieldInvalid, ServiceError, ServiceFailed, ShuttingDown
 from exchange_service.grpc_server.status import CallStatus, status_of
+from exchange_service.grpc_server.turns import Openings
 from exchange_service.observability.logs import CallMark, current_call, current_request_id
 from exchange_service.observability.metrics import OTHER, WELL, Metrics
 from exchange_service.observability.tracebacks import raised_at
@@ -98,9 +99,12 @@ class HandlerWrapper:
     A unary call without a deadline gets `call_timeout` seconds.
     """
 
-    def __init__(self, metrics: Metrics | None = None, call_timeout: float = 10.0) -> None:
+    def __init__(
+        self, metrics: Metrics | None = None, call_timeout: float = 10.0, openings: Openings | None = None
+    ) -> None:
         self._metrics = metrics or Metrics()
         self._call_timeout = call_timeout
+        self._openings = openings if openings is not None else Openings()
         self._running: set[asyncio.Task[Any]] = set()
         self._ending = False
 
@@ -121,13 +125,14 @@ class HandlerWrapper:
 
     def wrap(self, method: str, inner: Handler, *, streaming: bool = False) -> Handler:
         """The wrapped handler of the method of this name."""
-        metrics, running = self._metrics, self._running
+        metrics, running, openings = self._metrics, self._running, self._openings
         without_deadline = None if streaming else self._call_timeout
 
         async def handle(request: Any, context: Context) -> Any:
             task = asyncio.current_task()
             assert task is not None
             running.add(task)
+            openings.call_came()
             began = time.monotonic()
             code = WELL
             given = given_request_id(context.invocation_metadata())
@@ -140,6 +145,8 @@ class HandlerWrapper:
             try:
                 if self._ending:
                     raise _ending()
+                if streaming:
+                    await openings.take()
                 reply = await inner(request, context)
                 if given:
                     # Sent only to a caller that uses ids, because a trailer on each call has a cost.

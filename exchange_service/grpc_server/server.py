@@ -18,6 +18,7 @@ from exchange_service.grpc_server.authentication import Authentication
 from exchange_service.grpc_server.handler_wrapper import FewFields, Handler, HandlerWrapper, UnknownMethods
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.grpc_server.requests import parse
+from exchange_service.grpc_server.turns import Openings
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Action
 from exchange_service.observability.metrics import Metrics
@@ -53,6 +54,8 @@ _OPTIONS: Sequence[tuple[str, int]] = (
     # the same time. With ten times as many, requests that are reset at once hold up all others for seconds.
     ("grpc.server.max_pending_requests", 9_000),
     ("grpc.server.max_pending_requests_hard_limit", 10_000),
+    # Those that wait longer get no reason. Half a minute, the default, may pass when ten thousand come back.
+    ("grpc.server_max_unrequested_time_in_server", 120),
     # It is on by default, and counts calls that have ended and are not freed yet. So it refuses one call in ten of a
     # client that keeps its connection full and waits with the others (measured), without a reason.
     ("grpc.http.overload_protection", 0),
@@ -146,13 +149,14 @@ async def listen(
     metrics: Metrics | None = None,
     limits: ConnectionLimits = _LIMITS,
     call_timeout: float = 10.0,
+    openings: Openings | None = None,
 ) -> Server:
     """Start to listen on `address` for these services, and for health checks. Raises BindError if that fails.
 
     With `tls` there is a second listener, which answers health checks of this machine alone, without TLS. A unary call
     without a deadline may take `call_timeout` seconds.
     """
-    wrapper, authentication = HandlerWrapper(metrics, call_timeout), Authentication(authenticator)
+    wrapper, authentication = HandlerWrapper(metrics, call_timeout, openings), Authentication(authenticator)
     server = grpc.aio.server(options=[*_OPTIONS, *limits.options()])
     names = [service.name for service in services]
     states = health.Health(*names)

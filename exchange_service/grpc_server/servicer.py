@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from exchange_service.balances.service import BalanceReader
 from exchange_service.catalogue import Catalogue
@@ -11,6 +11,7 @@ from exchange_service.grpc_server.authentication import current_caller
 from exchange_service.grpc_server.handler_wrapper import Context
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.grpc_server.requests import RequestReader, read_stream_balances
+from exchange_service.grpc_server.turns import Writes
 from exchange_service.grpc_server.write_limit import WriteLimit
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.streams.service import Streams
@@ -31,6 +32,7 @@ class Servicer:
     balances: BalanceReader
     streams: Streams
     writes: WriteLimit
+    turns: Writes = field(default_factory=Writes)
 
     async def list_exchanges(self, data: bytes, context: Context) -> bytes:
         """ListExchanges."""
@@ -56,7 +58,7 @@ class Servicer:
                 watch(subscription.end)
                 writer = self.writes.writer(context)
                 while True:
-                    await writer.write(await subscription.next_event())
+                    await writer.write(await subscription.next_event(self.turns.take))
 
     def methods(self) -> ServiceMethods:
         """The handlers for the server."""

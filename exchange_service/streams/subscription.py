@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from exchange_service.errors import ServiceError, StreamLifetimeReached
@@ -57,9 +57,10 @@ class Subscription:
         self._ends = now + lifetime
         self._next_heartbeat = now + heartbeat_interval
 
-    async def next_event(self) -> bytes:
-        """Wait for the next event and return it, a serialised StreamBalancesResponse. The stream ends with an error
-        only: raises StreamLifetimeReached, ShuttingDown or what `end` was called with."""
+    async def next_event(self, turn: Callable[[], Awaitable[None]] | None = None) -> bytes:
+        """Wait for the next event and return it, a serialised StreamBalancesResponse. `turn` is awaited before one is
+        taken out of the mailbox, because what waits outside of it would become older than it says. The stream ends with
+        an error only: raises StreamLifetimeReached, ShuttingDown or what `end` was called with."""
         mailbox = self._mailbox
         while True:
             if self._ended is not None:
@@ -74,6 +75,10 @@ class Subscription:
                 return self._heartbeat(now)
             if not mailbox.pending:
                 await mailbox.wait(now, min(self._next_heartbeat, self._ends))
+                continue
+            if turn is not None:
+                await turn()
+                turn = None
                 continue
             balance, error = mailbox.take(now)
             if balance is not None:

@@ -1,0 +1,129 @@
+"""Turns: what goes on in each round of the event loop, so that every round is short.
+
+gRPC's server for asyncio takes one call in each round. If thousands of streams are opened or written to in one round,
+it takes tenths of a second, and new calls of everybody wait in gRPC's own queue, which ends them after half a minute
+without a reason. So calls are taken first, streams are opened one after the other, and few writes begin in a round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+
+from exchange_service.errors import ServiceOverloaded
+
+# Writes that begin in one round; each takes about 0.1 ms of it. Fewer while streams wait to be opened.
+_WRITES, _FEW_WRITES = 32, 4
+# While new calls come in every round, one round in so many opens a stream.
+_PATIENCE = 4
+# Seconds for which a stream waits to be opened at most, by what the ones before took; further ones are refused.
+LONGEST_WAIT = 10.0
+# The share of the last opening in the time that one is thought to take, and that time at first, in seconds.
+_WEIGHT, _FIRST_GUESS = 0.05, 0.001
+
+
+class _Queue:
+    """Those who wait for a turn, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._next_round: asyncio.Handle | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def begin_round_soon(self) -> None:
+        """Have `begin_round` called in the next round."""
+        if self._next_round is None:
+            self._next_round = asyncio.get_running_loop().call_soon(self._on_round)
+
+    def _on_round(self) -> None:
+        self._next_round = None
+        self.begin_round()
+        if self._waiting:
+            self.begin_round_soon()
+
+    def begin_round(self) -> None:
+        """Let some go on."""
+        raise NotImplementedError
+
+    async def wait(self) -> None:
+        """Wait for a turn. Who is cancelled stays in the queue, and is passed over."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self.begin_round_soon()
+        await turn
+
+    def let_go(self, most: int) -> int:
+        """Give up to `most` their turns; how many."""
+        given = 0
+        while self._waiting and given < most:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                given += 1
+        return given
+
+
+class Openings(_Queue):
+    """Opens streams one in a round, and only in some rounds while new calls keep coming."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seconds = _FIRST_GUESS
+        self._last = 0.0
+        self._opened = False
+        self._rounds_with_calls = 0
+        self._call_came = False
+
+    def call_came(self) -> None:
+        """Note that this round has taken a call."""
+        self._call_came = True
+
+    async def take(self) -> None:
+        """Wait until the stream may be opened; at once if no other one waits. Raises ServiceOverloaded if that would
+        take too long."""
+        wait = len(self) * self._seconds
+        if wait > LONGEST_WAIT:
+            # Those who are refused should not all come back at once.
+            delay = wait * random.uniform(0.5, 1.5)  # noqa: S311
+            raise ServiceOverloaded("More streams are being opened than this replica can serve.", retry_after=delay)
+        if self._opened or len(self):
+            await self.wait()
+        self._opened = True
+        self.begin_round_soon()
+
+    def begin_round(self) -> None:
+        """Open the next stream, unless calls come that should be taken first."""
+        self._rounds_with_calls = self._rounds_with_calls + 1 if self._call_came else 0
+        self._opened = self._call_came = False
+        if self._rounds_with_calls % _PATIENCE:
+            return
+        now = asyncio.get_running_loop().time()
+        if self.let_go(1):
+            self._opened = True
+            if self._last:
+                self._seconds += (now - self._last) * _WEIGHT - self._seconds * _WEIGHT
+        self._last = now if self._waiting else 0.0
+
+
+class Writes(_Queue):
+    """Lets some writes begin in each round, the others in the rounds after it."""
+
+    def __init__(self, openings: Openings | None = None) -> None:
+        super().__init__()
+        self._openings = openings if openings is not None else Openings()
+        self._begun = 0
+
+    async def take(self) -> None:
+        """Wait for a turn to write; at once if this round has one left and nobody waits."""
+        if len(self) or self._begun >= _WRITES:
+            await self.wait()
+            return
+        self._begun += 1
+        self.begin_round_soon()
+
+    def begin_round(self) -> None:
+        """Let the next ones write."""
+        self._begun = self.let_go(_FEW_WRITES if len(self._openings) else _WRITES)

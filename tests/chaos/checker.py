@@ -214,6 +214,8 @@ def asked_once(history: History, expectation: Expectation) -> list[Violation]:
     asked: dict[tuple[str, str], list[float]] = defaultdict(list)
     forced: dict[tuple[str, str], int] = defaultdict(int)
     warm = history.at("warm") or 0.0
+    # A replica that is too slow for its Redis keeps for itself.
+    asks = expectation.asks * (2 if history.lag(warm, history.at("over") or warm) > _OVERLOADED else 1)
     for answer in history.answers:
         if answer.begin < warm:
             continue
@@ -224,10 +226,10 @@ def asked_once(history: History, expectation: Expectation) -> list[Violation]:
     new = {(reply.user, reply.account) for reply in history.replies if reply.new}
     found = []
     for account, times in asked.items():
-        if account in new and len(times) > expectation.asks:
+        if account in new and len(times) > asks:
             text = f"{account[0]}, a new account, was asked for {len(times)} times"
             found.append(Violation("asked_once", times[-1], text))
-        allowed = expectation.asks * ((times[-1] - times[0]) / expectation.interval + 1) + forced[account]
+        allowed = asks * ((times[-1] - times[0]) / expectation.interval + 1) + forced[account]
         if len(times) > allowed + _SLACK_CALLS:
             seconds = times[-1] - times[0]
             text = f"{account[0]} was asked for {len(times)} times in {seconds:.1f} s, allowed {allowed:.0f}"

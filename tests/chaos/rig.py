@@ -46,7 +46,7 @@ TTL, GRACE, INTERVAL, VENUE_TIMEOUT = 2.0, 12.0, 1.0, 1.6
 # What the clients may ask for in one fault, how many are stored at the same time, and how often each is tried.
 NEW_A_FAULT, _STORING, _ATTEMPTS = 40, 4, 5
 # Seconds without a bad call after which all is well, and how long to wait for them.
-QUIET, WELL_LIMIT = 1.2, 12.0
+QUIET, WELL_LIMIT = 1.8, 12.0
 # Processes that wait for a core, by the load, from which on the machine is busy with others.
 _BUSY = 2.5
 # How a secret may be spelled.

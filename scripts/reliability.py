@@ -54,11 +54,11 @@ second, and a last good value is served for twelve seconds.
 
 ## What was measured
 
-"Failed" are all calls that ended with an error, "lost" those of them that the table does not allow, that gave
-no reason, or that could have had the last good balance. "False" are values of another user, or that the venue never gave. "Back" are versions that went back, "untold"
-ages that were not true and old values without a mark. "Other" are further rules that were broken. The last column is
-the time from the end of the fault until no call fails and no value is stale. Each figure is the greatest of the last
-runs, three at most, each with a seed of its own."""
+"Failed" are all calls that ended with an error. "Lost" are those of them that the table does not allow, that gave no
+reason, or that could have had the last good balance. "False" are values of another user, or that the venue never gave.
+"Back" are versions that went back, "untold" ages that were not true and old values without a mark. "Other" are further
+rules that were broken. The last column is the time from the end of the fault until no call fails and no value is stale.
+Each figure is the greatest of the last runs, three at most, each with a seed of its own."""
 _COLUMNS = """| fault | what happens | expected | failed of calls | lost | false | back | untold | other | well after |
 |---|---|---|---|---|---|---|---|---|---|"""
 

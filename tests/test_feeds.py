@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,31 @@ class TestSources:
         source.read_again(ask_venue=False)
         await until(lambda: len(reads) == 3, "two more reads")
         assert reads == [False, True, False]
+        feed.stop()
+        await until(lambda: source.closed, "the end of the feed")
+
+    async def test_a_cached_copy_from_before_an_error_is_no_recovery_and_the_venues_answer_is(
+        self, service: TestService
+    ) -> None:
+        fresh, source = await service.get(), ManualSource()
+        cached = replace(fresh, source=Source.CACHE)
+        answers = iter([fresh, VenueUnavailable("It is down."), cached, fresh, fresh])
+        # What the feed has for an error before each read.
+        errors: list[ServiceError | None] = []
+
+        async def read(*_: Any) -> BalanceResult:
+            errors.append(feed.snapshot().error)
+            answer = next(answers)
+            if isinstance(answer, ServiceError):
+                raise answer
+            return answer
+
+        feed = Feed(ACCOUNT, read, source, within_grace=lambda _: True)
+        for _ in range(4):
+            source.read_again(ask_venue=False)
+        feed.start()
+        await until(lambda: len(errors) == 5, "the last read")
+        assert [error is not None for error in errors] == [False, False, True, True, False]
         feed.stop()
         await until(lambda: source.closed, "the end of the feed")
 

@@ -213,6 +213,9 @@ class Feed:
                 self._announce(stale)
             else:
                 self._fail(stale)
+        elif self._error is not None and not changed and result.source is Source.CACHE:
+            # A copy from before the error does not say that the venue answers again.
+            return
         else:
             recovered = self._error is not None or self._doubt is not None
             self._doubt = self._error = None

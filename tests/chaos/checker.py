@@ -214,6 +214,8 @@ def asked_once(history: History, expectation: Expectation) -> list[Violation]:
     asked: dict[tuple[str, str], list[float]] = defaultdict(list)
     forced: dict[tuple[str, str], int] = defaultdict(int)
     warm = history.at("warm") or 0.0
+    # A replica that is too slow for its Redis keeps for itself.
+    asks = expectation.asks * (2 if history.lag(warm, history.at("over") or warm) > _OVERLOADED else 1)
     for answer in history.answers:
         if answer.begin < warm:
             continue
@@ -224,10 +226,10 @@ def asked_once(history: History, expectation: Expectation) -> list[Violation]:
     new = {(reply.user, reply.account) for reply in history.replies if reply.new}
     found = []
     for account, times in asked.items():
-        if account in new and len(times) > expectation.asks:
+        if account in new and len(times) > asks:
             text = f"{account[0]}, a new account, was asked for {len(times)} times"
             found.append(Violation("asked_once", times[-1], text))
-        allowed = expectation.asks * ((times[-1] - times[0]) / expectation.interval + 1) + forced[account]
+        allowed = asks * ((times[-1] - times[0]) / expectation.interval + 1) + forced[account]
         if len(times) > allowed + _SLACK_CALLS:
             seconds = times[-1] - times[0]
             text = f"{account[0]} was asked for {len(times)} times in {seconds:.1f} s, allowed {allowed:.0f}"
@@ -253,7 +255,7 @@ def reasons_given(history: History, expectation: Expectation) -> list[Violation]
     found = [
         Violation("reasons_given", reply.end, f"{who(reply)}: a bare {reply.code} ({reply.message[:80]})")
         for reply in history.replies
-        if not reply.ok and not reply.reason and reply.code not in expectation.bare
+        if _is_bare(reply, expectation) and not _machine_was_late(history, reply)
     ]
     found += [
         Violation("reasons_given", event.time, f"{who(event)}: the stream ended with a bare {event.code}")
@@ -269,7 +271,7 @@ def no_call_lost(history: History, expectation: Expectation) -> list[Violation]:
     begin, well = history.at("begin"), history.at("well")
     found = []
     for reply in lost(history):
-        if reply.reason == "VENUE_TIMEOUT" and history.lag(reply.begin, reply.end) > _OVERLOADED:
+        if _machine_was_late(history, reply):
             continue
         during = begin is not None and reply.end >= begin and (well is None or reply.begin <= well)
         if not during or reply.reason not in allowed_for(reply, expectation):
@@ -277,6 +279,18 @@ def no_call_lost(history: History, expectation: Expectation) -> list[Violation]:
             text = f"{who(reply)}: {reply.reason or reply.code}{when} ({reply.message[:100]})"
             found.append(Violation("no_call_lost", reply.end, text))
     return found
+
+
+def _is_bare(reply: Reply, expectation: Expectation) -> bool:
+    return not reply.ok and not reply.reason and reply.code not in expectation.bare
+
+
+def _machine_was_late(history: History, reply: Reply) -> bool:
+    """Whether a call's time may have passed because the machine was busy with others."""
+    timed_out = reply.reason in ("VENUE_TIMEOUT", "DEADLINE_PASSED") or (
+        reply.code == "DEADLINE_EXCEEDED" and not reply.reason
+    )
+    return timed_out and history.lag(reply.begin, reply.end) > _OVERLOADED
 
 
 def lost(history: History) -> list[Reply]:
@@ -306,7 +320,8 @@ def last_good_kept(history: History, expectation: Expectation) -> list[Violation
         if answer is not None:
             known[account] = max(known.get(account, 0.0), answer.made)
         age = reply.end - known.get(account, 0.0)
-        if reply.reason.startswith("VENUE_") and reply.max_age != 0 and age < expectation.grace - _NEAR_GRACE:
+        might_have_had_it = reply.max_age != 0 and age < expectation.grace - _NEAR_GRACE
+        if reply.reason.startswith("VENUE_") and might_have_had_it and not _machine_was_late(history, reply):
             text = f"{who(reply)}: {reply.reason}, though it had a balance of {age:.1f} s ago"
             found.append(Violation("last_good_kept", reply.end, text))
     return found

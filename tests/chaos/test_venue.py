@@ -53,8 +53,8 @@ async def test_amounts_say_whose_they_are_and_the_history_says_when_and_what_was
     assert (first.user, first.account, first.seq, first.kind) == (user_name(7), "oanda", 1, "ok")
     assert before <= first.begin <= first.made <= first.sent <= last.begin <= last.sent <= time.monotonic()
     await venue.set_mode("back")
-    _, payload = await ask(venue, 7)
-    assert read_amount(payload["account"]["balance"]) == (7, 2)
+    high, less = [read_amount((await ask(venue, 7))[1]["account"]["balance"]) for _ in range(2)]
+    assert high > less > (7, 5)
     await venue.set_mode("foreign")
     _, payload = await ask(venue, 7)
     assert payload["account"]["id"] == oanda_account(8)

@@ -20,6 +20,8 @@ from tests.chaos.venue_forms import SEVERAL, Form, Handler, body_of, renamed
 
 _PAGE = b"<!DOCTYPE html><html><body><h1>We'll be back soon: maintenance</h1></body></html>"
 _MEGABYTE = b'"' + b"0" * (1024 * 1024 - 3) + b'",'
+# Far above the `seq` of usual answers.
+_HIGH = 900_000_000
 # Seconds: longer than any request waits.
 _FOR_EVER = 60.0
 # Both venues' own words in one body, each beside the other's.
@@ -63,22 +65,21 @@ class Ask:
         """Whether the true answer holds amounts."""
         return self.form.reads_figures(self.request)
 
-    async def truth(self, back: int = 0) -> web.StreamResponse:
-        """The true answer. `back`: not the newest figure, but the one that was given so many answers ago."""
+    async def truth(self, seq: int = 0) -> web.StreamResponse:
+        """The true answer: the next one of the user, or this one."""
         if self.reads_figures:
-            self._make(back)
+            self._make(seq)
         try:
             return await self.handler(self.request)
         except web.HTTPException as refusal:
             self.kind = f"http-{refusal.status}"
             return refusal
 
-    def _make(self, back: int) -> None:
+    def _make(self, seq: int) -> None:
         key = (self.form.name, self.user)
-        if back and self.ledger.last.get(key):
-            self._seq = max(1, self.ledger.last[key] - back)
-        else:
-            self._seq = self.ledger.last[key] = self.ledger.last.get(key, 0) + 1
+        if not seq:
+            seq = self.ledger.last[key] = self.ledger.last.get(key, 0) + 1
+        self._seq = seq
         self._made = time.monotonic()
         self.form.set_amount(self.user, self.request, amount_of(self.user, self._seq))
 
@@ -196,9 +197,9 @@ async def _flapping(ask: Ask) -> web.StreamResponse:
 
 @mode("back", figures=True)
 async def _back(ask: Ask) -> web.StreamResponse:
-    """A true answer, but of some time ago: what was the newest figure is given again, and an older one."""
+    """The truth, which is less each time, and was never the same: it begins far above all that was there."""
     ask.kind = "ok"
-    return await ask.truth(back=3)
+    return await ask.truth(_HIGH - ask.ledger.met["back"])
 
 
 def _edited(name: str, edit: Callable[[Ask, bytes], web.Response]) -> None:

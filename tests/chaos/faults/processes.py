@@ -298,14 +298,18 @@ async def memory_limited(rig: Rig) -> AsyncIterator[None]:
     await asyncio.sleep(2.0)
     replica = rig.replicas[1]
     used = psutil.Process(replica.pid).memory_info().vms
-    async with limited(replica.pid, resource.RLIMIT_AS, min(most, used + 12_000_000)):
-        async with Crowd(rig, "streams", 3000, replicas=[1]) as crowd:
-            yield
-            result = await crowd.leave()
-        assert replica.running, "the replica ended at its memory limit"
-        other = {reason for reason in result.failures if not reason.endswith("SERVICE_OVERLOADED")}
-        assert not other, f"streams ended otherwise than refused: {result.failures}"
-        assert result.failures, "the limit was not met"
+    try:
+        async with limited(replica.pid, resource.RLIMIT_AS, min(most, used + 12_000_000)):
+            async with Crowd(rig, "streams", 3000, replicas=[1]) as crowd:
+                yield
+                result = await crowd.leave()
+            assert replica.running, "the replica ended at its memory limit"
+            other = {reason for reason in result.failures if not reason.endswith("SERVICE_OVERLOADED")}
+            assert not other, f"streams ended otherwise than refused: {result.failures}"
+            assert result.failures, "the limit was not met"
+    finally:
+        if not replica.running:
+            await replica.start()
 
 
 @fault("disk-full")

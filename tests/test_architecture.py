@@ -20,11 +20,14 @@ ALLOWED: dict[str, set[str]] = {
     "addresses": set(),
     "amounts": set(),
     "app": {
-        *{"balances", "cache", "catalogue", "credentials", "grpc_server", "identity", "model", "observability"},
-        *{"open_files", "plugin_host", "settings", "spare_memory", "startup_checks", "streams", "venue_gate", "venues"},
+        *{"balances", "cache", "catalogue", "clock", "credentials", "grpc_server", "identity", "model"},
+        *{"observability", "open_files", "plugin_host", "settings", "spare_memory", "startup_checks", "streams"},
+        *{"venue_gate", "venues"},
     },
-    "balances": {"cache", "credentials", "errors", "identity", "model", "observability", "tasks", "venues", "wire"},
-    "cache": {"tasks"},
+    "balances": {
+        *{"cache", "clock", "credentials", "errors", "identity", "model", "observability", "tasks", "venues", "wire"},
+    },
+    "cache": {"clock", "tasks"},
     "catalogue": {"errors", "model", "venue_gate", "venues", "wire"},
     "cli": {
         *{"__init__", "amounts", "app", "balances", "cache", "client", "credentials", "errors", "gc_tuning"},
@@ -32,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
         *{"printable", "process_secrecy", "settings", "startup_checks", "testing", "v1", "venue_gate", "venues"},
         "wire",
     },
+    "clock": set(),
     "client": {"addresses", "errors", "operator", "v1"},
     "credentials": {"errors", "model", "settings", "tasks"},
     "errors": set(),
@@ -57,15 +61,15 @@ ALLOWED: dict[str, set[str]] = {
     "pytest_plugin": set(),
     "settings": {"addresses", "observability"},
     "startup_checks": {"addresses", "cache", "credentials", "identity", "settings", "venues"},
-    "streams": {"balances", "errors", "model", "venues", "wire"},
+    "streams": {"balances", "clock", "errors", "model", "venues", "wire"},
     "tasks": set(),
     "testing": {"model", "plugin_api", "pytest_plugin", "venues"},
     "v1": set(),
-    "venue_gate": {"cache", "errors", "model", "observability", "venues", "wire"},
+    "venue_gate": {"cache", "clock", "errors", "model", "observability", "venues", "wire"},
     "venues": {
         *{"credentials", "errors", "model", "observability", "open_files", "plugin_api", "plugin_kit", "tasks", "wire"},
     },
-    "wire": {"amounts", "errors", "model", "v1"},
+    "wire": {"amounts", "clock", "errors", "model", "v1"},
 }
 # Where each of the heavy libraries may be imported.
 HOMES = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import NoReturn, Protocol
 
 import structlog
 
+from exchange_service import clock
 from exchange_service.errors import (
     ServiceError,
     ServiceOverloaded,
@@ -69,7 +69,7 @@ class GateOptions:
     shared: SharedState | None = None
     status: VenueStatus = field(default_factory=VenueStatus)
     metrics: Metrics = field(default_factory=Metrics)
-    now: Callable[[], float] = time.time
+    now: Callable[[], float] = clock.wall
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from exchange_service import clock
 from exchange_service.balances.cached import CachedBalances
 from exchange_service.balances.credential_changes import CredentialChanges
 from exchange_service.balances.freshness import Freshness, PollBackoff
@@ -378,7 +378,7 @@ def open_venues(
         here,
         open_credential,
         hosts,
-        on_change=lambda plugin, trouble, serves: status.plugin_changed(plugin, trouble, time.time(), serves=serves),
+        on_change=lambda plugin, trouble, serves: status.plugin_changed(plugin, trouble, clock.wall(), serves=serves),
     )
 
 

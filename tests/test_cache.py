@@ -15,6 +15,7 @@ import structlog.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exchange_service import clock
 from exchange_service.cache import Cache, open_cache
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.cache.redis import RedisCache
@@ -411,6 +412,18 @@ def late_updates(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     monkeypatch.setattr(SealedRedis, "update", late)
     return let
+
+
+async def test_a_clock_that_differs_from_rediss_is_logged_once_and_not_set_by_it(
+    own: RedisCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "wall", lambda: time.time() + 3600)
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(2):
+            own._sealed._clock_asked = float("-inf")
+            await own.get("a")
+    assert [round(line["seconds"]) for line in lines if line["event"] == "clock.differs_from_redis"] == [3600]
+    assert own.clock_difference == pytest.approx(3600, abs=1)
 
 
 class TestLeases:

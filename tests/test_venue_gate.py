@@ -33,7 +33,7 @@ from exchange_service.plugin_host.protocol import read_reports, write_reports
 from exchange_service.testing import Fault, venue_call
 from exchange_service.v1 import exchange_pb2
 from exchange_service.venue_gate import Gated, GateOptions
-from exchange_service.venue_gate.rate_limits import Window
+from exchange_service.venue_gate.rate_limits import RateLimiter, Window
 from exchange_service.venue_gate.retries import OF_ONE
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.fetching import Target
@@ -612,6 +612,22 @@ class TestRateLimits:
         assert metrics.budgets[-1] == ("fakex", "address", 0.0)
         offset_clock.advance(error.retry_after + 0.1)
         assert await outcome(venue.through(gate)) is None
+
+    @pytest.mark.parametrize(
+        ("waits", "served", "asked"), [([0.05, 0.05, 0.0], True, 3), ([0.05] * 9, False, 4), ([0.5, 0.0], False, 1)]
+    )
+    async def test_a_caller_waits_a_few_times_for_permits_that_come_soon(
+        self, waits: list[float], served: bool, asked: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # As where other replicas write to the same count.
+        venue, left = Venue(PER_MINUTE), list(waits)
+
+        async def acquire(*_: Any) -> float:
+            return left.pop(0)
+
+        monkeypatch.setattr(RateLimiter, "acquire", acquire)
+        error = await outcome(venue.through(gated()))
+        assert (error is None, len(waits) - len(left)) == (served, asked)
 
     async def test_polling_leaves_a_fifth_of_a_limit_to_callers(self) -> None:
         venue = Venue(PER_MINUTE)

@@ -9,15 +9,18 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.asyncio as redis_client
+from hypothesis import given
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from exchange_service.app import BalanceOptions, open_balances
 from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.cache.memory import MemoryCache
-from exchange_service.cache.redis_link import RedisLink
+from exchange_service.cache.redis_link import NoAnswer, RedisLink
 from exchange_service.cache.sealed_redis import SealedRedis
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import open_store
@@ -29,7 +32,9 @@ from exchange_service.model import Account, Credential
 from exchange_service.plugin_api import Environment, RateLimit
 from exchange_service.testing import Fault, LoopbackVenue
 from exchange_service.venue_gate import GateOptions
+from exchange_service.venue_gate.rate_limits import Window
 from exchange_service.venue_gate.redis_state import RedisSharedState
+from exchange_service.venue_gate.shared_window import SharedWindow
 from exchange_service.venues.http import VenueHttpPool
 from exchange_service.venues.registry import Listing
 from exchange_service.venues.sessions import Sessions
@@ -268,6 +273,71 @@ class TestReplicas:
                 for name in names:
                     assert b"user0" not in name
                     assert b"key0" not in name
+
+
+class TestCountsInRedis:
+    """What replicas have taken of a limit of 20 a minute."""
+
+    async def test_permits_whose_answers_were_lost_use_nothing_up(
+        self, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        update, lost = SealedRedis.update, True
+
+        async def late(self: SealedRedis, *arguments: Any, **options: Any) -> bytes:
+            head = await update(self, *arguments, **options)
+            if lost:
+                raise NoAnswer("TimeoutError")
+            return head
+
+        async with states(redis_url) as (one, other, _):
+            assert await one.take("v", 20, 60, 1) == 0
+            monkeypatch.setattr(SealedRedis, "update", late)
+            for _ in range(10):
+                assert await one.take("v", 20, 60, 4) is None
+            lost = False
+            # Redis counts the last four still, in the place of those before.
+            assert await other.take("v", 20, 60, 15) == 0
+            assert await other.take("v", 20, 60, 1) != 0
+            assert await one.take("v", 20, 60, 4) == 0
+            assert await one.take("v", 20, 60, 1) != 0
+
+    async def test_a_replica_tells_a_redis_that_has_lost_its_data_what_it_has_taken(
+        self, redis_server: RedisServer
+    ) -> None:
+        async with states(redis_server.url) as (one, other, client):
+            assert await one.take("v", 20, 60, 10) == 0
+            await client.flushall()
+            assert await one.take("v", 20, 60, 1) == 0
+            assert await other.take("v", 20, 60, 10) != 0
+            assert await other.take("v", 20, 60, 9) == 0
+
+    @given(st.lists(st.tuples(st.floats(0, 90), st.integers(0, 5), st.booleans()), max_size=20))
+    def test_two_replicas_count_as_one_would(self, takes: list[tuple[float, int, bool]]) -> None:
+        now, alone, packed = 1000.0, Window(60), b""
+        known: dict[bytes, Window] = {}
+        for pause, count, first in takes:
+            now += pause
+            me = b"one     " if first else b"other   "
+            shared = SharedWindow.unpack(60, packed, now) if packed else SharedWindow(60, now)
+            shared.put(me, known.get(me), now)
+            assert shared.wait(1, 20, now) == pytest.approx(alone.wait(1, 20, now))
+            known[me] = shared.add(me, count)
+            alone.add(count, now)
+            packed = shared.pack()
+
+
+@asynccontextmanager
+async def states(url: str) -> AsyncIterator[tuple[RedisSharedState, RedisSharedState, redis_client.Redis]]:
+    """What two replicas share, and a plain client."""
+    prefix = f"test-{random.getrandbits(64):x}:"
+    async with AsyncExitStack() as stack:
+        made = []
+        for _ in range(2):
+            link = RedisLink(url)
+            stack.push_async_callback(link.close)
+            made.append(RedisSharedState(SealedRedis(link, KEY, prefix=prefix)))
+        client = await stack.enter_async_context(redis_client.Redis.from_url(url))
+        yield made[0], made[1], client
 
 
 async def test_a_limit_by_key_counts_each_key_apart_on_all_replicas(tmp_path: Path, redis_url: str) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from cachetools import LRUCache
 
+from exchange_service import clock
 from exchange_service.cache import Cache, Lease
 from exchange_service.errors import ServiceError
 from exchange_service.model import Account
@@ -43,7 +44,9 @@ class CachedBalances:
     seconds since the epoch.
     """
 
-    def __init__(self, cache: Cache, ttl: float, *, longest_pause: float, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, cache: Cache, ttl: float, *, longest_pause: float, now: Callable[[], float] = clock.wall
+    ) -> None:
         self._cache = cache
         self._ttl = ttl
         self._bounds = StoredBounds(longest_pause, now)

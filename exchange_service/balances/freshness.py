@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from exchange_service import clock
 from exchange_service.wire.stored import CLOCK_TOLERANCE, StoredBalance
 
 
@@ -16,7 +16,7 @@ class Freshness:
 
     max_age: float = 30.0
     stale_grace: float = 300.0
-    now: Callable[[], float] = time.time
+    now: Callable[[], float] = clock.wall
 
     def age(self, stored: StoredBalance) -> float:
         """Seconds since it was fetched, never negative."""

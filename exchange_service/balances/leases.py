@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from exchange_service import clock
 from exchange_service.balances.cached import CachedBalances
 from exchange_service.balances.freshness import PollBackoff
 from exchange_service.cache import Lease
@@ -44,7 +45,7 @@ class Leased:
         inner: Fetcher[FetchedBalance],
         cached: CachedBalances,
         backoff: PollBackoff | None = None,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = clock.wall,
     ) -> None:
         self.inner = inner
         self._cached = cached

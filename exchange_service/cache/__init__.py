@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from exchange_service.cache.redis_link import RedisLink
     from exchange_service.cache.sealed_redis import SealedRedis
 
+# Seconds by which this process's clock may differ from the one that replicas share.
+CLOCK_TOLERANCE = 2.0
+
 # Called with a message of another replica, or with None if messages may have been missed.
 Listener = Callable[[bytes | None], None]
 
@@ -74,6 +77,10 @@ class Cache(Protocol):
 
     def add_listener(self, listener: Listener) -> None:
         """Call `listener` with each message of another replica from now on."""
+
+    @property
+    def clock_difference(self) -> float:
+        """Seconds by which this process's clock is ahead of the one that replicas share, as far as is known."""
 
     async def problem(self) -> str:
         """Why the cache does not work at present, a sentence for the operator; empty if it does."""

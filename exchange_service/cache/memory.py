@@ -108,6 +108,7 @@ class MemoryCache:
 
     shared = False
     hears = True
+    clock_difference = 0.0
     reliable = True
 
     async def lease(self, name: str, seconds: float) -> Lease | None:

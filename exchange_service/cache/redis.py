@@ -217,6 +217,11 @@ class RedisCache:
         # Other replicas may have written something newer meanwhile.
         self._unwritten = MemoryCache()
 
+    @property
+    def clock_difference(self) -> float:
+        """Seconds by which this process's clock is ahead of Redis's, when that was last asked."""
+        return self._sealed.clock_difference
+
     async def problem(self) -> str:
         """What is wrong with Redis at present, for the operator; empty if it lets this service do all that it does
         there. It always asks Redis."""

@@ -13,12 +13,17 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias, TypeVar
 
+import structlog
 from redis.exceptions import ResponseError
 
+from exchange_service import clock
+from exchange_service.cache import CLOCK_TOLERANCE
 from exchange_service.cache.redis_link import NoAnswer, RedisLink
 from exchange_service.cache.sealing import HEAD, CacheSeal, Opened
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 # The largest value: a balance as large as a reply can be, and some more.
 _MOST_STORED = 2 * 1024 * 1024 + 4096
@@ -100,6 +105,9 @@ class SealedRedis:
         self._clock_ahead = 0.0
         self._clock_asked = float("-inf")
         self._asking = asyncio.Lock()
+        # Seconds by which this process's clock is ahead of Redis's, as far as is known, and whether that was logged.
+        self.clock_difference = 0.0
+        self._difference_logged = False
         # What the messages that were opened lately began with, since when these are gathered, and those from before.
         self._opened_messages: set[bytes] = set()
         self._opened_before: set[bytes] = set()
@@ -263,7 +271,19 @@ class SealedRedis:
                     seconds, microseconds = await self._redis.time()
                     self._clock_asked = loop_time()
                     self._clock_ahead = seconds + microseconds / 1e6 - self._clock_asked
+                    self._compare_clocks()
         return loop_time()
+
+    def _compare_clocks(self) -> None:
+        """Log once if this process's clock differs from Redis's. Its own is not set by it: Redis may be anybody's."""
+        self.clock_difference = clock.wall() - self._clock_asked - self._clock_ahead
+        if abs(self.clock_difference) > CLOCK_TOLERANCE and not self._difference_logged:
+            self._difference_logged = True
+            log.warning(
+                "clock.differs_from_redis",
+                seconds=round(self.clock_difference, 1),
+                effect="ages of balances that replicas share may be wrong by as much",
+            )
 
 
 async def answered(call: Awaitable[T]) -> T | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from exchange_service import clock
 
 
 def _running_loop_time() -> Callable[[], float]:
@@ -17,6 +18,6 @@ class Clock:
     """`wall` returns seconds since the epoch, for ages. `monotonic` returns the event loop's time in seconds, for waits
     and deadlines. Create it inside a running loop."""
 
-    wall: Callable[[], float] = time.time
+    wall: Callable[[], float] = clock.wall
     # Bound once: readers ask for it twice per event.
     monotonic: Callable[[], float] = field(default_factory=_running_loop_time)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import NoReturn, Protocol
 
 import structlog
 
+from exchange_service import clock
 from exchange_service.errors import (
     ServiceError,
     ServiceOverloaded,
@@ -43,6 +43,9 @@ _FOR_THE_VENUE = 0.25
 _MOST_FOR_THE_VENUE = 2.0
 # A timeout speaks of the venue if the venue had at least this part of the fetch's time.
 _FAIR_SHARE = 0.5
+# A caller waits for permits that come so soon, in seconds, and so often: as when several replicas take some at once.
+_SHORT_WAIT = 0.1
+_MOST_SHORT_WAITS = 3
 # The part of a venue's slots, and of a plugin's, that one user's fetches may take.
 _OF_ONE = 0.5
 
@@ -69,7 +72,7 @@ class GateOptions:
     shared: SharedState | None = None
     status: VenueStatus = field(default_factory=VenueStatus)
     metrics: Metrics = field(default_factory=Metrics)
-    now: Callable[[], float] = time.time
+    now: Callable[[], float] = clock.wall
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ class _Passage:
     began: float
     deadline: float
     attempt: int = 0
+    short_waits: int = 0
     # Seconds that the venue took to fail; None if it was not asked.
     failed_after: float | None = None
     asked: Asked | None = None
@@ -114,6 +118,11 @@ class _Passage:
     def latest(self) -> float:
         """Until when waiting makes sense, in the event loop's time."""
         return self.deadline - min(_MOST_FOR_THE_VENUE, (self.deadline - self.began) * _FOR_THE_VENUE)
+
+    def waits_shortly(self, wait: float) -> bool:
+        """Whether the caller is kept waiting for so many seconds, however urgent the fetch is; counts it."""
+        self.short_waits += 1
+        return wait <= _SHORT_WAIT and self.short_waits <= _MOST_SHORT_WAITS
 
     def refusal(self, cooldowns: Cooldowns) -> ServiceError | None:
         """Why the venue is not to be asked now, with the delay; None if it may be."""
@@ -252,7 +261,7 @@ class Gated:
                 # A caller has joined meanwhile, for whom there may be more permits.
                 continue
             # The slot is free meanwhile: other fetches need it more.
-            if not polling or _loop_time() + wait > passage.latest:
+            if not passage.waits_shortly(wait) and (not polling or _loop_time() + wait > passage.latest):
                 text = f"Our requests to {passage.metadata.name} are used up for now: it limits them."
                 self._refuse(VenueRateLimited(text, retry_after=wait), late=polling)
             await passage.priority.pause(wait)

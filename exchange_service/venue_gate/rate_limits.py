@@ -8,7 +8,6 @@ from the others.
 from __future__ import annotations
 
 import asyncio
-import struct
 from typing import Protocol
 
 from cachetools import LRUCache
@@ -57,12 +56,8 @@ def until_room(
     return current_left + seconds - room * seconds / current
 
 
-# When the current part of a window began, and the counts of the previous and the current one.
-_WINDOW = struct.Struct(">dQQ")
-
-
 class Window:
-    """A sliding window's count, in this process or, as bytes, for all replicas. Times are of one clock."""
+    """A sliding window's count. Times are of one clock."""
 
     def __init__(self, seconds: int) -> None:
         self._seconds = seconds
@@ -70,15 +65,16 @@ class Window:
         self._previous = self._current = 0
 
     @classmethod
-    def unpack(cls, seconds: int, packed: bytes) -> Window:
-        """The window that `pack` wrote."""
+    def of(cls, seconds: int, began: float, previous: int, current: int) -> Window:
+        """A window whose current part began at `began`, with the counts of its two parts."""
         window = cls(seconds)
-        window._began, window._previous, window._current = _WINDOW.unpack(packed)
+        window._began, window._previous, window._current = began, previous, current
         return window
 
-    def pack(self) -> bytes:
-        """The counts as bytes."""
-        return _WINDOW.pack(self._began, self._previous, self._current)
+    def counts_in(self, began: float, now: float) -> tuple[int, int]:
+        """The counts of the previous and the current part in a window whose current part began at `began`."""
+        self._advance(now)
+        return (self._previous, self._current) if self._began == began else (0, self.used(now))
 
     def _advance(self, now: float) -> None:
         passed = int((now - self._began) // self._seconds)

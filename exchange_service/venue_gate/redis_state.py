@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
+import struct
 from collections.abc import Sequence
+from contextlib import suppress
 
 from cachetools import LRUCache
 
@@ -10,6 +13,7 @@ from exchange_service.cache.redis_link import NoAnswer
 from exchange_service.cache.sealed_redis import Conflict, Replacement, SealedRedis, answered
 from exchange_service.cache.sealing import Opened
 from exchange_service.venue_gate.rate_limits import Window
+from exchange_service.venue_gate.shared_window import REPLICA_LENGTH, SharedWindow
 
 # Seconds for which a count is kept at most, from the last permit on; what is sealed has to end within a few days.
 _LONGEST_KEPT = 5 * 86_400.0
@@ -18,6 +22,7 @@ _LONGEST_KEPT = 5 * 86_400.0
 _CONFLICT_WAIT = 0.05
 _MOST_CONFLICTS = 10
 _MOST_IN_CONFLICT = 1000
+_MOST_COUNTS = 50_000
 
 
 class RedisSharedState:
@@ -26,24 +31,29 @@ class RedisSharedState:
 
     def __init__(self, sealed: SealedRedis) -> None:
         self._sealed = sealed
+        self._replica = secrets.token_bytes(REPLICA_LENGTH)
+        # By the limit: what this replica has taken, as far as Redis has said.
+        self._taken: LRUCache[str, Window] = LRUCache(_MOST_COUNTS)
         # In a row, by the limit.
         self._conflicts: LRUCache[str, int] = LRUCache(_MOST_IN_CONFLICT)
 
     async def take(self, key: str, allowed: int, seconds: int, count: int) -> float | None:
         """See SharedRateLimits."""
-        wait = 0.0
+        wait, taken = 0.0, Window(seconds)
 
         def decide(present: Opened | None, now: float) -> Replacement:
-            nonlocal wait
-            window = Window.unpack(seconds, present.payload) if present is not None else Window(seconds)
+            nonlocal wait, taken
+            window = _read_window(seconds, present, now)
+            # What Redis counts of ours may be wrong: answers were lost, or Redis has lost its data.
+            window.put(self._replica, self._taken.get(key), now)
             wait = window.wait(count, allowed, now)
             if wait:
                 return None
-            window.add(count, now)
+            taken = window.add(self._replica, count)
             return window.pack(), min(2.0 * seconds, _LONGEST_KEPT)
 
         try:
-            written = await self._sealed.update(f"venue-budget:{key}", decide)
+            written = await self._sealed.update(f"venue-permits:{key}", decide)
         except Conflict:
             # Others take permits too; if it goes on, that is not all they do.
             self._conflicts[key] = in_a_row = self._conflicts.get(key, 0) + 1
@@ -51,7 +61,10 @@ class RedisSharedState:
         except NoAnswer:
             return None
         self._conflicts.pop(key, None)
-        return 0.0 if written else wait
+        if not written:
+            return wait
+        self._taken[key] = taken
+        return 0.0
 
     async def cooldowns(self, keys: Sequence[str]) -> list[tuple[str, str, float]]:
         """The keys that cool down, each with the reason and the seconds left; empty while Redis does not answer."""
@@ -85,6 +98,14 @@ class RedisSharedState:
     async def forget_met(self, key: str) -> None:
         """See SharedCooldowns."""
         await answered(self._sealed.delete(_name(key)))
+
+
+def _read_window(seconds: int, present: Opened | None, now: float) -> SharedWindow:
+    """What Redis keeps of a limit; an empty window if it keeps nothing that can be read."""
+    with suppress(struct.error):
+        if present is not None:
+            return SharedWindow.unpack(seconds, present.payload, now)
+    return SharedWindow(seconds, now)
 
 
 def _name(key: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from exchange_service import clock
 from exchange_service.errors import (
     PluginFailed,
     ServiceError,
@@ -63,7 +63,7 @@ class VenueStatus:
     `plugin_troubles` are of plugins whose process is down, by the plugin's name. `now` is in seconds since the epoch.
     """
 
-    def __init__(self, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, now: Callable[[], float] = clock.wall) -> None:
         self.troubles: dict[str, Trouble] = {}
         self.plugin_troubles: dict[str, Trouble] = {}
         self._now = now

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import TypeAlias
 
 from google.protobuf.message import DecodeError
 
-from exchange_service import errors
+from exchange_service import clock, errors
 from exchange_service.errors import ServiceError, from_reason
 from exchange_service.model import Account
 from exchange_service.v1 import balance_pb2
@@ -66,7 +65,7 @@ class StoredBounds:
     from now. `now` is in seconds since the epoch."""
 
     longest_pause: float
-    now: Callable[[], float] = time.time
+    now: Callable[[], float] = clock.wall
 
     def allow(self, version: int, pause: float) -> bool:
         """Whether both are within the bounds."""

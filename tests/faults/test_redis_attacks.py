@@ -22,6 +22,7 @@ import redis.asyncio as redis_client
 from structlog.testing import capture_logs
 
 from exchange_service.cache import redis_link
+from exchange_service.cache.redis import RedisCache
 from exchange_service.cache.sealed_redis import Conflict, Decide, SealedRedis
 from exchange_service.cache.sealing import HEAD, CacheSeal, Opened
 from exchange_service.credentials import credential_id
@@ -30,8 +31,9 @@ from exchange_service.gc_tuning import tune_gc
 from exchange_service.model import Account
 from exchange_service.plugin_api import RateLimit, VenueCall
 from exchange_service.v1 import balance_pb2
-from exchange_service.venue_gate.rate_limits import RateLimiter, Window
+from exchange_service.venue_gate.rate_limits import RateLimiter
 from exchange_service.venue_gate.redis_state import RedisSharedState
+from exchange_service.venue_gate.shared_window import REPLICA_LENGTH, SharedWindow
 from exchange_service.wire.balances import fetched_balance
 from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import StoredBalance, StoredBounds, store_balance
@@ -297,9 +299,9 @@ class TestShutOut:
             plugin = ScriptedPlugin(listing(limits=(limit,)))
             async with attacked(tmp_path, redis_server, plugin, seal) as (running, neighbour):
                 await running.client.get_balance("alice", "fakex", max_age=0)
-                (name,) = await neighbour.names("venue-budget:")
-                used_up = Window(60)
-                used_up.add(20, time.time() + 1e9)
+                (name,) = await neighbour.names("venue-permits:")
+                used_up = SharedWindow(60, time.time() + 1e9)
+                used_up.add(b"a replica"[:REPLICA_LENGTH], 20)
                 await neighbour.forge(name, used_up.pack())
                 # What was taken from Redis before is used up by its time.
                 await asyncio.sleep(60 / 20 * 0.05)
@@ -342,6 +344,8 @@ class TestShutOut:
             with monkeypatch.context() as patch:
                 if not own_count:
                     patch.setattr(RateLimiter, "_own_wait", lambda *_: 0.0)
+                    # Nor does it tell Redis again what it has taken.
+                    patch.setattr(SharedWindow, "put", lambda *_: None)
                 async with attacked(tmp_path, redis_server, plugin, CacheSeal) as (running, neighbour):
                     for number in range(16):
                         # Half of a limit is the most that one user gets.
@@ -381,8 +385,9 @@ class TestShutOut:
                     neighbour,
                 ):
                     key = await balance_key(running)
-                    # A holder that has died, and a neighbour who keeps its lease for ever.
-                    assert await running.service.balances.cached.lease(key, 0.5) is not None
+                    # Another replica that has died, and a neighbour who keeps its lease for ever.
+                    cache: Any = running.service.cache
+                    assert await RedisCache(cache._sealed).lease(f"lease:{key}", 0.5) is not None
                     await neighbour.client.persist(sealed_name(running, f"lease:{key}"))
                     if own_end:
                         await running.client.get_balance("alice", "fakex")

@@ -363,6 +363,16 @@ class TestCompareAndSet:
         assert slow_cached.get_local("balance:1") == winner.stored
         assert await cache.get("balance:1") == winner.stored.encode()
 
+    async def test_what_another_replica_has_stored_serves_unless_the_caller_knows_a_newer_version(self) -> None:
+        cache, inner, theirs = MemoryCache(), Inner(), stored("1", Clock().now)
+        await cache.set("balance:1", theirs.encode(), TTL)
+        layer, _ = leased(cache, inner)
+        for ahead, fetches in ((0, 0), (60_000_000, 1)):
+            wanted = replace(target(), known_version=theirs.version + ahead)
+            result = await layer.fetch(wanted, soon(), Priority())
+            assert (result.here, inner.fetches) == (fetches > 0, fetches)
+            assert result.stored.version >= wanted.known_version
+
     async def test_a_lost_write_does_not_replace_the_local_copy_by_an_older_version(self) -> None:
         cache = MemoryCache()
         cached = CachedBalances(cache, TTL, longest_pause=60.0)

@@ -366,6 +366,15 @@ class TestKnownVersions:
         assert (await aware).stored.version > known
         assert len(plugin.calls) == 2
 
+    async def test_without_one_a_replica_follows_what_it_has_shown_also_if_the_cache_and_the_clock_have_lost_it(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
+        first = await service.get()
+        await service.cache.delete(first.key)
+        service.clock.now -= 10
+        plugin.answer = returning(holding(("BTC", "2")))
+        assert (await service.get(max_age=0)).stored.version > first.stored.version
+
     async def test_a_version_from_far_ahead_raises_the_accounts_versions_by_less_than_a_day(
         self, service: TestService
     ) -> None:

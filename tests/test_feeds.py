@@ -25,7 +25,6 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.plugin_api import Account, Balance, VenueAccount, VenueCall
-from exchange_service.streams import stored_accounts
 from exchange_service.streams.accounts import Selector
 from exchange_service.streams.clock import Clock
 from exchange_service.streams.feed import Feed
@@ -731,49 +730,6 @@ class TestLifetime:
             with pytest.raises(StoreUnavailable):
                 await streams.subscribe(USER).__aenter__()
             assert streams.counts() == (0, 0)
-
-    async def test_while_the_store_hangs_a_stream_of_all_accounts_opens_with_those_that_were_stored_lately(
-        self, service: TestService, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        state = "answers"
-
-        async def accounts(user_id: str) -> list[Any]:
-            if state == "fails":
-                raise StoreUnavailable("The database is down.")
-            if state == "hangs":
-                await asyncio.Event().wait()
-            return await service.store.accounts(user_id)
-
-        monkeypatch.setattr(stored_accounts, "PATIENCE", 0.05)
-        async with streams_of(service, accounts_of=accounts, **BEAT) as streams:
-            for following in ("hangs", "fails", ""):
-                async with streams.subscribe(USER) as subscription:
-                    reader = Reader(subscription)
-                    assert await reader.balance() == {"BTC": "1.50"}
-                    await reader.until_heartbeat()
-                    assert subscription.snapshot().accounts == (ACCOUNT,)
-                state = following
-
-    async def test_the_accounts_of_a_user_are_remembered_for_five_minutes(self) -> None:
-        now, down = 0.0, False
-
-        async def accounts(user_id: str) -> list[Account]:
-            if down:
-                raise StoreUnavailable("The database is down.")
-            return [ACCOUNT]
-
-        stored = stored_accounts.StoredAccounts(accounts, clock=lambda: now)
-        assert await stored.ask_or_remember(USER) == [ACCOUNT]
-        down, now = True, 299.0
-        assert await stored.ask_or_remember(USER) == [ACCOUNT]
-        with pytest.raises(StoreUnavailable):
-            await stored.ask_or_remember("bob")
-        # A stream that is open already asks the store alone, and keeps what it follows.
-        with pytest.raises(StoreUnavailable):
-            await stored.ask(USER)
-        now = 301.0
-        with pytest.raises(StoreUnavailable):
-            await stored.ask_or_remember(USER)
 
     async def test_a_store_that_fails_later_ends_nothing(self, service: TestService, plugin: ScriptedPlugin) -> None:
         state = {"down": False}

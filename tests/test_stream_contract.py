@@ -19,7 +19,6 @@ from exchange_service.streams.clock import Clock
 from exchange_service.streams.feed import Feed
 from exchange_service.streams.feeds import Feeds
 from exchange_service.streams.mailbox import Mailbox
-from exchange_service.streams.stored_accounts import StoredAccounts
 from exchange_service.streams.subscription import Subscription
 from exchange_service.v1.exchange_service_pb2 import StreamBalancesResponse
 from exchange_service.wire.balances import fetched_balance
@@ -228,7 +227,7 @@ async def no_accounts(user_id: str) -> list[Account]:
 
 async def join(scene: Scene, min_interval: float, known: int, error: bool) -> None:
     mailbox = Mailbox(scene.clock, min_interval)
-    directory = AccountDirectory(REGISTRY, StoredAccounts(no_accounts))
+    directory = AccountDirectory(REGISTRY, no_accounts)
     accounts = FollowedAccounts("alice", directory, scene.feeds, mailbox)
     subscription = Subscription(mailbox, accounts, scene.clock, lifetime=1e9, heartbeat_interval=HEARTBEAT)
     await subscription.open([Selector("fakex", known_version=known, unconfirmed=error)])

@@ -93,23 +93,30 @@ class Balances:
         if not listing.metadata.capabilities.balance:
             raise NotSupported(listing.metadata.unsupported_reason or f"{listing.metadata.name} is not yet supported.")
         not_before = self.freshness.not_before(max_age)
-        # A caller that forces a read may have corrected the key just now.
-        reference = await self._reference(account, listing, now=max_age == 0)
-        known_version = min(known_version, highest_known_version(self.freshness.now()))
-        target = self.keys.target(account, listing, reference)
-        target = replace(target, not_before=not_before, known_version=known_version)
-        self.credentials.note(target)
+        target = replace(await self._target(account, listing, max_age, known_version), not_before=not_before)
         stored = self.cached.get_local(target.key)
-        if stored is None or not self._serves(stored, max_age, known_version):
+        if stored is None or not self._serves(stored, max_age, target.known_version):
             # Another replica may have a newer one.
             stored = await self.cached.read(target.key, account)
         if stored is not None and self.freshness.is_fresh(stored, max_age):
-            if stored.version >= known_version:
+            if stored.version >= target.known_version:
                 return self._result(target.key, stored, Source.CACHE)
             await on_passed_over()
         # The cache may have lost what this process has handed out.
         last = stored or self.cached.last_good(target.key)
         return await self._fetch(target, last, deadline, forced=max_age == 0, polling=polling)
+
+    async def _target(self, account: Account, listing: Listing, max_age: float | None, known_version: int) -> Target:
+        """What is to be read: nothing below the known version, nor below what this process has shown."""
+        # A caller that forces a read may have corrected the key just now.
+        reference = await self._reference(account, listing, now=max_age == 0)
+        target = self.keys.target(account, listing, reference)
+        self.credentials.note(target)
+        copy = self.cached.get_local(target.key)
+        if copy is not None:
+            # The cache may have lost it, and the clock may be set back.
+            known_version = max(known_version, copy.version)
+        return replace(target, known_version=min(known_version, highest_known_version(self.freshness.now())))
 
     def get_local(self, account: Account, max_age: float | None, known_version: int = 0) -> BalanceResult | None:
         """The account's balance if this process has a fresh copy that is not below `known_version`; None if `get` must

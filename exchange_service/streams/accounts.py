@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -12,7 +12,6 @@ from exchange_service.errors import ServiceError
 from exchange_service.model import Account
 from exchange_service.streams.feeds import Feeds
 from exchange_service.streams.mailbox import Known, Mailbox, MailboxSlot
-from exchange_service.streams.stored_accounts import StoredAccounts
 from exchange_service.streams.update import ErrorUpdate
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.wire.events import AccountState, account_error_event, account_state, heartbeat_event
@@ -33,10 +32,10 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class AccountDirectory:
-    """Finds accounts. `stored_accounts` knows those of each user; a stream follows `max_accounts` at most."""
+    """Finds accounts. `accounts_of` returns the stored accounts of a user; a stream follows `max_accounts` at most."""
 
     registry: Registry
-    stored_accounts: StoredAccounts
+    accounts_of: Callable[[str], Awaitable[list[Account]]]
     max_accounts: int = 200
 
     def find(self, user_id: str, selector: Selector) -> tuple[Account, Listing]:
@@ -46,11 +45,9 @@ class AccountDirectory:
             user_id, selector.exchange_id, selector.environment, selector.account_type, suggest=False
         )
 
-    async def stored(self, user_id: str, *, may_be_old: bool) -> list[Selector]:
-        """Selectors of the user's stored accounts; those of a few minutes ago if the store does not answer and they
-        `may_be_old`. Raises StoreUnavailable."""
-        stored = self.stored_accounts
-        accounts = await (stored.ask_or_remember(user_id) if may_be_old else stored.ask(user_id))
+    async def stored(self, user_id: str) -> list[Selector]:
+        """Selectors of the user's stored accounts. Raises StoreUnavailable."""
+        accounts = await self.accounts_of(user_id)
         return [Selector(account.exchange_id, account.environment) for account in accounts[: self.max_accounts]]
 
 
@@ -101,7 +98,7 @@ class FollowedAccounts:
             self._follow(selector)
         if not selectors:
             self._follows_all = True
-            await self._follow_stored(may_be_old=True)
+            await self._follow_stored()
 
     def _note_known(self, entry: Selector) -> None:
         try:
@@ -166,8 +163,8 @@ class FollowedAccounts:
             # If it comes back, its balance is sent again, and is not older.
             self._known[account] = Known(slot.version, unconfirmed=True)
 
-    async def _follow_stored(self, *, may_be_old: bool) -> None:
-        selectors = await self._directory.stored(self._user_id, may_be_old=may_be_old)
+    async def _follow_stored(self) -> None:
+        selectors = await self._directory.stored(self._user_id)
         wanted = {self._follow(selector) for selector in selectors}
         for account in self._slots.keys() - wanted:
             self._leave(account)
@@ -176,6 +173,6 @@ class FollowedAccounts:
 
     async def _reload_stored(self) -> None:
         try:
-            await self._follow_stored(may_be_old=False)
+            await self._follow_stored()
         except ServiceError as error:
             log.warning("stream.accounts_unknown", reason=error.reason)

@@ -25,7 +25,6 @@ from exchange_service.streams.feed import Feed, FeedSnapshot
 from exchange_service.streams.feeds import Feeds
 from exchange_service.streams.mailbox import Mailbox
 from exchange_service.streams.polling import Polling, PollingSource
-from exchange_service.streams.stored_accounts import StoredAccounts
 from exchange_service.streams.subscription import Subscription, SubscriptionSnapshot
 from exchange_service.venues.registry import Listing, Registry
 
@@ -71,7 +70,7 @@ class Streams:
         seconds, for each balance event that is serialised."""
         self._settings = settings = settings or StreamSettings()
         self._clock = clock or Clock()
-        self._directory = AccountDirectory(registry, StoredAccounts(accounts_of), settings.max_accounts)
+        self._directory = AccountDirectory(registry, accounts_of, settings.max_accounts)
         polling = Polling(balances, settings.interval, settings.venue_timeout, self._clock)
         self._feeds = Feeds(partial(_make_feed, polling, on_event_age))
         self._subscriptions: set[Subscription] = set()

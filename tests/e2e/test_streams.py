@@ -521,6 +521,29 @@ class TestEnds:
                 second = (await following).balance.balance
         assert (totals(first), totals(second)) == ({"BTC": "1.50"}, {"BTC": "2"})
 
+    @pytest.mark.parametrize("selected", [[], [messages.AccountSelector(exchange_id="fakex")]], ids=["all", "its id"])
+    async def test_a_client_whose_last_event_was_an_error_gets_the_balance_again_when_it_resumes(
+        self, tmp_path: Path, fake_venue: ScriptedPlugin, selected: list[messages.AccountSelector]
+    ) -> None:
+        good = fake_venue.answer
+        async with serving(tmp_path, registry=registry_of(fake_venue), stream_lifetime=1.0, **CALM) as running:
+            await running.store()
+
+            def recover(_: ServiceError) -> None:
+                fake_venue.answer = good
+
+            events = running.client.stream_balances(USER, selected, resume=True, on_interruption=recover)
+            async with aclosing(events) as stream:  # type: ignore[type-var]
+                first = (await anext(stream)).balance.balance
+                fake_venue.answer = raising(VenueUnavailable("It is down."))
+                assert (await anext(stream)).HasField("account_error")
+                # The account is not said to be well before its balance was sent.
+                (state,) = (await anext(stream)).heartbeat.accounts
+                assert (state.version, state.catching_up) == (first.version, True)
+                again = (await anext(stream)).balance
+        assert again.balance.version == first.version
+        assert not again.freshness.HasField("stale")
+
     @pytest.mark.parametrize(
         "selected",
         [

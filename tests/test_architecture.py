@@ -20,8 +20,18 @@ ALLOWED: dict[str, set[str]] = {
     "addresses": set(),
     "amounts": set(),
     "app": {
-        *{"balances", "cache", "catalogue", "credentials", "grpc_server", "identity", "model", "observability"},
-        *{"open_files", "plugin_host", "settings", "spare_memory", "startup_checks", "streams", "venue_gate", "venues"},
+        *{"balances", "cache", "catalogue", "credentials", "grpc_server", "identity", "memory_limit", "model"},
+        *{
+            "observability",
+            "open_files",
+            "plugin_host",
+            "settings",
+            "spare_memory",
+            "startup_checks",
+            "streams",
+            "venue_gate",
+            "venues",
+        },
     },
     "balances": {
         "cache",
@@ -53,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
         *{"streams", "v1", "venues", "wire"},
     },
     "identity": {"cache", "credentials", "deadlines", "errors", "settings", "tasks"},
+    "memory_limit": set(),
     "model": {"amounts", "errors"},
     "observability": {"addresses", "errors", "printable"},
     "operator": {"v1"},

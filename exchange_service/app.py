@@ -43,6 +43,7 @@ from exchange_service.grpc_server.turns import Openings, Writes
 from exchange_service.grpc_server.write_limit import WriteLimit
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.methods import open_authenticator, who_may_call
+from exchange_service.memory_limit import MemoryLimit
 from exchange_service.model import Credential
 from exchange_service.observability.health_pages import HealthPages
 from exchange_service.observability.metrics import Metrics, ProcessOfPlugin
@@ -248,7 +249,9 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     writes = WriteLimit(settings.write_timeout, metrics.event_written)
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
     catalogue = Catalogue(registry, status)
-    openings = Openings()
+    memory = MemoryLimit(settings.memory_limit)
+    openings = Openings(memory.has_room)
+    metrics.watch_memory(memory.left)
     turns = Writes(openings)
     servicer = Servicer(RequestReader(registry), authenticator, catalogue, reader, streams, writes, turns)
     plugins = PluginServicer(PluginReport(registry, venues, settings.plugin_sandbox))

@@ -225,6 +225,12 @@ class Settings(BaseSettings):
         description="Calls and streams that one connection may have open at the same time. A client that needs more "
         "opens further connections. A much larger number lets one peer stop the service for seconds.",
     )
+    memory_limit: int | None = Field(
+        None,
+        ge=64,
+        description="MiB of memory that the service's process should not exceed: new streams are refused before it "
+        "does. Unset: the container's limit, or the process's own (ulimit), if there is one.",
+    )
     venue_urls: dict[str, str] = Field(
         default_factory=dict,
         description="Addresses to use instead of a venue's own, for simulators and proxies, by exchange id or "

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "addresses": set(),
     "amounts": set(),
     "app": {
-        *{"balances", "cache", "catalogue", "clock", "credentials", "grpc_server", "identity", "model"},
+        *{"balances", "cache", "catalogue", "clock", "credentials", "grpc_server", "identity", "memory_limit", "model"},
         *{"observability", "open_files", "plugin_host", "settings", "spare_memory", "startup_checks", "streams"},
         *{"venue_gate", "venues"},
     },
@@ -47,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
         *{"streams", "v1", "venues", "wire"},
     },
     "identity": {"cache", "credentials", "deadlines", "errors", "settings", "tasks"},
+    "memory_limit": set(),
     "model": {"amounts", "errors"},
     "observability": {"addresses", "errors", "printable"},
     "operator": {"v1"},

@@ -43,10 +43,11 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Request:
-    """A request to the store in progress, and when it began, in the clock's time."""
+    """A request to the store in progress, when it began, in the clock's time, and whether the store has been asked."""
 
     answer: asyncio.Task[CredentialReference | None]
     began: float
+    sent: bool = False
 
 
 @dataclass(slots=True)
@@ -91,14 +92,16 @@ class CachedReferences:
         self, account: Account, *, aliases: Sequence[str] = (), credential_of: str = "", now: bool = False
     ) -> CredentialReference | None:
         """As the store's `find`. An exchange's `aliases` and `credential_of` must always be the same. With `now` the
-        store is asked in any case, also if it is being asked already: that request may have missed the last change.
+        store is asked in any case, also if it has been asked already: that request may have missed the last change.
 
         A reference that was good lately serves while the store is down, or does not answer soon. StoreUnavailable if
         there is none and the caller's deadline comes first."""
         entry = self._entries.get(account)
         time_now = self._clock()
         if now:
-            self._requests.pop(account, None)
+            running = self._requests.get(account)
+            if running is not None and running.sent:
+                del self._requests[account]
             self._stored.pop(account.user_id, None)
         elif entry is not None and time_now < entry.expires:
             if time_now >= entry.refresh_after:
@@ -180,6 +183,9 @@ class CachedReferences:
         self, account: Account, aliases: Sequence[str], credential_of: str
     ) -> CredentialReference | None:
         task = asyncio.current_task()
+        request = self._requests.get(account)
+        if request is not None and request.answer is task:
+            request.sent = True
         try:
             if await self._is_still_missing(account, credential_of):
                 return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from collections.abc import Callable
 
 from exchange_service.errors import ServiceOverloaded
 
@@ -19,6 +20,8 @@ _WRITES, _FEW_WRITES = 32, 4
 _PATIENCE = 4
 # Seconds for which a stream waits to be opened at most, by what the ones before took; further ones are refused.
 LONGEST_WAIT = 10.0
+# Seconds after which one for which there is no memory may come again.
+_UNTIL_ROOM = (5.0, 15.0)
 # The share of the last opening in the time that one is thought to take, and that time at first, in seconds.
 _WEIGHT, _FIRST_GUESS = 0.05, 0.001
 
@@ -49,7 +52,7 @@ class _Queue:
         raise NotImplementedError
 
     async def wait(self) -> None:
-        """Wait for a turn. Who is cancelled stays in the queue, and is passed over."""
+        """Wait for a turn. One that is cancelled stays in the queue, and is passed over."""
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         self.begin_round_soon()
@@ -67,10 +70,12 @@ class _Queue:
 
 
 class Openings(_Queue):
-    """Opens streams one in a round, and only in some rounds while new calls keep coming."""
+    """Opens streams one in a round, and only in some rounds while new calls keep coming; none while `has_room` says
+    that there is no memory for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_room: Callable[[], bool] = lambda: True) -> None:
         super().__init__()
+        self._has_room = has_room
         self._seconds = _FIRST_GUESS
         self._last = 0.0
         self._opened = False
@@ -84,6 +89,9 @@ class Openings(_Queue):
     async def take(self) -> None:
         """Wait until the stream may be opened; at once if no other one waits. Raises ServiceOverloaded if that would
         take too long."""
+        if not self._has_room():
+            delay = random.uniform(*_UNTIL_ROOM)  # noqa: S311
+            raise ServiceOverloaded("This replica has no memory for another stream.", retry_after=delay)
         wait = len(self) * self._seconds
         if wait > LONGEST_WAIT:
             # Those who are refused should not all come back at once.

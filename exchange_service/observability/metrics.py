@@ -106,6 +106,8 @@ class Metrics:
         self._levels: dict[str, int] = {}
         self._processes: Callable[[], Iterable[ProcessOfPlugin]] = tuple
         self._processes_seen: tuple[ProcessOfPlugin, ...] = ()
+        self._read_memory: Callable[[], int | None] = lambda: None
+        self._memory_left: int | None = None
 
     @cached_property
     def registry(self) -> CollectorRegistry:
@@ -197,8 +199,13 @@ class Metrics:
         """Show the processes of plugins that `read` returns, as of each `refresh`."""
         self._processes = read
 
+    def watch_memory(self, read: Callable[[], int | None]) -> None:
+        """Show the bytes of memory that `read` says are left, as of each `refresh`; None if there is no limit."""
+        self._read_memory = read
+
     def refresh(self) -> None:
         """Read the present state of all that is watched. Call it in the event loop's thread."""
+        self._memory_left = self._read_memory()
         self._levels = {name: read() for name, read in self._watched.items()}
         self._processes_seen = tuple(self._processes())
 
@@ -263,6 +270,9 @@ class Metrics:
         yield days
         for watched, count in self._levels.items():
             yield GaugeMetricFamily(f"{name}{watched}_open", f"How many {watched} are open now.", value=count)
+        if self._memory_left is not None:
+            text = "Memory that is left before new streams are refused."
+            yield GaugeMetricFamily(name + "memory_left_bytes", text, value=self._memory_left)
         yield from _process_families(name + "plugin_process_", self._processes_seen)
 
     def _exchange(self, exchange: str) -> str:

@@ -112,6 +112,32 @@ class TestReferences:
         assert isinstance(answers[0], asyncio.CancelledError)
         assert fake.requests == 1
 
+    async def test_forced_callers_at_the_same_time_share_one_query_that_has_not_begun(
+        self, references: CachedReferences, fake: FakeStore
+    ) -> None:
+        fake.gate.clear()
+        callers = [asyncio.ensure_future(references.find(OANDA, now=True)) for _ in range(50)]
+        await until(lambda: fake.requests > 0)
+        # What has begun may have missed a change.
+        callers.append(asyncio.ensure_future(references.find(OANDA, now=True)))
+        await until(lambda: fake.requests > 1)
+        fake.gate.set()
+        await asyncio.gather(*callers)
+        assert fake.requests == 2
+
+    async def test_the_accounts_of_a_user_outlive_the_store_for_five_minutes(
+        self, references: CachedReferences, fake: FakeStore, clock: Clock
+    ) -> None:
+        assert await references.accounts("alice") == [OANDA]
+        fake.error = StoreUnavailable("down")
+        clock.now += 299
+        assert await references.accounts("alice") == [OANDA]
+        with pytest.raises(StoreUnavailable):
+            await references.accounts("bob")
+        clock.now += 2
+        with pytest.raises(StoreUnavailable):
+            await references.accounts("alice")
+
     async def test_a_forgotten_account_is_queried_again(self, references: CachedReferences, fake: FakeStore) -> None:
         await version_of(references)
         fake.version = "2"

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -23,8 +24,9 @@ import pytest
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.errors import FieldInvalid, ServiceError
 from exchange_service.grpc_server import server
-from exchange_service.v1.exchange_service_pb2 import ListExchangesRequest
+from exchange_service.v1.exchange_service_pb2 import AccountSelector, ListExchangesRequest, StreamBalancesRequest
 from exchange_service.v1.exchange_service_pb2_grpc import ExchangeServiceStub
+from tests.harness import Failure, failure_of
 
 ROOT = Path(__file__).parent.parent.parent
 MEBIBYTE = 2**20
@@ -279,6 +281,44 @@ async def test_with_hardly_any_files_venues_are_asked_and_new_clients_served_whe
                     await asyncio.sleep(0.2)
             # They notice nothing, and are served when they call again.
             assert (await served[-1].list_exchanges(page_size=1)).stats.total
+
+
+LITTLE_MEMORY = "resource.setrlimit(resource.RLIMIT_DATA, (300 * 2**20, 300 * 2**20))"
+
+
+async def open_streams(target: Target, stack: contextlib.AsyncExitStack, count: int) -> tuple[list[Any], list[Failure]]:
+    """Open so many streams at the same time: those that were, and how the others failed."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    request = StreamBalancesRequest(user_id="demo", accounts=[AccountSelector(exchange_id="oanda")])
+    calls = []
+    for _ in range(0, count, 200):
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(target.address, options=options))
+        calls += [ExchangeServiceStub(channel).StreamBalances(request) for _ in range(200)]
+    firsts = await asyncio.gather(*(call.read() for call in calls), return_exceptions=True)
+    ends = [failure_of(first) for first in firsts if isinstance(first, grpc.aio.AioRpcError)]
+    return [call for call, first in zip(calls, firsts, strict=True) if not isinstance(first, BaseException)], ends
+
+
+async def test_streams_beyond_the_memory_are_refused_and_taken_again_when_others_have_left(tmp_path: Path) -> None:
+    with demo(tmp_path, changes=LITTLE_MEMORY) as target:
+        async with contextlib.AsyncExitStack() as stack:
+            opened, refused = await open_streams(target, stack, 3000)
+            assert opened
+            assert len(refused) > 500
+            assert {failure.reason for failure in refused} == {"SERVICE_OVERLOADED"}
+            assert all(failure.retry_delay for failure in refused)
+            # Those that are open go on, and calls are answered.
+            async with asyncio.timeout(30):
+                await asyncio.gather(*(call.read() for call in opened))
+            async with ExchangeServiceClient(target.address) as client:
+                await client.get_balance("demo", "oanda", max_age=0)
+        async with asyncio.timeout(30):
+            while True:
+                async with contextlib.AsyncExitStack() as stack:
+                    if (await open_streams(target, stack, 200))[0]:
+                        break
+                await asyncio.sleep(0.5)
+        assert target.process.is_running()
 
 
 async def test_hundreds_of_streams_and_calls_of_one_client_open_the_connections_that_they_need(tmp_path: Path) -> None:

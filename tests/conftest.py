@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -22,6 +23,40 @@ RAID = "raid"
 INPUTS = "inputs"
 # A property of a test: the threat that it is about, and whether it attacks first with the mitigation switched off.
 THREAT = "threat"
+
+# The files that take longest, over ten seconds each, longest first. They begin first, because a worker that gets one at
+# the end leaves the others without work. pytest-xdist keeps this order with --no-loadscope-reorder.
+LONGEST_FILES = (
+    "faults/test_evil_plugins.py",
+    "tests/test_every_exchange_malformed.py",
+    "faults/test_plugin_trust_attacks.py",
+    "tests/test_credential_prompt.py",
+    "faults/test_connection_attacks.py",
+    "tests/test_canary.py",
+    "e2e/test_rolling_restart.py",
+    "tests/test_plugin_host.py",
+    "tests/test_cli.py",
+    "credentials/test_sealing.py",
+    "credentials/test_rewriting.py",
+    "credentials/test_outages.py",
+    "faults/test_redis_attacks.py",
+    "faults/test_token_attacks.py",
+    "faults/test_neighbour_attacks.py",
+    "e2e/test_two_users.py",
+    "e2e/test_sealed_service.py",
+    "e2e/test_replicas.py",
+    "e2e/test_streams.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _place(item.path.as_posix()))
+
+
+@cache
+def _place(path: str) -> int:
+    """Where the file stands among the longest; behind them all if it is not one."""
+    return next((place for place, name in enumerate(LONGEST_FILES) if path.endswith(name)), len(LONGEST_FILES))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -32,8 +32,8 @@ PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicK
 WITHOUT_HEADER = "\n".join(PEM.splitlines()[1:-1]) + "\n"
 NAME = "organizations/acme/apiKeys/one"
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
-# Seconds between the lines of a paste on a slow line.
-SLOW = 0.25
+# Seconds between the lines of a paste on a slow line: more than those after which a line that comes is a new answer.
+SLOW = 0.2
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -108,23 +108,25 @@ def test_all_lines_of_a_pasted_key_are_stored(tmp_path: Path, text: str, pause: 
 
 
 @pytest.mark.parametrize(
-    ("exchange", "text", "told"),
+    ("exchange", "text", "pause", "told"),
     [
-        ("coinbase", ENCRYPTED, "encrypted"),
-        ("coinbase", ENCRYPTED_BEFORE.decode(), "encrypted"),
-        ("coinbase", PUBLIC, "public key"),
-        ("kraken", PEM, "an EC key on the curve P-256"),
-        ("coinbase", json.dumps({"name": NAME, "privateKey": PEM}, indent=1) + "\n", "JSON object"),
-        ("coinbase", "\n".join(PEM.splitlines()[:1] + PEM.splitlines()[2:]) + "\n", "beginning is missing"),
+        ("coinbase", ENCRYPTED, SLOW, "encrypted"),
+        ("coinbase", ENCRYPTED_BEFORE.decode(), 0.0, "encrypted"),
+        ("coinbase", PUBLIC, SLOW, "public key"),
+        ("kraken", PEM, 0.0, "an EC key on the curve P-256"),
+        ("coinbase", json.dumps({"name": NAME, "privateKey": PEM}, indent=1) + "\n", SLOW, "JSON object"),
+        ("coinbase", "\n".join(PEM.splitlines()[:1] + PEM.splitlines()[2:]) + "\n", 0.0, "beginning is missing"),
     ],
     ids=["encrypted", "encrypted before", "public", "HMAC alone", "JSON", "a line is missing"],
 )
-def test_what_is_no_usable_key_is_refused_at_once(tmp_path: Path, exchange: str, text: str, told: str) -> None:
+def test_what_is_no_usable_key_is_refused_at_once(
+    tmp_path: Path, exchange: str, text: str, pause: float, told: str
+) -> None:
     shell = Shell(tmp_path, exchange)
     shell.until("API key: ")
     shell.type(NAME + "\n")
     shell.until("API secret: ")
-    shell.paste(text, SLOW)
+    shell.paste(text, pause)
     shell.until("code 2")
     shell.end()
     assert "nothing was stored" in shell.shown

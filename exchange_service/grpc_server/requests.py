@@ -170,7 +170,7 @@ def known_version(message: Any, *, path: str = "") -> int:
     be above it, and replicas do not believe one so far ahead."""
     version: int = message.known_version
     if version > highest_known_version(time.time()):
-        raise FieldInvalid(path + "known_version", "it should be the version of a balance, and none is so far ahead of the clock.")
+        raise FieldInvalid(path + "known_version", "it should be a balance's version: none is so far ahead.")
     return version
 
 

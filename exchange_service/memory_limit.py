@@ -1,4 +1,4 @@
-"""The process's memory, measured against the limits that it has, so that it refuses work before the system ends it.
+"""The process's memory, measured against the limits that it has: work is refused before the system ends the process.
 
 gRPC's library aborts the process when it gets no memory, and the kernel kills what exceeds a container's limit.
 """

@@ -170,9 +170,7 @@ def known_version(message: Any, *, path: str = "") -> int:
     be above it, and replicas do not believe one so far ahead."""
     version: int = message.known_version
     if version > highest_known_version(time.time()):
-        raise FieldInvalid(
-            path + "known_version", "no balance has a version so far ahead.", advice="Leave it out to get the balance."
-        )
+        raise FieldInvalid(path + "known_version", "it should be a balance's version: none is so far ahead.")
     return version
 
 

@@ -451,6 +451,30 @@ class TestLeases:
         await lease.release()
         await eventually(lambda: _is_leased(two, "l"))
 
+    async def test_while_redis_is_in_trouble_callers_wait_for_one_try_and_for_no_message_or_release(
+        self, redis_server: RedisServer, connect: Connect, late_updates: Callable[[int], None], monkeypatch: Any
+    ) -> None:
+        one, two, may_end = connect(redis_server.url), connect(redis_server.url), asyncio.Event()
+        one._link._failed_at = time.monotonic()
+        late_updates(1)
+        lease = await one.lease("l", 60)
+        assert lease is not None
+        assert not lease.shared
+        send, remove = SealedRedis.publish, SealedRedis.remove_payload
+        for name, method in (("publish", send), ("remove_payload", remove)):
+
+            async def wait(self: SealedRedis, *arguments: Any, of: Any = method) -> None:
+                await may_end.wait()
+                await of(self, *arguments)
+
+            monkeypatch.setattr(SealedRedis, name, wait)
+        async with asyncio.timeout(5):
+            await one.publish(b"m")
+            await lease.release()
+        assert await two.lease("l", 60) is None
+        may_end.set()
+        await eventually(lambda: _is_leased(two, "l"))
+
 
 async def _is_leased(cache: RedisCache, name: str) -> bool:
     return await cache.lease(name, 60) is not None

@@ -29,6 +29,8 @@ _CLOSE_LIMIT = 0.5
 _SENDER_LENGTH = 8
 # Times that a lease is tried while Redis is not known to be out of reach.
 _LEASE_TRIES = 2
+# Seconds for which the end of a lease is waited for.
+_RELEASE_WAIT = 0.05
 # Every replica with the same key is subscribed to it; a message begins with its sender.
 _CHANNEL = "invalidations"
 # Messages in a second that are not ours, after which the subscription is given up for a while: a lost message costs
@@ -136,7 +138,8 @@ class RedisCache:
         late the lease may be taken there all the same: the next try finds it to be ours, or its release removes it.
         """
         lease = _RedisLease(self._sealed, name, seconds, self._tasks, self._sender)
-        for _ in range(_LEASE_TRIES):
+        # A second try is for the one answer that is late, and not for a Redis that is in trouble.
+        for _ in range(_LEASE_TRIES if self._link.reliable else 1):
             try:
                 return lease if await lease.acquire() else None
             except NoAnswer:
@@ -145,7 +148,12 @@ class RedisCache:
         return lease
 
     async def publish(self, message: bytes) -> None:
-        """Send `message` to every other replica that is subscribed."""
+        """Send `message` to every other replica that is subscribed; not waited for while Redis is in trouble."""
+        sending = self._tasks.start(self._publish(message), name="invalidation")
+        if self._link.reliable:
+            await asyncio.shield(sending)
+
+    async def _publish(self, message: bytes) -> None:
         with contextlib.suppress(NoAnswer):
             await self._sealed.publish(_CHANNEL, self._sender + message)
 
@@ -309,16 +317,17 @@ class _RedisLease:
         """Release it, if it is still ours."""
         if self._renewing is not None:
             await asyncio.wait({self._renewing})
-        if self._head:
-            with contextlib.suppress(NoAnswer):
-                await self._sealed.remove(self._name, self._head)
-        elif self._unsure:
-            # Beside the caller, whom a late Redis has cost time enough.
-            self._tasks.start(self._remove_late(), name="release of a late lease")
+        if self._head or self._unsure:
+            # A late Redis has cost the caller time enough, who has got what the lease was for.
+            removal = self._tasks.start(self._remove(), name="release of a lease")
+            await asyncio.wait({removal}, timeout=_RELEASE_WAIT)
 
-    async def _remove_late(self) -> None:
+    async def _remove(self) -> None:
         with contextlib.suppress(NoAnswer):
-            await self._sealed.remove_payload(self._name, self._holder)
+            if self._head:
+                await self._sealed.remove(self._name, self._head)
+            else:
+                await self._sealed.remove_payload(self._name, self._holder)
 
 
 def _trouble(server: str, failure: NoAnswer) -> str:

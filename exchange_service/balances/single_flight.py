@@ -75,12 +75,15 @@ class SingleFlight(Generic[T]):
             raise VenueTimeout(f"{target.listing.metadata.name} did not answer in the time that the call had.")
         if call.task.cancelled():
             raise ShuttingDown("This replica is shutting down.")
-        try:
+        error = call.task.exception()
+        if error is None:
             return call.task.result()
+        try:
+            # Without its traceback: that holds the frames of the whole road, and these hold the error. Such a circle
+            # stays in memory until the collector of all objects comes, which it seldom does.
+            raise error.with_traceback(None)
         finally:
-            # The error's traceback holds this frame. If the frame held the error, both would stay in memory until the
-            # collector of cycles came, which it seldom does.
-            del call
+            del call, error
 
     def snapshot(self) -> tuple[int, int]:
         """How many fetches are in progress, and how many callers wait for them."""
@@ -106,8 +109,6 @@ class SingleFlight(Generic[T]):
         # Taken here too: if no caller waits for it any more, asyncio would log it.
         error = call.task.exception()
         if isinstance(error, ServiceError):
-            # Its traceback holds the frames of the whole road, and these hold it.
-            error.with_traceback(None)
             log.debug("fetch.failed", exchange=target.listing.metadata.id, reason=error.reason)
         self._on_done(target, error)
 

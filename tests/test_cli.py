@@ -21,12 +21,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from exchange_service import clock
 from exchange_service.cli import tables
 from exchange_service.cli.calls import LiveView
+from exchange_service.cli.doctor import Severity, examine
 from exchange_service.plugin_api import AssetBalance, Balance, Summary, VenueAccount, VenueUnavailable
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1 import exchange_service_pb2 as messages
-from tests.harness import USER, Running, ScriptedPlugin, raising, registry_of, returning, serving
+from tests.harness import USER, Running, ScriptedPlugin, raising, registry_of, returning, serving, settings_for
 
 CANARY = "canary-secret-5f1c9a"
 REMOVE = ("credentials", "remove", "-u", "alice", "-e", "oanda", "--environment", "practice", "--yes")
@@ -382,6 +384,16 @@ def test_doctor_names_a_database_and_a_cache_that_do_not_answer(tmp_path: Path) 
     assert done.returncode == 4
     assert errors == {"cache", "database"}
     assert CANARY not in done.stdout + done.stderr
+
+
+async def test_doctor_warns_of_a_clock_that_differs_from_rediss(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "wall", lambda: time.time() - 3600)
+    findings = await examine(settings_for(tmp_path, cache_url=redis_url, hash_key="0123456789abcdef"))
+    (finding,) = [finding for finding in findings if finding.subject == "cache"]
+    assert finding.severity is Severity.WARNING
+    assert "differs from that of Redis by 3600 s" in finding.text
 
 
 def test_plugins_shows_the_exchanges_of_each_plugin(tmp_path: Path) -> None:

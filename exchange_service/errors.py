@@ -291,6 +291,7 @@ class StoreUnavailable(HostError):
     """The store of credentials cannot be reached."""
 
     reason = "STORE_UNAVAILABLE"
+    transient = True
     default_retry_after = 2.0
 
 

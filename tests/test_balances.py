@@ -36,6 +36,7 @@ from exchange_service.errors import (
     RequestRefused,
     ServiceError,
     ShuttingDown,
+    StoreUnavailable,
     VenueMaintenance,
     VenueMalformed,
     VenueRateLimited,
@@ -549,6 +550,16 @@ class TestLastGood:
         plugin.answer = raising(kind("Something is wrong."))
         with pytest.raises(kind):
             await service.get()
+
+    async def test_it_is_returned_while_the_store_of_the_credential_does_not_answer(
+        self, service: TestService, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await service.get()
+        service.clock.now += 100
+        # As in another replica, which has not asked the venue for this account yet.
+        service.sessions.forget(Account("alice", "fakex"))
+        monkeypatch.setattr(service.sessions, "_open_credential", raising(StoreUnavailable("It is down.")))
+        assert isinstance((await service.get()).stale, StoreUnavailable)
 
     async def test_it_is_not_returned_for_a_forced_call(self, service: TestService, plugin: ScriptedPlugin) -> None:
         await service.get()

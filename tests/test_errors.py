@@ -70,6 +70,7 @@ def test_a_delay_of_zero_is_a_delay() -> None:
 def test_an_error_that_does_not_concern_the_account_is_transient() -> None:
     transient = {leaf.reason for leaf in LEAVES if leaf.transient}
     assert transient == {
+        "STORE_UNAVAILABLE",
         "VENUE_RATE_LIMITED",
         "VENUE_UNAVAILABLE",
         "VENUE_MAINTENANCE",

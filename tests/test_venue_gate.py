@@ -614,7 +614,7 @@ class TestRateLimits:
         assert await outcome(venue.through(gate)) is None
 
     @pytest.mark.parametrize(
-        ("waits", "served", "asked"), [([0.05, 0.05, 0.0], True, 3), ([0.05] * 9, False, 4), ([0.5, 0.0], False, 1)]
+        ("waits", "served", "asked"), [([0.05, 0.05, 0.0], True, 3), ([0.05] * 9, False, 4), ([0.9, 0.0], False, 1)]
     )
     async def test_a_caller_waits_a_few_times_for_permits_that_come_soon(
         self, waits: list[float], served: bool, asked: int, monkeypatch: pytest.MonkeyPatch

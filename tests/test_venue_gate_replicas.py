@@ -32,7 +32,7 @@ from exchange_service.model import Account, Credential
 from exchange_service.plugin_api import Environment, RateLimit
 from exchange_service.testing import Fault, LoopbackVenue
 from exchange_service.venue_gate import GateOptions
-from exchange_service.venue_gate.rate_limits import Window
+from exchange_service.venue_gate.rate_limits import RateLimiter, Window
 from exchange_service.venue_gate.redis_state import RedisSharedState
 from exchange_service.venue_gate.shared_window import SharedWindow
 from exchange_service.venues.http import VenueHttpPool
@@ -40,6 +40,7 @@ from exchange_service.venues.registry import Listing
 from exchange_service.venues.sessions import Sessions
 from tests.gates import Answering, Recorder, over_http
 from tests.harness import (
+    OffsetClock,
     ScriptedPlugin,
     eventually,
     listing,
@@ -49,6 +50,29 @@ from tests.servers import RedisServer
 
 KEY = b"0123456789abcdef"
 PER_MINUTE = RateLimit("address", 20, 60)
+REPLICA = b"one     "
+
+
+class CountsInMemory:
+    """The counts of one replica, as Redis keeps them, by the event loop's clock."""
+
+    def __init__(self) -> None:
+        self._window: SharedWindow | None = None
+
+    async def take(self, key: str, allowed: int, seconds: int, count: int, unused: int = 0) -> float:
+        now = asyncio.get_running_loop().time()
+        packed = self._window.pack() if self._window else b""
+        window = SharedWindow.unpack(seconds, packed, now) if packed else SharedWindow(seconds, now)
+        window.give_back(REPLICA, unused)
+        wait = window.wait(count, allowed, now)
+        if not wait:
+            window.add(REPLICA, count)
+            self._window = window
+        return wait
+
+    def used(self) -> int:
+        assert self._window is not None
+        return sum(sum(counts) for counts in self._window._parts.values())
 
 
 @dataclass
@@ -310,6 +334,20 @@ class TestCountsInRedis:
             assert await one.take("v", 20, 60, 1) == 0
             assert await other.take("v", 20, 60, 10) != 0
             assert await other.take("v", 20, 60, 9) == 0
+
+    async def test_permits_that_were_reserved_and_not_used_are_given_back(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock, counts = OffsetClock(monkeypatch), CountsInMemory()
+        limiter = RateLimiter("v", RateLimit("address", 100, 60), counts, replicas=2)
+        waits = []
+        for _ in range(17):
+            # The fourth of them reserves a batch, of which it uses one.
+            waits += [await limiter.acquire(polling=False) for _ in range(4)]
+            clock.advance(3.1)
+        assert waits == [0.0] * 68
+        # All that is reserved is what was used, and the last batch.
+        assert counts.used() <= 68 + 3
 
     @given(st.lists(st.tuples(st.floats(0, 90), st.integers(0, 5), st.booleans()), max_size=20))
     def test_two_replicas_count_as_one_would(self, takes: list[tuple[float, int, bool]]) -> None:

@@ -190,7 +190,7 @@ class RedisLink:
 
     @property
     def reliable(self) -> bool:
-        """Whether Redis has answered every call in the last `RELIABLE_AFTER` seconds."""
+        """Whether Redis has answered every call in the last `RELIABLE_AFTER` seconds, and refused none."""
         return time.monotonic() - self._failed_at > RELIABLE_AFTER
 
     def add_recovery_listener(self, listener: Callable[[], None]) -> None:
@@ -231,6 +231,9 @@ class RedisLink:
             # It answers: full, read-only, moved, or with another kind of value at the key.
             self._on_success()
             failure = NoAnswer(type(error).__name__, explain(error))
+            if failure.says:
+                # It does not do what this service needs, so nor may what others wait for.
+                self._failed_at = time.monotonic()
             self.report_trouble(error)
             if is_read_only(error):
                 await self._reconnect()

@@ -43,8 +43,8 @@ _FOR_THE_VENUE = 0.25
 _MOST_FOR_THE_VENUE = 2.0
 # A timeout speaks of the venue if the venue had at least this part of the fetch's time.
 _FAIR_SHARE = 0.5
-# A caller waits for permits that come so soon, in seconds, and so often: as when several replicas take some at once.
-_SHORT_WAIT = 0.1
+# A caller waits for permits that come so soon, in seconds, and so often: many accounts may be due at one moment.
+_SHORT_WAIT = 0.5
 _MOST_SHORT_WAITS = 3
 # The part of a venue's slots, and of a plugin's, that one user's fetches may take.
 _OF_ONE = 0.5
@@ -122,7 +122,9 @@ class _Passage:
     def waits_shortly(self, wait: float) -> bool:
         """Whether the caller is kept waiting for so many seconds, however urgent the fetch is; counts it."""
         self.short_waits += 1
-        return wait <= _SHORT_WAIT and self.short_waits <= _MOST_SHORT_WAITS
+        if wait > _SHORT_WAIT or self.short_waits > _MOST_SHORT_WAITS:
+            return False
+        return _loop_time() + wait <= self.latest
 
     def refusal(self, cooldowns: Cooldowns) -> ServiceError | None:
         """Why the venue is not to be asked now, with the delay; None if it may be."""

@@ -1,8 +1,8 @@
 """A venue's rate limits, kept by all replicas together if they share a Redis, and by each for its part otherwise.
 
 A replica reserves permits in Redis before it gives them out, in batches. A batch doubles while it is used up within
-1/20 of the window; unused permits expire then. So a busy replica asks Redis rarely, and an idle one withholds nothing
-from the others.
+1/20 of the window; permits that are unused then are given back with the next batch. So a busy replica asks Redis
+rarely, and an idle one withholds little from the others.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _MOST_ACCOUNTS = 1_000
 class SharedRateLimits(Protocol):
     """The permits that all replicas have taken."""
 
-    async def take(self, key: str, allowed: int, seconds: int, count: int) -> float | None:
-        """Take `count` of the `allowed` in any `seconds`. Returns zero if they were taken, the seconds until there may
-        be as many if not, and None if Redis does not answer."""
+    async def take(self, key: str, allowed: int, seconds: int, count: int, unused: int = 0) -> float | None:
+        """Take `count` of the `allowed` in any `seconds`, and give back `unused` ones. Returns zero if that was done,
+        the seconds until there may be as many if not, and None if Redis does not answer."""
 
 
 def until_room(
@@ -260,10 +260,11 @@ class RateLimiter:
         else:
             batch.size = cost
         owed = min(self._owed, allowed - batch.size) if now < self._owed_at + self.limit.seconds else 0
-        taken = await shared.take(self.key, allowed, self.limit.seconds, batch.size + owed)
+        unused = self._unused(now)
+        taken = await shared.take(self.key, allowed, self.limit.seconds, batch.size + owed, unused)
         if taken and batch.size + owed > cost:
             batch.size = cost
-            taken = await shared.take(self.key, allowed, self.limit.seconds, cost)
+            taken = await shared.take(self.key, allowed, self.limit.seconds, cost, unused)
         if taken is None:
             return None
         self._owed = 0
@@ -272,9 +273,17 @@ class RateLimiter:
             wait = min(max(_LEAST_WAIT, taken), self.limit.seconds)
             self._ask_after[polling] = now + wait
             return wait
+        for expired in self._batches.values():
+            if now >= expired.ends:
+                expired.left = 0
         batch.left, batch.ends = batch.size - cost, now + self.limit.seconds / _BATCHES
         self._window.add(cost, now)
         return 0.0
+
+    def _unused(self, now: float) -> int:
+        """How many permits of ended batches were not used and are still counted in Redis."""
+        counted_for = self.limit.seconds * (1 - 1 / _BATCHES)
+        return sum(batch.left for batch in self._batches.values() if batch.ends <= now < batch.ends + counted_for)
 
     def _own_wait(self, allowed: int, now: float) -> float:
         """Seconds until this process's own count leaves room for a balance: it sends no more than the limit, whatever

@@ -37,7 +37,7 @@ class RedisSharedState:
         # In a row, by the limit.
         self._conflicts: LRUCache[str, int] = LRUCache(_MOST_IN_CONFLICT)
 
-    async def take(self, key: str, allowed: int, seconds: int, count: int) -> float | None:
+    async def take(self, key: str, allowed: int, seconds: int, count: int, unused: int = 0) -> float | None:
         """See SharedRateLimits."""
         wait, taken = 0.0, Window(seconds)
 
@@ -46,6 +46,7 @@ class RedisSharedState:
             window = _read_window(seconds, present, now)
             # What Redis counts of ours may be wrong: answers were lost, or Redis has lost its data.
             window.put(self._replica, self._taken.get(key), now)
+            window.give_back(self._replica, unused)
             wait = window.wait(count, allowed, now)
             if wait:
                 return None

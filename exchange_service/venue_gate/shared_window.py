@@ -63,6 +63,15 @@ class SharedWindow:
         self._parts[replica] = previous, current + count
         return Window.of(self._seconds, self._began, previous, current + count)
 
+    def give_back(self, replica: bytes, count: int) -> None:
+        """Count so many permits of a replica no more, the newest first."""
+        previous, current = self._parts.get(replica, (0, 0))
+        left = max(0, current - count)
+        previous = max(0, previous - (count - (current - left)))
+        self._parts.pop(replica, None)
+        if previous or left:
+            self._parts[replica] = previous, left
+
     def wait(self, count: int, allowed: int, now: float) -> float:
         """Seconds until `count` more are allowed; zero if they are allowed now."""
         left = max(0.0, self._began + self._seconds - now)

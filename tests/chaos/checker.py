@@ -310,17 +310,21 @@ def allowed_for(reply: Reply, expectation: Expectation) -> frozenset[str]:
 
 @invariant
 def last_good_kept(history: History, expectation: Expectation) -> list[Violation]:
-    """A venue's failure reaches no call that could have had the last good balance, allowed or not."""
+    """A venue's failure reaches no call that could have had the last good balance, allowed or not. An older one than
+    the caller names is no such balance."""
     index = Index.of(history)
     known: dict[tuple[int, str, str], float] = {}
+    versions: dict[tuple[int, str, str], int] = {}
     found = []
     for reply in sorted(history.replies, key=lambda reply: reply.begin):
         account = (reply.replica, reply.user, reply.account)
         answer = index.answer(reply) if reply.ok else None
         if answer is not None:
             known[account] = max(known.get(account, 0.0), answer.made)
+            versions[account] = max(versions.get(account, 0), reply.version)
         age = reply.end - known.get(account, 0.0)
         might_have_had_it = reply.max_age != 0 and age < expectation.grace - _NEAR_GRACE
+        might_have_had_it &= reply.known_version <= versions.get(account, 0)
         if reply.reason.startswith("VENUE_") and might_have_had_it and not _machine_was_late(history, reply):
             text = f"{who(reply)}: {reply.reason}, though it had a balance of {age:.1f} s ago"
             found.append(Violation("last_good_kept", reply.end, text))

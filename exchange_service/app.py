@@ -158,7 +158,7 @@ class BalanceOptions:
 def open_balances(venues: Venues, references: CachedReferences, cache: Cache, options: BalanceOptions) -> Balances:
     """GetBalance's use case. The road of a fetch is one line: each layer has the next one inside."""
     freshness, backoff, gate = options.freshness, options.backoff, options.gate
-    refusals = Refusals(freshness.was_good_lately)
+    refusals = Refusals(freshness.was_good_lately, freshness.now)
     seconds, done, now = options.venue_timeout, refusals.on_fetch_done, freshness.now
     ttl = max(freshness.stale_grace, freshness.max_age)
     cached = CachedBalances(cache, ttl, longest_pause=2 * backoff.idle, now=now)

@@ -282,12 +282,13 @@ class VenueReports:
 
     `usage` has the units used of the limit whose window has so many seconds, and the seconds until that window ends.
     `cooldown` is in seconds, 0 if the venue did not ask for one. `answered_at` is when the first good answer began to
-    come, by `time.monotonic`; the host sets it.
+    come, by `time.monotonic`, and `opening` whether the call still waits for its credential; the host sets both.
     """
 
     usage: dict[int, tuple[int, float]] = field(default_factory=dict)
     cooldown: float = 0.0
     answered_at: float | None = field(default=None, compare=False)
+    opening: bool = field(default=False, compare=False)
     # Called after each report, so that the gate can act on it before the call ends.
     on_report: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
 

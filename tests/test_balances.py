@@ -236,6 +236,21 @@ async def get_from(balances: Balances, service: TestService, *, max_age: float |
 
 
 class TestReplicas:
+    async def test_a_refusal_ends_with_a_later_balance_of_another_replica(
+        self, service: TestService, plugin: ScriptedPlugin
+    ) -> None:
+        other, clock = replica(service)
+        plugin.answer = raising(CredentialRejected("No."))
+        with pytest.raises(CredentialRejected):
+            await service.get()
+        plugin.answer = returning(holding(("BTC", "2")))
+        clock.now = service.clock.now = service.clock.now + 1
+        await get_from(other, service)
+        plugin.answer = returning(holding(("BTC", "3")))
+        # Too old by now: the venue is asked again, and not taken to refuse still.
+        clock.now = service.clock.now = service.clock.now + 40
+        assert figures(await service.get()) == {"BTC": "3"}
+
     async def test_a_newer_balance_that_another_replica_wrote_during_the_fetch_is_returned(
         self, service: TestService, plugin: ScriptedPlugin
     ) -> None:

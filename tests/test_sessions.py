@@ -584,7 +584,7 @@ WRONG_SHAPES = {
     "a dictionary": ({"total": {"BTC": 1.5}}, "dict"),
     "a float": (1.5, "float"),
     "accounts of another type": (Balance(("BTC",)), "VenueAccount"),  # type: ignore[arg-type]
-    "accounts in a number": (Balance(7), "TypeError"),  # type: ignore[arg-type]
+    "accounts in a number": (Balance(7), "tuple"),  # type: ignore[arg-type]
     "an id that is not a text": (Balance((VenueAccount(id=7),)), "texts"),  # type: ignore[arg-type]
     "two accounts of one identity": (Balance((VenueAccount("1"), VenueAccount("1"))), "same id"),
     "a row of another type": (Balance((VenueAccount(assets=("BTC",)),)), "AssetBalance"),  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache, TLRUCache
 
+from exchange_service import clock
 from exchange_service.errors import (
     AccountUnknown,
     AddressNotAllowed,
@@ -54,14 +55,18 @@ class _Refusal:
     error: ServiceError
     # In the event loop's time.
     until: float
+    # When the venue said so, in seconds since the epoch.
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A refusal that is not believed yet, and when the venue is to be asked again, in the event loop's time."""
+    """A refusal that is not believed yet, and when the venue is to be asked again, in the event loop's time; `at` is
+    when it was said, in seconds since the epoch."""
 
     error: ServiceError
     ask_at: float
+    at: float
 
     def left(self) -> float:
         """Seconds until the venue is to be asked again, never negative."""
@@ -69,11 +74,17 @@ class Doubt:
 
 
 class Refusals:
-    """Remembers refusals by the keys of their targets. `was_good_lately` says whether a balance that was fetched at
-    this time, in seconds since the epoch, may still be given."""
+    """Remembers refusals by the keys of their targets, until a balance disproves them: one that came here, or one that
+    another replica has read later. `was_good_lately` says whether a balance that was fetched at this time, in seconds
+    since the epoch, may still be given; `now` is in these seconds too."""
 
-    def __init__(self, was_good_lately: Callable[[float], bool] = lambda fetch_time: False) -> None:
+    def __init__(
+        self,
+        was_good_lately: Callable[[float], bool] = lambda fetch_time: False,
+        now: Callable[[], float] = clock.wall,
+    ) -> None:
         self._was_good_lately = was_good_lately
+        self._now = now
         self._refusals: TLRUCache[str, _Refusal] = TLRUCache(
             _MOST, ttu=lambda _, refusal, now: refusal.until, timer=_loop_time
         )
@@ -87,13 +98,19 @@ class Refusals:
         """Raise the venue's refusal of this target's credential, if it is remembered."""
         for key in (target.key, target.credential_key):
             refusal = self._refusals.get(key)
-            if refusal is not None:
+            if refusal is not None and refusal.at < target.newer_than:
+                del self._refusals[key]
+            elif refusal is not None:
                 # Raised again and again, an error would gather a longer traceback each time.
                 raise refusal.error.with_traceback(None)
 
     def doubt(self, target: Target) -> Doubt | None:
         """The refusal of this target that is not believed yet."""
-        return self._doubts.get(target.key)
+        doubt = self._doubts.get(target.key)
+        if doubt is not None and doubt.at < target.newer_than:
+            del self._doubts[target.key]
+            return None
+        return doubt
 
     def on_fetch_done(self, target: Target, error: BaseException | None) -> None:
         """A fetch has ended: doubt or remember a refusal, and forget what a balance has disproved."""
@@ -103,7 +120,8 @@ class Refusals:
             self._doubts.pop(target.key, None)
             self._believed.pop(target.key, None)
         elif isinstance(error, _DOUBTED) and self._is_doubtful(target):
-            self._doubts.setdefault(target.key, Doubt(error.with_traceback(None), _loop_time() + DOUBT_PAUSE))
+            doubt = Doubt(error.with_traceback(None), _loop_time() + DOUBT_PAUSE, self._now())
+            self._doubts.setdefault(target.key, doubt)
         elif isinstance(error, _DOUBTED):
             self._doubts.pop(target.key, None)
             self._believed[target.key] = True
@@ -123,7 +141,7 @@ class Refusals:
             # Not for longer than a venue can mean it.
             seconds = min(_SECONDS if error.retry_after is None else error.retry_after, _LONGEST)
             key = target.credential_key if isinstance(error, _OF_THE_CREDENTIAL) else target.key
-            self._refusals[key] = _Refusal(error.with_traceback(None), _loop_time() + seconds)
+            self._refusals[key] = _Refusal(error.with_traceback(None), _loop_time() + seconds, self._now())
 
 
 def _loop_time() -> float:

@@ -32,6 +32,8 @@ _ALWAYS_FORCED_BELOW = 1.0
 # A call with a smaller `max_age` than this, or than half of the default, reaches the venue more often than the default
 # would, so it counts as forced unless this process has a copy that is young enough.
 _FORCED_BELOW = 5.0
+# Seconds that a forced call must have left when the venue is asked for its second word.
+_FOR_THE_SECOND_WORD = 0.5
 # Seconds for which a second ask waits; the fetch has a time limit of its own.
 _SECOND_ASK = 60.0
 _SOURCE_NAMES = {source: source.name.lower().replace("_", "-") for source in Source}
@@ -163,7 +165,7 @@ class Balances:
             return await self._fetch_known(target, deadline, polling=polling)
         except ServiceError as error:
             doubt = self._doubt(target, error) if forced else None
-            if doubt is None or asyncio.get_running_loop().time() + doubt.left() + LEAST_TIME >= deadline:
+            if doubt is None or asyncio.get_running_loop().time() + doubt.left() + _FOR_THE_SECOND_WORD >= deadline:
                 raise
         await asyncio.sleep(doubt.left())
         return await self._fetch_known(target, deadline, polling=polling)

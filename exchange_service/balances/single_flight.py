@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from exchange_service.deadlines import ANSWER_MARGIN
-from exchange_service.errors import DeadlinePassed, ServiceError, ShuttingDown, VenueTimeout
+from exchange_service.errors import DeadlinePassed, ServiceError, ShuttingDown, StoreUnavailable, VenueTimeout
 from exchange_service.venues.fetching import Fetcher, Target
 from exchange_service.venues.priority import Priority
 
@@ -28,6 +28,7 @@ class _Call(Generic[T]):
     """A fetch in progress, and how many wait for it."""
 
     task: asyncio.Task[T]
+    target: Target
     priority: Priority
     waiting: int = 0
 
@@ -72,7 +73,7 @@ class SingleFlight(Generic[T]):
         finally:
             call.waiting -= 1
         if not call.task.done():
-            raise VenueTimeout(f"{target.listing.metadata.name} did not answer in the time that the call had.")
+            raise _late(call.target)
         if call.task.cancelled():
             raise ShuttingDown("This replica is shutting down.")
         error = call.task.exception()
@@ -93,7 +94,7 @@ class SingleFlight(Generic[T]):
         loop = asyncio.get_running_loop()
         own = Priority(polling=priority.polling)
         work = self.inner.fetch(target, loop.time() + self._seconds, own)
-        call = _Call(loop.create_task(work, name=f"refresh {target.listing.metadata.id}"), own)
+        call = _Call(loop.create_task(work, name=f"refresh {target.listing.metadata.id}"), target, own)
         self._calls[target.key] = call
         call.task.add_done_callback(partial(self._on_fetch_done, target, call))
         return call
@@ -123,3 +124,10 @@ class SingleFlight(Generic[T]):
         self.end()
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
+
+
+def _late(target: Target) -> ServiceError:
+    """Why a caller does not wait any longer: by what the fetch waits for."""
+    if target.reports.opening:
+        return StoreUnavailable("The credential database did not answer in the time that the call had.")
+    return VenueTimeout(f"{target.listing.metadata.name} did not answer in the time that the call had.")

@@ -168,12 +168,17 @@ class HandlerWrapper:
             except Exception as error:
                 end = find_status(error)
                 code = end.code.name
+                # It holds the frames of the whole call.
+                error.__traceback__ = None
                 await self._tell(context, end, mark, last_moment)
             finally:
                 last_moment.call_off()
                 running.discard(task)
                 metrics.call_ended(method, code, time.monotonic() - began)
                 mark.request_id = ""
+                # gRPC's context holds the exception that ends a failed call, and that holds this frame: together they
+                # would stay in memory until the collector of all objects comes, which it seldom does.
+                del context
 
         return handle
 
@@ -184,7 +189,11 @@ class HandlerWrapper:
     async def _tell(self, context: Context, end: CallStatus, mark: CallMark, last_moment: _LastMoment) -> NoReturn:
         last_moment.call_off()
         self._metrics.call_failed(end.reason)
-        await _abort(context, end, (REQUEST_ID_KEY, mark.request_id))
+        try:
+            await _abort(context, end, (REQUEST_ID_KEY, mark.request_id))
+        finally:
+            # As in `wrap`.
+            del context
 
 
 def _ending() -> ShuttingDown:
@@ -236,7 +245,11 @@ async def abort(context: Context, error: Exception) -> NoReturn:
 
 async def _abort(context: Context, end: CallStatus, *more: tuple[str, str]) -> NoReturn:
     end = end.fitted(context.time_remaining())
-    await context.abort(end.code, end.message, (*end.trailers, *more))
+    try:
+        await context.abort(end.code, end.message, (*end.trailers, *more))
+    finally:
+        # As in `HandlerWrapper.wrap`.
+        del context
 
 
 def find_status(error: Exception) -> CallStatus:

@@ -182,7 +182,8 @@ class PluginClients:
         send = partial(_call_process, supervisor, process, method, target.listing, deadline)
         reply = await send(request(call))
         if reply.WhichOneof("outcome") == "credential_needed":
-            call.credential.CopyFrom(write_credential(await self._open_credential(reference)))
+            credential = await target.opened(self._open_credential(reference))
+            call.credential.CopyFrom(write_credential(credential))
             call.timeout = max(0.0, deadline - loop.time())
             reply = await send(request(call))
         if isinstance(reply, messages.FetchBalanceResponse):

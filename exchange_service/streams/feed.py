@@ -193,6 +193,7 @@ class Feed:
         self._lower = 0
         self._current_key = result.key
         changed = self._current is None or stored.version != self._current.version
+        is_newer = self._current is None or stored.fetch_time > self._current.fetch_time
         if changed and self._current is not None:
             self._replaced = (self._current.version, self._current.fetch_time)
         self._current = stored
@@ -213,11 +214,11 @@ class Feed:
                 self._announce(stale)
             else:
                 self._fail(stale)
-        elif self._error is not None and not changed and result.source is Source.CACHE:
-            # A copy from before the error does not say that the venue answers again.
-            return
         else:
             recovered = self._error is not None or self._doubt is not None
+            if recovered and not is_newer and result.source is Source.CACHE:
+                # A copy from before the error does not say that the venue answers again.
+                return
             self._doubt = self._error = None
             if changed or recovered:
                 self._hand_out(result.source, None)

@@ -218,6 +218,8 @@ class Gated:
             # A call counts once, however often the venue was asked.
             if passage.asked is not None:
                 self._outcomes.learn(passage.asked, passage.venue, passage.keys, target)
+                # The target must not hold what holds the error of this fetch.
+                target.reports.on_report = _nothing
         raise AssertionError("the attempts end with an answer or an error")
 
     def _begin(self, target: Target, deadline: float, priority: Priority) -> _Passage:
@@ -395,6 +397,10 @@ async def _acquire_all(
             return wait
         acquired.append(limiter)
     return 0.0
+
+
+def _nothing() -> None:
+    """After the fetch nobody is interested in reports."""
 
 
 def _loop_time() -> float:

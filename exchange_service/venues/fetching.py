@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from exchange_service.credentials import CredentialReference
-from exchange_service.model import Account, KeyRights, VenueReports
+from exchange_service.model import Account, Credential, KeyRights, VenueReports
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
 from exchange_service.wire.balances import FetchedBalance
@@ -36,6 +37,14 @@ class Target:
     known_version: int = 0
     # What the plugin reports of the venue's limits while the fetch is made, for the gate.
     reports: VenueReports = field(default_factory=VenueReports, compare=False)
+
+    async def opened(self, opening: Awaitable[Credential]) -> Credential:
+        """What the reference leads to, once it is opened; `reports` say meanwhile that the fetch waits for it."""
+        self.reports.opening = True
+        try:
+            return await opening
+        finally:
+            self.reports.opening = False
 
     @property
     def wanted_after(self) -> float:

@@ -122,7 +122,7 @@ class Sessions:
         session = self._session(reference)
         session.users += 1
         try:
-            credential = await asyncio.shield(session.opened)
+            credential = await target.opened(asyncio.shield(session.opened))
             if session.held is None:
                 session.held = LIVE.hold(_secret_texts(credential, listing.metadata))
             call = self._venue_call(target, credential, session.state, deadline)

@@ -133,7 +133,8 @@ def really_emitted(history: History, _: Expectation) -> list[Violation]:
 
 @invariant
 def true_age(history: History, _: Expectation) -> list[Violation]:
-    """An age is within half a second of the truth at the hand-over, and what the machine was late by."""
+    """An age is within half a second of the truth at the hand-over, and what the machine was late by. A read that takes
+    several requests is as old as the first answer, after which the last request begins."""
     index, found = Index.of(history), []
     for value in [*values(history), *(one for one in history.events if one.kind == "heartbeat")]:
         answer = index.answer(value)
@@ -141,7 +142,7 @@ def true_age(history: History, _: Expectation) -> list[Violation]:
             continue
         at = moment(value)
         slack = AGE_TOLERANCE + history.lag(at, at)
-        least, most = at - max(answer.sent, answer.made), at - answer.made
+        least, most = at - max(answer.sent, answer.made), at - min(answer.begin, answer.made)
         if not least - slack <= value.age <= most + slack:
             text = f"{who(value)}: age {value.age:.2f}, true is {least:.2f}"
             found.append(Violation("true_age", at, text))

@@ -1,7 +1,8 @@
 """`make soak`: looks for leaks, with two replicas under clients that come and go, restarts and a venue's faults.
 
 Each serving process is measured from outside after a warm-up, without clients, and again at the end, when all clients
-have gone. Exits with 1 if it has not returned to where it began.
+have gone. Its memory is also looked at under clients: it may not rise. Exits with 1 if it has not returned to where it
+began.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import linear_regression
 
 import psutil
 from rich.console import Console
@@ -42,6 +44,8 @@ _FAULT_EVERY, _FAULT_LASTS = 25.0, 3.0
 _DRAINING = 30.0
 # Seconds after which a circuit breaker that the faults have opened is closed again.
 _BREAKER = 120.0
+# Seconds between two looks at a process's memory, from when on a new process's count, and for how long a slope takes.
+_LOOK_EVERY, _FILLING, _SLOPE_TAKES = 5.0, 90.0, 240.0
 # Seconds in which the process releases what has ended.
 _SETTLING = 3.0
 # The ways in which the venue fails, see its module; a number is the seconds of a slow answer.
@@ -70,6 +74,7 @@ MEASURES = (
     Measure("sockets to Redis", "", 8.0),
     Measure("other file descriptors", "", 2.0),
     Measure("calls, feeds, streams and fetches", "", 0.0),
+    Measure("slope of memory under clients", "MB a minute", 0.2),
 )
 
 
@@ -89,6 +94,8 @@ class Slot:
         self.tasks: Counter[str] = Counter()
         # Whether clients are sent here.
         self.open = False
+        # The memory of the present process under clients: seconds since they came, and megabytes.
+        self._looks: list[tuple[float, float]] = []
         self._made = made
         self._redis = redis
         self._fault = fault
@@ -111,6 +118,7 @@ class Slot:
         """Start a process."""
         self.generation += 1
         self.tasks = Counter()
+        self._looks = []
         self._metrics_port = free_port()
         self._service = await self._stack.enter_async_context(
             serving(
@@ -147,7 +155,24 @@ class Slot:
         others = process.num_fds() - clients - redis
         megabytes = process.memory_info().rss / 1e6
         open_count = await self._open_count()
-        return (megabytes, tasks.total(), process.num_threads(), clients, redis, others, open_count)
+        counts = (tasks.total(), process.num_threads(), clients, redis, others, open_count)
+        return (megabytes, *counts, self._slope())
+
+    async def look(self) -> None:
+        """Look at the memory again and again, for ever, while clients are sent here."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY)
+            if self.open:
+                self._looks.append((time.monotonic(), self.service.memory() / 1e6))
+
+    def _slope(self) -> float:
+        """Megabytes a minute by which the memory has grown, once caches had been filled; 0 if that was not watched for
+        long enough."""
+        began = self._looks[0][0] + _FILLING if self._looks else 0.0
+        looks = [look for look in self._looks if look[0] >= began]
+        if not looks or looks[-1][0] - looks[0][0] < _SLOPE_TAKES:
+            return 0.0
+        return linear_regression(*zip(*looks, strict=True)).slope * 60
 
     async def _running_tasks(self) -> Counter[str]:
         """The names of the process's tasks. The venue's last fault may have opened the circuit breaker: wait for it."""
@@ -197,13 +222,15 @@ async def soak(minutes: float) -> bool:
         visitors = Visitors(lambda: _address(slots), made.token, ACCOUNTS)
         visitors.come(SUBSCRIBERS, CALLERS)
         faults = asyncio.create_task(_faults(fault))
+        looks = [asyncio.create_task(slot.look()) for slot in slots]
         for slot in slots:
             # The last quarters belong to processes that have seen another one go and come.
             await asyncio.sleep(minutes * 60 / 4)
             await _restart(slot, made)
         await asyncio.sleep(minutes * 60 / 2)
-        faults.cancel()
-        await asyncio.wait({faults})
+        for task in (faults, *looks):
+            task.cancel()
+        await asyncio.wait({faults, *looks})
         _mend(fault)
         await visitors.leave()
         for slot in slots:

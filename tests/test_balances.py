@@ -403,6 +403,23 @@ class TestKnownVersions:
 
 
 class TestOneFetchForAll:
+    async def test_callers_at_the_same_time_share_one_read_of_the_cache(
+        self, service: TestService, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read, reads = service.cache.get, []
+
+        async def get(key: str) -> bytes | None:
+            reads.append(key)
+            await asyncio.sleep(0)
+            return await read(key)
+
+        await service.get()
+        service.clock.now += 100
+        monkeypatch.setattr(service.cache, "get", get)
+        await asyncio.gather(*(service.get() for _ in range(100)))
+        # One for all of them, and one by the fetch.
+        assert len(reads) == 2
+
     async def test_callers_at_the_same_time_share_one_request(
         self, service: TestService, plugin: ScriptedPlugin
     ) -> None:

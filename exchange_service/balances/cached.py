@@ -57,6 +57,8 @@ class CachedBalances:
         self._outdated: LRUCache[str, StoredBalance] = LRUCache(_MOST_BYTES, getsizeof=_size)
         # When the cache was last read for a copy, while no messages arrive.
         self._looked: LRUCache[str, float] = LRUCache(_MOST_LOOKS)
+        # Reads of the cache that are in progress.
+        self._readings: dict[str, asyncio.Future[StoredBalance | None]] = {}
         self._listeners: dict[str, set[asyncio.Event]] = {}
         # Called with the credential id of an account whose credential has changed.
         self.on_credential: Callable[[bytes], None] = lambda _: None
@@ -112,6 +114,15 @@ class CachedBalances:
             await self._cache.delete(key)
             return None
         return self._keep_newer(key, stored)
+
+    async def read_together(self, key: str, account: Account) -> StoredBalance | None:
+        """As `read`, in one read for all callers that ask while it lasts: a crowd must not take every connection to the
+        cache. What was written meanwhile may be missing."""
+        reading = self._readings.get(key)
+        if reading is None:
+            reading = self._readings[key] = asyncio.ensure_future(self.read(key, account))
+            reading.add_done_callback(lambda _: self._readings.pop(key))
+        return await asyncio.shield(reading)
 
     def _note_look(self, key: str) -> None:
         if not self._cache.hears:

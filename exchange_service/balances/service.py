@@ -99,7 +99,7 @@ class Balances:
         stored = self.cached.get_local(target.key)
         if stored is None or not self._serves(stored, max_age, target.known_version):
             # Another replica may have a newer one.
-            stored = await self.cached.read(target.key, account)
+            stored = await self.cached.read_together(target.key, account)
         if stored is not None and self.freshness.is_fresh(stored, max_age):
             if stored.version >= target.known_version:
                 return self._result(target.key, stored, Source.CACHE)

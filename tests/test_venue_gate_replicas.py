@@ -57,9 +57,12 @@ class CountsInMemory:
     """The counts of one replica, as Redis keeps them, by the event loop's clock."""
 
     def __init__(self) -> None:
+        self.away = False
         self._window: SharedWindow | None = None
 
-    async def take(self, key: str, allowed: int, seconds: int, count: int, unused: int = 0) -> float:
+    async def take(self, key: str, allowed: int, seconds: int, count: int, unused: int = 0) -> float | None:
+        if self.away:
+            return None
         now = asyncio.get_running_loop().time()
         packed = self._window.pack() if self._window else b""
         window = SharedWindow.unpack(seconds, packed, now) if packed else SharedWindow(seconds, now)
@@ -348,6 +351,22 @@ class TestCountsInRedis:
         assert waits == [0.0] * 68
         # All that is reserved is what was used, and the last batch.
         assert counts.used() <= 68 + 3
+
+    async def test_what_was_used_long_ago_without_redis_is_not_counted_when_redis_is_back(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock, counts = OffsetClock(monkeypatch), CountsInMemory()
+        limiter = RateLimiter("v", RateLimit("address", 20, 60), counts, replicas=2)
+        counts.away = True
+        for _ in range(10):
+            # Four a minute for ten minutes.
+            for _ in range(4):
+                assert await limiter.acquire(polling=False) == 0.0
+            clock.advance(61)
+        clock.advance(-30)
+        counts.away = False
+        assert await limiter.acquire(polling=False) == 0.0
+        assert counts.used() <= 6
 
     @given(st.lists(st.tuples(st.floats(0, 90), st.integers(0, 5), st.booleans()), max_size=20))
     def test_two_replicas_count_as_one_would(self, takes: list[tuple[float, int, bool]]) -> None:

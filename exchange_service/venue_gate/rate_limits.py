@@ -259,7 +259,7 @@ class RateLimiter:
             batch.size = max(cost, min(batch.size * 2, most))
         else:
             batch.size = cost
-        owed = min(self._owed, allowed - batch.size) if now < self._owed_at + self.limit.seconds else 0
+        owed = min(self._owed_of_window(now), allowed - batch.size)
         unused = self._unused(now)
         taken = await shared.take(self.key, allowed, self.limit.seconds, batch.size + owed, unused)
         if taken and batch.size + owed > cost:
@@ -279,6 +279,11 @@ class RateLimiter:
         batch.left, batch.ends = batch.size - cost, now + self.limit.seconds / _BATCHES
         self._window.add(cost, now)
         return 0.0
+
+    def _owed_of_window(self, now: float) -> int:
+        """How many permits that Redis does not know of lie within the window: what was used in a long time without it
+        has mostly left."""
+        return min(self._owed, self._window.used(now)) if now < self._owed_at + self.limit.seconds else 0
 
     def _unused(self, now: float) -> int:
         """How many permits of ended batches were not used and are still counted in Redis."""

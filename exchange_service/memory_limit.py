@@ -6,6 +6,7 @@ gRPC's library aborts the process when it gets no memory, and the kernel kills w
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ log = structlog.get_logger(__name__)
 MEBIBYTE = 1024 * 1024
 _PROC = Path("/proc/self")
 _CGROUPS = Path("/sys/fs/cgroup")
-_PAGE = 4096
+_PAGE = mmap.PAGESIZE
 # Kept free: this share of the limit, between these bounds in bytes. What has begun still grows by it.
 _SHARE, _LEAST, _MOST = 0.15, 32 * MEBIBYTE, 512 * MEBIBYTE
 # Bytes that must be left before streams are taken again.

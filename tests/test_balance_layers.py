@@ -142,9 +142,9 @@ class CountingCache(MemoryCache):
         return await super().get(key)
 
 
-def soon() -> float:
-    """A deadline that nothing here comes near to."""
-    return asyncio.get_running_loop().time() + 10
+def soon(seconds: float = 10) -> float:
+    """A deadline; one that nothing here comes near to unless it says when."""
+    return asyncio.get_running_loop().time() + seconds
 
 
 def leased(cache: MemoryCache, inner: Inner, clock: Clock | None = None) -> tuple[Leased, CachedBalances]:
@@ -186,6 +186,20 @@ class TestSingleFlight:
         assert not inner.priorities[0].polling
         gate.opened.set()
         await asyncio.gather(feed, caller)
+
+    async def test_a_caller_whose_time_is_over_ends_no_fetch_also_after_a_stall_of_the_loop(self) -> None:
+        gate = Gate("a balance")
+        flight: SingleFlight[str] = SingleFlight(Inner(lambda: gate(None)), 8.0)  # type: ignore[arg-type]
+        caller = asyncio.ensure_future(flight.fetch(target(), soon(0.3), Priority()))
+        await gate.entered.wait()
+        time.sleep(0.3)  # noqa: ASYNC251
+        # As the call's handler does shortly before the deadline.
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        assert flight.snapshot() == (1, 0)
+        assert not gate.cancelled.is_set()
+        await flight.close()
 
     async def test_each_fetch_reports_its_end_once_and_a_cancelled_one_does_not(self) -> None:
         ends: list[BaseException | None] = []

@@ -495,7 +495,10 @@ class TestNewSubscribers:
             while beat.WhichOneof("event") != "heartbeat" or beat.heartbeat.accounts[0].age.seconds < 60:
                 assert beat.WhichOneof("event") == "heartbeat", beat
                 beat = await reader.next()
-            # A call is told, and what it gets is marked.
+            # Whoever comes now is told that it may be old, and so is a call.
+            async with streams.subscribe(USER, [FAKE_VENUE]) as second:
+                freshness = (await Reader(second).next()).balance.freshness
+                assert freshness.stale.reason == error_reason_pb2.ERROR_REASON_VENUE_RATE_LIMITED
             result = await service.get()
             assert (result.source, result.stale) == (Source.LAST_GOOD, late)
             service.balances.fetcher.inner.fetch = fetch  # type: ignore[method-assign]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from exchange_service.errors import ServiceOverloaded
+from exchange_service.errors import CallerUnknown, ServiceOverloaded
 from exchange_service.grpc_server import turns
+from exchange_service.grpc_server.authentication import Authentication
 from exchange_service.grpc_server.turns import Openings, Writes
+from exchange_service.identity import Caller
+from exchange_service.identity.quotas import Action
 
 
 class Rounds:
@@ -48,6 +52,25 @@ async def test_a_write_alone_does_not_wait() -> None:
         with pytest.raises(StopIteration):
             writes.take().send(None)
         assert not len(writes)
+
+
+async def test_a_caller_that_is_not_known_takes_no_turn() -> None:
+    class Unknown(Openings):
+        async def take(self) -> None:
+            raise AssertionError("it took a turn")
+
+    class Refusing:
+        open_to_all = True
+
+        async def admit(self, *_: Any) -> Caller:
+            raise CallerUnknown("No token.")
+
+    async def handler(request: Any, context: Any) -> None:
+        raise AssertionError("it was handled")
+
+    authentication = Authentication(Refusing(), Unknown())  # type: ignore[arg-type]
+    with pytest.raises(CallerUnknown):
+        await authentication.require_caller(handler, Action.OPENING)(None, None)
 
 
 async def test_one_stream_is_opened_in_a_round_and_calls_come_first() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import redis.asyncio as redis_client
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
@@ -368,6 +368,25 @@ class TestCountsInRedis:
         assert await limiter.acquire(polling=False) == 0.0
         assert counts.used() <= 6
 
+    async def test_what_was_taken_by_a_clock_that_redis_no_longer_has_counts_no_more(
+        self, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now, ahead = SealedRedis._now, 3600.0
+
+        async def wrong(self: SealedRedis) -> float:
+            return await now(self) + ahead
+
+        monkeypatch.setattr(SealedRedis, "_now", wrong)
+        async with states(redis_url) as (one, _, client):
+            for _ in range(3):
+                assert await one.take("v", 20, 60, 5) == 0
+            # Another server takes over, whose clock is an hour behind and which has nothing.
+            ahead = 0.0
+            await client.flushall()
+            assert await one.take("v", 20, 60, 5) == 0
+            assert await one.take("v", 20, 60, 10) == 0
+
+    @settings(deadline=None)
     @given(st.lists(st.tuples(st.floats(0, 90), st.integers(0, 5), st.booleans()), max_size=20))
     def test_two_replicas_count_as_one_would(self, takes: list[tuple[float, int, bool]]) -> None:
         now, alone, packed = 1000.0, Window(60), b""

@@ -65,8 +65,8 @@ class SingleFlight(Generic[T]):
             timeout = max(0.0, deadline - loop.time() - ANSWER_MARGIN)
             await asyncio.wait({call.task}, timeout=timeout)
         except asyncio.CancelledError:
-            if call.waiting == 1:
-                # Nobody joins a fetch that is being cancelled.
+            if call.waiting == 1 and loop.time() < deadline - ANSWER_MARGIN:
+                # A caller that has left, and not one whose time is over. Nobody joins a fetch that is being cancelled.
                 self._forget(target.key, call)
                 call.task.cancel()
             raise

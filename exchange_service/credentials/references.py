@@ -53,18 +53,27 @@ class _Request:
 @dataclass(slots=True)
 class _StoredAccounts:
     """What a user has stored, as the store says or is about to say, and until when that counts; `known` is what it said
-    before, and when. The times are the clock's."""
+    before, and when. The times are the clock's. `outdated`: a request that may have missed a change."""
 
     accounts: asyncio.Future[list[Account]]
     began: float
     expires: float
     known: tuple[list[Account], float] | None
+    outdated: bool = False
 
     @property
     def has_failed(self) -> bool:
         """Whether the store has not said it."""
         task = self.accounts
         return task.done() and (task.cancelled() or task.exception() is not None)
+
+    def serves(self, now: float) -> bool:
+        """Whether it may be asked for instead of the store."""
+        return not (self.outdated or self.has_failed or (self.accounts.done() and now >= self.expires))
+
+    def newest(self) -> tuple[list[Account], float] | None:
+        """What the store said last, and when it was asked."""
+        return (self.accounts.result(), self.began) if self.accounts.done() and not self.has_failed else self.known
 
 
 class CachedReferences:
@@ -102,7 +111,8 @@ class CachedReferences:
             running = self._requests.get(account)
             if running is not None and running.sent:
                 del self._requests[account]
-            self._stored.pop(account.user_id, None)
+            if account.user_id in self._stored:
+                self._stored[account.user_id].outdated = True
         elif entry is not None and time_now < entry.expires:
             if time_now >= entry.refresh_after:
                 self._request(account, aliases, credential_of)
@@ -142,13 +152,11 @@ class CachedReferences:
     def _stored_accounts(self, user_id: str) -> _StoredAccounts:
         """The running request for what the user has stored, a fresh answer, or a new request."""
         stored, now = self._stored.get(user_id), self._clock()
-        if stored is not None and (not stored.accounts.done() or now < stored.expires) and not stored.has_failed:
+        if stored is not None and stored.serves(now):
             return stored
         accounts = asyncio.create_task(self._store.accounts(user_id), name="stored accounts")
         accounts.add_done_callback(retrieve_exception)
-        known = None
-        if stored is not None:
-            known = stored.known if stored.has_failed else (stored.accounts.result(), stored.began)
+        known = stored.newest() if stored is not None else None
         stored = _StoredAccounts(accounts, now, now + min(self._ttl, MISSING_TTL), known)
         self._stored[user_id] = stored
         return stored

@@ -14,6 +14,7 @@ import grpc
 
 from exchange_service.errors import CallerUnknown
 from exchange_service.grpc_server.handler_wrapper import Context, Handler, abort
+from exchange_service.grpc_server.turns import Openings
 from exchange_service.identity import Caller, PresentedCredentials
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Action
@@ -33,10 +34,12 @@ def current_caller() -> Caller:
 
 
 class Authentication:
-    """Identifies the caller of each call, and counts the call against the caller's quota."""
+    """Identifies the caller of each call, and counts the call against the caller's quota. Streams of known callers
+    then wait for their turn in `openings`."""
 
-    def __init__(self, authenticator: Authenticator) -> None:
+    def __init__(self, authenticator: Authenticator, openings: Openings | None = None) -> None:
         self._authenticator = authenticator
+        self._openings = openings if openings is not None else Openings()
 
     def require_caller(self, inner: Handler, action: Action = Action.CALL) -> Handler:
         """The handler for known callers only; each call is counted as this action."""
@@ -45,6 +48,8 @@ class Authentication:
             caller = self._admit_local(context) if action is Action.CALL else None
             # Each call has its own task, and therefore its own context.
             _caller.set(caller or await self._admit(context, action))
+            if action is Action.OPENING:
+                await self._openings.take()
             return await inner(request, context)
 
         return handle

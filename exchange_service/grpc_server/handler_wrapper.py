@@ -145,8 +145,6 @@ class HandlerWrapper:
             try:
                 if self._ending:
                     raise _ending()
-                if streaming:
-                    await openings.take()
                 reply = await inner(request, context)
                 if given:
                     # Sent only to a caller that uses ids, because a trailer on each call has a cost.

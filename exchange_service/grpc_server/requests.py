@@ -5,13 +5,13 @@ A caller's right to read a user is checked before anything is looked up, so that
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cachetools import LRUCache
 from google.protobuf.message import DecodeError, Message
 
+from exchange_service import clock
 from exchange_service.balances.service import BalanceQuery
 from exchange_service.catalogue import CCXT, CUSTOM, Query
 from exchange_service.errors import FieldInvalid
@@ -169,7 +169,7 @@ def known_version(message: Any, *, path: str = "") -> int:
     """The version that a caller has already. Raises FieldInvalid if no balance can have it: a new version would have to
     be above it, and replicas do not believe one so far ahead."""
     version: int = message.known_version
-    if version > highest_known_version(time.time()):
+    if version > highest_known_version(clock.wall()):
         raise FieldInvalid(path + "known_version", "it should be a balance's version: none is so far ahead.")
     return version
 

@@ -156,7 +156,8 @@ async def listen(
     With `tls` there is a second listener, which answers health checks of this machine alone, without TLS. A unary call
     without a deadline may take `call_timeout` seconds.
     """
-    wrapper, authentication = HandlerWrapper(metrics, call_timeout, openings), Authentication(authenticator)
+    openings = openings if openings is not None else Openings()
+    wrapper, authentication = HandlerWrapper(metrics, call_timeout, openings), Authentication(authenticator, openings)
     server = grpc.aio.server(options=[*_OPTIONS, *limits.options()])
     names = [service.name for service in services]
     states = health.Health(*names)

@@ -84,6 +84,8 @@ class Feed:
         self._error: ServiceError | None = None
         # A refusal that is doubted: the balance is shown with it, and it is no error yet.
         self._doubt: ServiceError | None = None
+        # The fetch time of the last balance before the present trouble.
+        self._failed_after = 0.0
         # Why the last read is late; nothing has failed.
         self._late: ServiceError | None = None
         # The current balance as bytes, with the rows that were reported before, and the balance it was made of.
@@ -120,6 +122,9 @@ class Feed:
         if self._current is not None and slot.known_version > self.version:
             self._source.read_now()
         if self._current is not None and self._may_show(self._current):
+            if self._late is not None and self._error is None and self._doubt is None:
+                # It may be old by now. The next good read confirms it to everybody.
+                self._set_trouble(None, self._late)
             stale = self._error or self._doubt
             source = Source.LAST_GOOD if stale else Source.CACHE
             slot.put_balance(self._make_update(self._current, source, stale))
@@ -193,35 +198,42 @@ class Feed:
         self._lower = 0
         self._current_key = result.key
         changed = self._current is None or stored.version != self._current.version
-        is_newer = self._current is None or stored.fetch_time > self._current.fetch_time
         if changed and self._current is not None:
             self._replaced = (self._current.version, self._current.fetch_time)
         self._current = stored
         if stale is not None and stale.late:
             self._late = stale
             if changed and self._error is None:
+                self._set_trouble(None, self._doubt or stale)
                 self._hand_out(result.source, self._doubt)
         elif stale is not None and result.asked_in is not None:
             # The feed reads again when the venue has been asked for its second word.
             is_new = self._doubt is None or self._doubt.reason != stale.reason
-            self._doubt, self._error = stale, None
+            self._set_trouble(None, stale)
             if changed or is_new:
                 self._hand_out(result.source, stale)
         elif stale is not None:
             if changed:
-                self._doubt, self._error = None, stale
+                self._set_trouble(stale, None)
                 self._hand_out(result.source, stale)
                 self._announce(stale)
             else:
                 self._fail(stale)
         else:
             recovered = self._error is not None or self._doubt is not None
-            if recovered and not is_newer and result.source is Source.CACHE:
+            has_failed = recovered and not (self._doubt is not None and self._doubt.late)
+            if has_failed and stored.fetch_time <= self._failed_after and result.source is Source.CACHE:
                 # A copy from before the error does not say that the venue answers again.
                 return
-            self._doubt = self._error = None
+            self._set_trouble(None, None)
             if changed or recovered:
                 self._hand_out(result.source, None)
+
+    def _set_trouble(self, error: ServiceError | None, doubt: ServiceError | None) -> None:
+        """What is wrong now, and since which balance."""
+        if self._error is None and self._doubt is None:
+            self._failed_after = self._current.fetch_time if self._current else 0.0
+        self._error, self._doubt = error, doubt
 
     def _is_older(self, stored: StoredBalance, current: StoredBalance) -> bool:
         """Whether it is an older balance. Reads ask for none below the feed's version, so a lower one that stays is no
@@ -252,7 +264,7 @@ class Feed:
     def _fail(self, error: ServiceError) -> None:
         """Announce the error, unless the last one had the same reason: a venue that stays down is announced once."""
         is_new = self._error is None or self._error.reason != error.reason
-        self._error, self._doubt = error, None
+        self._set_trouble(error, None)
         if isinstance(error, CredentialMissing):
             # What was read with a key that is gone is shown neither to new subscribers nor to those who have not read
             # it yet.

@@ -92,13 +92,20 @@ class Window:
     def used(self, now: float) -> int:
         """How many lie within the window."""
         self._advance(now)
-        left = max(0.0, self._began + self._seconds - now)
-        return int(self._previous * left / self._seconds) + self._current
+        return int(self._previous * self._left(now) / self._seconds) + self._current
+
+    def _left(self, now: float) -> float:
+        """Seconds that are left of the current part; never more than it has, wherever the clock stands."""
+        return min(max(0.0, self._began + self._seconds - now), self._seconds)
+
+    def is_ahead(self, now: float) -> bool:
+        """Whether its current part begins later than now: the clock has been set back."""
+        return self._began > now
 
     def wait(self, count: int, allowed: int, now: float) -> float:
         """Seconds until `count` more are allowed; zero if they are allowed now."""
         self._advance(now)
-        left = max(0.0, self._began + self._seconds - now)
+        left = self._left(now)
         return until_room(self._previous, left, self._current, left, room=allowed - count, seconds=self._seconds)
 
 

@@ -64,16 +64,15 @@ class SharedWindow:
         return Window.of(self._seconds, self._began, previous, current + count)
 
     def give_back(self, replica: bytes, count: int) -> None:
-        """Count so many permits of a replica no more, the newest first."""
-        previous, current = self._parts.get(replica, (0, 0))
-        left = max(0, current - count)
-        previous = max(0, previous - (count - (current - left)))
-        self._parts.pop(replica, None)
-        if previous or left:
-            self._parts[replica] = previous, left
+        """Count so many permits of a replica no more, the oldest first: they count least."""
+        previous, current = self._parts.pop(replica, (0, 0))
+        of_previous = min(count, previous)
+        counts = previous - of_previous, max(0, current - (count - of_previous))
+        if any(counts):
+            self._parts[replica] = counts
 
     def wait(self, count: int, allowed: int, now: float) -> float:
         """Seconds until `count` more are allowed; zero if they are allowed now."""
-        left = max(0.0, self._began + self._seconds - now)
+        left = min(max(0.0, self._began + self._seconds - now), self._seconds)
         previous, current = (sum(counts[place] for counts in self._parts.values()) for place in (0, 1))
         return until_room(previous, left, current, left, room=allowed - count, seconds=self._seconds)

@@ -138,6 +138,15 @@ class TestReferences:
         with pytest.raises(StoreUnavailable):
             await references.accounts("alice")
 
+    async def test_a_forced_read_does_not_lose_the_accounts_that_serve_while_the_store_is_away(
+        self, references: CachedReferences, fake: FakeStore, clock: Clock
+    ) -> None:
+        await references.find(OANDA)
+        assert await references.accounts("alice") == [OANDA]
+        fake.error = StoreUnavailable("down")
+        await references.find(OANDA, now=True)
+        assert await references.accounts("alice") == [OANDA]
+
     async def test_a_forgotten_account_is_queried_again(self, references: CachedReferences, fake: FakeStore) -> None:
         await version_of(references)
         fake.version = "2"

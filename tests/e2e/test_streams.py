@@ -682,7 +682,7 @@ class TestSlowReaders:
         async with serving(tmp_path, registry=registry_of(plugin), poll_interval=0.1, max_age=0.0) as running:
             await running.store()
             async with streaming(running, "fakex") as slow, streaming(running, "fakex") as quick:
-                seen = [int(totals((await quick.next_of("balance")).balance)["BTC"]) for _ in range(12)]
+                seen = [int(totals((await quick.next_of("balance")).balance)["BTC"]) for _ in range(20)]
                 read: list[int] = []
                 while not read or read[-1] < seen[-1]:
                     read.append(int(totals((await slow.next_of("balance")).balance)["BTC"]))

@@ -28,6 +28,7 @@ from exchange_service.errors import (
     DeadlinePassed,
     FieldInvalid,
     ServiceError,
+    ServiceOverloaded,
     ShuttingDown,
     StoreUnavailable,
     StreamLifetimeReached,
@@ -63,7 +64,7 @@ _OPTIONS = (
 # A server lets each connection have so many calls and streams open at the same time, and gRPC lets further ones wait
 # without a word. This service's limit is 250; proxies often have 100 or 128.
 _CALLS_A_CONNECTION = 100
-_RESUMABLE = (ShuttingDown, StreamLifetimeReached, StoreUnavailable)
+_RESUMABLE = (ShuttingDown, StreamLifetimeReached, StoreUnavailable, ServiceOverloaded)
 _LONGEST_PAUSE = 30.0
 # The most that a request takes.
 _MOST_ACCOUNTS = 200
@@ -258,17 +259,21 @@ class ExchangeServiceClient:
         accounts: Sequence[AccountSelector] = (),
         *,
         min_interval: float = 0.0,
+        known: Sequence[AccountSelector] = (),
         resume: bool = False,
         on_interruption: Callable[[ServiceError], None] | None = None,
     ) -> AsyncIterator[StreamBalancesResponse]:
         """Yield the events of a user's accounts, until an error is raised or you stop iterating. No `accounts`: all.
 
         `min_interval` is the least number of seconds between two balances of one account, 0 to 3600; 0 is every change.
-        With `resume` the stream is opened again if the service restarts or can no longer be reached, and yields a
-        heartbeat and then only what has changed meanwhile; `on_interruption` is called with each error that ended it.
-        Raises ServiceError; also with `resume` if nothing was ever reached at the address.
+        `known` is what you have of accounts already, at most 200, each named as its events name it, with its
+        `known_version` and `unconfirmed`: the stream begins with a heartbeat and yields only what is newer.
+        With `resume` the stream is opened again in the same way, with what it has yielded, if the service restarts, can
+        no longer be reached, has no database, or takes no further stream for now. `on_interruption` is called with each
+        error that ended it. Raises ServiceError, also with `resume` if nothing was ever reached at the address or the
+        first stream was refused as one too many; ValueError for more than 200 `known`.
         """
-        position = _StreamPosition(user_id, accounts, min_interval)
+        position = _StreamPosition(user_id, accounts, min_interval, known)
         connected = asyncio.ensure_future(self.channel.channel_ready())
         try:
             async for event in self._resumed(position, resume, connected, on_interruption):
@@ -292,12 +297,11 @@ class ExchangeServiceClient:
                     yield event
                 raise ServiceUnreachable(f"The service at {self._address} ended the stream without a reason.")
             except (*_RESUMABLE, ServiceUnreachable) as error:
-                # An address that was never right does not become so by waiting.
-                if not resume or (isinstance(error, ServiceUnreachable) and not connected.done()):
+                if not resume or _never_began(error, position, connected):
                     raise
                 if on_interruption is not None:
                     on_interruption(error)
-                pause = min(max(error.retry_after or 0.0, pause * 2, 0.2), _LONGEST_PAUSE)
+                pause = max(error.retry_after or 0.0, min(max(pause * 2, 0.2), _LONGEST_PAUSE))
                 await asyncio.sleep(pause)
 
     async def _events(self, request: StreamBalancesRequest) -> AsyncIterator[StreamBalancesResponse]:
@@ -318,6 +322,15 @@ class ExchangeServiceClient:
                 return await method_of(connection)(request, timeout=self._timeout, metadata=self._metadata)
             except grpc.aio.AioRpcError as error:
                 raise _translate(error, self._address) from None
+
+
+def _never_began(error: ServiceError, position: _StreamPosition, connected: asyncio.Future[None]) -> bool:
+    """Whether the stream has failed before it began, so that its caller should know and choose."""
+    if isinstance(error, ServiceUnreachable):
+        # An address that was never right does not become so by waiting.
+        return not connected.done()
+    # A service that is full may stay so. A stream that it had taken before comes back, as all do after a restart.
+    return isinstance(error, ServiceOverloaded) and not position.began
 
 
 def _translate(error: grpc.aio.AioRpcError, address: str) -> ServiceError:
@@ -341,7 +354,17 @@ class _StreamPosition:
     """What a stream follows, as the caller spelled it, and what was seen of each account, as the events name it: its
     newest version, and whether that is confirmed. Enough to open the stream again."""
 
-    def __init__(self, user_id: str, accounts: Sequence[AccountSelector], min_interval: float) -> None:
+    def __init__(
+        self,
+        user_id: str,
+        accounts: Sequence[AccountSelector],
+        min_interval: float,
+        known: Sequence[AccountSelector] = (),
+    ) -> None:
+        if len(known) > _MOST_ACCOUNTS:
+            raise ValueError(f"`known` may name {_MOST_ACCOUNTS} accounts, and names {len(known)}.")
+        # Whether any event has come.
+        self.began = False
         self._user_id = user_id
         self._min_interval = min_interval
         self._accounts = list(accounts)
@@ -349,6 +372,8 @@ class _StreamPosition:
         self._versions: dict[tuple[str, str, str], int] = {}
         # The accounts whose last event was an error, or a balance that was marked.
         self._unconfirmed: set[tuple[str, str, str]] = set()
+        for selector in known:
+            self._note(_key(selector), selector.known_version, confirmed=not selector.unconfirmed)
 
     def request(self) -> StreamBalancesRequest:
         """The request that goes on from here."""
@@ -370,7 +395,7 @@ class _StreamPosition:
 
     def _with_version(self, selector: AccountSelector) -> AccountSelector:
         """The selector with its newest version, for services that do not read `known` yet."""
-        key = (selector.exchange_id, selector.environment or "production", selector.account_type)
+        key = _key(selector)
         made = AccountSelector()
         made.CopyFrom(selector)
         if key in self._versions:
@@ -380,20 +405,25 @@ class _StreamPosition:
 
     def advance(self, event: StreamBalancesResponse) -> None:
         """Take over the version of a balance, and that an error came after it."""
+        self.began = True
         if event.HasField("balance"):
             balance = event.balance.balance
-            self._note(balance, balance.version, confirmed=not event.balance.freshness.HasField("stale"))
+            self._note(_key(balance), balance.version, confirmed=not event.balance.freshness.HasField("stale"))
         elif event.HasField("account_error"):
-            self._note(event.account_error, 0, confirmed=False)
+            self._note(_key(event.account_error), 0, confirmed=False)
 
-    def _note(self, account: Balance | AccountErrorEvent, version: int, *, confirmed: bool) -> None:
-        key = (account.exchange_id, account.environment, account.account_type)
+    def _note(self, key: tuple[str, str, str], version: int, *, confirmed: bool) -> None:
         # The newest last: a stream of all accounts may have followed some that are gone.
         self._versions[key] = max(self._versions.pop(key, 0), version)
         if confirmed:
             self._unconfirmed.discard(key)
         else:
             self._unconfirmed.add(key)
+
+
+def _key(account: AccountSelector | Balance | AccountErrorEvent) -> tuple[str, str, str]:
+    """What names an account within its user: exchange, environment and kinds of account."""
+    return account.exchange_id, account.environment or "production", account.account_type
 
 
 def _duration(seconds: float) -> Duration:

@@ -17,7 +17,9 @@ from structlog.testing import capture_logs
 
 from exchange_service.app import start_service
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
-from exchange_service.errors import FieldInvalid, ServiceError, StreamLifetimeReached
+from exchange_service.errors import FieldInvalid, ServiceError, ServiceOverloaded, StreamLifetimeReached
+from exchange_service.grpc_server import turns
+from exchange_service.memory_limit import MemoryLimit
 from exchange_service.plugin_api import (
     AssetBalance,
     Balance,
@@ -607,6 +609,60 @@ class TestEnds:
                 running.stub.StreamBalances(messages.StreamBalancesRequest(user_id=USER, known=entries)).read()
             )
             assert failed.reason == "FIELD_INVALID"
+
+    async def test_a_client_brings_the_versions_it_has_stored_to_a_stream_of_all_accounts(
+        self, tmp_path: Path, fake_venue: ScriptedPlugin
+    ) -> None:
+        async with serving(tmp_path, registry=registry_of(fake_venue), stream_lifetime=1.0, **CALM) as running:
+            await running.store()
+            stored = (await running.client.get_balance(USER, "fakex")).balance
+            entry = messages.AccountSelector(exchange_id="fakex", known_version=stored.version)
+            resumed = asyncio.Event()
+            events = running.client.stream_balances(
+                USER, known=[entry], resume=True, on_interruption=lambda _: resumed.set()
+            )
+            async with aclosing(events) as stream:  # type: ignore[type-var]
+                assert [account.version for account in (await anext(stream)).heartbeat.accounts] == [stored.version]
+                # It is brought again when the stream resumes, although this one has yielded no balance.
+                following = asyncio.ensure_future(_first_balance(stream))
+                await asyncio.wait_for(resumed.wait(), 10)
+                await until(lambda: running.service.streams.counts()[1] == 1, "the second stream")
+                await polled(fake_venue, 2)
+                fake_venue.answer = returning(holding(("BTC", "2")))
+                assert totals((await following).balance.balance) == {"BTC": "2"}
+            entry.unconfirmed = True
+            events = running.client.stream_balances(USER, known=[entry])
+            async with aclosing(events) as stream:  # type: ignore[type-var]
+                assert (await _first_balance(stream)).balance.balance.version > stored.version
+            with pytest.raises(ValueError, match="200"):
+                await anext(running.client.stream_balances(USER, known=[entry] * 201))
+
+    async def test_a_client_whose_stream_was_open_comes_back_to_a_full_service_after_the_delay_it_names(
+        self, tmp_path: Path, fake_venue: ScriptedPlugin, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(turns, "_UNTIL_ROOM", (0.7, 0.7))
+        full = False
+        monkeypatch.setattr(MemoryLimit, "has_room", lambda _: not full)
+        refusals: list[float] = []
+
+        def on_interruption(error: ServiceError) -> None:
+            nonlocal full
+            full = isinstance(error, StreamLifetimeReached)
+            if isinstance(error, ServiceOverloaded):
+                refusals.append(asyncio.get_running_loop().time())
+
+        async with serving(tmp_path, registry=registry_of(fake_venue), stream_lifetime=1.0, **CALM) as running:
+            await running.store()
+            events = running.client.stream_balances(USER, resume=True, on_interruption=on_interruption)
+            async with aclosing(events) as stream:  # type: ignore[type-var]
+                assert (await anext(stream)).HasField("balance")
+                assert (await asyncio.wait_for(anext(stream), 20)).HasField("heartbeat")
+                assert len(refusals) == 1
+                assert asyncio.get_running_loop().time() - refusals[0] >= 0.7
+            # One that was never taken is told so.
+            full = True
+            with pytest.raises(ServiceOverloaded):
+                await anext(running.client.stream_balances(USER, resume=True))
 
     async def test_an_address_that_was_never_reached_is_an_error_also_for_a_client_that_resumes(self) -> None:
         interruptions: list[ServiceError] = []

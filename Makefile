@@ -95,11 +95,11 @@ bench: $(VENV)/.dev  ## Measure against ceilings, and print the table
 soak: $(VENV)/.dev  ## Watch for twenty minutes whether anything grows
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES))
 
-# One by its name, or all whose names begin so: make chaos FAULT=redis-freeze. JSON=scripts/faults_measured.json adds what
-# was measured to the file of docs/reliability.md.
-chaos: $(VENV)/.dev  ## Put every fault on two replicas under clients, and check what these saw (SECONDS=5, SEED=)
+# By name, or else all whose names begin so: make chaos FAULT="redis-freeze venue-5". HISTORIES=a-folder keeps what was
+# seen. JSON=scripts/faults_measured.json adds what was measured to the file of docs/reliability.md.
+chaos: $(VENV)/.dev  ## Cause every fault in two replicas under clients, and check what these saw (SECONDS=5, SEED=)
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m tests.chaos $(FAULT) $(if $(SECONDS),--seconds $(SECONDS)) \
-		$(if $(SEED),--seed $(SEED)) $(if $(JSON),--json $(JSON))
+		$(if $(SEED),--seed $(SEED)) $(if $(JSON),--json $(JSON)) $(if $(HISTORIES),--histories $(HISTORIES))
 
 protos: .venv-protos/.ready  ## Generate the Python packages from protos/
 	scripts/protos

@@ -1,1 +1,1 @@
-"""Every fault, put on two replicas under clients: `make chaos`, or `python -m tests.chaos FAULT...`."""
+"""Every fault, caused in two replicas under clients: `make chaos`, or `.venv/bin/python -m tests.chaos FAULT...`."""

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`, see `run`."""
+"""`.venv/bin/python -m tests.chaos`, see `run`."""
 
 from __future__ import annotations
 

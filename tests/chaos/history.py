@@ -1,4 +1,4 @@
-"""What was seen while a fault lasted: by the clients, by the venue and by the program that put the fault.
+"""What was seen while a fault lasted: by the clients, by the venue and by the program that caused the fault.
 
 All times are of `time.monotonic()`, which the processes of one machine share, but for those named wall times.
 """

@@ -1,4 +1,4 @@
-"""All that a fault is put on: a Redis and a PostgreSQL behind proxies, the venue, two replicas, and the clients.
+"""All that a fault is caused in: a Redis and a PostgreSQL behind proxies, the venue, two replicas, and the clients.
 
 async with Rig(seed=1) as rig:
     rig.redis.freeze()                              # the server itself

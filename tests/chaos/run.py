@@ -1,7 +1,7 @@
-"""Puts faults on a rig, one after the other, and says what they cost.
+"""Causes faults in a rig, one after the other, and says what they cost.
 
-python -m tests.chaos                          every fault
-python -m tests.chaos redis-freeze --seconds 10 --seed 7
+.venv/bin/python -m tests.chaos                                         every fault
+.venv/bin/python -m tests.chaos redis-freeze venue-4 --seconds 10 --seed 7
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import random
+import shutil
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -78,11 +79,12 @@ def _row(fields: dict[str, Any]) -> FaultRow:
 
 
 class Runner:
-    """Runs faults; a rig that is well afterwards is used for the next one."""
+    """Runs faults; a rig that is well afterwards is used for the next one. The folder gets what was seen."""
 
-    def __init__(self, seconds: float, seed: int) -> None:
+    def __init__(self, seconds: float, seed: int, folder: Path | None = None) -> None:
         self._seconds = seconds
         self._seed = seed
+        self._folder = folder
         self._rows = table()
         self._stack = AsyncExitStack()
         self._rig: Rig | None = None
@@ -94,7 +96,7 @@ class Runner:
         await self._end_rig()
 
     async def run(self, fault: Fault) -> FaultRun:
-        """Put the fault on a rig, and check the history."""
+        """Cause the fault in a rig, and check the history."""
         rig = await self._rig_for(fault)
         seconds = max(self._seconds, fault.least)
         row = self._rows.get(fault.name)
@@ -103,6 +105,8 @@ class Runner:
         history = await rig.history()
         violations = [*missed, *check(history, expectation)]
         outcome = FaultRun(fault.name, self._seed, seconds, history, violations, figures(history, violations), well)
+        if self._folder is not None:
+            _keep(outcome, rig, self._folder)
         if fault.own_rig or not well:
             await self._end_rig()
         return outcome
@@ -123,8 +127,16 @@ class Runner:
         await self._stack.aclose()
 
 
+def _keep(outcome: FaultRun, rig: Rig, folder: Path) -> None:
+    """Write the history, and the logs of the rig's replicas if an invariant was broken."""
+    outcome.history.write(folder / f"{outcome.fault}.jsonl")
+    if outcome.violations:
+        for log in rig.folder.glob("replica-*.log"):
+            shutil.copy(log, folder / f"{outcome.fault}.{log.name}")
+
+
 async def _phases(rig: Rig, fault: Fault, seconds: float, recovery: float) -> tuple[bool, list[Violation]]:
-    """Warm up, put the fault, take it away, and wait until all is well. Returns whether it is, and what the fault
+    """Warm up, cause the fault, end it, and wait until all is well. Returns whether it is, and what the fault
     itself found wrong: that nothing has met it, or that its own clients were not served as they should."""
     rig.forget()
     rig.mark("warm", fault.name)
@@ -175,19 +187,17 @@ def details(outcome: FaultRun, row: FaultRow | None) -> list[str]:
 
 
 async def run(names: Sequence[str], seconds: float, seed: int, folder: Path | None = None) -> list[FaultRun]:
-    """Run these faults, print what they cost, and write their histories to the folder if there is one."""
+    """Run these faults, print what they cost, and write what was seen to the folder if there is one."""
     faults, rows = all_faults(), table()
     outcomes = []
     print(f"seed {seed}, {seconds:g} s each\n{headline()}", flush=True)
     # The store of the rig logs each credential that it seals.
     with capture_logs():
-        async with Runner(seconds, seed) as runner:
+        async with Runner(seconds, seed, folder) as runner:
             for name in names:
                 outcome = await runner.run(faults[name])
                 outcomes.append(outcome)
                 print("\n".join([line(outcome), *details(outcome, rows.get(name))]), flush=True)
-                if folder is not None:
-                    outcome.history.write(folder / f"{name}.jsonl")
     return outcomes
 
 
@@ -202,23 +212,48 @@ def add_measured(file: Path, outcomes: Sequence[FaultRun]) -> None:
     file.write_text(json.dumps(dict(sorted(measured.items())), indent=1) + "\n")
 
 
+def named(parts: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The known names that these parts choose, in their order: a part is a name, or else what names begin with. Without
+    parts all. Raises ValueError for a part that chooses nothing."""
+    chosen = set() if parts else set(known)
+    for part in parts:
+        found = {part} if part in known else {name for name in known if name.startswith(part)}
+        if not found:
+            raise ValueError(f"there is no fault {part}; known are {', '.join(known)}")
+        chosen |= found
+    return [name for name in known if name in chosen]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 1 if an invariant was broken that the table does not name, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Put faults on two replicas.")
-    parser.add_argument("faults", nargs="*", help="names, or parts that names begin with (default: all)")
-    parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help="of each fault (default: %(default)g)")
-    parser.add_argument("--seed", type=int, default=random.randrange(100_000), help="printed (default: by chance)")
-    parser.add_argument("--json", type=Path, help="add the figures to this file")
-    parser.add_argument("--histories", type=Path, help="write what was seen into this folder, as lines of JSON")
+    """Returns 1 if an invariant was broken that the table does not name, 2 for wrong arguments, else 0."""
+    parser = _parser()
     chosen = parser.parse_args(arguments)
-    known = list(all_faults())
-    names = [name for name in known if not chosen.faults or any(name.startswith(part) for part in chosen.faults)]
-    if not names:
-        parser.error(f"there is no such fault; known are {', '.join(known)}")
+    try:
+        names = named(chosen.faults, list(all_faults()))
+    except ValueError as error:
+        parser.error(str(error))
+    if chosen.histories:
+        chosen.histories.mkdir(parents=True, exist_ok=True)
     outcomes = asyncio.run(run(names, chosen.seconds, chosen.seed, chosen.histories))
     if chosen.json:
         add_measured(chosen.json, outcomes)
     rows = table()
     broken = [one.fault for one in outcomes if one.fault not in rows or one.unknown(rows[one.fault])]
     print(f"broken: {', '.join(broken)}" if broken else "Every invariant held, but for those that the table names.")
+    if broken and chosen.histories:
+        print(f"What was seen, and the replicas' logs: {chosen.histories.resolve()}")
     return 1 if broken else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Cause faults in two replicas.")
+    parser.add_argument("faults", nargs="*", help="names, or else what names begin with (default: all)")
+    parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help="of each fault (default: %(default)g)")
+    parser.add_argument("--seed", type=int, default=random.randrange(100_000), help="printed (default: by chance)")
+    parser.add_argument("--json", type=Path, help="add the figures to this file")
+    parser.add_argument(
+        "--histories",
+        type=Path,
+        help="write what was seen into this folder, with the replicas' logs if an invariant was broken",
+    )
+    return parser

@@ -1,4 +1,4 @@
-"""Some faults of the table in every run, others each day: `make chaos` puts all of them."""
+"""Some faults of the table in every run, others each day: `make chaos` causes all of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 from tests.chaos.checker import INVARIANTS
 from tests.chaos.faults import all_faults
-from tests.chaos.run import details, line, run, table
+from tests.chaos.run import details, line, named, run, table
 
-# Which faults: the same ones for a day, unless the environment names a seed.
+# Which faults, and what chance decides in them: the same for a day, unless the environment names a printed seed.
 SEED = int(os.environ.get("EXCHANGE_SERVICE_CHAOS_SEED", datetime.datetime.now(datetime.UTC).toordinal()))
 _HOW_MANY, _SECONDS = 5, 4.0
 
@@ -39,6 +39,15 @@ def test_five_faults_cost_what_the_table_says_and_no_more(capsys: pytest.Capture
 
 def test_every_fault_has_its_row_and_every_row_its_fault() -> None:
     assert table().keys() == all_faults().keys()
+
+
+def test_a_name_chooses_its_fault_alone_and_other_texts_all_that_begin_so() -> None:
+    known = ["redis-slow", "venue-429", "venue-429-bare", "venue-500"]
+    assert named(["venue-429"], known) == ["venue-429"]
+    assert named(["venue-4", "redis-slow"], known) == ["redis-slow", "venue-429", "venue-429-bare"]
+    assert named([], known) == known
+    with pytest.raises(ValueError, match="no fault venue-9"):
+        named(["venue-429", "venue-9"], known)
 
 
 def test_a_row_names_invariants_that_there_are() -> None:

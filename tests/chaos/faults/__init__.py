@@ -30,7 +30,7 @@ GROUPS = ("control", "redis", "postgres", "venues", "processes")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. `own_rig`: it is put on a rig of its own, which no other fault uses afterwards. `settings` are those
+    """One fault. `own_rig`: it has a rig of its own, which no other fault uses afterwards. `settings` are those
     of such a rig's replicas that differ. Where `least` is more than the seconds of the run, the fault lasts longer."""
 
     name: str

@@ -1,6 +1,6 @@
 """Lets a test move the wall clock of a process: CHAOS_CLOCK names a file whose eight bytes are the seconds to add.
 
-It is on the path of a replica only while a fault of clocks is put on it. What reads the clock in C, such as
+It is on the path of a replica only while a fault of clocks lasts. What reads the clock in C, such as
 `datetime.now`, is not moved. gRPC's core is such a reader, so the deadlines that it gives are compared with the clock
 that it reads.
 """

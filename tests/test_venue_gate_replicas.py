@@ -386,6 +386,16 @@ class TestCountsInRedis:
             assert await one.take("v", 20, 60, 5) == 0
             assert await one.take("v", 20, 60, 10) == 0
 
+    def test_a_redis_that_loses_its_data_again_and_again_uses_nothing_up(self) -> None:
+        now, known = 1000.0, dict[bytes, Window]()
+        for number in range(200):
+            now += 0.1
+            me = REPLICA if number % 2 else b"other   "
+            shared = SharedWindow(1, now)
+            shared.put(me, known.get(me), now)
+            assert shared.wait(1, 20, now) == 0.0
+            known[me] = shared.add(me, 1)
+
     @settings(deadline=None)
     @given(st.lists(st.tuples(st.floats(0, 90), st.integers(0, 5), st.booleans()), max_size=20))
     def test_two_replicas_count_as_one_would(self, takes: list[tuple[float, int, bool]]) -> None:

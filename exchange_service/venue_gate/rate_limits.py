@@ -98,6 +98,11 @@ class Window:
         """Seconds that are left of the current part; never more than it has, wherever the clock stands."""
         return min(max(0.0, self._began + self._seconds - now), self._seconds)
 
+    def began(self, now: float) -> float:
+        """When its current part began."""
+        self._advance(now)
+        return self._began
+
     def is_ahead(self, now: float) -> bool:
         """Whether its current part begins later than now: the clock has been set back."""
         return self._began > now

@@ -53,6 +53,9 @@ class SharedWindow:
     def put(self, replica: bytes, known: Window | None, now: float) -> None:
         """Replace the counts of a replica by what it knows that it has taken."""
         self._parts.pop(replica, None)
+        if known is not None and not self._parts:
+            # Redis has lost the counts. In a window that began now, what was taken before would count for as long again.
+            self._began = known.began(now)
         counts = known.counts_in(self._began, now) if known is not None else (0, 0)
         if any(counts):
             self._parts[replica] = counts

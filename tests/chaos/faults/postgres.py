@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import psycopg
 
 from tests.chaos.faults import fault
-from tests.chaos.proxy import CLEAR, Weather
+from tests.chaos.faults.ways import Way, half_open, in_weather, refused, repeated, reset, restarted_without
+from tests.chaos.proxy import Weather
 from tests.chaos.rig import Rig
 from tests.harness import until
 
-_STEP = 0.2
+# Each fault that is one way of the replicas to PostgreSQL, by its name.
+_WAYS: dict[str, Way] = {
+    "postgres-refuse": refused,
+    "postgres-silent": in_weather(Weather(silent=True)),
+    # Each answer takes 0.7 s, so that a question with its transaction takes longer than a caller waits.
+    "postgres-slow": in_weather(Weather(latency=0.35)),
+    "postgres-half-open": half_open,
+    "postgres-reset": reset(0.2),
+}
 # PostgreSQL's own limit, and what two replicas may have of it.
 _MOST_CONNECTIONS, _OF_THE_REPLICAS = 100, 24
 
 
-@asynccontextmanager
-async def _weather(rig: Rig, weather: Weather) -> AsyncIterator[None]:
-    for proxy in rig.postgres_proxies:
-        proxy.weather = weather
-    try:
-        yield
-    finally:
-        for proxy in rig.postgres_proxies:
-            proxy.weather = CLEAR
+def _enter(name: str, way: Way) -> None:
+    fault(name)(lambda rig: way(rig.postgres_proxies))
+
+
+for _name, _way in _WAYS.items():
+    _enter(_name, _way)
+fault("postgres-boot-away")(lambda rig: restarted_without(rig, rig.postgres_proxies))
 
 
 async def _connect(rig: Rig) -> psycopg.AsyncConnection:
@@ -54,60 +62,6 @@ async def restart(rig: Rig) -> AsyncIterator[None]:
         await asyncio.to_thread(rig.postgres.start)
 
 
-@fault("postgres-refuse")
-@asynccontextmanager
-async def refuse(rig: Rig) -> AsyncIterator[None]:
-    for proxy in rig.postgres_proxies:
-        await proxy.refuse()
-    try:
-        yield
-    finally:
-        for proxy in rig.postgres_proxies:
-            await proxy.accept()
-
-
-@fault("postgres-silent")
-@asynccontextmanager
-async def silent(rig: Rig) -> AsyncIterator[None]:
-    async with _weather(rig, Weather(silent=True)):
-        yield
-
-
-@fault("postgres-slow")
-@asynccontextmanager
-async def slow(rig: Rig) -> AsyncIterator[None]:
-    """Each answer takes 0.7 s, so that a question with its transaction takes longer than a caller waits."""
-    async with _weather(rig, Weather(latency=0.35)):
-        yield
-
-
-@fault("postgres-half-open")
-@asynccontextmanager
-async def half_open(rig: Rig) -> AsyncIterator[None]:
-    for proxy in rig.postgres_proxies:
-        proxy.vanish()
-    yield
-
-
-@fault("postgres-reset")
-@asynccontextmanager
-async def reset(rig: Rig) -> AsyncIterator[None]:
-    """All connections are reset again and again; new ones are served in between."""
-
-    async def repeat() -> None:
-        while True:
-            for proxy in rig.postgres_proxies:
-                proxy.reset()
-            await asyncio.sleep(_STEP)
-
-    task = asyncio.create_task(repeat())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
-
-
 @fault("postgres-locked")
 @asynccontextmanager
 async def locked(rig: Rig) -> AsyncIterator[None]:
@@ -128,22 +82,18 @@ async def no_connections(rig: Rig) -> AsyncIterator[None]:
     taken: list[psycopg.AsyncConnection] = []
 
     async def take() -> None:
-        while True:
-            try:
-                taken.append(await _connect(rig))
-            except psycopg.OperationalError:
-                await asyncio.sleep(0.01)
+        try:
+            taken.append(await _connect(rig))
+        except psycopg.OperationalError:
+            await asyncio.sleep(0.01)
 
-    tasks = [asyncio.create_task(take()) for _ in range(2)]
     try:
-        await until(lambda: len(taken) >= _MOST_CONNECTIONS - _OF_THE_REPLICAS, "the use of the connections")
-        for proxy in rig.postgres_proxies:
-            proxy.reset()
-        yield
+        async with repeated(take, 0.0), repeated(take, 0.0):
+            await until(lambda: len(taken) >= _MOST_CONNECTIONS - _OF_THE_REPLICAS, "the use of the connections")
+            for proxy in rig.postgres_proxies:
+                proxy.reset()
+            yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
         for connection in taken:
             await connection.close()
 
@@ -155,30 +105,13 @@ async def cancelled(rig: Rig) -> AsyncIterator[None]:
     connection = await _connect(rig)
     others = "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
 
-    async def repeat() -> None:
-        turn = 0
-        while True:
-            act = "pg_terminate_backend" if turn % 5 == 0 else "pg_cancel_backend"
-            await connection.execute(f"SELECT {act}(pid) {others}")
-            turn += 1
-            await asyncio.sleep(0.02)
+    acts = itertools.cycle(["pg_terminate_backend", *["pg_cancel_backend"] * 4])
 
-    task = asyncio.create_task(repeat())
+    async def step() -> None:
+        await connection.execute(f"SELECT {next(acts)}(pid) {others}")
+
     try:
-        yield
+        async with repeated(step, 0.02):
+            yield
     finally:
-        task.cancel()
-        await asyncio.wait({task})
         await connection.close()
-
-
-@fault("postgres-boot-away")
-@asynccontextmanager
-async def boot_away(rig: Rig) -> AsyncIterator[None]:
-    """One replica is started while the database is away from it."""
-    await rig.postgres_proxies[0].refuse()
-    try:
-        await rig.restart_replica(0)
-        yield
-    finally:
-        await rig.postgres_proxies[0].accept()

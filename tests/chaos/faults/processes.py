@@ -27,6 +27,7 @@ from exchange_service.model import Account, Credential
 from tests.chaos.accounts import EXCHANGE, secret_of, user_name
 from tests.chaos.crowd import Crowd
 from tests.chaos.faults import fault
+from tests.chaos.faults.ways import repeated
 from tests.chaos.replicas import Replica
 from tests.harness import eventually
 
@@ -86,17 +87,14 @@ async def stuttering(send: Callable[[signal.Signals], None]) -> AsyncIterator[No
     """A process that gets SIGSTOP for 0.3 of each 0.4 seconds inside the block."""
 
     async def stutter() -> None:
-        while True:
-            send(signal.SIGSTOP)
-            await asyncio.sleep(0.3)
-            send(signal.SIGCONT)
-            await asyncio.sleep(0.1)
+        send(signal.SIGSTOP)
+        await asyncio.sleep(0.3)
+        send(signal.SIGCONT)
 
-    task = asyncio.create_task(stutter())
     try:
-        yield
+        async with repeated(stutter, 0.1):
+            yield
     finally:
-        task.cancel()
         send(signal.SIGCONT)
 
 

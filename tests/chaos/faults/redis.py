@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import redis.asyncio as redis_client
@@ -12,25 +12,42 @@ from redis.exceptions import RedisError
 
 from tests.chaos.accounts import REGULAR
 from tests.chaos.faults import fault
-from tests.chaos.proxy import CLEAR, Weather
+from tests.chaos.faults.ways import Way, half_open, in_weather, refused, repeated, reset, restarted_without
+from tests.chaos.proxy import Weather
 from tests.chaos.rig import Rig
 from tests.servers import RedisServer
 
 # Seconds between two steps of a fault that goes on and on.
 _STEP = 0.3
+# Each fault that is one way of all replicas to Redis, by its name, and those of the first replica's way alone.
+_WAYS: dict[str, Way] = {
+    "redis-refuse": refused,
+    "redis-slow": in_weather(Weather(latency=0.1)),
+    "redis-uneven": in_weather(Weather(uneven=0.25)),
+    "redis-black-hole": in_weather(Weather(silent=True)),
+    "redis-half-open": half_open,
+    "redis-narrow": in_weather(Weather(rate=4000)),
+    "redis-sliced": in_weather(Weather(slices=40, slice_pause=0.002)),
+    "redis-reset": reset(_STEP),
+    "redis-pubsub-killed": reset(_STEP, subscribers_only=True),
+    # Every tenth answer has a wrong bit.
+    "redis-garbled": in_weather(Weather(garble=0.1)),
+}
+_WAYS_OF_ONE: dict[str, Way] = {
+    "redis-away-from-one": refused,
+    "redis-silent-for-one": in_weather(Weather(silent=True)),
+}
 
 
-@asynccontextmanager
-async def _weather(rig: Rig, weather: Weather, *replicas: int) -> AsyncIterator[None]:
-    """That weather between Redis and the replicas, all if none is named."""
-    proxies = [rig.redis_proxies[number] for number in replicas] or rig.redis_proxies
-    for proxy in proxies:
-        proxy.weather = weather
-    try:
-        yield
-    finally:
-        for proxy in proxies:
-            proxy.weather = CLEAR
+def _enter(name: str, way: Way, replicas: slice) -> None:
+    fault(name)(lambda rig: way(rig.redis_proxies[replicas]))
+
+
+for _name, _way in _WAYS.items():
+    _enter(_name, _way, slice(None))
+for _name, _way in _WAYS_OF_ONE.items():
+    _enter(_name, _way, slice(1))
+fault("redis-boot-away")(lambda rig: restarted_without(rig, rig.redis_proxies))
 
 
 @asynccontextmanager
@@ -55,24 +72,6 @@ async def _configured(rig: Rig, **options: str) -> AsyncIterator[None]:
         finally:
             for name, value in before.items():
                 await client.config_set(name, value)
-
-
-@asynccontextmanager
-async def _again_and_again(step: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """That step, an async function, every `_STEP` seconds."""
-
-    async def repeat() -> None:
-        while True:
-            with suppress(RedisError):
-                await step()
-            await asyncio.sleep(_STEP)
-
-    task = asyncio.create_task(repeat())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 @fault("redis-freeze")
@@ -108,111 +107,6 @@ async def restart_empty(rig: Rig) -> AsyncIterator[None]:
         yield
     finally:
         await rig.venue.set_mode("well")
-
-
-@fault("redis-refuse")
-@asynccontextmanager
-async def refuse(rig: Rig) -> AsyncIterator[None]:
-    for proxy in rig.redis_proxies:
-        await proxy.refuse()
-    try:
-        yield
-    finally:
-        for proxy in rig.redis_proxies:
-            await proxy.accept()
-
-
-@fault("redis-slow")
-@asynccontextmanager
-async def slow(rig: Rig) -> AsyncIterator[None]:
-    async with _weather(rig, Weather(latency=0.1)):
-        yield
-
-
-@fault("redis-uneven")
-@asynccontextmanager
-async def uneven(rig: Rig) -> AsyncIterator[None]:
-    async with _weather(rig, Weather(uneven=0.25)):
-        yield
-
-
-@fault("redis-black-hole")
-@asynccontextmanager
-async def black_hole(rig: Rig) -> AsyncIterator[None]:
-    async with _weather(rig, Weather(silent=True)):
-        yield
-
-
-@fault("redis-half-open")
-@asynccontextmanager
-async def half_open(rig: Rig) -> AsyncIterator[None]:
-    for proxy in rig.redis_proxies:
-        proxy.vanish()
-    yield
-
-
-@fault("redis-narrow")
-@asynccontextmanager
-async def narrow(rig: Rig) -> AsyncIterator[None]:
-    async with _weather(rig, Weather(rate=4000)):
-        yield
-
-
-@fault("redis-sliced")
-@asynccontextmanager
-async def sliced(rig: Rig) -> AsyncIterator[None]:
-    async with _weather(rig, Weather(slices=40, slice_pause=0.002)):
-        yield
-
-
-@fault("redis-reset")
-@asynccontextmanager
-async def reset(rig: Rig) -> AsyncIterator[None]:
-    """All connections are reset again and again; new ones are served in between."""
-
-    async def step() -> None:
-        for proxy in rig.redis_proxies:
-            proxy.reset()
-
-    async with _again_and_again(step):
-        yield
-
-
-@fault("redis-pubsub-killed")
-@asynccontextmanager
-async def pubsub_killed(rig: Rig) -> AsyncIterator[None]:
-    async def step() -> None:
-        for proxy in rig.redis_proxies:
-            proxy.reset(subscribers_only=True)
-
-    async with _again_and_again(step):
-        yield
-
-
-@fault("redis-garbled")
-@asynccontextmanager
-async def garbled(rig: Rig) -> AsyncIterator[None]:
-    """Every tenth answer has a wrong bit."""
-    async with _weather(rig, Weather(garble=0.1)):
-        yield
-
-
-@fault("redis-away-from-one")
-@asynccontextmanager
-async def away_from_one(rig: Rig) -> AsyncIterator[None]:
-    """One replica cannot reach it; the other can."""
-    await rig.redis_proxies[0].refuse()
-    try:
-        yield
-    finally:
-        await rig.redis_proxies[0].accept()
-
-
-@fault("redis-silent-for-one")
-@asynccontextmanager
-async def silent_for_one(rig: Rig) -> AsyncIterator[None]:
-    async with _weather(rig, Weather(silent=True), 0):
-        yield
 
 
 @fault("redis-read-only")
@@ -268,7 +162,7 @@ async def flushed(rig: Rig) -> AsyncIterator[None]:
         async def step() -> None:
             await client.flushall()
 
-        async with _again_and_again(step):
+        async with repeated(step, _STEP, despite=(RedisError,)):
             yield
 
 
@@ -294,7 +188,7 @@ async def _rewritten(rig: Rig, change: Callable[[bytes], bytes]) -> AsyncIterato
             nonlocal changed
             changed += await _rewrite(client, change)
 
-        async with _again_and_again(step):
+        async with repeated(step, _STEP, despite=(RedisError,)):
             yield
     assert changed > REGULAR, f"{changed} values were changed"
 
@@ -342,15 +236,3 @@ async def no_rights(rig: Rig) -> AsyncIterator[None]:
         finally:
             await admin.execute_command("ACL", "SETUSER", "default", "+@all")
             await admin.execute_command("ACL", "DELUSER", "admin")
-
-
-@fault("redis-boot-away")
-@asynccontextmanager
-async def boot_away(rig: Rig) -> AsyncIterator[None]:
-    """One replica is started while Redis is away from it."""
-    await rig.redis_proxies[0].refuse()
-    try:
-        await rig.restart_replica(0)
-        yield
-    finally:
-        await rig.redis_proxies[0].accept()

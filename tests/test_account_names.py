@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from exchange_service import plugin_api
+from exchange_service.model import Credential
 from exchange_service.plugin_api import State, VenueMalformed, require_account, require_same_accounts
 from exchange_service.plugin_kit import account_names
 
@@ -94,14 +94,31 @@ async def test_more_names_than_any_venue_has_are_refused(state: State) -> None:
         await name(state, *range(201))
 
 
-async def test_the_example_for_plugin_authors_refuses_the_answer_of_another_user(state: State) -> None:
+def acme_call(state: State, answer: dict[str, str]) -> Any:
+    """A call that reads account A-7, and gets this answer."""
+
+    async def get(*_: object, **__: object) -> Any:
+        return SimpleNamespace(json=lambda: answer, raise_for_status=lambda: None)
+
+    credential = Credential.from_texts({"api_key": "a-token"}, {"account_id": "A-7"})
+    return SimpleNamespace(
+        account_state=state,
+        credential=credential,
+        http=SimpleNamespace(get=get),
+        url=lambda: "https://api.acme.example",
+    )
+
+
+async def test_the_example_for_plugin_authors_refuses_the_answer_of_another_user_and_one_without_a_name(
+    state: State,
+) -> None:
     example = _EXAMPLE.search((ROOT / "docs" / "plugins.md").read_text())
     assert example is not None
-    run: dict[str, Any] = dict(vars(plugin_api))
-    body = textwrap.indent(example["text"], "    ")
-    exec(f"async def check(call, payload, account_id):\n{body}", run)
-    call = SimpleNamespace(account_state=state)
-    await run["check"](call, {"account": 7, "owner": "alice"}, "7")
-    for other in ({"account": 8, "owner": "alice"}, {"account": 7, "owner": "bob"}):
+    run: dict[str, Any] = {**vars(plugin_api), "parse": lambda _: plugin_api.VenueAccount(type="cash")}
+    exec(example["text"], run)
+    await run["fetch_balance"](acme_call(state, {"account": "A-7", "owner": "alice"}))
+    for other in ({"account": "A-8", "owner": "alice"}, {"account": "A-7", "owner": "bob"}):
         with pytest.raises(VenueMalformed, match="another account"):
-            await run["check"](call, other, "7")
+            await run["fetch_balance"](acme_call(state, other))
+    with pytest.raises(VenueMalformed, match="should be a text"):
+        await run["fetch_balance"](acme_call(state, {"owner": "alice"}))

@@ -79,7 +79,8 @@ class Balance(google.protobuf.message.Message):
     environment: builtins.str
     """The environment, "production" or "sandbox"."""
     version: builtins.int
-    """Opaque and rising for each account: of two balances of an account, the one with the greater version is the newer.
+    """Opaque and rising for each user, exchange, environment and account_type: of two balances of the same four, the one
+    with the greater version is the newer. Versions of different ones say nothing about each other.
     It stays the same while the content does not change. Equal versions therefore mean equal content, except for rows
     that are all zero: a reply leaves them out, a stream may still report them. It may also rise without a change, for
     example when no earlier balance was cached for comparison.

@@ -223,8 +223,8 @@ class GetBalanceRequest(google.protobuf.message.Message):
     Empty: Exchange.default_account_types, or the types that the user's stored metadata choose instead.
     """
     known_version: builtins.int
-    """Balance.version of the newest balance of it that the caller has. The call then never returns an older one, whichever
-    replica answers: the service asks the venue again if it has nothing as new, or fails with the venue's error; that
+    """Balance.version of the newest balance that the caller has of the same user, exchange, environment and account_type:
+    name no version of another. The call then never returns an older one, whichever replica answers: the service asks the venue again if it has nothing as new, or fails with the venue's error; that
     counts as a forced refresh. Zero: versions never go back at one replica, but another replica may have an older
     balance while the replicas cannot reach their Redis. A version of more than 23 hours from now is FIELD_INVALID: no
     balance has one.
@@ -527,7 +527,8 @@ class AccountState(google.protobuf.message.Message):
     """The `account_type` of its selector."""
     catching_up: builtins.bool
     """True: what the caller has is not confirmed yet. This replica has no balance as new as the `known_version`, or has not
-    sent anything of an `unconfirmed` account; it reads the account. A balance or an error follows, unless the balance
+    sent anything of an `unconfirmed` account; it reads the account. The first heartbeat of a stream that resumes usually
+    says so, because it is sent before the account is read; a later one without it confirms the version. A balance or an error follows, unless the balance
     that it reads is the known one and is confirmed by that.
     """
     @property

@@ -54,7 +54,7 @@ class SharedWindow:
         """Replace the counts of a replica by what it knows that it has taken."""
         self._parts.pop(replica, None)
         if known is not None and not self._parts:
-            # Redis has lost the counts. In a window that began now, what was taken before would count for as long again.
+            # Redis has lost the counts. In a window that began now, what was taken before would count as long again.
             self._began = known.began(now)
         counts = known.counts_in(self._began, now) if known is not None else (0, 0)
         if any(counts):

@@ -374,6 +374,7 @@ class _StreamPosition:
         self._unconfirmed: set[tuple[str, str, str]] = set()
         for selector in known:
             self._note(_key(selector), selector.known_version, confirmed=not selector.unconfirmed)
+        self._unconfirmed.update(_key(selector) for selector in accounts if selector.unconfirmed)
 
     def request(self) -> StreamBalancesRequest:
         """The request that goes on from here."""

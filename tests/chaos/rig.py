@@ -22,7 +22,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import psutil
 import redis.asyncio as redis_client
 from sqlalchemy import make_url
 
@@ -33,6 +32,7 @@ from exchange_service.credentials.sql import open_store
 from exchange_service.errors import StoreUnavailable
 from exchange_service.model import Account, Credential
 from tests.chaos.accounts import CANARY, EXCHANGE, REGULAR, secret_of, user_name
+from tests.chaos.allowances import lag_of_load
 from tests.chaos.checker import is_bad
 from tests.chaos.history import Footprint, History, Lag, Mark, Record, Reply, Sighting, read
 from tests.chaos.proxy import Proxy
@@ -47,8 +47,6 @@ TTL, GRACE, INTERVAL, VENUE_TIMEOUT = 2.0, 12.0, 1.0, 1.6
 NEW_A_FAULT, _STORING, _ATTEMPTS = 40, 4, 5
 # Seconds without a bad call after which all is well, and how long to wait for them.
 QUIET, WELL_LIMIT = 1.8, 12.0
-# Processes that wait for a core, by the load, from which on the machine is busy with others.
-_BUSY = 2.5
 # How a secret may be spelled.
 _SPELLINGS = (CANARY, CANARY.replace("-", ""))
 
@@ -212,7 +210,7 @@ class Rig:
         while True:
             wanted = time.monotonic() + 0.02
             await asyncio.sleep(0.02)
-            late = max(time.monotonic() - wanted, _lag_of_load())
+            late = max(time.monotonic() - wanted, lag_of_load())
             if late > 0.02:
                 self.records.append(Lag(time.monotonic(), round(late, 3), "rig"))
 
@@ -284,12 +282,6 @@ class Rig:
         finally:
             await client.aclose()
         return found
-
-
-def _lag_of_load() -> float:
-    """Seconds by which a process may be late that this one does not see: a tenth for each that waits for a core."""
-    waiting = psutil.getloadavg()[0] / (os.cpu_count() or 1)
-    return min(1.0, waiting / 10) if waiting > _BUSY else 0.0
 
 
 def _sightings(place: str, text: str) -> list[Sighting]:

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +23,6 @@ from pathlib import Path
 import redis.asyncio as redis_client
 from sqlalchemy import make_url
 
-from benchmarks.names import ROOT
 from exchange_service.credentials.key_providers import GivenKeys
 from exchange_service.credentials.keysets import new_keyset
 from exchange_service.credentials.sql import open_store
@@ -35,6 +32,7 @@ from tests.chaos.accounts import CANARY, EXCHANGE, REGULAR, secret_of, user_name
 from tests.chaos.allowances import lag_of_load
 from tests.chaos.checker import is_bad
 from tests.chaos.history import Footprint, History, Lag, Mark, Record, Reply, Sighting, read
+from tests.chaos.line_process import LineProcess
 from tests.chaos.proxy import Proxy
 from tests.chaos.replicas import Replica
 from tests.chaos.venue import Venue
@@ -70,7 +68,7 @@ class Rig:
         self._keys = new_keyset().as_text()
         self._hash_key = secrets.token_hex(16)
         self._stored = 0
-        self._clients: asyncio.subprocess.Process | None = None
+        self._clients: LineProcess
         self._seen: list[Record] = []
         self._offset = 0
 
@@ -175,24 +173,9 @@ class Rig:
     async def _start_clients(self) -> None:
         self._file.touch()
         addresses = [replica.address for replica in self.replicas]
-        self._clients = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.chaos.clients", str(self._file), str(self.seed), EXCHANGE, *addresses),
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            cwd=ROOT,
-            stdin=asyncio.subprocess.PIPE,
-        )
-        self._stack.push_async_callback(self._end_clients)
-
-    async def _end_clients(self) -> None:
-        assert self._clients is not None
-        assert self._clients.stdin is not None
-        self._clients.stdin.close()
-        try:
-            async with asyncio.timeout(10):
-                await self._clients.wait()
-        except TimeoutError:
-            self._clients.kill()
-            await self._clients.wait()
+        self._clients = LineProcess("tests.chaos.clients", str(self._file), str(self.seed), EXCHANGE, *addresses)
+        await self._clients.start(answers=False)
+        self._stack.push_async_callback(self._clients.end, 10.0)
 
     @property
     def _file(self) -> Path:
@@ -201,9 +184,7 @@ class Rig:
     async def new_accounts(self, count: int = NEW_A_FAULT) -> None:
         """Store accounts that nobody has asked for, and let the clients ask for them."""
         await self._store(count)
-        assert self._clients is not None
-        assert self._clients.stdin is not None
-        self._clients.stdin.write(f"{json.dumps({'new': self._stored - REGULAR})}\n".encode())
+        self._clients.tell(json.dumps({"new": self._stored - REGULAR}))
 
     async def _watch_loop(self) -> None:
         """Write how late this process is: the proxies are late with it."""

@@ -13,7 +13,6 @@ EXCHANGE = "oanda"
 CANARY = "chaos-canary-7f3a9c"
 # Users that all callers and subscribers share; the first is the hot one. The others are new: each is asked for once.
 REGULAR = 12
-NEW = 1500
 _ANSWERS = 10**9
 
 

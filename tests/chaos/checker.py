@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from tests.chaos.allowances import AGE_TOLERANCE, END_TOLERANCE, asks_allowed, machine_was_late
 from tests.chaos.history import Event, Footprint, History, Reply, VenueAnswer
 
-# Seconds by which an age may differ from the truth, and by which a call may end after its deadline.
-AGE_TOLERANCE = 0.5
-END_TOLERANCE = 0.25
 # By how much a replica may have grown: files, bytes, threads, and open calls and streams of clients who come and go.
 FILES, MEMORY, THREADS, OPEN = 24, 24_000_000, 8, 30
 # Seconds between two venue calls that are one call too many only if they come again and again.
 _SLACK_CALLS = 3
 # Seconds before the end of the grace, in which a last good balance may be too old already.
 _NEAR_GRACE = 2.0
-# Seconds of lag at which the venue's process may be late as well.
-_OVERLOADED = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +211,7 @@ def asked_once(history: History, expectation: Expectation) -> list[Violation]:
     asked: dict[tuple[str, str], list[float]] = defaultdict(list)
     forced: dict[tuple[str, str], int] = defaultdict(int)
     warm = history.at("warm") or 0.0
-    # A replica that is too slow for its Redis keeps for itself.
-    asks = expectation.asks * (2 if history.lag(warm, history.at("over") or warm) > _OVERLOADED else 1)
+    asks = asks_allowed(expectation.asks, history, warm)
     for answer in history.answers:
         if answer.begin < warm:
             continue
@@ -256,7 +251,7 @@ def reasons_given(history: History, expectation: Expectation) -> list[Violation]
     found = [
         Violation("reasons_given", reply.end, f"{who(reply)}: a bare {reply.code} ({reply.message[:80]})")
         for reply in history.replies
-        if _is_bare(reply, expectation) and not _machine_was_late(history, reply)
+        if _is_bare(reply, expectation) and not machine_was_late(history, reply)
     ]
     found += [
         Violation("reasons_given", event.time, f"{who(event)}: the stream ended with a bare {event.code}")
@@ -272,7 +267,7 @@ def no_call_lost(history: History, expectation: Expectation) -> list[Violation]:
     begin, well = history.at("begin"), history.at("well")
     found = []
     for reply in lost(history):
-        if _machine_was_late(history, reply):
+        if machine_was_late(history, reply):
             continue
         during = begin is not None and reply.end >= begin and (well is None or reply.begin <= well)
         if not during or reply.reason not in allowed_for(reply, expectation):
@@ -284,14 +279,6 @@ def no_call_lost(history: History, expectation: Expectation) -> list[Violation]:
 
 def _is_bare(reply: Reply, expectation: Expectation) -> bool:
     return not reply.ok and not reply.reason and reply.code not in expectation.bare
-
-
-def _machine_was_late(history: History, reply: Reply) -> bool:
-    """Whether a call's time may have passed because the machine was busy with others."""
-    timed_out = reply.reason in ("VENUE_TIMEOUT", "DEADLINE_PASSED") or (
-        reply.code == "DEADLINE_EXCEEDED" and not reply.reason
-    )
-    return timed_out and history.lag(reply.begin, reply.end) > _OVERLOADED
 
 
 def lost(history: History) -> list[Reply]:
@@ -326,7 +313,7 @@ def last_good_kept(history: History, expectation: Expectation) -> list[Violation
         age = reply.end - known.get(account, 0.0)
         might_have_had_it = reply.max_age != 0 and age < expectation.grace - _NEAR_GRACE
         might_have_had_it &= reply.known_version <= versions.get(account, 0)
-        if reply.reason.startswith("VENUE_") and might_have_had_it and not _machine_was_late(history, reply):
+        if reply.reason.startswith("VENUE_") and might_have_had_it and not machine_was_late(history, reply):
             text = f"{who(reply)}: {reply.reason}, though it had a balance of {age:.1f} s ago"
             found.append(Violation("last_good_kept", reply.end, text))
     return found
@@ -410,55 +397,3 @@ def _grown(before: Footprint, after: Footprint) -> Iterator[str]:
         first, last = getattr(before, name), getattr(after, name)
         if last > first + margin:
             yield f"{name} {first} before and {last} after"
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What a run is summed up by."""
-
-    calls: int
-    events: int
-    # Calls that failed, and of those the ones that the table does not allow, that gave no reason, or that could have
-    # had the last good balance.
-    failed: int
-    lost: int
-    false: int
-    versions_back: int
-    untold: int
-    leaked: int
-    other: int
-    # Until all was as before; None: it never was.
-    seconds: float | None
-
-
-def figures(history: History, violations: Sequence[Violation]) -> Figures:
-    """The figures of a run."""
-    counts: dict[str, int] = defaultdict(int)
-    for violation in violations:
-        counts[violation.invariant] += 1
-    named = {
-        "lost": sum(counts.pop(name, 0) for name in ("no_call_lost", "reasons_given", "last_good_kept")),
-        "false": counts.pop("own_user", 0) + counts.pop("really_emitted", 0),
-        "versions_back": counts.pop("versions_rise", 0),
-        "untold": counts.pop("staleness_told", 0) + counts.pop("true_age", 0),
-        "leaked": counts.pop("secrets_kept", 0),
-    }
-    failed = sum(not reply.ok for reply in history.replies)
-    seconds = recovery(history)
-    return Figures(
-        calls=len(history.replies),
-        events=len(history.events),
-        failed=failed,
-        other=sum(counts.values()),
-        seconds=None if seconds is None else round(seconds, 2),
-        **named,
-    )
-
-
-def summed(found: Iterable[Violation]) -> dict[str, tuple[int, str]]:
-    """Each invariant that is broken: how often, and one example."""
-    by_name: dict[str, tuple[int, str]] = {}
-    for violation in found:
-        count, text = by_name.get(violation.invariant, (0, violation.text))
-        by_name[violation.invariant] = (count + 1, text)
-    return by_name

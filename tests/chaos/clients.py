@@ -47,7 +47,6 @@ CALLERS = {
     "new": (2, 0.5),
 }
 SUBSCRIBERS = {"fixed": 16, "both": 14, "hopping": 14, "slow": 3, "interval": 3}
-_NAMES_VERSIONS = "known_version" in GetBalanceRequest.DESCRIPTOR.fields_by_name
 _HOT_SHARE = 0.3
 # Seconds: between two looks at how late the loop is, and the least lateness that is written.
 _TICK, _LATE = 0.02, 0.02
@@ -118,7 +117,7 @@ class Clients:
             request = GetBalanceRequest(user_id=user_name(user), exchange_id=self._exchange)
             if kind in ("forced", "young"):
                 request.max_age.FromMilliseconds(0 if kind == "forced" else 1000)
-            if kind == "named" and _NAMES_VERSIONS:
+            if kind == "named":
                 request.known_version = versions.get(user, 0)
             # Every replica is asked for a new account at the same time: the venue must be asked once even so.
             everywhere = range(len(self._stubs))
@@ -146,7 +145,7 @@ class Clients:
             "account": self._exchange,
             "deadline": DEADLINE,
             "max_age": request.max_age.ToMilliseconds() / 1000 if request.HasField("max_age") else None,
-            "known_version": getattr(request, "known_version", 0),
+            "known_version": request.known_version,
             "new": new,
             "begin": time.monotonic(),
         }

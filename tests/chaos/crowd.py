@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import sys
 import time
@@ -21,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
-from benchmarks.names import ROOT
 from exchange_service.v1 import exchange_service_pb2_grpc
 from exchange_service.v1.exchange_service_pb2 import AccountSelector, GetBalanceRequest, StreamBalancesRequest
 from tests.chaos.accounts import EXCHANGE, REGULAR, user_name
 from tests.chaos.clients import OPTIONS, _reason
+from tests.chaos.line_process import LineProcess
 
 if TYPE_CHECKING:
     from tests.chaos.rig import Rig
@@ -52,17 +51,10 @@ class Crowd:
 
     def __init__(self, rig: Rig, kind: str, count: int, *, user: int = -1, replicas: Sequence[int] = ()) -> None:
         addresses = [replica.address for replica in rig.replicas if not replicas or replica.number in replicas]
-        self._arguments = [kind, str(count), str(user), *addresses]
-        self._process: asyncio.subprocess.Process | None = None
+        self._process = LineProcess("tests.chaos.crowd", kind, str(count), str(user), *addresses)
 
     async def __aenter__(self) -> Self:
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.chaos.crowd", *self._arguments),
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            cwd=ROOT,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
+        await self._process.start()
         await self._line()
         return self
 
@@ -71,17 +63,11 @@ class Crowd:
 
     def freeze(self) -> None:
         """Let it hang: nothing is read any more."""
-        self._running.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        self._running.send_signal(signal.SIGCONT)
+        self._process.signal(signal.SIGSTOP)
 
     async def kill(self) -> None:
         """End it without a word to the servers."""
-        with suppress(ProcessLookupError):
-            self._running.kill()
-        await self._running.wait()
+        await self._process.kill()
 
     async def again(self) -> None:
         """Let all leave and come back at once, and wait until each has had an answer."""
@@ -92,19 +78,11 @@ class Crowd:
         return Result(**json.loads(await self._tell("leave")))
 
     async def _tell(self, command: str) -> bytes:
-        assert self._running.stdin is not None
-        self._running.stdin.write(f"{command}\n".encode())
+        self._process.tell(command)
         return await self._line()
 
     async def _line(self) -> bytes:
-        assert self._running.stdout is not None
-        async with asyncio.timeout(_PATIENCE + 10):
-            return await self._running.stdout.readline()
-
-    @property
-    def _running(self) -> asyncio.subprocess.Process:
-        assert self._process is not None
-        return self._process
+        return await self._process.line(_PATIENCE + 10)
 
 
 @dataclass(slots=True)

@@ -32,11 +32,8 @@ class Weather:
     slice_pause: float = 0.01
     # Nothing passes; what comes meanwhile passes afterwards.
     silent: bool = False
-    # Connections are closed by a reset as soon as they are made.
-    reset: bool = False
-    # The share of the pieces from the server in which a byte is changed, and whether all of them are.
+    # The share of the pieces from the server in which a bit is changed.
     garble: float = 0.0
-    garble_all: bool = False
 
 
 CLEAR = Weather()
@@ -150,9 +147,6 @@ class Proxy:
         connection = _Connection(writer)
         self._connections.add(connection)
         try:
-            if self._weather.reset:
-                connection.reset()
-                return
             server, connection.server = await self._connect()
             pumps = ((reader, connection.server, False), (server, writer, True))
             connection.tasks = [asyncio.create_task(self._pump(connection, *pump)) for pump in pumps]
@@ -184,9 +178,7 @@ class Proxy:
 
     async def _pass(self, data: bytes, writer: asyncio.StreamWriter, answers: bool) -> None:
         weather = self._weather
-        if weather.reset:
-            raise ConnectionResetError
-        if answers and (weather.garble_all or self._random.random() < weather.garble):
+        if answers and self._random.random() < weather.garble:
             data = self._garbled(data)
         if weather.latency or weather.uneven:
             await asyncio.sleep(weather.latency + self._random.random() * weather.uneven)

@@ -12,13 +12,16 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import psutil
 
 from benchmarks.names import ROOT, environment
 from benchmarks.serving import free_port
+from exchange_service.client import ExchangeServiceClient
+from exchange_service.errors import ServiceError
+from tests.chaos.accounts import EXCHANGE, user_name
 from tests.chaos.history import Footprint
 
 # Seconds until a replica serves on a loaded machine, and until it has ended.
@@ -113,6 +116,14 @@ class Replica:
         """Wait for its end. Returns its exit code."""
         assert self._process is not None
         return await self._process.wait()
+
+    async def ask(self, user: int, **options: Any) -> Any:
+        """The balance of a user: the reply, or the ServiceError that came in its place. `options` as in the client."""
+        async with ExchangeServiceClient(self.address) as client:
+            try:
+                return await client.get_balance(user_name(user), EXCHANGE, **options)
+            except ServiceError as error:
+                return error
 
     async def footprint(self, when: Literal["before", "after"]) -> Footprint:
         """What it holds now."""

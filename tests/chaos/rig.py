@@ -12,29 +12,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import psutil
 import redis.asyncio as redis_client
 from sqlalchemy import make_url
 
-from benchmarks.names import ROOT
 from exchange_service.credentials.key_providers import GivenKeys
 from exchange_service.credentials.keysets import new_keyset
 from exchange_service.credentials.sql import open_store
 from exchange_service.errors import StoreUnavailable
 from exchange_service.model import Account, Credential
 from tests.chaos.accounts import CANARY, EXCHANGE, REGULAR, secret_of, user_name
+from tests.chaos.allowances import lag_of_load
 from tests.chaos.checker import is_bad
 from tests.chaos.history import Footprint, History, Lag, Mark, Record, Reply, Sighting, read
+from tests.chaos.line_process import LineProcess
 from tests.chaos.proxy import Proxy
 from tests.chaos.replicas import Replica
 from tests.chaos.venue import Venue
@@ -47,8 +45,6 @@ TTL, GRACE, INTERVAL, VENUE_TIMEOUT = 2.0, 12.0, 1.0, 1.6
 NEW_A_FAULT, _STORING, _ATTEMPTS = 40, 4, 5
 # Seconds without a bad call after which all is well, and how long to wait for them.
 QUIET, WELL_LIMIT = 1.8, 12.0
-# Processes that wait for a core, by the load, from which on the machine is busy with others.
-_BUSY = 2.5
 # How a secret may be spelled.
 _SPELLINGS = (CANARY, CANARY.replace("-", ""))
 
@@ -72,7 +68,7 @@ class Rig:
         self._keys = new_keyset().as_text()
         self._hash_key = secrets.token_hex(16)
         self._stored = 0
-        self._clients: asyncio.subprocess.Process | None = None
+        self._clients: LineProcess
         self._seen: list[Record] = []
         self._offset = 0
 
@@ -177,24 +173,9 @@ class Rig:
     async def _start_clients(self) -> None:
         self._file.touch()
         addresses = [replica.address for replica in self.replicas]
-        self._clients = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.chaos.clients", str(self._file), str(self.seed), EXCHANGE, *addresses),
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            cwd=ROOT,
-            stdin=asyncio.subprocess.PIPE,
-        )
-        self._stack.push_async_callback(self._end_clients)
-
-    async def _end_clients(self) -> None:
-        assert self._clients is not None
-        assert self._clients.stdin is not None
-        self._clients.stdin.close()
-        try:
-            async with asyncio.timeout(10):
-                await self._clients.wait()
-        except TimeoutError:
-            self._clients.kill()
-            await self._clients.wait()
+        self._clients = LineProcess("tests.chaos.clients", str(self._file), str(self.seed), EXCHANGE, *addresses)
+        await self._clients.start(answers=False)
+        self._stack.push_async_callback(self._clients.end, 10.0)
 
     @property
     def _file(self) -> Path:
@@ -203,16 +184,14 @@ class Rig:
     async def new_accounts(self, count: int = NEW_A_FAULT) -> None:
         """Store accounts that nobody has asked for, and let the clients ask for them."""
         await self._store(count)
-        assert self._clients is not None
-        assert self._clients.stdin is not None
-        self._clients.stdin.write(f"{json.dumps({'new': self._stored - REGULAR})}\n".encode())
+        self._clients.tell(json.dumps({"new": self._stored - REGULAR}))
 
     async def _watch_loop(self) -> None:
         """Write how late this process is: the proxies are late with it."""
         while True:
             wanted = time.monotonic() + 0.02
             await asyncio.sleep(0.02)
-            late = max(time.monotonic() - wanted, _lag_of_load())
+            late = max(time.monotonic() - wanted, lag_of_load())
             if late > 0.02:
                 self.records.append(Lag(time.monotonic(), round(late, 3), "rig"))
 
@@ -284,12 +263,6 @@ class Rig:
         finally:
             await client.aclose()
         return found
-
-
-def _lag_of_load() -> float:
-    """Seconds by which a process may be late that this one does not see: a tenth for each that waits for a core."""
-    waiting = psutil.getloadavg()[0] / (os.cpu_count() or 1)
-    return min(1.0, waiting / 10) if waiting > _BUSY else 0.0
 
 
 def _sightings(place: str, text: str) -> list[Sighting]:

@@ -21,8 +21,9 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from tests.chaos.checker import Expectation, Figures, Violation, check, figures, summed
+from tests.chaos.checker import Expectation, Violation, check
 from tests.chaos.faults import Fault, all_faults
+from tests.chaos.figures import Figures, figures, summed
 from tests.chaos.history import History
 from tests.chaos.rig import GRACE, INTERVAL, TTL, WELL_LIMIT, Rig
 

@@ -96,18 +96,10 @@ def last_good() -> None:
 
 def errors_in_heartbeats() -> None:
     """Heartbeats do not know what is wrong."""
-    from exchange_service.streams.feed import Feed
+    from exchange_service.streams import feed
 
-    true_state = Feed.state
-
-    def state(self: Any, wall: float) -> bytes:
-        error, self._error = self._error, None
-        try:
-            return true_state(self, wall)
-        finally:
-            self._error = error
-
-    Feed.state = state  # type: ignore[method-assign]
+    true_state = feed.account_state
+    feed.account_state = lambda state: true_state(replace(state, error=None))  # type: ignore[attr-defined]
 
 
 def secrecy() -> None:

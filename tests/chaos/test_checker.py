@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.chaos.accounts import amount_of, number_of_secret, read_amount, secret_of
-from tests.chaos.checker import INVARIANTS, Expectation, check, figures, recovery
+from tests.chaos.checker import INVARIANTS, Expectation, check, recovery
+from tests.chaos.figures import figures
 from tests.chaos.history import Event, Footprint, History, Lag, Mark, Record, Reply, Sighting, VenueAnswer, read
 
 USER, OTHER = "user-00001", "user-00002"

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
-from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from tests.chaos.certificates import AUTHORITY
 from tests.chaos.history import VenueAnswer, read
+from tests.chaos.line_process import LineProcess
 
-_ROOT = Path(__file__).parent.parent.parent
 # Seconds. A loaded machine takes long to start a process.
 _PATIENCE = 60.0
 
@@ -29,32 +26,22 @@ class Venue:
         self._folder = folder / "venue"
         self._answers: list[VenueAnswer] = []
         self._offset = 0
-        self._process: Process | None = None
+        self._process = LineProcess("tests.chaos.venue_server", str(self._folder))
         self._told: Mapping[str, Any] = {}
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.chaos.venue_server", str(self._folder)),
-            cwd=_ROOT,
-            env={**os.environ, "PYTHONPATH": str(_ROOT)},
-            stdin=PIPE,
-            stdout=PIPE,
-        )
+        await self._process.start()
         await self._tell({})
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._process is not None
-        # It may be stopped by a signal.
-        self._process.kill()
-        await self._process.wait()
+        await self._process.kill()
 
     @property
     def pid(self) -> int:
         """Its process."""
-        assert self._process is not None
         return self._process.pid
 
     @property
@@ -95,12 +82,9 @@ class Venue:
 
     async def _tell(self, command: Mapping[str, Any]) -> None:
         """Send a command and wait for its answer."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        async with self._lock, asyncio.timeout(_PATIENCE):
-            self._process.stdin.write(f"{json.dumps(command)}\n".encode())
-            line = await self._process.stdout.readline()
+        async with self._lock:
+            self._process.tell(json.dumps(command))
+            line = await self._process.line(_PATIENCE)
         told = json.loads(line or b'{"error": "the process of the venue has ended"}')
         if "error" in told:
             raise RuntimeError(told["error"])

@@ -13,12 +13,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
 from benchmarks.names import environment
-from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials.key_providers import GivenKeys
 from exchange_service.credentials.keysets import Keyset, new_keyset, parse_keyset
 from exchange_service.credentials.sql import open_store
@@ -40,15 +39,6 @@ _own_users = itertools.count(40_000)
 _HOOKS = Path(__file__).parent.parent / "hooks"
 # Seconds that another replica may take when the one that asked the venue has gone: a lease, a fetch, and some more.
 _TAKEOVER = 8.0
-
-
-async def ask(address: str, user: int, **options: Any) -> Any:
-    """The balance of a user at this replica: the reply, or the error that came in its place."""
-    async with ExchangeServiceClient(address) as client:
-        try:
-            return await client.get_balance(user_name(user), EXCHANGE, **options)
-        except ServiceError as error:
-            return error
 
 
 @fault("replica-killed")
@@ -115,7 +105,7 @@ async def lease_holder_killed(rig: Rig) -> AsyncIterator[None]:
     await rig.store([user])
     asked = await rig.venue.met("slow")
     await rig.venue.set_mode("slow", users=[user], seconds=3.0)
-    first = asyncio.create_task(ask(rig.replicas[0].address, user))
+    first = asyncio.create_task(rig.replicas[0].ask(user))
     try:
 
         async def waits() -> bool:
@@ -125,7 +115,7 @@ async def lease_holder_killed(rig: Rig) -> AsyncIterator[None]:
         await rig.replicas[0].kill()
         await rig.venue.set_mode("well")
         began = time.monotonic()
-        reply = await ask(rig.replicas[1].address, user)
+        reply = await rig.replicas[1].ask(user)
         assert not isinstance(reply, ServiceError), f"the other replica answered: {reply}"
         assert time.monotonic() - began < _TAKEOVER, "the lease of a killed replica was not taken over in time"
         yield
@@ -200,7 +190,7 @@ async def wrong_key(rig: Rig) -> AsyncIterator[None]:
     await replica.start(wait=False)
     try:
         yield
-        reply = await ask(rig.replicas[0].address, 0)
+        reply = await rig.replicas[0].ask(0)
         assert not isinstance(reply, ServiceError), f"the replica with the right keyset answered: {reply}"
     finally:
         replica.settings["keyset"] = right
@@ -278,7 +268,7 @@ async def files_exhausted(rig: Rig) -> AsyncIterator[None]:
         assert result.served < 60, "the limit was not met"
 
         async def serves() -> bool:
-            return not isinstance(await ask(replica.address, 0), ServiceError)
+            return not isinstance(await replica.ask(0), ServiceError)
 
         await eventually(serves, "the service of a new client, after the others have left,")
 
@@ -333,11 +323,11 @@ async def sqlite_locked(rig: Rig) -> AsyncIterator[None]:
     replica = Replica(2, rig.folder, settings)
     await replica.start()
     try:
-        assert not isinstance(await ask(replica.address, known), ServiceError), "the replica does not serve"
+        assert not isinstance(await replica.ask(known), ServiceError), "the replica does not serve"
         async with _locked(file):
-            await _ask_while_locked(replica.address, known, unknown)
+            await _ask_while_locked(replica, known, unknown)
             yield
-        reply = await ask(replica.address, unknown)
+        reply = await replica.ask(unknown)
         assert not isinstance(reply, ServiceError), f"after the lock: {reply}"
     finally:
         await replica.stop()
@@ -362,10 +352,10 @@ async def _locked(file: Path) -> AsyncIterator[None]:
         connection.execute("ROLLBACK")
 
 
-async def _ask_while_locked(address: str, known: int, unknown: int) -> None:
-    reply = await ask(address, known)
+async def _ask_while_locked(replica: Replica, known: int, unknown: int) -> None:
+    reply = await replica.ask(known)
     assert not isinstance(reply, ServiceError), f"what is known fails while the store is locked: {reply}"
-    reply = await ask(address, unknown)
+    reply = await replica.ask(unknown)
     # A lock for writers alone leaves readers alone.
     assert not isinstance(reply, ServiceError) or isinstance(reply, StoreUnavailable), (
         f"not the store's reason: {reply}"

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials.key_providers import GivenKeys
 from exchange_service.credentials.sql import open_store
 from exchange_service.errors import ServiceError
@@ -79,15 +78,6 @@ for _name, (_mode, _options) in MODE_OF.items():
     _enter_mode(_name, _mode, _options)
 
 
-async def outcome(address: str, user: int, environment: str = "") -> Any:
-    """A new answer for this user at this replica: the reply, or the error that came in its place."""
-    async with ExchangeServiceClient(address) as client:
-        try:
-            return await client.get_balance(user_name(user), EXCHANGE, environment=environment, max_age=0)
-        except ServiceError as error:
-            return error
-
-
 @fault("venue-refuses")
 @asynccontextmanager
 async def refuse(rig: Rig) -> AsyncIterator[None]:
@@ -117,7 +107,7 @@ async def partly(rig: Rig) -> AsyncIterator[None]:
     await rig.store([SEVERAL])
     async with misbehaving(rig, "partial", met="refused part"):
         for replica in rig.replicas:
-            reply = await outcome(replica.address, SEVERAL)
+            reply = await replica.ask(SEVERAL, max_age=0)
             assert not isinstance(reply, ServiceError), reply
             first, second = reply.balance.venue_accounts
             assert first.assets, "the account that can be read is missing"
@@ -131,15 +121,15 @@ def _enter_certificate(kind: str) -> None:
     @asynccontextmanager
     async def put(rig: Rig) -> AsyncIterator[None]:
         """A replica of its own trusts the venue's authority, and reads it by TLS before and after."""
-        async with _trusting_replica(rig) as address:
-            await _expect(address, True, "the venue's good certificate was refused")
+        async with _trusting_replica(rig) as replica:
+            await _expect(replica, True, "the venue's good certificate was refused")
             await rig.venue.set_mode(kind)
             try:
-                await _expect(address, False, f"a certificate was accepted: {kind}")
+                await _expect(replica, False, f"a certificate was accepted: {kind}")
                 yield
             finally:
                 await rig.venue.set_mode("well")
-            await _expect(address, True, "the good certificate was refused afterwards")
+            await _expect(replica, True, "the good certificate was refused afterwards")
 
 
 for _kind in ("expired", "other-name", "unknown-authority"):
@@ -151,11 +141,11 @@ _SECURE_USER = SEVERAL + 1
 _PATIENCE = 20.0
 
 
-async def _expect(address: str, served: bool, problem: str) -> None:
+async def _expect(replica: Replica, served: bool, problem: str) -> None:
     """Ask until the venue with TLS was asked as expected; it is left alone for a while after failures."""
-    environment = SECURE.rpartition(".")[2]
+    options: dict[str, Any] = {"environment": SECURE.rpartition(".")[2], "max_age": 0}
     patience = time.monotonic() + _PATIENCE
-    while isinstance(found := await outcome(address, _SECURE_USER, environment), ServiceError) and served:
+    while isinstance(found := await replica.ask(_SECURE_USER, **options), ServiceError) and served:
         assert time.monotonic() < patience, problem
         await asyncio.sleep(0.5)
     # A last good value would not be an answer of the venue.
@@ -164,13 +154,13 @@ async def _expect(address: str, served: bool, problem: str) -> None:
 
 
 @asynccontextmanager
-async def _trusting_replica(rig: Rig) -> AsyncIterator[str]:
-    """A third replica that trusts the authority of the venue's certificates. Yields its address."""
+async def _trusting_replica(rig: Rig) -> AsyncIterator[Replica]:
+    """A third replica that trusts the authority of the venue's certificates."""
     replica = Replica(len(rig.replicas), rig.folder, rig.replicas[0].settings)
     await _store_secure(rig)
     await replica.start(variables={"SSL_CERT_FILE": str(rig.venue.authority)})
     try:
-        yield replica.address
+        yield replica
     finally:
         await replica.stop()
 

@@ -223,11 +223,8 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     stack.push_async_callback(registry.close)
     storage = await _open_storage(settings, stack)
     store, hash_key = storage.store, storage.hash_key
-    http, status, metrics = (
-        VenueHttpPool(timeout=settings.venue_timeout),
-        VenueStatus(),
-        Metrics(lambda: registry.listings),
-    )
+    http = VenueHttpPool(timeout=settings.venue_timeout)
+    status, metrics = VenueStatus(), Metrics(lambda: registry.listings)
     stack.push_async_callback(http.close)
     opening = instrumented_opening(storage.references.open, metrics)
     venues = open_venues(settings, registry, opening, http, status)
@@ -236,23 +233,15 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     options = _balance_options(settings, hash_key, gate)
     balances = open_balances(venues, storage.references, storage.cache, options)
     stack.push_async_callback(balances.close)
-    streams = Streams(
-        registry,
-        balances,
-        storage.references.accounts,
-        _stream_settings(settings),
-        on_event_age=metrics.value_handed_out,
-    )
+    limits, on_event_age = _stream_settings(settings), metrics.value_handed_out
+    streams = Streams(registry, balances, storage.references.accounts, limits, on_event_age=on_event_age)
     authenticator = _open_authenticator(settings, storage)
     stack.push_async_callback(authenticator.close)
     reader = _balance_reader(settings, balances, authenticator, metrics)
     writes = WriteLimit(settings.write_timeout, metrics.event_written)
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
     catalogue = Catalogue(registry, status)
-    memory = MemoryLimit(settings.memory_limit)
-    openings = Openings(memory.has_room)
-    metrics.watch_memory(memory.left)
-    turns = Writes(openings)
+    openings, turns = _turns(settings, metrics)
     servicer = Servicer(RequestReader(registry), authenticator, catalogue, reader, streams, writes, turns)
     plugins = PluginServicer(PluginReport(registry, venues, settings.plugin_sandbox))
     # Before the first call: a service without the right keys must not be taken for one that works.
@@ -271,6 +260,14 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     log.info("service.listening", address=server.address, exchanges=exchanges, serving=serving)
     parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics, status)
     return Service(settings, server, *parts, metrics_address, health_address, stack)
+
+
+def _turns(settings: Settings, metrics: Metrics) -> tuple[Openings, Writes]:
+    """The turns of streams that open, which need memory, and of writes to those that are open."""
+    memory = MemoryLimit(settings.memory_limit)
+    metrics.watch_memory(memory.left)
+    openings = Openings(memory.has_room)
+    return openings, Writes(openings)
 
 
 def _background(

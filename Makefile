@@ -115,8 +115,8 @@ audit: .venv-audit/.ready  ## Ask the advisory service about every locked versio
 
 # The fuzzer has wheels for few Pythons, and what is not a wheel would need a compiler.
 .venv-fuzz/.ready: requirements/fuzz.lock
-	@{ $(PYTHON) -m venv .venv-fuzz && .venv-fuzz/bin/python -m pip install --quiet --disable-pip-version-check \
-		--only-binary atheris --require-hashes --requirement $<; } \
+	@{ $(PYTHON) -m venv .venv-fuzz && .venv-fuzz/bin/python -m pip install --require-hashes --quiet \
+		--disable-pip-version-check --only-binary atheris --requirement $<; } \
 	|| { echo "The fuzzer cannot be installed: it needs Linux and a Python that it has a wheel for, such as make fuzz" \
 		"PYTHON=python3.11. Without it, make test reads some altered inputs too (tests/fuzz)." >&2; exit 1; }
 	@touch $@

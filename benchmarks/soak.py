@@ -71,7 +71,8 @@ MEASURES = (
     Measure("tasks", "", 0.0),
     Measure("threads", "", 4.0),
     Measure("sockets of clients", "", 0.0),
-    Measure("sockets to Redis", "", 8.0),
+    # A pool grows with the calls at one moment, to 64.
+    Measure("sockets to Redis", "", 16.0),
     Measure("other file descriptors", "", 2.0),
     Measure("calls, feeds, streams and fetches", "", 0.0),
     Measure("slope of memory under clients", "MB a minute", 0.2),

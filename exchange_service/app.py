@@ -28,6 +28,7 @@ from exchange_service.credentials.configured import configured_hash_key, open_co
 from exchange_service.credentials.key_check import KeyWatch
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore
+from exchange_service.gc_tuning import collect_while_quick
 from exchange_service.grpc_server.certificates import (
     CertificateFiles,
     RenewedCertificates,
@@ -276,6 +277,7 @@ def _background(
     """What runs beside the calls until the service ends, with the names of the tasks."""
     yield _refresh_manifests(registry, venues), "newer manifests"
     yield give_back_spare_memory(), "spare memory"
+    yield collect_while_quick(), "collection of circles"
     if (files := certificate_files(settings)) is not None:
         yield watch_ends(files, metrics.certificates), "ends of certificates"
 

@@ -5,6 +5,7 @@ A program that imports the library keeps its own settings.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 
 # The collector examines the youngest objects after 700 more allocations than deallocations, the survivors after ten
@@ -12,6 +13,8 @@ import gc
 # wait for up to a sixth of a second while all objects are examined, and loading a venue's markets takes twice as long.
 # A first number of 50,000 doubles the duration of the slowest calls.
 _THRESHOLDS = (700, 10, 1000)
+# Seconds between two examinations of all objects, and how many there may be for it: it takes some milliseconds.
+_EVERY, _FEW = 60.0, 30_000
 
 
 def set_thresholds() -> None:
@@ -24,3 +27,12 @@ def tune_gc() -> None:
     gc.collect()
     gc.freeze()
     set_thresholds()
+
+
+async def collect_while_quick() -> None:
+    """For ever: examine all objects each minute while they are few. What libraries and failed calls leave in circles
+    would otherwise stay until the collector comes by itself, after half an hour of ordinary load."""
+    while True:
+        await asyncio.sleep(_EVERY)
+        if len(gc.get_objects(generation=2)) < _FEW:
+            gc.collect()

@@ -20,9 +20,9 @@ ALLOWED: dict[str, set[str]] = {
     "addresses": set(),
     "amounts": set(),
     "app": {
-        *{"balances", "cache", "catalogue", "clock", "credentials", "grpc_server", "identity", "memory_limit", "model"},
-        *{"observability", "open_files", "plugin_host", "settings", "spare_memory", "startup_checks", "streams"},
-        *{"venue_gate", "venues"},
+        *{"balances", "cache", "catalogue", "clock", "credentials", "gc_tuning", "grpc_server", "identity"},
+        *{"memory_limit", "model", "observability", "open_files", "plugin_host", "settings", "spare_memory"},
+        *{"startup_checks", "streams", "venue_gate", "venues"},
     },
     "balances": {
         *{"cache", "clock", "credentials", "deadlines", "errors", "identity", "model", "observability", "tasks"},
@@ -43,8 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "gc_tuning": set(),
     "grpc_server": {
-        *{"balances", "catalogue", "deadlines", "errors", "identity", "observability", "operator", "plugin_host"},
-        *{"streams", "v1", "venues", "wire"},
+        *{"balances", "catalogue", "clock", "deadlines", "errors", "identity", "observability", "operator"},
+        *{"plugin_host", "streams", "v1", "venues", "wire"},
     },
     "identity": {"cache", "credentials", "deadlines", "errors", "settings", "tasks"},
     "memory_limit": set(),

@@ -495,7 +495,7 @@ class TestNewSubscribers:
             while beat.WhichOneof("event") != "heartbeat" or beat.heartbeat.accounts[0].age.seconds < 60:
                 assert beat.WhichOneof("event") == "heartbeat", beat
                 beat = await reader.next()
-            # Whoever comes now is told that it may be old, and so is a call.
+            # A subscriber that comes now is told that it may be old, and so is a call.
             async with streams.subscribe(USER, [FAKE_VENUE]) as second:
                 freshness = (await Reader(second).next()).balance.freshness
                 assert freshness.stale.reason == error_reason_pb2.ERROR_REASON_VENUE_RATE_LIMITED

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,10 @@ import psutil
 import pytest
 import uvloop
 
+from exchange_service import gc_tuning
 from exchange_service.cli.runtime import LoopMissing, loop_factory
 from exchange_service.client import ExchangeServiceClient
-from tests.harness import ScriptedPlugin, eventually, registry_of, serving
+from tests.harness import ScriptedPlugin, eventually, registry_of, serving, until
 from tests.test_cli import call, environment
 from tests.test_plugin_host import GUEST, install
 
@@ -220,3 +222,29 @@ def test_sigterm_ends_also_the_first_process_of_a_container_at_once(tmp_path: Pa
             assert process.returncode == 128 + signal.SIGTERM
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("few", [True, False])
+async def test_what_libraries_leave_in_circles_is_collected_each_minute_while_that_is_quick(
+    few: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Left:
+        def __init__(self) -> None:
+            self.circle = self
+
+    monkeypatch.setattr(gc_tuning, "_EVERY", 0.01)
+    monkeypatch.setattr(gc_tuning, "_FEW", 10**9 if few else 0)
+    left = Left()
+    gone = weakref.ref(left)
+    # As what has been there for a while.
+    gc.collect()
+    del left
+    collecting = asyncio.create_task(gc_tuning.collect_while_quick())
+    try:
+        if few:
+            await until(lambda: gone() is None, "the collection")
+        else:
+            await asyncio.sleep(0.1)
+            assert gone() is not None
+    finally:
+        collecting.cancel()

@@ -58,7 +58,7 @@ async def test_a_stream_of_unknown_ids_costs_a_search_for_each_unless_streams_su
         error = (await stream.next_of("account_error")).error
         stream.call.cancel()
     assert "fakes0" in error.message
-    assert searches == (0 if mitigated else 200)
+    assert not searches if mitigated else searches >= 200
 
 
 @pytest.mark.threat("T54")

@@ -276,18 +276,18 @@ async def files_exhausted(rig: Rig) -> AsyncIterator[None]:
 @fault("memory-limited", own_rig=True, least=8.0)
 @asynccontextmanager
 async def memory_limited(rig: Rig) -> AsyncIterator[None]:
-    """A replica may have 12 MB of address space more than it uses, and 3,000 streams come. It refuses some, and lives.
+    """A replica may have 64 MB of address space more than it uses, and 3,000 streams come. It refuses some, and lives.
 
     The limit is there from the start, so that the replica can know it, and is lowered to what it then uses.
     """
-    most = psutil.Process(rig.replicas[1].pid).memory_info().vms + 12_000_000
+    most = psutil.Process(rig.replicas[1].pid).memory_info().vms + 64_000_000
     await rig.restart_replica(1, prefix=("prlimit", f"--as={most}"))
     # Until its clients are back.
     await asyncio.sleep(2.0)
     replica = rig.replicas[1]
     used = psutil.Process(replica.pid).memory_info().vms
     try:
-        async with limited(replica.pid, resource.RLIMIT_AS, min(most, used + 12_000_000)):
+        async with limited(replica.pid, resource.RLIMIT_AS, min(most, used + 64_000_000)):
             async with Crowd(rig, "streams", 3000, replicas=[1]) as crowd:
                 yield
                 result = await crowd.leave()

@@ -420,6 +420,29 @@ class TestOneFetchForAll:
         # One for all of them, and one by the fetch.
         assert len(reads) == 2
 
+    async def test_a_caller_that_looked_at_the_cache_before_a_fetch_ended_is_served_by_it(
+        self, service: TestService, plugin: ScriptedPlugin, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read, asked, answered = service.cache.get, asyncio.Event(), asyncio.Event()
+
+        async def late(key: str) -> bytes | None:
+            raw = await read(key)
+            asked.set()
+            await answered.wait()
+            return raw
+
+        plugin.answer = gate = Gate()
+        first = asyncio.ensure_future(service.get())
+        await gate.entered.wait()
+        monkeypatch.setattr(service.cache, "get", late)
+        second = asyncio.ensure_future(service.get())
+        await asked.wait()
+        gate.opened.set()
+        await first
+        answered.set()
+        assert (await second).stored.version == (await first).stored.version
+        assert len(plugin.calls) == 1
+
     async def test_callers_at_the_same_time_share_one_request(
         self, service: TestService, plugin: ScriptedPlugin
     ) -> None:

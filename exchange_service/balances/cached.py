@@ -100,9 +100,14 @@ class CachedBalances:
     async def read(self, key: str, account: Account) -> StoredBalance | None:
         """The cache's balance; the local copy if the cache has none and has failed lately. One that is damaged or is
         another account's counts as missing, and is deleted."""
+        before = self._copies.get(key)
         raw = await self._cache.get(key)
         self._note_look(key)
         if raw is None:
+            copy = self._copies.get(key)
+            if copy is not before:
+                # Written by this process after the cache was asked.
+                return copy
             if not self._cache.reliable:
                 # Silence says nothing, and must not send everybody to the venues.
                 return self._copies.get(key)
@@ -117,12 +122,14 @@ class CachedBalances:
 
     async def read_together(self, key: str, account: Account) -> StoredBalance | None:
         """As `read`, in one read for all callers that ask while it lasts: a crowd must not take every connection to the
-        cache. What was written meanwhile may be missing."""
+        cache. What other replicas wrote meanwhile may be missing."""
         reading = self._readings.get(key)
         if reading is None:
             reading = self._readings[key] = asyncio.ensure_future(self.read(key, account))
             reading.add_done_callback(lambda _: self._readings.pop(key))
-        return await asyncio.shield(reading)
+        stored = await asyncio.shield(reading)
+        # A fetch of this process may have ended between the read and now.
+        return stored or self.get_local(key)
 
     def _note_look(self, key: str) -> None:
         if not self._cache.hears:

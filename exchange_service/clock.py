@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import structlog
 
+# Seconds by which the clocks of replicas, and of what they share, may differ.
+TOLERANCE = 2.0
 # Seconds between two looks at the system's clock.
 _LOOK_EVERY = 1.0
 # A difference of so many seconds is the usual correction of a clock, and is followed at once.

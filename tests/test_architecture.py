@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"clock", "tasks"},
     "catalogue": {"errors", "model", "venue_gate", "venues", "wire"},
     "cli": {
-        *{"__init__", "amounts", "app", "balances", "cache", "client", "credentials", "errors", "gc_tuning"},
+        *{"__init__", "amounts", "app", "balances", "cache", "client", "clock", "credentials", "errors", "gc_tuning"},
         *{"grpc_server", "identity", "model", "observability", "open_files", "operator", "plugin_host", "plugin_kit"},
         *{"printable", "process_secrecy", "settings", "startup_checks", "testing", "v1", "venue_gate", "venues"},
         "wire",

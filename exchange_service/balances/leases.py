@@ -72,18 +72,18 @@ class Leased:
         self, target: Target, deadline: float, priority: Priority, changed: asyncio.Event
     ) -> Lease | StoredBalance:
         """The lease, or the balance of the replica that had it. Raises that one's error."""
-        clock = asyncio.get_running_loop().time
-        began = clock()
+        loop_time = asyncio.get_running_loop().time
+        began = loop_time()
         while (lease := await self._cached.lease(target.key, LEASE)) is None:
             stored = await self._wait_for_holder(target, changed)
             if stored is not None:
                 return stored
-            if clock() >= deadline:
+            if loop_time() >= deadline:
                 error = VenueTimeout(f"{target.listing.metadata.name} did not answer another replica in time.")
                 # The other one may be late itself, and says so if it fails.
                 error.late = priority.polling
                 raise error
-            if not self._cached.reliable and clock() - began >= _PATIENCE:
+            if not self._cached.reliable and loop_time() - began >= _PATIENCE:
                 # What the holder brings may never be seen here.
                 return LocalLease()
         return lease

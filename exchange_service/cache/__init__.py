@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from exchange_service.cache.redis_link import RedisLink
     from exchange_service.cache.sealed_redis import SealedRedis
 
-# Seconds by which this process's clock may differ from the one that replicas share.
-CLOCK_TOLERANCE = 2.0
-
 # Called with a message of another replica, or with None if messages may have been missed.
 Listener = Callable[[bytes | None], None]
 

@@ -17,7 +17,6 @@ import structlog
 from redis.exceptions import ResponseError
 
 from exchange_service import clock
-from exchange_service.cache import CLOCK_TOLERANCE
 from exchange_service.cache.redis_link import NoAnswer, RedisLink
 from exchange_service.cache.sealing import HEAD, CacheSeal, Opened
 
@@ -277,7 +276,7 @@ class SealedRedis:
     def _compare_clocks(self) -> None:
         """Log once if this process's clock differs from Redis's. Its own is not set by it: Redis may be anybody's."""
         self.clock_difference = clock.wall() - self._clock_asked - self._clock_ahead
-        if abs(self.clock_difference) > CLOCK_TOLERANCE and not self._difference_logged:
+        if abs(self.clock_difference) > clock.TOLERANCE and not self._difference_logged:
             self._difference_logged = True
             log.warning(
                 "clock.differs_from_redis",

@@ -32,7 +32,7 @@ OVERHEAD = HEAD + _TIMES.size + 16
 _TOLERANCE = 1.0
 # Seconds by which a value may be from the future. Redis's clock has gone back if it is more, as when another server has
 # taken its place; a delay or a count would then hold for as much longer.
-_AHEAD = 5.0
+AHEAD = 5.0
 
 
 class Opened(NamedTuple):
@@ -81,7 +81,7 @@ class CacheSeal:
             return None
         end, lasts = _TIMES.unpack_from(inside)
         left = end / 1000 - now
-        if not -_TOLERANCE < left <= lasts / 1000 + _AHEAD:
+        if not -_TOLERANCE < left <= lasts / 1000 + AHEAD:
             return None
         return Opened(inside[_TIMES.size :], max(0.0, left))
 

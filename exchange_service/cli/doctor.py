@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from exchange_service import clock
 from exchange_service.app import certificate_files
-from exchange_service.cache import CLOCK_TOLERANCE, open_cache
+from exchange_service.cache import open_cache
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
 from exchange_service.credentials.key_check import check_keys
@@ -202,7 +203,7 @@ async def _check_cache(settings: Settings) -> list[Finding]:
         text = f"{problem.rstrip('.')}. The service works without it, but asks the venues more often. Check cache_url."
         return [Finding(Severity.ERROR, "cache", text)]
     kind = "in the process" if settings.cache_url.startswith("memory:") else "Redis answers"
-    if abs(difference) > CLOCK_TOLERANCE:
+    if abs(difference) > clock.TOLERANCE:
         text = f"this machine's clock differs from that of Redis by {abs(difference):.0f} s: synchronise both by NTP."
         return [Finding(Severity.WARNING, "cache", text)]
     return [Finding(Severity.WELL, "cache", f"{kind}.")]

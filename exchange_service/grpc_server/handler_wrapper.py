@@ -153,22 +153,19 @@ class HandlerWrapper:
             except grpc.aio.AbortError:
                 code = grpc.StatusCode.UNKNOWN.name
                 raise
-            except asyncio.CancelledError:
-                reason = self._why_ended(last_moment)
-                if reason is None or context.cancelled():
+            except (Exception, asyncio.CancelledError) as error:
+                reason = self._reason_of(error, context, last_moment)
+                if reason is None:
                     # Re-raised: if a cancelled call returned, what grpc keeps for it would leak.
                     code = grpc.StatusCode.CANCELLED.name
                     raise
-                task.uncancel()
                 end = find_status(reason)
-                code = end.code.name
-                await self._tell(context, end, mark, last_moment)
-            except Exception as error:
-                end = find_status(error)
                 code = end.code.name
                 # It holds the frames of the whole call.
                 error.__traceback__ = None
-                await self._tell(context, end, mark, last_moment)
+                last_moment.call_off()
+                metrics.call_failed(end.reason)
+                await _abort(context, end, (REQUEST_ID_KEY, mark.request_id))
             finally:
                 last_moment.call_off()
                 running.discard(task)
@@ -180,18 +177,19 @@ class HandlerWrapper:
 
         return handle
 
-    def _why_ended(self, last_moment: _LastMoment) -> Exception | None:
-        """Why we have cancelled a call; None if we have not."""
-        return _ending() if self._ending else last_moment.reason()
-
-    async def _tell(self, context: Context, end: CallStatus, mark: CallMark, last_moment: _LastMoment) -> NoReturn:
-        last_moment.call_off()
-        self._metrics.call_failed(end.reason)
-        try:
-            await _abort(context, end, (REQUEST_ID_KEY, mark.request_id))
-        finally:
-            # As in `wrap`.
-            del context
+    def _reason_of(
+        self, error: Exception | asyncio.CancelledError, context: Context, last_moment: _LastMoment
+    ) -> Exception | None:
+        """What the caller is told of the error that ended the handler; None if the caller has cancelled the call."""
+        if isinstance(error, Exception):
+            return error
+        reason = _ending() if self._ending else last_moment.reason()
+        task = asyncio.current_task()
+        if reason is None or task is None or context.cancelled():
+            return None
+        # It was us who cancelled it.
+        task.uncancel()
+        return reason
 
 
 def _ending() -> ShuttingDown:

@@ -11,14 +11,12 @@ from cachetools import LRUCache
 
 from exchange_service.cache.redis_link import NoAnswer
 from exchange_service.cache.sealed_redis import Conflict, Replacement, SealedRedis, answered
-from exchange_service.cache.sealing import Opened
+from exchange_service.cache.sealing import AHEAD, Opened
 from exchange_service.venue_gate.rate_limits import Window
 from exchange_service.venue_gate.shared_window import REPLICA_LENGTH, SharedWindow
 
 # Seconds for which a count is kept at most, from the last permit on; what is sealed has to end within a few days.
 _LONGEST_KEPT = 5 * 86_400.0
-# Seconds by which two readings of Redis's clock may differ.
-_CLOCK_TOLERANCE = 5.0
 # Seconds to wait if others keep writing to a count, how often in a row that is believed, and for how many counts it is
 # known.
 _CONFLICT_WAIT = 0.05
@@ -49,7 +47,7 @@ class RedisSharedState:
             # What Redis counts of ours may be wrong: answers were lost, or Redis has lost its data. What was taken by a
             # clock that is ahead of Redis's counts no more: another server may have taken over.
             known = self._taken.get(key)
-            ahead = known is not None and known.is_ahead(now + _CLOCK_TOLERANCE)
+            ahead = known is not None and known.is_ahead(now + AHEAD)
             window.put(self._replica, None if ahead else known, now)
             window.give_back(self._replica, unused)
             wait = window.wait(count, allowed, now)

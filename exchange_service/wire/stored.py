@@ -23,8 +23,8 @@ from exchange_service.wire.protobuf import encode_field, to_seconds, to_timestam
 _FORMAT = b"\x03"
 _HEADER = struct.Struct(">cQd")
 _PREFIX = struct.Struct(">cQ")
-# Seconds by which replicas' clocks may differ. A fetch time that is further ahead says nothing about a balance's age.
-CLOCK_TOLERANCE = 2.0
+# A fetch time that is further ahead says nothing about a balance's age.
+CLOCK_TOLERANCE = clock.TOLERANCE
 # A version that is further ahead of the clock is not believed: versions never go back, so it would stay for as long.
 _MOST_AHEAD = 86_400.0
 # What callers bring as a known version may be less far ahead: a version is made above it, and replicas whose clocks

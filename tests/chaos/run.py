@@ -210,7 +210,9 @@ def add_measured(file: Path, outcomes: Sequence[FaultRun]) -> None:
         run_of = {"seed": outcome.seed, "seconds_of_fault": outcome.seconds, "broken": broken}
         runs = [*measured.get(outcome.fault, []), {**asdict(outcome.figures), **run_of}]
         measured[outcome.fault] = runs[-RUNS_KEPT:]
-    file.write_text(json.dumps(dict(sorted(measured.items())), indent=1) + "\n")
+    # A line for each run.
+    faults = [f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, runs)) + "\n]" for name, runs in measured.items()]
+    file.write_text("{\n" + ",\n".join(sorted(faults)) + "\n}\n")
 
 
 def named(parts: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -69,10 +69,12 @@ def started(home: Path, *arguments: str, **variables: str) -> Iterator[subproces
 def address_of(process: subprocess.Popen[str]) -> str:
     """Where `serve` says that it listens."""
     assert process.stderr is not None
+    said = []
     for line in process.stderr:
         if match := re.search(r"Serving on ([\d.:]+),", line):
             return match[1]
-    raise AssertionError("it did not come to serve")
+        said.append(line)
+    raise AssertionError(f"it did not come to serve, and ended with {process.wait()}: {''.join(said)}")
 
 
 @pytest.mark.parametrize(("wanted", "runs_on"), [("auto", "uvloop"), ("uvloop", "uvloop"), ("asyncio", "asyncio")])

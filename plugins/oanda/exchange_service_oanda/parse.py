@@ -28,8 +28,10 @@ def listed_accounts(payload: Any) -> dict[str, str | VenueMalformed]:
 
 
 def owner(account_id: str) -> str:
-    """What the ids of a user's accounts have in common: all of 101-004-7654321-001 but the account's own number."""
-    # witness: vendor: https://developer.oanda.com/rest-live-v20/account-df/ (AccountID: site, division, user, number)
+    """What the ids of a user's accounts have in common: all of 101-004-7654321-001 but the account's own number.
+
+    OANDA's reference says so of `AccountID`: site, division, user and number (rest-live-v20/account-df).
+    """
     return account_id.rpartition("-")[0]
 
 

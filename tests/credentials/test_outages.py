@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 import sqlalchemy as sa
@@ -26,7 +28,7 @@ from tests.credential_tables import (
     find_reference,
     seconds,
 )
-from tests.harness import eventually
+from tests.harness import eventually, until
 from tests.servers import PostgresServer
 
 
@@ -153,6 +155,12 @@ class Holding:
 
 
 class TestConnections:
+    @pytest.fixture(params=["postgres", "sqlite"])
+    def url(self, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+        if request.param == "sqlite":
+            return f"sqlite:///{tmp_path / 'credentials.db'}"
+        return str(request.getfixturevalue("postgres_database"))
+
     @pytest.fixture
     def limits(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         """From then on a call, and the closing, is given up soon."""
@@ -173,38 +181,33 @@ class TestConnections:
         too_slow = Holding(store)
         with pytest.raises(StoreUnavailable, match="did not answer"):
             await too_slow.call
-        assert await sessions(postgres_database) == 2
+        assert connections(postgres_database) == 2
         in_time.ends()
         too_slow.ends()
         assert await in_time.call == 7
-        await none_is_left(postgres_database)
+        await until(lambda: connections(postgres_database) == 0, "the end of all connections")
         await store.close()
 
     async def test_none_stays_open_that_was_in_use_when_the_store_was_closed(
-        self, postgres_database: str, limits: Callable[[], None]
+        self, url: str, limits: Callable[[], None]
     ) -> None:
-        store = await open_store(postgres_database, KEY)
+        store = await open_store(url, KEY)
         await store.find(OANDA)
         holding = [Holding(store) for _ in range(3)]
         for each in holding:
             await each.begins()
         limits()
         await store.close()
-        assert await sessions(postgres_database) == 3
+        assert connections(url) == 3
         for each in holding:
             each.ends()
         assert await asyncio.gather(*(each.call for each in holding)) == [7, 7, 7]
-        await none_is_left(postgres_database)
+        await until(lambda: connections(url) == 0, "the end of all connections")
 
 
-async def sessions(url: str) -> int:
-    """How many connections to the database the server has, besides the one that asks."""
+def connections(url: str) -> int:
+    """How many connections to the database are open: as its server tells, or as files of this process."""
+    if url.startswith("sqlite"):
+        return sum(file.path == url.removeprefix("sqlite:///") for file in psutil.Process().open_files())
     others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     return int(Database(url).run(f"SELECT count(*) {others}")[0][0])
-
-
-async def none_is_left(url: str) -> None:
-    async def is_none_left() -> bool:
-        return await sessions(url) == 0
-
-    await eventually(is_none_left, "the end of all connections")

@@ -14,10 +14,10 @@ import asyncio
 import hashlib
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import Context
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ParamSpec, Protocol, TypeAlias
 
 from exchange_service.errors import (
     PluginFailed,
@@ -34,6 +34,7 @@ from exchange_service.plugin_kit.state import State
 from exchange_service.tasks import TaskSet, beside_the_loop, without_origin
 
 Topic: TypeAlias = Hashable
+P = ParamSpec("P")
 
 # Seconds that opening a connection with its greeting may take, and the acknowledgement of a subscription.
 _OPENING_LIMIT = 10.0
@@ -41,8 +42,6 @@ _SUBSCRIBING_LIMIT = 15.0
 # Seconds before the next connection after one that failed: twice as long each time, from the first to the second, and
 # up to half of that less, by chance.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
-# Seconds after which a connection that nobody follows is closed: the next account need not open another one.
-_LINGER = 5.0
 # Messages in a row that nobody can read, after which the connection is given up.
 _MOST_UNREADABLE = 20
 # Messages after which others get their turn, and characters of one that is read beside the loop.
@@ -102,6 +101,8 @@ class PushLanguage:
     keep_alive_every = 0.0
     # Whether the venue acknowledges each subscription: `read` then gives an (topic, None) pair for it, or a state.
     acknowledges = True
+    # Seconds for which a connection that nobody follows stays open, so that the next account need not open another one.
+    linger = 5.0
 
     def __init__(self, url: str, login: str = "") -> None:
         """`login` tells connections apart that are logged in for different users; it may be a secret."""
@@ -118,8 +119,9 @@ class PushLanguage:
     async def open(self, socket: Socket) -> None:
         """Say and wait for what comes before the first subscription, such as a login."""
 
-    def keep_alive(self) -> str:
-        """The message that keeps the connection open."""
+    def keep_alive(self) -> str | Awaitable[str]:
+        """The message that keeps the connection open; an `async def` if it needs a request first, such as for a token.
+        Raises a VenueError to end the connection."""
         raise NotImplementedError
 
     def subscribe(self, topics: Sequence[Topic]) -> Iterable[str]:
@@ -274,13 +276,24 @@ class _Connection:
             if isinstance(error, TimeoutError):
                 raise VenueTimeout(f"{self._venue} did not open a connection for its messages in time.") from None
             raise
-        self._start(self._read(self._socket), "messages")
+        self._start("messages", self._read, self._socket)
         if language.keep_alive_every:
-            self._start(self._keep_alive(), "keep-alive")
+            self._start("keep-alive", self._keep_alive)
 
-    def _start(self, work: Any, name: str) -> None:
+    def _start(self, name: str, work: Callable[P, Awaitable[None]], *arguments: P.args, **options: P.kwargs) -> None:
+        """Let `work` run beside the others. What fails in it ends the connection, so that nobody waits in vain."""
+
+        async def run() -> None:
+            try:
+                await work(*arguments, **options)
+            except ServiceError as error:
+                self.end(error)
+            except Exception as error:
+                # Its text stays here: it may hold what the venue sent.
+                self.end(PluginFailed(f"The plugin for {self._venue} failed with {type(error).__name__} in its push."))
+
         # In a context of its own: the account that opened it is one of many.
-        task = asyncio.get_running_loop().create_task(work, name=f"{name} of {self._venue}", context=Context())
+        task = asyncio.get_running_loop().create_task(run(), name=f"{name} of {self._venue}", context=Context())
         self._tasks.add(task)
 
     def follow(self, subscription: Subscription) -> None:
@@ -300,7 +313,7 @@ class _Connection:
             if followed.state is not None:
                 subscription.put(topic, followed.state)
         if new:
-            self._start(self._subscribe(new), "subscribing")
+            self._start("subscribing", self._subscribe, new)
 
     async def _subscribe(self, topics: Sequence[Topic]) -> None:
         """Subscribe to one topic after the other, as the venue's limits allow."""
@@ -310,10 +323,10 @@ class _Connection:
                 continue
             if self._waiting is not None:
                 await self._waiting.acquire()
-            await self._send_or_end(self.language.subscribe([topic]))
+            await self._send(self.language.subscribe([topic]))
             if not self.language.acknowledges:
                 self._begin(topic, followed)
-            self._start(self._wait_for_answer(followed), "acknowledgement")
+            self._start("acknowledgement", self._wait_for_answer, followed)
 
     async def _wait_for_answer(self, followed: _Followed) -> None:
         try:
@@ -345,38 +358,27 @@ class _Connection:
                 followed.answered.set()
                 gone.append(topic)
         if gone and not self.ended and (messages := list(self.language.unsubscribe(gone))):
-            self._start(self._send_or_end(messages), "unsubscribing")
+            self._start("unsubscribing", self._send, messages)
         if not self._topics and not self.ended:
-            self._lingering = asyncio.get_running_loop().call_later(_LINGER, self._end_unused)
+            self._lingering = asyncio.get_running_loop().call_later(self.language.linger, self._end_unused)
 
     def _end_unused(self) -> None:
         if not self._topics:
             self.end(VenueUnavailable(f"Nobody follows {self._venue} on this connection any more."))
 
-    async def _send_or_end(self, messages: Iterable[str]) -> None:
+    async def _send(self, messages: Iterable[str]) -> None:
         assert self._socket is not None
-        try:
-            for message in messages:
-                await self._pace.wait()
-                await self._socket.send(message)
-        except ServiceError as error:
-            self.end(error)
+        for message in messages:
+            await self._pace.wait()
+            await self._socket.send(message)
 
     async def _keep_alive(self) -> None:
         while True:
             await asyncio.sleep(self.language.keep_alive_every)
-            await self._send_or_end([self.language.keep_alive()])
+            message = self.language.keep_alive()
+            await self._send([message if isinstance(message, str) else await message])
 
     async def _read(self, socket: Socket) -> None:
-        try:
-            await self._read_on(socket)
-        except ServiceError as error:
-            self.end(error)
-        except Exception as error:
-            # Its text stays here: it may hold what the venue sent.
-            self.end(PluginFailed(f"The plugin for {self._venue} failed with {type(error).__name__} at a message."))
-
-    async def _read_on(self, socket: Socket) -> None:
         unreadable, count = 0, 0
         while True:
             text = await socket.receive()

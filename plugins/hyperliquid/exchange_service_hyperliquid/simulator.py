@@ -59,14 +59,16 @@ class _Minute:
 
     def __init__(self) -> None:
         self._entries: deque[tuple[float, int]] = deque()
+        self._sum = 0
 
     def add(self, amount: int = 1) -> int:
         """Count this, and return all of the last minute."""
         now = asyncio.get_running_loop().time()
         while self._entries and self._entries[0][0] <= now - _MINUTE:
-            self._entries.popleft()
+            self._sum -= self._entries.popleft()[1]
         self._entries.append((now, amount))
-        return sum(counted for _, counted in self._entries)
+        self._sum += amount
+        return self._sum
 
 
 @dataclass(slots=True)

@@ -191,8 +191,9 @@ class HyperliquidSimulator(DemoVenue):
         # The collateral token's number by builder dex, and the tokens' codes by number.
         self.dexs: dict[str, int] = {"xyz": 0, "flx": 360}
         self.tokens: dict[int, str] = {0: "USDC", 150: "HYPE", 197: "UBTC", 360: "USDH"}
-        # The weight of all reads so far, and whether the venue's limits hold.
+        # The weight of all reads so far; what was refused because it was too much; and whether the limits hold.
         self.weight = 0
+        self.refused = 0
         self.limited = True
         # How many addresses another program at our network address follows: they count among the venue's ten.
         self.users_of_others = 0
@@ -247,7 +248,7 @@ class HyperliquidSimulator(DemoVenue):
         body = json_object(await request.read())
         wanted = body.get("type")
         if self._weighs_too_much(wanted):
-            return _refusal(429)
+            return self._too_much()
         if wanted in ("perpDexs", "meta", "spotMeta"):
             return web.json_response(self._market(wanted, body.get("dex", "")))
         answer = _ANSWERS.get(wanted) if isinstance(wanted, str) else None
@@ -265,10 +266,14 @@ class HyperliquidSimulator(DemoVenue):
         self.weight += weight
         return self._reads.add(weight) > _MOST_WEIGHT and self.limited
 
+    def _too_much(self) -> web.Response:
+        self.refused += 1
+        return _refusal(429)
+
     async def _socket(self, request: web.Request) -> web.StreamResponse:
         crowded = len(self.push.clients) >= _MOST_CONNECTIONS or self._connects.add() > _MOST_CONNECTS
         if crowded and self.limited:
-            return _refusal(429)
+            return self._too_much()
         opened: list[PushClient] = []
 
         def greet(client: PushClient) -> None:
@@ -292,7 +297,7 @@ class HyperliquidSimulator(DemoVenue):
         self._note_life(client)
         method = message.get("method") if isinstance(message, dict) else None
         if self._messages.add() > _MOST_MESSAGES and self.limited:
-            client.send(_push_error("messages"))
+            self._refuse_push(client, "messages")
         elif method == "ping":
             client.send({"channel": "pong"})
         elif method in ("subscribe", "unsubscribe"):
@@ -301,6 +306,10 @@ class HyperliquidSimulator(DemoVenue):
         else:
             client.send(_push_error("request", message))
 
+    def _refuse_push(self, client: PushClient, what: str) -> None:
+        self.refused += 1
+        client.send(_push_error(what))
+
     def _subscribe(self, client: PushClient, subscription: Any) -> None:
         topic = self._topic(subscription)
         if topic is None:
@@ -308,9 +317,9 @@ class HyperliquidSimulator(DemoVenue):
         elif topic in client.topics:
             client.send(_push_error("twice", subscription))
         elif self.limited and len(self.followed() | {topic[1]}) + self.users_of_others > _MOST_USERS:
-            client.send(_push_error("users"))
+            self._refuse_push(client, "users")
         elif self.limited and sum(len(one.topics) for one in self.push.clients) >= _MOST_SUBSCRIPTIONS:
-            client.send(_push_error("subscriptions"))
+            self._refuse_push(client, "subscriptions")
         else:
             client.topics.add(topic)
             client.send(_acknowledgement("subscribe", topic))

@@ -231,13 +231,22 @@ class _Followed:
 class _Connection:
     """One open socket and what is followed on it."""
 
-    def __init__(self, language: PushLanguage, limits: PushLimits, venue: str) -> None:
+    def __init__(
+        self,
+        language: PushLanguage,
+        limits: PushLimits,
+        venue: str,
+        pace: _Pace,
+        waiting: asyncio.Semaphore | None,
+    ) -> None:
         self.language = language
         self._venue = venue
         self._limits = limits
         self._topics: dict[Topic, _Followed] = {}
-        self._pace = _Pace(limits.messages)
-        self._waiting = asyncio.Semaphore(limits.unacknowledged) if limits.unacknowledged else None
+        # Of all connections together, because venues count them for the network address.
+        self._pace = pace
+        self._waiting = waiting
+        self._slots = 0
         self._tasks = TaskSet()
         self._stack = AsyncExitStack()
         self._socket: Socket | None = None
@@ -310,6 +319,7 @@ class _Connection:
                 continue
             if self._waiting is not None:
                 await self._waiting.acquire()
+                self._slots += 1
             await self._send_or_end(self.language.subscribe([topic]))
             if not self.language.acknowledges:
                 self._begin(topic, followed)
@@ -322,8 +332,14 @@ class _Connection:
         except TimeoutError:
             _end_topic(followed, VenueTimeout(f"{self._venue} did not acknowledge a subscription in time."))
         finally:
-            if self._waiting is not None:
-                self._waiting.release()
+            self._release(min(1, self._slots))
+
+    def _release(self, slots: int) -> None:
+        """Give back so many of those in `_waiting` that this connection holds."""
+        self._slots -= slots
+        for _ in range(slots):
+            assert self._waiting is not None
+            self._waiting.release()
 
     def _begin(self, topic: Topic, followed: _Followed) -> None:
         followed.answered.set()
@@ -442,6 +458,8 @@ class _Connection:
     async def close(self) -> None:
         """Close the socket and end what runs."""
         self._tasks.cancel()
+        # A task that is ended before it has begun gives nothing back.
+        self._release(self._slots)
         await self._stack.aclose()
 
 
@@ -468,6 +486,8 @@ class _Connections:
         self._open: list[_Connection] = []
         self._opening = asyncio.Lock()
         self._pace = _Pace(limits.connects)
+        self._messages = _Pace(limits.messages)
+        self._waiting = asyncio.Semaphore(limits.unacknowledged) if limits.unacknowledged else None
         self._failures = 0
         self._not_before = 0.0
         # The last attempt that failed: when it did, and why.
@@ -497,7 +517,7 @@ class _Connections:
             raise VenueRateLimited(f"{self._venue} allows no further connection for its messages.", retry_after=_MINUTE)
         await asyncio.sleep(max(0.0, self._not_before - asyncio.get_running_loop().time()))
         await self._pace.wait()
-        connection = _Connection(language, self._limits, self._venue)
+        connection = _Connection(language, self._limits, self._venue, self._messages, self._waiting)
         try:
             await connection.open(http)
         except ServiceError as error:

@@ -138,7 +138,7 @@ class PushLanguage:
         """Sort a message, a JSON value with exact numbers: each part with the topic that the message itself names.
 
         A part of None acknowledges the topic's subscription; a VenueError ends it with this error. A message that
-        concerns no topic gives nothing. Raises VenueMalformed for what is none of the venue's messages, and another
+        concerns no topic gives nothing. Raises VenueMalformed for what is not a message of the venue, and another
         VenueError to end the whole connection.
         """
         raise NotImplementedError
@@ -197,7 +197,7 @@ class Subscription:
         self._standing.set()
 
 
-class _Pace:
+class _MinuteLimit:
     """Lets so many messages go in any minute; None: all."""
 
     def __init__(self, most: int | None) -> None:
@@ -236,7 +236,7 @@ class _Connection:
         language: PushLanguage,
         limits: PushLimits,
         venue: str,
-        pace: _Pace,
+        pace: _MinuteLimit,
         waiting: asyncio.Semaphore | None,
     ) -> None:
         self.language = language
@@ -407,7 +407,7 @@ class _Connection:
             except VenueMalformed:
                 unreadable += 1
                 if unreadable >= _MOST_UNREADABLE:
-                    raise VenueMalformed(f"{self._venue} sends messages that are none of its own.") from None
+                    raise VenueMalformed(f"{self._venue} sends messages that are not its own.") from None
                 continue
             answer = self.language.reply(message)
             if answer is not None:
@@ -485,8 +485,8 @@ class _Connections:
         self._limits = limits
         self._open: list[_Connection] = []
         self._opening = asyncio.Lock()
-        self._pace = _Pace(limits.connects)
-        self._messages = _Pace(limits.messages)
+        self._pace = _MinuteLimit(limits.connects)
+        self._messages = _MinuteLimit(limits.messages)
         self._waiting = asyncio.Semaphore(limits.unacknowledged) if limits.unacknowledged else None
         self._failures = 0
         self._not_before = 0.0

@@ -236,7 +236,7 @@ async def error_of(work: Awaitable[Any]) -> ServiceError:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of some hundredths of a second."""
     monkeypatch.setattr(push, "_SHORTEST_PAUSE", 0.02)
-    monkeypatch.setattr(push_connection, "_LINGER", 0.05)
+    monkeypatch.setattr(PushLanguage, "linger", 0.05)
 
 
 def resident() -> int:
@@ -408,6 +408,22 @@ class TestLife:
             assert any(message["op"] == "pong" for message in venue.client.received)
             venue.change("a", 1)
             await values(alice, "a", 1)
+
+    async def test_keep_alive_may_make_a_request_first_and_its_error_ends_the_connection(self) -> None:
+        class Renewing(Language):
+            keep_alive_every = 0.01
+            renewed = 0
+
+            async def keep_alive(self) -> str:
+                assert (await call.http.get(call.url() + "/page")).status == 200
+                self.renewed += 1
+                if self.renewed == 3:
+                    raise CredentialRejected("The grant was revoked.")
+                return '{"op": "ping"}'
+
+        async with opened() as (venue, call), follow(call, "a", language=Renewing(call.url("push"))) as subscription:
+            assert isinstance(await error_of(anext(subscription)), CredentialRejected)
+            assert sum(request.path == "/page" for request in venue.requests) == 3
 
     async def test_keep_alive_waits_for_no_limit_on_messages(self) -> None:
         class Chatty(Language):
@@ -713,6 +729,15 @@ class TestTheEnd:
             assert await until(lambda: not venue.push.clients)
             async with follow(call, "b"):
                 assert venue.push.opened == 2
+
+    async def test_one_that_no_other_account_could_use_does_not_wait_for_another(self) -> None:
+        class Alone(Language):
+            linger = 0.0
+
+        async with opened() as (venue, call):
+            async with follow(call, "a", language=Alone(call.url("push"))):
+                assert len(venue.push.clients) == 1
+            assert await until(lambda: venue.push.clients == [], 2.0)
 
     async def test_closing_the_state_ends_all_and_leaves_neither_task_nor_socket(self) -> None:
         before = asyncio.all_tasks()

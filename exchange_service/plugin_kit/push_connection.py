@@ -24,8 +24,6 @@ from exchange_service.plugin_kit.push_language import PushLanguage, Socket, Sock
 from exchange_service.plugin_kit.tasks import without_exit
 from exchange_service.tasks import TaskSet, beside_the_loop, without_origin
 
-# Seconds after which a connection that nobody follows is closed: the next account need not open another one.
-_LINGER = 5.0
 # Messages in a row that nobody can read, after which the connection is given up.
 _MOST_UNREADABLE = 20
 # Messages after which others get their turn, and characters of one that is read beside the loop.
@@ -86,7 +84,7 @@ class Subscription:
         self._standing.set()
 
 
-class Pace:
+class MinuteLimit:
     """Lets so many go in any minute; None: all."""
 
     def __init__(self, most: int | None) -> None:
@@ -145,7 +143,7 @@ class PushConnection:
         self._topics: dict[Topic, _Followed] = {}
         # What is to be sent for subscriptions, in this order: a topic may be left and followed again at once.
         self._orders: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
-        self._pace = Pace(limits.messages)
+        self._pace = MinuteLimit(limits.messages)
         self._waiting = asyncio.Semaphore(limits.unacknowledged) if limits.unacknowledged else None
         self._tasks = TaskSet()
         self._stack = AsyncExitStack()
@@ -236,7 +234,7 @@ class PushConnection:
         if left and not self.ended:
             self._orders.put_nowait(partial(self._unsubscribe, left))
         if not self._topics and not self.ended and self._lingering is None:
-            self._lingering = asyncio.get_running_loop().call_later(_LINGER, self.end_if_unused)
+            self._lingering = asyncio.get_running_loop().call_later(self.language.linger, self.end_if_unused)
 
     def _end_topic(self, topic: Topic, followed: _Followed, error: ServiceError) -> None:
         """End what follows this topic, and nothing else."""
@@ -304,7 +302,8 @@ class PushConnection:
     async def _keep_alive(self) -> None:
         while True:
             await asyncio.sleep(self.language.keep_alive_every)
-            await self._send_at_once(self.language.keep_alive())
+            message = self.language.keep_alive()
+            await self._send_at_once(message if isinstance(message, str) else await message)
 
     # What comes.
 
@@ -323,7 +322,7 @@ class PushConnection:
             except VenueMalformed:
                 unreadable += 1
                 if unreadable >= _MOST_UNREADABLE:
-                    raise VenueMalformed(f"{self._venue} sends messages that are none of its own.") from None
+                    raise VenueMalformed(f"{self._venue} sends messages that are not its own.") from None
                 continue
             answer = self.language.reply(message)
             if answer is not None:

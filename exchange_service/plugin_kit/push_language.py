@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeAlias
 
@@ -44,6 +44,8 @@ class PushLanguage:
     # Seconds that connecting may take, with `open`; and the acknowledgement of a subscription.
     opening_limit = 10.0
     acknowledging_limit = 15.0
+    # Seconds for which a connection that nobody follows stays open, so that the next account need not open another one.
+    linger = 5.0
     # Whether the venue acknowledges each subscription: `read` then gives an (topic, None) pair for it, or a state.
     acknowledges = True
 
@@ -62,8 +64,9 @@ class PushLanguage:
     async def open(self, socket: Socket) -> None:
         """Say and wait for what comes before the first subscription, such as a login."""
 
-    def keep_alive(self) -> str:
-        """The message that keeps the connection open."""
+    def keep_alive(self) -> str | Awaitable[str]:
+        """The message that keeps the connection open; an `async def` if it needs a request first, such as for a token.
+        Raises a VenueError to end the connection."""
         raise NotImplementedError
 
     def subscribe(self, topics: Sequence[Topic]) -> Iterable[str]:
@@ -83,7 +86,7 @@ class PushLanguage:
         """Sort a message, a JSON value with exact numbers: each part with the topic that the message itself names.
 
         A part of None acknowledges the topic's subscription; a VenueError ends it with this error. A message that
-        concerns no topic gives nothing. Raises VenueMalformed for what is none of the venue's messages, and another
+        concerns no topic gives nothing. Raises VenueMalformed for what is not a message of the venue, and another
         VenueError to end the whole connection.
         """
         raise NotImplementedError

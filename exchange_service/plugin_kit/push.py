@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from exchange_service.errors import NotSupported, PluginFailed, ServiceError, VenueRateLimited, VenueUnavailable
 from exchange_service.model import ExchangeMetadata, PushLimits
-from exchange_service.plugin_kit.push_connection import Pace, PushConnection, Subscription, copy_of
+from exchange_service.plugin_kit.push_connection import MinuteLimit, PushConnection, Subscription, copy_of
 from exchange_service.plugin_kit.push_language import PushLanguage, Socket, SocketOpener, Topic
 from exchange_service.plugin_kit.state import State
 from exchange_service.tasks import TaskSet, without_origin
@@ -55,7 +55,7 @@ class _Venue:
     def __init__(self, name: str, limits: PushLimits) -> None:
         self.name = name
         self.limits = limits
-        self.pace = Pace(limits.connects)
+        self.pace = MinuteLimit(limits.connects)
         # Those that are opened, open or not yet closed.
         self.connections: set[PushConnection] = set()
 

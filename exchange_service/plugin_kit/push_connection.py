@@ -84,7 +84,7 @@ class Subscription:
         self._standing.set()
 
 
-class Pace:
+class MinuteLimit:
     """Lets so many go in any minute; None: all."""
 
     def __init__(self, most: int | None) -> None:
@@ -143,7 +143,7 @@ class PushConnection:
         self._topics: dict[Topic, _Followed] = {}
         # What is to be sent for subscriptions, in this order: a topic may be left and followed again at once.
         self._orders: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
-        self._pace = Pace(limits.messages)
+        self._pace = MinuteLimit(limits.messages)
         self._waiting = asyncio.Semaphore(limits.unacknowledged) if limits.unacknowledged else None
         self._tasks = TaskSet()
         self._stack = AsyncExitStack()

@@ -99,7 +99,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "plugins/lighter/exchange_service_lighter/client.py": ("_DEPLOYMENTS", "_BY_CODE"),
     "plugins/lighter/exchange_service_lighter/parse.py": ("_POOLS", "_SYMBOLS", "_ASSETS_OF_POOLS"),
     "plugins/lighter/exchange_service_lighter/simulator.py": ("_ERRORS",),
-    "plugins/oanda/exchange_service_oanda/__init__.py": ("LIMITS",),
+    "plugins/oanda/exchange_service_oanda/__init__.py": ("LIMITS", "PUSH_LIMITS"),
     "plugins/oanda/exchange_service_oanda/simulator.py": ("_REFUSALS",),
     "plugins/tastytrade/exchange_service_tastytrade/__init__.py": ("LIMITS",),
     "plugins/tastytrade/exchange_service_tastytrade/client.py": ("_REFUSED_GRANTS",),

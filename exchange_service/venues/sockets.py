@@ -60,10 +60,13 @@ async def read_lines(venue: str, content: aiohttp.StreamReader, silence: float) 
                 chunk = await content.read(_CHUNK)
         except TimeoutError:
             raise VenueTimeout(f"{venue} sent nothing for {silence:g} seconds.") from None
+        except aiohttp.ClientPayloadError:
+            # The answer was cut off, as a connection that breaks does: nothing is wrong with what it says.
+            chunk = b""
         if not chunk:
             raise VenueUnavailable(f"{venue} ended the connection for its messages.")
         *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) > MESSAGE_LIMIT:
+        if max(map(len, (rest, *lines))) > MESSAGE_LIMIT:
             raise VenueMalformed(f"{venue} sent a line that is too large.")
         for line in lines:
             if line := line.strip():

@@ -106,8 +106,12 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "plugins/tastytrade/exchange_service_tastytrade/parse.py": ("_FIGURES", "_TYPES"),
     "plugins/tastytrade/exchange_service_tastytrade/simulator.py": ("_ERRORS", "_GATEWAY_PAGE", "_REFUSED_GRANT"),
     "plugins/tradier/exchange_service_tradier/__init__.py": ("LIMITS",),
-    "plugins/tradier/exchange_service_tradier/parse.py": ("_CALLS", "_OPTION_FIELDS", "_TYPES"),
-    "plugins/tradier/exchange_service_tradier/simulator.py": ("_FAULTS", "_UNAUTHORIZED_ACCOUNT"),
+    "plugins/tradier/exchange_service_tradier/parse.py": ("SESSIONS_LIMITED", "_CALLS", "_OPTION_FIELDS", "_TYPES"),
+    "plugins/tradier/exchange_service_tradier/simulator.py": (
+        "_FAULTS",
+        "_SESSION_ERRORS",
+        "_UNAUTHORIZED_ACCOUNT",
+    ),
     "plugins/tradier/tests/test_tradier_client.py": ("BODIES",),
 }
 OWN = (

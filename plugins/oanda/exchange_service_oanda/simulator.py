@@ -149,8 +149,8 @@ class OandaSimulator(DemoVenue):
         first = SimulatedAccount("101-004-7654321-001", moving=situation == "moving")
         if situation == "empty":
             zero = Decimal("0.0000")
-            flat = SimulatedAccount("101-004-7654321-009", "EUR", "Empty", zero, zero, zero, zero, open_trades=0)
-            self.add_token(token, flat)
+            empty = SimulatedAccount("101-004-7654321-009", "EUR", "Empty", zero, zero, zero, zero, open_trades=0)
+            self.add_token(token, empty)
         elif situation == "partly":
             flat, held = Decimal("0.0000"), Decimal("912.5000")
             second = SimulatedAccount("101-004-7654321-002", "USD", "Second", held, flat, flat, held, open_trades=0)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-# gRPC reads it when it is imported. The handlers for a fork that it has otherwise crash one in twenty of the processes
+# gRPC reads it when it is imported. Its handlers for a fork otherwise crash one in fourteen of the processes
 # that a test starts by a fork while gRPC works, before their program begins.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 

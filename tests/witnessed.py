@@ -104,7 +104,14 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "plugins/tastytrade/exchange_service_tastytrade/__init__.py": ("LIMITS",),
     "plugins/tastytrade/exchange_service_tastytrade/client.py": ("_REFUSED_GRANTS",),
     "plugins/tastytrade/exchange_service_tastytrade/parse.py": ("_FIGURES", "_TYPES"),
-    "plugins/tastytrade/exchange_service_tastytrade/simulator.py": ("_ERRORS", "_GATEWAY_PAGE", "_REFUSED_GRANT"),
+    "plugins/tastytrade/exchange_service_tastytrade/push.py": ("_BETWEEN_HEARTBEATS",),
+    "plugins/tastytrade/exchange_service_tastytrade/simulator.py": (
+        "_BETWEEN_HEARTBEATS",
+        "_ERRORS",
+        "_GATEWAY_PAGE",
+        "_REFUSED_GRANT",
+        "_STREAMER_REFUSALS",
+    ),
     "plugins/tradier/exchange_service_tradier/__init__.py": ("LIMITS",),
     "plugins/tradier/exchange_service_tradier/parse.py": ("SESSIONS_LIMITED", "_CALLS", "_OPTION_FIELDS", "_TYPES"),
     "plugins/tradier/exchange_service_tradier/simulator.py": (

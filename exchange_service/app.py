@@ -18,9 +18,11 @@ from exchange_service.balances.freshness import Freshness, PollBackoff
 from exchange_service.balances.instrumented import Instrumented, instrumented_opening
 from exchange_service.balances.keys import BalanceKeys
 from exchange_service.balances.leases import Leased
+from exchange_service.balances.push_room import PushRoom
 from exchange_service.balances.refusals import Refusals
 from exchange_service.balances.service import BalanceReader, Balances, forced_below
 from exchange_service.balances.single_flight import SingleFlight
+from exchange_service.balances.watches import Watches
 from exchange_service.cache import Cache, make_cache, open_link, open_sealed
 from exchange_service.catalogue import Catalogue
 from exchange_service.credentials import CredentialReference
@@ -157,15 +159,16 @@ class BalanceOptions:
 
 
 def open_balances(venues: Venues, references: CachedReferences, cache: Cache, options: BalanceOptions) -> Balances:
-    """GetBalance's use case. The road of a fetch is one line: each layer has the next one inside."""
+    """GetBalance's use case. The road of a fetch is one stack: each layer has the next one inside."""
     freshness, backoff, gate = options.freshness, options.backoff, options.gate
     refusals = Refusals(freshness.was_good_lately, freshness.now)
     seconds, done, now = options.venue_timeout, refusals.on_fetch_done, freshness.now
     ttl = max(freshness.stale_grace, freshness.max_age)
     cached = CachedBalances(cache, ttl, longest_pause=2 * backoff.idle, now=now)
-    road = SingleFlight(Leased(Gated(Instrumented(venues, gate.metrics), gate), cached, backoff, now), seconds, done)
-    credentials = CredentialChanges(options.hash_key, references, venues, cached)
-    return Balances(references, road, cached, refusals, credentials, BalanceKeys(options.hash_key), freshness)
+    leased = Leased(Gated(Instrumented(venues, gate.metrics), gate), cached, backoff, now)
+    road = SingleFlight(leased, seconds, done)
+    keys, credentials = BalanceKeys(options.hash_key), CredentialChanges(options.hash_key, references, venues, cached)
+    return Balances(references, road, cached, refusals, credentials, keys, freshness, leased.store_pushed)
 
 
 async def start_service(
@@ -235,7 +238,9 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     balances = open_balances(venues, storage.references, storage.cache, options)
     stack.push_async_callback(balances.close)
     limits, on_event_age = _stream_settings(settings), metrics.value_handed_out
-    streams = Streams(registry, balances, storage.references.accounts, limits, on_event_age=on_event_age)
+    watches = _open_watches(settings, balances, venues, metrics, stack)
+    accounts = storage.references.accounts
+    streams = Streams(registry, balances, accounts, limits, on_event_age=on_event_age, watches=watches)
     authenticator = _open_authenticator(settings, storage)
     stack.push_async_callback(authenticator.close)
     reader = _balance_reader(settings, balances, authenticator, metrics)
@@ -261,6 +266,18 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     log.info("service.listening", address=server.address, exchanges=exchanges, serving=serving)
     parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics, status)
     return Service(settings, server, *parts, metrics_address, health_address, stack)
+
+
+def _open_watches(
+    settings: Settings, balances: Balances, venues: Venues, metrics: Metrics, stack: AsyncExitStack
+) -> Watches | None:
+    """What follows venues' pushes; None if the operator has switched that off."""
+    if not settings.push:
+        return None
+    watches = Watches(balances, venues, PushRoom(balances.cached, settings.replicas), metrics)
+    metrics.watch_pushes(watches.counts)
+    stack.push_async_callback(watches.close)
+    return watches
 
 
 def _turns(settings: Settings, metrics: Metrics) -> tuple[Openings, Writes]:
@@ -319,6 +336,7 @@ def _stream_settings(settings: Settings) -> StreamSettings:
         heartbeat_interval=settings.heartbeat_interval,
         lifetime=settings.stream_lifetime,
         venue_timeout=settings.venue_timeout,
+        reconcile_interval=settings.reconcile_interval,
     )
 
 

@@ -184,6 +184,23 @@ class RateLimit:
             raise WrongValue("RateLimit.cost must not be more than its count: no balance could ever be read")
 
 
+@dataclass(frozen=True, slots=True)
+class PushLimits:
+    """How much a venue pushes at once; None where no limit is known.
+
+    `accounts` and `connections` are the most at once for one network address, over all replicas; `connects` are the
+    connections that may be begun in a minute. Of one connection, `subscriptions` are the most at once, `messages` the
+    most that we may send in a minute, and `unacknowledged` the most subscriptions that wait for the venue's word.
+    """
+
+    accounts: int | None = None
+    connections: int | None = None
+    connects: int | None = None
+    subscriptions: int | None = None
+    messages: int | None = None
+    unacknowledged: int | None = None
+
+
 # Bytes of one answer of a venue: the usual and the largest limit of an account's, and the largest of market data.
 ANSWER_LIMIT = 1024 * 1024
 LARGEST_ANSWER_LIMIT = 8 * ANSWER_LIMIT
@@ -221,6 +238,8 @@ class ExchangeMetadata:
     unsupported_reason: str = ""
     # How often the venue may be asked; all of them apply. Empty: not known, and only the venue itself limits us.
     limits: tuple[RateLimit, ...] = ()
+    # How much the venue pushes, if `capabilities.push` is true.
+    push: PushLimits = PushLimits()
     # Bytes, decompressed: the largest answer that is read through `http` and `public_http`. More is VENUE_MALFORMED.
     answer_limit: int = ANSWER_LIMIT
     public_answer_limit: int = LARGEST_PUBLIC_ANSWER_LIMIT
@@ -417,6 +436,11 @@ class Balance:
         for account in self.venue_accounts:
             for asset in account.assets:
                 yield account, asset
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A watch's word that an account has changed, or may have: the host reads it soon."""
 
 
 @dataclass(frozen=True, slots=True)

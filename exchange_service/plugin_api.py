@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -52,12 +53,14 @@ from exchange_service.model import (
     AssetBalance,
     Balance,
     Capabilities,
+    Changed,
     Credential,
     CredentialField,
     Environment,
     ExchangeMetadata,
     KeyRights,
     Manifest,
+    PushLimits,
     RateLimit,
     Secret,
     Summary,
@@ -81,6 +84,7 @@ from exchange_service.plugin_kit.payload import (
     retry_after,
     text,
 )
+from exchange_service.plugin_kit.push import PushLanguage, Socket, Subscription, subscribed
 from exchange_service.plugin_kit.responses import raise_unexpected_status
 from exchange_service.plugin_kit.several_accounts import combined_summary, gather_accounts, read_account_list
 from exchange_service.plugin_kit.state import State
@@ -101,6 +105,7 @@ __all__ = [
     "AssetBalance",
     "Balance",
     "Capabilities",
+    "Changed",
     "ClockSkew",
     "Credential",
     "CredentialField",
@@ -115,12 +120,16 @@ __all__ = [
     "NotSupported",
     "PermissionMissing",
     "PrivateKey",
+    "PushLanguage",
+    "PushLimits",
     "RateLimit",
     "RegionRestricted",
     "RequestRefused",
     "Response",
     "Secret",
+    "Socket",
     "State",
+    "Subscription",
     "Summary",
     "VenueAccount",
     "VenueCall",
@@ -157,6 +166,7 @@ __all__ = [
     "required_milliseconds",
     "required_text",
     "retry_after",
+    "subscribed",
     "text",
     "wallet_address",
 ]
@@ -173,7 +183,8 @@ hookspec = pluggy.HookspecMarker("exchange_service")
 _Hook = TypeVar(
     "_Hook",
     bound="Callable[[], Manifest] | Callable[[VenueCall], Coroutine[Any, Any, Balance]] | "
-    "Callable[[VenueCall], AsyncIterator[Balance]] | Callable[[VenueCall], Coroutine[Any, Any, KeyRights]] | "
+    "Callable[[VenueCall], AsyncIterator[Balance | Changed]] | Callable[[VenueCall], AsyncIterator[Balance]] | "
+    "Callable[[VenueCall], AsyncIterator[Changed]] | Callable[[VenueCall], Coroutine[Any, Any, KeyRights]] | "
     "Callable[[], Coroutine[Any, Any, Manifest | None]]",
 )
 
@@ -253,6 +264,41 @@ class Http(Protocol):
         The body is `json`, or `data` as a form or as bytes. Use it only for reads that a venue wants as POST.
         """
 
+    async def put(
+        self,
+        url: str,
+        *,
+        params: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """Send a PUT without a body to `url` and return the whole answer, whatever its status. Use it only to keep open
+        what a venue pushes, such as a listen key."""
+
+    def websocket(
+        self, url: str, *, headers: Mapping[str, str] | None = None, silence: float = 60.0, ping: float = 20.0
+    ) -> AbstractAsyncContextManager[Socket]:
+        """Open a WebSocket for the length of an `async with`, under the same guard: messages of 1 MiB at most, no
+        compression. `url` begins with https:// or wss://.
+
+        `receive` raises VenueTimeout after `silence` seconds without a message. A ping is sent every `ping` seconds,
+        and the connection ends if no pong comes; 0 sends none. A refused handshake raises what
+        `Response.raise_for_status` raises, and `Socket` says how a connection ends.
+        """
+
+    def lines(
+        self,
+        url: str,
+        *,
+        params: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
+        headers: Mapping[str, str] | None = None,
+        silence: float = 60.0,
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """GET an answer that never ends, for the length of an `async with`, and read its lines of 1 MiB at most.
+
+        A status of 300 or more raises what `Response.raise_for_status` raises; `silence` seconds without a byte
+        VenueTimeout; the end of the answer VenueUnavailable.
+        """
+
     @property
     def client_session(self) -> Any:
         """The guarded aiohttp.ClientSession itself, for libraries that make their own calls. Never close it.
@@ -276,7 +322,7 @@ class VenueCall:
     # up to its `public_answer_limit`.
     http: Http = field(repr=False)
     public_http: Http = field(repr=False)
-    # The event loop's time, in seconds, at which the host ends the call.
+    # The event loop's time, in seconds, at which the host ends the call; infinite for a watch.
     deadline: float
     # `plugin_state` is shared by all accounts of the plugin; `account_state` belongs to this account.
     plugin_state: State = field(repr=False)
@@ -372,8 +418,15 @@ def fetch_balance(call: VenueCall) -> Awaitable[Balance]:  # type: ignore[empty-
 
 
 @hookspec(firstresult=True)
-def watch_balance(call: VenueCall) -> AsyncIterator[Balance]:  # type: ignore[empty-body]
-    """Optional, for venues that push: yield the whole balance at each change. Not called yet."""
+def watch_balance(call: VenueCall) -> AsyncIterator[Balance | Changed]:  # type: ignore[empty-body]
+    """Optional, for venues that push: an async generator, which runs while somebody follows the account.
+
+    Yield as soon as the venue's subscription stands: a `Balance` if the venue sends everything at once, else `Changed`.
+    Then yield a whole `Balance` for each change; or `Changed`, and the host reads the account by `fetch_balance`, soon
+    and within the limits. Raise a VenueError when the push breaks: the host polls meanwhile and begins the generator
+    again after a pause, which grows. NotSupported says that this account has no push. Clean up in `finally`: the host
+    closes the generator when nobody follows the account any more. `subscribed` shares one connection among accounts.
+    """
 
 
 @hookspec(firstresult=True)

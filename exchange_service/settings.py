@@ -199,6 +199,15 @@ class Settings(BaseSettings):
         le=3600,
         description="Seconds to which `poll_interval` grows, step by step, while the account does not change.",
     )
+    push: bool = Field(
+        True, description="Follow the pushes of venues that have them for streamed accounts. False: poll every account."
+    )
+    reconcile_interval: float = Field(
+        300.0,
+        ge=1,
+        le=86400,
+        description="Seconds between two reads of a streamed account whose venue pushes its changes.",
+    )
     heartbeat_interval: float = Field(15.0, ge=0.1, le=3600, description="Seconds between two heartbeats of a stream.")
     stream_lifetime: float = Field(
         3600.0, ge=1, le=86400, description="Seconds after which a stream ends; the subscriber then opens it again."

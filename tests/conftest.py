@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import uuid
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
+
+# gRPC reads it when it is imported. Its handlers for a fork otherwise crash one in fourteen of the processes
+# that a test starts by a fork while gRPC works, before their program begins.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 import psycopg
 import pytest

@@ -178,13 +178,11 @@ class PostgresServer:
 
     def freeze(self) -> None:
         """Let all its processes hang: connections stay open, the kernel accepts new ones, nothing answers."""
-        for process in self._processes():
-            process.suspend()
+        self._tell_all(psutil.Process.suspend)
 
     def thaw(self) -> None:
         """Let them go on."""
-        for process in self._processes():
-            process.resume()
+        self._tell_all(psutil.Process.resume)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -194,6 +192,12 @@ class PostgresServer:
             yield
         finally:
             self.thaw()
+
+    def _tell_all(self, act: Callable[[psutil.Process], None]) -> None:
+        for process in self._processes():
+            # One that served a connection may end meanwhile, because that was closed.
+            with suppress(psutil.NoSuchProcess):
+                act(process)
 
     def _processes(self) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):

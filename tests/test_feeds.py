@@ -35,6 +35,7 @@ from exchange_service.streams.subscription import Subscription
 from exchange_service.streams.update import Update
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.exchange_service_pb2 import StreamBalancesResponse
+from exchange_service.wire.delivery import Delivery, PollingReason
 from exchange_service.wire.replies import Source
 from tests.harness import (
     USER,
@@ -275,6 +276,8 @@ class TestMailbox:
 
 class ManualSource:
     """A feed's source that the test controls."""
+
+    delivery = Delivery(PollingReason.NO_PUSH, 0.0)
 
     def __init__(self) -> None:
         self.closed = False

@@ -22,6 +22,7 @@ from exchange_service.streams.mailbox import Mailbox
 from exchange_service.streams.subscription import Subscription
 from exchange_service.v1.exchange_service_pb2 import StreamBalancesResponse
 from exchange_service.wire.balances import fetched_balance
+from exchange_service.wire.delivery import Delivery, PollingReason
 from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import StoredBalance, store_balance
 from tests.harness import ScriptedPlugin, holding, registry_of
@@ -34,6 +35,8 @@ HEARTBEAT = 15.0
 
 class NoWait:
     """A feed's source that has every read follow at once; the reads themselves wait for the test."""
+
+    delivery = Delivery(PollingReason.NO_PUSH, 0.0)
 
     def __init__(self) -> None:
         self.waits = asyncio.Event()

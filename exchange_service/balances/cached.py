@@ -20,6 +20,7 @@ from exchange_service import clock
 from exchange_service.cache import Cache, Lease
 from exchange_service.errors import ServiceError
 from exchange_service.model import Account
+from exchange_service.wire.delivery import Delivery, read_delivery
 from exchange_service.wire.stored import StoredBalance, StoredBounds, decode_error, decode_stored, encode_error
 
 # Bytes of local copies, with an estimate of what each costs beside its message: at most 20,000 of them.
@@ -33,6 +34,8 @@ _MOST_LOOKS = 20_000
 _WOKEN_AT_ONCE, _WAKE_PAUSE = 20, 0.02
 # Seconds for which a failed attempt to read an account is passed on to the replicas that waited for it.
 _ERROR_TTL = 2.0
+# Seconds for which a replica's word on how changes reach it is kept; it tells each change at once.
+_DELIVERY_TTL = 86_400.0
 # The first byte of an invalidation: what has changed.
 _BALANCE, _CREDENTIAL = b"b", b"c"
 
@@ -189,6 +192,24 @@ class CachedBalances:
     async def lease(self, key: str, seconds: float) -> Lease | None:
         """The right to ask the venue for this balance; None while another replica has it."""
         return await self._cache.lease(f"lease:{key}", seconds)
+
+    async def push_lease(self, key: str, seconds: float) -> Lease | None:
+        """The right to follow the venue's pushes of this balance; None while another replica has it."""
+        return await self._cache.lease(f"push:{key}", seconds)
+
+    async def place_lease(self, name: str, seconds: float) -> Lease | None:
+        """The right to one of the accounts that a venue pushes at once; None while another replica has it."""
+        return await self._cache.lease(f"place:{name}", seconds)
+
+    async def tell_delivery(self, key: str, delivery: Delivery) -> None:
+        """Tell the other replicas how changes of this balance reach the one that follows its pushes."""
+        await self._cache.set(f"delivery:{key}", delivery.record(), _DELIVERY_TTL)
+        await self._cache.publish(_BALANCE + key.encode())
+
+    async def told_delivery(self, key: str) -> Delivery | None:
+        """What another replica has told last; None if it has not."""
+        record = await self._cache.get(f"delivery:{key}")
+        return read_delivery(record) if record is not None else None
 
     @contextmanager
     def changes(self, key: str) -> Iterator[asyncio.Event]:

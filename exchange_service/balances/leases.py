@@ -14,6 +14,7 @@ from exchange_service.balances.freshness import PollBackoff
 from exchange_service.cache import Lease
 from exchange_service.cache.memory import LocalLease
 from exchange_service.errors import PluginFailed, VenueError, VenueTimeout
+from exchange_service.model import VenueReports
 from exchange_service.venues.fetching import Fetcher, Target
 from exchange_service.venues.priority import Priority
 from exchange_service.wire.balances import FetchedBalance
@@ -154,6 +155,14 @@ class Leased:
         if present is not None and present is previous:
             return FetchResult(present, here=False)
         return FetchResult(stored, here=True)
+
+    async def store_pushed(self, target: Target, fetched: FetchedBalance, arrived_at: float) -> StoredBalance:
+        """Store a balance that the venue has pushed, and which came at `arrived_at` by the monotonic clock. Returns
+        what is stored now: another replica's balance if that came later."""
+        target = replace(target, reports=VenueReports(answered_at=arrived_at))
+        present = self._cached.last_good(target.key)
+        result = await self._store(target, fetched, present, self._answer_time(target))
+        return result.stored
 
     def _answer_time(self, target: Target) -> float:
         """When the venue answered, in seconds since the epoch."""

@@ -24,6 +24,8 @@ from exchange_service.tasks import TaskSet
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
+from exchange_service.wire.balances import FetchedBalance
+from exchange_service.wire.delivery import Delivery
 from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import StoredBalance, highest_known_version
 
@@ -51,6 +53,8 @@ class BalanceResult:
     stale: ServiceError | None = None
     key: str = ""
     asked_in: float | None = None
+    # How changes reach this replica; None if it follows the account for no stream.
+    delivery: Delivery | None = None
 
 
 async def _nothing() -> None:
@@ -68,6 +72,10 @@ class Balances:
     credentials: CredentialChanges
     keys: BalanceKeys
     freshness: Freshness
+    # Stores what a venue has pushed, see `Leased.store_pushed`.
+    store_pushed: Callable[[Target, FetchedBalance, float], Awaitable[StoredBalance]]
+    # By the key of the balance: how changes of the accounts that are followed here reach this replica.
+    deliveries: dict[str, Delivery] = field(default_factory=dict)
     # By the key of the balance: asking for second words.
     _second_asks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _tasks: TaskSet = field(default_factory=TaskSet)
@@ -81,9 +89,11 @@ class Balances:
         deadline: float,
         polling: bool = False,
         known_version: int = 0,
+        after: float = 0.0,
         on_passed_over: Callable[[], Awaitable[None]] = _nothing,
     ) -> BalanceResult:
-        """The account's balance, at most `max_age` seconds old, and never one below `known_version`.
+        """The account's balance, at most `max_age` seconds old, fetched later than `after`, in seconds since the epoch
+        (infinite: the venue is asked), and never one below `known_version`.
 
         `max_age` None means the operator's limit; 0 asks the venue now, and fails rather than give the last good value.
         `deadline` is the caller's, in the event loop's time. With `polling` no caller waits for it: at the venue it
@@ -94,19 +104,23 @@ class Balances:
             raise DeadlinePassed("The deadline has passed, or leaves too little time to answer.")
         if not listing.metadata.capabilities.balance:
             raise NotSupported(listing.metadata.unsupported_reason or f"{listing.metadata.name} is not yet supported.")
-        not_before = self.freshness.not_before(max_age)
+        not_before = max(after, self.freshness.not_before(max_age))
         target = replace(await self._target(account, listing, max_age, known_version), not_before=not_before)
         stored = self.cached.get_local(target.key)
-        if stored is None or not self._serves(stored, max_age, target.known_version):
+        if stored is None or stored.fetch_time <= after or not self._serves(stored, max_age, target.known_version):
             # Another replica may have a newer one.
             stored = await self.cached.read_together(target.key, account)
-        if stored is not None and self.freshness.is_fresh(stored, max_age):
+        if stored is not None and stored.fetch_time > after and self.freshness.is_fresh(stored, max_age):
             if stored.version >= target.known_version:
                 return self._result(target.key, stored, Source.CACHE)
             await on_passed_over()
         # The cache may have lost what this process has handed out.
         last = stored or self.cached.last_good(target.key)
         return await self._fetch(target, last, deadline, forced=max_age == 0, polling=polling)
+
+    async def target(self, account: Account, listing: Listing) -> Target:
+        """What a watch of the account follows. Raises CredentialMissing or StoreUnavailable."""
+        return await self._target(account, listing, None, 0)
 
     async def _target(self, account: Account, listing: Listing, max_age: float | None, known_version: int) -> Target:
         """What is to be read: nothing below the known version, nor below what this process has shown."""
@@ -206,7 +220,8 @@ class Balances:
     def _result(
         self, key: str, stored: StoredBalance, source: Source, stale: ServiceError | None = None
     ) -> BalanceResult:
-        return BalanceResult(stored, source, self.freshness.age(stored), stale, key)
+        delivery = self.deliveries.get(key) if self.deliveries else None
+        return BalanceResult(stored, source, self.freshness.age(stored), stale, key, delivery=delivery)
 
     async def _reference(self, account: Account, listing: Listing, *, now: bool) -> CredentialReference:
         metadata = listing.metadata

@@ -121,7 +121,7 @@ class Database(Generic[Schema]):
 
     def _drop_connections(self) -> None:
         """Let the next call connect again: those that lie in the pool may be as dead as this one, and each would cost a
-        caller the whole time. Those in use are closed when they come back."""
+        caller the whole time. The engine's pool closes those in use when they come back."""
         if self.is_postgres:
             self._tasks.start(self._engine.dispose(), name=f"{self._name}: drop connections")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 
 # Seconds that another program may hold SQLite's lock, that a call may wait for a pooled connection, and that
 # connecting may take.
@@ -69,6 +70,27 @@ def _check_options(url: sa.URL, known: frozenset[str]) -> None:
         raise ValueError(f"its options are not all known to the database's library: {names}; remove them")
 
 
+class ClosingPool(AsyncAdaptedQueuePool):
+    """A pool that keeps no connection once it is disposed of: what is in use then is closed when it comes back.
+
+    SQLAlchemy's own pool would take it back, and nobody uses or closes it there: it stays open, also at the server,
+    until the garbage collector comes.
+    """
+
+    _disposed = False
+
+    def dispose(self) -> None:
+        """Close what lies in the pool now, and later what comes back."""
+        self._disposed = True
+        super().dispose()
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        # Closed, and put back all the same: a caller that waits for this pool connects again with it.
+        if self._disposed:
+            record.close()
+        super()._do_return_conn(record)
+
+
 def make_engine(url: sa.URL) -> AsyncEngine:
     """The engine, not connected yet. It hides parameters in logs and exceptions, because they are secrets."""
     options: dict[str, Any] = {"hide_parameters": True, "echo": False}
@@ -81,7 +103,8 @@ def make_engine(url: sa.URL) -> AsyncEngine:
         arguments: dict[str, Any] = {"prepare_threshold": None}
         arguments |= {name: value for name, value in _CONNECTIONS.items() if name not in url.query}
         options |= {"connect_args": arguments, "pool_pre_ping": True}
-    engine = create_async_engine(url, pool_size=5, max_overflow=5, pool_timeout=POOL_WAIT, **options)
+    options |= {"poolclass": ClosingPool, "pool_size": 5, "max_overflow": 5, "pool_timeout": POOL_WAIT}
+    engine = create_async_engine(url, **options)
     if url.get_backend_name() == "sqlite":
         sa.event.listen(engine.sync_engine, "connect", _prepare_connection)
     return engine

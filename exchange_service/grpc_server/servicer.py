@@ -44,7 +44,14 @@ class Servicer:
         caller = current_caller()
         query, include_zero = self.requests.read_get_balance(data, caller)
         result = await self.balances.get(query, caller, time_remaining)
-        return get_balance_reply(result.stored, result.source, result.age, result.stale, include_zero=include_zero)
+        return get_balance_reply(
+            result.stored,
+            result.source,
+            result.age,
+            result.stale,
+            include_zero=include_zero,
+            delivery=result.delivery,
+        )
 
     async def stream_balances(self, data: bytes, context: Context) -> None:
         """StreamBalances."""

@@ -36,6 +36,7 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}\Z")
 _DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _STALLS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _AGES = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0)
+_DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 # Seconds between two measurements of the event loop's delay.
 _TICK = 0.1
 
@@ -102,6 +103,12 @@ class Metrics:
         self._budgets: dict[_Labels, float] = {}
         self._breakers: dict[_Labels, str] = {}
         self._certificates: dict[str, float] = {}
+        self._pushes: dict[_Labels, int] = defaultdict(int)
+        self._push_breaks: dict[_Labels, int] = defaultdict(int)
+        self._push_differences: dict[_Labels, int] = defaultdict(int)
+        self._push_delays = _Histogram(_DELAYS)
+        self._read_followed: Callable[[], Mapping[tuple[str, str], int]] = dict
+        self._followed: dict[_Labels, int] = {}
         self._watched: dict[str, Callable[[], int]] = {}
         self._levels: dict[str, int] = {}
         self._processes: Callable[[], Iterable[ProcessOfPlugin]] = tuple
@@ -175,6 +182,22 @@ class Metrics:
         """When the server's certificates end, in seconds since the epoch, by the setting that names the file."""
         self._certificates = ends
 
+    def push_came(self, exchange: str, kind: str) -> None:
+        """A venue pushed something of an account: a "whole" balance or a "hint"."""
+        self._pushes[self._exchange(exchange), self._word(kind)] += 1
+
+    def push_stored(self, seconds: float) -> None:
+        """A pushed balance was handed to the subscribers and the cache so many seconds after it came."""
+        self._push_delays.add(seconds)
+
+    def push_broken(self, exchange: str, reason: str) -> None:
+        """The push of an account ended, or did not come to stand, for this reason of the error tree."""
+        self._push_breaks[self._exchange(exchange), self._reason(reason)] += 1
+
+    def push_difference(self, exchange: str) -> None:
+        """A reconciling read found other totals than the pushes had brought."""
+        self._push_differences[(self._exchange(exchange),)] += 1
+
     # The event loop
 
     def stalled(self, seconds: float) -> None:
@@ -203,8 +226,16 @@ class Metrics:
         """Show the bytes of memory that `read` says are left, as of each `refresh`; None if there is no limit."""
         self._read_memory = read
 
+    def watch_pushes(self, read: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """Show how many accounts are pushed, and polled for each reason, by exchange, as of each `refresh`."""
+        self._read_followed = read
+
     def refresh(self) -> None:
         """Read the present state of all that is watched. Call it in the event loop's thread."""
+        followed: dict[_Labels, int] = defaultdict(int)
+        for (exchange, word), count in self._read_followed().items():
+            followed[self._exchange(exchange), self._word(word)] += count
+        self._followed = followed
         self._memory_left = self._read_memory()
         self._levels = {name: read() for name, read in self._watched.items()}
         self._processes_seen = tuple(self._processes())
@@ -245,7 +276,37 @@ class Metrics:
         yield _histograms(
             name + "event_loop_stall_seconds", "How late the event loop ran timers.", (), {(): self._stalls}
         )
+        yield from self._push_families(name + "push")
         yield from self._gauges(name)
+
+    def _push_families(self, name: str) -> Iterator[Metric]:
+        yield _counts(name + "es", "Pushes of venues, by what they held.", ("exchange", "kind"), self._pushes)
+        yield _counts(
+            name + "_breaks",
+            "Pushes of an account that ended or did not begin.",
+            ("exchange", "reason"),
+            self._push_breaks,
+        )
+        yield _counts(
+            name + "_differences",
+            "Reads that found other totals than the pushes had brought.",
+            ("exchange",),
+            self._push_differences,
+        )
+        yield _histograms(
+            name + "_delay_seconds",
+            "From the arrival of a pushed balance until it was stored.",
+            (),
+            {(): self._push_delays},
+        )
+        accounts = GaugeMetricFamily(
+            name + "_accounts",
+            "Followed accounts of venues that push: pushed, or why they are polled.",
+            labels=("exchange", "delivery"),
+        )
+        for labels, count in self._followed.items():
+            accounts.add_metric(labels, count)
+        yield accounts
 
     def _gauges(self, name: str) -> Iterator[Metric]:
         budgets = GaugeMetricFamily(

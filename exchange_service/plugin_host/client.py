@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
@@ -38,6 +39,7 @@ from exchange_service.venues.outgoing import name_in_accounts, named_in_errors
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Sessions
+from exchange_service.venues.watching import Pushed
 from exchange_service.wire.balances import FetchedBalance, fetched_balance, read_fetched, rows_of
 
 # Seconds that a process has, beyond the deadline, to answer that the deadline has passed.
@@ -143,12 +145,39 @@ class PluginClients:
         asked_at = time.monotonic()
         reply = await self._ask("FetchBalance", request, target, deadline)
         target.reports.answered_at = _answered_at(reply.answer_age, asked_at, time.monotonic())
-        fetched = FetchedBalance(reply.balance)
-        if not plugin.third_party:
-            return fetched
-        if len(fetched) <= _LARGE_BALANCE:
-            return _revalidate(fetched, target.listing)
-        return await beside_the_loop(_revalidate, fetched, target.listing)
+        return await _believed(FetchedBalance(reply.balance), target.listing)
+
+    async def watch(self, target: Target) -> AsyncGenerator[Pushed, None]:
+        """See `Venues`."""
+        plugin, address = target.listing.plugin, self._settings.outgoing_address
+        pushes = self._watch_process(target) if plugin.own_process else self._here.watch(target)
+        async with aclosing(pushes):
+            while True:
+                with named_in_errors(address):
+                    pushed = await anext(pushes, None)
+                if pushed is None:
+                    return
+                named = None if pushed.balance is None else name_in_accounts(pushed.balance, address)
+                yield Pushed(named, pushed.arrived_at)
+
+    async def _watch_process(self, target: Target) -> AsyncGenerator[Pushed, None]:
+        name, reference = target.listing.plugin.info.name, target.reference
+        supervisor = self._supervisor_of(name, reference.account)
+        began = asyncio.get_running_loop().time()
+        process = await supervisor.process(began + self._settings.venue_timeout)
+        call = write_call(reference, target.account.account_type, 0.0)
+        needed = True
+        while needed:
+            needed = False
+            request = messages.WatchBalanceRequest(call=call)
+            async with aclosing(_stream_process(process, "WatchBalance", request, name)) as replies:
+                async for reply in replies:
+                    if reply.WhichOneof("outcome") == "credential_needed" and not call.HasField("credential"):
+                        needed = True
+                        break
+                    yield await _read_push(reply, target.listing)
+            if needed:
+                call.credential.CopyFrom(write_credential(await target.opened(self._open_credential(reference))))
 
     async def key_rights(self, target: Target, deadline: float) -> KeyRights:
         """See `Venues`."""
@@ -220,6 +249,45 @@ class PluginClients:
         endings = (supervisor.close() for supervisor in self._supervisors())
         await asyncio.gather(*endings, self._tasks.wait(), return_exceptions=True)
         await self._here.close()
+
+
+async def _believed(fetched: FetchedBalance, listing: Listing) -> FetchedBalance:
+    """The balance of a plugin's process; checked again if the plugin is not ours."""
+    if not listing.plugin.third_party:
+        return fetched
+    if len(fetched) <= _LARGE_BALANCE:
+        return _revalidate(fetched, listing)
+    return await beside_the_loop(_revalidate, fetched, listing)
+
+
+async def _stream_process(
+    process: PluginProcess, method: str, request: Any, name: str
+) -> AsyncGenerator[messages.WatchBalanceResponse, None]:
+    """The messages of the process; a failure of gRPC becomes an error of ours."""
+    try:
+        async with aclosing(process.stream(method, request)) as replies:
+            async for reply in replies:
+                yield reply
+    except grpc.aio.AioRpcError as error:
+        code = error.code()
+    else:
+        return
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        raise PluginUnavailable(f"The process of the plugin {name} ended, and is started again.")
+    raise PluginFailed(f"The process of the plugin {name} failed ({code.name}).")
+
+
+async def _read_push(reply: messages.WatchBalanceResponse, listing: Listing) -> Pushed:
+    """What a message of a plugin's process brings. Raises the error that it holds."""
+    name, outcome, now = listing.plugin.info.name, reply.WhichOneof("outcome"), time.monotonic()
+    if outcome == "fault":
+        raise read_error(reply.fault, name)
+    arrived_at = min(now, now - reply.age) if isfinite(reply.age) else now
+    if outcome == "changed":
+        return Pushed(None, arrived_at)
+    if outcome != "balance":
+        raise PluginFailed(f"The process of the plugin {name} answered with nothing.")
+    return Pushed(await _believed(FetchedBalance(reply.balance), listing), arrived_at)
 
 
 def _answered_at(age: float, asked_at: float, now: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -249,6 +249,24 @@ class PluginProcess:
             self._calls -= 1
             if not self._calls:
                 self._idle.set()
+
+    async def stream(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
+        """The process's messages until it ends the call, or the caller does; grpc.aio.AioRpcError if the call fails,
+        with UNAVAILABLE if the process ends or has ended. It does not keep the process from being replaced."""
+        try:
+            call = getattr(self._stub, method)(request, metadata=((TOKEN, self.spec.token),))
+        except grpc.aio.UsageError:
+            raise _ended() from None
+        try:
+            async for message in call:
+                yield message
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise _ended() from None
+        finally:
+            call.cancel()
 
     async def health_check(self) -> int:
         """How many of its calls are stuck; grpc.aio.AioRpcError if it does not answer."""

@@ -16,7 +16,7 @@ from exchange_service.wire.balances import fault_message, read_fault
 from exchange_service.wire.protobuf import from_datetime, to_datetime
 
 # Rises with every change of plugin_host.proto, or of what its fields mean.
-PROTOCOL = 4
+PROTOCOL = 5
 # What is wrong if the two sides have not the same one, for operators.
 OTHER_VERSION = "Restart the service: another version of exchange-service is installed than the one that runs."
 SERVICE = messages.DESCRIPTOR.services_by_name["PluginHostService"].full_name

@@ -6,7 +6,8 @@ import asyncio
 import hmac
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +32,7 @@ from exchange_service.plugin_host.protocol import (
     write_rights,
 )
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
+from exchange_service.v1 import balance_pb2
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.http import VenueHttpPool
 from exchange_service.venues.loading import LoadedPlugin
@@ -38,6 +40,7 @@ from exchange_service.venues.manifests import PluginRejected, manifest_digest, r
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Sessions
+from exchange_service.venues.watching import Pushed
 
 # Seconds after which a call that was cancelled and still runs counts as stuck.
 _STUCK_AFTER = 3.0
@@ -135,6 +138,29 @@ class PluginServer:
             reply.answer_age = time.monotonic() - reports.answered_at
         return reply
 
+    async def watch_balance(
+        self, request: messages.WatchBalanceRequest
+    ) -> AsyncGenerator[messages.WatchBalanceResponse, None]:
+        """The hook watch_balance: a message for each thing that it brings, and one for how it ends."""
+        call, reference = request.call, read_reference(request.call)
+        if call.HasField("credential"):
+            self._offered[reference] = read_credential(call.credential)
+        try:
+            assert self._served is not None
+            target = _target(call, self._served.listings[call.exchange_id])
+            async with aclosing(self._served.sessions.watch(target)) as pushes:
+                async for pushed in pushes:
+                    self._offered.pop(reference, None)
+                    yield _watch_reply(pushed)
+        except _CredentialNeeded:
+            yield messages.WatchBalanceResponse(credential_needed=True)
+        except ServiceError as error:
+            yield messages.WatchBalanceResponse(fault=write_error(error))
+        except Exception as error:
+            yield messages.WatchBalanceResponse(fault=_own_failure(error))
+        finally:
+            self._offered.pop(reference, None)
+
     async def check_credential(self, request: messages.CheckCredentialRequest) -> messages.CheckCredentialResponse:
         """The hook check_credential."""
         call = request.call
@@ -167,13 +193,7 @@ class PluginServer:
         except ServiceError as error:
             return reply(fault=write_error(error))
         except Exception as error:
-            # Its text stays here: it may hold a credential.
-            log.error("plugin_host.failed", error=type(error).__name__)
-            return reply(
-                fault=write_error(
-                    PluginFailed("The process that runs the plugin failed.", advice="Look for the reason in its log.")
-                )
-            )
+            return reply(fault=_own_failure(error))
         finally:
             if offered:
                 self._offered.pop(reference, None)
@@ -200,23 +220,37 @@ class PluginServer:
             "CheckCredential": (messages.CheckCredentialRequest, self.check_credential),
             "ForgetAccount": (messages.ForgetAccountRequest, self.forget_account),
         }
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                name: grpc.unary_unary_rpc_method_handler(
-                    self._require_token(answer),
-                    request_deserializer=kind.FromString,
-                    response_serializer=lambda message: message.SerializeToString(),
-                )
-                for name, (kind, answer) in methods.items()
-            },
+        handlers: dict[str, Any] = {
+            name: grpc.unary_unary_rpc_method_handler(
+                self._require_token(answer),
+                request_deserializer=kind.FromString,
+                response_serializer=lambda message: message.SerializeToString(),
+            )
+            for name, (kind, answer) in methods.items()
+        }
+        handlers["WatchBalance"] = grpc.unary_stream_rpc_method_handler(
+            self._watch,
+            request_deserializer=messages.WatchBalanceRequest.FromString,
+            response_serializer=lambda message: message.SerializeToString(),
         )
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    async def _watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        await self._check_token(context)
+        async with aclosing(self.watch_balance(request)) as replies:
+            async for reply in replies:
+                yield reply
+
+    async def _check_token(self, context: Any) -> Mapping[str, Any]:
+        """The call's metadata; a call without this process's token is ended."""
+        metadata = dict(context.invocation_metadata() or ())
+        if not hmac.compare_digest(str(metadata.get(TOKEN, "")), self._token):
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "no token of this process")
+        return metadata
 
     def _require_token(self, answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
         async def handle(request: Any, context: Any) -> Any:
-            metadata = dict(context.invocation_metadata() or ())
-            if not hmac.compare_digest(str(metadata.get(TOKEN, "")), self._token):
-                await context.abort(grpc.StatusCode.PERMISSION_DENIED, "no token of this process")
+            metadata = await self._check_token(context)
             mark = CallMark(str(metadata.get(REQUEST_ID, "")))
             current_call.set(mark)
             try:
@@ -241,6 +275,21 @@ def _require_same(plugin: LoadedPlugin, request: messages.ConfigureRequest) -> N
             f"Restart the service: the manifest of {name} is not the one that the service loaded. If that does not "
             "help, it is another one each time that the plugin is imported: report it to the plugin's author."
         )
+
+
+def _watch_reply(pushed: Pushed) -> messages.WatchBalanceResponse:
+    age = time.monotonic() - pushed.arrived_at
+    if pushed.balance is None:
+        return messages.WatchBalanceResponse(changed=True, age=age)
+    return messages.WatchBalanceResponse(balance=pushed.balance, age=age)
+
+
+def _own_failure(error: Exception) -> balance_pb2.AccountFault:
+    """An error of this process. Its text stays here: it may hold a credential."""
+    log.error("plugin_host.failed", error=type(error).__name__)
+    return write_error(
+        PluginFailed("The process that runs the plugin failed.", advice="Look for the reason in its log.")
+    )
 
 
 def _target(call: messages.VenueCall, listing: Listing) -> Target:

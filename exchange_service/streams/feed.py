@@ -15,6 +15,7 @@ from exchange_service.model import Account
 from exchange_service.streams.mailbox import MailboxSlot
 from exchange_service.streams.update import AGE_TOLERANCE, ErrorUpdate, Update
 from exchange_service.wire.balances import AmountName
+from exchange_service.wire.delivery import Delivery
 from exchange_service.wire.events import AccountState, account_error_event, account_state
 from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import RowIdentity, StoredBalance, with_known_rows
@@ -31,7 +32,11 @@ ReadBalance = Callable[[StoredBalance | None, bool, int], Awaitable[BalanceResul
 
 
 class FeedSource(Protocol):
-    """Says when a feed reads its account again. A source that follows a venue's pushes has this shape too."""
+    """Says when a feed reads its account again: by the clock, or when the venue has pushed something."""
+
+    @property
+    def delivery(self) -> Delivery:
+        """How changes of the account reach this replica now."""
 
     async def wait(self, result: BalanceResult | None, error: ServiceError | None) -> bool:
         """Return when the account is to be read again: True if the venue is to be asked, False if a cached balance
@@ -94,7 +99,7 @@ class Feed:
         self._rows: dict[RowIdentity, tuple[AmountName, ...]] = {}
         # The serialised state for heartbeats, what it was made of, and when.
         self._state = b""
-        self._state_of: tuple[StoredBalance | None, ServiceError | None] = (None, None)
+        self._state_of: tuple[StoredBalance | None, ServiceError | None, Delivery | None] = (None, None, None)
         self._state_time = -AGE_TOLERANCE
         self._task: asyncio.Task[None] | None = None
 
@@ -145,15 +150,16 @@ class Feed:
         fetch_time = current.fetch_time if current and slot.version == current.version else slot.fetch_time
         age = max(0.0, wall - fetch_time) if fetch_time is not None else None
         catching_up = slot.unconfirmed or slot.known_version > self.version
-        return account_state(AccountState(self.account, slot.version, age, slot.error, catching_up))
+        delivery = self._source.delivery
+        return account_state(AccountState(self.account, slot.version, age, slot.error, catching_up, delivery))
 
     def _shared_state(self, wall: float) -> bytes:
-        current, error = self._state_of
-        same = current is self._current and error is self._error
+        now = (self._current, self._error, self._source.delivery)
+        same = all(one is other for one, other in zip(now, self._state_of, strict=True))
         if not same or not 0.0 <= wall - self._state_time < AGE_TOLERANCE:
             age = max(0.0, wall - self._current.fetch_time) if self._current else None
-            self._state = account_state(AccountState(self.account, self.version, age, self._error))
-            self._state_of, self._state_time = (self._current, self._error), wall
+            self._state = account_state(AccountState(self.account, self.version, age, self._error, delivery=now[2]))
+            self._state_of, self._state_time = now, wall
         return self._state
 
     def snapshot(self) -> FeedSnapshot:
@@ -171,19 +177,20 @@ class Feed:
 
     async def _read(self, ask_venue: bool) -> BalanceResult | None:
         """Read the account once and hand out what is new. Returns None if that failed, or is late."""
-        self._late = None
         try:
             known_version = max(self._known_version, self.version)
             result = await self._read_balance(self._current, ask_venue, known_version)
+            # Not before the read: who joins meanwhile is told that the last one was late.
+            self._late = None
             self._receive(result)
         except ServiceError as error:
             # Without its traceback, which keeps alive everything that the failed call used.
-            if error.late:
-                self._late = error.with_traceback(None)
-            else:
+            self._late = error.with_traceback(None) if error.late else None
+            if not error.late:
                 self._fail(error.with_traceback(None))
         except Exception as error:
             log.error("feed.failed", exchange=self.account.exchange_id, error=type(error).__name__)
+            self._late = None
             self._fail(
                 ServiceFailed("The service failed to read this account.", advice="Look for the reason in its log.")
             )
@@ -259,7 +266,8 @@ class Feed:
         if self._data_of is not stored:
             self._data, self._rows = with_known_rows(stored, self._rows)
             self._data_of = stored
-        return Update(stored, self._data, source, stale, self._on_event_age, self._replaced)
+        delivery = self._source.delivery
+        return Update(stored, self._data, source, stale, self._on_event_age, self._replaced, delivery)
 
     def _fail(self, error: ServiceError) -> None:
         """Announce the error, unless the last one had the same reason: a venue that stays down is announced once."""

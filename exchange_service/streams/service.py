@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from exchange_service.balances.service import Balances
+from exchange_service.balances.watches import Watches
 from exchange_service.errors import FieldInvalid, ShuttingDown
 from exchange_service.model import Account
 from exchange_service.streams.accounts import AccountDirectory, FollowedAccounts, Selector
@@ -24,7 +25,8 @@ from exchange_service.streams.clock import Clock
 from exchange_service.streams.feed import Feed, FeedSnapshot
 from exchange_service.streams.feeds import Feeds
 from exchange_service.streams.mailbox import Mailbox
-from exchange_service.streams.polling import Polling, PollingSource
+from exchange_service.streams.polling import Polling
+from exchange_service.streams.pushing import Sources
 from exchange_service.streams.subscription import Subscription, SubscriptionSnapshot
 from exchange_service.venues.registry import Listing, Registry
 
@@ -43,6 +45,8 @@ class StreamSettings:
     lifetime: float = 3600.0
     venue_timeout: float = 8.0
     max_accounts: int = 200
+    # Between two reads of an account whose venue pushes.
+    reconcile_interval: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +69,16 @@ class Streams:
         *,
         clock: Clock | None = None,
         on_event_age: Callable[[float], None] = lambda age: None,
+        watches: Watches | None = None,
     ) -> None:
         """`accounts_of` returns the stored accounts of a user. `on_event_age` is called with the age of the balance, in
-        seconds, for each balance event that is serialised."""
+        seconds, for each balance event that is serialised. `watches` follow venues' pushes; None: all are polled."""
         self._settings = settings = settings or StreamSettings()
         self._clock = clock or Clock()
         self._directory = AccountDirectory(registry, accounts_of, settings.max_accounts)
         polling = Polling(balances, settings.interval, settings.venue_timeout, self._clock)
-        self._feeds = Feeds(partial(_make_feed, polling, on_event_age))
+        sources = Sources(polling, watches, settings.reconcile_interval)
+        self._feeds = Feeds(partial(_make_feed, sources, on_event_age))
         self._subscriptions: set[Subscription] = set()
         self._closed = False
 
@@ -138,13 +144,14 @@ class Streams:
         )
 
 
-def _make_feed(polling: Polling, on_event_age: Callable[[float], None], account: Account, listing: Listing) -> Feed:
-    """A feed that polls."""
+def _make_feed(sources: Sources, on_event_age: Callable[[float], None], account: Account, listing: Listing) -> Feed:
+    """A feed of this account, with the source that its venue allows."""
+    source = sources.make(account, listing)
     return Feed(
         account,
-        partial(polling.read, account, listing),
-        PollingSource(polling),
-        within_grace=polling.balances.within_grace,
+        source.read,
+        source,
+        within_grace=sources.polling.balances.within_grace,
         on_event_age=on_event_age,
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from exchange_service.errors import ServiceError
+from exchange_service.wire.delivery import Delivery
 from exchange_service.wire.events import balance_event
 from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import StoredBalance
@@ -28,6 +29,7 @@ class Update:
 
     __slots__ = (
         "_data",
+        "_delivery",
         "_event",
         "_event_time",
         "_on_event_age",
@@ -46,6 +48,7 @@ class Update:
         stale: ServiceError | None,
         on_event_age: Callable[[float], None],
         replaces: tuple[int, float] | None = None,
+        delivery: Delivery | None = None,
     ) -> None:
         """`data` is the serialised Balance of `stored`. `on_event_age` is called with the age of the balance, in
         seconds, for each event that is serialised. `replaces` is the version before this one, if there was
@@ -57,6 +60,7 @@ class Update:
         self.fetch_time = stored.fetch_time
         self.replaces = replaces
         self._source = source
+        self._delivery = delivery
         self._event = b""
         self._event_time = 0.0
 
@@ -64,7 +68,7 @@ class Update:
         """A serialised StreamBalancesResponse; `wall` is the time now, in seconds since the epoch."""
         if not self._event or not 0.0 <= wall - self._event_time < AGE_TOLERANCE:
             age = max(0.0, wall - self.fetch_time)
-            self._event = balance_event(self._data, self._source, age, self.stale)
+            self._event = balance_event(self._data, self._source, age, self.stale, self._delivery)
             self._event_time = wall
             self._on_event_age(age)
         return self._event

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from exchange_service.plugin_api import Balance, Http, Response, VenueError
+from exchange_service.plugin_api import Balance, Http, Response, Socket, VenueError
 from exchange_service.pytest_plugin import MALFORMED
 from exchange_service.testing.calling_contract import CallingContract
 from exchange_service.testing.malformed import NONSENSE, gateway_answers, poison_figures
@@ -139,6 +140,15 @@ class _RecordingHttp:
 
     async def post(self, url: str, **options: Any) -> Response:
         return self._record(await self._http.post(url, **options))
+
+    async def put(self, url: str, **options: Any) -> Response:
+        return self._record(await self._http.put(url, **options))
+
+    def websocket(self, url: str, **options: Any) -> AbstractAsyncContextManager[Socket]:
+        return self._http.websocket(url, **options)
+
+    def lines(self, url: str, **options: Any) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        return self._http.lines(url, **options)
 
     def _record(self, response: Response) -> Response:
         self._bodies.append(response.body)

@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Self
 from aiohttp import ClientSession, web
 from yarl import URL
 
+from exchange_service.testing.push import PushSide
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
@@ -94,6 +96,8 @@ class LoopbackVenue:
     def __init__(self) -> None:
         self.requests: list[RecordedRequest] = []
         self.faults: list[Fault] = []
+        # Open sockets and streams, for a venue that pushes.
+        self.push = PushSide()
         self._runner: web.AppRunner | None = None
         self._port = 0
         self._scheme = "http"
@@ -128,6 +132,7 @@ class LoopbackVenue:
     async def stop(self) -> None:
         """Stop listening, and end every request that is still being answered."""
         self._stopping.set()
+        self.push.close()
         if self._runner is not None:
             await self._runner.cleanup()
 

@@ -22,6 +22,78 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _DeliveryMode:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _DeliveryModeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_DeliveryMode.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    DELIVERY_MODE_UNSPECIFIED: _DeliveryMode.ValueType  # 0
+    """Not known."""
+    DELIVERY_MODE_PUSHED: _DeliveryMode.ValueType  # 1
+    """The venue says at once that something has changed; the service also reads the account every five minutes, or at the
+    operator's interval.
+    """
+    DELIVERY_MODE_POLLED: _DeliveryMode.ValueType  # 2
+    """The service asks the venue every ten seconds, or at the operator's interval."""
+
+class DeliveryMode(_DeliveryMode, metaclass=_DeliveryModeEnumTypeWrapper):
+    """DeliveryMode says who speaks first."""
+
+DELIVERY_MODE_UNSPECIFIED: DeliveryMode.ValueType  # 0
+"""Not known."""
+DELIVERY_MODE_PUSHED: DeliveryMode.ValueType  # 1
+"""The venue says at once that something has changed; the service also reads the account every five minutes, or at the
+operator's interval.
+"""
+DELIVERY_MODE_POLLED: DeliveryMode.ValueType  # 2
+"""The service asks the venue every ten seconds, or at the operator's interval."""
+Global___DeliveryMode: typing_extensions.TypeAlias = DeliveryMode
+
+class _PollingReason:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PollingReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_PollingReason.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    POLLING_REASON_UNSPECIFIED: _PollingReason.ValueType  # 0
+    """It is not."""
+    POLLING_REASON_NO_PUSH: _PollingReason.ValueType  # 1
+    """The venue pushes no balances, or its plugin does not follow them; see Capabilities.push."""
+    POLLING_REASON_STARTING: _PollingReason.ValueType  # 2
+    """The push is being set up."""
+    POLLING_REASON_BROKEN: _PollingReason.ValueType  # 3
+    """The push has ended or does not come to stand. The service tries again, after pauses that grow to a minute."""
+    POLLING_REASON_NO_ROOM: _PollingReason.ValueType  # 4
+    """The venue pushes so many accounts and no more, or allows no further connection. The account is pushed once there is
+    room.
+    """
+    POLLING_REASON_REFUSED: _PollingReason.ValueType  # 5
+    """The venue does not push this account."""
+    POLLING_REASON_SWITCHED_OFF: _PollingReason.ValueType  # 6
+    """The operator has switched pushes off."""
+
+class PollingReason(_PollingReason, metaclass=_PollingReasonEnumTypeWrapper):
+    """PollingReason says why an account is polled."""
+
+POLLING_REASON_UNSPECIFIED: PollingReason.ValueType  # 0
+"""It is not."""
+POLLING_REASON_NO_PUSH: PollingReason.ValueType  # 1
+"""The venue pushes no balances, or its plugin does not follow them; see Capabilities.push."""
+POLLING_REASON_STARTING: PollingReason.ValueType  # 2
+"""The push is being set up."""
+POLLING_REASON_BROKEN: PollingReason.ValueType  # 3
+"""The push has ended or does not come to stand. The service tries again, after pauses that grow to a minute."""
+POLLING_REASON_NO_ROOM: PollingReason.ValueType  # 4
+"""The venue pushes so many accounts and no more, or allows no further connection. The account is pushed once there is
+room.
+"""
+POLLING_REASON_REFUSED: PollingReason.ValueType  # 5
+"""The venue does not push this account."""
+POLLING_REASON_SWITCHED_OFF: PollingReason.ValueType  # 6
+"""The operator has switched pushes off."""
+Global___PollingReason: typing_extensions.TypeAlias = PollingReason
+
 class _BalanceSource:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -374,6 +446,7 @@ class Freshness(google.protobuf.message.Message):
     SOURCE_FIELD_NUMBER: builtins.int
     AGE_FIELD_NUMBER: builtins.int
     STALE_FIELD_NUMBER: builtins.int
+    DELIVERY_FIELD_NUMBER: builtins.int
     source: Global___BalanceSource.ValueType
     """Where it comes from."""
     @property
@@ -384,14 +457,50 @@ class Freshness(google.protobuf.message.Message):
     def stale(self) -> Global___AccountFault:
         """Present: the venue could not be read now, and this is the last good answer. Absent: nothing failed."""
 
+    @property
+    def delivery(self) -> Global___Delivery:
+        """How changes of the account reach the service. Absent in a reply of GetBalance: no stream follows the account at the
+        replica that answered, so nothing is known of it between two calls.
+        """
+
     def __init__(
         self,
         *,
         source: Global___BalanceSource.ValueType = ...,
         age: google.protobuf.duration_pb2.Duration | None = ...,
         stale: Global___AccountFault | None = ...,
+        delivery: Global___Delivery | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["age", b"age", "stale", b"stale"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["age", b"age", "source", b"source", "stale", b"stale"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["age", b"age", "delivery", b"delivery", "stale", b"stale"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["age", b"age", "delivery", b"delivery", "source", b"source", "stale", b"stale"]) -> None: ...
 
 Global___Freshness: typing_extensions.TypeAlias = Freshness
+
+@typing.final
+class Delivery(google.protobuf.message.Message):
+    """Delivery says how changes of an account reach the service while a stream follows it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: builtins.int
+    SINCE_TIME_FIELD_NUMBER: builtins.int
+    POLLING_REASON_FIELD_NUMBER: builtins.int
+    mode: Global___DeliveryMode.ValueType
+    """Whether the venue pushes changes, or the service asks for them."""
+    polling_reason: Global___PollingReason.ValueType
+    """Why the account is polled. Unspecified: it is pushed."""
+    @property
+    def since_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Since when it has been so, for this reason."""
+
+    def __init__(
+        self,
+        *,
+        mode: Global___DeliveryMode.ValueType = ...,
+        since_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        polling_reason: Global___PollingReason.ValueType = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["since_time", b"since_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["mode", b"mode", "polling_reason", b"polling_reason", "since_time", b"since_time"]) -> None: ...
+
+Global___Delivery: typing_extensions.TypeAlias = Delivery

@@ -515,6 +515,7 @@ class AccountState(google.protobuf.message.Message):
     ERROR_FIELD_NUMBER: builtins.int
     ACCOUNT_TYPE_FIELD_NUMBER: builtins.int
     CATCHING_UP_FIELD_NUMBER: builtins.int
+    DELIVERY_FIELD_NUMBER: builtins.int
     exchange_id: builtins.str
     """The exchange of the account."""
     environment: builtins.str
@@ -539,6 +540,10 @@ class AccountState(google.protobuf.message.Message):
     def error(self) -> exchange_service.v1.balance_pb2.AccountFault:
         """The error that was sent, if no balance was sent after it. Absent: there is no such error."""
 
+    @property
+    def delivery(self) -> exchange_service.v1.balance_pb2.Delivery:
+        """How changes of the account reach the service. Absent: it is not followed."""
+
     def __init__(
         self,
         *,
@@ -549,8 +554,9 @@ class AccountState(google.protobuf.message.Message):
         error: exchange_service.v1.balance_pb2.AccountFault | None = ...,
         account_type: builtins.str = ...,
         catching_up: builtins.bool = ...,
+        delivery: exchange_service.v1.balance_pb2.Delivery | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["age", b"age", "error", b"error"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "age", b"age", "catching_up", b"catching_up", "environment", b"environment", "error", b"error", "exchange_id", b"exchange_id", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["age", b"age", "delivery", b"delivery", "error", b"error"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "age", b"age", "catching_up", b"catching_up", "delivery", b"delivery", "environment", b"environment", "error", b"error", "exchange_id", b"exchange_id", "version", b"version"]) -> None: ...
 
 Global___AccountState: typing_extensions.TypeAlias = AccountState

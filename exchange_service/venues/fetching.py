@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -10,6 +10,7 @@ from exchange_service.credentials import CredentialReference
 from exchange_service.model import Account, Credential, KeyRights, VenueReports
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
+from exchange_service.venues.watching import Pushed
 from exchange_service.wire.balances import FetchedBalance
 
 T_co = TypeVar("T_co", covariant=True)
@@ -65,6 +66,11 @@ class Venues(Fetcher[FetchedBalance], Protocol):
     async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchedBalance:
         """The plugin's answer. Raises a VenueError, PluginFailed, PluginUnavailable, or what opening the credential
         raises."""
+
+    def watch(self, target: Target) -> AsyncGenerator[Pushed, None]:
+        """What the venue pushes of the account, from the moment at which its subscription stands. Ends with a
+        VenueError, PluginFailed, PluginUnavailable, or what opening the credential raises; NotSupported if the venue
+        does not push this account."""
 
     async def key_rights(self, target: Target, deadline: float) -> KeyRights:
         """What the account's key may do at the venue, as far as its plugin can tell. Raises as `fetch` does."""

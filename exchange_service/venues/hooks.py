@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pluggy
 
-from exchange_service.model import Balance, KeyRights, Manifest
+from exchange_service.model import Balance, Changed, KeyRights, Manifest
 
 _ITERATORS = (AsyncIterator, AsyncIterable, AsyncGenerator)
 
@@ -36,7 +36,9 @@ _RULES = {
         "async def fetch_balance(call) -> Balance", (Balance,), inspect.iscoroutinefunction, required=True
     ),
     "watch_balance": _HookRule(
-        "async def watch_balance(call) -> AsyncIterator[Balance], with yield", (Balance,), inspect.isasyncgenfunction
+        "async def watch_balance(call) -> AsyncIterator[Balance | Changed], with yield",
+        (Balance, Changed),
+        inspect.isasyncgenfunction,
     ),
     "check_credential": _HookRule(
         "async def check_credential(call) -> KeyRights", (KeyRights,), inspect.iscoroutinefunction

@@ -13,8 +13,8 @@ import ipaddress
 import re
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,6 +48,7 @@ from exchange_service.open_files import none_left
 from exchange_service.plugin_kit.gateways import gateway_error
 from exchange_service.plugin_kit.payload import count_marks, parse_json, retry_after
 from exchange_service.tasks import beside_the_loop
+from exchange_service.venues.sockets import CLOSE_LIMIT, MESSAGE_LIMIT, VenueSocket, read_lines
 
 CONNECT_TIMEOUT = 3.0
 # Bytes of an answer for each value in it (see `count_marks`), at least; the densest honest answers have nine.
@@ -61,7 +62,10 @@ _LARGE_BODY = 128 * 1024
 _LONG = 1024 * 1024
 # What a request may hold as it is: all else cannot be sent, or would be cut off.
 _SENDABLE = re.compile(r"[!-\"$-~]+\Z")
-_SCHEMES = ("https", "http")
+# A WebSocket begins as a request of HTTP, so its scheme is another name for HTTP's.
+_SCHEMES = {"https": "https", "http": "http", "wss": "https", "ws": "http"}
+# From this status on an answer is not what was asked for.
+_REFUSED = 300
 _USER_AGENT = "exchange-service"
 # Bytes of a body that are read at once. They may come in as many pieces, so others are served in between.
 _CHUNK = 16 * 1024
@@ -216,14 +220,14 @@ class _Reach:
 
     def check(self, url: URL) -> None:
         """Raise PluginFailed for a URL of another origin. It says in what the URL differs."""
-        host = (url.host or "").lower()
-        if (url.scheme, host, url.port) in self.origins:
+        host, scheme = (url.host or "").lower(), _SCHEMES.get(url.scheme, url.scheme)
+        if (scheme, host, url.port) in self.origins:
             return
-        raise PluginFailed(f"The plugin for {self.venue} {self._difference(url.scheme, host, url.port)}")
+        raise PluginFailed(f"The plugin for {self.venue} {self._difference(scheme, host, url.port)}")
 
     def _difference(self, scheme: str, host: str, port: int | None) -> str:
         if scheme and scheme not in _SCHEMES:
-            return f"asked for an address with the scheme {scheme}: only https and http are sent."
+            return f"asked for an address with the scheme {scheme}: only https, http, wss and ws are sent."
         if not scheme or not host:
             return "asked for something that is not an HTTP address."
         named = sorted((scheme, port) for scheme, name, port in self.origins if name == host)
@@ -372,6 +376,9 @@ def _translated_failures(venue: str) -> Iterator[None]:
         if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError):
             raise VenueUnavailable(f"{venue} cannot be reached, or ended the connection.") from None
         raise VenueUnavailable(f"{venue} cannot be reached.") from None
+    except aiohttp.WSServerHandshakeError as error:
+        VenueResponse(venue, error.status, error.headers or {}, b"").raise_for_status()
+        raise VenueMalformed(f"{venue} answered with something that is no WebSocket.") from None
     except aiohttp.ClientPayloadError:
         raise VenueMalformed(f"{venue} answered with a broken body.") from None
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
@@ -430,6 +437,12 @@ class VenueHttp:
         """POST to `url`."""
         return await self._request("POST", url, params=params, headers=headers, json=json, data=data)
 
+    async def put(
+        self, url: str, *, params: Params | None = None, headers: Mapping[str, str] | None = None
+    ) -> VenueResponse:
+        """PUT `url`, without a body."""
+        return await self._request("PUT", url, params=params, headers=headers)
+
     def _as_it_is(self, url: str, params: Params | None) -> URL:
         """The URL that goes on the wire, byte for byte but for a `?` at its end; PluginFailed for one that cannot be
         sent so, or not at all."""
@@ -468,6 +481,57 @@ class VenueHttp:
         self.has_read_much = True
         return await _read_large(*told)
 
+    @asynccontextmanager
+    async def websocket(
+        self, url: str, *, headers: Mapping[str, str] | None = None, silence: float = 60.0, ping: float = 20.0
+    ) -> AsyncIterator[VenueSocket]:
+        """See `plugin_api.Http`."""
+        opening = self._session.ws_connect(
+            self._as_it_is(url, None),
+            headers=headers,
+            heartbeat=ping or None,
+            max_msg_size=MESSAGE_LIMIT,
+            timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_LIMIT),
+        )
+        with _translated_failures(self._venue):
+            socket = await opening
+        try:
+            yield VenueSocket(self._venue, socket, silence)
+        finally:
+            await socket.close()
+
+    @asynccontextmanager
+    async def lines(
+        self,
+        url: str,
+        *,
+        params: Params | None = None,
+        headers: Mapping[str, str] | None = None,
+        silence: float = 60.0,
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """See `plugin_api.Http`."""
+        whole = self._session.timeout.total
+        with _translated_failures(self._venue):
+            async with asyncio.timeout(whole):
+                response = await self._session.get(
+                    self._as_it_is(url, params),
+                    headers=headers,
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._session.timeout.sock_connect),
+                )
+        try:
+            if response.status >= _REFUSED:
+                body = await response.read()
+                VenueResponse(self._venue, response.status, response.headers, body).raise_for_status()
+            yield self._lines(response, silence)
+        finally:
+            response.close()
+
+    async def _lines(self, response: aiohttp.ClientResponse, silence: float) -> AsyncIterator[bytes]:
+        with _translated_failures(self._venue):
+            async for line in read_lines(self._venue, response.content, silence):
+                yield line
+
 
 class VenueHttpPool:
     """One guarded session for each exchange and environment, made when first asked for."""
@@ -489,7 +553,7 @@ class VenueHttpPool:
         key = (exchange.id, environment.name, public)
         if key not in self._sessions:
             urls = [override] if override else environment.urls.values()
-            origins = frozenset((url.scheme, url.host, url.port) for url in map(URL, urls))
+            origins = frozenset((_SCHEMES.get(url.scheme, url.scheme), url.host, url.port) for url in map(URL, urls))
             reach = _Reach(exchange.name, origins, by_operator=bool(override))
             limit = exchange.public_answer_limit if public else exchange.answer_limit
             session = aiohttp.ClientSession(

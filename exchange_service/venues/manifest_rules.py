@@ -17,6 +17,7 @@ from exchange_service.model import (
     CredentialField,
     ExchangeMetadata,
     Manifest,
+    PushLimits,
 )
 from exchange_service.plugin_kit.key_texts import KEY_KINDS
 from exchange_service.venues.lookalikes import is_printable, mixes_alphabets, shape
@@ -73,6 +74,12 @@ def _listing_faults(metadata: ExchangeMetadata, ids: Collection[str]) -> Iterato
             yield f"has {name} {limit}, which is not a number of bytes from 1 to {most}."
     if any(limit.count > _MOST_UNITS or limit.seconds > _LONGEST_WINDOW for limit in metadata.limits):
         yield f"has a RateLimit of more than {_MOST_UNITS} units, or of more than {_LONGEST_WINDOW} seconds."
+    for item in fields(metadata.push):
+        most = getattr(metadata.push, item.name)
+        if most is not None and not 1 <= most <= _MOST_UNITS:
+            yield f"has push.{item.name} {most}, which is not a number from 1 to {_MOST_UNITS}."
+    if metadata.push != PushLimits() and not metadata.capabilities.push:
+        yield "has limits of push and says in capabilities.push that there is no push."
     yield from _environment_faults(metadata)
     yield from _link_faults(metadata)
     yield from _field_faults(metadata.credential_fields)

@@ -6,8 +6,10 @@ Here the host calls a plugin, and so here it enforces the deadline and lets only
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -22,6 +24,7 @@ from exchange_service.errors import (
     ServiceOverloaded,
     VenueError,
     VenueTimeout,
+    VenueUnavailable,
 )
 from exchange_service.model import (
     SANDBOX,
@@ -43,6 +46,7 @@ from exchange_service.venues.fetching import Target
 from exchange_service.venues.http import VenueHttpPool, noting_answers
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
+from exchange_service.venues.watching import Pushed, Watch
 from exchange_service.wire.balances import FetchedBalance
 
 T = TypeVar("T")
@@ -69,6 +73,8 @@ class _Session:
     retired: bool = False
     # While it is open, no log line shows what it opened.
     held: Held | None = None
+    # Watches that run with it, to be ended when it is retired.
+    watches: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 class Sessions:
@@ -116,19 +122,54 @@ class Sessions:
 
         return await self._call_plugin(target, deadline, read)
 
-    async def _call_plugin(self, target: Target, deadline: float, read: Callable[[VenueCall], Awaitable[T]]) -> T:
-        """What `read` makes of a call of the plugin with the account's session, within the deadline."""
-        listing, reference = target.listing, target.reference
-        session = self._session(reference)
+    async def watch(self, target: Target) -> AsyncGenerator[Pushed, None]:
+        """See `Venues`."""
+        listing = target.listing
+        if not listing.plugin.hook.watch_balance.get_hookimpls():
+            raise NotSupported(f"The plugin {listing.plugin.info.name} follows no pushes.")
+        session, call = await self._begin(target, math.inf)
+        watch = Watch()
+
+        async def run(call: VenueCall) -> None:
+            await watch.run(listing, call)
+
+        task = asyncio.create_task(_run_hook(listing, call, run), name=f"watch {call.exchange.id}")
+        session.watches.add(task)
+        task.add_done_callback(lambda _: self._on_watch_end(session, task, watch))
+        try:
+            async with aclosing(watch.items(lambda answer: _read_apart(answer, listing, call))) as items:
+                async for item in items:
+                    yield item
+        finally:
+            if not task.done():
+                self._leave_behind(task)
+
+    def _on_watch_end(self, session: _Session, task: asyncio.Task[None], watch: Watch) -> None:
+        session.watches.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if not isinstance(error, ServiceError):
+            # By us, because the credential has changed or gone.
+            error = VenueUnavailable("The account's session was closed.", retry_after=0.0)
+        watch.end(without_origin(error))
+        self._release(session)
+
+    async def _begin(self, target: Target, deadline: float) -> tuple[_Session, VenueCall]:
+        """The account's session, which is in use until `_release`, and a call with it."""
+        session = self._session(target.reference)
         session.users += 1
         try:
             credential = await target.opened(asyncio.shield(session.opened))
             if session.held is None:
-                session.held = LIVE.hold(_secret_texts(credential, listing.metadata))
-            call = self._venue_call(target, credential, session.state, deadline)
+                session.held = LIVE.hold(_secret_texts(credential, target.listing.metadata))
+            return session, self._venue_call(target, credential, session.state, deadline)
         except BaseException:
             self._release(session)
             raise
+
+    async def _call_plugin(self, target: Target, deadline: float, read: Callable[[VenueCall], Awaitable[T]]) -> T:
+        """What `read` makes of a call of the plugin with the account's session, within the deadline."""
+        listing = target.listing
+        session, call = await self._begin(target, deadline)
         run = _MeasuredRun(_run_apart(listing, call, read))
         task = asyncio.get_running_loop().create_task(run, name=f"fetch {call.exchange.id}")
         # Not before the hook has ended: one that was left behind at its deadline still uses the state.
@@ -218,6 +259,8 @@ class Sessions:
 
     def _retire(self, session: _Session) -> None:
         session.retired = True
+        for watch in session.watches:
+            watch.cancel()
         self._close_if_done(session)
 
     def forget(self, account: Account) -> None:
@@ -344,6 +387,15 @@ async def _run_apart(listing: Listing, call: VenueCall, read: Callable[[VenueCal
     call.reports.answered_at = None
     try:
         return await _run_hook(listing, call, read)
+    except ServiceError as error:
+        failure = without_origin(error)
+    raise failure
+
+
+async def _read_apart(answer: object, listing: Listing, call: VenueCall) -> FetchedBalance:
+    """A whole balance that a watch has yielded, checked as an answer is; an error keeps nothing of the call."""
+    try:
+        return await read_balance(answer, listing, call)
     except ServiceError as error:
         failure = without_origin(error)
     raise failure

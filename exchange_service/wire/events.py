@@ -9,13 +9,16 @@ from exchange_service.errors import ServiceError
 from exchange_service.model import Account
 from exchange_service.v1 import exchange_service_pb2
 from exchange_service.wire.balances import fault_message
+from exchange_service.wire.delivery import Delivery
 from exchange_service.wire.protobuf import encode_field, to_duration, to_timestamp
 from exchange_service.wire.replies import Source, freshness_message
 
 
-def balance_event(data: bytes, source: Source, age: float, stale: ServiceError | None) -> bytes:
+def balance_event(
+    data: bytes, source: Source, age: float, stale: ServiceError | None, delivery: Delivery | None = None
+) -> bytes:
     """A serialised StreamBalancesResponse with a BalanceEvent. `data` is a serialised `Balance`, `age` in seconds."""
-    freshness = exchange_service_pb2.BalanceEvent(freshness=freshness_message(source, age, stale))
+    freshness = exchange_service_pb2.BalanceEvent(freshness=freshness_message(source, age, stale, delivery))
     return encode_field(1, encode_field(1, data) + freshness.SerializeToString())
 
 
@@ -40,6 +43,7 @@ class AccountState:
     age: float | None
     error: ServiceError | None
     catching_up: bool = False
+    delivery: Delivery | None = None
 
 
 def account_state(state: AccountState) -> bytes:
@@ -55,6 +59,8 @@ def account_state(state: AccountState) -> bytes:
         entry.age.CopyFrom(to_duration(state.age))
     if state.error is not None:
         entry.error.CopyFrom(fault_message(state.error))
+    if state.delivery is not None:
+        entry.delivery.CopyFrom(state.delivery.message())
     return encode_field(2, entry.SerializeToString())
 
 

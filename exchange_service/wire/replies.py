@@ -7,6 +7,7 @@ from enum import Enum
 from exchange_service.errors import ServiceError
 from exchange_service.v1 import balance_pb2, exchange_service_pb2
 from exchange_service.wire.balances import fault_message
+from exchange_service.wire.delivery import Delivery
 from exchange_service.wire.protobuf import encode_varint, split_seconds, to_duration
 from exchange_service.wire.stored import StoredBalance
 
@@ -20,18 +21,24 @@ class Source(Enum):
 
 
 def get_balance_reply(
-    stored: StoredBalance, source: Source, age: float, stale: ServiceError | None, *, include_zero: bool
+    stored: StoredBalance,
+    source: Source,
+    age: float,
+    stale: ServiceError | None,
+    *,
+    include_zero: bool,
+    delivery: Delivery | None = None,
 ) -> bytes:
     """A serialised GetBalanceResponse: the stored bytes as field 1, the freshness as field 2. `age` is in seconds."""
     balance = stored.whole_field if include_zero else stored.compact_field
     if stale is None:
-        return balance + fresh_field(source, age)
-    freshness = exchange_service_pb2.GetBalanceResponse(freshness=freshness_message(source, age, stale))
+        return balance + fresh_field(source, age, b"" if delivery is None else delivery.encoded)
+    freshness = exchange_service_pb2.GetBalanceResponse(freshness=freshness_message(source, age, stale, delivery))
     return balance + freshness.SerializeToString()
 
 
-def fresh_field(source: Source, age: float) -> bytes:
-    """Field 2 of a reply: a serialised Freshness of `source` and `age` in seconds.
+def fresh_field(source: Source, age: float, delivery: bytes = b"") -> bytes:
+    """Field 2 of a reply: a serialised Freshness of `source`, `age` in seconds and a serialised Delivery.
 
     It is written without protobuf's objects, because it is all that differs from call to call.
     """
@@ -39,13 +46,19 @@ def fresh_field(source: Source, age: float) -> bytes:
     duration = b"\x08" + encode_varint(seconds) if seconds else b""
     if nanos:
         duration += b"\x10" + encode_varint(nanos)
-    # The enum's numbers and both lengths are below 128, so each is one byte.
-    return bytes((0x12, 4 + len(duration), 0x08, source.value, 0x12, len(duration))) + duration
+    # The enum's numbers and all lengths are below 128, so each is one byte.
+    end = bytes((0x22, len(delivery))) + delivery if delivery else b""
+    length = 4 + len(duration) + len(end)
+    return bytes((0x12, length, 0x08, source.value, 0x12, len(duration))) + duration + end
 
 
-def freshness_message(source: Source, age: float, stale: ServiceError | None) -> balance_pb2.Freshness:
+def freshness_message(
+    source: Source, age: float, stale: ServiceError | None, delivery: Delivery | None = None
+) -> balance_pb2.Freshness:
     """How far a balance can be trusted now. `age` is in seconds; `stale` is why it is only the last good one."""
     freshness = balance_pb2.Freshness(source=source.value, age=to_duration(age))
     if stale is not None:
         freshness.stale.CopyFrom(fault_message(stale))
+    if delivery is not None:
+        freshness.delivery.CopyFrom(delivery.message())
     return freshness

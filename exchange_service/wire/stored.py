@@ -6,6 +6,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import TypeAlias
 
@@ -205,6 +206,18 @@ def decode_error(raw: bytes, venue: str) -> ServiceError | None:
     if not error.transient:
         error.retry_after = error.given_delay = None
     return error
+
+
+def row_totals(stored: StoredBalance) -> dict[RowIdentity, Decimal]:
+    """The totals of a balance's rows that are not zero."""
+    message = balance_pb2.Balance.FromString(stored.data)
+    totals = {
+        (account.id, account.type, account.sub_account, row.asset, row.venue_asset): Decimal(row.total)
+        for account in message.venue_accounts
+        for row in account.assets
+        if row.HasField("total")
+    }
+    return {identity: total for identity, total in totals.items() if total}
 
 
 def with_known_rows(

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from exchange_service.credentials import database
 from exchange_service.credentials.database import CALL_LIMIT
-from exchange_service.credentials.sql import open_store
+from exchange_service.credentials.sql import SqlCredentialStore, open_store
 from exchange_service.errors import StoreUnavailable
 from tests.credential_tables import (
     FULL,
@@ -22,7 +28,7 @@ from tests.credential_tables import (
     find_reference,
     seconds,
 )
-from tests.harness import eventually
+from tests.harness import eventually, until
 from tests.servers import PostgresServer
 
 
@@ -124,3 +130,84 @@ class TestPostgresInTrouble:
         answers = await asyncio.gather(*(store.find(OANDA) for _ in range(20)))
         assert all(answers)
         await store.close()
+
+
+class Holding:
+    """A call that has a connection until it is let go, whatever its caller and the store do meanwhile."""
+
+    def __init__(self, store: SqlCredentialStore) -> None:
+        self._connected, self._let_go = asyncio.Event(), asyncio.Event()
+        self.call = asyncio.create_task(store.call(self._work))
+
+    async def _work(self, connection: AsyncConnection, _: object) -> int:
+        self._connected.set()
+        letting_go = asyncio.create_task(self._let_go.wait())
+        while not letting_go.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(letting_go)
+        return int(await connection.scalar(sa.text("SELECT 7")) or 0)
+
+    async def begins(self) -> None:
+        await self._connected.wait()
+
+    def ends(self) -> None:
+        self._let_go.set()
+
+
+class TestConnections:
+    @pytest.fixture(params=["postgres", "sqlite"])
+    def url(self, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+        if request.param == "sqlite":
+            return f"sqlite:///{tmp_path / 'credentials.db'}"
+        return str(request.getfixturevalue("postgres_database"))
+
+    @pytest.fixture
+    def limits(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+        """From then on a call, and the closing, is given up soon."""
+
+        def shorten() -> None:
+            monkeypatch.setattr(database, "CALL_LIMIT", 0.05)
+            monkeypatch.setattr(database, "CLOSE_LIMIT", 0.05)
+
+        return shorten
+
+    async def test_none_stays_open_that_was_in_use_when_another_call_was_given_up(
+        self, postgres_database: str, limits: Callable[[], None]
+    ) -> None:
+        store = await open_store(postgres_database, KEY)
+        in_time = Holding(store)
+        await in_time.begins()
+        limits()
+        too_slow = Holding(store)
+        with pytest.raises(StoreUnavailable, match="did not answer"):
+            await too_slow.call
+        assert connections(postgres_database) == 2
+        in_time.ends()
+        too_slow.ends()
+        assert await in_time.call == 7
+        await until(lambda: connections(postgres_database) == 0, "the end of all connections")
+        await store.close()
+
+    async def test_none_stays_open_that_was_in_use_when_the_store_was_closed(
+        self, url: str, limits: Callable[[], None]
+    ) -> None:
+        store = await open_store(url, KEY)
+        await store.find(OANDA)
+        holding = [Holding(store) for _ in range(3)]
+        for each in holding:
+            await each.begins()
+        limits()
+        await store.close()
+        assert connections(url) == 3
+        for each in holding:
+            each.ends()
+        assert await asyncio.gather(*(each.call for each in holding)) == [7, 7, 7]
+        await until(lambda: connections(url) == 0, "the end of all connections")
+
+
+def connections(url: str) -> int:
+    """How many connections to the database are open: as its server tells, or as files of this process."""
+    if url.startswith("sqlite"):
+        return sum(file.path == url.removeprefix("sqlite:///") for file in psutil.Process().open_files())
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    return int(Database(url).run(f"SELECT count(*) {others}")[0][0])

@@ -285,6 +285,65 @@ class FetchBalanceResponse(google.protobuf.message.Message):
 Global___FetchBalanceResponse: typing_extensions.TypeAlias = FetchBalanceResponse
 
 @typing.final
+class WatchBalanceRequest(google.protobuf.message.Message):
+    """The request to follow an account."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: builtins.int
+    @property
+    def call(self) -> Global___VenueCall:
+        """The account and the credential. It has no time limit."""
+
+    def __init__(
+        self,
+        *,
+        call: Global___VenueCall | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["call", b"call"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["call", b"call"]) -> None: ...
+
+Global___WatchBalanceRequest: typing_extensions.TypeAlias = WatchBalanceRequest
+
+@typing.final
+class WatchBalanceResponse(google.protobuf.message.Message):
+    """One thing that the plugin has yielded, or why it yields no more."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BALANCE_FIELD_NUMBER: builtins.int
+    CHANGED_FIELD_NUMBER: builtins.int
+    FAULT_FIELD_NUMBER: builtins.int
+    CREDENTIAL_NEEDED_FIELD_NUMBER: builtins.int
+    AGE_FIELD_NUMBER: builtins.int
+    balance: builtins.bytes
+    """The whole balance, as in FetchBalanceResponse."""
+    changed: builtins.bool
+    """The account has changed, or may have."""
+    credential_needed: builtins.bool
+    """The service should send the same call again, with the credential."""
+    age: builtins.float
+    """Seconds since the plugin yielded it."""
+    @property
+    def fault(self) -> exchange_service.v1.balance_pb2.AccountFault:
+        """The push has ended with this error."""
+
+    def __init__(
+        self,
+        *,
+        balance: builtins.bytes = ...,
+        changed: builtins.bool = ...,
+        fault: exchange_service.v1.balance_pb2.AccountFault | None = ...,
+        credential_needed: builtins.bool = ...,
+        age: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["balance", b"balance", "changed", b"changed", "credential_needed", b"credential_needed", "fault", b"fault", "outcome", b"outcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["age", b"age", "balance", b"balance", "changed", b"changed", "credential_needed", b"credential_needed", "fault", b"fault", "outcome", b"outcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["balance", "changed", "fault", "credential_needed"] | None: ...
+
+Global___WatchBalanceResponse: typing_extensions.TypeAlias = WatchBalanceResponse
+
+@typing.final
 class VenueReports(google.protobuf.message.Message):
     """What a plugin has learnt of the venue's limits during one call."""
 

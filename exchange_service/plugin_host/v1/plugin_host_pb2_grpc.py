@@ -51,6 +51,11 @@ class PluginHostServiceStub(object):
                 request_serializer=exchange__service_dot_plugin__host_dot_v1_dot_plugin__host__pb2.FetchBalanceRequest.SerializeToString,
                 response_deserializer=exchange__service_dot_plugin__host_dot_v1_dot_plugin__host__pb2.FetchBalanceResponse.FromString,
                 _registered_method=True)
+        self.WatchBalance = channel.unary_stream(
+                '/exchange_service.plugin_host.v1.PluginHostService/WatchBalance',
+                request_serializer=exchange__service_dot_plugin__host_dot_v1_dot_plugin__host__pb2.WatchBalanceRequest.SerializeToString,
+                response_deserializer=exchange__service_dot_plugin__host_dot_v1_dot_plugin__host__pb2.WatchBalanceResponse.FromString,
+                _registered_method=True)
         self.CheckCredential = channel.unary_unary(
                 '/exchange_service.plugin_host.v1.PluginHostService/CheckCredential',
                 request_serializer=exchange__service_dot_plugin__host_dot_v1_dot_plugin__host__pb2.CheckCredentialRequest.SerializeToString,
@@ -89,6 +94,13 @@ class PluginHostServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchBalance(self, request, context):
+        """Calls the hook watch_balance, and passes on what it yields until the service ends the call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckCredential(self, request, context):
         """Calls the hook check_credential.
         """
@@ -120,6 +132,11 @@ def add_PluginHostServiceServicer_to_server(servicer, server):
                     servicer.FetchBalance,
                     request_deserializer=exchange__service_dot_plugin__host_dot_v1_dot_plugin__host__pb2.FetchBalanceRequest.FromString,
                     response_serializer=exchange__service_dot_plugin__host_dot_v1_dot_plugin__host__pb2.FetchBalanceResponse.SerializeToString,
+            ),
+            'WatchBalance': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchBalance,
+                    request_deserializer=exchange__service_dot_plugin__host_dot_v1_dot_plugin__host__pb2.WatchBalanceRequest.FromString,
+                    response_serializer=exchange__service_dot_plugin__host_dot_v1_dot_plugin__host__pb2.WatchBalanceResponse.SerializeToString,
             ),
             'CheckCredential': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckCredential,
@@ -215,6 +232,33 @@ class PluginHostService(object):
             '/exchange_service.plugin_host.v1.PluginHostService/FetchBalance',
             exchange__service_dot_plugin__host_dot_v1_dot_plugin__host__pb2.FetchBalanceRequest.SerializeToString,
             exchange__service_dot_plugin__host_dot_v1_dot_plugin__host__pb2.FetchBalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchBalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/exchange_service.plugin_host.v1.PluginHostService/WatchBalance',
+            exchange__service_dot_plugin__host_dot_v1_dot_plugin__host__pb2.WatchBalanceRequest.SerializeToString,
+            exchange__service_dot_plugin__host_dot_v1_dot_plugin__host__pb2.WatchBalanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -75,6 +75,22 @@ _PluginHostServiceFetchBalanceType = typing_extensions.TypeVar(
     ],
 )
 
+_PluginHostServiceWatchBalanceType = typing_extensions.TypeVar(
+    '_PluginHostServiceWatchBalanceType',
+    grpc.UnaryStreamMultiCallable[
+        exchange_service.plugin_host.v1.plugin_host_pb2.WatchBalanceRequest,
+        exchange_service.plugin_host.v1.plugin_host_pb2.WatchBalanceResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        exchange_service.plugin_host.v1.plugin_host_pb2.WatchBalanceRequest,
+        exchange_service.plugin_host.v1.plugin_host_pb2.WatchBalanceResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        exchange_service.plugin_host.v1.plugin_host_pb2.WatchBalanceRequest,
+        exchange_service.plugin_host.v1.plugin_host_pb2.WatchBalanceResponse,
+    ],
+)
+
 _PluginHostServiceCheckCredentialType = typing_extensions.TypeVar(
     '_PluginHostServiceCheckCredentialType',
     grpc.UnaryUnaryMultiCallable[
@@ -107,7 +123,7 @@ _PluginHostServiceForgetAccountType = typing_extensions.TypeVar(
     ],
 )
 
-class PluginHostServiceStub(typing.Generic[_PluginHostServiceConfigureType, _PluginHostServiceCheckHealthType, _PluginHostServiceFetchBalanceType, _PluginHostServiceCheckCredentialType, _PluginHostServiceForgetAccountType]):
+class PluginHostServiceStub(typing.Generic[_PluginHostServiceConfigureType, _PluginHostServiceCheckHealthType, _PluginHostServiceFetchBalanceType, _PluginHostServiceWatchBalanceType, _PluginHostServiceCheckCredentialType, _PluginHostServiceForgetAccountType]):
     """What a process that runs a plugin does for the service. Each call carries the token that the process was started
     with; a call without it is refused.
     """
@@ -125,6 +141,10 @@ class PluginHostServiceStub(typing.Generic[_PluginHostServiceConfigureType, _Plu
         grpc.UnaryUnaryMultiCallable[
             exchange_service.plugin_host.v1.plugin_host_pb2.FetchBalanceRequest,
             exchange_service.plugin_host.v1.plugin_host_pb2.FetchBalanceResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            exchange_service.plugin_host.v1.plugin_host_pb2.WatchBalanceRequest,
+            exchange_service.plugin_host.v1.plugin_host_pb2.WatchBalanceResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             exchange_service.plugin_host.v1.plugin_host_pb2.CheckCredentialRequest,
@@ -150,6 +170,10 @@ class PluginHostServiceStub(typing.Generic[_PluginHostServiceConfigureType, _Plu
             exchange_service.plugin_host.v1.plugin_host_pb2.FetchBalanceRequest,
             exchange_service.plugin_host.v1.plugin_host_pb2.FetchBalanceResponse,
         ],
+        grpc.aio.UnaryStreamMultiCallable[
+            exchange_service.plugin_host.v1.plugin_host_pb2.WatchBalanceRequest,
+            exchange_service.plugin_host.v1.plugin_host_pb2.WatchBalanceResponse,
+        ],
         grpc.aio.UnaryUnaryMultiCallable[
             exchange_service.plugin_host.v1.plugin_host_pb2.CheckCredentialRequest,
             exchange_service.plugin_host.v1.plugin_host_pb2.CheckCredentialResponse,
@@ -169,6 +193,9 @@ class PluginHostServiceStub(typing.Generic[_PluginHostServiceConfigureType, _Plu
     FetchBalance: _PluginHostServiceFetchBalanceType
     """Calls the hook fetch_balance."""
 
+    WatchBalance: _PluginHostServiceWatchBalanceType
+    """Calls the hook watch_balance, and passes on what it yields until the service ends the call."""
+
     CheckCredential: _PluginHostServiceCheckCredentialType
     """Calls the hook check_credential."""
 
@@ -187,6 +214,10 @@ PluginHostServiceAsyncStub: typing_extensions.TypeAlias = PluginHostServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         exchange_service.plugin_host.v1.plugin_host_pb2.FetchBalanceRequest,
         exchange_service.plugin_host.v1.plugin_host_pb2.FetchBalanceResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        exchange_service.plugin_host.v1.plugin_host_pb2.WatchBalanceRequest,
+        exchange_service.plugin_host.v1.plugin_host_pb2.WatchBalanceResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         exchange_service.plugin_host.v1.plugin_host_pb2.CheckCredentialRequest,
@@ -226,6 +257,14 @@ class PluginHostServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[exchange_service.plugin_host.v1.plugin_host_pb2.FetchBalanceResponse, collections.abc.Awaitable[exchange_service.plugin_host.v1.plugin_host_pb2.FetchBalanceResponse]]:
         """Calls the hook fetch_balance."""
+
+    @abc.abstractmethod
+    def WatchBalance(
+        self,
+        request: exchange_service.plugin_host.v1.plugin_host_pb2.WatchBalanceRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[exchange_service.plugin_host.v1.plugin_host_pb2.WatchBalanceResponse], collections.abc.AsyncIterator[exchange_service.plugin_host.v1.plugin_host_pb2.WatchBalanceResponse]]:
+        """Calls the hook watch_balance, and passes on what it yields until the service ends the call."""
 
     @abc.abstractmethod
     def CheckCredential(

@@ -1,0 +1,317 @@
+"""Watches: of the replicas that follow an account, one follows the venue's pushes and writes what they bring.
+
+The others get it through the cache. A replica that dies is replaced when its lease ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from exchange_service import clock
+from exchange_service.balances.push_room import PLACE_LEASE, Place, PushRoom, held_on
+from exchange_service.balances.service import BalanceResult, Balances
+from exchange_service.cache import Lease
+from exchange_service.errors import NotSupported, ServiceError, VenueRateLimited
+from exchange_service.model import Account
+from exchange_service.observability.metrics import Metrics
+from exchange_service.tasks import TaskSet
+from exchange_service.venues.fetching import Target, Venues
+from exchange_service.venues.registry import Listing
+from exchange_service.venues.watching import Pushed
+from exchange_service.wire.balances import FetchedBalance
+from exchange_service.wire.delivery import Delivery, PollingReason
+from exchange_service.wire.replies import Source
+from exchange_service.wire.stored import StoredBalance, row_totals
+
+# Seconds after which another replica takes over an account's pushes from one that has died, and between two looks.
+PUSH_LEASE = PLACE_LEASE
+_LOOK_EVERY = 5.0
+_RENEW_EVERY = PUSH_LEASE * 0.4
+# Seconds before a push that has broken is begun again: twice as long each time, from the first to the second, and up to
+# half of that less, by chance. One that has stood for so long begins from the first.
+_SHORTEST_PAUSE, _LONGEST_PAUSE, _STOOD = 1.0, 60.0, 60.0
+# The most seconds that a venue's word delays it, and the pause after one that pushes no such account.
+_LONGEST_DELAY, _REFUSED_PAUSE = 600.0, 600.0
+# The pause after a failure that is not the push's, as when the credential cannot be looked up.
+_OTHER_PAUSE = 5.0
+# Seconds within which a balance that has not changed is not written again.
+_UNCHANGED = 5.0
+# Seconds between two writes of one account, however fast its venue pushes.
+_BETWEEN_STORES = 0.05
+# Seconds between two lines in the log about one exchange's broken pushes.
+_LOG_EVERY = 10.0
+
+_CLOSE_LIMIT = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Breaks:
+    """Broken pushes of one exchange since the last line in the log."""
+
+    accounts: int = 0
+    told_at: float = field(default=float("-inf"))
+
+
+@dataclass(slots=True)
+class Watches:
+    """What all watches of this replica share."""
+
+    balances: Balances
+    venues: Venues
+    room: PushRoom
+    metrics: Metrics = field(default_factory=Metrics)
+    now: Callable[[], float] = clock.wall
+    opened: set[AccountWatch] = field(default_factory=set)
+    _tasks: TaskSet = field(default_factory=TaskSet)
+    _breaks: dict[str, _Breaks] = field(default_factory=dict)
+
+    def open(self, account: Account, listing: Listing, wake: Callable[[], None]) -> AccountWatch:
+        """Begin to follow an account's pushes; `wake` is called when `delivery` or `hinted_at` has changed."""
+        watch = AccountWatch(self, account, listing, wake)
+        self.opened.add(watch)
+        watch.start()
+        return watch
+
+    def run(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run a watch beside everything else."""
+        return self._tasks.start(work, name=name)
+
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        """How many accounts are pushed, and polled for each reason, by exchange and the delivery's word."""
+        return Counter((watch.exchange, watch.delivery.word) for watch in self.opened)
+
+    async def close(self) -> None:
+        """End every watch."""
+        for watch in list(self.opened):
+            watch.close()
+        await self._tasks.close(_CLOSE_LIMIT)
+
+    def report_break(self, exchange: str, error: ServiceError, pause: float) -> None:
+        """A push has broken: count it, and say so in the log now and then."""
+        self.metrics.push_broken(exchange, error.reason)
+        breaks = self._breaks.setdefault(exchange, _Breaks())
+        breaks.accounts += 1
+        if time.monotonic() - breaks.told_at >= _LOG_EVERY:
+            log.warning(
+                "push.broken", exchange=exchange, reason=error.reason, accounts=breaks.accounts, again_in=round(pause)
+            )
+            breaks.accounts, breaks.told_at = 0, time.monotonic()
+
+
+class AccountWatch:
+    """One account's pushes, as this replica sees them."""
+
+    def __init__(self, watches: Watches, account: Account, listing: Listing, wake: Callable[[], None]) -> None:
+        self._watches = watches
+        self._account = account
+        self._listing = listing
+        self._wake = wake
+        self.delivery = Delivery(PollingReason.STARTING, watches.now())
+        # Whether this replica follows the pushes, and not another one.
+        self.here = False
+        # When the venue said last that something has changed, in seconds since the epoch.
+        self.hinted_at = 0.0
+        # When something came last, by the event loop's clock.
+        self.pushed_at = 0.0
+        self.key = ""
+        self._last: tuple[FetchedBalance | None, float] = (None, 0.0)
+        self._stood_at: float | None = None
+        self._failures = 0
+        self._differences = 0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def exchange(self) -> str:
+        """The listing's id."""
+        return self._listing.metadata.id
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = self._watches.run(self._run(), f"push {self._account.exchange_id}")
+
+    def close(self) -> None:
+        """Follow it no more."""
+        self._watches.opened.discard(self)
+        if self._task is not None:
+            self._task.cancel()
+        self._forget_delivery()
+
+    def restart(self) -> None:
+        """Begin from the start: the credential has changed, or the push lacks what a read has found."""
+        if self._task is not None:
+            self._task.cancel()
+        self._use("")
+        self._set(Delivery(PollingReason.STARTING, self._watches.now()))
+        self.start()
+
+    def note_read(self, before: StoredBalance | None, result: BalanceResult, began: float) -> None:
+        """Compare a reconciling read, begun at `began` in the loop's time, with what the pushes had brought."""
+        if before is None or result.source is not Source.VENUE or self.pushed_at >= began or self.hinted_at:
+            return
+        if row_totals(before) == row_totals(result.stored):
+            self._differences = 0
+            return
+        self._differences += 1
+        self._watches.metrics.push_difference(self.exchange)
+        log.warning(
+            "push.difference", exchange=self.exchange, effect="what was read counts", in_a_row=self._differences
+        )
+        if self._differences > 1:
+            self.restart()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                pause = await self._try()
+            except ServiceError:
+                pause = _OTHER_PAUSE
+            except Exception as error:
+                log.error("push.failed", exchange=self._account.exchange_id, error=type(error).__name__)
+                pause = _LONGEST_PAUSE
+            await asyncio.sleep(pause)
+
+    async def _try(self) -> float:
+        """Follow the pushes as long as they last. Returns the seconds until the next try. Raises what looking up the
+        credential raises."""
+        target = await self._watches.balances.target(self._account, self._listing)
+        self._use(target.key)
+        cached = self._watches.balances.cached
+        lease = await cached.push_lease(target.key, PUSH_LEASE)
+        if lease is None:
+            told = await cached.told_delivery(target.key)
+            self._set(told or Delivery(PollingReason.STARTING, self._watches.now()))
+            return _look_pause()
+        try:
+            place = await self._take_place()
+            if place is not None:
+                return await self._try_as_holder(target, lease, place)
+            await self._tell(PollingReason.NO_ROOM)
+        finally:
+            await lease.release()
+        await self._watches.room.wait(self._venue, _look_pause())
+        return 0.0
+
+    @property
+    def _venue(self) -> str:
+        return f"{self._listing.metadata.venue} {self._account.environment}"
+
+    async def _take_place(self) -> Place | None:
+        return await self._watches.room.take(self._venue, self._listing.metadata.push.accounts)
+
+    async def _try_as_holder(self, target: Target, lease: Lease, place: Place) -> float:
+        self.here = True
+        try:
+            if self.delivery.reason is not PollingReason.BROKEN:
+                await self._tell(PollingReason.STARTING)
+            await self._follow_while_held(target, lease, place)
+            return 0.0
+        except ServiceError as error:
+            # Told before the lease is released: what its next holder tells comes later.
+            return await self._note_break(error)
+        finally:
+            self.here, self._stood_at = False, None
+            await place.release()
+
+    async def _follow_while_held(self, target: Target, lease: Lease, place: Place) -> None:
+        """Follow until the push breaks, or the lease or the place belongs to another replica."""
+        following = asyncio.ensure_future(self._follow(target))
+        holding = asyncio.ensure_future(self._hold(lease, place))
+        try:
+            await asyncio.wait({following, holding}, return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                following.result()
+        finally:
+            for task in (following, holding):
+                task.cancel()
+            await asyncio.wait({following, holding})
+
+    async def _hold(self, lease: Lease, place: Place) -> None:
+        """Renew both until one is lost."""
+        cached = self._watches.balances.cached
+        alone = not lease.shared
+        while True:
+            await asyncio.sleep(_RENEW_EVERY)
+            if alone and cached.shared:
+                # The replicas can agree again.
+                return
+            if not (await held_on(lease) and await place.renew()):
+                return
+
+    async def _follow(self, target: Target) -> None:
+        async with aclosing(self._watches.venues.watch(target)) as pushes:
+            async for pushed in pushes:
+                await self._take(target, pushed)
+
+    async def _take(self, target: Target, pushed: Pushed) -> None:
+        metrics = self._watches.metrics
+        metrics.push_came(self.exchange, "hint" if pushed.balance is None else "whole")
+        if self._stood_at is None:
+            self._stood_at = time.monotonic()
+            await self._tell(None)
+        self.pushed_at = asyncio.get_running_loop().time()
+        if pushed.balance is None:
+            had_one = self.hinted_at > 0
+            self.hinted_at = self._watches.now() - (time.monotonic() - pushed.arrived_at)
+            if not had_one:
+                self._wake()
+            return
+        last, stored_at = self._last
+        if pushed.balance == last and pushed.arrived_at - stored_at < _UNCHANGED:
+            return
+        await self._watches.balances.store_pushed(target, pushed.balance, pushed.arrived_at)
+        self._last = pushed.balance, pushed.arrived_at
+        metrics.push_stored(time.monotonic() - pushed.arrived_at)
+        # What comes meanwhile is one balance, the last.
+        await asyncio.sleep(_BETWEEN_STORES)
+
+    async def _note_break(self, error: ServiceError) -> float:
+        """The push has ended, or did not come to stand. Returns the seconds until the next try."""
+        if self._stood_at is not None and time.monotonic() - self._stood_at >= _STOOD:
+            self._failures = 0
+        pause: float = min(_SHORTEST_PAUSE * 2**self._failures, _LONGEST_PAUSE) * random.uniform(0.5, 1.0)  # noqa: S311
+        self._failures = min(self._failures + 1, 10)
+        reason = PollingReason.NO_ROOM if isinstance(error, VenueRateLimited) else PollingReason.BROKEN
+        if isinstance(error, NotSupported):
+            reason, pause = PollingReason.REFUSED, _REFUSED_PAUSE
+        pause = max(pause, min(error.given_delay or 0.0, _LONGEST_DELAY))
+        self._watches.report_break(self.exchange, error, pause)
+        await self._tell(reason)
+        return pause
+
+    async def _tell(self, reason: PollingReason | None) -> None:
+        """It is so from now on, here and for the other replicas."""
+        if reason is not self.delivery.reason:
+            self._set(Delivery(reason, self._watches.now()))
+            await self._watches.balances.cached.tell_delivery(self.key, self.delivery)
+
+    def _set(self, delivery: Delivery) -> None:
+        if delivery.reason is not self.delivery.reason:
+            self.delivery = delivery
+            if self.key:
+                self._watches.balances.deliveries[self.key] = delivery
+            self._wake()
+
+    def _use(self, key: str) -> None:
+        if key != self.key:
+            self._forget_delivery()
+            self.key = key
+            if key:
+                self._watches.balances.deliveries[key] = self.delivery
+
+    def _forget_delivery(self) -> None:
+        self._watches.balances.deliveries.pop(self.key, None)
+
+
+def _look_pause() -> float:
+    return _LOOK_EVERY * random.uniform(0.8, 1.2)  # noqa: S311

@@ -1,0 +1,153 @@
+"""Pushes as a feed's source: a whole balance is handed out as it comes, a hint makes the feed read soon, and a slow
+clock reconciles. While the push does not stand, the feed polls."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+from exchange_service.balances.service import BalanceResult
+from exchange_service.balances.watches import AccountWatch, Watches
+from exchange_service.errors import CredentialMissing, ServiceError
+from exchange_service.model import Account
+from exchange_service.streams.polling import Polling, PollingSource, Read
+from exchange_service.venues.registry import Listing
+from exchange_service.wire.delivery import Delivery, PollingReason
+from exchange_service.wire.stored import StoredBalance
+
+# Seconds from a hint until the account is read, so that several hints cost one read, and between two such reads.
+_AFTER_HINT, _BETWEEN_HINTS = 0.1, 2.0
+# Each wait until a reconciling read differs by up to this share.
+_JITTER = 0.1
+# Seconds by which a replica that does not follow the pushes itself lets the one that does go first.
+_PATIENCE = 30.0
+# What asks the venue whatever is known: no balance is fetched later.
+_NOW = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Makes the source of each feed. `reconcile_interval` is in seconds."""
+
+    polling: Polling
+    watches: Watches | None
+    reconcile_interval: float = 300.0
+
+    def make(self, account: Account, listing: Listing) -> PollingSource:
+        """The account's source: pushes if its venue has them, else the clock."""
+        if not listing.metadata.capabilities.push:
+            return PollingSource(self.polling, account, listing, PollingReason.NO_PUSH)
+        if self.watches is None:
+            return PollingSource(self.polling, account, listing, PollingReason.SWITCHED_OFF)
+        return PushSource(self.polling, account, listing, self.watches, self.reconcile_interval)
+
+
+class PushSource(PollingSource):
+    """A venue's pushes as a feed's source, with the clock behind them."""
+
+    def __init__(
+        self, polling: Polling, account: Account, listing: Listing, watches: Watches, reconcile_interval: float
+    ) -> None:
+        super().__init__(polling, account, listing, PollingReason.STARTING)
+        self._watches = watches
+        self._interval = reconcile_interval
+        # None until the account could be read: an account without a credential has nothing to follow.
+        self._watch: AccountWatch | None = None
+        self._was_pushed = False
+        # All in monotonic time: when the next reconciling read is due; when the next read after a hint is, if there was
+        # one; when the last such read began; and when polling that has just been resumed begins, so that the accounts
+        # of one connection do not all poll at once.
+        self._reconcile_at = 0.0
+        self._hint_due: float | None = None
+        self._hint_read_at = float("-inf")
+        self._resume_at = 0.0
+        # Why the venue is to be asked next: the hint's time, `_NOW` to reconcile, or 0 to poll.
+        self._after = 0.0
+
+    @property
+    def delivery(self) -> Delivery:
+        """See FeedSource."""
+        return self._watch.delivery if self._watch is not None else self._delivery
+
+    async def read(self, current: StoredBalance | None, ask_venue: bool, known_version: int) -> BalanceResult:
+        """See ReadBalance."""
+        request = self._polling.request(current, ask_venue, known_version)
+        after = self._after if ask_venue else 0.0
+        if self.delivery.pushed and current is not None and (after or not ask_venue):
+            # What was pushed is good however old it is.
+            request = replace(request, max_age=None if after else self._interval * 2, after=after)
+        return await self._read(current, request)
+
+    async def _read(self, current: StoredBalance | None, request: Read) -> BalanceResult:
+        began, watch = self._polling.clock.monotonic(), self._watch
+        if 0.0 < request.after < _NOW:
+            self._hint_due, self._hint_read_at = None, began
+        result = await self._polling.read(self._account, self._listing, request)
+        if watch is not None and result.stale is None:
+            if result.stored.fetch_time > watch.hinted_at:
+                watch.hinted_at = 0.0
+            if request.after == _NOW:
+                self._plan_reconciling(began)
+                watch.note_read(current, result, began)
+        return result
+
+    async def wait(self, result: BalanceResult | None, error: ServiceError | None) -> bool:
+        """See FeedSource."""
+        if isinstance(error, CredentialMissing):
+            self._end_watch()
+        elif result is not None and self._watch is None:
+            self._watch = self._watches.open(self._account, self._listing, self._changed.set)
+        elif result is not None and self._watch is not None and self._watch.key not in ("", result.key):
+            self._watch.restart()
+        return await super().wait(result, error)
+
+    def _pause(self, result: BalanceResult | None, error: ServiceError | None) -> float:
+        now, pushed = self._polling.clock.monotonic(), self.delivery.pushed
+        if pushed is not self._was_pushed:
+            self._was_pushed = pushed
+            self._begin(now, pushed)
+        self._after = 0.0
+        polled = super()._pause(result, error)
+        if not pushed:
+            return max(polled, self._resume_at - now)
+        if error is not None:
+            # Nothing may be pushed for long, and somebody waits for the recovery.
+            self._after = _NOW
+            return polled
+        hint_due = self._next_hint(now)
+        if hint_due is not None:
+            return hint_due - now
+        self._after = _NOW
+        return max(0.0, self._reconcile_at - now)
+
+    def _next_hint(self, now: float) -> float | None:
+        """When the account is to be read because of a hint; None if there is no hint that no read has followed."""
+        watch = self._watch
+        if watch is None or not watch.here or not watch.hinted_at:
+            return None
+        if self._hint_due is None:
+            self._hint_due = max(now + _AFTER_HINT, self._hint_read_at + _BETWEEN_HINTS)
+        self._after = watch.hinted_at
+        return self._hint_due
+
+    def _begin(self, now: float, pushed: bool) -> None:
+        """The push stands from now on, or does not any more."""
+        if pushed:
+            self._plan_reconciling(now)
+        else:
+            self._resume_at = now + random.uniform(0.0, self._polling.interval)  # noqa: S311
+
+    def _plan_reconciling(self, now: float) -> None:
+        here = self._watch is not None and self._watch.here
+        pause = self._interval * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
+        self._reconcile_at = now + pause + (0.0 if here else self._interval + _PATIENCE)
+
+    def _end_watch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
+
+    def close(self) -> None:
+        """Stop listening and following."""
+        self._end_watch()
+        super().close()

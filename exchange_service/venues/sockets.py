@@ -1,0 +1,70 @@
+"""What stays open at a venue: guarded WebSockets, and answers that go on line by line."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import aiohttp
+
+from exchange_service.errors import VenueMalformed, VenueTimeout, VenueUnavailable
+
+# Bytes of one message or line.
+MESSAGE_LIMIT = 1024 * 1024
+# Seconds that a venue has to end a WebSocket from its side.
+CLOSE_LIMIT = 1.0
+# Bytes of a stream that are read at once.
+_CHUNK = 16 * 1024
+
+
+class VenueSocket:
+    """An open WebSocket; see `plugin_kit.push.Socket`. Its errors hold nothing that the venue has sent."""
+
+    def __init__(self, venue: str, socket: aiohttp.ClientWebSocketResponse, silence: float) -> None:
+        self._venue = venue
+        self._socket = socket
+        self._silence = silence
+
+    async def send(self, message: str) -> None:
+        """Send a text."""
+        try:
+            await self._socket.send_str(message)
+        except (aiohttp.ClientError, ConnectionError, RuntimeError):
+            raise self._ended() from None
+
+    async def receive(self) -> str:
+        """The next text."""
+        try:
+            async with asyncio.timeout(self._silence):
+                message = await self._socket.receive()
+        except TimeoutError:
+            raise VenueTimeout(f"{self._venue} sent nothing for {self._silence:g} seconds.") from None
+        if message.type is aiohttp.WSMsgType.TEXT:
+            return str(message.data)
+        if message.type is aiohttp.WSMsgType.BINARY:
+            return bytes(message.data).decode(errors="replace")
+        if isinstance(message.data, aiohttp.WebSocketError):
+            raise VenueMalformed(f"{self._venue} sent a message that is too large, or is not one of a WebSocket.")
+        raise self._ended()
+
+    def _ended(self) -> VenueUnavailable:
+        return VenueUnavailable(f"{self._venue} ended the connection for its messages.")
+
+
+async def read_lines(venue: str, content: aiohttp.StreamReader, silence: float) -> AsyncIterator[bytes]:
+    """The lines of an answer that goes on, without their ends, until it ends: VenueUnavailable."""
+    rest = b""
+    while True:
+        try:
+            async with asyncio.timeout(silence):
+                chunk = await content.read(_CHUNK)
+        except TimeoutError:
+            raise VenueTimeout(f"{venue} sent nothing for {silence:g} seconds.") from None
+        if not chunk:
+            raise VenueUnavailable(f"{venue} ended the connection for its messages.")
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > MESSAGE_LIMIT:
+            raise VenueMalformed(f"{venue} sent a line that is too large.")
+        for line in lines:
+            if line := line.strip():
+                yield line

@@ -1,0 +1,68 @@
+"""Runs a plugin's `watch_balance`: takes what it yields, however fast, and gives the newest of it, one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from exchange_service.errors import ServiceError, VenueUnavailable
+from exchange_service.model import Changed
+from exchange_service.plugin_api import VenueCall
+from exchange_service.venues.registry import Listing
+from exchange_service.wire.balances import FetchedBalance
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What a watch has brought: a whole balance, or None if the account is to be read. `arrived_at` is when the plugin
+    yielded it, by `time.monotonic`."""
+
+    balance: FetchedBalance | None
+    arrived_at: float
+
+
+class Watch:
+    """One run of the hook. Of what it yields before somebody takes it only the last whole balance is kept, and that
+    there was a hint: a flood costs no memory, and takes its turn with everything else."""
+
+    def __init__(self) -> None:
+        self._news = asyncio.Event()
+        self._answer: object = None
+        self._answered_at = 0.0
+        self._hinted_at = 0.0
+        self._error: ServiceError | None = None
+
+    async def run(self, listing: Listing, call: VenueCall) -> None:
+        """Run the hook to its end, which is always an error: VenueUnavailable if it just ends."""
+        async with aclosing(listing.plugin.hook.watch_balance(call=call)) as answers:
+            async for answer in answers:
+                if isinstance(answer, Changed):
+                    self._hinted_at = time.monotonic()
+                else:
+                    self._answer, self._answered_at = answer, time.monotonic()
+                self._news.set()
+                # A plugin that never waits must not keep the loop for itself.
+                await asyncio.sleep(0)
+        raise VenueUnavailable(f"{call.exchange.name} ended its pushes.")
+
+    def end(self, error: ServiceError) -> None:
+        """The hook has ended."""
+        self._error = error
+        self._news.set()
+
+    async def items(self, read: Callable[[object], Awaitable[FetchedBalance]]) -> AsyncGenerator[Pushed, None]:
+        """What comes, as soon as it comes; `read` checks a whole balance. Raises what the hook ended with."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            answer, self._answer = self._answer, None
+            hinted_at, self._hinted_at = self._hinted_at, 0.0
+            if answer is not None:
+                yield Pushed(await read(answer), self._answered_at)
+            if hinted_at:
+                yield Pushed(None, hinted_at)
+            if self._error is not None:
+                raise self._error.with_traceback(None)

@@ -96,7 +96,7 @@ async def test_a_pushed_change_is_a_hint_and_a_broken_connection_an_error(
     async with pushing(listing, script, account_type, environment) as (venue, call):
         async with watching(call) as watch:
             assert await soon(watch) == Changed()
-            await venue.push()
+            await venue.announce()
             assert await soon(watch) == Changed()
         async with asyncio.timeout(_AT_ONCE):
             await venue.closed.wait()
@@ -137,7 +137,7 @@ async def test_what_is_pushed_of_a_balance_is_never_shown(listings: Listings) ->
     script = replace(SCRIPTS["binance spot"], requests={"GET /api/v3/account": whole})
     async with pushing(listings["binance"], script) as (venue, call), watching(call) as watch:
         await soon(watch)
-        await venue.push()
+        await venue.announce()
         hints = [await soon(watch)]
         balance = await plugin.fetch_balance(call)
     assert hints == [Changed()]
@@ -159,10 +159,10 @@ async def test_a_change_that_comes_while_nothing_waits_for_it_is_a_hint(
     monkeypatch.setattr(push.Listener, "_pump", wait_for_nothing)
     async with pushing(listings["binance"], SCRIPTS["binance spot"]) as (venue, call), watching(call) as watch:
         await soon(watch)
-        await venue.push()
+        await venue.announce()
         await soon(watch)
         await waiting.wait()
-        await venue.push()
+        await venue.announce()
         assert await soon(watch) == Changed()
 
 
@@ -182,7 +182,7 @@ async def test_a_frame_that_cannot_be_read_ends_the_watch(frame: bytes, packed: 
     async with pushing(listings[account[0]], SCRIPTS[" ".join(account)], account[1]) as (venue, call):
         async with watching(call) as watch:
             await soon(watch)
-            await venue.push(frame)
+            await venue.announce(frame)
             with pytest.raises(VenueMalformed):
                 await _until_it_breaks(watch)
         async with asyncio.timeout(_AT_ONCE):
@@ -193,8 +193,8 @@ async def test_a_frame_that_cannot_be_read_ends_the_watch(frame: bytes, packed: 
 async def test_an_unknown_message_does_not_end_the_watch(value: Any, listings: Listings) -> None:
     async with pushing(listings["binance"], SCRIPTS["binance spot"]) as (venue, call), watching(call) as watch:
         await soon(watch)
-        await venue.push(json.dumps(value).encode())
-        await venue.push()
+        await venue.announce(json.dumps(value).encode())
+        await venue.announce()
         assert await soon(watch) == Changed()
 
 
@@ -314,7 +314,7 @@ async def test_all_accounts_are_pushed_where_each_of_them_is(listings: Listings)
     account = listings["kraken"], SCRIPTS["kraken spot"], ALL_ACCOUNT_TYPES
     async with pushing(*account) as (venue, call), watching(call) as watch:
         assert await soon(watch) == Changed()
-        await venue.push()
+        await venue.announce()
         assert await soon(watch) == Changed()
 
 

@@ -94,7 +94,7 @@ class PushingVenue(LoopbackVenue):
         text = json.dumps(value).replace('"$id"', json.dumps(number))
         await (socket.send_bytes(gzip.compress(text.encode())) if self.script.packed else socket.send_str(text))
 
-    async def push(self, value: Any = None) -> None:
+    async def announce(self, value: Any = None) -> None:
         """Send a balance, or another message, on every connection."""
         for socket in list(self.open):
             await self._send(socket, self.script.push if value is None else value)

@@ -20,7 +20,7 @@ from exchange_service_ccxt_generic.kinds import KINDS, Kind, kept, questions
 from exchange_service_ccxt_generic.listening import Listening
 from exchange_service_ccxt_generic.recording import Recorder
 from exchange_service_ccxt_generic.refusals import SAFE_OPTIONS
-from exchange_service_ccxt_generic.sockets import Heard
+from exchange_service_ccxt_generic.sockets import Signals
 
 # Milliseconds for one request. The host ends the call at its deadline, which may be earlier.
 _ACCOUNT_TIMEOUT = 10_000
@@ -138,12 +138,15 @@ class Instances:
         make = partial(self._account_instance, ccxt, Exact, stored, untouched)
         return Opened(ccxt, stored, await self._call.account_state.get("instance", make, max_age=INSTANCE_AGE))
 
-    async def open_listening(self, heard: Heard) -> Opened:
+    async def open_listening(self, signals: Signals) -> Opened:
         """What one watch of the account listens with. Its instance belongs to the caller, who closes it."""
         _, stored, untouched = await self._read_stored()
         ccxt = await self._call.plugin_state.get("ccxt.pro", _import_sockets)
+        # Making an instance takes milliseconds, and after a restart many watches begin at the same time.
+        async with await self._call.plugin_state.get("turns", _make_turns):
+            await asyncio.sleep(0)
         instance = await self._account_instance(ccxt, Listening, stored, untouched)
-        instance.listen(heard, self._call.rebased)
+        instance.listen(signals, self._call.rebased)
         return Opened(ccxt, stored, instance)
 
     async def _read_stored(self) -> tuple[Any, StoredCredential, Untouched]:
@@ -263,6 +266,10 @@ class Instances:
 
 async def _load_slots() -> asyncio.Semaphore:
     return asyncio.Semaphore(_CONCURRENT_LOADS)
+
+
+async def _make_turns() -> asyncio.Lock:
+    return asyncio.Lock()
 
 
 async def import_ccxt() -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from exchange_service.plugin_api import NotSupported
 from exchange_service_ccxt_generic.exact import Exact, ccxt_error
 from exchange_service_ccxt_generic.pushed import UNANSWERED, is_listening
-from exchange_service_ccxt_generic.sockets import GuardedSocket, Heard, socket_class
+from exchange_service_ccxt_generic.sockets import GuardedSocket, Signals, socket_class
 
 
 async def _at_once(cost: float | None = None) -> None:
@@ -26,7 +26,7 @@ class Listening(Exact):
     """
 
     # What hears the sockets, and where an address really leads.
-    heard: Heard
+    signals: Signals
     rebased: Callable[[str], str]
     clients: dict[str, Any]
     streaming: Mapping[str, Any]
@@ -38,9 +38,9 @@ class Listening(Exact):
     handle_http_status_code: Callable[..., Any]
     _tasks: set[asyncio.Task[Any]]
 
-    def listen(self, heard: Heard, rebased: Callable[[str], str]) -> None:
-        """Tell `heard` of what the sockets hear, and open them at `rebased` addresses."""
-        self.heard, self.rebased = heard, rebased
+    def listen(self, signals: Signals, rebased: Callable[[str], str]) -> None:
+        """Tell `signals` of what the sockets hear, and open them at `rebased` addresses."""
+        self.signals, self.rebased = signals, rebased
         self.clients, self._tasks = {}, set()
         for method, kind in (("watchBalance", "Balance"), ("watchPositions", "Positions")):
             own = self.options.get(method)
@@ -82,7 +82,7 @@ class Listening(Exact):
         }
         callbacks = (self.handle_message, self.on_error, self.on_close, self.on_connected)
         socket: GuardedSocket = socket_class()(url, *callbacks, settings)
-        socket.heard, socket.rebased, socket.parse = self.heard, self.rebased, self.parse_message
+        socket.signals, socket.rebased, socket.parse = self.signals, self.rebased, self.parse_message
         socket.refuse_status, socket.refusal = self._refuse_status, self._refusal
         socket.is_answered = self.id not in UNANSWERED
         return socket

@@ -16,7 +16,7 @@ from exchange_service_ccxt_generic.credentials import StoredCredential
 from exchange_service_ccxt_generic.instances import Instances
 from exchange_service_ccxt_generic.pushed import PUSHED, WITHOUT_SANDBOX, why_not_pushed
 from exchange_service_ccxt_generic.recording import Recorder
-from exchange_service_ccxt_generic.sockets import Failure, Heard
+from exchange_service_ccxt_generic.sockets import Failure, Signals
 
 # Seconds without a message of ours after which everything is sent that is needed to listen.
 _QUIET = 1.0
@@ -78,7 +78,7 @@ class Listener:
         self._call = call
         self._recorder = Recorder(call.exchange.id, call.exchange.name)
         self._instances = Instances(call, self._recorder)
-        self._heard = Heard()
+        self._signals = Signals()
         # What it listens with, and CCXT's module, once it is open.
         self._instance: Any = None
         self._ccxt: Any = None
@@ -88,7 +88,7 @@ class Listener:
 
     async def open(self) -> None:
         """Begin to connect. Raises a VenueError for an account that is not pushed."""
-        opened = await self._instances.open_listening(self._heard)
+        opened = await self._instances.open_listening(self._signals)
         self._instance, self._ccxt = opened.instance, opened.ccxt
         for parameters in _watched(self._call, opened.stored, opened.instance.options):
             self._start(self._pump(parameters))
@@ -103,23 +103,23 @@ class Listener:
             with self._recorder.record(self._ccxt):
                 while True:
                     await self._instance.watch_balance(dict(parameters))
-                    self._heard.hint()
+                    self._signals.hint()
         except Exception as error:
-            self._heard.fail(error)
+            self._signals.fail(error)
 
     async def _settle(self) -> None:
         """Hint as soon as the subscriptions stand. CCXT does not tell when, so it is believed when each socket is open,
         the last message is answered, and nothing more is sent for a moment."""
         try:
             async with asyncio.timeout(_OPENING_LIMIT):
-                await self._heard.quiet(_QUIET)
+                await self._signals.quiet(_QUIET)
                 while not self._is_settled():
-                    await self._heard.quiet(_QUIET)
+                    await self._signals.quiet(_QUIET)
         except TimeoutError:
-            self._heard.fail(VenueTimeout(f"{self._call.exchange.name} did not answer in time."))
+            self._signals.fail(VenueTimeout(f"{self._call.exchange.name} did not answer in time."))
         else:
-            self._heard.stands = True
-            self._heard.hint()
+            self._signals.stands = True
+            self._signals.hint()
 
     def _is_settled(self) -> bool:
         sockets = self._instance.sockets()
@@ -129,11 +129,11 @@ class Listener:
         """Wait for a hint; false when it is time to begin again. Raises a VenueError for what broke."""
         try:
             async with asyncio.timeout_at(self._ends):
-                await self._heard.hint_or_failure()
+                await self._signals.hint_or_failure()
         except TimeoutError:
             return False
-        if self._heard.failure is not None:
-            self._raise(self._heard.failure)
+        if self._signals.failure is not None:
+            self._raise(self._signals.failure)
         return True
 
     def _raise(self, failure: Failure) -> NoReturn:

@@ -38,7 +38,7 @@ class Failure:
     answer: Answer = field(repr=False)
 
 
-class Heard:
+class Signals:
     """What the sockets of one watch tell: that an account may have changed, that they broke, and when we sent."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class GuardedSocket:
     decompressBinary: bool  # noqa: N815 - CCXT's name
     on_message_callback: Callable[[Any, Any], None]
     # Set by the instance that makes the socket: what hears it, where an address really leads, and CCXT's errors.
-    heard: Heard
+    signals: Signals
     rebased: Callable[[str], str]
     refuse_status: Callable[[int], None]
     refusal: Callable[[], Exception]
@@ -153,9 +153,9 @@ class GuardedSocket:
         except (aiohttp.ClientError, OSError):
             raise
         except Exception as error:
-            self.heard.fail(error)
+            self.signals.fail(error)
             raise
-        self.heard.note_sending()
+        self.signals.note_sending()
         return connection
 
     def _fail_by_status(self, status: int, headers: Mapping[str, str]) -> None:
@@ -163,13 +163,13 @@ class GuardedSocket:
         try:
             self.refuse_status(status)
         except Exception as error:
-            self.heard.fail(error, Answer(status, headers, error=error))
+            self.signals.fail(error, Answer(status, headers, error=error))
 
     async def send(self, message: Any) -> None:
         """Send a message."""
         self.has_sent, self.was_answered = True, False
         await super().send(message)  # type: ignore[misc]
-        self.heard.note_sending()
+        self.signals.note_sending()
 
     def handle_message(self, message: aiohttp.WSMessage) -> None:
         """Read a message. What CCXT cannot read may mean a change; what it reads as an error ends the watch."""
@@ -178,7 +178,7 @@ class GuardedSocket:
         except (json.JSONDecodeError, RecursionError):
             self._break(VenueMalformed("It sent a message that is not JSON."))
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
-            self.heard.hint()
+            self.signals.hint()
         except Exception as error:
             # An unknown message is no reason to believe that the account is not pushed.
             unknown = type(error).__name__ == "NotSupported"
@@ -213,20 +213,20 @@ class GuardedSocket:
         self._reading = text if is_json else ""
         value = self.parse(text) if is_json else text
         self.on_message_callback(self, value)
-        if not self.heard.stands and _refuses(value):
+        if not self.signals.stands and _refuses(value):
             raise self.refusal()
 
     def resolve(self, result: Any, message_hash: str) -> Any:
         """CCXT's result of a message. A balance is a hint also while nothing waits for it."""
         if isinstance(result, Mapping) and "total" in result:
-            self.heard.hint()
+            self.signals.hint()
         return super().resolve(result, message_hash)  # type: ignore[misc]
 
     def reject(self, result: BaseException, message_hash: str | None = None) -> Any:
         """CCXT's error of a message or of the connection, which ends the watch whatever CCXT meant to end by it."""
         answer = Answer(body=self._reading, size=size_of(self._reading), error=_as_exception(result))
         answer.is_json = bool(self._reading)
-        self.heard.fail(result, answer)
+        self.signals.fail(result, answer)
         return super().reject(result, message_hash)  # type: ignore[misc]
 
     def future(self, message_hash: str) -> Any:

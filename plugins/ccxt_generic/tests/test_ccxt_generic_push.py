@@ -8,8 +8,8 @@ import json
 import logging
 import zlib
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import exchange_service_ccxt_generic as plugin
@@ -18,7 +18,8 @@ from aiohttp import web
 from exchange_service_ccxt_generic import push, sockets
 from exchange_service_ccxt_generic.listening import Listening
 from exchange_service_ccxt_generic.pushed import PUSHED, WITHOUT_SANDBOX, why_not_pushed
-from exchange_service_ccxt_generic.sockets import Heard, socket_class
+from exchange_service_ccxt_generic.simulator import BinanceSimulator
+from exchange_service_ccxt_generic.sockets import Signals, socket_class
 from yarl import URL
 
 from exchange_service.plugin_api import (
@@ -26,13 +27,18 @@ from exchange_service.plugin_api import (
     PRODUCTION,
     SANDBOX,
     Changed,
+    CredentialRejected,
     ExchangeMetadata,
     NotSupported,
+    RegionRestricted,
+    VenueError,
     VenueMalformed,
+    VenueRateLimited,
     VenueTimeout,
     VenueUnavailable,
 )
 from exchange_service.testing import venue_call
+from exchange_service.testing.push import PushFault
 from plugins.ccxt_generic.tests.every_exchange.credentials import credential
 from plugins.ccxt_generic.tests.pushing.scripts import SCRIPTS
 from plugins.ccxt_generic.tests.pushing.venue import PushingVenue, pushing, soon, watching
@@ -130,26 +136,55 @@ async def test_a_refused_key_is_an_error_and_no_hint(
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
 
-async def test_what_is_pushed_of_a_balance_is_never_shown(listings: Listings) -> None:
+async def test_what_is_pushed_of_a_balance_is_never_shown(
+    binance: BinanceSimulator, listings: Listings, dialled: list[str]
+) -> None:
     """Binance pushes only the assets that have changed. The hint leads to a read, which shows all of them."""
-    held = [{"asset": "BTC", "free": "1.5", "locked": "0.5"}, {"asset": "USDT", "free": "20", "locked": "0"}]
-    whole = {"accountType": "SPOT", "updateTime": 1, "balances": held}
-    script = replace(SCRIPTS["binance spot"], requests={"GET /api/v3/account": whole})
-    async with pushing(listings["binance"], script) as (venue, call), watching(call) as watch:
-        await soon(watch)
-        await venue.announce()
-        hints = [await soon(watch)]
-        balance = await plugin.fetch_balance(call)
+    wallet = binance.wallets["alicekey"]
+    key = {"api_key": "alicekey", "api_secret": "alicesecret"}
+    async with venue_call(listings["binance"], override=binance.url, timeout=20.0, **key) as call:
+        async with watching(call) as watch:
+            await soon(watch)
+            wallet.spot["BTC"] = ("0.5", "0")
+            binance.announce(wallet, "BTC")
+            hints = [await soon(watch)]
+            balance = await plugin.fetch_balance(call)
+        paths = {request.path for request in binance.requests}
     assert hints == [Changed()]
-    assert {row.asset: row.total for _, row in balance.rows()} == {"BTC": Decimal(2), "USDT": Decimal(20)}
-    # Binance has switched the keys for listening to spot off (HTTP 410). CCXT signs in on the socket instead.
-    assert not any("userDataStream" in request.path for request in venue.requests)
+    assert {row.asset: row.total for _, row in balance.rows()} == {"BTC": Decimal("0.5"), "USDT": Decimal("3.5")}
+    # Binance has switched its keys for listening to spot off (HTTP 410). CCXT signs in on the socket instead.
+    assert [URL(url).path for url in dialled] == ["/ws-api/v3"]
+    assert "/api/v3/userDataStream" not in paths
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (PushFault(refused=401), CredentialRejected),
+        (PushFault(refused=429), VenueRateLimited),
+        (PushFault(refused=451), RegionRestricted),
+        (PushFault(refused=503), VenueUnavailable),
+        (PushFault(silent=True), VenueTimeout),
+    ],
+    ids=["401", "429", "451", "503", "silence"],
+)
+async def test_a_refused_connection_says_why(
+    fault: PushFault, error: type[VenueError], binance: BinanceSimulator, listings: Listings
+) -> None:
+    binance.push.fail(fault)
+    key = {"api_key": "alicekey", "api_secret": "alicesecret"}
+    async with (
+        venue_call(listings["binance"], override=binance.url, timeout=20.0, **key) as call,
+        watching(call) as watch,
+    ):
+        with pytest.raises(error):
+            await soon(watch)
 
 
 async def test_a_change_that_comes_while_nothing_waits_for_it_is_a_hint(
     listings: Listings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CCXT tells a balance only to who waits for it at that moment."""
+    """CCXT drops a balance that nothing waits for at that moment."""
     waiting = asyncio.Event()
 
     async def wait_for_nothing(self: push.Listener, parameters: Mapping[str, Any]) -> None:
@@ -254,11 +289,11 @@ async def test_a_watch_begins_again_before_its_key_expires(listings: Listings, m
 
 async def test_a_socket_leads_only_to_the_hosts_of_the_manifest(listings: Listings) -> None:
     async with venue_call(listings["binance"], api_key="k", api_secret="s") as call:
-        heard = Heard()
-        socket = _bare_socket("wss://thief.example/ws", heard)
+        signals = Signals()
+        socket = _bare_socket("wss://thief.example/ws", signals)
         await socket.open(call.http.client_session)
-    assert heard.failure is not None
-    assert type(heard.failure.error).__name__ == "PluginFailed"
+    assert signals.failure is not None
+    assert type(signals.failure.error).__name__ == "PluginFailed"
 
 
 async def test_a_redirect_of_a_socket_is_not_followed(listings: Listings) -> None:
@@ -270,15 +305,15 @@ async def test_a_redirect_of_a_socket_is_not_followed(listings: Listings) -> Non
         Redirecting(SCRIPTS["binance spot"]) as venue,
         venue_call(listings["binance"], override=venue.url) as call,
     ):
-        heard = Heard()
-        await _bare_socket(f"{venue.url}/ws", heard).open(call.http.client_session)
+        signals = Signals()
+        await _bare_socket(f"{venue.url}/ws", signals).open(call.http.client_session)
         asked = [request.path for request in venue.requests]
-    assert heard.failure is not None
-    assert isinstance(heard.failure.error, VenueMalformed)
+    assert signals.failure is not None
+    assert isinstance(signals.failure.error, VenueMalformed)
     assert asked == ["/ws"]
 
 
-def _bare_socket(url: str, heard: Heard) -> Any:
+def _bare_socket(url: str, signals: Signals) -> Any:
     """A socket that no instance has made."""
     import ccxt.pro  # noqa: F401 - the class of sockets is made from it
 
@@ -286,7 +321,7 @@ def _bare_socket(url: str, heard: Heard) -> Any:
         return None
 
     socket = socket_class()(url, nothing, nothing, nothing, nothing, {"asyncio_loop": asyncio.get_running_loop()})
-    socket.heard, socket.rebased, socket.refuse_status = heard, str, nothing
+    socket.signals, socket.rebased, socket.refuse_status = signals, str, nothing
     return socket
 
 
@@ -321,8 +356,11 @@ async def test_all_accounts_are_pushed_where_each_of_them_is(listings: Listings)
 def test_every_exchange_with_a_watch_is_pushed_or_says_why_not(listings: Listings) -> None:
     import ccxt.pro
 
+    page = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    section = page.partition("## What is pushed")[2].partition("\n## ")[0]
     offered = {listing.id for listing in listings.values() if listing.capabilities.push}
     assert offered == set(PUSHED)
+    assert [exchange_id for exchange_id in PUSHED if f"`{exchange_id}`" not in section] == []
     for exchange_id in set(ccxt.pro.exchanges) & set(listings):
         if getattr(ccxt.pro, exchange_id)().has.get("watchBalance") and listings[exchange_id].capabilities.balance:
             assert exchange_id in PUSHED or why_not_pushed(exchange_id) != why_not_pushed("nobody"), exchange_id

@@ -86,6 +86,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     f"{_CCXT}/kinds.py": ("KINDS",),
     f"{_CCXT}/limits.py": ("_BY_KEY", "_COSTS", "_LONG_ANSWERS"),
     f"{_CCXT}/rights.py": ("_BINANCE_TRADES", "_BINANCE_MOVES", "_BYBIT_OTHERS", "QUESTIONS"),
+    f"{_CCXT}/pushed.py": ("PUSHED", "_LISTENS", "UNANSWERED", "WITHOUT_SANDBOX", "_NAMED_BY_VENUE", "_NOT_PUSHED"),
     f"{_CCXT}/refusals.py": ("_CHANGES_SOMETHING", "_READS_BY_POST", "SIGN_INS"),
     "plugins/aster/exchange_service_aster/__init__.py": ("_LIMITS",),
     "plugins/aster/exchange_service_aster/client.py": ("_BY_CODE", "_BY_WORD", "_REGION_WORDS"),
@@ -132,6 +133,7 @@ OWN = (
     "instances",
     "kinds",
     "limits",
+    "pushed",
     "refusals",
     "rights",
 )

@@ -12,7 +12,7 @@ from exchange_service.cache import Lease
 # Places are counted together up to this many: each is a lease of its own. Of more each replica uses its part.
 _MOST_SHARED = 64
 # Seconds for which a place outlives the replica that held it.
-PLACE_LEASE = 10.0
+PLACE_LEASE = 6.0
 # Seconds for which a venue without a free place is not looked at again, except for those that become free here.
 _FULL_FOR = 5.0
 

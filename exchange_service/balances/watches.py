@@ -32,9 +32,10 @@ from exchange_service.wire.delivery import Delivery, PollingReason
 from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import StoredBalance, row_totals
 
-# Seconds after which another replica takes over an account's pushes from one that has died, and between two looks.
+# Seconds after which the pushes of a replica that has died are free, and between two looks of the others: one of them
+# has taken over within ten seconds.
 PUSH_LEASE = PLACE_LEASE
-_LOOK_EVERY = 5.0
+_LOOK_EVERY = 3.0
 _RENEW_EVERY = PUSH_LEASE * 0.4
 # Seconds before a push that has broken is begun again: twice as long each time, from the first to the second, and up to
 # half of that less, by chance. One that has stood for so long begins from the first.
@@ -45,6 +46,8 @@ _LONGEST_DELAY, _REFUSED_PAUSE = 600.0, 600.0
 _OTHER_PAUSE = 5.0
 # Seconds within which a balance that has not changed is not written again.
 _UNCHANGED = 5.0
+# Seconds that a push may take longer than a read which finds the same change.
+_PUSH_LAG = 2.0
 # Seconds between two writes of one account, however fast its venue pushes.
 _BETWEEN_STORES = 0.05
 # Seconds between two lines in the log about one exchange's broken pushes.
@@ -157,10 +160,18 @@ class AccountWatch:
 
     def note_read(self, before: StoredBalance | None, result: BalanceResult, began: float) -> None:
         """Compare a reconciling read, begun at `began` in the loop's time, with what the pushes had brought."""
-        if before is None or result.source is not Source.VENUE or self.pushed_at >= began or self.hinted_at:
+        if before is None or result.source is not Source.VENUE or self.hinted_at:
             return
         if row_totals(before) == row_totals(result.stored):
             self._differences = 0
+        else:
+            # The push may be on its way.
+            loop, earliest = asyncio.get_running_loop(), began - _PUSH_LAG
+            loop.call_later(_PUSH_LAG, self._note_difference, earliest)
+
+    def _note_difference(self, earliest: float) -> None:
+        """A read found something else: the push has missed a change, unless something has come since `earliest`."""
+        if self.pushed_at >= earliest or self not in self._watches.opened:
             return
         self._differences += 1
         self._watches.metrics.push_difference(self.exchange)

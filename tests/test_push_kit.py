@@ -557,7 +557,7 @@ class TestLife:
                 now = time.monotonic()
                 longest, last = max(longest, now - last), now
             await waiting
-            assert longest < 0.3
+            assert longest < 1.0
 
 
 class TestLimits:
@@ -892,7 +892,7 @@ class TestLines:
                 now = time.monotonic()
                 longest, last = max(longest, now - last), now
             await reading
-            assert longest < 0.3
+            assert longest < 1.0
 
     @pytest.mark.parametrize(
         ("path", "kind"), [("/away", VenueMalformed), ("/nowhere", ServiceError), ("/drip", VenueTimeout)]

@@ -17,7 +17,7 @@ _PATIENCE = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class LastRead:
+class FoundAccounts:
     """The accounts that a read found. `begun` is when it began, in the event loop's seconds."""
 
     accounts: tuple[parse.Account, ...]
@@ -35,7 +35,7 @@ class LastRead:
     """The newest reading of one account, and the watches that use it."""
 
     def __init__(self) -> None:
-        self._reading: LastRead | None = None
+        self._reading: FoundAccounts | None = None
         self._found = asyncio.Event()
         self._watches: set[Subscription] = set()
 
@@ -44,7 +44,7 @@ class LastRead:
         """Whether there is a reading."""
         return self._reading is not None
 
-    def put(self, reading: LastRead) -> None:
+    def put(self, reading: FoundAccounts) -> None:
         """Take the place of an older reading, and tell the watches."""
         if self._reading is not None and reading.begun < self._reading.begun:
             return
@@ -53,7 +53,7 @@ class LastRead:
         for subscription in self._watches:
             subscription.put(READ, reading)
 
-    async def get(self) -> LastRead:
+    async def get(self) -> FoundAccounts:
         """The newest reading. Waits for the first one; raises VenueTimeout if none comes."""
         try:
             async with asyncio.timeout(_PATIENCE):

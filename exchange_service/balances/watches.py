@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from exchange_service import clock
-from exchange_service.balances.push_room import SLOT_LEASE, PushSlot, PushRoom, held_on
+from exchange_service.balances.push_room import SLOT_LEASE, PushRoom, PushSlot, held_on
 from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.cache import Lease
 from exchange_service.errors import NotSupported, ServiceError, VenueRateLimited

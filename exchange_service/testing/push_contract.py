@@ -41,7 +41,8 @@ class PushContract(CallingContract):
     def change(self, venue: Any) -> None:
         """Change the figures of the good account, so that the venue pushes. A `DemoVenue` moves."""
         assert isinstance(venue, DemoVenue), "override `change`: this simulator does not play in the demo"
-        venue.move()
+        for _ in range(venue.moves_to_a_push):
+            venue.move()
 
     @pytest.mark.asyncio
     async def test_a_watch_begins_once_it_stands(self) -> None:
@@ -71,10 +72,11 @@ class PushContract(CallingContract):
     @pytest.mark.asyncio
     @pytest.mark.parametrize("opening", [True, False], ids=["while it opens", "while it follows"])
     async def test_a_cancelled_watch_ends_at_once(self, opening: bool) -> None:
-        async with self._open_venue() as (venue, row), self._follow(venue, row, cancelled=True) as watch:
+        async with self._open_venue() as (venue, row), self._follow(venue, row, read_first=True) as watch:
             if opening:
+                before = len(venue.requests)
                 venue.fail(Fault(silent=True))
-                await _wait_until(lambda: bool(venue.requests), "a watch sends no request")
+                await _wait_until(lambda: len(venue.requests) > before, "a watch sends no request")
             else:
                 await watch.first()
             watch.task.cancel()
@@ -102,7 +104,7 @@ class PushContract(CallingContract):
     @pytest.mark.asyncio
     @pytest.mark.parametrize("status", [401, 429, 503])
     async def test_a_refused_push_is_an_error_of_the_venue(self, status: int) -> None:
-        async with self._open_venue() as (venue, row), self._follow(venue, row) as watch:
+        async with self._open_venue() as (venue, row), self._follow(venue, row, read_first=True) as watch:
             venue.push.fail(PushFault(refused=status))
             self._assert_safe_to_show(await watch.ends(f"at a refused push (HTTP {status})"), venue)
 
@@ -185,13 +187,16 @@ class PushContract(CallingContract):
         *,
         silence: float = math.inf,
         beside: VenueCall | None = None,
-        cancelled: bool = False,
+        read_first: bool = False,
     ) -> AsyncIterator[_Watch]:
-        """A running watch. `beside` is a call whose account has the same plugin state."""
+        """A watch that runs from the next turn of the loop on. `beside` is a call whose account has the same plugin
+        state. `read_first`: the account is read before, for a watch that needs to know what there is."""
         async with self._watched_call(venue, row) as call:
             http = _ImpatientHttp(call.http, silence)
             shared = call.plugin_state if beside is None else beside.plugin_state
             watch = _Watch(replace(call, http=http, plugin_state=shared), http)
+            if read_first:
+                await self._fetch(watch.call)
             watch.task = asyncio.create_task(watch.run(self._load_hooks()), name="the suite's watch")
             try:
                 yield watch

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import resource
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.model import Capabilities, Environment, ExchangeMetadata, PushLimits
-from exchange_service.plugin_api import PushLanguage, Socket, State, Subscription, VenueCall, subscribed
+from exchange_service.plugin_api import Changed, PushLanguage, Socket, State, Subscription, VenueCall, subscribed
 from exchange_service.plugin_kit import push, push_connection
 from exchange_service.testing import Fault, LoopbackVenue, venue_call
 from exchange_service.testing.push import PushClient, PushFault
@@ -901,6 +902,22 @@ class TestLines:
     async def test_a_status_that_is_not_good_is_its_error_in_time(self, path: str, kind: type[ServiceError]) -> None:
         async with opened(timeout=0.3) as (venue, call):
             assert isinstance(await error_of(enter(call.http.lines(venue.url + path, params={"key": SECRET}))), kind)
+
+    async def test_the_example_of_the_page_on_plugins_gives_a_hint_for_each_line_but_heartbeats(self) -> None:
+        page = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
+        example = re.search(r"<!-- example: a stream of lines -->\n```python\n(.*?)```", page, re.DOTALL)
+        assert example
+        names: dict[str, Any] = {}
+        exec(f"from exchange_service.plugin_api import *\n{example[1]}".replace("/v1/events", "/lines"), names)
+        async with opened(api_key="token") as (venue, call), aclosing(names["watch_balance"](call)) as watch:
+            assert await anext(watch) == Changed()
+            assert await until(lambda: bool(venue.push.clients))
+            assert venue.requests[-1].headers["Authorization"] == "Bearer token"
+            venue.push.publish("lines", {"type": "heartbeat"})
+            venue.push.publish("lines", {"type": "trade"})
+            assert await anext(watch) == Changed()
+            venue.client.drop()
+            assert isinstance(await error_of(anext(watch)), VenueUnavailable)
 
     async def test_a_put_goes_without_a_body(self) -> None:
         async with opened() as (venue, call):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from exchange_service.plugin_api import Balance, Changed, Http, Socket, VenueCall, VenueError
+from exchange_service.plugin_api import AssetBalance, Balance, Changed, Http, Socket, VenueCall, VenueError
 from exchange_service.testing.balance_contract import figures
 from exchange_service.testing.calling_contract import GRACE, CallingContract
 from exchange_service.testing.push import PushFault
@@ -61,12 +61,13 @@ class PushContract(CallingContract):
 
     @pytest.mark.asyncio
     async def test_a_watch_that_is_closed_leaves_nothing_behind(self) -> None:
-        async with self._open_venue() as (venue, row):
-            async with self._watched_call(venue, row) as call:
-                watch = self._load_hooks().watch_balance(call=call)
-                async with asyncio.timeout(_IN_TIME + GRACE):
-                    await anext(watch)
-                    await watch.aclose()
+        async with self._open_venue() as (venue, row), self._watched_call(venue, row) as call:
+            watch = self._load_hooks().watch_balance(call=call)
+            async with asyncio.timeout(_IN_TIME + GRACE):
+                await anext(watch)
+                await watch.aclose()
+                await call.account_state.close()
+                await call.plugin_state.close()
             await _wait_until(lambda: not venue.push.clients, "a socket is open after a watch has been closed")
 
     @pytest.mark.asyncio
@@ -114,6 +115,11 @@ class PushContract(CallingContract):
             before = await self._begin(watch)
             venue.push.fail(PushFault.nonsense())
             self.change(venue)
+            await watch.settle()
+            # And once more with nothing behind it.
+            for client in venue.push.clients:
+                for noise in venue.push.fault.before:
+                    client.send(noise)
             await watch.settle()
             if watch.error is not None:
                 self._assert_safe_to_show(watch.error, venue)
@@ -307,15 +313,24 @@ def _tests() -> Iterator[str]:
 
 
 def _assert_only(balances: list[Balance], read: list[Balance], when: str) -> None:
-    """Check that each row that was pushed is one that was read at some time."""
+    """Check that each row that was pushed is one that was read at some time, and that none lacks that was always read.
+    Between two messages of one change some rows are new already, and others not yet."""
     known = {row for balance in read for row in _rows(balance)}
+    always = set.intersection(*({_name(row) for row in _rows(balance)} for balance in read))
     for balance in balances:
-        wrong = [row for row in _rows(balance) if row not in known]
-        assert not wrong, f"{when} became a balance that was never read: {wrong}"
+        rows = set(_rows(balance))
+        assert rows <= known, f"{when} became a balance that was never read: {rows - known}"
+        lost = always - {_name(row) for row in rows}
+        assert not lost, f"{when} became a balance that lacks {lost}"
 
 
-def _rows(balance: Balance) -> Iterator[tuple[Any, ...]]:
-    return ((*account.identity, row) for account, row in balance.rows())
+def _rows(balance: Balance) -> Iterator[tuple[Any, AssetBalance]]:
+    return ((account.identity, row) for account, row in balance.rows())
+
+
+def _name(row: tuple[Any, AssetBalance]) -> tuple[Any, ...]:
+    identity, asset = row
+    return identity, asset.asset, asset.venue_asset
 
 
 async def _longest_turn() -> float:

@@ -93,7 +93,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "plugins/aster/exchange_service_aster/simulator.py": ("_REFUSALS",),
     "plugins/aster/tests/test_aster_signing.py": ("HMAC_EXAMPLES", "SIGNATURES", "ADDRESSES"),
     "plugins/hyperliquid/exchange_service_hyperliquid/__init__.py": ("_LIMITS", "_PUSH"),
-    "plugins/hyperliquid/exchange_service_hyperliquid/client.py": ("_REJECTED",),
+    "plugins/hyperliquid/exchange_service_hyperliquid/client.py": ("_REJECTED", "_WEIGHTS"),
     "plugins/hyperliquid/exchange_service_hyperliquid/parse.py": ("STANDARD_MODES", "UNIFIED_MODES"),
     "plugins/hyperliquid/exchange_service_hyperliquid/push.py": ("_ERRORS",),
     "plugins/hyperliquid/exchange_service_hyperliquid/simulator.py": ("_REFUSALS", "_PUSH_ERRORS", "_WEIGHTS"),

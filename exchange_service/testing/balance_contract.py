@@ -112,6 +112,8 @@ class BalanceContract(CallingContract):
             # The service polls an exchange that does not push.
             return
         async with self._open_venue() as (venue, row), self._open_call(venue, row) as call:
+            # As in the service, which follows an account that it has read.
+            await self._fetch(call)
             watch = self._load_hooks().watch_balance(call=call)
             async with asyncio.timeout(call.remaining() + GRACE):
                 first = await anext(watch)

@@ -207,7 +207,7 @@ class _Watched:
         self._priced = priced
         self._by_wallet = by_wallet
         self._indexes = _followed(findings)
-        self._pushed: dict[int, Pushed] = {}
+        self._pushed: dict[int, Pushed] | None = None
         # Whether the accounts' worth moves without a message.
         self._moves = False
 
@@ -241,13 +241,13 @@ class _Watched:
 
     def _take(self, states: Mapping[Any, Any]) -> Sequence[Balance | Changed]:
         before, self._pushed = self._pushed, dict(self._joined(states))
-        if before and all(before.get(index) == pushed for index, pushed in self._pushed.items()):
-            return ()
-        balance = self._balance()
+        balance = self._balance(self._pushed)
         self._moves = balance is None or any(pushed.holdings.sizes for pushed in self._pushed.values())
+        if before == self._pushed:
+            return ()
         if balance is None:
             return (Changed(),)
-        if self._by_wallet and before.keys() == self._pushed.keys() and something_left(before, self._pushed):
+        if self._by_wallet and before is not None and something_left(before, self._pushed):
             # Perhaps for a new account of the wallet, which only a read finds.
             return (balance, Changed())
         return (balance,)
@@ -258,18 +258,17 @@ class _Watched:
             if figures is not None and held is not None:
                 yield index, Pushed(figures, held)
 
-    def _balance(self) -> Balance | None:
+    def _balance(self, pushed: Mapping[int, Pushed]) -> Balance | None:
         """The balance as a read would give it now; None if what is pushed does not tell it all."""
         accounts: list[parse.Account] = []
         for found in self._findings.accounts:
-            known = found if isinstance(found, parse.ReadAccount) and found.is_pool else self._account(found)
+            known = found if isinstance(found, parse.ReadAccount) and found.is_pool else self._account(found, pushed)
             if known is None:
                 return None
             accounts.append(known)
         return self._findings.balance(accounts)
 
-    def _account(self, found: parse.Account) -> parse.Account | None:
-        pushed = self._pushed.get(found.index)
-        if pushed is None or isinstance(found, parse.UnreadAccount):
+    def _account(self, found: parse.Account, pushed: Mapping[int, Pushed]) -> parse.Account | None:
+        if isinstance(found, parse.UnreadAccount) or found.index not in pushed:
             return None
-        return account(found, self._findings.begun, pushed)
+        return account(found, self._findings.begun, pushed[found.index])

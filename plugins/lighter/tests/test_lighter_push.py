@@ -470,9 +470,9 @@ class TestTrouble:
     async def test_a_shutdown_is_announced_and_waited_for(self) -> None:
         async with venue() as simulator, watching(simulator) as watched:
             await watched.balance()
-            simulator.channels.shut_down(close_in_ms=4000)
+            simulator.channels.shut_down(close_in_ms=9000)
             error = await watched.error()
-            assert (type(error), error.retry_after) == (VenueUnavailable, 5.0)
+            assert (type(error), error.retry_after) == (VenueUnavailable, 10.0)
 
     async def test_an_account_that_lighter_does_not_know_is_refused_in_time(
         self, monkeypatch: pytest.MonkeyPatch

@@ -190,7 +190,7 @@ class PushLimits:
 
     `accounts` and `connections` are the most at once for one network address, over all replicas; `connects` are the
     connections that may be begun in a minute. `subscriptions` are the most at once on one connection. Over all
-    connections of a process with one login, `messages` are the most that we may send in a minute, and `unacknowledged`
+    connections of a process, `messages` are the most that we may send in a minute, and `unacknowledged`
     the most subscriptions that wait for the venue's word.
     """
 

@@ -6,7 +6,7 @@ import asyncio
 
 from exchange_service.plugin_api import Balance, KeyRights, VenueCall
 from exchange_service_lighter.client import LighterClient
-from exchange_service_lighter.last_read import Findings, last_read
+from exchange_service_lighter.last_read import FoundAccounts, last_read
 
 
 async def read_balance(call: VenueCall) -> Balance:
@@ -14,7 +14,7 @@ async def read_balance(call: VenueCall) -> Balance:
     client = LighterClient(call)
     kept, begun = await last_read(call), asyncio.get_running_loop().time()
     accounts = await client.accounts()
-    findings = Findings(tuple(accounts), client.usual_collateral, client.notes, begun)
+    findings = FoundAccounts(tuple(accounts), client.usual_collateral, client.notes, begun)
     balance = await call.compute(findings.balance, accounts)
     kept.put(findings)
     return balance

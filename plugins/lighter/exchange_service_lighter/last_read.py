@@ -15,7 +15,7 @@ READ = "read"
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class FoundAccounts:
     """The accounts that a read found. `begun` is when it began, in the event loop's seconds."""
 
     accounts: tuple[parse.Account, ...]
@@ -33,11 +33,11 @@ class LastRead:
     """The newest findings of one account, and the watches that use it."""
 
     def __init__(self) -> None:
-        self._findings: Findings | None = None
+        self._findings: FoundAccounts | None = None
         self._found = asyncio.Event()
         self._watches: set[Subscription] = set()
 
-    def put(self, findings: Findings) -> None:
+    def put(self, findings: FoundAccounts) -> None:
         """Take the place of older findings, and tell the watches."""
         if self._findings is not None and findings.begun < self._findings.begun:
             return
@@ -46,7 +46,7 @@ class LastRead:
         for subscription in self._watches:
             subscription.put(READ, findings)
 
-    async def get(self) -> Findings:
+    async def get(self) -> FoundAccounts:
         """The newest findings. Waits for the first one, which a poll brings as long as nothing is pushed."""
         await self._found.wait()
         assert self._findings is not None

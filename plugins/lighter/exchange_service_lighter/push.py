@@ -28,7 +28,7 @@ from exchange_service.plugin_api import (
 )
 from exchange_service_lighter import parse
 from exchange_service_lighter.client import LighterClient
-from exchange_service_lighter.last_read import READ, Findings, last_read
+from exchange_service_lighter.last_read import READ, FoundAccounts, last_read
 from exchange_service_lighter.pushed import HOLDINGS, MONEY, Pushed, account, holdings, money, something_left
 
 # Which error each of Lighter's codes is.
@@ -190,7 +190,7 @@ async def _priced(call: VenueCall) -> _Priced:
     return await call.plugin_state.get("priced", make)
 
 
-def _followed(findings: Findings) -> tuple[int, ...]:
+def _followed(findings: FoundAccounts) -> tuple[int, ...]:
     """The accounts to follow: all but pools. Raises NotSupported if there are none, or if one is of an unknown kind."""
     accounts = [found for found in findings.accounts if isinstance(found, parse.UnreadAccount) or not found.is_pool]
     if not accounts or any(isinstance(found, parse.ReadAccount) and not found.is_own for found in accounts):
@@ -201,7 +201,9 @@ def _followed(findings: Findings) -> tuple[int, ...]:
 class _Watched:
     """The accounts of one subscription: what is pushed of them, joined with the last read."""
 
-    def __init__(self, findings: Findings, subscription: Subscription, priced: _Priced, *, by_wallet: bool) -> None:
+    def __init__(
+        self, findings: FoundAccounts, subscription: Subscription, priced: _Priced, *, by_wallet: bool
+    ) -> None:
         self._findings = findings
         self._subscription = subscription
         self._priced = priced

@@ -46,7 +46,7 @@ class LoginAccounts:
         """Whether `balance` has all that was pushed, and no account that a new read would find."""
         shown = {account.id for account in self.read if self._newest(account) is not account}
         missing = [number for number, pushed in self.pushed.items() if self._is_newer(pushed) and number not in shown]
-        return bool(self.read) and not missing and not any(map(self._is_unread, self.read))
+        return not missing and not any(map(self._is_unread, self.read))
 
     def _newest(self, read: VenueAccount) -> VenueAccount:
         """The account as it was pushed, with the type and the name that only the list has; else as it was read."""

@@ -58,7 +58,7 @@ class StreamerLanguage(PushLanguage):
             self._raise_if_refused(message)
             if message.get("action") == "connect":
                 connected = parse.connected_accounts(message)
-                if connected is not None and not self._numbers <= set(connected):
+                if connected is not None and not self._numbers.issubset(connected):
                     raise NotSupported("tastytrade does not push every account of this login.")
                 return True
         return False

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from exchange_service import clock
-from exchange_service.balances.push_room import PLACE_LEASE, Place, PushRoom, held_on
+from exchange_service.balances.push_room import SLOT_LEASE, PushRoom, PushSlot, held_on
 from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.cache import Lease
 from exchange_service.errors import NotSupported, ServiceError, VenueRateLimited
@@ -34,7 +34,7 @@ from exchange_service.wire.stored import StoredBalance, row_totals
 
 # Seconds after which the pushes of a replica that has died are free, and between two looks of the others: one of them
 # has taken over within ten seconds.
-PUSH_LEASE = PLACE_LEASE
+PUSH_LEASE = SLOT_LEASE
 _LOOK_EVERY = 3.0
 _RENEW_EVERY = PUSH_LEASE * 0.4
 # Seconds before a push that has broken is begun again: twice as long each time, from the first to the second, and up to
@@ -204,9 +204,9 @@ class AccountWatch:
             self._set(told or Delivery(PollingReason.STARTING, self._watches.now()))
             return _look_pause()
         try:
-            place = await self._take_place()
-            if place is not None:
-                return await self._try_as_holder(target, lease, place)
+            slot = await self._take_slot()
+            if slot is not None:
+                return await self._try_as_holder(target, lease, slot)
             await self._tell(PollingReason.NO_ROOM)
         finally:
             await lease.release()
@@ -217,27 +217,27 @@ class AccountWatch:
     def _venue(self) -> str:
         return f"{self._listing.metadata.venue} {self._account.environment}"
 
-    async def _take_place(self) -> Place | None:
+    async def _take_slot(self) -> PushSlot | None:
         return await self._watches.room.take(self._venue, self._listing.metadata.push.accounts)
 
-    async def _try_as_holder(self, target: Target, lease: Lease, place: Place) -> float:
+    async def _try_as_holder(self, target: Target, lease: Lease, slot: PushSlot) -> float:
         self.here = True
         try:
             if self.delivery.reason is not PollingReason.BROKEN:
                 await self._tell(PollingReason.STARTING)
-            await self._follow_while_held(target, lease, place)
+            await self._follow_while_held(target, lease, slot)
             return 0.0
         except ServiceError as error:
             # Told before the lease is released: what its next holder tells comes later.
             return await self._note_break(error)
         finally:
             self.here, self._stood_at = False, None
-            await place.release()
+            await slot.release()
 
-    async def _follow_while_held(self, target: Target, lease: Lease, place: Place) -> None:
-        """Follow until the push breaks, or the lease or the place belongs to another replica."""
+    async def _follow_while_held(self, target: Target, lease: Lease, slot: PushSlot) -> None:
+        """Follow until the push breaks, or the lease or the slot belongs to another replica."""
         following = asyncio.ensure_future(self._follow(target))
-        holding = asyncio.ensure_future(self._hold(lease, place))
+        holding = asyncio.ensure_future(self._hold(lease, slot))
         try:
             await asyncio.wait({following, holding}, return_when=asyncio.FIRST_COMPLETED)
             if following.done():
@@ -247,7 +247,7 @@ class AccountWatch:
                 task.cancel()
             await asyncio.wait({following, holding})
 
-    async def _hold(self, lease: Lease, place: Place) -> None:
+    async def _hold(self, lease: Lease, slot: PushSlot) -> None:
         """Renew both until one is lost."""
         cached = self._watches.balances.cached
         alone = not lease.shared
@@ -256,7 +256,7 @@ class AccountWatch:
             if alone and cached.shared:
                 # The replicas can agree again.
                 return
-            if not (await held_on(lease) and await place.renew()):
+            if not (await held_on(lease) and await slot.renew()):
                 return
 
     async def _follow(self, target: Target) -> None:

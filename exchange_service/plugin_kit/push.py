@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from exchange_service.errors import NotSupported, PluginFailed, ServiceError, VenueRateLimited, VenueUnavailable
 from exchange_service.model import ExchangeMetadata, PushLimits
-from exchange_service.plugin_kit.push_connection import MinuteLimit, PushConnection, Subscription, copy_of
+from exchange_service.plugin_kit.push_connection import MinuteLimit, PushConnection, Subscription, Traffic, copy_of
 from exchange_service.plugin_kit.push_language import PushLanguage, Socket, SocketOpener, Topic
 from exchange_service.plugin_kit.state import State
 from exchange_service.tasks import TaskSet, without_origin
@@ -56,6 +56,7 @@ class _Venue:
         self.name = name
         self.limits = limits
         self.pace = MinuteLimit(limits.connects)
+        self.traffic = Traffic(limits)
         # Those that are opened, open or not yet closed.
         self.connections: set[PushConnection] = set()
 
@@ -125,7 +126,7 @@ class _Connections:
         await asyncio.sleep(max(0.0, self._not_before - asyncio.get_running_loop().time()))
         await venue.pace.wait()
         await venue.make_room()
-        connection = PushConnection(language, venue.limits, venue.name, self._on_end)
+        connection = PushConnection(language, venue.limits, venue.name, venue.traffic, self._on_end)
         venue.connections.add(connection)
         try:
             await self._try_to_open(connection, http)

@@ -108,6 +108,15 @@ class MinuteLimit:
             self._sent.append(asyncio.get_running_loop().time())
 
 
+class Traffic:
+    """What all connections to one venue may send together: venues count messages for the network address."""
+
+    def __init__(self, limits: PushLimits) -> None:
+        self.messages = MinuteLimit(limits.messages)
+        # Free as long as another subscription may wait for the venue's word; None: any number may.
+        self.unacknowledged = asyncio.Semaphore(limits.unacknowledged) if limits.unacknowledged else None
+
+
 class _Followed:
     """One topic of a connection: which subscriptions follow it, and what is known of it."""
 
@@ -130,6 +139,7 @@ class PushConnection:
         language: PushLanguage,
         limits: PushLimits,
         venue: str,
+        traffic: Traffic,
         on_end: Callable[[PushConnection, ServiceError | None], None],
     ) -> None:
         self.language = language
@@ -143,8 +153,9 @@ class PushConnection:
         self._topics: dict[Topic, _Followed] = {}
         # What is to be sent for subscriptions, in this order: a topic may be left and followed again at once.
         self._orders: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
-        self._pace = MinuteLimit(limits.messages)
-        self._waiting = asyncio.Semaphore(limits.unacknowledged) if limits.unacknowledged else None
+        self._traffic = traffic
+        # How many of its subscriptions wait for the venue's word.
+        self._waiting = 0
         self._tasks = TaskSet()
         self._stack = AsyncExitStack()
         self._socket: Socket | None = None
@@ -251,8 +262,9 @@ class PushConnection:
             await order()
 
     async def _subscribe(self, topic: Topic, followed: _Followed) -> None:
-        if self._waiting is not None:
-            await self._waiting.acquire()
+        if self._traffic.unacknowledged is not None:
+            await self._traffic.unacknowledged.acquire()
+        self._waiting += 1
         if self._topics.get(topic) is not followed:
             self._let_another_wait()
             return
@@ -279,8 +291,12 @@ class PushConnection:
             self._let_another_wait()
 
     def _let_another_wait(self) -> None:
-        if self._waiting is not None:
-            self._waiting.release()
+        if not self._waiting:
+            # The connection has ended, and has let all others wait.
+            return
+        self._waiting -= 1
+        if self._traffic.unacknowledged is not None:
+            self._traffic.unacknowledged.release()
 
     async def _unsubscribe(self, left: Sequence[tuple[Topic, _Followed]]) -> None:
         topics = [topic for topic, followed in left if followed.requested]
@@ -290,13 +306,13 @@ class PushConnection:
     async def _send(self, messages: Iterable[str]) -> None:
         assert self._socket is not None
         for message in messages:
-            await self._pace.wait()
+            await self._traffic.messages.wait()
             await self._socket.send(message)
 
     async def _send_at_once(self, message: str) -> None:
         """Send what keeps the connection open: it waits for nothing."""
         assert self._socket is not None
-        self._pace.count()
+        self._traffic.messages.count()
         await self._socket.send(message)
 
     async def _keep_alive(self) -> None:
@@ -397,6 +413,8 @@ class PushConnection:
         """Close the socket and end what runs."""
         self._tasks.cancel()
         await self._tasks.wait(_ENDING_LIMIT)
+        while self._waiting:
+            self._let_another_wait()
         await self._stack.aclose()
 
 

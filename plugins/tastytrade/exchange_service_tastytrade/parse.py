@@ -123,7 +123,7 @@ def refuses(message: Mapping[str, Any]) -> bool:
 
 
 def connected_accounts(message: Mapping[str, Any]) -> Collection[str] | None:
-    """The numbers of the accounts that the answer to `connect` names; None if it has no names, or is another message."""
+    """The numbers of the accounts that the answer to `connect` names; None for no names and for another message."""
     numbers = message.get("value")
     if message.get("action") != "connect" or not numbers:
         return None

@@ -833,6 +833,12 @@ class TestTheGuard:
                 assert isinstance(await error_of(socket.receive()), VenueMalformed)
             assert "Sec-WebSocket-Extensions" not in venue.requests[-1].headers
 
+    async def test_sockets_that_stay_open_take_no_requests_place(self) -> None:
+        async with opened() as (_, call), AsyncExitStack() as stack:
+            for _ in range(110):
+                await stack.enter_async_context(call.http.websocket(call.url("push")))
+            assert (await call.http.get(call.url() + "/page")).status == 200
+
     async def test_after_its_end_a_socket_says_so(self) -> None:
         async with opened() as (venue, call), call.http.websocket(f"{venue.url}/ws") as socket:
             assert await until(lambda: bool(venue.push.clients))

@@ -67,6 +67,8 @@ _SCHEMES = {"https": "https", "http": "http", "wss": "https", "ws": "http"}
 # From this status on an answer is not what was asked for.
 _REFUSED = 300
 _USER_AGENT = "exchange-service"
+# Requests of one session at the same time.
+_AT_ONCE = 100
 # Bytes of a body that are read at once. They may come in as many pieces, so others are served in between.
 _CHUNK = 16 * 1024
 # Bytes that are taken of a connection at once while it has no response, so that a flood of interim ones ends after the
@@ -402,17 +404,20 @@ def _written(params: Params) -> str:
 class VenueHttp:
     """The guarded session of one exchange and environment; `for_call` bounds it by a call's deadline."""
 
-    def __init__(self, reach: _Reach, session: aiohttp.ClientSession, deadline: float | None = None) -> None:
+    def __init__(
+        self, reach: _Reach, session: aiohttp.ClientSession, slots: asyncio.Semaphore, deadline: float | None = None
+    ) -> None:
         self._reach = reach
         self._venue = reach.venue
         self._session = session
+        self._slots = slots
         self._deadline = deadline
         # Whether an answer was large, so that what is made of it may take long too.
         self.has_read_much = False
 
     def for_call(self, deadline: float) -> VenueHttp:
         """The same session for one call that ends at `deadline`, in the event loop's time."""
-        return VenueHttp(self._reach, self._session, deadline)
+        return VenueHttp(self._reach, self._session, self._slots, deadline)
 
     @property
     def client_session(self) -> aiohttp.ClientSession:
@@ -465,6 +470,10 @@ class VenueHttp:
 
     async def _request(self, method: str, address: str, params: Params | None = None, **options: Any) -> VenueResponse:
         url = self._as_it_is(address, params)
+        async with self._slots:
+            return await self._send(method, url, **options)
+
+    async def _send(self, method: str, url: URL, **options: Any) -> VenueResponse:
         if self._deadline is not None:
             left = self._deadline - asyncio.get_running_loop().time()
             if left <= 0:
@@ -568,6 +577,8 @@ class VenueHttpPool:
             limit = exchange.public_answer_limit if public else exchange.answer_limit
             session = aiohttp.ClientSession(
                 connector=_Connector(
+                    # What stays open for a venue's pushes must not take the places of requests: those have slots.
+                    limit=0,
                     resolver=_Resolver(self._resolver or aiohttp.ThreadedResolver()),
                     socket_factory=_open_socket if override else _public_sockets(exchange.name),
                 ),
@@ -578,7 +589,7 @@ class VenueHttpPool:
                 timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=CONNECT_TIMEOUT),
                 headers={"User-Agent": _USER_AGENT},
             )
-            self._sessions[key] = VenueHttp(reach, session)
+            self._sessions[key] = VenueHttp(reach, session, asyncio.Semaphore(_AT_ONCE))
         return self._sessions[key]
 
     async def close(self) -> None:

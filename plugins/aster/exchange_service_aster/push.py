@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from exchange_service.plugin_api import (
     Socket,
     VenueCall,
     VenueMalformed,
+    VenueRateLimited,
     VenueUnavailable,
     parse_json,
 )
@@ -31,8 +32,8 @@ _DAY = 24 * 3600.0
 @dataclass(frozen=True, slots=True)
 class Times:
     """Seconds: between two renewals of the listen keys, which live for an hour; after which the sockets are replaced,
-    before Aster closes them after a day; between two hints while prices move the account; and between two keys that
-    this process asks for, because the service's own limits do not count these requests."""
+    before Aster closes them after a day; between two hints while prices move the account; and between two requests of
+    this process for a key."""
 
     renewal: float = 1800.0
     life: float = _DAY - 3600.0
@@ -73,9 +74,9 @@ class _Streams:
         """Begin to read a stream."""
         self._start(self._read(socket), "events of Aster")
 
-    def keep(self, client: AsterClient, keys: Mapping[str, str], every: float) -> None:
-        """Renew the listen keys, by account type, in time."""
-        self._start(self._renew(client, keys, every), "listen keys of Aster")
+    def keep(self, keys: Mapping[str, str], ask: Callable[[str], Awaitable[str]], every: float) -> None:
+        """Renew the listen keys, by account type, in time, by asking for them again."""
+        self._start(self._renew(keys, ask, every), "listen keys of Aster")
 
     async def wait(self, seconds: float) -> bool:
         """Whether a stream has told something within these seconds. Raises what ended one."""
@@ -124,11 +125,11 @@ class _Streams:
                 self.expired = self.expired or event is parse.StreamEvent.EXPIRED
                 self._news.set()
 
-    async def _renew(self, client: AsterClient, keys: Mapping[str, str], every: float) -> None:
+    async def _renew(self, keys: Mapping[str, str], ask: Callable[[str], Awaitable[str]], every: float) -> None:
         while True:
             await asyncio.sleep(every)
             for account_type, key in keys.items():
-                if await client.listen_key(account_type) != key:
+                if await ask(account_type) != key:
                     # The one that the stream was opened with has ended unnoticed.
                     self.expired = True
                     self._news.set()
@@ -136,35 +137,56 @@ class _Streams:
 
 @asynccontextmanager
 async def _open_streams(call: VenueCall, client: AsterClient, times: Times) -> AsyncIterator[_Streams]:
-    openings = await call.plugin_state.get("stream openings", _new_openings)
+    requests = await call.plugin_state.get("listen keys", _new_key_requests)
+
+    async def ask(account_type: str) -> str:
+        async with requests.turn(times.openings):
+            return await client.listen_key(account_type)
+
     async with AsyncExitStack() as stack:
         streams, keys = _Streams(), {}
         for account_type in filter(call.wants, call.exchange.account_types):
-            await openings.wait(times.openings)
-            key = keys[account_type] = await client.listen_key(account_type)
+            key = keys[account_type] = await ask(account_type)
             # An account in which nothing happens sends nothing for days: pings tell whether the connection holds.
             address = f"{client.stream_address(account_type)}/ws/{key}"
             socket = await stack.enter_async_context(call.http.websocket(address, silence=_DAY))
             # Before the socket closes, nothing may read from it.
             stack.push_async_callback(streams.close)
             streams.follow(socket)
-        streams.keep(client, keys, times.renewal)
+        streams.keep(keys, ask, times.renewal)
         yield streams
 
 
-class _Openings:
-    """Lets the streams of all accounts of this process begin one after the other."""
+class _KeyRequests:
+    """The requests for listen keys of all accounts of this process. The service's limits and cooldowns do not reach
+    them, so they are sent one after the other, and not at all while Aster limits one of them."""
 
     def __init__(self) -> None:
         self._next = 0.0
+        self._limited_until = 0.0
 
-    async def wait(self, pause: float) -> None:
-        """Return when the next stream may begin."""
-        now = asyncio.get_running_loop().time()
-        begin = max(now, self._next)
+    @asynccontextmanager
+    async def turn(self, pause: float) -> AsyncIterator[None]:
+        """Entered when the next request may be sent. Raises VenueRateLimited if none may be sent for now."""
+        loop = asyncio.get_running_loop()
+        self._check(loop.time())
+        begin = max(loop.time(), self._next)
         self._next = begin + pause
-        await asyncio.sleep(begin - now)
+        await asyncio.sleep(begin - loop.time())
+        self._check(loop.time())
+        try:
+            yield
+        except VenueRateLimited as error:
+            self._limited_until = loop.time() + (error.retry_after or 0.0)
+            raise
+
+    def _check(self, now: float) -> None:
+        if now < self._limited_until:
+            raise VenueRateLimited(
+                "Aster limits the requests from this service's address, so no listen key is asked for.",
+                retry_after=self._limited_until - now,
+            )
 
 
-async def _new_openings() -> _Openings:
-    return _Openings()
+async def _new_key_requests() -> _KeyRequests:
+    return _KeyRequests()

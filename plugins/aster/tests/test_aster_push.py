@@ -28,6 +28,7 @@ from exchange_service.plugin_api import (
     VenueCall,
     VenueError,
     VenueMalformed,
+    VenueRateLimited,
     VenueUnavailable,
     parse_json,
 )
@@ -321,6 +322,16 @@ class TestListenKeys:
                 for task in running:
                     task.cancel()
                 await asyncio.wait(running)
+
+    async def test_while_aster_limits_one_account_no_other_asks_for_a_key(self) -> None:
+        async with venue_with(flat_wallet()) as venue, shared_state() as state:
+            venue.fail(Fault(status=418, body=b"{}", headers={"Retry-After": "120"}, path="/fapi/v3/listenKey"))
+            for row in (AGENT_ROW, OTHER_ROW):
+                async with venue_call(ASTER, override=venue.url, plugin_state=state, **row) as call:
+                    with pytest.raises(VenueRateLimited) as limited:
+                        await anext(watch_account(call, TIMES))
+                assert limited.value.given_delay == pytest.approx(120, abs=5)
+            assert len(keys_asked_for(venue)) == 1
 
 
 @asynccontextmanager

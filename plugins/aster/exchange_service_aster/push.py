@@ -31,13 +31,17 @@ _DAY = 24 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds: between two renewals of the listen keys, which live for an hour; after which the sockets are replaced,
-    before Aster closes them after a day; between two hints while prices move the account; and between two requests of
-    this process for a key."""
+    """Seconds."""
 
+    # Between two renewals of the listen keys, which live for an hour.
     renewal: float = 1800.0
+    # After which the sockets are replaced, before Aster closes them after a day.
     life: float = _DAY - 3600.0
+    # Between two hints while prices move the account.
     prices: float = 10.0
+    # Between two pings.
+    pings: float = 20.0
+    # Between two requests of this process for a key.
     openings: float = 0.2
 
 
@@ -149,7 +153,7 @@ async def _open_streams(call: VenueCall, client: AsterClient, times: Times) -> A
             key = keys[account_type] = await ask(account_type)
             # An account in which nothing happens sends nothing for days: pings tell whether the connection holds.
             address = f"{client.stream_address(account_type)}/ws/{key}"
-            socket = await stack.enter_async_context(call.http.websocket(address, silence=_DAY))
+            socket = await stack.enter_async_context(call.http.websocket(address, silence=_DAY, ping=times.pings))
             # Before the socket closes, nothing may read from it.
             stack.push_async_callback(streams.close)
             streams.follow(socket)

@@ -29,6 +29,7 @@ from exchange_service.plugin_api import (
     VenueError,
     VenueMalformed,
     VenueRateLimited,
+    VenueTimeout,
     VenueUnavailable,
     parse_json,
 )
@@ -349,6 +350,13 @@ async def test_a_dropped_stream_ends_the_watch_and_with_it_the_other_one() -> No
         venue.push.clients[0].drop()
         assert isinstance(await watch.error(), VenueUnavailable)
         await until_sockets(venue, 0)
+
+
+async def test_a_connection_that_answers_no_ping_ends_the_watch() -> None:
+    async with venue_with(flat_wallet()) as venue, watching(venue, times=replace(TIMES, pings=0.2)) as watch:
+        await watch.hint()
+        venue.push.fail(PushFault(half_open=True))
+        assert isinstance(await watch.error(), VenueTimeout)
 
 
 async def test_a_message_that_is_too_large_ends_the_watch() -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import resource
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
@@ -813,7 +814,9 @@ class TestTheGuard:
     async def test_a_refused_handshake_is_the_error_of_its_status(self, status: int, kind: type[ServiceError]) -> None:
         async with opened() as (venue, call):
             venue.push.fail(PushFault(refused=status))
-            assert type(await error_of(enter(call.http.websocket(f"{venue.url}/ws")))) is kind
+            error = await error_of(enter(call.http.websocket(f"{venue.url}/ws?key={SECRET}")))
+        assert type(error) is kind
+        assert SECRET not in "".join(traceback.format_exception(error))
 
     async def test_a_venue_that_does_not_answer_the_handshake_is_not_waited_for(self) -> None:
         async with opened(timeout=0.2) as (venue, call):

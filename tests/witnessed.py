@@ -90,6 +90,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     f"{_CCXT}/refusals.py": ("_CHANGES_SOMETHING", "_READS_BY_POST", "SIGN_INS"),
     "plugins/aster/exchange_service_aster/__init__.py": ("_LIMITS",),
     "plugins/aster/exchange_service_aster/client.py": ("_BY_CODE", "_BY_WORD", "_REGION_WORDS"),
+    "plugins/aster/exchange_service_aster/parse.py": ("_CHANGES", "_KEY_EXPIRED"),
     "plugins/aster/exchange_service_aster/simulator.py": ("_REFUSALS",),
     "plugins/aster/tests/test_aster_signing.py": ("HMAC_EXAMPLES", "SIGNATURES", "ADDRESSES"),
     "plugins/hyperliquid/exchange_service_hyperliquid/__init__.py": ("_LIMITS", "_PUSH"),

@@ -36,6 +36,7 @@ from exchange_service.errors import (
     PluginFailed,
     RegionRestricted,
     RequestRefused,
+    ServiceError,
     ServiceOverloaded,
     VenueMaintenance,
     VenueMalformed,
@@ -362,6 +363,15 @@ class _Resolver(AbstractResolver):
         await self._inner.close()
 
 
+def _handshake_error(venue: str, error: aiohttp.WSServerHandshakeError) -> ServiceError:
+    """What a refused handshake means by its status."""
+    try:
+        VenueResponse(venue, error.status, error.headers or {}, b"").raise_for_status()
+    except ServiceError as refusal:
+        return refusal
+    return VenueMalformed(f"{venue} answered with something that is no WebSocket.")
+
+
 @contextmanager
 def _translated_failures(venue: str) -> Iterator[None]:
     """Turn failures below HTTP into our errors, without the exception's text: it may hold a signed URL."""
@@ -379,8 +389,8 @@ def _translated_failures(venue: str) -> Iterator[None]:
             raise VenueUnavailable(f"{venue} cannot be reached, or ended the connection.") from None
         raise VenueUnavailable(f"{venue} cannot be reached.") from None
     except aiohttp.WSServerHandshakeError as error:
-        VenueResponse(venue, error.status, error.headers or {}, b"").raise_for_status()
-        raise VenueMalformed(f"{venue} answered with something that is no WebSocket.") from None
+        # Its own text has the URL, which may hold a key: nothing is chained to it.
+        raise _handshake_error(venue, error) from None
     except aiohttp.ClientPayloadError:
         raise VenueMalformed(f"{venue} answered with a broken body.") from None
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):

@@ -80,7 +80,8 @@ threats: $(VENV)/.dev .venv-oldest/.ready  ## Attack the service, each time with
 	$(BIN)/python -m pytest -q -m threat --threats $(ARGS)
 
 # SECONDS=20 for a short one.
-two-users: $(VENV)/.dev  ## Watch for two minutes whether one user's bad answers reach another user
+two-users: $(VENV)/.dev  ## Watch whether one user's bad answers, or a million pushed messages, reach another user
+	EXCHANGE_SERVICE_PUSHED_MESSAGES=1000000 $(BIN)/python -m pytest -q -n0 tests/test_push_order.py
 	EXCHANGE_SERVICE_BAD_SECONDS=$(or $(SECONDS),120) $(BIN)/python -m pytest -q -n0 -s --timeout 900 tests/e2e/test_two_users.py
 
 # SECONDS=20 for a short one.

@@ -189,8 +189,9 @@ class PushLimits:
     """How much a venue pushes at once; None where no limit is known.
 
     `accounts` and `connections` are the most at once for one network address, over all replicas; `connects` are the
-    connections that may be begun in a minute. Of one connection, `subscriptions` are the most at once, `messages` the
-    most that we may send in a minute, and `unacknowledged` the most subscriptions that wait for the venue's word.
+    connections that may be begun in a minute. `subscriptions` are the most at once on one connection. Over all
+    connections of a process, `messages` are the most that we may send in a minute, and `unacknowledged`
+    the most subscriptions that wait for the venue's word.
     """
 
     accounts: int | None = None

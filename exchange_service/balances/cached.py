@@ -197,9 +197,9 @@ class CachedBalances:
         """The right to follow the venue's pushes of this balance; None while another replica has it."""
         return await self._cache.lease(f"push:{key}", seconds)
 
-    async def place_lease(self, name: str, seconds: float) -> Lease | None:
+    async def slot_lease(self, name: str, seconds: float) -> Lease | None:
         """The right to one of the accounts that a venue pushes at once; None while another replica has it."""
-        return await self._cache.lease(f"place:{name}", seconds)
+        return await self._cache.lease(f"push-slot:{name}", seconds)
 
     async def tell_delivery(self, key: str, delivery: Delivery) -> None:
         """Tell the other replicas how changes of this balance reach the one that follows its pushes."""

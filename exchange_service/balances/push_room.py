@@ -1,4 +1,4 @@
-"""How many accounts a venue pushes at once: places that all replicas share, or each replica's part of them."""
+"""How many accounts a venue pushes at once: slots that all replicas share, or each replica's part of them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections import defaultdict, deque
 from exchange_service.balances.cached import CachedBalances
 from exchange_service.cache import Lease
 
-# Places are counted together up to this many: each is a lease of its own. Of more each replica uses its part.
+# Slots are counted together up to this many: each is a lease of its own. Of more each replica uses its part.
 _MOST_SHARED = 64
-# Seconds for which a place outlives the replica that held it.
-PLACE_LEASE = 10.0
-# Seconds for which a venue without a free place is not looked at again, except for those that become free here.
+# Seconds for which a slot outlives the replica that held it.
+SLOT_LEASE = 6.0
+# Seconds for which a venue without a free slot is not looked at again, except for those that become free here.
 _FULL_FOR = 5.0
 
 
-class Place:
+class PushSlot:
     """One account's right to be pushed; `lease` is None where nothing is shared."""
 
     def __init__(self, room: PushRoom, venue: str, number: int, lease: Lease | None) -> None:
@@ -38,18 +38,18 @@ class Place:
 
 
 class PushRoom:
-    """The places of all venues."""
+    """The slots of all venues."""
 
     def __init__(self, cached: CachedBalances, replicas: int = 1) -> None:
         self._cached = cached
         self._replicas = replicas
-        # The numbers of the places that this replica holds.
+        # The numbers of the slots that this replica holds.
         self._taken: dict[str, set[int]] = defaultdict(set)
         self._waiting: dict[str, deque[asyncio.Event]] = defaultdict(deque)
         self._full_until: dict[str, float] = {}
 
-    async def take(self, venue: str, most: int | None) -> Place | None:
-        """A place among the `most` of this venue; None if there is none. `most` None: there are always more."""
+    async def take(self, venue: str, most: int | None) -> PushSlot | None:
+        """A slot among the `most` of this venue; None if there is none. `most` None: there are always more."""
         taken = self._taken[venue]
         if most is None:
             return self._keep(venue, max(taken, default=-1) + 1, None)
@@ -59,7 +59,7 @@ class PushRoom:
             return None
         return self._keep(venue, min(set(range(most)) - taken), None)
 
-    async def _take_shared(self, venue: str, most: int) -> Place | None:
+    async def _take_shared(self, venue: str, most: int) -> PushSlot | None:
         if time.monotonic() < self._full_until.get(venue, 0.0):
             return None
         for number in range(most):
@@ -68,7 +68,7 @@ class PushRoom:
             # Before the answer: another account of this process would be given the same lease.
             self._taken[venue].add(number)
             try:
-                lease = await self._cached.place_lease(f"{venue} {number}", PLACE_LEASE)
+                lease = await self._cached.slot_lease(f"{venue} {number}", SLOT_LEASE)
             except BaseException:
                 self._taken[venue].discard(number)
                 raise
@@ -78,12 +78,12 @@ class PushRoom:
         self._full_until[venue] = time.monotonic() + _FULL_FOR
         return None
 
-    def _keep(self, venue: str, number: int, lease: Lease | None) -> Place:
+    def _keep(self, venue: str, number: int, lease: Lease | None) -> PushSlot:
         self._taken[venue].add(number)
-        return Place(self, venue, number, lease)
+        return PushSlot(self, venue, number, lease)
 
     def free(self, venue: str, number: int) -> None:
-        """A place of this replica is free again: the account that has waited longest looks first."""
+        """A slot of this replica is free again: the account that has waited longest looks first."""
         self._taken[venue].discard(number)
         self._full_until.pop(venue, None)
         waiting = self._waiting[venue]
@@ -91,7 +91,7 @@ class PushRoom:
             waiting.popleft().set()
 
     async def wait(self, venue: str, seconds: float) -> None:
-        """Return when a place of this replica has become free, or after so many seconds."""
+        """Return when a slot of this replica has become free, or after so many seconds."""
         freed = asyncio.Event()
         waiting = self._waiting[venue]
         waiting.append(freed)

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from exchange_service import clock
-from exchange_service.balances.push_room import PLACE_LEASE, Place, PushRoom, held_on
+from exchange_service.balances.push_room import SLOT_LEASE, PushRoom, PushSlot, held_on
 from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.cache import Lease
 from exchange_service.errors import NotSupported, ServiceError, VenueRateLimited
@@ -32,9 +32,10 @@ from exchange_service.wire.delivery import Delivery, PollingReason
 from exchange_service.wire.replies import Source
 from exchange_service.wire.stored import StoredBalance, row_totals
 
-# Seconds after which another replica takes over an account's pushes from one that has died, and between two looks.
-PUSH_LEASE = PLACE_LEASE
-_LOOK_EVERY = 5.0
+# Seconds after which the pushes of a replica that has died are free, and between two looks of the others: one of them
+# has taken over within ten seconds.
+PUSH_LEASE = SLOT_LEASE
+_LOOK_EVERY = 3.0
 _RENEW_EVERY = PUSH_LEASE * 0.4
 # Seconds before a push that has broken is begun again: twice as long each time, from the first to the second, and up to
 # half of that less, by chance. One that has stood for so long begins from the first.
@@ -45,6 +46,8 @@ _LONGEST_DELAY, _REFUSED_PAUSE = 600.0, 600.0
 _OTHER_PAUSE = 5.0
 # Seconds within which a balance that has not changed is not written again.
 _UNCHANGED = 5.0
+# Seconds that a push may take longer than a read which finds the same change.
+_PUSH_LAG = 2.0
 # Seconds between two writes of one account, however fast its venue pushes.
 _BETWEEN_STORES = 0.05
 # Seconds between two lines in the log about one exchange's broken pushes.
@@ -157,10 +160,18 @@ class AccountWatch:
 
     def note_read(self, before: StoredBalance | None, result: BalanceResult, began: float) -> None:
         """Compare a reconciling read, begun at `began` in the loop's time, with what the pushes had brought."""
-        if before is None or result.source is not Source.VENUE or self.pushed_at >= began or self.hinted_at:
+        if before is None or result.source is not Source.VENUE or self.hinted_at:
             return
         if row_totals(before) == row_totals(result.stored):
             self._differences = 0
+        else:
+            # The push may be on its way.
+            loop, earliest = asyncio.get_running_loop(), began - _PUSH_LAG
+            loop.call_later(_PUSH_LAG, self._note_difference, earliest)
+
+    def _note_difference(self, earliest: float) -> None:
+        """A read found something else: the push has missed a change, unless something has come since `earliest`."""
+        if self.pushed_at >= earliest or self not in self._watches.opened:
             return
         self._differences += 1
         self._watches.metrics.push_difference(self.exchange)
@@ -193,9 +204,9 @@ class AccountWatch:
             self._set(told or Delivery(PollingReason.STARTING, self._watches.now()))
             return _look_pause()
         try:
-            place = await self._take_place()
-            if place is not None:
-                return await self._try_as_holder(target, lease, place)
+            slot = await self._take_slot()
+            if slot is not None:
+                return await self._try_as_holder(target, lease, slot)
             await self._tell(PollingReason.NO_ROOM)
         finally:
             await lease.release()
@@ -206,27 +217,27 @@ class AccountWatch:
     def _venue(self) -> str:
         return f"{self._listing.metadata.venue} {self._account.environment}"
 
-    async def _take_place(self) -> Place | None:
+    async def _take_slot(self) -> PushSlot | None:
         return await self._watches.room.take(self._venue, self._listing.metadata.push.accounts)
 
-    async def _try_as_holder(self, target: Target, lease: Lease, place: Place) -> float:
+    async def _try_as_holder(self, target: Target, lease: Lease, slot: PushSlot) -> float:
         self.here = True
         try:
             if self.delivery.reason is not PollingReason.BROKEN:
                 await self._tell(PollingReason.STARTING)
-            await self._follow_while_held(target, lease, place)
+            await self._follow_while_held(target, lease, slot)
             return 0.0
         except ServiceError as error:
             # Told before the lease is released: what its next holder tells comes later.
             return await self._note_break(error)
         finally:
             self.here, self._stood_at = False, None
-            await place.release()
+            await slot.release()
 
-    async def _follow_while_held(self, target: Target, lease: Lease, place: Place) -> None:
-        """Follow until the push breaks, or the lease or the place belongs to another replica."""
+    async def _follow_while_held(self, target: Target, lease: Lease, slot: PushSlot) -> None:
+        """Follow until the push breaks, or the lease or the slot belongs to another replica."""
         following = asyncio.ensure_future(self._follow(target))
-        holding = asyncio.ensure_future(self._hold(lease, place))
+        holding = asyncio.ensure_future(self._hold(lease, slot))
         try:
             await asyncio.wait({following, holding}, return_when=asyncio.FIRST_COMPLETED)
             if following.done():
@@ -236,7 +247,7 @@ class AccountWatch:
                 task.cancel()
             await asyncio.wait({following, holding})
 
-    async def _hold(self, lease: Lease, place: Place) -> None:
+    async def _hold(self, lease: Lease, slot: PushSlot) -> None:
         """Renew both until one is lost."""
         cached = self._watches.balances.cached
         alone = not lease.shared
@@ -245,7 +256,7 @@ class AccountWatch:
             if alone and cached.shared:
                 # The replicas can agree again.
                 return
-            if not (await held_on(lease) and await place.renew()):
+            if not (await held_on(lease) and await slot.renew()):
                 return
 
     async def _follow(self, target: Target) -> None:

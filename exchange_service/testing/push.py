@@ -16,6 +16,9 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
+# Seconds between two looks whether the client of a stream has gone.
+_LOOK_EVERY = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class PushFault:
@@ -83,8 +86,6 @@ class PushSide:
         # How many connections were opened in all.
         self.opened = 0
         self.fault = PushFault()
-        self._recovered = asyncio.Event()
-        self._recovered.set()
         self._last: dict[PushClient, Any] = {}
         self._held: list[tuple[PushClient, Any]] = []
         self._order = random.Random(7)
@@ -92,13 +93,11 @@ class PushSide:
     def fail(self, fault: PushFault) -> None:
         """Misbehave in this way from now on."""
         self.fault = fault
-        self._recovered.clear()
 
     def recover(self) -> None:
         """Behave again. Connections that were silent stay as they are: what they missed is not sent."""
         self.fault = PushFault()
         self._held.clear()
-        self._recovered.set()
 
     def drop_all(self) -> int:
         """End every connection at once, without a word. Returns how many there were."""
@@ -147,13 +146,15 @@ class PushSide:
         """Serve a WebSocket: `greet` a new connection, and `answer` each of its messages, a JSON value."""
         if self.fault.refused:
             return web.Response(status=self.fault.refused)
-        response = web.WebSocketResponse(max_msg_size=1024 * 1024)
+        response = web.WebSocketResponse(max_msg_size=1024 * 1024, autoping=False, autoclose=False)
         await response.prepare(request)
         client = self._admit(request, account)
         greet(client)
         writer = asyncio.create_task(_write_frames(response, client), name="a venue's frames")
         try:
             await self._read(response, client, answer)
+            if not self.fault.half_open:
+                await response.close()
         finally:
             self._dismiss(client)
             writer.cancel()
@@ -166,9 +167,11 @@ class PushSide:
         answer: Callable[[PushClient, Any], Awaitable[None] | None],
     ) -> None:
         while not client.closed:
-            if self.fault.half_open:
-                await self._recovered.wait()
             frame = await response.receive()
+            if frame.type is WSMsgType.PING and not self.fault.half_open:
+                await response.pong(frame.data)
+            if frame.type in (WSMsgType.PING, WSMsgType.PONG):
+                continue
             if frame.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
                 return
             message = json.loads(frame.data)
@@ -207,7 +210,6 @@ class PushSide:
 
     def close(self) -> None:
         """End every connection."""
-        self._recovered.set()
         for client in list(self.clients):
             client.close()
 
@@ -221,5 +223,10 @@ async def _write_frames(response: web.WebSocketResponse, client: PushClient) -> 
 
 async def _write_lines(response: web.StreamResponse, client: PushClient) -> None:
     with suppress(ConnectionError, RuntimeError):
-        while (message := await client.outgoing.get()) is not None:
-            await response.write((message if isinstance(message, bytes) else message.encode()) + b"\n")
+        while client.transport is not None and not client.transport.is_closing():
+            # aiohttp does not say when a client has gone.
+            with suppress(TimeoutError):
+                message = await asyncio.wait_for(client.outgoing.get(), _LOOK_EVERY)
+                if message is None:
+                    return
+                await response.write((message if isinstance(message, bytes) else message.encode()) + b"\n")

@@ -13,7 +13,7 @@ import ipaddress
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -490,13 +490,15 @@ class VenueHttp:
             self._as_it_is(url, None),
             headers=headers,
             heartbeat=ping or None,
+            # They are answered one by one, so that a flood of them holds nobody up.
+            autoping=False,
             max_msg_size=MESSAGE_LIMIT,
             timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_LIMIT),
         )
         with _translated_failures(self._venue):
-            socket = await opening
+            socket = VenueSocket(self._venue, await opening, silence)
         try:
-            yield VenueSocket(self._venue, socket, silence)
+            yield socket
         finally:
             await socket.close()
 
@@ -510,24 +512,32 @@ class VenueHttp:
         silence: float = 60.0,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """See `plugin_api.Http`."""
-        whole = self._session.timeout.total
+        configured = self._session.timeout
         with _translated_failures(self._venue):
-            async with asyncio.timeout(whole):
+            async with asyncio.timeout(configured.total):
                 response = await self._session.get(
                     self._as_it_is(url, params),
                     headers=headers,
                     allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._session.timeout.sock_connect),
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=configured.sock_connect),
                 )
+                if response.status >= _REFUSED:
+                    await self._refuse(response)
+        lines = self._lines(response, silence)
         try:
-            if response.status >= _REFUSED:
-                body = await response.read()
-                VenueResponse(self._venue, response.status, response.headers, body).raise_for_status()
-            yield self._lines(response, silence)
+            yield lines
         finally:
+            await lines.aclose()
             response.close()
 
-    async def _lines(self, response: aiohttp.ClientResponse, silence: float) -> AsyncIterator[bytes]:
+    async def _refuse(self, response: aiohttp.ClientResponse) -> None:
+        try:
+            body = await response.read()
+        finally:
+            response.close()
+        VenueResponse(self._venue, response.status, response.headers, body).raise_for_status()
+
+    async def _lines(self, response: aiohttp.ClientResponse, silence: float) -> AsyncGenerator[bytes, None]:
         with _translated_failures(self._venue):
             async for line in read_lines(self._venue, response.content, silence):
                 yield line

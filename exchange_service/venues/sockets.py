@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import aiohttp
 
@@ -36,16 +37,35 @@ class VenueSocket:
         """The next text."""
         try:
             async with asyncio.timeout(self._silence):
-                message = await self._socket.receive()
+                message = await self._next_message()
         except TimeoutError:
             raise VenueTimeout(f"{self._venue} sent nothing for {self._silence:g} seconds.") from None
+        except (aiohttp.ClientError, ConnectionError):
+            raise self._ended() from None
         if message.type is aiohttp.WSMsgType.TEXT:
             return str(message.data)
         if message.type is aiohttp.WSMsgType.BINARY:
             return bytes(message.data).decode(errors="replace")
         if isinstance(message.data, aiohttp.WebSocketError):
             raise VenueMalformed(f"{self._venue} sent a message that is too large, or is not one of a WebSocket.")
+        if isinstance(message.data, TimeoutError):
+            raise VenueTimeout(f"{self._venue} did not answer a ping.")
         raise self._ended()
+
+    async def _next_message(self) -> aiohttp.WSMessage:
+        """What comes next but for pings, which are answered, and pongs."""
+        while (message := await self._socket.receive()).type in (aiohttp.WSMsgType.PING, aiohttp.WSMsgType.PONG):
+            if message.type is aiohttp.WSMsgType.PING:
+                await self._socket.pong(message.data)
+            # Those that have arrived already are read without a pause: others come first.
+            await asyncio.sleep(0)
+        return message
+
+    async def close(self) -> None:
+        """End it from our side. A venue that reads no more is not waited for."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2 * CLOSE_LIMIT):
+                await self._socket.close()
 
     def _ended(self) -> VenueUnavailable:
         return VenueUnavailable(f"{self._venue} ended the connection for its messages.")
@@ -60,11 +80,15 @@ async def read_lines(venue: str, content: aiohttp.StreamReader, silence: float) 
                 chunk = await content.read(_CHUNK)
         except TimeoutError:
             raise VenueTimeout(f"{venue} sent nothing for {silence:g} seconds.") from None
+        except (aiohttp.ClientPayloadError, ConnectionError):
+            chunk = b""
         if not chunk:
             raise VenueUnavailable(f"{venue} ended the connection for its messages.")
         *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) > MESSAGE_LIMIT:
+        if max(map(len, (*lines, rest))) > MESSAGE_LIMIT:
             raise VenueMalformed(f"{venue} sent a line that is too large.")
         for line in lines:
             if line := line.strip():
                 yield line
+        # What has arrived already is read without a pause: others come first.
+        await asyncio.sleep(0)

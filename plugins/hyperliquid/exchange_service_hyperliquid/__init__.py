@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
 from exchange_service.plugin_api import (
     ANSWER_LIMIT,
     Balance,
     Capabilities,
+    Changed,
     CredentialField,
     Environment,
     ExchangeMetadata,
     KeyRights,
     Manifest,
+    PushLimits,
     RateLimit,
     VenueCall,
     hookimpl,
 )
 from exchange_service_hyperliquid.balance import key_rights, read_balance
+from exchange_service_hyperliquid.push import watch_wallet
 
 # In the venue's weights: each of the two states weighs two. The mode weighs twenty and is read once an hour; its
 # share is the other two.
 # witness: vendor: https://hyperliquid.gitbook.io/hyperliquid-docs/for-developers/api/rate-limits
 _LIMITS = (RateLimit("address", 1200, 60, cost=6),)
+# The ten are different addresses, whatever is followed of them and on however many connections.
+# witness: vendor: https://hyperliquid.gitbook.io/hyperliquid-docs/for-developers/api/rate-limits
+_PUSH = PushLimits(accounts=10, connections=10, connects=30, subscriptions=1000, messages=2000)
 
 HYPERLIQUID = ExchangeMetadata(
     id="hyperliquid",
@@ -53,13 +62,22 @@ HYPERLIQUID = ExchangeMetadata(
     account_types=("perpetual", "spot", "vault", "staking"),
     # The types that the venue itself calls the balance. Reading vaults or staking weighs ten times as much.
     default_account_types=("perpetual", "spot"),
-    capabilities=Capabilities(sandbox=True, several_accounts=True, read_without_secret=True),
+    capabilities=Capabilities(sandbox=True, several_accounts=True, push=True, read_without_secret=True),
     environments=(
-        Environment("production", {"api": "https://api.hyperliquid.xyz"}, aliases=("live", "mainnet")),
-        Environment("sandbox", {"api": "https://api.hyperliquid-testnet.xyz"}, aliases=("testnet",)),
+        Environment(
+            "production",
+            {"api": "https://api.hyperliquid.xyz", "push": "wss://api.hyperliquid.xyz/ws"},
+            aliases=("live", "mainnet"),
+        ),
+        Environment(
+            "sandbox",
+            {"api": "https://api.hyperliquid-testnet.xyz", "push": "wss://api.hyperliquid-testnet.xyz/ws"},
+            aliases=("testnet",),
+        ),
     ),
     documentation_url="https://hyperliquid.gitbook.io/hyperliquid-docs/for-developers/api",
     limits=_LIMITS,
+    push=_PUSH,
     public_answer_limit=ANSWER_LIMIT,
     # No credential_url: the only page for keys makes API wallets, whose address must not be stored.
 )
@@ -73,6 +91,13 @@ def exchange_manifest() -> Manifest:
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
     return await read_balance(call)
+
+
+@hookimpl
+async def watch_balance(call: VenueCall) -> AsyncIterator[Balance | Changed]:
+    async with aclosing(watch_wallet(call)) as news:
+        async for item in news:
+            yield item
 
 
 @hookimpl

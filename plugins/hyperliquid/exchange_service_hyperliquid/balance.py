@@ -10,7 +10,7 @@ with its error.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from exchange_service.plugin_api import (
 )
 from exchange_service_hyperliquid import parse
 from exchange_service_hyperliquid.client import HyperliquidClient
+from exchange_service_hyperliquid.last_read import LastRead, last_reads
 
 _AGENT = (
     "The stored address belongs to an API wallet, which holds nothing itself: its main wallet is shown. "
@@ -45,9 +46,22 @@ _CONCURRENT_SUB_ACCOUNTS = 4
 
 
 async def read_balance(call: VenueCall) -> Balance:
-    """The requested accounts of the stored address, with notes and the oldest time that the venue states."""
+    """The requested accounts of the stored address, with notes and the oldest time that the venue states.
+
+    What was read is left for `push.watch_wallet`, which replaces the parts that the venue pushes.
+    """
     client = HyperliquidClient(call)
+    began = asyncio.get_running_loop().time()
     wallets, notes = await _wallets(client)
+    if client.unpushed is None:
+        assert wallets[0].answers is not None
+        reads = await last_reads(call)
+        reads.leave(LastRead(wallets[0].answers, notes, began))
+    return await make_balance(client, wallets, notes)
+
+
+async def make_balance(client: HyperliquidClient, wallets: Sequence[parse.Wallet], notes: tuple[str, ...]) -> Balance:
+    """The balance of these wallets, with further notes. Raises FeatureNotEnabled if they lack what was requested."""
     # An account without a type could not be read, so its type is not known.
     accounts = tuple(
         account for wallet in wallets for account in wallet.accounts if not account.type or client.wants(account.type)
@@ -57,7 +71,7 @@ async def read_balance(call: VenueCall) -> Balance:
             raise FeatureNotEnabled(_ALL_ON_SPOT)
         notes = (*notes, _ALL_ON_SPOT)
     summary, more = await client.compute(parse.overall_summary, accounts)
-    if call.account.account_type == ALL_ACCOUNT_TYPES:
+    if client.account_type == ALL_ACCOUNT_TYPES:
         more = (*more, *_left_out(client))
     notes = (*notes, *(note for wallet in wallets for note in wallet.notes), *more)
     times = [time for wallet in wallets for time in wallet.venue_times]
@@ -139,14 +153,13 @@ async def _wallet(client: HyperliquidClient, address: str, name: str = "") -> pa
     unread = tuple(dex for dex in dexs if isinstance(dex, VenueAccount))
     if isinstance(main, VenueMalformed):
         unread = (VenueAccount(id=address, type="perpetual", sub_account=name, error=main), *unread)
-    if isinstance(spot, VenueMalformed):
-        if isinstance(main, VenueMalformed) or mode in parse.UNIFIED_MODES:
-            raise spot
-        return await client.compute(parse.wallet_without_spot, address, spot, perps, name=name, unread=unread)
-    if parse.contradicts(mode, spot):
+    if isinstance(spot, VenueMalformed) and (isinstance(main, VenueMalformed) or mode in parse.UNIFIED_MODES):
+        raise spot
+    answers = parse.WalletAnswers(address, mode, spot, tuple(perps), unread, name)
+    if answers.is_contradictory:
         # Nearly always the wallet has changed its mode since it was read. With the old mode money may count twice.
-        mode = await client.reread_mode(address)
-    return await client.compute(parse.wallet, address, mode, spot, perps, name=name, unread=unread)
+        answers = replace(answers, mode=await client.reread_mode(address))
+    return await client.compute(answers.wallet)
 
 
 async def _or_malformed(read: Coroutine[Any, Any, Any]) -> Any:

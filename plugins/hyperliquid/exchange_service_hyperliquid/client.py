@@ -44,6 +44,11 @@ _UNREADABLE = 422
 _REJECTED = frozenset({400, 401, 404, 405, 415})
 # Account types that the stored metadata can add to the default, and the name of each there.
 _ADDED_TYPES = {"vault": "vaults", "staking": "staking"}
+# What the venue does not push, or, for sub-accounts, what would use up the addresses that it pushes.
+_POLLED_TYPES = "Hyperliquid pushes neither vaults nor staking, so an account that shows them is polled."
+_POLLED_SUB_ACCOUNTS = (
+    "Hyperliquid pushes ten addresses and each sub-account is one, so an account that shows its sub-accounts is polled."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ class HyperliquidClient:
         self.dexs = _dex_names(metadata.get("dexs", ""))
         self.with_sub_accounts: bool = metadata.get("sub_accounts", False)
         self._added_types = [account_type for account_type, word in _ADDED_TYPES.items() if metadata.get(word)]
+        self.account_type = call.account.account_type
         self._call = call
         self.compute = call.compute
         self._url = call.url() + "/info"
@@ -83,8 +89,15 @@ class HyperliquidClient:
     def wants(self, account_type: str) -> bool:
         """Whether accounts of this type are read: the requested types, or, if the call names none, the default and the
         types that the stored metadata add."""
-        added = not self._call.account.account_type and account_type in self._added_types
+        added = not self.account_type and account_type in self._added_types
         return added or self._call.wants(account_type)
+
+    @property
+    def unpushed(self) -> str | None:
+        """Why the account cannot be pushed, a sentence; None if the venue pushes everything that the account shows."""
+        if self.with_sub_accounts:
+            return _POLLED_SUB_ACCOUNTS
+        return _POLLED_TYPES if self.wants("vault") or self.wants("staking") else None
 
     def needless_secrets(self) -> tuple[str, ...]:
         """A sentence for each stored secret that is not needed."""

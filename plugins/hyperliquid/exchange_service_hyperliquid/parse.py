@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -170,10 +170,44 @@ class SubAccount:
 
 
 @dataclass(frozen=True, slots=True)
+class WalletAnswers:
+    """All that the venue has answered of one address: its mode and its states, in the order in which they are shown.
+
+    `spot` may be the error of an answer with another shape; `unread` are the dexs that could not be read.
+    """
+
+    address: str
+    mode: str
+    spot: SpotState | VenueError
+    perps: tuple[PerpState, ...]
+    unread: tuple[VenueAccount, ...] = ()
+    name: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every part could be read."""
+        return isinstance(self.spot, SpotState) and not self.unread
+
+    @property
+    def is_contradictory(self) -> bool:
+        """Whether the spot state is one that a wallet of this mode does not get."""
+        return isinstance(self.spot, SpotState) and contradicts(self.mode, self.spot)
+
+    def wallet(self) -> Wallet:
+        """What the address holds, by these answers."""
+        if isinstance(self.spot, SpotState):
+            made = wallet(self.address, self.mode, self.spot, self.perps, name=self.name, unread=self.unread)
+        else:
+            made = wallet_without_spot(self.address, self.spot, self.perps, name=self.name, unread=self.unread)
+        return replace(made, answers=self)
+
+
+@dataclass(frozen=True, slots=True)
 class Wallet:
     """The accounts of one address, notes on them, and the times that the venue states.
 
     `is_empty`: nothing is shown to be held, except in escrow. `is_unified`: perpetuals have no account of their own.
+    `answers` is what it was made of; None for what is not a wallet of its own, such as vaults.
     """
 
     accounts: tuple[VenueAccount, ...]
@@ -182,6 +216,7 @@ class Wallet:
     is_empty: bool = False
     is_unified: bool = False
     has_escrows: bool = False
+    answers: WalletAnswers | None = None
 
 
 def mode(payload: Any) -> str:

@@ -1,10 +1,13 @@
-"""A simulator of Hyperliquid: the answers of POST /info. It shares no code with the client."""
+"""A simulator of Hyperliquid: the answers of POST /info, and its socket. It shares no code with the client."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import json
 import random
 import string
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -13,6 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from exchange_service.testing import DemoVenue, Fault, json_object, show_situation
+from exchange_service.testing.push import PushClient
 
 _TIME = 1764000000123
 # What the venue answers instead of a state, by status.
@@ -27,6 +31,44 @@ _REFUSALS: dict[int, str] = {
     # witness: unproven: looked for in the vendor's pages and in issues of its clients
     429: "null",
 }
+# What the venue says on the channel `error`. The last four quote a subscription or a request as JSON.
+_PUSH_ERRORS = {
+    # witness: report: nktkas/hyperliquid#78
+    "users": "Cannot track more than 10 total users.",
+    "subscriptions": "Cannot subscribe to more than 1000 channels.",
+    "messages": "Cannot send more than 2000 messages per minute.",
+    # witness: report: https://github.com/nktkas/hyperliquid/blob/main/src/transport/websocket/_dispatcher.ts
+    "twice": "Already subscribed: ",
+    "never": "Already unsubscribed: ",
+    # witness: report: https://github.com/JKorf/HyperLiquid.Net
+    "invalid": "Invalid subscription ",
+    # witness: report: https://github.com/ccxt/ccxt/blob/master/python/ccxt/pro/hyperliquid.py
+    "request": "Error parsing JSON into valid websocket request: ",
+}
+# By type of request; every other one weighs 20. In a minute, for one network address, the reads may weigh 1200.
+# witness: vendor: https://hyperliquid.gitbook.io/hyperliquid-docs/for-developers/api/rate-limits
+_WEIGHTS = {"clearinghouseState": 2, "spotClearinghouseState": 2, "userRole": 60}
+_MOST_WEIGHT, _OTHER_WEIGHT = 1200, 20
+_MOST_CONNECTIONS, _MOST_CONNECTS = 10, 30
+_MOST_USERS, _MOST_SUBSCRIPTIONS, _MOST_MESSAGES = 10, 1000, 2000
+_MINUTE = 60.0
+
+
+class _Minute:
+    """How much there was in the last minute."""
+
+    def __init__(self) -> None:
+        self._entries: deque[tuple[float, int]] = deque()
+        self._sum = 0
+
+    def add(self, amount: int = 1) -> int:
+        """Count this, and return all of the last minute."""
+        now = asyncio.get_running_loop().time()
+        while self._entries and self._entries[0][0] <= now - _MINUTE:
+            self._sum -= self._entries.popleft()[1]
+        self._entries.append((now, amount))
+        self._sum += amount
+        return self._sum
 
 
 @dataclass(slots=True)
@@ -149,6 +191,15 @@ class HyperliquidSimulator(DemoVenue):
         # The collateral token's number by builder dex, and the tokens' codes by number.
         self.dexs: dict[str, int] = {"xyz": 0, "flx": 360}
         self.tokens: dict[int, str] = {0: "USDC", 150: "HYPE", 197: "UBTC", 360: "USDH"}
+        # The weight of all reads so far; what was refused because it was too much; and whether the limits hold.
+        self.weight = 0
+        self.refused = 0
+        self.limited = True
+        # How many addresses another program at our network address follows: they count among the venue's ten.
+        self.users_of_others = 0
+        # Seconds after which a connection is closed on which nothing comes in.
+        self.idle_limit = 60.0
+        self._reads, self._connects, self._messages = _Minute(), _Minute(), _Minute()
         self._random = random.Random(6)
 
     def add_wallet(self, address: str, wallet: SimulatedWallet | None = None) -> SimulatedWallet:
@@ -166,7 +217,26 @@ class HyperliquidSimulator(DemoVenue):
         return [body for body in bodies if body.get("type") == type]
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.post("/info", self._info)]
+        return [web.post("/info", self._info), web.get("/ws", self._socket)]
+
+    def lift_limits(self) -> None:
+        self.limited = False
+
+    def announce(self, address: str) -> None:
+        """Push the states of an address, as the venue does when they have changed."""
+        self.announce_perpetuals(address)
+        self._publish(("spotState", address.lower(), ""))
+
+    def announce_perpetuals(self, address: str) -> None:
+        """Push the states of an address on each dex."""
+        for state in self.wallets[address.lower()].perps.values():
+            state.time += 1
+        for dex in ("", *self.dexs):
+            self._publish(("clearinghouseState", address.lower(), dex))
+
+    def followed(self) -> set[str]:
+        """The addresses that are followed on any connection."""
+        return {topic[1] for client in self.push.clients for topic in client.topics if isinstance(topic, tuple)}
 
     def account_of(self, request: web.Request, body: bytes) -> str:
         user = json_object(body).get("user", "")
@@ -177,6 +247,8 @@ class HyperliquidSimulator(DemoVenue):
             return _refusal(415)
         body = json_object(await request.read())
         wanted = body.get("type")
+        if self._weighs_too_much(wanted):
+            return self._too_much()
         if wanted in ("perpDexs", "meta", "spotMeta"):
             return web.json_response(self._market(wanted, body.get("dex", "")))
         answer = _ANSWERS.get(wanted) if isinstance(wanted, str) else None
@@ -188,6 +260,98 @@ class HyperliquidSimulator(DemoVenue):
         if wanted == "clearinghouseState" and body.get("dex", "") not in ("", *self.dexs):
             return _refusal(500)
         return web.json_response(answer(self, wallet, body))
+
+    def _weighs_too_much(self, wanted: Any) -> bool:
+        weight = _WEIGHTS.get(wanted, _OTHER_WEIGHT) if isinstance(wanted, str) else 0
+        self.weight += weight
+        return self._reads.add(weight) > _MOST_WEIGHT and self.limited
+
+    def _too_much(self) -> web.Response:
+        self.refused += 1
+        return _refusal(429)
+
+    async def _socket(self, request: web.Request) -> web.StreamResponse:
+        crowded = len(self.push.clients) >= _MOST_CONNECTIONS or self._connects.add() > _MOST_CONNECTS
+        if crowded and self.limited:
+            return self._too_much()
+        opened: list[PushClient] = []
+
+        def greet(client: PushClient) -> None:
+            opened.append(client)
+            client.send("Websocket connection established.")
+            self._note_life(client)
+
+        try:
+            return await self.push.serve(request, self._answer, greet=greet)
+        finally:
+            for client in opened:
+                client.notes["idle"].cancel()
+
+    def _note_life(self, client: PushClient) -> None:
+        """Close the connection if nothing comes in for too long."""
+        if "idle" in client.notes:
+            client.notes["idle"].cancel()
+        client.notes["idle"] = asyncio.get_running_loop().call_later(self.idle_limit, client.drop)
+
+    def _answer(self, client: PushClient, message: Any) -> None:
+        self._note_life(client)
+        method = message.get("method") if isinstance(message, dict) else None
+        if self._messages.add() > _MOST_MESSAGES and self.limited:
+            self._refuse_push(client, "messages")
+        elif method == "ping":
+            client.send({"channel": "pong"})
+        elif method in ("subscribe", "unsubscribe"):
+            follow = self._subscribe if method == "subscribe" else self._unsubscribe
+            follow(client, message.get("subscription"))
+        else:
+            client.send(_push_error("request", message))
+
+    def _refuse_push(self, client: PushClient, what: str) -> None:
+        self.refused += 1
+        client.send(_push_error(what))
+
+    def _subscribe(self, client: PushClient, subscription: Any) -> None:
+        topic = self._topic(subscription)
+        if topic is None:
+            client.send(_push_error("invalid", subscription))
+        elif topic in client.topics:
+            client.send(_push_error("twice", subscription))
+        elif self.limited and len(self.followed() | {topic[1]}) + self.users_of_others > _MOST_USERS:
+            self._refuse_push(client, "users")
+        elif self.limited and sum(len(one.topics) for one in self.push.clients) >= _MOST_SUBSCRIPTIONS:
+            self._refuse_push(client, "subscriptions")
+        else:
+            client.topics.add(topic)
+            client.send(_acknowledgement("subscribe", topic))
+            client.send(self._pushed(topic))
+
+    def _unsubscribe(self, client: PushClient, subscription: Any) -> None:
+        topic = self._topic(subscription)
+        if topic is None or topic not in client.topics:
+            client.send(_push_error("never", subscription))
+            return
+        client.topics.discard(topic)
+        client.send(_acknowledgement("unsubscribe", topic))
+
+    def _topic(self, subscription: Any) -> tuple[str, str, str] | None:
+        if not isinstance(subscription, dict) or not _is_address(subscription.get("user")):
+            return None
+        kind, address, dex = subscription.get("type"), subscription["user"].lower(), subscription.get("dex", "")
+        if kind == "spotState":
+            return "spotState", address, ""
+        known = kind == "clearinghouseState" and dex in ("", *self.dexs)
+        return ("clearinghouseState", address, str(dex)) if known else None
+
+    def _publish(self, topic: tuple[str, str, str]) -> None:
+        self.push.publish(topic, self._pushed(topic))
+
+    def _pushed(self, topic: tuple[str, str, str]) -> Any:
+        kind, address, dex = topic
+        wallet = self.wallets.get(address, _UNKNOWN)
+        if kind == "spotState":
+            return {"channel": kind, "data": {"user": address, kind: _spot_state(wallet)}}
+        state = _clearinghouse_state(wallet.perps.get(dex, SimulatedPerps()))
+        return {"channel": kind, "data": {"dex": dex, "user": address, kind: state}}
 
     def _market(self, wanted: str, dex: str) -> Any:
         if wanted == "perpDexs":
@@ -266,10 +430,11 @@ class HyperliquidSimulator(DemoVenue):
         return {"extra_metadata": {"wallet_address": address}}
 
     def move(self) -> None:
-        for wallet in self.wallets.values():
+        for address, wallet in self.wallets.items():
             if wallet.moving:
                 for position in (position for perps in wallet.perps.values() for position in perps.positions):
                     position.mark += position.entry * Decimal(self._random.randint(-40, 42)).scaleb(-5)
+                self.announce(address)
 
 
 _DEPLOYER = "0x88806a71d74ad0a510b350545c9ae490912f0888"
@@ -291,6 +456,18 @@ def _is_address(value: Any) -> bool:
 
 def _refusal(status: int) -> web.Response:
     return web.Response(status=status, text=_REFUSALS[status])
+
+
+def _push_error(name: str, *quoted: Any) -> Any:
+    return {"channel": "error", "data": _PUSH_ERRORS[name] + "".join(json.dumps(one) for one in quoted)}
+
+
+def _acknowledgement(method: str, topic: tuple[str, str, str]) -> Any:
+    """As at the venue, a subscription comes back with the members that it left out."""
+    kind, address, dex = topic
+    more = {"ignorePortfolioMargin": False} if kind == "spotState" else {"dex": dex}
+    subscription = {"type": kind, "user": address, **more}
+    return {"channel": "subscriptionResponse", "data": {"method": method, "subscription": subscription}}
 
 
 def _stored_answer(answer: Any) -> web.Response:

@@ -36,7 +36,7 @@ def test_it_has_the_values_that_the_application_shows() -> None:
 def test_an_environment_is_found_by_its_name_and_by_the_venues_name(word: str, address: str) -> None:
     environment = HYPERLIQUID.environment(word)
     assert isinstance(environment, Environment)
-    assert environment.urls == {"api": address}
+    assert environment.urls == {"api": address, "push": address.replace("https:", "wss:") + "/ws"}
 
 
 def test_it_states_that_a_read_needs_no_secret() -> None:
@@ -51,6 +51,6 @@ def test_a_form_forces_nothing_but_the_wallet_address() -> None:
 def test_it_reads_several_accounts_and_extras_only_on_request() -> None:
     assert HYPERLIQUID.capabilities.balance
     assert HYPERLIQUID.capabilities.several_accounts
-    assert not HYPERLIQUID.capabilities.push
+    assert HYPERLIQUID.capabilities.push
     assert HYPERLIQUID.account_types == ("perpetual", "spot", "vault", "staking")
     assert HYPERLIQUID.default_account_types == ("perpetual", "spot")

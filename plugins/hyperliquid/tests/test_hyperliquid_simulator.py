@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import aiohttp
 import pytest
@@ -22,6 +23,30 @@ from exchange_service.testing import venue_call
 from exchange_service.testing.venue import TROUBLES
 
 ADDRESS = "0x8c967e73e6b15087c42a10d344cff4c96d877f1d"
+
+
+Simulator = HyperliquidSimulator
+Opener = Callable[..., Awaitable[aiohttp.ClientWebSocketResponse]]
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[HyperliquidSimulator]:
+    async with HyperliquidSimulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+async def opened(simulator: HyperliquidSimulator) -> AsyncIterator[Opener]:
+    """Opens a connection, whose greeting is read if it is `greeted`."""
+    async with aiohttp.ClientSession() as session:
+
+        async def open_one(*, greeted: bool = False) -> aiohttp.ClientWebSocketResponse:
+            socket = await session.ws_connect(simulator.url + "/ws")
+            if greeted:
+                await socket.receive_str(timeout=5.0)
+            return socket
+
+        yield open_one
 
 
 async def post(simulator: HyperliquidSimulator, body: bytes, content_type: str = "application/json") -> tuple[int, str]:
@@ -172,3 +197,110 @@ async def test_the_stale_wallet_answers_once() -> None:
             assert (await fetch_balance(call)).summary is not None
             with pytest.raises(VenueUnavailable):
                 await fetch_balance(call)
+
+
+async def test_reads_that_weigh_too_much_in_a_minute_are_refused() -> None:
+    async with HyperliquidSimulator() as simulator:
+        simulator.add_wallet(ADDRESS)
+        role = f'{{"type": "userRole", "user": "{ADDRESS}"}}'.encode()
+        state = f'{{"type": "spotClearinghouseState", "user": "{ADDRESS}"}}'.encode()
+        assert {(await post(simulator, role))[0] for _ in range(20)} == {200}
+        assert simulator.weight == 1200
+        assert await post(simulator, state) == (429, "null")
+        simulator.lift_limits()
+        assert (await post(simulator, state))[0] == 200
+
+
+class TestSocket:
+    """The socket answers as Hyperliquid's does."""
+
+    SPOT: ClassVar[dict[str, Any]] = {"type": "spotState", "user": ADDRESS}
+
+    async def ask(self, socket: aiohttp.ClientWebSocketResponse, method: str, subscription: Any = None) -> Any:
+        """What the venue answers."""
+        await socket.send_json({"method": method, **({"subscription": subscription} if subscription else {})})
+        return await socket.receive_json(timeout=5.0)
+
+    async def test_it_greets_in_plain_text_and_answers_pings(self, opened: Opener, simulator: Simulator) -> None:
+        socket = await opened()
+        assert await socket.receive_str(timeout=5.0) == "Websocket connection established."
+        assert await self.ask(socket, "ping") == {"channel": "pong"}
+
+    async def test_a_subscription_is_acknowledged_and_the_present_state_follows(
+        self, opened: Opener, simulator: Simulator
+    ) -> None:
+        simulator.add_wallet(ADDRESS, SimulatedWallet(spot=[("USDC", 0, "7.5", "0.0")]))
+        socket = await opened(greeted=True)
+        acknowledged = await self.ask(socket, "subscribe", {"type": "spotState", "user": "0x" + ADDRESS[2:].upper()})
+        assert acknowledged["channel"] == "subscriptionResponse"
+        assert acknowledged["data"]["subscription"]["user"] == ADDRESS
+        state = await socket.receive_json(timeout=5.0)
+        assert (state["channel"], state["data"]["user"]) == ("spotState", ADDRESS)
+        assert [row["total"] for row in state["data"]["spotState"]["balances"]] == ["7.5"]
+        again = await self.ask(socket, "subscribe", self.SPOT)
+        assert again["channel"] == "error"
+        assert again["data"].startswith("Already subscribed: {")
+        assert (await self.ask(socket, "unsubscribe", self.SPOT))["data"]["method"] == "unsubscribe"
+        assert (await self.ask(socket, "unsubscribe", self.SPOT))["data"].startswith("Already unsubscribed: {")
+
+    @pytest.mark.parametrize(
+        "subscription",
+        [
+            {"type": "spotState"},
+            {"type": "spotState", "user": "0x12"},
+            {"type": "clearinghouseState", "user": ADDRESS, "dex": "gone"},
+            {"type": "nonsense", "user": ADDRESS},
+            [7],
+        ],
+    )
+    async def test_an_invalid_subscription_is_quoted(
+        self, subscription: Any, opened: Opener, simulator: Simulator
+    ) -> None:
+        answer = await self.ask(await opened(greeted=True), "subscribe", subscription)
+        assert answer == {"channel": "error", "data": f"Invalid subscription {json.dumps(subscription)}"}
+
+    async def test_it_pushes_ten_addresses_on_all_connections_together(
+        self, opened: Opener, simulator: Simulator
+    ) -> None:
+        first, second = await opened(greeted=True), await opened(greeted=True)
+        for number in range(10):
+            socket = (first, second)[number % 2]
+            await self.ask(socket, "subscribe", {"type": "spotState", "user": f"0x{number:040x}"})
+            await socket.receive_json(timeout=5.0)
+        assert len(simulator.followed()) == 10
+        full = {"channel": "error", "data": "Cannot track more than 10 total users."}
+        assert await self.ask(first, "subscribe", self.SPOT) == full
+        # Another state of a known address does not count.
+        dex = {"type": "clearinghouseState", "user": f"0x{1:040x}", "dex": "xyz"}
+        assert (await self.ask(first, "subscribe", dex))["channel"] == "subscriptionResponse"
+        simulator.lift_limits()
+        await first.receive_json(timeout=5.0)
+        assert (await self.ask(first, "subscribe", self.SPOT))["channel"] == "subscriptionResponse"
+
+    async def test_it_keeps_to_its_limits_of_subscriptions_and_messages(
+        self, opened: Opener, simulator: Simulator
+    ) -> None:
+        simulator.dexs = {f"dex{number}": 0 for number in range(1000)}
+        socket = await opened(greeted=True)
+        for dex in simulator.dexs:
+            await socket.send_json(
+                {"method": "subscribe", "subscription": {"type": "clearinghouseState", "user": ADDRESS, "dex": dex}}
+            )
+        for _ in range(2000):
+            await socket.receive(timeout=5.0)
+        assert (await self.ask(socket, "subscribe", self.SPOT))["data"].startswith("Cannot subscribe to more than 1000")
+        for _ in range(999):
+            await socket.send_json({"method": "ping"})
+            await socket.receive(timeout=5.0)
+        assert (await self.ask(socket, "ping"))["data"].startswith("Cannot send more than 2000 messages")
+
+    async def test_the_eleventh_connection_is_refused(self, opened: Opener, simulator: Simulator) -> None:
+        sockets = [await opened(greeted=True) for _ in range(10)]
+        with pytest.raises(aiohttp.WSServerHandshakeError):
+            await opened()
+        assert not any(socket.closed for socket in sockets)
+
+    async def test_a_connection_without_a_word_is_closed(self, opened: Opener, simulator: Simulator) -> None:
+        simulator.idle_limit = 0.1
+        socket = await opened(greeted=True)
+        assert (await socket.receive(timeout=5.0)).type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
 from exchange_service.plugin_api import (
     ANSWER_LIMIT,
     Balance,
     Capabilities,
+    Changed,
     CredentialField,
     Environment,
     ExchangeMetadata,
     KeyRights,
     Manifest,
+    PushLimits,
     RateLimit,
     VenueCall,
     hookimpl,
 )
 from exchange_service_lighter.balance import key_rights, read_balance
+from exchange_service_lighter.push import watch
 
 # The limit without a token. One request reads all accounts of a wallet.
 # witness: vendor: https://apidocs.lighter.xyz/docs/rate-limits
 _LIMITS = (RateLimit("address", 60, 60),)
+# Two subscriptions follow one account of a wallet, so a connection carries 250 of them. Messages and those that are not
+# acknowledged count for the network address. The accounts are fewer than the 5,000 subscriptions of an address allow,
+# because a wallet may have several.
+# witness: report: https://docs.rs/crate/df-lighter-core/latest/source/src/live/session/limits.rs
+_PUSH_LIMITS = PushLimits(
+    accounts=1000, connections=255, connects=80, subscriptions=500, messages=200, unacknowledged=50
+)
 
 LIGHTER = ExchangeMetadata(
     id="lighter",
@@ -65,22 +78,33 @@ LIGHTER = ExchangeMetadata(
         ),
     ),
     account_types=("perpetual", "spot", "pool"),
-    capabilities=Capabilities(sandbox=True, several_accounts=True, read_without_secret=True),
+    capabilities=Capabilities(push=True, sandbox=True, several_accounts=True, read_without_secret=True),
     environments=(
         Environment(
             "production",
-            {"api": "https://mainnet.zklighter.elliot.ai", "robinhood": "https://api.rh.lighter.xyz"},
+            {
+                "api": "https://mainnet.zklighter.elliot.ai",
+                "push": "wss://mainnet.zklighter.elliot.ai/stream",
+                "robinhood": "https://api.rh.lighter.xyz",
+                "robinhood push": "wss://api.rh.lighter.xyz/stream",
+            },
             aliases=("live", "mainnet"),
         ),
         Environment(
             "sandbox",
-            {"api": "https://testnet.zklighter.elliot.ai", "robinhood": "https://api.rh-testnet.lighter.xyz"},
+            {
+                "api": "https://testnet.zklighter.elliot.ai",
+                "push": "wss://testnet.zklighter.elliot.ai/stream",
+                "robinhood": "https://api.rh-testnet.lighter.xyz",
+                "robinhood push": "wss://api.rh-testnet.lighter.xyz/stream",
+            },
             aliases=("testnet",),
         ),
     ),
     documentation_url="https://apidocs.lighter.xyz",
     credential_url="https://app.lighter.xyz/apikeys",
     limits=_LIMITS,
+    push=_PUSH_LIMITS,
     public_answer_limit=ANSWER_LIMIT,
 )
 
@@ -93,6 +117,13 @@ def exchange_manifest() -> Manifest:
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
     return await read_balance(call)
+
+
+@hookimpl
+async def watch_balance(call: VenueCall) -> AsyncIterator[Balance | Changed]:
+    async with aclosing(watch(call)) as items:
+        async for item in items:
+            yield item
 
 
 @hookimpl

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import asyncio
 
 from exchange_service.plugin_api import Balance, KeyRights, VenueCall
-from exchange_service_lighter import parse
 from exchange_service_lighter.client import LighterClient
+from exchange_service_lighter.last_read import FoundAccounts, last_read
 
 
 async def read_balance(call: VenueCall) -> Balance:
     """The accounts with Lighter's summary, and with notes on the stored token."""
     client = LighterClient(call)
-    balance = await call.compute(parse.balance, await client.accounts(), client.usual_collateral)
-    return replace(balance, notes=(*client.notes, *balance.notes))
+    kept, begun = await last_read(call), asyncio.get_running_loop().time()
+    accounts = await client.accounts()
+    reading = FoundAccounts(tuple(accounts), client.usual_collateral, client.notes, begun)
+    balance = await call.compute(reading.balance, accounts)
+    kept.put(reading)
+    return balance
 
 
 def key_rights(call: VenueCall) -> KeyRights:

@@ -28,9 +28,12 @@ from exchange_service.plugin_api import (
 from exchange_service_lighter import parse
 from exchange_service_lighter.tokens import Token, is_address, token
 
-# By stored deployment: the name of its address in the listing, and the collateral of its perpetuals.
+# By stored deployment: the names of its addresses in the listing, and the collateral of its perpetuals.
 # witness: report: https://docs.rs/crate/df-lighter-core/latest/source/src/account/holdings/account.rs
-_DEPLOYMENTS: Mapping[str, tuple[str, str]] = {"lighter": ("api", "USDC"), "robinhood": ("robinhood", "USDG")}
+_DEPLOYMENTS: Mapping[str, tuple[str, str, str]] = {
+    "lighter": ("api", "push", "USDC"),
+    "robinhood": ("robinhood", "robinhood push", "USDG"),
+}
 _WALLET_KEYS = frozenset({"wallet_address", "l1_address", "user"})
 # Lighter's own numbers of sub-accounts lie just above 2^48.
 _LARGEST_INDEX = 2**53
@@ -43,8 +46,8 @@ _REFUSAL_AGE = 600.0
 _SUCCESS = 200
 # Which error each of Lighter's codes is.
 _BY_CODE: Mapping[int, type[VenueError]] = {
-    20001: RequestRefused,  # witness: unproven: looked for in the vendor's pages, its SDK and CCXT
-    20558: RegionRestricted,  # witness: unproven: looked for in the vendor's pages, its SDK and CCXT
+    20001: RequestRefused,  # witness: report: lev7finance/lighter-ts docs/verified-facts.md
+    20558: RegionRestricted,  # witness: test data: lev7finance/lighter-ts test/fixtures/ws/handshake.json
     21100: AccountUnknown,  # witness: report: elliottech/lighter-python#132
     # witness: report: JKorf/Lighter.Net Lighter.Net/LighterErrors.cs
     21102: CredentialRejected,
@@ -88,7 +91,9 @@ class LighterClient:
                 advice="Store one of them.",
             )
         self.address = wallet_address(call.credential) if has_address else ""
-        address_name, self.usual_collateral = _deployment(metadata)
+        address_name, push_name, self.usual_collateral = _deployment(metadata)
+        # Read-only: it is also open to regions where Lighter takes no orders.
+        self.push_url = call.url(push_name) + "?readonly=true"
         self.notes: tuple[str, ...] = (_expiry_note(self.token),) if self.token and self.token.has_expired() else ()
         self._call = call
         self._url = call.url(address_name) + "/api/v1/account"
@@ -204,7 +209,7 @@ def _index(metadata: Mapping[str, Any]) -> int | None:
     return index
 
 
-def _deployment(metadata: Mapping[str, Any]) -> tuple[str, str]:
+def _deployment(metadata: Mapping[str, Any]) -> tuple[str, str, str]:
     name = metadata.get("deployment", "lighter").lower()
     if name not in _DEPLOYMENTS:
         raise CredentialInvalid("extra_metadata.deployment should be robinhood or lighter, or be left out.")

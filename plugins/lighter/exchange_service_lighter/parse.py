@@ -40,11 +40,11 @@ _POOLS = frozenset(
     }
 )
 # The number of the collateral of perpetuals in every deployment. Its symbol differs.
-_COLLATERAL_ASSET = 3
+COLLATERAL_ASSET = 3
 # The symbols of assets by number, for amounts that name only the number.
 # witness: vendor: https://apidocs.lighter.xyz/docs/evm-interop-tokens-transfers
 _SYMBOLS: dict[int, str] = {1: "ETH", 2: "LIT"}
-_CROSS_MARGIN = 0
+CROSS_MARGIN = 0
 # The pool in which LIT is staked has its amounts in LIT. All other known pools have them in the collateral.
 # witness: test data: public portfolio tracker, tests of its Lighter account parser (the index names no repository)
 _ASSETS_OF_POOLS: dict[int, str] = {281474976624800: "LIT"}
@@ -145,7 +145,7 @@ def page(payload: Any) -> Page:
     entries = [as_object(entry, "accounts[]") for entry in as_list(found.get("accounts"), "accounts")]
     return Page(
         accounts=tuple(_account(entry) for entry in entries),
-        total=_integer(found, "total", "the answer", default=0),
+        total=integer(found, "total", "the answer", default=0),
         next_cursor=text(found, "next_cursor", "the answer", required=False),
     )
 
@@ -179,13 +179,13 @@ def balance(found: Sequence[Account], usual_collateral: str) -> Balance:
 
 
 def _account(entry: Any) -> Account:
-    index = _integer(entry, "index", "accounts[]")
+    index = integer(entry, "index", "accounts[]")
     address = text(entry, "l1_address", "accounts[]", required=False).lower()
     try:
-        code = _integer(entry, "code", "accounts[]", default=0)
+        code = integer(entry, "code", "accounts[]", default=0)
         if code != 0:
             raise VenueUnavailable(f"Lighter could not read this account (code {code}).")
-        return _read_account(entry, index, address)
+        return read_account(entry, index, address)
     except VenueError as error:
         return UnreadAccount(index, address, error)
 
@@ -195,10 +195,11 @@ def _of_unknown_kind(account: ReadAccount) -> UnreadAccount:
     return UnreadAccount(account.index, account.l1_address, error)
 
 
-def _read_account(entry: Any, index: int, address: str) -> ReadAccount:
-    if entry.get("account_index") is not None and _integer(entry, "account_index", "accounts[]") != index:
+def read_account(entry: Any, index: int, address: str) -> ReadAccount:
+    """The account of an entry without an error of its own. Raises VenueMalformed."""
+    if entry.get("account_index") is not None and integer(entry, "account_index", "accounts[]") != index:
         raise VenueMalformed("Lighter states two numbers for an account.")
-    mode = _integer(entry, "account_trading_mode", "accounts[]", default=CLASSIC)
+    mode = integer(entry, "account_trading_mode", "accounts[]", default=CLASSIC)
     positions = _entries(entry, "positions", "market_id")
     assets = _entries(entry, "assets", "asset_id")
     collateral = _collateral(required_amount(entry, "collateral", "accounts[]"), assets, mode)
@@ -207,10 +208,10 @@ def _read_account(entry: Any, index: int, address: str) -> ReadAccount:
     return ReadAccount(
         index=index,
         l1_address=address,
-        kind=_integer(entry, "account_type", "accounts[]"),
+        kind=integer(entry, "account_type", "accounts[]"),
         mode=mode,
         name=text(entry, "name", "accounts[]", required=False),
-        collateral_symbol=next((_symbol(asset) for asset in assets if asset["asset_id"] == _COLLATERAL_ASSET), ""),
+        collateral_symbol=next((_symbol(asset) for asset in assets if asset["asset_id"] == COLLATERAL_ASSET), ""),
         collateral=collateral,
         equity=equity,
         available=available,
@@ -219,7 +220,7 @@ def _read_account(entry: Any, index: int, address: str) -> ReadAccount:
         open_positions=sum(1 for position in positions if _is_open(position)),
         spot=_spot_rows(assets),
         margins=tuple(_margin_row(asset) for asset in assets if _is_other_margin(asset)),
-        shares=_shares(entry),
+        shares=pool_shares(entry),
         unlocks=_unlocks(entry, {asset["asset_id"]: _symbol(asset) for asset in assets}),
     )
 
@@ -228,9 +229,7 @@ def _collateral(stated: Decimal, assets: Sequence[Any], mode: int) -> Decimal:
     """The collateral. In unified mode it may be stated only as the asset's margin."""
     if stated or mode != UNIFIED:
         return stated
-    margins = [
-        amount(asset, "margin_balance", "assets[]") for asset in assets if asset["asset_id"] == _COLLATERAL_ASSET
-    ]
+    margins = [amount(asset, "margin_balance", "assets[]") for asset in assets if asset["asset_id"] == COLLATERAL_ASSET]
     return next((margin for margin in margins if margin), stated)
 
 
@@ -250,9 +249,9 @@ def _margin_used(entry: Any, positions: Sequence[Any], equity: Decimal, availabl
 
 def _isolated_margin(position: Any) -> Decimal | None:
     """The margin of an isolated position, None if not stated; zero for a position on cross margin or a closed one."""
-    mode = _integer(position, "margin_mode", "positions[]", default=_CROSS_MARGIN)
+    mode = integer(position, "margin_mode", "positions[]", default=CROSS_MARGIN)
     own = amount(position, "allocated_margin", "positions[]")
-    return own if mode != _CROSS_MARGIN and _is_open(position) else Decimal(0)
+    return own if mode != CROSS_MARGIN and _is_open(position) else Decimal(0)
 
 
 def _unrealised_pnl(positions: Sequence[Any], equity: Decimal, collateral: Decimal, mode: int) -> Decimal | None:
@@ -300,14 +299,14 @@ def _margin_row(asset: Any) -> AssetBalance:
 
 
 def _is_other_margin(asset: Any) -> bool:
-    return bool(amount(asset, "margin_balance", "assets[]")) and asset["asset_id"] != _COLLATERAL_ASSET
+    return bool(amount(asset, "margin_balance", "assets[]")) and asset["asset_id"] != COLLATERAL_ASSET
 
 
 def _symbol(asset: Any) -> str:
     return text(asset, "symbol", "assets[]")
 
 
-def _shares(entry: Any) -> tuple[PoolShare, ...]:
+def pool_shares(entry: Any) -> tuple[PoolShare, ...]:
     """The shares in pools. Unlike the other lists this one may be missing, because nothing else depends on it."""
     if entry.get("shares") is None:
         return ()
@@ -327,8 +326,8 @@ def _unlocks(entry: Any, symbols: dict[int, str]) -> tuple[tuple[str, Decimal], 
     listed = [] if entry.get("pending_unlocks") is None else entry["pending_unlocks"]
     for unlock in as_list(listed, "pending_unlocks"):
         found = as_object(unlock, "pending_unlocks[]")
-        asset = _integer(found, "asset_index", "pending_unlocks[]")
-        known = "" if asset == _COLLATERAL_ASSET else symbols.get(asset) or _SYMBOLS.get(asset) or f"asset {asset}"
+        asset = integer(found, "asset_index", "pending_unlocks[]")
+        known = "" if asset == COLLATERAL_ASSET else symbols.get(asset) or _SYMBOLS.get(asset) or f"asset {asset}"
         part = required_amount(found, "amount", "pending_unlocks[]")
         sums[known] = exact_sum((sums.get(known, Decimal(0)), part))
     return tuple((symbol, total) for symbol, total in sums.items() if total)
@@ -337,11 +336,11 @@ def _unlocks(entry: Any, symbols: dict[int, str]) -> tuple[tuple[str, Decimal], 
 def _entries(source: Any, key: str, number: str) -> list[Any]:
     """The objects of a list. Raises VenueMalformed if two of them have the same `number`."""
     entries = [as_object(entry, f"{key}[]") for entry in as_list(source.get(key), key)]
-    check_unique((_integer(entry, number, f"{key}[]") for entry in entries), f"Lighter lists an entry of {key} twice.")
+    check_unique((integer(entry, number, f"{key}[]") for entry in entries), f"Lighter lists an entry of {key} twice.")
     return entries
 
 
-def _integer(source: Any, key: str, where: str, *, default: int | None = None) -> int:
+def integer(source: Any, key: str, where: str, *, default: int | None = None) -> int:
     """The whole number at `key`; if it is missing, `default`. Raises VenueMalformed without a default."""
     value = source.get(key)
     if value is None and default is not None:

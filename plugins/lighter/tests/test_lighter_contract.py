@@ -15,7 +15,7 @@ class TestLighter(PluginContract):
     plugin = exchange_service_lighter
     exchange_id = "lighter"
     simulator = LighterSimulator
-    allowed_requests = ("GET /api/v1/account",)
+    allowed_requests = ("GET /api/v1/account", "GET /stream")
 
     def credential(self, venue: Any) -> Mapping[str, Any]:
         return {**super().credential(venue), "api_key": venue.add_token(90210)}

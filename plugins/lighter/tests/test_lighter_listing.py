@@ -35,7 +35,12 @@ def test_it_has_the_values_that_the_application_shows() -> None:
 def test_an_environment_is_found_by_its_name_and_by_the_venues_name(word: str, address: str, robinhood: str) -> None:
     environment = LIGHTER.environment(word)
     assert isinstance(environment, Environment)
-    assert environment.urls == {"api": address, "robinhood": robinhood}
+    assert environment.urls == {
+        "api": address,
+        "push": address.replace("https", "wss") + "/stream",
+        "robinhood": robinhood,
+        "robinhood push": robinhood.replace("https", "wss") + "/stream",
+    }
 
 
 def test_it_states_that_a_read_needs_no_secret() -> None:

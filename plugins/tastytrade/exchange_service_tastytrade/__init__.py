@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
 from exchange_service.plugin_api import (
     ANSWER_LIMIT,
     Balance,
     Capabilities,
+    Changed,
     CredentialField,
     Environment,
     ExchangeMetadata,
@@ -16,6 +20,7 @@ from exchange_service.plugin_api import (
     hookimpl,
 )
 from exchange_service_tastytrade.balance import read_balance
+from exchange_service_tastytrade.push import watch
 
 # witness: unproven: numbers were looked for on the pages of developer.tastytrade.com
 LIMITS = (
@@ -66,11 +71,19 @@ TASTYTRADE = ExchangeMetadata(
         ),
     ),
     account_types=("cash", "margin"),
-    capabilities=Capabilities(sandbox=True, several_accounts=True),
+    capabilities=Capabilities(push=True, sandbox=True, several_accounts=True),
     environments=(
-        Environment("production", {"api": "https://api.tastyworks.com"}, aliases=("live",)),
+        Environment(
+            "production",
+            {"api": "https://api.tastyworks.com", "push": "wss://streamer.tastyworks.com"},
+            aliases=("live",),
+        ),
         # The sandbox has its own logins and grants, and is wiped every day.
-        Environment("sandbox", {"api": "https://api.cert.tastyworks.com"}, aliases=("cert",)),
+        Environment(
+            "sandbox",
+            {"api": "https://api.cert.tastyworks.com", "push": "wss://streamer.cert.tastyworks.com"},
+            aliases=("cert",),
+        ),
     ),
     documentation_url="https://developer.tastytrade.com",
     credential_url="https://my.tastytrade.com/app.html#/manage/api-access/oauth-applications",
@@ -91,6 +104,13 @@ def exchange_manifest() -> Manifest:
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
     return await read_balance(call)
+
+
+@hookimpl
+async def watch_balance(call: VenueCall) -> AsyncIterator[Balance | Changed]:
+    async with aclosing(watch(call)) as items:
+        async for item in items:
+            yield item
 
 
 @hookimpl

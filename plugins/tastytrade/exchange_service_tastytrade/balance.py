@@ -1,8 +1,9 @@
-"""One balance of tastytrade: the stored account, or every open account of the login."""
+"""One balance of tastytrade: the stored account, or every open account of the login; read, and pushed since."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import asyncio
+from dataclasses import dataclass, field, replace
 
 from exchange_service.plugin_api import (
     Balance,
@@ -16,10 +17,90 @@ from exchange_service_tastytrade import parse
 from exchange_service_tastytrade.client import TastytradeClient
 
 
+@dataclass(frozen=True, slots=True)
+class PushedAccount:
+    """An account as the venue has pushed it, None if not as a whole, and when it came, in the event loop's time."""
+
+    account: VenueAccount | None
+    order: parse.PushOrder
+    came_at: float
+
+
+@dataclass(slots=True)
+class LoginAccounts:
+    """The accounts of the requested types: as the last read found them, each replaced by what was pushed since."""
+
+    read: tuple[VenueAccount, ...] = ()
+    notes: tuple[str, ...] = ()
+    # When the last read began, in the event loop's time. What came before that is in it.
+    read_at: float = float("-inf")
+    pushed: dict[str, PushedAccount] = field(default_factory=dict)
+
+    def balance(self) -> Balance:
+        """What is known by now, in the shape of a read, with the oldest of the accounts' times."""
+        accounts = tuple(map(self._newest, self.read))
+        times = [account.venue_time for account in accounts if account.venue_time is not None]
+        return Balance(accounts, combined_summary(accounts), venue_time=min(times, default=None), notes=self.notes)
+
+    def is_complete(self) -> bool:
+        """Whether `balance` has all that was pushed, and no account that a new read would find."""
+        shown = {account.id for account in self.read if self._newest(account) is not account}
+        missing = [number for number, pushed in self.pushed.items() if self._is_newer(pushed) and number not in shown]
+        return bool(self.read) and not missing and not any(map(self._is_unread, self.read))
+
+    def _newest(self, read: VenueAccount) -> VenueAccount:
+        """The account as it was pushed, with the type and the name that only the list has; else as it was read."""
+        pushed = self.pushed.get(read.id)
+        if pushed is None or pushed.account is None or not self._is_newer(pushed):
+            return read
+        if not _can_replace(pushed.account, read):
+            return read
+        return replace(pushed.account, type=read.type, label=read.label)
+
+    def _is_newer(self, pushed: PushedAccount) -> bool:
+        return pushed.came_at >= self.read_at
+
+    def _is_unread(self, account: VenueAccount) -> bool:
+        """Whether the read of it failed for a while, and nothing was pushed since."""
+        error = self._newest(account).error
+        return error is not None and error.transient
+
+
+def _can_replace(pushed: VenueAccount, read: VenueAccount) -> bool:
+    """Whether a push says all of the account: its type is known, and it has no other currency than the pushed one."""
+    currencies = {row.asset for row in read.assets}
+    return bool(read.type) and currencies <= {row.asset for row in pushed.assets}
+
+
+async def login_accounts(call: VenueCall) -> LoginAccounts:
+    """What the reads and the pushes of this account in this process share."""
+
+    async def make() -> LoginAccounts:
+        return LoginAccounts()
+
+    return await call.account_state.get(f"login's accounts {call.account.account_type}", make)
+
+
+async def requested_numbers(call: VenueCall, client: TastytradeClient) -> tuple[str, ...]:
+    """The numbers of the accounts that a read reads, as far as the list has them."""
+    listed = await client.accounts()
+    return tuple(number for number, account in listed.items() if number and _is_requested(account, call))
+
+
 async def read_balance(call: VenueCall) -> Balance:
     """The accounts of the requested types, with the oldest of their times. An account that fails has its error."""
     client = TastytradeClient(call)
+    known = await login_accounts(call)
     listed = await client.accounts()
+    began = asyncio.get_running_loop().time()
+    accounts = await _read_accounts(call, client, listed)
+    closed = [number for number, account in listed.items() if not parse.is_open(account)]
+    known.notes = (f"Closed at tastytrade, and left out: {', '.join(closed)}.",) if closed else ()
+    known.read, known.read_at = accounts, began
+    return known.balance()
+
+
+async def _read_accounts(call: VenueCall, client: TastytradeClient, listed: parse.Accounts) -> tuple[VenueAccount, ...]:
     requested = {number: account for number, account in listed.items() if _is_requested(account, call)}
 
     async def read(number: str) -> VenueAccount:
@@ -38,11 +119,7 @@ async def read_balance(call: VenueCall) -> Balance:
             else VenueAccount(number, entry.type, label=entry.label)
         )
 
-    accounts = await gather_accounts(list(requested), read, unread=unread)
-    times = [account.venue_time for account in accounts if account.venue_time is not None]
-    closed = [number for number, account in listed.items() if not parse.is_open(account)]
-    notes = (f"Closed at tastytrade, and left out: {', '.join(closed)}.",) if closed else ()
-    return Balance(accounts, combined_summary(accounts), venue_time=min(times, default=None), notes=notes)
+    return await gather_accounts(list(requested), read, unread=unread)
 
 
 def _is_requested(listed: parse.ListedAccount | VenueMalformed, call: VenueCall) -> bool:

@@ -30,7 +30,7 @@ from exchange_service_tastytrade import parse
 
 # The venue's gateway refuses every request without a name and version here.
 USER_AGENT = "exchange-service-tastytrade/0.1.0"
-_HEADERS = {"Accept": "application/json", "User-Agent": USER_AGENT}
+HEADERS = {"Accept": "application/json", "User-Agent": USER_AGENT}
 # Seconds. The accounts of a login change rarely, and reading the list each time would double the requests.
 _ACCOUNT_LIST_AGE = 600.0
 _LOGIN_KEYS = frozenset({"login", "username", "password", "remember_token"})
@@ -98,19 +98,19 @@ class TastytradeClient:
         return accounts
 
     async def _get(self, path: str) -> Any:
-        token = await self._token()
+        token = await self.token()
         response = await self._read(path, token)
         if _refuses_token(response):
-            token = await self._token(refused=token)
+            token = await self.token(refused=token)
             response = await self._read(path, token)
         self._raise_for_error(response)
         return response.json()
 
     async def _read(self, path: str, token: parse.AccessToken) -> Response:
-        headers = {**_HEADERS, "Authorization": f"Bearer {token.secret.reveal()}"}
+        headers = {**HEADERS, "Authorization": f"Bearer {token.secret.reveal()}"}
         return await self._http.get(self._base + path, headers=headers)
 
-    async def _token(self, *, refused: parse.AccessToken | None = None) -> parse.AccessToken:
+    async def token(self, *, refused: parse.AccessToken | None = None) -> parse.AccessToken:
         """The access token that all calls of the account share. It is renewed before it ends.
 
         It is also renewed if it is the token that the venue `refused`. If another call has renewed that one already,
@@ -118,9 +118,13 @@ class TastytradeClient:
         """
         token = await self._state.get("access token", self._new_token)
         if token is refused or asyncio.get_running_loop().time() >= token.renew_at:
-            self._state.forget("access token")
+            self.forget_token()
             token = await self._state.get("access token", self._new_token)
         return token
+
+    def forget_token(self) -> None:
+        """Let the next `token` be a new one."""
+        self._state.forget("access token")
 
     async def _new_token(self) -> parse.AccessToken:
         requested_at = asyncio.get_running_loop().time()
@@ -129,7 +133,7 @@ class TastytradeClient:
             "client_secret": self._client_secret.reveal(),
             "refresh_token": self._refresh_token.reveal(),
         }
-        response = await self._http.post(f"{self._base}/oauth/token", json=grant, headers=_HEADERS)
+        response = await self._http.post(f"{self._base}/oauth/token", json=grant, headers=HEADERS)
         self._raise_for_refused_grant(response)
         return parse.access_token(response.json(), requested_at)
 

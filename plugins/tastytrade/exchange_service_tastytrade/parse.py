@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeAlias
 
 from exchange_service.plugin_api import (
     AssetBalance,
@@ -21,6 +21,7 @@ from exchange_service.plugin_api import (
     read_account_list,
     require_account,
     required_amount,
+    required_milliseconds,
     text,
 )
 
@@ -36,6 +37,7 @@ _FIGURES = (
     "equity-buying-power",
     "maintenance-requirement",
 )
+_REQUIRED_FIGURES = _FIGURES[:2]
 # The words of `margin-or-cash` in lower case, which are our account types.
 # witness: test data: laustindasauce/tasty-go accounts_test.go
 _TYPES = frozenset({"cash", "margin"})
@@ -63,6 +65,7 @@ class ListedAccount:
 
 # By account number; an account whose entry is malformed is its error.
 Accounts = Mapping[str, ListedAccount | VenueMalformed]
+PushOrder: TypeAlias = tuple[datetime, int]
 
 
 def access_token(payload: Any, requested_at: float) -> AccessToken:
@@ -102,6 +105,58 @@ def account(payload: Any, number: str) -> VenueAccount:
     entries = [as_object(entry, "data") for entry in items]
     if len(entries) > 1:
         entries = [entry for entry in entries if not _says_nothing(entry)]
+    return _account_in(entries, number)
+
+
+def pushed_messages(payload: Any) -> Sequence[Mapping[str, Any]]:
+    """The messages of one frame of the account streamer: usually one, or those of the list `results`."""
+    frame = as_object(payload, "the message")
+    if "results" not in frame:
+        return (frame,)
+    # What is not an object among them names no account.
+    return [message for message in as_list(frame["results"], "results") if isinstance(message, dict)]
+
+
+def refuses(message: Mapping[str, Any]) -> bool:
+    """Whether the message refuses what was sent, as `connect` before anything else."""
+    return "status" in message and message["status"] != "ok"
+
+
+def connected_accounts(message: Mapping[str, Any]) -> Collection[str] | None:
+    """The numbers of the accounts that the answer to `connect` names; None if it names none, or is another message."""
+    if message.get("action") != "connect" or not message.get("value"):
+        return None
+    numbers = message["value"]
+    return {number for number in ([numbers] if isinstance(numbers, str) else numbers) if isinstance(number, str)}
+
+
+def pushed_number(message: Mapping[str, Any]) -> str:
+    """The account number of an `AccountBalance`. Raises VenueMalformed if it has none."""
+    return text(as_object(message.get("data"), "data"), "account-number", "data")
+
+
+def pushed_at(message: Mapping[str, Any]) -> PushOrder:
+    """By what the messages of an account are in order: their time, and within the same millisecond their sequence.
+
+    Raises VenueMalformed if it has no time.
+    """
+    sequence = message.get("ws-sequence")
+    return required_milliseconds(message, "timestamp", "message"), sequence if type(sequence) is int else 0
+
+
+def pushed_account(message: Mapping[str, Any], number: str) -> VenueAccount | None:
+    """The account of an `AccountBalance`, as `account` reads an answer with one currency.
+
+    None if it lacks a figure that every account has: then it says no more than that the account has changed.
+    """
+    data = as_object(message.get("data"), "data")
+    if any(data.get(figure) in (None, "") for figure in _REQUIRED_FIGURES):
+        return None
+    return _account_in([data], number)
+
+
+def _account_in(entries: Sequence[Mapping[str, Any]], number: str) -> VenueAccount:
+    """The account whose entries these are, one for each currency."""
     summaries = [_summary(entry, number) for entry in entries]
     if not summaries:
         raise VenueMalformed("tastytrade answered with an account without a currency.")

@@ -1,10 +1,12 @@
-"""A simulator of tastytrade: grants, access tokens, balances and errors. It shares no code with the client."""
+"""A simulator of tastytrade: grants, access tokens, balances, their pushes, and errors. It shares no code with the
+client."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import random
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -13,6 +15,7 @@ from typing import Any, ClassVar
 from aiohttp import web
 
 from exchange_service.testing import DemoVenue, Fault, bearer_token, json_object, show_situation
+from exchange_service.testing.push import PushClient
 
 _GRANT_FIELDS = {"grant_type", "client_secret", "refresh_token"}
 _ZERO = Decimal("0.0")
@@ -39,6 +42,19 @@ _ERRORS: Mapping[str, tuple[type[web.HTTPError], str, str]] = {
 # Of a refused grant. Its status is unproven: the report has none.
 # witness: report: https://github.com/tastyware/tastytrade/issues/281
 _REFUSED_GRANT = {"error_code": "invalid_grant", "error_description": "Invalid JWT"}
+# What the account streamer says when it refuses a message: `message` of the answer.
+_STREAMER_REFUSALS: Mapping[str, str] = {
+    # witness: vendor: https://developer.tastytrade.com/docs/guides/stream-account-updates/
+    "too early": "connect-not-completed",
+    # witness: report: https://github.com/tastytrade/tastytrade-api-js/issues/36
+    "unknown": "not-implemented",
+    # witness: unproven: the answer to a token that has expired, or to another login's account, was looked for
+    "token": "failed",
+    "account": "failed",
+}
+# The least and the most seconds between two heartbeats. That the streamer ends the connection then is unproven.
+# witness: vendor: https://developer.tastytrade.com/docs/guides/stream-account-updates/
+_BETWEEN_HEARTBEATS = (2.0, 60.0)
 
 
 @dataclass(slots=True)
@@ -114,6 +130,10 @@ class TastytradeSimulator(DemoVenue):
         self._tokens: dict[str, tuple[str, float]] = {}
         self._issued = 0
         self._random = random.Random(7)
+        self.heartbeat_limit = _BETWEEN_HEARTBEATS[1]
+        # The time and the number of the last message that was pushed.
+        self._pushed_at = 0
+        self._pushes = 0
 
     def add_grant(
         self,
@@ -141,6 +161,7 @@ class TastytradeSimulator(DemoVenue):
             web.post("/oauth/token", _behind_gateway(self._token)),
             web.get("/customers/me/accounts", _behind_gateway(self._list)),
             web.get("/accounts/{number}/balances", _behind_gateway(self._balances)),
+            web.get("/", _behind_gateway(self._streamer)),
         ]
 
     def account_of(self, request: web.Request, body: bytes) -> str:
@@ -169,13 +190,80 @@ class TastytradeSimulator(DemoVenue):
 
     def _reader(self, request: web.Request) -> SimulatedGrant:
         """The grant of the request's access token. Raises what refuses the request."""
-        refresh_token, ends = self._bearer(request)
-        grant = self.grants.get(refresh_token)
-        if grant is None or asyncio.get_running_loop().time() >= ends:
+        grant = self.grants.get(self._login_of(bearer_token(request)))
+        if grant is None:
             raise _error("token")
         if "read" not in grant.scopes:
             raise _error("forbidden")
         return grant
+
+    def _login_of(self, token: str) -> str:
+        """The refresh token that a valid access token was issued for; empty if it is not valid."""
+        refresh_token, ends = self._tokens.get(token, ("", 0.0))
+        return refresh_token if asyncio.get_running_loop().time() < ends else ""
+
+    async def _streamer(self, request: web.Request) -> web.StreamResponse:
+        def greet(client: PushClient) -> None:
+            self._expect_a_message(client)
+
+        return await self.push.serve(request, self._answer_streamer, greet=greet)
+
+    def _expect_a_message(self, client: PushClient) -> None:
+        """End the connection if its next message takes too long."""
+        if "deadline" in client.notes:
+            client.notes["deadline"].cancel()
+        client.notes["deadline"] = asyncio.get_running_loop().call_later(self.heartbeat_limit, client.close)
+
+    def _answer_streamer(self, client: PushClient, message: Any) -> None:
+        self._expect_a_message(client)
+        action = message.get("action")
+        answer = {"status": "ok", "action": action, "web-socket-session-id": "5b6e2799"}
+        refusal = self._refusal(client, message)
+        if refusal:
+            answer |= {"status": "error", "message": _STREAMER_REFUSALS[refusal]}
+        elif action == "connect":
+            answer["value"] = message["value"]
+        client.send(answer | ({"request-id": message["request-id"]} if "request-id" in message else {}))
+
+    def _refusal(self, client: PushClient, message: Any) -> str:
+        """Why a message is refused, a key of the table above; empty if it is not."""
+        kind, _, token = str(message.get("auth-token", "")).partition(" ")
+        login = self._login_of(token) if kind == "Bearer" else ""
+        if message.get("action") not in ("connect", "heartbeat"):
+            return "unknown" if client.topics else "too early"
+        if message["action"] == "heartbeat" and not client.topics:
+            return "too early"
+        if not login or login not in self.grants or (client.account and client.account != login):
+            return "token"
+        return self._connect(client, login, message.get("value")) if message["action"] == "connect" else ""
+
+    def _connect(self, client: PushClient, login: str, numbers: Any) -> str:
+        """Follow these accounts of a login from now on. Returns why they are refused, if they are."""
+        numbers = [numbers] if isinstance(numbers, str) else numbers
+        grant = self.grants[login]
+        if "read" not in grant.scopes or not isinstance(numbers, list) or not numbers:
+            return "account"
+        if not all(number in grant.accounts and not grant.accounts[number].refused for number in numbers):
+            return "account"
+        client.account = login
+        client.topics.update((login, number) for number in numbers)
+        return ""
+
+    def change(self, refresh_token: str, number: str, **figures: Decimal) -> None:
+        """Change an account's figures, by their names in `SimulatedAccount`, and push it."""
+        account = self.grants[refresh_token].accounts[number]
+        for name, value in figures.items():
+            setattr(account, name, value)
+        self._push_account(refresh_token, account)
+
+    def _push_account(self, refresh_token: str, account: SimulatedAccount) -> None:
+        """Push what a trade changes: the position, then the balances."""
+        position = {"account-number": account.number, "symbol": "SPY", "quantity": "100"}
+        for kind, data in (("CurrentPosition", position), ("AccountBalance", _balances(account))):
+            self._pushed_at = max(self._pushed_at + 1, int(time.time() * 1000))
+            self._pushes += 1
+            message = {"type": kind, "data": data, "timestamp": self._pushed_at, "ws-sequence": self._pushes}
+            self.push.publish((refresh_token, account.number), message)
 
     async def _list(self, request: web.Request) -> web.Response:
         items = [
@@ -230,10 +318,11 @@ class TastytradeSimulator(DemoVenue):
         return row
 
     def move(self) -> None:
-        for grant in self.grants.values():
+        for refresh_token, grant in self.grants.items():
             for account in grant.accounts.values():
                 if account.moving:
                     account.long_equity += Decimal(self._random.randint(-4000, 4200)).scaleb(-2)
+                    self._push_account(refresh_token, account)
 
 
 def _behind_gateway(handler: Any) -> Any:

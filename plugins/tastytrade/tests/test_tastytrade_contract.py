@@ -12,4 +12,10 @@ class TestTastytrade(PluginContract):
     plugin = exchange_service_tastytrade
     exchange_id = "tastytrade"
     simulator = TastytradeSimulator
-    allowed_requests = ("POST /oauth/token", "GET /customers/me/accounts", "GET /accounts/{number}/balances")
+    allowed_requests = (
+        "POST /oauth/token",
+        "GET /customers/me/accounts",
+        "GET /accounts/{number}/balances",
+        # The account streamer.
+        "GET /",
+    )

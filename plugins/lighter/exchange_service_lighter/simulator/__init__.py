@@ -1,4 +1,4 @@
-"""A simulator of Lighter: the answers of GET /api/v1/account. It shares no code with the client."""
+"""A simulator of Lighter: the answers of GET /api/v1/account, and what it pushes. It shares no code with the client."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from exchange_service.testing import DemoVenue, Fault, show_situation
+from exchange_service_lighter.simulator.push import PushedChannels
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}\Z")
 _DIGITS = re.compile(r"[0-9]{1,19}\Z")
@@ -22,9 +23,9 @@ _UNLOCKED = 1770000000
 # The refusals: Lighter's code and its message. All but the first have status 400.
 _ERRORS: dict[str, tuple[int, str]] = {
     "limit": (23000, "Too Many Requests!"),  # witness: report: JKorf/Lighter.Net Lighter.Net/LighterErrors.cs
-    "parameter": (20001, "invalid param"),  # witness: unproven: yongkangc/lighter-rust#6 has the words without a code
+    "parameter": (20001, "invalid param "),  # witness: report: lev7finance/lighter-ts docs/verified-facts.md
     "account": (21100, "account not found"),  # witness: report: elliottech/lighter-python#132
-    "token": (20013, "invalid auth token"),  # witness: unproven: looked for in the vendor's pages, its SDK and CCXT
+    "token": (20013, "invalid auth: "),  # witness: test data: lev7finance/lighter-ts test/fixtures/ws/errors.json
 }
 # Lighter is not known to send a header for how long to wait.
 _LIMIT = Fault(status=429, body=b'{"code": 23000, "message": "Too Many Requests!"}')
@@ -107,6 +108,7 @@ class LighterSimulator(DemoVenue):
         # The account that each token was made for.
         self.tokens: dict[str, int] = {}
         self.page_size = 100
+        self.channels = PushedChannels(self.push, self._pushed_entry)
         self._random = random.Random(304)
 
     def add(self, *accounts: SimulatedAccount) -> None:
@@ -121,7 +123,16 @@ class LighterSimulator(DemoVenue):
         return token
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.get("/api/v1/account", self._account)]
+        return [web.get("/api/v1/account", self._account), web.get("/stream", self.channels.serve)]
+
+    def publish(self, *indexes: int) -> None:
+        """Push what has changed in these accounts since the last time, to those that follow them."""
+        for index in indexes:
+            self.channels.publish(index)
+
+    def _pushed_entry(self, index: int) -> Mapping[str, Any] | None:
+        account = self.accounts.get(index)
+        return None if account is None else _account_entry(account)
 
     def account_of(self, request: web.Request, body: bytes) -> str:
         value = request.query.get("value", "")
@@ -199,6 +210,7 @@ class LighterSimulator(DemoVenue):
             if account.moving:
                 for position in account.positions:
                     position.mark += position.entry * Decimal(self._random.randint(-40, 42)).scaleb(-5)
+                self.publish(account.index)
 
     def _free_index(self) -> int:
         return max((index for index in self.accounts if index < _FIRST_SUB_ACCOUNT), default=90210) + 1

@@ -1,0 +1,101 @@
+"""How a venue's push socket is spoken, and the socket itself."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol, TypeAlias
+
+Topic: TypeAlias = Hashable
+
+
+class Socket(Protocol):
+    """An open WebSocket of a venue."""
+
+    async def send(self, message: str) -> None:
+        """Send a text message. Raises VenueUnavailable if the connection has ended."""
+
+    async def receive(self) -> str:
+        """The next message. Raises VenueUnavailable when the connection ends, VenueTimeout when the venue is silent,
+        VenueMalformed for a message that is too large."""
+
+
+class SocketOpener(Protocol):
+    """The part of `plugin_api.Http` that opens sockets."""
+
+    def websocket(
+        self, url: str, *, headers: Mapping[str, str] | None = None, silence: float = 60.0, ping: float = 20.0
+    ) -> AbstractAsyncContextManager[Socket]:
+        """See `plugin_api.Http`."""
+
+
+class PushLanguage:
+    """How one venue's socket is spoken. Subclass it, and override what the venue needs.
+
+    One connection is shared by all who follow topics with a language of the same class, `url` and `login`.
+    """
+
+    # Seconds without a message after which the connection counts as broken, and between two pings of WebSocket itself.
+    # Pings and pongs are no messages: where a venue may have nothing to say for long, send messages that it answers.
+    silence = 60.0
+    ping = 20.0
+    # Seconds between two messages of `keep_alive`; 0: none are sent.
+    keep_alive_every = 0.0
+    # Seconds that connecting may take, with `open`; and the acknowledgement of a subscription.
+    opening_limit = 10.0
+    acknowledging_limit = 15.0
+    # Seconds for which a connection that nobody follows stays open, so that the next account need not open another one.
+    linger = 5.0
+    # Whether the venue acknowledges each subscription: `read` then gives an (topic, None) pair for it, or a state.
+    acknowledges = True
+
+    def __init__(self, url: str, login: str = "") -> None:
+        """`login` tells connections apart that are logged in for different users; it may be a secret."""
+        self.url = url
+        self.login = login
+
+    def __repr__(self) -> str:
+        return type(self).__name__
+
+    def headers(self) -> Mapping[str, str]:
+        """The headers of the handshake."""
+        return {}
+
+    async def open(self, socket: Socket) -> None:
+        """Say and wait for what comes before the first subscription, such as a login."""
+
+    def keep_alive(self) -> str | Awaitable[str]:
+        """The message that keeps the connection open; an `async def` if it needs a request first, such as for a token.
+        Raises a VenueError to end the connection."""
+        raise NotImplementedError
+
+    def subscribe(self, topics: Sequence[Topic]) -> Iterable[str]:
+        """The messages that subscribe to these topics; one topic at a time is asked for. A VenueError ends the topics'
+        subscriptions alone."""
+        raise NotImplementedError
+
+    def unsubscribe(self, topics: Sequence[Topic]) -> Iterable[str]:
+        """The messages that end these subscriptions; empty if the venue knows none."""
+        return ()
+
+    def reply(self, message: Any) -> str | None:
+        """What a message of the venue is to be answered with, such as a pong; None: nothing."""
+        return None
+
+    def read(self, message: Any) -> Iterable[tuple[Topic, Any]]:
+        """Sort a message, a JSON value with exact numbers: each part with the topic that the message itself names.
+
+        A part of None acknowledges the topic's subscription; a VenueError ends it with this error. A message that
+        concerns no topic gives nothing. Raises VenueMalformed for what is not a message of the venue, and another
+        VenueError to end the whole connection.
+        """
+        raise NotImplementedError
+
+    def state(self, topic: Topic, before: Any, part: Any) -> Any:
+        """What is known of the topic after this part; `before` is what was known, None at first. The part itself,
+        unless you override it for a venue that sends only what changed.
+
+        Return a new value and leave `before` as it is: others hold it. Return None as long as it is not whole, and
+        `before` itself if nothing is new. Raises a VenueError to end the topic's subscriptions alone.
+        """
+        return part

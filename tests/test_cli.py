@@ -23,7 +23,7 @@ from rich.console import Console
 
 from exchange_service import clock
 from exchange_service.cli import tables
-from exchange_service.cli.calls import LiveView
+from exchange_service.cli.calls import EventLines, LiveView
 from exchange_service.cli.doctor import Severity, examine
 from exchange_service.plugin_api import AssetBalance, Balance, Summary, VenueAccount, VenueUnavailable
 from exchange_service.v1 import balance_pb2, error_reason_pb2
@@ -100,6 +100,16 @@ def test_watch_shows_a_change_and_ends_after_the_requested_number_of_events(demo
     equities = [event["balance"]["balance"]["summary"]["equity"] for event in events if "balance" in event]
     assert len(events) == 3
     assert len(set(equities)) >= 2
+
+
+def test_watch_says_whether_an_account_is_pushed_or_polled_and_why(demo: str, tmp_path: Path) -> None:
+    watch = ("watch", "-u", "demo", "--events", "3", "-e")
+    pushed = ask(demo, tmp_path, *watch, "tastytrade").stdout
+    assert re.findall(r"tastytrade ((?:pushed|polled).*)", pushed) == ["polled (the push is being set up)", "pushed"]
+    lines = ask(demo, tmp_path, *watch, "tastytrade", "-o", "jsonl").stdout.splitlines()
+    first, *_, last = [json.loads(line)["balance"]["freshness"]["delivery"] for line in lines]
+    assert (first["mode"], first["polling_reason"]) == ("DELIVERY_MODE_POLLED", "POLLING_REASON_STARTING")
+    assert (last["mode"], last.get("polling_reason")) == ("DELIVERY_MODE_PUSHED", None)
 
 
 @pytest.mark.parametrize(
@@ -234,6 +244,71 @@ def test_a_live_table_shows_them_as_texts_too() -> None:
         shown_on_a_terminal(f"[dim]{tables.freshness(freshness)}[/]"),
     ):
         assert harmless(shown), shown
+
+
+def delivered(mode: Any, reason: Any = balance_pb2.POLLING_REASON_UNSPECIFIED) -> balance_pb2.Delivery:
+    return balance_pb2.Delivery(mode=mode, polling_reason=reason)
+
+
+PUSHED = delivered(balance_pb2.DELIVERY_MODE_PUSHED)
+BROKEN = delivered(balance_pb2.DELIVERY_MODE_POLLED, balance_pb2.POLLING_REASON_BROKEN)
+# Of a service that is newer than this client.
+UNHEARD_OF = delivered(balance_pb2.DELIVERY_MODE_POLLED, 99)
+
+
+def heartbeat(**deliveries: balance_pb2.Delivery) -> messages.StreamBalancesResponse:
+    """A heartbeat in which these exchanges' accounts are delivered so."""
+    accounts = [
+        messages.AccountState(exchange_id=name, environment="production", delivery=delivery)
+        for name, delivery in deliveries.items()
+    ]
+    return messages.StreamBalancesResponse(heartbeat=messages.HeartbeatEvent(accounts=accounts))
+
+
+def test_lines_say_how_an_account_is_delivered_once_and_again_when_that_changes() -> None:
+    lines = EventLines()
+    shown = [
+        re.sub(r"\d\d:", "", line).partition(" ")[2]
+        for event in (
+            heartbeat(fakex=PUSHED, other=PUSHED),
+            heartbeat(fakex=PUSHED, other=PUSHED),
+            heartbeat(fakex=BROKEN, other=PUSHED),
+            heartbeat(fakex=UNHEARD_OF),
+        )
+        for line in lines.after(event)
+        if "alive" not in line
+    ]
+    assert shown == [
+        "fakex pushed",
+        "other pushed",
+        "fakex polled (the push broke and is tried again)",
+        "fakex polled (the service gives another reason)",
+    ]
+
+
+def test_a_live_table_says_below_it_how_its_accounts_are_delivered() -> None:
+    view = LiveView()
+    view.after(heartbeat(fakex=PUSHED, other=PUSHED))
+    shown = shown_on_a_terminal(view.after(heartbeat(fakex=BROKEN)))
+    assert "polled (the push broke and is tried again): fakex\n" in shown
+    assert "pushed: other\n" in shown
+
+
+def test_a_balance_says_how_it_is_delivered_where_that_is_known() -> None:
+    plain = balance_pb2.Freshness(source=balance_pb2.BALANCE_SOURCE_CACHE)
+    assert tables.freshness(plain) == "from the cache, 0.0 s old"
+    plain.delivery.CopyFrom(PUSHED)
+    assert tables.freshness(plain) == "from the cache, 0.0 s old; pushed"
+
+
+def test_every_reason_to_poll_has_words() -> None:
+    texts = [
+        tables.delivery(delivered(balance_pb2.DELIVERY_MODE_POLLED, reason))
+        for reason in balance_pb2.PollingReason.values()
+        if reason != balance_pb2.POLLING_REASON_UNSPECIFIED
+    ]
+    assert tables.delivery(UNHEARD_OF) not in texts
+    assert len(set(texts)) == len(texts)
 
 
 def test_wrong_usage_is_exit_code_two(demo: str, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "plugins/lighter/exchange_service_lighter/push.py": ("_BY_CODE",),
     "plugins/lighter/exchange_service_lighter/simulator/push.py": ("_PUBLIC", "_PRIVATE", "_REFUSALS"),
     "plugins/lighter/exchange_service_lighter/simulator/__init__.py": ("_ERRORS",),
-    "plugins/oanda/exchange_service_oanda/__init__.py": ("LIMITS",),
+    "plugins/oanda/exchange_service_oanda/__init__.py": ("LIMITS", "PUSH_LIMITS"),
     "plugins/oanda/exchange_service_oanda/simulator.py": ("_REFUSALS",),
     "plugins/tastytrade/exchange_service_tastytrade/__init__.py": ("LIMITS",),
     "plugins/tastytrade/exchange_service_tastytrade/client.py": ("_REFUSED_GRANTS",),
@@ -117,8 +117,12 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "_STREAMER_REFUSALS",
     ),
     "plugins/tradier/exchange_service_tradier/__init__.py": ("LIMITS",),
-    "plugins/tradier/exchange_service_tradier/parse.py": ("_CALLS", "_OPTION_FIELDS", "_TYPES"),
-    "plugins/tradier/exchange_service_tradier/simulator.py": ("_FAULTS", "_UNAUTHORIZED_ACCOUNT"),
+    "plugins/tradier/exchange_service_tradier/parse.py": ("SESSIONS_LIMITED", "_CALLS", "_OPTION_FIELDS", "_TYPES"),
+    "plugins/tradier/exchange_service_tradier/simulator.py": (
+        "_FAULTS",
+        "_SESSION_ERRORS",
+        "_UNAUTHORIZED_ACCOUNT",
+    ),
     "plugins/tradier/tests/test_tradier_client.py": ("BODIES",),
 }
 OWN = (

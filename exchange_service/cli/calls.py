@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import grpc
 import typer
@@ -26,7 +26,13 @@ from exchange_service.errors import ExchangeUnknown, FieldInvalid, NotSupported,
 from exchange_service.grpc_server.health import local_address
 from exchange_service.settings import ENVIRONMENT_PREFIX
 from exchange_service.v1 import balance_pb2, error_reason_pb2
-from exchange_service.v1.exchange_service_pb2 import AccountSelector, StreamBalancesResponse
+from exchange_service.v1.exchange_service_pb2 import (
+    AccountErrorEvent,
+    AccountSelector,
+    AccountState,
+    BalanceEvent,
+    StreamBalancesResponse,
+)
 
 OutputOption = Annotated[
     Output,
@@ -269,6 +275,7 @@ async def _watch(
     target: Target, user: str, accounts: Sequence[AccountSelector], options: WatchOptions, output: Output
 ) -> None:
     view = LiveView() if output is Output.TABLE and console.is_terminal else None
+    lines = EventLines()
     count = balances = 0
     refusal: ServiceError | None = None
     # The named accounts that can never be followed.
@@ -286,7 +293,8 @@ async def _watch(
                 if view is not None and isinstance(live, Live):
                     live.update(view.after(event), refresh=True)
                 elif output is Output.TABLE:
-                    _print_event(event)
+                    for line in lines.after(event):
+                        console.print(line, soft_wrap=True)
                 else:
                     tables.print_line(tables.as_dict(event))
                 kind = event.WhichOneof("event")
@@ -317,50 +325,102 @@ class _NoDisplay:
         return None
 
 
+_AccountName: TypeAlias = tuple[str, str, str]
+
+
+class Deliveries:
+    """How changes of each account reach the service, as the events tell it."""
+
+    def __init__(self) -> None:
+        self._now: dict[_AccountName, str] = {}
+
+    def after(self, event: StreamBalancesResponse) -> dict[_AccountName, str]:
+        """What is new or has changed with one more event: "pushed", or "polled" and why."""
+        changes = {account: text for account, text in _told_deliveries(event) if self._now.get(account) != text}
+        self._now |= changes
+        return changes
+
+    def lines(self) -> list[str]:
+        """A line for each way, with its accounts."""
+        by_text: dict[str, list[str]] = {}
+        for account, text in sorted(self._now.items()):
+            by_text.setdefault(text, []).append(_shown_name(account))
+        return [f"{text}: {', '.join(names)}" for text, names in sorted(by_text.items())]
+
+
+def _told_deliveries(event: StreamBalancesResponse) -> Iterator[tuple[_AccountName, str]]:
+    if event.HasField("balance") and event.balance.freshness.HasField("delivery"):
+        yield _name_of(event.balance.balance), tables.delivery(event.balance.freshness.delivery)
+    for state in event.heartbeat.accounts:
+        if state.HasField("delivery"):
+            yield _name_of(state), tables.delivery(state.delivery)
+
+
+def _name_of(message: balance_pb2.Balance | AccountErrorEvent | AccountState) -> _AccountName:
+    return message.exchange_id, message.environment, message.account_type
+
+
+def _shown_name(account: _AccountName) -> str:
+    return plain(" ".join(part for part in account if part not in ("", "production")))
+
+
 class LiveView:
     """The newest balance of each account, as one table that is redrawn at each event."""
 
     def __init__(self) -> None:
-        self._balances: dict[tuple[str, str, str], balance_pb2.Balance] = {}
-        self._errors: dict[tuple[str, str, str], str] = {}
+        self._balances: dict[_AccountName, balance_pb2.Balance] = {}
+        self._errors: dict[_AccountName, str] = {}
+        self._deliveries = Deliveries()
         self._last_event = ""
 
     def after(self, event: StreamBalancesResponse) -> Group:
         """The display after one more event."""
         self._last_event = datetime.now().astimezone().strftime("%H:%M:%S")
+        self._deliveries.after(event)
         kind = event.WhichOneof("event")
         if kind == "balance":
             message = event.balance.balance
-            key = (message.exchange_id, message.environment, message.account_type)
-            self._balances[key] = message
-            self._errors.pop(key, None)
+            self._balances[_name_of(message)] = message
+            self._errors.pop(_name_of(message), None)
         elif kind == "account_error":
-            error = event.account_error
-            key = (error.exchange_id, error.environment, error.account_type)
-            self._errors[key] = _describe_error(event)
+            self._errors[_name_of(event.account_error)] = _describe_error(event)
         lines = [f"[red]{text}[/]" for text in self._errors.values()]
+        lines += [f"[dim]{text}[/]" for text in self._deliveries.lines()]
         footer = f"[dim]last event {self._last_event}; press Ctrl-C to end[/]"
         return Group(tables.balances(self._balances[key] for key in sorted(self._balances)), *lines, footer)
 
 
-def _print_event(event: StreamBalancesResponse) -> None:
-    now = datetime.now().astimezone().strftime("%H:%M:%S")
-    kind = event.WhichOneof("event")
-    if kind == "balance":
-        balance = event.balance.balance
-        stale = f" ({tables.freshness(event.balance.freshness)})" if event.balance.freshness.HasField("stale") else ""
-        for exchange, account, asset, *figures in tables.balance_lines(balance):
-            named = zip(("total", "free", "used"), figures, strict=True)
-            amounts = "".join(f" {name} {figure}" for name, figure in named if figure)
-            console.print(f"{now} {exchange} {account} {asset}{amounts}{stale}", soft_wrap=True)
-        for fault in tables.faults(balance):
-            console.print(f"{now} {plain(balance.exchange_id)} not read: {fault}", soft_wrap=True)
-    elif kind == "account_error":
-        console.print(f"{now} {_describe_error(event)}", soft_wrap=True)
-    elif kind == "heartbeat":
-        count = len(event.heartbeat.accounts)
-        state = f"{count} account{'' if count == 1 else 's'}" if count else "no account is stored for this user yet"
-        console.print(f"[dim]{now} alive, {state}[/]")
+class EventLines:
+    """Events as lines, for where there is no display that could be redrawn."""
+
+    def __init__(self) -> None:
+        self._deliveries = Deliveries()
+
+    def after(self, event: StreamBalancesResponse) -> Iterator[str]:
+        """The lines of one more event, marked up."""
+        now = datetime.now().astimezone().strftime("%H:%M:%S")
+        for account, text in self._deliveries.after(event).items():
+            yield f"{now} {_shown_name(account)} {text}"
+        kind = event.WhichOneof("event")
+        if kind == "balance":
+            yield from (f"{now} {line}" for line in _balance_lines(event.balance))
+        elif kind == "account_error":
+            yield f"{now} {_describe_error(event)}"
+        elif kind == "heartbeat":
+            count = len(event.heartbeat.accounts)
+            state = f"{count} account{'' if count == 1 else 's'}" if count else "no account is stored for this user yet"
+            yield f"[dim]{now} alive, {state}[/]"
+
+
+def _balance_lines(event: BalanceEvent) -> Iterator[str]:
+    balance, freshness = event.balance, event.freshness
+    stale = f" ({tables.freshness(freshness)})" if freshness.HasField("stale") else ""
+    for exchange, account, asset, *figures in tables.balance_lines(balance):
+        named = zip(("total", "free", "used"), figures, strict=True)
+        amounts = "".join(f" {name} {figure}" for name, figure in named if figure)
+        yield f"{exchange} {account} {asset}{amounts}{stale}"
+    for fault in tables.faults(balance):
+        yield f"{plain(balance.exchange_id)} not read: {fault}"
 
 
 def _reason(event: StreamBalancesResponse) -> str:

@@ -23,6 +23,14 @@ _SOURCES = {
     balance_pb2.BALANCE_SOURCE_CACHE: "from the cache",
     balance_pb2.BALANCE_SOURCE_LAST_GOOD: "last good value",
 }
+_POLLED_BECAUSE = {
+    balance_pb2.POLLING_REASON_NO_PUSH: "this venue's balances are not pushed",
+    balance_pb2.POLLING_REASON_STARTING: "the push is being set up",
+    balance_pb2.POLLING_REASON_BROKEN: "the push broke and is tried again",
+    balance_pb2.POLLING_REASON_NO_ROOM: "the venue pushes no further account now",
+    balance_pb2.POLLING_REASON_REFUSED: "the venue does not push this account",
+    balance_pb2.POLLING_REASON_SWITCHED_OFF: "the operator has switched pushes off",
+}
 
 
 def as_dict(message: Message) -> dict[str, Any]:
@@ -142,4 +150,15 @@ def freshness(value: balance_pb2.Freshness) -> str:
     if value.HasField("stale"):
         reason = error_reason_pb2.ErrorReason.Name(value.stale.reason).removeprefix("ERROR_REASON_")
         line += f"; [yellow]stale, {reason}: {plain(value.stale.message)}[/]"
+    if value.HasField("delivery"):
+        line += f"; {delivery(value.delivery)}"
     return line
+
+
+def delivery(value: balance_pb2.Delivery) -> str:
+    """How changes of an account reach the service: "pushed", or "polled" and why."""
+    if value.mode == balance_pb2.DELIVERY_MODE_PUSHED:
+        return "pushed"
+    # A newer service may have further reasons.
+    reason = _POLLED_BECAUSE.get(value.polling_reason, "the service gives another reason")
+    return f"polled ({reason})"

@@ -42,6 +42,8 @@ from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Sessions
 from exchange_service.venues.watching import Pushed
 
+# Seconds between two messages of one account's pushes: a little more than the service needs for one.
+_BETWEEN_PUSHES = 0.075
 # Seconds after which a call that was cancelled and still runs counts as stuck.
 _STUCK_AFTER = 3.0
 
@@ -152,6 +154,8 @@ class PluginServer:
                 async for pushed in pushes:
                     self._offered.pop(reference, None)
                     yield _watch_reply(pushed)
+                    # What comes meanwhile is one balance, the last: none waits on its way to the service.
+                    await asyncio.sleep(_BETWEEN_PUSHES)
         except _CredentialNeeded:
             yield messages.WatchBalanceResponse(credential_needed=True)
         except ServiceError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ccxt.async_support as ccxt
 import pytest
+from ccxt import pro
 from exchange_service_ccxt_generic.answer_shapes import _SHAPES, Rows, shapes
 from exchange_service_ccxt_generic.formulas import members
 
@@ -27,9 +28,12 @@ from tests.witnessed import BEYOND_CCXT, OWN_WORDS, ROOT, TABLES, payload_files
 
 @cache
 def ccxt_text(source: str) -> str:
-    """The text of CCXT's member that a witness names, such as `okx.exceptions`: of its description or its code."""
+    """The text of CCXT's member that a witness names, such as `okx.exceptions`: of its description or its code. What
+    the class does not have may be in the one for sockets."""
     exchange_id, _, member = source.partition(" ")[0].partition(".")
     kind = getattr(ccxt, exchange_id)
+    if member and not hasattr(kind, member) and member not in kind().describe():
+        kind = getattr(pro, exchange_id)
     if not member:
         return inspect.getsource(kind)
     described = kind().describe()

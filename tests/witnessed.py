@@ -86,6 +86,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     f"{_CCXT}/kinds.py": ("KINDS",),
     f"{_CCXT}/limits.py": ("_BY_KEY", "_COSTS", "_LONG_ANSWERS"),
     f"{_CCXT}/rights.py": ("_BINANCE_TRADES", "_BINANCE_MOVES", "_BYBIT_OTHERS", "QUESTIONS"),
+    f"{_CCXT}/pushed.py": ("PUSHED", "_LISTENS", "UNANSWERED", "WITHOUT_SANDBOX", "_NAMED_BY_VENUE", "_NOT_PUSHED"),
     f"{_CCXT}/refusals.py": ("_CHANGES_SOMETHING", "_READS_BY_POST", "SIGN_INS"),
     "plugins/aster/exchange_service_aster/__init__.py": ("_LIMITS",),
     "plugins/aster/exchange_service_aster/client.py": ("_BY_CODE", "_BY_WORD", "_REGION_WORDS"),
@@ -102,7 +103,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "plugins/lighter/exchange_service_lighter/push.py": ("_BY_CODE",),
     "plugins/lighter/exchange_service_lighter/simulator/push.py": ("_PUBLIC", "_PRIVATE", "_REFUSALS"),
     "plugins/lighter/exchange_service_lighter/simulator/__init__.py": ("_ERRORS",),
-    "plugins/oanda/exchange_service_oanda/__init__.py": ("LIMITS",),
+    "plugins/oanda/exchange_service_oanda/__init__.py": ("LIMITS", "PUSH_LIMITS"),
     "plugins/oanda/exchange_service_oanda/simulator.py": ("_REFUSALS",),
     "plugins/tastytrade/exchange_service_tastytrade/__init__.py": ("LIMITS",),
     "plugins/tastytrade/exchange_service_tastytrade/client.py": ("_REFUSED_GRANTS",),
@@ -116,8 +117,12 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "_STREAMER_REFUSALS",
     ),
     "plugins/tradier/exchange_service_tradier/__init__.py": ("LIMITS",),
-    "plugins/tradier/exchange_service_tradier/parse.py": ("_CALLS", "_OPTION_FIELDS", "_TYPES"),
-    "plugins/tradier/exchange_service_tradier/simulator.py": ("_FAULTS", "_UNAUTHORIZED_ACCOUNT"),
+    "plugins/tradier/exchange_service_tradier/parse.py": ("SESSIONS_LIMITED", "_CALLS", "_OPTION_FIELDS", "_TYPES"),
+    "plugins/tradier/exchange_service_tradier/simulator.py": (
+        "_FAULTS",
+        "_SESSION_ERRORS",
+        "_UNAUTHORIZED_ACCOUNT",
+    ),
     "plugins/tradier/tests/test_tradier_client.py": ("BODIES",),
 }
 OWN = (
@@ -128,6 +133,7 @@ OWN = (
     "instances",
     "kinds",
     "limits",
+    "pushed",
     "refusals",
     "rights",
 )

@@ -5,9 +5,13 @@ Importing this package does not import CCXT, which takes seconds and a hundred m
 
 from __future__ import annotations
 
-from exchange_service.plugin_api import Balance, KeyRights, Manifest, VenueCall, hookimpl
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from exchange_service.plugin_api import Balance, Changed, KeyRights, Manifest, VenueCall, hookimpl
 from exchange_service_ccxt_generic.balance import read_balance, read_key_rights
 from exchange_service_ccxt_generic.catalogue import newer_manifest, shipped_manifest
+from exchange_service_ccxt_generic.push import watch
 
 
 @hookimpl
@@ -23,6 +27,13 @@ async def refresh_manifest() -> Manifest | None:
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
     return await read_balance(call)
+
+
+@hookimpl
+async def watch_balance(call: VenueCall) -> AsyncIterator[Changed]:
+    async with aclosing(watch(call)) as changes:
+        async for change in changes:
+            yield change
 
 
 @hookimpl

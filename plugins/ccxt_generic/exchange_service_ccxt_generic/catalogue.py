@@ -26,6 +26,7 @@ from exchange_service.plugin_api import (
 )
 from exchange_service_ccxt_generic.key_forms import KEYS_IN_LINES
 from exchange_service_ccxt_generic.limits import answer_limit_of, limits_of
+from exchange_service_ccxt_generic.pushed import why_not_pushed
 
 # Seconds. Building takes one to three, and several times that on a busy machine.
 BUILD_TIMEOUT = 60.0
@@ -148,6 +149,7 @@ def listing(entry: Mapping[str, Any]) -> ExchangeMetadata:
         default_account_types=tuple(entry["account_types"][:1]),
         capabilities=Capabilities(
             balance=not reason,
+            push=not reason and not why_not_pushed(entry["id"]),
             sandbox=bool(sandbox),
             several_accounts=len(entry["account_types"]) > 1,
             read_without_secret=not any(field.secret for field in fields),

@@ -69,6 +69,13 @@ def environment_urls(urls: Mapping[str, Any], hostname: str) -> dict[str, str]:
     return found
 
 
+def socket_urls(urls: Mapping[str, Any], hostname: str) -> dict[str, str]:
+    """Every address of a socket, by dotted name; `urls` are those of CCXT's class for sockets."""
+    # BitoPro has them outside of its addresses.
+    found = {**dict(flat_urls(urls.get("ws"), hostname, "ws")), **dict(flat_urls(urls.get("api"), hostname))}
+    return {name: url for name, url in found.items() if url.startswith("wss://")}
+
+
 def _first_text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         value = value[0] if value else ""

@@ -50,7 +50,7 @@ def _request_timeout(milliseconds: int) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=milliseconds / 1000)
 
 
-def _ccxt_error(name: str) -> type[Exception]:
+def ccxt_error(name: str) -> type[Exception]:
     """CCXT's class of errors with this name. CCXT is already imported when an error is raised."""
     kind: type[Exception] = getattr(importlib.import_module("ccxt.base.errors"), name)
     return kind
@@ -241,11 +241,11 @@ class Guarded:
                 encoding = "utf-8" if plain else response.get_encoding()
                 text = content.decode(encoding if encoding in _ENCODINGS else "utf-8", "replace").strip()
         except TimeoutError as error:
-            raise _ccxt_error("RequestTimeout")(self.id) from error
+            raise ccxt_error("RequestTimeout")(self.id) from error
         except (aiohttp.ClientConnectionError, socket.gaierror) as error:
-            raise _ccxt_error("ExchangeNotAvailable")(self.id) from error
+            raise ccxt_error("ExchangeNotAvailable")(self.id) from error
         except aiohttp.ClientError as error:
-            raise _ccxt_error("ExchangeError")(self.id) from error
+            raise ccxt_error("ExchangeError")(self.id) from error
         answer.status, answer.headers, answer.body = response.status, dict(response.headers), text
         answer.size = size_of(text)
         if 200 <= response.status < 300 and not self._is_readable(text):

@@ -17,8 +17,10 @@ from exchange_service_ccxt_generic.credentials import StoredCredential, read_cre
 from exchange_service_ccxt_generic.describe import environment_urls, required_credentials
 from exchange_service_ccxt_generic.exact import Exact, Guarded, bound_exponents, make_layered_class
 from exchange_service_ccxt_generic.kinds import KINDS, Kind, kept, questions
+from exchange_service_ccxt_generic.listening import Listening
 from exchange_service_ccxt_generic.recording import Recorder
 from exchange_service_ccxt_generic.refusals import SAFE_OPTIONS
+from exchange_service_ccxt_generic.sockets import Signals
 
 # Milliseconds for one request. The host ends the call at its deadline, which may be earlier.
 _ACCOUNT_TIMEOUT = 10_000
@@ -132,12 +134,27 @@ class Instances:
 
     async def _open(self) -> Opened:
         """The credential, read once, and the account's instance. The host drops the state if the credential changes."""
+        ccxt, stored, untouched = await self._read_stored()
+        make = partial(self._account_instance, ccxt, Exact, stored, untouched)
+        return Opened(ccxt, stored, await self._call.account_state.get("instance", make, max_age=INSTANCE_AGE))
+
+    async def open_listening(self, signals: Signals) -> Opened:
+        """What one watch of the account listens with. Its instance belongs to the caller, who closes it."""
+        _, stored, untouched = await self._read_stored()
+        ccxt = await self._call.plugin_state.get("ccxt.pro", _import_sockets)
+        # Making an instance takes milliseconds, and after a restart many watches begin at the same time.
+        async with await self._call.plugin_state.get("turns", _make_turns):
+            await asyncio.sleep(0)
+        instance = await self._account_instance(ccxt, Listening, stored, untouched)
+        instance.listen(signals, self._call.rebased)
+        return Opened(ccxt, stored, instance)
+
+    async def _read_stored(self) -> tuple[Any, StoredCredential, Untouched]:
         call = self._call
         ccxt = await call.plugin_state.get("ccxt", import_ccxt)
         untouched = await call.plugin_state.get(f"untouched {self._where()}", partial(self._describe_untouched, ccxt))
         stored = read_credential(call.credential, self._id, untouched.required, call.exchange.account_types)
-        make = partial(self._account_instance, ccxt, stored, untouched, await self._markets())
-        return Opened(ccxt, stored, await call.account_state.get("instance", make, max_age=INSTANCE_AGE))
+        return ccxt, stored, untouched
 
     async def _markets(self) -> Any:
         """The instance with the markets that all accounts share; None if each account loads its own."""
@@ -180,14 +197,16 @@ class Instances:
             raise VenueMalformed(f"{self._venue} lists no markets, so its answer cannot be checked.")
         return instance
 
-    async def _account_instance(self, ccxt: Any, stored: StoredCredential, untouched: Untouched, source: Any) -> Any:
-        """An instance for the account. If CCXT distinguishes kinds of account, it has already read the account's kind.
-
-        `source` has the shared markets, if there are any.
-        """
+    async def _account_instance(
+        self, ccxt: Any, layer: type[Exact], stored: StoredCredential, untouched: Untouched
+    ) -> Any:
+        """An instance for the account, with the shared markets if there are any. If CCXT distinguishes kinds of
+        account, it has already read the account's kind."""
+        source = await self._markets()
         session = self._call.http.client_session
-        instance = self.construct(ccxt, Exact, session, _ACCOUNT_TIMEOUT, credentials=stored.constructor)
-        if environment_urls(instance.urls, instance.hostname) != untouched.urls:
+        instance = self.construct(ccxt, layer, session, _ACCOUNT_TIMEOUT, credentials=stored.constructor)
+        # A class for sockets has further ones.
+        if not untouched.urls.items() <= environment_urls(instance.urls, instance.hostname).items():
             raise RuntimeError("an instance's addresses differ from its exchange's")
         self._rebase(instance)
         if source is not None:
@@ -241,11 +260,16 @@ class Instances:
     def _rebase_urls(self, urls: Any) -> Any:
         if isinstance(urls, Mapping):
             return {name: self._rebase_urls(below) for name, below in urls.items()}
-        return self._call.rebased(urls) if isinstance(urls, str) else urls
+        # A socket's address is replaced when it is opened, because some classes read from it which socket it is.
+        return self._call.rebased(urls) if isinstance(urls, str) and not urls.startswith("wss://") else urls
 
 
 async def _load_slots() -> asyncio.Semaphore:
     return asyncio.Semaphore(_CONCURRENT_LOADS)
+
+
+async def _make_turns() -> asyncio.Lock:
+    return asyncio.Lock()
 
 
 async def import_ccxt() -> Any:
@@ -258,6 +282,11 @@ async def import_ccxt() -> Any:
     if logger.getEffectiveLevel() < logging.INFO:
         logger.setLevel(logging.INFO)
     return module
+
+
+async def _import_sockets() -> Any:
+    """CCXT's module of the classes for sockets."""
+    return await asyncio.to_thread(importlib.import_module, "ccxt.pro")
 
 
 def _is_not_debug(record: logging.LogRecord) -> bool:

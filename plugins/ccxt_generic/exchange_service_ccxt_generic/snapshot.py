@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from exchange_service_ccxt_generic.catalogue import Snapshot
-from exchange_service_ccxt_generic.describe import entry, environment_urls
+from exchange_service_ccxt_generic.describe import entry, environment_urls, socket_urls
+from exchange_service_ccxt_generic.pushed import PUSHED, named_by_venue
 
 # Poloniex's test addresses lack a section that CCXT needs first. WEEX's sandbox has only another account.
 _BROKEN_SANDBOX = frozenset({"poloniex", "weex"})
@@ -19,16 +20,18 @@ _BROKEN_SANDBOX = frozenset({"poloniex", "weex"})
 def build() -> Snapshot:
     """Every exchange of the installed CCXT; an alias of another one is left out."""
     import ccxt.async_support as ccxt
+    from ccxt import pro
 
     entries = []
     for exchange_id in ccxt.exchanges:
         exchange = getattr(ccxt, exchange_id)()
         if not exchange.alias:
-            entries.append(_entry(exchange))
+            entries.append(_entry(exchange, getattr(pro, exchange_id)() if exchange_id in PUSHED else None))
     return Snapshot(ccxt.__version__, tuple(entries))
 
 
-def _entry(exchange: Any) -> dict[str, Any]:
+def _entry(exchange: Any, with_sockets: Any) -> dict[str, Any]:
+    """An exchange of the snapshot; `with_sockets` is an instance of CCXT's class for sockets if it is pushed."""
     described = {
         "id": exchange.id,
         "name": exchange.name,
@@ -39,7 +42,13 @@ def _entry(exchange: Any) -> dict[str, Any]:
         "rateLimit": exchange.rateLimit,
     }
     production = environment_urls(exchange.urls, exchange.hostname)
-    return entry(described, production, _sandbox_urls(exchange))
+    sandbox = _sandbox_urls(exchange)
+    if with_sockets is not None:
+        production |= {**socket_urls(with_sockets.urls, with_sockets.hostname), **named_by_venue(exchange.id)}
+        if sandbox is not None:
+            with_sockets.set_sandbox_mode(True)
+            sandbox |= socket_urls(with_sockets.urls, with_sockets.hostname)
+    return entry(described, production, sandbox)
 
 
 def _sandbox_urls(exchange: Any) -> dict[str, str] | None:

@@ -80,7 +80,7 @@ def test_no_address_is_left_with_a_placeholder(listings: Listings) -> None:
     for listing in listings.values():
         for environment in listing.environments:
             assert environment.urls
-            assert all(url.startswith("https://") and "{" not in url for url in environment.urls.values())
+            assert all(url.startswith(("https://", "wss://")) and "{" not in url for url in environment.urls.values())
 
 
 def test_nested_addresses_get_dotted_names() -> None:

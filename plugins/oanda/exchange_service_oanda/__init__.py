@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
 from exchange_service.plugin_api import (
     ANSWER_LIMIT,
     Balance,
     Capabilities,
+    Changed,
     CredentialField,
     Environment,
     ExchangeMetadata,
     KeyRights,
     Manifest,
+    PushLimits,
     RateLimit,
     VenueCall,
     hookimpl,
 )
 from exchange_service_oanda.balance import read_balance
+from exchange_service_oanda.push import watch_transactions
 
 LIMITS = (
     # What OANDA recommends for one connection. A balance costs the list of accounts and, usually, one account.
     RateLimit("address", 100, 1, cost=2),  # witness: vendor: https://developer.oanda.com/rest-live-v20/best-practices
 )
+# OANDA allows an address twenty streams, and two new connections a second. A token has up to three streams here, so six
+# tokens keep within twenty.
+# witness: vendor: https://developer.oanda.com/rest-live-v20/development-guide
+PUSH_LIMITS = PushLimits(accounts=6, connections=20, connects=120)
 OANDA = ExchangeMetadata(
     id="oanda",
     name="OANDA",
@@ -46,14 +56,23 @@ OANDA = ExchangeMetadata(
         ),
     ),
     account_types=("forex",),
-    capabilities=Capabilities(sandbox=True, several_accounts=True),
+    capabilities=Capabilities(sandbox=True, several_accounts=True, push=True),
     environments=(
-        Environment("production", {"api": "https://api-fxtrade.oanda.com"}, aliases=("live",)),
-        Environment("sandbox", {"api": "https://api-fxpractice.oanda.com"}, aliases=("practice",)),
+        Environment(
+            "production",
+            {"api": "https://api-fxtrade.oanda.com", "push": "https://stream-fxtrade.oanda.com"},
+            aliases=("live",),
+        ),
+        Environment(
+            "sandbox",
+            {"api": "https://api-fxpractice.oanda.com", "push": "https://stream-fxpractice.oanda.com"},
+            aliases=("practice",),
+        ),
     ),
     documentation_url="https://developer.oanda.com/rest-live-v20/introduction/",
     credential_url="https://www.oanda.com/account/tpa/personal_token",
     limits=LIMITS,
+    push=PUSH_LIMITS,
     public_answer_limit=ANSWER_LIMIT,
 )
 
@@ -71,6 +90,13 @@ def exchange_manifest() -> Manifest:
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
     return await read_balance(call)
+
+
+@hookimpl
+async def watch_balance(call: VenueCall) -> AsyncIterator[Changed]:
+    async with aclosing(watch_transactions(call)) as hints:
+        async for hint in hints:
+            yield hint
 
 
 @hookimpl

@@ -25,12 +25,16 @@ async def read_balance(call: VenueCall) -> Balance:
     slots = asyncio.Semaphore(_CONCURRENT_READS)
 
     listed = await client.accounts()
+    holding = await client.holding()
 
     async def read(account_id: str) -> VenueAccount:
         if isinstance(broken := listed[account_id], VenueMalformed):
             raise broken
         async with slots:
-            return await call.compute(parse.account, await client.summary(account_id), account_id)
+            payload = await client.summary(account_id)
+        account = await call.compute(parse.account, payload, account_id)
+        holding[account_id] = parse.holds_trades(payload)
+        return account
 
     accounts = await gather_accounts(list(listed), read, type="forex")
     return Balance(accounts, combined_summary(accounts))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 from urllib.parse import quote
 
@@ -44,7 +45,7 @@ _LIST_REFUSED = (
 
 
 class OandaClient:
-    """The two reads that a balance needs."""
+    """The two reads that a balance needs, and the stream that tells when to read again."""
 
     def __init__(self, call: VenueCall) -> None:
         token = clean_text(required_text(call.credential, "api_key"), "api_key")
@@ -60,6 +61,7 @@ class OandaClient:
         self._http = call.http
         self._state = call.account_state
         self._base = call.url()
+        self._stream_base = call.url("push")
         self._other_environment = "practice" if call.environment.name == "production" else "live"
         self._headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
 
@@ -76,7 +78,16 @@ class OandaClient:
     async def summary(self, account_id: str) -> Any:
         """The payload of one account's summary."""
         refusal = _STORED_ACCOUNT_REFUSED if account_id == self.account_id else _LISTED_ACCOUNT_REFUSED
-        return await self._get(f"/v3/accounts/{quote(account_id, safe='')}/summary", refusal)
+        return await self._get(f"{_path(account_id)}/summary", refusal)
+
+    def transactions(self, account_id: str, *, silence: float) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The lines of one account's transactions and of the heartbeats between them, see `Http.lines`."""
+        url = f"{self._stream_base}{_path(account_id)}/transactions/stream"
+        return self._http.lines(url, headers=self._headers, silence=silence)
+
+    async def holding(self) -> dict[str, bool]:
+        """By account, whether it had open trades when it was last read; shared by all calls of this user."""
+        return await self._state.get("holding", _nothing_read)
 
     async def _list_accounts(self) -> Mapping[str, str | VenueMalformed]:
         accounts = await self._call.compute(parse.listed_accounts, await self._get("/v3/accounts", _LIST_REFUSED))
@@ -112,6 +123,14 @@ class OandaClient:
         if status == 404 or (status == 400 and "accountid" in message):
             raise AccountUnknown(refusal[0], advice=refusal[1])
         raise_unexpected_status(response, "OANDA")
+
+
+async def _nothing_read() -> dict[str, bool]:
+    return {}
+
+
+def _path(account_id: str) -> str:
+    return f"/v3/accounts/{quote(account_id, safe='')}"
 
 
 def _error_message(response: Response) -> str:

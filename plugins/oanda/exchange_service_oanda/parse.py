@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from exchange_service.plugin_api import (
     AssetBalance,
@@ -19,6 +19,9 @@ from exchange_service.plugin_api import (
     required_amount,
     text,
 )
+
+# Digits of a transaction's number.
+_LONGEST_NUMBER = 30
 
 
 def listed_accounts(payload: Any) -> dict[str, str | VenueMalformed]:
@@ -62,6 +65,37 @@ def account(payload: Any, account_id: str) -> VenueAccount:
             unrealised_pnl=amount(entry, "unrealizedPL", "account"),
         ),
     )
+
+
+def holds_trades(payload: Any) -> bool:
+    """Whether the account of a summary has open trades, so that prices move it; also if OANDA does not say."""
+    return as_object(as_object(payload, "the answer").get("account"), "account").get("openTradeCount") != 0
+
+
+class StreamMessage(NamedTuple):
+    """A line of an account's stream: the number of the newest transaction that it knows, and whether it is a heartbeat
+    and not that transaction itself."""
+
+    newest: int
+    heartbeat: bool
+
+
+def stream_message(payload: Any, account_id: str) -> StreamMessage | None:
+    """A line of `GET /v3/accounts/{id}/transactions/stream`; None if it is a transaction of another account."""
+    entry = as_object(payload, "the line")
+    if text(entry, "type", "the line") == "HEARTBEAT":
+        return StreamMessage(_number(entry, "lastTransactionID"), heartbeat=True)
+    if text(entry, "accountID", "the line") != account_id:
+        return None
+    return StreamMessage(_number(entry, "id"), heartbeat=False)
+
+
+def _number(entry: Mapping[str, Any], member: str) -> int:
+    """OANDA numbers transactions in texts of digits."""
+    digits = text(entry, member, "the line")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= _LONGEST_NUMBER):
+        raise VenueMalformed(f"{member} of the line should be a number.")
+    return int(digits)
 
 
 def _id(entry: Mapping[str, Any]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -15,7 +17,12 @@ from exchange_service.testing import DemoVenue, Fault, bearer_token, show_situat
 
 # OANDA numbers every answer, for its support.
 _REQUEST_ID = "42717890123456789"
-
+# How many streams OANDA lets an address have.
+_MOST_STREAMS = 20
+# How many streams may begin within a second.
+_NEW_STREAMS = 2
+# Each so many moves the moving accounts trade; between them only prices move.
+_MOVES_TO_A_TRADE = 5
 
 # What OANDA says when it refuses a request: the status and `errorMessage`.
 _REFUSALS: Mapping[str, tuple[type[web.HTTPError], str]] = {
@@ -24,6 +31,8 @@ _REFUSALS: Mapping[str, tuple[type[web.HTTPError], str]] = {
     # For any account that the token does not read, whether it exists or not. OANDA's page has the message with 401,
     # people report it with 403.
     "account": (web.HTTPForbidden, "The provided request was forbidden."),
+    # witness: unproven: OANDA's guide says that streams over the limit are rejected; the status was looked for
+    "streams": (web.HTTPTooManyRequests, "Too many streams."),
 }
 
 
@@ -45,6 +54,9 @@ class SimulatedAccount:
     # Listed, but its summary is refused, as for accounts of another platform.
     refused: bool = False
     moving: bool = False
+    open_trades: int = 3
+    # The number of the newest transaction.
+    last_transaction: int = 2417
 
 
 class OandaSimulator(DemoVenue):
@@ -65,6 +77,11 @@ class OandaSimulator(DemoVenue):
         super().__init__()
         # The accounts that each token reads, by their ids.
         self.tokens: dict[str, dict[str, SimulatedAccount]] = {}
+        # Seconds between two heartbeats of a stream, and within which two streams may begin.
+        self.heartbeat_every = 5.0
+        self.opening_window = 1.0
+        self._openings: list[float] = []
+        self._moves = 0
         self._random = random.Random(20)
 
     def add_token(self, token: str, *accounts: SimulatedAccount) -> None:
@@ -75,6 +92,7 @@ class OandaSimulator(DemoVenue):
         return [
             web.get("/v3/accounts", self._list),
             web.get("/v3/accounts/{id}/summary", self._summary),
+            web.get("/v3/accounts/{id}/transactions/stream", self._stream),
         ]
 
     def account_of(self, request: web.Request, body: bytes) -> str:
@@ -92,21 +110,50 @@ class OandaSimulator(DemoVenue):
         return web.json_response({"accounts": accounts}, headers={"RequestID": _REQUEST_ID})
 
     async def _summary(self, request: web.Request) -> web.Response:
+        account = self._account(request)
+        answer = {"account": _summary(account), "lastTransactionID": str(account.last_transaction)}
+        return web.json_response(answer, headers={"RequestID": _REQUEST_ID})
+
+    def _account(self, request: web.Request) -> SimulatedAccount:
         account = self._accounts(request).get(request.match_info["id"])
         if account is None or account.refused:
             raise _refusal("account")
-        answer = {"account": _summary(account), "lastTransactionID": "2417"}
-        return web.json_response(answer, headers={"RequestID": _REQUEST_ID})
+        return account
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        account, now = self._account(request), time.monotonic()
+        self._openings = [begun for begun in self._openings if begun > now - self.opening_window]
+        if len(self._openings) >= _NEW_STREAMS or len(self.push.clients) >= _MOST_STREAMS:
+            raise _refusal("streams")
+        self._openings.append(now)
+        heart = asyncio.create_task(self._beat(account), name="heartbeats of a stream")
+        try:
+            return await self.push.stream(request, account.id, account=self.account_of(request, b""))
+        finally:
+            heart.cancel()
+
+    async def _beat(self, account: SimulatedAccount) -> None:
+        while True:
+            await asyncio.sleep(self.heartbeat_every)
+            self.push.publish(account.id, _heartbeat(account))
+
+    def trade(self, account: SimulatedAccount, profit: Decimal, *, lost: bool = False) -> None:
+        """Book the profit of a closed trade. Its transaction is streamed, unless it gets `lost`."""
+        account.balance += profit
+        account.last_transaction += 1
+        if not lost:
+            self.push.publish(account.id, _order_fill(account, profit))
 
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
         token = f"demo-{situation}-token"
         first = SimulatedAccount("101-004-7654321-001", moving=situation == "moving")
         if situation == "empty":
             zero = Decimal("0.0000")
-            self.add_token(token, SimulatedAccount("101-004-7654321-009", "EUR", "Empty", zero, zero, zero, zero))
+            empty = SimulatedAccount("101-004-7654321-009", "EUR", "Empty", zero, zero, zero, zero, open_trades=0)
+            self.add_token(token, empty)
         elif situation == "partly":
             flat, held = Decimal("0.0000"), Decimal("912.5000")
-            second = SimulatedAccount("101-004-7654321-002", "USD", "Second", held, flat, flat, held)
+            second = SimulatedAccount("101-004-7654321-002", "USD", "Second", held, flat, flat, held, open_trades=0)
             self.add_token(token, first, second, SimulatedAccount("101-004-7654321-003", refused=True))
         elif situation != "refused":
             self.add_token(token, first)
@@ -135,10 +182,14 @@ class OandaSimulator(DemoVenue):
         return {"api_key": token}
 
     def move(self) -> None:
-        for accounts in self.tokens.values():
-            for account in accounts.values():
-                if account.moving:
-                    account.unrealized += Decimal(self._random.randint(-4000, 4200)).scaleb(-4)
+        self._moves += 1
+        for account in (one for accounts in self.tokens.values() for one in accounts.values() if one.moving):
+            account.unrealized += self._profit()
+            if self._moves % _MOVES_TO_A_TRADE == 0:
+                self.trade(account, self._profit())
+
+    def _profit(self) -> Decimal:
+        return Decimal(self._random.randint(-4000, 4200)).scaleb(-4)
 
 
 def _summary(account: SimulatedAccount) -> dict[str, Any]:
@@ -151,7 +202,7 @@ def _summary(account: SimulatedAccount) -> dict[str, Any]:
         "createdByUserID": 7654321,
         "hedgingEnabled": False,
         "balance": str(account.balance),
-        "openTradeCount": 3,
+        "openTradeCount": account.open_trades,
         "openPositionCount": 2,
         "pendingOrderCount": 1,
         "pl": "310.4426",
@@ -164,7 +215,32 @@ def _summary(account: SimulatedAccount) -> dict[str, Any]:
         "positionValue": "58265.0790",
         "marginCloseoutPercent": "0.03852",
         "withdrawalLimit": str(account.margin_available),
-        "lastTransactionID": "2417",
+        "lastTransactionID": str(account.last_transaction),
+    }
+
+
+def _heartbeat(account: SimulatedAccount) -> dict[str, Any]:
+    return {
+        "type": "HEARTBEAT",
+        "lastTransactionID": str(account.last_transaction),
+        "time": "2025-11-24T15:20:05.002855862Z",
+    }
+
+
+def _order_fill(account: SimulatedAccount, profit: Decimal) -> dict[str, Any]:
+    number = str(account.last_transaction)
+    return {
+        "type": "ORDER_FILL",
+        "id": number,
+        "batchID": number,
+        "accountID": account.id,
+        "userID": 7654321,
+        "time": "2025-11-24T15:20:02.593753865Z",
+        "instrument": "EUR_USD",
+        "reason": "MARKET_ORDER_TRADE_CLOSE",
+        "units": "-1000",
+        "pl": str(profit),
+        "accountBalance": str(account.balance),
     }
 
 

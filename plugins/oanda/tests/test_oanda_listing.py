@@ -20,18 +20,13 @@ def test_it_has_the_values_that_the_application_shows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "address"),
-    [
-        ("production", "https://api-fxtrade.oanda.com"),
-        ("live", "https://api-fxtrade.oanda.com"),
-        ("sandbox", "https://api-fxpractice.oanda.com"),
-        ("practice", "https://api-fxpractice.oanda.com"),
-    ],
+    ("word", "kind"),
+    [("production", "fxtrade"), ("live", "fxtrade"), ("sandbox", "fxpractice"), ("practice", "fxpractice")],
 )
-def test_an_environment_is_found_by_its_name_and_by_the_venues_name(word: str, address: str) -> None:
+def test_an_environment_is_found_by_its_name_and_by_the_venues_name(word: str, kind: str) -> None:
     environment = OANDA.environment(word)
     assert isinstance(environment, Environment)
-    assert environment.urls["api"] == address
+    assert environment.urls == {"api": f"https://api-{kind}.oanda.com", "push": f"https://stream-{kind}.oanda.com"}
 
 
 def test_the_account_id_may_be_left_out_because_the_token_shows_its_accounts() -> None:
@@ -39,6 +34,6 @@ def test_the_account_id_may_be_left_out_because_the_token_shows_its_accounts() -
     assert required == {"api_key": True, "account_id": False}
 
 
-def test_balances_of_several_accounts_are_read_also_in_the_sandbox() -> None:
-    assert OANDA.capabilities == Capabilities(sandbox=True, several_accounts=True)
+def test_balances_of_several_accounts_are_read_and_pushed_also_in_the_sandbox() -> None:
+    assert OANDA.capabilities == Capabilities(sandbox=True, several_accounts=True, push=True)
     assert OANDA.account_types == ("forex",)

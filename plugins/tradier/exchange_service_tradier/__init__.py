@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 
 from exchange_service.plugin_api import (
     ANSWER_LIMIT,
     Balance,
     Capabilities,
+    Changed,
     CredentialField,
     Environment,
     ExchangeMetadata,
@@ -18,6 +21,7 @@ from exchange_service.plugin_api import (
     hookimpl,
 )
 from exchange_service_tradier.balance import read_balance, read_options_balance
+from exchange_service_tradier.push import watch_orders
 
 # witness: vendor: https://documentation.tradier.com/brokerage-api/overview/rate-limiting
 LIMITS = (
@@ -49,11 +53,19 @@ TRADIER = ExchangeMetadata(
         ),
     ),
     account_types=("cash", "margin"),
-    capabilities=Capabilities(sandbox=True, several_accounts=True),
+    capabilities=Capabilities(sandbox=True, several_accounts=True, push=True),
     environments=(
-        Environment("production", {"api": "https://api.tradier.com/v1"}, aliases=("live",)),
+        Environment(
+            "production",
+            {"api": "https://api.tradier.com/v1", "push": "wss://ws.tradier.com/v1"},
+            aliases=("live",),
+        ),
         # The sandbox has its own accounts and tokens. Its market data are 15 minutes late.
-        Environment("sandbox", {"api": "https://sandbox.tradier.com/v1"}, aliases=("paper",)),
+        Environment(
+            "sandbox",
+            {"api": "https://sandbox.tradier.com/v1", "push": "wss://sandbox-ws.tradier.com/v1"},
+            aliases=("paper",),
+        ),
     ),
     documentation_url="https://documentation.tradier.com/brokerage-api",
     credential_url="https://dash.tradier.com/settings/api",
@@ -68,6 +80,8 @@ TRADIER_OPTIONS = replace(
     asset_class="Options",
     asset_types="Options",
     account_types=("options",),
+    # The session for events is one for each user, over both listings and all replicas.
+    capabilities=replace(TRADIER.capabilities, push=False),
     # The accounts are the same, so users need not store the token twice.
     credential_of="tradier",
 )
@@ -86,6 +100,13 @@ def exchange_manifest() -> Manifest:
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
     return await (read_options_balance(call) if call.exchange.id == TRADIER_OPTIONS.id else read_balance(call))
+
+
+@hookimpl
+async def watch_balance(call: VenueCall) -> AsyncIterator[Changed]:
+    async with aclosing(watch_orders(call)) as hints:
+        async for hint in hints:
+            yield hint
 
 
 @hookimpl

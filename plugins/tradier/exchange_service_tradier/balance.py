@@ -52,6 +52,7 @@ async def _read_accounts(
 ) -> Balance:
     """The balance of the listed accounts. If one of several fails, it is in the balance with its error."""
     margin_calls: dict[str, tuple[str, ...]] = {}
+    held: dict[str, bool] = {}
 
     async def read(number: str) -> VenueAccount:
         entry = listed[number]
@@ -62,6 +63,7 @@ async def _read_accounts(
         payload = await client.balances(number)
         account = await client.compute(parse_account, payload, number)
         margin_calls[number] = await client.compute(parse.open_calls, payload, number)
+        held[number] = parse.holds_positions(payload, number)
         return account
 
     def unread(number: str) -> VenueAccount:
@@ -69,6 +71,7 @@ async def _read_accounts(
         return VenueAccount(number, entry.type if isinstance(entry, parse.ListedAccount) else "")
 
     accounts = await gather_accounts(list(listed), read, unread=unread)
+    (await client.positions()).note(held)
     notes = tuple(note for number in listed for note in margin_calls.get(number, ()))
     return Balance(accounts, combined_summary(accounts), notes=notes)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -72,11 +72,27 @@ def time_to_expiry(headers: Mapping[str, str], now: float) -> float | None:
     return min(wait, _WINDOW) if wait > 0 else None
 
 
+class Positions:
+    """Which accounts had positions when they were last read."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, bool] = {}
+
+    @property
+    def may_be_held(self) -> bool:
+        """Whether there are positions, as far as is known: also if nothing was read yet."""
+        return not self._held or any(self._held.values())
+
+    def note(self, held: Mapping[str, bool]) -> None:
+        """Keep what was read, by account number."""
+        self._held = dict(held)
+
+
 class TradierClient:
-    """The two reads that a balance needs."""
+    """The two reads that a balance needs, and the session that tells when to read again."""
 
     def __init__(self, call: VenueCall) -> None:
-        token = clean_text(required_text(call.credential, "api_key"), "api_key")
+        self.token = token = clean_text(required_text(call.credential, "api_key"), "api_key")
         self.account_id: str = read_metadata(call.credential, account_id=str).get("account_id", "")
         if self.account_id and not _ACCOUNT_NUMBER.match(self.account_id):
             raise CredentialInvalid("extra_metadata.account_id is not an account number, such as 6YA00000.")
@@ -108,15 +124,32 @@ class TradierClient:
         """The payload of one account's balances."""
         return await self._get(f"/accounts/{quote(number, safe='')}/balances")
 
+    async def event_session(self) -> str | None:
+        """The id of a new session for account events, to be used within five minutes; None if Tradier refuses another
+        one. The request changes nothing of an account."""
+        response = await self._send(self._http.post, "/accounts/events/session")
+        if parse.SESSIONS_LIMITED in response.body[:1000].lower():
+            return None
+        self._raise_for_error(response)
+        return parse.session_id(response.json())
+
+    async def positions(self) -> Positions:
+        """What the last read found, shared by all calls for this account."""
+        return await self._state.get(f"positions {self._call.account.account_type}", _no_positions)
+
     async def _get(self, path: str) -> Any:
+        response = await self._send(self._http.get, path)
+        self._raise_for_error(response)
+        return response.json()
+
+    async def _send(self, send: Callable[..., Awaitable[Response]], path: str) -> Response:
         budget = await self._state.get("request budget", _new_budget)
         loop = asyncio.get_running_loop()
         budget.check(loop.time())
-        response = await self._http.get(self._base + path, headers=self._headers)
+        response = await send(self._base + path, headers=self._headers)
         # The budget stops this process at once, the cooldown stops the other replicas once the call has ended.
         self._call.report_cooldown(budget.record(response.headers, loop.time()))
-        self._raise_for_error(response)
-        return response.json()
+        return response
 
     def _raise_for_error(self, response: Response) -> None:
         """Raise the error of a response. The message decides before the status: an expired token has HTTP 500."""
@@ -156,6 +189,10 @@ class TradierClient:
 
 async def _new_budget() -> RequestBudget:
     return RequestBudget()
+
+
+async def _no_positions() -> Positions:
+    return Positions()
 
 
 def _error_message(response: Response) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 from exchange_service.plugin_api import (
     AssetBalance,
     FeatureNotEnabled,
+    RequestRefused,
     Summary,
     VenueAccount,
     VenueMalformed,
+    VenueUnavailable,
     amount,
     as_list,
     as_object,
@@ -40,6 +42,9 @@ _TYPES = {"margin": "margin", "pdt": "margin", "cash": "cash"}
 _OPTION_FIELDS = ("option_long_value", "option_short_value", "option_requirement")
 # witness: vendor: https://docs.tradier.com/docs/balances
 _CALLS = {"maintenance_call": "maintenance call", "fed_call": "fed call"}
+# What Tradier says, in lower case, when a user has a session already.
+# witness: report: https://github.com/QuantConnect/Lean.Brokerages.Tradier/pull/15
+SESSIONS_LIMITED = b"too many sessions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +126,28 @@ def account(payload: Any, number: str) -> VenueAccount:
             buying_power=buying_power,
         ),
     )
+
+
+def holds_positions(payload: Any, number: str) -> bool:
+    """Whether the account of the same payload has positions, so that prices move its equity, or does not say it."""
+    entry = _balances(payload, number)
+    return any(entry.get(member) != 0 for member in ("long_market_value", "short_market_value"))
+
+
+def session_id(payload: Any) -> str:
+    """The id in `POST /accounts/events/session`. The address beside it is not used: ours is in the manifest."""
+    return text(as_object(as_object(payload, "the answer").get("stream"), "stream"), "sessionid", "stream")
+
+
+def is_order_event(message: Any) -> bool:
+    """Whether an account event is about an order; others are heartbeats. Raises VenueUnavailable if it refuses the
+    session, RequestRefused if it refuses anything else."""
+    entry = as_object(message, "the event")
+    if entry.get("error") is None:
+        return text(entry, "event", "the event") == "order"
+    if "session" in text(entry, "error", "the event").lower():
+        raise VenueUnavailable("Tradier refuses the session for order events.")
+    raise RequestRefused("Tradier refuses the subscription to order events.")
 
 
 def options_account(payload: Any, number: str) -> VenueAccount:

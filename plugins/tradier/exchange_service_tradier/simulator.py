@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from typing import Any, ClassVar
 from aiohttp import web
 
 from exchange_service.testing import DemoVenue, bearer_token, show_situation
+from exchange_service.testing.push import PushClient
 
 _ZERO = Decimal(0)
 _WINDOW = 60
@@ -36,6 +39,16 @@ _FAULTS: Mapping[str, tuple[type[web.HTTPError], str, str]] = {
 # Before the number. Its status is unproven: the test does not state it.
 # witness: test data: QuantConnect/Lean.Brokerages.Tradier TradierBrokerageTests.cs
 _UNAUTHORIZED_ACCOUNT = "Unauthorized Account: "
+
+# What the socket says of a session that it refuses.
+_SESSION_ERRORS: Mapping[str, str] = {
+    # witness: report: zerotype19/gekko3 brain/SESSION_FIX_SUMMARY.md
+    "unknown": "session not found",
+    # witness: report: https://github.com/QuantConnect/Lean.Brokerages.Tradier/pull/15
+    "several": "too many sessions requested",
+}
+# Each so many moves the moving accounts trade; between them only prices move.
+_MOVES_TO_A_TRADE = 5
 
 
 @dataclass(slots=True)
@@ -78,7 +91,8 @@ class SimulatedAccount:
 
 @dataclass(slots=True)
 class SimulatedToken:
-    """A token, its accounts, and how many requests it has sent in the current minute."""
+    """A token, its accounts, its sessions that nobody has used yet, and how many requests it has sent in the current
+    minute."""
 
     accounts: dict[str, SimulatedAccount] = field(default_factory=dict)
     # The id of the user in the profile.
@@ -88,6 +102,8 @@ class SimulatedToken:
     limited: bool = False
     minute: int = 0
     used: int = 0
+    # By their ids, when they end.
+    sessions: dict[str, float] = field(default_factory=dict)
 
 
 def cash_account(number: str, **changes: Any) -> SimulatedAccount:
@@ -129,6 +145,13 @@ class TradierSimulator(DemoVenue):
         self.no_accounts: Any = None
         # Whether tokens are refused in plain text instead of JSON, as some of the gateways do.
         self.plain_refusals = False
+        # Seconds in which a session is to be used, and between two heartbeats, of which Tradier does not say it.
+        self.session_life = 300.0
+        self.heartbeat_every = 10.0
+        # Whether a second session of a token is refused. Otherwise it takes the place of the first, which is closed.
+        # Which of the two Tradier does is not known.
+        self.refuses_second_session = False
+        self._moves = 0
         self._random = random.Random(30)
 
     def add_token(self, token: str, *accounts: SimulatedAccount) -> SimulatedToken:
@@ -140,6 +163,8 @@ class TradierSimulator(DemoVenue):
         return [
             web.get("/v1/user/profile", self._profile),
             web.get("/v1/accounts/{number}/balances", self._balances),
+            web.post("/v1/accounts/events/session", self._new_session),
+            web.get("/v1/accounts/events", self._events),
         ]
 
     def account_of(self, request: web.Request, body: bytes) -> str:
@@ -160,6 +185,57 @@ class TradierSimulator(DemoVenue):
         if account is None or account.refused:
             return web.Response(status=401, text=_UNAUTHORIZED_ACCOUNT + number, headers=headers)
         return _answer(request, {"balances": _figures(account)}, headers)
+
+    async def _new_session(self, request: web.Request) -> web.Response:
+        token, headers = self._admit(request)
+        session = secrets.token_hex(16)
+        token.sessions[session] = time.monotonic() + self.session_life
+        url = "wss://ws.tradier.com/v1/accounts/events"
+        return _answer(request, {"stream": {"url": url, "sessionid": session}}, headers)
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        hearts: list[asyncio.Task[None]] = []
+
+        def greet(client: PushClient) -> None:
+            hearts.append(asyncio.create_task(self._beat(client), name="heartbeats of a socket"))
+
+        try:
+            return await self.push.serve(request, self._subscribe, greet=greet)
+        finally:
+            for heart in hearts:
+                heart.cancel()
+
+    async def _beat(self, client: PushClient) -> None:
+        while True:
+            await asyncio.sleep(self.heartbeat_every)
+            for topic in client.topics:
+                self.push.publish(topic, {"event": "heartbeat"})
+
+    def _subscribe(self, client: PushClient, message: Any) -> None:
+        """Let a socket have the order events of the token whose session it names, and end the one that had them."""
+        name = self._use_session(message.get("sessionid", ""))
+        others = [other for other in self.push.clients if name in other.topics and other is not client]
+        if not name or message.get("events") != ["order"] or (others and self.refuses_second_session):
+            client.send({"error": _SESSION_ERRORS["several" if others else "unknown"]})
+            client.close()
+            return
+        for other in others:
+            other.close()
+        client.account = name
+        client.topics = {name}
+
+    def _use_session(self, session: str) -> str:
+        """The token that a session is for, which can be used once; empty if there is no such session."""
+        for name, token in self.tokens.items():
+            if token.sessions.pop(session, 0.0) > time.monotonic():
+                return name
+        return ""
+
+    def fill(self, name: str, number: str, cash: Decimal) -> None:
+        """Fill an order of a token's account that brings this cash, and tell the token's session."""
+        account = self.tokens[name].accounts[number]
+        account.total_cash += cash
+        self.push.publish(name, _order_event(number, "filled"))
 
     def _admit(self, request: web.Request) -> tuple[SimulatedToken, dict[str, str]]:
         """The token of a request, and the headers with its remaining requests. Raises what refuses the request."""
@@ -222,13 +298,15 @@ class TradierSimulator(DemoVenue):
         self.allowance = 1_000_000
 
     def move(self) -> None:
-        for token in self.tokens.values():
-            for account in token.accounts.values():
-                if account.moving:
-                    stocks, options = self._change(4000), self._change(400)
-                    account.stock_long_value += stocks
-                    account.option_long_value += options
-                    account.open_pl += stocks + options
+        self._moves += 1
+        moving = [(name, one) for name, token in self.tokens.items() for one in token.accounts.values() if one.moving]
+        for name, account in moving:
+            stocks, options = self._change(4000), self._change(400)
+            account.stock_long_value += stocks
+            account.option_long_value += options
+            account.open_pl += stocks + options
+            if self._moves % _MOVES_TO_A_TRADE == 0:
+                self.fill(name, account.number, self._change(4000))
 
     def _change(self, cents: int) -> Decimal:
         return Decimal(self._random.randint(-cents, cents + cents // 20)).scaleb(-2)
@@ -294,6 +372,24 @@ def _figures(account: SimulatedAccount) -> dict[str, Any]:
         **account.changes,
     }
     return {name: value for name, value in figures.items() if value is not ...}
+
+
+def _order_event(number: str, status: str) -> dict[str, Any]:
+    return {
+        "id": 1107075,
+        "event": "order",
+        "status": status,
+        "type": "limit",
+        "price": 10.0,
+        "stop_price": 0.0,
+        "avg_fill_price": 10.0,
+        "executed_quantity": 2.0,
+        "last_fill_quantity": 0.0,
+        "remaining_quantity": 0.0,
+        "transaction_date": "2025-11-24T20:05:35.277Z",
+        "create_date": "2025-11-24T20:05:35.277Z",
+        "account": number,
+    }
 
 
 def _cents(value: Decimal) -> Decimal:

@@ -35,19 +35,20 @@ def test_the_options_listing_uses_the_credential_of_the_account_listing() -> Non
 
 
 @pytest.mark.parametrize(
-    ("word", "address"),
+    ("word", "host", "push_host"),
     [
-        ("", "https://api.tradier.com/v1"),
-        ("production", "https://api.tradier.com/v1"),
-        ("live", "https://api.tradier.com/v1"),
-        ("sandbox", "https://sandbox.tradier.com/v1"),
-        ("paper", "https://sandbox.tradier.com/v1"),
+        ("", "api", "ws"),
+        ("production", "api", "ws"),
+        ("live", "api", "ws"),
+        ("sandbox", "sandbox", "sandbox-ws"),
+        ("paper", "sandbox", "sandbox-ws"),
     ],
 )
-def test_an_environment_is_found_by_its_name_and_by_the_venues_name(word: str, address: str) -> None:
+def test_an_environment_is_found_by_its_name_and_by_the_venues_name(word: str, host: str, push_host: str) -> None:
     environment = TRADIER.environment(word)
     assert isinstance(environment, Environment)
-    assert environment.urls["api"] == address
+    urls = {"api": f"https://{host}.tradier.com/v1", "push": f"wss://{push_host}.tradier.com/v1"}
+    assert environment.urls == urls
 
 
 def test_the_account_id_may_be_left_out_because_the_token_shows_its_accounts() -> None:
@@ -55,9 +56,10 @@ def test_the_account_id_may_be_left_out_because_the_token_shows_its_accounts() -
     assert required == {"api_key": True, "account_id": False}
 
 
-def test_both_read_balances_of_several_accounts_and_in_the_sandbox() -> None:
+def test_both_read_balances_of_several_accounts_and_in_the_sandbox_and_one_of_them_is_pushed() -> None:
     for listing in (TRADIER, TRADIER_OPTIONS):
-        assert listing.capabilities == Capabilities(sandbox=True, several_accounts=True)
+        pushed = listing is TRADIER
+        assert listing.capabilities == Capabilities(sandbox=True, several_accounts=True, push=pushed)
         assert listing.unsupported_reason == ""
 
 

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from exchange_service.testing import DemoVenue, Fault, show_situation
+from exchange_service.testing.push import PushClient
 
 _SPOT = (("BTC", "USDT"), ("ETH", "USDT"), ("BNB", "USDT"), ("USDC", "USDT"), ("ETH", "BTC"))
 _LINEAR = (("BTC", "USDT"), ("ETH", "USDT"))
@@ -58,7 +59,7 @@ class SimulatedWallet:
 
 
 class BinanceSimulator(DemoVenue):
-    """Simulates Binance's REST interface."""
+    """Simulates Binance's REST interface, and the socket that pushes a spot account."""
 
     exchange_id = "binance"
     named_by = "`uid` of the spot account"
@@ -99,6 +100,7 @@ class BinanceSimulator(DemoVenue):
             web.post("/sapi/v1/asset/get-funding-asset", self._require_signature(_funding_account)),
             web.get("/papi/v1/balance", self._require_signature(_portfolio)),
             web.get("/sapi/v1/account/apiRestrictions", self._require_signature(_restrictions)),
+            web.get("/ws-api/v3", self._socket),
         ]
 
     def account_of(self, request: web.Request, body: bytes) -> str:
@@ -154,6 +156,28 @@ class BinanceSimulator(DemoVenue):
             return 400, -1022, "Signature for this request is not valid."
         return None
 
+    async def _socket(self, request: web.Request) -> web.StreamResponse:
+        return await self.push.serve(request, self._hear)
+
+    def _hear(self, client: PushClient, message: Any) -> None:
+        """Let the connection follow the spot account whose key signs in. CCXT sends nothing else."""
+        sent = dict(message["params"])
+        signature, key = sent.pop("signature", ""), str(sent.get("apiKey", ""))
+        signed = "&".join(f"{name}={value}" for name, value in sorted(sent.items()))
+        refusal = self._refusal(key, f"{signed}&signature={signature}")
+        if refusal is None:
+            client.topics.add(key)
+            client.send({"id": message["id"], "status": 200, "result": {"subscriptionId": 0}})
+            return
+        status, code, text = refusal
+        client.send({"id": message["id"], "status": status, "error": {"code": code, "msg": text}})
+
+    def announce(self, wallet: SimulatedWallet, *assets: str) -> None:
+        """Push these assets of the spot account, as Binance does after a change: the others are not in the message."""
+        rows = [{"a": asset, "f": wallet.spot[asset][0], "l": wallet.spot[asset][1]} for asset in assets]
+        event = {"e": "outboundAccountPosition", "E": self._now(), "u": self._now(), "B": rows}
+        self.push.publish(wallet.api_key, {"subscriptionId": 0, "event": event})
+
     def demo_credential(self, situation: str) -> Mapping[str, Any] | None:
         if situation == "partly":
             # A key has one account. Its margin account, which is not opened, shows an error with `all`.
@@ -207,6 +231,7 @@ class BinanceSimulator(DemoVenue):
                 free, locked = wallet.spot["USDT"]
                 change = Decimal(self._random.randint(-400_000, 420_000)).scaleb(-4)
                 wallet.spot["USDT"] = (format(max(Decimal(0), Decimal(free) + change), ".8f"), locked)
+                self.announce(wallet, "USDT")
 
 
 def _spot_account(wallet: SimulatedWallet) -> dict[str, Any]:

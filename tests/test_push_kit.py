@@ -32,6 +32,8 @@ from exchange_service.plugin_api import Changed, PushLanguage, Socket, State, Su
 from exchange_service.plugin_kit import push, push_connection
 from exchange_service.testing import Fault, LoopbackVenue, venue_call
 from exchange_service.testing.push import PushClient, PushFault
+from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.sockets import PushFigures
 
 NO_LIMITS = PushLimits()
 SECRET = "listen-key-of-somebody"
@@ -933,3 +935,19 @@ class TestLines:
             response = await call.http.put(f"{venue.url}/nowhere", params={"key": "1"})
             assert response.status == 404
             assert (venue.requests[-1].method, venue.requests[-1].body) == ("PUT", b"")
+
+
+async def test_what_is_open_is_counted_however_it_was_opened() -> None:
+    exchange, pool = listing(), VenueHttpPool(timeout=5.0)
+    async with PushVenue() as venue:
+        http = pool.http(exchange, exchange.environments[0], venue.url)
+        assert pool.push_figures() == {}
+        async with (
+            http.websocket(f"{venue.url}/ws") as socket,
+            http.client_session.ws_connect(f"{venue.url}/ws"),
+            http.lines(f"{venue.url}/lines"),
+        ):
+            socket.subscriptions = 20
+            assert pool.push_figures() == {exchange.id: PushFigures(connections=3, subscriptions=21, opened=3)}
+        assert pool.push_figures() == {exchange.id: PushFigures(opened=3)}
+        await pool.close()

@@ -49,7 +49,14 @@ from exchange_service.open_files import none_left
 from exchange_service.plugin_kit.gateways import gateway_error
 from exchange_service.plugin_kit.payload import count_marks, parse_json, retry_after
 from exchange_service.tasks import beside_the_loop
-from exchange_service.venues.sockets import CLOSE_LIMIT, MESSAGE_LIMIT, VenueSocket, read_lines
+from exchange_service.venues.sockets import (
+    CLOSE_LIMIT,
+    MESSAGE_LIMIT,
+    OpenPushes,
+    PushFigures,
+    VenueSocket,
+    read_lines,
+)
 
 CONNECT_TIMEOUT = 3.0
 # Bytes of an answer for each value in it (see `count_marks`), at least; the densest honest answers have nine.
@@ -415,19 +422,25 @@ class VenueHttp:
     """The guarded session of one exchange and environment; `for_call` bounds it by a call's deadline."""
 
     def __init__(
-        self, reach: _Reach, session: aiohttp.ClientSession, slots: asyncio.Semaphore, deadline: float | None = None
+        self,
+        reach: _Reach,
+        session: aiohttp.ClientSession,
+        slots: asyncio.Semaphore,
+        pushes: OpenPushes,
+        deadline: float | None = None,
     ) -> None:
         self._reach = reach
         self._venue = reach.venue
         self._session = session
         self._slots = slots
+        self._pushes = pushes
         self._deadline = deadline
         # Whether an answer was large, so that what is made of it may take long too.
         self.has_read_much = False
 
     def for_call(self, deadline: float) -> VenueHttp:
         """The same session for one call that ends at `deadline`, in the event loop's time."""
-        return VenueHttp(self._reach, self._session, self._slots, deadline)
+        return VenueHttp(self._reach, self._session, self._slots, self._pushes, deadline)
 
     @property
     def client_session(self) -> aiohttp.ClientSession:
@@ -544,7 +557,8 @@ class VenueHttp:
                     await self._refuse(response)
         lines = self._lines(response, silence)
         try:
-            yield lines
+            with self._pushes.stream():
+                yield lines
         finally:
             await lines.aclose()
             response.close()
@@ -570,6 +584,8 @@ class VenueHttpPool:
         # None: the system's.
         self._resolver = resolver
         self._sessions: dict[tuple[str, str, bool], VenueHttp] = {}
+        # By the exchange's id.
+        self._pushes: dict[str, OpenPushes] = {}
 
     def http(
         self, exchange: ExchangeMetadata, environment: Environment, override: str = "", *, public: bool = False
@@ -585,6 +601,7 @@ class VenueHttpPool:
             origins = frozenset((_SCHEMES.get(url.scheme, url.scheme), url.host, url.port) for url in map(URL, urls))
             reach = _Reach(exchange.name, origins, by_operator=bool(override))
             limit = exchange.public_answer_limit if public else exchange.answer_limit
+            pushes = self._pushes.setdefault(exchange.id, OpenPushes())
             session = aiohttp.ClientSession(
                 connector=_Connector(
                     # What stays open for a venue's pushes must not take the places of requests: those have slots.
@@ -594,13 +611,19 @@ class VenueHttpPool:
                 ),
                 request_class=_bound_request(reach),
                 response_class=_bounded_response(exchange.name, limit, public=public),
+                ws_response_class=pushes.socket_class(),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
                 timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=CONNECT_TIMEOUT),
                 headers={"User-Agent": _USER_AGENT},
             )
-            self._sessions[key] = VenueHttp(reach, session, asyncio.Semaphore(_AT_ONCE))
+            self._sessions[key] = VenueHttp(reach, session, asyncio.Semaphore(_AT_ONCE), pushes)
         return self._sessions[key]
+
+    def push_figures(self) -> dict[str, PushFigures]:
+        """What is open for pushes, by the exchange's id; only those for which anything was ever opened."""
+        figures = {exchange: pushes.figures() for exchange, pushes in self._pushes.items()}
+        return {exchange: figure for exchange, figure in figures.items() if figure.opened}
 
     async def close(self) -> None:
         """Close every session."""

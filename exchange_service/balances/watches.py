@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 
 from exchange_service import clock
+from exchange_service.balances.push_log import PushLog
 from exchange_service.balances.push_room import SLOT_LEASE, PushRoom, PushSlot, held_on
 from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.cache import Lease
@@ -50,20 +51,10 @@ _UNCHANGED = 5.0
 _PUSH_LAG = 2.0
 # Seconds between two writes of one account, however fast its venue pushes.
 _BETWEEN_STORES = 0.05
-# Seconds between two lines in the log about one exchange's broken pushes.
-_LOG_EVERY = 10.0
 
 _CLOSE_LIMIT = 1.0
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class _Breaks:
-    """Broken pushes of one exchange since the last line in the log."""
-
-    accounts: int = 0
-    told_at: float = field(default=float("-inf"))
 
 
 @dataclass(slots=True)
@@ -77,7 +68,7 @@ class Watches:
     now: Callable[[], float] = clock.wall
     opened: set[AccountWatch] = field(default_factory=set)
     _tasks: TaskSet = field(default_factory=TaskSet)
-    _breaks: dict[str, _Breaks] = field(default_factory=dict)
+    _lines: PushLog = field(default_factory=PushLog)
 
     def open(self, account: Account, listing: Listing, wake: Callable[[], None]) -> AccountWatch:
         """Begin to follow an account's pushes; `wake` is called when `delivery` or `hinted_at` has changed."""
@@ -99,17 +90,21 @@ class Watches:
         for watch in list(self.opened):
             watch.close()
         await self._tasks.close(_CLOSE_LIMIT)
+        self._lines.close()
+
+    def report_standing(self, exchange: str) -> None:
+        """An account is pushed from now on."""
+        self._lines.stands(exchange)
 
     def report_break(self, exchange: str, error: ServiceError, pause: float) -> None:
-        """A push has broken: count it, and say so in the log now and then."""
+        """A push has broken, or did not come to stand."""
         self.metrics.push_broken(exchange, error.reason)
-        breaks = self._breaks.setdefault(exchange, _Breaks())
-        breaks.accounts += 1
-        if time.monotonic() - breaks.told_at >= _LOG_EVERY:
-            log.warning(
-                "push.broken", exchange=exchange, reason=error.reason, accounts=breaks.accounts, again_in=round(pause)
-            )
-            breaks.accounts, breaks.told_at = 0, time.monotonic()
+        self._lines.ended(exchange, error, pause)
+
+    def report_difference(self, exchange: str, in_a_row: int) -> None:
+        """A reconciling read found what the push has not brought."""
+        self.metrics.push_difference(exchange)
+        self._lines.differs(exchange, in_a_row)
 
 
 class AccountWatch:
@@ -176,10 +171,7 @@ class AccountWatch:
         if self.pushed_at >= earliest or self not in self._watches.opened:
             return
         self._differences += 1
-        self._watches.metrics.push_difference(self.exchange)
-        log.warning(
-            "push.difference", exchange=self.exchange, effect="what was read counts", in_a_row=self._differences
-        )
+        self._watches.report_difference(self.exchange, self._differences)
         if self._differences > 1:
             self.restart()
 
@@ -302,6 +294,7 @@ class AccountWatch:
         metrics.push_came(self.exchange, "hint" if pushed.balance is None else "whole")
         if self._stood_at is None:
             self._stood_at = time.monotonic()
+            self._watches.report_standing(self.exchange)
             await self._tell(None)
         self.pushed_at = asyncio.get_running_loop().time()
         if pushed.balance is None:

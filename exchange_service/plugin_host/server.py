@@ -28,6 +28,7 @@ from exchange_service.plugin_host.protocol import (
     read_credential,
     read_reference,
     write_error,
+    write_pushes,
     write_reports,
     write_rights,
 )
@@ -123,7 +124,8 @@ class PluginServer:
     async def check_health(self, request: messages.CheckHealthRequest) -> messages.CheckHealthResponse:
         """How many calls are stuck; that this is answered at all shows that the event loop is not blocked."""
         stuck = self._served.sessions.stuck_calls(_STUCK_AFTER) if self._served else 0
-        return messages.CheckHealthResponse(stuck_calls=stuck)
+        figures = self._served.http.push_figures() if self._served else {}
+        return messages.CheckHealthResponse(stuck_calls=stuck, pushes=write_pushes(figures))
 
     async def fetch_balance(self, request: messages.FetchBalanceRequest) -> messages.FetchBalanceResponse:
         """The hook fetch_balance."""

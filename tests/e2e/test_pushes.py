@@ -15,11 +15,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from benchmarks import pushing_plugin
+from benchmarks.push_faults import FAULTS, Endured, endure
+from benchmarks.push_subscribers import Subscriber, key_of
 from benchmarks.pushing_plugin import EXCHANGE, FEW, HINTS, MOST
 from benchmarks.pushing_venue import PushingVenue
 from exchange_service.balances import watches
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.model import Account
+from exchange_service.plugin_kit import push as push_connection
 from exchange_service.testing import Fault
 from exchange_service.testing.push import PushFault
 from exchange_service.v1.balance_pb2 import DELIVERY_MODE_PUSHED, PollingReason
@@ -359,6 +362,36 @@ class TestBroken:
                 venue.change(KEY, 71)
                 await until_amount(stream, 71)
                 assert not venue.push.opened
+
+
+class TestEveryWayOfFailing:
+    async def test_no_subscriber_gets_a_false_balance_or_an_end_and_all_are_soon_up_to_date(
+        self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pushing_plugin.Language, "silence", 1.0)
+        monkeypatch.setattr(push_connection, "_LONGEST_PAUSE", 1.0)
+        names = list(FAULTS)
+        folders = [tmp_path_factory.mktemp("service") for _ in names]
+        # At the same time, each at a venue and a service of its own.
+        found = await asyncio.gather(*(_endured(name, folder) for name, folder in zip(names, folders, strict=True)))
+        for name, endured in zip(names, found, strict=True):
+            assert (endured.false, endured.went_back, endured.ended) == (0, 0, 0), (name, endured)
+            # The silence and two intervals, on a busy machine.
+            assert endured.behind < 1.0 + 2 * 0.4 + 1.5, (name, endured)
+            assert endured.back_after < 5, (name, endured)
+
+
+async def _endured(name: str, folder: Path) -> Endured:
+    """What came of a fault of three seconds with five subscribers on one socket."""
+    async with PushingVenue() as venue, service(venue, folder, **QUICK) as running, AsyncExitStack() as stack:
+        subscribers = [Subscriber(venue, f"user{number}", number, ()) for number in range(5)]
+        for one in subscribers:
+            one.begin()
+            await running.store(EXCHANGE, user=one.user, api_key=key_of(one.user))
+            one.start([running.client.channel])
+            stack.push_async_callback(one.close)
+        await until(lambda: all(one.pushed for one in subscribers), "pushes")
+        return await endure(venue, subscribers, FAULTS[name], 3.0, rate=4.0)
 
 
 class TestRoom:

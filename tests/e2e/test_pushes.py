@@ -236,6 +236,20 @@ class TestHints:
                 venue.recover()
                 await until_amount(stream, 23)
 
+    async def test_a_hint_is_not_lost_while_the_venue_is_late(self, venue: PushingVenue, tmp_path: Path) -> None:
+        async with service(venue, tmp_path, venue_timeout=0.5, **QUICK) as running:
+            await running.store(HINTS, api_key=KEY)
+            async with streaming(running, HINTS) as stream:
+                await until_delivered(stream, PUSHED)
+                await until(lambda: venue.reads[KEY] == 2, "the read after the subscription")
+                venue.reading.clear()
+                venue.change(KEY, 24)
+                await until(lambda: venue.reads[KEY] >= 3, "the read after the hint")
+                await asyncio.sleep(0.8)
+                venue.change(KEY, 25)
+                venue.reading.set()
+                await until_amount(stream, 25)
+
 
 class TestReconciling:
     async def test_what_a_push_has_missed_is_read_and_reported_and_the_push_begins_again_at_the_second_time(

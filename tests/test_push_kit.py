@@ -7,6 +7,7 @@ import json
 import re
 import resource
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ from exchange_service.plugin_api import Changed, PushLanguage, Socket, State, Su
 from exchange_service.plugin_kit import push, push_connection
 from exchange_service.testing import Fault, LoopbackVenue, venue_call
 from exchange_service.testing.push import PushClient, PushFault
+from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.sockets import PushFigures
 
 NO_LIMITS = PushLimits()
 SECRET = "listen-key-of-somebody"
@@ -813,7 +816,9 @@ class TestTheGuard:
     async def test_a_refused_handshake_is_the_error_of_its_status(self, status: int, kind: type[ServiceError]) -> None:
         async with opened() as (venue, call):
             venue.push.fail(PushFault(refused=status))
-            assert type(await error_of(enter(call.http.websocket(f"{venue.url}/ws")))) is kind
+            error = await error_of(enter(call.http.websocket(f"{venue.url}/ws?key={SECRET}")))
+        assert type(error) is kind
+        assert SECRET not in "".join(traceback.format_exception(error))
 
     async def test_a_venue_that_does_not_answer_the_handshake_is_not_waited_for(self) -> None:
         async with opened(timeout=0.2) as (venue, call):
@@ -832,6 +837,12 @@ class TestTheGuard:
             async with call.http.websocket(f"{venue.url}/packed") as socket:
                 assert isinstance(await error_of(socket.receive()), VenueMalformed)
             assert "Sec-WebSocket-Extensions" not in venue.requests[-1].headers
+
+    async def test_sockets_that_stay_open_take_no_requests_place(self) -> None:
+        async with opened() as (_, call), AsyncExitStack() as stack:
+            for _ in range(110):
+                await stack.enter_async_context(call.http.websocket(call.url("push")))
+            assert (await call.http.get(call.url() + "/page")).status == 200
 
     async def test_after_its_end_a_socket_says_so(self) -> None:
         async with opened() as (venue, call), call.http.websocket(f"{venue.url}/ws") as socket:
@@ -924,3 +935,19 @@ class TestLines:
             response = await call.http.put(f"{venue.url}/nowhere", params={"key": "1"})
             assert response.status == 404
             assert (venue.requests[-1].method, venue.requests[-1].body) == ("PUT", b"")
+
+
+async def test_what_is_open_is_counted_however_it_was_opened() -> None:
+    exchange, pool = listing(), VenueHttpPool(timeout=5.0)
+    async with PushVenue() as venue:
+        http = pool.http(exchange, exchange.environments[0], venue.url)
+        assert pool.push_figures() == {}
+        async with (
+            http.websocket(f"{venue.url}/ws") as socket,
+            http.client_session.ws_connect(f"{venue.url}/ws"),
+            http.lines(f"{venue.url}/lines"),
+        ):
+            socket.subscriptions = 20
+            assert pool.push_figures() == {exchange.id: PushFigures(connections=3, subscriptions=21, opened=3)}
+        assert pool.push_figures() == {exchange.id: PushFigures(opened=3)}
+        await pool.close()

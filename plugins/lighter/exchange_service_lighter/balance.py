@@ -14,9 +14,9 @@ async def read_balance(call: VenueCall) -> Balance:
     client = LighterClient(call)
     kept, begun = await last_read(call), asyncio.get_running_loop().time()
     accounts = await client.accounts()
-    reading = FoundAccounts(tuple(accounts), client.usual_collateral, client.notes, begun)
-    balance = await call.compute(reading.balance, accounts)
-    kept.put(reading)
+    findings = FoundAccounts(tuple(accounts), client.usual_collateral, client.notes, begun)
+    balance = await call.compute(findings.balance, accounts)
+    kept.put(findings)
     return balance
 
 

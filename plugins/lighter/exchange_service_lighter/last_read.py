@@ -7,13 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from exchange_service.plugin_api import Balance, Subscription, VenueCall, VenueTimeout
+from exchange_service.plugin_api import Balance, Subscription, VenueCall
 from exchange_service_lighter import parse
 
 # The name under which a watch finds a new read among what its subscription brings.
 READ = "read"
-# Seconds within which a watch must get its first read.
-_PATIENCE = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,42 +30,33 @@ class FoundAccounts:
 
 
 class LastRead:
-    """The newest reading of one account, and the watches that use it."""
+    """The newest findings of one account, and the watches that use it."""
 
     def __init__(self) -> None:
-        self._reading: FoundAccounts | None = None
+        self._findings: FoundAccounts | None = None
         self._found = asyncio.Event()
         self._watches: set[Subscription] = set()
 
-    @property
-    def found(self) -> bool:
-        """Whether there is a reading."""
-        return self._reading is not None
-
-    def put(self, reading: FoundAccounts) -> None:
-        """Take the place of an older reading, and tell the watches."""
-        if self._reading is not None and reading.begun < self._reading.begun:
+    def put(self, findings: FoundAccounts) -> None:
+        """Take the place of older findings, and tell the watches."""
+        if self._findings is not None and findings.begun < self._findings.begun:
             return
-        self._reading = reading
+        self._findings = findings
         self._found.set()
         for subscription in self._watches:
-            subscription.put(READ, reading)
+            subscription.put(READ, findings)
 
     async def get(self) -> FoundAccounts:
-        """The newest reading. Waits for the first one; raises VenueTimeout if none comes."""
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                await self._found.wait()
-        except TimeoutError:
-            raise VenueTimeout(
-                "Lighter's accounts were not read in time, so it is not known which to follow."
-            ) from None
-        assert self._reading is not None
-        return self._reading
+        """The newest findings. Waits for the first one, which a poll brings as long as nothing is pushed."""
+        await self._found.wait()
+        assert self._findings is not None
+        return self._findings
 
     @contextmanager
     def told_to(self, subscription: Subscription) -> Iterator[None]:
-        """Put each new reading into the subscription, as READ."""
+        """Put the newest findings, and each newer ones, into the subscription as READ."""
+        if self._findings is not None:
+            subscription.put(READ, self._findings)
         self._watches.add(subscription)
         try:
             yield

@@ -167,20 +167,20 @@ class _Priced:
 async def watch(
     call: VenueCall, language: type[LighterLanguage] = LighterLanguage
 ) -> AsyncGenerator[Balance | Changed, None]:
-    """A balance at each message of Lighter, or Changed where the messages do not tell everything."""
+    """A balance at each message of Lighter, or Changed where the messages do not tell everything. It begins when the
+    account has been read, because only a read tells which accounts a wallet has."""
     client, kept, priced = LighterClient(call), await last_read(call), await _priced(call)
-    if not kept.found:
-        yield Changed()
     while True:
-        reading = await kept.get()
-        topics = [f"{channel}:{index}" for index in _followed(reading) for channel in (MONEY, HOLDINGS)]
+        findings = await kept.get()
+        topics = [f"{channel}:{index}" for index in _followed(findings) for channel in (MONEY, HOLDINGS)]
         async with subscribed(call, language(client.push_url), topics) as subscription:
-            watched = _Watched(reading, subscription, priced, by_wallet=client.index is None)
+            watched = _Watched(findings, subscription, priced, by_wallet=client.index is None)
             with kept.told_to(subscription):
-                yield watched.first()
-                while (items := await watched.turn()) is not None:
+                items = watched.now()
+                while items is not None:
                     for item in items:
                         yield item
+                    items = await watched.turn()
 
 
 async def _priced(call: VenueCall) -> _Priced:
@@ -190,9 +190,9 @@ async def _priced(call: VenueCall) -> _Priced:
     return await call.plugin_state.get("priced", make)
 
 
-def _followed(reading: FoundAccounts) -> tuple[int, ...]:
+def _followed(findings: FoundAccounts) -> tuple[int, ...]:
     """The accounts to follow: all but pools. Raises NotSupported if there are none, or if one is of an unknown kind."""
-    accounts = [found for found in reading.accounts if isinstance(found, parse.UnreadAccount) or not found.is_pool]
+    accounts = [found for found in findings.accounts if isinstance(found, parse.UnreadAccount) or not found.is_pool]
     if not accounts or any(isinstance(found, parse.ReadAccount) and not found.is_own for found in accounts):
         raise NotSupported("Lighter has an account here of a kind whose messages are not known.")
     return tuple(found.index for found in accounts)
@@ -201,30 +201,32 @@ def _followed(reading: FoundAccounts) -> tuple[int, ...]:
 class _Watched:
     """The accounts of one subscription: what is pushed of them, joined with the last read."""
 
-    def __init__(self, reading: FoundAccounts, subscription: Subscription, priced: _Priced, *, by_wallet: bool) -> None:
-        self._reading = reading
+    def __init__(
+        self, findings: FoundAccounts, subscription: Subscription, priced: _Priced, *, by_wallet: bool
+    ) -> None:
+        self._findings = findings
         self._subscription = subscription
         self._priced = priced
         self._by_wallet = by_wallet
-        self._indexes = _followed(reading)
-        self._pushed: dict[int, Pushed] = {}
+        self._indexes = _followed(findings)
+        self._pushed: dict[int, Pushed] | None = None
         # Whether the accounts' worth moves without a message.
         self._moves = False
 
-    def first(self) -> Balance | Changed:
-        """What the whole messages of the subscription make."""
-        return self._take(self._subscription.states)[0]
+    def now(self) -> Sequence[Balance | Changed] | None:
+        """What has come makes this; None when a read has found other accounts than those that are followed."""
+        states = self._subscription.states
+        self._findings = states.get(READ, self._findings)
+        if set(_followed(self._findings)) != set(self._indexes):
+            return None
+        return self._take(states)
 
     async def turn(self) -> Sequence[Balance | Changed] | None:
-        """What the next messages make; None when a read has found other accounts than those that are followed."""
+        """What the next messages make, or Changed when it is time to read the prices; see `now`."""
         if not await self._wait():
             return (Changed(),)
         await asyncio.sleep(_SETTLING)
-        states = self._subscription.states
-        self._reading = states.get(READ, self._reading)
-        if set(_followed(self._reading)) != set(self._indexes):
-            return None
-        return self._take(states)
+        return self.now()
 
     async def _wait(self) -> bool:
         """Whether something came; False when it is time to read the prices."""
@@ -241,13 +243,13 @@ class _Watched:
 
     def _take(self, states: Mapping[Any, Any]) -> Sequence[Balance | Changed]:
         before, self._pushed = self._pushed, dict(self._joined(states))
-        if before and all(before.get(index) == pushed for index, pushed in self._pushed.items()):
-            return ()
-        balance = self._balance()
+        balance = self._balance(self._pushed)
         self._moves = balance is None or any(pushed.holdings.sizes for pushed in self._pushed.values())
+        if before == self._pushed:
+            return ()
         if balance is None:
             return (Changed(),)
-        if self._by_wallet and before.keys() == self._pushed.keys() and something_left(before, self._pushed):
+        if self._by_wallet and before is not None and something_left(before, self._pushed):
             # Perhaps for a new account of the wallet, which only a read finds.
             return (balance, Changed())
         return (balance,)
@@ -258,18 +260,17 @@ class _Watched:
             if figures is not None and held is not None:
                 yield index, Pushed(figures, held)
 
-    def _balance(self) -> Balance | None:
+    def _balance(self, pushed: Mapping[int, Pushed]) -> Balance | None:
         """The balance as a read would give it now; None if what is pushed does not tell it all."""
         accounts: list[parse.Account] = []
-        for found in self._reading.accounts:
-            known = found if isinstance(found, parse.ReadAccount) and found.is_pool else self._account(found)
+        for found in self._findings.accounts:
+            known = found if isinstance(found, parse.ReadAccount) and found.is_pool else self._account(found, pushed)
             if known is None:
                 return None
             accounts.append(known)
-        return self._reading.balance(accounts)
+        return self._findings.balance(accounts)
 
-    def _account(self, found: parse.Account) -> parse.Account | None:
-        pushed = self._pushed.get(found.index)
-        if pushed is None or isinstance(found, parse.UnreadAccount):
+    def _account(self, found: parse.Account, pushed: Mapping[int, Pushed]) -> parse.Account | None:
+        if isinstance(found, parse.UnreadAccount) or found.index not in pushed:
             return None
-        return account(found, self._reading.begun, pushed)
+        return account(found, self._findings.begun, pushed[found.index])

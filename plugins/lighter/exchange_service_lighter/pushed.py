@@ -206,6 +206,8 @@ def _entry(base: parse.ReadAccount, figures: Money, held: Holdings) -> Mapping[s
 
 def something_left(before: Mapping[int, Pushed], after: Mapping[int, Pushed]) -> bool:
     """Whether the accounts hold less of an asset and more of none, without a trade: it may lie in a new account."""
+    if before.keys() != after.keys():
+        return False
     if any(before[index].holdings.sizes != pushed.holdings.sizes for index, pushed in after.items()):
         return False
     earlier, later = _held(before.values()), _held(after.values())

@@ -67,6 +67,11 @@ class PushedChannels:
         self._waiting: list[tuple[PushClient, str, int]] = []
         self._clock = 1764000000000
 
+    @property
+    def waiting(self) -> int:
+        """How many subscriptions wait for `acknowledge`."""
+        return len(self._waiting)
+
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Accept a connection, and greet it."""
         too_often = _counted(self._connects) > self.limits.connects

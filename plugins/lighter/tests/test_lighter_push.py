@@ -477,7 +477,7 @@ class TestTrouble:
     async def test_an_account_that_lighter_does_not_know_is_refused_in_time(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("exchange_service.plugin_kit.push._SUBSCRIBING_LIMIT", 0.2)
+        monkeypatch.setattr(LighterLanguage, "acknowledging_limit", 0.2)
         async with venue() as simulator, watching(simulator) as watched:
             del simulator.accounts[SUB]
             assert isinstance(await watched.error(), VenueTimeout)

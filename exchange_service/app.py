@@ -49,7 +49,7 @@ from exchange_service.identity.methods import open_authenticator, who_may_call
 from exchange_service.memory_limit import MemoryLimit
 from exchange_service.model import Credential
 from exchange_service.observability.health_pages import HealthPages
-from exchange_service.observability.metrics import Metrics, ProcessOfPlugin
+from exchange_service.observability.metrics import Metrics, ProcessOfPlugin, PushConnections
 from exchange_service.observability.metrics_server import MetricsNotShown, MetricsServer
 from exchange_service.open_files import idle_seconds, most_connections
 from exchange_service.plugin_host.client import PluginClients, ProcessSettings
@@ -239,6 +239,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     stack.push_async_callback(balances.close)
     limits, on_event_age = _stream_settings(settings), metrics.value_handed_out
     watches = _open_watches(settings, balances, venues, metrics, stack)
+    metrics.watch_connections(lambda: _push_connections(http, venues))
     accounts = storage.references.accounts
     streams = Streams(registry, balances, accounts, limits, on_event_age=on_event_age, watches=watches)
     authenticator = _open_authenticator(settings, storage)
@@ -425,6 +426,12 @@ def _process_figures(registry: Registry, venues: PluginClients) -> Iterator[Proc
         for number, status in enumerate(venues.statuses(plugin)):
             running = status.state is ProcessState.RUNNING
             yield ProcessOfPlugin(plugin.info.name, number, running, status.memory, status.restarts)
+
+
+def _push_connections(http: VenueHttpPool, venues: PluginClients) -> Iterator[tuple[str, PushConnections]]:
+    """What is open for pushes, here and in the plugins' processes, for the metrics."""
+    for exchange, figures in (*http.push_figures().items(), *venues.push_figures()):
+        yield exchange, PushConnections(figures.connections, figures.subscriptions, figures.opened)
 
 
 def _hash_key(settings: Settings) -> bytes:

@@ -236,7 +236,8 @@ class ExchangeServiceClient:
 
         `account_type` is one of the exchange's types, "all", or empty for the exchange's default. `include_zero` keeps
         rows that hold nothing. With the `version` of a balance that you have as `known_version` the answer is never an
-        older one, whichever replica gives it.
+        older one, whichever replica gives it. `freshness.delivery` of the reply is present if a stream follows the
+        account at the replica that answers.
 
         Raises ServiceError: the class of the server's reason, or ServiceUnreachable.
         """
@@ -266,6 +267,8 @@ class ExchangeServiceClient:
         """Yield the events of a user's accounts, until an error is raised or you stop iterating. No `accounts`: all.
 
         `min_interval` is the least number of seconds between two balances of one account, 0 to 3600; 0 is every change.
+        `freshness.delivery` of a balance, and `delivery` of an account in a heartbeat, say whether the venue pushes the
+        account's changes or is polled, and why.
         `known` is what you have of accounts already, at most 200, each named as its events name it, with its
         `known_version` and `unconfirmed`: the stream begins with a heartbeat and yields only what is newer.
         With `resume` the stream is opened again in the same way, with what it has yielded, if the service restarts, can

@@ -161,3 +161,14 @@ async def test_doctor_sees_that_the_running_service_has_loaded_another_version_t
     (error,) = found
     assert error.subject == "plugin acme"
     assert error.text == "the running service has loaded version 1.2, and 2.0 is installed: restart the service."
+
+
+def test_plugins_says_how_many_of_its_listings_a_plugin_follows_the_pushes_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXCHANGE_SERVICE_ADDRESS", "127.0.0.1:1")
+    rows = {row["name"]: row for row in json.loads(plugins("-o", "json")[1])["plugins"]}
+    # Tradier Options shows Tradier's balances in another order.
+    assert (rows["tradier"]["with_balances"], rows["tradier"]["with_pushes"]) == (2, 1)
+    assert rows["tastytrade"]["with_pushes"] == 1
+    assert rows["ccxt_generic"]["with_pushes"] < rows["ccxt_generic"]["with_balances"]

@@ -144,6 +144,12 @@ class TestLoad:
     def test_the_good_ones_are_loaded(self, tmp_path: Path) -> None:
         load(tmp_path)
 
+    def test_a_listing_that_pushes_needs_the_hook_for_it(self, tmp_path: Path) -> None:
+        pushing = changed("exchange_manifest", "),)),))", "),), capabilities=Capabilities(push=True)),))")
+        load(tmp_path, **pushing)
+        with pytest.raises(PluginRejected, match=r"Its listing acme says that it pushes, and the hook watch_balance"):
+            load(tmp_path, **pushing, watch_balance="")
+
     @pytest.mark.parametrize("name", ["exchange_manifest", "fetch_balance"])
     def test_a_missing_one_is_named(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(PluginRejected, match=f"The hook {name} is missing"):

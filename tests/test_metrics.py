@@ -14,19 +14,22 @@ from urllib.error import HTTPError
 
 import grpc
 import pytest
+from exchange_service_ccxt_generic.simulator import BinanceSimulator
+from exchange_service_tastytrade.simulator import TastytradeSimulator
 from prometheus_client.parser import text_string_to_metric_families
 
 from exchange_service.app import start_service
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.errors import VenueUnavailable
 from exchange_service.observability import metrics_server
-from exchange_service.observability.metrics import MAX_WORDS, Metrics, ProcessOfPlugin
+from exchange_service.observability.metrics import MAX_WORDS, Metrics, ProcessOfPlugin, PushConnections
 from exchange_service.startup_checks import UnsafeSettings, check_settings
 from tests.harness import (
     USER,
     Running,
     ScriptedPlugin,
     balance_request,
+    eventually,
     failure,
     raising,
     registry_of,
@@ -50,6 +53,10 @@ class Samples(dict[tuple[str, tuple[tuple[str, str], ...]], float]):
     def value(self, name: str, **labels: str) -> float:
         return self[f"exchange_service_{name}", tuple(sorted(labels.items()))]
 
+    def find(self, name: str, **labels: str) -> float | None:
+        """The value, or None if there is no such sample."""
+        return self.get((f"exchange_service_{name}", tuple(sorted(labels.items()))))
+
     def labels(self, name: str) -> list[dict[str, str]]:
         return [dict(labels) for metric, labels in self if metric == f"exchange_service_{name}"]
 
@@ -61,6 +68,11 @@ def read(address: str, path: str = "/metrics") -> str:
 
 async def scraped(running: Running) -> Samples:
     return Samples(await asyncio.to_thread(read, running.service.metrics_address))
+
+
+async def has_come(running: Running, exchange: str, kind: str) -> bool:
+    """Whether the service has counted a push of this kind."""
+    return bool((await scraped(running)).find("pushes_total", exchange=exchange, kind=kind))
 
 
 class TestCounts:
@@ -141,6 +153,17 @@ class TestCounts:
         assert samples.value("plugin_process_memory_bytes", plugin="acme", process="1") == 4096
         assert samples.value("plugin_process_restarts_total", plugin="acme", process="1") == 2
 
+    def test_connections_for_pushes_are_added_up_over_processes_and_named_by_served_exchanges_alone(self) -> None:
+        metrics = Metrics(lambda: {"oanda"})
+        here, elsewhere = PushConnections(1, 20, 3), PushConnections(2, 5, 4)
+        metrics.watch_connections(lambda: [("oanda", here), ("oanda", elsewhere), ("alice@example.com", here)])
+        metrics.refresh()
+        samples = Samples(metrics.text())
+        assert samples.value("push_connections_open", exchange="oanda") == 3
+        assert samples.value("push_subscriptions_open", exchange="oanda") == 25
+        assert samples.value("push_connections_opened_total", exchange="oanda") == 7
+        assert samples.value("push_connections_open", exchange="other") == 1
+
     def test_two_services_in_a_process_count_apart(self) -> None:
         first, second = Metrics(), Metrics()
         first.event_written()
@@ -188,6 +211,45 @@ class TestService:
         assert samples.value("streams_open") == 1
         assert samples.value("feeds_open") == 1
         assert samples.value("stream_messages_total") == 1
+
+    async def test_pushes_are_counted_with_their_connections_here_and_in_a_plugins_process(
+        self, tmp_path: Path
+    ) -> None:
+        async with BinanceSimulator() as binance, TastytradeSimulator() as tastytrade:
+            venues = {"binance": binance, "tastytrade": tastytrade}
+            urls = {name: venue.url for name, venue in venues.items()}
+            async with serving(tmp_path, venue_urls=urls, metrics_address=ON_A_FREE_PORT) as running:
+                for name, venue in venues.items():
+                    row = venue.demo_credential("moving")
+                    assert row is not None
+                    await running.store(name, **row)
+                async with streaming(running, *venues):
+
+                    async def stands() -> bool:
+                        samples = await scraped(running)
+                        return all(
+                            samples.find(f"push_{what}", exchange=name) == 1
+                            for name in venues
+                            for what in ("connections_open", "connections_opened_total")
+                        )
+
+                    await eventually(stands, "a connection to each venue")
+                    tastytrade.move()
+                    await eventually(lambda: has_come(running, "tastytrade", "whole"), "a pushed balance")
+                    samples = await scraped(running)
+                    assert samples.value("push_subscriptions_open", exchange="tastytrade") == 1
+                    assert samples.value("push_accounts", exchange="tastytrade", delivery="pushed") == 1
+                    assert samples.value("push_delay_seconds_count") >= 1
+                    assert tastytrade.push.drop_all() == 1
+
+                    async def opened_again() -> bool:
+                        samples = await scraped(running)
+                        return samples.find("push_connections_opened_total", exchange="tastytrade") == 2
+
+                    await eventually(opened_again, "the second connection")
+                    samples = await scraped(running)
+        breaks = {"exchange": "tastytrade", "reason": "VENUE_UNAVAILABLE"}
+        assert samples.value("push_breaks_total", **breaks) == 1
 
     async def test_a_failing_venue_is_counted_under_its_reason(self, tmp_path: Path) -> None:
         plugin = ScriptedPlugin(answer=raising(VenueUnavailable("It is down.")))

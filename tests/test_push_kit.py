@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import resource
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,12 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.model import Capabilities, Environment, ExchangeMetadata, PushLimits
-from exchange_service.plugin_api import PushLanguage, Socket, State, Subscription, VenueCall, subscribed
+from exchange_service.plugin_api import Changed, PushLanguage, Socket, State, Subscription, VenueCall, subscribed
 from exchange_service.plugin_kit import push, push_connection
 from exchange_service.testing import Fault, LoopbackVenue, venue_call
 from exchange_service.testing.push import PushClient, PushFault
+from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.sockets import PushFigures
 
 NO_LIMITS = PushLimits()
 SECRET = "listen-key-of-somebody"
@@ -812,7 +816,9 @@ class TestTheGuard:
     async def test_a_refused_handshake_is_the_error_of_its_status(self, status: int, kind: type[ServiceError]) -> None:
         async with opened() as (venue, call):
             venue.push.fail(PushFault(refused=status))
-            assert type(await error_of(enter(call.http.websocket(f"{venue.url}/ws")))) is kind
+            error = await error_of(enter(call.http.websocket(f"{venue.url}/ws?key={SECRET}")))
+        assert type(error) is kind
+        assert SECRET not in "".join(traceback.format_exception(error))
 
     async def test_a_venue_that_does_not_answer_the_handshake_is_not_waited_for(self) -> None:
         async with opened(timeout=0.2) as (venue, call):
@@ -831,6 +837,12 @@ class TestTheGuard:
             async with call.http.websocket(f"{venue.url}/packed") as socket:
                 assert isinstance(await error_of(socket.receive()), VenueMalformed)
             assert "Sec-WebSocket-Extensions" not in venue.requests[-1].headers
+
+    async def test_sockets_that_stay_open_take_no_requests_place(self) -> None:
+        async with opened() as (_, call), AsyncExitStack() as stack:
+            for _ in range(110):
+                await stack.enter_async_context(call.http.websocket(call.url("push")))
+            assert (await call.http.get(call.url() + "/page")).status == 200
 
     async def test_after_its_end_a_socket_says_so(self) -> None:
         async with opened() as (venue, call), call.http.websocket(f"{venue.url}/ws") as socket:
@@ -902,8 +914,40 @@ class TestLines:
         async with opened(timeout=0.3) as (venue, call):
             assert isinstance(await error_of(enter(call.http.lines(venue.url + path, params={"key": SECRET}))), kind)
 
+    async def test_the_example_of_the_page_on_plugins_gives_a_hint_for_each_line_but_heartbeats(self) -> None:
+        page = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
+        example = re.search(r"<!-- example: a stream of lines -->\n```python\n(.*?)```", page, re.DOTALL)
+        assert example
+        names: dict[str, Any] = {}
+        exec(f"from exchange_service.plugin_api import *\n{example[1]}".replace("/v1/events", "/lines"), names)
+        async with opened(api_key="token") as (venue, call), aclosing(names["watch_balance"](call)) as watch:
+            assert await anext(watch) == Changed()
+            assert await until(lambda: bool(venue.push.clients))
+            assert venue.requests[-1].headers["Authorization"] == "Bearer token"
+            venue.push.publish("lines", {"type": "heartbeat"})
+            venue.push.publish("lines", {"type": "trade"})
+            assert await anext(watch) == Changed()
+            venue.client.drop()
+            assert isinstance(await error_of(anext(watch)), VenueUnavailable)
+
     async def test_a_put_goes_without_a_body(self) -> None:
         async with opened() as (venue, call):
             response = await call.http.put(f"{venue.url}/nowhere", params={"key": "1"})
             assert response.status == 404
             assert (venue.requests[-1].method, venue.requests[-1].body) == ("PUT", b"")
+
+
+async def test_what_is_open_is_counted_however_it_was_opened() -> None:
+    exchange, pool = listing(), VenueHttpPool(timeout=5.0)
+    async with PushVenue() as venue:
+        http = pool.http(exchange, exchange.environments[0], venue.url)
+        assert pool.push_figures() == {}
+        async with (
+            http.websocket(f"{venue.url}/ws") as socket,
+            http.client_session.ws_connect(f"{venue.url}/ws"),
+            http.lines(f"{venue.url}/lines"),
+        ):
+            socket.subscriptions = 20
+            assert pool.push_figures() == {exchange.id: PushFigures(connections=3, subscriptions=21, opened=3)}
+        assert pool.push_figures() == {exchange.id: PushFigures(opened=3)}
+        await pool.close()

@@ -104,6 +104,7 @@ class Socket:
         self.fed = asyncio.Event()
         self.drained = asyncio.Event()
         self.opened = 0
+        self.subscriptions = 0
 
     async def send(self, message: str) -> None:
         pass

@@ -121,6 +121,16 @@ async def test_a_get_and_a_post_reach_the_venue_as_they_are() -> None:
     assert form.json()["body"] == "grant=refresh"
 
 
+async def test_of_many_requests_a_hundred_are_sent_at_once_and_the_others_after_them() -> None:
+    async with EchoVenue() as venue, opened(venue.url) as http:
+        venue.fail(Fault(delay=0.3, pass_on=True))
+        answers = [asyncio.create_task(http.get(venue.url)) for _ in range(130)]
+        await answers[0]
+        assert len(venue.requests) <= 100
+        await asyncio.gather(*answers)
+    assert len(venue.requests) == 130
+
+
 async def test_the_user_agent_names_the_service() -> None:
     async with EchoVenue() as venue, opened(venue.url) as http:
         await http.get(venue.url)

@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from cachetools import LRUCache
 
@@ -37,7 +37,7 @@ _ERROR_TTL = 2.0
 # Seconds for which a replica's word on how changes reach it is kept; it tells each change at once.
 _DELIVERY_TTL = 86_400.0
 # The first byte of an invalidation: what has changed.
-_BALANCE, _CREDENTIAL = b"b", b"c"
+_BALANCE, _CREDENTIAL, _PUSH = b"b", b"c", b"p"
 
 
 class CachedBalances:
@@ -204,12 +204,20 @@ class CachedBalances:
     async def tell_delivery(self, key: str, delivery: Delivery) -> None:
         """Tell the other replicas how changes of this balance reach the one that follows its pushes."""
         await self._cache.set(f"delivery:{key}", delivery.record(), _DELIVERY_TTL)
-        await self._cache.publish(_BALANCE + key.encode())
+        await self.publish_push(key)
+
+    async def publish_push(self, key: str) -> None:
+        """Tell the other replicas to look who follows this balance's pushes, and how."""
+        await self._cache.publish(_PUSH + key.encode())
 
     async def told_delivery(self, key: str) -> Delivery | None:
         """What another replica has told last; None if it has not."""
         record = await self._cache.get(f"delivery:{key}")
         return read_delivery(record) if record is not None else None
+
+    def push_changes(self, key: str) -> AbstractContextManager[asyncio.Event]:
+        """An event that is set when another replica calls `publish_push`, or may have."""
+        return self.changes(_push_name(key))
 
     @contextmanager
     def changes(self, key: str) -> Iterator[asyncio.Event]:
@@ -252,6 +260,8 @@ class CachedBalances:
             key = message[1:].decode(errors="replace")
             self._doubt_local(key)
             self.notify(key)
+        elif message.startswith(_PUSH):
+            self.notify(_push_name(message[1:].decode(errors="replace")))
         elif message.startswith(_CREDENTIAL):
             self.on_credential(message[1:])
 
@@ -266,6 +276,11 @@ class CachedBalances:
 async def publish_credential_change(cache: Cache, credential_id: bytes) -> None:
     """Tell every replica on this cache that the credential of the account with this id has changed or gone."""
     await cache.publish(_CREDENTIAL + credential_id)
+
+
+def _push_name(key: str) -> str:
+    """What a listener to the pushes of the balance at `key` is registered at."""
+    return f"push:{key}"
 
 
 def _size(stored: StoredBalance) -> int:

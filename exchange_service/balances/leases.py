@@ -156,13 +156,12 @@ class Leased:
             return FetchResult(present, here=False)
         return FetchResult(stored, here=True)
 
-    async def store_pushed(self, target: Target, fetched: FetchedBalance, arrived_at: float) -> StoredBalance:
+    async def store_pushed(self, target: Target, fetched: FetchedBalance, arrived_at: float) -> FetchResult:
         """Store a balance that the venue has pushed, and which came at `arrived_at` by the monotonic clock. Returns
         what is stored now: another replica's balance if that came later."""
         target = replace(target, reports=VenueReports(answered_at=arrived_at))
         present = self._cached.last_good(target.key)
-        result = await self._store(target, fetched, present, self._answer_time(target))
-        return result.stored
+        return await self._store(target, fetched, present, self._answer_time(target))
 
     def _answer_time(self, target: Target) -> float:
         """When the venue answered, in seconds since the epoch."""

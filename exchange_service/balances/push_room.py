@@ -8,6 +8,7 @@ from collections import defaultdict, deque
 
 from exchange_service.balances.cached import CachedBalances
 from exchange_service.cache import Lease
+from exchange_service.cache.memory import LocalLease
 
 # Slots are counted together up to this many: each is a lease of its own. Of more each replica uses its part.
 _MOST_SHARED = 64
@@ -26,15 +27,22 @@ class PushSlot:
         self._number = number
         self._lease = lease
 
+    @property
+    def alone(self) -> bool:
+        """Whether the other replicas should know of it, and could not be told."""
+        return self._lease is not None and not self._lease.shared
+
     async def renew(self) -> bool:
         """Hold it for as long again. Returns whether it is still ours."""
         return self._lease is None or await held_on(self._lease)
 
     async def release(self) -> None:
         """Give it back, and let the next account of this replica have it."""
-        if self._lease is not None:
-            await self._lease.release()
-        self._room.free(self._venue, self._number)
+        try:
+            if self._lease is not None:
+                await self._lease.release()
+        finally:
+            self._room.free(self._venue, self._number)
 
 
 class PushRoom:
@@ -57,7 +65,7 @@ class PushRoom:
             return await self._take_shared(venue, most)
         if len(taken) >= max(1, most // self._replicas):
             return None
-        return self._keep(venue, min(set(range(most)) - taken), None)
+        return self._keep(venue, min(set(range(most)) - taken), LocalLease() if most <= _MOST_SHARED else None)
 
     async def _take_shared(self, venue: str, most: int) -> PushSlot | None:
         if time.monotonic() < self._full_until.get(venue, 0.0):

@@ -73,7 +73,7 @@ class Balances:
     keys: BalanceKeys
     freshness: Freshness
     # Stores what a venue has pushed, see `Leased.store_pushed`.
-    store_pushed: Callable[[Target, FetchedBalance, float], Awaitable[StoredBalance]]
+    store_pushed: Callable[[Target, FetchedBalance, float], Awaitable[FetchResult]]
     # By the key of the balance: how changes of the accounts that are followed here reach this replica.
     deliveries: dict[str, Delivery] = field(default_factory=dict)
     # By the key of the balance: asking for second words.

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Generic, TypeVar
 
 import structlog
@@ -57,6 +58,8 @@ class SingleFlight(Generic[T]):
         loop = asyncio.get_running_loop()
         if deadline - loop.time() < ANSWER_MARGIN + LEAST_TIME:
             raise DeadlinePassed("The deadline leaves too little time to ask the venue.")
+        if target.not_before == inf:
+            await self._wait_for_running(target.key, deadline)
         call = self._calls.get(target.key) or self._begin(target, priority)
         if not priority.polling:
             call.priority.promote()
@@ -85,6 +88,13 @@ class SingleFlight(Generic[T]):
             raise error.with_traceback(None)
         finally:
             del call, error
+
+    async def _wait_for_running(self, key: str, deadline: float) -> None:
+        """Let a fetch that has begun end, for a caller whom only one that begins from now on serves."""
+        call = self._calls.get(key)
+        if call is not None:
+            timeout = deadline - asyncio.get_running_loop().time() - ANSWER_MARGIN - LEAST_TIME
+            await asyncio.wait({call.task}, timeout=max(0.0, timeout))
 
     def snapshot(self) -> tuple[int, int]:
         """How many fetches are in progress, and how many callers wait for them."""

@@ -10,17 +10,18 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
 from exchange_service import clock
+from exchange_service.balances.push_log import PushLog
 from exchange_service.balances.push_room import SLOT_LEASE, PushRoom, PushSlot, held_on
 from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.cache import Lease
-from exchange_service.errors import NotSupported, ServiceError, VenueRateLimited
+from exchange_service.errors import NotSupported, ServiceError, StoreUnavailable, VenueRateLimited
 from exchange_service.model import Account
 from exchange_service.observability.metrics import Metrics
 from exchange_service.tasks import TaskSet
@@ -50,20 +51,10 @@ _UNCHANGED = 5.0
 _PUSH_LAG = 2.0
 # Seconds between two writes of one account, however fast its venue pushes.
 _BETWEEN_STORES = 0.05
-# Seconds between two lines in the log about one exchange's broken pushes.
-_LOG_EVERY = 10.0
 
 _CLOSE_LIMIT = 1.0
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class _Breaks:
-    """Broken pushes of one exchange since the last line in the log."""
-
-    accounts: int = 0
-    told_at: float = field(default=float("-inf"))
 
 
 @dataclass(slots=True)
@@ -77,7 +68,7 @@ class Watches:
     now: Callable[[], float] = clock.wall
     opened: set[AccountWatch] = field(default_factory=set)
     _tasks: TaskSet = field(default_factory=TaskSet)
-    _breaks: dict[str, _Breaks] = field(default_factory=dict)
+    _lines: PushLog = field(default_factory=PushLog)
 
     def open(self, account: Account, listing: Listing, wake: Callable[[], None]) -> AccountWatch:
         """Begin to follow an account's pushes; `wake` is called when `delivery` or `hinted_at` has changed."""
@@ -99,17 +90,21 @@ class Watches:
         for watch in list(self.opened):
             watch.close()
         await self._tasks.close(_CLOSE_LIMIT)
+        self._lines.close()
+
+    def report_standing(self, exchange: str) -> None:
+        """An account is pushed from now on."""
+        self._lines.stands(exchange)
 
     def report_break(self, exchange: str, error: ServiceError, pause: float) -> None:
-        """A push has broken: count it, and say so in the log now and then."""
+        """A push has broken, or did not come to stand."""
         self.metrics.push_broken(exchange, error.reason)
-        breaks = self._breaks.setdefault(exchange, _Breaks())
-        breaks.accounts += 1
-        if time.monotonic() - breaks.told_at >= _LOG_EVERY:
-            log.warning(
-                "push.broken", exchange=exchange, reason=error.reason, accounts=breaks.accounts, again_in=round(pause)
-            )
-            breaks.accounts, breaks.told_at = 0, time.monotonic()
+        self._lines.ended(exchange, error, pause)
+
+    def report_difference(self, exchange: str, in_a_row: int) -> None:
+        """A reconciling read found what the push has not brought."""
+        self.metrics.push_difference(exchange)
+        self._lines.differs(exchange, in_a_row)
 
 
 class AccountWatch:
@@ -128,7 +123,8 @@ class AccountWatch:
         # When something came last, by the event loop's clock.
         self.pushed_at = 0.0
         self.key = ""
-        self._last: tuple[FetchedBalance | None, float] = (None, 0.0)
+        # What was stored last, what it was made of, and when that came.
+        self._last: tuple[FetchedBalance, StoredBalance, float] | None = None
         self._stood_at: float | None = None
         self._failures = 0
         self._differences = 0
@@ -141,7 +137,7 @@ class AccountWatch:
 
     def start(self) -> None:
         """Begin."""
-        self._task = self._watches.run(self._run(), f"push {self._account.exchange_id}")
+        self._task = self._watches.run(self._run(self._task), f"push {self._account.exchange_id}")
 
     def close(self) -> None:
         """Follow it no more."""
@@ -154,6 +150,7 @@ class AccountWatch:
         """Begin from the start: the credential has changed, or the push lacks what a read has found."""
         if self._task is not None:
             self._task.cancel()
+        self._differences = 0
         self._use("")
         self._set(Delivery(PollingReason.STARTING, self._watches.now()))
         self.start()
@@ -174,22 +171,24 @@ class AccountWatch:
         if self.pushed_at >= earliest or self not in self._watches.opened:
             return
         self._differences += 1
-        self._watches.metrics.push_difference(self.exchange)
-        log.warning(
-            "push.difference", exchange=self.exchange, effect="what was read counts", in_a_row=self._differences
-        )
+        self._watches.report_difference(self.exchange, self._differences)
         if self._differences > 1:
             self.restart()
 
-    async def _run(self) -> None:
+    async def _run(self, previous: asyncio.Task[None] | None) -> None:
+        if previous is not None:
+            # What it followed is given up before it is followed again: one connection, one slot, one state.
+            await asyncio.wait({previous})
         while True:
             try:
                 pause = await self._try()
             except ServiceError:
                 pause = _OTHER_PAUSE
+                self._set(Delivery(PollingReason.BROKEN, self._watches.now()))
             except Exception as error:
                 log.error("push.failed", exchange=self._account.exchange_id, error=type(error).__name__)
                 pause = _LONGEST_PAUSE
+                self._set(Delivery(PollingReason.BROKEN, self._watches.now()))
             await asyncio.sleep(pause)
 
     async def _try(self) -> float:
@@ -198,20 +197,35 @@ class AccountWatch:
         target = await self._watches.balances.target(self._account, self._listing)
         self._use(target.key)
         cached = self._watches.balances.cached
-        lease = await cached.push_lease(target.key, PUSH_LEASE)
-        if lease is None:
-            told = await cached.told_delivery(target.key)
-            self._set(told or Delivery(PollingReason.STARTING, self._watches.now()))
-            return _look_pause()
+        with cached.push_changes(target.key) as changed:
+            lease = await cached.push_lease(target.key, PUSH_LEASE)
+            if lease is None:
+                await self._look_on(target.key, changed)
+                return 0.0
         try:
             slot = await self._take_slot()
             if slot is not None:
                 return await self._try_as_holder(target, lease, slot)
             await self._tell(PollingReason.NO_ROOM)
         finally:
-            await lease.release()
+            await self._release(target.key, lease)
         await self._watches.room.wait(self._venue, _look_pause())
         return 0.0
+
+    async def _look_on(self, key: str, changed: asyncio.Event) -> None:
+        """Another replica follows the pushes: say what it says, until it says something else, or may have died."""
+        told = await self._watches.balances.cached.told_delivery(key)
+        self._set(told or Delivery(PollingReason.STARTING, self._watches.now()))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_look_pause()):
+                await changed.wait()
+
+    async def _release(self, key: str, lease: Lease) -> None:
+        shared = lease.shared
+        await lease.release()
+        if shared and self.delivery.reason in (None, PollingReason.STARTING):
+            # It was followed until now, so that another replica can do so at once.
+            await self._watches.balances.cached.publish_push(key)
 
     @property
     def _venue(self) -> str:
@@ -231,13 +245,14 @@ class AccountWatch:
             # Told before the lease is released: what its next holder tells comes later.
             return await self._note_break(error)
         finally:
-            self.here, self._stood_at = False, None
+            # The next one to follow begins with a read, or with a whole balance.
+            self.here, self._stood_at, self.hinted_at = False, None, 0.0
             await slot.release()
 
     async def _follow_while_held(self, target: Target, lease: Lease, slot: PushSlot) -> None:
         """Follow until the push breaks, or the lease or the slot belongs to another replica."""
         following = asyncio.ensure_future(self._follow(target))
-        holding = asyncio.ensure_future(self._hold(lease, slot))
+        holding = asyncio.ensure_future(self._hold(target, lease, slot))
         try:
             await asyncio.wait({following, holding}, return_when=asyncio.FIRST_COMPLETED)
             if following.done():
@@ -247,17 +262,27 @@ class AccountWatch:
                 task.cancel()
             await asyncio.wait({following, holding})
 
-    async def _hold(self, lease: Lease, slot: PushSlot) -> None:
-        """Renew both until one is lost."""
+    async def _hold(self, target: Target, lease: Lease, slot: PushSlot) -> None:
+        """Renew both until one is lost, or the credential is not the account's any more."""
         cached = self._watches.balances.cached
-        alone = not lease.shared
+        alone = slot.alone or not lease.shared
         while True:
             await asyncio.sleep(_RENEW_EVERY)
             if alone and cached.shared:
                 # The replicas can agree again.
                 return
-            if not (await held_on(lease) and await slot.renew()):
+            if not (await held_on(lease) and await slot.renew() and await self._is_still_its_key(target)):
                 return
+
+    async def _is_still_its_key(self, target: Target) -> bool:
+        """Whether the stored credential is the one that the push follows: nobody may have told of a change."""
+        try:
+            now = await self._watches.balances.target(self._account, self._listing)
+        except StoreUnavailable:
+            return True
+        except ServiceError:
+            return False
+        return now.key == target.key
 
     async def _follow(self, target: Target) -> None:
         async with aclosing(self._watches.venues.watch(target)) as pushes:
@@ -269,22 +294,38 @@ class AccountWatch:
         metrics.push_came(self.exchange, "hint" if pushed.balance is None else "whole")
         if self._stood_at is None:
             self._stood_at = time.monotonic()
+            self._watches.report_standing(self.exchange)
             await self._tell(None)
         self.pushed_at = asyncio.get_running_loop().time()
         if pushed.balance is None:
-            had_one = self.hinted_at > 0
-            self.hinted_at = self._watches.now() - (time.monotonic() - pushed.arrived_at)
-            if not had_one:
-                self._wake()
+            self._note_hint(pushed.arrived_at)
             return
-        last, stored_at = self._last
-        if pushed.balance == last and pushed.arrived_at - stored_at < _UNCHANGED:
-            return
-        await self._watches.balances.store_pushed(target, pushed.balance, pushed.arrived_at)
-        self._last = pushed.balance, pushed.arrived_at
-        metrics.push_stored(time.monotonic() - pushed.arrived_at)
-        # What comes meanwhile is one balance, the last.
-        await asyncio.sleep(_BETWEEN_STORES)
+        if not self._is_known(target, pushed.balance, pushed.arrived_at):
+            await self._store(target, pushed.balance, pushed.arrived_at)
+            # What comes meanwhile is one balance, the last.
+            await asyncio.sleep(_BETWEEN_STORES)
+
+    def _is_known(self, target: Target, balance: FetchedBalance, arrived_at: float) -> bool:
+        """Whether it is what was stored a moment ago, and nobody has stored anything else since."""
+        if self._last is None or self._last[0] != balance or arrived_at - self._last[2] >= _UNCHANGED:
+            return False
+        copy = self._watches.balances.cached.get_local(target.key)
+        return copy is not None and copy.version == self._last[1].version
+
+    async def _store(self, target: Target, balance: FetchedBalance, arrived_at: float) -> None:
+        result = await self._watches.balances.store_pushed(target, balance, arrived_at)
+        self._watches.metrics.push_stored(time.monotonic() - arrived_at)
+        if result.here:
+            self._last = balance, result.stored, arrived_at
+        else:
+            # Another replica's read came later, and may yet be older.
+            self._note_hint(arrived_at)
+
+    def _note_hint(self, arrived_at: float) -> None:
+        had_one = self.hinted_at > 0
+        self.hinted_at = self._watches.now() - (time.monotonic() - arrived_at)
+        if not had_one:
+            self._wake()
 
     async def _note_break(self, error: ServiceError) -> float:
         """The push has ended, or did not come to stand. Returns the seconds until the next try."""
@@ -316,9 +357,12 @@ class AccountWatch:
     def _use(self, key: str) -> None:
         if key != self.key:
             self._forget_delivery()
-            self.key = key
+            was_another, self.key = bool(self.key and key), key
             if key:
                 self._watches.balances.deliveries[key] = self.delivery
+            if was_another:
+                # The feed reads with the old credential still.
+                self._wake()
 
     def _forget_delivery(self) -> None:
         self._watches.balances.deliveries.pop(self.key, None)

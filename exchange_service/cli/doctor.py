@@ -129,7 +129,8 @@ def _check_plugins(registry: Registry) -> list[Finding]:
         Finding(Severity.WARNING if item.notice else Severity.ERROR, f"plugin {item.plugin.name}", item.reason)
         for item in registry.problems
     ]
-    text = f"{len(registry.plugins)} loaded, serving {len(registry.listings)} exchanges."
+    pushing = sum(listing.metadata.capabilities.push for listing in registry.listings.values())
+    text = f"{len(registry.plugins)} loaded, serving {len(registry.listings)} exchanges, of which {pushing} push."
     if not registry.listings:
         text = "no exchange is served; install a plugin, such as exchange-service-oanda."
         return [*findings, Finding(Severity.ERROR, "plugins", text)]

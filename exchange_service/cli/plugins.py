@@ -88,6 +88,7 @@ def _row(status: plugin_service_pb2.PluginStatus) -> dict[str, Any]:
         "version": status.plugin.version,
         "exchanges": status.exchange_count,
         "with_balances": status.balance_exchange_count,
+        "with_pushes": status.push_exchange_count,
         "own_process": status.own_process,
         "sandbox": status.sandbox,
         "processes": [tables.as_dict(process) for process in status.processes],

@@ -78,6 +78,16 @@ class ProcessOfPlugin:
     restarts: int
 
 
+@dataclass(frozen=True, slots=True)
+class PushConnections:
+    """The connections for one exchange's pushes: those that are `open` with their `subscriptions`, and how many were
+    `opened` so far."""
+
+    open: int
+    subscriptions: int
+    opened: int
+
+
 class Metrics:
     """The metrics of one service. `exchanges` returns the ids that may become labels at present.
 
@@ -109,6 +119,8 @@ class Metrics:
         self._push_delays = _Histogram(_DELAYS)
         self._read_followed: Callable[[], Mapping[tuple[str, str], int]] = dict
         self._followed: dict[_Labels, int] = {}
+        self._read_connections: Callable[[], Iterable[tuple[str, PushConnections]]] = tuple
+        self._connections: dict[_Labels, PushConnections] = {}
         self._watched: dict[str, Callable[[], int]] = {}
         self._levels: dict[str, int] = {}
         self._processes: Callable[[], Iterable[ProcessOfPlugin]] = tuple
@@ -230,15 +242,30 @@ class Metrics:
         """Show how many accounts are pushed, and polled for each reason, by exchange, as of each `refresh`."""
         self._read_followed = read
 
+    def watch_connections(self, read: Callable[[], Iterable[tuple[str, PushConnections]]]) -> None:
+        """Show the connections for pushes that `read` returns, with the exchange's id, as of each `refresh`; those of
+        one exchange are added up."""
+        self._read_connections = read
+
     def refresh(self) -> None:
         """Read the present state of all that is watched. Call it in the event loop's thread."""
         followed: dict[_Labels, int] = defaultdict(int)
         for (exchange, word), count in self._read_followed().items():
             followed[self._exchange(exchange), self._word(word)] += count
         self._followed = followed
+        self._connections = self._add_up_connections()
         self._memory_left = self._read_memory()
         self._levels = {name: read() for name, read in self._watched.items()}
         self._processes_seen = tuple(self._processes())
+
+    def _add_up_connections(self) -> dict[_Labels, PushConnections]:
+        connections: dict[_Labels, PushConnections] = {}
+        for exchange, more in self._read_connections():
+            before = connections.get((self._exchange(exchange),), PushConnections(0, 0, 0))
+            connections[(self._exchange(exchange),)] = PushConnections(
+                before.open + more.open, before.subscriptions + more.subscriptions, before.opened + more.opened
+            )
+        return connections
 
     # Output
 
@@ -307,6 +334,7 @@ class Metrics:
         for labels, count in self._followed.items():
             accounts.add_metric(labels, count)
         yield accounts
+        yield from _connection_families(name, self._connections)
 
     def _gauges(self, name: str) -> Iterator[Metric]:
         budgets = GaugeMetricFamily(
@@ -366,6 +394,20 @@ def _counts(name: str, text: str, labels: Sequence[str], counts: Mapping[_Labels
     for values, count in list(counts.items()):
         family.add_metric(values, count)
     return family
+
+
+def _connection_families(name: str, connections: Mapping[_Labels, PushConnections]) -> Iterator[Metric]:
+    labels = ("exchange",)
+    opened = CounterMetricFamily(name + "_connections_opened", "Connections opened for pushes.", labels=labels)
+    open_now = GaugeMetricFamily(name + "_connections_open", "Connections that are open for pushes.", labels=labels)
+    subscriptions = GaugeMetricFamily(
+        name + "_subscriptions_open", "Subscriptions on these connections.", labels=labels
+    )
+    for values, figures in connections.items():
+        opened.add_metric(values, figures.opened)
+        open_now.add_metric(values, figures.open)
+        subscriptions.add_metric(values, figures.subscriptions)
+    yield from (opened, open_now, subscriptions)
 
 
 def _process_families(name: str, processes: Iterable[ProcessOfPlugin]) -> Iterator[Metric]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +39,7 @@ from exchange_service.venues.outgoing import name_in_accounts, named_in_errors
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Sessions
+from exchange_service.venues.sockets import PushFigures
 from exchange_service.venues.watching import Pushed
 from exchange_service.wire.balances import FetchedBalance, fetched_balance, read_fetched, rows_of
 
@@ -238,6 +239,15 @@ class PluginClients:
         process = self._supervisor_of(listing.plugin.info.name, account).running
         if process is not None:
             self._tasks.start(_forget(process, account), name="forgetting a session")
+
+    def push_figures(self) -> Iterator[tuple[str, PushFigures]]:
+        """What the plugins' processes have open for pushes, with the exchange's id; one exchange may come several
+        times."""
+        for plugin in self._registry.plugins:
+            own = {metadata.id for metadata in plugin.manifest.exchanges}
+            for supervisor in self._processes.get(plugin.info.name, ()):
+                # Of its own exchanges alone, whatever the process says.
+                yield from ((exchange, item) for exchange, item in supervisor.push_figures().items() if exchange in own)
 
     async def configure(self) -> None:
         """Give the running processes the newer manifests."""

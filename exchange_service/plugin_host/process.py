@@ -32,12 +32,14 @@ from exchange_service.plugin_host.protocol import (
     REQUEST_ID,
     TOKEN,
     proof,
+    read_pushes,
 )
 from exchange_service.plugin_host.sandbox import Reach
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.plugin_host.v1 import plugin_host_pb2_grpc
 from exchange_service.printable import printable
 from exchange_service.venues.manifests import write_manifest
+from exchange_service.venues.sockets import PushFigures
 
 # Seconds that a process has until it serves, the plugin's import included.
 _START_LIMIT = 15.0
@@ -122,6 +124,8 @@ class PluginProcess:
         self._reach = Reach(config.ports)
         self.process_id = 0
         self.memory = 0
+        # What it has open for pushes, by exchange, as of its last health check.
+        self.pushes: Mapping[str, PushFigures] = {}
         self.reason = ""
         self._reaper = reaper
         self._started_at = asyncio.get_running_loop().time()
@@ -271,6 +275,7 @@ class PluginProcess:
     async def health_check(self) -> int:
         """How many of its calls are stuck; grpc.aio.AioRpcError if it does not answer."""
         reply = await self.call("CheckHealth", messages.CheckHealthRequest(), _HEALTH_CHECK_TIMEOUT)
+        self.pushes = read_pushes(reply.pushes)
         return int(reply.stuck_calls)
 
     async def measure_memory(self) -> None:

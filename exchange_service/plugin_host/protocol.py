@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, ServiceOverloaded, VenueError
 from exchange_service.model import SECRET_FIELDS, Account, Credential, KeyRights, VenueReports
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
+from exchange_service.venues.sockets import PushFigures
 from exchange_service.wire.balances import fault_message, read_fault
 from exchange_service.wire.protobuf import from_datetime, to_datetime
 
 # Rises with every change of plugin_host.proto, or of what its fields mean.
-PROTOCOL = 5
+PROTOCOL = 6
 # What is wrong if the two sides have not the same one, for operators.
 OTHER_VERSION = "Restart the service: another version of exchange-service is installed than the one that runs."
 SERVICE = messages.DESCRIPTOR.services_by_name["PluginHostService"].full_name
@@ -101,6 +102,27 @@ def write_reports(reports: VenueReports) -> messages.VenueReports:
         for seconds, (used, resets_after) in reports.usage.items()
     ]
     return messages.VenueReports(usage=usage, cooldown=reports.cooldown)
+
+
+def write_pushes(figures: Mapping[str, PushFigures]) -> list[messages.OpenPushes]:
+    """What is open for pushes, by exchange, as messages."""
+    return [
+        messages.OpenPushes(
+            exchange_id=exchange,
+            connections=figure.connections,
+            subscriptions=figure.subscriptions,
+            opened=figure.opened,
+        )
+        for exchange, figure in figures.items()
+    ]
+
+
+def read_pushes(entries: Iterable[messages.OpenPushes]) -> dict[str, PushFigures]:
+    """What `write_pushes` wrote; nothing in it is negative, whatever the process says."""
+    return {
+        entry.exchange_id: PushFigures(max(0, entry.connections), max(0, entry.subscriptions), max(0, entry.opened))
+        for entry in entries
+    }
 
 
 def read_reports(message: messages.VenueReports, into: VenueReports) -> None:

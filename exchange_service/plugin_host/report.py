@@ -69,6 +69,7 @@ def _plugin_message(
         own_process=plugin.own_process,
         exchange_count=len(served),
         balance_exchange_count=sum(metadata.capabilities.balance for metadata in served),
+        push_exchange_count=sum(metadata.capabilities.push for metadata in served),
         sandbox=held_to if plugin.own_process else "",
     )
 

@@ -28,6 +28,7 @@ from exchange_service.plugin_host.protocol import (
     read_credential,
     read_reference,
     write_error,
+    write_pushes,
     write_reports,
     write_rights,
 )
@@ -42,6 +43,8 @@ from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Sessions
 from exchange_service.venues.watching import Pushed
 
+# Seconds between two messages of one account's pushes: a little more than the service needs for one.
+_BETWEEN_PUSHES = 0.075
 # Seconds after which a call that was cancelled and still runs counts as stuck.
 _STUCK_AFTER = 3.0
 
@@ -121,7 +124,8 @@ class PluginServer:
     async def check_health(self, request: messages.CheckHealthRequest) -> messages.CheckHealthResponse:
         """How many calls are stuck; that this is answered at all shows that the event loop is not blocked."""
         stuck = self._served.sessions.stuck_calls(_STUCK_AFTER) if self._served else 0
-        return messages.CheckHealthResponse(stuck_calls=stuck)
+        figures = self._served.http.push_figures() if self._served else {}
+        return messages.CheckHealthResponse(stuck_calls=stuck, pushes=write_pushes(figures))
 
     async def fetch_balance(self, request: messages.FetchBalanceRequest) -> messages.FetchBalanceResponse:
         """The hook fetch_balance."""
@@ -152,6 +156,8 @@ class PluginServer:
                 async for pushed in pushes:
                     self._offered.pop(reference, None)
                     yield _watch_reply(pushed)
+                    # What comes meanwhile is one balance, the last: none waits on its way to the service.
+                    await asyncio.sleep(_BETWEEN_PUSHES)
         except _CredentialNeeded:
             yield messages.WatchBalanceResponse(credential_needed=True)
         except ServiceError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -17,6 +17,7 @@ from exchange_service.plugin_host.health import check_health
 from exchange_service.plugin_host.launch import PluginChanged, ProcessPolicy, StartFailed
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
 from exchange_service.plugin_host.restart_policy import HEALTH_CHECK_INTERVAL, LEAST_PAUSE, RestartPolicy
+from exchange_service.venues.sockets import PushFigures
 
 log = structlog.get_logger("exchange_service.plugin_host")
 
@@ -67,6 +68,8 @@ class Supervisor:
         self._timer: asyncio.TimerHandle | None = None
         self._endings = _Endings(policy.name)
         self._restart_count, self._last_end = 0, ""
+        # What processes that have ended had opened for pushes, by exchange.
+        self._opened_before: dict[str, PushFigures] = {}
         self._closed = False
         # Whether the last attempt to start it found another plugin than the service has loaded.
         self._changed = False
@@ -85,6 +88,12 @@ class Supervisor:
         waiting = ProcessState.WAITING if self._timer is not None else ProcessState.IDLE
         state = ProcessState.STARTING if self._starting is not None else waiting
         return ProcessStatus(state, 0, 0, None, *ends)
+
+    def push_figures(self) -> Mapping[str, PushFigures]:
+        """What its process has open for pushes, by exchange, as of its last health check; what earlier ones had opened
+        is counted too."""
+        process = self.running
+        return _added(self._opened_before, process.pushes if process is not None else {})
 
     async def process(self, deadline: float) -> PluginProcess:
         """A process that can be called, started if necessary; PluginUnavailable if none serves by the deadline."""
@@ -169,8 +178,13 @@ class Supervisor:
 
     def _lose(self, process: PluginProcess, reason: str) -> None:
         if self._process is process:
+            self._keep_figures(process)
             self._process = None
             self._restart_after(reason, process.uptime)
+
+    def _keep_figures(self, process: PluginProcess) -> None:
+        opened = {exchange: PushFigures(opened=figures.opened) for exchange, figures in process.pushes.items()}
+        self._opened_before = _added(self._opened_before, opened)
 
     def _restart_after(self, reason: str, lived: float) -> None:
         """Note the end of a process, or of an attempt to start one, and start another after a pause."""
@@ -225,6 +239,7 @@ class Supervisor:
             return True
         self._restart_count += 1
         self._last_end = reason
+        self._keep_figures(old)
         self._endings.add(old, old.end_when_idle(reason))
         # Last, because it cancels the task that runs here.
         asyncio.get_running_loop().call_soon(self._use, new)
@@ -253,6 +268,11 @@ class Supervisor:
         if self._process is not None:
             await self._process.end("The service has ended.")
         await self._endings.close()
+
+
+def _added(some: Mapping[str, PushFigures], others: Mapping[str, PushFigures]) -> dict[str, PushFigures]:
+    none = PushFigures()
+    return {name: some.get(name, none) + others.get(name, none) for name in some.keys() | others.keys()}
 
 
 def _described(error: BaseException) -> dict[str, Any]:

@@ -217,6 +217,7 @@ class PushConnection:
             followed = self._topics.get(topic)
             if followed is None:
                 followed = self._topics[topic] = _Followed()
+                self._count()
                 self._orders.put_nowait(partial(self._subscribe, topic, followed))
             followed.subscriptions.add(subscription)
             if followed.begun:
@@ -242,6 +243,7 @@ class PushConnection:
         for topic, followed in left:
             del self._topics[topic]
             followed.answered.set()
+        self._count()
         if left and not self.ended:
             self._orders.put_nowait(partial(self._unsubscribe, left))
         if not self._topics and not self.ended and self._lingering is None:
@@ -253,6 +255,10 @@ class PushConnection:
             self._drop([(topic, followed)])
         for subscription in followed.subscriptions:
             subscription.end(copy_of(error))
+
+    def _count(self) -> None:
+        if self._socket is not None:
+            self._socket.subscriptions = len(self._topics)
 
     # What goes.
 

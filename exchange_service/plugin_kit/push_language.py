@@ -12,6 +12,9 @@ Topic: TypeAlias = Hashable
 class Socket(Protocol):
     """An open WebSocket of a venue."""
 
+    # How many subscriptions it carries, for the service's metrics. `subscribed` keeps it; set it if you do without.
+    subscriptions: int
+
     async def send(self, message: str) -> None:
         """Send a text message. Raises VenueUnavailable if the connection has ended."""
 

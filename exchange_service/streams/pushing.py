@@ -4,7 +4,8 @@ clock reconciles. While the push does not stand, the feed polls."""
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from enum import Enum, auto
 
 from exchange_service.balances.service import BalanceResult
 from exchange_service.balances.watches import AccountWatch, Watches
@@ -23,6 +24,16 @@ _JITTER = 0.1
 _PATIENCE = 30.0
 # What asks the venue whatever is known: no balance is fetched later.
 _NOW = float("inf")
+
+
+class _Why(Enum):
+    """Why a feed asks the venue: the clock; or while the push stands: a hint, a look whether the push has missed
+    something, or because the last read has failed."""
+
+    POLL = auto()
+    HINT = auto()
+    RECONCILE = auto()
+    RECOVER = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +72,7 @@ class PushSource(PollingSource):
         self._hint_due: float | None = None
         self._hint_read_at = float("-inf")
         self._resume_at = 0.0
-        # Why the venue is to be asked next: the hint's time, `_NOW` to reconcile, or 0 to poll.
-        self._after = 0.0
+        self._why = _Why.POLL
 
     @property
     def delivery(self) -> Delivery:
@@ -71,25 +81,37 @@ class PushSource(PollingSource):
 
     async def read(self, current: StoredBalance | None, ask_venue: bool, known_version: int) -> BalanceResult:
         """See ReadBalance."""
-        request = self._polling.request(current, ask_venue, known_version)
-        after = self._after if ask_venue else 0.0
-        if self.delivery.pushed and current is not None and (after or not ask_venue):
-            # What was pushed is good however old it is.
-            request = replace(request, max_age=None if after else self._interval * 2, after=after)
-        return await self._read(current, request)
-
-    async def _read(self, current: StoredBalance | None, request: Read) -> BalanceResult:
-        began, watch = self._polling.clock.monotonic(), self._watch
-        if 0.0 < request.after < _NOW:
-            self._hint_due, self._hint_read_at = None, began
+        why = self._why if ask_venue and self.delivery.pushed else _Why.POLL
+        request = self._request(current, ask_venue, known_version, why)
+        watch = self._watch
+        if watch is None or why is _Why.POLL:
+            return await self._polling.read(self._account, self._listing, request)
+        began, hinted_at = self._polling.clock.monotonic(), watch.hinted_at
+        self._hint_due, self._hint_read_at = None, began
         result = await self._polling.read(self._account, self._listing, request)
-        if watch is not None and result.stale is None:
-            if result.stored.fetch_time > watch.hinted_at:
+        if result.stale is None:
+            if watch.hinted_at == hinted_at:
+                # Another hint, that came meanwhile, may tell of what the venue did after it had answered.
                 watch.hinted_at = 0.0
-            if request.after == _NOW:
-                self._plan_reconciling(began)
+            self._plan_reconciling(began)
+            if why is _Why.RECONCILE:
                 watch.note_read(current, result, began)
         return result
+
+    def _request(self, current: StoredBalance | None, ask_venue: bool, known_version: int, why: _Why) -> Read:
+        if why is _Why.RECONCILE and not self._is_here:
+            # The replica that follows the pushes has just done so, if it lives.
+            return Read(self._interval + _PATIENCE, known_version)
+        if why is not _Why.POLL:
+            return Read(None, known_version, after=_NOW)
+        if self.delivery.pushed and current is not None and not ask_venue:
+            # What was pushed is good however old it is.
+            return Read(self._interval * 2, known_version)
+        return self._polling.request(current, ask_venue, known_version)
+
+    @property
+    def _is_here(self) -> bool:
+        return self._watch is not None and self._watch.here
 
     async def wait(self, result: BalanceResult | None, error: ServiceError | None) -> bool:
         """See FeedSource."""
@@ -106,19 +128,17 @@ class PushSource(PollingSource):
         if pushed is not self._was_pushed:
             self._was_pushed = pushed
             self._begin(now, pushed)
-        self._after = 0.0
         polled = super()._pause(result, error)
         if not pushed:
+            self._why = _Why.POLL
             return max(polled, self._resume_at - now)
-        if error is not None:
+        if error is not None or (result is not None and result.asked_in is not None):
             # Nothing may be pushed for long, and somebody waits for the recovery.
-            self._after = _NOW
+            self._why = _Why.RECOVER
             return polled
         hint_due = self._next_hint(now)
-        if hint_due is not None:
-            return hint_due - now
-        self._after = _NOW
-        return max(0.0, self._reconcile_at - now)
+        self._why = _Why.RECONCILE if hint_due is None else _Why.HINT
+        return max(0.0, (self._reconcile_at if hint_due is None else hint_due) - now)
 
     def _next_hint(self, now: float) -> float | None:
         """When the account is to be read because of a hint; None if there is no hint that no read has followed."""
@@ -127,7 +147,6 @@ class PushSource(PollingSource):
             return None
         if self._hint_due is None:
             self._hint_due = max(now + _AFTER_HINT, self._hint_read_at + _BETWEEN_HINTS)
-        self._after = watch.hinted_at
         return self._hint_due
 
     def _begin(self, now: float, pushed: bool) -> None:
@@ -138,9 +157,8 @@ class PushSource(PollingSource):
             self._resume_at = now + random.uniform(0.0, self._polling.interval)  # noqa: S311
 
     def _plan_reconciling(self, now: float) -> None:
-        here = self._watch is not None and self._watch.here
         pause = self._interval * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
-        self._reconcile_at = now + pause + (0.0 if here else self._interval + _PATIENCE)
+        self._reconcile_at = now + pause + (0.0 if self._is_here else _PATIENCE)
 
     def _end_watch(self) -> None:
         watch, self._watch = self._watch, None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -12,12 +11,11 @@ import pytest
 from exchange_service.plugin_api import (
     ALL_ACCOUNT_TYPES,
     Balance,
-    Changed,
     CredentialInvalid,
     FeatureNotEnabled,
     VenueAccount,
 )
-from exchange_service.testing.calling_contract import GRACE, CallingContract
+from exchange_service.testing.calling_contract import CallingContract
 from exchange_service.testing.venue import DemoVenue
 
 
@@ -38,13 +36,13 @@ class BalanceContract(CallingContract):
     async def test_it_is_read_again_with_the_state_of_the_call_before(self) -> None:
         async with self._open_venue() as (venue, row), self._open_call(venue, row) as call:
             first, second = await self._fetch(call), await self._fetch(call)
-        assert _figures(second) == _figures(first)
+        assert figures(second) == figures(first)
 
     @pytest.mark.asyncio
     async def test_it_reads_at_the_same_time_for_several(self) -> None:
         async with self._open_venue() as (venue, row), self._open_call(venue, row) as call:
             balances = await asyncio.gather(*(self._fetch(call) for _ in range(5)))
-        assert all(_figures(balance) == _figures(balances[0]) for balance in balances)
+        assert all(figures(balance) == figures(balances[0]) for balance in balances)
 
     @pytest.mark.asyncio
     async def test_it_asks_for_nothing_but_what_it_says(self) -> None:
@@ -107,29 +105,11 @@ class BalanceContract(CallingContract):
                     continue
             self._assert_well_formed(balance)
 
-    @pytest.mark.asyncio
-    async def test_a_watch_begins_once_it_stands_and_ends_cleanly(self) -> None:
-        if not self._find_listing().capabilities.push:
-            # The service polls an exchange that does not push.
-            return
-        async with self._open_venue() as (venue, row), self._open_call(venue, row) as call:
-            # As in the service, which follows an account that it has read.
-            await self._fetch(call)
-            watch = self._load_hooks().watch_balance(call=call)
-            async with asyncio.timeout(call.remaining() + GRACE), aclosing(watch):
-                first = await anext(watch)
-                # After a hint the service reads the account.
-                balance = await self._fetch(call) if isinstance(first, Changed) else first
-            assert isinstance(balance, Balance), (
-                f"watch_balance yielded {type(first).__name__}, which is neither a Balance nor Changed"
-            )
-            self._assert_well_formed(balance)
 
-
-def _figures(balance: Balance) -> list[tuple[Any, ...]]:
+def figures(balance: Balance) -> list[tuple[Any, ...]]:
     """The identity, rows, summary and kind of error of each account; without times."""
 
-    def figures(account: VenueAccount) -> tuple[Any, ...]:
+    def of_account(account: VenueAccount) -> tuple[Any, ...]:
         return (account.identity, account.assets, account.summary, type(account.error))
 
-    return [figures(account) for account in balance.venue_accounts]
+    return [of_account(account) for account in balance.venue_accounts]

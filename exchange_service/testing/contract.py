@@ -18,13 +18,14 @@ from exchange_service.testing.balance_contract import BalanceContract
 from exchange_service.testing.listing_contract import HEAVY_LIBRARIES, ListingContract
 from exchange_service.testing.malformed import NONSENSE
 from exchange_service.testing.names_contract import NamesContract
+from exchange_service.testing.push_contract import PushContract
 from exchange_service.testing.safety_contract import SafetyContract
 from exchange_service.testing.trouble_contract import TroubleContract
 
 __all__ = ["HEAVY_LIBRARIES", "NONSENSE", "ListingContract", "PluginContract"]
 
 
-class PluginContract(BalanceContract, NamesContract, TroubleContract, SafetyContract):
+class PluginContract(BalanceContract, NamesContract, TroubleContract, SafetyContract, PushContract):
     """The whole contract: loading, the manifest, and how the plugin reads a venue that answers, fails or attacks.
 
     Set `plugin`, `exchange_id` and `simulator`; optionally `allowed_requests`, the requests that the plugin may send,

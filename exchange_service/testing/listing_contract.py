@@ -180,11 +180,11 @@ class ListingContract:
             )
             assert not reason or reason.endswith("."), f"{exchange.id}: unsupported_reason must be a sentence"
 
-    def test_an_exchange_that_pushes_has_a_watch(self, hooks: Any, manifest: Manifest) -> None:
+    def test_an_exchange_pushes_exactly_if_there_is_a_watch(self, hooks: Any, manifest: Manifest) -> None:
         pushes = any(exchange.capabilities.push for exchange in manifest.exchanges)
-        assert not pushes or hooks.watch_balance.get_hookimpls(), (
-            "capabilities.push is set, but watch_balance is missing"
-        )
+        watches = bool(hooks.watch_balance.get_hookimpls())
+        assert watches or not pushes, "capabilities.push is set, but the hook watch_balance is missing"
+        assert pushes or not watches, "there is a hook watch_balance, but no listing sets capabilities.push"
 
     @pytest.mark.asyncio
     async def test_an_unsupported_exchange_refuses_with_a_sentence(self, hooks: Any, manifest: Manifest) -> None:

@@ -262,6 +262,9 @@ class DemoVenue(LoopbackVenue):
     # By each of TROUBLES that it shows: where it is known from that the venue answers so; see `testing.witnesses`.
     trouble_witnesses: ClassVar[Mapping[str, str]] = {}
 
+    # After so many moves at the latest one is pushed, if the venue pushes: some push orders, and not prices.
+    moves_to_a_push: ClassVar[int] = 1
+
     # Where an answer names the account that it is of, such as "`account.id`"; empty if it names none.
     named_by: ClassVar[str] = ""
 

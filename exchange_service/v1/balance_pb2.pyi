@@ -35,7 +35,7 @@ class _DeliveryModeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     operator's interval.
     """
     DELIVERY_MODE_POLLED: _DeliveryMode.ValueType  # 2
-    """The service asks the venue every ten seconds, or at the operator's interval."""
+    """The service asks the venue every ten seconds, less often while nothing changes, or at the operator's intervals."""
 
 class DeliveryMode(_DeliveryMode, metaclass=_DeliveryModeEnumTypeWrapper):
     """DeliveryMode says who speaks first."""
@@ -47,7 +47,7 @@ DELIVERY_MODE_PUSHED: DeliveryMode.ValueType  # 1
 operator's interval.
 """
 DELIVERY_MODE_POLLED: DeliveryMode.ValueType  # 2
-"""The service asks the venue every ten seconds, or at the operator's interval."""
+"""The service asks the venue every ten seconds, less often while nothing changes, or at the operator's intervals."""
 Global___DeliveryMode: typing_extensions.TypeAlias = DeliveryMode
 
 class _PollingReason:
@@ -61,15 +61,15 @@ class _PollingReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     POLLING_REASON_NO_PUSH: _PollingReason.ValueType  # 1
     """The venue pushes no balances, or its plugin does not follow them; see Capabilities.push."""
     POLLING_REASON_STARTING: _PollingReason.ValueType  # 2
-    """The push is being set up."""
+    """The push is being set up, as after the stream was opened."""
     POLLING_REASON_BROKEN: _PollingReason.ValueType  # 3
     """The push has ended or does not come to stand. The service tries again, after pauses that grow to a minute."""
     POLLING_REASON_NO_ROOM: _PollingReason.ValueType  # 4
-    """The venue pushes so many accounts and no more, or allows no further connection. The account is pushed once there is
-    room.
+    """The venue pushes only so many accounts at once, or allows no further connection. The account is pushed once there
+    is room.
     """
     POLLING_REASON_REFUSED: _PollingReason.ValueType  # 5
-    """The venue does not push this account."""
+    """The venue does not push this account. The service tries again every ten minutes."""
     POLLING_REASON_SWITCHED_OFF: _PollingReason.ValueType  # 6
     """The operator has switched pushes off."""
 
@@ -81,15 +81,15 @@ POLLING_REASON_UNSPECIFIED: PollingReason.ValueType  # 0
 POLLING_REASON_NO_PUSH: PollingReason.ValueType  # 1
 """The venue pushes no balances, or its plugin does not follow them; see Capabilities.push."""
 POLLING_REASON_STARTING: PollingReason.ValueType  # 2
-"""The push is being set up."""
+"""The push is being set up, as after the stream was opened."""
 POLLING_REASON_BROKEN: PollingReason.ValueType  # 3
 """The push has ended or does not come to stand. The service tries again, after pauses that grow to a minute."""
 POLLING_REASON_NO_ROOM: PollingReason.ValueType  # 4
-"""The venue pushes so many accounts and no more, or allows no further connection. The account is pushed once there is
-room.
+"""The venue pushes only so many accounts at once, or allows no further connection. The account is pushed once there
+is room.
 """
 POLLING_REASON_REFUSED: PollingReason.ValueType  # 5
-"""The venue does not push this account."""
+"""The venue does not push this account. The service tries again every ten minutes."""
 POLLING_REASON_SWITCHED_OFF: PollingReason.ValueType  # 6
 """The operator has switched pushes off."""
 Global___PollingReason: typing_extensions.TypeAlias = PollingReason
@@ -105,7 +105,7 @@ class _BalanceSourceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     BALANCE_SOURCE_VENUE: _BalanceSource.ValueType  # 1
     """The venue was asked for this call."""
     BALANCE_SOURCE_CACHE: _BalanceSource.ValueType  # 2
-    """A cached answer, recent enough for the request."""
+    """A cached answer, recent enough for the request; or what the venue has pushed, see Freshness.delivery."""
     BALANCE_SOURCE_LAST_GOOD: _BalanceSource.ValueType  # 3
     """The last good answer, because the venue failed; Freshness.stale says why."""
 
@@ -117,7 +117,7 @@ BALANCE_SOURCE_UNSPECIFIED: BalanceSource.ValueType  # 0
 BALANCE_SOURCE_VENUE: BalanceSource.ValueType  # 1
 """The venue was asked for this call."""
 BALANCE_SOURCE_CACHE: BalanceSource.ValueType  # 2
-"""A cached answer, recent enough for the request."""
+"""A cached answer, recent enough for the request; or what the venue has pushed, see Freshness.delivery."""
 BALANCE_SOURCE_LAST_GOOD: BalanceSource.ValueType  # 3
 """The last good answer, because the venue failed; Freshness.stale says why."""
 Global___BalanceSource: typing_extensions.TypeAlias = BalanceSource
@@ -460,7 +460,7 @@ class Freshness(google.protobuf.message.Message):
     @property
     def delivery(self) -> Global___Delivery:
         """How changes of the account reach the service. Absent in a reply of GetBalance: no stream follows the account at the
-        replica that answered, so nothing is known of it between two calls.
+        replica that answered.
         """
 
     def __init__(
@@ -478,7 +478,10 @@ Global___Freshness: typing_extensions.TypeAlias = Freshness
 
 @typing.final
 class Delivery(google.protobuf.message.Message):
-    """Delivery says how changes of an account reach the service while a stream follows it."""
+    """Delivery says how changes of an account reach the service while a stream follows it, and so how soon they are seen: at
+    once, or at the next poll. It says nothing about a balance's age, see Freshness.age. A change of it is no event of its
+    own: the next balance or heartbeat has it.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -491,7 +494,7 @@ class Delivery(google.protobuf.message.Message):
     """Why the account is polled. Unspecified: it is pushed."""
     @property
     def since_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Since when it has been so, for this reason."""
+        """Since when it has been so, for this reason, by the service's clock."""
 
     def __init__(
         self,

@@ -243,7 +243,9 @@ class Capabilities(google.protobuf.message.Message):
     balance: builtins.bool
     """True: GetBalance and StreamBalances work. False: the exchange is listed, but not yet supported."""
     push: builtins.bool
-    """True: changes are pushed by the venue. False: the venue is polled."""
+    """True: the venue pushes changes, and the service follows them for accounts that are streamed. Delivery says of each
+    account whether it is pushed now, and why not. False: streamed accounts are polled.
+    """
     sandbox: builtins.bool
     """True: the venue has an environment for tests; see `environments`."""
     several_accounts: builtins.bool

@@ -542,7 +542,7 @@ class AccountState(google.protobuf.message.Message):
 
     @property
     def delivery(self) -> exchange_service.v1.balance_pb2.Delivery:
-        """How changes of the account reach the service. Absent: it is not followed."""
+        """How changes of the account reach the service now. Absent: it is not followed."""
 
     def __init__(
         self,

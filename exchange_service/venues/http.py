@@ -36,6 +36,7 @@ from exchange_service.errors import (
     PluginFailed,
     RegionRestricted,
     RequestRefused,
+    ServiceError,
     ServiceOverloaded,
     VenueMaintenance,
     VenueMalformed,
@@ -48,7 +49,14 @@ from exchange_service.open_files import none_left
 from exchange_service.plugin_kit.gateways import gateway_error
 from exchange_service.plugin_kit.payload import count_marks, parse_json, retry_after
 from exchange_service.tasks import beside_the_loop
-from exchange_service.venues.sockets import CLOSE_LIMIT, MESSAGE_LIMIT, VenueSocket, read_lines
+from exchange_service.venues.sockets import (
+    CLOSE_LIMIT,
+    MESSAGE_LIMIT,
+    OpenPushes,
+    PushFigures,
+    VenueSocket,
+    read_lines,
+)
 
 CONNECT_TIMEOUT = 3.0
 # Bytes of an answer for each value in it (see `count_marks`), at least; the densest honest answers have nine.
@@ -67,6 +75,8 @@ _SCHEMES = {"https": "https", "http": "http", "wss": "https", "ws": "http"}
 # From this status on an answer is not what was asked for.
 _REFUSED = 300
 _USER_AGENT = "exchange-service"
+# Requests of one session at the same time.
+_AT_ONCE = 100
 # Bytes of a body that are read at once. They may come in as many pieces, so others are served in between.
 _CHUNK = 16 * 1024
 # Bytes that are taken of a connection at once while it has no response, so that a flood of interim ones ends after the
@@ -360,6 +370,15 @@ class _Resolver(AbstractResolver):
         await self._inner.close()
 
 
+def _handshake_error(venue: str, error: aiohttp.WSServerHandshakeError) -> ServiceError:
+    """What a refused handshake means by its status."""
+    try:
+        VenueResponse(venue, error.status, error.headers or {}, b"").raise_for_status()
+    except ServiceError as refusal:
+        return refusal
+    return VenueMalformed(f"{venue} answered with something that is no WebSocket.")
+
+
 @contextmanager
 def _translated_failures(venue: str) -> Iterator[None]:
     """Turn failures below HTTP into our errors, without the exception's text: it may hold a signed URL."""
@@ -377,8 +396,8 @@ def _translated_failures(venue: str) -> Iterator[None]:
             raise VenueUnavailable(f"{venue} cannot be reached, or ended the connection.") from None
         raise VenueUnavailable(f"{venue} cannot be reached.") from None
     except aiohttp.WSServerHandshakeError as error:
-        VenueResponse(venue, error.status, error.headers or {}, b"").raise_for_status()
-        raise VenueMalformed(f"{venue} answered with something that is no WebSocket.") from None
+        # Its own text has the URL, which may hold a key: nothing is chained to it.
+        raise _handshake_error(venue, error) from None
     except aiohttp.ClientPayloadError:
         raise VenueMalformed(f"{venue} answered with a broken body.") from None
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
@@ -402,17 +421,26 @@ def _written(params: Params) -> str:
 class VenueHttp:
     """The guarded session of one exchange and environment; `for_call` bounds it by a call's deadline."""
 
-    def __init__(self, reach: _Reach, session: aiohttp.ClientSession, deadline: float | None = None) -> None:
+    def __init__(
+        self,
+        reach: _Reach,
+        session: aiohttp.ClientSession,
+        slots: asyncio.Semaphore,
+        pushes: OpenPushes,
+        deadline: float | None = None,
+    ) -> None:
         self._reach = reach
         self._venue = reach.venue
         self._session = session
+        self._slots = slots
+        self._pushes = pushes
         self._deadline = deadline
         # Whether an answer was large, so that what is made of it may take long too.
         self.has_read_much = False
 
     def for_call(self, deadline: float) -> VenueHttp:
         """The same session for one call that ends at `deadline`, in the event loop's time."""
-        return VenueHttp(self._reach, self._session, deadline)
+        return VenueHttp(self._reach, self._session, self._slots, self._pushes, deadline)
 
     @property
     def client_session(self) -> aiohttp.ClientSession:
@@ -465,6 +493,10 @@ class VenueHttp:
 
     async def _request(self, method: str, address: str, params: Params | None = None, **options: Any) -> VenueResponse:
         url = self._as_it_is(address, params)
+        async with self._slots:
+            return await self._send(method, url, **options)
+
+    async def _send(self, method: str, url: URL, **options: Any) -> VenueResponse:
         if self._deadline is not None:
             left = self._deadline - asyncio.get_running_loop().time()
             if left <= 0:
@@ -525,7 +557,8 @@ class VenueHttp:
                     await self._refuse(response)
         lines = self._lines(response, silence)
         try:
-            yield lines
+            with self._pushes.stream():
+                yield lines
         finally:
             await lines.aclose()
             response.close()
@@ -551,6 +584,8 @@ class VenueHttpPool:
         # None: the system's.
         self._resolver = resolver
         self._sessions: dict[tuple[str, str, bool], VenueHttp] = {}
+        # By the exchange's id.
+        self._pushes: dict[str, OpenPushes] = {}
 
     def http(
         self, exchange: ExchangeMetadata, environment: Environment, override: str = "", *, public: bool = False
@@ -566,20 +601,29 @@ class VenueHttpPool:
             origins = frozenset((_SCHEMES.get(url.scheme, url.scheme), url.host, url.port) for url in map(URL, urls))
             reach = _Reach(exchange.name, origins, by_operator=bool(override))
             limit = exchange.public_answer_limit if public else exchange.answer_limit
+            pushes = self._pushes.setdefault(exchange.id, OpenPushes())
             session = aiohttp.ClientSession(
                 connector=_Connector(
+                    # What stays open for a venue's pushes must not take the places of requests: those have slots.
+                    limit=0,
                     resolver=_Resolver(self._resolver or aiohttp.ThreadedResolver()),
                     socket_factory=_open_socket if override else _public_sockets(exchange.name),
                 ),
                 request_class=_bound_request(reach),
                 response_class=_bounded_response(exchange.name, limit, public=public),
+                ws_response_class=pushes.socket_class(),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
                 timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=CONNECT_TIMEOUT),
                 headers={"User-Agent": _USER_AGENT},
             )
-            self._sessions[key] = VenueHttp(reach, session)
+            self._sessions[key] = VenueHttp(reach, session, asyncio.Semaphore(_AT_ONCE), pushes)
         return self._sessions[key]
+
+    def push_figures(self) -> dict[str, PushFigures]:
+        """What is open for pushes, by the exchange's id; only those for which anything was ever opened."""
+        figures = {exchange: pushes.figures() for exchange, pushes in self._pushes.items()}
+        return {exchange: figure for exchange, figure in figures.items() if figure.opened}
 
     async def close(self) -> None:
         """Close every session."""

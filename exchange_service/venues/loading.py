@@ -163,5 +163,14 @@ def load_plugin(module: object, info: PluginInfo) -> LoadedPlugin:
         raise
     except BaseException as error:
         raise PluginRejected(f"Its manifest could not be read: {describe_failure(error)}") from None
+    validated = validate_manifest(manifest)
+    _require_watch(manager.hook, validated)
     refreshes = bool(manager.hook.refresh_manifest.get_hookimpls())
-    return LoadedPlugin(info, manager, validate_manifest(manifest), State(), refreshes=refreshes)
+    return LoadedPlugin(info, manager, validated, State(), refreshes=refreshes)
+
+
+def _require_watch(hooks: Any, manifest: Manifest) -> None:
+    """Raise PluginRejected if a listing pushes and there is no hook for it."""
+    pushing = [exchange.id for exchange in manifest.exchanges if exchange.capabilities.push]
+    if pushing and not hooks.watch_balance.get_hookimpls():
+        raise PluginRejected(f"Its listing {pushing[0]} says that it pushes, and the hook watch_balance is missing.")

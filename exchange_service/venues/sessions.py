@@ -147,10 +147,11 @@ class Sessions:
     def _on_watch_end(self, session: _Session, task: asyncio.Task[None], watch: Watch) -> None:
         session.watches.discard(task)
         error = None if task.cancelled() else task.exception()
+        by_us = not isinstance(error, ServiceError)
         if not isinstance(error, ServiceError):
-            # By us, because the credential has changed or gone.
+            # The credential has changed or gone.
             error = VenueUnavailable("The account's session was closed.", retry_after=0.0)
-        watch.end(without_origin(error))
+        watch.end(without_origin(error), drop=by_us)
         self._release(session)
 
     async def _begin(self, target: Target, deadline: float) -> tuple[_Session, VenueCall]:
@@ -394,8 +395,12 @@ async def _run_apart(listing: Listing, call: VenueCall, read: Callable[[VenueCal
 
 async def _read_apart(answer: object, listing: Listing, call: VenueCall) -> FetchedBalance:
     """A whole balance that a watch has yielded, checked as an answer is; an error keeps nothing of the call."""
-    try:
+
+    async def read(call: VenueCall) -> FetchedBalance:
         return await read_balance(answer, listing, call)
+
+    try:
+        return await _run_hook(listing, call, read)
     except ServiceError as error:
         failure = without_origin(error)
     raise failure

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, cast
+from weakref import WeakSet
 
 import aiohttp
 
@@ -18,6 +21,59 @@ CLOSE_LIMIT = 1.0
 _CHUNK = 16 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class PushFigures:
+    """The connections that are open for one exchange's pushes, the subscriptions on them as far as the plugin tells,
+    and how many connections were opened so far."""
+
+    connections: int = 0
+    subscriptions: int = 0
+    opened: int = 0
+
+    def __add__(self, other: PushFigures) -> PushFigures:
+        return PushFigures(
+            self.connections + other.connections, self.subscriptions + other.subscriptions, self.opened + other.opened
+        )
+
+
+class OpenPushes:
+    """Counts what a session opens: every WebSocket, whatever method opens it, and answers that go on line by line."""
+
+    def __init__(self) -> None:
+        self._sockets: WeakSet[Any] = WeakSet()
+        self._streams = 0
+        self._opened = 0
+
+    def socket_class(self) -> type[aiohttp.ClientWebSocketResponse]:
+        """The class of the session's WebSockets. `subscriptions` of one is what its plugin says that it follows."""
+        pushes = self
+
+        class CountedSocket(aiohttp.ClientWebSocketResponse):
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                super().__init__(*arguments, **options)
+                self.subscriptions = 0
+                pushes._sockets.add(self)
+                pushes._opened += 1
+
+        return CountedSocket
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """An answer goes on for the length of this block. It is one subscription."""
+        self._streams += 1
+        self._opened += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+
+    def figures(self) -> PushFigures:
+        """What is open now."""
+        sockets = [socket for socket in self._sockets if not socket.closed]
+        subscriptions = self._streams + sum(socket.subscriptions for socket in sockets)
+        return PushFigures(len(sockets) + self._streams, subscriptions, self._opened)
+
+
 class VenueSocket:
     """An open WebSocket; see `plugin_kit.push.Socket`. Its errors hold nothing that the venue has sent."""
 
@@ -25,6 +81,15 @@ class VenueSocket:
         self._venue = venue
         self._socket = socket
         self._silence = silence
+
+    @property
+    def subscriptions(self) -> int:
+        """How many subscriptions it carries, for the metrics."""
+        return int(cast("Any", self._socket).subscriptions)
+
+    @subscriptions.setter
+    def subscriptions(self, count: int) -> None:
+        cast("Any", self._socket).subscriptions = count
 
     async def send(self, message: str) -> None:
         """Send a text."""

@@ -14,6 +14,9 @@ from exchange_service.plugin_api import VenueCall
 from exchange_service.venues.registry import Listing
 from exchange_service.wire.balances import FetchedBalance
 
+# After so many items others get their turn, for so many seconds.
+_TURN, _REST = 50, 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
@@ -33,6 +36,7 @@ class Watch:
         self._answer: object = None
         self._answered_at = 0.0
         self._hinted_at = 0.0
+        self._count = 0
         self._error: ServiceError | None = None
 
     async def run(self, listing: Listing, call: VenueCall) -> None:
@@ -44,12 +48,22 @@ class Watch:
                 else:
                     self._answer, self._answered_at = answer, time.monotonic()
                 self._news.set()
-                # A plugin that never waits must not keep the loop for itself.
-                await asyncio.sleep(0)
+                await self._give_way()
         raise VenueUnavailable(f"{call.exchange.name} ended its pushes.")
 
-    def end(self, error: ServiceError) -> None:
-        """The hook has ended."""
+    async def _give_way(self) -> None:
+        """A plugin that never waits must keep neither the loop nor a processor for itself, and one that goes on after
+        its cancellation is left at what it yields next."""
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
+        self._count += 1
+        await asyncio.sleep(0 if self._count % _TURN else _REST)
+
+    def end(self, error: ServiceError, *, drop: bool = False) -> None:
+        """The hook has ended. `drop`: what it yielded last is of no use any more."""
+        if drop:
+            self._answer, self._hinted_at = None, 0.0
         self._error = error
         self._news.set()
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from exchange_service_hyperliquid.simulator import HyperliquidSimulator, SimulatedWallet
 
+from exchange_service.testing.push import PushFault
 from exchange_service.v1.balance_pb2 import PollingReason
 from tests.harness import Running, Stream, serving, streaming, until
 
@@ -116,3 +117,29 @@ async def test_of_thirty_wallets_ten_are_pushed_and_twenty_polled_within_the_wei
         assert set(follower.totals) <= {own, own + 5000, 9000 if follower is moved else own}
     assert venue.refused == 0
     assert venue.weight <= 1200
+
+
+async def test_what_changes_while_the_socket_is_down_is_not_lost_and_the_push_comes_back(
+    venue: HyperliquidSimulator, tmp_path: Path
+) -> None:
+    follower = Follower(venue, 1)
+    settings = {"venue_urls": {"hyperliquid": venue.url}, "heartbeat_interval": 0.1}
+    async with serving(tmp_path, **settings) as running:
+        await follower.open(running)
+        try:
+            await until(lambda: follower.delivery == PUSHED and follower.totals, "the push")
+            venue.push.fail(PushFault(refused=503))
+            assert venue.push.drop_all() == 1
+            await until(lambda: follower.delivery == "BROKEN", "the break")
+            # Nobody is told of it now.
+            follower.set(Decimal(7000))
+            venue.announce(follower.address)
+            venue.push.recover()
+            await until(lambda: follower.delivery == PUSHED, "the push again")
+            await until(lambda: follower.totals[-1] == 7000, "the change")
+            follower.set(Decimal(8000))
+            venue.announce(follower.address)
+            await until(lambda: follower.totals[-1] == 8000, "the next change")
+        finally:
+            await follower.close()
+    assert follower.totals == [1001, 7000, 8000]

@@ -104,6 +104,7 @@ class PluginStatus(google.protobuf.message.Message):
     BALANCE_EXCHANGE_COUNT_FIELD_NUMBER: builtins.int
     PROCESSES_FIELD_NUMBER: builtins.int
     SANDBOX_FIELD_NUMBER: builtins.int
+    PUSH_EXCHANGE_COUNT_FIELD_NUMBER: builtins.int
     own_process: builtins.bool
     """True: it runs in processes of its own. False: it runs in the service's process."""
     exchange_count: builtins.int
@@ -114,6 +115,8 @@ class PluginStatus(google.protobuf.message.Message):
     """What the operating system keeps its own processes to, for people: "files, network ports, signals (Landlock ABI 6)",
     fewer of the three, or "none:" and the reason. Empty: it runs in the service's process, which reaches everything.
     """
+    push_exchange_count: builtins.int
+    """The number of its listings whose changes the venue pushes, see exchange_service.v1.Capabilities.push."""
     @property
     def plugin(self) -> exchange_service.v1.exchange_pb2.Plugin:
         """The plugin."""
@@ -131,9 +134,10 @@ class PluginStatus(google.protobuf.message.Message):
         balance_exchange_count: builtins.int = ...,
         processes: collections.abc.Iterable[Global___PluginProcess] | None = ...,
         sandbox: builtins.str = ...,
+        push_exchange_count: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["plugin", b"plugin"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["balance_exchange_count", b"balance_exchange_count", "exchange_count", b"exchange_count", "own_process", b"own_process", "plugin", b"plugin", "processes", b"processes", "sandbox", b"sandbox"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["balance_exchange_count", b"balance_exchange_count", "exchange_count", b"exchange_count", "own_process", b"own_process", "plugin", b"plugin", "processes", b"processes", "push_exchange_count", b"push_exchange_count", "sandbox", b"sandbox"]) -> None: ...
 
 Global___PluginStatus: typing_extensions.TypeAlias = PluginStatus
 

@@ -26,7 +26,7 @@ from exchange_service.v1 import balance_pb2 as exchange__service_dot_v1_dot_bala
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1exchange_service/plugin_host/v1/plugin_host.proto\x12\x1f\x65xchange_service.plugin_host.v1\x1a!exchange_service/v1/balance.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x02\n\x10\x43onfigureRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\x05\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12S\n\toverrides\x18\x03 \x03(\x0b\x32@.exchange_service.plugin_host.v1.ConfigureRequest.OverridesEntry\x12\x15\n\rvenue_timeout\x18\x04 \x01(\x01\x12\x14\n\x0csession_idle\x18\x05 \x01(\x01\x12\x16\n\x0eplugin_version\x18\x06 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x07 \x01(\x0c\x1a\x30\n\x0eOverridesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"r\n\x11\x43onfigureResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\x05\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12\r\n\x05proof\x18\x03 \x01(\x0c\x12\x12\n\nprocess_id\x18\x04 \x01(\x03\x12\x0f\n\x07\x63hanged\x18\x05 \x01(\x08\"\x14\n\x12\x43heckHealthRequest\"*\n\x13\x43heckHealthResponse\x12\x13\n\x0bstuck_calls\x18\x01 \x01(\x05\"\xca\x01\n\tVenueCall\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65xchange_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\x14\n\x0c\x61\x63\x63ount_type\x18\x04 \x01(\t\x12\x1a\n\x12\x63redential_version\x18\x05 \x01(\t\x12\x0f\n\x07timeout\x18\x06 \x01(\x01\x12?\n\ncredential\x18\x07 \x01(\x0b\x32+.exchange_service.plugin_host.v1.Credential\"W\n\nCredential\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\x12\x12\n\napi_secret\x18\x02 \x01(\t\x12\x12\n\npassphrase\x18\x03 \x01(\t\x12\x10\n\x08metadata\x18\x04 \x01(\x0c\"O\n\x13\x46\x65tchBalanceRequest\x12\x38\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32*.exchange_service.plugin_host.v1.VenueCall\"\xd9\x01\n\x14\x46\x65tchBalanceResponse\x12\x11\n\x07\x62\x61lance\x18\x01 \x01(\x0cH\x00\x12\x32\n\x05\x66\x61ult\x18\x02 \x01(\x0b\x32!.exchange_service.v1.AccountFaultH\x00\x12\x1b\n\x11\x63redential_needed\x18\x03 \x01(\x08H\x00\x12>\n\x07reports\x18\x04 \x01(\x0b\x32-.exchange_service.plugin_host.v1.VenueReports\x12\x12\n\nanswer_age\x18\x05 \x01(\x01\x42\t\n\x07outcome\"O\n\x13WatchBalanceRequest\x12\x38\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32*.exchange_service.plugin_host.v1.VenueCall\"\xa5\x01\n\x14WatchBalanceResponse\x12\x11\n\x07\x62\x61lance\x18\x01 \x01(\x0cH\x00\x12\x11\n\x07\x63hanged\x18\x02 \x01(\x08H\x00\x12\x32\n\x05\x66\x61ult\x18\x03 \x01(\x0b\x32!.exchange_service.v1.AccountFaultH\x00\x12\x1b\n\x11\x63redential_needed\x18\x04 \x01(\x08H\x00\x12\x0b\n\x03\x61ge\x18\x05 \x01(\x01\x42\t\n\x07outcome\"\\\n\x0cVenueReports\x12:\n\x05usage\x18\x01 \x03(\x0b\x32+.exchange_service.plugin_host.v1.LimitUsage\x12\x10\n\x08\x63ooldown\x18\x02 \x01(\x01\"A\n\nLimitUsage\x12\x0f\n\x07seconds\x18\x01 \x01(\x05\x12\x0c\n\x04used\x18\x02 \x01(\x03\x12\x14\n\x0cresets_after\x18\x03 \x01(\x01\"R\n\x16\x43heckCredentialRequest\x12\x38\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32*.exchange_service.plugin_host.v1.VenueCall\"\xb3\x01\n\x17\x43heckCredentialResponse\x12<\n\x06rights\x18\x01 \x01(\x0b\x32*.exchange_service.plugin_host.v1.KeyRightsH\x00\x12\x32\n\x05\x66\x61ult\x18\x02 \x01(\x0b\x32!.exchange_service.v1.AccountFaultH\x00\x12\x1b\n\x11\x63redential_needed\x18\x03 \x01(\x08H\x00\x42\t\n\x07outcome\"\x8d\x01\n\tKeyRights\x12\x12\n\x05trade\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\x08withdraw\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05notes\x18\x04 \x03(\tB\x08\n\x06_tradeB\x0b\n\t_withdraw\"Q\n\x14\x46orgetAccountRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65xchange_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\"\x17\n\x15\x46orgetAccountResponse2\x84\x06\n\x11PluginHostService\x12r\n\tConfigure\x12\x31.exchange_service.plugin_host.v1.ConfigureRequest\x1a\x32.exchange_service.plugin_host.v1.ConfigureResponse\x12x\n\x0b\x43heckHealth\x12\x33.exchange_service.plugin_host.v1.CheckHealthRequest\x1a\x34.exchange_service.plugin_host.v1.CheckHealthResponse\x12{\n\x0c\x46\x65tchBalance\x12\x34.exchange_service.plugin_host.v1.FetchBalanceRequest\x1a\x35.exchange_service.plugin_host.v1.FetchBalanceResponse\x12}\n\x0cWatchBalance\x12\x34.exchange_service.plugin_host.v1.WatchBalanceRequest\x1a\x35.exchange_service.plugin_host.v1.WatchBalanceResponse0\x01\x12\x84\x01\n\x0f\x43heckCredential\x12\x37.exchange_service.plugin_host.v1.CheckCredentialRequest\x1a\x38.exchange_service.plugin_host.v1.CheckCredentialResponse\x12~\n\rForgetAccount\x12\x35.exchange_service.plugin_host.v1.ForgetAccountRequest\x1a\x36.exchange_service.plugin_host.v1.ForgetAccountResponseBi\n\x1f\x65xchange_service.plugin_host.v1P\x01ZDexchange-service/gen/go/exchange_service/plugin_host/v1;pluginhostv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1exchange_service/plugin_host/v1/plugin_host.proto\x12\x1f\x65xchange_service.plugin_host.v1\x1a!exchange_service/v1/balance.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x02\n\x10\x43onfigureRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\x05\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12S\n\toverrides\x18\x03 \x03(\x0b\x32@.exchange_service.plugin_host.v1.ConfigureRequest.OverridesEntry\x12\x15\n\rvenue_timeout\x18\x04 \x01(\x01\x12\x14\n\x0csession_idle\x18\x05 \x01(\x01\x12\x16\n\x0eplugin_version\x18\x06 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x07 \x01(\x0c\x1a\x30\n\x0eOverridesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"r\n\x11\x43onfigureResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\x05\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12\r\n\x05proof\x18\x03 \x01(\x0c\x12\x12\n\nprocess_id\x18\x04 \x01(\x03\x12\x0f\n\x07\x63hanged\x18\x05 \x01(\x08\"\x14\n\x12\x43heckHealthRequest\"g\n\x13\x43heckHealthResponse\x12\x13\n\x0bstuck_calls\x18\x01 \x01(\x05\x12;\n\x06pushes\x18\x02 \x03(\x0b\x32+.exchange_service.plugin_host.v1.OpenPushes\"]\n\nOpenPushes\x12\x13\n\x0b\x65xchange_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63onnections\x18\x02 \x01(\x05\x12\x15\n\rsubscriptions\x18\x03 \x01(\x05\x12\x0e\n\x06opened\x18\x04 \x01(\x03\"\xca\x01\n\tVenueCall\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65xchange_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\x14\n\x0c\x61\x63\x63ount_type\x18\x04 \x01(\t\x12\x1a\n\x12\x63redential_version\x18\x05 \x01(\t\x12\x0f\n\x07timeout\x18\x06 \x01(\x01\x12?\n\ncredential\x18\x07 \x01(\x0b\x32+.exchange_service.plugin_host.v1.Credential\"W\n\nCredential\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\x12\x12\n\napi_secret\x18\x02 \x01(\t\x12\x12\n\npassphrase\x18\x03 \x01(\t\x12\x10\n\x08metadata\x18\x04 \x01(\x0c\"O\n\x13\x46\x65tchBalanceRequest\x12\x38\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32*.exchange_service.plugin_host.v1.VenueCall\"\xd9\x01\n\x14\x46\x65tchBalanceResponse\x12\x11\n\x07\x62\x61lance\x18\x01 \x01(\x0cH\x00\x12\x32\n\x05\x66\x61ult\x18\x02 \x01(\x0b\x32!.exchange_service.v1.AccountFaultH\x00\x12\x1b\n\x11\x63redential_needed\x18\x03 \x01(\x08H\x00\x12>\n\x07reports\x18\x04 \x01(\x0b\x32-.exchange_service.plugin_host.v1.VenueReports\x12\x12\n\nanswer_age\x18\x05 \x01(\x01\x42\t\n\x07outcome\"O\n\x13WatchBalanceRequest\x12\x38\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32*.exchange_service.plugin_host.v1.VenueCall\"\xa5\x01\n\x14WatchBalanceResponse\x12\x11\n\x07\x62\x61lance\x18\x01 \x01(\x0cH\x00\x12\x11\n\x07\x63hanged\x18\x02 \x01(\x08H\x00\x12\x32\n\x05\x66\x61ult\x18\x03 \x01(\x0b\x32!.exchange_service.v1.AccountFaultH\x00\x12\x1b\n\x11\x63redential_needed\x18\x04 \x01(\x08H\x00\x12\x0b\n\x03\x61ge\x18\x05 \x01(\x01\x42\t\n\x07outcome\"\\\n\x0cVenueReports\x12:\n\x05usage\x18\x01 \x03(\x0b\x32+.exchange_service.plugin_host.v1.LimitUsage\x12\x10\n\x08\x63ooldown\x18\x02 \x01(\x01\"A\n\nLimitUsage\x12\x0f\n\x07seconds\x18\x01 \x01(\x05\x12\x0c\n\x04used\x18\x02 \x01(\x03\x12\x14\n\x0cresets_after\x18\x03 \x01(\x01\"R\n\x16\x43heckCredentialRequest\x12\x38\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32*.exchange_service.plugin_host.v1.VenueCall\"\xb3\x01\n\x17\x43heckCredentialResponse\x12<\n\x06rights\x18\x01 \x01(\x0b\x32*.exchange_service.plugin_host.v1.KeyRightsH\x00\x12\x32\n\x05\x66\x61ult\x18\x02 \x01(\x0b\x32!.exchange_service.v1.AccountFaultH\x00\x12\x1b\n\x11\x63redential_needed\x18\x03 \x01(\x08H\x00\x42\t\n\x07outcome\"\x8d\x01\n\tKeyRights\x12\x12\n\x05trade\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\x08withdraw\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05notes\x18\x04 \x03(\tB\x08\n\x06_tradeB\x0b\n\t_withdraw\"Q\n\x14\x46orgetAccountRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65xchange_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\"\x17\n\x15\x46orgetAccountResponse2\x84\x06\n\x11PluginHostService\x12r\n\tConfigure\x12\x31.exchange_service.plugin_host.v1.ConfigureRequest\x1a\x32.exchange_service.plugin_host.v1.ConfigureResponse\x12x\n\x0b\x43heckHealth\x12\x33.exchange_service.plugin_host.v1.CheckHealthRequest\x1a\x34.exchange_service.plugin_host.v1.CheckHealthResponse\x12{\n\x0c\x46\x65tchBalance\x12\x34.exchange_service.plugin_host.v1.FetchBalanceRequest\x1a\x35.exchange_service.plugin_host.v1.FetchBalanceResponse\x12}\n\x0cWatchBalance\x12\x34.exchange_service.plugin_host.v1.WatchBalanceRequest\x1a\x35.exchange_service.plugin_host.v1.WatchBalanceResponse0\x01\x12\x84\x01\n\x0f\x43heckCredential\x12\x37.exchange_service.plugin_host.v1.CheckCredentialRequest\x1a\x38.exchange_service.plugin_host.v1.CheckCredentialResponse\x12~\n\rForgetAccount\x12\x35.exchange_service.plugin_host.v1.ForgetAccountRequest\x1a\x36.exchange_service.plugin_host.v1.ForgetAccountResponseBi\n\x1f\x65xchange_service.plugin_host.v1P\x01ZDexchange-service/gen/go/exchange_service/plugin_host/v1;pluginhostv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,33 +45,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKHEALTHREQUEST']._serialized_start=564
   _globals['_CHECKHEALTHREQUEST']._serialized_end=584
   _globals['_CHECKHEALTHRESPONSE']._serialized_start=586
-  _globals['_CHECKHEALTHRESPONSE']._serialized_end=628
-  _globals['_VENUECALL']._serialized_start=631
-  _globals['_VENUECALL']._serialized_end=833
-  _globals['_CREDENTIAL']._serialized_start=835
-  _globals['_CREDENTIAL']._serialized_end=922
-  _globals['_FETCHBALANCEREQUEST']._serialized_start=924
-  _globals['_FETCHBALANCEREQUEST']._serialized_end=1003
-  _globals['_FETCHBALANCERESPONSE']._serialized_start=1006
-  _globals['_FETCHBALANCERESPONSE']._serialized_end=1223
-  _globals['_WATCHBALANCEREQUEST']._serialized_start=1225
-  _globals['_WATCHBALANCEREQUEST']._serialized_end=1304
-  _globals['_WATCHBALANCERESPONSE']._serialized_start=1307
-  _globals['_WATCHBALANCERESPONSE']._serialized_end=1472
-  _globals['_VENUEREPORTS']._serialized_start=1474
-  _globals['_VENUEREPORTS']._serialized_end=1566
-  _globals['_LIMITUSAGE']._serialized_start=1568
-  _globals['_LIMITUSAGE']._serialized_end=1633
-  _globals['_CHECKCREDENTIALREQUEST']._serialized_start=1635
-  _globals['_CHECKCREDENTIALREQUEST']._serialized_end=1717
-  _globals['_CHECKCREDENTIALRESPONSE']._serialized_start=1720
-  _globals['_CHECKCREDENTIALRESPONSE']._serialized_end=1899
-  _globals['_KEYRIGHTS']._serialized_start=1902
-  _globals['_KEYRIGHTS']._serialized_end=2043
-  _globals['_FORGETACCOUNTREQUEST']._serialized_start=2045
-  _globals['_FORGETACCOUNTREQUEST']._serialized_end=2126
-  _globals['_FORGETACCOUNTRESPONSE']._serialized_start=2128
-  _globals['_FORGETACCOUNTRESPONSE']._serialized_end=2151
-  _globals['_PLUGINHOSTSERVICE']._serialized_start=2154
-  _globals['_PLUGINHOSTSERVICE']._serialized_end=2926
+  _globals['_CHECKHEALTHRESPONSE']._serialized_end=689
+  _globals['_OPENPUSHES']._serialized_start=691
+  _globals['_OPENPUSHES']._serialized_end=784
+  _globals['_VENUECALL']._serialized_start=787
+  _globals['_VENUECALL']._serialized_end=989
+  _globals['_CREDENTIAL']._serialized_start=991
+  _globals['_CREDENTIAL']._serialized_end=1078
+  _globals['_FETCHBALANCEREQUEST']._serialized_start=1080
+  _globals['_FETCHBALANCEREQUEST']._serialized_end=1159
+  _globals['_FETCHBALANCERESPONSE']._serialized_start=1162
+  _globals['_FETCHBALANCERESPONSE']._serialized_end=1379
+  _globals['_WATCHBALANCEREQUEST']._serialized_start=1381
+  _globals['_WATCHBALANCEREQUEST']._serialized_end=1460
+  _globals['_WATCHBALANCERESPONSE']._serialized_start=1463
+  _globals['_WATCHBALANCERESPONSE']._serialized_end=1628
+  _globals['_VENUEREPORTS']._serialized_start=1630
+  _globals['_VENUEREPORTS']._serialized_end=1722
+  _globals['_LIMITUSAGE']._serialized_start=1724
+  _globals['_LIMITUSAGE']._serialized_end=1789
+  _globals['_CHECKCREDENTIALREQUEST']._serialized_start=1791
+  _globals['_CHECKCREDENTIALREQUEST']._serialized_end=1873
+  _globals['_CHECKCREDENTIALRESPONSE']._serialized_start=1876
+  _globals['_CHECKCREDENTIALRESPONSE']._serialized_end=2055
+  _globals['_KEYRIGHTS']._serialized_start=2058
+  _globals['_KEYRIGHTS']._serialized_end=2199
+  _globals['_FORGETACCOUNTREQUEST']._serialized_start=2201
+  _globals['_FORGETACCOUNTREQUEST']._serialized_end=2282
+  _globals['_FORGETACCOUNTRESPONSE']._serialized_start=2284
+  _globals['_FORGETACCOUNTRESPONSE']._serialized_end=2307
+  _globals['_PLUGINHOSTSERVICE']._serialized_start=2310
+  _globals['_PLUGINHOSTSERVICE']._serialized_end=3082
 # @@protoc_insertion_point(module_scope)

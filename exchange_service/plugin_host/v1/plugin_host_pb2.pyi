@@ -137,16 +137,52 @@ class CheckHealthResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     STUCK_CALLS_FIELD_NUMBER: builtins.int
+    PUSHES_FIELD_NUMBER: builtins.int
     stuck_calls: builtins.int
     """The number of hook calls that still run although they were cancelled a while ago."""
+    @property
+    def pushes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___OpenPushes]:
+        """What is open for pushes: an entry for each exchange for which anything was opened."""
+
     def __init__(
         self,
         *,
         stuck_calls: builtins.int = ...,
+        pushes: collections.abc.Iterable[Global___OpenPushes] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["stuck_calls", b"stuck_calls"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["pushes", b"pushes", "stuck_calls", b"stuck_calls"]) -> None: ...
 
 Global___CheckHealthResponse: typing_extensions.TypeAlias = CheckHealthResponse
+
+@typing.final
+class OpenPushes(google.protobuf.message.Message):
+    """What a process has open for one exchange's pushes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EXCHANGE_ID_FIELD_NUMBER: builtins.int
+    CONNECTIONS_FIELD_NUMBER: builtins.int
+    SUBSCRIPTIONS_FIELD_NUMBER: builtins.int
+    OPENED_FIELD_NUMBER: builtins.int
+    exchange_id: builtins.str
+    """The id of the listing."""
+    connections: builtins.int
+    """The number of open connections."""
+    subscriptions: builtins.int
+    """The number of subscriptions on them, as far as the plugin tells."""
+    opened: builtins.int
+    """How many connections the process has opened so far."""
+    def __init__(
+        self,
+        *,
+        exchange_id: builtins.str = ...,
+        connections: builtins.int = ...,
+        subscriptions: builtins.int = ...,
+        opened: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["connections", b"connections", "exchange_id", b"exchange_id", "opened", b"opened", "subscriptions", b"subscriptions"]) -> None: ...
+
+Global___OpenPushes: typing_extensions.TypeAlias = OpenPushes
 
 @typing.final
 class VenueCall(google.protobuf.message.Message):

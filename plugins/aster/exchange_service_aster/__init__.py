@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
 from exchange_service.plugin_api import (
     ANSWER_LIMIT,
     Balance,
     Capabilities,
+    Changed,
     CredentialField,
     Environment,
     ExchangeMetadata,
@@ -17,6 +21,7 @@ from exchange_service.plugin_api import (
 )
 from exchange_service_aster import parse
 from exchange_service_aster.balance import read_balance, read_key_rights
+from exchange_service_aster.push import watch_account
 
 # In the venue's weights: the two accounts together weigh ten.
 # witness: vendor: asterdex/api-docs V3(Recommended)/EN/aster-finance-futures-api-v3.md
@@ -62,16 +67,26 @@ ASTER = ExchangeMetadata(
         ),
     ),
     account_types=(parse.FUTURES, parse.SPOT),
-    capabilities=Capabilities(sandbox=True, several_accounts=True),
+    capabilities=Capabilities(sandbox=True, several_accounts=True, push=True),
     environments=(
         Environment(
             "production",
-            {"api": "https://fapi.asterdex.com", "spot": "https://sapi.asterdex.com"},
+            {
+                "api": "https://fapi.asterdex.com",
+                "spot": "https://sapi.asterdex.com",
+                "push": "wss://fstream.asterdex.com",
+                "spot_push": "wss://sstream.asterdex.com",
+            },
             aliases=("live", "mainnet"),
         ),
         Environment(
             "sandbox",
-            {"api": "https://fapi.asterdex-testnet.com", "spot": "https://sapi.asterdex-testnet.com"},
+            {
+                "api": "https://fapi.asterdex-testnet.com",
+                "spot": "https://sapi.asterdex-testnet.com",
+                "push": "wss://fstream.asterdex-testnet.com",
+                "spot_push": "wss://sstream.asterdex-testnet.com",
+            },
             aliases=("testnet",),
         ),
     ),
@@ -90,6 +105,13 @@ def exchange_manifest() -> Manifest:
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
     return await read_balance(call)
+
+
+@hookimpl
+async def watch_balance(call: VenueCall) -> AsyncIterator[Changed]:
+    async with aclosing(watch_account(call)) as hints:
+        async for hint in hints:
+            yield hint
 
 
 @hookimpl

@@ -12,15 +12,19 @@ async def read_balance(call: VenueCall) -> Balance:
     """The requested accounts, with a summary if the futures account's covers everything that is held."""
     client = await AsterClient.open(call)
     account_id = client.scheme.account_id
-    lent = False
+    prices, lent = await client.prices(), False
 
     async def read(account_type: str) -> VenueAccount:
         nonlocal lent
         if account_type == parse.SPOT:
-            return await call.compute(parse.spot_account, await client.spot_account(), account_id)
+            account = await call.compute(parse.spot_account, await client.spot_account(), account_id)
+            if not call.wants(parse.FUTURES):
+                prices.may_move = False
+            return account
         payload = await client.futures_account()
         account = await call.compute(parse.futures_account, payload, account_id)
         lent = await call.compute(parse.lends, payload)
+        prices.may_move = await call.compute(parse.moves_with_prices, payload, account)
         return account
 
     def unread(account_type: str) -> VenueAccount:

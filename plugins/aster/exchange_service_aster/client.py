@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from exchange_service.plugin_api import (
@@ -120,8 +122,15 @@ _REGION = "Aster does not serve the region of this service's address (HTTP 403).
 _REGION_WORDS = (b"your country", b"your region", b"restricted location")
 
 
+@dataclass(slots=True)
+class Prices:
+    """Whether prices alone move the account's figures, as the last read has found. Until then they may."""
+
+    may_move: bool = True
+
+
 class AsterClient:
-    """The reads that a balance and a check of the key need."""
+    """What a balance and a check of the key need, and the keys of the streams that tell when to read again."""
 
     def __init__(self, call: VenueCall, scheme: HmacScheme | AgentScheme, clock: VenueClock) -> None:
         self.scheme = scheme
@@ -148,17 +157,41 @@ class AsterClient:
         """The payload of the wallet's agents. Only an agent may read it."""
         return await self._signed_get(self._futures, "/fapi/v3/agent")
 
+    async def listen_key(self, account_type: str) -> str:
+        """The key of the account's stream, good for another hour. It stays the same while it is renewed in time.
+
+        A POST renews it as well as Aster's PUT does, whose parameters V3 wants in a body. It changes nothing of the
+        account.
+        """
+        if account_type == parse.SPOT:
+            return parse.listen_key(await self._in_time(self._post, self._spot, self.scheme.spot_key_path))
+        return parse.listen_key(await self._in_time(self._post, self._futures, self.scheme.futures_key_path))
+
+    def stream_address(self, account_type: str) -> str:
+        """Where the account's stream is."""
+        return self._call.url("spot_push" if account_type == parse.SPOT else "push")
+
+    async def prices(self) -> Prices:
+        """What the last read found, shared by all calls for this account."""
+        return await self._call.account_state.get(f"prices {self._call.account.account_type}", _new_prices)
+
     async def _signed_get(self, base: str, path: str) -> Any:
+        return await self._in_time(self._get, base, path)
+
+    async def _in_time(self, send: Callable[[str], Awaitable[Response]], base: str, path: str) -> Any:
         try:
-            return await self._send(base, path)
+            return self._read(await send(base + path))
         except ClockSkew:
             # Repeat the request once, by the venue's clock and with a new nonce. A second refusal has another cause.
             await self._call.plugin_state.get(f"measured {self._futures}", self._measure_clock, max_age=_CLOCK_AGE)
-        return await self._send(base, path)
+        return self._read(await send(base + path))
 
-    async def _send(self, base: str, path: str) -> Any:
-        url = f"{base}{path}?{self.scheme.query(self._clock)}"
-        return self._read(await self._call.http.get(url, headers=self.scheme.headers))
+    async def _get(self, url: str) -> Response:
+        return await self._call.http.get(f"{url}?{self.scheme.query(self._clock)}", headers=self.scheme.headers)
+
+    async def _post(self, url: str) -> Response:
+        headers = {**self.scheme.headers, "Content-Type": "application/x-www-form-urlencoded"}
+        return await self._call.http.post(url, data=self.scheme.form(self._clock).encode(), headers=headers)
 
     async def _measure_clock(self) -> None:
         began = time.time_ns()
@@ -194,6 +227,10 @@ class AsterClient:
 
 async def _new_clock() -> VenueClock:
     return VenueClock()
+
+
+async def _new_prices() -> Prices:
+    return Prices()
 
 
 def _used_weight(response: Response) -> int:

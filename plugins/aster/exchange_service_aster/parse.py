@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from enum import Enum
 from typing import Any
 
 from exchange_service.plugin_api import (
@@ -51,6 +53,25 @@ _HOLDINGS = (
     "positionInitialMargin",
     "openOrderInitialMargin",
 )
+# What is not zero if there are positions, of the account and of an asset.
+_POSITIONS = ("totalPositionInitialMargin", "totalUnrealizedProfit")
+_POSITIONS_OF_ASSET = ("positionInitialMargin", "unrealizedProfit")
+# A listen key becomes part of an address.
+_LISTEN_KEY = re.compile(r"[0-9A-Za-z_-]{1,256}\Z", re.ASCII)
+# The events after which the account's figures differ. Orders are among them: they bind what was available.
+# witness: vendor: asterdex/api-docs V3(Recommended)/EN/aster-finance-futures-api-v3.md
+_CHANGES = frozenset(
+    {
+        "ACCOUNT_UPDATE",
+        "ACCOUNT_CONFIG_UPDATE",
+        "MARGIN_CALL",
+        "ORDER_TRADE_UPDATE",
+        # witness: vendor: asterdex/api-docs V3(Recommended)/EN/aster-finance-spot-api-v3.md
+        "outboundAccountPosition",
+    }
+)
+# witness: vendor: asterdex/api-docs V3(Recommended)/EN/aster-finance-futures-api-v3.md
+_KEY_EXPIRED = "listenKeyExpired"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A larger time counts nanoseconds. The spot account has been seen to send such times.
 _NANOSECONDS_FROM = 10**17
@@ -90,6 +111,39 @@ def futures_account(payload: Any, account_id: str) -> VenueAccount:
 def lends(payload: Any) -> bool:
     """Whether the futures account has an asset that is available although nothing of it is held."""
     return any(map(_is_lent, _futures_entries(as_object(payload, "the answer"))))
+
+
+def moves_with_prices(payload: Any, account: VenueAccount) -> bool:
+    """Whether prices alone move the futures account's figures: it has positions, or other assets count as well."""
+    found = as_object(payload, "the answer")
+    figures = [(found, member) for member in _POSITIONS]
+    figures += [(entry, member) for entry in _futures_entries(found) for member in _POSITIONS_OF_ASSET]
+    return not _counts_usdt_alone(account) or any(_may_be_held(entry, member) for entry, member in figures)
+
+
+def listen_key(payload: Any) -> str:
+    """The key in `POST /fapi/v3/listenKey`, a secret which opens the account's stream."""
+    key = text(as_object(payload, "the answer"), "listenKey", "the answer")
+    if not _LISTEN_KEY.match(key):
+        # The text is not shown.
+        raise VenueMalformed("Aster's listen key is not one.")
+    return key
+
+
+class StreamEvent(Enum):
+    """What an event of a user stream means."""
+
+    CHANGED = "the account's figures differ"
+    EXPIRED = "the listen key has expired, and nothing more comes"
+    OTHER = "neither"
+
+
+def stream_event(message: Any) -> StreamEvent:
+    """The meaning of a message. Raises VenueMalformed if it is not an event."""
+    name = text(as_object(message, "the event"), "e", "the event")
+    if name == _KEY_EXPIRED:
+        return StreamEvent.EXPIRED
+    return StreamEvent.CHANGED if name in _CHANGES else StreamEvent.OTHER
 
 
 def spot_account(payload: Any, account_id: str) -> VenueAccount:

@@ -44,6 +44,8 @@ class HmacScheme:
     account_id = ""
     futures_path = "/fapi/v4/account"
     spot_path = "/api/v1/account"
+    futures_key_path = "/fapi/v1/listenKey"
+    spot_key_path = "/api/v1/listenKey"
 
     def __init__(self, api_key: str, secret: str) -> None:
         self.headers = {"X-MBX-APIKEY": api_key}
@@ -54,6 +56,10 @@ class HmacScheme:
         message = f"recvWindow={_RECEIVE_WINDOW}&timestamp={clock.milliseconds()}"
         return f"{message}&signature={signing.hmac_sha256(self._secret, message)}"
 
+    def form(self, clock: VenueClock) -> str:
+        """The body of a request for a listen key: the key in the header is enough."""
+        return ""
+
 
 class AgentScheme:
     """V3: a nonce, the wallet, the agent and the agent's signature in the query. Addresses are in lower case.
@@ -63,6 +69,8 @@ class AgentScheme:
 
     futures_path = "/fapi/v3/accountWithJoinMargin"
     spot_path = "/api/v3/account"
+    futures_key_path = "/fapi/v3/listenKey"
+    spot_key_path = "/api/v3/listenKey"
 
     def __init__(self, wallet: str, private_key: bytes, chain_id: int) -> None:
         self.headers: Mapping[str, str] = {}
@@ -75,6 +83,10 @@ class AgentScheme:
         """The signed query of one request that has no parameters of its own."""
         message = f"nonce={clock.next_nonce()}&user={self.account_id}&signer={self.agent}"
         return f"{message}&signature={signing.sign(self._private_key, message, self._chain_id)}"
+
+    def form(self, clock: VenueClock) -> str:
+        """The body of a request for a listen key."""
+        return self.query(clock)
 
 
 async def read_scheme(call: VenueCall) -> HmacScheme | AgentScheme:

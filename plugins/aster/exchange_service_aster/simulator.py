@@ -10,16 +10,19 @@ import hmac
 import importlib.util
 import json
 import random
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NoReturn
+from urllib.parse import parse_qsl
 
 from aiohttp import web
 from Crypto.Hash import keccak
 
 from exchange_service.testing import DemoVenue, Fault, show_situation
+from exchange_service.testing.push import PushClient
 
 _ZERO = Decimal(0)
 _CHANGED = 1764000000123
@@ -30,6 +33,11 @@ _NEVER_HELD = ("ETH", "BTC", "USDF", "ASBNB", "USD1")
 _NONCES = 100
 _NONCE_WINDOW = 10_000_000
 _WEIGHT_LIMIT = 2400
+_FUTURES, _SPOT = "futures", "spot"
+# Each so many moves the moving wallets trade; between them only prices move.
+_MOVES_TO_A_TRADE = 5
+# The account of a listen key, by what stands before its name in a path.
+_KEY_PATHS = {"/fapi/v3": _FUTURES, "/fapi/v1": _FUTURES, "/api/v3": _SPOT, "/api/v1": _SPOT}
 # What refuses a request: the status, Aster's code and its message. Of the statuses only 429 is known from the venue.
 _REFUSALS: dict[str, tuple[int, int, str]] = {
     # witness: vendor: asterdex/api-docs V3(Recommended)/EN/aster-finance-futures-api-v3.md
@@ -110,7 +118,16 @@ class SimulatedAgent:
     elsewhere: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
+class ListenKey:
+    """A listen key: the wallet's account that it opens, and when it ends, by the monotonic clock."""
+
+    wallet: SimulatedWallet
+    kind: str
+    ends: float
+
+
+@dataclass(eq=False, slots=True)
 class SimulatedWallet:
     """One wallet: its futures assets, its spot rows as (asset, free, locked), its agents and remembered nonces.
 
@@ -149,6 +166,10 @@ class AsterSimulator(DemoVenue):
         self.clock_offset = 0.0
         # The weight in the header. Above the limit every request is refused.
         self.used_weight = 10
+        # The listen keys, and the seconds for which one is good.
+        self.listen_keys: dict[str, ListenKey] = {}
+        self.listen_key_life = 3600.0
+        self._moves = 0
         self._random = random.Random(4)
 
     def add_wallet(self, address: str, wallet: SimulatedWallet | None = None) -> SimulatedWallet:
@@ -175,10 +196,13 @@ class AsterSimulator(DemoVenue):
             web.get("/api/v1/account", self._spot),
             web.get("/api/v3/account", self._spot),
             web.get("/fapi/v3/agent", self._agents),
+            *(web.post(f"{path}/listenKey", self._listen_key) for path in _KEY_PATHS),
+            web.get("/ws/{key}", self._stream),
         ]
 
     def account_of(self, request: web.Request, body: bytes) -> str:
-        return request.headers.get("X-MBX-APIKEY") or request.query.get("user", "").lower()
+        sent = dict(parse_qsl(request.query_string or body.decode(errors="replace")))
+        return request.headers.get("X-MBX-APIKEY") or sent.get("user", "").lower()
 
     async def _time(self, request: web.Request) -> web.Response:
         return self._answer({"serverTime": self._milliseconds()})
@@ -191,6 +215,76 @@ class AsterSimulator(DemoVenue):
 
     async def _agents(self, request: web.Request) -> web.Response:
         return self._answer([_agent_entry(agent) for agent in self._wallet(request).agents.values()])
+
+    async def _listen_key(self, request: web.Request) -> web.Response:
+        """The key of the account that has one already, good for longer; otherwise another one."""
+        if request.query_string:
+            _refuse("no signature")
+        wallet, kind = self._wallet_of_body(request, (await request.read()).decode()), _KEY_PATHS[request.path[:-10]]
+        self._end_keys()
+        ends = time.monotonic() + self.listen_key_life
+        for name, key in self.listen_keys.items():
+            if key.wallet is wallet and key.kind == kind:
+                key.ends = ends
+                return self._answer({"listenKey": name})
+        name = secrets.token_hex(32)
+        self.listen_keys[name] = ListenKey(wallet, kind, ends)
+        return self._answer({"listenKey": name})
+
+    def _wallet_of_body(self, request: web.Request, body: str) -> SimulatedWallet:
+        if "/v3/" not in request.path:
+            # The older interface wants the key alone.
+            key = self.keys.get(request.headers.get("X-MBX-APIKEY", ""))
+            return key.wallet if key is not None else _refuse("key")
+        message, _, signature = body.rpartition("&signature=")
+        if not message or request.content_type != "application/x-www-form-urlencoded":
+            _refuse("no signature")
+        return self._wallet_of_agent(message, signature)
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        self._end_keys()
+        key = self.listen_keys.get(request.match_info["key"])
+        if key is None:
+            # What Aster does with a key that it does not know is not documented.
+            return web.Response(status=400)
+
+        def greet(client: PushClient) -> None:
+            client.topics = {key}
+
+        return await self.push.serve(request, lambda client, message: None, greet=greet)
+
+    def _end_keys(self) -> None:
+        """Drop keys whose time is over, and tell their streams."""
+        for name, key in list(self.listen_keys.items()):
+            if key.ends <= time.monotonic():
+                self.expire(name)
+
+    def expire(self, name: str) -> None:
+        """End a listen key. Its streams are told, and stay open without a further event."""
+        key = self.listen_keys.pop(name)
+        self.push.publish(key, {"e": "listenKeyExpired", "E": self._milliseconds()})
+        for client in self.push.clients:
+            client.topics.discard(key)
+
+    def trade(self, wallet: SimulatedWallet, profit: Decimal) -> None:
+        """Book a profit in the wallet's first futures asset, and tell its stream."""
+        asset = wallet.assets[0]
+        asset.wallet += profit
+        balance = {"a": asset.code, "wb": _text(asset.wallet), "cw": _text(asset.wallet), "bc": "0"}
+        self._tell(wallet, _FUTURES, "ACCOUNT_UPDATE", a={"m": "ORDER", "B": [balance], "P": []})
+
+    def deposit(self, wallet: SimulatedWallet, amount: Decimal) -> None:
+        """Pay into the wallet's first spot asset, and tell its stream."""
+        asset, free, locked = wallet.spot[0]
+        wallet.spot[0] = (asset, free + amount, locked)
+        balance = {"a": asset, "f": _text(free + amount), "l": _text(locked)}
+        self._tell(wallet, _SPOT, "outboundAccountPosition", B=[balance], m="DEPOSIT")
+
+    def _tell(self, wallet: SimulatedWallet, kind: str, event: str, **members: Any) -> None:
+        now = self._milliseconds()
+        for key in self.listen_keys.values():
+            if key.wallet is wallet and key.kind == kind:
+                self.push.publish(key, {"e": event, "E": now, "T": now, **members})
 
     def _answer(self, payload: Any, status: int = 200) -> web.Response:
         return web.json_response(payload, status=status, headers={"X-MBX-USED-WEIGHT-1M": str(self.used_weight)})
@@ -209,7 +303,7 @@ class AsterSimulator(DemoVenue):
         if not message:
             _refuse("no signature")
         if "/v3/" in request.path:
-            return self._wallet_of_agent(request, message, signature)
+            return self._wallet_of_agent(message, signature)
         return self._wallet_of_key(request, message, signature)
 
     def _wallet_of_key(self, request: web.Request, message: str, signature: str) -> SimulatedWallet:
@@ -227,8 +321,9 @@ class AsterSimulator(DemoVenue):
             _refuse("time")
         return key.wallet
 
-    def _wallet_of_agent(self, request: web.Request, message: str, signature: str) -> SimulatedWallet:
-        user, signer, nonce = (request.query.get(name, "") for name in ("user", "signer", "nonce"))
+    def _wallet_of_agent(self, message: str, signature: str) -> SimulatedWallet:
+        sent = dict(parse_qsl(message))
+        user, signer, nonce = (sent.get(name, "") for name in ("user", "signer", "nonce"))
         if not (user and signer and nonce.isdecimal()):
             _refuse("no agent")
         if signer_of(message, signature, self.chain_id) != signer.lower():
@@ -302,9 +397,15 @@ class AsterSimulator(DemoVenue):
         return row
 
     def move(self) -> None:
+        self._moves += 1
         for wallet in (*self.wallets.values(), *(key.wallet for key in self.keys.values())):
             if wallet.moving:
-                wallet.assets[0].unrealized += Decimal(self._random.randint(-4000, 4200)).scaleb(-4)
+                wallet.assets[0].unrealized += self._profit()
+                if self._moves % _MOVES_TO_A_TRADE == 0:
+                    self.trade(wallet, self._profit())
+
+    def _profit(self) -> Decimal:
+        return Decimal(self._random.randint(-4000, 4200)).scaleb(-4)
 
 
 def example_wallet(*, moving: bool = False) -> SimulatedWallet:

@@ -34,7 +34,7 @@ HELD = ("walletBalance", "marginBalance", "unrealizedProfit", "initialMargin", "
 def recorded() -> dict[str, Any]:
     """The recorded answers with accounts, by the name of the file."""
     answers = {path.stem: parse_json(read_payload(path)) for path in PAYLOADS.glob("*.json")}
-    return {name: answer for name, answer in answers.items() if "agents" not in name}
+    return {name: answer for name, answer in answers.items() if "assets" in answer or "balances" in answer}
 
 
 def account_of(answer: Any) -> VenueAccount:

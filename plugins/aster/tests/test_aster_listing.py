@@ -20,26 +20,32 @@ def test_it_has_the_values_that_the_application_shows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "futures", "spot"),
+    ("word", "domain"),
     [
-        ("production", "https://fapi.asterdex.com", "https://sapi.asterdex.com"),
-        ("Live", "https://fapi.asterdex.com", "https://sapi.asterdex.com"),
-        ("sandbox", "https://fapi.asterdex-testnet.com", "https://sapi.asterdex-testnet.com"),
-        ("testnet", "https://fapi.asterdex-testnet.com", "https://sapi.asterdex-testnet.com"),
+        ("production", "asterdex.com"),
+        ("Live", "asterdex.com"),
+        ("sandbox", "asterdex-testnet.com"),
+        ("testnet", "asterdex-testnet.com"),
     ],
 )
-def test_an_environment_names_the_futures_and_the_spot_host(word: str, futures: str, spot: str) -> None:
+def test_an_environment_names_the_hosts_of_futures_and_spot_and_of_their_streams(word: str, domain: str) -> None:
     environment = ASTER.environment(word)
     assert isinstance(environment, Environment)
-    assert dict(environment.urls) == {"api": futures, "spot": spot}
+    assert dict(environment.urls) == {
+        "api": f"https://fapi.{domain}",
+        "spot": f"https://sapi.{domain}",
+        "push": f"wss://fstream.{domain}",
+        "spot_push": f"wss://sstream.{domain}",
+    }
 
 
 def test_the_user_is_warned_of_the_wallets_own_key() -> None:
     assert "Never store the private key of the wallet" in ASTER.instructions
 
 
-def test_it_reads_balances_of_two_accounts() -> None:
+def test_it_reads_balances_of_two_accounts_and_follows_their_streams() -> None:
     assert ASTER.capabilities.balance
+    assert ASTER.capabilities.push
     assert ASTER.capabilities.several_accounts
     assert ASTER.account_types == ("futures", "spot")
 

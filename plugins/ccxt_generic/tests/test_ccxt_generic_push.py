@@ -273,7 +273,20 @@ async def test_a_closed_watch_ends_at_once_and_closes_its_sockets(answers: bool,
             await asyncio.wait({following})
         async with asyncio.timeout(_AT_ONCE):
             await venue.closed.wait()
-    assert [task for task in asyncio.all_tasks() if "ccxt" in repr(task.get_coro())] == []
+
+
+async def test_a_watch_that_is_closed_while_it_connects_opens_nothing(listings: Listings) -> None:
+    async with pushing(listings["okx"], SCRIPTS["okx trading"]) as (venue, call):
+        venue.admits.clear()
+        async with watching(call) as watch:
+            following = asyncio.ensure_future(soon(watch))
+            async with asyncio.timeout(10):
+                await venue.asked.wait()
+            following.cancel()
+            await asyncio.wait({following})
+        dialling = [task for task in asyncio.all_tasks() if "Client.open" in repr(task.get_coro())]
+        venue.admits.set()
+    assert dialling == []
 
 
 async def test_a_watch_begins_again_before_its_key_expires(listings: Listings, monkeypatch: pytest.MonkeyPatch) -> None:

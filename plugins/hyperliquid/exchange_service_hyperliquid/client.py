@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -34,6 +35,11 @@ _ROLE_AGE = 600.0
 _SUB_ACCOUNT_LIST_AGE = 600.0
 _DEX_LIST_AGE = 600.0
 _TOKEN_TABLE_AGE = 3600.0
+# By type of request; any other one weighs 20.
+# witness: vendor: https://hyperliquid.gitbook.io/hyperliquid-docs/for-developers/api/rate-limits
+_WEIGHTS = {"clearinghouseState": 2, "spotClearinghouseState": 2, "userRole": 60}
+_OTHER_WEIGHT = 20
+_WINDOW = 60
 # Each dex costs one request a balance. No user needs more.
 _MAX_DEXS = 20
 _MAX_DEX_NAME = 32
@@ -49,6 +55,23 @@ _POLLED_TYPES = "Hyperliquid pushes neither vaults nor staking, so an account th
 _POLLED_SUB_ACCOUNTS = (
     "Hyperliquid pushes ten addresses and each sub-account is one, so an account that shows its sub-accounts is polled."
 )
+
+
+class _UsedWeight:
+    """What this process has asked of the venue within the last minute, in the venue's weights: it does not say so."""
+
+    def __init__(self) -> None:
+        self._entries: deque[tuple[float, int]] = deque()
+        self._sum = 0
+
+    def add(self, weight: int) -> int:
+        """Count a request, and return the weight of all."""
+        now = _now()
+        while self._entries and self._entries[0][0] <= now - _WINDOW:
+            self._sum -= self._entries.popleft()[1]
+        self._entries.append((now, weight))
+        self._sum += weight
+        return self._sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +211,17 @@ class HyperliquidClient:
         return await self._call.plugin_state.get(name, fetch, max_age=max_age)
 
     async def _info(self, type: str, *, public: bool = False, **fields: str) -> Any:
+        used = await self._call.plugin_state.get(f"weight {self._url}", _count_weight)
+        # Reads differ much in their weight, and the first one of an account weighs most.
+        self._call.report_usage(used.add(_WEIGHTS.get(type, _OTHER_WEIGHT)), _WINDOW)
         http = self._call.public_http if public else self._call.http
         response = await http.post(self._url, json={"type": type, **fields})
         _raise_for_error(response)
         return response.json()
+
+
+async def _count_weight() -> _UsedWeight:
+    return _UsedWeight()
 
 
 def _now() -> float:

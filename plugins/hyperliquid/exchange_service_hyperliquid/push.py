@@ -46,12 +46,12 @@ _PERPS = "clearinghouseState"
 _READ = "last read"
 # Seconds that the venue waits before an address or a subscription too many may be tried again.
 _FULL = 60.0
-# What the beginning of an error of the venue means.
+# What the beginning of an error of the venue means. The numbers that follow have changed before.
 _ERRORS = {
     # witness: report: nktkas/hyperliquid#78
-    "Cannot track more than 10 total users": "full",
-    "Cannot subscribe to more than 1000 channels": "full",
-    "Cannot send more than 2000 messages per minute": "flood",
+    "Cannot track more than": "full",
+    "Cannot subscribe to more than": "full",
+    "Cannot send more than": "flood",
     # witness: report: https://github.com/nktkas/hyperliquid/blob/main/src/transport/websocket/_dispatcher.ts
     "Already subscribed": "subscribed",
     "Already unsubscribed": "unsubscribed",

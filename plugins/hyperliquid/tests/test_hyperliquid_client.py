@@ -96,6 +96,22 @@ async def test_a_plain_address_gives_main_dex_and_spot() -> None:
     assert requested == ["clearinghouseState", "spotClearinghouseState", "userAbstraction"]
 
 
+async def test_the_weight_of_all_accounts_reads_is_reported() -> None:
+    """The mode weighs ten times as much as a state, and is read once: what a read weighs differs."""
+    async with venue() as simulator:
+        simulator.add_wallet(SUB, standard_wallet())
+        shared, reported = State(), []
+        for address in (MASTER, SUB):
+            metadata = {"wallet_address": address}
+            async with venue_call(HYPERLIQUID, override=simulator.url, metadata=metadata, plugin_state=shared) as call:
+                for _ in range(2):
+                    await fetch_balance(call)
+                    reported.append(call.reports.usage[60][0])
+        await shared.close()
+    assert reported == [24, 28, 52, 56]
+    assert simulator.weight == 56
+
+
 async def test_the_worked_examples_are_reproduced_to_the_digit() -> None:
     async with HyperliquidSimulator() as simulator:
         assert isinstance(simulator, HyperliquidSimulator)

@@ -448,6 +448,9 @@ async def test_an_account_with_an_unreadable_part_is_polled(venue: Venue, watchi
 class TestLanguage:
     """How the venue's messages are read."""
 
+    def test_silence_is_noticed_before_the_venue_closes_an_idle_connection_and_within_two_polls(self) -> None:
+        assert 0 < 2 * HyperliquidLanguage.keep_alive_every < HyperliquidLanguage.silence < 20 < 50
+
     def language(self, *followed: Any) -> HyperliquidLanguage:
         language = HyperliquidLanguage("wss://venue.example/ws")
         list(language.subscribe(followed))
@@ -484,6 +487,7 @@ class TestLanguage:
         ("told", "number", "error"),
         [
             ("Cannot track more than 10 total users.", 0, VenueRateLimited),
+            ("Cannot track more than 15 total users.", 0, VenueRateLimited),
             ("Cannot subscribe to more than 1000 channels.", 0, VenueRateLimited),
             (f'Invalid subscription {{"type":"spotState","user":"{BOB}"}}', 2, RequestRefused),
             (

@@ -35,11 +35,13 @@ _ACCOUNT_REFUSED = (AccountUnknown, PermissionMissing, CredentialRejected)
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds: `silence` ends a stream, three heartbeats of five seconds and a little; `prices` are between two hints
-    while trades are open; `openings` between two new streams of this process, of which OANDA wants two at most."""
+    """Seconds."""
 
+    # Three heartbeats of five seconds and a little: a stream that is silent for so long has ended.
     silence: float = 16.0
+    # Between two hints while trades are open.
     prices: float = 10.0
+    # Between two new streams of this process. OANDA wants two new connections a second at most, polls among them.
     openings: float = 1.0
 
 

@@ -63,6 +63,7 @@ class OandaSimulator(DemoVenue):
     """Simulates api-fxtrade.oanda.com."""
 
     exchange_id = "oanda"
+    moves_to_a_push = _MOVES_TO_A_TRADE
     named_by = "`account.id` of a summary, and `accounts[].id` of the list"
     trouble_witnesses: ClassVar[Mapping[str, str]] = {
         "wrong key": "vendor: https://developer.oanda.com/rest-live-v20/troubleshooting-errors/",

@@ -42,11 +42,12 @@ class LoginAccounts:
         times = [account.venue_time for account in accounts if account.venue_time is not None]
         return Balance(accounts, combined_summary(accounts), venue_time=min(times, default=None), notes=self.notes)
 
-    def is_complete(self) -> bool:
-        """Whether `balance` has all that was pushed, and no account that a new read would find."""
+    def is_complete(self, since: float) -> bool:
+        """Whether `balance` is all that is known: everything was read after `since`, when the pushes began, everything
+        that was pushed later is in it, and no account waits for a read that works."""
         shown = {account.id for account in self.read if self._newest(account) is not account}
         missing = [number for number, pushed in self.pushed.items() if self._is_newer(pushed) and number not in shown]
-        return bool(self.read) and not missing and not any(map(self._is_unread, self.read))
+        return self.read_at >= since and not missing and not any(map(self._is_unread, self.read))
 
     def _newest(self, read: VenueAccount) -> VenueAccount:
         """The account as it was pushed, with the type and the name that only the list has; else as it was read."""

@@ -123,11 +123,11 @@ def refuses(message: Mapping[str, Any]) -> bool:
 
 
 def connected_accounts(message: Mapping[str, Any]) -> Collection[str] | None:
-    """The numbers of the accounts that the answer to `connect` names; None if it names none, or is another message."""
-    if message.get("action") != "connect" or not message.get("value"):
+    """The numbers of the accounts that the answer to `connect` names; None for no names and for another message."""
+    numbers = message.get("value")
+    if message.get("action") != "connect" or not numbers:
         return None
-    numbers = message["value"]
-    return {number for number in ([numbers] if isinstance(numbers, str) else numbers) if isinstance(number, str)}
+    return {str(number) for number in ([numbers] if isinstance(numbers, str) else as_list(numbers, "value"))}
 
 
 def pushed_number(message: Mapping[str, Any]) -> str:

@@ -58,7 +58,7 @@ class StreamerLanguage(PushLanguage):
             self._raise_if_refused(message)
             if message.get("action") == "connect":
                 connected = parse.connected_accounts(message)
-                if connected is not None and not self._numbers <= set(connected):
+                if connected is not None and not self._numbers.issubset(connected):
                     raise NotSupported("tastytrade does not push every account of this login.")
                 return True
         return False
@@ -102,8 +102,8 @@ class StreamerLanguage(PushLanguage):
 async def watch(call: VenueCall) -> AsyncGenerator[Balance | Changed, None]:
     """`Changed` when the accounts are connected, because nothing is sent then; later each change as a whole balance.
 
-    `Changed` again where a push does not say all: before the first read, of an account that the read did not list or
-    that has other currencies too, and while an account could not be read.
+    `Changed` again where a push does not say all: before the first read since then, of an account that the read did not
+    list or that has other currencies too, and while an account could not be read.
     """
     known = await login_accounts(call)
     numbers = await requested_numbers(call, TastytradeClient(call))
@@ -111,7 +111,8 @@ async def watch(call: VenueCall) -> AsyncGenerator[Balance | Changed, None]:
         raise NotSupported("This tastytrade login has no open account of the requested type to push.")
     language = StreamerLanguage(call, known, numbers)
     async with subscribed(call, language, numbers, state=call.account_state) as subscription:
+        since = asyncio.get_running_loop().time()
         yield Changed()
         async for states in subscription:
             known.pushed.update((str(number), state) for number, state in states.items())
-            yield known.balance() if known.is_complete() else Changed()
+            yield known.balance() if known.is_complete(since) else Changed()

@@ -32,7 +32,7 @@ def test_it_has_the_values_that_the_application_shows() -> None:
 def test_an_environment_is_found_by_its_name_and_by_the_venues_name(word: str, address: str) -> None:
     environment = TASTYTRADE.environment(word)
     assert isinstance(environment, Environment)
-    assert environment.urls["api"] == address
+    assert environment.urls == {"api": address, "push": address.replace("https://api.", "wss://streamer.")}
 
 
 def test_the_refresh_token_is_the_passphrase_of_the_listing() -> None:
@@ -46,8 +46,9 @@ def test_the_instructions_state_that_the_right_to_read_is_enough() -> None:
     assert "the scope read alone" in TASTYTRADE.instructions
 
 
-def test_balances_of_several_accounts_are_supported() -> None:
+def test_balances_of_several_accounts_are_supported_and_pushed() -> None:
     assert TASTYTRADE.capabilities.balance
+    assert TASTYTRADE.capabilities.push
     assert TASTYTRADE.capabilities.several_accounts
     assert TASTYTRADE.unsupported_reason == ""
     assert TASTYTRADE.account_types == ("cash", "margin")

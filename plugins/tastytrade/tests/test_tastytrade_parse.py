@@ -333,3 +333,40 @@ def test_an_access_token_that_cannot_be_one_is_malformed_and_not_shown(token: An
     with pytest.raises(VenueMalformed, match=r"access.token") as refusal:
         parse.access_token(answer, requested_at=0.0)
     assert "words" not in refusal.value.message
+
+
+def test_a_pushed_account_is_read_as_an_answer_is() -> None:
+    [message] = parse.pushed_messages(payload("pushed_balance.json"))
+    assert not parse.refuses(message)
+    assert parse.connected_accounts(message) is None
+    assert parse.pushed_number(message) == NUMBER
+    assert parse.pushed_at(message) == (datetime(2026, 9, 17, 18, 32, 28, 424000, tzinfo=UTC), 2)
+    assert parse.pushed_account(message, NUMBER) == parse.account(payload("balances.json"), NUMBER)
+
+
+def test_an_answer_to_connect_names_its_accounts_or_refuses_them() -> None:
+    connected, refused = payload("streamer_connected.json"), payload("streamer_refused.json")
+    assert not parse.refuses(connected)
+    assert parse.connected_accounts(connected) == {"5WX00000", "5WX00001"}
+    assert parse.connected_accounts(connected | {"value": NUMBER}) == {NUMBER}
+    assert parse.refuses(refused)
+
+
+@pytest.mark.parametrize(
+    ("changes", "read"),
+    [
+        ({"data": None}, parse.pushed_number),
+        ({"data": {}}, parse.pushed_number),
+        ({"timestamp": None}, parse.pushed_at),
+        ({"timestamp": "yesterday"}, parse.pushed_at),
+    ],
+)
+def test_a_message_without_a_number_or_a_time_is_malformed(changes: dict[str, Any], read: Any) -> None:
+    with pytest.raises(VenueMalformed):
+        read(payload("pushed_balance.json") | changes)
+
+
+@pytest.mark.parametrize("frame", [None, [], "a text", {"results": {}}])
+def test_a_frame_that_is_not_of_the_venue_is_malformed(frame: Any) -> None:
+    with pytest.raises(VenueMalformed):
+        parse.pushed_messages(frame)

@@ -151,6 +151,20 @@ async def test_before_the_first_read_a_change_is_only_a_hint(venue: TastytradeSi
         assert cash(await next_balance(watch))[0] == 6
 
 
+async def test_what_changed_while_nothing_was_pushed_is_read_before_a_push_counts(venue: TastytradeSimulator) -> None:
+    async with calling(venue) as call:
+        async with watching(call):
+            pass
+        venue.grants[REFRESH].accounts[SECOND].cash = Decimal(5)
+        async with aclosing(exchange_service_tastytrade.watch_balance(call)) as watch:  # type: ignore[type-var]
+            assert await anext(watch) == Changed()
+            venue.change(REFRESH, FIRST, cash=Decimal(6))
+            assert await anext(watch) == Changed()
+            await exchange_service_tastytrade.fetch_balance(call)
+            venue.change(REFRESH, FIRST, cash=Decimal(7))
+            assert cash(await next_balance(watch)) == [Decimal(7), Decimal(5)]
+
+
 async def test_what_is_pushed_during_a_read_counts_and_a_later_read_counts_before_it(
     venue: TastytradeSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

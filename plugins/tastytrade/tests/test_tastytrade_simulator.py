@@ -158,3 +158,77 @@ async def test_the_stale_account_answers_once() -> None:
         assert (await read(venue, row)).summary is not None
         with pytest.raises(VenueUnavailable):
             await read(venue, row)
+
+
+async def say(venue: TastytradeSimulator, *messages: Mapping[str, Any]) -> list[Any]:
+    """What the account streamer answers to each of these messages."""
+    async with aiohttp.ClientSession(headers=NAMED) as session, session.ws_connect(venue.url) as socket:
+        answers = []
+        for number, message in enumerate(messages):
+            await socket.send_json({**message, "request-id": number})
+            answers.append(await socket.receive_json(timeout=5))
+        return answers
+
+
+async def test_the_streamer_connects_the_accounts_of_a_login_and_answers_heartbeats() -> None:
+    async with simulator() as venue:
+        token = (await token_of(venue))["Authorization"]
+        connect = {"action": "connect", "value": [NUMBER], "auth-token": token}
+        connected, beat = await say(venue, connect, {"action": "heartbeat", "auth-token": token})
+    assert (connected["status"], connected["value"], connected["request-id"]) == ("ok", [NUMBER], 0)
+    assert (beat["status"], beat["action"], beat["request-id"]) == ("ok", "heartbeat", 1)
+
+
+@pytest.mark.parametrize(
+    ("message", "refusal"),
+    [
+        ({"action": "heartbeat"}, "connect-not-completed"),
+        ({"action": "quote-alerts-subscribe"}, "connect-not-completed"),
+        ({"action": "connect", "value": [NUMBER], "auth-token": "Bearer of-nothing"}, "failed"),
+        ({"action": "connect", "value": [NUMBER], "auth-token": "without-its-kind"}, "failed"),
+        ({"action": "connect", "value": ["5WX99999"]}, "failed"),
+        ({"action": "connect", "value": []}, "failed"),
+    ],
+    ids=str,
+)
+async def test_the_streamer_refuses_what_comes_too_early_a_wrong_token_and_another_logins_account(
+    message: Mapping[str, Any], refusal: str
+) -> None:
+    async with simulator() as venue:
+        [answer] = await say(venue, {"auth-token": (await token_of(venue))["Authorization"], **message})
+    assert (answer["status"], answer["action"], answer["message"]) == ("error", message["action"], refusal)
+
+
+async def test_the_streamer_refuses_a_heartbeat_with_a_token_that_has_ended() -> None:
+    async with simulator() as venue:
+        token = (await token_of(venue))["Authorization"]
+        async with aiohttp.ClientSession(headers=NAMED) as session, session.ws_connect(venue.url) as socket:
+            await socket.send_json({"action": "connect", "value": NUMBER, "auth-token": token})
+            assert (await socket.receive_json(timeout=5))["status"] == "ok"
+            venue.end_tokens()
+            await socket.send_json({"action": "heartbeat", "auth-token": token})
+            assert (await socket.receive_json(timeout=5))["status"] == "error"
+
+
+async def test_the_streamer_ends_a_connection_without_heartbeats() -> None:
+    async with simulator() as venue:
+        venue.heartbeat_limit = 0.05
+        async with aiohttp.ClientSession(headers=NAMED) as session, session.ws_connect(venue.url) as socket:
+            assert (await socket.receive(timeout=5)).type is aiohttp.WSMsgType.CLOSE
+
+
+async def test_moving_accounts_are_pushed_after_their_position() -> None:
+    async with TastytradeSimulator() as venue:
+        row = venue.demo_credential("moving")
+        assert row is not None
+        grant = {"grant_type": "refresh_token", "client_secret": row["api_secret"], "refresh_token": row["passphrase"]}
+        _, answer = await ask(venue, "/oauth/token", grant=grant)
+        async with aiohttp.ClientSession(headers=NAMED) as session, session.ws_connect(venue.url) as socket:
+            token = f"Bearer {answer['access_token']}"
+            await socket.send_json({"action": "connect", "value": [NUMBER], "auth-token": token})
+            await socket.receive_json(timeout=5)
+            venue.move()
+            pushed = [await socket.receive_json(timeout=5) for _ in range(2)]
+    assert [message["type"] for message in pushed] == ["CurrentPosition", "AccountBalance"]
+    assert pushed[0]["timestamp"] < pushed[1]["timestamp"]
+    assert pushed[1]["data"]["account-number"] == NUMBER

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from exchange_service.plugin_api import (
@@ -99,9 +100,22 @@ async def watch_orders(
     if call.exchange.credential_of:
         raise NotSupported("Tradier allows a user one session for order events, and the listing tradier has it.")
     client = TradierClient(call)
-    loop = asyncio.get_running_loop()
     sessions = await call.plugin_state.get(f"sessions {_digest(client.token)}", _new_sessions)
-    sessions.check(loop.time())
+    sessions.check(asyncio.get_running_loop().time())
+    positions = await client.positions()
+    async with _session(call, client, sessions, language) as subscription:
+        yield Changed()
+        while True:
+            if await _is_told(subscription, prices) or positions.may_be_held:
+                yield Changed()
+
+
+@asynccontextmanager
+async def _session(
+    call: VenueCall, client: TradierClient, sessions: Sessions, language: type[OrderEvents]
+) -> AsyncIterator[Subscription]:
+    """The subscription to the events of the token's session, which is made if there is none."""
+    loop = asyncio.get_running_loop()
 
     async def new_session() -> str:
         session = await client.event_session()
@@ -110,20 +124,15 @@ async def watch_orders(
             raise _ended(sessions.end(loop.time()))
         return session
 
-    positions, stood = await client.positions(), False
     spoken = language(f"{call.url('push')}/accounts/events", client.token, new_session)
-    try:
-        async with subscribed(call, spoken, [_ORDERS]) as subscription:
-            stood = True
-            yield Changed()
-            while True:
-                if await _is_told(subscription, prices) or positions.may_be_held:
-                    yield Changed()
-    except VenueError as error:
-        delay = sessions.end(loop.time()) if stood else 0.0
-        if delay and isinstance(error, VenueUnavailable):
-            raise _ended(delay) from None
-        raise
+    async with subscribed(call, spoken, [_ORDERS]) as subscription:
+        try:
+            yield subscription
+        except VenueError as error:
+            delay = sessions.end(loop.time())
+            if isinstance(error, VenueUnavailable):
+                raise _ended(delay) from None
+            raise
 
 
 async def _is_told(subscription: Subscription, seconds: float) -> bool:

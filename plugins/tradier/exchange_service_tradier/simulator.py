@@ -127,6 +127,7 @@ class TradierSimulator(DemoVenue):
     """Simulates api.tradier.com, which does not know the tokens of the sandbox."""
 
     exchange_id = "tradier"
+    moves_to_a_push = _MOVES_TO_A_TRADE
     named_by = "`balances.account_number`, and `profile.id` with the `account_number` of each account there"
     trouble_witnesses: ClassVar[Mapping[str, str]] = {
         "wrong key": "test data: QuantConnect/Lean.Brokerages.Tradier TradierBrokerageAditionalTests.cs",

@@ -45,6 +45,10 @@ class ShortSilence(OrderEvents):
     silence = 0.3
 
 
+class ShortPings(OrderEvents):
+    ping = 0.2
+
+
 @asynccontextmanager
 async def venue_with(*accounts: SimulatedAccount) -> AsyncIterator[TradierSimulator]:
     async with TradierSimulator() as venue:
@@ -317,11 +321,16 @@ async def test_the_listing_of_options_is_polled_because_the_session_is_the_other
 
 @pytest.mark.parametrize(
     ("fault", "expected"),
-    [(PushFault(silent=True), VenueTimeout), (PushFault.oversized(), VenueMalformed)],
-    ids=["silence", "a message that is too large"],
+    [
+        (PushFault(silent=True), VenueTimeout),
+        (PushFault(half_open=True), VenueTimeout),
+        (PushFault.oversized(), VenueMalformed),
+    ],
+    ids=["silence", "pings without an answer", "a message that is too large"],
 )
 async def test_a_socket_that_fails_ends_the_watch(fault: PushFault, expected: type[VenueError]) -> None:
-    async with venue_with() as venue, watching(venue, language=ShortSilence) as watch:
+    language = ShortPings if fault.half_open else ShortSilence
+    async with venue_with() as venue, watching(venue, language=language) as watch:
         await watch.hint()
         await until_followed(venue)
         venue.push.fail(fault)

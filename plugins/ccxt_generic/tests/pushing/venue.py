@@ -39,8 +39,9 @@ class PushingVenue(LoopbackVenue):
         self.opened = 0
         self.came: list[str] = []
         self.closed = asyncio.Event()
-        # Whether a message of ours has come.
-        self.asked = asyncio.Event()
+        # Whether a connection was asked for, or a message of ours has come; and whether connections are let in.
+        self.asked, self.admits = asyncio.Event(), asyncio.Event()
+        self.admits.set()
 
     def routes(self) -> list[web.RouteDef]:
         return [web.route("*", "/{tail:.*}", self._serve)]
@@ -56,6 +57,9 @@ class PushingVenue(LoopbackVenue):
         return web.json_response(self.script.requests.get(f"{request.method} {request.path}", {}))
 
     async def _serve_socket(self, request: web.Request) -> web.WebSocketResponse:
+        if not self.admits.is_set():
+            self.asked.set()
+            await self.admits.wait()
         socket = web.WebSocketResponse(max_msg_size=1024 * 1024)
         await socket.prepare(request)
         self.open.add(socket)

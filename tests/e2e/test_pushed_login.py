@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,10 @@ async def test_a_change_of_either_account_is_pushed_as_the_whole_login_and_again
         venue.add_grant(REFRESH, SECRET, SimulatedAccount(FIRST), SimulatedAccount(SECOND, margin_or_cash="Cash"))
         # Nothing is polled while the test lasts.
         settings = {"venue_urls": {"tastytrade": venue.url}, "poll_interval": 60.0, "heartbeat_interval": 0.1}
-        async with serving(tmp_path, **settings) as running, streaming(running, "tastytrade") as stream:
+        async with AsyncExitStack() as stack:
+            running = await stack.enter_async_context(serving(tmp_path, **settings))
             await running.store("tastytrade", api_secret=SECRET, passphrase=REFRESH)
+            stream = await stack.enter_async_context(streaming(running, "tastytrade"))
             await next_with(stream, FIRST, "12875.412")
             await until_pushed(stream)
 

@@ -1,10 +1,6 @@
 """A plugin for a venue that pushes whole balances, or hints, on one socket for all accounts; see `pushing_venue`.
 
-<<<<<<< HEAD
-It is one file that imports the plugin's page alone: a serving process can have it installed.
-=======
 It is one file that imports the plugin's page alone: it can be installed in a serving process.
->>>>>>> main
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
+from exchange_service.balances import push_room
 from exchange_service.balances.push_room import PushRoom
 from exchange_service.cache.memory import LocalLease
 
@@ -62,9 +65,9 @@ async def test_a_slot_that_comes_free_is_for_the_account_that_has_waited_longest
     slot = await places.take("acme", 1)
     assert slot is not None
     assert await places.take("acme", 1) is None
-    first = asyncio.create_task(places.wait("acme", 60))
+    first = asyncio.create_task(places.wait("acme", 60, asyncio.Event()))
     await asyncio.sleep(0)
-    second = asyncio.create_task(places.wait("acme", 60))
+    second = asyncio.create_task(places.wait("acme", 60, asyncio.Event()))
     await asyncio.sleep(0)
     await slot.release()
     await first
@@ -100,3 +103,13 @@ async def test_a_venue_without_a_limit_always_has_a_slot() -> None:
     slots = [await places.take("acme", None) for _ in range(1000)]
     assert all(slots)
     assert not any(slot.alone for slot in slots if slot is not None)
+
+
+async def test_the_more_accounts_wait_the_less_often_each_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push_room, "_LOOKERS", 2)
+    places, ended = room(Leases()), asyncio.Event()
+    waiting = [asyncio.create_task(places.wait("acme", 0.05, ended)) for _ in range(40)]
+    await asyncio.sleep(0.3)
+    assert sum(task.done() for task in waiting) < 20
+    ended.set()
+    await asyncio.gather(*waiting)

@@ -135,7 +135,7 @@ async def test_a_generator_that_never_waits_slows_nobody_and_ends_with_its_strea
             began, before, processor = time.monotonic(), count, time.process_time()
             for _ in range(20):
                 await running.client.list_exchanges()
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 3
             await asyncio.sleep(0.5)
             seconds = time.monotonic() - began
             # It may not have more than a part of the processor.

@@ -37,9 +37,9 @@ class StreamerLanguage(PushLanguage):
     # A connection is one login's: nobody else could use it.
     linger = 0.0
 
-    def __init__(self, call: VenueCall, known: LoginAccounts, numbers: Sequence[str]) -> None:
+    def __init__(self, call: VenueCall, client: TastytradeClient, known: LoginAccounts, numbers: Sequence[str]) -> None:
         super().__init__(call.url("push"), login=" ".join((call.account.account_type, *numbers)))
-        self._client = TastytradeClient(call)
+        self._client = client
         self._known = known
         self._numbers = frozenset(numbers)
         self._sent = 0
@@ -93,10 +93,13 @@ class StreamerLanguage(PushLanguage):
         return PushedAccount(parse.pushed_account(part, topic), order, asyncio.get_running_loop().time())
 
     def _raise_if_refused(self, message: Mapping[str, Any]) -> None:
-        if parse.refuses(message):
-            # The venue does not say whether it is the token's fault; a new one costs one request.
-            self._client.forget_token()
-            raise VenueUnavailable("tastytrade refuses to push this login's accounts, or to go on with it.")
+        if not parse.refuses(message):
+            return
+        if message.get("action") == "connect" and self._client.has_new_token:
+            raise NotSupported("tastytrade refuses to push the accounts of this login, with a new access token too.")
+        # The venue does not say whether it is the token's fault; a new one costs one request.
+        self._client.forget_token()
+        raise VenueUnavailable("tastytrade refuses to push this login's accounts, or to go on with it.")
 
 
 async def watch(call: VenueCall) -> AsyncGenerator[Balance | Changed, None]:
@@ -106,10 +109,11 @@ async def watch(call: VenueCall) -> AsyncGenerator[Balance | Changed, None]:
     list or that has other currencies too, and while an account could not be read.
     """
     known = await login_accounts(call)
-    numbers = await requested_numbers(call, TastytradeClient(call))
+    client = TastytradeClient(call)
+    numbers = await requested_numbers(call, client)
     if not numbers:
         raise NotSupported("This tastytrade login has no open account of the requested type to push.")
-    language = StreamerLanguage(call, known, numbers)
+    language = StreamerLanguage(call, client, known, numbers)
     async with subscribed(call, language, numbers, state=call.account_state) as subscription:
         since = asyncio.get_running_loop().time()
         yield Changed()

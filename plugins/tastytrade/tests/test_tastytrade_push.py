@@ -366,14 +366,22 @@ async def test_a_change_of_the_open_accounts_ends_the_watch_so_that_all_are_conn
             assert venue.push.clients[-1].received[0]["value"] == [FIRST, SECOND, THIRD]
 
 
-async def test_refused_accounts_are_not_pushed_and_the_reason_is_not_the_venues_text(
+async def test_accounts_that_are_refused_with_a_new_token_too_are_not_pushed(
     venue: TastytradeSimulator,
 ) -> None:
     venue.grants[REFRESH].accounts[SECOND].refused = True
     async with calling(venue) as call:
-        error = await failure_of(exchange_service_tastytrade.watch_balance(call))  # type: ignore[arg-type]
-    assert isinstance(error, VenueUnavailable)
-    assert "failed" not in error.message
+        await exchange_service_tastytrade.fetch_balance(call)
+        kinds, messages = [], []
+        for _ in range(3):
+            error = await failure_of(exchange_service_tastytrade.watch_balance(call))  # type: ignore[arg-type]
+            kinds.append(type(error))
+            messages.append(error.message)
+    # The first attempt had the token of the read, and the third that of the second.
+    assert kinds == [VenueUnavailable, NotSupported, VenueUnavailable]
+    assert venue.token_requests == 2
+    # The venue's own text is not shown.
+    assert not any("failed" in message for message in messages)
 
 
 async def test_an_account_that_the_answer_to_connect_lacks_is_said_not_to_be_pushed(

@@ -13,6 +13,7 @@ from exchange_service.plugin_api import (
     NotSupported,
     PushLanguage,
     Socket,
+    Subscription,
     VenueCall,
     VenueUnavailable,
     parse_json,
@@ -25,6 +26,8 @@ from exchange_service_tastytrade.client import HEADERS, TastytradeClient
 # The least and the most seconds between two heartbeats.
 # witness: vendor: https://developer.tastytrade.com/docs/guides/stream-account-updates/
 _BETWEEN_HEARTBEATS = (2.0, 60.0)
+# Seconds between two hints while positions are open: prices move an account's worth without a message.
+_PRICES = 10.0
 
 
 class StreamerLanguage(PushLanguage):
@@ -106,7 +109,8 @@ async def watch(call: VenueCall) -> AsyncGenerator[Balance | Changed, None]:
     """`Changed` when the accounts are connected, because nothing is sent then; later each change as a whole balance.
 
     `Changed` again where a push does not say all: before the first read since then, of an account that the read did not
-    list or that has other currencies too, and while an account could not be read.
+    list or that has other currencies too, while an account could not be read, and every ten seconds while positions are
+    open.
     """
     known = await login_accounts(call)
     client = TastytradeClient(call)
@@ -115,8 +119,23 @@ async def watch(call: VenueCall) -> AsyncGenerator[Balance | Changed, None]:
         raise NotSupported("This tastytrade login has no open account of the requested type to push.")
     language = StreamerLanguage(call, client, known, numbers)
     async with subscribed(call, language, numbers, state=call.account_state) as subscription:
-        since = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        since, prices_due = loop.time(), loop.time() + _PRICES
         yield Changed()
-        async for states in subscription:
+        while True:
+            states = await _next_states(subscription, prices_due if known.has_positions() else None)
+            if states is None:
+                prices_due = loop.time() + _PRICES
+                yield Changed()
+                continue
             known.pushed.update((str(number), state) for number, state in states.items())
             yield known.balance() if known.is_complete(since) else Changed()
+
+
+async def _next_states(subscription: Subscription, until: float | None) -> Mapping[Any, Any] | None:
+    """What is known of each account when something has come; None if nothing comes until then, in the loop's time."""
+    try:
+        async with asyncio.timeout_at(until):
+            return await anext(subscription)
+    except TimeoutError:
+        return None

@@ -1,6 +1,6 @@
 """A plugin for a venue that pushes whole balances, or hints, on one socket for all accounts; see `pushing_venue`.
 
-It is one file that imports the plugin's page alone, so that it can be installed in a serving process.
+It is one file that imports the plugin's page alone: it can be installed in a serving process.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from exchange_service.plugin_api import VenueCall
 from exchange_service.venues.registry import Listing
 from exchange_service.wire.balances import FetchedBalance
 
-# After so many items others get their turn for so many seconds, whoever else is ready.
+# After so many items others get their turn, for so many seconds.
 _TURN, _REST = 50, 0.01
 
 

@@ -32,10 +32,6 @@ class PushContract(CallingContract):
     """Follows an account as the service does, and lets the venue's pushes break. A class whose listing does not push
     has none of these tests."""
 
-    # Whether a watch yields nothing before the account has been read in its process, for example because only a read
-    # tells what there is to follow. The service reads an account before it follows it.
-    follows_a_read = False
-
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "plugin" in vars(cls) and not _pushes(cls.plugin, cls.exchange_id):
@@ -66,7 +62,7 @@ class PushContract(CallingContract):
     @pytest.mark.asyncio
     async def test_a_watch_that_is_closed_leaves_nothing_behind(self) -> None:
         async with self._open_venue() as (venue, row), self._watched_call(venue, row) as call:
-            if self.follows_a_read:
+            if _follows_a_read(venue):
                 await self._fetch(call)
             watch = self._load_hooks().watch_balance(call=call)
             async with asyncio.timeout(_IN_TIME + GRACE):
@@ -207,7 +203,7 @@ class PushContract(CallingContract):
             http = _ImpatientHttp(call.http, silence)
             shared = call.plugin_state if beside is None else beside.plugin_state
             watch = _Watch(replace(call, http=http, plugin_state=shared), http)
-            if read_first or self.follows_a_read:
+            if read_first or _follows_a_read(venue):
                 await self._fetch(watch.call)
             watch.task = asyncio.create_task(watch.run(self._load_hooks()), name="the suite's watch")
             try:
@@ -312,6 +308,10 @@ def _pushes(plugin: Any, exchange_id: str) -> bool:
     # Whatever a plugin's manifest may raise.
     except Exception:
         return True
+
+
+def _follows_a_read(venue: LoopbackVenue) -> bool:
+    return isinstance(venue, DemoVenue) and venue.follows_a_read
 
 
 def _tests() -> Iterator[str]:

@@ -15,7 +15,6 @@ class TestLighter(PluginContract):
     plugin = exchange_service_lighter
     exchange_id = "lighter"
     simulator = LighterSimulator
-    follows_a_read = True
     allowed_requests = ("GET /api/v1/account", "GET /stream")
 
     def credential(self, venue: Any) -> Mapping[str, Any]:

@@ -105,6 +105,7 @@ class _Streams:
 
     async def _noting_failure(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
+            # Called here: a task that is cancelled before its first turn would leave a coroutine behind.
             await work()
         except Exception as error:
             self._error = error

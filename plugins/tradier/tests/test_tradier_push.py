@@ -46,7 +46,7 @@ class ShortSilence(OrderEvents):
 
 
 class ShortPings(OrderEvents):
-    ping = 0.2
+    ping = 0.6
 
 
 @asynccontextmanager

@@ -47,8 +47,8 @@ _LONGEST_DELAY, _REFUSED_PAUSE = 600.0, 600.0
 _OTHER_PAUSE = 5.0
 # Seconds within which a balance that has not changed is not written again.
 _UNCHANGED = 5.0
-# Seconds that a push may take longer than a read which finds the same change.
-_PUSH_LAG = 2.0
+# Seconds around a read within which a push may bring the change that the read has found: some venues push every five.
+_PUSH_LAG = 10.0
 # Seconds between two writes of one account, however fast its venue pushes.
 _BETWEEN_STORES = 0.05
 

@@ -62,6 +62,8 @@ class PushContract(CallingContract):
     @pytest.mark.asyncio
     async def test_a_watch_that_is_closed_leaves_nothing_behind(self) -> None:
         async with self._open_venue() as (venue, row), self._watched_call(venue, row) as call:
+            if _follows_a_read(venue):
+                await self._fetch(call)
             watch = self._load_hooks().watch_balance(call=call)
             async with asyncio.timeout(_IN_TIME + GRACE):
                 await anext(watch)
@@ -201,7 +203,7 @@ class PushContract(CallingContract):
             http = _ImpatientHttp(call.http, silence)
             shared = call.plugin_state if beside is None else beside.plugin_state
             watch = _Watch(replace(call, http=http, plugin_state=shared), http)
-            if read_first:
+            if read_first or _follows_a_read(venue):
                 await self._fetch(watch.call)
             watch.task = asyncio.create_task(watch.run(self._load_hooks()), name="the suite's watch")
             try:
@@ -306,6 +308,10 @@ def _pushes(plugin: Any, exchange_id: str) -> bool:
     # Whatever a plugin's manifest may raise.
     except Exception:
         return True
+
+
+def _follows_a_read(venue: LoopbackVenue) -> bool:
+    return isinstance(venue, DemoVenue) and venue.follows_a_read
 
 
 def _tests() -> Iterator[str]:

@@ -264,6 +264,9 @@ class DemoVenue(LoopbackVenue):
 
     # After so many moves at the latest one is pushed, if the venue pushes: some push orders, and not prices.
     moves_to_a_push: ClassVar[int] = 1
+    # Whether a watch begins only when the account has been read, because only a read tells what there is to follow. The
+    # service reads an account before it follows it.
+    follows_a_read: ClassVar[bool] = False
 
     # Where an answer names the account that it is of, such as "`account.id`"; empty if it names none.
     named_by: ClassVar[str] = ""

@@ -100,6 +100,7 @@ class LighterSimulator(DemoVenue):
     """Simulates mainnet.zklighter.elliot.ai."""
 
     exchange_id = "lighter"
+    follows_a_read = True
     named_by = "`accounts[].l1_address` and `accounts[].index`"
 
     def __init__(self) -> None:

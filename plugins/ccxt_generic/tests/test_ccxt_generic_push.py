@@ -56,6 +56,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch, without_pauses: None) -> None:
     """A venue on loopback answers at once."""
     monkeypatch.setattr(push, "_QUIET", 0.05)
     monkeypatch.setattr(push, "_OPENING_LIMIT", 3.0)
+    monkeypatch.setattr(push, "_USED_PART", 1e6)
 
 
 @pytest.fixture
@@ -287,6 +288,21 @@ async def test_a_watch_that_is_closed_while_it_connects_opens_nothing(listings: 
         dialling = [task for task in asyncio.all_tasks() if "Client.open" in repr(task.get_coro())]
         venue.admits.set()
     assert dialling == []
+
+
+async def test_connections_begin_one_after_the_other(monkeypatch: pytest.MonkeyPatch, listings: Listings) -> None:
+    """A venue bans an address that begins too many."""
+    monkeypatch.setattr(push, "_USED_PART", 1.0)
+    turns = push.ConnectionTurns(listings["binance"].push.connects or 0)
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(round(seconds))
+
+    monkeypatch.setattr(push.asyncio, "sleep", pause)
+    for _ in range(4):
+        await turns.wait()
+    assert pauses == [0, 1, 2, 3]
 
 
 async def test_a_watch_begins_again_before_its_key_expires(listings: Listings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,7 +19,7 @@ from exchange_service.cli.flags import default_text
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.errors import ServiceError
 from exchange_service.grpc_server.status import TABLE
-from exchange_service.model import Account, Credential
+from exchange_service.model import Account, Credential, ExchangeMetadata, PushLimits
 from exchange_service.observability.logs import configure_logging
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 from exchange_service.testing.venue import TROUBLES, DemoVenue
@@ -110,6 +110,9 @@ no rights that could be missing. To most venues a key of the wrong environment l
 the status begins with the reason, which is left out here. The last column says where the venue's own answer is known
 from: its documentation (vendor), CCXT's source, another project's captured answer (test data), or a public report.
 
+Below the table: [what is pushed](#what-is-pushed), [whose answer it is](#whose-answer-it-is) and
+[what is not proven](#what-is-not-proven).
+
 | exchange | trouble | status | reason | message | proven by |
 |---|---|---|---|---|---|"""
 
@@ -127,8 +130,9 @@ The names are kept while the account is in use, but no longer than an hour in wh
 start, or minutes without a call, nothing is known to compare the first answer with, unless the credential holds the
 name.
 
-Where the answer names none, nothing can tell whose it is. At Hyperliquid this is so for the figures; its list of
-sub-accounts names the main wallet and is compared, as is the main wallet of an API wallet.
+Where the answer names none, nothing can tell whose it is. At Hyperliquid this is so for figures that are read: what it
+pushes names its address, and its list of sub-accounts names the main wallet and is compared, as is the main wallet of
+an API wallet.
 
 | exchange | where its answers name the account |
 |---|---|"""
@@ -137,6 +141,36 @@ _CCXT_NAMES_HEAD = """Through CCXT, with the account types whose recorded answer
 
 | exchange | name | account types |
 |---|---|---|"""
+
+_PUSHED_HEAD = """## What is pushed
+
+An account that a stream follows is pushed where its venue says when something has changed, see [push.md](push.md). What
+comes is a whole balance, which the subscriber gets as it is, or a hint, after which the service reads the account. The
+last column is what the service uses at once of what the venue allows one network address, as far as that is known;
+beyond it accounts are polled. An account is what one stored credential opens. Each plugin's page has the details.
+
+| exchange | what comes | what is allowed |
+|---|---|---|"""
+
+# By the listing's id: what comes.
+_PUSHED = {
+    "aster": "hints: the events of futures and spot. With open positions the accounts are read every ten seconds too",
+    "hyperliquid": "whole balances: the states of spot, the main dex and the stored builder dexs. With `sub_accounts`, "
+    "`vaults` or `staking` the wallet is polled",
+    "lighter": "whole balances: two channels of each account, joined with its last read",
+    "oanda": "hints: transactions. With open trades the account is read every ten seconds too",
+    "tastytrade": "whole balances of all accounts of a login",
+    "tradier": "hints: events of orders. With open positions the accounts are read every ten seconds too. Another "
+    "program that listens for the same user takes the session; then the accounts are polled",
+}
+_ALLOWED = {
+    "accounts": "{} accounts",
+    "connections": "{} connections",
+    "connects": "{} new ones a minute",
+    "subscriptions": "{} subscriptions a connection",
+    "messages": "{} messages of ours a minute",
+    "unacknowledged": "{} subscriptions that wait for the venue's word",
+}
 
 _UNPROVEN_HEAD = """## What is not proven
 
@@ -167,8 +201,29 @@ async def venues_page() -> str:
                 witness = _cell(_witness(parse_witness(venue.trouble_witnesses.get(trouble, "unproven"))))
                 cells = (name, trouble, codes[type(error)], f"`{error.reason}`", message, witness)
                 lines.append(f"| {' | '.join(cells)} |")
-    parts = ("\n".join(lines), "\n".join(_named_accounts(named)), _UNPROVEN_HEAD)
+        pushed = list(_pushed_accounts([item.metadata for item in service.registry.listings.values()]))
+    parts = ("\n".join(lines), "\n".join(pushed), "\n".join(_named_accounts(named)), _UNPROVEN_HEAD)
     return "\n\n".join(parts) + "\n\n" + "\n".join(_unproven_facts()) + "\n"
+
+
+def _pushed_accounts(listings: Sequence[ExchangeMetadata]) -> Iterator[str]:
+    """What is pushed, by the manifests. Raises KeyError for a listing of ours that pushes and has no words above."""
+    yield _PUSHED_HEAD
+    served = sorted((item for item in listings if item.capabilities.balance), key=lambda item: item.id)
+    pushed = [item for item in served if item.capabilities.push]
+    for item in pushed:
+        if not item.is_ccxt:
+            yield f"| {item.name} | {_PUSHED[item.id]} | {_allowed(item.push)} |"
+    through_ccxt = ", ".join(item.id for item in pushed if item.is_ccxt)
+    yield f"\nThrough CCXT all that comes is a hint, for some account types of these exchanges: {through_ccxt}."
+    polled = ", ".join(item.id for item in served if not item.capabilities.push)
+    yield f"\nThese are polled: {polled}."
+
+
+def _allowed(limits: PushLimits) -> str:
+    known = {name: getattr(limits, name) for name in _ALLOWED}
+    texts = [_ALLOWED[name].format(f"{limit:,}") for name, limit in known.items() if limit is not None]
+    return ", ".join(texts) or "not known"
 
 
 def _named_accounts(own: Mapping[str, str]) -> Iterator[str]:

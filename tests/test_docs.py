@@ -136,9 +136,10 @@ def shape(text: str) -> list[str]:
 
 
 def documented_commands() -> list[tuple[str, str]]:
-    """The commands of the README that run against the demo, with the output that it shows."""
+    """The commands of the documents that run against the demo, with the output that they show."""
     pairs = []
-    for match in _DEMO_BLOCK.finditer((ROOT / "README.md").read_text()):
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/push.md"))
+    for match in _DEMO_BLOCK.finditer(text):
         if match["kind"] != "console":
             continue
         for part in re.split(r"^\$ ", match["text"], flags=re.MULTILINE)[1:]:
@@ -149,7 +150,7 @@ def documented_commands() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("command", "output"), documented_commands(), ids=lambda value: value.splitlines()[0][:60])
-def test_the_commands_of_the_readme_print_what_it_shows(demo_address: str, command: str, output: str) -> None:
+def test_the_commands_of_the_documents_print_what_they_show(demo_address: str, command: str, output: str) -> None:
     arguments = [sys.executable, "-m", *command.replace("exchange-service", "exchange_service", 1).split()]
     result = subprocess.run([*arguments, "--address", demo_address], capture_output=True, text=True, timeout=60)
     assert shape(result.stdout + result.stderr) == shape(output)

@@ -10,7 +10,17 @@ import random
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from typing import Any, NoReturn
 
-from exchange_service.plugin_api import ALL_ACCOUNT_TYPES, SANDBOX, Changed, NotSupported, VenueCall, VenueTimeout
+import aiohttp
+
+from exchange_service.plugin_api import (
+    ALL_ACCOUNT_TYPES,
+    SANDBOX,
+    Changed,
+    NotSupported,
+    VenueCall,
+    VenueTimeout,
+    VenueUnavailable,
+)
 from exchange_service_ccxt_generic.account_types import UNIFIED, true_type, wallets
 from exchange_service_ccxt_generic.credentials import StoredCredential
 from exchange_service_ccxt_generic.instances import Instances
@@ -168,9 +178,13 @@ class Listener:
 
     def _raise(self, failure: Failure) -> NoReturn:
         """Raise the service's error for what broke."""
-        with self._recorder.record(self._ccxt) as record:
-            record.answers.append(failure.answer)
-            raise failure.error
+        try:
+            with self._recorder.record(self._ccxt) as record:
+                record.answers.append(failure.answer)
+                raise failure.error
+        except (OSError, RuntimeError, aiohttp.ClientError):
+            # CCXT passes on what the connection raises when a ping or a message cannot be written any more.
+            raise VenueUnavailable(f"{self._call.exchange.name} ended the connection.") from None
 
     async def close(self) -> None:
         """Close the connection, and end all that goes on."""

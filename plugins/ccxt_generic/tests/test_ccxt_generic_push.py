@@ -14,7 +14,7 @@ from typing import Any
 
 import exchange_service_ccxt_generic as plugin
 import pytest
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from exchange_service_ccxt_generic import push, sockets
 from exchange_service_ccxt_generic.listening import Listening
 from exchange_service_ccxt_generic.pushed import PUSHED, WITHOUT_SANDBOX, why_not_pushed
@@ -259,6 +259,24 @@ async def test_a_connection_without_an_answer_to_pings_is_an_error(
         await soon(watch)
         venue.stop_reading()
         with pytest.raises(VenueTimeout):
+            await _until_it_breaks(watch)
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(), RuntimeError("closing"), ClientConnectionResetError()], ids=type
+)
+async def test_a_ping_that_cannot_be_written_is_a_broken_connection(
+    error: Exception, listings: Listings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pushing(listings["binance"], SCRIPTS["binance spot"]) as (_, call), watching(call) as watch:
+        sockets_made: list[Any] = []
+        make = Listening._make_socket
+        monkeypatch.setattr(
+            Listening, "_make_socket", lambda self, url: sockets_made.append(make(self, url)) or sockets_made[-1]
+        )
+        await soon(watch)
+        sockets_made[-1].on_error(error)
+        with pytest.raises(VenueUnavailable):
             await _until_it_breaks(watch)
 
 

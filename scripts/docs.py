@@ -130,8 +130,9 @@ The names are kept while the account is in use, but no longer than an hour in wh
 start, or minutes without a call, nothing is known to compare the first answer with, unless the credential holds the
 name.
 
-Where the answer names none, nothing can tell whose it is. At Hyperliquid this is so for the figures; its list of
-sub-accounts names the main wallet and is compared, as is the main wallet of an API wallet.
+Where the answer names none, nothing can tell whose it is. At Hyperliquid this is so for figures that are read: what it
+pushes names its address, and its list of sub-accounts names the main wallet and is compared, as is the main wallet of
+an API wallet.
 
 | exchange | where its answers name the account |
 |---|---|"""

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from exchange_service.model import Capabilities, Environment, ExchangeMetadata, 
 from exchange_service.plugin_api import Changed, PushLanguage, Socket, State, Subscription, VenueCall, subscribed
 from exchange_service.plugin_kit import push, push_connection
 from exchange_service.testing import Fault, LoopbackVenue, venue_call
+from exchange_service.testing.certificates import untrusted_certificate
 from exchange_service.testing.push import PushClient, PushFault
 from exchange_service.venues.http import VenueHttpPool
 from exchange_service.venues.sockets import PushFigures
@@ -62,6 +64,7 @@ class PushVenue(LoopbackVenue):
             web.get("/page", self._page),
             web.get("/packed", self._packed),
             web.get("/drip", self._drip_refusal),
+            web.get("/bomb", self._bomb),
         ]
 
     async def _socket(self, request: web.Request) -> web.StreamResponse:
@@ -114,6 +117,10 @@ class PushVenue(LoopbackVenue):
         request.transport.write(bytes([0xC1, 2]) + b"{}")  # type: ignore[attr-defined]
         await self._stopping.wait()
         return response
+
+    async def _bomb(self, request: web.Request) -> web.Response:
+        fault = Fault.gzip_bomb(80 * 1024 * 1024)
+        return web.Response(body=fault.body, headers=dict(fault.headers))
 
     async def _drip_refusal(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(status=503)
@@ -359,6 +366,7 @@ class TestOneTopicAlone:
             venue.refused = {"bad"}
             assert isinstance(await error_of(enter(follow(call, "bad"))), CredentialRejected)
             venue.refused = set()
+            assert [message["op"] for message in venue.client.received] == ["subscribe", "subscribe"]
             async with follow(call, "bad") as accepted:
                 venue.change("bad", 1)
                 await values(accepted, "bad", 1)
@@ -844,6 +852,39 @@ class TestTheGuard:
                 await stack.enter_async_context(call.http.websocket(call.url("push")))
             assert (await call.http.get(call.url() + "/page")).status == 200
 
+    async def test_an_address_inside_our_own_network_is_not_connected_to(self) -> None:
+        async with PushVenue() as venue:
+            urls = {"push": venue.url.replace("http", "ws") + "/ws"}
+            inside = replace(listing(), environments=(Environment("production", urls),))
+            async with venue_call(inside) as call:
+                error = await error_of(enter(call.http.websocket(call.url("push"))))
+            assert isinstance(error, VenueUnavailable)
+            assert "public internet" in error.message
+            assert venue.requests == []
+
+    async def test_a_certificate_that_nobody_trusts_is_refused_before_anything_is_sent(self, tmp_path: Path) -> None:
+        venue = PushVenue()
+        await venue.start(tls=untrusted_certificate(tmp_path))
+        async with venue_call(listing(), override=venue.url) as call:
+            assert isinstance(await error_of(enter(call.http.websocket(f"{venue.url}/ws"))), VenueUnavailable)
+        await venue.stop()
+        assert venue.requests == []
+
+    async def test_a_venue_that_reads_no_more_holds_nobody_up_at_the_end(self) -> None:
+        async with opened() as (venue, call):
+            async with call.http.websocket(f"{venue.url}/ws", ping=0) as socket:
+                assert await until(lambda: bool(venue.push.clients))
+                assert venue.client.transport is not None
+                venue.client.transport.pause_reading()
+                sending = asyncio.create_task(socket.send('{"padding": "' + "0" * 20_000_000 + '"}'))
+                await asyncio.sleep(0.1)
+                assert not sending.done()
+                began = time.monotonic()
+            assert time.monotonic() - began < 4
+            await asyncio.wait({sending})
+            sending.exception()
+            venue.client.drop()
+
     async def test_after_its_end_a_socket_says_so(self) -> None:
         async with opened() as (venue, call), call.http.websocket(f"{venue.url}/ws") as socket:
             assert await until(lambda: bool(venue.push.clients))
@@ -876,6 +917,13 @@ class TestLines:
             assert len(await anext(lines)) == 1_000_000
             venue.push.publish("lines", "x" * (1024 * 1024 + 1))
             assert isinstance(await error_of(anext(lines)), VenueMalformed)
+
+    async def test_a_compressed_bomb_ends_it_in_little_memory(self) -> None:
+        async with opened() as (venue, call):
+            before = resident()
+            async with call.http.lines(f"{venue.url}/bomb") as lines:
+                assert isinstance(await error_of(anext(lines)), VenueMalformed)
+            assert resident() - before < 30 * 1024 * 1024
 
     async def test_silence_is_a_timeout(self) -> None:
         async with self.opened(silence=0.1) as (_, lines):

@@ -360,6 +360,8 @@ class PushConnection:
     def _take(self, topic: Topic, followed: _Followed, part: Any) -> None:
         """Pass a topic's part on to those that follow it, and what is wrong with it as well: to nobody else."""
         if isinstance(part, VenueError):
+            # A subscription that the venue has refused need not be ended.
+            followed.requested = followed.begun
             self._end_topic(topic, followed, part)
             return
         self._begin(topic, followed)

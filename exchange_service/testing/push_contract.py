@@ -20,9 +20,9 @@ from exchange_service.testing.venue import DemoVenue, Fault, LoopbackVenue
 
 # Seconds that a pushed change may take, and without an item after which nothing more is expected.
 _IN_TIME = 5.0
-_QUIET = 0.2
+_QUIET = 0.1
 # Seconds of silence of a venue after which the suite's `call.http` says so.
-_SILENCE = 1.0
+_SILENCE = 0.5
 # Changes of a flood, and seconds of processor for which nothing else may have its turn meanwhile.
 _FLOOD = 300
 _LONGEST_TURN = 0.5

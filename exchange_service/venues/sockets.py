@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -77,9 +78,9 @@ class OpenPushes:
 class VenueSocket:
     """An open WebSocket; see `plugin_kit.push.Socket`. Its errors hold nothing that the venue has sent."""
 
-    def __init__(self, venue: str, socket: aiohttp.ClientWebSocketResponse, silence: float) -> None:
+    def __init__(self, venue: str, opened: aiohttp.ClientWebSocketResponse, silence: float) -> None:
         self._venue = venue
-        self._socket = socket
+        self._socket = opened
         self._silence = silence
 
     @property
@@ -128,9 +129,14 @@ class VenueSocket:
 
     async def close(self) -> None:
         """End it from our side. A venue that reads no more is not waited for."""
+        connection = self._socket.get_extra_info("socket")
         with suppress(TimeoutError):
             async with asyncio.timeout(2 * CLOSE_LIMIT):
                 await self._socket.close()
+        if self._socket.close_code == aiohttp.WSCloseCode.ABNORMAL_CLOSURE and connection is not None:
+            # What is not sent yet would keep it open for as long as the venue does not read.
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def _ended(self) -> VenueUnavailable:
         return VenueUnavailable(f"{self._venue} ended the connection for its messages.")

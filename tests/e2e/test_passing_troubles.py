@@ -34,10 +34,9 @@ REFUSAL = Fault(status=401, body=b'{"errorMessage":"Insufficient authorization t
 
 @asynccontextmanager
 async def oanda(folder: Path) -> AsyncIterator[tuple[Running, OandaSimulator]]:
-    async with (
-        OandaSimulator() as venue,
-        serving(folder, venue_urls={"oanda": venue.url}, poll_interval=0.5, heartbeat_interval=0.5) as running,
-    ):
+    # A venue that refuses once is to refuse a poll.
+    settings = {"push": False, "poll_interval": 0.5, "heartbeat_interval": 0.5}
+    async with OandaSimulator() as venue, serving(folder, venue_urls={"oanda": venue.url}, **settings) as running:
         row = venue.demo_credential("moving")
         assert row is not None
         await running.service.store.put(Account(USER, "oanda"), Credential.from_texts(row))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from exchange_service.plugin_api import (
     Changed,
@@ -76,11 +76,11 @@ class _Streams:
 
     def follow(self, socket: Socket) -> None:
         """Begin to read a stream."""
-        self._start(self._read(socket), "events of Aster")
+        self._start(partial(self._read, socket), "events of Aster")
 
     def keep(self, keys: Mapping[str, str], ask: Callable[[str], Awaitable[str]], every: float) -> None:
         """Renew the listen keys, by account type, in time, by asking for them again."""
-        self._start(self._renew(keys, ask, every), "listen keys of Aster")
+        self._start(partial(self._renew, keys, ask, every), "listen keys of Aster")
 
     async def wait(self, seconds: float) -> bool:
         """Whether a stream has told something within these seconds. Raises what ended one."""
@@ -100,12 +100,13 @@ class _Streams:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _start(self, work: Callable[[], Awaitable[None]], name: str) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(self._noting_failure(work), name=name))
 
-    async def _noting_failure(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _noting_failure(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work
+            # Called here: a task that is cancelled before its first turn would leave a coroutine behind.
+            await work()
         except Exception as error:
             self._error = error
             self._news.set()

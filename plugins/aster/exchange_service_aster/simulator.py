@@ -155,6 +155,7 @@ class AsterSimulator(DemoVenue):
     """Simulates fapi.asterdex.com and sapi.asterdex.com at one address, because their paths differ."""
 
     exchange_id = "aster"
+    moves_to_a_push = _MOVES_TO_A_TRADE
 
     def __init__(self) -> None:
         super().__init__()

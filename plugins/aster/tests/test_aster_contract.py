@@ -28,5 +28,5 @@ class TestAsterWithAnHmacKey(PluginContract):
     allowed_requests = ("GET /fapi/v4/account", "GET /api/v1/account")
 
     def credential(self, venue: AsterSimulator) -> Mapping[str, Any]:
-        venue.add_key("an-hmac-key-for-tests", "an-hmac-secret-for-tests")
+        venue.add_key("an-hmac-key-for-tests", "an-hmac-secret-for-tests").moving = True
         return {"api_key": "an-hmac-key-for-tests", "api_secret": "an-hmac-secret-for-tests"}

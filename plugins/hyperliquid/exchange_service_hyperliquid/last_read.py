@@ -28,7 +28,9 @@ class LastReads:
         self._on_read: Callable[[LastRead], None] | None = None
 
     def leave(self, read: LastRead) -> None:
-        """Keep what a read has found."""
+        """Keep what a read has found, unless one that began later has ended before it."""
+        if self.last is not None and read.began < self.last.began:
+            return
         self.last = read
         if self._on_read is not None:
             self._on_read(read)

@@ -35,7 +35,7 @@ from exchange_service.plugin_api import (
 from exchange_service_hyperliquid import parse
 from exchange_service_hyperliquid.balance import make_balance
 from exchange_service_hyperliquid.client import HyperliquidClient
-from exchange_service_hyperliquid.last_read import LastRead, LastReads, last_reads
+from exchange_service_hyperliquid.last_read import LastRead, last_reads
 
 # A kind of state, the address in lower case, and the dex: "" for the main dex and for spot.
 Topic: TypeAlias = tuple[str, str, str]
@@ -149,35 +149,42 @@ async def watch_wallet(call: VenueCall) -> AsyncGenerator[Balance | Changed, Non
         followed = topics(_address(client, reads.last), client.dexs)
         async with subscribed(call, HyperliquidLanguage(call.url("push")), followed) as subscription:
             with reads.told_to(partial(subscription.put, _READ)):
-                seen = dict(subscription.states)
                 # What came before this moment is older than the read that follows.
+                turns = _Turns(client, followed, subscription.states)
                 yield Changed()
                 async for states in subscription:
                     _require_whole(reads.last)
                     if _address(client, reads.last) != followed[0][1]:
                         # The stored address is an API wallet's, and the read has found its main wallet.
                         break
-                    news = await _news(client, reads, followed, seen, states)
-                    seen = dict(states)
+                    news = await turns.take(states, reads.last)
                     if news is not None:
                         yield news
 
 
-async def _news(
-    client: HyperliquidClient,
-    reads: LastReads,
-    followed: Sequence[Topic],
-    seen: Mapping[Any, Any],
-    states: Mapping[Any, Any],
-) -> Balance | Changed | None:
-    """What this turn tells of the wallet; None if all of it is in the last read."""
-    last = reads.last
-    if last is None:
-        return Changed() if any(states.get(topic) is not seen.get(topic) for topic in followed) else None
-    newer = {topic: states[topic] for topic in followed if topic in states and states[topic].arrived > last.began}
-    if not newer:
-        return None
-    return await _pushed_balance(client, last, newer)
+class _Turns:
+    """Makes news of the states of one subscription."""
+
+    def __init__(self, client: HyperliquidClient, followed: Sequence[Topic], states: Mapping[Any, Any]) -> None:
+        self._client = client
+        self._followed = followed
+        self._seen = dict(states)
+        self._stood_at = asyncio.get_running_loop().time()
+
+    async def take(self, states: Mapping[Any, Any], last: LastRead | None) -> Balance | Changed | None:
+        """What this turn tells of the wallet; None if all of it is in the last read."""
+        pushed = {topic: states[topic] for topic in self._followed if topic in states}
+        is_new = any(state is not self._seen.get(topic) for topic, state in pushed.items())
+        self._seen = dict(states)
+        if last is None or not self._knows_all(pushed, last):
+            return Changed() if is_new else None
+        newer = {topic: state for topic, state in pushed.items() if state.arrived > last.began}
+        return await _pushed_balance(self._client, last, newer) if newer else None
+
+    def _knows_all(self, pushed: Mapping[Topic, Pushed], last: LastRead) -> bool:
+        """Whether each part is known since the subscription stands. What an older read has found may have changed
+        before that, and nobody was told."""
+        return last.began >= self._stood_at or len(pushed) == len(self._followed)
 
 
 async def _pushed_balance(

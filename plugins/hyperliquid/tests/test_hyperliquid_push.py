@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -53,9 +53,12 @@ Watch = AsyncGenerator[Balance | Changed, None]
 class Watched:
     """A watch of one account, and its reads, as the service runs them."""
 
-    def __init__(self, call: VenueCall, watch: Watch) -> None:
+    def __init__(self, call: VenueCall) -> None:
         self.call = call
-        self.watch = watch
+        self.watch = cast("Watch", watch_balance(call))
+
+    async def close(self) -> None:
+        await self.watch.aclose()
 
     async def next(self) -> Balance | Changed:
         async with asyncio.timeout(5.0):
@@ -68,6 +71,12 @@ class Watched:
         """The read that follows the first word of the watch."""
         assert await self.next() == Changed()
         return await self.read()
+
+    async def again(self) -> None:
+        """Begin another watch of the account, as the service does after one that has broken."""
+        await self.watch.aclose()
+        self.watch = cast("Watch", watch_balance(self.call))
+        assert await self.next() == Changed()
 
     async def balance(self) -> Balance:
         """The next whole balance."""
@@ -91,11 +100,15 @@ class Watched:
 
 
 class Venue(HyperliquidSimulator):
-    """A venue that tells when it is asked something."""
+    """A venue that tells when it is asked something, and that does not push these kinds of states."""
 
     def __init__(self) -> None:
         super().__init__()
         self.asked = asyncio.Event()
+        self.withheld: tuple[str, ...] = ()
+
+    def _pushed(self, topic: tuple[str, str, str]) -> Any:
+        return {"channel": "pong"} if topic[0] in self.withheld else super()._pushed(topic)
 
     def account_of(self, request: web.Request, body: bytes) -> str:
         self.asked.set()
@@ -129,8 +142,9 @@ async def watching(venue: Venue) -> AsyncIterator[Callable[..., Awaitable[Watche
                     plugin_state=shared,
                 )
             )
-            watch = cast("Watch", watch_balance(replace(call, deadline=float("inf"))))
-            return Watched(call, await stack.enter_async_context(aclosing(watch)))
+            watched = Watched(replace(call, deadline=float("inf")))
+            stack.push_async_callback(watched.close)
+            return watched
 
         yield start
     venue.push.recover()
@@ -209,6 +223,23 @@ async def test_a_push_that_overtakes_a_read_counts(venue: Venue, watching: Any) 
     assert usdc(await watched.balance()) == Decimal("99.5")
 
 
+async def test_of_two_reads_the_one_that_began_later_counts(venue: Venue, watching: Any) -> None:
+    watched = await watching()
+    await watched.begin()
+    known = venue.wallets[ALICE].spot
+    venue.asked.clear()
+    slow = venue.fail(Fault(delay=0.2, pass_on=True))
+    reading = asyncio.create_task(watched.read())
+    await venue.asked.wait()
+    venue.recover(slow)
+    venue.wallets[ALICE].spot = [("USDC", 0, "98.5", "0.0")]
+    assert usdc(await watched.read()) == Decimal("98.5")
+    venue.wallets[ALICE].spot = known
+    await reading
+    venue.announce_perpetuals(ALICE)
+    assert usdc(await watched.balance()) == Decimal("98.5")
+
+
 async def test_what_a_read_has_seen_is_not_replaced_by_an_older_push(venue: Venue, watching: Any) -> None:
     """A push that was lost is made up for by the next read, and other parts' pushes do not bring the old part back."""
     watched = await watching()
@@ -219,6 +250,29 @@ async def test_what_a_read_has_seen_is_not_replaced_by_an_older_push(venue: Venu
     assert usdc(await watched.read()) == Decimal("98.5")
     venue.announce_perpetuals(ALICE)
     assert usdc(await watched.balance()) == Decimal("98.5")
+
+
+async def test_after_a_break_no_part_is_taken_from_a_read_before_it(venue: Venue, watching: Any) -> None:
+    """The states of a new connection come one by one, and what the old one brought last is gone with it."""
+    watched = await watching()
+    await watched.begin()
+    spend(venue, ALICE, "99.5")
+    assert await watched.balance_where(lambda balance: usdc(balance) == Decimal("99.5"))
+    venue.withheld = ("spotState",)
+    await watched.again()
+    venue.announce(ALICE)
+    assert await watched.next() == Changed()
+    assert usdc(await watched.read()) == Decimal("99.5")
+    venue.announce(ALICE)
+    assert usdc(await watched.balance()) == Decimal("99.5")
+
+
+async def test_after_a_break_no_read_is_needed_once_every_part_has_come(venue: Venue, watching: Any) -> None:
+    watched = await watching()
+    await watched.begin()
+    await watched.again()
+    spend(venue, ALICE, "99.5")
+    assert await watched.balance_where(lambda balance: usdc(balance) == Decimal("99.5"))
 
 
 async def test_one_wallet_of_two_users_is_followed_once(venue: Venue, watching: Any) -> None:

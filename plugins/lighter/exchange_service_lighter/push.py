@@ -45,7 +45,7 @@ _BY_CODE: Mapping[int, type[VenueError]] = {
 # A channel of ours, as a message names it; a refusal has it only in its sentence.
 _TOPIC = re.compile(rf"\b({MONEY}|{HOLDINGS})[:/]([0-9]{{1,19}})\b", re.ASCII)
 # Seconds in which what belongs together comes: a trade is one message of each channel.
-_SETTLING = 0.02
+_SETTLING = 0.01
 # Messages that may come before the greeting.
 _MOST_BEFORE_GREETING = 5
 # Seconds between two reads of an account for the sake of prices, if it is the only one; and for each such account, so

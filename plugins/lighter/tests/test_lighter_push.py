@@ -474,11 +474,11 @@ class TestTrouble:
             error = await watched.error()
             assert (type(error), error.retry_after) == (VenueUnavailable, 10.0)
 
-    async def test_an_account_that_lighter_does_not_know_is_refused_in_time(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("exchange_service.plugin_kit.push._SUBSCRIBING_LIMIT", 0.2)
-        async with venue() as simulator, watching(simulator) as watched:
+    async def test_an_account_that_lighter_does_not_know_is_refused_in_time(self) -> None:
+        class Impatient(LighterLanguage):
+            acknowledging_limit = 0.2
+
+        async with venue() as simulator, watching(simulator, Impatient) as watched:
             del simulator.accounts[SUB]
             assert isinstance(await watched.error(), VenueTimeout)
 

@@ -159,7 +159,8 @@ _PUSHED = {
     "`vaults` or `staking` the wallet is polled",
     "lighter": "whole balances: two channels of each account, joined with its last read",
     "oanda": "hints: transactions. With open trades the account is read every ten seconds too",
-    "tastytrade": "whole balances of all accounts of a login",
+    "tastytrade": "whole balances of all accounts of a login. With open positions the accounts are read every ten "
+    "seconds too",
     "tradier": "hints: events of orders. With open positions the accounts are read every ten seconds too. Another "
     "program that listens for the same user takes the session; then the accounts are polled",
 }

@@ -275,6 +275,32 @@ async def test_after_a_break_no_read_is_needed_once_every_part_has_come(venue: V
     assert await watched.balance_where(lambda balance: usdc(balance) == Decimal("99.5"))
 
 
+async def test_a_pushed_state_that_is_older_than_the_read_by_the_venues_time_is_passed_over(
+    venue: Venue, watching: Any
+) -> None:
+    """Reads and pushes come from different servers of the venue, and either may lag."""
+    watched = await watching(BOB)
+    await watched.begin()
+    main = venue.wallets[BOB].perps[""]
+    lagging = venue._pushed(("clearinghouseState", BOB, ""))
+    main.deposit, main.time = main.deposit + 100, main.time + 50
+    read = await watched.read()
+    venue.push.publish(("clearinghouseState", BOB, ""), lagging)
+    assert perpetuals(await watched.balance()) == perpetuals(read)
+
+
+async def test_what_came_before_the_first_word_is_not_told_again(venue: Venue, watching: Any) -> None:
+    await (await watching()).begin()
+    # The wallet is followed already, and its states are known.
+    second = await watching()
+    assert await second.next() == Changed()
+    following = asyncio.create_task(second.next())
+    await asyncio.sleep(0.05)
+    assert not following.done()
+    venue.announce(ALICE)
+    assert await following == Changed()
+
+
 async def test_one_wallet_of_two_users_is_followed_once(venue: Venue, watching: Any) -> None:
     first, second = await watching(), await watching()
     await first.begin()

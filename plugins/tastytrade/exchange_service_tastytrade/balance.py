@@ -49,6 +49,11 @@ class LoginAccounts:
         missing = [number for number, pushed in self.pushed.items() if self._is_newer(pushed) and number not in shown]
         return self.read_at >= since and not missing and not any(map(self._is_unread, self.read))
 
+    def has_positions(self) -> bool:
+        """Whether an account is worth something else than its cash, so that prices move what it is worth."""
+        summaries = [self._newest(account).summary for account in self.read]
+        return any(summary is not None and summary.equity != summary.cash for summary in summaries)
+
     def _newest(self, read: VenueAccount) -> VenueAccount:
         """The account as it was pushed, with the type and the name that only the list has; else as it was read."""
         pushed = self.pushed.get(read.id)

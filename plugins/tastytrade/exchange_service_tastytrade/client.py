@@ -58,6 +58,8 @@ class TastytradeClient:
         self.account_id: str = metadata.get("account_id", "")
         self._refresh_token = _refresh_token(call.credential, metadata)
         self._client_secret = Secret(clean_text(required_text(call.credential, "api_secret"), "api_secret"))
+        # Whether a token was requested through this very client. If one is refused then, another one will be too.
+        self.has_new_token = False
         self._call = call
         self._http = call.http
         self._state = call.account_state
@@ -135,7 +137,9 @@ class TastytradeClient:
         }
         response = await self._http.post(f"{self._base}/oauth/token", json=grant, headers=HEADERS)
         self._raise_for_refused_grant(response)
-        return parse.access_token(response.json(), requested_at)
+        token = parse.access_token(response.json(), requested_at)
+        self.has_new_token = True
+        return token
 
     def _raise_for_refused_grant(self, response: Response) -> None:
         """Raise the error of a refused grant. The venue does not say whether it refuses the secret or the token."""

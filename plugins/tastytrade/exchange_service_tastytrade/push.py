@@ -13,6 +13,7 @@ from exchange_service.plugin_api import (
     NotSupported,
     PushLanguage,
     Socket,
+    Subscription,
     VenueCall,
     VenueUnavailable,
     parse_json,
@@ -25,6 +26,8 @@ from exchange_service_tastytrade.client import HEADERS, TastytradeClient
 # The least and the most seconds between two heartbeats.
 # witness: vendor: https://developer.tastytrade.com/docs/guides/stream-account-updates/
 _BETWEEN_HEARTBEATS = (2.0, 60.0)
+# Seconds between two hints while positions are open: prices move an account's worth without a message.
+_PRICES = 10.0
 
 
 class StreamerLanguage(PushLanguage):
@@ -37,9 +40,9 @@ class StreamerLanguage(PushLanguage):
     # A connection is one login's: nobody else could use it.
     linger = 0.0
 
-    def __init__(self, call: VenueCall, known: LoginAccounts, numbers: Sequence[str]) -> None:
+    def __init__(self, call: VenueCall, client: TastytradeClient, known: LoginAccounts, numbers: Sequence[str]) -> None:
         super().__init__(call.url("push"), login=" ".join((call.account.account_type, *numbers)))
-        self._client = TastytradeClient(call)
+        self._client = client
         self._known = known
         self._numbers = frozenset(numbers)
         self._sent = 0
@@ -93,26 +96,46 @@ class StreamerLanguage(PushLanguage):
         return PushedAccount(parse.pushed_account(part, topic), order, asyncio.get_running_loop().time())
 
     def _raise_if_refused(self, message: Mapping[str, Any]) -> None:
-        if parse.refuses(message):
-            # The venue does not say whether it is the token's fault; a new one costs one request.
-            self._client.forget_token()
-            raise VenueUnavailable("tastytrade refuses to push this login's accounts, or to go on with it.")
+        if not parse.refuses(message):
+            return
+        if message.get("action") == "connect" and self._client.has_new_token:
+            raise NotSupported("tastytrade refuses to push the accounts of this login, with a new access token too.")
+        # The venue does not say whether it is the token's fault; a new one costs one request.
+        self._client.forget_token()
+        raise VenueUnavailable("tastytrade refuses to push this login's accounts, or to go on with it.")
 
 
 async def watch(call: VenueCall) -> AsyncGenerator[Balance | Changed, None]:
     """`Changed` when the accounts are connected, because nothing is sent then; later each change as a whole balance.
 
     `Changed` again where a push does not say all: before the first read since then, of an account that the read did not
-    list or that has other currencies too, and while an account could not be read.
+    list or that has other currencies too, while an account could not be read, and every ten seconds while positions are
+    open.
     """
     known = await login_accounts(call)
-    numbers = await requested_numbers(call, TastytradeClient(call))
+    client = TastytradeClient(call)
+    numbers = await requested_numbers(call, client)
     if not numbers:
         raise NotSupported("This tastytrade login has no open account of the requested type to push.")
-    language = StreamerLanguage(call, known, numbers)
+    language = StreamerLanguage(call, client, known, numbers)
     async with subscribed(call, language, numbers, state=call.account_state) as subscription:
-        since = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        since, prices_due = loop.time(), loop.time() + _PRICES
         yield Changed()
-        async for states in subscription:
+        while True:
+            states = await _next_states(subscription, prices_due if known.has_positions() else None)
+            if states is None:
+                prices_due = loop.time() + _PRICES
+                yield Changed()
+                continue
             known.pushed.update((str(number), state) for number, state in states.items())
             yield known.balance() if known.is_complete(since) else Changed()
+
+
+async def _next_states(subscription: Subscription, until: float | None) -> Mapping[Any, Any] | None:
+    """What is known of each account when something has come; None if nothing comes until then, in the loop's time."""
+    try:
+        async with asyncio.timeout_at(until):
+            return await anext(subscription)
+    except TimeoutError:
+        return None

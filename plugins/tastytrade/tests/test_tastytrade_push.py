@@ -13,7 +13,7 @@ from typing import Any
 
 import exchange_service_tastytrade
 import pytest
-from exchange_service_tastytrade import TASTYTRADE
+from exchange_service_tastytrade import TASTYTRADE, push
 from exchange_service_tastytrade.client import USER_AGENT, TastytradeClient
 from exchange_service_tastytrade.push import StreamerLanguage
 from exchange_service_tastytrade.simulator import SimulatedAccount, TastytradeSimulator
@@ -186,6 +186,33 @@ async def test_what_is_pushed_during_a_read_counts_and_a_later_read_counts_befor
         assert cash(await exchange_service_tastytrade.fetch_balance(call))[1] == 10
         venue.change(REFRESH, FIRST, cash=Decimal(4))
         assert cash(await next_balance(watch)) == [Decimal(4), Decimal(10)]
+
+
+async def test_while_positions_are_open_the_accounts_are_read_now_and_then(
+    venue: TastytradeSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push, "_PRICES", 0.1)
+    nothing = dict.fromkeys(("long_equity", "long_derivative", "short_derivative"), Decimal(0))
+    async with calling(venue) as call, watching(call) as watch:
+        # Pushes of one account do not put the hints off.
+        hints = 0
+        while hints < 3:
+            venue.change(REFRESH, FIRST, cash=Decimal(hints))
+            hints += await anext(watch) == Changed()
+        for number in (FIRST, SECOND):
+            venue.change(REFRESH, number, **nothing)
+        balance = await anext(watch)
+        while isinstance(balance, Changed) or not all_sold(balance):
+            balance = await anext(watch)
+        more = asyncio.ensure_future(anext(watch))
+        done, _ = await asyncio.wait({more}, timeout=0.3)
+        assert not done
+        more.cancel()
+        await asyncio.wait({more})
+
+
+def all_sold(balance: Balance) -> bool:
+    return all(account.summary and account.summary.equity == account.summary.cash for account in balance.venue_accounts)
 
 
 async def test_an_account_whose_read_failed_for_a_while_is_read_soon_until_it_is_known(
@@ -366,14 +393,22 @@ async def test_a_change_of_the_open_accounts_ends_the_watch_so_that_all_are_conn
             assert venue.push.clients[-1].received[0]["value"] == [FIRST, SECOND, THIRD]
 
 
-async def test_refused_accounts_are_not_pushed_and_the_reason_is_not_the_venues_text(
+async def test_accounts_that_are_refused_with_a_new_token_too_are_not_pushed(
     venue: TastytradeSimulator,
 ) -> None:
     venue.grants[REFRESH].accounts[SECOND].refused = True
     async with calling(venue) as call:
-        error = await failure_of(exchange_service_tastytrade.watch_balance(call))  # type: ignore[arg-type]
-    assert isinstance(error, VenueUnavailable)
-    assert "failed" not in error.message
+        await exchange_service_tastytrade.fetch_balance(call)
+        kinds, messages = [], []
+        for _ in range(3):
+            error = await failure_of(exchange_service_tastytrade.watch_balance(call))  # type: ignore[arg-type]
+            kinds.append(type(error))
+            messages.append(error.message)
+    # The first attempt had the token of the read, and the third that of the second.
+    assert kinds == [VenueUnavailable, NotSupported, VenueUnavailable]
+    assert venue.token_requests == 2
+    # The venue's own text is not shown.
+    assert not any("failed" in message for message in messages)
 
 
 async def test_an_account_that_the_answer_to_connect_lacks_is_said_not_to_be_pushed(

@@ -209,7 +209,8 @@ class AccountWatch:
             await self._tell(PollingReason.NO_ROOM)
         finally:
             await self._release(target.key, lease)
-        await self._watches.room.wait(self._venue, _look_pause())
+        with cached.push_changes(target.key) as changed:
+            await self._watches.room.wait(self._venue, _look_pause(), changed)
         return 0.0
 
     async def _look_on(self, key: str, changed: asyncio.Event) -> None:

@@ -338,6 +338,7 @@ def _stream_settings(settings: Settings) -> StreamSettings:
         lifetime=settings.stream_lifetime,
         venue_timeout=settings.venue_timeout,
         reconcile_interval=settings.reconcile_interval,
+        polled_exchanges=frozenset(settings.polled_exchanges),
     )
 
 

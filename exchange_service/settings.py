@@ -202,6 +202,11 @@ class Settings(BaseSettings):
     push: bool = Field(
         True, description="Follow the pushes of venues that have them for streamed accounts. False: poll every account."
     )
+    polled_exchanges: list[str] = Field(
+        default_factory=list,
+        description="Ids of exchanges whose streamed accounts are polled although their venue pushes, as JSON: "
+        '["tradier"].',
+    )
     reconcile_interval: float = Field(
         300.0,
         ge=1,

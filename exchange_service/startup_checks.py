@@ -187,6 +187,9 @@ def unused_settings(settings: Settings, registry: Registry) -> list[str]:
         if exchange_id not in ids:
             lists = "does not list it" if chosen else "is not loaded"
             sentences.append(f"exchange_plugins gives {exchange_id!r} to {choice!r}, which {lists}.")
+    for exchange_id in settings.polled_exchanges:
+        if exchange_id not in registry.listings:
+            sentences.append(f"polled_exchanges names {exchange_id!r}, which no plugin serves now.")
     loaded = {plugin.info.name for plugin in registry.plugins}
     for setting in ("plugin_processes", "plugin_process_counts", "plugin_memory"):
         for name in getattr(settings, setting):

@@ -89,9 +89,10 @@ class TestRefused:
 
     async def test_what_a_setting_names_of_it_is_a_warning_of_doctor(self, site: Site, tmp_path: Path) -> None:
         site.add("acme", asset_class="Shares")
-        found = await findings(tmp_path, venue_urls={"acme": "http://127.0.0.1:1"})
+        found = await findings(tmp_path, venue_urls={"acme": "http://127.0.0.1:1"}, polled_exchanges=["acme"])
         said = [item.text for item in found if item.severity is Severity.WARNING and item.subject == "settings"]
-        assert any(text.startswith("venue_urls names 'acme', which no plugin serves now.") for text in said)
+        for setting in ("venue_urls", "polled_exchanges"):
+            assert any(text.startswith(f"{setting} names 'acme', which no plugin serves now.") for text in said)
         assert [item.subject for item in found if item.severity is Severity.ERROR] == ["plugin acme"]
 
 

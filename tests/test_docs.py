@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from exchange_service import client, plugin_api, testing
+from exchange_service.observability.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
 _FILE = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)```\n", re.DOTALL)
@@ -44,6 +45,17 @@ def test_the_page_on_plugins_names_everything_that_a_plugin_can_import() -> None
     code = " ".join(re.findall(r"```.*?```|`[^`\n]+`", page, re.DOTALL))
     missing = [name for name in plugin_api.__all__ if not re.search(rf"\b{name}\b", code)]
     assert missing == [], f"docs/plugins.md does not name {', '.join(missing)}"
+
+
+def test_the_page_on_pushes_names_every_metric_and_log_line_about_them() -> None:
+    page = (ROOT / "docs" / "push.md").read_text()
+    metrics = {family.name for family in Metrics().collect() if family.name.startswith("exchange_service_push")}
+    assert len(metrics) >= 8
+    assert [name for name in metrics if not re.search(rf"`{name}(_total)?`", page)] == []
+    code = "".join(path.read_text() for path in (ROOT / "exchange_service" / "balances").glob("*.py"))
+    events = set(re.findall(r'"(push\.\w+)"', code))
+    assert len(events) >= 5
+    assert [event for event in events if f"`{event}`" not in page] == []
 
 
 def public_things() -> list[tuple[str, Any]]:

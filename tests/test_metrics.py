@@ -98,6 +98,11 @@ class TestCounts:
             metrics.retried(exchange)
             metrics.breaker(exchange, "production", "open")
             metrics.budget_left(exchange, "address", 0.5)
+            metrics.push_came(exchange, "whole")
+            metrics.push_broken(exchange, "VENUE_TIMEOUT")
+            metrics.push_difference(exchange)
+        metrics.watch_pushes(lambda: {("oanda", "pushed"): 2, ("alice@example.com", "no-room"): 1})
+        metrics.refresh()
         samples = Samples(metrics.text())
         for name in (
             "venue_fetches_total",
@@ -105,6 +110,10 @@ class TestCounts:
             "venue_retries_total",
             "venue_breaker",
             "venue_budget_left",
+            "pushes_total",
+            "push_breaks_total",
+            "push_differences_total",
+            "push_accounts",
         ):
             assert sorted(labels["exchange"] for labels in samples.labels(name)) == ["oanda", "other"]
 

@@ -38,17 +38,19 @@ class _Why(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Makes the source of each feed. `reconcile_interval` is in seconds."""
+    """Makes the source of each feed. `reconcile_interval` is in seconds; the accounts of `polled_exchanges` are polled
+    though their venue pushes."""
 
     polling: Polling
     watches: Watches | None
     reconcile_interval: float = 300.0
+    polled_exchanges: frozenset[str] = frozenset()
 
     def make(self, account: Account, listing: Listing) -> PollingSource:
         """The account's source: pushes if its venue has them, else the clock."""
         if not listing.metadata.capabilities.push:
             return PollingSource(self.polling, account, listing, PollingReason.NO_PUSH)
-        if self.watches is None:
+        if self.watches is None or listing.metadata.id in self.polled_exchanges:
             return PollingSource(self.polling, account, listing, PollingReason.SWITCHED_OFF)
         return PushSource(self.polling, account, listing, self.watches, self.reconcile_interval)
 

@@ -47,6 +47,8 @@ class StreamSettings:
     max_accounts: int = 200
     # Between two reads of an account whose venue pushes.
     reconcile_interval: float = 300.0
+    # Those whose accounts are polled although their venue pushes.
+    polled_exchanges: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class Streams:
         self._clock = clock or Clock()
         self._directory = AccountDirectory(registry, accounts_of, settings.max_accounts)
         polling = Polling(balances, settings.interval, settings.venue_timeout, self._clock)
-        sources = Sources(polling, watches, settings.reconcile_interval)
+        sources = Sources(polling, watches, settings.reconcile_interval, settings.polled_exchanges)
         self._feeds = Feeds(partial(_make_feed, sources, on_event_age))
         self._subscriptions: set[Subscription] = set()
         self._closed = False

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from exchange_service.cli.demo import MAIN_USER, Demo, running_demo, user_of
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.testing.venue import SITUATIONS
+from exchange_service.v1.balance_pb2 import DELIVERY_MODE_PUSHED
 from tests.harness import PATIENCE, settings_for
 
 CUSTOM = {"aster", "hyperliquid", "lighter", "oanda", "tastytrade", "tradier", "tradier_options"}
@@ -33,6 +36,35 @@ async def test_a_watch_of_the_demos_user_shows_every_venue_moving(tmp_path: Path
     async with running_demo(settings_for(tmp_path, poll_interval=0.5)) as demo:
         seen = await versions_until_all_moved(demo)
     assert seen.keys() == CUSTOM | THROUGH_CCXT
+
+
+def count_pushes(demo: Demo) -> dict[str, float]:
+    """How many pushes the service has counted, by exchange."""
+    counts: dict[str, float] = {}
+    for family in text_string_to_metric_families(demo.service.metrics.text().decode()):
+        for sample in family.samples:
+            if sample.name == "exchange_service_pushes_total":
+                counts[sample.labels["exchange"]] = counts.get(sample.labels["exchange"], 0.0) + sample.value
+    return counts
+
+
+async def test_where_a_venue_pushes_the_demo_pushes_too(tmp_path: Path) -> None:
+    async with running_demo(settings_for(tmp_path, heartbeat_interval=0.2)) as demo:
+        listings = demo.service.registry.listings
+        pushing = {name for name in demo.venues if listings[name].metadata.capabilities.push}
+        assert pushing == CUSTOM - {"tradier_options"} | {"binance"}
+        pushed: set[str] = set()
+        async with ExchangeServiceClient(demo.service.address) as client, asyncio.timeout(2 * PATIENCE):
+            async for event in client.stream_balances(MAIN_USER):
+                pushed |= {
+                    state.exchange_id
+                    for state in event.heartbeat.accounts
+                    if state.delivery.mode == DELIVERY_MODE_PUSHED
+                }
+                counts = count_pushes(demo)
+                # The first says that the subscription stands; the next is a change.
+                if pushed == pushing and all(counts.get(name, 0.0) > 1 for name in pushing):
+                    break
 
 
 async def test_each_situation_has_its_own_user(tmp_path: Path) -> None:

@@ -368,8 +368,11 @@ class TestBroken:
                 venue.change(KEY, 61)
                 await until_amount(stream, 61)
 
-    async def test_an_operator_can_switch_pushes_off(self, venue: PushingVenue, tmp_path: Path) -> None:
-        async with service(venue, tmp_path, push=False, **QUICK) as running:
+    @pytest.mark.parametrize("off", [{"push": False}, {"polled_exchanges": [EXCHANGE]}], ids=["all", "one exchange's"])
+    async def test_an_operator_can_switch_pushes_off(
+        self, venue: PushingVenue, tmp_path: Path, off: dict[str, Any]
+    ) -> None:
+        async with service(venue, tmp_path, **off, **QUICK) as running:
             await running.store(EXCHANGE, api_key=KEY)
             async with streaming(running, EXCHANGE) as stream:
                 await until_delivered(stream, "SWITCHED_OFF")

@@ -155,6 +155,7 @@ async def _open_streams(call: VenueCall, client: AsterClient, times: Times) -> A
             # An account in which nothing happens sends nothing for days: pings tell whether the connection holds.
             address = f"{client.stream_address(account_type)}/ws/{key}"
             socket = await stack.enter_async_context(call.http.websocket(address, silence=_DAY, ping=times.pings))
+            socket.subscriptions = 1
             # Before the socket closes, nothing may read from it.
             stack.push_async_callback(streams.close)
             streams.follow(socket)

@@ -35,7 +35,7 @@ _NONCE_WINDOW = 10_000_000
 _WEIGHT_LIMIT = 2400
 _FUTURES, _SPOT = "futures", "spot"
 # Each so many moves the moving wallets trade; between them only prices move.
-_MOVES_TO_A_TRADE = 5
+_MOVES_TO_A_TRADE = 2
 # The account of a listen key, by what stands before its name in a path.
 _KEY_PATHS = {"/fapi/v3": _FUTURES, "/fapi/v1": _FUTURES, "/api/v3": _SPOT, "/api/v1": _SPOT}
 # What refuses a request: the status, Aster's code and its message. Of the statuses only 429 is known from the venue.

@@ -22,7 +22,7 @@ _MOST_STREAMS = 20
 # How many streams may begin within a second.
 _NEW_STREAMS = 2
 # Each so many moves the moving accounts trade; between them only prices move.
-_MOVES_TO_A_TRADE = 5
+_MOVES_TO_A_TRADE = 2
 
 # What OANDA says when it refuses a request: the status and `errorMessage`.
 _REFUSALS: Mapping[str, tuple[type[web.HTTPError], str]] = {

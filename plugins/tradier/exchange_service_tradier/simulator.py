@@ -48,7 +48,7 @@ _SESSION_ERRORS: Mapping[str, str] = {
     "several": "too many sessions requested",
 }
 # Each so many moves the moving accounts trade; between them only prices move.
-_MOVES_TO_A_TRADE = 5
+_MOVES_TO_A_TRADE = 2
 
 
 @dataclass(slots=True)

@@ -32,7 +32,7 @@ from exchange_service.plugin_api import (
 # "pushing" takes any number of accounts, "pushing_few" ten at once, "pushing_hints" sends hints alone.
 EXCHANGE, FEW, HINTS = "pushing", "pushing_few", "pushing_hints"
 MOST = 10
-_SILENCE = float(os.environ.get("BENCHMARK_PUSH_SILENCE", "10"))
+SILENCE = float(os.environ.get("BENCHMARK_PUSH_SILENCE", "10"))
 
 
 def _listing(exchange_id: str, limits: PushLimits) -> ExchangeMetadata:
@@ -51,7 +51,7 @@ def _listing(exchange_id: str, limits: PushLimits) -> ExchangeMetadata:
 class Language(PushLanguage):
     """A message names its account and has a number, which rises with every change of the account."""
 
-    silence = _SILENCE
+    silence = SILENCE
 
     def subscribe(self, topics: Sequence[Any]) -> Iterable[str]:
         """See PushLanguage."""

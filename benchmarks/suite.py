@@ -15,6 +15,8 @@ from benchmarks.hop import hop
 from benchmarks.lines import Line
 from benchmarks.loop_stall import loop_stall
 from benchmarks.memory import memory
+from benchmarks.pushes import DEFAULT_SECONDS as PUSHES_SECONDS
+from benchmarks.pushes import pushes
 from benchmarks.replicas import DEFAULT_SECONDS as REPLICAS_SECONDS
 from benchmarks.replicas import replicas
 from benchmarks.road_not_taken import road_not_taken
@@ -63,6 +65,12 @@ def benchmarks(seconds: float | None = None) -> Sequence[Benchmark]:
             "replicas",
             "one refresh an account and interval over three replicas, with one killed",
             partial(replicas, seconds or REPLICAS_SECONDS),
+            by_default=False,
+        ),
+        Benchmark(
+            "pushes",
+            "a venue's push to its subscriber, with one replica and with three of which one is killed",
+            partial(pushes, seconds or PUSHES_SECONDS),
             by_default=False,
         ),
         Benchmark("growth", "how figures grow with callers, subscribers and accounts", growth, by_default=False),

@@ -41,6 +41,7 @@ LONGEST_FILES = (
     "e2e/test_rolling_restart.py",
     "tests/test_plugin_host.py",
     "tests/test_cli.py",
+    "e2e/test_pushes.py",
     "credentials/test_sealing.py",
     "credentials/test_rewriting.py",
     "credentials/test_outages.py",
@@ -50,6 +51,8 @@ LONGEST_FILES = (
     "e2e/test_two_users.py",
     "e2e/test_sealed_service.py",
     "e2e/test_replicas.py",
+    "e2e/test_pushes_of_replicas.py",
+    "tests/test_watches.py",
     "e2e/test_streams.py",
 )
 

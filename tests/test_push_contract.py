@@ -63,7 +63,7 @@ BAD: dict[str, tuple[list[tuple[str, str]], str, tuple[Any, ...], str]] = {
         "a change is not pushed",
     ),
     "a clock in place of a push": (
-        [(FOLLOW, "        while True:\n            yield Changed()\n            await asyncio.sleep(0.1)\n")],
+        [(FOLLOW, "        while True:\n            yield Changed()\n            await asyncio.sleep(0.03)\n")],
         "test_a_change_is_pushed_as_it_is_read",
         (),
         "a watch goes on to yield although nothing changes",

@@ -9,9 +9,11 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from decimal import Decimal
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -162,7 +164,7 @@ def lighter_figures(states: Mapping[Any, Any]) -> Iterable[int]:
         yield from [] if hasattr(state, "assets") else [int(state.available)]
 
 
-DIALECTS += [
+OF_VENUES = [
     Dialect(
         "hyperliquid",
         lambda: HyperliquidLanguage("wss://push.acme.example"),
@@ -188,6 +190,8 @@ DIALECTS += [
         ({"type": "connected"},),
     ),
 ]
+
+DIALECTS += OF_VENUES
 
 
 class Socket:
@@ -342,3 +346,58 @@ def test_neither_of_two_users_ever_gets_the_others_figures(
     assert seen >= examples * AN_EXAMPLE * 0.9
     assert turns >= seen / 200, "most of the messages were not followed"
     record_property(SWEEP, ["messages of two users on one socket", [dialect.name], seen, 0, 0])
+
+
+# What a venue's bug, or another version of it, may put in the place of any value.
+WRONG: tuple[Any, ...] = (
+    None,
+    [],
+    {},
+    "",
+    "x",
+    True,
+    -1,
+    7,
+    Decimal("1e-60"),
+    "1e60",
+    [[]],
+    [None],
+    {"": None},
+    "9" * 40,
+)
+
+
+def altered(value: Any) -> Iterator[Any]:
+    """The value with any one value in it replaced by a wrong one, or left out."""
+    yield from WRONG
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield {other: kept for other, kept in value.items() if other != name}
+            yield from ({**value, name: wrong} for wrong in altered(inner))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from ([*value[:place], wrong, *value[place + 1 :]] for wrong in altered(inner))
+
+
+@pytest.mark.parametrize("dialect", OF_VENUES, ids=lambda dialect: dialect.name)
+async def test_a_message_with_something_wrong_in_it_ends_one_topic_at_most(dialect: Dialect) -> None:
+    language, tried = dialect.language(), 0
+    messages = [
+        *dialect.acknowledgements("alice"),
+        *(dialect.value("alice", USERS["alice"] + figure) for figure in range(6)),
+        dialect.error("alice"),
+        dialect.nothing,
+    ]
+    for message in chain.from_iterable(map(altered, messages)):
+        tried += 1
+        try:
+            parts = list(language.read(message))
+            language.reply(message)
+        except VenueMalformed:
+            continue
+        for topic, part in parts:
+            hash(topic)
+            if part is not None and not isinstance(part, VenueError):
+                with suppress(VenueError):
+                    language.state(topic, None, part)
+    assert tried > 100

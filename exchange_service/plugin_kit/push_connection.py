@@ -31,7 +31,8 @@ _TURN = 20
 _LARGE = 64 * 1024
 # The part of a venue's limit on messages that is used: its minute is not ours.
 _USED_PART = 0.9
-_MINUTE = 60.0
+# Seconds that a minute of a venue's limit lasts here: messages that left together may arrive apart.
+_MINUTE = 62.0
 # Seconds that ended tasks of a connection have until its socket is closed under them.
 _ENDING_LIMIT = 1.0
 

@@ -62,6 +62,7 @@ class PushContract(CallingContract):
     @pytest.mark.asyncio
     async def test_a_watch_that_is_closed_leaves_nothing_behind(self) -> None:
         async with self._open_venue() as (venue, row), self._watched_call(venue, row) as call:
+            await self._fetch(call)
             watch = self._load_hooks().watch_balance(call=call)
             async with asyncio.timeout(_IN_TIME + GRACE):
                 await anext(watch)
@@ -73,7 +74,7 @@ class PushContract(CallingContract):
     @pytest.mark.asyncio
     @pytest.mark.parametrize("opening", [True, False], ids=["while it opens", "while it follows"])
     async def test_a_cancelled_watch_ends_at_once(self, opening: bool) -> None:
-        async with self._open_venue() as (venue, row), self._follow(venue, row, read_first=True) as watch:
+        async with self._open_venue() as (venue, row), self._follow(venue, row) as watch:
             if opening:
                 before = len(venue.requests)
                 venue.fail(Fault(silent=True))
@@ -105,7 +106,7 @@ class PushContract(CallingContract):
     @pytest.mark.asyncio
     @pytest.mark.parametrize("status", [401, 429, 503])
     async def test_a_refused_push_is_an_error_of_the_venue(self, status: int) -> None:
-        async with self._open_venue() as (venue, row), self._follow(venue, row, read_first=True) as watch:
+        async with self._open_venue() as (venue, row), self._follow(venue, row) as watch:
             venue.push.fail(PushFault(refused=status))
             self._assert_safe_to_show(await watch.ends(f"at a refused push (HTTP {status})"), venue)
 
@@ -193,16 +194,14 @@ class PushContract(CallingContract):
         *,
         silence: float = math.inf,
         beside: VenueCall | None = None,
-        read_first: bool = False,
     ) -> AsyncIterator[_Watch]:
-        """A watch that runs from the next turn of the loop on. `beside` is a call whose account has the same plugin
-        state. `read_first`: the account is read before, for a watch that needs to know what there is."""
+        """A watch that runs from the next turn of the loop on; as in the service, the account has been read before.
+        `beside` is a call whose account has the same plugin state."""
         async with self._watched_call(venue, row) as call:
             http = _ImpatientHttp(call.http, silence)
             shared = call.plugin_state if beside is None else beside.plugin_state
             watch = _Watch(replace(call, http=http, plugin_state=shared), http)
-            if read_first:
-                await self._fetch(watch.call)
+            await self._fetch(watch.call)
             watch.task = asyncio.create_task(watch.run(self._load_hooks()), name="the suite's watch")
             try:
                 yield watch

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from benchmarks import pushing_plugin
-from benchmarks.pushing_plugin import EXCHANGE, FEW, MOST
+from benchmarks.pushing_plugin import EXCHANGE, FEW, HINTS, MOST
 from benchmarks.pushing_venue import PushingVenue
 from exchange_service.balances import push_room, watches
 from exchange_service.cache.redis_link import NoAnswer
+from exchange_service.streams import pushing
 from tests.e2e.test_pushes import KEY, PUSHED, word
 from tests.harness import Running, Stream, registry_of, serving, streaming, totals, until
 from tests.servers import RedisServer
@@ -52,7 +53,7 @@ async def replicas(
     number: int, folder: Path, url: str, venue: PushingVenue, **changes: Any
 ) -> AsyncIterator[list[Running]]:
     shared = {"cache_url": url, "cache_prefix": f"{folder.name}:", "replicas": number}
-    urls = dict.fromkeys((EXCHANGE, FEW), venue.url)
+    urls = dict.fromkeys((EXCHANGE, FEW, HINTS), venue.url)
     async with AsyncExitStack() as stack:
         started = [
             await stack.enter_async_context(
@@ -166,6 +167,28 @@ async def test_a_replica_that_ends_hands_over_at_once(
         venue.change(KEY, 5)
         await until(lambda: stays.has(5), "the change")
         assert time.monotonic() - began < LEASE
+
+
+async def test_a_hint_and_a_reconciling_read_cost_one_request_for_all_replicas(
+    venue: PushingVenue, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pushing, "_PATIENCE", 0.4)
+    async with (
+        replicas(3, tmp_path, redis_url, venue, reconcile_interval=1.0) as several,
+        AsyncExitStack() as stack,
+    ):
+        await several[0].store(HINTS, api_key=KEY)
+        followers = [(await follow(stack, running, HINTS))[0] for running in several]
+        await until(lambda: all(one.delivery == PUSHED for one in followers), "a push at every replica")
+        await until(lambda: venue.reads[KEY] == 2, "the read after the subscription")
+        venue.change(KEY, 2)
+        await until(lambda: all(one.has(2) for one in followers), "the change at every replica")
+        assert venue.reads[KEY] == 3
+        venue.change(KEY, 3, push=False)
+        await until(lambda: all(one.has(3) for one in followers), "what no hint told of")
+        began = time.monotonic()
+        await until(lambda: venue.reads[KEY] == 6, "two more reconciling reads")
+        assert time.monotonic() - began > 2 * 1.0 * 0.8
 
 
 async def test_without_redis_each_replica_follows_for_itself_and_one_does_for_all_when_it_is_back(

@@ -353,7 +353,7 @@ async def test_a_dropped_stream_ends_the_watch_and_with_it_the_other_one() -> No
 
 
 async def test_a_connection_that_answers_no_ping_ends_the_watch() -> None:
-    async with venue_with(flat_wallet()) as venue, watching(venue, times=replace(TIMES, pings=0.2)) as watch:
+    async with venue_with(flat_wallet()) as venue, watching(venue, times=replace(TIMES, pings=0.6)) as watch:
         await watch.hint()
         venue.push.fail(PushFault(half_open=True))
         assert isinstance(await watch.error(), VenueTimeout)

@@ -23,9 +23,10 @@ from exchange_service.plugin_api import (
     Environment,
     ExchangeMetadata,
     Manifest,
+    PushLimits,
 )
 from exchange_service_ccxt_generic.key_forms import KEYS_IN_LINES
-from exchange_service_ccxt_generic.limits import answer_limit_of, limits_of
+from exchange_service_ccxt_generic.limits import answer_limit_of, limits_of, push_limits_of
 from exchange_service_ccxt_generic.pushed import why_not_pushed
 
 # Seconds. Building takes one to three, and several times that on a busy machine.
@@ -131,6 +132,7 @@ def listing(entry: Mapping[str, Any]) -> ExchangeMetadata:
         environments.append(Environment(SANDBOX, sandbox, aliases=_SANDBOX_ALIASES))
     fields = tuple(_credential_field(entry["id"], field) for field in entry["credential_fields"])
     reason: str = entry["unsupported_reason"]
+    pushes = not reason and not why_not_pushed(entry["id"])
     return ExchangeMetadata(
         id=entry["id"],
         name=entry["name"],
@@ -149,7 +151,7 @@ def listing(entry: Mapping[str, Any]) -> ExchangeMetadata:
         default_account_types=tuple(entry["account_types"][:1]),
         capabilities=Capabilities(
             balance=not reason,
-            push=not reason and not why_not_pushed(entry["id"]),
+            push=pushes,
             sandbox=bool(sandbox),
             several_accounts=len(entry["account_types"]) > 1,
             read_without_secret=not any(field.secret for field in fields),
@@ -160,5 +162,6 @@ def listing(entry: Mapping[str, Any]) -> ExchangeMetadata:
         is_ccxt=True,
         unsupported_reason=reason,
         limits=limits_of(entry["id"], entry["rate_limit"]),
+        push=push_limits_of(entry["id"]) if pushes else PushLimits(),
         answer_limit=answer_limit_of(entry["id"]),
     )

@@ -142,9 +142,6 @@ class Instances:
         """What one watch of the account listens with. Its instance belongs to the caller, who closes it."""
         _, stored, untouched = await self._read_stored()
         ccxt = await self._call.plugin_state.get("ccxt.pro", _import_sockets)
-        # Making an instance takes milliseconds, and after a restart many watches begin at the same time.
-        async with await self._call.plugin_state.get("turns", _make_turns):
-            await asyncio.sleep(0)
         instance = await self._account_instance(ccxt, Listening, stored, untouched)
         instance.listen(signals, self._call.rebased)
         return Opened(ccxt, stored, instance)
@@ -266,10 +263,6 @@ class Instances:
 
 async def _load_slots() -> asyncio.Semaphore:
     return asyncio.Semaphore(_CONCURRENT_LOADS)
-
-
-async def _make_turns() -> asyncio.Lock:
-    return asyncio.Lock()
 
 
 async def import_ccxt() -> Any:

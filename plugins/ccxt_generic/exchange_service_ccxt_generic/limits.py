@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from exchange_service.plugin_api import ANSWER_LIMIT, RateLimit
+from collections.abc import Mapping
+
+from exchange_service.plugin_api import ANSWER_LIMIT, PushLimits, RateLimit
 
 _SECONDS = 60
 # These count private requests by user or key, by their documents. All others are assumed to count by address, as most
@@ -54,6 +56,41 @@ _LONG_ANSWERS = {
     # It lists contracts that were never traded, each with a kilobyte.
     "phemex": 4,  # witness: report: ccxt/ccxt#18099
 }
+
+
+# Connections for sockets, of which each account has one: the accounts at once, and the connections in a minute. The
+# limits count by address. A watch begins again every 20 minutes or so, and so many accounts can.
+_BINANCE_PUSH = PushLimits(accounts=1000, connects=60)
+_BYBIT_PUSH = PushLimits(accounts=900, connects=100)
+_OKX_PUSH = PushLimits(accounts=1000, connects=180)
+_PUSH_LIMITS: Mapping[str, PushLimits] = {
+    # witness: vendor: https://developers.binance.com/docs/binance-spot-api-docs/websocket-api/rate-limits
+    "binance": _BINANCE_PUSH,
+    "binancecoinm": _BINANCE_PUSH,
+    "binanceusdm": _BINANCE_PUSH,
+    # witness: vendor: https://www.bitget.com/api-doc/common/websocket-intro
+    "bitget": PushLimits(accounts=90, connects=60),
+    # witness: vendor: https://bybit-exchange.github.io/docs/v5/rate-limit
+    "bybit": _BYBIT_PUSH,
+    "bybiteu": _BYBIT_PUSH,
+    "bybitid": _BYBIT_PUSH,
+    # Reads count too.
+    # witness: vendor: https://docs.deribit.com/articles/connection-management-best-practices
+    "deribit": PushLimits(accounts=16, connects=30),
+    # witness: vendor: https://docs.kraken.com/api/docs/guides/spot-ws-intro
+    "kraken": PushLimits(accounts=200, connects=15),
+    # witness: report: https://nautilustrader.io/docs/core-nightly/nautilus_okx/websocket/client/static.OKX_WS_QUOTA.html
+    "myokx": _OKX_PUSH,
+    "okx": _OKX_PUSH,
+    "okxus": _OKX_PUSH,
+}
+# For all others, whose limits were not looked for: a cautious guess.
+_CAUTIOUS_PUSH = PushLimits(accounts=100, connects=30)
+
+
+def push_limits_of(exchange_id: str) -> PushLimits:
+    """How many accounts of a pushed exchange are pushed at once, and how many connections may begin in a minute."""
+    return _PUSH_LIMITS.get(exchange_id, _CAUTIOUS_PUSH)
 
 
 def answer_limit_of(exchange_id: str) -> int:

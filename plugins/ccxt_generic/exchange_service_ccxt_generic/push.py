@@ -10,7 +10,17 @@ import random
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from typing import Any, NoReturn
 
-from exchange_service.plugin_api import ALL_ACCOUNT_TYPES, SANDBOX, Changed, NotSupported, VenueCall, VenueTimeout
+import aiohttp
+
+from exchange_service.plugin_api import (
+    ALL_ACCOUNT_TYPES,
+    SANDBOX,
+    Changed,
+    NotSupported,
+    VenueCall,
+    VenueTimeout,
+    VenueUnavailable,
+)
 from exchange_service_ccxt_generic.account_types import UNIFIED, true_type, wallets
 from exchange_service_ccxt_generic.credentials import StoredCredential
 from exchange_service_ccxt_generic.instances import Instances
@@ -26,6 +36,8 @@ _OPENING_LIMIT = 20.0
 # hour, and connections a day.
 _LONGEST_WATCH = 1500.0
 _SPREAD = 0.2
+# Of the connections that a venue allows in a minute, the part that is used: other programs share the address.
+_USED_PART = 0.9
 
 
 async def watch(call: VenueCall) -> AsyncGenerator[Changed, None]:
@@ -51,6 +63,11 @@ def _require_push(call: VenueCall) -> None:
         raise NotSupported(f"{exchange.name} is not pushed in its test environment.")
 
 
+def _chance() -> float:
+    """A factor around one, so that watches that began together do not end together."""
+    return 1 + random.uniform(-_SPREAD, _SPREAD)  # noqa: S311
+
+
 def _watched(call: VenueCall, stored: StoredCredential, options: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """CCXT's parameters for each wallet of the account. Raises NotSupported if one of them is not pushed."""
     exchange, pushed = call.exchange, PUSHED[call.exchange.id]
@@ -71,6 +88,23 @@ def _types(call: VenueCall, stored: StoredCredential, options: Mapping[str, Any]
     return (true_type(exchange.id, wish.account_type, options, exchange.account_types),)
 
 
+class ConnectionTurns:
+    """Lets the connections to one venue begin one after the other: it bans an address that begins too many, and making
+    CCXT's instance keeps the event loop busy for milliseconds."""
+
+    def __init__(self, connects: int) -> None:
+        self._every = 60.0 / (connects * _USED_PART)
+        # When the next one may begin, in the event loop's time.
+        self._free_at = 0.0
+
+    async def wait(self) -> None:
+        """Return when the next connection may begin."""
+        now = asyncio.get_running_loop().time()
+        begins = max(now, self._free_at)
+        self._free_at = begins + self._every
+        await asyncio.sleep(begins - now)
+
+
 class Listener:
     """One connection of one account, with its subscriptions."""
 
@@ -83,16 +117,22 @@ class Listener:
         self._instance: Any = None
         self._ccxt: Any = None
         self._tasks: list[asyncio.Task[None]] = []
-        spread = 1 + random.uniform(-_SPREAD, _SPREAD)  # noqa: S311
-        self._ends = asyncio.get_running_loop().time() + _LONGEST_WATCH * spread
+        # When it is time to begin again, in the event loop's time.
+        self._ends = 0.0
 
     async def open(self) -> None:
-        """Begin to connect. Raises a VenueError for an account that is not pushed."""
+        """Begin to connect, in turn. Raises a VenueError for an account that is not pushed."""
+        turns = await self._call.plugin_state.get(f"turns {self._call.exchange.id}", self._make_turns)
+        await turns.wait()
+        self._ends = asyncio.get_running_loop().time() + _LONGEST_WATCH * _chance()
         opened = await self._instances.open_listening(self._signals)
         self._instance, self._ccxt = opened.instance, opened.ccxt
         for parameters in _watched(self._call, opened.stored, opened.instance.options):
             self._start(self._pump(parameters))
         self._start(self._settle())
+
+    async def _make_turns(self) -> ConnectionTurns:
+        return ConnectionTurns(self._call.exchange.push.connects or 1)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(work))
@@ -138,9 +178,13 @@ class Listener:
 
     def _raise(self, failure: Failure) -> NoReturn:
         """Raise the service's error for what broke."""
-        with self._recorder.record(self._ccxt) as record:
-            record.answers.append(failure.answer)
-            raise failure.error
+        try:
+            with self._recorder.record(self._ccxt) as record:
+                record.answers.append(failure.answer)
+                raise failure.error
+        except (OSError, RuntimeError, aiohttp.ClientError):
+            # CCXT passes on what the connection raises when a ping or a message cannot be written any more.
+            raise VenueUnavailable(f"{self._call.exchange.name} ended the connection.") from None
 
     async def close(self) -> None:
         """Close the connection, and end all that goes on."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import exchange_service_ccxt_generic as plugin
 import pytest
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from exchange_service_ccxt_generic import push, sockets
 from exchange_service_ccxt_generic.listening import Listening
 from exchange_service_ccxt_generic.pushed import PUSHED, WITHOUT_SANDBOX, why_not_pushed
@@ -56,6 +56,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch, without_pauses: None) -> None:
     """A venue on loopback answers at once."""
     monkeypatch.setattr(push, "_QUIET", 0.05)
     monkeypatch.setattr(push, "_OPENING_LIMIT", 3.0)
+    monkeypatch.setattr(push, "_USED_PART", 1e6)
 
 
 @pytest.fixture
@@ -261,6 +262,24 @@ async def test_a_connection_without_an_answer_to_pings_is_an_error(
             await _until_it_breaks(watch)
 
 
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(), RuntimeError("closing"), ClientConnectionResetError()], ids=type
+)
+async def test_a_ping_that_cannot_be_written_is_a_broken_connection(
+    error: Exception, listings: Listings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pushing(listings["binance"], SCRIPTS["binance spot"]) as (_, call), watching(call) as watch:
+        sockets_made: list[Any] = []
+        make = Listening._make_socket
+        monkeypatch.setattr(
+            Listening, "_make_socket", lambda self, url: sockets_made.append(make(self, url)) or sockets_made[-1]
+        )
+        await soon(watch)
+        sockets_made[-1].on_error(error)
+        with pytest.raises(VenueUnavailable):
+            await _until_it_breaks(watch)
+
+
 @pytest.mark.parametrize("answers", [True, False], ids=["when it stands", "while it signs in"])
 async def test_a_closed_watch_ends_at_once_and_closes_its_sockets(answers: bool, listings: Listings) -> None:
     async with pushing(listings["okx"], SCRIPTS["okx trading"]) as (venue, call):
@@ -287,6 +306,21 @@ async def test_a_watch_that_is_closed_while_it_connects_opens_nothing(listings: 
         dialling = [task for task in asyncio.all_tasks() if "Client.open" in repr(task.get_coro())]
         venue.admits.set()
     assert dialling == []
+
+
+async def test_connections_begin_one_after_the_other(monkeypatch: pytest.MonkeyPatch, listings: Listings) -> None:
+    """A venue bans an address that begins too many."""
+    monkeypatch.setattr(push, "_USED_PART", 1.0)
+    turns = push.ConnectionTurns(listings["binance"].push.connects or 0)
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(round(seconds))
+
+    monkeypatch.setattr(push.asyncio, "sleep", pause)
+    for _ in range(4):
+        await turns.wait()
+    assert pauses == [0, 1, 2, 3]
 
 
 async def test_a_watch_begins_again_before_its_key_expires(listings: Listings, monkeypatch: pytest.MonkeyPatch) -> None:

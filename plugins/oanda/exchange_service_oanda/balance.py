@@ -25,7 +25,8 @@ async def read_balance(call: VenueCall) -> Balance:
     slots = asyncio.Semaphore(_CONCURRENT_READS)
 
     listed = await client.accounts()
-    holding = await client.holding()
+    last = await client.last_read()
+    last.accounts = listed.keys()
 
     async def read(account_id: str) -> VenueAccount:
         if isinstance(broken := listed[account_id], VenueMalformed):
@@ -33,7 +34,7 @@ async def read_balance(call: VenueCall) -> Balance:
         async with slots:
             payload = await client.summary(account_id)
         account = await call.compute(parse.account, payload, account_id)
-        holding[account_id] = parse.holds_trades(payload)
+        last.holding[account_id] = parse.holds_trades(payload)
         return account
 
     accounts = await gather_accounts(list(listed), read, type="forex")

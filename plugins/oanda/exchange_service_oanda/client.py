@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -42,6 +43,14 @@ _LIST_REFUSED = (
     "OANDA does not list the accounts of this token.",
     "Store the account_id of the account to read.",
 )
+
+
+@dataclass(slots=True)
+class LastRead:
+    """What the last read of a token found: its accounts, and by account whether it had open trades."""
+
+    accounts: Collection[str] = ()
+    holding: dict[str, bool] = field(default_factory=dict)
 
 
 class OandaClient:
@@ -85,9 +94,9 @@ class OandaClient:
         url = f"{self._stream_base}{_path(account_id)}/transactions/stream"
         return self._http.lines(url, headers=self._headers, silence=silence)
 
-    async def holding(self) -> dict[str, bool]:
-        """By account, whether it had open trades when it was last read; shared by all calls of this user."""
-        return await self._state.get("holding", _nothing_read)
+    async def last_read(self) -> LastRead:
+        """What was read last, shared by all calls of this user."""
+        return await self._state.get("last read", _nothing_read)
 
     async def _list_accounts(self) -> Mapping[str, str | VenueMalformed]:
         accounts = await self._call.compute(parse.listed_accounts, await self._get("/v3/accounts", _LIST_REFUSED))
@@ -125,8 +134,8 @@ class OandaClient:
         raise_unexpected_status(response, "OANDA")
 
 
-async def _nothing_read() -> dict[str, bool]:
-    return {}
+async def _nothing_read() -> LastRead:
+    return LastRead()
 
 
 def _path(account_id: str) -> str:

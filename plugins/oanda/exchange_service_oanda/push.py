@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -49,18 +49,22 @@ async def watch_transactions(call: VenueCall, times: Times = Times()) -> AsyncGe
     """A hint when the streams stand, after each transaction, and every ten seconds while trades are open: equity moves
     with prices, of which no stream tells. Raises a VenueError when one of the streams ends."""
     client = OandaClient(call)
-    accounts = await _followed_accounts(client)
-    holding = await client.holding()
-    async with _open_streams(call, client, accounts, times) as streams:
-        yield Changed()
-        while True:
-            told = await streams.wait(times.prices)
-            if told or any(holding.get(account, True) for account in streams.accounts):
-                yield Changed()
+    last = await client.last_read()
+    while True:
+        listed = await client.accounts()
+        last.accounts = listed.keys()
+        async with _open_streams(call, client, _followed(listed), times) as streams:
+            # What came before, and while there was no stream, is read now.
+            yield Changed()
+            # A read finds an account that was opened later: it gets a stream too.
+            while listed.keys() >= set(last.accounts):
+                told = await streams.wait(times.prices)
+                if told or any(last.holding.get(account, True) for account in streams.accounts):
+                    yield Changed()
 
 
-async def _followed_accounts(client: OandaClient) -> Sequence[str]:
-    listed = await client.accounts()
+def _followed(listed: Mapping[str, str | VenueMalformed]) -> Sequence[str]:
+    """The accounts that have streams. Raises NotSupported if there are too many."""
     accounts = [account for account, entry in listed.items() if isinstance(entry, str)]
     if not accounts:
         raise VenueMalformed("OANDA's list of accounts cannot be read.")

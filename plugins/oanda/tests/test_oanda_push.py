@@ -175,6 +175,33 @@ async def test_a_token_with_more_accounts_than_streams_is_not_pushed_and_says_wh
     assert "account_id" in (refusal.advice or "")
 
 
+async def test_an_account_that_is_opened_later_gets_a_stream_once_a_read_has_found_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The list is asked for each time, and a wait for prices is a look at what was read.
+    monkeypatch.setattr("exchange_service_oanda.client._ACCOUNT_LIST_AGE", 0.0)
+    second = account(SECOND)
+    async with venue_with(account(FIRST)) as venue, watching(venue, replace(TIMES, prices=0.05)) as watch:
+        await watch.hint()
+        await watch.balance()
+        venue.add_token(TOKEN, account(FIRST), second)
+        assert len((await watch.balance()).venue_accounts) == 2
+        await until_streams(venue, 2)
+        await watch.balance()
+        # One may have been on its way.
+        await asyncio.sleep(0.1)
+        while not await watch.is_quiet(0):
+            await watch.hint()
+        venue.trade(second, PROFIT)
+        await watch.hint()
+        venue.add_token(TOKEN, *(account(f"101-004-7654321-{number:03}") for number in range(MOST_STREAMS + 1)))
+        await watch.balance()
+        refusal = await watch.next()
+        while isinstance(refusal, Changed):
+            refusal = await watch.next()
+    assert isinstance(refusal, NotSupported)
+
+
 def test_all_watches_together_keep_within_the_streams_that_oanda_allows() -> None:
     assert OANDA.push.accounts is not None
     assert OANDA.push.connections is not None

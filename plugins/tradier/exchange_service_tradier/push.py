@@ -39,6 +39,8 @@ class OrderEvents(PushLanguage):
 
     # Tradier does not say how often heartbeats come. Pings notice a connection that is broken much sooner.
     silence = 300.0
+    # What nobody follows here, another replica may follow next, with a session of its own.
+    linger = 0.0
     # Nothing answers a subscription.
     acknowledges = False
 

@@ -46,7 +46,7 @@ class ShortSilence(OrderEvents):
 
 
 class ShortPings(OrderEvents):
-    ping = 0.2
+    ping = 0.6
 
 
 @asynccontextmanager
@@ -289,11 +289,15 @@ class TestAnotherProgram:
         assert [pause / 60 for pause in pauses] == [5, 10, 20, 40, 60, 60, 5, 10]
 
 
-async def test_a_session_that_was_left_is_made_again_at_once() -> None:
-    async with venue_with() as venue, shared_state() as state:
+async def test_a_session_that_nobody_follows_is_closed_at_once_and_made_again_when_it_is_followed() -> None:
+    async with venue_with() as venue, venue_call(TRADIER, override=venue.url, api_key=TOKEN) as call:
         for _ in range(2):
-            async with watching(venue, plugin_state=state) as watch:
-                await watch.hint()
+            async with aclosing(watch_orders(call)) as hints:
+                await anext(hints)
+            async with asyncio.timeout(2):
+                while venue.push.clients:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        assert sessions_made(venue) == 2
 
 
 async def test_a_session_that_was_not_used_in_time_is_refused() -> None:

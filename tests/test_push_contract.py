@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from exchange_service.errors import PluginFailed
 from exchange_service.testing import DemoVenue, push_contract
 from exchange_service.testing.contract import PluginContract
 from exchange_service.testing.push_contract import PushContract
@@ -17,7 +18,7 @@ from tests.test_docs import write_documented_plugin
 
 NAME = "exchange_service_bolt"
 IMPORTS = "from exchange_service.plugin_api import (\n"
-MORE_IMPORTS = f"import asyncio\n{IMPORTS}    Changed, VenueError,\n"
+MORE_IMPORTS = f"import asyncio\nimport time\n{IMPORTS}    Changed, VenueError,\n"
 FOLLOW = """        async for states in subscription:
             yield Balance(venue_accounts=(states[wallet],))
 """
@@ -104,6 +105,12 @@ BAD: dict[str, tuple[list[tuple[str, str]], str, tuple[Any, ...], str]] = {
         (),
         "a socket is open after a watch has been closed",
     ),
+    "a call that blocks": (
+        [("        return parse(part)", "        time.sleep(0.001)\n        return parse(part)")],
+        "test_following_never_blocks_the_event_loop",
+        (),
+        "failed with BlockingError",
+    ),
     "a hook without a listing that pushes": (
         [("push=True, ", ""), (" push=PushLimits(subscriptions=500, messages=600),", "")],
         "test_an_exchange_pushes_exactly_if_there_is_a_watch",
@@ -180,7 +187,8 @@ async def test_a_plugin_that_pushes_badly_fails_the_test_for_its_fault(
     suite: Callable[..., PluginContract], name: str
 ) -> None:
     changes, test, arguments, words = BAD[name]
-    with pytest.raises(AssertionError, match=words):
+    # A failure of the plugin's own is not translated.
+    with pytest.raises((AssertionError, PluginFailed), match=words):
         await run(suite(changes), test, arguments)
 
 

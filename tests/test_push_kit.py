@@ -229,7 +229,7 @@ def follow(call: VenueCall, *topics: str, language: PushLanguage | None = None, 
 
 async def values(subscription: Subscription, topic: str, wanted: int) -> None:
     """Return when the topic has the wanted value."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for states in subscription:
             if states.get(topic) == wanted:
                 return
@@ -559,18 +559,20 @@ class TestLife:
             assert max(memory) - memory[0] < 8 * 1024 * 1024
 
     async def test_a_flood_of_pings_lets_others_go_on(self) -> None:
-        async with opened() as (venue, call), follow(call, "a") as alice:
+        class Patient(Language):
+            silence = 60.0
+
+        async with opened() as (venue, call), follow(call, "a", language=Patient(call.url("push"))) as alice:
             assert venue.client.transport is not None
-            venue.client.transport.write(bytes([0x89, 0]) * 50_000)
+            venue.client.transport.write(bytes([0x89, 0]) * 20_000)
             venue.change("a", 1)
-            longest, last = 0.0, time.monotonic()
+            turns = 0
             waiting = asyncio.create_task(values(alice, "a", 1))
             while not waiting.done():
-                await asyncio.sleep(0.001)
-                now = time.monotonic()
-                longest, last = max(longest, now - last), now
+                await asyncio.sleep(0)
+                turns += 1
             await waiting
-            assert longest < 1.0
+            assert turns > 15_000
 
 
 class TestLimits:

@@ -165,6 +165,15 @@ class PushContract(CallingContract):
                 longest = await _stop(turns)
             assert longest < _LONGEST_TURN, f"a flood of pushes holds the event loop for {longest:.1f} s"
 
+    @pytest.mark.asyncio
+    async def test_following_never_blocks_the_event_loop(self) -> None:
+        blockbuster = pytest.importorskip("blockbuster", reason="blockbuster is not installed: pip install blockbuster")
+        async with self._open_venue() as (venue, row), self._follow(venue, row) as watch:
+            with blockbuster.blockbuster_ctx([self.plugin]):
+                before = await self._begin(watch)
+                self.change(venue)
+                await self._assert_arrives(watch, before)
+
     async def _begin(self, watch: _Watch) -> Balance:
         """What the account holds once the watch stands, read as the service reads it then."""
         await watch.first()

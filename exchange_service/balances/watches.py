@@ -319,7 +319,7 @@ class AccountWatch:
         if result.here:
             self._last = balance, result.stored, arrived_at
         else:
-            # Another replica's read came later, and may yet be older.
+            # A read's answer came later, and may yet be older.
             self._note_hint(arrived_at)
 
     def _note_hint(self, arrived_at: float) -> None:

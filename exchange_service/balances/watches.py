@@ -38,6 +38,9 @@ from exchange_service.wire.stored import StoredBalance, row_totals
 PUSH_LEASE = SLOT_LEASE
 _LOOK_EVERY = 3.0
 _RENEW_EVERY = PUSH_LEASE * 0.4
+# Seconds between two words of the one that follows on how changes reach it, if nothing has changed: the cache keeps its
+# word for a time, and may have lost it.
+_TELL_EVERY = 60.0
 # Seconds before a push that has broken is begun again: twice as long each time, from the first to the second, and up to
 # half of that less, by chance. One that has stood for so long begins from the first.
 _SHORTEST_PAUSE, _LONGEST_PAUSE, _STOOD = 1.0, 60.0, 60.0
@@ -126,6 +129,7 @@ class AccountWatch:
         # What was stored last, what it was made of, and when that came.
         self._last: tuple[FetchedBalance, StoredBalance, float] | None = None
         self._stood_at: float | None = None
+        self._told_at = float("-inf")
         self._failures = 0
         self._differences = 0
         self._task: asyncio.Task[None] | None = None
@@ -274,6 +278,8 @@ class AccountWatch:
                 return
             if not (await held_on(lease) and await slot.renew() and await self._is_still_its_key(target)):
                 return
+            if time.monotonic() - self._told_at >= _TELL_EVERY:
+                await self._tell_others()
 
     async def _is_still_its_key(self, target: Target) -> bool:
         """Whether the stored credential is the one that the push follows: nobody may have told of a change."""
@@ -347,7 +353,11 @@ class AccountWatch:
         """It is so from now on, here and for the other replicas."""
         if reason is not self.delivery.reason:
             self._set(Delivery(reason, self._watches.now()))
-            await self._watches.balances.cached.tell_delivery(self.key, self.delivery)
+            await self._tell_others()
+
+    async def _tell_others(self) -> None:
+        self._told_at = time.monotonic()
+        await self._watches.balances.cached.tell_delivery(self.key, self.delivery)
 
     def _set(self, delivery: Delivery) -> None:
         if delivery.reason is not self.delivery.reason:

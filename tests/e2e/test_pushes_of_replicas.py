@@ -18,7 +18,7 @@ from exchange_service.balances import push_room, watches
 from exchange_service.cache.redis_link import NoAnswer
 from exchange_service.streams import pushing
 from tests.e2e.test_pushes import KEY, PUSHED, word
-from tests.harness import Running, Stream, registry_of, serving, streaming, totals, until
+from tests.harness import Running, Stream, eventually, registry_of, serving, streaming, totals, until
 from tests.servers import RedisServer
 
 LEASE = 1.5
@@ -167,6 +167,25 @@ async def test_a_replica_that_ends_hands_over_at_once(
         venue.change(KEY, 5)
         await until(lambda: stays.has(5), "the change")
         assert time.monotonic() - began < LEASE
+
+
+async def test_what_the_follower_has_told_is_told_again_when_the_cache_has_lost_it(
+    venue: PushingVenue, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watches, "_TELL_EVERY", 0.1)
+    async with replicas(2, tmp_path, redis_url, venue) as (first, second), AsyncExitStack() as stack:
+        await first.store(EXCHANGE, api_key=KEY)
+        for running in (first, second):
+            follower, _ = await follow(stack, running)
+            await until(lambda one=follower: one.delivery == PUSHED, "a push at every replica")
+        (key,) = first.service.balances.deliveries
+        await first.service.cache.delete(f"delivery:{key}")
+
+        async def is_told() -> bool:
+            told = await second.service.balances.cached.told_delivery(key)
+            return told is not None and told.pushed
+
+        await eventually(is_told, "the word once more")
 
 
 async def test_a_hint_and_a_reconciling_read_cost_one_request_for_all_replicas(

@@ -593,6 +593,66 @@ class TestCompareAndSet:
         assert cached.get_local("balance:1") == result.stored
 
 
+class Answering(SharedCache):
+    """A cache whose next answer is on its way until `answer` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.answer = asyncio.Event(), asyncio.Event()
+        self.answer.set()
+
+    async def publish(self, message: bytes) -> None:
+        """A replica does not hear itself."""
+
+    async def write_elsewhere(self, key: str, value: bytes) -> None:
+        """As another replica does."""
+        await self.set(key, value, TTL)
+        await super().publish(b"b" + key.encode())
+
+    async def get(self, key: str) -> bytes | None:
+        found = await super().get(key)
+        self.asked.set()
+        await self.answer.wait()
+        return found
+
+    async def compare_and_set(self, key: str, value: bytes, ttl: float, *, expected: bytes) -> bytes | None:
+        found = await super().compare_and_set(key, value, ttl, expected=expected)
+        self.asked.set()
+        await self.answer.wait()
+        return found
+
+
+class TestMessagesThatOvertakeAnAnswer:
+    @pytest.mark.parametrize("joins", [False, True], ids=["alone", "and who comes then does not join"])
+    async def test_an_answer_from_before_another_replicas_write_is_no_fresh_copy(self, joins: bool) -> None:
+        cache, clock = Answering(), Clock()
+        cached = CachedBalances(cache, TTL, longest_pause=60.0, now=clock)
+        older, newer = stored("1", clock.now - 1), stored("2", clock.now)
+        await cache.set("balance:1", older.encode(), TTL)
+        cache.answer.clear()
+        reading = asyncio.ensure_future(cached.read_together("balance:1", older.account))
+        await cache.asked.wait()
+        await cache.write_elsewhere("balance:1", newer.encode())
+        later = asyncio.ensure_future(cached.read_together("balance:1", older.account)) if joins else None
+        cache.answer.set()
+        await reading
+        assert cached.get_local("balance:1") in ((None, newer) if joins else (None,))
+        assert await (later or cached.read_together("balance:1", older.account)) == newer
+
+    async def test_neither_is_what_this_replica_has_written_before(self) -> None:
+        cache, clock = Answering(), Clock()
+        cached = CachedBalances(cache, TTL, longest_pause=60.0, now=clock)
+        ours, theirs = stored("1", clock.now - 1), stored("2", clock.now)
+        cache.answer.clear()
+        writing = asyncio.ensure_future(cached.write("balance:1", ours, replacing=None))
+        await cache.asked.wait()
+        await cache.write_elsewhere("balance:1", theirs.encode())
+        cache.answer.set()
+        await writing
+        assert cached.get_local("balance:1") is None
+        assert await cached.read("balance:1", ours.account) == theirs
+
+
 class TestReads:
     async def test_a_cold_call_reads_the_cache_twice_and_a_warm_one_not_at_all(self, tmp_path: Path) -> None:
         cache = CountingCache()

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 from cachetools import LRUCache
 
@@ -103,6 +104,10 @@ class CachedBalances:
     async def read(self, key: str, account: Account) -> StoredBalance | None:
         """The cache's balance; the local copy if the cache has none and has failed lately. One that is damaged or is
         another account's counts as missing, and is deleted."""
+        with self._asking(key):
+            return await self._read(key, account)
+
+    async def _read(self, key: str, account: Account) -> StoredBalance | None:
         before = self._copies.get(key)
         raw = await self._cache.get(key)
         self._note_look(key)
@@ -129,10 +134,23 @@ class CachedBalances:
         reading = self._readings.get(key)
         if reading is None:
             reading = self._readings[key] = asyncio.ensure_future(self.read(key, account))
-            reading.add_done_callback(lambda _: self._readings.pop(key))
+            reading.add_done_callback(partial(self._on_reading_done, key))
         stored = await asyncio.shield(reading)
         # A fetch of this process may have ended between the read and now.
         return stored or self.get_local(key)
+
+    def _on_reading_done(self, key: str, reading: asyncio.Future[StoredBalance | None]) -> None:
+        if self._readings.get(key) is reading:
+            del self._readings[key]
+
+    @contextmanager
+    def _asking(self, key: str) -> Iterator[None]:
+        """The cache's answer to what is asked in this block is doubted at its end if another replica has written
+        meanwhile: the message that tells so may overtake an answer from before."""
+        with self.changes(key) as changed:
+            yield
+        if changed.is_set():
+            self._doubt_local(key)
 
     def _note_look(self, key: str) -> None:
         if not self._cache.hears:
@@ -155,6 +173,16 @@ class CachedBalances:
         part is what the cache holds. If this process has come to know a higher version meanwhile, that is the second
         part: the lower one must not be seen.
         """
+        with self._asking(key):
+            written, present = await self._write(key, stored, replacing)
+        if written:
+            self.notify(key)
+            await self._cache.publish(_BALANCE + key.encode())
+        return written, present
+
+    async def _write(
+        self, key: str, stored: StoredBalance, replacing: StoredBalance | None
+    ) -> tuple[bool, StoredBalance | None]:
         expected = replacing.header_prefix if replacing is not None else b""
         raw = await self._cache.compare_and_set(key, stored.encode(), self._ttl, expected=expected)
         if raw is not None:
@@ -171,8 +199,6 @@ class CachedBalances:
         self._outdated.pop(key, None)
         self._copies[key] = stored
         self._note_look(key)
-        self.notify(key)
-        await self._cache.publish(_BALANCE + key.encode())
         return True, stored
 
     async def publish_error(self, key: str, error: ServiceError) -> None:
@@ -255,10 +281,13 @@ class CachedBalances:
             # Something may have been missed: the next read of each balance asks the cache again.
             self._outdated.update(self._copies)
             self._copies.clear()
+            self._readings.clear()
             self._wake(deque(self._listeners))
         elif message.startswith(_BALANCE):
             key = message[1:].decode(errors="replace")
             self._doubt_local(key)
+            # Who is woken must not be given what was asked for before.
+            self._readings.pop(key, None)
             self.notify(key)
         elif message.startswith(_PUSH):
             self.notify(_push_name(message[1:].decode(errors="replace")))

@@ -201,6 +201,20 @@ class TestSingleFlight:
         assert not gate.cancelled.is_set()
         await flight.close()
 
+    async def test_who_needs_a_fetch_that_begins_now_is_late_rather_than_served_by_one_that_runs(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Time in which the one that runs ends, and in which no other one can be made.
+        monkeypatch.setattr("exchange_service.balances.single_flight.LEAST_TIME", 2.0)
+        gate = Gate("a balance")
+        flight: SingleFlight[str] = SingleFlight(Inner(lambda: gate(None)), 8.0)  # type: ignore[arg-type]
+        earlier = asyncio.ensure_future(flight.fetch(target(), soon(), Priority()))
+        await gate.entered.wait()
+        asyncio.get_running_loop().call_later(0.4, gate.opened.set)
+        with pytest.raises(VenueTimeout):
+            await flight.fetch(target(not_before=float("inf")), soon(2.2), Priority())
+        assert await earlier == "a balance"
+
     async def test_each_fetch_reports_its_end_once_and_a_cancelled_one_does_not(self) -> None:
         ends: list[BaseException | None] = []
         inner, error = Inner(), VenueUnavailable("It is down.")

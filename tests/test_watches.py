@@ -66,6 +66,11 @@ async def yields_nonsense(_: VenueCall) -> AsyncGenerator[Any, None]:
     await asyncio.sleep(60)
 
 
+async def yields_nothing(_: VenueCall) -> AsyncGenerator[Any, None]:
+    yield None
+    await asyncio.sleep(60)
+
+
 async def yields_a_lethal_balance(_: VenueCall) -> AsyncGenerator[Any, None]:
     yield Lethal((VenueAccount(id="1", type="spot"),))
     await asyncio.sleep(60)
@@ -106,7 +111,7 @@ def running_watches() -> list[asyncio.Task[Any]]:
 
 @pytest.mark.parametrize(
     "watching",
-    [yields_nonsense, yields_a_lethal_balance, exits, ends, ends_at_once, cancels_itself],
+    [yields_nonsense, yields_nothing, yields_a_lethal_balance, exits, ends, ends_at_once, cancels_itself],
 )
 async def test_an_account_whose_generator_breaks_is_polled(watching: Watching, tmp_path: Path) -> None:
     plugin = WatchedPlugin(watching)

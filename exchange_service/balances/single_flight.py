@@ -90,11 +90,14 @@ class SingleFlight(Generic[T]):
             del call, error
 
     async def _wait_for_running(self, key: str, deadline: float) -> None:
-        """Let a fetch that has begun end, for a caller whom only one that begins from now on serves."""
+        """Let a fetch that has begun end, for a caller whom only one that begins from now on serves. Raises what
+        `fetch` does if it has not ended in the caller's time."""
         call = self._calls.get(key)
         if call is not None:
             timeout = deadline - asyncio.get_running_loop().time() - ANSWER_MARGIN - LEAST_TIME
             await asyncio.wait({call.task}, timeout=max(0.0, timeout))
+            if not call.task.done():
+                raise _late(call.target)
 
     def snapshot(self) -> tuple[int, int]:
         """How many fetches are in progress, and how many callers wait for them."""

@@ -16,6 +16,8 @@ from exchange_service.wire.balances import FetchedBalance
 
 # After so many items others get their turn, for so many seconds.
 _TURN, _REST = 50, 0.01
+# There is nothing: a hook may yield whatever it likes.
+_NOTHING = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._news = asyncio.Event()
-        self._answer: object = None
+        self._answer: object = _NOTHING
         self._answered_at = 0.0
         self._hinted_at = 0.0
         self._count = 0
@@ -63,7 +65,7 @@ class Watch:
     def end(self, error: ServiceError, *, drop: bool = False) -> None:
         """The hook has ended. `drop`: what it yielded last is of no use any more."""
         if drop:
-            self._answer, self._hinted_at = None, 0.0
+            self._answer, self._hinted_at = _NOTHING, 0.0
         self._error = error
         self._news.set()
 
@@ -72,9 +74,9 @@ class Watch:
         while True:
             await self._news.wait()
             self._news.clear()
-            answer, self._answer = self._answer, None
+            answer, self._answer = self._answer, _NOTHING
             hinted_at, self._hinted_at = self._hinted_at, 0.0
-            if answer is not None:
+            if answer is not _NOTHING:
                 yield Pushed(await read(answer), self._answered_at)
             if hinted_at:
                 yield Pushed(None, hinted_at)

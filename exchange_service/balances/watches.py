@@ -128,6 +128,8 @@ class AccountWatch:
         self.key = ""
         # What was stored last, what it was made of, and when that came.
         self._last: tuple[FetchedBalance, StoredBalance, float] | None = None
+        # The version that the cache held at the last look, while another replica follows the pushes.
+        self._seen_version = 0
         self._stood_at: float | None = None
         self._told_at = float("-inf")
         self._failures = 0
@@ -224,6 +226,15 @@ class AccountWatch:
         with suppress(TimeoutError):
             async with asyncio.timeout(_look_pause()):
                 await changed.wait()
+        await self._look_at_balance(key)
+
+    async def _look_at_balance(self, key: str) -> None:
+        """Have the feed read again if the cache holds another balance than at the last look: the message that tells so
+        may be lost."""
+        stored = await self._watches.balances.cached.read(key, self._account)
+        if stored is not None and stored.version != self._seen_version:
+            self._seen_version = stored.version
+            self._wake()
 
     async def _release(self, key: str, lease: Lease) -> None:
         shared = lease.shared

@@ -169,6 +169,25 @@ async def test_a_replica_that_ends_hands_over_at_once(
         assert time.monotonic() - began < LEASE
 
 
+async def test_a_change_whose_message_is_lost_comes_within_a_lease(
+    venue: PushingVenue, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lose(_: bytes) -> None:
+        """As when Redis drops the connection at this moment."""
+
+    async with replicas(2, tmp_path, redis_url, venue) as (first, second), AsyncExitStack() as stack:
+        await first.store(EXCHANGE, api_key=KEY)
+        for running in (first, second):
+            follower, _ = await follow(stack, running)
+            await until(lambda one=follower: one.delivery == PUSHED, "a push at every replica")
+        monkeypatch.setattr(first.service.cache, "publish", lose)
+        venue.change(KEY, 5)
+        began = time.monotonic()
+        await until(lambda: follower.has(5), "the change")
+        assert time.monotonic() - began < LEASE * 2
+        assert venue.reads[KEY] == 1
+
+
 async def test_what_the_follower_has_told_is_told_again_when_the_cache_has_lost_it(
     venue: PushingVenue, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from exchange_service.balances.push_log import PushLog
 from exchange_service.balances.push_room import SLOT_LEASE, PushRoom, PushSlot, held_on
 from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.cache import Lease
-from exchange_service.errors import NotSupported, PluginFailed, ServiceError, StoreUnavailable, VenueRateLimited
+from exchange_service.errors import NotSupported, ServiceError, StoreUnavailable, VenueRateLimited
 from exchange_service.model import Account
 from exchange_service.observability.metrics import Metrics
 from exchange_service.tasks import TaskSet
@@ -306,8 +306,6 @@ class AccountWatch:
         async with aclosing(self._watches.venues.watch(target)) as pushes:
             async for pushed in pushes:
                 await self._take(target, pushed)
-        # The process of a plugin can end its messages without a word.
-        raise PluginFailed(f"The plugin {target.listing.plugin.info.name} ended its pushes without a reason.")
 
     async def _take(self, target: Target, pushed: Pushed) -> None:
         metrics = self._watches.metrics

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from exchange_service.credentials import CredentialReference
-from exchange_service.errors import PluginFailed, PluginUnavailable
+from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError
 from exchange_service.model import Account, Credential, KeyRights
 from exchange_service.plugin_host.launch import MEBIBYTE, ProcessPolicy
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
@@ -30,7 +30,7 @@ from exchange_service.plugin_host.protocol import (
 from exchange_service.plugin_host.sandbox import Mode, venue_ports
 from exchange_service.plugin_host.supervisor import ProcessStatus, Supervisor
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
-from exchange_service.tasks import TaskSet, beside_the_loop
+from exchange_service.tasks import TaskSet, beside_the_loop, without_origin
 from exchange_service.venues.answers import MAX_ROWS, shape_error
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.loading import LoadedPlugin
@@ -40,13 +40,16 @@ from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Sessions
 from exchange_service.venues.sockets import PushFigures
-from exchange_service.venues.watching import Pushed
+from exchange_service.venues.watching import Pushed, Watch
 from exchange_service.wire.balances import FetchedBalance, fetched_balance, read_fetched, rows_of
 
 # Seconds that a process has, beyond the deadline, to answer that the deadline has passed.
 _TIMEOUT_MARGIN = 0.25
 # Bytes. A third-party plugin's larger balance is checked in a thread: it may have a thousand rows and more.
 _LARGE_BALANCE = 32 * 1024
+# Seconds between two messages of an account's pushes that are taken: less than a process leaves between them, unless
+# the plugin has changed it.
+_BETWEEN_PUSHES = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,24 @@ class PluginClients:
                 yield Pushed(named, pushed.arrived_at)
 
     async def _watch_process(self, target: Target) -> AsyncGenerator[Pushed, None]:
+        listing, watch = target.listing, Watch()
+
+        async def read(answer: Any) -> FetchedBalance:
+            return await _believed(answer, listing)
+
+        # Beside the reader, so that nothing waits on its way, where it would grow old unseen.
+        taking = asyncio.create_task(self._take_pushes(target, watch), name=f"pushes of {listing.plugin.info.name}")
+        taking.add_done_callback(partial(_end_watch, watch, listing))
+        try:
+            async with aclosing(watch.items(read)) as items:
+                async for item in items:
+                    yield item
+        finally:
+            taking.cancel()
+            await asyncio.wait({taking})
+
+    async def _take_pushes(self, target: Target, watch: Watch) -> None:
+        """Put what the plugin's process sends into the watch, until it ends."""
         name, reference = target.listing.plugin.info.name, target.reference
         supervisor = self._supervisor_of(name, reference.account)
         began = asyncio.get_running_loop().time()
@@ -176,7 +197,8 @@ class PluginClients:
                     if reply.WhichOneof("outcome") == "credential_needed" and not call.HasField("credential"):
                         needed = True
                         break
-                    yield await _read_push(reply, target.listing)
+                    _take_push(reply, watch, name)
+                    await asyncio.sleep(_BETWEEN_PUSHES)
             if needed:
                 call.credential.CopyFrom(write_credential(await target.opened(self._open_credential(reference))))
 
@@ -284,17 +306,28 @@ async def _stream_process(
     raise PluginFailed(f"The process of the plugin {name} failed ({code.name}).")
 
 
-async def _read_push(reply: messages.WatchBalanceResponse, listing: Listing) -> Pushed:
-    """What a message of a plugin's process brings. Raises the error that it holds."""
-    name, outcome, now = listing.plugin.info.name, reply.WhichOneof("outcome"), time.monotonic()
+def _take_push(reply: messages.WatchBalanceResponse, watch: Watch, name: str) -> None:
+    """Put what a message of a plugin's process brings into the watch. Raises the error that it holds."""
+    outcome, now = reply.WhichOneof("outcome"), time.monotonic()
+    arrived_at = min(now, now - reply.age) if isfinite(reply.age) else now
     if outcome == "fault":
         raise read_error(reply.fault, name)
-    arrived_at = min(now, now - reply.age) if isfinite(reply.age) else now
     if outcome == "changed":
-        return Pushed(None, arrived_at)
-    if outcome != "balance":
+        watch.put_hint(arrived_at)
+    elif outcome == "balance":
+        watch.put(FetchedBalance(reply.balance), arrived_at)
+    else:
         raise PluginFailed(f"The process of the plugin {name} answered with nothing.")
-    return Pushed(await _believed(FetchedBalance(reply.balance), listing), arrived_at)
+
+
+def _end_watch(watch: Watch, listing: Listing, taking: asyncio.Task[None]) -> None:
+    """The process sends nothing more: say why."""
+    name = listing.plugin.info.name
+    error = None if taking.cancelled() else taking.exception()
+    if not isinstance(error, ServiceError):
+        how = "without a reason" if error is None else f"with {type(error).__name__}"
+        error = PluginFailed(f"The process of the plugin {name} ended its pushes {how}.")
+    watch.end(without_origin(error))
 
 
 def _answered_at(age: float, asked_at: float, now: float) -> float:

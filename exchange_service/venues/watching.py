@@ -30,8 +30,9 @@ class Pushed:
 
 
 class Watch:
-    """One run of the hook. Of what it yields before somebody takes it only the last whole balance is kept, and that
-    there was a hint: a flood costs no memory, and takes its turn with everything else."""
+    """One run of the hook, here or in the plugin's process. Of what it yields before somebody takes it only the last
+    whole balance is kept, and that there was a hint: a flood costs no memory, and takes its turn with everything else.
+    """
 
     def __init__(self) -> None:
         self._news = asyncio.Event()
@@ -46,12 +47,21 @@ class Watch:
         async with aclosing(listing.plugin.hook.watch_balance(call=call)) as answers:
             async for answer in answers:
                 if isinstance(answer, Changed):
-                    self._hinted_at = time.monotonic()
+                    self.put_hint(time.monotonic())
                 else:
-                    self._answer, self._answered_at = answer, time.monotonic()
-                self._news.set()
+                    self.put(answer, time.monotonic())
                 await self._give_way()
         raise VenueUnavailable(f"{call.exchange.name} ended its pushes.")
+
+    def put(self, answer: object, arrived_at: float) -> None:
+        """A whole balance has come, which `items` is to check."""
+        self._answer, self._answered_at = answer, arrived_at
+        self._news.set()
+
+    def put_hint(self, arrived_at: float) -> None:
+        """A hint has come."""
+        self._hinted_at = arrived_at
+        self._news.set()
 
     async def _give_way(self) -> None:
         """A plugin that never waits must keep neither the loop nor a processor for itself, and one that goes on after

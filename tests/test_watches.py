@@ -175,6 +175,39 @@ async def test_a_generator_that_ignores_its_cancellation_is_left_at_what_it_yiel
         await until(lambda: cancelled and not running_watches(), "its end")
 
 
+async def test_an_account_that_is_begun_again_twice_at_once_is_followed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[watches.AccountWatch] = []
+    start, running_now, most = watches.AccountWatch.start, 0, 0
+
+    async def slow_to_end(_: VenueCall) -> AsyncGenerator[Any, None]:
+        nonlocal running_now, most
+        running_now += 1
+        most = max(most, running_now)
+        try:
+            yield Changed()
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.2)
+            running_now -= 1
+
+    def note(watch: watches.AccountWatch) -> None:
+        made.append(watch)
+        start(watch)
+
+    monkeypatch.setattr(watches.AccountWatch, "start", note)
+    async with serving(tmp_path, registry=registry_of(WatchedPlugin(slow_to_end)), **QUICK) as running:
+        await running.store("fakex")
+        async with streaming(running, "fakex") as stream:
+            await until_delivered(stream, PUSHED)
+            for _ in range(2):
+                made[0].restart()
+                await asyncio.sleep(0)
+            await until(lambda: made[0].delivery.pushed, "the push again")
+            assert (running_now, most) == (1, 1)
+
+
 # A plugin that pushes, and does what the stored metadata say.
 GUEST = """
 import asyncio, os

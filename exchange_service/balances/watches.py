@@ -135,6 +135,8 @@ class AccountWatch:
         self._failures = 0
         self._differences = 0
         self._task: asyncio.Task[None] | None = None
+        # That task, and those before it that have not ended yet.
+        self._running: set[asyncio.Task[None]] = set()
 
     @property
     def exchange(self) -> str:
@@ -143,7 +145,10 @@ class AccountWatch:
 
     def start(self) -> None:
         """Begin."""
-        self._task = self._watches.run(self._run(self._task), f"push {self._account.exchange_id}")
+        task = self._watches.run(self._run(set(self._running)), f"push {self._account.exchange_id}")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        self._task = task
 
     def close(self) -> None:
         """Follow it no more."""
@@ -181,10 +186,10 @@ class AccountWatch:
         if self._differences > 1:
             self.restart()
 
-    async def _run(self, previous: asyncio.Task[None] | None) -> None:
-        if previous is not None:
-            # What it followed is given up before it is followed again: one connection, one slot, one state.
-            await asyncio.wait({previous})
+    async def _run(self, earlier: set[asyncio.Task[None]]) -> None:
+        if earlier:
+            # What they followed is given up before it is followed again: one connection, one slot, one state.
+            await asyncio.wait(earlier)
         while True:
             try:
                 pause = await self._try()

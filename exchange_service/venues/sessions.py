@@ -54,6 +54,8 @@ T = TypeVar("T")
 _SWEEP_INTERVAL = 30.0
 # The share of a call's time for which a plugin may keep the loop busy and still say that its venue is slow.
 _BLOCKED_SHARE = 0.5
+# Seconds that a watch which is given up has to end.
+_ENDING = 0.5
 # Seconds that are no blocking, however little time a call had.
 _LEAST_BLOCKED = 0.2
 
@@ -143,6 +145,8 @@ class Sessions:
         finally:
             if not task.done():
                 self._leave_behind(task)
+                # Who follows the account next, or has the slot next, finds its subscription ended.
+                await asyncio.wait({task}, timeout=_ENDING)
 
     def _on_watch_end(self, session: _Session, task: asyncio.Task[None], watch: Watch) -> None:
         session.watches.discard(task)

@@ -530,6 +530,9 @@ class TestLife:
                     await asyncio.wait({other}, timeout=0.1)
                 error = await error_of(values(alice, "a", 2))
                 assert isinstance(error, PluginFailed)
+                # Its author learns where, and nobody what the exception says.
+                assert SECRET not in error.message
+                assert (f", in {fail.__qualname__}, line " in error.message) == isinstance(failure, KeyError)
                 other.cancel()
                 await asyncio.wait({other})
 

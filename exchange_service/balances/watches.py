@@ -278,8 +278,10 @@ class AccountWatch:
     async def _is_still_its_key(self, target: Target) -> bool:
         """Whether the stored credential is the one that the push follows: nobody may have told of a change."""
         try:
-            now = await self._watches.balances.target(self._account, self._listing)
-        except StoreUnavailable:
+            # The lease does not wait for a store that is slow.
+            async with asyncio.timeout(_RENEW_EVERY / 2):
+                now = await self._watches.balances.target(self._account, self._listing)
+        except (StoreUnavailable, TimeoutError):
             return True
         except ServiceError:
             return False

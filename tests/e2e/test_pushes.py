@@ -488,6 +488,25 @@ class TestEnd:
         left = {task.get_name() for task in asyncio.all_tasks() - before}
         assert not [name for name in left if name.startswith(("push", "watch", "feed", "messages of", "lease"))], left
 
+    async def test_streams_that_come_and_go_leave_nothing_behind(self, venue: PushingVenue, tmp_path: Path) -> None:
+        async with service(venue, tmp_path) as running:
+            await running.store(EXCHANGE, api_key=KEY)
+            for number in range(60):
+                async with streaming(running, EXCHANGE) as stream:
+                    # Some leave before anything is read, some while the push begins.
+                    await asyncio.sleep(number % 6 * 0.004)
+                    if number % 10 == 9:
+                        await until_delivered(stream, PUSHED)
+            await until(lambda: not venue.followed(), "the end of the last push")
+            await until(lambda: not running.service.balances.deliveries, "the end of all feeds")
+            names = [task.get_name() for task in asyncio.all_tasks()]
+            assert not [name for name in names if name.startswith(("push ", "watch ", "feed "))], names
+            # And it is pushed as before.
+            async with streaming(running, EXCHANGE) as stream:
+                await until_delivered(stream, PUSHED)
+                venue.change(KEY, 95)
+                await until_amount(stream, 95)
+
 
 def _subscriptions(venue: PushingVenue) -> int:
     return sum("subscribe" in message for client in venue.push.clients for message in client.received)

@@ -42,6 +42,7 @@ from exchange_service.v1 import exchange_pb2
 from exchange_service.v1 import exchange_service_pb2 as public
 from exchange_service.venues.manifests import read_manifest, write_manifest
 from exchange_service.venues.registry import Placement
+from exchange_service.venues.sockets import PushFigures
 from exchange_service.wire.balances import fault_message
 from tests.harness import (
     PATIENCE,
@@ -477,6 +478,26 @@ class TestEnds:
         (line,) = [line for line in lines if line["event"] == "plugin_host.start_failed"]
         assert (line["error"], line["text"]) == ("RuntimeError", "a transport is closed")
         assert "test_plugin_host.py:" in line["at"][-1]
+
+    async def test_connections_for_pushes_that_it_had_opened_stay_counted(
+        self, guest: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def say(process: PluginProcess) -> int:
+            process.pushes = {"guest": PushFigures(connections=1, subscriptions=20, opened=3)}
+            return 0
+
+        monkeypatch.setattr("exchange_service.plugin_host.supervisor.HEALTH_CHECK_INTERVAL", 0.01)
+        monkeypatch.setattr(PluginProcess, "health_check", say)
+        manifest = await guest_manifest()
+        supervisor = Supervisor(policy(), lambda: config(manifest), lambda: None)
+        try:
+            process = await supervisor.process(asyncio.get_running_loop().time() + PATIENCE)
+            await until(lambda: supervisor.push_figures() == {"guest": PushFigures(1, 20, 3)}, "its first health check")
+            os.kill(process.process_id, signal.SIGKILL)
+            await until(lambda: supervisor.push_figures() == {"guest": PushFigures(opened=3)}, "its end")
+            await until(lambda: supervisor.push_figures() == {"guest": PushFigures(1, 20, 6)}, "the next process")
+        finally:
+            await supervisor.close()
 
     async def test_its_caller_gets_unavailable_or_the_last_good_value(self, guest: Path, tmp_path: Path) -> None:
         async with serving(tmp_path) as running:

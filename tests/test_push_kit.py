@@ -980,12 +980,6 @@ class TestLines:
             venue.client.drop()
             assert isinstance(await error_of(anext(watch)), VenueUnavailable)
 
-    async def test_a_put_goes_without_a_body(self) -> None:
-        async with opened() as (venue, call):
-            response = await call.http.put(f"{venue.url}/nowhere", params={"key": "1"})
-            assert response.status == 404
-            assert (venue.requests[-1].method, venue.requests[-1].body) == ("PUT", b"")
-
 
 async def test_what_is_open_is_counted_however_it_was_opened() -> None:
     exchange, pool = listing(), VenueHttpPool(timeout=5.0)

@@ -243,11 +243,8 @@ class PluginClients:
     def push_figures(self) -> Iterator[tuple[str, PushFigures]]:
         """What the plugins' processes have open for pushes, with the exchange's id; one exchange may come several
         times."""
-        for plugin in self._registry.plugins:
-            own = {metadata.id for metadata in plugin.manifest.exchanges}
-            for supervisor in self._processes.get(plugin.info.name, ()):
-                # Of its own exchanges alone, whatever the process says.
-                yield from ((exchange, item) for exchange, item in supervisor.push_figures().items() if exchange in own)
+        for supervisor in self._supervisors():
+            yield from supervisor.push_figures().items()
 
     async def configure(self) -> None:
         """Give the running processes the newer manifests."""

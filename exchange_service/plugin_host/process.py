@@ -275,7 +275,7 @@ class PluginProcess:
     async def health_check(self) -> int:
         """How many of its calls are stuck; grpc.aio.AioRpcError if it does not answer."""
         reply = await self.call("CheckHealth", messages.CheckHealthRequest(), _HEALTH_CHECK_TIMEOUT)
-        self.pushes = read_pushes(reply.pushes)
+        self.pushes = read_pushes(reply.pushes, {metadata.id for metadata in self.manifest.exchanges})
         return int(reply.stuck_calls)
 
     async def measure_memory(self) -> None:

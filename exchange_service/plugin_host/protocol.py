@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, ServiceOverloaded, VenueError
@@ -117,11 +117,12 @@ def write_pushes(figures: Mapping[str, PushFigures]) -> list[messages.OpenPushes
     ]
 
 
-def read_pushes(entries: Iterable[messages.OpenPushes]) -> dict[str, PushFigures]:
-    """What `write_pushes` wrote; nothing in it is negative, whatever the process says."""
+def read_pushes(entries: Sequence[messages.OpenPushes], exchanges: Collection[str]) -> dict[str, PushFigures]:
+    """What `write_pushes` wrote of these exchanges; nothing in it is negative, whatever the process says."""
     return {
         entry.exchange_id: PushFigures(max(0, entry.connections), max(0, entry.subscriptions), max(0, entry.opened))
-        for entry in entries
+        for entry in entries[: len(exchanges)]
+        if entry.exchange_id in exchanges
     }
 
 

@@ -285,7 +285,8 @@ class TestReconciling:
                     await until_delivered(stream, PUSHED)
                     reads = venue.reads[KEY]
                     await until(lambda: venue.reads[KEY] >= reads + 2, "two reconciling reads")
-        assert not [line for line in logs if line["event"] in ("push.difference", "push.broken")]
+        (line,) = [line for line in logs if line["event"].startswith("push.")]
+        assert (line["event"], line["exchange"], line["accounts"]) == ("push.stands", EXCHANGE, 1)
 
 
 class TestBroken:

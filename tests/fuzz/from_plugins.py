@@ -19,18 +19,21 @@ from exchange_service.plugin_host.log_relay import log_line
 from exchange_service.plugin_host.protocol import (
     read_credential,
     read_error,
+    read_pushes,
     read_reference,
     read_reports,
     read_rights,
     write_call,
     write_credential,
     write_error,
+    write_pushes,
     write_reports,
     write_rights,
 )
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.venues.manifests import PluginRejected, read_manifest, validate_manifest, write_manifest
 from exchange_service.venues.outgoing import name_in_accounts
+from exchange_service.venues.sockets import PushFigures
 from exchange_service.wire.balances import FetchedBalance, fetched_balance, read_fetched
 from exchange_service.wire.stored import store_balance
 from tests.fuzz.fakex import MANIFEST, registry
@@ -64,6 +67,19 @@ def reports() -> VenueReports:
     reported.usage[60] = (12, 3.5)
     reported.cooldown = 2.0
     return reported
+
+
+HEALTH = messages.CheckHealthResponse(
+    stuck_calls=1, pushes=write_pushes({"fakex": PushFigures(2, 40, 7), "acme": PushFigures(1, 1, 1)})
+)
+
+
+@target("plugin-health", [HEALTH.SerializeToString()], (DecodeError,))
+def read_health(data: bytes) -> object:
+    figures = read_pushes(messages.CheckHealthResponse.FromString(data).pushes, {"fakex"})
+    assert figures.keys() <= {"fakex"}
+    assert all(min(item.connections, item.subscriptions, item.opened) >= 0 for item in figures.values())
+    return figures
 
 
 REPLY = messages.FetchBalanceResponse(

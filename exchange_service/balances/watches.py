@@ -268,7 +268,8 @@ class AccountWatch:
         cached = self._watches.balances.cached
         alone = slot.alone or not lease.shared
         while True:
-            await asyncio.sleep(_RENEW_EVERY)
+            # Watches that began together drift apart: hundreds of renewals at once would keep the loop busy.
+            await asyncio.sleep(_RENEW_EVERY * random.uniform(0.7, 1.0))  # noqa: S311
             if alone and cached.shared:
                 # The replicas can agree again.
                 return

@@ -21,7 +21,7 @@ from exchange_service.balances.push_log import PushLog
 from exchange_service.balances.push_room import SLOT_LEASE, PushRoom, PushSlot, held_on
 from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.cache import Lease
-from exchange_service.errors import NotSupported, ServiceError, StoreUnavailable, VenueRateLimited
+from exchange_service.errors import NotSupported, PluginFailed, ServiceError, StoreUnavailable, VenueRateLimited
 from exchange_service.model import Account
 from exchange_service.observability.metrics import Metrics
 from exchange_service.tasks import TaskSet
@@ -49,8 +49,8 @@ _OTHER_PAUSE = 5.0
 _UNCHANGED = 5.0
 # Seconds around a read within which a push may bring the change that the read has found: some venues push every five.
 _PUSH_LAG = 10.0
-# Seconds between two writes of one account, however fast its venue pushes.
-_BETWEEN_STORES = 0.05
+# Seconds between two pushes of one account that are looked at, however fast its venue or its plugin pushes.
+_BETWEEN_PUSHES = 0.05
 
 _CLOSE_LIMIT = 1.0
 
@@ -292,6 +292,8 @@ class AccountWatch:
         async with aclosing(self._watches.venues.watch(target)) as pushes:
             async for pushed in pushes:
                 await self._take(target, pushed)
+        # The process of a plugin can end its messages without a word.
+        raise PluginFailed(f"The plugin {target.listing.plugin.info.name} ended its pushes without a reason.")
 
     async def _take(self, target: Target, pushed: Pushed) -> None:
         metrics = self._watches.metrics
@@ -303,11 +305,10 @@ class AccountWatch:
         self.pushed_at = asyncio.get_running_loop().time()
         if pushed.balance is None:
             self._note_hint(pushed.arrived_at)
-            return
-        if not self._is_known(target, pushed.balance, pushed.arrived_at):
+        elif not self._is_known(target, pushed.balance, pushed.arrived_at):
             await self._store(target, pushed.balance, pushed.arrived_at)
-            # What comes meanwhile is one balance, the last.
-            await asyncio.sleep(_BETWEEN_STORES)
+        # What comes meanwhile is one balance, the last.
+        await asyncio.sleep(_BETWEEN_PUSHES)
 
     def _is_known(self, target: Target, balance: FetchedBalance, arrived_at: float) -> bool:
         """Whether it is what was stored a moment ago, and nobody has stored anything else since."""
@@ -322,7 +323,7 @@ class AccountWatch:
         if result.here:
             self._last = balance, result.stored, arrived_at
         else:
-            # Another replica's read came later, and may yet be older.
+            # A read's answer came later, and may yet be older.
             self._note_hint(arrived_at)
 
     def _note_hint(self, arrived_at: float) -> None:

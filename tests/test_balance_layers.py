@@ -471,6 +471,17 @@ class TestCompareAndSet:
         assert result.stored.version > theirs.version
         assert await cache.get("balance:1") == result.stored.encode()
 
+    async def test_a_push_that_has_waited_does_not_replace_what_a_read_has_brought_meanwhile(self) -> None:
+        layer, cached = leased(MemoryCache(), Inner(), Clock(ticking=True))
+        arrived_at = time.monotonic()
+        pushed = await layer.store_pushed(target(), answer("2"), arrived_at)
+        assert pushed.here
+        read = (await layer.fetch(target(not_before=float("inf")), soon(), Priority())).stored
+        late = await layer.store_pushed(target(), answer("3"), arrived_at)
+        assert (late.here, late.stored) == (False, read)
+        assert cached.get_local("balance:1") == read
+        assert (await layer.store_pushed(target(), answer("4"), time.monotonic())).here
+
     async def test_of_replicas_that_keep_writing_none_returns_a_version_that_is_not_stored(self) -> None:
         clock = Clock()
 

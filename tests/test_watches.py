@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -15,6 +16,7 @@ import pytest
 
 from exchange_service.balances import watches
 from exchange_service.plugin_api import Balance, Capabilities, Changed, VenueAccount, VenueCall, hookimpl
+from exchange_service.plugin_host.server import PluginServer
 from tests.e2e.test_pushes import PUSHED, next_amount, until_delivered
 from tests.harness import (
     ScriptedPlugin,
@@ -130,6 +132,7 @@ async def test_a_generator_that_never_waits_slows_nobody_and_ends_with_its_strea
 
     async with serving(tmp_path, registry=registry_of(WatchedPlugin(spins)), **QUICK) as running:
         await running.store("fakex")
+        followed = time.monotonic()
         async with streaming(running, "fakex") as stream:
             await until_delivered(stream, PUSHED)
             began, before, processor = time.monotonic(), count, time.process_time()
@@ -141,6 +144,10 @@ async def test_a_generator_that_never_waits_slows_nobody_and_ends_with_its_strea
             # It may not have more than a part of the processor.
             assert (time.process_time() - processor) / seconds < 0.8
             assert (count - before) / seconds < 6000
+            # And of what it yields, few are looked at.
+            looked_at = re.search(rb'pushes_total{exchange="fakex",kind="\w+"} (\d+)', running.service.metrics.text())
+            assert looked_at is not None
+            assert int(looked_at[1]) < 20 * (time.monotonic() - followed) + 2
         await until(lambda: not running_watches(), "its end")
 
 
@@ -247,3 +254,38 @@ async def test_a_flood_of_a_plugins_process_keeps_pace_and_waits_nowhere(guest: 
         assert len(counted) < 60
         rate = (counted[-1][1] - counted[0][1]) / (counted[-1][0] - counted[0][0])
         assert rate > 100
+
+
+# What a plugin has done to the process that runs it: it ends each account's messages at once, without an error.
+WITHOUT_A_WORD = (
+    GUEST
+    + """
+
+async def end_at_once(self, request):
+    global count
+    count += 1
+    return
+    yield
+
+
+from exchange_service.plugin_host.server import PluginServer
+PluginServer.watch_balance = end_at_once
+"""
+)
+
+
+async def test_a_plugins_process_that_ends_its_messages_without_a_word_is_asked_again_after_a_pause(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("site")
+    install(folder, "guest", WITHOUT_A_WORD)
+    monkeypatch.syspath_prepend(str(folder))
+    # The plugin is loaded in this process too.
+    monkeypatch.setattr(PluginServer, "watch_balance", PluginServer.watch_balance)
+    async with serving(tmp_path, **QUICK) as running:
+        await running.store("guest")
+        async with streaming(running, "guest") as stream:
+            await until_delivered(stream, "BROKEN")
+            asked = await next_count(stream)
+            assert await next_count(stream) - asked < 10
+    await until(lambda: not processes(), "the end of its process")

@@ -158,10 +158,13 @@ class Leased:
 
     async def store_pushed(self, target: Target, fetched: FetchedBalance, arrived_at: float) -> FetchResult:
         """Store a balance that the venue has pushed, and which came at `arrived_at` by the monotonic clock. Returns
-        what is stored now: another replica's balance if that came later."""
+        what is stored now: what a read has brought, here or on another replica, if that came later."""
         target = replace(target, reports=VenueReports(answered_at=arrived_at))
-        present = self._cached.last_good(target.key)
-        return await self._store(target, fetched, present, self._answer_time(target))
+        present, arrived = self._cached.last_good(target.key), self._answer_time(target)
+        if present is not None and self._serves(present, target, arrived):
+            # The push has waited for its turn meanwhile.
+            return FetchResult(present, here=False)
+        return await self._store(target, fetched, present, arrived)
 
     def _answer_time(self, target: Target) -> float:
         """When the venue answered, in seconds since the epoch."""

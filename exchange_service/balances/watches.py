@@ -21,7 +21,7 @@ from exchange_service.balances.push_log import PushLog
 from exchange_service.balances.push_room import SLOT_LEASE, PushRoom, PushSlot, held_on
 from exchange_service.balances.service import BalanceResult, Balances
 from exchange_service.cache import Lease
-from exchange_service.errors import NotSupported, ServiceError, StoreUnavailable, VenueRateLimited
+from exchange_service.errors import NotSupported, PluginFailed, ServiceError, StoreUnavailable, VenueRateLimited
 from exchange_service.model import Account
 from exchange_service.observability.metrics import Metrics
 from exchange_service.tasks import TaskSet
@@ -49,8 +49,8 @@ _OTHER_PAUSE = 5.0
 _UNCHANGED = 5.0
 # Seconds around a read within which a push may bring the change that the read has found: some venues push every five.
 _PUSH_LAG = 10.0
-# Seconds between two writes of one account, however fast its venue pushes.
-_BETWEEN_STORES = 0.05
+# Seconds between two pushes of one account that are looked at, however fast its venue or its plugin pushes.
+_BETWEEN_PUSHES = 0.05
 
 _CLOSE_LIMIT = 1.0
 
@@ -268,7 +268,8 @@ class AccountWatch:
         cached = self._watches.balances.cached
         alone = slot.alone or not lease.shared
         while True:
-            await asyncio.sleep(_RENEW_EVERY)
+            # Watches that began together drift apart: hundreds of renewals at once would keep the loop busy.
+            await asyncio.sleep(_RENEW_EVERY * random.uniform(0.7, 1.0))  # noqa: S311
             if alone and cached.shared:
                 # The replicas can agree again.
                 return
@@ -278,8 +279,10 @@ class AccountWatch:
     async def _is_still_its_key(self, target: Target) -> bool:
         """Whether the stored credential is the one that the push follows: nobody may have told of a change."""
         try:
-            now = await self._watches.balances.target(self._account, self._listing)
-        except StoreUnavailable:
+            # The lease does not wait for a store that is slow.
+            async with asyncio.timeout(_RENEW_EVERY / 2):
+                now = await self._watches.balances.target(self._account, self._listing)
+        except (StoreUnavailable, TimeoutError):
             return True
         except ServiceError:
             return False
@@ -289,6 +292,8 @@ class AccountWatch:
         async with aclosing(self._watches.venues.watch(target)) as pushes:
             async for pushed in pushes:
                 await self._take(target, pushed)
+        # The process of a plugin can end its messages without a word.
+        raise PluginFailed(f"The plugin {target.listing.plugin.info.name} ended its pushes without a reason.")
 
     async def _take(self, target: Target, pushed: Pushed) -> None:
         metrics = self._watches.metrics
@@ -300,11 +305,10 @@ class AccountWatch:
         self.pushed_at = asyncio.get_running_loop().time()
         if pushed.balance is None:
             self._note_hint(pushed.arrived_at)
-            return
-        if not self._is_known(target, pushed.balance, pushed.arrived_at):
+        elif not self._is_known(target, pushed.balance, pushed.arrived_at):
             await self._store(target, pushed.balance, pushed.arrived_at)
-            # What comes meanwhile is one balance, the last.
-            await asyncio.sleep(_BETWEEN_STORES)
+        # What comes meanwhile is one balance, the last.
+        await asyncio.sleep(_BETWEEN_PUSHES)
 
     def _is_known(self, target: Target, balance: FetchedBalance, arrived_at: float) -> bool:
         """Whether it is what was stored a moment ago, and nobody has stored anything else since."""
@@ -319,7 +323,7 @@ class AccountWatch:
         if result.here:
             self._last = balance, result.stored, arrived_at
         else:
-            # Another replica's read came later, and may yet be older.
+            # A read's answer came later, and may yet be older.
             self._note_hint(arrived_at)
 
     def _note_hint(self, arrived_at: float) -> None:

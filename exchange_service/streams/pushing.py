@@ -106,10 +106,15 @@ class PushSource(PollingSource):
             return Read(self._interval + _PATIENCE, known_version)
         if why is not _Why.POLL:
             return Read(None, known_version, after=_NOW)
-        if self.delivery.pushed and current is not None and not ask_venue:
+        if self._rests_on_pushes and current is not None and not ask_venue:
             # What was pushed is good however old it is.
             return Read(self._interval * 2, known_version)
         return self._polling.request(current, ask_venue, known_version)
+
+    @property
+    def _rests_on_pushes(self) -> bool:
+        """Whether the push stands, or stood until a moment ago and polling has not begun yet."""
+        return self.delivery.pushed or self._was_pushed or self._polling.clock.monotonic() < self._resume_at
 
     @property
     def _is_here(self) -> bool:

@@ -23,6 +23,7 @@ from exchange_service.balances import watches
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.model import Account
 from exchange_service.plugin_kit import push as push_connection
+from exchange_service.streams import polling
 from exchange_service.testing import Fault
 from exchange_service.testing.push import PushFault
 from exchange_service.v1.balance_pb2 import DELIVERY_MODE_PUSHED, PollingReason
@@ -325,7 +326,11 @@ class TestBroken:
                 venue.change(KEY, 42)
                 await until_amount(stream, 42)
 
-    async def test_polling_is_resumed_spread_over_the_interval(self, venue: PushingVenue, tmp_path: Path) -> None:
+    async def test_polling_is_resumed_spread_over_the_interval(
+        self, venue: PushingVenue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # A poll that another replica may bring is overdue at once, as it is after a long silence.
+        monkeypatch.setattr(polling, "LEASE", 0.0)
         users = [f"user{number}" for number in range(20)]
         async with service(venue, tmp_path, **(QUICK | {"poll_interval": 1.0, "poll_interval_still": 1.0})) as running:
             for user in users:
@@ -488,6 +493,25 @@ class TestEnd:
                 await until(lambda: not venue.push.clients, "the end of the socket")
         left = {task.get_name() for task in asyncio.all_tasks() - before}
         assert not [name for name in left if name.startswith(("push", "watch", "feed", "messages of", "lease"))], left
+
+    async def test_streams_that_come_and_go_leave_nothing_behind(self, venue: PushingVenue, tmp_path: Path) -> None:
+        async with service(venue, tmp_path) as running:
+            await running.store(EXCHANGE, api_key=KEY)
+            for number in range(60):
+                async with streaming(running, EXCHANGE) as stream:
+                    # Some leave before anything is read, some while the push begins.
+                    await asyncio.sleep(number % 6 * 0.004)
+                    if number % 10 == 9:
+                        await until_delivered(stream, PUSHED)
+            await until(lambda: not venue.followed(), "the end of the last push")
+            await until(lambda: not running.service.balances.deliveries, "the end of all feeds")
+            names = [task.get_name() for task in asyncio.all_tasks()]
+            assert not [name for name in names if name.startswith(("push ", "watch ", "feed "))], names
+            # And it is pushed as before.
+            async with streaming(running, EXCHANGE) as stream:
+                await until_delivered(stream, PUSHED)
+                venue.change(KEY, 95)
+                await until_amount(stream, 95)
 
 
 def _subscriptions(venue: PushingVenue) -> int:

@@ -277,7 +277,10 @@ class _Watch:
 
     async def first(self) -> Balance | Changed:
         """What it yields first."""
-        await self.wait_for(lambda item: True, "a watch yields nothing")
+        await self.wait_for(
+            lambda item: True,
+            "a watch yields nothing: nothing acknowledges its subscription, or no state of it is whole",
+        )
         return self.items[0]
 
     async def wait_for(self, found: Callable[[Any], bool], otherwise: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from aiohttp import web
 
 from exchange_service.errors import (
@@ -875,7 +876,14 @@ class TestTheGuard:
         await venue.stop()
         assert venue.requests == []
 
-    async def test_a_venue_that_reads_no_more_holds_nobody_up_at_the_end(self) -> None:
+    @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+    def test_a_venue_that_reads_no_more_holds_nobody_up_at_the_end(
+        self, loop: Callable[[], asyncio.AbstractEventLoop]
+    ) -> None:
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(self._leave_a_venue_that_reads_no_more())
+
+    async def _leave_a_venue_that_reads_no_more(self) -> None:
         async with opened() as (venue, call):
             async with call.http.websocket(f"{venue.url}/ws", ping=0) as socket:
                 assert await until(lambda: bool(venue.push.clients))

@@ -264,16 +264,6 @@ class Http(Protocol):
         The body is `json`, or `data` as a form or as bytes. Use it only for reads that a venue wants as POST.
         """
 
-    async def put(
-        self,
-        url: str,
-        *,
-        params: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Response:
-        """Send a PUT without a body to `url` and return the whole answer, whatever its status. Use it only to keep open
-        what a venue pushes, such as a listen key."""
-
     def websocket(
         self, url: str, *, headers: Mapping[str, str] | None = None, silence: float = 60.0, ping: float = 20.0
     ) -> AbstractAsyncContextManager[Socket]:

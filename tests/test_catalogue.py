@@ -13,7 +13,15 @@ import pytest
 from exchange_service.catalogue import Catalogue, Query
 from exchange_service.errors import FieldInvalid
 from exchange_service.model import ASSET_CLASSES
-from exchange_service.plugin_api import Capabilities, CredentialField, Environment, Manifest, hookimpl
+from exchange_service.plugin_api import (
+    Capabilities,
+    Changed,
+    CredentialField,
+    Environment,
+    Manifest,
+    VenueCall,
+    hookimpl,
+)
 from exchange_service.v1 import exchange_pb2
 from exchange_service.v1.exchange_service_pb2 import ListExchangesResponse
 from exchange_service.venues.registry import PluginProblem, Registry, load_registry
@@ -128,6 +136,14 @@ class TestInstalled:
         assert not any(field.secret for field in entry.credential_fields)
 
 
+class PushingPlugin(ScriptedPlugin):
+    """Has the hook that a listing with `push` needs."""
+
+    @hookimpl
+    async def watch_balance(self, call: VenueCall) -> AsyncIterator[Changed]:
+        yield Changed()
+
+
 class TestEntries:
     async def test_every_field_of_a_listing_arrives(self) -> None:
         metadata = listing(
@@ -153,7 +169,7 @@ class TestEntries:
             ),
         )
         options = listing("options", credential_of="fakex")
-        reply = await answer(Catalogue(registry_of(ScriptedPlugin(metadata, options))))
+        reply = await answer(Catalogue(registry_of(PushingPlugin(metadata, options))))
         first, second = reply.exchanges
         assert second.credential_of == "fakex"
         for name in ("icon", "logo", "color_class", "instructions", "ip_whitelist", "requires_passphrase"):

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from exchange_service.balances.push_log import PushLog
-from exchange_service.errors import NotSupported, VenueTimeout, VenueUnavailable
+from exchange_service.errors import NotSupported, PluginFailed, VenueTimeout, VenueUnavailable
 from exchange_service.observability.logs import CallMark, add_request_id, current_call
 from tests.harness import OffsetClock, until
 
@@ -53,6 +53,14 @@ async def test_each_reason_has_a_line_of_its_own_and_an_account_that_is_not_push
     assert captured[0]["again_in"] == 2
     assert captured[3]["in_a_row"] == 2
     assert "alice" not in str(captured)
+
+
+async def test_what_is_wrong_with_a_plugin_is_in_the_line_about_its_pushes() -> None:
+    log = PushLog()
+    with capture_logs() as captured:
+        log.ended("acme", PluginFailed("The plugin for Acme failed with TypeError at its messages."), 1.0)
+    log.close()
+    assert captured[0]["problem"] == "The plugin for Acme failed with TypeError at its messages."
 
 
 async def test_a_line_about_many_accounts_has_the_request_id_of_no_call() -> None:

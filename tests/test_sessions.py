@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -34,6 +35,7 @@ from exchange_service.plugin_api import (
     Balance,
     Credential,
     Environment,
+    PushLimits,
     Secret,
     Summary,
     VenueAccount,
@@ -337,11 +339,12 @@ class TestEnvironment:
                 await call.http.get(other.url + "/v3/accounts")
                 raise AssertionError("it should not be reached")
 
+            polled = replace(OANDA, capabilities=replace(OANDA.capabilities, push=False), push=PushLimits())
             http = VenueHttpPool(timeout=5.0)
             sessions = Sessions(vault.open, http, overrides={"oanda": venue.url})
             requested = reference("v1", Account(USER, "oanda"))
             with pytest.raises(PluginFailed, match="asked for the port"):
-                await fetch(sessions, ScriptedPlugin(OANDA, answer=elsewhere), requested)
+                await fetch(sessions, ScriptedPlugin(polled, answer=elsewhere), requested)
             await sessions.close()
             await http.close()
             assert other.requests == []

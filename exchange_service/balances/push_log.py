@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import structlog
 
-from exchange_service.errors import NotSupported, ServiceError
+from exchange_service.errors import NotSupported, PluginFailed, ServiceError
 
 # Seconds between two lines of one kind about one exchange.
 _EVERY = 10.0
@@ -60,7 +60,11 @@ class PushLog:
     def ended(self, exchange: str, error: ServiceError, pause: float) -> None:
         """A push has broken, or the venue does not push the account; it is tried again in `pause` seconds."""
         write = _write_refused if isinstance(error, NotSupported) else _write_broken
-        self._note((write, exchange, error.reason), {"reason": error.reason, "again_in": round(pause)})
+        about = {"reason": error.reason, "again_in": round(pause)}
+        if isinstance(error, PluginFailed):
+            # Nobody else is told what a bug of the plugin is: the account is polled meanwhile.
+            about["problem"] = error.message
+        self._note((write, exchange, error.reason), about)
 
     def differs(self, exchange: str, in_a_row: int) -> None:
         """A reconciling read found what the push has not brought, `in_a_row` times by now."""

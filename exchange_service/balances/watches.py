@@ -288,7 +288,8 @@ class AccountWatch:
         cached = self._watches.balances.cached
         alone = slot.alone or not lease.shared
         while True:
-            await asyncio.sleep(_RENEW_EVERY)
+            # Watches that began together drift apart: hundreds of renewals at once would keep the loop busy.
+            await asyncio.sleep(_RENEW_EVERY * random.uniform(0.7, 1.0))  # noqa: S311
             if alone and cached.shared:
                 # The replicas can agree again.
                 return
@@ -300,8 +301,10 @@ class AccountWatch:
     async def _is_still_its_key(self, target: Target) -> bool:
         """Whether the stored credential is the one that the push follows: nobody may have told of a change."""
         try:
-            now = await self._watches.balances.target(self._account, self._listing)
-        except StoreUnavailable:
+            # The lease does not wait for a store that is slow.
+            async with asyncio.timeout(_RENEW_EVERY / 2):
+                now = await self._watches.balances.target(self._account, self._listing)
+        except (StoreUnavailable, TimeoutError):
             return True
         except ServiceError:
             return False

@@ -128,7 +128,7 @@ def _prompt(metadata: ExchangeMetadata) -> Credential:
     if metadata.instructions:
         messages.print(metadata.instructions)
     if not sys.stdin.isatty():
-        fail("standard input is not a terminal; add --stdin and pass a JSON object", ExitCode.USAGE)
+        fail("standard input is not a terminal; add --stdin and pass a JSON object: see --help", ExitCode.USAGE)
     # Here, because the module needs a terminal's own library.
     from exchange_service.cli.terminal import EndOfInput, open_terminal
 
@@ -164,7 +164,11 @@ def _read_stdin() -> Credential:
         # The parser's own text would repeat a part of the input.
         fail("standard input is not one JSON object", ExitCode.USAGE)
     if not isinstance(value, dict) or value.keys() - {*SECRET_FIELDS, "extra_metadata"}:
-        fail("the JSON object may have only api_key, api_secret, passphrase and extra_metadata", ExitCode.USAGE)
+        fail(
+            "the JSON object may have only api_key, api_secret, passphrase and extra_metadata; all other fields belong "
+            'into the last, such as {"extra_metadata": {"account_id": "..."}}',
+            ExitCode.USAGE,
+        )
     metadata = value.pop("extra_metadata", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(entry, str) for entry in value.values()):
         fail("api_key, api_secret and passphrase should be strings, and extra_metadata an object", ExitCode.USAGE)

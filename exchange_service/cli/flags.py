@@ -140,4 +140,4 @@ def _json(name: str, value: str) -> Any:
     try:
         return json.loads(value)
     except ValueError:
-        fail(f"--{name.replace('_', '-')} should be JSON", ExitCode.USAGE)
+        fail(f"the setting {name} should be JSON; --help shows its form", ExitCode.USAGE)

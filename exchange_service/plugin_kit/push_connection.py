@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -35,6 +36,15 @@ _USED_PART = 0.9
 _MINUTE = 62.0
 # Seconds that ended tasks of a connection have until its socket is closed under them.
 _ENDING_LIMIT = 1.0
+
+
+def _place_of(error: Exception, language: PushLanguage) -> str:
+    """The innermost function and line of the plugin that an exception has left, for its author; empty if none."""
+    package = type(language).__module__.partition(".")[0]
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if frame.f_globals.get("__name__", "").partition(".")[0] == package:
+            return f", in {frame.f_code.co_qualname}, line {line}"
+    return ""
 
 
 class Subscription:
@@ -191,21 +201,22 @@ class PushConnection:
 
     def _start(self, work: Callable[[], Awaitable[None]], name: str) -> None:
         # In a context of its own: the account that opened it is one of many.
-        guarded = self._end_if_it_fails(work)
+        guarded = self._end_if_it_fails(work, name)
         task = asyncio.get_running_loop().create_task(guarded, name=f"{name} of {self._venue}", context=Context())
         self._tasks.add(task)
 
-    async def _end_if_it_fails(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _end_if_it_fails(self, work: Callable[[], Awaitable[None]], name: str) -> None:
         try:
             await without_exit(work, "a language")
         except ServiceError as error:
             self.end(error)
         except Exception as error:
-            self.end(self._failure(error))
+            self.end(self._failure(error, name))
 
-    def _failure(self, error: Exception) -> PluginFailed:
+    def _failure(self, error: Exception, work: str) -> PluginFailed:
         # The exception's text stays here: it may hold what the venue sent.
-        return PluginFailed(f"The plugin for {self._venue} failed with {type(error).__name__} at a message.")
+        place = _place_of(error, self.language)
+        return PluginFailed(f"The plugin for {self._venue} failed with {type(error).__name__} at its {work}{place}.")
 
     # What is followed.
 
@@ -374,7 +385,7 @@ class PushConnection:
             self._end_topic(topic, followed, error)
             return
         except Exception as error:
-            self._end_topic(topic, followed, self._failure(error))
+            self._end_topic(topic, followed, self._failure(error, "messages"))
             return
         # A hint may be the same constant each time, so only a state that was left as it was is no news.
         if state is None or (state is followed.state and state is not part):

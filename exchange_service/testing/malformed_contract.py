@@ -141,9 +141,6 @@ class _RecordingHttp:
     async def post(self, url: str, **options: Any) -> Response:
         return self._record(await self._http.post(url, **options))
 
-    async def put(self, url: str, **options: Any) -> Response:
-        return self._record(await self._http.put(url, **options))
-
     def websocket(self, url: str, **options: Any) -> AbstractAsyncContextManager[Socket]:
         return self._http.websocket(url, **options)
 

@@ -277,14 +277,20 @@ class _Watch:
 
     async def first(self) -> Balance | Changed:
         """What it yields first."""
-        await self.wait_for(lambda item: True, "a watch yields nothing")
+        await self.wait_for(
+            lambda item: True,
+            "a watch yields nothing: nothing acknowledges its subscription, or no state of it is whole",
+        )
         return self.items[0]
 
     async def wait_for(self, found: Callable[[Any], bool], otherwise: str) -> None:
         """Return when it has yielded an item like this."""
         end = time.monotonic() + _IN_TIME + GRACE
         while not any(found(item) for item in self.items):
-            assert not self.task.done(), f"a watch ended with {self.error!r}" if self.error else "a watch just ended"
+            if self.task.done():
+                # An exception that the suite does not expect of a watch is raised here as it is.
+                self.task.result()
+                raise AssertionError(f"a watch ended with {self.error!r}" if self.error else "a watch just ended")
             assert time.monotonic() < end, f"{otherwise}: it yielded {len(self.items)} items"
             self._news.clear()
             await _wait_for(self._news, _QUIET)

@@ -465,12 +465,6 @@ class VenueHttp:
         """POST to `url`."""
         return await self._request("POST", url, params=params, headers=headers, json=json, data=data)
 
-    async def put(
-        self, url: str, *, params: Params | None = None, headers: Mapping[str, str] | None = None
-    ) -> VenueResponse:
-        """PUT `url`, without a body."""
-        return await self._request("PUT", url, params=params, headers=headers)
-
     def _as_it_is(self, url: str, params: Params | None) -> URL:
         """The URL that goes on the wire, byte for byte but for a `?` at its end; PluginFailed for one that cannot be
         sent so, or not at all."""

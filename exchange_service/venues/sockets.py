@@ -129,14 +129,22 @@ class VenueSocket:
 
     async def close(self) -> None:
         """End it from our side. A venue that reads no more is not waited for."""
+        with self._second_handle() as connection:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(2 * CLOSE_LIMIT):
+                    await self._socket.close()
+            if self._socket.close_code == aiohttp.WSCloseCode.ABNORMAL_CLOSURE:
+                # What is not sent yet would keep it open for as long as the venue does not read.
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def _second_handle(self) -> socket.socket:
+        """A handle of our own on the connection: an event loop's own may refuse `shutdown`, as that of uvloop does."""
         connection = self._socket.get_extra_info("socket")
-        with suppress(TimeoutError):
-            async with asyncio.timeout(2 * CLOSE_LIMIT):
-                await self._socket.close()
-        if self._socket.close_code == aiohttp.WSCloseCode.ABNORMAL_CLOSURE and connection is not None:
-            # What is not sent yet would keep it open for as long as the venue does not read.
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):
+            if connection is not None:
+                return cast(socket.socket, connection.dup())
+        return socket.socket()
 
     def _ended(self) -> VenueUnavailable:
         return VenueUnavailable(f"{self._venue} ended the connection for its messages.")

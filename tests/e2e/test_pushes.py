@@ -286,7 +286,8 @@ class TestReconciling:
                     await until_delivered(stream, PUSHED)
                     reads = venue.reads[KEY]
                     await until(lambda: venue.reads[KEY] >= reads + 2, "two reconciling reads")
-        assert not [line for line in logs if line["event"] in ("push.difference", "push.broken")]
+        (line,) = [line for line in logs if line["event"].startswith("push.")]
+        assert (line["event"], line["exchange"], line["accounts"]) == ("push.stands", EXCHANGE, 1)
 
 
 class TestBroken:
@@ -492,6 +493,25 @@ class TestEnd:
                 await until(lambda: not venue.push.clients, "the end of the socket")
         left = {task.get_name() for task in asyncio.all_tasks() - before}
         assert not [name for name in left if name.startswith(("push", "watch", "feed", "messages of", "lease"))], left
+
+    async def test_streams_that_come_and_go_leave_nothing_behind(self, venue: PushingVenue, tmp_path: Path) -> None:
+        async with service(venue, tmp_path) as running:
+            await running.store(EXCHANGE, api_key=KEY)
+            for number in range(60):
+                async with streaming(running, EXCHANGE) as stream:
+                    # Some leave before anything is read, some while the push begins.
+                    await asyncio.sleep(number % 6 * 0.004)
+                    if number % 10 == 9:
+                        await until_delivered(stream, PUSHED)
+            await until(lambda: not venue.followed(), "the end of the last push")
+            await until(lambda: not running.service.balances.deliveries, "the end of all feeds")
+            names = [task.get_name() for task in asyncio.all_tasks()]
+            assert not [name for name in names if name.startswith(("push ", "watch ", "feed "))], names
+            # And it is pushed as before.
+            async with streaming(running, EXCHANGE) as stream:
+                await until_delivered(stream, PUSHED)
+                venue.change(KEY, 95)
+                await until_amount(stream, 95)
 
 
 def _subscriptions(venue: PushingVenue) -> int:

@@ -29,7 +29,7 @@ from exchange_service.errors import ServiceError, VenueRateLimited, VenueTimeout
 from exchange_service.gc_tuning import tune_gc
 from exchange_service.model import Account
 from exchange_service.plugin_api import RateLimit, VenueCall
-from exchange_service.streams.polling import Polling
+from exchange_service.streams.polling import Polling, Read
 from exchange_service.v1 import balance_pb2
 from exchange_service.venue_gate.rate_limits import RateLimiter
 from exchange_service.venue_gate.redis_state import RedisSharedState
@@ -247,8 +247,8 @@ class TestForgedBalances:
         """A version of less than a day ahead, which the bounds allow; the neighbour breaks the seal."""
         read = Polling.read
 
-        async def forgetful(self: Polling, *arguments: Any) -> Any:
-            return await read(self, *arguments[:4])
+        async def forgetful(self: Polling, account: Any, listing: Any, request: Read) -> Any:
+            return await read(self, account, listing, replace(request, known_version=0))
 
         for told in (False, True):
             with monkeypatch.context() as patch:

@@ -188,10 +188,10 @@ class RateLimit:
 class PushLimits:
     """How much a venue pushes at once; None where no limit is known.
 
-    `accounts` and `connections` are the most at once for one network address, over all replicas; `connects` are the
-    connections that may be begun in a minute. `subscriptions` are the most at once on one connection. Over all
-    connections of a process, `messages` are the most that we may send in a minute, and `unacknowledged`
-    the most subscriptions that wait for the venue's word.
+    `accounts` are the most at once for one network address, over all replicas. The rest is kept by each process:
+    `connections` are the most that are open, `connects` those that may be begun in a minute, `subscriptions` the most of
+    one connection, `messages` the most that may be sent in a minute over all connections, and `unacknowledged` the most
+    subscriptions that wait for the venue's word.
     """
 
     accounts: int | None = None

@@ -24,7 +24,7 @@ from exchange_service.cache import Lease
 from exchange_service.errors import NotSupported, ServiceError, StoreUnavailable, VenueRateLimited
 from exchange_service.model import Account
 from exchange_service.observability.metrics import Metrics
-from exchange_service.tasks import TaskSet
+from exchange_service.tasks import TaskSet, retrieve_exception
 from exchange_service.venues.fetching import Target, Venues
 from exchange_service.venues.registry import Listing
 from exchange_service.venues.watching import Pushed
@@ -282,6 +282,7 @@ class AccountWatch:
             for task in (following, holding):
                 task.cancel()
             await asyncio.wait({following, holding})
+            retrieve_exception(holding)
 
     async def _hold(self, target: Target, lease: Lease, slot: PushSlot) -> None:
         """Renew both until one is lost, or the credential is not the account's any more."""

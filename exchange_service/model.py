@@ -189,9 +189,9 @@ class PushLimits:
     """How much a venue pushes at once; None where no limit is known.
 
     `accounts` are the most at once for one network address, over all replicas. The rest is kept by each process:
-    `connections` are the most that are open, `connects` those that may be begun in a minute, `subscriptions` the most of
-    one connection, `messages` the most that may be sent in a minute over all connections, and `unacknowledged` the most
-    subscriptions that wait for the venue's word.
+    `connections` are the most that are open, `connects` those that may be begun in a minute, `subscriptions` the most
+    of one connection, `messages` the most that may be sent in a minute over all connections, and `unacknowledged` the
+    most subscriptions that wait for the venue's word.
     """
 
     accounts: int | None = None

@@ -116,7 +116,7 @@ async def metadata_of(running: Running, attempt: Attempt) -> list[tuple[str, str
     return [*(bearer(worthless[attempt.kind]) if attempt.kind in worthless else []), *act_as]
 
 
-@dataclass(slots=True)
+@dataclass(repr=False, slots=True)
 class WatchedService:
     """A service with authentication, and a record of what a call reached behind it."""
 
@@ -138,7 +138,8 @@ class TestScope:
     @pytest.fixture
     async def watched(self, tmp_path: Path) -> AsyncIterator[WatchedService]:
         plugin, statements = make_plugin(), list[str]()
-        plenty = {"user_calls": 10**6, "user_refreshes": 10**6, "service_refreshes": 10**6, "service_calls": 10**6}
+        quotas = ("calls", "refreshes", "streams")
+        plenty = {f"{kind}_{quota}": 10**6 for kind in ("user", "service") for quota in quotas}
         async with authenticated_service(tmp_path, plugin=plugin, **plenty) as running:
 
             def record(*arguments: Any) -> None:

@@ -232,6 +232,8 @@ class TestListenKeys:
             await watch.hint()
             venue.deposit(wallet, PROFIT)
             await watch.hint()
+            # The first two, and one or both of them again with another key.
+            assert venue.push.opened > 2
 
     async def test_a_key_that_ends_unnoticed_is_found_when_it_is_renewed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("exchange_service_aster.push._LASTING", 0.0)
@@ -244,6 +246,7 @@ class TestListenKeys:
             await watch.hint()
             venue.trade(wallet, PROFIT)
             await watch.hint()
+            assert venue.push.opened > 2
 
     async def test_keys_that_end_as_soon_as_they_are_made_end_the_watch(self) -> None:
         async with venue_with(flat_wallet()) as venue, watching(venue) as watch:
@@ -274,6 +277,7 @@ class TestListenKeys:
             venue.clock_offset = 60.0
             async with watching(venue) as watch:
                 await watch.hint()
+            assert len(venue.listen_keys) == 2
 
     async def test_an_agent_that_aster_does_not_know_is_refused(self) -> None:
         async with venue_with(flat_wallet()) as venue:

@@ -292,6 +292,7 @@ async def test_a_closed_watch_ends_at_once_and_closes_its_sockets(answers: bool,
             await asyncio.wait({following})
         async with asyncio.timeout(_AT_ONCE):
             await venue.closed.wait()
+        assert following.cancelled() or following.exception() is None
 
 
 async def test_a_watch_that_is_closed_while_it_connects_opens_nothing(listings: Listings) -> None:

@@ -156,6 +156,8 @@ async def test_an_account_that_was_not_read_yet_counts_as_one_with_open_trades()
     async with venue_with(account()) as venue, watching(venue, replace(TIMES, prices=0.05)) as watch:
         await watch.hint()
         await watch.hint()
+        # Nobody has read it, and OANDA has told nothing of it.
+        assert not any("summary" in request.path for request in venue.requests)
 
 
 async def test_a_stored_account_is_followed_alone() -> None:
@@ -258,6 +260,7 @@ async def test_new_streams_are_paced_over_all_users_so_that_oanda_refuses_none()
                 running = [asyncio.create_task(watch.run(replace(TIMES, openings=0.15))) for watch in watches]
                 for watch in watches:
                     await watch.hint()
+                assert venue.push.opened == 3
                 for task in running:
                     task.cancel()
                 await asyncio.wait(running)

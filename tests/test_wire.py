@@ -204,10 +204,25 @@ class TestVersion:
         assert second.version == first.version
         assert second.fetch_time == NOW + 10
 
+    @pytest.mark.parametrize("written", [("1.0", "10", "0.50"), ("1.000", "10.0", "0.5"), ("1", "10.00", "0.500")])
+    def test_a_figure_that_is_written_with_more_zeros_is_the_same_content(self, written: tuple[str, str, str]) -> None:
+        def balance(total: str, free: str, equity: str) -> Balance:
+            summary = Summary("USD", equity=Decimal(equity))
+            whole = one(row("BTC", total, free=free), summary=summary)
+            return replace(whole, venue_accounts=(replace(whole.venue_accounts[0], summary=summary),))
+
+        first = stored(balance("1", "10", "0.5"))
+        again = stored(balance(*written), NOW + 10, first)
+        assert again.version == first.version
+        # The venue's own digits stay.
+        assert message(again.data).venue_accounts[0].assets[0].total == written[0]
+        assert stored(balance("1", "100", "0.5"), NOW + 10, first).version > first.version
+
     @pytest.mark.parametrize(
         "changed",
         [
-            one(row("BTC", "1.0")),
+            one(row("BTC", "10")),
+            one(row("BTC", "1.01")),
             one(row("BTC", "1", free="1")),
             one(row("BTC", "1"), notes=("news",)),
             one(row("BTC", "1"), summary=Summary("USD")),

@@ -55,6 +55,7 @@ _ERROR_TEXTS = {
     errors.NotSupported.reason: "{venue} has no balance of this kind.",
     errors.RequestRefused.reason: "{venue} refuses our request.",
 }
+_SUMMARY_AMOUNTS = tuple(field.name for field in balance_pb2.Summary.DESCRIPTOR.fields if field.name != "currency")
 # What tells a row from the others of its balance: the venue account's id, type and sub-account, the asset, and the
 # venue's own code.
 RowIdentity: TypeAlias = tuple[str, str, str, str, str]
@@ -111,7 +112,8 @@ class StoredBalance:
 
     @cached_property
     def digest(self) -> bytes:
-        """A hash of the content: equal for two balances with the same figures, notes and errors."""
+        """A hash of the content: equal for two balances with the same figures, notes and errors. A figure is the same
+        with more zeros at its end: a venue may write it otherwise where it pushes it."""
         message = balance_pb2.Balance.FromString(self.data)
         for name in ("fetch_time", "venue_time", "version"):
             message.ClearField(name)
@@ -120,6 +122,10 @@ class StoredBalance:
             # A delay that counts down is not a change.
             if account.HasField("error"):
                 account.error.ClearField("retry_delay")
+            _drop_last_zeros(account.summary, _SUMMARY_AMOUNTS)
+            for row in account.assets:
+                _drop_last_zeros(row, AMOUNTS)
+        _drop_last_zeros(message.summary, _SUMMARY_AMOUNTS)
         return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
 
     @property
@@ -265,6 +271,14 @@ def _zero_row(identity: RowIdentity, amounts: Iterable[AmountName]) -> balance_p
     for name in amounts:
         setattr(row, name, "0")
     return row
+
+
+def _drop_last_zeros(figures: balance_pb2.AssetBalance | balance_pb2.Summary, names: Iterable[str]) -> None:
+    """Write the amounts of these names without zeros at their ends; those that are absent stay so."""
+    for name in names:
+        amount: str = getattr(figures, name)
+        if amount[-1:] == "0" and "." in amount:
+            setattr(figures, name, amount.rstrip("0").rstrip("."))
 
 
 def _is_zero(row: balance_pb2.AssetBalance) -> bool:

@@ -186,6 +186,21 @@ def test_a_client_imports_neither_uvloop_nor_metrics() -> None:
     assert done.stdout.strip() == "[]"
 
 
+# Stays at the last line before the event loop begins. One long call would not do: Python heeds a signal between calls,
+# and the one that comes just before a call begins is heeded when it ends.
+SLOW_START = """
+import time
+
+import exchange_service.cli.operate as operate
+
+def staying(*_):
+    print("begun")
+    while True:
+        time.sleep(0.01)
+
+operate.configure_logging = staying
+"""
+
 FIRST_PROCESS = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
@@ -200,9 +215,7 @@ def can_be_first() -> bool:
 def test_sigterm_ends_also_the_first_process_of_a_container_at_once(tmp_path: Path, when: str) -> None:
     """The kernel keeps the default action of a signal from a process with the number 1, as an image's command has."""
     arguments = ("serve", "--address", "127.0.0.1:0", "--shutdown-delay", "60")
-    # The last line before the event loop begins.
-    slow = "import exchange_service.cli.operate as o\no.configure_logging = lambda *_: (print('begun'), input())\n"
-    program = (slow if when == "at the start" else "") + PROGRAM
+    program = (SLOW_START if when == "at the start" else "") + PROGRAM
     with subprocess.Popen(
         [*FIRST_PROCESS, sys.executable, "-u", "-c", program, *arguments],
         env=environment(tmp_path),

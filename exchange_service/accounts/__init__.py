@@ -1,0 +1,1 @@
+"""Users' accounts: their credentials are stored, tried, listed and removed for callers."""

@@ -1,0 +1,1 @@
+"""Generated from protos/exchange_service/accounts/v1 by `make protos`; never edited."""

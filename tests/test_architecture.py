@@ -17,6 +17,7 @@ PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/pyproje
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
+    "accounts": {"v1"},
     "addresses": set(),
     "amounts": set(),
     "app": {
@@ -76,7 +77,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 # Where each of the heavy libraries may be imported.
 HOMES = {
-    "grpc": {"grpc_server", "client", "cli", "operator", "plugin_host", "v1"},
+    "grpc": {"accounts", "grpc_server", "client", "cli", "operator", "plugin_host", "v1"},
     "sqlalchemy": {"credentials", "identity"},
     "redis": {"cache"},
     # An issuer's keys are no venue's answer, and need none of what guards those.

@@ -202,7 +202,8 @@ class Quotas:
 
 
 class AccountAttempts:
-    """How often a venue may refuse one account's credential, by all callers together: venues lock accounts after some wrong keys.
+    """How often a venue may refuse one account's credential, for all callers together: venues lock accounts after a
+    few wrong keys.
 
     An attempt is counted before it begins, and taken back if the venue did not refuse.
     """

@@ -38,6 +38,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "clock": set(),
     "client": {"addresses", "errors", "operator", "v1"},
+    # Of the service it knows the messages alone.
+    "console": {"accounts", "clock", "observability", "operator", "printable", "v1"},
     "credentials": {"deadlines", "errors", "model", "settings", "tasks"},
     "deadlines": set(),
     "errors": set(),
@@ -87,6 +89,9 @@ HOMES = {
     "stamina": {"venue_gate"},
     "prometheus_client": {"observability"},
     "uvloop": {"cli"},
+    "jinja2": {"console"},
+    "sse_starlette": {"console"},
+    "starlette": {"console"},
 }
 
 

@@ -52,6 +52,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "clock": set(),
     "client": {"addresses", "errors", "operator", "v1"},
+    # Of the service it knows the messages and the calls within the process, and no model.
+    "console": {"accounts", "amounts", "clock", "grpc_server", "observability", "operator", "printable", "v1"},
     "credentials": {"deadlines", "errors", "model", "settings", "tasks"},
     "deadlines": set(),
     "errors": set(),
@@ -104,6 +106,9 @@ HOMES = {
     "uvloop": {"cli"},
     "uvicorn": {"http_server"},
     "connectrpc": {"http_server"},
+    "jinja2": {"console"},
+    "sse_starlette": {"console"},
+    "starlette": {"console"},
 }
 
 

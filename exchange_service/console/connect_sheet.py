@@ -66,7 +66,7 @@ async def choose_exchange(request: Request) -> Response:
         request,
         visit,
         "sheet_catalogue.html",
-        "Add an exchange",
+        "Add exchange",
         cards=cards,
         closed=stored is None,
         selection=selection,

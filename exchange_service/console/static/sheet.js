@@ -54,9 +54,9 @@
 
   function showFailure() {
     sheet.body.querySelector("#sheet-failure")?.remove();
-    const panel = element("div", { id: "sheet-failure", class: "panel panel-bad", tabindex: "-1" }, failed);
-    sheet.body.prepend(panel);
-    panel.focus();
+    const notice = element("div", { id: "sheet-failure", class: "notice bad", tabindex: "-1" }, failed);
+    sheet.body.prepend(notice);
+    notice.focus();
   }
 
   function isOpen() {

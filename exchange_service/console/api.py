@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from exchange_service.accounts.v1 import account_service_pb2 as account_messages
+from exchange_service.grpc_server.direct import CallEnded, DirectCalls
+from exchange_service.grpc_server.status import DETAILS_KEY, CallStatus
 from exchange_service.operator.v1.plugin_service_pb2 import ListPluginsRequest, ListPluginsResponse
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.v1.exchange_pb2 import Exchange
 
-Metadata = Sequence[tuple[str, str]]
 _Reply = TypeVar("_Reply", bound=Message)
 
 _EXCHANGES = "/exchange_service.v1.ExchangeService/"
 _ACCOUNTS = "/exchange_service.accounts.v1.AccountService/"
 _PLUGINS = "/exchange_service.operator.v1.PluginService/"
-_DETAILS_KEY = "grpc-status-details-bin"
 # A venue may take most of this to answer a check; a page does not wait longer.
 _CHECK_TIMEOUT = 30.0
 _HTTP_STATUS = {
@@ -37,18 +37,6 @@ _HTTP_STATUS = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
-
-
-class Calls(Protocol):
-    """What the console needs of `grpc_server.direct.DirectCalls`."""
-
-    async def unary(self, path: str, request: bytes, metadata: Metadata = (), *, timeout: float | None = None) -> bytes:
-        """The bytes of the reply."""
-
-    def stream(
-        self, path: str, request: bytes, metadata: Metadata = (), *, timeout: float | None = None
-    ) -> AsyncGenerator[bytes, None]:
-        """The bytes of each event; closing it ends the call."""
 
 
 @dataclass
@@ -79,34 +67,19 @@ def as_dict(message: Message) -> dict[str, Any]:
     return MessageToDict(message, preserving_proto_field_name=True)
 
 
-@contextmanager
-def _failures() -> Any:
-    """Turns the end of a call with a status into an ApiError."""
-    try:
-        yield
-    except Exception as error:
-        status = getattr(error, "status", None)
-        if status is None:
-            raise
-        raise _api_error(status) from None
-
-
-def _api_error(end: Any) -> ApiError:
-    message = str(end.message).removeprefix(f"{end.reason}: ")
-    error = ApiError(str(end.reason), message, _HTTP_STATUS.get(end.code.name, 500))
-    fields = {}
-    for detail in _details(dict(end.trailers).get(_DETAILS_KEY, b"")):
+def _api_error(end: CallStatus) -> ApiError:
+    error = ApiError(end.reason, end.message.removeprefix(f"{end.reason}: "), _HTTP_STATUS.get(end.code.name, 500))
+    for detail in _details(dict(end.trailers).get(DETAILS_KEY, b"")):
         if isinstance(detail, error_details_pb2.RetryInfo):
             error.retry_delay = detail.retry_delay.ToTimedelta().total_seconds()
         elif isinstance(detail, error_details_pb2.BadRequest):
-            fields = {item.field: item.description for item in detail.field_violations}
-    error.fields = fields
+            error.fields = {item.field: item.description for item in detail.field_violations}
     return error
 
 
-def _details(data: bytes) -> list[Message]:
+def _details(data: str | bytes) -> list[Message]:
     try:
-        status = status_pb2.Status.FromString(data)
+        status = status_pb2.Status.FromString(data if isinstance(data, bytes) else b"")
     except DecodeError:
         return []
     kinds = (error_details_pb2.RetryInfo, error_details_pb2.BadRequest)
@@ -116,7 +89,7 @@ def _details(data: bytes) -> list[Message]:
 class Api:
     """The calls of one person: each carries the person's token. All of them raise ApiError."""
 
-    def __init__(self, calls: Calls, token: str = "") -> None:
+    def __init__(self, calls: DirectCalls, token: str = "") -> None:
         self._calls = calls
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
@@ -145,11 +118,13 @@ class Api:
         self, request: messages.StreamBalancesRequest
     ) -> AsyncGenerator[messages.StreamBalancesResponse, None]:
         """The events of a user's accounts. Closing the generator ends the call."""
-        with _failures():
-            path = _EXCHANGES + "StreamBalances"
+        path = _EXCHANGES + "StreamBalances"
+        try:
             async with aclosing(self._calls.stream(path, request.SerializeToString(), self._metadata)) as events:
                 async for data in events:
                     yield messages.StreamBalancesResponse.FromString(data)
+        except CallEnded as ended:
+            raise _api_error(ended.status) from None
 
     async def list_accounts(self, user_id: str = "") -> account_messages.ListAccountsResponse:
         """The user's stored accounts; without a user, those of the only one that the caller may read."""
@@ -187,7 +162,11 @@ class Api:
         return await self._unary(_PLUGINS + "ListPlugins", ListPluginsRequest(), ListPluginsResponse)
 
     async def _unary(self, path: str, request: Message, kind: type[_Reply], *, timeout: float | None = None) -> _Reply:
-        with _failures():
-            return kind.FromString(
-                await self._calls.unary(path, request.SerializeToString(), self._metadata, timeout=timeout)
-            )
+        data = request.SerializeToString()
+        try:
+            return kind.FromString(await self._calls.unary(path, data, self._metadata, timeout=timeout))
+        except CallEnded as ended:
+            raise _api_error(ended.status) from None
+        except KeyError:
+            # The service was built without this method.
+            raise ApiError("NOT_SUPPORTED", "This service does not offer that.", 501) from None

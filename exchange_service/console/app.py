@@ -22,7 +22,7 @@ from exchange_service.console import (
     plugins_page,
     sign_in_page,
 )
-from exchange_service.console.api import ApiError, Calls
+from exchange_service.console.api import ApiError
 from exchange_service.console.pages import (
     ConsoleOptions,
     ConsoleState,
@@ -37,6 +37,7 @@ from exchange_service.console.pages import (
 )
 from exchange_service.console.security import FAILED, Protection, Refused
 from exchange_service.console.sessions import LoginLinks, Sessions
+from exchange_service.grpc_server.direct import DirectCalls
 
 _PAGES = (accounts_page, connect_sheet, exchanges_page, logos, plugins_page, sign_in_page)
 _HTTP_ERRORS = {
@@ -48,7 +49,7 @@ _HTTP_ERRORS = {
 class Console:
     """The pages, as an ASGI application."""
 
-    def __init__(self, calls: Calls, options: ConsoleOptions) -> None:
+    def __init__(self, calls: DirectCalls, options: ConsoleOptions) -> None:
         sessions = Sessions(options.hash_key, secure=options.secure)
         self._state = ConsoleState(calls, options, sessions, LoginLinks())
         app = Starlette(routes=_routes(), exception_handlers=_handlers())
@@ -64,8 +65,8 @@ class Console:
         return f"/login/link?key={self._state.links.new_key(user)}"
 
 
-def make_console(calls: Calls, options: ConsoleOptions) -> Console:
-    """The console over these calls (`grpc_server.direct.DirectCalls`)."""
+def make_console(calls: DirectCalls, options: ConsoleOptions) -> Console:
+    """The console over these calls."""
     return Console(calls, options)
 
 

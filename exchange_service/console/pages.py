@@ -17,10 +17,22 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from exchange_service.accounts.v1.account_service_pb2 import ListAccountsResponse
-from exchange_service.console.api import Api, ApiError, Calls
+from exchange_service.console.api import Api, ApiError
+from exchange_service.console.figures import (
+    POLLED_BECAUSE,
+    REPAIRABLE,
+    SOURCES,
+    age_text,
+    amount_markup,
+    holds_something,
+    reason_name,
+    row_id,
+)
 from exchange_service.console.security import Refused
 from exchange_service.console.sessions import LoginLinks, Session, Sessions
+from exchange_service.grpc_server.direct import DirectCalls
 from exchange_service.printable import printable
+from exchange_service.v1.balance_pb2 import DELIVERY_MODE_PUSHED
 
 _PACKAGE = files("exchange_service.console")
 # What the error says if the account API is off, or the caller may not manage accounts.
@@ -47,7 +59,7 @@ class ConsoleOptions:
 class ConsoleState:
     """What the routes share, as `request.app.state.console`."""
 
-    calls: Calls
+    calls: DirectCalls
     options: ConsoleOptions
     sessions: Sessions
     links: LoginLinks
@@ -194,6 +206,12 @@ def environment() -> jinja2.Environment:
     )
     made.globals["static"] = static_address
     made.filters["shown"] = shown
+    made.filters["amount"] = amount_markup
+    made.filters["reason"] = reason_name
+    made.filters["age_text"] = age_text
+    made.tests["holds_something"] = holds_something
+    made.globals.update(REPAIRABLE=REPAIRABLE, row_id=row_id)
+    made.globals.update(SOURCES=SOURCES, POLLED_BECAUSE=POLLED_BECAUSE, DELIVERY_MODE_PUSHED=DELIVERY_MODE_PUSHED)
     return made
 
 

@@ -1,7 +1,8 @@
 # The verbs of this project. `make run` and `make test` install what they need.
 PYTHON ?= python3
-# For pytest: a file's tests stay on one worker, which starts its servers once; the longest files begin first.
-ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+# For pytest: more workers than cores, because the tests mostly wait. A file's tests stay on one worker, which starts its
+# servers once; the longest files begin first.
+ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pip install --quiet --disable-pip-version-check

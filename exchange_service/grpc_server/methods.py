@@ -1,9 +1,10 @@
-"""One gRPC service of ours, as the server registers it."""
+"""One service of ours: its descriptor and handlers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -27,15 +28,18 @@ class ServiceMethods:
         """The service's full name, such as "exchange_service.v1.ExchangeService"."""
         return self.descriptor.full_name
 
-    def register(self, wrap: Callable[[MethodDescriptor, Handler], Handler]) -> grpc.GenericRpcHandler:
-        """The wrapped handlers for the server. Raises KeyError if a method has no handler."""
-        return grpc.method_handlers_generic_handler(
-            self.name,
-            {
-                method.name: _KINDS[method.server_streaming](wrap(method, self.handlers[method.name]))
-                for method in self.descriptor.methods
-            },
-        )
+    def wrapped(self, wrap: Callable[[MethodDescriptor, Handler], Handler]) -> ServiceMethods:
+        """The same service with wrapped handlers. Raises KeyError if a method has no handler."""
+        methods = self.descriptor.methods
+        return replace(self, handlers={method.name: wrap(method, self.handlers[method.name]) for method in methods})
+
+    def generic_handler(self) -> grpc.GenericRpcHandler:
+        """The handlers as gRPC's server takes them."""
+        kinds: dict[str, Callable[..., Any]] = {
+            method.name: _KINDS[method.server_streaming] for method in self.descriptor.methods
+        }
+        handlers = {name: kinds[name](handler) for name, handler in self.handlers.items()}
+        return grpc.method_handlers_generic_handler(self.name, handlers)
 
 
 _KINDS = {False: grpc.unary_unary_rpc_method_handler, True: grpc.unary_stream_rpc_method_handler}

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from exchange_service.grpc_server import health
 from exchange_service.grpc_server.authentication import Authentication
+from exchange_service.grpc_server.direct import DirectCalls
 from exchange_service.grpc_server.handler_wrapper import FewFields, Handler, HandlerWrapper, UnknownMethods
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.grpc_server.requests import parse
@@ -98,6 +99,8 @@ class Server:
     grpc_server: grpc.aio.Server
     health: health.Health
     handler_wrapper: HandlerWrapper
+    # The same handlers for other transports within this process.
+    direct: DirectCalls
     # Answers health checks of this machine while the server itself wants TLS.
     local_checks: grpc.aio.Server | None = None
 
@@ -108,12 +111,15 @@ class Server:
     async def stop(self, grace: float) -> None:
         """Accept no new calls, and give those in progress `grace` seconds; then each is told that the service ends."""
         self.health.set_serving(False)
+        self.direct.close()
         grace = max(grace, _LEAST_GRACE)
         ending = asyncio.get_running_loop().call_later(grace - _LEAST_GRACE / 2, self._end_calls)
         try:
             # What gRPC itself cuts off gets no status any more, so it waits for those that are told first. It returns
-            # once no call is left.
-            await self.grpc_server.stop(grace + _TELLING)
+            # once no call is left of its own; calls of other transports have the same grace.
+            await asyncio.gather(
+                self.grpc_server.stop(grace + _TELLING), self.handler_wrapper.wait_until_idle(grace + _TELLING)
+            )
         finally:
             ending.cancel()
         if self.local_checks is not None:
@@ -167,14 +173,15 @@ async def listen(
         inner = authentication.require_caller(handler, action)
         return wrapper.wrap(method.name, inner, streaming=method.server_streaming)
 
-    handlers = [*(service.register(wrap) for service in services), states.handlers()]
+    wrapped = [service.wrapped(wrap) for service in services]
+    handlers = [*(service.generic_handler() for service in wrapped), states.handlers()]
     if reflect:
         handlers.append(_reflect((*names, health.NAME, reflection.SERVICE_NAME), authentication))
     server.add_generic_rpc_handlers((FewFields(), *handlers, UnknownMethods(metrics)))
     address = _bind(server, address, tls)
     await server.start()
     local = await _listen_for_local_checks(states, address) if tls is not None else None
-    return Server(address, server, states, wrapper, local)
+    return Server(address, server, states, wrapper, DirectCalls(wrapped), local)
 
 
 async def _listen_for_local_checks(states: health.Health, address: str) -> grpc.aio.Server | None:

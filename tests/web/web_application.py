@@ -71,9 +71,7 @@ class WebApplication:
 
 
 @asynccontextmanager
-async def web_application(
-    url: str, secret: str, user: str, *, binary: bool = False
-) -> AsyncIterator[WebApplication]:
+async def web_application(url: str, secret: str, user: str, *, binary: bool = False) -> AsyncIterator[WebApplication]:
     """The application of one signed-in user, whose back end signs tokens with `secret`."""
     node = shutil.which("node")
     assert node, "There is no node here: run make test-web, which says what to install."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession, web
 from exchange_service_hyperliquid.simulator import HyperliquidSimulator
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 from prometheus_client.parser import text_string_to_metric_families
@@ -25,6 +27,8 @@ from tests.web.web_application import WebApplication, web_application
 # Pushes are off: each change is then seen by a poll, in half a second.
 QUICK: dict[str, Any] = {"heartbeat_interval": 0.2, "poll_interval": 0.4, "poll_interval_still": 0.4, "push": False}
 TOKEN = "the-users-own-token"
+# Connect's number of the code.
+UNAVAILABLE = 14
 
 
 @dataclass(slots=True)
@@ -200,6 +204,47 @@ async def test_after_a_restart_of_the_service_the_page_goes_on_with_what_it_has(
                 async with serving_browsers(tmp_path, **options | {"http_address": address}):
                     back = await page.account("oanda", lambda account: total(account) == "25311.4426")
                     assert int(back["balance"]["version"]) > int(first["balance"]["version"])
+
+
+# What the browser sends of itself: a page needs nobody's leave for these.
+_OF_THE_BROWSER = re.compile(r"host|connection|accept.*|user-agent|content-length|origin|sec-.*|cache-control|pragma")
+
+
+@asynccontextmanager
+async def recorder() -> AsyncIterator[tuple[str, set[str]]]:
+    """A server that answers nothing useful: its URL, and the names of the headers that it was sent."""
+    names: set[str] = set()
+
+    async def record(request: web.Request) -> web.Response:
+        names.update(name.lower() for name in request.headers)
+        return web.Response(status=503)
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", record)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}", names
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_page_of_an_allowed_origin_may_send_every_header_that_the_libraries_send(tmp_path: Path) -> None:
+    async with recorder() as (url, names), web_application(url, SECRET, USER) as page:
+        assert (await page.act("balance", exchangeId="oanda"))["problem"]["reason"] == ""
+        await page.act("follow")
+        await page.event("changed", lambda event: event["interruption"]["code"] == UNAVAILABLE)
+    needed = {name for name in names if not _OF_THE_BROWSER.fullmatch(name)}
+    assert "authorization" in needed
+    origin = "https://app.example.com"
+    async with serving_browsers(tmp_path, http_origins=[origin]) as running, ClientSession() as session:
+        target = f"http://{running.service.http_address}/exchange_service.v1.ExchangeService/GetBalance"
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        async with session.options(target, headers=asked) as answer:
+            assert answer.headers["Access-Control-Allow-Origin"] == origin
+            allowed = answer.headers["Access-Control-Allow-Headers"].lower().replace(" ", "").split(",")
+    assert needed <= set(allowed)
 
 
 async def test_an_account_is_connected_breaks_and_is_repaired_from_the_form(scene: Scene) -> None:

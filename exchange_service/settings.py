@@ -313,6 +313,23 @@ class Settings(BaseSettings):
         description="Host and port that answer /livez and /readyz over HTTP, in plaintext, for load balancers and "
         "Kubernetes, such as 127.0.0.1:8086. It may be the same as `metrics_address`. Unset: they are not answered.",
     )
+    http_address: str | None = Field(
+        None,
+        description="Host and port that serve the same methods over HTTP to browsers and scripts (the Connect "
+        "protocol), such as 127.0.0.1:50052. Callers are told apart by tokens there, not by client certificates. It "
+        "needs the extra [http]. Unset: they are served over gRPC alone.",
+    )
+    http_origins: list[str] = Field(
+        default_factory=list,
+        description="Web pages that may call the service over HTTP, by their origins, as JSON: "
+        '["https://app.example.com"]. Pages of other origins are refused.',
+    )
+    http_hosts: list[str] = Field(
+        default_factory=list,
+        description="Further names in the Host header under which `http_address` is served, as JSON: "
+        '["balances.example.com"]. The host of `http_address`, addresses and localhost are always served.',
+    )
+    console: bool = Field(False, description="Serve pages for people on `http_address`. It needs the extra [console].")
     event_loop: Literal["auto", "asyncio", "uvloop"] = Field(
         "auto", description="The event loop. auto: uvloop if it is installed, else Python's own asyncio."
     )
@@ -384,12 +401,21 @@ class Settings(BaseSettings):
             raise ValueError("it should be host:port, such as 127.0.0.1:50051")
         return value
 
-    @field_validator("metrics_address", "health_address")
+    @field_validator("metrics_address", "health_address", "http_address")
     @classmethod
     def _validate_http_address(cls, value: str | None) -> str | None:
         host, colon, port = (value or "").rpartition(":")
         if value is not None and not (host and colon and port.isdigit() and int(port) < 65536):
             raise ValueError("it should be host:port, such as 127.0.0.1:9464")
+        return value
+
+    @field_validator("http_origins")
+    @classmethod
+    def _validate_origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}".lower():
+                raise ValueError("each should be as browsers send it, such as https://app.example.com")
         return value
 
     @field_validator("jwt_jwks_url")
@@ -444,7 +470,12 @@ class Settings(BaseSettings):
     @property
     def loopback(self) -> bool:
         """Whether the service can be reached from this machine only."""
-        return is_loopback(self.address)
+        return not self.exposed
+
+    @property
+    def exposed(self) -> list[str]:
+        """The addresses at which other machines reach the service's methods."""
+        return [address for address in (self.address, self.http_address) if address and not is_loopback(address)]
 
     @property
     def third_party_by_name(self) -> bool:

@@ -20,7 +20,8 @@ ALLOWED: dict[str, set[str]] = {
     "addresses": set(),
     "amounts": set(),
     "app": {
-        *{"balances", "cache", "catalogue", "clock", "credentials", "gc_tuning", "grpc_server", "identity"},
+        *{"addresses", "balances", "cache", "catalogue", "clock", "credentials", "gc_tuning", "grpc_server"},
+        *{"http_server", "identity"},
         *{"memory_limit", "model", "observability", "open_files", "plugin_host", "settings", "spare_memory"},
         *{"startup_checks", "streams", "venue_gate", "venues"},
     },
@@ -46,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
         *{"balances", "catalogue", "clock", "deadlines", "errors", "identity", "observability", "operator"},
         *{"plugin_host", "streams", "v1", "venues", "wire"},
     },
+    "http_server": {"addresses", "errors", "grpc_server", "observability"},
     "identity": {"cache", "credentials", "deadlines", "errors", "settings", "tasks"},
     "memory_limit": set(),
     "model": {"amounts", "errors"},
@@ -87,6 +89,8 @@ HOMES = {
     "stamina": {"venue_gate"},
     "prometheus_client": {"observability"},
     "uvloop": {"cli"},
+    "uvicorn": {"http_server"},
+    "connectrpc": {"http_server"},
 }
 
 

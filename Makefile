@@ -1,7 +1,8 @@
 # The verbs of this project. `make run` and `make test` install what they need.
 PYTHON ?= python3
-# For pytest: a file's tests stay on one worker, which starts its servers once; the longest files begin first.
-ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+# For pytest: more workers than cores, because the tests mostly wait. A file's tests stay on one worker, which starts its
+# servers once; the longest files begin first.
+ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -11,7 +12,7 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: run replicas test threats forger have-nginx nginx have-chromium test-browser two-users check bench soak chaos \
+.PHONY: run replicas test threats forger have-nginx nginx have-chromium test-browser have-node test-web two-users check bench soak chaos \
 	protos lock docs audit fuzz clean help
 
 help:  ## Show the verbs
@@ -85,6 +86,24 @@ have-chromium: $(CHROMIUM)
 test-browser: $(VENV)/.browser $(CHROMIUM)  ## Test the console in Chromium, which is installed if there is none
 	EXCHANGE_SERVICE_TEST_CHROMIUM=$(abspath $(CHROMIUM)) $(BIN)/python -m pytest -q -n0 tests/browser
 
+# And so is Node.js with npm. One that is too old counts as missing.
+NODE_IS_HERE := node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' && npm --version
+WEB := examples/web
+
+have-node:
+	@{ { $(NODE_IS_HERE); } || { test "$$(id -u)" = 0 && apt-get update -qq && \
+		apt-get install -y -qq --no-install-recommends nodejs npm && $(NODE_IS_HERE); }; } >/dev/null 2>&1 \
+	|| { echo "There is no Node.js 20 with npm here, and apt-get cannot install it. Install it otherwise (on Debian 13," \
+		"as root: apt-get install nodejs npm)." >&2; exit 1; }
+
+$(WEB)/node_modules/.ready: $(WEB)/package.json $(WEB)/package-lock.json $(WEB)/.npmrc | have-node
+	@cd $(WEB) && npm ci --include=dev --silent
+	@touch $@
+
+test-web: $(VENV)/.dev $(WEB)/node_modules/.ready | have-node  ## Run docs/web-application.md in Node.js, which is installed if there is none
+	@cd $(WEB) && PATH="$(abspath $(BIN)):$$PATH" npm run --silent generate && npm run --silent build
+	$(BIN)/python -m pytest -q -n0 tests/web
+
 check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -148,3 +167,4 @@ fuzz: .venv-fuzz/.ready  ## Fuzz every decoder of bytes from outside for twenty 
 
 clean:  ## Remove everything that was installed or built here
 	rm -rf .venv .venv-protos .venv-oldest .venv-lock .venv-audit .venv-nginx .venv-fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(WEB)/node_modules $(WEB)/src/gen $(WEB)/build

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from exchange_service import clock
+from exchange_service.addresses import host_of
 from exchange_service.balances.cached import CachedBalances
 from exchange_service.balances.credential_changes import CredentialChanges
 from exchange_service.balances.freshness import Freshness, PollBackoff
@@ -34,9 +35,11 @@ from exchange_service.gc_tuning import collect_while_quick
 from exchange_service.grpc_server.certificates import (
     CertificateFiles,
     RenewedCertificates,
+    RenewedContexts,
     UnusableCertificates,
     watch_ends,
 )
+from exchange_service.grpc_server.direct import DirectCalls
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.grpc_server.plugin_servicer import PluginServicer
 from exchange_service.grpc_server.requests import RequestReader
@@ -77,8 +80,13 @@ from exchange_service.venues.sessions import Sessions
 
 if TYPE_CHECKING:
     from exchange_service.cache.sealed_redis import SealedRedis
+    from exchange_service.http_server.guards import ASGIApp
+    from exchange_service.http_server.server import HttpServer
 
 log = structlog.get_logger(__name__)
+
+# A page or a script has one connection or two, so this many serve many people.
+_MOST_HTTP_CONNECTIONS = 5000
 
 
 @dataclass(slots=True)
@@ -100,6 +108,8 @@ class Service:
     metrics_address: str
     # The same for /livez and /readyz.
     health_address: str
+    # The server for browsers and scripts; None without it.
+    http: HttpServer | None
     _stack: AsyncExitStack
 
     @property
@@ -118,7 +128,9 @@ class Service:
         await self.streams.close()
         # Shortly before the grace is over, what still waits for a venue is told why, instead of being cut off.
         asyncio.get_running_loop().call_later(max(0.0, self.settings.shutdown_grace - 0.3), self.balances.end)
-        await self.server.stop(self.settings.shutdown_grace)
+        grace = self.settings.shutdown_grace
+        http = [] if self.http is None else [self.http.stop(max(grace, 1.0) + 1.0)]
+        await asyncio.gather(self.server.stop(grace), *http)
         await self._stack.aclose()
 
     async def run_until_signal(self, ready: Callable[[], None] = lambda: None) -> None:
@@ -257,6 +269,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     pages = HealthPages(asyncio.get_running_loop())
     metrics_address, health_address = _serve_http(metrics, pages, settings, stack)
     server = await _listen(settings, (servicer.methods(), plugins.methods()), authenticator, metrics, openings)
+    web = _listen_http(settings, server.direct)
     pages.is_serving = lambda: server.health.is_serving
     _watch(metrics, streams, server, lambda: _process_figures(registry, venues))
     await server.set_serving(may_serve)
@@ -265,8 +278,10 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         stack.push_async_callback(_end, asyncio.create_task(work, name=name))
     exchanges, serving = len(registry.listings), who_may_call(settings)
     log.info("service.listening", address=server.address, exchanges=exchanges, serving=serving)
+    if web is not None:
+        log.info("http.listening", address=web.address)
     parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics, status)
-    return Service(settings, server, *parts, metrics_address, health_address, stack)
+    return Service(settings, server, *parts, metrics_address, health_address, web, stack)
 
 
 def _open_watches(
@@ -489,7 +504,7 @@ async def _listen(
     except UnusableCertificates as error:
         raise BindError(str(error)) from None
     reflect = settings.loopback if settings.reflection is None else settings.reflection
-    limits = ConnectionLimits(settings.connection_streams, most_connections(), idle_seconds())
+    limits = ConnectionLimits(settings.connection_streams, _connections_of(settings)[0], idle_seconds())
     return await listen(
         services,
         authenticator,
@@ -501,6 +516,46 @@ async def _listen(
         call_timeout=settings.call_timeout,
         openings=openings,
     )
+
+
+def _listen_http(settings: Settings, calls: DirectCalls) -> HttpServer | None:
+    """Serve the calls over HTTP if the settings ask for it. Raises BindError with a sentence for the operator."""
+    if settings.http_address is None:
+        return None
+    try:
+        # Late, because a service without it does without its libraries, which are an extra.
+        from exchange_service.http_server.guards import WebOptions
+        from exchange_service.http_server.server import HttpOptions, listen_http
+    except ModuleNotFoundError as error:
+        raise BindError(
+            f"http_address needs {error.name}, which is not installed: install exchange-service[http]."
+        ) from None
+    files = certificate_files(settings)
+    tls = None if files is None else RenewedContexts(files).current
+    hosts = (host_of(settings.http_address), *settings.http_hosts)
+    options = HttpOptions(
+        WebOptions(hosts, settings.http_origins),
+        tls,
+        _connections_of(settings)[1],
+        idle=min(60.0, idle_seconds()),
+        write_timeout=settings.write_timeout,
+        pages=_open_console(settings, calls),
+    )
+    return listen_http(settings.http_address, calls, options)
+
+
+def _open_console(settings: Settings, calls: DirectCalls) -> ASGIApp | None:
+    """The pages for people, which use nothing but the calls; None without them."""
+    return None
+
+
+def _connections_of(settings: Settings) -> tuple[int | None, int]:
+    """How many connections callers may have open over gRPC (None: any number) and over HTTP: they share the files."""
+    most = most_connections()
+    if settings.http_address is None or most is None:
+        return most, _MOST_HTTP_CONNECTIONS
+    over_http = max(1, min(_MOST_HTTP_CONNECTIONS, most // 4))
+    return max(1, most - over_http), over_http
 
 
 def certificate_files(settings: Settings) -> CertificateFiles | None:

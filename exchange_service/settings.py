@@ -67,11 +67,18 @@ class Settings(BaseSettings):
         description="PEM file with the authority that signs client certificates. Every connection then needs a "
         "certificate.",
     )
-    client_certificates: dict[str, str | list[str]] = Field(
+    client_certificates: dict[str, str | list[str] | dict[str, Any]] = Field(
         default_factory=dict,
         description="The users that the holder of a client certificate may read, by the certificate's DNS name, or "
         "by its common name if it has no DNS name, as JSON: "
-        '{"billing": "*", "desk": ["alice", "bob"], "gateway": "act-as"}. Other certificates are refused.',
+        '{"billing": "*", "desk": ["alice", "bob"], "gateway": "act-as"}. Other certificates are refused. '
+        'With {"app": {"users": "act-as", "manage": true}} it may also manage accounts, see `manage_accounts`.',
+    )
+    manage_accounts: bool = Field(
+        False,
+        description="Let callers with the right to manage connect, check and remove accounts "
+        "(exchange_service.accounts.v1.AccountService). Without authentication that is everybody who reaches the "
+        "service, so it needs loopback.",
     )
     service_tokens: bool = Field(
         False,
@@ -100,7 +107,7 @@ class Settings(BaseSettings):
         "exchange_service_users",
         min_length=1,
         description='The claim that lets a JWT read more users than its subject; its value is "*", "act-as" or a '
-        "list of users.",
+        'list of users, or {"users": one of these, "manage": true} with the right to manage accounts.',
     )
     jwt_leeway: float = Field(
         60.0, ge=0, le=300, description="Seconds by which the clock of a JWT's issuer may differ from the service's."
@@ -119,6 +126,12 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="Streams that a user's own token may have open at the same time, in each process.",
     )
+    user_changes: int = Field(
+        20,
+        ge=1,
+        le=1_000_000,
+        description="Accounts per minute that a user's own token may connect, check or remove.",
+    )
     service_calls: int = Field(
         2000, ge=1, le=1_000_000, description="Calls per second that a service's token or certificate may make."
     )
@@ -130,6 +143,19 @@ class Settings(BaseSettings):
         ge=1,
         le=1_000_000,
         description="Streams that a service's token or certificate may have open at the same time, in each process.",
+    )
+    service_changes: int = Field(
+        600,
+        ge=1,
+        le=1_000_000,
+        description="Accounts per minute that a service's token or certificate may connect, check or remove.",
+    )
+    failed_checks: int = Field(
+        5,
+        ge=1,
+        le=1_000,
+        description="Attempts per minute, on all replicas together, to connect or check one account that its venue "
+        "may refuse; further ones do not reach it, because many venues lock an account after some.",
     )
     reflection: bool | None = Field(
         None, description="Serve gRPC reflection, the description of the service's methods. Unset: on loopback only."
@@ -313,6 +339,23 @@ class Settings(BaseSettings):
         description="Host and port that answer /livez and /readyz over HTTP, in plaintext, for load balancers and "
         "Kubernetes, such as 127.0.0.1:8086. It may be the same as `metrics_address`. Unset: they are not answered.",
     )
+    http_address: str | None = Field(
+        None,
+        description="Host and port that serve the same methods over HTTP to browsers and scripts (the Connect "
+        "protocol), such as 127.0.0.1:50052. Callers are told apart by tokens there, not by client certificates. It "
+        "needs the extra [http]. Unset: they are served over gRPC alone.",
+    )
+    http_origins: list[str] = Field(
+        default_factory=list,
+        description="Web pages that may call the service over HTTP, by their origins, as JSON: "
+        '["https://app.example.com"]. Pages of other origins are refused.',
+    )
+    http_hosts: list[str] = Field(
+        default_factory=list,
+        description="Further names in the Host header under which `http_address` is served, as JSON: "
+        '["balances.example.com"]. The host of `http_address`, addresses and localhost are always served.',
+    )
+    console: bool = Field(False, description="Serve pages for people on `http_address`. It needs the extra [console].")
     event_loop: Literal["auto", "asyncio", "uvloop"] = Field(
         "auto", description="The event loop. auto: uvloop if it is installed, else Python's own asyncio."
     )
@@ -384,12 +427,21 @@ class Settings(BaseSettings):
             raise ValueError("it should be host:port, such as 127.0.0.1:50051")
         return value
 
-    @field_validator("metrics_address", "health_address")
+    @field_validator("metrics_address", "health_address", "http_address")
     @classmethod
     def _validate_http_address(cls, value: str | None) -> str | None:
         host, colon, port = (value or "").rpartition(":")
         if value is not None and not (host and colon and port.isdigit() and int(port) < 65536):
             raise ValueError("it should be host:port, such as 127.0.0.1:9464")
+        return value
+
+    @field_validator("http_origins")
+    @classmethod
+    def _validate_origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}".lower():
+                raise ValueError("each should be as browsers send it, such as https://app.example.com")
         return value
 
     @field_validator("jwt_jwks_url")
@@ -444,7 +496,12 @@ class Settings(BaseSettings):
     @property
     def loopback(self) -> bool:
         """Whether the service can be reached from this machine only."""
-        return is_loopback(self.address)
+        return not self.exposed
+
+    @property
+    def exposed(self) -> list[str]:
+        """The addresses at which other machines reach the service's methods."""
+        return [address for address in (self.address, self.http_address) if address and not is_loopback(address)]
 
     @property
     def third_party_by_name(self) -> bool:

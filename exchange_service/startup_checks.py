@@ -39,6 +39,7 @@ def check_settings(settings: Settings) -> None:
         raise UnsafeSettings("Set both tls_certificate and tls_key, or neither.")
     _check_identity(settings)
     _check_openness(settings)
+    _check_http(settings)
     if not settings.loopback and os.environ.get("GRPC_TRACE", "none") not in ("", "none"):
         # It is gRPC's own, and writes the metadata of every call, tokens included, past our log.
         raise UnsafeSettings("GRPC_TRACE is set, which writes callers' tokens to standard error: unset it.")
@@ -82,21 +83,41 @@ def _check_openness(settings: Settings) -> None:
     """Raise UnsafeSettings if programs of other machines could read without authentication, or overhear."""
     if settings.loopback:
         return
+    exposed = settings.exposed[0]
+    if settings.manage_accounts and not settings.knows_callers:
+        raise UnsafeSettings(
+            f"{exposed} can be reached by others, and with manage_accounts anybody who reaches the port could "
+            "replace and remove users' credentials: set service_tokens, jwt_secret, jwt_jwks_url, or tls_client_ca "
+            "with client_certificates; or manage_accounts=false."
+        )
     if not settings.tls_certificate and settings.knows_callers:
         raise UnsafeSettings(
-            f"{settings.address} can be reached by others, and without TLS the callers' tokens would cross the "
+            f"{exposed} can be reached by others, and without TLS the callers' tokens would cross the "
             "network in the clear: set tls_certificate and tls_key."
         )
     if not settings.tls_certificate and not settings.insecure:
         raise UnsafeSettings(
-            f"{settings.address} can be reached by others and TLS is not set: set tls_certificate and tls_key, and a "
+            f"{exposed} can be reached by others and TLS is not set: set tls_certificate and tls_key, and a "
             "way to tell callers apart, such as service_tokens; or insecure=true to serve anybody who reaches the port."
         )
     if not (settings.knows_callers or settings.open_to_all or settings.insecure):
         raise UnsafeSettings(
-            f"{settings.address} can be reached by others, and nothing tells callers apart: set service_tokens, "
+            f"{exposed} can be reached by others, and nothing tells callers apart: set service_tokens, "
             "jwt_secret, jwt_jwks_url, or tls_client_ca with client_certificates; or open_to_all=true to show every "
             "user's balances to anybody who reaches the port."
+        )
+
+
+def _check_http(settings: Settings) -> None:
+    """Raise UnsafeSettings if nobody could be served over HTTP, or a setting for it has nothing to work on."""
+    if settings.http_address is None:
+        for name in ("console", "http_origins", "http_hosts"):
+            if getattr(settings, name):
+                raise UnsafeSettings(f"{name} needs http_address, the address on which browsers are served.")
+    elif settings.knows_callers and not settings.takes_tokens:
+        raise UnsafeSettings(
+            "http_address serves callers by their tokens, and only client certificates are accepted: set "
+            "service_tokens, jwt_secret or jwt_jwks_url, or unset http_address."
         )
 
 

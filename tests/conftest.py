@@ -20,8 +20,8 @@ from sqlalchemy import make_url
 from scripts import threats
 from tests.servers import PostgresServer, RedisServer, postgres_address, redis_address
 
-# They need playwright and a browser, and run by `make test-browser`.
-collect_ignore = ["browser"]
+# They need programs of their own, and run by `make test-browser` and `make test-web`.
+collect_ignore = ["browser", "web"]
 
 # A property of a test: what the canary searched and found, as a sentence.
 CANARY = "canary"

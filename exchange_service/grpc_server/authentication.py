@@ -50,7 +50,8 @@ class Authentication:
             _caller.set(caller or await self._admit(context, action))
             if action is Action.OPENING:
                 await self._openings.take()
-            return await inner(request, context)
+            # Other transports' requests may still have to be turned into bytes, which is done for known callers only.
+            return await inner(request() if callable(request) else request, context)
 
         return handle
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import grpc
 import structlog
@@ -41,6 +41,17 @@ class CertificateFiles:
     def stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
         """What changes when a file is replaced; None for one that cannot be found."""
         return tuple(_stamp(file) for file in (self.certificate, self.key, self.client_ca) if file is not None)
+
+    def context(self) -> ssl.SSLContext:
+        """The identity as Python's own servers take it, without client certificates. Raises UnusableCertificates."""
+        self.configuration()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self.certificate, self.key, password="")
+        except (OSError, ValueError):
+            raise UnusableCertificates("tls_certificate: the file has just changed.") from None
+        context.set_alpn_protocols(["http/1.1"])
+        return context
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
         """The identity as gRPC takes it. Raises UnusableCertificates if the files do not fit together, or one is not
@@ -90,28 +101,29 @@ def _check_whole(name: str, text: bytes) -> None:
         raise UnusableCertificates(f"{name}: the file has no certificate in PEM, or one is cut off.")
 
 
-class RenewedCertificates:
-    """Gives each new connection the certificate that is in the files now; while they are wrong, the last good one."""
+_Identity = TypeVar("_Identity")
 
-    def __init__(self, files: CertificateFiles, clock: Callable[[], float] = time.monotonic) -> None:
+
+class _RenewedIdentity(Generic[_Identity]):
+    """What `make` reads from the files, made again when they have changed."""
+
+    def __init__(
+        self,
+        files: CertificateFiles,
+        make: Callable[[CertificateFiles], _Identity],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Raises UnusableCertificates."""
         self._files = files
+        self._make = make
         self._clock = clock
         self._stamp = files.stamp()
         self._looked_at = clock()
-        self.first = files.configuration()
+        self.first = make(files)
         self._trouble = ""
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """What the server listens with."""
-        # None for an identity that has not changed is part of gRPC's contract, and its stubs lack it.
-        fetch: Any = self.changed
-        return grpc.dynamic_ssl_server_credentials(
-            self.first, fetch, require_client_authentication=self._files.client_ca is not None
-        )
-
-    def changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """The new identity if the files have changed; None for the one before. gRPC calls it in threads of its own."""
+    def changed(self) -> _Identity | None:
+        """The new identity if the files have changed; None for the one before, also while they are wrong."""
         now = self._clock()
         if now - self._looked_at < LOOK_EVERY:
             return None
@@ -120,7 +132,7 @@ class RenewedCertificates:
         if stamp == self._stamp:
             return None
         try:
-            renewed = self._files.configuration()
+            renewed = self._make(self._files)
         except UnusableCertificates as error:
             # Perhaps one of two files is new already and the other one is not.
             if str(error) != self._trouble:
@@ -133,6 +145,37 @@ class RenewedCertificates:
         self._stamp, self._trouble = stamp, ""
         log.info("certificate.renewed")
         return renewed
+
+
+class RenewedCertificates(_RenewedIdentity[grpc.ServerCertificateConfiguration]):
+    """Gives each new connection the certificate that is in the files now; while they are wrong, the last good one."""
+
+    def __init__(self, files: CertificateFiles, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises UnusableCertificates."""
+        super().__init__(files, CertificateFiles.configuration, clock)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """What the server listens with."""
+        # None for an identity that has not changed is part of gRPC's contract, and its stubs lack it.
+        fetch: Any = self.changed
+        # gRPC calls it in threads of its own.
+        return grpc.dynamic_ssl_server_credentials(
+            self.first, fetch, require_client_authentication=self._files.client_ca is not None
+        )
+
+
+class RenewedContexts(_RenewedIdentity[ssl.SSLContext]):
+    """The same for Python's own servers."""
+
+    def __init__(self, files: CertificateFiles, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises UnusableCertificates."""
+        super().__init__(files, CertificateFiles.context, clock)
+        self._present = self.first
+
+    def current(self) -> ssl.SSLContext:
+        """The context for a new connection."""
+        self._present = self.changed() or self._present
+        return self._present
 
 
 def ends(files: CertificateFiles) -> dict[str, datetime]:

@@ -6,7 +6,7 @@ So a call over another transport has the same authentication, quotas, deadlines,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn, cast
 
@@ -19,6 +19,8 @@ from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.grpc_server.status import CallStatus
 
 Metadata = Sequence[tuple[str, str]]
+# The bytes of a message, or what makes them of another form, which is called for known callers only.
+Request = bytes | Callable[[], bytes]
 
 
 class CallEnded(Exception):
@@ -32,7 +34,8 @@ class CallEnded(Exception):
 class DirectCalls:
     """Calls methods by their paths, such as "/exchange_service.v1.ExchangeService/GetBalance".
 
-    Requests and replies are serialized messages. Metadata has lower-case names, as in gRPC. `timeout` is in seconds; a
+    Requests and replies are serialized messages; a request may also be a function that returns it, or raises
+    FieldInvalid. Metadata has lower-case names, as in gRPC. `timeout` is in seconds; a
     unary call without one has the service's own.
     """
 
@@ -51,7 +54,9 @@ class DirectCalls:
         """Refuse calls from now on with SHUTTING_DOWN. Those in progress go on."""
         self._closed = True
 
-    async def unary(self, path: str, request: bytes, metadata: Metadata = (), *, timeout: float | None = None) -> bytes:
+    async def unary(
+        self, path: str, request: Request, metadata: Metadata = (), *, timeout: float | None = None
+    ) -> bytes:
         """Call a method with one reply. Raises CallEnded, and KeyError for an unknown path.
 
         The call ends at once if the caller's task is cancelled.
@@ -63,7 +68,7 @@ class DirectCalls:
             await call.end()
 
     async def stream(
-        self, path: str, request: bytes, metadata: Metadata = (), *, timeout: float | None = None
+        self, path: str, request: Request, metadata: Metadata = (), *, timeout: float | None = None
     ) -> AsyncGenerator[bytes, None]:
         """Call a method with a stream of replies. Raises CallEnded when the stream ends with an error, and KeyError for
         an unknown path.
@@ -79,7 +84,7 @@ class DirectCalls:
         finally:
             await call.end()
 
-    def _begin(self, path: str, request: bytes, metadata: Metadata, timeout: float | None) -> _Call:
+    def _begin(self, path: str, request: Request, metadata: Metadata, timeout: float | None) -> _Call:
         handler = self._handlers[path]
         if self._closed:
             raise CallEnded(find_status(ShuttingDown("This replica of the service is shutting down.")))
@@ -89,7 +94,7 @@ class DirectCalls:
 class _Call:
     """One call in a task of its own, which the handler wrapper needs."""
 
-    def __init__(self, handler: Handler, request: bytes, metadata: Metadata, timeout: float | None) -> None:
+    def __init__(self, handler: Handler, request: Request, metadata: Metadata, timeout: float | None) -> None:
         self._context = _Context(metadata, timeout)
         context = cast("Context", self._context)
         self._task: asyncio.Task[Any] = asyncio.ensure_future(handler(request, context))

@@ -111,7 +111,7 @@ class TestUnary:
         call = asyncio.ensure_future(get(calls))
         await gate.entered.wait()
         call.cancel()
-        await asyncio.wait({call})
+        await asyncio.wait({call}, timeout=1)
         assert call.cancelled()
         assert running.service.server.handler_wrapper.running() == 0
 
@@ -126,6 +126,7 @@ class TestStream:
             event = messages.StreamBalancesResponse.FromString(await anext(stream))
             assert totals(event.balance.balance) == {"BTC": "1.50"}
             assert running.service.streams.counts() == (1, 1)
+            await asyncio.wait_for(stream.aclose(), 1)
         assert running.service.server.handler_wrapper.running() == 0
         assert running.service.streams.counts()[1] == 0
 

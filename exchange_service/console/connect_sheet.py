@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from exchange_service.accounts.v1.account_service_pb2 import ListAccountsResponse
 from exchange_service.console.api import ApiError
-from exchange_service.console.credential_form import PRODUCTION, Typed, credential_form, field_faults
+from exchange_service.console.credential_form import PRODUCTION, Typed, credential_form, environment_label, field_faults
 from exchange_service.console.exchange_cards import ExchangeCard, Selection, exchange_card, filter_choices
 from exchange_service.console.logos import logos_in
 from exchange_service.console.outcomes import check_outcome
@@ -94,14 +94,14 @@ async def connect(request: Request) -> Response:
     except ApiError as error:
         _raise_if_signed_out(error)
         return await _form(request, visit, exchange, typed, repair=repair, error=error)
-    name, word = printable(exchange.name), "repaired" if reply.replaced else "connected"
+    name, word = printable(exchange.name), "repaired" if repair else "connected"
     return _sheet(
         request,
         visit,
         "sheet_outcome.html",
         f"{name} is {word}" if reply.HasField("check") else f"The key for {name} is stored",
         card=_card(request, exchange),
-        environment=reply.account.environment or PRODUCTION,
+        environment=environment_label(reply.account.environment),
         outcome=check_outcome(reply.check) if reply.HasField("check") else None,
         may_add_more=not repair,
     )
@@ -123,7 +123,7 @@ async def check(request: Request) -> Response:
         "sheet_outcome.html",
         f"{printable(exchange.name)} works",
         card=_card(request, exchange),
-        environment=environment,
+        environment=environment_label(environment),
         outcome=check_outcome(reply.check),
         may_add_more=False,
     )

@@ -133,6 +133,11 @@ def credential_form(
     )
 
 
+def environment_label(name: str) -> str:
+    """An environment in words."""
+    return _ENVIRONMENT_LABELS.get(name or PRODUCTION, printable(name))
+
+
 def text_parts(text: str) -> Iterable[TextPart]:
     """A sentence in pieces, so that the https addresses in it can be links."""
     text, end = printable(text), 0
@@ -185,7 +190,7 @@ def _environments(
     return tuple(
         EnvironmentChoice(
             item.name,
-            _ENVIRONMENT_LABELS.get(item.name, printable(item.name)),
+            environment_label(item.name),
             ", ".join(printable(alias) for alias in item.aliases),
             item is chosen,
             item.name in connected,

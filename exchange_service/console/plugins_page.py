@@ -45,6 +45,15 @@ class ProcessRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SandboxState:
+    """What keeps a plugin to itself: a word, its tone, and the system's own account of it."""
+
+    word: str
+    tone: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class PluginRow:
     """A plugin in words."""
 
@@ -54,8 +63,7 @@ class PluginRow:
     listings: int
     readable: int
     pushed: int
-    sandbox: str
-    sandboxed: bool
+    sandbox: SandboxState
     processes: tuple[ProcessRow, ...]
 
 
@@ -107,10 +115,18 @@ def _plugin_row(status: PluginStatus) -> PluginRow:
         listings=status.exchange_count,
         readable=status.balance_exchange_count,
         pushed=status.push_exchange_count,
-        sandbox=printable(status.sandbox) or "None: it runs in the service's own process.",
-        sandboxed=bool(status.sandbox) and not status.sandbox.startswith("none"),
+        sandbox=_sandbox(status),
         processes=tuple(_process_row(process) for process in status.processes),
     )
+
+
+def _sandbox(status: PluginStatus) -> SandboxState:
+    if not status.own_process:
+        return SandboxState("In the service's own process", "quiet", "")
+    # The service says "none:" and the reason.
+    if status.sandbox.startswith("none"):
+        return SandboxState("Not sandboxed", "warning", printable(status.sandbox))
+    return SandboxState("Sandboxed", "good", printable(status.sandbox))
 
 
 def _process_row(process: PluginProcess) -> ProcessRow:

@@ -247,13 +247,12 @@ async def _publish_change(settings: Settings, *accounts: Account) -> None:
         return
     from exchange_service.balances.cached import publish_credential_change
     from exchange_service.cache import open_cache
-    from exchange_service.credentials import credential_id
     from exchange_service.credentials.configured import configured_hash_key
 
     hash_key = configured_hash_key(settings)
     async with open_cache(settings.cache_url, hash_key, prefix=settings.cache_prefix) as cache:
         for account in dict.fromkeys(accounts):
-            await publish_credential_change(cache, credential_id(hash_key, account))
+            await publish_credential_change(cache, hash_key, account)
 
 
 async def with_store(settings: Settings, work: Callable[[Any], Awaitable[None]]) -> None:

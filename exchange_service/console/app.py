@@ -72,8 +72,18 @@ def make_console(calls: DirectCalls, options: ConsoleOptions) -> Console:
 
 def _routes() -> list[BaseRoute]:
     pages = [route for page in _PAGES for route in page.routes]
-    static = Mount("/static", StaticFiles(packages=[("exchange_service.console", "static")]))
+    static = Mount("/static", _Static(packages=[("exchange_service.console", "static")]))
     return [Route("/", _home), *pages, static]
+
+
+class _Static(StaticFiles):
+    """Our own files, which a browser may keep: their addresses change with their content."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        """The file."""
+        response = super().file_response(*arguments, **options)
+        response.headers["Cache-Control"] = "private, max-age=86400"
+        return response
 
 
 async def _home(request: Request) -> Response:

@@ -34,6 +34,8 @@ from exchange_service.v1.exchange_service_pb2 import (
 _MIN_INTERVAL = 1
 _HEADLINE_INTERVAL = 1.0
 _MOST_KNOWN = 200
+# Milliseconds after which a browser tries again to connect.
+_RETRY = 1000
 # After these the stream is opened again; after others it is over. A service that shuts down ends the page's connection,
 # and the browser comes back to the next one.
 _RESUMABLE = frozenset(
@@ -119,7 +121,7 @@ class LiveAccounts:
             account.followed = False
         states = tuple(self._take_state(key, state) for key, state in followed.items())
         is_first, self.began = not self.began, True
-        return Changes(roster=bool(gone or came or left) or is_first, states=states)
+        return Changes(roster=bool(gone or came or left or (is_first and not states)), states=states)
 
     def _take_state(self, key: AccountKey, state: AccountState) -> LiveAccount:
         account = self._find(key)
@@ -221,7 +223,8 @@ class PageEvents:
     _noticed: bool = False
 
     def first(self) -> Iterator[ServerSentEvent]:
-        """The list as it is known before anything was read."""
+        """The list as it is known before anything was read, and when to come back after the connection is lost."""
+        yield ServerSentEvent(retry=_RETRY)
         yield self._roster()
         yield self._headline()
 

@@ -20,6 +20,7 @@ from exchange_service.accounts.v1.account_service_pb2 import ListAccountsRespons
 from exchange_service.console.api import ApiError
 from exchange_service.console.credential_form import PRODUCTION, Typed, credential_form, environment_label, field_faults
 from exchange_service.console.exchange_cards import ExchangeCard, Selection, exchange_card, filter_choices
+from exchange_service.console.figures import AccountKey
 from exchange_service.console.logos import logos_in
 from exchange_service.console.outcomes import check_outcome
 from exchange_service.console.pages import Visit, is_fragment, open_visit, read_form, render, state_of
@@ -102,6 +103,7 @@ async def connect(request: Request) -> Response:
         f"{name} is {word}" if reply.HasField("check") else f"The key for {name} is stored",
         card=_card(request, exchange),
         environment=environment_label(reply.account.environment),
+        accounts_url=_place_of(visit, exchange, reply.account.environment),
         outcome=check_outcome(reply.check) if reply.HasField("check") else None,
         may_add_more=not repair,
     )
@@ -124,6 +126,7 @@ async def check(request: Request) -> Response:
         f"{printable(exchange.name)} works",
         card=_card(request, exchange),
         environment=environment_label(environment),
+        accounts_url=_place_of(visit, exchange, environment),
         outcome=check_outcome(reply.check),
         may_add_more=False,
     )
@@ -217,6 +220,11 @@ def _refusal(name: str, error: ApiError) -> Refusal:
 
 def _card(request: Request, exchange: Exchange) -> ExchangeCard:
     return exchange_card(exchange, logos_in(state_of(request).options.logos))
+
+
+def _place_of(visit: Visit, exchange: Exchange, environment: str) -> str:
+    """Where the page of accounts has this one."""
+    return f"{visit.link('/accounts')}#account-{AccountKey(exchange.id, environment).mark}"
 
 
 async def _exchange(visit: Visit, exchange_id: str) -> Exchange:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -157,6 +157,9 @@ async def _form(
     """The form, empty or after an error."""
     stored = await visit.accounts() or ListAccountsResponse()
     card, faults = _card(request, exchange), field_faults(error.fields, exchange) if error else {}
+    refusal = _refusal(card.name, error) if error else None
+    if error and refusal and faults and len(faults) == len(error.fields):
+        refusal = replace(refusal, message="The marked fields say what. Nothing was stored.")
     form = credential_form(
         exchange, stored=stored.accounts, outgoing_address=stored.outgoing_address, typed=typed, faults=faults
     )
@@ -169,7 +172,7 @@ async def _form(
         card=card,
         form=form,
         repair=repair,
-        refusal=_refusal(card.name, error) if error else None,
+        refusal=refusal,
         offer_skip=bool(error and error.reason in _NOT_ASKED),
     )
 

@@ -55,7 +55,7 @@ class TestForm:
         assert [item.connected for item in shown(stored=stored).environments] == [False, True]
 
     def test_a_fault_stands_beside_its_field_and_describes_it(self) -> None:
-        faults = field_faults({"fields.wallet_address": "It is too short.", "user_id": "It is missing."}, VENUE)
+        faults = field_faults({"fields.wallet_address": "it is too short.", "user_id": "It is missing."}, VENUE)
         assert faults == {"wallet_address": "It is too short."}
         wallet = shown(faults=faults, typed=typed(wallet_address="0x12")).inputs[2]
         assert (wallet.fault, wallet.value) == ("It is too short.", "0x12")

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "addresses": set(),
     "amounts": set(),
     "app": {
-        *{"accounts", "addresses", "balances", "cache", "catalogue", "clock", "credentials", "gc_tuning"},
+        *{"accounts", "addresses", "balances", "cache", "catalogue", "clock", "console", "credentials", "gc_tuning"},
         *{"grpc_server", "http_server", "identity"},
         *{"memory_limit", "model", "observability", "open_files", "plugin_host", "settings", "spare_memory"},
         *{"startup_checks", "streams", "venue_gate", "venues"},

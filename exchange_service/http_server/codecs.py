@@ -72,6 +72,9 @@ def to_json(kind: type[Message], data: bytes) -> bytes:
 def from_json(kind: type[Message], data: bytes) -> bytes:
     """The serialized message of this JSON. Raises FieldInvalid, naming the field, if it has a field that the message
     lacks: a slip of the pen must not become a default."""
+    if not data.lstrip().startswith(b"{"):
+        # The library takes some other values for an empty object.
+        raise _invalid(kind, "")
     message = kind()
     try:
         json_format.Parse(data, message)

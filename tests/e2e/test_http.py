@@ -14,6 +14,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+from connectrpc.client import ConnectClient
+from connectrpc.code import Code
+from connectrpc.compat import google_protobuf_binary_codec
+from connectrpc.errors import ConnectError
+from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 
 from exchange_service.app import start_service
 from exchange_service.errors import VenueRateLimited
@@ -32,6 +37,7 @@ from tests.harness import (
     raising,
     returning,
     settings_for,
+    totals,
     until,
 )
 from tests.identities import Authority, service_token, web_token
@@ -111,6 +117,7 @@ class TestCalls:
             (b'{"userId":"a","userId":"b"}', "request"),
             (b"[" * 60_000, "request"),
             (b"\xff", "request"),
+            (b'{"userId":"alice","accounts":[' + b"{}," * 2000 + b"{}]}", "request"),
         ],
     )
     async def test_a_slip_in_the_json_is_named_and_never_a_default(self, tmp_path: Path, body: Any, field: str) -> None:
@@ -209,6 +216,38 @@ class TestStreams:
             for body in (b"{}", envelope(b"{}") * 2, b""):
                 answer = await ask(running, STREAM, body, **kind)
                 assert b'"error"' in answer.body
+
+
+class TestClients:
+    async def test_the_fields_own_client_calls_and_streams_as_it_does_by_default(self, tmp_path: Path) -> None:
+        # It packs its requests.
+        async with web_service(tmp_path) as running:
+            client = ConnectClient(f"http://{address_of(running)}", codec=google_protobuf_binary_codec())
+            async with client:
+                reply = await client.execute_unary(request=balance_request(), method=described("GetBalance"))
+                assert totals(reply.balance) == {"BTC": "1.50"}
+                with pytest.raises(ConnectError) as caught:
+                    await client.execute_unary(request=balance_request("nowhere"), method=described("GetBalance"))
+                assert caught.value.code is Code.NOT_FOUND
+                assert [detail.type_name for detail in caught.value.details] == ["google.rpc.ErrorInfo"]
+                request = messages.StreamBalancesRequest(user_id="alice")
+                events = client.execute_server_stream(request=request, method=described("StreamBalances"))
+                assert totals((await anext(events)).balance.balance) == {"BTC": "1.50"}
+                await events.aclose()  # type: ignore[attr-defined]
+            await until(lambda: running.service.streams.counts()[1] == 0)
+
+
+def described(name: str) -> MethodInfo[Any, Any]:
+    """A method of ExchangeService as the client's generated code describes it."""
+    method = messages.DESCRIPTOR.services_by_name["ExchangeService"].methods_by_name[name]
+    return MethodInfo(
+        name=name,
+        service_name="exchange_service.v1.ExchangeService",
+        input=getattr(messages, method.input_type.name),
+        output=getattr(messages, method.output_type.name),
+        idempotency_level=IdempotencyLevel.UNKNOWN,
+        stream_type=StreamType.SERVER_STREAM if method.server_streaming else StreamType.UNARY,
+    )
 
 
 class TestHttp:

@@ -179,7 +179,10 @@ def open_balances(venues: Venues, references: CachedReferences, cache: Cache, op
     cached = CachedBalances(cache, ttl, longest_pause=2 * backoff.idle, now=now)
     leased = Leased(Gated(Instrumented(venues, gate.metrics), gate), cached, backoff, now)
     road = SingleFlight(leased, seconds, done)
-    keys, credentials = BalanceKeys(options.hash_key), CredentialChanges(options.hash_key, references, venues, cached)
+    keys, credentials = (
+        BalanceKeys(options.hash_key),
+        CredentialChanges(options.hash_key, references, venues, cached, refusals),
+    )
     return Balances(references, road, cached, refusals, credentials, keys, freshness, leased.store_pushed)
 
 

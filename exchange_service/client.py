@@ -447,7 +447,7 @@ def _from_details(details: object) -> ServiceError | None:
 
 def _from_status(status: status_pb2.Status) -> ServiceError:
     reason, retry_after = "", None
-    violation = None
+    violations: list[tuple[str, str]] = []
     for detail in status.details:
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             reason = error_details_pb2.ErrorInfo.FromString(detail.value).reason
@@ -455,9 +455,11 @@ def _from_status(status: status_pb2.Status) -> ServiceError:
             delay = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay
             retry_after = delay.seconds + delay.nanos / 1e9
         elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
-            violation = next(iter(error_details_pb2.BadRequest.FromString(detail.value).field_violations), None)
+            faults = error_details_pb2.BadRequest.FromString(detail.value).field_violations
+            violations = [(fault.field, fault.description) for fault in faults]
     # The message of a status ends with its advice.
     error = from_reason(reason, status.message, retry_after, advice="")
-    if isinstance(error, FieldInvalid) and violation is not None:
-        error.field, error.description = violation.field, violation.description
+    if isinstance(error, FieldInvalid) and violations:
+        error.field, error.description = violations[0]
+        error.violations = tuple(violations)
     return error

@@ -104,6 +104,11 @@ class Refusals:
                 # Raised again and again, an error would gather a longer traceback each time.
                 raise refusal.error.with_traceback(None)
 
+    def forget(self, key: str) -> None:
+        """Forget what a target with this key was told: its credential was stored again."""
+        for remembered in (self._refusals, self._doubts, self._believed):
+            remembered.pop(key, None)
+
     def doubt(self, target: Target) -> Doubt | None:
         """The refusal of this target that is not believed yet."""
         doubt = self._doubts.get(target.key)

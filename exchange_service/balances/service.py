@@ -226,6 +226,8 @@ class Balances:
     async def _reference(self, account: Account, listing: Listing, *, now: bool) -> CredentialReference:
         metadata = listing.metadata
         aliases = metadata.environment_aliases(account.environment)
+        # Before it is looked for, so that no change in between is missed.
+        self.credentials.note_user(account.user_id)
         reference = await self.references.find(
             account.stored(), aliases=aliases, credential_of=metadata.credential_of, now=now
         )
@@ -258,6 +260,14 @@ class Balances:
     async def publish_credential_change(self, account: Account) -> None:
         """Have every replica drop what depends on a credential that has changed or gone."""
         await self.credentials.publish(account)
+
+    def add_stored_listener(self, user_id: str, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever a credential of the user was stored or removed, on whatever replica."""
+        self.credentials.add_listener(user_id, listener)
+
+    def remove_stored_listener(self, user_id: str, listener: Callable[[], None]) -> None:
+        """Undo `add_stored_listener`."""
+        self.credentials.remove_listener(user_id, listener)
 
     def end(self) -> None:
         """Cancel every fetch in progress; callers who wait for one get SHUTTING_DOWN."""

@@ -187,6 +187,13 @@ class CachedReferences:
         # A running request may have been answered before the change.
         self._requests.pop(account, None)
 
+    def forget_user(self, user_id: str) -> None:
+        """Ask the store at the next call for any account of the user: something that the user stored has changed."""
+        self._stored.pop(user_id, None)
+        for known in (self._entries, self._requests):
+            for account in [account for account in known if account.user_id == user_id]:
+                known.pop(account, None)
+
     async def _ask_store(
         self, account: Account, aliases: Sequence[str], credential_of: str
     ) -> CredentialReference | None:

@@ -182,6 +182,27 @@ async def test_a_token_that_is_refused_ends_the_following_with_its_reason(scene:
     assert given_up["problem"]["reason"] == "CALLER_UNKNOWN"
 
 
+async def test_a_stream_that_says_nothing_for_too_long_is_opened_again_with_what_the_page_has(tmp_path: Path) -> None:
+    async with OandaSimulator() as oanda:
+        oanda.add_token(TOKEN, SimulatedAccount("101-004-7654321-001"))
+        urls = {"oanda": oanda.url}
+        async with serving_browsers(tmp_path, venue_urls=urls, heartbeat_interval=3600) as running:
+            await running.store("oanda", api_key=TOKEN)
+            async with web_application(f"http://{http_address(running)}", SECRET, USER) as page:
+                await page.act("follow", silence=500)
+                shown = await page.account("oanda", total)
+                silent = await page.event("changed", lambda event: event.get("interruption"))
+                assert silent["interruption"]["code"] == UNAVAILABLE
+                assert "nothing for too long" in silent["interruption"]["message"]
+                reopened = await page.event("opened")
+                (known,) = reopened["request"]["known"]
+                assert known == {
+                    "exchangeId": "oanda",
+                    "environment": "production",
+                    "knownVersion": shown["balance"]["version"],
+                }
+
+
 async def test_after_a_restart_of_the_service_the_page_goes_on_with_what_it_has(tmp_path: Path) -> None:
     async with OandaSimulator() as oanda:
         account = SimulatedAccount("101-004-7654321-001")
@@ -199,6 +220,9 @@ async def test_after_a_restart_of_the_service_the_page_goes_on_with_what_it_has(
                 assert total(kept) == "25310.4426"
                 account.balance += 1
                 async with serving_browsers(tmp_path, **options | {"http_address": address}):
+                    reopened = await page.event("opened", lambda event: event["request"].get("known"))
+                    (known,) = reopened["request"]["known"]
+                    assert known["knownVersion"] == first["balance"]["version"]
                     back = await page.account("oanda", lambda account: total(account) == "25311.4426")
                     assert int(back["balance"]["version"]) > int(first["balance"]["version"])
 

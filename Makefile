@@ -1,7 +1,8 @@
 # The verbs of this project. `make run` and `make test` install what they need.
 PYTHON ?= python3
-# For pytest: a file's tests stay on one worker, which starts its servers once; the longest files begin first.
-ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+# For pytest: more workers than cores, because the tests mostly wait. A file's tests stay on one worker, which starts its
+# servers once; the longest files begin first.
+ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -11,8 +12,8 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: run replicas test threats forger have-nginx nginx two-users check bench soak chaos protos lock docs audit fuzz \
-	clean help
+.PHONY: run replicas test threats forger have-nginx nginx have-chromium test-browser have-node test-web two-users check bench soak chaos \
+	protos lock docs audit fuzz clean help
 
 help:  ## Show the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -31,6 +32,10 @@ $(VENV)/.run: requirements/run.lock $(PROJECT_FILES) | $(BIN)/python
 $(VENV)/.dev: requirements/dev.lock $(VENV)/.run
 	@echo "Installing the development tools into $(VENV) ..."
 	@$(PIP_INSTALL) --require-hashes --requirement requirements/dev.lock
+	@touch $@
+
+$(VENV)/.browser: requirements/browser.lock $(VENV)/.dev
+	@$(PIP_INSTALL) --require-hashes --requirement requirements/browser.lock
 	@touch $@
 
 # Small environments of their own, because they need other versions than the service: .venv-protos from
@@ -64,6 +69,40 @@ have-nginx: $(NGINX)
 
 nginx: $(VENV)/.dev $(NGINX)  ## Restart replicas behind nginx, which is installed if there is none
 	EXCHANGE_SERVICE_TEST_NGINX=$(abspath $(NGINX)) $(BIN)/python -m pytest -q -n0 -k nginx tests/e2e/test_rolling_restart.py
+
+# A browser is a program of its own too: the one that this machine has, else Debian's.
+DEBIANS_CHROMIUM := /usr/bin/chromium
+CHROMIUM ?= $(or $(EXCHANGE_SERVICE_TEST_CHROMIUM),$(shell command -v chromium || command -v chromium-browser || \
+	command -v google-chrome),$(DEBIANS_CHROMIUM))
+
+$(DEBIANS_CHROMIUM):
+	@{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium \
+		fonts-dejavu-core; } >&2 \
+	|| { echo "There is no Chromium here, and it cannot be installed by apt-get. Install it (on Debian, as root:" \
+		"apt-get install chromium), or name one: make test-browser CHROMIUM=/path/of/chromium." >&2; exit 1; }
+
+have-chromium: $(CHROMIUM)
+
+test-browser: $(VENV)/.browser $(CHROMIUM)  ## Test the console in Chromium, which is installed if there is none
+	EXCHANGE_SERVICE_TEST_CHROMIUM=$(abspath $(CHROMIUM)) $(BIN)/python -m pytest -q -n0 tests/browser
+
+# And so is Node.js with npm. One that is too old counts as missing.
+NODE_IS_HERE := node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' && npm --version
+WEB := examples/web
+
+have-node:
+	@{ { $(NODE_IS_HERE); } || { test "$$(id -u)" = 0 && apt-get update -qq && \
+		apt-get install -y -qq --no-install-recommends nodejs npm && $(NODE_IS_HERE); }; } >/dev/null 2>&1 \
+	|| { echo "There is no Node.js 20 with npm here, and apt-get cannot install it. Install it otherwise (on Debian 13," \
+		"as root: apt-get install nodejs npm)." >&2; exit 1; }
+
+$(WEB)/node_modules/.ready: $(WEB)/package.json $(WEB)/package-lock.json $(WEB)/.npmrc | have-node
+	@cd $(WEB) && npm ci --include=dev --silent
+	@touch $@
+
+test-web: $(VENV)/.dev $(WEB)/node_modules/.ready | have-node  ## Run docs/web-application.md in Node.js, which is installed if there is none
+	@cd $(WEB) && PATH="$(abspath $(BIN)):$$PATH" npm run --silent generate && npm run --silent build
+	$(BIN)/python -m pytest -q -n0 tests/web
 
 check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos
 	$(BIN)/ruff check .
@@ -128,3 +167,4 @@ fuzz: .venv-fuzz/.ready  ## Fuzz every decoder of bytes from outside for twenty 
 
 clean:  ## Remove everything that was installed or built here
 	rm -rf .venv .venv-protos .venv-oldest .venv-lock .venv-audit .venv-nginx .venv-fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(WEB)/node_modules $(WEB)/src/gen $(WEB)/build

@@ -44,7 +44,7 @@ with `from None` where a venue's or library's error ends.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 class ServiceError(Exception):
@@ -119,15 +119,22 @@ class HostError(ServiceError):
 
 
 class FieldInvalid(RequestError):
-    """A request's field is missing or malformed; `field` is its path, and `description` says what is wrong with it."""
+    """A request's field is missing or malformed; `field` is its path, and `description` says what is wrong with it.
+
+    If several are, `violations` has all of them in this form, the first one included.
+    """
 
     reason = "FIELD_INVALID"
     # Empty if a client got no details.
     field = ""
     description = ""
+    violations: tuple[tuple[str, str], ...] = ()
 
-    def __init__(self, field: str, message: str, *, advice: str | None = None) -> None:
-        super().__init__(f"{field}: {message}", advice=advice)
+    def __init__(
+        self, field: str, message: str, *, advice: str | None = None, more: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        self.violations = ((field, message), *more)
+        super().__init__(" ".join(f"{name}: {text}" for name, text in self.violations), advice=advice)
         self.field = field
         self.description = message
 

@@ -67,11 +67,18 @@ class Settings(BaseSettings):
         description="PEM file with the authority that signs client certificates. Every connection then needs a "
         "certificate.",
     )
-    client_certificates: dict[str, str | list[str]] = Field(
+    client_certificates: dict[str, str | list[str] | dict[str, Any]] = Field(
         default_factory=dict,
         description="The users that the holder of a client certificate may read, by the certificate's DNS name, or "
         "by its common name if it has no DNS name, as JSON: "
-        '{"billing": "*", "desk": ["alice", "bob"], "gateway": "act-as"}. Other certificates are refused.',
+        '{"billing": "*", "desk": ["alice", "bob"], "gateway": "act-as"}. Other certificates are refused. '
+        'With {"app": {"users": "act-as", "manage": true}} it may also manage accounts, see `manage_accounts`.',
+    )
+    manage_accounts: bool = Field(
+        False,
+        description="Let callers with the right to manage connect, check and remove accounts "
+        "(exchange_service.accounts.v1.AccountService). Without authentication that is everybody who reaches the "
+        "service, so it needs loopback.",
     )
     service_tokens: bool = Field(
         False,
@@ -100,7 +107,7 @@ class Settings(BaseSettings):
         "exchange_service_users",
         min_length=1,
         description='The claim that lets a JWT read more users than its subject; its value is "*", "act-as" or a '
-        "list of users.",
+        'list of users, or {"users": one of these, "manage": true} with the right to manage accounts.',
     )
     jwt_leeway: float = Field(
         60.0, ge=0, le=300, description="Seconds by which the clock of a JWT's issuer may differ from the service's."
@@ -119,6 +126,12 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="Streams that a user's own token may have open at the same time, in each process.",
     )
+    user_changes: int = Field(
+        20,
+        ge=1,
+        le=1_000_000,
+        description="Accounts per minute that a user's own token may connect, check or remove.",
+    )
     service_calls: int = Field(
         2000, ge=1, le=1_000_000, description="Calls per second that a service's token or certificate may make."
     )
@@ -130,6 +143,19 @@ class Settings(BaseSettings):
         ge=1,
         le=1_000_000,
         description="Streams that a service's token or certificate may have open at the same time, in each process.",
+    )
+    service_changes: int = Field(
+        600,
+        ge=1,
+        le=1_000_000,
+        description="Accounts per minute that a service's token or certificate may connect, check or remove.",
+    )
+    failed_checks: int = Field(
+        5,
+        ge=1,
+        le=1_000,
+        description="Attempts per minute, on all replicas together, to connect or check one account that its venue "
+        "may refuse; further ones do not reach it, because many venues lock an account after some.",
     )
     reflection: bool | None = Field(
         None, description="Serve gRPC reflection, the description of the service's methods. Unset: on loopback only."
@@ -330,6 +356,11 @@ class Settings(BaseSettings):
         '["balances.example.com"]. The host of `http_address`, addresses and localhost are always served.',
     )
     console: bool = Field(False, description="Serve pages for people on `http_address`. It needs the extra [console].")
+    console_logos: Path | None = Field(
+        None,
+        description="A folder of logos for the console, named by the exchange's id: oanda.svg, .png, .webp or .jpg. "
+        "Other exchanges get a picture of two letters; no logo is loaded from another host.",
+    )
     event_loop: Literal["auto", "asyncio", "uvloop"] = Field(
         "auto", description="The event loop. auto: uvloop if it is installed, else Python's own asyncio."
     )
@@ -440,6 +471,13 @@ class Settings(BaseSettings):
     def _validate_file(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
             raise ValueError("there is no such file")
+        return value
+
+    @field_validator("console_logos")
+    @classmethod
+    def _validate_folder(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError("there is no such folder")
         return value
 
     @field_validator("hash_key")

@@ -84,6 +84,12 @@ def _check_openness(settings: Settings) -> None:
     if settings.loopback:
         return
     exposed = settings.exposed[0]
+    if settings.manage_accounts and not settings.knows_callers:
+        raise UnsafeSettings(
+            f"{exposed} can be reached by others, and with manage_accounts anybody who reaches the port could "
+            "replace and remove users' credentials: set service_tokens, jwt_secret, jwt_jwks_url, or tls_client_ca "
+            "with client_certificates; or manage_accounts=false."
+        )
     if not settings.tls_certificate and settings.knows_callers:
         raise UnsafeSettings(
             f"{exposed} can be reached by others, and without TLS the callers' tokens would cross the "

@@ -323,15 +323,23 @@ def with_settings(text: str) -> str:
     return head + begin + settings_table() + end + tail
 
 
+def with_files(text: str) -> str:
+    """The page with the files that it shows as they are now; each follows a comment with its path below the root."""
+    shown = re.compile(r"(<!-- shown: (?P<path>\S+) -->\n```\w+\n).*?(```\n)", re.DOTALL)
+    return shown.sub(lambda match: match[1] + (ROOT / match["path"]).read_text() + match[3], text)
+
+
 def generate() -> dict[Path, str]:
     """The current text of every file with generated parts."""
     operations = ROOT / "docs" / "operations.md"
+    web_application = ROOT / "docs" / "web-application.md"
     return {
         operations: with_settings(operations.read_text()),
         ROOT / "docs" / "errors.md": reasons_page(),
         ROOT / "docs" / "reliability.md": reliability_page(),
         ROOT / "docs" / "security.md": security_page(),
         ROOT / "docs" / "venues.md": asyncio.run(venues_page()),
+        web_application: with_files(web_application.read_text()),
     }
 
 

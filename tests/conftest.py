@@ -20,6 +20,9 @@ from sqlalchemy import make_url
 from scripts import threats
 from tests.servers import PostgresServer, RedisServer, postgres_address, redis_address
 
+# They need programs of their own, and run by `make test-browser` and `make test-web`.
+collect_ignore = ["browser", "web"]
+
 # A property of a test: what the canary searched and found, as a sentence.
 CANARY = "canary"
 # A property of a test: what a plugin's process tried to reach, and what came of it, a line each.

@@ -117,14 +117,48 @@ class TestScopes:
         except ValueError:
             return
         assert scope_from(scope.as_value()) == scope
+        managing = scope_from({"users": value, "manage": True})
+        assert managing.manage
+        assert not scope.manage
+        assert scope_from(managing.as_value()) == managing
         assert scope.everybody == (value in ("*", "act-as"))
         if not scope.everybody:
             assert scope.users == set(value)
 
-    @pytest.mark.parametrize("value", [[], ["*"], ["alice", "act-as"], ["alice", ""], [" "], ["a\nb"], "alice", {}])
+    @pytest.mark.parametrize(
+        "value", [[], ["*"], ["alice", "act-as"], ["alice", ""], [" "], ["a\nb"], "alice", {}, {"users": []}]
+    )
     def test_a_value_that_could_be_a_typing_error_is_not_a_scope(self, value: Any) -> None:
         with pytest.raises(ValueError, match="a scope is"):
             scope_from(value)
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            {"manage": True},
+            {"users": {"users": "*"}, "manage": True},
+            {"users": "*", "manage": 1},
+            {"users": "*", "manage": "true"},
+            {"users": "*", "manage": True, "mange": True},
+        ],
+    )
+    def test_an_object_with_anything_else_in_it_is_not_a_scope(self, value: Any) -> None:
+        with pytest.raises(ValueError, match="a scope"):
+            scope_from(value)
+
+    def test_the_right_to_manage_covers_no_other_users_than_the_scope(self) -> None:
+        identity = Identity("x", Kind.SERVICE, scope_from({"users": ["alice"], "manage": True}))
+        caller = Caller(identity, PresentedCredentials(token="x"))
+        caller.require_management("alice")
+        with pytest.raises(UserForbidden, match="outside"):
+            caller.require_management("bob")
+
+    @pytest.mark.parametrize("value", ["*", "act-as", ["alice"], {"users": ["alice"]}])
+    def test_who_may_read_may_not_manage(self, value: Any) -> None:
+        caller = Caller(Identity("x", Kind.SERVICE, scope_from(value)), PresentedCredentials(token="x", act_as="alice"))
+        caller.require("alice")
+        with pytest.raises(UserForbidden, match="not manage"):
+            caller.require_management("alice")
 
     @given(
         act_as=st.none() | st.sampled_from("ab"), user=st.sampled_from("ab"), users=st.frozensets(st.sampled_from("ab"))
@@ -291,6 +325,24 @@ class TestMemory:
         await authentication.admit(presented)
         assert checked.calls == before
         assert authentication.remembered_refusals == 10
+        await authentication.close()
+
+    @pytest.mark.parametrize(
+        ("claim", "kind", "users"),
+        [
+            ({"users": ["alice"], "manage": True}, Kind.USER, {"alice"}),
+            ({"users": ["bob"], "manage": True}, Kind.SERVICE, {"alice", "bob"}),
+            (["bob"], Kind.SERVICE, {"alice", "bob"}),
+        ],
+    )
+    async def test_a_claim_may_let_a_user_manage_without_making_a_service_of_them(
+        self, claim: Any, kind: Kind, users: set[str]
+    ) -> None:
+        authentication = Authenticator([web_tokens()], Quotas(PLENTY))
+        token = web_token("alice", exchange_service_users=claim)
+        identity = (await authentication.admit(PresentedCredentials(token=token))).identity
+        assert (identity.kind, identity.scope.users) == (kind, users)
+        assert identity.scope.manage == isinstance(claim, dict)
         await authentication.close()
 
     async def test_nothing_in_memory_shows_a_token(self) -> None:

@@ -1,4 +1,5 @@
-"""What `make nginx` and `make fuzz` say where they cannot install, and that .ci/run goes on without nginx."""
+"""What the verbs for nginx, the browser and the fuzzer say where they cannot install, and that .ci/run goes on without
+nginx or a browser."""
 
 from __future__ import annotations
 
@@ -37,6 +38,30 @@ def test_where_nginx_cannot_be_installed_the_verb_says_what_to_do(tmp_path: Path
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make on this machine")
+@pytest.mark.parametrize(
+    ("user", "code", "said"),
+    [("0", 0, ""), ("1000", 2, "There is no Chromium here, and it cannot be installed by apt-get.")],
+)
+def test_root_gets_a_browser_by_apt_and_others_are_told_what_to_install(
+    tmp_path: Path, user: str, code: int, said: str
+) -> None:
+    browser = tmp_path / "chromium"
+    for name, text in (("id", f"echo {user}"), ("apt-get", f'test "$1" != install || touch {browser}')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["make", "have-chromium", f"CHROMIUM={browser}", f"DEBIANS_CHROMIUM={browser}"],
+        cwd=ROOT,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert browser.exists() == (code == 0)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make on this machine")
 def test_where_the_fuzzer_cannot_be_installed_the_verb_says_so(tmp_path: Path) -> None:
     (tmp_path / "requirements").mkdir()
     for name in ("Makefile", "requirements/fuzz.lock"):
@@ -46,16 +71,21 @@ def test_where_the_fuzzer_cannot_be_installed_the_verb_says_so(tmp_path: Path) -
     assert "The fuzzer cannot be installed: it needs Linux and a Python that it has a wheel for" in done.stderr
 
 
+CHECKS = ["check", "test", "have-chromium", "test-browser", "have-nginx", "nginx"]
+
+
 @pytest.mark.parametrize(
     ("fails", "code", "goals"),
     [
-        ("", 0, ["check", "test", "have-nginx", "nginx"]),
-        ("have-nginx", 0, ["check", "test", "have-nginx"]),
-        ("nginx", 1, ["check", "test", "have-nginx", "nginx"]),
-        ("test", 1, ["check", "test"]),
+        ("", 0, CHECKS),
+        ("have-chromium", 0, [goal for goal in CHECKS if goal != "test-browser"]),
+        ("have-nginx", 0, CHECKS[:-1]),
+        ("test-browser", 1, CHECKS[:4]),
+        ("nginx", 1, CHECKS),
+        ("test", 1, CHECKS[:2]),
     ],
 )
-def test_the_checks_go_on_without_nginx_and_fail_if_a_test_behind_it_does(
+def test_the_checks_go_on_without_a_browser_or_nginx_and_fail_if_a_test_behind_them_does(
     tmp_path: Path, fails: str, code: int, goals: list[str]
 ) -> None:
     make, log = tmp_path / "make", tmp_path / "log"

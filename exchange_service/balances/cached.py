@@ -19,6 +19,7 @@ from cachetools import LRUCache
 
 from exchange_service import clock
 from exchange_service.cache import Cache, Lease
+from exchange_service.credentials import credential_id, user_hash
 from exchange_service.errors import ServiceError
 from exchange_service.model import Account
 from exchange_service.wire.delivery import Delivery, read_delivery
@@ -38,7 +39,7 @@ _ERROR_TTL = 2.0
 # Seconds for which a replica's word on how changes reach it is kept; it tells each change at once.
 _DELIVERY_TTL = 86_400.0
 # The first byte of an invalidation: what has changed.
-_BALANCE, _CREDENTIAL, _PUSH = b"b", b"c", b"p"
+_BALANCE, _CREDENTIAL, _USER, _PUSH = b"b", b"c", b"u", b"p"
 
 
 class CachedBalances:
@@ -66,6 +67,8 @@ class CachedBalances:
         self._listeners: dict[str, set[asyncio.Event]] = {}
         # Called with the credential id of an account whose credential has changed.
         self.on_credential: Callable[[bytes], None] = lambda _: None
+        # Called with the hash of a user of whom a credential was stored or removed.
+        self.on_user: Callable[[bytes], None] = lambda _: None
         cache.add_listener(self._on_message)
 
     @property
@@ -272,9 +275,9 @@ class CachedBalances:
         for event in self._listeners.get(key, ()):
             event.set()
 
-    async def publish_credential_change(self, credential_id: bytes) -> None:
-        """Tell every other replica that an account's credential has changed."""
-        await publish_credential_change(self._cache, credential_id)
+    async def publish_credential_change(self, hash_key: bytes, account: Account) -> None:
+        """Tell every other replica that an account's credential was stored, has changed or has gone."""
+        await publish_credential_change(self._cache, hash_key, account)
 
     def _on_message(self, message: bytes | None) -> None:
         if message is None:
@@ -293,6 +296,8 @@ class CachedBalances:
             self.notify(_push_name(message[1:].decode(errors="replace")))
         elif message.startswith(_CREDENTIAL):
             self.on_credential(message[1:])
+        elif message.startswith(_USER):
+            self.on_user(message[1:])
 
     def _wake(self, keys: deque[str]) -> None:
         """Wake everything that waits for these balances, some of them now."""
@@ -302,9 +307,10 @@ class CachedBalances:
             asyncio.get_running_loop().call_later(_WAKE_PAUSE, self._wake, keys)
 
 
-async def publish_credential_change(cache: Cache, credential_id: bytes) -> None:
-    """Tell every replica on this cache that the credential of the account with this id has changed or gone."""
-    await cache.publish(_CREDENTIAL + credential_id)
+async def publish_credential_change(cache: Cache, hash_key: bytes, account: Account) -> None:
+    """Tell every replica on this cache that the account's credential was stored, has changed or has gone."""
+    await cache.publish(_CREDENTIAL + credential_id(hash_key, account))
+    await cache.publish(_USER + user_hash(hash_key, account.user_id))
 
 
 def _push_name(key: str) -> str:

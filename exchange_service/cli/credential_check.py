@@ -5,23 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from exchange_service.accounts.checking import check_target
 from exchange_service.app import open_venues
 from exchange_service.credentials.configured import open_configured_store
 from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.errors import CredentialMissing, NotSupported, ServiceError
-from exchange_service.model import ALL_ACCOUNT_TYPES, Account, Balance, KeyRights
+from exchange_service.model import Account, Balance, KeyRights
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.settings import Settings
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.fetching import Target, Venues
 from exchange_service.venues.http import VenueHttpPool
-from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Registry
 from exchange_service.wire.balances import read_fetched
-
-READ_ONLY_SUFFICES = "This service only reads: a key without that right is enough, and safer."
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,30 +68,15 @@ class Checker:
         if not metadata.capabilities.balance:
             return CredentialCheck(account, metadata.name, error=NotSupported(metadata.unsupported_reason))
         try:
-            everything = Target(replace(account, account_type=ALL_ACCOUNT_TYPES), listing, reference)
-            fetched = await self._venues.fetch(everything, self._deadline(), Priority())
+            result = await check_target(self._venues, Target(account, listing, reference), self._deadline)
         except ServiceError as error:
             return CredentialCheck(account, metadata.name, error=error)
-        rights, doubts = await self._read_rights(Target(account, listing, reference))
-        warnings = (*doubts, *_warnings(rights))
-        return CredentialCheck(account, metadata.name, read_fetched(fetched), None, rights, warnings)
+        return CredentialCheck(
+            account, metadata.name, read_fetched(result.fetched), None, result.rights, result.warnings
+        )
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._timeout
-
-    async def _read_rights(self, target: Target) -> tuple[KeyRights | None, tuple[str, ...]]:
-        """The key's rights. A failure here is a warning, because the key reads balances all the same."""
-        try:
-            return await self._venues.key_rights(target, self._deadline()), ()
-        except ServiceError as error:
-            return None, (f"The key's rights could not be read: {error.text}",)
-
-
-def _warnings(rights: KeyRights | None) -> tuple[str, ...]:
-    if rights is None:
-        return ()
-    may = [word for word, allowed in (("trade", rights.trade), ("withdraw", rights.withdraw)) if allowed]
-    return (f"The key may {' and '.join(may)}. {READ_ONLY_SUFFICES}",) if may else ()
 
 
 @asynccontextmanager

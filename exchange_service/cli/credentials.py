@@ -15,7 +15,7 @@ from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, exit_code, fail, messages, plain, run
 from exchange_service.errors import CredentialInvalid, ServiceError
 from exchange_service.model import SECRET_FIELDS, Account, Credential, CredentialField, ExchangeMetadata
-from exchange_service.plugin_kit.credential_fields import stored_field, stored_form
+from exchange_service.plugin_kit.credential_fields import missing_fields, stored_field, stored_form
 from exchange_service.plugin_kit.key_texts import is_unfinished
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
@@ -48,7 +48,7 @@ def add(
     replace: Annotated[bool, typer.Option("--replace", help="Replace a stored credential without asking.")] = False,
 ) -> None:
     """Store a credential. Secrets are prompted for, or read from standard input; they are never arguments."""
-    from exchange_service.cli.doctor import missing_fields
+    from exchange_service.cli.doctor import missing_text
     from exchange_service.plugin_host.discovery import open_registry
 
     try:
@@ -68,7 +68,7 @@ def add(
         credential = stored_form(metadata, credential)
     except CredentialInvalid as invalid:
         fail(f"nothing was stored: {invalid.text}", ExitCode.USAGE)
-    problem = missing_fields(metadata, credential)
+    problem = missing_text(missing_fields(metadata, credential))
     if problem:
         fail(f"nothing was stored: {problem}", ExitCode.USAGE)
 
@@ -247,13 +247,12 @@ async def _publish_change(settings: Settings, *accounts: Account) -> None:
         return
     from exchange_service.balances.cached import publish_credential_change
     from exchange_service.cache import open_cache
-    from exchange_service.credentials import credential_id
     from exchange_service.credentials.configured import configured_hash_key
 
     hash_key = configured_hash_key(settings)
     async with open_cache(settings.cache_url, hash_key, prefix=settings.cache_prefix) as cache:
         for account in dict.fromkeys(accounts):
-            await publish_credential_change(cache, credential_id(hash_key, account))
+            await publish_credential_change(cache, hash_key, account)
 
 
 async def with_store(settings: Settings, work: Callable[[Any], Awaitable[None]]) -> None:

@@ -22,12 +22,15 @@ from exchange_service.app import Service, start_service
 from exchange_service.model import Account, Credential
 from exchange_service.plugin_host.discovery import open_registry, reason_to_refuse
 from exchange_service.settings import Settings
+from exchange_service.testing.demo_site import DemoSite
 from exchange_service.testing.venue import SITUATIONS, DemoVenue
 from exchange_service.venues.loading import SIMULATOR_GROUP
 
 _MOVE_INTERVAL = 2.0
 # The user with the situation "moving", which the examples use.
 MAIN_USER = "demo"
+# A user without accounts, to connect some.
+NEW_USER = "demo-new"
 
 SITUATION_NOTES = {
     "moving": "balances that change every few seconds",
@@ -49,25 +52,31 @@ def user_of(situation: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """A running demo: the service, the URL of each simulator by exchange, and the exchanges of each user."""
+    """A running demo: the service, the URL of each simulator by exchange, the exchanges of each user, and the site
+    where the simulators' keys are made and deleted."""
 
     service: Service
     venues: Mapping[str, str]
     users: Mapping[str, tuple[str, ...]]
+    site: DemoSite
     cache: str
     database: str
 
 
 @asynccontextmanager
-async def running_demo(settings: Settings, *, redis: bool = False) -> AsyncIterator[Demo]:
+async def running_demo(settings: Settings, *, redis: bool = False, site_port: int = 0) -> AsyncIterator[Demo]:
     """Start the simulators and the service, and store the users' credentials. All of it ends with the context.
 
-    With `redis`, balances are cached in a Redis-compatible server that is started for the demo.
+    With `redis`, balances are cached in a Redis-compatible server that is started for the demo. The simulators' site
+    listens on `site_port`, or on a free port if it is 0 or taken.
     """
     async with AsyncExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="exchange-service-demo-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         venues = await _start_venues(stack, settings)
+        site = DemoSite(venues)
+        await site.start(site_port)
+        stack.push_async_callback(site.stop)
         changes: dict[str, Any] = {
             "database_url": f"sqlite:///{folder / 'demo.db'}",
             "venue_urls": {name: venue.url for name, venue in venues.items()} | settings.venue_urls,
@@ -91,6 +100,7 @@ async def running_demo(settings: Settings, *, redis: bool = False) -> AsyncItera
             service,
             {name: venue.url for name, venue in venues.items()},
             users,
+            site,
             service.settings.cache_url,
             service.settings.database_url,
         )

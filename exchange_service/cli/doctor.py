@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -18,11 +19,12 @@ from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.errors import CredentialInvalid, ServiceError
 from exchange_service.grpc_server.certificates import UnusableCertificates, ending
 from exchange_service.identity.methods import who_may_call
-from exchange_service.model import SECRET_FIELDS, Account, Credential, ExchangeMetadata
+from exchange_service.model import Account
 from exchange_service.open_files import limit, most_connections, raise_limit
 from exchange_service.operator.v1.plugin_service_pb2 import PLUGIN_PROCESS_STATE_RUNNING
 from exchange_service.plugin_host import sandbox
 from exchange_service.plugin_host.discovery import open_registry
+from exchange_service.plugin_kit.credential_fields import missing_fields
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 from exchange_service.startup_checks import (
     UnsafeSettings,
@@ -290,30 +292,15 @@ async def _credential_problem(store: SqlCredentialStore, registry: Registry, sto
         reference = await store.find(account, aliases=listing.metadata.environment_aliases(account.environment))
         if reference is None:
             return "the row is not found by its own user, exchange and environment; check its environment."
-        return missing_fields(listing.metadata, await store.open(reference))
+        return missing_text(missing_fields(listing.metadata, await store.open(reference)))
     except CredentialInvalid as invalid:
         return invalid.text
     except ServiceError as error:
         return error.text
 
 
-def missing_fields(metadata: ExchangeMetadata, credential: Credential) -> str:
-    """A sentence that names the required fields that the credential lacks; empty if it has all of them."""
-    missing = []
-    for field in metadata.credential_fields:
-        if not field.required:
-            continue
-        if field.name in SECRET_FIELDS:
-            held = bool(getattr(credential, field.name))
-        elif field.name == "wallet_address":
-            # A wallet's address may also have another name, or be the key.
-            held = any(credential.metadata.get(name) for name in ("wallet_address", "l1_address", "user")) or bool(
-                credential.api_key
-            )
-        else:
-            held = bool(credential.metadata.get(field.name))
-        if not held:
-            missing.append(field.name)
-    if not missing:
+def missing_text(names: Sequence[str]) -> str:
+    """A sentence that names the missing fields; empty if there are none."""
+    if not names:
         return ""
-    return f"{', '.join(missing)} missing; store it again with `exchange-service credentials add`."
+    return f"{', '.join(names)} missing; store it again with `exchange-service credentials add`."

@@ -22,6 +22,9 @@ from exchange_service.observability.logs import configure_logging
 from exchange_service.open_files import raise_limit
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
 
+# Where the demo lists the keys of its venues, unless it is taken.
+_DEMO_SITE_PORT = 50053
+
 
 @with_settings()
 def serve(settings: Settings) -> None:
@@ -50,6 +53,8 @@ async def _serve(settings: Settings) -> None:
         fail(str(error), ExitCode.ACT)
     tune_gc()
     text = f"Serving on {service.address}, {plain(who_may_call(settings))}. Interrupt to end."
+    if url := service.console_url():
+        text = f"The console is at {plain(url)}\n{text}"
     await service.run_until_signal(lambda: messages.print(text, soft_wrap=True))
     messages.print("Stopped.")
     await end_process()
@@ -98,14 +103,14 @@ async def _demo(settings: Settings, redis: bool) -> None:
     raise_limit()
     started = time.monotonic()
     try:
-        async with running_demo(settings, redis=redis) as running:
+        async with running_demo(settings, redis=redis, site_port=_DEMO_SITE_PORT) as running:
             tune_gc()
             welcome = partial(_print_welcome, running, time.monotonic() - started)
             await running.service.run_until_signal(welcome)
     except UnsafeSettings as error:
         fail(str(error), ExitCode.ACT)
     except BindError as error:
-        fail(f"{error} Another service may be running; choose a port with --address 127.0.0.1:50052.", ExitCode.ACT)
+        fail(f"{error} Another service may be running; choose a port with --address 127.0.0.1:50061.", ExitCode.ACT)
     messages.print("Stopped.")
     await end_process()
 
@@ -120,6 +125,7 @@ def _print_welcome(running: object, seconds: float) -> None:
     console.print(f"database   {running.database}", soft_wrap=True)
     for name, url in running.venues.items():
         console.print(f"simulated  {name} at {url}")
+    console.print(f"keys       of the simulated venues, to type and to break: {running.site.url}")
     console.print("[yellow]The venues are simulated on this machine: no real account, no real money.[/]\n")
     users = Table("demo user", "exchanges", "what it shows", box=None, pad_edge=False)
     for situation, note in SITUATION_NOTES.items():

@@ -29,7 +29,7 @@ _SECONDS = {"h": 3600, "d": 86_400, "w": 604_800}
 
 
 @app.command()
-@with_settings("database_url", "service_tokens")
+@with_settings("database_url", "service_tokens", "manage_accounts")
 def create(
     settings: Settings,
     name: Annotated[str, typer.Option(help="What the token is for; it distinguishes the token in the list.")],
@@ -44,6 +44,9 @@ def create(
             help="The token may read any user, whom each call names in the metadata x-act-as.",
         ),
     ] = False,
+    manage: Annotated[
+        bool, typer.Option("--manage", help="The token may also connect and remove accounts of these users.")
+    ] = False,
     expires: Annotated[str, typer.Option(help="The lifetime, such as 12h, 90d or 26w. Default: unlimited.")] = "",
 ) -> None:
     """Make a token, and print it once. Its holder sends `authorization: Bearer TOKEN` with each call, or sets
@@ -56,9 +59,10 @@ def create(
     if not name.strip() or not name.isprintable():
         fail("--name should be a printable text", ExitCode.USAGE)
     try:
-        scope = scope_from("*" if all_users else "act-as" if act_as else list(user or ()))
+        users = scope_from("*" if all_users else "act-as" if act_as else list(user or ()))
     except ValueError:
         fail("a --user is not an id that a call could name", ExitCode.USAGE)
+    scope = replace(users, manage=manage)
     token, stored = new_token(name, scope, lifetime=_parse_lifetime(expires) if expires else None)
 
     signatures = _signatures(settings)
@@ -76,15 +80,17 @@ def create(
         f"The token {stored.id} ({plain(name)}) reads {plain(scope.describe())}, {until}. It is not shown again.",
         soft_wrap=True,
     )
-    _print_notes(settings)
+    _print_notes(settings, manage=manage)
 
 
-def _print_notes(settings: Settings) -> None:
+def _print_notes(settings: Settings, *, manage: bool) -> None:
     """What the settings still lack for a new token to work."""
     from exchange_service.identity.token_signatures import key_warning
 
     if warning := key_warning(settings):
         messages.print(f"[yellow]note:[/] {plain(warning)}", soft_wrap=True)
+    if manage and not settings.manage_accounts:
+        messages.print("[yellow]note:[/] nobody can manage accounts until manage_accounts=true is set.", soft_wrap=True)
     if not settings.service_tokens:
         messages.print("[yellow]note:[/] the service accepts tokens once service_tokens=true is set.", soft_wrap=True)
 

@@ -28,6 +28,22 @@ class CredentialReference:
     version: str
 
 
+@dataclass(frozen=True, slots=True)
+class StoredCredential:
+    """That a credential is stored: for which account, in the row's own words, and when, in seconds since the epoch;
+    None if the table does not say. `sealed`: none of its values is in plain text."""
+
+    account: Account
+    stored_time: float | None
+    sealed: bool
+
+
+@lru_cache(maxsize=50_000)
+def user_hash(hash_key: bytes, user_id: str) -> bytes:
+    """The id that replicas exchange, in place of the user, when what the user has stored has changed; 16 bytes."""
+    return hmac.new(hash_key, b"credentials of\0" + user_id.encode("utf-8", "replace"), hashlib.sha256).digest()[:16]
+
+
 @lru_cache(maxsize=50_000)
 def credential_id(hash_key: bytes, account: Account) -> bytes:
     """The id that replicas exchange, in place of the account, when its credential has changed; 16 bytes."""
@@ -50,6 +66,9 @@ class CredentialStore(Protocol):
     async def accounts(self, user_id: str) -> list[Account]:
         """Every stored account of the user, sorted, up to MOST_ACCOUNTS; environments as the rows say, null as
         production."""
+
+    async def stored(self, user_id: str) -> list[StoredCredential]:
+        """Every stored credential of the user without its values, sorted by account, up to MOST_ACCOUNTS."""
 
     async def all_accounts(self) -> list[Account]:
         """Every stored account of every user, sorted."""

@@ -161,6 +161,11 @@ class CachedReferences:
         self._stored[user_id] = stored
         return stored
 
+    def last_known(self, account: Account) -> CredentialReference | None:
+        """The reference that was looked up last, however long ago; None if there is none, or it was forgotten."""
+        entry = self._entries.get(account)
+        return entry.reference if entry is not None else None
+
     def get_local(self, account: Account) -> CredentialReference | None:
         """The reference, if it is cached and not due for a refresh."""
         entry = self._entries.get(account)
@@ -186,6 +191,13 @@ class CachedReferences:
         self._stored.pop(account.user_id, None)
         # A running request may have been answered before the change.
         self._requests.pop(account, None)
+
+    def forget_user(self, user_id: str) -> None:
+        """Ask the store at the next call for any account of the user: something that the user stored has changed."""
+        self._stored.pop(user_id, None)
+        for known in (self._entries, self._requests):
+            for account in [account for account in known if account.user_id == user_id]:
+                known.pop(account, None)
 
     async def _ask_store(
         self, account: Account, aliases: Sequence[str], credential_of: str

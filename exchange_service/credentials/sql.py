@@ -11,7 +11,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from exchange_service.credentials import MOST_ACCOUNTS, CredentialReference
+from exchange_service.credentials import MOST_ACCOUNTS, CredentialReference, StoredCredential
 from exchange_service.credentials.audit import Audit
 from exchange_service.credentials.database import Database
 from exchange_service.credentials.engine import database_address, make_engine, sqlite_file
@@ -28,6 +28,7 @@ from exchange_service.credentials.rows import (
 )
 from exchange_service.credentials.sealed_rows import Vault, plain_columns, sealed_columns
 from exchange_service.credentials.sealing import is_sealed, key_id_of
+from exchange_service.credentials.stored_times import read_stored_time
 from exchange_service.credentials.table import CredentialTable, lock_for_writing, open_table, postgres_warnings
 from exchange_service.errors import CredentialInvalid, CredentialMissing, CredentialUnreadable, StoreUnavailable
 from exchange_service.model import PRODUCTION, Account, Credential
@@ -85,6 +86,10 @@ class SqlCredentialStore:
     async def accounts(self, user_id: str) -> list[Account]:
         """Every stored account of the user, sorted; environments as the rows say, null as production."""
         return await self.call(lambda connection, table: _select_accounts(connection, table, user_id))
+
+    async def stored(self, user_id: str) -> list[StoredCredential]:
+        """Every stored credential of the user without its values, sorted by account; see the protocol."""
+        return await self.call(lambda connection, table: _select_stored(connection, table, user_id))
 
     async def all_accounts(self) -> list[Account]:
         """Every stored account of every user, sorted."""
@@ -218,6 +223,20 @@ async def _select_accounts(connection: AsyncConnection, table: CredentialTable, 
     return sorted({Account(row[0], row[1], row[2] or PRODUCTION) for row in rows})
 
 
+async def _select_stored(connection: AsyncConnection, table: CredentialTable, user_id: str) -> list[StoredCredential]:
+    user = table.user(user_id)
+    if user is None:
+        return []
+    own = (table.clause.c.user_id == user, table.is_exactly(user_id), table.clause.c.exchange.is_not(None))
+    query = sa.select(*table.beginnings(), table.times.selected()).where(*own, table.is_possible())
+    rows = (await connection.execute(query.order_by(*map(table.text, KEY_COLUMNS)).limit(MOST_ACCOUNTS))).all()
+    return sorted((_read_stored(CredentialRow(*row[:-1]), row[-1]) for row in rows), key=lambda one: one.account)
+
+
+def _read_stored(row: CredentialRow, stored_time: object) -> StoredCredential:
+    return StoredCredential(row.account, read_stored_time(stored_time), not plain_columns(row))
+
+
 def _require_user(table: CredentialTable, account: Account) -> object:
     user = table.user(account.user_id)
     if user is None:
@@ -242,7 +261,7 @@ class _NewValues:
 async def _put(connection: AsyncConnection, table: CredentialTable, account: Account, new: _NewValues) -> bool:
     """Store the values; True if there was no row."""
     user = _require_user(table, account)
-    values = table.values(new.credential)
+    values = {**table.values(new.credential), **table.times.now()}
     for column, text in (new.sealed or {}).items():
         values[column] = table.value(column, text)
     await lock_for_writing(connection)

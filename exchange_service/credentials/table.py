@@ -27,6 +27,7 @@ from exchange_service.credentials.rows import (
     CredentialRow,
     is_storable,
 )
+from exchange_service.credentials.stored_times import CREATED, UPDATED, StoredTimes, TimeColumn
 from exchange_service.errors import StoreUnavailable
 from exchange_service.model import PRODUCTION, SECRET_FIELDS, Credential
 
@@ -38,10 +39,15 @@ _NEW_TABLE = sa.Table(
     sa.Column("environment", sa.Text, primary_key=True, server_default=PRODUCTION),
     *(sa.Column(name, sa.Text) for name in SECRET_FIELDS),
     sa.Column("extra_metadata", sa.JSON),
+    sa.Column(UPDATED, sa.DateTime(timezone=True)),
 )
 
 _POSTGRES_COLUMNS = sa.text(
-    "SELECT attname, format_type(atttypid, NULL), attnotnull FROM pg_attribute"
+    "SELECT attname, format_type(atttypid, NULL), attnotnull,"
+    " has_column_privilege(attrelid, attnum, 'SELECT'),"
+    " has_column_privilege(attrelid, attnum, 'INSERT') AND has_column_privilege(attrelid, attnum, 'UPDATE')"
+    " AND attgenerated = ''"
+    " FROM pg_attribute"
     " WHERE attrelid = to_regclass(:table) AND attnum > 0 AND NOT attisdropped"
 )
 
@@ -55,13 +61,18 @@ _POSTGRES_RIGHTS = sa.text(
 )
 
 
+# Characters of a value that show whether it is sealed; too few for a secret to be of use.
+_BEGINNING = 6
+
+
 @dataclass(frozen=True, slots=True)
 class CredentialTable:
-    """The table's seven columns that are ours, with their types and their nullability."""
+    """The table's seven columns that are ours, with their types and their nullability, and its columns of times."""
 
     clause: sa.TableClause
     nullable: frozenset[str]
-    is_postgres: bool = True
+    is_postgres: bool
+    times: StoredTimes
 
     def text(self, column: str) -> sa.ColumnElement[str]:
         """The column as text."""
@@ -80,6 +91,12 @@ class CredentialTable:
         secrets = [sa.case((is_long, sa.null()), else_=self.text(name)).label(name) for name, is_long in long]
         first = sa.case(*((is_long, sa.literal(name, sa.Text)) for name, is_long in long), else_=sa.null())
         return [*(self.text(name).label(name) for name in KEY_COLUMNS), *secrets, first.label("too_long")]
+
+    def beginnings(self) -> list[sa.ColumnElement[Any]]:
+        """The columns of a row as text, of those with secrets only what shows whether they are sealed; no text is
+        called too long."""
+        begun = [sa.func.substr(self.text(name), 1, _BEGINNING).label(name) for name in SECRET_COLUMNS]
+        return [*(self.text(name).label(name) for name in KEY_COLUMNS), *begun, sa.null().label("too_long")]
 
     def _is_longer(self, column: str, limit: int) -> sa.ColumnElement[bool]:
         return sa.func.coalesce(self._bytes(column), 0) > limit
@@ -141,12 +158,26 @@ async def open_table(connection: AsyncConnection) -> CredentialTable:
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
         raise StoreUnavailable(f"The table {TABLE} lacks the column {', '.join(missing)}.")
-    kinds = {name: kind for name, (kind, _) in columns.items()}
+    is_postgres = connection.dialect.name == "postgresql"
+    instants = [columns[name].column for name in (UPDATED, CREATED) if name in columns]
+    times = StoredTimes(tuple(column for column in instants if column.usable(is_postgres)), is_postgres)
+    # SQLite has no uuid type, and its JSON is text.
+    kinds = {name: _column_type(columns[name].column.kind if is_postgres else "text") for name in COLUMNS}
+    clauses = [sa.column(name, kind) for name, kind in kinds.items()]
     return CredentialTable(
-        sa.table(TABLE, *(sa.column(name, _column_type(kinds[name])) for name in COLUMNS)),
-        frozenset(name for name, (_, nullable) in columns.items() if nullable),
-        connection.dialect.name == "postgresql",
+        sa.table(TABLE, *clauses, *(sa.column(column.name) for column in times.columns)),
+        frozenset(name for name, column in columns.items() if column.nullable),
+        is_postgres,
+        times,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of the table as the database describes it."""
+
+    column: TimeColumn
+    nullable: bool
 
 
 def _column_type(kind: str) -> sa.types.TypeEngine[Any]:
@@ -159,17 +190,19 @@ def _column_type(kind: str) -> sa.types.TypeEngine[Any]:
     return sa.Text()
 
 
-async def _read_columns(connection: AsyncConnection) -> dict[str, tuple[str, bool]]:
-    """Type and nullability by column name; empty if there is no such table.
+async def _read_columns(connection: AsyncConnection) -> dict[str, _Column]:
+    """Each column by its name; empty if there is no such table.
 
     A plain query, because the library's reflection warns about every type of other columns that it does not know.
     """
     if connection.dialect.name == "postgresql":
         result = await connection.execute(_POSTGRES_COLUMNS, {"table": TABLE})
-        return {name: (kind, not required) for name, kind, required in result}
+        return {
+            name: _Column(TimeColumn(name, kind, readable, writable), not required)
+            for name, kind, required, readable, writable in result
+        }
     result = await connection.execute(sa.text(f"PRAGMA table_info({TABLE})"))
-    # SQLite has no uuid type, and its JSON is text.
-    return {row.name: ("text", not row.notnull) for row in result}
+    return {row.name: _Column(TimeColumn(row.name, row.type), not row.notnull) for row in result}
 
 
 async def lock_for_writing(connection: AsyncConnection) -> None:

@@ -117,8 +117,11 @@ def status_of(error: errors.ServiceError) -> CallStatus:
     message = f"{error.reason}: {error.message} {advice}".rstrip()
     details = [_pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))]
     if isinstance(error, errors.FieldInvalid):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
-        details.append(_pack(error_details_pb2.BadRequest(field_violations=[violation])))
+        faults = [
+            error_details_pb2.BadRequest.FieldViolation(field=field, description=text)
+            for field, text in error.violations or ((error.field, error.description),)
+        ]
+        details.append(_pack(error_details_pb2.BadRequest(field_violations=faults)))
     pushback: tuple[tuple[str, str], ...] = ()
     if error.retry_after is not None:
         milliseconds = round(error.retry_after * 1000)

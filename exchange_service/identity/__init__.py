@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from exchange_service.errors import UserForbidden
 
@@ -35,19 +35,24 @@ class Scope:
     """The users whose accounts may be read: those in `users`, or all of them if `everybody` is true.
 
     `requires_act_as`: each call must also name its user in the metadata, so that a program which acts for many users
-    never reads another one by mistake.
+    never reads another one by mistake. `manage`: these users' accounts may also be connected and removed.
     """
 
     users: frozenset[str] = frozenset()
     everybody: bool = False
     requires_act_as: bool = False
+    manage: bool = False
 
     def covers(self, user_id: str) -> bool:
         """Whether this user is within the scope."""
         return self.everybody or user_id in self.users
 
-    def as_value(self) -> str | list[str]:
+    def as_value(self) -> str | list[str] | dict[str, Any]:
         """The scope in the form that `scope_from` reads."""
+        users = self._users_value()
+        return {"users": users, "manage": True} if self.manage else users
+
+    def _users_value(self) -> str | list[str]:
         if self.requires_act_as:
             return ACT_AS
         return ALL_USERS if self.everybody else sorted(self.users)
@@ -55,19 +60,37 @@ class Scope:
     def describe(self) -> str:
         """The scope in words, for people."""
         if self.requires_act_as:
-            return "any user that x-act-as names"
-        return "all users" if self.everybody else ", ".join(sorted(self.users))
+            users = "any user that x-act-as names"
+        else:
+            users = "all users" if self.everybody else ", ".join(sorted(self.users))
+        return f"{users}; may manage their accounts" if self.manage else users
+
+    def only_user(self) -> str:
+        """The user, if there is just one; else empty."""
+        return next(iter(self.users)) if len(self.users) == 1 and not self.everybody else ""
 
 
 def scope_from(value: object) -> Scope:
-    """The scope that "*", "act-as" or a list of users stands for; ValueError for everything else."""
+    """The scope that "*", "act-as" or a list of users stands for, or an object of one of these as `users` with the
+    right to `manage`; ValueError for everything else."""
+    if isinstance(value, dict):
+        return _managing_scope(value)
     if value == ALL_USERS:
         return Scope(everybody=True)
     if value == ACT_AS:
         return Scope(everybody=True, requires_act_as=True)
     if isinstance(value, list) and value and all(map(is_user_id, value)):
         return Scope(frozenset(value))
-    raise ValueError('a scope is "*" for all users, "act-as", or a list of users')
+    raise ValueError(
+        'a scope is "*" for all users, "act-as", or a list of users, or {"users": one of these, "manage": true}'
+    )
+
+
+def _managing_scope(value: dict[Any, Any]) -> Scope:
+    users, manage = value.get("users"), value.get("manage", False)
+    if value.keys() - {"users", "manage"} or isinstance(users, dict) or not isinstance(manage, bool):
+        raise ValueError('a scope as an object has "users" and perhaps "manage", which is true or false')
+    return replace(scope_from(users), manage=manage)
 
 
 def is_user_id(value: object) -> bool:
@@ -92,7 +115,7 @@ class Identity:
         return self.scope.covers(user_id)
 
 
-ANYBODY = Identity("anybody", Kind.ANYBODY, Scope(everybody=True))
+ANYBODY = Identity("anybody", Kind.ANYBODY, Scope(everybody=True, manage=True))
 
 
 def token_digest(token: str) -> bytes:
@@ -140,6 +163,19 @@ class Caller:
             raise UserForbidden("The metadata x-act-as and the request name different users.", advice="Name one user.")
         if not self.identity.may_read(user_id):
             raise UserForbidden("This user's accounts are outside the caller's scope.")
+
+    def require_management(self, user_id: str) -> None:
+        """Raise UserForbidden unless the caller may also connect and remove this user's accounts."""
+        self.require(user_id)
+        if not self.identity.scope.manage:
+            raise UserForbidden(
+                "The caller may read this user's accounts, but not manage them.",
+                advice="Ask the operator for a token or certificate with the right to manage.",
+            )
+
+    def only_user(self) -> str:
+        """The user of this call, if the caller's scope or x-act-as leaves only one; else empty."""
+        return self.identity.scope.only_user() or self.presented.act_as or ""
 
     def require_everybody(self) -> None:
         """Raise UserForbidden unless the caller may read every user; what concerns no user is for operators."""

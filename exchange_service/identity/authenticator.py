@@ -145,6 +145,10 @@ class Authenticator:
         """Count a refresh that the caller forces; CallerRateLimited if it exceeds the quota."""
         await self._quotas.take(caller.identity, Action.REFRESH)
 
+    async def take_change(self, caller: Caller) -> None:
+        """Count an account that the caller connects, checks or removes; CallerRateLimited if it exceeds the quota."""
+        await self._quotas.take(caller.identity, Action.CHANGE)
+
     def return_refresh(self, caller: Caller) -> None:
         """Take back a refresh that was counted: the venue was not asked for it."""
         self._quotas.give_back(caller.identity, Action.REFRESH)

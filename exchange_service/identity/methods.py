@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from exchange_service.identity import AuthenticationMethod, Kind, Scope, scope_from
 from exchange_service.identity.authenticator import Authenticator
-from exchange_service.identity.quotas import Allowance, Quotas, QuotaStore
+from exchange_service.identity.quotas import AccountAttempts, Allowance, Quotas, QuotaStore
 from exchange_service.settings import Settings
 
 if TYPE_CHECKING:
@@ -73,15 +73,27 @@ def _make_web_tokens(settings: Settings) -> AuthenticationMethod:
 
 def _make_quotas(settings: Settings, hash_key: bytes, sealed: SealedRedis | None) -> Quotas:
     allowances = {
-        Kind.USER: Allowance(settings.user_calls, settings.user_refreshes, settings.user_streams),
-        Kind.SERVICE: Allowance(settings.service_calls, settings.service_refreshes, settings.service_streams),
+        Kind.USER: Allowance(
+            settings.user_calls, settings.user_refreshes, settings.user_streams, settings.user_changes
+        ),
+        Kind.SERVICE: Allowance(
+            settings.service_calls, settings.service_refreshes, settings.service_streams, settings.service_changes
+        ),
     }
-    shared: QuotaStore | None = None
-    if settings.knows_callers and sealed is not None:
-        from exchange_service.identity.redis_quotas import RedisQuotas
+    return Quotas(allowances, shared=_shared(sealed) if settings.knows_callers else None, hash_key=hash_key)
 
-        shared = RedisQuotas(sealed)
-    return Quotas(allowances, shared=shared, hash_key=hash_key)
+
+def account_attempts(settings: Settings, hash_key: bytes, sealed: SealedRedis | None = None) -> AccountAttempts:
+    """The limit of attempts for each account that its venue may refuse; it holds for every caller."""
+    return AccountAttempts(settings.failed_checks, _shared(sealed), hash_key)
+
+
+def _shared(sealed: SealedRedis | None) -> QuotaStore | None:
+    if sealed is None:
+        return None
+    from exchange_service.identity.redis_quotas import RedisQuotas
+
+    return RedisQuotas(sealed)
 
 
 def who_may_call(settings: Settings) -> str:
@@ -96,5 +108,12 @@ def who_may_call(settings: Settings) -> str:
     if settings.jwt_jwks_url or settings.jwt_jwks_file:
         methods.append("JWTs signed with their issuer's keys")
     if methods:
-        return f"to callers with {' or '.join(methods)}, each within its scope"
-    return "to every program on this machine" if settings.loopback else "to ANYBODY who reaches the port"
+        return (
+            f"to callers with {' or '.join(methods)}, each within its scope{_managing(settings, ' if it may manage')}"
+        )
+    everybody = "to every program on this machine" if settings.loopback else "to ANYBODY who reaches the port"
+    return f"{everybody}{_managing(settings, '')}"
+
+
+def _managing(settings: Settings, condition: str) -> str:
+    return f", who may also connect and remove accounts{condition}" if settings.manage_accounts else ""

@@ -17,7 +17,7 @@ from typing import Protocol
 from cachetools import LRUCache
 
 from exchange_service.errors import CallerRateLimited
-from exchange_service.identity import Identity, Kind
+from exchange_service.identity import Identity, Kind, Scope
 
 # A process prefetches one part in so many of a window's permits at once.
 BATCHES = 20
@@ -31,25 +31,32 @@ class Action(Enum):
     CALL = "calls a second"
     OPENING = "new streams a second"
     REFRESH = "forced refreshes a minute"
+    CHANGE = "account changes a minute"
+    # Of one account and not of a caller.
+    TRY = "refused attempts for this account a minute"
 
     @property
     def window(self) -> int:
         """The length of the action's windows in seconds."""
-        return 60 if self is Action.REFRESH else 1
+        return 60 if self in (Action.REFRESH, Action.CHANGE, Action.TRY) else 1
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What an identity of one kind may do: calls a second, forced refreshes a minute, streams open at once."""
+    """What an identity of one kind may do: calls a second, forced refreshes a minute, streams open at once, and
+    accounts that are connected, checked or removed in a minute."""
 
     calls: int
     refreshes: int
     streams: int
+    changes: int = 20
 
     def of(self, action: Action) -> int:
         """The number of permits in a window. All streams that may be open at once may also be opened at once."""
         if action is Action.OPENING:
             return max(self.calls, self.streams)
+        if action in (Action.CHANGE, Action.TRY):
+            return self.changes
         return self.calls if action is Action.CALL else self.refreshes
 
 
@@ -192,3 +199,27 @@ class Quotas:
         self._streams[name] -= 1
         if not self._streams[name]:
             del self._streams[name]
+
+
+class AccountAttempts:
+    """How often a venue may refuse one account's credential, for all callers together: venues lock accounts after a
+    few wrong keys.
+
+    An attempt is counted before it begins, and taken back if the venue did not refuse.
+    """
+
+    def __init__(self, limit: int, shared: QuotaStore | None, hash_key: bytes) -> None:
+        """`limit` is the number of refused attempts in a minute."""
+        self._quotas = Quotas({Kind.USER: Allowance(limit, limit, limit, limit)}, shared=shared, hash_key=hash_key)
+
+    async def take(self, account: str) -> None:
+        """Count an attempt for the account that this text names. Raises CallerRateLimited with the delay."""
+        await self._quotas.take(_as_identity(account), Action.TRY)
+
+    def give_back(self, account: str) -> None:
+        """The venue did not refuse the attempt."""
+        self._quotas.give_back(_as_identity(account), Action.TRY)
+
+
+def _as_identity(account: str) -> Identity:
+    return Identity(f"account {account}", Kind.USER, Scope())

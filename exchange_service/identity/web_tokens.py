@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jwt
@@ -54,7 +55,9 @@ class JsonWebTokens:
             raise CallerUnknown("The token's subject cannot be a user.")
         scope, kind = Scope(frozenset({subject})), Kind.USER
         if self._users_claim in claims:
-            scope, kind = _widen(subject, claims[self._users_claim]), Kind.SERVICE
+            scope = _widen(subject, claims[self._users_claim])
+            # A claim that only lets its own user manage makes no service of the user.
+            kind = Kind.USER if scope.only_user() and scope.manage else Kind.SERVICE
         return Verified(Identity(f"{kind.value} {subject}", kind, scope, claims["exp"] + self._leeway), _KEEP)
 
     async def _select_key(self, token: str) -> tuple[str | jwt.PyJWK, str]:
@@ -104,4 +107,4 @@ def _widen(subject: str, value: object) -> Scope:
         scope = scope_from(value)
     except ValueError:
         raise CallerUnknown("The token's claim of users is not one that this service can read.") from None
-    return scope if scope.everybody else Scope(scope.users | {subject})
+    return scope if scope.everybody else replace(scope, users=scope.users | {subject})

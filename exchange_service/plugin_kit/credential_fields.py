@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 from exchange_service.errors import CredentialInvalid
-from exchange_service.model import SECRET_FIELDS, Credential, CredentialField, ExchangeMetadata, Secret
+from exchange_service.model import SECRET_FIELDS, Credential, CredentialField, ExchangeMetadata
 from exchange_service.plugin_kit.key_texts import private_key, stored_text
 
 # The host itself reads these from the metadata, so every plugin accepts them.
@@ -87,19 +87,46 @@ def stored_form(metadata: ExchangeMetadata, credential: Credential) -> Credentia
 
     Raises CredentialInvalid with the first field that does not take what it holds.
     """
+    stored, faults = read_form(metadata, credential)
+    for fault in faults.values():
+        raise fault
+    return stored
+
+
+def read_form(metadata: ExchangeMetadata, credential: Credential) -> tuple[Credential, Mapping[str, CredentialInvalid]]:
+    """The credential as it is best stored, and by its name each field that does not take what it holds."""
     fields = {field.name: field for field in metadata.credential_fields}
-    texts = {name: getattr(credential, name).reveal() for name in SECRET_FIELDS}
-    if any(field.private_keys is not None for field in fields.values()):
-        # A private key in a field that is for something else would be sent as it is.
-        for name in texts.keys() - {name for name, field in fields.items() if field.private_keys}:
-            private_key(texts[name], name, ())
-    given = {name: text for name, text in texts.items() if text and name in fields}
-    values = {
-        name: stored_field(fields[name], value) if name in fields and isinstance(value, str) and value else value
-        for name, value in credential.metadata.items()
-    }
-    secrets = {name: Secret(stored_field(fields[name], text)) for name, text in given.items()}
-    return replace(credential, **secrets, metadata=values)
+    takes_keys = any(field.private_keys is not None for field in fields.values())
+    texts: dict[str, Any] = {name: getattr(credential, name).reveal() for name in SECRET_FIELDS}
+    values: dict[str, Any] = dict(credential.metadata)
+    faults: dict[str, CredentialInvalid] = {}
+    for held in (texts, values):
+        for name, text in list(held.items()):
+            field = fields.get(name)
+            if not isinstance(text, str) or not text:
+                continue
+            try:
+                if takes_keys and held is texts and (field is None or not field.private_keys):
+                    # A private key in a field that is for something else would be sent as it is.
+                    private_key(text, name, ())
+                held[name] = text if field is None else stored_field(field, text)
+            except CredentialInvalid as fault:
+                faults[name] = fault.with_traceback(None)
+    return Credential.from_texts(texts, values), faults
+
+
+def missing_fields(metadata: ExchangeMetadata, credential: Credential) -> list[str]:
+    """The names of the required fields that the credential lacks."""
+    return [field.name for field in metadata.credential_fields if field.required and not _holds(credential, field.name)]
+
+
+def _holds(credential: Credential, name: str) -> bool:
+    if name in SECRET_FIELDS:
+        return bool(getattr(credential, name))
+    if name == "wallet_address":
+        # A wallet's address may also have another name, or be the key.
+        return any(credential.metadata.get(key) for key in _WALLET_KEYS) or bool(credential.api_key)
+    return bool(credential.metadata.get(name))
 
 
 def _convert(value: Any, kind: type) -> Any:

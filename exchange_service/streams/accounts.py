@@ -60,6 +60,7 @@ class FollowedAccounts:
         "_follows_all",
         "_known",
         "_mailbox",
+        "_outdated",
         "_reload",
         "_slots",
         "_unavailable",
@@ -79,6 +80,8 @@ class FollowedAccounts:
         # What the subscriber has of accounts that are not followed yet, or not any more.
         self._known: dict[Account, Known] = {}
         self._reload: asyncio.Task[None] | None = None
+        # Whether what is stored may have changed since it was last looked at.
+        self._outdated = False
 
     def __len__(self) -> int:
         """How many accounts were selected, with those that cannot be followed."""
@@ -118,9 +121,18 @@ class FollowedAccounts:
 
     def refresh(self) -> None:
         """Begin to follow accounts that have been stored since, and to leave those that are gone."""
-        if self._follows_all and (self._reload is None or self._reload.done()):
+        if not self._follows_all:
+            return
+        self._outdated = True
+        if self._reload is None or self._reload.done():
             # In a task of its own: a slow store must not hold up the events.
             self._reload = asyncio.get_running_loop().create_task(self._reload_stored(), name="accounts of a stream")
+
+    def on_stored_change(self) -> None:
+        """A credential of the user was stored or removed: read what may be readable now."""
+        self.refresh()
+        for account in self._slots:
+            self._feeds.read_again(account)
 
     def heartbeat(self, wall: float) -> bytes:
         """A serialised StreamBalancesResponse with the state of each account; `wall` is the time now, in seconds since
@@ -173,6 +185,8 @@ class FollowedAccounts:
 
     async def _reload_stored(self) -> None:
         try:
-            await self._follow_stored()
+            while self._outdated:
+                self._outdated = False
+                await self._follow_stored()
         except ServiceError as error:
             log.warning("stream.accounts_unknown", reason=error.reason)

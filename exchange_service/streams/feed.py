@@ -136,6 +136,12 @@ class Feed:
         if self._error is not None:
             slot.put_error(self._make_error_update(self._error, slot.known_version))
 
+    def read_again(self) -> None:
+        """Read soon, unless the account is read well: its credential may be another one now. One that was read well is
+        told of by the cache."""
+        if self._current is None or (self._error is not None and not self._error.transient):
+            self._source.read_now()
+
     def leave(self, slot: MailboxSlot) -> None:
         """Put nothing more into this slot."""
         self.slots.discard(slot)

@@ -40,6 +40,12 @@ class Feeds:
             del self._feeds[account]
             feed.stop()
 
+    def read_again(self, account: Account) -> None:
+        """Have the account's feed read soon, if something stands in its way that may be gone now."""
+        feed = self._feeds.get(account)
+        if feed is not None:
+            feed.read_again()
+
     def state(self, account: Account, slot: MailboxSlot, wall: float) -> bytes:
         """The account's part of a serialised HeartbeatEvent, as the events of this slot have told it; `wall` is the
         time now, in seconds since the epoch."""

@@ -76,6 +76,7 @@ class Streams:
         """`accounts_of` returns the stored accounts of a user. `on_event_age` is called with the age of the balance, in
         seconds, for each balance event that is serialised. `watches` follow venues' pushes; None: all are polled."""
         self._settings = settings = settings or StreamSettings()
+        self._balances = balances
         self._clock = clock or Clock()
         self._directory = AccountDirectory(registry, accounts_of, settings.max_accounts)
         polling = Polling(balances, settings.interval, settings.venue_timeout, self._clock)
@@ -105,10 +106,12 @@ class Streams:
         check_number("known", len(known), self.max_accounts)
         subscription = self._make_subscription(user_id, min_interval)
         self._subscriptions.add(subscription)
+        self._balances.add_stored_listener(user_id, subscription.on_stored_change)
         try:
             await subscription.open(selectors, known)
             yield subscription
         finally:
+            self._balances.remove_stored_listener(user_id, subscription.on_stored_change)
             self._subscriptions.discard(subscription)
             subscription.close()
 

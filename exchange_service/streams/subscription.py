@@ -102,6 +102,10 @@ class Subscription:
             # there may be nothing else to wait for.
             self._next_heartbeat = self._clock.monotonic()
 
+    def on_stored_change(self) -> None:
+        """A credential of the stream's user was stored or removed."""
+        self._accounts.on_stored_change()
+
     def close(self) -> None:
         """Leave every feed."""
         self._mailbox.close()

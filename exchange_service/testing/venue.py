@@ -273,6 +273,11 @@ class DemoVenue(LoopbackVenue):
         `api_key`, `api_secret`, `passphrase`, `extra_metadata`. None if this venue does not have the situation."""
         raise NotImplementedError
 
+    def revoke_demo_key(self) -> bool:
+        """Refuse the key of the situation "moving" from now on, as a key that its owner has deleted, until
+        `demo_credential("moving")` is called again. Returns whether there is such a key: some venues need none."""
+        return False
+
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         """Set up an account with this trouble, one of TROUBLES, and return the row to store for it. The venue answers
         as the real one does. None if this venue has no such case, for example because it needs no key."""

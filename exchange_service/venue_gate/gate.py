@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import structlog
 
@@ -33,6 +33,9 @@ from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.fetching import Fetcher, Target
 from exchange_service.venues.priority import Priority
 from exchange_service.wire.balances import FetchedBalance
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +88,13 @@ class VenueSnapshot:
     waiting: int
 
 
+class Ask(Protocol[T_co]):
+    """What is asked of a venue, behind the gate."""
+
+    async def __call__(self, target: Target, deadline: float, priority: Priority) -> T_co:
+        """The venue's answer, by `deadline` in the event loop's time. Raises a ServiceError."""
+
+
 @dataclass(slots=True)
 class _Passage:
     """One fetch on its way through the gate."""
@@ -98,6 +108,8 @@ class _Passage:
     priority: Priority
     began: float
     deadline: float
+    # Asks the venue, once it may be asked.
+    ask: Ask[Any]
     attempt: int = 0
     short_waits: int = 0
     # Seconds that the venue took to fail; None if it was not asked.
@@ -207,13 +219,19 @@ class Gated:
         Raises VenueRateLimited, VenueMaintenance or VenueUnavailable with the delay if the venue is not to be asked
         now, forced calls included; ServiceOverloaded if too many are being read.
         """
-        passage = self._begin(target, deadline, priority)
+        return await self.through(target, deadline, priority, self.inner.fetch)
+
+    async def through(self, target: Target, deadline: float, priority: Priority, ask: Ask[T]) -> T:
+        """What `ask` answers, if the venue may be asked for this target. It counts as a fetch, and raises as `fetch`
+        does."""
+        passage = self._begin(target, deadline, priority, ask)
         try:
             async for attempt in attempts_of(lambda error: self._retry_delay(passage, error)):
                 with attempt:
                     passage.attempt += 1
                     passage.failed_after = None
-                    return await self._pass(passage)
+                    answer: T = await self._pass(passage)
+                    return answer
         finally:
             # A call counts once, however often the venue was asked.
             if passage.asked is not None:
@@ -222,7 +240,7 @@ class Gated:
                 target.reports.on_report = _nothing
         raise AssertionError("the attempts end with an answer or an error")
 
-    def _begin(self, target: Target, deadline: float, priority: Priority) -> _Passage:
+    def _begin(self, target: Target, deadline: float, priority: Priority, ask: Ask[Any]) -> _Passage:
         metadata, version = target.listing.metadata, target.reference.version
         name = f"{metadata.venue} {target.account.environment}"
         if self._options.accounts_apart:
@@ -231,7 +249,7 @@ class Gated:
         keys = GateKeys(name, f"{name} {version}", target.user_key or target.account.user_id)
         venue, own = self._outcomes.venue(name), self._outcomes.own.get(keys.credential)
         limiters = [self._limiters.get(keys[limit.scope == "key"], limit) for limit in metadata.limits]
-        return _Passage(target, venue, own, limiters, keys, priority, _loop_time(), deadline)
+        return _Passage(target, venue, own, limiters, keys, priority, _loop_time(), deadline, ask)
 
     def _retry_delay(self, passage: _Passage, error: BaseException) -> bool | float:
         """False if the venue is not asked again, else the seconds to wait before it is."""
@@ -252,7 +270,7 @@ class Gated:
         log.debug("venue.asked_again", exchange=passage.metadata.id, attempt=passage.attempt + 1)
         return wait
 
-    async def _pass(self, passage: _Passage) -> FetchedBalance:
+    async def _pass(self, passage: _Passage) -> Any:
         """Ask the venue as soon as it may be asked."""
         while True:
             self._raise_refusal(passage)
@@ -324,7 +342,7 @@ class Gated:
         self._raise_refusal(passage)
         return wait
 
-    async def _ask_venue(self, passage: _Passage) -> FetchedBalance:
+    async def _ask_venue(self, passage: _Passage) -> Any:
         """Ask the venue, and keep how it went."""
         started = _loop_time()
         if passage.asked is None:
@@ -333,7 +351,7 @@ class Gated:
         asked.error, asked.counts = None, False
         passage.target.reports.on_report = partial(self._hold_reported, passage)
         try:
-            answer = await self.inner.fetch(passage.target, passage.deadline, passage.priority)
+            answer = await passage.ask(passage.target, passage.deadline, passage.priority)
         except ServiceError as error:
             passage.failed_after = _loop_time() - started
             asked.error, asked.counts = error, _may_speak_of_the_venue(passage, error, started)

@@ -60,7 +60,14 @@ class Fetcher(Protocol[T_co]):
         """Read the target's balance by `deadline`, in the event loop's time. Raises a ServiceError."""
 
 
-class Venues(Fetcher[FetchedBalance], Protocol):
+class CheckedVenues(Fetcher[FetchedBalance], Protocol):
+    """Reads accounts, and tells what their keys may do."""
+
+    async def key_rights(self, target: Target, deadline: float) -> KeyRights:
+        """What the account's key may do at the venue, as far as its plugin can tell. Raises as `fetch` does."""
+
+
+class Venues(CheckedVenues, Protocol):
     """Reads accounts through their plugins, wherever those run: the innermost layer."""
 
     async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchedBalance:
@@ -71,9 +78,6 @@ class Venues(Fetcher[FetchedBalance], Protocol):
         """What the venue pushes of the account, from the moment at which its subscription stands. Ends with a
         VenueError, PluginFailed, PluginUnavailable, or what opening the credential raises; NotSupported if the venue
         does not push this account."""
-
-    async def key_rights(self, target: Target, deadline: float) -> KeyRights:
-        """What the account's key may do at the venue, as far as its plugin can tell. Raises as `fetch` does."""
 
     def forget(self, account: Account) -> None:
         """Close the account's session soon, without waiting for it: its credential has changed or gone."""

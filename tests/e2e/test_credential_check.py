@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
-from exchange_service.cli.credential_check import READ_ONLY_SUFFICES, Checker, CredentialCheck
+from exchange_service.accounts.checking import READ_ONLY_SUFFICES
+from exchange_service.cli.credential_check import Checker, CredentialCheck
 from exchange_service.credentials.sql import open_store
 from exchange_service.errors import CredentialMissing
 from exchange_service.plugin_api import (

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from aiohttp import ClientSession
 from prometheus_client.parser import text_string_to_metric_families
 
 from exchange_service.cli.demo import MAIN_USER, Demo, running_demo, user_of
 from exchange_service.client import ExchangeServiceClient
+from exchange_service.errors import ServiceError
+from exchange_service.model import SECRET_FIELDS, Account, Credential
 from exchange_service.testing.venue import SITUATIONS
 from exchange_service.v1.balance_pb2 import DELIVERY_MODE_PUSHED
 from tests.harness import PATIENCE, settings_for
@@ -71,3 +74,47 @@ async def test_each_situation_has_its_own_user(tmp_path: Path) -> None:
     async with running_demo(settings_for(tmp_path)) as demo:
         assert demo.users.keys() == {user_of(situation) for situation in SITUATIONS}
         assert set(demo.users[MAIN_USER]) == CUSTOM | THROUGH_CCXT
+
+
+async def act(demo: Demo, path: str, **headers: str) -> tuple[int, str]:
+    """Ask the site of the demo's venues: the status and the text of its answer."""
+    async with ClientSession() as session, session.post(f"{demo.site.url}/{path}", headers=headers) as answer:
+        return answer.status, await answer.text()
+
+
+async def reason_of(demo: Demo, user: str, exchange_id: str) -> str:
+    """Why the balance cannot be read now; empty if it can be."""
+    async with ExchangeServiceClient(demo.service.address) as client:
+        try:
+            await client.get_balance(user, exchange_id, max_age=0)
+        except ServiceError as error:
+            return type(error).__name__
+    return ""
+
+
+async def test_a_key_is_deleted_and_a_venue_fails_and_recovers_from_outside(tmp_path: Path) -> None:
+    async with running_demo(settings_for(tmp_path, stale_grace=0)) as demo:
+        store = demo.service.store
+        for exchange_id in demo.users[MAIN_USER]:
+            assert await reason_of(demo, MAIN_USER, exchange_id) == "", exchange_id
+        for exchange_id in demo.users[user_of("refused")]:
+            assert "refuses its first key" in (await act(demo, f"{exchange_id}/revoke"))[1]
+            account = Account(MAIN_USER, exchange_id)
+            assert await reason_of(demo, MAIN_USER, exchange_id) == "CredentialRejected", exchange_id
+            await act(demo, f"{exchange_id}/mend")
+            # As if the user had typed it again.
+            typed = demo.site.keys[exchange_id][0]
+            metadata = {name: value for name, value in typed.items() if name not in SECRET_FIELDS}
+            await store.put(account, Credential.from_texts(typed, metadata))
+            assert await reason_of(demo, MAIN_USER, exchange_id) == "", exchange_id
+        await act(demo, "lighter/fail")
+        assert await reason_of(demo, MAIN_USER, "lighter") == "VenueUnavailable"
+        assert "needs no key" in (await act(demo, "lighter/revoke"))[1]
+
+
+async def test_no_web_page_breaks_the_demos_venues(tmp_path: Path) -> None:
+    async with running_demo(settings_for(tmp_path)) as demo:
+        assert (await act(demo, "oanda/revoke", Origin="https://elsewhere.example"))[0] == 403
+        assert (await act(demo, "oanda/revoke", Host="elsewhere.example"))[0] == 403
+        assert (await act(demo, "oanda/burn"))[0] == 404
+        assert await reason_of(demo, MAIN_USER, "oanda") == ""

@@ -98,6 +98,17 @@ class TestStart:
         # It names what to change.
         assert any(name in text for name in ("tls_certificate", "insecure", "open_to_all"))
 
+    async def test_accounts_are_managed_by_known_callers_alone_where_others_can_reach_the_service(
+        self, tmp_path: Path, authority: Authority
+    ) -> None:
+        for told in ({"open_to_all": True}, {"insecure": True, "tls_certificate": None, "tls_key": None}):
+            text = await self.refusal(tmp_path, **tls_settings(authority, manage_accounts=True, **told))
+            assert "replace and remove users' credentials" in text
+        check_settings(settings_for(tmp_path, **tls_settings(authority, manage_accounts=True, service_tokens=True)))
+        loopback = settings_for(tmp_path, manage_accounts=True)
+        check_settings(loopback)
+        assert who_may_call(loopback).endswith("who may also connect and remove accounts")
+
     async def test_settings_that_contradict_each_other_are_named(self, tmp_path: Path, authority: Authority) -> None:
         tls = tls_settings(authority)
         certificates = {"client_certificates": {"billing": "*"}}

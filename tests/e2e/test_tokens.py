@@ -62,6 +62,13 @@ class TestCommands:
         assert token_id.encode() in stored
         assert secret.encode() not in stored
 
+    def test_a_token_is_made_with_the_right_to_manage(self, tmp_path: Path) -> None:
+        made = run_command(tmp_path, "tokens", "create", "--name", "the app", "--user", "alice", "--manage")
+        assert "alice; may manage their accounts" in made.stderr
+        assert "manage_accounts=true" in made.stderr
+        (entry,) = json.loads(run_command(tmp_path, "tokens", "list", "--output", "json").stdout)
+        assert entry["scope"] == {"users": ["alice"], "manage": True}
+
     def test_a_token_needs_one_clear_scope_and_a_clear_end(self, tmp_path: Path) -> None:
         for arguments in (
             (),

@@ -367,6 +367,13 @@ class AsterSimulator(DemoVenue):
         show_situation(self, situation, address, answers=2, limit=_rate_limit("30"))
         return row
 
+    def revoke_demo_key(self) -> bool:
+        address = "0x" + _demo_digits("wallet moving")[:40]
+        if address not in self.wallets:
+            return self.keys.pop("demo-key-moving", None) is not None
+        self.wallets[address].agents.clear()
+        return True
+
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         # Aster answers for an unknown wallet as for an unknown agent.
         if trouble == "unknown account" or not _agents_can_be_checked():

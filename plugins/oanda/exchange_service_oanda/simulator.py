@@ -162,6 +162,9 @@ class OandaSimulator(DemoVenue):
         show_situation(self, situation, token, answers=2)
         return {"api_key": token}
 
+    def revoke_demo_key(self) -> bool:
+        return self.tokens.pop("demo-moving-token", None) is not None
+
     def other_credential(self) -> Mapping[str, Any]:
         self.add_token("other-token", SimulatedAccount("101-004-1112223-001", balance=Decimal("77.7700")))
         return {"api_key": "other-token"}

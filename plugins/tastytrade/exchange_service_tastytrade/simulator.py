@@ -296,6 +296,9 @@ class TastytradeSimulator(DemoVenue):
         show_situation(self, situation, refresh_token, answers=3, delay=1.0)
         return {"api_secret": client_secret, "passphrase": refresh_token}
 
+    def revoke_demo_key(self) -> bool:
+        return self.grants.pop("demo-moving-refresh-token", None) is not None
+
     def other_credential(self) -> Mapping[str, Any]:
         self.add_grant("other-refresh-token", "other-client-secret", SimulatedAccount("5WX77777", cash=Decimal("77.7")))
         return {"api_secret": "other-client-secret", "passphrase": "other-refresh-token"}

@@ -273,6 +273,9 @@ class TradierSimulator(DemoVenue):
             show_situation(self, situation, token, answers=2)
         return {"api_key": token}
 
+    def revoke_demo_key(self) -> bool:
+        return self.tokens.pop("demo-moving-token", None) is not None
+
     def other_credential(self) -> Mapping[str, Any]:
         self.add_token("other-token", SimulatedAccount("6YZ77777", total_cash=Decimal("77.77"))).user = "id-xyz98765"
         return {"api_key": "other-token"}

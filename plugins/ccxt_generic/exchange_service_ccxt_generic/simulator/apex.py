@@ -98,6 +98,9 @@ class ApexSimulator(DemoVenue):
         show_situation(self, situation, account.api_key)
         return _row(account)
 
+    def revoke_demo_key(self) -> bool:
+        return self.accounts.pop(self._demo_account("moving").api_key, None) is not None
+
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         if trouble in ("missing right", "unknown account"):
             # Every key may read, and has one account.

@@ -188,6 +188,9 @@ class BinanceSimulator(DemoVenue):
         show_situation(self, situation, row["api_key"])
         return row
 
+    def revoke_demo_key(self) -> bool:
+        return self.wallets.pop(self._demo_row("moving")["api_key"], None) is not None
+
     def other_credential(self) -> Mapping[str, Any]:
         row = self._demo_row("other")
         spot = {"BTC": ("7.77000000", "0.00000000")}

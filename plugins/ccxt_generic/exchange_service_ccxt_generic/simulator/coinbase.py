@@ -165,6 +165,9 @@ class CoinbaseSimulator(DemoVenue):
         show_situation(self, situation, profile.name)
         return {"api_key": profile.name, "api_secret": profile.secret}
 
+    def revoke_demo_key(self) -> bool:
+        return self.profiles.pop(self._demo_profile("moving").name, None) is not None
+
     def troubled_credential(self, trouble: str) -> Mapping[str, Any] | None:
         if trouble in ("wrong environment", "unknown account"):
             # A key of the sandbox is unknown here, as a wrong key is, and a key has one account.

@@ -1,0 +1,131 @@
+"""Logos of exchanges: a picture from the operator's folder, else two letters in the listing's colour.
+
+Nothing is loaded from another host, so that none learns who looks at which exchange.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from html import escape
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from exchange_service.console.pages import open_visit, state_of
+from exchange_service.v1.exchange_pb2 import Exchange
+
+# A picture that is larger is no logo, and would be read whole for each request.
+_MAX_PICTURE_BYTES = 256 * 1024
+_PICTURE_TYPES = {
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+}
+_EXCHANGE_ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+# The tones that the style sheet has, each with the colours of its letters and their ground in a picture.
+_TONES: Mapping[str, tuple[str, str]] = {
+    "blue": ("#1d4ed8", "#dbeafe"),
+    "cyan": ("#0e7490", "#cffafe"),
+    "gray": ("#374151", "#e5e7eb"),
+    "green": ("#15803d", "#dcfce7"),
+    "indigo": ("#4338ca", "#e0e7ff"),
+    "orange": ("#c2410c", "#ffedd5"),
+    "pink": ("#be185d", "#fce7f3"),
+    "purple": ("#7e22ce", "#f3e8ff"),
+    "red": ("#b91c1c", "#fee2e2"),
+    "teal": ("#0f766e", "#ccfbf1"),
+    "yellow": ("#854d0e", "#fef9c3"),
+}
+_PICTURE = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 40 40" width="40" height="40">'
+    '<rect width="40" height="40" rx="10" fill="{ground}"/>'
+    '<text x="20" y="25.5" text-anchor="middle" font-family="system-ui, sans-serif" font-size="15" font-weight="600" '
+    'fill="{ink}">{letters}</text></svg>'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Logo:
+    """How a page shows an exchange: `picture` is a path of ours; if it is empty, `letters` on a ground of `tone`."""
+
+    letters: str
+    tone: str
+    picture: str = ""
+
+    def svg(self) -> str:
+        """The letters as a picture of its own."""
+        ink, ground = _TONES[self.tone]
+        return _PICTURE.format(letters=escape(self.letters), ink=ink, ground=ground)
+
+
+class Logos:
+    """The pictures of the operator's folder, each named for its exchange (`oanda.svg`), and letters for the others."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._files = _pictures_in(folder) if folder else {}
+
+    def of(self, exchange: Exchange) -> Logo:
+        """The logo of a listing."""
+        picture = f"/logos/{exchange.id}" if exchange.id in self._files else ""
+        return Logo(_letters(exchange.name or exchange.id), _tone(exchange.color_class), picture)
+
+    def picture(self, exchange_id: str) -> tuple[bytes, str] | None:
+        """The operator's picture and its media type, or None. Only files that were there at the start are read."""
+        path = self._files.get(exchange_id)
+        if path is None:
+            return None
+        with path.open("rb") as file:
+            content = file.read(_MAX_PICTURE_BYTES + 1)
+        return None if len(content) > _MAX_PICTURE_BYTES else (content, _PICTURE_TYPES[path.suffix.lower()])
+
+
+def _pictures_in(folder: Path) -> dict[str, Path]:
+    """The files that are pictures, by the exchange's id."""
+    return {
+        path.stem.lower(): path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in _PICTURE_TYPES and _EXCHANGE_ID.fullmatch(path.stem.lower()) and path.is_file()
+    }
+
+
+def _letters(name: str) -> str:
+    """Two letters of a name: of its first two words, or the first two."""
+    words = re.findall(r"[^\W_]+", name)
+    letters = words[0][0] + words[1][0] if len(words) > 1 else "".join(words)[:2]
+    return letters.upper()[:2] or "?"
+
+
+def _tone(color_class: str) -> str:
+    """The colour that a listing's CSS classes name ("bg-green-500/20 text-green-500"); gray if we have no such tone."""
+    match = re.search(r"\btext-([a-z]+)-\d", color_class)
+    return match[1] if match and match[1] in _TONES else "gray"
+
+
+@cache
+def logos_in(folder: Path | None) -> Logos:
+    """The logos with this folder's pictures, which is read once."""
+    return Logos(folder)
+
+
+async def show_logo(request: Request) -> Response:
+    """The logo of an exchange as a picture: the operator's, else its letters."""
+    visit, exchange_id = open_visit(request), request.path_params["exchange_id"]
+    logos = logos_in(state_of(request).options.logos)
+    picture = logos.picture(exchange_id)
+    if picture is None:
+        known = [item for item in await visit.api.all_exchanges(search=exchange_id) if item.id == exchange_id]
+        logo = logos.of(known[0] if known else Exchange(id=exchange_id))
+        picture = logo.svg().encode(), "image/svg+xml"
+    # A picture may hold scripts and styles of its own, which nobody needs who only looks at it.
+    headers = {"Cache-Control": "private, max-age=3600", "Content-Security-Policy": "default-src 'none'; sandbox"}
+    return Response(picture[0], media_type=picture[1], headers=headers)
+
+
+routes: list[Route] = [Route("/logos/{exchange_id}", show_logo, methods=["GET"])]

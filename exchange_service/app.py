@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from exchange_service import clock
+from exchange_service.accounts.audit import AccountAudit
+from exchange_service.accounts.candidates import Candidates
+from exchange_service.accounts.service import Accounts
+from exchange_service.accounts.trying import Attempts, GatedVenues
 from exchange_service.addresses import host_of
 from exchange_service.balances.cached import CachedBalances
 from exchange_service.balances.credential_changes import CredentialChanges
 from exchange_service.balances.freshness import Freshness, PollBackoff
 from exchange_service.balances.instrumented import Instrumented, instrumented_opening
 from exchange_service.balances.keys import BalanceKeys
+from exchange_service.balances.known import LastFetches
 from exchange_service.balances.leases import Leased
 from exchange_service.balances.push_room import PushRoom
 from exchange_service.balances.refusals import Refusals
@@ -32,6 +37,7 @@ from exchange_service.credentials.key_check import KeyWatch
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.gc_tuning import collect_while_quick
+from exchange_service.grpc_server.account_servicer import AccountServicer
 from exchange_service.grpc_server.certificates import (
     CertificateFiles,
     RenewedCertificates,
@@ -48,7 +54,7 @@ from exchange_service.grpc_server.servicer import Servicer
 from exchange_service.grpc_server.turns import Openings, Writes
 from exchange_service.grpc_server.write_limit import WriteLimit
 from exchange_service.identity.authenticator import Authenticator
-from exchange_service.identity.methods import open_authenticator, who_may_call
+from exchange_service.identity.methods import account_attempts, open_authenticator, who_may_call
 from exchange_service.memory_limit import MemoryLimit
 from exchange_service.model import Credential
 from exchange_service.observability.health_pages import HealthPages
@@ -73,7 +79,7 @@ from exchange_service.startup_checks import (
 from exchange_service.streams.service import Streams, StreamSettings
 from exchange_service.venue_gate import Gated, GateOptions
 from exchange_service.venue_gate.status import VenueStatus
-from exchange_service.venues.fetching import Venues
+from exchange_service.venues.fetching import Target, Venues
 from exchange_service.venues.http import VenueHttpPool
 from exchange_service.venues.registry import PluginProblem, Registry
 from exchange_service.venues.sessions import Sessions
@@ -184,20 +190,29 @@ class BalanceOptions:
     venue_timeout: float = 8.0
 
 
-def open_balances(venues: Venues, references: CachedReferences, cache: Cache, options: BalanceOptions) -> Balances:
-    """GetBalance's use case. The road of a fetch is one stack: each layer has the next one inside."""
+def open_balances(
+    venues: Venues, references: CachedReferences, cache: Cache, options: BalanceOptions, gated: Gated | None = None
+) -> Balances:
+    """GetBalance's use case. The road of a fetch is one stack: each layer has the next one inside; `gated` is what
+    others go through as well."""
     freshness, backoff, gate = options.freshness, options.backoff, options.gate
-    refusals = Refusals(freshness.was_good_lately, freshness.now)
-    seconds, done, now = options.venue_timeout, refusals.on_fetch_done, freshness.now
+    refusals, fetches = Refusals(freshness.was_good_lately, freshness.now), LastFetches(freshness.now)
+    seconds, now = options.venue_timeout, freshness.now
+
+    def done(target: Target, error: BaseException | None) -> None:
+        refusals.on_fetch_done(target, error)
+        fetches.on_fetch_done(target, error)
+
     ttl = max(freshness.stale_grace, freshness.max_age)
     cached = CachedBalances(cache, ttl, longest_pause=2 * backoff.idle, now=now)
-    leased = Leased(Gated(Instrumented(venues, gate.metrics), gate), cached, backoff, now)
+    gated = gated or Gated(Instrumented(venues, gate.metrics), gate)
+    leased = Leased(gated, cached, backoff, now)
     road = SingleFlight(leased, seconds, done)
     keys, credentials = (
         BalanceKeys(options.hash_key),
         CredentialChanges(options.hash_key, references, venues, cached, refusals),
     )
-    return Balances(references, road, cached, refusals, credentials, keys, freshness, leased.store_pushed)
+    return Balances(references, road, cached, refusals, credentials, keys, freshness, leased.store_pushed, fetches)
 
 
 async def start_service(
@@ -259,18 +274,20 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     http = VenueHttpPool(timeout=settings.venue_timeout)
     status, metrics = VenueStatus(), Metrics(lambda: registry.listings)
     stack.push_async_callback(http.close)
-    opening = instrumented_opening(storage.references.open, metrics)
+    candidates = Candidates(hash_key)
+    opening = candidates.opening(instrumented_opening(storage.references.open, metrics))
     venues = open_venues(settings, registry, opening, http, status)
     stack.push_async_callback(venues.close)
     gate = _gate_options(settings, storage.shared, status, metrics, accounts_apart=accounts_apart)
     options = _balance_options(settings, hash_key, gate)
-    balances = open_balances(venues, storage.references, storage.cache, options)
+    gated = Gated(Instrumented(venues, metrics), gate)
+    balances = open_balances(venues, storage.references, storage.cache, options, gated)
     stack.push_async_callback(balances.close)
     limits, on_event_age = _stream_settings(settings), metrics.value_handed_out
     watches = _open_watches(settings, balances, venues, metrics, stack)
     metrics.watch_connections(lambda: _push_connections(http, venues))
-    accounts = storage.references.accounts
-    streams = Streams(registry, balances, accounts, limits, on_event_age=on_event_age, watches=watches)
+    stored = storage.references.accounts
+    streams = Streams(registry, balances, stored, limits, on_event_age=on_event_age, watches=watches)
     authenticator = _open_authenticator(settings, storage)
     stack.push_async_callback(authenticator.close)
     reader = _balance_reader(settings, balances, authenticator, metrics)
@@ -280,12 +297,16 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     openings, turns = _turns(settings, metrics)
     servicer = Servicer(RequestReader(registry), authenticator, catalogue, reader, streams, writes, turns)
     plugins = PluginServicer(PluginReport(registry, venues, settings.plugin_sandbox))
+    attempts = _account_attempts(settings, storage, balances, GatedVenues(gated, venues), candidates)
+    accounts = _accounts(settings, registry, store, balances, attempts, stack)
+    managing = AccountServicer(accounts, authenticator, settings.outgoing_address or "")
     # Before the first call: a service without the right keys must not be taken for one that works.
     key_watch = KeyWatch(store)
     may_serve = await key_watch.first()
     pages = HealthPages(asyncio.get_running_loop())
     metrics_address, health_address = _serve_http(metrics, pages, settings, stack)
-    server = await _listen(settings, (servicer.methods(), plugins.methods()), authenticator, metrics, openings)
+    services = (servicer.methods(), plugins.methods(), managing.methods())
+    server = await _listen(settings, services, authenticator, metrics, openings)
     console = _open_console(settings, server.direct, hash_key)
     web = _listen_http(settings, server.direct, console)
     pages.is_serving = lambda: server.health.is_serving
@@ -300,6 +321,29 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         log.info("http.listening", address=web.address)
     parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics, status)
     return Service(settings, server, *parts, metrics_address, health_address, web, console, stack)
+
+
+def _account_attempts(
+    settings: Settings, storage: _Storage, balances: Balances, venues: GatedVenues, candidates: Candidates
+) -> Attempts:
+    limit = account_attempts(settings, storage.hash_key, storage.shared)
+    return Attempts(venues, candidates, limit, balances.keys.user_key, settings.venue_timeout)
+
+
+def _accounts(
+    settings: Settings,
+    registry: Registry,
+    store: SqlCredentialStore,
+    balances: Balances,
+    attempts: Attempts,
+    stack: AsyncExitStack,
+) -> Accounts | None:
+    """What manages accounts for callers; None unless the operator allows it."""
+    if not settings.manage_accounts:
+        return None
+    accounts = Accounts(registry, store, balances, attempts, AccountAudit(store.vault.audit.hash_user))
+    stack.push_async_callback(accounts.close)
+    return accounts
 
 
 def _open_watches(

@@ -11,7 +11,7 @@ class of `exchange_service.errors` for the server's reason; its `request_id` is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +23,16 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from exchange_service.accounts.v1 import account_service_pb2_grpc
+from exchange_service.accounts.v1.account_service_pb2 import (
+    CheckAccountRequest,
+    CheckAccountResponse,
+    ConnectAccountRequest,
+    ConnectAccountResponse,
+    ListAccountsRequest,
+    ListAccountsResponse,
+    RemoveAccountRequest,
+)
 from exchange_service.addresses import is_loopback, is_private
 from exchange_service.errors import (
     DeadlinePassed,
@@ -81,6 +91,7 @@ class _Connection:
     channel: grpc.aio.Channel
     stub: Any
     plugin_stub: Any
+    account_stub: Any
     calls: int = 0
 
 
@@ -97,7 +108,8 @@ class _Connections:
         # The code that protoc makes is not typed.
         make: Any = exchange_service_pb2_grpc.ExchangeServiceStub
         make_plugin: Any = plugin_service_pb2_grpc.PluginServiceStub
-        return _Connection(channel, make(channel), make_plugin(channel))
+        make_account: Any = account_service_pb2_grpc.AccountServiceStub
+        return _Connection(channel, make(channel), make_plugin(channel), make_account(channel))
 
     @contextmanager
     def use(self) -> Iterator[_Connection]:
@@ -283,6 +295,49 @@ class ExchangeServiceClient:
                 yield event
         finally:
             connected.cancel()
+
+    async def list_accounts(self, user_id: str = "") -> ListAccountsResponse:
+        """The accounts for which a credential of the user is stored. No `user_id`: the only user that the caller may
+        read. It needs the right to manage, as all calls about accounts do.
+
+        Raises ServiceError: the class of the server's reason, or ServiceUnreachable.
+        """
+        request = ListAccountsRequest(user_id=user_id)
+        reply: ListAccountsResponse = await self._call(lambda one: one.account_stub.ListAccounts, request)
+        return reply
+
+    async def connect_account(
+        self,
+        user_id: str,
+        exchange_id: str,
+        fields: Mapping[str, str],
+        *,
+        environment: str = "",
+        skip_check: bool = False,
+    ) -> ConnectAccountResponse:
+        """Store a credential after it was tried at the venue, in the place of one that is stored already. `fields` are
+        its values by the names in the exchange's `credential_fields`. With `skip_check` it is stored untried.
+
+        Raises ServiceError as `list_accounts`; nothing is stored then. FieldInvalid has `violations`, one for each
+        wrong field, named as "fields.api_key".
+        """
+        request = ConnectAccountRequest(
+            user_id=user_id, exchange_id=exchange_id, environment=environment, fields=fields, skip_check=skip_check
+        )
+        reply: ConnectAccountResponse = await self._call(lambda one: one.account_stub.ConnectAccount, request)
+        return reply
+
+    async def check_account(self, user_id: str, exchange_id: str, *, environment: str = "") -> CheckAccountResponse:
+        """Try a stored credential at the venue: what it shows, and what its key may do. Raises ServiceError as
+        `list_accounts`: the venue's error if the account cannot be read."""
+        request = CheckAccountRequest(user_id=user_id, exchange_id=exchange_id, environment=environment)
+        reply: CheckAccountResponse = await self._call(lambda one: one.account_stub.CheckAccount, request)
+        return reply
+
+    async def remove_account(self, user_id: str, exchange_id: str, *, environment: str = "") -> None:
+        """Remove a stored credential. Raises ServiceError as `list_accounts`: CredentialMissing if none is stored."""
+        request = RemoveAccountRequest(user_id=user_id, exchange_id=exchange_id, environment=environment)
+        await self._call(lambda one: one.account_stub.RemoveAccount, request)
 
     async def _resumed(
         self,

@@ -17,11 +17,16 @@ PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/pyproje
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
-    "accounts": {"errors", "model", "venues", "wire"},
+    "accounts": {
+        *{"balances", "clock", "credentials", "deadlines", "errors", "identity", "model", "observability"},
+        *{"plugin_kit", "tasks", "v1", "venue_gate", "venues", "wire"},
+    },
     "addresses": set(),
     "amounts": set(),
     "app": {
-        *{"addresses", "balances", "cache", "catalogue", "clock", "console", "credentials", "gc_tuning"},
+        *{"accounts", "addresses", "balances", "cache", "catalogue", "clock", "console", "credentials"},
+        *{"gc_tuning", "grpc_server", "http_server", "identity"},
+        *{"accounts", "addresses", "balances", "cache", "catalogue", "clock", "console", "credentials", "gc_tuning"},
         *{"grpc_server", "http_server", "identity"},
         *{"memory_limit", "model", "observability", "open_files", "plugin_host", "settings", "spare_memory"},
         *{"startup_checks", "streams", "venue_gate", "venues"},
@@ -59,8 +64,8 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "gc_tuning": set(),
     "grpc_server": {
-        *{"balances", "catalogue", "clock", "deadlines", "errors", "identity", "observability", "operator"},
-        *{"plugin_host", "streams", "v1", "venues", "wire"},
+        *{"accounts", "balances", "catalogue", "clock", "deadlines", "errors", "identity", "model", "observability"},
+        *{"operator", "plugin_host", "streams", "v1", "venues", "wire"},
     },
     "http_server": {"addresses", "errors", "grpc_server", "observability"},
     "identity": {"cache", "credentials", "deadlines", "errors", "settings", "tasks"},

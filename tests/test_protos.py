@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import FileDescriptor
 
+from exchange_service.accounts.v1 import account_service_pb2
 from exchange_service.operator.v1 import plugin_service_pb2
 from exchange_service.plugin_host.v1 import plugin_host_pb2
 from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_pb2, exchange_service_pb2
@@ -18,7 +19,7 @@ OURS = [
     module.DESCRIPTOR
     for module in (
         *(balance_pb2, error_reason_pb2, exchange_pb2, exchange_service_pb2),
-        *(plugin_service_pb2, plugin_host_pb2),
+        *(account_service_pb2, plugin_service_pb2, plugin_host_pb2),
     )
 ]
 GOOGLES = ("status.proto", "code.proto", "error_details.proto")
@@ -53,7 +54,9 @@ def test_the_services_have_these_methods_and_no_others() -> None:
     }
     assert methods["exchange_service.v1.ExchangeService"] == ["ListExchanges", "GetBalance", "StreamBalances"]
     assert methods["exchange_service.operator.v1.PluginService"] == ["ListPlugins"]
-    assert set(methods) - set(list(methods)[:2]) == {"exchange_service.plugin_host.v1.PluginHostService"}
+    managing = ["ListAccounts", "ConnectAccount", "CheckAccount", "RemoveAccount"]
+    assert methods["exchange_service.accounts.v1.AccountService"] == managing
+    assert set(methods) - set(list(methods)[:3]) == {"exchange_service.plugin_host.v1.PluginHostService"}
 
 
 @pytest.mark.parametrize("name", GOOGLES)

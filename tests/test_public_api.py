@@ -197,6 +197,7 @@ SINGLE_NAMES = (
 )
 # The messages and stubs that a client of the Python package may import.
 GENERATED = {
+    "exchange_service.accounts.v1.account_service_pb2": ("ConnectAccountRequest", "ListAccountsRequest"),
     "exchange_service.v1.exchange_service_pb2": ("GetBalanceRequest", "ListExchangesRequest", "StreamBalancesRequest"),
     "exchange_service.v1.exchange_service_pb2_grpc": ("ExchangeServiceStub",),
     "exchange_service.v1.balance_pb2": ("Balance", "Freshness", "AccountFault"),

@@ -1,1 +1,1 @@
-"""Users' accounts: their credentials are stored, tried, listed and removed for callers."""
+"""Connecting users' accounts: storing a credential after it was tried, checking, listing and removing stored ones."""

@@ -29,7 +29,7 @@ class BalanceKeys:
         """The target of this account, read with this credential."""
         key = self.key(account, reference)
         credential_key = self.key(account.stored(), reference)
-        return Target(account, listing, reference, key, credential_key, self._user_key(account.user_id))
+        return Target(account, listing, reference, key, credential_key, self.user_key(account.user_id))
 
     def key(self, account: Account, reference: CredentialReference) -> str:
         """The cache's key for the account's balance."""
@@ -42,7 +42,8 @@ class BalanceKeys:
         self._known[account] = (reference.version, key)
         return key
 
-    def _user_key(self, user_id: str) -> str:
+    def user_key(self, user_id: str) -> str:
+        """The hash that stands for a user at the gate."""
         key = self._users.get(user_id)
         if key is None:
             text = "user\0" + user_id

@@ -11,6 +11,7 @@ from exchange_service.balances.cached import CachedBalances
 from exchange_service.balances.credential_changes import CredentialChanges
 from exchange_service.balances.freshness import Freshness
 from exchange_service.balances.keys import BalanceKeys
+from exchange_service.balances.known import KnownState, LastFetches
 from exchange_service.balances.leases import FetchResult
 from exchange_service.balances.refusals import Doubt, Refusals
 from exchange_service.balances.single_flight import LEAST_TIME, SingleFlight
@@ -74,6 +75,8 @@ class Balances:
     freshness: Freshness
     # Stores what a venue has pushed, see `Leased.store_pushed`.
     store_pushed: Callable[[Target, FetchedBalance, float], Awaitable[FetchResult]]
+    # How the last fetch of each account ended.
+    fetches: LastFetches = field(default_factory=LastFetches)
     # By the key of the balance: how changes of the accounts that are followed here reach this replica.
     deliveries: dict[str, Delivery] = field(default_factory=dict)
     # By the key of the balance: asking for second words.
@@ -118,9 +121,20 @@ class Balances:
         last = stored or self.cached.last_good(target.key)
         return await self._fetch(target, last, deadline, forced=max_age == 0, polling=polling)
 
-    async def target(self, account: Account, listing: Listing) -> Target:
-        """What a watch of the account follows. Raises CredentialMissing or StoreUnavailable."""
-        return await self._target(account, listing, None, 0)
+    async def target(self, account: Account, listing: Listing, *, now: bool = False) -> Target:
+        """The account's target. With `now` the store is asked for its credential in any case. Raises CredentialMissing
+        or StoreUnavailable."""
+        return await self._target(account, listing, 0.0 if now else None, 0)
+
+    def known(self, account: Account) -> KnownState:
+        """What this replica knows of the account, without asking anybody."""
+        account = account.stored()
+        reference = self.references.last_known(account)
+        if reference is None:
+            return self.fetches.state(account, None, None)
+        key = self.keys.key(account, reference)
+        stored = self.cached.last_good(key)
+        return self.fetches.state(account, stored.fetch_time if stored else None, self.deliveries.get(key))
 
     async def _target(self, account: Account, listing: Listing, max_age: float | None, known_version: int) -> Target:
         """What is to be read: nothing below the known version, nor below what this process has shown."""

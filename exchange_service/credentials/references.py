@@ -161,6 +161,11 @@ class CachedReferences:
         self._stored[user_id] = stored
         return stored
 
+    def last_known(self, account: Account) -> CredentialReference | None:
+        """The reference that was looked up last, however long ago; None if there is none, or it was forgotten."""
+        entry = self._entries.get(account)
+        return entry.reference if entry is not None else None
+
     def get_local(self, account: Account) -> CredentialReference | None:
         """The reference, if it is cached and not due for a refresh."""
         entry = self._entries.get(account)

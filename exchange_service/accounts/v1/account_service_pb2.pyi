@@ -28,8 +28,8 @@ class ListAccountsRequest(google.protobuf.message.Message):
 
     USER_ID_FIELD_NUMBER: builtins.int
     user_id: builtins.str
-    """The user's id in the credential store, at most 256 characters. Empty: the only user that the caller may read;
-    FIELD_INVALID if the caller may read several.
+    """The user's id in the credential store, at most 256 characters. Empty: the only user that the caller may read, or
+    the one in the metadata `x-act-as`; FIELD_INVALID if there may be several.
     """
     def __init__(
         self,
@@ -157,7 +157,9 @@ class ConnectAccountRequest(google.protobuf.message.Message):
     environment: builtins.str
     """The environment or one of its aliases. Empty: "production"."""
     skip_check: builtins.bool
-    """True: store it without trying it at the venue, for example while the venue is down."""
+    """True: store it without trying it at the venue, for example while the venue is down. Its fields are checked all the
+    same.
+    """
     @property
     def fields(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """The values by the name of the field, as exchange_service.v1.Exchange.credential_fields lists them. Blanks at the ends
@@ -267,7 +269,9 @@ class AccountCheck(google.protobuf.message.Message):
     WARNINGS_FIELD_NUMBER: builtins.int
     @property
     def balance(self) -> exchange_service.v1.balance_pb2.Balance:
-        """The balance of every account type that it opens, read just now. Its venue accounts are what the credential sees."""
+        """The balance of every account type that it opens, read just now, without rows that hold nothing. Its venue accounts
+        are what the credential sees. GetBalance does not serve it.
+        """
 
     @property
     def rights(self) -> Global___KeyRights:
@@ -298,6 +302,7 @@ class KeyRights(google.protobuf.message.Message):
     TRADE_FIELD_NUMBER: builtins.int
     WITHDRAW_FIELD_NUMBER: builtins.int
     EXPIRE_TIME_FIELD_NUMBER: builtins.int
+    NOTES_FIELD_NUMBER: builtins.int
     trade: builtins.bool
     """It may place orders."""
     withdraw: builtins.bool
@@ -306,15 +311,20 @@ class KeyRights(google.protobuf.message.Message):
     def expire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it expires. Absent: it does not, or the venue does not say."""
 
+    @property
+    def notes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What else the venue or the plugin says of the key, as sentences for its owner."""
+
     def __init__(
         self,
         *,
         trade: builtins.bool | None = ...,
         withdraw: builtins.bool | None = ...,
         expire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        notes: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_trade", b"_trade", "_withdraw", b"_withdraw", "expire_time", b"expire_time", "trade", b"trade", "withdraw", b"withdraw"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_trade", b"_trade", "_withdraw", b"_withdraw", "expire_time", b"expire_time", "trade", b"trade", "withdraw", b"withdraw"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_trade", b"_trade", "_withdraw", b"_withdraw", "expire_time", b"expire_time", "notes", b"notes", "trade", b"trade", "withdraw", b"withdraw"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_trade", b"_trade"]) -> typing.Literal["trade"] | None: ...
     @typing.overload

@@ -24,6 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "addresses": set(),
     "amounts": set(),
     "app": {
+        *{"accounts", "addresses", "balances", "cache", "catalogue", "clock", "console", "credentials"},
+        *{"gc_tuning", "grpc_server", "http_server", "identity"},
         *{"accounts", "addresses", "balances", "cache", "catalogue", "clock", "console", "credentials", "gc_tuning"},
         *{"grpc_server", "http_server", "identity"},
         *{"memory_limit", "model", "observability", "open_files", "plugin_host", "settings", "spare_memory"},

@@ -15,14 +15,13 @@ import pytest
 from aiohttp import ClientSession, web
 from exchange_service_hyperliquid.simulator import HyperliquidSimulator
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
-from prometheus_client.parser import text_string_to_metric_families
 
 from exchange_service.app import Service
 from exchange_service.model import Account
 from exchange_service.testing import Fault
 from tests.harness import USER, Running, eventually, serving
 from tests.identities import SECRET
-from tests.web.web_application import WebApplication, web_application
+from tests.web.web_application import WebApplication, http_address, web_application
 
 # Pushes are off: each change is then seen by a poll, in half a second.
 QUICK: dict[str, Any] = {"heartbeat_interval": 0.2, "poll_interval": 0.4, "poll_interval_still": 0.4, "push": False}
@@ -56,7 +55,7 @@ async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         oanda.add_token(TOKEN, account)
         urls = {"oanda": oanda.url, "hyperliquid": hyperliquid.url}
         async with serving_browsers(tmp_path, venue_urls=urls) as running:
-            url = f"http://{running.service.http_address}"
+            url = f"http://{http_address(running)}"
             async with web_application(url, SECRET, USER, binary=request.param == "binary") as page:
                 yield Scene(running, oanda, hyperliquid, account, page)
 
@@ -68,12 +67,10 @@ async def serving_browsers(folder: Path, **changes: Any) -> AsyncIterator[Runnin
         yield running
 
 
-def open_streams(service: Service) -> float:
-    """How many streams the service counts."""
-    for family in text_string_to_metric_families(service.metrics.text().decode()):
-        if family.name == "exchange_service_streams_open":
-            return sum(sample.value for sample in family.samples)
-    raise AssertionError("the service does not count its streams")
+def open_streams(service: Service) -> int:
+    """How many streams the service has."""
+    _, streams = service.streams.counts()
+    return streams
 
 
 def total(account: dict[str, Any]) -> str | None:
@@ -178,11 +175,32 @@ async def test_leaving_the_page_ends_the_services_stream_within_a_second(scene: 
 
 
 async def test_a_token_that_is_refused_ends_the_following_with_its_reason(scene: Scene) -> None:
-    url = f"http://{scene.running.service.http_address}"
+    url = f"http://{http_address(scene.running)}"
     async with web_application(url, "another-secret-of-at-least-32-bytes-in-length", USER) as page:
         await page.act("follow")
         given_up = await page.event("gave up")
     assert given_up["problem"]["reason"] == "CALLER_UNKNOWN"
+
+
+async def test_a_stream_that_says_nothing_for_too_long_is_opened_again_with_what_the_page_has(tmp_path: Path) -> None:
+    async with OandaSimulator() as oanda:
+        oanda.add_token(TOKEN, SimulatedAccount("101-004-7654321-001"))
+        urls = {"oanda": oanda.url}
+        async with serving_browsers(tmp_path, venue_urls=urls, heartbeat_interval=3600) as running:
+            await running.store("oanda", api_key=TOKEN)
+            async with web_application(f"http://{http_address(running)}", SECRET, USER) as page:
+                await page.act("follow", silence=500)
+                shown = await page.account("oanda", total)
+                silent = await page.event("changed", lambda event: event.get("interruption"))
+                assert silent["interruption"]["code"] == UNAVAILABLE
+                assert "nothing for too long" in silent["interruption"]["message"]
+                reopened = await page.event("opened")
+                (known,) = reopened["request"]["known"]
+                assert known == {
+                    "exchangeId": "oanda",
+                    "environment": "production",
+                    "knownVersion": shown["balance"]["version"],
+                }
 
 
 async def test_after_a_restart_of_the_service_the_page_goes_on_with_what_it_has(tmp_path: Path) -> None:
@@ -191,7 +209,7 @@ async def test_after_a_restart_of_the_service_the_page_goes_on_with_what_it_has(
         oanda.add_token(TOKEN, account)
         options: dict[str, Any] = {"venue_urls": {"oanda": oanda.url}}
         async with serving_browsers(tmp_path, **options) as running:
-            address = running.service.http_address
+            address = http_address(running)
             await running.store("oanda", api_key=TOKEN)
             async with web_application(f"http://{address}", SECRET, USER) as page:
                 await page.act("follow")
@@ -202,6 +220,9 @@ async def test_after_a_restart_of_the_service_the_page_goes_on_with_what_it_has(
                 assert total(kept) == "25310.4426"
                 account.balance += 1
                 async with serving_browsers(tmp_path, **options | {"http_address": address}):
+                    reopened = await page.event("opened", lambda event: event["request"].get("known"))
+                    (known,) = reopened["request"]["known"]
+                    assert known["knownVersion"] == first["balance"]["version"]
                     back = await page.account("oanda", lambda account: total(account) == "25311.4426")
                     assert int(back["balance"]["version"]) > int(first["balance"]["version"])
 
@@ -239,7 +260,7 @@ async def test_a_page_of_an_allowed_origin_may_send_every_header_that_the_librar
     assert "authorization" in needed
     origin = "https://app.example.com"
     async with serving_browsers(tmp_path, http_origins=[origin]) as running, ClientSession() as session:
-        target = f"http://{running.service.http_address}/exchange_service.v1.ExchangeService/GetBalance"
+        target = f"http://{http_address(running)}/exchange_service.v1.ExchangeService/GetBalance"
         asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
         async with session.options(target, headers=asked) as answer:
             assert answer.headers["Access-Control-Allow-Origin"] == origin

@@ -1,5 +1,5 @@
 import type { Duration } from "@bufbuild/protobuf/wkt";
-import { Code } from "@connectrpc/connect";
+import { Code, ConnectError } from "@connectrpc/connect";
 
 import type { Clients } from "./clients.js";
 import type { AccountFault, Balance, Freshness } from "./gen/exchange_service/v1/balance_pb.js";
@@ -69,13 +69,14 @@ export class LiveBalances {
 
   async #readStream(signal: AbortSignal): Promise<void> {
     const silence = new AbortController();
-    let timer = setTimeout(() => silence.abort(), this.#silenceMilliseconds);
+    const fail = () => silence.abort(new ConnectError("The service has said nothing for too long.", Code.Unavailable));
+    let timer = setTimeout(fail, this.#silenceMilliseconds);
     const request = { userId: this.#userId, known: this.#known() };
     try {
       const options = { signal: AbortSignal.any([signal, silence.signal]) };
       for await (const event of this.#clients.exchanges.streamBalances(request, options)) {
         clearTimeout(timer);
-        timer = setTimeout(() => silence.abort(), this.#silenceMilliseconds);
+        timer = setTimeout(fail, this.#silenceMilliseconds);
         this.#began = true;
         this.#pause = 0;
         this.interruption = undefined;

@@ -30,9 +30,18 @@ await new Promise<void>((resolve) => backEnd.listen(0, "127.0.0.1", resolve));
 const token = tokenSource(`http://127.0.0.1:${(backEnd.address() as AddressInfo).port}/`);
 const clients = createClients(baseUrl, token, format === "binary");
 const lists = new Map<string, ExchangeList>();
-const live = new LiveBalances(clients, userId, () => say({ event: "changed", ...shownBalances() }));
+let live: LiveBalances | undefined;
 const forms = new Map<string, ConnectForm>();
 let following = new AbortController();
+
+// What the page asks for when it opens a stream, without the five bytes before a message.
+const { fetch } = globalThis;
+globalThis.fetch = (url, init) => {
+  if (init?.body instanceof Uint8Array && String(url).endsWith("/StreamBalances") && format === "json") {
+    say({ event: "opened", request: JSON.parse(new TextDecoder().decode(init.body.subarray(5))) });
+  }
+  return fetch(url, init);
+};
 
 type Request = { act: string } & Record<string, any>;
 
@@ -67,8 +76,9 @@ const ACTS: Record<string, (request: Request) => Promise<object>> = {
     await (await formOf(exchangeId)).remove();
     return {};
   },
-  follow: async () => {
+  follow: async ({ silence = 40_000 }) => {
     following = new AbortController();
+    live ??= new LiveBalances(clients, userId, () => say({ event: "changed", ...shownBalances() }), silence);
     live.follow(following.signal).then(
       () => say({ event: "left" }),
       (error: unknown) => say({ event: "gave up", problem: shownProblem(readProblem(error)) }),
@@ -106,8 +116,8 @@ function plain<Schema extends DescMessage>(schema: Schema, message: Message): un
 }
 
 function shownBalances(): object {
-  const interruption = shownProblem(live.interruption);
-  return { interruption, accounts: [...live.accounts.values()].map(shownAccount) };
+  const interruption = shownProblem(live?.interruption);
+  return { interruption, accounts: [...(live?.accounts.values() ?? [])].map(shownAccount) };
 }
 
 function shownAccount({ exchangeId, environment, balance, freshness, fault, confirmedAt }: AccountView): object {

@@ -26,6 +26,7 @@ from exchange_service.operator.v1.plugin_service_pb2 import (
 )
 from exchange_service.plugin_api import Capabilities as PluginCapabilities
 from exchange_service.v1.exchange_pb2 import (
+    AVAILABILITY_DEGRADED,
     Capabilities,
     CredentialField,
     Environment,
@@ -87,6 +88,19 @@ class TestExchanges:
             listed = json.loads((await browser.get("/exchanges.json?filter=forex")).text)
             assert [item["id"] for item in listed["exchanges"]] == ["oanda"]
             assert (listed["matching_count"], listed["stats"]["total"]) == (1, 3)
+
+    @pytest.mark.parametrize("path", ["/exchanges", "/connect", "/connect/fakex"])
+    async def test_a_venue_in_trouble_says_why_and_since_when(self, tmp_path: Path, path: str) -> None:
+        status = ExchangeStatus(availability=AVAILABILITY_DEGRADED, reason="Half of the calls fail.")
+        status.since_time.FromJsonString("2026-11-30T12:05:00Z")
+        trouble = Exchange(
+            id="fakex", name="Fakex", capabilities=Capabilities(balance=True), plugin=Plugin(name="fakex")
+        )
+        trouble.status.CopyFrom(status)
+        async with browsing_listing(tmp_path, trouble) as browser:
+            words = Elements((await browser.get(path)).text).words
+            assert "Degraded since 30 Nov, 12:05 UTC" in words
+            assert "Half of the calls fail." in words
 
 
 class TestCatalogue:
@@ -159,11 +173,12 @@ class TestPlugins:
         assert duration(seconds) == text
 
 
-class HostileCatalogue:
-    """The calls of a service, of which ListExchanges gives a listing that no manifest may have."""
+class OtherCatalogue:
+    """The calls of a service, of which ListExchanges gives this listing."""
 
-    def __init__(self, calls: DirectCalls) -> None:
+    def __init__(self, calls: DirectCalls, exchange: Exchange) -> None:
         self._calls = calls
+        self._exchange = exchange
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._calls, name)
@@ -171,26 +186,30 @@ class HostileCatalogue:
     async def unary(self, path: str, request: bytes, metadata: Any = (), *, timeout: float | None = None) -> bytes:
         if not path.endswith("/ListExchanges"):
             return await self._calls.unary(path, request, metadata, timeout=timeout)
-        texts = dict.fromkeys(("name", "asset_class", "asset_types", "market_hours", "icon", "ip_whitelist"), SCRIPT)
-        links = dict.fromkeys(("credential_url", "documentation_url", "logo"), LINK)
-        exchange = Exchange(
-            **{"id": "fakex", "color_class": f'">{SCRIPT}', **texts, **links},
-            instructions=f'{SCRIPT} See https://evil.example/"onclick="alert(1) now.',
-            credential_fields=[CredentialField(name=f'">{SCRIPT}', label=SCRIPT, description=SCRIPT, secret=True)],
-            environments=[Environment(name=SCRIPT, aliases=[SCRIPT]), Environment(name="production")],
-            capabilities=Capabilities(balance=True),
-            plugin=Plugin(name=SCRIPT),
-            status=ExchangeStatus(reason=SCRIPT),
-        )
-        return ListExchangesResponse(exchanges=[exchange]).SerializeToString()
+        return ListExchangesResponse(exchanges=[self._exchange]).SerializeToString()
 
 
 @asynccontextmanager
-async def browsing_hostile(folder: Path) -> AsyncIterator[Browser]:
-    """A browser at a console whose catalogue is hostile."""
+async def browsing_listing(folder: Path, exchange: Exchange) -> AsyncIterator[Browser]:
+    """A browser at a console whose catalogue has this listing alone."""
     async with serving(folder, registry=registry_of(ScriptedPlugin()), manage_accounts=True) as running:
-        calls: Any = HostileCatalogue(running.service.server.direct)
+        calls: Any = OtherCatalogue(running.service.server.direct, exchange)
         yield await signed_in(make_console(calls, ConsoleOptions(HASH_KEY, authenticated=False)))
+
+
+def hostile() -> Exchange:
+    """A listing that no manifest may have."""
+    texts = dict.fromkeys(("name", "asset_class", "asset_types", "market_hours", "icon", "ip_whitelist"), SCRIPT)
+    links = dict.fromkeys(("credential_url", "documentation_url", "logo"), LINK)
+    return Exchange(
+        **{"id": "fakex", "color_class": f'">{SCRIPT}', **texts, **links},
+        instructions=f'{SCRIPT} See https://evil.example/"onclick="alert(1) now.',
+        credential_fields=[CredentialField(name=f'">{SCRIPT}', label=SCRIPT, description=SCRIPT, secret=True)],
+        environments=[Environment(name=SCRIPT, aliases=[SCRIPT]), Environment(name="production")],
+        capabilities=Capabilities(balance=True),
+        plugin=Plugin(name=SCRIPT),
+        status=ExchangeStatus(reason=SCRIPT),
+    )
 
 
 def unescaped() -> jinja2.Environment:
@@ -206,7 +225,7 @@ class TestHostileTexts:
     async def test_a_listings_text_is_only_text(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
     ) -> None:
-        async with browsing_hostile(tmp_path) as browser:
+        async with browsing_listing(tmp_path, hostile()) as browser:
             with monkeypatch.context() as off:
                 off.setattr(pages, "environment", unescaped)
                 assert SCRIPT in (await browser.get(path)).text
@@ -220,7 +239,7 @@ class TestHostileTexts:
     async def test_a_listings_link_is_followed_only_to_https(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
     ) -> None:
-        async with browsing_hostile(tmp_path) as browser:
+        async with browsing_listing(tmp_path, hostile()) as browser:
             with monkeypatch.context() as off:
                 for module in (exchange_cards, credential_form):
                     off.setattr(module, "safe_link", lambda url: url)
@@ -239,5 +258,5 @@ class TestHostileTexts:
             logo = await browser.get("/logos/fakex")
             assert (logo.headers["content-type"], logo.headers["content-security-policy"]) == (
                 "image/svg+xml",
-                "default-src 'none'; sandbox",
+                "default-src 'none'; style-src 'unsafe-inline'; sandbox",
             )

@@ -86,6 +86,7 @@ from exchange_service.venues.sessions import Sessions
 
 if TYPE_CHECKING:
     from exchange_service.cache.sealed_redis import SealedRedis
+    from exchange_service.console.app import Console
     from exchange_service.http_server.guards import ASGIApp
     from exchange_service.http_server.server import HttpServer
 
@@ -116,12 +117,25 @@ class Service:
     health_address: str
     # The server for browsers and scripts; None without it.
     http: HttpServer | None
+    # The pages for people on that server; None without them.
+    console: Console | None
     _stack: AsyncExitStack
 
     @property
     def address(self) -> str:
         """Where it listens, with the port that was taken."""
         return self.server.address
+
+    def console_url(self, user: str = "") -> str:
+        """The address at which a person opens the console; empty if there is none.
+
+        Without authentication it is a link with a key that signs in once, and shows this user's accounts.
+        """
+        if self.console is None or self.http is None:
+            return ""
+        scheme = "http" if certificate_files(self.settings) is None else "https"
+        path = "/" if self.settings.knows_callers else self.console.new_login_path(user)
+        return f"{scheme}://{self.http.address}{path}"
 
     async def stop(self, delay: float = 0.0) -> None:
         """Say NOT_SERVING, and serve on for `delay` seconds; then end the streams with a reason, give calls their
@@ -293,7 +307,8 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     metrics_address, health_address = _serve_http(metrics, pages, settings, stack)
     services = (servicer.methods(), plugins.methods(), managing.methods())
     server = await _listen(settings, services, authenticator, metrics, openings)
-    web = _listen_http(settings, server.direct)
+    console = _open_console(settings, server.direct, hash_key)
+    web = _listen_http(settings, server.direct, console)
     pages.is_serving = lambda: server.health.is_serving
     _watch(metrics, streams, server, lambda: _process_figures(registry, venues))
     await server.set_serving(may_serve)
@@ -305,7 +320,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     if web is not None:
         log.info("http.listening", address=web.address)
     parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics, status)
-    return Service(settings, server, *parts, metrics_address, health_address, web, stack)
+    return Service(settings, server, *parts, metrics_address, health_address, web, console, stack)
 
 
 def _account_attempts(
@@ -565,7 +580,7 @@ async def _listen(
     )
 
 
-def _listen_http(settings: Settings, calls: DirectCalls) -> HttpServer | None:
+def _listen_http(settings: Settings, calls: DirectCalls, pages: ASGIApp | None) -> HttpServer | None:
     """Serve the calls over HTTP if the settings ask for it. Raises BindError with a sentence for the operator."""
     if settings.http_address is None:
         return None
@@ -586,14 +601,30 @@ def _listen_http(settings: Settings, calls: DirectCalls) -> HttpServer | None:
         _connections_of(settings)[1],
         idle=min(60.0, idle_seconds()),
         write_timeout=settings.write_timeout,
-        pages=_open_console(settings, calls),
+        pages=pages,
     )
     return listen_http(settings.http_address, calls, options)
 
 
-def _open_console(settings: Settings, calls: DirectCalls) -> ASGIApp | None:
-    """The pages for people, which use nothing but the calls; None without them."""
-    return None
+def _open_console(settings: Settings, calls: DirectCalls, hash_key: bytes) -> Console | None:
+    """The pages for people; None without them. Raises BindError with a sentence for the operator."""
+    if not settings.console:
+        return None
+    try:
+        # Late, for the same reason.
+        from exchange_service.console.app import make_console
+        from exchange_service.console.pages import ConsoleOptions
+    except ModuleNotFoundError as error:
+        raise BindError(
+            f"console needs {error.name}, which is not installed: install exchange-service[console]."
+        ) from None
+    options = ConsoleOptions(
+        hash_key,
+        secure=certificate_files(settings) is not None,
+        authenticated=settings.knows_callers,
+        logos=settings.console_logos,
+    )
+    return make_console(calls, options)
 
 
 def _connections_of(settings: Settings) -> tuple[int | None, int]:

@@ -356,6 +356,11 @@ class Settings(BaseSettings):
         '["balances.example.com"]. The host of `http_address`, addresses and localhost are always served.',
     )
     console: bool = Field(False, description="Serve pages for people on `http_address`. It needs the extra [console].")
+    console_logos: Path | None = Field(
+        None,
+        description="A folder of logos for the console, named by the exchange's id: oanda.svg, .png, .webp or .jpg. "
+        "Other exchanges get a picture of two letters; no logo is loaded from another host.",
+    )
     event_loop: Literal["auto", "asyncio", "uvloop"] = Field(
         "auto", description="The event loop. auto: uvloop if it is installed, else Python's own asyncio."
     )
@@ -466,6 +471,13 @@ class Settings(BaseSettings):
     def _validate_file(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
             raise ValueError("there is no such file")
+        return value
+
+    @field_validator("console_logos")
+    @classmethod
+    def _validate_folder(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError("there is no such folder")
         return value
 
     @field_validator("hash_key")

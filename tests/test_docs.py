@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,10 +131,18 @@ _DEMO_BLOCK = re.compile(r"<!-- runs against the demo -->\n```(?P<kind>\w+)\n(?P
 
 
 @pytest.fixture(scope="module")
-def demo_address() -> Iterator[str]:
-    """A demo in a process of its own, as `make run` starts it, on a free port."""
+def http_address() -> str:
+    """A free port of loopback, on which the demo serves HTTP."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def demo_address(http_address: str) -> Iterator[str]:
+    """A demo in a process of its own, as `make run` starts it, on free ports."""
     command = [sys.executable, "-m", "exchange_service", "demo", "--address", "127.0.0.1:0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "EXCHANGE_SERVICE_HTTP_ADDRESS": http_address}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         listening = re.search(r"listens on (127\.0\.0\.1:\d+)", first)
@@ -166,6 +176,26 @@ def test_the_commands_of_the_documents_print_what_they_show(demo_address: str, c
     arguments = [sys.executable, "-m", *command.replace("exchange-service", "exchange_service", 1).split()]
     result = subprocess.run([*arguments, "--address", demo_address], capture_output=True, text=True, timeout=60)
     assert shape(result.stdout + result.stderr) == shape(output)
+
+
+def documented_requests() -> list[tuple[str, str]]:
+    """The commands of the page on HTTP, each with the output that it shows."""
+    blocks = [m["text"] for m in _DEMO_BLOCK.finditer((ROOT / "docs" / "http.md").read_text())]
+    parts = [part for text in blocks for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]]
+    # A line that ends in a backslash goes on.
+    return [tuple(re.split(r"(?<!\\)\n", part, maxsplit=1)) for part in parts]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("command", "output"), documented_requests(), ids=lambda value: value.splitlines()[0][:60])
+def test_the_requests_of_the_page_on_http_print_what_they_show(
+    demo_address: str, http_address: str, command: str, output: str
+) -> None:
+    for program in ("curl", "jq"):
+        if program in command and shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    command = command.replace("127.0.0.1:50052", http_address)
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert shape(result.stdout) == shape(output)
 
 
 def test_the_shell_example_of_the_readme_gets_a_balance(demo_address: str, tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ async def _serve(settings: Settings) -> None:
         fail(str(error), ExitCode.ACT)
     tune_gc()
     text = f"Serving on {service.address}, {plain(who_may_call(settings))}. Interrupt to end."
+    if url := service.console_url():
+        text = f"The console is at {plain(url)}\n{text}"
     await service.run_until_signal(lambda: messages.print(text, soft_wrap=True))
     messages.print("Stopped.")
     await end_process()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -118,9 +118,9 @@ class Api:
         self, request: messages.StreamBalancesRequest
     ) -> AsyncGenerator[messages.StreamBalancesResponse, None]:
         """The events of a user's accounts. Closing the generator ends the call."""
-        path = _EXCHANGES + "StreamBalances"
+        path, data = _EXCHANGES + "StreamBalances", request.SerializeToString()
         try:
-            async with aclosing(self._calls.stream(path, request.SerializeToString(), self._metadata)) as events:
+            async with aclosing(self._calls.stream(path, data, self._metadata_of(request))) as events:
                 async for data in events:
                     yield messages.StreamBalancesResponse.FromString(data)
         except CallEnded as ended:
@@ -161,10 +161,15 @@ class Api:
         """The plugins of the service, and their processes. For operators."""
         return await self._unary(_PLUGINS + "ListPlugins", ListPluginsRequest(), ListPluginsResponse)
 
+    def _metadata_of(self, request: Message) -> Sequence[tuple[str, str]]:
+        """The token, and the user of the request: a caller that acts for users has to name it, and others may."""
+        user = getattr(request, "user_id", "")
+        return (*self._metadata, ("x-act-as", user)) if user else self._metadata
+
     async def _unary(self, path: str, request: Message, kind: type[_Reply], *, timeout: float | None = None) -> _Reply:
-        data = request.SerializeToString()
+        data, metadata = request.SerializeToString(), self._metadata_of(request)
         try:
-            return kind.FromString(await self._calls.unary(path, data, self._metadata, timeout=timeout))
+            return kind.FromString(await self._calls.unary(path, data, metadata, timeout=timeout))
         except CallEnded as ended:
             raise _api_error(ended.status) from None
         except KeyError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +20,7 @@ from exchange_service.accounts.v1.account_service_pb2 import ListAccountsRespons
 from exchange_service.console.api import ApiError
 from exchange_service.console.credential_form import PRODUCTION, Typed, credential_form, environment_label, field_faults
 from exchange_service.console.exchange_cards import ExchangeCard, Selection, exchange_card, filter_choices
+from exchange_service.console.figures import AccountKey
 from exchange_service.console.logos import logos_in
 from exchange_service.console.outcomes import check_outcome
 from exchange_service.console.pages import Visit, is_fragment, open_visit, read_form, render, state_of
@@ -102,6 +103,7 @@ async def connect(request: Request) -> Response:
         f"{name} is {word}" if reply.HasField("check") else f"The key for {name} is stored",
         card=_card(request, exchange),
         environment=environment_label(reply.account.environment),
+        accounts_url=_place_of(visit, exchange, reply.account.environment),
         outcome=check_outcome(reply.check) if reply.HasField("check") else None,
         may_add_more=not repair,
     )
@@ -124,6 +126,7 @@ async def check(request: Request) -> Response:
         f"{printable(exchange.name)} works",
         card=_card(request, exchange),
         environment=environment_label(environment),
+        accounts_url=_place_of(visit, exchange, environment),
         outcome=check_outcome(reply.check),
         may_add_more=False,
     )
@@ -154,6 +157,9 @@ async def _form(
     """The form, empty or after an error."""
     stored = await visit.accounts() or ListAccountsResponse()
     card, faults = _card(request, exchange), field_faults(error.fields, exchange) if error else {}
+    refusal = _refusal(card.name, error) if error else None
+    if error and refusal and faults and len(faults) == len(error.fields):
+        refusal = replace(refusal, message="The marked fields say what. Nothing was stored.")
     form = credential_form(
         exchange, stored=stored.accounts, outgoing_address=stored.outgoing_address, typed=typed, faults=faults
     )
@@ -166,7 +172,7 @@ async def _form(
         card=card,
         form=form,
         repair=repair,
-        refusal=_refusal(card.name, error) if error else None,
+        refusal=refusal,
         offer_skip=bool(error and error.reason in _NOT_ASKED),
     )
 
@@ -217,6 +223,11 @@ def _refusal(name: str, error: ApiError) -> Refusal:
 
 def _card(request: Request, exchange: Exchange) -> ExchangeCard:
     return exchange_card(exchange, logos_in(state_of(request).options.logos))
+
+
+def _place_of(visit: Visit, exchange: Exchange, environment: str) -> str:
+    """Where the page of accounts has this one."""
+    return f"{visit.link('/accounts')}#account-{AccountKey(exchange.id, environment).mark}"
 
 
 async def _exchange(visit: Visit, exchange_id: str) -> Exchange:

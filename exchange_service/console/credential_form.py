@@ -152,8 +152,12 @@ def text_parts(text: str) -> Iterable[TextPart]:
 def field_faults(violations: Mapping[str, str], exchange: Exchange) -> dict[str, str]:
     """What the service says of fields (as `fields.api_key`), by their names; only of those that the form has."""
     names = {field.name for field in exchange.credential_fields}
-    said = {path.removeprefix("fields."): printable(sentence) for path, sentence in violations.items()}
+    said = {path.removeprefix("fields."): _sentence(text) for path, text in violations.items()}
     return {name: sentence for name, sentence in said.items() if name in names}
+
+
+def _sentence(text: str) -> str:
+    return printable(text[:1].upper() + text[1:])
 
 
 def _input(field: CredentialField, typed: Typed | None, fault: str) -> FieldInput:

@@ -17,10 +17,13 @@ from markupsafe import Markup, escape
 
 from exchange_service.accounts.v1.account_service_pb2 import StoredAccount
 from exchange_service.amounts import exact_sum, format_amount
+from exchange_service.printable import printable
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.balance_pb2 import AccountFault, Balance, Delivery, Freshness
 
 _AMOUNT = re.compile(r"(-?)([0-9]+)(\.[0-9]+)?\Z")
+# An amount of more characters may be broken into two lines.
+_LONG = 16
 _ZERO = re.compile(r"-?[0.]+\Z")
 # A fault that a user mends at the venue or by another key.
 REPAIRABLE = frozenset(
@@ -145,14 +148,15 @@ def amount_markup(text: str) -> Markup:
     """An amount with its thousands apart, by markup alone: its text is exactly the one given."""
     match = _AMOUNT.match(text)
     if match is None:
-        return escape(text)
+        return escape(printable(text))
     sign, whole, fraction = match.groups(default="")
     head = len(whole) % 3 or 3
     groups = [whole[:head], *(whole[at : at + 3] for at in range(head, len(whole), 3))]
     joined = Markup('<span class="thousands">').join(escape(group) for group in groups)
     decimals = Markup('<span class="decimals">{}</span>').format(fraction) if fraction else ""
-    return Markup('<span class="amount">{}{}{}{}</span>').format(
-        sign, joined, Markup("</span>") * (len(groups) - 1), decimals
+    kind = "amount long" if len(text) > _LONG else "amount"
+    return Markup('<span class="{}">{}{}{}{}</span>').format(
+        kind, sign, joined, Markup("</span>") * (len(groups) - 1), decimals
     )
 
 

@@ -16,6 +16,9 @@ from exchange_service.errors import FieldInvalid
 Request = Callable[[], bytes]
 _T = TypeVar("_T")
 
+# Objects in a request: the largest valid one has 400 accounts. Each takes the library some microseconds.
+_MOST_OBJECTS = 1000
+
 # How the library names what it does not know or cannot read. The rest of its text may hold the value.
 _UNKNOWN = re.compile(r'no field named "(\w{1,64})" at "\w+(?:\.([\w.\[\]]{1,128}))?"')
 _UNREADABLE = re.compile(r"Failed to parse (\w{1,64}) field")
@@ -72,6 +75,11 @@ def to_json(kind: type[Message], data: bytes) -> bytes:
 def from_json(kind: type[Message], data: bytes) -> bytes:
     """The serialized message of this JSON. Raises FieldInvalid, naming the field, if it has a field that the message
     lacks: a slip of the pen must not become a default."""
+    if not data.lstrip().startswith(b"{"):
+        # The library takes some other values for an empty object.
+        raise _invalid(kind, "")
+    if data.count(b"{") > _MOST_OBJECTS:
+        raise FieldInvalid("request", f"it should have at most {_MOST_OBJECTS} objects.")
     message = kind()
     try:
         json_format.Parse(data, message)

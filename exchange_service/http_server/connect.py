@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from connectrpc.code import Code
+from connectrpc.compression.gzip import GzipCompression
 from connectrpc.errors import ConnectError, ErrorDetail
 from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from connectrpc.request import RequestContext
@@ -31,13 +32,20 @@ _Context = RequestContext[Any, Any]
 
 
 class ConnectMethods(ConnectASGIApplication[DirectCalls]):
-    """The ASGI application of these calls' methods, at their own paths. It takes no compressed request: a small one may
-    unpack to a large one."""
+    """The ASGI application of these calls' methods, at their own paths.
+
+    Requests may be packed by gzip, as some clients do by default, and unpack to at most `LARGEST_REQUEST`. Replies are
+    not packed, because the guards do not pass on what a client accepts: their lengths would tell about their content.
+    """
 
     def __init__(self, calls: DirectCalls) -> None:
         codecs: Any = (JsonCodec(), ProtoCodec())
         super().__init__(
-            service=calls, endpoints=_endpoints, read_max_bytes=LARGEST_REQUEST, compressions=(), codecs=codecs
+            service=calls,
+            endpoints=_endpoints,
+            read_max_bytes=LARGEST_REQUEST,
+            compressions=(GzipCompression(),),
+            codecs=codecs,
         )
 
     @property

@@ -28,7 +28,7 @@ _BACKLOG = 512
 _HANDSHAKE_LIMIT, _PAUSE = 10.0, 0.5
 # Seconds that the last bytes of ended responses have at the end.
 _LAST_BYTES = 0.1
-# Seconds that a peer has for reading beyond those after which its stream is ended, so that it can read why.
+# Seconds that a peer has for reading why its stream has ended.
 _TO_READ_WHY = 5.0
 # Seconds after which a peer that does not answer at all is given up, and those after which a silent one is asked.
 _GONE_AFTER, _ASK_AFTER, _ASK_EVERY = 40, 20, 5

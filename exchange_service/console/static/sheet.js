@@ -44,7 +44,10 @@
     window.htmx.trigger(sheet.body, "htmx:abort");
     sheet.body.replaceChildren();
     sheet.status.textContent = "";
-    if (!sheet.opener.isConnected) document.querySelector("main")?.focus();
+    if (sheet.opener.isConnected) return;
+    // The opener was drawn again meanwhile, as accounts are when one is added.
+    const successor = sheet.opener.id && document.getElementById(sheet.opener.id);
+    (successor || document.querySelector("main")).focus();
   }
 
   function showWaiting(text) {
@@ -82,6 +85,8 @@
       event.preventDefault();
       sheet.dialog.close();
     }
+    // On the page of accounts the link leads to a place in it, and the stream has brought the account.
+    if (event.target.closest("[data-done]") && isOpen()) sheet.dialog.close();
   });
 
   document.addEventListener("submit", (event) => {

@@ -13,7 +13,7 @@ import pytest
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
 from tests.harness import PATIENCE, serving
-from tests.web.web_application import http_address
+from tests.web_application.application import http_address
 
 PAGE = Path(__file__).parents[2] / "docs" / "web-application.md"
 _BLOCK = re.compile(r"<!-- by curl: (?P<when>[^>]+) -->\n```console\n(?P<text>.*?)```", re.DOTALL)

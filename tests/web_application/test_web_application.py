@@ -20,7 +20,7 @@ from exchange_service.app import Service
 from exchange_service.testing import Fault
 from tests.harness import USER, Running, eventually, serving
 from tests.identities import SECRET
-from tests.web.web_application import WebApplication, http_address, web_application
+from tests.web_application.application import WebApplication, http_address, web_application
 
 # Pushes are off: each change is then seen by a poll, in half a second.
 QUICK: dict[str, Any] = {"heartbeat_interval": 0.2, "poll_interval": 0.4, "poll_interval_still": 0.4, "push": False}

@@ -76,7 +76,7 @@ class AccountServicer:
         if self.accounts is None:
             raise NotSupported(
                 "This service does not let callers manage accounts.",
-                advice="Its operator can allow it with the setting manage_accounts=true.",
+                advice="Ask its operator for the setting manage_accounts=true.",
             )
         return self.accounts
 

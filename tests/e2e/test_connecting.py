@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
@@ -33,6 +35,7 @@ from exchange_service.errors import (
     VenueRateLimited,
     VenueUnavailable,
 )
+from exchange_service.grpc_server.account_servicer import SERVICE
 from exchange_service.model import Account, Capabilities, CredentialField, KeyRights
 from exchange_service.observability.redaction import LIVE
 from exchange_service.plugin_api import Balance, VenueCall, hookimpl
@@ -491,6 +494,18 @@ class TestList:
 
 
 class TestRights:
+    async def test_health_and_reflection_know_the_service(self, tmp_path: Path) -> None:
+        async with connecting(tmp_path, Venue(), manage_accounts=False) as running:
+            request = health_pb2.HealthCheckRequest(service=SERVICE)
+            reply = await health_pb2_grpc.HealthStub(running.client.channel).Check(request)
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+            question = reflection_pb2.ServerReflectionRequest(list_services="")
+            call = reflection_pb2_grpc.ServerReflectionStub(running.client.channel).ServerReflectionInfo(
+                iter([question])
+            )
+            answer = await call.read()
+            assert SERVICE in {service.name for service in answer.list_services_response.service}
+
     async def test_nobody_manages_accounts_unless_the_operator_allows_it(self, tmp_path: Path) -> None:
         async with connecting(tmp_path, Venue(), manage_accounts=False) as running:
             for call in calls_of(running.client):

@@ -19,6 +19,7 @@ from connectrpc.code import Code
 from connectrpc.compat import google_protobuf_binary_codec
 from connectrpc.errors import ConnectError
 from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
+from structlog.testing import capture_logs
 
 from exchange_service.app import start_service
 from exchange_service.errors import VenueRateLimited
@@ -59,6 +60,8 @@ from tests.web import (
 )
 
 FAST = {"poll_interval": 0.1, "max_age": 0.0}
+SECRET = "t0p-secret-of-alice"
+ACCOUNTS = "/exchange_service.accounts.v1.AccountService/"
 PLUGINS = "/exchange_service.operator.v1.PluginService/ListPlugins"
 
 
@@ -134,6 +137,20 @@ class TestCalls:
         ):
             error = (await stream.end())["error"]
             assert [item.field for item in details_of(error)[1].field_violations] == ["accounts[0].exchange"]
+
+    @pytest.mark.parametrize(
+        "fields",
+        [{"api_key": {"of": SECRET}}, {"api_key": [SECRET]}, [SECRET], SECRET, {"api_key": SECRET + "\ud800"}],
+        ids=["object", "list", "no map", "text", "half a character"],
+    )
+    async def test_a_slip_in_a_typed_secret_shows_it_nowhere(self, tmp_path: Path, fields: Any) -> None:
+        body = {"userId": "alice", "exchangeId": "fakex", "fields": fields}
+        with capture_logs() as lines:
+            async with web_service(tmp_path, manage_accounts=True) as running:
+                answer = await ask(running, ACCOUNTS + "ConnectAccount", body)
+                assert (answer.status, answer.reason) == (400, "FIELD_INVALID")
+                assert SECRET not in answer.body.decode() + str(answer.headers)
+        assert SECRET not in str(lines)
 
     async def test_a_reply_that_has_no_json_is_an_error_without_its_content(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

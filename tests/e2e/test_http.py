@@ -25,6 +25,7 @@ from exchange_service.app import start_service
 from exchange_service.errors import VenueRateLimited
 from exchange_service.grpc_server import certificates
 from exchange_service.grpc_server.server import BindError
+from exchange_service.plugin_api import CredentialField
 from exchange_service.startup_checks import UnsafeSettings, check_settings
 from exchange_service.v1 import exchange_service_pb2 as messages
 from tests.authenticated_service import EVERYBODY, amount, authenticated_service, tls_settings
@@ -35,6 +36,7 @@ from tests.harness import (
     balance_request,
     failure,
     holding,
+    listing,
     raising,
     returning,
     settings_for,
@@ -151,6 +153,22 @@ class TestCalls:
                 assert (answer.status, answer.reason) == (400, "FIELD_INVALID")
                 assert SECRET not in answer.body.decode() + str(answer.headers)
         assert SECRET not in str(lines)
+
+    async def test_curl_connects_an_account_and_removes_it(self, tmp_path: Path) -> None:
+        plugin = ScriptedPlugin(listing(credential_fields=(CredentialField("api_key", "Key", secret=True),)))
+        async with web_service(tmp_path, plugin, manage_accounts=True) as running:
+
+            async def call(method: str, **more: Any) -> Any:
+                body = json.dumps({"userId": "bob", "exchangeId": "fakex", **more})
+                printed = await curl("-d", body, f"http://{address_of(running)}{method}")
+                assert SECRET not in printed
+                return json.loads(printed)
+
+            connected = await call(ACCOUNTS + "ConnectAccount", fields={"api_key": SECRET}, skipCheck=True)
+            assert connected["account"]["exchangeId"] == "fakex"
+            assert (await call(GET))["balance"]["userId"] == "bob"
+            await call(ACCOUNTS + "RemoveAccount")
+            assert reason_of(await call(GET)) == "CREDENTIAL_MISSING"
 
     async def test_a_reply_that_has_no_json_is_an_error_without_its_content(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -185,10 +185,12 @@ class Sum:
     environment: str
     currency: str
     value: str
-    # How many accounts it counts, how many of them by their totals, and how many with figures that are not current.
+    # How many accounts it counts, how many of them by their totals, how many with figures that are not current, and how
+    # many with notes, which say what a figure leaves out.
     accounts: int
     by_total: int
     stale: int
+    noted: int
     # The age of its oldest figure.
     oldest: float
 
@@ -283,5 +285,6 @@ def _sums(counted: Iterable[_Counted]) -> Iterator[Sum]:
             len(entries),
             sum(not entry.is_equity for entry in entries),
             sum(entry.account.stale is not None for entry in entries),
+            sum(entry.account.balance is not None and bool(entry.account.balance.notes) for entry in entries),
             max(entry.account.age() or 0.0 for entry in entries),
         )

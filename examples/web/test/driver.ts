@@ -1,4 +1,4 @@
-// The application's page and back end without a browser, for tests/web: each line of the input is a request
+// The application's page and back end without a browser, for tests/web_application: each line of the input is a request
 // {"act": name, ...}, and is answered with one line {"done": name, ...}. What comes by itself is an {"event": name, ...}.
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";

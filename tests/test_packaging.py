@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import venv
+import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -58,6 +59,14 @@ def clean(tmp_path_factory: pytest.TempPathFactory, wheels: dict[str, Path]) -> 
     programs = folder / "venv" / "bin"
     run(programs / "python", "-m", "pip", "install", "-q", "-c", constraints, wheels["core"], wheels["oanda"])
     return programs
+
+
+def test_the_wheel_has_every_template_and_static_file_of_the_console(wheels: dict[str, Path]) -> None:
+    folder = ROOT / "exchange_service" / "console"
+    files = [path for name in ("templates", "static") for path in (folder / name).iterdir()]
+    assert len(files) > 20
+    with zipfile.ZipFile(wheels["core"]) as wheel:
+        assert {path.relative_to(ROOT).as_posix() for path in files} <= set(wheel.namelist())
 
 
 class Installed:

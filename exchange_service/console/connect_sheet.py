@@ -189,6 +189,7 @@ def _removal(
         status=error.http_status if error else 200,
         exchange_id=exchange.id,
         environment=environment,
+        environment_label=environment_label(environment),
         refusal=_refusal(name, error) if error else None,
     )
 

@@ -29,26 +29,28 @@ _PICTURE_TYPES = {
     ".jpeg": "image/jpeg",
 }
 _EXCHANGE_ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-# The tones that the style sheet has, each with the colours of its letters and their ground in a picture.
-_TONES: Mapping[str, tuple[str, str]] = {
-    "blue": ("#1d4ed8", "#dbeafe"),
-    "cyan": ("#0e7490", "#cffafe"),
-    "gray": ("#374151", "#e5e7eb"),
-    "green": ("#15803d", "#dcfce7"),
-    "indigo": ("#4338ca", "#e0e7ff"),
-    "orange": ("#c2410c", "#ffedd5"),
-    "pink": ("#be185d", "#fce7f3"),
-    "purple": ("#7e22ce", "#f3e8ff"),
-    "red": ("#b91c1c", "#fee2e2"),
-    "teal": ("#0f766e", "#ccfbf1"),
-    "yellow": ("#854d0e", "#fef9c3"),
+# The tones that the style sheet has. In a picture each has the colours of its letters and their ground, light and dark.
+_TONES: Mapping[str, tuple[str, str, str, str]] = {
+    "blue": ("#1e40af", "#dbeafe", "#93c5fd", "#1b2f52"),
+    "cyan": ("#155e75", "#cffafe", "#67e8f9", "#12363f"),
+    "gray": ("#374151", "#e9ebef", "#d1d5db", "#2d323b"),
+    "green": ("#166534", "#dcfce7", "#86efac", "#163524"),
+    "indigo": ("#3730a3", "#e0e7ff", "#a5b4fc", "#2a2b58"),
+    "orange": ("#9a3412", "#ffedd5", "#fdba74", "#43261a"),
+    "pink": ("#9d174d", "#fce7f3", "#f9a8d4", "#451f35"),
+    "purple": ("#6b21a8", "#f3e8ff", "#d8b4fe", "#372250"),
+    "red": ("#991b1b", "#fee2e2", "#fca5a5", "#45201f"),
+    "teal": ("#115e59", "#ccfbf1", "#5eead4", "#123733"),
+    "yellow": ("#713f12", "#fef3c7", "#fde68a", "#3d3116"),
 }
 _PICTURE = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 40 40" width="40" height="40">'
-    '<rect width="40" height="40" rx="10" fill="{ground}"/>'
-    '<text x="20" y="25.5" text-anchor="middle" font-family="system-ui, sans-serif" font-size="15" font-weight="600" '
-    'fill="{ink}">{letters}</text></svg>'
+    "<style>rect{{fill:{ground}}}text{{fill:{ink};font:600 15px system-ui,sans-serif}}"
+    "@media(prefers-color-scheme:dark){{rect{{fill:{dark_ground}}}text{{fill:{dark_ink}}}}}</style>"
+    '<rect width="40" height="40" rx="10"/><text x="20" y="25.5" text-anchor="middle">{letters}</text></svg>'
 )
+# A picture may hold scripts and requests of its own, which a page that shows it does not need.
+_PICTURE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,9 @@ class Logo:
 
     def svg(self) -> str:
         """The letters as a picture of its own."""
-        ink, ground = _TONES[self.tone]
-        return _PICTURE.format(letters=escape(self.letters), ink=ink, ground=ground)
+        ink, ground, dark_ink, dark_ground = _TONES[self.tone]
+        letters = escape(self.letters)
+        return _PICTURE.format(letters=letters, ink=ink, ground=ground, dark_ink=dark_ink, dark_ground=dark_ground)
 
 
 class Logos:
@@ -123,8 +126,7 @@ async def show_logo(request: Request) -> Response:
         known = [item for item in await visit.api.all_exchanges(search=exchange_id) if item.id == exchange_id]
         logo = logos.of(known[0] if known else Exchange(id=exchange_id))
         picture = logo.svg().encode(), "image/svg+xml"
-    # A picture may hold scripts and styles of its own, which nobody needs who only looks at it.
-    headers = {"Cache-Control": "private, max-age=3600", "Content-Security-Policy": "default-src 'none'; sandbox"}
+    headers = {"Cache-Control": "private, max-age=3600", "Content-Security-Policy": _PICTURE_POLICY}
     return Response(picture[0], media_type=picture[1], headers=headers)
 
 

@@ -5,21 +5,19 @@ All tests here share one event loop with the browser, the service and the simula
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser, expect
 
-from tests.browser.open_page import PageOpener
+from exchange_service.cli.demo import Demo, running_demo
+from tests.browser.chromium import chromium
+from tests.browser.consoles import SETTINGS
+from tests.browser.open_page import PATIENCE, PageOpener
+from tests.harness import settings_for
 
-# No request of the browser's own, and nothing that a container lacks.
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-]
+expect.set_options(timeout=PATIENCE)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,22 +26,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
 
 
-def find_chromium() -> str:
-    """The path of the browser. Raises pytest.UsageError if this machine has none."""
-    names = (os.environ.get("EXCHANGE_SERVICE_TEST_CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
-    for name in names:
-        if name and (path := shutil.which(name)):
-            return path
-    raise pytest.UsageError("There is no Chromium here: run make test-browser, which says what to install.")
-
-
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser() -> AsyncIterator[Browser]:
     """One browser for all tests; each test has contexts of its own, and so cookies of its own."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
+    async with chromium() as browser:
         yield browser
-        await browser.close()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -53,3 +40,11 @@ async def opener(browser: Browser) -> AsyncIterator[PageOpener]:
     yield opener
     await opener.close()
     assert opener.breaches() == []
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Demo]:
+    """A demo with the console, which all tests share: each uses users of its own, and mends what it breaks."""
+    settings = settings_for(tmp_path_factory.mktemp("demo"), **SETTINGS, poll_interval=2.0, poll_interval_still=2.0)
+    async with running_demo(settings) as running:
+        yield running

@@ -151,9 +151,9 @@ class Events:
                 message = await self.sent.get()
                 if message["type"] == "http.response.start":
                     self.head = message
-                elif not message.get("more_body"):
-                    raise EOFError
                 self.text += message.get("body", b"").decode()
+                if message["type"] == "http.response.body" and not message.get("more_body") and not self.text:
+                    raise EOFError
         block, _, self.text = self.text.partition("\r\n\r\n")
         lines = [line.partition(":") for line in block.split("\r\n")]
         values = [(name, value.removeprefix(" ")) for name, _, value in lines]

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import pytest
 
 from exchange_service.console import credential_form, exchange_cards, pages
-from exchange_service.console.app import make_console
-from exchange_service.console.pages import ConsoleOptions
 from exchange_service.console.plugins_page import duration, plugin_rows, plugin_troubles
-from exchange_service.grpc_server.direct import DirectCalls
 from exchange_service.identity import Scope
 from exchange_service.operator.v1.plugin_service_pb2 import (
     PLUGIN_PROCESS_STATE_RUNNING,
@@ -26,6 +20,7 @@ from exchange_service.operator.v1.plugin_service_pb2 import (
 )
 from exchange_service.plugin_api import Capabilities as PluginCapabilities
 from exchange_service.v1.exchange_pb2 import (
+    AVAILABILITY_DEGRADED,
     Capabilities,
     CredentialField,
     Environment,
@@ -36,8 +31,9 @@ from exchange_service.v1.exchange_pb2 import (
 from exchange_service.v1.exchange_service_pb2 import ListExchangesResponse, PluginProblem
 from tests.authenticated_service import authenticated_service
 from tests.console.browsing import Browser, Page
-from tests.console.consoles import Elements, browsing, console_of, signed_in
-from tests.harness import HASH_KEY, ScriptedPlugin, listing, registry_of, serving
+from tests.console.consoles import Elements, browsing, console_of
+from tests.console.other_replies import browsing_listing, browsing_replies
+from tests.harness import ScriptedPlugin, listing
 from tests.identities import service_token
 
 SCRIPT = "<script>alert(1)</script>"
@@ -87,6 +83,19 @@ class TestExchanges:
             listed = json.loads((await browser.get("/exchanges.json?filter=forex")).text)
             assert [item["id"] for item in listed["exchanges"]] == ["oanda"]
             assert (listed["matching_count"], listed["stats"]["total"]) == (1, 3)
+
+    @pytest.mark.parametrize("path", ["/exchanges", "/connect", "/connect/fakex"])
+    async def test_a_venue_in_trouble_says_why_and_since_when(self, tmp_path: Path, path: str) -> None:
+        status = ExchangeStatus(availability=AVAILABILITY_DEGRADED, reason="Half of the calls fail.")
+        status.since_time.FromJsonString("2026-11-30T12:05:00Z")
+        trouble = Exchange(
+            id="fakex", name="Fakex", capabilities=Capabilities(balance=True), plugin=Plugin(name="fakex")
+        )
+        trouble.status.CopyFrom(status)
+        async with browsing_listing(tmp_path, trouble) as browser:
+            words = Elements((await browser.get(path)).text).words
+            assert "Degraded since 30 Nov, 12:05 UTC" in words
+            assert "Half of the calls fail." in words
 
 
 class TestCatalogue:
@@ -151,6 +160,25 @@ class TestPlugins:
         assert (waiting.tone, waiting.process_id, waiting.last_end) == ("bad", "", "It used too much memory.")
         assert (trouble.plugin, trouble.sentence, trouble.notice) == ("broken", "Importing it failed.", False)
 
+    async def test_what_is_wrong_with_plugins_stands_above_them_and_above_the_exchanges(self, tmp_path: Path) -> None:
+        broken, notice = Plugin(name="broken"), Plugin(name="other")
+        problems = [
+            PluginProblem(plugin=broken, reason="Importing it failed."),
+            PluginProblem(plugin=notice, reason="It serves binance in place of CCXT.", notice=True),
+        ]
+        replies = {
+            "ListPlugins": ListPluginsResponse(problems=problems),
+            "ListExchanges": ListExchangesResponse(problems=problems),
+        }
+        async with browsing_replies(tmp_path, **replies) as browser:
+            plugins, exchanges = [
+                Elements((await browser.get(f"/{page}")).text).words for page in ("plugins", "exchanges")
+            ]
+            assert "broken Importing it failed." in plugins
+            assert "other It serves binance in place of CCXT." in plugins
+            assert "Importing it failed." in exchanges
+            assert "in place of CCXT" not in exchanges
+
     @pytest.mark.parametrize(
         ("seconds", "text"),
         [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3_723, "1 h 2 min"), (90_000, "1 d 1 h"), (86_460, "1 d")],
@@ -159,38 +187,19 @@ class TestPlugins:
         assert duration(seconds) == text
 
 
-class HostileCatalogue:
-    """The calls of a service, of which ListExchanges gives a listing that no manifest may have."""
-
-    def __init__(self, calls: DirectCalls) -> None:
-        self._calls = calls
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._calls, name)
-
-    async def unary(self, path: str, request: bytes, metadata: Any = (), *, timeout: float | None = None) -> bytes:
-        if not path.endswith("/ListExchanges"):
-            return await self._calls.unary(path, request, metadata, timeout=timeout)
-        texts = dict.fromkeys(("name", "asset_class", "asset_types", "market_hours", "icon", "ip_whitelist"), SCRIPT)
-        links = dict.fromkeys(("credential_url", "documentation_url", "logo"), LINK)
-        exchange = Exchange(
-            **{"id": "fakex", "color_class": f'">{SCRIPT}', **texts, **links},
-            instructions=f'{SCRIPT} See https://evil.example/"onclick="alert(1) now.',
-            credential_fields=[CredentialField(name=f'">{SCRIPT}', label=SCRIPT, description=SCRIPT, secret=True)],
-            environments=[Environment(name=SCRIPT, aliases=[SCRIPT]), Environment(name="production")],
-            capabilities=Capabilities(balance=True),
-            plugin=Plugin(name=SCRIPT),
-            status=ExchangeStatus(reason=SCRIPT),
-        )
-        return ListExchangesResponse(exchanges=[exchange]).SerializeToString()
-
-
-@asynccontextmanager
-async def browsing_hostile(folder: Path) -> AsyncIterator[Browser]:
-    """A browser at a console whose catalogue is hostile."""
-    async with serving(folder, registry=registry_of(ScriptedPlugin()), manage_accounts=True) as running:
-        calls: Any = HostileCatalogue(running.service.server.direct)
-        yield await signed_in(make_console(calls, ConsoleOptions(HASH_KEY, authenticated=False)))
+def hostile() -> Exchange:
+    """A listing that no manifest may have."""
+    texts = dict.fromkeys(("name", "asset_class", "asset_types", "market_hours", "icon", "ip_whitelist"), SCRIPT)
+    links = dict.fromkeys(("credential_url", "documentation_url", "logo"), LINK)
+    return Exchange(
+        **{"id": "fakex", "color_class": f'">{SCRIPT}', **texts, **links},
+        instructions=f'{SCRIPT} See https://evil.example/"onclick="alert(1) now.',
+        credential_fields=[CredentialField(name=f'">{SCRIPT}', label=SCRIPT, description=SCRIPT, secret=True)],
+        environments=[Environment(name=SCRIPT, aliases=[SCRIPT]), Environment(name="production")],
+        capabilities=Capabilities(balance=True),
+        plugin=Plugin(name=SCRIPT),
+        status=ExchangeStatus(reason=SCRIPT),
+    )
 
 
 def unescaped() -> jinja2.Environment:
@@ -206,7 +215,7 @@ class TestHostileTexts:
     async def test_a_listings_text_is_only_text(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
     ) -> None:
-        async with browsing_hostile(tmp_path) as browser:
+        async with browsing_listing(tmp_path, hostile()) as browser:
             with monkeypatch.context() as off:
                 off.setattr(pages, "environment", unescaped)
                 assert SCRIPT in (await browser.get(path)).text
@@ -220,7 +229,7 @@ class TestHostileTexts:
     async def test_a_listings_link_is_followed_only_to_https(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
     ) -> None:
-        async with browsing_hostile(tmp_path) as browser:
+        async with browsing_listing(tmp_path, hostile()) as browser:
             with monkeypatch.context() as off:
                 for module in (exchange_cards, credential_form):
                     off.setattr(module, "safe_link", lambda url: url)
@@ -239,5 +248,5 @@ class TestHostileTexts:
             logo = await browser.get("/logos/fakex")
             assert (logo.headers["content-type"], logo.headers["content-security-policy"]) == (
                 "image/svg+xml",
-                "default-src 'none'; sandbox",
+                "default-src 'none'; style-src 'unsafe-inline'; sandbox",
             )

@@ -135,6 +135,20 @@ class TestCalls:
             error = (await stream.end())["error"]
             assert [item.field for item in details_of(error)[1].field_violations] == ["accounts[0].exchange"]
 
+    async def test_a_reply_that_has_no_json_is_an_error_without_its_content(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: Any, **__: Any) -> str:
+            raise ValueError("a balance of 1.50")
+
+        async with web_service(tmp_path) as running:
+            monkeypatch.setattr("google.protobuf.json_format.MessageToJson", fail)
+            answer = await ask(running)
+            assert (answer.status, answer.json["code"]) == (500, "internal")
+            assert "1.50" not in answer.body.decode()
+            async with web_stream(running) as stream:
+                assert (await stream.end())["error"]["code"] == "internal"
+
     async def test_a_request_id_comes_back(self, tmp_path: Path) -> None:
         async with web_service(tmp_path) as running:
             assert (await ask(running, x_request_id="mine")).headers["x-request-id"] == "mine"

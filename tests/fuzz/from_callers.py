@@ -21,6 +21,7 @@ from jwt.algorithms import ECAlgorithm
 from exchange_service.catalogue import Catalogue
 from exchange_service.grpc_server.authentication import read_credentials
 from exchange_service.grpc_server.requests import RequestReader, read_stream_balances
+from exchange_service.http_server.codecs import from_json, to_json
 from exchange_service.identity import ANYBODY, Caller, PresentedCredentials, Scope
 from exchange_service.identity.certificates import ClientCertificates
 from exchange_service.identity.key_sets import KeySet
@@ -91,6 +92,20 @@ def read_balance(data: bytes) -> object:
 )
 def read_stream(data: bytes) -> object:
     return read_stream_balances(data, CALLER)
+
+
+@target(
+    "request-json",
+    [
+        b'{"userId":"alice","accounts":[{"exchangeId":"fakex","knownVersion":"7"}],"minInterval":"1.5s"}',
+        b'{"user_id":"alice","known":[{"exchangeId":"fakex","unconfirmed":true}],"accounts":[]}',
+    ],
+)
+def read_json(data: bytes) -> object:
+    """A stream's request as it comes over HTTP."""
+    request = from_json(messages.StreamBalancesRequest, data)
+    assert from_json(messages.StreamBalancesRequest, to_json(messages.StreamBalancesRequest, request)) == request
+    return read_stream_balances(request, CALLER)
 
 
 def finished(coroutine: Coroutine[Any, Any, T]) -> T:

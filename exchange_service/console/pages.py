@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from exchange_service.accounts.v1.account_service_pb2 import ListAccountsResponse
 from exchange_service.console.api import Api, ApiError
+from exchange_service.console.exchange_names import ExchangeNames
 from exchange_service.console.figures import (
     POLLED_BECAUSE,
     REPAIRABLE,
@@ -63,6 +64,7 @@ class ConsoleState:
     options: ConsoleOptions
     sessions: Sessions
     links: LoginLinks
+    names: ExchangeNames = field(default_factory=ExchangeNames)
 
 
 class SignInNeeded(Exception):

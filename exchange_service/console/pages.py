@@ -32,7 +32,7 @@ from exchange_service.console.security import Refused
 from exchange_service.console.sessions import LoginLinks, Session, Sessions
 from exchange_service.grpc_server.direct import DirectCalls
 from exchange_service.printable import printable
-from exchange_service.v1.balance_pb2 import DELIVERY_MODE_PUSHED
+from exchange_service.v1.balance_pb2 import BALANCE_SOURCE_LAST_GOOD, DELIVERY_MODE_PUSHED
 
 _PACKAGE = files("exchange_service.console")
 # What the error says if the account API is off, or the caller may not manage accounts.
@@ -55,6 +55,15 @@ class ConsoleOptions:
     logos: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """What a demo offers to try: its users, each with what it shows, and by exchange the fields of a key that its
+    simulated venue takes."""
+
+    users: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class ConsoleState:
     """What the routes share, as `request.app.state.console`."""
@@ -63,6 +72,7 @@ class ConsoleState:
     options: ConsoleOptions
     sessions: Sessions
     links: LoginLinks
+    demo: Demonstration = field(default_factory=Demonstration)
 
 
 class SignInNeeded(Exception):
@@ -164,7 +174,8 @@ def render(
 ) -> Response:
     """A page or fragment of this template. It has `visit`, and `link` makes addresses that keep the visit's user."""
     link = visit.link if visit is not None else (lambda path, **parameters: _address(path, parameters))
-    values = {"visit": visit, "link": link, "path": request.url.path, **(context or {})}
+    demo = state_of(request).demo
+    values = {"visit": visit, "link": link, "path": request.url.path, "demo": demo, **(context or {})}
     return HTMLResponse(environment().get_template(template).render(values), status)
 
 
@@ -211,6 +222,7 @@ def environment() -> jinja2.Environment:
     made.filters["age_text"] = age_text
     made.tests["holds_something"] = holds_something
     made.globals.update(REPAIRABLE=REPAIRABLE, row_id=row_id)
+    made.globals["BALANCE_SOURCE_LAST_GOOD"] = BALANCE_SOURCE_LAST_GOOD
     made.globals.update(SOURCES=SOURCES, POLLED_BECAUSE=POLLED_BECAUSE, DELIVERY_MODE_PUSHED=DELIVERY_MODE_PUSHED)
     return made
 

@@ -102,7 +102,7 @@ $(WEB)/node_modules/.ready: $(WEB)/package.json $(WEB)/package-lock.json $(WEB)/
 
 test-web: $(VENV)/.dev $(WEB)/node_modules/.ready | have-node  ## Run docs/web-application.md in Node.js, which is installed if there is none
 	@cd $(WEB) && PATH="$(abspath $(BIN)):$$PATH" npm run --silent generate && npm run --silent build
-	$(BIN)/python -m pytest -q -n0 tests/web
+	$(BIN)/python -m pytest -q -n0 tests/web_application
 
 check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ import gc
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
@@ -31,6 +31,7 @@ from exchange_service.app import Service, start_service
 from exchange_service.cli.credential_check import open_checker
 from exchange_service.cli.demo import SIMULATOR_GROUP
 from exchange_service.client import ExchangeServiceClient
+from exchange_service.errors import ServiceError
 from exchange_service.model import Account, Balance, Credential, CredentialField, ExchangeMetadata
 from exchange_service.plugin_api import VenueCall
 from exchange_service.settings import Settings
@@ -144,31 +145,41 @@ HASTY_SECRET = "my dog's name is Rex"
 HASTY_KEY = "key-of-the-hasty-one"
 HASTY_SIGNATURE = "48be6f12aa0934cd77e1b05c4f3d2e1948be6f12aa0934cd77e1b05c4f3d2e19"
 HASTY_ROW = {"api_key": HASTY_KEY, "api_secret": HASTY_SECRET}
+# As it behaves for a user, or for a credential that says so.
 HASTY_USERS = ("quotes", "raises", "forgets", "keeps")
+
+
+# Whose accounts are also connected, checked and removed by calls.
+MANAGED = ("moving", "wrong key")
 
 
 class HastyPlugin(ScriptedPlugin):
     """It logs requests in full, raises exceptions that quote them, and forgets tasks."""
 
     def __init__(self) -> None:
-        fields = (CredentialField("api_key", "Key"), CredentialField("api_secret", "Secret"))
+        fields = (
+            CredentialField("api_key", "Key"),
+            CredentialField("api_secret", "Secret"),
+            CredentialField("manner", "Manner", required=False, secret=False),
+        )
         super().__init__(listing("hasty", credential_fields=fields), answer=self._answer)
 
     async def _answer(self, call: VenueCall) -> Balance:
         key, secret = call.credential.api_key.reveal(), call.credential.api_secret.reveal()
         url = f"https://api.example/balance?key={key}&signature={HASTY_SIGNATURE}"
         headers = {"X-API-KEY": key, "Authorization": f"Bearer {secret}"}
-        if call.account.user_id == "quotes":
+        manner = call.credential.metadata.get("manner", call.account.user_id)
+        if manner == "quotes":
             structlog.get_logger("hasty").debug("request", url=url, headers=headers, secret=secret, signed_with=secret)
             structlog.get_logger("hasty").info(f"asked with {secret}")
             logging.getLogger("hasty.sdk").debug("GET %s %s", url, headers)
             logging.getLogger("hasty.sdk").warning("signed with %s", secret)
-        if call.account.user_id == "forgets":
+        if manner == "forgets":
             forgotten = asyncio.create_task(_raise(ValueError(f"{url} {secret}")), name="forgotten")
             await asyncio.wait({forgotten})
             del forgotten
             gc.collect()
-        if call.account.user_id == "keeps":
+        if manner == "keeps":
 
             async def token() -> str:
                 # Long enough for asyncio to say in its debug mode that the task was slow, with the task's result.
@@ -176,7 +187,7 @@ class HastyPlugin(ScriptedPlugin):
                 return secret
 
             await call.account_state.get("token", token)
-        if call.account.user_id == "raises":
+        if manner == "raises":
             try:
                 raise ConnectionError(f"{headers} could not be sent")
             except ConnectionError as error:
@@ -225,7 +236,13 @@ class CanaryRun:
         for user in HASTY_USERS:
             await self._store("hasty", user, HASTY_ROW)
             await self._read("hasty", user)
+            await self._manage("hasty", f"connecting {user}", HASTY_ROW | {"extra_metadata": {"manner": user}})
         self.canary.add_secret(HASTY_SIGNATURE, "signature")
+        accounts = [(exchange_id, user) for exchange_id in rows for user in MANAGED if user in rows[exchange_id]]
+        await asyncio.gather(
+            *(self._manage(where, f"connecting {user}", rows[where][user]) for where, user in accounts)
+        )
+        await self._connect_badly()
         await self._other_callers()
         self.canary.paths.append("exchanges")
         self.canary.hold("replies", await self.client.list_exchanges())
@@ -284,6 +301,44 @@ class CanaryRun:
                 event = await Stream(call).next()
                 self.canary.hold("stream events", event, event.SerializeToString())
         call.cancel()
+
+    async def _manage(self, exchange_id: str, user: str, row: Mapping[str, Any]) -> None:
+        """Connect an account with this row's values, and each other call about it."""
+        known = {item.name for item in self.service.registry.listings[exchange_id].metadata.credential_fields}
+        given = {**row, **row.get("extra_metadata", {})}
+        fields = {name: str(value) for name, value in given.items() if name in known and value}
+        for untried in (False, True):
+            await self._ask("connect", self.client.connect_account(user, exchange_id, fields, skip_check=untried))
+        await self._ask("check", self.client.check_account(user, exchange_id))
+        await self._ask("list", self.client.list_accounts(user))
+        await self._ask("remove", self.client.remove_account(user, exchange_id))
+
+    async def _connect_badly(self) -> None:
+        """Forms that are filled in wrongly: values in the wrong places, too long, or in no message at all."""
+        long, misplaced = "a-secret-that-is-too-long" * 1000, "a-secret-in-the-place-of-a-name"
+        for text in (long[:200], misplaced):
+            self.canary.add_secret(text, "a field of a form")
+        for fields in (
+            {"api_key": long, "api_secret": f"{misplaced}\0"},
+            {misplaced: "x", "api_key": misplaced},
+            {"manner": f"{misplaced}\n"},
+        ):
+            await self._ask("connect badly", self.client.connect_account("connecting", "hasty", fields))
+        await self._ask("connect badly", self.client.connect_account("connecting", misplaced[:2], {"x": misplaced}))
+        raw = self.client.channel.unary_unary("/exchange_service.accounts.v1.AccountService/ConnectAccount")
+        await self._ask("connect badly", raw(b"\xff" + misplaced.encode(), metadata=self.bearer))
+
+    async def _ask(self, what: str, call: Awaitable[Any]) -> None:
+        """A call about an account: its reply, or all that its error carries."""
+        self.canary.paths.append(what)
+        try:
+            reply = await call
+        except ServiceError as error:
+            self.canary.hold("statuses", str(error), repr(error), vars(error))
+        except grpc.aio.AioRpcError as error:
+            self.canary.hold("statuses", failure_of(error), str(error), error.debug_error_string())
+        else:
+            self.canary.hold("replies", reply)
 
     async def check_keys(self, settings: Settings) -> None:
         """`credentials check`, which also asks what the keys may do."""
@@ -368,11 +423,13 @@ async def run_canary(canary: Canary, folder: Path, redis_url: str, *wanted: str,
         jwt_secret=SecretStr(SECRET),
         venue_timeout=PATIENCE,
         poll_interval=0.5,
+        manage_accounts=True,
+        failed_checks=1000,
         shutdown_grace=0.5,
         venue_urls={name: venue.url for name, venue in venues.items()},
         **changes,
     )
-    token = web_token("the canary", exchange_service_users="*")
+    token = web_token("the canary", exchange_service_users={"users": "*", "manage": True})
     for text, what in (("a hash key of the canary's", "hash_key"), (SECRET, "jwt_secret"), (token, "a caller's token")):
         canary.add_secret(text, what)
     service = await start_service(settings, registry=registry_with(HastyPlugin()))

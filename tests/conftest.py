@@ -21,7 +21,7 @@ from scripts import threats
 from tests.servers import PostgresServer, RedisServer, postgres_address, redis_address
 
 # They need programs of their own, and run by `make test-browser` and `make test-web`.
-collect_ignore = ["browser", "web"]
+collect_ignore = ["browser", "web_application"]
 
 # A property of a test: what the canary searched and found, as a sentence.
 CANARY = "canary"

@@ -1,5 +1,4 @@
-"""What the verbs for nginx, the browser and the fuzzer say where they cannot install, and that .ci/run goes on without
-nginx or a browser."""
+"""What the verbs for programs of others say where they cannot install, and that .ci/run goes on without those."""
 
 from __future__ import annotations
 
@@ -62,6 +61,31 @@ def test_root_gets_a_browser_by_apt_and_others_are_told_what_to_install(
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make on this machine")
+@pytest.mark.parametrize(
+    ("node", "user", "code"),
+    [("exit 0", "1000", 0), ("exit 1", "1000", 2), ("exit 1", "0", 0)],
+    ids=["it is here", "it is too old", "root gets it by apt-get"],
+)
+def test_the_verb_for_a_web_application_gets_node_or_says_what_to_install(
+    tmp_path: Path, node: str, user: str, code: int
+) -> None:
+    installed = tmp_path / "installed"
+    programs = {
+        "node": f"test -e {installed} || {node}",
+        "npm": "",
+        "id": f"echo {user}",
+        "apt-get": f'test "$1" != install || touch {installed}',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["make", "have-node"], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert ("There is no Node.js 20 with npm here" in done.stderr) == (code != 0)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make on this machine")
 def test_where_the_fuzzer_cannot_be_installed_the_verb_says_so(tmp_path: Path) -> None:
     (tmp_path / "requirements").mkdir()
     for name in ("Makefile", "requirements/fuzz.lock"):
@@ -71,7 +95,7 @@ def test_where_the_fuzzer_cannot_be_installed_the_verb_says_so(tmp_path: Path) -
     assert "The fuzzer cannot be installed: it needs Linux and a Python that it has a wheel for" in done.stderr
 
 
-CHECKS = ["check", "test", "have-chromium", "test-browser", "have-nginx", "nginx"]
+CHECKS = ["check", "test", "have-chromium", "test-browser", "have-node", "test-web", "have-nginx", "nginx"]
 
 
 @pytest.mark.parametrize(
@@ -79,13 +103,15 @@ CHECKS = ["check", "test", "have-chromium", "test-browser", "have-nginx", "nginx
     [
         ("", 0, CHECKS),
         ("have-chromium", 0, [goal for goal in CHECKS if goal != "test-browser"]),
+        ("have-node", 0, [goal for goal in CHECKS if goal != "test-web"]),
         ("have-nginx", 0, CHECKS[:-1]),
         ("test-browser", 1, CHECKS[:4]),
+        ("test-web", 1, CHECKS[:6]),
         ("nginx", 1, CHECKS),
         ("test", 1, CHECKS[:2]),
     ],
 )
-def test_the_checks_go_on_without_a_browser_or_nginx_and_fail_if_a_test_behind_them_does(
+def test_the_checks_go_on_without_such_a_program_and_fail_if_a_test_behind_it_does(
     tmp_path: Path, fails: str, code: int, goals: list[str]
 ) -> None:
     make, log = tmp_path / "make", tmp_path / "log"

@@ -166,3 +166,13 @@ def load_simulator(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.AcmeSimulator
+
+
+def test_packages_of_the_web_application_are_locked_by_their_hashes_and_name_no_server() -> None:
+    folder = ROOT / "examples" / "web"
+    locked = json.loads((folder / "package-lock.json").read_text())["packages"]
+    packages = {path: entry for path, entry in locked.items() if path}
+    assert len(packages) > 5
+    assert [path for path, entry in packages.items() if not entry["integrity"].startswith("sha512-")] == []
+    texts = [path.read_text() for path in (folder / "package-lock.json", folder / ".npmrc")]
+    assert [text for text in texts if "://" in text or '"resolved"' in text] == []

@@ -150,6 +150,7 @@ class TestPorts:
         [
             ({}, {50051}),
             ({"address": "unix:/run/service", "metrics_address": "127.0.0.1:9464"}, {9464}),
+            ({"http_address": "127.0.0.1:50052", "health_address": "127.0.0.1:8086"}, {50051, 50052, 8086}),
             ({"cache_url": "redis://cache/0"}, {50051, 6379}),
             ({"cache_url": "rediss://:word@cache:7000/0"}, {50051, 7000}),
             ({"database_url": "postgresql+psycopg://a:b@db/name"}, {50051, 5432}),

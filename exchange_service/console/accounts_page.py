@@ -118,6 +118,7 @@ def _headline_as_dict(headline: Headline) -> dict[str, Any]:
                 "accounts": entry.accounts,
                 "by_total": entry.by_total,
                 "stale": entry.stale,
+                "noted": entry.noted,
                 "oldest_age": round(entry.oldest, 3),
             }
             for entry in headline.sums

@@ -153,7 +153,7 @@ class LiveAccounts:
                 environment=key.environment,
                 account_type=key.account_type,
                 known_version=account.balance.version if account.balance is not None else 0,
-                unconfirmed=account.balance is None or account.fault is not None or account.stale is not None,
+                unconfirmed=account.balance is None or account.failed is not None or account.stale is not None,
             )
             for key, account in self.accounts.items()
             if account.followed

@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 
 from exchange_service.accounts.v1.account_service_pb2 import StoredAccount
 from exchange_service.amounts import exact_sum, format_amount
+from exchange_service.errors import leaves
 from exchange_service.printable import printable
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.balance_pb2 import AccountFault, Balance, Delivery, Freshness
@@ -25,6 +26,8 @@ _AMOUNT = re.compile(r"(-?)([0-9]+)(\.[0-9]+)?\Z")
 # An amount of more characters may be broken into two lines.
 _LONG = 16
 _ZERO = re.compile(r"-?[0.]+\Z")
+# Faults that say nothing about the account itself: its last good figures stay good, and are marked.
+_TRANSIENT = frozenset(leaf.reason for leaf in leaves() if leaf.transient)
 # A fault that a user mends at the venue or by another key.
 REPAIRABLE = frozenset(
     (
@@ -88,16 +91,27 @@ class LiveAccount:
     changed: frozenset[tuple[str, ...]] = field(default_factory=frozenset)
 
     @property
+    def failed(self) -> AccountFault | None:
+        """Why it cannot be read; None if it can, or if figures that were read before are still its last good ones."""
+        return self.fault if self.fault is not None and not self._is_passing(self.fault) else None
+
+    @property
     def stale(self) -> AccountFault | None:
-        """Why the figures are the last good ones; None if they are current."""
+        """Why the figures are the last good ones; None if they are current, or are not good any more."""
+        if self.fault is not None:
+            return self.fault if self._is_passing(self.fault) else None
         if self.freshness is not None and self.freshness.HasField("stale"):
             return self.freshness.stale
         return None
 
+    def _is_passing(self, fault: AccountFault) -> bool:
+        """Whether the fault says nothing about what was read before."""
+        return self.balance is not None and reason_name(fault) in _TRANSIENT
+
     @property
     def situation(self) -> str:
         """What the page says of it first: "waiting", "unserved", "error", "stale", "partial" or "current"."""
-        if self.fault is not None:
+        if self.failed is not None:
             return "error"
         if self.balance is None:
             return "unserved" if self.followed is False else "waiting"
@@ -185,10 +199,12 @@ class Sum:
     environment: str
     currency: str
     value: str
-    # How many accounts it counts, how many of them by their totals, and how many with figures that are not current.
+    # How many accounts it counts, how many of them by their totals, how many with figures that are not current, and how
+    # many with notes, which say what a figure leaves out.
     accounts: int
     by_total: int
     stale: int
+    noted: int
     # The age of its oldest figure.
     oldest: float
 
@@ -239,7 +255,7 @@ def headline_of(accounts: Iterable[LiveAccount]) -> Headline:
 
 def _count(account: LiveAccount, counted: Iterable[_Counted]) -> _Counted | str:
     """The account's figure, or why it has none."""
-    if account.fault is not None:
+    if account.failed is not None:
         return "it cannot be read now"
     if account.balance is None:
         return "it was not read yet"
@@ -283,5 +299,6 @@ def _sums(counted: Iterable[_Counted]) -> Iterator[Sum]:
             len(entries),
             sum(not entry.is_equity for entry in entries),
             sum(entry.account.stale is not None for entry in entries),
+            sum(entry.account.balance is not None and bool(entry.account.balance.notes) for entry in entries),
             max(entry.account.age() or 0.0 for entry in entries),
         )

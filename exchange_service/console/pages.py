@@ -32,7 +32,7 @@ from exchange_service.console.security import Refused
 from exchange_service.console.sessions import LoginLinks, Session, Sessions
 from exchange_service.grpc_server.direct import DirectCalls
 from exchange_service.printable import printable
-from exchange_service.v1.balance_pb2 import DELIVERY_MODE_PUSHED
+from exchange_service.v1.balance_pb2 import BALANCE_SOURCE_LAST_GOOD, DELIVERY_MODE_PUSHED
 
 _PACKAGE = files("exchange_service.console")
 # What the error says if the account API is off, or the caller may not manage accounts.
@@ -222,6 +222,7 @@ def environment() -> jinja2.Environment:
     made.filters["age_text"] = age_text
     made.tests["holds_something"] = holds_something
     made.globals.update(REPAIRABLE=REPAIRABLE, row_id=row_id)
+    made.globals["BALANCE_SOURCE_LAST_GOOD"] = BALANCE_SOURCE_LAST_GOOD
     made.globals.update(SOURCES=SOURCES, POLLED_BECAUSE=POLLED_BECAUSE, DELIVERY_MODE_PUSHED=DELIVERY_MODE_PUSHED)
     return made
 

@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import structlog
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from exchange_service.errors import FieldInvalid
+
+log = structlog.get_logger(__name__)
 
 Request = Callable[[], bytes]
 _T = TypeVar("_T")
@@ -57,8 +62,13 @@ class JsonCodec:
         return "json"
 
     def encode(self, message: Reply) -> bytes:
-        """The message as JSON."""
-        return to_json(message.kind, message.data)
+        """The message as JSON. Raises ConnectError if it has none, such as a time out of JSON's range."""
+        try:
+            return to_json(message.kind, message.data)
+        except Exception as error:
+            # The library that calls this would send the exception's text.
+            log.error("http.no_json", message=message.kind.DESCRIPTOR.full_name, error=type(error).__name__)
+            raise ConnectError(Code.INTERNAL, "The reply has no JSON; ask for application/proto.") from None
 
     def decode(self, data: bytes | bytearray, message_class: type[_T]) -> _T:
         """What returns the request's bytes, or raises FieldInvalid, once the caller is known."""

@@ -20,6 +20,7 @@ from exchange_service.grpc_server.server import BindError
 from exchange_service.http_server.connect import ConnectMethods
 from exchange_service.http_server.connection import Connection
 from exchange_service.http_server.guards import ASGIApp, Guards, WebOptions
+from exchange_service.observability.tracebacks import raised_at
 
 log = structlog.get_logger(__name__)
 
@@ -67,8 +68,8 @@ class HttpServer:
 
     async def stop(self, grace: float) -> None:
         """Accept no new connections, and close each after its response, or after `grace` seconds."""
-        self._listener.close()
         await _end(*self._work, *self._opening)
+        self._listener.close()
         for connection in list(self._state.connections):
             connection.shutdown()
         if self._state.tasks:
@@ -109,6 +110,9 @@ class HttpServer:
         except (OSError, asyncio.CancelledError):
             # A peer that leaves, or does not speak TLS, is not worth a line.
             connection.close()
+        except Exception as error:
+            connection.close()
+            log.error("http.failed", error=type(error).__name__, at=raised_at(error))
 
     def _protocol(self) -> Connection:
         protocol = Connection(config=self._config, server_state=self._state, app_state={})

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import pytest
 
 from exchange_service.console import credential_form, exchange_cards, pages
-from exchange_service.console.app import make_console
-from exchange_service.console.pages import ConsoleOptions
 from exchange_service.console.plugins_page import duration, plugin_rows, plugin_troubles
-from exchange_service.grpc_server.direct import DirectCalls
 from exchange_service.identity import Scope
 from exchange_service.operator.v1.plugin_service_pb2 import (
     PLUGIN_PROCESS_STATE_RUNNING,
@@ -37,8 +31,9 @@ from exchange_service.v1.exchange_pb2 import (
 from exchange_service.v1.exchange_service_pb2 import ListExchangesResponse, PluginProblem
 from tests.authenticated_service import authenticated_service
 from tests.console.browsing import Browser, Page
-from tests.console.consoles import Elements, browsing, console_of, signed_in
-from tests.harness import HASH_KEY, ScriptedPlugin, listing, registry_of, serving
+from tests.console.consoles import Elements, browsing, console_of
+from tests.console.other_replies import browsing_listing, browsing_replies
+from tests.harness import ScriptedPlugin, listing
 from tests.identities import service_token
 
 SCRIPT = "<script>alert(1)</script>"
@@ -165,36 +160,31 @@ class TestPlugins:
         assert (waiting.tone, waiting.process_id, waiting.last_end) == ("bad", "", "It used too much memory.")
         assert (trouble.plugin, trouble.sentence, trouble.notice) == ("broken", "Importing it failed.", False)
 
+    async def test_what_is_wrong_with_plugins_stands_above_them_and_above_the_exchanges(self, tmp_path: Path) -> None:
+        broken, notice = Plugin(name="broken"), Plugin(name="other")
+        problems = [
+            PluginProblem(plugin=broken, reason="Importing it failed."),
+            PluginProblem(plugin=notice, reason="It serves binance in place of CCXT.", notice=True),
+        ]
+        replies = {
+            "ListPlugins": ListPluginsResponse(problems=problems),
+            "ListExchanges": ListExchangesResponse(problems=problems),
+        }
+        async with browsing_replies(tmp_path, **replies) as browser:
+            plugins, exchanges = [
+                Elements((await browser.get(f"/{page}")).text).words for page in ("plugins", "exchanges")
+            ]
+            assert "broken Importing it failed." in plugins
+            assert "other It serves binance in place of CCXT." in plugins
+            assert "Importing it failed." in exchanges
+            assert "in place of CCXT" not in exchanges
+
     @pytest.mark.parametrize(
         ("seconds", "text"),
         [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3_723, "1 h 2 min"), (90_000, "1 d 1 h"), (86_460, "1 d")],
     )
     def test_a_time_has_its_two_greatest_units(self, seconds: int, text: str) -> None:
         assert duration(seconds) == text
-
-
-class OtherCatalogue:
-    """The calls of a service, of which ListExchanges gives this listing."""
-
-    def __init__(self, calls: DirectCalls, exchange: Exchange) -> None:
-        self._calls = calls
-        self._exchange = exchange
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._calls, name)
-
-    async def unary(self, path: str, request: bytes, metadata: Any = (), *, timeout: float | None = None) -> bytes:
-        if not path.endswith("/ListExchanges"):
-            return await self._calls.unary(path, request, metadata, timeout=timeout)
-        return ListExchangesResponse(exchanges=[self._exchange]).SerializeToString()
-
-
-@asynccontextmanager
-async def browsing_listing(folder: Path, exchange: Exchange) -> AsyncIterator[Browser]:
-    """A browser at a console whose catalogue has this listing alone."""
-    async with serving(folder, registry=registry_of(ScriptedPlugin()), manage_accounts=True) as running:
-        calls: Any = OtherCatalogue(running.service.server.direct, exchange)
-        yield await signed_in(make_console(calls, ConsoleOptions(HASH_KEY, authenticated=False)))
 
 
 def hostile() -> Exchange:

@@ -8,17 +8,25 @@ from pathlib import Path
 import pytest
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
+from exchange_service.accounts.v1.account_service_pb2 import (
+    AccountCheck,
+    ConnectAccountResponse,
+    KeyRights,
+    StoredAccount,
+)
 from exchange_service.console.figures import AccountKey
 from exchange_service.plugin_api import Capabilities
-from exchange_service.v1.balance_pb2 import Balance
+from exchange_service.v1.balance_pb2 import AccountFault, AssetBalance, Balance, Summary, VenueAccount
 from tests.console.browsing import Browser, Page
 from tests.console.consoles import Elements, browsing, console_of, signed_in
+from tests.console.other_replies import browsing_replies
 from tests.harness import USER, Running, ScriptedPlugin, listing, serving
 
 TOKEN = "the-right-token-for-oanda"
 WRONG = "another-token-that-is-refused"
 FIRST, SECOND = "001-004-7654321-001", "001-004-7654321-002"
 FORM = "/connect/oanda"
+MARKUP = "<b onclick=alert(1)>"
 ADDRESS = "203.0.113.7"
 
 
@@ -199,3 +207,27 @@ async def test_an_exchange_that_cannot_be_read_cannot_be_picked(tmp_path: Path) 
         assert [link for link in links if link.startswith("/connect/")] == ["/connect/aster"]
         assert (await browser.get("/connect/later")).status == 501
         assert (await browser.get("/connect/unknown")).status == 404
+
+
+async def test_an_outcome_has_the_venues_remarks_rights_and_what_it_could_not_read(tmp_path: Path) -> None:
+    wallet = VenueAccount(type="spot", assets=[AssetBalance(asset=f"C{number}", total="0.10") for number in range(10)])
+    refused = VenueAccount(id="2", error=AccountFault(message="It is closed."))
+    balance = Balance(venue_accounts=[wallet, refused, VenueAccount(id="3")], notes=["The address was replaced."])
+    balance.summary.CopyFrom(Summary(currency="USDT", equity="12.50"))
+    rights = KeyRights(trade=True, withdraw=False)
+    rights.expire_time.FromJsonString("2027-01-02T00:00:00Z")
+    check = AccountCheck(balance=balance, rights=rights, warnings=[f"It may trade. {MARKUP}"])
+    reply = ConnectAccountResponse(account=StoredAccount(exchange_id="fakex", environment="sandbox"), check=check)
+    async with browsing_replies(tmp_path, ConnectAccount=reply) as browser:
+        page = await browser.post("/connect/fakex", {})
+        shown = (
+            "Sandbox, for tests",
+            "12.50 USDT",
+            "C7",
+            "And 2 more assets.",
+            "It is closed.",
+            "Nothing is held here.",
+        )
+        said = ("The address was replaced.", "Place orders yes", "Withdraw money no", "Expires 2 Jan 2027", MARKUP)
+        assert [text for text in (*shown, *said) if text not in words(page)] == []
+        assert MARKUP not in page.text

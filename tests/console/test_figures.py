@@ -25,6 +25,7 @@ from tests.console.consoles import Elements
 
 AMOUNTS = st.from_regex(r"-?[0-9]{1,40}(\.[0-9]{1,30})?", fullmatch=True)
 FAULT = AccountFault(reason=error_reason_pb2.ERROR_REASON_VENUE_TIMEOUT, message="The venue is slow.")
+REFUSAL = AccountFault(reason=error_reason_pb2.ERROR_REASON_CREDENTIAL_REJECTED, message="The venue refuses the key.")
 
 
 def account(
@@ -104,7 +105,7 @@ class TestHeadline:
             account("failed", equity="1"),
             LiveAccount(AccountKey("unread", "production"), "Unread", "unread"),
         )
-        failed.fault = FAULT
+        failed.fault = REFUSAL
         partly = account("partly")
         assert partly.balance is not None
         partly.balance.venue_accounts.add(error=FAULT)
@@ -129,6 +130,18 @@ class TestHeadline:
         headline = headline_of([account("a", equity="1e400000"), account("b", equity="1")])
         assert values(headline) == {("production", "USD"): "1"}
         assert list(reasons(headline)) == ["A"]
+
+    def test_a_passing_fault_leaves_the_last_good_figures_and_a_refusal_does_not(self) -> None:
+        made = account("a", equity="1")
+        situations = []
+        for fault in (None, FAULT, REFUSAL):
+            made.fault = fault
+            situations.append(
+                (made.situation, headline_of([made]).counted, [e.stale for e in headline_of([made]).sums])
+            )
+        assert situations == [("current", 1, [0]), ("stale", 1, [1]), ("error", 0, [])]
+        unread = LiveAccount(AccountKey("b", "production"), "B", "b", fault=FAULT)
+        assert (unread.situation, headline_of([unread]).counted) == ("error", 0)
 
     def test_stale_figures_are_counted_and_marked(self) -> None:
         stale = account("stale", equity="1", age=90)

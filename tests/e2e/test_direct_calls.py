@@ -12,6 +12,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
+from exchange_service.grpc_server import server
 from exchange_service.grpc_server.direct import CallEnded, DirectCalls
 from exchange_service.v1 import exchange_service_pb2 as messages
 from tests.authenticated_service import amount, authenticated_service
@@ -161,6 +162,22 @@ class TestStream:
             await until(lambda: running.service.server.handler_wrapper.running() == 2)
         assert [status.reason for status in await ends] == ["SHUTTING_DOWN"] * 2
         assert (await end_of(get(calls))).reason == "SHUTTING_DOWN"
+
+    async def test_calls_in_progress_have_the_whole_grace(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Not the time that cancelled handlers have for cleaning up.
+        monkeypatch.setattr(server, "_CLEANUP_TIMEOUT", 0.1)
+        gate = Gate()
+        async with serving(tmp_path, registry=registry_of(ScriptedPlugin(answer=gate)), shutdown_grace=5) as running:
+            await running.store()
+            call = asyncio.ensure_future(get(running.service.server.direct))
+            await gate.entered.wait()
+            stopping = asyncio.ensure_future(running.service.stop())
+            assert not (await asyncio.wait({stopping}, timeout=0.5))[0]
+            gate.opened.set()
+            assert totals((await call).balance) == {"BTC": "1.50"}
+            await stopping
 
 
 class TestCallers:

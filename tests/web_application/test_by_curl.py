@@ -13,7 +13,7 @@ import pytest
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
 from tests.harness import PATIENCE, serving
-from tests.web.web_application import http_address
+from tests.web import address_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "web-application.md"
 _BLOCK = re.compile(r"<!-- by curl: (?P<when>[^>]+) -->\n```console\n(?P<text>.*?)```", re.DOTALL)
@@ -65,7 +65,7 @@ async def test_an_account_goes_from_empty_to_repaired_by_the_commands_of_the_pag
         options = {"http_address": "127.0.0.1:0", "manage_accounts": True, "venue_urls": urls, **QUICK}
         async with serving(tmp_path, **options) as running:
             (_, definitions), *rest = blocks()
-            prelude = "\n".join(command for command, _ in definitions).replace(_ADDRESS, http_address(running))
+            prelude = "\n".join(command for command, _ in definitions).replace(_ADDRESS, address_of(running))
             assert [when for when, _ in rest] == list(events)
             for when, commands in rest:
                 events[when]()

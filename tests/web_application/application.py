@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.harness import PATIENCE, Running
+from tests.harness import PATIENCE
 
 FOLDER = Path(__file__).parents[2] / "examples" / "web"
 DRIVER = FOLDER / "build" / "test" / "driver.js"
@@ -68,12 +68,6 @@ class WebApplication:
 
         changed = await self.event("changed", fits)
         return next(account for account in changed["accounts"] if account["exchangeId"] == exchange_id)
-
-
-def http_address(running: Running) -> str:
-    """Where the service listens for browsers."""
-    assert running.service.http is not None
-    return running.service.http.address
 
 
 @asynccontextmanager

@@ -77,6 +77,7 @@ async def measure(minutes: float, accounts: int) -> list[Look]:
     async with service(accounts) as (url, process), chromium() as browser:
         page = await browser.new_page()
         await page.goto(url)
+        await page.wait_for_url("**/accounts*")
         await page.evaluate(_COUNT_UPDATES)
         session = await page.context.new_cdp_session(page)
         await session.send("Performance.enable")

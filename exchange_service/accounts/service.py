@@ -31,7 +31,7 @@ from exchange_service.errors import (
     from_reason,
 )
 from exchange_service.identity import Caller
-from exchange_service.model import Account, Credential, ExchangeMetadata, Secret
+from exchange_service.model import PRODUCTION, Account, Credential, ExchangeMetadata, Secret
 from exchange_service.observability.redaction import LIVE
 from exchange_service.tasks import TaskSet
 from exchange_service.venues.registry import Listing, Registry
@@ -143,7 +143,8 @@ class Accounts:
         await self._tasks.wait(_ENDING)
 
     def _recording(self, change: str, caller: Caller, query: AccountQuery) -> Any:
-        return self.audit.recording(change, caller, query.user_id, query.exchange_id, query.environment)
+        exchange_id, environment = query.exchange_id.strip().lower(), query.environment.strip().lower() or PRODUCTION
+        return self.audit.recording(change, caller, query.user_id, exchange_id, environment)
 
     def _find(self, query: AccountQuery) -> tuple[Account, Listing]:
         """The account and its listing. Raises ExchangeUnknown, FieldInvalid, or NotSupported if it cannot be read."""

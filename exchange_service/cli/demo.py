@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 
 from exchange_service.app import Service, start_service
+from exchange_service.grpc_server.server import BindError
 from exchange_service.model import Account, Credential
 from exchange_service.plugin_host.discovery import open_registry, reason_to_refuse
 from exchange_service.settings import Settings
@@ -31,6 +32,8 @@ _MOVE_INTERVAL = 2.0
 MAIN_USER = "demo"
 # A user without accounts, to connect some.
 NEW_USER = "demo-new"
+# Where the demo serves browsers, unless it is taken or the settings say otherwise.
+HTTP_ADDRESS = "127.0.0.1:50052"
 
 SITUATION_NOTES = {
     "moving": "balances that change every few seconds",
@@ -90,12 +93,13 @@ async def running_demo(settings: Settings, *, redis: bool = False, site_port: in
             changes["hash_key"] = "only for this demo"
         # A simulator is healthy for one user and broken for another: one account's trouble must not hold others up.
         demo_settings = Settings.model_validate(settings.model_dump() | changes)
-        # Of the operator's settings: with their keyset third-party plugins are loaded by name only, here too.
-        service = await start_service(demo_settings, registry=open_registry(settings), accounts_apart=True)
+        service = await _start_service(demo_settings, settings)
         stack.push_async_callback(service.stop)
         users = await _store_users(service, venues)
         mover = asyncio.create_task(_move_balances(list(venues.values())), name="moving balances")
         stack.callback(mover.cancel)
+        if service.console is not None:
+            service.console.demonstrate(_noted(users), {name: keys[0] for name, keys in site.keys.items() if keys})
         yield Demo(
             service,
             {name: venue.url for name, venue in venues.items()},
@@ -104,6 +108,27 @@ async def running_demo(settings: Settings, *, redis: bool = False, site_port: in
             service.settings.cache_url,
             service.settings.database_url,
         )
+
+
+async def _start_service(demo_settings: Settings, settings: Settings) -> Service:
+    """Start it, on another port for browsers if only the demo's own is taken."""
+
+    async def start(demo_settings: Settings) -> Service:
+        # Of the operator's settings: with their keyset third-party plugins are loaded by name only, here too.
+        return await start_service(demo_settings, registry=open_registry(settings), accounts_apart=True)
+
+    try:
+        return await start(demo_settings)
+    except BindError:
+        if demo_settings.http_address != HTTP_ADDRESS:
+            raise
+        return await start(demo_settings.model_copy(update={"http_address": "127.0.0.1:0"}))
+
+
+def _noted(users: Collection[str]) -> dict[str, str]:
+    """The demo's users, each with what it shows."""
+    notes = {user_of(situation): note for situation, note in SITUATION_NOTES.items() if user_of(situation) in users}
+    return notes | {NEW_USER: "no account yet: connect one"}
 
 
 async def _start_venues(stack: AsyncExitStack, settings: Settings) -> dict[str, DemoVenue]:

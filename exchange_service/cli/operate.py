@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Collection
 from functools import partial
-from typing import Annotated
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -21,6 +22,9 @@ from exchange_service.gc_tuning import tune_gc
 from exchange_service.observability.logs import configure_logging
 from exchange_service.open_files import raise_limit
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+
+if TYPE_CHECKING:
+    from exchange_service.app import Service
 
 # Where the demo lists the keys of its venues, unless it is taken.
 _DEMO_SITE_PORT = 50053
@@ -89,9 +93,19 @@ def demo(
         "poll_interval_still": 2.0,
         "log_level": "warning",
         "max_age": 5.0,
+        **_console_settings(settings),
     }
     settings = settings.model_copy(update={name: quick[name] for name in quick.keys() - given})
     run(_demo(settings, redis), loop_factory=_select_loop(settings))
+
+
+def _console_settings(settings: Settings) -> dict[str, object]:
+    """What serves the demo to browsers too, if the libraries for that are installed and nobody else reaches it."""
+    from exchange_service.cli.demo import HTTP_ADDRESS
+
+    if not settings.loopback or any(find_spec(name) is None for name in ("connectrpc", "starlette", "sse_starlette")):
+        return {}
+    return {"http_address": HTTP_ADDRESS, "console": True, "manage_accounts": True}
 
 
 async def _demo(settings: Settings, redis: bool) -> None:
@@ -121,6 +135,9 @@ def _print_welcome(running: object, seconds: float) -> None:
     assert isinstance(running, Demo)
     address = running.service.address
     console.print(f"[bold]exchange-service[/] listens on {address} (gRPC, plaintext), ready in {seconds:.1f} s")
+    if url := running.service.console_url(MAIN_USER):
+        console.print(f"console    {url}", soft_wrap=True)
+        console.print(f"           This link signs in once, in one browser.{_other_port(running.service)}")
     console.print(f"cache      {running.cache}")
     console.print(f"database   {running.database}", soft_wrap=True)
     for name, url in running.venues.items():
@@ -140,6 +157,14 @@ def _print_welcome(running: object, seconds: float) -> None:
     for command in ("exchanges", f"balance --user {MAIN_USER} --exchange {exchange}", f"watch --user {MAIN_USER}"):
         console.print(f"  exchange-service {command}{flag}", soft_wrap=True)
     console.print("\nInterrupt (Ctrl-C) to end.")
+
+
+def _other_port(service: Service) -> str:
+    """A sentence if the port for browsers is not the demo's own."""
+    from exchange_service.cli.demo import HTTP_ADDRESS
+
+    wanted = service.settings.http_address == "127.0.0.1:0"
+    return f" {HTTP_ADDRESS} is taken, so it has another port." if wanted else ""
 
 
 def _list_exchanges(exchanges: Collection[str], venues: Collection[str]) -> str:

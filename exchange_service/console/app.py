@@ -27,6 +27,7 @@ from exchange_service.console.api import ApiError
 from exchange_service.console.pages import (
     ConsoleOptions,
     ConsoleState,
+    Demonstration,
     SignInNeeded,
     UserNeeded,
     error_reply,
@@ -64,6 +65,10 @@ class Console:
     def new_login_path(self, user: str = "") -> str:
         """The path of a link that signs in once, without a token, and shows this user's accounts."""
         return f"/login/link?key={self._state.links.new_key(user)}"
+
+    def demonstrate(self, users: Mapping[str, str], keys: Mapping[str, Mapping[str, str]]) -> None:
+        """Offer from now on what a demo has to try: its users, each with what it shows, and by exchange a key."""
+        self._state.demo = Demonstration(users, keys)
 
 
 def make_console(calls: DirectCalls, options: ConsoleOptions) -> Console:

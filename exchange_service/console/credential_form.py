@@ -63,6 +63,7 @@ class FieldInput:
     """One input of the form. `described_by` are the ids of the sentences that describe it."""
 
     id: str
+    name: str
     input_name: str
     label: str
     help: str
@@ -167,6 +168,7 @@ def _input(field: CredentialField, typed: Typed | None, fault: str) -> FieldInpu
     said = {"fault": fault, "notice": gone, "help": help_text}
     return FieldInput(
         id=identifier,
+        name=field.name,
         input_name=FIELD_PREFIX + field.name,
         label=printable(field.label or field.name),
         help=help_text,

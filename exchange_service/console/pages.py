@@ -56,6 +56,15 @@ class ConsoleOptions:
     logos: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """What a demo offers to try: its users, each with what it shows, and by exchange the fields of a key that its
+    simulated venue takes."""
+
+    users: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class ConsoleState:
     """What the routes share, as `request.app.state.console`."""
@@ -65,6 +74,7 @@ class ConsoleState:
     sessions: Sessions
     links: LoginLinks
     names: ExchangeNames = field(default_factory=ExchangeNames)
+    demo: Demonstration = field(default_factory=Demonstration)
 
 
 class SignInNeeded(Exception):
@@ -166,7 +176,8 @@ def render(
 ) -> Response:
     """A page or fragment of this template. It has `visit`, and `link` makes addresses that keep the visit's user."""
     link = visit.link if visit is not None else (lambda path, **parameters: _address(path, parameters))
-    values = {"visit": visit, "link": link, "path": request.url.path, **(context or {})}
+    demo = state_of(request).demo
+    values = {"visit": visit, "link": link, "path": request.url.path, "demo": demo, **(context or {})}
     return HTMLResponse(environment().get_template(template).render(values), status)
 
 

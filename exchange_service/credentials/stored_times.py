@@ -69,7 +69,7 @@ class StoredTimes:
 
 
 def read_stored_time(value: object) -> float | None:
-    """The instant of a selected value, in seconds since the epoch; None if it is none."""
+    """The instant of a selected value, in seconds since the epoch; None if it is not one."""
     if isinstance(value, int | float):
         return float(value) if 0 <= value < 1e11 else None
     with suppress(ValueError, OverflowError):

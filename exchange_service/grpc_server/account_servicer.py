@@ -41,7 +41,7 @@ class AccountServicer:
     async def connect_account(self, data: bytes, context: Context) -> bytes:
         """ConnectAccount."""
         accounts, caller = self._allowed(), current_caller()
-        query = _read_connect(data, caller)
+        query = read_connect(data, caller)
         await self.authenticator.take_change(caller)
         return connect_reply(await accounts.connect(query, caller))
 
@@ -76,7 +76,7 @@ class AccountServicer:
         if self.accounts is None:
             raise NotSupported(
                 "This service does not let callers manage accounts.",
-                advice="Its operator can allow it with the setting manage_accounts=true.",
+                advice="Ask its operator for the setting manage_accounts=true.",
             )
         return self.accounts
 
@@ -94,7 +94,7 @@ def _read_account(request: Any, caller: Caller) -> AccountQuery:
     return AccountQuery(request.user_id, required_text(request, "exchange_id"), text(request, "environment"))
 
 
-def _read_connect(data: bytes, caller: Caller) -> ConnectQuery:
+def read_connect(data: bytes, caller: Caller) -> ConnectQuery:
     """As `_read_account`. The values leave the message at once, and print nowhere from then on."""
     request = parse(messages.ConnectAccountRequest, data, limit=_LARGEST_CONNECT)
     query = _read_account(request, caller)

@@ -42,6 +42,9 @@ class PageOpener:
         page = await context.new_page()
         self.watch(page)
         await page.goto(url)
+        if urlsplit(url).path == "/login/link":
+            # Its page leads on by itself.
+            await page.wait_for_url("**/accounts*")
         return page
 
     def watch(self, page: Page) -> None:

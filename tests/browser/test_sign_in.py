@@ -23,6 +23,7 @@ async def test_a_person_signs_in_with_a_token_and_out_again(opener: PageOpener, 
         await expect(page.get_by_role("alert")).to_be_visible()
         assert await page.get_by_label("Token", exact=True).input_value() == ""
         await page.get_by_label("Token", exact=True).fill(web_token())
+        await page.get_by_label("User if the token reads several").fill("alice")
         await page.get_by_role("button", name="Sign in").click()
         await expect(page.locator("main")).to_contain_text("1.50")
         await page.get_by_role("button", name="Sign out").click()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
@@ -28,11 +32,14 @@ from exchange_service.errors import (
     ServiceError,
     StoreUnavailable,
     UserForbidden,
+    VenueRateLimited,
     VenueUnavailable,
 )
+from exchange_service.grpc_server.account_servicer import SERVICE
 from exchange_service.model import Account, Capabilities, CredentialField, KeyRights
+from exchange_service.observability.redaction import LIVE
 from exchange_service.plugin_api import Balance, VenueCall, hookimpl
-from tests.canary import bytes_of
+from tests.canary import bytes_of, installed_venues
 from tests.harness import (
     PATIENCE,
     USER,
@@ -50,6 +57,7 @@ from tests.harness import (
 )
 from tests.identities import SECRET, web_token
 
+ROOT = Path(__file__).parent.parent.parent
 GOOD, OTHER, WRONG = "good-key-1", "good-key-2", "wrong-key"
 FIELDS = (
     CredentialField("api_key", "Key"),
@@ -72,6 +80,7 @@ class Venue(ScriptedPlugin):
         )
         self.rights = KeyRights(trade=True, withdraw=False, notes=("Made last year.",))
         self.error: ServiceError | None = None
+        self.rights_error: ServiceError | None = None
         self.gate: Gate | None = None
 
     async def _balance(self, call: VenueCall) -> Balance:
@@ -86,6 +95,8 @@ class Venue(ScriptedPlugin):
 
     @hookimpl
     async def check_credential(self, call: VenueCall) -> KeyRights:
+        if self.rights_error is not None:
+            raise self.rights_error
         return self.rights
 
 
@@ -147,6 +158,7 @@ class TestConnect:
             assert reply.replaced
             assert await total(running) == "2.5"
 
+    @pytest.mark.threat("T72")
     async def test_every_wrong_field_is_named_at_once_and_no_value(self, tmp_path: Path) -> None:
         fields = {"api_key": "", "passphrase": "p" * 20_000, "account_id": "1\x002", "endpoint": "http://10.0.0.1/"}
         async with connecting(tmp_path, Venue()) as running:
@@ -161,6 +173,7 @@ class TestConnect:
             assert all(text not in refused.value.text for text in ("10.0.0.1", "endpoint", "pppp"))
             assert not (await running.client.list_accounts(USER)).accounts
 
+    @pytest.mark.threat("T73")
     async def test_what_is_no_field_of_the_listing_is_never_stored(self, tmp_path: Path) -> None:
         async with connecting(tmp_path, Venue()) as running:
             for name in ("environment", "sandbox", "urls", "extra_metadata", "api_secret", "hostname"):
@@ -326,6 +339,82 @@ class TestConnect:
             assert await total(running) == "1.5"
         assert GOOD.encode() not in b"".join(bytes_of(tmp_path / "credentials.db"))
 
+    async def test_a_trial_passes_the_gate_as_every_other_fetch(self, tmp_path: Path) -> None:
+        venue = Venue()
+        venue.error = VenueRateLimited("Too many requests.", retry_after=30.0)
+        async with connecting(tmp_path, venue) as running:
+            with pytest.raises(VenueRateLimited):
+                await running.client.connect_account(USER, "fakex", {"api_key": GOOD})
+            venue.error, seen = None, len(venue.calls)
+            with pytest.raises(VenueRateLimited, match="Nothing was stored") as refused:
+                await running.client.connect_account(USER, "fakex", {"api_key": GOOD})
+            assert refused.value.retry_after is not None
+            assert 20 < refused.value.retry_after <= 30
+            assert len(venue.calls) == seen
+
+    async def test_the_rights_that_cannot_be_read_are_a_warning(self, tmp_path: Path) -> None:
+        venue = Venue()
+        venue.rights_error = VenueUnavailable("The venue is down.")
+        async with connecting(tmp_path, venue) as running:
+            reply = await running.client.connect_account(USER, "fakex", {"api_key": GOOD})
+            assert not reply.check.HasField("rights")
+            assert list(reply.check.warnings) == ["The key's rights could not be read: The venue is down."]
+
+    async def test_nothing_of_a_trial_is_left_behind(self, tmp_path: Path) -> None:
+        async with connecting(tmp_path, Venue()) as running:
+            with pytest.raises(CredentialRejected):
+                await running.client.connect_account(USER, "fakex", {"api_key": WRONG})
+            await running.client.connect_account(USER, "fakex", {"api_key": GOOD})
+            sessions = running.service.venues._here
+            assert not [account for account in sessions._sessions if account.user_id != USER]
+            assert len(LIVE) == 0
+            running.service.metrics.refresh()
+            text = running.service.metrics.text().decode()
+            assert 'method="ConnectAccount"' in text
+            assert "candidate" not in text
+
+    async def test_a_plugin_in_a_process_of_its_own_tries_it_too(self, tmp_path: Path) -> None:
+        venue = installed_venues("oanda")["oanda"]
+        await venue.start()
+        row = venue.demo_credential("moving")
+        assert row is not None
+        options = {"venue_urls": {"oanda": venue.url}, "plugin_processes": {"oanda": "own-process"}}
+        async with serving(tmp_path, manage_accounts=True, **options) as running:
+            reply = await running.client.connect_account(USER, "oanda", {"api_key": row["api_key"]})
+            assert reply.check.balance.venue_accounts
+            with pytest.raises(CredentialRejected):
+                await running.client.connect_account(USER, "oanda", {"api_key": "wrong" + row["api_key"]})
+            assert (await running.client.get_balance(USER, "oanda", max_age=0)).balance.venue_accounts
+        await venue.stop()
+
+
+_EXAMPLE = re.compile(r"```python\n(?P<code>.*?)```\n\n```\n(?P<output>.*?)```", re.DOTALL)
+
+
+async def test_the_examples_of_the_page_print_what_they_show(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examples = list(_EXAMPLE.finditer((ROOT / "docs" / "accounts.md").read_text()))
+    assert len(examples) == 2
+    venue = installed_venues("oanda")["oanda"]
+    await venue.start()
+    row = venue.demo_credential("moving")
+    assert row is not None
+    async with serving(tmp_path, manage_accounts=True, venue_urls={"oanda": venue.url}) as running:
+        names = {"client": running.client, "token": row["api_key"]}
+        for example in examples:
+            capsys.readouterr()
+            code = compile(example["code"], "accounts.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            await eval(code, names)
+            shown = capsys.readouterr().out
+            lines = [line for line in shown.splitlines() if "[info" not in line]
+            assert _without_figures(lines) == _without_figures(example["output"].splitlines())
+    await venue.stop()
+
+
+def _without_figures(lines: list[str]) -> list[str]:
+    return [re.sub(r"[\d.]+", "#", line).strip() for line in lines]
+
 
 class TestCheck:
     async def test_a_stored_credential_is_tried_now(self, tmp_path: Path) -> None:
@@ -405,6 +494,18 @@ class TestList:
 
 
 class TestRights:
+    async def test_health_and_reflection_know_the_service(self, tmp_path: Path) -> None:
+        async with connecting(tmp_path, Venue(), manage_accounts=False) as running:
+            request = health_pb2.HealthCheckRequest(service=SERVICE)
+            reply = await health_pb2_grpc.HealthStub(running.client.channel).Check(request)
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+            question = reflection_pb2.ServerReflectionRequest(list_services="")
+            call = reflection_pb2_grpc.ServerReflectionStub(running.client.channel).ServerReflectionInfo(
+                iter([question])
+            )
+            answer = await call.read()
+            assert SERVICE in {service.name for service in answer.list_services_response.service}
+
     async def test_nobody_manages_accounts_unless_the_operator_allows_it(self, tmp_path: Path) -> None:
         async with connecting(tmp_path, Venue(), manage_accounts=False) as running:
             for call in calls_of(running.client):
@@ -514,6 +615,6 @@ class TestAudit:
             ("remove", "removed"),
         ]
         for line in told:
-            assert (line["exchange"], line["environment"]) == ("fakex", "")
+            assert (line["exchange"], line["environment"]) == ("fakex", "production")
             assert line["caller"] == f"user {line['user']}"
             assert all(text not in str(line) for text in ("alice", GOOD, OTHER, WRONG))

@@ -19,11 +19,13 @@ from connectrpc.code import Code
 from connectrpc.compat import google_protobuf_binary_codec
 from connectrpc.errors import ConnectError
 from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
+from structlog.testing import capture_logs
 
 from exchange_service.app import start_service
 from exchange_service.errors import VenueRateLimited
 from exchange_service.grpc_server import certificates
 from exchange_service.grpc_server.server import BindError
+from exchange_service.plugin_api import CredentialField
 from exchange_service.startup_checks import UnsafeSettings, check_settings
 from exchange_service.v1 import exchange_service_pb2 as messages
 from tests.authenticated_service import EVERYBODY, amount, authenticated_service, tls_settings
@@ -34,6 +36,7 @@ from tests.harness import (
     balance_request,
     failure,
     holding,
+    listing,
     raising,
     returning,
     settings_for,
@@ -59,6 +62,8 @@ from tests.web import (
 )
 
 FAST = {"poll_interval": 0.1, "max_age": 0.0}
+SECRET = "t0p-secret-of-alice"
+ACCOUNTS = "/exchange_service.accounts.v1.AccountService/"
 PLUGINS = "/exchange_service.operator.v1.PluginService/ListPlugins"
 
 
@@ -134,6 +139,36 @@ class TestCalls:
         ):
             error = (await stream.end())["error"]
             assert [item.field for item in details_of(error)[1].field_violations] == ["accounts[0].exchange"]
+
+    @pytest.mark.parametrize(
+        "fields",
+        [{"api_key": {"of": SECRET}}, {"api_key": [SECRET]}, [SECRET], SECRET, {"api_key": SECRET + "\ud800"}],
+        ids=["object", "list", "no map", "text", "half a character"],
+    )
+    async def test_a_slip_in_a_typed_secret_shows_it_nowhere(self, tmp_path: Path, fields: Any) -> None:
+        body = {"userId": "alice", "exchangeId": "fakex", "fields": fields}
+        with capture_logs() as lines:
+            async with web_service(tmp_path, manage_accounts=True) as running:
+                answer = await ask(running, ACCOUNTS + "ConnectAccount", body)
+                assert (answer.status, answer.reason) == (400, "FIELD_INVALID")
+                assert SECRET not in answer.body.decode() + str(answer.headers)
+        assert SECRET not in str(lines)
+
+    async def test_curl_connects_an_account_and_removes_it(self, tmp_path: Path) -> None:
+        plugin = ScriptedPlugin(listing(credential_fields=(CredentialField("api_key", "Key", secret=True),)))
+        async with web_service(tmp_path, plugin, manage_accounts=True) as running:
+
+            async def call(method: str, **more: Any) -> Any:
+                body = json.dumps({"userId": "bob", "exchangeId": "fakex", **more})
+                printed = await curl("-d", body, f"http://{address_of(running)}{method}")
+                assert SECRET not in printed
+                return json.loads(printed)
+
+            connected = await call(ACCOUNTS + "ConnectAccount", fields={"api_key": SECRET}, skipCheck=True)
+            assert connected["account"]["exchangeId"] == "fakex"
+            assert (await call(GET))["balance"]["userId"] == "bob"
+            await call(ACCOUNTS + "RemoveAccount")
+            assert reason_of(await call(GET)) == "CREDENTIAL_MISSING"
 
     async def test_a_reply_that_has_no_json_is_an_error_without_its_content(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,9 +16,9 @@ import pytest
 from exchange_service.http_server import connect, connection, guards
 from exchange_service.http_server.guards import Guards
 from exchange_service.startup_checks import UnsafeSettings, check_settings
-from tests.authenticated_service import amount, authenticated_service
+from tests.authenticated_service import amount, authenticated_service, tls_settings
 from tests.harness import PATIENCE, ScriptedPlugin, holding, settings_for, until
-from tests.identities import web_token
+from tests.identities import Authority, web_token
 from tests.web import ASK, GET, STREAM, address_of, ask, connect_raw, envelope, raw_request, send_raw, web_service
 
 MINE, THEIRS = "https://app.example.com", "https://evil.example"
@@ -278,6 +278,22 @@ class TestSlowness:
             assert await opened(20) == 5
             await until(lambda: running.service.http.connections == 0)  # type: ignore[union-attr]
             assert (await ask(running)).status == 200
+
+    @pytest.mark.threat("T78", attack=True)
+    async def test_handshakes_that_never_end_hold_files_unless_they_have_a_time_and_are_counted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = tls_settings(Authority.create(tmp_path), http_address="localhost:0", address="127.0.0.1:0")
+        async with web_service(tmp_path, **settings) as running:
+            silent = [await connect_raw(running) for _ in range(4)]
+            await until(lambda: running.service.http.connections == 4)  # type: ignore[union-attr]
+            monkeypatch.setattr("exchange_service.http_server.server._HANDSHAKE_LIMIT", 0.3)
+            short, writer = await connect_raw(running)
+            assert await asyncio.wait_for(short.read(), PATIENCE) == b""
+            assert running.service.http.connections == 4  # type: ignore[union-attr]
+            for _, other in (*silent, (short, writer)):
+                other.transport.abort()
+            await until(lambda: running.service.http.connections == 0)  # type: ignore[union-attr]
 
 
 @pytest.mark.threat("T79", attack=True)

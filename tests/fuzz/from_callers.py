@@ -18,7 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.duration_pb2 import Duration
 from jwt.algorithms import ECAlgorithm
 
+from exchange_service.accounts.fields import read_fields
+from exchange_service.accounts.v1 import account_service_pb2 as accounts
 from exchange_service.catalogue import Catalogue
+from exchange_service.grpc_server.account_servicer import read_connect
 from exchange_service.grpc_server.authentication import read_credentials
 from exchange_service.grpc_server.requests import RequestReader, read_stream_balances
 from exchange_service.http_server.codecs import from_json, to_json
@@ -27,9 +30,11 @@ from exchange_service.identity.certificates import ClientCertificates
 from exchange_service.identity.key_sets import KeySet
 from exchange_service.identity.tokens import ServiceTokens, StoredToken, new_token
 from exchange_service.identity.web_tokens import JsonWebTokens
+from exchange_service.model import CredentialField
 from exchange_service.v1 import exchange_service_pb2 as messages
 from tests.fuzz.fakex import registry
 from tests.fuzz.targets import target
+from tests.harness import listing
 
 CALLER = Caller(ANYBODY, PresentedCredentials())
 SECRET = "a secret of at least 32 characters"
@@ -55,6 +60,36 @@ def page_token() -> str:
 )
 def read_list(data: bytes) -> object:
     return _catalogue.answer(*RequestReader(_registry).read_list_exchanges(data))
+
+
+_FORM = listing(
+    credential_fields=(
+        CredentialField("api_key", "Key", private_keys=("rsa", "ed25519")),
+        CredentialField("passphrase", "Passphrase", required=False),
+        CredentialField("wallet_address", "Wallet", secret=False, required=False),
+    )
+)
+
+
+@target(
+    "request-connect",
+    [
+        accounts.ConnectAccountRequest(
+            user_id="alice",
+            exchange_id="fakex",
+            environment="live",
+            fields={"api_key": "a-key-for-tests", "passphrase": " word ", "wallet_address": "0x" + "1" * 40},
+        ).SerializeToString(),
+        accounts.ConnectAccountRequest(
+            user_id="alice", exchange_id="fakex", fields={"api_key": "-----BEGIN PRIVATE KEY-----", "x": "y"}
+        ).SerializeToString(),
+    ],
+)
+def read_connecting(data: bytes) -> object:
+    query = read_connect(data, CALLER)
+    credential = read_fields(_FORM, query.fields)
+    assert credential.metadata.keys() <= {"wallet_address"}
+    return query
 
 
 @target("page-token", [base64.urlsafe_b64decode(page_token())])

@@ -88,7 +88,11 @@ def read_row(data: bytes) -> object:
     return read_metadata(credential, subaccount=str, sandbox=bool, hedged=int)
 
 
-@target("token-scope", [b'"*"', b'"act-as"', b'["alice", "bob"]'], (ValueError, RecursionError))
+@target(
+    "token-scope",
+    [b'"*"', b'"act-as"', b'["alice", "bob"]', b'{"users": ["alice"], "manage": true}'],
+    (ValueError, RecursionError),
+)
 def read_scope(data: bytes) -> object:
     scope = scope_from(json.loads(data))
     assert scope_from(scope.as_value()) == scope

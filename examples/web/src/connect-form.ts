@@ -22,14 +22,14 @@ export class ConnectForm {
   environment: string;
   /** Why the last attempt failed. Undefined: it did not. */
   problem: Problem | undefined;
-  readonly #clients: Clients;
-  readonly #userId: string;
-  readonly #exchange: Exchange;
+  private readonly clients: Clients;
+  private readonly userId: string;
+  private readonly exchange: Exchange;
 
   constructor(clients: Clients, userId: string, exchange: Exchange, environment = "production") {
-    this.#clients = clients;
-    this.#userId = userId;
-    this.#exchange = exchange;
+    this.clients = clients;
+    this.userId = userId;
+    this.exchange = exchange;
     this.environment = environment;
     this.fields = exchange.credentialFields.map((field) => ({
       field,
@@ -43,35 +43,35 @@ export class ConnectForm {
   async submit(skipCheck = false): Promise<ConnectAccountResponse | undefined> {
     const fields = Object.fromEntries(this.fields.map((input) => [input.field.name, input.value]));
     try {
-      const request = { ...this.#account(), fields, skipCheck };
-      const response = await this.#clients.accounts.connectAccount(request, { timeoutMs: 30_000 });
-      this.#show(undefined);
+      const request = { ...this.account(), fields, skipCheck };
+      const response = await this.clients.accounts.connectAccount(request, { timeoutMs: 30_000 });
+      this.show(undefined);
       this.fields.forEach((input) => (input.value = ""));
       return response;
     } catch (error) {
-      this.#show(readProblem(error));
+      this.show(readProblem(error));
       return undefined;
     }
   }
 
   /** Tries the stored key again. Rejects with the venue's error if the account cannot be read. */
   async check(): Promise<AccountCheck | undefined> {
-    return (await this.#clients.accounts.checkAccount(this.#account())).check;
+    return (await this.clients.accounts.checkAccount(this.account())).check;
   }
 
   /** Removes the stored key. It stays valid at the venue until the user deletes it there. */
   async remove(): Promise<void> {
-    await this.#clients.accounts.removeAccount(this.#account());
+    await this.clients.accounts.removeAccount(this.account());
   }
 
-  #show(problem: Problem | undefined): void {
+  private show(problem: Problem | undefined): void {
     this.problem = problem;
     for (const input of this.fields) {
       input.fault = problem?.fields.get(`fields.${input.field.name}`) ?? "";
     }
   }
 
-  #account() {
-    return { userId: this.#userId, exchangeId: this.#exchange.id, environment: this.environment };
+  private account() {
+    return { userId: this.userId, exchangeId: this.exchange.id, environment: this.environment };
   }
 }

@@ -11,14 +11,14 @@ export interface ExchangeFilter {
 /** The catalogue in place of a hard-coded list: kept, and asked for again at the cost of a few bytes. */
 export class ExchangeList {
   exchanges: Exchange[] = [];
-  readonly #clients: Clients;
-  readonly #filter: ExchangeFilter;
+  private readonly clients: Clients;
+  private readonly filter: ExchangeFilter;
   // The newest response of each page, by its token.
-  #pages = new Map<string, ListExchangesResponse>();
+  private pages = new Map<string, ListExchangesResponse>();
 
   constructor(clients: Clients, filter: ExchangeFilter = {}) {
-    this.#clients = clients;
-    this.#filter = filter;
+    this.clients = clients;
+    this.filter = filter;
   }
 
   /** Reads the list again; true if it has changed. */
@@ -27,14 +27,14 @@ export class ExchangeList {
     let changed = false;
     let pageToken = "";
     do {
-      const kept = this.#pages.get(pageToken);
-      const response = await this.#clients.exchanges.listExchanges({ ...this.#filter, pageToken, etag: kept?.etag });
+      const kept = this.pages.get(pageToken);
+      const response = await this.clients.exchanges.listExchanges({ ...this.filter, pageToken, etag: kept?.etag });
       const page = kept && response.notModified ? kept : response;
       changed ||= page !== kept;
       pages.set(pageToken, page);
       pageToken = page.nextPageToken;
     } while (pageToken !== "");
-    this.#pages = pages;
+    this.pages = pages;
     this.exchanges = [...pages.values()].flatMap((page) => page.exchanges);
     return changed;
   }

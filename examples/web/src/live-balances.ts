@@ -37,73 +37,73 @@ export class LiveBalances {
   readonly accounts = new Map<string, AccountView>();
   /** Why there is no stream now. Undefined: the stream is open. */
   interruption: Problem | undefined;
-  readonly #clients: Clients;
-  readonly #userId: string;
-  readonly #changed: () => void;
+  private readonly clients: Clients;
+  private readonly userId: string;
+  private readonly changed: () => void;
   // Longer than the operator's `heartbeat_interval`, 15 seconds unless set otherwise.
-  readonly #silenceMilliseconds: number;
-  #pause = 0;
-  #began = false;
+  private readonly silenceMilliseconds: number;
+  private pause = 0;
+  private began = false;
 
   constructor(clients: Clients, userId: string, changed: () => void, silenceMilliseconds = 40_000) {
-    this.#clients = clients;
-    this.#userId = userId;
-    this.#changed = changed;
-    this.#silenceMilliseconds = silenceMilliseconds;
+    this.clients = clients;
+    this.userId = userId;
+    this.changed = changed;
+    this.silenceMilliseconds = silenceMilliseconds;
   }
 
   /** Follows the accounts until `signal` is aborted. Rejects with the error if another attempt cannot help. */
   async follow(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
-      this.#began = false;
+      this.began = false;
       try {
-        await this.#readStream(signal);
+        await this.readStream(signal);
       } catch (error) {
         if (!signal.aborted) {
-          this.#interrupt(error);
+          this.interrupt(error);
         }
       }
-      await sleep(this.#pause, signal);
+      await sleep(this.pause, signal);
     }
   }
 
-  async #readStream(signal: AbortSignal): Promise<void> {
+  private async readStream(signal: AbortSignal): Promise<void> {
     const silence = new AbortController();
     const fail = () => silence.abort(new ConnectError("The service has said nothing for too long.", Code.Unavailable));
-    let timer = setTimeout(fail, this.#silenceMilliseconds);
-    const request = { userId: this.#userId, known: this.#known() };
+    let timer = setTimeout(fail, this.silenceMilliseconds);
+    const request = { userId: this.userId, known: this.known() };
     try {
       const options = { signal: AbortSignal.any([signal, silence.signal]) };
-      for await (const event of this.#clients.exchanges.streamBalances(request, options)) {
+      for await (const event of this.clients.exchanges.streamBalances(request, options)) {
         clearTimeout(timer);
-        timer = setTimeout(fail, this.#silenceMilliseconds);
-        this.#began = true;
-        this.#pause = 0;
+        timer = setTimeout(fail, this.silenceMilliseconds);
+        this.began = true;
+        this.pause = 0;
         this.interruption = undefined;
-        this.#take(event);
-        this.#changed();
+        this.take(event);
+        this.changed();
       }
     } finally {
       clearTimeout(timer);
     }
   }
 
-  #interrupt(error: unknown): void {
+  private interrupt(error: unknown): void {
     const problem = readProblem(error);
     // A token that has ended is replaced when the stream is opened again. One that was never accepted is not.
-    const refused = problem.code === Code.Unauthenticated && !this.#began;
+    const refused = problem.code === Code.Unauthenticated && !this.began;
     this.interruption = problem;
-    this.#changed();
+    this.changed();
     if (refused || FINAL.has(problem.code)) {
       throw error;
     }
     // All pages come back at once after a restart of the service, unless chance spreads them.
-    const longer = Math.min(Math.max(this.#pause * 2, 500), LONGEST_PAUSE) * (0.75 + Math.random() / 2);
-    this.#pause = Math.max(problem.retryAfterMilliseconds ?? 0, longer);
+    const longer = Math.min(Math.max(this.pause * 2, 500), LONGEST_PAUSE) * (0.75 + Math.random() / 2);
+    this.pause = Math.max(problem.retryAfterMilliseconds ?? 0, longer);
   }
 
   /** What the page has, so that the service sends only what is newer, and never anything older. */
-  #known() {
+  private known() {
     return [...this.accounts.values()].slice(-MOST_KNOWN).map((view) => ({
       exchangeId: view.exchangeId,
       environment: view.environment,
@@ -113,19 +113,19 @@ export class LiveBalances {
     }));
   }
 
-  #take({ event }: StreamBalancesResponse): void {
+  private take({ event }: StreamBalancesResponse): void {
     if (event.case === "balance" && event.value.balance) {
       const { balance, freshness } = event.value;
-      this.#update(balance, { balance, freshness, confirmedAt: since(freshness?.age), fault: undefined });
+      this.update(balance, { balance, freshness, confirmedAt: since(freshness?.age), fault: undefined });
     } else if (event.case === "accountError") {
-      this.#update(event.value, { fault: event.value.error });
+      this.update(event.value, { fault: event.value.error });
     } else if (event.case === "heartbeat") {
-      this.#compare(event.value);
+      this.compare(event.value);
     }
   }
 
   /** A heartbeat names every account that the stream follows: the others were removed. */
-  #compare(heartbeat: HeartbeatEvent): void {
+  private compare(heartbeat: HeartbeatEvent): void {
     const followed = new Map(heartbeat.accounts.map((state) => [keyOf(state), state]));
     for (const key of this.accounts.keys()) {
       if (!followed.has(key)) {
@@ -134,14 +134,14 @@ export class LiveBalances {
     }
     for (const state of followed.values()) {
       // While it is catching up, the service has nothing newer to say of the account.
-      this.#update(state, state.catchingUp ? {} : { fault: state.error });
+      this.update(state, state.catchingUp ? {} : { fault: state.error });
       if (state.age) {
-        this.#update(state, { confirmedAt: since(state.age) });
+        this.update(state, { confirmedAt: since(state.age) });
       }
     }
   }
 
-  #update(account: AccountName, change: Partial<AccountView>): void {
+  private update(account: AccountName, change: Partial<AccountView>): void {
     const { exchangeId, environment, accountType } = account;
     const view = this.accounts.get(keyOf(account)) ?? { exchangeId, environment, accountType };
     this.accounts.set(keyOf(account), { ...view, ...change });

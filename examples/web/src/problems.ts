@@ -23,7 +23,7 @@ export function readProblem(error: unknown): Problem {
   return {
     code: failure.code,
     reason,
-    message: failure.rawMessage.replace(`${reason}: `, ""),
+    message: reason === "" ? failure.rawMessage : failure.rawMessage.replace(`${reason}: `, ""),
     fields: new Map(faults.map((fault) => [fault.field, fault.description])),
     retryAfterMilliseconds: delay && Number(delay.seconds) * 1000 + delay.nanos / 1e6,
   };

@@ -78,7 +78,8 @@ const ACTS: Record<string, (request: Request) => Promise<object>> = {
   },
   follow: async ({ silence = 40_000 }) => {
     following = new AbortController();
-    live ??= new LiveBalances(clients, userId, () => say({ event: "changed", ...shownBalances() }), silence);
+    const changed = () => say({ event: "changed", ...shownBalances() });
+    live ??= new Proxy(new LiveBalances(clients, userId, changed, silence), {});
     live.follow(following.signal).then(
       () => say({ event: "left" }),
       (error: unknown) => say({ event: "gave up", problem: shownProblem(readProblem(error)) }),
@@ -100,13 +101,14 @@ async function formOf(exchangeId: string): Promise<ConnectForm> {
   if (form !== undefined) {
     return form;
   }
-  const list = new ExchangeList(clients, { search: exchangeId });
+  const list = new Proxy(new ExchangeList(clients, { search: exchangeId }), {});
   await list.refresh();
   const exchange = list.exchanges.find(({ id }) => id === exchangeId);
   if (exchange === undefined) {
     throw new Error(`There is no exchange ${exchangeId}.`);
   }
-  const made = new ConnectForm(clients, userId, exchange);
+  // As frameworks do that watch an object for changes.
+  const made = new Proxy(new ConnectForm(clients, userId, exchange), {});
   forms.set(exchangeId, made);
   return made;
 }

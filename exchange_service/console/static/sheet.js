@@ -27,7 +27,8 @@
     document.body.append(dialog);
     window.htmx.process(dialog);
     close.addEventListener("click", () => dialog.close());
-    dialog.addEventListener("close", onClose);
+    // The event "close" comes later, and until then what was typed would still be in the page.
+    new MutationObserver(() => { if (!dialog.open) onClose(); }).observe(dialog, { attributeFilter: ["open"] });
     return { dialog, body, status, opener: null };
   }
 

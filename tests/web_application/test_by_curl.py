@@ -59,7 +59,7 @@ async def test_an_account_goes_from_empty_to_repaired_by_the_commands_of_the_pag
         events: dict[str, Callable[[], object]] = {
             "first": lambda: None,
             "the key is deleted at the venue": oanda.tokens.clear,
-            "there is a new key": lambda: oanda.add_token("demo-slow-token", account),
+            "there is a new key": lambda: oanda.add_token("demo-empty-token", account),
         }
         urls = {"oanda": oanda.url}
         options = {"http_address": "127.0.0.1:0", "manage_accounts": True, "venue_urls": urls, **QUICK}

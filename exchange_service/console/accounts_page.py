@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from exchange_service.console.api import as_dict
+from exchange_service.console.api import ApiError, as_dict
 from exchange_service.console.events import LiveAccounts, page_events, stream_request
 from exchange_service.console.figures import Headline, LiveAccount
-from exchange_service.console.pages import SignInNeeded, Visit, json_reply, open_visit, render, state_of
+from exchange_service.console.pages import SignInNeeded, Visit, json_reply, open_visit, render
 
 # Seconds that the page as JSON waits for accounts that were not read yet.
 _SNAPSHOT_TIMEOUT = 10.0
@@ -44,7 +44,7 @@ async def show_accounts(request: Request) -> Response:
 
 async def _known_accounts(visit: Visit) -> LiveAccounts:
     """The user's accounts before anything is read of them: the stored ones, if this person may list them."""
-    live = LiveAccounts({entry.id: entry for entry in await visit.api.all_exchanges()})
+    live = LiveAccounts(await visit.console.names.read(visit.api))
     stored = await visit.accounts()
     if stored is not None:
         live.add_stored(stored.accounts)
@@ -60,16 +60,21 @@ async def stream_accounts(request: Request) -> Response:
     """The events of an open page. They begin with all that is known."""
     try:
         visit = open_visit(request)
+        user, live, context = await visit.user(), await _known_accounts(visit), await _fragment_context(visit)
     except SignInNeeded:
         return _over()
-    user, sessions = await visit.user(), state_of(request).sessions
-    live, context = await _known_accounts(visit), await _fragment_context(visit)
+    except ApiError as error:
+        if error.reason == "CALLER_UNKNOWN":
+            return _over()
+        # The browser tries again.
+        raise
+    sessions = visit.console.sessions
     events = page_events(visit.api, user, live, context, lambda: sessions.is_live(visit.session))
     return EventSourceResponse(events, ping=_PING_INTERVAL, send_timeout=_SEND_TIMEOUT)
 
 
 def _over() -> Response:
-    """The stream of a page whose session has ended: one event, which closes it."""
+    """The stream of a page whose session or token has ended: one event, which closes it."""
     return Response("event: over\r\ndata: \r\n\r\n", media_type="text/event-stream")
 
 

@@ -39,7 +39,7 @@ _HTTP_STATUS = {
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class ApiError(Exception):
     """A call that failed: its reason, the sentence with the next step, and the delay to wait in seconds if any.
 

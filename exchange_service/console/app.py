@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -72,6 +73,8 @@ class Console:
 
 def make_console(calls: DirectCalls, options: ConsoleOptions) -> Console:
     """The console over these calls."""
+    # It would write every event into the log, balances included.
+    logging.getLogger("sse_starlette").setLevel(logging.INFO)
     return Console(calls, options)
 
 
@@ -92,7 +95,8 @@ class _Static(StaticFiles):
 
 
 async def _home(request: Request) -> Response:
-    return RedirectResponse("/accounts", 303)
+    query = f"?{request.url.query}" if request.url.query else ""
+    return RedirectResponse(f"/accounts{query}", 303)
 
 
 class _ErrorPage:

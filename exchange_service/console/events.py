@@ -18,9 +18,9 @@ from sse_starlette import ServerSentEvent
 
 from exchange_service.accounts.v1.account_service_pb2 import StoredAccount
 from exchange_service.console.api import Api, ApiError
+from exchange_service.console.exchange_names import ExchangeName
 from exchange_service.console.figures import AccountKey, Headline, LiveAccount, headline_of
 from exchange_service.console.pages import render_fragment
-from exchange_service.v1.exchange_pb2 import Exchange
 from exchange_service.v1.exchange_service_pb2 import (
     AccountErrorEvent,
     AccountSelector,
@@ -64,9 +64,9 @@ class Changes:
 
 @dataclass
 class LiveAccounts:
-    """A user's accounts as an open page has them. `catalogue` names the exchanges, by id."""
+    """A user's accounts as an open page has them. `names` are the exchanges', by id."""
 
-    catalogue: Mapping[str, Exchange]
+    names: Mapping[str, ExchangeName]
     accounts: dict[AccountKey, LiveAccount] = field(default_factory=dict)
     # Whether the stream has said which accounts it follows.
     began: bool = False
@@ -135,10 +135,8 @@ class LiveAccounts:
 
     def _find(self, key: AccountKey) -> LiveAccount:
         if key not in self.accounts:
-            entry = self.catalogue.get(key.exchange_id)
-            name = entry.name if entry is not None else key.exchange_id
-            root = (entry.credential_of if entry is not None else "") or key.exchange_id
-            self.accounts[key] = LiveAccount(key, name, root)
+            entry = self.names.get(key.exchange_id, ExchangeName(key.exchange_id))
+            self.accounts[key] = LiveAccount(key, entry.name, entry.credential_of or key.exchange_id)
         return self.accounts[key]
 
     def headline(self) -> Headline:

@@ -242,18 +242,23 @@ def headline_of(accounts: Iterable[LiveAccount]) -> Headline:
     """The headline of these accounts, of which each is in one sum or left out with its reason."""
     counted: list[_Counted] = []
     left_out: list[LeftOut] = []
+    # The account that is counted of those that one credential opens: others may show the same money.
+    by_credential: dict[tuple[str, str], LiveAccount] = {}
     total = 0
     for account in accounts:
         total += 1
-        entry = _count(account, counted)
+        entry = _count(account)
         if isinstance(entry, _Counted):
-            counted.append(entry)
-        else:
-            left_out.append(LeftOut(account, entry))
+            same = by_credential.setdefault((account.root, account.key.environment), account)
+            if same is account:
+                counted.append(entry)
+                continue
+            entry = f"it may show what {same.name} shows already"
+        left_out.append(LeftOut(account, entry))
     return Headline(tuple(_sums(counted)), tuple(left_out), total)
 
 
-def _count(account: LiveAccount, counted: Iterable[_Counted]) -> _Counted | str:
+def _count(account: LiveAccount) -> _Counted | str:
     """The account's figure, or why it has none."""
     if account.failed is not None:
         return "it cannot be read now"
@@ -266,9 +271,6 @@ def _count(account: LiveAccount, counted: Iterable[_Counted]) -> _Counted | str:
     text = getattr(summary, name) if name else ""
     if not _AMOUNT.match(text) or not summary.currency:
         return "its venue states no total"
-    same = next((entry.account for entry in counted if _may_overlap(entry.account, account)), None)
-    if same is not None:
-        return f"it may show what {same.name} shows already"
     return _Counted(account, summary.currency, Decimal(text), name == "equity")
 
 
@@ -278,11 +280,6 @@ def _without_summary(balance: Balance) -> str:
     if unread:
         return f"{unread} of its {len(accounts)} venue accounts cannot be read"
     return "its venue gives no figure in one currency"
-
-
-def _may_overlap(one: LiveAccount, other: LiveAccount) -> bool:
-    """Whether both may show the same money: one credential by two listings, or one account by two of its types."""
-    return (one.root, one.key.environment) == (other.root, other.key.environment)
 
 
 def _sums(counted: Iterable[_Counted]) -> Iterator[Sum]:

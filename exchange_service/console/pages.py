@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from exchange_service.accounts.v1.account_service_pb2 import ListAccountsResponse
 from exchange_service.console.api import Api, ApiError
+from exchange_service.console.exchange_names import ExchangeNames
 from exchange_service.console.figures import (
     POLLED_BECAUSE,
     REPAIRABLE,
@@ -73,6 +74,7 @@ class ConsoleState:
     sessions: Sessions
     links: LoginLinks
     demo: Demonstration = field(default_factory=Demonstration)
+    names: ExchangeNames = field(default_factory=ExchangeNames)
 
 
 class SignInNeeded(Exception):

@@ -156,4 +156,5 @@ def _may_write(headers: Mapping[str, str], scheme: str) -> bool:
 
 def _is_own(origin: str, host: str, scheme: str) -> bool:
     parts = urlsplit(origin)
-    return bool(host) and parts.scheme == scheme and parts.netloc.lower() == host.lower()
+    # A proxy on this machine may have taken the TLS off.
+    return bool(host) and parts.scheme in (scheme, "https") and parts.netloc.lower() == host.lower()

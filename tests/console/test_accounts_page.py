@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from exchange_service.console import events
+from exchange_service.console.api import Api
+from exchange_service.console.exchange_names import ExchangeNames
 from exchange_service.console.figures import AccountKey
 from exchange_service.plugin_api import CredentialRejected, VenueCall
 from exchange_service.v1 import error_reason_pb2
@@ -275,6 +277,17 @@ class TestJson:
 
     async def test_without_an_account_it_is_an_empty_list(self, browser: Browser) -> None:
         assert json.loads((await browser.get("/accounts.json")).body)["accounts"] == []
+
+
+async def test_names_of_exchanges_are_read_again_only_if_the_catalogue_has_changed(running: Running) -> None:
+    names, api = ExchangeNames(), Api(running.service.server.direct)
+    first = await names.read(api)
+    assert first["fakex"] == ("Fakex", "")
+    assert await names.read(api) is first
+
+
+async def test_the_first_page_is_the_accounts_of_the_user_in_the_address(browser: Browser) -> None:
+    assert (await browser.get("/?user=bob")).headers["location"] == "/accounts?user=bob"
 
 
 async def test_a_person_who_may_only_read_gets_no_buttons(running: Running, browser: Browser) -> None:

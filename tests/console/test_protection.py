@@ -12,10 +12,10 @@ from structlog.testing import capture_logs
 
 from exchange_service.console import pages, security
 from exchange_service.console.events import LiveAccounts
+from exchange_service.console.exchange_names import ExchangeName
 from exchange_service.console.security import LARGEST_BODY
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.balance_pb2 import AccountFault, AssetBalance, Balance, Freshness, Summary, VenueAccount
-from exchange_service.v1.exchange_pb2 import Exchange
 from exchange_service.v1.exchange_service_pb2 import (
     AccountErrorEvent,
     BalanceEvent,
@@ -52,7 +52,7 @@ class TestForms:
             {"sec-fetch-site": "same-origin", "origin": "null"},
             # Browsers that do not say where a request comes from.
             {"origin": "https://evil.example"},
-            {"origin": f"https://{HOST}"},
+            {"origin": "https://127.0.0.1"},
             {"origin": f"http://{HOST}.evil.example"},
             {"origin": f"http://evil.example/{HOST}"},
             {},
@@ -77,9 +77,21 @@ class TestForms:
         assert (await victim.request("POST", "/login", headers, b"token=theirs")).status == 403
         assert not victim.cookies
 
-    @pytest.mark.parametrize("headers", [{"sec-fetch-site": "same-origin"}, {"origin": f"http://{HOST}"}])
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"sec-fetch-site": "same-origin"},
+            {"origin": f"http://{HOST}"},
+            # A proxy has taken the TLS off.
+            {"sec-fetch-site": "same-origin", "origin": f"https://{HOST}"},
+        ],
+    )
     async def test_our_own_forms_work_in_every_browser(self, browser: Browser, headers: dict[str, str]) -> None:
         assert (await browser.request("POST", "/logout", {**FORM, **headers})).status == 303
+
+    async def test_a_page_over_tls_takes_no_form_of_the_page_without(self, opened: tuple[Running, Browser]) -> None:
+        browser = Browser(console_of(opened[0], secure=True), scheme="https")
+        assert (await browser.request("POST", "/logout", {**FORM, "origin": f"http://{HOST}"})).status == 403
 
     async def test_no_page_changes_anything_by_being_opened(self, browser: Browser) -> None:
         assert (await browser.get("/logout")).status == 405
@@ -179,7 +191,7 @@ def shown_texts(monkeypatch: pytest.MonkeyPatch, *, escaped: bool) -> str:
     environment = make_environment()
     environment.autoescape = escaped
     monkeypatch.setattr(pages, "environment", lambda: environment)
-    live = LiveAccounts({HOSTILE: Exchange(name=HOSTILE)})
+    live = LiveAccounts({HOSTILE: ExchangeName(HOSTILE)})
     context = {"user": HOSTILE, "manages": True, "link": lambda path, **parameters: pages._address(path, parameters)}
     text = ""
     for event in hostile_events():

@@ -97,10 +97,13 @@ class TestToken:
                 for path in ("/accounts", "/accounts.json", "/exchanges", "/plugins", "/login", "/nowhere"):
                     texts.append((await browser.get(path)).text)
                 async with browser.events("/accounts/events") as events:
-                    texts += [(await events.next())[1] for _ in range(4)]
+                    texts += [(await events.next())[1] for _ in range(7)]
         sealed = browser.cookies[COOKIE]
         texts += [str(page.headers), str(lines), caplog.text, sealed, str(base64.urlsafe_b64decode(sealed))]
         assert all(token not in text for text in texts)
+        # Nor does the log have what the pages show.
+        assert amount("alice", "fakex") in "".join(texts)
+        assert amount("alice", "fakex") not in caplog.text + str(lines)
 
 
 class TestLink:

@@ -144,8 +144,9 @@ chaos: $(VENV)/.dev  ## Cause every fault in two replicas under clients, and che
 protos: .venv-protos/.ready  ## Generate the Python packages from protos/
 	scripts/protos
 
-docs: $(VENV)/.dev  ## Rewrite the generated pages of docs/
+docs: $(VENV)/.dev  ## Rewrite the generated pages of docs/, and the console's pictures if there is a browser
 	$(BIN)/python -m scripts.docs
+	$(BIN)/python -m scripts.console_pictures
 
 lock: .venv-lock/.ready  ## Compile requirements/*.lock again
 	scripts/lock

@@ -230,7 +230,7 @@ def _of_connecting(error: ServiceError, metadata: ExchangeMetadata) -> ServiceEr
     if isinstance(error, CredentialInvalid):
         return field_fault(error, metadata)
     if isinstance(error, VenueError) and error.transient:
-        advice = "Nothing was stored. Call again after the delay, or set skip_check to store it untried."
+        advice = "Nothing was stored. Call again after the delay, or store it untried (skip_check)."
         return from_reason(error.reason, error.message, error.given_delay, advice)
     return error
 

@@ -27,10 +27,9 @@ from exchange_service.console.pages import Visit, is_fragment, open_visit, read_
 from exchange_service.printable import printable
 from exchange_service.v1.exchange_pb2 import Exchange
 
+_UNREACHABLE = ("VENUE_UNAVAILABLE", "VENUE_MAINTENANCE", "VENUE_TIMEOUT", "PLUGIN_UNAVAILABLE", "DEADLINE_PASSED")
 # After these the venue has not said a word about the key, and a user may want to store it all the same.
-_NOT_ASKED = frozenset(
-    ("VENUE_UNAVAILABLE", "VENUE_MAINTENANCE", "VENUE_TIMEOUT", "PLUGIN_UNAVAILABLE", "DEADLINE_PASSED")
-)
+_UNDECIDED = frozenset((*_UNREACHABLE, "VENUE_RATE_LIMITED", "VENUE_MALFORMED"))
 _TITLES: Mapping[str, str] = {
     "CREDENTIAL_REJECTED": "{name} refuses the key",
     "PERMISSION_MISSING": "The key may not read balances",
@@ -42,7 +41,9 @@ _TITLES: Mapping[str, str] = {
     "FIELD_INVALID": "Something is not right yet",
     "CREDENTIAL_INVALID": "Something is not right yet",
     "CREDENTIAL_MISSING": "No key is stored for this account",
-    **dict.fromkeys(_NOT_ASKED, "{name} cannot be reached"),
+    "VENUE_RATE_LIMITED": "{name} asks for a pause",
+    "VENUE_MALFORMED": "{name} gave no valid answer",
+    **dict.fromkeys(_UNREACHABLE, "{name} cannot be reached"),
 }
 
 
@@ -173,7 +174,7 @@ async def _form(
         form=form,
         repair=repair,
         refusal=refusal,
-        offer_skip=bool(error and error.reason in _NOT_ASKED),
+        offer_skip=bool(error and error.reason in _UNDECIDED),
     )
 
 
@@ -206,7 +207,7 @@ def _failed(request: Request, visit: Visit, exchange: Exchange, environment: str
         status=error.http_status,
         refusal=refusal,
         card=_card(request, exchange),
-        repair_url=repair if exchange.capabilities.balance and error.reason not in _NOT_ASKED else "",
+        repair_url=repair if exchange.capabilities.balance and error.reason not in _UNDECIDED else "",
     )
 
 

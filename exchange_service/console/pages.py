@@ -73,8 +73,8 @@ class ConsoleState:
     options: ConsoleOptions
     sessions: Sessions
     links: LoginLinks
-    names: ExchangeNames = field(default_factory=ExchangeNames)
     demo: Demonstration = field(default_factory=Demonstration)
+    names: ExchangeNames = field(default_factory=ExchangeNames)
 
 
 class SignInNeeded(Exception):

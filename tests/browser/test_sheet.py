@@ -88,6 +88,7 @@ async def test_what_was_typed_leaves_the_page_with_the_dialog(opener: PageOpener
     await type_fields(dialog, {"api_key": WRONG})
     assert WRONG in await everything_in(page)
     await page.keyboard.press("Escape")
+    await expect(dialog.locator("input")).to_have_count(0)
     await expect(dialog).to_be_hidden()
     assert WRONG not in await everything_in(page)
 

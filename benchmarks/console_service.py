@@ -14,7 +14,7 @@ from pathlib import Path
 
 from exchange_service.gc_tuning import tune_gc
 from exchange_service.observability.logs import configure_logging
-from exchange_service.plugin_api import AssetBalance, Balance, Summary, VenueAccount, VenueCall
+from exchange_service.plugin_api import AssetBalance, Balance, Summary, VenueAccount, VenueCall, hookimpl
 from tests.browser.consoles import serving_console
 from tests.harness import ScriptedPlugin, listing, registry_of
 
@@ -24,7 +24,16 @@ _ASSETS = ("BTC", "ETH", "USD", "USDC", "SOL")
 _EVERY = 1.0
 
 
-def moving_venues(count: int) -> ScriptedPlugin:
+class MovingVenues(ScriptedPlugin):
+    """Keeps no record of its calls, which would grow with the time."""
+
+    @hookimpl
+    async def fetch_balance(self, call: VenueCall) -> Balance:
+        balance: Balance = await self.answer(call)
+        return balance
+
+
+def moving_venues(count: int) -> MovingVenues:
     """A plugin with so many listings, whose accounts change with each reading."""
     chance = random.Random(12)
 
@@ -36,7 +45,7 @@ def moving_venues(count: int) -> ScriptedPlugin:
         account = VenueAccount(id="1", type="spot", assets=rows)
         return Balance((account,), summary=Summary("USD", total=sum(amounts), equity=sum(amounts)))
 
-    return ScriptedPlugin(*(listing(f"venue{number:03}") for number in range(count)), answer=answer)
+    return MovingVenues(*(listing(f"venue{number:03}") for number in range(count)), answer=answer)
 
 
 async def main(folder: Path, accounts: int) -> None:

@@ -112,6 +112,13 @@ def test_watch_says_whether_an_account_is_pushed_or_polled_and_why(demo: str, tm
     assert (last["mode"], last.get("polling_reason")) == ("DELIVERY_MODE_PUSHED", None)
 
 
+def test_a_second_demo_says_that_the_first_may_be_running(demo: str, tmp_path: Path) -> None:
+    done = ask(demo, tmp_path, "demo")
+    assert done.returncode == 4
+    assert f"Cannot listen on {demo}" in done.stderr
+    assert "Another service may be running; choose a port with --address" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [

@@ -234,3 +234,12 @@ def test_the_demo_shows_the_reasons_that_the_error_page_lists_for_it(demo_addres
         command += demo[3].split()
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert reason in result.stdout + result.stderr
+
+
+def test_every_picture_of_a_page_is_there_and_small_and_no_other_is_kept() -> None:
+    kept = {
+        path.relative_to(ROOT / "docs").as_posix(): path.stat().st_size for path in (ROOT / "docs/images").glob("*")
+    }
+    shown = re.findall(r'(?:src|srcset)="(images/[^"]+)"', "".join(path.read_text() for path in ROOT.glob("docs/*.md")))
+    assert sorted(shown) == sorted(kept)
+    assert [name for name, size in kept.items() if size > 100_000] == []

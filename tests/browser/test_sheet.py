@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.async_api import Locator, Page, expect
 
 from exchange_service.cli.demo import Demo
 from tests.browser.consoles import sign_in_url
-from tests.browser.open_page import PageOpener
+from tests.browser.open_page import NARROW, WIDE, PageOpener
 from tests.browser.sheet import open_form, open_sheet, shown_cards, type_fields
 
 # Seconds from the click to the live account.
@@ -130,12 +131,26 @@ async def test_an_account_is_removed_after_a_question(opener: PageOpener, demo: 
     await expect(account(page, "Hyperliquid")).to_have_count(0)
 
 
-async def test_everything_works_by_keyboard_alone(opener: PageOpener, demo: Demo) -> None:
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+async def test_everything_works_by_keyboard_alone(opener: PageOpener, demo: Demo, width: int) -> None:
     opener.expected.append("Failed to load resource")
-    page = await open_accounts(opener, demo, "typing", width=360)
+    page = await open_accounts(opener, demo, f"typing-{width}", width=width)
+    await connect_by_keyboard(page, demo.site.keys["oanda"][0]["api_key"])
+    await expect(account(page, "OANDA")).to_contain_text("EUR")
+    demo.site.revoke("oanda")
+    try:
+        await expect(account(page, "OANDA")).to_contain_text("CREDENTIAL_REJECTED")
+        await repair_by_keyboard(page, demo.site.keys["oanda"][1]["api_key"])
+        await expect(account(page, "OANDA")).to_contain_text("77.7700")
+    finally:
+        demo.site.mend("oanda")
+
+
+async def connect_by_keyboard(page: Page, token: str) -> None:
+    """Close the sheet once, open it again, and connect OANDA at the second attempt."""
+    dialog = page.get_by_role("dialog")
     await tab_to(page, "Add exchange")
     await page.keyboard.press("Enter")
-    dialog = page.get_by_role("dialog")
     await expect(dialog.get_by_role("searchbox")).to_be_focused()
     await page.keyboard.press("Escape")
     await expect(page.get_by_role("link", name="Add exchange").first).to_be_focused()
@@ -150,12 +165,25 @@ async def test_everything_works_by_keyboard_alone(opener: PageOpener, demo: Demo
     await page.keyboard.press("Enter")
     await expect(dialog.locator("#sheet-refusal")).to_be_focused()
     await tab_to(page, "api_key")
-    await page.keyboard.type(demo.site.keys["oanda"][0]["api_key"])
+    await page.keyboard.type(token)
     await page.keyboard.press("Enter")
     await expect(dialog).to_contain_text("is connected")
     await tab_to(page, "Done")
     await page.keyboard.press("Enter")
-    await expect(account(page, "OANDA")).to_contain_text("EUR")
+
+
+async def repair_by_keyboard(page: Page, token: str) -> None:
+    """Repair the only account that is broken."""
+    dialog = page.get_by_role("dialog")
+    await tab_to(page, "Repair")
+    await page.keyboard.press("Enter")
+    await expect(dialog.get_by_role("button", name="Replace the key")).to_be_visible()
+    await tab_to(page, "api_key")
+    await page.keyboard.type(token)
+    await page.keyboard.press("Enter")
+    await expect(dialog).to_contain_text("is repaired")
+    await tab_to(page, "Done")
+    await page.keyboard.press("Enter")
 
 
 _FOCUSED = "[document.activeElement?.name, document.activeElement?.innerText].join(' ')"

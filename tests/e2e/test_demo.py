@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
+import pytest
 from aiohttp import ClientSession
 from prometheus_client.parser import text_string_to_metric_families
 
 from exchange_service.cli.demo import MAIN_USER, Demo, running_demo, user_of
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.errors import ServiceError
+from exchange_service.grpc_server.server import BindError
 from exchange_service.model import SECRET_FIELDS, Account, Credential
 from exchange_service.testing.venue import SITUATIONS
 from exchange_service.v1.balance_pb2 import DELIVERY_MODE_PUSHED
@@ -118,3 +121,18 @@ async def test_no_web_page_breaks_the_demos_venues(tmp_path: Path) -> None:
         assert (await act(demo, "oanda/revoke", Host="elsewhere.example"))[0] == 403
         assert (await act(demo, "oanda/burn"))[0] == 404
         assert await reason_of(demo, MAIN_USER, "oanda") == ""
+
+
+async def test_only_if_its_port_is_taken_the_demo_serves_browsers_on_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        settings = settings_for(tmp_path, http_address=address, console=True)
+        with pytest.raises(BindError, match="for HTTP"):
+            async with running_demo(settings):
+                pass
+        monkeypatch.setattr("exchange_service.cli.demo.HTTP_ADDRESS", address)
+        async with running_demo(settings) as demo:
+            assert demo.service.http is not None
+            assert demo.service.http.address not in ("", address)

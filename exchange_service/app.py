@@ -16,7 +16,6 @@ from exchange_service.accounts.audit import AccountAudit
 from exchange_service.accounts.candidates import Candidates
 from exchange_service.accounts.service import Accounts
 from exchange_service.accounts.trying import Attempts, GatedVenues
-from exchange_service.addresses import host_of
 from exchange_service.balances.cached import CachedBalances
 from exchange_service.balances.credential_changes import CredentialChanges
 from exchange_service.balances.freshness import Freshness, PollBackoff
@@ -41,11 +40,9 @@ from exchange_service.grpc_server.account_servicer import AccountServicer
 from exchange_service.grpc_server.certificates import (
     CertificateFiles,
     RenewedCertificates,
-    RenewedContexts,
     UnusableCertificates,
     watch_ends,
 )
-from exchange_service.grpc_server.direct import DirectCalls
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.grpc_server.plugin_servicer import PluginServicer
 from exchange_service.grpc_server.requests import RequestReader
@@ -60,7 +57,7 @@ from exchange_service.model import Credential
 from exchange_service.observability.health_pages import HealthPages
 from exchange_service.observability.metrics import Metrics, ProcessOfPlugin, PushConnections
 from exchange_service.observability.metrics_server import MetricsNotShown, MetricsServer
-from exchange_service.open_files import idle_seconds, most_connections
+from exchange_service.open_files import idle_seconds, shares_of_connections
 from exchange_service.plugin_host.client import PluginClients, ProcessSettings
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.plugin_host.report import PluginReport
@@ -83,17 +80,12 @@ from exchange_service.venues.fetching import Target, Venues
 from exchange_service.venues.http import VenueHttpPool
 from exchange_service.venues.registry import PluginProblem, Registry
 from exchange_service.venues.sessions import Sessions
+from exchange_service.web import Web, open_web
 
 if TYPE_CHECKING:
     from exchange_service.cache.sealed_redis import SealedRedis
-    from exchange_service.console.app import Console
-    from exchange_service.http_server.guards import ASGIApp
-    from exchange_service.http_server.server import HttpServer
 
 log = structlog.get_logger(__name__)
-
-# A page or a script has one connection or two, so this many serve many people.
-_MOST_HTTP_CONNECTIONS = 5000
 
 
 @dataclass(slots=True)
@@ -115,27 +107,13 @@ class Service:
     metrics_address: str
     # The same for /livez and /readyz.
     health_address: str
-    # The server for browsers and scripts; None without it.
-    http: HttpServer | None
-    # The pages for people on that server; None without them.
-    console: Console | None
+    web: Web
     _stack: AsyncExitStack
 
     @property
     def address(self) -> str:
         """Where it listens, with the port that was taken."""
         return self.server.address
-
-    def console_url(self, user: str = "") -> str:
-        """The address at which a person opens the console; empty if there is none.
-
-        Without authentication it is a link with a key that signs in once, and shows this user's accounts.
-        """
-        if self.console is None or self.http is None:
-            return ""
-        scheme = "http" if certificate_files(self.settings) is None else "https"
-        path = "/" if self.settings.knows_callers else self.console.new_login_path(user)
-        return f"{scheme}://{self.http.address}{path}"
 
     async def stop(self, delay: float = 0.0) -> None:
         """Say NOT_SERVING, and serve on for `delay` seconds; then end the streams with a reason, give calls their
@@ -149,8 +127,7 @@ class Service:
         # Shortly before the grace is over, what still waits for a venue is told why, instead of being cut off.
         asyncio.get_running_loop().call_later(max(0.0, self.settings.shutdown_grace - 0.3), self.balances.end)
         grace = self.settings.shutdown_grace
-        http = [] if self.http is None else [self.http.stop(max(grace, 1.0) + 1.0)]
-        await asyncio.gather(self.server.stop(grace), *http)
+        await asyncio.gather(self.server.stop(grace), self.web.stop(grace))
         await self._stack.aclose()
 
     async def run_until_signal(self, ready: Callable[[], None] = lambda: None) -> None:
@@ -306,9 +283,12 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     pages = HealthPages(asyncio.get_running_loop())
     metrics_address, health_address = _serve_http(metrics, pages, settings, stack)
     services = (servicer.methods(), plugins.methods(), managing.methods())
-    server = await _listen(settings, services, authenticator, metrics, openings)
-    console = _open_console(settings, server.direct, hash_key)
-    web = _listen_http(settings, server.direct, console)
+    over_grpc, over_http = shares_of_connections(serves_http=settings.http_address is not None)
+    server = await _listen(settings, services, authenticator, metrics, openings, over_grpc)
+    # They are stopped before all else; here only if a later step of the start fails.
+    stack.push_async_callback(server.stop, 0.0)
+    web = open_web(settings, server.direct, hash_key, certificate_files(settings), over_http)
+    stack.push_async_callback(web.stop)
     pages.is_serving = lambda: server.health.is_serving
     _watch(metrics, streams, server, lambda: _process_figures(registry, venues))
     await server.set_serving(may_serve)
@@ -317,10 +297,10 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         stack.push_async_callback(_end, asyncio.create_task(work, name=name))
     exchanges, serving = len(registry.listings), who_may_call(settings)
     log.info("service.listening", address=server.address, exchanges=exchanges, serving=serving)
-    if web is not None:
+    if web.address:
         log.info("http.listening", address=web.address)
     parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics, status)
-    return Service(settings, server, *parts, metrics_address, health_address, web, console, stack)
+    return Service(settings, server, *parts, metrics_address, health_address, web, stack)
 
 
 def _account_attempts(
@@ -559,6 +539,7 @@ async def _listen(
     authenticator: Authenticator,
     metrics: Metrics,
     openings: Openings,
+    connections: int | None,
 ) -> Server:
     files = certificate_files(settings)
     try:
@@ -566,7 +547,7 @@ async def _listen(
     except UnusableCertificates as error:
         raise BindError(str(error)) from None
     reflect = settings.loopback if settings.reflection is None else settings.reflection
-    limits = ConnectionLimits(settings.connection_streams, _connections_of(settings)[0], idle_seconds())
+    limits = ConnectionLimits(settings.connection_streams, connections, idle_seconds())
     return await listen(
         services,
         authenticator,
@@ -578,62 +559,6 @@ async def _listen(
         call_timeout=settings.call_timeout,
         openings=openings,
     )
-
-
-def _listen_http(settings: Settings, calls: DirectCalls, pages: ASGIApp | None) -> HttpServer | None:
-    """Serve the calls over HTTP if the settings ask for it. Raises BindError with a sentence for the operator."""
-    if settings.http_address is None:
-        return None
-    try:
-        # Late, because a service without it does without its libraries, which are an extra.
-        from exchange_service.http_server.guards import WebOptions
-        from exchange_service.http_server.server import HttpOptions, listen_http
-    except ModuleNotFoundError as error:
-        raise BindError(
-            f"http_address needs {error.name}, which is not installed: install exchange-service[http]."
-        ) from None
-    files = certificate_files(settings)
-    tls = None if files is None else RenewedContexts(files).current
-    hosts = (host_of(settings.http_address), *settings.http_hosts)
-    options = HttpOptions(
-        WebOptions(hosts, settings.http_origins),
-        tls,
-        _connections_of(settings)[1],
-        idle=min(60.0, idle_seconds()),
-        write_timeout=settings.write_timeout,
-        pages=pages,
-    )
-    return listen_http(settings.http_address, calls, options)
-
-
-def _open_console(settings: Settings, calls: DirectCalls, hash_key: bytes) -> Console | None:
-    """The pages for people; None without them. Raises BindError with a sentence for the operator."""
-    if not settings.console:
-        return None
-    try:
-        # Late, for the same reason.
-        from exchange_service.console.app import make_console
-        from exchange_service.console.pages import ConsoleOptions
-    except ModuleNotFoundError as error:
-        raise BindError(
-            f"console needs {error.name}, which is not installed: install exchange-service[console]."
-        ) from None
-    options = ConsoleOptions(
-        hash_key,
-        secure=certificate_files(settings) is not None,
-        authenticated=settings.knows_callers,
-        logos=settings.console_logos,
-    )
-    return make_console(calls, options)
-
-
-def _connections_of(settings: Settings) -> tuple[int | None, int]:
-    """How many connections callers may have open over gRPC (None: any number) and over HTTP: they share the files."""
-    most = most_connections()
-    if settings.http_address is None or most is None:
-        return most, _MOST_HTTP_CONNECTIONS
-    over_http = max(1, min(_MOST_HTTP_CONNECTIONS, most // 4))
-    return max(1, most - over_http), over_http
 
 
 def certificate_files(settings: Settings) -> CertificateFiles | None:

@@ -17,6 +17,8 @@ _FEW = 2 * _RESERVED
 _IDLE, _IDLE_OF_FEW = 300.0, 10.0
 # What is tried. The system may allow any number; some programs that ours start would walk through all of them.
 _MOST = (1_048_576, 65_536, 10_240)
+# Connections over HTTP: a page or a script has one or two, so this many serve many people.
+_MOST_OVER_HTTP = 5000
 _OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
@@ -50,6 +52,17 @@ def most_connections() -> int | None:
         return None
     left = files - _open_now()
     return max(left - _RESERVED, left // 2, 1)
+
+
+def shares_of_connections(*, serves_http: bool) -> tuple[int | None, int]:
+    """How many connections callers may have open over gRPC (None: any number) and over HTTP: they share the files."""
+    most = most_connections()
+    if not serves_http:
+        return most, 0
+    if most is None:
+        return None, _MOST_OVER_HTTP
+    over_http = max(1, min(_MOST_OVER_HTTP, most // 4))
+    return max(1, most - over_http), over_http
 
 
 def idle_seconds() -> float:

@@ -24,12 +24,9 @@ ALLOWED: dict[str, set[str]] = {
     "addresses": set(),
     "amounts": set(),
     "app": {
-        *{"accounts", "addresses", "balances", "cache", "catalogue", "clock", "console", "credentials"},
-        *{"gc_tuning", "grpc_server", "http_server", "identity"},
-        *{"accounts", "addresses", "balances", "cache", "catalogue", "clock", "console", "credentials", "gc_tuning"},
-        *{"grpc_server", "http_server", "identity"},
+        *{"accounts", "balances", "cache", "catalogue", "clock", "credentials", "gc_tuning", "grpc_server", "identity"},
         *{"memory_limit", "model", "observability", "open_files", "plugin_host", "settings", "spare_memory"},
-        *{"startup_checks", "streams", "venue_gate", "venues"},
+        *{"startup_checks", "streams", "venue_gate", "venues", "web"},
     },
     "balances": {
         *{"cache", "clock", "credentials", "deadlines", "errors", "identity", "model", "observability", "tasks"},
@@ -94,6 +91,7 @@ ALLOWED: dict[str, set[str]] = {
     "venues": {
         *{"credentials", "errors", "model", "observability", "open_files", "plugin_api", "plugin_kit", "tasks", "wire"},
     },
+    "web": {"addresses", "console", "grpc_server", "http_server", "open_files", "settings"},
     "wire": {"amounts", "clock", "errors", "model", "v1"},
 }
 # Where each of the heavy libraries may be imported.

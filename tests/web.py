@@ -37,8 +37,7 @@ async def web_service(folder: Path, plugin: ScriptedPlugin | None = None, **chan
 
 def address_of(running: Running) -> str:
     """Host and port of the HTTP server."""
-    assert running.service.http is not None
-    return running.service.http.address
+    return running.service.web.address
 
 
 @dataclass(frozen=True, slots=True)

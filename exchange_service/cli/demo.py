@@ -98,8 +98,8 @@ async def running_demo(settings: Settings, *, redis: bool = False, site_port: in
         users = await _store_users(service, venues)
         mover = asyncio.create_task(_move_balances(list(venues.values())), name="moving balances")
         stack.callback(mover.cancel)
-        if service.console is not None:
-            service.console.demonstrate(_noted(users), {name: keys[0] for name, keys in site.keys.items() if keys})
+        if service.web.console is not None:
+            service.web.console.demonstrate(_noted(users), {name: keys[0] for name, keys in site.keys.items() if keys})
         yield Demo(
             service,
             {name: venue.url for name, venue in venues.items()},

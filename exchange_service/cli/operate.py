@@ -57,7 +57,7 @@ async def _serve(settings: Settings) -> None:
         fail(str(error), ExitCode.ACT)
     tune_gc()
     text = f"Serving on {service.address}, {plain(who_may_call(settings))}. Interrupt to end."
-    if url := service.console_url():
+    if url := service.web.console_url():
         text = f"The console is at {plain(url)}\n{text}"
     await service.run_until_signal(lambda: messages.print(text, soft_wrap=True))
     messages.print("Stopped.")
@@ -138,7 +138,7 @@ def _print_welcome(running: object, seconds: float) -> None:
     assert isinstance(running, Demo)
     address = running.service.address
     console.print(f"[bold]exchange-service[/] listens on {address} (gRPC, plaintext), ready in {seconds:.1f} s")
-    if url := running.service.console_url(MAIN_USER):
+    if url := running.service.web.console_url(MAIN_USER):
         console.print(f"console    {url}", soft_wrap=True)
         console.print(f"           This link signs in once, in one browser.{_other_port(running.service)}")
     console.print(f"cache      {running.cache}")

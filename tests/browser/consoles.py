@@ -33,13 +33,12 @@ class ServedConsole(Running):
 
 def url_of(service: Service) -> str:
     """Where the service's console is."""
-    assert service.http is not None
-    return f"http://{service.http.address}"
+    return f"http://{service.web.address}"
 
 
 def sign_in_url(service: Service, user: str = "") -> str:
     """A link that signs in once, and shows this user's accounts."""
-    return service.console_url(user)
+    return service.web.console_url(user)
 
 
 def page_url(service: Service, path: str, **parameters: str) -> str:

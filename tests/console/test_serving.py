@@ -15,7 +15,7 @@ from tests.harness import ScriptedPlugin, registry_of, serving
 async def test_the_address_that_is_printed_opens_the_accounts_once(tmp_path: Path) -> None:
     web = {"http_address": "127.0.0.1:0", "console": True}
     async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), **web) as running:
-        url = running.service.console_url("alice")
+        url = running.service.web.console_url("alice")
         jar = aiohttp.CookieJar(unsafe=True)
         async with aiohttp.ClientSession(cookie_jar=jar) as session, aiohttp.ClientSession() as other:
             async with session.get(url) as page:
@@ -29,7 +29,7 @@ async def test_the_address_that_is_printed_opens_the_accounts_once(tmp_path: Pat
 
 async def test_a_service_with_callers_has_no_link_but_a_sign_in(tmp_path: Path) -> None:
     async with authenticated_service(tmp_path, http_address="127.0.0.1:0", console=True) as running:
-        url = running.service.console_url()
+        url = running.service.web.console_url()
         assert "key=" not in url
         async with aiohttp.ClientSession() as session, session.get(url) as page:
             assert page.url.path == "/login"
@@ -37,9 +37,8 @@ async def test_a_service_with_callers_has_no_link_but_a_sign_in(tmp_path: Path) 
 
 async def test_no_page_is_served_unless_the_console_is_on(tmp_path: Path) -> None:
     async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), http_address="127.0.0.1:0") as running:
-        assert running.service.console_url() == ""
-        assert running.service.http is not None
-        url = f"http://{running.service.http.address}/login"
+        assert running.service.web.console_url() == ""
+        url = f"http://{running.service.web.address}/login"
         async with aiohttp.ClientSession() as session, session.get(url) as page:
             assert page.status == 404
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import ssl
 import subprocess
 import sys
@@ -401,10 +402,15 @@ class TestStart:
             settings["tls_certificate"].write_text("nonsense")
             assert await serial(running) != first
 
-    async def test_a_taken_port_is_a_sentence(self, tmp_path: Path) -> None:
+    async def test_a_taken_port_is_a_sentence_and_nothing_stays_open(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
         async with web_service(tmp_path) as running:
+            settings = settings_for(tmp_path, address=f"127.0.0.1:{port}", http_address=address_of(running))
             with pytest.raises(BindError, match=r"Cannot listen on .* for HTTP: Address already in use"):
-                await start_service(settings_for(tmp_path, http_address=address_of(running)))
+                await start_service(settings)
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", port)
 
     @pytest.mark.parametrize(
         ("changes", "words"),

@@ -225,7 +225,7 @@ class TestSlowness:
             monkeypatch.setattr(connection, "HEAD_LIMIT", 0.3)
             monkeypatch.setattr(guards, "BODY_LIMIT", 0.3)
             assert await held(PATIENCE) == [False] * 4
-            await until(lambda: running.service.http.connections == 0)  # type: ignore[union-attr]
+            await until(lambda: running.service.web.server.connections == 0)  # type: ignore[union-attr]
 
     @pytest.mark.threat("T78", attack=True)
     async def test_who_does_not_read_holds_a_stream_and_a_connection_unless_reading_has_a_time(
@@ -247,7 +247,7 @@ class TestSlowness:
                 await until(lambda: running.service.streams.counts()[1] == 1, "the stream")
                 began = time.monotonic()
                 await until(lambda: running.service.streams.counts()[1] == 0, "the end of the stream")
-                await until(lambda: running.service.http.connections == 0, "the connection's end")  # type: ignore[union-attr]
+                await until(lambda: running.service.web.server.connections == 0, "the connection's end")  # type: ignore[union-attr]
                 assert time.monotonic() - began < 10
 
     @pytest.mark.threat("T78")
@@ -273,10 +273,10 @@ class TestSlowness:
 
         async with web_service(tmp_path) as running:
             assert await opened(20) == 20
-        monkeypatch.setattr("exchange_service.app._MOST_HTTP_CONNECTIONS", 5)
+        monkeypatch.setattr("exchange_service.open_files._MOST_OVER_HTTP", 5)
         async with web_service(tmp_path) as running:
             assert await opened(20) == 5
-            await until(lambda: running.service.http.connections == 0)  # type: ignore[union-attr]
+            await until(lambda: running.service.web.server.connections == 0)  # type: ignore[union-attr]
             assert (await ask(running)).status == 200
 
     @pytest.mark.threat("T78", attack=True)
@@ -286,14 +286,14 @@ class TestSlowness:
         settings = tls_settings(Authority.create(tmp_path), http_address="localhost:0", address="127.0.0.1:0")
         async with web_service(tmp_path, **settings) as running:
             silent = [await connect_raw(running) for _ in range(4)]
-            await until(lambda: running.service.http.connections == 4)  # type: ignore[union-attr]
+            await until(lambda: running.service.web.server.connections == 4)  # type: ignore[union-attr]
             monkeypatch.setattr("exchange_service.http_server.server._HANDSHAKE_LIMIT", 0.3)
             short, writer = await connect_raw(running)
             assert await asyncio.wait_for(short.read(), PATIENCE) == b""
-            assert running.service.http.connections == 4  # type: ignore[union-attr]
+            assert running.service.web.server.connections == 4  # type: ignore[union-attr]
             for _, other in (*silent, (short, writer)):
                 other.transport.abort()
-            await until(lambda: running.service.http.connections == 0)  # type: ignore[union-attr]
+            await until(lambda: running.service.web.server.connections == 0)  # type: ignore[union-attr]
 
 
 @pytest.mark.threat("T79", attack=True)

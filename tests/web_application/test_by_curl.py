@@ -6,28 +6,24 @@ import asyncio
 import re
 import shutil
 from asyncio.subprocess import PIPE, STDOUT
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
-from tests.harness import PATIENCE, serving
-from tests.web import address_of
+from exchange_service.cli.demo import running_demo
+from tests.harness import PATIENCE, settings_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "web-application.md"
-_BLOCK = re.compile(r"<!-- by curl: (?P<when>[^>]+) -->\n```console\n(?P<text>.*?)```", re.DOTALL)
-_ADDRESS = "127.0.0.1:50052"
+_BLOCK = re.compile(r"<!-- by curl -->\n```console\n(?P<text>.*?)```", re.DOTALL)
+# Where `make run` serves, and has the site of the simulated venues.
+_SERVICE, _SITE = "127.0.0.1:50052", "http://127.0.0.1:50053"
 QUICK = {"poll_interval": 0.2, "poll_interval_still": 0.2, "heartbeat_interval": 0.2}
 
 
-def blocks() -> list[tuple[str, list[tuple[str, str]]]]:
-    """The blocks of the page: when each is run, and its commands with the output that the page shows."""
-    found = []
-    for match in _BLOCK.finditer(PAGE.read_text()):
-        parts = re.split(r"^\$ ", match["text"], flags=re.MULTILINE)[1:]
-        found.append((match["when"], [_command(part) for part in parts]))
-    return found
+def blocks() -> list[list[tuple[str, str]]]:
+    """The commands of each block of the page, with the output that the page shows."""
+    texts = [match["text"] for match in _BLOCK.finditer(PAGE.read_text())]
+    return [[_command(part) for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]] for text in texts]
 
 
 def _command(part: str) -> tuple[str, str]:
@@ -53,25 +49,15 @@ async def run(prelude: str, command: str) -> str:
 
 async def test_an_account_goes_from_empty_to_repaired_by_the_commands_of_the_page(tmp_path: Path) -> None:
     assert shutil.which("curl"), "There is no curl here; on Debian: apt-get install curl."
-    account = SimulatedAccount("101-004-7654321-001")
-    async with OandaSimulator() as oanda:
-        oanda.add_token("demo-moving-token", account)
-        events: dict[str, Callable[[], object]] = {
-            "first": lambda: None,
-            "the key is deleted at the venue": oanda.tokens.clear,
-            "there is a new key": lambda: oanda.add_token("demo-slow-token", account),
-        }
-        urls = {"oanda": oanda.url}
-        options = {"http_address": "127.0.0.1:0", "manage_accounts": True, "venue_urls": urls, **QUICK}
-        async with serving(tmp_path, **options) as running:
-            (_, definitions), *rest = blocks()
-            prelude = "\n".join(command for command, _ in definitions).replace(_ADDRESS, address_of(running))
-            assert [when for when, _ in rest] == list(events)
-            for when, commands in rest:
-                events[when]()
-                for command, shown in commands:
-                    output = await run(prelude, command)
-                    assert re.fullmatch(pattern(shown), output, re.DOTALL), f"{command}\n{output}"
+    definitions, *rest = blocks()
+    assert len(rest) == 3
+    settings = settings_for(tmp_path, http_address="127.0.0.1:0", manage_accounts=True, **QUICK)
+    async with running_demo(settings) as demo:
+        assert demo.service.http is not None
+        prelude = "\n".join(command for command, _ in definitions).replace(_SERVICE, demo.service.http.address)
+        for command, shown in (line for block in rest for line in block):
+            output = await run(prelude, command.replace(_SITE, demo.site.url))
+            assert re.fullmatch(pattern(shown), output, re.DOTALL), f"{command}\n{output}"
 
 
 @pytest.mark.parametrize(

@@ -100,10 +100,13 @@ def demo(
 
 
 def _console_settings(settings: Settings) -> dict[str, object]:
-    """What serves the demo to browsers too, if the libraries for that are installed and nobody else reaches it."""
+    """What serves the demo to browsers too, if the libraries for that are installed, nobody else reaches it, and the
+    settings do not say --no-console."""
     from exchange_service.cli.demo import HTTP_ADDRESS
 
-    if not settings.loopback or any(find_spec(name) is None for name in ("connectrpc", "starlette", "sse_starlette")):
+    unwanted = "console" in settings.model_fields_set and not settings.console
+    libraries = ("connectrpc", "starlette", "sse_starlette")
+    if unwanted or not settings.loopback or any(find_spec(name) is None for name in libraries):
         return {}
     return {"http_address": HTTP_ADDRESS, "console": True, "manage_accounts": True}
 

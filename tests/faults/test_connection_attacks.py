@@ -35,7 +35,7 @@ PROGRAM = """
 import resource, sys
 from exchange_service.cli import main
 {changes}
-sys.argv = ["exchange-service", "demo", "--address", "127.0.0.1:0", *sys.argv[1:]]
+sys.argv = ["exchange-service", "demo", "--address", "127.0.0.1:0", "--no-console", *sys.argv[1:]]
 main()
 """
 UNBOUNDED = """

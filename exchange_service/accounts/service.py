@@ -198,7 +198,7 @@ class Accounts:
         await self._publish(account, *removed)
 
     def _rows_of(self, query: AccountQuery, stored: list[StoredCredential]) -> tuple[list[StoredCredential], Account]:
-        """The rows of an account, and the account; one that no plugin serves is found by its stored names. Raises
+        """The rows of an account, and the account; one that no call reads is found by its stored names. Raises
         ExchangeUnknown, FieldInvalid or NotSupported if it is not found either."""
         named = named_rows(stored, query.exchange_id, query.environment)
         try:
@@ -207,7 +207,8 @@ class Accounts:
             if not named:
                 raise
             return named, named[0].account
-        return matching_rows(stored, account, listing.metadata) or named, account
+        served = matching_rows(stored, account, listing.metadata)
+        return [row for row in named if row not in served] or served, account
 
     async def _publish(self, *accounts: Account) -> None:
         for account in dict.fromkeys(accounts):

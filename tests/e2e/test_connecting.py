@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -469,6 +470,25 @@ class TestList:
             assert len((await running.client.list_accounts(USER)).accounts) == 2
             with pytest.raises(ExchangeUnknown):
                 await running.client.remove_account(USER, "gone", environment="beta")
+
+    async def test_what_another_program_stored_in_capitals_is_removed_by_its_name_and_nothing_else(
+        self, tmp_path: Path
+    ) -> None:
+        async with connecting(tmp_path, Venue()) as running:
+            await running.store(api_key=GOOD)
+            with sqlite3.connect(tmp_path / "credentials.db") as database:
+                database.execute(
+                    "INSERT INTO bot_credentials (user_id, exchange, environment, api_key) "
+                    "SELECT user_id, 'FakeX', environment, api_key FROM bot_credentials"
+                )
+            database.close()
+            listed = [entry.exchange_id for entry in (await running.client.list_accounts(USER)).accounts]
+            assert listed == ["FakeX", "fakex"]
+            await running.client.remove_account(USER, "FakeX")
+            assert await total(running) == "1.5"
+            # As every call, it takes the name in capitals too.
+            await running.client.remove_account(USER, "FakeX")
+            assert not (await running.client.list_accounts(USER)).accounts
 
     async def test_a_streamed_account_says_how_its_changes_come(self, tmp_path: Path) -> None:
         async with connecting(tmp_path, Venue()) as running:

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from exchange_service.accounts import trying
 from exchange_service.accounts.v1 import account_service_pb2 as messages
 from exchange_service.accounts.v1 import account_service_pb2_grpc
 from exchange_service.client import ExchangeServiceClient
@@ -360,6 +361,19 @@ class TestConnect:
             reply = await running.client.connect_account(USER, "fakex", {"api_key": GOOD})
             assert not reply.check.HasField("rights")
             assert list(reply.check.warnings) == ["The key's rights could not be read: The venue is down."]
+
+    async def test_a_venue_that_leaves_no_time_for_the_rights_is_a_warning_too(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class SlowVenue(Venue):
+            async def _balance(self, call: VenueCall) -> Balance:
+                monkeypatch.setattr(trying, "_LEAST_TIME", 3600.0)
+                return await super()._balance(call)
+
+        async with connecting(tmp_path, SlowVenue()) as running:
+            reply = await running.client.connect_account(USER, "fakex", {"api_key": GOOD})
+            (warning,) = reply.check.warnings
+            assert "rights could not be read: The call's deadline leaves too little time" in warning
 
     async def test_nothing_of_a_trial_is_left_behind(self, tmp_path: Path) -> None:
         async with connecting(tmp_path, Venue()) as running:

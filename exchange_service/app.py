@@ -69,7 +69,7 @@ from exchange_service.startup_checks import (
     UnsafeSettings,
     check_plugin_settings,
     check_settings,
-    network_warnings,
+    unencrypted_warnings,
     unused_settings,
     venue_overrides,
 )
@@ -200,7 +200,7 @@ async def start_service(
     `accounts_apart` is for a demo, see GateOptions.
     """
     check_settings(settings)
-    for text in network_warnings(settings):
+    for text in unencrypted_warnings(settings):
         log.warning("settings.unencrypted", problem=text)
     for name in unknown_variables():
         log.warning("settings.unknown_variable", name=name)

@@ -204,7 +204,7 @@ class TestSlowness:
     async def test_heads_and_bodies_that_never_end_hold_connections_unless_they_have_a_time(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("exchange_service.app.idle_seconds", lambda: 1.0)
+        monkeypatch.setattr("exchange_service.web.idle_seconds", lambda: 1.0)
         beginnings = (b"", b"POST / HT", raw_request()[:-5], raw_request() + b"POST / HT")
 
         async def held(seconds: float) -> list[bool]:
@@ -252,7 +252,7 @@ class TestSlowness:
 
     @pytest.mark.threat("T78")
     async def test_an_idle_connection_is_closed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("exchange_service.app.idle_seconds", lambda: 1.0)
+        monkeypatch.setattr("exchange_service.web.idle_seconds", lambda: 1.0)
         async with web_service(tmp_path) as running:
             assert MONEY in await send_raw(running, raw_request())
 

@@ -241,7 +241,7 @@ async def _open_storage(settings: Settings, stack: AsyncExitStack) -> _Storage:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
+class _Road:
     """What reads balances, and tries credentials that are not stored."""
 
     venues: PluginClients
@@ -250,14 +250,14 @@ class _Reading:
     candidates: Candidates
 
 
-def _open_reading(
+def _open_road(
     settings: Settings,
     registry: Registry,
     storage: _Storage,
     gate: GateOptions,
     metrics: Metrics,
     stack: AsyncExitStack,
-) -> _Reading:
+) -> _Road:
     http = VenueHttpPool(timeout=settings.venue_timeout)
     stack.push_async_callback(http.close)
     candidates = Candidates(storage.hash_key)
@@ -269,7 +269,7 @@ def _open_reading(
     options = _balance_options(settings, storage.hash_key, gate)
     balances = open_balances(venues, storage.references, storage.cache, options, gated)
     stack.push_async_callback(balances.close)
-    return _Reading(venues, gated, balances, candidates)
+    return _Road(venues, gated, balances, candidates)
 
 
 async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, accounts_apart: bool) -> Service:
@@ -281,8 +281,8 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     storage = await _open_storage(settings, stack)
     status, metrics = VenueStatus(), Metrics(lambda: registry.listings)
     gate = _gate_options(settings, storage.shared, status, metrics, accounts_apart=accounts_apart)
-    reading = _open_reading(settings, registry, storage, gate, metrics, stack)
-    venues, balances = reading.venues, reading.balances
+    road = _open_road(settings, registry, storage, gate, metrics, stack)
+    venues, balances = road.venues, road.balances
     limits, on_event_age = _stream_settings(settings), metrics.value_handed_out
     watches = _open_watches(settings, balances, venues, metrics, stack)
     stored = storage.references.accounts
@@ -296,7 +296,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     openings, turns = _turns(settings, metrics)
     servicer = Servicer(RequestReader(registry), authenticator, catalogue, reader, streams, writes, turns)
     plugins = PluginServicer(PluginReport(registry, venues, settings.plugin_sandbox))
-    accounts = _accounts(settings, registry, storage, reading, stack)
+    accounts = _accounts(settings, registry, storage, road, stack)
     managing = AccountServicer(accounts, authenticator, settings.outgoing_address or "")
     # Before the first call: a service without the right keys must not be taken for one that works.
     key_watch = KeyWatch(storage.store)
@@ -329,15 +329,15 @@ def _log_start(settings: Settings, registry: Registry, server: Server, web: Web)
 
 
 def _accounts(
-    settings: Settings, registry: Registry, storage: _Storage, reading: _Reading, stack: AsyncExitStack
+    settings: Settings, registry: Registry, storage: _Storage, road: _Road, stack: AsyncExitStack
 ) -> Accounts | None:
     """What manages accounts for callers; None unless the operator allows it."""
     if not settings.manage_accounts:
         return None
-    balances, store = reading.balances, storage.store
+    balances, store = road.balances, storage.store
     limit = account_attempts(settings, storage.hash_key, storage.shared)
-    venues = GatedVenues(reading.gated, reading.venues)
-    attempts = Attempts(venues, reading.candidates, limit, balances.keys.user_key, settings.venue_timeout)
+    venues = GatedVenues(road.gated, road.venues)
+    attempts = Attempts(venues, road.candidates, limit, balances.keys.user_key, settings.venue_timeout)
     accounts = Accounts(registry, store, balances, attempts, AccountAudit(store.vault.audit.hash_user))
     stack.push_async_callback(accounts.close)
     return accounts

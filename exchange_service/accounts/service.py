@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from exchange_service import clock
-from exchange_service.accounts.audit import AccountAudit
+from exchange_service.accounts.audit import AccountAudit, AuditLine
 from exchange_service.accounts.checking import CheckResult
 from exchange_service.accounts.fields import field_fault, read_fields
 from exchange_service.accounts.stored import StoredAccount, matching_rows, named_rows, only_row, show_accounts
@@ -81,7 +81,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """Manages accounts for callers whose rights were checked."""
+    """Manages accounts for callers. Each method raises UserForbidden if the caller may not manage the user's."""
 
     registry: Registry
     store: CredentialStore
@@ -90,8 +90,9 @@ class Accounts:
     audit: AccountAudit
     _tasks: TaskSet = field(default_factory=TaskSet)
 
-    async def list_stored(self, user_id: str) -> list[StoredAccount]:
+    async def list_stored(self, user_id: str, caller: Caller) -> list[StoredAccount]:
         """The user's stored accounts, sorted. Raises StoreUnavailable."""
+        caller.require_management(user_id)
         rows = await self._bounded(self.store.stored(user_id))
         return show_accounts(rows, self.registry, self.balances)
 
@@ -142,9 +143,13 @@ class Accounts:
         """Wait for changes in progress, for some seconds at most."""
         await self._tasks.wait(_ENDING)
 
-    def _recording(self, change: str, caller: Caller, query: AccountQuery) -> Any:
+    @contextmanager
+    def _recording(self, change: str, caller: Caller, query: AccountQuery) -> Iterator[AuditLine]:
+        """Let the block change an account that the caller may manage. The audit log has refused changes too."""
         exchange_id, environment = query.exchange_id.strip().lower(), query.environment.strip().lower() or PRODUCTION
-        return self.audit.recording(change, caller, query.user_id, exchange_id, environment)
+        with self.audit.recording(change, caller, query.user_id, exchange_id, environment) as line:
+            caller.require_management(query.user_id)
+            yield line
 
     def _find(self, query: AccountQuery) -> tuple[Account, Listing]:
         """The account and its listing. Raises ExchangeUnknown, FieldInvalid, or NotSupported if it cannot be read."""

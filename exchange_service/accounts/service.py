@@ -40,6 +40,8 @@ T = TypeVar("T")
 
 # Seconds of a call below which no change of the store is begun.
 _LEAST_TIME = 0.2
+# Seconds: after a balance that is older, a replica may have been refused that this one does not know of.
+_LATELY = 60.0
 # Seconds that changes in progress have to end when the service does.
 _ENDING = 3.0
 
@@ -126,12 +128,17 @@ class Accounts:
             except ServiceError as error:
                 self.balances.fetches.on_fetch_done(target, error)
                 raise
-            if self.balances.refusals.remembers(target):
-                # It was refused before, and reads now: nobody needs to wait until that is forgotten.
+            if not self._reads_well(account):
+                # A replica may remember that it was refused: nobody needs to wait until that is forgotten.
                 await self.balances.publish_credential_change(account)
             self.balances.fetches.on_fetch_done(target, None)
             line.outcome = "works"
             return Checked(account, result, clock.wall())
+
+    def _reads_well(self, account: Account) -> bool:
+        """Whether this replica has read the account a moment ago."""
+        known = self.balances.known(account)
+        return known.error is None and clock.wall() - (known.last_fetch_time or 0.0) < _LATELY
 
     async def remove(self, query: AccountQuery, caller: Caller) -> None:
         """Remove the account's credential. Raises CredentialMissing if none is stored."""

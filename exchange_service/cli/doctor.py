@@ -30,7 +30,7 @@ from exchange_service.startup_checks import (
     UnsafeSettings,
     check_plugin_settings,
     check_settings,
-    network_warnings,
+    unencrypted_warnings,
     unused_settings,
     venue_overrides,
 )
@@ -93,7 +93,7 @@ def _check_settings(settings: Settings, registry: Registry) -> list[Finding]:
     if settings.hash_key is None and not settings.cache_url.startswith("memory:"):
         text = "hash_key is unset, so replicas share nothing in Redis; set the same one for all of them."
         findings.append(Finding(Severity.WARNING, "settings", text))
-    findings += [Finding(Severity.WARNING, "settings", text) for text in network_warnings(settings)]
+    findings += [Finding(Severity.WARNING, "settings", text) for text in unencrypted_warnings(settings)]
     for exchange_id in settings.venue_urls:
         text = f"venue_urls replaces the address of {exchange_id}; this is meant only for a simulator or a proxy."
         findings.append(Finding(Severity.WARNING, "settings", text))

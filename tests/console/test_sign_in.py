@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from cryptography.fernet import Fernet
 from starlette.requests import Request
 from starlette.responses import Response
 from structlog.testing import capture_logs
@@ -18,7 +19,7 @@ from exchange_service.console import sign_in_page
 from exchange_service.console.pages import environment
 from exchange_service.console.sessions import LIFETIME, LONGEST_TOKEN, LoginLinks, Session, Sessions
 from tests.authenticated_service import ACTS_FOR_ALL, EVERYBODY, amount, authenticated_service
-from tests.console.browsing import Browser
+from tests.console.browsing import Browser, Page
 from tests.console.consoles import Elements, browsing, console_of
 from tests.harness import HASH_KEY, ScriptedPlugin
 from tests.identities import service_token, web_token
@@ -35,6 +36,10 @@ def cookie_of(sessions: Sessions, **content: str) -> str:
     response = Response()
     sessions.start(response, **content)
     return response.headers["set-cookie"].split(";")[0].partition("=")[2]
+
+
+def cookie_in(page: Page) -> str:
+    return page.headers["set-cookie"].split(";")[0].partition("=")[2]
 
 
 class TestToken:
@@ -83,9 +88,9 @@ class TestToken:
             assert amount("bob", "fakex") in (await browser.get("/accounts.json")).text
             assert amount("alice", "fakex") in (await browser.get("/accounts.json?user=alice")).text
 
-    @pytest.mark.threat("T87")
+    @pytest.mark.threat("T87", attack=True)
     async def test_the_token_is_in_no_page_no_log_line_and_no_address(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         caplog.set_level(logging.DEBUG)
         token = web_token("alice")
@@ -98,8 +103,13 @@ class TestToken:
                     texts.append((await browser.get(path)).text)
                 async with browser.events("/accounts/events") as events:
                     texts.append((await events.next_of("figures-"))[1])
-        sealed = browser.cookies[COOKIE]
-        texts += [str(page.headers), str(lines), caplog.text, sealed, str(base64.urlsafe_b64decode(sealed))]
+            with monkeypatch.context() as off:
+                # A cookie that is only signed, and not sealed.
+                off.setattr(Fernet, "encrypt_at_time", lambda _, data, now: base64.urlsafe_b64encode(data))
+                unsealed = await Browser(browser.app).post("/login", {"token": token})
+        assert token in str(base64.urlsafe_b64decode(cookie_in(unsealed)))
+        texts += [str(page.headers), str(lines), caplog.text]
+        texts += [cookie_in(page), str(base64.urlsafe_b64decode(cookie_in(page)))]
         assert all(token not in text for text in texts)
         # Nor does the log have what the pages show.
         assert any('class="amount"' in text for text in texts)
@@ -196,18 +206,23 @@ class TestCookie:
                 assert (await thief.get("/accounts")).status == 200
             assert (await thief.get("/accounts")).headers["location"].startswith("/login")
 
-    @pytest.mark.threat("T83")
-    async def test_signing_in_replaces_a_session_that_somebody_planted(self, tmp_path: Path) -> None:
+    @pytest.mark.threat("T83", attack=True)
+    async def test_signing_in_replaces_a_session_that_somebody_planted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         async with browsing(tmp_path, ScriptedPlugin()) as (_, browser):
             console: Any = browser.app
-            victim = Browser(console, cookies=dict(browser.cookies))
-            await victim.get(console.new_login_path("victim"))
-            assert victim.cookies[COOKIE] != browser.cookies[COOKIE]
-            sessions: Sessions = console._state.sessions
-            planted, own = (sessions.read(request_with(**each.cookies)) for each in (browser, victim))
-            assert planted is not None
-            assert own is not None
-            assert (own.id != planted.id, own.user) == (True, "victim")
+
+            async def whose_pages_after_signing_in() -> str:
+                victim = Browser(console, cookies=dict(browser.cookies))
+                await victim.get(console.new_login_path("victim"))
+                return Elements((await victim.get("/accounts")).text).words
+
+            with monkeypatch.context() as off:
+                # A sign-in that goes on with the session that the browser has.
+                off.setattr(Sessions, "start", lambda *_, **__: None)
+                assert "of alice" in await whose_pages_after_signing_in()
+            assert "of victim" in await whose_pages_after_signing_in()
             assert "of victim" not in (await browser.get("/accounts")).text
 
     def test_a_session_shows_no_token_where_it_is_printed(self) -> None:

@@ -45,7 +45,7 @@ class Session:
     token: str = field(default="", repr=False)
 
 
-class _Place(TypedDict):
+class _CookieScope(TypedDict):
     key: str
     path: str
     secure: bool
@@ -65,11 +65,11 @@ class Sessions:
         """Set a new session's cookie on the response, in place of any other."""
         content = json.dumps({"id": secrets.token_hex(16), "token": token, "user": user})
         sealed = self._fernet.encrypt_at_time(content.encode(), int(clock.wall())).decode()
-        response.set_cookie(value=sealed, max_age=LIFETIME, httponly=True, samesite="strict", **self._place(request))
+        response.set_cookie(value=sealed, max_age=LIFETIME, httponly=True, samesite="strict", **self._scope_of(request))
 
     def read(self, request: Request) -> Session | None:
         """The session of the request's cookie; None if there is no cookie, or one that is forged, old or signed out."""
-        sealed = request.cookies.get(self._place(request)["key"], "")
+        sealed = request.cookies.get(self._scope_of(request)["key"], "")
         if not sealed:
             return None
         try:
@@ -89,9 +89,9 @@ class Sessions:
         session = self.read(request)
         if session is not None:
             self._ended[session.id] = True
-        response.delete_cookie(httponly=True, samesite="strict", **self._place(request))
+        response.delete_cookie(httponly=True, samesite="strict", **self._scope_of(request))
 
-    def _place(self, request: Request) -> _Place:
+    def _scope_of(self, request: Request) -> _CookieScope:
         """The cookie's name, and whether it is sent over TLS alone."""
         # Without TLS of ours only this machine reaches us; a browser that knows us by another name has come by a proxy.
         secure = self._secure or not is_loopback_host(host_of(request.headers.get("host", "")))

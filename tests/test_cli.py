@@ -541,9 +541,9 @@ def test_the_demo_with_redis_caches_balances_there(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "exchange_service", "demo", "--redis", "--address", "127.0.0.1:0"]
     with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(2)]
+        lines = [process.stdout.readline() for _ in range(4)]
         address = lines[0].split("listens on ")[1].split()[0]
-        assert "redis://127.0.0.1:" in lines[1]
+        assert any(line.startswith("cache ") and "redis://127.0.0.1:" in line for line in lines)
         first = call(tmp_path, "balance", "-u", "demo", "-e", "oanda", "-o", "json", "--address", address)
         second = call(
             tmp_path, "balance", "-u", "demo", "-e", "oanda", "-o", "json", "--max-age", "60", "--address", address

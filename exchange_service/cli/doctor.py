@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from exchange_service import clock
 from exchange_service.app import certificate_files
 from exchange_service.cache import open_cache
+from exchange_service.cli.outcome import missing_text
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
 from exchange_service.credentials.key_check import check_keys
@@ -297,10 +297,3 @@ async def _credential_problem(store: SqlCredentialStore, registry: Registry, sto
         return invalid.text
     except ServiceError as error:
         return error.text
-
-
-def missing_text(names: Sequence[str]) -> str:
-    """A sentence that names the missing fields; empty if there are none."""
-    if not names:
-        return ""
-    return f"{', '.join(names)} missing; store it again with `exchange-service credentials add`."

@@ -555,10 +555,13 @@ class TestRights:
         async with connecting(tmp_path, Venue(), jwt_secret=SECRET) as running:
             await running.store(api_key=GOOD)
             token = web_token("carol", exchange_service_users=claim)
-            async with ExchangeServiceClient(running.service.address, token=token) as client:
-                for call in calls_of(client):
-                    with pytest.raises(UserForbidden, match=what):
-                        await call
+            with capture_logs() as lines:
+                async with ExchangeServiceClient(running.service.address, token=token) as client:
+                    for call in calls_of(client):
+                        with pytest.raises(UserForbidden, match=what):
+                            await call
+            refused = [line["event"] for line in lines if line.get("outcome") == "USER_FORBIDDEN"]
+            assert refused == ["account.connect", "account.check", "account.remove"]
             assert await running.service.store.accounts(USER) == [Account(USER, "fakex")]
 
     async def test_a_user_may_manage_their_own_accounts(self, tmp_path: Path) -> None:

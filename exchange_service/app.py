@@ -69,7 +69,7 @@ from exchange_service.startup_checks import (
     UnsafeSettings,
     check_plugin_settings,
     check_settings,
-    network_warnings,
+    unencrypted_warnings,
     unused_settings,
     venue_overrides,
 )
@@ -200,7 +200,7 @@ async def start_service(
     `accounts_apart` is for a demo, see GateOptions.
     """
     check_settings(settings)
-    for text in network_warnings(settings):
+    for text in unencrypted_warnings(settings):
         log.warning("settings.unencrypted", problem=text)
     for name in unknown_variables():
         log.warning("settings.unknown_variable", name=name)
@@ -240,6 +240,38 @@ async def _open_storage(settings: Settings, stack: AsyncExitStack) -> _Storage:
     return _Storage(hash_key, store, CachedReferences(store), shared, cache)
 
 
+@dataclass(frozen=True, slots=True)
+class _Road:
+    """What reads balances, and tries credentials that are not stored."""
+
+    venues: PluginClients
+    gated: Gated
+    balances: Balances
+    candidates: Candidates
+
+
+def _open_road(
+    settings: Settings,
+    registry: Registry,
+    storage: _Storage,
+    gate: GateOptions,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+) -> _Road:
+    http = VenueHttpPool(timeout=settings.venue_timeout)
+    stack.push_async_callback(http.close)
+    candidates = Candidates(storage.hash_key)
+    opening = candidates.opening(instrumented_opening(storage.references.open, metrics))
+    venues = open_venues(settings, registry, opening, http, gate.status)
+    stack.push_async_callback(venues.close)
+    metrics.watch_connections(lambda: _push_connections(http, venues))
+    gated = Gated(Instrumented(venues, metrics), gate)
+    options = _balance_options(settings, storage.hash_key, gate)
+    balances = open_balances(venues, storage.references, storage.cache, options, gated)
+    stack.push_async_callback(balances.close)
+    return _Road(venues, gated, balances, candidates)
+
+
 async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, accounts_apart: bool) -> Service:
     """Make each part from the ones before it, and put its closing on the stack."""
     _log_problems(registry.problems)
@@ -247,22 +279,12 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         log.warning("settings.unused", reason=sentence)
     stack.push_async_callback(registry.close)
     storage = await _open_storage(settings, stack)
-    store, hash_key = storage.store, storage.hash_key
-    http = VenueHttpPool(timeout=settings.venue_timeout)
     status, metrics = VenueStatus(), Metrics(lambda: registry.listings)
-    stack.push_async_callback(http.close)
-    candidates = Candidates(hash_key)
-    opening = candidates.opening(instrumented_opening(storage.references.open, metrics))
-    venues = open_venues(settings, registry, opening, http, status)
-    stack.push_async_callback(venues.close)
     gate = _gate_options(settings, storage.shared, status, metrics, accounts_apart=accounts_apart)
-    options = _balance_options(settings, hash_key, gate)
-    gated = Gated(Instrumented(venues, metrics), gate)
-    balances = open_balances(venues, storage.references, storage.cache, options, gated)
-    stack.push_async_callback(balances.close)
+    road = _open_road(settings, registry, storage, gate, metrics, stack)
+    venues, balances = road.venues, road.balances
     limits, on_event_age = _stream_settings(settings), metrics.value_handed_out
     watches = _open_watches(settings, balances, venues, metrics, stack)
-    metrics.watch_connections(lambda: _push_connections(http, venues))
     stored = storage.references.accounts
     streams = Streams(registry, balances, stored, limits, on_event_age=on_event_age, watches=watches)
     authenticator = _open_authenticator(settings, storage)
@@ -274,20 +296,19 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     openings, turns = _turns(settings, metrics)
     servicer = Servicer(RequestReader(registry), authenticator, catalogue, reader, streams, writes, turns)
     plugins = PluginServicer(PluginReport(registry, venues, settings.plugin_sandbox))
-    attempts = _account_attempts(settings, storage, balances, GatedVenues(gated, venues), candidates)
-    accounts = _accounts(settings, registry, store, balances, attempts, stack)
+    accounts = _accounts(settings, registry, storage, road, stack)
     managing = AccountServicer(accounts, authenticator, settings.outgoing_address or "")
     # Before the first call: a service without the right keys must not be taken for one that works.
-    key_watch = KeyWatch(store)
+    key_watch = KeyWatch(storage.store)
     may_serve = await key_watch.first()
     pages = HealthPages(asyncio.get_running_loop())
     metrics_address, health_address = _serve_http(metrics, pages, settings, stack)
     services = (servicer.methods(), plugins.methods(), managing.methods())
     over_grpc, over_http = shares_of_connections(serves_http=settings.http_address is not None)
     server = await _listen(settings, services, authenticator, metrics, openings, over_grpc)
-    # They are stopped before all else; here only if a later step of the start fails.
+    # A running service stops it before all else; here it is stopped if a later step of the start fails.
     stack.push_async_callback(server.stop, 0.0)
-    web = open_web(settings, server.direct, hash_key, certificate_files(settings), over_http)
+    web = open_web(settings, server.direct, storage.hash_key, certificate_files(settings), over_http)
     stack.push_async_callback(web.stop)
     pages.is_serving = lambda: server.health.is_serving
     _watch(metrics, streams, server, lambda: _process_figures(registry, venues))
@@ -295,32 +316,28 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     background = _background(settings, registry, venues, metrics)
     for work, name in (*background, (key_watch.run(server.set_serving), "proof of keys")):
         stack.push_async_callback(_end, asyncio.create_task(work, name=name))
+    _log_start(settings, registry, server, web)
+    parts = (registry, storage.store, storage.cache, venues, balances, streams, key_watch, metrics, status)
+    return Service(settings, server, *parts, metrics_address, health_address, web, stack)
+
+
+def _log_start(settings: Settings, registry: Registry, server: Server, web: Web) -> None:
     exchanges, serving = len(registry.listings), who_may_call(settings)
     log.info("service.listening", address=server.address, exchanges=exchanges, serving=serving)
     if web.address:
         log.info("http.listening", address=web.address)
-    parts = (registry, store, storage.cache, venues, balances, streams, key_watch, metrics, status)
-    return Service(settings, server, *parts, metrics_address, health_address, web, stack)
-
-
-def _account_attempts(
-    settings: Settings, storage: _Storage, balances: Balances, venues: GatedVenues, candidates: Candidates
-) -> Attempts:
-    limit = account_attempts(settings, storage.hash_key, storage.shared)
-    return Attempts(venues, candidates, limit, balances.keys.user_key, settings.venue_timeout)
 
 
 def _accounts(
-    settings: Settings,
-    registry: Registry,
-    store: SqlCredentialStore,
-    balances: Balances,
-    attempts: Attempts,
-    stack: AsyncExitStack,
+    settings: Settings, registry: Registry, storage: _Storage, road: _Road, stack: AsyncExitStack
 ) -> Accounts | None:
     """What manages accounts for callers; None unless the operator allows it."""
     if not settings.manage_accounts:
         return None
+    balances, store = road.balances, storage.store
+    limit = account_attempts(settings, storage.hash_key, storage.shared)
+    venues = GatedVenues(road.gated, road.venues)
+    attempts = Attempts(venues, road.candidates, limit, balances.keys.user_key, settings.venue_timeout)
     accounts = Accounts(registry, store, balances, attempts, AccountAudit(store.vault.audit.hash_user))
     stack.push_async_callback(accounts.close)
     return accounts

@@ -160,8 +160,9 @@ def check_plugin_settings(settings: Settings, registry: Registry) -> None:
                 raise UnsafeSettings(f"{setting} names {name!r}, which is not an installed plugin.")
 
 
-def network_warnings(settings: Settings) -> list[str]:
-    """A sentence for each connection to another machine that is not encrypted for certain."""
+def unencrypted_warnings(settings: Settings) -> list[str]:
+    """A sentence for each connection to another machine that is not encrypted for certain, and for secrets of other
+    people that would be stored in plain text."""
     warnings = []
     database = database_address(settings.database_url)
     if database.get_backend_name() == "postgresql":
@@ -178,6 +179,11 @@ def network_warnings(settings: Settings) -> list[str]:
     cache = urlsplit(settings.cache_url)
     if cache.scheme == "redis" and _is_elsewhere(cache.hostname or "localhost"):
         warnings.append("cache_url leads to another machine in plain text: use rediss://.")
+    if settings.manage_accounts and settings.knows_callers and not (settings.keyset_file or settings.keyset):
+        warnings.append(
+            "manage_accounts lets callers store credentials, and without a keyset they are stored in plain text: set "
+            "keyset_file."
+        )
     return warnings
 
 

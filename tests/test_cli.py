@@ -28,6 +28,7 @@ from exchange_service.cli.doctor import Severity, examine
 from exchange_service.plugin_api import AssetBalance, Balance, Summary, VenueAccount, VenueUnavailable
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1 import exchange_service_pb2 as messages
+from tests.commands import run_command
 from tests.harness import USER, Running, ScriptedPlugin, raising, registry_of, returning, serving, settings_for
 
 CANARY = "canary-secret-5f1c9a"
@@ -47,10 +48,7 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
 
 def call(home: Path, *arguments: str, stdin: str = "", **extra: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    command = [sys.executable, "-m", "exchange_service", *arguments]
-    return subprocess.run(
-        command, input=stdin, env=environment(home, **extra), capture_output=True, text=True, timeout=60
-    )
+    return run_command(arguments, environment(home, **extra), stdin)
 
 
 @pytest.fixture(scope="module")
@@ -541,9 +539,9 @@ def test_the_demo_with_redis_caches_balances_there(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "exchange_service", "demo", "--redis", "--address", "127.0.0.1:0"]
     with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(2)]
+        lines = [process.stdout.readline() for _ in range(4)]
         address = lines[0].split("listens on ")[1].split()[0]
-        assert "redis://127.0.0.1:" in lines[1]
+        assert any(line.startswith("cache ") and "redis://127.0.0.1:" in line for line in lines)
         first = call(tmp_path, "balance", "-u", "demo", "-e", "oanda", "-o", "json", "--address", address)
         second = call(
             tmp_path, "balance", "-u", "demo", "-e", "oanda", "-o", "json", "--max-age", "60", "--address", address

@@ -29,16 +29,16 @@ async def check_target(venues: CheckedVenues, target: Target, deadline: Callable
     its own, in the event loop's time. Raises the error that prevents the reading."""
     account = replace(target.account, account_type=ALL_ACCOUNT_TYPES)
     fetched = await venues.fetch(replace(target, account=account), deadline(), Priority())
-    rights, doubts = await _read_rights(venues, target, deadline())
+    rights, doubts = await _read_rights(venues, target, deadline)
     return CheckResult(fetched, rights, (*doubts, *rights_warnings(rights)))
 
 
 async def _read_rights(
-    venues: CheckedVenues, target: Target, deadline: float
+    venues: CheckedVenues, target: Target, deadline: Callable[[], float]
 ) -> tuple[KeyRights | None, tuple[str, ...]]:
     """The key's rights. A failure here is a warning, because the key reads balances all the same."""
     try:
-        return await venues.key_rights(target, deadline), ()
+        return await venues.key_rights(target, deadline()), ()
     except ServiceError as error:
         return None, (f"The key's rights could not be read: {error.text}",)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from exchange_service import clock
-from exchange_service.accounts.audit import AccountAudit
+from exchange_service.accounts.audit import AccountAudit, AuditLine
 from exchange_service.accounts.checking import CheckResult
 from exchange_service.accounts.fields import field_fault, read_fields
 from exchange_service.accounts.stored import StoredAccount, matching_rows, named_rows, only_row, show_accounts
@@ -40,6 +40,8 @@ T = TypeVar("T")
 
 # Seconds of a call below which no change of the store is begun.
 _LEAST_TIME = 0.2
+# Seconds: after a balance that is older, a replica may have been refused that this one does not know of.
+_LATELY = 60.0
 # Seconds that changes in progress have to end when the service does.
 _ENDING = 3.0
 
@@ -81,7 +83,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """Manages accounts for callers whose rights were checked."""
+    """Manages accounts for callers. Each method raises UserForbidden if the caller may not manage the user's."""
 
     registry: Registry
     store: CredentialStore
@@ -90,8 +92,9 @@ class Accounts:
     audit: AccountAudit
     _tasks: TaskSet = field(default_factory=TaskSet)
 
-    async def list_stored(self, user_id: str) -> list[StoredAccount]:
+    async def list_stored(self, user_id: str, caller: Caller) -> list[StoredAccount]:
         """The user's stored accounts, sorted. Raises StoreUnavailable."""
+        caller.require_management(user_id)
         rows = await self._bounded(self.store.stored(user_id))
         return show_accounts(rows, self.registry, self.balances)
 
@@ -125,12 +128,17 @@ class Accounts:
             except ServiceError as error:
                 self.balances.fetches.on_fetch_done(target, error)
                 raise
-            if self.balances.refusals.remembers(target):
-                # It was refused before, and reads now: nobody needs to wait until that is forgotten.
+            if not self._reads_well(account):
+                # A replica may remember that it was refused: nobody needs to wait until that is forgotten.
                 await self.balances.publish_credential_change(account)
             self.balances.fetches.on_fetch_done(target, None)
             line.outcome = "works"
             return Checked(account, result, clock.wall())
+
+    def _reads_well(self, account: Account) -> bool:
+        """Whether this replica has read the account a moment ago."""
+        known = self.balances.known(account)
+        return known.error is None and clock.wall() - (known.last_fetch_time or 0.0) < _LATELY
 
     async def remove(self, query: AccountQuery, caller: Caller) -> None:
         """Remove the account's credential. Raises CredentialMissing if none is stored."""
@@ -142,9 +150,13 @@ class Accounts:
         """Wait for changes in progress, for some seconds at most."""
         await self._tasks.wait(_ENDING)
 
-    def _recording(self, change: str, caller: Caller, query: AccountQuery) -> Any:
+    @contextmanager
+    def _recording(self, change: str, caller: Caller, query: AccountQuery) -> Iterator[AuditLine]:
+        """Let the block change an account that the caller may manage. The audit log has refused changes too."""
         exchange_id, environment = query.exchange_id.strip().lower(), query.environment.strip().lower() or PRODUCTION
-        return self.audit.recording(change, caller, query.user_id, exchange_id, environment)
+        with self.audit.recording(change, caller, query.user_id, exchange_id, environment) as line:
+            caller.require_management(query.user_id)
+            yield line
 
     def _find(self, query: AccountQuery) -> tuple[Account, Listing]:
         """The account and its listing. Raises ExchangeUnknown, FieldInvalid, or NotSupported if it cannot be read."""
@@ -198,7 +210,7 @@ class Accounts:
         await self._publish(account, *removed)
 
     def _rows_of(self, query: AccountQuery, stored: list[StoredCredential]) -> tuple[list[StoredCredential], Account]:
-        """The rows of an account, and the account; one that no plugin serves is found by its stored names. Raises
+        """The rows of an account, and the account; one that no call reads is found by its stored names. Raises
         ExchangeUnknown, FieldInvalid or NotSupported if it is not found either."""
         named = named_rows(stored, query.exchange_id, query.environment)
         try:
@@ -207,7 +219,8 @@ class Accounts:
             if not named:
                 raise
             return named, named[0].account
-        return matching_rows(stored, account, listing.metadata) or named, account
+        served = matching_rows(stored, account, listing.metadata)
+        return [row for row in named if row not in served] or served, account
 
     async def _publish(self, *accounts: Account) -> None:
         for account in dict.fromkeys(accounts):

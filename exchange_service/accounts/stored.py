@@ -34,10 +34,11 @@ def matching_rows(
 
 
 def named_rows(rows: Iterable[StoredCredential], exchange_id: str, environment: str) -> list[StoredCredential]:
-    """The rows with these names, letter by letter or in small letters."""
-    exchanges = {exchange_id.strip(), exchange_id.strip().lower()}
+    """The rows with these names, letter by letter, or else in small letters."""
     wanted = environment.strip().lower() or PRODUCTION
-    return [row for row in rows if row.account.exchange_id in exchanges and _environment(row.account) == wanted]
+    there = [row for row in rows if _environment(row.account) == wanted]
+    exact = [row for row in there if row.account.exchange_id == exchange_id.strip()]
+    return exact or [row for row in there if row.account.exchange_id == exchange_id.strip().lower()]
 
 
 def only_row(rows: Sequence[StoredCredential], account: Account) -> StoredCredential | None:

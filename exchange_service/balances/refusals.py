@@ -104,10 +104,6 @@ class Refusals:
                 # Raised again and again, an error would gather a longer traceback each time.
                 raise refusal.error.with_traceback(None)
 
-    def remembers(self, target: Target) -> bool:
-        """Whether a refusal of this target is remembered, believed or not."""
-        return any(key in self._refusals or key in self._doubts for key in (target.key, target.credential_key))
-
     def forget(self, key: str) -> None:
         """Forget what a target with this key was told: its credential was stored again."""
         for remembered in (self._refusals, self._doubts, self._believed):

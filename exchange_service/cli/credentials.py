@@ -12,7 +12,7 @@ from rich.table import Table
 
 from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
-from exchange_service.cli.outcome import ExitCode, Output, exit_code, fail, messages, plain, run
+from exchange_service.cli.outcome import ExitCode, Output, exit_code, fail, messages, missing_text, plain, run
 from exchange_service.errors import CredentialInvalid, ServiceError
 from exchange_service.model import SECRET_FIELDS, Account, Credential, CredentialField, ExchangeMetadata
 from exchange_service.plugin_kit.credential_fields import missing_fields, stored_field, stored_form
@@ -48,7 +48,6 @@ def add(
     replace: Annotated[bool, typer.Option("--replace", help="Replace a stored credential without asking.")] = False,
 ) -> None:
     """Store a credential. Secrets are prompted for, or read from standard input; they are never arguments."""
-    from exchange_service.cli.doctor import missing_text
     from exchange_service.plugin_host.discovery import open_registry
 
     try:

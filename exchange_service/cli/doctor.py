@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from exchange_service import clock
 from exchange_service.app import certificate_files
 from exchange_service.cache import open_cache
+from exchange_service.cli.outcome import missing_text
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
 from exchange_service.credentials.key_check import check_keys
@@ -30,7 +30,7 @@ from exchange_service.startup_checks import (
     UnsafeSettings,
     check_plugin_settings,
     check_settings,
-    network_warnings,
+    unencrypted_warnings,
     unused_settings,
     venue_overrides,
 )
@@ -93,7 +93,7 @@ def _check_settings(settings: Settings, registry: Registry) -> list[Finding]:
     if settings.hash_key is None and not settings.cache_url.startswith("memory:"):
         text = "hash_key is unset, so replicas share nothing in Redis; set the same one for all of them."
         findings.append(Finding(Severity.WARNING, "settings", text))
-    findings += [Finding(Severity.WARNING, "settings", text) for text in network_warnings(settings)]
+    findings += [Finding(Severity.WARNING, "settings", text) for text in unencrypted_warnings(settings)]
     for exchange_id in settings.venue_urls:
         text = f"venue_urls replaces the address of {exchange_id}; this is meant only for a simulator or a proxy."
         findings.append(Finding(Severity.WARNING, "settings", text))
@@ -297,10 +297,3 @@ async def _credential_problem(store: SqlCredentialStore, registry: Registry, sto
         return invalid.text
     except ServiceError as error:
         return error.text
-
-
-def missing_text(names: Sequence[str]) -> str:
-    """A sentence that names the missing fields; empty if there are none."""
-    if not names:
-        return ""
-    return f"{', '.join(names)} missing; store it again with `exchange-service credentials add`."

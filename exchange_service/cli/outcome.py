@@ -8,7 +8,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from enum import IntEnum, StrEnum
 from typing import Any, NoReturn
 
@@ -175,3 +175,10 @@ def describe(invalid: ValidationError) -> str:
             text = "there is no such setting"
         faults.append(f"{'.'.join(map(str, item['loc']))}: {text}")
     return "; ".join(faults)
+
+
+def missing_text(names: Sequence[str]) -> str:
+    """A sentence that names the missing fields; empty if there are none."""
+    if not names:
+        return ""
+    return f"{', '.join(names)} missing; store it again with `exchange-service credentials add`."

@@ -15,15 +15,17 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateTable
 
-from exchange_service.credentials.engine import prepare_file, sqlite_file
+from exchange_service.credentials.engine import MOST_CONNECTIONS, POOL_WAIT, prepare_file, sqlite_file
 from exchange_service.errors import ServiceError, StoreUnavailable
 from exchange_service.tasks import TaskSet
 
 T = TypeVar("T")
 Schema = TypeVar("Schema")
 
-# Seconds for one call as a whole: waiting for a connection, connecting, and the statements.
+# Seconds for one call as a whole, once it has its turn: connecting and the statements.
 CALL_LIMIT = 2.5
+# Seconds for which a call waits for its turn, while others have every connection.
+QUEUE_LIMIT = 5.0
 # The server ends a statement before the call is given up, so that we can report the server's own error.
 STATEMENT_LIMIT_MS = 2000
 CLOSE_LIMIT = 2.0
@@ -76,6 +78,10 @@ class Database(Generic[Schema]):
         self._schema: Schema | None = None
         self._tasks = TaskSet()
         self._silence = Silence()
+        # As many as there are connections. A crowd waits here, and not for the pool, whose patience is short.
+        self._turns = asyncio.Semaphore(MOST_CONNECTIONS)
+        # When a call was last answered, by the monotonic clock.
+        self._answered = 0.0
         self._closed = False
 
     @property
@@ -95,6 +101,30 @@ class Database(Generic[Schema]):
         of its own, which is left behind when its time is over. A caller that is cancelled leaves the task running: a
         driver that is cancelled half-way may never return.
         """
+        await self._take_turn()
+        try:
+            return await self._call(work)
+        finally:
+            self._turns.release()
+
+    async def _take_turn(self) -> None:
+        """Wait for a turn, while calls before it are answered. StoreUnavailable if that takes too long, or if the
+        database answers none of them."""
+        began = time.monotonic()
+        while not await self._has_turn_within(POOL_WAIT):
+            now = time.monotonic()
+            if now - began > QUEUE_LIMIT or now - self._answered > POOL_WAIT:
+                self._silence.record(now - began, failed=True)
+                raise StoreUnavailable(f"Every connection to the {self._name} is in use.")
+
+    async def _has_turn_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._turns.acquire()
+        except TimeoutError:
+            return False
+
+    async def _call(self, work: Callable[[AsyncConnection, Schema], Awaitable[T]]) -> T:
         if self._closed:
             raise StoreUnavailable(f"The {self._name} is closed.")
         if not self._silence.may_ask():
@@ -117,6 +147,7 @@ class Database(Generic[Schema]):
         self._silence.record(time.monotonic() - began, failed=isinstance(result, StoreUnavailable))
         if isinstance(result, ServiceError):
             raise result
+        self._answered = time.monotonic()
         return result
 
     def _drop_connections(self) -> None:

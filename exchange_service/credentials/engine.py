@@ -15,6 +15,8 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 # connecting may take.
 SQLITE_BUSY_SECONDS = 1.5
 POOL_WAIT = 1.0
+# Connections in use at the same time at most, and how many of them stay open.
+MOST_CONNECTIONS, _KEPT = 10, 5
 CONNECT_SECONDS = 2
 # Options of libpq: the kernel gives a connection up whose other side has vanished, also one that waits in the pool.
 # The keepalives are in seconds, the time for what was sent and is not acknowledged in milliseconds.
@@ -103,7 +105,8 @@ def make_engine(url: sa.URL) -> AsyncEngine:
         arguments: dict[str, Any] = {"prepare_threshold": None}
         arguments |= {name: value for name, value in _CONNECTIONS.items() if name not in url.query}
         options |= {"connect_args": arguments, "pool_pre_ping": True}
-    options |= {"poolclass": ClosingPool, "pool_size": 5, "max_overflow": 5, "pool_timeout": POOL_WAIT}
+    options |= {"poolclass": ClosingPool, "pool_size": _KEPT, "pool_timeout": POOL_WAIT}
+    options["max_overflow"] = MOST_CONNECTIONS - _KEPT
     engine = create_async_engine(url, **options)
     if url.get_backend_name() == "sqlite":
         sa.event.listen(engine.sync_engine, "connect", _prepare_connection)

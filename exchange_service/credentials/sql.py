@@ -204,8 +204,14 @@ async def _select_matching(
     connection: AsyncConnection, table: CredentialTable, account: Account
 ) -> list[CredentialRow]:
     """The rows whose own account is this one; several only if null and 'production' stand side by side."""
+    return await _select_of(connection, table, account, account.exchange_id.lower())
+
+
+async def _select_of(
+    connection: AsyncConnection, table: CredentialTable, account: Account, exchange: str
+) -> list[CredentialRow]:
     environments = frozenset({environment_name(account.environment)})
-    rows = await select_rows(connection, table, account.user_id, [account.exchange_id.lower()])
+    rows = await select_rows(connection, table, account.user_id, [exchange])
     return [row for row in rows if row.serves(environments)]
 
 
@@ -289,7 +295,9 @@ async def _put(connection: AsyncConnection, table: CredentialTable, account: Acc
 
 async def _remove(connection: AsyncConnection, table: CredentialTable, account: Account) -> bool:
     await lock_for_writing(connection)
-    rows = await _select_matching(connection, table, account)
+    # Another program may have stored it in capitals; no call finds such a row, but it is listed.
+    rows = await _select_of(connection, table, account, account.exchange_id)
+    rows = rows or await _select_matching(connection, table, account)
     for row in rows:
         await connection.execute(sa.delete(table.clause).where(*table.matches(table.user(account.user_id), row)))
     return bool(rows)

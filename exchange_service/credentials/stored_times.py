@@ -14,6 +14,8 @@ import sqlalchemy as sa
 UPDATED, CREATED = "updated_at", "created_at"
 # Characters of a text that may be an instant.
 _LONGEST = 40
+# Seconds since the epoch; the year 5138. What is beyond, such as infinity, is no time at which anything was stored.
+_LAST = 1e11
 _WITH_ZONE, _WITHOUT_ZONE = "timestamp with time zone", "timestamp without time zone"
 # What SQLite's tables call a column that may hold an instant as text.
 _SQLITE_KINDS = frozenset({"", "text", "datetime", "timestamp", "timestamptz", *(_WITH_ZONE, _WITHOUT_ZONE)})
@@ -70,10 +72,13 @@ class StoredTimes:
 
 def read_stored_time(value: object) -> float | None:
     """The instant of a selected value, in seconds since the epoch; None if it is not one."""
-    if isinstance(value, int | float):
-        return float(value) if 0 <= value < 1e11 else None
+    seconds = float(value) if isinstance(value, int | float) else _read_text(str(value))
+    return seconds if seconds is not None and 0 <= seconds < _LAST else None
+
+
+def _read_text(text: str) -> float | None:
     with suppress(ValueError, OverflowError):
-        instant = datetime.fromisoformat(str(value))
+        instant = datetime.fromisoformat(text)
         # A text without a zone is in UTC, as the databases' own functions write it.
         return (instant if instant.tzinfo is not None else instant.replace(tzinfo=UTC)).timestamp()
     return None

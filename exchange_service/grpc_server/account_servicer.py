@@ -1,4 +1,4 @@
-"""AccountService: read the request, check the caller's right, call the use case, fill the reply."""
+"""AccountService: read the request, count it, call the use case, fill the reply."""
 
 from __future__ import annotations
 
@@ -35,27 +35,26 @@ class AccountServicer:
         """ListAccounts."""
         accounts, caller = self._allowed(), current_caller()
         user_id = _listed_user(parse(messages.ListAccountsRequest, data), caller)
-        caller.require_management(user_id)
-        return list_reply(user_id, await accounts.list_stored(user_id), self.outgoing_address)
+        return list_reply(user_id, await accounts.list_stored(user_id, caller), self.outgoing_address)
 
     async def connect_account(self, data: bytes, context: Context) -> bytes:
         """ConnectAccount."""
         accounts, caller = self._allowed(), current_caller()
-        query = read_connect(data, caller)
+        query = read_connect(data)
         await self.authenticator.take_change(caller)
         return connect_reply(await accounts.connect(query, caller))
 
     async def check_account(self, data: bytes, context: Context) -> bytes:
         """CheckAccount."""
         accounts, caller = self._allowed(), current_caller()
-        query = _read_account(parse(messages.CheckAccountRequest, data), caller)
+        query = _read_account(parse(messages.CheckAccountRequest, data))
         await self.authenticator.take_change(caller)
         return check_reply(await accounts.check(query, caller))
 
     async def remove_account(self, data: bytes, context: Context) -> bytes:
         """RemoveAccount."""
         accounts, caller = self._allowed(), current_caller()
-        query = _read_account(parse(messages.RemoveAccountRequest, data), caller)
+        query = _read_account(parse(messages.RemoveAccountRequest, data))
         await self.authenticator.take_change(caller)
         await accounts.remove(query, caller)
         return messages.RemoveAccountResponse().SerializeToString()
@@ -88,15 +87,15 @@ def _listed_user(request: messages.ListAccountsRequest, caller: Caller) -> str:
     return required_text(request, "user_id")
 
 
-def _read_account(request: Any, caller: Caller) -> AccountQuery:
-    """The account that a request names. Raises FieldInvalid, or UserForbidden if the caller may not manage it."""
-    caller.require_management(required_text(request, "user_id"))
-    return AccountQuery(request.user_id, required_text(request, "exchange_id"), text(request, "environment"))
+def _read_account(request: Any) -> AccountQuery:
+    """The account that a request names. Raises FieldInvalid."""
+    user_id, exchange_id = required_text(request, "user_id"), required_text(request, "exchange_id")
+    return AccountQuery(user_id, exchange_id, text(request, "environment"))
 
 
-def read_connect(data: bytes, caller: Caller) -> ConnectQuery:
+def read_connect(data: bytes) -> ConnectQuery:
     """As `_read_account`. The values leave the message at once, and print nowhere from then on."""
     request = parse(messages.ConnectAccountRequest, data, limit=_LARGEST_CONNECT)
-    query = _read_account(request, caller)
+    query = _read_account(request)
     fields = {name: Secret(value) for name, value in request.fields.items()}
     return ConnectQuery(query.user_id, query.exchange_id, query.environment, fields, request.skip_check)

@@ -27,6 +27,8 @@ from exchange_service.http_server.codecs import JsonCodec, ProtoCodec, Reply, Re
 LARGEST_REQUEST = 64 * 1024
 # What the methods are told of a request's headers. A cookie is not among them: it never authenticates a call.
 METADATA = ("authorization", "x-act-as", REQUEST_ID_KEY)
+# How the guards pass Connect-Timeout-Ms on. Under its own name the library would end calls too, and without a reason.
+TIMEOUT_KEY = "exchange-service-timeout-ms"
 
 _Context = RequestContext[Any, Any]
 
@@ -98,9 +100,9 @@ def _metadata(context: _Context) -> list[tuple[str, str]]:
 
 
 def _seconds(context: _Context) -> float | None:
-    """Seconds until the caller's deadline, of the header Connect-Timeout-Ms; None without one."""
-    milliseconds = context.timeout_ms
-    return None if milliseconds is None else max(0.0, milliseconds / 1000)
+    """Seconds until the caller's deadline; None without one."""
+    milliseconds = context.request_headers.get(TIMEOUT_KEY)
+    return None if milliseconds is None else int(milliseconds) / 1000
 
 
 def _error(status: CallStatus, context: _Context) -> ConnectError:

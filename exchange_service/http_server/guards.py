@@ -15,7 +15,7 @@ import structlog
 
 from exchange_service.addresses import host_of, is_ip_address, is_loopback_host
 from exchange_service.grpc_server.direct import DirectCalls
-from exchange_service.http_server.connect import LARGEST_REQUEST, METADATA
+from exchange_service.http_server.connect import LARGEST_REQUEST, METADATA, TIMEOUT_KEY
 from exchange_service.observability.tracebacks import raised_at
 
 log = structlog.get_logger(__name__)
@@ -40,7 +40,7 @@ _READ = frozenset(
     name.encode()
     for name in (
         *("host", "content-type", "content-encoding", "connect-content-encoding", "connect-protocol-version"),
-        *("connect-timeout-ms", *METADATA),
+        *METADATA,
     )
 )
 _ALLOWED_HEADERS = b"authorization, connect-protocol-version, connect-timeout-ms, content-type, x-act-as, x-request-id"
@@ -199,7 +199,18 @@ def _read_headers(request: _Request, kind: bytes) -> _Headers:
     for name, value in read:
         if not (value.isascii() and value.decode("ascii").isprintable()):
             raise Refused(400, "invalid_argument", f"The header {name.decode()} has characters that are not ASCII.")
-    return [*read, (b"content-type", kind)]
+    return [*read, (b"content-type", kind), *_timeout(request)]
+
+
+def _timeout(request: _Request) -> _Headers:
+    """The deadline as it is passed on. Raises Refused for what is not a number of milliseconds."""
+    value = request.get(b"connect-timeout-ms")
+    if value is None:
+        return []
+    # The protocol's own limit.
+    if not value.isdigit() or len(value) > 10:
+        raise Refused(400, "invalid_argument", "Connect-Timeout-Ms should be a whole number of at most ten digits.")
+    return [(TIMEOUT_KEY.encode(), value)]
 
 
 def _preflight() -> _Headers:

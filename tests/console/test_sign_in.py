@@ -9,16 +9,17 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from cryptography.fernet import Fernet
 from starlette.requests import Request
 from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from exchange_service import clock
-from exchange_service.console import sign_in_page
+from exchange_service.console import security, sessions, sign_in_page
 from exchange_service.console.pages import environment
 from exchange_service.console.sessions import LIFETIME, LONGEST_TOKEN, LoginLinks, Session, Sessions
 from tests.authenticated_service import ACTS_FOR_ALL, EVERYBODY, amount, authenticated_service
-from tests.console.browsing import Browser
+from tests.console.browsing import HOST, Browser, Page
 from tests.console.consoles import Elements, browsing, console_of
 from tests.harness import HASH_KEY, ScriptedPlugin
 from tests.identities import service_token, web_token
@@ -28,13 +29,17 @@ COOKIE = "exchange_service_session"
 
 def request_with(**cookies: str) -> Request:
     text = "; ".join(f"{name}={value}" for name, value in cookies.items())
-    return Request({"type": "http", "headers": [(b"cookie", text.encode())]})
+    return Request({"type": "http", "headers": [(b"host", HOST.encode()), (b"cookie", text.encode())]})
 
 
-def cookie_of(sessions: Sessions, **content: str) -> str:
+def cookie_of(made: Sessions, **content: str) -> str:
     response = Response()
-    sessions.start(response, **content)
+    made.start(request_with(), response, **content)
     return response.headers["set-cookie"].split(";")[0].partition("=")[2]
+
+
+def cookie_in(page: Page) -> str:
+    return page.headers["set-cookie"].split(";")[0].partition("=")[2]
 
 
 class TestToken:
@@ -71,8 +76,8 @@ class TestToken:
             browser = Browser(console_of(running, authenticated=True))
             await browser.post("/login", {"token": web_token("alice", lifetime=600), "user": "alice"})
             assert (await browser.get("/accounts")).status == 200
-            sessions = browser.app._state.sessions  # type: ignore[attr-defined]
-            browser.cookies[COOKIE] = cookie_of(sessions, token=web_token("alice", lifetime=-60), user="alice")
+            made = browser.app._state.sessions  # type: ignore[attr-defined]
+            browser.cookies[COOKIE] = cookie_of(made, token=web_token("alice", lifetime=-60), user="alice")
             assert (await browser.get("/accounts")).headers["location"].startswith("/login")
 
     async def test_a_token_that_acts_for_users_shows_the_one_that_is_named(self, tmp_path: Path) -> None:
@@ -83,9 +88,9 @@ class TestToken:
             assert amount("bob", "fakex") in (await browser.get("/accounts.json")).text
             assert amount("alice", "fakex") in (await browser.get("/accounts.json?user=alice")).text
 
-    @pytest.mark.threat("T87")
+    @pytest.mark.threat("T87", attack=True)
     async def test_the_token_is_in_no_page_no_log_line_and_no_address(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         caplog.set_level(logging.DEBUG)
         token = web_token("alice")
@@ -98,8 +103,13 @@ class TestToken:
                     texts.append((await browser.get(path)).text)
                 async with browser.events("/accounts/events") as events:
                     texts.append((await events.next_of("figures-"))[1])
-        sealed = browser.cookies[COOKIE]
-        texts += [str(page.headers), str(lines), caplog.text, sealed, str(base64.urlsafe_b64decode(sealed))]
+            with monkeypatch.context() as off:
+                # A cookie that is only signed, and not sealed.
+                off.setattr(Fernet, "encrypt_at_time", lambda _, data, now: base64.urlsafe_b64encode(data))
+                unsealed = await Browser(browser.app).post("/login", {"token": token})
+        assert token in str(base64.urlsafe_b64decode(cookie_in(unsealed)))
+        texts += [str(page.headers), str(lines), caplog.text]
+        texts += [cookie_in(page), str(base64.urlsafe_b64decode(cookie_in(page)))]
         assert all(token not in text for text in texts)
         # Nor does the log have what the pages show.
         assert any('class="amount"' in text for text in texts)
@@ -145,6 +155,23 @@ class TestLink:
             assert (page.status, other.cookies) == (403, {})
             assert "printed a link" in page.text
 
+    @pytest.mark.threat("T85", attack=True)
+    async def test_what_only_looks_at_a_link_does_not_use_it_up(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with browsing(tmp_path, ScriptedPlugin()) as (_, browser):
+            console: Any = browser.app
+
+            async def status_after_a_look() -> int:
+                link = console.new_login_path()
+                await Browser(console).request("HEAD", link, {})
+                return (await Browser(console).get(link)).status
+
+            with monkeypatch.context() as off:
+                off.setattr(security, "check_request", lambda scope: None)
+                assert await status_after_a_look() == 403
+            assert await status_after_a_look() == 200
+
     def test_of_many_links_the_oldest_is_forgotten(self) -> None:
         links = LoginLinks()
         keys = [links.new_key() for _ in range(40)]
@@ -164,24 +191,47 @@ class TestCookie:
         assert {"httponly", "samesite=strict", "path=/", f"max-age={LIFETIME}"} <= attributes
         assert ("secure" in attributes) is secure
 
+    @pytest.mark.threat("T86", attack=True)
+    async def test_behind_a_proxy_that_takes_the_tls_off_it_never_goes_without_tls(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with authenticated_service(tmp_path) as running:
+            console = console_of(running, authenticated=True)
+
+            async def sign_in() -> tuple[Browser, str]:
+                browser = Browser(console, scheme="https", host="balances.example.com")
+                page = await browser.post("/login", {"token": web_token("alice"), "user": "alice"})
+                return browser, page.headers["set-cookie"].lower()
+
+            with monkeypatch.context() as off:
+                off.setattr(sessions, "is_loopback_host", lambda host: True)
+                browser, cookie = await sign_in()
+                assert "secure" not in cookie
+            # Nor does one that came without it open anything.
+            assert (await browser.get("/accounts")).status == 303
+            browser, cookie = await sign_in()
+            assert cookie.startswith(f"__host-{COOKIE}=")
+            assert "; secure" in cookie
+            assert (await browser.get("/accounts")).status == 200
+
     @pytest.mark.threat("T86")
     def test_a_forged_or_altered_cookie_opens_nothing(self) -> None:
-        sessions = Sessions(HASH_KEY, secure=False)
-        good = cookie_of(sessions, token="t", user="alice")
-        assert sessions.read(request_with(**{COOKIE: good})) is not None
+        made = Sessions(HASH_KEY, secure=False)
+        good = cookie_of(made, token="t", user="alice")
+        assert made.read(request_with(**{COOKIE: good})) is not None
         others = [cookie_of(Sessions(b"another service's key", secure=False), user="alice"), good[:-4], "x", ""]
         others += [good[:at] + ("A" if good[at] != "A" else "B") + good[at + 1 :] for at in range(10, len(good) - 3, 9)]
-        assert [sessions.read(request_with(**{COOKIE: text})) for text in others] == [None] * len(others)
+        assert [made.read(request_with(**{COOKIE: text})) for text in others] == [None] * len(others)
 
     @pytest.mark.threat("T86")
     def test_a_cookie_opens_nothing_after_its_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        sessions = Sessions(HASH_KEY, secure=False)
+        made = Sessions(HASH_KEY, secure=False)
         now = clock.wall()
-        good = cookie_of(sessions, user="alice")
+        good = cookie_of(made, user="alice")
         monkeypatch.setattr(clock, "wall", lambda: now + LIFETIME - 60)
-        assert sessions.read(request_with(**{COOKIE: good})) is not None
+        assert made.read(request_with(**{COOKIE: good})) is not None
         monkeypatch.setattr(clock, "wall", lambda: now + LIFETIME + 1)
-        assert sessions.read(request_with(**{COOKIE: good})) is None
+        assert made.read(request_with(**{COOKIE: good})) is None
 
     @pytest.mark.threat("T86", attack=True)
     async def test_a_copied_cookie_opens_nothing_after_signing_out(
@@ -196,18 +246,23 @@ class TestCookie:
                 assert (await thief.get("/accounts")).status == 200
             assert (await thief.get("/accounts")).headers["location"].startswith("/login")
 
-    @pytest.mark.threat("T83")
-    async def test_signing_in_replaces_a_session_that_somebody_planted(self, tmp_path: Path) -> None:
+    @pytest.mark.threat("T83", attack=True)
+    async def test_signing_in_replaces_a_session_that_somebody_planted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         async with browsing(tmp_path, ScriptedPlugin()) as (_, browser):
             console: Any = browser.app
-            victim = Browser(console, cookies=dict(browser.cookies))
-            await victim.get(console.new_login_path("victim"))
-            assert victim.cookies[COOKIE] != browser.cookies[COOKIE]
-            sessions: Sessions = console._state.sessions
-            planted, own = (sessions.read(request_with(**each.cookies)) for each in (browser, victim))
-            assert planted is not None
-            assert own is not None
-            assert (own.id != planted.id, own.user) == (True, "victim")
+
+            async def whose_pages_after_signing_in() -> str:
+                victim = Browser(console, cookies=dict(browser.cookies))
+                await victim.get(console.new_login_path("victim"))
+                return Elements((await victim.get("/accounts")).text).words
+
+            with monkeypatch.context() as off:
+                # A sign-in that goes on with the session that the browser has.
+                off.setattr(Sessions, "start", lambda *_, **__: None)
+                assert "of alice" in await whose_pages_after_signing_in()
+            assert "of victim" in await whose_pages_after_signing_in()
             assert "of victim" not in (await browser.get("/accounts")).text
 
     def test_a_session_shows_no_token_where_it_is_printed(self) -> None:

@@ -32,6 +32,19 @@ from tests.harness import eventually, until
 from tests.servers import PostgresServer
 
 
+class TestCrowd:
+    async def test_a_crowd_waits_for_its_turns_while_the_database_answers(self, tmp_path: Path) -> None:
+        store = await open_store(f"sqlite:///{tmp_path / 'crowd.db'}", KEY)
+
+        async def work(connection: AsyncConnection, _table: object) -> int:
+            # Thirty times as many calls as connections, each as long as a slow machine needs for one.
+            await asyncio.sleep(0.05)
+            return int((await connection.execute(sa.text("SELECT 1"))).scalar_one())
+
+        assert sum(await asyncio.gather(*(store.call(work) for _ in range(300)))) == 300
+        await store.close()
+
+
 class TestPostgresInTrouble:
     async def test_a_database_that_is_down_at_the_start_is_used_when_it_comes(
         self, own_postgres_database: str, postgres_server: PostgresServer

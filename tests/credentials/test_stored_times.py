@@ -118,7 +118,11 @@ async def test_a_database_user_without_rights_on_the_column_stores_all_the_same(
     execute(postgres_database, "DROP OWNED BY narrow", "DROP ROLE narrow")
 
 
-@pytest.mark.parametrize("text", ["yesterday", "2026-13-01", ""])
+@pytest.mark.parametrize(
+    "text",
+    # The last three are read as texts of the years 1701, 1 and 9999, in which no message has a time.
+    ["yesterday", "2026-13-01", "", "1701011512345", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"],
+)
 async def test_a_text_that_is_no_instant_is_left_out(tmp_path: Path, text: str) -> None:
     url = f"sqlite:///{tmp_path / 'credentials.db'}"
     columns = COLUMNS.format("extra_metadata text") + ", updated_at text"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from exchange_service.accounts import trying
 from exchange_service.accounts.v1 import account_service_pb2 as messages
 from exchange_service.accounts.v1 import account_service_pb2_grpc
 from exchange_service.client import ExchangeServiceClient
@@ -360,6 +362,19 @@ class TestConnect:
             assert not reply.check.HasField("rights")
             assert list(reply.check.warnings) == ["The key's rights could not be read: The venue is down."]
 
+    async def test_a_venue_that_leaves_no_time_for_the_rights_is_a_warning_too(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class SlowVenue(Venue):
+            async def _balance(self, call: VenueCall) -> Balance:
+                monkeypatch.setattr(trying, "_LEAST_TIME", 3600.0)
+                return await super()._balance(call)
+
+        async with connecting(tmp_path, SlowVenue()) as running:
+            reply = await running.client.connect_account(USER, "fakex", {"api_key": GOOD})
+            (warning,) = reply.check.warnings
+            assert "rights could not be read: The call's deadline leaves too little time" in warning
+
     async def test_nothing_of_a_trial_is_left_behind(self, tmp_path: Path) -> None:
         async with connecting(tmp_path, Venue()) as running:
             with pytest.raises(CredentialRejected):
@@ -470,6 +485,25 @@ class TestList:
             with pytest.raises(ExchangeUnknown):
                 await running.client.remove_account(USER, "gone", environment="beta")
 
+    async def test_what_another_program_stored_in_capitals_is_removed_by_its_name_and_nothing_else(
+        self, tmp_path: Path
+    ) -> None:
+        async with connecting(tmp_path, Venue()) as running:
+            await running.store(api_key=GOOD)
+            with sqlite3.connect(tmp_path / "credentials.db") as database:
+                database.execute(
+                    "INSERT INTO bot_credentials (user_id, exchange, environment, api_key) "
+                    "SELECT user_id, 'FakeX', environment, api_key FROM bot_credentials"
+                )
+            database.close()
+            listed = [entry.exchange_id for entry in (await running.client.list_accounts(USER)).accounts]
+            assert listed == ["FakeX", "fakex"]
+            await running.client.remove_account(USER, "FakeX")
+            assert await total(running) == "1.5"
+            # As every call, it takes the name in capitals too.
+            await running.client.remove_account(USER, "FakeX")
+            assert not (await running.client.list_accounts(USER)).accounts
+
     async def test_a_streamed_account_says_how_its_changes_come(self, tmp_path: Path) -> None:
         async with connecting(tmp_path, Venue()) as running:
             await running.store(api_key=GOOD)
@@ -521,10 +555,13 @@ class TestRights:
         async with connecting(tmp_path, Venue(), jwt_secret=SECRET) as running:
             await running.store(api_key=GOOD)
             token = web_token("carol", exchange_service_users=claim)
-            async with ExchangeServiceClient(running.service.address, token=token) as client:
-                for call in calls_of(client):
-                    with pytest.raises(UserForbidden, match=what):
-                        await call
+            with capture_logs() as lines:
+                async with ExchangeServiceClient(running.service.address, token=token) as client:
+                    for call in calls_of(client):
+                        with pytest.raises(UserForbidden, match=what):
+                            await call
+            refused = [line["event"] for line in lines if line.get("outcome") == "USER_FORBIDDEN"]
+            assert refused == ["account.connect", "account.check", "account.remove"]
             assert await running.service.store.accounts(USER) == [Account(USER, "fakex")]
 
     async def test_a_user_may_manage_their_own_accounts(self, tmp_path: Path) -> None:

@@ -85,6 +85,29 @@ class TestBalance:
 
             await eventually(reads, "the repaired account")
 
+    async def test_a_check_that_works_is_heeded_where_the_account_was_refused(
+        self, tmp_path: Path, redis_url: str
+    ) -> None:
+        async with two_replicas(tmp_path, redis_url) as (first, second):
+            venue = first.service.registry.plugins[0].hook.fetch_balance.get_hookimpls()[0].plugin
+            await connect(first, GOOD, skip_check=True)
+            venue.error = CredentialRejected("The venue is wrong for a while.")
+            for _ in range(3):
+                with pytest.raises(CredentialRejected):
+                    await second.client.get_balance(USER, "fakex", max_age=0)
+            venue.error = None
+            with pytest.raises(CredentialRejected):
+                await second.client.get_balance(USER, "fakex")
+            await first.client.check_account(USER, "fakex")
+
+            async def reads() -> bool:
+                try:
+                    return await total(second) == "1.5"
+                except CredentialRejected:
+                    return False
+
+            await eventually(reads, "the account that works")
+
     async def test_a_removed_account_is_gone_at_once(self, tmp_path: Path, redis_url: str) -> None:
         async with two_replicas(tmp_path, redis_url) as (first, second):
             await connect(first, GOOD)

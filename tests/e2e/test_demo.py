@@ -134,5 +134,4 @@ async def test_only_if_its_port_is_taken_the_demo_serves_browsers_on_another(
                 pass
         monkeypatch.setattr("exchange_service.cli.demo.HTTP_ADDRESS", address)
         async with running_demo(settings) as demo:
-            assert demo.service.http is not None
-            assert demo.service.http.address not in ("", address)
+            assert demo.service.web.address not in ("", address)

@@ -199,7 +199,11 @@ class TestCalls:
             assert answer.status in (503, 504)
             assert answer.reason in ("VENUE_TIMEOUT", "DEADLINE_PASSED")
             assert time.monotonic() - began < 2
-            assert (await ask(running, connect_timeout_ms="soon")).json["code"] == "invalid_argument"
+            assert (await ask(running, connect_timeout_ms="0")).reason == "DEADLINE_PASSED"
+            for nonsense in ("soon", "-1", "1e3", "+5", "99999999999"):
+                answer = await ask(running, connect_timeout_ms=nonsense)
+                assert (answer.status, answer.json["code"]) == (400, "invalid_argument")
+                assert nonsense not in answer.json["message"]
 
     async def test_calls_are_counted_like_others(self, tmp_path: Path) -> None:
         async with web_service(tmp_path, metrics_address="127.0.0.1:0") as running:

@@ -8,20 +8,24 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from exchange_service.app import start_service
 from exchange_service.cli.doctor import Severity, examine
+from exchange_service.credentials.keysets import new_keyset
 from exchange_service.observability.metrics import Metrics
 from exchange_service.observability.metrics_server import MetricsServer
-from exchange_service.startup_checks import UnsafeSettings, check_settings, network_warnings
+from exchange_service.startup_checks import UnsafeSettings, check_settings, unencrypted_warnings
 from tests.harness import ScriptedPlugin, registry_of, settings_for
 
 _HANDSHAKE = """
 import ssl, sys, threading, socket
 from pathlib import Path
+from typing import Any
 from exchange_service.testing.certificates import untrusted_certificate
 import aiohttp, asyncio
 async def main():
@@ -132,19 +136,27 @@ async def test_metrics_for_a_network_are_shown_under_names_that_only_such_a_netw
 def test_a_connection_to_another_machine_without_encryption_is_warned_of(
     tmp_path: Path, setting: str, value: str, warned: bool
 ) -> None:
-    warnings = network_warnings(settings_for(tmp_path, **{setting: value}))
+    warnings = unencrypted_warnings(settings_for(tmp_path, **{setting: value}))
     assert [setting in text for text in warnings] == [True] * warned
     # The addresses hold passwords.
     assert "example" not in str(warnings)
+
+
+def test_callers_who_store_credentials_in_plain_text_are_warned_of(tmp_path: Path) -> None:
+    known: dict[str, Any] = {"service_tokens": True, "manage_accounts": True}
+    (warning,) = unencrypted_warnings(settings_for(tmp_path, **known))
+    assert "stored in plain text: set keyset_file" in warning
+    assert unencrypted_warnings(settings_for(tmp_path, **known, keyset=SecretStr(new_keyset().as_text()))) == []
+    assert unencrypted_warnings(settings_for(tmp_path, service_tokens=True)) == []
 
 
 @pytest.mark.threat("T62")
 def test_a_host_that_only_the_environment_names_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_for(tmp_path, database_url="postgresql://u:p@/x")
     monkeypatch.setenv("PGHOST", "db.example")
-    assert len(network_warnings(settings)) == 1
+    assert len(unencrypted_warnings(settings)) == 1
     monkeypatch.setenv("PGSSLMODE", "require")
-    assert network_warnings(settings) == []
+    assert unencrypted_warnings(settings) == []
 
 
 @pytest.mark.threat("T62", attack=True)

@@ -86,7 +86,7 @@ _FORM = listing(
     ],
 )
 def read_connecting(data: bytes) -> object:
-    query = read_connect(data, CALLER)
+    query = read_connect(data)
     credential = read_fields(_FORM, query.fields)
     assert credential.metadata.keys() <= {"wallet_address"}
     return query

@@ -53,8 +53,7 @@ async def test_an_account_goes_from_empty_to_repaired_by_the_commands_of_the_pag
     assert len(rest) == 3
     settings = settings_for(tmp_path, http_address="127.0.0.1:0", manage_accounts=True, **QUICK)
     async with running_demo(settings) as demo:
-        assert demo.service.http is not None
-        prelude = "\n".join(command for command, _ in definitions).replace(_SERVICE, demo.service.http.address)
+        prelude = "\n".join(command for command, _ in definitions).replace(_SERVICE, demo.service.web.address)
         for command, shown in (line for block in rest for line in block):
             output = await run(prelude, command.replace(_SITE, demo.site.url))
             assert re.fullmatch(pattern(shown), output, re.DOTALL), f"{command}\n{output}"

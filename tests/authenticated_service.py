@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from exchange_service.identity import Scope
 from exchange_service.plugin_api import Balance, VenueCall
 from exchange_service.v1 import exchange_service_pb2 as messages
+from tests.commands import run_command
 from tests.harness import (
     Running,
     ScriptedPlugin,
@@ -75,12 +75,12 @@ def tls_settings(authority: Authority, **changes: Any) -> dict[str, Any]:
     return {"address": "0.0.0.0:0", "tls_certificate": certificate, "tls_key": key, "jwt_secret": None} | changes
 
 
-def run_command(folder: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+def run_in(folder: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """A command with the database of this folder."""
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
         "EXCHANGE_SERVICE_DATABASE_URL": f"sqlite:///{folder / 'credentials.db'}",
         **extra,
     }
-    program = [sys.executable, "-m", "exchange_service", *arguments]
-    return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=60)
+    return run_command(arguments, environment)

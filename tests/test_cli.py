@@ -28,6 +28,7 @@ from exchange_service.cli.doctor import Severity, examine
 from exchange_service.plugin_api import AssetBalance, Balance, Summary, VenueAccount, VenueUnavailable
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1 import exchange_service_pb2 as messages
+from tests.commands import run_command
 from tests.harness import USER, Running, ScriptedPlugin, raising, registry_of, returning, serving, settings_for
 
 CANARY = "canary-secret-5f1c9a"
@@ -47,10 +48,7 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
 
 def call(home: Path, *arguments: str, stdin: str = "", **extra: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    command = [sys.executable, "-m", "exchange_service", *arguments]
-    return subprocess.run(
-        command, input=stdin, env=environment(home, **extra), capture_output=True, text=True, timeout=60
-    )
+    return run_command(arguments, environment(home, **extra), stdin)
 
 
 @pytest.fixture(scope="module")

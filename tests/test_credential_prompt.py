@@ -24,6 +24,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from tests.commands import run_command
+
 KEY = ec.generate_private_key(ec.SECP256R1())
 PEM = KEY.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()).decode()
 ENCRYPTED = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"word")).decode()
@@ -41,7 +43,6 @@ def environment(home: Path) -> dict[str, str]:
         "PATH": os.environ["PATH"],
         "HOME": str(home),
         "LANG": "C.UTF-8",
-        "TERM": "xterm",
         "EXCHANGE_SERVICE_DATABASE_URL": f"sqlite:///{home / 'service.db'}",
     }
 
@@ -57,7 +58,11 @@ class Shell:
         self.child, self.terminal = pty.fork()
         if self.child == 0:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.execve("/bin/bash", ["bash", "-c", script, "bash", sys.executable, *arguments], environment(home))
+            os.execve(
+                "/bin/bash",
+                ["bash", "-c", script, "bash", sys.executable, *arguments],
+                environment(home) | {"TERM": "xterm"},
+            )
 
     def until(self, text: str, seconds: float = 30) -> None:
         limit = time.monotonic() + seconds
@@ -204,7 +209,5 @@ def test_by_standard_input_it_says_at_once_what_is_wrong(tmp_path: Path) -> None
 
 
 def add(home: Path, text: str, exchange: str = "coinbase") -> subprocess.CompletedProcess[str]:
-    arguments = ("-m", "exchange_service", "credentials", "add", "-u", "alice", "-e", exchange, "--stdin", "--replace")
-    return subprocess.run(
-        [sys.executable, *arguments], input=text, env=environment(home), capture_output=True, text=True, timeout=60
-    )
+    arguments = ("credentials", "add", "-u", "alice", "-e", exchange, "--stdin", "--replace")
+    return run_command(arguments, environment(home), text)

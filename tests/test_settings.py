@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from pydantic import ValidationError
 
 from exchange_service.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 from exchange_service.startup_checks import UnsafeSettings, check_settings
+from tests.commands import run_command
 
 
 @pytest.fixture(autouse=True)
@@ -225,17 +224,8 @@ def test_a_url_that_says_what_it_means_is_taken(name: str, url: str) -> None:
 
 @pytest.mark.parametrize("command", [("serve",), ("doctor",), ("credentials", "list")])
 def test_every_command_tells_a_wrong_url_in_a_sentence(command: tuple[str, ...], tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "exchange_service", *command],
-        env={
-            "PATH": os.environ["PATH"],
-            "HOME": str(tmp_path),
-            "EXCHANGE_SERVICE_DATABASE_URL": "postgresql://u:hunter2@10.1.2.3/bots?pgbouncer=true",
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    url = "postgresql://u:hunter2@10.1.2.3/bots?pgbouncer=true"
+    done = run_command(command, {"HOME": str(tmp_path), "EXCHANGE_SERVICE_DATABASE_URL": url})
     assert done.returncode == 2
     assert "'pgbouncer'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -10,7 +10,6 @@ import os
 import re
 import ssl
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from exchange_service.app import start_service
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
 from exchange_service.grpc_server import certificates
 from exchange_service.grpc_server.server import BindError
+from tests.commands import run_command
 from tests.harness import ScriptedPlugin, eventually, registry_of, serving, settings_for, until
 
 ROOT = Path(__file__).parent.parent.parent
@@ -139,13 +139,7 @@ def command(home: Path, files: tuple[Path, Path], *arguments: str, **more: str) 
         "EXCHANGE_SERVICE_TLS_KEY": str(files[1]),
         "EXCHANGE_SERVICE_DATABASE_URL": f"sqlite:///{home / 'service.db'}",
     }
-    return subprocess.run(
-        [sys.executable, "-m", "exchange_service", *arguments],
-        env={"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **variables},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return run_command(arguments, {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **variables})
 
 
 async def test_client_authorities_are_read_again_and_half_a_file_keeps_the_ones_before(

@@ -17,7 +17,7 @@ from tests.authenticated_service import (
     EVERYBODY,
     amount,
     authenticated_service,
-    run_command,
+    run_in,
     tls_settings,
 )
 from tests.harness import (
@@ -31,7 +31,7 @@ class TestCommands:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(tokens, "KEEP", 0.0)
-        made = run_command(tmp_path, "tokens", "create", "--name", "the desk", "--user", "alice", "--expires", "90d")
+        made = run_in(tmp_path, "tokens", "create", "--name", "the desk", "--user", "alice", "--expires", "90d")
         assert made.returncode == 0, made.stderr
         token = made.stdout.strip()
         assert "not shown again" in made.stderr
@@ -41,20 +41,20 @@ class TestCommands:
 
             async def balance(user: str, presented: str = token) -> subprocess.CompletedProcess[str]:
                 arguments = ("balance", "--user", user, "--exchange", "fakex", "--address", running.service.address)
-                return await asyncio.to_thread(run_command, tmp_path, *arguments, EXCHANGE_SERVICE_TOKEN=presented)
+                return await asyncio.to_thread(run_in, tmp_path, *arguments, EXCHANGE_SERVICE_TOKEN=presented)
 
             assert amount("alice", "fakex") in (await balance("alice")).stdout
             refused = await balance("bob")
             assert (refused.returncode, "USER_FORBIDDEN" in refused.stderr) == (4, True)
             assert "CALLER_UNKNOWN" in (await balance("alice", "")).stderr
-            listed = run_command(tmp_path, "tokens", "list", "--output", "json")
+            listed = run_in(tmp_path, "tokens", "list", "--output", "json")
             (entry,) = json.loads(listed.stdout)
             assert (entry["id"], entry["name"], entry["scope"]) == (token_id, "the desk", ["alice"])
-            assert "the desk" in run_command(tmp_path, "tokens", "list").stdout
+            assert "the desk" in run_in(tmp_path, "tokens", "list").stdout
             secret = token.split("_", 2)[2]
             assert secret not in listed.stdout + listed.stderr + refused.stderr + made.stderr
-            assert run_command(tmp_path, "tokens", "revoke", token_id).returncode == 0
-            assert run_command(tmp_path, "tokens", "revoke", token_id).returncode == 3
+            assert run_in(tmp_path, "tokens", "revoke", token_id).returncode == 0
+            assert run_in(tmp_path, "tokens", "revoke", token_id).returncode == 3
             again = await balance("alice")
             assert (again.returncode, "revoked" in again.stderr) == (4, True)
         # Not before the end: to close a file is to give up SQLite's locks on it, for the whole process.
@@ -63,10 +63,10 @@ class TestCommands:
         assert secret.encode() not in stored
 
     def test_a_token_is_made_with_the_right_to_manage(self, tmp_path: Path) -> None:
-        made = run_command(tmp_path, "tokens", "create", "--name", "the app", "--user", "alice", "--manage")
+        made = run_in(tmp_path, "tokens", "create", "--name", "the app", "--user", "alice", "--manage")
         assert "alice; may manage their accounts" in made.stderr
         assert "manage_accounts=true" in made.stderr
-        (entry,) = json.loads(run_command(tmp_path, "tokens", "list", "--output", "json").stdout)
+        (entry,) = json.loads(run_in(tmp_path, "tokens", "list", "--output", "json").stdout)
         assert entry["scope"] == {"users": ["alice"], "manage": True}
 
     def test_a_token_needs_one_clear_scope_and_a_clear_end(self, tmp_path: Path) -> None:
@@ -78,15 +78,15 @@ class TestCommands:
             ("--all-users", "--expires", "soon"),
             ("--all-users", "--expires", "0d"),
         ):
-            done = run_command(tmp_path, "tokens", "create", "--name", "x", *arguments)
+            done = run_in(tmp_path, "tokens", "create", "--name", "x", *arguments)
             assert (done.returncode, done.stdout) == (2, ""), arguments
-        assert json.loads(run_command(tmp_path, "tokens", "list", "--output", "json").stdout) == []
+        assert json.loads(run_in(tmp_path, "tokens", "list", "--output", "json").stdout) == []
 
     def test_a_token_is_not_sent_to_another_machine_in_plaintext(self, tmp_path: Path) -> None:
         arguments = ("exchanges", "--address", "192.0.2.1:50051", "--plaintext")
         for done in (
-            run_command(tmp_path, *arguments, EXCHANGE_SERVICE_TOKEN="xst_a_b"),
-            run_command(tmp_path, *arguments, "--header", "authorization=Bearer xst_a_b"),
+            run_in(tmp_path, *arguments, EXCHANGE_SERVICE_TOKEN="xst_a_b"),
+            run_in(tmp_path, *arguments, "--header", "authorization=Bearer xst_a_b"),
         ):
             assert done.returncode == 2
             assert "a token is not sent to 192.0.2.1:50051 in plaintext" in done.stderr
@@ -124,7 +124,7 @@ class TestCommands:
             ExchangeServiceClient("192.0.2.1:50051", metadata=[("Authorization", "Bearer xst_a_b")])
 
     def test_a_whole_token_given_instead_of_its_id_is_not_repeated(self, tmp_path: Path) -> None:
-        done = run_command(tmp_path, "tokens", "revoke", "xst_aaaaaaaaaaaa_topsecretpart")
+        done = run_in(tmp_path, "tokens", "revoke", "xst_aaaaaaaaaaaa_topsecretpart")
         assert done.returncode == 3
         assert "topsecretpart" not in done.stdout + done.stderr
 
@@ -137,12 +137,12 @@ class TestCommands:
             flags = ("--address", address, "--tls-ca", str(authority.file))
             identification = ("--tls-certificate", certificate, "--tls-key", key)
             arguments = ("balance", "--user", "alice", "--exchange", "fakex")
-            done = await asyncio.to_thread(run_command, tmp_path, *arguments, *flags, *identification)
+            done = await asyncio.to_thread(run_in, tmp_path, *arguments, *flags, *identification)
             assert amount("alice", "fakex") in done.stdout, done.stderr
-            half = await asyncio.to_thread(run_command, tmp_path, *arguments, *flags, *identification[:2])
+            half = await asyncio.to_thread(run_in, tmp_path, *arguments, *flags, *identification[:2])
             assert half.returncode == 2
             probe = ("EXCHANGE_SERVICE_CLIENT_CERTIFICATE", certificate), ("EXCHANGE_SERVICE_CLIENT_KEY", key)
-            healthy = await asyncio.to_thread(run_command, tmp_path, "health", *flags, **dict(probe))
+            healthy = await asyncio.to_thread(run_in, tmp_path, "health", *flags, **dict(probe))
             assert healthy.stdout.strip() == "SERVING", healthy.stderr
 
 

@@ -24,7 +24,7 @@ from exchange_service.identity import tokens as service_tokens
 from exchange_service.identity.token_signatures import KeyUnusable, TokenSignatures, configured_signatures, key_warning
 from exchange_service.identity.tokens import StoredToken, new_token
 from exchange_service.startup_checks import UnsafeSettings
-from tests.authenticated_service import authenticated_service, read_balance, run_command
+from tests.authenticated_service import authenticated_service, read_balance, run_in
 from tests.credential_tables import Database
 from tests.harness import Running, failure, settings_for
 from tests.identities import bearer, service_token, token_store
@@ -155,15 +155,15 @@ async def test_tokens_of_an_earlier_version_are_refused_until_the_operator_has_s
     findings = [finding for finding in await examine(settings) if finding.subject == "tokens"]
     assert [finding.severity for finding in findings] == [Severity.ERROR]
     assert stored.id in findings[0].text
-    listed = json.loads(run_command(tmp_path, "tokens", "list", "--output", "json").stdout)
+    listed = json.loads(run_in(tmp_path, "tokens", "list", "--output", "json").stdout)
     assert [entry["signed"] for entry in listed] == [False, False]
-    assert run_command(tmp_path, "tokens", "sign").returncode == 2
-    assert run_command(tmp_path, "tokens", "sign", "nobody").returncode == 3
-    done = run_command(tmp_path, "tokens", "sign", stored.id)
+    assert run_in(tmp_path, "tokens", "sign").returncode == 2
+    assert run_in(tmp_path, "tokens", "sign", "nobody").returncode == 3
+    done = run_in(tmp_path, "tokens", "sign", stored.id)
     assert (done.returncode, "reads alice" in done.stderr) == (0, True), done.stderr
     async with authenticated_service(tmp_path) as running:
         assert (await read_balance(running, bearer(text))).balance.user_id == "alice"
-    assert "reads all users" in run_command(tmp_path, "tokens", "sign", "--all").stderr
+    assert "reads all users" in run_in(tmp_path, "tokens", "sign", "--all").stderr
     findings = [finding for finding in await examine(settings) if finding.subject == "tokens"]
     assert [(finding.severity, finding.text) for finding in findings] == [(Severity.WELL, "2 in use, each signed.")]
 
@@ -221,12 +221,12 @@ async def test_a_database_user_who_cannot_change_a_table_of_an_earlier_version_s
 async def test_with_a_new_hash_key_tokens_are_signed_before_and_work_on_old_and_new_replicas(tmp_path: Path) -> None:
     async with authenticated_service(tmp_path, hash_key="o" * 16) as old:
         text, stored = await service_token(old, ALICE)
-        assert run_command(tmp_path, "tokens", "sign", stored.id, EXCHANGE_SERVICE_HASH_KEY="n" * 16).returncode == 0
+        assert run_in(tmp_path, "tokens", "sign", stored.id, EXCHANGE_SERVICE_HASH_KEY="n" * 16).returncode == 0
         assert (await read_balance(old, bearer(text))).balance.user_id == "alice"
     async with authenticated_service(tmp_path, hash_key="n" * 16) as new:
         assert (await read_balance(new, bearer(text))).balance.user_id == "alice"
     # Only the last two keys.
-    assert run_command(tmp_path, "tokens", "sign", stored.id, EXCHANGE_SERVICE_HASH_KEY="m" * 16).returncode == 0
+    assert run_in(tmp_path, "tokens", "sign", stored.id, EXCHANGE_SERVICE_HASH_KEY="m" * 16).returncode == 0
     async with token_store(settings_for(tmp_path).database_url) as store:
         (signed,) = await store.all()
     keys = ("o" * 16, "n" * 16, "m" * 16)
@@ -236,7 +236,7 @@ async def test_with_a_new_hash_key_tokens_are_signed_before_and_work_on_old_and_
 @pytest.mark.threat("T58")
 async def test_rows_that_are_no_tokens_hide_none_from_the_operator(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'credentials.db'}")
-    assert run_command(tmp_path, "tokens", "create", "--name", "mine", "--user", "alice").returncode == 0
+    assert run_in(tmp_path, "tokens", "create", "--name", "mine", "--user", "alice").returncode == 0
     odd: tuple[dict[str, Any], ...] = (
         {"created": 10**18},
         {"created": "never"},
@@ -250,28 +250,28 @@ async def test_rows_that_are_no_tokens_hide_none_from_the_operator(tmp_path: Pat
         insert(database, stored, '["alice"]')
         for column, value in values.items():
             database.run(f"UPDATE exchange_service_tokens SET {column} = %s WHERE id = %s", value, stored.id)
-    listed = run_command(tmp_path, "tokens", "list", "--output", "json")
+    listed = run_in(tmp_path, "tokens", "list", "--output", "json")
     assert [entry["name"] for entry in json.loads(listed.stdout) if entry["signed"]] == ["mine"]
-    assert "mine" in run_command(tmp_path, "tokens", "list").stdout
+    assert "mine" in run_in(tmp_path, "tokens", "list").stdout
     findings = await examine(settings_for(tmp_path, service_tokens=True))
     assert [finding.severity for finding in findings if finding.subject == "tokens"] == [Severity.ERROR]
 
 
 def test_a_scope_that_the_row_spells_in_another_way_can_be_signed(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'credentials.db'}")
-    assert run_command(tmp_path, "tokens", "list").returncode == 0
+    assert run_in(tmp_path, "tokens", "list").returncode == 0
     _, stored = new_token("narrowed by hand", Scope(frozenset({"alice", "bob"})))
     insert(database, stored, '["bob","alice"]')
-    done = run_command(tmp_path, "tokens", "sign", stored.id)
+    done = run_in(tmp_path, "tokens", "sign", stored.id)
     assert (done.returncode, "Signed the token" in done.stderr) == (0, True), done.stderr
 
 
 def test_a_token_that_could_not_be_read_again_is_not_made(tmp_path: Path) -> None:
     users = [text for number in range(9000) for text in ("--user", f"{number:036}")]
     for options in (("--name", "x", *users), ("--name", "x" * 2000, "--all-users")):
-        done = run_command(tmp_path, "tokens", "create", *options)
+        done = run_in(tmp_path, "tokens", "create", *options)
         assert (done.returncode, done.stdout) == (2, "")
-    assert json.loads(run_command(tmp_path, "tokens", "list", "--output", "json").stdout) == []
+    assert json.loads(run_in(tmp_path, "tokens", "list", "--output", "json").stdout) == []
 
 
 @pytest.mark.threat("T58")
@@ -294,7 +294,7 @@ class TestKey:
 
     async def test_that_it_is_on_this_machine_only_is_said(self, tmp_path: Path, postgres_database: str) -> None:
         options = {"EXCHANGE_SERVICE_DATABASE_URL": postgres_database}
-        done = run_command(tmp_path, "tokens", "create", "--name", "x", "--all-users", **options)
+        done = run_in(tmp_path, "tokens", "create", "--name", "x", "--all-users", **options)
         assert (done.returncode, "set the same hash_key" in done.stderr) == (0, True), done.stderr
         settings = settings_for(tmp_path, service_tokens=True, database_url=postgres_database)
         texts = [finding.text for finding in await examine(settings) if finding.subject == "tokens"]
@@ -304,7 +304,7 @@ class TestKey:
 
     async def test_to_look_makes_no_file(self, tmp_path: Path) -> None:
         """Another user who looks, such as root, would leave a file that the service cannot read."""
-        assert run_command(tmp_path, "tokens", "list").returncode == 0
+        assert run_in(tmp_path, "tokens", "list").returncode == 0
         await examine(settings_for(tmp_path, service_tokens=True))
         assert not (tmp_path / "credentials.db.service-token-key").exists()
 
@@ -334,7 +334,7 @@ class TestKey:
         with pytest.raises(UnsafeSettings, match=r"chmod 600|set hash_key"):
             async with authenticated_service(tmp_path):
                 pass
-        done = run_command(tmp_path, "tokens", "create", "--name", "x", "--all-users")
+        done = run_in(tmp_path, "tokens", "create", "--name", "x", "--all-users")
         assert (done.returncode, done.stdout) == (4, "")
 
     def test_every_value_that_says_what_a_token_may_do_is_signed(self) -> None:

@@ -55,7 +55,17 @@ ALLOWED: dict[str, set[str]] = {
     "clock": set(),
     "client": {"addresses", "errors", "operator", "v1"},
     # Of the service it knows the messages and the calls within the process, and no model.
-    "console": {"amounts", "clock", "errors", "grpc_server", "observability", "operator", "printable", "v1"},
+    "console": {
+        "addresses",
+        "amounts",
+        "clock",
+        "errors",
+        "grpc_server",
+        "observability",
+        "operator",
+        "printable",
+        "v1",
+    },
     "credentials": {"deadlines", "errors", "model", "settings", "tasks"},
     "deadlines": set(),
     "errors": set(),

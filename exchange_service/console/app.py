@@ -56,6 +56,8 @@ class Console:
         self._state = ConsoleState(calls, options, sessions, LoginLinks())
         app = Starlette(routes=_routes(), exception_handlers=_handlers())
         app.state.console = self._state
+        # It would answer with a whole address, which has no TLS if a proxy takes that off.
+        app.router.redirect_slashes = False
         self._app = Protection(app, _ErrorPage(app))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

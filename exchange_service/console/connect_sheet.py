@@ -59,7 +59,7 @@ class Refusal:
 
 async def choose_exchange(request: Request) -> Response:
     """The catalogue, to search and to pick from."""
-    visit = open_visit(request)
+    visit = await _open(request)
     exchanges, stored = await visit.api.all_exchanges(), await visit.accounts()
     selection, connected = Selection.from_query(request.query_params), _connected(stored)
     logos = logos_in(state_of(request).options.logos)
@@ -79,7 +79,7 @@ async def choose_exchange(request: Request) -> Response:
 
 async def show_form(request: Request) -> Response:
     """The empty form of an exchange; with `repair`, for an account that is stored."""
-    visit = open_visit(request)
+    visit = await _open(request)
     exchange = await _exchange(visit, request.path_params["exchange_id"])
     typed = Typed({}, request.query_params.get("environment", ""))
     return await _form(request, visit, exchange, typed, repair=request.query_params.get("repair") == "1")
@@ -87,7 +87,7 @@ async def show_form(request: Request) -> Response:
 
 async def connect(request: Request) -> Response:
     """Try what was typed at the venue, and store it."""
-    visit = open_visit(request)
+    visit = await _open(request)
     exchange = await _exchange(visit, request.path_params["exchange_id"])
     form = await read_form(request)
     typed, repair = Typed.from_form(form, exchange), form.get("repair") == "1"
@@ -112,7 +112,7 @@ async def connect(request: Request) -> Response:
 
 async def check(request: Request) -> Response:
     """Try a stored key at the venue, and say what it shows."""
-    visit, form = open_visit(request), await read_form(request)
+    visit, form = await _open(request), await read_form(request)
     exchange = await _named_exchange(visit, form.get("exchange_id", ""))
     environment = form.get("environment") or PRODUCTION
     try:
@@ -135,14 +135,14 @@ async def check(request: Request) -> Response:
 
 async def ask_removal(request: Request) -> Response:
     """Ask whether an account is to be removed."""
-    visit, query = open_visit(request), request.query_params
+    visit, query = await _open(request), request.query_params
     exchange = await _named_exchange(visit, query.get("exchange_id", ""))
     return _removal(request, visit, exchange, query.get("environment") or PRODUCTION)
 
 
 async def remove(request: Request) -> Response:
     """Remove a stored account, and go back to the others."""
-    visit, form = open_visit(request), await read_form(request)
+    visit, form = await _open(request), await read_form(request)
     exchange_id, environment = form.get("exchange_id", ""), form.get("environment") or PRODUCTION
     try:
         await visit.api.remove_account(await visit.user(), exchange_id, environment)
@@ -150,6 +150,14 @@ async def remove(request: Request) -> Response:
         _raise_if_signed_out(error)
         return _removal(request, visit, await _named_exchange(visit, exchange_id), environment, error)
     return RedirectResponse(visit.link("/accounts"), 303)
+
+
+async def _open(request: Request) -> Visit:
+    """The visit, whose links and forms all name the user: one that was opened before somebody else signed in here must
+    not change that person's accounts."""
+    visit = open_visit(request)
+    visit.named_user = await visit.user()
+    return visit
 
 
 async def _form(

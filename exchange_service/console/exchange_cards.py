@@ -145,7 +145,7 @@ def exchange_card(
         search_text=search_text(exchange),
         filters=" ".join(_filters_of(exchange)),
         shown=selection is None or selection.selects(exchange),
-        connected=tuple(connected),
+        connected=tuple(map(printable, connected)),
     )
 
 

@@ -6,7 +6,8 @@ Nothing is loaded from another host, so that none learns who looks at which exch
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -19,7 +20,7 @@ from starlette.routing import Route
 from exchange_service.console.pages import open_visit, state_of
 from exchange_service.v1.exchange_pb2 import Exchange
 
-# A picture that is larger is no logo, and would be read whole for each request.
+# A picture that is larger is no logo. All of them are held, so that no request waits for a disk.
 _MAX_PICTURE_BYTES = 256 * 1024
 _PICTURE_TYPES = {
     ".svg": "image/svg+xml",
@@ -72,30 +73,27 @@ class Logos:
     """The pictures of the operator's folder, each named for its exchange (`oanda.svg`), and letters for the others."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._files = _pictures_in(folder) if folder else {}
+        self._pictures = dict(_pictures_in(folder)) if folder else {}
 
     def of(self, exchange: Exchange) -> Logo:
         """The logo of a listing."""
-        picture = f"/logos/{exchange.id}" if exchange.id in self._files else ""
+        picture = f"/logos/{exchange.id}" if exchange.id in self._pictures else ""
         return Logo(_letters(exchange.name or exchange.id), _tone(exchange.color_class), picture)
 
     def picture(self, exchange_id: str) -> tuple[bytes, str] | None:
-        """The operator's picture and its media type, or None. Only files that were there at the start are read."""
-        path = self._files.get(exchange_id)
-        if path is None:
-            return None
-        with path.open("rb") as file:
-            content = file.read(_MAX_PICTURE_BYTES + 1)
-        return None if len(content) > _MAX_PICTURE_BYTES else (content, _PICTURE_TYPES[path.suffix.lower()])
+        """The operator's picture and its media type, or None."""
+        return self._pictures.get(exchange_id)
 
 
-def _pictures_in(folder: Path) -> dict[str, Path]:
-    """The files that are pictures, by the exchange's id."""
-    return {
-        path.stem.lower(): path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in _PICTURE_TYPES and _EXCHANGE_ID.fullmatch(path.stem.lower()) and path.is_file()
-    }
+def _pictures_in(folder: Path) -> Iterator[tuple[str, tuple[bytes, str]]]:
+    """The pictures and their media types, by the exchange's id."""
+    for path in sorted(folder.iterdir()):
+        exchange_id, kind = path.stem.lower(), _PICTURE_TYPES.get(path.suffix.lower())
+        if kind is not None and _EXCHANGE_ID.fullmatch(exchange_id) and path.is_file():
+            with suppress(OSError), path.open("rb") as file:
+                content = file.read(_MAX_PICTURE_BYTES + 1)
+                if len(content) <= _MAX_PICTURE_BYTES:
+                    yield exchange_id, (content, kind)
 
 
 def _letters(name: str) -> str:

@@ -42,7 +42,6 @@ HEADERS = {
 }
 # The bytes of a form: a PEM key of several kilobytes and the other fields fit.
 LARGEST_BODY = 64 * 1024
-_READING = ("GET", "HEAD")
 
 
 class Refused(Exception):
@@ -127,9 +126,12 @@ def check_request(scope: Scope) -> None:
     headers = Headers(scope=scope)
     if _declared_length(headers) > LARGEST_BODY:
         raise Refused(413, "REQUEST_TOO_LARGE", f"A form may have {LARGEST_BODY // 1024} KiB. Shorten it.")
-    allowed = _may_read(headers) if scope["method"] in _READING else _may_write(headers, scope["scheme"])
+    allowed = _may_read(headers) if scope["method"] == "GET" else _may_write(headers, scope["scheme"])
     if not allowed:
         raise Refused(403, "OTHER_SITE", "Another site sent this request. Open the page here and try again.")
+    if scope["method"] not in ("GET", "POST"):
+        # HEAD too: what looks at an address for somebody else would use a sign-in link up, or leave a stream open.
+        raise Refused(405, "METHOD_UNKNOWN", "Pages are opened by GET and take forms by POST. Start from the accounts.")
 
 
 def _declared_length(headers: Headers) -> int:

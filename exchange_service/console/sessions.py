@@ -11,6 +11,7 @@ import hmac
 import json
 import secrets
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from cachetools import TTLCache
 from cryptography.fernet import Fernet, InvalidToken
@@ -20,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from exchange_service import clock
+from exchange_service.addresses import host_of, is_loopback_host
 
 # Seconds after which a person has to sign in again.
 LIFETIME = 12 * 3600
@@ -43,29 +45,31 @@ class Session:
     token: str = field(default="", repr=False)
 
 
+class _CookieScope(TypedDict):
+    key: str
+    path: str
+    secure: bool
+
+
 class Sessions:
-    """Makes cookies and reads them. `secure`: the pages are served over TLS."""
+    """Makes cookies and reads them. `secure`: the pages are served over TLS, and not only through a proxy's."""
 
     def __init__(self, hash_key: bytes, *, secure: bool) -> None:
         derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=_PURPOSE).derive(hash_key)
         self._fernet = Fernet(base64.urlsafe_b64encode(derived))
         self._secure = secure
-        # The browser takes a cookie of this prefix from this very host alone, and only over TLS.
-        self.cookie_name = f"__Host-{_COOKIE}" if secure else _COOKIE
         # Sessions that were signed out, for as long as a copy of their cookie could be used.
         self._ended: TTLCache[str, bool] = TTLCache(_MOST_ENDED, LIFETIME)
 
-    def start(self, response: Response, *, token: str = "", user: str = "") -> None:
+    def start(self, request: Request, response: Response, *, token: str = "", user: str = "") -> None:
         """Set a new session's cookie on the response, in place of any other."""
         content = json.dumps({"id": secrets.token_hex(16), "token": token, "user": user})
         sealed = self._fernet.encrypt_at_time(content.encode(), int(clock.wall())).decode()
-        response.set_cookie(
-            self.cookie_name, sealed, max_age=LIFETIME, path="/", secure=self._secure, httponly=True, samesite="strict"
-        )
+        response.set_cookie(value=sealed, max_age=LIFETIME, httponly=True, samesite="strict", **self._scope_of(request))
 
     def read(self, request: Request) -> Session | None:
         """The session of the request's cookie; None if there is no cookie, or one that is forged, old or signed out."""
-        sealed = request.cookies.get(self.cookie_name, "")
+        sealed = request.cookies.get(self._scope_of(request)["key"], "")
         if not sealed:
             return None
         try:
@@ -85,7 +89,14 @@ class Sessions:
         session = self.read(request)
         if session is not None:
             self._ended[session.id] = True
-        response.delete_cookie(self.cookie_name, path="/", secure=self._secure, httponly=True, samesite="strict")
+        response.delete_cookie(httponly=True, samesite="strict", **self._scope_of(request))
+
+    def _scope_of(self, request: Request) -> _CookieScope:
+        """The cookie's name, and whether it is sent over TLS alone."""
+        # Without TLS of ours only this machine reaches us; a browser that knows us by another name has come by a proxy.
+        secure = self._secure or not is_loopback_host(host_of(request.headers.get("host", "")))
+        # The browser takes a cookie of this prefix from this very host alone, and only over TLS.
+        return {"key": f"__Host-{_COOKIE}" if secure else _COOKIE, "path": "/", "secure": secure}
 
 
 class LoginLinks:

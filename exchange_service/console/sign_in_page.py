@@ -55,7 +55,7 @@ async def sign_in(request: Request) -> Response:
     if problem:
         return _form(request, following, error=problem, user=user, status=401)
     response = RedirectResponse(safe_next(following), 303)
-    console.sessions.start(response, token=token, user=user)
+    console.sessions.start(request, response, token=token, user=user)
     return response
 
 
@@ -80,7 +80,7 @@ async def use_link(request: Request) -> Response:
         )
     # A page, and not a redirect: after a link on another site, the browser would not send a new strict cookie with it.
     response = render(request, "continue.html", {"next": HOME})
-    console.sessions.start(response, user=user)
+    console.sessions.start(request, response, user=user)
     return response
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
+from starlette.requests import Request
 
 from exchange_service.accounts.v1.account_service_pb2 import (
     AccountCheck,
@@ -14,7 +16,9 @@ from exchange_service.accounts.v1.account_service_pb2 import (
     KeyRights,
     StoredAccount,
 )
+from exchange_service.console import connect_sheet
 from exchange_service.console.figures import AccountKey
+from exchange_service.console.pages import Visit, open_visit
 from exchange_service.plugin_api import Capabilities
 from exchange_service.v1.balance_pb2 import AccountFault, AssetBalance, Balance, Summary, VenueAccount
 from tests.console.browsing import Browser, Page
@@ -103,7 +107,7 @@ class TestConnect:
         assert all(text in words(page) for text in (FIRST, SECOND, "25310.4426", "2 accounts"))
         assert TOKEN not in page.text
         mark = AccountKey("oanda", "production").mark
-        assert f"/accounts#account-{mark}" in [item.get("href") for item in Elements(page.text).named("a")]
+        assert f"/accounts?user=alice#account-{mark}" in [item.get("href") for item in Elements(page.text).named("a")]
         assert f'id="account-{mark}"' in (await sheet.browser.get("/accounts")).text
         assert len((await sheet.balance()).venue_accounts) == 2
 
@@ -166,6 +170,35 @@ class TestRepair:
         assert len((await sheet.balance()).venue_accounts) == 2
 
 
+@pytest.mark.threat("T83", attack=True)
+async def test_a_form_that_was_open_when_somebody_else_signed_in_changes_nothing_of_theirs(
+    sheet: Sheet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console: Any = sheet.browser.app
+
+    async def stored_by_the_open_form() -> dict[str, int]:
+        """How many accounts alice and bob have after alice's form is sent, in a browser in which bob has signed in."""
+        await sheet.browser.get(console.new_login_path(USER))
+        (form,) = (form for form in Elements((await sheet.browser.get(FORM)).text).named("form") if "data-busy" in form)
+        await sheet.browser.get(console.new_login_path("bob"))
+        assert (await sheet.send(address=form["action"] or "")).status == 200
+        store = sheet.running.service.store
+        found = {user: await store.accounts(user) for user in (USER, "bob")}
+        for accounts in found.values():
+            for account in accounts:
+                await store.remove(account)
+        return {user: len(accounts) for user, accounts in found.items()}
+
+    with monkeypatch.context() as off:
+
+        async def open_unnamed(request: Request) -> Visit:
+            return open_visit(request)
+
+        off.setattr(connect_sheet, "_open", open_unnamed)
+        assert await stored_by_the_open_form() == {USER: 0, "bob": 1}
+    assert await stored_by_the_open_form() == {USER: 1, "bob": 0}
+
+
 class TestCheckAndRemove:
     async def test_a_check_shows_what_the_stored_key_sees(self, sheet: Sheet) -> None:
         await sheet.send()
@@ -180,7 +213,7 @@ class TestCheckAndRemove:
         assert page.status == 409
         assert "OANDA refuses the key" in words(page)
         links = [str(item["href"]) for item in Elements(page.text).named("a")]
-        assert f"{FORM}?environment=production&repair=1" in links
+        assert f"{FORM}?environment=production&repair=1&user=alice" in links
 
     async def test_an_account_is_removed_only_after_the_question(self, sheet: Sheet) -> None:
         await sheet.send()
@@ -188,7 +221,7 @@ class TestCheckAndRemove:
         assert "Remove OANDA?" in words(asked)
         assert [account.exchange_id for account in await stored(sheet)] == ["oanda"]
         page = await sheet.change("/accounts/remove")
-        assert (page.status, page.headers["location"]) == (303, "/accounts")
+        assert (page.status, page.headers["location"]) == (303, "/accounts?user=alice")
         assert await stored(sheet) == []
         again = await sheet.change("/accounts/remove")
         assert again.status == 404
@@ -204,7 +237,7 @@ async def test_an_exchange_that_cannot_be_read_cannot_be_picked(tmp_path: Path) 
     later = listing("later", capabilities=Capabilities(balance=False))
     async with browsing(tmp_path, ScriptedPlugin(listing("aster"), later), manage_accounts=True) as (_, browser):
         links = [str(item.get("href")) for item in Elements((await browser.get("/connect")).text).named("a")]
-        assert [link for link in links if link.startswith("/connect/")] == ["/connect/aster"]
+        assert [link for link in links if link.startswith("/connect/")] == ["/connect/aster?user=alice"]
         assert (await browser.get("/connect/later")).status == 501
         assert (await browser.get("/connect/unknown")).status == 404
 

@@ -163,6 +163,11 @@ class TestLogo:
     def test_an_unknown_colour_is_gray(self, color_class: str) -> None:
         assert Logos().of(Exchange(id="a", name="A", color_class=color_class)).tone == "gray"
 
+    @pytest.mark.threat("T89")
+    def test_stored_environments_are_shown_as_they_are(self) -> None:
+        card = exchange_card(Exchange(id="a"), Logos(), connected=["live\u202e"])
+        assert card.connected == ("live\\u202e",)
+
     def test_letters_in_a_picture_are_escaped(self) -> None:
         assert "&lt;" not in Logos().of(Exchange(id="a", name="<b>")).svg()
         assert ">B</text>" in Logos().of(Exchange(id="a", name="<b>")).svg()
@@ -173,6 +178,13 @@ class TestLogo:
         assert logos.of(exchange).picture == "/logos/oanda"
         assert logos.picture("oanda") == (b"a picture", "image/png")
         assert logos.of(Exchange(id="aster", logo="https://elsewhere.example/logo.png")).picture == ""
+
+    def test_a_picture_that_goes_away_later_or_cannot_be_read_breaks_no_page(self, folder: Path) -> None:
+        (folder / "aster.png").symlink_to(folder / "nothing.png")
+        logos = Logos(folder)
+        (folder / "oanda.png").unlink()
+        assert logos.picture("oanda") == (b"a picture", "image/png")
+        assert logos.of(Exchange(id="aster")).picture == logos.of(Exchange(id="huge")).picture == ""
 
     @pytest.mark.parametrize("exchange_id", ["aster", "notes", "../oanda", "oanda.png", "huge", ""])
     def test_nothing_but_pictures_of_the_folder_is_read(self, folder: Path, exchange_id: str) -> None:

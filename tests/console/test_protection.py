@@ -97,6 +97,17 @@ class TestForms:
         assert (await browser.get("/logout")).status == 405
         assert (await browser.get("/accounts")).status == 200
 
+    @pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "TRACE", "OPTIONS"])
+    async def test_pages_are_opened_and_take_forms_and_nothing_else(self, browser: Browser, method: str) -> None:
+        for path in ("/accounts", "/accounts/events", "/logout", "/static/console.css"):
+            assert (await browser.request(method, path, {"sec-fetch-site": "same-origin"})).status == 405
+        assert (await browser.get("/accounts")).status == 200
+
+    @pytest.mark.parametrize("path", ["/accounts/", "/static", "/logout/"])
+    async def test_no_answer_leads_to_an_address_without_tls(self, browser: Browser, path: str) -> None:
+        page = await browser.get(path)
+        assert (page.status, page.headers.get("location")) == (404, None)
+
 
 class TestReading:
     @pytest.mark.threat("T81", attack=True)

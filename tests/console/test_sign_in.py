@@ -15,11 +15,11 @@ from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from exchange_service import clock
-from exchange_service.console import sign_in_page
+from exchange_service.console import security, sessions, sign_in_page
 from exchange_service.console.pages import environment
 from exchange_service.console.sessions import LIFETIME, LONGEST_TOKEN, LoginLinks, Session, Sessions
 from tests.authenticated_service import ACTS_FOR_ALL, EVERYBODY, amount, authenticated_service
-from tests.console.browsing import Browser, Page
+from tests.console.browsing import HOST, Browser, Page
 from tests.console.consoles import Elements, browsing, console_of
 from tests.harness import HASH_KEY, ScriptedPlugin
 from tests.identities import service_token, web_token
@@ -29,12 +29,12 @@ COOKIE = "exchange_service_session"
 
 def request_with(**cookies: str) -> Request:
     text = "; ".join(f"{name}={value}" for name, value in cookies.items())
-    return Request({"type": "http", "headers": [(b"cookie", text.encode())]})
+    return Request({"type": "http", "headers": [(b"host", HOST.encode()), (b"cookie", text.encode())]})
 
 
-def cookie_of(sessions: Sessions, **content: str) -> str:
+def cookie_of(made: Sessions, **content: str) -> str:
     response = Response()
-    sessions.start(response, **content)
+    made.start(request_with(), response, **content)
     return response.headers["set-cookie"].split(";")[0].partition("=")[2]
 
 
@@ -76,8 +76,8 @@ class TestToken:
             browser = Browser(console_of(running, authenticated=True))
             await browser.post("/login", {"token": web_token("alice", lifetime=600), "user": "alice"})
             assert (await browser.get("/accounts")).status == 200
-            sessions = browser.app._state.sessions  # type: ignore[attr-defined]
-            browser.cookies[COOKIE] = cookie_of(sessions, token=web_token("alice", lifetime=-60), user="alice")
+            made = browser.app._state.sessions  # type: ignore[attr-defined]
+            browser.cookies[COOKIE] = cookie_of(made, token=web_token("alice", lifetime=-60), user="alice")
             assert (await browser.get("/accounts")).headers["location"].startswith("/login")
 
     async def test_a_token_that_acts_for_users_shows_the_one_that_is_named(self, tmp_path: Path) -> None:
@@ -155,6 +155,23 @@ class TestLink:
             assert (page.status, other.cookies) == (403, {})
             assert "printed a link" in page.text
 
+    @pytest.mark.threat("T85", attack=True)
+    async def test_what_only_looks_at_a_link_does_not_use_it_up(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with browsing(tmp_path, ScriptedPlugin()) as (_, browser):
+            console: Any = browser.app
+
+            async def status_after_a_look() -> int:
+                link = console.new_login_path()
+                await Browser(console).request("HEAD", link, {})
+                return (await Browser(console).get(link)).status
+
+            with monkeypatch.context() as off:
+                off.setattr(security, "check_request", lambda scope: None)
+                assert await status_after_a_look() == 403
+            assert await status_after_a_look() == 200
+
     def test_of_many_links_the_oldest_is_forgotten(self) -> None:
         links = LoginLinks()
         keys = [links.new_key() for _ in range(40)]
@@ -174,24 +191,47 @@ class TestCookie:
         assert {"httponly", "samesite=strict", "path=/", f"max-age={LIFETIME}"} <= attributes
         assert ("secure" in attributes) is secure
 
+    @pytest.mark.threat("T86", attack=True)
+    async def test_behind_a_proxy_that_takes_the_tls_off_it_never_goes_without_tls(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with authenticated_service(tmp_path) as running:
+            console = console_of(running, authenticated=True)
+
+            async def sign_in() -> tuple[Browser, str]:
+                browser = Browser(console, scheme="https", host="balances.example.com")
+                page = await browser.post("/login", {"token": web_token("alice"), "user": "alice"})
+                return browser, page.headers["set-cookie"].lower()
+
+            with monkeypatch.context() as off:
+                off.setattr(sessions, "is_loopback_host", lambda host: True)
+                browser, cookie = await sign_in()
+                assert "secure" not in cookie
+            # Nor does one that came without it open anything.
+            assert (await browser.get("/accounts")).status == 303
+            browser, cookie = await sign_in()
+            assert cookie.startswith(f"__host-{COOKIE}=")
+            assert "; secure" in cookie
+            assert (await browser.get("/accounts")).status == 200
+
     @pytest.mark.threat("T86")
     def test_a_forged_or_altered_cookie_opens_nothing(self) -> None:
-        sessions = Sessions(HASH_KEY, secure=False)
-        good = cookie_of(sessions, token="t", user="alice")
-        assert sessions.read(request_with(**{COOKIE: good})) is not None
+        made = Sessions(HASH_KEY, secure=False)
+        good = cookie_of(made, token="t", user="alice")
+        assert made.read(request_with(**{COOKIE: good})) is not None
         others = [cookie_of(Sessions(b"another service's key", secure=False), user="alice"), good[:-4], "x", ""]
         others += [good[:at] + ("A" if good[at] != "A" else "B") + good[at + 1 :] for at in range(10, len(good) - 3, 9)]
-        assert [sessions.read(request_with(**{COOKIE: text})) for text in others] == [None] * len(others)
+        assert [made.read(request_with(**{COOKIE: text})) for text in others] == [None] * len(others)
 
     @pytest.mark.threat("T86")
     def test_a_cookie_opens_nothing_after_its_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        sessions = Sessions(HASH_KEY, secure=False)
+        made = Sessions(HASH_KEY, secure=False)
         now = clock.wall()
-        good = cookie_of(sessions, user="alice")
+        good = cookie_of(made, user="alice")
         monkeypatch.setattr(clock, "wall", lambda: now + LIFETIME - 60)
-        assert sessions.read(request_with(**{COOKIE: good})) is not None
+        assert made.read(request_with(**{COOKIE: good})) is not None
         monkeypatch.setattr(clock, "wall", lambda: now + LIFETIME + 1)
-        assert sessions.read(request_with(**{COOKIE: good})) is None
+        assert made.read(request_with(**{COOKIE: good})) is None
 
     @pytest.mark.threat("T86", attack=True)
     async def test_a_copied_cookie_opens_nothing_after_signing_out(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -63,11 +63,11 @@ class ConsoleOptions:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """What a demo offers to try: its users, each with what it shows, and by exchange the fields of a key that its
-    simulated venue takes."""
+    """What a demo offers to try: its users, each with what it shows, and by exchange the keys that its simulated venue
+    takes at the moment, each with its values by the names of the credential fields."""
 
     users: Mapping[str, str] = field(default_factory=dict)
-    keys: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    keys: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -84,6 +84,9 @@ async def list_accounts(request: Request) -> Response:
     with suppress(TimeoutError):
         async with asyncio.timeout(_SNAPSHOT_TIMEOUT):
             await _read_each_once(visit, user, live)
+    if not live.began and not live.accounts:
+        # An empty list would say that there are none.
+        raise ApiError("DEADLINE_PASSED", "The accounts could not be listed in time. Load the page again.", 504)
     accounts = []
     for account in live.in_order():
         accounts.append(_account_as_dict(account))

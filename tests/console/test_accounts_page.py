@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from exchange_service.console import events, pages
+from exchange_service.console import accounts_page, events, pages
 from exchange_service.console.api import Api
 from exchange_service.console.exchange_names import ExchangeNames
 from exchange_service.console.figures import AccountKey
@@ -334,6 +334,19 @@ async def test_of_very_many_accounts_and_rows_a_page_shows_some_and_says_so() ->
 
 
 class TestJson:
+    async def test_accounts_that_are_not_known_in_time_are_no_empty_list(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def hang(*_: Any) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(accounts_page, "_SNAPSHOT_TIMEOUT", 0.1)
+        async with browsing(tmp_path, ScriptedPlugin(), manage_accounts=False) as (running, browser):
+            await running.store()
+            monkeypatch.setattr(running.service.store, "accounts", hang)
+            page = await browser.get("/accounts.json")
+        assert (page.status, json.loads(page.body)["error"]["reason"]) == (504, "DEADLINE_PASSED")
+
     async def test_the_accounts_as_json_are_the_services_messages(
         self, running: Running, browser: Browser, plugin: ScriptedPlugin
     ) -> None:

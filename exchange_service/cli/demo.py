@@ -99,7 +99,7 @@ async def running_demo(settings: Settings, *, redis: bool = False, site_port: in
         mover = asyncio.create_task(_move_balances(list(venues.values())), name="moving balances")
         stack.callback(mover.cancel)
         if service.web.console is not None:
-            service.web.console.demonstrate(_noted(users), {name: keys[0] for name, keys in site.keys.items() if keys})
+            service.web.console.demonstrate(_noted(users), site.keys)
         yield Demo(
             service,
             {name: venue.url for name, venue in venues.items()},

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from exchange_service.console.api import ApiError, as_dict
-from exchange_service.console.events import LiveAccounts, page_events, stream_request
+from exchange_service.console.events import LiveAccounts, page_events, render_roster, stream_request
 from exchange_service.console.figures import Headline, LiveAccount
 from exchange_service.console.pages import SignInNeeded, Visit, json_reply, open_visit, render
 
@@ -29,17 +29,14 @@ _SEND_TIMEOUT = 30
 async def show_accounts(request: Request) -> Response:
     """The page, which an event stream then fills."""
     visit = open_visit(request)
-    user = await visit.user()
-    live = await _known_accounts(visit)
-    context = {
-        **await _fragment_context(visit),
-        "accounts": live.in_order(),
-        "began": False,
+    live, context = await _known_accounts(visit), await _fragment_context(visit)
+    values = {
+        **context,
+        "roster": await render_roster(live, context),
         "headline": live.headline(),
         "events": visit.link("/accounts/events"),
-        "user": user,
     }
-    return render(request, "accounts.html", context, visit=visit)
+    return render(request, "accounts.html", values, visit=visit)
 
 
 async def _known_accounts(visit: Visit) -> LiveAccounts:
@@ -87,7 +84,11 @@ async def list_accounts(request: Request) -> Response:
     with suppress(TimeoutError):
         async with asyncio.timeout(_SNAPSHOT_TIMEOUT):
             await _read_each_once(visit, user, live)
-    accounts = [_account_as_dict(account) for account in live.in_order()]
+    accounts = []
+    for account in live.in_order():
+        accounts.append(_account_as_dict(account))
+        # Of very many accounts the turn of everything else comes between two.
+        await asyncio.sleep(0)
     return json_reply({"user_id": user, "accounts": accounts, "headline": _headline_as_dict(live.headline())})
 
 

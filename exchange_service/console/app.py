@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -68,8 +68,9 @@ class Console:
         """The path of a link that signs in once, without a token, and shows this user's accounts."""
         return f"/login/link?key={self._state.links.new_key(user)}"
 
-    def demonstrate(self, users: Mapping[str, str], keys: Mapping[str, Mapping[str, str]]) -> None:
-        """Offer from now on what a demo has to try: its users, each with what it shows, and by exchange a key."""
+    def demonstrate(self, users: Mapping[str, str], keys: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
+        """Offer from now on what a demo has to try: its users, each with what it shows, and by exchange the keys that
+        its venue takes. `keys` is read for each page, and may change."""
         self._state.demo = Demonstration(users, keys)
 
 

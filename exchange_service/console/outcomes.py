@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from exchange_service.accounts.v1.account_service_pb2 import AccountCheck, KeyRights
 from exchange_service.printable import printable
-from exchange_service.v1.balance_pb2 import AssetBalance, Summary, VenueAccount
+from exchange_service.v1.balance_pb2 import AssetBalance, Balance, Summary, VenueAccount
 
 # More rows than this do not help a user who only wants to see that the key works; the page of accounts has them all.
 _MAX_ROWS = 8
@@ -18,7 +18,7 @@ _FIGURES = (
     ("total", "Total"),
     ("available", "Available"),
     ("margin_used", "Margin used"),
-    ("unrealised_pnl", "Open profit"),
+    ("unrealised_pnl", "Unrealised PnL"),
 )
 
 
@@ -67,12 +67,19 @@ def check_outcome(check: AccountCheck) -> CheckOutcome:
     """A check in words and figures. Amounts are the venue's own digits."""
     balance = check.balance
     return CheckOutcome(
-        headline=_figures(balance.summary) if balance.HasField("summary") else (),
+        headline=_headline(balance),
         accounts=tuple(_seen_account(account) for account in balance.venue_accounts),
         rights=_rights(check.rights) if check.HasField("rights") else (),
         warnings=tuple(map(printable, check.warnings)),
-        notes=tuple(map(printable, balance.notes)),
+        notes=tuple(map(printable, (*check.rights.notes, *balance.notes))),
     )
+
+
+def _headline(balance: Balance) -> tuple[Figure, ...]:
+    """The figures for all accounts together; none if the only account has figures of its own."""
+    accounts = balance.venue_accounts
+    alone = len(accounts) == 1 and accounts[0].HasField("summary")
+    return _figures(balance.summary) if balance.HasField("summary") and not alone else ()
 
 
 def _seen_account(account: VenueAccount) -> SeenAccount:

@@ -29,14 +29,15 @@ class DemoSite:
         self._venues = venues
         self._keys = {name: _make_keys(venue) for name, venue in venues.items()}
         self._outages: dict[str, Fault] = {}
-        self._revoked: set[str] = set()
+        # By exchange its first key, while it is revoked.
+        self._revoked: dict[str, Mapping[str, str]] = {}
         self._runner: web.AppRunner | None = None
         self.url = ""
 
     @property
     def keys(self) -> Mapping[str, Sequence[Mapping[str, str]]]:
-        """By exchange the keys that its venue takes: the values by the names of the listing's credential fields. The
-        first opens a moving account."""
+        """By exchange the keys that its venue takes at the moment: the values by the names of the listing's credential
+        fields. The first opens a moving account, unless it was revoked."""
         return self._keys
 
     async def start(self, port: int = 0) -> str:
@@ -73,7 +74,8 @@ class DemoSite:
         venue = self._venues[exchange_id]
         if not venue.revoke_demo_key():
             return f"{exchange_id} needs no key, so there is nothing to delete."
-        self._revoked.add(exchange_id)
+        if exchange_id not in self._revoked:
+            self._revoked[exchange_id] = self._keys[exchange_id].pop(0)
         # A venue ends the pushes of a key with it. The others connect again.
         venue.push.drop_all()
         return f"{exchange_id} refuses its first key from now on."
@@ -93,8 +95,8 @@ class DemoSite:
         if outage := self._outages.pop(exchange_id, None):
             venue.recover(outage)
             venue.push.recover()
-        if exchange_id in self._revoked:
-            self._revoked.remove(exchange_id)
+        if key := self._revoked.pop(exchange_id, None):
+            self._keys[exchange_id].insert(0, key)
             venue.demo_credential("moving")
         return f"{exchange_id} answers, and takes its first key."
 

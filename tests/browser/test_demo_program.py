@@ -70,6 +70,7 @@ async def test_from_the_printed_link_to_a_live_account_that_breaks_and_is_repair
         await venue_site.post(f"{site}/oanda/revoke")
         await expect(account(page, "OANDA")).to_contain_text("CREDENTIAL_REJECTED")
         await account(page, "OANDA").get_by_role("link", name="Repair").first.click()
+        await expect(dialog.locator(".demo-key code")).to_have_text("other-token")
         await type_fields(dialog, {"api_key": "other-token"})
         await dialog.get_by_role("button", name="Replace the key").click()
         await dialog.get_by_role("link", name="Done").click()
@@ -80,3 +81,5 @@ async def test_from_the_printed_link_to_a_live_account_that_breaks_and_is_repair
         assert await process.wait() == 0
         assert time.monotonic() - began < ENDS_WITHIN
         await expect(page.locator("#connection")).to_have_attribute("data-state", "lost")
+        situation = account(page, "OANDA").locator(".situation")
+        assert "last seen" in await situation.evaluate("(word) => getComputedStyle(word, '::after').content")

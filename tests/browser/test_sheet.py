@@ -110,7 +110,7 @@ async def test_a_key_that_its_owner_deleted_is_explained_and_repaired(opener: Pa
         await dialog.get_by_role("button", name="Replace the key").click()
         await expect(dialog.get_by_text("Tradier refuses the key")).to_be_visible()
         # Another key of the same owner, which the venue takes.
-        await type_fields(dialog, demo.site.keys["tradier"][1])
+        await type_fields(dialog, demo.site.keys["tradier"][0])
         await dialog.get_by_role("button", name="Replace the key").click()
         await expect(dialog).to_contain_text("is repaired")
         await dialog.get_by_role("link", name="Done").click()
@@ -140,7 +140,7 @@ async def test_everything_works_by_keyboard_alone(opener: PageOpener, demo: Demo
     demo.site.revoke("oanda")
     try:
         await expect(account(page, "OANDA")).to_contain_text("CREDENTIAL_REJECTED")
-        await repair_by_keyboard(page, demo.site.keys["oanda"][1]["api_key"])
+        await repair_by_keyboard(page, demo.site.keys["oanda"][0]["api_key"])
         await expect(account(page, "OANDA")).to_contain_text("77.7700")
     finally:
         demo.site.mend("oanda")

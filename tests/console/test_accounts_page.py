@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from exchange_service.console import events
+from exchange_service.console import events, pages
 from exchange_service.console.api import Api
 from exchange_service.console.exchange_names import ExchangeNames
 from exchange_service.console.figures import AccountKey
@@ -237,21 +237,79 @@ def balance_of(exchange_id: str, total: str) -> StreamBalancesResponse:
     return StreamBalancesResponse(balance=BalanceEvent(balance=balance))
 
 
-def test_a_change_among_200_accounts_sends_that_accounts_fragments_alone() -> None:
+async def test_a_change_among_200_accounts_sends_that_accounts_fragments_alone() -> None:
     live = events.LiveAccounts({})
     page = events.PageEvents(live, {"user": "alice", "manages": False, "link": lambda path, **parameters: path})
     ids = [f"venue{number:03}" for number in range(200)]
     heartbeat = HeartbeatEvent(accounts=[AccountState(exchange_id=name, environment="production") for name in ids])
     first = StreamBalancesResponse(heartbeat=heartbeat)
-    assert [event.event for event in page.of(live.apply(first))] == ["roster"]
+    assert [event.event async for event in page.of(live.apply(first))] == ["roster"]
     for exchange_id in ids:
         live.apply(balance_of(exchange_id, "1"))
     moving = AccountKey("venue100", "production").mark
-    sent = list(page.of(live.apply(balance_of("venue100", "2"))))
+    sent = [event async for event in page.of(live.apply(balance_of("venue100", "2")))]
     assert [event.event for event in sent] == [f"state-{moving}", f"figures-{moving}"]
     assert len(str(sent[1].data)) < 4000
-    sent = list(page.of(live.apply(first)))
+    sent = [event async for event in page.of(live.apply(first))]
     assert {str(event.event).partition("-")[0] for event in sent} == {"state"}
+
+
+CONTEXT: dict[str, Any] = {"user": "alice", "manages": True, "link": lambda path, **parameters: path}
+
+
+def live_of(accounts: int, venue_accounts: int, rows: int) -> events.LiveAccounts:
+    """A page's accounts with this many rows each."""
+    live = events.LiveAccounts({})
+    for number in range(accounts):
+        balance = Balance(exchange_id=f"venue{number:04}", environment="production")
+        for place in range(venue_accounts):
+            assets = [AssetBalance(asset=f"A{row}", total="1") for row in range(rows)]
+            balance.venue_accounts.add(id=str(place), assets=assets)
+        live.apply(StreamBalancesResponse(balance=BalanceEvent(balance=balance)))
+    return live
+
+
+@pytest.mark.threat("T70", attack=True)
+async def test_a_list_of_many_rows_holds_everything_up_unless_others_have_their_turn_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    live = live_of(200, 1, 10)
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def turns_during_a_list() -> int:
+        nonlocal turns
+        turns = 0
+        await events.render_roster(live, CONTEXT)
+        return turns
+
+    others = asyncio.ensure_future(take_turns())
+    with monkeypatch.context() as off:
+        off.setattr(pages, "_TURN", 1e6)
+        assert await turns_during_a_list() == 0
+    assert await turns_during_a_list() > 3
+    others.cancel()
+
+
+async def test_of_very_many_accounts_and_rows_a_page_shows_some_and_says_so() -> None:
+    live = live_of(230, 1, 0)
+    (key, *_) = live.accounts
+    live.accounts[key].followed = False
+    text = await events.render_roster(live, CONTEXT)
+    assert text.count("<article") == 200
+    assert "30 further accounts are stored" in text
+    assert f"account-{key.mark}" not in text
+
+    one = live_of(1, 50, 100)
+    text = await events.render_roster(one, CONTEXT)
+    assert text.count('scope="row"') == 300
+    assert text.count("100 further assets are in") == 47
+    assert "Nothing is held" not in text
 
 
 class TestJson:

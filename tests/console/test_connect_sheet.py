@@ -247,7 +247,7 @@ async def test_an_outcome_has_the_venues_remarks_rights_and_what_it_could_not_re
     refused = VenueAccount(id="2", error=AccountFault(message="It is closed."))
     balance = Balance(venue_accounts=[wallet, refused, VenueAccount(id="3")], notes=["The address was replaced."])
     balance.summary.CopyFrom(Summary(currency="USDT", equity="12.50"))
-    rights = KeyRights(trade=True, withdraw=False)
+    rights = KeyRights(trade=True, withdraw=False, notes=["Protect it like a password."])
     rights.expire_time.FromJsonString("2027-01-02T00:00:00Z")
     check = AccountCheck(balance=balance, rights=rights, warnings=[f"It may trade. {MARKUP}"])
     reply = ConnectAccountResponse(account=StoredAccount(exchange_id="fakex", environment="sandbox"), check=check)
@@ -261,6 +261,7 @@ async def test_an_outcome_has_the_venues_remarks_rights_and_what_it_could_not_re
             "It is closed.",
             "Nothing is held here.",
         )
-        said = ("The address was replaced.", "Place orders yes", "Withdraw money no", "Expires 2 Jan 2027", MARKUP)
-        assert [text for text in (*shown, *said) if text not in words(page)] == []
+        remarks = ("The address was replaced.", "Protect it like a password.")
+        said = ("Place orders yes", "Withdraw money no", "Expires 2 Jan 2027", MARKUP)
+        assert [text for text in (*shown, *remarks, *said) if text not in words(page)] == []
         assert MARKUP not in page.text

@@ -445,6 +445,11 @@ class TestStart:
         with pytest.raises(ValueError, match="as browsers send it"):
             settings_for(tmp_path, http_address="127.0.0.1:0", http_origins=[origin])
 
+    @pytest.mark.parametrize("name", ["https://b.example.com", "b.example.com:8443", "b.example.com/", "*", ""])
+    def test_a_host_is_a_name_alone(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(ValueError, match="a name alone"):
+            settings_for(tmp_path, http_address="127.0.0.1:0", http_hosts=[name])
+
     def test_without_it_none_of_its_libraries_is_imported_and_without_them_a_sentence_says_so(
         self, tmp_path: Path
     ) -> None:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from exchange_service.console.api import ApiError, as_dict
-from exchange_service.console.events import LiveAccounts, page_events, render_roster, stream_request
+from exchange_service.console.events import LiveAccounts, page_events, render_roster, signed_out, stream_request
 from exchange_service.console.figures import Headline, LiveAccount
 from exchange_service.console.pages import SignInNeeded, Visit, json_reply, open_visit, render
 
@@ -71,8 +71,8 @@ async def stream_accounts(request: Request) -> Response:
 
 
 def _over() -> Response:
-    """The stream of a page whose session or token has ended: one event, which closes it."""
-    return Response("event: over\r\ndata: \r\n\r\n", media_type="text/event-stream")
+    """The stream of a page whose session or token has ended, which closes it."""
+    return Response(b"".join(event.encode() for event in signed_out()), media_type="text/event-stream")
 
 
 async def list_accounts(request: Request) -> Response:

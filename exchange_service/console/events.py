@@ -34,6 +34,8 @@ from exchange_service.v1.exchange_service_pb2 import (
 # Seconds between two balances of one account, and between two headlines.
 _MIN_INTERVAL = 1
 _HEADLINE_INTERVAL = 1.0
+# Seconds after which a page notices that its session has ended.
+_SESSION_INTERVAL = 1.0
 # As many accounts as a stream follows.
 _MOST_KNOWN = 200
 # Milliseconds after which a browser tries again to connect.
@@ -253,9 +255,11 @@ class PageEvents:
         if self._headline_due is None and (changes.roster or changes.figures or changes.states):
             self._headline_due = self._headline_sent + _HEADLINE_INTERVAL
 
-    def seconds_to_headline(self) -> float | None:
-        """How long the next headline has to wait; None if nothing is to be sent."""
-        return None if self._headline_due is None else max(0.0, self._headline_due - time.monotonic())
+    def seconds_to_wait(self) -> float:
+        """How long to wait for the stream: until the next headline, or until the session is looked at again."""
+        if self._headline_due is None:
+            return _SESSION_INTERVAL
+        return min(_SESSION_INTERVAL, max(0.0, self._headline_due - time.monotonic()))
 
     def due_headline(self) -> Iterator[ServerSentEvent]:
         """The headline, if its time has come."""
@@ -304,18 +308,29 @@ async def page_events(
             yield event
         while is_live():
             try:
-                item = await asyncio.wait_for(feed.queue.get(), events.seconds_to_headline())
+                item = await asyncio.wait_for(feed.queue.get(), events.seconds_to_wait())
             except TimeoutError:
                 item = None
             if isinstance(item, ApiError):
                 if item.reason == "SHUTTING_DOWN":
                     return
                 yield events.notice(item)
-                if item.reason not in _RESUMABLE:
+                if item.reason == "CALLER_UNKNOWN":
                     break
+                if item.reason not in _RESUMABLE:
+                    yield _event("over", "")
+                    return
             elif item is not None:
                 async for event in events.of(live.apply(item)):
                     yield event
             for event in events.due_headline():
                 yield event
+    for event in signed_out():
+        yield event
+
+
+def signed_out() -> Iterator[ServerSentEvent]:
+    """The last events of a page whose session or token has ended: it shows nobody's money any more."""
+    yield _event("roster", render_fragment("_signed_out.html", {}))
+    yield _event("headline", "")
     yield _event("over", "")

@@ -28,7 +28,7 @@ from exchange_service.v1.exchange_service_pb2 import (
 )
 from tests.authenticated_service import USERS, authenticated_service
 from tests.console.browsing import PATIENCE, Browser, Events
-from tests.console.consoles import FAST, Elements, browsing, console_of
+from tests.console.consoles import FAST, Elements, browsing, console_of, signed_in
 from tests.harness import Running, ScriptedPlugin, holding, listing, raising, returning, until
 from tests.identities import web_token
 
@@ -205,12 +205,32 @@ class TestLife:
         assert time.monotonic() - closed < 1
         assert running.service.streams.counts()[1] == 0
 
-    async def test_signing_out_ends_the_streams_of_other_pages(self, running: Running, browser: Browser) -> None:
-        await running.store()
-        async with browser.events("/accounts/events") as page:
-            await shown(page, FIGURES, "BTC")
-            await browser.post("/logout", {})
-            assert (await page.next_of("over"))[0] == "over"
+    @pytest.mark.threat("T86", attack=True)
+    async def test_signing_out_empties_and_ends_other_pages_though_nothing_happens_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        quiet = {"poll_interval": 60.0, "poll_interval_still": 60.0, "heartbeat_interval": 60.0}
+        async with browsing(tmp_path, ScriptedPlugin(), **quiet) as (running, browser):
+            await running.store()
+            copied = dict(browser.cookies)
+            with monkeypatch.context() as off:
+                off.setattr(events, "_SESSION_INTERVAL", 60.0)
+                async with browser.events("/accounts/events") as page:
+                    await page.until("figures-", "BTC")
+                    await page.next_of("headline")
+                    await browser.post("/logout", {})
+                    with pytest.raises(TimeoutError):
+                        await asyncio.wait_for(page.next_of("over"), 1.5)
+            browser = await signed_in(browser.app)  # type: ignore[arg-type]
+            async with browser.events("/accounts/events") as page:
+                await page.until("figures-", "BTC")
+                await page.next_of("headline")
+                await browser.post("/logout", {})
+                await page.until("roster", "Signed out")
+                assert await page.next_of("headline") == ("headline", "")
+                assert (await page.next_of("over"))[0] == "over"
+            async with Browser(browser.app, cookies=copied).events("/accounts/events") as page:
+                await page.until("roster", "Signed out")
 
     async def test_the_end_of_the_service_leaves_the_page_to_come_back(
         self, tmp_path: Path, plugin: ScriptedPlugin
@@ -228,7 +248,8 @@ class TestLife:
 
     async def test_a_page_whose_session_has_ended_is_told_to_stop(self, browser: Browser) -> None:
         async with Browser(browser.app).events("/accounts/events") as page:
-            assert (await page.next())[0] == "over"
+            assert "Signed out" in (await page.next_of("roster"))[1]
+            assert (await page.next_of("over"))[0] == "over"
 
 
 def balance_of(exchange_id: str, total: str) -> StreamBalancesResponse:

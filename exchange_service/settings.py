@@ -449,6 +449,13 @@ class Settings(BaseSettings):
                 raise ValueError("each should be as browsers send it, such as https://app.example.com")
         return value
 
+    @field_validator("http_hosts", "metrics_hosts")
+    @classmethod
+    def _validate_hosts(cls, value: list[str]) -> list[str]:
+        if any("*" in host or urlsplit(f"//{host}").hostname != host.lower() for host in value):
+            raise ValueError("each should be a name alone, such as balances.example.com")
+        return value
+
     @field_validator("jwt_jwks_url")
     @classmethod
     def _validate_issuer_url(cls, value: str | None) -> str | None:

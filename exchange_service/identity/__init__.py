@@ -63,7 +63,7 @@ class Scope:
             users = "any user that x-act-as names"
         else:
             users = "all users" if self.everybody else ", ".join(sorted(self.users))
-        return f"{users}; may manage their accounts" if self.manage else users
+        return f"{users}, and may manage their accounts" if self.manage else users
 
     def only_user(self) -> str:
         """The user, if there is just one; else empty."""

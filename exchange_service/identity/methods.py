@@ -108,12 +108,7 @@ def who_may_call(settings: Settings) -> str:
     if settings.jwt_jwks_url or settings.jwt_jwks_file:
         methods.append("JWTs signed with their issuer's keys")
     if methods:
-        return (
-            f"to callers with {' or '.join(methods)}, each within its scope{_managing(settings, ' if it may manage')}"
-        )
+        managing = "; those with the right to manage may also connect and remove accounts"
+        return f"to callers with {' or '.join(methods)}, each within its scope{managing * settings.manage_accounts}"
     everybody = "to every program on this machine" if settings.loopback else "to ANYBODY who reaches the port"
-    return f"{everybody}{_managing(settings, '')}"
-
-
-def _managing(settings: Settings, condition: str) -> str:
-    return f", who may also connect and remove accounts{condition}" if settings.manage_accounts else ""
+    return everybody + (", which may also connect and remove accounts" if settings.manage_accounts else "")

@@ -62,7 +62,7 @@ from tests.web import (
     web_stream,
 )
 
-FAST = {"poll_interval": 0.1, "max_age": 0.0}
+FAST = {"poll_interval": 0.1, "poll_interval_still": 0.1, "max_age": 0.0}
 SECRET = "t0p-secret-of-alice"
 ACCOUNTS = "/exchange_service.accounts.v1.AccountService/"
 PLUGINS = "/exchange_service.operator.v1.PluginService/ListPlugins"
@@ -444,6 +444,11 @@ class TestStart:
     def test_an_origin_is_written_as_browsers_send_it(self, tmp_path: Path, origin: str) -> None:
         with pytest.raises(ValueError, match="as browsers send it"):
             settings_for(tmp_path, http_address="127.0.0.1:0", http_origins=[origin])
+
+    @pytest.mark.parametrize("name", ["https://b.example.com", "b.example.com:8443", "b.example.com/", "*", ""])
+    def test_a_host_is_a_name_alone(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(ValueError, match="a name alone"):
+            settings_for(tmp_path, http_address="127.0.0.1:0", http_hosts=[name])
 
     def test_without_it_none_of_its_libraries_is_imported_and_without_them_a_sentence_says_so(
         self, tmp_path: Path

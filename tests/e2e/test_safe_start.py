@@ -107,7 +107,7 @@ class TestStart:
         check_settings(settings_for(tmp_path, **tls_settings(authority, manage_accounts=True, service_tokens=True)))
         loopback = settings_for(tmp_path, manage_accounts=True)
         check_settings(loopback)
-        assert who_may_call(loopback).endswith("who may also connect and remove accounts")
+        assert who_may_call(loopback).endswith("which may also connect and remove accounts")
 
     async def test_settings_that_contradict_each_other_are_named(self, tmp_path: Path, authority: Authority) -> None:
         tls = tls_settings(authority)

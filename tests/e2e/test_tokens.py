@@ -64,7 +64,7 @@ class TestCommands:
 
     def test_a_token_is_made_with_the_right_to_manage(self, tmp_path: Path) -> None:
         made = run_in(tmp_path, "tokens", "create", "--name", "the app", "--user", "alice", "--manage")
-        assert "alice; may manage their accounts" in made.stderr
+        assert "alice, and may manage their accounts" in made.stderr
         assert "manage_accounts=true" in made.stderr
         (entry,) = json.loads(run_in(tmp_path, "tokens", "list", "--output", "json").stdout)
         assert entry["scope"] == {"users": ["alice"], "manage": True}

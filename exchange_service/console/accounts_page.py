@@ -85,7 +85,7 @@ async def list_accounts(request: Request) -> Response:
         async with asyncio.timeout(_SNAPSHOT_TIMEOUT):
             await _read_each_once(visit, user, live)
     if not live.began and not live.accounts:
-        # An empty list would say that there are none.
+        # An empty list would say that this user has no account.
         raise ApiError("DEADLINE_PASSED", "The accounts could not be listed in time. Load the page again.", 504)
     accounts = []
     for account in live.in_order():

@@ -20,8 +20,11 @@ import pytest
 
 from exchange_service import client, plugin_api, testing
 from exchange_service.observability.metrics import Metrics
+from tests.commands import run_command
 
 ROOT = Path(__file__).parent.parent
+# The variables of a command that has no settings.
+PLAIN = {"LANG": "C.UTF-8"}
 _FILE = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)```\n", re.DOTALL)
 
 
@@ -173,8 +176,7 @@ def documented_commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("command", "output"), documented_commands(), ids=lambda value: value.splitlines()[0][:60])
 def test_the_commands_of_the_documents_print_what_they_show(demo_address: str, command: str, output: str) -> None:
-    arguments = [sys.executable, "-m", *command.replace("exchange-service", "exchange_service", 1).split()]
-    result = subprocess.run([*arguments, "--address", demo_address], capture_output=True, text=True, timeout=60)
+    result = run_command((*command.split()[1:], "--address", demo_address), PLAIN)
     assert shape(result.stdout + result.stderr) == shape(output)
 
 
@@ -228,11 +230,11 @@ def test_the_demo_shows_the_reasons_that_the_error_page_lists_for_it(demo_addres
     )
     if demo is None:
         return
-    command = [sys.executable, "-m", "exchange_service", *demo[1].split(), "--address", demo_address]
+    command = (*demo[1].split(), "--address", demo_address)
     if demo[2]:
-        subprocess.run(command, capture_output=True, timeout=60)
-        command += demo[3].split()
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        run_command(command, PLAIN)
+        command += tuple(demo[3].split())
+    result = run_command(command, PLAIN)
     assert reason in result.stdout + result.stderr
 
 

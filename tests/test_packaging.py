@@ -33,31 +33,35 @@ def run(*command: object, **options: Any) -> str:
     return done.stdout
 
 
-def build_wheel(project: Path, folder: Path) -> Path:
-    """The wheel of a project, built with the tools that are installed here."""
-    before = set(folder.glob("*.whl"))
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, project)
-    (wheel,) = set(folder.glob("*.whl")) - before
-    return wheel
+def build_wheels(folder: Path, *projects: Path) -> dict[str, Path]:
+    """The wheels of projects by the names in their files, built with the tools that are installed here."""
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, *projects)
+    return {wheel.name.partition("-")[0]: wheel for wheel in folder.glob("*.whl")}
+
+
+def install(programs: Path, *what: object) -> None:
+    """Install into another environment. What a program does not load is not compiled there."""
+    pip = (sys.executable, "-m", "pip", "--python", programs / "python", "install", "-q", "--no-compile")
+    run(*pip, *what)
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The core's wheel as "core", and each plugin's by its folder's name."""
-    folder = tmp_path_factory.mktemp("wheels")
-    projects = {"core": ROOT, **{path.parent.name: path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml")}}
-    return {name: build_wheel(project, folder) for name, project in sorted(projects.items())}
+    plugins = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
+    built = build_wheels(tmp_path_factory.mktemp("wheels"), ROOT, *plugins)
+    return {name.removeprefix("exchange_service").removeprefix("_") or "core": wheel for name, wheel in built.items()}
 
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory, wheels: dict[str, Path]) -> Path:
     """A new environment with the core and OANDA's plugin alone; the folder of its programs."""
     folder = tmp_path_factory.mktemp("clean")
-    venv.create(folder / "venv", with_pip=True)
+    venv.create(folder / "venv")
     constraints = folder / "constraints.txt"
     constraints.write_text("\n".join(_PINNED.findall((ROOT / "requirements" / "run.lock").read_text())))
     programs = folder / "venv" / "bin"
-    run(programs / "python", "-m", "pip", "install", "-q", "-c", constraints, wheels["core"], wheels["oanda"])
+    install(programs, "-c", constraints, wheels["core"], wheels["oanda"])
     return programs
 
 
@@ -140,7 +144,7 @@ async def test_the_guides_plugin_can_be_installed_is_listed_and_gives_a_balance(
         path = project / match["name"]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(match["text"])
-    run(clean / "python", "-m", "pip", "install", "-q", "--no-deps", build_wheel(project, tmp_path))
+    install(clean, "--no-deps", *build_wheels(tmp_path / "wheels", project).values())
     installed = Installed(clean, tmp_path)
     simulator = load_simulator(project / "exchange_service_acme" / "simulator.py")
     async with simulator() as venue:

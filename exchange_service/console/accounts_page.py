@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from exchange_service.console.api import ApiError, as_dict
-from exchange_service.console.events import LiveAccounts, page_events, stream_request
+from exchange_service.console.events import LiveAccounts, page_events, render_roster, signed_out, stream_request
 from exchange_service.console.figures import Headline, LiveAccount
 from exchange_service.console.pages import SignInNeeded, Visit, json_reply, open_visit, render
 
@@ -29,17 +29,14 @@ _SEND_TIMEOUT = 30
 async def show_accounts(request: Request) -> Response:
     """The page, which an event stream then fills."""
     visit = open_visit(request)
-    user = await visit.user()
-    live = await _known_accounts(visit)
-    context = {
-        **await _fragment_context(visit),
-        "accounts": live.in_order(),
-        "began": False,
+    live, context = await _known_accounts(visit), await _fragment_context(visit)
+    values = {
+        **context,
+        "roster": await render_roster(live, context),
         "headline": live.headline(),
         "events": visit.link("/accounts/events"),
-        "user": user,
     }
-    return render(request, "accounts.html", context, visit=visit)
+    return render(request, "accounts.html", values, visit=visit)
 
 
 async def _known_accounts(visit: Visit) -> LiveAccounts:
@@ -74,8 +71,8 @@ async def stream_accounts(request: Request) -> Response:
 
 
 def _over() -> Response:
-    """The stream of a page whose session or token has ended: one event, which closes it."""
-    return Response("event: over\r\ndata: \r\n\r\n", media_type="text/event-stream")
+    """The stream of a page whose session or token has ended, which closes it."""
+    return Response(b"".join(event.encode() for event in signed_out()), media_type="text/event-stream")
 
 
 async def list_accounts(request: Request) -> Response:
@@ -87,7 +84,14 @@ async def list_accounts(request: Request) -> Response:
     with suppress(TimeoutError):
         async with asyncio.timeout(_SNAPSHOT_TIMEOUT):
             await _read_each_once(visit, user, live)
-    accounts = [_account_as_dict(account) for account in live.in_order()]
+    if not live.began and not live.accounts:
+        # An empty list would say that this user has no account.
+        raise ApiError("DEADLINE_PASSED", "The accounts could not be listed in time. Load the page again.", 504)
+    accounts = []
+    for account in live.in_order():
+        accounts.append(_account_as_dict(account))
+        # Of very many accounts the turn of everything else comes between two.
+        await asyncio.sleep(0)
     return json_reply({"user_id": user, "accounts": accounts, "headline": _headline_as_dict(live.headline())})
 
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
+from markupsafe import Markup
 from sse_starlette import ServerSentEvent
 
 from exchange_service.accounts.v1.account_service_pb2 import StoredAccount
 from exchange_service.console.api import Api, ApiError
 from exchange_service.console.exchange_names import ExchangeName
 from exchange_service.console.figures import AccountKey, Headline, LiveAccount, headline_of
-from exchange_service.console.pages import render_fragment
+from exchange_service.console.pages import render_fragment, render_in_turns
 from exchange_service.v1.exchange_service_pb2 import (
     AccountErrorEvent,
     AccountSelector,
@@ -33,6 +34,9 @@ from exchange_service.v1.exchange_service_pb2 import (
 # Seconds between two balances of one account, and between two headlines.
 _MIN_INTERVAL = 1
 _HEADLINE_INTERVAL = 1.0
+# Seconds after which a page notices that its session has ended.
+_SESSION_INTERVAL = 1.0
+# As many accounts as a stream follows.
 _MOST_KNOWN = 200
 # Milliseconds after which a browser tries again to connect.
 _RETRY = 1000
@@ -81,6 +85,13 @@ class LiveAccounts:
         return sorted(
             self.accounts.values(), key=lambda account: (account.name.casefold(), account.key.environment, account.key)
         )
+
+    def shown(self) -> list[LiveAccount]:
+        """Those that a page shows, in order: of more than a stream follows, the followed ones first."""
+        accounts = self.in_order()
+        if len(accounts) > _MOST_KNOWN:
+            accounts.sort(key=lambda account: account.followed is False)
+        return accounts[:_MOST_KNOWN]
 
     def apply(self, event: StreamBalancesResponse) -> Changes:
         """Take an event of the stream in."""
@@ -220,22 +231,23 @@ class PageEvents:
     _headline_sent: float = 0.0
     _noticed: bool = False
 
-    def first(self) -> Iterator[ServerSentEvent]:
+    async def first(self) -> AsyncIterator[ServerSentEvent]:
         """The list as it is known before anything was read, and when to come back after the connection is lost."""
         yield ServerSentEvent(retry=_RETRY)
-        yield self._roster()
+        yield await self._roster()
         yield self._headline()
 
-    def of(self, changes: Changes) -> Iterator[ServerSentEvent]:
+    async def of(self, changes: Changes) -> AsyncIterator[ServerSentEvent]:
         """The events of what has changed, without the headline."""
         if self._noticed:
             self._noticed = False
             yield _event("notice", "")
         if changes.roster:
-            yield self._roster()
+            yield await self._roster()
         else:
             for account in changes.figures:
-                yield from self._account(account)
+                yield self._state(account)
+                yield self._figures(account)
             for account in changes.states:
                 yield self._state(account)
         for sentence in changes.spoken:
@@ -243,9 +255,11 @@ class PageEvents:
         if self._headline_due is None and (changes.roster or changes.figures or changes.states):
             self._headline_due = self._headline_sent + _HEADLINE_INTERVAL
 
-    def seconds_to_headline(self) -> float | None:
-        """How long the next headline has to wait; None if nothing is to be sent."""
-        return None if self._headline_due is None else max(0.0, self._headline_due - time.monotonic())
+    def seconds_to_wait(self) -> float:
+        """How long to wait for the stream: until the next headline, or until the session is looked at again."""
+        if self._headline_due is None:
+            return _SESSION_INTERVAL
+        return min(_SESSION_INTERVAL, max(0.0, self._headline_due - time.monotonic()))
 
     def due_headline(self) -> Iterator[ServerSentEvent]:
         """The headline, if its time has come."""
@@ -261,19 +275,22 @@ class PageEvents:
         self._headline_due, self._headline_sent = None, time.monotonic()
         return _event("headline", render_fragment("_headline.html", {"headline": self.live.headline()}))
 
-    def _roster(self) -> ServerSentEvent:
-        return _event("roster", render_fragment("_roster.html", self._roster_context()))
+    async def _roster(self) -> ServerSentEvent:
+        return _event("roster", await render_roster(self.live, self.context))
 
-    def _roster_context(self) -> Mapping[str, Any]:
-        return {**self.context, "accounts": self.live.in_order(), "began": self.live.began}
-
-    def _account(self, account: LiveAccount) -> Iterator[ServerSentEvent]:
-        yield self._state(account)
+    def _figures(self, account: LiveAccount) -> ServerSentEvent:
         values = {**self.context, "account": account}
-        yield _event(f"figures-{account.key.mark}", render_fragment("_figures.html", values))
+        return _event(f"figures-{account.key.mark}", render_fragment("_figures.html", values))
 
     def _state(self, account: LiveAccount) -> ServerSentEvent:
         return _event(f"state-{account.key.mark}", render_fragment("_state.html", {"account": account}))
+
+
+async def render_roster(live: LiveAccounts, context: Mapping[str, Any]) -> Markup:
+    """The list of accounts; `context` is what its fragments need besides."""
+    shown = live.shown()
+    values = {"accounts": shown, "further": len(live.accounts) - len(shown), "began": live.began}
+    return await render_in_turns("_roster.html", {**context, **values})
 
 
 def _event(name: str, text: str) -> ServerSentEvent:
@@ -287,22 +304,33 @@ async def page_events(
     events = PageEvents(live, context)
     feed = _Feed(api, user, live)
     async with _running(feed):
-        for event in events.first():
+        async for event in events.first():
             yield event
         while is_live():
             try:
-                item = await asyncio.wait_for(feed.queue.get(), events.seconds_to_headline())
+                item = await asyncio.wait_for(feed.queue.get(), events.seconds_to_wait())
             except TimeoutError:
                 item = None
             if isinstance(item, ApiError):
                 if item.reason == "SHUTTING_DOWN":
                     return
                 yield events.notice(item)
-                if item.reason not in _RESUMABLE:
+                if item.reason == "CALLER_UNKNOWN":
                     break
+                if item.reason not in _RESUMABLE:
+                    yield _event("over", "")
+                    return
             elif item is not None:
-                for event in events.of(live.apply(item)):
+                async for event in events.of(live.apply(item)):
                     yield event
             for event in events.due_headline():
                 yield event
+    for event in signed_out():
+        yield event
+
+
+def signed_out() -> Iterator[ServerSentEvent]:
+    """The last events of a page whose session or token has ended: it shows nobody's money any more."""
+    yield _event("roster", render_fragment("_signed_out.html", {}))
+    yield _event("headline", "")
     yield _event("over", "")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,6 +14,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import jinja2
+from markupsafe import Markup
 from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -40,6 +43,8 @@ _PACKAGE = files("exchange_service.console")
 _READ_ONLY = ("NOT_SUPPORTED", "USER_FORBIDDEN")
 _LONGEST_USER = 256
 _MOST_FIELDS = 64
+# Seconds for which a large fragment may hold up everything else.
+_TURN = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +189,19 @@ def render(
 def render_fragment(template: str, context: Mapping[str, Any]) -> str:
     """The text of a fragment, for an event."""
     return environment().get_template(template).render(context)
+
+
+async def render_in_turns(template: str, context: Mapping[str, Any]) -> Markup:
+    """The same of a fragment that may be large: other work gets its turn meanwhile."""
+    pieces: list[str] = []
+    turn_ends = time.perf_counter() + _TURN
+    for piece in environment().get_template(template).generate(context):
+        pieces.append(piece)
+        if time.perf_counter() >= turn_ends:
+            await asyncio.sleep(0)
+            turn_ends = time.perf_counter() + _TURN
+    # The environment has escaped what is in them.
+    return Markup("".join(pieces))  # noqa: S704
 
 
 def json_reply(content: Any, status: int = 200) -> Response:

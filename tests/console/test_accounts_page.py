@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from exchange_service.console import events
+from exchange_service.console import accounts_page, events, pages
 from exchange_service.console.api import Api
 from exchange_service.console.exchange_names import ExchangeNames
 from exchange_service.console.figures import AccountKey
@@ -28,7 +28,7 @@ from exchange_service.v1.exchange_service_pb2 import (
 )
 from tests.authenticated_service import USERS, authenticated_service
 from tests.console.browsing import PATIENCE, Browser, Events
-from tests.console.consoles import FAST, Elements, browsing, console_of
+from tests.console.consoles import FAST, Elements, browsing, console_of, signed_in
 from tests.harness import Running, ScriptedPlugin, holding, listing, raising, returning, until
 from tests.identities import web_token
 
@@ -205,12 +205,32 @@ class TestLife:
         assert time.monotonic() - closed < 1
         assert running.service.streams.counts()[1] == 0
 
-    async def test_signing_out_ends_the_streams_of_other_pages(self, running: Running, browser: Browser) -> None:
-        await running.store()
-        async with browser.events("/accounts/events") as page:
-            await shown(page, FIGURES, "BTC")
-            await browser.post("/logout", {})
-            assert (await page.next_of("over"))[0] == "over"
+    @pytest.mark.threat("T86", attack=True)
+    async def test_signing_out_empties_and_ends_other_pages_though_nothing_happens_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        quiet = {"poll_interval": 60.0, "poll_interval_still": 60.0, "heartbeat_interval": 60.0}
+        async with browsing(tmp_path, ScriptedPlugin(), **quiet) as (running, browser):
+            await running.store()
+            copied = dict(browser.cookies)
+            with monkeypatch.context() as off:
+                off.setattr(events, "_SESSION_INTERVAL", 60.0)
+                async with browser.events("/accounts/events") as page:
+                    await page.until("figures-", "BTC")
+                    await page.next_of("headline")
+                    await browser.post("/logout", {})
+                    with pytest.raises(TimeoutError):
+                        await asyncio.wait_for(page.next_of("over"), 1.5)
+            browser = await signed_in(browser.app)  # type: ignore[arg-type]
+            async with browser.events("/accounts/events") as page:
+                await page.until("figures-", "BTC")
+                await page.next_of("headline")
+                await browser.post("/logout", {})
+                await page.until("roster", "Signed out")
+                assert await page.next_of("headline") == ("headline", "")
+                assert (await page.next_of("over"))[0] == "over"
+            async with Browser(browser.app, cookies=copied).events("/accounts/events") as page:
+                await page.until("roster", "Signed out")
 
     async def test_the_end_of_the_service_leaves_the_page_to_come_back(
         self, tmp_path: Path, plugin: ScriptedPlugin
@@ -228,7 +248,8 @@ class TestLife:
 
     async def test_a_page_whose_session_has_ended_is_told_to_stop(self, browser: Browser) -> None:
         async with Browser(browser.app).events("/accounts/events") as page:
-            assert (await page.next())[0] == "over"
+            assert "Signed out" in (await page.next_of("roster"))[1]
+            assert (await page.next_of("over"))[0] == "over"
 
 
 def balance_of(exchange_id: str, total: str) -> StreamBalancesResponse:
@@ -237,24 +258,95 @@ def balance_of(exchange_id: str, total: str) -> StreamBalancesResponse:
     return StreamBalancesResponse(balance=BalanceEvent(balance=balance))
 
 
-def test_a_change_among_200_accounts_sends_that_accounts_fragments_alone() -> None:
+async def test_a_change_among_200_accounts_sends_that_accounts_fragments_alone() -> None:
     live = events.LiveAccounts({})
     page = events.PageEvents(live, {"user": "alice", "manages": False, "link": lambda path, **parameters: path})
     ids = [f"venue{number:03}" for number in range(200)]
     heartbeat = HeartbeatEvent(accounts=[AccountState(exchange_id=name, environment="production") for name in ids])
     first = StreamBalancesResponse(heartbeat=heartbeat)
-    assert [event.event for event in page.of(live.apply(first))] == ["roster"]
+    assert [event.event async for event in page.of(live.apply(first))] == ["roster"]
     for exchange_id in ids:
         live.apply(balance_of(exchange_id, "1"))
     moving = AccountKey("venue100", "production").mark
-    sent = list(page.of(live.apply(balance_of("venue100", "2"))))
+    sent = [event async for event in page.of(live.apply(balance_of("venue100", "2")))]
     assert [event.event for event in sent] == [f"state-{moving}", f"figures-{moving}"]
     assert len(str(sent[1].data)) < 4000
-    sent = list(page.of(live.apply(first)))
+    sent = [event async for event in page.of(live.apply(first))]
     assert {str(event.event).partition("-")[0] for event in sent} == {"state"}
 
 
+CONTEXT: dict[str, Any] = {"user": "alice", "manages": True, "link": lambda path, **parameters: path}
+
+
+def live_of(accounts: int, venue_accounts: int, rows: int) -> events.LiveAccounts:
+    """A page's accounts with this many rows each."""
+    live = events.LiveAccounts({})
+    for number in range(accounts):
+        balance = Balance(exchange_id=f"venue{number:04}", environment="production")
+        for place in range(venue_accounts):
+            assets = [AssetBalance(asset=f"A{row}", total="1") for row in range(rows)]
+            balance.venue_accounts.add(id=str(place), assets=assets)
+        live.apply(StreamBalancesResponse(balance=BalanceEvent(balance=balance)))
+    return live
+
+
+@pytest.mark.threat("T70", attack=True)
+async def test_a_list_of_many_rows_holds_everything_up_unless_others_have_their_turn_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    live = live_of(200, 1, 10)
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def turns_during_a_list() -> int:
+        nonlocal turns
+        turns = 0
+        await events.render_roster(live, CONTEXT)
+        return turns
+
+    others = asyncio.ensure_future(take_turns())
+    with monkeypatch.context() as off:
+        off.setattr(pages, "_TURN", 1e6)
+        assert await turns_during_a_list() == 0
+    assert await turns_during_a_list() > 3
+    others.cancel()
+
+
+async def test_of_very_many_accounts_and_rows_a_page_shows_some_and_says_so() -> None:
+    live = live_of(230, 1, 0)
+    (key, *_) = live.accounts
+    live.accounts[key].followed = False
+    text = await events.render_roster(live, CONTEXT)
+    assert text.count("<article") == 200
+    assert "30 further accounts are stored" in text
+    assert f"account-{key.mark}" not in text
+
+    one = live_of(1, 50, 100)
+    text = await events.render_roster(one, CONTEXT)
+    assert text.count('scope="row"') == 300
+    assert text.count("100 further assets are in") == 47
+    assert "Nothing is held" not in text
+
+
 class TestJson:
+    async def test_accounts_that_are_not_known_in_time_are_no_empty_list(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def hang(*_: Any) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(accounts_page, "_SNAPSHOT_TIMEOUT", 0.1)
+        async with browsing(tmp_path, ScriptedPlugin(), manage_accounts=False) as (running, browser):
+            await running.store()
+            monkeypatch.setattr(running.service.store, "accounts", hang)
+            page = await browser.get("/accounts.json")
+        assert (page.status, json.loads(page.body)["error"]["reason"]) == (504, "DEADLINE_PASSED")
+
     async def test_the_accounts_as_json_are_the_services_messages(
         self, running: Running, browser: Browser, plugin: ScriptedPlugin
     ) -> None:

@@ -72,6 +72,12 @@ def words(page: Page) -> str:
 
 
 class TestForm:
+    @pytest.mark.threat("T83")
+    async def test_it_says_for_whom_an_account_is_added(self, sheet: Sheet) -> None:
+        assert "For alice" in words(await sheet.browser.get(FORM))
+        # A link that somebody sends may name another user.
+        assert "For mallory" in words(await sheet.browser.get(f"{FORM}?user=mallory"))
+
     async def test_it_says_where_the_key_is_made_and_from_where_the_venue_is_asked(self, sheet: Sheet) -> None:
         page = await sheet.browser.get(FORM)
         assert "generate a personal access token" in words(page)

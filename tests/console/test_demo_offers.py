@@ -17,7 +17,7 @@ async def test_only_a_demo_offers_users_and_keys(tmp_path: Path) -> None:
         accounts, form = await browser.get("/accounts"), await browser.get("/connect/fakex")
         assert "demo" not in accounts.text
         assert "demo" not in form.text
-        console.demonstrate({"demo-slow": "a slow venue"}, {"fakex": {"api_key": "a-key-to-type"}})
+        console.demonstrate({"demo-slow": "a slow venue"}, {"fakex": [{"api_key": "a-key-to-type"}]})
         accounts, form = await browser.get("/accounts"), await browser.get("/connect/fakex")
         assert '<a href="/accounts?user=demo-slow">demo-slow</a>' in accounts.text
         assert "a-key-to-type" in form.text

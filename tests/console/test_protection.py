@@ -207,7 +207,7 @@ def shown_texts(monkeypatch: pytest.MonkeyPatch, *, escaped: bool) -> str:
     text = ""
     for event in hostile_events():
         changes = live.apply(event)
-        values = {**context, "accounts": live.in_order(), "began": True, "headline": live.headline()}
+        values = {**context, "accounts": live.in_order(), "further": 0, "began": True, "headline": live.headline()}
         text += pages.render_fragment("_roster.html", values) + pages.render_fragment("_headline.html", values)
         text += "".join(pages.render_fragment("_spoken.html", {"sentence": sentence}) for sentence in changes.spoken)
     return text

@@ -62,7 +62,7 @@ from tests.web import (
     web_stream,
 )
 
-FAST = {"poll_interval": 0.1, "max_age": 0.0}
+FAST = {"poll_interval": 0.1, "poll_interval_still": 0.1, "max_age": 0.0}
 SECRET = "t0p-secret-of-alice"
 ACCOUNTS = "/exchange_service.accounts.v1.AccountService/"
 PLUGINS = "/exchange_service.operator.v1.PluginService/ListPlugins"

@@ -53,9 +53,9 @@ from tests.identities import SECRET, bearer, web_token
 
 TOKEN = "a-token-for-tests"
 FAKE_VENUE = messages.AccountSelector(exchange_id="fakex")
-QUICK: dict[str, Any] = {"poll_interval": 0.1, "heartbeat_interval": 0.15}
+QUICK: dict[str, Any] = {"poll_interval": 0.1, "poll_interval_still": 0.1, "heartbeat_interval": 0.15}
 # No heartbeat comes within a test.
-CALM: dict[str, Any] = {"poll_interval": 0.1, "heartbeat_interval": 600.0}
+CALM: dict[str, Any] = {"poll_interval": 0.1, "poll_interval_still": 0.1, "heartbeat_interval": 600.0}
 # Notes so large that a few balances fill what a connection takes unread.
 PADDING = tuple(f"{'x' * 1000}{number}" for number in range(2000))
 

@@ -29,6 +29,8 @@ class Web:
     is_encrypted: bool = False
     # Whether a person signs in with a token. Without, a link with a key does it.
     knows_callers: bool = True
+    # The name under which others reach it, if it listens on every address of the machine.
+    host: str = ""
 
     @property
     def address(self) -> str:
@@ -44,7 +46,8 @@ class Web:
             return ""
         scheme = "https" if self.is_encrypted else "http"
         path = "/" if self.knows_callers else self.console.new_login_path(user)
-        return f"{scheme}://{self.address}{path}"
+        address = f"{self.host}:{self.address.rpartition(':')[2]}" if self.host else self.address
+        return f"{scheme}://{address}{path}"
 
     async def stop(self, grace: float = 0.0) -> None:
         """Accept no new connections, and give the responses in progress `grace` seconds, and one more at least."""
@@ -75,7 +78,13 @@ def open_web(
         pages=console,
     )
     server = listen_http(settings.http_address, calls, options)
-    return Web(server, console, files is not None, settings.knows_callers)
+    return Web(server, console, files is not None, settings.knows_callers, _host_of_people(settings))
+
+
+def _host_of_people(settings: Settings) -> str:
+    """The first of `http_hosts` in place of an address such as 0.0.0.0, which leads nowhere from elsewhere."""
+    host = host_of(settings.http_address or "")
+    return settings.http_hosts[0] if settings.http_hosts and host in ("0.0.0.0", "::") else ""  # noqa: S104
 
 
 def _make_console(settings: Settings, calls: DirectCalls, hash_key: bytes, *, secure: bool) -> Console:

@@ -46,6 +46,8 @@ _TITLES: Mapping[str, str] = {
     **dict.fromkeys(_UNREACHABLE, "{name} cannot be reached"),
 }
 
+_CLOSED = "Accounts cannot be added here: the service does not manage them, or you may only read."
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -80,6 +82,9 @@ async def choose_exchange(request: Request) -> Response:
 async def show_form(request: Request) -> Response:
     """The empty form of an exchange; with `repair`, for an account that is stored."""
     visit = await _open(request)
+    if await visit.accounts() is None:
+        # Before a key is typed in vain.
+        raise ApiError("USER_FORBIDDEN", f"{_CLOSED} Ask the service's operator.", 403)
     exchange = await _exchange(visit, request.path_params["exchange_id"])
     typed = Typed({}, request.query_params.get("environment", ""))
     return await _form(request, visit, exchange, typed, repair=request.query_params.get("repair") == "1")

@@ -139,6 +139,12 @@ def environment_label(name: str) -> str:
     return _ENVIRONMENT_LABELS.get(name or PRODUCTION, printable(name))
 
 
+def _venues_words(environment: Environment) -> str:
+    """The venue's own names of an environment that our words do not have."""
+    label = environment_label(environment.name).lower()
+    return ", ".join(printable(alias) for alias in environment.aliases if alias.lower() not in label)
+
+
 def text_parts(text: str) -> Iterable[TextPart]:
     """A sentence in pieces, so that the https addresses in it can be links."""
     text, end = printable(text), 0
@@ -197,7 +203,7 @@ def _environments(
         EnvironmentChoice(
             item.name,
             environment_label(item.name),
-            ", ".join(printable(alias) for alias in item.aliases),
+            _venues_words(item),
             item is chosen,
             item.name in connected,
         )

@@ -16,6 +16,11 @@ from exchange_service.console.sessions import LONGEST_TOKEN
 HOME = "/accounts"
 # Pages to which one may return: our own, by name, so that no text leads to another site.
 _OWN_PAGE = re.compile(r"/(?:accounts|exchanges|plugins)(?:\?[A-Za-z0-9_.~%+=&@:-]{0,600})?\Z")
+# In place of the service's own sentence, which also advises certificates; those do not work in a browser's form.
+_NOT_TAKEN = (
+    "CALLER_UNKNOWN: The service does not take this token: it is unknown, withdrawn or expired. "
+    "Copy it again, or ask the operator for a new one."
+)
 
 
 def safe_next(text: str) -> str:
@@ -51,7 +56,7 @@ async def sign_in(request: Request) -> Response:
         try:
             await Api(console.calls, token).list_exchanges(page_size=1)
         except ApiError as error:
-            problem = error.message
+            problem = _NOT_TAKEN if error.reason == "CALLER_UNKNOWN" else error.message
     if problem:
         return _form(request, following, error=problem, user=user, status=401)
     response = RedirectResponse(safe_next(following), 303)

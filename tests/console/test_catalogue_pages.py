@@ -114,6 +114,9 @@ class TestCatalogue:
             assert not [
                 item for item in Elements(page.text).named("a") if str(item.get("href")).startswith("/connect/")
             ]
+            form = await browser.get("/connect/oanda")
+            assert form.status == 403
+            assert "Accounts cannot be added here" in form.text
 
 
 class TestPlugins:

@@ -8,8 +8,9 @@ import aiohttp
 import pytest
 
 from exchange_service.startup_checks import UnsafeSettings
-from tests.authenticated_service import authenticated_service
+from tests.authenticated_service import authenticated_service, tls_settings
 from tests.harness import ScriptedPlugin, registry_of, serving
+from tests.identities import SECRET, Authority
 
 
 async def test_the_address_that_is_printed_opens_the_accounts_once(tmp_path: Path) -> None:
@@ -33,6 +34,14 @@ async def test_a_service_with_callers_has_no_link_but_a_sign_in(tmp_path: Path) 
         assert "key=" not in url
         async with aiohttp.ClientSession() as session, session.get(url) as page:
             assert page.url.path == "/login"
+
+
+async def test_on_every_address_of_the_machine_the_console_is_at_the_first_of_the_names(tmp_path: Path) -> None:
+    names = {"http_address": "0.0.0.0:0", "http_hosts": ["app.example", "other.example"]}
+    settings = tls_settings(Authority.create(tmp_path), address="127.0.0.1:0", jwt_secret=SECRET, console=True, **names)
+    async with authenticated_service(tmp_path, **settings) as running:
+        port = running.service.web.address.rpartition(":")[2]
+        assert running.service.web.console_url() == f"https://app.example:{port}/"
 
 
 async def test_no_page_is_served_unless_the_console_is_on(tmp_path: Path) -> None:

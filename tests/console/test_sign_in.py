@@ -60,6 +60,8 @@ class TestToken:
             assert not browser.cookies
             fields = {field["name"]: field.get("value") for field in Elements(page.text).named("input")}
             assert fields == {"next": "/accounts", "token": None, "user": "alice"}
+            # It does not work in a browser's form.
+            assert "certificate" not in page.text
 
     async def test_who_may_look_at_several_users_is_asked_for_one_and_links_keep_it(self, tmp_path: Path) -> None:
         async with authenticated_service(tmp_path) as running:

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 # For pytest: more workers than cores, because the tests mostly wait. A file's tests stay on one worker, which starts its
 # servers once; the longest files begin first.
-ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder
+ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pip install --quiet --disable-pip-version-check

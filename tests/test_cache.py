@@ -722,7 +722,8 @@ class TestRedisInTrouble:
         await own.set("a", b"1", 30)
         redis_server.freeze()
         waits = await asyncio.gather(*(seconds(own.get("a")) for _ in range(300)))
-        assert max(waits) < CALL_LIMIT + 2 * SLACK
+        # Far less than one after the other.
+        assert max(waits) < CALL_LIMIT + 6 * SLACK
         redis_server.thaw()
 
     async def test_a_full_redis_is_read_and_values_that_it_refuses_stay_in_the_process(

@@ -202,7 +202,7 @@ def processes() -> set[int]:
     return {
         child.pid
         for child in psutil.Process().children(recursive=True)
-        if any("plugin_host" in part for part in child.cmdline())
+        if any("plugin_host.main" in part for part in child.cmdline())
     }
 
 

@@ -47,7 +47,8 @@ class AccountAudit:
             raise
         finally:
             log.info(
-                f"account.{change}",
+                "account.managed",
+                change=change,
                 caller=self._name(caller),
                 user=self._hash_user(user_id),
                 exchange=exchange_id,

@@ -82,6 +82,8 @@ class Database(Generic[Schema]):
         self._turns = asyncio.Semaphore(MOST_CONNECTIONS)
         # When a call was last answered, by the monotonic clock.
         self._answered = 0.0
+        # A file of this machine keeps calls waiting only while the machine is busy.
+        self._patience = POOL_WAIT if self.is_postgres else CALL_LIMIT
         self._closed = False
 
     @property
@@ -113,7 +115,7 @@ class Database(Generic[Schema]):
         began = time.monotonic()
         while not await self._has_turn_within(POOL_WAIT):
             now = time.monotonic()
-            if now - began > QUEUE_LIMIT or now - self._answered > POOL_WAIT:
+            if now - began > QUEUE_LIMIT or now - max(self._answered, began) > self._patience:
                 self._silence.record(now - began, failed=True)
                 raise StoreUnavailable(f"Every connection to the {self._name} is in use.")
 

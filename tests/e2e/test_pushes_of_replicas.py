@@ -143,7 +143,8 @@ async def test_one_replica_follows_an_account_and_subscribers_of_all_get_every_c
         died_at, left = time.monotonic(), followers[1:]
         venue.change(KEY, 20)
         await until(lambda: all(one.has(20) for one in left), "the change at the others")
-        assert time.monotonic() - died_at < LEASE * 2
+        # A lease, and what a busy machine adds; the next read that would bring it is far away.
+        assert time.monotonic() - died_at < LEASE * 4
         await until(lambda: venue.followed() == {KEY: 1}, "one connection again")
         venue.change(KEY, 21)
         await until(lambda: all(one.has(21) for one in left), "the next change")
@@ -184,7 +185,7 @@ async def test_a_change_whose_message_is_lost_comes_within_a_lease(
         venue.change(KEY, 5)
         began = time.monotonic()
         await until(lambda: follower.has(5), "the change")
-        assert time.monotonic() - began < LEASE * 2
+        assert time.monotonic() - began < LEASE * 4
         assert venue.reads[KEY] == 1
 
 

@@ -207,7 +207,7 @@ server._OPTIONS = tuple({**dict(server._OPTIONS), "grpc.server_handshake_timeout
 """
 UNAWARE = """
 import exchange_service.app, exchange_service.cli.operate, exchange_service.venues.http
-exchange_service.app.most_connections = lambda: None
+exchange_service.app.shares_of_connections = lambda *, serves_http: (None, 0)
 exchange_service.cli.operate.raise_limit = lambda: None
 exchange_service.venues.http.none_left = lambda error: False
 """

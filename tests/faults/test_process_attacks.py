@@ -165,7 +165,8 @@ def test_grpcs_fork_handlers_crash_processes_at_their_start_under_uvloop_and_the
         found: list[int] = json.loads(done.stdout)
         return found
 
-    assert starts("handlers", 3000)[1] == 1
+    # A crash is a matter of chance: of one process's threads more than of the number of its starts.
+    assert any(starts("handlers", 800)[1] for _ in range(5))
     assert starts("command", 200) == [200, 0]
 
 

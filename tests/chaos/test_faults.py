@@ -6,16 +6,19 @@ import asyncio
 import datetime
 import os
 import random
+from contextlib import suppress
 
 import pytest
 
 from tests.chaos.checker import INVARIANTS
 from tests.chaos.faults import all_faults
-from tests.chaos.run import details, line, named, run, table
+from tests.chaos.run import FaultRun, details, line, named, run, table
 
 # Which faults, and what chance decides in them: the same for a day, unless the environment names a printed seed.
 SEED = int(os.environ.get("EXCHANGE_SERVICE_CHAOS_SEED", datetime.datetime.now(datetime.UTC).toordinal()))
 _HOW_MANY, _SECONDS = 5, 4.0
+# Seconds; on a quiet machine a third of it.
+_LONGEST = 140.0
 
 
 def chosen() -> list[str]:
@@ -25,10 +28,20 @@ def chosen() -> list[str]:
     return [name for name in names if name in picked]
 
 
+async def _run_in_time(names: list[str]) -> list[FaultRun]:
+    """Run these faults, and once more if that takes far too long: the rig itself has hung, once in many runs."""
+    for _ in range(2):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LONGEST):
+                return await run(names, _SECONDS, SEED)
+        print("the rig hung")
+    raise AssertionError(f"twice the faults did not end in {_LONGEST:g} seconds")
+
+
 @pytest.mark.timeout(300)
 def test_five_faults_cost_what_the_table_says_and_no_more(capsys: pytest.CaptureFixture[str]) -> None:
     names, rows = chosen(), table()
-    outcomes = asyncio.run(run(names, _SECONDS, SEED))
+    outcomes = asyncio.run(_run_in_time(names))
     with capsys.disabled():
         print(f"\nchaos, seed {SEED}: {', '.join(names)}")
     broken = [outcome for outcome in outcomes if outcome.unknown(rows[outcome.fault])]

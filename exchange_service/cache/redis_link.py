@@ -182,6 +182,7 @@ class RedisLink:
         # When connections were last ended because the server takes no writes.
         self._ended_at: float | None = None
         self._trouble_reported = False
+        self._closed = False
 
     @property
     def available(self) -> bool:
@@ -203,6 +204,9 @@ class RedisLink:
         Raises NoAnswer; at once if the link is not available, unless `force` is set. If the caller is cancelled, the
         command ends by itself, so that its connection stays usable.
         """
+        if self._closed:
+            # A connection that began now would never be closed.
+            raise NoAnswer("closed")
         if not self._breaker.closed and not force:
             if self._breaker.take_probe():
                 # Beside the callers: none of them waits to learn whether Redis is back.
@@ -294,11 +298,14 @@ class RedisLink:
         )
 
     async def close(self) -> None:
-        """End the calls under way and close the connections; bounded, whatever state Redis is in."""
-        self._tasks.cancel()
+        """End the calls under way and close the connections; bounded, whatever state Redis is in. Calls that come later
+        get NoAnswer."""
+        self._closed = True
+        # Before the connections: one that a call is still opening is none yet, and would stay open.
+        await self._tasks.close(CLOSE_LIMIT / 2)
         for client in (self.redis, self.subscriber):
             self._tasks.start(client.aclose(close_connection_pool=True), name="redis closing")
-        await self._tasks.wait(CLOSE_LIMIT)
+        await self._tasks.wait(CLOSE_LIMIT / 2)
 
 
 def _parser_up_to(most: int) -> type[Any]:

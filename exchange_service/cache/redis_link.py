@@ -301,7 +301,7 @@ class RedisLink:
         """End the calls under way and close the connections; bounded, whatever state Redis is in. Calls that come later
         get NoAnswer."""
         self._closed = True
-        # Before the connections: one that a call is still opening is none yet, and would stay open.
+        # Before the connections: one that a call still opens would not be found among them, and stay open.
         await self._tasks.close(CLOSE_LIMIT / 2)
         for client in (self.redis, self.subscriber):
             self._tasks.start(client.aclose(close_connection_pool=True), name="redis closing")

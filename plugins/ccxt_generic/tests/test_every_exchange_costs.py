@@ -22,7 +22,7 @@ _LESS_THAN_DESCRIBED = {"binanceus spot": (4, 10)}
 
 
 async def taken(call: VenueCall, monkeypatch: pytest.MonkeyPatch) -> float:
-    """What CCXT has counted for a balance after the first. Where each second one asks for the kind of the account, it is
+    """What CCXT has counted for a balance after the first. If each second one asks for the kind of the account, it is
     the mean of two, or the dearer one if others would pay for it."""
     costs: list[float] = []
 

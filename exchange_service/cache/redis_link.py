@@ -1,4 +1,4 @@
-"""The process's one link to Redis: a pool of connections, a circuit breaker, calls in bounded time, and the log lines.
+"""The process's one link to Redis: its connections, a circuit breaker, calls in bounded time, and the log lines.
 
 Nothing in the service depends on Redis: whatever state it is in, a call through the link takes at most `CALL_LIMIT`
 seconds, and almost no time while Redis is known to be out of reach.
@@ -31,6 +31,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from exchange_service.cache.redis_pipeline import RedisPipeline
 from exchange_service.tasks import TaskSet
 
 T = TypeVar("T")
@@ -162,7 +163,8 @@ class LinkBreaker:
 class RedisLink:
     """The link that the cache, the gate's shared rate limits and the quotas use together.
 
-    `redis` is the client; its commands go through `call`. `subscriber` is for pub/sub.
+    `redis` is the client; its commands go through `call`. `pipeline` is for single commands that every request needs;
+    they go through `call` or `read`. `subscriber` is for pub/sub.
     """
 
     def __init__(self, url: str, *, breaker: LinkBreaker | None = None) -> None:
@@ -175,6 +177,7 @@ class RedisLink:
         self.server = _server(self._pool.connection_kwargs)
         self._breaker = breaker or LinkBreaker()
         self._tasks = TaskSet()
+        self.pipeline = RedisPipeline(self._pipeline_connection, self._tasks, limit=COMMAND_LIMIT)
         self._recovery_listeners: list[Callable[[], None]] = []
         self._reported_at: float | None = None
         # When it last did not answer in time.
@@ -204,15 +207,8 @@ class RedisLink:
         Raises NoAnswer; at once if the link is not available, unless `force` is set. If the caller is cancelled, the
         command ends by itself, so that its connection stays usable.
         """
-        if self._closed:
-            # A connection that began now would never be closed.
-            raise NoAnswer("closed")
-        if not self._breaker.closed and not force:
-            if self._breaker.take_probe():
-                # Beside the callers: none of them waits to learn whether Redis is back.
-                self._tasks.start(self._probe(), name="redis probe")
-            raise NoAnswer("known to be down")
-        task = self._tasks.start(self._run(command), name="redis call")
+        self._let_through(force)
+        task = self._tasks.start(self._run(lambda: _in_time(command)), name="redis call")
         done, _ = await asyncio.wait({task}, timeout=CALL_LIMIT)
         if not done:
             task.cancel()
@@ -222,11 +218,28 @@ class RedisLink:
             raise NoAnswer("closed")
         return task.result()
 
+    async def read(self, command: Callable[[], Awaitable[T]]) -> T:
+        """As `call`, for a command that asks `pipeline` once and nothing else: its time is bounded already, and it
+        costs neither a task nor a timer. If the caller is cancelled, so is `command`."""
+        self._let_through()
+        return await self._run(command)
+
+    def _let_through(self, force: bool = False) -> None:
+        """Raise NoAnswer if the link is closed, or not available and `force` is not set."""
+        if self._closed:
+            # A connection that began now would never be closed.
+            raise NoAnswer("closed")
+        if self._breaker.closed or force:
+            return
+        if self._breaker.take_probe():
+            # Beside the callers: none of them waits to learn whether Redis is back.
+            self._tasks.start(self._probe(), name="redis probe")
+        raise NoAnswer("known to be down")
+
     async def _run(self, command: Callable[[], Awaitable[T]]) -> T:
         """Run one command, tell the breaker how it went, and raise nothing but NoAnswer."""
         try:
-            async with asyncio.timeout(COMMAND_LIMIT):
-                result = await command()
+            result = await command()
         except NoAnswer:
             # It answers, and others wrote at the same time.
             self._on_success()
@@ -242,8 +255,8 @@ class RedisLink:
             if is_read_only(error):
                 await self._reconnect()
         except Exception as error:
-            failure = NoAnswer(type(error).__name__, explain(error))
-            if not (isinstance(error, RedisConnectionError) and str(error) == _POOL_BUSY):
+            failure = NoAnswer("closed" if self._closed else type(error).__name__, explain(error))
+            if not self._closed and not (isinstance(error, RedisConnectionError) and str(error) == _POOL_BUSY):
                 self._record_failure(error)
         else:
             self._on_success()
@@ -260,11 +273,12 @@ class RedisLink:
         now = time.monotonic()
         if self._ended_at is None or now - self._ended_at >= _RECONNECT_EVERY:
             self._ended_at = now
+            self.pipeline.reconnect()
             await self._pool.disconnect(inuse_connections=False)
 
     async def _probe(self) -> None:
         try:
-            await self._run(self.redis.ping)
+            await self._run(lambda: _in_time(self.redis.ping))
         except NoAnswer:
             return
         finally:
@@ -297,15 +311,26 @@ class RedisLink:
             now="each replica uses its own memory and keeps to its part of the limits",
         )
 
+    def _pipeline_connection(self) -> Any:
+        # The pipeline bounds the time of all commands together, and looks by itself whether it is answered.
+        options = self._pool.connection_kwargs | {"socket_timeout": None, "health_check_interval": 0}
+        return self._pool.connection_class(**options)
+
     async def close(self) -> None:
         """End the calls under way and close the connections; bounded, whatever state Redis is in. Calls that come later
         get NoAnswer."""
         self._closed = True
-        # Before the connections: one that a call is still opening is none yet, and would stay open.
+        self.pipeline.close()
+        # Before the connections: the one that a call is still opening is not known yet, and would stay open.
         await self._tasks.close(CLOSE_LIMIT / 2)
         for client in (self.redis, self.subscriber):
             self._tasks.start(client.aclose(close_connection_pool=True), name="redis closing")
         await self._tasks.wait(CLOSE_LIMIT / 2)
+
+
+async def _in_time(command: Callable[[], Awaitable[T]]) -> T:
+    async with asyncio.timeout(COMMAND_LIMIT):
+        return await command()
 
 
 def _parser_up_to(most: int) -> type[Any]:

@@ -29,6 +29,7 @@ from redis.exceptions import (
     ResponseError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from exchange_service.cache.redis_pipeline import RedisPipeline
@@ -38,8 +39,7 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-# The library's own limits, in seconds, hold for each step; a call has several: get a connection from the pool, connect,
-# greet, send the command.
+# Limits in seconds for the steps of a call: get a connection from the pool, connect, greet.
 STEP_LIMIT = 0.25
 POOL_WAIT = 0.1
 # The cache, the shared rate limits and the quotas take their connections from the same pool.
@@ -175,6 +175,8 @@ class RedisLink:
         # For subscriptions alone: anybody who may write to Redis may publish anything.
         self.subscriber = redis_client.Redis(connection_pool=connection_pool(url, MOST_IN_A_MESSAGE))
         self.server = _server(self._pool.connection_kwargs)
+        for client in (self.redis, self.subscriber):
+            client.connection_pool.connection_kwargs["redis_connect_func"] = self._greet
         self._breaker = breaker or LinkBreaker()
         self._tasks = TaskSet()
         self.pipeline = RedisPipeline(self._pipeline_connection, self._tasks, limit=COMMAND_LIMIT)
@@ -312,9 +314,19 @@ class RedisLink:
         )
 
     def _pipeline_connection(self) -> Any:
-        # The pipeline bounds the time of all commands together, and looks by itself whether it is answered.
-        options = self._pool.connection_kwargs | {"socket_timeout": None, "health_check_interval": 0}
-        return self._pool.connection_class(**options)
+        # The pipeline looks by itself whether it is answered.
+        return self._pool.connection_class(**(self._pool.connection_kwargs | {"health_check_interval": 0}))
+
+    async def _greet(self, connection: Any) -> None:
+        """What the library does with each new connection, in bounded time, and not after `close`: a subscription whose
+        connection ends begins another one by itself."""
+        if self._closed:
+            raise RedisConnectionError("the link is closed")
+        try:
+            async with asyncio.timeout(STEP_LIMIT):
+                await connection.on_connect()
+        except TimeoutError:
+            raise RedisTimeoutError("no greeting in time") from None
 
     async def close(self) -> None:
         """End the calls under way and close the connections; bounded, whatever state Redis is in. Calls that come later
@@ -362,8 +374,8 @@ def _parser_up_to(most: int) -> type[Any]:
 
 
 def connection_pool(url: str, most: int = MOST_ANSWERED) -> redis_client.BlockingConnectionPool:
-    """Connections to the Redis at `url`, each step in bounded time, and no answer longer than `most` bytes. Raises
-    ValueError if redis-py cannot read it."""
+    """Connections to the Redis at `url`, and no answer longer than `most` bytes. Raises ValueError if redis-py cannot
+    read it."""
     pool, readable = None, False
     # Suppressed: the library's exception may hold the URL, and with it the password.
     with suppress(ValueError, TypeError, RedisError):
@@ -371,7 +383,6 @@ def connection_pool(url: str, most: int = MOST_ANSWERED) -> redis_client.Blockin
             url,
             max_connections=POOL_SIZE,
             timeout=POOL_WAIT,
-            socket_timeout=STEP_LIMIT,
             socket_connect_timeout=STEP_LIMIT,
             health_check_interval=HEALTH_CHECK_SECONDS,
             # The default of ten retries turns a frozen server into a minute.
@@ -381,6 +392,9 @@ def connection_pool(url: str, most: int = MOST_ANSWERED) -> redis_client.Blockin
             # Redis could ask for longer time limits by them.
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
+        # The caller bounds the time. For a limit of its own the library writes by `asyncio.wait_for`, which in Python
+        # 3.11 passes over a cancellation that comes as it ends: a subscription that was cancelled would go on for ever.
+        pool.connection_kwargs["socket_timeout"] = None
         # A misspelt option in the URL would otherwise show only at the first call.
         make_connection: Callable[[], Any] = pool.make_connection
         make_connection()

@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
             "client",
             "clock",
             "credentials",
+            "environment",
             "errors",
             "gc_tuning",
         },
@@ -68,6 +69,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "credentials": {"deadlines", "errors", "model", "settings", "tasks"},
     "deadlines": set(),
+    "environment": set(),
     "errors": set(),
     "gc_tuning": set(),
     "grpc_server": {
@@ -91,7 +93,7 @@ ALLOWED: dict[str, set[str]] = {
     "printable": set(),
     "process_secrecy": set(),
     "pytest_plugin": set(),
-    "settings": {"addresses", "observability"},
+    "settings": {"addresses", "environment", "observability"},
     "startup_checks": {"addresses", "cache", "credentials", "identity", "settings", "venues"},
     "streams": {"balances", "clock", "errors", "model", "venues", "wire"},
     "tasks": set(),
@@ -226,6 +228,46 @@ def test_the_plugin_page_pulls_in_no_server_and_no_venue_library() -> None:
     heavy = ["grpc", "sqlalchemy", "redis", "aiohttp", "ccxt", "pydantic", "typer"]
     done = subprocess.run([sys.executable, "-c", program, *heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# Runs the command line, and says in the end which of the modules it was given are loaded.
+COMMAND = """
+import atexit, sys
+names = sys.argv.pop(1).split(",")
+atexit.register(lambda: print("loaded:", *(name for name in names if name in sys.modules)))
+from exchange_service.cli import main
+main()
+"""
+# What a command that only calls a running service does without.
+OF_THE_SERVICE = [
+    *("exchange_service.app", "exchange_service.settings", "exchange_service.model", "exchange_service.grpc_server"),
+    *(
+        "aiohttp",
+        "cryptography",
+        "grpc_health",
+        "grpc_reflection",
+        "jwt",
+        "prometheus_client",
+        "psutil",
+        "pydantic_settings",
+    ),
+    *("redis", "sqlalchemy", "stamina", "starlette", "structlog", "uvloop"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unneeded"),
+    [
+        ("--version", [*OF_THE_SERVICE, "google", "grpc", "pydantic", "rich"]),
+        ("exchanges --address 127.0.0.1:1", OF_THE_SERVICE),
+        ("balance --address 127.0.0.1:1 --user alice --exchange oanda", OF_THE_SERVICE),
+        ("watch --address 127.0.0.1:1 --user alice --events 1", OF_THE_SERVICE),
+    ],
+)
+def test_a_command_that_calls_a_service_imports_none_of_its_parts(arguments: str, unneeded: list[str]) -> None:
+    program = [sys.executable, "-c", COMMAND, ",".join(unneeded), *arguments.split()]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "loaded:", done.stderr
 
 
 def test_the_public_face_of_the_plugin_page_is_pinned() -> None:

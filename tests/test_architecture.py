@@ -244,8 +244,8 @@ OF_THE_SERVICE = [
     *(
         "aiohttp",
         "cryptography",
-        "grpc_health",
-        "grpc_reflection",
+        "grpc_health.v1",
+        "grpc_reflection.v1alpha",
         "jwt",
         "prometheus_client",
         "psutil",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import tomllib
@@ -230,11 +231,13 @@ def test_the_plugin_page_pulls_in_no_server_and_no_venue_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-# Runs the command line, and says in the end which of the modules it was given are loaded.
+# Runs the command line, and says in the end how often all objects were examined for garbage, and which of the modules
+# that it was given are loaded.
 COMMAND = """
-import atexit, sys
+import atexit, gc, sys
 names = sys.argv.pop(1).split(",")
 atexit.register(lambda: print("loaded:", *(name for name in names if name in sys.modules)))
+atexit.register(lambda: print("examined:", gc.get_stats()[2]["collections"]))
 from exchange_service.cli import main
 main()
 """
@@ -268,6 +271,39 @@ def test_a_command_that_calls_a_service_imports_none_of_its_parts(arguments: str
     program = [sys.executable, "-c", COMMAND, ",".join(unneeded), *arguments.split()]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "loaded:", done.stderr
+
+
+# What only some settings or stores need.
+OF_OTHER_SETTINGS = [
+    *("connectrpc", "jinja2", "sse_starlette", "starlette", "uvicorn", "exchange_service.console"),
+    *(
+        "redis",
+        "exchange_service.cache.sealed_redis",
+        "cryptography",
+        "jwt",
+        "psycopg",
+        "sqlalchemy.dialects.postgresql",
+    ),
+    *("ccxt", "exchange_service_ccxt_generic.balance", "exchange_service_ccxt_generic.push"),
+    *("exchange_service.testing", "exchange_service.cli.demo", "exchange_service.cli.calls"),
+]
+
+
+def test_a_service_imports_nothing_that_its_settings_do_not_ask_for_and_starts_without_looking_for_garbage(
+    tmp_path: Path,
+) -> None:
+    arguments = ["serve", "--address", "127.0.0.1:0", "--database-url", f"sqlite:///{tmp_path / 'service.db'}"]
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, ",".join(OF_OTHER_SETTINGS), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        before = list(itertools.takewhile(lambda line: "Serving on " not in line, process.stderr))
+        process.terminate()
+        output, messages = process.communicate(timeout=30)
+    assert output.splitlines() == ["examined: 0", "loaded:"], [*before, messages]
 
 
 def test_the_public_face_of_the_plugin_page_is_pinned() -> None:

@@ -19,6 +19,7 @@ import typer
 from exchange_service import __version__
 from exchange_service.cli.encoding import use_any_encoding
 from exchange_service.cli.runtime import end_at_sigterm
+from exchange_service.gc_tuning import uncollected
 from exchange_service.observability.logs import configure_logging, listen_to_libraries
 from exchange_service.process_secrecy import hide_process
 
@@ -92,8 +93,9 @@ _PLAIN: dict[str, Any] = {"pretty_exceptions_enable": False, "rich_markup_mode":
 def _added_by(add: Callable[[typer.Typer], None]) -> Mapping[str, Any]:
     """Commands by their names; they are imported now."""
     app = typer.Typer(**_PLAIN)
-    add(app)
-    return typer.main.get_group(app).commands
+    with uncollected():
+        add(app)
+        return typer.main.get_group(app).commands
 
 
 class _Imported(Mapping[str, Any]):

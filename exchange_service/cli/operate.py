@@ -19,7 +19,7 @@ from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, plain, run
 from exchange_service.cli.runtime import LoopFactory, LoopMissing, loop_factory
 from exchange_service.environment import ENVIRONMENT_PREFIX
-from exchange_service.gc_tuning import quick_start, tune_gc
+from exchange_service.gc_tuning import tune_gc, uncollected
 from exchange_service.observability.logs import configure_logging
 from exchange_service.open_files import raise_limit
 from exchange_service.settings import Settings
@@ -45,7 +45,7 @@ def _select_loop(settings: Settings) -> LoopFactory | None:
 
 
 async def _serve(settings: Settings) -> None:
-    with quick_start():
+    with uncollected():
         service = await _start(settings)
     tune_gc()
     from exchange_service.identity.methods import who_may_call

@@ -53,7 +53,7 @@ class Cost:
     plugin: float
 
 
-async def hop() -> list[Line]:
+async def hop(engine: str) -> list[Line]:
     """The hop of a small plugin, which is the same in both processes, and the path to CCXT."""
     with tempfile.TemporaryDirectory(prefix="exchange-service-benchmark-") as name:
         folder = Path(name)
@@ -66,6 +66,7 @@ async def hop() -> list[Line]:
             settings: dict[str, Any] = {
                 "venue_urls": json.dumps({_OANDA: oanda, _BINANCE: binance}),
                 "plugin_start": "at-once",
+                "engine": engine,
             }
 
             async def served(place: str, **variables: str) -> Serving:

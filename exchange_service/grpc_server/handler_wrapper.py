@@ -197,7 +197,7 @@ def _ending() -> ShuttingDown:
 
 
 # Fields of metadata that a call may have: what clients, tracing and proxies add is some tens.
-_MOST_FIELDS = 128
+MOST_FIELDS = 128
 
 
 class FewFields(grpc.GenericRpcHandler):
@@ -209,14 +209,19 @@ class FewFields(grpc.GenericRpcHandler):
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         """A handler that refuses; None, which leaves the call to the other handlers, for an ordinary one."""
-        if len(details.invocation_metadata or ()) <= _MOST_FIELDS:
+        if len(details.invocation_metadata or ()) <= MOST_FIELDS:
             return None
         # This kind of handler begins before the request has come.
         return grpc.stream_stream_rpc_method_handler(_refuse_fields)
 
 
+def refusal_of_fields() -> CallStatus:
+    """The status of a call with too many fields of metadata."""
+    return find_status(FieldInvalid("metadata", f"it should have at most {MOST_FIELDS} fields."))
+
+
 async def _refuse_fields(_: Any, context: Context) -> None:
-    end = find_status(FieldInvalid("metadata", f"it should have at most {_MOST_FIELDS} fields."))
+    end = refusal_of_fields()
     # Not by `abort`: its exception would hold the fields until the next collection of garbage.
     context.set_code(end.code)
     context.set_details(end.message)

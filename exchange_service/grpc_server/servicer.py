@@ -11,7 +11,7 @@ from exchange_service.grpc_server.authentication import current_caller
 from exchange_service.grpc_server.handler_wrapper import Context
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.grpc_server.requests import RequestReader, read_stream_balances
-from exchange_service.grpc_server.turns import Writes
+from exchange_service.grpc_server.turns import Deliveries, Writes
 from exchange_service.grpc_server.write_limit import WriteLimit
 from exchange_service.identity import Caller
 from exchange_service.identity.authenticator import Authenticator
@@ -34,6 +34,7 @@ class Servicer:
     streams: Streams
     writes: WriteLimit
     turns: Writes = field(default_factory=Writes)
+    deliveries: Deliveries = field(default_factory=Deliveries)
 
     async def list_exchanges(self, data: bytes, context: Context) -> bytes:
         """ListExchanges."""
@@ -71,6 +72,8 @@ class Servicer:
             ) as subscription:
                 watch(subscription.end)
                 writer = self.writes.writer(context)
+                if writer.is_direct:
+                    subscription.write_directly(writer.try_write, self.deliveries.soon)
                 while True:
                     await writer.write(await subscription.next_event(self.turns.take))
 

@@ -120,6 +120,10 @@ class _Call:
             self._cancelled = True
             raise asyncio.CancelledError
 
+    def try_write(self, message: bytes) -> bool:
+        """Send a message of a stream if that is possible without waiting; False if not, or if the call has ended."""
+        return self._front.stream_try_send(self._id, message) == STREAM_SENT
+
     async def abort(self, code: grpc.StatusCode, message: str, trailers: Metadata = ()) -> NoReturn:
         """End the call with this status."""
         self.fail(code, message, trailers)

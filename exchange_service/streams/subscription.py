@@ -67,9 +67,8 @@ class Subscription:
         self._next_heartbeat = now + heartbeat_interval
 
     def write_directly(self, try_write: Callable[[bytes], bool], soon: Callable[[Subscription], None]) -> None:
-        """Have events written by `try_write` while the reader waits, so that it sleeps on. What cannot be written at
-        once, for which `try_write` returns False, is the reader's next event. `soon` has `deliver` called in its
-        turn."""
+        """Have events written by `try_write` while the reader waits, which sleeps on. What cannot be written at once,
+        for which `try_write` returns False, is the reader's next event. `soon` has `deliver` called in its turn."""
         self._try_write, self._soon = try_write, soon
         self._mailbox.notify_by(self._on_news)
 

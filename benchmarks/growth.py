@@ -27,7 +27,7 @@ _STREAM_SECONDS = 6.0
 _CACHED = {"max_age": "3600", "stale_grace": "7200"}
 
 
-async def growth() -> list[Line]:
+async def growth(_: str) -> list[Line]:
     """Prints tables and draws a picture. Returns no lines: only the shape of growth matters."""
     curves = [await _with_callers(), await _with_subscribers(), await _with_replicas(), await _with_accounts()]
     console = Console(width=120)

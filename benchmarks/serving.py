@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import jwt
 import psutil
 
+from benchmarks.engines import GRPCIO, NATIVE
 from benchmarks.names import EXCHANGE, ROOT, environment, user
 from benchmarks.runtime import Runtime, runtime_of
 from exchange_service.client import ExchangeServiceClient
@@ -108,6 +109,7 @@ class Serving:
     address: str
     pid: int
     seconds: float
+    engine: str
 
     @property
     def port(self) -> int:
@@ -135,8 +137,11 @@ class Serving:
             return report
 
     async def runtime(self) -> Runtime:
-        """Its loop, collector and options, for a ceiling."""
-        return runtime_of(await self.process())
+        """Its loop, collector and options, for a ceiling. Raises RuntimeError if another engine serves."""
+        process = await self.process()
+        if process["native"] != (self.engine == NATIVE):
+            raise RuntimeError(f"the service does not run on the engine {self.engine}")
+        return runtime_of(process)
 
 
 # All other settings are the defaults. No call may be refused because there are so many.
@@ -185,7 +190,7 @@ async def serving(
             await _until_ready(process.stderr)
         seconds = time.perf_counter() - began
         draining = asyncio.create_task(_drain(process.stderr, known))
-        yield Serving(made, named["address"], process.pid, seconds)
+        yield Serving(made, named["address"], process.pid, seconds, named.get("engine", GRPCIO))
     finally:
         with suppress(ProcessLookupError):
             process.terminate()
@@ -241,13 +246,22 @@ class Ceiling:
         return float(times.user + times.system)
 
 
+# The ceilings that the native engine has: grpc.aio's, which callers know, and its own library's.
+AIO = "aio"
+_NO_OPS = {AIO: "no_op", NATIVE: "native_no_op"}
+
+
 @asynccontextmanager
-async def ceiling(folder: Path, reply: bytes, runtime: Runtime) -> AsyncIterator[Ceiling]:
-    """The no-op server that answers with these bytes."""
+async def ceilings(folder: Path, reply: bytes, runtime: Runtime, engine: str) -> AsyncIterator[dict[str, Ceiling]]:
+    """The no-op servers that answer with these bytes, by name: grpc.aio's, and for the native engine its own too."""
     file = folder / f"reply-{len(reply)}.bin"
     file.write_bytes(reply)
-    async with running_ceiling("no_op", str(file), runtime.as_argument()) as process:
-        yield process
+    async with AsyncExitStack() as stack:
+        yield {
+            name: await stack.enter_async_context(running_ceiling(program, str(file), runtime.as_argument()))
+            for name, program in _NO_OPS.items()
+            if name in (AIO, engine)
+        }
 
 
 @asynccontextmanager
@@ -263,9 +277,12 @@ async def running_ceiling(name: str, *arguments: str) -> AsyncIterator[Ceiling]:
     assert process.stdout is not None
     try:
         async with asyncio.timeout(START_LIMIT):
-            port = int(await process.stdout.readline())
-        yield Ceiling(port, process.pid)
+            line = await process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the ceiling {name} ended at once")
+        yield Ceiling(int(line), process.pid)
     finally:
         # Closing ten thousand streams in order would take long, and nothing needs it.
-        process.kill()
+        with suppress(ProcessLookupError):
+            process.kill()
         await process.wait()

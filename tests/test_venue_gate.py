@@ -646,8 +646,7 @@ class TestRateLimits:
         polls = [
             asyncio.ensure_future(outcome(venue.through(gate, key=str(number), polling=True))) for number in range(5)
         ]
-        await until(lambda: venue.fetches == 4)
-        assert gate.in_flight == 0
+        await until(lambda: venue.fetches == 4 and gate.in_flight == 0)
         assert await outcome(venue.through(gate)) is None
         assert await asyncio.gather(*polls) == [None] * 5
         assert time.monotonic() - started > 0.5

@@ -36,15 +36,16 @@ def _field_types(kind: Any) -> dict[str, Any]:
 
 
 def _in_value(value: Any, kind: Any, path: str) -> Iterator[str]:
-    if get_origin(kind) in (Union, UnionType):
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
         if value is not None or NoneType not in get_args(kind):
             yield from _in_value(value, next(part for part in get_args(kind) if part is not NoneType), path)
-    elif get_origin(kind) is tuple:
+    elif origin is tuple:
         yield from _in_tuple(value, get_args(kind)[0], path)
-    elif get_origin(kind) is Literal:
+    elif origin is Literal:
         if not any(value is choice or (type(value) is str and value == choice) for choice in get_args(kind)):
             yield _sentence(path, " or ".join(f'"{choice}"' for choice in get_args(kind)), value)
-    elif get_origin(kind) is Mapping:
+    elif origin is Mapping:
         yield from _in_mapping(value, get_args(kind)[1], path)
     elif is_dataclass(kind):
         if type(value) is kind:

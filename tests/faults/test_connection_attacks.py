@@ -23,9 +23,10 @@ import pytest
 
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.errors import FieldInvalid, ServiceError
-from exchange_service.grpc_server import server
+from exchange_service.grpc_server.engines import grpcio
 from exchange_service.v1.exchange_service_pb2 import AccountSelector, ListExchangesRequest, StreamBalancesRequest
 from exchange_service.v1.exchange_service_pb2_grpc import ExchangeServiceStub
+from tests.engines import ENGINE_VARIABLES
 from tests.harness import Failure, failure_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,9 +40,9 @@ sys.argv = ["exchange-service", "demo", "--address", "127.0.0.1:0", "--no-consol
 main()
 """
 UNBOUNDED = """
-from exchange_service.grpc_server import server
-server._OPTIONS = (
-    *(option for option in server._OPTIONS if "pending" not in option[0]),
+from exchange_service.grpc_server.engines import grpcio
+grpcio.OPTIONS = (
+    *(option for option in grpcio.OPTIONS if "pending" not in option[0]),
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 200_000),
 )
@@ -74,7 +75,7 @@ def demo(home: Path, *arguments: str, changes: str = "") -> Iterator[Target]:
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM.format(changes=changes), *arguments],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"},
+        env={"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **ENGINE_VARIABLES},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -177,7 +178,7 @@ async def test_requests_that_never_end_fill_the_memory_unless_a_connection_has_f
 
 UNCOUNTED = """
 from exchange_service.grpc_server import handler_wrapper
-handler_wrapper._MOST_FIELDS = 10**9
+handler_wrapper.MOST_FIELDS = 10**9
 """
 
 
@@ -202,8 +203,8 @@ async def test_requests_with_thousands_of_fields_are_held_unless_they_are_counte
 
 FEW_FILES = "resource.setrlimit(resource.RLIMIT_NOFILE, (600, {hard}))"
 IMPATIENT = """
-from exchange_service.grpc_server import server
-server._OPTIONS = tuple({**dict(server._OPTIONS), "grpc.server_handshake_timeout_ms": 500}.items())
+from exchange_service.grpc_server.engines import grpcio
+grpcio.OPTIONS = tuple({**dict(grpcio.OPTIONS), "grpc.server_handshake_timeout_ms": 500}.items())
 """
 UNAWARE = """
 import exchange_service.app, exchange_service.cli.operate, exchange_service.venues.http
@@ -241,7 +242,7 @@ async def test_silent_connections_take_the_files_of_venue_calls_unless_they_are_
 
 @pytest.mark.threat("T65")
 async def test_a_connection_that_says_nothing_is_closed_within_seconds(tmp_path: Path) -> None:
-    assert dict(server._OPTIONS)["grpc.server_handshake_timeout_ms"] <= 10_000
+    assert dict(grpcio.OPTIONS)["grpc.server_handshake_timeout_ms"] <= 10_000
     with demo(tmp_path, changes=IMPATIENT) as target:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(target.port))
         async with asyncio.timeout(20):

@@ -41,8 +41,8 @@ from exchange_service.plugin_host.v1 import plugin_host_pb2_grpc
 from exchange_service.v1 import exchange_pb2
 from exchange_service.v1 import exchange_service_pb2 as public
 from exchange_service.venues.manifests import read_manifest, write_manifest
+from exchange_service.venues.push_figures import PushFigures
 from exchange_service.venues.registry import Placement
-from exchange_service.venues.sockets import PushFigures
 from exchange_service.wire.balances import fault_message
 from tests.harness import (
     PATIENCE,

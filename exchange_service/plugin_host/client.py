@@ -37,9 +37,9 @@ from exchange_service.venues.loading import LoadedPlugin
 from exchange_service.venues.manifests import manifest_digest
 from exchange_service.venues.outgoing import name_in_accounts, named_in_errors
 from exchange_service.venues.priority import Priority
+from exchange_service.venues.push_figures import PushFigures
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Sessions
-from exchange_service.venues.sockets import PushFigures
 from exchange_service.venues.watching import Pushed, Watch
 from exchange_service.wire.balances import FetchedBalance, fetched_balance, read_fetched, rows_of
 

@@ -39,7 +39,7 @@ from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.plugin_host.v1 import plugin_host_pb2_grpc
 from exchange_service.printable import printable
 from exchange_service.venues.manifests import write_manifest
-from exchange_service.venues.sockets import PushFigures
+from exchange_service.venues.push_figures import PushFigures
 
 # Seconds that a process has until it serves, the plugin's import included.
 _START_LIMIT = 15.0

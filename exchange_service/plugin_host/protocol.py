@@ -12,7 +12,7 @@ from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceErro
 from exchange_service.model import SECRET_FIELDS, Account, Credential, KeyRights, VenueReports
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
-from exchange_service.venues.sockets import PushFigures
+from exchange_service.venues.push_figures import PushFigures
 from exchange_service.wire.balances import fault_message, read_fault
 from exchange_service.wire.protobuf import from_datetime, to_datetime
 

@@ -17,7 +17,7 @@ from exchange_service.plugin_host.health import check_health
 from exchange_service.plugin_host.launch import PluginChanged, ProcessPolicy, StartFailed
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
 from exchange_service.plugin_host.restart_policy import HEALTH_CHECK_INTERVAL, LEAST_PAUSE, RestartPolicy
-from exchange_service.venues.sockets import PushFigures
+from exchange_service.venues.push_figures import PushFigures
 
 log = structlog.get_logger("exchange_service.plugin_host")
 

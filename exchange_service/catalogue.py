@@ -57,11 +57,15 @@ class Catalogue:
 
     def answer(self, query: Query, etag: str = "") -> bytes:
         """A serialised ListExchangesResponse. Raises FieldInvalid for an invalid page size or token."""
+        return self.ready(query, etag) or _select(self._build(query), etag)
+
+    def ready(self, query: Query, etag: str = "") -> bytes | None:
+        """As `answer`; None if the reply has to be built."""
         if self._replies_generation != self._generation():
             self._replies.clear()
             self._replies_generation = self._generation()
-        reply, current = self._replies.get(query) or self._build(query)
-        return not_modified_reply(etag) if etag and etag == current else reply
+        built = self._replies.get(query)
+        return None if built is None else _select(built, etag)
 
     def _build(self, query: Query) -> tuple[bytes, str]:
         if not 0 <= query.page_size <= MAX_PAGE_SIZE:
@@ -110,6 +114,12 @@ class _Entry:
     @property
     def sort_key(self) -> tuple[str, str]:
         return (self.metadata.name.lower(), self.metadata.id)
+
+
+def _select(built: tuple[bytes, str], etag: str) -> bytes:
+    """What a caller with this etag gets of a built reply, which comes with its own."""
+    reply, current = built
+    return not_modified_reply(etag) if etag and etag == current else reply
 
 
 def _matches(metadata: ExchangeMetadata, query: Query) -> bool:

@@ -20,9 +20,9 @@ from pydantic_settings import (
 )
 
 from exchange_service.addresses import encoding_problem, is_loopback, is_loopback_host
+from exchange_service.environment import ENVIRONMENT_PREFIX
 from exchange_service.observability.redaction import redact
 
-ENVIRONMENT_PREFIX = "EXCHANGE_SERVICE_"
 # More do not fit into an error's advice.
 _MOST_OUTGOING_ADDRESSES = 4
 CONFIG_VARIABLE = f"{ENVIRONMENT_PREFIX}CONFIG"

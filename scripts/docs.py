@@ -17,11 +17,12 @@ from exchange_service.app import Service, start_service
 from exchange_service.cli.demo import SIMULATOR_GROUP
 from exchange_service.cli.flags import default_text
 from exchange_service.client import ExchangeServiceClient
+from exchange_service.environment import ENVIRONMENT_PREFIX
 from exchange_service.errors import ServiceError
 from exchange_service.grpc_server.status import TABLE
 from exchange_service.model import Account, Credential, ExchangeMetadata, PushLimits
 from exchange_service.observability.logs import configure_logging
-from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+from exchange_service.settings import Settings
 from exchange_service.testing.venue import TROUBLES, DemoVenue
 from exchange_service.testing.witnesses import Witness, parse_witness, payload_witness, table_rows
 from exchange_service.v1 import error_reason_pb2

@@ -269,7 +269,7 @@ class TestMailbox:
         slot.put_balance(update)
         assert mailbox.take(104.9) == (None, None)
         assert (len(mailbox.pending), mailbox.held) == (0, 1)
-        await mailbox.wait(105.0, until=200.0)
+        assert mailbox.has_news(105.0)
         assert mailbox.take(105.0) == (update.event(wall), None)
         assert (len(mailbox.pending), mailbox.held) == (0, 0)
 

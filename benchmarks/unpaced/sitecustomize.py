@@ -10,7 +10,7 @@ import os
 from exchange_service.venue_gate.rate_limits import RateLimiter
 
 
-def _acquire_local(self: RateLimiter, polling: bool, now: float) -> bool:
+def _acquire_local(self: RateLimiter, polling: bool, now: float, cost: int) -> bool:
     """There are always enough permits."""
     return True
 

@@ -16,6 +16,7 @@ from exchange_service.credentials.configured import configured_hash_key, open_co
 from exchange_service.credentials.key_check import check_keys
 from exchange_service.credentials.rewriting import survey
 from exchange_service.credentials.sql import SqlCredentialStore
+from exchange_service.environment import ENVIRONMENT_PREFIX
 from exchange_service.errors import CredentialInvalid, ServiceError
 from exchange_service.grpc_server.certificates import UnusableCertificates, ending
 from exchange_service.identity.methods import who_may_call
@@ -25,7 +26,7 @@ from exchange_service.operator.v1.plugin_service_pb2 import PLUGIN_PROCESS_STATE
 from exchange_service.plugin_host import sandbox
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.plugin_kit.credential_fields import missing_fields
-from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+from exchange_service.settings import Settings
 from exchange_service.startup_checks import (
     UnsafeSettings,
     check_plugin_settings,

@@ -28,6 +28,11 @@ log = structlog.get_logger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+# What the caller sent beside the request, with lower-case names.
+Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
+# The reply to a request's bytes if it is ready; None if the method's handler must be called, as for whatever is not
+# entirely ordinary. It neither waits nor raises, and needs no task of its own.
+Quick: TypeAlias = Callable[[bytes, Metadata], bytes | None]
 
 
 REQUEST_ID_KEY = "x-request-id"
@@ -123,8 +128,28 @@ class HandlerWrapper:
         if self._running:
             await asyncio.wait(set(self._running), timeout=timeout)
 
-    def wrap(self, method: str, inner: Handler, *, streaming: bool = False) -> Handler:
-        """The wrapped handler of the method of this name."""
+    def wrap_quick(self, method: str, quick: Quick) -> Quick:
+        """The quick answers of the method of this name, counted as its calls; none once calls are ended."""
+        metrics, openings = self._metrics, self._openings
+
+        def answer(data: bytes, metadata: Metadata) -> bytes | None:
+            if self._ending:
+                return None
+            began = time.monotonic()
+            reply = quick(data, metadata)
+            if reply is not None:
+                openings.call_came()
+                metrics.call_ended(method, WELL, time.monotonic() - began)
+            return reply
+
+        return answer
+
+    def wrap(self, method: str, inner: Handler, *, streaming: bool = False, quick: Quick | None = None) -> Handler:
+        """The wrapped handler of the method of this name. `quick`, which is wrapped too, is asked before `inner`."""
+        handle = self._wrap(method, inner, streaming=streaming)
+        return handle if quick is None else _asking_first(quick, handle)
+
+    def _wrap(self, method: str, inner: Handler, *, streaming: bool) -> Handler:
         metrics, running, openings = self._metrics, self._running, self._openings
         without_deadline = None if streaming else self._call_timeout
 
@@ -190,6 +215,19 @@ class HandlerWrapper:
         # It was us who cancelled it.
         task.uncancel()
         return reason
+
+
+def _asking_first(quick: Quick, handle: Handler) -> Handler:
+    """The handler for what is not answered quickly. Other transports' requests may not be bytes yet."""
+
+    async def answer(request: Any, context: Context) -> Any:
+        if isinstance(request, bytes):
+            reply = quick(request, context.invocation_metadata() or ())
+            if reply is not None:
+                return reply
+        return await handle(request, context)
+
+    return answer
 
 
 def _ending() -> ShuttingDown:

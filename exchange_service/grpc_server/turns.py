@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
+from typing import Protocol
 
 from exchange_service.errors import ServiceOverloaded
 
 # Writes that begin in one round; each takes about 0.1 ms of it. Fewer while streams wait to be opened.
 _WRITES, _FEW_WRITES = 32, 4
+# Seconds of a round in which messages are written to streams whose tasks sleep on.
+_DELIVERING = 0.002
 # While new calls come in every round, one round in so many opens a stream.
 _PATIENCE = 4
 # Seconds for which a stream waits to be opened at most, by what the ones before took; further ones are refused.
@@ -135,3 +140,39 @@ class Writes(_Queue):
     def begin_round(self) -> None:
         """Let the next ones write."""
         self._begun = self.let_go(_FEW_WRITES if len(self._openings) else _WRITES)
+
+
+class Delivering(Protocol):
+    """A stream that has something to write."""
+
+    def deliver(self) -> None:
+        """Write it."""
+
+
+class Deliveries:
+    """Writes to streams whose tasks need not wake for it: for a short time in each round, and on in the next one."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Delivering] = deque()
+        self._next_round: asyncio.Handle | None = None
+        # A round belongs to no call, so it has none of a call's variables.
+        self._context = Context()
+
+    def soon(self, stream: Delivering) -> None:
+        """Have the stream deliver in its turn."""
+        self._waiting.append(stream)
+        if self._next_round is None:
+            self._begin_round_soon()
+
+    def _begin_round_soon(self) -> None:
+        self._next_round = asyncio.get_running_loop().call_soon(self._on_round, context=self._context)
+
+    def _on_round(self) -> None:
+        self._next_round = None
+        waiting, end = self._waiting, time.monotonic() + _DELIVERING
+        while waiting:
+            waiting.popleft().deliver()
+            if time.monotonic() >= end:
+                break
+        if waiting:
+            self._begin_round_soon()

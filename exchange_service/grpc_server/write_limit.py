@@ -54,7 +54,7 @@ class WriteLimit:
 class Writer:
     """Writes the messages of one stream."""
 
-    __slots__ = ("_context", "_late", "_limit", "_loop", "_task")
+    __slots__ = ("_context", "_late", "_limit", "_loop", "_send", "_task")
 
     def __init__(self, limit: WriteLimit, context: Context) -> None:
         task: asyncio.Task[Any] | None = asyncio.current_task()
@@ -65,6 +65,19 @@ class Writer:
         self._limit = limit
         self._context = context
         self._late = False
+        self._send: Callable[[bytes], bool] | None = getattr(context, "try_write", None)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the transport can send without waiting, for `try_write`."""
+        return self._send is not None
+
+    def try_write(self, message: bytes) -> bool:
+        """Write a message if it can be sent at once; False if not, or if the call has ended."""
+        if self._send is None or not self._send(message):
+            return False
+        self._limit.on_written()
+        return True
 
     async def write(self, message: bytes) -> None:
         """Write a message. Raises SubscriberTooSlow if that takes too long."""

@@ -99,13 +99,19 @@ class Authenticator:
         await self._quotas.take(identity, action)
         return Caller(identity, presented)
 
-    def admit_local(self, token: str) -> Caller | None:
-        """The caller with this token, after the call is counted, if memory is enough to decide; else None, and `admit`
-        decides. The result holds no token: it is for one call, and not for a stream."""
+    def known_caller(self, token: str) -> Caller | None:
+        """The caller with this token if memory is enough to tell; else None, and `admit` decides. Nothing is counted.
+        The result holds no token: it is for one call, and not for a stream."""
         identity = self.recall(token_digest(token))
-        if identity is None or not self._quotas.take_local(identity, Action.CALL):
-            return None
-        return Caller(identity, _NOTHING_PRESENTED)
+        return Caller(identity, _NOTHING_PRESENTED) if identity is not None else None
+
+    def take_local_call(self, caller: Caller) -> bool:
+        """Count a call if memory is enough to decide; False if it was not counted, and `admit` must decide."""
+        return self._quotas.take_local(caller.identity, Action.CALL)
+
+    def return_call(self, caller: Caller) -> None:
+        """Take back a call that was counted a moment ago: it is counted again where it is answered."""
+        self._quotas.give_back(caller.identity, Action.CALL)
 
     async def identify(self, presented: PresentedCredentials) -> Identity:
         """The identity that the credentials prove; CallerUnknown or StoreUnavailable as `admit`. If they are due for a

@@ -132,7 +132,7 @@ class Mailbox:
     the slots with something to read, in the order in which they are read.
     """
 
-    __slots__ = ("_clock", "_held", "_loop", "_min_interval", "_timer", "_timer_due", "_waiter", "pending")
+    __slots__ = ("_clock", "_held", "_loop", "_min_interval", "_notify", "_timer", "_timer_due", "_waiter", "pending")
 
     def __init__(self, clock: Clock, min_interval: float = 0.0) -> None:
         self.pending: dict[MailboxSlot, None] = {}
@@ -142,6 +142,8 @@ class Mailbox:
         # Slots whose balance is held back.
         self._held: set[MailboxSlot] = set()
         self._waiter: asyncio.Future[None] | None = None
+        # Called in the place of waking the reader.
+        self._notify: Callable[[], None] | None = None
         # One timer for everything that is due some time; in monotonic time.
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
@@ -150,6 +152,16 @@ class Mailbox:
     def held(self) -> int:
         """How many slots hold a balance back."""
         return len(self._held)
+
+    @property
+    def has_waiting_reader(self) -> bool:
+        """Whether the reader waits, and has not been woken yet."""
+        return self._waiter is not None and not self._waiter.done()
+
+    def notify_by(self, notify: Callable[[], None]) -> None:
+        """Have this called whenever there may be something to read while the reader waits, in the place of waking
+        it."""
+        self._notify = notify
 
     def add_slot(self, known: Known | None = None) -> MailboxSlot:
         """Return a new slot; `known` is what the reader has already."""
@@ -164,10 +176,13 @@ class Mailbox:
     def ready(self, slot: MailboxSlot) -> None:
         """Take note that there is something to read in this slot."""
         self.pending[slot] = None
-        # As `wake`, without the call: this runs for each subscriber at each update.
+        # As `_look`, without the call: this runs for each subscriber at each update.
         waiter = self._waiter
         if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+            if self._notify is not None:
+                self._notify()
+            else:
+                waiter.set_result(None)
 
     def take(self, now: float) -> tuple[bytes | None, bytes | None]:
         """Return the balance and the error of the next pending slot; both are None if its balance is held back."""
@@ -180,20 +195,28 @@ class Mailbox:
             self._held.discard(slot)
         return balance, error
 
-    async def wait(self, now: float, until: float) -> None:
-        """Wait until there may be something to read, at most `until`; both are monotonic times."""
+    def has_news(self, now: float) -> bool:
+        """Whether a slot has something to read now, in monotonic time; what was held back until now counts."""
         if self._held:
             due = {slot for slot in self._held if slot.due <= now}
-            if due:
-                self._held -= due
-                self.pending.update(dict.fromkeys(due))
-                return
+            self._held -= due
+            self.pending.update(dict.fromkeys(due))
+        return bool(self.pending)
+
+    def set_timer(self, now: float, until: float) -> None:
+        """Let the reader look again `until` then at the latest, and when a balance is held back no longer; both are
+        monotonic times."""
+        if self._held:
             until = min(until, *(slot.due for slot in self._held))
         if self._timer is None or self._timer_due > until:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = self._loop.call_later(until - now, self._on_timer)
             self._timer_due = until
+
+    async def wait(self, now: float, until: float) -> None:
+        """Wait until there may be something to read, at most `until`; both are monotonic times."""
+        self.set_timer(now, until)
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
@@ -202,7 +225,10 @@ class Mailbox:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self.wake()
+        if self._notify is None:
+            self.wake()
+        elif self.has_waiting_reader:
+            self._notify()
 
     def wake(self) -> None:
         """Let the reader look again."""
@@ -211,6 +237,7 @@ class Mailbox:
             waiter.set_result(None)
 
     def close(self) -> None:
-        """Cancel the timer."""
+        """Cancel the timer, and notify nobody any more."""
+        self._notify = None
         if self._timer is not None:
             self._timer.cancel()

@@ -33,8 +33,12 @@ class Subscription:
         "_ends",
         "_following_error",
         "_heartbeat_interval",
+        "_is_queued",
         "_mailbox",
         "_next_heartbeat",
+        "_soon",
+        "_try_write",
+        "_unsent",
     )
 
     def __init__(
@@ -52,10 +56,45 @@ class Subscription:
         self._heartbeat_interval = heartbeat_interval
         # The error that follows the balance which was read last.
         self._following_error: bytes | None = None
-        self._ended: ServiceError | None = None
+        self._ended: Exception | None = None
+        # What could not be written directly.
+        self._unsent: bytes | None = None
+        self._try_write: Callable[[bytes], bool] | None = None
+        self._soon: Callable[[Subscription], None] | None = None
+        self._is_queued = False
         now = clock.monotonic()
         self._ends = now + lifetime
         self._next_heartbeat = now + heartbeat_interval
+
+    def write_directly(self, try_write: Callable[[bytes], bool], soon: Callable[[Subscription], None]) -> None:
+        """Have events written by `try_write` while the reader waits, which sleeps on. What cannot be written at once,
+        for which `try_write` returns False, is the reader's next event. `soon` has `deliver` called in its turn."""
+        self._try_write, self._soon = try_write, soon
+        self._mailbox.notify_by(self._on_news)
+
+    def _on_news(self) -> None:
+        if not self._is_queued and self._soon is not None:
+            self._is_queued = True
+            self._soon(self)
+
+    def deliver(self) -> None:
+        """Write what there is to read, if the reader waits for it."""
+        self._is_queued = False
+        if self._try_write is None or not self._mailbox.has_waiting_reader:
+            return
+        now = self._clock.monotonic()
+        try:
+            while (event := self._urgent_event(now) or self._take(now)) is not None:
+                if not self._try_write(event):
+                    self._unsent = event
+                    self._mailbox.wake()
+                    return
+        except Exception as error:
+            # For the reader, whose call ends with it.
+            self._ended = error
+            self._mailbox.wake()
+            return
+        self._mailbox.set_timer(now, min(self._next_heartbeat, self._ends))
 
     async def next_event(self, turn: Callable[[], Awaitable[None]] | None = None) -> bytes:
         """Wait for the next event and return it, a serialised StreamBalancesResponse. `turn` is awaited before one is
@@ -63,29 +102,44 @@ class Subscription:
         an error only: raises StreamLifetimeReached, ShuttingDown or what `end` was called with."""
         mailbox = self._mailbox
         while True:
-            if self._ended is not None:
-                raise self._ended
-            if self._following_error is not None:
-                event, self._following_error = self._following_error, None
-                return event
             now = self._clock.monotonic()
-            if now >= self._ends:
-                raise StreamLifetimeReached("The stream has reached its maximum lifetime.")
-            if now >= self._next_heartbeat:
-                return self._heartbeat(now)
-            if not mailbox.pending:
-                await mailbox.wait(now, min(self._next_heartbeat, self._ends))
-                continue
-            if turn is not None:
+            event = self._urgent_event(now)
+            if event is not None:
+                return event
+            if turn is not None and mailbox.has_news(now):
                 await turn()
                 turn = None
                 continue
+            event = self._take(now)
+            if event is not None:
+                return event
+            await mailbox.wait(now, min(self._next_heartbeat, self._ends))
+
+    def _urgent_event(self, now: float) -> bytes | None:
+        """What comes before anything in the mailbox; None if there is none. Raises the stream's end."""
+        if self._ended is not None:
+            raise self._ended
+        if self._unsent is not None:
+            event, self._unsent = self._unsent, None
+            return event
+        if self._following_error is not None:
+            event, self._following_error = self._following_error, None
+            return event
+        if now >= self._ends:
+            raise StreamLifetimeReached("The stream has reached its maximum lifetime.")
+        return self._heartbeat(now) if now >= self._next_heartbeat else None
+
+    def _take(self, now: float) -> bytes | None:
+        """The next event of the mailbox; None if there is none."""
+        mailbox = self._mailbox
+        while mailbox.has_news(now):
             balance, error = mailbox.take(now)
             if balance is not None:
                 self._following_error = error
                 return balance
             if error is not None:
                 return error
+        return None
 
     def end(self, error: ServiceError) -> None:
         """End the stream with this error as soon as its reader asks for the next event."""
@@ -108,6 +162,7 @@ class Subscription:
 
     def close(self) -> None:
         """Leave every feed."""
+        self._try_write = self._soon = None
         self._mailbox.close()
         self._accounts.close()
 

@@ -135,13 +135,16 @@ two-users: $(VENV)/.dev  ## Watch whether one user's bad answers, or a million p
 forger: $(VENV)/.dev  ## Write whatever comes to the Redis of two replicas for a minute, and watch them
 	EXCHANGE_SERVICE_FORGED_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest -q -n0 -rA --timeout 900 tests/faults/test_redis_attacks.py -k whatever_somebody_writes
 
-# One by its name: make bench ONLY=streams; SECONDS=60 watches the streams for so long.
-bench: $(VENV)/.dev  ## Measure against ceilings, and print the table
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks $(ONLY) $(if $(SECONDS),--seconds $(SECONDS))
+# One by its name: make bench ONLY=streams; on one engine: ENGINE=native; SECONDS=60 watches the streams for so long.
+bench: $(VENV)/.dev  ## Measure each goal on both engines against ceilings, and print the table
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks $(ONLY) $(if $(ENGINE),--engine $(ENGINE)) \
+		$(if $(SECONDS),--seconds $(SECONDS))
 
-# Two replicas under people who come and go, restarts and faults; MINUTES=3 for a short one.
+# Two replicas under people who come and go, restarts and faults; MINUTES=3 for a short one, ENGINE=native for the other
+# engine.
 soak: $(VENV)/.dev  ## Watch for twenty minutes whether anything grows
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES))
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES)) \
+		$(if $(ENGINE),--engine $(ENGINE))
 
 # By name, or else all whose names begin so: make chaos FAULT="redis-freeze venue-5". HISTORIES=a-folder keeps what was
 # seen. JSON=scripts/faults_measured.json adds what was measured to the file of docs/reliability.md.

@@ -25,7 +25,7 @@ from benchmarks.engines import ENGINES, NATIVE, is_installed
 from benchmarks.lines import Line, unmeasured
 from benchmarks.suite import Benchmark, benchmarks
 
-console = Console(width=max(220, Console().width), soft_wrap=True)
+console = Console(width=400, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,7 +91,8 @@ def _measured(benchmark: Benchmark, engine: str) -> tuple[list[Line], bool]:
         lines = asyncio.run(_awaited(benchmark, engine))
     except Exception as error:
         sys.stderr.write(f"{benchmark.name} {engine}: failed\n{traceback.format_exc()}")
-        reason = f"failed: {type(error).__name__}: {error}".strip().partition("\n")[0]
+        said = f"{type(error).__name__}: {error}".removesuffix(": ").partition("\n")[0]
+        reason = f"failed after {time.monotonic() - began:.0f} s: {said}"
         return [unmeasured(benchmark.name, engine, benchmark.guards, reason)], False
     sys.stderr.write(f"{benchmark.name} {engine}: {time.monotonic() - began:.0f} s\n")
     return [replace(line, engine=engine) for line in lines], True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -33,7 +34,7 @@ from exchange_service.model import Account, Credential
 
 PROBE = "probe"
 START_LIMIT = 30.0
-_READY = b"Serving on "
+_READY = re.compile(rb"Serving on ([^\s,]+)")
 
 
 @dataclass(slots=True)
@@ -159,10 +160,10 @@ _SETTINGS = {
 async def serving(
     made: Bed, *, venue: Mapping[str, str] | None = None, known: bytes = b"", **settings: str
 ) -> AsyncIterator[Serving]:
-    """`exchange-service serve` on a free port. `venue` is the environment of the benchmarks' venue, `settings` the
-    service's by name. Lines of its log with `known` in them are not shown."""
+    """`exchange-service serve` on a port that it chooses. `venue` is the environment of the benchmarks' venue,
+    `settings` the service's by name. Lines of its log with `known` in them are not shown."""
     named = {
-        "address": f"127.0.0.1:{free_port()}",
+        "address": "127.0.0.1:0",
         "database_url": made.database,
         "hash_key": made.hash_key,
         "jwt_secret": made.secret,
@@ -187,10 +188,10 @@ async def serving(
     try:
         assert process.stderr is not None
         async with asyncio.timeout(START_LIMIT):
-            await _until_ready(process.stderr)
+            address = await until_ready(process.stderr)
         seconds = time.perf_counter() - began
         draining = asyncio.create_task(_drain(process.stderr, known))
-        yield Serving(made, named["address"], process.pid, seconds, named.get("engine", GRPCIO))
+        yield Serving(made, address, process.pid, seconds, named.get("engine", GRPCIO))
     finally:
         with suppress(ProcessLookupError):
             process.terminate()
@@ -206,13 +207,15 @@ async def serving(
             sys.stderr.write(f"exchange-service serve ended with {process.returncode}\n")
 
 
-async def _until_ready(lines: asyncio.StreamReader) -> None:
+async def until_ready(lines: asyncio.StreamReader) -> str:
+    """Read what the process prints until it serves. Returns its address; RuntimeError if it ends before."""
     output = b""
-    while _READY not in output:
+    while (ready := _READY.search(output)) is None:
         line = await lines.readline()
         if not line:
             raise RuntimeError(f"exchange-service serve ended: {output.decode(errors='replace')[-2000:]}")
         output += line
+    return ready[1].decode()
 
 
 async def _drain(lines: asyncio.StreamReader, known: bytes) -> None:

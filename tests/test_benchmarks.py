@@ -90,7 +90,7 @@ def test_a_benchmark_that_fails_says_so_in_its_row_while_the_others_run_and_the_
     small_suite: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert program.main(["--engine", "grpcio"]) == 1
-    failure = "failed: RuntimeError: the service ended [at once]"
+    failure = "failed after 0 s: RuntimeError: the service ended [at once]"
     assert [result_of(entry) for entry in results.read(small_suite)] == [
         ("list_exchanges/measured", "grpcio", None, None, failure),
         ("streams/p99", "", 1.0, True, ""),
@@ -125,7 +125,7 @@ def test_a_benchmark_that_hangs_fails_after_its_limit(small_suite: Path, monkeyp
     suite = [Benchmark("storm", "the storm", hangs, by_engine=False, limit=0.01)]
     monkeypatch.setattr(program, "benchmarks", lambda seconds: suite)
     assert program.main([]) == 1
-    assert results.read(small_suite)[0]["reason"] == "failed: TimeoutError:"
+    assert results.read(small_suite)[0]["reason"] == "failed after 0 s: TimeoutError"
 
 
 def test_a_result_has_exactly_nine_fields() -> None:

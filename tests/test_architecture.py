@@ -109,7 +109,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 # Where each of the heavy libraries may be imported.
 HOMES = {
-    "grpc": {"grpc_server", "client", "cli", "operator", "plugin_host", "v1"},
+    "grpc": {"grpc_server", "client", "cli", "operator", "v1"},
     "sqlalchemy": {"credentials", "identity"},
     "redis": {"cache"},
     # An issuer's keys are no venue's answer, and need none of what guards those.

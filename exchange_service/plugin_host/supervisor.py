@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import grpc
 import structlog
 
 from exchange_service.errors import PluginUnavailable
 from exchange_service.observability.tracebacks import raised_at
+from exchange_service.plugin_host.connection import CallFailed
 from exchange_service.plugin_host.health import check_health
 from exchange_service.plugin_host.launch import PluginChanged, ProcessPolicy, StartFailed
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
@@ -253,8 +253,8 @@ class Supervisor:
         process.manifest = config.manifest
         try:
             await process.configure(config)
-        except grpc.aio.AioRpcError as error:
-            self._give_up(process, await process.failure_reason(error, "It did not accept a newer manifest."))
+        except CallFailed as failure:
+            self._give_up(process, await process.failure_reason(failure, "It did not accept a newer manifest."))
 
     async def close(self) -> None:
         """End the process for good."""

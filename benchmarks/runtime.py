@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 # The service's own; a change there is a change of the ceiling too.
-from exchange_service.grpc_server.server import _OPTIONS
+from exchange_service.grpc_server.engines.grpcio import OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Runtime:
     loop: str
     thresholds: tuple[int, ...]
     frozen: bool
-    options: tuple[tuple[str, int], ...] = field(default=tuple(_OPTIONS))
+    options: tuple[tuple[str, int], ...] = field(default=tuple(OPTIONS))
 
     def as_argument(self) -> str:
         """As `ceilings/no_op.py` reads it."""

@@ -323,7 +323,8 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
 
 def _log_start(settings: Settings, registry: Registry, server: Server, web: Web) -> None:
     exchanges, serving = len(registry.listings), who_may_call(settings)
-    log.info("service.listening", address=server.address, exchanges=exchanges, serving=serving)
+    engine = settings.engine_in_use
+    log.info("service.listening", address=server.address, exchanges=exchanges, serving=serving, engine=engine)
     if web.address:
         log.info("http.listening", address=web.address)
 
@@ -575,6 +576,7 @@ async def _listen(
         limits=limits,
         call_timeout=settings.call_timeout,
         openings=openings,
+        engine=settings.engine_in_use,
     )
 
 

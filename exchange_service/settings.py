@@ -50,6 +50,11 @@ class Settings(BaseSettings):
         description="Host and port to listen on; port 0 selects a free port. Any address other than loopback needs "
         "TLS.",
     )
+    engine: Literal["auto", "grpcio", "native"] = Field(
+        "auto",
+        description="What runs HTTP/2: grpcio, or native (pygrpc-native, the extra [native]), which takes less "
+        "processor time and has no TLS. auto: grpcio. docs/performance.md compares the two.",
+    )
     tls_certificate: Path | None = Field(None, description="PEM file with the server's certificate chain.")
     tls_key: Path | None = Field(None, description="PEM file with the certificate's private key.")
     insecure: bool = Field(
@@ -511,6 +516,11 @@ class Settings(BaseSettings):
         config = os.environ.get(CONFIG_VARIABLE)
         file = [TomlConfigSettingsSource(settings_cls, Path(config))] if config else []
         return (init_settings, env_settings, *file)
+
+    @property
+    def engine_in_use(self) -> Literal["grpcio", "native"]:
+        """What runs HTTP/2."""
+        return "native" if self.engine == "native" else "grpcio"
 
     @property
     def loopback(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from exchange_service.addresses import host_of, is_loopback_host
@@ -37,6 +38,7 @@ def check_settings(settings: Settings) -> None:
     check_urls(settings)
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise UnsafeSettings("Set both tls_certificate and tls_key, or neither.")
+    _check_engine(settings)
     _check_identity(settings)
     _check_openness(settings)
     _check_http(settings)
@@ -58,6 +60,20 @@ def check_settings(settings: Settings) -> None:
         raise UnsafeSettings("Set either keyset_file or keyset: nothing says which of two keysets seals.")
     if not settings.allow_plaintext and settings.keyset_file is None and settings.keyset is None:
         raise UnsafeSettings("allow_plaintext=false leaves nothing to read without a keyset: set keyset_file.")
+
+
+def _check_engine(settings: Settings) -> None:
+    """Raise UnsafeSettings if the native engine is chosen and cannot do what other settings ask for."""
+    if settings.engine != "native":
+        return
+    for name in ("tls_certificate", "tls_client_ca", "client_certificates"):
+        if getattr(settings, name):
+            raise UnsafeSettings(f"engine=native has no TLS, and {name} needs it: set engine=grpcio, or unset {name}.")
+    if find_spec("pygrpc_native") is None:
+        raise UnsafeSettings(
+            "engine=native needs the package pygrpc-native, which is not installed: install exchange-service[native], "
+            "or set engine=grpcio."
+        )
 
 
 def _check_identity(settings: Settings) -> None:

@@ -100,7 +100,8 @@ class Authentication:
 
     def _admit_local(self, context: Context) -> Caller | None:
         """The bearer of a token who is known here and has calls left, as in most calls; None for all other callers."""
-        caller = self._known_caller(context.invocation_metadata() or ())
+        metadata: Any = context.invocation_metadata() or ()
+        caller = self._known_caller(metadata)
         return caller if caller is not None and self._authenticator.take_local_call(caller) else None
 
     def _known_caller(self, metadata: Metadata) -> Caller | None:

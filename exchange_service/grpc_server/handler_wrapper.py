@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 # What the caller sent beside the request, with lower-case names.
-Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 # The reply to a request's bytes if it is ready; None if the method's handler must be called, as for whatever is not
 # entirely ordinary. It neither waits nor raises, and needs no task of its own.
 Quick: TypeAlias = Callable[[bytes, Metadata], bytes | None]
@@ -133,7 +133,7 @@ class HandlerWrapper:
         metrics, openings = self._metrics, self._openings
 
         def answer(data: bytes, metadata: Metadata) -> bytes | None:
-            if self._ending:
+            if self._ending or len(metadata) > MOST_FIELDS:
                 return None
             began = time.monotonic()
             reply = quick(data, metadata)
@@ -144,12 +144,8 @@ class HandlerWrapper:
 
         return answer
 
-    def wrap(self, method: str, inner: Handler, *, streaming: bool = False, quick: Quick | None = None) -> Handler:
-        """The wrapped handler of the method of this name. `quick`, which is wrapped too, is asked before `inner`."""
-        handle = self._wrap(method, inner, streaming=streaming)
-        return handle if quick is None else _asking_first(quick, handle)
-
-    def _wrap(self, method: str, inner: Handler, *, streaming: bool) -> Handler:
+    def wrap(self, method: str, inner: Handler, *, streaming: bool = False) -> Handler:
+        """The wrapped handler of the method of this name."""
         metrics, running, openings = self._metrics, self._running, self._openings
         without_deadline = None if streaming else self._call_timeout
 
@@ -217,25 +213,12 @@ class HandlerWrapper:
         return reason
 
 
-def _asking_first(quick: Quick, handle: Handler) -> Handler:
-    """The handler for what is not answered quickly. Other transports' requests may not be bytes yet."""
-
-    async def answer(request: Any, context: Context) -> Any:
-        if isinstance(request, bytes):
-            reply = quick(request, context.invocation_metadata() or ())
-            if reply is not None:
-                return reply
-        return await handle(request, context)
-
-    return answer
-
-
 def _ending() -> ShuttingDown:
     return ShuttingDown("This replica of the service is shutting down.")
 
 
 # Fields of metadata that a call may have: what clients, tracing and proxies add is some tens.
-_MOST_FIELDS = 128
+MOST_FIELDS = 128
 
 
 class FewFields(grpc.GenericRpcHandler):
@@ -247,14 +230,19 @@ class FewFields(grpc.GenericRpcHandler):
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         """A handler that refuses; None, which leaves the call to the other handlers, for an ordinary one."""
-        if len(details.invocation_metadata or ()) <= _MOST_FIELDS:
+        if len(details.invocation_metadata or ()) <= MOST_FIELDS:
             return None
         # This kind of handler begins before the request has come.
         return grpc.stream_stream_rpc_method_handler(_refuse_fields)
 
 
+def refusal_of_fields() -> CallStatus:
+    """The status of a call with too many fields of metadata."""
+    return find_status(FieldInvalid("metadata", f"it should have at most {MOST_FIELDS} fields."))
+
+
 async def _refuse_fields(_: Any, context: Context) -> None:
-    end = find_status(FieldInvalid("metadata", f"it should have at most {_MOST_FIELDS} fields."))
+    end = refusal_of_fields()
     # Not by `abort`: its exception would hold the fields until the next collection of garbage.
     context.set_code(end.code)
     context.set_details(end.message)

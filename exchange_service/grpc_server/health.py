@@ -39,6 +39,10 @@ async def _service_of(data: bytes, context: Context) -> str:
     raise AssertionError("the call was ended")
 
 
+def _answer(state: int) -> bytes:
+    return bytes(_ANSWER(status=state).SerializeToString())
+
+
 class Health:
     """Reports whether these services, and the server as a whole (""), serve. At first they do not."""
 
@@ -68,20 +72,19 @@ class Health:
     def handlers(self) -> grpc.GenericRpcHandler:
         """The handlers for the server."""
         # The requests come as bytes: anybody can send one, so a large one is not even parsed.
-        reply = _ANSWER.SerializeToString
         return grpc.method_handlers_generic_handler(
             NAME,
             {
-                "Check": grpc.unary_unary_rpc_method_handler(self.check, None, reply),
-                "Watch": grpc.unary_stream_rpc_method_handler(self.watch, None, reply),
+                "Check": grpc.unary_unary_rpc_method_handler(self.check),
+                "Watch": grpc.unary_stream_rpc_method_handler(self.watch),
             },
         )
 
-    async def check(self, data: bytes, context: Context) -> health_pb2.HealthCheckResponse:
+    async def check(self, data: bytes, context: Context) -> bytes:
         """Check: the present state."""
         if await _service_of(data, context) not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service.")
-        return _ANSWER(status=self._state)
+        return _answer(self._state)
 
     async def watch(self, data: bytes, context: Context) -> None:
         """Watch: the present state, and every change."""
@@ -104,7 +107,7 @@ class Health:
             state = self._state if service in self._services else _ANSWER.SERVICE_UNKNOWN
             if state != sent:
                 sent = state
-                await context.write(_ANSWER(status=state))
+                await context.write(_answer(state))
             await changed.wait()
             if self._ended:
                 await abort(context, ShuttingDown("This replica of the service is shutting down."))

@@ -1,0 +1,326 @@
+"""The engine of pygrpc-native: HTTP/2 and gRPC's framing run in Rust, outside of Python's lock.
+
+It serves plaintext alone, and has no limit on connections, their age or their idle time. Calls come in batches from a
+thread, each batch in one callback of the event loop. Reflection and unknown methods go to a server of grpcio behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias, cast
+
+import grpc
+import structlog
+from pygrpc_native import EVENT_CANCEL, STREAM_FULL, STREAM_SENT, NativeGrpcFront
+
+from exchange_service.errors import ShuttingDown
+from exchange_service.grpc_server import health
+from exchange_service.grpc_server.engines.engine import (
+    MAX_REPLY,
+    MAX_REQUEST,
+    PING_EVERY,
+    PING_TIMEOUT,
+    BindError,
+    Offer,
+    with_port,
+)
+from exchange_service.grpc_server.handler_wrapper import (
+    MOST_FIELDS,
+    Context,
+    FewFields,
+    Handler,
+    Metadata,
+    Quick,
+    UnknownMethods,
+    find_status,
+    refusal_of_fields,
+)
+from exchange_service.grpc_server.status import PUSHBACK_KEY, CallStatus
+from exchange_service.observability.tracebacks import raised_at
+
+log = structlog.get_logger(__name__)
+
+# Calls that one callback of the event loop takes at most.
+_BATCH = 64
+# Pauses in seconds while a subscriber reads nothing: they double from the first to the longest, so that thousands of
+# such subscribers cost little.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.25
+# Seconds that the last answers have to be sent.
+_FLUSH = 0.1
+# The server behind this one has one connection for the calls of all clients.
+_FALLBACK_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_REQUEST),
+    ("grpc.max_send_message_length", MAX_REPLY),
+    ("grpc.max_concurrent_streams", 10_000),
+)
+
+# Its kind, the call's number, the method's, the request, the peer, and metadata, peer and seconds until the deadline.
+_Event: TypeAlias = tuple[int, int, int, Any, Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    path: str
+    handler: Handler
+    streaming: bool
+
+
+class _Call:
+    """One call, and what its handler gets in the place of gRPC's context: those of its methods that handlers use."""
+
+    __slots__ = ("_cancelled", "_deadline", "_front", "_id", "_metadata", "_trailers", "task")
+
+    def __init__(self, front: NativeGrpcFront, call_id: int, metadata: Metadata, deadline: float | None) -> None:
+        """`deadline` is in time.monotonic's seconds."""
+        self.task: asyncio.Task[None] | None = None
+        self._front = front
+        self._id = call_id
+        self._metadata = metadata
+        self._deadline = deadline
+        self._trailers: Metadata | None = None
+        self._cancelled = False
+
+    def invocation_metadata(self) -> Metadata:
+        """What the caller sent beside the request; bytes for names that end with -bin."""
+        return self._metadata
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the caller's deadline; None without one."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
+        """Empty: there is no client certificate."""
+        return {}
+
+    def cancelled(self) -> bool:
+        """Whether the caller has left, or its deadline has come."""
+        return self._cancelled
+
+    def set_trailing_metadata(self, metadata: Metadata) -> None:
+        """Metadata to send after the reply."""
+        self._trailers = metadata
+
+    async def write(self, message: bytes) -> None:
+        """Send a message of a stream, and wait while the subscriber does not read. Cancelled if the call has ended."""
+        sent = self._front.stream_try_send(self._id, message)
+        pause = _FIRST_PAUSE
+        while sent == STREAM_FULL:
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+            sent = self._front.stream_try_send(self._id, message)
+        if sent != STREAM_SENT:
+            self._cancelled = True
+            raise asyncio.CancelledError
+
+    async def abort(self, code: grpc.StatusCode, message: str, trailers: Metadata = ()) -> NoReturn:
+        """End the call with this status."""
+        self.fail(code, message, trailers)
+        raise grpc.aio.AbortError("The call has ended with an error.")
+
+    def fail(self, code: grpc.StatusCode, message: str, trailers: Metadata = ()) -> None:
+        """End the call with this status. Nothing happens if it has ended."""
+        # The library reserves the delay's name for itself; RetryInfo, in the details, has the delay too.
+        sent = [item for item in trailers if item[0] != PUSHBACK_KEY]
+        self._front.fail(self._id, code.value[0], message, sent)
+
+    def respond(self, reply: bytes) -> None:
+        """End a unary call with its reply."""
+        if len(reply) > MAX_REPLY:
+            self.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, f"The reply is larger than {MAX_REPLY} bytes.")
+        else:
+            self._front.respond(self._id, reply, None, self._trailers)
+
+    def end_stream(self) -> None:
+        """End a stream without an error."""
+        self._front.stream_end(self._id, self._trailers)
+
+    def cancel(self) -> None:
+        """The caller has left, or its deadline has come."""
+        self._cancelled = True
+        if self.task is not None:
+            self.task.cancel()
+
+
+class NativeEngine:
+    """A listening server in Rust. Handlers run on the event loop that made it."""
+
+    def __init__(
+        self, front: NativeGrpcFront, methods: Sequence[_Method], quick: Mapping[str, Quick], address: str
+    ) -> None:
+        """Begins to take calls."""
+        self.address = address
+        self._front = front
+        self._methods = methods
+        self._quick = [None if method.streaming else quick.get(method.path) for method in methods]
+        self._loop = asyncio.get_running_loop()
+        self._calls: dict[int, _Call] = {}
+        self._idle: asyncio.Future[None] | None = None
+        self._thread = threading.Thread(target=self._receive, name="native-engine", daemon=True)
+        self._thread.start()
+
+    async def stop(self, grace: float) -> None:
+        """Open no new streams, give the calls in progress up to `grace` seconds, and end the rest.
+
+        The library cannot tell clients to go elsewhere before it closes their connections. So unary calls that come
+        meanwhile are served too, and the end comes at once when there are none.
+        """
+        self._idle = self._loop.create_future()
+        if self._calls:
+            await asyncio.wait({self._idle}, timeout=grace)
+            for call in list(self._calls.values()):
+                call.cancel()
+            # Closing cuts off what is not sent yet.
+            await asyncio.sleep(_FLUSH)
+        await self._loop.run_in_executor(None, self._close)
+
+    def _close(self) -> None:
+        self._front.close()
+        self._thread.join()
+
+    def _receive(self) -> None:
+        """Hand the calls over to the event loop. Runs in its own thread."""
+        while (events := self._front.recv_batch_details(_BATCH)) is not None:
+            try:
+                self._loop.call_soon_threadsafe(self._take, cast("list[_Event]", events), time.monotonic())
+            except RuntimeError:
+                # The loop was closed without a stop.
+                self._front.close()
+                return
+
+    def _take(self, events: Sequence[_Event], came: float) -> None:
+        for kind, call_id, method_id, request, _, details in events:
+            if kind == EVENT_CANCEL:
+                self._on_cancel(call_id)
+                continue
+            metadata, _, remaining = details
+            quick = self._quick[method_id]
+            if quick is not None and (reply := quick(request, metadata)) is not None:
+                self._front.respond(call_id, reply)
+                continue
+            deadline = None if remaining is None else came + remaining
+            self._begin(_Call(self._front, call_id, metadata, deadline), call_id, self._methods[method_id], request)
+
+    def _begin(self, call: _Call, call_id: int, method: _Method, request: bytes) -> None:
+        refusal = self._refusal(call, method, request)
+        if refusal is not None:
+            call.fail(refusal.code, refusal.message, refusal.trailers)
+            return
+        self._calls[call_id] = call
+        call.task = self._loop.create_task(self._run(call, call_id, method, request))
+
+    def _refusal(self, call: _Call, method: _Method, request: bytes) -> CallStatus | None:
+        """Why the call is not even begun; None if it is."""
+        if len(request) > MAX_REQUEST:
+            message = f"The request is larger than max ({len(request)} vs. {MAX_REQUEST})"
+            return CallStatus(grpc.StatusCode.RESOURCE_EXHAUSTED, "", message, ())
+        if len(call.invocation_metadata()) > MOST_FIELDS:
+            return refusal_of_fields()
+        if method.streaming and self._idle is not None:
+            return find_status(ShuttingDown("This replica of the service is shutting down."))
+        return None
+
+    def _on_cancel(self, call_id: int) -> None:
+        if (call := self._calls.get(call_id)) is not None:
+            call.cancel()
+            # A task that is cancelled before its first step does not even get to its end.
+            self._ended(call_id)
+
+    async def _run(self, call: _Call, call_id: int, method: _Method, request: bytes) -> None:
+        try:
+            await self._answer(call, method, request)
+        finally:
+            self._ended(call_id)
+
+    async def _answer(self, call: _Call, method: _Method, request: bytes) -> None:
+        try:
+            reply = await method.handler(request, cast("Context", call))
+        except grpc.aio.AbortError:
+            return
+        except asyncio.CancelledError:
+            call.fail(grpc.StatusCode.CANCELLED, "The call was cancelled.")
+            raise
+        except Exception as error:
+            # Our own handlers end with a status; never send the text of another exception.
+            log.error("call.failed", method=method.path, error=type(error).__name__, at=raised_at(error))
+            call.fail(grpc.StatusCode.INTERNAL, "The service failed.")
+            return
+        if method.streaming:
+            call.end_stream()
+        else:
+            call.respond(reply)
+
+    def _ended(self, call_id: int) -> None:
+        self._calls.pop(call_id, None)
+        if self._idle is not None and not self._calls and not self._idle.done():
+            self._idle.set_result(None)
+
+
+@dataclass(slots=True)
+class _WithFallback:
+    """The engine, and the server of grpcio behind it."""
+
+    engine: NativeEngine
+    fallback: grpc.aio.Server
+    folder: str
+
+    @property
+    def address(self) -> str:
+        """The address with the port in use."""
+        return self.engine.address
+
+    async def stop(self, grace: float) -> None:
+        """Open no new streams, give the calls in progress up to `grace` seconds, and end the rest."""
+        try:
+            await asyncio.gather(self.engine.stop(grace), self.fallback.stop(grace))
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _methods(offer: Offer) -> list[_Method]:
+    own = [
+        _Method(f"/{service.name}/{method.name}", service.handlers[method.name], method.server_streaming)
+        for service in offer.services
+        for method in service.descriptor.methods
+    ]
+    states = offer.health
+    return [
+        *own,
+        _Method(f"/{health.NAME}/Check", states.check, False),
+        _Method(f"/{health.NAME}/Watch", states.watch, True),
+    ]
+
+
+async def listen(offer: Offer, address: str) -> _WithFallback:
+    """Start to listen on `address`. Raises BindError if that fails."""
+    methods = _methods(offer)
+    try:
+        front = NativeGrpcFront(
+            address,
+            [(method.path, method.streaming) for method in methods],
+            call_details=True,
+            delay_stream_headers=True,
+            keepalive_time_ms=round(PING_EVERY * 1000),
+            keepalive_timeout_ms=round(PING_TIMEOUT * 1000),
+            max_concurrent_streams=offer.limits.streams,
+        )
+    except OSError:
+        raise BindError.of(address) from None
+    # Nobody else can enter a folder that is made so.
+    folder = tempfile.mkdtemp(prefix="exchange-service-")
+    path = str(Path(folder, "grpcio"))
+    fallback = grpc.aio.server(options=_FALLBACK_OPTIONS)
+    handlers = [FewFields(), offer.reflection, UnknownMethods(offer.metrics)]
+    fallback.add_generic_rpc_handlers([handler for handler in handlers if handler is not None])
+    fallback.add_insecure_port(f"unix:{path}")
+    await fallback.start()
+    front.set_fallback(path)
+    front.start()
+    engine = NativeEngine(front, methods, offer.quick, with_port(address, front.bound_port))
+    return _WithFallback(engine, fallback, folder)

@@ -48,25 +48,12 @@ class ServiceMethods:
         return replace(self, handlers=handlers, quick={name: wrap_ready(name, self.ready[name]) for name in self.ready})
 
     def generic_handler(self) -> grpc.GenericRpcHandler:
-        """The handlers as gRPC's server takes them, each behind its quick answers."""
+        """The handlers as gRPC's server takes them."""
         kinds: dict[str, Callable[..., Any]] = {
             method.name: _KINDS[method.server_streaming] for method in self.descriptor.methods
         }
-        handlers = {
-            name: kinds[name](_asking_first(self.quick[name], handler) if name in self.quick else handler)
-            for name, handler in self.handlers.items()
-        }
+        handlers = {name: kinds[name](handler) for name, handler in self.handlers.items()}
         return grpc.method_handlers_generic_handler(self.name, handlers)
-
-
-def _asking_first(quick: Quick, handle: Handler) -> Handler:
-    """The handler for what is not answered quickly."""
-
-    async def answer(data: bytes, context: Any) -> Any:
-        reply = quick(data, context.invocation_metadata() or ())
-        return reply if reply is not None else await handle(data, context)
-
-    return answer
 
 
 _KINDS = {False: grpc.unary_unary_rpc_method_handler, True: grpc.unary_stream_rpc_method_handler}

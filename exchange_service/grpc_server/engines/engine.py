@@ -9,7 +9,7 @@ from typing import Protocol
 
 import grpc
 
-from exchange_service.grpc_server.handler_wrapper import Quick
+from exchange_service.grpc_server.handler_wrapper import Handler, Quick
 from exchange_service.grpc_server.health import Health
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.observability.metrics import Metrics
@@ -59,6 +59,11 @@ class Offer:
     limits: ConnectionLimits
     # By the method's path, such as "/exchange_service.v1.ExchangeService/GetBalance". Asked before anything else.
     quick: Mapping[str, Quick] = field(default_factory=lambda: MappingProxyType({}))
+
+    def handler(self, path: str) -> Handler:
+        """The wrapped handler of the method with this path. Raises KeyError if there is none."""
+        _, service, method = path.split("/")
+        return next(item.handlers[method] for item in self.services if item.name == service)
 
 
 class Engine(Protocol):

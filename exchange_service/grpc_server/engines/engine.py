@@ -8,7 +8,7 @@ from typing import Protocol
 
 import grpc
 
-from exchange_service.grpc_server.handler_wrapper import Handler
+from exchange_service.grpc_server.handler_wrapper import Handler, Quick
 from exchange_service.grpc_server.health import Health
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.observability.metrics import Metrics

@@ -127,7 +127,7 @@ async def listen(offer: Offer, address: str, tls: grpc.ServerCredentials | None)
     With `tls` there is a second listener, which answers health checks of this machine alone, without TLS.
     """
     server = grpc.aio.server(options=_options(offer.limits))
-        handlers = [*(service.generic_handler() for service in offer.services), offer.health.handlers()]
+    handlers = [*(service.generic_handler() for service in offer.services), offer.health.handlers()]
     if offer.reflection is not None:
         handlers.append(offer.reflection)
     server.add_generic_rpc_handlers((_QuickFirst(offer.quick()), FewFields(), *handlers, UnknownMethods(offer.metrics)))

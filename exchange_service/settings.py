@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     engine: Literal["auto", "grpcio", "native"] = Field(
         "auto",
         description="What runs HTTP/2: grpcio, or native (pygrpc-native, the extra [native]), which takes less "
-        "processor time and has no TLS. auto: grpcio. docs/performance.md compares the two.",
+        "processor time and has no TLS. auto: grpcio. See the two engines in docs/performance.md.",
     )
     tls_certificate: Path | None = Field(None, description="PEM file with the server's certificate chain.")
     tls_key: Path | None = Field(None, description="PEM file with the certificate's private key.")

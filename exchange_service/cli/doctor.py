@@ -63,7 +63,8 @@ class Finding:
 async def examine(settings: Settings) -> list[Finding]:
     """Check everything. Nothing is changed, except that a table of ours that an existing database lacks is created."""
     registry = open_registry(settings)
-    findings = [*_check_settings(settings, registry), *_check_certificates(settings), *_check_plugins(registry)]
+    findings = [*_check_settings(settings, registry), *_check_engine(settings), *_check_certificates(settings)]
+    findings += _check_plugins(registry)
     findings += [*_check_sandbox(settings, registry), *await _check_running_service(settings, registry)]
     findings += [*_check_open_files(), *await _check_cache(settings)]
     store = await open_configured_store(settings)
@@ -99,6 +100,16 @@ def _check_settings(settings: Settings, registry: Registry) -> list[Finding]:
         text = f"venue_urls replaces the address of {exchange_id}; this is meant only for a simulator or a proxy."
         findings.append(Finding(Severity.WARNING, "settings", text))
     return findings
+
+
+def _check_engine(settings: Settings) -> list[Finding]:
+    if settings.engine_in_use == "grpcio":
+        return [Finding(Severity.WELL, "engine", "grpcio.")]
+    lacks = "it has no TLS and no limit on connections, and takes a request of any size into memory"
+    if settings.loopback:
+        return [Finding(Severity.WELL, "engine", f"native; {lacks}.")]
+    text = f"native, and others reach {settings.address}: {lacks}. Put a proxy before it, or set engine=grpcio."
+    return [Finding(Severity.WARNING, "engine", text)]
 
 
 def _check_certificates(settings: Settings) -> list[Finding]:

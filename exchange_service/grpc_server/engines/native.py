@@ -171,7 +171,7 @@ class NativeEngine:
         """Open no new streams, give the calls in progress up to `grace` seconds, and end the rest.
 
         The library cannot tell clients to go elsewhere before it closes their connections. So unary calls that come
-        meanwhile are served too, and it ends at once if no call is left.
+        meanwhile are served too, and it ends as soon as no call is in progress.
         """
         self._idle = self._loop.create_future()
         if self._calls:

@@ -37,6 +37,9 @@ _ACCOUNTS, _AT_ONCE = 100, 20
 _UNPACED = str(Path(__file__).parent / "unpaced")
 _OANDA, _BINANCE = "oanda", "binance"
 _WARMING = 100
+# Seconds: every cached balance is older, so the venue is asked. Zero would also look for the credential in the
+# database, which takes longer than the hop.
+_FETCHED = 1e-6
 _RATIO = 1.5
 # Seconds. A balance that is older is fetched, as a poll does; a forced one is looked up in the database besides.
 _FETCHED = 0.001
@@ -101,7 +104,7 @@ async def _hop(apart: Serving, inside: Serving) -> list[Line]:
     async with ExchangeServiceClient(apart.address) as there, ExchangeServiceClient(inside.address) as here:
         for client in (there, here):
             await _calls(client, _OANDA, _WARMING)
-        reply = await there.get_balance(_user(0), _OANDA, max_age=0)
+        reply = await there.get_balance(_user(0), _OANDA, max_age=_FETCHED)
         for _ in range(_PAIRS):
             pairs.append(((await _cost(apart, there, _OANDA)), await _cost(inside, here, _OANDA)))
     ours, ceiling = (

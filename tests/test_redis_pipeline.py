@@ -183,6 +183,18 @@ class TestTrouble:
             fake.answer = echo
             assert await outcomes(ask(link, 3)) == [b"3"]
 
+    async def test_an_answer_that_came_while_the_event_loop_was_busy_is_not_late(
+        self, link: RedisLink, redis_server: RedisServer
+    ) -> None:
+        async with redis_client.Redis.from_url(redis_server.url) as admin:
+            await admin.set("1", "one")
+        for _ in range(3):
+            (answer,) = ask(link, 1)
+            await asyncio.sleep(0.001)
+            # The loop stops for longer than a command may take.
+            time.sleep(COMMAND_LIMIT + 0.05)  # noqa: ASYNC251
+            assert await answer == b"one"
+
     async def test_a_server_that_does_not_even_greet_costs_no_more_time(self, redis_server: RedisServer) -> None:
         link = RedisLink(redis_server.url)
         redis_server.freeze()

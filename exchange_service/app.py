@@ -360,7 +360,7 @@ def _turns(settings: Settings, metrics: Metrics) -> tuple[Openings, Writes]:
     """The turns of streams that open, which need memory, and of writes to those that are open."""
     memory = MemoryLimit(settings.memory_limit)
     metrics.watch_memory(memory.left)
-    openings = Openings(memory.has_room)
+    openings = Openings(memory.has_room, calls_in_batches=settings.engine_in_use == "native")
     return openings, Writes(openings)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,22 +74,45 @@ async def test_a_caller_that_is_not_known_takes_no_turn() -> None:
         await authentication.require_caller(handler, Action.OPENING)(None, None)
 
 
-async def test_one_stream_is_opened_in_a_round_and_calls_come_first() -> None:
-    openings, counted = Openings(), Rounds()
+class Opener:
+    """Opens streams, each of which takes so many seconds of a clock that the test turns."""
 
-    async def open_stream() -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        self.now, self.seconds = 0.0, seconds
+        monkeypatch.setattr(turns, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.counted = Rounds()
+
+    async def open(self, openings: Openings) -> None:
         await openings.take()
-        counted.done[-1] += 1
+        self.now += self.seconds
+        self.counted.done[-1] += 1
 
-    await asyncio.gather(*(open_stream() for _ in range(50)))
-    assert max(counted.done) == 1
-    began = len(counted.done)
-    opening = asyncio.gather(*(open_stream() for _ in range(50)))
+
+async def test_streams_are_opened_for_a_short_time_in_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    openings, opener = Openings(), Opener(monkeypatch, turns._OPENING / 8)
+    await asyncio.gather(*(opener.open(openings) for _ in range(500)))
+    # It takes some rounds until their time is known.
+    assert 7 <= max(opener.counted.done) <= 8
+    assert len(opener.counted.done) < 150
+    opener.seconds = turns._OPENING * 8
+    await asyncio.gather(*(opener.open(openings) for _ in range(500)))
+    opener.counted.end()
+    assert opener.counted.done[-50:].count(1) >= 48
+
+
+@pytest.mark.parametrize("in_batches", [False, True])
+async def test_calls_that_wait_for_a_round_each_come_first_and_batches_of_calls_hold_up_no_opening(
+    monkeypatch: pytest.MonkeyPatch, in_batches: bool
+) -> None:
+    openings, opener = Openings(calls_in_batches=in_batches), Opener(monkeypatch, turns._OPENING / 4)
+    opening = asyncio.gather(*(opener.open(openings) for _ in range(50)))
     while not opening.done():
         openings.call_came()
         await asyncio.sleep(0)
-    counted.end()
-    assert len(counted.done) - began > 3 * 50
+    opener.counted.end()
+    rounds = len(opener.counted.done)
+    assert rounds < 30 if in_batches else rounds > 3 * 50
+    assert in_batches or max(opener.counted.done) == 1
 
 
 async def test_streams_that_would_wait_too_long_are_refused_with_a_delay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ class CredentialTable:
         """Whether the row can be that of an account: its user, exchange and environment are not too long."""
         return sa.and_(*(sa.not_(self._is_longer(name, LONGEST_KEY)) for name in KEY_COLUMNS))
 
-    def is_exactly(self, user_id: str) -> sa.ColumnElement[bool]:
+    def is_exactly(self, user_id: str | sa.BindParameter[Any]) -> sa.ColumnElement[bool]:
         """Whether the row's user is this one, letter by letter. A database may equate more: texts in capitals, with
         blanks at their end, or as another spelling of a uuid. Nobody may read a user whose id is not what they gave."""
         text = self.text("user_id")

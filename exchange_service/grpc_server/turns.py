@@ -1,8 +1,9 @@
 """Turns: what goes on in each round of the event loop, so that every round is short.
 
-gRPC's server for asyncio takes one call in each round. If thousands of streams are opened or written to in one round,
-it takes tenths of a second, and new calls of everybody wait in gRPC's own queue, which ends them after half a minute
-without a reason. So calls are taken first, streams are opened one after the other, and few writes begin in a round.
+If thousands of streams are opened or written to in one round, it takes tenths of a second, and everybody's calls wait.
+So streams are opened for a short time in each round, and few writes begin in it. Besides, gRPC's server for asyncio
+takes one call in each round; the others wait in gRPC's own queue, which ends them after a time without a reason. There
+calls are taken first.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ from exchange_service.errors import ServiceOverloaded
 _WRITES, _FEW_WRITES = 32, 4
 # Seconds of a round in which messages are written to streams whose tasks sleep on.
 _DELIVERING = 0.002
-# While new calls come in every round, one round in so many opens a stream.
+# Seconds of a round in which streams are opened, and how many are opened in it at most.
+_OPENING, _MOST_OPENED = 0.002, 64
+# While a new call comes in every round, one round in so many opens a stream.
 _PATIENCE = 4
 # Seconds for which a stream waits to be opened at most, by what the ones before took; further ones are refused.
 LONGEST_WAIT = 10.0
 # Seconds after which one for which there is no memory may come again.
 _UNTIL_ROOM = (5.0, 15.0)
-# The share of the last opening in the time that one is thought to take, and that time at first, in seconds.
+# The share of the last openings in the time that one is thought to take, and that time at first, in seconds.
 _WEIGHT, _FIRST_GUESS = 0.05, 0.001
+# While thousands of calls come at once, openings take so many times their own time at most, for the estimate of a wait.
+_BESIDE_CALLS = 3
 
 
 class _Queue:
@@ -75,15 +80,23 @@ class _Queue:
 
 
 class Openings(_Queue):
-    """Opens streams one in a round, and only in some rounds while new calls keep coming; none while `has_room` says
-    that there is no memory for it."""
+    """Opens streams for a short time in each round, or one in some rounds while calls come that wait for a round each;
+    none while `has_room` says that there is no memory for it."""
 
-    def __init__(self, has_room: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, has_room: Callable[[], bool] = lambda: True, *, calls_in_batches: bool = False) -> None:
+        """`calls_in_batches`: one round takes all calls that have come, so none of them waits for a round of its
+        own."""
         super().__init__()
         self._has_room = has_room
-        self._seconds = _FIRST_GUESS
-        self._last = 0.0
-        self._opened = False
+        self._calls_in_batches = calls_in_batches
+        # What an opening takes with all that goes on beside it, and alone; in seconds.
+        self._seconds = self._own_seconds = _FIRST_GUESS
+        # How many were opened in this round.
+        self._opened = 0
+        # Those that were let go last: how many, when, and when they began, in monotonic time. 0 if nobody was left.
+        self._let_go = 0
+        self._last = self._began = 0.0
+        self._has_measured = True
         self._rounds_with_calls = 0
         self._call_came = False
 
@@ -97,28 +110,55 @@ class Openings(_Queue):
         if not self._has_room():
             delay = random.uniform(*_UNTIL_ROOM)  # noqa: S311
             raise ServiceOverloaded("This replica has no memory for another stream.", retry_after=delay)
-        wait = len(self) * self._seconds
+        wait = len(self) * self._expected_seconds()
         if wait > LONGEST_WAIT:
             # Those who are refused should not all come back at once.
             delay = wait * random.uniform(0.5, 1.5)  # noqa: S311
             raise ServiceOverloaded("More streams are being opened than this replica can serve.", retry_after=delay)
         if self._opened or len(self):
             await self.wait()
-        self._opened = True
-        self.begin_round_soon()
+        else:
+            self._opened = 1
+            self.begin_round_soon()
+
+    def _expected_seconds(self) -> float:
+        """From one opening to the next, while many wait."""
+        if self._calls_in_batches:
+            # Those who come back together are all here soon, and then nothing delays the openings.
+            return min(self._seconds, _BESIDE_CALLS * self._own_seconds)
+        return self._seconds
 
     def begin_round(self) -> None:
-        """Open the next stream, unless calls come that should be taken first."""
+        """Open the next streams, unless calls come that should be taken first."""
+        now = time.monotonic()
+        self._measure_first_steps(now)
         self._rounds_with_calls = self._rounds_with_calls + 1 if self._call_came else 0
-        self._opened = self._call_came = False
-        if self._rounds_with_calls % _PATIENCE:
+        self._opened, self._call_came = 0, False
+        if not self._calls_in_batches and self._rounds_with_calls % _PATIENCE:
             return
-        now = asyncio.get_running_loop().time()
-        if self.let_go(1):
-            self._opened = True
-            if self._last:
-                self._seconds += (now - self._last) * _WEIGHT - self._seconds * _WEIGHT
-        self._last = now if self._waiting else 0.0
+        if self._let_go:
+            self._seconds += ((now - self._last) / self._let_go - self._seconds) * _WEIGHT
+        # It is called just before the streams that are let go here.
+        asyncio.get_running_loop().call_soon(self._note_beginning)
+        self._opened = self.let_go(self._most())
+        # The next ones come at any time if nobody is left.
+        self._let_go, self._last = (self._opened if self._waiting else 0), now
+        self._has_measured = False
+
+    def _most(self) -> int:
+        """How many streams may be opened in this round."""
+        if not self._calls_in_batches and self._rounds_with_calls:
+            return 1
+        return max(1, min(_MOST_OPENED, int(_OPENING / self._own_seconds)))
+
+    def _note_beginning(self) -> None:
+        self._began = time.monotonic()
+
+    def _measure_first_steps(self, now: float) -> None:
+        """Learn what the streams took that were let go last, until each had to wait for something."""
+        if self._let_go and not self._has_measured:
+            self._own_seconds += ((now - self._began) / self._let_go - self._own_seconds) * _WEIGHT
+        self._has_measured = True
 
 
 class Writes(_Queue):

@@ -15,7 +15,7 @@ def _acquire_local(self: RateLimiter, polling: bool, now: float, cost: int) -> b
     return True
 
 
-def _take_part(self: RateLimiter, account: str, polling: bool, now: float) -> float:
+def _take_part(self: RateLimiter, account: str, polling: bool, now: float, cost: int) -> float:
     """No account has used up its part."""
     return 0.0
 

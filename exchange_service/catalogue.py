@@ -49,25 +49,26 @@ class Catalogue:
     def __init__(self, registry: Registry, status: VenueStatus | None = None) -> None:
         self._registry = registry
         self._status = status or VenueStatus()
-        # Each reply with its etag, all of one generation.
-        self._replies: LRUCache[Query, tuple[bytes, str]] = LRUCache(_MAX_REPLIES)
+        # All of one generation.
+        self._replies: LRUCache[Query, _Reply] = LRUCache(_MAX_REPLIES)
         self._replies_generation = (-1, -1)
         self._entries: list[_Entry] = []
         self._entries_generation = (-1, -1)
 
     def answer(self, query: Query, etag: str = "") -> bytes:
         """A serialised ListExchangesResponse. Raises FieldInvalid for an invalid page size or token."""
-        return self.ready(query, etag) or _select(self._build(query), etag)
+        return self.ready(query, etag) or self._build(query).to(etag)
 
     def ready(self, query: Query, etag: str = "") -> bytes | None:
         """As `answer`; None if the reply has to be built."""
-        if self._replies_generation != self._generation():
+        generation = self._generation()
+        if self._replies_generation != generation:
             self._replies.clear()
-            self._replies_generation = self._generation()
+            self._replies_generation = generation
         built = self._replies.get(query)
-        return None if built is None else _select(built, etag)
+        return None if built is None else built.to(etag)
 
-    def _build(self, query: Query) -> tuple[bytes, str]:
+    def _build(self, query: Query) -> _Reply:
         if not 0 <= query.page_size <= MAX_PAGE_SIZE:
             raise FieldInvalid("page_size", f"it should be from 0 to {MAX_PAGE_SIZE}.")
         entries = self._all_entries()
@@ -84,7 +85,8 @@ class Catalogue:
             ccxt=ccxt,
             problems=[(problem.plugin, problem.reason, problem.notice) for problem in self._registry.problems],
         )
-        self._replies[query] = reply, list_exchanges_etag(reply)
+        etag = list_exchanges_etag(reply)
+        self._replies[query] = _Reply(reply, etag, not_modified_reply(etag))
         return self._replies[query]
 
     def _all_entries(self) -> list[_Entry]:
@@ -105,6 +107,19 @@ class Catalogue:
 
 
 @dataclass(frozen=True, slots=True)
+class _Reply:
+    """A serialised reply, its etag, and what callers get who have it already."""
+
+    whole: bytes
+    etag: str
+    not_modified: bytes
+
+    def to(self, etag: str) -> bytes:
+        """The reply to a caller with this etag."""
+        return self.not_modified if etag and etag == self.etag else self.whole
+
+
+@dataclass(frozen=True, slots=True)
 class _Entry:
     """A listing and its serialised Exchange."""
 
@@ -114,12 +129,6 @@ class _Entry:
     @property
     def sort_key(self) -> tuple[str, str]:
         return (self.metadata.name.lower(), self.metadata.id)
-
-
-def _select(built: tuple[bytes, str], etag: str) -> bytes:
-    """What a caller with this etag gets of a built reply, which comes with its own."""
-    reply, current = built
-    return not_modified_reply(etag) if etag and etag == current else reply
 
 
 def _matches(metadata: ExchangeMetadata, query: Query) -> bool:

@@ -18,7 +18,11 @@ import pytest
 from sqlalchemy import make_url
 
 from scripts import threats
+from tests.engines import ENGINE_VARIABLES, NATIVE
 from tests.servers import PostgresServer, RedisServer, postgres_address, redis_address
+
+# Every service of the tests reads it as a setting.
+os.environ.update(ENGINE_VARIABLES)
 
 # They need programs of their own, and run by `make test-browser` and `make test-web`.
 collect_ignore = ["browser", "web_application"]
@@ -29,6 +33,8 @@ CANARY = "canary"
 RAID = "raid"
 # A property of a test: how many inputs it gave to a decoder.
 INPUTS = "inputs"
+# A test of what the native engine cannot do, with the reason as a sentence.
+NEEDS_GRPCIO = "needs_grpcio"
 # A property of a test: the threat that it is about, and whether it attacks first with the mitigation switched off.
 THREAT = "threat"
 
@@ -86,6 +92,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     for mark in item.iter_markers(THREAT):
         item.user_properties.append((THREAT, (mark.args[0], mark.kwargs.get("attack", False))))
+    if NATIVE and (mark := item.get_closest_marker(NEEDS_GRPCIO)) is not None:
+        item.add_marker(pytest.mark.skip(reason=mark.args[0]))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

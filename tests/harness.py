@@ -4,7 +4,6 @@ what a failed call carries."""
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -56,9 +55,6 @@ USER = "alice"
 HASH_KEY = b"0123456789abcdef"
 # Longer than anything here takes, on a busy machine too; only a failing test waits for it.
 PATIENCE = 15.0
-
-# "native" runs the same tests on the other engine.
-TEST_ENGINE = os.environ.get("EXCHANGE_SERVICE_TEST_ENGINE", "auto")
 
 Answer = Callable[[VenueCall], Awaitable[Any]]
 
@@ -188,7 +184,6 @@ def settings_for(folder: Path, **changes: Any) -> Settings:
         "address": "127.0.0.1:0",
         "database_url": f"sqlite:///{folder / 'credentials.db'}",
         "shutdown_grace": 1.0,
-        "engine": TEST_ENGINE,
     }
     return Settings(**(plain | changes))
 

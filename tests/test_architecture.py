@@ -109,7 +109,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 # Where each of the heavy libraries may be imported.
 HOMES = {
-    "grpc": {"grpc_server", "client", "cli", "operator", "plugin_host", "v1"},
+    "grpc": {"grpc_server", "client", "cli", "operator", "v1"},
     "sqlalchemy": {"credentials", "identity"},
     "redis": {"cache"},
     # An issuer's keys are no venue's answer, and need none of what guards those.
@@ -304,6 +304,13 @@ def test_a_service_imports_nothing_that_its_settings_do_not_ask_for_and_starts_w
         process.terminate()
         output, messages = process.communicate(timeout=30)
     assert output.splitlines() == ["examined: 0", "loaded:"], [*before, messages]
+
+
+def test_a_process_that_reads_a_plugins_manifest_imports_no_library_for_venues_servers_or_settings() -> None:
+    program = "import sys, exchange_service.plugin_host.main; print([n for n in sys.argv[1:] if n in sys.modules])"
+    heavy = ["grpc", "sqlalchemy", "redis", "aiohttp", "ccxt", "pydantic_settings", "psutil", "typer", "uvloop"]
+    done = subprocess.run([sys.executable, "-c", program, *heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_public_face_of_the_plugin_page_is_pinned() -> None:

@@ -29,6 +29,7 @@ from exchange_service.plugin_api import AssetBalance, Balance, Summary, VenueAcc
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1 import exchange_service_pb2 as messages
 from tests.commands import run_command
+from tests.engines import ENGINE_VARIABLES
 from tests.harness import USER, Running, ScriptedPlugin, raising, registry_of, returning, serving, settings_for
 
 CANARY = "canary-secret-5f1c9a"
@@ -42,6 +43,7 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
         "HOME": str(home),
         "LANG": "C.UTF-8",
         "EXCHANGE_SERVICE_DATABASE_URL": f"sqlite:///{home / 'service.db'}",
+        **ENGINE_VARIABLES,
         **extra,
     }
 

@@ -357,8 +357,7 @@ class BalanceReader:
             return None
         result = self._balances.get_local(query.account, query.max_age, query.known_version)
         if result is not None:
-            self._metrics.cache_read("process")
-            self._metrics.balance_read(_SOURCE_NAMES[result.source])
+            self._metrics.balance_at_hand()
         return result
 
     async def _read(self, query: BalanceQuery, caller: Caller, deadline: float, *, counted: bool) -> BalanceResult:

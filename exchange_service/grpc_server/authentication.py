@@ -6,6 +6,7 @@ its refusals are turned into statuses here.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from typing import Any, TypeAlias
@@ -60,12 +61,15 @@ class Authentication:
         return handle
 
     def quick(self, ready: Ready) -> Quick:
-        """The ready answers for callers who are known here and have calls left. A call is counted if it is answered."""
-        authenticator = self._authenticator
+        """The ready answers for callers who are known here and have calls left. A call is counted if it is answered.
+
+        Call it in the event loop that serves."""
+        authenticator, loop = self._authenticator, asyncio.get_running_loop()
 
         def answer(data: bytes, metadata: Metadata) -> bytes | None:
-            caller = self._known_caller(metadata)
-            if caller is None or not authenticator.take_local_call(caller):
+            now = loop.time()
+            caller = self._known_caller(metadata, now)
+            if caller is None or not authenticator.take_local_call(caller, now):
                 return None
             try:
                 reply = ready(data, caller)
@@ -100,10 +104,12 @@ class Authentication:
 
     def _admit_local(self, context: Context) -> Caller | None:
         """The bearer of a token who is known here and has calls left, as in most calls; None for all other callers."""
-        caller = self._known_caller(context.invocation_metadata() or ())
-        return caller if caller is not None and self._authenticator.take_local_call(caller) else None
+        metadata: Any = context.invocation_metadata() or ()
+        now = asyncio.get_running_loop().time()
+        caller = self._known_caller(metadata, now)
+        return caller if caller is not None and self._authenticator.take_local_call(caller, now) else None
 
-    def _known_caller(self, metadata: Metadata) -> Caller | None:
+    def _known_caller(self, metadata: Metadata, now: float) -> Caller | None:
         """The bearer of a token who is known here, or anybody if all may call; None for all other callers, and where
         more is to be looked at."""
         header = None
@@ -116,7 +122,7 @@ class Authentication:
             return _ANYBODY
         if not isinstance(header, str) or header[: len(_BEARER)].lower() != _BEARER:
             return None
-        return self._authenticator.known_caller(header[len(_BEARER) :].strip())
+        return self._authenticator.known_caller(header[len(_BEARER) :].strip(), now)
 
     async def _admit(self, context: Context, action: Action = Action.CALL) -> Caller:
         presented = _NOTHING if self._authenticator.open_to_all else read_credentials(context)

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 # What the caller sent beside the request, with lower-case names.
-Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 # The reply to a request's bytes if it is ready; None if the method's handler must be called, as for whatever is not
 # entirely ordinary. It neither waits nor raises, and needs no task of its own.
 Quick: TypeAlias = Callable[[bytes, Metadata], bytes | None]
@@ -133,7 +133,7 @@ class HandlerWrapper:
         metrics, openings = self._metrics, self._openings
 
         def answer(data: bytes, metadata: Metadata) -> bytes | None:
-            if self._ending:
+            if self._ending or len(metadata) > MOST_FIELDS:
                 return None
             began = time.monotonic()
             reply = quick(data, metadata)
@@ -144,12 +144,8 @@ class HandlerWrapper:
 
         return answer
 
-    def wrap(self, method: str, inner: Handler, *, streaming: bool = False, quick: Quick | None = None) -> Handler:
-        """The wrapped handler of the method of this name. `quick`, which is wrapped too, is asked before `inner`."""
-        handle = self._wrap(method, inner, streaming=streaming)
-        return handle if quick is None else _asking_first(quick, handle)
-
-    def _wrap(self, method: str, inner: Handler, *, streaming: bool) -> Handler:
+    def wrap(self, method: str, inner: Handler, *, streaming: bool = False) -> Handler:
+        """The wrapped handler of the method of this name."""
         metrics, running, openings = self._metrics, self._running, self._openings
         without_deadline = None if streaming else self._call_timeout
 
@@ -215,19 +211,6 @@ class HandlerWrapper:
         # It was us who cancelled it.
         task.uncancel()
         return reason
-
-
-def _asking_first(quick: Quick, handle: Handler) -> Handler:
-    """The handler for what is not answered quickly. Other transports' requests may not be bytes yet."""
-
-    async def answer(request: Any, context: Context) -> Any:
-        if isinstance(request, bytes):
-            reply = quick(request, context.invocation_metadata() or ())
-            if reply is not None:
-                return reply
-        return await handle(request, context)
-
-    return answer
 
 
 def _ending() -> ShuttingDown:

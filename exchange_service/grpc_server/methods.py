@@ -38,17 +38,14 @@ class ServiceMethods:
 
     def wrapped(
         self,
-        wrap: Callable[[MethodDescriptor, Handler, Quick | None], Handler],
+        wrap: Callable[[MethodDescriptor, Handler], Handler],
         wrap_ready: Callable[[str, Ready], Quick],
     ) -> ServiceMethods:
-        """The same service with quick answers, and with wrapped handlers, which ask them first. Raises KeyError if a
-        method has no handler."""
-        quick = {name: wrap_ready(name, ready) for name, ready in self.ready.items()}
-        handlers = {
-            method.name: wrap(method, self.handlers[method.name], quick.get(method.name))
-            for method in self.descriptor.methods
-        }
-        return replace(self, handlers=handlers, quick=quick)
+        """The same service with wrapped handlers, and with the quick answers that stand before them. Raises KeyError if
+        a method has no handler."""
+        methods = self.descriptor.methods
+        handlers = {method.name: wrap(method, self.handlers[method.name]) for method in methods}
+        return replace(self, handlers=handlers, quick={name: wrap_ready(name, self.ready[name]) for name in self.ready})
 
     def generic_handler(self) -> grpc.GenericRpcHandler:
         """The handlers as gRPC's server takes them."""

@@ -113,10 +113,10 @@ async def listen(
     names = [service.name for service in services]
     states = health.Health(*names)
 
-    def wrap(method: MethodDescriptor, handler: Handler, quick: Quick | None) -> Handler:
+    def wrap(method: MethodDescriptor, handler: Handler) -> Handler:
         action = Action.OPENING if method.server_streaming else Action.CALL
         inner = authentication.require_caller(handler, action)
-        return wrapper.wrap(method.name, inner, streaming=method.server_streaming, quick=quick)
+        return wrapper.wrap(method.name, inner, streaming=method.server_streaming)
 
     def wrap_ready(name: str, ready: Ready) -> Quick:
         return wrapper.wrap_quick(name, authentication.quick(ready))

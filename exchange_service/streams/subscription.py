@@ -67,8 +67,9 @@ class Subscription:
         self._next_heartbeat = now + heartbeat_interval
 
     def write_directly(self, try_write: Callable[[bytes], bool], soon: Callable[[Subscription], None]) -> None:
-        """Have events written by `try_write` while the reader waits, which sleeps on. What cannot be written at once,
-        for which `try_write` returns False, is the reader's next event. `soon` has `deliver` called in its turn."""
+        """Have events written by `try_write` while the reader waits, which then sleeps on. What cannot be written at
+        once, for which `try_write` returns False, is the reader's next event. `soon` has `deliver` called in its
+        turn."""
         self._try_write, self._soon = try_write, soon
         self._mailbox.notify_by(self._on_news)
 
@@ -116,7 +117,7 @@ class Subscription:
             await mailbox.wait(now, min(self._next_heartbeat, self._ends))
 
     def _urgent_event(self, now: float) -> bytes | None:
-        """What comes before anything in the mailbox; None if there is none. Raises the stream's end."""
+        """What comes before anything in the mailbox; None if there is nothing. Raises the stream's end."""
         if self._ended is not None:
             raise self._ended
         if self._unsent is not None:
@@ -130,7 +131,7 @@ class Subscription:
         return self._heartbeat(now) if now >= self._next_heartbeat else None
 
     def _take(self, now: float) -> bytes | None:
-        """The next event of the mailbox; None if there is none."""
+        """The next event of the mailbox; None if it is empty, or all is held back."""
         mailbox = self._mailbox
         while mailbox.has_news(now):
             balance, error = mailbox.take(now)

@@ -166,6 +166,7 @@ class TestPresentedCredentials:
             assert (await failure(read_balance(running, bearer(web_token(lifetime=-20))))).reason == "CALLER_UNKNOWN"
 
 
+@pytest.mark.needs_grpcio("The native engine has no TLS.")
 class TestCertificates:
     @pytest.fixture
     def authority(self, tmp_path: Path) -> Authority:

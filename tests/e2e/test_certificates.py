@@ -27,6 +27,8 @@ from exchange_service.grpc_server.server import BindError
 from tests.commands import run_command
 from tests.harness import ScriptedPlugin, eventually, registry_of, serving, settings_for, until
 
+pytestmark = pytest.mark.needs_grpcio("The native engine has no TLS.")
+
 ROOT = Path(__file__).parent.parent.parent
 
 

@@ -29,6 +29,9 @@ def stub_of(running: Running) -> Any:
     return health_pb2_grpc.HealthStub(running.client.channel)
 
 
+_HEADERS = 1
+
+
 def asking(service: str = "") -> health_pb2.HealthCheckRequest:
     return health_pb2.HealthCheckRequest(service=service)
 
@@ -60,7 +63,8 @@ async def watching_without_reading(address: str, count: int) -> AsyncIterator[No
         writer.write(_frame(1, 4, stream, block) + _frame(0, 1, stream, bytes(5)))
     await writer.drain()
     # The first answer's headers show that the watches have begun.
-    await reader.readuntil(b"application/grpc")
+    while (head := await reader.readexactly(9))[3] != _HEADERS:
+        await reader.readexactly(int.from_bytes(head[:3], "big"))
     yield
     writer.close()
 

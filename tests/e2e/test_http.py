@@ -382,6 +382,7 @@ class TestCallers:
 
 
 class TestStart:
+    @pytest.mark.needs_grpcio("The native engine has no TLS.")
     async def test_over_tls_a_renewed_certificate_is_served_to_new_connections(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -431,6 +432,7 @@ class TestStart:
         with pytest.raises(UnsafeSettings, match=words):
             check_settings(settings_for(tmp_path, **changes))
 
+    @pytest.mark.needs_grpcio("The native engine has no TLS.")
     def test_with_client_certificates_alone_nobody_could_call(self, tmp_path: Path) -> None:
         authority = Authority.create(tmp_path)
         known = {"tls_client_ca": authority.file, "client_certificates": {"billing": "*"}}

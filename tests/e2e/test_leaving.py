@@ -128,6 +128,7 @@ def test_the_delay_is_for_services_that_a_load_balancer_can_lead_to(tmp_path: Pa
     assert settings_for(tmp_path, address=address, shutdown_delay=1.5).leaving_delay == 1.5
 
 
+@pytest.mark.needs_grpcio("The native engine cannot tell gRPC's clients not to try again (grpc-retry-pushback-ms).")
 async def test_the_true_reason_comes_at_once_if_its_delay_does_not_fit_into_the_deadline(tmp_path: Path) -> None:
     error = VenueUnavailable("It is down.", retry_after=30.0)
     policy = {

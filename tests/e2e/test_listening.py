@@ -231,6 +231,7 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
     return files
 
 
+@pytest.mark.needs_grpcio("The native engine has no TLS.")
 class TestTls:
     async def test_a_client_that_trusts_the_certificate_is_served(self, tmp_path: Path) -> None:
         certificate, key = _certificate(tmp_path)

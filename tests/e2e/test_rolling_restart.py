@@ -25,6 +25,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from exchange_service.v1 import exchange_service_pb2_grpc
 from exchange_service.v1.exchange_service_pb2 import ListExchangesRequest
+from tests.engines import NATIVE
 from tests.test_runtime import address_of, started
 
 ROOT = Path(__file__).parent.parent.parent
@@ -98,6 +99,9 @@ async def calling(address: str, config: Any) -> AsyncIterator[tuple[list[str], l
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),
     ]
+    if NATIVE:
+        # It refuses the authority that gRPC makes of several addresses.
+        options.append(("grpc.default_authority", "exchange-service"))
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         stub: Any = exchange_service_pb2_grpc.ExchangeServiceStub(channel)
 

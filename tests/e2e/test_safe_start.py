@@ -39,6 +39,7 @@ class TestStart:
         await service.stop()
         raise AssertionError("it should not start")
 
+    @pytest.mark.needs_grpcio("The native engine has no TLS.")
     async def test_on_a_public_address_a_service_must_authenticate_callers(
         self, tmp_path: Path, authority: Authority
     ) -> None:
@@ -50,6 +51,7 @@ class TestStart:
         ):
             pass
 
+    @pytest.mark.needs_grpcio("The native engine has no TLS.")
     async def test_the_operator_may_choose_to_serve_every_caller(self, tmp_path: Path, authority: Authority) -> None:
         open_to_all = tls_settings(authority, open_to_all=True)
         async with serving(tmp_path, registry=registry_of(make_plugin()), **open_to_all) as running:
@@ -68,6 +70,7 @@ class TestStart:
             text = await self.refusal(tmp_path, address="0.0.0.0:0", insecure=insecure, **method)
             assert "insecure" in text if insecure else "in the clear" in text
 
+    @pytest.mark.needs_grpcio("The native engine has no TLS.")
     @pytest.mark.parametrize("combination", list(itertools.product([False, True], repeat=5)), ids=str)
     def test_every_combination_of_access_settings_starts_or_is_refused_with_a_sentence(
         self, tmp_path: Path, combination: tuple[bool, ...]
@@ -98,6 +101,7 @@ class TestStart:
         # It names what to change.
         assert any(name in text for name in ("tls_certificate", "insecure", "open_to_all"))
 
+    @pytest.mark.needs_grpcio("The native engine has no TLS.")
     async def test_accounts_are_managed_by_known_callers_alone_where_others_can_reach_the_service(
         self, tmp_path: Path, authority: Authority
     ) -> None:
@@ -109,6 +113,7 @@ class TestStart:
         check_settings(loopback)
         assert who_may_call(loopback).endswith("which may also connect and remove accounts")
 
+    @pytest.mark.needs_grpcio("The native engine has no TLS.")
     async def test_settings_that_contradict_each_other_are_named(self, tmp_path: Path, authority: Authority) -> None:
         tls = tls_settings(authority)
         certificates = {"client_certificates": {"billing": "*"}}

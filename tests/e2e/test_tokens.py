@@ -128,6 +128,7 @@ class TestCommands:
         assert done.returncode == 3
         assert "topsecretpart" not in done.stdout + done.stderr
 
+    @pytest.mark.needs_grpcio("The native engine has no TLS.")
     async def test_a_client_certificate_is_given_by_flags(self, tmp_path: Path) -> None:
         authority = Authority.create(tmp_path / "authority")
         options = tls_settings(authority, tls_client_ca=authority.file, client_certificates={"desk": ["alice"]})

@@ -279,6 +279,7 @@ class TestSlowness:
             await until(lambda: running.service.web.server.connections == 0)  # type: ignore[union-attr]
             assert (await ask(running)).status == 200
 
+    @pytest.mark.needs_grpcio("The native engine has no TLS.")
     @pytest.mark.threat("T78", attack=True)
     async def test_handshakes_that_never_end_hold_files_unless_they_have_a_time_and_are_counted(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -33,7 +33,7 @@ from exchange_service.plugin_host.protocol import (
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.venues.manifests import PluginRejected, read_manifest, validate_manifest, write_manifest
 from exchange_service.venues.outgoing import name_in_accounts
-from exchange_service.venues.sockets import PushFigures
+from exchange_service.venues.push_figures import PushFigures
 from exchange_service.wire.balances import FetchedBalance, fetched_balance, read_fetched
 from exchange_service.wire.stored import store_balance
 from tests.fuzz.fakex import MANIFEST, registry

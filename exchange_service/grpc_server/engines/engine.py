@@ -8,6 +8,7 @@ from typing import Protocol
 
 import grpc
 
+from exchange_service.grpc_server.handler_wrapper import Handler, Quick
 from exchange_service.grpc_server.health import Health
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.observability.metrics import Metrics
@@ -55,6 +56,14 @@ class Offer:
     reflection: grpc.GenericRpcHandler | None
     metrics: Metrics
     limits: ConnectionLimits
+
+    def quick(self) -> dict[str, tuple[Quick, Handler]]:
+        """By the path of each method that has quick answers: these, and its wrapped handler."""
+        return {
+            f"/{service.name}/{name}": (quick, service.handlers[name])
+            for service in self.services
+            for name, quick in service.quick.items()
+        }
 
 
 class Engine(Protocol):

@@ -52,7 +52,7 @@ _BATCH = 64
 # such subscribers cost little.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.25
 # Seconds that the last answers have to be sent.
-_FLUSH = 0.1
+_FLUSH = 0.2
 # The server behind this one has one connection for the calls of all clients.
 _FALLBACK_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_REQUEST),
@@ -176,10 +176,10 @@ class NativeEngine:
         self._idle = self._loop.create_future()
         if self._calls:
             await asyncio.wait({self._idle}, timeout=grace)
-            for call in list(self._calls.values()):
-                call.cancel()
-            # Closing cuts off what is not sent yet.
-            await asyncio.sleep(_FLUSH)
+        for call in list(self._calls.values()):
+            call.cancel()
+        # Closing cuts off what is not sent yet, also of calls that have just ended, and nothing tells when it is.
+        await asyncio.sleep(_FLUSH)
         await self._loop.run_in_executor(None, self._close)
 
     def _close(self) -> None:

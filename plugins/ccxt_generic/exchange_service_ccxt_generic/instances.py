@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any
 
 from exchange_service.plugin_api import SANDBOX, NotSupported, State, VenueCall, VenueMalformed
+from exchange_service_ccxt_generic.allowance import Allowance
 from exchange_service_ccxt_generic.aside import by_steps
-from exchange_service_ccxt_generic.budget import Budget
 from exchange_service_ccxt_generic.credentials import StoredCredential, read_credential
 from exchange_service_ccxt_generic.describe import environment_urls, required_credentials
 from exchange_service_ccxt_generic.exact import Exact, Guarded, bound_exponents, make_layered_class
@@ -169,14 +169,14 @@ class Instances:
         for name in ("opened", "instance"):
             self._call.account_state.forget(name)
 
-    async def _budget(self, shared: State) -> Budget | None:
+    async def _allowance(self, shared: State) -> Allowance | None:
         """What the venue's requests are counted by, by all instances with this state; None if CCXT's pauses count."""
         if not has_known_window(self._id):
             return None
-        return await shared.get(f"budget {self._where()}", self._make_budget)
+        return await shared.get(f"allowance {self._where()}", self._make_allowance)
 
-    async def _make_budget(self) -> Budget:
-        return Budget(self._venue, self._call.exchange.limits[0])
+    async def _make_allowance(self) -> Allowance:
+        return Allowance(self._venue, self._call.exchange.limits[0])
 
     def _where(self) -> str:
         return f"{self._id} {self._call.environment.name} {self._call.override}"
@@ -197,7 +197,7 @@ class Instances:
 
     async def _load_markets_now(self, ccxt: Any) -> Any:
         instance = self.construct(ccxt, Guarded, self._call.public_http.client_session, _MARKETS_TIMEOUT)
-        instance.budget = await self._budget(self._call.plugin_state)
+        instance.allowance = await self._allowance(self._call.plugin_state)
         self._rebase(instance)
         with self._recorder.record(ccxt):
             await instance.load_markets()
@@ -219,7 +219,7 @@ class Instances:
             raise RuntimeError("an instance's addresses differ from its exchange's")
         self._rebase(instance)
         by_key = any(limit.scope == "key" for limit in self._call.exchange.limits)
-        instance.budget = await self._budget(self._call.account_state if by_key else self._call.plugin_state)
+        instance.allowance = await self._allowance(self._call.account_state if by_key else self._call.plugin_state)
         if source is not None:
             instance.set_markets_from_exchange(source)
         await self._ask(ccxt, instance, KINDS.get(self._id, ()))

@@ -111,7 +111,7 @@ _COSTS: Mapping[str, Mapping[str, float]] = {
     "zaif": {"": 10},  # witness: CCXT: zaif.api
     "zebpay": {"": 10},  # witness: CCXT: zebpay.api
 }
-# What the question for the kind of the account takes, before every second balance.
+# What the question for the kind of the account takes. It is asked before every second balance, and if one is empty.
 _KIND_COSTS: Mapping[str, float] = {
     "bitget": 1,  # witness: CCXT: bitget.api
     # witness: CCXT: bybit.api
@@ -202,11 +202,14 @@ def _costs_of(exchange_id: str, account_types: Sequence[str]) -> Mapping[str, in
     """The whole units that a balance of each type takes, and one of all types."""
     known, kind = _COSTS.get(exchange_id, {}), _KIND_COSTS.get(exchange_id, 0)
     each = {name: known.get(name, known.get("", 1)) for name in account_types}
-    costs = {name: _whole(cost + kind / 2) for name, cost in each.items()}
+    # An account that is empty or refused is asked for its kind each time. Where others would pay for that, each balance
+    # takes all of it.
+    usual = kind / 2 if exchange_id in _BY_KEY else kind
+    costs = {name: _whole(cost + usual) for name, cost in each.items()}
     read = list(wallets(exchange_id, tuple(account_types), {}))
     if (added_up := sum_of(exchange_id)) is not None:
         read.append(added_up.account_type)
-    # The kind is asked for at once if a wallet is empty or refused.
+    # With several wallets one is often empty or refused.
     return {**costs, ALL_ACCOUNT_TYPES: _whole(sum(each[name] for name in read) + kind)}
 
 

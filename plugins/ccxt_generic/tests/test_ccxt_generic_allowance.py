@@ -1,4 +1,4 @@
-"""Whose limits are kept: by a budget of all requests where the venue's window is known, by CCXT's pauses elsewhere."""
+"""Whose limits are kept: one count of all requests where the venue's window is known, CCXT's pauses elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import exchange_service_ccxt_generic as plugin
 import pytest
-from exchange_service_ccxt_generic.budget import LONGEST_WAIT, Budget
+from exchange_service_ccxt_generic.allowance import LONGEST_WAIT, Allowance
 from exchange_service_ccxt_generic.instances import import_ccxt
 from exchange_service_ccxt_generic.limits import has_known_window
 from exchange_service_ccxt_generic.simulator import BinanceSimulator, SimulatedWallet
@@ -43,17 +43,17 @@ def most_in_a_window(sent: list[tuple[float, float]], seconds: int) -> float:
     return max(sum(cost for at, cost in sent if end - seconds < at <= end) for end, _ in sent)
 
 
-class TestTheBudget:
+class TestTheAllowance:
     @given(requests=st.lists(st.tuples(PAUSES, COSTS), min_size=1, max_size=60))
     def test_no_window_holds_more_than_the_limit_and_nothing_waits_without_need(
         self, requests: list[tuple[float, float]]
     ) -> None:
-        budget, now, sent = Budget("Acme", LIMIT), 1000.0, []
+        allowance, now, sent = Allowance("Acme", LIMIT), 1000.0, []
         for pause, cost in requests:
             now += pause
             earliest = max([now, *(at for at, _ in sent)])
             try:
-                at = budget.reserve(cost, now).at
+                at = allowance.reserve(cost, now).at
             except VenueRateLimited as refused:
                 at = now + (refused.retry_after or 0)
                 assert at - now > LONGEST_WAIT
@@ -65,22 +65,22 @@ class TestTheBudget:
             assert most_in_a_window(sent, LIMIT.seconds) <= LIMIT.count
 
     async def test_a_request_whose_caller_has_gone_leaves_its_part_to_others(self) -> None:
-        budget = Budget("Acme", RateLimit("address", 10, 1))
-        await budget.take(10)
-        gone = asyncio.ensure_future(budget.take(10))
+        allowance = Allowance("Acme", RateLimit("address", 10, 1))
+        await allowance.take(10)
+        gone = asyncio.ensure_future(allowance.take(10))
         await asyncio.sleep(0)
         gone.cancel()
         with suppress(asyncio.CancelledError):
             await gone
         began = time.monotonic()
-        await budget.take(10)
+        await allowance.take(10)
         assert time.monotonic() - began < 1.5
 
     async def test_who_would_wait_for_long_is_told_the_delay(self) -> None:
-        budget = Budget("Acme", RateLimit("address", 10, 60))
-        await budget.take(10)
+        allowance = Allowance("Acme", RateLimit("address", 10, 60))
+        await allowance.take(10)
         with pytest.raises(VenueRateLimited, match=r"Our requests to Acme are used up") as refused:
-            await budget.take(1)
+            await allowance.take(1)
         assert refused.value.retry_after == pytest.approx(60, abs=1)
 
 

@@ -24,7 +24,7 @@ class Reserved:
     cost: float
 
 
-class Budget:
+class Allowance:
     """One limit of a venue, which every instance that sends requests under it shares.
 
     Before a balance the service takes its usual cost of the limit. Here each request is counted with its own: also

@@ -28,7 +28,7 @@ from benchmarks.unary import balance_in_process, balance_redis, list_exchanges
 from benchmarks.venue_calls import venue_calls
 
 # Seconds after which a benchmark counts as failed.
-_LIMIT, _LONG = 180.0, 1800.0
+_LIMIT, _LONG = 240.0, 1800.0
 
 
 @dataclass(frozen=True, slots=True)

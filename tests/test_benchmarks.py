@@ -12,17 +12,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from benchmarks import __main__ as program
 from benchmarks import results, soak
 from benchmarks.crowd import Crowd, Replica
+from benchmarks.dense_venue import padded
 from benchmarks.engines import NATIVE
 from benchmarks.http2 import connect, request_headers
 from benchmarks.lines import Line, bounded, compared, repeated
 from benchmarks.names import EXCHANGE, SERVICE, user
 from benchmarks.replicas import VenueRequest, refreshes, venue_requests
+from benchmarks.runtime import Runtime
+from benchmarks.serving import ceilings
 from benchmarks.suite import Benchmark, benchmarks
+from exchange_service.model import ANSWER_LIMIT
+from exchange_service.plugin_kit.payload import count_marks
 from exchange_service.v1.exchange_service_pb2 import ListExchangesRequest, ListExchangesResponse
 from tests.harness import ScriptedPlugin, listing, registry_of, serving, until
 
@@ -208,6 +214,24 @@ def test_a_ceiling_is_short_and_imports_nothing_of_the_service(ceiling: Path) ->
     ours = [name for name in imported if name.partition(".")[0].startswith(("exchange_service", "benchmarks", "tests"))]
     assert imported
     assert ours == []
+
+
+@pytest.mark.parametrize("method", ["ListExchanges", "GetBalance"])
+async def test_the_ceilings_answer_with_the_same_bytes(tmp_path: Path, method: str) -> None:
+    runtime = Runtime("asyncio", (700, 10, 1000), frozen=False)
+    async with ceilings(tmp_path, b"a reply", runtime, NATIVE) as servers:
+        assert list(servers) == ["aio", "native"]
+        for server in servers.values():
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                assert await channel.unary_unary(SERVICE + method)(b"", timeout=10) == b"a reply"
+
+
+def test_a_padded_answer_is_as_long_and_as_dense_as_an_answer_may_be() -> None:
+    body = padded(b'{"profile": {"account": 7}}\n')
+    assert len(body) == ANSWER_LIMIT
+    assert json.loads(body)["profile"] == {"account": 7}
+    # More than a value in eight bytes would be refused.
+    assert 0.9 * ANSWER_LIMIT < 8 * count_marks(body) <= ANSWER_LIMIT
 
 
 async def test_the_load_client_gets_the_whole_reply_that_a_real_client_gets(tmp_path: Path) -> None:

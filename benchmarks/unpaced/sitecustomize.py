@@ -5,7 +5,7 @@ CCXT's own pauses stay, where there are any. A plugin's process gets no other va
 them.
 """
 
-from exchange_service_ccxt_generic.budget import Budget
+from exchange_service_ccxt_generic.allowance import Allowance
 
 from exchange_service.venue_gate.rate_limits import RateLimiter
 
@@ -20,10 +20,10 @@ def _take_part(self: RateLimiter, account: str, polling: bool, now: float, cost:
     return 0.0
 
 
-async def _take(self: Budget, cost: float) -> None:
+async def _take(self: Allowance, cost: float) -> None:
     """The venue's limit has always room."""
 
 
 RateLimiter.acquire_local = _acquire_local
 RateLimiter.take_part = _take_part
-Budget.take = _take
+Allowance.take = _take

@@ -7,10 +7,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from cachetools import LRUCache
-
 from exchange_service.errors import FieldInvalid
 from exchange_service.model import ExchangeMetadata
+from exchange_service.recently_used import RecentlyUsed
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.wire.catalogue import (
@@ -50,7 +49,7 @@ class Catalogue:
         self._registry = registry
         self._status = status or VenueStatus()
         # All of one generation.
-        self._replies: LRUCache[Query, _Reply] = LRUCache(_MAX_REPLIES)
+        self._replies: RecentlyUsed[Query, _Reply] = RecentlyUsed(_MAX_REPLIES)
         self._replies_generation = (-1, -1)
         self._entries: list[_Entry] = []
         self._entries_generation = (-1, -1)

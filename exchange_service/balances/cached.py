@@ -22,6 +22,7 @@ from exchange_service.cache import Cache, Lease
 from exchange_service.credentials import credential_id, user_hash
 from exchange_service.errors import ServiceError
 from exchange_service.model import Account
+from exchange_service.recently_used import RecentlyUsed
 from exchange_service.wire.delivery import Delivery, read_delivery
 from exchange_service.wire.stored import StoredBalance, StoredBounds, decode_error, decode_stored, encode_error
 
@@ -55,11 +56,11 @@ class CachedBalances:
         self._cache = cache
         self._ttl = ttl
         self._bounds = StoredBounds(longest_pause, now)
-        self._copies: LRUCache[str, StoredBalance] = LRUCache(_MOST_BYTES, getsizeof=_size)
+        self._copies: RecentlyUsed[str, StoredBalance] = RecentlyUsed(_MOST_BYTES, getsizeof=_size)
         # Copies that no call gets as fresh ones any more, because the cache may hold something newer. It may also hold
         # something older, or nothing, as after a restart: versions must not go back, and the last good balance must
         # outlive the cache.
-        self._outdated: LRUCache[str, StoredBalance] = LRUCache(_MOST_BYTES, getsizeof=_size)
+        self._outdated: RecentlyUsed[str, StoredBalance] = RecentlyUsed(_MOST_BYTES, getsizeof=_size)
         # When the cache was last read for a copy, while no messages arrive.
         self._looked: LRUCache[str, float] = LRUCache(_MOST_LOOKS)
         # Reads of the cache that are in progress.

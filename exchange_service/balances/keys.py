@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-from cachetools import LRUCache
-
 from exchange_service.credentials import CredentialReference
 from exchange_service.model import Account
+from exchange_service.recently_used import RecentlyUsed
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.registry import Listing
 
@@ -22,8 +21,8 @@ class BalanceKeys:
     def __init__(self, hash_key: bytes) -> None:
         self._hash_key = hash_key
         # Hashing costs more than all else in a call that finds its balance in the process.
-        self._known: LRUCache[Account, tuple[str, str]] = LRUCache(_MOST_KEYS)
-        self._users: LRUCache[str, str] = LRUCache(_MOST_KEYS)
+        self._known: RecentlyUsed[Account, tuple[str, str]] = RecentlyUsed(_MOST_KEYS)
+        self._users: RecentlyUsed[str, str] = RecentlyUsed(_MOST_KEYS)
 
     def target(self, account: Account, listing: Listing, reference: CredentialReference) -> Target:
         """The target of this account, read with this credential."""

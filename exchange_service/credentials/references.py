@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cachetools import LRUCache
-
 from exchange_service.credentials import MOST_ACCOUNTS, CredentialReference, CredentialStore
 from exchange_service.deadlines import has_ended, time_remaining, within
 from exchange_service.errors import StoreUnavailable
 from exchange_service.model import Account, Credential
+from exchange_service.recently_used import RecentlyUsed
 from exchange_service.tasks import retrieve_exception
 
 # Seconds within which a change by another program is noticed.
@@ -93,9 +92,9 @@ class CachedReferences:
         self._store = store
         self._ttl = ttl
         self._clock = clock
-        self._entries: LRUCache[Account, _Entry] = LRUCache(max_accounts)
+        self._entries: RecentlyUsed[Account, _Entry] = RecentlyUsed(max_accounts)
         self._requests: dict[Account, _Request] = {}
-        self._stored: LRUCache[str, _StoredAccounts] = LRUCache(max_accounts)
+        self._stored: RecentlyUsed[str, _StoredAccounts] = RecentlyUsed(max_accounts)
 
     async def find(
         self, account: Account, *, aliases: Sequence[str] = (), credential_of: str = "", now: bool = False

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import structlog
-from cachetools import LRUCache, TTLCache
+from cachetools import TTLCache
 
 from exchange_service.deadlines import has_ended, within
 from exchange_service.errors import CallerUnknown, ServiceError, ServiceFailed, StoreUnavailable, UserForbidden
@@ -23,6 +23,7 @@ from exchange_service.identity import (
     token_digest,
 )
 from exchange_service.identity.quotas import Action, Quotas
+from exchange_service.recently_used import RecentlyUsed
 from exchange_service.tasks import retrieve_exception
 
 log = structlog.get_logger(__name__)
@@ -84,7 +85,7 @@ class Authenticator:
     def __init__(self, methods: Sequence[AuthenticationMethod], quotas: Quotas) -> None:
         self._methods = tuple(methods)
         self._quotas = quotas
-        self._remembered: LRUCache[bytes, _Remembered] = LRUCache(_MAX_REMEMBERED)
+        self._remembered: RecentlyUsed[bytes, _Remembered] = RecentlyUsed(_MAX_REMEMBERED)
         self._refused: TTLCache[bytes, tuple[str, str | None]] = TTLCache(
             MAX_REFUSALS, _REFUSAL_MEMORY, timer=_loop_time
         )

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from cachetools import LRUCache
-
 from exchange_service.errors import CallerRateLimited
 from exchange_service.identity import Identity, Kind, Scope
+from exchange_service.recently_used import RecentlyUsed
 
 # A process prefetches one part in so many of a window's permits at once.
 BATCHES = 20
@@ -96,7 +95,7 @@ class Quotas:
         self._allowances = dict(allowances)
         self._shared = shared
         self._hash_key = hash_key
-        self._windows: LRUCache[tuple[Action, str], _Window] = LRUCache(_MAX_WINDOWS)
+        self._windows: RecentlyUsed[tuple[Action, str], _Window] = RecentlyUsed(_MAX_WINDOWS)
         self._streams: dict[str, int] = {}
 
     def take_local(self, identity: Identity, action: Action, now: float) -> bool:

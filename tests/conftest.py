@@ -49,6 +49,7 @@ LONGEST_FILES = (
     "tests/test_ccxt_generic_key_forms.py",
     "tests/test_credential_prompt.py",
     "faults/test_connection_attacks.py",
+    "faults/test_frame_attacks.py",
     "tests/test_canary.py",
     "e2e/test_rolling_restart.py",
     "e2e/test_pushes.py",

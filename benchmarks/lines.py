@@ -1,4 +1,4 @@
-"""A line of the table: a figure, its ceiling and its goal."""
+"""A line of the table: a figure, its ceiling and its goal; or why there is no figure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Line:
     """One figure of ours beside its ceiling, both in `unit`.
 
     `name` is the benchmark's name, a slash, and the figure's; it stays the same from run to run. `met` is None if there
-    is no goal.
+    is no goal. `engine` is the service's; empty if it does not matter. With a `reason` nothing was measured.
     """
 
     name: str
@@ -26,6 +26,8 @@ class Line:
     unit: str
     goal: str
     met: bool | None
+    engine: str = ""
+    reason: str = ""
 
     @property
     def ratio(self) -> float:
@@ -33,16 +35,22 @@ class Line:
         return self.ours / self.ceiling if self.ceiling else 0.0
 
     def as_result(self) -> dict[str, Any]:
-        """As it stands in `results.json`."""
+        """As it stands in `results.json`. Figures that were not measured are null."""
+        figures = {"ours": self.ours, "ceiling": self.ceiling, "ratio": self.ratio}
         return {
             "name": self.name,
-            "ours": _rounded(self.ours),
-            "ceiling": _rounded(self.ceiling),
+            "engine": self.engine,
+            **{name: None if self.reason else _rounded(figure) for name, figure in figures.items()},
             "unit": self.unit,
-            "ratio": _rounded(self.ratio),
             "goal": self.goal,
             "met": self.met,
+            "reason": self.reason,
         }
+
+
+def unmeasured(benchmark: str, engine: str, what: str, reason: str) -> Line:
+    """The only line of a benchmark without figures, with the reason."""
+    return Line(f"{benchmark}/measured", what, 0.0, 0.0, "", "", None, engine, reason)
 
 
 def compared(
@@ -69,6 +77,12 @@ def compared(
 def bounded(name: str, what: str, unit: str, value: float, at_most: float) -> Line:
     """A figure with an absolute goal, which is shown as the ceiling."""
     return Line(name, what, value, at_most, unit, f"at most {at_most:g} {unit}", value <= at_most)
+
+
+def repeated(name: str, what: str, unit: str, values: Sequence[float], at_most: float) -> Line:
+    """The median of a figure with an absolute goal, which counts as met from as many measurements as pairs."""
+    line = bounded(name, what, unit, median(values), at_most)
+    return Line(name, what, line.ours, at_most, unit, line.goal, line.met and len(values) >= LEAST_PAIRS)
 
 
 def _rounded(value: float) -> float:

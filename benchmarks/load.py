@@ -29,7 +29,10 @@ def program() -> str:
     """The program that makes the load, for the line above the table."""
     if H2LOAD:
         return "h2load"
-    return "a Python process of this folder, because h2load is not installed (apt-get install nghttp2-client)"
+    return (
+        "one Python process of this folder for each connection, because h2load is not installed "
+        "(apt-get install nghttp2-client): they take the processor from the native engine"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +118,21 @@ def _measured(milliseconds: list[float], seconds: float) -> Measured:
 
 
 async def _by_process(target: Target, shape: Shape, seconds: float) -> Measured:
+    """A process for each connection: one alone would measure itself."""
+    connections = [_by_one_process(target, shape.streams, seconds) for _ in range(shape.connections)]
+    parts = await asyncio.gather(*connections)
+    return _measured([taken for part in parts for taken in part], seconds)
+
+
+async def _by_one_process(target: Target, streams: int, seconds: float) -> list[float]:
+    """The milliseconds of each call on one connection."""
     work = {
         "port": target.port,
         "path": target.path,
         "requests": [request.hex() for request in target.requests],
         "metadata": target.metadata,
         "reply_size": target.reply_size,
-        "connections": shape.connections,
-        "streams": shape.streams,
+        "streams": streams,
         "seconds": seconds,
     }
     process = await asyncio.create_subprocess_exec(
@@ -135,7 +145,8 @@ async def _by_process(target: Target, shape: Shape, seconds: float) -> Measured:
     out, _ = await process.communicate(json.dumps(work).encode())
     if process.returncode:
         raise Unanswered(f"{target.path}: the load client failed")
-    return Measured(**json.loads(out))
+    taken: list[float] = json.loads(out)
+    return taken
 
 
 class _Caller:
@@ -151,14 +162,13 @@ class _Caller:
         self.stopped = False
         self.failed = 0
 
-    async def start(self, shape: Shape) -> None:
+    async def start(self, streams: int) -> None:
         """Connect, and make the first calls."""
-        for _ in range(shape.connections):
-            held: list[Connection] = []
-            message, ended = partial(self._message, held), partial(self._ended, held)
-            connection = await connect(self._target.port, message, ended)
-            held.append(connection)
-            self._call(connection, shape.streams)
+        held: list[Connection] = []
+        message, ended = partial(self._message, held), partial(self._ended, held)
+        connection = await connect(self._target.port, message, ended)
+        held.append(connection)
+        self._call(connection, streams)
 
     def _call(self, connection: Connection, count: int = 1) -> None:
         calls = []
@@ -190,13 +200,12 @@ async def _work() -> None:
     requests = tuple(bytes.fromhex(request) for request in work["requests"])
     metadata = tuple((name, value) for name, value in work["metadata"])
     caller = _Caller(Target(work["port"], work["path"], requests, metadata, work["reply_size"]))
-    await caller.start(Shape(work["connections"], work["streams"]))
+    await caller.start(work["streams"])
     await asyncio.sleep(work["seconds"])
     caller.stopped = True
     if caller.failed or not caller.milliseconds:
         raise SystemExit(f"{caller.failed} calls failed")
-    found = _measured(caller.milliseconds, work["seconds"])
-    sys.stdout.write(json.dumps({"rate": found.rate, "p50": found.p50, "p99": found.p99, "calls": found.calls}))
+    sys.stdout.write(json.dumps([round(taken, 3) for taken in caller.milliseconds]))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.names import ROOT, environment
+from benchmarks.serving import until_ready
 from exchange_service.credentials.sql import open_store
 from exchange_service.model import Account, Credential
 
@@ -78,7 +78,7 @@ async def serving(
     """A Python program that prints "Serving on" to standard error when it serves, with the service's settings by
     name, and further environment `variables`."""
     named = {
-        "address": f"127.0.0.1:{_free_port()}",
+        "address": "127.0.0.1:0",
         "database_url": database(folder),
         "hash_key": HASH_KEY,
         "log_level": "warning",
@@ -98,13 +98,10 @@ async def serving(
     passing: asyncio.Task[None] | None = None
     try:
         async with asyncio.timeout(_START):
-            while b"Serving on " not in (line := await process.stderr.readline()):
-                if not line:
-                    raise RuntimeError("the serving process ended at once")
-                sys.stderr.buffer.write(line)
+            address = await until_ready(process.stderr)
         seconds = loop.time() - began
         passing = asyncio.create_task(_pass_on(process.stderr))
-        yield Serving(named["address"], process.pid, seconds)
+        yield Serving(address, process.pid, seconds)
     finally:
         with suppress(ProcessLookupError):
             process.terminate()
@@ -142,16 +139,12 @@ async def store(folder: Path, rows: Iterable[tuple[str, str, Mapping[str, Any]]]
         await accounts.close()
 
 
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
 async def _play(exchange: str) -> None:
     """A plugin's simulator in a process of its own: its URL, and a credential of the account whose balance moves."""
     (point,) = entry_points(group="exchange_service.simulators", name=exchange)
     async with point.load()() as venue:
+        # A benchmark sends more than the venue would take.
+        venue.lift_limits()
         sys.stdout.write(json.dumps([venue.url, dict(venue.demo_credential("moving"))]) + "\n")
         sys.stdout.flush()
         await asyncio.to_thread(sys.stdin.read)

@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import quantiles
 
 import grpc
 import psutil
 
+from benchmarks.engines import ENGINES, GRPCIO
 from benchmarks.lines import Line, bounded
 from benchmarks.names import ROOT, user
 from benchmarks.push_faults import FAULTS, Endured, endure
@@ -32,7 +33,7 @@ from exchange_service.model import Account, Credential
 from tests.servers import RedisServer
 
 ACCOUNTS, REPLICAS, FAULT_SUBSCRIBERS = 500, 3, 50
-DEFAULT_SECONDS, DEFAULT_FAULT_SECONDS = 20.0, 60.0
+DEFAULT_SECONDS, DEFAULT_FAULT_SECONDS = 10.0, 60.0
 # Changes of all accounts together, in a second.
 _RATE = 100
 # Seconds: until all accounts are pushed, at most; and the goals.
@@ -126,18 +127,18 @@ async def _install(made: Bed, accounts: int) -> None:
         await store.close()
 
 
-async def pushed(seconds: float, accounts: int = ACCOUNTS) -> list[Line]:
+async def pushed(seconds: float, accounts: int = ACCOUNTS, *, engine: str) -> list[Line]:
     """Delays and polls with one replica."""
-    async with _field(1, accounts) as field:
+    async with _field(1, accounts, engine=engine) as field:
         await field.change(2.0, _RATE)
         field.forget()
         behind = await field.change(seconds, _RATE)
         return _lines("one", f"{accounts} pushed accounts, {_RATE} changes a second, one replica", field, behind)
 
 
-async def killed(seconds: float, accounts: int = ACCOUNTS) -> list[Line]:
+async def killed(seconds: float, accounts: int = ACCOUNTS, *, engine: str) -> list[Line]:
     """The same with three replicas on one Redis, before and after one of them is killed."""
-    async with _field(REPLICAS, accounts) as field:
+    async with _field(REPLICAS, accounts, engine=engine) as field:
         await field.change(2.0, _RATE)
         field.forget()
         behind = await field.change(seconds, _RATE)
@@ -172,11 +173,11 @@ def _lines(name: str, what: str, field: _Field, behind: float) -> list[Line]:
     ]
 
 
-async def faults(seconds: float, accounts: int = FAULT_SUBSCRIBERS) -> list[Line]:
+async def faults(seconds: float, accounts: int = FAULT_SUBSCRIBERS, *, engine: str) -> list[Line]:
     """Each way of failing for so many seconds, on the one socket of all accounts."""
     lines = []
     names = {"BENCHMARK_PUSH_SILENCE": f"{_SILENCE:g}"}
-    settings = {"poll_interval": f"{_INTERVAL:g}", "poll_interval_still": f"{_INTERVAL:g}"}
+    settings = {"poll_interval": f"{_INTERVAL:g}", "poll_interval_still": f"{_INTERVAL:g}", "engine": engine}
     async with _field(1, accounts, names, **settings) as field:
         for name, fault in FAULTS.items():
             found = await endure(field.venue, field.subscribers, fault, seconds)
@@ -195,9 +196,15 @@ def _fault_lines(name: str, found: Endured) -> list[Line]:
     ]
 
 
-async def pushes(seconds: float = DEFAULT_SECONDS) -> list[Line]:
-    """Both, for the suite."""
-    return [*await pushed(seconds), *await killed(seconds)]
+async def pushes(seconds: float, engine: str) -> list[Line]:
+    """With one replica, for the suite."""
+    return await pushed(seconds, engine=engine)
+
+
+async def pushes_killed(seconds: float, engine: str) -> list[Line]:
+    """With three replicas, for the suite."""
+    lines = await killed(seconds, engine=engine)
+    return [replace(line, name=line.name.replace("pushes/", "pushes_killed/")) for line in lines]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -206,21 +213,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pushes", description=__doc__)
     parser.add_argument("--faults", action="store_true", help="measure the ways of failing")
-    parser.add_argument("--seconds", type=float, help="how long, or for each fault (default: 20 and 60)")
+    parser.add_argument("--engine", choices=ENGINES, default=GRPCIO, help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, help="how long, or for each fault (default: 10 and 60)")
     parser.add_argument("--accounts", type=int, help="how many (default: 500 and 50)")
     options = parser.parse_args(arguments)
     console.print(f"load {psutil.getloadavg()[0]:.1f} before, {os.cpu_count()} cores")
     if options.faults:
-        work = faults(options.seconds or DEFAULT_FAULT_SECONDS, options.accounts or FAULT_SUBSCRIBERS)
+        work = faults(
+            options.seconds or DEFAULT_FAULT_SECONDS, options.accounts or FAULT_SUBSCRIBERS, engine=options.engine
+        )
         lines = asyncio.run(work)
     else:
-        lines = asyncio.run(_both(options.seconds or DEFAULT_SECONDS, options.accounts or ACCOUNTS))
+        sizes = options.seconds or DEFAULT_SECONDS, options.accounts or ACCOUNTS
+        lines = asyncio.run(_both(*sizes, options.engine))
     console.print(table_of(lines))
     return 0 if all(line.met is not False for line in lines) else 1
 
 
-async def _both(seconds: float, accounts: int) -> list[Line]:
-    return [*await pushed(seconds, accounts), *await killed(seconds, accounts)]
+async def _both(seconds: float, accounts: int, engine: str) -> list[Line]:
+    return [*await pushed(seconds, accounts, engine=engine), *await killed(seconds, accounts, engine=engine)]
 
 
 if __name__ == "__main__":

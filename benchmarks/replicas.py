@@ -96,13 +96,15 @@ def refreshes(asked: Iterable[VenueRequest], seconds: float, interval: float, ki
     return Refreshes(mean, max(counts, default=0) / intervals, twice, in_takeover)
 
 
-async def replicas(seconds: float = DEFAULT_SECONDS) -> list[Line]:
+async def replicas(seconds: float, engine: str) -> list[Line]:
     """Refreshes an account and interval, waits, versions and failures, in so many seconds with a kill in the middle."""
     async with bed(ACCOUNTS) as made, AsyncExitStack() as stack:
         server = stack.enter_context(RedisServer())
         venue = {"BENCHMARK_VENUE_SECONDS": f"{_VENUE_SECONDS:g}"}
         services = [
-            await stack.enter_async_context(serving(made, venue=venue, cache_url=server.url, **_SETTINGS))
+            await stack.enter_async_context(
+                serving(made, venue=venue, cache_url=server.url, engine=engine, **_SETTINGS)
+            )
             for _ in range(REPLICAS)
         ]
         by_pid = {service.pid: Replica(service.port) for service in services}

@@ -20,7 +20,7 @@ _EXCHANGE = "binance"
 _CALLS = 20
 
 
-async def road_not_taken() -> list[Line]:
+async def road_not_taken(_: str) -> list[Line]:
     """How long a balance takes and how much processor: cached, forced, and with a new CCXT instance for each call."""
     async with venue() as (url, key, secret), bed() as made:
         await _store(made, key, secret)

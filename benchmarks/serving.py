@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 import jwt
 import psutil
 
+from benchmarks.engines import GRPCIO, NATIVE
 from benchmarks.names import EXCHANGE, ROOT, environment, user
 from benchmarks.runtime import Runtime, runtime_of
 from exchange_service.client import ExchangeServiceClient
@@ -32,7 +34,7 @@ from exchange_service.model import Account, Credential
 
 PROBE = "probe"
 START_LIMIT = 30.0
-_READY = b"Serving on "
+_READY = re.compile(rb"Serving on ([^\s,]+)")
 
 
 @dataclass(slots=True)
@@ -108,6 +110,7 @@ class Serving:
     address: str
     pid: int
     seconds: float
+    engine: str
 
     @property
     def port(self) -> int:
@@ -135,8 +138,11 @@ class Serving:
             return report
 
     async def runtime(self) -> Runtime:
-        """Its loop, collector and options, for a ceiling."""
-        return runtime_of(await self.process())
+        """Its loop, collector and options, for a ceiling. Raises RuntimeError if another engine serves."""
+        process = await self.process()
+        if process["native"] != (self.engine == NATIVE):
+            raise RuntimeError(f"the service does not run on the engine {self.engine}")
+        return runtime_of(process)
 
 
 # All other settings are the defaults. No call may be refused because there are so many.
@@ -154,10 +160,10 @@ _SETTINGS = {
 async def serving(
     made: Bed, *, venue: Mapping[str, str] | None = None, known: bytes = b"", **settings: str
 ) -> AsyncIterator[Serving]:
-    """`exchange-service serve` on a free port. `venue` is the environment of the benchmarks' venue, `settings` the
-    service's by name. Lines of its log with `known` in them are not shown."""
+    """`exchange-service serve` on a port that it chooses. `venue` is the environment of the benchmarks' venue,
+    `settings` the service's by name. Lines of its log with `known` in them are not shown."""
     named = {
-        "address": f"127.0.0.1:{free_port()}",
+        "address": "127.0.0.1:0",
         "database_url": made.database,
         "hash_key": made.hash_key,
         "jwt_secret": made.secret,
@@ -182,10 +188,10 @@ async def serving(
     try:
         assert process.stderr is not None
         async with asyncio.timeout(START_LIMIT):
-            await _until_ready(process.stderr)
+            address = await until_ready(process.stderr)
         seconds = time.perf_counter() - began
         draining = asyncio.create_task(_drain(process.stderr, known))
-        yield Serving(made, named["address"], process.pid, seconds)
+        yield Serving(made, address, process.pid, seconds, named.get("engine", GRPCIO))
     finally:
         with suppress(ProcessLookupError):
             process.terminate()
@@ -201,13 +207,15 @@ async def serving(
             sys.stderr.write(f"exchange-service serve ended with {process.returncode}\n")
 
 
-async def _until_ready(lines: asyncio.StreamReader) -> None:
+async def until_ready(lines: asyncio.StreamReader) -> str:
+    """Read what the process prints until it serves. Returns its address; RuntimeError if it ends before."""
     output = b""
-    while _READY not in output:
+    while (ready := _READY.search(output)) is None:
         line = await lines.readline()
         if not line:
             raise RuntimeError(f"exchange-service serve ended: {output.decode(errors='replace')[-2000:]}")
         output += line
+    return ready[1].decode()
 
 
 async def _drain(lines: asyncio.StreamReader, known: bytes) -> None:
@@ -241,13 +249,22 @@ class Ceiling:
         return float(times.user + times.system)
 
 
+# The ceilings that the native engine has: grpc.aio's, which callers know, and its own library's.
+AIO = "aio"
+_NO_OPS = {AIO: "no_op", NATIVE: "native_no_op"}
+
+
 @asynccontextmanager
-async def ceiling(folder: Path, reply: bytes, runtime: Runtime) -> AsyncIterator[Ceiling]:
-    """The no-op server that answers with these bytes."""
+async def ceilings(folder: Path, reply: bytes, runtime: Runtime, engine: str) -> AsyncIterator[dict[str, Ceiling]]:
+    """The no-op servers that answer with these bytes, by name: grpc.aio's, and for the native engine its own too."""
     file = folder / f"reply-{len(reply)}.bin"
     file.write_bytes(reply)
-    async with running_ceiling("no_op", str(file), runtime.as_argument()) as process:
-        yield process
+    async with AsyncExitStack() as stack:
+        yield {
+            name: await stack.enter_async_context(running_ceiling(program, str(file), runtime.as_argument()))
+            for name, program in _NO_OPS.items()
+            if name in (AIO, engine)
+        }
 
 
 @asynccontextmanager
@@ -263,9 +280,12 @@ async def running_ceiling(name: str, *arguments: str) -> AsyncIterator[Ceiling]:
     assert process.stdout is not None
     try:
         async with asyncio.timeout(START_LIMIT):
-            port = int(await process.stdout.readline())
-        yield Ceiling(port, process.pid)
+            line = await process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the ceiling {name} ended at once")
+        yield Ceiling(int(line), process.pid)
     finally:
         # Closing ten thousand streams in order would take long, and nothing needs it.
-        process.kill()
+        with suppress(ProcessLookupError):
+            process.kill()
         await process.wait()

@@ -29,6 +29,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.engines import ENGINES, GRPCIO
 from benchmarks.serving import Bed, Serving, bed, free_port, serving
 from benchmarks.visitors import Visitors
 from exchange_service.errors import VenueUnavailable
@@ -87,7 +88,7 @@ def returned(measure: Measure, beginning: float, end: float) -> bool:
 class Slot:
     """A replica across its restarts: its present process, the address of its metrics, and its first measurement."""
 
-    def __init__(self, number: int, made: Bed, redis: RedisServer, fault: Path) -> None:
+    def __init__(self, number: int, made: Bed, redis: RedisServer, fault: Path, engine: str) -> None:
         self.number = number
         self.generation = 0
         self.beginning: Sequence[float] = ()
@@ -100,6 +101,7 @@ class Slot:
         self._made = made
         self._redis = redis
         self._fault = fault
+        self._engine = engine
         self._metrics_port = 0
         self._stack = AsyncExitStack()
         self._service: Serving | None = None
@@ -128,9 +130,12 @@ class Slot:
                 known=b"plugin.failed",
                 cache_url=self._redis.url,
                 metrics_address=f"127.0.0.1:{self._metrics_port}",
+                engine=self._engine,
                 **_SETTINGS,
             )
         )
+        # Raises if the service runs on another engine.
+        await self._service.runtime()
 
     async def end(self) -> float:
         """End it by SIGTERM. Returns how many seconds that took."""
@@ -208,14 +213,14 @@ class Slot:
             return str(answer.read().decode())
 
 
-async def soak(minutes: float) -> bool:
+async def soak(minutes: float, engine: str) -> bool:
     """Run for `minutes`. Returns whether everything has returned to where it began."""
-    console.print(_conditions(minutes), highlight=False)
+    console.print(_conditions(minutes, engine), highlight=False)
     rows: list[tuple[str, Sequence[float], Sequence[float]]] = []
     async with bed(ACCOUNTS) as made, AsyncExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         fault = made.folder / "fault"
-        slots = [Slot(number + 1, made, redis, fault) for number in range(_REPLICAS)]
+        slots = [Slot(number + 1, made, redis, fault, engine) for number in range(_REPLICAS)]
         for slot in slots:
             stack.push_async_callback(slot.end)
             await slot.start()
@@ -282,9 +287,9 @@ def _mend(file: Path) -> None:
     file.unlink(missing_ok=True)
 
 
-def _conditions(minutes: float) -> str:
+def _conditions(minutes: float, engine: str) -> str:
     return (
-        f"{datetime.now(UTC):%Y-%m-%d}, {minutes:g} minutes, {os.cpu_count()} cores (load"
+        f"{datetime.now(UTC):%Y-%m-%d}, engine {engine}, {minutes:g} minutes, {os.cpu_count()} cores (load"
         f" {psutil.getloadavg()[0]:.1f} before), Python {platform.python_version()}"
     )
 
@@ -322,7 +327,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if everything returned to where it began, else 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description="Look for leaks.")
     parser.add_argument("--minutes", type=float, default=DEFAULT_MINUTES, help="how long (default: %(default)g)")
-    well = asyncio.run(soak(parser.parse_args(arguments).minutes))
+    parser.add_argument("--engine", choices=ENGINES, default=GRPCIO, help="the service's (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    well = asyncio.run(soak(options.minutes, options.engine))
     console.print("Everything returned to where it began." if well else "Not everything returned to where it began.")
     return 0 if well else 1
 

@@ -27,20 +27,21 @@ _REPLICAS = 3
 _FORCING = 64
 
 
-async def venue_calls() -> list[Line]:
+async def venue_calls(engine: str) -> list[Line]:
     """Calls of one account in an interval, by callers, with subscribers, and over replicas; and forced ones at once."""
+    settings = {"engine": engine, **_SETTINGS}
     async with bed() as made:
-        async with serving(made, **_SETTINGS) as service:
+        async with serving(made, **settings) as service:
             alone = await _calls(made, [service], subscribers=0)
             streamed = await _calls(made, [service], subscribers=_SUBSCRIBERS)
         async with AsyncExitStack() as stack:
             server = stack.enter_context(RedisServer())
             replicas = [
-                await stack.enter_async_context(serving(made, cache_url=server.url, **_SETTINGS))
+                await stack.enter_async_context(serving(made, cache_url=server.url, **settings))
                 for _ in range(_REPLICAS)
             ]
             shared = await _calls(made, replicas, subscribers=_SUBSCRIBERS)
-        forced = await _forced(made)
+        forced = await _forced(made, engine)
     return [
         _line("callers", f"{_CALLERS} callers", alone),
         _line("subscribers", f"{_CALLERS} callers and {_SUBSCRIBERS} subscribers", streamed),
@@ -94,9 +95,10 @@ async def _paced(service: Serving) -> None:
         await asyncio.gather(*(call() for _ in range(_PACED)))
 
 
-async def _forced(made: Bed) -> int:
+async def _forced(made: Bed, engine: str) -> int:
     """How often the venue, which takes a moment, is asked by callers who all force a refresh at the same time."""
-    async with serving(made, venue={"BENCHMARK_VENUE_SECONDS": "0.5"}) as service, service.client() as client:
+    slow = {"BENCHMARK_VENUE_SECONDS": "0.5"}
+    async with serving(made, venue=slow, engine=engine) as service, service.client() as client:
         await client.get_balance(user(0), EXCHANGE)
         before = made.venue_calls()
         await asyncio.gather(*(_force(client) for _ in range(_FORCING)))

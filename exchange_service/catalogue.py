@@ -49,21 +49,26 @@ class Catalogue:
     def __init__(self, registry: Registry, status: VenueStatus | None = None) -> None:
         self._registry = registry
         self._status = status or VenueStatus()
-        # Each reply with its etag, all of one generation.
-        self._replies: LRUCache[Query, tuple[bytes, str]] = LRUCache(_MAX_REPLIES)
+        # All of one generation.
+        self._replies: LRUCache[Query, _Reply] = LRUCache(_MAX_REPLIES)
         self._replies_generation = (-1, -1)
         self._entries: list[_Entry] = []
         self._entries_generation = (-1, -1)
 
     def answer(self, query: Query, etag: str = "") -> bytes:
         """A serialised ListExchangesResponse. Raises FieldInvalid for an invalid page size or token."""
-        if self._replies_generation != self._generation():
-            self._replies.clear()
-            self._replies_generation = self._generation()
-        reply, current = self._replies.get(query) or self._build(query)
-        return not_modified_reply(etag) if etag and etag == current else reply
+        return self.ready(query, etag) or self._build(query).to(etag)
 
-    def _build(self, query: Query) -> tuple[bytes, str]:
+    def ready(self, query: Query, etag: str = "") -> bytes | None:
+        """As `answer`; None if the reply has to be built."""
+        generation = self._generation()
+        if self._replies_generation != generation:
+            self._replies.clear()
+            self._replies_generation = generation
+        built = self._replies.get(query)
+        return None if built is None else built.to(etag)
+
+    def _build(self, query: Query) -> _Reply:
         if not 0 <= query.page_size <= MAX_PAGE_SIZE:
             raise FieldInvalid("page_size", f"it should be from 0 to {MAX_PAGE_SIZE}.")
         entries = self._all_entries()
@@ -80,7 +85,8 @@ class Catalogue:
             ccxt=ccxt,
             problems=[(problem.plugin, problem.reason, problem.notice) for problem in self._registry.problems],
         )
-        self._replies[query] = reply, list_exchanges_etag(reply)
+        etag = list_exchanges_etag(reply)
+        self._replies[query] = _Reply(reply, etag, not_modified_reply(etag))
         return self._replies[query]
 
     def _all_entries(self) -> list[_Entry]:
@@ -98,6 +104,19 @@ class Catalogue:
         metadata, plugin = listing.metadata, listing.plugin.info
         trouble = self._status.plugin_troubles.get(plugin.name) or self._status.troubles.get(metadata.venue)
         return _Entry(metadata, catalogue_entry(metadata, plugin, trouble))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """A serialised reply, its etag, and what callers get who have it already."""
+
+    whole: bytes
+    etag: str
+    not_modified: bytes
+
+    def to(self, etag: str) -> bytes:
+        """The reply to a caller with this etag."""
+        return self.not_modified if etag and etag == self.etag else self.whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,13 +24,10 @@ _SETTLED_AFTER = 60.0
 log = structlog.get_logger(__name__)
 
 
-def _find_uptime() -> Callable[[], float]:
-    """What returns the seconds since the machine started, those included for which it was suspended, where the system
-    counts them. It is called for each message to each subscriber."""
-    return partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
-
-
-_uptime = _find_uptime()
+# Seconds since the machine started, those included for which it was suspended, where the system counts them.
+_uptime: Callable[[], float] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
 
 
 class SteadyClock:

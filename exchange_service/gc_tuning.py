@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # The collector examines the youngest objects after 700 more allocations than deallocations, the survivors after ten
 # such runs, and all objects after a thousand of those. With Python's own numbers (700, 10, 10) ten thousand streams
@@ -22,9 +24,24 @@ def set_thresholds() -> None:
     gc.set_threshold(*_THRESHOLDS)
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """While modules are imported and parts are joined: examine nothing, and never the objects that are there then.
+
+    Nearly all of them stay. To examine them again and again while their number grows takes a fifth of a start.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if before:
+            gc.enable()
+
+
 def tune_gc() -> None:
     """Once the service has started: never examine the existing objects again, and the later ones less often."""
-    gc.collect()
     gc.freeze()
     set_thresholds()
 

@@ -162,26 +162,33 @@ class RateLimit:
     """A venue's limit: at most `count` in any `seconds`, in the venue's own units (requests, or weights).
 
     `scope` is what the venue counts by: "address" for all our accounts together, "key" for each stored credential.
-    `cost` is what reading one balance uses up, in the same units. Raises ValueError for numbers that are not whole or
-    below 1, and for a `cost` above `count`.
+    `cost` is what reading one balance uses up, in the same units, and `costs` what it is for some account types, "all"
+    among them. Raises ValueError for numbers that are not whole or below 1, and for a cost above `count`.
     """
 
     scope: Literal["address", "key"]
     count: int
     seconds: int
     cost: int = 1
+    costs: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.scope, str) or self.scope not in ("address", "key"):
             raise WrongValue('RateLimit.scope must be "address" or "key"')
-        for name in ("count", "seconds", "cost"):
-            number = getattr(self, name)
+        if not isinstance(self.costs, Mapping):
+            raise WrongValue(f"RateLimit.costs must be a dict of numbers, not {type(self.costs).__name__}")
+        numbers = {name: getattr(self, name) for name in ("count", "seconds", "cost")}
+        for name, number in [*numbers.items(), *(("costs", cost) for cost in self.costs.values())]:
             if not isinstance(number, int) or isinstance(number, bool):
                 raise WrongValue(f"RateLimit.{name} must be a whole number of 1 or more, not {type(number).__name__}")
             if number < 1:
                 raise WrongValue(f"RateLimit.{name} must be a whole number of 1 or more")
-        if self.cost > self.count:
+        if max((self.cost, *self.costs.values())) > self.count:
             raise WrongValue("RateLimit.cost must not be more than its count: no balance could ever be read")
+
+    def cost_of(self, account_type: str) -> int:
+        """What a balance of this account type uses up; empty: of the listing's default."""
+        return self.costs.get(account_type, self.cost)
 
 
 @dataclass(frozen=True, slots=True)

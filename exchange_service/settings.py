@@ -20,9 +20,9 @@ from pydantic_settings import (
 )
 
 from exchange_service.addresses import encoding_problem, is_loopback, is_loopback_host
+from exchange_service.environment import ENVIRONMENT_PREFIX
 from exchange_service.observability.redaction import redact
 
-ENVIRONMENT_PREFIX = "EXCHANGE_SERVICE_"
 # More do not fit into an error's advice.
 _MOST_OUTGOING_ADDRESSES = 4
 CONFIG_VARIABLE = f"{ENVIRONMENT_PREFIX}CONFIG"
@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     engine: Literal["auto", "grpcio", "native"] = Field(
         "auto",
         description="What runs HTTP/2: grpcio, or native (pygrpc-native, the extra [native]), which takes less "
-        "processor time and has no TLS. auto: grpcio. docs/performance.md compares the two.",
+        "processor time and has no TLS. auto: grpcio. See the two engines in docs/performance.md.",
     )
     tls_certificate: Path | None = Field(None, description="PEM file with the server's certificate chain.")
     tls_key: Path | None = Field(None, description="PEM file with the certificate's private key.")

@@ -12,16 +12,18 @@ from pathlib import Path
 
 from exchange_service_ccxt_generic import exchange_manifest
 from exchange_service_ccxt_generic.account_names import NAMES
+from exchange_service_ccxt_generic.limits import has_known_window
 
 from exchange_service.app import Service, start_service
 from exchange_service.cli.demo import SIMULATOR_GROUP
 from exchange_service.cli.flags import default_text
 from exchange_service.client import ExchangeServiceClient
+from exchange_service.environment import ENVIRONMENT_PREFIX
 from exchange_service.errors import ServiceError
 from exchange_service.grpc_server.status import TABLE
-from exchange_service.model import Account, Credential, ExchangeMetadata, PushLimits
+from exchange_service.model import ALL_ACCOUNT_TYPES, Account, Credential, ExchangeMetadata, PushLimits, RateLimit
 from exchange_service.observability.logs import configure_logging
-from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+from exchange_service.settings import Settings
 from exchange_service.testing.venue import TROUBLES, DemoVenue
 from exchange_service.testing.witnesses import Witness, parse_witness, payload_witness, table_rows
 from exchange_service.v1 import error_reason_pb2
@@ -110,8 +112,8 @@ no rights that could be missing. To most venues a key of the wrong environment l
 the status begins with the reason, which is left out here. The last column says where the venue's own answer is known
 from: its documentation (vendor), CCXT's source, another project's captured answer (test data), or a public report.
 
-Below the table: [what is pushed](#what-is-pushed), [whose answer it is](#whose-answer-it-is) and
-[what is not proven](#what-is-not-proven).
+Below the table: [what is pushed](#what-is-pushed), [how often venues are asked](#how-often-venues-are-asked),
+[whose answer it is](#whose-answer-it-is) and [what is not proven](#what-is-not-proven).
 
 | exchange | trouble | status | reason | message | proven by |
 |---|---|---|---|---|---|"""
@@ -174,6 +176,19 @@ _ALLOWED = {
     "unacknowledged": "{} subscriptions that wait for the venue's word",
 }
 
+_ASKED_HEAD = """## How often venues are asked
+
+A balance takes its cost of each limit of its venue, in the venue's own units, before the venue is asked. A limit counts
+for all accounts together (by address) or for each account (by key). The last two columns are what a balance of the
+default account type takes, and one of all account types.
+
+| exchange | limit | counts by | a balance | all types |
+|---|---|---|---|---|"""
+
+_PACED = """For the other exchanges of CCXT it is not known in which time the venue counts. CCXT's own pause between two
+requests of an account is kept there, here in milliseconds for each unit; and all accounts together, or each one where
+the venue counts by key, take no more units in a minute than such pauses would let pass:"""
+
 _UNPROVEN_HEAD = """## What is not proven
 
 Every fact about a venue in this project names where it is known from: each recorded answer in its file, each row of a
@@ -203,8 +218,9 @@ async def venues_page() -> str:
                 witness = _cell(_witness(parse_witness(venue.trouble_witnesses.get(trouble, "unproven"))))
                 cells = (name, trouble, codes[type(error)], f"`{error.reason}`", message, witness)
                 lines.append(f"| {' | '.join(cells)} |")
-        pushed = list(_pushed_accounts([item.metadata for item in service.registry.listings.values()]))
-    parts = ("\n".join(lines), "\n".join(pushed), "\n".join(_named_accounts(named)), _UNPROVEN_HEAD)
+        listings = [item.metadata for item in service.registry.listings.values()]
+        sections = (lines, _pushed_accounts(listings), _limits(listings), _named_accounts(named))
+        parts = (*("\n".join(section) for section in sections), _UNPROVEN_HEAD)
     return "\n\n".join(parts) + "\n\n" + "\n".join(_unproven_facts()) + "\n"
 
 
@@ -226,6 +242,29 @@ def _allowed(limits: PushLimits) -> str:
     known = {name: getattr(limits, name) for name in _ALLOWED}
     texts = [_ALLOWED[name].format(f"{limit:,}") for name, limit in known.items() if limit is not None]
     return ", ".join(texts) or "not known"
+
+
+def _limits(listings: Sequence[ExchangeMetadata]) -> Iterator[str]:
+    """The limits of each listing that is read, and for which of them CCXT's pauses are kept."""
+    yield _ASKED_HEAD
+    served = sorted((item for item in listings if item.capabilities.balance), key=lambda item: item.id)
+    for item in served:
+        if not item.is_ccxt or has_known_window(item.id):
+            yield from (_limit_row(item, limit) for limit in item.limits)
+    yield f"\n{_PACED}\n"
+    paced = [item for item in served if item.is_ccxt and not has_known_window(item.id)]
+    yield "; ".join(f"{item.id} {_pause(item.limits[0])}" for item in paced) + "."
+
+
+def _limit_row(item: ExchangeMetadata, limit: RateLimit) -> str:
+    window = "a second" if limit.seconds == 1 else f"{limit.seconds} s"
+    every = str(limit.cost_of(ALL_ACCOUNT_TYPES)) if len(item.account_types) > 1 else ""
+    name = item.id if item.is_ccxt else item.name
+    return f"| {name} | {limit.count:,} in {window} | {limit.scope} | {limit.cost} | {every} |"
+
+
+def _pause(limit: RateLimit) -> str:
+    return f"{limit.seconds * 1000 / limit.count:.4g}{' by key' if limit.scope == 'key' else ''}"
 
 
 def _named_accounts(own: Mapping[str, str]) -> Iterator[str]:

@@ -22,6 +22,12 @@ from unittest import mock
 _LOADED = [
     "tests.commands",
     "exchange_service.cli",
+    "exchange_service.cli.credential_check_command",
+    "exchange_service.cli.health",
+    "exchange_service.cli.keys",
+    "exchange_service.cli.operate",
+    "exchange_service.cli.plugins",
+    "exchange_service.cli.tokens",
     "exchange_service.credentials.sql",
     "exchange_service.plugin_host.discovery",
     "exchange_service.startup_checks",

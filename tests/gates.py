@@ -88,15 +88,16 @@ class Venue:
         self.answer = fail
 
     def through(
-        self, gate: Gated, *, key: str = "1", user: str = "", polling: bool = False, timeout: float = 8.0
+        self, gate: Gated, *, key: str = "1", user: str = "", polling: bool = False, timeout: float = 8.0, **of: str
     ) -> Any:
-        """A fetch of the account that this key opens; each key is another user's unless one is named."""
-        return self.with_priority(gate, Priority(polling=polling), key=key, user=user, timeout=timeout)
+        """A fetch of the account that this key opens; each key is another user's unless one is named. `of` is what else
+        the account is told by."""
+        return self.with_priority(gate, Priority(polling=polling), key=key, user=user, timeout=timeout, **of)
 
     def with_priority(
-        self, gate: Gated, priority: Priority, *, key: str = "1", user: str = "", timeout: float = 8.0
+        self, gate: Gated, priority: Priority, *, key: str = "1", user: str = "", timeout: float = 8.0, **of: str
     ) -> Any:
-        account = Account(user or f"user of {key}", self.listing.metadata.id)
+        account = Account(user or f"user of {key}", self.listing.metadata.id, **of)
         deadline = asyncio.get_running_loop().time() + timeout
         reference = CredentialReference(account, account, key)
         return gate.fetch(Target(account, self.listing, reference), deadline, priority)

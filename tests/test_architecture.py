@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import tomllib
@@ -45,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
             "client",
             "clock",
             "credentials",
+            "environment",
             "errors",
             "gc_tuning",
         },
@@ -68,6 +70,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "credentials": {"deadlines", "errors", "model", "settings", "tasks"},
     "deadlines": set(),
+    "environment": set(),
     "errors": set(),
     "gc_tuning": set(),
     "grpc_server": {
@@ -91,7 +94,7 @@ ALLOWED: dict[str, set[str]] = {
     "printable": set(),
     "process_secrecy": set(),
     "pytest_plugin": set(),
-    "settings": {"addresses", "observability"},
+    "settings": {"addresses", "environment", "observability"},
     "startup_checks": {"addresses", "cache", "credentials", "identity", "settings", "venues"},
     "streams": {"balances", "clock", "errors", "model", "venues", "wire"},
     "tasks": set(),
@@ -106,7 +109,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 # Where each of the heavy libraries may be imported.
 HOMES = {
-    "grpc": {"grpc_server", "client", "cli", "operator", "plugin_host", "v1"},
+    "grpc": {"grpc_server", "client", "cli", "operator", "v1"},
     "sqlalchemy": {"credentials", "identity"},
     "redis": {"cache"},
     # An issuer's keys are no venue's answer, and need none of what guards those.
@@ -224,6 +227,88 @@ def test_importing_the_package_pulls_in_the_standard_library_alone() -> None:
 def test_the_plugin_page_pulls_in_no_server_and_no_venue_library() -> None:
     program = "import sys, exchange_service.plugin_api; print([n for n in sys.argv[1:] if n in sys.modules])"
     heavy = ["grpc", "sqlalchemy", "redis", "aiohttp", "ccxt", "pydantic", "typer"]
+    done = subprocess.run([sys.executable, "-c", program, *heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# Runs the command line, and says in the end how often all objects were examined for garbage, and which of the modules
+# that it was given are loaded.
+COMMAND = """
+import atexit, gc, sys
+names = sys.argv.pop(1).split(",")
+atexit.register(lambda: print("loaded:", *(name for name in names if name in sys.modules)))
+atexit.register(lambda: print("examined:", gc.get_stats()[2]["collections"]))
+from exchange_service.cli import main
+main()
+"""
+# What a command that only calls a running service does without.
+OF_THE_SERVICE = [
+    *("exchange_service.app", "exchange_service.settings", "exchange_service.model", "exchange_service.grpc_server"),
+    *(
+        "aiohttp",
+        "cryptography",
+        "grpc_health.v1",
+        "grpc_reflection.v1alpha",
+        "jwt",
+        "prometheus_client",
+        "psutil",
+        "pydantic_settings",
+    ),
+    *("redis", "sqlalchemy", "stamina", "starlette", "structlog", "uvloop"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unneeded"),
+    [
+        ("--version", [*OF_THE_SERVICE, "google", "grpc", "pydantic", "rich"]),
+        ("exchanges --address 127.0.0.1:1", OF_THE_SERVICE),
+        ("balance --address 127.0.0.1:1 --user alice --exchange oanda", OF_THE_SERVICE),
+        ("watch --address 127.0.0.1:1 --user alice --events 1", OF_THE_SERVICE),
+    ],
+)
+def test_a_command_that_calls_a_service_imports_none_of_its_parts(arguments: str, unneeded: list[str]) -> None:
+    program = [sys.executable, "-c", COMMAND, ",".join(unneeded), *arguments.split()]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "loaded:", done.stderr
+
+
+# What only some settings or stores need.
+OF_OTHER_SETTINGS = [
+    *("connectrpc", "jinja2", "sse_starlette", "starlette", "uvicorn", "exchange_service.console"),
+    *(
+        "redis",
+        "exchange_service.cache.sealed_redis",
+        "cryptography",
+        "jwt",
+        "psycopg",
+        "sqlalchemy.dialects.postgresql",
+    ),
+    *("ccxt", "exchange_service_ccxt_generic.balance", "exchange_service_ccxt_generic.push"),
+    *("exchange_service.testing", "exchange_service.cli.demo", "exchange_service.cli.calls"),
+]
+
+
+def test_a_service_imports_nothing_that_its_settings_do_not_ask_for_and_starts_without_looking_for_garbage(
+    tmp_path: Path,
+) -> None:
+    arguments = ["serve", "--address", "127.0.0.1:0", "--database-url", f"sqlite:///{tmp_path / 'service.db'}"]
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, ",".join(OF_OTHER_SETTINGS), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        before = list(itertools.takewhile(lambda line: "Serving on " not in line, process.stderr))
+        process.terminate()
+        output, messages = process.communicate(timeout=30)
+    assert output.splitlines() == ["examined: 0", "loaded:"], [*before, messages]
+
+
+def test_a_process_that_reads_a_plugins_manifest_imports_no_library_for_venues_servers_or_settings() -> None:
+    program = "import sys, exchange_service.plugin_host.main; print([n for n in sys.argv[1:] if n in sys.modules])"
+    heavy = ["grpc", "sqlalchemy", "redis", "aiohttp", "ccxt", "pydantic_settings", "psutil", "typer", "uvloop"]
     done = subprocess.run([sys.executable, "-c", program, *heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

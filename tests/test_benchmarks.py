@@ -10,27 +10,63 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
+from benchmarks import __main__ as program
 from benchmarks import results, soak
 from benchmarks.crowd import Crowd, Replica
+from benchmarks.dense_venue import padded
+from benchmarks.engines import NATIVE
 from benchmarks.http2 import connect, request_headers
-from benchmarks.lines import Line, bounded, compared
+from benchmarks.lines import Line, bounded, compared, repeated
 from benchmarks.names import EXCHANGE, SERVICE, user
 from benchmarks.replicas import VenueRequest, refreshes, venue_requests
-from benchmarks.suite import benchmarks
+from benchmarks.runtime import Runtime
+from benchmarks.serving import ceilings
+from benchmarks.suite import Benchmark, benchmarks
+from exchange_service.model import ANSWER_LIMIT
+from exchange_service.plugin_kit.payload import count_marks
 from exchange_service.v1.exchange_service_pb2 import ListExchangesRequest, ListExchangesResponse
 from tests.harness import ScriptedPlugin, listing, registry_of, serving, until
 
 ROOT = Path(__file__).parent.parent
 CEILINGS = sorted((ROOT / "benchmarks" / "ceilings").glob("*.py"))
-SHAPE = {"name", "ours", "ceiling", "unit", "ratio", "goal", "met"}
+SHAPE = {"name", "engine", "ours", "ceiling", "unit", "ratio", "goal", "met", "reason"}
 ORDER = ["list_exchanges", "streams", "storm"]
 
 
-def line(name: str, ours: float = 1.0) -> Line:
-    return Line(name, "what it is", ours, 2.0, "ms", "at most 2 ms", True)
+def line(name: str, ours: float = 1.0, engine: str = "") -> Line:
+    return Line(name, "what it is", ours, 2.0, "ms", "at most 2 ms", ours <= 2.0, engine)
+
+
+def result_of(entry: dict[str, Any]) -> tuple[Any, ...]:
+    return entry["name"], entry["engine"], entry["ours"], entry["met"], entry["reason"]
+
+
+@pytest.fixture
+def small_suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A suite of three benchmarks, of which one fails and one misses its goal. Returns the file of results."""
+
+    async def fails(engine: str) -> list[Line]:
+        raise RuntimeError("the service ended [at once]")
+
+    async def misses(engine: str) -> list[Line]:
+        return [line("storm/opened", 3.0)]
+
+    async def meets(engine: str) -> list[Line]:
+        return [line("streams/p99")]
+
+    suite = [
+        Benchmark("list_exchanges", "the list", fails),
+        Benchmark("streams", "the streams", meets, by_engine=False),
+        Benchmark("storm", "the storm", misses),
+    ]
+    monkeypatch.setattr(program, "benchmarks", lambda seconds: suite)
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results.json")
+    return results.RESULTS
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -40,8 +76,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_each_goal_has_a_benchmark_that_names_the_hot_path_it_guards() -> None:
     suite = {benchmark.name: benchmark for benchmark in benchmarks()}
-    goals = "list_exchanges balance_in_process balance_redis first_list start streams storm venue_calls ccxt_balance"
-    assert set(goals.split()) <= suite.keys()
+    goals = "list_exchanges balance_in_process balance_redis first_list start streams storm pushes venue_calls"
+    by_default = [benchmark for benchmark in suite.values() if benchmark.by_default]
+    assert [benchmark.name for benchmark in by_default] == [*goals.split(), "loop_stall", "dense", "hop"]
+    assert all(benchmark.by_engine for benchmark in by_default)
     assert all(benchmark.guards for benchmark in suite.values())
     done = run("--list")
     assert [row.split()[0] for row in done.stdout.splitlines()] == list(suite)
@@ -54,7 +92,49 @@ def test_an_unknown_name_is_refused_with_the_names_of_all_benchmarks() -> None:
     assert "venue_calls" in done.stdout
 
 
-def test_a_result_has_exactly_seven_fields() -> None:
+def test_a_benchmark_that_fails_says_so_in_its_row_while_the_others_run_and_the_run_exits_with_1(
+    small_suite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert program.main(["--engine", "grpcio"]) == 1
+    failure = "failed after 0 s: RuntimeError: the service ended [at once]"
+    assert [result_of(entry) for entry in results.read(small_suite)] == [
+        ("list_exchanges/measured", "grpcio", None, None, failure),
+        ("streams/p99", "", 1.0, True, ""),
+        ("storm/opened", "grpcio", 3.0, False, ""),
+    ]
+    printed = capsys.readouterr().out
+    assert failure in next(row for row in printed.splitlines() if row.startswith("the list"))
+    assert "failed: list_exchanges grpcio" in printed
+
+
+def test_a_missed_goal_fails_no_run(small_suite: Path) -> None:
+    assert program.main(["storm", "--engine", "grpcio"]) == 0
+    assert [entry["met"] for entry in results.read(small_suite)] == [False]
+
+
+def test_an_engine_that_is_not_installed_has_a_row_that_says_so_and_fails_no_run(
+    small_suite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "is_installed", lambda engine: engine != NATIVE)
+    assert program.main(["storm"]) == 0
+    assert [result_of(entry) for entry in results.read(small_suite)] == [
+        ("storm/opened", "grpcio", 3.0, False, ""),
+        ("storm/measured", "native", None, None, "not installed"),
+    ]
+
+
+def test_a_benchmark_that_hangs_fails_after_its_limit(small_suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hangs(engine: str) -> list[Line]:
+        await asyncio.get_running_loop().create_future()
+        return []
+
+    suite = [Benchmark("storm", "the storm", hangs, by_engine=False, limit=0.01)]
+    monkeypatch.setattr(program, "benchmarks", lambda seconds: suite)
+    assert program.main([]) == 1
+    assert results.read(small_suite)[0]["reason"] == "failed after 0 s: TimeoutError"
+
+
+def test_a_result_has_exactly_nine_fields() -> None:
     assert line("storm/opened").as_result().keys() == SHAPE
 
 
@@ -64,6 +144,12 @@ def test_a_benchmark_that_ran_alone_replaces_its_own_results_and_no_others() -> 
     assert [entry["name"] for entry in after] == ["list_exchanges/c1", "streams/worst", "storm/opened"]
     assert after[0] == before[0]
     assert after[1]["ours"] == 7.0
+
+
+def test_results_of_one_engine_replace_no_results_of_the_other() -> None:
+    both = [line("streams/p99", engine="native"), line("streams/p99", engine="grpcio")]
+    after = results.merged(results.merged([], both, ORDER), [line("streams/p99", 9.0, "grpcio")], ORDER)
+    assert [(entry["engine"], entry["ours"]) for entry in after] == [("grpcio", 9.0), ("native", 1.0)]
 
 
 def test_results_stand_in_the_order_of_the_table_whatever_ran_first() -> None:
@@ -110,6 +196,11 @@ def test_an_absolute_goal_is_shown_as_the_ceiling() -> None:
     assert not bounded("start/seconds", "", "s", 0.91, 0.9).met
 
 
+def test_a_figure_that_is_measured_again_and_again_is_met_by_the_median_of_five() -> None:
+    assert repeated("start/seconds", "", "s", [0.8, 0.8, 0.8, 2.0, 2.0], 0.9).met
+    assert not repeated("start/seconds", "", "s", [0.8] * 4, 0.9).met
+
+
 @pytest.mark.parametrize("ceiling", CEILINGS, ids=lambda path: path.stem)
 def test_a_ceiling_is_short_and_imports_nothing_of_the_service(ceiling: Path) -> None:
     text = ceiling.read_text()
@@ -123,6 +214,24 @@ def test_a_ceiling_is_short_and_imports_nothing_of_the_service(ceiling: Path) ->
     ours = [name for name in imported if name.partition(".")[0].startswith(("exchange_service", "benchmarks", "tests"))]
     assert imported
     assert ours == []
+
+
+@pytest.mark.parametrize("method", ["ListExchanges", "GetBalance"])
+async def test_the_ceilings_answer_with_the_same_bytes(tmp_path: Path, method: str) -> None:
+    runtime = Runtime("asyncio", (700, 10, 1000), frozen=False)
+    async with ceilings(tmp_path, b"a reply", runtime, NATIVE) as servers:
+        assert list(servers) == ["aio", "native"]
+        for server in servers.values():
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                assert await channel.unary_unary(SERVICE + method)(b"", timeout=10) == b"a reply"
+
+
+def test_a_padded_answer_is_as_long_and_as_dense_as_an_answer_may_be() -> None:
+    body = padded(b'{"profile": {"account": 7}}\n')
+    assert len(body) == ANSWER_LIMIT
+    assert json.loads(body)["profile"] == {"account": 7}
+    # More than a value in eight bytes would be refused.
+    assert 0.9 * ANSWER_LIMIT < 8 * count_marks(body) <= ANSWER_LIMIT
 
 
 async def test_the_load_client_gets_the_whole_reply_that_a_real_client_gets(tmp_path: Path) -> None:

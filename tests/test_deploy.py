@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from exchange_service.client import _OPTIONS, ExchangeServiceClient
-from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+from exchange_service.environment import ENVIRONMENT_PREFIX
+from exchange_service.settings import Settings
 from exchange_service.startup_checks import check_settings
 from exchange_service.v1.balance_pb2 import BALANCE_SOURCE_CACHE
 from tests.harness import USER, ScriptedPlugin, registry_of, serving

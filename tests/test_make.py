@@ -95,7 +95,17 @@ def test_where_the_fuzzer_cannot_be_installed_the_verb_says_so(tmp_path: Path) -
     assert "The fuzzer cannot be installed: it needs Linux and a Python that it has a wheel for" in done.stderr
 
 
-CHECKS = ["check", "test", "have-chromium", "test-browser", "have-node", "test-web", "have-nginx", "nginx"]
+CHECKS = [
+    "check",
+    "test",
+    "test-native",
+    "have-chromium",
+    "test-browser",
+    "have-node",
+    "test-web",
+    "have-nginx",
+    "nginx",
+]
 
 
 @pytest.mark.parametrize(
@@ -105,10 +115,11 @@ CHECKS = ["check", "test", "have-chromium", "test-browser", "have-node", "test-w
         ("have-chromium", 0, [goal for goal in CHECKS if goal != "test-browser"]),
         ("have-node", 0, [goal for goal in CHECKS if goal != "test-web"]),
         ("have-nginx", 0, CHECKS[:-1]),
-        ("test-browser", 1, CHECKS[:4]),
-        ("test-web", 1, CHECKS[:6]),
+        ("test-browser", 1, CHECKS[:5]),
+        ("test-web", 1, CHECKS[:7]),
         ("nginx", 1, CHECKS),
         ("test", 1, CHECKS[:2]),
+        ("test-native", 1, CHECKS[:3]),
     ],
 )
 def test_the_checks_go_on_without_such_a_program_and_fail_if_a_test_behind_it_does(

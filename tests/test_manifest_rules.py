@@ -93,6 +93,8 @@ def wrong_values(kind: Any) -> Iterator[Any]:
         yield from ({}, None, "balance", Capabilities, ("balance",), True)
     elif get_origin(kind) is Literal:
         yield from ("venue", 5, None, ("key",))
+    elif get_args(kind) == (str, int):
+        yield from ("cash", [("cash", 1)], None, {"cash": "1"}, {"cash": 1.5}, {5: 1}, MappingProxyType({"cash": 1}), 5)
     else:
         yield from ("https://x.example", [("api", "x")], None, {"api": 5}, {5: "x"}, MappingProxyType({"api": "x"}), 5)
 
@@ -168,7 +170,18 @@ class TestTypes:
         (fault,) = manifest_faults(Manifest(1, [FULL]))  # type: ignore[arg-type]
         assert "exchanges should be a tuple of ExchangeMetadata and is of the type list." in fault
 
-    @pytest.mark.parametrize("changes", [{"scope": 5}, {"count": "10"}, {"seconds": 1.5}, {"cost": True}, {"count": 0}])
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"scope": 5},
+            {"count": "10"},
+            {"seconds": 1.5},
+            {"cost": True},
+            {"count": 0},
+            {"costs": 5},
+            {"costs": {"all": 0}},
+        ],
+    )
     def test_a_rate_limit_refuses_wrong_values_itself_and_names_the_field(self, changes: Any) -> None:
         with pytest.raises(WrongValue, match=f"RateLimit.{next(iter(changes))} must"):
             RateLimit(**{"scope": "key", "count": 10, "seconds": 60, "cost": 1, **changes})
@@ -203,6 +216,10 @@ def production(*, url: str = "https://a.example", name: str = "production", **mo
 
 # What the service refuses of values with the right types, and a part of the sentence.
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "a cost of an account type that is not listed": (
+        {"limits": (RateLimit("address", 10, 60, costs={"Cash": 2}),)},
+        "costs of an account type that is neither listed",
+    ),
     "an id in capitals": ({"id": "Acme"}, "lower case letters"),
     "an id with a blank": ({"id": "ac me"}, "lower case letters"),
     "an id of 65 characters": ({"id": "a" * 65}, "lower case letters"),

@@ -29,30 +29,26 @@ from exchange_service.model import Account, Credential, KeyRights, Manifest
 from exchange_service.operator.v1 import plugin_service_pb2 as plugins
 from exchange_service.plugin_host import protocol
 from exchange_service.plugin_host.client import _answered_at
+from exchange_service.plugin_host.connection import CallFailed
 from exchange_service.plugin_host.discovery import open_registry, placement
 from exchange_service.plugin_host.health import HealthFault, check_health
 from exchange_service.plugin_host.launch import MEBIBYTE, ProcessPolicy, StartFailed, third_party_manifest
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
 from exchange_service.plugin_host.restart_policy import RestartPolicy
-from exchange_service.plugin_host.server import PluginServer
 from exchange_service.plugin_host.supervisor import ProcessState, Supervisor
-from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
-from exchange_service.plugin_host.v1 import plugin_host_pb2_grpc
 from exchange_service.v1 import exchange_pb2
 from exchange_service.v1 import exchange_service_pb2 as public
 from exchange_service.venues.manifests import read_manifest, write_manifest
+from exchange_service.venues.push_figures import PushFigures
 from exchange_service.venues.registry import Placement
-from exchange_service.venues.sockets import PushFigures
 from exchange_service.wire.balances import fault_message
 from tests.harness import (
     PATIENCE,
     Clock,
     Running,
-    ScriptedPlugin,
     eventually,
     failure,
     info,
-    loaded,
     serving,
     settings_for,
     until,
@@ -218,6 +214,7 @@ class TestPlugin:
             assert report["key"] == "the-guests-own-key"
             assert 0 < report["remaining"] <= 8
             assert report["override"] == "http://127.0.0.1:9"
+            assert not report["grpc"]
 
     async def test_the_service_imports_no_code_of_it(self, guest: Path, tmp_path: Path) -> None:
         async with serving(tmp_path) as running:
@@ -389,23 +386,6 @@ class TestSurroundings:
         finally:
             await process.end()
 
-    async def test_without_the_token_it_answers_no_call(self, tmp_path: Path) -> None:
-        server = grpc.aio.server()
-        server.add_generic_rpc_handlers((PluginServer(lambda: loaded(ScriptedPlugin()), "the-token").handlers(),))
-        address = f"unix:{tmp_path / 'socket'}"
-        server.add_insecure_port(address)
-        await server.start()
-        try:
-            async with grpc.aio.insecure_channel(address) as channel:
-                stub: Any = plugin_host_pb2_grpc.PluginHostServiceStub(channel)
-                for metadata in ((), (("token", "another"),)):
-                    with pytest.raises(grpc.aio.AioRpcError) as caught:
-                        await stub.CheckHealth(messages.CheckHealthRequest(), metadata=metadata)
-                    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
-                await stub.CheckHealth(messages.CheckHealthRequest(), metadata=(("token", "the-token"),))
-        finally:
-            await server.stop(0)
-
 
 def policy(name: str = "guest", memory: int = 512, **changes: Any) -> ProcessPolicy:
     return ProcessPolicy(name, f"acme-{name}", memory * MEBIBYTE, third_party=True, **changes)
@@ -452,9 +432,8 @@ class TestEnds:
                 await process.ended
                 fault = await check_health(process, RestartPolicy(policy(), Clock()))
                 assert fault == HealthFault("Its connection broke.", answers=False)
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                with pytest.raises(CallFailed, match="UNAVAILABLE"):
                     await process.configure(config(manifest))
-                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
                 await until(lambda: supervisor.snapshot().restarts == 1, "its end")
         finally:
             await supervisor.close()

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from exchange_service.cache import make_cache, open_link, open_sealed
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.cache.redis import RedisCache
-from exchange_service.cache.redis_link import CALL_LIMIT, LinkBreaker, NoAnswer, RedisLink, connection_pool
+from exchange_service.cache.redis_link import CALL_LIMIT, STEP_LIMIT, LinkBreaker, NoAnswer, RedisLink, connection_pool
 from exchange_service.cache.sealed_redis import SealedRedis
 from tests.harness import eventually
 from tests.servers import RedisServer
@@ -217,6 +217,59 @@ class TestCall:
         with pytest.raises(NoAnswer, match="closed"):
             await caller
         assert time.monotonic() - began < SLACK
+
+
+class TestClosing:
+    async def test_a_subscription_ends_with_its_cache_at_whatever_moment_that_is_closed(
+        self, redis_server: RedisServer
+    ) -> None:
+        steps, subscribed = 0, False
+        while not subscribed:
+            link = RedisLink(redis_server.url)
+            sealed = SealedRedis(link, b"0123456789abcdef", prefix="x:")
+            with suppress(NoAnswer):
+                await sealed.ask_the_time()
+            cache = RedisCache(sealed)
+            cache.add_listener(lambda _: None)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+                subscribed = subscribed or cache.subscribed
+            await cache.close()
+            assert "redis subscription" not in {task.get_name() for task in asyncio.all_tasks()}
+            await link.close()
+            steps += 1
+        async with redis_client.Redis.from_url(redis_server.url) as admin:
+
+            async def is_alone() -> bool:
+                return len(await admin.client_list()) == 1
+
+            await eventually(is_alone)
+
+    async def test_a_subscription_that_is_still_read_does_not_connect_again(self, redis_server: RedisServer) -> None:
+        link = RedisLink(redis_server.url)
+        async with link.subscriber.pubsub(ignore_subscribe_messages=True) as channel:
+            await channel.subscribe("x")
+            # Its answer, which is ignored.
+            await channel.get_message(timeout=10)
+            reading = asyncio.create_task(channel.get_message(timeout=10))
+            await asyncio.sleep(0)
+            await link.close()
+            with pytest.raises(redis_client.ConnectionError, match="closed"):
+                await reading
+            assert channel.connection is not None
+            assert not channel.connection.is_connected
+
+    async def test_a_server_that_does_not_greet_a_subscription_is_left_in_bounded_time(
+        self, link: RedisLink, redis_server: RedisServer
+    ) -> None:
+        redis_server.freeze()
+        began = time.monotonic()
+        async with link.subscriber.pubsub() as channel:
+            with pytest.raises(redis_client.TimeoutError):
+                await channel.subscribe("x")
+        # The library tries once more by itself.
+        assert time.monotonic() - began < 2 * STEP_LIMIT + 2 * SLACK
+        redis_server.thaw()
 
 
 class TestRecovery:

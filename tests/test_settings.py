@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from exchange_service.settings import ENVIRONMENT_PREFIX, Settings, load_settings
+from exchange_service.environment import ENVIRONMENT_PREFIX
+from exchange_service.settings import Settings, load_settings
 from exchange_service.startup_checks import UnsafeSettings, check_settings
 from tests.commands import run_command
 

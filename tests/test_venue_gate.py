@@ -646,8 +646,7 @@ class TestRateLimits:
         polls = [
             asyncio.ensure_future(outcome(venue.through(gate, key=str(number), polling=True))) for number in range(5)
         ]
-        await until(lambda: venue.fetches == 4)
-        assert gate.in_flight == 0
+        await until(lambda: venue.fetches == 4 and gate.in_flight == 0)
         assert await outcome(venue.through(gate)) is None
         assert await asyncio.gather(*polls) == [None] * 5
         assert time.monotonic() - started > 0.5
@@ -691,6 +690,17 @@ class TestRateLimits:
             await outcome(venue.through(gate, key=str(number)))
         assert venue.fetches == 3
 
+    async def test_an_account_type_takes_a_cost_of_its_own(self) -> None:
+        venue = Venue(RateLimit("address", 100, 60, cost=10, costs={"all": 30}))
+        gate = gated()
+        taken = []
+        for number, account_type in enumerate(("all", "all", "", "spot", "all", "", "")):
+            error = await outcome(venue.through(gate, key=str(number), account_type=account_type))
+            taken.append(error is None)
+        # 30, 30, 10 and 10; 30 are too many then, and 10 twice are not.
+        assert taken == [True, True, True, True, False, True, True]
+        assert await outcome(venue.through(gate, key="another")) is not None
+
     async def test_permits_are_released_if_the_venue_is_not_asked(self) -> None:
         venue = Venue(RateLimit("address", 10, 60), RateLimit("key", 1, 60))
         gate = gated()
@@ -701,7 +711,13 @@ class TestRateLimits:
         assert venue.fetches == 10
 
     def test_a_limit_that_allows_no_balance_is_refused(self) -> None:
-        for wrong in (("address", 1, 60, 2), ("user", 1, 60, 1), ("key", 0, 60, 1), ("key", 10, 0.5, 1)):
+        for wrong in (
+            ("address", 1, 60, 2),
+            ("address", 1, 60, 1, {"all": 2}),
+            ("user", 1, 60, 1),
+            ("key", 0, 60, 1),
+            ("key", 10, 0.5, 1),
+        ):
             with pytest.raises(ValueError, match=r"RateLimit\."):
                 RateLimit(*wrong)  # type: ignore[arg-type]
 

@@ -346,11 +346,25 @@ class TestCountsInRedis:
         waits = []
         for _ in range(17):
             # The fourth of them reserves a batch, of which it uses one.
-            waits += [await limiter.acquire(polling=False) for _ in range(4)]
+            waits += [await limiter.acquire(False, "alice", 1) for _ in range(4)]
             clock.advance(3.1)
         assert waits == [0.0] * 68
         # All that is reserved is what was used, and the last batch.
         assert counts.used() <= 68 + 3
+
+    async def test_permits_that_are_too_few_for_a_dear_balance_serve_a_cheap_one(self) -> None:
+        counts = CountsInMemory()
+        limiter = RateLimiter("v", RateLimit("address", 400, 60), counts, replicas=2)
+        taken = 0
+        for cost in (1, 7, 1, 7, 7, 1, 1, 7, 1):
+            assert await limiter.acquire(False, "alice", cost) == 0.0
+            taken += cost
+        # Redis counts what was taken, and the permits that this process holds: at most a batch of each kind.
+        assert taken <= counts.used() <= taken + 400 // 20
+        held = counts.used() - taken
+        for _ in range(held):
+            assert limiter.acquire_local(False, asyncio.get_running_loop().time(), 1)
+        assert not limiter.acquire_local(False, asyncio.get_running_loop().time(), 1)
 
     async def test_what_was_used_long_ago_without_redis_is_not_counted_when_redis_is_back(
         self, monkeypatch: pytest.MonkeyPatch
@@ -361,11 +375,11 @@ class TestCountsInRedis:
         for _ in range(10):
             # Four a minute for ten minutes.
             for _ in range(4):
-                assert await limiter.acquire(polling=False) == 0.0
+                assert await limiter.acquire(False, "alice", 1) == 0.0
             clock.advance(61)
         clock.advance(-30)
         counts.away = False
-        assert await limiter.acquire(polling=False) == 0.0
+        assert await limiter.acquire(False, "alice", 1) == 0.0
         assert counts.used() <= 6
 
     async def test_what_was_taken_by_a_clock_that_redis_no_longer_has_counts_no_more(

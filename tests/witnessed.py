@@ -84,7 +84,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     f"{_CCXT}/answer_shapes.py": ("_SHAPES",),
     f"{_CCXT}/balance.py": ("_TIME_OF_LAST_CHANGE",),
     f"{_CCXT}/kinds.py": ("KINDS",),
-    f"{_CCXT}/limits.py": ("_BY_KEY", "_COSTS", "_LONG_ANSWERS", "_PUSH_LIMITS"),
+    f"{_CCXT}/limits.py": ("_BY_KEY", "_WINDOWS", "_COSTS", "_KIND_COSTS", "_LONG_ANSWERS", "_PUSH_LIMITS"),
     f"{_CCXT}/rights.py": ("_BINANCE_TRADES", "_BINANCE_MOVES", "_BYBIT_OTHERS", "QUESTIONS"),
     f"{_CCXT}/pushed.py": ("PUSHED", "_LISTENS", "UNANSWERED", "WITHOUT_SANDBOX", "_NAMED_BY_VENUE", "_NOT_PUSHED"),
     f"{_CCXT}/refusals.py": ("_CHANGES_SOMETHING", "_READS_BY_POST", "SIGN_INS"),

@@ -52,10 +52,12 @@ _still = tuple(
 
 
 if "BENCHMARK_NO_COPIES" in os.environ:
-    # A warm call then finds its balance in Redis, and not in the process.
+    # A warm call then finds its balance in Redis, and not in the process; and callers of one account share no read, as
+    # if each had an account of its own.
     from exchange_service.balances.cached import CachedBalances
 
     CachedBalances.get_local = lambda self, key: None  # type: ignore[method-assign]
+    CachedBalances.read_together = CachedBalances.read  # type: ignore[method-assign]
 
 
 @hookimpl
@@ -124,7 +126,7 @@ def _account(moving: Decimal) -> VenueAccount:
 
 
 def _process() -> dict[str, object]:
-    """The state of this process: what a ceiling must have too, and whether CCXT is imported."""
+    """The state of this process: what a ceiling must have too, and what is imported."""
     late = sorted(_late)
     _late.clear()
     loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
@@ -133,6 +135,7 @@ def _process() -> dict[str, object]:
         "thresholds": gc.get_threshold(),
         "frozen": gc.get_freeze_count() > 0,
         "ccxt": "ccxt" in sys.modules,
+        "native": "pygrpc_native" in sys.modules,
         "tasks": Counter(getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()),
         # Milliseconds; 0 without the watch.
         "stall_worst": late[-1] * 1e3 if late else 0.0,

@@ -339,19 +339,25 @@ class BalanceReader:
         A balance that this process has is returned without suspending. Raises CallerRateLimited for too many forced
         reads, and otherwise as `Balances.get` does.
         """
-        age = query.max_age
-        result = None
-        if age is None or age >= _ALWAYS_FORCED_BELOW:
-            result = self._balances.get_local(query.account, age, query.known_version)
-        forced = result is None and age is not None and age < self._forced_below
+        ready = self.ready(query)
+        if ready is not None:
+            return ready
+        forced = query.max_age is not None and query.max_age < self._forced_below
         if forced:
             await self._count_refresh(caller)
-        if result is not None:
-            self._metrics.cache_read("process")
-        else:
-            result = await self._read(query, caller, self._deadline(time_remaining()), counted=forced)
-            self._metrics.cache_read("shared" if result.source is Source.CACHE else "nowhere")
+        result = await self._read(query, caller, self._deadline(time_remaining()), counted=forced)
+        self._metrics.cache_read("shared" if result.source is Source.CACHE else "nowhere")
         self._metrics.balance_read(_SOURCE_NAMES[result.source])
+        return result
+
+    def ready(self, query: BalanceQuery) -> BalanceResult | None:
+        """The balance if this process has one that serves the query, as `get` returns it; None if `get` must ask
+        further."""
+        if query.max_age is not None and query.max_age < _ALWAYS_FORCED_BELOW:
+            return None
+        result = self._balances.get_local(query.account, query.max_age, query.known_version)
+        if result is not None:
+            self._metrics.balance_at_hand()
         return result
 
     async def _read(self, query: BalanceQuery, caller: Caller, deadline: float, *, counted: bool) -> BalanceResult:

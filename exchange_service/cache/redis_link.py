@@ -1,4 +1,4 @@
-"""The process's one link to Redis: a pool of connections, a circuit breaker, calls in bounded time, and the log lines.
+"""The process's one link to Redis: its connections, a circuit breaker, calls in bounded time, and the log lines.
 
 Nothing in the service depends on Redis: whatever state it is in, a call through the link takes at most `CALL_LIMIT`
 seconds, and almost no time while Redis is known to be out of reach.
@@ -29,16 +29,17 @@ from redis.exceptions import (
     ResponseError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from exchange_service.cache.redis_pipeline import RedisPipeline
 from exchange_service.tasks import TaskSet
 
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-# The library's own limits, in seconds, hold for each step; a call has several: get a connection from the pool, connect,
-# greet, send the command.
+# Limits in seconds for the steps of a call: get a connection from the pool, connect, greet.
 STEP_LIMIT = 0.25
 POOL_WAIT = 0.1
 # The cache, the shared rate limits and the quotas take their connections from the same pool.
@@ -162,7 +163,8 @@ class LinkBreaker:
 class RedisLink:
     """The link that the cache, the gate's shared rate limits and the quotas use together.
 
-    `redis` is the client; its commands go through `call`. `subscriber` is for pub/sub.
+    `redis` is the client; its commands go through `call`. `pipeline` is for single commands that every request needs;
+    they go through `call` or `read`. `subscriber` is for pub/sub.
     """
 
     def __init__(self, url: str, *, breaker: LinkBreaker | None = None) -> None:
@@ -173,8 +175,11 @@ class RedisLink:
         # For subscriptions alone: anybody who may write to Redis may publish anything.
         self.subscriber = redis_client.Redis(connection_pool=connection_pool(url, MOST_IN_A_MESSAGE))
         self.server = _server(self._pool.connection_kwargs)
+        for client in (self.redis, self.subscriber):
+            client.connection_pool.connection_kwargs["redis_connect_func"] = self._greet
         self._breaker = breaker or LinkBreaker()
         self._tasks = TaskSet()
+        self.pipeline = RedisPipeline(self._pipeline_connection, self._tasks, limit=COMMAND_LIMIT)
         self._recovery_listeners: list[Callable[[], None]] = []
         self._reported_at: float | None = None
         # When it last did not answer in time.
@@ -204,15 +209,8 @@ class RedisLink:
         Raises NoAnswer; at once if the link is not available, unless `force` is set. If the caller is cancelled, the
         command ends by itself, so that its connection stays usable.
         """
-        if self._closed:
-            # A connection that began now would never be closed.
-            raise NoAnswer("closed")
-        if not self._breaker.closed and not force:
-            if self._breaker.take_probe():
-                # Beside the callers: none of them waits to learn whether Redis is back.
-                self._tasks.start(self._probe(), name="redis probe")
-            raise NoAnswer("known to be down")
-        task = self._tasks.start(self._run(command), name="redis call")
+        self._let_through(force)
+        task = self._tasks.start(self._run(lambda: _in_time(command)), name="redis call")
         done, _ = await asyncio.wait({task}, timeout=CALL_LIMIT)
         if not done:
             task.cancel()
@@ -222,11 +220,28 @@ class RedisLink:
             raise NoAnswer("closed")
         return task.result()
 
+    async def read(self, command: Callable[[], Awaitable[T]]) -> T:
+        """As `call`, for a command that asks `pipeline` once and nothing else: its time is bounded already, and it
+        costs neither a task nor a timer. If the caller is cancelled, so is `command`."""
+        self._let_through()
+        return await self._run(command)
+
+    def _let_through(self, force: bool = False) -> None:
+        """Raise NoAnswer if the link is closed, or not available and `force` is not set."""
+        if self._closed:
+            # A connection that began now would never be closed.
+            raise NoAnswer("closed")
+        if self._breaker.closed or force:
+            return
+        if self._breaker.take_probe():
+            # Beside the callers: none of them waits to learn whether Redis is back.
+            self._tasks.start(self._probe(), name="redis probe")
+        raise NoAnswer("known to be down")
+
     async def _run(self, command: Callable[[], Awaitable[T]]) -> T:
         """Run one command, tell the breaker how it went, and raise nothing but NoAnswer."""
         try:
-            async with asyncio.timeout(COMMAND_LIMIT):
-                result = await command()
+            result = await command()
         except NoAnswer:
             # It answers, and others wrote at the same time.
             self._on_success()
@@ -242,8 +257,8 @@ class RedisLink:
             if is_read_only(error):
                 await self._reconnect()
         except Exception as error:
-            failure = NoAnswer(type(error).__name__, explain(error))
-            if not (isinstance(error, RedisConnectionError) and str(error) == _POOL_BUSY):
+            failure = NoAnswer("closed" if self._closed else type(error).__name__, explain(error))
+            if not self._closed and not (isinstance(error, RedisConnectionError) and str(error) == _POOL_BUSY):
                 self._record_failure(error)
         else:
             self._on_success()
@@ -260,11 +275,12 @@ class RedisLink:
         now = time.monotonic()
         if self._ended_at is None or now - self._ended_at >= _RECONNECT_EVERY:
             self._ended_at = now
+            self.pipeline.reconnect()
             await self._pool.disconnect(inuse_connections=False)
 
     async def _probe(self) -> None:
         try:
-            await self._run(self.redis.ping)
+            await self._run(lambda: _in_time(self.redis.ping))
         except NoAnswer:
             return
         finally:
@@ -297,15 +313,36 @@ class RedisLink:
             now="each replica uses its own memory and keeps to its part of the limits",
         )
 
+    def _pipeline_connection(self) -> Any:
+        # The pipeline looks by itself whether it is answered.
+        return self._pool.connection_class(**(self._pool.connection_kwargs | {"health_check_interval": 0}))
+
+    async def _greet(self, connection: Any) -> None:
+        """What the library does with each new connection, in bounded time, and not after `close`: a subscription whose
+        connection ends begins another one by itself."""
+        if self._closed:
+            raise RedisConnectionError("the link is closed")
+        try:
+            async with asyncio.timeout(STEP_LIMIT):
+                await connection.on_connect()
+        except TimeoutError:
+            raise RedisTimeoutError("no greeting in time") from None
+
     async def close(self) -> None:
         """End the calls under way and close the connections; bounded, whatever state Redis is in. Calls that come later
         get NoAnswer."""
         self._closed = True
+        self.pipeline.close()
         # Before the connections: one that a call still opens would not be found among them, and stay open.
         await self._tasks.close(CLOSE_LIMIT / 2)
         for client in (self.redis, self.subscriber):
             self._tasks.start(client.aclose(close_connection_pool=True), name="redis closing")
         await self._tasks.wait(CLOSE_LIMIT / 2)
+
+
+async def _in_time(command: Callable[[], Awaitable[T]]) -> T:
+    async with asyncio.timeout(COMMAND_LIMIT):
+        return await command()
 
 
 def _parser_up_to(most: int) -> type[Any]:
@@ -337,8 +374,8 @@ def _parser_up_to(most: int) -> type[Any]:
 
 
 def connection_pool(url: str, most: int = MOST_ANSWERED) -> redis_client.BlockingConnectionPool:
-    """Connections to the Redis at `url`, each step in bounded time, and no answer longer than `most` bytes. Raises
-    ValueError if redis-py cannot read it."""
+    """Connections to the Redis at `url`, and no answer longer than `most` bytes. Raises ValueError if redis-py cannot
+    read it."""
     pool, readable = None, False
     # Suppressed: the library's exception may hold the URL, and with it the password.
     with suppress(ValueError, TypeError, RedisError):
@@ -346,7 +383,6 @@ def connection_pool(url: str, most: int = MOST_ANSWERED) -> redis_client.Blockin
             url,
             max_connections=POOL_SIZE,
             timeout=POOL_WAIT,
-            socket_timeout=STEP_LIMIT,
             socket_connect_timeout=STEP_LIMIT,
             health_check_interval=HEALTH_CHECK_SECONDS,
             # The default of ten retries turns a frozen server into a minute.
@@ -356,6 +392,9 @@ def connection_pool(url: str, most: int = MOST_ANSWERED) -> redis_client.Blockin
             # Redis could ask for longer time limits by them.
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
+        # The caller bounds the time. For a limit of its own the library writes by `asyncio.wait_for`, which in Python
+        # 3.11 passes over a cancellation that comes as it ends: a subscription that was cancelled would go on for ever.
+        pool.connection_kwargs["socket_timeout"] = None
         # A misspelt option in the URL would otherwise show only at the first call.
         make_connection: Callable[[], Any] = pool.make_connection
         make_connection()

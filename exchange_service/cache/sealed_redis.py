@@ -117,8 +117,13 @@ class SealedRedis:
         return self._prefix + key
 
     async def get(self, key: str) -> bytes | None:
-        """The payload at `key`; None if there is none that is ours."""
-        opened = await self.link.call(lambda: self._get(self.name(key)))
+        """The payload at `key`; None if there is nothing of ours."""
+        name = self.name(key)
+        value = await self.link.read(lambda: self._read_short(name)) if self._knows_the_time() else None
+        if value is not None:
+            opened = self._open(name, value, asyncio.get_running_loop().time() + self._clock_ahead)
+        else:
+            opened = await self.link.call(lambda: self._get(name))
         return opened.payload if opened is not None else None
 
     async def _get(self, name: str) -> Opened | None:
@@ -183,14 +188,19 @@ class SealedRedis:
 
     async def _read_one(self, name: str) -> bytes:
         """The bytes at `name`; none if they cannot be ours."""
-        try:
-            value = await self._redis.getrange(name, 0, _SHORT)
-        except ResponseError:
-            # Another kind of value, or an error that the script will meet as well.
-            value = None
-        if value is None or len(value) > _SHORT:
+        value = await self._read_short(name)
+        if value is None:
             (value,) = await self._read([name], (_MOST_STORED,))
         return value if isinstance(value, bytes) else b""
+
+    async def _read_short(self, name: str) -> bytes | None:
+        """The bytes at `name`; None if there are more than `_SHORT`, or it has to be read by the script."""
+        try:
+            value = await self.link.pipeline.ask("GETRANGE", name, 0, _SHORT)
+        except ResponseError:
+            # Another kind of value, or an error that the script will meet as well.
+            return None
+        return value if isinstance(value, bytes) and len(value) <= _SHORT else None
 
     async def renew(self, key: str, head: bytes, payload: bytes, seconds: float) -> bytes:
         """Keep `payload` at `key` for so long from now on, if the value there begins with `head`. Returns what it
@@ -255,13 +265,16 @@ class SealedRedis:
 
     async def _now(self) -> float:
         """The time in Redis, in seconds since the epoch: one clock for all replicas."""
-        now = asyncio.get_running_loop().time()
-        if now - self._clock_asked > _CLOCK_EVERY:
-            now = await self._ask_the_clock()
-        return now + self._clock_ahead
+        if not self._knows_the_time():
+            await self._ask_the_clock()
+        return asyncio.get_running_loop().time() + self._clock_ahead
 
-    async def _ask_the_clock(self) -> float:
-        """Ask Redis for its time, once for all who need it; returns the event loop's."""
+    def _knows_the_time(self) -> bool:
+        """Whether Redis was asked for its time lately."""
+        return asyncio.get_running_loop().time() - self._clock_asked <= _CLOCK_EVERY
+
+    async def _ask_the_clock(self) -> None:
+        """Ask Redis for its time, once for all who need it."""
         loop_time = asyncio.get_running_loop().time
         # Who knows it well enough does not wait for another one to ask.
         if not (self._asking.locked() and self._clock_asked > float("-inf")):
@@ -271,7 +284,6 @@ class SealedRedis:
                     self._clock_asked = loop_time()
                     self._clock_ahead = seconds + microseconds / 1e6 - self._clock_asked
                     self._compare_clocks()
-        return loop_time()
 
     def _compare_clocks(self) -> None:
         """Log once if this process's clock differs from Redis's. Its own is not set by it: Redis may be anybody's."""

@@ -1,30 +1,27 @@
-"""The commands that call a running service: exchanges, balance, watch, health, version."""
+"""The commands that read from a running service: exchanges, balance, watch."""
 
 from __future__ import annotations
 
 import inspect
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import grpc
 import typer
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Group
 from rich.live import Live
 
-from exchange_service import __version__
 from exchange_service.cli import tables
-from exchange_service.cli.flags import replacing
 from exchange_service.cli.outcome import ExitCode, Output, console, exit_code, fail, messages, plain, run
-from exchange_service.client import ExchangeServiceClient, ServiceUnreachable, is_loopback
+from exchange_service.cli.signatures import replacing
+from exchange_service.client import ExchangeServiceClient, is_loopback
+from exchange_service.environment import ENVIRONMENT_PREFIX
 from exchange_service.errors import ExchangeUnknown, FieldInvalid, NotSupported, ServiceError, from_reason
-from exchange_service.grpc_server.health import local_address
-from exchange_service.settings import ENVIRONMENT_PREFIX
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.exchange_service_pb2 import (
     AccountErrorEvent,
@@ -433,51 +430,7 @@ def _describe_error(event: StreamBalancesResponse) -> str:
     return plain(f"{error.exchange_id} {error.environment} {reason}: {error.error.message}")
 
 
-@calling
-def health(target: Target) -> None:
-    """Show whether the service is serving."""
-    run(_health(target))
-
-
-async def _health(target: Target) -> None:
-    try:
-        reply = await _check(target)
-    except grpc.aio.AioRpcError as error:
-        reply = await _check_locally(target, error)
-    name = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
-    console.print(name)
-    if reply.status != health_pb2.HealthCheckResponse.SERVING:
-        messages.print("The service's log says why, and so does `exchange-service doctor` with the same settings.")
-        raise typer.Exit(ExitCode.AGAIN)
-
-
-async def _check(target: Target) -> health_pb2.HealthCheckResponse:
-    async with target.client() as client:
-        stub = health_pb2_grpc.HealthStub(client.channel)
-        reply: health_pb2.HealthCheckResponse = await stub.Check(
-            health_pb2.HealthCheckRequest(), timeout=target.timeout
-        )
-        return reply
-
-
-async def _check_locally(target: Target, refused: grpc.aio.AioRpcError) -> health_pb2.HealthCheckResponse:
-    """Ask a service on this machine that wants TLS, where it answers health checks without. ServiceUnreachable if it
-    does not."""
-    if is_loopback(target.address) and not target.address.startswith("unix"):
-        with suppress(grpc.aio.AioRpcError):
-            return await _check(replace(target, address=local_address(target.address), plaintext=True))
-    raise ServiceUnreachable(
-        f"The service at {target.address} did not answer ({refused.code().name}).",
-        advice="Start it with `exchange-service serve` or `exchange-service demo`.",
-    )
-
-
-def version() -> None:
-    """Print the version."""
-    typer.echo(f"exchange-service {__version__}")
-
-
 def add_to(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (exchanges, balance, watch, health, version):
+    for command in (exchanges, balance, watch):
         app.command()(command)

@@ -10,9 +10,10 @@ from exchange_service.amounts import format_amount
 from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, console, exit_code, fail, plain, run
+from exchange_service.environment import ENVIRONMENT_PREFIX
 from exchange_service.errors import ServiceError
 from exchange_service.model import PRODUCTION, Account, VenueAccount
-from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+from exchange_service.settings import Settings
 
 if TYPE_CHECKING:
     # Imports the database and the plugins, which other commands do not need.

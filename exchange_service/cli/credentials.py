@@ -13,11 +13,12 @@ from rich.table import Table
 from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, exit_code, fail, messages, missing_text, plain, run
+from exchange_service.environment import ENVIRONMENT_PREFIX
 from exchange_service.errors import CredentialInvalid, ServiceError
 from exchange_service.model import SECRET_FIELDS, Account, Credential, CredentialField, ExchangeMetadata
 from exchange_service.plugin_kit.credential_fields import missing_fields, stored_field, stored_form
 from exchange_service.plugin_kit.key_texts import is_unfinished
-from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+from exchange_service.settings import Settings
 
 if TYPE_CHECKING:
     from exchange_service.cli.terminal import Terminal

@@ -16,6 +16,7 @@ from exchange_service.credentials.configured import configured_hash_key, open_co
 from exchange_service.credentials.key_check import check_keys
 from exchange_service.credentials.rewriting import survey
 from exchange_service.credentials.sql import SqlCredentialStore
+from exchange_service.environment import ENVIRONMENT_PREFIX
 from exchange_service.errors import CredentialInvalid, ServiceError
 from exchange_service.grpc_server.certificates import UnusableCertificates, ending
 from exchange_service.identity.methods import who_may_call
@@ -25,7 +26,7 @@ from exchange_service.operator.v1.plugin_service_pb2 import PLUGIN_PROCESS_STATE
 from exchange_service.plugin_host import sandbox
 from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.plugin_kit.credential_fields import missing_fields
-from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+from exchange_service.settings import Settings
 from exchange_service.startup_checks import (
     UnsafeSettings,
     check_plugin_settings,
@@ -62,7 +63,8 @@ class Finding:
 async def examine(settings: Settings) -> list[Finding]:
     """Check everything. Nothing is changed, except that a table of ours that an existing database lacks is created."""
     registry = open_registry(settings)
-    findings = [*_check_settings(settings, registry), *_check_certificates(settings), *_check_plugins(registry)]
+    findings = [*_check_settings(settings, registry), *_check_engine(settings), *_check_certificates(settings)]
+    findings += _check_plugins(registry)
     findings += [*_check_sandbox(settings, registry), *await _check_running_service(settings, registry)]
     findings += [*_check_open_files(), *await _check_cache(settings)]
     store = await open_configured_store(settings)
@@ -98,6 +100,16 @@ def _check_settings(settings: Settings, registry: Registry) -> list[Finding]:
         text = f"venue_urls replaces the address of {exchange_id}; this is meant only for a simulator or a proxy."
         findings.append(Finding(Severity.WARNING, "settings", text))
     return findings
+
+
+def _check_engine(settings: Settings) -> list[Finding]:
+    if settings.engine_in_use == "grpcio":
+        return [Finding(Severity.WELL, "engine", "grpcio.")]
+    lacks = "it has no TLS and no limit on connections, and takes a request of any size into memory"
+    if settings.loopback:
+        return [Finding(Severity.WELL, "engine", f"native; {lacks}.")]
+    text = f"native, and others reach {settings.address}: {lacks}. Put a proxy before it, or set engine=grpcio."
+    return [Finding(Severity.WARNING, "engine", text)]
 
 
 def _check_certificates(settings: Settings) -> list[Finding]:

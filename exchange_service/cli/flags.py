@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from exchange_service.cli.outcome import ExitCode, describe, fail
-from exchange_service.settings import CONFIG_VARIABLE, ENVIRONMENT_PREFIX, Settings, load_settings
+from exchange_service.cli.signatures import replacing
+from exchange_service.environment import ENVIRONMENT_PREFIX
+from exchange_service.settings import CONFIG_VARIABLE, Settings, load_settings
 
 ConfigOption = Annotated[
     Path | None,
@@ -64,28 +66,6 @@ def with_settings(*only: str) -> Callable[[Callable[..., None]], Callable[..., N
         return read_settings(values.pop("config"), values)
 
     return replacing("settings", flags, make, "" if only else _describe_secret_settings())
-
-
-def replacing(
-    parameter: str, flags: Sequence[inspect.Parameter], make: Callable[[dict[str, Any]], Any], more_help: str = ""
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command `flags` in place of one parameter; `make` turns their values, by name, into its value."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        def wrapper(**arguments: Any) -> None:
-            values = {flag.name: arguments.pop(flag.name) for flag in flags}
-            command(**{parameter: make(values)}, **arguments)
-
-        own = inspect.signature(command, eval_str=True).parameters.values()
-        others = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own if item.name != parameter]
-        parameters = [*others, *flags]
-        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        wrapper.__annotations__ = {item.name: item.annotation for item in parameters}
-        wrapper.__name__ = command.__name__
-        wrapper.__doc__ = "\n\n".join(part for part in (inspect.cleandoc(command.__doc__ or ""), more_help) if part)
-        return wrapper
-
-    return decorate
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:

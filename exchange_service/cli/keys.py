@@ -14,7 +14,8 @@ from exchange_service.cli.credentials import with_store
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, fail, messages, plain, run
 from exchange_service.cli.sealing import require_keys
-from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+from exchange_service.environment import ENVIRONMENT_PREFIX
+from exchange_service.settings import Settings
 
 if TYPE_CHECKING:
     from exchange_service.credentials.keysets import Keyset

@@ -18,10 +18,11 @@ from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, plain, run
 from exchange_service.cli.runtime import LoopFactory, LoopMissing, loop_factory
-from exchange_service.gc_tuning import tune_gc
+from exchange_service.environment import ENVIRONMENT_PREFIX
+from exchange_service.gc_tuning import tune_gc, uncollected
 from exchange_service.observability.logs import configure_logging
 from exchange_service.open_files import raise_limit
-from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+from exchange_service.settings import Settings
 
 if TYPE_CHECKING:
     from exchange_service.app import Service
@@ -44,24 +45,30 @@ def _select_loop(settings: Settings) -> LoopFactory | None:
 
 
 async def _serve(settings: Settings) -> None:
-    from exchange_service.app import start_service
-    from exchange_service.grpc_server.server import BindError
-    from exchange_service.identity.methods import who_may_call
-    from exchange_service.startup_checks import UnsafeSettings
-
-    configure_logging(settings.log_level, settings.log_format)
-    raise_limit()
-    try:
-        service = await start_service(settings)
-    except (UnsafeSettings, BindError) as error:
-        fail(str(error), ExitCode.ACT)
+    with uncollected():
+        service = await _start(settings)
     tune_gc()
+    from exchange_service.identity.methods import who_may_call
+
     text = f"Serving on {service.address}, {plain(who_may_call(settings))}. Interrupt to end."
     if url := service.web.console_url():
         text = f"The console is at {plain(url)}\n{text}"
     await service.run_until_signal(lambda: messages.print(text, soft_wrap=True))
     messages.print("Stopped.")
     await end_process()
+
+
+async def _start(settings: Settings) -> Service:
+    from exchange_service.app import start_service
+    from exchange_service.grpc_server.server import BindError
+    from exchange_service.startup_checks import UnsafeSettings
+
+    configure_logging(settings.log_level, settings.log_format)
+    raise_limit()
+    try:
+        return await start_service(settings)
+    except (UnsafeSettings, BindError) as error:
+        fail(str(error), ExitCode.ACT)
 
 
 async def end_process() -> None:

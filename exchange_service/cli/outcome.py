@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
-import io
 import json
 import os
-import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from enum import IntEnum, StrEnum
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.segment import Segment
@@ -21,6 +17,10 @@ from rich.segment import Segment
 from exchange_service import errors
 from exchange_service.client import ServiceUnreachable
 from exchange_service.printable import printable
+
+if TYPE_CHECKING:
+    # Commands that read no settings need not import it.
+    from pydantic import ValidationError
 
 # The width of output into a file or a pipe, which must not be cut to the width of a terminal.
 _WIDE = 160
@@ -48,25 +48,6 @@ class _Pipeable(Console):
 def _make_console(*, stderr: bool = False) -> Console:
     made = _Pipeable(stderr=stderr, emoji=False)
     return made if made.is_terminal else _Pipeable(stderr=stderr, emoji=False, width=_WIDE)
-
-
-def use_any_encoding() -> None:
-    """Let output in an encoding that lacks a letter, such as that of LANG=C, have it as JSON writes it: \\u5e01."""
-    codecs.register_error(_ESCAPED, _escape_letters)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=_ESCAPED)
-    # What such a locale could not read of the arguments was UTF-8.
-    sys.argv[1:] = [os.fsencode(argument).decode("utf-8", "replace") for argument in sys.argv[1:]]
-
-
-_ESCAPED = "exchange-service"
-
-
-def _escape_letters(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:

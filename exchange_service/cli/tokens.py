@@ -14,7 +14,8 @@ from rich.table import Table
 from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, echo, fail, messages, plain, run
-from exchange_service.settings import ENVIRONMENT_PREFIX, Settings
+from exchange_service.environment import ENVIRONMENT_PREFIX
+from exchange_service.settings import Settings
 
 if TYPE_CHECKING:
     # Imports the database, which other commands do not need.

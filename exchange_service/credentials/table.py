@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from exchange_service.credentials.database import API_ROLES, create_table, lock_table
@@ -184,7 +183,10 @@ def _column_type(kind: str) -> sa.types.TypeEngine[Any]:
     if kind == "uuid":
         return sa.Uuid()
     if kind == "jsonb":
-        return postgresql.JSONB()
+        # Late: with another database it is not needed.
+        from sqlalchemy.dialects.postgresql import JSONB
+
+        return JSONB()
     if kind == "json":
         return sa.JSON()
     return sa.Text()

@@ -6,6 +6,7 @@ its refusals are turned into statuses here.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from typing import Any, TypeAlias
@@ -13,16 +14,20 @@ from typing import Any, TypeAlias
 import grpc
 
 from exchange_service.errors import CallerUnknown
-from exchange_service.grpc_server.handler_wrapper import Context, Handler, abort
+from exchange_service.grpc_server.handler_wrapper import REQUEST_ID_KEY, Context, Handler, Metadata, Quick, abort
+from exchange_service.grpc_server.methods import Ready
 from exchange_service.grpc_server.turns import Openings
-from exchange_service.identity import Caller, PresentedCredentials
+from exchange_service.identity import ANYBODY, Caller, PresentedCredentials
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Action
 
 _BEARER = "bearer "
 _ACT_AS = "x-act-as"
+# A caller that sends its request id gets it back beside the reply.
+_NOT_ORDINARY = frozenset((_ACT_AS, REQUEST_ID_KEY))
 
 _NOTHING = PresentedCredentials()
+_ANYBODY = Caller(ANYBODY, _NOTHING)
 
 _caller: ContextVar[Caller] = ContextVar("caller")
 _StreamHandler: TypeAlias = Callable[[Any, Context], AsyncIterator[Any]]
@@ -55,6 +60,28 @@ class Authentication:
 
         return handle
 
+    def quick(self, ready: Ready) -> Quick:
+        """The ready answers for callers who are known here and have calls left. A call is counted if it is answered.
+
+        Call it in the event loop that serves."""
+        authenticator, loop = self._authenticator, asyncio.get_running_loop()
+
+        def answer(data: bytes, metadata: Metadata) -> bytes | None:
+            now = loop.time()
+            caller = self._known_caller(metadata, now)
+            if caller is None or not authenticator.take_local_call(caller, now):
+                return None
+            try:
+                reply = ready(data, caller)
+            except Exception:
+                # The handler meets it too, and tells the caller.
+                reply = None
+            if reply is None:
+                authenticator.return_call(caller)
+            return reply
+
+        return answer
+
     def require_caller_of_reflection(self, inner: _StreamHandler, parse: Callable[[bytes], Any]) -> _StreamHandler:
         """Reflection's own handler for known callers only. `parse` reads the bytes of a request."""
 
@@ -77,15 +104,25 @@ class Authentication:
 
     def _admit_local(self, context: Context) -> Caller | None:
         """The bearer of a token who is known here and has calls left, as in most calls; None for all other callers."""
+        metadata: Any = context.invocation_metadata() or ()
+        now = asyncio.get_running_loop().time()
+        caller = self._known_caller(metadata, now)
+        return caller if caller is not None and self._authenticator.take_local_call(caller, now) else None
+
+    def _known_caller(self, metadata: Metadata, now: float) -> Caller | None:
+        """The bearer of a token who is known here, or anybody if all may call; None for all other callers, and where
+        more is to be looked at."""
         header = None
-        for key, value in context.invocation_metadata() or ():
-            if key == _ACT_AS or (key == "authorization" and header is not None):
+        for key, value in metadata:
+            if key in _NOT_ORDINARY or (key == "authorization" and header is not None):
                 return None
             if key == "authorization":
                 header = value
+        if self._authenticator.open_to_all:
+            return _ANYBODY
         if not isinstance(header, str) or header[: len(_BEARER)].lower() != _BEARER:
             return None
-        return self._authenticator.admit_local(header[len(_BEARER) :].strip())
+        return self._authenticator.known_caller(header[len(_BEARER) :].strip(), now)
 
     async def _admit(self, context: Context, action: Action = Action.CALL) -> Caller:
         presented = _NOTHING if self._authenticator.open_to_all else read_credentials(context)

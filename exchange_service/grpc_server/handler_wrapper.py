@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -28,6 +28,11 @@ log = structlog.get_logger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+# What the caller sent beside the request, with lower-case names.
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+# The reply to a request's bytes if it is ready; None if the method's handler must be called, as for whatever is not
+# entirely ordinary. It neither waits nor raises, and needs no task of its own.
+Quick: TypeAlias = Callable[[bytes, Metadata], bytes | None]
 
 
 REQUEST_ID_KEY = "x-request-id"
@@ -122,6 +127,22 @@ class HandlerWrapper:
         """Wait until no handler runs, for at most `timeout` seconds. grpc's own stop does not wait for handlers."""
         if self._running:
             await asyncio.wait(set(self._running), timeout=timeout)
+
+    def wrap_quick(self, method: str, quick: Quick) -> Quick:
+        """The quick answers of the method of this name, counted as its calls; none once calls are ended."""
+        metrics, openings = self._metrics, self._openings
+
+        def answer(data: bytes, metadata: Metadata) -> bytes | None:
+            if self._ending or len(metadata) > MOST_FIELDS:
+                return None
+            began = time.monotonic()
+            reply = quick(data, metadata)
+            if reply is not None:
+                openings.call_came()
+                metrics.call_ended(method, WELL, time.monotonic() - began)
+            return reply
+
+        return answer
 
     def wrap(self, method: str, inner: Handler, *, streaming: bool = False) -> Handler:
         """The wrapped handler of the method of this name."""

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-from exchange_service.grpc_server.handler_wrapper import Handler
+from exchange_service.grpc_server.handler_wrapper import Handler, Quick
+from exchange_service.identity import Caller
+
+# The reply to a known caller's request if it is ready; None if the method's handler must be called. An exception
+# says the same.
+Ready: TypeAlias = Callable[[bytes, Caller], bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceMethods:
-    """A service's descriptor, and the handler of each of its methods by the method's name.
+    """A service's descriptor, and the handler of each of its methods by the method's name; for some of them, what
+    answers without waiting where that is possible: `ready` as the service gives it, `quick` as servers ask it.
 
     Handlers take bytes, so that a request which cannot be parsed is refused like any other bad request. They return
     bytes, because stored messages are sent as they are.
@@ -22,16 +28,24 @@ class ServiceMethods:
 
     descriptor: ServiceDescriptor
     handlers: Mapping[str, Handler]
+    ready: Mapping[str, Ready] = field(default_factory=dict)
+    quick: Mapping[str, Quick] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The service's full name, such as "exchange_service.v1.ExchangeService"."""
         return self.descriptor.full_name
 
-    def wrapped(self, wrap: Callable[[MethodDescriptor, Handler], Handler]) -> ServiceMethods:
-        """The same service with wrapped handlers. Raises KeyError if a method has no handler."""
+    def wrapped(
+        self,
+        wrap: Callable[[MethodDescriptor, Handler], Handler],
+        wrap_ready: Callable[[str, Ready], Quick],
+    ) -> ServiceMethods:
+        """The same service with wrapped handlers, and with the quick answers that stand before them. Raises KeyError if
+        a method has no handler."""
         methods = self.descriptor.methods
-        return replace(self, handlers={method.name: wrap(method, self.handlers[method.name]) for method in methods})
+        handlers = {method.name: wrap(method, self.handlers[method.name]) for method in methods}
+        return replace(self, handlers=handlers, quick={name: wrap_ready(name, self.ready[name]) for name in self.ready})
 
     def generic_handler(self) -> grpc.GenericRpcHandler:
         """The handlers as gRPC's server takes them."""

@@ -66,7 +66,7 @@ class RequestReader:
 
     def read_list_exchanges(self, data: bytes) -> tuple[Query, str]:
         """The query of a ListExchangesRequest, and the etag that the caller has."""
-        known = self._lists.get(data)
+        known = self.known_list_exchanges(data)
         if known is None:
             request = parse(messages.ListExchangesRequest, data)
             known = _list_query(request), request.etag
@@ -74,23 +74,33 @@ class RequestReader:
                 self._lists[data] = known
         return known
 
+    def known_list_exchanges(self, data: bytes) -> tuple[Query, str] | None:
+        """As `read_list_exchanges`; None for a request that has to be read."""
+        return self._lists.get(data)
+
     def read_get_balance(self, data: bytes, caller: Caller) -> tuple[BalanceQuery, bool]:
         """The query of a GetBalanceRequest, and whether to include zero rows.
 
         Raises UserForbidden if the caller may not read the user, and ExchangeUnknown for an unknown exchange.
         """
-        if self._generation != self._registry.generation:
-            self._balances.clear()
-            self._generation = self._registry.generation
-        known = self._balances.get(data)
+        known = self.known_get_balance(data, caller)
         if known is not None:
-            caller.require(known[0].account.user_id)
             return known
         request = parse(messages.GetBalanceRequest, data)
         caller.require(required_text(request, "user_id"))
         known = self._balance_query(request), request.include_zero
         if len(data) <= _MAX_REMEMBERED_SIZE:
             self._balances[data] = known
+        return known
+
+    def known_get_balance(self, data: bytes, caller: Caller) -> tuple[BalanceQuery, bool] | None:
+        """As `read_get_balance`; None for a request that has to be read."""
+        if self._generation != self._registry.generation:
+            self._balances.clear()
+            self._generation = self._registry.generation
+        known = self._balances.get(data)
+        if known is not None:
+            caller.require(known[0].account.user_id)
         return known
 
     def _balance_query(self, request: messages.GetBalanceRequest) -> BalanceQuery:

@@ -16,8 +16,8 @@ from exchange_service.grpc_server import health
 from exchange_service.grpc_server.authentication import Authentication
 from exchange_service.grpc_server.direct import DirectCalls
 from exchange_service.grpc_server.engines import BindError, ConnectionLimits, Engine, Offer, listen_with
-from exchange_service.grpc_server.handler_wrapper import Handler, HandlerWrapper
-from exchange_service.grpc_server.methods import ServiceMethods
+from exchange_service.grpc_server.handler_wrapper import Handler, HandlerWrapper, Quick
+from exchange_service.grpc_server.methods import Ready, ServiceMethods
 from exchange_service.grpc_server.requests import parse
 from exchange_service.grpc_server.turns import Openings
 from exchange_service.identity.authenticator import Authenticator
@@ -118,7 +118,10 @@ async def listen(
         inner = authentication.require_caller(handler, action)
         return wrapper.wrap(method.name, inner, streaming=method.server_streaming)
 
-    wrapped = [service.wrapped(wrap) for service in services]
+    def wrap_ready(name: str, ready: Ready) -> Quick:
+        return wrapper.wrap_quick(name, authentication.quick(ready))
+
+    wrapped = [service.wrapped(wrap, wrap_ready) for service in services]
     reflection_handler = _reflect((*names, health.NAME, reflection.SERVICE_NAME), authentication) if reflect else None
     offer = Offer(wrapped, states, reflection_handler, metrics, limits)
     return Server(await listen_with(engine, offer, address, tls), states, wrapper, DirectCalls(wrapped))

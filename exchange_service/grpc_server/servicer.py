@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from exchange_service.balances.service import BalanceReader
+from exchange_service.balances.service import BalanceReader, BalanceResult
 from exchange_service.catalogue import Catalogue
 from exchange_service.deadlines import time_remaining
 from exchange_service.grpc_server.authentication import current_caller
@@ -13,6 +13,7 @@ from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.grpc_server.requests import RequestReader, read_stream_balances
 from exchange_service.grpc_server.turns import Deliveries, Writes
 from exchange_service.grpc_server.write_limit import WriteLimit
+from exchange_service.identity import Caller
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.streams.service import Streams
 from exchange_service.v1 import exchange_service_pb2
@@ -44,15 +45,21 @@ class Servicer:
         """GetBalance."""
         caller = current_caller()
         query, include_zero = self.requests.read_get_balance(data, caller)
-        result = await self.balances.get(query, caller, time_remaining)
-        return get_balance_reply(
-            result.stored,
-            result.source,
-            result.age,
-            result.stale,
-            include_zero=include_zero,
-            delivery=result.delivery,
-        )
+        return _balance_reply(await self.balances.get(query, caller, time_remaining), include_zero)
+
+    def ready_exchanges(self, data: bytes, caller: Caller) -> bytes | None:
+        """ListExchanges, of a request that came before and a reply that is built."""
+        known = self.requests.known_list_exchanges(data)
+        return None if known is None else self.catalogue.ready(*known)
+
+    def ready_balance(self, data: bytes, caller: Caller) -> bytes | None:
+        """GetBalance, of a request that came before and a balance that this process has."""
+        known = self.requests.known_get_balance(data, caller)
+        if known is None:
+            return None
+        query, include_zero = known
+        result = self.balances.ready(query)
+        return None if result is None else _balance_reply(result, include_zero)
 
     async def stream_balances(self, data: bytes, context: Context) -> None:
         """StreamBalances."""
@@ -79,4 +86,11 @@ class Servicer:
                 "GetBalance": self.get_balance,
                 "StreamBalances": self.stream_balances,
             },
+            {"ListExchanges": self.ready_exchanges, "GetBalance": self.ready_balance},
         )
+
+
+def _balance_reply(result: BalanceResult, include_zero: bool) -> bytes:
+    return get_balance_reply(
+        result.stored, result.source, result.age, result.stale, include_zero=include_zero, delivery=result.delivery
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Protocol
 
 from exchange_service.errors import UserForbidden
@@ -21,7 +21,7 @@ ACT_AS = "act-as"
 _LONGEST_USER = 256
 
 
-class Kind(Enum):
+class Kind(StrEnum):
     """The kind of an identity; its quotas depend on it."""
 
     USER = "user"

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from cachetools import LRUCache, TTLCache
@@ -49,11 +49,20 @@ _NOTHING_PRESENTED = PresentedCredentials()
 @dataclass(slots=True)
 class _Remembered:
     """The identity of verified credentials; times are the event loop's. `until`: no check is needed before; `grace`:
-    accepted until then while no check is possible."""
+    accepted until then while no check is possible. `caller` is the one of calls that present nothing else."""
 
     identity: Identity
     until: float
     grace: float
+    caller: Caller = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.caller = Caller(self.identity, _NOTHING_PRESENTED)
+
+    def needs_no_check(self, now: float) -> bool:
+        """Whether the credentials are accepted as they were verified."""
+        # The end of credentials is by the wall clock, which may have been set since.
+        return now < self.until and not _has_expired(self.identity)
 
 
 # Compared by object, so that equal ones of two streams are two entries of a set.
@@ -99,13 +108,20 @@ class Authenticator:
         await self._quotas.take(identity, action)
         return Caller(identity, presented)
 
-    def admit_local(self, token: str) -> Caller | None:
-        """The caller with this token, after the call is counted, if memory is enough to decide; else None, and `admit`
-        decides. The result holds no token: it is for one call, and not for a stream."""
-        identity = self.recall(token_digest(token))
-        if identity is None or not self._quotas.take_local(identity, Action.CALL):
-            return None
-        return Caller(identity, _NOTHING_PRESENTED)
+    def known_caller(self, token: str, now: float) -> Caller | None:
+        """The caller with this token if memory is enough to tell; else None, and `admit` decides. Nothing is counted.
+        The result holds no token: it is for one call, and not for a stream. `now` is the event loop's time, as below:
+        to ask for the running loop takes longer than to ask it for its time."""
+        remembered = self._remembered.get(token_digest(token))
+        return remembered.caller if remembered is not None and remembered.needs_no_check(now) else None
+
+    def take_local_call(self, caller: Caller, now: float) -> bool:
+        """Count a call if memory is enough to decide; False if it was not counted, and `admit` must decide."""
+        return self._quotas.take_local(caller.identity, Action.CALL, now)
+
+    def return_call(self, caller: Caller) -> None:
+        """Take back a call that was counted a moment ago: it is counted again where it is answered."""
+        self._quotas.give_back(caller.identity, Action.CALL)
 
     async def identify(self, presented: PresentedCredentials) -> Identity:
         """The identity that the credentials prove; CallerUnknown or StoreUnavailable as `admit`. If they are due for a
@@ -156,10 +172,7 @@ class Authenticator:
     def recall(self, digest: bytes) -> Identity | None:
         """The identity of credentials that need no check now; None if they do."""
         remembered = self._remembered.get(digest)
-        if remembered is None or _loop_time() >= remembered.until:
-            return None
-        # By the wall clock, which may have been set since.
-        return None if _has_expired(remembered.identity) else remembered.identity
+        return remembered.identity if remembered is not None and remembered.needs_no_check(_loop_time()) else None
 
     def _verification(self, presented: PresentedCredentials) -> asyncio.Task[Identity]:
         """The check of the credentials: simultaneous calls with the same ones share it. CallerUnknown if they were

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Protocol
 
 from cachetools import LRUCache
@@ -24,7 +24,7 @@ BATCHES = 20
 _MAX_WINDOWS = 50_000
 
 
-class Action(Enum):
+class Action(StrEnum):
     """What is counted. Opening a stream does not count as a call: after its restart a service opens thousands at
     once. It counts once for each account that it selects."""
 
@@ -99,12 +99,13 @@ class Quotas:
         self._windows: LRUCache[tuple[Action, str], _Window] = LRUCache(_MAX_WINDOWS)
         self._streams: dict[str, int] = {}
 
-    def take_local(self, identity: Identity, action: Action) -> bool:
-        """Count the action if this process has a permit for it; False if `take` must decide."""
+    def take_local(self, identity: Identity, action: Action, now: float) -> bool:
+        """Count the action if this process has a permit for it; False if `take` must decide. `now` is the event loop's
+        time."""
         if self._allowances.get(identity.kind) is None:
             return True
         window = self._windows.get((action, identity.name))
-        if window is None or window.used >= window.granted or asyncio.get_running_loop().time() >= window.ends:
+        if window is None or window.used >= window.granted or now >= window.ends:
             return False
         window.used += 1
         return True

@@ -14,8 +14,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
-import structlog
-
 from exchange_service.observability.redaction import is_own_name, is_own_word, redact, redact_text
 from exchange_service.printable import printable
 
@@ -52,8 +50,11 @@ def configure_logging(level: str = "warning", style: str = "auto", stream: TextI
 
     `stream` replaces standard error for our own lines.
     """
+    # Late: a command that only calls a service writes no such lines.
+    import structlog
+
     for_people = style == "console" or (style == "auto" and sys.stderr.isatty())
-    _listen_to_libraries()
+    listen_to_libraries()
     visible: list[Any] = []
     renderer: Any = structlog.processors.JSONRenderer()
     if for_people:
@@ -155,8 +156,8 @@ def _is_harmless(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.INFO or record.name.partition(".")[0] not in QUOTING_LOGGERS
 
 
-def _listen_to_libraries() -> None:
-    """Add the handler for other libraries' records, once."""
+def listen_to_libraries() -> None:
+    """Write other libraries' records, without their secrets."""
     root = logging.getLogger()
     if not any(isinstance(handler, LibraryLines) for handler in root.handlers):
         root.addHandler(LibraryLines())

@@ -161,6 +161,16 @@ class Metrics:
         """A balance was looked for in the cache; `kind` is where it was: "process", "shared" or "nowhere"."""
         self._cache_reads[(self._word(kind),)] += 1
 
+    def balance_at_hand(self) -> None:
+        """As `cache_read` and `balance_read` of a balance from the memory of the process, in less time."""
+        process, cache = self._at_hand
+        self._cache_reads[process] += 1
+        self._reads[cache] += 1
+
+    @cached_property
+    def _at_hand(self) -> tuple[_Labels, _Labels]:
+        return (self._word("process"),), (self._word("cache"),)
+
     def budget_left(self, exchange: str, scope: str, share: float) -> None:
         """The unused `share` of a venue's limit, 0 to 1. `scope` is what the limit counts by, "address" or "key"; it
         never says which."""

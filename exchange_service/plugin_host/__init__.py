@@ -1,7 +1,7 @@
 """Plugins in processes of their own.
 
-The service starts a reaper, the reaper starts the main program that runs the plugin, and the service calls that over
-gRPC on a Unix socket:
+The service starts a reaper, the reaper starts the main program that runs the plugin, and the service calls that by
+frames on a Unix socket:
 
     reaper.py          ends all that the plugin has started when the service or the main program ends
     main.py            the main program of the process
@@ -15,5 +15,10 @@ gRPC on a Unix socket:
     client.py          what the service calls in place of a plugin
     report.py          ListPlugins: the plugins and the state of their processes
     protocol.py        the messages between the two
+    methods.py         the calls between the two
+    frames.py          the frames that carry them: bytes in, frames out
+    frame_port.py      one end of the connection: bounds, turns, backpressure
+    connection.py      the service's end: calls and streams
+    answering.py       the process's end
     discovery.py       the registry of all installed plugins; manifests of third-party ones are read in other processes
 """

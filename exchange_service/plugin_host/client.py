@@ -13,11 +13,10 @@ from functools import partial
 from math import isfinite
 from typing import Any
 
-import grpc
-
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError
 from exchange_service.model import Account, Credential, KeyRights
+from exchange_service.plugin_host.connection import CallFailed
 from exchange_service.plugin_host.launch import MEBIBYTE, ProcessPolicy
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
 from exchange_service.plugin_host.protocol import (
@@ -37,9 +36,9 @@ from exchange_service.venues.loading import LoadedPlugin
 from exchange_service.venues.manifests import manifest_digest
 from exchange_service.venues.outgoing import name_in_accounts, named_in_errors
 from exchange_service.venues.priority import Priority
+from exchange_service.venues.push_figures import PushFigures
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Sessions
-from exchange_service.venues.sockets import PushFigures
 from exchange_service.venues.watching import Pushed, Watch
 from exchange_service.wire.balances import FetchedBalance, fetched_balance, read_fetched, rows_of
 
@@ -47,6 +46,8 @@ from exchange_service.wire.balances import FetchedBalance, fetched_balance, read
 _TIMEOUT_MARGIN = 0.25
 # Bytes. A third-party plugin's larger balance is checked in a thread: it may have a thousand rows and more.
 _LARGE_BALANCE = 32 * 1024
+# How a call fails whose process is not there any more, or does not serve it.
+_GONE = frozenset({messages.FAILURE_CODE_UNAVAILABLE, messages.FAILURE_CODE_CANCELLED})
 # Seconds between two messages of an account's pushes that are taken: less than a process leaves between them, unless
 # the plugin has changed it.
 _BETWEEN_PUSHES = 0.02
@@ -292,18 +293,19 @@ async def _believed(fetched: FetchedBalance, listing: Listing) -> FetchedBalance
 async def _stream_process(
     process: PluginProcess, method: str, request: Any, name: str
 ) -> AsyncGenerator[messages.WatchBalanceResponse, None]:
-    """The messages of the process; a failure of gRPC becomes an error of ours."""
+    """The messages of the process; a failure of its connection becomes an error of ours."""
     try:
         async with aclosing(process.stream(method, request)) as replies:
             async for reply in replies:
                 yield reply
-    except grpc.aio.AioRpcError as error:
-        code = error.code()
-    else:
-        return
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-        raise PluginUnavailable(f"The process of the plugin {name} ended, and is started again.")
-    raise PluginFailed(f"The process of the plugin {name} failed ({code.name}).")
+    except CallFailed as failure:
+        raise _without_reply(failure, name) from None
+
+
+def _without_reply(failure: CallFailed, name: str) -> ServiceError:
+    if failure.code in _GONE:
+        return PluginUnavailable(f"The process of the plugin {name} ended, and is started again.")
+    return PluginFailed(f"The process of the plugin {name} failed ({failure.name}).")
 
 
 def _take_push(reply: messages.WatchBalanceResponse, watch: Watch, name: str) -> None:
@@ -339,22 +341,17 @@ def _answered_at(age: float, asked_at: float, now: float) -> float:
 async def _call_process(
     supervisor: Supervisor, process: PluginProcess, method: str, listing: Listing, deadline: float, request: Any
 ) -> Any:
-    """The process's answer; a failure of gRPC becomes an error of ours."""
+    """The process's answer; a failure of its connection becomes an error of ours."""
     name = listing.plugin.info.name
     left = max(0.0, deadline - asyncio.get_running_loop().time())
     try:
         return await process.call(method, request, left + _TIMEOUT_MARGIN)
-    except grpc.aio.AioRpcError as error:
-        code = error.code()
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        supervisor.report_timeout()
-        # It did not even say that the deadline has passed: the venue is not the cause.
-        raise PluginUnavailable(
-            f"The process of the plugin {name} did not answer in time; it may block its event loop."
-        )
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-        raise PluginUnavailable(f"The process of the plugin {name} ended, and is started again.")
-    raise PluginFailed(f"The process of the plugin {name} failed ({code.name}).")
+    except CallFailed as failure:
+        if failure.code != messages.FAILURE_CODE_DEADLINE_EXCEEDED:
+            raise _without_reply(failure, name) from None
+    supervisor.report_timeout()
+    # It did not even say that the deadline has passed: the venue is not the cause.
+    raise PluginUnavailable(f"The process of the plugin {name} did not answer in time; it may block its event loop.")
 
 
 def _revalidate(fetched: FetchedBalance, listing: Listing) -> FetchedBalance:
@@ -379,5 +376,5 @@ async def _forget(process: PluginProcess, account: Account) -> None:
     request = messages.ForgetAccountRequest(
         user_id=account.user_id, exchange_id=account.exchange_id, environment=account.environment
     )
-    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
+    with contextlib.suppress(CallFailed, asyncio.CancelledError):
         await process.call("ForgetAccount", request, 1.0)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-import grpc
-
+from exchange_service.plugin_host.connection import CallFailed
 from exchange_service.plugin_host.process import PluginProcess
 from exchange_service.plugin_host.restart_policy import HEALTH_CHECK_INTERVAL, HealthReport, RestartPolicy
 
@@ -23,8 +22,8 @@ async def check_health(process: PluginProcess, restarts: RestartPolicy) -> Healt
     """What is wrong with the process; None if nothing is. Waits as long as `restarts` lets the process take."""
     try:
         stuck_calls = await _count_stuck_calls(process, restarts)
-    except grpc.aio.AioRpcError as error:
-        reason = await process.failure_reason(error, f"It does not answer ({error.code().name}).")
+    except CallFailed as failure:
+        reason = await process.failure_reason(failure, f"It does not answer ({failure.name}).")
         return HealthFault(reason, answers=False)
     if stuck_calls is None:
         return HealthFault("It did not answer any more: the plugin blocked its event loop.", answers=False)

@@ -152,7 +152,7 @@ def _environment(folder: Path) -> dict[str, str]:
     # The same modules as here, wherever they were found.
     path = os.pathsep.join(entry for entry in sys.path if entry)
     paths = {"HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": path}
-    # gRPC's fork handlers now and then crash a plugin's child right after the fork.
+    # A plugin may use gRPC, whose fork handlers now and then crash a plugin's child right after the fork.
     return {**inherited, **paths, "GRPC_ENABLE_FORK_SUPPORT": "0"}
 
 

@@ -27,7 +27,6 @@ from exchange_service.gc_tuning import set_thresholds
 from exchange_service.observability.logs import configure_logging
 from exchange_service.observability.redaction import redact
 from exchange_service.plugin_host.launch import REFRESH_MANIFEST, REFRESHES, REJECTED, WRITE_MANIFEST
-from exchange_service.plugin_host.protocol import MAX_MESSAGE
 from exchange_service.process_secrecy import hide_process
 from exchange_service.venues.loading import PLUGIN_GROUP, LoadedPlugin, is_recorded, load_entry_point, plugin_info
 from exchange_service.venues.manifests import PluginRejected, write_manifest
@@ -110,27 +109,22 @@ async def _answer_manifest(name: str, distribution: str, answer: int, *, newer: 
 
 
 async def _serve(name: str, distribution: str, socket: str, token: str, answer: int) -> None:
-    # Late: to write a manifest, no server is needed.
-    import grpc
-
+    # Late: to write a manifest, none of it is needed.
+    from exchange_service.plugin_host.answering import Listener
     from exchange_service.plugin_host.server import PluginServer
 
     # Markets are millions of objects that stay. With Python's own thresholds the collector goes over all of them many
     # times, which takes half of the time of loading.
     set_thresholds()
     plugin_server = PluginServer(partial(_load, name, distribution), token)
-    server = grpc.aio.server(
-        options=[("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.max_send_message_length", MAX_MESSAGE)]
-    )
-    server.add_generic_rpc_handlers((plugin_server.handlers(),))
-    server.add_insecure_port(f"unix:{socket}")
-    await server.start()
+    listener = Listener(plugin_server, token)
+    await listener.open(socket)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, ended.set)
     os.write(answer, READY)
     os.close(answer)
     await ended.wait()
-    await server.stop(0)
+    listener.close()
     await plugin_server.close()
 
 

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import grpc
 import psutil
 import structlog
 
 from exchange_service.model import Manifest
 from exchange_service.observability.logs import current_request_id
+from exchange_service.plugin_host.connection import CallFailed, ProcessConnection
 from exchange_service.plugin_host.launch import (
     LaunchSpec,
     PluginChanged,
@@ -26,24 +26,20 @@ from exchange_service.plugin_host.launch import (
 )
 from exchange_service.plugin_host.log_relay import relay_log
 from exchange_service.plugin_host.protocol import (
-    MAX_MESSAGE,
     OTHER_VERSION,
     PROTOCOL,
-    REQUEST_ID,
-    TOKEN,
     proof,
     read_pushes,
 )
 from exchange_service.plugin_host.sandbox import Reach
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
-from exchange_service.plugin_host.v1 import plugin_host_pb2_grpc
 from exchange_service.printable import printable
 from exchange_service.venues.manifests import write_manifest
-from exchange_service.venues.sockets import PushFigures
+from exchange_service.venues.push_figures import PushFigures
 
 # Seconds that a process has until it serves, the plugin's import included.
 _START_LIMIT = 15.0
-# Seconds until gRPC gives up a health check; a stuck process is ended before.
+# Seconds until a health check is given up; a stuck process is ended before.
 _HEALTH_CHECK_TIMEOUT = 30.0
 # Seconds that calls have to end in a process that is replaced.
 _DRAIN_LIMIT = 10.0
@@ -56,18 +52,6 @@ _LAST_LINES_LIMIT = 0.5
 
 # Characters of the sentence by which a process says why it cannot serve.
 _LONGEST_PROBLEM = 500
-
-_CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.max_send_message_length", MAX_MESSAGE),
-    ("grpc.enable_http_proxy", 0),
-    # One connection for the life of the process: its address cannot be taken over later.
-    ("grpc.client_idle_timeout_ms", 2**31 - 1),
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    # Not shared with another channel to an address of the same name.
-    ("grpc.use_local_subchannel_pool", 1),
-)
 
 log = structlog.get_logger("exchange_service.plugin_host")
 
@@ -133,8 +117,8 @@ class PluginProcess:
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._channel = grpc.aio.insecure_channel(f"unix:{spec.socket}", options=_CHANNEL_OPTIONS)
-        self._stub: Any = plugin_host_pb2_grpc.PluginHostServiceStub(self._channel)
+        # Not open yet: `_begin` opens another one.
+        self._connection = ProcessConnection()
         assert reaper.stderr is not None
         self._log_lines = asyncio.create_task(relay_log(reaper.stderr, policy.name), name=f"log lines of {policy.name}")
         self.ended = asyncio.create_task(self._wait_until_ended(), name=f"process of {policy.name}")
@@ -186,9 +170,10 @@ class PluginProcess:
             failure = _NeverBegan if status < 0 else StartFailed
             raise failure(f"Its process ended at once ({describe_exit(status)}).")
         try:
-            reply = await self.configure(config)
-        except grpc.aio.AioRpcError as error:
-            raise StartFailed(f"Its process did not answer the handshake ({error.code().name}).") from None
+            self._connection = await ProcessConnection.open(self.spec.socket)
+            reply = await self._connection.greet(self.spec.token, config.request())
+        except CallFailed as unanswered:
+            raise StartFailed(f"Its process did not answer the handshake ({unanswered.name}).") from None
         if not hmac.compare_digest(reply.proof, proof(self.spec.token)):
             raise StartFailed("Something other than its process answered.")
         # The installed code is newer or older than the code that runs here, and its words may mean something else.
@@ -203,7 +188,7 @@ class PluginProcess:
         await self.measure_memory()
 
     async def configure(self, config: ServeConfig) -> messages.ConfigureResponse:
-        """The handshake; grpc.aio.AioRpcError if it fails."""
+        """Pass a newer manifest on. Raises CallFailed."""
         reply: messages.ConfigureResponse = await self.call("Configure", config.request(), _START_LIMIT)
         self._reach.needed = config.ports
         return reply
@@ -228,52 +213,26 @@ class PluginProcess:
         return self._reaper.pid
 
     async def call(self, method: str, request: Any, timeout: float) -> Any:
-        """The process's answer within `timeout` seconds; grpc.aio.AioRpcError if the call fails.
+        """The process's answer within `timeout` seconds. Raises CallFailed.
 
         The code is UNAVAILABLE if the process ends before it answers, or has ended.
         """
         self._calls += 1
         self._idle.clear()
-        request_id = current_request_id()
-        metadata = ((TOKEN, self.spec.token), *(((REQUEST_ID, request_id),) if request_id else ()))
         try:
-            return await getattr(self._stub, method)(
-                request, timeout=timeout, metadata=metadata, wait_for_ready=not self.process_id
-            )
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # Not cancelled by the caller: the process has ended, and its channel was closed.
-            raise _ended() from None
-        except grpc.aio.UsageError:
-            # The channel was closed before.
-            raise _ended() from None
+            return await self._connection.call(method, request, timeout, current_request_id() or "")
         finally:
             self._calls -= 1
             if not self._calls:
                 self._idle.set()
 
-    async def stream(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
-        """The process's messages until it ends the call, or the caller does; grpc.aio.AioRpcError if the call fails,
-        with UNAVAILABLE if the process ends or has ended. It does not keep the process from being replaced."""
-        try:
-            call = getattr(self._stub, method)(request, metadata=((TOKEN, self.spec.token),))
-        except grpc.aio.UsageError:
-            raise _ended() from None
-        try:
-            async for message in call:
-                yield message
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            raise _ended() from None
-        finally:
-            call.cancel()
+    def stream(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
+        """The process's messages until it ends the call, or the caller does. Raises CallFailed, with UNAVAILABLE if the
+        process ends or has ended. It does not keep the process from being replaced."""
+        return self._connection.stream(method, request)
 
     async def health_check(self) -> int:
-        """How many of its calls are stuck; grpc.aio.AioRpcError if it does not answer."""
+        """How many of its calls are stuck. Raises CallFailed if it does not answer."""
         reply = await self.call("CheckHealth", messages.CheckHealthRequest(), _HEALTH_CHECK_TIMEOUT)
         self.pushes = read_pushes(reply.pushes, {metadata.id for metadata in self.manifest.exchanges})
         return int(reply.stuck_calls)
@@ -289,9 +248,9 @@ class PluginProcess:
 
     async def _wait_until_ended(self) -> str:
         status = await self._reaper.wait()
-        # Before its channel is closed, which fails the calls that still run.
+        # Before its connection is closed, which fails the calls that still run.
         self._over = True
-        await self._channel.close()
+        self._connection.end()
         await _run_in_thread(self.spec.close)
         return self.reason or f"It ended by itself ({describe_exit(status)})."
 
@@ -326,9 +285,11 @@ class PluginProcess:
         """Let `end_when_idle` wait no longer for its calls."""
         self._idle.set()
 
-    async def failure_reason(self, error: grpc.aio.AioRpcError, reason: str) -> str:
+    async def failure_reason(self, failure: CallFailed, reason: str) -> str:
         """Why it failed to answer: `reason`, unless its connection broke."""
-        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+        if self._connection.fault:
+            return f"It sent something that it may not send: {self._connection.fault}."
+        if failure.code != messages.FAILURE_CODE_UNAVAILABLE:
             return reason
         # Most often it has ended, and `ended` says in a moment how.
         await asyncio.wait({self.ended}, timeout=_END_NOTICE_LIMIT)
@@ -346,12 +307,6 @@ def _processor_seconds(process_id: int) -> float:
 def _remove_socket(spec: LaunchSpec) -> None:
     with contextlib.suppress(OSError):
         (spec.folder / "socket").unlink()
-
-
-def _ended() -> grpc.aio.AioRpcError:
-    """How a call fails on a process that has ended."""
-    nothing = grpc.aio.Metadata()
-    return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing, "the process has ended")
 
 
 # A pool of its own: other work in threads, such as a slow look-up of a name, must not delay a health check.

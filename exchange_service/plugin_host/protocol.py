@@ -12,20 +12,16 @@ from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceErro
 from exchange_service.model import SECRET_FIELDS, Account, Credential, KeyRights, VenueReports
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
-from exchange_service.venues.sockets import PushFigures
+from exchange_service.venues.push_figures import PushFigures
 from exchange_service.wire.balances import fault_message, read_fault
 from exchange_service.wire.protobuf import from_datetime, to_datetime
 
-# Rises with every change of plugin_host.proto, or of what its fields mean.
-PROTOCOL = 6
+# Rises with every change of plugin_host.proto and of frames.py, or of what their fields mean.
+PROTOCOL = 7
 # What is wrong if the two sides have not the same one, for operators.
 OTHER_VERSION = "Restart the service: another version of exchange-service is installed than the one that runs."
-SERVICE = messages.DESCRIPTOR.services_by_name["PluginHostService"].full_name
-# Metadata: the token of every call, and the id of the caller's request that a call is made for.
-TOKEN = "token"  # noqa: S105 - its name
-REQUEST_ID = "x-request-id"
-# Bytes: the largest balance, and the message around it.
-MAX_MESSAGE = 4 * 1024 * 1024
+# The limits of one call that are believed: far more than any venue has.
+_MOST_LIMITS = 100
 
 
 def proof(token: str) -> bytes:
@@ -128,7 +124,8 @@ def read_pushes(entries: Sequence[messages.OpenPushes], exchanges: Collection[st
 
 def read_reports(message: messages.VenueReports, into: VenueReports) -> None:
     """Put the reports that `write_reports` wrote into `into`."""
-    into.usage.update({entry.seconds: (entry.used, entry.resets_after) for entry in message.usage})
+    usage = message.usage[:_MOST_LIMITS]
+    into.usage.update({entry.seconds: (entry.used, entry.resets_after) for entry in usage})
     into.cooldown = max(into.cooldown, message.cooldown)
 
 

@@ -20,11 +20,14 @@ from functools import cache
 from importlib.machinery import all_suffixes
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from exchange_service.model import Manifest
-from exchange_service.settings import Settings
+
+if TYPE_CHECKING:
+    # A process that only gives its manifest has no settings.
+    from exchange_service.settings import Settings
 
 Mode = Literal["auto", "require", "off"]
 
@@ -182,7 +185,7 @@ def own_ports(settings: Settings) -> frozenset[int]:
         scheme = urlsplit(url).scheme.partition("+")[0]
         ports.add(_port(url) or defaults.get(scheme, 0))
     # Every address that it listens on; the one that venues see has no port.
-    for name in Settings.model_fields:
+    for name in type(settings).model_fields:
         if name.endswith("address") and name != "outgoing_address":
             port = str(getattr(settings, name) or "").rpartition(":")[2]
             ports.add(int(port) if port.isdigit() else 0)

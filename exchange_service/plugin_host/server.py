@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-import grpc
 import structlog
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, ServiceError
 from exchange_service.model import Account, Credential, VenueReports
-from exchange_service.observability.logs import CallMark, current_call
 from exchange_service.plugin_host.protocol import (
     OTHER_VERSION,
     PROTOCOL,
-    REQUEST_ID,
-    SERVICE,
-    TOKEN,
     proof,
     read_credential,
     read_reference,
@@ -75,7 +69,7 @@ class _ServedPlugin:
 
 
 class PluginServer:
-    """Serves one plugin, which `load` loads at the handshake, to callers that have the token."""
+    """Serves one plugin, which `load` loads at the handshake. `token`: what the handshake's reply proves to know."""
 
     def __init__(self, load: Callable[[], LoadedPlugin], token: str) -> None:
         self._load = load
@@ -216,55 +210,6 @@ class PluginServer:
             await self._served.sessions.close()
             await self._served.plugin.state.close()
             await self._served.http.close()
-
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """The handlers for the gRPC server; each answers only calls with the token."""
-        methods: dict[str, tuple[type[Any], Callable[[Any], Awaitable[Any]]]] = {
-            "Configure": (messages.ConfigureRequest, self.configure),
-            "CheckHealth": (messages.CheckHealthRequest, self.check_health),
-            "FetchBalance": (messages.FetchBalanceRequest, self.fetch_balance),
-            "CheckCredential": (messages.CheckCredentialRequest, self.check_credential),
-            "ForgetAccount": (messages.ForgetAccountRequest, self.forget_account),
-        }
-        handlers: dict[str, Any] = {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._require_token(answer),
-                request_deserializer=kind.FromString,
-                response_serializer=lambda message: message.SerializeToString(),
-            )
-            for name, (kind, answer) in methods.items()
-        }
-        handlers["WatchBalance"] = grpc.unary_stream_rpc_method_handler(
-            self._watch,
-            request_deserializer=messages.WatchBalanceRequest.FromString,
-            response_serializer=lambda message: message.SerializeToString(),
-        )
-        return grpc.method_handlers_generic_handler(SERVICE, handlers)
-
-    async def _watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        await self._check_token(context)
-        async with aclosing(self.watch_balance(request)) as replies:
-            async for reply in replies:
-                yield reply
-
-    async def _check_token(self, context: Any) -> Mapping[str, Any]:
-        """The call's metadata; a call without this process's token is ended."""
-        metadata = dict(context.invocation_metadata() or ())
-        if not hmac.compare_digest(str(metadata.get(TOKEN, "")), self._token):
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "no token of this process")
-        return metadata
-
-    def _require_token(self, answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def handle(request: Any, context: Any) -> Any:
-            metadata = await self._check_token(context)
-            mark = CallMark(str(metadata.get(REQUEST_ID, "")))
-            current_call.set(mark)
-            try:
-                return await answer(request)
-            finally:
-                mark.request_id = ""
-
-        return handle
 
 
 def _require_same(plugin: LoadedPlugin, request: messages.ConfigureRequest) -> None:

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import grpc
 import structlog
 
 from exchange_service.errors import PluginUnavailable
 from exchange_service.observability.tracebacks import raised_at
+from exchange_service.plugin_host.connection import CallFailed
 from exchange_service.plugin_host.health import check_health
 from exchange_service.plugin_host.launch import PluginChanged, ProcessPolicy, StartFailed
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
 from exchange_service.plugin_host.restart_policy import HEALTH_CHECK_INTERVAL, LEAST_PAUSE, RestartPolicy
-from exchange_service.venues.sockets import PushFigures
+from exchange_service.venues.push_figures import PushFigures
 
 log = structlog.get_logger("exchange_service.plugin_host")
 
@@ -253,8 +253,8 @@ class Supervisor:
         process.manifest = config.manifest
         try:
             await process.configure(config)
-        except grpc.aio.AioRpcError as error:
-            self._give_up(process, await process.failure_reason(error, "It did not accept a newer manifest."))
+        except CallFailed as failure:
+            self._give_up(process, await process.failure_reason(failure, "It did not accept a newer manifest."))
 
     async def close(self) -> None:
         """End the process for good."""

@@ -103,7 +103,8 @@ class _Passage:
     venue: Venue
     # The breaker of the account alone, if it has failed lately.
     own: CircuitBreaker | None
-    limiters: list[RateLimiter]
+    # Each with the fetch's cost in its units.
+    limiters: list[tuple[RateLimiter, int]]
     keys: GateKeys
     priority: Priority
     began: float
@@ -180,7 +181,7 @@ class _Passage:
     def _usage(self) -> Iterator[tuple[RateLimiter, int, float]]:
         """Each limit that the plugin has reported on, with the units used and the seconds until it resets. No window
         lasts longer than its limit says, whatever the answer does."""
-        for limiter in self.limiters:
+        for limiter, _ in self.limiters:
             usage = self.target.reports.usage.get(limiter.limit.seconds)
             if usage is not None:
                 yield limiter, usage[0], min(usage[1], limiter.limit.seconds)
@@ -248,7 +249,11 @@ class Gated:
         # An account is known by its user: a user who changes the credential is no other account.
         keys = GateKeys(name, f"{name} {version}", target.user_key or target.account.user_id)
         venue, own = self._outcomes.venue(name), self._outcomes.own.get(keys.credential)
-        limiters = [self._limiters.get(keys[limit.scope == "key"], limit) for limit in metadata.limits]
+        account_type = target.account.account_type
+        limiters = [
+            (self._limiters.get(keys[limit.scope == "key"], limit), limit.cost_of(account_type))
+            for limit in metadata.limits
+        ]
         return _Passage(target, venue, own, limiters, keys, priority, _loop_time(), deadline, ask)
 
     def _retry_delay(self, passage: _Passage, error: BaseException) -> bool | float:
@@ -316,15 +321,15 @@ class Gated:
         down. Redis is asked once: for the cooldowns and, at the same time, for permits that this process lacks.
         """
         now, polling, account = _loop_time(), passage.priority.polling, passage.keys.account
-        parts: list[RateLimiter] = []
-        for limiter in passage.limiters:
-            wait = limiter.take_part(account, polling, now)
+        parts: list[tuple[RateLimiter, int]] = []
+        for limiter, cost in passage.limiters:
+            wait = limiter.take_part(account, polling, now, cost)
             if wait:
                 _return_parts(parts, account)
                 return wait
-            parts.append(limiter)
-        acquired = [limiter for limiter in passage.limiters if limiter.acquire_local(polling, now)]
-        missing = [limiter for limiter in passage.limiters if limiter not in acquired]
+            parts.append((limiter, cost))
+        acquired = [(limiter, cost) for limiter, cost in parts if limiter.acquire_local(polling, now, cost)]
+        missing = [part for part in parts if part not in acquired]
         wait = 0.0
         if self._options.shared is None:
             wait = await _acquire_all(missing, acquired, polling, account)
@@ -333,11 +338,11 @@ class Gated:
         else:
             refreshed = self._cooldowns.refresh(passage.keys)
             _, wait = await asyncio.gather(refreshed, _acquire_all(missing, acquired, polling, account))
-        for limiter in passage.limiters:
+        for limiter, _ in passage.limiters:
             self._metrics.budget_left(passage.metadata.id, limiter.limit.scope, limiter.left())
         if wait or passage.refusal(self._cooldowns) is not None:
-            for limiter in acquired:
-                limiter.release(polling, _loop_time())
+            for limiter, cost in acquired:
+                limiter.release(polling, _loop_time(), cost)
             _return_parts(parts, account)
         self._raise_refusal(passage)
         return wait
@@ -399,21 +404,21 @@ def _may_speak_of_the_venue(passage: _Passage, error: ServiceError, started: flo
     return not isinstance(error, VenueTimeout) or passage.deadline - started >= fair_share
 
 
-def _return_parts(limiters: Sequence[RateLimiter], account: str) -> None:
-    for limiter in limiters:
-        limiter.return_part(account, _loop_time())
+def _return_parts(parts: Sequence[tuple[RateLimiter, int]], account: str) -> None:
+    for limiter, cost in parts:
+        limiter.return_part(account, _loop_time(), cost)
 
 
 async def _acquire_all(
-    missing: Sequence[RateLimiter], acquired: list[RateLimiter], polling: bool, account: str
+    missing: Sequence[tuple[RateLimiter, int]], acquired: list[tuple[RateLimiter, int]], polling: bool, account: str
 ) -> float:
     """Take permits of each; the limiters that gave them go to `acquired`. Returns zero, or the wait for the first
     without enough."""
-    for limiter in missing:
-        wait = await limiter.acquire(polling, account)
+    for limiter, cost in missing:
+        wait = await limiter.acquire(polling, account, cost)
         if wait:
             return wait
-        acquired.append(limiter)
+        acquired.append((limiter, cost))
     return 0.0
 
 

@@ -136,8 +136,8 @@ class RateLimiter:
         self._window = Window(limit.seconds)
         # By whether polling may use them: permits of the reserve are only for callers who wait.
         self._batches = {polling: _Batch(limit.cost) for polling in (True, False)}
-        # From when on it is worth asking Redis again.
-        self._ask_after = {True: 0.0, False: 0.0}
+        # From when on it is worth asking Redis again, by whether it is for polling and by the cost.
+        self._ask_after: dict[tuple[bool, int], float] = {}
         self._alone_until = 0.0
         # Permits given out without Redis, and when last: they are counted there as soon as it answers.
         self._owed = 0
@@ -151,10 +151,10 @@ class RateLimiter:
         self._short: dict[str, float] = {}
         self._asking = asyncio.Lock()
 
-    def _allowed(self, polling: bool) -> int:
+    def _allowed(self, polling: bool, cost: int) -> int:
         """How many of the window's permits are for it; at least one balance's."""
         count = self.limit.count
-        return max(self.limit.cost, int(count * (1 - RESERVE))) if polling else count
+        return max(cost, int(count * (1 - RESERVE))) if polling else count
 
     def left(self) -> float:
         """The share that is left, from 0 to 1, as this process has counted."""
@@ -179,7 +179,7 @@ class RateLimiter:
         agreed = min(valid.values()) if len(valid) > 1 else (0, 0.0)
         return max(agreed, valid.get(account, (0, 0.0)))
 
-    def take_part(self, account: str, polling: bool, now: float) -> float:
+    def take_part(self, account: str, polling: bool, now: float, cost: int) -> float:
         """Take a balance's cost of the part of the limit that the account may use in this process. Returns zero, or
         the seconds until it is worth trying again."""
         if self._of_accounts is None:
@@ -188,20 +188,20 @@ class RateLimiter:
         if window is None:
             window = self._of_accounts[account] = Window(self.limit.seconds)
         part = OF_ONE_BESIDE_OTHERS if self._others_are_short(account, now) else OF_ONE
-        allowed = max(self.limit.cost, int(self._allowed(polling) * part) // self._replicas)
-        wait = window.wait(self.limit.cost, allowed, now)
+        allowed = max(cost, int(self._allowed(polling, cost) * part) // self._replicas)
+        wait = window.wait(cost, allowed, now)
         if not wait:
-            window.add(self.limit.cost, now)
+            window.add(cost, now)
             return 0.0
         return min(max(_LEAST_WAIT, wait), self.limit.seconds)
 
-    def _note_shortage(self, account: str, now: float) -> None:
+    def _note_shortage(self, account: str, now: float, cost: int) -> None:
         """A caller has found no permits for the account: for a while others may use less, unless this one has used more
         than that itself, or knows of the shortage from the venue alone."""
         window = self._of_accounts.get(account) if self._of_accounts is not None else None
-        if window is None or window.used(now) > max(self.limit.cost, int(self.limit.count * OF_ONE_BESIDE_OTHERS)):
+        if window is None or window.used(now) > max(cost, int(self.limit.count * OF_ONE_BESIDE_OTHERS)):
             return
-        if self._shared is None and not self._window.wait(self.limit.cost, self.limit.count, now):
+        if self._shared is None and not self._window.wait(cost, self.limit.count, now):
             return
         self._short.pop(account, None)
         self._short[account] = now + self.limit.seconds
@@ -212,57 +212,58 @@ class RateLimiter:
     def _others_are_short(self, account: str, now: float) -> bool:
         return any(now < until and name != account for name, until in self._short.items())
 
-    def return_part(self, account: str, now: float) -> None:
+    def return_part(self, account: str, now: float, cost: int) -> None:
         """Return what `take_part` took: the venue was not asked after all."""
         window = self._of_accounts.get(account) if self._of_accounts is not None else None
         if window is not None:
-            window.add(-self.limit.cost, now)
+            window.add(-cost, now)
 
-    def acquire_local(self, polling: bool, now: float) -> bool:
+    def acquire_local(self, polling: bool, now: float, cost: int) -> bool:
         """Take a balance's cost of the permits that this process has already; whether there were enough."""
         for batch in (self._batches[True],) if polling else (self._batches[False], self._batches[True]):
-            if batch.left >= self.limit.cost and now < batch.ends:
-                batch.left -= self.limit.cost
-                self._window.add(self.limit.cost, now)
+            if batch.left >= cost and now < batch.ends:
+                batch.left -= cost
+                self._window.add(cost, now)
                 return True
         return False
 
-    def release(self, polling: bool, now: float) -> None:
+    def release(self, polling: bool, now: float, cost: int) -> None:
         """Return a balance's cost: the venue was not asked after all."""
-        self._window.add(-self.limit.cost, now)
+        self._window.add(-cost, now)
         if self._shared is not None and now >= self._alone_until:
             batch = self._batches[polling]
-            batch.left = self.limit.cost + (batch.left if now < batch.ends else 0)
+            batch.left = cost + (batch.left if now < batch.ends else 0)
             batch.ends = now + self.limit.seconds / _BATCHES
 
-    async def acquire(self, polling: bool, account: str = "") -> float:
+    async def acquire(self, polling: bool, account: str, cost: int) -> float:
         """Take a balance's cost. Returns zero, or the seconds until it is worth trying again."""
-        wait = await self._acquire(polling, account)
+        wait = await self._acquire(polling, account, cost)
         if wait and not polling:
-            self._note_shortage(account, asyncio.get_running_loop().time())
+            self._note_shortage(account, asyncio.get_running_loop().time(), cost)
         return wait
 
-    async def _acquire(self, polling: bool, account: str) -> float:
+    async def _acquire(self, polling: bool, account: str, cost: int) -> float:
         clock = asyncio.get_running_loop().time
         if self._shared is None:
-            return self._acquire_alone(polling, clock(), account)
+            return self._acquire_alone(polling, clock(), account, cost)
         async with self._asking:
             # While this one waited for the lock another one may have brought enough for both.
             now = clock()
-            if self.acquire_local(polling, now):
+            if self.acquire_local(polling, now, cost):
                 return 0.0
-            if now < self._ask_after[polling]:
-                return self._ask_after[polling] - now
+            ask_after = self._ask_after.get((polling, cost), 0.0)
+            if now < ask_after:
+                return ask_after - now
             if now >= self._alone_until:
-                wait = await self._acquire_shared(self._shared, polling, now)
+                wait = await self._acquire_shared(self._shared, polling, now, cost)
                 if wait is not None:
                     return wait
                 self._alone_until = clock() + _ALONE
-            return self._acquire_alone(polling, clock(), account)
+            return self._acquire_alone(polling, clock(), account, cost)
 
-    async def _acquire_shared(self, shared: SharedRateLimits, polling: bool, now: float) -> float | None:
-        cost, batch, allowed = self.limit.cost, self._batches[polling], self._allowed(polling)
-        wait = self._own_wait(allowed, now)
+    async def _acquire_shared(self, shared: SharedRateLimits, polling: bool, now: float, cost: int) -> float | None:
+        batch, allowed = self._batches[polling], self._allowed(polling, cost)
+        wait = self._own_wait(allowed, now, cost)
         if wait:
             return max(_LEAST_WAIT, wait)
         if now < batch.ends:
@@ -283,12 +284,13 @@ class RateLimiter:
         if taken:
             # Never beyond the limit's own window.
             wait = min(max(_LEAST_WAIT, taken), self.limit.seconds)
-            self._ask_after[polling] = now + wait
+            self._ask_after[polling, cost] = now + wait
             return wait
         for expired in self._batches.values():
             if now >= expired.ends:
                 expired.left = 0
-        batch.left, batch.ends = batch.size - cost, now + self.limit.seconds / _BATCHES
+        # What is left was too little for this balance, and is enough for a cheaper one.
+        batch.left, batch.ends = batch.left + batch.size - cost, now + self.limit.seconds / _BATCHES
         self._window.add(cost, now)
         return 0.0
 
@@ -302,14 +304,13 @@ class RateLimiter:
         counted_for = self.limit.seconds * (1 - 1 / _BATCHES)
         return sum(batch.left for batch in self._batches.values() if batch.ends <= now < batch.ends + counted_for)
 
-    def _own_wait(self, allowed: int, now: float) -> float:
+    def _own_wait(self, allowed: int, now: float, cost: int) -> float:
         """Seconds until this process's own count leaves room for a balance: it sends no more than the limit, whatever
         becomes of the count in Redis."""
-        return self._window.wait(self.limit.cost, allowed, now)
+        return self._window.wait(cost, allowed, now)
 
-    def _acquire_alone(self, polling: bool, now: float, account: str) -> float:
+    def _acquire_alone(self, polling: bool, now: float, account: str, cost: int) -> float:
         """The same by this process's own count, of its part of the limit."""
-        cost = self.limit.cost
         count = max(cost, self.limit.count // self._replicas)
         allowed = max(cost, int(count * (1 - RESERVE)) if polling else count)
         others, until = self._used_by_others(now, account)

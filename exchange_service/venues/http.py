@@ -49,11 +49,11 @@ from exchange_service.open_files import none_left
 from exchange_service.plugin_kit.gateways import gateway_error
 from exchange_service.plugin_kit.payload import count_marks, parse_json, retry_after
 from exchange_service.tasks import beside_the_loop
+from exchange_service.venues.push_figures import PushFigures
 from exchange_service.venues.sockets import (
     CLOSE_LIMIT,
     MESSAGE_LIMIT,
     OpenPushes,
-    PushFigures,
     VenueSocket,
     read_lines,
 )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
+from functools import lru_cache
+from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, entry_points
 from typing import Any
 
 import pluggy
@@ -81,11 +82,17 @@ def plugin_info(point: EntryPoint) -> PluginInfo:
     if point.dist is None:
         return PluginInfo(point.name, "", "")
     try:
-        known = point.dist.metadata
+        return PluginInfo(point.name, *_version_and_name(point.dist))
     # There is no such file, or it is not a text.
     except (OSError, TypeError, ValueError):
         return PluginInfo(point.name, "", "")
-    return PluginInfo(point.name, known["Version"] or "", known["Name"] or "")
+
+
+@lru_cache(maxsize=64)
+def _version_and_name(found: Distribution) -> tuple[str, str]:
+    """Read once for each record that was found: a start asks for each plugin's a dozen times."""
+    known = found.metadata
+    return known["Version"] or "", known["Name"] or ""
 
 
 def is_recorded(point: EntryPoint) -> bool:

@@ -74,6 +74,9 @@ def _listing_faults(metadata: ExchangeMetadata, ids: Collection[str]) -> Iterato
             yield f"has {name} {limit}, which is not a number of bytes from 1 to {most}."
     if any(limit.count > _MOST_UNITS or limit.seconds > _LONGEST_WINDOW for limit in metadata.limits):
         yield f"has a RateLimit of more than {_MOST_UNITS} units, or of more than {_LONGEST_WINDOW} seconds."
+    known = {*metadata.account_types, ALL_ACCOUNT_TYPES}
+    if any(name not in known for limit in metadata.limits for name in limit.costs):
+        yield f"has a RateLimit with costs of an account type that is neither listed nor {ALL_ACCOUNT_TYPES!r}."
     for item in fields(metadata.push):
         most = getattr(metadata.push, item.name)
         if most is not None and not 1 <= most <= _MOST_UNITS:

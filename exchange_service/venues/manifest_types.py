@@ -12,6 +12,8 @@ from exchange_service.model import ExchangeMetadata, Manifest
 
 # What each type is called in a sentence: one value, and several.
 _WORDS = {str: ("a text", "texts"), bool: ("True or False", "truth values"), int: ("a whole number", "numbers")}
+# A dict with values of each type.
+_EXAMPLES = {str: '{"api": "https://api.acme.example"}', int: '{"all": 12}'}
 # The longest text that a sentence repeats.
 _LONGEST_SHOWN = 40
 
@@ -34,16 +36,17 @@ def _field_types(kind: Any) -> dict[str, Any]:
 
 
 def _in_value(value: Any, kind: Any, path: str) -> Iterator[str]:
-    if get_origin(kind) in (Union, UnionType):
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
         if value is not None or NoneType not in get_args(kind):
             yield from _in_value(value, next(part for part in get_args(kind) if part is not NoneType), path)
-    elif get_origin(kind) is tuple:
+    elif origin is tuple:
         yield from _in_tuple(value, get_args(kind)[0], path)
-    elif get_origin(kind) is Literal:
+    elif origin is Literal:
         if not any(value is choice or (type(value) is str and value == choice) for choice in get_args(kind)):
             yield _sentence(path, " or ".join(f'"{choice}"' for choice in get_args(kind)), value)
-    elif get_origin(kind) is Mapping:
-        yield from _in_mapping(value, path)
+    elif origin is Mapping:
+        yield from _in_mapping(value, get_args(kind)[1], path)
     elif is_dataclass(kind):
         if type(value) is kind:
             yield from _in_fields(value, f"{path}.")
@@ -79,16 +82,16 @@ def _place(path: str, place: int, item: Any) -> str:
     return f"{path}[{place}]{named}"
 
 
-def _in_mapping(value: Any, path: str) -> Iterator[str]:
+def _in_mapping(value: Any, kind: Any, path: str) -> Iterator[str]:
     if type(value) is not dict:
         advice = " Write {**it}." if isinstance(value, Mapping) else ""
-        yield _sentence(path, 'a dict of texts, such as {"api": "https://api.acme.example"},', value) + advice
+        yield _sentence(path, f"a dict of {_several(kind)}, such as {_EXAMPLES[kind]},", value) + advice
         return
     for name, item in value.items():
         if not isinstance(name, str):
             yield _sentence(f"a key of {path}", "a text", name)
-        elif not isinstance(item, str):
-            yield _sentence(f"{path}[{name[:_LONGEST_SHOWN]!r}]", "a text", item)
+        else:
+            yield from _in_value(item, kind, f"{path}[{name[:_LONGEST_SHOWN]!r}]")
 
 
 def _sentence(path: str, right: str, value: Any) -> str:

@@ -6,13 +6,13 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakSet
 
 import aiohttp
 
 from exchange_service.errors import VenueMalformed, VenueTimeout, VenueUnavailable
+from exchange_service.venues.push_figures import PushFigures
 
 # Bytes of one message or line.
 MESSAGE_LIMIT = 1024 * 1024
@@ -20,21 +20,6 @@ MESSAGE_LIMIT = 1024 * 1024
 CLOSE_LIMIT = 1.0
 # Bytes of a stream that are read at once.
 _CHUNK = 16 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class PushFigures:
-    """The connections that are open for one exchange's pushes, the subscriptions on them as far as the plugin tells,
-    and how many connections were opened so far."""
-
-    connections: int = 0
-    subscriptions: int = 0
-    opened: int = 0
-
-    def __add__(self, other: PushFigures) -> PushFigures:
-        return PushFigures(
-            self.connections + other.connections, self.subscriptions + other.subscriptions, self.opened + other.opened
-        )
 
 
 class OpenPushes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import IntEnum
 
 from exchange_service.errors import ServiceError
 from exchange_service.v1 import balance_pb2, exchange_service_pb2
@@ -12,7 +12,7 @@ from exchange_service.wire.protobuf import encode_varint, split_seconds, to_dura
 from exchange_service.wire.stored import StoredBalance
 
 
-class Source(Enum):
+class Source(IntEnum):
     """Where a balance comes from, as BalanceSource in balance.proto."""
 
     VENUE = balance_pb2.BALANCE_SOURCE_VENUE
@@ -49,7 +49,7 @@ def fresh_field(source: Source, age: float, delivery: bytes = b"") -> bytes:
     # The enum's numbers and all lengths are below 128, so each is one byte.
     end = bytes((0x22, len(delivery))) + delivery if delivery else b""
     length = 4 + len(duration) + len(end)
-    return bytes((0x12, length, 0x08, source.value, 0x12, len(duration))) + duration + end
+    return bytes((0x12, length, 0x08, source, 0x12, len(duration))) + duration + end
 
 
 def freshness_message(

@@ -1,24 +1,148 @@
-"""What is the same on both engines, which the other tests of the service run on one of them only."""
+"""What is the same on both engines, and what is the native one's own. `make test-native` runs the other tests on it."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import struct
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from structlog.testing import capture_logs
 
+from benchmarks.http2 import frame, request_headers
 from exchange_service.app import start_service
 from exchange_service.startup_checks import UnsafeSettings
-from tests.harness import ScriptedPlugin, balance_request, failure, registry_of, serving, settings_for, totals
+from exchange_service.v1 import exchange_service_pb2 as messages
+from exchange_service.v1.exchange_service_pb2_grpc import ExchangeServiceStub
+from tests.harness import (
+    USER,
+    Running,
+    ScriptedPlugin,
+    balance_request,
+    failure,
+    registry_of,
+    serving,
+    settings_for,
+    totals,
+    until,
+)
 
-ENGINES = pytest.mark.parametrize("engine", ["grpcio", "native"])
+SERVICE = "/exchange_service.v1.ExchangeService"
 
 
-@ENGINES
-async def test_both_engines_answer(tmp_path: Path, engine: str) -> None:
-    async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), engine=engine) as running:
+@pytest.fixture(params=["grpcio", "native"])
+async def running(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Running]:
+    registry = registry_of(ScriptedPlugin())
+    impatient = {"write_timeout": 1.0, "heartbeat_interval": 0.2}
+    async with serving(tmp_path, registry=registry, engine=request.param, **impatient) as running:
         await running.store()
-        assert totals((await running.stub.GetBalance(balance_request())).balance) == {"BTC": "1.50"}
-        assert (await failure(running.stub.GetBalance(balance_request("nowhere")))).reason == "EXCHANGE_UNKNOWN"
+        yield running
+
+
+@asynccontextmanager
+async def raw_connection(running: Running, window: int) -> AsyncIterator[asyncio.StreamWriter]:
+    """A connection on which the server may send so many bytes of each stream, and whose client reads nothing."""
+    reader, writer = await asyncio.open_connection(*running.service.address.rsplit(":", 1))
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, struct.pack(">HI", 4, window))
+    writer.write(preface + frame(4, 1, 0, b""))
+    try:
+        yield writer
+    finally:
+        writer.close()
+        del reader
+
+
+def call(stream: int, method: str, request: Any) -> bytes:
+    """The frames of a whole call."""
+    message = request.SerializeToString()
+    body = b"\0" + struct.pack(">I", len(message)) + message
+    return frame(1, 4, stream, request_headers(1, f"{SERVICE}/{method}", ())) + frame(0, 1, stream, body)
+
+
+def in_progress(running: Running) -> int:
+    return running.service.server.handler_wrapper.running()
+
+
+async def test_a_balance_is_answered_and_an_error_carries_its_details(running: Running) -> None:
+    assert totals((await running.stub.GetBalance(balance_request())).balance) == {"BTC": "1.50"}
+    assert (await failure(running.stub.GetBalance(balance_request("nowhere")))).reason == "EXCHANGE_UNKNOWN"
+
+
+async def test_a_request_that_the_client_has_compressed_is_read(running: Running) -> None:
+    async with grpc.aio.insecure_channel(running.service.address, compression=grpc.Compression.Gzip) as channel:
+        assert (await ExchangeServiceStub(channel).GetBalance(balance_request())).balance.venue_accounts
+
+
+async def test_a_request_over_the_limit_is_refused(running: Running) -> None:
+    failed = await failure(running.stub.GetBalance(balance_request(user_id="a" * 70_000)))
+    assert failed.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "larger than max" in failed.message
+
+
+async def test_an_unknown_method_is_refused_and_counted(running: Running) -> None:
+    unknown: Any = running.client.channel.unary_unary("/a.Service/Nothing")
+    assert (await failure(unknown(b""))).code is grpc.StatusCode.UNIMPLEMENTED
+    assert 'method="other"' in running.service.metrics.text().decode()
+
+
+async def test_subscribers_who_do_not_read_take_no_thread_and_are_ended(running: Running) -> None:
+    threads = threading.active_count()
+    request = messages.StreamBalancesRequest(user_id=USER)
+    async with raw_connection(running, window=0) as writer:
+        writer.write(b"".join(call(stream, "StreamBalances", request) for stream in range(1, 101, 2)))
+        await until(lambda: in_progress(running) == 50, "the opening of the streams")
+        most = 0
+        while in_progress(running):
+            most = max(most, threading.active_count())
+            await asyncio.sleep(0.05)
+        # One opens the database.
+        assert most <= threads + 1
+
+
+async def test_calls_that_are_cancelled_as_soon_as_they_come_leave_nothing(running: Running) -> None:
+    cancel = struct.pack(">I", 8)
+    async with raw_connection(running, window=65_535) as writer:
+        # Not more: the native engine's library then takes it for an attack, and ends the connection.
+        for stream in range(1, 21, 2):
+            writer.write(call(stream, "StreamBalances", messages.StreamBalancesRequest(user_id=USER)))
+            writer.write(frame(3, 0, stream, cancel))
+        await writer.drain()
+        await running.stub.GetBalance(balance_request())
+        await until(lambda: not in_progress(running), "the end of the calls")
+    engine = running.service.server.engine
+    if hasattr(engine, "fallback"):
+        await until(lambda: not engine.engine._calls, "the end of the calls")
+
+
+class TestNative:
+    async def test_what_stands_behind_it_is_reached_by_its_own_user_alone_and_leaves_no_file(
+        self, tmp_path: Path
+    ) -> None:
+        async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), engine="native") as running:
+            engine: Any = running.service.server.engine
+            assert os.stat(engine.folder).st_mode & 0o777 == 0o700
+        with pytest.raises(FileNotFoundError):
+            os.stat(engine.folder)
+
+    async def test_without_its_package_auto_says_nothing_and_takes_grpcio(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("EXCHANGE_SERVICE_ENGINE", raising=False)
+        monkeypatch.delitem(sys.modules, "exchange_service.grpc_server.engines.native", raising=False)
+        monkeypatch.setitem(sys.modules, "pygrpc_native", None)
+        with capture_logs() as logs:
+            async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
+                assert (await running.client.list_exchanges()).stats.total == 1
+        (listening,) = (line for line in logs if line["event"] == "service.listening")
+        assert listening["engine"] == "grpcio"
+        assert {line["log_level"] for line in logs} <= {"info", "debug"}
 
 
 class TestNativeIsRefused:

@@ -75,7 +75,8 @@ async def die(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
         raise NoAnswer("killed")
 
     cache: Any = running.service.cache
-    monkeypatch.setattr(cache._sealed.link, "call", refuse)
+    for way in ("call", "read"):
+        monkeypatch.setattr(cache._sealed.link, way, refuse)
     await running.service.stop()
 
 

@@ -69,11 +69,11 @@ async def minutes(limiter: RateLimiter, clock: OffsetClock, *greedy: str) -> Cou
         for name in callers:
             now = second
             moment = 1_000_000.0 + now
-            if limiter.take_part(name, False, moment):
+            if limiter.take_part(name, False, moment, 1):
                 continue
             clock.seconds = moment
-            if await limiter.acquire(False, name):
-                limiter.return_part(name, moment)
+            if await limiter.acquire(False, name, 1):
+                limiter.return_part(name, moment, 1)
             elif second >= 540:
                 got[name] += 1
     return got
@@ -118,9 +118,9 @@ async def test_one_user_alone_gets_half_and_one_who_has_used_a_quarter_takes_not
     got = Counter[str]()
     for name in ("alice", "bob") * 40:
         clock.seconds = 1000.0
-        if not limiter.take_part(name, False, 1000.0) and not await limiter.acquire(False, name):
+        if not limiter.take_part(name, False, 1000.0, 1) and not await limiter.acquire(False, name, 1):
             got[name] += 1
     # Each has half, and neither counts as short of permits.
     assert got == {"alice": 30, "bob": 30}
     clock.seconds = 1180.0
-    assert sum(not limiter.take_part("alice", False, 1180.0) for _ in range(40)) == 30
+    assert sum(not limiter.take_part("alice", False, 1180.0, 1) for _ in range(40)) == 30

@@ -14,8 +14,11 @@ from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, ServiceError, VenueUnavailable
 from exchange_service.model import Account, Credential, KeyRights, VenueReports
 from exchange_service.plugin_host.client import _revalidate
+from exchange_service.plugin_host.connection import ProcessConnection, _Call
+from exchange_service.plugin_host.frames import FrameError, FrameReader, Kind, write_frame
 from exchange_service.plugin_host.launch import StartFailed, _parse_answer
 from exchange_service.plugin_host.log_relay import log_line
+from exchange_service.plugin_host.methods import METHODS
 from exchange_service.plugin_host.protocol import (
     read_credential,
     read_error,
@@ -33,7 +36,7 @@ from exchange_service.plugin_host.protocol import (
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.venues.manifests import PluginRejected, read_manifest, validate_manifest, write_manifest
 from exchange_service.venues.outgoing import name_in_accounts
-from exchange_service.venues.sockets import PushFigures
+from exchange_service.venues.push_figures import PushFigures
 from exchange_service.wire.balances import FetchedBalance, fetched_balance, read_fetched
 from exchange_service.wire.stored import store_balance
 from tests.fuzz.fakex import MANIFEST, registry
@@ -87,9 +90,45 @@ REPLY = messages.FetchBalanceResponse(
 )
 
 
+def frames() -> bytes:
+    """What a process sends: an item, a reply and a failure, each for another call."""
+    failure = messages.CallFailure(code=messages.FAILURE_CODE_INTERNAL).SerializeToString()
+    item = messages.WatchBalanceResponse(changed=True).SerializeToString()
+    bodies = ((Kind.ITEM, item), (Kind.REPLY, HEALTH.SerializeToString()), (Kind.FAILURE, failure))
+    return b"".join(write_frame(kind, number, body) for number, (kind, body) in enumerate(bodies, 1))
+
+
+@target("plugin-frames", [frames()], (FrameError,))
+def read_frames(data: bytes) -> object:
+    whole, in_pieces = FrameReader(), FrameReader()
+    whole.feed(data)
+    read = list(iter(whole.read, None))
+    pieces = []
+    for begin in range(0, len(data), 7):
+        in_pieces.feed(data[begin : begin + 7])
+        pieces += list(iter(in_pieces.read, None))
+    assert pieces == read
+    assert len(whole) <= len(data)
+    return read
+
+
+@target("plugin-connection", [frames()], (FrameError,))
+def take_frames(data: bytes) -> object:
+    """Three calls are open, the first a stream's: each is answered once, and the stream has one item at most."""
+    reader, end = FrameReader(), ProcessConnection()
+    reader.feed(data)
+    end._calls.update({number: _Call(stream=number == 1) for number in (1, 2, 3)})
+    taken = 0
+    for frame in iter(reader.read, None):
+        end.take_frame(frame)
+        taken += 1
+    assert taken <= 4
+    return end
+
+
 @target("plugin-reply", [REPLY.SerializeToString()], (DecodeError,))
 def read_reply(data: bytes) -> object:
-    reply = messages.FetchBalanceResponse.FromString(data)
+    reply = METHODS["FetchBalance"].read_response(data)
     into = VenueReports()
     read_reports(reply.reports, into)
     assert math.isfinite(into.cooldown)

@@ -8,12 +8,10 @@ from exchange_service.grpc_server.engines.engine import (
     BindError,
     ConnectionLimits,
     Engine,
-    Metadata,
     Offer,
-    Quick,
 )
 
-__all__ = ["BindError", "ConnectionLimits", "Engine", "Metadata", "Offer", "Quick", "listen_with"]
+__all__ = ["BindError", "ConnectionLimits", "Engine", "Offer", "listen_with"]
 
 
 async def listen_with(name: str, offer: Offer, address: str, tls: grpc.ServerCredentials | None) -> Engine:

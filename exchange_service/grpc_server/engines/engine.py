@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Protocol, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
 
+from exchange_service.grpc_server.handler_wrapper import Handler, Quick
 from exchange_service.grpc_server.health import Health
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.observability.metrics import Metrics
-
-Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
-# The ready reply to a request, given its bytes and metadata; None for a call that has to take the long way.
-Quick: TypeAlias = Callable[[bytes, Metadata], bytes | None]
-
 
 # Our requests are small; a larger one is an attack or a mistake. Both in bytes.
 MAX_REQUEST = 64 * 1024
@@ -61,8 +56,14 @@ class Offer:
     reflection: grpc.GenericRpcHandler | None
     metrics: Metrics
     limits: ConnectionLimits
-    # By the method's path, such as "/exchange_service.v1.ExchangeService/GetBalance". Asked before anything else.
-    quick: Mapping[str, Quick] = field(default_factory=lambda: MappingProxyType({}))
+
+    def quick(self) -> dict[str, tuple[Quick, Handler]]:
+        """By the path of each method that has quick answers: these, and its wrapped handler."""
+        return {
+            f"/{service.name}/{name}": (quick, service.handlers[name])
+            for service in self.services
+            for name, quick in service.quick.items()
+        }
 
 
 class Engine(Protocol):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import structlog
@@ -19,7 +20,14 @@ from exchange_service.grpc_server.engines.engine import (
     Offer,
     with_port,
 )
-from exchange_service.grpc_server.handler_wrapper import FewFields, UnknownMethods
+from exchange_service.grpc_server.handler_wrapper import (
+    MOST_FIELDS,
+    Context,
+    FewFields,
+    Handler,
+    Quick,
+    UnknownMethods,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +86,41 @@ class GrpcioEngine:
             await self.local_checks.stop(0)
 
 
+class _QuickFirst(grpc.GenericRpcHandler):
+    """Serves methods that have quick answers; all of them are unary.
+
+    gRPC has read the metadata when it looks for the handler, and would read it again for each look at it. So each call
+    gets a handler of its own that has it, which takes less time.
+    """
+
+    def __init__(self, methods: Mapping[str, tuple[Quick, Handler]]) -> None:
+        self._methods = methods
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        """The call's handler; None for other methods, and for a call with too many fields, which is refused."""
+        method, metadata = self._methods.get(details.method), details.invocation_metadata or ()
+        if method is None or len(metadata) > MOST_FIELDS:
+            return None
+        return _QuickCall(*method, metadata)
+
+
+class _QuickCall:
+    """The handler of one unary call, with what gRPC reads of a handler."""
+
+    __slots__ = ("_handle", "_metadata", "_quick")
+
+    request_streaming = response_streaming = False
+    request_deserializer = response_serializer = None
+    unary_stream = stream_unary = stream_stream = None
+
+    def __init__(self, quick: Quick, handle: Handler, metadata: Any) -> None:
+        self._quick, self._handle, self._metadata = quick, handle, metadata
+
+    async def unary_unary(self, data: bytes, context: Context) -> Any:
+        reply = self._quick(data, self._metadata)
+        return reply if reply is not None else await self._handle(data, context)
+
+
 async def listen(offer: Offer, address: str, tls: grpc.ServerCredentials | None) -> GrpcioEngine:
     """Start to listen on `address`. Raises BindError if that fails.
 
@@ -87,7 +130,7 @@ async def listen(offer: Offer, address: str, tls: grpc.ServerCredentials | None)
     handlers = [*(service.generic_handler() for service in offer.services), offer.health.handlers()]
     if offer.reflection is not None:
         handlers.append(offer.reflection)
-    server.add_generic_rpc_handlers((FewFields(), *handlers, UnknownMethods(offer.metrics)))
+    server.add_generic_rpc_handlers((_QuickFirst(offer.quick()), FewFields(), *handlers, UnknownMethods(offer.metrics)))
     address = _bind(server, address, tls)
     await server.start()
     local = await _listen_for_local_checks(offer.health, address) if tls is not None else None

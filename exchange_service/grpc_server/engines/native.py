@@ -28,9 +28,7 @@ from exchange_service.grpc_server.engines.engine import (
     PING_EVERY,
     PING_TIMEOUT,
     BindError,
-    Metadata,
     Offer,
-    Quick,
     with_port,
 )
 from exchange_service.grpc_server.handler_wrapper import (
@@ -38,6 +36,7 @@ from exchange_service.grpc_server.handler_wrapper import (
     Context,
     FewFields,
     Handler,
+    Quick,
     UnknownMethods,
     find_status,
     refusal_of_fields,
@@ -61,6 +60,7 @@ _FALLBACK_OPTIONS = (
     ("grpc.max_concurrent_streams", 10_000),
 )
 
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 # Its kind, the call's number, the method's, the request, the peer, and metadata, peer and seconds until the deadline.
 _Event: TypeAlias = tuple[int, int, int, Any, Any, Any]
 
@@ -70,6 +70,7 @@ class _Method:
     path: str
     handler: Handler
     streaming: bool
+    quick: Quick | None = None
 
 
 class _Call:
@@ -155,14 +156,11 @@ class _Call:
 class NativeEngine:
     """A listening server in Rust. Handlers run on the event loop that made it."""
 
-    def __init__(
-        self, front: NativeGrpcFront, methods: Sequence[_Method], quick: Mapping[str, Quick], address: str
-    ) -> None:
+    def __init__(self, front: NativeGrpcFront, methods: Sequence[_Method], address: str) -> None:
         """Begins to take calls."""
         self.address = address
         self._front = front
         self._methods = methods
-        self._quick = [None if method.streaming else quick.get(method.path) for method in methods]
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, _Call] = {}
         self._idle: asyncio.Future[None] | None = None
@@ -173,7 +171,7 @@ class NativeEngine:
         """Open no new streams, give the calls in progress up to `grace` seconds, and end the rest.
 
         The library cannot tell clients to go elsewhere before it closes their connections. So unary calls that come
-        meanwhile are served too, and the end comes at once when there are none.
+        meanwhile are served too, and it ends as soon as no call is in progress.
         """
         self._idle = self._loop.create_future()
         if self._calls:
@@ -204,12 +202,12 @@ class NativeEngine:
                 self._on_cancel(call_id)
                 continue
             metadata, _, remaining = details
-            quick = self._quick[method_id]
-            if quick is not None and (reply := quick(request, metadata)) is not None:
+            method = self._methods[method_id]
+            if method.quick is not None and (reply := method.quick(request, metadata)) is not None:
                 self._front.respond(call_id, reply)
                 continue
             deadline = None if remaining is None else came + remaining
-            self._begin(_Call(self._front, call_id, metadata, deadline), call_id, self._methods[method_id], request)
+            self._begin(_Call(self._front, call_id, metadata, deadline), call_id, method, request)
 
     def _begin(self, call: _Call, call_id: int, method: _Method, request: bytes) -> None:
         refusal = self._refusal(call, method, request)
@@ -289,7 +287,12 @@ class _WithFallback:
 
 def _methods(offer: Offer) -> list[_Method]:
     own = [
-        _Method(f"/{service.name}/{method.name}", service.handlers[method.name], method.server_streaming)
+        _Method(
+            f"/{service.name}/{method.name}",
+            service.handlers[method.name],
+            method.server_streaming,
+            service.quick.get(method.name),
+        )
         for service in offer.services
         for method in service.descriptor.methods
     ]
@@ -326,5 +329,5 @@ async def listen(offer: Offer, address: str) -> _WithFallback:
     await fallback.start()
     front.set_fallback(path)
     front.start()
-    engine = NativeEngine(front, methods, offer.quick, with_port(address, front.bound_port))
+    engine = NativeEngine(front, methods, with_port(address, front.bound_port))
     return _WithFallback(engine, fallback, folder)

@@ -1,6 +1,7 @@
 """Every exchange of CCXT: its listing, the balance of one account, and what its key may do.
 
-Importing this package does not import CCXT, which takes seconds and a hundred megabytes. Only a balance needs it.
+Importing this package does not import CCXT, which takes seconds and a hundred megabytes. Only a balance needs it, and
+what reads one: that is imported in the process that is asked for it, and not where the listings are read.
 """
 
 from __future__ import annotations
@@ -9,9 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from exchange_service.plugin_api import Balance, Changed, KeyRights, Manifest, VenueCall, hookimpl
-from exchange_service_ccxt_generic.balance import read_balance, read_key_rights
 from exchange_service_ccxt_generic.catalogue import newer_manifest, shipped_manifest
-from exchange_service_ccxt_generic.push import watch
 
 
 @hookimpl
@@ -26,11 +25,15 @@ async def refresh_manifest() -> Manifest | None:
 
 @hookimpl
 async def fetch_balance(call: VenueCall) -> Balance:
+    from exchange_service_ccxt_generic.balance import read_balance
+
     return await read_balance(call)
 
 
 @hookimpl
 async def watch_balance(call: VenueCall) -> AsyncIterator[Changed]:
+    from exchange_service_ccxt_generic.push import watch
+
     async with aclosing(watch(call)) as changes:
         async for change in changes:
             yield change
@@ -38,4 +41,6 @@ async def watch_balance(call: VenueCall) -> AsyncIterator[Changed]:
 
 @hookimpl
 async def check_credential(call: VenueCall) -> KeyRights:
+    from exchange_service_ccxt_generic.balance import read_key_rights
+
     return await read_key_rights(call)

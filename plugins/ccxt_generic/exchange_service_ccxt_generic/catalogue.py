@@ -161,7 +161,7 @@ def listing(entry: Mapping[str, Any]) -> ExchangeMetadata:
         countries=tuple(entry["countries"]),
         is_ccxt=True,
         unsupported_reason=reason,
-        limits=limits_of(entry["id"], entry["rate_limit"]),
+        limits=limits_of(entry["id"], entry["rate_limit"], entry["account_types"]),
         push=push_limits_of(entry["id"]) if pushes else PushLimits(),
         answer_limit=answer_limit_of(entry["id"]),
     )

@@ -21,6 +21,7 @@ import aiohttp
 from yarl import URL
 
 from exchange_service.plugin_api import CredentialInvalid, NotSupported, VenueError, VenueMalformed
+from exchange_service_ccxt_generic.allowance import Allowance
 from exchange_service_ccxt_generic.answers import ANSWER, RECORD, Answer, in_turn, is_large, size_of
 from exchange_service_ccxt_generic.aside import step_aside, step_back
 from exchange_service_ccxt_generic.exact_json import exact_json
@@ -127,6 +128,8 @@ class Guarded:
     options: dict[str, Any]
     # Milliseconds between two requests of cost one.
     rateLimit: float  # noqa: N815 - CCXT's name
+    # What all requests to the venue are counted by; None if CCXT's pauses between two requests are kept instead.
+    allowance: Allowance | None = None
     # When the next request may be sent, in the event loop's time.
     free_at: float = 0.0
     # CCXT's own methods, which the classes of the exchanges override.
@@ -151,16 +154,29 @@ class Guarded:
         """CCXT warns here of an unclosed session. This class owns none."""
 
     async def throttle(self, cost: float | None = None) -> None:
-        """Wait until the exchange allows the next request, which has this cost.
+        """Wait until the exchange allows the next request, which has this cost: as `allowance` counts, or with a pause.
 
         CCXT itself does not count idle time, so each balance would wait for the one before, however old. It also wakes
         up every millisecond while it waits.
         """
+        cost = 1.0 if cost is None else float(cost)
+        if self.allowance is not None:
+            await self._take(self.allowance, cost)
+            return
         now = asyncio.get_running_loop().time()
         begins = max(now, self.free_at)
-        self.free_at = begins + (1.0 if cost is None else float(cost)) * self.rateLimit / 1000
+        self.free_at = begins + cost * self.rateLimit / 1000
         if begins > now:
             await asyncio.sleep(begins - now)
+
+    async def _take(self, allowance: Allowance, cost: float) -> None:
+        try:
+            await allowance.take(cost)
+        except VenueError as error:
+            if (record := RECORD.get(None)) is not None:
+                # Recorded, because a class may catch it, as it catches errors of the venue.
+                record.answers.append(Answer(error=error))
+            raise
 
     def parse_precision(self, precision: Any) -> Any:
         """CCXT's step for a number of decimals. CCXT itself would write as many zeros as a venue's list says."""

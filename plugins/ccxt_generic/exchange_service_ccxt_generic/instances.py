@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from exchange_service.plugin_api import SANDBOX, NotSupported, VenueCall, VenueMalformed
+from exchange_service.plugin_api import SANDBOX, NotSupported, State, VenueCall, VenueMalformed
+from exchange_service_ccxt_generic.allowance import Allowance
 from exchange_service_ccxt_generic.aside import by_steps
 from exchange_service_ccxt_generic.credentials import StoredCredential, read_credential
 from exchange_service_ccxt_generic.describe import environment_urls, required_credentials
 from exchange_service_ccxt_generic.exact import Exact, Guarded, bound_exponents, make_layered_class
 from exchange_service_ccxt_generic.kinds import KINDS, Kind, kept, questions
+from exchange_service_ccxt_generic.limits import has_known_window
 from exchange_service_ccxt_generic.listening import Listening
 from exchange_service_ccxt_generic.recording import Recorder
 from exchange_service_ccxt_generic.refusals import SAFE_OPTIONS
@@ -167,6 +169,15 @@ class Instances:
         for name in ("opened", "instance"):
             self._call.account_state.forget(name)
 
+    async def _allowance(self, shared: State) -> Allowance | None:
+        """What the venue's requests are counted by, by all instances with this state; None if CCXT's pauses count."""
+        if not has_known_window(self._id):
+            return None
+        return await shared.get(f"allowance {self._where()}", self._make_allowance)
+
+    async def _make_allowance(self) -> Allowance:
+        return Allowance(self._venue, self._call.exchange.limits[0])
+
     def _where(self) -> str:
         return f"{self._id} {self._call.environment.name} {self._call.override}"
 
@@ -186,6 +197,7 @@ class Instances:
 
     async def _load_markets_now(self, ccxt: Any) -> Any:
         instance = self.construct(ccxt, Guarded, self._call.public_http.client_session, _MARKETS_TIMEOUT)
+        instance.allowance = await self._allowance(self._call.plugin_state)
         self._rebase(instance)
         with self._recorder.record(ccxt):
             await instance.load_markets()
@@ -206,6 +218,8 @@ class Instances:
         if not untouched.urls.items() <= environment_urls(instance.urls, instance.hostname).items():
             raise RuntimeError("an instance's addresses differ from its exchange's")
         self._rebase(instance)
+        by_key = any(limit.scope == "key" for limit in self._call.exchange.limits)
+        instance.allowance = await self._allowance(self._call.account_state if by_key else self._call.plugin_state)
         if source is not None:
             instance.set_markets_from_exchange(source)
         await self._ask(ccxt, instance, KINDS.get(self._id, ()))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
-from exchange_service.plugin_api import ANSWER_LIMIT, PushLimits, RateLimit
+from exchange_service.plugin_api import ALL_ACCOUNT_TYPES, ANSWER_LIMIT, PushLimits, RateLimit
+from exchange_service_ccxt_generic.account_types import sum_of, wallets
 
 _SECONDS = 60
 # These count private requests by user or key, by their documents. All others are assumed to count by address, as most
@@ -27,21 +29,101 @@ _BY_KEY = frozenset(
         "okxus",
     }
 )
-# The cost of one balance in CCXT's units, if it is more than one. Where the kind of the account is asked for, half of
-# that is in it, because it is asked for before every second balance.
-_COSTS = {
-    "binance": 4,  # witness: CCXT: binance.api
-    "binanceus": 10,  # witness: CCXT: binanceus.api
-    "bitget": 3,  # witness: CCXT: bitget.api
+# The seconds in which a venue counts requests, where CCXT's class says so. There the limit is known: the service keeps
+# to it, and CCXT's pauses between two requests are off. Of all others only a pace is known that is slow enough, and the
+# requests of an account keep to it.
+_WINDOWS: Mapping[str, int] = {
+    # witness: CCXT: hitbtc.rollingWindowSize
+    "bequant": 1,
+    "fmfwio": 1,
+    "hitbtc": 1,
+    # witness: CCXT: binance.rollingWindowSize
+    "binance": 60,
+    "binancecoinm": 60,
+    "binanceus": 60,
+    "binanceusdm": 60,
+    "bingx": 2,  # witness: CCXT: bingx.rollingWindowSize
+    "bitget": 1,  # witness: CCXT: bitget.rollingWindowSize
+    "bitvavo": 60,  # witness: CCXT: bitvavo.rollingWindowSize
+    # witness: CCXT: bybit.rollingWindowSize
+    "bybit": 5,
+    "bybiteu": 5,
+    "bybitid": 5,
+    # witness: CCXT: gate.rollingWindowSize
+    "gate": 5,
+    "gateeu": 5,
+    "htx": 2,  # witness: CCXT: htx.rollingWindowSize
+    "kraken": 10,  # witness: CCXT: kraken.rollingWindowSize
+    # witness: CCXT: kucoin.rollingWindowSize
+    "kucoin": 30,
+    "kucoinfutures": 30,
+    "luno": 60,  # witness: CCXT: luno.rollingWindowSize
+}
+# What a balance of an account type takes in CCXT's units, if it is not one; that of "" is for all types that are not
+# named. A test reads every type and counts.
+_COSTS: Mapping[str, Mapping[str, float]] = {
+    "alpaca": {"": 2},  # witness: CCXT: alpaca.api
+    "bequant": {"": 15, "funding": 30},  # witness: CCXT: bequant.api
+    "binance": {"spot": 4, "delivery": 5, "papi": 4, "funding": 0.1},  # witness: CCXT: binance.api
+    "binancecoinm": {"": 5},  # witness: CCXT: binancecoinm.api
+    "binanceus": {"": 10},  # witness: CCXT: binanceus.api
+    "bingx": {"": 2, "funding": 1},  # witness: CCXT: bingx.api
+    "bitfinex": {"": 2.7},  # witness: CCXT: bitfinex.api
+    "bitget": {"": 2, "funding": 1, "unified": 1},  # witness: CCXT: bitget.api
+    "bitrue": {"": 5, "spot": 25},  # witness: CCXT: bitrue.api
+    "bittrade": {"": 0.2},  # witness: CCXT: bittrade.api
+    "bitvavo": {"": 5},  # witness: CCXT: bitvavo.api
+    "btse": {"": 5, "spot": 15},  # witness: CCXT: btse.api
     # witness: CCXT: bybit.api
-    "bybit": 6,
-    "bybiteu": 6,
-    "bybitid": 6,
+    "bybit": {"funding": 25},
+    "bybiteu": {"funding": 25},
+    "bybitid": {"funding": 25},
+    "cex": {"": 5},  # witness: CCXT: cex.api
+    "coinsph": {"": 10},  # witness: CCXT: coinsph.api
+    "cryptocom": {"": 10 / 3},  # witness: CCXT: cryptocom.api
+    "deepcoin": {"": 5},  # witness: CCXT: deepcoin.api
+    "fmfwio": {"": 15, "funding": 30},  # witness: CCXT: fmfwio.api
+    "foxbit": {"": 2},  # witness: CCXT: foxbit.api
     # witness: CCXT: gate.api
-    "gate": 2,
-    "gateeu": 2,
-    "kucoin": 36,  # witness: CCXT: kucoin.api
-    "kucoinfutures": 40,  # witness: CCXT: kucoinfutures.api
+    "gate": {"": 4 / 3, "spot": 1, "swap": 1, "inverse": 1},
+    "gateeu": {"": 4 / 3, "spot": 1},
+    "hitbtc": {"": 15, "funding": 30},  # witness: CCXT: hitbtc.api
+    "htx": {"": 1, "spot": 0.2, "isolated": 0.2, "swap": 0.21, "future": 0.21},  # witness: CCXT: htx.api
+    "indodax": {"": 4},  # witness: CCXT: indodax.api
+    "kraken": {"": 3},  # witness: CCXT: kraken.api
+    # witness: CCXT: kucoin.api
+    "kucoin": {"": 10, "spot": 5, "funding": 5, "margin": 40, "isolated": 15},
+    "kucoinfutures": {"": 10},  # witness: CCXT: kucoinfutures.api
+    "lbank": {"": 2.5},  # witness: CCXT: lbank.api
+    # The account's number is asked for besides, if it is not known yet.
+    "lighter": {"": 1.5},  # witness: CCXT: lighter.api
+    "mexc": {"": 2, "spot": 10},  # witness: CCXT: mexc.api
+    "mudrex": {"": 5},  # witness: CCXT: mudrex.api
+    # witness: CCXT: okx.api
+    "myokx": {"": 5 / 3, "trading": 2},
+    "okx": {"": 5 / 3, "trading": 2},
+    "okxus": {"": 5 / 3, "trading": 2},
+    "phemex": {"": 1, "spot": 5},  # witness: CCXT: phemex.api
+    "poloniex": {"": 4},  # witness: CCXT: poloniex.api
+    "toobit": {"": 5},  # witness: CCXT: toobit.api
+    "upbit": {"": 0.67},  # witness: CCXT: upbit.api
+    "weex": {"": 5, "swap": 10},  # witness: CCXT: weex.api
+    "zaif": {"": 10},  # witness: CCXT: zaif.api
+    "zebpay": {"": 10},  # witness: CCXT: zebpay.api
+}
+# What the question for the kind of the account takes. It is asked before every second balance, and if one is empty.
+_KIND_COSTS: Mapping[str, float] = {
+    "bitget": 1,  # witness: CCXT: bitget.api
+    # witness: CCXT: bybit.api
+    "bybit": 10,
+    "bybiteu": 10,
+    "bybitid": 10,
+    # witness: CCXT: gate.api
+    "gate": 4 / 3,
+    "gateeu": 4 / 3,
+    # With the question whether spot trades in an account for high frequency.
+    "kucoin": 62,  # witness: CCXT: kucoin.api
+    "kucoinfutures": 60,  # witness: CCXT: kucoinfutures.api
 }
 
 
@@ -98,10 +180,39 @@ def answer_limit_of(exchange_id: str) -> int:
     return ANSWER_LIMIT * _LONG_ANSWERS.get(exchange_id, 1)
 
 
-def limits_of(exchange_id: str, rate_limit: float) -> tuple[RateLimit, ...]:
+def has_known_window(exchange_id: str) -> bool:
+    """Whether it is known in which time the venue counts, so that its limit is ours to keep and not CCXT's."""
+    return exchange_id in _WINDOWS
+
+
+def limits_of(exchange_id: str, rate_limit: float, account_types: Sequence[str]) -> tuple[RateLimit, ...]:
     """The limits of an exchange to which CCXT sends one request in `rate_limit` milliseconds; () if that is 0."""
     if rate_limit <= 0:
         return ()
-    count = max(1, int(_SECONDS * 1000 / rate_limit))
-    cost = min(count, _COSTS.get(exchange_id, 1))
-    return (RateLimit("key" if exchange_id in _BY_KEY else "address", count, _SECONDS, cost=cost),)
+    seconds = _WINDOWS.get(exchange_id, _SECONDS)
+    # A whole number of milliseconds times a whole rate may come out a hair too low.
+    count = max(1, int(seconds * 1000 / rate_limit + 1e-6))
+    costs = {name: min(count, cost) for name, cost in _costs_of(exchange_id, account_types).items()}
+    cost = costs[account_types[0]]
+    others = {name: other for name, other in costs.items() if other != cost}
+    return (RateLimit("key" if exchange_id in _BY_KEY else "address", count, seconds, cost=cost, costs=others),)
+
+
+def _costs_of(exchange_id: str, account_types: Sequence[str]) -> Mapping[str, int]:
+    """The whole units that a balance of each type takes, and one of all types."""
+    known, kind = _COSTS.get(exchange_id, {}), _KIND_COSTS.get(exchange_id, 0)
+    each = {name: known.get(name, known.get("", 1)) for name in account_types}
+    # An account that is empty or refused is asked for its kind each time. Where others would pay for that, each balance
+    # takes all of it.
+    usual = kind / 2 if exchange_id in _BY_KEY else kind
+    costs = {name: _whole(cost + usual) for name, cost in each.items()}
+    read = list(wallets(exchange_id, tuple(account_types), {}))
+    if (added_up := sum_of(exchange_id)) is not None:
+        read.append(added_up.account_type)
+    # With several wallets one is often empty or refused.
+    return {**costs, ALL_ACCOUNT_TYPES: _whole(sum(each[name] for name in read) + kind)}
+
+
+def _whole(cost: float) -> int:
+    """The next whole number of units; one at least."""
+    return max(1, math.ceil(round(cost, 6)))

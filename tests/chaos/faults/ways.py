@@ -23,9 +23,11 @@ async def repeated(
     step: Callable[[], Awaitable[None]], seconds: float, *, despite: tuple[type[Exception], ...] = ()
 ) -> AsyncIterator[None]:
     """That step again and again, with a pause of so many seconds after each. The errors `despite` do not end it."""
+    over = False
 
     async def repeat() -> None:
-        while True:
+        # Not by its cancellation alone: Python 3.11's `wait_for`, by which redis-py writes, may pass over it.
+        while not over:
             with suppress(*despite):
                 await step()
             await asyncio.sleep(seconds)
@@ -34,6 +36,7 @@ async def repeated(
     try:
         yield
     finally:
+        over = True
         task.cancel()
         await asyncio.wait({task})
 

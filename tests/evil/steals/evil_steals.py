@@ -1,6 +1,7 @@
 """Collects everything that it can read, and writes it into the file that its user's credential names, or into its own
 folder."""
 
+import asyncio
 import gc
 import glob
 import os
@@ -8,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import grpc
 from evil_common import WELL, EvilPlugin
 
 from exchange_service.plugin_api import Balance, VenueCall
 
-SERVICE = "/exchange_service.plugin_host.v1.PluginHostService/"
+# A greeting with an empty token, and a call: frames of the kinds 1 and 3.
+WITHOUT_TOKEN = bytes.fromhex("0000000001000000000000000000000000030000000000000001")
 
 
 def _environments() -> list[str]:
@@ -64,12 +65,21 @@ def _others() -> list[str]:
 
 
 async def _call(path: str) -> str:
-    """A process's answer to a call without the token."""
-    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-        try:
-            return repr(await channel.unary_unary(f"{SERVICE}FetchBalance")(b"", timeout=0.3))
-        except grpc.aio.AioRpcError as error:
-            return f"asked {path}: {error.code().name}"
+    """A process's answer to a greeting without the token."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(path)
+    except OSError:
+        return f"asked {path}: refused"
+    try:
+        writer.write(WITHOUT_TOKEN)
+        answer = await asyncio.wait_for(reader.read(), 0.3)
+        return repr(answer) if answer else f"asked {path}: ended"
+    except TimeoutError:
+        return f"asked {path}: silent"
+    except OSError:
+        return f"asked {path}: ended"
+    finally:
+        writer.close()
 
 
 def _keep(file: Path, loot: list[str]) -> None:

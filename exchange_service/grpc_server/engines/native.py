@@ -171,8 +171,10 @@ class NativeEngine:
         """Open no new streams, give the calls in progress up to `grace` seconds, and end the rest.
 
         The library cannot tell clients to go elsewhere before it closes their connections. So unary calls that come
-        meanwhile are served too, and it ends as soon as no call is in progress.
+        meanwhile are served too, and it ends as soon as no call is in progress. A second stop does nothing.
         """
+        if self._idle is not None:
+            return
         self._idle = self._loop.create_future()
         if self._calls:
             await asyncio.wait({self._idle}, timeout=grace)
@@ -203,11 +205,23 @@ class NativeEngine:
                 continue
             metadata, _, remaining = details
             method = self._methods[method_id]
-            if method.quick is not None and (reply := method.quick(request, metadata)) is not None:
-                self._front.respond(call_id, reply)
+            if method.quick is not None and self._answer_at_once(method.quick, call_id, request, metadata):
                 continue
             deadline = None if remaining is None else came + remaining
             self._begin(_Call(self._front, call_id, metadata, deadline), call_id, method, request)
+
+    def _answer_at_once(self, quick: Quick, call_id: int, request: bytes, metadata: Metadata) -> bool:
+        """Whether the call has ended with a ready reply. A failure must not take the other calls of the batch with it,
+        and the long way says what is wrong."""
+        try:
+            reply = quick(request, metadata)
+        except Exception as error:
+            log.error("call.no_quick_answer", error=type(error).__name__, at=raised_at(error))
+            return False
+        if reply is None:
+            return False
+        self._front.respond(call_id, reply)
+        return True
 
     def _begin(self, call: _Call, call_id: int, method: _Method, request: bytes) -> None:
         refusal = self._refusal(call, method, request)

@@ -320,8 +320,11 @@ def _end_at_expiry(identity: Identity, end: Callable[[ServiceError], None]) -> a
     if identity.expires is None:
         return None
     left = max(0.0, identity.expires - time.time())
-    expired = CallerUnknown("The token has expired.", advice="Open the stream again with a new one.")
-    return asyncio.get_running_loop().call_later(left, end, expired)
+    return asyncio.get_running_loop().call_later(left, _end_expired, end)
+
+
+def _end_expired(end: Callable[[ServiceError], None]) -> None:
+    end(CallerUnknown("The token has expired.", advice="Open the stream again with a new one."))
 
 
 def _end_all(streams: list[_OpenStream], error: ServiceError) -> None:

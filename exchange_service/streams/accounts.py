@@ -96,7 +96,8 @@ class FollowedAccounts:
         """Follow these accounts, or every stored one if there are no selectors; `known` are the versions that the
         subscriber has already. Raises StoreUnavailable."""
         for entry in (*selectors, *known):
-            self._note_known(entry)
+            if entry.known_version or entry.unconfirmed:
+                self._note_known(entry)
         for selector in selectors:
             self._follow(selector)
         if not selectors:

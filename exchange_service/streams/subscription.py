@@ -90,6 +90,9 @@ class Subscription:
                     self._unsent = event
                     self._mailbox.wake()
                     return
+                if not self._mailbox.pending and self._following_error is None:
+                    # As nearly always.
+                    break
         except Exception as error:
             # For the reader, whose call ends with it.
             self._ended = error

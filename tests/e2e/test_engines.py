@@ -161,3 +161,26 @@ class TestNativeIsRefused:
         monkeypatch.setattr("exchange_service.startup_checks.find_spec", lambda _: None)
         with pytest.raises(UnsafeSettings, match=r"install exchange-service\[native\]"):
             await start_service(settings_for(tmp_path, engine="native"))
+
+
+async def test_on_the_native_engine_a_streams_messages_come_without_waking_its_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = pytest.importorskip("exchange_service.grpc_server.engines.native")
+    by_tasks = list[bytes]()
+    true_write = native._Call.write
+
+    async def write(call: Any, message: bytes) -> None:
+        by_tasks.append(message)
+        await true_write(call, message)
+
+    monkeypatch.setattr(native._Call, "write", write)
+    registry = registry_of(ScriptedPlugin())
+    async with serving(tmp_path, registry=registry, engine="native", heartbeat_interval=0.1) as running:
+        await running.store()
+        stream = running.stub.StreamBalances(messages.StreamBalancesRequest(user_id=USER))
+        kinds = [(await stream.read()).WhichOneof("event") for _ in range(12)]
+        stream.cancel()
+    assert kinds.count("heartbeat") >= 11
+    # The first one may be there before the task waits.
+    assert len(by_tasks) <= 1

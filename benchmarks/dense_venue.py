@@ -2,7 +2,7 @@
 
     python -m benchmarks.dense_venue
 
-prints one line of JSON, [address, credential], and serves until its standard input ends. Then it prints how many
+prints one line of JSON, [address, credentials], and serves until its standard input ends. Then it prints how many
 answers it has padded.
 """
 
@@ -22,7 +22,9 @@ from exchange_service.model import ANSWER_LIMIT
 EXCHANGE = "tradier"
 # Eight bytes for each comma, colon and opening bracket: answers with more of them are refused.
 _VALUE = b"{},".ljust(17)
-_PASSED_ON = ("authorization", "accept", "content-type")
+_PASSED_ON = ("accept", "content-type")
+# Keys of one account: each has a limit of its own.
+_KEYS = 5
 
 
 def padded(body: bytes) -> bytes:
@@ -33,16 +35,18 @@ def padded(body: bytes) -> bytes:
 
 
 class Proxy:
-    """Passes requests on to `venue`."""
+    """Passes requests on to `venue`, all with this key."""
 
-    def __init__(self, venue: str, session: aiohttp.ClientSession) -> None:
+    def __init__(self, venue: str, key: str, session: aiohttp.ClientSession) -> None:
         self.count = 0
         self._venue = venue
+        self._key = key
         self._session = session
 
     async def answer(self, request: web.Request) -> web.Response:
         """The venue's answer; a JSON object is padded."""
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+        headers["authorization"] = f"Bearer {self._key}"
         url, data = f"{self._venue}{request.path_qs}", await request.read()
         async with self._session.request(request.method, url, headers=headers, data=data or None) as found:
             body, status, kind = await found.read(), found.status, found.content_type
@@ -56,14 +60,15 @@ async def _play() -> None:
     (point,) = entry_points(group="exchange_service.simulators", name=EXCHANGE)
     async with point.load()() as venue, aiohttp.ClientSession() as session:
         venue.lift_limits()
-        proxy = Proxy(venue.url, session)
+        row = venue.demo_credential("moving")
+        proxy = Proxy(venue.url, row["api_key"], session)
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", proxy.answer)
         runner = web.AppRunner(app)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         port = runner.addresses[0][1]
-        _say([f"http://127.0.0.1:{port}", dict(venue.demo_credential("moving"))])
+        _say([f"http://127.0.0.1:{port}", [{**row, "api_key": f"{row['api_key']}-{n}"} for n in range(_KEYS)]])
         await asyncio.to_thread(sys.stdin.read)
         _say(proxy.count)
         await runner.cleanup()

@@ -71,14 +71,8 @@ class Disturbed:
     venues: Mapping[str, str]
 
 
-async def watch(
-    disturbed: Disturbed,
-    disturb: Callable[[str], Awaitable[None]],
-    variables: Mapping[str, str] | None = None,
-    **settings: str,
-) -> Watched:
-    """Watch the loop of a service with these settings and environment variables while `disturb`, which is given the
-    service's address, runs."""
+async def watch(disturbed: Disturbed, disturb: Callable[[str], Awaitable[None]], **settings: str) -> Watched:
+    """Watch the loop of a service with these settings while `disturb`, which is given the service's address, runs."""
     async with simulator(EXCHANGE) as (url, token), AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="exchange-service-benchmark-")))
         steady_accounts = [(user(number), EXCHANGE, token) for number in range(_USERS)]
@@ -86,7 +80,7 @@ async def watch(
         settings |= {"venue_urls": json.dumps({EXCHANGE: url, **disturbed.venues})}
         async with AsyncExitStack() as running:
             await running.enter_async_context(_metered(folder, "idle"))
-            served = await running.enter_async_context(_metered(folder, "serve", variables=variables, **settings))
+            served = await running.enter_async_context(_metered(folder, "serve", **settings))
             load = await running.enter_async_context(
                 program("benchmarks.steady", served.address, str(_USERS), str(STREAMS))
             )

@@ -308,7 +308,9 @@ async def page_events(
             yield event
         while is_live():
             try:
-                item = await asyncio.wait_for(feed.queue.get(), events.seconds_to_wait())
+                # Not `wait_for`, which in Python 3.11 may pass over the cancellation of a page that is closed.
+                async with asyncio.timeout(events.seconds_to_wait()):
+                    item = await feed.queue.get()
             except TimeoutError:
                 item = None
             if isinstance(item, ApiError):

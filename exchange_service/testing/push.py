@@ -226,7 +226,8 @@ async def _write_lines(response: web.StreamResponse, client: PushClient) -> None
         while client.transport is not None and not client.transport.is_closing():
             # aiohttp does not say when a client has gone.
             with suppress(TimeoutError):
-                message = await asyncio.wait_for(client.outgoing.get(), _LOOK_EVERY)
+                async with asyncio.timeout(_LOOK_EVERY):
+                    message = await client.outgoing.get()
                 if message is None:
                     return
                 await response.write((message if isinstance(message, bytes) else message.encode()) + b"\n")

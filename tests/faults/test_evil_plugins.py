@@ -624,6 +624,7 @@ async def store_targets(folder: Path, targets: dict[str, Any]) -> None:
     await store.close()
 
 
+@pytest.mark.needs_grpcio("The native engine has no TLS.")
 @pytest.mark.threat("T11", attack=True)
 @pytest.mark.threat("T30", attack=True)
 async def test_a_plugin_reaches_whatever_the_services_user_may_unless_its_process_is_confined(

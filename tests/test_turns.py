@@ -79,8 +79,11 @@ class Opener:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         self.now, self.seconds = 0.0, seconds
-        monkeypatch.setattr(turns, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(turns, "time", SimpleNamespace(monotonic=self._time, thread_time=self._time))
         self.counted = Rounds()
+
+    def _time(self) -> float:
+        return self.now
 
     async def open(self, openings: Openings) -> None:
         await openings.take()

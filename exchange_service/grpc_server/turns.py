@@ -89,11 +89,12 @@ class Openings(_Queue):
         super().__init__()
         self._has_room = has_room
         self._calls_in_batches = calls_in_batches
-        # What an opening takes with all that goes on beside it, and alone; in seconds.
+        # What an opening takes with all that goes on beside it, and its own processor time; in seconds.
         self._seconds = self._own_seconds = _FIRST_GUESS
         # How many were opened in this round.
         self._opened = 0
-        # Those that were let go last: how many, when, and when they began, in monotonic time. 0 if nobody was left.
+        # Those that were let go last: how many (0 if nobody was left), when in monotonic time, and at which processor
+        # time of the thread they began.
         self._let_go = 0
         self._last = self._began = 0.0
         self._has_measured = True
@@ -131,7 +132,7 @@ class Openings(_Queue):
     def begin_round(self) -> None:
         """Open the next streams, unless calls come that should be taken first."""
         now = time.monotonic()
-        self._measure_first_steps(now)
+        self._measure_first_steps()
         self._rounds_with_calls = self._rounds_with_calls + 1 if self._call_came else 0
         self._opened, self._call_came = 0, False
         if not self._calls_in_batches and self._rounds_with_calls % _PATIENCE:
@@ -152,12 +153,12 @@ class Openings(_Queue):
         return max(1, min(_MOST_OPENED, int(_OPENING / self._own_seconds)))
 
     def _note_beginning(self) -> None:
-        self._began = time.monotonic()
+        self._began = time.thread_time()
 
-    def _measure_first_steps(self, now: float) -> None:
+    def _measure_first_steps(self) -> None:
         """Learn what the streams took that were let go last, until each had to wait for something."""
         if self._let_go and not self._has_measured:
-            self._own_seconds += ((now - self._began) / self._let_go - self._own_seconds) * _WEIGHT
+            self._own_seconds += ((time.thread_time() - self._began) / self._let_go - self._own_seconds) * _WEIGHT
         self._has_measured = True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import struct
 import sys
 import threading
@@ -184,3 +185,47 @@ async def test_on_the_native_engine_a_streams_messages_come_without_waking_its_t
     assert kinds.count("heartbeat") >= 11
     # The first one may be there before the task waits.
     assert len(by_tasks) <= 1
+
+
+async def test_on_the_native_engine_streams_that_come_or_leave_at_once_do_so_a_few_in_each_round() -> None:
+    native = pytest.importorskip("exchange_service.grpc_server.engines.native")
+    library = pytest.importorskip("pygrpc_native")
+    begun, left = [0], [0]
+
+    async def follow(request: bytes, context: Any) -> None:
+        begun[-1] += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left[-1] += 1
+
+    front = FrontOfManyStreams(500)
+    engine = native.NativeEngine(front, [native._Method("/a/Stream", follow, True, None)], "nowhere")
+    for counted, kind in ((begun, library.EVENT_CALL), (left, library.EVENT_CANCEL)):
+        front.send(kind)
+        while sum(counted) < 500:
+            counted.append(0)
+            await asyncio.sleep(0)
+        assert max(counted) <= native._STREAMS_A_ROUND
+    await engine.stop(1.0)
+
+
+class FrontOfManyStreams:
+    """A front with so many streams, all of which come or leave at the same moment."""
+
+    def __init__(self, streams: int) -> None:
+        self._streams = streams
+        self._batches: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def send(self, kind: int) -> None:
+        details = ((), "", None)
+        self._batches.put([(kind, number, 0, b"", None, details) for number in range(self._streams)])
+
+    def recv_batch_details(self, most: int) -> Any:
+        return self._batches.get()
+
+    def fail(self, *_: Any) -> None:
+        """Nobody waits for it."""
+
+    def close(self) -> None:
+        self._batches.put(None)

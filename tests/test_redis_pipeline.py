@@ -188,6 +188,7 @@ class TestTrouble:
     ) -> None:
         async with redis_client.Redis.from_url(redis_server.url) as admin:
             await admin.set("1", "one")
+        await ask(link, 1)[0]
         for _ in range(3):
             (answer,) = ask(link, 1)
             await asyncio.sleep(0.001)
@@ -302,3 +303,20 @@ class TestBalances:
         assert not link.available
         redis_server.thaw()
         await link.close()
+
+    async def test_one_connection_that_ends_is_one_failure_however_many_wait_for_it(self) -> None:
+        def drop(_: tuple[bytes, ...]) -> bytes:
+            raise ConnectionResetError
+
+        async with linked_to(FakeRedis(drop)) as link:
+            reading = [link.read(lambda: link.pipeline.ask("GET", "1")) for _ in range(5)]
+            failures = await asyncio.gather(*reading, return_exceptions=True)
+            assert [str(failure) for failure in failures] == ["ConnectionError"] * 5
+            assert link.available
+            assert not link.reliable
+
+    async def test_a_command_that_cannot_be_packed_fails_alone(self, link: RedisLink) -> None:
+        good = ask(link, 1)
+        with pytest.raises(UnicodeEncodeError):
+            link.pipeline.ask("GET", "\ud800")
+        assert await outcomes(good) == [None]

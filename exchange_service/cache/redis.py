@@ -11,7 +11,7 @@ import structlog
 
 from exchange_service.cache import Lease, Listener
 from exchange_service.cache.memory import MemoryCache
-from exchange_service.cache.redis_link import REPORT_EVERY, NoAnswer
+from exchange_service.cache.redis_link import CALL_LIMIT, REPORT_EVERY, NoAnswer
 from exchange_service.cache.sealed_redis import Replacement, SealedRedis
 from exchange_service.cache.sealing import Opened
 from exchange_service.tasks import TaskSet
@@ -187,7 +187,9 @@ class RedisCache:
         foreign, second = 0, 0
         await self._sealed.ask_the_time()
         async with self._link.subscriber.pubsub(ignore_subscribe_messages=True) as channel:
-            await channel.subscribe(self._sealed.name(_CHANNEL))
+            # Over a Unix socket the library greets once more by itself, without a limit of its own.
+            async with asyncio.timeout(CALL_LIMIT):
+                await channel.subscribe(self._sealed.name(_CHANNEL))
             self._subscribed = True
             self._notify(None)
             while True:

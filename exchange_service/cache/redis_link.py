@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
+from weakref import WeakSet
 
 import redis.asyncio as redis_client
 import structlog
@@ -188,6 +189,8 @@ class RedisLink:
         self._ended_at: float | None = None
         self._trouble_reported = False
         self._closed = False
+        # The ends of connections that the breaker knows.
+        self._counted: WeakSet[Exception] = WeakSet()
 
     @property
     def available(self) -> bool:
@@ -267,6 +270,11 @@ class RedisLink:
 
     def _record_failure(self, error: Exception) -> None:
         self._failed_at = time.monotonic()
+        if error in self._counted:
+            # One connection has ended, and with it all that was asked on it.
+            return
+        if isinstance(error, RedisConnectionError):
+            self._counted.add(error)
         self._breaker.record_failure()
         self.report_trouble(error)
 

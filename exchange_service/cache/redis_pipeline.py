@@ -77,7 +77,7 @@ class _Line:
         self._tasks = tasks
         self._limit = limit
         self._loop = asyncio.get_running_loop()
-        self._unsent: list[Command] = []
+        self._unsent: list[bytes] = []
         self._asked = asyncio.Event()
         # When each was asked, the oldest first.
         self._unanswered: deque[tuple[float, asyncio.Future[Any]]] = deque()
@@ -98,11 +98,13 @@ class _Line:
         return self._finishing or self._task.done()
 
     def ask(self, command: Command) -> asyncio.Future[Any]:
+        # What cannot be packed is its caller's own failure.
+        packed = _pack(command)
         self._used = True
         answer = self._loop.create_future()
         now = self._loop.time()
         self._unanswered.append((now, answer))
-        self._unsent.append(command)
+        self._unsent.append(packed)
         self._asked.set()
         if self._timer is None:
             self._timer = self._loop.call_at(now + self._limit, self._look)
@@ -141,6 +143,8 @@ class _Line:
 
     def _end(self, error: Exception) -> None:
         self._error = error
+        # What is asked before the task ends needs another connection.
+        self._finishing = True
         self._task.cancel()
 
     def finish(self) -> None:
@@ -168,9 +172,8 @@ class _Line:
             await self._asked.wait()
             self._asked.clear()
             commands, self._unsent = self._unsent, []
-            packed = b"".join([_pack(command) for command in commands])
             # Without a look at the connection's health: its answer would come among ours.
-            await self._connection.send_packed_command(packed, check_health=False)
+            await self._connection.send_packed_command(b"".join(commands), check_health=False)
 
     async def _read(self) -> None:
         while not self._finishing or self._unanswered:

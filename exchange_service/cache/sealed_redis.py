@@ -119,16 +119,19 @@ class SealedRedis:
     async def get(self, key: str) -> bytes | None:
         """The payload at `key`; None if there is nothing of ours."""
         name = self.name(key)
-        value = await self.link.read(lambda: self._read_short(name)) if self._knows_the_time() else None
-        if value is not None:
-            opened = self._open(name, value, asyncio.get_running_loop().time() + self._clock_ahead)
-        else:
-            opened = await self.link.call(lambda: self._get(name))
+        read = self._read_one
+        if self._knows_the_time():
+            value = await self.link.read(lambda: self._read_short(name))
+            if value is not None:
+                opened = self._open(name, value, asyncio.get_running_loop().time() + self._clock_ahead)
+                return opened.payload if opened is not None else None
+            read = self._read_long
+        opened = await self.link.call(lambda: self._get(name, read))
         return opened.payload if opened is not None else None
 
-    async def _get(self, name: str) -> Opened | None:
+    async def _get(self, name: str, read: Callable[[str], Awaitable[bytes]]) -> Opened | None:
         now = await self._now()
-        return self._open(name, await self._read_one(name), now)
+        return self._open(name, await read(name), now)
 
     async def get_all(self, keys: Sequence[str]) -> list[Opened | None]:
         """What is at each of these keys; None if there is nothing of ours, or nothing short: one answer brings them
@@ -189,8 +192,10 @@ class SealedRedis:
     async def _read_one(self, name: str) -> bytes:
         """The bytes at `name`; none if they cannot be ours."""
         value = await self._read_short(name)
-        if value is None:
-            (value,) = await self._read([name], (_MOST_STORED,))
+        return value if value is not None else await self._read_long(name)
+
+    async def _read_long(self, name: str) -> bytes:
+        (value,) = await self._read([name], (_MOST_STORED,))
         return value if isinstance(value, bytes) else b""
 
     async def _read_short(self, name: str) -> bytes | None:

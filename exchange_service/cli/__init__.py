@@ -102,7 +102,12 @@ class _Imported(Mapping[str, Any]):
     """All commands by their names. One that is looked up is imported, with its own libraries and no others."""
 
     def __getitem__(self, name: str) -> Any:
-        return _added_by(_COMMANDS[name])[name]
+        add = _COMMANDS[name]
+        try:
+            return _added_by(add)[name]
+        except KeyError as error:
+            # As it is, it would say that there is no such command.
+            raise RuntimeError(f"the command {name} cannot be imported") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(_COMMANDS)

@@ -156,7 +156,9 @@ def demo_address(http_address: str) -> Iterator[str]:
 
 
 def shape(text: str) -> list[str]:
-    """Output without what differs from run to run: digits, and blanks that depend on their width."""
+    """Output without what differs from run to run: digits, blanks that depend on their width, and whether another
+    command had a balance just before."""
+    text = text.replace("BALANCE_SOURCE_CACHE", "BALANCE_SOURCE_VENUE")
     return [re.sub(r"\s+", " ", re.sub(r"[\d.:-]+", "#", line)).strip() for line in text.strip().splitlines()]
 
 

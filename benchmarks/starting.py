@@ -84,7 +84,7 @@ async def _worst_stall_of_a_rebuild(made: Bed, engine: str) -> float:
 
 
 async def _lists_the_shipped_snapshot(client: ExchangeServiceClient) -> bool:
-    """Whether the catalogue says that its listings are of the version of CCXT that the plugin has brought along."""
+    """Whether the catalogue says that its listings are of the version of CCXT that the plugin contains the snapshot of."""
     said = f"are of CCXT {shipped().ccxt_version}"
     return any(said in problem.reason for problem in (await client.list_exchanges()).problems)
 

@@ -84,7 +84,7 @@ async def _worst_stall_of_a_rebuild(made: Bed, engine: str) -> float:
 
 
 async def _lists_the_shipped_snapshot(client: ExchangeServiceClient) -> bool:
-    """Whether the catalogue says that its listings are of the version of CCXT that the plugin contains the snapshot of."""
+    """Whether the catalogue says that its listings come from the snapshot in the plugin."""
     said = f"are of CCXT {shipped().ccxt_version}"
     return any(said in problem.reason for problem in (await client.list_exchanges()).problems)
 

@@ -49,6 +49,8 @@ async def _loading(name: str, what: str, *, goals: bool, **settings: str) -> lis
         run = await watch(Disturbed(credentials, venues), load, **settings)
     tell(f"{name}: {answered} of {_EXCHANGES} answered", run)
     sys.stderr.write(f"  cold calls that failed: {len(trouble)}; the last: {', '.join(trouble[-3:])}\n")
+    if answered < _EXCHANGES:
+        raise RuntimeError(f"only {answered} of {_EXCHANGES} exchanges answered, so the loop was disturbed too little")
     return [
         *stall_lines(name, what, run, goals=goals),
         bound(f"{name}/answered", "  exchanges that answered", "", answered, _EXCHANGES),

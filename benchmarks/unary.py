@@ -97,9 +97,8 @@ async def balance_in_process(engine: str) -> list[Line]:
             rounds = {shape: await _rounds(sides, shape) for shape in (ONE, MANY)}
         await _still_answers(service, "GetBalance", target, reply)
     name, what = "balance_in_process", f"warm GetBalance, in-process hit, {len(reply) / 1e3:.1f} kB"
-    if engine != NATIVE:
-        return _lines(name, what, rounds, _GRPCIO_GOALS)
-    return [*_lines(name, what, rounds, _BALANCE_GOALS), _cost_line(name, what, rounds[MANY], _BALANCE_COST)]
+    goals = _BALANCE_GOALS if engine == NATIVE else _GRPCIO_GOALS
+    return [*_lines(name, what, rounds, goals), _cost_line(name, what, rounds[MANY], _BALANCE_COST)]
 
 
 async def balance_redis(engine: str) -> list[Line]:
@@ -127,11 +126,11 @@ async def balance_redis(engine: str) -> list[Line]:
     name, what = "balance_redis", f"warm GetBalance, Redis hit, {len(reply) / 1e3:.1f} kB"
     medians = [(one[_OURS].measured.p50, one["hit"].measured.p50) for one in ones]
     against = f"{what}, c=1, p50, against the in-process hit"
-    lines = [
+    return [
         compared(f"{name}/c=1 p50", against, "ms", medians, at_most=_REDIS_P50),
         *_lines(name, what, {MANY: many}, {}),
+        _cost_line(name, what, many, _REDIS_COST),
     ]
-    return [*lines, _cost_line(name, what, many, _REDIS_COST)] if engine == NATIVE else lines
 
 
 def _hits(client: redis.Redis) -> int:

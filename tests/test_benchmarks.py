@@ -27,6 +27,7 @@ from benchmarks.replicas import VenueRequest, refreshes, venue_requests
 from benchmarks.runtime import Runtime
 from benchmarks.serving import ceilings
 from benchmarks.suite import Benchmark, benchmarks
+from benchmarks.venue_calls import counted
 from exchange_service.model import ANSWER_LIMIT
 from exchange_service.plugin_kit.payload import count_marks
 from exchange_service.v1.exchange_service_pb2 import ListExchangesRequest, ListExchangesResponse
@@ -263,6 +264,11 @@ async def test_the_load_client_tells_an_error_from_an_answer(tmp_path: Path) -> 
             await ended.wait()
         connection.close()
         assert messages == []
+
+
+def test_a_venue_that_is_asked_more_or_less_often_than_once_an_interval_misses_the_goal() -> None:
+    lines = [counted("callers", "64 callers", calls) for calls in range(10)]
+    assert [line.ours for line in lines if line.met] == [5, 6, 7]
 
 
 def requests(*moments: tuple[float, int]) -> list[VenueRequest]:

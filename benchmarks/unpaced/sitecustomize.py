@@ -1,7 +1,7 @@
 """On PYTHONPATH of a serving process and its plugins' processes: no request waits for a venue's rate limit, nor for an
 account's part of it. On loopback the limits would dominate the figures.
 
-CCXT's own pauses stay, where there are any. A plugin's process gets no other variables, so nothing here depends on
+A throttle is looked for without this folder. A plugin's process gets no other variables, so nothing here depends on
 them.
 """
 

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import exchange_service_ccxt_generic as plugin
 import pytest
 from exchange_service_ccxt_generic.allowance import LONGEST_WAIT, Allowance
 from exchange_service_ccxt_generic.instances import import_ccxt
-from exchange_service_ccxt_generic.limits import has_known_window
+from exchange_service_ccxt_generic.limits import has_known_window, limits_of
 from exchange_service_ccxt_generic.simulator import BinanceSimulator, SimulatedWallet
 from hypothesis import given
 from hypothesis import strategies as st
@@ -228,6 +228,13 @@ async def test_where_the_window_is_not_known_ccxts_pause_is_kept(
         for _ in range(3):
             await plugin.fetch_balance(call)
         assert time.monotonic() - began >= 2 * 0.22
+
+
+async def test_an_exchange_to_which_ccxt_keeps_no_pause_is_read_without_a_limit(
+    listings: Listings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with reading(replace(listings["kraken"], limits=limits_of("kraken", 0, ["spot"])), monkeypatch) as call:
+        assert (await plugin.fetch_balance(call)).venue_accounts
 
 
 async def test_a_limit_by_key_counts_each_account_apart(listings: Listings, monkeypatch: pytest.MonkeyPatch) -> None:

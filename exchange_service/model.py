@@ -170,7 +170,7 @@ class RateLimit:
     count: int
     seconds: int
     cost: int = 1
-    costs: Mapping[str, int] = field(default_factory=dict)
+    costs: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.scope, str) or self.scope not in ("address", "key"):

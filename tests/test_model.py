@@ -20,6 +20,7 @@ from exchange_service.model import (
     Credential,
     Environment,
     ExchangeMetadata,
+    RateLimit,
     Secret,
     Summary,
     VenueAccount,
@@ -58,6 +59,11 @@ def test_secrets_are_equal_if_their_texts_are() -> None:
     assert Secret("a") != Secret("b")
     assert Secret("a") != "a"
     assert hash(Secret("a")) == hash(Secret("a"))
+
+
+def test_limits_are_members_of_a_set_whatever_account_types_cost() -> None:
+    limit, dear = RateLimit("key", 10, 1), RateLimit("key", 10, 1, costs={"funding": 5})
+    assert len({limit, dear, RateLimit("key", 10, 1), RateLimit("key", 10, 1, costs={"funding": 5})}) == 2
 
 
 def test_an_empty_secret_is_false() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Collection
 
 from exchange_service.plugin_api import RateLimit, VenueRateLimited
 
@@ -14,14 +14,6 @@ LONGEST_WAIT = 5.0
 
 # Fractions of a unit that are only the rounding of a sum.
 _ROUNDING = 1e-6
-
-
-@dataclass(slots=True)
-class Reserved:
-    """What one request takes, and when it is sent, in the event loop's time."""
-
-    at: float
-    cost: float
 
 
 class Allowance:
@@ -34,9 +26,13 @@ class Allowance:
     def __init__(self, venue: str, limit: RateLimit) -> None:
         self._venue = venue
         self._limit = limit
-        # The oldest first.
-        self._taken: deque[Reserved] = deque()
+        # When each request of the window was sent, in the event loop's time, and its cost; the oldest first.
+        self._sent: deque[tuple[float, float]] = deque()
         self._used = 0.0
+        # The costs of those that wait, in turn. Only the first one sleeps, so that what a late event loop has delayed
+        # is not sent all at once.
+        self._waiting: dict[object, float] = {}
+        self._first = asyncio.Lock()
 
     async def take(self, cost: float) -> None:
         """Return when a request of this cost may be sent: at once, if the limit has room for it, and in turn if not.
@@ -44,41 +40,52 @@ class Allowance:
         Raises VenueRateLimited, with the delay, if there is no room within `LONGEST_WAIT`.
         """
         now = asyncio.get_running_loop().time()
-        taken = self.reserve(cost, now)
-        if taken.at > now:
-            await self._wait(taken, taken.at - now)
+        if self._refuse_late(self._room(cost, now, behind=self._waiting.values()) - now) > 0:
+            await self._wait(cost)
+        else:
+            self._send(cost, now)
 
-    def reserve(self, cost: float, now: float) -> Reserved:
-        """What a request of this cost takes, and when it may be sent. Raises as `take` does."""
-        at = self._room(min(cost, self._limit.count), now)
-        if at - now > LONGEST_WAIT:
-            text = f"Our requests to {self._venue} are used up for now: it limits them."
-            raise VenueRateLimited(text, retry_after=at - now)
-        taken = Reserved(at, cost)
-        self._taken.append(taken)
+    async def _wait(self, cost: float) -> None:
+        clock, ticket = asyncio.get_running_loop().time, object()
+        self._waiting[ticket] = cost
+        try:
+            async with self._first:
+                # Looked at again after each sleep, which may have been longer than it should.
+                while (wait := self._refuse_late(self._room(cost, now := clock()) - now)) > 0:  # noqa: ASYNC110 - for time
+                    await asyncio.sleep(wait)
+                self._send(cost, now)
+        finally:
+            del self._waiting[ticket]
+
+    def _send(self, cost: float, now: float) -> None:
+        """Count a request at the moment at which it is sent."""
+        self._sent.append((now, cost))
         self._used += cost
-        return taken
 
-    def _room(self, cost: float, now: float) -> float:
-        """When there is room for so much, not before those that wait already. What has left the window is forgotten."""
-        while self._taken and self._taken[0].at + self._limit.seconds <= now:
-            self._used -= self._taken.popleft().cost
-        if not self._taken:
+    def _refuse_late(self, wait: float) -> float:
+        """The seconds to wait. Raises VenueRateLimited if they are too many."""
+        if wait > LONGEST_WAIT:
+            text = f"Our requests to {self._venue} are used up for now: it limits them."
+            raise VenueRateLimited(text, retry_after=wait)
+        return wait
+
+    def _room(self, cost: float, now: float, behind: Collection[float] = ()) -> float:
+        """When a request of this cost has room, after others of these costs. What has left the window is forgotten."""
+        while self._sent and self._sent[0][0] + self._limit.seconds <= now:
+            self._used -= self._sent.popleft()[1]
+        if not self._sent:
             self._used = 0.0
+        if not behind and self._has_room(cost, self._used):
             return now
-        at, used = max(now, self._taken[-1].at), self._used
-        for taken in self._taken:
-            if used + cost <= self._limit.count + _ROUNDING:
-                break
-            used -= taken.cost
-            at = max(at, taken.at + self._limit.seconds)
+        at, used, sent = now, self._used, self._sent.copy()
+        for each in (*behind, cost):
+            while sent and not self._has_room(each, used):
+                moment, gone = sent.popleft()
+                used, at = used - gone, max(at, moment + self._limit.seconds)
+            sent.append((at, each))
+            used += each
         return at
 
-    async def _wait(self, taken: Reserved, seconds: float) -> None:
-        try:
-            await asyncio.sleep(seconds)
-        except asyncio.CancelledError:
-            # It is not sent: those behind it may have its part.
-            self._used -= taken.cost
-            taken.cost = 0.0
-            raise
+    def _has_room(self, cost: float, used: float) -> bool:
+        """Whether so much may be sent besides what is used. What costs more than the limit is sent alone."""
+        return used + min(cost, self._limit.count) <= self._limit.count + _ROUNDING

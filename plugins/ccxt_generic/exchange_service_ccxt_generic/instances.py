@@ -171,7 +171,8 @@ class Instances:
 
     async def _allowance(self, shared: State) -> Allowance | None:
         """What the venue's requests are counted by, by all instances with this state; None if CCXT's pauses count."""
-        if not has_known_window(self._id):
+        # CCXT may say of an exchange that it needs no pauses.
+        if not has_known_window(self._id) or not self._call.exchange.limits:
             return None
         return await shared.get(f"allowance {self._where()}", self._make_allowance)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
+import selectors
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import exchange_service_ccxt_generic as plugin
 import pytest
 from exchange_service_ccxt_generic.allowance import LONGEST_WAIT, Allowance
 from exchange_service_ccxt_generic.instances import import_ccxt
-from exchange_service_ccxt_generic.limits import has_known_window
+from exchange_service_ccxt_generic.limits import has_known_window, limits_of
 from exchange_service_ccxt_generic.simulator import BinanceSimulator, SimulatedWallet
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,43 +41,108 @@ WEIGHTS = {"/api/v3/account": 20, "/api/v3/exchangeInfo": 20}
 ALLOWED = 6000
 
 
+class Swift(asyncio.SelectorEventLoop):
+    """An event loop whose time passes as soon as nothing else is to be done."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        super().__init__(selector := selectors.DefaultSelector())
+        look = selector.select
+
+        def select(timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            self.now += timeout or 0.0
+            return look(0)
+
+        selector.select = select  # type: ignore[method-assign]
+
+    def time(self) -> float:
+        return self.now
+
+    def stall(self, seconds: float) -> None:
+        """Let so much time pass in which nothing runs."""
+        self.now += seconds
+
+
+@dataclass
+class Request:
+    """One request: when and what for, for how long its caller waits, and when it was sent or refused."""
+
+    at: float
+    cost: float
+    patience: float
+    sent: float | None = None
+    refused: VenueRateLimited | None = None
+
+
+async def send(allowance: Allowance, request: Request) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(request.patience or None):
+            await allowance.take(request.cost)
+    except TimeoutError:
+        return
+    except VenueRateLimited as refused:
+        request.refused = refused
+    else:
+        request.sent = loop.time()
+
+
+async def send_all(allowance: Allowance, requests: list[Request], stalls: list[tuple[float, float]]) -> None:
+    """Send each at its time, in a loop that stalls at these moments for so many seconds."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, Swift)
+    for at, seconds in stalls:
+        loop.call_at(1000 + at, loop.stall, seconds)
+    async with asyncio.TaskGroup() as group:
+        for request in requests:
+            await asyncio.sleep(max(0.0, request.at - loop.time()))
+            request.at = loop.time()
+            group.create_task(send(allowance, request))
+            await asyncio.sleep(0)
+
+
 def most_in_a_window(sent: list[tuple[float, float]], seconds: int) -> float:
     """The most that was sent within so many seconds, of moments and costs."""
-    return max(sum(cost for at, cost in sent if end - seconds < at <= end) for end, _ in sent)
+    return max((sum(cost for at, cost in sent if end - seconds < at <= end) for end, _ in sent), default=0.0)
 
 
 class TestTheAllowance:
-    @given(requests=st.lists(st.tuples(PAUSES, COSTS), min_size=1, max_size=60))
+    @given(
+        planned=st.lists(st.tuples(PAUSES, COSTS, st.sampled_from([0.0, 0.0, 0.5, 1.5])), min_size=1, max_size=40),
+        stalls=st.lists(st.tuples(st.sampled_from([0.5, 1.75, 2.0, 3.5]), st.sampled_from([0.25, 2.0, 9.0]))),
+    )
     def test_no_window_holds_more_than_the_limit_and_nothing_waits_without_need(
-        self, requests: list[tuple[float, float]]
+        self, planned: list[tuple[float, float, float]], stalls: list[tuple[float, float]]
     ) -> None:
-        allowance, now, sent = Allowance("Acme", LIMIT), 1000.0, []
-        for pause, cost in requests:
-            now += pause
-            earliest = max([now, *(at for at, _ in sent)])
-            try:
-                at = allowance.reserve(cost, now).at
-            except VenueRateLimited as refused:
-                at = now + (refused.retry_after or 0)
-                assert at - now > LONGEST_WAIT
-            else:
-                sent.append((at, cost))
-            used = sum(other for moment, other in sent[:-1] if at - LIMIT.seconds < moment <= at)
-            assert at == earliest or at - LIMIT.seconds in [moment for moment, _ in sent], used
-        if sent:
-            assert most_in_a_window(sent, LIMIT.seconds) <= LIMIT.count
+        moments = accumulate((pause for pause, _, _ in planned), initial=1000.0)
+        requests = [
+            Request(at, cost, patience) for at, (_, cost, patience) in zip(list(moments)[1:], planned, strict=True)
+        ]
+        with asyncio.Runner(loop_factory=Swift) as runner:
+            runner.run(send_all(Allowance("Acme", LIMIT), requests, stalls))
+        sent = [(one.sent, one.cost) for one in requests if one.sent is not None]
+        assert most_in_a_window(sent, LIMIT.seconds) <= LIMIT.count
+        assert sent == sorted(sent, key=lambda one: one[0])
+        ends = {one.at + one.patience for one in requests} | {one.at for one in requests}
+        for one in [] if stalls else requests:
+            at = one.sent if one.refused is None else one.at + (one.refused.retry_after or 0)
+            assert one.refused is None or at - one.at > LONGEST_WAIT
+            if one.refused is None and at is not None:
+                assert at in ends or at - LIMIT.seconds in [moment for moment, _ in sent]
 
-    async def test_a_request_whose_caller_has_gone_leaves_its_part_to_others(self) -> None:
-        allowance = Allowance("Acme", RateLimit("address", 10, 1))
-        await allowance.take(10)
-        gone = asyncio.ensure_future(allowance.take(10))
-        await asyncio.sleep(0)
-        gone.cancel()
-        with suppress(asyncio.CancelledError):
-            await gone
-        began = time.monotonic()
-        await allowance.take(10)
-        assert time.monotonic() - began < 1.5
+    def test_a_late_event_loop_does_not_send_at_once_what_it_has_delayed(self) -> None:
+        requests = [Request(1000.0, 1.0, 0.0) for _ in range(10)]
+        with asyncio.Runner(loop_factory=Swift) as runner:
+            runner.run(send_all(Allowance("Acme", RateLimit("address", 2, 1)), requests, [(0.5, 20.0)]))
+        assert Counter(one.sent for one in requests) == {1000.0: 2, 1020.5: 2, 1021.5: 2, 1022.5: 2, 1023.5: 2}
+
+    def test_requests_whose_callers_have_gone_leave_their_part_and_their_place_to_others(self) -> None:
+        # The first one fills the window. Those that have gone must count neither as sent nor as waiting.
+        requests = [Request(1000.0, 10.0, 0.0), *(Request(1000.0, 10.0, 0.5) for _ in range(2))]
+        requests += [Request(1001.0, cost, 0.0) for cost in (6.0, 4.0, 1.0)]
+        with asyncio.Runner(loop_factory=Swift) as runner:
+            runner.run(send_all(Allowance("Acme", LIMIT), requests, []))
+        assert [one.sent for one in requests] == [1000.0, None, None, 1002.0, 1002.0, 1004.0]
 
     async def test_who_would_wait_for_long_is_told_the_delay(self) -> None:
         allowance = Allowance("Acme", RateLimit("address", 10, 60))
@@ -160,6 +228,13 @@ async def test_where_the_window_is_not_known_ccxts_pause_is_kept(
         for _ in range(3):
             await plugin.fetch_balance(call)
         assert time.monotonic() - began >= 2 * 0.22
+
+
+async def test_an_exchange_to_which_ccxt_keeps_no_pause_is_read_without_a_limit(
+    listings: Listings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with reading(replace(listings["kraken"], limits=limits_of("kraken", 0, ["spot"])), monkeypatch) as call:
+        assert (await plugin.fetch_balance(call)).venue_accounts
 
 
 async def test_a_limit_by_key_counts_each_account_apart(listings: Listings, monkeypatch: pytest.MonkeyPatch) -> None:

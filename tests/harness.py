@@ -4,9 +4,10 @@ what a failed call carries."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -433,3 +434,18 @@ async def open_test_service(
             await asyncio.wait({request.answer for request in references._requests.values()})
         await store.close()
         await registry.close()
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Whatever refers to itself stays in memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def alive(kind: type) -> int:
+    return sum(type(found) is kind for found in gc.get_objects())

@@ -96,8 +96,7 @@ class _Call:
 
     def __init__(self, handler: Handler, request: Request, metadata: Metadata, timeout: float | None) -> None:
         self._context = _Context(metadata, timeout)
-        context = cast("Context", self._context)
-        self._task: asyncio.Task[Any] = asyncio.ensure_future(handler(request, context))
+        self._task: asyncio.Task[Any] = asyncio.ensure_future(_run(handler, request, self._context))
         self._task.add_done_callback(lambda _: self._context.messages.put_nowait(None))
 
     async def next_message(self) -> bytes | None:
@@ -122,6 +121,23 @@ class _Call:
         if not self._task.cancelled():
             # Looked at, so that asyncio does not log it as an exception that nobody has seen.
             self._task.exception()
+
+
+async def _run(handler: Handler, request: Request, context: _Context) -> Any:
+    """The handler's result; None if the context has the status with which the call failed, or the caller has left.
+
+    A task keeps the exception that ends it, whose traceback holds the frames of the call, and these hold the task. All
+    of that, the caller's token too, would stay in memory until the collector of all objects comes, which it seldom
+    does.
+    """
+    try:
+        return await handler(request, cast("Context", context))
+    except grpc.aio.AbortError:
+        return None
+    except asyncio.CancelledError:
+        if not context.cancelled():
+            raise
+        return None
 
 
 class _Context:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from exchange_service.grpc_server import server
+from exchange_service.grpc_server import direct, server
 from exchange_service.grpc_server.direct import CallEnded, DirectCalls
 from exchange_service.v1 import exchange_service_pb2 as messages
 from tests.authenticated_service import amount, authenticated_service
@@ -22,6 +22,7 @@ from tests.harness import (
     Gate,
     Running,
     ScriptedPlugin,
+    alive,
     balance_request,
     failure,
     holding,
@@ -31,6 +32,7 @@ from tests.harness import (
     totals,
     unpacked,
     until,
+    without_collections,
 )
 from tests.identities import bearer, web_token
 
@@ -178,6 +180,17 @@ class TestStream:
             gate.opened.set()
             assert totals((await call).balance) == {"BTC": "1.50"}
             await stopping
+
+
+async def test_calls_that_fail_and_streams_that_are_left_leave_nothing_in_memory(calls: DirectCalls) -> None:
+    with without_collections():
+        for _ in range(10):
+            async with aclosing(open_stream(calls)) as stream:
+                await anext(stream)
+            with suppress(CallEnded):
+                await get(calls, exchange_id="nowhere")
+        del stream
+        await until(lambda: alive(direct._Context) == 0, "that no call is in memory")
 
 
 class TestCallers:

@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 
 from benchmarks.http2 import frame, request_headers
 from exchange_service.app import start_service
+from exchange_service.grpc_server.handler_wrapper import HandlerWrapper
 from exchange_service.startup_checks import UnsafeSettings
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.v1.exchange_service_pb2_grpc import ExchangeServiceStub
@@ -27,6 +28,7 @@ from tests.harness import (
     USER,
     Running,
     ScriptedPlugin,
+    alive,
     balance_request,
     failure,
     registry_of,
@@ -34,6 +36,7 @@ from tests.harness import (
     settings_for,
     totals,
     until,
+    without_collections,
 )
 
 SERVICE = "/exchange_service.v1.ExchangeService"
@@ -207,6 +210,30 @@ async def test_on_the_native_engine_streams_that_come_or_leave_at_once_do_so_a_f
             counted.append(0)
             await asyncio.sleep(0)
         assert max(counted) <= native._STREAMS_A_ROUND
+    await engine.stop(1.0)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("waits", [True, False], ids=["while they wait", "before they begin"])
+async def test_on_the_native_engine_cancelled_calls_leave_nothing_in_memory(streaming: bool, waits: bool) -> None:
+    native = pytest.importorskip("exchange_service.grpc_server.engines.native")
+    library = pytest.importorskip("pygrpc_native")
+    wrapper = HandlerWrapper()
+
+    async def wait(request: bytes, context: Any) -> None:
+        await asyncio.Event().wait()
+
+    front = FrontOfManyStreams(50)
+    handler = wrapper.wrap("Wait", wait, streaming=streaming)
+    engine = native.NativeEngine(front, [native._Method("/a/Wait", handler, streaming)], "nowhere")
+    with without_collections():
+        front.send(library.EVENT_CALL)
+        await until(lambda: len(engine._calls) == 50, "the calls")
+        if waits:
+            await until(lambda: wrapper.running() == 50, "the handlers")
+        front.send(library.EVENT_CANCEL)
+        await until(lambda: not engine._calls and not wrapper.running() and not engine._steps, "the end of the calls")
+        await until(lambda: alive(native._Call) == 0, "that no call is in memory")
     await engine.stop(1.0)
 
 

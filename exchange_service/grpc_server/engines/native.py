@@ -157,8 +157,10 @@ class _Call:
     def cancel(self) -> None:
         """The caller has left, or its deadline has come."""
         self._cancelled = True
-        if self.task is not None:
-            self.task.cancel()
+        # A task that is cancelled before its first step keeps the exception, and with it the frame that has this call.
+        task, self.task = self.task, None
+        if task is not None:
+            task.cancel()
 
 
 class NativeEngine:
@@ -293,8 +295,11 @@ class NativeEngine:
         except grpc.aio.AbortError:
             return
         except asyncio.CancelledError:
+            # Not raised again, and nobody waits for the task: it would keep the exception, whose traceback holds the
+            # frames of the call, and these hold the task. All of that, the caller's token too, would stay in memory
+            # until the collector of all objects comes, which it seldom does.
             call.fail(grpc.StatusCode.CANCELLED, "The call was cancelled.")
-            raise
+            return
         except Exception as error:
             # Our own handlers end with a status; never send the text of another exception.
             log.error("call.failed", method=method.path, error=type(error).__name__, at=raised_at(error))

@@ -8,10 +8,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from math import inf
 from pathlib import Path
+from traceback import walk_tb
+from types import FrameType
 from typing import Any
 
 import grpc
@@ -51,6 +54,7 @@ from tests.harness import (
     info,
     serving,
     settings_for,
+    streaming,
     until,
 )
 
@@ -322,6 +326,47 @@ class TestCredential:
             os.kill(first["process"], signal.SIGKILL)
             await eventually(lambda: serves_again(running, first["process"]), "another process")
             assert (await read_report(running))["key"] == "the-guests-own-key"
+
+    async def test_no_error_that_is_kept_leads_to_it(self, guest: Path, tmp_path: Path) -> None:
+        account = Account("alice", "guest")
+        async with serving(tmp_path) as running, streaming(running, "guest"):
+            await running.store("guest", metadata={"deed": "end"}, api_secret=CANARY_SECRET)
+            await failure(running.stub.GetBalance(public.GetBalanceRequest(user_id="alice", exchange_id="guest")))
+            await until(lambda: isinstance(feed_error(running, account), PluginUnavailable), "the feed's error")
+            for kept in (running.service.balances.known(account).error, feed_error(running, account)):
+                assert isinstance(kept, PluginUnavailable)
+                assert list(holders(CANARY_SECRET, kept)) == []
+                assert list(origin_of(kept)) == [kept]
+
+
+CANARY_SECRET = "a-secret-that-no-kept-error-leads-to"
+
+
+def feed_error(running: Running, account: Account) -> ServiceError | None:
+    feed = running.service.streams.snapshot().feeds.get(account)
+    return None if feed is None else feed.error
+
+
+def origin_of(error: BaseException) -> Iterator[BaseException | FrameType]:
+    """The error, what it comes from, and the frames that these passed through."""
+    left, seen = [error], set[int]()
+    while left:
+        one = left.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            yield from (frame for frame, _ in walk_tb(one.__traceback__))
+            left += [other for other in (one.__context__, one.__cause__) if other is not None]
+
+
+def holders(secret: str, error: BaseException) -> Iterator[str]:
+    """The variables of these frames in whose message or credential the secret is."""
+    for frame in origin_of(error):
+        if isinstance(frame, FrameType):
+            for name, value in frame.f_locals.items():
+                plain = value.api_secret.reveal() if isinstance(value, Credential) else str(value)
+                if secret in plain:
+                    yield f"{frame.f_code.co_qualname}: {name}"
 
 
 async def serves_again(running: Running, old: int) -> bool:

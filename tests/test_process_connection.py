@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,39 @@ class TestService:
             raw.send_raw(reply(1))
             assert (await call).stuck_calls == 3
 
+    @pytest.mark.parametrize("manner", ["failed", "timed out", "gone"])
+    async def test_a_call_that_failed_leaves_nothing_for_the_collector_of_circles(
+        self, manner: str, uncollected: None
+    ) -> None:
+        async with called() as (end, raw):
+            calls = [begin(end.call("FetchBalance", FETCH, 0.05 if manner == "timed out" else 5.0)) for _ in range(5)]
+            calls.append(begin(drained(end.stream("WatchBalance", WATCH))))
+            for number in range(1, 7):
+                await raw.frame()
+                if manner != "gone" and (manner == "failed" or number == 6):
+                    raw.send(Kind.FAILURE, number)
+            if manner == "gone":
+                raw.close()
+            await asyncio.wait(calls)
+            assert {type(call.exception()) for call in calls} == {CallFailed}
+            calls.clear()
+            # A call that the caller has left stays known until the process ends it.
+            end._calls.clear()
+            assert alive(CallFailed, connection._Call) == 0
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """The collector of circles does not run."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def alive(*kinds: type[Any]) -> int:
+    return sum(type(thing) in kinds for thing in gc.get_objects())
+
 
 async def drained(items: AsyncGenerator[Any, None]) -> list[Any]:
     return [item async for item in items]
@@ -547,15 +581,19 @@ class TestProcess:
             async with asyncio.timeout(PATIENCE):
                 await ended.wait()
 
-    async def test_it_keeps_the_time_of_a_call_by_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_it_keeps_the_time_of_a_call_by_itself_and_keeps_no_request(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uncollected: None
+    ) -> None:
         async def waits(*_: object) -> None:
             await asyncio.Event().wait()
 
         monkeypatch.setattr(PluginServer, "fetch_balance", waits)
         async with answered(tmp_path) as served:
             raw = await served.greeted()
-            raw.send(Kind.CALL, 1, fetch(0.05))
+            body, before = fetch(0.05), alive(messages.FetchBalanceRequest)
+            raw.send(Kind.CALL, 1, body)
             assert await failure_of(raw) == "DEADLINE_EXCEEDED"
+            assert alive(messages.FetchBalanceRequest) == before
 
     async def test_a_stream_has_one_item_under_way_and_of_those_that_come_meanwhile_the_service_gets_no_copy(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

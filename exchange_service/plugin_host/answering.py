@@ -167,9 +167,7 @@ class ServiceConnection(FramePort):
         self._wanted.pop(number, None)
         if task.cancelled():
             self._fail(number, messages.FAILURE_CODE_CANCELLED)
-        elif isinstance(error := task.exception(), TimeoutError):
-            self._fail(number, messages.FAILURE_CODE_DEADLINE_EXCEEDED)
-        elif isinstance(error, _TooLarge):
+        elif isinstance(error := task.exception(), _TooLarge):
             self._fail(number, messages.FAILURE_CODE_RESOURCE_EXHAUSTED)
         elif error is not None:
             self._fail(number, messages.FAILURE_CODE_INTERNAL, error)
@@ -190,6 +188,9 @@ class ServiceConnection(FramePort):
                     await self._send_items(number, answer(request))
                 else:
                     await self._send(Kind.REPLY, number, await answer(request))
+        # Not the task's error: its frames hold the timeout, which holds the task, and the request stays with them.
+        except TimeoutError:
+            self._fail(number, messages.FAILURE_CODE_DEADLINE_EXCEEDED)
         finally:
             mark.request_id = ""
 

@@ -32,13 +32,15 @@ from exchange_service.model import Account, Credential, KeyRights, Manifest
 from exchange_service.operator.v1 import plugin_service_pb2 as plugins
 from exchange_service.plugin_host import protocol
 from exchange_service.plugin_host.client import _answered_at
-from exchange_service.plugin_host.connection import CallFailed
+from exchange_service.plugin_host.connection import CallFailed, ProcessConnection
 from exchange_service.plugin_host.discovery import open_registry, placement
+from exchange_service.plugin_host.frames import FrameReader, Kind, write_frame
 from exchange_service.plugin_host.health import HealthFault, check_health
 from exchange_service.plugin_host.launch import MEBIBYTE, ProcessPolicy, StartFailed, third_party_manifest
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
 from exchange_service.plugin_host.restart_policy import RestartPolicy
 from exchange_service.plugin_host.supervisor import ProcessState, Supervisor
+from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import exchange_pb2
 from exchange_service.v1 import exchange_service_pb2 as public
 from exchange_service.venues.manifests import read_manifest, write_manifest
@@ -430,6 +432,25 @@ class TestSurroundings:
             assert await process.health_check() == 0
         finally:
             await process.end()
+
+    async def test_another_program_that_answers_in_its_place_is_not_believed(
+        self, guest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            frames = FrameReader()
+            while (frame := frames.read()) is None:
+                frames.feed(await reader.read(65536))
+            greeting = messages.Greeting.FromString(frame.body)
+            welcome = messages.ConfigureResponse(protocol_version=protocol.PROTOCOL, proof=greeting.proof)
+            writer.write(write_frame(Kind.WELCOME, 0, welcome.SerializeToString()))
+            await reader.read()
+            writer.close()
+
+        async with await asyncio.start_unix_server(answer, tmp_path / "socket"):
+            there = partial(ProcessConnection.open, str(tmp_path / "socket"))
+            monkeypatch.setattr(ProcessConnection, "open", lambda _: there())
+            with pytest.raises(StartFailed, match="Something other than its process answered"):
+                await PluginProcess.start(policy(), config(await guest_manifest()))
 
 
 def policy(name: str = "guest", memory: int = 512, **changes: Any) -> ProcessPolicy:

@@ -18,7 +18,7 @@ from exchange_service.plugin_host.answering import Listener
 from exchange_service.plugin_host.connection import CallFailed, ProcessConnection
 from exchange_service.plugin_host.frames import MAX_BODY, Frame, FrameReader, Kind, write_frame
 from exchange_service.plugin_host.methods import code_name
-from exchange_service.plugin_host.protocol import OTHER_VERSION, PROTOCOL, proof
+from exchange_service.plugin_host.protocol import OTHER_VERSION, PROTOCOL, process_proof, service_proof
 from exchange_service.plugin_host.server import PluginServer
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.venues.manifests import write_manifest
@@ -153,6 +153,14 @@ class TestService:
             assert await code_of(end.call("CheckHealth", HEALTH, 1.0)) == "UNAVAILABLE"
             assert await code_of(drained(end.stream("WatchBalance", WATCH))) == "UNAVAILABLE"
             assert re.search(fault, end.fault)
+
+    async def test_the_greeting_tells_neither_the_token_nor_what_the_process_answers(self) -> None:
+        async with called() as (end, raw):
+            greeting = begin(end.greet(TOKEN, messages.ConfigureRequest()))
+            sent = (await raw.frame()).body
+            assert messages.Greeting.FromString(sent).proof == service_proof(TOKEN)
+            assert not any(told in sent for told in (TOKEN.encode(), process_proof(TOKEN)))
+            greeting.cancel()
 
     async def test_a_second_welcome_ends_the_connection(self) -> None:
         async with called() as (end, raw):
@@ -319,6 +327,7 @@ class TestService:
     async def test_a_call_that_failed_leaves_nothing_for_the_collector_of_circles(
         self, manner: str, uncollected: None
     ) -> None:
+        before = alive(CallFailed, connection._Call)
         async with called() as (end, raw):
             calls = [begin(end.call("FetchBalance", FETCH, 0.05 if manner == "timed out" else 5.0)) for _ in range(5)]
             calls.append(begin(drained(end.stream("WatchBalance", WATCH))))
@@ -333,13 +342,12 @@ class TestService:
             calls.clear()
             # A call that the caller has left stays known until the process ends it.
             end._calls.clear()
-            assert alive(CallFailed, connection._Call) == 0
+            assert alive(CallFailed, connection._Call) == before
 
 
 @pytest.fixture
 def uncollected() -> Iterator[None]:
     """The collector of circles does not run."""
-    gc.collect()
     gc.disable()
     yield
     gc.enable()
@@ -371,17 +379,17 @@ class Served:
         raw.send(Kind.GREETING, 0, self.greeting())
         frame = await raw.frame()
         welcome = messages.ConfigureResponse.FromString(frame.body)
-        assert (frame.kind, welcome.problem, welcome.proof) == (Kind.WELCOME, "", proof(TOKEN))
+        assert (frame.kind, welcome.problem, welcome.proof) == (Kind.WELCOME, "", process_proof(TOKEN))
         return raw
 
-    def greeting(self, token: str = TOKEN, version: int = PROTOCOL) -> bytes:
+    def greeting(self, proof: bytes = service_proof(TOKEN), version: int = PROTOCOL) -> bytes:
         configure = messages.ConfigureRequest(
             protocol_version=version,
             manifest=write_manifest(self.plugin.manifest),
             venue_timeout=5.0,
             session_idle=60.0,
         )
-        return messages.Greeting(token=token, configure=configure).SerializeToString()
+        return messages.Greeting(proof=proof, configure=configure).SerializeToString()
 
     def close(self) -> None:
         for raw in self._opened:
@@ -426,12 +434,16 @@ async def failure_of(raw: RawEnd) -> str:
 
 
 class TestProcess:
-    @pytest.mark.parametrize("token", ["", "another", "the-token ", "ü"])
+    @pytest.mark.parametrize(
+        "proof",
+        [b"", service_proof("another"), service_proof(TOKEN)[:-1], process_proof(TOKEN), TOKEN.encode()],
+        ids=["none", "another's", "shorter", "its own", "the token"],
+    )
     @pytest.mark.threat("T11")
-    async def test_without_the_token_it_answers_nothing_and_loads_no_plugin(self, tmp_path: Path, token: str) -> None:
+    async def test_without_the_token_it_answers_nothing_and_loads_no_plugin(self, tmp_path: Path, proof: bytes) -> None:
         async with answered(tmp_path) as served:
             raw = await served.connect()
-            raw.send(Kind.GREETING, 0, served.greeting(token))
+            raw.send(Kind.GREETING, 0, served.greeting(proof))
             raw.send(Kind.CALL, 1, call("CheckHealth"))
             assert await raw.ended()
             assert served.server._served is None

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from exchange_service.plugin_host.frame_port import FramePort
 from exchange_service.plugin_host.frames import MAX_BODY, Frame, FrameError, Kind
 from exchange_service.plugin_host.methods import METHODS, Method, code_name
+from exchange_service.plugin_host.protocol import service_proof
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 
 # Calls that have not ended in the process, and of them those that the service waits for no longer. A process that
@@ -103,10 +104,12 @@ class ProcessConnection(FramePort):
         return connection
 
     async def greet(self, token: str, request: messages.ConfigureRequest) -> messages.ConfigureResponse:
-        """The handshake, before any call. Raises CallFailed if the process ends the connection instead."""
+        """The handshake, before any call. The token itself is not sent. Raises CallFailed if the process ends the
+        connection instead."""
         self._require_open()
         self._welcome = asyncio.get_running_loop().create_future()
-        self.send(Kind.GREETING, 0, messages.Greeting(token=token, configure=request).SerializeToString())
+        greeting = messages.Greeting(proof=service_proof(token), configure=request)
+        self.send(Kind.GREETING, 0, greeting.SerializeToString())
         reply: messages.ConfigureResponse = _parsed(METHODS["Configure"], await self._welcome)
         return reply
 

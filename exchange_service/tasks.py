@@ -30,6 +30,15 @@ def without_origin(error: Error) -> Error:
     return error.with_traceback(None)
 
 
+def copy_of(error: Error) -> Error:
+    """The same error without its origin, to be kept, or for one more receiver: who raises the first one puts frames
+    into it that the copy does not have. Nothing is called that a class of a plugin's own may do when it is made."""
+    other = type(error).__new__(type(error))
+    other.args = error.args
+    vars(other).update(vars(error))
+    return other
+
+
 async def beside_the_loop(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
     """What `work` returns or raises, computed in a thread, so that the event loop serves others meanwhile.
 

@@ -97,7 +97,7 @@ ALLOWED: dict[str, set[str]] = {
     "recently_used": set(),
     "settings": {"addresses", "environment", "observability"},
     "startup_checks": {"addresses", "cache", "credentials", "identity", "settings", "venues"},
-    "streams": {"balances", "clock", "errors", "model", "venues", "wire"},
+    "streams": {"balances", "clock", "errors", "model", "tasks", "venues", "wire"},
     "tasks": set(),
     "testing": {"model", "plugin_api", "pytest_plugin", "venues"},
     "v1": set(),

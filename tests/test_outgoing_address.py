@@ -66,6 +66,8 @@ async def test_a_refusal_names_the_address_that_the_operator_has_set(advice: str
         await fetch(AddressNotAllowed("Acme refuses the address.", advice=advice), "198.51.100.7")
     assert caught.value.message == "Acme refuses the address."
     assert caught.value.advice == "Add it to the IP allow-list of the key. This service calls from 198.51.100.7."
+    # What it comes from is kept with it, and must not lead to the call.
+    assert caught.value.__context__ is None or caught.value.__context__.__traceback__ is None
 
 
 async def test_an_address_that_the_venue_has_named_is_named_once() -> None:

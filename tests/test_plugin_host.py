@@ -8,10 +8,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from math import inf
 from pathlib import Path
+from traceback import walk_tb
+from types import FrameType
 from typing import Any
 
 import grpc
@@ -29,13 +32,15 @@ from exchange_service.model import Account, Credential, KeyRights, Manifest
 from exchange_service.operator.v1 import plugin_service_pb2 as plugins
 from exchange_service.plugin_host import protocol
 from exchange_service.plugin_host.client import _answered_at
-from exchange_service.plugin_host.connection import CallFailed
+from exchange_service.plugin_host.connection import CallFailed, ProcessConnection
 from exchange_service.plugin_host.discovery import open_registry, placement
+from exchange_service.plugin_host.frames import FrameReader, Kind, write_frame
 from exchange_service.plugin_host.health import HealthFault, check_health
 from exchange_service.plugin_host.launch import MEBIBYTE, ProcessPolicy, StartFailed, third_party_manifest
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
 from exchange_service.plugin_host.restart_policy import RestartPolicy
 from exchange_service.plugin_host.supervisor import ProcessState, Supervisor
+from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import exchange_pb2
 from exchange_service.v1 import exchange_service_pb2 as public
 from exchange_service.venues.manifests import read_manifest, write_manifest
@@ -51,6 +56,7 @@ from tests.harness import (
     info,
     serving,
     settings_for,
+    streaming,
     until,
 )
 
@@ -323,6 +329,47 @@ class TestCredential:
             await eventually(lambda: serves_again(running, first["process"]), "another process")
             assert (await read_report(running))["key"] == "the-guests-own-key"
 
+    async def test_no_error_that_is_kept_leads_to_it(self, guest: Path, tmp_path: Path) -> None:
+        account = Account("alice", "guest")
+        async with serving(tmp_path) as running, streaming(running, "guest"):
+            await running.store("guest", metadata={"deed": "end"}, api_secret=CANARY_SECRET)
+            await failure(running.stub.GetBalance(public.GetBalanceRequest(user_id="alice", exchange_id="guest")))
+            await until(lambda: isinstance(feed_error(running, account), PluginUnavailable), "the feed's error")
+            for kept in (running.service.balances.known(account).error, feed_error(running, account)):
+                assert isinstance(kept, PluginUnavailable)
+                assert list(holders(CANARY_SECRET, kept)) == []
+                assert list(origin_of(kept)) == [kept]
+
+
+CANARY_SECRET = "a-secret-that-no-kept-error-leads-to"
+
+
+def feed_error(running: Running, account: Account) -> ServiceError | None:
+    feed = running.service.streams.snapshot().feeds.get(account)
+    return None if feed is None else feed.error
+
+
+def origin_of(error: BaseException) -> Iterator[BaseException | FrameType]:
+    """The error, what it comes from, and the frames that these passed through."""
+    left, seen = [error], set[int]()
+    while left:
+        one = left.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            yield from (frame for frame, _ in walk_tb(one.__traceback__))
+            left += [other for other in (one.__context__, one.__cause__) if other is not None]
+
+
+def holders(secret: str, error: BaseException) -> Iterator[str]:
+    """The variables of these frames in whose message or credential the secret is."""
+    for frame in origin_of(error):
+        if isinstance(frame, FrameType):
+            for name, value in frame.f_locals.items():
+                plain = value.api_secret.reveal() if isinstance(value, Credential) else str(value)
+                if secret in plain:
+                    yield f"{frame.f_code.co_qualname}: {name}"
+
 
 async def serves_again(running: Running, old: int) -> bool:
     try:
@@ -385,6 +432,25 @@ class TestSurroundings:
             assert await process.health_check() == 0
         finally:
             await process.end()
+
+    async def test_another_program_that_answers_in_its_place_is_not_believed(
+        self, guest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            frames = FrameReader()
+            while (frame := frames.read()) is None:
+                frames.feed(await reader.read(65536))
+            greeting = messages.Greeting.FromString(frame.body)
+            welcome = messages.ConfigureResponse(protocol_version=protocol.PROTOCOL, proof=greeting.proof)
+            writer.write(write_frame(Kind.WELCOME, 0, welcome.SerializeToString()))
+            await reader.read()
+            writer.close()
+
+        async with await asyncio.start_unix_server(answer, tmp_path / "socket"):
+            there = partial(ProcessConnection.open, str(tmp_path / "socket"))
+            monkeypatch.setattr(ProcessConnection, "open", lambda _: there())
+            with pytest.raises(StartFailed, match="Something other than its process answered"):
+                await PluginProcess.start(policy(), config(await guest_manifest()))
 
 
 def policy(name: str = "guest", memory: int = 512, **changes: Any) -> ProcessPolicy:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from exchange_service.plugin_host.answering import Listener
 from exchange_service.plugin_host.connection import CallFailed, ProcessConnection
 from exchange_service.plugin_host.frames import MAX_BODY, Frame, FrameReader, Kind, write_frame
 from exchange_service.plugin_host.methods import code_name
-from exchange_service.plugin_host.protocol import OTHER_VERSION, PROTOCOL, proof
+from exchange_service.plugin_host.protocol import OTHER_VERSION, PROTOCOL, process_proof, service_proof
 from exchange_service.plugin_host.server import PluginServer
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.venues.manifests import write_manifest
@@ -152,6 +153,14 @@ class TestService:
             assert await code_of(end.call("CheckHealth", HEALTH, 1.0)) == "UNAVAILABLE"
             assert await code_of(drained(end.stream("WatchBalance", WATCH))) == "UNAVAILABLE"
             assert re.search(fault, end.fault)
+
+    async def test_the_greeting_tells_neither_the_token_nor_what_the_process_answers(self) -> None:
+        async with called() as (end, raw):
+            greeting = begin(end.greet(TOKEN, messages.ConfigureRequest()))
+            sent = (await raw.frame()).body
+            assert messages.Greeting.FromString(sent).proof == service_proof(TOKEN)
+            assert not any(told in sent for told in (TOKEN.encode(), process_proof(TOKEN)))
+            greeting.cancel()
 
     async def test_a_second_welcome_ends_the_connection(self) -> None:
         async with called() as (end, raw):
@@ -314,6 +323,39 @@ class TestService:
             raw.send_raw(reply(1))
             assert (await call).stuck_calls == 3
 
+    @pytest.mark.parametrize("manner", ["failed", "timed out", "gone"])
+    async def test_a_call_that_failed_leaves_nothing_for_the_collector_of_circles(
+        self, manner: str, uncollected: None
+    ) -> None:
+        before = alive(CallFailed, connection._Call)
+        async with called() as (end, raw):
+            calls = [begin(end.call("FetchBalance", FETCH, 0.05 if manner == "timed out" else 5.0)) for _ in range(5)]
+            calls.append(begin(drained(end.stream("WatchBalance", WATCH))))
+            for number in range(1, 7):
+                await raw.frame()
+                if manner != "gone" and (manner == "failed" or number == 6):
+                    raw.send(Kind.FAILURE, number)
+            if manner == "gone":
+                raw.close()
+            await asyncio.wait(calls)
+            assert {type(call.exception()) for call in calls} == {CallFailed}
+            calls.clear()
+            # A call that the caller has left stays known until the process ends it.
+            end._calls.clear()
+            assert alive(CallFailed, connection._Call) == before
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """The collector of circles does not run."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def alive(*kinds: type[Any]) -> int:
+    return sum(type(thing) in kinds for thing in gc.get_objects())
+
 
 async def drained(items: AsyncGenerator[Any, None]) -> list[Any]:
     return [item async for item in items]
@@ -337,17 +379,17 @@ class Served:
         raw.send(Kind.GREETING, 0, self.greeting())
         frame = await raw.frame()
         welcome = messages.ConfigureResponse.FromString(frame.body)
-        assert (frame.kind, welcome.problem, welcome.proof) == (Kind.WELCOME, "", proof(TOKEN))
+        assert (frame.kind, welcome.problem, welcome.proof) == (Kind.WELCOME, "", process_proof(TOKEN))
         return raw
 
-    def greeting(self, token: str = TOKEN, version: int = PROTOCOL) -> bytes:
+    def greeting(self, proof: bytes = service_proof(TOKEN), version: int = PROTOCOL) -> bytes:
         configure = messages.ConfigureRequest(
             protocol_version=version,
             manifest=write_manifest(self.plugin.manifest),
             venue_timeout=5.0,
             session_idle=60.0,
         )
-        return messages.Greeting(token=token, configure=configure).SerializeToString()
+        return messages.Greeting(proof=proof, configure=configure).SerializeToString()
 
     def close(self) -> None:
         for raw in self._opened:
@@ -392,12 +434,16 @@ async def failure_of(raw: RawEnd) -> str:
 
 
 class TestProcess:
-    @pytest.mark.parametrize("token", ["", "another", "the-token ", "ü"])
+    @pytest.mark.parametrize(
+        "proof",
+        [b"", service_proof("another"), service_proof(TOKEN)[:-1], process_proof(TOKEN), TOKEN.encode()],
+        ids=["none", "another's", "shorter", "its own", "the token"],
+    )
     @pytest.mark.threat("T11")
-    async def test_without_the_token_it_answers_nothing_and_loads_no_plugin(self, tmp_path: Path, token: str) -> None:
+    async def test_without_the_token_it_answers_nothing_and_loads_no_plugin(self, tmp_path: Path, proof: bytes) -> None:
         async with answered(tmp_path) as served:
             raw = await served.connect()
-            raw.send(Kind.GREETING, 0, served.greeting(token))
+            raw.send(Kind.GREETING, 0, served.greeting(proof))
             raw.send(Kind.CALL, 1, call("CheckHealth"))
             assert await raw.ended()
             assert served.server._served is None
@@ -547,15 +593,19 @@ class TestProcess:
             async with asyncio.timeout(PATIENCE):
                 await ended.wait()
 
-    async def test_it_keeps_the_time_of_a_call_by_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_it_keeps_the_time_of_a_call_by_itself_and_keeps_no_request(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uncollected: None
+    ) -> None:
         async def waits(*_: object) -> None:
             await asyncio.Event().wait()
 
         monkeypatch.setattr(PluginServer, "fetch_balance", waits)
         async with answered(tmp_path) as served:
             raw = await served.greeted()
-            raw.send(Kind.CALL, 1, fetch(0.05))
+            body, before = fetch(0.05), alive(messages.FetchBalanceRequest)
+            raw.send(Kind.CALL, 1, body)
             assert await failure_of(raw) == "DEADLINE_EXCEEDED"
+            assert alive(messages.FetchBalanceRequest) == before
 
     async def test_a_stream_has_one_item_under_way_and_of_those_that_come_meanwhile_the_service_gets_no_copy(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

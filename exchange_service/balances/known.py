@@ -10,6 +10,7 @@ from cachetools import LRUCache
 from exchange_service import clock
 from exchange_service.errors import ServiceError
 from exchange_service.model import Account
+from exchange_service.tasks import copy_of
 from exchange_service.venues.fetching import Target
 from exchange_service.wire.delivery import Delivery
 
@@ -45,7 +46,7 @@ class LastFetches:
         if error is None:
             self._ended[target.account.stored()] = _Ended(self._now(), None)
         elif isinstance(error, ServiceError) and not error.late:
-            self._ended[target.account.stored()] = _Ended(self._now(), error.with_traceback(None))
+            self._ended[target.account.stored()] = _Ended(self._now(), copy_of(error))
 
     def forget(self, account: Account) -> None:
         """The account has another credential now."""

@@ -25,6 +25,7 @@ from exchange_service.errors import (
     RequestRefused,
     ServiceError,
 )
+from exchange_service.tasks import copy_of
 from exchange_service.venues.fetching import Target
 
 # A refused credential stays refused until its user acts.
@@ -101,8 +102,8 @@ class Refusals:
             if refusal is not None and refusal.at < target.newer_than:
                 del self._refusals[key]
             elif refusal is not None:
-                # Raised again and again, an error would gather a longer traceback each time.
-                raise refusal.error.with_traceback(None)
+                # Raised itself, the error would keep the frames of the call that it is raised in.
+                raise copy_of(refusal.error)
 
     def forget(self, key: str) -> None:
         """Forget what a target with this key was told: its credential was stored again."""
@@ -125,7 +126,7 @@ class Refusals:
             self._doubts.pop(target.key, None)
             self._believed.pop(target.key, None)
         elif isinstance(error, _DOUBTED) and self._is_doubtful(target):
-            doubt = Doubt(error.with_traceback(None), _loop_time() + DOUBT_PAUSE, self._now())
+            doubt = Doubt(copy_of(error), _loop_time() + DOUBT_PAUSE, self._now())
             self._doubts.setdefault(target.key, doubt)
         elif isinstance(error, _DOUBTED):
             self._doubts.pop(target.key, None)
@@ -146,7 +147,7 @@ class Refusals:
             # Not for longer than a venue can mean it.
             seconds = min(_SECONDS if error.retry_after is None else error.retry_after, _LONGEST)
             key = target.credential_key if isinstance(error, _OF_THE_CREDENTIAL) else target.key
-            self._refusals[key] = _Refusal(error.with_traceback(None), _loop_time() + seconds, self._now())
+            self._refusals[key] = _Refusal(copy_of(error), _loop_time() + seconds, self._now())
 
 
 def _loop_time() -> float:

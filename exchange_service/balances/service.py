@@ -21,7 +21,7 @@ from exchange_service.errors import CredentialMissing, DeadlinePassed, NotSuppor
 from exchange_service.identity import Caller
 from exchange_service.model import PRODUCTION, Account
 from exchange_service.observability.metrics import Metrics
-from exchange_service.tasks import TaskSet
+from exchange_service.tasks import TaskSet, copy_of
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
@@ -211,7 +211,7 @@ class Balances:
         """Raise a refusal that is doubted, until it is time to ask for the second word."""
         doubt = self.refusals.doubt(target)
         if doubt is not None and doubt.left() > 0:
-            raise doubt.error.with_traceback(None)
+            raise copy_of(doubt.error)
 
     def _doubt(self, target: Target, error: ServiceError) -> Doubt | None:
         """The doubt that this error is met with; None if it is believed, or no refusal."""

@@ -13,6 +13,7 @@ import structlog
 
 from exchange_service.deadlines import ANSWER_MARGIN
 from exchange_service.errors import DeadlinePassed, ServiceError, ShuttingDown, StoreUnavailable, VenueTimeout
+from exchange_service.tasks import without_origin
 from exchange_service.venues.fetching import Fetcher, Target
 from exchange_service.venues.priority import Priority
 
@@ -123,6 +124,8 @@ class SingleFlight(Generic[T]):
         # Taken here too: if no caller waits for it any more, asyncio would log it.
         error = call.task.exception()
         if isinstance(error, ServiceError):
+            # What it comes from holds the call to the plugin, and that a credential.
+            without_origin(error)
             log.debug("fetch.failed", exchange=target.listing.metadata.id, reason=error.reason)
         self._on_done(target, error)
 

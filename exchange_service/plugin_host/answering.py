@@ -15,6 +15,7 @@ from exchange_service.observability.logs import CallMark, current_call
 from exchange_service.plugin_host.frame_port import FramePort
 from exchange_service.plugin_host.frames import MAX_BODY, Frame, FrameError, Kind
 from exchange_service.plugin_host.methods import METHODS, Method
+from exchange_service.plugin_host.protocol import service_proof
 from exchange_service.plugin_host.server import PluginServer
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 
@@ -32,7 +33,8 @@ class _TooLarge(Exception):
 
 
 class Listener:
-    """Accepts connections until one of them greets with the token: this one is answered, and no other ever after."""
+    """Accepts connections until one of them proves that it knows the token: this one is answered, and no other ever
+    after."""
 
     def __init__(self, plugin_server: PluginServer, token: str) -> None:
         self.plugin_server = plugin_server
@@ -53,9 +55,9 @@ class Listener:
         self._ungreeted.add(connection)
         return True
 
-    def greet(self, connection: ServiceConnection, token: str) -> bool:
+    def greet(self, connection: ServiceConnection, proof: bytes) -> bool:
         """Whether this is the service's connection. Then the others are ended, and none is accepted any more."""
-        if not hmac.compare_digest(token.encode(), self._token.encode()):
+        if not hmac.compare_digest(proof, service_proof(self._token)):
             return False
         self._service = connection
         self._ungreeted.discard(connection)
@@ -80,7 +82,8 @@ class Listener:
 
 
 class ServiceConnection(FramePort):
-    """A connection that is the service's once it has greeted with the token. Until then it may do nothing else."""
+    """A connection that is the service's once its greeting has proved that it knows the token. Until then it may do
+    nothing else."""
 
     def __init__(self, listener: Listener) -> None:
         super().__init__()
@@ -127,8 +130,8 @@ class ServiceConnection(FramePort):
         if frame.kind is not Kind.GREETING:
             raise FrameError("no greeting")
         greeting = _parsed(messages.Greeting, frame.body)
-        if greeting is None or not self._listener.greet(self, greeting.token):
-            raise FrameError("a greeting without the token")
+        if greeting is None or not self._listener.greet(self, greeting.proof):
+            raise FrameError("a greeting without the proof")
         if self._greeting is not None:
             self._greeting.cancel()
         self._greeting = asyncio.create_task(self._welcome(greeting.configure), name="handshake")
@@ -167,9 +170,7 @@ class ServiceConnection(FramePort):
         self._wanted.pop(number, None)
         if task.cancelled():
             self._fail(number, messages.FAILURE_CODE_CANCELLED)
-        elif isinstance(error := task.exception(), TimeoutError):
-            self._fail(number, messages.FAILURE_CODE_DEADLINE_EXCEEDED)
-        elif isinstance(error, _TooLarge):
+        elif isinstance(error := task.exception(), _TooLarge):
             self._fail(number, messages.FAILURE_CODE_RESOURCE_EXHAUSTED)
         elif error is not None:
             self._fail(number, messages.FAILURE_CODE_INTERNAL, error)
@@ -190,6 +191,9 @@ class ServiceConnection(FramePort):
                     await self._send_items(number, answer(request))
                 else:
                     await self._send(Kind.REPLY, number, await answer(request))
+        # Not the task's error: its frames hold the timeout, which holds the task, and the request stays with them.
+        except TimeoutError:
+            self._fail(number, messages.FAILURE_CODE_DEADLINE_EXCEEDED)
         finally:
             mark.request_id = ""
 

@@ -18,6 +18,7 @@ from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceErro
 from exchange_service.model import Account, Credential, KeyRights
 from exchange_service.plugin_host.connection import CallFailed
 from exchange_service.plugin_host.launch import MEBIBYTE, ProcessPolicy
+from exchange_service.plugin_host.methods import code_name
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
 from exchange_service.plugin_host.protocol import (
     read_error,
@@ -298,14 +299,17 @@ async def _stream_process(
         async with aclosing(process.stream(method, request)) as replies:
             async for reply in replies:
                 yield reply
+        return
     except CallFailed as failure:
-        raise _without_reply(failure, name) from None
+        code = failure.code
+    # After the block: inside, the failure would be the error's context, and its frames hold the request.
+    raise _without_reply(code, name)
 
 
-def _without_reply(failure: CallFailed, name: str) -> ServiceError:
-    if failure.code in _GONE:
+def _without_reply(code: int, name: str) -> ServiceError:
+    if code in _GONE:
         return PluginUnavailable(f"The process of the plugin {name} ended, and is started again.")
-    return PluginFailed(f"The process of the plugin {name} failed ({failure.name}).")
+    return PluginFailed(f"The process of the plugin {name} failed ({code_name(code)}).")
 
 
 def _take_push(reply: messages.WatchBalanceResponse, watch: Watch, name: str) -> None:
@@ -347,8 +351,10 @@ async def _call_process(
     try:
         return await process.call(method, request, left + _TIMEOUT_MARGIN)
     except CallFailed as failure:
-        if failure.code != messages.FAILURE_CODE_DEADLINE_EXCEEDED:
-            raise _without_reply(failure, name) from None
+        code = failure.code
+    # After the block, as above.
+    if code != messages.FAILURE_CODE_DEADLINE_EXCEEDED:
+        raise _without_reply(code, name)
     supervisor.report_timeout()
     # It did not even say that the deadline has passed: the venue is not the cause.
     raise PluginUnavailable(f"The process of the plugin {name} did not answer in time; it may block its event loop.")

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from exchange_service.plugin_host.frame_port import FramePort
 from exchange_service.plugin_host.frames import MAX_BODY, Frame, FrameError, Kind
 from exchange_service.plugin_host.methods import METHODS, Method, code_name
+from exchange_service.plugin_host.protocol import service_proof
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 
 # Calls that have not ended in the process, and of them those that the service waits for no longer. A process that
@@ -38,21 +39,26 @@ class CallFailed(Exception):
         super().__init__(self.name)
 
 
+# An item or a reply, the end of a stream (None), or a FailureCode.
+_Outcome = bytes | int | None
+
+
 class _Call:
     """A call that has not ended in the process.
 
     `wanted`: the process may send an item; the caller waits for it, unless it has left. `over`: the process has ended
-    the call, with `outcome`: a reply, the end of a stream (None), or why there is no reply.
+    the call, with `outcome`: a reply, the end of a stream (None), or the code that says why there is no reply. It is no
+    exception: a future's is raised with the caller's frames, which hold the future and the request.
     """
 
     def __init__(self, *, stream: bool) -> None:
         self.stream = self.wanted = stream
         self.abandoned = self.over = False
-        self.outcome: bytes | CallFailed | None = None
-        self._answer: asyncio.Future[bytes | None] | None = None
+        self.outcome: _Outcome = None
+        self._answer: asyncio.Future[_Outcome] | None = None
 
-    def wait(self) -> asyncio.Future[bytes | None]:
-        """The next item, or the reply, or None at the end of a stream."""
+    def wait(self) -> asyncio.Future[_Outcome]:
+        """The next item, or the call's outcome."""
         self._answer = asyncio.get_running_loop().create_future()
         if self.over:
             self._answer_outcome()
@@ -64,17 +70,13 @@ class _Call:
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(item)
 
-    def finish(self, outcome: bytes | CallFailed | None) -> None:
+    def finish(self, outcome: _Outcome) -> None:
         """The process has ended the call."""
         self.over, self.outcome = True, outcome
         self._answer_outcome()
 
     def _answer_outcome(self) -> None:
-        if self._answer is None or self._answer.done():
-            return
-        if isinstance(self.outcome, CallFailed):
-            self._answer.set_exception(self.outcome)
-        else:
+        if self._answer is not None and not self._answer.done():
             self._answer.set_result(self.outcome)
 
 
@@ -90,7 +92,7 @@ class ProcessConnection(FramePort):
         self._calls: dict[int, _Call] = {}
         self._last_number = 0
         self._abandoned = 0
-        self._welcome: asyncio.Future[bytes] | None = None
+        self._welcome: asyncio.Future[_Outcome] | None = None
 
     @classmethod
     async def open(cls, path: str) -> ProcessConnection:
@@ -102,27 +104,28 @@ class ProcessConnection(FramePort):
         return connection
 
     async def greet(self, token: str, request: messages.ConfigureRequest) -> messages.ConfigureResponse:
-        """The handshake, before any call. Raises CallFailed if the process ends the connection instead."""
+        """The handshake, before any call. The token itself is not sent. Raises CallFailed if the process ends the
+        connection instead."""
         self._require_open()
         self._welcome = asyncio.get_running_loop().create_future()
-        self.send(Kind.GREETING, 0, messages.Greeting(token=token, configure=request).SerializeToString())
+        greeting = messages.Greeting(proof=service_proof(token), configure=request)
+        self.send(Kind.GREETING, 0, greeting.SerializeToString())
         reply: messages.ConfigureResponse = _parsed(METHODS["Configure"], await self._welcome)
         return reply
 
     async def call(self, name: str, request: Any, timeout: float, request_id: str = "") -> Any:
         """The method's response, within `timeout` seconds. Raises CallFailed."""
         method = METHODS[name]
-        try:
+        outcome: _Outcome = _DEADLINE_EXCEEDED
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self.writable()
                 number, call = self._begin(method, request, timeout, request_id)
                 try:
-                    reply = await call.wait()
+                    outcome = await call.wait()
                 finally:
                     self._abandon(number, call)
-        except TimeoutError:
-            raise CallFailed(_DEADLINE_EXCEEDED) from None
-        return _parsed(method, reply)
+        return _parsed(method, outcome)
 
     async def stream(self, name: str, request: Any) -> AsyncGenerator[Any, None]:
         """The items of the method's stream, until the process or the caller ends it. Raises CallFailed.
@@ -194,14 +197,11 @@ class ProcessConnection(FramePort):
 
     def on_end(self) -> None:
         """See FramePort."""
-        failure = CallFailed(_UNAVAILABLE)
         if self._welcome is not None and not self._welcome.done():
-            self._welcome.set_exception(failure)
-            # The handshake may have been given up.
-            self._welcome.exception()
+            self._welcome.set_result(_UNAVAILABLE)
         calls, self._calls = self._calls, {}
         for call in calls.values():
-            call.finish(CallFailed(_UNAVAILABLE))
+            call.finish(_UNAVAILABLE)
 
 
 _ANSWERS = {
@@ -210,17 +210,19 @@ _ANSWERS = {
 }
 
 
-def _outcome(frame: Frame) -> bytes | CallFailed | None:
+def _outcome(frame: Frame) -> _Outcome:
     if frame.kind is not Kind.FAILURE:
         return frame.body if frame.kind is Kind.REPLY else None
     code: int = _INTERNAL
     with suppress(DecodeError):
         code = messages.CallFailure.FromString(frame.body).code
-    return CallFailed(code if code in _FROM_PROCESS else _INTERNAL)
+    return code if code in _FROM_PROCESS else _INTERNAL
 
 
-def _parsed(method: Method, body: bytes | None) -> Any:
-    try:
-        return method.read_response(body)
-    except DecodeError:
-        raise CallFailed(_INTERNAL) from None
+def _parsed(method: Method, outcome: _Outcome) -> Any:
+    """The response, or the item. Raises CallFailed, always another one: a raised error gathers frames."""
+    if isinstance(outcome, int):
+        raise CallFailed(outcome)
+    with suppress(DecodeError):
+        return method.read_response(outcome)
+    raise CallFailed(_INTERNAL)

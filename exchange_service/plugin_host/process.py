@@ -28,7 +28,7 @@ from exchange_service.plugin_host.log_relay import relay_log
 from exchange_service.plugin_host.protocol import (
     OTHER_VERSION,
     PROTOCOL,
-    proof,
+    process_proof,
     read_pushes,
 )
 from exchange_service.plugin_host.sandbox import Reach
@@ -174,7 +174,7 @@ class PluginProcess:
             reply = await self._connection.greet(self.spec.token, config.request())
         except CallFailed as unanswered:
             raise StartFailed(f"Its process did not answer the handshake ({unanswered.name}).") from None
-        if not hmac.compare_digest(reply.proof, proof(self.spec.token)):
+        if not hmac.compare_digest(reply.proof, process_proof(self.spec.token)):
             raise StartFailed("Something other than its process answered.")
         # The installed code is newer or older than the code that runs here, and its words may mean something else.
         if reply.protocol_version != PROTOCOL:

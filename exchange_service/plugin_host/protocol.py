@@ -24,9 +24,18 @@ OTHER_VERSION = "Restart the service: another version of exchange-service is ins
 _MOST_LIMITS = 100
 
 
-def proof(token: str) -> bytes:
-    """A digest that only a process with the token can compute."""
-    return hmac.new(token.encode(), b"plugin process", hashlib.sha256).digest()
+def service_proof(token: str) -> bytes:
+    """What the service greets with: only a holder of the token can compute it, and it does not tell the token."""
+    return _proof(token, b"service")
+
+
+def process_proof(token: str) -> bytes:
+    """What a plugin's process answers. It cannot be made of what the service greets with."""
+    return _proof(token, b"plugin process")
+
+
+def _proof(token: str, side: bytes) -> bytes:
+    return hmac.new(token.encode(), side, hashlib.sha256).digest()
 
 
 def write_call(reference: CredentialReference, account_type: str, timeout: float) -> messages.VenueCall:

@@ -18,7 +18,7 @@ from exchange_service.model import Account, Credential, VenueReports
 from exchange_service.plugin_host.protocol import (
     OTHER_VERSION,
     PROTOCOL,
-    proof,
+    process_proof,
     read_credential,
     read_reference,
     write_error,
@@ -93,7 +93,7 @@ class PluginServer:
         return messages.ConfigureResponse(
             protocol_version=PROTOCOL,
             problem=problem,
-            proof=proof(self._token),
+            proof=process_proof(self._token),
             process_id=os.getpid(),
             changed=changed,
         )

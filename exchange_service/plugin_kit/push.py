@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 
 from exchange_service.errors import NotSupported, PluginFailed, ServiceError, VenueRateLimited, VenueUnavailable
 from exchange_service.model import ExchangeMetadata, PushLimits
-from exchange_service.plugin_kit.push_connection import MinuteLimit, PushConnection, Subscription, Traffic, copy_of
+from exchange_service.plugin_kit.push_connection import MinuteLimit, PushConnection, Subscription, Traffic
 from exchange_service.plugin_kit.push_language import PushLanguage, Socket, SocketOpener, Topic
 from exchange_service.plugin_kit.state import State
-from exchange_service.tasks import TaskSet, without_origin
+from exchange_service.tasks import TaskSet, copy_of
 
 __all__ = ["PushLanguage", "Socket", "Subscription", "Topic", "Watching", "subscribed"]
 
@@ -170,7 +170,7 @@ class _Connections:
         self._failures += 1
         pause = longest * random.uniform(0.5, 1.0)  # noqa: S311
         self._not_before = loop.time() + max(pause, error.given_delay or 0.0)
-        self._failed_at, self._failure = loop.time(), without_origin(copy_of(error))
+        self._failed_at, self._failure = loop.time(), copy_of(error)
 
     def _was_closed(self) -> VenueUnavailable:
         return VenueUnavailable(f"The connection to {self._venue.name} was closed.")

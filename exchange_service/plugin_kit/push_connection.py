@@ -23,7 +23,7 @@ from exchange_service.model import PushLimits
 from exchange_service.plugin_kit.payload import parse_json
 from exchange_service.plugin_kit.push_language import PushLanguage, Socket, SocketOpener, Topic
 from exchange_service.plugin_kit.tasks import without_exit
-from exchange_service.tasks import TaskSet, beside_the_loop, without_origin
+from exchange_service.tasks import TaskSet, beside_the_loop, copy_of, without_origin
 
 # Messages in a row that nobody can read, after which the connection is given up.
 _MOST_UNREADABLE = 20
@@ -436,11 +436,3 @@ class PushConnection:
         while self._waiting:
             self._let_another_wait()
         await self._stack.aclose()
-
-
-def copy_of(error: ServiceError) -> ServiceError:
-    """The same error for one more receiver: without what a class of a plugin's own may do when it is made."""
-    other = type(error).__new__(type(error))
-    other.args = error.args
-    vars(other).update(vars(error))
-    return other

@@ -13,6 +13,7 @@ from exchange_service.model import Account
 from exchange_service.streams.feeds import Feeds
 from exchange_service.streams.mailbox import Known, Mailbox, MailboxSlot
 from exchange_service.streams.update import ErrorUpdate
+from exchange_service.tasks import without_origin
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.wire.events import AccountState, account_error_event, account_state, heartbeat_event
 
@@ -148,7 +149,7 @@ class FollowedAccounts:
         except ServiceError as error:
             account = self._named(selector)
             if account not in self._unavailable:
-                self._tell_unavailable(account, error)
+                self._tell_unavailable(account, without_origin(error))
             return account
         if account not in self._slots:
             slot = self._slots[account] = self._mailbox.add_slot(self._known.pop(account, None))

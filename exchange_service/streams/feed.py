@@ -14,6 +14,7 @@ from exchange_service.errors import CredentialMissing, ServiceError, ServiceFail
 from exchange_service.model import Account
 from exchange_service.streams.mailbox import MailboxSlot
 from exchange_service.streams.update import AGE_TOLERANCE, ErrorUpdate, Update
+from exchange_service.tasks import copy_of
 from exchange_service.wire.balances import AmountName
 from exchange_service.wire.delivery import Delivery
 from exchange_service.wire.events import AccountState, account_error_event, account_state
@@ -190,10 +191,11 @@ class Feed:
             self._late = None
             self._receive(result)
         except ServiceError as error:
-            # Without its traceback, which keeps alive everything that the failed call used.
-            self._late = error.with_traceback(None) if error.late else None
+            # Without its origin, which keeps alive everything that the failed call used.
+            kept = copy_of(error)
+            self._late = kept if error.late else None
             if not error.late:
-                self._fail(error.with_traceback(None))
+                self._fail(kept)
         except Exception as error:
             log.error("feed.failed", exchange=self.account.exchange_id, error=type(error).__name__)
             self._late = None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from exchange_service.errors import AddressNotAllowed
+from exchange_service.tasks import without_origin
 from exchange_service.wire.balances import FetchedBalance, fault_message, parse_fetched, read_fault
 
 _USUAL_ADVICE = "Add it to the IP allow-list of the key."
@@ -17,7 +18,9 @@ def named_in_errors(address: str) -> Iterator[None]:
     try:
         yield
     except AddressNotAllowed as error:
-        raise (_naming(error, address) if address else error) from None
+        # Without its origin: the error with the address has this one as its context, and may be kept for long.
+        plain = without_origin(error)
+        raise (_naming(plain, address) if address else plain) from None
 
 
 def name_in_accounts(fetched: FetchedBalance, address: str) -> FetchedBalance:

@@ -66,14 +66,16 @@ Global___FailureCode: typing_extensions.TypeAlias = FailureCode
 
 @typing.final
 class Greeting(google.protobuf.message.Message):
-    """The service's first frame. A connection that does not begin with it, or that has another token, is ended."""
+    """The service's first frame. A connection that does not begin with it, or that has another proof, is ended."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TOKEN_FIELD_NUMBER: builtins.int
+    PROOF_FIELD_NUMBER: builtins.int
     CONFIGURE_FIELD_NUMBER: builtins.int
-    token: builtins.str
-    """The token that the process was started with."""
+    proof: builtins.bytes
+    """Shows that the greeting comes from the service: an HMAC with SHA-256 of "service", with the token that the process
+    was started with as its key. The token itself is never sent.
+    """
     @property
     def configure(self) -> Global___ConfigureRequest:
         """The request of the handshake."""
@@ -81,11 +83,11 @@ class Greeting(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        token: builtins.str = ...,
+        proof: builtins.bytes = ...,
         configure: Global___ConfigureRequest | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["configure", b"configure"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["configure", b"configure", "token", b"token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["configure", b"configure", "proof", b"proof"]) -> None: ...
 
 Global___Greeting: typing_extensions.TypeAlias = Greeting
 
@@ -215,7 +217,7 @@ class ConfigureResponse(google.protobuf.message.Message):
     problem: builtins.str
     """Why the plugin cannot be run, a sentence; empty if it can."""
     proof: builtins.bytes
-    """Shows that the reply comes from the process that was given the token: a digest with the token as its key."""
+    """Shows that the reply comes from the process that was given the token: as in `Greeting`, of "plugin process"."""
     process_id: builtins.int
     """The id of the process that runs the plugin."""
     changed: builtins.bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import socket
 import struct
 import sys
 import threading
@@ -23,6 +24,7 @@ from exchange_service.app import start_service
 from exchange_service.grpc_server.authentication import Authentication
 from exchange_service.grpc_server.handler_wrapper import HandlerWrapper
 from exchange_service.grpc_server.health import Health
+from exchange_service.grpc_server.server import BindError
 from exchange_service.startup_checks import UnsafeSettings
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.v1.exchange_service_pb2_grpc import ExchangeServiceStub
@@ -139,6 +141,35 @@ class TestNative:
             assert os.stat(engine.folder).st_mode & 0o777 == 0o700
         with pytest.raises(FileNotFoundError):
             os.stat(engine.folder)
+
+    async def test_with_a_long_path_for_temporary_files_it_serves_all_the_same(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        long = tmp_path / ("y" * 100)
+        long.mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(long))
+        async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), engine="native") as running:
+            unknown: Any = running.client.channel.unary_unary("/a.Service/Nothing")
+            assert (await failure(unknown(b""))).code is grpc.StatusCode.UNIMPLEMENTED
+        assert not list(long.iterdir())
+
+    @pytest.mark.parametrize("there", [True, False], ids=["no socket", "no folder"])
+    async def test_without_room_for_what_stands_behind_it_the_port_is_free_and_no_folder_stays(
+        self, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        native = pytest.importorskip("exchange_service.grpc_server.engines.native")
+        temporary = tmp_path / "temporary"
+        if there:
+            temporary.mkdir()
+            # It lies in a folder that does not exist.
+            monkeypatch.setattr(native, "_SOCKET", "nowhere/grpcio")
+        monkeypatch.setattr("tempfile.tempdir", str(temporary))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(BindError, match=f"engine=native needs a socket in {temporary}"):
+            await start_service(settings_for(tmp_path, engine="native", address=address))
+        with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
+            assert not there or not list(temporary.iterdir())
 
     async def test_without_its_package_auto_says_nothing_and_takes_grpcio(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

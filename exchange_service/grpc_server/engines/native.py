@@ -46,6 +46,7 @@ from exchange_service.grpc_server.handler_wrapper import (
 )
 from exchange_service.grpc_server.status import PUSHBACK_KEY, CallStatus
 from exchange_service.observability.tracebacks import raised_at
+from exchange_service.socket_folder import make_socket_folder
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +59,8 @@ _STREAMS_A_ROUND = 16
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.25
 # Seconds that the last answers have to be sent.
 _FLUSH = 0.2
+# Where the server behind this one listens, in a folder of its own.
+_SOCKET = "grpcio"
 # The server behind this one has one connection for the calls of all clients.
 _FALLBACK_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_REQUEST),
@@ -350,7 +353,7 @@ class _WithFallback:
 
     engine: NativeEngine
     fallback: grpc.aio.Server
-    folder: str
+    folder: Path
 
     @property
     def address(self) -> str:
@@ -387,27 +390,47 @@ def _methods(offer: Offer) -> list[_Method]:
 async def listen(offer: Offer, address: str) -> _WithFallback:
     """Start to listen on `address`. Raises BindError if that fails."""
     methods = _methods(offer)
+    front = _open_front(methods, address, offer.limits.streams)
     try:
-        front = NativeGrpcFront(
+        fallback, folder = await _start_fallback(offer)
+    except BaseException as error:
+        front.close()
+        if not isinstance(error, OSError | RuntimeError):
+            raise
+        raise BindError(
+            f"Cannot listen on {address}: engine=native needs a socket in {tempfile.gettempdir()}, and cannot make it."
+        ) from None
+    front.set_fallback(str(folder / _SOCKET))
+    front.start()
+    engine = NativeEngine(front, methods, with_port(address, front.bound_port), offer.health)
+    return _WithFallback(engine, fallback, folder)
+
+
+def _open_front(methods: Sequence[_Method], address: str, streams: int) -> NativeGrpcFront:
+    try:
+        return NativeGrpcFront(
             address,
             [(method.path, method.streaming) for method in methods],
             call_details=True,
             delay_stream_headers=True,
             keepalive_time_ms=round(PING_EVERY * 1000),
             keepalive_timeout_ms=round(PING_TIMEOUT * 1000),
-            max_concurrent_streams=offer.limits.streams,
+            max_concurrent_streams=streams,
         )
     except OSError:
         raise BindError.of(address) from None
-    # Nobody else can enter a folder that is made so.
-    folder = tempfile.mkdtemp(prefix="exchange-service-")
-    path = str(Path(folder, "grpcio"))
-    fallback = grpc.aio.server(options=_FALLBACK_OPTIONS)
-    handlers = [FewFields(), offer.reflection, UnknownMethods(offer.metrics)]
-    fallback.add_generic_rpc_handlers([handler for handler in handlers if handler is not None])
-    fallback.add_insecure_port(f"unix:{path}")
-    await fallback.start()
-    front.set_fallback(path)
-    front.start()
-    engine = NativeEngine(front, methods, with_port(address, front.bound_port), offer.health)
-    return _WithFallback(engine, fallback, folder)
+
+
+async def _start_fallback(offer: Offer) -> tuple[grpc.aio.Server, Path]:
+    """The server of grpcio, and the folder of its socket. Raises OSError or RuntimeError if there is no room for it."""
+    folder = make_socket_folder("exchange-service-", _SOCKET)
+    try:
+        server = grpc.aio.server(options=_FALLBACK_OPTIONS)
+        handlers = [FewFields(), offer.reflection, UnknownMethods(offer.metrics)]
+        server.add_generic_rpc_handlers([handler for handler in handlers if handler is not None])
+        server.add_insecure_port(f"unix:{folder / _SOCKET}")
+        await server.start()
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return server, folder

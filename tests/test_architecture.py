@@ -75,7 +75,7 @@ ALLOWED: dict[str, set[str]] = {
     "gc_tuning": set(),
     "grpc_server": {
         *{"accounts", "balances", "catalogue", "clock", "deadlines", "errors", "identity", "model", "observability"},
-        *{"operator", "plugin_host", "recently_used", "streams", "v1", "venues", "wire"},
+        *{"operator", "plugin_host", "recently_used", "socket_folder", "streams", "v1", "venues", "wire"},
     },
     "http_server": {"addresses", "errors", "grpc_server", "observability"},
     "identity": {"cache", "credentials", "deadlines", "errors", "recently_used", "settings", "tasks"},
@@ -86,7 +86,7 @@ ALLOWED: dict[str, set[str]] = {
     "plugin_api": {"amounts", "errors", "model", "plugin_kit", "tasks"},
     "plugin_host": {
         *{"credentials", "errors", "gc_tuning", "model", "observability", "operator", "printable"},
-        *{"process_secrecy", "settings", "tasks", "v1", "venues", "wire"},
+        *{"process_secrecy", "settings", "socket_folder", "tasks", "v1", "venues", "wire"},
     },
     "plugin_kit": {"amounts", "errors", "model", "tasks"},
     "open_files": set(),
@@ -96,6 +96,7 @@ ALLOWED: dict[str, set[str]] = {
     "pytest_plugin": set(),
     "recently_used": set(),
     "settings": {"addresses", "environment", "observability"},
+    "socket_folder": set(),
     "startup_checks": {"addresses", "cache", "credentials", "identity", "settings", "venues"},
     "streams": {"balances", "clock", "errors", "model", "tasks", "venues", "wire"},
     "tasks": set(),

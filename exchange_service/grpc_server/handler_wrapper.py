@@ -50,12 +50,17 @@ def new_request_id() -> str:
 
 
 def given_request_id(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
-    """The id that the caller sent; empty if there is no id, or one that cannot be logged."""
+    """The id that the caller sent; empty if there is no id, or one that cannot be logged or sent back."""
     for key, value in metadata or ():
         if key == REQUEST_ID_KEY:
             text = value if isinstance(value, str) else ""
-            return text if len(text) <= _MAX_REQUEST_ID and text.isprintable() and not text.isspace() else ""
+            return text if len(text) <= _MAX_REQUEST_ID and _can_be_sent(text) else ""
     return ""
+
+
+def _can_be_sent(text: str) -> bool:
+    """Whether it can be sent as metadata. gRPC fails calls with other metadata, and writes to stderr."""
+    return text.isascii() and text.isprintable() and not text.isspace()
 
 
 # Seconds before the deadline at which a call is ended that has not ended by itself. What has a reason of its own for
@@ -129,14 +134,19 @@ class HandlerWrapper:
             await asyncio.wait(set(self._running), timeout=timeout)
 
     def wrap_quick(self, method: str, quick: Quick) -> Quick:
-        """The quick answers of the method of this name, counted as its calls; none once calls are ended."""
+        """The quick answers of the method of this name, counted as its calls; none once calls are ended, or where
+        making one fails: the handler says what is wrong."""
         metrics, openings = self._metrics, self._openings
 
         def answer(data: bytes, metadata: Metadata) -> bytes | None:
             if self._ending or len(metadata) > MOST_FIELDS:
                 return None
             began = time.monotonic()
-            reply = quick(data, metadata)
+            try:
+                reply = quick(data, metadata)
+            except Exception as error:
+                log.error("call.no_quick_answer", method=method, error=type(error).__name__, at=raised_at(error))
+                return None
             if reply is not None:
                 openings.call_came()
                 metrics.call_ended(method, WELL, time.monotonic() - began)

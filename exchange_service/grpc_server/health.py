@@ -52,6 +52,7 @@ class Health:
         self._changed = asyncio.Event()
         self._watchers = 0
         self._ended = False
+        self._cannot_serve = False
 
     def end(self) -> None:
         """End every watch: the service ends."""
@@ -60,9 +61,14 @@ class Health:
 
     def set_serving(self, serving: bool) -> None:
         """Set the state, and send it to all watchers."""
-        self._state = _ANSWER.SERVING if serving else _ANSWER.NOT_SERVING
+        self._state = _ANSWER.SERVING if serving and not self._cannot_serve else _ANSWER.NOT_SERVING
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+    def end_serving(self) -> None:
+        """Report from now on that nothing is served, whatever else is told: only a new process can serve again."""
+        self._cannot_serve = True
+        self.set_serving(False)
 
     @property
     def is_serving(self) -> bool:

@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 from exchange_service.model import Manifest
 from exchange_service.plugin_host import sandbox
 from exchange_service.printable import printable
+from exchange_service.socket_folder import make_socket_folder
 from exchange_service.venues.manifests import LONGEST_MANIFEST, ManifestReply, read_manifest
 
 _REAPER = Path(__file__).with_name("reaper.py")
@@ -31,8 +31,6 @@ _HARMLESS = (
 )
 MEBIBYTE = 1024 * 1024
 _FOLDER = "exchange-service-plugin-"
-# Characters that a Unix socket's path may have on every system.
-_LONGEST_SOCKET = 100
 # Seconds that a third-party plugin has to give its manifest: at the start, and when it looks for a newer one.
 _MANIFEST_LIMIT = 10.0
 _REFRESH_LIMIT = 120.0
@@ -128,10 +126,7 @@ def prepare_launch(policy: ProcessPolicy, flag: str = "", *, ports: Iterable[int
             "plugin_sandbox=require needs a kernel that restricts files, network ports and signals (Linux 6.12). This "
             f"one: {sandbox.level('auto')}."
         )
-    folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
-    if len(str(folder / "socket")) > _LONGEST_SOCKET:
-        folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir="/tmp"))
+    folder = make_socket_folder(_FOLDER, "socket")
     token = secrets.token_hex(32)
     # -P: the folder that it runs in holds no modules.
     main = [sys.executable, "-P", "-m", _MAIN, policy.name, policy.distribution, flag or str(folder / "socket")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import socket
 import struct
 import sys
 import threading
@@ -20,7 +21,10 @@ from structlog.testing import capture_logs
 
 from benchmarks.http2 import frame, request_headers
 from exchange_service.app import start_service
+from exchange_service.grpc_server.authentication import Authentication
 from exchange_service.grpc_server.handler_wrapper import HandlerWrapper
+from exchange_service.grpc_server.health import Health
+from exchange_service.grpc_server.server import BindError
 from exchange_service.startup_checks import UnsafeSettings
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.v1.exchange_service_pb2_grpc import ExchangeServiceStub
@@ -138,6 +142,39 @@ class TestNative:
         with pytest.raises(FileNotFoundError):
             os.stat(engine.folder)
 
+    async def test_with_a_long_path_for_temporary_files_it_serves_all_the_same(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        long = tmp_path / ("y" * 100)
+        long.mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(long))
+        async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), engine="native") as running:
+            unknown: Any = running.client.channel.unary_unary("/a.Service/Nothing")
+            assert (await failure(unknown(b""))).code is grpc.StatusCode.UNIMPLEMENTED
+        assert not list(long.iterdir())
+
+    @pytest.mark.parametrize("there", [True, False], ids=["no socket", "no folder"])
+    async def test_without_room_for_what_stands_behind_it_the_port_is_free_and_no_folder_stays(
+        self, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        native = pytest.importorskip("exchange_service.grpc_server.engines.native")
+        temporary = tmp_path / "temporary"
+        if there:
+            temporary.mkdir()
+            # It lies in a folder that does not exist.
+            monkeypatch.setattr(native, "_SOCKET", "nowhere/grpcio")
+        monkeypatch.setattr("tempfile.tempdir", str(temporary))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        # Its traceback holds what was made.
+        with pytest.raises(BindError, match=f"engine=native needs a socket in {temporary}") as failed:
+            await start_service(settings_for(tmp_path, engine="native", address=address))
+        # Unlike a server, it may not share the address with a socket that does not listen yet.
+        with socket.socket() as second:
+            second.bind(("127.0.0.1", int(address.rpartition(":")[2])))
+        assert not there or not list(temporary.iterdir())
+        assert address in str(failed.value)
+
     async def test_without_its_package_auto_says_nothing_and_takes_grpcio(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -202,10 +239,10 @@ async def test_on_the_native_engine_streams_that_come_or_leave_at_once_do_so_a_f
         finally:
             left[-1] += 1
 
-    front = FrontOfManyStreams(500)
-    engine = native.NativeEngine(front, [native._Method("/a/Stream", follow, True, None)], "nowhere")
+    front = Front()
+    engine = native.NativeEngine(front, [native._Method("/a/Stream", follow, True, None)], "nowhere", Health())
     for counted, kind in ((begun, library.EVENT_CALL), (left, library.EVENT_CANCEL)):
-        front.send(kind)
+        front.send(kind, 500)
         while sum(counted) < 500:
             counted.append(0)
             await asyncio.sleep(0)
@@ -223,36 +260,162 @@ async def test_on_the_native_engine_cancelled_calls_leave_nothing_in_memory(stre
     async def wait(request: bytes, context: Any) -> None:
         await asyncio.Event().wait()
 
-    front = FrontOfManyStreams(50)
+    front = Front()
     handler = wrapper.wrap("Wait", wait, streaming=streaming)
-    engine = native.NativeEngine(front, [native._Method("/a/Wait", handler, streaming)], "nowhere")
+    engine = native.NativeEngine(front, [native._Method("/a/Wait", handler, streaming)], "nowhere", Health())
     with without_collections():
-        front.send(library.EVENT_CALL)
+        front.send(library.EVENT_CALL, 50)
         await until(lambda: len(engine._calls) == 50, "the calls")
         if waits:
             await until(lambda: wrapper.running() == 50, "the handlers")
-        front.send(library.EVENT_CANCEL)
+        front.send(library.EVENT_CANCEL, 50)
         await until(lambda: not engine._calls and not wrapper.running() and not engine._steps, "the end of the calls")
         await until(lambda: alive(native._Call) == 0, "that no call is in memory")
     await engine.stop(1.0)
 
 
-class FrontOfManyStreams:
-    """A front with so many streams, all of which come or leave at the same moment."""
+class TestFailuresOfTheNativeEngine:
+    """Each takes no other call with it."""
 
-    def __init__(self, streams: int) -> None:
-        self._streams = streams
+    async def test_a_call_that_cannot_be_begun_fails_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        native = pytest.importorskip("exchange_service.grpc_server.engines.native")
+        library = pytest.importorskip("pygrpc_native")
+        true_run = native.NativeEngine._run
+
+        def run(self: Any, call: Any, number: int, *rest: Any) -> Any:
+            if number == 7:
+                raise MemoryError
+            return true_run(self, call, number, *rest)
+
+        async def reply(request: bytes, context: Any) -> bytes:
+            return b"reply"
+
+        monkeypatch.setattr(native.NativeEngine, "_run", run)
+        front = Front()
+        engine = native.NativeEngine(front, [native._Method("/a/Call", reply, False)], "nowhere", Health())
+        front.send(library.EVENT_CALL, 20)
+        await until(lambda: len(front.ended) == 20, "the end of all calls")
+        assert front.ended == dict.fromkeys(range(20), b"reply") | {7: grpc.StatusCode.INTERNAL.value[0]}
+        # There is no such method.
+        front.ended.clear()
+        front.send(library.EVENT_CALL, 3, method=5)
+        await until(lambda: front.ended == dict.fromkeys(range(3), grpc.StatusCode.INTERNAL.value[0]))
+        assert not engine._calls
+        await engine.stop(1.0)
+
+    async def test_a_stream_that_cannot_be_begun_or_ended_holds_up_no_other(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        native = pytest.importorskip("exchange_service.grpc_server.engines.native")
+        library = pytest.importorskip("pygrpc_native")
+        true_cancel, true_run = native._Call.cancel, native.NativeEngine._run
+        followed = set[int]()
+
+        def run(self: Any, call: Any, number: int, *rest: Any) -> Any:
+            if number == 7:
+                raise MemoryError
+            return true_run(self, call, number, *rest)
+
+        def cancel(call: Any) -> None:
+            if call._id == 8:
+                raise MemoryError
+            true_cancel(call)
+
+        async def follow(request: bytes, context: Any) -> None:
+            followed.add(context._id)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                followed.discard(context._id)
+
+        monkeypatch.setattr(native.NativeEngine, "_run", run)
+        monkeypatch.setattr(native._Call, "cancel", cancel)
+        front = Front()
+        engine = native.NativeEngine(front, [native._Method("/a/Stream", follow, True)], "nowhere", Health())
+        front.send(library.EVENT_CALL, 50)
+        await until(lambda: followed == set(range(50)) - {7}, "the beginning of the others")
+        assert front.ended == {7: grpc.StatusCode.INTERNAL.value[0]}
+        front.send(library.EVENT_CANCEL, 50)
+        await until(lambda: followed == {8}, "the end of the others")
+        await engine.stop(1.0)
+
+    async def test_if_no_call_can_be_received_any_more_it_closes_and_its_health_says_so_for_good(self) -> None:
+        native = pytest.importorskip("exchange_service.grpc_server.engines.native")
+        front, states = Front(), Health()
+        states.set_serving(True)
+        with capture_logs() as logs:
+            engine = native.NativeEngine(front, [], "nowhere", states)
+            front.break_down(OSError("broken"))
+            await until(lambda: not states.is_serving, "that it does not serve")
+        assert [(line["event"], line["error"]) for line in logs] == [("engine.failed", "OSError")]
+        await until(front.closed.is_set, "the end of the listening")
+        states.set_serving(True)
+        assert not states.is_serving
+        await engine.stop(1.0)
+
+
+async def test_on_the_native_engine_calls_that_come_while_it_closes_are_told_that_the_service_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = pytest.importorskip("exchange_service.grpc_server.engines.native")
+    monkeypatch.setattr(native, "_FLUSH", 2.0)
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), engine="native") as running:
+        await running.store()
+        await running.stub.GetBalance(balance_request())
+        stopping = asyncio.ensure_future(running.service.server.engine.stop(10.0))
+        await asyncio.sleep(0)
+        # The first has a quick answer.
+        for request in (balance_request(), balance_request(max_age={})):
+            failed = await failure(running.stub.GetBalance(request))
+            assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+        await stopping
+
+
+@pytest.mark.parametrize("engine", ["grpcio", "native"])
+async def test_a_quick_answer_that_fails_is_made_the_long_way(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("secret")
+
+    monkeypatch.setattr(Authentication, "quick", lambda *_: fail)
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), engine=engine) as running:
+        await running.store()
+        with capture_logs() as logs:
+            assert totals((await running.stub.GetBalance(balance_request())).balance) == {"BTC": "1.50"}
+    assert "call.no_quick_answer" in {line["event"] for line in logs}
+    assert "secret" not in str(logs)
+
+
+class Front:
+    """A front whose calls come as a test says, many at the same moment. It notes how they end."""
+
+    def __init__(self) -> None:
+        self.ended: dict[int, Any] = {}
+        self.closed = threading.Event()
         self._batches: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def send(self, kind: int) -> None:
+    def send(self, kind: int, calls: int, method: int = 0) -> None:
+        """So many calls come or leave, with numbers from 0."""
         details = ((), "", None)
-        self._batches.put([(kind, number, 0, b"", None, details) for number in range(self._streams)])
+        self._batches.put([(kind, number, method, b"", None, details) for number in range(calls)])
+
+    def break_down(self, error: Exception) -> None:
+        """No more calls can be received."""
+        self._batches.put(error)
 
     def recv_batch_details(self, most: int) -> Any:
-        return self._batches.get()
+        batch = self._batches.get()
+        if isinstance(batch, Exception):
+            raise batch
+        return batch
 
-    def fail(self, *_: Any) -> None:
-        """Nobody waits for it."""
+    def respond(self, number: int, reply: bytes, *_: Any) -> None:
+        self.ended[number] = reply
+
+    def fail(self, number: int, code: int, *_: Any) -> None:
+        self.ended[number] = code
 
     def close(self) -> None:
+        self.closed.set()
         self._batches.put(None)

@@ -74,8 +74,8 @@ class TestIds:
     def test_a_callers_own_id_is_used(self, text: str) -> None:
         assert given_request_id([("user-agent", "x"), (KEY, text)]) == text
 
-    @pytest.mark.parametrize("text", ["", " ", "x" * 129, "a\nb", "a\x1b[2Jb", b"bytes"])
-    def test_an_id_that_cannot_be_logged_is_ignored(self, text: str | bytes) -> None:
+    @pytest.mark.parametrize("text", ["", " ", "x" * 129, "a\nb", "a\x1b[2Jb", "caf\u00e9", b"bytes"])
+    def test_an_id_that_cannot_be_logged_or_sent_back_is_ignored(self, text: str | bytes) -> None:
         assert given_request_id([(KEY, text)]) == ""
         assert given_request_id(None) == ""
 

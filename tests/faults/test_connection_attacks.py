@@ -309,7 +309,6 @@ async def open_streams(target: Target, stack: contextlib.AsyncExitStack, count: 
     return [call for call, first in zip(calls, firsts, strict=True) if not isinstance(first, BaseException)], ends
 
 
-@pytest.mark.needs_grpcio("The limit on memory here fits grpcio: the native engine refuses no stream below it.")
 async def test_streams_beyond_the_memory_are_refused_and_taken_again_when_others_have_left(tmp_path: Path) -> None:
     with demo(tmp_path, changes=LITTLE_MEMORY) as target:
         async with contextlib.AsyncExitStack() as stack:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ from exchange_service.grpc_server.handler_wrapper import (
 )
 from exchange_service.grpc_server.status import PUSHBACK_KEY, CallStatus
 from exchange_service.observability.tracebacks import raised_at
+from exchange_service.socket_folder import make_socket_folder
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +59,8 @@ _STREAMS_A_ROUND = 16
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.25
 # Seconds that the last answers have to be sent.
 _FLUSH = 0.2
+# Where the server behind this one listens, in a folder of its own.
+_SOCKET = "grpcio"
 # The server behind this one has one connection for the calls of all clients.
 _FALLBACK_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_REQUEST),
@@ -166,16 +170,18 @@ class _Call:
 class NativeEngine:
     """A listening server in Rust. Handlers run on the event loop that made it."""
 
-    def __init__(self, front: NativeGrpcFront, methods: Sequence[_Method], address: str) -> None:
-        """Begins to take calls."""
+    def __init__(self, front: NativeGrpcFront, methods: Sequence[_Method], address: str, states: health.Health) -> None:
+        """Begins to take calls. `states` are told if it can take none any more."""
         self.address = address
         self._front = front
         self._methods = methods
+        self._states = states
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, _Call] = {}
         # What begins and ends streams, in the order in which they came and left.
         self._steps: deque[Callable[[], None]] = deque()
-        self._idle: asyncio.Future[None] | None = None
+        # Only while it stops: done once the last call has ended or the grace is over. No call is taken from then on.
+        self._closing: asyncio.Future[None] | None = None
         self._thread = threading.Thread(target=self._receive, name="native-engine", daemon=True)
         self._thread.start()
 
@@ -183,13 +189,16 @@ class NativeEngine:
         """Open no new streams, give the calls in progress up to `grace` seconds, and end the rest.
 
         The library cannot tell clients to go elsewhere before it closes their connections. So unary calls that come
-        meanwhile are served too, and it ends as soon as no call is in progress. A second stop does nothing.
+        meanwhile are served too, and it ends as soon as no call is in progress. Those that come after that are told
+        that the service ends. A second stop does nothing.
         """
-        if self._idle is not None:
+        if self._closing is not None:
             return
-        self._idle = self._loop.create_future()
-        if self._calls:
-            await asyncio.wait({self._idle}, timeout=grace)
+        self._closing = self._loop.create_future()
+        self._note_idle()
+        await asyncio.wait({self._closing}, timeout=grace)
+        if not self._closing.done():
+            self._closing.set_result(None)
         for call in list(self._calls.values()):
             call.cancel()
         # Closing cuts off what is not sent yet, also of calls that have just ended, and nothing tells when it is.
@@ -202,38 +211,51 @@ class NativeEngine:
 
     def _receive(self) -> None:
         """Hand the calls over to the event loop. Runs in its own thread."""
-        while (events := self._front.recv_batch_details(_BATCH)) is not None:
-            try:
+        try:
+            while (events := self._front.recv_batch_details(_BATCH)) is not None:
                 self._loop.call_soon_threadsafe(self._take, cast("list[_Event]", events), time.monotonic())
-            except RuntimeError:
-                # The loop was closed without a stop.
-                self._front.close()
-                return
+        except Exception as error:
+            # No call can be served any more. If the loop was closed without a stop, nobody is left to tell either.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._on_no_more_calls, error)
+            self._front.close()
+
+    def _on_no_more_calls(self, error: Exception) -> None:
+        log.error("engine.failed", error=type(error).__name__, at=raised_at(error))
+        self._states.end_serving()
 
     def _take(self, events: Sequence[_Event], came: float) -> None:
-        for kind, call_id, method_id, request, _, details in events:
-            if kind == EVENT_CANCEL:
-                self._on_cancel(call_id)
-                continue
-            metadata, _, remaining = details
-            method = self._methods[method_id]
-            if method.quick is not None and self._answer_at_once(method.quick, call_id, request, metadata):
-                continue
-            deadline = None if remaining is None else came + remaining
-            self._begin(_Call(self._front, call_id, metadata, deadline), call_id, method, request)
+        for event in events:
+            try:
+                self._take_one(event, came)
+            except Exception as error:
+                # It must not take the other calls of the batch with it.
+                self._fail(event[1], error)
 
-    def _answer_at_once(self, quick: Quick, call_id: int, request: bytes, metadata: Metadata) -> bool:
-        """Whether the call has ended with a ready reply. A failure must not take the other calls of the batch with it,
-        and the long way says what is wrong."""
-        try:
-            reply = quick(request, metadata)
-        except Exception as error:
-            log.error("call.no_quick_answer", error=type(error).__name__, at=raised_at(error))
-            return False
-        if reply is None:
-            return False
-        self._front.respond(call_id, reply)
-        return True
+    def _take_one(self, event: _Event, came: float) -> None:
+        kind, call_id, method_id, request, _, details = event
+        if kind == EVENT_CANCEL:
+            self._on_cancel(call_id)
+            return
+        metadata, _, remaining = details
+        method = self._methods[method_id]
+        if method.quick is not None and len(request) <= MAX_REQUEST and not self._takes_none():
+            reply = method.quick(request, metadata)
+            if reply is not None:
+                self._front.respond(call_id, reply)
+                return
+        deadline = None if remaining is None else came + remaining
+        self._begin(_Call(self._front, call_id, metadata, deadline), call_id, method, request)
+
+    def _takes_none(self) -> bool:
+        """Whether it is about to close: what begins now would be cut off."""
+        return self._closing is not None and self._closing.done()
+
+    def _fail(self, call_id: int, error: Exception) -> None:
+        """Our own handlers end with a status; never send the text of another exception."""
+        log.error("call.failed", error=type(error).__name__, at=raised_at(error))
+        self._ended(call_id)
+        self._front.fail(call_id, grpc.StatusCode.INTERNAL.value[0], "The service failed.", [])
 
     def _begin(self, call: _Call, call_id: int, method: _Method, request: bytes) -> None:
         refusal = self._refusal(call, method, request)
@@ -256,14 +278,20 @@ class NativeEngine:
 
     def _do_some(self) -> None:
         steps = self._steps
-        for _ in range(min(_STREAMS_A_ROUND, len(steps))):
-            steps.popleft()()
-        if steps:
-            self._loop.call_soon(self._do_some)
+        try:
+            for _ in range(min(_STREAMS_A_ROUND, len(steps))):
+                steps.popleft()()
+        finally:
+            if steps:
+                self._loop.call_soon(self._do_some)
 
     def _start(self, call: _Call, call_id: int, method: _Method, request: bytes) -> None:
-        if not call.cancelled():
+        if call.cancelled():
+            return
+        try:
             call.task = self._loop.create_task(self._run(call, call_id, method, request))
+        except Exception as error:
+            self._fail(call_id, error)
 
     def _refusal(self, call: _Call, method: _Method, request: bytes) -> CallStatus | None:
         """Why the call is not even begun; None if it is."""
@@ -272,7 +300,7 @@ class NativeEngine:
             return CallStatus(grpc.StatusCode.RESOURCE_EXHAUSTED, "", message, ())
         if len(call.invocation_metadata()) > MOST_FIELDS:
             return refusal_of_fields()
-        if method.streaming and self._idle is not None:
+        if self._takes_none() or (method.streaming and self._closing is not None):
             return find_status(ShuttingDown("This replica of the service is shutting down."))
         return None
 
@@ -301,8 +329,8 @@ class NativeEngine:
             call.fail(grpc.StatusCode.CANCELLED, "The call was cancelled.")
             return
         except Exception as error:
-            # Our own handlers end with a status; never send the text of another exception.
             log.error("call.failed", method=method.path, error=type(error).__name__, at=raised_at(error))
+            # Our own handlers end with a status; never send the text of another exception.
             call.fail(grpc.StatusCode.INTERNAL, "The service failed.")
             return
         if method.streaming:
@@ -312,8 +340,11 @@ class NativeEngine:
 
     def _ended(self, call_id: int) -> None:
         self._calls.pop(call_id, None)
-        if self._idle is not None and not self._calls and not self._idle.done():
-            self._idle.set_result(None)
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if self._closing is not None and not self._calls and not self._closing.done():
+            self._closing.set_result(None)
 
 
 @dataclass(slots=True)
@@ -322,7 +353,7 @@ class _WithFallback:
 
     engine: NativeEngine
     fallback: grpc.aio.Server
-    folder: str
+    folder: Path
 
     @property
     def address(self) -> str:
@@ -359,27 +390,47 @@ def _methods(offer: Offer) -> list[_Method]:
 async def listen(offer: Offer, address: str) -> _WithFallback:
     """Start to listen on `address`. Raises BindError if that fails."""
     methods = _methods(offer)
+    front = _open_front(methods, address, offer.limits.streams)
     try:
-        front = NativeGrpcFront(
+        fallback, folder = await _start_fallback(offer)
+    except BaseException as error:
+        front.close()
+        if not isinstance(error, OSError | RuntimeError):
+            raise
+        raise BindError(
+            f"Cannot listen on {address}: engine=native needs a socket in {tempfile.gettempdir()}, and cannot make it."
+        ) from None
+    front.set_fallback(str(folder / _SOCKET))
+    front.start()
+    engine = NativeEngine(front, methods, with_port(address, front.bound_port), offer.health)
+    return _WithFallback(engine, fallback, folder)
+
+
+def _open_front(methods: Sequence[_Method], address: str, streams: int) -> NativeGrpcFront:
+    try:
+        return NativeGrpcFront(
             address,
             [(method.path, method.streaming) for method in methods],
             call_details=True,
             delay_stream_headers=True,
             keepalive_time_ms=round(PING_EVERY * 1000),
             keepalive_timeout_ms=round(PING_TIMEOUT * 1000),
-            max_concurrent_streams=offer.limits.streams,
+            max_concurrent_streams=streams,
         )
     except OSError:
         raise BindError.of(address) from None
-    # Nobody else can enter a folder that is made so.
-    folder = tempfile.mkdtemp(prefix="exchange-service-")
-    path = str(Path(folder, "grpcio"))
-    fallback = grpc.aio.server(options=_FALLBACK_OPTIONS)
-    handlers = [FewFields(), offer.reflection, UnknownMethods(offer.metrics)]
-    fallback.add_generic_rpc_handlers([handler for handler in handlers if handler is not None])
-    fallback.add_insecure_port(f"unix:{path}")
-    await fallback.start()
-    front.set_fallback(path)
-    front.start()
-    engine = NativeEngine(front, methods, with_port(address, front.bound_port))
-    return _WithFallback(engine, fallback, folder)
+
+
+async def _start_fallback(offer: Offer) -> tuple[grpc.aio.Server, Path]:
+    """The server of grpcio, and the folder of its socket. Raises OSError or RuntimeError if there is no room for it."""
+    folder = make_socket_folder("exchange-service-", _SOCKET)
+    try:
+        server = grpc.aio.server(options=_FALLBACK_OPTIONS)
+        handlers = [FewFields(), offer.reflection, UnknownMethods(offer.metrics)]
+        server.add_generic_rpc_handlers([handler for handler in handlers if handler is not None])
+        server.add_insecure_port(f"unix:{folder / _SOCKET}")
+        await server.start()
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return server, folder

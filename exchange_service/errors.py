@@ -64,7 +64,7 @@ class ServiceError(Exception):
     default_retry_after: float | None = None
     # The delay in seconds that was given, usually by the venue; None if `retry_after` is the default.
     given_delay: float | None = None
-    # False if the venue gate raised it, so that no venue was asked.
+    # False if the venue gate raised it, or a plugin that keeps to its venue's limit itself: no venue was asked.
     venue_was_asked: bool = True
     # True if a poll found our own requests to the venue used up, or no slot free: nothing has failed, it is late.
     late: bool = False

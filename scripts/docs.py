@@ -178,9 +178,10 @@ _ALLOWED = {
 
 _ASKED_HEAD = """## How often venues are asked
 
-A balance takes its cost of each limit of its venue, in the venue's own units, before the venue is asked. A limit counts
-for all accounts together (by address) or for each account (by key). The last two columns are what a balance of the
-default account type takes, and one of all account types.
+A balance takes its cost of each limit of its venue before the venue is asked. The units are the venue's own. Those of
+CCXT's exchanges, in lower case here, are CCXT's units: 1,200 of them stand for the 6,000 that Binance counts for spot.
+A limit counts for all accounts together (by address) or for each account (by key). The last two columns are what a
+balance of the default account type takes, and one of all account types.
 
 | exchange | limit | counts by | a balance | all types |
 |---|---|---|---|---|"""

@@ -116,6 +116,11 @@ async def fetch_balance(call):
         call.report_cooldown(9.0)
     if deed == "limited":
         raise VenueRateLimited("Guest limits our requests.", retry_after=7.0)
+    if deed == "hold back" and "held" not in made:
+        made.append("held")
+        error = VenueRateLimited("We keep to the limit.", retry_after=7.0)
+        error.venue_was_asked = False
+        raise error
     if deed == "fail":
         raise ValueError("a secret " + call.credential.api_key.reveal())
     if deed == "grow":
@@ -242,6 +247,13 @@ class TestPlugin:
             with pytest.raises(VenueRateLimited) as caught:
                 await running.client.get_balance("alice", "guest", max_age=0)
             assert caught.value.retry_after == pytest.approx(9, abs=1)
+
+    async def test_a_call_that_it_holds_back_itself_is_no_word_of_its_venue(self, guest: Path, tmp_path: Path) -> None:
+        async with serving(tmp_path) as running:
+            await running.store("guest", metadata={"deed": "hold back"})
+            with pytest.raises(VenueRateLimited, match="We keep to the limit"):
+                await running.client.get_balance("alice", "guest")
+            assert (await running.client.get_balance("alice", "guest", max_age=0)).balance.venue_accounts
 
     async def test_its_balance_is_as_old_as_the_venues_answer_to_it(self, guest: Path, tmp_path: Path) -> None:
         async with serving(tmp_path) as running:

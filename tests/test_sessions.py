@@ -476,10 +476,12 @@ class TestErrors:
         assert raised.value is error
 
     async def test_a_class_of_the_plugins_own_counts_as_the_one_it_derives_from(self, sessions: Sessions) -> None:
+        error = _Fancy("No.")
+        error.venue_was_asked = False
         with pytest.raises(CredentialRejected) as raised:
-            await fetch(sessions, ScriptedPlugin(answer=raising(_Fancy("No."))))
+            await fetch(sessions, ScriptedPlugin(answer=raising(error)))
         assert type(raised.value) is CredentialRejected
-        assert raised.value.message == "No."
+        assert (raised.value.message, raised.value.venue_was_asked) == ("No.", False)
 
     @pytest.mark.parametrize(
         "changes", [{"message": "\ud800"}, {"message": "x" * 20_000}, {"retry_after": 1e300}, {"retry_after": "soon"}]

@@ -755,6 +755,20 @@ class TestCooldowns:
         assert (await outcome(venue.through(gate, key="another")) is not None) == others_wait
         assert venue.fetches == (2 if others_wait else 3)
 
+    async def test_what_a_plugin_holds_back_itself_cools_nothing_and_is_late_if_it_is_polled(self) -> None:
+        venue, status, metrics = Venue(RateLimit("address", 99, 60)), VenueStatus(), Recorder()
+        gate = gated(status=status, metrics=metrics)
+        error = VenueRateLimited("We keep to the limit.", retry_after=7)
+        error.venue_was_asked = False
+        venue.failing(error)
+        for key, polling in (("one", False), ("two", True), ("three", False)):
+            assert await outcome(venue.through(gate, key=key, polling=polling)) is error
+            assert error.late == polling
+        assert (metrics.refusals, status.troubles) == (["VENUE_RATE_LIMITED"] * 3, {})
+        venue.answer = venue.good
+        assert await outcome(venue.through(gate, key="one")) is None
+        assert venue.fetches == 4
+
     async def test_two_accounts_that_are_limited_do_not_stop_a_venue_that_has_answered_between(self) -> None:
         venue = Venue()
         gate = gated()

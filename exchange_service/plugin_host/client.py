@@ -244,7 +244,9 @@ class PluginClients:
             read_reports(reply.reports, target.reports)
         outcome = reply.WhichOneof("outcome")
         if outcome == "fault":
-            raise read_error(reply.fault, name)
+            error = read_error(reply.fault, name)
+            error.venue_was_asked = not reply.held_back
+            raise error
         if outcome in (None, "credential_needed"):
             raise PluginFailed(f"The process of the plugin {name} answered with nothing.")
         return reply

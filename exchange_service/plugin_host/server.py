@@ -191,7 +191,7 @@ class PluginServer:
         except _CredentialNeeded:
             return reply(credential_needed=True)
         except ServiceError as error:
-            return reply(fault=write_error(error))
+            return reply(fault=write_error(error), held_back=not error.venue_was_asked)
         except Exception as error:
             return reply(fault=_own_failure(error))
         finally:

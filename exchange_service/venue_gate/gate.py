@@ -358,6 +358,10 @@ class Gated:
         try:
             answer = await passage.ask(passage.target, passage.deadline, passage.priority)
         except ServiceError as error:
+            if not error.venue_was_asked:
+                # The plugin keeps to the venue's limit itself: that is no word of the venue.
+                await self._apply_reports(passage)
+                self._refuse(error, late=passage.priority.polling)
             passage.failed_after = _loop_time() - started
             asked.error, asked.counts = error, _may_speak_of_the_venue(passage, error, started)
             await self._cooldowns.send_away(passage.keys, error, by_credential=passage.by_credential(error))
@@ -389,7 +393,7 @@ class Gated:
             self._refuse(error)
 
     def _refuse(self, error: ServiceError, *, late: bool = False) -> NoReturn:
-        """Raise an error of the gate's own: the venue was not asked."""
+        """Raise an error of the gate's own, or of a plugin that held the call back: the venue was not asked."""
         self._metrics.refused(error.reason)
         error.venue_was_asked = False
         error.late = late

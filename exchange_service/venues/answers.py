@@ -82,6 +82,7 @@ def translate_error(error: VenueError, plugin: str) -> ServiceError:
     try:
         delay = error.given_delay if error.retry_after == leaf.default_retry_after else error.retry_after
         ours = leaf(error.message, retry_after=delay, advice=error.advice)
+        ours.venue_was_asked = bool(error.venue_was_asked)
     except (AttributeError, TypeError):
         return PluginFailed(f"The plugin {plugin} failed with {type(error).__name__}, which holds no text.")
     # One that was changed after it was made may hold what cannot be sent.

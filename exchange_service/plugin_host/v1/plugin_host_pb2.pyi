@@ -408,12 +408,15 @@ class FetchBalanceResponse(google.protobuf.message.Message):
     CREDENTIAL_NEEDED_FIELD_NUMBER: builtins.int
     REPORTS_FIELD_NUMBER: builtins.int
     ANSWER_AGE_FIELD_NUMBER: builtins.int
+    HELD_BACK_FIELD_NUMBER: builtins.int
     balance: builtins.bytes
     """A serialized exchange_service.v1.Balance, without its user, exchange, environment and fetch time."""
     credential_needed: builtins.bool
     """The service should send the same call again, with the credential."""
     answer_age: builtins.float
     """Seconds since the venue began to answer; of several answers, the first."""
+    held_back: builtins.bool
+    """Whether the plugin itself held the call back to keep to the venue's limit: its error is not the venue's word."""
     @property
     def fault(self) -> exchange_service.v1.balance_pb2.AccountFault:
         """The plugin's error: its reason is a venue's or PLUGIN_FAILED."""
@@ -430,9 +433,10 @@ class FetchBalanceResponse(google.protobuf.message.Message):
         credential_needed: builtins.bool = ...,
         reports: Global___VenueReports | None = ...,
         answer_age: builtins.float = ...,
+        held_back: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["balance", b"balance", "credential_needed", b"credential_needed", "fault", b"fault", "outcome", b"outcome", "reports", b"reports"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["answer_age", b"answer_age", "balance", b"balance", "credential_needed", b"credential_needed", "fault", b"fault", "outcome", b"outcome", "reports", b"reports"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answer_age", b"answer_age", "balance", b"balance", "credential_needed", b"credential_needed", "fault", b"fault", "held_back", b"held_back", "outcome", b"outcome", "reports", b"reports"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["balance", "fault", "credential_needed"] | None: ...
 
 Global___FetchBalanceResponse: typing_extensions.TypeAlias = FetchBalanceResponse
@@ -576,8 +580,11 @@ class CheckCredentialResponse(google.protobuf.message.Message):
     RIGHTS_FIELD_NUMBER: builtins.int
     FAULT_FIELD_NUMBER: builtins.int
     CREDENTIAL_NEEDED_FIELD_NUMBER: builtins.int
+    HELD_BACK_FIELD_NUMBER: builtins.int
     credential_needed: builtins.bool
     """The service should send the same call again, with the credential."""
+    held_back: builtins.bool
+    """As in FetchBalanceResponse."""
     @property
     def rights(self) -> Global___KeyRights:
         """The rights, as the venue states them."""
@@ -592,9 +599,10 @@ class CheckCredentialResponse(google.protobuf.message.Message):
         rights: Global___KeyRights | None = ...,
         fault: exchange_service.v1.balance_pb2.AccountFault | None = ...,
         credential_needed: builtins.bool = ...,
+        held_back: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["credential_needed", b"credential_needed", "fault", b"fault", "outcome", b"outcome", "rights", b"rights"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["credential_needed", b"credential_needed", "fault", b"fault", "outcome", b"outcome", "rights", b"rights"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["credential_needed", b"credential_needed", "fault", b"fault", "held_back", b"held_back", "outcome", b"outcome", "rights", b"rights"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["rights", "fault", "credential_needed"] | None: ...
 
 Global___CheckCredentialResponse: typing_extensions.TypeAlias = CheckCredentialResponse

@@ -65,8 +65,11 @@ class Allowance:
     def _refuse_late(self, wait: float) -> float:
         """The seconds to wait. Raises VenueRateLimited if they are too many."""
         if wait > LONGEST_WAIT:
-            text = f"Our requests to {self._venue} are used up for now: it limits them."
-            raise VenueRateLimited(text, retry_after=wait)
+            text = f"Our requests to {self._venue} are used up for now, so this one was not sent."
+            error = VenueRateLimited(text, retry_after=wait)
+            # The venue has not refused anything, so it is not left alone.
+            error.venue_was_asked = False
+            raise error
         return wait
 
     def _room(self, cost: float, now: float, behind: Collection[float] = ()) -> float:

@@ -25,6 +25,7 @@ from exchange_service_ccxt_generic.allowance import Allowance
 from exchange_service_ccxt_generic.answers import ANSWER, RECORD, Answer, in_turn, is_large, size_of
 from exchange_service_ccxt_generic.aside import step_aside, step_back
 from exchange_service_ccxt_generic.exact_json import exact_json
+from exchange_service_ccxt_generic.limits import least_cost
 from exchange_service_ccxt_generic.refusals import SIGN_INS, is_read
 
 # CCXT reads Gemini's list of assets from its web page.
@@ -348,12 +349,15 @@ class Exact(Guarded):
             balance["debt"] = debts
         return balance
 
-    def calculate_rate_limiter_cost(self, *arguments: Any) -> Any:
-        """CCXT's cost of a request; one if a class fails, because numbers are texts here."""
+    def calculate_rate_limiter_cost(self, api: Any, method: Any, path: str, *arguments: Any) -> Any:
+        """CCXT's cost of a request, or what the venue counts if that is known to be more; one if a class fails, because
+        numbers are texts here."""
         try:
-            return super().calculate_rate_limiter_cost(*arguments)
+            cost = super().calculate_rate_limiter_cost(api, method, path, *arguments)
         except TypeError:
             return 1
+        least = least_cost(self.id, api, path)
+        return max(float(cost), least) if least else cost
 
     def sign(self, *arguments: Any, **named: Any) -> Any:
         """CCXT's signing. Raises CredentialInvalid for a key that cannot sign, so that the user can correct it."""

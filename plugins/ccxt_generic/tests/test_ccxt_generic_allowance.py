@@ -150,6 +150,7 @@ class TestTheAllowance:
         with pytest.raises(VenueRateLimited, match=r"Our requests to Acme are used up") as refused:
             await allowance.take(1)
         assert refused.value.retry_after == pytest.approx(60, abs=1)
+        assert not refused.value.venue_was_asked
 
 
 def named_window(kind: type) -> int:
@@ -199,7 +200,10 @@ class TestAtBinance:
         results = await asyncio.gather(*reads, return_exceptions=True)
         paths = Counter(request.path for request in binance.requests)
         assert 0.95 * ALLOWED < sum(WEIGHTS.get(path, 0) * times for path, times in paths.items()) <= ALLOWED
-        assert {type(one) for one in results if isinstance(one, BaseException)} == {VenueRateLimited}
+        refused = [one for one in results if isinstance(one, BaseException)]
+        assert {type(one) for one in refused} == {VenueRateLimited}
+        # None of it is Binance's word.
+        assert not any(one.venue_was_asked for one in refused if isinstance(one, VenueRateLimited))
 
 
 @asynccontextmanager

@@ -20,6 +20,17 @@ from plugins.ccxt_generic.tests.test_every_exchange_types import LISTINGS, SERVE
 # CCXT takes less before this request than its own description of the interface says.
 _LESS_THAN_DESCRIBED = {"binanceus spot": (4, 10)}
 
+# What Binance itself counts for the one request of a balance, and of how many in a minute.
+_OF_BINANCE = {
+    "binance spot": (20, 6000),
+    "binance future": (5, 2400),
+    "binance swap": (5, 2400),
+    "binance delivery": (5, 2400),
+    "binanceusdm swap": (5, 2400),
+    "binanceusdm future": (5, 2400),
+    "binancecoinm delivery": (5, 2400),
+}
+
 
 async def taken(call: VenueCall, monkeypatch: pytest.MonkeyPatch) -> float:
     """What CCXT has counted for a balance after the first. If each second one asks for the kind of the account, it is
@@ -60,6 +71,14 @@ async def test_each_type_takes_what_its_listing_says(
                 wrong[name] = used, declared
     record_property(SWEEP, ["account types whose requests are counted", sorted(SERVED), len(TYPES), 0, len(wrong)])
     assert wrong == {}
+
+
+@pytest.mark.parametrize("name", _OF_BINANCE)
+def test_binances_own_limits_are_kept(name: str) -> None:
+    exchange_id, account_type = name.split()
+    limit, (weight, allowed) = limit_of(exchange_id), _OF_BINANCE[name]
+    assert limit.seconds == 60
+    assert limit.count // limit.cost_of(account_type) * weight <= allowed
 
 
 async def test_all_types_take_no_more_than_their_listing_says(monkeypatch: pytest.MonkeyPatch) -> None:

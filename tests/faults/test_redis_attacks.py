@@ -496,7 +496,7 @@ class TestSize:
         for bounded in (False, True):
             with monkeypatch.context() as patch:
                 if not bounded:
-                    patch.setattr(SealedRedis, "_read_one", read_whole)
+                    patch.setattr(SealedRedis, "_read_long", read_whole)
                 link = redis_link.RedisLink(redis_server.url)
                 sealed = SealedRedis(link, HASH_KEY, prefix="x:")
                 async with redis_client.Redis.from_url(redis_server.url) as client:

@@ -392,6 +392,8 @@ class TestEveryWayOfFailing:
         self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(pushing_plugin.Language, "silence", 1.0)
+        # A venue that falls silent may never answer the subscription that it was sent last.
+        monkeypatch.setattr(pushing_plugin.Language, "acknowledging_limit", 2.0)
         monkeypatch.setattr(push_connection, "_LONGEST_PAUSE", 1.0)
         names = list(FAULTS)
         folders = [tmp_path_factory.mktemp("service") for _ in names]

@@ -22,6 +22,7 @@ from structlog.testing import capture_logs
 from benchmarks.http2 import frame, request_headers
 from exchange_service.app import start_service
 from exchange_service.grpc_server.authentication import Authentication
+from exchange_service.grpc_server.engines import grpcio
 from exchange_service.grpc_server.handler_wrapper import HandlerWrapper
 from exchange_service.grpc_server.health import Health
 from exchange_service.grpc_server.server import BindError
@@ -130,6 +131,15 @@ async def test_calls_that_are_cancelled_before_their_handlers_begin_leave_nothin
     engine: Any = running.service.server.engine
     if hasattr(engine, "fallback"):
         await until(lambda: not engine.engine._calls, "the end of the calls")
+
+
+async def test_on_grpcio_calls_that_fail_leave_nothing_in_memory(tmp_path: Path) -> None:
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), engine="grpcio") as running:
+        with without_collections():
+            for _ in range(20):
+                assert (await failure(running.stub.GetBalance(balance_request("nowhere")))).reason == "EXCHANGE_UNKNOWN"
+            # gRPC itself keeps the last ones until others come.
+            await until(lambda: alive(grpcio._QuickCall) <= 3, "that few calls are in memory")
 
 
 class TestNative:

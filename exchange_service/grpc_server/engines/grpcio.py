@@ -118,7 +118,14 @@ class _QuickCall:
 
     async def unary_unary(self, data: bytes, context: Context) -> Any:
         reply = self._quick(data, self._metadata)
-        return reply if reply is not None else await self._handle(data, context)
+        if reply is not None:
+            return reply
+        try:
+            return await self._handle(data, context)
+        finally:
+            # gRPC's context holds the exception that ends a failed call, and that holds this frame: together they would
+            # stay in memory until the collector of all objects comes.
+            del context
 
 
 async def listen(offer: Offer, address: str, tls: grpc.ServerCredentials | None) -> GrpcioEngine:

@@ -81,7 +81,9 @@ class Side:
 
     def ask(self, method: str, data: bytes, *metadata: tuple[str, str]) -> bytes | None:
         """The quick answer; None if there is none."""
-        return self.methods.quick[method](data, metadata)
+        reply = self.methods.quick[method](data, metadata, False)
+        assert not isinstance(reply, asyncio.Future)
+        return reply
 
     async def call(self, method: str, data: bytes, *metadata: tuple[str, str]) -> tuple[Any, ...]:
         """How the call ends, the ids of requests apart."""

@@ -135,17 +135,29 @@ class CachedBalances:
     async def read_together(self, key: str, account: Account) -> StoredBalance | None:
         """As `read`, in one read for all callers that ask while it lasts: a crowd must not take every connection to the
         cache. What other replicas wrote meanwhile may be missing."""
+        stored = await asyncio.shield(self._read_once(key, account))
+        # A fetch of this process may have ended between the read and now.
+        return stored or self.get_local(key)
+
+    def look(self, key: str, account: Account) -> asyncio.Future[StoredBalance | None] | None:
+        """The read that `read_together` waits for. None if no other replica can have written anything, and while the
+        cache is in trouble: it might take long."""
+        return self._read_once(key, account) if self._cache.shared and self._cache.reliable else None
+
+    def _read_once(self, key: str, account: Account) -> asyncio.Future[StoredBalance | None]:
+        """The read in progress, or one that begins now."""
         reading = self._readings.get(key)
         if reading is None:
             reading = self._readings[key] = asyncio.ensure_future(self.read(key, account))
             reading.add_done_callback(partial(self._on_reading_done, key))
-        stored = await asyncio.shield(reading)
-        # A fetch of this process may have ended between the read and now.
-        return stored or self.get_local(key)
+        return reading
 
     def _on_reading_done(self, key: str, reading: asyncio.Future[StoredBalance | None]) -> None:
         if self._readings.get(key) is reading:
             del self._readings[key]
+        if not reading.cancelled():
+            # Or asyncio logs it if nobody waits any more.
+            reading.exception()
 
     @contextmanager
     def _asking(self, key: str) -> Iterator[None]:

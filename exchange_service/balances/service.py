@@ -160,6 +160,11 @@ class Balances:
             return None
         return self._result(key, stored, Source.CACHE)
 
+    def look(self, account: Account) -> asyncio.Future[StoredBalance | None] | None:
+        """A look for the account's balance into the cache that replicas share, see `CachedBalances.look`."""
+        reference = self.references.get_local(account.stored())
+        return None if reference is None else self.cached.look(self.keys.key(account, reference), account)
+
     def _serves(self, stored: StoredBalance, max_age: float | None, known_version: int) -> bool:
         return stored.version >= known_version and self.freshness.is_fresh(stored, max_age)
 
@@ -350,15 +355,25 @@ class BalanceReader:
         self._metrics.balance_read(_SOURCE_NAMES[result.source])
         return result
 
-    def ready(self, query: BalanceQuery) -> BalanceResult | None:
+    def ready(self, query: BalanceQuery, *, has_looked: bool = False) -> BalanceResult | None:
         """The balance if this process has one that serves the query, as `get` returns it; None if `get` must ask
-        further."""
+        further. `has_looked`: whether `look` has brought what is there."""
         if query.max_age is not None and query.max_age < _ALWAYS_FORCED_BELOW:
             return None
         result = self._balances.get_local(query.account, query.max_age, query.known_version)
-        if result is not None:
+        if result is not None and has_looked:
+            self._metrics.cache_read("shared")
+            self._metrics.balance_read(_SOURCE_NAMES[Source.CACHE])
+        elif result is not None:
             self._metrics.balance_at_hand()
         return result
+
+    def look(self, query: BalanceQuery) -> asyncio.Future[StoredBalance | None] | None:
+        """A look into the cache that replicas share, after which a balance may be `ready`; None if none is of use. It
+        is shared with other callers: do not cancel it."""
+        if query.max_age is not None and query.max_age < self._forced_below:
+            return None
+        return self._balances.look(query.account)
 
     async def _read(self, query: BalanceQuery, caller: Caller, deadline: float, *, counted: bool) -> BalanceResult:
         """Read by the road. A known version that no cached balance reaches is counted as a forced read."""

@@ -14,7 +14,15 @@ from typing import Any, TypeAlias
 import grpc
 
 from exchange_service.errors import CallerUnknown
-from exchange_service.grpc_server.handler_wrapper import REQUEST_ID_KEY, Context, Handler, Metadata, Quick, abort
+from exchange_service.grpc_server.handler_wrapper import (
+    REQUEST_ID_KEY,
+    Context,
+    Handler,
+    Look,
+    Metadata,
+    Quick,
+    abort,
+)
 from exchange_service.grpc_server.methods import Ready
 from exchange_service.grpc_server.turns import Openings
 from exchange_service.identity import ANYBODY, Caller, PresentedCredentials
@@ -66,17 +74,17 @@ class Authentication:
         Call it in the event loop that serves."""
         authenticator, loop = self._authenticator, asyncio.get_running_loop()
 
-        def answer(data: bytes, metadata: Metadata) -> bytes | None:
+        def answer(data: bytes, metadata: Metadata, has_looked: bool) -> bytes | Look | None:
             now = loop.time()
             caller = self._known_caller(metadata, now)
             if caller is None or not authenticator.take_local_call(caller, now):
                 return None
             try:
-                reply = ready(data, caller)
+                reply = ready(data, caller, has_looked)
             except Exception:
                 # The handler meets it too, and tells the caller.
                 reply = None
-            if reply is None:
+            if not isinstance(reply, bytes):
                 authenticator.return_call(caller)
             return reply
 

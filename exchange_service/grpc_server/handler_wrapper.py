@@ -30,9 +30,13 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 # What the caller sent beside the request, with lower-case names.
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+Look: TypeAlias = asyncio.Future[Any]
 # The reply to a request's bytes if it is ready; None if the method's handler must be called, as for whatever is not
-# entirely ordinary. It neither waits nor raises, and needs no task of its own.
-Quick: TypeAlias = Callable[[bytes, Metadata], bytes | None]
+# entirely ordinary; or a look that was begun for it, after which it may be ready: then ask again, with True. It neither
+# waits nor raises, and needs no task of its own.
+Quick: TypeAlias = Callable[[bytes, Metadata, bool], bytes | Look | None]
+# Seconds that a call should have left to wait for a look: a handler that begins after it can still tell why it is late.
+LOOK_TIME = 0.5
 
 
 REQUEST_ID_KEY = "x-request-id"
@@ -138,16 +142,16 @@ class HandlerWrapper:
         making one fails: the handler says what is wrong."""
         metrics, openings = self._metrics, self._openings
 
-        def answer(data: bytes, metadata: Metadata) -> bytes | None:
+        def answer(data: bytes, metadata: Metadata, has_looked: bool) -> bytes | Look | None:
             if self._ending or len(metadata) > MOST_FIELDS:
                 return None
             began = time.monotonic()
             try:
-                reply = quick(data, metadata)
+                reply = quick(data, metadata, has_looked)
             except Exception as error:
                 log.error("call.no_quick_answer", method=method, error=type(error).__name__, at=raised_at(error))
                 return None
-            if reply is not None:
+            if isinstance(reply, bytes):
                 openings.call_came()
                 metrics.call_ended(method, WELL, time.monotonic() - began)
             return reply

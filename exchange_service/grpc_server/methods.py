@@ -9,12 +9,12 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-from exchange_service.grpc_server.handler_wrapper import Handler, Quick
+from exchange_service.grpc_server.handler_wrapper import Handler, Look, Quick
 from exchange_service.identity import Caller
 
-# The reply to a known caller's request if it is ready; None if the method's handler must be called. An exception
-# says the same.
-Ready: TypeAlias = Callable[[bytes, Caller], bytes | None]
+# The reply to a known caller's request if it is ready; None if the method's handler must be called, and an exception
+# says the same; or a look, as in `Quick`: the last argument is whether there has been one.
+Ready: TypeAlias = Callable[[bytes, Caller, bool], bytes | Look | None]
 
 
 @dataclass(frozen=True, slots=True)

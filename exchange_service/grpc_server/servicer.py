@@ -8,7 +8,7 @@ from exchange_service.balances.service import BalanceReader, BalanceResult
 from exchange_service.catalogue import Catalogue
 from exchange_service.deadlines import time_remaining
 from exchange_service.grpc_server.authentication import current_caller
-from exchange_service.grpc_server.handler_wrapper import Context
+from exchange_service.grpc_server.handler_wrapper import Context, Look
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.grpc_server.requests import RequestReader, read_stream_balances
 from exchange_service.grpc_server.turns import Deliveries, Writes
@@ -47,19 +47,21 @@ class Servicer:
         query, include_zero = self.requests.read_get_balance(data, caller)
         return _balance_reply(await self.balances.get(query, caller, time_remaining), include_zero)
 
-    def ready_exchanges(self, data: bytes, caller: Caller) -> bytes | None:
+    def ready_exchanges(self, data: bytes, caller: Caller, has_looked: bool) -> bytes | None:
         """ListExchanges, of a request that came before and a reply that is built."""
         known = self.requests.known_list_exchanges(data)
         return None if known is None else self.catalogue.ready(*known)
 
-    def ready_balance(self, data: bytes, caller: Caller) -> bytes | None:
-        """GetBalance, of a request that came before and a balance that this process has."""
+    def ready_balance(self, data: bytes, caller: Caller, has_looked: bool) -> bytes | Look | None:
+        """GetBalance, of a request that came before and a balance that this process has, or has looked for."""
         known = self.requests.known_get_balance(data, caller)
         if known is None:
             return None
         query, include_zero = known
-        result = self.balances.ready(query)
-        return None if result is None else _balance_reply(result, include_zero)
+        result = self.balances.ready(query, has_looked=has_looked)
+        if result is None:
+            return None if has_looked else self.balances.look(query)
+        return _balance_reply(result, include_zero)
 
     async def stream_balances(self, data: bytes, context: Context) -> None:
         """StreamBalances."""

@@ -35,10 +35,12 @@ from exchange_service.grpc_server.engines.engine import (
     with_port,
 )
 from exchange_service.grpc_server.handler_wrapper import (
+    LOOK_TIME,
     MOST_FIELDS,
     Context,
     FewFields,
     Handler,
+    Look,
     Quick,
     UnknownMethods,
     find_status,
@@ -239,13 +241,29 @@ class NativeEngine:
             return
         metadata, _, remaining = details
         method = self._methods[method_id]
+        look: Look | None = None
         if method.quick is not None and len(request) <= MAX_REQUEST and not self._takes_none():
-            reply = method.quick(request, metadata)
-            if reply is not None:
+            reply = method.quick(request, metadata, False)
+            if isinstance(reply, bytes):
                 self._front.respond(call_id, reply)
                 return
-        deadline = None if remaining is None else came + remaining
-        self._begin(_Call(self._front, call_id, metadata, deadline), call_id, method, request)
+            look = reply
+        call = _Call(self._front, call_id, metadata, None if remaining is None else came + remaining)
+        if look is not None and (remaining is None or remaining >= LOOK_TIME):
+            self._calls[call_id] = call
+            look.add_done_callback(partial(self._on_looked, call, call_id, method, request))
+        else:
+            self._begin(call, call_id, method, request)
+
+    def _on_looked(self, call: _Call, call_id: int, method: _Method, request: bytes, _: Look) -> None:
+        if call.cancelled() or method.quick is None:
+            return
+        reply = method.quick(request, call.invocation_metadata(), True)
+        if isinstance(reply, bytes):
+            self._front.respond(call_id, reply)
+            self._ended(call_id)
+        else:
+            self._begin(call, call_id, method, request)
 
     def _takes_none(self) -> bool:
         """Whether it is about to close: what begins now would be cut off."""
@@ -261,6 +279,7 @@ class NativeEngine:
         refusal = self._refusal(call, method, request)
         if refusal is not None:
             call.fail(refusal.code, refusal.message, refusal.trailers)
+            self._ended(call_id)
             return
         self._calls[call_id] = call
         beginning = partial(self._start, call, call_id, method, request)

@@ -140,9 +140,8 @@ class CachedBalances:
         return stored or self.get_local(key)
 
     def look(self, key: str, account: Account) -> asyncio.Future[StoredBalance | None] | None:
-        """The read that `read_together` waits for. None if no other replica can have written anything, and while the
-        cache is in trouble: it might take long."""
-        return self._read_once(key, account) if self._cache.shared and self._cache.reliable else None
+        """The read that `read_together` waits for; None if no other replica can have written anything."""
+        return self._read_once(key, account) if self._cache.shared else None
 
     def _read_once(self, key: str, account: Account) -> asyncio.Future[StoredBalance | None]:
         """The read in progress, or one that begins now."""

@@ -254,11 +254,17 @@ AIO = "aio"
 _NO_OPS = {AIO: "no_op", NATIVE: "native_no_op"}
 
 
+def reply_file(folder: Path, reply: bytes) -> Path:
+    """A file of these bytes, for the ceilings' programs."""
+    file = folder / f"reply-{len(reply)}.bin"
+    file.write_bytes(reply)
+    return file
+
+
 @asynccontextmanager
 async def ceilings(folder: Path, reply: bytes, runtime: Runtime, engine: str) -> AsyncIterator[dict[str, Ceiling]]:
     """The no-op servers that answer with these bytes, by name: grpc.aio's, and for the native engine its own too."""
-    file = folder / f"reply-{len(reply)}.bin"
-    file.write_bytes(reply)
+    file = reply_file(folder, reply)
     async with AsyncExitStack() as stack:
         yield {
             name: await stack.enter_async_context(running_ceiling(program, str(file), runtime.as_argument()))

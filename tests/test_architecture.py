@@ -119,7 +119,6 @@ HOMES = {
     "ccxt": set(),
     "typer": {"cli"},
     "jwt": {"identity"},
-    "stamina": {"venue_gate"},
     "prometheus_client": {"observability"},
     "uvloop": {"cli"},
     "uvicorn": {"http_server"},
@@ -256,7 +255,7 @@ OF_THE_SERVICE = [
         "psutil",
         "pydantic_settings",
     ),
-    *("redis", "sqlalchemy", "stamina", "starlette", "structlog", "uvloop"),
+    *("redis", "sqlalchemy", "starlette", "structlog", "uvloop"),
 ]
 
 

@@ -287,6 +287,17 @@ class TestStored:
     def test_a_header_of_another_version_than_the_messages_is_refused(self) -> None:
         assert decode_stored(ALICE, replace(self.good, version=self.good.version + 1).encode(), BOUNDS) is None
 
+    def test_the_bytes_of_a_known_balance_are_not_read_again_but_believed_as_others_are(self) -> None:
+        raw, long = self.good.encode(), replace(self.good, pause=60.5)
+        assert decode_stored(ALICE, raw, BOUNDS, self.good) is self.good
+        assert decode_stored(replace(ALICE, user_id="bob"), raw, BOUNDS, self.good) is None
+        assert decode_stored(ALICE, long.encode(), BOUNDS, long) is None
+        other = stored(one(row("BTC", "1.51")))
+        assert decode_stored(ALICE, raw, BOUNDS, other) == self.good
+
+    def test_the_digest_that_a_balance_was_stored_with_is_that_of_its_bytes(self) -> None:
+        assert replace(self.good, known_digest=b"").digest == self.good.digest == self.good.known_digest
+
     @pytest.mark.parametrize("pause", [-1.0, 60.5, 86_400.0, float("nan"), float("inf")])
     def test_a_poll_interval_that_no_feed_uses_is_refused(self, pause: float) -> None:
         assert decode_stored(ALICE, replace(self.good, pause=pause).encode(), BOUNDS) is None

@@ -125,7 +125,7 @@ class CachedBalances:
                 return self._copies.get(key)
             self._doubt_local(key)
             return None
-        stored = decode_stored(account, raw, self._bounds)
+        stored = decode_stored(account, raw, self._bounds, self.last_good(key))
         if stored is None:
             self._doubt_local(key)
             await self._cache.delete(key)

@@ -28,7 +28,7 @@ from exchange_service.venue_gate.bulkhead import Bulkhead
 from exchange_service.venue_gate.cooldown import Cooldowns, GateKeys, SharedCooldowns
 from exchange_service.venue_gate.outcomes import Asked, Outcomes, Venue
 from exchange_service.venue_gate.rate_limits import RateLimiter, RateLimiters, SharedRateLimits
-from exchange_service.venue_gate.retries import ATTEMPTS, attempts_of, backoff, worth_repeating
+from exchange_service.venue_gate.retries import ATTEMPTS, backoff, worth_repeating
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.fetching import Fetcher, Target
 from exchange_service.venues.priority import Priority
@@ -227,19 +227,27 @@ class Gated:
         does."""
         passage = self._begin(target, deadline, priority, ask)
         try:
-            async for attempt in attempts_of(lambda error: self._retry_delay(passage, error)):
-                with attempt:
-                    passage.attempt += 1
-                    passage.failed_after = None
-                    answer: T = await self._pass(passage)
-                    return answer
+            answer: T = await self._attempt(passage)
+            return answer
         finally:
             # A call counts once, however often the venue was asked.
             if passage.asked is not None:
                 self._outcomes.learn(passage.asked, passage.venue, passage.keys, target)
                 # The target must not hold what holds the error of this fetch.
                 target.reports.on_report = _nothing
-        raise AssertionError("the attempts end with an answer or an error")
+
+    async def _attempt(self, passage: _Passage) -> Any:
+        """The answer of the first attempt that gets one. Raises the error after which the venue is not asked again."""
+        while True:
+            passage.attempt += 1
+            passage.failed_after = None
+            try:
+                return await self._pass(passage)
+            except ServiceError as error:
+                wait = self._retry_delay(passage, error)
+                if wait is None:
+                    raise
+            await asyncio.sleep(wait)
 
     def _begin(self, target: Target, deadline: float, priority: Priority, ask: Ask[Any]) -> _Passage:
         metadata, version = target.listing.metadata, target.reference.version
@@ -256,21 +264,21 @@ class Gated:
         ]
         return _Passage(target, venue, own, limiters, keys, priority, _loop_time(), deadline, ask)
 
-    def _retry_delay(self, passage: _Passage, error: BaseException) -> bool | float:
-        """False if the venue is not asked again, else the seconds to wait before it is."""
+    def _retry_delay(self, passage: _Passage, error: ServiceError) -> float | None:
+        """The seconds to wait before the venue is asked again; None if it is not."""
         asked, account = passage.asked, passage.keys.account
         if passage.attempt >= self._options.attempts or passage.failed_after is None or asked is None:
-            return False
+            return None
         breaker = passage.venue.breaker
         if asked.entry.probe or asked.own_entry.probe or breaker.is_own(account):
-            return False
+            return None
         if not worth_repeating(error, passage.failed_after):
-            return False
+            return None
         wait = backoff(passage.attempt)
         if _loop_time() + wait > passage.latest or passage.refusal(self._cooldowns) is not None:
-            return False
+            return None
         if breaker.state is not BreakerState.CLOSED or not passage.venue.retries.take(account):
-            return False
+            return None
         self._metrics.retried(passage.metadata.id)
         log.debug("venue.asked_again", exchange=passage.metadata.id, attempt=passage.attempt + 1)
         return wait

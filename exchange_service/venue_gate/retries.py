@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
-
-import stamina
-import stamina.instrumentation
 
 from exchange_service.errors import VenueTimeout, VenueUnavailable
 from exchange_service.venue_gate.rate_limits import Window
@@ -24,9 +20,6 @@ OF_ONE = ATTEMPTS - 1
 QUICK = 1.0
 _FIRST_WAIT = 0.2
 _LONGEST_WAIT = 2.0
-
-# The gate logs and counts what it does; the library would log each retry as a warning of its own.
-stamina.instrumentation.set_on_retry_hooks(())
 
 
 class RetryBudget:
@@ -68,9 +61,3 @@ def worth_repeating(error: BaseException, seconds: float) -> bool:
 def backoff(attempt: int) -> float:
     """Seconds to wait after the attempt of this number (the first is 1): growing, and fully jittered."""
     return random.uniform(0, min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (attempt - 1)))  # noqa: S311
-
-
-def attempts_of(on: Callable[[BaseException], bool | float]) -> Any:
-    """The attempts, to be iterated: after each failure `on` says whether there is another, and after how long."""
-    hook: Any = on
-    return stamina.retry_context(on=hook, attempts=None, timeout=None, wait_initial=0, wait_jitter=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal, NewType, TypeAlias
+from typing import Literal, NewType, TypeAlias, get_args
 
 from google.protobuf.message import DecodeError
 
@@ -22,7 +22,8 @@ AMOUNTS: tuple[AmountName, ...] = ("total", "free", "used", "debt")
 # A plugin's answer: a serialised `Balance` without the fields that the service adds: the account, the fetch time and
 # the version. It is made in the process that runs the plugin.
 FetchedBalance = NewType("FetchedBalance", bytes)
-_ADDED_LATER = frozenset({"user_id", "exchange_id", "environment", "account_type", "fetch_time", "version"})
+AddedName: TypeAlias = Literal["user_id", "exchange_id", "environment", "account_type", "fetch_time", "version"]
+ADDED_LATER: frozenset[AddedName] = frozenset(get_args(AddedName))
 
 
 def fetched_balance(balance: Balance) -> FetchedBalance:
@@ -61,7 +62,7 @@ def parse_fetched(fetched: FetchedBalance) -> balance_pb2.Balance:
         message = balance_pb2.Balance.FromString(fetched)
     except DecodeError:
         raise ValueError("the bytes are not a balance") from None
-    if {field.name for field, _ in message.ListFields()} & _ADDED_LATER:
+    if {field.name for field, _ in message.ListFields()} & ADDED_LATER:
         raise ValueError("the balance holds fields that only the service sets")
     return message
 

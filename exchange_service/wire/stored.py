@@ -6,7 +6,7 @@ import hashlib
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cached_property
 from typing import TypeAlias
@@ -17,7 +17,7 @@ from exchange_service import clock, errors
 from exchange_service.errors import ServiceError, from_reason
 from exchange_service.model import Account
 from exchange_service.v1 import balance_pb2
-from exchange_service.wire.balances import AMOUNTS, AmountName, FetchedBalance, parse_fetched
+from exchange_service.wire.balances import ADDED_LATER, AMOUNTS, AmountName, FetchedBalance, parse_fetched
 from exchange_service.wire.protobuf import encode_field, to_seconds, to_timestamp
 
 # A stored balance is this header and a serialised `Balance`: the format, the version, and the pause. A value of another
@@ -82,7 +82,8 @@ class StoredBalance:
     """A balance as bytes, with the facts that the service needs without parsing them again.
 
     `data` is a serialised `Balance` with every row, zero rows included. `fetch_time` is in seconds since the epoch. A
-    feed asks the venue again `pause` seconds after it.
+    feed asks the venue again `pause` seconds after it. `known_digest` is `digest`, or empty if it is
+    not known yet.
     """
 
     account: Account
@@ -90,6 +91,7 @@ class StoredBalance:
     fetch_time: float
     version: int
     pause: float = 0.0
+    known_digest: bytes = field(default=b"", repr=False, compare=False)
 
     @cached_property
     def compact(self) -> bytes:
@@ -117,19 +119,7 @@ class StoredBalance:
     def digest(self) -> bytes:
         """A hash of the content: equal for two balances with the same figures, notes and errors. A figure is the same
         with more zeros at its end: a venue may write it otherwise where it pushes it."""
-        message = balance_pb2.Balance.FromString(self.data)
-        for name in ("fetch_time", "venue_time", "version"):
-            message.ClearField(name)
-        for account in message.venue_accounts:
-            account.ClearField("venue_time")
-            # A delay that counts down is not a change.
-            if account.HasField("error"):
-                account.error.ClearField("retry_delay")
-            _drop_last_zeros(account.summary, _SUMMARY_AMOUNTS)
-            for row in account.assets:
-                _drop_last_zeros(row, AMOUNTS)
-        _drop_last_zeros(message.summary, _SUMMARY_AMOUNTS)
-        return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
+        return self.known_digest or _digest(balance_pb2.Balance.FromString(self.data))
 
     @property
     def header_prefix(self) -> bytes:
@@ -139,6 +129,10 @@ class StoredBalance:
     def encode(self) -> bytes:
         """The value for the cache; `decode_stored` reads it."""
         return _HEADER.pack(_FORMAT, self.version, self.pause) + self.data
+
+    def is_believed(self, account: Account, bounds: StoredBounds) -> bool:
+        """Whether it is this account's, and within the bounds."""
+        return bounds.allow(self.version, self.pause) and self.account == account
 
 
 def highest_known_version(now: float) -> int:
@@ -160,25 +154,48 @@ def store_balance(
     below `known_version` counts as changed: what the known version held may differ. Raises ValueError if `fetched` is
     not a plugin's answer.
     """
-    message = parse_fetched(fetched)
+    message, digest = parse_fetched(fetched), _digest(balance_pb2.Balance.FromString(fetched))
     message.user_id = account.user_id
     message.exchange_id = account.exchange_id
     message.environment = account.environment
     message.account_type = account.account_type
     message.fetch_time.CopyFrom(to_timestamp(fetch_time))
-    draft = StoredBalance(account, message.SerializeToString(deterministic=True), fetch_time, 0)
-    if previous is not None and previous.version >= known_version and previous.digest == draft.digest:
+    if previous is not None and previous.version >= known_version and previous.digest == digest:
         version = previous.version
     else:
         last = max(previous.version if previous is not None else 0, known_version)
         version = max(last + 1, int(fetch_time * 1_000_000))
     message.version = version
-    return StoredBalance(account, message.SerializeToString(deterministic=True), fetch_time, version)
+    data = message.SerializeToString(deterministic=True)
+    return StoredBalance(account, data, fetch_time, version, known_digest=digest)
 
 
-def decode_stored(account: Account, raw: bytes, bounds: StoredBounds) -> StoredBalance | None:
+def _digest(message: balance_pb2.Balance) -> bytes:
+    """See `StoredBalance.digest`. The message is changed, and of no further use."""
+    for name in ADDED_LATER:
+        message.ClearField(name)
+    message.ClearField("venue_time")
+    for account in message.venue_accounts:
+        account.ClearField("venue_time")
+        # A delay that counts down is not a change.
+        if account.HasField("error"):
+            account.error.ClearField("retry_delay")
+        if account.HasField("summary"):
+            _drop_last_zeros(account.summary, _SUMMARY_AMOUNTS)
+        for row in account.assets:
+            _drop_last_zeros(row, AMOUNTS)
+    if message.HasField("summary"):
+        _drop_last_zeros(message.summary, _SUMMARY_AMOUNTS)
+    return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
+
+
+def decode_stored(
+    account: Account, raw: bytes, bounds: StoredBounds, known: StoredBalance | None = None
+) -> StoredBalance | None:
     """The balance of `account` that `encode` wrote; None for another format, other bytes or another account, and for
-    what is not within the bounds."""
+    what is not within the bounds. It is `known` itself, which was read or written before, if the bytes are its own."""
+    if known is not None and raw == known.encode():
+        return known if known.is_believed(account, bounds) else None
     if raw[:1] != _FORMAT:
         return None
     try:

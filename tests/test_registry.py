@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +22,7 @@ from exchange_service.plugin_api import (
     VenueCall,
     hookimpl,
 )
+from exchange_service.venues import manifests
 from exchange_service.venues.loading import PLUGIN_GROUP, load_plugin
 from exchange_service.venues.registry import Registry, load_registry
 from tests.harness import ScriptedPlugin, info, listing, loaded, registry_of
@@ -274,6 +277,20 @@ class TestRefresh:
         await registry.refresh()
         assert list(registry.listings) == ["fakex", "new"]
         assert registry.generation > before
+
+    async def test_a_refreshed_manifest_is_checked_beside_the_loop(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        check, checked_by = manifests.broken_rules, list[threading.Thread]()
+
+        def noted(manifest: Manifest) -> Iterator[str]:
+            checked_by.append(threading.current_thread())
+            return check(manifest)
+
+        registry = registry_of(Refreshing(Manifest(1, (listing("new"),))))
+        monkeypatch.setattr(manifests, "broken_rules", noted)
+        await registry.refresh()
+        assert list(registry.listings) == ["new"]
+        assert checked_by
+        assert threading.main_thread() not in checked_by
 
     async def test_no_refreshed_manifest_changes_nothing(self) -> None:
         registry = registry_of(Refreshing(None), ScriptedPlugin())

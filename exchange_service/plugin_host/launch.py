@@ -11,13 +11,16 @@ import json
 import os
 import secrets
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from exchange_service.model import Manifest
 from exchange_service.plugin_host import sandbox
+from exchange_service.plugin_host.child import ChildProcess, run_in_thread
 from exchange_service.printable import printable
 from exchange_service.socket_folder import make_socket_folder
 from exchange_service.venues.manifests import LONGEST_MANIFEST, ManifestReply, read_manifest
@@ -98,16 +101,9 @@ class LaunchSpec:
         """Where the process listens."""
         return str(self.folder / "socket")
 
-    async def spawn(self, *, stderr: int) -> asyncio.subprocess.Process:
-        """Start the reaper, with pipes for its input and output; `stderr` as asyncio takes it. Raises OSError."""
-        return await asyncio.create_subprocess_exec(
-            *self.command,
-            env=self.environment,
-            cwd=self.folder,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=stderr,
-        )
+    async def spawn(self, *, stderr: int) -> ChildProcess:
+        """Start the reaper, with pipes for its input and output; `stderr` as subprocess takes it. Raises OSError."""
+        return await ChildProcess.start(self.command, environment=self.environment, folder=self.folder, stderr=stderr)
 
     def close(self) -> None:
         """Remove the folder."""
@@ -140,6 +136,19 @@ def prepare_launch(policy: ProcessPolicy, flag: str = "", *, ports: Iterable[int
         first_line=json.dumps(config).encode() + b"\n",
         token=token,
     )
+
+
+async def prepare_in_thread(policy: ProcessPolicy, flag: str = "", *, ports: Iterable[int] = ()) -> LaunchSpec:
+    """As `prepare_launch`, which looks through the folders of all modules."""
+    preparing = asyncio.ensure_future(run_in_thread(partial(prepare_launch, policy, flag, ports=ports)))
+    try:
+        return await asyncio.shield(preparing)
+    except asyncio.CancelledError:
+        # The folder is not left behind.
+        await asyncio.wait({preparing})
+        if preparing.exception() is None:
+            preparing.result().close()
+        raise
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -176,9 +185,9 @@ async def _request_manifest(
     policy: ProcessPolicy, flag: str, limit: float, ports: Iterable[int] = ()
 ) -> ManifestReply | None:
     """Run the main program with this flag; when this returns, or is cancelled, the process has ended."""
-    spec = prepare_launch(policy, flag, ports=ports)
+    spec = await prepare_in_thread(policy, flag, ports=ports)
     try:
-        process = await spec.spawn(stderr=asyncio.subprocess.DEVNULL)
+        process = await spec.spawn(stderr=subprocess.DEVNULL)
         try:
             async with asyncio.timeout(limit):
                 data, status = await _exchange(process, spec.first_line)
@@ -187,14 +196,12 @@ async def _request_manifest(
         finally:
             await _end(process)
     finally:
-        spec.close()
+        await run_in_thread(spec.close)
     return _parse_answer(data, status)
 
 
-async def _exchange(process: asyncio.subprocess.Process, first_line: bytes) -> tuple[bytes, int | None]:
+async def _exchange(process: ChildProcess, first_line: bytes) -> tuple[bytes, int | None]:
     """What the process wrote, and its exit status; None if it writes more than a manifest may have."""
-    assert process.stdin is not None
-    assert process.stdout is not None
     process.stdin.write(first_line)
     data = b""
     while len(data) < LONGEST_MANIFEST:
@@ -205,25 +212,17 @@ async def _exchange(process: asyncio.subprocess.Process, first_line: bytes) -> t
     return data, None
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: ChildProcess) -> None:
     """End the process; returns when it has ended."""
-    assert process.stdin is not None
     # The reaper waits for the end of its input. A stopped reaper does not notice it, and is killed.
     process.stdin.close()
-    ended = asyncio.create_task(_drain(process))
+    ended = asyncio.create_task(process.wait())
     await asyncio.wait({ended}, timeout=_REAPER_LIMIT)
     if not ended.done():
         process.kill()
         await asyncio.wait({ended}, timeout=_REAPER_LIMIT)
     ended.cancel()
-
-
-async def _drain(process: asyncio.subprocess.Process) -> None:
-    """Wait until the process has ended; asyncio notices that only when its output has been read."""
-    assert process.stdout is not None
-    while await process.stdout.read(LONGEST_MANIFEST):
-        pass
-    await process.wait()
+    process.close()
 
 
 def _parse_answer(data: bytes, status: int | None) -> ManifestReply | None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-from collections.abc import AsyncGenerator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import structlog
 
 from exchange_service.model import Manifest
 from exchange_service.observability.logs import current_request_id
+from exchange_service.plugin_host.child import ChildProcess, run_in_thread
 from exchange_service.plugin_host.connection import CallFailed, ProcessConnection
 from exchange_service.plugin_host.launch import (
     LaunchSpec,
@@ -22,7 +23,7 @@ from exchange_service.plugin_host.launch import (
     ProcessPolicy,
     StartFailed,
     describe_exit,
-    prepare_launch,
+    prepare_in_thread,
 )
 from exchange_service.plugin_host.log_relay import relay_log
 from exchange_service.plugin_host.protocol import (
@@ -54,8 +55,6 @@ _LAST_LINES_LIMIT = 0.5
 _LONGEST_PROBLEM = 500
 
 log = structlog.get_logger("exchange_service.plugin_host")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +98,7 @@ class PluginProcess:
     ended the process, and is empty if it did not. `ended` is done at the end, with a sentence that says how it came.
     """
 
-    def __init__(
-        self, policy: ProcessPolicy, config: ServeConfig, spec: LaunchSpec, reaper: asyncio.subprocess.Process
-    ) -> None:
+    def __init__(self, policy: ProcessPolicy, config: ServeConfig, spec: LaunchSpec, reaper: ChildProcess) -> None:
         self.policy = policy
         self.manifest = config.manifest
         self.spec = spec
@@ -135,11 +132,11 @@ class PluginProcess:
     @classmethod
     async def _start_once(cls, policy: ProcessPolicy, config: ServeConfig) -> PluginProcess:
         try:
-            spec = prepare_launch(policy, ports=config.ports)
+            spec = await prepare_in_thread(policy, ports=config.ports)
         except OSError as error:
             raise StartFailed(f"There is no room for a process's folder ({type(error).__name__}).") from None
         try:
-            reaper = await spec.spawn(stderr=asyncio.subprocess.PIPE)
+            reaper = await spec.spawn(stderr=subprocess.PIPE)
         except BaseException as error:
             spec.close()
             if isinstance(error, OSError):
@@ -157,8 +154,6 @@ class PluginProcess:
         return process
 
     async def _begin(self, config: ServeConfig) -> None:
-        assert self._reaper.stdin is not None
-        assert self._reaper.stdout is not None
         try:
             self._reaper.stdin.write(self.spec.first_line)
         # uvloop's, if the reaper has ended already.
@@ -184,7 +179,7 @@ class PluginProcess:
             raise failure(printable(reply.problem[:_LONGEST_PROBLEM]))
         self.process_id = reply.process_id
         # From here on no other process can connect to the socket, or be taken for this one.
-        await _run_in_thread(_remove_socket, self.spec)
+        await run_in_thread(_remove_socket, self.spec)
         await self.measure_memory()
 
     async def configure(self, config: ServeConfig) -> messages.ConfigureResponse:
@@ -240,7 +235,7 @@ class PluginProcess:
     async def measure_memory(self) -> None:
         """Measure its memory, with that of the processes that it has started."""
         # In a thread: if many processes run, asking for their parents takes a while.
-        self.memory = await _run_in_thread(_memory_below, self._reaper.pid)
+        self.memory = await run_in_thread(_memory_below, self._reaper.pid)
 
     def processor_seconds(self) -> float:
         """Seconds of processor time that it has used."""
@@ -251,14 +246,13 @@ class PluginProcess:
         # Before its connection is closed, which fails the calls that still run.
         self._over = True
         self._connection.end()
-        await _run_in_thread(self.spec.close)
+        await run_in_thread(self.spec.close)
         return self.reason or f"It ended by itself ({describe_exit(status)})."
 
     def stop(self, reason: str) -> None:
         """Begin to end it; `reason` is a sentence."""
         self.reason = self.reason or reason
-        if self._reaper.stdin is not None:
-            self._reaper.stdin.close()
+        self._reaper.stdin.close()
 
     async def end(self, reason: str = "It was ended.") -> None:
         """End it and all that it has started."""
@@ -266,13 +260,13 @@ class PluginProcess:
         done, _ = await asyncio.wait({self.ended}, timeout=_REAPER_LIMIT)
         if not done:
             # The reaper itself is stuck; the system ends the main program with it.
-            with contextlib.suppress(ProcessLookupError):
-                self._reaper.kill()
+            self._reaper.kill()
             await asyncio.wait({self.ended}, timeout=_REAPER_LIMIT)
         # What it wrote last is still to be read.
         await asyncio.wait({self._log_lines}, timeout=_LAST_LINES_LIMIT)
         self._log_lines.cancel()
         await asyncio.wait({self._log_lines})
+        self._reaper.close()
 
     async def end_when_idle(self, reason: str) -> None:
         """End it once its calls have ended, or after ten seconds."""
@@ -307,14 +301,6 @@ def _processor_seconds(process_id: int) -> float:
 def _remove_socket(spec: LaunchSpec) -> None:
     with contextlib.suppress(OSError):
         (spec.folder / "socket").unlink()
-
-
-# A pool of its own: other work in threads, such as a slow look-up of a name, must not delay a health check.
-_threads = ThreadPoolExecutor(2, thread_name_prefix="plugin processes")
-
-
-async def _run_in_thread(work: Callable[..., T], *arguments: Any) -> T:
-    return await asyncio.get_running_loop().run_in_executor(_threads, work, *arguments)
 
 
 def _memory_below(reaper: int) -> int:

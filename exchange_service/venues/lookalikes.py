@@ -4,6 +4,7 @@ alphabets that have the same shape."""
 from __future__ import annotations
 
 import unicodedata
+from functools import lru_cache
 
 # Capitals and others that look like these Latin letters, before anything is taken away: as small letters, or without
 # their form, they look like something else.
@@ -57,6 +58,8 @@ _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {
 }
 
 
+# Ids and names that the service knows; each is looked at again whenever a plugin gives a newer manifest.
+@lru_cache(maxsize=4096)
 def shape(text: str) -> str:
     """What is left of an id or a name once all is taken away that a reader may overlook."""
     letters = unicodedata.normalize("NFKD", text.translate(_CAPITAL_OF)).casefold()

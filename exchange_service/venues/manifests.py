@@ -14,6 +14,7 @@ import structlog
 
 from exchange_service.model import Manifest
 from exchange_service.plugin_api import API_VERSION
+from exchange_service.tasks import beside_the_loop
 from exchange_service.venues.manifest_rules import broken_rules
 from exchange_service.venues.manifest_types import wrong_types
 
@@ -92,7 +93,8 @@ async def refreshed_manifest(plugin: str, refresh: Callable[[], Awaitable[object
     """
     try:
         manifest = await refresh()
-        return None if manifest is None else validate_manifest(manifest)
+        # In a thread: that of CCXT has more than a hundred listings.
+        return None if manifest is None else await beside_the_loop(validate_manifest, manifest)
     except PluginRejected as rejection:
         log.warning("plugin.refresh_refused", plugin=plugin, reason=str(rejection))
     except (asyncio.CancelledError, KeyboardInterrupt):

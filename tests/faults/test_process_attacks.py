@@ -19,6 +19,7 @@ import pytest
 import uvloop
 from structlog.testing import capture_logs
 
+from exchange_service.plugin_host.child import ChildProcess
 from exchange_service.plugin_host.launch import LaunchSpec, StartFailed
 from exchange_service.plugin_host.process import PluginProcess
 from tests.test_cli import environment
@@ -174,12 +175,12 @@ def crashing_at_first(monkeypatch: pytest.MonkeyPatch, crashes: int) -> list[int
     """Let so many processes crash at once in place of their reapers; returns the list of all starts."""
     spawn, starts = LaunchSpec.spawn, []
 
-    async def spawned(spec: LaunchSpec, *, stderr: int) -> asyncio.subprocess.Process:
+    async def spawned(spec: LaunchSpec, *, stderr: int) -> ChildProcess:
         starts.append(len(starts))
         if len(starts) > crashes:
             return await spawn(spec, stderr=stderr)
         crash = ("/bin/sh", "-c", "kill -SEGV $$")
-        process = await asyncio.create_subprocess_exec(*crash, stdin=-1, stdout=-1, stderr=stderr)
+        process = await ChildProcess.start(crash, environment={}, folder=spec.folder, stderr=stderr)
         if asyncio.get_running_loop().__class__.__module__.startswith("uvloop"):
             await process.wait()
         return process

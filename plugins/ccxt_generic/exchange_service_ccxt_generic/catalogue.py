@@ -7,9 +7,10 @@ child process has built a new one. Importing CCXT here would block the event loo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
+import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata, resources
@@ -24,6 +25,7 @@ from exchange_service.plugin_api import (
     ExchangeMetadata,
     Manifest,
     PushLimits,
+    beside_the_loop,
 )
 from exchange_service_ccxt_generic.key_forms import KEYS_IN_LINES
 from exchange_service_ccxt_generic.limits import answer_limit_of, limits_of, push_limits_of
@@ -31,6 +33,8 @@ from exchange_service_ccxt_generic.pushed import why_not_pushed
 
 # Seconds. Building takes one to three, and several times that on a busy machine.
 BUILD_TIMEOUT = 60.0
+# Seconds until a child process is killed that is not waited for any more, at most.
+_BETWEEN_LOOKS = 0.1
 # The names that venues use for their test hosts.
 _SANDBOX_ALIASES = ("testnet", "demo", "practice", "paper")
 
@@ -87,35 +91,44 @@ async def newer_manifest(timeout: float = BUILD_TIMEOUT) -> Manifest | None:
 
     None if the shipped listings are of this version, or if building fails or takes longer than `timeout` seconds.
     """
-    installed = installed_version()
-    if not installed or installed == shipped().ccxt_version:
+    if not await beside_the_loop(_is_outdated):
         return None
     try:
         async with asyncio.timeout(timeout):
-            return Snapshot.from_json(await _build_in_child()).manifest()
+            return await beside_the_loop(_manifest_of, await _build_in_child())
     except (TimeoutError, OSError, ValueError, KeyError, TypeError):
         return None
 
 
+def _is_outdated() -> bool:
+    """Whether the installed CCXT is of another version than the shipped listings."""
+    installed = installed_version()
+    return bool(installed) and installed != shipped().ccxt_version
+
+
+def _manifest_of(snapshot: bytes) -> Manifest:
+    return Snapshot.from_json(snapshot).manifest()
+
+
 async def _build_in_child() -> bytes:
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        f"{__package__}.snapshot",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
+    stop = threading.Event()
     try:
-        answer, _ = await child.communicate()
+        # In a thread: to start a process, uvloop would fork, and stop for as long as the service's memory is large.
+        return await asyncio.to_thread(_build, stop)
     finally:
-        if child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
-            await child.wait()
-    return answer
+        stop.set()
+
+
+def _build(stop: threading.Event) -> bytes:
+    """What the child process writes; it is killed once `stop` is set."""
+    null, command = subprocess.DEVNULL, (sys.executable, "-W", "ignore", "-m", f"{__package__}.snapshot")
+    with subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null) as child:  # noqa: S603 - ours
+        while True:
+            try:
+                return child.communicate(timeout=_BETWEEN_LOOKS)[0]
+            except subprocess.TimeoutExpired:
+                if stop.is_set():
+                    child.kill()
 
 
 def _credential_field(exchange_id: str, field: Mapping[str, Any]) -> CredentialField:

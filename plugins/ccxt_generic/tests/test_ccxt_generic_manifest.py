@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import exchange_service_ccxt_generic as plugin
 import pytest
@@ -105,7 +107,17 @@ async def test_with_another_ccxt_the_shipped_listings_are_marked_and_then_renewe
     manifest = plugin.exchange_manifest()
     assert manifest.exchanges
     assert "9.9.9" in manifest.notes[0]
+    begin, begun_by = subprocess.Popen, list[threading.Thread]()
+
+    def noted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        begun_by.append(threading.current_thread())
+        return begin(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
     newer = await plugin.refresh_manifest()
+    # Not by the event loop, which would stop meanwhile.
+    assert begun_by
+    assert threading.main_thread() not in begun_by
     assert newer is not None
     assert newer.notes == ()
     assert newer.exchanges == manifest.exchanges

@@ -54,7 +54,7 @@ async def beside_the_loop(work: Callable[P, T], *arguments: P.args, **options: P
 
 
 def _giving_way(run: Callable[[], T]) -> T:
-    """What `run` returns or raises. Whoever else wants the interpreter meanwhile has it soon.
+    """What `run` returns or raises. Other threads that want the interpreter meanwhile have it soon.
 
     The event loop gives the interpreter up with each system call, some times in each turn, and to have it back would
     take Python's five milliseconds each time.

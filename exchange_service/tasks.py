@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -12,6 +13,9 @@ from typing import Any, ParamSpec, TypeVar
 T = TypeVar("T")
 P = ParamSpec("P")
 Error = TypeVar("Error", bound=BaseException)
+
+# Seconds after which work beside the loop gives way to others that wait for the interpreter.
+_SOON = 0.0001
 
 
 def retrieve_exception(task: asyncio.Future[Any]) -> None:
@@ -46,7 +50,21 @@ async def beside_the_loop(work: Callable[P, T], *arguments: P.args, **options: P
     competes for the interpreter with one thread only. For plain functions that take some hundredths of a second.
     """
     run = partial(copy_context().run, work, *arguments, **options)
-    return await asyncio.get_running_loop().run_in_executor(_thread(), run)
+    return await asyncio.get_running_loop().run_in_executor(_thread(), _giving_way, run)
+
+
+def _giving_way(run: Callable[[], T]) -> T:
+    """What `run` returns or raises. Other threads that want the interpreter meanwhile have it soon.
+
+    The event loop gives the interpreter up with each system call, some times in each turn, and to have it back would
+    take Python's five milliseconds each time.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SOON)
+    try:
+        return run()
+    finally:
+        sys.setswitchinterval(before)
 
 
 @cache

@@ -1,15 +1,19 @@
-"""A set of tasks: none is lost, none is logged by asyncio, and closing takes no longer than it may."""
+"""A set of tasks: none is lost, none is logged by asyncio, and closing takes no longer than it may. And work beside the
+loop, which gives way to it."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import logging
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
-from exchange_service.tasks import TaskSet, retrieve_exception
+from exchange_service.tasks import TaskSet, beside_the_loop, retrieve_exception
 
 
 async def fail() -> None:
@@ -108,3 +112,31 @@ async def test_a_cancelled_task_has_no_exception_to_take() -> None:
     await asyncio.wait({task})
     retrieve_exception(task)
     assert task.cancelled()
+
+
+class TestBesideTheLoop:
+    async def test_the_loop_has_the_interpreter_back_sooner_than_from_other_threads(self) -> None:
+        with switching_every(0.005):
+            assert await beside_the_loop(sys.getswitchinterval) < 0.001
+
+    @pytest.mark.parametrize("fail", [False, True])
+    async def test_afterwards_threads_switch_as_before(self, fail: bool) -> None:
+        def work() -> None:
+            if fail:
+                raise ValueError("no")
+
+        with switching_every(0.002) as before:
+            with pytest.raises(ValueError, match="no") if fail else nullcontext():
+                await beside_the_loop(work)
+            assert sys.getswitchinterval() == before
+
+
+@contextmanager
+def switching_every(seconds: float) -> Iterator[float]:
+    """What Python itself says of this interval between two switches of threads."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(seconds)
+    try:
+        yield sys.getswitchinterval()
+    finally:
+        sys.setswitchinterval(before)

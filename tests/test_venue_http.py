@@ -41,7 +41,7 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.model import ANSWER_LIMIT, LARGEST_PUBLIC_ANSWER_LIMIT, Environment, ExchangeMetadata, WrongType
-from exchange_service.plugin_kit.payload import retry_after
+from exchange_service.plugin_kit.payload import count_marks, retry_after
 from exchange_service.testing import Fault, LoopbackVenue, venue_call
 from exchange_service.venues.http import (
     VenueHttp,
@@ -354,6 +354,23 @@ class TestLargeAnswers:
             for _ in range(2):
                 with pytest.raises(VenueMalformed, match="Echo: The answer is not JSON"):
                     broken.json()
+
+    async def test_the_values_of_a_long_answer_are_counted_in_a_thread_too(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        counted: dict[int, list[str]] = {}
+
+        def count(body: bytes) -> int:
+            counted.setdefault(len(body), []).append(threading.current_thread().name)
+            return count_marks(body)
+
+        monkeypatch.setattr("exchange_service.venues.http.count_marks", count)
+        async with EchoVenue() as venue, opened(venue.url) as http:
+            for size in (131_073, 131_072):
+                venue.fail(Fault(body=b" " * (size - 2) + b"[]"))
+                assert (await http.get(venue.url)).json() == []
+        assert all(name.startswith("large answers") for name in counted[131_073])
+        assert counted[131_072] == [threading.main_thread().name] * len(counted[131_072])
 
     async def test_what_a_call_makes_of_an_answer_is_made_in_a_thread_if_one_was_large(self) -> None:
         def thread(*, fail: bool) -> str:

@@ -66,8 +66,6 @@ _MOST_MARKS = 4_000_000
 # An answer with more, or of more bytes, is read in a thread. Reading this many takes at most three milliseconds.
 _LARGE = 8000
 _LARGE_BODY = 128 * 1024
-# Bytes whose values are counted in a thread.
-_LONG = 1024 * 1024
 # What a request may hold as it is: all else cannot be sent, or would be cut off.
 _SENDABLE = re.compile(r"[!-\"$-~]+\Z")
 # A WebSocket begins as a request of HTTP, so its scheme is another name for HTTP's.
@@ -163,7 +161,7 @@ async def _read_large(venue: str, status: int, headers: Mapping[str, str], body:
 
 
 async def _count_marks(body: bytes) -> int:
-    return count_marks(body) if len(body) <= _LONG else await beside_the_loop(count_marks, body)
+    return count_marks(body) if len(body) <= _LARGE_BODY else await beside_the_loop(count_marks, body)
 
 
 def _note_answer() -> None:
